@@ -1,0 +1,93 @@
+//! What proves an identity, and what proves are accepted by: bytes and dates, without a TLS library.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use zeroize::Zeroizing;
+
+use crate::{Identity, TrustDomain};
+
+/// A certificate chain and its private key.
+///
+/// The key is wiped from memory with the last reference, and never printed.
+#[derive(Clone)]
+pub struct Credential {
+    /// Whom it names.
+    pub identity: Identity,
+    /// DER certificates, the leaf first, then intermediates; no root.
+    pub chain: Vec<Vec<u8>>,
+    /// The private key, DER in PKCS#8.
+    pub key: Arc<Zeroizing<Vec<u8>>>,
+    /// The leaf is valid from here …
+    pub not_before: SystemTime,
+    /// … until here.
+    pub not_after: SystemTime,
+}
+
+impl Credential {
+    /// Whether it is valid at a moment.
+    pub fn is_valid_at(&self, now: SystemTime) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+
+    /// The middle of its life, when a new one should be asked for.
+    pub fn half_life(&self) -> SystemTime {
+        self.not_before + self.not_after.duration_since(self.not_before).unwrap_or(Duration::ZERO) / 2
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("identity", &self.identity)
+            .field("certificates", &self.chain.len())
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The root certificates of each trust domain.
+///
+/// A chain is verified only against the roots of the domain that its leaf names: a root of one domain never vouches
+/// for another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustBundles {
+    roots: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
+}
+
+impl TrustBundles {
+    /// Adds a DER root of a domain, unless it is there.
+    pub fn add(&mut self, domain: TrustDomain, root: Vec<u8>) {
+        let roots = self.roots.entry(domain).or_default();
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+
+    /// The DER roots of a domain; none if the domain is not trusted.
+    pub fn roots(&self, domain: &TrustDomain) -> &[Vec<u8>] {
+        self.roots.get(domain).map_or(&[], Vec::as_slice)
+    }
+
+    /// The trusted domains.
+    pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.roots.keys()
+    }
+}
+
+/// Where credentials are looked up: the present value, at once.
+///
+/// A handshake calls this and never waits on a network; keeping the values present is the work of whoever implements
+/// it. Values may change at any time: new handshakes use the new ones.
+pub trait Credentials: Send + Sync {
+    /// The present credential of an identity; `None` while there is none.
+    fn credential(&self, identity: &Identity) -> Option<Arc<Credential>>;
+
+    /// The present roots of every trusted domain.
+    fn trust(&self) -> Arc<TrustBundles>;
+}

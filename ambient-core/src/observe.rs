@@ -1,0 +1,94 @@
+//! Words for what happens, so that lower rooms can tell without logging and without knowing who listens.
+
+use std::{fmt, net::SocketAddr};
+
+use crate::{Identity, PodUid};
+
+/// Who caused an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// This process: a bound reached, a shutdown, a fault of ours.
+    Local,
+    /// The application on this node's side of the connection.
+    App,
+    /// The other end: the peer's proxy or application.
+    Peer,
+    /// The way between: refused, unreachable, timed out.
+    Network,
+    /// Who configures the mesh: policy, certificates, missing state.
+    Control,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::App => "app",
+            Self::Peer => "peer",
+            Self::Network => "network",
+            Self::Control => "control",
+        })
+    }
+}
+
+/// What happened, in a room that only tells.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A tunnel to a peer stands.
+    TunnelOpened {
+        /// The peer's proxy.
+        peer: SocketAddr,
+        /// Who speaks on our side.
+        speaker: &'a Identity,
+    },
+    /// A tunnel has ended.
+    TunnelClosed {
+        /// The peer's proxy.
+        peer: SocketAddr,
+        /// Who spoke on our side.
+        speaker: &'a Identity,
+        /// Why.
+        reason: &'a dyn std::error::Error,
+    },
+    /// A peer's handshake was refused.
+    HandshakeRefused {
+        /// Why.
+        reason: &'a dyn std::error::Error,
+    },
+    /// A pod's capture was proven.
+    PodCaptured {
+        /// The pod.
+        pod: &'a PodUid,
+    },
+    /// A pod's capture was found broken and mended.
+    PodRepaired {
+        /// The pod.
+        pod: &'a PodUid,
+        /// What differed.
+        what: &'a str,
+    },
+    /// A pod's capture could not be proven; its traffic is refused.
+    PodRefused {
+        /// The pod.
+        pod: &'a PodUid,
+        /// Why.
+        reason: &'a dyn std::error::Error,
+    },
+    /// A pod has left the mesh.
+    PodReleased {
+        /// The pod.
+        pod: &'a PodUid,
+    },
+}
+
+/// Takes note of events. Called on the data path: it must not block.
+pub trait Observer: Send + Sync {
+    /// Called for each event, in the order in which one room saw them.
+    fn observe(&self, event: &Event<'_>);
+}
+
+/// Takes no note.
+impl Observer for () {
+    fn observe(&self, _: &Event<'_>) {}
+}
