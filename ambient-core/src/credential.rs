@@ -21,11 +21,33 @@ pub struct Credential {
     /// DER certificates, the leaf first, then intermediates; no root.
     pub chain: Vec<Vec<u8>>,
     /// The private key, DER in PKCS#8.
-    pub key: Arc<Zeroizing<Vec<u8>>>,
+    pub key: Arc<PrivateKey>,
     /// The leaf is valid from here …
     pub not_before: SystemTime,
     /// … until here.
     pub not_after: SystemTime,
+}
+
+/// The DER bytes of a private key: wiped from memory when dropped, and never printed.
+pub struct PrivateKey(Zeroizing<Vec<u8>>);
+
+impl PrivateKey {
+    /// The DER bytes.
+    pub fn der(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for PrivateKey {
+    fn from(der: Vec<u8>) -> Self {
+        Self(Zeroizing::new(der))
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
 }
 
 impl Credential {

@@ -40,7 +40,7 @@ mod service;
 mod workload;
 
 pub use address::{Authority, AuthorityError, Network, NetworkAddress};
-pub use credential::{Credential, Credentials, TrustBundles};
+pub use credential::{Credential, Credentials, PrivateKey, TrustBundles};
 pub use identity::{Identity, IdentityError, SpiffeId, SpiffeIdError, TrustDomain, TrustDomainError};
 pub use mesh::Mesh;
 pub use observe::{Observer, Origin};

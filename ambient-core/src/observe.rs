@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr};
 
-use crate::{Identity, PodUid};
+use crate::{Identity, PodUid, SpiffeId};
 
 /// Who caused an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +54,13 @@ pub enum Event<'a> {
     /// A peer's handshake was refused.
     HandshakeRefused {
         /// Why.
+        reason: &'a dyn std::error::Error,
+    },
+    /// A verified peer sent a request that could not be understood, and was told so.
+    RequestRefused {
+        /// The peer.
+        peer: &'a SpiffeId,
+        /// What was wrong with it.
         reason: &'a dyn std::error::Error,
     },
     /// A pod's capture was proven.

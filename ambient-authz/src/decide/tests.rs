@@ -1,0 +1,200 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::{Action, Match, Rule, Scope, StringMatch, policy::Update};
+
+fn policy(key: &str, scope: Scope, action: Action, rules: Vec<Rule>) -> Policy {
+    Policy {
+        key: key.into(),
+        namespace: key.split_once('/').unwrap().0.into(),
+        scope,
+        action,
+        rules,
+        dry_run: false,
+    }
+}
+
+fn always() -> Vec<Rule> {
+    vec![Rule::default()]
+}
+
+fn from_namespace(namespace: &str) -> Vec<Rule> {
+    let found = Match {
+        namespaces: vec![StringMatch::Exact(namespace.into())],
+        ..Match::default()
+    };
+    vec![Rule {
+        clauses: vec![found.into()],
+    }]
+}
+
+fn unreadable(key: &str, scope: Scope) -> Update {
+    Update::Unreadable(Arc::new(Unreadable {
+        key: key.into(),
+        namespace: key.split_once('/').unwrap().0.into(),
+        scope,
+        error: "spec.rules[0]: no".into(),
+    }))
+}
+
+fn set(policy: Policy) -> Update {
+    Update::Set(policy.into())
+}
+
+fn workload(attached: &[&str]) -> Workload {
+    let mut workload = Workload::new("uid", "shop", "stock");
+    workload.policies = attached.iter().map(|key| (*key).into()).collect();
+    workload
+}
+
+fn ask(policies: &Policies, attached: &[&str]) -> String {
+    let conn = Conn {
+        peer: None,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    decide(policies, &workload(attached), &conn).to_string()
+}
+
+#[test]
+fn texts_are_those_of_ztunnel() {
+    let none = Policies::default().apply([set(policy("shop/nobody", Scope::Namespace, Action::Allow, vec![]))]);
+    assert_eq!(ask(&none, &[]), "allow policies exist, but none allowed");
+    let deny = none.apply([set(policy("shop/closed", Scope::Namespace, Action::Deny, always()))]);
+    assert_eq!(ask(&deny, &[]), "explicitly denied by: shop/closed");
+    assert_eq!(
+        ask(&Policies::default(), &["shop/late"]),
+        "policy shop/late is attached to the workload and has not arrived"
+    );
+}
+
+#[test]
+fn without_a_good_version_the_whole_scope_is_refused() {
+    let refused = "policy shop/p cannot be read: spec.rules[0]: no";
+    for (scope, attached) in [(Scope::Global, &[][..]), (Scope::Namespace, &[]), (Scope::Selector, &["shop/p"])] {
+        let policies = Policies::default().apply([unreadable("shop/p", scope)]);
+        assert_eq!(ask(&policies, attached), refused, "{scope}");
+        assert_eq!((policies.unreadable().count(), policies.len()), (1, 0));
+    }
+    // Outside its scope nothing is refused.
+    for policies in [unreadable("shop/p", Scope::Selector), unreadable("other/p", Scope::Namespace)] {
+        assert_eq!(
+            ask(&Policies::default().apply([policies]), &[]),
+            "allowed, as no allow policy applies"
+        );
+    }
+}
+
+#[test]
+fn the_last_good_version_stays_in_force() {
+    let good = set(policy("shop/p", Scope::Namespace, Action::Allow, always()));
+    let policies = Policies::default().apply([good.clone(), unreadable("shop/p", Scope::Global)]);
+    assert_eq!(ask(&policies, &[]), "allowed by: shop/p");
+    assert_eq!(policies.unreadable().count(), 1);
+    // A second bad version changes nothing; a good one ends it; so does withdrawal.
+    let policies = policies.apply([unreadable("shop/p", Scope::Namespace)]);
+    assert_eq!(ask(&policies, &[]), "allowed by: shop/p");
+    assert_eq!(policies.apply([good]).unreadable().count(), 0);
+    let gone = policies.apply([Update::Remove("shop/p".into())]);
+    assert_eq!((gone.unreadable().count(), gone.len()), (0, 0));
+    assert_eq!(ask(&gone, &[]), "allowed, as no allow policy applies");
+}
+
+#[test]
+fn istio_exact_skips_what_it_does_not_know() {
+    let policies = Policies::istio_exact().apply([unreadable("shop/p", Scope::Namespace)]);
+    assert_eq!(ask(&policies, &["shop/late"]), "allowed, as no allow policy applies");
+    assert!(policies.is_istio_exact());
+}
+
+#[test]
+fn the_first_by_key_is_named_whatever_its_scope() {
+    let of = |key, scope| set(policy(key, scope, Action::Deny, always()));
+    let policies = Policies::default().apply([
+        of("shop/c", Scope::Selector),
+        of("shop/b", Scope::Namespace),
+        of("mesh/x", Scope::Global),
+        of("shop/a", Scope::Selector),
+    ]);
+    assert_eq!(ask(&policies, &["shop/c", "shop/a"]), "explicitly denied by: mesh/x");
+    let policies = policies.apply([Update::Remove("mesh/x".into())]);
+    assert_eq!(ask(&policies, &["shop/c", "shop/a"]), "explicitly denied by: shop/a");
+    assert_eq!(ask(&policies, &["shop/c"]), "explicitly denied by: shop/b");
+}
+
+#[test]
+fn a_denial_names_the_rule() {
+    let rules = vec![from_namespace("a").remove(0), Rule::default()];
+    let policies = Policies::default().apply([set(policy("shop/p", Scope::Namespace, Action::Deny, rules))]);
+    let conn = Conn {
+        peer: None,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    let denial = decide(&policies, &workload(&[]), &conn);
+    assert_eq!(denial, Decision::Deny(Denial::ByPolicy("shop/p".into(), 1)));
+}
+
+#[test]
+fn mapped_peers_are_ipv4() {
+    let found = Match {
+        source_ips: vec!["10.0.0.0/8".parse().unwrap()],
+        ..Match::default()
+    };
+    let rules = vec![Rule {
+        clauses: vec![found.into()],
+    }];
+    let policies = Policies::default().apply([set(policy("shop/p", Scope::Namespace, Action::Deny, rules))]);
+    let conn = Conn {
+        peer: None,
+        source: "::ffff:10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    assert!(!decide(&policies, &workload(&[]), &conn).is_allow());
+}
+
+#[test]
+fn dry_run_tells_and_does_not_decide() {
+    let dry = |key, action, rules| {
+        set(Policy {
+            dry_run: true,
+            ..policy(key, Scope::Namespace, action, rules)
+        })
+    };
+    let conn = Conn {
+        peer: None,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    let stock = workload(&["shop/deny"]);
+    let policies = Policies::default().apply([
+        dry("shop/deny", Action::Deny, always()),
+        dry("shop/allow", Action::Allow, from_namespace("a")),
+    ]);
+    let Decision::Allow(allowed) = decide(&policies, &stock, &conn) else {
+        panic!("nothing is enforced")
+    };
+    assert_eq!(allowed.dry_run, [DryRun::WouldDeny("shop/deny".into()), DryRun::NoneWouldAllow]);
+    let policies = policies.apply([
+        dry("shop/open", Action::Allow, always()),
+        set(policy("shop/some", Scope::Namespace, Action::Allow, vec![])),
+    ]);
+    let told = [DryRun::WouldDeny("shop/deny".into()), DryRun::WouldAllow("shop/open".into())];
+    assert_eq!(dry_run(&policies, &stock, &conn), told);
+    assert_eq!(decide(&policies, &stock, &conn), Decision::Deny(Denial::NoneAllowed));
+}
+
+#[test]
+fn what_is_kept_under_other_keys_is_listed_and_refuses_nothing() {
+    let Update::Unreadable(bad) = unreadable("shop/peer_authentication_p", Scope::Global) else {
+        unreachable!()
+    };
+    let policies = Policies::default().apply([Update::Kept(bad.clone())]);
+    assert_eq!((policies.unreadable().count(), policies.len()), (1, 0));
+    assert_eq!(
+        ask(&policies, &["shop/peer_authentication_p"]),
+        "allowed, as no allow policy applies"
+    );
+    let policies = policies.apply([Update::Unreadable(bad)]);
+    assert!(ask(&policies, &[]).contains("cannot be read"));
+}

@@ -1,0 +1,168 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn resource(namespace: &str, name: &str, created: Option<&str>, spec: &Value) -> PeerAuthentication {
+    serde_json::from_value(json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": { "name": name, "namespace": namespace, "creationTimestamp": created },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn set(resources: impl IntoIterator<Item = PeerAuthentication>) -> Set {
+    let settings = Settings::default();
+    let read = |resource| read(&resource, &settings).unwrap().object;
+    Set::new(&settings, resources.into_iter().map(read))
+}
+
+fn labels(app: &str) -> Labels {
+    [("app".to_owned(), app.to_owned())].into()
+}
+
+fn mode(mode: &str) -> Value {
+    json!({ "mtls": { "mode": mode } })
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let selector = json!({ "matchLabels": { "app": "a" } });
+    for (spec, path) in [
+        (mode("MUTUAL"), "spec.mtls.mode"),
+        (mode("strict"), "spec.mtls.mode"),
+        (
+            json!({ "selector": selector, "portLevelMtls": { "http": {} } }),
+            "spec.portLevelMtls[http]",
+        ),
+        (
+            json!({ "selector": selector, "portLevelMtls": { "0": {} } }),
+            "spec.portLevelMtls[0]",
+        ),
+        (
+            json!({ "selector": selector, "portLevelMtls": { "65536": {} } }),
+            "spec.portLevelMtls[65536]",
+        ),
+        (
+            json!({ "selector": selector, "portLevelMtls": { "080": {}, "80": {} } }),
+            "spec.portLevelMtls[80]",
+        ),
+        (
+            json!({ "selector": selector, "portLevelMtls": { "80": { "mode": "ON" } } }),
+            "spec.portLevelMtls[80].mode",
+        ),
+        (json!({ "portLevelMtls": { "80": { "mode": "STRICT" } } }), "spec.portLevelMtls"),
+        (json!({ "selector": { "matchExpressions": [] } }), "spec.selector.matchExpressions"),
+    ] {
+        let error = read(&resource("shop", "p", None, &spec), &Settings::default()).expect_err(path);
+        assert_eq!((&*error.path, error.key.as_str()), (path, "shop/peer_authentication_p"));
+        let selects = spec["selector"]["matchLabels"].is_object();
+        assert_eq!((error.scope == Scope::Selector, error.selector.is_some()), (selects, selects));
+    }
+    let error = read(&resource("istio-system", "p", None, &mode("?")), &Settings::default()).unwrap_err();
+    assert_eq!(error.scope, Scope::Global);
+}
+
+#[test]
+fn the_oldest_counts_at_each_level() {
+    let at = |name, created, word| resource("shop", name, created, &mode(word));
+    let effective_of = |set: &Set| effective(set, "shop", &labels("a"), 80);
+    let old = Some("2026-01-31T12:00:00Z");
+    let new = Some("2026-02-01T00:00:00Z");
+    assert_eq!(
+        effective_of(&set([at("a", new, "PERMISSIVE"), at("b", old, "STRICT")])),
+        Mode::Strict
+    );
+    assert_eq!(
+        effective_of(&set([at("a", old, "PERMISSIVE"), at("b", old, "STRICT")])),
+        Mode::Permissive
+    );
+    assert_eq!(
+        effective_of(&set([at("a", old, "PERMISSIVE"), at("b", None, "STRICT")])),
+        Mode::Strict
+    );
+    // An oldest object that is silent is still the one that counts, and inherits.
+    let mesh = resource("istio-system", "mesh", None, &mode("STRICT"));
+    assert_eq!(
+        effective_of(&set([at("a", old, "UNSET"), at("b", new, "DISABLE"), mesh])),
+        Mode::Strict
+    );
+}
+
+#[test]
+fn a_selector_in_the_root_namespace_selects_nothing() {
+    let spec = json!({ "selector": { "matchLabels": { "app": "a" } }, "mtls": { "mode": "STRICT" } });
+    let read = read(&resource("istio-system", "p", None, &spec), &Settings::default()).unwrap();
+    assert_eq!(read.warnings.len(), 1);
+    let set = Set::new(&Settings::default(), [read.object]);
+    for namespace in ["istio-system", "shop"] {
+        assert_eq!(effective(&set, namespace, &labels("a"), 80), Mode::Permissive);
+        assert!(keys(&set, namespace, &labels("a")).is_empty());
+    }
+    assert_eq!(policies(&set).len(), 1, "the static policy is there while any object is");
+    assert!(policies(&Set::new(&Settings::default(), [])).is_empty());
+}
+
+#[test]
+fn a_selector_without_labels_is_none() {
+    for selector in [json!({}), json!({ "matchLabels": {} }), json!({ "matchLabels": null }), Value::Null] {
+        let spec = json!({ "selector": selector, "mtls": { "mode": "STRICT" } });
+        let set = set([resource("shop", "p", None, &spec)]);
+        let listed = keys(&set, "shop", &labels("b"));
+        assert_eq!(listed, [PolicyKey::from("istio-system/istio_converted_static_strict")]);
+        assert!(keys(&set, "other", &labels("b")).is_empty());
+    }
+}
+
+#[test]
+fn yaml_keys_that_are_numbers_are_ports() {
+    let text = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop, uid: x}\n\
+                spec:\n  selector: {matchLabels: {app: a}}\n  portLevelMtls:\n    9090:\n      mode: STRICT\n";
+    let direct: PeerAuthentication = serde_saphyr::from_str(text).unwrap();
+    let value: Value = serde_saphyr::from_str(text).unwrap();
+    for resource in [direct, serde_json::from_value(value).unwrap()] {
+        let set = set([resource]);
+        assert_eq!(effective(&set, "shop", &labels("a"), 9090), Mode::Strict);
+        assert_eq!(effective(&set, "shop", &labels("a"), 80), Mode::Permissive);
+        assert_eq!(effective(&set, "shop", &labels("b"), 9090), Mode::Permissive);
+    }
+}
+
+#[test]
+fn times_are_compared_as_moments() {
+    let parse = |text: &str| text.parse::<Timestamp>();
+    for (earlier, later) in [
+        ("2026-01-31T23:59:59Z", "2026-02-01T00:00:00Z"),
+        ("2024-02-29T12:00:00Z", "2024-03-01T00:00:00Z"),
+        ("2023-12-31T23:59:59Z", "2024-01-01T00:00:00Z"),
+        ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00.000001Z"),
+        ("2026-01-31T12:00:00+02:00", "2026-01-31T10:30:00Z"),
+        ("2026-01-31T10:30:00Z", "2026-01-31T10:00:00-01:00"),
+    ] {
+        assert!(parse(earlier).unwrap() < parse(later).unwrap(), "{earlier} {later}");
+    }
+    assert_eq!(parse("2026-01-31T12:00:00+02:00"), parse("2026-01-31t10:00:00.0z"));
+    for bad in [
+        "",
+        "yesterday",
+        "2026-01-31",
+        "2026-1-31T12:00:00Z",
+        "2026-13-01T00:00:00Z",
+        "2026-01-31T12:00:00",
+        "2026-01-31T12:00:00.Z",
+    ] {
+        assert!(parse(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_shape_that_is_none_refuses_the_namespace() {
+    let text = r#"{ "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+                    "metadata": { "name": "p", "namespace": "shop" }, "spec": { "mtls": ["STRICT"] } }"#;
+    let why = serde_json::from_str::<PeerAuthentication>(text).unwrap_err();
+    let envelope = serde_json::from_str(text).unwrap();
+    let error = ReadError::of_shape(&envelope, &why, &Settings::default());
+    assert_eq!((error.key.as_str(), error.scope), ("shop/peer_authentication_p", Scope::Namespace));
+    assert!(error.unreadable().error.starts_with("spec: "));
+}

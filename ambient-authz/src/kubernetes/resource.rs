@@ -1,0 +1,302 @@
+//! The resources as serde types: everything optional that may be absent, nothing judged yet.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
+
+use super::Labels;
+
+/// Fields that are not known, by name; what they hold is not kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unknown(Box<[Box<str>]>);
+
+impl Unknown {
+    /// Their names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|name| &**name)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'de> Deserialize<'de> for Unknown {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = BTreeMap::<Box<str>, IgnoredAny>::deserialize(deserializer)?;
+        Ok(Self(fields.into_keys().collect()))
+    }
+}
+
+/// What every resource begins with, whatever else it holds.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Envelope {
+    /// Group and version.
+    pub api_version: String,
+    /// The kind.
+    pub kind: String,
+    /// Name, namespace and the like.
+    pub metadata: Metadata,
+}
+
+/// The part of a resource's metadata that is read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// The name.
+    pub name: String,
+    /// The namespace; `default` where absent, as `kubectl` takes it.
+    pub namespace: Option<String>,
+    /// Labels.
+    pub labels: Option<Labels>,
+    /// Annotations; `istio.io/dry-run` is one.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// When the server made it, in RFC 3339; the oldest of several PeerAuthentications counts.
+    pub creation_timestamp: Option<String>,
+}
+
+impl Metadata {
+    /// The namespace, `default` where none is written.
+    pub fn namespace(&self) -> Arc<str> {
+        self.namespace.as_deref().unwrap_or("default").into()
+    }
+}
+
+/// An AuthorizationPolicy of `security.istio.io/v1` or `v1beta1`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuthorizationPolicy {
+    /// Group and version.
+    pub api_version: String,
+    /// `AuthorizationPolicy`.
+    pub kind: String,
+    /// Name, namespace, annotations.
+    pub metadata: Metadata,
+    /// What it says; without it, an ALLOW policy that admits nobody.
+    pub spec: Option<AuthorizationSpec>,
+    /// What a control plane wrote about it: not read.
+    pub status: Option<IgnoredAny>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The `spec` of an AuthorizationPolicy.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuthorizationSpec {
+    /// The workloads it applies to; absent, all of its namespace.
+    pub selector: Option<Selector>,
+    /// The gateway or service it is attached to: then it is not for L4.
+    pub target_ref: Option<IgnoredAny>,
+    /// The same, several.
+    pub target_refs: Option<Vec<IgnoredAny>>,
+    /// ALLOW (also when absent), DENY, AUDIT or CUSTOM.
+    pub action: Option<String>,
+    /// The provider of a CUSTOM policy: not read.
+    pub provider: Option<IgnoredAny>,
+    /// Any of these must match.
+    pub rules: Option<Vec<AuthorizationRule>>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// One of an AuthorizationPolicy's `rules`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AuthorizationRule {
+    /// Any of these must match the peer; absent, every peer does.
+    pub from: Option<Vec<From>>,
+    /// Any of these must match what is asked for; absent, everything does.
+    pub to: Option<Vec<To>>,
+    /// All of these must hold.
+    pub when: Option<Vec<Condition>>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// One of a rule's `from`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct From {
+    /// The peer.
+    pub source: Option<Source>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// One of a rule's `to`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct To {
+    /// What is asked for.
+    pub operation: Option<Operation>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+macro_rules! string_lists {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: Option<Vec<String>>,)*
+            /// Fields that are not known.
+            #[serde(flatten)]
+            pub unknown: Unknown,
+        }
+
+        impl $name {
+            /// Whether no field of it holds a value.
+            pub fn is_empty(&self) -> bool {
+                self.unknown.is_empty() $(&& self.$field.as_deref().unwrap_or_default().is_empty())*
+            }
+        }
+    };
+}
+
+string_lists! {
+    /// A peer, by all the fields that are set.
+    Source {
+        /// Identities without `spiffe://`.
+        principals,
+        /// The negative of it.
+        not_principals,
+        /// Identities of JSON web tokens: HTTP.
+        request_principals,
+        /// The negative of it.
+        not_request_principals,
+        /// Namespaces of identities.
+        namespaces,
+        /// The negative of it.
+        not_namespaces,
+        /// `NAMESPACE/ACCOUNT`, or `ACCOUNT` of the policy's namespace.
+        service_accounts,
+        /// The negative of it.
+        not_service_accounts,
+        /// Trust domains of identities.
+        trust_domains,
+        /// The negative of it.
+        not_trust_domains,
+        /// Addresses or CIDR blocks that the connection comes from.
+        ip_blocks,
+        /// The negative of it.
+        not_ip_blocks,
+        /// Addresses that a proxy before tells of in a header: HTTP.
+        remote_ip_blocks,
+        /// The negative of it.
+        not_remote_ip_blocks,
+    }
+}
+
+string_lists! {
+    /// What is asked for, by all the fields that are set.
+    Operation {
+        /// Hosts: HTTP.
+        hosts,
+        /// The negative of it.
+        not_hosts,
+        /// Ports of the pod.
+        ports,
+        /// The negative of it.
+        not_ports,
+        /// Methods: HTTP.
+        methods,
+        /// The negative of it.
+        not_methods,
+        /// Paths: HTTP.
+        paths,
+        /// The negative of it.
+        not_paths,
+    }
+}
+
+/// One of a rule's `when`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    /// What is compared, such as `source.ip`.
+    pub key: String,
+    /// One of these must hit.
+    pub values: Option<Vec<String>>,
+    /// None of these may hit.
+    pub not_values: Option<Vec<String>>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// A PeerAuthentication of `security.istio.io/v1` or `v1beta1`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeerAuthentication {
+    /// Group and version.
+    pub api_version: String,
+    /// `PeerAuthentication`.
+    pub kind: String,
+    /// Name, namespace, and age.
+    pub metadata: Metadata,
+    /// What it says.
+    pub spec: Option<PeerAuthenticationSpec>,
+    /// What a control plane wrote about it: not read.
+    pub status: Option<IgnoredAny>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The `spec` of a PeerAuthentication.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeerAuthenticationSpec {
+    /// The workloads it applies to; absent, all of its namespace.
+    pub selector: Option<Selector>,
+    /// What holds for all ports.
+    pub mtls: Option<MutualTls>,
+    /// What holds for a port of the pod instead.
+    pub port_level_mtls: Option<BTreeMap<String, MutualTls>>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// Whether peers must prove who they are.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct MutualTls {
+    /// UNSET (also when absent), DISABLE, PERMISSIVE or STRICT.
+    pub mode: Option<String>,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The workloads that a resource applies to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Selector {
+    /// Labels that a workload must have, all of them.
+    #[serde(deserialize_with = "absent_if_null")]
+    pub match_labels: Labels,
+    /// Fields that are not known.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl Selector {
+    /// Whether a workload with these labels is selected; without labels of its own a selector selects every workload.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+fn absent_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Labels, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}

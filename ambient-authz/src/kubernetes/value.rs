@@ -1,0 +1,147 @@
+//! Single values: texts, addresses, ports, accounts.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ambient_core::TrustDomain;
+use ipnet::{IpNet, Ipv4Net};
+
+use super::Settings;
+use crate::{ServiceAccount, StringMatch};
+
+/// `*`, `*suffix`, `prefix*` or the text itself, tried in this order.
+pub(super) fn string(text: &str) -> StringMatch {
+    if text == "*" {
+        StringMatch::Presence
+    } else if let Some(suffix) = text.strip_prefix('*') {
+        StringMatch::Suffix(suffix.into())
+    } else if let Some(prefix) = text.strip_suffix('*') {
+        StringMatch::Prefix(prefix.into())
+    } else {
+        StringMatch::Exact(text.into())
+    }
+}
+
+/// Whether a star stands where it is no wildcard: nothing that is compared ever holds one.
+pub(super) fn has_literal_star(value: &StringMatch) -> bool {
+    match value {
+        StringMatch::Exact(text) | StringMatch::Prefix(text) | StringMatch::Suffix(text) => text.contains('*'),
+        StringMatch::Presence => false,
+    }
+}
+
+/// A port of 0 to 65535 in decimal.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    // Digits alone: `parse` would take a sign.
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let port = text.parse().ok().filter(|_| digits);
+    port.ok_or_else(|| format!("{text:?} is not a port: a number of 0 to 65535 is wanted"))
+}
+
+/// An address or a CIDR block; bits beyond its length are kept, and masked when compared.
+pub(super) fn block(text: &str) -> Result<IpNet, String> {
+    let refuse = || format!("{text:?} is neither an IP address nor a CIDR block");
+    let Some((address, length)) = text.split_once('/') else {
+        return Ok(IpNet::from(text.parse::<IpAddr>().map_err(|_| refuse())?));
+    };
+    let address: IpAddr = address.parse().map_err(|_| refuse())?;
+    let plain = length.bytes().all(|b| b.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    let length = length.parse().ok().filter(|_| plain).ok_or_else(refuse)?;
+    IpNet::new(address, length).map_err(|_| refuse())
+}
+
+/// The IPv4 block that a block of IPv4-mapped addresses means: peers are compared by their IPv4 addresses.
+pub(super) fn canonical(block: IpNet) -> IpNet {
+    let v4 = match block {
+        IpNet::V6(v6) if v6.prefix_len() >= MAPPED => v6
+            .addr()
+            .to_ipv4_mapped()
+            .and_then(|addr| Ipv4Net::new(addr, v6.prefix_len() - MAPPED).ok()),
+        _ => None,
+    };
+    v4.map_or(block, IpNet::V4)
+}
+
+/// Length of `::ffff:0:0/96`.
+const MAPPED: u8 = 96;
+
+/// `ACCOUNT` of a namespace, or `NAMESPACE/ACCOUNT`.
+pub(super) fn account(text: &str, namespace: &Arc<str>) -> ServiceAccount {
+    match text.split_once('/') {
+        Some((namespace, name)) => ServiceAccount {
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+        None => ServiceAccount {
+            namespace: namespace.clone(),
+            name: text.into(),
+        },
+    }
+}
+
+/// What cannot be the name of an account, though [`account`] takes it.
+pub(super) fn account_fault(text: &str, account: &ServiceAccount) -> Option<String> {
+    if text.contains('*') {
+        Some(format!(
+            "{text:?}: service accounts take no wildcards; list them, or use principals"
+        ))
+    } else if account.namespace.is_empty() || account.name.is_empty() || account.name.contains('/') {
+        Some(format!("{text:?} is not a service account: NAMESPACE/ACCOUNT or ACCOUNT is wanted"))
+    } else {
+        None
+    }
+}
+
+/// The names under which the mesh's own trust domain goes, if `name` is one of them.
+fn own_names<'a>(name: &str, settings: &'a Settings) -> Option<impl Iterator<Item = &'a TrustDomain> + use<'a>> {
+    let all = || std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases);
+    let own = all().any(|td| td.as_str() == name) || (settings.cluster_local && name == CLUSTER_LOCAL);
+    own.then(all)
+}
+
+/// A principal under every name of the mesh's own trust domain, if it stands under one of them; else alone.
+pub(super) fn principals(value: StringMatch, settings: &Settings) -> Vec<StringMatch> {
+    let under_each = |text: &str, make: fn(Arc<str>) -> StringMatch| {
+        let (domain, rest) = text.split_once('/')?;
+        let names = own_names(domain, settings)?;
+        Some(names.map(|td| make(format!("{td}/{rest}").into())).collect())
+    };
+    let all = match &value {
+        StringMatch::Exact(text) => under_each(text, StringMatch::Exact),
+        StringMatch::Prefix(text) => under_each(text, StringMatch::Prefix),
+        StringMatch::Suffix(text) => return with_own_names(text, settings),
+        StringMatch::Presence => None,
+    };
+    all.unwrap_or_else(|| vec![value])
+}
+
+/// A suffix; one that begins within a trust domain, and hits one of the mesh's names, goes with all of them.
+fn with_own_names(suffix: &str, settings: &Settings) -> Vec<StringMatch> {
+    let written = StringMatch::Suffix(suffix.into());
+    let Some((end, rest)) = suffix
+        .split_once('/')
+        .filter(|(end, rest)| !end.is_empty() && rest.starts_with("ns/"))
+    else {
+        return vec![written];
+    };
+    let own = || std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases);
+    let pointer = settings.cluster_local && CLUSTER_LOCAL.ends_with(end);
+    if !pointer && !own().any(|td| td.as_str().ends_with(end)) {
+        return vec![written];
+    }
+    let names = own().map(|td| StringMatch::Exact(format!("{td}/{rest}").into()));
+    std::iter::once(written).chain(names).collect()
+}
+
+/// The same for a trust domain alone.
+pub(super) fn trust_domains(value: StringMatch, settings: &Settings) -> Vec<StringMatch> {
+    let names = match &value {
+        StringMatch::Exact(name) => own_names(name, settings),
+        _ => None,
+    };
+    match names {
+        Some(names) => names.map(|td| StringMatch::Exact(td.as_str().into())).collect(),
+        None => vec![value],
+    }
+}
+
+const CLUSTER_LOCAL: &str = "cluster.local";

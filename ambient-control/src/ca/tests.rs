@@ -1,0 +1,224 @@
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Barrier,
+    task::{Context, Poll, Waker},
+};
+
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer, X509Certificate},
+};
+
+use super::*;
+
+fn open(directory: &Path) -> Result<DirectoryCa, OpenError> {
+    DirectoryCa::open(directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL)
+}
+
+fn issue(ca: &DirectoryCa, uri: &str) -> Result<Arc<Credential>, IssueError> {
+    let identity: Identity = uri.parse().unwrap();
+    let mut future = ca.issue(&identity);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => panic!("issuing waits for nothing"),
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
+
+#[test]
+fn made_once_and_kept() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("a/ca");
+    let first = open(&dir).unwrap();
+    let second = open(&dir).unwrap();
+    assert_eq!(first.trust(), second.trust());
+    assert_eq!(first.trust().roots(&TrustDomain::default()).len(), 1);
+    assert_eq!(mode(&dir), 0o700);
+    assert_eq!(mode(&dir.join("root-key.pem")), 0o600);
+}
+
+#[test]
+fn sixteen_at_once_make_one_root() {
+    for _ in 0..4 {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = &scratch.path().join("ca");
+        let together = &Barrier::new(16);
+        let roots: Vec<_> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..16)
+                .map(|_| {
+                    s.spawn(|| {
+                        together.wait();
+                        open(dir).unwrap().trust().as_ref().clone()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(roots.windows(2).all(|w| w[0] == w[1]));
+    }
+}
+
+#[test]
+fn what_is_issued_is_a_svid_of_the_root() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = open(scratch.path()).unwrap();
+    let credential = issue(&ca, CART).unwrap();
+    let trust = ca.trust();
+    let (_, root) = X509Certificate::from_der(&trust.roots(&TrustDomain::default())[0]).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&credential.chain[0]).unwrap();
+    assert_eq!(leaf.issuer(), root.subject());
+    assert_eq!(leaf.subject().iter().count(), 0);
+    assert!(!leaf.is_ca());
+    let san = leaf.subject_alternative_name().unwrap().unwrap();
+    assert!(san.critical);
+    assert_eq!(san.value.general_names, [GeneralName::URI(CART)]);
+    let usage = leaf.key_usage().unwrap().unwrap().value;
+    assert!(usage.digital_signature() && !usage.key_cert_sign());
+    let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.server_auth && extended.client_auth && !extended.any);
+    let seconds = |t: SystemTime| i64::try_from(t.duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
+    assert_eq!(leaf.validity().not_before.timestamp(), seconds(credential.not_before));
+    assert_eq!(leaf.validity().not_after.timestamp(), seconds(credential.not_after));
+    assert!(credential.is_valid_at(now()) && credential.half_life() > now());
+    // Signed by the root's key, and the key is the certificate's.
+    let key_id = |c: &X509Certificate<'_>, authority: bool| {
+        c.extensions().iter().find_map(|e| match e.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) if authority => id.key_identifier.as_ref().map(|k| k.0.to_vec()),
+            ParsedExtension::SubjectKeyIdentifier(id) if !authority => Some(id.0.to_vec()),
+            _ => None,
+        })
+    };
+    assert!(key_id(&leaf, true).is_some());
+    assert_eq!(key_id(&leaf, true), key_id(&root, false));
+    leaf.verify_signature(Some(root.public_key())).unwrap();
+    root.verify_signature(None).unwrap();
+    let key = KeyPair::try_from(credential.key.der()).unwrap();
+    assert_eq!(key.public_key_raw(), &*leaf.public_key().subject_public_key.data);
+    assert_ne!(issue(&ca, CART).unwrap().chain, credential.chain);
+}
+
+#[test]
+fn other_trust_domains_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = open(scratch.path()).unwrap();
+    let error = issue(&ca, "spiffe://other/ns/shop/sa/cart").unwrap_err();
+    assert!(matches!(error, IssueError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("cluster.local"));
+    let error = DirectoryCa::open(scratch.path(), "other".parse().unwrap(), DirectoryCa::DEFAULT_TTL).unwrap_err();
+    assert!(error.to_string().contains("not a root of the trust domain other"), "{error}");
+}
+
+#[test]
+fn a_short_life_is_renewed_before_its_end() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = DirectoryCa::open(scratch.path(), TrustDomain::default(), Duration::from_secs(10)).unwrap();
+    let credential = ca
+        .sign(&CART.parse().unwrap(), UNIX_EPOCH + Duration::from_millis(2_000_000_000_500))
+        .unwrap();
+    let at = |s: u64| UNIX_EPOCH + Duration::from_secs(s);
+    assert_eq!(
+        (credential.not_before, credential.not_after),
+        (at(1_999_999_999), at(2_000_000_010))
+    );
+    for ttl in [Duration::ZERO, Duration::from_millis(900), MAX_TTL * 2] {
+        let error = DirectoryCa::open(scratch.path(), TrustDomain::default(), ttl).unwrap_err();
+        assert!(matches!(error, OpenError::Ttl { .. }), "{error}");
+    }
+}
+
+#[test]
+fn no_leaf_outlives_the_root() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = open(scratch.path()).unwrap();
+    let late = ca.sign(&CART.parse().unwrap(), ca.root_ends - Duration::from_secs(60)).unwrap();
+    assert_eq!(late.not_after, ca.root_ends);
+    let error = ca.sign(&CART.parse().unwrap(), ca.root_ends).unwrap_err();
+    assert!(matches!(error, IssueError::Unavailable { .. }), "{error}");
+}
+
+#[test]
+fn what_others_could_have_written_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("ca");
+    open(&dir).unwrap();
+    for bad in [0o777, 0o770, 0o702, 0o1777] {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(bad)).unwrap();
+        let error = open(&dir).unwrap_err();
+        assert!(matches!(error, OpenError::Unsafe { .. }), "{error}");
+        assert!(error.to_string().contains("chmod"), "{error}");
+    }
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let key = dir.join("root-key.pem");
+    for bad in [0o640, 0o604, 0o622] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(bad)).unwrap();
+        let error = open(&dir).unwrap_err();
+        assert!(matches!(error, OpenError::Unsafe { ref path, .. } if *path == key), "{error}");
+    }
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    open(&dir).unwrap();
+    let link = scratch.path().join("link");
+    std::os::unix::fs::symlink(&dir, &link).unwrap();
+    assert!(matches!(open(&link).unwrap_err(), OpenError::Unsafe { .. }));
+    let file = scratch.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(open(&file).unwrap_err(), OpenError::Io { .. }));
+}
+
+#[test]
+fn a_foreign_owner_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a directory of another user");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    if std::os::unix::fs::chown(scratch.path(), Some(12_345), None).is_err() {
+        eprintln!("skipped: only one user is mapped here");
+        return;
+    }
+    let error = open(scratch.path()).unwrap_err();
+    assert!(error.to_string().contains("belongs to the user 12345"), "{error}");
+}
+
+#[test]
+fn broken_files_are_named_and_never_overwritten() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    open(dir).unwrap();
+    let (certificate, key) = (dir.join("root.pem"), dir.join("root-key.pem"));
+    let (good_certificate, good_key) = (fs::read(&certificate).unwrap(), fs::read(&key).unwrap());
+    for (path, good) in [(&certificate, &good_certificate), (&key, &good_key)] {
+        for bad in [&b""[..], b"-----BEGIN", b"\xff\xfe", &good[..good.len() / 2]] {
+            fs::write(path, bad).unwrap();
+            let error = open(dir).unwrap_err();
+            assert!(matches!(&error, OpenError::Unusable { path: p, .. } if p == path), "{error}");
+            assert_eq!(fs::read(path).unwrap(), bad);
+        }
+        fs::write(path, good).unwrap();
+    }
+    fs::remove_file(&key).unwrap();
+    assert!(matches!(open(dir).unwrap_err(), OpenError::Io { ref path, .. } if *path == key));
+    // Another authority's key is not this certificate's.
+    let other = tempfile::tempdir().unwrap();
+    open(other.path()).unwrap();
+    fs::copy(other.path().join("root-key.pem"), &key).unwrap();
+    assert!(open(dir).unwrap_err().to_string().contains("not the certificate of the key"));
+}
+
+#[test]
+fn a_start_that_was_cut_short_begins_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    open(dir).unwrap();
+    fs::remove_file(dir.join("root.pem")).unwrap();
+    fs::write(dir.join("root-key.new"), "half a k").unwrap();
+    let ca = open(dir).unwrap();
+    assert_eq!(ca.trust(), open(dir).unwrap().trust());
+    assert!(!dir.join("root-key.new").exists());
+}

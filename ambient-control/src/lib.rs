@@ -1,0 +1,132 @@
+//! Where mesh state and identity come from: sources of changes, and issuers of credentials.
+//!
+//! This crate decides nothing about traffic: it routes no connection, judges none and opens no listener. It brings what
+//! others decide by. The one entry type is [`Source`], an ordered queue of [`Change`]s that comes in [`Batch`]es; its
+//! counterpart for identities is [`Issuer`]. Without features the crate holds these two traits and nothing else; each
+//! implementation is a feature of its own:
+//!
+//! * `objects`: Kubernetes objects into changes, pure and incremental;
+//! * `manifests`: a directory of Kubernetes manifests as the control plane;
+//! * `ca`: a certificate authority in a directory, **for one machine under one administrator**.
+//!
+//! A source that is written elsewhere needs no feature:
+//!
+//! ```
+//! use ambient_control::{Batch, BoxFuture, Change, Source};
+//! use ambient_core::{mesh::Update, Workload};
+//!
+//! /// One workload, and then nothing more.
+//! struct Once(Option<Workload>);
+//!
+//! impl Source for Once {
+//!     fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+//!         let batch = self.0.take().map(|workload| Batch {
+//!             changes: vec![Change::Mesh(Update::Workload(workload.into()))],
+//!             synced: true,
+//!             ..Batch::default()
+//!         });
+//!         Box::pin(std::future::ready(batch))
+//!     }
+//! }
+//!
+//! let mut source = Once(Some(Workload::new("cluster//Pod/shop/cart-0", "shop", "cart-0")));
+//! # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+//! # let mut poll = |source: &mut Once| source.next().as_mut().poll(&mut context);
+//! assert!(matches!(poll(&mut source), std::task::Poll::Ready(Some(batch)) if batch.synced));
+//! assert!(matches!(poll(&mut source), std::task::Poll::Ready(None)));
+//! ```
+#![forbid(unsafe_code)]
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use ambient_authz::policy;
+use ambient_core::{Credential, Identity, TrustBundles, mesh};
+
+#[cfg(feature = "ca")]
+pub mod ca;
+#[cfg(feature = "manifests")]
+pub mod manifests;
+#[cfg(feature = "objects")]
+pub mod objects;
+
+/// One change of what the data plane decides by.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A workload or a service.
+    Mesh(mesh::Update),
+    /// A policy.
+    Policy(policy::Update),
+    /// The roots of every trusted domain; they replace those before.
+    Trust(Arc<TrustBundles>),
+}
+
+/// Changes that are applied together and in their order: nobody decides on a state in between.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The changes. A policy stands before the workloads that list it, and its removal after them.
+    pub changes: Vec<Change>,
+    /// Whether the first whole state has been delivered, with this batch or before it. Until then every connection is
+    /// to be refused.
+    pub synced: bool,
+    /// What is wrong now, not only with this batch; empty if nothing is.
+    pub faults: Arc<[Fault]>,
+}
+
+/// Something that is wrong with what a source reads, until a later batch no longer lists it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// What, where (such as file, line and field), and what follows from it or is to be done.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+/// A boxed future, so that the traits of this crate can be used as `dyn`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Where the state of the mesh comes from: one ordered queue of changes.
+pub trait Source: Send {
+    /// Waits for the next batch; `None` when there will be no more.
+    ///
+    /// Cancel safe: a batch is delivered by the call that returns it, or by a later one. A batch may be without changes
+    /// where only the faults are others.
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>>;
+}
+
+/// Where credentials come from.
+pub trait Issuer: Send + Sync {
+    /// Asks for a new credential of an identity, with a new key. When to ask again is the caller's choice: at
+    /// [`Credential::half_life`].
+    ///
+    /// # Errors
+    /// When the authority refuses the identity or cannot issue now; each error says which.
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>>;
+
+    /// The present roots of every trusted domain.
+    fn trust(&self) -> Arc<TrustBundles>;
+}
+
+/// Why there is no credential.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IssueError {
+    /// The authority does not vouch for it, and will not if asked again.
+    #[error("no certificate for {identity}: {why}")]
+    Refused {
+        /// Whom it was asked for.
+        identity: Identity,
+        /// The reason.
+        why: String,
+    },
+    /// The authority cannot issue now; asking again later may help.
+    #[error("no certificate for {identity} now: {why}")]
+    Unavailable {
+        /// Whom it was asked for.
+        identity: Identity,
+        /// The reason, and what to do.
+        why: String,
+    },
+}

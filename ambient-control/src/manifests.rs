@@ -1,0 +1,261 @@
+//! A directory of Kubernetes manifests as the control plane.
+//!
+//! [`Manifests`] reads every `*.yaml`, `*.yml` and `*.json` that lies in the directory itself (names that begin with a
+//! dot, and other directories, are left alone), looks again every tenth of a second, and tells what became different. A
+//! file holds one object or many, separated by `---` or in a `List`, as `kubectl get -o yaml` prints them. Read are
+//! Namespace, ServiceAccount, Pod, Service, AuthorizationPolicy and PeerAuthentication; other kinds are passed over, with
+//! one line in the log.
+//!
+//! A file is taken, or taken for removed, when two looks a tenth of a second apart agree. One that became empty keeps
+//! what it held until it is removed. One that cannot be read keeps it too, and is a [`Fault`](crate::Fault) that names
+//! file, line and field; if nothing of it was ever readable, new connections to pods of the mesh are refused until it is
+//! mended or removed, as it could be a policy that refuses them. A policy with a value that cannot be read refuses all
+//! in its scope. Where two files hold the same object the first that was seen counts.
+//!
+//! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
+//! known to be captured, only a whole report of its own node that lacks it, or the removal of the pod, ends that: never
+//! a report that is missing or cannot be read.
+//!
+//! ```
+//! use ambient_control::{manifests::{Config, Manifests}, Source};
+//! # let scratch = tempfile::tempdir()?;
+//! # let directory = scratch.path();
+//! std::fs::write(directory.join("cart.yaml"), r#"
+//! apiVersion: v1
+//! kind: Pod
+//! metadata: { name: cart-0, namespace: shop, uid: 2f1c, labels: { istio.io/dataplane-mode: ambient } }
+//! spec: { nodeName: node-1 }
+//! status: { podIPs: [{ ip: 10.0.1.2 }] }
+//! "#)?;
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! let mut manifests = Manifests::open(Config::new(directory)).await?;
+//! let batch = manifests.next().await.expect("the first whole state");
+//! assert!(batch.synced && batch.faults.is_empty());
+//! assert_eq!(batch.changes.len(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+
+use ambient_core::TrustDomain;
+use tokio::{
+    sync::mpsc,
+    task::{self, JoinHandle},
+    time::{self, MissedTickBehavior},
+};
+
+use crate::{Batch, BoxFuture, Source, objects};
+
+mod directory;
+mod document;
+mod reports;
+mod status;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use directory::Directory;
+pub use status::Status;
+
+/// Which directory, and what its objects do not say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The directory.
+    pub dir: PathBuf,
+    /// What names of services end in; `cluster.local` by default.
+    pub cluster_domain: Arc<str>,
+    /// The trust domain of every identity; `cluster.local` by default.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies hold for the whole mesh; `istio-system` by default.
+    pub root_namespace: Arc<str>,
+    /// The name of the cluster; `Kubernetes` by default.
+    pub cluster_id: Arc<str>,
+    /// Namespaces whose pods are never in the mesh; `kube-system` by default.
+    pub excluded_namespaces: Vec<Arc<str>>,
+}
+
+impl Config {
+    /// A directory with the defaults of Istio.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        let objects::Settings {
+            cluster_domain,
+            trust_domain,
+            root_namespace,
+            cluster_id,
+            excluded_namespaces,
+        } = objects::Settings::default();
+        Self {
+            dir: dir.into(),
+            cluster_domain,
+            trust_domain,
+            root_namespace,
+            cluster_id,
+            excluded_namespaces,
+        }
+    }
+
+    fn into_parts(self) -> (PathBuf, objects::Settings) {
+        let settings = objects::Settings {
+            cluster_domain: self.cluster_domain,
+            trust_domain: self.trust_domain,
+            root_namespace: self.root_namespace,
+            cluster_id: self.cluster_id,
+            excluded_namespaces: self.excluded_namespaces,
+        };
+        (self.dir, settings)
+    }
+}
+
+/// The source of changes that a directory of manifests is.
+///
+/// A task of its own looks at the directory; it ends when this is dropped. While nobody asks for batches it waits with
+/// one that is ready, and looks no further.
+pub struct Manifests {
+    first: Option<Batch>,
+    batches: mpsc::Receiver<Batch>,
+    task: JoinHandle<()>,
+}
+
+impl Manifests {
+    /// Reads the whole directory, which takes a tenth of a second and at most 5 s, and begins to watch it. Must be called
+    /// within a tokio runtime that has its timer.
+    ///
+    /// # Errors
+    /// When there is no such directory, when a file in it cannot be read, or when a file is being written all the time.
+    /// A policy with a value that cannot be read is no error here but a fault.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let (dir, settings) = config.into_parts();
+        let mut directory = Directory::new(dir.clone(), settings);
+        let mut looks = time::interval(INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Two looks must agree on every file.
+        let mut settled = false;
+        for _ in 0..OPEN_LOOKS {
+            looks.tick().await;
+            directory = look(directory).await.ok_or_else(|| OpenError::Ended { dir: dir.clone() })?;
+            if let Some(error) = directory.unreachable() {
+                return Err(refuse_directory(dir, error));
+            }
+            settled = directory.is_settled();
+            if settled {
+                break;
+            }
+        }
+        if !settled {
+            let files = directory.unsettled().join(", ");
+            return Err(OpenError::Unsettled { dir, files });
+        }
+        if let Some(what) = directory.broken_file() {
+            return Err(OpenError::File { what });
+        }
+        let first = directory.batch(true).unwrap_or_default();
+        let (sender, batches) = mpsc::channel(1);
+        let task = task::spawn(async move {
+            // Room first, so that what is sent is what was just seen.
+            while let Ok(room) = sender.reserve().await {
+                let batch = loop {
+                    tokio::select! {
+                        _ = looks.tick() => {}
+                        () = sender.closed() => return,
+                    }
+                    let Some(looked) = look(directory).await else { return };
+                    directory = looked;
+                    if let Some(batch) = directory.batch(false) {
+                        break batch;
+                    }
+                };
+                room.send(batch);
+            }
+        });
+        Ok(Self {
+            first: Some(first),
+            batches,
+            task,
+        })
+    }
+}
+
+impl Source for Manifests {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(async {
+            match self.first.take() {
+                Some(first) => Some(first),
+                None => self.batches.recv().await,
+            }
+        })
+    }
+}
+
+impl Drop for Manifests {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Manifests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manifests").finish_non_exhaustive()
+    }
+}
+
+/// Why a directory cannot be the control plane.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is none.
+    #[error("there is no directory {}: make it and put the manifests of the mesh there, or name the one that holds them", dir.display())]
+    Missing {
+        /// What was named.
+        dir: PathBuf,
+    },
+    /// It cannot be listed.
+    #[error("cannot read the directory {}: {source}", dir.display())]
+    Directory {
+        /// What was named.
+        dir: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// A file in it cannot be read, and nothing of it was ever readable.
+    #[error("{what}")]
+    File {
+        /// File, line, field and what is wrong there.
+        what: String,
+    },
+    /// It does not hold still.
+    #[error("{}: {files}: still being written after 5 s; write a file beside it and rename that", dir.display())]
+    Unsettled {
+        /// What was named.
+        dir: PathBuf,
+        /// The names of the files.
+        files: String,
+    },
+    /// The runtime is ending.
+    #[error("{}: not read, as the program is ending", dir.display())]
+    Ended {
+        /// What was named.
+        dir: PathBuf,
+    },
+}
+
+fn refuse_directory(dir: PathBuf, error: io::Error) -> OpenError {
+    match error.kind() {
+        io::ErrorKind::NotFound => OpenError::Missing { dir },
+        _ => OpenError::Directory { dir, source: error },
+    }
+}
+
+/// One look at the directory, off the runtime's own threads; `None` when the runtime is ending.
+async fn look(mut directory: Directory) -> Option<Directory> {
+    let looked = task::spawn_blocking(move || {
+        directory.look();
+        directory
+    });
+    looked.await.ok()
+}
+
+/// Between two looks: half of the 200 ms that are promised, as a file needs two.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// In 5 s.
+const OPEN_LOOKS: u32 = 50;

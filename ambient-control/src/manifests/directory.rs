@@ -1,0 +1,442 @@
+//! What lies in the directory: one look after the other, without a clock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, Metadata, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ambient_authz::{Scope, policy::Unreadable};
+use ambient_core::PolicyKey;
+use rustix::fs::OFlags;
+
+use super::{
+    document::{self, Item},
+    reports::Reports,
+    tree::TextError,
+};
+use crate::{
+    Batch, Fault,
+    objects::{ObjectKey, Objects, Settings},
+};
+
+/// The directory as it was seen last.
+pub(super) struct Directory {
+    dir: PathBuf,
+    root_namespace: Arc<str>,
+    objects: Objects,
+    files: BTreeMap<String, Manifest>,
+    /// Which files hold an object: the first of them counts.
+    claims: BTreeMap<ObjectKey, Vec<String>>,
+    reports: Reports,
+    unreachable: Option<io::Error>,
+    told_faults: Arc<[Fault]>,
+    /// Kinds that were said to be passed over.
+    passed_over: BTreeSet<String>,
+}
+
+/// A file of manifests.
+#[derive(Default)]
+struct Manifest {
+    /// What the last look saw; `None` if it saw nothing.
+    seen: Option<Sight>,
+    /// What was taken last.
+    taken: Option<Sight>,
+    /// What is in force of it.
+    items: BTreeMap<ObjectKey, Item>,
+    /// Whether it could ever be read.
+    good: bool,
+    /// What is wrong with the content that was read last.
+    error: Option<TextError>,
+    /// Why the last look could not read it.
+    trouble: Option<TextError>,
+    /// Lines that hold what stands further up.
+    repeated: Vec<TextError>,
+}
+
+/// What tells one state of a file from another without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sight {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    /// Set by the kernel alone, so that a copy with an old date is seen too.
+    changed: (i64, i64),
+}
+
+impl Sight {
+    /// `None` for what is no plain file.
+    pub(super) fn of(meta: &Metadata) -> Option<Self> {
+        meta.is_file().then(|| Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+impl Manifest {
+    fn wrong(&self) -> Option<&TextError> {
+        self.trouble.as_ref().or(self.error.as_ref())
+    }
+}
+
+impl Directory {
+    pub(super) fn new(dir: PathBuf, settings: Settings) -> Self {
+        Self {
+            reports: Reports::new(dir.join("status")),
+            dir,
+            root_namespace: settings.root_namespace.clone(),
+            objects: Objects::new(settings),
+            files: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            unreachable: None,
+            told_faults: Arc::new([]),
+            passed_over: BTreeSet::new(),
+        }
+    }
+
+    /// Looks at everything; files that this look and the one before saw alike are taken. Looks are to be a tenth of a
+    /// second apart at least.
+    pub(super) fn look(&mut self) {
+        let names = match names(&self.dir, &["yaml", "yml", "json"]) {
+            Ok(names) => names,
+            Err(error) => {
+                // Nothing is known to be removed.
+                self.unreachable = Some(error);
+                return;
+            }
+        };
+        self.unreachable = None;
+        let known = self.files.keys().filter(|name| !names.contains(*name)).cloned();
+        let all: Vec<String> = names.iter().cloned().chain(known).collect();
+        for name in all {
+            self.look_at(&name);
+        }
+        self.reports.look(&mut self.objects);
+    }
+
+    /// Why the directory itself cannot be read, if it cannot.
+    pub(super) fn unreachable(&mut self) -> Option<io::Error> {
+        self.unreachable.take()
+    }
+
+    /// Whether every file was taken as the last look saw it.
+    pub(super) fn is_settled(&self) -> bool {
+        self.looked_twice() && self.unsettled().is_empty()
+    }
+
+    pub(super) fn unsettled(&self) -> Vec<String> {
+        let unsettled = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.seen != file.taken && file.trouble.is_none());
+        unsettled.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn looked_twice(&self) -> bool {
+        // A directory without files has nothing to agree on.
+        self.files.values().all(|file| file.taken.is_some() || file.trouble.is_some())
+    }
+
+    /// What is wrong with a file of which nothing is in force.
+    pub(super) fn broken_file(&self) -> Option<String> {
+        let (name, file) = self.files.iter().find(|(_, file)| file.wrong().is_some() && !file.good)?;
+        Some(format!("{}:{}", self.dir.join(name).display(), file.wrong()?))
+    }
+
+    /// What became different since the last batch; `None` if nothing, unless one is wanted all the same.
+    pub(super) fn batch(&mut self, always: bool) -> Option<Batch> {
+        let changes = self.objects.changes();
+        for (key, warning) in self.objects.warnings() {
+            tracing::warn!(object = %key, place = self.place(&key, &warning.path), "{warning}");
+        }
+        let faults = self.faults();
+        let news = faults != *self.told_faults;
+        if news {
+            for fault in faults.iter().filter(|fault| !self.told_faults.contains(fault)) {
+                tracing::error!("{fault}");
+            }
+            self.told_faults = faults.into();
+        }
+        (always || news || !changes.is_empty()).then(|| Batch {
+            changes,
+            synced: true,
+            faults: self.told_faults.clone(),
+        })
+    }
+
+    fn look_at(&mut self, name: &str) {
+        let path = self.dir.join(name);
+        let seen = match fs::metadata(&path) {
+            Ok(meta) => Sight::of(&meta),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return self.trouble(name, &error),
+        };
+        let Some(file) = self.files.get_mut(name) else {
+            if seen.is_some() {
+                let file = Manifest {
+                    seen,
+                    ..Manifest::default()
+                };
+                self.files.insert(name.into(), file);
+            }
+            return;
+        };
+        let agreed = file.seen == seen;
+        file.seen = seen;
+        match seen {
+            _ if !agreed => {}
+            None => self.drop_file(name),
+            Some(sight) if file.taken != seen => self.take(name, &path, sight),
+            Some(_) => file.trouble = None,
+        }
+    }
+
+    fn take(&mut self, name: &str, path: &Path, sight: Sight) {
+        let (content, read) = match read(path) {
+            Ok(read) => read,
+            // It is tried again with every look.
+            Err(error) => return self.trouble(name, &error),
+        };
+        if read != Some(sight) {
+            return;
+        }
+        let document = match document::read(&content) {
+            Ok(document) => document,
+            Err(error) => return self.trouble(name, &error),
+        };
+        let Some(file) = self.files.get_mut(name) else { return };
+        file.taken = Some(sight);
+        file.trouble = None;
+        if content.iter().all(u8::is_ascii_whitespace) {
+            if file.items.is_empty() && file.error.is_none() {
+                file.good = true;
+                self.objects.readmit(&file_key(name));
+            } else {
+                tracing::warn!(file = %path.display(), "became empty: what it held stays until it is removed");
+            }
+            return;
+        }
+        match document {
+            Ok(content) => self.accept(name, content),
+            Err(error) => self.fail(name, error),
+        }
+    }
+
+    fn accept(&mut self, name: &str, content: document::Content) {
+        for kind in content.unknown {
+            if self.passed_over.len() < MAX_PASSED_OVER && self.passed_over.insert(kind.clone()) {
+                tracing::warn!(
+                    file = name,
+                    "objects of the kind {kind} are passed over: nothing of the mesh is read from them"
+                );
+            }
+        }
+        for ignored in content.ignored {
+            tracing::warn!("{}:{ignored}", self.dir.join(name).display());
+        }
+        let mut items = BTreeMap::new();
+        let mut repeated = Vec::new();
+        for item in content.items {
+            if items.contains_key(&item.key) {
+                repeated.push(TextError {
+                    line: item.line,
+                    path: "metadata.name".into(),
+                    why: format!("{} stands further up in this file already; this one does not count", item.key),
+                });
+            } else {
+                items.insert(item.key.clone(), item);
+            }
+        }
+        let Some(file) = self.files.get_mut(name) else { return };
+        file.good = true;
+        file.error = None;
+        file.repeated = repeated;
+        let now: Vec<ObjectKey> = items.keys().cloned().collect();
+        let before = std::mem::replace(&mut file.items, items);
+        self.objects.readmit(&file_key(name));
+        for key in before.keys().filter(|key| now.binary_search(key).is_err()) {
+            self.release(key, name);
+        }
+        for key in now {
+            let claims = self.claims.entry(key.clone()).or_default();
+            if !claims.iter().any(|claim| claim == name) {
+                claims.push(name.into());
+            }
+            if claims.first().is_some_and(|first| first == name) {
+                self.put(&key, name);
+            }
+        }
+    }
+
+    fn fail(&mut self, name: &str, error: TextError) {
+        let file = self.files.entry(name.into()).or_default();
+        file.error = Some(error.clone());
+        if !file.good {
+            self.refuse(name, &error);
+        }
+    }
+
+    /// A file that the file system does not let us read now.
+    fn trouble(&mut self, name: &str, error: &io::Error) {
+        let error = TextError {
+            line: 0,
+            path: String::new(),
+            why: format!("cannot be read: {error}"),
+        };
+        let file = self.files.entry(name.into()).or_default();
+        if file.trouble.as_ref() == Some(&error) {
+            return;
+        }
+        file.trouble = Some(error.clone());
+        if !file.good {
+            self.refuse(name, &error);
+        }
+    }
+
+    /// Nothing of a file was ever readable: it could hold a policy that refuses anything.
+    fn refuse(&mut self, name: &str, error: &TextError) {
+        self.objects.refuse(Unreadable {
+            key: file_key(name),
+            namespace: self.root_namespace.clone(),
+            scope: Scope::Global,
+            error: format!("{}:{error}", self.dir.join(name).display()),
+        });
+    }
+
+    fn drop_file(&mut self, name: &str) {
+        let Some(file) = self.files.remove(name) else { return };
+        self.objects.readmit(&file_key(name));
+        for key in file.items.keys() {
+            self.release(key, name);
+        }
+    }
+
+    fn release(&mut self, key: &ObjectKey, name: &str) {
+        let Some(claims) = self.claims.get_mut(key) else { return };
+        let first = claims.first().is_some_and(|first| first == name);
+        claims.retain(|claim| claim != name);
+        match claims.first().cloned() {
+            Some(heir) if first => self.put(key, &heir),
+            Some(_) => {}
+            None => {
+                self.claims.remove(key);
+                self.objects.remove(key);
+            }
+        }
+    }
+
+    fn put(&mut self, key: &ObjectKey, name: &str) {
+        let item = self.files.get(name).and_then(|file| file.items.get(key));
+        if let Some(item) = item {
+            self.objects.set(item.object.clone());
+        }
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let dir = self.dir.display();
+        let mut faults = Vec::new();
+        if let Some(error) = &self.unreachable {
+            faults.push(format!("{dir}: {error}; what was read from it before stays in force"));
+        }
+        for (name, file) in &self.files {
+            let path = self.dir.join(name);
+            let path = path.display();
+            if let Some(error) = file.wrong() {
+                let then = if file.good {
+                    "its last good content stays in force"
+                } else {
+                    "new connections to pods of the mesh are refused until it is mended or removed"
+                };
+                faults.push(format!("{path}:{error}; {then}"));
+            }
+            faults.extend(file.repeated.iter().map(|error| format!("{path}:{error}")));
+        }
+        for (key, claims) in self.claims.iter().filter(|(_, claims)| claims.len() > 1) {
+            let first = &claims[0];
+            let place = self.place(key, "metadata.name");
+            for other in &claims[1..] {
+                let line = self.line(other, key, "metadata.name");
+                let other = self.dir.join(other);
+                faults.push(format!(
+                    "{}:{line}: metadata.name: {key} stands in {first} already ({place}); this one does not count",
+                    other.display()
+                ));
+            }
+        }
+        for unread in self.objects.unread() {
+            let place = self.place(&unread.object, &unread.error.path);
+            faults.push(format!(
+                "{place}: {}: {}; {} refuses all in its scope until it is mended or removed",
+                unread.error.path, unread.error.why, unread.object
+            ));
+        }
+        for (key, first) in self.objects.shared_uids() {
+            let place = self.place(&key, "metadata.uid");
+            faults.push(format!(
+                "{place}: metadata.uid: {key} has the UID of {first}, and so is never captured; remove one of them"
+            ));
+        }
+        faults.extend(self.reports.faults());
+        faults.into_iter().map(|what| Fault { what }).collect()
+    }
+
+    /// `FILE:LINE` of a field of an object.
+    fn place(&self, key: &ObjectKey, path: &str) -> String {
+        let Some(name) = self.claims.get(key).and_then(|claims| claims.first()) else {
+            return self.dir.display().to_string();
+        };
+        format!("{}:{}", self.dir.join(name).display(), self.line(name, key, path))
+    }
+
+    fn line(&self, name: &str, key: &ObjectKey, path: &str) -> u64 {
+        let item = self.files.get(name).and_then(|file| file.items.get(key));
+        item.map_or(0, |item| item.node.as_ref().map_or(item.line, |node| node.line_of(path)))
+    }
+}
+
+/// What refuses in the name of a file; no resource can have such a name.
+fn file_key(name: &str) -> PolicyKey {
+    format!("manifests//{name}").into()
+}
+
+/// The names in a directory with one of some extensions, in order.
+pub(super) fn names(dir: &Path, extensions: &[&str]) -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(dir)? {
+        // A name that is not UTF-8 cannot be told in an error either.
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        let extension = name.rsplit_once('.').map(|(_, extension)| extension);
+        if !name.starts_with('.') && extension.is_some_and(|e| extensions.contains(&e)) {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+/// A file's content, and what it looked like when all of it had been read.
+pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
+    // Never waits for the other end of a pipe that took the file's place.
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let mut file: File = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    if Sight::of(&file.metadata()?).is_none() {
+        return Ok((Vec::new(), None));
+    }
+    let mut content = Vec::new();
+    file.by_ref().take(MAX_FILE + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 64 MiB: split it"));
+    }
+    Ok((content, Sight::of(&file.metadata()?)))
+}
+
+const MAX_FILE: u64 = 64 << 20;
+/// Of kinds that are passed over, so many are remembered and named.
+const MAX_PASSED_OVER: usize = 1000;

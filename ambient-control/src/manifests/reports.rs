@@ -1,0 +1,116 @@
+//! What the nodes say they have captured: `status/NODE.json`, read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::PathBuf,
+};
+
+use ambient_core::PodUid;
+use serde::Deserialize;
+
+use super::directory::{Sight, names, read};
+use crate::objects::{Objects, Report};
+
+/// The reports of all nodes.
+pub(super) struct Reports {
+    dir: PathBuf,
+    /// By the name of the file.
+    files: BTreeMap<String, ReportFile>,
+    unreachable: Option<io::Error>,
+}
+
+#[derive(Default)]
+struct ReportFile {
+    taken: Option<Sight>,
+    /// Whether it was read again after a look that saw what was taken: two replacements within one tick of the file
+    /// system's clock look alike.
+    confirmed: bool,
+    error: Option<String>,
+}
+
+/// A report as it is written. What else a pod's entry says is for people.
+#[derive(Deserialize)]
+struct Written {
+    node: String,
+    pods: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
+impl Reports {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            files: BTreeMap::new(),
+            unreachable: None,
+        }
+    }
+
+    /// Takes every report that is another than before. Reports are replaced by rename, so one look is enough; one that
+    /// is gone or cannot be read changes nothing that was said before.
+    pub(super) fn look(&mut self, objects: &mut Objects) {
+        self.unreachable = None;
+        let names = match names(&self.dir, &["json"]) {
+            Ok(names) => names,
+            // No node has said anything yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.files.clear(),
+            Err(error) => {
+                self.unreachable = Some(error);
+                return;
+            }
+        };
+        self.files.retain(|name, _| names.contains(name));
+        for name in names {
+            self.look_at(name, objects);
+        }
+    }
+
+    fn look_at(&mut self, name: String, objects: &mut Objects) {
+        let Some(node) = name.strip_suffix(".json").map(str::to_owned) else {
+            return;
+        };
+        let path = self.dir.join(&name);
+        let file = self.files.entry(name).or_default();
+        let seen = fs::metadata(&path).ok().and_then(|meta| Sight::of(&meta));
+        if seen.is_some() && seen == file.taken && file.confirmed {
+            return;
+        }
+        file.confirmed = seen == file.taken;
+        file.taken = seen;
+        let report = read(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|(content, _)| parse(&node, &content));
+        file.error = match report {
+            Ok(report) => {
+                objects.report(&node, report);
+                None
+            }
+            Err(why) => {
+                let then = if objects.reported(&node).is_some() {
+                    "what it said before stays in force"
+                } else {
+                    // It may have captured any of them.
+                    objects.report(&node, Report::Unknown);
+                    "every pod of it that is to be in the mesh is taken for captured"
+                };
+                Some(format!("{}: {why}; {then}", path.display()))
+            }
+        };
+    }
+
+    pub(super) fn faults(&self) -> impl Iterator<Item = String> {
+        let unreachable = self
+            .unreachable
+            .iter()
+            .map(|e| format!("{}: {e}; what was read before stays in force", self.dir.display()));
+        unreachable.chain(self.files.values().filter_map(|file| file.error.clone()))
+    }
+}
+
+fn parse(node: &str, content: &[u8]) -> Result<Report, String> {
+    let written: Written = serde_json::from_slice(content).map_err(|e| format!("is not a node's report: {e}"))?;
+    if written.node != node {
+        return Err(format!("is not the report of {node}: node: it is that of {:?}", written.node));
+    }
+    let pods: BTreeSet<PodUid> = written.pods.into_keys().map(PodUid::from).collect();
+    Ok(Report::Captured(pods))
+}

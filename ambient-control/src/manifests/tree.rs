@@ -1,0 +1,427 @@
+//! YAML and JSON as a tree that knows the line of every node, and serde over it: an error names line and field.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor},
+    forward_to_deserialize_any,
+};
+use serde_saphyr::{Options, Spanned};
+
+/// What is wrong with a text, and where; it reads well after the name of the file and a colon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TextError {
+    /// From 1; 0 where the parser does not tell.
+    pub(crate) line: u64,
+    /// Such as `spec.ports[0].port`; empty where the text has no fields yet.
+    pub(crate) path: String,
+    pub(crate) why: String,
+}
+
+impl fmt::Display for TextError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => f.write_str(" ")?,
+            line => write!(f, "{line}: ")?,
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.why)
+    }
+}
+
+/// A value and the line that it begins on.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) line: u64,
+    pub(crate) value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<(String, Node)>),
+}
+
+/// The documents of a text, less empty ones.
+pub(crate) fn documents(text: &str) -> Result<Vec<Node>, TextError> {
+    let nodes: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| {
+        let location = e.location();
+        TextError {
+            line: location.map_or(0, |l| l.line()),
+            path: String::new(),
+            why: format!("is neither YAML nor JSON: {}", one_line(&e)),
+        }
+    })?;
+    Ok(nodes.into_iter().filter(|n| !matches!(n.value, Value::Null)).collect())
+}
+
+fn options() -> Options {
+    let budget = serde_saphyr::budget! {
+        max_events: 20_000_000,
+        max_nodes: 10_000_000,
+        max_documents: 1_000_000,
+        max_depth: 100,
+        flow_nesting_limit: 100,
+        // No printer of manifests writes aliases, and each could stand for a whole file.
+        max_aliases: 1_000,
+        max_anchors: 1_000,
+    };
+    serde_saphyr::options! {
+        budget: budget,
+        // As YAML 1.2 has it: `on` and `yes` are texts, such as values of labels.
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
+
+/// The words of a parser's error without its own way of telling the place.
+fn one_line(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let text = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    match text.chars().count() {
+        0..=300 => text,
+        _ => text.chars().take(300).chain(['…']).collect(),
+    }
+}
+
+impl Node {
+    /// The node of a field, if this is a map that has it.
+    pub(crate) fn field(&self, name: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Map(fields) => fields.iter().find(|(key, _)| key == name).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    /// The text of a field, if it is one.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        match &self.field(name)?.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The line of a field such as `spec.rules[1].from`, or of the nearest that is there.
+    pub(crate) fn line_of(&self, path: &str) -> u64 {
+        let mut node = self;
+        for step in path.split(['.', '[', ']']).filter(|s| !s.is_empty()) {
+            let next = match &node.value {
+                Value::List(items) => step.parse::<usize>().ok().and_then(|at| items.get(at)),
+                _ => node.field(step),
+            };
+            let Some(next) = next else { break };
+            node = next;
+        }
+        node.line
+    }
+
+    /// Reads a type out of it.
+    pub(crate) fn read<T: de::DeserializeOwned>(&self) -> Result<T, TextError> {
+        T::deserialize(self).map_err(|e| TextError {
+            line: if e.line > 0 { e.line } else { self.line },
+            path: e.path(),
+            why: e.why,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Self {
+            line: spanned.referenced.line(),
+            value: spanned.value,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_none<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+                Value::deserialize(deserializer)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(Value::Bool(value))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(Value::Unsigned(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(u64::try_from(value).map_or(Value::Signed(value), Value::Unsigned))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(Value::Float(value))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(Value::Text(value.into()))
+            }
+
+            fn visit_string<E>(self, value: String) -> Result<Value, E> {
+                Ok(Value::Text(value))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Value::List(items))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Value::Map(fields))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// An error on its way out of the tree: each map and list that it passes adds its own step.
+#[derive(Debug)]
+pub(crate) struct FieldError {
+    line: u64,
+    /// The innermost first.
+    steps: Vec<String>,
+    why: String,
+}
+
+impl FieldError {
+    fn within(mut self, step: String, line: u64) -> Self {
+        if self.line == 0 {
+            self.line = line;
+        }
+        self.steps.push(step);
+        self
+    }
+
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for step in self.steps.iter().rev() {
+            if !path.is_empty() && !step.starts_with('[') {
+                path.push('.');
+            }
+            path.push_str(step);
+        }
+        path
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for FieldError {}
+
+impl de::Error for FieldError {
+    fn custom<T: fmt::Display>(why: T) -> Self {
+        Self {
+            line: 0,
+            steps: Vec::new(),
+            why: why.to_string(),
+        }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self {
+            line: 0,
+            steps: vec![field.into()],
+            why: "is missing".into(),
+        }
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let quote = match found {
+            Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Bool(_) | Unexpected::Float(_)
+                if expected.to_string().contains("string") =>
+            {
+                "; write it in quotes"
+            }
+            _ => "",
+        };
+        Self::custom(format_args!("{found} stands where {expected} is wanted{quote}"))
+    }
+}
+
+impl<'de> Deserializer<'de> for &'de Node {
+    type Error = FieldError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
+        match &self.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Unsigned(value) => visitor.visit_u64(*value),
+            Value::Signed(value) => visitor.visit_i64(*value),
+            Value::Float(value) => visitor.visit_f64(*value),
+            Value::Text(value) => visitor.visit_borrowed_str(value),
+            Value::List(items) => visitor.visit_seq(Items {
+                items: items.iter(),
+                at: 0,
+            }),
+            Value::Map(fields) => visitor.visit_map(Fields {
+                fields: fields.iter(),
+                value: None,
+            }),
+        }
+        .map_err(|mut e| {
+            if e.line == 0 {
+                e.line = self.line;
+            }
+            e
+        })
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
+        match self.value {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, FieldError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map struct enum identifier
+    }
+}
+
+struct Items<'de> {
+    items: std::slice::Iter<'de, Node>,
+    at: usize,
+}
+
+impl<'de> SeqAccess<'de> for Items<'de> {
+    type Error = FieldError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, FieldError> {
+        let Some(item) = self.items.next() else { return Ok(None) };
+        let at = self.at;
+        self.at += 1;
+        seed.deserialize(item).map(Some).map_err(|e| e.within(format!("[{at}]"), item.line))
+    }
+}
+
+struct Fields<'de> {
+    fields: std::slice::Iter<'de, (String, Node)>,
+    value: Option<&'de (String, Node)>,
+}
+
+impl<'de> MapAccess<'de> for Fields<'de> {
+    type Error = FieldError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, FieldError> {
+        self.value = self.fields.next();
+        let Some((key, node)) = self.value else { return Ok(None) };
+        let deserializer: de::value::StrDeserializer<'de, FieldError> = key.as_str().into_deserializer();
+        seed.deserialize(deserializer)
+            .map(Some)
+            .map_err(|e| e.within(key.clone(), node.line))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, FieldError> {
+        let (key, node) = self
+            .value
+            .take()
+            .ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
+        seed.deserialize(node).map_err(|e| e.within(key.clone(), node.line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_count_through_documents() {
+        let nodes = documents("a: 1\n---\n# nothing\n---\nb:\n  c: [1,\n    x]\n---\n{\"d\":\n\t{\"e\": null}}\n").unwrap();
+        assert_eq!(nodes.len(), 3);
+        assert_eq!(nodes[1].line_of("b.c[1]"), 7);
+        assert_eq!(nodes[2].line_of("d.e"), 10);
+        assert_eq!(nodes[1].line_of("b.nope.x"), 6);
+    }
+
+    #[test]
+    fn errors_of_syntax_have_their_line() {
+        for (text, line) in [
+            ("a: 1\nb: [1\n", 2..=3),
+            ("a: 1\na: 2\n", 2..=2),
+            ("ok: 1\n---\na: 1\n  b: 2\n", 4..=4),
+        ] {
+            let error = documents(text).unwrap_err();
+            assert!(line.contains(&error.line), "{text:?}: {error:?}");
+            assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn errors_of_shape_have_line_and_field() {
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only read")]
+        struct Port {
+            port: u16,
+            name: Option<String>,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only read")]
+        struct Spec {
+            ports: Vec<Port>,
+        }
+        for (text, expected) in [
+            (
+                "ports:\n- port: 1\n- port: 70000\n",
+                "3: ports[1].port: invalid value: integer `70000`, expected u16",
+            ),
+            ("ports:\n- port: 1\n- name: x\n", "3: ports[1].port: is missing"),
+            (
+                "ports:\n- port: 1\n  name: 80\n",
+                "3: ports[0].name: integer `80` stands where a string is wanted; write it in quotes",
+            ),
+            ("ports: 1\n", "1: ports: integer `1` stands where a sequence is wanted"),
+        ] {
+            let error = documents(text).unwrap()[0].read::<Spec>().unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}

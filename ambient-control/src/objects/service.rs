@@ -1,0 +1,82 @@
+//! A service and the pods behind it.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ambient_core::{Endpoint, Health, NetworkAddress, Service, ServicePort, Workload};
+
+use super::{
+    Settings,
+    kinds::{self, Pod, TargetPort},
+};
+
+/// The service of the mesh that an object is, with those of its namespace's pods that it selects and that are
+/// workloads; `None` for an ExternalName, which is only a name.
+pub(super) fn service<'a>(
+    settings: &Settings,
+    object: &kinds::Service,
+    pods: impl Iterator<Item = (&'a Pod, &'a Arc<Workload>)>,
+) -> Option<Service> {
+    let spec = &object.spec;
+    if spec.kind.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let meta = &object.metadata;
+    let hostname = format!("{}.{}.svc.{}", meta.name, meta.namespace(), settings.cluster_domain);
+    let mut service = Service::new(meta.namespace(), &hostname);
+    for text in spec.cluster_ips.iter().chain(&spec.cluster_ip) {
+        if let Ok(vip) = text.parse::<IpAddr>().map(NetworkAddress::local)
+            && !service.vips.contains(&vip)
+        {
+            service.vips.push(vip);
+        }
+    }
+    let ports = || spec.ports.iter().filter(|p| is_tcp(p.protocol.as_deref()));
+    service.ports = ports()
+        .map(|p| ServicePort {
+            port: p.port,
+            target: match p.target_port {
+                None => p.port,
+                Some(TargetPort::Number(target)) => target,
+                Some(TargetPort::Name(_)) => 0,
+            },
+        })
+        .collect();
+    let mut endpoints = BTreeMap::new();
+    for (pod, workload) in pods.filter(|(pod, _)| kinds::selects(&spec.selector, &pod.metadata.labels)) {
+        let mut named = BTreeMap::new();
+        let mut reachable = service.ports.is_empty();
+        for port in ports() {
+            match &port.target_port {
+                Some(TargetPort::Name(name)) => {
+                    if let Some(target) = port_of(pod, name) {
+                        named.insert(port.port, target);
+                        reachable = true;
+                    }
+                }
+                _ => reachable = true,
+            }
+        }
+        if reachable {
+            let health = if spec.publish_not_ready_addresses {
+                Health::Healthy
+            } else {
+                workload.health
+            };
+            endpoints.insert(workload.uid.clone(), Endpoint { ports: named, health });
+        }
+    }
+    service.endpoints = Arc::new(endpoints);
+    Some(service)
+}
+
+fn port_of(pod: &Pod, name: &str) -> Option<u16> {
+    let ports = pod.spec.containers.iter().flat_map(|c| &c.ports);
+    ports
+        .filter(|p| is_tcp(p.protocol.as_deref()) && p.name.as_deref() == Some(name))
+        .map(|p| p.container_port)
+        .find(|port| *port != 0)
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    matches!(protocol, None | Some("" | "TCP"))
+}

@@ -1,0 +1,470 @@
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ambient_authz::policy;
+use ambient_core::{Health, Mesh, NetworkMode, TunnelProtocol, WorkloadKind};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// What changes add up to.
+#[derive(Default)]
+struct Sum {
+    mesh: Mesh,
+    policies: BTreeMap<PolicyKey, Told>,
+}
+
+impl Sum {
+    fn add(&mut self, changes: Vec<Change>) {
+        let mut known = self.policies.keys().cloned().collect::<BTreeSet<_>>();
+        for change in changes {
+            match change {
+                Change::Mesh(update) => {
+                    if let mesh::Update::Workload(workload) = &update {
+                        assert!(
+                            workload.policies.iter().all(|key| known.contains(key)),
+                            "a policy comes before who lists it"
+                        );
+                    }
+                    self.mesh = self.mesh.apply([update]);
+                }
+                Change::Policy(policy::Update::Set(p)) => {
+                    known.insert(p.key.clone());
+                    self.policies.insert(p.key.clone(), Told::Policy(p));
+                }
+                Change::Policy(policy::Update::Unreadable(u)) => {
+                    assert!(
+                        !matches!(self.policies.get(&u.key), Some(Told::Policy(_))),
+                        "nothing to fall back on"
+                    );
+                    known.insert(u.key.clone());
+                    self.policies.insert(u.key.clone(), Told::Unreadable(u));
+                }
+                Change::Policy(policy::Update::Remove(key)) => {
+                    self.policies.remove(&key);
+                }
+                other => panic!("never said: {other:?}"),
+            }
+        }
+        for workload in self.mesh.workloads() {
+            assert!(workload.policies.iter().all(|key| self.policies.contains_key(key)));
+        }
+    }
+
+    fn workloads(&self) -> BTreeMap<String, Workload> {
+        self.mesh.workloads().map(|w| (w.uid.to_string(), Workload::clone(w))).collect()
+    }
+
+    fn services(&self) -> BTreeMap<String, Service> {
+        self.mesh.services().map(|s| (s.name.to_string(), Service::clone(s))).collect()
+    }
+}
+
+fn object(value: Value) -> Object {
+    let kind = value["kind"].as_str().unwrap().to_owned();
+    let object = match kind.as_str() {
+        "Namespace" => Object::Namespace(serde_json::from_value(value).unwrap()),
+        "Pod" => Object::Pod(serde_json::from_value(value).unwrap()),
+        "Service" => Object::Service(serde_json::from_value(value).unwrap()),
+        "AuthorizationPolicy" => Object::AuthorizationPolicy(serde_json::from_value(value).unwrap()),
+        "PeerAuthentication" => Object::PeerAuthentication(serde_json::from_value(value).unwrap()),
+        kind => panic!("{kind}"),
+    };
+    object.check().unwrap();
+    object
+}
+
+fn told(objects: impl IntoIterator<Item = Value>) -> Sum {
+    let mut all = Objects::new(Settings::default());
+    for value in objects {
+        all.set(object(value));
+    }
+    let mut sum = Sum::default();
+    sum.add(all.changes());
+    sum
+}
+
+fn namespace(name: &str, mode: &str) -> Value {
+    json!({ "kind": "Namespace", "metadata": { "name": name, "labels": { "istio.io/dataplane-mode": mode } } })
+}
+
+fn pod(name: &str) -> Value {
+    json!({ "kind": "Pod", "metadata": { "name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": { "app": name } },
+            "spec": { "nodeName": "node-1", "serviceAccountName": "robot" },
+            "status": { "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }] } })
+}
+
+fn patched(mut value: Value, patch: &Value) -> Value {
+    fn merge(value: &mut Value, patch: &Value) {
+        match (value, patch) {
+            (Value::Object(value), Value::Object(patch)) => {
+                for (key, patch) in patch {
+                    merge(value.entry(key.clone()).or_insert(Value::Null), patch);
+                }
+            }
+            (value, patch) => *value = patch.clone(),
+        }
+    }
+    merge(&mut value, patch);
+    value
+}
+
+fn one(patch: &Value) -> Workload {
+    let sum = told([namespace("shop", "ambient"), patched(pod("cart"), patch)]);
+    let workloads = sum.workloads();
+    assert_eq!(workloads.len(), 1);
+    workloads.into_values().next().unwrap()
+}
+
+#[test]
+fn a_pod_is_a_workload() {
+    let workload = one(&json!({}));
+    assert_eq!(workload.uid.as_str(), "Kubernetes//Pod/shop/cart");
+    assert_eq!(workload.pod, Some("uid-cart".into()));
+    assert_eq!(
+        workload.addresses,
+        ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]
+    );
+    assert_eq!(workload.identity().unwrap().as_str(), "spiffe://cluster.local/ns/shop/sa/robot");
+    assert_eq!((&*workload.node, &*workload.cluster), ("node-1", "Kubernetes"));
+    assert_eq!((&*workload.canonical_name, &*workload.canonical_revision), ("cart", "latest"));
+    assert!(workload.ambient && workload.tunnel == TunnelProtocol::None && workload.health == Health::Healthy);
+}
+
+/// The table of the rule: namespace label, pod label, host network, sidecar, excluded namespace.
+#[test]
+fn who_is_meant_to_be_in_the_mesh() {
+    for namespace_mode in ["ambient", "none", "other"] {
+        for pod_mode in [None, Some("ambient"), Some("none"), Some("other")] {
+            for bits in 0..8u8 {
+                let (host, sidecar, excluded) = (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0);
+                let space = if excluded { "kube-system" } else { "shop" };
+                let mut value = patched(
+                    pod("cart"),
+                    &json!({ "metadata": { "namespace": space }, "spec": { "hostNetwork": host } }),
+                );
+                if let Some(mode) = pod_mode {
+                    value["metadata"]["labels"]["istio.io/dataplane-mode"] = mode.into();
+                }
+                if sidecar {
+                    value["metadata"]["annotations"] = json!({ "sidecar.istio.io/status": "" });
+                }
+                let sum = told([value, namespace(space, namespace_mode)]);
+                let workload = sum.workloads().into_values().next().unwrap();
+                let labelled = matches!((namespace_mode, pod_mode), (_, Some("ambient")) | ("ambient", None | Some("other")));
+                assert_eq!(workload.ambient, labelled && !host && !sidecar && !excluded);
+                assert_eq!(workload.network_mode == NetworkMode::HostNetwork, host);
+            }
+        }
+    }
+}
+
+#[test]
+fn owners_and_names() {
+    let owned = |kind: &str, name: &str| json!({ "ownerReferences": [{ "kind": kind, "name": name, "controller": true }] });
+    for (meta, kind, name) in [
+        (json!({}), WorkloadKind::Pod, "cart"),
+        (owned("ReplicaSet", "web-5d4f"), WorkloadKind::Pod, "cart"),
+        (
+            patched(
+                owned("ReplicaSet", "web-api-5d4f"),
+                &json!({ "labels": { "pod-template-hash": "5d4f" } }),
+            ),
+            WorkloadKind::Deployment,
+            "web-api",
+        ),
+        (owned("Job", "nightly-28391234"), WorkloadKind::CronJob, "nightly"),
+        (owned("Job", "once-7"), WorkloadKind::Job, "once-7"),
+        (owned("DaemonSet", "agent"), WorkloadKind::Pod, "cart"),
+    ] {
+        let workload = one(&json!({ "metadata": meta }));
+        assert_eq!((workload.kind, &*workload.workload_name), (kind, name));
+    }
+    let labels = json!({ "app.kubernetes.io/name": "shown", "version": "v2" });
+    let workload = one(&json!({ "metadata": { "labels": labels } }));
+    assert_eq!((&*workload.canonical_name, &*workload.canonical_revision), ("shown", "v2"));
+}
+
+#[test]
+fn health_and_ends() {
+    let ready = |status: &str| json!({ "conditions": [{ "type": "Ready", "status": status }] });
+    for (patch, health) in [
+        (json!({ "status": ready("True") }), Health::Healthy),
+        (json!({ "status": ready("False") }), Health::Unhealthy),
+        (json!({ "status": { "phase": "Pending" } }), Health::Unhealthy),
+        (json!({ "status": { "phase": null } }), Health::Healthy),
+        (
+            json!({ "metadata": { "deletionTimestamp": "2026-11-23T20:00:00Z" } }),
+            Health::Unhealthy,
+        ),
+    ] {
+        assert_eq!(one(&patch).health, health, "{patch}");
+    }
+    for patch in [
+        json!({ "status": { "phase": "Succeeded" } }),
+        json!({ "status": { "phase": "Failed" } }),
+        json!({ "status": { "podIP": null, "podIPs": null } }),
+    ] {
+        assert!(told([patched(pod("cart"), &patch)]).workloads().is_empty(), "{patch}");
+    }
+}
+
+#[test]
+fn a_service_and_its_endpoints() {
+    let service = json!({ "kind": "Service", "metadata": { "name": "web", "namespace": "shop" }, "spec": {
+        "clusterIP": "10.1.0.1", "clusterIPs": ["10.1.0.1", "fd01::1"], "selector": { "app": "cart" },
+        "ports": [{ "port": 80, "targetPort": "http" }, { "port": 81, "targetPort": 8081 }, { "port": 82 }, { "port": 53, "protocol": "UDP" }] } });
+    let named = patched(
+        pod("cart"),
+        &json!({ "spec": { "containers": [{}, { "ports": [{ "name": "http", "containerPort": 8080 }] }] } }),
+    );
+    let unready = patched(
+        pod("late"),
+        &json!({ "metadata": { "labels": { "app": "cart" } }, "status": { "phase": "Pending" } }),
+    );
+    let sum = told([service.clone(), named.clone(), unready.clone(), pod("other")]);
+    let services = sum.services();
+    let web = &services["shop/web.shop.svc.cluster.local"];
+    assert_eq!(
+        web.vips.iter().map(|v| v.ip.to_string()).collect::<Vec<_>>(),
+        ["10.1.0.1", "fd01::1"]
+    );
+    assert_eq!(
+        web.ports.iter().map(|p| (p.port, p.target)).collect::<Vec<_>>(),
+        [(80, 0), (81, 8081), (82, 82)]
+    );
+    let endpoints: Vec<_> = web
+        .endpoints
+        .iter()
+        .map(|(uid, e)| (uid.as_str(), e.ports.get(&80), e.health))
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            ("Kubernetes//Pod/shop/cart", Some(&8080), Health::Healthy),
+            ("Kubernetes//Pod/shop/late", None, Health::Unhealthy)
+        ]
+    );
+    let headless = json!({ "spec": { "clusterIP": "None", "clusterIPs": ["None"], "publishNotReadyAddresses": true } });
+    let sum = told([patched(service.clone(), &headless), named, unready]);
+    let services = sum.services();
+    let web = services.values().next().unwrap();
+    assert!(web.vips.is_empty() && web.endpoints.values().all(|e| e.health == Health::Healthy));
+    assert!(
+        told([patched(service, &json!({ "spec": { "type": "ExternalName" } }))])
+            .services()
+            .is_empty()
+    );
+}
+
+#[test]
+fn what_a_kind_requires() {
+    let invalid = |object: Object| object.check().unwrap_err();
+    let bad_pod = |patch: Value| Object::Pod(serde_json::from_value(patched(pod("cart"), &patch)).unwrap());
+    for (patch, path) in [
+        (json!({ "metadata": { "name": "a/b" } }), "metadata.name"),
+        (json!({ "metadata": { "name": "" } }), "metadata.name"),
+        (json!({ "metadata": { "namespace": ".." } }), "metadata.namespace"),
+        (json!({ "metadata": { "uid": "" } }), "metadata.uid"),
+        (json!({ "spec": { "serviceAccountName": "a b" } }), "spec.serviceAccountName"),
+        (json!({ "status": { "podIP": "x" } }), "status.podIP"),
+    ] {
+        assert_eq!(invalid(bad_pod(patch)).path, path);
+    }
+    for (spec, path) in [
+        (json!({ "clusterIP": "x" }), "spec.clusterIP"),
+        (json!({ "ports": [{ "port": 0 }] }), "spec.ports[0].port"),
+        (json!({ "ports": [{ "port": 1, "targetPort": "80" }] }), "spec.ports[0].targetPort"),
+    ] {
+        let service = json!({ "metadata": { "name": "web" }, "spec": spec });
+        assert_eq!(invalid(Object::Service(serde_json::from_value(service).unwrap())).path, path);
+    }
+    for port in [json!(-1), json!(65_536), json!(1.5), json!(true)] {
+        let service = json!({ "metadata": { "name": "web" }, "spec": { "ports": [{ "port": 1, "targetPort": port }] } });
+        assert!(serde_json::from_value::<ServiceObject>(service).is_err());
+    }
+}
+
+#[test]
+fn policies_are_attached_by_their_selectors() {
+    let policy = |kind: &str, space: &str, name: &str, spec: Value| json!({ "apiVersion": "security.istio.io/v1", "kind": kind, "metadata": { "name": name, "namespace": space }, "spec": spec });
+    let selector = json!({ "matchLabels": { "app": "cart" } });
+    let base = [
+        pod("cart"),
+        pod("other"),
+        policy("AuthorizationPolicy", "shop", "own", json!({ "selector": selector })),
+        policy("AuthorizationPolicy", "istio-system", "all", json!({ "selector": selector })),
+        policy("AuthorizationPolicy", "elsewhere", "no", json!({ "selector": selector })),
+        policy("AuthorizationPolicy", "shop", "whole", json!({})),
+        policy(
+            "AuthorizationPolicy",
+            "shop",
+            "bad",
+            json!({ "selector": selector, "action": "MAYBE" }),
+        ),
+        policy("PeerAuthentication", "shop", "strict", json!({ "mtls": { "mode": "STRICT" } })),
+        policy(
+            "PeerAuthentication",
+            "shop",
+            "odd",
+            json!({ "selector": selector, "mtls": { "mode": "ODD" } }),
+        ),
+    ];
+    let sum = told(base);
+    let keys = |name: &str| {
+        sum.workloads()[&format!("Kubernetes//Pod/shop/{name}")]
+            .policies
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        keys("cart"),
+        [
+            "istio-system/all",
+            "shop/bad",
+            "shop/own",
+            "istio-system/istio_converted_static_strict",
+            "shop/peer_authentication_odd"
+        ]
+    );
+    assert_eq!(keys("other"), ["istio-system/istio_converted_static_strict"]);
+    let unreadable = sum.policies.iter().filter(|(_, told)| matches!(told, Told::Unreadable(_)));
+    assert_eq!(
+        unreadable.map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
+        ["shop/bad", "shop/peer_authentication_odd"]
+    );
+}
+
+#[test]
+fn only_differences_are_told() {
+    let mut objects = Objects::new(Settings::default());
+    objects.set(object(namespace("shop", "ambient")));
+    objects.set(object(pod("cart")));
+    assert_eq!(objects.changes().len(), 1);
+    objects.set(object(pod("cart")));
+    assert!(objects.changes().is_empty());
+    // Changed and changed back between two calls is no change.
+    objects.remove(&ObjectKey::new(Kind::Pod, "shop", "cart"));
+    objects.set(object(pod("cart")));
+    assert!(objects.changes().is_empty());
+    objects.remove(&ObjectKey::new(Kind::Namespace, "", "shop"));
+    let changes = objects.changes();
+    assert!(matches!(&changes[..], [Change::Mesh(mesh::Update::Workload(w))] if !w.ambient));
+    objects.remove(&ObjectKey::new(Kind::Pod, "shop", "cart"));
+    assert!(matches!(&objects.changes()[..], [Change::Mesh(mesh::Update::RemoveWorkload(_))]));
+    objects.remove(&ObjectKey::new(Kind::Pod, "shop", "cart"));
+    assert!(objects.changes().is_empty());
+}
+
+/// One step of a cluster's life.
+#[derive(Clone, Debug)]
+enum Step {
+    Set(Value),
+    Remove(ObjectKey),
+    Report(&'static str, Vec<usize>),
+    Tell,
+}
+
+const SPACES: [&str; 3] = ["shop", "bank", "istio-system"];
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let space = || proptest::sample::select(&SPACES[..]);
+    let app = || proptest::sample::select(&["a", "b"][..]);
+    let mode = || proptest::sample::select(&["ambient", "none", "x"][..]);
+    let pod = (space(), 0..4usize, app(), mode(), 0..3u8, 0..5u8).prop_map(|(space, n, app, mode, kind, status)| {
+        let conditions = json!([{ "type": "Ready", "status": if status == 1 { "False" } else { "True" } }]);
+        json!({ "kind": "Pod",
+            "metadata": { "name": format!("p{n}"), "namespace": space, "uid": format!("{space}-{n}"),
+                          "labels": { "app": app, "istio.io/dataplane-mode": mode } },
+            "spec": { "nodeName": format!("n{}", n % 2), "hostNetwork": kind == 2,
+                      "containers": [{ "ports": [{ "name": "http", "containerPort": 8000 + n }] }] },
+            "status": { "phase": if status == 2 { "Failed" } else { "Running" }, "conditions": conditions,
+                        "podIP": if status == 3 { Value::Null } else { format!("10.0.0.{n}").into() } } })
+    });
+    let service = (space(), 0..2usize, app(), 0..3u8).prop_map(|(space, n, app, kind)| {
+        json!({ "kind": "Service", "metadata": { "name": format!("s{n}"), "namespace": space },
+            "spec": { "selector": { "app": app }, "clusterIP": format!("10.1.0.{n}"),
+                      "type": if kind == 0 { "ExternalName" } else { "ClusterIP" },
+                      "ports": [{ "port": 80, "targetPort": if kind == 1 { json!("http") } else { json!(8080) } }] } })
+    });
+    let policy = (space(), 0..3usize, proptest::option::of(app()), 0..4u8, any::<bool>()).prop_map(|(space, n, app, kind, peer)| {
+        let selector = app.map(|app| json!({ "matchLabels": { "app": app } }));
+        let spec = match (peer, kind) {
+            (true, 0) => json!({ "mtls": { "mode": "ODD" } }),
+            (true, 1) => json!({ "mtls": { "mode": "STRICT" } }),
+            (true, 2) if selector.is_some() => json!({ "portLevelMtls": { "80": { "mode": "STRICT" } } }),
+            (true, _) => json!({ "mtls": { "mode": "PERMISSIVE" } }),
+            (false, 0) => json!({ "action": "MAYBE" }),
+            (false, 1) => json!({ "action": "AUDIT" }),
+            (false, _) => json!({ "action": "DENY", "rules": [{ "from": [{ "source": { "namespaces": [format!("n{kind}")] } }] }] }),
+        };
+        let spec = patched(spec, &json!({ "selector": selector }));
+        let kind = if peer { "PeerAuthentication" } else { "AuthorizationPolicy" };
+        json!({ "apiVersion": "security.istio.io/v1", "kind": kind, "metadata": { "name": format!("q{n}"), "namespace": space }, "spec": spec })
+    });
+    let label = (space(), mode()).prop_map(|(name, mode)| namespace(name, mode));
+    let set = prop_oneof![4 => pod, 2 => service, 3 => policy, 1 => label].boxed();
+    let remove = set.clone().prop_map(|value| Step::Remove(object(value).key()));
+    let report = (
+        proptest::sample::select(&["n0", "n1"][..]),
+        proptest::collection::vec(0..12usize, 0..6),
+    );
+    let step = prop_oneof![
+        6 => set.prop_map(Step::Set),
+        3 => remove,
+        2 => report.prop_map(|(node, pods)| Step::Report(node, pods)),
+        3 => Just(Step::Tell),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+fn report(pods: &[usize]) -> Report {
+    Report::Captured(pods.iter().map(|p| PodUid::from(format!("{}-{}", SPACES[p / 4], p % 4))).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Told step by step or at once, in whatever order: the same mesh and the same policies.
+    #[test]
+    fn differences_add_up_to_the_whole(steps in steps()) {
+        let mut objects = Objects::new(Settings::default());
+        let mut sum = Sum::default();
+        let mut alive: BTreeMap<ObjectKey, Value> = BTreeMap::new();
+        let mut reports = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Set(value) => {
+                    let object = object(value.clone());
+                    alive.insert(object.key(), value);
+                    objects.set(object);
+                }
+                Step::Remove(key) => {
+                    alive.remove(&key);
+                    objects.remove(&key);
+                }
+                Step::Report(node, pods) => {
+                    objects.report(node, report(&pods));
+                    reports.insert(node, pods);
+                }
+                Step::Tell => sum.add(objects.changes()),
+            }
+        }
+        sum.add(objects.changes());
+        prop_assert!(objects.changes().is_empty());
+
+        let mut fresh = Objects::new(Settings::default());
+        for value in alive.into_values().rev() {
+            fresh.set(object(value));
+        }
+        for (node, pods) in reports {
+            fresh.report(node, report(&pods));
+        }
+        let mut whole = Sum::default();
+        whole.add(fresh.changes());
+        prop_assert_eq!(sum.workloads(), whole.workloads());
+        prop_assert_eq!(sum.services(), whole.services());
+        prop_assert_eq!(sum.policies, whole.policies);
+    }
+}

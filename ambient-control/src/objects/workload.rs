@@ -1,0 +1,131 @@
+//! A pod as a workload of the mesh.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ambient_authz::kubernetes::Labels;
+use ambient_core::{Health, NetworkMode, PodUid, TunnelProtocol, Workload, WorkloadKind};
+
+use super::{Settings, kinds::Pod};
+
+/// The label by which pods and namespaces ask to be in the mesh.
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
+/// The workload that a pod is, not captured and without policies; `None` while it has no address, and once it has ended.
+pub(super) fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> Option<Workload> {
+    let addresses = addresses(pod);
+    if addresses.is_empty() || is_terminal(pod) {
+        return None;
+    }
+    let meta = &pod.metadata;
+    let mut workload = Workload::new(&uid(settings, meta.namespace(), &meta.name), meta.namespace(), &meta.name);
+    workload.pod = meta.uid.as_deref().map(PodUid::from);
+    workload.addresses = addresses;
+    workload.trust_domain = settings.trust_domain.clone();
+    if let Some(account) = &pod.spec.service_account_name {
+        workload.service_account = account.as_str().into();
+    }
+    workload.node = pod.spec.node_name.as_deref().unwrap_or_default().into();
+    workload.cluster = settings.cluster_id.clone();
+    workload.ambient = is_ambient(settings, pod, namespace_labels);
+    if pod.spec.host_network {
+        workload.network_mode = NetworkMode::HostNetwork;
+    }
+    workload.health = health(pod);
+    (workload.kind, workload.workload_name) = owner(pod);
+    workload.canonical_name = label(&meta.labels, &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+        .unwrap_or_else(|| workload.workload_name.clone());
+    workload.canonical_revision = label(
+        &meta.labels,
+        &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
+    )
+    .unwrap_or_else(|| "latest".into());
+    Some(workload)
+}
+
+/// Says of a workload that its node has captured it: also where it is no longer meant to be, as until its node has let
+/// it go its own rules refuse plaintext.
+pub(super) fn capture(workload: &mut Workload) {
+    if workload.network_mode == NetworkMode::Standard {
+        workload.tunnel = TunnelProtocol::Hbone;
+    }
+}
+
+/// The name of a pod in the mesh, as istiod writes it.
+pub(super) fn uid(settings: &Settings, namespace: &str, name: &str) -> String {
+    format!("{}//Pod/{namespace}/{name}", settings.cluster_id)
+}
+
+/// Whether a pod is meant to be in the mesh: the rule of istio-cni with its default selectors.
+fn is_ambient(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> bool {
+    let meta = &pod.metadata;
+    let never = pod.spec.host_network
+        || meta.annotations.contains_key("sidecar.istio.io/status")
+        || settings.excluded_namespaces.iter().any(|ns| **ns == *meta.namespace());
+    // Any other value of the pod's own label is as if it had none.
+    let mode = match meta.labels.get(DATAPLANE_MODE).map(String::as_str) {
+        Some("ambient") => true,
+        Some("none") => false,
+        _ => namespace_labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "ambient"),
+    };
+    mode && !never
+}
+
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let status = &pod.status;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in status.pod_ips.iter().map(|ip| &ip.ip).chain(&status.pod_ip) {
+        if let Ok(ip) = text.parse::<IpAddr>().map(|ip| ip.to_canonical())
+            && !addresses.contains(&ip)
+        {
+            addresses.push(ip);
+        }
+    }
+    addresses
+}
+
+fn is_terminal(pod: &Pod) -> bool {
+    matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+fn health(pod: &Pod) -> Health {
+    let ready = pod.status.conditions.iter().find(|c| c.kind == "Ready");
+    let healthy = match (ready, pod.status.phase.as_deref()) {
+        (Some(ready), _) => ready.status == "True",
+        (None, Some(phase)) => phase == "Running",
+        // Nobody keeps a status of it, as in a file that was written by hand.
+        (None, None) => true,
+    };
+    if healthy && pod.metadata.deletion_timestamp.is_none() {
+        Health::Healthy
+    } else {
+        Health::Unhealthy
+    }
+}
+
+fn owner(pod: &Pod) -> (WorkloadKind, Arc<str>) {
+    let meta = &pod.metadata;
+    let owner = meta.owner_references.iter().find(|o| o.controller == Some(true));
+    let alone = || (WorkloadKind::Pod, meta.name.as_str().into());
+    let Some(owner) = owner else { return alone() };
+    match owner.kind.as_str() {
+        "ReplicaSet" => {
+            // One that no Deployment made has no such label, and then the pod stands for itself.
+            let hash = meta.labels.get("pod-template-hash").filter(|hash| !hash.is_empty());
+            let name = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+            name.filter(|name| !name.is_empty())
+                .map_or_else(alone, |name| (WorkloadKind::Deployment, name.into()))
+        }
+        "Job" => match owner.name.rsplit_once('-') {
+            // A CronJob's are named after the minute they were made for.
+            Some((name, minute)) if (8..=10).contains(&minute.len()) && minute.bytes().all(|b| b.is_ascii_digit()) => {
+                (WorkloadKind::CronJob, name.into())
+            }
+            _ => (WorkloadKind::Job, owner.name.as_str().into()),
+        },
+        _ => alone(),
+    }
+}
+
+fn label(labels: &Labels, keys: &[&str]) -> Option<Arc<str>> {
+    keys.iter().find_map(|key| labels.get(*key)).map(|value| value.as_str().into())
+}

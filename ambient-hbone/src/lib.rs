@@ -1,0 +1,84 @@
+//! HBONE: byte streams to workloads, as HTTP/2 CONNECT in mutual TLS between SPIFFE identities.
+//!
+//! This crate opens no socket, routes nothing, decides no policy, counts no metric and reads no environment: what dials,
+//! the credentials, the cryptography, the clock of certificates, the limits and the observer are values passed in. The
+//! one entry type is [`Pool`], which gives streams to peers; [`Server`] is its other end, and [`relay()`] moves the bytes
+//! between a stream and anything else. A tunnel within a tunnel needs nothing more: a [`Stream`] is what
+//! [`Server::accept`] and [`Dial`] take.
+//!
+//! An echo over a tunnel in memory:
+//!
+//! ```
+//! # #[path = "../tests/support/mod.rs"] mod support;
+//! # use std::{io, net::SocketAddr, sync::Arc};
+//! # use ambient_hbone::*;
+//! # use http::HeaderMap;
+//! # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! /// Reaches whoever stands at the other end of a pipe; a real one makes TCP connections.
+//! struct Pipe(Server, ambient_core::Identity);
+//!
+//! impl Dial for Pipe {
+//!     fn dial<'a>(&'a self, _: &'a Speaker, _: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
+//!         Box::pin(async move {
+//!             let (near, far) = tokio::io::duplex(64 * 1024);
+//!             let (server, identity) = (self.0.clone(), self.1.clone());
+//!             tokio::spawn(async move {
+//!                 let mut session = server.accept(far, &identity).await?;
+//!                 while let Some(request) = session.next().await {
+//!                     tokio::spawn(async move {
+//!                         let (mut from, mut to) = request.accept(HeaderMap::new())?.into_split();
+//!                         tokio::io::copy(&mut from, &mut to).await?;
+//!                         to.shutdown().await
+//!                     });
+//!                 }
+//!                 Ok::<_, AcceptError>(())
+//!             });
+//!             Ok(Box::new(near) as BoxedIo)
+//!         })
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (cart, stock, credentials, provider) = support::pair();
+//! let server = Server::builder(credentials.clone(), provider.clone()).build();
+//! let pool = Pool::builder(Arc::new(Pipe(server, stock.clone())), credentials, provider).build();
+//!
+//! let speaker = Speaker { key: SpeakerKey::new("pod cart-0"), identity: cart };
+//! let destination = Destination {
+//!     peer: "10.0.2.2:15008".parse()?,
+//!     authority: "10.0.2.2:8080".parse()?,
+//!     accepted: vec![stock],
+//!     headers: HeaderMap::new(),
+//! };
+//! let mut stream = pool.connect(&speaker, &destination).await?;
+//! stream.write_all(b"hello").await?;
+//! stream.shutdown().await?; // END_STREAM; the other direction goes on
+//! let mut echo = String::new();
+//! stream.read_to_string(&mut echo).await?;
+//! assert_eq!(echo, "hello");
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod cork;
+mod dial;
+mod keepalive;
+mod limits;
+mod pool;
+mod proto;
+mod server;
+mod stream;
+mod tunnel;
+
+pub mod relay;
+
+pub use dial::{BoxFuture, BoxedIo, Destination, Dial, Duplex, Speaker, SpeakerKey};
+pub use limits::Limits;
+pub use pool::{ConnectError, Phase, Pool, PoolBuilder};
+pub use proto::connect::MalformedRequest;
+pub use relay::{RelayLimits, Tally, refuse_quietly, relay};
+pub use server::{AcceptError, Request, Server, ServerBuilder, Session};
+pub use stream::{ReadHalf, Stream, StreamError, WriteHalf};
+pub use tunnel::TunnelLost;

@@ -1,0 +1,310 @@
+//! Tunnels for those who speak, shared by their streams.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use ambient_core::{Credential, Credentials, Identity, Observer};
+use rustls::{
+    crypto::CryptoProvider,
+    time_provider::{DefaultTimeProvider, TimeProvider},
+};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    Destination, Dial, Limits, Speaker, SpeakerKey, Stream,
+    proto::choice::{self, Choice},
+    tunnel::Line,
+};
+
+pub use self::error::{ConnectError, Phase};
+pub(crate) use self::tunnel::Lease;
+use self::tunnel::Tunnel;
+
+mod dialing;
+mod error;
+mod open;
+mod tunnel;
+
+/// A client: streams to peers, in tunnels that it makes, shares and ends.
+///
+/// A tunnel serves one speaker, one peer and one list of accepted identities. Those who want the same wait for one dial
+/// and share its outcome; no dial holds up anybody else. Once the speaker's credential has changed, new streams go into
+/// new tunnels; the older ones end with their last stream.
+///
+/// Cheap to clone. Its tasks run on the runtime on which [`connect`](Self::connect) is called: one pool for each runtime
+/// keeps a tunnel and its streams on one core.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+/// What the pool and the tasks of its tunnels share.
+struct Shared {
+    dial: Arc<dyn Dial>,
+    credentials: Arc<dyn Credentials>,
+    provider: Arc<CryptoProvider>,
+    observer: Arc<dyn Observer>,
+    time: Arc<dyn TimeProvider>,
+    limits: Limits,
+    closing: AtomicBool,
+    /// Held for moments, never across an await.
+    slots: Mutex<HashMap<Arc<Key>, Slot>>,
+    /// Tunnels that stand, for whoever waits until none does.
+    standing: watch::Sender<usize>,
+}
+
+/// What two streams must have in common to share a tunnel: the whole speaker, the peer, and who the peer may be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    speaker: Speaker,
+    peer: SocketAddr,
+    /// Sorted, without doubles.
+    accepted: Vec<Identity>,
+}
+
+#[derive(Default)]
+struct Slot {
+    tunnels: Vec<Arc<Tunnel>>,
+    dials: Vec<Dialing>,
+}
+
+/// What a dial comes to: the fate of the tunnel that it made, or why it made none.
+type Outcome = watch::Receiver<Option<Result<Arc<Line>, ConnectError>>>;
+
+/// A dial that goes on, and who waits for it.
+struct Dialing {
+    outcome: Outcome,
+    task: AbortHandle,
+    waiting: usize,
+}
+
+impl Pool {
+    /// A pool that reaches peers with `dial` and presents what `credentials` holds.
+    pub fn builder(dial: Arc<dyn Dial>, credentials: Arc<dyn Credentials>, provider: Arc<CryptoProvider>) -> PoolBuilder {
+        PoolBuilder {
+            dial,
+            credentials,
+            provider,
+            observer: Arc::new(()),
+            time: Arc::new(DefaultTimeProvider),
+            limits: Limits::default(),
+        }
+    }
+
+    /// A stream to a destination, once the peer has accepted it.
+    ///
+    /// Must be called on a tokio runtime with time; the dial runs there as a task of its own.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says who caused it and whether another peer may be tried. After at most the sum of the limits
+    /// `dial`, `handshake` and `answer` (twice, where a tunnel in use turned out to be closing) there is an outcome.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the request back (CANCEL); a dial that others may wait for goes on.
+    pub async fn connect(&self, speaker: &Speaker, destination: &Destination) -> Result<Stream, ConnectError> {
+        let key = Arc::new(Key::new(speaker, destination));
+        let mut again = true;
+        loop {
+            let credential = self.shared.credential(&speaker.identity)?;
+            let lease = self.lease(&key, &credential).await?;
+            // A tunnel is chosen by its key; that the key's speaker is this one is what everything else rests on.
+            if lease.tunnel().key().speaker != *speaker {
+                return Err(ConnectError::Closed);
+            }
+            match open::open(lease, destination, &self.shared.limits).await {
+                // The tunnel had said GOAWAY, or ended, before the request left: nobody has seen it.
+                Err(ConnectError::Unprocessed { .. }) if std::mem::take(&mut again) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Ends the tunnels of a speaker at once: its streams end with [`TunnelLost::Ended`](crate::TunnelLost::Ended), and
+    /// those who wait for a dial on its behalf with [`ConnectError::Closed`].
+    pub fn forget(&self, speaker: &SpeakerKey) {
+        self.shared.slots().retain(|key, slot| {
+            let theirs = key.speaker.key == *speaker;
+            if theirs {
+                slot.end();
+            }
+            !theirs
+        });
+    }
+
+    /// Closes the pool: no new streams, tunnels end with their last stream, and what still stands at the deadline is cut.
+    ///
+    /// # Cancel safety
+    /// The pool stays closed; what stands is left to end by itself.
+    pub async fn drain(&self, deadline: Duration) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+        let mut standing = self.shared.standing.subscribe();
+        for slot in self.shared.slots().values_mut() {
+            slot.dials.drain(..).for_each(|dialing| dialing.task.abort());
+            slot.tunnels.iter().for_each(|tunnel| tunnel.retire());
+        }
+        if timeout(deadline, standing.wait_for(|count| *count == 0)).await.is_err() {
+            self.shared.slots().drain().for_each(|(_, mut slot)| slot.end());
+        }
+    }
+
+    /// A place for a stream in a tunnel: of one that stands, or of one that is dialled.
+    async fn lease(&self, key: &Arc<Key>, credential: &Arc<Credential>) -> Result<Lease, ConnectError> {
+        let limits = &self.shared.limits;
+        let limit = limits.dial + limits.handshake;
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut outcome = match self.choose(key, credential)? {
+                Ok(lease) => return Ok(lease),
+                Err(dial) => dial,
+            };
+            let outcome = timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
+            match outcome {
+                Ok(Ok(outcome)) => match &*outcome {
+                    Some(Err(e)) => return Err(e.clone()),
+                    // Lost as soon as it stood: dialling on and on would not help, and a peer that refuses our
+                    // certificate says so only now.
+                    Some(Ok(line)) if line.lost().is_some() => return Err(open::unsent(key.peer, line)),
+                    _ => {}
+                },
+                Ok(Err(_aborted)) => return Err(ConnectError::Closed),
+                Err(_) => return Err(ConnectError::Timeout { peer: key.peer, phase: Phase::Queue, limit }),
+            }
+        }
+    }
+
+    /// A place in a tunnel that stands, or else a dial to wait for.
+    fn choose(&self, key: &Arc<Key>, credential: &Arc<Credential>) -> Result<Result<Lease, Outcome>, ConnectError> {
+        let limits = &self.shared.limits;
+        let mut slots = self.shared.slots();
+        // Looked at under the lock, so that what is added after `drain` or `forget` looked is not missed.
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Err(ConnectError::Closed);
+        }
+        let slot = slots.entry(Arc::clone(key)).or_default();
+        let loads = slot.tunnels.iter().map(|tunnel| tunnel.load(credential, limits.streams as usize));
+        let waiting = slot.dials.iter().map(|dialing| dialing.waiting);
+        match choice::choose(loads, waiting, limits.streams as usize, limits.tunnels) {
+            Choice::Use(index) => Ok(Ok(Lease::new(&slot.tunnels[index]))),
+            Choice::Join(index) => {
+                slot.dials[index].waiting += 1;
+                Ok(Err(slot.dials[index].outcome.clone()))
+            }
+            Choice::Dial => {
+                let dialing = dialing::start(&self.shared, key, credential);
+                let outcome = dialing.outcome.clone();
+                slot.dials.push(dialing);
+                Ok(Err(outcome))
+            }
+            Choice::Full => Err(ConnectError::Full { peer: key.peer, tunnels: limits.tunnels }),
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("tunnels", &*self.shared.standing.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn slots(&self) -> MutexGuard<'_, HashMap<Arc<Key>, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn credential(&self, identity: &Identity) -> Result<Arc<Credential>, ConnectError> {
+        let now = self.time.current_time().map(|now| SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()));
+        let usable = |credential: &Arc<Credential>| credential.identity == *identity && now.is_some_and(|now| credential.is_valid_at(now));
+        self.credentials
+            .credential(identity)
+            .filter(usable)
+            .ok_or_else(|| ConnectError::NoCredential { identity: identity.clone() })
+    }
+}
+
+impl Slot {
+    fn end(&mut self) {
+        self.dials.drain(..).for_each(|dialing| dialing.task.abort());
+        self.tunnels.drain(..).for_each(|tunnel| tunnel.end());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tunnels.is_empty() && self.dials.is_empty()
+    }
+}
+
+impl Key {
+    fn new(speaker: &Speaker, destination: &Destination) -> Self {
+        let mut accepted = destination.accepted.clone();
+        accepted.sort_unstable();
+        accepted.dedup();
+        Self { speaker: speaker.clone(), peer: destination.peer, accepted }
+    }
+}
+
+/// Sets up a [`Pool`].
+pub struct PoolBuilder {
+    dial: Arc<dyn Dial>,
+    credentials: Arc<dyn Credentials>,
+    provider: Arc<CryptoProvider>,
+    observer: Arc<dyn Observer>,
+    time: Arc<dyn TimeProvider>,
+    limits: Limits,
+}
+
+impl PoolBuilder {
+    /// Other bounds than the defaults.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Who is told of tunnels that open and close.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// The clock by which certificates are judged; the system's by default.
+    #[must_use]
+    pub fn time(mut self, time: Arc<dyn TimeProvider>) -> Self {
+        self.time = time;
+        self
+    }
+
+    /// The pool.
+    pub fn build(self) -> Pool {
+        let Self { dial, credentials, provider, observer, time, limits } = self;
+        let shared = Shared {
+            dial,
+            credentials,
+            provider,
+            observer,
+            time,
+            limits,
+            closing: AtomicBool::new(false),
+            slots: Mutex::default(),
+            standing: watch::Sender::new(0),
+        };
+        Pool { shared: Arc::new(shared) }
+    }
+}
+
+impl fmt::Debug for PoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}

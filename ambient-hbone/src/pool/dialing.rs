@@ -1,0 +1,122 @@
+//! A dial: connection, TLS, HTTP/2, and then the tunnel's own task.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+};
+
+use ambient_core::Credential;
+use ambient_tls::{Accepted, PeerError, Verifier};
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use rustls::pki_types::ServerName;
+use tokio::{io::BufReader, sync::watch, time::timeout};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use super::{ConnectError, Dialing, Key, Phase, Shared, tunnel::{self, Tunnel}};
+use crate::{
+    Limits,
+    cork::Cork,
+    tunnel::{Line, WIRE_BUFFER, Wire},
+};
+
+/// Starts a dial as a task of its own, so that it outlives whoever asked first.
+pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>) -> Dialing {
+    let (tell, outcome) = watch::channel(None);
+    let task = tokio::spawn(run(Arc::clone(shared), Arc::clone(key), Arc::clone(credential), tell));
+    Dialing { outcome, task: task.abort_handle(), waiting: 1 }
+}
+
+async fn run(shared: Arc<Shared>, key: Arc<Key>, credential: Arc<Credential>, tell: watch::Sender<Option<Result<Arc<Line>, ConnectError>>>) {
+    let result = set_up(&shared, &key, &credential).await;
+    let task = tokio::task::id();
+    let driver = {
+        let mut slots = shared.slots();
+        let Some(slot) = slots.get_mut(&key) else { return };
+        let Some(index) = slot.dials.iter().position(|dialing| dialing.task.id() == task) else {
+            // Forgotten while it went on: the connection goes with this task.
+            return;
+        };
+        slot.dials.swap_remove(index);
+        match result {
+            Ok((requests, connection, wire, line)) => {
+                let tunnel = Arc::new(Tunnel::new(Arc::clone(&key), credential, requests, line));
+                slot.tunnels.push(Arc::clone(&tunnel));
+                let ends = Arc::downgrade(&shared);
+                Ok((tunnel, connection, wire, ends))
+            }
+            Err(e) => {
+                if slot.is_empty() {
+                    slots.remove(&key);
+                }
+                Err(e)
+            }
+        }
+    };
+    let (tunnel, connection, wire, ends): (_, _, _, Weak<Shared>) = match driver {
+        Ok(driver) => driver,
+        Err(e) => {
+            tell.send_replace(Some(Err(e)));
+            return;
+        }
+    };
+    shared.standing.send_modify(|count| *count += 1);
+    tell.send_replace(Some(Ok(Arc::clone(tunnel.line()))));
+    let (observer, limits) = (Arc::clone(&shared.observer), shared.limits.clone());
+    // The tunnel must not keep its pool alive.
+    drop((shared, tell));
+    tunnel::drive(tunnel, connection, wire, observer, limits, ends).await;
+}
+
+type Ready = (SendRequest<Bytes>, Connection<Wire, Bytes>, Wire, Arc<Line>);
+
+async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<Ready, ConnectError> {
+    let (peer, limits) = (key.peer, &shared.limits);
+    let verifier = Verifier::new(&shared.provider, &shared.credentials.trust(), Accepted::any_of(key.accepted.iter().cloned()));
+    let config = verifier.with_time(Arc::clone(&shared.time)).client_config(credential)?;
+
+    let timed_out = |phase, limit| move |_| ConnectError::Timeout { peer, phase, limit };
+    let io = timeout(limits.dial, shared.dial.dial(&key.speaker, peer))
+        .await
+        .map_err(timed_out(Phase::Dial, limits.dial))?
+        .map_err(|e| ConnectError::Dial { peer, source: Arc::new(e) })?;
+
+    let handshake = async {
+        let io = BufReader::with_capacity(WIRE_BUFFER, io);
+        // Never sent, never compared: HBONE knows its peers by SPIFFE ID.
+        let nobody = ServerName::from(peer.ip());
+        let tls = TlsConnector::from(config).connect(nobody, io).await.map_err(|e| refused(peer, e))?;
+        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+            let why = io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak HTTP/2 (ALPN h2)");
+            return Err(refused(peer, why));
+        }
+        let line = Arc::new(Line::default());
+        let wire = Cork::new(TlsStream::from(tls), Arc::clone(&line));
+        let (requests, connection) = builder(limits).handshake(wire.clone()).await.map_err(|e| refused(peer, io::Error::other(e)))?;
+        wire.cork();
+        Ok((requests, connection, wire, line))
+    };
+    timeout(limits.handshake, handshake).await.map_err(timed_out(Phase::Handshake, limits.handshake))?
+}
+
+fn builder(limits: &Limits) -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(limits.stream_window)
+        .initial_connection_window_size(Limits::CONNECTION_WINDOW)
+        .max_frame_size(limits.max_frame)
+        .max_header_list_size(limits.header_list)
+        .max_send_buffer_size(limits.send_buffer)
+        .initial_max_send_streams(limits.streams as usize)
+        .data_frame_budget(limits.frame_overhead)
+        .enable_push(false);
+    builder
+}
+
+fn refused(peer: SocketAddr, error: io::Error) -> ConnectError {
+    match PeerError::of(&error) {
+        Some(source) => ConnectError::WrongPeer { peer, source: source.clone() },
+        None => ConnectError::Handshake { peer, source: Arc::new(error) },
+    }
+}

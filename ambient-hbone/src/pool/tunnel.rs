@@ -1,0 +1,189 @@
+//! A tunnel of a pool, and the task that drives it.
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Poll,
+};
+
+use ambient_core::{Credential, Observer, observe::Event};
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+
+use super::{Key, Shared};
+use crate::{
+    Limits, TunnelLost,
+    keepalive::Keepalive,
+    proto::{choice::Load, liveness::Idleness},
+    tunnel::{Line, Wire},
+};
+
+/// A tunnel that stands.
+pub(crate) struct Tunnel {
+    key: Arc<Key>,
+    credential: Arc<Credential>,
+    line: Arc<Line>,
+    /// Gone once the tunnel takes no new streams; with the last handle HTTP/2 closes the connection after its last stream.
+    requests: Mutex<Option<SendRequest<Bytes>>>,
+    open: AtomicUsize,
+    opened: AtomicU64,
+    end: Notify,
+}
+
+impl Tunnel {
+    pub(super) fn new(key: Arc<Key>, credential: Arc<Credential>, requests: SendRequest<Bytes>, line: Arc<Line>) -> Self {
+        Self {
+            key,
+            credential,
+            line,
+            requests: Mutex::new(Some(requests)),
+            open: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            end: Notify::new(),
+        }
+    }
+
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    pub(super) fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
+    /// A handle to open a stream with; none once it takes no new ones.
+    pub(super) fn requests(&self) -> Option<SendRequest<Bytes>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How it stands for one more stream of a speaker with this credential. One made with an older credential retires.
+    pub(super) fn load(&self, credential: &Credential, most: usize) -> Load {
+        if self.credential.chain != credential.chain {
+            self.retire();
+        }
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = requests.as_ref().map(SendRequest::current_max_send_streams);
+        Load {
+            usable: allowed.is_some() && self.line.lost().is_none(),
+            open: self.open.load(Ordering::Relaxed),
+            limit: allowed.map_or(0, |allowed| allowed.min(most)),
+        }
+    }
+
+    /// No new streams: it ends with the last one.
+    pub(super) fn retire(&self) {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(requests);
+    }
+
+    /// Ends it now, with all its streams.
+    pub(super) fn end(&self) {
+        self.line.lose(TunnelLost::Ended);
+        self.retire();
+        self.end.notify_one();
+    }
+}
+
+/// A stream's place in a tunnel, given back when dropped.
+pub(crate) struct Lease {
+    tunnel: Arc<Tunnel>,
+}
+
+impl Lease {
+    pub(super) fn new(tunnel: &Arc<Tunnel>) -> Self {
+        tunnel.open.fetch_add(1, Ordering::Relaxed);
+        tunnel.opened.fetch_add(1, Ordering::Relaxed);
+        Self { tunnel: Arc::clone(tunnel) }
+    }
+
+    pub(super) fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.tunnel.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Drives a tunnel to its end, then takes it out of the pool.
+pub(super) async fn drive(
+    tunnel: Arc<Tunnel>,
+    connection: Connection<Wire, Bytes>,
+    wire: Wire,
+    observer: Arc<dyn Observer>,
+    limits: Limits,
+    pool: Weak<Shared>,
+) {
+    let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
+    observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });
+    let mut out = OutOfPool { tunnel: Arc::clone(&tunnel), pool };
+    let reason = run(&tunnel, connection, &wire, &limits).await;
+    tunnel.line.lose(reason);
+    out.leave();
+    observer.observe(&Event::TunnelClosed { peer, speaker: &speaker, reason: &tunnel.line.reason() });
+}
+
+async fn run(tunnel: &Tunnel, mut connection: Connection<Wire, Bytes>, wire: &Wire, limits: &Limits) -> TunnelLost {
+    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.dead_peer);
+    let mut idleness = Idleness::default();
+    let half = limits.idle / 2;
+    let mut idle = interval_at(Instant::now() + half, half.max(std::time::Duration::from_millis(1)));
+    idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let drive = poll_fn(|cx| {
+        if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
+            return Poll::Ready(result.err().map_or(TunnelLost::Closed, |e| TunnelLost::from_h2(&e)));
+        }
+        if let Poll::Ready(Err(e)) = wire.poll_drain(cx) {
+            return Poll::Ready(TunnelLost::Io { source: Arc::new(e) });
+        }
+        keepalive.poll(cx, || wire.reads())
+    });
+    tokio::pin!(drive);
+    loop {
+        tokio::select! {
+            reason = &mut drive => return reason,
+            () = tunnel.end.notified() => return TunnelLost::Ended,
+            _ = idle.tick() => {
+                if idleness.on_tick(tunnel.open.load(Ordering::Relaxed), tunnel.opened.load(Ordering::Relaxed)) {
+                    tunnel.retire();
+                }
+            }
+        }
+    }
+}
+
+/// Takes a tunnel out of its pool however its task ends.
+struct OutOfPool {
+    tunnel: Arc<Tunnel>,
+    pool: Weak<Shared>,
+}
+
+impl OutOfPool {
+    fn leave(&mut self) {
+        let Some(pool) = std::mem::take(&mut self.pool).upgrade() else { return };
+        let mut slots = pool.slots();
+        if let Some(slot) = slots.get_mut(&self.tunnel.key) {
+            slot.tunnels.retain(|tunnel| !Arc::ptr_eq(tunnel, &self.tunnel));
+            if slot.is_empty() {
+                slots.remove(&self.tunnel.key);
+            }
+        }
+        drop(slots);
+        pool.standing.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Drop for OutOfPool {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

@@ -1,0 +1,55 @@
+//! What a node is told at its start.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use ambient_core::TrustDomain;
+
+/// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of the Kubernetes node; pods with this `spec.nodeName` are this node's.
+    pub node: Arc<str>,
+    /// Where the container runtime keeps network namespaces, one file each; `/run/netns` as a rule.
+    pub netns_dir: PathBuf,
+    /// The trust domain of this mesh.
+    pub trust_domain: TrustDomain,
+    /// The DNS domain of the cluster.
+    pub cluster_domain: Arc<str>,
+    /// Where names that are not the mesh's are asked for; at least one, or DNS is not captured.
+    pub nameservers: Vec<SocketAddr>,
+    /// Whether pods' IPv6 is captured.
+    pub ipv6: bool,
+    /// Where `/metrics` is served, in the node's own namespace.
+    pub metrics: SocketAddr,
+    /// Where `/healthz/ready` is served, in the node's own namespace.
+    pub readiness: SocketAddr,
+    /// Threads that move bytes.
+    pub workers: usize,
+    /// Connections that one pod may have open in one direction; more are reset at once.
+    pub connections_per_pod: usize,
+    /// How long connecting to an application or to another node's proxy may take.
+    pub connect_timeout: Duration,
+    /// How long open connections may go on after the node was told to stop.
+    pub drain: Duration,
+}
+
+impl Config {
+    /// The defaults, which are ztunnel's where it has them.
+    pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
+        let any = |port| SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port);
+        Self {
+            node: node.into(),
+            netns_dir: netns_dir.into(),
+            trust_domain: TrustDomain::default(),
+            cluster_domain: "cluster.local".into(),
+            nameservers: Vec::new(),
+            ipv6: true,
+            metrics: any(ambient_core::ports::METRICS),
+            readiness: any(ambient_core::ports::READINESS),
+            workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            connections_per_pod: 20_000,
+            connect_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Tunnels from other nodes' proxies: each CONNECT is checked and delivered to the pod whose namespace accepted it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ambient_authz::Decision;
+use ambient_core::{Authority, Identity, NetworkAddress, headers, route};
+use ambient_hbone::{Request, Session};
+use ambient_redirect::linux;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::net::TcpStream;
+
+use crate::{
+    Shared, clock,
+    plaintext::source_for,
+    pods::{Pod, Stage},
+    session::{carry, keep_alive, settle},
+    state::Snapshot,
+    telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
+    watch::Subject,
+    workers::Worker,
+};
+
+/// Serves one tunnel on a worker; its streams stay there.
+pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+    let home = worker.clone();
+    worker.spawn(Box::pin(async move {
+        let Ok(permit) = pod.inbound.clone().try_acquire_owned() else {
+            return node.metrics.connection_shed();
+        };
+        let Some(stream) = prepare(stream) else { return };
+        let at = stream.local_addr().unwrap_or(peer);
+        let session = tokio::select! {
+            session = node.server.accept(stream, &pod.identity) => session,
+            () = pod.reaches(Stage::Stopped) => return,
+        };
+        match session {
+            Ok(session) => Tunnel { node, pod, home, peer, at }.run(session).await,
+            Err(error) => {
+                node.metrics.handshake_refused();
+                refused_early(Direction::Inbound, peer, at, None, &error);
+            }
+        }
+        drop(permit);
+    }));
+}
+
+fn prepare(stream: std::net::TcpStream) -> Option<TcpStream> {
+    linux::cut_when_dropped(&stream, true).ok()?;
+    keep_alive(&stream).ok()?;
+    stream.set_nodelay(true).ok()?;
+    TcpStream::from_std(stream).ok()
+}
+
+/// One tunnel of a peer.
+struct Tunnel {
+    node: Arc<Shared>,
+    pod: Arc<Pod>,
+    home: Arc<Worker>,
+    peer: SocketAddr,
+    at: SocketAddr,
+}
+
+impl Tunnel {
+    async fn run(self, mut session: Session) {
+        let identity = match Identity::try_from(session.peer().clone()) {
+            Ok(identity) => identity,
+            Err(error) => {
+                self.node.metrics.handshake_refused();
+                refused_early(Direction::Inbound, self.peer, self.at, None, &error);
+                return;
+            }
+        };
+        let tunnel = Arc::new(self);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                request = session.next() => {
+                    let Some(request) = request else { return };
+                    let (tunnel, identity) = (tunnel.clone(), identity.clone());
+                    let home = tunnel.home.clone();
+                    home.spawn(Box::pin(async move { tunnel.serve(request, identity).await }));
+                }
+                () = tunnel.pod.reaches(Stage::Draining), if !draining => {
+                    draining = true;
+                    session.graceful_shutdown();
+                }
+                () = tunnel.pod.reaches(Stage::Stopped) => return,
+            }
+        }
+    }
+
+    async fn serve(&self, request: Request, identity: Identity) {
+        let opened = clock::steady();
+        let (node, pod) = (&self.node, &self.pod);
+        let Ok(permit) = pod.inbound.clone().try_acquire_owned() else {
+            node.metrics.connection_shed();
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let authority = request.authority().clone();
+        let Some(snapshot) = node.state.current() else {
+            self.early(&authority, "the mesh's state has not arrived");
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let Some(workload) = pod.workload(&snapshot) else {
+            self.early(
+                &authority,
+                "failed to fetch information about local workload: it is not in the mesh's state",
+            );
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let to = match route::inbound(
+            &snapshot.mesh,
+            &route::Inbound {
+                pod: workload,
+                authority: &authority,
+            },
+        ) {
+            Ok(to) => to,
+            Err(refusal) => {
+                self.early(&authority, &refusal.to_string());
+                return request.refuse(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
+            }
+        };
+        let ends = self.ends(&snapshot, &request, &identity, authority);
+        let account = Account::open(&node.metrics, ends, opened);
+        self.deliver(request, identity, to, snapshot, account).await;
+        drop(permit);
+    }
+
+    async fn deliver(&self, request: Request, identity: Identity, to: SocketAddr, snapshot: Arc<Snapshot>, account: Account) {
+        let (node, pod) = (&self.node, &self.pod);
+        let Some(workload) = pod.workload(&snapshot) else {
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let (uid, workload) = (pod.spec.uid.clone(), workload.uid.clone());
+        let subject = Subject {
+            pod: uid,
+            workload,
+            peer: Some(identity),
+            source: self.peer.ip(),
+            destination: to,
+        };
+        let (_registered, mut cut) = node.watch.register(subject.clone());
+        // Decided on what is present after the registration: a change in between is either seen here or cut later.
+        let snapshot = node.state.current().unwrap_or(snapshot);
+        let Some(workload) = pod.workload(&snapshot) else {
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
+            account.close(&Outcome::failed(
+                Flag::Deny,
+                format_args!("connection closed due to policy rejection: {denial}"),
+            ));
+            return request.refuse(StatusCode::UNAUTHORIZED);
+        }
+        let from = source_for(self.peer, to);
+        let mut server = match node
+            .sockets
+            .tcp_connect(&pod.namespace, from, to, node.config.connect_timeout)
+            .await
+        {
+            Ok(server) => server,
+            Err(error) => {
+                account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")));
+                return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            }
+        };
+        let mut answer = HeaderMap::new();
+        if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(workload)) {
+            answer.insert("baggage", baggage);
+        }
+        let mut client = match request.accept(answer) {
+            Ok(client) => client,
+            Err(error) => {
+                return account.close(&Outcome::failed(
+                    Flag::Connect,
+                    format_args!("the peer went away before it was answered: {error}"),
+                ));
+            }
+        };
+        if carry(pod, &mut client, &mut server, Some(&mut cut), account).await.is_some() {
+            settle(&server);
+        }
+    }
+
+    /// Both ends as the mesh knows them. What the peer wrote in headers only picks from what is looked up.
+    fn ends(&self, snapshot: &Snapshot, request: &Request, identity: &Identity, authority: Authority) -> Ends {
+        let mesh = &snapshot.mesh;
+        let destination = self.pod.workload(snapshot).cloned();
+        let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
+        let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
+        // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
+        let source = source.filter(|w| w.identity().is_ok_and(|of| of == *identity)).cloned();
+        let host = request
+            .headers()
+            .get("forwarded")
+            .and_then(|value| headers::forwarded_host(value.as_bytes()));
+        let service = host.and_then(|host| mesh.service_by_hostname(host, &self.pod.spec.namespace));
+        let service = service
+            .filter(|s| destination.as_ref().is_some_and(|w| s.endpoints.contains_key(&w.uid)))
+            .cloned();
+        Ends {
+            direction: Direction::Inbound,
+            source: self.peer,
+            source_workload: source,
+            source_identity: Some(identity.clone()),
+            destination: self.at,
+            hbone: Some(authority),
+            service,
+            destination_workload: destination,
+            destination_identity: Some(self.pod.identity.clone()),
+            waypoint: false,
+            mutual_tls: true,
+        }
+    }
+
+    fn early(&self, authority: &Authority, error: &str) {
+        refused_early(Direction::Inbound, self.peer, self.at, Some(authority), &error);
+    }
+}

@@ -1,0 +1,58 @@
+//! The node proxy of an ambient service mesh, as a library.
+//!
+//! It composes the rooms below it and decides nothing itself: where a connection goes is said by
+//! [`ambient_core::route`], whether it may by [`ambient_authz::decide`], how it is carried by [`ambient_hbone`], how it
+//! is captured by [`ambient_redirect`], and what the mesh is by a [`Source`](ambient_control::Source). It reads no
+//! flags and no environment, and installs nothing process-wide but, when a binary asks for it, [`telemetry::log`].
+//!
+//! The one entry type is [`Node`]: give it a [`Config`], a source of state, an issuer of certificates, and something
+//! that announces which pods are captured; then [`Node::run`] it.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use ambient_control::{ca::DirectoryCa, manifests::{Manifests, Status}};
+//! use ambient_node::{AnnounceInDirectory, Config, Node};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config::new("node-1", "/run/netns");
+//! let source = Manifests::open(ambient_control::manifests::Config::new("/etc/ambient/manifests")).await?;
+//! let issuer = DirectoryCa::open("/etc/ambient/ca".as_ref(), &config.trust_domain)?;
+//! let announce = AnnounceInDirectory::new(Status::open("/etc/ambient/manifests".as_ref(), "node-1")?);
+//! let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
+//! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod accept;
+mod admin;
+mod announce;
+mod certificates;
+mod clock;
+mod config;
+mod dial;
+mod dns;
+mod entropy;
+mod inbound;
+mod node;
+mod outbound;
+mod plaintext;
+mod pods;
+mod session;
+mod state;
+pub mod telemetry;
+mod watch;
+mod workers;
+
+pub use announce::AnnounceInDirectory;
+pub use config::Config;
+pub use node::{Node, StartError};
+
+pub(crate) use node::Shared;
+
+/// The DNS servers that a `resolv.conf` names, each on port 53.
+pub fn nameservers(resolv_conf: &str) -> Vec<std::net::SocketAddr> {
+    let named = ambient_dns::resolv::parse(resolv_conf).nameservers;
+    named.into_iter().map(|ip| std::net::SocketAddr::new(ip, 53)).collect()
+}

@@ -1,0 +1,324 @@
+//! The composition: everything below, started in order, fed from one queue, and stopped gently.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use ambient_control::{Batch, Change, Issuer, Source};
+use ambient_core::{NetworkMode, Observer, PodUid, observe::Event};
+use ambient_hbone::{Pool, Server};
+use ambient_redirect::{
+    Announce, Enrolment, PodSpec,
+    linux::{self, PreflightError, preflight},
+    pods::{PodState, State as PodStage},
+};
+use http::StatusCode;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{self, Instant},
+};
+
+use crate::{
+    Config, admin,
+    certificates::Certificates,
+    clock,
+    dial::Dialler,
+    pods::{Pods, Stage},
+    state::{Changed, Snapshot, State},
+    telemetry::Metrics,
+    watch::Watch,
+    workers::Workers,
+};
+
+/// What every connection needs to see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) state: Arc<State>,
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) workers: Workers,
+    pub(crate) sockets: linux::Sockets,
+    pub(crate) server: Server,
+    pub(crate) dialler: Arc<Dialler>,
+}
+
+/// Why a node did not start. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The process lacks a right, or the kernel a feature.
+    #[error("this node cannot capture pods: {0}")]
+    Preflight(#[from] PreflightError),
+    /// A port of the node's own pages cannot be had.
+    #[error("cannot listen on {address} for {what}: {source}; is another node proxy running here? (choose another port with {flag})")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The page.
+        what: &'static str,
+        /// The flag that moves it.
+        flag: &'static str,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// A thread or a descriptor could not be had.
+    #[error("cannot start the node's threads: {0}")]
+    Threads(io::Error),
+    /// The process cannot move between network namespaces.
+    #[error(transparent)]
+    Enter(#[from] linux::NetnsError),
+    /// The directory of network namespaces is not there.
+    #[error("cannot read the directory of network namespaces {path}: {source}; name the container runtime's with --netns-dir")]
+    Namespaces {
+        /// The directory.
+        path: String,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+/// A node proxy: started, and not yet running.
+pub struct Node {
+    shared: Arc<Shared>,
+    source: Box<dyn Source>,
+    pods: Arc<Pods>,
+    enrolment: Enrolment,
+    metrics: TcpListener,
+    readiness: TcpListener,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Checks what a node needs, takes its ports, and starts its threads. Touches no pod.
+    ///
+    /// # Errors
+    /// When something that it needs is missing; the error says what to do.
+    pub async fn start(
+        config: Config,
+        source: Box<dyn Source>,
+        issuer: Arc<dyn Issuer>,
+        announce: Arc<dyn Announce>,
+    ) -> Result<Self, StartError> {
+        std::fs::read_dir(&config.netns_dir).map_err(|source| StartError::Namespaces {
+            path: config.netns_dir.display().to_string(),
+            source,
+        })?;
+        let options = ambient_redirect::plan::Options { ipv6: config.ipv6, dns: !config.nameservers.is_empty(), ..Default::default() };
+        preflight(&options).await?;
+        let listen = |address, what, flag| async move {
+            admin::bind(address).await.map_err(|source| StartError::Listen {
+                address,
+                what,
+                flag,
+                source,
+            })
+        };
+        let metrics_page = listen(config.metrics, "metrics", "--metrics").await?;
+        let readiness_page = listen(config.readiness, "readiness", "--readiness").await?;
+
+        let certificates = Certificates::new(issuer);
+        let sockets = linux::Sockets::new()?;
+        let metrics = Arc::new(Metrics::default());
+        let observer: Arc<dyn Observer> = Arc::new(Told);
+        let provider = Arc::new(ambient_tls::provider());
+        let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
+        let workers = Workers::start(config.workers, || {
+            Pool::builder(dialler.clone(), certificates.clone(), provider.clone())
+                .observer(observer.clone())
+                .build()
+        })
+        .map_err(StartError::Threads)?;
+        let server = Server::builder(certificates.clone(), provider.clone())
+            .observer(observer.clone())
+            .build();
+        let redirect = ambient_redirect::Config { options, ..ambient_redirect::Config::new(&config.netns_dir) };
+        let shared = Arc::new(Shared {
+            config,
+            state: Arc::default(),
+            certificates,
+            metrics,
+            watch: Arc::default(),
+            workers,
+            sockets,
+            server,
+            dialler,
+        });
+        let pods = Pods::new(shared.clone());
+        let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
+        Ok(Self {
+            shared,
+            source,
+            pods,
+            enrolment,
+            metrics: metrics_page,
+            readiness: readiness_page,
+        })
+    }
+
+    /// Serves until `stop` is done, then takes nothing new, lets what is open go on for a while, and ends.
+    ///
+    /// The rules in the pods' namespaces stay: until a node runs again their traffic is refused, and never sent in
+    /// plaintext.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Self {
+            shared,
+            source,
+            pods,
+            enrolment,
+            metrics,
+            readiness,
+        } = self;
+        let (desired, wanted) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(admin::serve(metrics, metrics_page(&shared)));
+        tasks.spawn(admin::serve(readiness, readiness_page(&shared)));
+        let certificates = shared.certificates.clone();
+        tasks.spawn(async move { certificates.keep_fresh().await });
+        tasks.spawn(follow(shared.clone(), source, desired));
+        tasks.spawn(tell_of_pods(enrolment.states()));
+        let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
+        let enrolling = tokio::spawn(enrolment.run(wanted, async move {
+            // An error says that the other half is gone: stop then too.
+            let _ = stopped.await;
+        }));
+        stop.await;
+        tracing::info!("stopping: nothing new is taken, open connections have {:?}", shared.config.drain);
+        drop(stop_enrolling);
+        let _ = enrolling.await;
+        drain(&shared, &pods).await;
+        tasks.shutdown().await;
+    }
+}
+
+async fn drain(shared: &Shared, pods: &Pods) {
+    pods.advance(Stage::Draining);
+    let deadline = Instant::now() + shared.config.drain;
+    while pods.open_connections() > 0 && Instant::now() < deadline {
+        time::sleep(Duration::from_millis(20)).await;
+    }
+    pods.advance(Stage::Stopped);
+    // What was cut tells of itself before the threads end.
+    time::sleep(Duration::from_millis(20)).await;
+}
+
+/// Takes batches from the source, one after the other, and passes on what each has changed.
+async fn follow(shared: Arc<Shared>, mut source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
+    while let Some(batch) = source.next().await {
+        let changed = take(&shared, batch);
+        let Some(now) = shared.state.current() else { continue };
+        shared.watch.recheck(&now, &changed);
+        if !changed.workloads.is_empty() || desired.borrow().is_none() {
+            desired.send_replace(Some(pods_of(&shared.config, &now)));
+        }
+    }
+    tracing::error!("the source of the mesh's state has ended; the last state stays in force");
+}
+
+fn take(shared: &Shared, batch: Batch) -> Changed {
+    for change in &batch.changes {
+        if let Change::Trust(trust) = change {
+            shared.certificates.set_trust(trust.clone());
+        }
+    }
+    shared.state.apply(batch, clock::steady())
+}
+
+/// The pods of this node that are meant to be in the mesh.
+fn pods_of(config: &Config, now: &Snapshot) -> Arc<[PodSpec]> {
+    let ours = now
+        .mesh
+        .workloads()
+        .filter(|w| w.ambient && w.node == config.node && w.network_mode == NetworkMode::Standard);
+    let spec = |w: &Arc<ambient_core::Workload>| {
+        let uid: PodUid = w.pod.clone()?;
+        let (namespace, name, service_account) = (w.namespace.clone(), w.name.clone(), w.service_account.clone());
+        // A pod without an address has no namespace yet that could be its own.
+        (!w.addresses.is_empty()).then(|| PodSpec {
+            uid,
+            namespace,
+            name,
+            service_account,
+            addresses: w.addresses.clone(),
+        })
+    };
+    ours.filter_map(spec).collect()
+}
+
+/// Puts into the log how each pod stands, when that changes.
+async fn tell_of_pods(mut states: watch::Receiver<Arc<[PodState]>>) {
+    let mut told: HashMap<PodUid, PodStage> = HashMap::new();
+    loop {
+        let now = states.borrow_and_update().clone();
+        for pod in now.iter().filter(|pod| told.get(&pod.pod.uid) != Some(&pod.state)) {
+            tell(pod);
+        }
+        told = now.iter().map(|pod| (pod.pod.uid.clone(), pod.state.clone())).collect();
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn tell(pod: &PodState) {
+    let (name, uid) = (format_args!("{}/{}", pod.pod.namespace, pod.pod.name), &pod.pod.uid);
+    let said = pod.said.as_deref();
+    match &pod.state {
+        PodStage::In { proof, .. } => tracing::info!(pod = %name, uid = %uid, added = said, proof, "pod captured"),
+        PodStage::Pairing { why } => tracing::info!(pod = %name, uid = %uid, why, "pod waits for its network namespace"),
+        PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
+        PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
+        _ => {}
+    }
+}
+
+fn metrics_page(shared: &Arc<Shared>) -> admin::Page {
+    let shared = shared.clone();
+    Arc::new(move |path| {
+        matches!(path, "/metrics" | "/stats/prometheus").then(|| match shared.metrics.text() {
+            Ok(text) => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", format!("{error}\n")),
+        })
+    })
+}
+
+fn readiness_page(shared: &Arc<Shared>) -> admin::Page {
+    let shared = shared.clone();
+    Arc::new(move |path| {
+        (path == "/healthz/ready").then(|| {
+            let mut pending: Vec<String> = shared.state.faults().iter().map(ToString::to_string).collect();
+            if shared.state.current().is_none() {
+                pending.push("the mesh's state has not arrived".into());
+            }
+            let (status, text) = match pending.as_slice() {
+                [] => (StatusCode::OK, "ready\n".to_owned()),
+                _ => (
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("not ready, pending: {}\n", pending.join("; ")),
+                ),
+            };
+            (status, "text/plain; charset=utf-8", text)
+        })
+    })
+}
+
+/// Puts what the rooms below tell into the log.
+struct Told;
+
+impl Observer for Told {
+    fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::TunnelOpened { peer, speaker } => tracing::debug!(%peer, speaker = %speaker, "tunnel opened"),
+            Event::TunnelClosed { peer, speaker, reason } => tracing::debug!(%peer, speaker = %speaker, %reason, "tunnel closed"),
+            Event::PodRepaired { pod, what } => tracing::warn!(uid = %pod, what, "pod repaired"),
+            Event::PodReleased { pod } => tracing::info!(uid = %pod, "pod released"),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Connections that a pod opens: routed, and carried to where they go, by tunnel where the other end is captured.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ambient_core::{
+    Service, Workload, headers,
+    route::{self, Direct, Plan},
+};
+use ambient_hbone::{ConnectError, Destination, Phase, Stream};
+use ambient_redirect::linux::{is_probe, original_destination};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tokio::{net::TcpStream, time};
+
+use crate::{
+    Shared, clock, entropy,
+    pods::{Pod, Stage},
+    session::{App, carry, settle},
+    telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
+    workers::Worker,
+};
+
+/// How long to wait before a dial that met a change is routed again.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Serves one connection on a worker.
+pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+    let home = worker.clone();
+    worker.spawn(Box::pin(async move {
+        let Some(app) = App::take(&node, &pod.outbound, stream) else {
+            return;
+        };
+        match original_destination(&app.stream) {
+            Ok(to) if is_probe(to) => app.ended_well(),
+            Ok(to) => {
+                let outbound = Outbound { node, pod, home, peer, to };
+                let stopped = outbound.pod.clone();
+                tokio::select! {
+                    () = outbound.run(app) => {}
+                    // The carrying itself looks for this too, and then says how much it has carried.
+                    () = stop_of(&stopped) => {}
+                }
+            }
+            Err(error) => tracing::debug!(%peer, %error, "outbound connection without an original destination"),
+        }
+    }));
+}
+
+/// A breath after the pod was stopped, so that what is being carried can tell of itself.
+async fn stop_of(pod: &Pod) {
+    pod.reaches(Stage::Stopped).await;
+    time::sleep(Duration::from_millis(100)).await;
+}
+
+struct Outbound {
+    node: Arc<Shared>,
+    pod: Arc<Pod>,
+    home: Arc<Worker>,
+    peer: SocketAddr,
+    to: SocketAddr,
+}
+
+/// The other end, opened.
+enum Far {
+    Tcp(TcpStream),
+    Tunnel(Stream),
+}
+
+/// Why it could not be opened.
+struct Failure {
+    outcome: Outcome,
+    /// The other end's policy: an empty reply, not a reset.
+    by_policy: bool,
+    /// Refused at once, so that no byte was sent: a change under way may be the cause.
+    refused: bool,
+}
+
+impl Outbound {
+    async fn run(&self, app: App) {
+        let opened = clock::steady();
+        loop {
+            let Some(snapshot) = self.node.state.current() else {
+                return self.early("the mesh's state has not arrived");
+            };
+            let Some(source) = self.pod.workload(&snapshot) else {
+                return self.early("failed to fetch information about local workload: it is not in the mesh's state");
+            };
+            let hints = route::Hints {
+                draw: entropy::word(),
+                avoid: Vec::new(),
+            };
+            let asked = route::Outbound {
+                source,
+                destination: self.to,
+            };
+            let plan = match route::outbound(&snapshot.mesh, &asked, &hints) {
+                route::Route::Go(plan) => plan,
+                route::Route::Refuse(refusal) => {
+                    return self.account(source, None, opened).close(&Outcome::failed(Flag::Connect, refusal));
+                }
+            };
+            let failure = match self.open(source, &plan).await {
+                Ok(far) => return self.relay(app, far, self.account(source, Some(&plan), opened)).await,
+                Err(failure) => failure,
+            };
+            if failure.refused && self.may_be_news(&plan) {
+                time::sleep(AGAIN).await;
+                continue;
+            }
+            self.account(source, Some(&plan), opened).close(&failure.outcome);
+            if failure.by_policy {
+                app.refuse_quietly().await;
+            }
+            return;
+        }
+    }
+
+    async fn open(&self, source: &Workload, plan: &Plan) -> Result<Far, Failure> {
+        match plan {
+            Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
+                let connect = self
+                    .node
+                    .sockets
+                    .tcp_connect(&self.pod.namespace, None, *to, self.node.config.connect_timeout);
+                connect.await.map(Far::Tcp).map_err(Failure::tcp)
+            }
+            Plan::Tunnel(tunnel) => {
+                let destination = Destination {
+                    peer: tunnel.peer,
+                    authority: tunnel.authority.clone(),
+                    accepted: tunnel.accepted.clone(),
+                    headers: self.headers(source, tunnel.service.as_deref()),
+                };
+                self.home
+                    .tunnels
+                    .connect(&self.pod.speaker, &destination)
+                    .await
+                    .map(Far::Tunnel)
+                    .map_err(|e| Failure::tunnel(&e))
+            }
+        }
+    }
+
+    async fn relay(&self, mut app: App, far: Far, account: Account) {
+        match far {
+            Far::Tcp(mut server) => {
+                if carry(&self.pod, &mut app.stream, &mut server, None, account).await.is_some() {
+                    settle(&server);
+                    app.ended_well();
+                }
+            }
+            Far::Tunnel(mut server) => {
+                if carry(&self.pod, &mut app.stream, &mut server, None, account).await.is_some() {
+                    app.ended_well();
+                }
+            }
+        }
+    }
+
+    /// Whether the destination's way was changing a moment ago: then a refusal may only say that the news is under way.
+    fn may_be_news(&self, plan: &Plan) -> bool {
+        let destination = match plan {
+            Plan::Passthrough(_) => return false,
+            Plan::Direct(direct) => &direct.destination,
+            Plan::Tunnel(tunnel) => &tunnel.destination,
+        };
+        self.node
+            .state
+            .settles_at(&destination.uid)
+            .is_some_and(|settled| clock::steady() < settled)
+    }
+
+    fn headers(&self, source: &Workload, service: Option<&Service>) -> HeaderMap {
+        let host = service.map(|service| &*service.name.hostname);
+        let texts = [
+            ("baggage", headers::baggage(source)),
+            ("forwarded", headers::forwarded(self.peer, host)),
+            (
+                "traceparent",
+                headers::traceparent(u128::from(entropy::word()) << 64 | u128::from(entropy::word()), entropy::word()),
+            ),
+        ];
+        // A text that no header can hold (a name outside ASCII) is left out: nothing depends on it.
+        texts
+            .into_iter()
+            .filter_map(|(name, text)| Some((HeaderName::from_static(name), HeaderValue::try_from(text).ok()?)))
+            .collect()
+    }
+
+    fn account(&self, source: &Arc<Workload>, plan: Option<&Plan>, opened: Instant) -> Account {
+        let mut ends = Ends {
+            direction: Direction::Outbound,
+            source: self.peer,
+            source_workload: Some(source.clone()),
+            source_identity: None,
+            destination: self.to,
+            hbone: None,
+            service: None,
+            destination_workload: None,
+            destination_identity: None,
+            waypoint: false,
+            mutual_tls: false,
+        };
+        match plan {
+            None | Some(Plan::Passthrough(_)) => {}
+            Some(Plan::Direct(direct)) => {
+                ends.destination = direct.to;
+                ends.destination_workload = Some(direct.destination.clone());
+                ends.service = direct.service.clone();
+            }
+            Some(Plan::Tunnel(tunnel)) => {
+                ends.destination = tunnel.peer;
+                ends.hbone = Some(tunnel.authority.clone());
+                ends.destination_workload = Some(tunnel.destination.clone());
+                ends.service = tunnel.service.clone();
+                ends.source_identity = Some(self.pod.identity.clone());
+                ends.destination_identity = tunnel.accepted.first().cloned();
+                ends.waypoint = tunnel.waypoint;
+                ends.mutual_tls = true;
+            }
+        }
+        Account::open(&self.node.metrics, ends, opened)
+    }
+
+    fn early(&self, error: &str) {
+        refused_early(Direction::Outbound, self.peer, self.to, None, &error);
+    }
+}
+
+impl Failure {
+    fn tcp(error: io::Error) -> Self {
+        Self {
+            refused: error.kind() == io::ErrorKind::ConnectionRefused,
+            by_policy: false,
+            outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")),
+        }
+    }
+
+    fn tunnel(error: &ConnectError) -> Self {
+        let by_policy = error.refused_status() == Some(StatusCode::UNAUTHORIZED);
+        let refused = matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused);
+        let silent = matches!(error, ConnectError::Timeout { phase: Phase::Dial | Phase::Queue, .. })
+            || matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut);
+        let flag = match error {
+            _ if by_policy => Flag::Deny,
+            // A packet filter that drops looks like this; one that rejects is a refused dial.
+            _ if silent => Flag::NetworkPolicy,
+            ConnectError::NoCredential { .. } | ConnectError::Credential(_) => Flag::Identity,
+            ConnectError::WrongPeer { .. } => Flag::Tls,
+            ConnectError::Handshake { .. } | ConnectError::Timeout { phase: Phase::Handshake, .. } => Flag::Handshake,
+            _ => Flag::Connect,
+        };
+        let outcome = match flag {
+            Flag::NetworkPolicy => Outcome::failed(
+                flag,
+                format_args!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"),
+            ),
+            _ => Outcome::failed(flag, error),
+        };
+        Self {
+            outcome,
+            by_policy,
+            refused,
+        }
+    }
+}

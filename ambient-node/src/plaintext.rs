@@ -1,0 +1,107 @@
+//! Connections to a pod that did not come through a tunnel: checked without an identity, and passed on.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ambient_authz::Decision;
+use ambient_core::{NetworkAddress, ports};
+use ambient_redirect::linux::{is_probe, original_destination};
+
+use crate::{
+    Shared, clock,
+    pods::Pod,
+    session::{App, carry, settle},
+    state::Snapshot,
+    telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
+    watch::Subject,
+    workers::Worker,
+};
+
+/// Serves one connection on a worker.
+pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+    worker.spawn(async move {
+        let Some(app) = App::take(&node, &pod.inbound, stream) else {
+            return;
+        };
+        match original_destination(&app.stream) {
+            Ok(to) if is_probe(to) => app.ended_well(),
+            Ok(to) => Box::pin(pass_on(&node, &pod, app, peer, to)).await,
+            // Not captured but dialled: nothing that this port is for.
+            Err(error) => tracing::debug!(%peer, %error, "plaintext connection without an original destination"),
+        }
+    });
+}
+
+async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, mut client: App, peer: SocketAddr, to: SocketAddr) {
+    let opened = clock::steady();
+    let Some(snapshot) = node.state.current() else {
+        return refused_early(Direction::Inbound, peer, to, None, &"the mesh's state has not arrived");
+    };
+    let account = Account::open(&node.metrics, ends(&snapshot, pod, peer, to), opened);
+    if ports::is_proxys_own(to.port()) {
+        return account.close(&Outcome::failed(
+            Flag::Connect,
+            format_args!("port {} is the proxy's own", to.port()),
+        ));
+    }
+    let Some(workload) = pod.workload(&snapshot) else {
+        return account.close(&Outcome::failed(
+            Flag::Connect,
+            "failed to fetch information about local workload: it is not in the mesh's state",
+        ));
+    };
+    let subject = Subject {
+        pod: pod.spec.uid.clone(),
+        workload: workload.uid.clone(),
+        peer: None,
+        source: peer.ip(),
+        destination: to,
+    };
+    let (_registered, mut cut) = node.watch.register(subject.clone());
+    // Decided on what is present after the registration: a change in between is either seen here or cut later.
+    let snapshot = node.state.current().unwrap_or(snapshot);
+    let Some(workload) = pod.workload(&snapshot) else { return };
+    if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
+        account.close(&Outcome::failed(
+            Flag::Deny,
+            format_args!("connection closed due to policy rejection: {denial}"),
+        ));
+        return client.refuse_quietly().await;
+    }
+    let mut server = match node
+        .sockets
+        .tcp_connect(&pod.namespace, source_for(peer, to), to, node.config.connect_timeout)
+        .await
+    {
+        Ok(server) => server,
+        Err(error) => return account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"))),
+    };
+    if carry(pod, &mut client.stream, &mut server, Some(&mut cut), account).await.is_some() {
+        client.ended_well();
+        settle(&server);
+    }
+}
+
+/// The client's own address, where it can stand in a connection to the application: one of the same family, and not
+/// the application's own.
+pub(crate) fn source_for(peer: SocketAddr, to: SocketAddr) -> Option<std::net::IpAddr> {
+    let ip = peer.ip().to_canonical();
+    (ip.is_ipv4() == to.ip().is_ipv4() && ip != to.ip() && !ip.is_loopback()).then_some(ip)
+}
+
+fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> Ends {
+    let destination = pod.workload(snapshot).cloned();
+    let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
+    Ends {
+        direction: Direction::Inbound,
+        source: peer,
+        source_workload: snapshot.mesh.workload_by_address(&NetworkAddress::new(network, peer.ip())).cloned(),
+        source_identity: None,
+        destination: to,
+        hbone: None,
+        service: None,
+        destination_workload: destination,
+        destination_identity: None,
+        waypoint: false,
+        mutual_tls: false,
+    }
+}

@@ -1,0 +1,290 @@
+//! The pods that this node serves: each has its listeners, its identity and its bounds.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ambient_core::{Identity, PodUid, Workload, ports};
+use ambient_hbone::{Speaker, SpeakerKey};
+use ambient_redirect::{
+    BoxFuture, PodSpec, Proxy, ProxyError,
+    linux::{Netns, NetnsId},
+};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
+
+use crate::{Shared, accept::Acceptor, certificates::Held, dns, inbound, outbound, plaintext, state::Snapshot, workers::Worker};
+
+/// How far a pod, or the node, is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// It serves.
+    Serving,
+    /// It takes nothing new; what is open goes on.
+    Draining,
+    /// What is open is reset.
+    Stopped,
+}
+
+/// A pod that this node serves, in one network namespace.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) spec: PodSpec,
+    pub(crate) namespace: Arc<Netns>,
+    pub(crate) identity: Identity,
+    /// Whom its tunnels speak for: never shared with another pod, of whatever identity.
+    pub(crate) speaker: Speaker,
+    pub(crate) outbound: Arc<Semaphore>,
+    pub(crate) inbound: Arc<Semaphore>,
+    stage: watch::Sender<Stage>,
+    listening: Mutex<HashMap<Listening, JoinHandle<()>>>,
+    _certificate: Held,
+}
+
+impl Pod {
+    /// Its workload in a version of the mesh.
+    pub(crate) fn workload<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Arc<Workload>> {
+        snapshot.mesh.workload_by_pod(&self.spec.uid)
+    }
+
+    /// Waits until it is at least at a stage. Cancel safe.
+    pub(crate) async fn reaches(&self, stage: Stage) {
+        // An error says that the pod itself is dropped, which nobody who holds it can see.
+        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Whether a listener is there and served.
+    fn has(&self, at: Listening) -> bool {
+        let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        listening.get(&at).is_some_and(|serving| !serving.is_finished())
+    }
+
+    fn advance(&self, stage: Stage) {
+        self.stage.send_if_modified(|now| {
+            *now < stage && {
+                *now = stage;
+                true
+            }
+        });
+    }
+}
+
+/// What serves one pod's connections of one kind.
+type Serve = fn(Arc<Shared>, Arc<Pod>, Arc<Worker>, std::net::TcpStream, SocketAddr);
+
+/// All of them. Implements [`Proxy`]: redirect says which pods there are.
+#[derive(Debug)]
+pub(crate) struct Pods {
+    node: Arc<Shared>,
+    served: Mutex<HashMap<PodUid, Arc<Pod>>>,
+}
+
+impl Pods {
+    pub(crate) fn new(node: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            served: Mutex::default(),
+        })
+    }
+
+    /// Brings every pod to a stage.
+    pub(crate) fn advance(&self, stage: Stage) {
+        for pod in self.served.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            pod.advance(stage);
+        }
+    }
+
+    /// Connections that are open now.
+    pub(crate) fn open_connections(&self) -> usize {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = 2 * self.node.config.connections_per_pod;
+        served
+            .values()
+            .map(|pod| most - pod.outbound.available_permits() - pod.inbound.available_permits())
+            .sum()
+    }
+
+    /// Ends what a pod has open, and the tunnels that speak for it.
+    fn end(&self, pod: &Pod) {
+        pod.advance(Stage::Stopped);
+        self.node.dialler.remove(&pod.speaker.key);
+        for worker in self.node.workers.iter() {
+            worker.tunnels.forget(&pod.speaker.key);
+        }
+    }
+
+    fn present(&self, uid: &PodUid, namespace: NetnsId) -> Option<Arc<Pod>> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.get(uid).filter(|pod| pod.namespace.id() == namespace).cloned()
+    }
+
+    async fn serve(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Arc<Pod>, ProxyError> {
+        let node = &self.node;
+        let identity = Identity::new(&node.config.trust_domain, &spec.namespace, &spec.service_account);
+        let identity = identity.map_err(|e| refuse("naming the pod", io::Error::new(io::ErrorKind::InvalidInput, e)))?;
+        let certificate = node.certificates.hold(&identity).await;
+        let certificate = certificate.map_err(|e| refuse("asking for the pod's certificate", io::Error::other(e)))?;
+        let key = SpeakerKey::new(format!("{} in {}", spec.uid, namespace.id()));
+        let pod = Arc::new(Pod {
+            spec: spec.clone(),
+            speaker: Speaker {
+                key,
+                identity: identity.clone(),
+            },
+            identity,
+            outbound: Arc::new(Semaphore::new(node.config.connections_per_pod)),
+            inbound: Arc::new(Semaphore::new(node.config.connections_per_pod)),
+            stage: watch::Sender::new(Stage::Serving),
+            listening: Mutex::default(),
+            _certificate: certificate,
+            namespace,
+        });
+        self.listen(&pod).await?;
+        node.dialler.add(&pod.speaker.key, pod.namespace.clone());
+        Ok(pod)
+    }
+
+    /// Brings up every listener of the pod that is not there. All are bound before one is served: a port that is taken must
+    /// not leave half a proxy behind.
+    async fn listen(&self, pod: &Arc<Pod>) -> Result<(), ProxyError> {
+        let node = &self.node;
+        let dns = !node.config.nameservers.is_empty();
+        let mut bound = Vec::new();
+        for at in Listening::all(node.config.ipv6, dns).filter(|at| !pod.has(*at)) {
+            let name = || format!("listening on {at} in the pod's namespace");
+            match at.bind(node, pod).await {
+                Ok(socket) => bound.push((at, socket)),
+                // A namespace without IPv6 has no query to redirect to its loopback.
+                Err(error) if at.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) && has_no_such_address(&error) => {}
+                Err(source) => return Err(ProxyError { what: name(), source }),
+            }
+        }
+        for (at, socket) in bound {
+            let serving = match socket {
+                Bound::Tcp(acceptor, serve) => tokio::spawn(accept(node.clone(), pod.clone(), acceptor, serve)),
+                Bound::DnsUdp(socket) => tokio::spawn(dns::serve_udp(node.clone(), pod.clone(), socket)),
+                Bound::DnsTcp(listener) => tokio::spawn(dns::serve_tcp(node.clone(), pod.clone(), listener)),
+            };
+            pod.listening.lock().unwrap_or_else(PoisonError::into_inner).insert(at, serving);
+        }
+        Ok(())
+    }
+}
+
+fn refuse(what: &str, source: io::Error) -> ProxyError {
+    ProxyError { what: what.into(), source }
+}
+
+/// A listener that every pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Listening {
+    address: SocketAddr,
+    udp: bool,
+}
+
+enum Bound {
+    Tcp(Acceptor, Serve),
+    DnsUdp(UdpSocket),
+    DnsTcp(TcpListener),
+}
+
+impl Listening {
+    fn all(ipv6: bool, dns: bool) -> impl Iterator<Item = Self> {
+        let any: IpAddr = if ipv6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        let tcp = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE].map(|port| SocketAddr::new(any, port));
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let names = loopback
+            .into_iter()
+            .filter(move |ip| dns && (ipv6 || ip.is_ipv4()))
+            .map(|ip| SocketAddr::new(ip, ports::DNS));
+        let names = names.flat_map(|address| [true, false].map(|udp| Self { address, udp }));
+        tcp.map(|address| Self { address, udp: false }).into_iter().chain(names)
+    }
+
+    async fn bind(self, node: &Shared, pod: &Pod) -> io::Result<Bound> {
+        if self.udp {
+            return Ok(Bound::DnsUdp(UdpSocket::from_std(
+                node.sockets.udp(&pod.namespace, self.address).await?,
+            )?));
+        }
+        let listener = node.sockets.tcp_listener(&pod.namespace, self.address, BACKLOG).await?;
+        let serve: Serve = match self.address.port() {
+            ports::OUTBOUND => outbound::serve,
+            ports::INBOUND_PLAINTEXT => plaintext::serve,
+            ports::HBONE => inbound::serve,
+            _ => return Ok(Bound::DnsTcp(TcpListener::from_std(listener)?)),
+        };
+        Ok(Bound::Tcp(Acceptor::new(listener)?, serve))
+    }
+}
+
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} port {}", if self.udp { "UDP" } else { "TCP" }, self.address.port())
+    }
+}
+
+/// Connections that may wait to be accepted: a burst, not a load.
+const BACKLOG: i32 = 1024;
+
+async fn accept(node: Arc<Shared>, pod: Arc<Pod>, acceptor: Acceptor, serve: Serve) {
+    let draining = pod.reaches(Stage::Draining);
+    tokio::pin!(draining);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut draining => return,
+            accepted = acceptor.accept() => {
+                let Some((stream, peer)) = accepted else { return };
+                serve(node.clone(), pod.clone(), node.workers.least_loaded().clone(), stream, peer);
+            }
+        }
+    }
+}
+
+impl Proxy for Pods {
+    fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
+        Box::pin(async move {
+            if let Some(present) = self.present(&pod.uid, namespace.id()) {
+                return self.listen(&present).await;
+            }
+            let new = self.serve(pod, namespace).await?;
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            let old = served.insert(pod.uid.clone(), new);
+            self.node.metrics.serve_pods(served.len());
+            drop(served);
+            if let Some(old) = old {
+                self.end(&old);
+            }
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            let old = served.remove(uid);
+            self.node.metrics.serve_pods(served.len());
+            drop(served);
+            if let Some(old) = old {
+                self.end(&old);
+            }
+        })
+    }
+}
+
+/// Whether an error says that a namespace has no IPv6.
+pub(crate) fn has_no_such_address(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}

@@ -1,0 +1,122 @@
+//! What every kind of connection does the same way: bounds, sockets that end as a reset until they end well, the
+//! carrying of bytes, and how it is told.
+
+use std::{io, net::TcpStream as StdStream, os::fd::AsFd, sync::Arc, time::Duration};
+
+use ambient_hbone::{
+    Duplex, RelayLimits, Tally,
+    relay::{End, Progress, relay_counted},
+};
+use ambient_redirect::linux;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
+
+use crate::{
+    Shared,
+    pods::{Pod, Stage},
+    telemetry::{Account, Flag, Outcome},
+    watch::Cut,
+};
+
+/// The application's side of a connection.
+///
+/// From its accept on, closing it is a reset, also when the process is killed; only [`App::ended_well`] changes that.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) stream: TcpStream,
+    /// Counted against the pod's bound until it is dropped.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl App {
+    /// Takes a connection in, unless the pod has too many: then it is reset. Needs the runtime that will serve it.
+    pub(crate) fn take(node: &Shared, limit: &Arc<tokio::sync::Semaphore>, stream: StdStream) -> Option<Self> {
+        // What is dropped before it has an owner ends as a reset too.
+        linux::cut_when_dropped(&stream, true).ok()?;
+        let Ok(permit) = limit.clone().try_acquire_owned() else {
+            node.metrics.connection_shed();
+            return None;
+        };
+        stream.set_nodelay(true).ok()?;
+        keep_alive(&stream).ok()?;
+        Some(Self {
+            stream: TcpStream::from_std(stream).ok()?,
+            _permit: permit,
+        })
+    }
+
+    /// Closing it is a close from now on.
+    pub(crate) fn ended_well(&self) {
+        settle(&self.stream);
+    }
+
+    /// The empty reply of a refusal by policy: closed without a byte, and without a reset.
+    pub(crate) async fn refuse_quietly(mut self) {
+        ambient_hbone::refuse_quietly(&mut self.stream).await;
+        self.ended_well();
+    }
+}
+
+/// From now on, closing this socket is a close and not a reset.
+pub(crate) fn settle(stream: &TcpStream) {
+    // Fails only for what is no socket.
+    let _ = linux::cut_when_dropped(stream, false);
+}
+
+/// How the carrying of bytes ended.
+#[derive(Debug)]
+pub(crate) enum Carried {
+    /// As the two ends wanted, or with an error of one of them.
+    Ended(Tally),
+    /// Policy took its permission back.
+    Cut(String),
+    /// The pod or the node stops.
+    Stopped,
+}
+
+/// Moves bytes between a client and a server until both are done, or until it must stop; and tells the account.
+///
+/// Whoever calls owns the two ends: after anything but an orderly end dropping them is a reset on both sides.
+pub(crate) async fn carry<C: Duplex, S: Duplex>(
+    pod: &Pod,
+    client: &mut C,
+    server: &mut S,
+    cut: Option<&mut Cut>,
+    mut account: Account,
+) -> Option<()> {
+    let (limits, progress) = (RelayLimits::default(), Progress::default());
+    let cut = async {
+        match cut {
+            Some(cut) => cut.reason().await,
+            None => std::future::pending().await,
+        }
+    };
+    let carried = tokio::select! {
+        tally = relay_counted(client, server, &limits, &progress) => Carried::Ended(tally),
+        why = cut => Carried::Cut(why),
+        () = pod.reaches(Stage::Stopped) => Carried::Stopped,
+    };
+    account.carried(progress.a_to_b(), progress.b_to_a());
+    match carried {
+        Carried::Ended(Tally {
+            end: End::Orderly { .. }, ..
+        }) => {
+            account.close(&Outcome::orderly());
+            return Some(());
+        }
+        Carried::Ended(tally) => account.close(&Outcome::failed(Flag::None, tally.end)),
+        Carried::Cut(why) => account.close(&Outcome::failed(
+            Flag::Deny,
+            format_args!("connection closed due to policy change: {why}"),
+        )),
+        Carried::Stopped => account.close(&Outcome::failed(Flag::None, "connection closed due to connection drain")),
+    }
+    None
+}
+
+/// Has the kernel notice that the other end is gone, as ztunnel does: after 180 s of silence, then every 180 s, nine times.
+pub(crate) fn keep_alive(stream: &impl AsFd) -> io::Result<()> {
+    let every = Duration::from_secs(180);
+    let probes = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}

@@ -1,0 +1,120 @@
+//! Mesh, policies and trust at one moment, behind one pointer: a connection is routed and decided on the same version.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ambient_authz::Policies;
+use ambient_control::{Batch, Change, Fault};
+use ambient_core::{Mesh, TrustBundles, TunnelProtocol, WorkloadUid, mesh};
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+
+#[cfg(test)]
+mod tests;
+
+/// A refused dial is taken for the news of a change that is still under way within this time of the change.
+pub(crate) const SETTLING: Duration = Duration::from_secs(2);
+
+/// One version of all that decisions are made on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) mesh: Mesh,
+    pub(crate) policies: Policies,
+    pub(crate) trust: Option<Arc<TrustBundles>>,
+}
+
+/// What a batch has changed: whom to ask again.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// Some policy is new, different or gone.
+    pub(crate) policies: bool,
+    /// These workloads are new, different or gone.
+    pub(crate) workloads: Vec<WorkloadUid>,
+}
+
+/// The present [`Snapshot`], and what of the next has come.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// `None` until the first whole state is here: every connection is refused until then.
+    current: ArcSwapOption<Snapshot>,
+    /// What has come so far, whole or not; only [`State::apply`] touches it.
+    coming: Mutex<Snapshot>,
+    faults: watch::Sender<Arc<[Fault]>>,
+    /// Workloads whose way of being reached has changed within [`SETTLING`].
+    settling: Mutex<HashMap<WorkloadUid, Instant>>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            coming: Mutex::default(),
+            faults: watch::Sender::new(Arc::from([])),
+            settling: Mutex::default(),
+        }
+    }
+}
+
+impl State {
+    /// The present version; `None` before the first whole state.
+    pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
+        self.current.load_full()
+    }
+
+    /// What is wrong with the source of state now.
+    pub(crate) fn faults(&self) -> Arc<[Fault]> {
+        self.faults.borrow().clone()
+    }
+
+    /// Takes a batch in, and publishes the version that it makes once the source is in sync.
+    pub(crate) fn apply(&self, batch: Batch, now: Instant) -> Changed {
+        let mut changed = Changed::default();
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut meshes, mut policies) = (Vec::new(), Vec::new());
+        for change in batch.changes {
+            match change {
+                Change::Mesh(update) => {
+                    match &update {
+                        mesh::Update::Workload(workload) => changed.workloads.push(workload.uid.clone()),
+                        mesh::Update::RemoveWorkload(uid) => changed.workloads.push(uid.clone()),
+                        mesh::Update::Service(_) | mesh::Update::RemoveService(_) => {}
+                    }
+                    meshes.push(update);
+                }
+                Change::Policy(update) => policies.push(update),
+                Change::Trust(trust) => coming.trust = Some(trust),
+            }
+        }
+        changed.policies = !policies.is_empty();
+        self.note_settling(&coming.mesh, &meshes, now);
+        coming.mesh = coming.mesh.apply(meshes);
+        coming.policies = coming.policies.apply(policies);
+        if batch.synced {
+            self.current.store(Some(Arc::new(coming.clone())));
+        }
+        self.faults
+            .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
+        changed
+    }
+
+    /// Until when a refused dial to a workload may be the news of a change: route again until then.
+    pub(crate) fn settles_at(&self, workload: &WorkloadUid) -> Option<Instant> {
+        let settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        settling.get(workload).map(|changed| *changed + SETTLING)
+    }
+
+    fn note_settling(&self, before: &Mesh, updates: &[mesh::Update], now: Instant) {
+        let mut settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        settling.retain(|_, changed| now.duration_since(*changed) < SETTLING);
+        for update in updates {
+            let mesh::Update::Workload(workload) = update else { continue };
+            let was = before.workload(&workload.uid).map_or(TunnelProtocol::None, |old| old.tunnel);
+            if was != workload.tunnel {
+                settling.insert(workload.uid.clone(), now);
+            }
+        }
+    }
+}

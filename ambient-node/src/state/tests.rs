@@ -1,0 +1,60 @@
+use ambient_core::{Workload, mesh::Update};
+
+use super::*;
+use crate::clock;
+
+fn batch(changes: Vec<Change>, synced: bool) -> Batch {
+    Batch {
+        changes,
+        synced,
+        faults: Arc::from([]),
+    }
+}
+
+fn workload(tunnel: TunnelProtocol) -> Change {
+    Change::Mesh(Update::Workload(Arc::new(Workload {
+        tunnel,
+        ..Workload::new("u", "shop", "cart")
+    })))
+}
+
+#[test]
+fn nothing_is_published_before_the_first_whole_state() {
+    let state = State::default();
+    let now = clock::steady();
+    state.apply(batch(vec![workload(TunnelProtocol::None)], false), now);
+    assert!(state.current().is_none());
+    state.apply(batch(vec![], true), now);
+    assert!(
+        state.current().unwrap().mesh.workload(&"u".into()).is_some(),
+        "what came before the sync is part of it"
+    );
+}
+
+#[test]
+fn a_published_version_never_changes() {
+    let state = State::default();
+    let now = clock::steady();
+    state.apply(batch(vec![], true), now);
+    let before = state.current().unwrap();
+    let changed = state.apply(batch(vec![workload(TunnelProtocol::None)], true), now);
+    assert_eq!(changed.workloads, ["u".into()]);
+    assert!(!changed.policies && before.mesh.workload(&"u".into()).is_none());
+}
+
+#[test]
+fn a_change_of_the_way_settles_after_a_while() {
+    let state = State::default();
+    let start = clock::steady();
+    let uid = "u".into();
+    state.apply(batch(vec![workload(TunnelProtocol::None)], true), start);
+    assert_eq!(
+        state.settles_at(&uid),
+        None,
+        "a new workload that is not captured has changed nothing"
+    );
+    state.apply(batch(vec![workload(TunnelProtocol::Hbone)], true), start);
+    assert_eq!(state.settles_at(&uid), Some(start + SETTLING));
+    state.apply(batch(vec![workload(TunnelProtocol::Hbone)], true), start + SETTLING);
+    assert_eq!(state.settles_at(&uid), None);
+}

@@ -1,0 +1,243 @@
+//! One connection as telemetry sees it, from its opening to its end.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ambient_core::{Authority, Identity, Service, Workload};
+
+use tracing::Level;
+
+use super::{labels::TrafficLabels, metrics::Metrics};
+use crate::clock;
+
+/// Which half of a connection's way this node carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From a pod of this node.
+    Outbound,
+    /// To a pod of this node.
+    Inbound,
+}
+
+impl Direction {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+
+    /// The word of Istio's metrics.
+    pub(crate) fn reporter(self) -> &'static str {
+        match self {
+            Self::Outbound => "source",
+            Self::Inbound => "destination",
+        }
+    }
+}
+
+/// Who and what stands at both ends. Workloads and the service come from the mesh, never from what a peer wrote.
+#[derive(Clone, Debug)]
+pub(crate) struct Ends {
+    pub(crate) direction: Direction,
+    pub(crate) source: SocketAddr,
+    pub(crate) source_workload: Option<Arc<Workload>>,
+    /// Proven by TLS, or our own pod's when TLS carries it.
+    pub(crate) source_identity: Option<Identity>,
+    pub(crate) destination: SocketAddr,
+    pub(crate) hbone: Option<Authority>,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) destination_workload: Option<Arc<Workload>>,
+    pub(crate) destination_identity: Option<Identity>,
+    /// Whether a waypoint is on the way.
+    pub(crate) waypoint: bool,
+    pub(crate) mutual_tls: bool,
+}
+
+/// The word in the label `response_flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flag {
+    /// It ended as its ends wanted.
+    None,
+    /// Policy.
+    Deny,
+    /// No way to the other end.
+    Connect,
+    /// The peer is not who it should be.
+    Tls,
+    /// TLS or HTTP/2 did not come up.
+    Handshake,
+    /// Silence where HBONE should answer: as a NetworkPolicy makes it.
+    NetworkPolicy,
+    /// A certificate is missing.
+    Identity,
+}
+
+impl Flag {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::Tls => "TLS_FAILURE",
+            Self::Handshake => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::Identity => "IDENTITY_ERROR",
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) flag: Flag,
+    /// `None` for an orderly end.
+    pub(crate) error: Option<String>,
+}
+
+impl Outcome {
+    pub(crate) fn orderly() -> Self {
+        Self {
+            flag: Flag::None,
+            error: None,
+        }
+    }
+
+    pub(crate) fn failed(flag: Flag, error: impl fmt::Display) -> Self {
+        Self {
+            flag,
+            error: Some(error.to_string()),
+        }
+    }
+}
+
+/// Tells of a connection that ended before both its ends were known: nothing is counted under labels.
+pub(crate) fn refused_early(direction: Direction, source: SocketAddr, destination: SocketAddr, hbone: Option<&Authority>, error: &dyn fmt::Display) {
+    // Not `warn!`: with a target its grammar takes no dotted name first.
+    tracing::event!(
+        target: "access",
+        Level::WARN,
+        src.addr = %source,
+        dst.addr = %destination,
+        dst.hbone_addr = hbone.map(tracing::field::display),
+        direction = direction.as_str(),
+        error = %error,
+        "connection failed"
+    );
+}
+
+/// An open connection. Counted when it is made, logged and counted when it ends; dropped without an end, it ended
+/// because the proxy stopped.
+#[derive(Debug)]
+pub(crate) struct Account {
+    metrics: Arc<Metrics>,
+    ends: Ends,
+    opened: Instant,
+    /// Client to server, and back.
+    requested: u64,
+    answered: u64,
+    done: bool,
+}
+
+impl Account {
+    pub(crate) fn open(metrics: &Arc<Metrics>, ends: Ends, opened: Instant) -> Self {
+        metrics.opened(&TrafficLabels::new(&ends, Flag::None));
+        let account = Self {
+            metrics: metrics.clone(),
+            ends,
+            opened,
+            requested: 0,
+            answered: 0,
+            done: false,
+        };
+        account.log_open();
+        account
+    }
+
+    /// Bytes that reached the server, and bytes that reached the client.
+    pub(crate) fn carried(&mut self, requested: u64, answered: u64) {
+        self.requested = requested;
+        self.answered = answered;
+    }
+
+    pub(crate) fn close(mut self, outcome: &Outcome) {
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: &Outcome) {
+        self.done = true;
+        let labels = TrafficLabels::new(&self.ends, outcome.flag);
+        self.metrics.closed(&labels, outcome.error.is_some(), self.requested, self.answered);
+        self.log_end(outcome, clock::steady().duration_since(self.opened));
+    }
+
+    fn log_open(&self) {
+        let ends = &self.ends;
+        tracing::event!(
+            target: "access",
+            Level::DEBUG,
+            src.addr = %ends.source,
+            dst.addr = %ends.destination,
+            dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
+            direction = ends.direction.as_str(),
+            "connection opened"
+        );
+    }
+
+    fn log_end(&self, outcome: &Outcome, duration: Duration) {
+        // `sent` and `received` are this proxy's: towards the other end, and from it.
+        let (sent, received) = match self.ends.direction {
+            Direction::Outbound => (self.requested, self.answered),
+            Direction::Inbound => (self.answered, self.requested),
+        };
+        let ends = &self.ends;
+        let source = ends.source_workload.as_deref();
+        let destination = ends.destination_workload.as_deref();
+        macro_rules! line {
+            ($level:ident $(, $error:ident)?) => {
+                tracing::event!(
+                    target: "access",
+                    Level::$level,
+                    src.addr = %ends.source,
+                    src.workload = source.map(|w| &*w.name),
+                    src.namespace = source.map(|w| &*w.namespace),
+                    src.identity = ends.source_identity.as_ref().map(Identity::as_str),
+                    src.cluster = source.map(|w| &*w.cluster),
+                    dst.addr = %ends.destination,
+                    dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
+                    dst.service = ends.service.as_deref().map(|s| &*s.name.hostname),
+                    dst.workload = destination.map(|w| &*w.name),
+                    dst.namespace = destination.map(|w| &*w.namespace),
+                    dst.identity = ends.destination_identity.as_ref().map(Identity::as_str),
+                    dst.cluster = destination.map(|w| &*w.cluster),
+                    direction = ends.direction.as_str(),
+                    waypoint = ends.waypoint,
+                    bytes_sent = sent,
+                    bytes_recv = received,
+                    duration = format_args!("\"{}ms\"", duration.as_millis()),
+                    $(error = $error,)?
+                    "connection complete"
+                )
+            };
+        }
+        match outcome.error.as_deref() {
+            None => line!(INFO),
+            Some(error) => line!(ERROR, error),
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.done {
+            self.end(&Outcome {
+                flag: Flag::None,
+                error: Some("connection closed due to connection drain".into()),
+            });
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The labels of Istio's TCP metrics, from what the mesh knows of both ends.
+
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
+
+use ambient_core::{Identity, Workload};
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+
+use super::flow::{Direction, Ends, Flag};
+
+/// What an absent value is called.
+static UNKNOWN: LazyLock<Arc<str>> = LazyLock::new(|| "unknown".into());
+
+/// The values under [`NAMES`], in that order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TrafficLabels {
+    reporter: &'static str,
+    flag: &'static str,
+    security: &'static str,
+    source: End,
+    destination: End,
+    /// Hostname, namespace and short name of the service.
+    service: [Arc<str>; 3],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct End {
+    workload: Arc<str>,
+    canonical: Arc<str>,
+    revision: Arc<str>,
+    namespace: Arc<str>,
+    principal: Arc<str>,
+    cluster: Arc<str>,
+    region: Arc<str>,
+    zone: Arc<str>,
+}
+
+impl TrafficLabels {
+    pub(crate) fn new(ends: &Ends, flag: Flag) -> Self {
+        let service = ends.service.as_deref();
+        let part = |text: Option<&str>| text.map_or_else(|| UNKNOWN.clone(), Arc::from);
+        Self {
+            reporter: ends.direction.reporter(),
+            flag: flag.as_str(),
+            security: if ends.mutual_tls { "mutual_tls" } else { "unknown" },
+            source: End::new(ends.source_workload.as_deref(), ends.source_identity.as_ref()),
+            destination: End::new(ends.destination_workload.as_deref(), ends.destination_identity.as_ref()),
+            service: [
+                part(service.map(|s| &*s.name.hostname)),
+                part(service.map(|s| &*s.name.namespace)),
+                part(service.map(ambient_core::Service::short_name)),
+            ],
+        }
+    }
+
+    /// What stands for everything when no more series may be made.
+    pub(crate) fn overflow(direction: Direction) -> Self {
+        Self {
+            reporter: direction.reporter(),
+            flag: "-",
+            security: "unknown",
+            source: End::new(None, None),
+            destination: End::new(None, None),
+            service: [UNKNOWN.clone(), UNKNOWN.clone(), UNKNOWN.clone()],
+        }
+    }
+
+    pub(crate) fn direction(&self) -> Direction {
+        if self.reporter == Direction::Outbound.reporter() {
+            Direction::Outbound
+        } else {
+            Direction::Inbound
+        }
+    }
+}
+
+impl End {
+    fn new(workload: Option<&Workload>, identity: Option<&Identity>) -> Self {
+        let take = |value: Option<&Arc<str>>| value.filter(|v| !v.is_empty()).unwrap_or(&UNKNOWN).clone();
+        Self {
+            workload: take(workload.map(|w| &w.workload_name)),
+            canonical: take(workload.map(|w| &w.canonical_name)),
+            revision: take(workload.map(|w| &w.canonical_revision)),
+            namespace: take(workload.map(|w| &w.namespace)),
+            principal: identity.map_or_else(|| UNKNOWN.clone(), |id| id.as_str().into()),
+            cluster: take(workload.map(|w| &w.cluster)),
+            region: take(workload.map(|w| &w.locality[0])),
+            zone: take(workload.map(|w| &w.locality[1])),
+        }
+    }
+}
+
+impl EncodeLabelSet for TrafficLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let (source, destination) = (&self.source, &self.destination);
+        // Istio's names, in Istio's order.
+        let pairs: [(&str, &str); 27] = [
+            ("reporter", self.reporter),
+            ("source_workload", &source.workload),
+            ("source_canonical_service", &source.canonical),
+            ("source_canonical_revision", &source.revision),
+            ("source_workload_namespace", &source.namespace),
+            ("source_principal", &source.principal),
+            ("source_app", &source.canonical),
+            ("source_version", &source.revision),
+            ("source_cluster", &source.cluster),
+            ("destination_service", &self.service[0]),
+            ("destination_service_namespace", &self.service[1]),
+            ("destination_service_name", &self.service[2]),
+            ("destination_workload", &destination.workload),
+            ("destination_canonical_service", &destination.canonical),
+            ("destination_canonical_revision", &destination.revision),
+            ("destination_workload_namespace", &destination.namespace),
+            ("destination_principal", &destination.principal),
+            ("destination_app", &destination.canonical),
+            ("destination_version", &destination.revision),
+            ("destination_cluster", &destination.cluster),
+            ("request_protocol", "tcp"),
+            ("response_flags", self.flag),
+            ("connection_security_policy", self.security),
+            ("source_region", &source.region),
+            ("source_zone", &source.zone),
+            ("destination_region", &destination.region),
+            ("destination_zone", &destination.zone),
+        ];
+        for pair in pairs {
+            prometheus_client::encoding::EncodeLabel::encode(&pair, encoder.encode_label())?;
+        }
+        Ok(())
+    }
+}

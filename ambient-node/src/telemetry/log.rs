@@ -1,0 +1,147 @@
+//! Where log lines go: to standard output, through a bounded queue and a thread of its own.
+//!
+//! A reader that stalls must not stall connections: when the queue is full lines are dropped, and counted.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        LazyLock,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use prometheus_client::metrics::counter::Counter;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter, util::SubscriberInitExt as _};
+
+/// Lines that may wait for a slow reader.
+const QUEUE: usize = 10_000;
+
+/// Process-wide as the log itself: there is one standard output.
+static LINES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+pub(crate) fn lines_lost() -> Counter {
+    LINES_LOST.clone()
+}
+
+/// How a line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `TIME LEVEL TARGET: MESSAGE KEY=VALUE …`
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter is not of `tracing`'s syntax.
+    #[error("the log filter {text:?} cannot be read (an example: info,access=debug): {why}")]
+    Filter {
+        /// As given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No thread could be started for it.
+    #[error("no thread for the log: {0}")]
+    Thread(#[from] io::Error),
+    /// The process has a log already.
+    #[error("the process has a log already: {0}")]
+    Twice(String),
+}
+
+/// Sets up the log of this process; for binaries. What is still queued is written when the answer is dropped.
+///
+/// # Errors
+/// When the filter cannot be read, no thread can be started, or the process has a log already.
+pub fn to_stdout(filter: &str, format: Format) -> Result<Flush, LogError> {
+    let filter = EnvFilter::try_new(filter).map_err(|e| LogError::Filter {
+        text: filter.into(),
+        why: e.to_string(),
+    })?;
+    let (queue, lines) = sync_channel(QUEUE);
+    let thread = thread::Builder::new().name("log".into()).spawn(move || write_all(&lines))?;
+    let writer = Lines(queue.clone());
+    let base = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(writer);
+    let set = match format {
+        Format::Text => base.finish().try_init(),
+        Format::Json => base.json().flatten_event(true).finish().try_init(),
+    };
+    set.map_err(|e| LogError::Twice(e.to_string()))?;
+    Ok(Flush {
+        queue,
+        thread: Some(thread),
+    })
+}
+
+/// Writes what is still queued when dropped.
+#[derive(Debug)]
+pub struct Flush {
+    queue: SyncSender<Line>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        // The subscriber keeps its own sender for ever: an explicit end is what the thread waits for.
+        let _ = self.queue.send(Line::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Line {
+    Text(Vec<u8>),
+    End,
+}
+
+fn write_all(lines: &Receiver<Line>) {
+    let mut out = io::stdout().lock();
+    while let Ok(Line::Text(first)) = lines.recv() {
+        let mut end = false;
+        // A reader that has gone away is no reason to stop: its lines are simply lost.
+        let _ = out.write_all(&first);
+        for more in lines.try_iter() {
+            match more {
+                Line::Text(line) => drop(out.write_all(&line)),
+                Line::End => end = true,
+            }
+        }
+        let _ = out.flush();
+        if end {
+            return;
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Lines(SyncSender<Line>);
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.try_send(Line::Text(line.to_vec())).is_err() {
+            LINES_LOST.inc();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}

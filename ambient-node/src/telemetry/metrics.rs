@@ -1,0 +1,172 @@
+//! The node's metrics, under Istio's names where Istio has one.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::labels::TrafficLabels;
+
+#[cfg(test)]
+mod tests;
+
+/// The most label sets that traffic may make; what comes after them is counted under `unknown` ends.
+///
+/// Workloads come from the mesh and not from peers, so that only a very large mesh comes near; at some 700 bytes and
+/// four families each, the bound is 60 MiB.
+const MOST_SERIES: usize = 20_000;
+
+/// Every metric of the node.
+pub(crate) struct Metrics {
+    registry: Registry,
+    series: Mutex<HashSet<TrafficLabels>>,
+    most_series: usize,
+    opened: Family<TrafficLabels, Counter>,
+    closed: Family<TrafficLabels, Counter>,
+    failed: Family<TrafficLabels, Counter>,
+    sent: Family<TrafficLabels, Counter>,
+    received: Family<TrafficLabels, Counter>,
+    series_folded: Counter,
+    handshakes_refused: Counter,
+    connections_shed: Counter,
+    pods: Gauge,
+    log_lines_lost: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::with_most_series(MOST_SERIES)
+    }
+}
+
+impl Metrics {
+    fn with_most_series(most_series: usize) -> Self {
+        let mut new = Self {
+            registry: Registry::default(),
+            series: Mutex::default(),
+            most_series,
+            opened: Family::default(),
+            closed: Family::default(),
+            failed: Family::default(),
+            sent: Family::default(),
+            received: Family::default(),
+            series_folded: Counter::default(),
+            handshakes_refused: Counter::default(),
+            connections_shed: Counter::default(),
+            pods: Gauge::default(),
+            log_lines_lost: super::log::lines_lost(),
+        };
+        let registry = &mut new.registry;
+        registry.register(
+            "istio_tcp_connections_opened",
+            "The total number of TCP connections opened",
+            new.opened.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_closed",
+            "The total number of TCP connections closed",
+            new.closed.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_failed",
+            "The total number of TCP connections that did not end orderly (unstable)",
+            new.failed.clone(),
+        );
+        registry.register(
+            "istio_tcp_sent_bytes",
+            "The total number of bytes of responses over TCP connections",
+            new.sent.clone(),
+        );
+        registry.register(
+            "istio_tcp_received_bytes",
+            "The total number of bytes of requests over TCP connections",
+            new.received.clone(),
+        );
+        registry.register(
+            "ambient_series_folded",
+            "Connections counted under unknown ends, because the bound on series was reached (unstable)",
+            new.series_folded.clone(),
+        );
+        registry.register(
+            "ambient_handshakes_refused",
+            "Tunnels refused in the handshake (unstable)",
+            new.handshakes_refused.clone(),
+        );
+        registry.register(
+            "ambient_connections_shed",
+            "Connections reset at once, because a pod had too many (unstable)",
+            new.connections_shed.clone(),
+        );
+        registry.register(
+            "workload_manager_active_proxy_count",
+            "Pods that this node serves (unstable)",
+            new.pods.clone(),
+        );
+        registry.register(
+            "ambient_log_lines_lost",
+            "Log lines dropped, because the reader of the log was too slow (unstable)",
+            new.log_lines_lost.clone(),
+        );
+        new
+    }
+
+    pub(crate) fn opened(&self, labels: &TrafficLabels) {
+        self.opened.get_or_create(&self.bounded(labels)).inc();
+    }
+
+    /// `requested` bytes went from client to server, `answered` back: the same at both reporters, as Istio counts.
+    pub(crate) fn closed(&self, labels: &TrafficLabels, failed: bool, requested: u64, answered: u64) {
+        let labels = self.bounded(labels);
+        self.closed.get_or_create(&labels).inc();
+        if failed {
+            self.failed.get_or_create(&labels).inc();
+        }
+        self.received.get_or_create(&labels).inc_by(requested);
+        self.sent.get_or_create(&labels).inc_by(answered);
+    }
+
+    pub(crate) fn handshake_refused(&self) {
+        self.handshakes_refused.inc();
+    }
+
+    pub(crate) fn connection_shed(&self) {
+        self.connections_shed.inc();
+    }
+
+    pub(crate) fn serve_pods(&self, count: usize) {
+        self.pods.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// All of it as OpenMetrics text.
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    fn bounded(&self, labels: &TrafficLabels) -> TrafficLabels {
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if series.contains(labels) {
+            return labels.clone();
+        }
+        if series.len() < self.most_series {
+            series.insert(labels.clone());
+            return labels.clone();
+        }
+        self.series_folded.inc();
+        TrafficLabels::overflow(labels.direction())
+    }
+}

@@ -1,0 +1,99 @@
+use ambient_authz::{Action, Policy, Scope, policy};
+use ambient_control::{Batch, Change};
+use ambient_core::mesh::Update;
+
+use super::*;
+use crate::{clock, state::State};
+
+fn server(name: &str) -> Arc<Workload> {
+    let mut workload = Workload::new(&format!("c//Pod/shop/{name}"), "shop", name);
+    workload.pod = Some(name.into());
+    Arc::new(workload)
+}
+
+fn subject(name: &str) -> Subject {
+    Subject {
+        pod: name.into(),
+        workload: server(name).uid.clone(),
+        peer: None,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    }
+}
+
+/// An ALLOW that admits nobody.
+fn allow_nothing(scope: Scope) -> Change {
+    let policy = Policy {
+        key: "shop/allow-nothing".into(),
+        namespace: "shop".into(),
+        scope,
+        action: Action::Allow,
+        rules: vec![],
+        dry_run: false,
+    };
+    Change::Policy(policy::Update::Set(Arc::new(policy)))
+}
+
+fn apply(state: &State, watch: &Watch, changes: Vec<Change>) {
+    let changed = state.apply(
+        Batch {
+            changes,
+            synced: true,
+            faults: Arc::from([]),
+        },
+        clock::steady(),
+    );
+    watch.recheck(&state.current().unwrap(), &changed);
+}
+
+fn is_cut(cut: &mut Cut) -> Option<String> {
+    cut.0.try_recv().ok()
+}
+
+#[test]
+fn a_new_policy_cuts_what_it_refuses_and_says_so() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
+    let (_held, mut cut) = watch.register(subject("cart"));
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("other")))]);
+    assert_eq!(is_cut(&mut cut), None);
+    apply(&state, &watch, vec![allow_nothing(Scope::Namespace)]);
+    assert_eq!(is_cut(&mut cut).as_deref(), Some("allow policies exist, but none allowed"));
+}
+
+#[test]
+fn attaching_a_policy_to_a_workload_cuts_its_connections_only() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    let both = ["cart", "stock"].map(|name| Change::Mesh(Update::Workload(server(name))));
+    apply(&state, &watch, both.into_iter().chain([allow_nothing(Scope::Selector)]).collect());
+    let (_cart, mut cart) = watch.register(subject("cart"));
+    let (_stock, mut stock) = watch.register(subject("stock"));
+    let attached = Workload {
+        policies: vec!["shop/allow-nothing".into()],
+        ..Workload::clone(&server("cart"))
+    };
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(Arc::new(attached)))]);
+    assert!(is_cut(&mut cart).is_some());
+    assert_eq!(is_cut(&mut stock), None);
+}
+
+#[test]
+fn a_pod_that_is_gone_takes_its_connections_along() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
+    let (_held, mut cut) = watch.register(subject("cart"));
+    apply(
+        &state,
+        &watch,
+        vec![Change::Mesh(Update::RemoveWorkload(server("cart").uid.clone()))],
+    );
+    assert_eq!(is_cut(&mut cut).as_deref(), Some("its pod is gone"));
+}
+
+#[test]
+fn what_has_ended_is_forgotten() {
+    let watch = Arc::new(Watch::default());
+    let (held, _cut) = watch.register(subject("cart"));
+    drop(held);
+    assert!(watch.live.lock().unwrap().is_empty());
+}

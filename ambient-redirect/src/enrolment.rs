@@ -1,0 +1,275 @@
+//! The driver: sees, asks [`Pods`](crate::pods::Pods) what is to be done, does it.
+
+mod perform;
+mod places;
+mod watch;
+
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ambient_core::{Observer, observe::Event};
+use tokio::{
+    sync::{
+        mpsc,
+        watch::{Receiver, Sender, channel},
+    },
+    time::{Instant as Tick, MissedTickBehavior, interval, sleep_until, timeout},
+};
+
+use self::{
+    perform::Hands,
+    places::{Places, Scan},
+    watch::Changes,
+};
+use crate::{
+    Announce, PodSpec, Proxy,
+    linux::{NetnsError, NetnsId, Sockets},
+    plan::{Options, Plan},
+    pods::{Action, Done, Notice, Output, PodState, Pods, Step, Timing},
+};
+
+/// Settings of an [`Enrolment`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the runtime gives names to the network namespaces of pods, such as `/run/netns`.
+    pub netns_dir: PathBuf,
+    /// What is captured.
+    pub options: Options,
+    /// That directory is read so often.
+    pub scan_every: Duration,
+    /// A captured pod is verified so often, besides whenever the kernel tells of a change.
+    pub verify_every: Duration,
+    /// A step of the proxy or of the announcement that takes longer has failed, and is tried again.
+    pub patience: Duration,
+    /// Let all pods go at the end. Without it their rules stay, and their traffic is refused until the next process serves
+    /// them.
+    pub release_at_end: bool,
+}
+
+impl Config {
+    /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, steps given 10 s; rules stay at
+    /// the end.
+    pub fn new(netns_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            netns_dir: netns_dir.into(),
+            options: Options::default(),
+            scan_every: Duration::from_millis(200),
+            verify_every: Duration::from_secs(5),
+            patience: Duration::from_secs(10),
+            release_at_end: false,
+        }
+    }
+}
+
+/// Keeps the pods that are meant to be in the mesh captured, and no others.
+///
+/// For each: the proxy listens, then the rules come, then it is proven, then it is announced. Whatever of it is found
+/// missing later is mended. On the way out: the announcement is taken back, then the rules go, then the proxy lets go.
+pub struct Enrolment {
+    config: Config,
+    pods: Pods,
+    places: Places,
+    hands: Arc<Hands>,
+    observer: Arc<dyn Observer>,
+    states: Sender<Arc<[PodState]>>,
+}
+
+impl std::fmt::Debug for Enrolment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrolment").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Enrolment {
+    /// Prepares to run; changes nothing. `sockets` also proves captures.
+    ///
+    /// # Errors
+    /// When the own network namespace, which is never touched, cannot be told.
+    pub fn new(
+        config: Config,
+        sockets: Sockets,
+        proxy: Arc<dyn Proxy>,
+        announce: Arc<dyn Announce>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, NetnsError> {
+        let timing = Timing { verify_every: config.verify_every, ..Timing::default() };
+        let plan = Plan::new(&config.options);
+        Ok(Self {
+            pods: Pods::new(timing),
+            places: Places::new(config.netns_dir.clone())?,
+            hands: Arc::new(Hands { plan, sockets, proxy, announce, patience: config.patience }),
+            observer,
+            states: channel(Arc::from([])).0,
+            config,
+        })
+    }
+
+    /// How each pod stands, as it changes.
+    pub fn states(&self) -> Receiver<Arc<[PodState]>> {
+        self.states.subscribe()
+    }
+
+    /// Runs until `stop` ends. While `desired` holds `None` nothing is touched.
+    ///
+    /// At the end steps under way are waited for, for [`Config::patience`] at most.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is like a kill: rules stay, and the next process takes them over.
+    pub async fn run(mut self, mut desired: Receiver<Option<Arc<[PodSpec]>>>, stop: impl Future<Output = ()>) {
+        let changes = Changes::default();
+        let (ended, mut endings) = mpsc::unbounded_channel::<Ended>(); // one for each namespace at most
+        let mut under_way = 0usize;
+        let mut scans = interval(self.config.scan_every);
+        scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut scan: Option<tokio::task::JoinHandle<Scan>> = None;
+        let mut source_lives = true;
+        let mut stop = std::pin::pin!(stop);
+        desired.mark_changed();
+
+        loop {
+            under_way += self.act(&changes, &ended);
+            let wake = self.pods.timeout();
+            tokio::select! {
+                () = &mut stop => break,
+                changed = desired.changed(), if source_lives => {
+                    source_lives = changed.is_ok();
+                    let now_desired = desired.borrow_and_update().clone();
+                    self.pods.handle_desired(now(), now_desired);
+                }
+                Some(end) = endings.recv() => {
+                    under_way -= 1;
+                    self.settle(&end);
+                }
+                () = changes.wait() => changes.take().into_iter().for_each(|id| self.pods.handle_changed(id)),
+                _ = scans.tick(), if scan.is_none() => scan = Some(self.places.scan(self.pods.wants_addresses(), |id| self.pods.is_paired(id))),
+                seen = finished(&mut scan) => {
+                    scan = None;
+                    if let Some(seen) = seen.and_then(|seen| self.places.take(seen)) {
+                        self.pods.handle_namespaces(now(), seen);
+                    }
+                }
+                () = sleep_until(wake.map_or_else(far, Tick::from_std)), if wake.is_some() => (),
+            }
+        }
+        let _ = timeout(self.config.patience, self.end(&changes, &ended, &mut endings, under_way)).await;
+    }
+
+    /// Waits for what is under way, and lets the pods go if so configured.
+    async fn end(
+        &mut self,
+        changes: &Changes,
+        ended: &mpsc::UnboundedSender<Ended>,
+        endings: &mut mpsc::UnboundedReceiver<Ended>,
+        mut under_way: usize,
+    ) {
+        if self.config.release_at_end {
+            self.pods.handle_desired(now(), Some(Arc::from([])));
+        }
+        loop {
+            if self.config.release_at_end {
+                under_way += self.act(changes, ended);
+            }
+            if under_way == 0 && (!self.config.release_at_end || self.pods.is_empty()) {
+                return;
+            }
+            let wake = self.pods.timeout().filter(|_| self.config.release_at_end);
+            tokio::select! {
+                Some(end) = endings.recv() => {
+                    under_way -= 1;
+                    self.settle(&end);
+                }
+                () = sleep_until(wake.map_or_else(far, Tick::from_std)), if wake.is_some() => (),
+            }
+        }
+    }
+
+    /// Begins what is to be done, tells what is to be told, and gives the number of steps begun.
+    fn act(&mut self, changes: &Changes, ended: &mpsc::UnboundedSender<Ended>) -> usize {
+        let mut begun = 0;
+        while let Some(output) = self.pods.poll(now()) {
+            match output {
+                Output::Tell(notice) => self.tell(&notice),
+                Output::Do(action) => {
+                    begun += 1;
+                    self.begin(action, changes, ended.clone());
+                }
+            }
+        }
+        let states = self.pods.states();
+        self.states.send_if_modified(|published| {
+            let differs = published[..] != states[..];
+            if differs {
+                *published = states.into();
+            }
+            differs
+        });
+        begun
+    }
+
+    fn begin(&mut self, action: Action, changes: &Changes, ended: mpsc::UnboundedSender<Ended>) {
+        let (namespace, step) = (action.namespace, action.step);
+        let Some(room) = self.places.room(namespace, changes) else {
+            let done = Done::Failed("its namespace is not held open".into());
+            let _ = ended.send(Ended { namespace, step, done });
+            return;
+        };
+        let hands = self.hands.clone();
+        tokio::spawn(async move {
+            // A task of its own, so that a panic of the embedder's is one pod's failure.
+            let work = tokio::spawn(async move { hands.perform(&action.pod, &room, step).await });
+            let done = work.await.unwrap_or_else(|e| Done::Failed(e.to_string()));
+            let _ = ended.send(Ended { namespace, step, done });
+        });
+    }
+
+    fn settle(&mut self, end: &Ended) {
+        if end.step == Step::Clear && matches!(end.done, Done::Well(_)) {
+            self.places.cleared(end.namespace);
+        }
+        self.pods.handle_done(now(), wall(), end.namespace, end.step, end.done.clone());
+        if !self.pods.is_paired(end.namespace) {
+            self.places.leave(end.namespace);
+        }
+    }
+
+    fn tell(&self, notice: &Notice) {
+        match notice {
+            Notice::Captured(pod) => self.observer.observe(&Event::PodCaptured { pod: &pod.uid }),
+            Notice::Repaired(pod, what) => self.observer.observe(&Event::PodRepaired { pod: &pod.uid, what }),
+            Notice::Refused(pod, reason) => self.observer.observe(&Event::PodRefused { pod: &pod.uid, reason }),
+            Notice::Released(pod) => self.observer.observe(&Event::PodReleased { pod }),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Ended {
+    namespace: NetnsId,
+    step: Step,
+    done: Done,
+}
+
+/// Waits for a scan, for ever where there is none; `None` if it broke.
+async fn finished(scan: &mut Option<tokio::task::JoinHandle<Scan>>) -> Option<Scan> {
+    match scan {
+        Some(running) => running.await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+fn now() -> Instant {
+    Tick::now().into_std()
+}
+
+fn far() -> Tick {
+    Tick::now() + Duration::from_secs(3600)
+}
+
+#[expect(clippy::disallowed_methods, reason = "since when a pod is captured is told to people")]
+fn wall() -> SystemTime {
+    SystemTime::now()
+}

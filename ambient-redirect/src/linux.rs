@@ -1,0 +1,20 @@
+//! Network namespaces, the sockets made in them, and the rules put into them.
+//!
+//! setns moves one *thread*. Whatever needs it runs on threads of this module's own, never on a runtime's worker, which
+//! would take other tasks along into the namespace.
+
+mod netns;
+pub(crate) mod option;
+mod preflight;
+mod proof;
+mod rules;
+mod sockets;
+mod told;
+
+pub use netns::{Netns, NetnsError, NetnsId};
+pub use preflight::{PreflightError, preflight};
+pub(crate) use proof::prove;
+pub use proof::{Outbound, Proof, is_probe};
+pub use rules::{ApplyError, Difference, Inside, Owner};
+pub(crate) use told::Told;
+pub use sockets::{Sockets, cut_when_dropped, original_destination};

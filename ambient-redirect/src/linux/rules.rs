@@ -1,0 +1,391 @@
+//! A plan put into a namespace, compared with what the kernel lists, and taken out again.
+
+mod compile;
+
+use std::{fmt, io, net::IpAddr};
+
+use ambient_core::PodUid;
+
+use self::compile::{base_chain, compile};
+use super::{Netns, NetnsError};
+use crate::{
+    netlink::{self, Batch, Chain, Family, Listener, Nftables, Route, Routing, Rule, Table, Transport},
+    plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
+};
+
+/// The inside of a namespace, seen through sockets that were made in it. Its calls block, each for some hundred
+/// microseconds: for a thread that may.
+#[derive(Debug)]
+pub struct Inside {
+    routing: Routing,
+    nftables: Nftables,
+    sockets: netlink::Sockets,
+}
+
+/// Who put our tables into a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The pod for which it was done; `None` where the mark cannot be read.
+    pub pod: Option<PodUid>,
+}
+
+/// Something that is not as the plan has it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Difference {
+    /// A table, or something in it, is missing or changed.
+    Table(&'static str),
+    /// A table of ours is there that is not in the plan.
+    Leftover(&'static str),
+    /// A table has our name and not our mark.
+    ForeignTable(&'static str),
+    /// The routing rule is missing.
+    Rule(IpFamily),
+    /// The route is missing.
+    Route(IpFamily),
+    /// Nobody listens there.
+    Listener(Port, IpFamily),
+    /// Another process of the pod listens there.
+    ForeignListener(Port),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(name) => write!(f, "table {name} is missing or changed"),
+            Self::Leftover(name) => write!(f, "table {name} is there and not wanted"),
+            Self::ForeignTable(name) => write!(f, "table {name} is somebody else's"),
+            Self::Rule(family) => write!(f, "the {family} routing rule is missing"),
+            Self::Route(family) => write!(f, "the {family} route to the proxy is missing"),
+            Self::Listener(port, family) => write!(f, "nobody listens on {family} port {port}"),
+            Self::ForeignListener(port) => write!(f, "a process of the pod listens on port {port}, which is the proxy's"),
+        }
+    }
+}
+
+/// Why a plan could not be put into a namespace or looked for there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// A table of our name belongs to somebody else; nothing was changed.
+    #[error("the namespace holds a table inet {table} that is not ours: remove or rename it")]
+    Foreign {
+        /// Its name.
+        table: &'static str,
+    },
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] netlink::Error),
+}
+
+impl Inside {
+    /// Opens the sockets in a namespace.
+    ///
+    /// # Errors
+    /// When it cannot be entered or descriptors are short.
+    pub fn open(namespace: &Netns) -> Result<Self, ApplyError> {
+        namespace.run(Self::here)?
+    }
+
+    /// Opens the sockets in the calling thread's namespace.
+    pub(super) fn here() -> Result<Self, ApplyError> {
+        Ok(Self { routing: Routing::open()?, nftables: Nftables::open()?, sockets: netlink::Sockets::open()? })
+    }
+
+    /// The addresses of all devices.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn addresses(&mut self) -> Result<Vec<IpAddr>, ApplyError> {
+        Ok(self.routing.addresses()?.into_iter().map(|a| a.ip).collect())
+    }
+
+    /// Who put our tables here; `None` where there are none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn owner(&mut self) -> Result<Option<Owner>, ApplyError> {
+        let tables = self.nftables.tables()?;
+        Ok(named_as_ours(&tables).find_map(|(_, table)| owner_of(table)))
+    }
+
+    /// Puts a plan in force for a pod: routes and routing rules, which concern nothing yet, then all tables in one
+    /// transaction. What an earlier process put there for the same pod is replaced within it; NAT stays hooked, so that
+    /// captured connections live on. Gives what was not there before.
+    ///
+    /// # Errors
+    /// When a table of our name is somebody else's, or the kernel refuses.
+    pub fn apply(&mut self, plan: &Plan, pod: &PodUid) -> Result<Vec<Difference>, ApplyError> {
+        let differences = self.rules(plan, pod)?;
+        let foreign = differences.iter().find_map(|d| match d {
+            Difference::ForeignTable(table) => Some(*table),
+            _ => None,
+        });
+        if let Some(table) = foreign {
+            return Err(ApplyError::Foreign { table });
+        }
+        for difference in &differences {
+            match difference {
+                Difference::Rule(family) => match self.routing.add_rule(&routing_rule(*family)) {
+                    Err(e) if !e.exists() => return Err(e.into()),
+                    _ => (),
+                },
+                Difference::Route(family) => self.routing.add_route(&route(*family))?,
+                _ => (),
+            }
+        }
+        if differences.iter().any(|d| matches!(d, Difference::Table(_) | Difference::Leftover(_))) {
+            self.transaction(|tables, chains| replacement(plan, pod, tables, chains))?;
+        }
+        Ok(differences)
+    }
+
+    /// Takes everything of ours out: the tables in one transaction, then routing rules and routes. Nothing of others is
+    /// touched, and it is no error where nothing of ours is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn clear(&mut self) -> Result<(), ApplyError> {
+        self.transaction(|tables, _| {
+            let mut batch = Batch::default();
+            for (name, table) in named_as_ours(tables) {
+                if owner_of(table).is_some() {
+                    batch.delete_table(Family::Inet, name);
+                }
+            }
+            Ok(batch)
+        })?;
+        let rules = self.routing.rules()?;
+        for rule in rules.iter().filter(|r| is_ours(r)) {
+            absent_is_fine(self.routing.delete_rule(rule))?;
+        }
+        let routes = self.routing.routes(ROUTE_TABLE)?;
+        for family in [IpFamily::V4, IpFamily::V6] {
+            let route = route(family);
+            if routes.iter().any(|r| same_route(r, &route)) {
+                absent_is_fine(self.routing.delete_route(&route))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is not as the plan has it: tables, routing rules, routes, and listeners with the proxy's mark. Empty is proof
+    /// that all of it stands.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or its answers keep changing while they are read.
+    pub fn verify(&mut self, plan: &Plan, pod: &PodUid) -> Result<Vec<Difference>, ApplyError> {
+        let mut differences = self.rules(plan, pod)?;
+        let tcp = self.sockets.listeners(Transport::Tcp)?;
+        let udp = if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
+            self.sockets.listeners(Transport::Udp)?
+        } else {
+            Vec::new()
+        };
+        let families = self.families(&plan.rules)?;
+        for port in &plan.listeners {
+            let all = if port.protocol == Protocol::Tcp { &tcp } else { &udp };
+            let there: Vec<&Listener> = all.iter().filter(|l| l.local.port() == port.port).collect();
+            if there.iter().any(|l| !is_proxys(l)) {
+                differences.push(Difference::ForeignListener(*port));
+            }
+            for family in &families {
+                // Redirected connections of the pod's own processes come to the loopback address.
+                let takes = |l: &&Listener| l.takes(*family == IpFamily::V6) || (port.port == ambient_core::ports::DNS && l.local.ip() == family.loopback());
+                if !there.iter().any(|l| is_proxys(l) && takes(l)) {
+                    differences.push(Difference::Listener(*port, *family));
+                }
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Sets the loopback device up, as it is in every pod.
+    pub(super) fn set_loopback_up(&mut self) -> Result<(), ApplyError> {
+        Ok(self.routing.set_loopback_up()?)
+    }
+
+    /// The families of these that the namespace has: with IPv6 switched off there is no address to redirect to, and the
+    /// kernel refuses its routes.
+    pub(crate) fn families(&mut self, wanted: &[IpFamily]) -> Result<Vec<IpFamily>, ApplyError> {
+        let ipv6 = self.routing.addresses()?.iter().any(|a| a.ip.is_ipv6());
+        Ok(wanted.iter().copied().filter(|f| *f == IpFamily::V4 || ipv6).collect())
+    }
+
+    /// As [`Inside::verify`] without the listeners.
+    pub(super) fn rules(&mut self, plan: &Plan, pod: &PodUid) -> Result<Vec<Difference>, ApplyError> {
+        let mut differences = Vec::new();
+        let families = self.families(&plan.rules)?;
+        let rules = self.routing.rules()?;
+        let routes = self.routing.routes(ROUTE_TABLE)?;
+        for family in families {
+            if !rules.contains(&routing_rule(family)) {
+                differences.push(Difference::Rule(family));
+            }
+            let wanted = route(family);
+            if !routes.iter().any(|r| same_route(r, &wanted)) {
+                differences.push(Difference::Route(family));
+            }
+        }
+        let tables = self.nftables.tables()?;
+        let chains = self.nftables.chains()?;
+        for name in TABLES {
+            let wanted = plan.tables.iter().find(|t| t.name == name);
+            let there = named_as_ours(&tables).find(|(n, _)| *n == name).map(|(_, t)| t);
+            match (wanted, there) {
+                (None, None) => (),
+                (_, Some(there)) if owner_of(there).is_none() => differences.push(Difference::ForeignTable(name)),
+                (None, Some(_)) => differences.push(Difference::Leftover(name)),
+                (Some(_), None) => differences.push(Difference::Table(name)),
+                (Some(wanted), Some(there)) => {
+                    if there.userdata != comment(pod) || there.flags != 0 || !same_chains(wanted, &chains) || !self.same_rules(wanted)? {
+                        differences.push(Difference::Table(name));
+                    }
+                }
+            }
+        }
+        Ok(differences)
+    }
+
+    fn same_rules(&mut self, table: &plan::Table) -> Result<bool, ApplyError> {
+        let there = self.nftables.rules(Family::Inet, table.name)?;
+        Ok(table.chains.iter().all(|chain| {
+            let listed: Vec<_> = there.iter().filter(|r| r.chain == chain.hook.name()).collect();
+            listed.len() == chain.rules.len() && listed.iter().zip(&chain.rules).all(|(is, wanted)| is.is(&compile(wanted)))
+        }))
+    }
+
+    /// Commits what is made of the tables and chains that are there, made again where they have changed meanwhile.
+    fn transaction(&mut self, make: impl Fn(&[Table], &[Chain]) -> Result<Batch, ApplyError>) -> Result<(), ApplyError> {
+        let mut tries = 0;
+        loop {
+            let generation = self.nftables.generation()?;
+            let batch = make(&self.nftables.tables()?, &self.nftables.chains()?)?;
+            match self.nftables.commit(batch, Some(generation)) {
+                Err(e) if e.stale() && tries < TRANSACTIONS => tries += 1,
+                result => return Ok(result?),
+            }
+        }
+    }
+}
+
+/// The batch that makes the namespace hold the plan's tables and no others of ours.
+fn replacement(plan: &Plan, pod: &PodUid, tables: &[Table], chains: &[Chain]) -> Result<Batch, ApplyError> {
+    let mut batch = Batch::default();
+    for name in TABLES {
+        let wanted = plan.tables.iter().find(|t| t.name == name);
+        let there = named_as_ours(tables).find(|(n, _)| *n == name).map(|(_, t)| t);
+        if let Some(there) = there {
+            if owner_of(there).is_none() {
+                return Err(ApplyError::Foreign { table: name });
+            }
+            // A table's mark and a chain's place cannot be changed; deleting the table cuts what it translates, so it is done
+            // for nothing less.
+            let reusable = wanted.is_some_and(|w| there.userdata == comment(pod) && same_chains(w, chains));
+            if reusable {
+                batch.flush_table(Family::Inet, name);
+            } else {
+                batch.delete_table(Family::Inet, name);
+            }
+        }
+        let Some(table) = wanted else { continue };
+        batch.add_table(Family::Inet, name, &comment(pod));
+        for chain in &table.chains {
+            batch.add_base_chain(Family::Inet, name, chain.hook.name(), &base_chain(chain));
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                batch.add_rule(Family::Inet, name, chain.hook.name(), &compile(rule));
+            }
+        }
+    }
+    Ok(batch)
+}
+
+fn named_as_ours(tables: &[Table]) -> impl Iterator<Item = (&'static str, &Table)> {
+    TABLES.into_iter().filter_map(|name| tables.iter().find(|t| t.family == Family::Inet && t.name == name).map(|t| (name, t)))
+}
+
+fn same_chains(table: &plan::Table, chains: &[Chain]) -> bool {
+    let there: Vec<&Chain> = chains.iter().filter(|c| c.family == Family::Inet && c.table == table.name).collect();
+    there.len() == table.chains.len()
+        && table.chains.iter().all(|wanted| {
+            let base = base_chain(wanted);
+            there.iter().any(|c| {
+                c.name == wanted.hook.name() && c.hook == Some((base.hook.number(), base.priority)) && c.kind.as_deref() == Some(base.kind.name())
+            })
+        })
+}
+
+/// The mark in a table: a comment, as every `nft` since 0.9.7 shows it, with the pod's UID.
+fn comment(pod: &PodUid) -> Vec<u8> {
+    let mut uid = pod.as_str();
+    while uid.len() > LONGEST_UID {
+        // Never seen of Kubernetes; cut at a whole character.
+        uid = &uid[..uid.len() - uid.chars().next_back().map_or(1, char::len_utf8)];
+    }
+    let text = format!("{OWNER_MARK}{uid}");
+    let mut bytes = vec![COMMENT, (text.len() + 1) as u8];
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.push(0);
+    bytes
+}
+
+fn owner_of(table: &Table) -> Option<Owner> {
+    let [COMMENT, length, text @ ..] = &table.userdata[..] else { return None };
+    let text = text.get(..usize::from(*length).checked_sub(1)?)?;
+    let uid = text.strip_prefix(OWNER_MARK.as_bytes())?;
+    let pod = std::str::from_utf8(uid).ok().filter(|uid| !uid.is_empty()).map(PodUid::from);
+    Some(Owner { pod })
+}
+
+fn is_proxys(listener: &Listener) -> bool {
+    listener.mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK)
+}
+
+fn routing_rule(family: IpFamily) -> Rule {
+    Rule { ipv6: family == IpFamily::V6, priority: RULE_PRIORITY, mark: REPLY_MARK, mask: MARK_MASK, table: ROUTE_TABLE }
+}
+
+fn is_ours(rule: &Rule) -> bool {
+    [IpFamily::V4, IpFamily::V6].into_iter().any(|f| *rule == routing_rule(f))
+}
+
+fn route(family: IpFamily) -> Route {
+    let everything = match family {
+        IpFamily::V4 => ipnet::Ipv4Net::default().into(),
+        IpFamily::V6 => ipnet::Ipv6Net::default().into(),
+    };
+    Route::local(everything, ROUTE_TABLE)
+}
+
+fn same_route(listed: &Route, wanted: &Route) -> bool {
+    listed.destination == wanted.destination && listed.kind == wanted.kind && listed.link == wanted.link
+}
+
+fn absent_is_fine(result: Result<(), netlink::Error>) -> Result<(), ApplyError> {
+    match result {
+        Err(e) if !e.missing() => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+impl From<ApplyError> for io::Error {
+    fn from(error: ApplyError) -> Self {
+        Self::other(error)
+    }
+}
+
+const OWNER_MARK: &str = "ambient pod ";
+/// A comment of nftables has at most 128 bytes.
+const LONGEST_UID: usize = 110;
+/// The kind of userdata that is a comment.
+const COMMENT: u8 = 0;
+/// A transaction that others overtook is made again so many times.
+const TRANSACTIONS: usize = 10;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! A rule of a plan as expressions of nf_tables, in the order in which `nft` would write them.
+
+use std::net::IpAddr;
+
+use crate::{
+    netlink::{BaseChain, Cmp, CtKey, Expr, Hook, MetaKey, PayloadBase, Verdict},
+    plan::{self, Action, IpFamily, MARK_MASK, Match, Protocol, Rule},
+};
+
+pub(super) fn compile(rule: &Rule) -> Vec<Expr> {
+    let mut expressions = Vec::new();
+    for test in &rule.matches {
+        push_match(&mut expressions, test);
+    }
+    expressions.push(Expr::Counter);
+    push_action(&mut expressions, rule.action);
+    expressions
+}
+
+pub(super) fn base_chain(chain: &plan::Chain) -> BaseChain {
+    let kind = match chain.kind {
+        plan::ChainKind::Filter => crate::netlink::ChainKind::Filter,
+        plan::ChainKind::Nat => crate::netlink::ChainKind::Nat,
+        plan::ChainKind::Route => crate::netlink::ChainKind::Route,
+    };
+    let hook = match chain.hook {
+        plan::Hook::Prerouting => Hook::Prerouting,
+        plan::Hook::Output => Hook::Output,
+    };
+    BaseChain { kind, hook, priority: chain.priority }
+}
+
+fn push_match(list: &mut Vec<Expr>, test: &Match) {
+    match *test {
+        Match::Family(family) => push_family(list, family),
+        Match::Protocol(protocol) => {
+            list.push(Expr::Meta { key: MetaKey::TransportProtocol, reg: 1 });
+            list.push(compare(Cmp::Equal, vec![if protocol == Protocol::Tcp { 6 } else { 17 }]));
+        }
+        Match::Source(ip) => push_address(list, ip, Side::Source, Cmp::Equal),
+        Match::Destination(ip) => push_address(list, ip, Side::Destination, Cmp::Equal),
+        Match::NotDestination(ip) => push_address(list, ip, Side::Destination, Cmp::NotEqual),
+        Match::SourcePort(port) => push_port(list, port, Side::Source, Cmp::Equal),
+        Match::DestinationPort(port) => push_port(list, port, Side::Destination, Cmp::Equal),
+        Match::NotDestinationPort(port) => push_port(list, port, Side::Destination, Cmp::NotEqual),
+        Match::Mark(mark) => push_mark(list, Expr::Meta { key: MetaKey::Mark, reg: 1 }, mark, Cmp::Equal),
+        Match::NotMark(mark) => push_mark(list, Expr::Meta { key: MetaKey::Mark, reg: 1 }, mark, Cmp::NotEqual),
+        Match::ConnectionMark(mark) => push_mark(list, Expr::Ct { key: CtKey::Mark, reg: 1 }, mark, Cmp::Equal),
+        Match::ToLoopback => push_loopback(list, Cmp::Equal),
+        Match::NotToLoopback => push_loopback(list, Cmp::NotEqual),
+    }
+}
+
+fn push_action(list: &mut Vec<Expr>, action: Action) {
+    match action {
+        Action::Accept => list.push(Expr::Verdict(Verdict::Accept)),
+        Action::Redirect(port) => {
+            list.push(Expr::Immediate { reg: 1, data: port.to_be_bytes().to_vec() });
+            list.push(Expr::Redirect { port_reg: 1 });
+        }
+        Action::MarkConnection(mark) => {
+            list.push(Expr::Ct { key: CtKey::Mark, reg: 1 });
+            list.push(Expr::Bitwise { reg: 1, mask: (!MARK_MASK).to_ne_bytes().to_vec(), xor: mark.to_ne_bytes().to_vec() });
+            list.push(Expr::CtSet { key: CtKey::Mark, reg: 1 });
+        }
+        Action::RestoreMark => {
+            list.push(Expr::Ct { key: CtKey::Mark, reg: 1 });
+            list.push(Expr::MetaSet { key: MetaKey::Mark, reg: 1 });
+        }
+        Action::Zone(zone) => {
+            list.push(Expr::Immediate { reg: 1, data: zone.to_ne_bytes().to_vec() });
+            list.push(Expr::CtSet { key: CtKey::Zone, reg: 1 });
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Source,
+    Destination,
+}
+
+fn push_family(list: &mut Vec<Expr>, family: IpFamily) {
+    list.push(Expr::Meta { key: MetaKey::NetworkProtocol, reg: 1 });
+    list.push(compare(Cmp::Equal, vec![if family == IpFamily::V4 { 2 } else { 10 }]));
+}
+
+fn push_address(list: &mut Vec<Expr>, ip: IpAddr, side: Side, op: Cmp) {
+    let (family, offset, bytes) = match (ip, side) {
+        (IpAddr::V4(ip), Side::Source) => (IpFamily::V4, 12, ip.octets().to_vec()),
+        (IpAddr::V4(ip), Side::Destination) => (IpFamily::V4, 16, ip.octets().to_vec()),
+        (IpAddr::V6(ip), Side::Source) => (IpFamily::V6, 8, ip.octets().to_vec()),
+        (IpAddr::V6(ip), Side::Destination) => (IpFamily::V6, 24, ip.octets().to_vec()),
+    };
+    // In a table for both families the header's layout is known only after this.
+    push_family(list, family);
+    list.push(Expr::Payload { base: PayloadBase::Network, offset, len: bytes.len() as u32, reg: 1 });
+    list.push(compare(op, bytes));
+}
+
+fn push_port(list: &mut Vec<Expr>, port: u16, side: Side, op: Cmp) {
+    let offset = match side {
+        Side::Source => 0,
+        Side::Destination => 2,
+    };
+    list.push(Expr::Payload { base: PayloadBase::Transport, offset, len: 2, reg: 1 });
+    list.push(compare(op, port.to_be_bytes().to_vec()));
+}
+
+fn push_mark(list: &mut Vec<Expr>, load: Expr, mark: u32, op: Cmp) {
+    list.push(load);
+    list.push(Expr::Bitwise { reg: 1, mask: MARK_MASK.to_ne_bytes().to_vec(), xor: vec![0; 4] });
+    list.push(compare(op, mark.to_ne_bytes().to_vec()));
+}
+
+fn push_loopback(list: &mut Vec<Expr>, op: Cmp) {
+    let mut name = vec![0; 16];
+    name[..2].copy_from_slice(b"lo");
+    list.push(Expr::Meta { key: MetaKey::OutputName, reg: 1 });
+    list.push(compare(op, name));
+}
+
+fn compare(op: Cmp, data: Vec<u8>) -> Expr {
+    Expr::Cmp { op, reg: 1, data }
+}

@@ -1,0 +1,113 @@
+use std::{collections::BTreeMap, fmt::Write};
+
+use super::*;
+use crate::{
+    netlink::{Cmp, CtKey, Expr, MetaKey, PayloadBase, Verdict},
+    plan::Options,
+};
+
+/// What `nft --debug=netlink` shows of the rules of Istio's node agent: the same expressions, under other names.
+const REFERENCE: &str = include_str!("../../../tests/vectors/pod-full.bytecode.txt");
+
+#[test]
+fn the_rules_are_those_of_the_reference() {
+    let plan = Plan::new(&Options { ipv6: true, dns: true, probes: true });
+    let mut ours: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for table in &plan.tables {
+        for chain in &table.chains {
+            let key = format!("istio-{} istio-{}", table.name, chain.hook.name());
+            ours.entry(key).or_default().extend(chain.rules.iter().map(|r| shown(&compile(r))));
+        }
+    }
+    let mut theirs: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for block in REFERENCE.split("\n\n") {
+        let (steps, heads): (Vec<&str>, Vec<&str>) = block.lines().partition(|l| l.starts_with("  ["));
+        // Rules stand under the name of their chain; the lines about chains themselves have no steps.
+        let Some(key) = heads.last().and_then(|h| h.strip_prefix("inet ")).filter(|_| !steps.is_empty()) else { continue };
+        if !steps[0].contains("jump") {
+            theirs.entry(key.trim().into()).or_default().push(steps.join("\n"));
+        }
+    }
+    assert_eq!(theirs.values().map(Vec::len).sum::<usize>(), 18);
+    assert_eq!(ours, theirs);
+}
+
+#[test]
+fn an_owner_is_read_back() {
+    for uid in ["7c0e8f0e-6a8e-4f3e-9c70-0d2f8a5a3a11", "a", &"x".repeat(300), &"ü".repeat(100)] {
+        let userdata = comment(&uid.into());
+        assert!(userdata.len() <= 128);
+        let table = Table { family: Family::Inet, name: TABLES[0].into(), userdata, flags: 0 };
+        let read = owner_of(&table).unwrap().pod.unwrap();
+        assert!(uid.starts_with(read.as_str()) && !read.as_str().is_empty());
+    }
+    for userdata in [&b""[..], b"\0", b"\0\0", b"\0\x20ambient pod x\0", b"\x01\x0eambient pod x\0", b"\0\x06other\0"] {
+        let table = Table { family: Family::Inet, name: TABLES[0].into(), userdata: userdata.to_vec(), flags: 0 };
+        assert_eq!(owner_of(&table), None, "{userdata:?}");
+    }
+    let table = Table { family: Family::Inet, name: TABLES[0].into(), userdata: b"\0\x0dambient pod \0".to_vec(), flags: 0 };
+    assert_eq!(owner_of(&table), Some(Owner { pod: None }));
+}
+
+#[test]
+fn a_foreign_table_stops_the_whole_replacement() {
+    let theirs = Table { family: Family::Inet, name: TABLES[2].into(), userdata: Vec::new(), flags: 0 };
+    for dns in [true, false] {
+        let plan = Plan::new(&Options { dns, ..Options::default() });
+        assert!(matches!(replacement(&plan, &"a".into(), std::slice::from_ref(&theirs), &[]), Err(ApplyError::Foreign { table }) if table == TABLES[2]));
+    }
+    // The same name in another family is another table.
+    let elsewhere = Table { family: Family::Ip, ..theirs };
+    assert!(replacement(&Plan::new(&Options::default()), &"a".into(), &[elsewhere], &[]).is_ok());
+}
+
+fn shown(expressions: &[Expr]) -> String {
+    expressions.iter().map(|e| format!("  [ {} ]", step(e))).collect::<Vec<_>>().join("\n")
+}
+
+fn step(expression: &Expr) -> String {
+    match expression {
+        Expr::Meta { key, reg } => format!("meta load {} => reg {reg}", meta(*key)),
+        Expr::MetaSet { key, reg } => format!("meta set {} with reg {reg}", meta(*key)),
+        Expr::Ct { key, reg } => format!("ct load {} => reg {reg}", ct(*key)),
+        Expr::CtSet { key, reg } => format!("ct set {} with reg {reg}", ct(*key)),
+        Expr::Payload { base, offset, len, reg } => {
+            let base = if *base == PayloadBase::Network { "network" } else { "transport" };
+            format!("payload load {len}b @ {base} header + {offset} => reg {reg}")
+        }
+        Expr::Cmp { op, reg, data } => format!("cmp {} reg {reg}{}", if *op == Cmp::Equal { "eq" } else { "neq" }, words(data)),
+        Expr::Bitwise { reg, mask, xor } => format!("bitwise reg {reg} = ( reg {reg} &{} ) ^{}", words(mask), words(xor)),
+        Expr::Immediate { reg, data } => format!("immediate reg {reg}{}", words(data)),
+        Expr::Verdict(Verdict::Accept) => "immediate reg 0 accept".into(),
+        Expr::Counter => "counter pkts 0 bytes 0".into(),
+        Expr::Redirect { port_reg } => format!("redir proto_min reg {port_reg} flags 0x2"),
+        other => panic!("{other:?} is in no plan"),
+    }
+}
+
+fn meta(key: MetaKey) -> &'static str {
+    match key {
+        MetaKey::Mark => "mark",
+        MetaKey::OutputName => "oifname",
+        MetaKey::NetworkProtocol => "nfproto",
+        MetaKey::TransportProtocol => "l4proto",
+        other => panic!("{other:?} is in no plan"),
+    }
+}
+
+fn ct(key: CtKey) -> &'static str {
+    match key {
+        CtKey::Mark => "mark",
+        CtKey::Zone => "zone",
+        CtKey::State => panic!("the state is in no plan"),
+    }
+}
+
+fn words(data: &[u8]) -> String {
+    data.chunks(4).fold(String::new(), |mut text, chunk| {
+        let mut word = [0; 4];
+        word[..chunk.len()].copy_from_slice(chunk);
+        let _ = write!(text, " 0x{:08x}", u32::from_le_bytes(word));
+        text
+    })
+}

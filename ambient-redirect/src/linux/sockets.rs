@@ -1,0 +1,213 @@
+//! Sockets in a pod's namespace.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::oneshot,
+    time::timeout,
+};
+
+use super::{Netns, NetnsError, option};
+use crate::plan::PROXY_MARK;
+
+/// Makes sockets in namespaces, on threads of its own. Clones share the threads, which end with the last of them.
+///
+/// Every socket bears [`PROXY_MARK`] before it is bound or connected, so that it is not redirected to itself. A socket stays
+/// in the namespace that it was made in, whichever thread uses it.
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Sockets {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When a thread cannot be made or the present namespace cannot be opened.
+    pub fn new() -> Result<Self, NetnsError> {
+        let home = Arc::new(Netns::current()?);
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..THREADS {
+            let (queue, home) = (queue.clone(), home.clone());
+            thread::Builder::new()
+                .name("netns-sockets".into())
+                .spawn(move || work(&queue, &home))
+                .map_err(NetnsError::Thread)?;
+        }
+        Ok(Self { jobs })
+    }
+
+    /// Listens for TCP in a namespace, on a port or an address of it; the listener does not block.
+    ///
+    /// The address `[::]` takes IPv4 as well, and becomes `0.0.0.0` where there is no IPv6. Another socket on the port is an
+    /// error, never shared with. Accepted sockets inherit the mark.
+    ///
+    /// # Errors
+    /// `AddrInUse` where the port is taken; what setns and the socket calls say otherwise.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no socket behind.
+    pub async fn tcp_listener(&self, namespace: &Arc<Netns>, address: SocketAddr, backlog: i32) -> io::Result<std::net::TcpListener> {
+        let (socket, address) = self.wildcard(namespace, address, Type::STREAM).await?;
+        // A connection that a former listener left in TIME_WAIT must not keep the port.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(backlog)?;
+        Ok(socket.into())
+    }
+
+    /// Makes a UDP socket in a namespace, bound to an address; the socket does not block.
+    ///
+    /// Redirected DNS queries come to the loopback address, and answers must leave from it: bind to `127.0.0.1` and `[::1]`,
+    /// a socket each. From a wildcard socket they would leave with the pod's address, and be lost.
+    ///
+    /// # Errors
+    /// `AddrInUse` where the port is taken; what setns and the socket calls say otherwise.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no socket behind.
+    pub async fn udp(&self, namespace: &Arc<Netns>, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        let (socket, address) = self.wildcard(namespace, address, Type::DGRAM).await?;
+        socket.bind(&address.into())?;
+        Ok(socket.into())
+    }
+
+    /// Connects by TCP from a namespace. With `from` the connection has that source address, which need not be the
+    /// namespace's own, and a port that the kernel chooses.
+    ///
+    /// # Errors
+    /// `TimedOut` when there is no answer within `patience`; what setns and the socket calls say otherwise.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the attempt.
+    pub async fn tcp_connect(&self, namespace: &Arc<Netns>, from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+        let from = from.map(|ip| ip.to_canonical());
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        if from.is_some_and(|from| from.is_ipv4() != to.is_ipv4()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "source and destination are of different families"));
+        }
+        let socket = self.socket(namespace, Domain::for_address(to), Type::STREAM).await?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(from) = from {
+            match from {
+                IpAddr::V4(_) => {
+                    socket.set_ip_transparent_v4(true)?;
+                    socket.set_freebind_v4(true)?;
+                }
+                IpAddr::V6(_) => {
+                    socket.set_ip_transparent_v6(true)?;
+                    socket.set_freebind_v6(true)?;
+                }
+            }
+            // The port is chosen at connect, when the destination is known: more connections than ports are then possible.
+            option::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+        }
+        let socket = TcpSocket::from_std_stream(socket.into());
+        timeout(patience, socket.connect(to)).await.map_err(|_| {
+            let seconds = patience.as_secs_f32();
+            io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {to} within {seconds} s"))
+        })?
+    }
+
+    /// A marked socket that does not block.
+    async fn socket(&self, namespace: &Arc<Netns>, domain: Domain, kind: Type) -> io::Result<Socket> {
+        let socket = self.unmarked(namespace, domain, kind).await?;
+        socket.set_mark(PROXY_MARK)?;
+        Ok(socket)
+    }
+
+    /// A socket such as the pod's own processes have; it does not block.
+    pub(super) async fn unmarked(&self, namespace: &Arc<Netns>, domain: Domain, kind: Type) -> io::Result<Socket> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job { namespace: namespace.clone(), domain, kind, answer };
+        self.jobs.send(job).map_err(|_| gone())?;
+        let socket = answered.await.map_err(|_| gone())??;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+
+    /// A socket for an address, and the address; both for IPv4 where `[::]` was asked and there is no IPv6.
+    async fn wildcard(&self, namespace: &Arc<Netns>, address: SocketAddr, kind: Type) -> io::Result<(Socket, SocketAddr)> {
+        let first = self.socket(namespace, Domain::for_address(address), kind).await;
+        match first {
+            Ok(socket) => {
+                if address.is_ipv6() {
+                    socket.set_only_v6(!address.ip().is_unspecified())?;
+                }
+                Ok((socket, address))
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.is_ipv6() && address.ip().is_unspecified() => {
+                let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+                Ok((self.socket(namespace, Domain::IPV4, kind).await?, address))
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Where a redirected connection was going, as the kernel's conntrack remembers; never an IPv4 address in IPv6 clothes.
+///
+/// # Errors
+/// When the kernel knows nothing of the connection: it was not redirected, or its entry was deleted.
+pub fn original_destination(stream: &impl AsFd) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let local = socket.local_addr()?.as_socket();
+    // An IPv4 connection to a dual-stack listener is remembered as what it is: IPv4.
+    let v4 = local.is_none_or(|a| a.ip().to_canonical().is_ipv4());
+    let destination = if v4 { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
+    let destination = destination
+        .as_socket()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the original destination is not an IP address"))?;
+    Ok(SocketAddr::new(destination.ip().to_canonical(), destination.port()))
+}
+
+/// Makes a TCP connection end with a reset when it is dropped, as it is when a process is killed, until `false` is given at
+/// its orderly end.
+///
+/// # Errors
+/// What the socket call says.
+pub fn cut_when_dropped(stream: &impl AsFd, cut: bool) -> io::Result<()> {
+    SockRef::from(stream).set_linger(cut.then_some(Duration::ZERO))
+}
+
+#[derive(Debug)]
+struct Job {
+    namespace: Arc<Netns>,
+    domain: Domain,
+    kind: Type,
+    answer: oneshot::Sender<io::Result<Socket>>,
+}
+
+/// What a thread does until nobody can ask for sockets any more.
+fn work(queue: &Mutex<mpsc::Receiver<Job>>, home: &Netns) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = next else { return };
+        let protocol = if job.kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+        let made = match job.namespace.enter() {
+            Ok(()) => Socket::new(job.domain, job.kind, Some(protocol)),
+            Err(e) => Err(e.into()),
+        };
+        // Else the thread would keep the namespace alive. Should it fail nothing is lost: every job enters its own.
+        let _ = home.enter();
+        let _ = job.answer.send(made);
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the threads that make sockets have ended")
+}
+
+/// A socket takes some microseconds; a second thread keeps a slow setns from holding up all.
+const THREADS: usize = 2;

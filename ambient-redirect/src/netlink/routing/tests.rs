@@ -1,0 +1,47 @@
+use super::*;
+
+#[test]
+fn a_route_is_read_as_it_is_written() {
+    let gateway = "10.0.0.1".parse().unwrap();
+    for route in [
+        Route::to("10.1.0.0/16".parse().unwrap()).via(gateway).dev(3).onlink(),
+        Route::to("0.0.0.0/0".parse().unwrap()).via(gateway),
+        Route::to("fd00::/64".parse().unwrap()).dev(2).table(1000),
+        Route::to("10.2.0.0/16".parse().unwrap()).kind(RouteKind::Blackhole),
+        Route::local("::/0".parse().unwrap(), 100),
+    ] {
+        let (bytes, _) = route_message(RTM_NEWROUTE, 0, &route).finish(0);
+        assert_eq!(read_route("", &bytes[16..]).unwrap(), Some(route));
+    }
+}
+
+#[test]
+fn a_rule_is_read_as_it_is_written() {
+    for ipv6 in [false, true] {
+        let rule = Rule { ipv6, priority: 32764, mark: 0x111, mask: 0xfff, table: 100 };
+        let (bytes, _) = rule_message(RTM_NEWRULE, 0, &rule).finish(0);
+        assert_eq!(read_rule("", &bytes[16..]).unwrap(), Some(rule));
+        assert!(read_rule("", &bytes[16..20]).is_err());
+    }
+}
+
+#[test]
+fn the_bytes_of_a_local_route() {
+    let (bytes, _) = route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &Route::local("0.0.0.0/0".parse().unwrap(), 100)).finish(1);
+    #[rustfmt::skip]
+    let expected = [
+        44, 0, 0, 0, 24, 0, 0x01, 0x05, 1, 0, 0, 0, 0, 0, 0, 0,
+        2, 0, 0, 0, 100, 3, 254, 2, 0, 0, 0, 0, // AF_INET, table 100, scope host, type local
+        8, 0, 15, 0, 100, 0, 0, 0,
+        8, 0, 4, 0, 1, 0, 0, 0,
+    ];
+    assert_eq!(bytes, if cfg!(target_endian = "little") { expected.to_vec() } else { bytes.clone() });
+}
+
+#[test]
+fn an_ipv6_address_is_usable_at_once() {
+    let (bytes, _) = address(RTM_NEWADDR, 0, 7, "fd00::1".parse().unwrap(), 64).finish(0);
+    assert_eq!(bytes[16..20], [AF_INET6, 64, IFA_F_NODAD, 0]);
+    let (bytes, _) = address(RTM_NEWADDR, 0, 7, "10.0.0.1".parse().unwrap(), 24).finish(0);
+    assert_eq!(bytes[16..20], [AF_INET, 24, 0, 0]);
+}

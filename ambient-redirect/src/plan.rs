@@ -1,0 +1,351 @@
+//! What a pod's namespace must hold for its traffic to reach the proxy, as data.
+//!
+//! Marks, ports, priorities and the order of rules are those of Istio's ambient mode (its `istio-cni` node agent), so that
+//! either proxy can serve the pod; the tables bear names of our own.
+//!
+//! How a connection runs through it: what the pod's processes send is redirected to the proxy's outbound port
+//! (`nat output`), what comes to the pod by TCP to its inbound one (`nat prerouting`), unless it bears the proxy's mark
+//! [`PROXY_MARK`]. The proxy connects to the pod's application from the client's own address; such packets bear the mark
+//! when they come in by the loopback device, so the connection is marked with [`REPLY_MARK`] (`mangle prerouting`), the
+//! application's replies get that mark back (`mangle output`) and a routing rule sends them to the loopback device, where
+//! the proxy takes them, rather than out to the client. DNS queries of the proxy itself are tracked in a zone apart
+//! (`raw`), or they would collide with the ones redirected to it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ambient_core::ports;
+
+/// The mark of every socket of the proxy, under [`MARK_MASK`]: what bears it is not redirected.
+pub const PROXY_MARK: u32 = 0x539;
+/// The mark of replies that must go back to the proxy, under [`MARK_MASK`].
+pub const REPLY_MARK: u32 = 0x111;
+/// The bits of a mark that are ours.
+pub const MARK_MASK: u32 = 0xfff;
+/// The routing table that takes replies back to the proxy.
+pub const ROUTE_TABLE: u32 = 100;
+/// The priority of the routing rule that leads to it.
+pub const RULE_PRIORITY: u32 = 32764;
+/// The conntrack zone of the proxy's own DNS queries.
+pub const DNS_ZONE: u16 = 1;
+/// The source that Istio gives the probes of a node's kubelet, IPv4 and IPv6.
+pub const PROBE_SOURCES: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(169, 254, 7, 127),
+    Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff),
+);
+/// The names of every table that a plan may hold; one of them that is not in a plan must not be in the namespace.
+pub const TABLES: [&str; 3] = ["ambient-nat", "ambient-mangle", "ambient-raw"];
+
+/// What may differ from pod to pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Options {
+    /// Capture IPv6 as well. Without it an IPv6 connection goes around the proxy.
+    pub ipv6: bool,
+    /// Capture DNS queries.
+    pub dns: bool,
+    /// Let connections from [`PROBE_SOURCES`] through to the application. Only for nodes whose own namespace gives that
+    /// address to the kubelet's probes and lets nobody else use it.
+    pub probes: bool,
+}
+
+impl Default for Options {
+    /// IPv6 and DNS, and no way around for probes.
+    fn default() -> Self {
+        Self { ipv6: true, dns: true, probes: false }
+    }
+}
+
+/// Everything that a pod's namespace must hold.
+///
+/// ```
+/// use ambient_redirect::plan::{Options, Plan};
+///
+/// let plan = Plan::new(&Options { ipv6: false, ..Options::default() });
+/// assert_eq!(plan.tables.len(), 3);
+/// assert!(plan.listeners.iter().any(|l| l.port == 15001));
+/// println!("{plan}"); // as text for nft and ip
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Tables of nftables, family `inet`.
+    pub tables: Vec<Table>,
+    /// Routing rules: `fwmark REPLY_MARK/MARK_MASK pref RULE_PRIORITY lookup ROUTE_TABLE`.
+    pub rules: Vec<IpFamily>,
+    /// Routes: `local default dev lo table ROUTE_TABLE`.
+    pub routes: Vec<IpFamily>,
+    /// What the proxy must listen on before the tables come.
+    pub listeners: Vec<Port>,
+}
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A port that the proxy listens on in the pod's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port {
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+}
+
+/// A table of family `inet`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Its name, one of [`TABLES`].
+    pub name: &'static str,
+    /// Its chains.
+    pub chains: Vec<Chain>,
+}
+
+/// A chain that the kernel calls for every packet at one place; it accepts what no rule decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The place.
+    pub hook: Hook,
+    /// What it may do.
+    pub kind: ChainKind,
+    /// Its place among others at the same hook.
+    pub priority: i32,
+    /// Its rules; the first that decides ends the chain.
+    pub rules: Vec<Rule>,
+}
+
+/// Where a chain stands; the chain is named after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// Before it is known whether a packet is for this host.
+    Prerouting,
+    /// Where packets of local processes leave.
+    Output,
+}
+
+/// What a chain may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChainKind {
+    /// Decide and mark.
+    Filter,
+    /// Change addresses, once for each connection.
+    Nat,
+    /// Mark, with a packet routed again if its mark changes.
+    Route,
+}
+
+/// A rule: if all of this holds, then that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What must hold, tested in this order.
+    pub matches: Vec<Match>,
+    /// What is done.
+    pub action: Action,
+    /// Why the rule is there.
+    pub why: &'static str,
+}
+
+/// A test of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Match {
+    /// It is of this family.
+    Family(IpFamily),
+    /// It is of this protocol.
+    Protocol(Protocol),
+    /// It comes from this address; asks for the family as well.
+    Source(IpAddr),
+    /// It goes to this address; asks for the family as well.
+    Destination(IpAddr),
+    /// It goes to any other address of the same family.
+    NotDestination(IpAddr),
+    /// It comes from this port.
+    SourcePort(u16),
+    /// It goes to this port.
+    DestinationPort(u16),
+    /// It goes to any other port.
+    NotDestinationPort(u16),
+    /// It bears this mark, under [`MARK_MASK`].
+    Mark(u32),
+    /// It does not.
+    NotMark(u32),
+    /// Its connection bears this mark, under [`MARK_MASK`].
+    ConnectionMark(u32),
+    /// It leaves by the loopback device.
+    ToLoopback,
+    /// It leaves by another.
+    NotToLoopback,
+}
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It goes on as it is.
+    Accept,
+    /// It goes to this port of this host.
+    Redirect(u16),
+    /// Its connection is marked, under [`MARK_MASK`].
+    MarkConnection(u32),
+    /// It gets its connection's mark.
+    RestoreMark,
+    /// Its connection is looked for, and made, in this conntrack zone.
+    Zone(u16),
+}
+
+impl Plan {
+    /// The plan for a pod.
+    pub fn new(options: &Options) -> Self {
+        let families: &[IpFamily] = if options.ipv6 { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] };
+        let mut tables = vec![nat(options, families), mangle()];
+        if options.dns {
+            tables.push(raw());
+        }
+        let mut listeners: Vec<Port> = [ports::HBONE, ports::INBOUND_PLAINTEXT, ports::OUTBOUND].map(Port::tcp).to_vec();
+        if options.dns {
+            listeners.push(Port::tcp(ports::DNS));
+            listeners.push(Port { protocol: Protocol::Udp, port: ports::DNS });
+        }
+        Self { tables, rules: families.to_vec(), routes: families.to_vec(), listeners }
+    }
+}
+
+impl Port {
+    fn tcp(port: u16) -> Self {
+        Self { protocol: Protocol::Tcp, port }
+    }
+}
+
+impl IpFamily {
+    /// The loopback address that applications use.
+    pub(crate) fn loopback(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::LOCALHOST.into(),
+            Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    fn probe_source(self) -> IpAddr {
+        match self {
+            Self::V4 => PROBE_SOURCES.0.into(),
+            Self::V6 => PROBE_SOURCES.1.into(),
+        }
+    }
+}
+
+fn nat(options: &Options, families: &[IpFamily]) -> Table {
+    use Match as M;
+    let tcp = M::Protocol(Protocol::Tcp);
+    let not_proxy = M::NotMark(PROXY_MARK);
+    let twins = |rule: &dyn Fn(IpFamily) -> Rule| families.iter().map(|f| rule(*f)).collect::<Vec<_>>();
+
+    let mut prerouting = Vec::new();
+    let mut output = Vec::new();
+    if options.probes {
+        prerouting.extend(twins(&|f| Rule::new([tcp, M::Source(f.probe_source())], Action::Accept, "the kubelet's probes")));
+        output.extend(twins(&|f| Rule::new([tcp, M::Destination(f.probe_source())], Action::Accept, "replies to the kubelet's probes")));
+    }
+    prerouting.extend(twins(&|f| {
+        Rule::new(
+            [M::NotDestination(f.loopback()), tcp, M::NotDestinationPort(ports::HBONE), not_proxy],
+            Action::Redirect(ports::INBOUND_PLAINTEXT),
+            "what comes to the pod, except by HBONE or from the proxy",
+        )
+    }));
+    if options.dns {
+        let mut udp = vec![M::NotToLoopback, not_proxy, M::Protocol(Protocol::Udp), M::DestinationPort(53)];
+        if !options.ipv6 {
+            udp.insert(0, M::Family(IpFamily::V4));
+        }
+        output.push(Rule { matches: udp, action: Action::Redirect(ports::DNS), why: "DNS queries by UDP" });
+        output.extend(twins(&|f| {
+            Rule::new(
+                [M::NotDestination(f.loopback()), tcp, M::DestinationPort(53), not_proxy],
+                Action::Redirect(ports::DNS),
+                "DNS queries by TCP",
+            )
+        }));
+    }
+    output.push(Rule::new([tcp, M::Mark(REPLY_MARK)], Action::Accept, "replies that go back to the proxy"));
+    output.extend(twins(&|f| {
+        Rule::new([M::ToLoopback, M::NotDestination(f.loopback())], Action::Accept, "the pod calling itself by its own address")
+    }));
+    output.extend(twins(&|f| {
+        Rule::new([tcp, M::NotDestination(f.loopback()), not_proxy], Action::Redirect(ports::OUTBOUND), "what the pod sends")
+    }));
+    Table {
+        name: TABLES[0],
+        chains: vec![Chain::new(Hook::Prerouting, ChainKind::Nat, -100, prerouting), Chain::new(Hook::Output, ChainKind::Nat, -100, output)],
+    }
+}
+
+fn mangle() -> Table {
+    let mark = Rule::new(
+        [Match::Mark(PROXY_MARK)],
+        Action::MarkConnection(REPLY_MARK),
+        "connections that the proxy makes to the application",
+    );
+    let restore = Rule::new([Match::ConnectionMark(REPLY_MARK)], Action::RestoreMark, "replies to the proxy");
+    Table {
+        name: TABLES[1],
+        chains: vec![
+            Chain::new(Hook::Prerouting, ChainKind::Filter, -150, vec![mark]),
+            Chain::new(Hook::Output, ChainKind::Route, -150, vec![restore]),
+        ],
+    }
+}
+
+fn raw() -> Table {
+    let udp = Match::Protocol(Protocol::Udp);
+    let queries = Rule::new(
+        [udp, Match::DestinationPort(53), Match::Mark(PROXY_MARK)],
+        Action::Zone(DNS_ZONE),
+        "the proxy's own DNS queries, apart from the redirected ones",
+    );
+    let answers = Rule::new(
+        [udp, Match::SourcePort(53), Match::NotMark(PROXY_MARK)],
+        Action::Zone(DNS_ZONE),
+        "the answers to them",
+    );
+    Table {
+        name: TABLES[2],
+        chains: vec![
+            Chain::new(Hook::Prerouting, ChainKind::Filter, -300, vec![answers]),
+            Chain::new(Hook::Output, ChainKind::Filter, -300, vec![queries]),
+        ],
+    }
+}
+
+impl Rule {
+    fn new(matches: impl Into<Vec<Match>>, action: Action, why: &'static str) -> Self {
+        Self { matches: matches.into(), action, why }
+    }
+}
+
+impl Chain {
+    fn new(hook: Hook, kind: ChainKind, priority: i32, rules: Vec<Rule>) -> Self {
+        Self { hook, kind, priority, rules }
+    }
+}
+
+impl Hook {
+    /// The kernel's name of it, and the name of our chain there.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Output => "output",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

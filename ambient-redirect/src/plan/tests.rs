@@ -1,0 +1,50 @@
+use super::*;
+
+#[test]
+fn the_whole_plan_as_text() {
+    let plan = Plan::new(&Options::default());
+    assert_eq!(plan.to_string(), include_str!("../../tests/vectors/plan.txt"));
+}
+
+#[test]
+fn what_is_switched_off_leaves_no_rule() {
+    let plain = Plan::new(&Options { ipv6: false, dns: false, probes: false });
+    let text = plain.to_string();
+    for absent in ["ip6", "::1", "15053", "53 ", "zone", "169.254.7.127", "ambient-raw", "-6"] {
+        assert!(!text.contains(absent), "{absent} in {text}");
+    }
+    assert_eq!(plain.listeners.len(), 3);
+    assert_eq!((plain.rules.len(), plain.routes.len()), (1, 1));
+}
+
+#[test]
+fn without_ipv6_no_rule_catches_it() {
+    // What it catches it must have a listener for: a DNS query by IPv6 would be lost.
+    let plan = Plan::new(&Options { ipv6: false, ..Options::default() });
+    let queries = plan.tables[0].chains[1].rules.iter().find(|r| r.why == "DNS queries by UDP").unwrap();
+    assert!(queries.matches.contains(&Match::Family(IpFamily::V4)));
+}
+
+#[test]
+fn nothing_that_the_proxy_sends_is_redirected() {
+    for (ipv6, dns, probes) in [(true, true, true), (true, true, false), (false, false, false)] {
+        let plan = Plan::new(&Options { ipv6, dns, probes });
+        let rules = plan.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules);
+        for rule in rules.filter(|r| matches!(r.action, Action::Redirect(_))) {
+            assert!(rule.matches.contains(&Match::NotMark(PROXY_MARK)), "{rule:?}");
+        }
+    }
+}
+
+#[test]
+fn everything_redirected_has_a_listener() {
+    let plan = Plan::new(&Options::default());
+    for rule in plan.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules) {
+        let Action::Redirect(port) = rule.action else { continue };
+        let protocol = rule.matches.iter().find_map(|m| match m {
+            Match::Protocol(protocol) => Some(*protocol),
+            _ => None,
+        });
+        assert!(plan.listeners.contains(&Port { protocol: protocol.unwrap(), port }), "{rule:?}");
+    }
+}

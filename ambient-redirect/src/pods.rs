@@ -1,0 +1,303 @@
+//! Which pod is where, and what is to be done about it: pure, with time as an argument.
+//!
+//! ```text
+//!            found                   up            in force          proven             durable
+//! (unpaired) ----> Listening ------> Enforcing --------> Proving --------> Announcing ----------> In
+//!                   ^   ^ a step failed: again, later     |                                       |
+//!                   |   +---------------------------------+--- a difference is found: mending ----+
+//!                   |                                                |
+//!                   +---- Retracting: announced no more <------------+ mending failed MENDINGS times
+//!
+//! any of them --- not desired any more, or the namespace is gone ---> Withdrawing -> Clearing -> Removing -> (unpaired)
+//!                                                                     (a namespace that is gone needs no clearing)
+//! ```
+//!
+//! What happens goes in by the `handle_*` methods, in any order; [`Pods::poll`] then gives what is to be done or told until
+//! it gives `None`; [`Pods::timeout`] says when to call it again if nothing happens. Each action is answered by
+//! [`Pods::handle_done`] exactly once. There is at most one action under way for a namespace, at most one pod to a namespace
+//! and one namespace to a pod.
+
+mod pairing;
+mod state;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ambient_core::PodUid;
+
+use self::state::{Entry, Phase};
+use crate::{PodSpec, linux::NetnsId};
+
+pub use state::{PodState, Refusal, State, Step};
+
+/// All pods of a node and their namespaces.
+#[derive(Debug)]
+pub struct Pods {
+    timing: Timing,
+    /// `None` until it is known.
+    desired: Option<Arc<[PodSpec]>>,
+    seen: BTreeMap<NetnsId, Seen>,
+    entries: BTreeMap<NetnsId, Entry>,
+    /// Why a desired pod has no namespace.
+    unpaired: BTreeMap<PodUid, String>,
+    /// Whom a namespace served before, and until when it is not given to another.
+    former: BTreeMap<NetnsId, (PodUid, Instant)>,
+    output: VecDeque<Output>,
+}
+
+/// How long things take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A captured pod is verified so often, besides whenever the kernel tells of a change.
+    pub verify_every: Duration,
+    /// The first pause after a step that failed; it doubles up to [`Timing::pause_most`].
+    pub pause: Duration,
+    /// The longest pause between two attempts.
+    pub pause_most: Duration,
+    /// Between two verifications of one pod, so that whoever keeps changing its rules costs no more than that.
+    pub verify_least: Duration,
+    /// A namespace that served one pod is given to another only so much later: a new pod's own may be about to appear.
+    pub reuse: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            verify_every: Duration::from_secs(5),
+            pause: Duration::from_millis(100),
+            pause_most: Duration::from_secs(5),
+            verify_least: Duration::from_millis(100),
+            reuse: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A namespace that has a name on this node, other than the node's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The addresses in it.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it holds rules of ours that no pod of this process's stands behind, and for which pod they were made.
+    pub left_behind: Option<Option<PodUid>>,
+}
+
+/// What [`Pods::poll`] gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// To be done, and answered.
+    Do(Action),
+    /// To be told.
+    Tell(Notice),
+}
+
+/// Something to be done in a namespace, for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// The namespace.
+    pub namespace: NetnsId,
+    /// The pod.
+    pub pod: Arc<PodSpec>,
+    /// What.
+    pub step: Step,
+}
+
+/// How an action ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// As it should; with what was found to say of it, if anything.
+    Well(Option<String>),
+    /// [`Step::Verify`] found that something is not as it should be.
+    Differs {
+        /// What.
+        what: String,
+        /// Whether a listener is missing, so that the proxy is to be asked first.
+        listeners: bool,
+    },
+    /// Not at all.
+    Failed(String),
+}
+
+/// Something to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A pod's capture is proven and announced.
+    Captured(Arc<PodSpec>),
+    /// A pod's capture was broken, and is proven again.
+    Repaired(Arc<PodSpec>, String),
+    /// A pod cannot be captured; told once for each reason.
+    Refused(Arc<PodSpec>, Refusal),
+    /// A pod has left.
+    Released(PodUid),
+}
+
+impl Pods {
+    /// Knows nothing, and does nothing until it does.
+    pub fn new(timing: Timing) -> Self {
+        Self {
+            timing,
+            desired: None,
+            seen: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            unpaired: BTreeMap::new(),
+            former: BTreeMap::new(),
+            output: VecDeque::new(),
+        }
+    }
+
+    /// These pods are meant to be in the mesh; `None` changes nothing.
+    pub fn handle_desired(&mut self, now: Instant, desired: Option<Arc<[PodSpec]>>) {
+        if desired.is_none() {
+            return;
+        }
+        self.desired = desired;
+        self.reconsider(now);
+    }
+
+    /// These namespaces are there. One that is not among them is gone.
+    pub fn handle_namespaces(&mut self, now: Instant, seen: BTreeMap<NetnsId, Seen>) {
+        self.seen = seen;
+        self.former.retain(|id, _| self.seen.contains_key(id));
+        self.reconsider(now);
+    }
+
+    /// Something in a namespace has changed.
+    pub fn handle_changed(&mut self, id: NetnsId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.dirty = true;
+        }
+    }
+
+    /// An action has ended. `wall` is the time of day, for people.
+    pub fn handle_done(&mut self, now: Instant, wall: SystemTime, id: NetnsId, step: Step, done: Done) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.busy.take() != Some(step) {
+            return;
+        }
+        let ended = entry.advance(now, wall, &self.timing, step, done, &mut self.output);
+        if ended {
+            if let Some(entry) = self.entries.remove(&id) {
+                self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
+                if let Some(seen) = self.seen.get_mut(&id) {
+                    seen.left_behind = None;
+                }
+            }
+        }
+        self.reconsider(now);
+    }
+
+    /// What is to be done or told now, one after another until `None`.
+    pub fn poll(&mut self, now: Instant) -> Option<Output> {
+        if let Some(output) = self.output.pop_front() {
+            return Some(output);
+        }
+        if self.former.values().any(|(_, until)| *until <= now) {
+            self.former.retain(|_, (_, until)| *until > now);
+            self.reconsider(now);
+        }
+        self.entries.iter_mut().find_map(|(id, entry)| {
+            let step = entry.begin(now)?;
+            Some(Output::Do(Action { namespace: *id, pod: entry.pod.clone(), step }))
+        })
+    }
+
+    /// When [`Pods::poll`] has something to give although nothing happens.
+    pub fn timeout(&self) -> Option<Instant> {
+        let entries = self.entries.values().filter_map(Entry::due_at);
+        entries.chain(self.former.values().map(|(_, until)| *until)).min()
+    }
+
+    /// Whether desired pods lack a namespace, so that addresses are to be looked at again.
+    pub fn wants_addresses(&self) -> bool {
+        !self.unpaired.is_empty()
+    }
+
+    /// Whether a namespace has a pod.
+    pub fn is_paired(&self, id: NetnsId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
+    /// Whether no pod has anything in its namespace any more.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How each pod stands: the desired ones and those that are leaving, ordered by UID.
+    pub fn states(&self) -> Vec<PodState> {
+        let mut states: BTreeMap<PodUid, PodState> = BTreeMap::new();
+        for spec in self.desired.iter().flat_map(|d| d.iter()) {
+            let why = self.unpaired.get(&spec.uid).cloned().unwrap_or_else(|| "its namespace is being let go by another pod".into());
+            let state = PodState { pod: Arc::new(spec.clone()), namespace: None, state: State::Pairing { why }, said: None, repairs: 0 };
+            states.insert(spec.uid.clone(), state);
+        }
+        for (id, entry) in &self.entries {
+            states.insert(entry.pod.uid.clone(), entry.state(*id));
+        }
+        states.into_values().collect()
+    }
+
+    /// Compares what is desired with what is there. Decides only who leaves and who begins; steps follow by themselves.
+    fn reconsider(&mut self, now: Instant) {
+        let Some(desired) = self.desired.clone() else { return };
+        for (id, entry) in &mut self.entries {
+            entry.gone |= !self.seen.contains_key(id);
+            match desired.iter().find(|d| d.uid == entry.pod.uid) {
+                Some(spec) if !entry.gone && !entry.leaving() => {
+                    if *entry.pod != *spec {
+                        entry.pod = Arc::new(spec.clone());
+                    }
+                }
+                _ => entry.leave(),
+            }
+        }
+        let found = pairing::pair(&desired, &self.seen, |id| self.entries.contains_key(&id), |uid| self.has_entry(uid), |id, uid| {
+            self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now)
+        });
+        self.unpaired = found.unpaired;
+        let mut beginning = Vec::new();
+        for (id, spec) in found.pairs {
+            let others = self.seen.get(&id).and_then(|s| s.left_behind.clone()).filter(|uid| uid.as_ref() != Some(&spec.uid));
+            match others {
+                Some(uid) => self.release_left_behind(now, id, uid),
+                None => beginning.push((id, spec)),
+            }
+        }
+        for (id, spec) in beginning {
+            // Not while what was left behind of it elsewhere is being withdrawn.
+            if !self.has_entry(&spec.uid) {
+                self.entries.insert(id, Entry::new(Arc::new(spec), Phase::Listening, now, &self.timing));
+            }
+        }
+        let left_behind: Vec<(NetnsId, Option<PodUid>)> = self
+            .seen
+            .iter()
+            .filter(|(id, _)| !self.entries.contains_key(id))
+            .filter_map(|(id, seen)| Some((*id, seen.left_behind.clone()?)))
+            // A desired pod without a namespace may turn out to be in this one: its rules refuse meanwhile, as they should.
+            .filter(|(_, uid)| uid.as_ref().is_none_or(|uid| self.has_entry(uid) || !desired.iter().any(|d| d.uid == *uid)))
+            .collect();
+        for (id, uid) in left_behind {
+            self.release_left_behind(now, id, uid);
+        }
+    }
+
+    /// Rules that an earlier process left for a pod that is not to be there: announced no more, then taken away.
+    fn release_left_behind(&mut self, now: Instant, id: NetnsId, uid: Option<PodUid>) {
+        // A pod that lives elsewhere stays announced.
+        let announced = uid.as_ref().is_some_and(|uid| !self.has_entry(uid));
+        let uid = uid.filter(|_| announced).unwrap_or_else(|| format!("left behind in {id}").into());
+        let pod = PodSpec { uid, namespace: "".into(), name: "".into(), service_account: "".into(), addresses: Vec::new() };
+        let phase = if announced { Phase::Withdrawing } else { Phase::Clearing };
+        self.entries.insert(id, Entry::left_behind(Arc::new(pod), phase, now, &self.timing));
+    }
+
+    fn has_entry(&self, uid: &PodUid) -> bool {
+        self.entries.values().any(|e| e.pod.uid == *uid)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,344 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What the actions have brought about, as the kernel and other nodes would see it.
+#[derive(Default)]
+struct World {
+    rules: BTreeMap<NetnsId, PodUid>,
+    listening: BTreeMap<NetnsId, PodUid>,
+    proven: BTreeSet<NetnsId>,
+    announced: BTreeMap<PodUid, NetnsId>,
+    under_way: BTreeMap<NetnsId, Action>,
+    /// Rules that were there before this process saw the namespace.
+    left_behind: BTreeMap<NetnsId, PodUid>,
+}
+
+struct Node {
+    pods: Pods,
+    world: World,
+    now: Instant,
+    known: bool,
+    seen: BTreeMap<NetnsId, Vec<IpAddr>>,
+    told: Vec<Notice>,
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Want(Vec<usize>),
+    See(Vec<(u64, usize)>),
+    End { which: usize, well: bool },
+    Break(u64),
+    Pass(u64),
+}
+
+impl Node {
+    #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
+    fn new(left_behind: &[(u64, usize)]) -> Self {
+        let mut world = World::default();
+        for (n, uid) in left_behind {
+            let uid = POOL[*uid].0.into();
+            world.announced.insert(PodUid::clone(&uid), id(*n));
+            world.rules.insert(id(*n), uid);
+        }
+        // Of one process's pods no two were one.
+        world.rules.retain(|n, uid| world.announced.get(uid) == Some(n));
+        world.announced.retain(|uid, n| world.rules.get(n) == Some(uid));
+        Self { pods: Pods::new(Timing::default()), world, now: Instant::now(), known: false, seen: BTreeMap::new(), told: Vec::new() }
+    }
+
+    fn want(&mut self, which: &[usize]) {
+        self.known = true;
+        let specs: Vec<PodSpec> = which.iter().map(|i| spec(*i)).collect();
+        self.pods.handle_desired(self.now, Some(specs.into()));
+        self.poll();
+    }
+
+    fn see(&mut self, places: &[(u64, usize)]) {
+        let fresh: BTreeMap<NetnsId, Vec<IpAddr>> = places.iter().map(|(n, address)| (id(*n), vec![address_of(*address)])).collect();
+        for n in fresh.keys().filter(|n| !self.seen.contains_key(n)) {
+            match self.world.rules.get(n) {
+                Some(uid) => self.world.left_behind.insert(*n, uid.clone()),
+                None => self.world.left_behind.remove(n),
+            };
+        }
+        self.seen = fresh;
+        let seen = self.seen.iter().map(|(n, addresses)| {
+            let left_behind = self.world.left_behind.get(n).map(|uid| Some(uid.clone()));
+            (*n, Seen { addresses: addresses.clone(), left_behind })
+        });
+        self.pods.handle_namespaces(self.now, seen.collect());
+        self.poll();
+    }
+
+    fn end(&mut self, which: usize, well: bool) {
+        let Some(n) = self.world.under_way.keys().nth(which % self.world.under_way.len().max(1)).copied() else { return };
+        let Some(action) = self.world.under_way.remove(&n) else { return };
+        let uid = action.pod.uid.clone();
+        let world = &mut self.world;
+        let sound = world.rules.get(&n) == Some(&uid) && world.listening.get(&n) == Some(&uid);
+        let done = match action.step {
+            _ if !well => Done::Failed("no".into()),
+            Step::Verify if !sound => Done::Differs { what: "broken".into(), listeners: world.listening.get(&n) != Some(&uid) },
+            Step::Prove if !sound => Done::Failed("broken".into()),
+            _ => Done::Well(None),
+        };
+        if matches!(done, Done::Well(_)) {
+            match action.step {
+                Step::Listen => drop(world.listening.insert(n, uid)),
+                Step::Enforce => drop(world.rules.insert(n, uid)),
+                Step::Prove => drop(world.proven.insert(n)),
+                Step::Announce => drop(world.announced.insert(uid, n)),
+                Step::Withdraw => drop(world.announced.remove(&uid)),
+                Step::Clear => {
+                    world.rules.remove(&n);
+                    world.left_behind.remove(&n);
+                }
+                Step::Remove => drop(world.listening.remove(&n)),
+                Step::Verify => (),
+            }
+        }
+        self.pods.handle_done(self.now, SystemTime::UNIX_EPOCH, n, action.step, done);
+        self.poll();
+    }
+
+    /// Takes all output, and holds every action against what must never be.
+    fn poll(&mut self) {
+        for _ in 0..1000 {
+            match self.pods.poll(self.now) {
+                None => return,
+                Some(Output::Tell(notice)) => self.told.push(notice),
+                Some(Output::Do(action)) => self.check(action),
+            }
+        }
+        panic!("it never ends");
+    }
+
+    fn check(&mut self, action: Action) {
+        let (n, uid, world) = (action.namespace, &action.pod.uid, &mut self.world);
+        assert!(self.known, "nothing is touched until it is known what is desired");
+        assert!(!world.under_way.contains_key(&n), "one thing at a time: {action:?}");
+        assert!(world.under_way.values().all(|a| a.pod.uid != *uid), "a pod is in one namespace: {action:?}");
+        let announced_here = |world: &World| world.announced.iter().find(|(_, at)| **at == n).map(|(uid, _)| uid.clone());
+        match action.step {
+            Step::Listen => {
+                assert!(announced_here(world).is_none_or(|there| there == *uid), "another pod is announced here: {action:?}");
+                assert!(world.rules.get(&n).is_none_or(|there| there == uid), "another pod's rules are here: {action:?}");
+            }
+            Step::Enforce => {
+                assert_eq!(world.listening.get(&n), Some(uid), "listeners first");
+                world.proven.remove(&n);
+            }
+            Step::Announce => assert!(world.proven.contains(&n), "proof first"),
+            Step::Clear | Step::Remove => assert!(
+                announced_here(world).is_none_or(|there| there != *uid),
+                "withdrawn first: {action:?}"
+            ),
+            _ => (),
+        }
+        world.under_way.insert(n, action);
+    }
+
+    /// Lets everything go well until nothing more happens.
+    fn settle(&mut self) {
+        for _ in 0..300 {
+            while !self.world.under_way.is_empty() {
+                self.end(0, true);
+            }
+            self.now += Duration::from_millis(500);
+            self.poll();
+        }
+        let places: Vec<(u64, usize)> = self.seen.iter().map(|(n, a)| (n.ino, (0..4).find(|i| a.contains(&address_of(*i))).unwrap())).collect();
+        self.see(&places);
+        while !self.world.under_way.is_empty() {
+            self.end(0, true);
+        }
+    }
+
+    fn state(&self, uid: &str) -> Option<State> {
+        self.pods.states().into_iter().find(|s| s.pod.uid.as_str() == uid).map(|s| s.state)
+    }
+}
+
+#[test]
+fn a_pod_joins_is_mended_and_leaves() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    assert!(node.world.under_way.is_empty());
+    node.want(&[0]);
+    let mut steps = Vec::new();
+    while let Some(action) = node.world.under_way.values().next() {
+        steps.push(action.step);
+        node.end(0, true);
+    }
+    assert_eq!(steps, [Step::Listen, Step::Enforce, Step::Prove, Step::Announce]);
+    assert!(matches!(node.state("a"), Some(State::In { .. })));
+
+    node.now += Duration::from_secs(1);
+    node.world.rules.clear();
+    node.pods.handle_changed(id(1));
+    node.poll();
+    node.settle();
+    assert!(node.told.contains(&Notice::Repaired(Arc::new(spec(0)), "broken".into())));
+    assert_eq!(node.world.announced.len(), 1);
+
+    node.want(&[]);
+    node.settle();
+    assert!(node.world.rules.is_empty() && node.world.announced.is_empty() && node.world.listening.is_empty());
+    assert_eq!(node.told.last(), Some(&Notice::Released("a".into())));
+}
+
+#[test]
+fn a_capture_that_cannot_be_mended_is_taken_back() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.now += Duration::from_secs(1);
+    node.world.rules.clear();
+    node.pods.handle_changed(id(1));
+    node.poll();
+    node.end(0, true); // it differs
+    for _ in 0..20 {
+        let step = node.world.under_way.values().next().map(|a| a.step);
+        if step == Some(Step::Withdraw) {
+            node.end(0, true);
+            assert!(matches!(node.state("a"), Some(State::Refused { .. })), "{:?}", node.state("a"));
+            assert!(node.world.announced.is_empty());
+            return;
+        }
+        node.end(0, step == Some(Step::Listen));
+        node.now += Duration::from_secs(5);
+        node.poll();
+    }
+    panic!("it was never taken back");
+}
+
+#[test]
+fn a_refusal_is_told_once() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    for _ in 0..50 {
+        node.end(0, false);
+        node.now += Duration::from_secs(6);
+        node.poll();
+    }
+    assert_eq!(node.told.len(), 1);
+}
+
+#[test]
+fn what_another_process_left_is_taken_over_or_taken_away() {
+    let mut node = Node::new(&[(1, 0), (2, 1)]);
+    node.see(&[(1, 0), (2, 1)]);
+    assert!(node.world.under_way.is_empty());
+    node.want(&[0]);
+    node.settle();
+    assert_eq!(node.world.rules, BTreeMap::from([(id(1), "a".into())]));
+    assert_eq!(node.world.announced, BTreeMap::from([("a".into(), id(1))]));
+    let withdrawn = node.told.iter().filter(|n| matches!(n, Notice::Released(_))).count();
+    assert_eq!(withdrawn, 1);
+}
+
+#[test]
+fn a_namespace_that_is_gone_takes_its_announcement_along() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.see(&[]);
+    assert_eq!(node.world.under_way.values().map(|a| a.step).collect::<Vec<_>>(), [Step::Withdraw]);
+    node.settle();
+    assert!(node.world.announced.is_empty());
+    assert!(matches!(node.state("a"), Some(State::Pairing { .. })));
+}
+
+#[test]
+fn a_stranger_with_a_pods_address_changes_nothing_for_it() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.see(&[(1, 0), (2, 0)]);
+    node.settle();
+    assert!(matches!(node.state("a"), Some(State::In { .. })));
+    assert_eq!(node.world.rules.len(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_rule_of_the_house_is_broken(
+        left_behind in prop::collection::vec((1u64..4, 0usize..5), 0..3),
+        happenings in prop::collection::vec(happening(), 1..80),
+        last in (prop::collection::vec(0usize..5, 0..4), places()),
+    ) {
+        let mut node = Node::new(&left_behind);
+        for happening in happenings {
+            match happening {
+                Happening::Want(which) => node.want(&which),
+                Happening::See(places) => node.see(&places),
+                Happening::End { which, well } => node.end(which, well),
+                // What breaks before it was seen, no later process can know of.
+                Happening::Break(n) if !node.seen.contains_key(&id(n)) => (),
+                Happening::Break(n) => {
+                    node.world.rules.remove(&id(n));
+                    node.world.proven.remove(&id(n));
+                    node.pods.handle_changed(id(n));
+                    node.poll();
+                }
+                Happening::Pass(ms) => {
+                    node.now += Duration::from_millis(ms);
+                    node.poll();
+                }
+            }
+        }
+        node.want(&last.0);
+        node.see(&last.1);
+        node.settle();
+        for state in node.pods.states() {
+            prop_assert!(matches!(state.state, State::In { .. } | State::Pairing { .. }), "{state:?}");
+        }
+        for (uid, n) in &node.world.announced {
+            // One that this process never had to do with it cannot take back: its namespace was gone before.
+            let ours = node.seen.contains_key(n);
+            prop_assert!(!ours || matches!(node.state(uid.as_str()), Some(State::In { .. } | State::Pairing { .. })), "{uid} {:?}", node.state(uid.as_str()));
+        }
+        for (n, uid) in node.world.rules.iter().filter(|(n, _)| node.seen.contains_key(n)) {
+            prop_assert!(node.state(uid.as_str()).is_some(), "rules of {uid} in {n}, which is not desired");
+        }
+    }
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        2 => prop::collection::vec(0usize..5, 0..4).prop_map(Happening::Want),
+        2 => places().prop_map(Happening::See),
+        8 => (0usize..4, prop::bool::weighted(0.8)).prop_map(|(which, well)| Happening::End { which, well }),
+        1 => (1u64..4).prop_map(Happening::Break),
+        2 => (1u64..8000).prop_map(Happening::Pass),
+    ]
+}
+
+fn places() -> impl Strategy<Value = Vec<(u64, usize)>> {
+    prop::collection::vec((1u64..4, 0usize..3), 0..4)
+}
+
+/// Pods and the address of each: some share one.
+const POOL: [(&str, usize); 5] = [("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 1)];
+
+fn spec(index: usize) -> PodSpec {
+    let (uid, address) = POOL[index];
+    PodSpec { uid: uid.into(), namespace: "shop".into(), name: uid.into(), service_account: "default".into(), addresses: vec![address_of(address)] }
+}
+
+fn address_of(index: usize) -> IpAddr {
+    IpAddr::from([10, 0, 0, 1 + index as u8])
+}
+
+fn id(n: u64) -> NetnsId {
+    NetnsId { dev: 4, ino: n }
+}

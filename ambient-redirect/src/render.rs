@@ -1,0 +1,132 @@
+//! A plan as text: what `nft` and `ip` would be told. For people and dry runs; nothing reads it back.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    net::IpAddr,
+};
+
+use crate::plan::{Action, ChainKind, IpFamily, MARK_MASK, Match, Plan, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, Table};
+
+/// What `nft -f` and a shell would take, in the order in which it is done: the listeners first, as a comment.
+impl Display for Plan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("# the proxy listens first:")?;
+        for listener in &self.listeners {
+            write!(f, " {listener}")?;
+        }
+        f.write_str("\n\n# then, in one transaction of nftables:\n")?;
+        for table in &self.tables {
+            write!(f, "{table}")?;
+        }
+        f.write_str("\n# and the way back to the proxy:\n")?;
+        for family in &self.rules {
+            let flag = family.flag();
+            writeln!(f, "# ip {flag} rule add fwmark {REPLY_MARK:#x}/{MARK_MASK:#x} pref {RULE_PRIORITY} lookup {ROUTE_TABLE}")?;
+        }
+        for family in &self.routes {
+            writeln!(f, "# ip {} route replace local default dev lo scope host table {ROUTE_TABLE}", family.flag())?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table inet {} {{", self.name)?;
+        for chain in &self.chains {
+            let (name, kind, priority) = (chain.hook.name(), chain.kind, chain.priority);
+            writeln!(f, "  chain {name} {{")?;
+            writeln!(f, "    type {kind} hook {name} priority {priority}; policy accept;")?;
+            for rule in &chain.rules {
+                writeln!(f, "    # {}", rule.why)?;
+                f.write_str("    ")?;
+                for test in &rule.matches {
+                    write!(f, "{test} ")?;
+                }
+                writeln!(f, "counter {}", rule.action)?;
+            }
+            f.write_str("  }\n")?;
+        }
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Match {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Family(IpFamily::V4) => f.write_str("meta nfproto ipv4"),
+            Self::Family(IpFamily::V6) => f.write_str("meta nfproto ipv6"),
+            Self::Protocol(protocol) => write!(f, "meta l4proto {protocol}"),
+            Self::Source(ip) => write!(f, "{} saddr {ip}", keyword(ip)),
+            Self::Destination(ip) => write!(f, "{} daddr {ip}", keyword(ip)),
+            Self::NotDestination(ip) => write!(f, "{} daddr != {ip}", keyword(ip)),
+            Self::SourcePort(port) => write!(f, "th sport {port}"),
+            Self::DestinationPort(port) => write!(f, "th dport {port}"),
+            Self::NotDestinationPort(port) => write!(f, "th dport != {port}"),
+            Self::Mark(mark) => write!(f, "meta mark & {MARK_MASK:#x} == {mark:#x}"),
+            Self::NotMark(mark) => write!(f, "meta mark & {MARK_MASK:#x} != {mark:#x}"),
+            Self::ConnectionMark(mark) => write!(f, "ct mark & {MARK_MASK:#x} == {mark:#x}"),
+            Self::ToLoopback => f.write_str("oifname lo"),
+            Self::NotToLoopback => f.write_str("oifname != lo"),
+        }
+    }
+}
+
+impl Display for Action {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.write_str("accept"),
+            Self::Redirect(port) => write!(f, "redirect to :{port}"),
+            Self::MarkConnection(mark) => write!(f, "ct mark set ct mark & {:#x} | {mark:#x}", !MARK_MASK),
+            Self::RestoreMark => f.write_str("meta mark set ct mark"),
+            Self::Zone(zone) => write!(f, "ct zone set {zone}"),
+        }
+    }
+}
+
+impl Display for Protocol {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+impl Display for ChainKind {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+            Self::Route => "route",
+        })
+    }
+}
+
+impl IpFamily {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+}
+
+fn keyword(ip: &IpAddr) -> &'static str {
+    if ip.is_ipv4() { "ip" } else { "ip6" }
+}
+
+impl Display for IpFamily {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+impl Display for crate::plan::Port {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.protocol, self.port)
+    }
+}

@@ -1,0 +1,64 @@
+//! What an embedder gives: pods, a proxy, and a place to announce what is captured.
+
+use std::{fmt, future::Future, io, net::IpAddr, pin::Pin, sync::Arc};
+
+use ambient_core::PodUid;
+
+use crate::linux::Netns;
+
+/// A future that can be sent and held behind a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A pod that is meant to be in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSpec {
+    /// Its UID: the pod's identity together with its network namespace's.
+    pub uid: PodUid,
+    /// Its Kubernetes namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its service account.
+    pub service_account: Arc<str>,
+    /// All its addresses; by them its network namespace is found.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl fmt::Display for PodSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} ({})", self.namespace, self.name, self.uid)
+    }
+}
+
+/// What serves a pod's connections.
+pub trait Proxy: Send + Sync {
+    /// Begins to serve a pod; when the answer is `Ok`, all listeners of the pod's plan are up in its namespace.
+    ///
+    /// Called again for a pod that it serves already when one of its listeners was found missing: it then brings up what is
+    /// missing. The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience).
+    fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>>;
+
+    /// Ends to serve a pod, and lets go of its namespace. Called also for pods that were never added successfully.
+    fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;
+}
+
+/// Why a proxy cannot serve a pod: what failed, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct ProxyError {
+    /// What was being done, such as `listening on port 15001`.
+    pub what: String,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// Where it stands which pods are captured, for other nodes to see.
+pub trait Announce: Send + Sync {
+    /// Says that a pod is captured; durable when the future ends. Called after proof; again only after
+    /// [`withdrawn`](Self::withdrawn), or when it failed, or by the next process.
+    fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Takes that back; durable when the future ends, and the rules are taken away only then. Called also for a UID that was
+    /// never announced by this process: an earlier one may have done so.
+    fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>>;
+}

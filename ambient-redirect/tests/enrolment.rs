@@ -1,0 +1,478 @@
+//! Pods in real namespaces, real packets, real rules.
+
+#[path = "support/mesh.rs"]
+mod mesh;
+#[path = "support/namespaces.rs"]
+mod namespaces;
+
+use std::{
+    future::Future,
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ambient_core::PodUid;
+use ambient_redirect::{
+    Config,
+    linux::{Inside, Netns, Sockets, preflight},
+    netlink::{BaseChain, Batch, Expr, Family, Nftables, Routing},
+    plan::{Options, Plan},
+    pods::State,
+};
+use mesh::{Log, Running, is_in, namespace_of};
+use namespaces::{World, spec};
+use tokio::time::sleep;
+
+fn main() -> ExitCode {
+    namespaces::main(&[
+        ("preflight_leaves_no_trace", preflight_leaves_no_trace),
+        ("rules_are_listed_as_given", rules_are_listed_as_given),
+        ("captured_traffic_reaches_the_proxy", captured_traffic_reaches_the_proxy),
+        ("applications_see_the_client", applications_see_the_client),
+        ("without_a_proxy_connections_are_refused", without_a_proxy_connections_are_refused),
+        ("what_is_broken_is_repaired", what_is_broken_is_repaired),
+        ("release_leaves_nothing", release_leaves_nothing),
+        ("what_is_foreign_is_refused_and_left_alone", what_is_foreign_is_refused_and_left_alone),
+        ("a_restart_takes_over", a_restart_takes_over),
+        ("what_a_killed_node_left_for_others_goes", what_a_killed_node_left_for_others_goes),
+        ("an_address_used_again_is_another_pod", an_address_used_again_is_another_pod),
+        ("one_namespace_a_new_pod", one_namespace_a_new_pod),
+        ("claims_that_conflict_pair_nobody", claims_that_conflict_pair_nobody),
+        ("nothing_is_touched_until_it_is_known", nothing_is_touched_until_it_is_known),
+        ("everything_is_released_at_the_end_if_asked", everything_is_released_at_the_end_if_asked),
+    ])
+}
+
+fn preflight_leaves_no_trace() {
+    run(async {
+        preflight(&Options::default()).await.unwrap();
+        preflight(&Options { ipv6: false, dns: false, probes: true }).await.unwrap();
+        assert!(Nftables::open().unwrap().tables().unwrap().is_empty());
+    });
+}
+
+fn rules_are_listed_as_given() {
+    let world = World::new();
+    let pod = PodUid::from("uid");
+    for options in [(true, true, true), (true, false, false), (false, true, true), (false, false, false)] {
+        let (ipv6, dns, probes) = options;
+        let plan = Plan::new(&Options { ipv6, dns, probes });
+        let mut inside = Inside::open(&world.node).unwrap();
+        assert!(!inside.apply(&plan, &pod).unwrap().is_empty());
+        assert_eq!(inside.apply(&plan, &pod).unwrap(), [], "nothing differs after it was applied");
+    }
+    let chains = world.node.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
+    assert_eq!(chains.len(), 4, "a table that is not in the plan any more is gone");
+    let mut inside = Inside::open(&world.node).unwrap();
+    assert_eq!(inside.owner().unwrap().unwrap().pod, Some(pod));
+    // Another pod's rules are replaced, mark and all.
+    inside.apply(&Plan::new(&Options::default()), &PodUid::from("other")).unwrap();
+    assert_eq!(inside.owner().unwrap().unwrap().pod, Some(PodUid::from("other")));
+    inside.clear().unwrap();
+    inside.clear().unwrap();
+    assert!(is_clean(&world.node));
+}
+
+fn captured_traffic_reaches_the_proxy() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        let spec = spec("a", &["10.0.0.2", "fd00::2"]);
+        running.announcements.namespaces.lock().unwrap().insert(spec.uid.clone(), pod.clone());
+        running.want(&[spec]);
+        running.until_in(&["a"]).await;
+        let state = running.states.borrow()[0].clone();
+        let State::In { proof, .. } = &state.state else { panic!("{state:?}") };
+        assert_eq!(proof, "outbound IPv4 by a connection, IPv6 by a connection; inbound as listed");
+        assert!(state.said.unwrap().contains("table ambient-nat"), "what was done is said");
+        assert_eq!(running.log.count("captured a with rules"), 1);
+        assert_eq!(running.log.count("probe"), 2);
+
+        assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
+        assert_eq!(ask(&pod, "[2001:db8::7]:80").await.unwrap(), "out [2001:db8::7]:80 from fd00::2");
+        assert_eq!(ask(&pod, "198.51.100.7:53").await.unwrap(), "dns 198.51.100.7:53 from 10.0.0.2");
+        assert_eq!(ask(&world.node, "10.0.0.2:8080").await.unwrap(), "in 10.0.0.2:8080 from 10.0.0.1");
+        assert_eq!(ask(&world.node, "[fd00::2]:8080").await.unwrap(), "in [fd00::2]:8080 from fd00::1");
+        assert_eq!(ask(&world.node, "10.0.0.2:15008").await.unwrap(), "hbone 10.0.0.2:15008 from 10.0.0.1");
+        for server in ["198.51.100.7:53", "[2001:db8::7]:53"] {
+            assert_eq!(query(&pod, server).await.unwrap(), b"name?", "{server}");
+        }
+        running.stop().await;
+    });
+}
+
+fn applications_see_the_client() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        let application = pod.run(|| TcpListener::bind("[::]:8080").unwrap()).unwrap();
+        let served = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, peer) = application.accept().unwrap();
+                stream.write_all(peer.ip().to_canonical().to_string().as_bytes()).unwrap();
+            }
+        });
+        let sockets = Sockets::new().unwrap();
+        for (client, server) in [("198.51.100.9", "10.0.0.2:8080"), ("2001:db8::9", "[fd00::2]:8080")] {
+            let connected = sockets.tcp_connect(&pod, Some(client.parse().unwrap()), server.parse().unwrap(), Duration::from_secs(2)).await;
+            let mut stream = connected.unwrap();
+            let mut text = String::new();
+            tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await.unwrap();
+            assert_eq!(text, client);
+        }
+        served.join().unwrap();
+        // What the proxy sends itself is not captured: nobody is there, and the node says so.
+        let refused = sockets.tcp_connect(&pod, None, "10.0.0.1:81".parse().unwrap(), Duration::from_secs(2)).await;
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        running.stop().await;
+    });
+}
+
+fn without_a_proxy_connections_are_refused() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    let _outside = TcpListener::bind("10.0.0.1:80").unwrap();
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        running.kill().await;
+        sleep(Duration::from_millis(50)).await;
+        let _application = pod.run(|| TcpListener::bind("10.0.0.2:8080").unwrap()).unwrap();
+        for to in ["10.0.0.1:80", "198.51.100.7:80", "[2001:db8::7]:80", "198.51.100.7:53"] {
+            assert_eq!(ask(&pod, to).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{to}");
+        }
+        assert_eq!(ask(&world.node, "10.0.0.2:8080").await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    });
+}
+
+fn what_is_broken_is_repaired() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        let plan = Plan::new(&Options::default());
+        let breakages: [(&str, fn(&mut Routing, &mut Nftables)); 4] = [
+            ("all rules of a table", |_, nft| {
+                let mut batch = Batch::default();
+                batch.flush_table(Family::Inet, "ambient-nat");
+                nft.commit(batch, None).unwrap();
+            }),
+            ("a table", |_, nft| {
+                let mut batch = Batch::default();
+                batch.delete_table(Family::Inet, "ambient-mangle");
+                nft.commit(batch, None).unwrap();
+            }),
+            ("a rule before ours", |_, nft| {
+                let mut batch = Batch::default();
+                batch.add_rule(Family::Inet, "ambient-nat", "output", &[Expr::Counter]);
+                nft.commit(batch, None).unwrap();
+            }),
+            ("the routing rules", |routing, _| {
+                for rule in routing.rules().unwrap().iter().filter(|r| r.table == 100) {
+                    routing.delete_rule(rule).unwrap();
+                }
+                for route in routing.routes(100).unwrap() {
+                    routing.delete_route(&route).unwrap();
+                }
+            }),
+        ];
+        for (count, (what, breakage)) in breakages.into_iter().enumerate() {
+            sleep(Duration::from_millis(120)).await;
+            let begun = pod
+                .run(|| {
+                    breakage(&mut Routing::open().unwrap(), &mut Nftables::open().unwrap());
+                    Instant::now()
+                })
+                .unwrap();
+            while running.log.count("repaired a") == count {
+                assert!(begun.elapsed() < Duration::from_secs(1), "{what} was not repaired: {:#?}", running.log.lines());
+                sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(Inside::open(&pod).unwrap().verify(&plan, &"a".into()).unwrap(), [], "{what}");
+        }
+        assert_eq!(running.log.count("withdrawn"), 0);
+        running.proxy.die();
+        running.until_logged("repaired a: nobody listens").await;
+        assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
+        running.stop().await;
+    });
+}
+
+fn release_leaves_nothing() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    let outside = TcpListener::bind("10.0.0.1:80").unwrap();
+    pod.run(|| {
+        let mut batch = Batch::default();
+        batch.add_table(Family::Inet, "theirs", b"");
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+    })
+    .unwrap();
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.announcements.namespaces.lock().unwrap().insert("a".into(), pod.clone());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        running.want(&[]);
+        running.until_logged("released a").await;
+        let log = running.log.lines();
+        let at = |line: &str| log.iter().position(|l| l.starts_with(line)).unwrap_or_else(|| panic!("no {line}: {log:#?}"));
+        assert!(at("withdrawn a with rules") < at("remove a"), "{log:#?}");
+        assert!(is_clean(&pod));
+        let tables = pod.run(|| Nftables::open().unwrap().tables().unwrap()).unwrap();
+        assert_eq!(tables.len(), 1, "what is theirs stays");
+        std::thread::spawn(move || outside.accept().unwrap().0.write_all(b"plain").unwrap());
+        assert_eq!(ask(&pod, "10.0.0.1:80").await.unwrap(), "plain");
+        running.stop().await;
+    });
+}
+
+fn what_is_foreign_is_refused_and_left_alone() {
+    let mut world = World::new();
+    let table = world.pod("table", "10.0.0.2", "fd00::2");
+    let port = world.pod("port", "10.0.0.3", "fd00::3");
+    world.pod("fine", "10.0.0.4", "fd00::4");
+    table
+        .run(|| {
+            let mut batch = Batch::default();
+            batch.add_table(Family::Inet, "ambient-nat", b"");
+            batch.add_base_chain(Family::Inet, "ambient-nat", "output", &BaseChain::nat_output());
+            Nftables::open().unwrap().commit(batch, None).unwrap();
+        })
+        .unwrap();
+    let _theirs = port.run(|| TcpListener::bind("0.0.0.0:15006").unwrap()).unwrap();
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[
+            spec("table", &["10.0.0.2", "fd00::2"]),
+            spec("port", &["10.0.0.3", "fd00::3"]),
+            spec("fine", &["10.0.0.4", "fd00::4"]),
+        ]);
+        running.until_in(&["fine"]).await;
+        running.until_logged("refused table: the rules cannot be put in force: the namespace holds a table inet ambient-nat").await;
+        running.until_logged("refused port: the proxy cannot listen").await;
+        let states = running.states.borrow().clone();
+        assert!(!is_in(&states, "table") && !is_in(&states, "port"));
+        assert_eq!(table.run(|| Nftables::open().unwrap().chains().unwrap().len()).unwrap(), 1, "theirs is untouched");
+        assert!(is_clean(&port));
+        assert_eq!(running.log.count("captured"), 1);
+        // Mended by hand, it is captured without being asked again.
+        table
+            .run(|| {
+                let mut batch = Batch::default();
+                batch.delete_table(Family::Inet, "ambient-nat");
+                Nftables::open().unwrap().commit(batch, None).unwrap();
+            })
+            .unwrap();
+        running.until_in(&["table", "fine"]).await;
+        running.stop().await;
+    });
+}
+
+fn a_restart_takes_over() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    let log = Log::default();
+    run(async {
+        let mut running = Running::start(config(&world), &log);
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        running.kill().await;
+        let before = handles(&pod);
+        let mut running = Running::start(config(&world), &log);
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        assert_eq!(log.count("captured a"), 2);
+        assert_eq!((log.count("withdrawn"), log.count("refused")), (0, 0), "{:#?}", log.lines());
+        assert_eq!(handles(&pod), before);
+        assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
+        // An orderly stop leaves the rules: what is captured stays captured.
+        running.stop().await;
+        assert!(!is_clean(&pod));
+    });
+}
+
+fn what_a_killed_node_left_for_others_goes() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    let log = Log::default();
+    run(async {
+        let mut running = Running::start(config(&world), &log);
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        running.kill().await;
+        let running = Running::start(config(&world), &log);
+        running.want(&[]);
+        running.until_logged("released a").await;
+        assert_eq!(log.count("withdrawn a"), 1);
+        assert!(is_clean(&pod));
+        running.stop().await;
+    });
+}
+
+fn an_address_used_again_is_another_pod() {
+    let mut world = World::new();
+    let first = world.pod("first", "10.0.0.2", "fd00::2");
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[spec("old", &["10.0.0.2"])]);
+        running.until_in(&["old"]).await;
+        // The new one is wanted before the old one's namespace has gone.
+        running.want(&[spec("new", &["10.0.0.2"])]);
+        running.until_logged("withdrawn old").await;
+        world.unname("first");
+        sleep(Duration::from_millis(60)).await;
+        let mut routing = world.node.run(Routing::open).unwrap().unwrap();
+        let link = routing.link("pod1").unwrap().index;
+        routing.delete_link(link).unwrap();
+        let second = world.pod("second", "10.0.0.2", "fd00::2");
+        running.until_in(&["new"]).await;
+        assert_eq!(namespace_of(&running.states.borrow(), "new"), Some(second.id()));
+        assert_eq!(running.log.count(&format!("add new {}", first.id())), 0, "{:#?}", running.log.lines());
+        running.stop().await;
+    });
+}
+
+fn one_namespace_a_new_pod() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[spec("old", &["10.0.0.2"])]);
+        running.until_in(&["old"]).await;
+        running.want(&[spec("new", &["10.0.0.2"])]);
+        running.until_in(&["new"]).await;
+        let log = running.log.lines();
+        let at = |line: &str| log.iter().position(|l| l.starts_with(line)).unwrap_or_else(|| panic!("no {line}: {log:#?}"));
+        assert!(at("withdrawn old") < at("remove old") && at("remove old") < at("add new"), "{log:#?}");
+        assert_eq!(Inside::open(&pod).unwrap().owner().unwrap().unwrap().pod, Some("new".into()));
+        running.stop().await;
+    });
+}
+
+fn claims_that_conflict_pair_nobody() {
+    let mut world = World::new();
+    let pods = [world.pod("a", "10.0.0.2", "fd00::2"), world.pod("b", "10.0.0.3", "fd00::3")];
+    let other = world.namespace();
+    other
+        .run(|| {
+            let mut routing = Routing::open().unwrap();
+            routing.set_loopback_up().unwrap();
+            routing.add_address(1, "10.0.0.2".parse().unwrap(), 32).unwrap();
+        })
+        .unwrap();
+    world.name("thief", other);
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"]), spec("c", &["10.0.0.3"]), spec("d", &["127.0.0.1"])]);
+        let why = |states: &[ambient_redirect::pods::PodState], uid: &str, text: &str| {
+            states.iter().any(|s| s.pod.uid.as_str() == uid && matches!(&s.state, State::Pairing { why } if why.contains(text)))
+        };
+        running
+            .until("the conflicts to be named", |s| {
+                why(s, "a", "two namespaces") && why(s, "b", "has the same address") && why(s, "c", "has the same address") && why(s, "d", "no pod's")
+            })
+            .await;
+        assert!(pods.iter().all(|p| is_clean(p)));
+        // Once it is clear whose it is, it is taken.
+        world.unname("thief");
+        running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"])]);
+        running.until_in(&["a", "b"]).await;
+        running.stop().await;
+    });
+}
+
+fn nothing_is_touched_until_it_is_known() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    let mut inside = Inside::open(&pod).unwrap();
+    inside.apply(&Plan::new(&Options::default()), &"left".into()).unwrap();
+    run(async {
+        let running = Running::start(config(&world), &Log::default());
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(running.log.lines(), [""; 0]);
+        assert!(!is_clean(&pod));
+        running.stop().await;
+    });
+}
+
+fn everything_is_released_at_the_end_if_asked() {
+    let mut world = World::new();
+    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+    run(async {
+        let mut running = Running::start(Config { release_at_end: true, ..config(&world) }, &Log::default());
+        running.want(&[spec("a", &["10.0.0.2"])]);
+        running.until_in(&["a"]).await;
+        let log = running.stop().await;
+        assert_eq!((log.count("withdrawn a"), log.count("remove a")), (1, 1));
+        assert!(is_clean(&pod));
+    });
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+fn config(world: &World) -> Config {
+    Config { scan_every: Duration::from_millis(20), verify_every: Duration::from_secs(1), ..Config::new(world.names.path()) }
+}
+
+/// Connects from a namespace and reads to the end.
+async fn ask(from: &Arc<Netns>, to: &str) -> io::Result<String> {
+    let (from, to): (_, SocketAddr) = (from.clone(), to.parse().unwrap());
+    let asked = tokio::task::spawn_blocking(move || {
+        from.run(|| {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+    });
+    asked.await.unwrap().unwrap()
+}
+
+/// Sends a datagram from a connected socket, which takes an answer from nobody else.
+async fn query(from: &Arc<Netns>, to: &str) -> io::Result<Vec<u8>> {
+    let (from, to): (_, SocketAddr) = (from.clone(), to.parse().unwrap());
+    let asked = tokio::task::spawn_blocking(move || {
+        from.run(|| {
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            socket.send(b"name?")?;
+            let mut buffer = [0; 512];
+            let length = socket.recv(&mut buffer)?;
+            Ok(buffer[..length].to_vec())
+        })
+    });
+    asked.await.unwrap().unwrap()
+}
+
+/// Whether nothing of ours is in a namespace.
+fn is_clean(namespace: &Netns) -> bool {
+    namespace
+        .run(|| {
+            let tables = Nftables::open().unwrap().tables().unwrap();
+            let mut routing = Routing::open().unwrap();
+            let rules = routing.rules().unwrap();
+            !tables.iter().any(|t| t.name.starts_with("ambient-")) && rules.iter().all(|r| r.table != 100) && routing.routes(100).unwrap().is_empty()
+        })
+        .unwrap()
+}
+
+/// The kernel's numbers of the rules that redirect.
+fn handles(namespace: &Netns) -> Vec<u64> {
+    let rules = namespace.run(|| Nftables::open().unwrap().rules(Family::Inet, "ambient-nat").unwrap()).unwrap();
+    rules.iter().map(|rule| rule.handle).collect()
+}

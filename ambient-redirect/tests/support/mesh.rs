@@ -1,0 +1,232 @@
+//! A proxy that tells what reaches it, and an announcement that remembers.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ambient_core::{Observer, PodUid, observe::Event};
+use ambient_redirect::{
+    Announce, BoxFuture, Config, Enrolment, PodSpec, Proxy, ProxyError,
+    linux::{Inside, Netns, NetnsId, Sockets, is_probe, original_destination},
+    pods::{PodState, State},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, UdpSocket},
+    sync::{oneshot, watch},
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+/// Answers every connection with where it was going and whence it came.
+pub(crate) struct TellingProxy {
+    sockets: Sockets,
+    serving: Mutex<BTreeMap<PodUid, JoinSet<()>>>,
+    pub(crate) log: Log,
+}
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    pub(crate) fn push(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn count(&self, line: &str) -> usize {
+        self.lines().iter().filter(|l| l.starts_with(line)).count()
+    }
+}
+
+impl TellingProxy {
+    pub(crate) fn new(sockets: &Sockets, log: &Log) -> Arc<Self> {
+        Arc::new(Self { sockets: sockets.clone(), serving: Mutex::default(), log: log.clone() })
+    }
+
+    /// All listeners vanish, as when the process is killed.
+    pub(crate) fn die(&self) {
+        self.serving.lock().unwrap().clear();
+    }
+
+    async fn listen(&self, namespace: &Arc<Netns>) -> io::Result<JoinSet<()>> {
+        let mut tasks = JoinSet::new();
+        for (port, word) in [(15001, "out"), (15006, "in"), (15008, "hbone"), (15053, "dns")] {
+            let address = SocketAddr::new("::".parse().unwrap(), port);
+            let listener = TcpListener::from_std(self.sockets.tcp_listener(namespace, address, 1024).await?)?;
+            let log = self.log.clone();
+            tasks.spawn(async move {
+                loop {
+                    let Ok((mut stream, peer)) = listener.accept().await else { return };
+                    let Ok(destination) = original_destination(&stream) else { continue };
+                    if is_probe(destination) {
+                        log.push(format!("probe {destination}"));
+                        continue;
+                    }
+                    let _ = stream.write_all(format!("{word} {destination} from {}", peer.ip().to_canonical()).as_bytes()).await;
+                }
+            });
+        }
+        for ip in ["127.0.0.1", "::1"] {
+            let socket = UdpSocket::from_std(self.sockets.udp(namespace, SocketAddr::new(ip.parse().unwrap(), 15053)).await?)?;
+            tasks.spawn(async move {
+                let mut buffer = [0; 512];
+                while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                    let _ = socket.send_to(&buffer[..length], from).await;
+                }
+            });
+        }
+        Ok(tasks)
+    }
+}
+
+impl Proxy for TellingProxy {
+    fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
+        Box::pin(async move {
+            // A pod that is served already is served anew: its listeners are what was found missing.
+            drop(self.serving.lock().unwrap().remove(&pod.uid));
+            sleep(Duration::from_millis(1)).await;
+            let tasks = self.listen(&namespace).await.map_err(|source| ProxyError { what: "listening".into(), source })?;
+            self.log.push(format!("add {} {}", pod.uid, namespace.id()));
+            self.serving.lock().unwrap().insert(pod.uid.clone(), tasks);
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.log.push(format!("remove {uid}"));
+            drop(self.serving.lock().unwrap().remove(uid));
+        })
+    }
+}
+
+/// Writes into the log, and whether the rules stood at that moment.
+pub(crate) struct Announcements {
+    pub(crate) log: Log,
+    /// Where a pod's rules are.
+    pub(crate) namespaces: Mutex<BTreeMap<PodUid, Arc<Netns>>>,
+}
+
+impl Announcements {
+    fn rules_of(&self, uid: &PodUid) -> &'static str {
+        let Some(namespace) = self.namespaces.lock().unwrap().get(uid).cloned() else { return "" };
+        let owner = Inside::open(&namespace).and_then(|mut inside| inside.owner());
+        match owner {
+            Ok(Some(owner)) if owner.pod.as_ref() == Some(uid) => " with rules",
+            Ok(_) => " without rules",
+            Err(_) => " unknown",
+        }
+    }
+}
+
+impl Announce for Announcements {
+    fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move {
+            self.log.push(format!("captured {}{}", pod.uid, self.rules_of(&pod.uid)));
+            Ok(())
+        })
+    }
+
+    fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move {
+            self.log.push(format!("withdrawn {uid}{}", self.rules_of(uid)));
+            Ok(())
+        })
+    }
+}
+
+struct Observed(Log);
+
+impl Observer for Observed {
+    fn observe(&self, event: &Event<'_>) {
+        self.0.push(match event {
+            Event::PodRepaired { pod, what } => format!("repaired {pod}: {what}"),
+            Event::PodRefused { pod, reason } => format!("refused {pod}: {reason}"),
+            Event::PodReleased { pod } => format!("released {pod}"),
+            _ => return,
+        });
+    }
+}
+
+/// An enrolment that runs.
+pub(crate) struct Running {
+    pub(crate) proxy: Arc<TellingProxy>,
+    pub(crate) announcements: Arc<Announcements>,
+    pub(crate) log: Log,
+    pub(crate) desired: watch::Sender<Option<Arc<[PodSpec]>>>,
+    pub(crate) states: watch::Receiver<Arc<[PodState]>>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) fn start(config: Config, log: &Log) -> Self {
+        let sockets = Sockets::new().unwrap();
+        let proxy = TellingProxy::new(&sockets, log);
+        let announcements = Arc::new(Announcements { log: log.clone(), namespaces: Mutex::default() });
+        let enrolment = Enrolment::new(config, sockets, proxy.clone(), announcements.clone(), Arc::new(Observed(log.clone()))).unwrap();
+        let states = enrolment.states();
+        let (desired, receiver) = watch::channel(None);
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(enrolment.run(receiver, async {
+            let _ = stopped.await;
+        }));
+        Self { proxy, announcements, log: log.clone(), desired, states, stop: Some(stop), task }
+    }
+
+    pub(crate) fn want(&self, pods: &[PodSpec]) {
+        self.desired.send(Some(pods.into())).unwrap();
+    }
+
+    /// Waits until what is published is as wanted.
+    pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&[PodState]) -> bool) {
+        let waited = timeout(Duration::from_secs(5), self.states.wait_for(|states| wanted(states))).await.is_ok();
+        if !waited {
+            panic!("waited for {what} in vain: {:#?}\n{:#?}", self.states.borrow(), self.log.lines());
+        }
+    }
+
+    pub(crate) async fn until_in(&mut self, uids: &[&str]) {
+        self.until("capture", |states| uids.iter().all(|uid| is_in(states, uid))).await;
+    }
+
+    pub(crate) async fn until_logged(&self, line: &str) {
+        for _ in 0..500 {
+            if self.log.count(line) > 0 {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("waited for {line:?} in vain: {:#?}", self.log.lines());
+    }
+
+    pub(crate) async fn stop(mut self) -> Log {
+        drop(self.stop.take());
+        (&mut self.task).await.unwrap();
+        self.log.clone()
+    }
+
+    /// The process is killed.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        self.proxy.die();
+    }
+}
+
+pub(crate) fn is_in(states: &[PodState], uid: &str) -> bool {
+    states.iter().any(|s| s.pod.uid.as_str() == uid && matches!(s.state, State::In { .. }))
+}
+
+pub(crate) fn namespace_of(states: &[PodState], uid: &str) -> Option<NetnsId> {
+    states.iter().find(|s| s.pod.uid.as_str() == uid).and_then(|s| s.namespace)
+}

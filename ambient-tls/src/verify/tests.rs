@@ -1,0 +1,292 @@
+use std::time::Duration;
+
+use ambient_core::{Credential, Identity};
+use proptest::prelude::*;
+use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rustls::{ClientConnection, ServerConnection};
+
+use super::*;
+
+struct Ca {
+    root: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().der().to_vec();
+        Self { root, issuer: Issuer::new(params, key) }
+    }
+
+    /// A leaf with these URI SANs, changed as a test likes.
+    fn leaf(&self, uris: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Credential {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Credential {
+            identity: CART.parse().unwrap(),
+            chain: vec![certificate.der().to_vec()],
+            key: Arc::new(key.serialize_der().into()),
+            not_before: std::time::SystemTime::UNIX_EPOCH,
+            not_after: std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 34),
+        }
+    }
+}
+
+/// A clock that stands still.
+#[derive(Debug)]
+struct At(u64);
+
+impl TimeProvider for At {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0)))
+    }
+}
+
+fn trust(roots: &[(&str, &Ca)]) -> Arc<TrustBundles> {
+    let mut trust = TrustBundles::default();
+    for (domain, ca) in roots {
+        trust.add(domain.parse().unwrap(), ca.root.clone());
+    }
+    Arc::new(trust)
+}
+
+fn verifier(trust: &Arc<TrustBundles>, accepted: Accepted) -> Verifier {
+    Verifier::new(&Arc::new(crate::provider()), trust, accepted).with_time(Arc::new(At(NOW)))
+}
+
+fn ders(credential: &Credential) -> Vec<CertificateDer<'static>> {
+    credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect()
+}
+
+fn verify(ca: &Ca, credential: &Credential, role: Role) -> Result<SpiffeId, PeerError> {
+    verifier(&trust(&[("cluster.local", ca)]), Accepted::AnyTrusted).verify(&ders(credential), role)
+}
+
+#[test]
+fn a_good_leaf_is_accepted_in_both_roles() {
+    let ca = Ca::new();
+    let leaf = ca.leaf(&[CART], |_| {});
+    for role in [Role::Server, Role::Client] {
+        assert_eq!(verify(&ca, &leaf, role).unwrap().as_str(), CART);
+    }
+    // Other kinds of names do not matter.
+    let leaf = ca.leaf(&[CART], |params| params.subject_alt_names.push(SanType::DnsName("cart.shop".try_into().unwrap())));
+    assert!(verify(&ca, &leaf, Role::Server).is_ok());
+}
+
+#[test]
+fn exactly_one_uri_that_is_a_spiffe_id() {
+    let ca = Ca::new();
+    for uris in [&[][..], &[CART, CART], &[CART, "spiffe://cluster.local/ns/shop/sa/stock"], &["https://a/", CART]] {
+        assert_eq!(verify(&ca, &ca.leaf(uris, |_| {}), Role::Client), Err(PeerError::UriNames { count: uris.len() }));
+    }
+    for uri in ["https://cluster.local/ns/shop/sa/cart", "spiffe://", "spiffe://Cluster.local/ns/a/sa/b", "spiffe://cluster.local/a//b"] {
+        assert!(matches!(verify(&ca, &ca.leaf(&[uri], |_| {}), Role::Client), Err(PeerError::NotSpiffe { .. })), "{uri}");
+    }
+    // Valid beside a name that is not text: [6] is a URI, 0xff is in no ASCII.
+    let hidden = |params: &mut CertificateParams| {
+        let mut names = vec![0x30, 0];
+        for uri in [CART.as_bytes(), b"spiffe://\xff"] {
+            names.extend([0x86, uri.len() as u8]);
+            names.extend(uri);
+        }
+        names[1] = (names.len() - 2) as u8;
+        params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], names));
+    };
+    assert!(matches!(verify(&ca, &ca.leaf(&[], hidden), Role::Client), Err(PeerError::Unreadable { .. })));
+}
+
+#[test]
+fn a_domains_root_vouches_for_no_other_domain() {
+    let (ours, theirs) = (Ca::new(), Ca::new());
+    let both = trust(&[("cluster.local", &ours), ("other.example", &theirs)]);
+    let verifier = verifier(&both, Accepted::AnyTrusted);
+    assert!(verifier.verify(&ders(&theirs.leaf(&["spiffe://other.example/x"], |_| {})), Role::Client).is_ok());
+    let forged = theirs.leaf(&[CART], |_| {});
+    let refused = verifier.verify(&ders(&forged), Role::Client).unwrap_err();
+    assert!(matches!(refused, PeerError::Chain { source: ChainError::UnknownIssuer | ChainError::Other(_), .. }), "{refused}");
+    let stranger = theirs.leaf(&["spiffe://third.example/x"], |_| {});
+    let refused = verifier.verify(&ders(&stranger), Role::Client).unwrap_err();
+    assert!(matches!(refused, PeerError::UntrustedDomain { .. }), "{refused}");
+    assert_eq!(refused.origin(), ambient_core::Origin::Control);
+}
+
+#[test]
+fn dates_and_uses_are_checked() {
+    let ca = Ca::new();
+    let chain = |credential: &Credential, role| match verify(&ca, credential, role) {
+        Err(PeerError::Chain { source, .. }) => source,
+        other => panic!("{other:?}"),
+    };
+    let expired = ca.leaf(&[CART], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    assert_eq!(chain(&expired, Role::Client), ChainError::Expired);
+    let early = ca.leaf(&[CART], |params| params.not_before = rcgen::date_time_ymd(2100, 1, 1));
+    assert_eq!(chain(&early, Role::Client), ChainError::NotYetValid);
+    let only_server = ca.leaf(&[CART], |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
+    assert!(verify(&ca, &only_server, Role::Server).is_ok());
+    assert_eq!(chain(&only_server, Role::Client), ChainError::WrongUsage);
+    let only_client = ca.leaf(&[CART], |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    assert_eq!(chain(&only_client, Role::Server), ChainError::WrongUsage);
+    let authority = ca.leaf(&[CART], |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    assert!(matches!(chain(&authority, Role::Client), ChainError::Other(_)), "a CA's certificate is no workload's");
+}
+
+#[test]
+fn long_and_empty_chains_are_refused_unread() {
+    let ca = Ca::new();
+    let leaf = ders(&ca.leaf(&[CART], |_| {}));
+    let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
+    assert_eq!(verifier.verify(&[], Role::Client), Err(PeerError::NoCertificate));
+    let long = vec![leaf[0].clone(); MAX_CHAIN + 1];
+    assert_eq!(verifier.verify(&long, Role::Client), Err(PeerError::LongChain { certificates: MAX_CHAIN + 1 }));
+}
+
+#[test]
+fn whole_ids_are_compared() {
+    let ca = Ca::new();
+    let trust = trust(&[("cluster.local", &ca)]);
+    let leaf = ders(&ca.leaf(&[CART], |_| {}));
+    let accepts = |uris: &[&str]| {
+        let accepted = Accepted::any_of(uris.iter().map(|uri| uri.parse::<Identity>().unwrap()));
+        verifier(&trust, accepted).verify(&leaf, Role::Server)
+    };
+    assert!(accepts(&["spiffe://cluster.local/ns/shop/sa/stock", CART]).is_ok());
+    for others in [&[][..], &["spiffe://cluster.local/ns/shop/sa/car"], &["spiffe://cluster.local/ns/shop/sa/cart2"]] {
+        let refused = accepts(others).unwrap_err();
+        assert!(matches!(refused, PeerError::WrongPeer { .. }));
+        assert!(refused.to_string().contains(CART), "{refused}");
+    }
+}
+
+/// Carries bytes between two connections until nothing moves; the first error of each side.
+fn shake(client: &mut ClientConnection, server: &mut ServerConnection) -> (Option<rustls::Error>, Option<rustls::Error>) {
+    let (mut at_client, mut at_server) = (None, None);
+    for _ in 0..10 {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        if !wire.is_empty() && server.read_tls(&mut &wire[..]).is_ok() {
+            at_server = at_server.or(server.process_new_packets().err());
+        }
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        if !wire.is_empty() && client.read_tls(&mut &wire[..]).is_ok() {
+            at_client = at_client.or(client.process_new_packets().err());
+        }
+    }
+    (at_client, at_server)
+}
+
+#[test]
+fn a_handshake_agrees_on_the_meshs_terms() {
+    let ca = Ca::new();
+    let trust = trust(&[("cluster.local", &ca)]);
+    let leaf = ca.leaf(&[CART], |_| {});
+    let both = verifier(&trust, Accepted::any_of([leaf.identity.clone()]));
+    let mut client = ClientConnection::new(both.client_config(&leaf).unwrap(), ServerName::try_from("10.0.0.1").unwrap()).unwrap();
+    let mut server = ServerConnection::new(both.server_config(&leaf).unwrap()).unwrap();
+    assert_eq!(shake(&mut client, &mut server), (None, None));
+    assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    assert_eq!(server.alpn_protocol(), Some(&b"h2"[..]));
+    assert_eq!(server.server_name(), None);
+    assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), rustls::NamedGroup::X25519MLKEM768);
+    assert_eq!(server.negotiated_cipher_suite().unwrap().suite(), rustls::CipherSuite::TLS13_AES_256_GCM_SHA384);
+    assert_eq!(peer_id(server.peer_certificates().unwrap()).unwrap().as_str(), CART);
+    assert!(CryptoProvider::get_default().is_none(), "nothing is installed for the process");
+}
+
+#[test]
+fn the_reason_survives_through_rustls_and_io() {
+    let ca = Ca::new();
+    let trust = trust(&[("cluster.local", &ca)]);
+    let leaf = ca.leaf(&[CART], |_| {});
+    let till = Accepted::any_of(["spiffe://cluster.local/ns/shop/sa/till".parse().unwrap()]);
+    let client = verifier(&trust, till).client_config(&leaf).unwrap();
+    let server = verifier(&trust, Accepted::AnyTrusted).server_config(&leaf).unwrap();
+    let mut client = ClientConnection::new(client, ServerName::try_from("10.0.0.1").unwrap()).unwrap();
+    let mut server = ServerConnection::new(server).unwrap();
+    let (at_client, at_server) = shake(&mut client, &mut server);
+    let error = std::io::Error::new(std::io::ErrorKind::InvalidData, at_client.unwrap());
+    assert!(matches!(PeerError::of(&error), Some(PeerError::WrongPeer { .. })), "{error:?}");
+    let error = std::io::Error::other(Arc::new(error));
+    assert!(matches!(PeerError::of(&error), Some(PeerError::WrongPeer { .. })), "{error:?}");
+    assert!(matches!(at_server, Some(rustls::Error::AlertReceived(_))));
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused() {
+    let ca = Ca::new();
+    let leaf = ca.leaf(&[CART], |_| {});
+    let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
+    let config = rustls::ClientConfig::builder_with_details(Arc::clone(&verifier.provider), Arc::clone(&verifier.time))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier.clone()));
+    let mut config = config.with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from("10.0.0.1").unwrap()).unwrap();
+    let mut server = ServerConnection::new(verifier.server_config(&leaf).unwrap()).unwrap();
+    let (_, at_server) = shake(&mut client, &mut server);
+    assert_eq!(at_server, Some(rustls::Error::NoCertificatesPresented));
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused_at_once() {
+    let ca = Ca::new();
+    let mut leaf = ca.leaf(&[CART], |_| {});
+    leaf.key = ca.leaf(&[CART], |_| {}).key;
+    let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
+    assert!(verifier.client_config(&leaf).is_err());
+    leaf.key = Arc::new(vec![1, 2, 3].into());
+    let refused = verifier.server_config(&leaf).unwrap_err();
+    assert!(refused.to_string().contains(CART), "{refused}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A certificate changed anywhere names nobody, or does not hold.
+    #[test]
+    fn one_flipped_bit_is_never_accepted(at in any::<prop::sample::Index>(), bit in 0_u32..8) {
+        thread_local!(static GOOD: (Arc<TrustBundles>, Credential) = {
+            let ca = Ca::new();
+            (trust(&[("cluster.local", &ca)]), ca.leaf(&[CART], |_| {}))
+        });
+        GOOD.with(|(trust, leaf)| {
+            let mut der = leaf.chain[0].clone();
+            let at = at.index(der.len());
+            der[at] ^= 1_u8 << bit;
+            let verdict = verifier(trust, Accepted::AnyTrusted).verify(&[CertificateDer::from(der)], Role::Client);
+            prop_assert!(verdict.is_err(), "byte {at}, bit {bit}");
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn whatever_comes_is_read_without_a_panic(der in proptest::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(peer_id(&[CertificateDer::from(der)]).is_err());
+    }
+
+    #[test]
+    fn a_cut_certificate_is_refused(keep in 0.0..1.0_f64) {
+        let leaf = Ca::new().leaf(&[CART], |_| {});
+        let der = &leaf.chain[0];
+        let cut = der[..(der.len() as f64 * keep) as usize].to_vec();
+        prop_assert!(peer_id(&[CertificateDer::from(cut)]).is_err());
+    }
+}
+
+/// In November 2026.
+const NOW: u64 = 1_795_000_000;
+const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";

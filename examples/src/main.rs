@@ -1,0 +1,42 @@
+//! `ambient`: the node proxy of an ambient service mesh, and a lab that shows one on this machine.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[cfg(feature = "lab")]
+mod lab;
+mod node;
+
+/// An ambient service mesh node: pods join by a label, and their traffic is carried in mutual TLS with their own
+/// identities.
+#[derive(Debug, Parser)]
+#[command(name = "ambient", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node proxy: capture this node's pods of the mesh, and carry their traffic.
+    Node(node::Args),
+    /// Bring a mesh up on this machine without root, show it at work, and tear it down.
+    #[cfg(feature = "lab")]
+    Lab(lab::Args),
+    /// What runs in the lab's pods.
+    #[cfg(feature = "lab")]
+    #[command(hide = true)]
+    LabApp(lab::AppArgs),
+}
+
+fn main() -> ExitCode {
+    // Before any thread or runtime: a user namespace can only be made by a process with a single thread.
+    match Cli::parse().command {
+        Command::Node(args) => node::main(args),
+        #[cfg(feature = "lab")]
+        Command::Lab(args) => lab::main(args),
+        #[cfg(feature = "lab")]
+        Command::LabApp(args) => lab::app(args),
+    }
+}

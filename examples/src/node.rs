@@ -1,0 +1,143 @@
+//! `ambient node`: flags and environment into a [`Config`], and a [`Node`] that runs until it is told to stop.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use ambient_control::{
+    ca::DirectoryCa,
+    manifests::{self, Manifests, Status},
+};
+use ambient_core::TrustDomain;
+use ambient_node::{AnnounceInDirectory, Config, Node, telemetry::log};
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Flags, each of which can come from the environment.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The name of this Kubernetes node: pods with this `spec.nodeName` are served.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// A directory that is the certificate authority; made on first use, shared by every node of the mesh.
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
+    ca_dir: PathBuf,
+    /// Where the container runtime keeps network namespaces.
+    #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
+    netns_dir: PathBuf,
+    /// The trust domain of the mesh.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// The DNS domain of the cluster.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// How long a certificate is valid, in seconds; it is renewed at half of that.
+    #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "SECONDS", default_value_t = 86_400)]
+    secret_ttl: u64,
+    /// Where names outside the mesh are asked for: a resolv.conf.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+    /// Leave pods' DNS alone.
+    #[arg(long)]
+    no_dns_capture: bool,
+    /// Where /metrics is served.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15020")]
+    metrics: SocketAddr,
+    /// Where /healthz/ready is served.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15021")]
+    readiness: SocketAddr,
+    /// Threads that move bytes; as many as there are cores if not given.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N")]
+    workers: Option<usize>,
+    /// How long open connections may go on after SIGTERM, in seconds.
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE_SECONDS", value_name = "SECONDS", default_value_t = 5)]
+    drain: u64,
+    /// What is logged.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+    /// How it is logged: text or json.
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    #[value(alias = "plain")]
+    Text,
+    Json,
+}
+
+/// Runs a node; what goes wrong is one line on standard error.
+pub(crate) fn main(args: Args) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ambient node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let format = match args.log_format {
+        LogFormat::Text => log::Format::Text,
+        LogFormat::Json => log::Format::Json,
+    };
+    let _flush = log::to_stdout(&args.log, format)?;
+    raise_descriptor_limit();
+    let config = config(&args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(serve(args, config))
+}
+
+async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let ttl = Duration::from_secs(args.secret_ttl);
+    let issuer = DirectoryCa::open(&args.ca_dir, config.trust_domain.clone(), ttl)?;
+    let source = Manifests::open(manifests::Config {
+        cluster_domain: config.cluster_domain.clone(),
+        trust_domain: config.trust_domain.clone(),
+        ..manifests::Config::new(&args.manifests)
+    })
+    .await?;
+    let announce = AnnounceInDirectory::new(Status::open(&args.manifests, &config.node).context("cannot open this node's status file")?);
+    let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
+    node.run(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await;
+    Ok(())
+}
+
+fn config(args: &Args) -> anyhow::Result<Config> {
+    let mut config = Config::new(&args.node, &args.netns_dir);
+    config.trust_domain = args.trust_domain.clone();
+    config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
+    config.metrics = args.metrics;
+    config.readiness = args.readiness;
+    config.drain = Duration::from_secs(args.drain);
+    if let Some(workers) = args.workers {
+        config.workers = workers;
+    }
+    if !args.no_dns_capture {
+        let file = args.resolv_conf.display();
+        let text = std::fs::read_to_string(&args.resolv_conf)
+            .with_context(|| format!("cannot read {file}, which names the DNS servers; --resolv-conf names another, --no-dns-capture goes without"))?;
+        config.nameservers = ambient_node::nameservers(&text);
+        anyhow::ensure!(!config.nameservers.is_empty(), "{file} names no DNS server; --no-dns-capture goes without");
+    }
+    Ok(config)
+}
+
+/// Every connection is two descriptors: what the system allows is taken. As it is, if that fails.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}

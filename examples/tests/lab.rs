@@ -1,0 +1,115 @@
+//! The lab as a person runs it: the whole mesh, every step, and nothing left behind.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+const LAB: &str = env!("CARGO_BIN_EXE_ambient");
+
+/// The objects that `lab --json` printed, and its exit code; `None` where the kernel refuses a namespace.
+fn run_lab() -> Option<(Vec<Value>, i32)> {
+    let output = Command::new(LAB).args(["lab", "--json"]).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect();
+    let code = output.status.code().unwrap();
+    if let [only] = objects.as_slice()
+        && let Some(why) = only.get("skipped")
+    {
+        assert_eq!(code, 2);
+        println!("skipped: {why}");
+        return None;
+    }
+    if code != 0 {
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Some((objects, code))
+}
+
+/// What `/proc` tells of this machine's network and mounts, as this process sees them.
+fn outside() -> Vec<String> {
+    let names = |dir: &str| std::fs::read_dir(dir).map(|entries| entries.flatten().map(|e| e.path().display().to_string()).collect()).unwrap_or_default();
+    let mut seen: Vec<String> = [names("/sys/class/net"), names("/run/netns")].concat();
+    seen.sort();
+    seen.push(std::fs::read_to_string("/proc/self/mounts").unwrap());
+    seen.push(std::fs::read_to_string("/proc/net/route").unwrap());
+    seen
+}
+
+#[test]
+fn every_step_passes_and_nothing_is_left() {
+    let before = outside();
+    let Some((objects, code)) = run_lab() else { return };
+    let (last, steps) = objects.split_last().unwrap();
+    for (index, step) in steps.iter().enumerate() {
+        assert_eq!(step["step"], index + 1, "{step}");
+        assert_eq!(step["ok"], true, "{step}");
+        assert!(step["expect"].is_string() && step["got"].is_string() && step["name"].is_string() && step["ms"].is_u64(), "{step}");
+    }
+    assert!(steps.len() >= 13, "only {} steps", steps.len());
+    assert_eq!((&last["passed"], &last["failed"]), (&Value::from(steps.len()), &Value::from(0)));
+    assert_eq!(code, 0);
+    assert_eq!(outside(), before);
+}
+
+/// A lab that is kept, killed when dropped.
+struct Kept(Child);
+
+impl Kept {
+    fn start() -> Option<Self> {
+        let mut child = Command::new(LAB).args(["lab", "--keep"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut seen = Vec::new();
+        for line in lines.map_while(Result::ok) {
+            if line.starts_with("ready") {
+                return Some(Self(child));
+            }
+            seen.push(line);
+        }
+        let code = child.wait().unwrap().code();
+        assert_eq!(code, Some(2), "the lab was never ready: {seen:#?}");
+        None
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn exec(pod: &str, command: &[&str]) -> (i32, String) {
+    let output = Command::new(LAB).args(["lab", "exec", pod, "--"]).args(command).stdin(Stdio::null()).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_kept_lab_runs_programs_in_its_pods_and_goes_down_at_a_word() {
+    let before = outside();
+    let Some(mut lab) = Kept::start() else { return };
+    assert_eq!(exec("sleep", &["sh", "-c", "exit 7"]).0, 7);
+    let (code, resolv) = exec("sleep", &["cat", "/etc/resolv.conf"]);
+    assert!(code == 0 && resolv.contains("svc.cluster.local"), "{code}: {resolv}");
+    assert_ne!(exec("nobody", &["true"]).0, 0);
+    // Where the machine has curl, it is the neutral client.
+    if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        let (code, answer) = exec("sleep", &["curl", "-sS", "--max-time", "5", "http://web-api:8080/"]);
+        assert!(code == 0 && answer.contains("purchase-history"), "{code}: {answer}");
+        let (code, answer) = exec("notsleep", &["curl", "-sS", "--max-time", "5", "http://web-api:8080/"]);
+        assert_eq!(code, 52, "{answer}");
+    } else {
+        println!("skipped: this machine has no curl");
+    }
+    let down = Command::new(LAB).args(["lab", "down"]).output().unwrap();
+    assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
+    let started = Instant::now();
+    while lab.0.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the lab goes on after `lab down`");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(outside(), before);
+}
