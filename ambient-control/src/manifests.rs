@@ -37,16 +37,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
-use ambient_core::TrustDomain;
+use ambient_core::{PodUid, TrustDomain, mesh};
 use tokio::{
     sync::mpsc,
     task::{self, JoinHandle},
     time::{self, MissedTickBehavior},
 };
 
-use crate::{Batch, BoxFuture, Source, objects};
+use crate::{Batch, BoxFuture, Change, Source, objects};
 
 mod directory;
 mod document;
@@ -74,6 +74,9 @@ pub struct Config {
     pub cluster_id: Arc<str>,
     /// Namespaces whose pods are never in the mesh; `kube-system` by default.
     pub excluded_namespaces: Vec<Arc<str>>,
+    /// What this node itself reports in the directory: pods that were deleted while it was down are taken out of it at the
+    /// start. None by default.
+    pub own: Option<Status>,
 }
 
 impl Config {
@@ -93,10 +96,11 @@ impl Config {
             root_namespace,
             cluster_id,
             excluded_namespaces,
+            own: None,
         }
     }
 
-    fn into_parts(self) -> (PathBuf, objects::Settings) {
+    fn into_parts(self) -> (PathBuf, objects::Settings, Option<Status>) {
         let settings = objects::Settings {
             cluster_domain: self.cluster_domain,
             trust_domain: self.trust_domain,
@@ -104,7 +108,7 @@ impl Config {
             cluster_id: self.cluster_id,
             excluded_namespaces: self.excluded_namespaces,
         };
-        (self.dir, settings)
+        (self.dir, settings, self.own)
     }
 }
 
@@ -126,7 +130,7 @@ impl Manifests {
     /// When there is no such directory, when a file in it cannot be read, or when a file is being written all the time.
     /// A policy with a value that cannot be read is no error here but a fault.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        let (dir, settings) = config.into_parts();
+        let (dir, settings, own) = config.into_parts();
         let mut directory = Directory::new(dir.clone(), settings);
         let mut looks = time::interval(INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -151,6 +155,11 @@ impl Manifests {
             return Err(OpenError::File { what });
         }
         let first = directory.batch(true).unwrap_or_default();
+        if let Some(own) = own {
+            let pods = pods(&first);
+            let kept = own.retain(|uid| pods.contains(uid)).await;
+            kept.map_err(|source| OpenError::Status { source })?;
+        }
         let (sender, batches) = mpsc::channel(1);
         let task = task::spawn(async move {
             // Room first, so that what is sent is what was just seen.
@@ -231,6 +240,12 @@ pub enum OpenError {
         /// The names of the files.
         files: String,
     },
+    /// The node's own status file cannot be written.
+    #[error(transparent)]
+    Status {
+        /// Which, and why not.
+        source: io::Error,
+    },
     /// The runtime is ending.
     #[error("{}: not read, as the program is ending", dir.display())]
     Ended {
@@ -244,6 +259,15 @@ fn refuse_directory(dir: PathBuf, error: io::Error) -> OpenError {
         io::ErrorKind::NotFound => OpenError::Missing { dir },
         _ => OpenError::Directory { dir, source: error },
     }
+}
+
+/// The pods that a batch announces.
+fn pods(batch: &Batch) -> HashSet<PodUid> {
+    let workload = |change: &Change| match change {
+        Change::Mesh(mesh::Update::Workload(workload)) => workload.pod.clone(),
+        _ => None,
+    };
+    batch.changes.iter().filter_map(workload).collect()
 }
 
 /// One look at the directory, off the runtime's own threads; `None` when the runtime is ending.

@@ -15,7 +15,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{Duplex, tunnel::Line};
+use crate::{Duplex, TunnelLost, tunnel::Line};
 
 /// Two handles to one stream: HTTP/2 holds one, its driver the other.
 pub(crate) struct Cork<IO> {
@@ -37,8 +37,17 @@ struct Inner<IO> {
 impl<IO: Duplex> Cork<IO> {
     /// Above `io`; flushes pass until [`Cork::cork`].
     pub(crate) fn new(io: IO, line: Arc<Line>) -> Self {
-        let inner = Inner { io, out: BytesMut::new(), corked: false, blocked: false, reads: 0, line };
-        Self { inner: Arc::new(Mutex::new(inner)) }
+        let inner = Inner {
+            io,
+            out: BytesMut::new(),
+            corked: false,
+            blocked: false,
+            reads: 0,
+            line,
+        };
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+        }
     }
 
     /// From now on somebody drains after each poll.
@@ -111,7 +120,12 @@ impl<IO: Duplex> AsyncRead for Cork<IO> {
         let before = buf.filled().len();
         match ready!(Pin::new(&mut inner.io).poll_read(cx, buf)) {
             Ok(()) => {
-                inner.reads += u64::from(buf.filled().len() > before);
+                if buf.filled().len() > before {
+                    inner.reads += 1;
+                } else if buf.remaining() > 0 {
+                    // The peer has closed in good order: that what is still written then fails is no loss.
+                    inner.line.lose(TunnelLost::Closed);
+                }
                 Poll::Ready(Ok(()))
             }
             Err(e) => Poll::Ready(Err(inner.line.fail(e))),
@@ -135,7 +149,11 @@ impl<IO: Duplex> AsyncWrite for Cork<IO> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.lock();
-        if inner.corked { Poll::Ready(Ok(())) } else { inner.poll_through(cx) }
+        if inner.corked {
+            Poll::Ready(Ok(()))
+        } else {
+            inner.poll_through(cx)
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -147,7 +165,9 @@ impl<IO: Duplex> AsyncWrite for Cork<IO> {
 
 impl<IO> Clone for Cork<IO> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
 }
 

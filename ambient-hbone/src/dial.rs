@@ -57,6 +57,16 @@ pub struct Speaker {
     pub identity: Identity,
 }
 
+impl Speaker {
+    /// One who bears this identity, and this name of the caller's.
+    pub fn new(key: impl Into<Arc<str>>, identity: Identity) -> Self {
+        Self {
+            key: SpeakerKey::new(key),
+            identity,
+        }
+    }
+}
+
 /// Where a stream is to go.
 #[derive(Clone, Debug)]
 pub struct Destination {
@@ -68,4 +78,16 @@ pub struct Destination {
     pub accepted: Vec<Identity>,
     /// Headers of the CONNECT request, such as `baggage`.
     pub headers: HeaderMap,
+}
+
+impl Destination {
+    /// `authority` as seen from `peer`, who must be one of `accepted`; without headers.
+    pub fn new(peer: SocketAddr, authority: Authority, accepted: impl IntoIterator<Item = Identity>) -> Self {
+        Self {
+            peer,
+            authority,
+            accepted: accepted.into_iter().collect(),
+            headers: HeaderMap::new(),
+        }
+    }
 }

@@ -25,7 +25,11 @@ impl Keepalive {
         let tick = (dead_peer / TICKS).max(Duration::from_millis(1));
         let mut ticks = interval_at(Instant::now() + tick, tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { pings, ticks, liveness: Liveness::default() }
+        Self {
+            pings,
+            ticks,
+            liveness: Liveness::default(),
+        }
     }
 
     /// Ready when the peer is to be given up. `reads` is asked for at ticks only.

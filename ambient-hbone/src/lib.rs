@@ -44,13 +44,8 @@
 //! let server = Server::builder(credentials.clone(), provider.clone()).build();
 //! let pool = Pool::builder(Arc::new(Pipe(server, stock.clone())), credentials, provider).build();
 //!
-//! let speaker = Speaker { key: SpeakerKey::new("pod cart-0"), identity: cart };
-//! let destination = Destination {
-//!     peer: "10.0.2.2:15008".parse()?,
-//!     authority: "10.0.2.2:8080".parse()?,
-//!     accepted: vec![stock],
-//!     headers: HeaderMap::new(),
-//! };
+//! let speaker = Speaker::new("pod cart-0", cart);
+//! let destination = Destination::new("10.0.2.2:15008".parse()?, "10.0.2.2:8080".parse()?, [stock]);
 //! let mut stream = pool.connect(&speaker, &destination).await?;
 //! stream.write_all(b"hello").await?;
 //! stream.shutdown().await?; // END_STREAM; the other direction goes on
@@ -73,6 +68,9 @@ mod stream;
 mod tunnel;
 
 pub mod relay;
+
+// Part of the API: headers and statuses.
+pub use http;
 
 pub use dial::{BoxFuture, BoxedIo, Destination, Dial, Duplex, Speaker, SpeakerKey};
 pub use limits::Limits;

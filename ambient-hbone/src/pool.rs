@@ -43,7 +43,7 @@ mod tunnel;
 /// and share its outcome; no dial holds up anybody else. Once the speaker's credential has changed, new streams go into
 /// new tunnels; the older ones end with their last stream.
 ///
-/// Cheap to clone. Its tasks run on the runtime on which [`connect`](Self::connect) is called: one pool for each runtime
+/// Cheap to clone; when the last clone is gone, tunnels end with their last stream. Its tasks run on the runtime on which [`connect`](Self::connect) is called: one pool for each runtime
 /// keeps a tunnel and its streams on one core.
 #[derive(Clone)]
 pub struct Pool {
@@ -179,7 +179,13 @@ impl Pool {
                     _ => {}
                 },
                 Ok(Err(_aborted)) => return Err(ConnectError::Closed),
-                Err(_) => return Err(ConnectError::Timeout { peer: key.peer, phase: Phase::Queue, limit }),
+                Err(_) => {
+                    return Err(ConnectError::Timeout {
+                        peer: key.peer,
+                        phase: Phase::Queue,
+                        limit,
+                    });
+                }
             }
         }
     }
@@ -207,14 +213,19 @@ impl Pool {
                 slot.dials.push(dialing);
                 Ok(Err(outcome))
             }
-            Choice::Full => Err(ConnectError::Full { peer: key.peer, tunnels: limits.tunnels }),
+            Choice::Full => Err(ConnectError::Full {
+                peer: key.peer,
+                tunnels: limits.tunnels,
+            }),
         }
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("tunnels", &*self.shared.standing.borrow()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("tunnels", &*self.shared.standing.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -224,12 +235,25 @@ impl Shared {
     }
 
     fn credential(&self, identity: &Identity) -> Result<Arc<Credential>, ConnectError> {
-        let now = self.time.current_time().map(|now| SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()));
+        let now = self
+            .time
+            .current_time()
+            .map(|now| SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()));
         let usable = |credential: &Arc<Credential>| credential.identity == *identity && now.is_some_and(|now| credential.is_valid_at(now));
         self.credentials
             .credential(identity)
             .filter(usable)
-            .ok_or_else(|| ConnectError::NoCredential { identity: identity.clone() })
+            .ok_or_else(|| ConnectError::NoCredential {
+                identity: identity.clone(),
+            })
+    }
+}
+
+/// Nobody can ask for streams any more: tunnels end with their last one.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let slots = self.slots.get_mut().unwrap_or_else(PoisonError::into_inner);
+        slots.values().flat_map(|slot| &slot.tunnels).for_each(|tunnel| tunnel.retire());
     }
 }
 
@@ -249,7 +273,11 @@ impl Key {
         let mut accepted = destination.accepted.clone();
         accepted.sort_unstable();
         accepted.dedup();
-        Self { speaker: speaker.clone(), peer: destination.peer, accepted }
+        Self {
+            speaker: speaker.clone(),
+            peer: destination.peer,
+            accepted,
+        }
     }
 }
 
@@ -287,7 +315,14 @@ impl PoolBuilder {
 
     /// The pool.
     pub fn build(self) -> Pool {
-        let Self { dial, credentials, provider, observer, time, limits } = self;
+        let Self {
+            dial,
+            credentials,
+            provider,
+            observer,
+            time,
+            limits,
+        } = self;
         let shared = Shared {
             dial,
             credentials,

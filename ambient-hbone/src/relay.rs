@@ -46,19 +46,19 @@ where
     let end = poll_fn(|cx| {
         // A failure of either direction ends both, before anything else is done: TCP tells of a reset once, and to whoever
         // asks after that it looks like an end.
-        let ahead = match forth.poll(cx, a, b, back.eof) {
-            Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::A, phase, error)),
-            ahead => ahead,
-        };
+        let ahead = forth.poll(cx, a, b, back.eof);
         progress.a_to_b.store(forth.moved, Ordering::Relaxed);
+        if let Poll::Ready(Err((phase, error))) = ahead {
+            return Poll::Ready(End::failed(Side::A, phase, error));
+        }
         if forth.eof {
             first.get_or_insert(Side::A);
         }
-        let behind = match back.poll(cx, b, a, forth.eof) {
-            Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::B, phase, error)),
-            behind => behind,
-        };
+        let behind = back.poll(cx, b, a, forth.eof);
         progress.b_to_a.store(back.moved, Ordering::Relaxed);
+        if let Poll::Ready(Err((phase, error))) = behind {
+            return Poll::Ready(End::failed(Side::B, phase, error));
+        }
         if back.eof {
             first.get_or_insert(Side::B);
         }
@@ -68,23 +68,32 @@ where
         if ahead.is_pending() || behind.is_pending() {
             return Poll::Pending;
         }
-        Poll::Ready(End::Orderly { first: first.unwrap_or(Side::A) })
+        Poll::Ready(End::Orderly {
+            first: first.unwrap_or(Side::A),
+        })
     })
     .await;
-    Tally { a_to_b: forth.moved, b_to_a: back.moved, first_byte, first_closed: first, end }
+    Tally {
+        a_to_b: forth.moved,
+        b_to_a: back.moved,
+        first_byte,
+        first_closed: first,
+        end,
+    }
 }
 
 /// The bounds of a relay. There is no limit on its duration, nor on silence: a connection may be idle for days.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayLimits {
-    /// Bytes of the buffer of each direction, at most; it starts at 4 KiB and grows for those who fill it. 64 KiB.
+    /// Bytes of the buffer of each direction, at most: it starts at 4 KiB, grows for those who fill it, and becomes small
+    /// again when they no longer come near. 256 KiB.
     pub buffer: usize,
 }
 
 impl Default for RelayLimits {
     fn default() -> Self {
-        Self { buffer: 64 << 10 }
+        Self { buffer: 256 << 10 }
     }
 }
 
@@ -157,8 +166,14 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Orderly { .. } => f.write_str("both sides ended in good order"),
-            Self::Failed { phase: Phase::Read, error, .. } => write!(f, "receive: {error}"),
-            Self::Failed { phase: Phase::Write, error, .. } => write!(f, "send: {error}"),
+            Self::Failed {
+                phase: Phase::Read, error, ..
+            } => write!(f, "receive: {error}"),
+            Self::Failed {
+                phase: Phase::Write,
+                error,
+                ..
+            } => write!(f, "send: {error}"),
         }
     }
 }
@@ -201,12 +216,24 @@ struct Way {
     eof: bool,
     done: bool,
     unflushed: bool,
+    /// Reads in a row that would not have filled the smallest buffer.
+    small: u32,
 }
 
 impl Way {
     fn new(limits: &RelayLimits) -> Self {
         let most = limits.buffer.max(1);
-        Self { buffer: vec![0; most.min(FIRST)], most, from: 0, to: 0, moved: 0, eof: false, done: false, unflushed: false }
+        Self {
+            buffer: vec![0; most.min(FIRST)],
+            most,
+            from: 0,
+            to: 0,
+            moved: 0,
+            eof: false,
+            done: false,
+            unflushed: false,
+            small: 0,
+        }
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W, writer_eof: bool) -> Poll<Result<(), (Phase, io::Error)>>
@@ -263,13 +290,22 @@ impl Way {
     fn filled(&mut self, n: usize) {
         (self.from, self.to) = (0, n);
         self.eof = n == 0;
+        self.small = if n < FIRST { self.small.saturating_add(1) } else { 0 };
         if n == self.buffer.len() && n < self.most {
             self.buffer.resize((n * 4).min(self.most), 0);
+        } else if self.small >= SMALL_READS && self.buffer.len() > FIRST {
+            self.buffer.truncate(FIRST);
+            self.buffer.shrink_to_fit();
         }
     }
 
     /// Nothing to read for now.
-    fn wait<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W, writer_eof: bool) -> Poll<Result<(), (Phase, io::Error)>> {
+    fn wait<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut W,
+        writer_eof: bool,
+    ) -> Poll<Result<(), (Phase, io::Error)>> {
         if self.unflushed {
             match Pin::new(&mut *writer).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.unflushed = false,
@@ -278,12 +314,10 @@ impl Way {
             }
         }
         // Nobody reads from the writer any more, so this is where its reset is seen.
-        if writer_eof {
-            if let Poll::Ready(Err(e)) = Pin::new(writer).poll_write(cx, &[]) {
-                return Poll::Ready(Err((Phase::Write, e)));
-            }
+        match writer_eof.then(|| Pin::new(writer).poll_write(cx, &[])) {
+            Some(Poll::Ready(Err(e))) => Poll::Ready(Err((Phase::Write, e))),
+            _ => Poll::Pending,
         }
-        Poll::Pending
     }
 }
 
@@ -304,6 +338,9 @@ where
 
 /// Reads and writes of one direction before others get a turn.
 const TURNS: u32 = 32;
+
+/// So many small reads in a row say that a connection has little to carry for now.
+const SMALL_READS: u32 = 64;
 
 /// The first size of a buffer: most connections never need more.
 const FIRST: usize = 4 << 10;

@@ -86,8 +86,13 @@ impl Server {
 
     async fn handshake(&self, io: BoxedIo, identity: &Identity) -> Result<Session, AcceptError> {
         let shared = &self.shared;
-        let credential = shared.credentials.credential(identity).filter(|credential| credential.identity == *identity);
-        let credential = credential.ok_or_else(|| AcceptError::NoCredential { identity: identity.clone() })?;
+        let credential = shared
+            .credentials
+            .credential(identity)
+            .filter(|credential| credential.identity == *identity);
+        let credential = credential.ok_or_else(|| AcceptError::NoCredential {
+            identity: identity.clone(),
+        })?;
         let config = Verifier::new(&shared.provider, &shared.credentials.trust(), Accepted::AnyTrusted)
             .with_time(Arc::clone(&shared.time))
             .server_config(&credential)?;
@@ -102,19 +107,33 @@ impl Server {
         let wire = Cork::new(TlsStream::from(tls), Arc::clone(&line));
         let connection = builder(&shared.limits).handshake(wire.clone()).await;
         let mut connection = connection.map_err(|e| match line.lost() {
-            Some(TunnelLost::Io { source }) => AcceptError::Handshake { source: Arc::clone(source) },
-            _ => AcceptError::Handshake { source: Arc::new(io::Error::other(e)) },
+            Some(TunnelLost::Io { source }) => AcceptError::Handshake {
+                source: Arc::clone(source),
+            },
+            _ => AcceptError::Handshake {
+                source: Arc::new(io::Error::other(e)),
+            },
         })?;
         wire.cork();
         let keepalive = Keepalive::new(connection.ping_pong(), shared.limits.dead_peer);
         let observer = Arc::clone(&shared.observer);
-        Ok(Session { connection, wire, keepalive, peer, line, observer, malformed: 0 })
+        Ok(Session {
+            connection,
+            wire,
+            keepalive,
+            peer,
+            line,
+            observer,
+            malformed: 0,
+        })
     }
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("limits", &self.shared.limits).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("limits", &self.shared.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,13 +166,17 @@ impl ServerBuilder {
 
     /// The server.
     pub fn build(self) -> Server {
-        Server { shared: Arc::new(self.shared) }
+        Server {
+            shared: Arc::new(self.shared),
+        }
     }
 }
 
 impl fmt::Debug for ServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerBuilder").field("limits", &self.shared.limits).finish_non_exhaustive()
+        f.debug_struct("ServerBuilder")
+            .field("limits", &self.shared.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -249,7 +272,10 @@ impl Session {
                 line: Arc::clone(&self.line),
             }),
             Err(reason) => {
-                self.observer.observe(&Event::RequestRefused { peer: &self.peer, reason: &reason });
+                self.observer.observe(&Event::RequestRefused {
+                    peer: &self.peer,
+                    reason: &reason,
+                });
                 let mut answer = Response::new(());
                 *answer.status_mut() = StatusCode::BAD_REQUEST;
                 // Fails only when the stream is over already.
@@ -266,7 +292,10 @@ impl Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("peer", &self.peer).field("lost", &self.lost()).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("peer", &self.peer)
+            .field("lost", &self.lost())
+            .finish_non_exhaustive()
     }
 }
 
@@ -299,7 +328,8 @@ impl Request {
 
     /// Answers 200 with these headers; the stream carries the connection's bytes.
     ///
-    /// If the peer has gone meanwhile, the stream's first read or write says so.
+    /// # Errors
+    /// When the peer has reset the stream meanwhile, or the tunnel is lost.
     pub fn accept(mut self, headers: HeaderMap) -> Result<Stream, crate::StreamError> {
         let mut answer = Response::new(());
         *answer.headers_mut() = headers;
@@ -319,7 +349,10 @@ impl Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("authority", &self.authority).field("headers", &self.headers).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("authority", &self.authority)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
     }
 }
 

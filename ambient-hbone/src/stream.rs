@@ -50,7 +50,12 @@ impl Stream {
             line: Arc::clone(&line),
             _lease: lease.clone(),
         };
-        let write = WriteHalf { send, finished: false, line, _lease: lease };
+        let write = WriteHalf {
+            send,
+            finished: false,
+            line,
+            _lease: lease,
+        };
         Self { read, write, headers }
     }
 
@@ -182,7 +187,10 @@ impl Drop for ReadHalf {
 
 impl fmt::Debug for ReadHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReadHalf").field("waiting", &self.waiting).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("ReadHalf")
+            .field("waiting", &self.waiting)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
@@ -200,7 +208,10 @@ impl WriteHalf {
         match self.send.poll_reset(cx) {
             Poll::Ready(Ok(reason)) => StreamError::Reset { code: reason.into() }.into(),
             Poll::Ready(Err(e)) => StreamError::new(&e, &self.line).into(),
-            Poll::Pending => StreamError::Lost { source: self.line.reason() }.into(),
+            Poll::Pending => StreamError::Lost {
+                source: self.line.reason(),
+            }
+            .into(),
         }
     }
 }
@@ -245,7 +256,7 @@ impl AsyncWrite for WriteHalf {
         if self.finished {
             return Poll::Ready(Ok(()));
         }
-        if let Poll::Ready(_) = self.send.poll_reset(cx) {
+        if self.send.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(self.closed(cx)));
         }
         match self.send.send_data(Bytes::new(), true) {
@@ -268,7 +279,9 @@ impl Drop for WriteHalf {
 
 impl fmt::Debug for WriteHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WriteHalf").field("finished", &self.finished).finish_non_exhaustive()
+        f.debug_struct("WriteHalf")
+            .field("finished", &self.finished)
+            .finish_non_exhaustive()
     }
 }
 

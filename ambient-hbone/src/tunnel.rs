@@ -33,7 +33,9 @@ impl Line {
     pub(crate) fn fail(&self, error: io::Error) -> io::Error {
         let kind = error.kind();
         let error = Arc::new(error);
-        self.lose(TunnelLost::Io { source: Arc::clone(&error) });
+        self.lose(TunnelLost::Io {
+            source: Arc::clone(&error),
+        });
         io::Error::new(kind, error)
     }
 
@@ -91,8 +93,13 @@ impl TunnelLost {
     pub(crate) fn from_h2(error: &h2::Error) -> Self {
         match error.reason() {
             Some(h2::Reason::NO_ERROR) => Self::Closed,
-            Some(reason) => Self::Protocol { by_peer: error.is_remote(), code: reason.into() },
-            None => Self::Io { source: Arc::new(io::Error::other(error.to_string())) },
+            Some(reason) => Self::Protocol {
+                by_peer: error.is_remote(),
+                code: reason.into(),
+            },
+            None => Self::Io {
+                source: Arc::new(io::Error::other(error.to_string())),
+            },
         }
     }
 }

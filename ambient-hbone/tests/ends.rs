@@ -1,14 +1,10 @@
 //! How connections end through a whole tunnel, TCP to TCP, against a model: whatever both applications do, nothing that
 //! was cut looks complete, and nothing that was ended in good order is lost.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_hbone::{
     BoxFuture, BoxedIo, Destination, Dial, Pool, RelayLimits, Server, Speaker, SpeakerKey, Tally,
@@ -71,7 +67,9 @@ async fn start() -> (SocketAddr, TcpListener) {
             tokio::spawn(async move {
                 while let Some(request) = session.next().await {
                     tokio::spawn(async move {
-                        let Ok(mut upstream) = TcpStream::connect(to).await else { return request.refuse(StatusCode::SERVICE_UNAVAILABLE) };
+                        let Ok(mut upstream) = TcpStream::connect(to).await else {
+                            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                        };
                         upstream.set_zero_linger().unwrap();
                         let Ok(mut stream) = request.accept(HeaderMap::new()) else { return };
                         let tally = relay(&mut stream, &mut upstream, &RelayLimits::default()).await;
@@ -85,14 +83,24 @@ async fn start() -> (SocketAddr, TcpListener) {
     let entrance = near.local_addr().unwrap();
     let pool = Pool::builder(Arc::new(Tcp), held, provider).build();
     tokio::spawn(async move {
-        let speaker = Speaker { key: SpeakerKey::new("cart-0"), identity: cart };
-        let destination = Destination { peer, authority: to.into(), accepted: vec![stock], headers: HeaderMap::new() };
+        let speaker = Speaker {
+            key: SpeakerKey::new("cart-0"),
+            identity: cart,
+        };
+        let destination = Destination {
+            peer,
+            authority: to.into(),
+            accepted: vec![stock],
+            headers: HeaderMap::new(),
+        };
         loop {
             let (mut client, _) = near.accept().await.unwrap();
             client.set_zero_linger().unwrap();
             let (pool, speaker, destination) = (pool.clone(), speaker.clone(), destination.clone());
             tokio::spawn(async move {
-                let Ok(mut stream) = pool.connect(&speaker, &destination).await else { return };
+                let Ok(mut stream) = pool.connect(&speaker, &destination).await else {
+                    return;
+                };
                 let tally = relay(&mut client, &mut stream, &RelayLimits::default()).await;
                 settle(&client, &tally);
             });
@@ -128,7 +136,14 @@ impl App {
                 }
             }
         });
-        Self { socket: Some(socket), reads, sent: Vec::new(), fin: false, reset: false, told: false }
+        Self {
+            socket: Some(socket),
+            reads,
+            sent: Vec::new(),
+            fin: false,
+            reset: false,
+            told: false,
+        }
     }
 
     async fn step(&mut self, step: Step) {
@@ -187,13 +202,20 @@ async fn run(entrance: SocketAddr, app: &TcpListener, steps: &[(bool, Step)]) ->
             continue;
         }
         let seen = timeout(Duration::from_secs(20), &mut apps[reader].reads).await;
-        let Ok(seen) = seen else { return Err(TestCaseError::fail(format!("side {reader} waits for ever"))) };
+        let Ok(seen) = seen else {
+            return Err(TestCaseError::fail(format!("side {reader} waits for ever")));
+        };
         let (got, end) = seen.unwrap();
         let writer = &apps[writer];
         prop_assert!(writer.sent.starts_with(&got), "what came was never written");
         if end.is_ok() && !apps[reader].told {
             prop_assert!(writer.fin, "an end that nobody made");
-            prop_assert!(got.len() == writer.sent.len(), "a truncated transfer looks complete: {} of {}", got.len(), writer.sent.len());
+            prop_assert!(
+                got.len() == writer.sent.len(),
+                "a truncated transfer looks complete: {} of {}",
+                got.len(),
+                writer.sent.len()
+            );
         } else {
             prop_assert!(cut, "an error without a reset: {end:?}");
         }
@@ -205,10 +227,17 @@ async fn run(entrance: SocketAddr, app: &TcpListener, steps: &[(bool, Step)]) ->
 fn ends_are_exact() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (entrance, app) = runtime.block_on(start());
-    let config = ProptestConfig { cases: 150, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig {
+        cases: 150,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     let mut runner = proptest::test_runner::TestRunner::new(config);
     runner
-        .run(&proptest::collection::vec(step(), 0..14), |steps| runtime.block_on(run(entrance, &app, &steps)))
+        .run(&proptest::collection::vec(step(), 0..14), |steps| {
+            runtime.block_on(run(entrance, &app, &steps))
+        })
         .unwrap();
 }
 
@@ -240,7 +269,10 @@ async fn much_data_behind_an_early_end_arrives() {
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
     let mut got = Vec::new();
-    timeout(Duration::from_secs(20), client.read_to_end(&mut got)).await.unwrap().unwrap();
+    timeout(Duration::from_secs(20), client.read_to_end(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(got.len(), 5_000_000);
     assert_eq!(sent.await.unwrap(), 0);
 }

@@ -1,4 +1,5 @@
 //! Pools and servers, end to end over pipes in memory.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -14,8 +15,8 @@ use std::{
 
 use ambient_core::{Identity, Observer, observe::Event};
 use ambient_hbone::{
-    AcceptError, BoxFuture, BoxedIo, ConnectError, Destination, Dial, Limits, Phase, Pool, Server, Session, Speaker, SpeakerKey, Stream, StreamError,
-    TunnelLost,
+    AcceptError, BoxFuture, BoxedIo, ConnectError, Destination, Dial, Limits, Phase, Pool, Server, Session, Speaker, SpeakerKey, Stream,
+    StreamError, TunnelLost,
 };
 use ambient_tls::PeerError;
 use http::{HeaderMap, StatusCode};
@@ -41,7 +42,12 @@ impl Dial for Pipes {
         Box::pin(async move {
             self.dials.fetch_add(1, Ordering::Relaxed);
             let (near, far) = tokio::io::duplex(self.size.load(Ordering::Relaxed));
-            let (server, identity, serve, refusals) = (self.server.clone(), self.identity.clone(), self.serve.clone(), self.refusals.clone());
+            let (server, identity, serve, refusals) = (
+                self.server.clone(),
+                self.identity.clone(),
+                self.serve.clone(),
+                self.refusals.clone(),
+            );
             tokio::spawn(async move {
                 match server.accept(far, &identity).await {
                     Ok(session) => serve(session).await,
@@ -79,15 +85,27 @@ impl Pair {
             dials: AtomicUsize::new(0),
             refusals: Arc::default(),
         });
-        let pool = Pool::builder(pipes.clone(), held.clone(), provider()).limits(limits.clone()).build();
+        let pool = Pool::builder(pipes.clone(), held.clone(), provider())
+            .limits(limits.clone())
+            .build();
         let destination = Destination {
             peer: "10.0.2.2:15008".parse().unwrap(),
             authority: "10.0.2.2:8080".parse().unwrap(),
             accepted: vec![stock],
             headers: HeaderMap::new(),
         };
-        let speaker = Speaker { key: SpeakerKey::new("cart-0"), identity: cart };
-        Self { pool, pipes, ca, held, speaker, destination }
+        let speaker = Speaker {
+            key: SpeakerKey::new("cart-0"),
+            identity: cart,
+        };
+        Self {
+            pool,
+            pipes,
+            ca,
+            held,
+            speaker,
+            destination,
+        }
     }
 
     async fn connect(&self) -> Result<Stream, ConnectError> {
@@ -204,7 +222,9 @@ async fn headers_and_authority_arrive_both_ways() {
         })
     });
     pair.destination.authority = "web.shop.svc:80".parse().unwrap();
-    pair.destination.headers.insert("baggage", "k8s.namespace.name=shop".parse().unwrap());
+    pair.destination
+        .headers
+        .insert("baggage", "k8s.namespace.name=shop".parse().unwrap());
     let stream = pair.connect().await.unwrap();
     assert_eq!(stream.headers()["baggage"], "service.name=web");
 }
@@ -232,10 +252,19 @@ async fn a_peer_who_is_somebody_else_is_refused() {
     let mut pair = Pair::new(&Limits::default(), each(echo));
     pair.destination.accepted = vec![identity("till")];
     let refused = pair.connect().await.unwrap_err();
-    let ConnectError::WrongPeer { source: PeerError::WrongPeer { id, expected }, .. } = &refused else { panic!("{refused:?}") };
+    let ConnectError::WrongPeer {
+        source: PeerError::WrongPeer { id, expected },
+        ..
+    } = &refused
+    else {
+        panic!("{refused:?}")
+    };
     assert_eq!(id.as_str(), "spiffe://cluster.local/ns/shop/sa/stock");
     assert_eq!(&expected[..], [identity("till")]);
-    assert!(refused.to_string().contains("sa/stock") && refused.to_string().contains("sa/till"), "{refused}");
+    assert!(
+        refused.to_string().contains("sa/stock") && refused.to_string().contains("sa/till"),
+        "{refused}"
+    );
     pair.destination.accepted = vec![];
     assert!(matches!(pair.connect().await, Err(ConnectError::WrongPeer { .. })));
 }
@@ -282,7 +311,10 @@ async fn a_dropped_stream_is_a_reset_and_never_an_end() {
     drop(stream);
     let error = told.recv().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    assert!(matches!(StreamError::of(&error), Some(StreamError::Reset { code: 10 })), "{error:?}");
+    assert!(
+        matches!(StreamError::of(&error), Some(StreamError::Reset { code: 10 })),
+        "{error:?}"
+    );
 
     let mut stream = pair.connect().await.unwrap();
     stream.write_all(b"all of it").await.unwrap();
@@ -328,12 +360,18 @@ async fn two_speakers_never_share_a_tunnel() {
     let _again = pair.connect().await.unwrap();
     assert_eq!(pair.dials(), 1);
     // The same identity, another pod.
-    let other = Speaker { key: SpeakerKey::new("cart-1"), identity: pair.speaker.identity.clone() };
+    let other = Speaker {
+        key: SpeakerKey::new("cart-1"),
+        identity: pair.speaker.identity.clone(),
+    };
     let _second = pair.pool.connect(&other, &pair.destination).await.unwrap();
     assert_eq!(pair.dials(), 2);
     // The same pod, another identity.
     pair.held.hold(pair.ca.issue(&identity("till")));
-    let other = Speaker { key: pair.speaker.key.clone(), identity: identity("till") };
+    let other = Speaker {
+        key: pair.speaker.key.clone(),
+        identity: identity("till"),
+    };
     let _third = pair.pool.connect(&other, &pair.destination).await.unwrap();
     assert_eq!(pair.dials(), 3);
     // The same speaker, another list.
@@ -442,11 +480,17 @@ async fn a_tunnel_survives_small_frames_that_nobody_reads() {
 async fn forgetting_a_speaker_ends_its_tunnels_only() {
     let pair = Pair::new(&Limits::default(), each(echo));
     let mut gone = pair.connect().await.unwrap();
-    let other = Speaker { key: SpeakerKey::new("cart-1"), identity: pair.speaker.identity.clone() };
+    let other = Speaker {
+        key: SpeakerKey::new("cart-1"),
+        identity: pair.speaker.identity.clone(),
+    };
     let mut stays = pair.pool.connect(&other, &pair.destination).await.unwrap();
     pair.pool.forget(&pair.speaker.key);
     let error = gone.read(&mut [0; 1]).await.unwrap_err();
-    assert!(matches!(StreamError::of(&error), Some(StreamError::Lost { source: TunnelLost::Ended })), "{error:?}");
+    assert!(
+        matches!(StreamError::of(&error), Some(StreamError::Lost { source: TunnelLost::Ended })),
+        "{error:?}"
+    );
     stays.write_all(b"x").await.unwrap();
     stays.read_exact(&mut [0; 1]).await.unwrap();
 }
@@ -516,7 +560,16 @@ async fn every_silence_has_a_deadline() {
     let pair = Pair::new(&Limits::default(), each(echo));
     let pool = Pool::builder(Arc::new(Mute(Mutex::default())), pair.held.clone(), provider()).build();
     let error = pool.connect(&pair.speaker, &pair.destination).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Timeout { phase: Phase::Handshake, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            ConnectError::Timeout {
+                phase: Phase::Handshake,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 
     // A server's side of the same.
     let (near, far) = tokio::io::duplex(1 << 20);
@@ -557,7 +610,15 @@ async fn a_dead_peer_is_noticed_and_a_silent_living_one_is_not_cut() {
     let mut stream = pair.connect().await.unwrap();
     let start = tokio::time::Instant::now();
     let error = stream.read(&mut [0; 1]).await.unwrap_err();
-    assert!(matches!(StreamError::of(&error), Some(StreamError::Lost { source: TunnelLost::PeerSilent })), "{error:?}");
+    assert!(
+        matches!(
+            StreamError::of(&error),
+            Some(StreamError::Lost {
+                source: TunnelLost::PeerSilent
+            })
+        ),
+        "{error:?}"
+    );
     assert!(start.elapsed() <= Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
@@ -577,7 +638,9 @@ async fn idle_tunnels_close() {
     }
     let pair = Pair::new(&Limits::default(), each(echo));
     let seen = Arc::new(Seen::default());
-    let pool = Pool::builder(pair.pipes.clone(), pair.held.clone(), provider()).observer(seen.clone()).build();
+    let pool = Pool::builder(pair.pipes.clone(), pair.held.clone(), provider())
+        .observer(seen.clone())
+        .build();
     let stream = pool.connect(&pair.speaker, &pair.destination).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1000)).await;
     drop(stream);
@@ -585,6 +648,28 @@ async fn idle_tunnels_close() {
     assert_eq!(seen.0.lock().unwrap().len(), 1, "in use, then idle for less than the limit");
     tokio::time::sleep(Duration::from_secs(500)).await;
     assert_eq!(*seen.0.lock().unwrap(), ["opened 10.0.2.2:15008", "closed: the tunnel was closed"]);
+}
+
+#[tokio::test]
+async fn without_its_pool_a_tunnel_ends_with_its_last_stream() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let mut pair = Pair::new(&Limits::default(), move |mut session| {
+        let tell = tell.clone();
+        Box::pin(async move {
+            while let Some(request) = session.next().await {
+                tokio::spawn(echo(request.accept(HeaderMap::new()).unwrap()));
+            }
+            tell.send(session.lost().cloned()).unwrap();
+        })
+    });
+    let mut stream = pair.connect().await.unwrap();
+    pair.pool = Pool::builder(pair.pipes.clone(), pair.held.clone(), provider()).build();
+    stream.write_all(b"x").await.unwrap();
+    stream.read_exact(&mut [0; 1]).await.unwrap();
+    assert!(told.try_recv().is_err());
+    drop(stream);
+    let lost = tokio::time::timeout(Duration::from_secs(5), told.recv()).await.unwrap().unwrap();
+    assert!(matches!(lost, Some(TunnelLost::Closed)), "{lost:?}");
 }
 
 #[tokio::test]
@@ -643,7 +728,10 @@ async fn a_tunnel_in_a_tunnel() {
     }
     let through = Through(outer.pool.clone(), outer.speaker.clone(), outer.destination.clone());
     let pool = Pool::builder(Arc::new(through), inner_held, provider()).build();
-    let destination = Destination { accepted: vec![till], ..outer.destination.clone() };
+    let destination = Destination {
+        accepted: vec![till],
+        ..outer.destination.clone()
+    };
     let mut stream = pool.connect(&outer.speaker, &destination).await.unwrap();
     stream.write_all(b"through two").await.unwrap();
     stream.shutdown().await.unwrap();

@@ -16,8 +16,8 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Config::new("node-1", "/run/netns");
 //! let source = Manifests::open(ambient_control::manifests::Config::new("/etc/ambient/manifests")).await?;
-//! let issuer = DirectoryCa::open("/etc/ambient/ca".as_ref(), &config.trust_domain)?;
-//! let announce = AnnounceInDirectory::new(Status::open("/etc/ambient/manifests".as_ref(), "node-1")?);
+//! let issuer = DirectoryCa::open("/etc/ambient/ca", config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
+//! let announce = AnnounceInDirectory::new(Status::open("/etc/ambient/manifests", "node-1")?);
 //! let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
 //! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await;
 //! # Ok(())

@@ -110,7 +110,11 @@ impl Node {
             path: config.netns_dir.display().to_string(),
             source,
         })?;
-        let options = ambient_redirect::plan::Options { ipv6: config.ipv6, dns: !config.nameservers.is_empty(), ..Default::default() };
+        let options = ambient_redirect::plan::Options {
+            ipv6: config.ipv6,
+            dns: !config.nameservers.is_empty(),
+            ..Default::default()
+        };
         preflight(&options).await?;
         let listen = |address, what, flag| async move {
             admin::bind(address).await.map_err(|source| StartError::Listen {
@@ -138,7 +142,10 @@ impl Node {
         let server = Server::builder(certificates.clone(), provider.clone())
             .observer(observer.clone())
             .build();
-        let redirect = ambient_redirect::Config { options, ..ambient_redirect::Config::new(&config.netns_dir) };
+        let redirect = ambient_redirect::Config {
+            options,
+            ..ambient_redirect::Config::new(&config.node, &config.netns_dir)
+        };
         let shared = Arc::new(Shared {
             config,
             state: Arc::default(),
@@ -256,10 +263,10 @@ async fn tell_of_pods(mut states: watch::Receiver<Arc<[PodState]>>) {
     let mut told: HashMap<PodUid, PodStage> = HashMap::new();
     loop {
         let now = states.borrow_and_update().clone();
-        for pod in now.iter().filter(|pod| told.get(&pod.pod.uid) != Some(&pod.state)) {
+        for pod in now.iter().filter(|pod| told.get(&pod.spec.uid) != Some(&pod.state)) {
             tell(pod);
         }
-        told = now.iter().map(|pod| (pod.pod.uid.clone(), pod.state.clone())).collect();
+        told = now.iter().map(|pod| (pod.spec.uid.clone(), pod.state.clone())).collect();
         if states.changed().await.is_err() {
             return;
         }
@@ -267,7 +274,7 @@ async fn tell_of_pods(mut states: watch::Receiver<Arc<[PodState]>>) {
 }
 
 fn tell(pod: &PodState) {
-    let (name, uid) = (format_args!("{}/{}", pod.pod.namespace, pod.pod.name), &pod.pod.uid);
+    let (name, uid) = (format_args!("{}/{}", pod.spec.namespace, pod.spec.name), &pod.spec.uid);
     let said = pod.said.as_deref();
     match &pod.state {
         PodStage::In { proof, .. } => tracing::info!(pod = %name, uid = %uid, added = said, proof, "pod captured"),

@@ -243,15 +243,23 @@ impl Failure {
     fn tunnel(error: &ConnectError) -> Self {
         let by_policy = error.refused_status() == Some(StatusCode::UNAUTHORIZED);
         let refused = matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused);
-        let silent = matches!(error, ConnectError::Timeout { phase: Phase::Dial | Phase::Queue, .. })
-            || matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut);
+        let silent = matches!(
+            error,
+            ConnectError::Timeout {
+                phase: Phase::Dial | Phase::Queue,
+                ..
+            }
+        ) || matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut);
         let flag = match error {
             _ if by_policy => Flag::Deny,
             // A packet filter that drops looks like this; one that rejects is a refused dial.
             _ if silent => Flag::NetworkPolicy,
             ConnectError::NoCredential { .. } | ConnectError::Credential(_) => Flag::Identity,
             ConnectError::WrongPeer { .. } => Flag::Tls,
-            ConnectError::Handshake { .. } | ConnectError::Timeout { phase: Phase::Handshake, .. } => Flag::Handshake,
+            ConnectError::Handshake { .. }
+            | ConnectError::Timeout {
+                phase: Phase::Handshake, ..
+            } => Flag::Handshake,
             _ => Flag::Connect,
         };
         let outcome = match flag {

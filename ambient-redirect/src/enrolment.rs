@@ -1,4 +1,4 @@
-//! The driver: sees, asks [`Pods`](crate::pods::Pods) what is to be done, does it.
+//! The driver: sees, asks [`Pods`] what is to be done, does it.
 
 mod perform;
 mod places;
@@ -35,6 +35,8 @@ use crate::{
 /// Settings of an [`Enrolment`].
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The name of this node: what a node of this name has left behind is taken away, what another has in force is not.
+    pub node: Arc<str>,
     /// Where the runtime gives names to the network namespaces of pods, such as `/run/netns`.
     pub netns_dir: PathBuf,
     /// What is captured.
@@ -53,8 +55,9 @@ pub struct Config {
 impl Config {
     /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, steps given 10 s; rules stay at
     /// the end.
-    pub fn new(netns_dir: impl Into<PathBuf>) -> Self {
+    pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         Self {
+            node: node.into(),
             netns_dir: netns_dir.into(),
             options: Options::default(),
             scan_every: Duration::from_millis(200),
@@ -96,12 +99,22 @@ impl Enrolment {
         announce: Arc<dyn Announce>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, NetnsError> {
-        let timing = Timing { verify_every: config.verify_every, ..Timing::default() };
+        let timing = Timing {
+            verify_every: config.verify_every,
+            ..Timing::default()
+        };
         let plan = Plan::new(&config.options);
         Ok(Self {
             pods: Pods::new(timing),
-            places: Places::new(config.netns_dir.clone())?,
-            hands: Arc::new(Hands { plan, sockets, proxy, announce, patience: config.patience }),
+            places: Places::new(config.netns_dir.clone(), config.node.clone())?,
+            hands: Arc::new(Hands {
+                node: config.node.clone(),
+                plan,
+                sockets,
+                proxy,
+                announce,
+                patience: config.patience,
+            }),
             observer,
             states: channel(Arc::from([])).0,
             config,

@@ -15,6 +15,6 @@ pub use netns::{Netns, NetnsError, NetnsId};
 pub use preflight::{PreflightError, preflight};
 pub(crate) use proof::prove;
 pub use proof::{Outbound, Proof, is_probe};
-pub use rules::{ApplyError, Difference, Inside, Owner};
-pub(crate) use told::Told;
+pub use rules::{ApplyError, Difference, Inside, Mark, Owner};
 pub use sockets::{Sockets, cut_when_dropped, original_destination};
+pub(crate) use told::Told;

@@ -50,7 +50,11 @@ pub struct Options {
 impl Default for Options {
     /// IPv6 and DNS, and no way around for probes.
     fn default() -> Self {
-        Self { ipv6: true, dns: true, probes: false }
+        Self {
+            ipv6: true,
+            dns: true,
+            probes: false,
+        }
     }
 }
 
@@ -205,7 +209,11 @@ pub enum Action {
 impl Plan {
     /// The plan for a pod.
     pub fn new(options: &Options) -> Self {
-        let families: &[IpFamily] = if options.ipv6 { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] };
+        let families: &[IpFamily] = if options.ipv6 {
+            &[IpFamily::V4, IpFamily::V6]
+        } else {
+            &[IpFamily::V4]
+        };
         let mut tables = vec![nat(options, families), mangle()];
         if options.dns {
             tables.push(raw());
@@ -213,15 +221,26 @@ impl Plan {
         let mut listeners: Vec<Port> = [ports::HBONE, ports::INBOUND_PLAINTEXT, ports::OUTBOUND].map(Port::tcp).to_vec();
         if options.dns {
             listeners.push(Port::tcp(ports::DNS));
-            listeners.push(Port { protocol: Protocol::Udp, port: ports::DNS });
+            listeners.push(Port {
+                protocol: Protocol::Udp,
+                port: ports::DNS,
+            });
         }
-        Self { tables, rules: families.to_vec(), routes: families.to_vec(), listeners }
+        Self {
+            tables,
+            rules: families.to_vec(),
+            routes: families.to_vec(),
+            listeners,
+        }
     }
 }
 
 impl Port {
     fn tcp(port: u16) -> Self {
-        Self { protocol: Protocol::Tcp, port }
+        Self {
+            protocol: Protocol::Tcp,
+            port,
+        }
     }
 }
 
@@ -251,8 +270,16 @@ fn nat(options: &Options, families: &[IpFamily]) -> Table {
     let mut prerouting = Vec::new();
     let mut output = Vec::new();
     if options.probes {
-        prerouting.extend(twins(&|f| Rule::new([tcp, M::Source(f.probe_source())], Action::Accept, "the kubelet's probes")));
-        output.extend(twins(&|f| Rule::new([tcp, M::Destination(f.probe_source())], Action::Accept, "replies to the kubelet's probes")));
+        prerouting.extend(twins(&|f| {
+            Rule::new([tcp, M::Source(f.probe_source())], Action::Accept, "the kubelet's probes")
+        }));
+        output.extend(twins(&|f| {
+            Rule::new(
+                [tcp, M::Destination(f.probe_source())],
+                Action::Accept,
+                "replies to the kubelet's probes",
+            )
+        }));
     }
     prerouting.extend(twins(&|f| {
         Rule::new(
@@ -266,7 +293,11 @@ fn nat(options: &Options, families: &[IpFamily]) -> Table {
         if !options.ipv6 {
             udp.insert(0, M::Family(IpFamily::V4));
         }
-        output.push(Rule { matches: udp, action: Action::Redirect(ports::DNS), why: "DNS queries by UDP" });
+        output.push(Rule {
+            matches: udp,
+            action: Action::Redirect(ports::DNS),
+            why: "DNS queries by UDP",
+        });
         output.extend(twins(&|f| {
             Rule::new(
                 [M::NotDestination(f.loopback()), tcp, M::DestinationPort(53), not_proxy],
@@ -275,16 +306,31 @@ fn nat(options: &Options, families: &[IpFamily]) -> Table {
             )
         }));
     }
-    output.push(Rule::new([tcp, M::Mark(REPLY_MARK)], Action::Accept, "replies that go back to the proxy"));
+    output.push(Rule::new(
+        [tcp, M::Mark(REPLY_MARK)],
+        Action::Accept,
+        "replies that go back to the proxy",
+    ));
     output.extend(twins(&|f| {
-        Rule::new([M::ToLoopback, M::NotDestination(f.loopback())], Action::Accept, "the pod calling itself by its own address")
+        Rule::new(
+            [M::ToLoopback, M::NotDestination(f.loopback())],
+            Action::Accept,
+            "the pod calling itself by its own address",
+        )
     }));
     output.extend(twins(&|f| {
-        Rule::new([tcp, M::NotDestination(f.loopback()), not_proxy], Action::Redirect(ports::OUTBOUND), "what the pod sends")
+        Rule::new(
+            [tcp, M::NotDestination(f.loopback()), not_proxy],
+            Action::Redirect(ports::OUTBOUND),
+            "what the pod sends",
+        )
     }));
     Table {
         name: TABLES[0],
-        chains: vec![Chain::new(Hook::Prerouting, ChainKind::Nat, -100, prerouting), Chain::new(Hook::Output, ChainKind::Nat, -100, output)],
+        chains: vec![
+            Chain::new(Hook::Prerouting, ChainKind::Nat, -100, prerouting),
+            Chain::new(Hook::Output, ChainKind::Nat, -100, output),
+        ],
     }
 }
 
@@ -327,13 +373,22 @@ fn raw() -> Table {
 
 impl Rule {
     fn new(matches: impl Into<Vec<Match>>, action: Action, why: &'static str) -> Self {
-        Self { matches: matches.into(), action, why }
+        Self {
+            matches: matches.into(),
+            action,
+            why,
+        }
     }
 }
 
 impl Chain {
     fn new(hook: Hook, kind: ChainKind, priority: i32, rules: Vec<Rule>) -> Self {
-        Self { hook, kind, priority, rules }
+        Self {
+            hook,
+            kind,
+            priority,
+            rules,
+        }
     }
 }
 

@@ -157,7 +157,8 @@ impl Pods {
         self.reconsider(now);
     }
 
-    /// These namespaces are there. One that is not among them is gone.
+    /// These namespaces are there. One that is not among them is gone; one that a pod has left without its rules having been
+    /// cleared is looked into anew before it is told of again.
     pub fn handle_namespaces(&mut self, now: Instant, seen: BTreeMap<NetnsId, Seen>) {
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
@@ -178,12 +179,13 @@ impl Pods {
             return;
         }
         let ended = entry.advance(now, wall, &self.timing, step, done, &mut self.output);
-        if ended {
-            if let Some(entry) = self.entries.remove(&id) {
-                self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
-                if let Some(seen) = self.seen.get_mut(&id) {
-                    seen.left_behind = None;
-                }
+        if ended && let Some(entry) = self.entries.remove(&id) {
+            self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
+            if !entry.cleared {
+                // What is in there now is not known until it is looked at again.
+                self.seen.remove(&id);
+            } else if let Some(seen) = self.seen.get_mut(&id) {
+                seen.left_behind = None;
             }
         }
         self.reconsider(now);
@@ -200,7 +202,11 @@ impl Pods {
         }
         self.entries.iter_mut().find_map(|(id, entry)| {
             let step = entry.begin(now)?;
-            Some(Output::Do(Action { namespace: *id, pod: entry.pod.clone(), step }))
+            Some(Output::Do(Action {
+                namespace: *id,
+                pod: entry.pod.clone(),
+                step,
+            }))
         })
     }
 
@@ -229,8 +235,18 @@ impl Pods {
     pub fn states(&self) -> Vec<PodState> {
         let mut states: BTreeMap<PodUid, PodState> = BTreeMap::new();
         for spec in self.desired.iter().flat_map(|d| d.iter()) {
-            let why = self.unpaired.get(&spec.uid).cloned().unwrap_or_else(|| "its namespace is being let go by another pod".into());
-            let state = PodState { pod: Arc::new(spec.clone()), namespace: None, state: State::Pairing { why }, said: None, repairs: 0 };
+            let why = self
+                .unpaired
+                .get(&spec.uid)
+                .cloned()
+                .unwrap_or_else(|| "its namespace is being let go by another pod".into());
+            let state = PodState {
+                spec: Arc::new(spec.clone()),
+                namespace: None,
+                state: State::Pairing { why },
+                said: None,
+                repairs: 0,
+            };
             states.insert(spec.uid.clone(), state);
         }
         for (id, entry) in &self.entries {
@@ -243,9 +259,9 @@ impl Pods {
     fn reconsider(&mut self, now: Instant) {
         let Some(desired) = self.desired.clone() else { return };
         for (id, entry) in &mut self.entries {
-            entry.gone |= !self.seen.contains_key(id);
+            entry.gone = !self.seen.contains_key(id);
             match desired.iter().find(|d| d.uid == entry.pod.uid) {
-                Some(spec) if !entry.gone && !entry.leaving() => {
+                Some(spec) if !entry.gone && !entry.leaves() => {
                     if *entry.pod != *spec {
                         entry.pod = Arc::new(spec.clone());
                     }
@@ -253,13 +269,21 @@ impl Pods {
                 _ => entry.leave(),
             }
         }
-        let found = pairing::pair(&desired, &self.seen, |id| self.entries.contains_key(&id), |uid| self.has_entry(uid), |id, uid| {
-            self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now)
-        });
+        let found = pairing::pair(
+            &desired,
+            &self.seen,
+            |id| self.entries.contains_key(&id),
+            |uid| self.has_entry(uid),
+            |id, uid| self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now),
+        );
         self.unpaired = found.unpaired;
         let mut beginning = Vec::new();
         for (id, spec) in found.pairs {
-            let others = self.seen.get(&id).and_then(|s| s.left_behind.clone()).filter(|uid| uid.as_ref() != Some(&spec.uid));
+            let others = self
+                .seen
+                .get(&id)
+                .and_then(|s| s.left_behind.clone())
+                .filter(|uid| uid.as_ref() != Some(&spec.uid));
             match others {
                 Some(uid) => self.release_left_behind(now, id, uid),
                 None => beginning.push((id, spec)),
@@ -268,7 +292,8 @@ impl Pods {
         for (id, spec) in beginning {
             // Not while what was left behind of it elsewhere is being withdrawn.
             if !self.has_entry(&spec.uid) {
-                self.entries.insert(id, Entry::new(Arc::new(spec), Phase::Listening, now, &self.timing));
+                self.entries
+                    .insert(id, Entry::new(Arc::new(spec), Phase::Listening, now, &self.timing));
             }
         }
         let left_behind: Vec<(NetnsId, Option<PodUid>)> = self
@@ -277,7 +302,10 @@ impl Pods {
             .filter(|(id, _)| !self.entries.contains_key(id))
             .filter_map(|(id, seen)| Some((*id, seen.left_behind.clone()?)))
             // A desired pod without a namespace may turn out to be in this one: its rules refuse meanwhile, as they should.
-            .filter(|(_, uid)| uid.as_ref().is_none_or(|uid| self.has_entry(uid) || !desired.iter().any(|d| d.uid == *uid)))
+            .filter(|(_, uid)| {
+                uid.as_ref()
+                    .is_none_or(|uid| self.has_entry(uid) || !desired.iter().any(|d| d.uid == *uid))
+            })
             .collect();
         for (id, uid) in left_behind {
             self.release_left_behind(now, id, uid);
@@ -289,7 +317,13 @@ impl Pods {
         // A pod that lives elsewhere stays announced.
         let announced = uid.as_ref().is_some_and(|uid| !self.has_entry(uid));
         let uid = uid.filter(|_| announced).unwrap_or_else(|| format!("left behind in {id}").into());
-        let pod = PodSpec { uid, namespace: "".into(), name: "".into(), service_account: "".into(), addresses: Vec::new() };
+        let pod = PodSpec {
+            uid,
+            namespace: "".into(),
+            name: "".into(),
+            service_account: "".into(),
+            addresses: Vec::new(),
+        };
         let phase = if announced { Phase::Withdrawing } else { Phase::Clearing };
         self.entries.insert(id, Entry::left_behind(Arc::new(pod), phase, now, &self.timing));
     }

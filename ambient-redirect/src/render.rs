@@ -21,10 +21,17 @@ impl Display for Plan {
         f.write_str("\n# and the way back to the proxy:\n")?;
         for family in &self.rules {
             let flag = family.flag();
-            writeln!(f, "# ip {flag} rule add fwmark {REPLY_MARK:#x}/{MARK_MASK:#x} pref {RULE_PRIORITY} lookup {ROUTE_TABLE}")?;
+            writeln!(
+                f,
+                "# ip {flag} rule add fwmark {REPLY_MARK:#x}/{MARK_MASK:#x} pref {RULE_PRIORITY} lookup {ROUTE_TABLE}"
+            )?;
         }
         for family in &self.routes {
-            writeln!(f, "# ip {} route replace local default dev lo scope host table {ROUTE_TABLE}", family.flag())?;
+            writeln!(
+                f,
+                "# ip {} route replace local default dev lo scope host table {ROUTE_TABLE}",
+                family.flag()
+            )?;
         }
         Ok(())
     }

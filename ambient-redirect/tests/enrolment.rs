@@ -1,4 +1,5 @@
 //! Pods in real namespaces, real packets, real rules.
+#![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 
 #[path = "support/mesh.rs"]
 mod mesh;
@@ -17,7 +18,7 @@ use std::{
 use ambient_core::PodUid;
 use ambient_redirect::{
     Config,
-    linux::{Inside, Netns, Sockets, preflight},
+    linux::{Inside, Mark, Netns, Sockets, preflight},
     netlink::{BaseChain, Batch, Expr, Family, Nftables, Routing},
     plan::{Options, Plan},
     pods::State,
@@ -35,28 +36,44 @@ fn main() -> ExitCode {
         ("without_a_proxy_connections_are_refused", without_a_proxy_connections_are_refused),
         ("what_is_broken_is_repaired", what_is_broken_is_repaired),
         ("release_leaves_nothing", release_leaves_nothing),
-        ("what_is_foreign_is_refused_and_left_alone", what_is_foreign_is_refused_and_left_alone),
+        (
+            "what_is_foreign_is_refused_and_left_alone",
+            what_is_foreign_is_refused_and_left_alone,
+        ),
         ("a_restart_takes_over", a_restart_takes_over),
         ("what_a_killed_node_left_for_others_goes", what_a_killed_node_left_for_others_goes),
         ("an_address_used_again_is_another_pod", an_address_used_again_is_another_pod),
         ("one_namespace_a_new_pod", one_namespace_a_new_pod),
         ("claims_that_conflict_pair_nobody", claims_that_conflict_pair_nobody),
         ("nothing_is_touched_until_it_is_known", nothing_is_touched_until_it_is_known),
-        ("everything_is_released_at_the_end_if_asked", everything_is_released_at_the_end_if_asked),
+        (
+            "what_another_node_has_in_force_is_left_alone",
+            what_another_node_has_in_force_is_left_alone,
+        ),
+        (
+            "everything_is_released_at_the_end_if_asked",
+            everything_is_released_at_the_end_if_asked,
+        ),
     ])
 }
 
 fn preflight_leaves_no_trace() {
     run(async {
         preflight(&Options::default()).await.unwrap();
-        preflight(&Options { ipv6: false, dns: false, probes: true }).await.unwrap();
+        preflight(&Options {
+            ipv6: false,
+            dns: false,
+            probes: true,
+        })
+        .await
+        .unwrap();
         assert!(Nftables::open().unwrap().tables().unwrap().is_empty());
     });
 }
 
 fn rules_are_listed_as_given() {
     let world = World::new();
-    let pod = PodUid::from("uid");
+    let (uid, pod) = (PodUid::from("uid"), Mark::new("node-1", &"uid".into()));
     for options in [(true, true, true), (true, false, false), (false, true, true), (false, false, false)] {
         let (ipv6, dns, probes) = options;
         let plan = Plan::new(&Options { ipv6, dns, probes });
@@ -67,9 +84,11 @@ fn rules_are_listed_as_given() {
     let chains = world.node.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
     assert_eq!(chains.len(), 4, "a table that is not in the plan any more is gone");
     let mut inside = Inside::open(&world.node).unwrap();
-    assert_eq!(inside.owner().unwrap().unwrap().pod, Some(pod));
+    assert_eq!(inside.owner().unwrap().unwrap().pod, Some(uid));
     // Another pod's rules are replaced, mark and all.
-    inside.apply(&Plan::new(&Options::default()), &PodUid::from("other")).unwrap();
+    inside
+        .apply(&Plan::new(&Options::default()), &Mark::new("node-1", &"other".into()))
+        .unwrap();
     assert_eq!(inside.owner().unwrap().unwrap().pod, Some(PodUid::from("other")));
     inside.clear().unwrap();
     inside.clear().unwrap();
@@ -82,11 +101,18 @@ fn captured_traffic_reaches_the_proxy() {
     run(async {
         let mut running = Running::start(config(&world), &Log::default());
         let spec = spec("a", &["10.0.0.2", "fd00::2"]);
-        running.announcements.namespaces.lock().unwrap().insert(spec.uid.clone(), pod.clone());
+        running
+            .announcements
+            .namespaces
+            .lock()
+            .unwrap()
+            .insert(spec.uid.clone(), pod.clone());
         running.want(&[spec]);
         running.until_in(&["a"]).await;
         let state = running.states.borrow()[0].clone();
-        let State::In { proof, .. } = &state.state else { panic!("{state:?}") };
+        let State::In { proof, .. } = &state.state else {
+            panic!("{state:?}")
+        };
         assert_eq!(proof, "outbound IPv4 by a connection, IPv6 by a connection; inbound as listed");
         assert!(state.said.unwrap().contains("table ambient-nat"), "what was done is said");
         assert_eq!(running.log.count("captured a with rules"), 1);
@@ -97,7 +123,10 @@ fn captured_traffic_reaches_the_proxy() {
         assert_eq!(ask(&pod, "198.51.100.7:53").await.unwrap(), "dns 198.51.100.7:53 from 10.0.0.2");
         assert_eq!(ask(&world.node, "10.0.0.2:8080").await.unwrap(), "in 10.0.0.2:8080 from 10.0.0.1");
         assert_eq!(ask(&world.node, "[fd00::2]:8080").await.unwrap(), "in [fd00::2]:8080 from fd00::1");
-        assert_eq!(ask(&world.node, "10.0.0.2:15008").await.unwrap(), "hbone 10.0.0.2:15008 from 10.0.0.1");
+        assert_eq!(
+            ask(&world.node, "10.0.0.2:15008").await.unwrap(),
+            "hbone 10.0.0.2:15008 from 10.0.0.1"
+        );
         for server in ["198.51.100.7:53", "[2001:db8::7]:53"] {
             assert_eq!(query(&pod, server).await.unwrap(), b"name?", "{server}");
         }
@@ -121,7 +150,9 @@ fn applications_see_the_client() {
         });
         let sockets = Sockets::new().unwrap();
         for (client, server) in [("198.51.100.9", "10.0.0.2:8080"), ("2001:db8::9", "[fd00::2]:8080")] {
-            let connected = sockets.tcp_connect(&pod, Some(client.parse().unwrap()), server.parse().unwrap(), Duration::from_secs(2)).await;
+            let connected = sockets
+                .tcp_connect(&pod, Some(client.parse().unwrap()), server.parse().unwrap(), Duration::from_secs(2))
+                .await;
             let mut stream = connected.unwrap();
             let mut text = String::new();
             tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await.unwrap();
@@ -129,7 +160,9 @@ fn applications_see_the_client() {
         }
         served.join().unwrap();
         // What the proxy sends itself is not captured: nobody is there, and the node says so.
-        let refused = sockets.tcp_connect(&pod, None, "10.0.0.1:81".parse().unwrap(), Duration::from_secs(2)).await;
+        let refused = sockets
+            .tcp_connect(&pod, None, "10.0.0.1:81".parse().unwrap(), Duration::from_secs(2))
+            .await;
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         running.stop().await;
     });
@@ -149,10 +182,17 @@ fn without_a_proxy_connections_are_refused() {
         for to in ["10.0.0.1:80", "198.51.100.7:80", "[2001:db8::7]:80", "198.51.100.7:53"] {
             assert_eq!(ask(&pod, to).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{to}");
         }
-        assert_eq!(ask(&world.node, "10.0.0.2:8080").await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            ask(&world.node, "10.0.0.2:8080").await.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
     });
 }
 
+/// Does damage in the namespace in which the two were opened.
+type Breakage = fn(&mut Routing, &mut Nftables);
+
+#[expect(clippy::disallowed_methods, reason = "the time from damage to repair is what is tested")]
 fn what_is_broken_is_repaired() {
     let mut world = World::new();
     let pod = world.pod("a", "10.0.0.2", "fd00::2");
@@ -161,7 +201,7 @@ fn what_is_broken_is_repaired() {
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         let plan = Plan::new(&Options::default());
-        let breakages: [(&str, fn(&mut Routing, &mut Nftables)); 4] = [
+        let breakages: [(&str, Breakage); 4] = [
             ("all rules of a table", |_, nft| {
                 let mut batch = Batch::default();
                 batch.flush_table(Family::Inet, "ambient-nat");
@@ -195,10 +235,18 @@ fn what_is_broken_is_repaired() {
                 })
                 .unwrap();
             while running.log.count("repaired a") == count {
-                assert!(begun.elapsed() < Duration::from_secs(1), "{what} was not repaired: {:#?}", running.log.lines());
+                assert!(
+                    begun.elapsed() < Duration::from_secs(1),
+                    "{what} was not repaired: {:#?}",
+                    running.log.lines()
+                );
                 sleep(Duration::from_millis(1)).await;
             }
-            assert_eq!(Inside::open(&pod).unwrap().verify(&plan, &"a".into()).unwrap(), [], "{what}");
+            assert_eq!(
+                Inside::open(&pod).unwrap().verify(&plan, &Mark::new(NODE, &"a".into())).unwrap(),
+                [],
+                "{what}"
+            );
         }
         assert_eq!(running.log.count("withdrawn"), 0);
         running.proxy.die();
@@ -226,7 +274,11 @@ fn release_leaves_nothing() {
         running.want(&[]);
         running.until_logged("released a").await;
         let log = running.log.lines();
-        let at = |line: &str| log.iter().position(|l| l.starts_with(line)).unwrap_or_else(|| panic!("no {line}: {log:#?}"));
+        let at = |line: &str| {
+            log.iter()
+                .position(|l| l.starts_with(line))
+                .unwrap_or_else(|| panic!("no {line}: {log:#?}"))
+        };
         assert!(at("withdrawn a with rules") < at("remove a"), "{log:#?}");
         assert!(is_clean(&pod));
         let tables = pod.run(|| Nftables::open().unwrap().tables().unwrap()).unwrap();
@@ -259,11 +311,17 @@ fn what_is_foreign_is_refused_and_left_alone() {
             spec("fine", &["10.0.0.4", "fd00::4"]),
         ]);
         running.until_in(&["fine"]).await;
-        running.until_logged("refused table: the rules cannot be put in force: the namespace holds a table inet ambient-nat").await;
+        running
+            .until_logged("refused table: the rules cannot be put in force: the namespace holds a table inet ambient-nat")
+            .await;
         running.until_logged("refused port: the proxy cannot listen").await;
         let states = running.states.borrow().clone();
         assert!(!is_in(&states, "table") && !is_in(&states, "port"));
-        assert_eq!(table.run(|| Nftables::open().unwrap().chains().unwrap().len()).unwrap(), 1, "theirs is untouched");
+        assert_eq!(
+            table.run(|| Nftables::open().unwrap().chains().unwrap().len()).unwrap(),
+            1,
+            "theirs is untouched"
+        );
         assert!(is_clean(&port));
         assert_eq!(running.log.count("captured"), 1);
         // Mended by hand, it is captured without being asked again.
@@ -338,7 +396,12 @@ fn an_address_used_again_is_another_pod() {
         let second = world.pod("second", "10.0.0.2", "fd00::2");
         running.until_in(&["new"]).await;
         assert_eq!(namespace_of(&running.states.borrow(), "new"), Some(second.id()));
-        assert_eq!(running.log.count(&format!("add new {}", first.id())), 0, "{:#?}", running.log.lines());
+        assert_eq!(
+            running.log.count(&format!("add new {}", first.id())),
+            0,
+            "{:#?}",
+            running.log.lines()
+        );
         running.stop().await;
     });
 }
@@ -353,8 +416,15 @@ fn one_namespace_a_new_pod() {
         running.want(&[spec("new", &["10.0.0.2"])]);
         running.until_in(&["new"]).await;
         let log = running.log.lines();
-        let at = |line: &str| log.iter().position(|l| l.starts_with(line)).unwrap_or_else(|| panic!("no {line}: {log:#?}"));
-        assert!(at("withdrawn old") < at("remove old") && at("remove old") < at("add new"), "{log:#?}");
+        let at = |line: &str| {
+            log.iter()
+                .position(|l| l.starts_with(line))
+                .unwrap_or_else(|| panic!("no {line}: {log:#?}"))
+        };
+        assert!(
+            at("withdrawn old") < at("remove old") && at("remove old") < at("add new"),
+            "{log:#?}"
+        );
         assert_eq!(Inside::open(&pod).unwrap().owner().unwrap().unwrap().pod, Some("new".into()));
         running.stop().await;
     });
@@ -374,13 +444,23 @@ fn claims_that_conflict_pair_nobody() {
     world.name("thief", other);
     run(async {
         let mut running = Running::start(config(&world), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"]), spec("c", &["10.0.0.3"]), spec("d", &["127.0.0.1"])]);
+        running.want(&[
+            spec("a", &["10.0.0.2"]),
+            spec("b", &["10.0.0.3"]),
+            spec("c", &["10.0.0.3"]),
+            spec("d", &["127.0.0.1"]),
+        ]);
         let why = |states: &[ambient_redirect::pods::PodState], uid: &str, text: &str| {
-            states.iter().any(|s| s.pod.uid.as_str() == uid && matches!(&s.state, State::Pairing { why } if why.contains(text)))
+            states
+                .iter()
+                .any(|s| s.spec.uid.as_str() == uid && matches!(&s.state, State::Pairing { why } if why.contains(text)))
         };
         running
             .until("the conflicts to be named", |s| {
-                why(s, "a", "two namespaces") && why(s, "b", "has the same address") && why(s, "c", "has the same address") && why(s, "d", "no pod's")
+                why(s, "a", "two namespaces")
+                    && why(s, "b", "has the same address")
+                    && why(s, "c", "has the same address")
+                    && why(s, "d", "no pod's")
             })
             .await;
         assert!(pods.iter().all(|p| is_clean(p)));
@@ -396,7 +476,9 @@ fn nothing_is_touched_until_it_is_known() {
     let mut world = World::new();
     let pod = world.pod("a", "10.0.0.2", "fd00::2");
     let mut inside = Inside::open(&pod).unwrap();
-    inside.apply(&Plan::new(&Options::default()), &"left".into()).unwrap();
+    inside
+        .apply(&Plan::new(&Options::default()), &Mark::new(NODE, &"left".into()))
+        .unwrap();
     run(async {
         let running = Running::start(config(&world), &Log::default());
         sleep(Duration::from_millis(200)).await;
@@ -406,11 +488,39 @@ fn nothing_is_touched_until_it_is_known() {
     });
 }
 
+fn what_another_node_has_in_force_is_left_alone() {
+    let mut world = World::new();
+    let (theirs, ours) = (world.pod("a", "10.0.0.2", "fd00::2"), world.pod("b", "10.0.0.3", "fd00::3"));
+    let plan = Plan::new(&Options::default());
+    let apply = |to: &Arc<Netns>, node: &str| Inside::open(to).unwrap().apply(&plan, &Mark::new(node, &"left".into())).unwrap();
+    apply(&theirs, "node-2");
+    apply(&ours, NODE);
+    run(async {
+        let mut running = Running::start(config(&world), &Log::default());
+        running.want(&[]);
+        while !is_clean(&ours) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!is_clean(&theirs), "another node's pod was uncovered");
+        // Wanted here, it is taken over all the same: its address says whose it is.
+        running.want(&[spec("a", &["10.0.0.2"])]);
+        running.until_in(&["a"]).await;
+        assert!(Inside::open(&theirs).unwrap().owner().unwrap().unwrap().is_node(NODE));
+        running.stop().await;
+    });
+}
+
 fn everything_is_released_at_the_end_if_asked() {
     let mut world = World::new();
     let pod = world.pod("a", "10.0.0.2", "fd00::2");
     run(async {
-        let mut running = Running::start(Config { release_at_end: true, ..config(&world) }, &Log::default());
+        let mut running = Running::start(
+            Config {
+                release_at_end: true,
+                ..config(&world)
+            },
+            &Log::default(),
+        );
         running.want(&[spec("a", &["10.0.0.2"])]);
         running.until_in(&["a"]).await;
         let log = running.stop().await;
@@ -420,11 +530,21 @@ fn everything_is_released_at_the_end_if_asked() {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
 }
 
+const NODE: &str = "node-1";
+
 fn config(world: &World) -> Config {
-    Config { scan_every: Duration::from_millis(20), verify_every: Duration::from_secs(1), ..Config::new(world.names.path()) }
+    Config {
+        scan_every: Duration::from_millis(20),
+        verify_every: Duration::from_secs(1),
+        ..Config::new(NODE, world.names.path())
+    }
 }
 
 /// Connects from a namespace and reads to the end.
@@ -466,13 +586,17 @@ fn is_clean(namespace: &Netns) -> bool {
             let tables = Nftables::open().unwrap().tables().unwrap();
             let mut routing = Routing::open().unwrap();
             let rules = routing.rules().unwrap();
-            !tables.iter().any(|t| t.name.starts_with("ambient-")) && rules.iter().all(|r| r.table != 100) && routing.routes(100).unwrap().is_empty()
+            !tables.iter().any(|t| t.name.starts_with("ambient-"))
+                && rules.iter().all(|r| r.table != 100)
+                && routing.routes(100).unwrap().is_empty()
         })
         .unwrap()
 }
 
 /// The kernel's numbers of the rules that redirect.
 fn handles(namespace: &Netns) -> Vec<u64> {
-    let rules = namespace.run(|| Nftables::open().unwrap().rules(Family::Inet, "ambient-nat").unwrap()).unwrap();
+    let rules = namespace
+        .run(|| Nftables::open().unwrap().rules(Family::Inet, "ambient-nat").unwrap())
+        .unwrap();
     rules.iter().map(|rule| rule.handle).collect()
 }

@@ -362,12 +362,18 @@ fn a_kept_lab_is_entered_and_ended(world: &World) -> Outcome {
     // What was left running does not keep `exec` (nor its pipe), and ends with the lab.
     let (code, left) = run("sleep 3600 >/dev/null & echo left")?;
     assert_eq!((code, left.as_str()), (0, "left\n"));
+    // One whose caller is killed ends with it.
+    let before = in_namespace(lab.inode)?.len();
+    let mut killed = lab.outer.spawn(&lab.program("exec").args(["pod", "sleep", "3600"]))?;
+    wait_until(|| Ok(in_namespace(lab.inode)?.len() >= before + 3))?;
+    killed.kill()?;
+    wait_until(|| Ok(in_namespace(lab.inode)?.len() == before))?;
     // One that is at work when the lab ends.
     let mut busy = lab
         .outer
         .spawn(&lab.program("exec").args(["pod", "sleep", "3600"]).stderr(Output::Pipe))?;
     let sleeping = || in_namespace(lab.inode).map(|found| found.len());
-    wait_until(|| Ok(sleeping()? >= 5))?;
+    wait_until(|| Ok(sleeping()? >= before + 3))?;
     let mut down = lab.outer.spawn(&lab.program("down").stdout(Output::Pipe))?;
     assert_eq!(down.wait(SOON)?.map(exit_code), Some(0));
     let mut said = String::new();

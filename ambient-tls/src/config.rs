@@ -3,13 +3,7 @@
 use std::sync::Arc;
 
 use ambient_core::{Credential, Identity, TrustBundles};
-use rustls::{
-    ClientConfig, ServerConfig,
-    client::Resumption,
-    crypto::CryptoProvider,
-    server::NoServerSessionStorage,
-    version::TLS13,
-};
+use rustls::{ClientConfig, ServerConfig, client::Resumption, crypto::CryptoProvider, server::NoServerSessionStorage, version::TLS13};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::{Accepted, Verifier};
@@ -50,7 +44,10 @@ impl Verifier {
     /// # Errors
     /// When the credential's key or chain cannot be used with this provider.
     pub fn client_config(&self, credential: &Credential) -> Result<Arc<ClientConfig>, ConfigError> {
-        let refuse = |source| ConfigError { identity: credential.identity.clone(), source };
+        let refuse = |source| ConfigError {
+            identity: credential.identity.clone(),
+            source,
+        };
         let (chain, key) = proof(credential);
         let mut config = ClientConfig::builder_with_details(Arc::clone(&self.provider), Arc::clone(&self.time))
             .with_protocol_versions(&[&TLS13])
@@ -70,7 +67,10 @@ impl Verifier {
     /// # Errors
     /// When the credential's key or chain cannot be used with this provider.
     pub fn server_config(&self, credential: &Credential) -> Result<Arc<ServerConfig>, ConfigError> {
-        let refuse = |source| ConfigError { identity: credential.identity.clone(), source };
+        let refuse = |source| ConfigError {
+            identity: credential.identity.clone(),
+            source,
+        };
         let (chain, key) = proof(credential);
         let mut config = ServerConfig::builder_with_details(Arc::clone(&self.provider), Arc::clone(&self.time))
             .with_protocol_versions(&[&TLS13])

@@ -83,7 +83,10 @@ impl PeerError {
             }
             // rustls and io::Error pass the source of what they hold, not what they hold.
             let shared = error.downcast_ref::<Arc<std::io::Error>>().map(|shared| &**shared);
-            let held = match (error.downcast_ref::<rustls::Error>(), error.downcast_ref::<std::io::Error>().or(shared)) {
+            let held = match (
+                error.downcast_ref::<rustls::Error>(),
+                error.downcast_ref::<std::io::Error>().or(shared),
+            ) {
                 (Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))), _)
                 | (Some(rustls::Error::Other(other)), _) => Some(&*other.0 as &(dyn Error + 'static)),
                 (_, Some(io)) => io.get_ref().map(|held| held as &(dyn Error + 'static)),

@@ -28,6 +28,9 @@ pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
             _ => {}
         }
     }
-    let [uri] = uris[..] else { return Err(PeerError::UriNames { count: uris.len() }) };
-    uri.parse().map_err(|e: ambient_core::SpiffeIdError| PeerError::NotSpiffe { why: e.to_string() })
+    let [uri] = uris[..] else {
+        return Err(PeerError::UriNames { count: uris.len() });
+    };
+    uri.parse()
+        .map_err(|e: ambient_core::SpiffeIdError| PeerError::NotSpiffe { why: e.to_string() })
 }

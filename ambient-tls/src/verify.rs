@@ -158,7 +158,12 @@ impl ServerCertVerifier for Verifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Err(no_tls12())
     }
 
@@ -193,7 +198,12 @@ impl ClientCertVerifier for Verifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Err(no_tls12())
     }
 
@@ -213,10 +223,7 @@ impl ClientCertVerifier for Verifier {
 
 fn chain<'c>(leaf: &CertificateDer<'c>, intermediates: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
     // One more than is read suffices to see that there are too many.
-    std::iter::once(leaf)
-        .chain(intermediates.iter().take(MAX_CHAIN))
-        .map(|certificate| certificate.clone())
-        .collect()
+    std::iter::once(leaf).chain(intermediates.iter().take(MAX_CHAIN)).cloned().collect()
 }
 
 /// Never reached: the configurations offer TLS 1.3 alone.
@@ -224,5 +231,5 @@ fn no_tls12() -> rustls::Error {
     rustls::PeerIncompatible::Tls12NotOffered.into()
 }
 
-#[cfg(all(test, feature = "aws-lc-rs"))]
+#[cfg(test)]
 mod tests;

@@ -37,16 +37,42 @@ struct Load {
 }
 
 const LOADS: [Load; 6] = [
-    Load { name: "upload/1", work: Work::Upload, connections: 1 },
-    Load { name: "upload/8", work: Work::Upload, connections: 8 },
-    Load { name: "download/1", work: Work::Download, connections: 1 },
-    Load { name: "download/8", work: Work::Download, connections: 8 },
-    Load { name: "echo/1", work: Work::Echo, connections: 1 },
-    Load { name: "echo/32", work: Work::Echo, connections: 32 },
+    Load {
+        name: "upload/1",
+        work: Work::Upload,
+        connections: 1,
+    },
+    Load {
+        name: "upload/8",
+        work: Work::Upload,
+        connections: 8,
+    },
+    Load {
+        name: "download/1",
+        work: Work::Download,
+        connections: 1,
+    },
+    Load {
+        name: "download/8",
+        work: Work::Download,
+        connections: 8,
+    },
+    Load {
+        name: "echo/1",
+        work: Work::Echo,
+        connections: 1,
+    },
+    Load {
+        name: "echo/32",
+        work: Work::Echo,
+        connections: 32,
+    },
 ];
 
 fn main() {
-    let smoke = std::env::args().any(|arg| arg == "--test" || arg == "--list");
+    let asked = |what: &str| std::env::args().any(|arg| arg == what);
+    // Criterion's rule: without `--bench`, as `cargo test` starts it, each bench runs once.
+    let smoke = !asked("--bench") || asked("--test") || asked("--list");
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
@@ -77,7 +103,7 @@ impl Load {
         let times = self.connections as u64;
         match self.work {
             Work::Echo => Throughput::Elements(times),
-            Work::Upload | Work::Download => Throughput::Bytes(app::CHUNK as u64 * times),
+            Work::Upload | Work::Download => Throughput::Bytes(self.work.bytes() as u64 * times),
         }
     }
 
@@ -100,7 +126,7 @@ impl Load {
             let mut all = JoinSet::new();
             for mut connection in connections.drain(..) {
                 all.spawn(async move {
-                    let mut buffer = vec![7; app::CHUNK];
+                    let mut buffer = vec![7; work.bytes()];
                     for _ in 0..rounds {
                         do_once(work, &mut connection, &mut buffer).await.expect("the way stays open");
                     }
@@ -124,9 +150,8 @@ async fn do_once(work: Work, connection: &mut TcpStream, buffer: &mut [u8]) -> s
             connection.read_exact(buffer).await?;
         }
         Work::Echo => {
-            let message = &mut buffer[..app::MESSAGE];
-            connection.write_all(message).await?;
-            connection.read_exact(message).await?;
+            connection.write_all(buffer).await?;
+            connection.read_exact(buffer).await?;
         }
     }
     Ok(())
@@ -152,7 +177,7 @@ fn print_ratios(ways: &[Way], runtime: &Runtime) {
             let (_, rate, _) = quartiles(&mut rates[way]);
             let rate = match load.work {
                 Work::Echo => format!("{:.1} k/s", rate / 1e3),
-                Work::Upload | Work::Download => format!("{:.1} Gbit/s", rate * app::CHUNK as f64 * 8.0 / 1e9),
+                Work::Upload | Work::Download => format!("{:.1} Gbit/s", rate * load.work.bytes() as f64 * 8.0 / 1e9),
             };
             println!("{:<12} {name:<7} {rate:>12}  {ratio:.2} ({low:.2}-{high:.2})", load.name);
         }

@@ -96,13 +96,17 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let ttl = Duration::from_secs(args.secret_ttl);
     let issuer = DirectoryCa::open(&args.ca_dir, config.trust_domain.clone(), ttl)?;
+    let status = Status::open(&args.manifests, &config.node).with_context(|| {
+        format!("cannot keep this node's status in {}, which --manifests names", args.manifests.display())
+    })?;
     let source = Manifests::open(manifests::Config {
+        own: Some(status.clone()),
         cluster_domain: config.cluster_domain.clone(),
         trust_domain: config.trust_domain.clone(),
         ..manifests::Config::new(&args.manifests)
     })
     .await?;
-    let announce = AnnounceInDirectory::new(Status::open(&args.manifests, &config.node).context("cannot open this node's status file")?);
+    let announce = AnnounceInDirectory::new(status);
     let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
     node.run(async move {
         tokio::select! {

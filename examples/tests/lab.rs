@@ -31,7 +31,10 @@ fn run_lab() -> Option<(Vec<Value>, i32)> {
 
 /// What `/proc` tells of this machine's network and mounts, as this process sees them.
 fn outside() -> Vec<String> {
-    let names = |dir: &str| std::fs::read_dir(dir).map(|entries| entries.flatten().map(|e| e.path().display().to_string()).collect()).unwrap_or_default();
+    let names = |dir: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().display().to_string()).collect()
+    };
     let mut seen: Vec<String> = [names("/sys/class/net"), names("/run/netns")].concat();
     seen.sort();
     seen.push(std::fs::read_to_string("/proc/self/mounts").unwrap());

@@ -74,11 +74,15 @@ fn read_node(node: Node, content: &mut Content, depth: usize) -> Result<(), Text
         .text("apiVersion")
         .ok_or_else(|| need("apiVersion", "is missing, or is not a text"))?;
     let kind = node.text("kind").ok_or_else(|| need("kind", "is missing, or is not a text"))?;
-    if api_version == "v1" && kind.ends_with("List") {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    if matches!(group, "" | "security.istio.io") && kind.ends_with("List") {
         return read_list(node, content, depth);
     }
-    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let Some((kind, versions)) = known(group, kind) else {
+        if is_almost_policy(group, kind) {
+            let why = format!("{api_version} {kind} is no kind: AuthorizationPolicy and PeerAuthentication of security.istio.io/v1 are");
+            return Err(need("kind", &why));
+        }
         let unknown = format!("{api_version} {kind}");
         if !content.unknown.contains(&unknown) {
             content.unknown.push(unknown);
@@ -154,6 +158,19 @@ fn known(group: &str, kind: &str) -> Option<(Kind, &'static [&'static str])> {
         ("security.istio.io", "PeerAuthentication") => (Kind::PeerAuthentication, &["v1", "v1beta1"]),
         _ => return None,
     })
+}
+
+/// Whether what is no policy was surely meant as one: passing it over would let through what it refuses.
+fn is_almost_policy(group: &str, kind: &str) -> bool {
+    let policy = ["AuthorizationPolicy", "PeerAuthentication"]
+        .iter()
+        .any(|p| p.eq_ignore_ascii_case(kind));
+    match group {
+        // It validates tokens, which is not for L4.
+        "security.istio.io" => kind != "RequestAuthentication",
+        "" => policy,
+        _ => policy && group.ends_with("istio.io"),
+    }
 }
 
 fn object(kind: Kind, node: &Node) -> Result<Object, TextError> {

@@ -45,7 +45,7 @@ impl Status {
     /// Makes the directory `status` where there is none; writes no report yet.
     ///
     /// # Errors
-    /// When `node` cannot be the name of a file, when the present file is not this node's report (remove it, if the node
+    /// When `node` cannot be the name of a file, when there is no such directory, when the present file is not this node's report (remove it, if the node
     /// has nothing captured), or when the file system refuses.
     pub fn open(dir: impl AsRef<Path>, node: &str) -> io::Result<Self> {
         if node.is_empty() || node.starts_with('.') || node.contains(['/', '\0']) {
@@ -55,7 +55,12 @@ impl Status {
         let dir = dir.as_ref().join("status");
         let path = dir.join(format!("{node}.json"));
         let named = |e: io::Error| named(&path, e);
-        fs::create_dir_all(&dir).map_err(named)?;
+        // Never the directory of manifests itself: one that is not there was misnamed.
+        match fs::create_dir(&dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(named(e)),
+        }
         let written = match fs::read(&path) {
             Ok(content) => serde_json::from_slice::<Written>(&content)
                 .ok()

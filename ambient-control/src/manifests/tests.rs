@@ -25,7 +25,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        let (dir, settings) = Config::new(scratch.path()).into_parts();
+        let (dir, settings, _) = Config::new(scratch.path()).into_parts();
         Self {
             scratch,
             directory: Directory::new(dir, settings),
@@ -360,6 +360,29 @@ async fn opening_tells_what_to_do() {
 }
 
 #[tokio::test]
+async fn opening_takes_pods_that_were_deleted_meanwhile_out_of_the_own_status() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("pod.yaml"), pod("web", "here", "10.0.0.1")).unwrap();
+    let status = Status::open(dir.path(), "node-1").unwrap();
+    for uid in ["here", "gone"] {
+        status
+            .captured(&uid.into(), &["10.0.0.1".parse().unwrap()], std::time::UNIX_EPOCH)
+            .await
+            .unwrap();
+    }
+    let again = Status::open(dir.path(), "node-1").unwrap();
+    let own = Some(again.clone());
+    let _source = Manifests::open(Config {
+        own,
+        ..Config::new(dir.path())
+    })
+    .await
+    .unwrap();
+    assert_eq!(again.pods(), ["here".into()]);
+    assert_eq!(Status::open(dir.path(), "node-1").unwrap().pods(), ["here".into()]);
+}
+
+#[tokio::test]
 async fn a_change_arrives_within_its_bound() {
     let scratch = tempfile::tempdir().unwrap();
     let mut source = Manifests::open(Config::new(scratch.path())).await.unwrap();
@@ -437,4 +460,49 @@ fn deep_nesting_and_alias_bombs_end_soon() {
         bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![format!("*a{before}"); 10].join(", ")));
     }
     refused(&bomb);
+}
+
+#[test]
+fn what_editors_and_printers_write() {
+    let cart = pod("cart", "u1", "10.0.0.1");
+    let json = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"cart","annotations":{"a":"\u003c\/\ud83d\ude00 \"\n","b":""},"labels":null,
+	"managedFields":[{"fieldsV1":{"f:status":{"k:{\"ip\":\"10.0.0.1\"}":{".":{}}}}}]},
+	"spec":{},"status":{}}"#;
+    for text in [
+        cart.replace('\n', "\r\n"),
+        format!("\u{feff}{cart}"),
+        format!("%YAML 1.2\n---\n{cart}...\n"),
+        format!("{cart}---\n"),
+        format!("---\n# first\n---\n{cart}"),
+        json.to_owned(),
+    ] {
+        let content = document::read(text.as_bytes()).unwrap().unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(content.items.len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn what_was_meant_as_a_policy_is_never_passed_over() {
+    let text = |api_version: &str, kind: &str| format!("apiVersion: {api_version}\nkind: {kind}\nmetadata:\n  name: no\nitems: [{{}}]\n");
+    for (api_version, kind) in [
+        ("v1", "AuthorizationPolicy"),
+        ("istio.io/v1", "PeerAuthentication"),
+        ("security.istio.io/v1", "authorizationpolicy"),
+        ("security.istio.io/v1", "AuthorizationPolicies"),
+        ("security.istio.io/v2", "AuthorizationPolicy"),
+        ("security.istio.io/v1", "AuthorizationPolicyList"),
+        ("v1", "PodList"),
+    ] {
+        let read = document::read(text(api_version, kind).as_bytes()).unwrap();
+        assert!(read.is_err(), "{api_version} {kind}");
+    }
+    for (api_version, kind) in [
+        ("security.istio.io/v1", "RequestAuthentication"),
+        ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
+        ("v1", "ConfigMap"),
+        ("serving.knative.dev/v1", "Service"),
+    ] {
+        let content = document::read(text(api_version, kind).as_bytes()).unwrap().unwrap();
+        assert_eq!((content.items.len(), content.unknown.len()), (0, 1), "{api_version} {kind}");
+    }
 }

@@ -71,12 +71,16 @@ fn options() -> Options {
         max_documents: 1_000_000,
         max_depth: 100,
         flow_nesting_limit: 100,
-        // No printer of manifests writes aliases, and each could stand for a whole file.
         max_aliases: 1_000,
         max_anchors: 1_000,
     };
+    // No printer of manifests writes aliases, and a few of aliases stand for more than any memory holds.
+    let alias_limits = serde_saphyr::alias_limits! {
+        max_total_replayed_events: 20_000,
+    };
     serde_saphyr::options! {
         budget: budget,
+        alias_limits: alias_limits,
         // As YAML 1.2 has it: `on` and `yes` are texts, such as values of labels.
         strict_booleans: true,
         with_snippet: false,

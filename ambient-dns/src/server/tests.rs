@@ -227,7 +227,11 @@ async fn what_is_no_answer_to_the_query_is_a_failure() {
 
 #[tokio::test]
 async fn a_silent_upstream_is_a_failure_in_time_and_harms_no_name_of_the_mesh() {
-    let bench = bench(Behaviour::Hangs, brief(), true).await;
+    let limits = Limits {
+        forward: Duration::from_millis(1500),
+        ..brief()
+    };
+    let bench = bench(Behaviour::Hangs, limits, true).await;
     let socket = client(&bench).await;
     let start = Instant::now();
     // Two wait; the third is refused at once.
@@ -236,13 +240,13 @@ async fn a_silent_upstream_is_a_failure_in_time_and_harms_no_name_of_the_mesh() 
     }
     let first = Message::from_vec(&receive(&socket).await).unwrap();
     assert_eq!(first.metadata.response_code, ResponseCode::ServFail);
-    assert!(start.elapsed() < Duration::from_millis(250), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(1200), "{:?}", start.elapsed());
     assert_eq!(by_udp(&bench, &query("web.")).await.answers.len(), 1);
     for _ in 0..2 {
         let late = Message::from_vec(&receive(&socket).await).unwrap();
         assert_eq!(late.metadata.response_code, ResponseCode::ServFail);
     }
-    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(1500), "{:?}", start.elapsed());
     assert_eq!(bench.upstream.waiting.load(Ordering::SeqCst), 0);
     // The places are free again.
     socket.send(&query("example.com.")).await.unwrap();

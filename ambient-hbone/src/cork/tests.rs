@@ -87,8 +87,14 @@ fn what_went_past_the_buffer_is_flushed_through() {
     socket.make_room(10_000);
     let written = Pin::new(&mut cork).poll_write(&mut cx, &[7; GATHERED + 1]);
     let Poll::Ready(Ok(written)) = written else { panic!("{written:?}") };
-    assert!(Pin::new(&mut cork).poll_flush(&mut cx).is_ready(), "a flush from above does nothing");
-    assert!(cork.poll_drain(&mut cx).is_pending(), "nothing is gathered, yet the layer below holds the rest");
+    assert!(
+        Pin::new(&mut cork).poll_flush(&mut cx).is_ready(),
+        "a flush from above does nothing"
+    );
+    assert!(
+        cork.poll_drain(&mut cx).is_pending(),
+        "nothing is gathered, yet the layer below holds the rest"
+    );
     assert_eq!(socket.0.lock().unwrap().sent.len(), 10_000);
     socket.make_room(usize::MAX / 2);
     assert!(woken.0.load(Ordering::Relaxed));
@@ -112,7 +118,7 @@ fn small_writes_become_one() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// A task that is polled only when it was woken sends everything, in order, however the socket blocks.
     #[test]

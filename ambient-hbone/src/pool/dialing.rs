@@ -14,7 +14,10 @@ use rustls::pki_types::ServerName;
 use tokio::{io::BufReader, sync::watch, time::timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::{ConnectError, Dialing, Key, Phase, Shared, tunnel::{self, Tunnel}};
+use super::{
+    ConnectError, Dialing, Key, Phase, Shared,
+    tunnel::{self, Tunnel},
+};
 use crate::{
     Limits,
     cork::Cork,
@@ -25,10 +28,19 @@ use crate::{
 pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>) -> Dialing {
     let (tell, outcome) = watch::channel(None);
     let task = tokio::spawn(run(Arc::clone(shared), Arc::clone(key), Arc::clone(credential), tell));
-    Dialing { outcome, task: task.abort_handle(), waiting: 1 }
+    Dialing {
+        outcome,
+        task: task.abort_handle(),
+        waiting: 1,
+    }
 }
 
-async fn run(shared: Arc<Shared>, key: Arc<Key>, credential: Arc<Credential>, tell: watch::Sender<Option<Result<Arc<Line>, ConnectError>>>) {
+async fn run(
+    shared: Arc<Shared>,
+    key: Arc<Key>,
+    credential: Arc<Credential>,
+    tell: watch::Sender<Option<Result<Arc<Line>, ConnectError>>>,
+) {
     let result = set_up(&shared, &key, &credential).await;
     let task = tokio::task::id();
     let driver = {
@@ -73,7 +85,11 @@ type Ready = (SendRequest<Bytes>, Connection<Wire, Bytes>, Wire, Arc<Line>);
 
 async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<Ready, ConnectError> {
     let (peer, limits) = (key.peer, &shared.limits);
-    let verifier = Verifier::new(&shared.provider, &shared.credentials.trust(), Accepted::any_of(key.accepted.iter().cloned()));
+    let verifier = Verifier::new(
+        &shared.provider,
+        &shared.credentials.trust(),
+        Accepted::any_of(key.accepted.iter().cloned()),
+    );
     let config = verifier.with_time(Arc::clone(&shared.time)).client_config(credential)?;
 
     let timed_out = |phase, limit| move |_| ConnectError::Timeout { peer, phase, limit };
@@ -93,11 +109,16 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<R
         }
         let line = Arc::new(Line::default());
         let wire = Cork::new(TlsStream::from(tls), Arc::clone(&line));
-        let (requests, connection) = builder(limits).handshake(wire.clone()).await.map_err(|e| refused(peer, io::Error::other(e)))?;
+        let (requests, connection) = builder(limits)
+            .handshake(wire.clone())
+            .await
+            .map_err(|e| refused(peer, io::Error::other(e)))?;
         wire.cork();
         Ok((requests, connection, wire, line))
     };
-    timeout(limits.handshake, handshake).await.map_err(timed_out(Phase::Handshake, limits.handshake))?
+    timeout(limits.handshake, handshake)
+        .await
+        .map_err(timed_out(Phase::Handshake, limits.handshake))?
 }
 
 fn builder(limits: &Limits) -> h2::client::Builder {
@@ -116,7 +137,13 @@ fn builder(limits: &Limits) -> h2::client::Builder {
 
 fn refused(peer: SocketAddr, error: io::Error) -> ConnectError {
     match PeerError::of(&error) {
-        Some(source) => ConnectError::WrongPeer { peer, source: source.clone() },
-        None => ConnectError::Handshake { peer, source: Arc::new(error) },
+        Some(source) => ConnectError::WrongPeer {
+            peer,
+            source: source.clone(),
+        },
+        None => ConnectError::Handshake {
+            peer,
+            source: Arc::new(error),
+        },
     }
 }

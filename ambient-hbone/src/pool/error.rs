@@ -138,7 +138,11 @@ impl ConnectError {
     pub fn origin(&self) -> Origin {
         match self {
             Self::NoCredential { .. } | Self::Credential(_) => Origin::Control,
-            Self::Dial { .. } | Self::Timeout { phase: Phase::Dial | Phase::Queue, .. } => Origin::Network,
+            Self::Dial { .. }
+            | Self::Timeout {
+                phase: Phase::Dial | Phase::Queue,
+                ..
+            } => Origin::Network,
             Self::Handshake { .. } | Self::Refused { .. } | Self::Reset { .. } => Origin::Peer,
             Self::Unprocessed { .. } | Self::Timeout { .. } => Origin::Peer,
             Self::WrongPeer { source, .. } => source.origin(),

@@ -6,11 +6,7 @@ use h2::Reason;
 use tokio::time::{Instant, timeout_at};
 
 use super::{ConnectError, Lease, Phase};
-use crate::{
-    Destination, Limits, Stream, TunnelLost,
-    proto::connect,
-    tunnel::Line,
-};
+use crate::{Destination, Limits, Stream, TunnelLost, proto::connect, tunnel::Line};
 
 /// Opens a stream; with an error the lease is given back.
 pub(super) async fn open(lease: Lease, destination: &Destination, limits: &Limits) -> Result<Stream, ConnectError> {
@@ -19,20 +15,21 @@ pub(super) async fn open(lease: Lease, destination: &Destination, limits: &Limit
         authority: destination.authority.to_string(),
         why: e.to_string(),
     })?;
-    let late = |_| ConnectError::Timeout { peer, phase: Phase::Answer, limit: limits.answer };
+    let late = |_| ConnectError::Timeout {
+        peer,
+        phase: Phase::Answer,
+        limit: limits.answer,
+    };
     let deadline = Instant::now() + limits.answer;
     let line = Arc::clone(lease.tunnel().line());
 
     let requests = lease.tunnel().requests().ok_or(ConnectError::Unprocessed { peer })?;
     let ready = timeout_at(deadline, requests.ready()).await.map_err(late)?;
     let sent = ready.and_then(|mut requests| requests.send_request(head, false));
-    let (response, send) = match sent {
-        Ok(sent) => sent,
-        Err(_) => {
-            // A tunnel that takes no streams is of no use to the next one either.
-            lease.tunnel().retire();
-            return Err(unsent(peer, &line));
-        }
+    let Ok((response, send)) = sent else {
+        // A tunnel that takes no streams is of no use to the next one either.
+        lease.tunnel().retire();
+        return Err(unsent(peer, &line));
     };
     let answer = timeout_at(deadline, response).await.map_err(late)?;
     let answer = answer.map_err(|e| {
@@ -43,7 +40,10 @@ pub(super) async fn open(lease: Lease, destination: &Destination, limits: &Limit
         error
     })?;
     if !answer.status().is_success() {
-        return Err(ConnectError::Refused { peer, status: answer.status() });
+        return Err(ConnectError::Refused {
+            peer,
+            status: answer.status(),
+        });
     }
     let (parts, recv) = answer.into_parts();
     Ok(Stream::new(recv, send, parts.headers, line, Some(lease)))
@@ -54,7 +54,10 @@ pub(super) fn unsent(peer: SocketAddr, line: &Line) -> ConnectError {
     match line.lost() {
         Some(TunnelLost::Ended) => ConnectError::Closed,
         // A peer's alert comes after our side of the handshake is done: then another tunnel would fare no better.
-        Some(TunnelLost::Io { source }) if is_alert(source) => ConnectError::Handshake { peer, source: Arc::clone(source) },
+        Some(TunnelLost::Io { source }) if is_alert(source) => ConnectError::Handshake {
+            peer,
+            source: Arc::clone(source),
+        },
         _ => ConnectError::Unprocessed { peer },
     }
 }
@@ -64,7 +67,10 @@ fn unanswered(peer: SocketAddr, error: &h2::Error, line: &Line) -> ConnectError 
         (Some(Reason::REFUSED_STREAM), _) if error.is_reset() => ConnectError::Unprocessed { peer },
         (Some(reason), _) if error.is_reset() => ConnectError::Reset { peer, code: reason.into() },
         (_, Some(TunnelLost::Ended)) => ConnectError::Closed,
-        (_, Some(TunnelLost::Io { source })) if is_alert(source) => ConnectError::Handshake { peer, source: Arc::clone(source) },
+        (_, Some(TunnelLost::Io { source })) if is_alert(source) => ConnectError::Handshake {
+            peer,
+            source: Arc::clone(source),
+        },
         // Streams up to the one named in a GOAWAY go on: one that ends by it was not looked at.
         (Some(Reason::NO_ERROR), None) if error.is_go_away() && error.is_remote() => ConnectError::Unprocessed { peer },
         (_, lost) => ConnectError::Lost {

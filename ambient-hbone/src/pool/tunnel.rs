@@ -100,7 +100,9 @@ impl Lease {
     pub(super) fn new(tunnel: &Arc<Tunnel>) -> Self {
         tunnel.open.fetch_add(1, Ordering::Relaxed);
         tunnel.opened.fetch_add(1, Ordering::Relaxed);
-        Self { tunnel: Arc::clone(tunnel) }
+        Self {
+            tunnel: Arc::clone(tunnel),
+        }
     }
 
     pub(super) fn tunnel(&self) -> &Tunnel {
@@ -125,11 +127,18 @@ pub(super) async fn drive(
 ) {
     let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
     observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });
-    let mut out = OutOfPool { tunnel: Arc::clone(&tunnel), pool };
+    let mut out = OutOfPool {
+        tunnel: Arc::clone(&tunnel),
+        pool,
+    };
     let reason = run(&tunnel, connection, &wire, &limits).await;
     tunnel.line.lose(reason);
     out.leave();
-    observer.observe(&Event::TunnelClosed { peer, speaker: &speaker, reason: &tunnel.line.reason() });
+    observer.observe(&Event::TunnelClosed {
+        peer,
+        speaker: &speaker,
+        reason: &tunnel.line.reason(),
+    });
 }
 
 async fn run(tunnel: &Tunnel, mut connection: Connection<Wire, Bytes>, wire: &Wire, limits: &Limits) -> TunnelLost {
@@ -169,7 +178,9 @@ struct OutOfPool {
 
 impl OutOfPool {
     fn leave(&mut self) {
-        let Some(pool) = std::mem::take(&mut self.pool).upgrade() else { return };
+        let Some(pool) = std::mem::take(&mut self.pool).upgrade() else {
+            return;
+        };
         let mut slots = pool.slots();
         if let Some(slot) = slots.get_mut(&self.tunnel.key) {
             slot.tunnels.retain(|tunnel| !Arc::ptr_eq(tunnel, &self.tunnel));

@@ -25,12 +25,7 @@ pub(crate) enum Choice {
 }
 
 /// The least loaded tunnel with room; else a dial with room among those who wait for it; else a new dial.
-pub(crate) fn choose(
-    tunnels: impl Iterator<Item = Load>,
-    waiting: impl Iterator<Item = usize>,
-    streams: usize,
-    most: usize,
-) -> Choice {
+pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, waiting: impl Iterator<Item = usize>, streams: usize, most: usize) -> Choice {
     let mut standing = 0;
     let mut best: Option<(usize, usize)> = None;
     for (index, load) in tunnels.enumerate() {

@@ -43,7 +43,17 @@ async fn a_failed_write_names_its_side() {
     a.read_to_end(&mut rest).await.unwrap();
     a.write_all(b"into the void").await.unwrap();
     let tally = relay.await.unwrap();
-    assert!(matches!(tally.end, End::Failed { side: Side::B, phase: Phase::Write, .. }), "{tally:?}");
+    assert!(
+        matches!(
+            tally.end,
+            End::Failed {
+                side: Side::B,
+                phase: Phase::Write,
+                ..
+            }
+        ),
+        "{tally:?}"
+    );
     assert_eq!((tally.first_closed, tally.a_to_b, tally.first_byte), (Some(Side::B), 0, None));
 }
 
@@ -68,9 +78,29 @@ async fn a_failed_read_names_its_side() {
     }
     let (_a, mut near) = duplex(64);
     let tally = relay(&mut near, &mut Broken, &RelayLimits::default()).await;
-    assert!(matches!(tally.end, End::Failed { side: Side::B, phase: Phase::Read, .. }), "{tally:?}");
+    assert!(
+        matches!(
+            tally.end,
+            End::Failed {
+                side: Side::B,
+                phase: Phase::Read,
+                ..
+            }
+        ),
+        "{tally:?}"
+    );
     let tally = relay(&mut Broken, &mut near, &RelayLimits::default()).await;
-    assert!(matches!(tally.end, End::Failed { side: Side::A, phase: Phase::Read, .. }), "{tally:?}");
+    assert!(
+        matches!(
+            tally.end,
+            End::Failed {
+                side: Side::A,
+                phase: Phase::Read,
+                ..
+            }
+        ),
+        "{tally:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,6 +131,21 @@ async fn a_quiet_refusal_is_an_empty_reply() {
     assert!(start.elapsed() <= Duration::from_millis(2100), "{:?}", start.elapsed());
 }
 
+#[test]
+fn a_buffer_grows_for_those_who_fill_it_and_shrinks_again() {
+    let mut way = Way::new(&RelayLimits::default());
+    for _ in 0..10 {
+        way.filled(way.buffer.len());
+    }
+    assert_eq!(way.buffer.len(), 256 << 10);
+    for _ in 0..SMALL_READS {
+        way.filled(100);
+    }
+    assert_eq!((way.buffer.len(), way.buffer.capacity()), (FIRST, FIRST));
+    way.filled(FIRST);
+    assert!(way.buffer.len() > FIRST);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(bool, usize),
@@ -117,7 +162,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever both sides write, in whatever order and pieces, comes out whole at the other side, and is counted.
     #[test]

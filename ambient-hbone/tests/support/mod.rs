@@ -23,7 +23,11 @@ impl Ca {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap().der().to_vec();
-        Self { domain: domain.parse().unwrap(), root, issuer: Issuer::new(params, key) }
+        Self {
+            domain: domain.parse().unwrap(),
+            root,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     pub(crate) fn issue(&self, identity: &Identity) -> Credential {
@@ -51,7 +55,10 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn hold(&self, credential: Credential) {
-        self.credentials.lock().unwrap().insert(credential.identity.clone(), Arc::new(credential));
+        self.credentials
+            .lock()
+            .unwrap()
+            .insert(credential.identity.clone(), Arc::new(credential));
     }
 
     pub(crate) fn trust_in(&self, ca: &Ca) {

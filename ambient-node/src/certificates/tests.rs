@@ -26,7 +26,10 @@ impl Issuer for Fixed {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::Relaxed);
             if self.fails.load(Ordering::Relaxed) {
-                return Err(IssueError::Unavailable("told to".into()));
+                return Err(IssueError::Unavailable {
+                    identity: identity.clone(),
+                    why: "told to".into(),
+                });
             }
             let now = clock::wall();
             let (not_before, not_after) = (now, now + self.life);

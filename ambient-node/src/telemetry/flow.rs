@@ -116,7 +116,13 @@ impl Outcome {
 }
 
 /// Tells of a connection that ended before both its ends were known: nothing is counted under labels.
-pub(crate) fn refused_early(direction: Direction, source: SocketAddr, destination: SocketAddr, hbone: Option<&Authority>, error: &dyn fmt::Display) {
+pub(crate) fn refused_early(
+    direction: Direction,
+    source: SocketAddr,
+    destination: SocketAddr,
+    hbone: Option<&Authority>,
+    error: &dyn fmt::Display,
+) {
     // Not `warn!`: with a target its grammar takes no dotted name first.
     tracing::event!(
         target: "access",

@@ -12,13 +12,14 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::watch::Watch;
 use crate::{
     Announce, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Netns, Outbound, Proof, Sockets, prove},
+    linux::{ApplyError, Difference, Inside, Mark, Netns, Outbound, Proof, Sockets, prove},
     plan::Plan,
     pods::{Done, Step},
 };
 
 /// What steps are done with.
 pub(super) struct Hands {
+    pub(super) node: Arc<str>,
     pub(super) plan: Plan,
     pub(super) sockets: Sockets,
     pub(super) proxy: Arc<dyn Proxy>,
@@ -36,11 +37,18 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(namespace: Arc<Netns>, watch: Arc<Watch>) -> Self {
-        Self { namespace, inside: Arc::default(), watch }
+        Self {
+            namespace,
+            inside: Arc::default(),
+            watch,
+        }
     }
 
     /// Runs blocking work with the namespace's sockets.
-    async fn within<T: Send + 'static>(&self, work: impl FnOnce(&mut Inside) -> Result<T, ApplyError> + Send + 'static) -> Result<T, String> {
+    async fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Inside) -> Result<T, ApplyError> + Send + 'static,
+    ) -> Result<T, String> {
         let (namespace, inside) = (self.namespace.clone(), self.inside.clone());
         let done = spawn_blocking(move || {
             let mut inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,7 +78,10 @@ impl Hands {
             Step::Withdraw => self.patiently(self.announce.withdrawn(&pod.uid)).await.map(|()| None),
             Step::Clear => room.within(Inside::clear).await.map(|()| None),
             Step::Remove => {
-                let removed = async { Ok::<(), String>(self.proxy.remove(&pod.uid).await) };
+                let removed = async {
+                    self.proxy.remove(&pod.uid).await;
+                    Ok::<(), String>(())
+                };
                 self.patiently(removed).await.map(|()| None)
             }
         };
@@ -78,7 +89,12 @@ impl Hands {
     }
 
     async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
-        if let Some(v6) = pod.addresses.iter().find(|ip| ip.to_canonical().is_ipv6()).filter(|_| !self.plan.rules.contains(&crate::plan::IpFamily::V6)) {
+        if let Some(v6) = pod
+            .addresses
+            .iter()
+            .find(|ip| ip.to_canonical().is_ipv6())
+            .filter(|_| !self.plan.rules.contains(&crate::plan::IpFamily::V6))
+        {
             return Err(format!("it has the address {v6}, and IPv6 is not captured here"));
         }
         // Before anything is in force, so that no change of it is missed.
@@ -87,16 +103,16 @@ impl Hands {
     }
 
     async fn enforce(&self, pod: &PodSpec, room: &Room) -> Result<Option<String>, String> {
-        let (plan, uid) = (self.plan.clone(), pod.uid.clone());
-        let added = room.within(move |inside| inside.apply(&plan, &uid)).await?;
+        let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
+        let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
         Ok((!added.is_empty()).then(|| format!("put in force what was not so: {}", list(&added))))
     }
 
     async fn prove(&self, pod: &PodSpec, room: &Room) -> Result<String, String> {
-        let (plan, uid) = (self.plan.clone(), pod.uid.clone());
+        let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
         let (differences, families) = room
             .within(move |inside| {
-                let differences = inside.verify(&plan, &uid)?;
+                let differences = inside.verify(&plan, &mark)?;
                 Ok((differences, inside.families(&plan.rules)?))
             })
             .await?;
@@ -108,12 +124,14 @@ impl Hands {
     }
 
     async fn verify(&self, pod: &PodSpec, room: &Room) -> Done {
-        let (plan, uid) = (self.plan.clone(), pod.uid.clone());
-        match room.within(move |inside| inside.verify(&plan, &uid)).await {
+        let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
+        match room.within(move |inside| inside.verify(&plan, &mark)).await {
             Ok(differences) if differences.is_empty() => Done::Well(None),
             Ok(differences) => Done::Differs {
                 what: list(&differences),
-                listeners: differences.iter().any(|d| matches!(d, Difference::Listener(..) | Difference::ForeignListener(_))),
+                listeners: differences
+                    .iter()
+                    .any(|d| matches!(d, Difference::Listener(..) | Difference::ForeignListener(_))),
             },
             Err(why) => Done::Failed(why),
         }

@@ -26,6 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Places {
     directory: PathBuf,
+    node: Arc<str>,
     own: Arc<Netns>,
     places: BTreeMap<NetnsId, Place>,
 }
@@ -35,14 +36,21 @@ struct Place {
     namespace: Arc<Netns>,
     seen: Seen,
     room: Option<Arc<Room>>,
+    /// Nothing of ours has been put into it since that was last seen.
+    clear: bool,
 }
 
 /// What a look at the directory found; `None` for one that was known and was not looked into again.
 pub(super) type Scan = io::Result<BTreeMap<NetnsId, Option<(Arc<Netns>, Seen)>>>;
 
 impl Places {
-    pub(super) fn new(directory: PathBuf) -> Result<Self, NetnsError> {
-        Ok(Self { directory, own: Arc::new(Netns::current()?), places: BTreeMap::new() })
+    pub(super) fn new(directory: PathBuf, node: Arc<str>) -> Result<Self, NetnsError> {
+        Ok(Self {
+            directory,
+            node,
+            own: Arc::new(Netns::current()?),
+            places: BTreeMap::new(),
+        })
     }
 
     /// Looks at the directory, and into every namespace that is new; with `again` into every one without a pod.
@@ -52,8 +60,8 @@ impl Places {
             .iter()
             .map(|(id, place)| (*id, (again && !paired(*id)).then(|| place.namespace.clone())))
             .collect();
-        let (directory, own) = (self.directory.clone(), self.own.id());
-        spawn_blocking(move || look(&directory, own, &known))
+        let (directory, node, own) = (self.directory.clone(), self.node.clone(), self.own.id());
+        spawn_blocking(move || look(&directory, &node, own, &known))
     }
 
     /// Takes over what was found and gives all that is there; `None` where the look failed, so that nothing is known anew.
@@ -71,7 +79,15 @@ impl Places {
                 }
                 (None, Some((namespace, fresh))) => {
                     seen.insert(id, fresh.clone());
-                    self.places.insert(id, Place { namespace, seen: fresh, room: None });
+                    self.places.insert(
+                        id,
+                        Place {
+                            namespace,
+                            clear: fresh.left_behind.is_none(),
+                            seen: fresh,
+                            room: None,
+                        },
+                    );
                 }
                 (None, None) => (),
             }
@@ -83,25 +99,34 @@ impl Places {
     pub(super) fn room(&mut self, id: NetnsId, changes: &Changes) -> Option<Arc<Room>> {
         let place = self.places.get_mut(&id)?;
         let namespace = place.namespace.clone();
-        Some(place.room.get_or_insert_with(|| Arc::new(Room::new(namespace, Arc::new(Watch::new(id, changes.clone()))))).clone())
+        place.clear &= place.room.is_some();
+        Some(
+            place
+                .room
+                .get_or_insert_with(|| Arc::new(Room::new(namespace, Arc::new(Watch::new(id, changes.clone())))))
+                .clone(),
+        )
     }
 
     /// Nothing of ours is in a namespace any more.
     pub(super) fn cleared(&mut self, id: NetnsId) {
         if let Some(place) = self.places.get_mut(&id) {
             place.seen.left_behind = None;
+            place.clear = true;
         }
     }
 
-    /// A namespace has no pod any more; the next look tells whether it is still there.
+    /// A namespace has no pod any more. Unless it was cleared it is forgotten, so that the next look, should it find it,
+    /// looks for what was left in it.
     pub(super) fn leave(&mut self, id: NetnsId) {
-        if let Some(place) = self.places.get_mut(&id) {
-            place.room = None;
+        match self.places.get_mut(&id) {
+            Some(place) if place.clear => place.room = None,
+            _ => drop(self.places.remove(&id)),
         }
     }
 }
 
-fn look(directory: &Path, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>) -> Scan {
+fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>) -> Scan {
     let device = std::fs::metadata("/proc/thread-self/ns/net")?.dev();
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
@@ -112,7 +137,10 @@ fn look(directory: &Path, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Net
             // Not to see is not to know: what was there stays.
             Err(e) => return Err(e),
         };
-        let id = NetnsId { dev: metadata.dev(), ino: metadata.ino() };
+        let id = NetnsId {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        };
         // A name is made before the namespace is mounted on it, and is a plain file until then.
         if id.dev != device || id == own || found.contains_key(&id) || found.len() >= MOST {
             continue;
@@ -122,11 +150,13 @@ fn look(directory: &Path, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Net
                 found.insert(id, None);
             }
             Some(Some(namespace)) => {
-                found.insert(id, look_into(namespace.clone(), false));
+                found.insert(id, look_into(namespace.clone(), None));
             }
             None => {
                 // One that is gone by now, or no network namespace, is none of ours.
-                let Some(fresh) = Netns::open(&path).ok().and_then(|n| look_into(Arc::new(n), true)) else { continue };
+                let Some(fresh) = Netns::open(&path).ok().and_then(|n| look_into(Arc::new(n), Some(node))) else {
+                    continue;
+                };
                 found.insert(fresh.0.id(), Some(fresh));
             }
         }
@@ -134,10 +164,14 @@ fn look(directory: &Path, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Net
     Ok(found)
 }
 
-fn look_into(namespace: Arc<Netns>, first: bool) -> Option<(Arc<Netns>, Seen)> {
+/// Addresses, and at the first look what a node of that name has left behind there.
+fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Option<(Arc<Netns>, Seen)> {
     let mut inside = Inside::open(&namespace).ok()?;
     let addresses: Vec<IpAddr> = inside.addresses().ok()?;
-    let left_behind: Option<Option<PodUid>> = if first { inside.owner().ok()?.map(|owner| owner.pod) } else { None };
+    let left_behind: Option<Option<PodUid>> = match first {
+        Some(node) => inside.owner().ok()?.filter(|owner| owner.is_node(node)).map(|owner| owner.pod),
+        None => None,
+    };
     Some((namespace, Seen { addresses, left_behind }))
 }
 

@@ -50,12 +50,22 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(id: NetnsId, changes: Changes) -> Self {
-        Self { id, changes, tasks: Mutex::default() }
+        Self {
+            id,
+            changes,
+            tasks: Mutex::default(),
+        }
     }
 
     /// Begins to watch, unless it does.
     pub(super) async fn start(&self, namespace: &Arc<Netns>) -> Result<(), String> {
-        if self.tasks.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|t| !t.is_finished()) {
+        if self
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|t| !t.is_finished())
+        {
             return Ok(());
         }
         let namespace = namespace.clone();
@@ -74,7 +84,11 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner).iter().for_each(AbortHandle::abort);
+        self.tasks
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(AbortHandle::abort);
     }
 }
 

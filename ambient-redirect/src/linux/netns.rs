@@ -82,8 +82,15 @@ impl Netns {
         if metadata.dev() != own.dev() {
             return Err(NetnsError::NotOne { path: path.into() });
         }
-        let id = NetnsId { dev: metadata.dev(), ino: metadata.ino() };
-        Ok(Self { fd: file.into(), id, path: path.into() })
+        let id = NetnsId {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        };
+        Ok(Self {
+            fd: file.into(),
+            id,
+            path: path.into(),
+        })
     }
 
     /// The namespace that the calling thread is in.

@@ -10,7 +10,13 @@ pub(crate) fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int,
     // SAFETY: the descriptor is open for the length of the borrow, and the pointer is to an integer of the length given that
     // outlives the call, which only reads it.
     let result = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), size_of::<libc::c_int>() as libc::socklen_t)
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

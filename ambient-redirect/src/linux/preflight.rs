@@ -5,7 +5,7 @@ use std::{io, sync::Arc, thread};
 use ambient_core::PodUid;
 use socket2::{Domain, Socket, Type};
 
-use super::{ApplyError, Difference, Inside, Netns, NetnsError};
+use super::{ApplyError, Difference, Inside, Mark, Netns, NetnsError};
 use crate::plan::{Options, PROXY_MARK, Plan};
 
 /// Why pods cannot be redirected on this machine, and what to do about it.
@@ -43,7 +43,9 @@ pub async fn preflight(options: &Options) -> Result<(), PreflightError> {
             let _ = answer.send(ask(&plan));
         })
         .map_err(PreflightError::Thread)?;
-    answered.await.unwrap_or_else(|_| Err(PreflightError::Thread(io::Error::other("it ended without an answer"))))
+    answered
+        .await
+        .unwrap_or_else(|_| Err(PreflightError::Thread(io::Error::other("it ended without an answer"))))
 }
 
 /// Leaves the calling thread in the namespace that it was in, or ends as an error.
@@ -56,7 +58,7 @@ fn ask(plan: &Plan) -> Result<(), PreflightError> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).map_err(PreflightError::Mark)?;
     socket.set_mark(PROXY_MARK).map_err(PreflightError::Mark)?;
 
-    let pod = PodUid::from("preflight");
+    let pod = Mark::new("preflight", &PodUid::from("preflight"));
     let mut inside = Inside::here().map_err(PreflightError::Rules)?;
     inside.set_loopback_up().map_err(PreflightError::Rules)?;
     inside.apply(plan, &pod).map_err(PreflightError::Rules)?;
@@ -68,7 +70,10 @@ fn ask(plan: &Plan) -> Result<(), PreflightError> {
     home.enter().map_err(entered)
 }
 
-#[allow(unsafe_code, reason = "rustix calls unshare unsafe for the sake of CLONE_FILES, which is not asked for")]
+#[allow(
+    unsafe_code,
+    reason = "rustix calls unshare unsafe for the sake of CLONE_FILES, which is not asked for"
+)]
 fn unshare() -> io::Result<()> {
     // SAFETY: only the network namespace is left, and only by this thread; its descriptors stay shared with the others'.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.map_err(io::Error::from)

@@ -45,7 +45,10 @@ pub fn is_probe(destination: SocketAddr) -> bool {
 
 /// Connects from inside as the pod's own processes would.
 pub(crate) async fn prove(sockets: &Sockets, namespace: &Arc<Netns>, families: &[IpFamily]) -> io::Result<Proof> {
-    let mut proof = Proof { outbound_v4: Outbound::Listed, outbound_v6: None };
+    let mut proof = Proof {
+        outbound_v4: Outbound::Listed,
+        outbound_v6: None,
+    };
     for family in families {
         let outbound = outbound(sockets, namespace, probe(*family)).await?;
         match family {
@@ -67,7 +70,9 @@ async fn outbound(sockets: &Sockets, namespace: &Arc<Netns>, to: SocketAddr) -> 
     }
     let stream = TcpStream::from_std(socket.into())?;
     let waited = timeout(PATIENCE, stream.writable()).await;
-    waited.map_err(|_| named(to, &io::ErrorKind::TimedOut.into()))?.map_err(|e| named(to, &e))?;
+    waited
+        .map_err(|_| named(to, &io::ErrorKind::TimedOut.into()))?
+        .map_err(|e| named(to, &e))?;
     match stream.take_error()? {
         None => Ok(Outbound::Connected),
         Some(e) => Err(named(to, &e)),
@@ -75,7 +80,10 @@ async fn outbound(sockets: &Sockets, namespace: &Arc<Netns>, to: SocketAddr) -> 
 }
 
 fn named(to: SocketAddr, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("a connection from inside to {to} did not reach the proxy: {error}"))
+    io::Error::new(
+        error.kind(),
+        format!("a connection from inside to {to} did not reach the proxy: {error}"),
+    )
 }
 
 fn probe(family: IpFamily) -> SocketAddr {
@@ -89,7 +97,13 @@ fn probe(family: IpFamily) -> SocketAddr {
 const PROBE_PORT: u16 = 15001;
 /// The handshake stays within the kernel; its first repetition would come after a second.
 const PATIENCE: Duration = Duration::from_secs(2);
-const NO_ROUTE: [i32; 5] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL, libc::EACCES, libc::EINVAL];
+const NO_ROUTE: [i32; 5] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EADDRNOTAVAIL,
+    libc::EACCES,
+    libc::EINVAL,
+];
 
 #[cfg(test)]
 mod tests {

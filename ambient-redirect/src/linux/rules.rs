@@ -22,11 +22,35 @@ pub struct Inside {
     sockets: netlink::Sockets,
 }
 
+/// For whom tables are made: what stands in them as their mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    node: u32,
+    pod: PodUid,
+}
+
+impl Mark {
+    /// The mark of a node, which tells it what it left behind itself from what another node of the machine has in force,
+    /// and of the pod.
+    pub fn new(node: &str, pod: &PodUid) -> Self {
+        let pod = pod.clone();
+        Self { node: tag(node), pod }
+    }
+}
+
 /// Who put our tables into a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The pod for which it was done; `None` where the mark cannot be read.
     pub pod: Option<PodUid>,
+    node: Option<u32>,
+}
+
+impl Owner {
+    /// Whether a node of this name did it. No where the mark cannot be read.
+    pub fn is_node(&self, name: &str) -> bool {
+        self.node == Some(tag(name))
+    }
 }
 
 /// Something that is not as the plan has it.
@@ -92,7 +116,11 @@ impl Inside {
 
     /// Opens the sockets in the calling thread's namespace.
     pub(super) fn here() -> Result<Self, ApplyError> {
-        Ok(Self { routing: Routing::open()?, nftables: Nftables::open()?, sockets: netlink::Sockets::open()? })
+        Ok(Self {
+            routing: Routing::open()?,
+            nftables: Nftables::open()?,
+            sockets: netlink::Sockets::open()?,
+        })
     }
 
     /// The addresses of all devices.
@@ -118,8 +146,8 @@ impl Inside {
     ///
     /// # Errors
     /// When a table of our name is somebody else's, or the kernel refuses.
-    pub fn apply(&mut self, plan: &Plan, pod: &PodUid) -> Result<Vec<Difference>, ApplyError> {
-        let differences = self.rules(plan, pod)?;
+    pub fn apply(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
+        let differences = self.rules(plan, mark)?;
         let foreign = differences.iter().find_map(|d| match d {
             Difference::ForeignTable(table) => Some(*table),
             _ => None,
@@ -137,8 +165,11 @@ impl Inside {
                 _ => (),
             }
         }
-        if differences.iter().any(|d| matches!(d, Difference::Table(_) | Difference::Leftover(_))) {
-            self.transaction(|tables, chains| replacement(plan, pod, tables, chains))?;
+        if differences
+            .iter()
+            .any(|d| matches!(d, Difference::Table(_) | Difference::Leftover(_)))
+        {
+            self.transaction(|tables, chains| replacement(plan, mark, tables, chains))?;
         }
         Ok(differences)
     }
@@ -177,8 +208,8 @@ impl Inside {
     ///
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
-    pub fn verify(&mut self, plan: &Plan, pod: &PodUid) -> Result<Vec<Difference>, ApplyError> {
-        let mut differences = self.rules(plan, pod)?;
+    pub fn verify(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
+        let mut differences = self.rules(plan, mark)?;
         let tcp = self.sockets.listeners(Transport::Tcp)?;
         let udp = if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
             self.sockets.listeners(Transport::Udp)?
@@ -194,7 +225,9 @@ impl Inside {
             }
             for family in &families {
                 // Redirected connections of the pod's own processes come to the loopback address.
-                let takes = |l: &&Listener| l.takes(*family == IpFamily::V6) || (port.port == ambient_core::ports::DNS && l.local.ip() == family.loopback());
+                let takes = |l: &&Listener| {
+                    l.takes(*family == IpFamily::V6) || (port.port == ambient_core::ports::DNS && l.local.ip() == family.loopback())
+                };
                 if !there.iter().any(|l| is_proxys(l) && takes(l)) {
                     differences.push(Difference::Listener(*port, *family));
                 }
@@ -216,7 +249,7 @@ impl Inside {
     }
 
     /// As [`Inside::verify`] without the listeners.
-    pub(super) fn rules(&mut self, plan: &Plan, pod: &PodUid) -> Result<Vec<Difference>, ApplyError> {
+    pub(super) fn rules(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
         let mut differences = Vec::new();
         let families = self.families(&plan.rules)?;
         let rules = self.routing.rules()?;
@@ -241,7 +274,7 @@ impl Inside {
                 (None, Some(_)) => differences.push(Difference::Leftover(name)),
                 (Some(_), None) => differences.push(Difference::Table(name)),
                 (Some(wanted), Some(there)) => {
-                    if there.userdata != comment(pod) || there.flags != 0 || !same_chains(wanted, &chains) || !self.same_rules(wanted)? {
+                    if there.userdata != comment(mark) || there.flags != 0 || !same_chains(wanted, &chains) || !self.same_rules(wanted)? {
                         differences.push(Difference::Table(name));
                     }
                 }
@@ -273,7 +306,7 @@ impl Inside {
 }
 
 /// The batch that makes the namespace hold the plan's tables and no others of ours.
-fn replacement(plan: &Plan, pod: &PodUid, tables: &[Table], chains: &[Chain]) -> Result<Batch, ApplyError> {
+fn replacement(plan: &Plan, mark: &Mark, tables: &[Table], chains: &[Chain]) -> Result<Batch, ApplyError> {
     let mut batch = Batch::default();
     for name in TABLES {
         let wanted = plan.tables.iter().find(|t| t.name == name);
@@ -284,7 +317,7 @@ fn replacement(plan: &Plan, pod: &PodUid, tables: &[Table], chains: &[Chain]) ->
             }
             // A table's mark and a chain's place cannot be changed; deleting the table cuts what it translates, so it is done
             // for nothing less.
-            let reusable = wanted.is_some_and(|w| there.userdata == comment(pod) && same_chains(w, chains));
+            let reusable = wanted.is_some_and(|w| there.userdata == comment(mark) && same_chains(w, chains));
             if reusable {
                 batch.flush_table(Family::Inet, name);
             } else {
@@ -292,7 +325,7 @@ fn replacement(plan: &Plan, pod: &PodUid, tables: &[Table], chains: &[Chain]) ->
             }
         }
         let Some(table) = wanted else { continue };
-        batch.add_table(Family::Inet, name, &comment(pod));
+        batch.add_table(Family::Inet, name, &comment(mark));
         for chain in &table.chains {
             batch.add_base_chain(Family::Inet, name, chain.hook.name(), &base_chain(chain));
         }
@@ -306,28 +339,38 @@ fn replacement(plan: &Plan, pod: &PodUid, tables: &[Table], chains: &[Chain]) ->
 }
 
 fn named_as_ours(tables: &[Table]) -> impl Iterator<Item = (&'static str, &Table)> {
-    TABLES.into_iter().filter_map(|name| tables.iter().find(|t| t.family == Family::Inet && t.name == name).map(|t| (name, t)))
+    TABLES.into_iter().filter_map(|name| {
+        tables
+            .iter()
+            .find(|t| t.family == Family::Inet && t.name == name)
+            .map(|t| (name, t))
+    })
 }
 
 fn same_chains(table: &plan::Table, chains: &[Chain]) -> bool {
-    let there: Vec<&Chain> = chains.iter().filter(|c| c.family == Family::Inet && c.table == table.name).collect();
+    let there: Vec<&Chain> = chains
+        .iter()
+        .filter(|c| c.family == Family::Inet && c.table == table.name)
+        .collect();
     there.len() == table.chains.len()
         && table.chains.iter().all(|wanted| {
             let base = base_chain(wanted);
             there.iter().any(|c| {
-                c.name == wanted.hook.name() && c.hook == Some((base.hook.number(), base.priority)) && c.kind.as_deref() == Some(base.kind.name())
+                c.name == wanted.hook.name()
+                    && c.hook == Some((base.hook.number(), base.priority))
+                    && c.kind.as_deref() == Some(base.kind.name())
             })
         })
 }
 
-/// The mark in a table: a comment, as every `nft` since 0.9.7 shows it, with the pod's UID.
-fn comment(pod: &PodUid) -> Vec<u8> {
-    let mut uid = pod.as_str();
+/// The mark in a table: a comment, as every `nft` since 0.9.7 shows it, with the node's tag and the pod's UID.
+fn comment(mark: &Mark) -> Vec<u8> {
+    let mut uid = mark.pod.as_str();
     while uid.len() > LONGEST_UID {
         // Never seen of Kubernetes; cut at a whole character.
         uid = &uid[..uid.len() - uid.chars().next_back().map_or(1, char::len_utf8)];
     }
-    let text = format!("{OWNER_MARK}{uid}");
+    let text = format!("{OWNER_MARK}{:08x}{POD_MARK}{uid}", mark.node);
     let mut bytes = vec![COMMENT, (text.len() + 1) as u8];
     bytes.extend_from_slice(text.as_bytes());
     bytes.push(0);
@@ -335,11 +378,21 @@ fn comment(pod: &PodUid) -> Vec<u8> {
 }
 
 fn owner_of(table: &Table) -> Option<Owner> {
-    let [COMMENT, length, text @ ..] = &table.userdata[..] else { return None };
+    let [COMMENT, length, text @ ..] = &table.userdata[..] else {
+        return None;
+    };
     let text = text.get(..usize::from(*length).checked_sub(1)?)?;
-    let uid = text.strip_prefix(OWNER_MARK.as_bytes())?;
-    let pod = std::str::from_utf8(uid).ok().filter(|uid| !uid.is_empty()).map(PodUid::from);
-    Some(Owner { pod })
+    let rest = text.strip_prefix(OWNER_MARK.as_bytes())?;
+    let rest = std::str::from_utf8(rest).ok().and_then(|rest| rest.split_once(POD_MARK));
+    let node = rest.and_then(|(node, _)| u32::from_str_radix(node, 16).ok());
+    let pod = rest.map(|(_, uid)| uid).filter(|uid| !uid.is_empty()).map(PodUid::from);
+    Some(Owner { pod, node })
+}
+
+/// A node's name in 32 bits (FNV-1a): names may be longer than a comment.
+fn tag(node: &str) -> u32 {
+    node.bytes()
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn is_proxys(listener: &Listener) -> bool {
@@ -347,7 +400,13 @@ fn is_proxys(listener: &Listener) -> bool {
 }
 
 fn routing_rule(family: IpFamily) -> Rule {
-    Rule { ipv6: family == IpFamily::V6, priority: RULE_PRIORITY, mark: REPLY_MARK, mask: MARK_MASK, table: ROUTE_TABLE }
+    Rule {
+        ipv6: family == IpFamily::V6,
+        priority: RULE_PRIORITY,
+        mark: REPLY_MARK,
+        mask: MARK_MASK,
+        table: ROUTE_TABLE,
+    }
 }
 
 fn is_ours(rule: &Rule) -> bool {
@@ -379,9 +438,10 @@ impl From<ApplyError> for io::Error {
     }
 }
 
-const OWNER_MARK: &str = "ambient pod ";
+const OWNER_MARK: &str = "ambient node ";
+const POD_MARK: &str = " pod ";
 /// A comment of nftables has at most 128 bytes.
-const LONGEST_UID: usize = 110;
+const LONGEST_UID: usize = 96;
 /// The kind of userdata that is a comment.
 const COMMENT: u8 = 0;
 /// A transaction that others overtook is made again so many times.

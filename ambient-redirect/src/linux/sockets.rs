@@ -90,11 +90,20 @@ impl Sockets {
     ///
     /// # Cancel safety
     /// Dropping the future ends the attempt.
-    pub async fn tcp_connect(&self, namespace: &Arc<Netns>, from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    pub async fn tcp_connect(
+        &self,
+        namespace: &Arc<Netns>,
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> io::Result<TcpStream> {
         let from = from.map(|ip| ip.to_canonical());
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         if from.is_some_and(|from| from.is_ipv4() != to.is_ipv4()) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "source and destination are of different families"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "source and destination are of different families",
+            ));
         }
         let socket = self.socket(namespace, Domain::for_address(to), Type::STREAM).await?;
         socket.set_tcp_nodelay(true)?;
@@ -130,7 +139,12 @@ impl Sockets {
     /// A socket such as the pod's own processes have; it does not block.
     pub(super) async fn unmarked(&self, namespace: &Arc<Netns>, domain: Domain, kind: Type) -> io::Result<Socket> {
         let (answer, answered) = oneshot::channel();
-        let job = Job { namespace: namespace.clone(), domain, kind, answer };
+        let job = Job {
+            namespace: namespace.clone(),
+            domain,
+            kind,
+            answer,
+        };
         self.jobs.send(job).map_err(|_| gone())?;
         let socket = answered.await.map_err(|_| gone())??;
         socket.set_nonblocking(true)?;

@@ -93,7 +93,9 @@ fn read(what: &str, transport: Transport, payload: &[u8]) -> Result<Option<Liste
         AF_INET6 => &header[8..24],
         _ => return Ok(None),
     };
-    let Some(ip): Option<IpAddr> = codec::read_ip(address) else { return Ok(None) };
+    let Some(ip): Option<IpAddr> = codec::read_ip(address) else {
+        return Ok(None);
+    };
     Ok(Some(Listener {
         transport,
         local: SocketAddr::new(ip, u16::from_be_bytes([header[4], header[5]])),

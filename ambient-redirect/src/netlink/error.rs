@@ -13,16 +13,27 @@ pub struct Error {
 
 impl Error {
     pub(super) fn new(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self { what: what.into(), message: None, source: source.into() }
+        Self {
+            what: what.into(),
+            message: None,
+            source: source.into(),
+        }
     }
 
     pub(super) fn refused(what: impl Into<String>, errno: i32, message: Option<String>) -> Self {
-        Self { what: what.into(), message, source: io::Error::from_raw_os_error(errno) }
+        Self {
+            what: what.into(),
+            message,
+            source: io::Error::from_raw_os_error(errno),
+        }
     }
 
     /// Bytes that do not hold what the protocol says they hold.
     pub(super) fn malformed(what: &str) -> Self {
-        Self::new(what, io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer cannot be read"))
+        Self::new(
+            what,
+            io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer cannot be read"),
+        )
     }
 
     /// The errno, where it was the kernel that refused.
@@ -56,7 +67,9 @@ impl Error {
     }
 
     fn said(&self) -> String {
-        self.message.as_ref().map_or_else(String::new, |m| format!(" (the kernel says: {m})"))
+        self.message
+            .as_ref()
+            .map_or_else(String::new, |m| format!(" (the kernel says: {m})"))
     }
 }
 

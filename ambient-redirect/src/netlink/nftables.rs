@@ -57,17 +57,29 @@ pub struct BaseChain {
 impl BaseChain {
     /// Where destinations of packets that come in are changed.
     pub const fn nat_prerouting() -> Self {
-        Self { kind: ChainKind::Nat, hook: Hook::Prerouting, priority: -100 }
+        Self {
+            kind: ChainKind::Nat,
+            hook: Hook::Prerouting,
+            priority: -100,
+        }
     }
 
     /// Where destinations of packets of local processes are changed.
     pub const fn nat_output() -> Self {
-        Self { kind: ChainKind::Nat, hook: Hook::Output, priority: -100 }
+        Self {
+            kind: ChainKind::Nat,
+            hook: Hook::Output,
+            priority: -100,
+        }
     }
 
     /// Where sources of packets that go out are changed.
     pub const fn nat_postrouting() -> Self {
-        Self { kind: ChainKind::Nat, hook: Hook::Postrouting, priority: 100 }
+        Self {
+            kind: ChainKind::Nat,
+            hook: Hook::Postrouting,
+            priority: 100,
+        }
     }
 }
 
@@ -177,7 +189,12 @@ impl Batch {
 
     /// Adds a rule to the end of a chain.
     pub fn add_rule(&mut self, family: Family, table: &str, chain: &str, expressions: &[Expr]) {
-        self.begin(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, format!("rule in {table} {chain}"));
+        self.begin(
+            NFT_MSG_NEWRULE,
+            NLM_F_CREATE | NLM_F_APPEND,
+            family,
+            format!("rule in {table} {chain}"),
+        );
         self.writer.text(NFTA_RULE_TABLE, table);
         self.writer.text(NFTA_RULE_CHAIN, chain);
         self.writer.nest(NFTA_RULE_EXPRESSIONS, |list| {
@@ -193,7 +210,8 @@ impl Batch {
     }
 
     fn begin(&mut self, message: u16, flags: u16, family: Family, name: String) {
-        self.writer.begin(NFNL_SUBSYS_NFTABLES << 8 | message, flags, &nfgen(family.number(), 0));
+        self.writer
+            .begin(NFNL_SUBSYS_NFTABLES << 8 | message, flags, &nfgen(family.number(), 0));
         self.names.push(name);
     }
 
@@ -296,7 +314,10 @@ impl Nftables {
             // transaction that succeeded, a handle seen twice one that failed.
             let before = self.generation()?;
             let all = self.list(what, NFT_MSG_GETRULE, |m| m.text(NFTA_RULE_TABLE, table))?;
-            let rules = all.iter().map(|(_, payload)| read_rule(what, payload)).collect::<Result<Vec<_>, _>>()?;
+            let rules = all
+                .iter()
+                .map(|(_, payload)| read_rule(what, payload))
+                .collect::<Result<Vec<_>, _>>()?;
             let rules: Vec<Rule> = rules.into_iter().filter(|r| r.family == family && r.table == table).collect();
             let mut handles: Vec<u64> = rules.iter().map(|r| r.handle).collect();
             handles.sort_unstable();
@@ -306,7 +327,10 @@ impl Nftables {
             }
             tries += 1;
             if tries == LISTINGS {
-                return Err(Error::new(what, std::io::Error::new(std::io::ErrorKind::Interrupted, "the rules kept changing")));
+                return Err(Error::new(
+                    what,
+                    std::io::Error::new(std::io::ErrorKind::Interrupted, "the rules kept changing"),
+                ));
             }
         }
     }

@@ -23,6 +23,8 @@ pub struct Link {
     pub index: u32,
     pub name: String,
     pub up: bool,
+    /// Its other end is up as well, and packets pass: some time after both were set up, not at once.
+    pub running: bool,
     pub loopback: bool,
 }
 
@@ -76,17 +78,32 @@ pub struct Rule {
 impl Route {
     /// A unicast route in the main table.
     pub fn to(destination: IpNet) -> Self {
-        Self { destination, kind: RouteKind::Unicast, gateway: None, link: None, table: MAIN, onlink: false }
+        Self {
+            destination,
+            kind: RouteKind::Unicast,
+            gateway: None,
+            link: None,
+            table: MAIN,
+            onlink: false,
+        }
     }
 
     /// `local DESTINATION dev lo table TABLE`: packets to it are this host's.
     pub fn local(destination: IpNet, table: u32) -> Self {
-        Self { kind: RouteKind::Local, link: Some(LOOPBACK), table, ..Self::to(destination) }
+        Self {
+            kind: RouteKind::Local,
+            link: Some(LOOPBACK),
+            table,
+            ..Self::to(destination)
+        }
     }
 
     #[must_use]
     pub fn via(self, gateway: IpAddr) -> Self {
-        Self { gateway: Some(gateway), ..self }
+        Self {
+            gateway: Some(gateway),
+            ..self
+        }
     }
 
     #[must_use]
@@ -118,7 +135,10 @@ impl Routing {
 
     /// Makes a pair of virtual Ethernet devices; the peer is born in `namespace`, else in this one.
     pub fn add_veth(&mut self, name: &str, peer: &str, namespace: Option<BorrowedFd<'_>>) -> Result<(), Error> {
-        self.0.request(&format!("making the link {name}"), veth(name, peer, namespace.map(|n| n.as_raw_fd() as u32)))
+        self.0.request(
+            &format!("making the link {name}"),
+            veth(name, peer, namespace.map(|n| n.as_raw_fd() as u32)),
+        )
     }
 
     /// All links of the namespace.
@@ -127,7 +147,10 @@ impl Routing {
         let mut message = Writer::default();
         message.begin(RTM_GETLINK, NLM_F_DUMP, &ifinfo(0, 0, 0));
         let all = self.list(what, &message)?;
-        all.iter().filter(|(kind, _)| *kind == RTM_NEWLINK).map(|(_, payload)| read_link(payload)).collect()
+        all.iter()
+            .filter(|(kind, _)| *kind == RTM_NEWLINK)
+            .map(|(_, payload)| read_link(payload))
+            .collect()
     }
 
     /// The link of a name.
@@ -191,12 +214,18 @@ impl Routing {
 
     /// Gives a link an address; an IPv6 one is usable at once, without duplicate address detection.
     pub fn add_address(&mut self, link: u32, ip: IpAddr, prefix: u8) -> Result<(), Error> {
-        self.0.request(&format!("giving link {link} the address {ip}/{prefix}"), address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, link, ip, prefix))
+        self.0.request(
+            &format!("giving link {link} the address {ip}/{prefix}"),
+            address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, link, ip, prefix),
+        )
     }
 
     /// Takes an address from a link.
     pub fn delete_address(&mut self, link: u32, ip: IpAddr, prefix: u8) -> Result<(), Error> {
-        self.0.request(&format!("taking the address {ip}/{prefix} from link {link}"), address(RTM_DELADDR, 0, link, ip, prefix))
+        self.0.request(
+            &format!("taking the address {ip}/{prefix} from link {link}"),
+            address(RTM_DELADDR, 0, link, ip, prefix),
+        )
     }
 
     /// All addresses of the namespace, IPv4 and IPv6.
@@ -209,21 +238,33 @@ impl Routing {
         for (_, payload) in all.iter().filter(|(kind, _)| *kind == RTM_NEWADDR) {
             let (header, rest) = fixed(what, payload, 8)?;
             // Of a point-to-point device the local end is IFA_LOCAL; IPv6 has IFA_ADDRESS only.
-            let ip = codec::find(rest, IFA_LOCAL).or_else(|| codec::find(rest, IFA_ADDRESS)).and_then(codec::read_ip);
+            let ip = codec::find(rest, IFA_LOCAL)
+                .or_else(|| codec::find(rest, IFA_ADDRESS))
+                .and_then(codec::read_ip);
             let Some(ip) = ip else { continue };
-            addresses.push(Address { link: codec::read_u32(header, 4).unwrap_or(0), ip, prefix: header[1] });
+            addresses.push(Address {
+                link: codec::read_u32(header, 4).unwrap_or(0),
+                ip,
+                prefix: header[1],
+            });
         }
         Ok(addresses)
     }
 
     /// Makes a route, or replaces the one to the same destination.
     pub fn add_route(&mut self, route: &Route) -> Result<(), Error> {
-        self.0.request(&format!("making the route to {}", route.destination), route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route))
+        self.0.request(
+            &format!("making the route to {}", route.destination),
+            route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route),
+        )
     }
 
     /// Deletes a route.
     pub fn delete_route(&mut self, route: &Route) -> Result<(), Error> {
-        self.0.request(&format!("deleting the route to {}", route.destination), route_message(RTM_DELROUTE, 0, route))
+        self.0.request(
+            &format!("deleting the route to {}", route.destination),
+            route_message(RTM_DELROUTE, 0, route),
+        )
     }
 
     /// All routes of one table, IPv4 and IPv6; those with several next hops come without gateway and link.
@@ -247,12 +288,18 @@ impl Routing {
     /// # Errors
     /// [`Error::exists`] holds where the same rule is there already.
     pub fn add_rule(&mut self, rule: &Rule) -> Result<(), Error> {
-        self.0.request(&format!("making the routing rule {}", rule.priority), rule_message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule))
+        self.0.request(
+            &format!("making the routing rule {}", rule.priority),
+            rule_message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule),
+        )
     }
 
     /// Deletes a rule.
     pub fn delete_rule(&mut self, rule: &Rule) -> Result<(), Error> {
-        self.0.request(&format!("deleting the routing rule {}", rule.priority), rule_message(RTM_DELRULE, 0, rule))
+        self.0.request(
+            &format!("deleting the routing rule {}", rule.priority),
+            rule_message(RTM_DELRULE, 0, rule),
+        )
     }
 
     /// All rules that send packets to a table, IPv4 and IPv6; `mark` and `mask` are 0 where a rule looks at no mark.
@@ -371,6 +418,7 @@ fn read_link(payload: &[u8]) -> Result<Link, Error> {
         index: codec::read_u32(header, 4).unwrap_or(0),
         name: codec::find(rest, IFLA_IFNAME).map(codec::read_text).unwrap_or_default(),
         up: flags & IFF_UP != 0,
+        running: codec::find(rest, IFLA_OPERSTATE).is_some_and(|state| state.first() == Some(&IF_OPER_UP)),
         loopback: flags & IFF_LOOPBACK != 0,
     })
 }
@@ -383,13 +431,17 @@ fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Error> {
         _ => return Ok(None),
     };
     let ip = codec::find(rest, RTA_DST).and_then(codec::read_ip).unwrap_or(unspecified);
-    let Ok(destination) = IpNet::new(ip, header[1]) else { return Ok(None) };
+    let Ok(destination) = IpNet::new(ip, header[1]) else {
+        return Ok(None);
+    };
     Ok(Some(Route {
         destination,
         kind: RouteKind::from_number(header[7]),
         gateway: codec::find(rest, RTA_GATEWAY).and_then(codec::read_ip),
         link: codec::find(rest, RTA_OIF).and_then(|b| codec::read_u32(b, 0)),
-        table: codec::find(rest, RTA_TABLE).and_then(|b| codec::read_u32(b, 0)).unwrap_or_else(|| u32::from(header[4])),
+        table: codec::find(rest, RTA_TABLE)
+            .and_then(|b| codec::read_u32(b, 0))
+            .unwrap_or_else(|| u32::from(header[4])),
         onlink: codec::read_u32(header, 8).unwrap_or(0) & RTNH_F_ONLINK != 0,
     }))
 }
@@ -405,7 +457,7 @@ fn read_rule(what: &str, payload: &[u8]) -> Result<Option<Rule>, Error> {
         ipv6: header[0] == AF_INET6,
         priority: number(FRA_PRIORITY).unwrap_or(0),
         mark: mark.unwrap_or(0),
-        mask: number(FRA_FWMASK).unwrap_or(if mark.is_some() { u32::MAX } else { 0 }),
+        mask: number(FRA_FWMASK).unwrap_or_else(|| if mark.is_some() { u32::MAX } else { 0 }),
         table: number(FRA_TABLE).unwrap_or_else(|| u32::from(header[4])),
     }))
 }
@@ -472,6 +524,8 @@ const RTM_GETRULE: u16 = 34;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
+const IF_OPER_UP: u8 = 6;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;

@@ -54,7 +54,11 @@ impl Socket {
             // Kernels before 4.12 lack them; what they give is only a better error text.
             let _ = option::set_int(fd.as_fd(), libc::SOL_NETLINK, name, 1);
         }
-        Ok(Self { fd, sequence: 0, buffer: vec![0; DATAGRAM] })
+        Ok(Self {
+            fd,
+            sequence: 0,
+            buffer: vec![0; DATAGRAM],
+        })
     }
 
     /// Sends one message and waits for its answer.
@@ -107,7 +111,10 @@ impl Socket {
             }
         })?;
         if torn {
-            return Err(Error::new(what, io::Error::new(io::ErrorKind::Interrupted, "changed while it was being listed")));
+            return Err(Error::new(
+                what,
+                io::Error::new(io::ErrorKind::Interrupted, "changed while it was being listed"),
+            ));
         }
         Ok(all)
     }
@@ -140,7 +147,10 @@ impl Socket {
     pub(crate) fn next_datagram(&mut self, what: &str, mut each: impl FnMut(Message<'_>)) -> Result<(), Error> {
         let (_, length) = recv(&self.fd, &mut self.buffer[..], RecvFlags::TRUNC).map_err(|e| Error::new(what, e))?;
         let Some(bytes) = self.buffer.get(..length) else {
-            return Err(Error::new(what, io::Error::new(io::ErrorKind::InvalidData, "a datagram larger than the buffer")));
+            return Err(Error::new(
+                what,
+                io::Error::new(io::ErrorKind::InvalidData, "a datagram larger than the buffer"),
+            ));
         };
         codec::messages(bytes).for_each(&mut each);
         Ok(())
@@ -192,8 +202,15 @@ fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
     }
     // The request's header follows, all of the request unless the answer is capped, then attributes with words.
     let copied = codec::read_u32(message.payload, 4).unwrap_or(0) as usize;
-    let skip = if message.flags & NLM_F_CAPPED != 0 { HEADER } else { copied.next_multiple_of(4) };
-    let words = message.payload.get(4 + skip..).and_then(|rest| codec::find(rest, NLMSGERR_ATTR_MSG));
+    let skip = if message.flags & NLM_F_CAPPED != 0 {
+        HEADER
+    } else {
+        copied.next_multiple_of(4)
+    };
+    let words = message
+        .payload
+        .get(4 + skip..)
+        .and_then(|rest| codec::find(rest, NLMSGERR_ATTR_MSG));
     Err(Error::refused(what, -errno, words.map(codec::read_text)))
 }
 

@@ -8,7 +8,11 @@ fn the_whole_plan_as_text() {
 
 #[test]
 fn what_is_switched_off_leaves_no_rule() {
-    let plain = Plan::new(&Options { ipv6: false, dns: false, probes: false });
+    let plain = Plan::new(&Options {
+        ipv6: false,
+        dns: false,
+        probes: false,
+    });
     let text = plain.to_string();
     for absent in ["ip6", "::1", "15053", "53 ", "zone", "169.254.7.127", "ambient-raw", "-6"] {
         assert!(!text.contains(absent), "{absent} in {text}");
@@ -20,8 +24,15 @@ fn what_is_switched_off_leaves_no_rule() {
 #[test]
 fn without_ipv6_no_rule_catches_it() {
     // What it catches it must have a listener for: a DNS query by IPv6 would be lost.
-    let plan = Plan::new(&Options { ipv6: false, ..Options::default() });
-    let queries = plan.tables[0].chains[1].rules.iter().find(|r| r.why == "DNS queries by UDP").unwrap();
+    let plan = Plan::new(&Options {
+        ipv6: false,
+        ..Options::default()
+    });
+    let queries = plan.tables[0].chains[1]
+        .rules
+        .iter()
+        .find(|r| r.why == "DNS queries by UDP")
+        .unwrap();
     assert!(queries.matches.contains(&Match::Family(IpFamily::V4)));
 }
 
@@ -45,6 +56,12 @@ fn everything_redirected_has_a_listener() {
             Match::Protocol(protocol) => Some(*protocol),
             _ => None,
         });
-        assert!(plan.listeners.contains(&Port { protocol: protocol.unwrap(), port }), "{rule:?}");
+        assert!(
+            plan.listeners.contains(&Port {
+                protocol: protocol.unwrap(),
+                port
+            }),
+            "{rule:?}"
+        );
     }
 }

@@ -1,9 +1,6 @@
 //! Which namespace is which pod's, by addresses.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ambient_core::PodUid;
 
@@ -24,15 +21,25 @@ pub(super) fn pair(
     placed: impl Fn(&PodUid) -> bool,
     too_early: impl Fn(NetnsId, &PodUid) -> bool,
 ) -> Found {
-    let mut found = Found { pairs: Vec::new(), unpaired: BTreeMap::new() };
+    let mut found = Found {
+        pairs: Vec::new(),
+        unpaired: BTreeMap::new(),
+    };
     let waiting: Vec<&PodSpec> = desired.iter().filter(|d| !placed(&d.uid)).collect();
-    let free: Vec<(NetnsId, Vec<IpAddr>)> =
-        seen.iter().filter(|(id, _)| !taken(**id)).map(|(id, s)| (*id, s.addresses.iter().map(IpAddr::to_canonical).collect())).collect();
+    let free: Vec<(NetnsId, Vec<IpAddr>)> = seen
+        .iter()
+        .filter(|(id, _)| !taken(**id))
+        .map(|(id, s)| (*id, s.addresses.iter().map(IpAddr::to_canonical).collect()))
+        .collect();
 
     for spec in &waiting {
         let addresses: Vec<IpAddr> = spec.addresses.iter().map(IpAddr::to_canonical).collect();
         let verdict = place(spec, &addresses, &waiting, &free).and_then(|id| {
-            if too_early(id, &spec.uid) { Err("its namespace served another pod until now".into()) } else { Ok(id) }
+            if too_early(id, &spec.uid) {
+                Err("its namespace served another pod until now".into())
+            } else {
+                Ok(id)
+            }
         });
         match verdict {
             Ok(id) if found.pairs.iter().any(|(_, other)| other.uid == spec.uid) => {
@@ -59,7 +66,11 @@ fn place(spec: &PodSpec, addresses: &[IpAddr], waiting: &[&PodSpec], free: &[(Ne
     if let Some(other) = waiting.iter().find(same) {
         return Err(format!("{other} has the same address"));
     }
-    let claims: Vec<NetnsId> = free.iter().filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip))).map(|(id, _)| *id).collect();
+    let claims: Vec<NetnsId> = free
+        .iter()
+        .filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip)))
+        .map(|(id, _)| *id)
+        .collect();
     match claims[..] {
         [] => Err("no network namespace with its addresses is to be seen".into()),
         [id] => {

@@ -14,7 +14,7 @@ use crate::{PodSpec, linux::NetnsId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodState {
     /// The pod.
-    pub pod: Arc<PodSpec>,
+    pub spec: Arc<PodSpec>,
     /// Its namespace, if it is known.
     pub namespace: Option<NetnsId>,
     /// How it stands.
@@ -120,6 +120,8 @@ pub(super) struct Entry {
     /// Its namespace has lost its name.
     pub(super) gone: bool,
     leave: bool,
+    /// Nothing of ours is in its namespace any more.
+    pub(super) cleared: bool,
     /// Something in the namespace has changed since it was last looked at.
     pub(super) dirty: bool,
     /// Announced by this process, and not taken back.
@@ -144,6 +146,7 @@ impl Entry {
             busy: None,
             gone: false,
             leave: false,
+            cleared: false,
             dirty: false,
             announced: None,
             mending: None,
@@ -159,10 +162,13 @@ impl Entry {
 
     /// An entry whose one purpose is to leave.
     pub(super) fn left_behind(pod: Arc<PodSpec>, phase: Phase, now: Instant, timing: &Timing) -> Self {
-        Self { leave: true, ..Self::new(pod, phase, now, timing) }
+        Self {
+            leave: true,
+            ..Self::new(pod, phase, now, timing)
+        }
     }
 
-    pub(super) fn leaving(&self) -> bool {
+    pub(super) fn leaves(&self) -> bool {
         self.leave
     }
 
@@ -219,7 +225,15 @@ impl Entry {
     }
 
     /// Takes the outcome of a step; `true` when the pod has left.
-    pub(super) fn advance(&mut self, now: Instant, wall: SystemTime, timing: &Timing, step: Step, done: Done, output: &mut VecDeque<Output>) -> bool {
+    pub(super) fn advance(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        timing: &Timing,
+        step: Step,
+        done: Done,
+        output: &mut VecDeque<Output>,
+    ) -> bool {
         self.not_before = None;
         match done {
             Done::Failed(why) => self.failed(now, timing, Refusal { step, why }, output),
@@ -248,7 +262,15 @@ impl Entry {
         false
     }
 
-    fn succeeded(&mut self, now: Instant, wall: SystemTime, timing: &Timing, step: Step, said: Option<String>, output: &mut VecDeque<Output>) -> bool {
+    fn succeeded(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        timing: &Timing,
+        step: Step,
+        said: Option<String>,
+        output: &mut VecDeque<Output>,
+    ) -> bool {
         match step {
             Step::Listen => self.phase = Phase::Enforcing,
             Step::Enforce => self.phase = Phase::Proving,
@@ -284,6 +306,7 @@ impl Entry {
                 }
             }
             Step::Clear => {
+                self.cleared = true;
                 self.failures = 0;
                 self.phase = Phase::Removing;
             }
@@ -304,12 +327,18 @@ impl Entry {
         self.error = None;
         self.verify_at = now + timing.verify_every;
         self.not_before = Some(now + timing.verify_least);
-        self.phase = Phase::In { captured_at, proof: self.proof.clone() };
+        self.phase = Phase::In {
+            captured_at,
+            proof: self.proof.clone(),
+        };
     }
 
     fn failed(&mut self, now: Instant, timing: &Timing, refusal: Refusal, output: &mut VecDeque<Output>) {
         self.failures = self.failures.saturating_add(1);
-        let pause = timing.pause.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(timing.pause_most);
+        let pause = timing
+            .pause
+            .saturating_mul(1 << self.failures.saturating_sub(1).min(16))
+            .min(timing.pause_most);
         self.not_before = Some(now + pause);
         if self.error.as_ref() != Some(&refusal) && !self.gone {
             output.push_back(Output::Tell(Notice::Refused(self.pod.clone(), refusal.clone())));
@@ -321,6 +350,8 @@ impl Entry {
         match self.phase {
             // From the start, listeners first: what failed may be the consequence of one that has gone.
             Phase::Enforcing | Phase::Proving => self.phase = Phase::Listening,
+            // By the time of the next attempt the proof is old.
+            Phase::Announcing => self.phase = Phase::Proving,
             Phase::In { .. } if self.failures >= MENDINGS => self.phase = Phase::Listening,
             _ => (),
         }
@@ -333,11 +364,20 @@ impl Entry {
     pub(super) fn state(&self, namespace: NetnsId) -> PodState {
         let state = match (&self.phase, &self.error) {
             _ if self.leave => State::Leaving,
-            (Phase::In { captured_at, proof }, None) => State::In { captured_at: *captured_at, proof: proof.clone() },
+            (Phase::In { captured_at, proof }, None) => State::In {
+                captured_at: *captured_at,
+                proof: proof.clone(),
+            },
             (_, Some(error)) => State::Refused { error: error.clone() },
             (_, None) => State::Joining,
         };
-        PodState { pod: self.pod.clone(), namespace: Some(namespace), state, said: self.said.clone(), repairs: self.repairs }
+        PodState {
+            spec: self.pod.clone(),
+            namespace: Some(namespace),
+            state,
+            said: self.said.clone(),
+            repairs: self.repairs,
+        }
     }
 }
 

@@ -49,7 +49,11 @@ impl Log {
 
 impl TellingProxy {
     pub(crate) fn new(sockets: &Sockets, log: &Log) -> Arc<Self> {
-        Arc::new(Self { sockets: sockets.clone(), serving: Mutex::default(), log: log.clone() })
+        Arc::new(Self {
+            sockets: sockets.clone(),
+            serving: Mutex::default(),
+            log: log.clone(),
+        })
     }
 
     /// All listeners vanish, as when the process is killed.
@@ -71,7 +75,9 @@ impl TellingProxy {
                         log.push(format!("probe {destination}"));
                         continue;
                     }
-                    let _ = stream.write_all(format!("{word} {destination} from {}", peer.ip().to_canonical()).as_bytes()).await;
+                    let _ = stream
+                        .write_all(format!("{word} {destination} from {}", peer.ip().to_canonical()).as_bytes())
+                        .await;
                 }
             });
         }
@@ -94,7 +100,10 @@ impl Proxy for TellingProxy {
             // A pod that is served already is served anew: its listeners are what was found missing.
             drop(self.serving.lock().unwrap().remove(&pod.uid));
             sleep(Duration::from_millis(1)).await;
-            let tasks = self.listen(&namespace).await.map_err(|source| ProxyError { what: "listening".into(), source })?;
+            let tasks = self.listen(&namespace).await.map_err(|source| ProxyError {
+                what: "listening".into(),
+                source,
+            })?;
             self.log.push(format!("add {} {}", pod.uid, namespace.id()));
             self.serving.lock().unwrap().insert(pod.uid.clone(), tasks);
             Ok(())
@@ -118,7 +127,9 @@ pub(crate) struct Announcements {
 
 impl Announcements {
     fn rules_of(&self, uid: &PodUid) -> &'static str {
-        let Some(namespace) = self.namespaces.lock().unwrap().get(uid).cloned() else { return "" };
+        let Some(namespace) = self.namespaces.lock().unwrap().get(uid).cloned() else {
+            return "";
+        };
         let owner = Inside::open(&namespace).and_then(|mut inside| inside.owner());
         match owner {
             Ok(Some(owner)) if owner.pod.as_ref() == Some(uid) => " with rules",
@@ -172,15 +183,33 @@ impl Running {
     pub(crate) fn start(config: Config, log: &Log) -> Self {
         let sockets = Sockets::new().unwrap();
         let proxy = TellingProxy::new(&sockets, log);
-        let announcements = Arc::new(Announcements { log: log.clone(), namespaces: Mutex::default() });
-        let enrolment = Enrolment::new(config, sockets, proxy.clone(), announcements.clone(), Arc::new(Observed(log.clone()))).unwrap();
+        let announcements = Arc::new(Announcements {
+            log: log.clone(),
+            namespaces: Mutex::default(),
+        });
+        let enrolment = Enrolment::new(
+            config,
+            sockets,
+            proxy.clone(),
+            announcements.clone(),
+            Arc::new(Observed(log.clone())),
+        )
+        .unwrap();
         let states = enrolment.states();
         let (desired, receiver) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(enrolment.run(receiver, async {
             let _ = stopped.await;
         }));
-        Self { proxy, announcements, log: log.clone(), desired, states, stop: Some(stop), task }
+        Self {
+            proxy,
+            announcements,
+            log: log.clone(),
+            desired,
+            states,
+            stop: Some(stop),
+            task,
+        }
     }
 
     pub(crate) fn want(&self, pods: &[PodSpec]) {
@@ -189,7 +218,9 @@ impl Running {
 
     /// Waits until what is published is as wanted.
     pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&[PodState]) -> bool) {
-        let waited = timeout(Duration::from_secs(5), self.states.wait_for(|states| wanted(states))).await.is_ok();
+        let waited = timeout(Duration::from_secs(5), self.states.wait_for(|states| wanted(states)))
+            .await
+            .is_ok();
         if !waited {
             panic!("waited for {what} in vain: {:#?}\n{:#?}", self.states.borrow(), self.log.lines());
         }
@@ -224,9 +255,11 @@ impl Running {
 }
 
 pub(crate) fn is_in(states: &[PodState], uid: &str) -> bool {
-    states.iter().any(|s| s.pod.uid.as_str() == uid && matches!(s.state, State::In { .. }))
+    states
+        .iter()
+        .any(|s| s.spec.uid.as_str() == uid && matches!(s.state, State::In { .. }))
 }
 
 pub(crate) fn namespace_of(states: &[PodState], uid: &str) -> Option<NetnsId> {
-    states.iter().find(|s| s.pod.uid.as_str() == uid).and_then(|s| s.namespace)
+    states.iter().find(|s| s.spec.uid.as_str() == uid).and_then(|s| s.namespace)
 }

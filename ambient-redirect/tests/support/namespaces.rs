@@ -10,6 +10,7 @@ use std::{
     process::ExitCode,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use ambient_core::PodUid;
@@ -28,7 +29,12 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let exact = arguments.iter().any(|a| a == "--exact");
     let filters: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| if exact { name == f.as_str() } else { name.contains(f.as_str()) });
+    let wanted = |name: &str| {
+        filters.is_empty()
+            || filters
+                .iter()
+                .any(|f| if exact { name == f.as_str() } else { name.contains(f.as_str()) })
+    };
     let tests: Vec<Test> = tests.iter().copied().filter(|(name, _)| wanted(name)).collect();
     if arguments.iter().any(|a| a == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -45,7 +51,11 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
         failed += usize::from(!passed);
     }
-    println!("\ntest result: {}. {} run; {failed} failed", if failed == 0 { "ok" } else { "FAILED" }, tests.len());
+    println!(
+        "\ntest result: {}. {} run; {failed} failed",
+        if failed == 0 { "ok" } else { "FAILED" },
+        tests.len()
+    );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -73,7 +83,10 @@ fn enter() -> io::Result<()> {
     Ok(())
 }
 
-#[allow(unsafe_code, reason = "rustix calls unshare unsafe for the sake of CLONE_FILES, which is not asked for")]
+#[allow(
+    unsafe_code,
+    reason = "rustix calls unshare unsafe for the sake of CLONE_FILES, which is not asked for"
+)]
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: descriptors stay shared, as CLONE_FILES is not among the flags of any caller.
     unsafe { unshare_unsafe(flags) }.map_err(Into::into)
@@ -92,7 +105,12 @@ impl World {
         let mut routing = Routing::open().unwrap();
         routing.set_loopback_up().unwrap();
         let _ = fs::write("/proc/sys/net/ipv4/ip_forward", "1");
-        Self { names: tempfile::tempdir().unwrap(), node: Arc::new(Netns::current().unwrap()), pods: BTreeMap::new(), links: 0 }
+        Self {
+            names: tempfile::tempdir().unwrap(),
+            node: Arc::new(Netns::current().unwrap()),
+            pods: BTreeMap::new(),
+            links: 0,
+        }
     }
 
     /// A pod's namespace with a name, an IPv4 and an IPv6 address, and default routes to the node.
@@ -118,11 +136,19 @@ impl World {
                 routing.add_address(eth0, ip.parse().unwrap(), prefix).unwrap();
             }
             routing.set_up(eth0).unwrap();
+            while !routing.link("eth0").unwrap().running {
+                thread::sleep(Duration::from_millis(1));
+            }
             for (net, via) in [("0.0.0.0/0", "10.0.0.1"), ("::/0", "fd00::1")] {
-                routing.add_route(&Route::to(net.parse().unwrap()).via(via.parse().unwrap()).dev(eth0).onlink()).unwrap();
+                routing
+                    .add_route(&Route::to(net.parse().unwrap()).via(via.parse().unwrap()).dev(eth0).onlink())
+                    .unwrap();
             }
         })
         .unwrap();
+        while !routing.link(&link).unwrap().running {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.name(name, pod.clone());
         pod
     }

@@ -222,3 +222,37 @@ const BLOCKS: usize = 32;
 const FRAME: usize = 2048;
 /// After so many milliseconds a block that is not full is handed over; it may take twice as long.
 pub(super) const RETIRE_MS: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block with one frame of these lengths, and as many frames as it says.
+    fn block(count: u32, captured: u32, length: u32) -> Vec<u8> {
+        let mut block = vec![0; 256];
+        let mut put = |at: usize, value: u32| block[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        put(HEADER + offset_of!(libc::tpacket_hdr_v1, num_pkts), count);
+        put(HEADER + offset_of!(libc::tpacket_hdr_v1, offset_to_first_pkt), 64);
+        put(64 + offset_of!(libc::tpacket3_hdr, tp_snaplen), captured);
+        put(64 + offset_of!(libc::tpacket3_hdr, tp_len), length);
+        put(64 + offset_of!(libc::tpacket3_hdr, tp_next_offset), 160);
+        block[64 + offset_of!(libc::tpacket3_hdr, tp_mac)] = 96;
+        block
+    }
+
+    #[test]
+    fn what_a_block_claims_is_checked() {
+        let read = |block: &[u8]| {
+            let mut seen = Vec::new();
+            let whole = frames(block, &mut |frame, cut| seen.push((frame.len(), cut))).is_some();
+            (seen, whole)
+        };
+        assert_eq!(read(&block(0, 0, 0)), (vec![], true));
+        assert_eq!(read(&block(1, 60, 60)), (vec![(60, false)], true));
+        assert_eq!(read(&block(1, 60, 900)), (vec![(60, true)], true));
+        // A frame, and a count, beyond the end.
+        assert_eq!(read(&block(1, 200, 200)), (vec![], false));
+        assert_eq!(read(&block(2, 60, 60)), (vec![(60, false)], false));
+        assert_eq!(read(&[0; 4]), (vec![], false));
+    }
+}

@@ -1,3 +1,5 @@
+#![cfg(feature = "aws-lc-rs")]
+
 use std::time::Duration;
 
 use ambient_core::{Credential, Identity};
@@ -18,7 +20,10 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap().der().to_vec();
-        Self { root, issuer: Issuer::new(params, key) }
+        Self {
+            root,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// A leaf with these URI SANs, changed as a test likes.
@@ -77,18 +82,39 @@ fn a_good_leaf_is_accepted_in_both_roles() {
         assert_eq!(verify(&ca, &leaf, role).unwrap().as_str(), CART);
     }
     // Other kinds of names do not matter.
-    let leaf = ca.leaf(&[CART], |params| params.subject_alt_names.push(SanType::DnsName("cart.shop".try_into().unwrap())));
+    let leaf = ca.leaf(&[CART], |params| {
+        params.subject_alt_names.push(SanType::DnsName("cart.shop".try_into().unwrap()))
+    });
     assert!(verify(&ca, &leaf, Role::Server).is_ok());
 }
 
 #[test]
 fn exactly_one_uri_that_is_a_spiffe_id() {
     let ca = Ca::new();
-    for uris in [&[][..], &[CART, CART], &[CART, "spiffe://cluster.local/ns/shop/sa/stock"], &["https://a/", CART]] {
-        assert_eq!(verify(&ca, &ca.leaf(uris, |_| {}), Role::Client), Err(PeerError::UriNames { count: uris.len() }));
+    for uris in [
+        &[][..],
+        &[CART, CART],
+        &[CART, "spiffe://cluster.local/ns/shop/sa/stock"],
+        &["https://a/", CART],
+    ] {
+        assert_eq!(
+            verify(&ca, &ca.leaf(uris, |_| {}), Role::Client),
+            Err(PeerError::UriNames { count: uris.len() })
+        );
     }
-    for uri in ["https://cluster.local/ns/shop/sa/cart", "spiffe://", "spiffe://Cluster.local/ns/a/sa/b", "spiffe://cluster.local/a//b"] {
-        assert!(matches!(verify(&ca, &ca.leaf(&[uri], |_| {}), Role::Client), Err(PeerError::NotSpiffe { .. })), "{uri}");
+    for uri in [
+        "https://cluster.local/ns/shop/sa/cart",
+        "spiffe://",
+        "spiffe://Cluster.local/ns/a/sa/b",
+        "spiffe://cluster.local/a//b",
+    ] {
+        assert!(
+            matches!(
+                verify(&ca, &ca.leaf(&[uri], |_| {}), Role::Client),
+                Err(PeerError::NotSpiffe { .. })
+            ),
+            "{uri}"
+        );
     }
     // Valid beside a name that is not text: [6] is a URI, 0xff is in no ASCII.
     let hidden = |params: &mut CertificateParams| {
@@ -98,9 +124,14 @@ fn exactly_one_uri_that_is_a_spiffe_id() {
             names.extend(uri);
         }
         names[1] = (names.len() - 2) as u8;
-        params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], names));
+        params
+            .custom_extensions
+            .push(CustomExtension::from_oid_content(&[2, 5, 29, 17], names));
     };
-    assert!(matches!(verify(&ca, &ca.leaf(&[], hidden), Role::Client), Err(PeerError::Unreadable { .. })));
+    assert!(matches!(
+        verify(&ca, &ca.leaf(&[], hidden), Role::Client),
+        Err(PeerError::Unreadable { .. })
+    ));
 }
 
 #[test]
@@ -108,10 +139,23 @@ fn a_domains_root_vouches_for_no_other_domain() {
     let (ours, theirs) = (Ca::new(), Ca::new());
     let both = trust(&[("cluster.local", &ours), ("other.example", &theirs)]);
     let verifier = verifier(&both, Accepted::AnyTrusted);
-    assert!(verifier.verify(&ders(&theirs.leaf(&["spiffe://other.example/x"], |_| {})), Role::Client).is_ok());
+    assert!(
+        verifier
+            .verify(&ders(&theirs.leaf(&["spiffe://other.example/x"], |_| {})), Role::Client)
+            .is_ok()
+    );
     let forged = theirs.leaf(&[CART], |_| {});
     let refused = verifier.verify(&ders(&forged), Role::Client).unwrap_err();
-    assert!(matches!(refused, PeerError::Chain { source: ChainError::UnknownIssuer | ChainError::Other(_), .. }), "{refused}");
+    assert!(
+        matches!(
+            refused,
+            PeerError::Chain {
+                source: ChainError::UnknownIssuer | ChainError::Other(_),
+                ..
+            }
+        ),
+        "{refused}"
+    );
     let stranger = theirs.leaf(&["spiffe://third.example/x"], |_| {});
     let refused = verifier.verify(&ders(&stranger), Role::Client).unwrap_err();
     assert!(matches!(refused, PeerError::UntrustedDomain { .. }), "{refused}");
@@ -129,13 +173,20 @@ fn dates_and_uses_are_checked() {
     assert_eq!(chain(&expired, Role::Client), ChainError::Expired);
     let early = ca.leaf(&[CART], |params| params.not_before = rcgen::date_time_ymd(2100, 1, 1));
     assert_eq!(chain(&early, Role::Client), ChainError::NotYetValid);
-    let only_server = ca.leaf(&[CART], |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
+    let only_server = ca.leaf(&[CART], |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]
+    });
     assert!(verify(&ca, &only_server, Role::Server).is_ok());
     assert_eq!(chain(&only_server, Role::Client), ChainError::WrongUsage);
-    let only_client = ca.leaf(&[CART], |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    let only_client = ca.leaf(&[CART], |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]
+    });
     assert_eq!(chain(&only_client, Role::Server), ChainError::WrongUsage);
     let authority = ca.leaf(&[CART], |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
-    assert!(matches!(chain(&authority, Role::Client), ChainError::Other(_)), "a CA's certificate is no workload's");
+    assert!(
+        matches!(chain(&authority, Role::Client), ChainError::Other(_)),
+        "a CA's certificate is no workload's"
+    );
 }
 
 #[test]
@@ -145,7 +196,12 @@ fn long_and_empty_chains_are_refused_unread() {
     let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
     assert_eq!(verifier.verify(&[], Role::Client), Err(PeerError::NoCertificate));
     let long = vec![leaf[0].clone(); MAX_CHAIN + 1];
-    assert_eq!(verifier.verify(&long, Role::Client), Err(PeerError::LongChain { certificates: MAX_CHAIN + 1 }));
+    assert_eq!(
+        verifier.verify(&long, Role::Client),
+        Err(PeerError::LongChain {
+            certificates: MAX_CHAIN + 1
+        })
+    );
 }
 
 #[test]
@@ -158,7 +214,11 @@ fn whole_ids_are_compared() {
         verifier(&trust, accepted).verify(&leaf, Role::Server)
     };
     assert!(accepts(&["spiffe://cluster.local/ns/shop/sa/stock", CART]).is_ok());
-    for others in [&[][..], &["spiffe://cluster.local/ns/shop/sa/car"], &["spiffe://cluster.local/ns/shop/sa/cart2"]] {
+    for others in [
+        &[][..],
+        &["spiffe://cluster.local/ns/shop/sa/car"],
+        &["spiffe://cluster.local/ns/shop/sa/cart2"],
+    ] {
         let refused = accepts(others).unwrap_err();
         assert!(matches!(refused, PeerError::WrongPeer { .. }));
         assert!(refused.to_string().contains(CART), "{refused}");
@@ -174,14 +234,14 @@ fn shake(client: &mut ClientConnection, server: &mut ServerConnection) -> (Optio
             client.write_tls(&mut wire).unwrap();
         }
         if !wire.is_empty() && server.read_tls(&mut &wire[..]).is_ok() {
-            at_server = at_server.or(server.process_new_packets().err());
+            at_server = at_server.or_else(|| server.process_new_packets().err());
         }
         let mut wire = Vec::new();
         while server.wants_write() {
             server.write_tls(&mut wire).unwrap();
         }
         if !wire.is_empty() && client.read_tls(&mut &wire[..]).is_ok() {
-            at_client = at_client.or(client.process_new_packets().err());
+            at_client = at_client.or_else(|| client.process_new_packets().err());
         }
     }
     (at_client, at_server)
@@ -199,8 +259,14 @@ fn a_handshake_agrees_on_the_meshs_terms() {
     assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
     assert_eq!(server.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(server.server_name(), None);
-    assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), rustls::NamedGroup::X25519MLKEM768);
-    assert_eq!(server.negotiated_cipher_suite().unwrap().suite(), rustls::CipherSuite::TLS13_AES_256_GCM_SHA384);
+    assert_eq!(
+        client.negotiated_key_exchange_group().unwrap().name(),
+        rustls::NamedGroup::X25519MLKEM768
+    );
+    assert_eq!(
+        server.negotiated_cipher_suite().unwrap().suite(),
+        rustls::CipherSuite::TLS13_AES_256_GCM_SHA384
+    );
     assert_eq!(peer_id(server.peer_certificates().unwrap()).unwrap().as_str(), CART);
     assert!(CryptoProvider::get_default().is_none(), "nothing is installed for the process");
 }

@@ -19,10 +19,23 @@ pub(crate) enum Work {
     Echo = b'e' as isize,
 }
 
-/// Bytes of a chunk.
-pub(crate) const CHUNK: usize = 4 << 20;
-/// Bytes of a message.
-pub(crate) const MESSAGE: usize = 1 << 10;
+impl Work {
+    /// Bytes of one piece: a chunk of 4 MiB, or a message of 1 KiB.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::Upload | Self::Download => 4 << 20,
+            Self::Echo => 1 << 10,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Self {
+        match byte {
+            b'u' => Self::Upload,
+            b'd' => Self::Download,
+            _ => Self::Echo,
+        }
+    }
+}
 
 /// A runtime on the thread that uses it.
 pub(crate) fn runtime() -> Runtime {
@@ -59,18 +72,22 @@ pub(crate) fn start() -> SocketAddr {
 }
 
 async fn serve(stream: &mut TcpStream) -> io::Result<()> {
-    let work = stream.read_u8().await?;
-    let mut buffer = vec![7; CHUNK];
+    let work = Work::from_byte(stream.read_u8().await?);
+    let mut buffer = vec![7; work.bytes()];
     loop {
-        if work == Work::Upload as u8 {
-            stream.read_exact(&mut buffer).await?;
-            stream.write_all(&[0]).await?;
-        } else if work == Work::Download as u8 {
-            stream.read_exact(&mut buffer[..1]).await?;
-            stream.write_all(&buffer).await?;
-        } else {
-            stream.read_exact(&mut buffer[..MESSAGE]).await?;
-            stream.write_all(&buffer[..MESSAGE]).await?;
+        match work {
+            Work::Upload => {
+                stream.read_exact(&mut buffer).await?;
+                stream.write_all(&[0]).await?;
+            }
+            Work::Download => {
+                stream.read_exact(&mut buffer[..1]).await?;
+                stream.write_all(&buffer).await?;
+            }
+            Work::Echo => {
+                stream.read_exact(&mut buffer).await?;
+                stream.write_all(&buffer).await?;
+            }
         }
     }
 }

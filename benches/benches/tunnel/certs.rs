@@ -29,7 +29,12 @@ impl Certs {
         trust.add(domain.clone(), root.der().to_vec());
         let [cart, stock] = ["cart", "stock"].map(|account| Identity::new(&domain, "shop", account).expect("well formed"));
         let credentials = [&cart, &stock].map(|identity| (identity.clone(), Arc::new(issue(&issuer, identity))));
-        Self { cart, stock, credentials: credentials.into(), trust: Arc::new(trust) }
+        Self {
+            cart,
+            stock,
+            credentials: credentials.into(),
+            trust: Arc::new(trust),
+        }
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use ambient_hbone::{
-    BoxFuture, BoxedIo, Destination, Dial, Pool, RelayLimits, Server, Speaker, SpeakerKey, relay,
-};
+use ambient_hbone::{BoxFuture, BoxedIo, Destination, Dial, Pool, RelayLimits, Server, Speaker, SpeakerKey, relay};
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpStream;
 
@@ -28,7 +26,10 @@ pub(crate) fn start(app: SocketAddr) -> SocketAddr {
     let provider = Arc::new(ambient_tls::provider());
     let far = far(app, &certs, Server::builder(certs.clone(), provider.clone()).build());
     let pool = Pool::builder(Arc::new(Tcp), certs.clone(), provider).build();
-    let speaker = Speaker { key: SpeakerKey::new("cart-0"), identity: certs.cart.clone() };
+    let speaker = Speaker {
+        key: SpeakerKey::new("cart-0"),
+        identity: certs.cart.clone(),
+    };
     let destination = Destination {
         peer: far,
         authority: app.into(),

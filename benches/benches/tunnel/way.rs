@@ -18,8 +18,17 @@ pub(crate) const TLS: usize = 1;
 pub(crate) fn all() -> [Way; 3] {
     let app = app::start();
     [
-        Way { name: "direct", entrance: app },
-        Way { name: "tls", entrance: tls::start(app) },
-        Way { name: "hbone", entrance: hbone::start(app) },
+        Way {
+            name: "direct",
+            entrance: app,
+        },
+        Way {
+            name: "tls",
+            entrance: tls::start(app),
+        },
+        Way {
+            name: "hbone",
+            entrance: hbone::start(app),
+        },
     ]
 }

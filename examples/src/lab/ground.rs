@@ -306,22 +306,28 @@ impl Lab {
         meant.flat_map(|pod| pod.addresses().iter().copied()).collect()
     }
 
-    /// Checks that the pods of the mesh have spoken TLS on port 15008 with each other and nothing else, and that no
-    /// byte of the marker passed anywhere; gives the number of their connections and bytes.
-    pub(crate) fn sealed(&self, seen: &Seen, marker: &str) -> Result<(usize, usize), Unmet> {
+    /// Checks that the pods of the mesh have spoken TLS on port 15008 with each other and nothing else; gives the
+    /// number of their connections and bytes.
+    pub(crate) fn only_tls(&self, seen: &Seen) -> Result<(usize, usize), Unmet> {
         let mesh = self.mesh_addresses();
         let between = |c: &&Connection| mesh.contains(&c.client.ip()) && mesh.contains(&c.server.ip());
         let all: Vec<&Connection> = seen.connections.iter().filter(between).collect();
-        if let Some(open) = all.iter().find(|c| !is_sealed(c)) {
-            return Err(Unmet::saw(format!(
+        match all.iter().find(|c| !is_tls(c)) {
+            Some(open) => Err(Unmet::saw(format!(
                 "{} -> {} is not TLS on port 15008 ({:?})",
                 open.client, open.server, open.speech
-            )));
+            ))),
+            None => Ok((all.len(), all.iter().map(|c| c.to_server.len() + c.to_client.len()).sum())),
         }
+    }
+
+    /// The same, and that not a byte of the marker passed between the nodes, whoever spoke.
+    pub(crate) fn sealed(&self, seen: &Seen, marker: &str) -> Result<(usize, usize), Unmet> {
+        let counted = self.only_tls(seen)?;
         if seen.contains(marker.as_bytes()) {
             return Err(Unmet::saw("the marker text passed between the nodes in plaintext"));
         }
-        Ok((all.len(), all.iter().map(|c| c.to_server.len() + c.to_client.len()).sum()))
+        Ok(counted)
     }
 }
 
@@ -383,7 +389,7 @@ pub(crate) fn described(outcome: &Outcome) -> String {
     }
 }
 
-fn is_sealed(connection: &Connection) -> bool {
+fn is_tls(connection: &Connection) -> bool {
     connection.server.port() == HBONE && matches!(connection.speech, Speech::Tls | Speech::Silent)
 }
 

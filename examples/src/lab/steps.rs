@@ -24,6 +24,8 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     did: &'static str,
     expect: &'static str,
+    /// Whether the pods of the mesh must speak TLS alone with each other, from the step's beginning to its end.
+    sealed: bool,
     run: fn(&mut Lab) -> Result<String, Unmet>,
 }
 
@@ -32,13 +34,23 @@ impl Step {
     pub(crate) fn run(&self, lab: &mut Lab) -> Outcome {
         let began = clock::now();
         // A fault of the lab's own must not hide the steps that follow.
-        let result = catch_unwind(AssertUnwindSafe(|| (self.run)(lab)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.watched(lab)));
         let (got, ok) = match result {
             Ok(Ok(seen)) => (seen, true),
             Ok(Err(unmet)) => (unmet.to_string(), false),
             Err(_) => ("the step itself failed".into(), false),
         };
         self.outcome(got, ok, began.elapsed())
+    }
+
+    fn watched(&self, lab: &mut Lab) -> Result<String, Unmet> {
+        if !self.sealed {
+            return (self.run)(lab);
+        }
+        lab.capture.clear()?;
+        let seen = (self.run)(lab)?;
+        lab.only_tls(&lab.capture.seen()?)?;
+        Ok(seen)
     }
 
     /// What comes of it when it cannot even begin.
@@ -66,6 +78,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "before the label",
         did: "sleep calls http://web-api:8080/ while nothing in its namespace is in the mesh",
         expect: "the whole chain answers; the link between the nodes shows the request's text",
+        sealed: false,
         run: join::before_the_label,
     },
     Step {
@@ -73,6 +86,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "the namespace joins",
         did: "the label istio.io/dataplane-mode=ambient is set on the namespace demo",
         expect: "pods on both nodes are captured, none restarts, a log line for each says what was added",
+        sealed: false,
         run: join::the_namespace_joins,
     },
     Step {
@@ -80,6 +94,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "mutual TLS",
         did: "sleep calls web-api over both address families, then 100 HEADs; legacy does the same through the gateway",
         expect: "all are answered; between the pods of the mesh TLS on port 15008 only, and not a byte of the marker",
+        sealed: false,
         run: join::mutual_tls,
     },
     Step {
@@ -87,6 +102,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "access log and metrics",
         did: "the nodes' access logs and metrics are read",
         expect: "every hop stands in the logs of both nodes with identities, addresses, service, bytes, duration and waypoint; the metrics have the same bytes",
+        sealed: true,
         run: telemetry::logs_and_metrics,
     },
     Step {
@@ -94,6 +110,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "those outside",
         did: "opted-out, on-host and legacy call web-api",
         expect: "all are answered, and nothing was added to their namespaces",
+        sealed: true,
         run: join::those_outside,
     },
     Step {
@@ -101,6 +118,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "allow nothing",
         did: "an AuthorizationPolicy with spec {} is put in force in demo",
         expect: "the call ends in an empty reply; through the gateway status 503",
+        sealed: true,
         run: policy::allow_nothing,
     },
     Step {
@@ -108,6 +126,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "allow the chain",
         did: "three ALLOW policies are put in force: one for each call of the chain",
         expect: "the whole chain answers, from sleep and through the gateway",
+        sealed: true,
         run: policy::allow_the_chain,
     },
     Step {
@@ -115,6 +134,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "everybody else is refused",
         did: "notsleep calls web-api, web-api calls purchase-history, legacy calls web-api in plaintext",
         expect: "an empty reply each; the log line of each refusal names the reason",
+        sealed: true,
         run: policy::everybody_else,
     },
     Step {
@@ -122,6 +142,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "STRICT",
         did: "all AuthorizationPolicies are withdrawn, a PeerAuthentication STRICT comes and goes, the policies return",
         expect: "legacy is answered, then refused by STRICT (the log names it) while sleep is answered, then refused by policy",
+        sealed: true,
         run: policy::strict,
     },
     Step {
@@ -129,6 +150,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "an open connection is cut",
         did: "the permission of sleep is withdrawn while its connection carries data",
         expect: "a reset on both sides within 1 s, and a log line with the reason",
+        sealed: true,
         run: policy::open_connection,
     },
     Step {
@@ -136,6 +158,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "a proxy is killed",
         did: "the proxy of node-2 is killed by SIGKILL, and started again",
         expect: "meanwhile refused by address and unresolved by name, never plaintext; afterwards everything works, no pod restarted",
+        sealed: true,
         run: upheaval::killed_proxy,
     },
     Step {
@@ -143,6 +166,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "an address changes hands",
         did: "sleep is deleted; a pod with the same address and another account appears, and calls web-api",
         expect: "it is captured under its own identity and never has the old one's rights",
+        sealed: true,
         run: upheaval::inherited_address,
     },
     Step {
@@ -150,6 +174,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "the namespace leaves",
         did: "the label is removed",
         expect: "the pods' namespaces hold no table, rule or route of ours; the call is plaintext again",
+        sealed: false,
         run: join::the_namespace_leaves,
     },
 ];

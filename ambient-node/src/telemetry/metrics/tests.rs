@@ -59,6 +59,7 @@ fn bytes_stand_under_istios_names_and_labels() {
             &text,
             "istio_tcp_sent_bytes_total",
             &[
+                "response_flags=\"-\"",
                 "destination_workload=\"unknown\"",
                 "source_principal=\"spiffe://cluster.local/ns/shop/sa/a\""
             ]

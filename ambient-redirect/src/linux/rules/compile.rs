@@ -27,14 +27,21 @@ pub(super) fn base_chain(chain: &plan::Chain) -> BaseChain {
         plan::Hook::Prerouting => Hook::Prerouting,
         plan::Hook::Output => Hook::Output,
     };
-    BaseChain { kind, hook, priority: chain.priority }
+    BaseChain {
+        kind,
+        hook,
+        priority: chain.priority,
+    }
 }
 
 fn push_match(list: &mut Vec<Expr>, test: &Match) {
     match *test {
         Match::Family(family) => push_family(list, family),
         Match::Protocol(protocol) => {
-            list.push(Expr::Meta { key: MetaKey::TransportProtocol, reg: 1 });
+            list.push(Expr::Meta {
+                key: MetaKey::TransportProtocol,
+                reg: 1,
+            });
             list.push(compare(Cmp::Equal, vec![if protocol == Protocol::Tcp { 6 } else { 17 }]));
         }
         Match::Source(ip) => push_address(list, ip, Side::Source, Cmp::Equal),
@@ -43,8 +50,24 @@ fn push_match(list: &mut Vec<Expr>, test: &Match) {
         Match::SourcePort(port) => push_port(list, port, Side::Source, Cmp::Equal),
         Match::DestinationPort(port) => push_port(list, port, Side::Destination, Cmp::Equal),
         Match::NotDestinationPort(port) => push_port(list, port, Side::Destination, Cmp::NotEqual),
-        Match::Mark(mark) => push_mark(list, Expr::Meta { key: MetaKey::Mark, reg: 1 }, mark, Cmp::Equal),
-        Match::NotMark(mark) => push_mark(list, Expr::Meta { key: MetaKey::Mark, reg: 1 }, mark, Cmp::NotEqual),
+        Match::Mark(mark) => push_mark(
+            list,
+            Expr::Meta {
+                key: MetaKey::Mark,
+                reg: 1,
+            },
+            mark,
+            Cmp::Equal,
+        ),
+        Match::NotMark(mark) => push_mark(
+            list,
+            Expr::Meta {
+                key: MetaKey::Mark,
+                reg: 1,
+            },
+            mark,
+            Cmp::NotEqual,
+        ),
         Match::ConnectionMark(mark) => push_mark(list, Expr::Ct { key: CtKey::Mark, reg: 1 }, mark, Cmp::Equal),
         Match::ToLoopback => push_loopback(list, Cmp::Equal),
         Match::NotToLoopback => push_loopback(list, Cmp::NotEqual),
@@ -55,20 +78,33 @@ fn push_action(list: &mut Vec<Expr>, action: Action) {
     match action {
         Action::Accept => list.push(Expr::Verdict(Verdict::Accept)),
         Action::Redirect(port) => {
-            list.push(Expr::Immediate { reg: 1, data: port.to_be_bytes().to_vec() });
+            list.push(Expr::Immediate {
+                reg: 1,
+                data: port.to_be_bytes().to_vec(),
+            });
             list.push(Expr::Redirect { port_reg: 1 });
         }
         Action::MarkConnection(mark) => {
             list.push(Expr::Ct { key: CtKey::Mark, reg: 1 });
-            list.push(Expr::Bitwise { reg: 1, mask: (!MARK_MASK).to_ne_bytes().to_vec(), xor: mark.to_ne_bytes().to_vec() });
+            list.push(Expr::Bitwise {
+                reg: 1,
+                mask: (!MARK_MASK).to_ne_bytes().to_vec(),
+                xor: mark.to_ne_bytes().to_vec(),
+            });
             list.push(Expr::CtSet { key: CtKey::Mark, reg: 1 });
         }
         Action::RestoreMark => {
             list.push(Expr::Ct { key: CtKey::Mark, reg: 1 });
-            list.push(Expr::MetaSet { key: MetaKey::Mark, reg: 1 });
+            list.push(Expr::MetaSet {
+                key: MetaKey::Mark,
+                reg: 1,
+            });
         }
         Action::Zone(zone) => {
-            list.push(Expr::Immediate { reg: 1, data: zone.to_ne_bytes().to_vec() });
+            list.push(Expr::Immediate {
+                reg: 1,
+                data: zone.to_ne_bytes().to_vec(),
+            });
             list.push(Expr::CtSet { key: CtKey::Zone, reg: 1 });
         }
     }
@@ -81,7 +117,10 @@ enum Side {
 }
 
 fn push_family(list: &mut Vec<Expr>, family: IpFamily) {
-    list.push(Expr::Meta { key: MetaKey::NetworkProtocol, reg: 1 });
+    list.push(Expr::Meta {
+        key: MetaKey::NetworkProtocol,
+        reg: 1,
+    });
     list.push(compare(Cmp::Equal, vec![if family == IpFamily::V4 { 2 } else { 10 }]));
 }
 
@@ -94,7 +133,12 @@ fn push_address(list: &mut Vec<Expr>, ip: IpAddr, side: Side, op: Cmp) {
     };
     // In a table for both families the header's layout is known only after this.
     push_family(list, family);
-    list.push(Expr::Payload { base: PayloadBase::Network, offset, len: bytes.len() as u32, reg: 1 });
+    list.push(Expr::Payload {
+        base: PayloadBase::Network,
+        offset,
+        len: bytes.len() as u32,
+        reg: 1,
+    });
     list.push(compare(op, bytes));
 }
 
@@ -103,20 +147,32 @@ fn push_port(list: &mut Vec<Expr>, port: u16, side: Side, op: Cmp) {
         Side::Source => 0,
         Side::Destination => 2,
     };
-    list.push(Expr::Payload { base: PayloadBase::Transport, offset, len: 2, reg: 1 });
+    list.push(Expr::Payload {
+        base: PayloadBase::Transport,
+        offset,
+        len: 2,
+        reg: 1,
+    });
     list.push(compare(op, port.to_be_bytes().to_vec()));
 }
 
 fn push_mark(list: &mut Vec<Expr>, load: Expr, mark: u32, op: Cmp) {
     list.push(load);
-    list.push(Expr::Bitwise { reg: 1, mask: MARK_MASK.to_ne_bytes().to_vec(), xor: vec![0; 4] });
+    list.push(Expr::Bitwise {
+        reg: 1,
+        mask: MARK_MASK.to_ne_bytes().to_vec(),
+        xor: vec![0; 4],
+    });
     list.push(compare(op, mark.to_ne_bytes().to_vec()));
 }
 
 fn push_loopback(list: &mut Vec<Expr>, op: Cmp) {
     let mut name = vec![0; 16];
     name[..2].copy_from_slice(b"lo");
-    list.push(Expr::Meta { key: MetaKey::OutputName, reg: 1 });
+    list.push(Expr::Meta {
+        key: MetaKey::OutputName,
+        reg: 1,
+    });
     list.push(compare(op, name));
 }
 

@@ -15,7 +15,14 @@ fn a_message_with_nested_attributes() {
         8, 0, 1, 0, b'n', b'a', b't', 0,
         12, 0, 4, 0x80, 8, 0, 2, 0, 0, 0, 0, 7,
     ];
-    assert_eq!(bytes, if cfg!(target_endian = "little") { expected.to_vec() } else { bytes.clone() });
+    assert_eq!(
+        bytes,
+        if cfg!(target_endian = "little") {
+            expected.to_vec()
+        } else {
+            bytes.clone()
+        }
+    );
     assert_eq!(last, 9);
 }
 
@@ -51,7 +58,9 @@ fn damaged_bytes_end_the_reading() {
         for value in [0, 1, 3, 0x7f, 0xff] {
             let mut damaged = bytes.clone();
             damaged[at] = value;
-            let count = messages(&damaged).map(|m| attributes(m.payload.get(4..).unwrap_or(&[])).count()).sum::<usize>();
+            let count = messages(&damaged)
+                .map(|m| attributes(m.payload.get(4..).unwrap_or(&[])).count())
+                .sum::<usize>();
             assert!(count < 20);
         }
     }
@@ -61,7 +70,10 @@ fn damaged_bytes_end_the_reading() {
 fn texts_and_numbers_that_are_too_short() {
     assert_eq!(read_text(b"ab\0cd"), "ab");
     assert_eq!(read_text(b""), "");
-    assert_eq!((read_be32(&[1, 2, 3]), read_be64(&[0; 7]), read_u32(&[0; 5], 2), read_u16(&[], 0)), (None, None, None, None));
+    assert_eq!(
+        (read_be32(&[1, 2, 3]), read_be64(&[0; 7]), read_u32(&[0; 5], 2), read_u16(&[], 0)),
+        (None, None, None, None)
+    );
     assert_eq!(read_ip(&[10, 0, 0, 1]), Some("10.0.0.1".parse().unwrap()));
     assert_eq!(read_ip(&[0; 5]), None);
 }

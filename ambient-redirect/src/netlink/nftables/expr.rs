@@ -16,7 +16,12 @@ pub enum Expr {
     /// Sets it.
     CtSet { key: CtKey, reg: u32 },
     /// Loads bytes of the packet.
-    Payload { base: PayloadBase, offset: u32, len: u32, reg: u32 },
+    Payload {
+        base: PayloadBase,
+        offset: u32,
+        len: u32,
+        reg: u32,
+    },
     /// Ends the rule unless the register compares so.
     Cmp { op: Cmp, reg: u32, data: Vec<u8> },
     /// `reg = (reg & mask) ^ xor`.
@@ -93,15 +98,35 @@ impl Expr {
             IpAddr::V4(ip) => (2, 16, ip.octets().to_vec()),
             IpAddr::V6(ip) => (10, 24, ip.octets().to_vec()),
         };
-        let equal = |data| Self::Cmp { op: Cmp::Equal, reg: 1, data };
+        let equal = |data| Self::Cmp {
+            op: Cmp::Equal,
+            reg: 1,
+            data,
+        };
         vec![
-            Self::Meta { key: MetaKey::NetworkProtocol, reg: 1 },
+            Self::Meta {
+                key: MetaKey::NetworkProtocol,
+                reg: 1,
+            },
             equal(vec![family]),
-            Self::Payload { base: PayloadBase::Network, offset, len: bytes.len() as u32, reg: 1 },
+            Self::Payload {
+                base: PayloadBase::Network,
+                offset,
+                len: bytes.len() as u32,
+                reg: 1,
+            },
             equal(bytes),
-            Self::Meta { key: MetaKey::TransportProtocol, reg: 1 },
+            Self::Meta {
+                key: MetaKey::TransportProtocol,
+                reg: 1,
+            },
             equal(vec![transport]),
-            Self::Payload { base: PayloadBase::Transport, offset: 2, len: 2, reg: 1 },
+            Self::Payload {
+                base: PayloadBase::Transport,
+                offset: 2,
+                len: 2,
+                reg: 1,
+            },
             equal(port.to_be_bytes().to_vec()),
         ]
     }
@@ -124,8 +149,15 @@ impl Expr {
         };
         vec![
             Self::Immediate { reg: 1, data: address },
-            Self::Immediate { reg: 2, data: to.port().to_be_bytes().to_vec() },
-            Self::Dnat { ipv6: to.is_ipv6(), addr_reg: 1, port_reg: 2 },
+            Self::Immediate {
+                reg: 2,
+                data: to.port().to_be_bytes().to_vec(),
+            },
+            Self::Dnat {
+                ipv6: to.is_ipv6(),
+                addr_reg: 1,
+                port_reg: 2,
+            },
         ]
     }
 
@@ -218,9 +250,12 @@ impl Expr {
     }
 }
 
+/// The name of an expression and its attributes, sorted.
+type Comparable = (String, Vec<(u16, Vec<u8>)>);
+
 /// The expressions of a rule as the kernel lists them, one value each, made comparable: what counters have counted and
 /// what the kernel adds by itself is left out.
-pub(crate) fn comparable(expressions: &[u8]) -> Vec<(String, Vec<(u16, Vec<u8>)>)> {
+pub(crate) fn comparable(expressions: &[u8]) -> Vec<Comparable> {
     codec::attributes(expressions)
         .filter(|(kind, _)| *kind == NFTA_LIST_ELEM)
         .map(|(_, element)| {

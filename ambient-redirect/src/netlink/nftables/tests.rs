@@ -3,7 +3,18 @@ use super::*;
 #[test]
 fn a_redirection_as_the_kernel_takes_it() {
     let mut batch = Batch::default();
-    batch.add_rule(Family::Inet, "t", "c", &[Expr::Immediate { reg: 1, data: vec![0x3a, 0x99] }, Expr::Redirect { port_reg: 1 }]);
+    batch.add_rule(
+        Family::Inet,
+        "t",
+        "c",
+        &[
+            Expr::Immediate {
+                reg: 1,
+                data: vec![0x3a, 0x99],
+            },
+            Expr::Redirect { port_reg: 1 },
+        ],
+    );
     let (bytes, _) = batch.writer.finish(0);
     #[rustfmt::skip]
     let expected = [
@@ -23,7 +34,14 @@ fn a_redirection_as_the_kernel_takes_it() {
         8, 0, 1, 0, 0, 0, 0, 1,
         8, 0, 3, 0, 0, 0, 0, 2,
     ];
-    assert_eq!(bytes, if cfg!(target_endian = "little") { expected.to_vec() } else { bytes.clone() });
+    assert_eq!(
+        bytes,
+        if cfg!(target_endian = "little") {
+            expected.to_vec()
+        } else {
+            bytes.clone()
+        }
+    );
 }
 
 #[test]
@@ -31,7 +49,13 @@ fn counters_do_not_count_in_a_comparison() {
     let listed = |expressions: &[Expr]| {
         let mut list = Writer::default();
         expressions.iter().for_each(|e| e.write(&mut list));
-        Rule { family: Family::Inet, table: String::new(), chain: String::new(), handle: 1, expressions: list.bytes().to_vec() }
+        Rule {
+            family: Family::Inet,
+            table: String::new(),
+            chain: String::new(),
+            handle: 1,
+            expressions: list.bytes().to_vec(),
+        }
     };
     let accept = [Expr::Counter, Expr::Verdict(Verdict::Accept)];
     assert!(listed(&accept).is(&accept));

@@ -18,7 +18,13 @@ fn a_route_is_read_as_it_is_written() {
 #[test]
 fn a_rule_is_read_as_it_is_written() {
     for ipv6 in [false, true] {
-        let rule = Rule { ipv6, priority: 32764, mark: 0x111, mask: 0xfff, table: 100 };
+        let rule = Rule {
+            ipv6,
+            priority: 32764,
+            mark: 0x111,
+            mask: 0xfff,
+            table: 100,
+        };
         let (bytes, _) = rule_message(RTM_NEWRULE, 0, &rule).finish(0);
         assert_eq!(read_rule("", &bytes[16..]).unwrap(), Some(rule));
         assert!(read_rule("", &bytes[16..20]).is_err());
@@ -27,7 +33,12 @@ fn a_rule_is_read_as_it_is_written() {
 
 #[test]
 fn the_bytes_of_a_local_route() {
-    let (bytes, _) = route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &Route::local("0.0.0.0/0".parse().unwrap(), 100)).finish(1);
+    let (bytes, _) = route_message(
+        RTM_NEWROUTE,
+        NLM_F_CREATE | NLM_F_REPLACE,
+        &Route::local("0.0.0.0/0".parse().unwrap(), 100),
+    )
+    .finish(1);
     #[rustfmt::skip]
     let expected = [
         44, 0, 0, 0, 24, 0, 0x01, 0x05, 1, 0, 0, 0, 0, 0, 0, 0,
@@ -35,7 +46,14 @@ fn the_bytes_of_a_local_route() {
         8, 0, 15, 0, 100, 0, 0, 0,
         8, 0, 4, 0, 1, 0, 0, 0,
     ];
-    assert_eq!(bytes, if cfg!(target_endian = "little") { expected.to_vec() } else { bytes.clone() });
+    assert_eq!(
+        bytes,
+        if cfg!(target_endian = "little") {
+            expected.to_vec()
+        } else {
+            bytes.clone()
+        }
+    );
 }
 
 #[test]
