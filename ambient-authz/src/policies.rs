@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ambient_core::PolicyKey;
+use ambient_core::{PolicyKey, Shards};
 
 use crate::{
     Action, Policy, Scope,
@@ -14,12 +14,10 @@ use crate::{
 };
 
 mod bucket;
-mod shards;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bucket::{Bucket, Kind};
-use shards::Shards;
 
 /// An immutable snapshot of all policies.
 ///
@@ -136,7 +134,7 @@ impl Policies {
             next.in_force = next.in_force + usize::from(in_force(&after)) - usize::from(in_force(&before));
             match after {
                 Some(known) => next.known.insert(key, known),
-                None => next.known.remove(&key),
+                None => drop(next.known.remove(&key)),
             }
         }
         // Each scope is built once a call, however many of its policies changed.

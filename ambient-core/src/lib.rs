@@ -37,6 +37,7 @@ pub mod route;
 mod address;
 mod identity;
 mod service;
+mod shards;
 mod workload;
 
 pub use address::{Authority, AuthorityError, Network, NetworkAddress};
@@ -45,4 +46,5 @@ pub use identity::{Identity, IdentityError, SpiffeId, SpiffeIdError, TrustDomain
 pub use mesh::Mesh;
 pub use observe::{Observer, Origin};
 pub use service::{Endpoint, Endpoints, GatewayAddress, GatewayTarget, NamespacedHostname, Service, ServicePort};
+pub use shards::Shards;
 pub use workload::{Health, NetworkMode, PodUid, PolicyKey, TunnelProtocol, Workload, WorkloadKind, WorkloadUid};

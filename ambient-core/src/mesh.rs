@@ -2,13 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use crate::{NamespacedHostname, NetworkAddress, NetworkMode, PodUid, Service, Workload, WorkloadUid};
+use crate::{NamespacedHostname, NetworkAddress, NetworkMode, PodUid, Service, Shards, Workload, WorkloadUid};
 
-mod shards;
 #[cfg(test)]
 mod tests;
-
-use shards::Shards;
 
 /// One change of the mesh.
 #[derive(Clone, Debug)]

@@ -65,6 +65,7 @@ struct Outbound {
 }
 
 /// The other end, opened.
+#[expect(clippy::large_enum_variant, reason = "one for each connection, and it lives in a boxed future")]
 enum Far {
     Tcp(TcpStream),
     Tunnel(Stream),

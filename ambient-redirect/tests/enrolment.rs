@@ -3,13 +3,13 @@
 
 #[path = "support/mesh.rs"]
 mod mesh;
-#[path = "support/namespaces.rs"]
-mod namespaces;
+#[path = "support/node.rs"]
+mod node;
 
 use std::{
-    future::Future,
+    collections::BTreeMap,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,12 +23,16 @@ use ambient_redirect::{
     plan::{Options, Plan},
     pods::State,
 };
+use ambient_testkit::{
+    World,
+    harness::{self, Outcome},
+};
 use mesh::{Log, Running, is_in, namespace_of};
-use namespaces::{World, spec};
+use node::{Node, spec};
 use tokio::time::sleep;
 
 fn main() -> ExitCode {
-    namespaces::main(&[
+    harness::main(&[
         ("preflight_leaves_no_trace", preflight_leaves_no_trace),
         ("rules_are_listed_as_given", rules_are_listed_as_given),
         ("captured_traffic_reaches_the_proxy", captured_traffic_reaches_the_proxy),
@@ -54,11 +58,12 @@ fn main() -> ExitCode {
             "everything_is_released_at_the_end_if_asked",
             everything_is_released_at_the_end_if_asked,
         ),
+        ("many_pods_at_once", many_pods_at_once),
     ])
 }
 
-fn preflight_leaves_no_trace() {
-    run(async {
+fn preflight_leaves_no_trace(world: &World) -> Outcome {
+    Node::new(world)?.run(async {
         preflight(&Options::default()).await.unwrap();
         preflight(&Options {
             ipv6: false,
@@ -68,22 +73,22 @@ fn preflight_leaves_no_trace() {
         .await
         .unwrap();
         assert!(Nftables::open().unwrap().tables().unwrap().is_empty());
-    });
+    })
 }
 
-fn rules_are_listed_as_given() {
-    let world = World::new();
+fn rules_are_listed_as_given(world: &World) -> Outcome {
+    let node = Node::new(world)?;
     let (uid, pod) = (PodUid::from("uid"), Mark::new("node-1", &"uid".into()));
     for options in [(true, true, true), (true, false, false), (false, true, true), (false, false, false)] {
         let (ipv6, dns, probes) = options;
         let plan = Plan::new(&Options { ipv6, dns, probes });
-        let mut inside = Inside::open(&world.node).unwrap();
+        let mut inside = Inside::open(&node.netns).unwrap();
         assert!(!inside.apply(&plan, &pod).unwrap().is_empty());
         assert_eq!(inside.apply(&plan, &pod).unwrap(), [], "nothing differs after it was applied");
     }
-    let chains = world.node.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
+    let chains = node.netns.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
     assert_eq!(chains.len(), 4, "a table that is not in the plan any more is gone");
-    let mut inside = Inside::open(&world.node).unwrap();
+    let mut inside = Inside::open(&node.netns).unwrap();
     assert_eq!(inside.owner().unwrap().unwrap().pod, Some(uid));
     // Another pod's rules are replaced, mark and all.
     inside
@@ -92,14 +97,15 @@ fn rules_are_listed_as_given() {
     assert_eq!(inside.owner().unwrap().unwrap().pod, Some(PodUid::from("other")));
     inside.clear().unwrap();
     inside.clear().unwrap();
-    assert!(is_clean(&world.node));
+    assert!(is_clean(&node.netns));
+    Ok(())
 }
 
-fn captured_traffic_reaches_the_proxy() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn captured_traffic_reaches_the_proxy(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         let spec = spec("a", &["10.0.0.2", "fd00::2"]);
         running
             .announcements
@@ -121,24 +127,24 @@ fn captured_traffic_reaches_the_proxy() {
         assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
         assert_eq!(ask(&pod, "[2001:db8::7]:80").await.unwrap(), "out [2001:db8::7]:80 from fd00::2");
         assert_eq!(ask(&pod, "198.51.100.7:53").await.unwrap(), "dns 198.51.100.7:53 from 10.0.0.2");
-        assert_eq!(ask(&world.node, "10.0.0.2:8080").await.unwrap(), "in 10.0.0.2:8080 from 10.0.0.1");
-        assert_eq!(ask(&world.node, "[fd00::2]:8080").await.unwrap(), "in [fd00::2]:8080 from fd00::1");
+        assert_eq!(ask(&node.netns, "10.0.0.2:8080").await.unwrap(), "in 10.0.0.2:8080 from 10.0.0.1");
+        assert_eq!(ask(&node.netns, "[fd00::2]:8080").await.unwrap(), "in [fd00::2]:8080 from fd00::1");
         assert_eq!(
-            ask(&world.node, "10.0.0.2:15008").await.unwrap(),
+            ask(&node.netns, "10.0.0.2:15008").await.unwrap(),
             "hbone 10.0.0.2:15008 from 10.0.0.1"
         );
         for server in ["198.51.100.7:53", "[2001:db8::7]:53"] {
             assert_eq!(query(&pod, server).await.unwrap(), b"name?", "{server}");
         }
         running.stop().await;
-    });
+    })
 }
 
-fn applications_see_the_client() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn applications_see_the_client(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         let application = pod.run(|| TcpListener::bind("[::]:8080").unwrap()).unwrap();
@@ -165,15 +171,15 @@ fn applications_see_the_client() {
             .await;
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         running.stop().await;
-    });
+    })
 }
 
-fn without_a_proxy_connections_are_refused() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    let _outside = TcpListener::bind("10.0.0.1:80").unwrap();
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn without_a_proxy_connections_are_refused(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let _outside = TcpListener::bind("10.0.0.1:80").unwrap();
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         running.kill().await;
@@ -183,21 +189,21 @@ fn without_a_proxy_connections_are_refused() {
             assert_eq!(ask(&pod, to).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{to}");
         }
         assert_eq!(
-            ask(&world.node, "10.0.0.2:8080").await.unwrap_err().kind(),
+            ask(&node.netns, "10.0.0.2:8080").await.unwrap_err().kind(),
             io::ErrorKind::ConnectionRefused
         );
-    });
+    })
 }
 
 /// Does damage in the namespace in which the two were opened.
 type Breakage = fn(&mut Routing, &mut Nftables);
 
 #[expect(clippy::disallowed_methods, reason = "the time from damage to repair is what is tested")]
-fn what_is_broken_is_repaired() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn what_is_broken_is_repaired(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         let plan = Plan::new(&Options::default());
@@ -243,7 +249,10 @@ fn what_is_broken_is_repaired() {
                 sleep(Duration::from_millis(1)).await;
             }
             assert_eq!(
-                Inside::open(&pod).unwrap().verify(&plan, &Mark::new(NODE, &"a".into())).unwrap(),
+                Inside::open(&pod)
+                    .unwrap()
+                    .verify(&plan, &Mark::new(node::NAME, &"a".into()))
+                    .unwrap(),
                 [],
                 "{what}"
             );
@@ -253,21 +262,20 @@ fn what_is_broken_is_repaired() {
         running.until_logged("repaired a: nobody listens").await;
         assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
         running.stop().await;
-    });
+    })
 }
 
-fn release_leaves_nothing() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    let outside = TcpListener::bind("10.0.0.1:80").unwrap();
+fn release_leaves_nothing(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     pod.run(|| {
         let mut batch = Batch::default();
         batch.add_table(Family::Inet, "theirs", b"");
         Nftables::open().unwrap().commit(batch, None).unwrap();
     })
     .unwrap();
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.announcements.namespaces.lock().unwrap().insert("a".into(), pod.clone());
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
@@ -283,17 +291,18 @@ fn release_leaves_nothing() {
         assert!(is_clean(&pod));
         let tables = pod.run(|| Nftables::open().unwrap().tables().unwrap()).unwrap();
         assert_eq!(tables.len(), 1, "what is theirs stays");
+        let outside = TcpListener::bind("10.0.0.1:80").unwrap();
         std::thread::spawn(move || outside.accept().unwrap().0.write_all(b"plain").unwrap());
         assert_eq!(ask(&pod, "10.0.0.1:80").await.unwrap(), "plain");
         running.stop().await;
-    });
+    })
 }
 
-fn what_is_foreign_is_refused_and_left_alone() {
-    let mut world = World::new();
-    let table = world.pod("table", "10.0.0.2", "fd00::2");
-    let port = world.pod("port", "10.0.0.3", "fd00::3");
-    world.pod("fine", "10.0.0.4", "fd00::4");
+fn what_is_foreign_is_refused_and_left_alone(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let table = node.pod("table", "10.0.0.2", "fd00::2")?;
+    let port = node.pod("port", "10.0.0.3", "fd00::3")?;
+    node.pod("fine", "10.0.0.4", "fd00::4")?;
     table
         .run(|| {
             let mut batch = Batch::default();
@@ -303,8 +312,8 @@ fn what_is_foreign_is_refused_and_left_alone() {
         })
         .unwrap();
     let _theirs = port.run(|| TcpListener::bind("0.0.0.0:15006").unwrap()).unwrap();
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[
             spec("table", &["10.0.0.2", "fd00::2"]),
             spec("port", &["10.0.0.3", "fd00::3"]),
@@ -334,20 +343,20 @@ fn what_is_foreign_is_refused_and_left_alone() {
             .unwrap();
         running.until_in(&["table", "fine"]).await;
         running.stop().await;
-    });
+    })
 }
 
-fn a_restart_takes_over() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+fn a_restart_takes_over(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let log = Log::default();
-    run(async {
-        let mut running = Running::start(config(&world), &log);
+    node.run(async {
+        let mut running = Running::start(node.config(), &log);
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         running.kill().await;
         let before = handles(&pod);
-        let mut running = Running::start(config(&world), &log);
+        let mut running = Running::start(node.config(), &log);
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         assert_eq!(log.count("captured a"), 2);
@@ -357,43 +366,42 @@ fn a_restart_takes_over() {
         // An orderly stop leaves the rules: what is captured stays captured.
         running.stop().await;
         assert!(!is_clean(&pod));
-    });
+    })
 }
 
-fn what_a_killed_node_left_for_others_goes() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+fn what_a_killed_node_left_for_others_goes(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let log = Log::default();
-    run(async {
-        let mut running = Running::start(config(&world), &log);
+    node.run(async {
+        let mut running = Running::start(node.config(), &log);
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
         running.kill().await;
-        let running = Running::start(config(&world), &log);
+        let running = Running::start(node.config(), &log);
         running.want(&[]);
         running.until_logged("released a").await;
         assert_eq!(log.count("withdrawn a"), 1);
         assert!(is_clean(&pod));
         running.stop().await;
-    });
+    })
 }
 
-fn an_address_used_again_is_another_pod() {
-    let mut world = World::new();
-    let first = world.pod("first", "10.0.0.2", "fd00::2");
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn an_address_used_again_is_another_pod(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let name = world.namespace("first")?;
+    let first = node.join(&name, "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[spec("old", &["10.0.0.2"])]);
         running.until_in(&["old"]).await;
         // The new one is wanted before the old one's namespace has gone.
         running.want(&[spec("new", &["10.0.0.2"])]);
         running.until_logged("withdrawn old").await;
-        world.unname("first");
+        name.delete().unwrap();
         sleep(Duration::from_millis(60)).await;
-        let mut routing = world.node.run(Routing::open).unwrap().unwrap();
-        let link = routing.link("pod1").unwrap().index;
-        routing.delete_link(link).unwrap();
-        let second = world.pod("second", "10.0.0.2", "fd00::2");
+        node.namespace.delete_interface("first").unwrap();
+        let second = node.pod("second", "10.0.0.2", "fd00::2").unwrap();
         running.until_in(&["new"]).await;
         assert_eq!(namespace_of(&running.states.borrow(), "new"), Some(second.id()));
         assert_eq!(
@@ -403,14 +411,14 @@ fn an_address_used_again_is_another_pod() {
             running.log.lines()
         );
         running.stop().await;
-    });
+    })
 }
 
-fn one_namespace_a_new_pod() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn one_namespace_a_new_pod(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[spec("old", &["10.0.0.2"])]);
         running.until_in(&["old"]).await;
         running.want(&[spec("new", &["10.0.0.2"])]);
@@ -427,23 +435,16 @@ fn one_namespace_a_new_pod() {
         );
         assert_eq!(Inside::open(&pod).unwrap().owner().unwrap().unwrap().pod, Some("new".into()));
         running.stop().await;
-    });
+    })
 }
 
-fn claims_that_conflict_pair_nobody() {
-    let mut world = World::new();
-    let pods = [world.pod("a", "10.0.0.2", "fd00::2"), world.pod("b", "10.0.0.3", "fd00::3")];
-    let other = world.namespace();
-    other
-        .run(|| {
-            let mut routing = Routing::open().unwrap();
-            routing.set_loopback_up().unwrap();
-            routing.add_address(1, "10.0.0.2".parse().unwrap(), 32).unwrap();
-        })
-        .unwrap();
-    world.name("thief", other);
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+fn claims_that_conflict_pair_nobody(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pods = [node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?];
+    let thief = world.namespace("thief")?;
+    thief.add_address("lo", "10.0.0.2".parse::<IpAddr>()?)?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[
             spec("a", &["10.0.0.2"]),
             spec("b", &["10.0.0.3"]),
@@ -465,38 +466,38 @@ fn claims_that_conflict_pair_nobody() {
             .await;
         assert!(pods.iter().all(|p| is_clean(p)));
         // Once it is clear whose it is, it is taken.
-        world.unname("thief");
+        thief.delete().unwrap();
         running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"])]);
         running.until_in(&["a", "b"]).await;
         running.stop().await;
-    });
+    })
 }
 
-fn nothing_is_touched_until_it_is_known() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
+fn nothing_is_touched_until_it_is_known(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let mut inside = Inside::open(&pod).unwrap();
     inside
-        .apply(&Plan::new(&Options::default()), &Mark::new(NODE, &"left".into()))
+        .apply(&Plan::new(&Options::default()), &Mark::new(node::NAME, &"left".into()))
         .unwrap();
-    run(async {
-        let running = Running::start(config(&world), &Log::default());
+    node.run(async {
+        let running = Running::start(node.config(), &Log::default());
         sleep(Duration::from_millis(200)).await;
         assert_eq!(running.log.lines(), [""; 0]);
         assert!(!is_clean(&pod));
         running.stop().await;
-    });
+    })
 }
 
-fn what_another_node_has_in_force_is_left_alone() {
-    let mut world = World::new();
-    let (theirs, ours) = (world.pod("a", "10.0.0.2", "fd00::2"), world.pod("b", "10.0.0.3", "fd00::3"));
+fn what_another_node_has_in_force_is_left_alone(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (theirs, ours) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
     let plan = Plan::new(&Options::default());
     let apply = |to: &Arc<Netns>, node: &str| Inside::open(to).unwrap().apply(&plan, &Mark::new(node, &"left".into())).unwrap();
     apply(&theirs, "node-2");
-    apply(&ours, NODE);
-    run(async {
-        let mut running = Running::start(config(&world), &Log::default());
+    apply(&ours, node::NAME);
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
         running.want(&[]);
         while !is_clean(&ours) {
             sleep(Duration::from_millis(10)).await;
@@ -505,19 +506,19 @@ fn what_another_node_has_in_force_is_left_alone() {
         // Wanted here, it is taken over all the same: its address says whose it is.
         running.want(&[spec("a", &["10.0.0.2"])]);
         running.until_in(&["a"]).await;
-        assert!(Inside::open(&theirs).unwrap().owner().unwrap().unwrap().is_node(NODE));
+        assert!(Inside::open(&theirs).unwrap().owner().unwrap().unwrap().is_node(node::NAME));
         running.stop().await;
-    });
+    })
 }
 
-fn everything_is_released_at_the_end_if_asked() {
-    let mut world = World::new();
-    let pod = world.pod("a", "10.0.0.2", "fd00::2");
-    run(async {
+fn everything_is_released_at_the_end_if_asked(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
         let mut running = Running::start(
             Config {
                 release_at_end: true,
-                ..config(&world)
+                ..node.config()
             },
             &Log::default(),
         );
@@ -526,25 +527,63 @@ fn everything_is_released_at_the_end_if_asked() {
         let log = running.stop().await;
         assert_eq!((log.count("withdrawn a"), log.count("remove a")), (1, 1));
         assert!(is_clean(&pod));
-    });
+    })
 }
 
-fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(test);
-}
-
-const NODE: &str = "node-1";
-
-fn config(world: &World) -> Config {
-    Config {
-        scan_every: Duration::from_millis(20),
-        verify_every: Duration::from_secs(1),
-        ..Config::new(NODE, world.names.path())
+/// All that a node may have to take on when it starts. How long it takes is printed: `--nocapture` shows it.
+#[expect(clippy::disallowed_methods, reason = "how long it takes is only printed")]
+fn many_pods_at_once(world: &World) -> Outcome {
+    const PODS: u8 = 50;
+    let node = Node::new(world)?;
+    let begun = Instant::now();
+    let mut pods = BTreeMap::new();
+    let mut specs = Vec::new();
+    for n in 1..=PODS {
+        let (uid, v4, v6) = (format!("pod-{n}"), format!("10.0.1.{n}"), format!("fd00::1:{n}"));
+        pods.insert(PodUid::from(uid.as_str()), node.pod(&uid, &v4, &v6)?);
+        specs.push(spec(&uid, &[&v4, &v6]));
     }
+    println!("{PODS} namespaces made: {:?}", begun.elapsed());
+    node.run(async {
+        let begun = Instant::now();
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&specs);
+        let uids: Vec<&str> = pods.keys().map(PodUid::as_str).collect();
+        running.until_in(&uids).await;
+        println!("{PODS} pods captured: {:?}", begun.elapsed());
+        for (uid, pod) in &pods {
+            assert_eq!(namespace_of(&running.states.borrow(), uid.as_str()), Some(pod.id()), "{uid}");
+        }
+        let log = &running.log;
+        let said = (
+            log.count("captured"),
+            log.count("repaired"),
+            log.count("refused"),
+            log.count("withdrawn"),
+        );
+        assert_eq!(said, (usize::from(PODS), 0, 0, 0), "{:#?}", log.lines());
+
+        let plan = Plan::new(&Options::default());
+        let (mut opening, mut verifying) = (Duration::ZERO, Duration::ZERO);
+        for (uid, pod) in &pods {
+            let mark = Mark::new(node::NAME, uid);
+            let begun = Instant::now();
+            let mut inside = Inside::open(pod).unwrap();
+            opening += begun.elapsed();
+            let begun = Instant::now();
+            assert_eq!(inside.verify(&plan, &mark).unwrap(), [], "{uid}");
+            verifying += begun.elapsed();
+        }
+        let each = |all: Duration| all / u32::from(PODS);
+        println!("a look into one: opening {:?}, verifying {:?}", each(opening), each(verifying));
+
+        let begun = Instant::now();
+        running.want(&[]);
+        running.until("all pods to leave", <[_]>::is_empty).await;
+        println!("{PODS} pods released: {:?}", begun.elapsed());
+        assert!(pods.values().all(|pod| is_clean(pod)));
+        running.stop().await;
+    })
 }
 
 /// Connects from a namespace and reads to the end.

@@ -87,7 +87,10 @@ fn run(args: Args) -> anyhow::Result<()> {
     let _flush = log::to_stdout(&args.log, format)?;
     raise_descriptor_limit();
     let config = config(&args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
     runtime.block_on(serve(args, config))
 }
 
@@ -97,7 +100,10 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
     let ttl = Duration::from_secs(args.secret_ttl);
     let issuer = DirectoryCa::open(&args.ca_dir, config.trust_domain.clone(), ttl)?;
     let status = Status::open(&args.manifests, &config.node).with_context(|| {
-        format!("cannot keep this node's status in {}, which --manifests names", args.manifests.display())
+        format!(
+            "cannot keep this node's status in {}, which --manifests names",
+            args.manifests.display()
+        )
     })?;
     let source = Manifests::open(manifests::Config {
         own: Some(status.clone()),
@@ -130,10 +136,14 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     }
     if !args.no_dns_capture {
         let file = args.resolv_conf.display();
-        let text = std::fs::read_to_string(&args.resolv_conf)
-            .with_context(|| format!("cannot read {file}, which names the DNS servers; --resolv-conf names another, --no-dns-capture goes without"))?;
+        let text = std::fs::read_to_string(&args.resolv_conf).with_context(|| {
+            format!("cannot read {file}, which names the DNS servers; --resolv-conf names another, --no-dns-capture goes without")
+        })?;
         config.nameservers = ambient_node::nameservers(&text);
-        anyhow::ensure!(!config.nameservers.is_empty(), "{file} names no DNS server; --no-dns-capture goes without");
+        anyhow::ensure!(
+            !config.nameservers.is_empty(),
+            "{file} names no DNS server; --no-dns-capture goes without"
+        );
     }
     Ok(config)
 }

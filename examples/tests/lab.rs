@@ -1,4 +1,9 @@
 //! The lab as a person runs it: the whole mesh, every step, and nothing left behind.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test: its functions outside of #[test] fail it just as well, and it waits for a real process"
+)]
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -14,7 +19,10 @@ const LAB: &str = env!("CARGO_BIN_EXE_ambient");
 fn run_lab() -> Option<(Vec<Value>, i32)> {
     let output = Command::new(LAB).args(["lab", "--json"]).stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect();
+    let objects: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+        .collect();
     let code = output.status.code().unwrap();
     if let [only] = objects.as_slice()
         && let Some(why) = only.get("skipped")
@@ -50,7 +58,10 @@ fn every_step_passes_and_nothing_is_left() {
     for (index, step) in steps.iter().enumerate() {
         assert_eq!(step["step"], index + 1, "{step}");
         assert_eq!(step["ok"], true, "{step}");
-        assert!(step["expect"].is_string() && step["got"].is_string() && step["name"].is_string() && step["ms"].is_u64(), "{step}");
+        assert!(
+            step["expect"].is_string() && step["got"].is_string() && step["name"].is_string() && step["ms"].is_u64(),
+            "{step}"
+        );
     }
     assert!(steps.len() >= 13, "only {} steps", steps.len());
     assert_eq!((&last["passed"], &last["failed"]), (&Value::from(steps.len()), &Value::from(0)));
@@ -63,7 +74,13 @@ struct Kept(Child);
 
 impl Kept {
     fn start() -> Option<Self> {
-        let mut child = Command::new(LAB).args(["lab", "--keep"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new(LAB)
+            .args(["lab", "--keep"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut seen = Vec::new();
         for line in lines.map_while(Result::ok) {
@@ -86,8 +103,16 @@ impl Drop for Kept {
 }
 
 fn exec(pod: &str, command: &[&str]) -> (i32, String) {
-    let output = Command::new(LAB).args(["lab", "exec", pod, "--"]).args(command).stdin(Stdio::null()).output().unwrap();
-    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    let output = Command::new(LAB)
+        .args(["lab", "exec", pod, "--"])
+        .args(command)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+    )
 }
 
 #[test]
@@ -99,7 +124,12 @@ fn a_kept_lab_runs_programs_in_its_pods_and_goes_down_at_a_word() {
     assert!(code == 0 && resolv.contains("svc.cluster.local"), "{code}: {resolv}");
     assert_ne!(exec("nobody", &["true"]).0, 0);
     // Where the machine has curl, it is the neutral client.
-    if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+    if Command::new("curl")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+    {
         let (code, answer) = exec("sleep", &["curl", "-sS", "--max-time", "5", "http://web-api:8080/"]);
         assert!(code == 0 && answer.contains("purchase-history"), "{code}: {answer}");
         let (code, answer) = exec("notsleep", &["curl", "-sS", "--max-time", "5", "http://web-api:8080/"]);

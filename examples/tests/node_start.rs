@@ -1,4 +1,5 @@
 //! A node that cannot start says in one line what is wrong and what to do, and leaves nothing behind.
+#![allow(clippy::unwrap_used, reason = "a test: its functions outside of #[test] fail it just as well")]
 
 use std::{fs, path::Path, process::Command};
 
@@ -42,7 +43,11 @@ fn a_broken_manifest_is_named_by_file_line_and_field() {
     fs::create_dir(&manifests).unwrap();
     fs::write(manifests.join("broken.yaml"), "apiVersion: v1\nkind: Pod\nmetadata: [\n").unwrap();
     assert_says(&start(dir.path(), "manifests", "ca"), &["broken.yaml"]);
-    fs::write(manifests.join("broken.yaml"), "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: demo\n").unwrap();
+    fs::write(
+        manifests.join("broken.yaml"),
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: demo\n",
+    )
+    .unwrap();
     assert_says(&start(dir.path(), "manifests", "ca"), &["broken.yaml", "name"]);
 }
 

@@ -366,7 +366,7 @@ async fn opening_takes_pods_that_were_deleted_meanwhile_out_of_the_own_status() 
     let status = Status::open(dir.path(), "node-1").unwrap();
     for uid in ["here", "gone"] {
         status
-            .captured(&uid.into(), &["10.0.0.1".parse().unwrap()], std::time::UNIX_EPOCH)
+            .captured(&uid.into(), &["10.0.0.1".parse().unwrap()], UNIX_EPOCH)
             .await
             .unwrap();
     }

@@ -306,6 +306,16 @@ impl Lab {
         meant.flat_map(|pod| pod.addresses().iter().copied()).collect()
     }
 
+    /// That no capture was found broken: in the lab nobody breaks one.
+    pub(crate) fn nothing_was_repaired(&self) -> Result<(), Unmet> {
+        for node in ["node-1", "node-2"] {
+            if let Some(line) = self.log(node)?.lines().find(|line| line.contains("pod repaired")) {
+                return Err(Unmet::saw(format!("{node} had to mend a capture: {line}")));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that the pods of the mesh have spoken TLS on port 15008 with each other and nothing else; gives the
     /// number of their connections and bytes.
     pub(crate) fn only_tls(&self, seen: &Seen) -> Result<(usize, usize), Unmet> {

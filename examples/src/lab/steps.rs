@@ -24,7 +24,8 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     did: &'static str,
     expect: &'static str,
-    /// Whether the pods of the mesh must speak TLS alone with each other, from the step's beginning to its end.
+    /// Whether the pods of the mesh must speak TLS alone with each other, from the step's beginning to its end, and
+    /// no capture may be found broken.
     sealed: bool,
     run: fn(&mut Lab) -> Result<String, Unmet>,
 }
@@ -50,6 +51,7 @@ impl Step {
         lab.capture.clear()?;
         let seen = (self.run)(lab)?;
         lab.only_tls(&lab.capture.seen()?)?;
+        lab.nothing_was_repaired()?;
         Ok(seen)
     }
 
