@@ -1,4 +1,5 @@
 //! The lab as a person runs it: the whole mesh, every step, and nothing left behind.
+#![cfg(feature = "lab")]
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,

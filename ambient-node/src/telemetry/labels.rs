@@ -13,7 +13,7 @@ use super::flow::{Direction, Ends, Flag};
 /// What an absent value is called.
 static UNKNOWN: LazyLock<Arc<str>> = LazyLock::new(|| "unknown".into());
 
-/// The values under [`NAMES`], in that order.
+/// The values of the labels; [`EncodeLabelSet::encode`] gives them their names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TrafficLabels {
     reporter: &'static str,
