@@ -139,8 +139,8 @@ impl Server {
         }
     }
 
-    /// Serves connections until it is dropped; it never ends by itself. The queries of one connection are answered one
-    /// after the other.
+    /// Serves connections until it is dropped, or until somebody shuts the listener from outside. The queries of one
+    /// connection are answered one after the other.
     ///
     /// # Cancel safety
     /// Dropping the future closes the listener and every connection.
@@ -162,6 +162,8 @@ impl Server {
                         }
                     });
                 }
+                // The kernel has shut the listener, as `ss -K` does: it will never bring another.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
                 Err(error) => pause("accept a DNS connection", &error).await,
             }
         }

@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, net::TcpListener, net::TcpStream, time::Duration};
 
-use rustix::net::{SocketFlags, accept_with};
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, acceptfrom_with},
+};
 use tokio::{io::unix::AsyncFd, time};
 
 /// How long to wait when the process has no descriptor left: the kernel's queue holds what comes meanwhile.
@@ -23,30 +26,38 @@ impl Acceptor {
     pub(crate) async fn accept(&self) -> Option<(TcpStream, SocketAddr)> {
         loop {
             match self.try_accept().await {
-                Ok((stream, peer)) => return Some((stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()))),
+                Ok(Some(accepted)) => return Some(accepted),
+                Ok(None) => tokio::task::yield_now().await,
                 // Shut from outside, as `ss -K` does: whoever finds it missing brings up another.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return None,
-                // Of a connection that ended in the queue, or of a full table: neither ends the listener.
+                Err(Errno::INVAL | Errno::BADF) => return None,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    tracing::debug!("accept: the process or the system has no room for another connection");
+                    time::sleep(BREATH).await;
+                }
+                // Of one connection, that ended while it waited: accept(2) gives its error.
                 Err(error) => {
                     tracing::debug!(%error, "accept");
-                    time::sleep(BREATH).await;
+                    tokio::task::yield_now().await;
                 }
             }
         }
     }
 
-    async fn try_accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    /// `None` for a connection that cannot be told of: its turn is over.
+    async fn try_accept(&self) -> Result<Option<(TcpStream, SocketAddr)>, Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         loop {
-            let mut ready = self.0.readable().await?;
-            match ready.try_io(|listener| Ok(accept_with(listener.get_ref(), flags)?)) {
-                Ok(Ok(socket)) => {
-                    let stream = TcpStream::from(socket);
-                    let peer = stream.peer_addr()?;
-                    return Ok((stream, peer));
+            let mut ready = self.0.readable().await.map_err(|_| Errno::BADF)?;
+            // The peer comes with the connection: asked later, one that was reset meanwhile has none.
+            match ready.try_io(|listener| Ok(acceptfrom_with(listener.get_ref(), flags)?)) {
+                Ok(Ok((socket, peer))) => {
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    return Ok(peer.map(|peer| {
+                        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                        (TcpStream::from(socket), peer)
+                    }));
                 }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(error)) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
                 Err(_would_block) => {}
             }
         }

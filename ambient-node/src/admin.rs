@@ -16,10 +16,13 @@ use tokio::{
 /// How long a client may take over its request.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Clients at once.
-const MOST_CLIENTS: usize = 64;
+const MOST_CLIENTS: usize = 8;
 
 /// A page: path in, answer out.
-pub(crate) type Page = Arc<dyn Fn(&str) -> Option<(StatusCode, &'static str, String)> + Send + Sync>;
+pub(crate) type Page = Arc<dyn Fn(&str) -> Option<Written> + Send + Sync>;
+
+/// Status, content type and text.
+pub(crate) type Written = (StatusCode, &'static str, String);
 
 /// Listens in the node's own namespace; on IPv4 alone where there is no IPv6.
 pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -53,7 +56,15 @@ pub(crate) async fn serve(listener: TcpListener, page: Page) {
 }
 
 async fn answer(stream: TcpStream, page: Page) -> hyper::Result<()> {
-    let service = service_fn(|request: Request<Incoming>| std::future::ready(Ok::<_, Infallible>(respond(&request, &page))));
+    let service = service_fn(|request: Request<Incoming>| {
+        let page = page.clone();
+        async move {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            // A page of many series takes a while to write: not on the thread that accepts connections.
+            let page = tokio::task::spawn_blocking(move || page(&path)).await;
+            Ok::<_, Infallible>(respond(&method, page.unwrap_or_default()))
+        }
+    });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -62,13 +73,11 @@ async fn answer(stream: TcpStream, page: Page) -> hyper::Result<()> {
     http.serve_connection(TokioIo::new(stream), service).await
 }
 
-fn respond(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
+fn respond(method: &Method, page: Option<Written>) -> Response<Full<Bytes>> {
     let plain = "text/plain; charset=utf-8";
-    let (status, kind, text) = match page(request.uri().path()) {
+    let (status, kind, text) = match page {
         None => (StatusCode::NOT_FOUND, plain, "nothing is here\n".to_owned()),
-        Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-            (StatusCode::METHOD_NOT_ALLOWED, plain, "GET only\n".to_owned())
-        }
+        Some(_) if !matches!(*method, Method::GET | Method::HEAD) => (StatusCode::METHOD_NOT_ALLOWED, plain, "GET only\n".to_owned()),
         Some(answer) => answer,
     };
     let mut response = Response::new(Full::from(text));

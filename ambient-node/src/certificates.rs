@@ -4,13 +4,13 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use ambient_control::{IssueError, Issuer};
 use ambient_core::{Credential, Credentials, Identity, TrustBundles};
 use arc_swap::ArcSwapOption;
-use tokio::{sync::Notify, time};
+use tokio::{sync::Notify, task::JoinSet, time};
 
 use crate::clock;
 
@@ -22,6 +22,12 @@ const ASKING: Duration = Duration::from_secs(10);
 /// The first wait after a failed renewal, doubled up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(150);
+/// Requests under way at a time.
+const AT_ONCE: usize = 8;
+/// Between two looks at the wall clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// No certificate is asked for again sooner, however short it lives.
+const LEAST_LIFE: Duration = Duration::from_millis(100);
 
 /// Why an identity has no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +45,23 @@ struct Slot {
     credential: Arc<Credential>,
     holders: usize,
     /// When to ask for the next one, and how long to wait after a failure.
-    due: Instant,
+    due: SystemTime,
     wait: Duration,
+    /// Whether the next one is being asked for.
+    asked: bool,
+}
+
+impl Slot {
+    fn new(credential: Arc<Credential>) -> Self {
+        let now = clock::wall();
+        Self {
+            due: now + until_renewal(&credential, now),
+            credential,
+            holders: 0,
+            wait: FIRST_WAIT,
+            asked: false,
+        }
+    }
 }
 
 /// The certificates of this node's pods. Implements [`Credentials`]: a handshake looks at what is here, and never
@@ -84,7 +105,7 @@ impl Certificates {
             });
         }
         let credential = self.ask(identity).await?;
-        let slot = self.slot(credential);
+        let slot = Slot::new(credential);
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let held = slots.get(identity).map_or(0, |old| old.holders);
         // Another pod of the same account may have been faster: the one that lives longer stays.
@@ -106,42 +127,61 @@ impl Certificates {
     }
 
     /// Renews what is due, for as long as it is polled.
-    pub(crate) async fn keep_fresh(&self) {
+    pub(crate) async fn keep_fresh(self: Arc<Self>) {
+        let mut asking = JoinSet::new();
         loop {
-            let next = self
-                .slots
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .values()
-                .map(|slot| slot.due)
-                .min();
-            match next {
-                Some(due) => tokio::select! {
-                    () = time::sleep_until(due.into()) => {}
-                    () = self.changed.notified() => continue,
-                },
-                None => self.changed.notified().await,
+            let room = asking.len() < AT_ONCE;
+            let wait = if room { self.next_due() } else { LONGEST_SLEEP };
+            tokio::select! {
+                () = time::sleep(wait) => {}
+                () = self.changed.notified() => {}
+                Some(_) = asking.join_next() => {}
             }
-            for identity in self.due(clock::steady()) {
-                let renewed = self.ask(&identity).await;
-                let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-                let Some(slot) = slots.get_mut(&identity) else { continue };
-                match renewed {
-                    Ok(credential) => {
-                        let holders = slot.holders;
-                        *slot = Slot {
-                            holders,
-                            ..self.slot(credential)
-                        };
-                    }
-                    Err(error) => {
-                        tracing::warn!(%identity, %error, retry_in = ?slot.wait, "certificate not renewed; the present one stays until its end");
-                        slot.due = clock::steady() + slot.wait;
-                        slot.wait = (slot.wait * 2).min(LONGEST_WAIT);
-                    }
-                }
+            for identity in self.take_due(AT_ONCE.saturating_sub(asking.len())) {
+                let of = self.clone();
+                asking.spawn(async move { of.renew(identity).await });
             }
         }
+    }
+
+    async fn renew(&self, identity: Identity) {
+        let renewed = self.ask(&identity).await;
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(slot) = slots.get_mut(&identity) else { return };
+        slot.asked = false;
+        match renewed {
+            Ok(credential) => {
+                let holders = slot.holders;
+                *slot = Slot {
+                    holders,
+                    ..Slot::new(credential)
+                };
+            }
+            Err(error) => {
+                tracing::warn!(%identity, %error, retry_in = ?slot.wait, "certificate not renewed; the present one stays until its end");
+                slot.due = clock::wall() + slot.wait;
+                slot.wait = (slot.wait * 2).min(LONGEST_WAIT);
+            }
+        }
+    }
+
+    /// How long nothing is due; by the wall clock, as the dates of certificates are, and never long, as that may be set.
+    fn next_due(&self) -> Duration {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let next = slots.values().filter(|slot| !slot.asked).map(|slot| slot.due).min();
+        let wait = next.map_or(LONGEST_SLEEP, |due| due.duration_since(clock::wall()).unwrap_or(Duration::ZERO));
+        wait.min(LONGEST_SLEEP)
+    }
+
+    fn take_due(&self, most: usize) -> Vec<Identity> {
+        let now = clock::wall();
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let due = slots.iter_mut().filter(|(_, slot)| !slot.asked && slot.due <= now).take(most);
+        let asked = due.map(|(identity, slot)| {
+            slot.asked = true;
+            identity.clone()
+        });
+        asked.collect()
     }
 
     async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, CertificateError> {
@@ -162,25 +202,6 @@ impl Certificates {
             _ => false,
         }
     }
-
-    fn slot(&self, credential: Arc<Credential>) -> Slot {
-        let (wall, steady) = (clock::wall(), clock::steady());
-        Slot {
-            due: steady + until_renewal(&credential, wall),
-            credential,
-            holders: 0,
-            wait: FIRST_WAIT,
-        }
-    }
-
-    fn due(&self, now: Instant) -> Vec<Identity> {
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots
-            .iter()
-            .filter(|(_, slot)| slot.due <= now)
-            .map(|(identity, _)| identity.clone())
-            .collect()
-    }
 }
 
 /// Half the life, less up to a tenth of it, by the identity's own number, so that a node's pods do not all ask at once.
@@ -191,7 +212,7 @@ fn until_renewal(credential: &Credential, now: SystemTime) -> Duration {
         .as_str()
         .bytes()
         .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-    half.saturating_sub(half / 1000 * (spread % 100))
+    half.saturating_sub(half / 1000 * (spread % 100)).max(LEAST_LIFE)
 }
 
 impl Credentials for Certificates {

@@ -25,7 +25,9 @@ pub struct Config {
     pub readiness: SocketAddr,
     /// Threads that move bytes.
     pub workers: usize,
-    /// Connections that one pod may have open in one direction; more are reset at once.
+    /// Connections that all pods may have open together; more are reset at once. Each takes two descriptors of the process.
+    pub connections: usize,
+    /// Connections that one pod may have open in one direction, and at most a quarter of all; more are reset at once.
     pub connections_per_pod: usize,
     /// How long connecting to an application or to another node's proxy may take.
     pub connect_timeout: Duration,
@@ -47,6 +49,7 @@ impl Config {
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),
             workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            connections: 100_000,
             connections_per_pod: 20_000,
             connect_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),

@@ -1,11 +1,10 @@
 //! Tunnels from other nodes' proxies: each CONNECT is checked and delivered to the pod whose namespace accepted it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_authz::Decision;
 use ambient_core::{Authority, Identity, NetworkAddress, headers, route};
 use ambient_hbone::{Request, Session};
-use ambient_redirect::linux;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
 
@@ -13,39 +12,56 @@ use crate::{
     Shared, clock,
     plaintext::source_for,
     pods::{Pod, Stage},
-    session::{carry, keep_alive, settle},
+    session::{carry, dial, keep_alive, settle},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     watch::Subject,
     workers::Worker,
 };
 
+/// A tunnel without a stream for this long is closed; well after the 5 min at which peers close theirs.
+const IDLE: Duration = Duration::from_secs(900);
+
 /// Serves one tunnel on a worker; its streams stay there.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
     let home = worker.clone();
     worker.spawn(Box::pin(async move {
-        let Ok(permit) = pod.inbound.clone().try_acquire_owned() else {
+        let Some(handshake) = pod.room.handshakes.take() else {
             return node.metrics.connection_shed();
         };
         let Some(stream) = prepare(stream) else { return };
         let at = stream.local_addr().unwrap_or(peer);
+        let at = SocketAddr::new(at.ip().to_canonical(), at.port());
         let session = tokio::select! {
             session = node.server.accept(stream, &pod.identity) => session,
             () = pod.reaches(Stage::Stopped) => return,
         };
         match session {
-            Ok(session) => Tunnel { node, pod, home, peer, at }.run(session).await,
+            Ok(session) => {
+                drop(handshake);
+                let Some(_place) = pod.room.tunnels.take() else {
+                    return node.metrics.connection_shed();
+                };
+                Tunnel {
+                    node,
+                    pod: pod.clone(),
+                    home,
+                    peer,
+                    at,
+                }
+                .run(session)
+                .await;
+            }
             Err(error) => {
                 node.metrics.handshake_refused();
                 refused_early(Direction::Inbound, peer, at, None, &error);
             }
         }
-        drop(permit);
     }));
 }
 
+/// A tunnel's socket need not end as a reset: TLS says whether its end is one.
 fn prepare(stream: std::net::TcpStream) -> Option<TcpStream> {
-    linux::cut_when_dropped(&stream, true).ok()?;
     keep_alive(&stream).ok()?;
     stream.set_nodelay(true).ok()?;
     TcpStream::from_std(stream).ok()
@@ -72,10 +88,13 @@ impl Tunnel {
         };
         let tunnel = Arc::new(self);
         let mut draining = false;
+        let mut idle = tokio::time::interval(IDLE / 2);
+        let mut quiet = 0;
         loop {
             tokio::select! {
                 request = session.next() => {
                     let Some(request) = request else { return };
+                    quiet = 0;
                     let (tunnel, identity) = (tunnel.clone(), identity.clone());
                     let home = tunnel.home.clone();
                     home.spawn(Box::pin(async move { tunnel.serve(request, identity).await }));
@@ -85,6 +104,13 @@ impl Tunnel {
                     session.graceful_shutdown();
                 }
                 () = tunnel.pod.reaches(Stage::Stopped) => return,
+                _ = idle.tick() => {
+                    // Each of its streams holds the tunnel as well.
+                    quiet = if Arc::strong_count(&tunnel) == 1 { quiet + 1 } else { 0 };
+                    if quiet > 2 {
+                        session.graceful_shutdown();
+                    }
+                }
             }
         }
     }
@@ -92,21 +118,21 @@ impl Tunnel {
     async fn serve(&self, request: Request, identity: Identity) {
         let opened = clock::steady();
         let (node, pod) = (&self.node, &self.pod);
-        let Ok(permit) = pod.inbound.clone().try_acquire_owned() else {
+        let Some(_place) = pod.room.inbound.take() else {
             node.metrics.connection_shed();
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         let authority = request.authority().clone();
         let Some(snapshot) = node.state.current() else {
-            self.early(&authority, "the mesh's state has not arrived");
+            self.early(&authority, &"the mesh's state has not arrived");
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
-        let Some(workload) = pod.workload(&snapshot) else {
-            self.early(
-                &authority,
-                "failed to fetch information about local workload: it is not in the mesh's state",
-            );
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        let workload = match pod.workload(&snapshot) {
+            Ok(workload) => workload,
+            Err(unknown) => {
+                self.early(&authority, &unknown);
+                return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            }
         };
         let to = match route::inbound(
             &snapshot.mesh,
@@ -117,19 +143,18 @@ impl Tunnel {
         ) {
             Ok(to) => to,
             Err(refusal) => {
-                self.early(&authority, &refusal.to_string());
+                self.early(&authority, &refusal);
                 return request.refuse(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
             }
         };
         let ends = self.ends(&snapshot, &request, &identity, authority);
         let account = Account::open(&node.metrics, ends, opened);
         self.deliver(request, identity, to, snapshot, account).await;
-        drop(permit);
     }
 
     async fn deliver(&self, request: Request, identity: Identity, to: SocketAddr, snapshot: Arc<Snapshot>, account: Account) {
         let (node, pod) = (&self.node, &self.pod);
-        let Some(workload) = pod.workload(&snapshot) else {
+        let Ok(workload) = pod.workload(&snapshot) else {
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         let (uid, workload) = (pod.spec.uid.clone(), workload.uid.clone());
@@ -137,14 +162,19 @@ impl Tunnel {
             pod: uid,
             workload,
             peer: Some(identity),
+            identity: pod.identity.clone(),
             source: self.peer.ip(),
             destination: to,
         };
         let (_registered, mut cut) = node.watch.register(subject.clone());
         // Decided on what is present after the registration: a change in between is either seen here or cut later.
         let snapshot = node.state.current().unwrap_or(snapshot);
-        let Some(workload) = pod.workload(&snapshot) else {
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        let workload = match pod.workload(&snapshot) {
+            Ok(workload) => workload,
+            Err(unknown) => {
+                account.close(&Outcome::failed(Flag::Connect, unknown));
+                return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            }
         };
         if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
             account.close(&Outcome::failed(
@@ -154,11 +184,7 @@ impl Tunnel {
             return request.refuse(StatusCode::UNAUTHORIZED);
         }
         let from = source_for(self.peer, to);
-        let mut server = match node
-            .sockets
-            .tcp_connect(&pod.namespace, from, to, node.config.connect_timeout)
-            .await
-        {
+        let mut server = match dial(node, pod, from, to).await {
             Ok(server) => server,
             Err(error) => {
                 account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")));
@@ -186,7 +212,7 @@ impl Tunnel {
     /// Both ends as the mesh knows them. What the peer wrote in headers only picks from what is looked up.
     fn ends(&self, snapshot: &Snapshot, request: &Request, identity: &Identity, authority: Authority) -> Ends {
         let mesh = &snapshot.mesh;
-        let destination = self.pod.workload(snapshot).cloned();
+        let destination = self.pod.workload(snapshot).ok().cloned();
         let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
         let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
         // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
@@ -214,7 +240,7 @@ impl Tunnel {
         }
     }
 
-    fn early(&self, authority: &Authority, error: &str) {
-        refused_early(Direction::Inbound, self.peer, self.at, Some(authority), &error);
+    fn early(&self, authority: &Authority, error: &dyn std::fmt::Display) {
+        refused_early(Direction::Inbound, self.peer, self.at, Some(authority), error);
     }
 }

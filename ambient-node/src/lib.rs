@@ -19,7 +19,7 @@
 //! let issuer = DirectoryCa::open("/etc/ambient/ca", config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
 //! let announce = AnnounceInDirectory::new(Status::open("/etc/ambient/manifests", "node-1")?);
 //! let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
-//! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await;
+//! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -28,6 +28,7 @@
 mod accept;
 mod admin;
 mod announce;
+mod bounds;
 mod certificates;
 mod clock;
 mod config;
@@ -47,7 +48,7 @@ mod workers;
 
 pub use announce::AnnounceInDirectory;
 pub use config::Config;
-pub use node::{Node, StartError};
+pub use node::{Node, RunError, StartError};
 
 pub(crate) use node::Shared;
 

@@ -11,15 +11,11 @@ use ambient_redirect::{
     pods::{PodState, State as PodStage},
 };
 use http::StatusCode;
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::JoinSet,
-    time::{self, Instant},
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 
 use crate::{
     Config, admin,
+    bounds::Bounds,
     certificates::Certificates,
     clock,
     dial::Dialler,
@@ -42,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) sockets: linux::Sockets,
     pub(crate) server: Server,
     pub(crate) dialler: Arc<Dialler>,
+    pub(crate) bounds: Bounds,
 }
 
 /// Why a node did not start. Nothing is left behind.
@@ -133,12 +130,19 @@ impl Node {
         let observer: Arc<dyn Observer> = Arc::new(Told);
         let provider = Arc::new(ambient_tls::provider());
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
-        let workers = Workers::start(config.workers, || {
-            Pool::builder(dialler.clone(), certificates.clone(), provider.clone())
-                .observer(observer.clone())
-                .build()
-        })
-        .map_err(StartError::Threads)?;
+        let count = config.workers;
+        let tunnels = {
+            let (dialler, certificates, provider, observer) = (dialler.clone(), certificates.clone(), provider.clone(), observer.clone());
+            move || {
+                let pool = Pool::builder(dialler.clone(), certificates.clone(), provider.clone());
+                pool.observer(observer.clone()).build()
+            }
+        };
+        let workers = tokio::task::spawn_blocking(move || Workers::start(count, tunnels)).await;
+        let workers = workers
+            .map_err(io::Error::other)
+            .and_then(|started| started)
+            .map_err(StartError::Threads)?;
         let server = Server::builder(certificates.clone(), provider.clone())
             .observer(observer.clone())
             .build();
@@ -146,6 +150,7 @@ impl Node {
             options,
             ..ambient_redirect::Config::new(&config.node, &config.netns_dir)
         };
+        let bounds = Bounds::new(config.connections, config.connections_per_pod);
         let shared = Arc::new(Shared {
             config,
             state: Arc::default(),
@@ -156,6 +161,7 @@ impl Node {
             sockets,
             server,
             dialler,
+            bounds,
         });
         let pods = Pods::new(shared.clone());
         let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
@@ -173,7 +179,10 @@ impl Node {
     ///
     /// The rules in the pods' namespaces stay: until a node runs again their traffic is refused, and never sent in
     /// plaintext.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// When a part of the node has failed, so that going on would serve an old state as if it were the present one.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self {
             shared,
             source,
@@ -186,34 +195,64 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin::serve(metrics, metrics_page(&shared)));
         tasks.spawn(admin::serve(readiness, readiness_page(&shared)));
-        let certificates = shared.certificates.clone();
-        tasks.spawn(async move { certificates.keep_fresh().await });
+        tasks.spawn(shared.certificates.clone().keep_fresh());
         tasks.spawn(follow(shared.clone(), source, desired));
         tasks.spawn(tell_of_pods(enrolment.states()));
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
-        let enrolling = tokio::spawn(enrolment.run(wanted, async move {
+        let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
             // An error says that the other half is gone: stop then too.
             let _ = stopped.await;
         }));
-        stop.await;
-        tracing::info!("stopping: nothing new is taken, open connections have {:?}", shared.config.drain);
+        let ran = tokio::select! {
+            () = stop => Ok(()),
+            // None of them ends by itself.
+            ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
+            ended = &mut enrolling => Err(RunError::of(ended.err())),
+        };
+        tracing::info!(drain = ?shared.config.drain, "stopping: nothing new is taken, and open connections go on for a while");
         drop(stop_enrolling);
-        let _ = enrolling.await;
+        if !enrolling.is_finished() {
+            let _ = enrolling.await;
+        }
         drain(&shared, &pods).await;
         tasks.shutdown().await;
+        ran
+    }
+}
+
+/// Why a node has stopped without being told to.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the node has ended ({why}); start it again: until then its pods' traffic is refused")]
+pub struct RunError {
+    why: String,
+}
+
+impl RunError {
+    fn of(error: Option<tokio::task::JoinError>) -> Self {
+        let why = error.map_or_else(|| "without a reason".into(), |error| error.to_string());
+        Self { why }
     }
 }
 
 async fn drain(shared: &Shared, pods: &Pods) {
     pods.advance(Stage::Draining);
-    let deadline = Instant::now() + shared.config.drain;
-    while pods.open_connections() > 0 && Instant::now() < deadline {
-        time::sleep(Duration::from_millis(20)).await;
-    }
+    idle_within(pods, shared.config.drain).await;
     pods.advance(Stage::Stopped);
     // What was cut tells of itself before the threads end.
-    time::sleep(Duration::from_millis(20)).await;
+    idle_within(pods, LAST_WORDS).await;
 }
+
+async fn idle_within(pods: &Pods, patience: Duration) {
+    let idle = async {
+        while pods.open_connections() > 0 {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = time::timeout(patience, idle).await;
+}
+
+/// How long connections that were cut have to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Takes batches from the source, one after the other, and passes on what each has changed.
 async fn follow(shared: Arc<Shared>, mut source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
@@ -225,7 +264,7 @@ async fn follow(shared: Arc<Shared>, mut source: Box<dyn Source>, desired: watch
             desired.send_replace(Some(pods_of(&shared.config, &now)));
         }
     }
-    tracing::error!("the source of the mesh's state has ended; the last state stays in force");
+    tracing::error!("the source of the mesh's state has ended: nothing new is taken, so the node stops");
 }
 
 fn take(shared: &Shared, batch: Batch) -> Changed {
@@ -325,6 +364,7 @@ impl Observer for Told {
             Event::TunnelClosed { peer, speaker, reason } => tracing::debug!(%peer, speaker = %speaker, %reason, "tunnel closed"),
             Event::PodRepaired { pod, what } => tracing::warn!(uid = %pod, what, "pod repaired"),
             Event::PodReleased { pod } => tracing::info!(uid = %pod, "pod released"),
+            Event::RequestRefused { peer, reason } => tracing::warn!(%peer, %reason, "request refused with status 400"),
             _ => {}
         }
     }

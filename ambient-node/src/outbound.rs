@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, time};
 use crate::{
     Shared, clock, entropy,
     pods::{Pod, Stage},
-    session::{App, carry, settle},
+    session::{App, carry, dial, settle},
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     workers::Worker,
 };
@@ -31,7 +31,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
     let home = worker.clone();
     worker.spawn(Box::pin(async move {
-        let Some(app) = App::take(&node, &pod.outbound, stream) else {
+        let Some(app) = App::take(&node, &pod.room.outbound, stream) else {
             return;
         };
         match original_destination(&app.stream) {
@@ -83,12 +83,14 @@ struct Failure {
 impl Outbound {
     async fn run(&self, app: App) {
         let opened = clock::steady();
+        let mut account: Option<Account> = None;
         loop {
             let Some(snapshot) = self.node.state.current() else {
-                return self.early("the mesh's state has not arrived");
+                return self.early(&"the mesh's state has not arrived");
             };
-            let Some(source) = self.pod.workload(&snapshot) else {
-                return self.early("failed to fetch information about local workload: it is not in the mesh's state");
+            let source = match self.pod.workload(&snapshot) {
+                Ok(source) => source,
+                Err(unknown) => return self.early(&unknown),
             };
             let hints = route::Hints {
                 draw: entropy::word(),
@@ -101,18 +103,31 @@ impl Outbound {
             let plan = match route::outbound(&snapshot.mesh, &asked, &hints) {
                 route::Route::Go(plan) => plan,
                 route::Route::Refuse(refusal) => {
-                    return self.account(source, None, opened).close(&Outcome::failed(Flag::Connect, refusal));
+                    let account = account.unwrap_or_else(|| self.account(source, None, opened));
+                    return account.close(&Outcome::failed(Flag::Connect, refusal));
                 }
             };
+            // Open before the dial, so that one that is cut while it dials is told of too.
+            let mut present = match account.take() {
+                Some(account) => account.reroute(self.ends(source, Some(&plan))),
+                None => self.account(source, Some(&plan), opened),
+            };
             let failure = match self.open(source, &plan).await {
-                Ok(far) => return self.relay(app, far, self.account(source, Some(&plan), opened)).await,
+                Ok(far) => {
+                    present.proven(&plan);
+                    return self.relay(app, far, present).await;
+                }
                 Err(failure) => failure,
             };
             if failure.refused && self.may_be_news(&plan) {
+                account = Some(present);
                 time::sleep(AGAIN).await;
                 continue;
             }
-            self.account(source, Some(&plan), opened).close(&failure.outcome);
+            if failure.by_policy {
+                present.proven(&plan);
+            }
+            present.close(&failure.outcome);
             if failure.by_policy {
                 app.refuse_quietly().await;
             }
@@ -123,11 +138,7 @@ impl Outbound {
     async fn open(&self, source: &Workload, plan: &Plan) -> Result<Far, Failure> {
         match plan {
             Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
-                let connect = self
-                    .node
-                    .sockets
-                    .tcp_connect(&self.pod.namespace, None, *to, self.node.config.connect_timeout);
-                connect.await.map(Far::Tcp).map_err(Failure::tcp)
+                dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
             }
             Plan::Tunnel(tunnel) => {
                 let destination = Destination {
@@ -193,6 +204,11 @@ impl Outbound {
     }
 
     fn account(&self, source: &Arc<Workload>, plan: Option<&Plan>, opened: Instant) -> Account {
+        Account::open(&self.node.metrics, self.ends(source, plan), opened)
+    }
+
+    /// Both ends, as far as the plan knows them; who the other end is stands only once it has proven it.
+    fn ends(&self, source: &Arc<Workload>, plan: Option<&Plan>) -> Ends {
         let mut ends = Ends {
             direction: Direction::Outbound,
             source: self.peer,
@@ -219,16 +235,15 @@ impl Outbound {
                 ends.destination_workload = Some(tunnel.destination.clone());
                 ends.service = tunnel.service.clone();
                 ends.source_identity = Some(self.pod.identity.clone());
-                ends.destination_identity = tunnel.accepted.first().cloned();
                 ends.waypoint = tunnel.waypoint;
                 ends.mutual_tls = true;
             }
         }
-        Account::open(&self.node.metrics, ends, opened)
+        ends
     }
 
-    fn early(&self, error: &str) {
-        refused_early(Direction::Outbound, self.peer, self.to, None, &error);
+    fn early(&self, error: &dyn std::fmt::Display) {
+        refused_early(Direction::Outbound, self.peer, self.to, None, error);
     }
 }
 

@@ -9,7 +9,7 @@ use ambient_redirect::linux::{is_probe, original_destination};
 use crate::{
     Shared, clock,
     pods::Pod,
-    session::{App, carry, settle},
+    session::{App, carry, dial, settle},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     watch::Subject,
@@ -19,7 +19,7 @@ use crate::{
 /// Serves one connection on a worker.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
     worker.spawn(async move {
-        let Some(app) = App::take(&node, &pod.inbound, stream) else {
+        let Some(app) = App::take(&node, &pod.room.inbound, stream) else {
             return;
         };
         match original_destination(&app.stream) {
@@ -43,23 +43,25 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, mut client: App, peer: Sock
             format_args!("port {} is the proxy's own", to.port()),
         ));
     }
-    let Some(workload) = pod.workload(&snapshot) else {
-        return account.close(&Outcome::failed(
-            Flag::Connect,
-            "failed to fetch information about local workload: it is not in the mesh's state",
-        ));
+    let workload = match pod.workload(&snapshot) {
+        Ok(workload) => workload,
+        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown)),
     };
     let subject = Subject {
         pod: pod.spec.uid.clone(),
         workload: workload.uid.clone(),
         peer: None,
+        identity: pod.identity.clone(),
         source: peer.ip(),
         destination: to,
     };
     let (_registered, mut cut) = node.watch.register(subject.clone());
     // Decided on what is present after the registration: a change in between is either seen here or cut later.
     let snapshot = node.state.current().unwrap_or(snapshot);
-    let Some(workload) = pod.workload(&snapshot) else { return };
+    let workload = match pod.workload(&snapshot) {
+        Ok(workload) => workload,
+        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown)),
+    };
     if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
         account.close(&Outcome::failed(
             Flag::Deny,
@@ -67,11 +69,7 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, mut client: App, peer: Sock
         ));
         return client.refuse_quietly().await;
     }
-    let mut server = match node
-        .sockets
-        .tcp_connect(&pod.namespace, source_for(peer, to), to, node.config.connect_timeout)
-        .await
-    {
+    let mut server = match dial(node, pod, source_for(peer, to), to).await {
         Ok(server) => server,
         Err(error) => return account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"))),
     };
@@ -89,7 +87,7 @@ pub(crate) fn source_for(peer: SocketAddr, to: SocketAddr) -> Option<std::net::I
 }
 
 fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> Ends {
-    let destination = pod.workload(snapshot).cloned();
+    let destination = pod.workload(snapshot).ok().cloned();
     let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
     Ends {
         direction: Direction::Inbound,

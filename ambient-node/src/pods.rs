@@ -15,11 +15,13 @@ use ambient_redirect::{
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinHandle,
 };
 
-use crate::{Shared, accept::Acceptor, certificates::Held, dns, inbound, outbound, plaintext, state::Snapshot, workers::Worker};
+use crate::{
+    Shared, accept::Acceptor, bounds::Room, certificates::Held, dns, inbound, outbound, plaintext, state::Snapshot, workers::Worker,
+};
 
 /// How far a pod, or the node, is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,23 +42,40 @@ pub(crate) struct Pod {
     pub(crate) identity: Identity,
     /// Whom its tunnels speak for: never shared with another pod, of whatever identity.
     pub(crate) speaker: Speaker,
-    pub(crate) outbound: Arc<Semaphore>,
-    pub(crate) inbound: Arc<Semaphore>,
+    pub(crate) room: Room,
     stage: watch::Sender<Stage>,
     listening: Mutex<HashMap<Listening, JoinHandle<()>>>,
     _certificate: Held,
 }
 
 impl Pod {
-    /// Its workload in a version of the mesh.
-    pub(crate) fn workload<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Arc<Workload>> {
-        snapshot.mesh.workload_by_pod(&self.spec.uid)
+    /// Its workload in a version of the mesh, as long as that is who the pod has a certificate for.
+    pub(crate) fn workload<'a>(&self, snapshot: &'a Snapshot) -> Result<&'a Arc<Workload>, UnknownPod> {
+        local_workload(snapshot, &self.spec.uid, &self.identity)
     }
 
     /// Waits until it is at least at a stage. Cancel safe.
     pub(crate) async fn reaches(&self, stage: Stage) {
         // An error says that the pod itself is dropped, which nobody who holds it can see.
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Whether it is the pod that a spec speaks of, in a namespace.
+    fn is(&self, spec: &PodSpec, namespace: NetnsId) -> bool {
+        let same = self.spec.namespace == spec.namespace && self.spec.service_account == spec.service_account;
+        same && self.namespace.id() == namespace
+    }
+
+    /// Waits until its listeners are closed, once it was told to stop.
+    async fn let_go(&self) {
+        let listening: Vec<_> = {
+            let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+            listening.drain().map(|(_, serving)| serving).collect()
+        };
+        for serving in listening {
+            // A task that panicked has let go too.
+            let _ = serving.await;
+        }
     }
 
     /// Whether a listener is there and served.
@@ -73,6 +92,26 @@ impl Pod {
             }
         });
     }
+}
+
+/// The workload that a pod is, if it is known and bears an identity.
+pub(crate) fn local_workload<'a>(snapshot: &'a Snapshot, pod: &PodUid, identity: &Identity) -> Result<&'a Arc<Workload>, UnknownPod> {
+    let workload = snapshot.mesh.workload_by_pod(pod).ok_or(UnknownPod::Absent)?;
+    match workload.identity() {
+        Ok(present) if present == *identity => Ok(workload),
+        _ => Err(UnknownPod::Renamed(identity.clone())),
+    }
+}
+
+/// Why nothing is decided for a pod.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnknownPod {
+    /// It is not in the mesh's state.
+    #[error("failed to fetch information about local workload: it is not in the mesh's state")]
+    Absent,
+    /// Its service account or trust domain is another than the one it was captured with.
+    #[error("failed to fetch information about local workload: it is {0} no longer")]
+    Renamed(Identity),
 }
 
 /// What serves one pod's connections of one kind.
@@ -103,11 +142,7 @@ impl Pods {
     /// Connections that are open now.
     pub(crate) fn open_connections(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        let most = 2 * self.node.config.connections_per_pod;
-        served
-            .values()
-            .map(|pod| most - pod.outbound.available_permits() - pod.inbound.available_permits())
-            .sum()
+        served.values().map(|pod| pod.room.connections()).sum()
     }
 
     /// Ends what a pod has open, and the tunnels that speak for it.
@@ -119,9 +154,15 @@ impl Pods {
         }
     }
 
-    fn present(&self, uid: &PodUid, namespace: NetnsId) -> Option<Arc<Pod>> {
-        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.get(uid).filter(|pod| pod.namespace.id() == namespace).cloned()
+    fn take(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = served.remove(uid);
+        self.node.metrics.serve_pods(served.len());
+        taken
+    }
+
+    fn present(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     async fn serve(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Arc<Pod>, ProxyError> {
@@ -138,8 +179,7 @@ impl Pods {
                 identity: identity.clone(),
             },
             identity,
-            outbound: Arc::new(Semaphore::new(node.config.connections_per_pod)),
-            inbound: Arc::new(Semaphore::new(node.config.connections_per_pod)),
+            room: node.bounds.pod(),
             stage: watch::Sender::new(Stage::Serving),
             listening: Mutex::default(),
             _certificate: certificate,
@@ -255,28 +295,26 @@ async fn accept(node: Arc<Shared>, pod: Arc<Pod>, acceptor: Acceptor, serve: Ser
 impl Proxy for Pods {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
         Box::pin(async move {
-            if let Some(present) = self.present(&pod.uid, namespace.id()) {
-                return self.listen(&present).await;
+            if let Some(present) = self.present(&pod.uid) {
+                if present.is(pod, namespace.id()) {
+                    return self.listen(&present).await;
+                }
+                // Somebody else now, or elsewhere: its ports must be free before they are bound anew.
+                self.take(&pod.uid);
+                self.end(&present);
+                present.let_go().await;
             }
             let new = self.serve(pod, namespace).await?;
             let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = served.insert(pod.uid.clone(), new);
+            served.insert(pod.uid.clone(), new);
             self.node.metrics.serve_pods(served.len());
-            drop(served);
-            if let Some(old) = old {
-                self.end(&old);
-            }
             Ok(())
         })
     }
 
     fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = served.remove(uid);
-            self.node.metrics.serve_pods(served.len());
-            drop(served);
-            if let Some(old) = old {
+            if let Some(old) = self.take(uid) {
                 self.end(&old);
             }
         })

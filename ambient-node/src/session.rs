@@ -1,7 +1,12 @@
 //! What every kind of connection does the same way: bounds, sockets that end as a reset until they end well, the
 //! carrying of bytes, and how it is told.
 
-use std::{io, net::TcpStream as StdStream, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpStream as StdStream},
+    os::fd::AsFd,
+    time::Duration,
+};
 
 use ambient_hbone::{
     Duplex, RelayLimits, Tally,
@@ -9,10 +14,11 @@ use ambient_hbone::{
 };
 use ambient_redirect::linux;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
+use tokio::net::TcpStream;
 
 use crate::{
     Shared,
+    bounds::{Kind, Place},
     pods::{Pod, Stage},
     telemetry::{Account, Flag, Outcome},
     watch::Cut,
@@ -25,15 +31,15 @@ use crate::{
 pub(crate) struct App {
     pub(crate) stream: TcpStream,
     /// Counted against the pod's bound until it is dropped.
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl App {
     /// Takes a connection in, unless the pod has too many: then it is reset. Needs the runtime that will serve it.
-    pub(crate) fn take(node: &Shared, limit: &Arc<tokio::sync::Semaphore>, stream: StdStream) -> Option<Self> {
+    pub(crate) fn take(node: &Shared, kind: &Kind, stream: StdStream) -> Option<Self> {
         // What is dropped before it has an owner ends as a reset too.
         linux::cut_when_dropped(&stream, true).ok()?;
-        let Ok(permit) = limit.clone().try_acquire_owned() else {
+        let Some(place) = kind.take() else {
             node.metrics.connection_shed();
             return None;
         };
@@ -41,7 +47,7 @@ impl App {
         keep_alive(&stream).ok()?;
         Some(Self {
             stream: TcpStream::from_std(stream).ok()?,
-            _permit: permit,
+            _place: place,
         })
     }
 
@@ -55,6 +61,17 @@ impl App {
         ambient_hbone::refuse_quietly(&mut self.stream).await;
         self.ended_well();
     }
+}
+
+/// A connection to an application, or to whoever stands at an address: closing it is a reset until [`settle`].
+pub(crate) async fn dial(node: &Shared, pod: &Pod, from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = node
+        .sockets
+        .tcp_connect(&pod.namespace, from, to, node.config.connect_timeout)
+        .await?;
+    linux::cut_when_dropped(&stream, true)?;
+    keep_alive(&stream)?;
+    Ok(stream)
 }
 
 /// From now on, closing this socket is a close and not a reset.

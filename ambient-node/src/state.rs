@@ -27,7 +27,7 @@ pub(crate) struct Snapshot {
 }
 
 /// What a batch has changed: whom to ask again.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Changed {
     /// Some policy is new, different or gone.
     pub(crate) policies: bool,
@@ -41,7 +41,7 @@ pub(crate) struct State {
     /// `None` until the first whole state is here: every connection is refused until then.
     current: ArcSwapOption<Snapshot>,
     /// What has come so far, whole or not; only [`State::apply`] touches it.
-    coming: Mutex<Snapshot>,
+    coming: Mutex<(Snapshot, Changed)>,
     faults: watch::Sender<Arc<[Fault]>>,
     /// Workloads whose way of being reached has changed within [`SETTLING`].
     settling: Mutex<HashMap<WorkloadUid, Instant>>,
@@ -69,10 +69,11 @@ impl State {
         self.faults.borrow().clone()
     }
 
-    /// Takes a batch in, and publishes the version that it makes once the source is in sync.
+    /// Takes a batch in, and publishes the version that it makes once the source is in sync. Gives what has changed since
+    /// the version before.
     pub(crate) fn apply(&self, batch: Batch, now: Instant) -> Changed {
-        let mut changed = Changed::default();
-        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let (coming, changed) = &mut *guard;
         let (mut meshes, mut policies) = (Vec::new(), Vec::new());
         for change in batch.changes {
             match change {
@@ -88,16 +89,17 @@ impl State {
                 Change::Trust(trust) => coming.trust = Some(trust),
             }
         }
-        changed.policies = !policies.is_empty();
+        changed.policies |= !policies.is_empty();
         self.note_settling(&coming.mesh, &meshes, now);
         coming.mesh = coming.mesh.apply(meshes);
         coming.policies = coming.policies.apply(policies);
-        if batch.synced {
-            self.current.store(Some(Arc::new(coming.clone())));
-        }
         self.faults
             .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
-        changed
+        if !batch.synced {
+            return Changed::default();
+        }
+        self.current.store(Some(Arc::new(coming.clone())));
+        std::mem::take(changed)
     }
 
     /// Until when a refused dial to a workload may be the news of a change: route again until then.

@@ -13,7 +13,10 @@ use ambient_authz::{Conn, Decision, decide};
 use ambient_core::{Identity, PodUid, Workload, WorkloadUid};
 use tokio::sync::oneshot;
 
-use crate::state::{Changed, Snapshot};
+use crate::{
+    pods::local_workload,
+    state::{Changed, Snapshot},
+};
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +27,8 @@ pub(crate) struct Subject {
     /// The pod that serves it.
     pub(crate) pod: PodUid,
     pub(crate) workload: WorkloadUid,
+    /// Who that pod is: the certificate that the connection was accepted with names it.
+    pub(crate) identity: Identity,
     pub(crate) peer: Option<Identity>,
     pub(crate) source: IpAddr,
     pub(crate) destination: SocketAddr,
@@ -37,6 +42,17 @@ impl Subject {
             destination: self.destination,
         };
         decide(&snapshot.policies, workload, &conn)
+    }
+
+    /// Why it may not go on; `None` if it may.
+    fn refusal(&self, snapshot: &Snapshot) -> Option<String> {
+        match local_workload(snapshot, &self.pod, &self.identity) {
+            Ok(workload) => match self.decide(snapshot, workload) {
+                Decision::Allow(_) => None,
+                Decision::Deny(denial) => Some(denial.to_string()),
+            },
+            Err(unknown) => Some(unknown.to_string()),
+        }
     }
 }
 
@@ -62,25 +78,22 @@ impl Watch {
             return;
         }
         let workloads: HashSet<_> = changed.workloads.iter().collect();
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let concerned = |subject: &Subject| changed.policies || workloads.contains(&subject.workload);
-        let refused = live
-            .iter()
-            .filter(|(_, (subject, _))| concerned(subject))
-            .filter_map(|(id, (subject, _))| {
-                let why = match snapshot.mesh.workload_by_pod(&subject.pod) {
-                    Some(workload) => match subject.decide(snapshot, workload) {
-                        Decision::Allow(_) => return None,
-                        Decision::Deny(denial) => denial.to_string(),
-                    },
-                    None => "its pod is gone".to_owned(),
-                };
-                Some((*id, why))
-            });
+        // Decided outside of the lock: new connections must not wait for ten thousand old ones.
+        let asked: Vec<(u64, Subject)> = {
+            let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let concerned = live.iter().filter(|(_, (subject, _))| concerned(subject));
+            concerned.map(|(id, (subject, _))| (*id, subject.clone())).collect()
+        };
+        let refused = asked.into_iter().filter_map(|(id, subject)| Some((id, subject.refusal(snapshot)?)));
         let refused: Vec<_> = refused.collect();
+        if refused.is_empty() {
+            return;
+        }
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, why) in refused {
+            // The connection may have ended meanwhile: then there is nobody to tell.
             if let Some((_, cut)) = live.remove(&id) {
-                // The connection may have ended this moment: then there is nobody to tell.
                 let _ = cut.send(why);
             }
         }

@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -52,24 +53,23 @@ impl Drop for Load {
 pub(crate) struct Workers(Arc<[Arc<Worker>]>);
 
 impl Workers {
-    /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime.
-    pub(crate) fn start(count: usize, tunnels: impl Fn() -> Pool) -> io::Result<Self> {
+    /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime. Blocks until they run.
+    pub(crate) fn start(count: usize, tunnels: impl Fn() -> Pool + Send + Sync + 'static) -> io::Result<Self> {
+        let tunnels = Arc::new(tunnels);
         let start = |index| {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let handle = runtime.handle().clone();
-            let pool = {
-                let _inside = handle.enter();
-                tunnels()
-            };
             let (stop, stopped) = oneshot::channel::<()>();
-            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                // Ends when the other half is dropped: that error is the signal.
-                let _ = runtime.block_on(stopped);
-            })?;
+            let (ready, started) = mpsc::channel();
+            let tunnels = tunnels.clone();
+            thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || run(&*tunnels, &ready, stopped))?;
+            // A thread that ended without a word panicked: that is on standard error.
+            let (runtime, tunnels) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
+            let load = AtomicUsize::new(0);
             Ok(Arc::new(Worker {
-                runtime: handle,
-                tunnels: pool,
-                load: AtomicUsize::new(0),
+                runtime,
+                tunnels,
+                load,
                 _stop: stop,
             }))
         };
@@ -89,4 +89,22 @@ impl Workers {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.0.iter()
     }
+}
+
+/// What a worker's thread says once it runs.
+type Started = io::Result<(runtime::Handle, Pool)>;
+
+/// A worker's thread: its runtime lives and ends here, never inside another's.
+fn run(tunnels: &dyn Fn() -> Pool, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    runtime.block_on(async {
+        let started = Ok((runtime::Handle::current(), tunnels()));
+        if ready.send(started).is_ok() {
+            // Ends when the other half is dropped: that error is the signal.
+            let _ = stopped.await;
+        }
+    });
 }

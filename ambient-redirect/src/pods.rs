@@ -263,7 +263,7 @@ impl Pods {
             match desired.iter().find(|d| d.uid == entry.pod.uid) {
                 Some(spec) if !entry.gone && !entry.leaves() => {
                     if *entry.pod != *spec {
-                        entry.pod = Arc::new(spec.clone());
+                        entry.become_pod(Arc::new(spec.clone()));
                     }
                 }
                 _ => entry.leave(),

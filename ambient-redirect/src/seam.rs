@@ -35,7 +35,7 @@ pub trait Proxy: Send + Sync {
     /// Begins to serve a pod; when the answer is `Ok`, all listeners of the pod's plan are up in its namespace.
     ///
     /// Called again for a pod that it serves already when one of its listeners was found missing: it then brings up what is
-    /// missing. The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience).
+    /// missing; and when its Kubernetes namespace or service account is another: it then serves it as who it is now. The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience).
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>>;
 
     /// Ends to serve a pod, and lets go of its namespace. Called also for pods that were never added successfully.

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         ("an_address_used_again_is_another_pod", an_address_used_again_is_another_pod),
         ("one_namespace_a_new_pod", one_namespace_a_new_pod),
         ("claims_that_conflict_pair_nobody", claims_that_conflict_pair_nobody),
+        ("the_nodes_own_namespace_is_no_pods", the_nodes_own_namespace_is_no_pods),
         ("nothing_is_touched_until_it_is_known", nothing_is_touched_until_it_is_known),
         (
             "what_another_node_has_in_force_is_left_alone",
@@ -469,6 +470,26 @@ fn claims_that_conflict_pair_nobody(world: &World) -> Outcome {
         thief.delete().unwrap();
         running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"])]);
         running.until_in(&["a", "b"]).await;
+        running.stop().await;
+    })
+}
+
+fn the_nodes_own_namespace_is_no_pods(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        // It has a name among those of the pods, and this address.
+        running.want(&[spec("a", &["10.0.0.2"]), spec("impostor", &["10.0.0.1"])]);
+        running.until_in(&["a"]).await;
+        running
+            .until("the impostor to stay outside", |states| {
+                let of = states.iter().find(|s| s.spec.uid.as_str() == "impostor");
+                of.is_some_and(|s| matches!(&s.state, State::Pairing { why } if why.contains("no network namespace")))
+            })
+            .await;
+        assert_eq!(running.log.count("add impostor"), 0);
+        assert!(is_clean(&node.netns));
         running.stop().await;
     })
 }

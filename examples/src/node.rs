@@ -85,8 +85,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         LogFormat::Json => log::Format::Json,
     };
     let _flush = log::to_stdout(&args.log, format)?;
-    raise_descriptor_limit();
-    let config = config(&args)?;
+    let descriptors = raise_descriptor_limit();
+    let mut config = config(&args)?;
+    // Two for each connection, and some for everything else.
+    config.connections = descriptors.saturating_sub(1024) / 2;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -97,6 +99,34 @@ fn run(args: Args) -> anyhow::Result<()> {
 async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    // From the first moment on, and also while the start takes long.
+    let mut told = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        (terminate, interrupt)
+    });
+    let node = tokio::select! {
+        node = start(args, config) => node?,
+        _ = &mut told => anyhow::bail!("told to stop before it had started"),
+    };
+    node.run(async move {
+        let Ok((mut terminate, mut interrupt)) = told.await else { return };
+        // Who asks twice does not want to wait for open connections.
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(1);
+        });
+    })
+    .await?;
+    Ok(())
+}
+
+async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
     let ttl = Duration::from_secs(args.secret_ttl);
     let issuer = DirectoryCa::open(&args.ca_dir, config.trust_domain.clone(), ttl)?;
     let status = Status::open(&args.manifests, &config.node).with_context(|| {
@@ -113,15 +143,7 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
     })
     .await?;
     let announce = AnnounceInDirectory::new(status);
-    let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
-    node.run(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-    .await;
-    Ok(())
+    Ok(Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?)
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {
@@ -148,10 +170,12 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// Every connection is two descriptors: what the system allows is taken. As it is, if that fails.
-fn raise_descriptor_limit() {
+/// Every connection is two descriptors: what the system allows is taken. Gives what the process may have now.
+fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
+    let present = getrlimit(Resource::Nofile).current;
+    present.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX))
 }

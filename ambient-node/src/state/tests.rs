@@ -24,7 +24,8 @@ fn nothing_is_published_before_the_first_whole_state() {
     let now = clock::steady();
     state.apply(batch(vec![workload(TunnelProtocol::None)], false), now);
     assert!(state.current().is_none());
-    state.apply(batch(vec![], true), now);
+    let changed = state.apply(batch(vec![], true), now);
+    assert_eq!(changed.workloads, ["u".into()], "told once it is published");
     assert!(
         state.current().unwrap().mesh.workload(&"u".into()).is_some(),
         "what came before the sync is part of it"

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_core::{Authority, Identity, Service, Workload};
+use ambient_core::{Authority, Identity, Service, Workload, route::Plan};
 
 use tracing::Level;
 
@@ -162,6 +162,19 @@ impl Account {
         };
         account.log_open();
         account
+    }
+
+    /// It goes another way than was thought when it was opened.
+    pub(crate) fn reroute(mut self, ends: Ends) -> Self {
+        self.ends = ends;
+        self
+    }
+
+    /// The other end has proven to be whom the plan accepts.
+    pub(crate) fn proven(&mut self, plan: &Plan) {
+        if let Plan::Tunnel(tunnel) = plan {
+            self.ends.destination_identity = tunnel.accepted.first().cloned();
+        }
     }
 
     /// Bytes that reached the server, and bytes that reached the client.

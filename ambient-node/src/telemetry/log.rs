@@ -6,11 +6,13 @@ use std::{
     io::{self, Write},
     sync::{
         LazyLock,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
-    thread::{self, JoinHandle},
+    thread,
+    time::Duration,
 };
 
+use crate::clock;
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, util::SubscriberInitExt as _};
 
@@ -63,7 +65,11 @@ pub fn to_stdout(filter: &str, format: Format) -> Result<Flush, LogError> {
         why: e.to_string(),
     })?;
     let (queue, lines) = sync_channel(QUEUE);
-    let thread = thread::Builder::new().name("log".into()).spawn(move || write_all(&lines))?;
+    let (done, written) = sync_channel(1);
+    thread::Builder::new().name("log".into()).spawn(move || {
+        write_all(&lines);
+        let _ = done.send(());
+    })?;
     let writer = Lines(queue.clone());
     let base = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -74,28 +80,32 @@ pub fn to_stdout(filter: &str, format: Format) -> Result<Flush, LogError> {
         Format::Json => base.json().flatten_event(true).finish().try_init(),
     };
     set.map_err(|e| LogError::Twice(e.to_string()))?;
-    Ok(Flush {
-        queue,
-        thread: Some(thread),
-    })
+    Ok(Flush { queue, written })
 }
 
-/// Writes what is still queued when dropped.
+/// Writes what is still queued when dropped; for a second at most, as nobody may be reading.
 #[derive(Debug)]
 pub struct Flush {
     queue: SyncSender<Line>,
-    thread: Option<JoinHandle<()>>,
+    written: Receiver<()>,
 }
 
 impl Drop for Flush {
     fn drop(&mut self) {
         // The subscriber keeps its own sender for ever: an explicit end is what the thread waits for.
-        let _ = self.queue.send(Line::End);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let give_up = clock::steady() + PATIENCE;
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Line::End) {
+            if clock::steady() >= give_up {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
         }
+        let _ = self.written.recv_timeout(give_up.saturating_duration_since(clock::steady()));
     }
 }
+
+/// How long the end of the process waits for its last lines.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Line {

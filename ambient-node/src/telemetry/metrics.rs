@@ -19,9 +19,9 @@ mod tests;
 
 /// The most label sets that traffic may make; what comes after them is counted under `unknown` ends.
 ///
-/// Workloads come from the mesh and not from peers, so that only a very large mesh comes near; at some 700 bytes and
-/// four families each, the bound is 60 MiB.
-const MOST_SERIES: usize = 20_000;
+/// Workloads come from the mesh and not from peers, so that only a very large mesh comes near. Five families of some 900
+/// bytes a line make a page of 45 MB at this bound.
+const MOST_SERIES: usize = 10_000;
 
 /// Every metric of the node.
 pub(crate) struct Metrics {

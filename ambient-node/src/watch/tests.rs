@@ -15,6 +15,7 @@ fn subject(name: &str) -> Subject {
     Subject {
         pod: name.into(),
         workload: server(name).uid.clone(),
+        identity: server(name).identity().unwrap(),
         peer: None,
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
@@ -87,7 +88,20 @@ fn a_pod_that_is_gone_takes_its_connections_along() {
         &watch,
         vec![Change::Mesh(Update::RemoveWorkload(server("cart").uid.clone()))],
     );
-    assert_eq!(is_cut(&mut cut).as_deref(), Some("its pod is gone"));
+    assert!(is_cut(&mut cut).is_some_and(|why| why.contains("not in the mesh's state")));
+}
+
+#[test]
+fn a_pod_that_becomes_somebody_else_takes_its_connections_along() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
+    let (_held, mut cut) = watch.register(subject("cart"));
+    let renamed = Workload {
+        service_account: "other".into(),
+        ..Workload::clone(&server("cart"))
+    };
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(Arc::new(renamed)))]);
+    assert!(is_cut(&mut cut).is_some_and(|why| why.contains("no longer")));
 }
 
 #[test]

@@ -124,6 +124,8 @@ pub(super) struct Entry {
     pub(super) cleared: bool,
     /// Something in the namespace has changed since it was last looked at.
     pub(super) dirty: bool,
+    /// The proxy serves it as somebody that it is no longer.
+    renew: bool,
     /// Announced by this process, and not taken back.
     announced: Option<SystemTime>,
     /// What is being mended.
@@ -148,6 +150,7 @@ impl Entry {
             leave: false,
             cleared: false,
             dirty: false,
+            renew: false,
             announced: None,
             mending: None,
             proof: String::new(),
@@ -185,8 +188,19 @@ impl Entry {
         }
     }
 
+    /// What is told of the pod has changed. Where it is who it speaks for, the proxy is asked again; rules stay meanwhile.
+    pub(super) fn become_pod(&mut self, pod: Arc<PodSpec>) {
+        let speaks_for = |pod: &PodSpec| (pod.namespace.clone(), pod.service_account.clone());
+        self.renew |= speaks_for(&pod) != speaks_for(&self.pod);
+        self.pod = pod;
+    }
+
     /// Begins the step that is due.
     pub(super) fn begin(&mut self, now: Instant) -> Option<Step> {
+        if self.renew && self.busy.is_none() && !self.leave {
+            self.renew = false;
+            self.phase = Phase::Listening;
+        }
         let step = self.due(now)?;
         self.busy = Some(step);
         if matches!(step, Step::Enforce | Step::Verify) {

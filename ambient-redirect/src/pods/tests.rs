@@ -299,6 +299,26 @@ fn a_namespace_that_is_gone_takes_its_announcement_along() {
 }
 
 #[test]
+fn a_pod_that_is_somebody_else_now_is_served_anew_under_standing_rules() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    let renamed = PodSpec {
+        service_account: "other".into(),
+        ..spec(0)
+    };
+    node.pods.handle_desired(node.now, Some(Arc::from([renamed.clone()])));
+    node.now += Duration::from_secs(1);
+    node.poll();
+    let action = node.world.under_way.values().next().unwrap();
+    assert_eq!((action.step, &*action.pod), (Step::Listen, &renamed));
+    assert_eq!((node.world.rules.len(), node.world.announced.len()), (1, 1));
+    node.settle();
+    assert!(matches!(node.state("a"), Some(State::In { .. })));
+}
+
+#[test]
 fn a_stranger_with_a_pods_address_changes_nothing_for_it() {
     let mut node = Node::new(&[]);
     node.see(&[(1, 0)]);
