@@ -5,20 +5,20 @@
 //! is captured by [`ambient_redirect`], and what the mesh is by a [`Source`](ambient_control::Source). It reads no
 //! flags and no environment, and installs nothing process-wide but, when a binary asks for it, [`telemetry::log`].
 //!
-//! The one entry type is [`Node`]: give it a [`Config`], a source of state, an issuer of certificates, and something
+//! The one entry type is [`Node`]: give it the [`Ground`] that a [`Config`] describes, a source of state, an issuer of certificates, and something
 //! that announces which pods are captured; then [`Node::run`] it.
 //!
 //! ```no_run
 //! use std::sync::Arc;
 //! use ambient_control::{ca::DirectoryCa, manifests::{Manifests, Status}};
-//! use ambient_node::{AnnounceInDirectory, Config, Node};
+//! use ambient_node::{AnnounceInDirectory, Config, Ground, Node};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Config::new("node-1", "/run/netns");
 //! let source = Manifests::open(ambient_control::manifests::Config::new("/etc/ambient/manifests")).await?;
 //! let issuer = DirectoryCa::open("/etc/ambient/ca", config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
 //! let announce = AnnounceInDirectory::new(Status::open("/etc/ambient/manifests", "node-1")?);
-//! let node = Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
+//! let node = Node::start(Ground::prepare(config).await?, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
 //! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await?;
 //! # Ok(())
 //! # }
@@ -48,7 +48,7 @@ mod workers;
 
 pub use announce::AnnounceInDirectory;
 pub use config::Config;
-pub use node::{Node, RunError, StartError};
+pub use node::{Ground, Node, RunError, StartError};
 
 pub(crate) use node::Shared;
 

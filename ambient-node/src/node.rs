@@ -8,6 +8,7 @@ use ambient_hbone::{Pool, Server};
 use ambient_redirect::{
     Announce, Enrolment, PodSpec,
     linux::{self, PreflightError, preflight},
+    plan::Options,
     pods::{PodState, State as PodStage},
 };
 use http::StatusCode;
@@ -92,38 +93,68 @@ impl std::fmt::Debug for Node {
     }
 }
 
-impl Node {
-    /// Checks what a node needs, takes its ports, and starts its threads. Touches no pod.
+/// What a node stands on: what it needs is there, and its ports are its own. Nothing on disk is touched yet, and no pod.
+#[derive(Debug)]
+pub struct Ground {
+    config: Config,
+    options: Options,
+    metrics: TcpListener,
+    readiness: TcpListener,
+}
+
+impl Ground {
+    /// Checks what a node needs, and takes its ports.
     ///
     /// # Errors
     /// When something that it needs is missing; the error says what to do.
-    pub async fn start(
-        config: Config,
-        source: Box<dyn Source>,
-        issuer: Arc<dyn Issuer>,
-        announce: Arc<dyn Announce>,
-    ) -> Result<Self, StartError> {
+    pub async fn prepare(config: Config) -> Result<Self, StartError> {
         std::fs::read_dir(&config.netns_dir).map_err(|source| StartError::Namespaces {
             path: config.netns_dir.display().to_string(),
             source,
         })?;
-        let options = ambient_redirect::plan::Options {
+        let options = Options {
             ipv6: config.ipv6,
             dns: !config.nameservers.is_empty(),
-            ..Default::default()
+            ..Options::default()
         };
         preflight(&options).await?;
         let listen = |address, what, flag| async move {
-            admin::bind(address).await.map_err(|source| StartError::Listen {
+            let bound = admin::bind(address).await;
+            bound.map_err(|source| StartError::Listen {
                 address,
                 what,
                 flag,
                 source,
             })
         };
-        let metrics_page = listen(config.metrics, "metrics", "--metrics").await?;
-        let readiness_page = listen(config.readiness, "readiness", "--readiness").await?;
+        let metrics = listen(config.metrics, "metrics", "--metrics").await?;
+        let readiness = listen(config.readiness, "readiness", "--readiness").await?;
+        Ok(Self {
+            config,
+            options,
+            metrics,
+            readiness,
+        })
+    }
+}
 
+impl Node {
+    /// Starts a node's threads. Touches no pod.
+    ///
+    /// # Errors
+    /// When a thread or a descriptor cannot be had.
+    pub async fn start(
+        ground: Ground,
+        source: Box<dyn Source>,
+        issuer: Arc<dyn Issuer>,
+        announce: Arc<dyn Announce>,
+    ) -> Result<Self, StartError> {
+        let Ground {
+            config,
+            options,
+            metrics: metrics_page,
+            readiness: readiness_page,
+        } = ground;
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?;
         let metrics = Arc::new(Metrics::default());
@@ -197,7 +228,7 @@ impl Node {
         tasks.spawn(admin::serve(readiness, readiness_page(&shared)));
         tasks.spawn(shared.certificates.clone().keep_fresh());
         tasks.spawn(follow(shared.clone(), source, desired));
-        tasks.spawn(tell_of_pods(enrolment.states()));
+        tasks.spawn(tell_of_pods(shared.metrics.clone(), enrolment.states()));
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
             // An error says that the other half is gone: stop then too.
@@ -298,10 +329,12 @@ fn pods_of(config: &Config, now: &Snapshot) -> Arc<[PodSpec]> {
 }
 
 /// Puts into the log how each pod stands, when that changes.
-async fn tell_of_pods(mut states: watch::Receiver<Arc<[PodState]>>) {
+async fn tell_of_pods(metrics: Arc<Metrics>, mut states: watch::Receiver<Arc<[PodState]>>) {
     let mut told: HashMap<PodUid, PodStage> = HashMap::new();
     loop {
         let now = states.borrow_and_update().clone();
+        let captured = |pod: &&PodState| matches!(pod.state, PodStage::In { .. });
+        metrics.uncovered_pods(now.len() - now.iter().filter(captured).count());
         for pod in now.iter().filter(|pod| told.get(&pod.spec.uid) != Some(&pod.state)) {
             tell(pod);
         }

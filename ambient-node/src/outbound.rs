@@ -113,6 +113,11 @@ impl Outbound {
                 None => self.account(source, Some(&plan), opened),
             };
             let failure = match self.open(source, &plan).await {
+                // A dial may take long, and the other end be captured meanwhile: no byte was sent, so it goes by tunnel.
+                Ok(Far::Tcp(_)) if self.is_tunnelled_now() => {
+                    account = Some(present);
+                    continue;
+                }
                 Ok(far) => {
                     present.proven(&plan);
                     return self.relay(app, far, present).await;
@@ -171,6 +176,20 @@ impl Outbound {
                 }
             }
         }
+    }
+
+    /// Whether it would be carried by tunnel if it were routed at this moment.
+    fn is_tunnelled_now(&self) -> bool {
+        let Some(snapshot) = self.node.state.current() else { return false };
+        let Ok(source) = self.pod.workload(&snapshot) else { return false };
+        let asked = route::Outbound {
+            source,
+            destination: self.to,
+        };
+        matches!(
+            route::outbound(&snapshot.mesh, &asked, &route::Hints::default()),
+            route::Route::Go(Plan::Tunnel(_))
+        )
     }
 
     /// Whether the destination's way was changing a moment ago: then a refusal may only say that the news is under way.

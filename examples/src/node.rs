@@ -1,13 +1,13 @@
 //! `ambient node`: flags and environment into a [`Config`], and a [`Node`] that runs until it is told to stop.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use ambient_control::{
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
 };
 use ambient_core::TrustDomain;
-use ambient_node::{AnnounceInDirectory, Config, Node, telemetry::log};
+use ambient_node::{AnnounceInDirectory, Config, Ground, Node, telemetry::log};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     readiness: SocketAddr,
     /// Threads that move bytes; as many as there are cores if not given.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N")]
-    workers: Option<usize>,
+    workers: Option<NonZeroUsize>,
     /// How long open connections may go on after SIGTERM, in seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE_SECONDS", value_name = "SECONDS", default_value_t = 5)]
     drain: u64,
@@ -73,10 +73,22 @@ pub(crate) fn main(args: Args) -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ambient node: {error:#}");
+            eprintln!("ambient node: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each once: those of the crates tell their cause themselves.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, cause| match told {
+            told if told.is_empty() => cause,
+            told if told.contains(&cause) => told,
+            told => format!("{told}: {cause}"),
+        })
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -126,9 +138,8 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What can fail without a trace comes first: a start that fails leaves nothing behind.
 async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
-    let ttl = Duration::from_secs(args.secret_ttl);
-    let issuer = DirectoryCa::open(&args.ca_dir, config.trust_domain.clone(), ttl)?;
     let status = Status::open(&args.manifests, &config.node).with_context(|| {
         format!(
             "cannot keep this node's status in {}, which --manifests names",
@@ -142,8 +153,11 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
         ..manifests::Config::new(&args.manifests)
     })
     .await?;
+    let trust_domain = config.trust_domain.clone();
+    let ground = Ground::prepare(config).await?;
+    let issuer = DirectoryCa::open(&args.ca_dir, trust_domain, Duration::from_secs(args.secret_ttl))?;
     let announce = AnnounceInDirectory::new(status);
-    Ok(Node::start(config, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?)
+    Ok(Node::start(ground, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?)
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {
@@ -154,7 +168,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.readiness = args.readiness;
     config.drain = Duration::from_secs(args.drain);
     if let Some(workers) = args.workers {
-        config.workers = workers;
+        config.workers = workers.get();
     }
     if !args.no_dns_capture {
         let file = args.resolv_conf.display();

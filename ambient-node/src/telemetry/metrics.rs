@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     handshakes_refused: Counter,
     connections_shed: Counter,
     pods: Gauge,
+    pods_uncovered: Gauge,
     log_lines_lost: Counter,
 }
 
@@ -67,6 +68,7 @@ impl Metrics {
             handshakes_refused: Counter::default(),
             connections_shed: Counter::default(),
             pods: Gauge::default(),
+            pods_uncovered: Gauge::default(),
             log_lines_lost: super::log::lines_lost(),
         };
         let registry = &mut new.registry;
@@ -111,6 +113,11 @@ impl Metrics {
             new.connections_shed.clone(),
         );
         registry.register(
+            "ambient_pods_not_captured",
+            "Pods that are meant to be in the mesh and whose capture is not proven (unstable)",
+            new.pods_uncovered.clone(),
+        );
+        registry.register(
             "workload_manager_active_proxy_count",
             "Pods that this node serves (unstable)",
             new.pods.clone(),
@@ -148,6 +155,11 @@ impl Metrics {
 
     pub(crate) fn serve_pods(&self, count: usize) {
         self.pods.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Pods that are meant to be in the mesh and whose capture is not proven now.
+    pub(crate) fn uncovered_pods(&self, count: usize) {
+        self.pods_uncovered.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// All of it as OpenMetrics text.

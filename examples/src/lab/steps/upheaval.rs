@@ -80,6 +80,7 @@ pub(super) fn inherited_address(lab: &mut Lab) -> Result<String, Unmet> {
     let seen = as_the_impostor(lab, &addresses, mark);
 
     lab.cluster.delete(&in_demo("Pod", "impostor"))?;
+    lab.cluster.delete(&in_demo("ServiceAccount", "impostor"))?;
     lab.cluster.apply(&document(manifests::PODS, "sleep")?)?;
     let seen = seen?;
     lab.call_until("sleep", &Ask::get(WEB_API), is_whole)?;
