@@ -8,7 +8,7 @@ use std::{
 use ambient_core::{Identity, Workload};
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 
-use super::flow::{Direction, Ends, Flag};
+use super::ends::{Direction, Ends, Flag};
 
 /// What an absent value is called.
 static UNKNOWN: LazyLock<Arc<str>> = LazyLock::new(|| "unknown".into());

@@ -12,9 +12,10 @@ use std::{
     time::Duration,
 };
 
-use crate::clock;
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, util::SubscriberInitExt as _};
+
+use crate::clock;
 
 /// Lines that may wait for a slow reader.
 const QUEUE: usize = 10_000;

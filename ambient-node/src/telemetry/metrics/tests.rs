@@ -3,7 +3,7 @@ use std::sync::Arc;
 use ambient_core::Workload;
 
 use super::*;
-use crate::telemetry::flow::{Direction, Ends, Flag};
+use crate::telemetry::ends::{Direction, Ends, Flag};
 
 fn labels(name: &str, direction: Direction, flag: Flag) -> TrafficLabels {
     let ends = Ends {

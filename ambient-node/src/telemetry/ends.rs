@@ -1,0 +1,106 @@
+//! Both ends of a connection, and how it ended: what its line in the log and its labels are made of.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use ambient_core::{Authority, Identity, Service, Workload};
+
+/// Which half of a connection's way this node carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From a pod of this node.
+    Outbound,
+    /// To a pod of this node.
+    Inbound,
+}
+
+impl Direction {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+
+    /// The word of Istio's metrics.
+    pub(crate) fn reporter(self) -> &'static str {
+        match self {
+            Self::Outbound => "source",
+            Self::Inbound => "destination",
+        }
+    }
+}
+
+/// Who and what stands at both ends. Workloads and the service come from the mesh, never from what a peer wrote.
+#[derive(Clone, Debug)]
+pub(crate) struct Ends {
+    pub(crate) direction: Direction,
+    pub(crate) source: SocketAddr,
+    pub(crate) source_workload: Option<Arc<Workload>>,
+    /// Proven by TLS, or our own pod's when TLS carries it.
+    pub(crate) source_identity: Option<Identity>,
+    pub(crate) destination: SocketAddr,
+    pub(crate) hbone: Option<Authority>,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) destination_workload: Option<Arc<Workload>>,
+    pub(crate) destination_identity: Option<Identity>,
+    /// Whether a waypoint is on the way.
+    pub(crate) waypoint: bool,
+    pub(crate) mutual_tls: bool,
+}
+
+/// The word in the label `response_flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flag {
+    /// It ended as its ends wanted.
+    None,
+    /// Policy.
+    Deny,
+    /// No way to the other end.
+    Connect,
+    /// The peer is not who it should be.
+    Tls,
+    /// TLS or HTTP/2 did not come up.
+    Handshake,
+    /// Silence where HBONE should answer: as a NetworkPolicy makes it.
+    NetworkPolicy,
+    /// A certificate is missing.
+    Identity,
+}
+
+impl Flag {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::Tls => "TLS_FAILURE",
+            Self::Handshake => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::Identity => "IDENTITY_ERROR",
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) flag: Flag,
+    /// `None` for an orderly end.
+    pub(crate) error: Option<String>,
+}
+
+impl Outcome {
+    pub(crate) fn orderly() -> Self {
+        Self {
+            flag: Flag::None,
+            error: None,
+        }
+    }
+
+    pub(crate) fn failed(flag: Flag, error: impl fmt::Display) -> Self {
+        Self {
+            flag,
+            error: Some(error.to_string()),
+        }
+    }
+}
