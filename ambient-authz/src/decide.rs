@@ -122,8 +122,18 @@ impl fmt::Display for DryRun {
 ///
 /// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one.
 pub fn decide(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
+    judge(policies, workload, conn, false)
+}
+
+/// The same for a connection that was let in before: what refuses only new ones ([`Unreadable::only_new`]) is passed
+/// over, and nothing else is.
+pub fn decide_again(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
+    judge(policies, workload, conn, true)
+}
+
+fn judge(policies: &Policies, workload: &Workload, conn: &Conn<'_>, again: bool) -> Decision {
     let applies = Applies::new(policies, workload);
-    if let Some(denial) = applies.refusal(conn) {
+    if let Some(denial) = applies.refusal(conn, again) {
         return Decision::Deny(denial);
     }
     let by = match applies.allowing(conn) {
@@ -167,14 +177,14 @@ impl<'a> Applies<'a> {
         }
     }
 
-    fn refusal(&self, conn: &Conn<'_>) -> Option<Denial> {
+    fn refusal(&self, conn: &Conn<'_>, again: bool) -> Option<Denial> {
         if let Some((policy, rule)) = self.first(Kind::Deny, conn) {
             return Some(Denial::ByPolicy(policy.key.clone(), rule));
         }
         if self.policies.is_istio_exact() {
             return None;
         }
-        if let Some(unreadable) = self.unreadable() {
+        if let Some(unreadable) = self.unreadable(again) {
             return Some(Denial::Unreadable {
                 key: unreadable.key.clone(),
                 error: unreadable.error.clone(),
@@ -235,12 +245,13 @@ impl<'a> Applies<'a> {
     }
 
     /// The first by key that applies and has no version that could be read.
-    fn unreadable(&self) -> Option<&'a Unreadable> {
-        let of_scopes = self.scopes.iter().flatten().filter_map(|b| b.unreadable().first());
+    fn unreadable(&self, again: bool) -> Option<&'a Unreadable> {
+        let of_scopes = self.scopes.iter().flatten().flat_map(|b| b.unreadable());
         let of_workload = self.attached.iter().filter_map(|key| match self.policies.known(key) {
             Some(Known::Unreadable(unreadable)) => Some(unreadable),
             _ => None,
         });
-        of_scopes.chain(of_workload).map(|u| &**u).min_by_key(|u| &u.key)
+        let all = of_scopes.chain(of_workload).map(|u| &**u);
+        all.filter(|u| !(again && u.only_new)).min_by_key(|u| &u.key)
     }
 }

@@ -153,6 +153,7 @@ impl ReadError {
     /// The value that tells it to [`Policies::apply`](crate::Policies::apply).
     pub fn unreadable(&self) -> Unreadable {
         Unreadable {
+            only_new: false,
             key: self.key.clone(),
             namespace: self.namespace.clone(),
             scope: self.scope,

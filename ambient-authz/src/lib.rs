@@ -44,6 +44,6 @@ pub mod policy;
 mod decide;
 mod policies;
 
-pub use decide::{Allowed, Conn, Decision, Denial, DryRun, decide, dry_run};
+pub use decide::{Allowed, Conn, Decision, Denial, DryRun, decide, decide_again, dry_run};
 pub use policies::Policies;
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};

@@ -48,6 +48,9 @@ pub struct Unreadable {
     pub namespace: Arc<str>,
     /// What it would apply to.
     pub scope: Scope,
+    /// Whether it refuses only what begins from now on. So it is where not even that it is a policy is known, as of a
+    /// file of whatever kinds that cannot be read at all: what was let in before goes on.
+    pub only_new: bool,
     /// Where it cannot be read and why, such as `spec.rules[1].from[0].source.ipBlocks[2]: …`.
     pub error: String,
 }

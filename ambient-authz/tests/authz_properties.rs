@@ -255,6 +255,7 @@ fn update() -> impl Strategy<Value = Update> {
 
 fn unreadable(key: PolicyKey, scope: Scope) -> Update {
     Update::Unreadable(Arc::new(Unreadable {
+        only_new: false,
         namespace: namespace_of(&key),
         key,
         scope,

@@ -156,7 +156,7 @@ pub enum OpenError {
         ttl: Duration,
     },
     /// The file system refuses.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}", path.display())]
     Io {
         /// What was tried.
         what: &'static str,

@@ -155,7 +155,7 @@ impl Manifests {
             return Err(OpenError::File { what });
         }
         let first = directory.batch(true).unwrap_or_default();
-        if let Some(own) = own {
+        if let Some(own) = &own {
             let pods = pods(&first);
             let kept = own.retain(|uid| pods.contains(uid)).await;
             kept.map_err(|source| OpenError::Status { source })?;
@@ -168,6 +168,11 @@ impl Manifests {
                     tokio::select! {
                         _ = looks.tick() => {}
                         () = sender.closed() => return,
+                    }
+                    if let Some(own) = &own
+                        && let Err(error) = own.mend().await
+                    {
+                        tracing::warn!("{error}; it is tried again");
                     }
                     let Some(looked) = look(directory).await else { return };
                     directory = looked;
@@ -219,7 +224,7 @@ pub enum OpenError {
         dir: PathBuf,
     },
     /// It cannot be listed.
-    #[error("cannot read the directory {}: {source}", dir.display())]
+    #[error("cannot read the directory {}", dir.display())]
     Directory {
         /// What was named.
         dir: PathBuf,

@@ -243,6 +243,11 @@ impl Objects {
         self.reports.get(node)
     }
 
+    /// Whether there is a pod with this UID.
+    pub fn knows_pod(&self, uid: &PodUid) -> bool {
+        self.by_uid.contains_key(uid)
+    }
+
     /// Refuses what is in the scope of something that cannot be read, such as a whole file, until it is
     /// [readmitted](Objects::readmit).
     pub fn refuse(&mut self, unreadable: Unreadable) {

@@ -34,7 +34,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
         let at = SocketAddr::new(at.ip().to_canonical(), at.port());
         let session = tokio::select! {
             session = node.server.accept(stream, &pod.identity) => session,
-            () = pod.reaches(Stage::Stopped) => return,
+            () = pod.reaches(Stage::Cut) => return,
         };
         match session {
             Ok(session) => {
@@ -103,7 +103,7 @@ impl Tunnel {
                     draining = true;
                     session.graceful_shutdown();
                 }
-                () = tunnel.pod.reaches(Stage::Stopped) => return,
+                () = tunnel.pod.reaches(Stage::Cut) => return,
                 _ = idle.tick() => {
                     // Each of its streams holds the tunnel as well.
                     quiet = if Arc::strong_count(&tunnel) == 1 { quiet + 1 } else { 0 };

@@ -18,8 +18,8 @@ use tokio::{net::TcpStream, time};
 
 use crate::{
     Shared, clock, entropy,
-    pods::{Pod, Stage},
-    session::{App, carry, dial, settle},
+    pods::Pod,
+    session::{App, carry, dial, settle, was_cut},
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     workers::Worker,
 };
@@ -38,22 +38,16 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
             Ok(to) if is_probe(to) => app.ended_well(),
             Ok(to) => {
                 let outbound = Outbound { node, pod, home, peer, to };
-                let stopped = outbound.pod.clone();
+                let cut = outbound.pod.clone();
                 tokio::select! {
                     () = outbound.run(app) => {}
                     // The carrying itself looks for this too, and then says how much it has carried.
-                    () = stop_of(&stopped) => {}
+                    () = was_cut(&cut) => {}
                 }
             }
             Err(error) => tracing::debug!(%peer, %error, "outbound connection without an original destination"),
         }
     }));
-}
-
-/// A breath after the pod was stopped, so that what is being carried can tell of itself.
-async fn stop_of(pod: &Pod) {
-    pod.reaches(Stage::Stopped).await;
-    time::sleep(Duration::from_millis(100)).await;
 }
 
 struct Outbound {

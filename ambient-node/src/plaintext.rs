@@ -9,7 +9,7 @@ use ambient_redirect::linux::{is_probe, original_destination};
 use crate::{
     Shared, clock,
     pods::Pod,
-    session::{App, carry, dial, settle},
+    session::{App, carry, dial, settle, was_cut},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     watch::Subject,
@@ -24,7 +24,13 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
         };
         match original_destination(&app.stream) {
             Ok(to) if is_probe(to) => app.ended_well(),
-            Ok(to) => Box::pin(pass_on(&node, &pod, app, peer, to)).await,
+            Ok(to) => {
+                let passed_on = Box::pin(pass_on(&node, &pod, app, peer, to));
+                tokio::select! {
+                    () = passed_on => {}
+                    () = was_cut(&pod) => {}
+                }
+            }
             // Not captured but dialled: nothing that this port is for.
             Err(error) => tracing::debug!(%peer, %error, "plaintext connection without an original destination"),
         }

@@ -5,6 +5,7 @@ use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use ambient_core::{Identity, PodUid, Workload, ports};
@@ -17,6 +18,7 @@ use tokio::{
     net::{TcpListener, UdpSocket},
     sync::watch,
     task::JoinHandle,
+    time,
 };
 
 use crate::{
@@ -30,7 +32,9 @@ pub(crate) enum Stage {
     Serving,
     /// It takes nothing new; what is open goes on.
     Draining,
-    /// What is open is reset.
+    /// What is open is reset; names are answered still.
+    Cut,
+    /// Nothing of it is served any more.
     Stopped,
 }
 
@@ -58,6 +62,13 @@ impl Pod {
     pub(crate) async fn reaches(&self, stage: Stage) {
         // An error says that the pod itself is dropped, which nobody who holds it can see.
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Whether a connection may still be accepted.
+    fn accepts(&self) -> bool {
+        let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accepting = listening.iter().filter(|(at, _)| at.address.port() != ports::DNS);
+        accepting.any(|(_, serving)| !serving.is_finished())
     }
 
     /// Whether it is the pod that a spec speaks of, in a namespace.
@@ -274,6 +285,12 @@ impl fmt::Display for Listening {
     }
 }
 
+/// How long what a pod has open may take to end once it is cut.
+const CUTTING: Duration = Duration::from_millis(500);
+/// How long a connection takes from its accept to its worker, generously.
+const HANDOVER: Duration = Duration::from_millis(20);
+/// How often to look whether it has ended.
+const GLANCE: Duration = Duration::from_millis(2);
 /// Connections that may wait to be accepted: a burst, not a load.
 const BACKLOG: i32 = 1024;
 
@@ -309,6 +326,24 @@ impl Proxy for Pods {
             served.insert(pod.uid.clone(), new);
             self.node.metrics.serve_pods(served.len());
             Ok(())
+        })
+    }
+
+    fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let Some(pod) = self.present(uid) else { return };
+            pod.advance(Stage::Cut);
+            let idle = async {
+                while pod.accepts() {
+                    time::sleep(GLANCE).await;
+                }
+                // What was accepted last may still be on its way to its worker, and is not counted until it is there.
+                time::sleep(HANDOVER).await;
+                while pod.room.connections() > 0 {
+                    time::sleep(GLANCE).await;
+                }
+            };
+            let _ = time::timeout(CUTTING, idle).await;
         })
     }
 

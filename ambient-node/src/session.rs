@@ -14,7 +14,7 @@ use ambient_hbone::{
 };
 use ambient_redirect::linux;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time};
 
 use crate::{
     Shared,
@@ -101,6 +101,7 @@ pub(crate) async fn carry<C: Duplex, S: Duplex>(
     cut: Option<&mut Cut>,
     mut account: Account,
 ) -> Option<()> {
+    account.established();
     let (limits, progress) = (RelayLimits::default(), Progress::default());
     let cut = async {
         match cut {
@@ -111,7 +112,7 @@ pub(crate) async fn carry<C: Duplex, S: Duplex>(
     let carried = tokio::select! {
         tally = relay_counted(client, server, &limits, &progress) => Carried::Ended(tally),
         why = cut => Carried::Cut(why),
-        () = pod.reaches(Stage::Stopped) => Carried::Stopped,
+        () = pod.reaches(Stage::Cut) => Carried::Stopped,
     };
     account.carried(progress.a_to_b(), progress.b_to_a());
     match carried {
@@ -129,6 +130,12 @@ pub(crate) async fn carry<C: Duplex, S: Duplex>(
         Carried::Stopped => account.close(&Outcome::failed(Flag::None, "connection closed due to connection drain")),
     }
     None
+}
+
+/// A breath after the pod was cut, so that what is being carried can tell of itself.
+pub(crate) async fn was_cut(pod: &Pod) {
+    pod.reaches(Stage::Cut).await;
+    time::sleep(Duration::from_millis(100)).await;
 }
 
 /// Has the kernel notice that the other end is gone, as ztunnel does: after 180 s of silence, then every 180 s, nine times.

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use ambient_authz::{Conn, Decision, decide};
+use ambient_authz::{Conn, Decision, decide, decide_again};
 use ambient_core::{Identity, PodUid, Workload, WorkloadUid};
 use tokio::sync::oneshot;
 
@@ -35,19 +35,23 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
+    /// Whether it may come in.
     pub(crate) fn decide(&self, snapshot: &Snapshot, workload: &Workload) -> Decision {
-        let conn = Conn {
+        decide(&snapshot.policies, workload, &self.conn())
+    }
+
+    fn conn(&self) -> Conn<'_> {
+        Conn {
             peer: self.peer.as_ref(),
             source: self.source,
             destination: self.destination,
-        };
-        decide(&snapshot.policies, workload, &conn)
+        }
     }
 
     /// Why it may not go on; `None` if it may.
     fn refusal(&self, snapshot: &Snapshot) -> Option<String> {
         match local_workload(snapshot, &self.pod, &self.identity) {
-            Ok(workload) => match self.decide(snapshot, workload) {
+            Ok(workload) => match decide_again(&snapshot.policies, workload, &self.conn()) {
                 Decision::Allow(_) => None,
                 Decision::Deny(denial) => Some(denial.to_string()),
             },

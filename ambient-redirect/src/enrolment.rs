@@ -71,7 +71,8 @@ impl Config {
 /// Keeps the pods that are meant to be in the mesh captured, and no others.
 ///
 /// For each: the proxy listens, then the rules come, then it is proven, then it is announced. Whatever of it is found
-/// missing later is mended. On the way out: the announcement is taken back, then the rules go, then the proxy lets go.
+/// missing later is mended. On the way out: the announcement is taken back, then the proxy cuts what is open, then the rules
+/// go, then the proxy lets go.
 pub struct Enrolment {
     config: Config,
     pods: Pods,

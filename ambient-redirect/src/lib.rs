@@ -17,8 +17,25 @@
 //! assert!(text.contains("table inet ambient-nat"));
 //! ```
 //!
+//! # What becomes of open connections
+//!
+//! *When a pod joins*, connections that are open are not carried over to the proxy, and not all of them are ended. With the
+//! rules the kernel begins to track connections. The next packet of one that is open counts as a new connection's; it is
+//! redirected to a proxy that knows nothing of it, and the connection is reset: an idle one when it next says something. One
+//! whose packet comes in the moment between the tracking's beginning and the rules, as happens under traffic, stays as it
+//! is: it goes around the proxy, unencrypted and seen by no policy, until it ends. Whoever needs certainty restarts the pod.
+//!
+//! *While it is in*, every new TCP connection is redirected, exempt by what the plan says, or refused with a reset. Refused
+//! is one whose addresses and ports are those of an earlier connection that the kernel still remembers as not redirected; a
+//! client that takes another port, as it does unless told otherwise, does not see it.
+//!
+//! *When it leaves*, the proxy resets what the pod has open and closes its listeners, so that what comes is refused, while the
+//! rules still stand ([`Proxy::cut`]); then they go, and with them all that the kernel remembers of connections in the namespace, so that
+//! addresses and ports are free for what comes later, here or when the pod joins again. What was never redirected lives on.
+//! New connections go as they would without a mesh.
+//!
 //! What is used of the kernel, and since when: `nat` chains in tables of family `inet` (5.2), `redir` (4.0), `ct zone` (4.12),
-//! comments on tables (5.10; earlier kernels ignore them, so that 5.10 is the least), routing rules with a mask (2.6.19),
+//! `reject` in tables of family `inet` (3.14), comments on tables (5.10; earlier kernels ignore them, so that 5.10 is the least), routing rules with a mask (2.6.19),
 //! socket listings with marks (4.10). Asked of the running kernel by [`linux::preflight`].
 
 mod enrolment;

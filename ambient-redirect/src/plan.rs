@@ -10,6 +10,11 @@
 //! application's replies get that mark back (`mangle output`) and a routing rule sends them to the loopback device, where
 //! the proxy takes them, rather than out to the client. DNS queries of the proxy itself are tracked in a zone apart
 //! (`raw`), or they would collide with the ones redirected to it.
+//!
+//! Only the packet that makes a conntrack entry is ever redirected. An entry can be there without a redirection: of a
+//! connection from before the rules, whose later packets were tracked, and whose end was not. A new connection between the
+//! same addresses and ports would match it and go around the proxy, so that such a one is refused with a reset (`guard`).
+//! These chains are of our own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -33,7 +38,7 @@ pub const PROBE_SOURCES: (Ipv4Addr, Ipv6Addr) = (
     Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff),
 );
 /// The names of every table that a plan may hold; one of them that is not in a plan must not be in the namespace.
-pub const TABLES: [&str; 3] = ["ambient-nat", "ambient-mangle", "ambient-raw"];
+pub const TABLES: [&str; 4] = ["ambient-nat", "ambient-mangle", "ambient-raw", "ambient-guard"];
 
 /// What may differ from pod to pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,7 +69,7 @@ impl Default for Options {
 /// use ambient_redirect::plan::{Options, Plan};
 ///
 /// let plan = Plan::new(&Options { ipv6: false, ..Options::default() });
-/// assert_eq!(plan.tables.len(), 3);
+/// assert_eq!(plan.tables.len(), 4);
 /// assert!(plan.listeners.iter().any(|l| l.port == 15001));
 /// println!("{plan}"); // as text for nft and ip
 /// ```
@@ -134,6 +139,8 @@ pub struct Chain {
 pub enum Hook {
     /// Before it is known whether a packet is for this host.
     Prerouting,
+    /// Where packets for this host come in.
+    Input,
     /// Where packets of local processes leave.
     Output,
 }
@@ -185,6 +192,14 @@ pub enum Match {
     NotMark(u32),
     /// Its connection bears this mark, under [`MARK_MASK`].
     ConnectionMark(u32),
+    /// Its connection's destination was changed, as a redirection does; asks whether it is tracked as well.
+    Redirected,
+    /// It opens a TCP connection: of FIN, SYN, RST and ACK it has SYN alone ([RFC 9293 3.5]); asks for TCP before.
+    ///
+    /// [RFC 9293 3.5]: https://www.rfc-editor.org/rfc/rfc9293#section-3.5
+    Opens,
+    /// It came by another device than the loopback one.
+    NotFromLoopback,
     /// It leaves by the loopback device.
     ToLoopback,
     /// It leaves by another.
@@ -204,6 +219,8 @@ pub enum Action {
     RestoreMark,
     /// Its connection is looked for, and made, in this conntrack zone.
     Zone(u16),
+    /// It goes no further, and its sender gets a TCP reset.
+    Reset,
 }
 
 impl Plan {
@@ -218,6 +235,7 @@ impl Plan {
         if options.dns {
             tables.push(raw());
         }
+        tables.push(guard(options, families));
         let mut listeners: Vec<Port> = [ports::HBONE, ports::INBOUND_PLAINTEXT, ports::OUTBOUND].map(Port::tcp).to_vec();
         if options.dns {
             listeners.push(Port::tcp(ports::DNS));
@@ -371,6 +389,46 @@ fn raw() -> Table {
     }
 }
 
+/// What opens a connection is redirected or exempt, or it is refused. The packet that conntrack takes for part of something
+/// else, or cannot place at all, sees no `nat` chain; therefore what is redirected is let through, and not what is known to
+/// be unredirected refused: the untracked is neither.
+fn guard(options: &Options, families: &[IpFamily]) -> Table {
+    use Match as M;
+    let tcp = M::Protocol(Protocol::Tcp);
+    let probes = |test: &dyn Fn(IpAddr) -> M, why| {
+        let rule = |f: &IpFamily| Rule::new([tcp, test(f.probe_source())], Action::Accept, why);
+        families.iter().filter(|_| options.probes).map(rule).collect::<Vec<_>>()
+    };
+    // Without IPv6 nothing redirects it, and it goes around the proxy.
+    let family = (!options.ipv6).then_some(M::Family(IpFamily::V4));
+    let refusal = |tests: &[M], why| {
+        let matches: Vec<M> = family.into_iter().chain([tcp, M::Opens]).chain(tests.iter().copied()).collect();
+        Rule::new(matches, Action::Reset, why)
+    };
+    let redirected = Rule::new([M::Redirected], Action::Accept, "what is redirected");
+
+    let mut input = probes(&M::Source, "the kubelet's probes");
+    input.push(redirected.clone());
+    input.push(refusal(
+        &[M::NotFromLoopback, M::NotDestinationPort(ports::HBONE), M::NotMark(PROXY_MARK)],
+        "what would come to the pod around the proxy",
+    ));
+    let mut output = probes(&M::Destination, "replies to the kubelet's probes");
+    output.push(redirected);
+    output.push(refusal(
+        &[M::NotToLoopback, M::NotMark(PROXY_MARK), M::NotMark(REPLY_MARK)],
+        "what the pod would send around the proxy",
+    ));
+    Table {
+        name: TABLES[3],
+        chains: vec![
+            // After every change of destinations.
+            Chain::new(Hook::Input, ChainKind::Filter, 10, input),
+            Chain::new(Hook::Output, ChainKind::Filter, 10, output),
+        ],
+    }
+}
+
 impl Rule {
     fn new(matches: impl Into<Vec<Match>>, action: Action, why: &'static str) -> Self {
         Self {
@@ -397,6 +455,7 @@ impl Hook {
     pub fn name(self) -> &'static str {
         match self {
             Self::Prerouting => "prerouting",
+            Self::Input => "input",
             Self::Output => "output",
         }
     }

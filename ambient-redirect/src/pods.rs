@@ -8,8 +8,10 @@
 //!                   |                                                |
 //!                   +---- Retracting: announced no more <------------+ mending failed MENDINGS times
 //!
-//! any of them --- not desired any more, or the namespace is gone ---> Withdrawing -> Clearing -> Removing -> (unpaired)
-//!                                                                     (a namespace that is gone needs no clearing)
+//! any of them --- not desired any more, or the namespace is gone ---+
+//!                                                                   v
+//!                                   Withdrawing -> Cutting -> Clearing -> Removing -> (unpaired)
+//!                                                  (a namespace that is gone needs no clearing)
 //! ```
 //!
 //! What happens goes in by the `handle_*` methods, in any order; [`Pods::poll`] then gives what is to be done or told until
@@ -40,6 +42,8 @@ pub struct Pods {
     timing: Timing,
     /// `None` until it is known.
     desired: Option<Arc<[PodSpec]>>,
+    /// Whether namespaces were ever told of.
+    looked: bool,
     seen: BTreeMap<NetnsId, Seen>,
     entries: BTreeMap<NetnsId, Entry>,
     /// Why a desired pod has no namespace.
@@ -140,6 +144,7 @@ impl Pods {
         Self {
             timing,
             desired: None,
+            looked: false,
             seen: BTreeMap::new(),
             entries: BTreeMap::new(),
             unpaired: BTreeMap::new(),
@@ -160,6 +165,7 @@ impl Pods {
     /// These namespaces are there. One that is not among them is gone; one that a pod has left without its rules having been
     /// cleared is looked into anew before it is told of again.
     pub fn handle_namespaces(&mut self, now: Instant, seen: BTreeMap<NetnsId, Seen>) {
+        self.looked = true;
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
         self.reconsider(now);
@@ -258,6 +264,11 @@ impl Pods {
     /// Compares what is desired with what is there. Decides only who leaves and who begins; steps follow by themselves.
     fn reconsider(&mut self, now: Instant) {
         let Some(desired) = self.desired.clone() else { return };
+        if !self.looked {
+            let unknown = |spec: &PodSpec| (spec.uid.clone(), "no network namespace has been looked into yet".to_owned());
+            self.unpaired = desired.iter().map(unknown).collect();
+            return;
+        }
         for (id, entry) in &mut self.entries {
             entry.gone = !self.seen.contains_key(id);
             match desired.iter().find(|d| d.uid == entry.pod.uid) {
@@ -272,7 +283,7 @@ impl Pods {
         let found = pairing::pair(
             &desired,
             &self.seen,
-            |id| self.entries.contains_key(&id),
+            |id| self.entries.get(&id).map(|entry| (&*entry.pod, entry.leaves())),
             |uid| self.has_entry(uid),
             |id, uid| self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now),
         );
@@ -324,7 +335,7 @@ impl Pods {
             service_account: "".into(),
             addresses: Vec::new(),
         };
-        let phase = if announced { Phase::Withdrawing } else { Phase::Clearing };
+        let phase = if announced { Phase::Withdrawing } else { Phase::Cutting };
         self.entries.insert(id, Entry::left_behind(Arc::new(pod), phase, now, &self.timing));
     }
 

@@ -73,6 +73,9 @@ impl Display for Match {
             Self::Mark(mark) => write!(f, "meta mark & {MARK_MASK:#x} == {mark:#x}"),
             Self::NotMark(mark) => write!(f, "meta mark & {MARK_MASK:#x} != {mark:#x}"),
             Self::ConnectionMark(mark) => write!(f, "ct mark & {MARK_MASK:#x} == {mark:#x}"),
+            Self::Redirected => f.write_str("ct status & dnat == dnat"),
+            Self::Opens => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
+            Self::NotFromLoopback => f.write_str("iifname != lo"),
             Self::ToLoopback => f.write_str("oifname lo"),
             Self::NotToLoopback => f.write_str("oifname != lo"),
         }
@@ -87,6 +90,7 @@ impl Display for Action {
             Self::MarkConnection(mark) => write!(f, "ct mark set ct mark & {:#x} | {mark:#x}", !MARK_MASK),
             Self::RestoreMark => f.write_str("meta mark set ct mark"),
             Self::Zone(zone) => write!(f, "ct zone set {zone}"),
+            Self::Reset => f.write_str("reject with tcp reset"),
         }
     }
 }

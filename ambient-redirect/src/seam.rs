@@ -35,8 +35,17 @@ pub trait Proxy: Send + Sync {
     /// Begins to serve a pod; when the answer is `Ok`, all listeners of the pod's plan are up in its namespace.
     ///
     /// Called again for a pod that it serves already when one of its listeners was found missing: it then brings up what is
-    /// missing; and when its Kubernetes namespace or service account is another: it then serves it as who it is now. The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience).
+    /// missing; and when its Kubernetes namespace or service account is another: it then serves it as who it is now. The
+    /// future is dropped when it takes longer than [`Config::patience`](crate::Config::patience).
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>>;
+
+    /// Resets every connection that a pod has open and takes no other: its TCP listeners are closed, so that the kernel refuses
+    /// what is redirected to them. DNS is answered until [`Proxy::remove`]. The rules are taken away when the future ends:
+    /// whatever is open by then loses its redirection, so that its peer hears no more of it and its bytes go out as they are.
+    ///
+    /// Called once a pod is announced no more, also for pods that were never added successfully; [`Proxy::remove`] follows.
+    /// The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience), and begun anew later.
+    fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;
 
     /// Ends to serve a pod, and lets go of its namespace. Called also for pods that were never added successfully.
     fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;

@@ -1,6 +1,8 @@
 //! Pods in real namespaces, real packets, real rules.
 #![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 
+#[path = "support/guard.rs"]
+mod guard;
 #[path = "support/mesh.rs"]
 mod mesh;
 #[path = "support/node.rs"]
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         ("rules_are_listed_as_given", rules_are_listed_as_given),
         ("captured_traffic_reaches_the_proxy", captured_traffic_reaches_the_proxy),
         ("applications_see_the_client", applications_see_the_client),
+        ("an_old_tuple_does_not_go_around", guard::an_old_tuple_does_not_go_around),
+        ("the_guard_refuses_nobody_exempt", guard::the_guard_refuses_nobody_exempt),
         ("without_a_proxy_connections_are_refused", without_a_proxy_connections_are_refused),
         ("what_is_broken_is_repaired", what_is_broken_is_repaired),
         ("release_leaves_nothing", release_leaves_nothing),
@@ -88,7 +92,7 @@ fn rules_are_listed_as_given(world: &World) -> Outcome {
         assert_eq!(inside.apply(&plan, &pod).unwrap(), [], "nothing differs after it was applied");
     }
     let chains = node.netns.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
-    assert_eq!(chains.len(), 4, "a table that is not in the plan any more is gone");
+    assert_eq!(chains.len(), 6, "a table that is not in the plan any more is gone");
     let mut inside = Inside::open(&node.netns).unwrap();
     assert_eq!(inside.owner().unwrap().unwrap().pod, Some(uid));
     // Another pod's rules are replaced, mark and all.
@@ -121,7 +125,10 @@ fn captured_traffic_reaches_the_proxy(world: &World) -> Outcome {
             panic!("{state:?}")
         };
         assert_eq!(proof, "outbound IPv4 by a connection, IPv6 by a connection; inbound as listed");
-        assert!(state.said.unwrap().contains("table ambient-nat"), "what was done is said");
+        assert!(
+            state.said.unwrap().contains("tables ambient-nat, ambient-mangle"),
+            "what was done is said"
+        );
         assert_eq!(running.log.count("captured a with rules"), 1);
         assert_eq!(running.log.count("probe"), 2);
 
@@ -288,7 +295,10 @@ fn release_leaves_nothing(world: &World) -> Outcome {
                 .position(|l| l.starts_with(line))
                 .unwrap_or_else(|| panic!("no {line}: {log:#?}"))
         };
-        assert!(at("withdrawn a with rules") < at("remove a"), "{log:#?}");
+        assert!(
+            at("withdrawn a with rules") < at("cut a with rules") && at("cut a") < at("remove a"),
+            "{log:#?}"
+        );
         assert!(is_clean(&pod));
         let tables = pod.run(|| Nftables::open().unwrap().tables().unwrap()).unwrap();
         assert_eq!(tables.len(), 1, "what is theirs stays");
@@ -465,11 +475,20 @@ fn claims_that_conflict_pair_nobody(world: &World) -> Outcome {
                     && why(s, "d", "no pod's")
             })
             .await;
+        let states = running.states.borrow().clone();
+        assert!(why(&states, "b", "shop/pod-of-c (c) has the same address 10.0.0.3"), "{states:#?}");
         assert!(pods.iter().all(|p| is_clean(p)));
         // Once it is clear whose it is, it is taken.
         thief.delete().unwrap();
         running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"])]);
         running.until_in(&["a", "b"]).await;
+        // A later claim changes nothing, and is told why it is not heard.
+        running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"]), spec("late", &["10.0.0.3"])]);
+        running
+            .until("the late claim to be told", |s| {
+                is_in(s, "b") && why(s, "late", "shop/pod-of-b (b) has the same address 10.0.0.3, and the namespace")
+            })
+            .await;
         running.stop().await;
     })
 }

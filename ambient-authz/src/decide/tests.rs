@@ -30,6 +30,7 @@ fn from_namespace(namespace: &str) -> Vec<Rule> {
 
 fn unreadable(key: &str, scope: Scope) -> Update {
     Update::Unreadable(Arc::new(Unreadable {
+        only_new: false,
         key: key.into(),
         namespace: key.split_once('/').unwrap().0.into(),
         scope,
@@ -197,4 +198,29 @@ fn what_is_kept_under_other_keys_is_listed_and_refuses_nothing() {
     );
     let policies = policies.apply([Update::Unreadable(bad)]);
     assert!(ask(&policies, &[]).contains("cannot be read"));
+}
+
+#[test]
+fn what_refuses_only_new_connections_ends_no_standing_one() {
+    let unknown = Update::Unreadable(Arc::new(Unreadable {
+        key: "files/x".into(),
+        namespace: "istio-system".into(),
+        scope: Scope::Global,
+        only_new: true,
+        error: "no".into(),
+    }));
+    let policies = Policies::default().apply([unknown]);
+    let conn = Conn {
+        peer: None,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    assert!(!decide(&policies, &workload(&[]), &conn).is_allow());
+    assert!(decide_again(&policies, &workload(&[]), &conn).is_allow());
+    // What else refuses it does so before and beside it.
+    let closed = policies.apply([unreadable("shop/p", Scope::Namespace)]);
+    let Decision::Deny(Denial::Unreadable { key, .. }) = decide_again(&closed, &workload(&[]), &conn) else {
+        panic!("an unreadable policy ends what it applies to")
+    };
+    assert_eq!(key.as_str(), "shop/p");
 }

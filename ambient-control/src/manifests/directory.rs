@@ -216,11 +216,11 @@ impl Directory {
         file.taken = Some(sight);
         file.trouble = None;
         if content.iter().all(u8::is_ascii_whitespace) {
-            if file.items.is_empty() && file.error.is_none() {
-                file.good = true;
-                self.objects.readmit(&file_key(name));
-            } else {
+            if !file.items.is_empty() || file.error.is_some() {
                 tracing::warn!(file = %path.display(), "became empty: what it held stays until it is removed");
+            } else if !file.good {
+                // Nothing good yet either: a file that is still being written begins like this.
+                self.objects.readmit(&file_key(name));
             }
             return;
         }
@@ -307,6 +307,7 @@ impl Directory {
             key: file_key(name),
             namespace: self.root_namespace.clone(),
             scope: Scope::Global,
+            only_new: true,
             error: format!("{}:{error}", self.dir.join(name).display()),
         });
     }

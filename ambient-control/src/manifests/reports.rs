@@ -34,6 +34,22 @@ struct ReportFile {
 struct Written {
     node: String,
     pods: BTreeMap<String, serde::de::IgnoredAny>,
+    /// Without it, what a report lacks is withdrawn.
+    #[serde(default)]
+    withdrawn: Option<BTreeSet<PodUid>>,
+}
+
+impl Written {
+    /// What the node has captured, as far as anybody knows: what it says now, and what it said before of pods that still
+    /// are, unless it takes that back.
+    fn captured(self, objects: &Objects) -> BTreeSet<PodUid> {
+        let mut captured: BTreeSet<PodUid> = self.pods.into_keys().map(PodUid::from).collect();
+        if let (Some(withdrawn), Some(Report::Captured(before))) = (self.withdrawn, objects.reported(&self.node)) {
+            let kept = before.iter().filter(|uid| !withdrawn.contains(*uid) && objects.knows_pod(uid));
+            captured.extend(kept.cloned());
+        }
+        captured
+    }
 }
 
 impl Reports {
@@ -80,8 +96,9 @@ impl Reports {
             .map_err(|e| e.to_string())
             .and_then(|(content, _)| parse(&node, &content));
         file.error = match report {
-            Ok(report) => {
-                objects.report(&node, report);
+            Ok(written) => {
+                let captured = written.captured(objects);
+                objects.report(&node, Report::Captured(captured));
                 None
             }
             Err(why) => {
@@ -106,11 +123,10 @@ impl Reports {
     }
 }
 
-fn parse(node: &str, content: &[u8]) -> Result<Report, String> {
+fn parse(node: &str, content: &[u8]) -> Result<Written, String> {
     let written: Written = serde_json::from_slice(content).map_err(|e| format!("is not a node's report: {e}"))?;
     if written.node != node {
         return Err(format!("is not the report of {node}: node: it is that of {:?}", written.node));
     }
-    let pods: BTreeSet<PodUid> = written.pods.into_keys().map(PodUid::from).collect();
-    Ok(Report::Captured(pods))
+    Ok(written)
 }

@@ -1,7 +1,7 @@
 //! What this node says it has captured: `status/NODE.json`, written.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Write},
     net::IpAddr,
@@ -14,7 +14,16 @@ use ambient_core::PodUid;
 use serde::{Deserialize, Serialize};
 use tokio::task;
 
-/// What a node tells the other nodes of the same directory: which pods it has captured.
+/// What a node tells the other nodes of the same directory: which pods it has captured, and of which it has taken that
+/// back.
+///
+/// ```json
+/// {"node": "node-1", "pods": {"UID": {"ips": ["10.0.0.5"], "captured_at": "2026-11-23T20:31:50Z"}}, "withdrawn": ["UID"]}
+/// ```
+///
+/// A withdrawal is said and never concluded: a report that lost its pods, and one that a node begins anew and fills pod by
+/// pod, takes nothing back. (A report without the key `withdrawn` is of somebody who does not say; what it lacks is
+/// withdrawn.)
 ///
 /// A pod is to be reported once its capture is proven, and withdrawn before its rules go. The file is replaced as a
 /// whole and is on the disk when a call returns. One value for each node: two would undo each other's reports.
@@ -27,10 +36,13 @@ struct Inner {
     written: Mutex<Written>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Written {
     node: String,
     pods: BTreeMap<PodUid, Captured>,
+    /// Announced by this node once, and no longer; until the pod is gone or captured again.
+    #[serde(default)]
+    withdrawn: BTreeSet<PodUid>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,11 +54,11 @@ struct Captured {
 
 impl Status {
     /// The status of a node in a directory of manifests, as the node's last run left it: a restart withdraws nothing.
-    /// Makes the directory `status` where there is none; writes no report yet.
+    /// Writes nothing yet: the directory `status` is made with the first report.
     ///
     /// # Errors
-    /// When `node` cannot be the name of a file, when there is no such directory, when the present file is not this node's report (remove it, if the node
-    /// has nothing captured), or when the file system refuses.
+    /// When `node` cannot be the name of a file, when there is no such directory, when the present file is not this node's
+    /// report (remove it, if the node has nothing captured), or when the file system refuses.
     pub fn open(dir: impl AsRef<Path>, node: &str) -> io::Result<Self> {
         if node.is_empty() || node.starts_with('.') || node.contains(['/', '\0']) {
             let why = format!("{node:?} cannot be the name of a node");
@@ -55,12 +67,9 @@ impl Status {
         let dir = dir.as_ref().join("status");
         let path = dir.join(format!("{node}.json"));
         let named = |e: io::Error| named(&path, e);
-        // Never the directory of manifests itself: one that is not there was misnamed.
-        match fs::create_dir(&dir) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(named(e)),
-        }
+        // One that is not there was misnamed; nothing is made before there is something to say.
+        let parent = dir.parent().unwrap_or(&dir);
+        fs::read_dir(parent).map_err(|e| self::named(parent, e))?;
         let written = match fs::read(&path) {
             Ok(content) => serde_json::from_slice::<Written>(&content)
                 .ok()
@@ -72,6 +81,7 @@ impl Status {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Written {
                 node: node.into(),
                 pods: BTreeMap::new(),
+                withdrawn: BTreeSet::new(),
             },
             Err(e) => return Err(named(e)),
         };
@@ -93,17 +103,19 @@ impl Status {
             captured_at: rfc3339(at),
         };
         let uid = uid.clone();
-        self.change(move |pods| {
+        self.change(move |next| {
+            next.withdrawn.remove(&uid);
             // Proven again, as after a restart: since when it is captured stays what it was.
-            let same = pods.get(&uid).is_some_and(|before| before.ips == entry.ips);
+            let same = next.pods.get(&uid).is_some_and(|before| before.ips == entry.ips);
             if !same {
-                pods.insert(uid, entry);
+                next.pods.insert(uid, entry);
             }
         })
         .await
     }
 
-    /// A pod is about to be let go, or is gone. Does nothing if it is not reported.
+    /// A pod is about to be let go, or is gone. Said also of one that is not reported: an earlier process may have reported
+    /// it in a file that is lost.
     ///
     /// Once begun, the change is made even if the future is dropped.
     ///
@@ -111,19 +123,32 @@ impl Status {
     /// When the file cannot be written; then peers still reach the pod by tunnel, and it must not be let go.
     pub async fn withdrawn(&self, uid: &PodUid) -> io::Result<()> {
         let uid = uid.clone();
-        self.change(move |pods| {
-            pods.remove(&uid);
+        self.change(move |next| {
+            next.pods.remove(&uid);
+            next.withdrawn.insert(uid);
+            // Of a node's pods, so many cannot be: who is forgotten here is refused, and never sent in plaintext.
+            while next.withdrawn.len() > MOST_WITHDRAWN {
+                next.withdrawn.pop_first();
+            }
         })
         .await
     }
 
-    /// Withdraws every pod that is not known, such as those that went while the node was down.
+    /// Forgets every pod that is not known, such as those that were deleted while the node was down.
     ///
     /// # Errors
     /// When the file cannot be written; then nothing has changed.
     pub async fn retain(&self, known: impl Fn(&PodUid) -> bool) -> io::Result<()> {
-        let gone: Vec<PodUid> = self.pods().into_iter().filter(|uid| !known(uid)).collect();
-        self.change(move |pods| pods.retain(|uid, _| !gone.contains(uid))).await
+        let gone: BTreeSet<PodUid> = {
+            let written = self.0.lock();
+            let all = written.pods.keys().chain(&written.withdrawn);
+            all.filter(|uid| !known(uid)).cloned().collect()
+        };
+        self.change(move |next| {
+            next.pods.retain(|uid, _| !gone.contains(uid));
+            next.withdrawn.retain(|uid| !gone.contains(uid));
+        })
+        .await
     }
 
     /// The pods that are reported now, in order.
@@ -131,14 +156,19 @@ impl Status {
         self.0.lock().pods.keys().cloned().collect()
     }
 
-    async fn change(&self, change: impl FnOnce(&mut BTreeMap<PodUid, Captured>) + Send + 'static) -> io::Result<()> {
+    /// Writes the report again if somebody has removed or changed it.
+    pub(super) async fn mend(&self) -> io::Result<()> {
+        self.change(|_| {}).await
+    }
+
+    async fn change(&self, change: impl FnOnce(&mut Written) + Send + 'static) -> io::Result<()> {
         let inner = self.0.clone();
         let done = task::spawn_blocking(move || {
             let mut written = inner.lock();
             let mut next = written.clone();
-            change(&mut next.pods);
-            // A file that somebody has removed is written again all the same.
-            if next.pods != written.pods || !inner.path.exists() {
+            change(&mut next);
+            // A file that somebody has removed or changed is written again all the same.
+            if next != *written || !inner.holds(&next) {
                 inner.replace(&next)?;
                 *written = next;
             }
@@ -155,6 +185,14 @@ impl Inner {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the file says just this; one with nothing to say need not be there.
+    fn holds(&self, wanted: &Written) -> bool {
+        match fs::read(&self.path) {
+            Ok(content) => serde_json::from_slice::<Written>(&content).is_ok_and(|found| found == *wanted),
+            Err(e) => e.kind() == io::ErrorKind::NotFound && wanted.pods.is_empty() && wanted.withdrawn.is_empty(),
+        }
+    }
+
     fn replace(&self, written: &Written) -> io::Result<()> {
         let named = |e| named(&self.path, e);
         let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
@@ -162,7 +200,10 @@ impl Inner {
         let result = (|| {
             let mut content = serde_json::to_vec_pretty(written)?;
             content.push(b'\n');
-            fs::create_dir_all(dir)?;
+            match fs::create_dir(dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&draft)?;
             file.write_all(&content)?;
             file.sync_all()?;
@@ -172,6 +213,9 @@ impl Inner {
         result.map_err(named)
     }
 }
+
+/// Withdrawals that are remembered.
+const MOST_WITHDRAWN: usize = 4096;
 
 fn named(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
@@ -235,9 +279,28 @@ mod tests {
         status.retain(|uid| *uid != uids[0]).await.unwrap();
         let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let expected = serde_json::json!({ "node": "node-1", "pods": {
-            "u3": { "ips": ["10.0.0.1", "fd00::1"], "captured_at": "1970-01-01T00:00:00Z" } } });
+            "u3": { "ips": ["10.0.0.1", "fd00::1"], "captured_at": "1970-01-01T00:00:00Z" } }, "withdrawn": ["u2"] });
         assert_eq!(json, expected);
         assert_eq!(fs::read_dir(dir.path().join("status")).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_others_changed_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let status = Status::open(dir.path(), "n").unwrap();
+        status.mend().await.unwrap();
+        assert!(!dir.path().join("status").exists());
+        status.captured(&"u1".into(), &[], UNIX_EPOCH).await.unwrap();
+        let path = dir.path().join("status/n.json");
+        let good = fs::read(&path).unwrap();
+        for bad in ["", "{", r#"{"node":"n","pods":{}}"#] {
+            fs::write(&path, bad).unwrap();
+            status.mend().await.unwrap();
+            assert_eq!(fs::read(&path).unwrap(), good);
+        }
+        fs::remove_dir_all(dir.path().join("status")).unwrap();
+        status.mend().await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), good);
     }
 
     #[test]

@@ -202,6 +202,26 @@ fn a_late_file_that_never_was_good_refuses() {
 }
 
 #[test]
+fn a_file_that_began_empty_was_never_good() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
+    f.write("deep.yaml", "");
+    f.looks();
+    assert!(f.policies.is_empty() && f.faults.is_empty());
+    f.write("deep.yaml", "kind: [");
+    f.looks();
+    assert!(f.policies["manifests//deep.yaml"].is_err());
+    assert!(f.faults[0].contains("refused until"), "{:?}", f.faults);
+    // What is empty on purpose is good, and stays in force.
+    f.write("deep.yaml", "# nothing\n");
+    f.looks();
+    assert!(f.policies.is_empty() && f.faults.is_empty());
+    f.write("deep.yaml", "kind: [");
+    f.looks();
+    assert!(f.policies.is_empty() && f.faults[0].contains("last good content"), "{:?}", f.faults);
+}
+
+#[test]
 fn an_unreadable_value_refuses_its_scope() {
     let mut f = Fixture::new();
     f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
@@ -263,6 +283,32 @@ fn the_first_of_two_counts() {
         "{:?}",
         f.faults
     );
+}
+
+#[test]
+fn a_report_that_begins_anew_takes_nothing_back() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
+    f.write("b.yaml", &pod("stock", "u2", "10.0.0.2"));
+    fs::create_dir(f.path().join("status")).unwrap();
+    let entry = "{\"ips\": []}";
+    let report = |pods: &str, withdrawn: &str| format!("{{\"node\": \"node-1\", \"pods\": {{{pods}}}, \"withdrawn\": [{withdrawn}]}}");
+    let (one, two) = (format!("\"u1\": {entry}"), format!("\"u2\": {entry}"));
+    f.write("status/node-1.json", &report(&format!("{one}, {two}"), ""));
+    f.looks();
+    assert!(f.captured("cart") && f.captured("stock"));
+    // The file was lost, and a node that has started again fills it pod by pod.
+    fs::remove_file(f.path().join("status/node-1.json")).unwrap();
+    f.looks();
+    f.write("status/node-1.json", &report(&one, ""));
+    f.looks();
+    assert!(f.captured("cart") && f.captured("stock"));
+    f.write("status/node-1.json", &report(&one, "\"u2\""));
+    f.looks();
+    assert!(f.captured("cart") && !f.captured("stock"));
+    f.write("status/node-1.json", &report("", "\"u1\", \"u2\""));
+    f.looks();
+    assert!(!f.captured("cart") && !f.captured("stock"));
 }
 
 #[test]
@@ -351,6 +397,8 @@ async fn opening_tells_what_to_do() {
     fs::write(scratch.path().join("file"), "").unwrap();
     let error = Manifests::open(Config::new(scratch.path().join("file"))).await.unwrap_err();
     assert!(matches!(error, OpenError::Directory { .. }), "{error}");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(!error.to_string().contains(&cause), "{error}");
     fs::write(scratch.path().join("a.yaml"), pod("cart", "u1", "nonsense")).unwrap();
     let error = Manifests::open(Config::new(scratch.path())).await.unwrap_err();
     assert!(

@@ -38,7 +38,7 @@ pub(crate) fn refused_early(
     );
 }
 
-/// An open connection. Counted when it is made, logged and counted when it ends; dropped without an end, it ended
+/// An open connection. Counted once its ends are known, logged and counted when it ends; dropped without an end, it ended
 /// because the proxy stopped.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -48,18 +48,19 @@ pub(crate) struct Account {
     /// Client to server, and back.
     requested: u64,
     answered: u64,
+    counted: bool,
     done: bool,
 }
 
 impl Account {
     pub(crate) fn open(metrics: &Arc<Metrics>, ends: Ends, opened: Instant) -> Self {
-        metrics.opened(&TrafficLabels::new(&ends, Flag::None));
         let account = Self {
             metrics: metrics.clone(),
             ends,
             opened,
             requested: 0,
             answered: 0,
+            counted: false,
             done: false,
         };
         account.log_open();
@@ -89,7 +90,15 @@ impl Account {
         self.end(outcome);
     }
 
+    /// All that will be known of its ends is known: it counts as open, under the labels that it will be closed under.
+    pub(crate) fn established(&mut self) {
+        if !std::mem::replace(&mut self.counted, true) {
+            self.metrics.opened(&TrafficLabels::new(&self.ends, Flag::None));
+        }
+    }
+
     fn end(&mut self, outcome: &Outcome) {
+        self.established();
         self.done = true;
         let labels = TrafficLabels::new(&self.ends, outcome.flag);
         self.metrics.closed(&labels, outcome.error.is_some(), self.requested, self.answered);

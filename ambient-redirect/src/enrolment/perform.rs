@@ -76,14 +76,9 @@ impl Hands {
             Step::Verify => return self.verify(pod, room).await,
             Step::Announce => self.patiently(self.announce.captured(pod)).await.map(|()| None),
             Step::Withdraw => self.patiently(self.announce.withdrawn(&pod.uid)).await.map(|()| None),
+            Step::Cut => self.patiently(ending(self.proxy.cut(&pod.uid))).await.map(|()| None),
             Step::Clear => room.within(Inside::clear).await.map(|()| None),
-            Step::Remove => {
-                let removed = async {
-                    self.proxy.remove(&pod.uid).await;
-                    Ok::<(), String>(())
-                };
-                self.patiently(removed).await.map(|()| None)
-            }
+            Step::Remove => self.patiently(ending(self.proxy.remove(&pod.uid))).await.map(|()| None),
         };
         result.map_or_else(Done::Failed, Done::Well)
     }
@@ -105,7 +100,7 @@ impl Hands {
     async fn enforce(&self, pod: &PodSpec, room: &Room) -> Result<Option<String>, String> {
         let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
         let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
-        Ok((!added.is_empty()).then(|| format!("put in force what was not so: {}", list(&added))))
+        Ok((!added.is_empty()).then(|| put(&added)))
     }
 
     async fn prove(&self, pod: &PodSpec, room: &Room) -> Result<String, String> {
@@ -152,6 +147,49 @@ fn words(proof: &Proof) -> String {
     };
     let v6 = proof.outbound_v6.map(|o| format!(", IPv6 {}", one(o))).unwrap_or_default();
     format!("outbound IPv4 {}{v6}; inbound as listed", one(proof.outbound_v4))
+}
+
+/// What does nothing but end.
+async fn ending(step: impl Future<Output = ()>) -> Result<(), String> {
+    step.await;
+    Ok(())
+}
+
+/// What was put into a namespace, or taken out of it, because it differed.
+fn put(differences: &[Difference]) -> String {
+    let of = |select: fn(&Difference) -> Option<String>| differences.iter().filter_map(select).collect::<Vec<_>>();
+    let tables = of(|d| match d {
+        Difference::Table(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    let rules = of(|d| match d {
+        Difference::Rule(family) => Some(family.to_string()),
+        _ => None,
+    });
+    let routes = of(|d| match d {
+        Difference::Route(family) => Some(family.to_string()),
+        _ => None,
+    });
+    let leftovers = of(|d| match d {
+        Difference::Leftover(name) => Some(format!("without table {name}")),
+        _ => None,
+    });
+    let mut parts = match tables.len() {
+        0 => Vec::new(),
+        1 => vec![format!("table {}", tables.join(", "))],
+        _ => vec![format!("tables {}", tables.join(", "))],
+    };
+    if rules == routes && !rules.is_empty() {
+        parts.push(format!("routing rule and route for {}", rules.join(" and ")));
+    } else {
+        for (what, families) in [("routing rule", rules), ("route", routes)] {
+            if !families.is_empty() {
+                parts.push(format!("{what} for {}", families.join(" and ")));
+            }
+        }
+    }
+    parts.extend(leftovers);
+    parts.join("; ")
 }
 
 fn list(differences: &[Difference]) -> String {

@@ -82,7 +82,9 @@ fn unshare() -> io::Result<()> {
 fn remedy(error: &ApplyError) -> &'static str {
     match error {
         ApplyError::Kernel(e) if e.forbidden() => "give the process CAP_NET_ADMIN",
-        ApplyError::Kernel(_) => "load the kernel modules nf_tables, nft_redir, nft_ct and nf_conntrack, and allow policy routing",
+        ApplyError::Kernel(_) => {
+            "load the kernel modules nf_tables, nft_redir, nft_ct, nft_reject_inet and nf_conntrack, and allow policy routing"
+        }
         _ => "give the process CAP_SYS_ADMIN and CAP_NET_ADMIN",
     }
 }

@@ -174,12 +174,17 @@ impl Inside {
         Ok(differences)
     }
 
-    /// Takes everything of ours out: the tables in one transaction, then routing rules and routes. Nothing of others is
-    /// touched, and it is no error where nothing of ours is there.
+    /// Takes everything of ours out: the tables in one transaction, then what conntrack remembers, then routing rules and
+    /// routes. Nothing else of others is touched, and it is no error where nothing of ours is there.
+    ///
+    /// What conntrack remembers goes because from here on it learns of no connection's end: when the pod is captured again,
+    /// an entry that outlived its connection would keep its addresses and ports from being used. Redirected connections do
+    /// not live on. Those that others in the namespace translate do not either.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn clear(&mut self) -> Result<(), ApplyError> {
+        let were_there = self.owner()?.is_some();
         self.transaction(|tables, _| {
             let mut batch = Batch::default();
             for (name, table) in named_as_ours(tables) {
@@ -189,6 +194,10 @@ impl Inside {
             }
             Ok(batch)
         })?;
+        if were_there {
+            // A kernel may lack ctnetlink. What is remembered then is only refused later, by the guard.
+            let _ = self.nftables.forget_connections();
+        }
         let rules = self.routing.rules()?;
         for rule in rules.iter().filter(|r| is_ours(r)) {
             absent_is_fine(self.routing.delete_rule(rule))?;

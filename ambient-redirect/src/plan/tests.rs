@@ -48,6 +48,46 @@ fn nothing_that_the_proxy_sends_is_redirected() {
 }
 
 #[test]
+fn what_is_refused_opens_a_connection_and_nobody_exempt_is_meant() {
+    for bits in 0..8 {
+        let (ipv6, dns, probes) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        let plan = Plan::new(&Options { ipv6, dns, probes });
+        let mut refusals = 0;
+        for chain in plan.tables.iter().flat_map(|t| &t.chains) {
+            let input = chain.hook == Hook::Input;
+            for (at, rule) in chain.rules.iter().enumerate().filter(|(_, r)| r.action == Action::Reset) {
+                refusals += 1;
+                let has = |m: Match| rule.matches.contains(&m);
+                assert!(has(Match::Protocol(Protocol::Tcp)) && has(Match::Opens), "{rule:?}");
+                assert!(has(Match::NotMark(PROXY_MARK)), "the proxy's own: {rule:?}");
+                assert_eq!(
+                    has(Match::Family(IpFamily::V4)),
+                    !ipv6,
+                    "what is not captured goes around: {rule:?}"
+                );
+                assert!(has(if input { Match::NotFromLoopback } else { Match::NotToLoopback }), "{rule:?}");
+                assert_eq!(
+                    has(Match::NotDestinationPort(ports::HBONE)),
+                    input,
+                    "tunnels come in as they are: {rule:?}"
+                );
+                let before = &chain.rules[..at];
+                assert!(before.iter().all(|r| r.action == Action::Accept), "{before:?}");
+                assert_eq!(before.last().map(|r| &r.matches[..]), Some(&[Match::Redirected][..]));
+                let exempt = if ipv6 { 2 } else { 1 };
+                assert_eq!(before.len(), 1 + if probes { exempt } else { 0 }, "{before:?}");
+            }
+            // It must see what a redirection has done: nothing that redirects comes after it.
+            if chain.rules.iter().any(|r| r.action == Action::Reset) {
+                let redirecting = plan.tables.iter().flat_map(|t| &t.chains).filter(|c| c.kind == ChainKind::Nat);
+                assert!(redirecting.into_iter().all(|c| c.priority < chain.priority));
+            }
+        }
+        assert_eq!(refusals, 2, "one for what comes, one for what goes");
+    }
+}
+
+#[test]
 fn everything_redirected_has_a_listener() {
     let plan = Plan::new(&Options::default());
     for rule in plan.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules) {

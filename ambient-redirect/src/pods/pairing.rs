@@ -13,11 +13,12 @@ pub(super) struct Found {
 }
 
 /// Pairs pods that have no namespace with namespaces that have no pod. A pairing that stands is never questioned: whoever
-/// can give himself another's address could else put that pod outside the mesh.
-pub(super) fn pair(
+/// can give himself another's address could else put that pod outside the mesh. `holder` says which pod a namespace has, and
+/// whether it is leaving.
+pub(super) fn pair<'a>(
     desired: &[PodSpec],
     seen: &BTreeMap<NetnsId, Seen>,
-    taken: impl Fn(NetnsId) -> bool,
+    holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>,
     placed: impl Fn(&PodUid) -> bool,
     too_early: impl Fn(NetnsId, &PodUid) -> bool,
 ) -> Found {
@@ -26,21 +27,18 @@ pub(super) fn pair(
         unpaired: BTreeMap::new(),
     };
     let waiting: Vec<&PodSpec> = desired.iter().filter(|d| !placed(&d.uid)).collect();
-    let free: Vec<(NetnsId, Vec<IpAddr>)> = seen
-        .iter()
-        .filter(|(id, _)| !taken(**id))
-        .map(|(id, s)| (*id, s.addresses.iter().map(IpAddr::to_canonical).collect()))
-        .collect();
+    let canonical = |(id, seen): (&NetnsId, &Seen)| (*id, seen.addresses.iter().map(IpAddr::to_canonical).collect());
+    let free: Vec<(NetnsId, Vec<IpAddr>)> = seen.iter().filter(|(id, _)| holder(**id).is_none()).map(canonical).collect();
+    let held: Vec<(NetnsId, Vec<IpAddr>)> = seen.iter().filter(|(id, _)| holder(**id).is_some()).map(canonical).collect();
 
     for spec in &waiting {
         let addresses: Vec<IpAddr> = spec.addresses.iter().map(IpAddr::to_canonical).collect();
-        let verdict = place(spec, &addresses, &waiting, &free).and_then(|id| {
-            if too_early(id, &spec.uid) {
-                Err("its namespace served another pod until now".into())
-            } else {
-                Ok(id)
-            }
-        });
+        let verdict = match place(spec, &addresses, &waiting, &free) {
+            Ok(Some(id)) if too_early(id, &spec.uid) => Err("its namespace served another pod until now".into()),
+            Ok(Some(id)) => Ok(id),
+            Ok(None) => Err(lacking(&addresses, &held, &holder)),
+            Err(why) => Err(why),
+        };
         match verdict {
             Ok(id) if found.pairs.iter().any(|(_, other)| other.uid == spec.uid) => {
                 // Listed twice.
@@ -55,16 +53,31 @@ pub(super) fn pair(
     found
 }
 
-fn place(spec: &PodSpec, addresses: &[IpAddr], waiting: &[&PodSpec], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<NetnsId, String> {
+/// Why a pod has no namespace, where none that is free has one of its addresses.
+fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>) -> String {
+    let claim = held.iter().find_map(|(id, there)| {
+        let address = addresses.iter().find(|ip| there.contains(ip))?;
+        Some((*id, address, holder(*id)?))
+    });
+    match claim {
+        Some((id, address, (_, true))) => format!("the namespace {id} with its address {address} is being let go by another pod"),
+        Some((id, address, (other, false))) => format!("{other} has the same address {address}, and the namespace {id}"),
+        None => "no network namespace with its addresses is to be seen".into(),
+    }
+}
+
+/// The free namespace that is a pod's; `None` where none has an address of it.
+fn place(spec: &PodSpec, addresses: &[IpAddr], waiting: &[&PodSpec], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<Option<NetnsId>, String> {
     if addresses.is_empty() {
         return Err("it has no address yet".into());
     }
     if let Some(everyones) = addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified()) {
         return Err(format!("{everyones} is no pod's address"));
     }
-    let same = |other: &&&PodSpec| other.uid != spec.uid && other.addresses.iter().any(|ip| addresses.contains(&ip.to_canonical()));
-    if let Some(other) = waiting.iter().find(same) {
-        return Err(format!("{other} has the same address"));
+    let shared = |other: &PodSpec| other.addresses.iter().copied().find(|ip| addresses.contains(&ip.to_canonical()));
+    let mut others = waiting.iter().filter(|other| other.uid != spec.uid);
+    if let Some((other, address)) = others.find_map(|other| Some((other, shared(other)?))) {
+        return Err(format!("{other} has the same address {address}"));
     }
     let claims: Vec<NetnsId> = free
         .iter()
@@ -72,11 +85,11 @@ fn place(spec: &PodSpec, addresses: &[IpAddr], waiting: &[&PodSpec], free: &[(Ne
         .map(|(id, _)| *id)
         .collect();
     match claims[..] {
-        [] => Err("no network namespace with its addresses is to be seen".into()),
+        [] => Ok(None),
         [id] => {
             let there = free.iter().find(|(i, _)| *i == id).map(|(_, there)| there);
             match addresses.iter().find(|ip| !there.is_some_and(|t| t.contains(ip))) {
-                None => Ok(id),
+                None => Ok(Some(id)),
                 Some(missing) => Err(format!("the namespace {id} lacks its address {missing}")),
             }
         }

@@ -19,7 +19,7 @@ pub struct PodState {
     pub namespace: Option<NetnsId>,
     /// How it stands.
     pub state: State,
-    /// What was last done for it, in words for people.
+    /// What was last put into its namespace, in words for people: all of it, or what was put back.
     pub said: Option<String>,
     /// How often its capture was found broken and mended.
     pub repairs: u64,
@@ -78,6 +78,8 @@ pub enum Step {
     Verify,
     /// The announcement is taken back.
     Withdraw,
+    /// The proxy is told to reset what the pod has open, and to take no other.
+    Cut,
     /// Rules and routes are taken away.
     Clear,
     /// The proxy is told to let go.
@@ -93,6 +95,7 @@ impl fmt::Display for Step {
             Self::Announce => "the capture cannot be announced",
             Self::Verify => "the capture cannot be verified",
             Self::Withdraw => "the announcement cannot be taken back",
+            Self::Cut => "the proxy does not cut what is open",
             Self::Clear => "the rules cannot be taken away",
             Self::Remove => "the proxy does not let go",
         })
@@ -108,6 +111,7 @@ pub(super) enum Phase {
     In { captured_at: SystemTime, proof: String },
     Retracting,
     Withdrawing,
+    Cutting,
     Clearing,
     Removing,
 }
@@ -221,6 +225,7 @@ impl Entry {
             Phase::Announcing => Some(Step::Announce),
             Phase::In { .. } => (self.dirty || self.verify_at <= now).then_some(Step::Verify),
             Phase::Retracting | Phase::Withdrawing => Some(Step::Withdraw),
+            Phase::Cutting => Some(Step::Cut),
             Phase::Clearing => Some(Step::Clear),
             Phase::Removing => Some(Step::Remove),
         }
@@ -256,15 +261,21 @@ impl Entry {
                 self.phase = if listeners { Phase::Listening } else { Phase::Enforcing };
             }
             Done::Well(said) => {
-                if step == Step::Enforce && said.is_some() {
-                    self.said.clone_from(&said);
+                if step == Step::Enforce
+                    && let Some(said) = &said
+                {
+                    if let Some(what) = &mut self.mending {
+                        *what = format!("{what}; put back: {said}");
+                    }
+                    self.said = Some(said.clone());
                 }
                 if self.succeeded(now, wall, timing, step, said, output) {
                     return true;
                 }
             }
         }
-        if self.leave && !matches!(self.phase, Phase::Withdrawing | Phase::Clearing | Phase::Removing) {
+        let leaving = [Phase::Withdrawing, Phase::Cutting, Phase::Clearing, Phase::Removing];
+        if self.leave && !leaving.contains(&self.phase) {
             self.phase = Phase::Withdrawing;
             self.not_before = None;
         }
@@ -316,8 +327,12 @@ impl Entry {
                     self.not_before = Some(now + timing.pause_most);
                 } else {
                     self.failures = 0;
-                    self.phase = Phase::Clearing;
+                    self.phase = Phase::Cutting;
                 }
+            }
+            Step::Cut => {
+                self.failures = 0;
+                self.phase = Phase::Clearing;
             }
             Step::Clear => {
                 self.cleared = true;

@@ -11,6 +11,8 @@ struct World {
     listening: BTreeMap<NetnsId, PodUid>,
     proven: BTreeSet<NetnsId>,
     announced: BTreeMap<PodUid, NetnsId>,
+    /// Where connections may be open: a proxy listens under rules and has not cut them.
+    open: BTreeSet<NetnsId>,
     under_way: BTreeMap<NetnsId, Action>,
     /// Rules that were there before this process saw the namespace.
     left_behind: BTreeMap<NetnsId, PodUid>,
@@ -113,10 +115,14 @@ impl Node {
         if matches!(done, Done::Well(_)) {
             match action.step {
                 Step::Listen => drop(world.listening.insert(n, uid)),
-                Step::Enforce => drop(world.rules.insert(n, uid)),
+                Step::Enforce => {
+                    world.rules.insert(n, uid);
+                    world.open.insert(n);
+                }
                 Step::Prove => drop(world.proven.insert(n)),
                 Step::Announce => drop(world.announced.insert(uid, n)),
                 Step::Withdraw => drop(world.announced.remove(&uid)),
+                Step::Cut => drop(world.open.remove(&n)),
                 Step::Clear => {
                     world.rules.remove(&n);
                     world.left_behind.remove(&n);
@@ -170,10 +176,16 @@ impl Node {
                 world.proven.remove(&n);
             }
             Step::Announce => assert!(world.proven.contains(&n), "proof first"),
-            Step::Clear | Step::Remove => assert!(
-                announced_here(world).is_none_or(|there| there != *uid),
-                "withdrawn first: {action:?}"
-            ),
+            Step::Cut | Step::Clear | Step::Remove => {
+                assert!(
+                    announced_here(world).is_none_or(|there| there != *uid),
+                    "withdrawn first: {action:?}"
+                );
+                let cut = action.step == Step::Cut || !world.open.contains(&n);
+                assert!(cut || !self.seen.contains_key(&n), "what is open is cut under rules: {action:?}");
+                let stands = action.step != Step::Cut || world.listening.get(&n).is_none_or(|there| there == uid);
+                assert!(stands, "a proxy of this pod is told: {action:?}");
+            }
             _ => (),
         }
         world.under_way.insert(n, action);
@@ -228,9 +240,90 @@ fn a_pod_joins_is_mended_and_leaves() {
     assert_eq!(node.world.announced.len(), 1);
 
     node.want(&[]);
-    node.settle();
+    let mut steps = Vec::new();
+    while let Some(action) = node.world.under_way.values().next() {
+        steps.push(action.step);
+        node.end(0, true);
+    }
+    assert_eq!(steps, [Step::Withdraw, Step::Cut, Step::Clear, Step::Remove]);
     assert!(node.world.rules.is_empty() && node.world.announced.is_empty() && node.world.listening.is_empty());
     assert_eq!(node.told.last(), Some(&Notice::Released("a".into())));
+}
+
+#[test]
+fn rules_stand_until_what_is_open_is_cut() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.want(&[]);
+    node.end(0, true);
+    for _ in 0..20 {
+        assert_eq!(node.world.under_way.values().map(|a| a.step).collect::<Vec<_>>(), [Step::Cut]);
+        node.end(0, false);
+        assert_eq!(node.world.rules.len(), 1);
+        node.now += Duration::from_secs(6);
+        node.poll();
+    }
+    node.settle();
+    assert!(node.world.rules.is_empty());
+}
+
+#[test]
+fn what_lacks_a_namespace_says_why() {
+    let why = |node: &Node, uid: &str| match node.state(uid) {
+        Some(State::Pairing { why }) => why,
+        other => panic!("{other:?}"),
+    };
+    let mut node = Node::new(&[]);
+    node.want(&[0]);
+    assert_eq!(why(&node, "a"), "no network namespace has been looked into yet");
+    node.see(&[]);
+    assert_eq!(why(&node, "a"), "no network namespace with its addresses is to be seen");
+    node.see(&[(1, 0)]);
+    node.settle();
+    // A second claims the address of the one that has it.
+    node.want(&[0, 3]);
+    assert!(matches!(node.state("a"), Some(State::In { .. })));
+    assert_eq!(
+        why(&node, "d"),
+        format!("shop/a (a) has the same address 10.0.0.1, and the namespace {}", id(1))
+    );
+    // The first leaves; the second waits for its namespace.
+    node.want(&[3]);
+    assert!(why(&node, "d").contains("is being let go by another pod"), "{}", why(&node, "d"));
+    // Neither has it.
+    let mut node = Node::new(&[]);
+    node.want(&[0, 3]);
+    node.see(&[(1, 0)]);
+    assert_eq!(why(&node, "a"), "shop/d (d) has the same address 10.0.0.1");
+    assert_eq!(why(&node, "d"), "shop/a (a) has the same address 10.0.0.1");
+}
+
+#[test]
+fn a_repair_says_what_was_put_back() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.now += Duration::from_secs(1);
+    node.pods.handle_changed(id(1));
+    node.poll();
+    let done = |node: &mut Node, step, done| {
+        node.world.under_way.clear();
+        node.pods.handle_done(node.now, SystemTime::UNIX_EPOCH, id(1), step, done);
+        node.poll();
+    };
+    let differs = Done::Differs {
+        what: "table x is missing or changed".into(),
+        listeners: false,
+    };
+    done(&mut node, Step::Verify, differs);
+    done(&mut node, Step::Enforce, Done::Well(Some("table x".into())));
+    done(&mut node, Step::Prove, Done::Well(None));
+    let what = "table x is missing or changed; put back: table x";
+    assert_eq!(node.told.last(), Some(&Notice::Repaired(Arc::new(spec(0)), what.into())));
+    assert_eq!(node.pods.states()[0].said.as_deref(), Some("table x"));
 }
 
 #[test]

@@ -26,6 +26,7 @@ use tokio::{
 pub(crate) struct TellingProxy {
     sockets: Sockets,
     serving: Mutex<BTreeMap<PodUid, JoinSet<()>>>,
+    namespaces: Mutex<BTreeMap<PodUid, Arc<Netns>>>,
     pub(crate) log: Log,
 }
 
@@ -52,6 +53,7 @@ impl TellingProxy {
         Arc::new(Self {
             sockets: sockets.clone(),
             serving: Mutex::default(),
+            namespaces: Mutex::default(),
             log: log.clone(),
         })
     }
@@ -106,7 +108,15 @@ impl Proxy for TellingProxy {
             })?;
             self.log.push(format!("add {} {}", pod.uid, namespace.id()));
             self.serving.lock().unwrap().insert(pod.uid.clone(), tasks);
+            self.namespaces.lock().unwrap().insert(pod.uid.clone(), namespace);
             Ok(())
+        })
+    }
+
+    fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let namespace = self.namespaces.lock().unwrap().get(uid).cloned();
+            self.log.push(format!("cut {uid}{}", rules_of(uid, namespace)));
         })
     }
 
@@ -114,7 +124,19 @@ impl Proxy for TellingProxy {
         Box::pin(async move {
             self.log.push(format!("remove {uid}"));
             drop(self.serving.lock().unwrap().remove(uid));
+            drop(self.namespaces.lock().unwrap().remove(uid));
         })
+    }
+}
+
+/// Whether a pod's rules stand in a namespace.
+fn rules_of(uid: &PodUid, namespace: Option<Arc<Netns>>) -> &'static str {
+    let Some(namespace) = namespace else { return "" };
+    let owner = Inside::open(&namespace).and_then(|mut inside| inside.owner());
+    match owner {
+        Ok(Some(owner)) if owner.pod.as_ref() == Some(uid) => " with rules",
+        Ok(_) => " without rules",
+        Err(_) => " unknown",
     }
 }
 
@@ -127,15 +149,7 @@ pub(crate) struct Announcements {
 
 impl Announcements {
     fn rules_of(&self, uid: &PodUid) -> &'static str {
-        let Some(namespace) = self.namespaces.lock().unwrap().get(uid).cloned() else {
-            return "";
-        };
-        let owner = Inside::open(&namespace).and_then(|mut inside| inside.owner());
-        match owner {
-            Ok(Some(owner)) if owner.pod.as_ref() == Some(uid) => " with rules",
-            Ok(_) => " without rules",
-            Err(_) => " unknown",
-        }
+        rules_of(uid, self.namespaces.lock().unwrap().get(uid).cloned())
     }
 }
 

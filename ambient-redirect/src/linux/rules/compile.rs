@@ -25,6 +25,7 @@ pub(super) fn base_chain(chain: &plan::Chain) -> BaseChain {
     };
     let hook = match chain.hook {
         plan::Hook::Prerouting => Hook::Prerouting,
+        plan::Hook::Input => Hook::Input,
         plan::Hook::Output => Hook::Output,
     };
     BaseChain {
@@ -69,8 +70,35 @@ fn push_match(list: &mut Vec<Expr>, test: &Match) {
             Cmp::NotEqual,
         ),
         Match::ConnectionMark(mark) => push_mark(list, Expr::Ct { key: CtKey::Mark, reg: 1 }, mark, Cmp::Equal),
-        Match::ToLoopback => push_loopback(list, Cmp::Equal),
-        Match::NotToLoopback => push_loopback(list, Cmp::NotEqual),
+        Match::Redirected => {
+            list.push(Expr::Ct {
+                key: CtKey::Status,
+                reg: 1,
+            });
+            list.push(Expr::Bitwise {
+                reg: 1,
+                mask: IPS_DST_NAT.to_ne_bytes().to_vec(),
+                xor: vec![0; 4],
+            });
+            list.push(compare(Cmp::Equal, IPS_DST_NAT.to_ne_bytes().to_vec()));
+        }
+        Match::Opens => {
+            list.push(Expr::Payload {
+                base: PayloadBase::Transport,
+                offset: TCP_FLAGS,
+                len: 1,
+                reg: 1,
+            });
+            list.push(Expr::Bitwise {
+                reg: 1,
+                mask: vec![FIN | SYN | RST | ACK],
+                xor: vec![0],
+            });
+            list.push(compare(Cmp::Equal, vec![SYN]));
+        }
+        Match::ToLoopback => push_loopback(list, MetaKey::OutputName, Cmp::Equal),
+        Match::NotToLoopback => push_loopback(list, MetaKey::OutputName, Cmp::NotEqual),
+        Match::NotFromLoopback => push_loopback(list, MetaKey::InputName, Cmp::NotEqual),
     }
 }
 
@@ -107,6 +135,7 @@ fn push_action(list: &mut Vec<Expr>, action: Action) {
             });
             list.push(Expr::CtSet { key: CtKey::Zone, reg: 1 });
         }
+        Action::Reset => list.push(Expr::RejectReset),
     }
 }
 
@@ -166,16 +195,23 @@ fn push_mark(list: &mut Vec<Expr>, load: Expr, mark: u32, op: Cmp) {
     list.push(compare(op, mark.to_ne_bytes().to_vec()));
 }
 
-fn push_loopback(list: &mut Vec<Expr>, op: Cmp) {
+fn push_loopback(list: &mut Vec<Expr>, key: MetaKey, op: Cmp) {
     let mut name = vec![0; 16];
     name[..2].copy_from_slice(b"lo");
-    list.push(Expr::Meta {
-        key: MetaKey::OutputName,
-        reg: 1,
-    });
+    list.push(Expr::Meta { key, reg: 1 });
     list.push(compare(op, name));
 }
 
 fn compare(op: Cmp, data: Vec<u8>) -> Expr {
     Expr::Cmp { op, reg: 1, data }
 }
+
+/// Of a connection's status in conntrack: its destination was changed.
+const IPS_DST_NAT: u32 = 1 << 5;
+
+/// Where in its header TCP's flags are, and those that say what a segment is for.
+const TCP_FLAGS: u32 = 13;
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;

@@ -38,6 +38,8 @@ pub enum Expr {
     Dnat { ipv6: bool, addr_reg: u32, port_reg: u32 },
     /// Changes the source to the address of the device that the packet leaves by.
     Masquerade,
+    /// Ends the packet's way and answers with a TCP reset.
+    RejectReset,
 }
 
 /// What is known of a packet.
@@ -62,6 +64,8 @@ pub enum MetaKey {
 pub enum CtKey {
     /// The state, 4 bytes, bits in the machine's order.
     State,
+    /// What became of it so far, 4 bytes, bits in the machine's order.
+    Status,
     /// The mark, 4 bytes in the machine's order.
     Mark,
     /// The zone, 2 bytes in the machine's order.
@@ -181,6 +185,7 @@ impl Expr {
             Self::Redirect { .. } => "redir",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
+            Self::RejectReset => "reject",
         }
     }
 
@@ -236,6 +241,7 @@ impl Expr {
                 });
             }
             Self::Counter | Self::Masquerade => (),
+            Self::RejectReset => w.be32(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST),
             Self::Redirect { port_reg } => {
                 w.be32(NFTA_REDIR_REG_PROTO_MIN, *port_reg);
                 w.be32(NFTA_REDIR_FLAGS, NF_NAT_RANGE_PROTO_SPECIFIED);
@@ -325,6 +331,7 @@ impl CtKey {
     fn number(self) -> u32 {
         match self {
             Self::State => 0,
+            Self::Status => 2,
             Self::Mark => 3,
             Self::Zone => 17,
         }
@@ -362,6 +369,7 @@ impl Verdict {
 
 const VERDICT_REGISTER: u32 = 0;
 const NFT_NAT_DNAT: u32 = 1;
+const NFT_REJECT_TCP_RST: u32 = 1;
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
 
 const NFTA_LIST_ELEM: u16 = 1;
@@ -395,6 +403,7 @@ const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
 const NFTA_REDIR_REG_PROTO_MAX: u16 = 2;
 const NFTA_REDIR_FLAGS: u16 = 3;
+const NFTA_REJECT_TYPE: u16 = 1;
 const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;

@@ -1,0 +1,453 @@
+//! A node that serves two pods, and somebody outside of the mesh, each in a network namespace of its own.
+
+use std::{
+    fmt, fs,
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ambient_control::{
+    ca::DirectoryCa,
+    manifests::{self, Manifests, Status},
+};
+use ambient_node::{AnnounceInDirectory, Config, Ground, Node, telemetry::log};
+use ambient_testkit::{End, Namespace, World, harness::Outcome, link};
+use ipnet::IpNet;
+use tokio::sync::oneshot;
+
+/// The most that anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything in this namespace of the cluster is in the mesh.
+pub(crate) const LABELLED: &str = "shop";
+
+const NODE: &str = "node-1";
+
+/// Refuses every connection to a pod of the mesh.
+pub(crate) const ALLOW_NOTHING: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: allow-nothing, namespace: shop}
+spec: {}
+";
+
+/// Somewhere with an address of each family.
+pub(crate) struct Place {
+    pub(crate) namespace: Namespace,
+    pub(crate) v4: IpAddr,
+    pub(crate) v6: IpAddr,
+}
+
+impl Place {
+    pub(crate) fn ip(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Listens at a free port of one of its addresses.
+    pub(crate) fn listen(&self, family: Family) -> Listener {
+        self.listen_at(SocketAddr::new(self.ip(family), 0))
+    }
+
+    pub(crate) fn listen_at(&self, at: SocketAddr) -> Listener {
+        let listener = self.namespace.run(|| TcpListener::bind(at)).unwrap().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Listener(listener)
+    }
+
+    /// A port where nobody listens.
+    pub(crate) fn deserted(&self, family: Family) -> SocketAddr {
+        self.listen(family).address()
+    }
+
+    /// Opens a connection; every wait on it has a deadline.
+    pub(crate) fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let connected = self.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+        connected.map_err(io::Error::other)?.and_then(patient)
+    }
+
+    /// How a connection ends on which nothing is sent. A reset may come so fast that the connecting itself tells of it.
+    pub(crate) fn attempt(&self, to: SocketAddr) -> String {
+        match self.connect(to) {
+            Ok(mut stream) => ending(&mut stream),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset".into(),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+pub(crate) struct Listener(TcpListener);
+
+impl Listener {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    pub(crate) fn accept(&self) -> TcpStream {
+        let (stream, _) = until("a connection to arrive", || self.0.accept().ok());
+        stream.set_nonblocking(false).and_then(|()| patient(stream)).unwrap()
+    }
+
+    /// The same, unless something else happens first.
+    pub(crate) fn accept_unless(&self, mut otherwise: impl FnMut() -> bool) -> Option<TcpStream> {
+        let accepted = until("a connection to arrive, or not", || match self.0.accept() {
+            Ok((stream, _)) => Some(Some(stream)),
+            Err(_) => otherwise().then_some(None),
+        });
+        accepted.map(|stream| stream.set_nonblocking(false).and_then(|()| patient(stream)).unwrap())
+    }
+
+    /// Whether nobody has come so far; whoever has is turned away.
+    pub(crate) fn is_lonely(&self) -> bool {
+        matches!(self.0.accept(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+fn patient(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// The ways that a connection can take through a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From a pod to a pod of the mesh.
+    Tunnel,
+    /// From outside to a pod of the mesh.
+    Inbound,
+    /// From a pod of the mesh to outside.
+    Outbound,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 3] = [Self::Tunnel, Self::Inbound, Self::Outbound];
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tunnel => "through a tunnel",
+            Self::Inbound => "from outside of the mesh",
+            Self::Outbound => "to outside of the mesh",
+        })
+    }
+}
+
+/// Both ends of a connection through the node, as the applications have them.
+pub(crate) struct Pair {
+    pub(crate) client: TcpStream,
+    pub(crate) server: TcpStream,
+}
+
+impl Pair {
+    /// A few bytes go each way and arrive.
+    pub(crate) fn converse(&mut self) -> io::Result<()> {
+        let mut heard = [0; 4];
+        self.client.write_all(b"ping")?;
+        self.server.read_exact(&mut heard)?;
+        assert_eq!(&heard, b"ping");
+        self.server.write_all(b"pong")?;
+        self.client.read_exact(&mut heard)?;
+        assert_eq!(&heard, b"pong");
+        Ok(())
+    }
+
+    /// The client sends until nothing more is taken, as its server has ceased to read.
+    pub(crate) fn stall(&mut self) {
+        self.client.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        let begun = Instant::now();
+        while self.client.write(&[7; 1 << 16]).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "there is no end to what is taken");
+        }
+    }
+
+    /// How the server sees the end when it reads again.
+    pub(crate) fn ending_of_stalled(&mut self) -> String {
+        loop {
+            let seen = ending(&mut self.server);
+            if !seen.ends_with("bytes") {
+                return seen;
+            }
+        }
+    }
+}
+
+/// The whole of it. What runs in it ends with the test's process.
+pub(crate) struct Mesh {
+    pub(crate) node: Arc<Namespace>,
+    /// Two pods of the mesh.
+    pub(crate) a: Place,
+    pub(crate) b: Place,
+    /// Somebody of whom the mesh knows nothing.
+    pub(crate) c: Place,
+    manifests: PathBuf,
+    pub(crate) ca: PathBuf,
+    running: Option<Running>,
+    _log: log::Flush,
+}
+
+struct Running {
+    stop: oneshot::Sender<()>,
+    thread: thread::JoinHandle<Result<(), String>>,
+}
+
+impl Mesh {
+    /// Returns once the pods are captured and reach each other through tunnels.
+    pub(crate) fn start(world: &World) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::start_with(world, |_| {})
+    }
+
+    /// The same, of a node that is configured otherwise.
+    pub(crate) fn start_with(world: &World, configure: impl FnOnce(&mut Config)) -> Result<Self, Box<dyn std::error::Error>> {
+        // Shown where a test fails.
+        let log = log::to_stdout("info", log::Format::Text)?;
+        let node = Arc::new(world.namespace("node")?);
+        node.forward()?;
+        let place = |name, v4: &str, v6: &str| -> Result<Place, Box<dyn std::error::Error>> {
+            let place = Place {
+                namespace: world.namespace(name)?,
+                v4: v4.parse()?,
+                v6: v6.parse()?,
+            };
+            join(&node, &place)?;
+            Ok(place)
+        };
+        let mut mesh = Self {
+            a: place("a", "10.0.0.2", "fd00::2")?,
+            b: place("b", "10.0.0.3", "fd00::3")?,
+            c: place("c", "10.0.0.4", "fd00::4")?,
+            node: node.clone(),
+            manifests: world.scratch_dir().join("manifests"),
+            ca: world.scratch_dir().join("ca"),
+            running: None,
+            _log: log,
+        };
+        fs::create_dir(&mesh.manifests)?;
+        mesh.apply(
+            "namespace",
+            "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}",
+        );
+        mesh.apply("pod-a", &pod("a", &mesh.a));
+        mesh.apply("pod-b", &pod("b", &mesh.b));
+
+        let mut config = Config::new(NODE, world.netns_dir());
+        config.workers = 2;
+        configure(&mut config);
+        let (stop, stopped) = oneshot::channel();
+        let (manifests, ca) = (mesh.manifests.clone(), mesh.ca.clone());
+        let thread = thread::spawn(move || {
+            // What it starts stays in the namespace, as a thread takes that of who made it.
+            let ran = node.run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(|e| e.to_string())?;
+                runtime.block_on(serve(config, &manifests, &ca, stopped)).map_err(|e| e.to_string())
+            });
+            ran.map_err(|e| e.to_string())?
+        });
+        mesh.running = Some(Running { stop, thread });
+        mesh.await_tunnels();
+        Ok(mesh)
+    }
+
+    /// Writes a manifest, or replaces it, at one stroke.
+    pub(crate) fn apply(&self, name: &str, text: &str) {
+        let whole = self.manifests.join(format!("{name}.new"));
+        fs::write(&whole, text).unwrap();
+        fs::rename(whole, self.manifests.join(format!("{name}.yaml"))).unwrap();
+    }
+
+    pub(crate) fn delete(&self, name: &str) {
+        fs::remove_file(self.manifests.join(format!("{name}.yaml"))).unwrap();
+    }
+
+    /// Who connects and who is connected to.
+    pub(crate) fn ends(&self, way: Way) -> (&Place, &Place) {
+        match way {
+            Way::Tunnel => (&self.a, &self.b),
+            Way::Inbound => (&self.c, &self.b),
+            Way::Outbound => (&self.a, &self.c),
+        }
+    }
+
+    /// A connection that stands.
+    pub(crate) fn open(&self, way: Way, family: Family) -> Pair {
+        let (from, to) = self.ends(way);
+        let listener = to.listen(family);
+        let client = from.connect(listener.address()).unwrap();
+        Pair {
+            client,
+            server: listener.accept(),
+        }
+    }
+
+    /// A page of the node: its status and its text.
+    pub(crate) fn page(&self, port: u16, path: &str) -> io::Result<(u16, String)> {
+        let to = SocketAddr::from(([127, 0, 0, 1], port));
+        let stream = self.node.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+        let mut stream = patient(stream.map_err(io::Error::other)??)?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok((status.unwrap_or(0), text.to_owned()))
+    }
+
+    /// The sum of a metric over the series that have these labels.
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let (status, text) = self.page(ambient_core::ports::METRICS, "/metrics").unwrap();
+        assert_eq!(status, 200);
+        let wanted: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        let of_this = text.lines().filter_map(|line| line.strip_prefix(name));
+        let of_this = of_this.filter(|rest| rest.starts_with(['{', ' ']) && wanted.iter().all(|label| has_label(rest, label)));
+        of_this.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// Tells the node to stop.
+    pub(crate) fn stop(&mut self) -> Stopping {
+        let Running { stop, thread } = self.running.take().unwrap();
+        let _ = stop.send(());
+        Stopping(thread)
+    }
+
+    /// A connection between pods is plaintext until the news of their capture have gone round.
+    fn await_tunnels(&self) {
+        let listener = self.b.listen(Family::V4);
+        let tunnelled = [("reporter", "source"), ("connection_security_policy", "mutual_tls")];
+        until("connections between pods to be tunnelled", || {
+            if self.running.as_ref().is_some_and(|running| running.thread.is_finished()) {
+                panic!("the node has ended");
+            }
+            // Refused, or not answered at all, until the pods are known and captured.
+            let mut client = self.a.connect(listener.address()).ok()?;
+            client.shutdown(std::net::Shutdown::Write).ok()?;
+            while let Ok((server, _)) = listener.0.accept() {
+                drop(server);
+            }
+            let _ = client.set_read_timeout(Some(Duration::from_millis(50)));
+            let _ = client.read(&mut [0]);
+            let (_, page) = self.page(ambient_core::ports::METRICS, "/metrics").ok()?;
+            let series = page.lines().filter(|line| line.starts_with("istio_tcp_connections_opened_total{"));
+            let is_tunnel = |line: &str| {
+                tunnelled
+                    .iter()
+                    .all(|(name, value)| has_label(line, &format!("{name}=\"{value}\"")))
+            };
+            series.into_iter().any(is_tunnel).then_some(())
+        });
+    }
+}
+
+/// A node that was told to stop.
+pub(crate) struct Stopping(thread::JoinHandle<Result<(), String>>);
+
+impl Stopping {
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    pub(crate) fn result(self) -> Result<(), String> {
+        self.0.join().unwrap()
+    }
+}
+
+async fn serve(config: Config, manifests: &Path, ca: &Path, stopped: oneshot::Receiver<()>) -> Outcome {
+    let issuer = DirectoryCa::open(ca, config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
+    let status = Status::open(manifests, NODE)?;
+    let source = Manifests::open(manifests::Config {
+        own: Some(status.clone()),
+        ..manifests::Config::new(manifests)
+    })
+    .await?;
+    let announce = AnnounceInDirectory::new(status);
+    let node = Node::start(
+        Ground::prepare(config).await?,
+        Box::new(source),
+        Arc::new(issuer),
+        Arc::new(announce),
+    )
+    .await?;
+    let stop = async {
+        let _ = stopped.await;
+    };
+    Ok(node.run(stop).await?)
+}
+
+/// Joins a place to the node by a wire, and lets it reach everything through the node.
+fn join(node: &Namespace, place: &Place) -> Outcome {
+    let (v4, v6) = (IpNet::from(place.v4), IpNet::from(place.v6));
+    let (via4, via6) = ("10.0.0.1".parse::<IpAddr>()?, "fd00::1".parse::<IpAddr>()?);
+    link(
+        &End::new(&place.namespace, "eth0").address(v4).address(v6),
+        &End::new(node, place.namespace.name()).address(via4).address(via6),
+    )?;
+    for (own, every, via) in [(v4, "0.0.0.0/0", via4), (v6, "::/0", via6)] {
+        node.add_route(own, None, place.namespace.name())?;
+        place.namespace.add_route(every.parse::<IpNet>()?, Some(via), "eth0")?;
+    }
+    Ok(())
+}
+
+/// A pod with a service account of its own name.
+fn pod(name: &str, place: &Place) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {LABELLED}, uid: uid-of-{name}, labels: {{app: {name}}}}}
+spec: {{nodeName: {NODE}, serviceAccountName: {name}, containers: [{{name: {name}, image: none}}]}}
+status: {{phase: Running, podIP: '{v4}', podIPs: [{{ip: '{v4}'}}, {{ip: '{v6}'}}]}}
+",
+        v4 = place.v4,
+        v6 = place.v6,
+    )
+}
+
+fn has_label(series: &str, label: &str) -> bool {
+    series
+        .match_indices(label)
+        .any(|(at, _)| at > 0 && matches!(series.as_bytes()[at - 1], b'{' | b','))
+}
+
+/// Asks again until there is an answer.
+pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited for {what} in vain");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a read finds, in a word.
+pub(crate) fn ending(stream: &mut TcpStream) -> String {
+    match stream.read(&mut [0; 1024]) {
+        Ok(0) => "end".into(),
+        Ok(n) => format!("{n} bytes"),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => "reset".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Closes a connection as a reset.
+pub(crate) fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+}

@@ -1,0 +1,60 @@
+//! Connections through a node that runs: real namespaces, real rules, real packets.
+#![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
+#![allow(clippy::disallowed_methods, reason = "deadlines of real time")]
+
+#[path = "traffic/bounds.rs"]
+mod bounds;
+#[path = "traffic/ends.rs"]
+mod ends;
+#[path = "traffic/leave.rs"]
+mod leave;
+#[path = "support/mesh.rs"]
+mod mesh;
+#[path = "traffic/peers.rs"]
+mod peers;
+#[path = "traffic/refusals.rs"]
+mod refusals;
+#[path = "traffic/stop.rs"]
+mod stop;
+#[path = "traffic/telemetry.rs"]
+mod telemetry;
+
+use std::process::ExitCode;
+
+use ambient_testkit::harness;
+
+fn main() -> ExitCode {
+    harness::main(&[
+        ("both_ways_at_once_nothing_is_lost", ends::both_ways_at_once_nothing_is_lost),
+        ("each_end_may_finish_first", ends::each_end_may_finish_first),
+        ("a_reset_arrives_as_a_reset", ends::a_reset_arrives_as_a_reset),
+        (
+            "what_is_cut_short_never_looks_complete",
+            ends::what_is_cut_short_never_looks_complete,
+        ),
+        ("applications_see_the_client", ends::applications_see_the_client),
+        (
+            "a_refusal_by_policy_is_an_empty_reply",
+            refusals::a_refusal_by_policy_is_an_empty_reply,
+        ),
+        ("where_nobody_listens_is_a_reset", refusals::where_nobody_listens_is_a_reset),
+        ("a_new_policy_cuts_what_is_open", refusals::a_new_policy_cuts_what_is_open),
+        ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
+        ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
+        ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
+        ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
+        ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),
+        (
+            "opened_and_closed_have_the_same_labels",
+            telemetry::opened_and_closed_have_the_same_labels,
+        ),
+        ("readiness_names_what_is_wrong", telemetry::readiness_names_what_is_wrong),
+        (
+            "a_broken_manifest_leaves_alone_what_is_open",
+            telemetry::a_broken_manifest_leaves_alone_what_is_open,
+        ),
+        ("a_pod_that_leaves_is_cut", leave::a_pod_that_leaves_is_cut),
+        ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
+        ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
+    ])
+}

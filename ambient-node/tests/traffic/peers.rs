@@ -1,0 +1,193 @@
+//! The tunnel port as proxies of other nodes find it, some of them hostile.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use ambient_control::{Issuer, ca::DirectoryCa};
+use ambient_core::{Authority, Credential, Credentials, Identity, TrustBundles, TrustDomain, ports};
+use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Speaker, Stream};
+use ambient_testkit::{World, ca::Ca, harness::Outcome};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::mesh::{Family, LABELLED, Mesh, PATIENCE, until};
+
+/// Refuses one port of a pod.
+const NOT_THIS_PORT: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-this-port, namespace: shop}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {ports: ['9999']}}]}]
+";
+
+pub(crate) fn peers_are_answered_by_status(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    mesh.apply("policy", NOT_THIS_PORT);
+    let peer = Peer::of_the_mesh(&mesh)?;
+    for family in [Family::V4, Family::V6] {
+        let (a, b) = (mesh.a.ip(family), mesh.b.ip(family));
+        let denied = mesh.b.listen_at(SocketAddr::new(b, 9999));
+        let served = mesh.b.listen(family);
+        let elsewhere = mesh.a.listen_at(SocketAddr::new(a, served.address().port()));
+        let status = |to: SocketAddr| peer.answer(&mesh, b, to).unwrap();
+        // One that is cut the moment after it was let in sees no status.
+        until("the policy to be in force", || {
+            matches!(peer.answer(&mesh, b, denied.address()), Ok(401)).then_some(())
+        });
+        // Those that came before it.
+        while !denied.is_lonely() {}
+
+        for _ in 0..2 {
+            assert_eq!(status(denied.address()), 401, "denied");
+            assert_eq!(status(elsewhere.address()), 400, "the address of another pod");
+            assert_eq!(status(mesh.c.deserted(family)), 400, "an address outside of the mesh");
+            assert_eq!(status(SocketAddr::new(b, 1)), 503, "nobody listens");
+            for port in [ports::HBONE, ports::INBOUND_PLAINTEXT, ports::OUTBOUND] {
+                assert_eq!(status(SocketAddr::new(b, port)), 503, "the proxy's own port {port}");
+            }
+        }
+        assert!(denied.is_lonely() && elsewhere.is_lonely() && served.is_lonely());
+
+        // The same peer is answered where it may, and the application sees the address it has.
+        let mut stream = peer.run(&mesh, peer.connect(b, served.address()))?;
+        let mut application = served.accept();
+        assert_eq!(application.peer_addr()?.ip(), mesh.c.ip(family));
+        application.write_all(b"pong")?;
+        let mut heard = [0; 4];
+        peer.run(&mesh, async {
+            stream.write_all(b"ping").await?;
+            stream.read_exact(&mut heard).await
+        })?;
+        assert_eq!(&heard, b"pong");
+        application.read_exact(&mut heard)?;
+        assert_eq!(&heard, b"ping");
+    }
+    Ok(())
+}
+
+pub(crate) fn peers_of_another_ca_are_refused(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let listener = mesh.b.listen(Family::V4);
+    let before = mesh.metric("ambient_handshakes_refused_total", &[]);
+    let stranger = Peer::of_another_ca(&mesh)?;
+    let refused = stranger.run(&mesh, async { stranger.connect(mesh.b.v4, listener.address()).await.unwrap_err() });
+    // TLS 1.3 tells a client of its refusal only after its own half of the handshake.
+    assert!(
+        matches!(refused, ConnectError::Handshake { .. } | ConnectError::Lost { .. }),
+        "{refused:?}"
+    );
+    let counted = || mesh.metric("ambient_handshakes_refused_total", &[]) - before;
+    until("the refusal to be counted", || (counted() > 0).then_some(()));
+    // What is no TLS at all, and who says nothing: neither reaches anybody.
+    let mut plain = mesh.c.connect(SocketAddr::new(mesh.b.v4, ports::HBONE))?;
+    // In one piece: the refusal may come before a second one.
+    plain.write_all(format!("CONNECT {} HTTP/1.1\r\n\r\n", listener.address()).as_bytes())?;
+    let mut alert = Vec::new();
+    let _ = plain.read_to_end(&mut alert);
+    assert!(!alert.starts_with(b"HTTP"), "{alert:?}");
+    until("that refusal to be counted", || (counted() > 1).then_some(()));
+    thread::sleep(Duration::from_millis(100));
+    assert!(listener.is_lonely(), "the application was connected to");
+    Ok(())
+}
+
+/// A proxy outside of the node, which speaks from [`Mesh::c`].
+struct Peer {
+    pool: Pool,
+    speaker: Speaker,
+    expected: Identity,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Peer {
+    fn of_the_mesh(mesh: &Mesh) -> Result<Self, Box<dyn std::error::Error>> {
+        let runtime = runtime()?;
+        let domain = TrustDomain::default();
+        let identity = Identity::new(&domain, "elsewhere", "peer")?;
+        let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
+        let credential = runtime.block_on(ca.issue(&identity))?;
+        Self::new(runtime, credential, ca.trust())
+    }
+
+    /// It trusts the mesh, and the mesh does not trust it, whatever it calls itself.
+    fn of_another_ca(mesh: &Mesh) -> Result<Self, Box<dyn std::error::Error>> {
+        let domain = TrustDomain::default();
+        let credential = Ca::new(&domain)?.issue(&Identity::new(&domain, LABELLED, "a")?)?;
+        let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
+        Self::new(runtime()?, credential.into(), ca.trust())
+    }
+
+    fn new(
+        runtime: tokio::runtime::Runtime,
+        credential: Arc<Credential>,
+        trust: Arc<TrustBundles>,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let speaker = Speaker::new("peer", credential.identity.clone());
+        let held = Held(HashMap::from([(credential.identity.clone(), credential)]), trust);
+        let guard = runtime.enter();
+        let pool = Pool::builder(Arc::new(Tcp), Arc::new(held), Arc::new(ambient_tls::provider())).build();
+        drop(guard);
+        Ok(Self {
+            pool,
+            speaker,
+            expected: Identity::new(&TrustDomain::default(), LABELLED, "b")?,
+            runtime,
+        })
+    }
+
+    /// Runs in the peer's namespace.
+    fn run<T: Send>(&self, mesh: &Mesh, work: impl Future<Output = T> + Send) -> T {
+        mesh.c.namespace.run(|| self.runtime.block_on(work)).unwrap()
+    }
+
+    /// Asks the pod at an address for a connection to somewhere.
+    async fn connect(&self, pod: IpAddr, to: SocketAddr) -> Result<Stream, ConnectError> {
+        let authority: Authority = to.to_string().parse().unwrap();
+        let destination = Destination::new(SocketAddr::new(pod, ports::HBONE), authority, [self.expected.clone()]);
+        timeout(PATIENCE, self.pool.connect(&self.speaker, &destination)).await.unwrap()
+    }
+
+    /// The status of the answer; a connection that is accepted is ended at once.
+    fn answer(&self, mesh: &Mesh, pod: IpAddr, to: SocketAddr) -> Result<u16, ConnectError> {
+        match self.run(mesh, self.connect(pod, to)) {
+            Ok(_) => Ok(200),
+            Err(ConnectError::Refused { status, .. }) => Ok(status.as_u16()),
+            Err(other) => Err(other),
+        }
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+struct Held(HashMap<Identity, Arc<Credential>>, Arc<TrustBundles>);
+
+impl Credentials for Held {
+    fn credential(&self, identity: &Identity) -> Option<Arc<Credential>> {
+        self.0.get(identity).cloned()
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        self.1.clone()
+    }
+}
+
+struct Tcp;
+
+impl Dial for Tcp {
+    fn dial<'a>(&'a self, _: &'a Speaker, peer: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
+        Box::pin(async move { Ok(Box::new(TcpStream::connect(peer).await?) as BoxedIo) })
+    }
+}

@@ -1,0 +1,164 @@
+//! What the node says of itself and of what it carries.
+
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+};
+
+use ambient_core::ports;
+use ambient_testkit::{World, harness::Outcome};
+
+use crate::mesh::{Family, Mesh, Way, ending, until};
+
+const SENT: &str = "istio_tcp_sent_bytes_total";
+const RECEIVED: &str = "istio_tcp_received_bytes_total";
+const OPENED: &str = "istio_tcp_connections_opened_total";
+const CLOSED: &str = "istio_tcp_connections_closed_total";
+const FAILED: &str = "istio_tcp_connections_failed_total";
+
+pub(crate) fn metrics_have_the_bytes(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    for (way, asked, answered) in [
+        (Way::Tunnel, 12_345, 67_890),
+        (Way::Inbound, 1_111, 222_222),
+        (Way::Outbound, 33_333, 444),
+    ] {
+        let (a, b) = (
+            ("spiffe://cluster.local/ns/shop/sa/a", "a"),
+            ("spiffe://cluster.local/ns/shop/sa/b", "b"),
+        );
+        let unknown = ("unknown", "unknown");
+        let (reporters, source, destination, security): (&[&str], _, _, _) = match way {
+            Way::Tunnel => (&["source", "destination"], a, b, "mutual_tls"),
+            // Without mutual TLS nobody has proven who they are.
+            Way::Inbound => (&["destination"], unknown, ("unknown", "b"), "unknown"),
+            Way::Outbound => (&["source"], ("unknown", "a"), unknown, "unknown"),
+        };
+        let labels = |reporter| {
+            vec![
+                ("reporter", reporter),
+                ("source_workload", source.1),
+                ("source_principal", source.0),
+                ("destination_workload", destination.1),
+                ("connection_security_policy", security),
+                ("response_flags", "-"),
+                ("request_protocol", "tcp"),
+                // The last one: not known yet when a tunnel is asked for.
+                ("destination_principal", destination.0),
+            ]
+        };
+        let counts = |reporter| {
+            let labels: Vec<_> = labels(reporter);
+            let unproven = &labels[..labels.len() - 1];
+            [
+                (OPENED, unproven),
+                (CLOSED, &labels),
+                (FAILED, &labels),
+                (RECEIVED, &labels),
+                (SENT, &labels),
+            ]
+            .map(|(name, labels)| mesh.metric(name, labels))
+        };
+        // What the start has opened is told of once it has ended.
+        until("what was opened before to end", || {
+            (mesh.metric(OPENED, &[]) == mesh.metric(CLOSED, &[])).then_some(())
+        });
+        let before: Vec<[u64; 5]> = reporters.iter().map(|reporter| counts(reporter)).collect();
+        transfer(&mesh, way, asked, answered)?;
+        for (reporter, before) in reporters.iter().zip(before) {
+            let after = until("the connection to be told of", || {
+                let now = counts(reporter);
+                (now[1] > before[1]).then_some(now)
+            });
+            let new: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+            assert_eq!(new, [1, 1, 0, asked as u64, answered as u64], "{way}, {reporter}");
+        }
+        for name in [RECEIVED, SENT] {
+            let others = ["source", "destination"].into_iter().filter(|other| !reporters.contains(other));
+            for other in others {
+                assert_eq!(mesh.metric(name, &labels(other)), 0, "{way}, {other}");
+            }
+        }
+    }
+    assert_eq!(mesh.metric("workload_manager_active_proxy_count", &[]), 2);
+    assert_eq!(mesh.page(ports::METRICS, "/elsewhere")?.0, 404);
+    Ok(())
+}
+
+pub(crate) fn readiness_names_what_is_wrong(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let readiness = || mesh.page(ports::READINESS, "/healthz/ready").unwrap();
+    assert_eq!(readiness(), (200, "ready\n".into()));
+
+    mesh.apply("broken", "kind: [");
+    let (_, text) = until("the fault to be named", || Some(readiness()).filter(|(status, _)| *status == 500));
+    assert!(text.contains("broken.yaml"), "{text}");
+    // Nobody knows what stands in there: nothing is let in.
+    for way in [Way::Tunnel, Way::Inbound] {
+        let (from, to) = mesh.ends(way);
+        let listener = to.listen(Family::V4);
+        let mut refused = from.connect(listener.address())?;
+        let _ = refused.shutdown(Shutdown::Write);
+        let seen = ending(&mut refused);
+        assert!(matches!(&*seen, "end" | "reset"), "{way}: {seen}");
+        assert!(listener.is_lonely(), "{way}: a connection arrived");
+    }
+
+    mesh.delete("broken");
+    until("the node to be ready again", || {
+        (readiness() == (200, "ready\n".into())).then_some(())
+    });
+    for way in Way::ALL {
+        mesh.open(way, Family::V4).converse()?;
+    }
+    Ok(())
+}
+
+/// Who counts what is open subtracts one from the other, series by series.
+pub(crate) fn opened_and_closed_have_the_same_labels(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    transfer(&mesh, Way::Tunnel, 1, 1)?;
+    for reporter in ["source", "destination"] {
+        let labels = [
+            ("reporter", reporter),
+            ("connection_security_policy", "mutual_tls"),
+            ("destination_principal", "spiffe://cluster.local/ns/shop/sa/b"),
+        ];
+        until("as many to be closed as were opened", || {
+            let closed = mesh.metric(CLOSED, &labels);
+            (closed > 0 && closed == mesh.metric(OPENED, &labels)).then_some(())
+        });
+    }
+    Ok(())
+}
+
+/// What nobody can read refuses what is new.
+pub(crate) fn a_broken_manifest_leaves_alone_what_is_open(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let mut open = [Way::Tunnel, Way::Inbound].map(|way| mesh.open(way, Family::V4));
+    mesh.apply("broken", "kind: [");
+    until("the fault to be named", || {
+        let (status, _) = mesh.page(ports::READINESS, "/healthz/ready").unwrap();
+        (status == 500).then_some(())
+    });
+    for pair in &mut open {
+        pair.converse()?;
+    }
+    Ok(())
+}
+
+/// Asks and is answered so many bytes, and ends in good order.
+fn transfer(mesh: &Mesh, way: Way, asked: usize, answered: usize) -> Outcome {
+    let mut pair = mesh.open(way, Family::V4);
+    pair.client.write_all(&vec![1; asked])?;
+    pair.client.shutdown(Shutdown::Write)?;
+    let mut heard = Vec::new();
+    pair.server.read_to_end(&mut heard)?;
+    assert_eq!(heard.len(), asked);
+    pair.server.write_all(&vec![2; answered])?;
+    drop(pair.server);
+    heard.clear();
+    pair.client.read_to_end(&mut heard)?;
+    assert_eq!(heard.len(), answered);
+    Ok(())
+}
