@@ -63,3 +63,9 @@ impl Acceptor {
         }
     }
 }
+
+/// Whether an error says that a namespace has no IPv6.
+pub(crate) fn has_no_such_address(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}

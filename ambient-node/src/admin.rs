@@ -27,7 +27,7 @@ pub(crate) type Written = (StatusCode, &'static str, String);
 /// Listens in the node's own namespace; on IPv4 alone where there is no IPv6.
 pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
-        Err(error) if address.ip().is_unspecified() && crate::pods::has_no_such_address(&error) => {
+        Err(error) if address.ip().is_unspecified() && crate::accept::has_no_such_address(&error) => {
             TcpListener::bind(SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), address.port())).await
         }
         bound => bound,

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     Shared,
-    pods::{Pod, Stage},
+    pod::{Pod, Stage},
 };
 
 /// How long one nameserver may take before the next is asked.

@@ -10,9 +10,8 @@ use tokio::net::TcpStream;
 
 use crate::{
     Shared, clock,
-    plaintext::source_for,
-    pods::{Pod, Stage},
-    session::{carry, dial, keep_alive, settle},
+    pod::{Pod, Stage},
+    session::{carry, dial, keep_alive, settle, source_for},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     watch::Subject,

@@ -39,6 +39,7 @@ mod inbound;
 mod node;
 mod outbound;
 mod plaintext;
+mod pod;
 mod pods;
 mod session;
 mod state;

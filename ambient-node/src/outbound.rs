@@ -18,7 +18,7 @@ use tokio::{net::TcpStream, time};
 
 use crate::{
     Shared, clock, entropy,
-    pods::Pod,
+    pod::Pod,
     session::{App, carry, dial, settle, was_cut},
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     workers::Worker,

@@ -8,8 +8,8 @@ use ambient_redirect::linux::{is_probe, original_destination};
 
 use crate::{
     Shared, clock,
-    pods::Pod,
-    session::{App, carry, dial, settle, was_cut},
+    pod::Pod,
+    session::{App, carry, dial, settle, source_for, was_cut},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     watch::Subject,
@@ -83,13 +83,6 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, mut client: App, peer: Sock
         client.ended_well();
         settle(&server);
     }
-}
-
-/// The client's own address, where it can stand in a connection to the application: one of the same family, and not
-/// the application's own.
-pub(crate) fn source_for(peer: SocketAddr, to: SocketAddr) -> Option<std::net::IpAddr> {
-    let ip = peer.ip().to_canonical();
-    (ip.is_ipv4() == to.ip().is_ipv4() && ip != to.ip() && !ip.is_loopback()).then_some(ip)
 }
 
 fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> Ends {

@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, time};
 use crate::{
     Shared,
     bounds::{Kind, Place},
-    pods::{Pod, Stage},
+    pod::{Pod, Stage},
     telemetry::{Account, Flag, Outcome},
     watch::Cut,
 };
@@ -72,6 +72,13 @@ pub(crate) async fn dial(node: &Shared, pod: &Pod, from: Option<IpAddr>, to: Soc
     linux::cut_when_dropped(&stream, true)?;
     keep_alive(&stream)?;
     Ok(stream)
+}
+
+/// The client's own address, where it can stand in a connection to the application: one of the same family, and not
+/// the application's own.
+pub(crate) fn source_for(peer: SocketAddr, to: SocketAddr) -> Option<IpAddr> {
+    let ip = peer.ip().to_canonical();
+    (ip.is_ipv4() == to.ip().is_ipv4() && ip != to.ip() && !ip.is_loopback()).then_some(ip)
 }
 
 /// From now on, closing this socket is a close and not a reset.

@@ -14,7 +14,7 @@ use ambient_core::{Identity, PodUid, Workload, WorkloadUid};
 use tokio::sync::oneshot;
 
 use crate::{
-    pods::local_workload,
+    pod::local_workload,
     state::{Changed, Snapshot},
 };
 

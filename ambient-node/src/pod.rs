@@ -1,0 +1,170 @@
+//! A pod that this node serves: who it is, how far it is, and what listens for it.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ambient_core::{Identity, PodUid, Workload, ports};
+use ambient_hbone::Speaker;
+use ambient_redirect::{
+    PodSpec,
+    linux::{Netns, NetnsId},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{bounds::Room, certificates::Held, state::Snapshot};
+
+/// How far a pod, or the node, is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// It serves.
+    Serving,
+    /// It takes nothing new; what is open goes on.
+    Draining,
+    /// What is open is reset; names are answered still.
+    Cut,
+    /// Nothing of it is served any more.
+    Stopped,
+}
+
+/// A pod that this node serves, in one network namespace.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) spec: PodSpec,
+    pub(crate) namespace: Arc<Netns>,
+    pub(crate) identity: Identity,
+    /// Whom its tunnels speak for: never shared with another pod, of whatever identity.
+    pub(crate) speaker: Speaker,
+    pub(crate) room: Room,
+    stage: watch::Sender<Stage>,
+    listening: Mutex<HashMap<Listening, JoinHandle<()>>>,
+    _certificate: Held,
+}
+
+impl Pod {
+    /// A pod that begins to be served.
+    pub(crate) fn new(spec: PodSpec, namespace: Arc<Netns>, speaker: Speaker, room: Room, certificate: Held) -> Self {
+        Self {
+            spec,
+            namespace,
+            identity: speaker.identity.clone(),
+            speaker,
+            room,
+            stage: watch::Sender::new(Stage::Serving),
+            listening: Mutex::default(),
+            _certificate: certificate,
+        }
+    }
+
+    /// Its workload in a version of the mesh, as long as that is who the pod has a certificate for.
+    pub(crate) fn workload<'a>(&self, snapshot: &'a Snapshot) -> Result<&'a Arc<Workload>, UnknownPod> {
+        local_workload(snapshot, &self.spec.uid, &self.identity)
+    }
+
+    /// Waits until it is at least at a stage. Cancel safe.
+    pub(crate) async fn reaches(&self, stage: Stage) {
+        // An error says that the pod itself is dropped, which nobody who holds it can see.
+        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Whether a connection may still be accepted.
+    pub(crate) fn accepts(&self) -> bool {
+        let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accepting = listening.iter().filter(|(at, _)| at.address.port() != ports::DNS);
+        accepting.any(|(_, serving)| !serving.is_finished())
+    }
+
+    /// Whether it is the pod that a spec speaks of, in a namespace.
+    pub(crate) fn is(&self, spec: &PodSpec, namespace: NetnsId) -> bool {
+        let same = self.spec.namespace == spec.namespace && self.spec.service_account == spec.service_account;
+        same && self.namespace.id() == namespace
+    }
+
+    /// Waits until its listeners are closed, once it was told to stop.
+    pub(crate) async fn let_go(&self) {
+        let listening: Vec<_> = {
+            let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+            listening.drain().map(|(_, serving)| serving).collect()
+        };
+        for serving in listening {
+            // A task that panicked has let go too.
+            let _ = serving.await;
+        }
+    }
+
+    /// Takes note of the task that serves a listener.
+    pub(crate) fn listens(&self, at: Listening, serving: JoinHandle<()>) {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).insert(at, serving);
+    }
+
+    /// Whether a listener is there and served.
+    pub(crate) fn has(&self, at: Listening) -> bool {
+        let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        listening.get(&at).is_some_and(|serving| !serving.is_finished())
+    }
+
+    /// Brings it to a stage, never back.
+    pub(crate) fn advance(&self, stage: Stage) {
+        self.stage.send_if_modified(|now| {
+            *now < stage && {
+                *now = stage;
+                true
+            }
+        });
+    }
+}
+
+/// The workload that a pod is, if it is known and bears an identity.
+pub(crate) fn local_workload<'a>(snapshot: &'a Snapshot, pod: &PodUid, identity: &Identity) -> Result<&'a Arc<Workload>, UnknownPod> {
+    let workload = snapshot.mesh.workload_by_pod(pod).ok_or(UnknownPod::Absent)?;
+    match workload.identity() {
+        Ok(present) if present == *identity => Ok(workload),
+        _ => Err(UnknownPod::Renamed(identity.clone())),
+    }
+}
+
+/// Why nothing is decided for a pod.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnknownPod {
+    /// It is not in the mesh's state.
+    #[error("failed to fetch information about local workload: it is not in the mesh's state")]
+    Absent,
+    /// Its service account or trust domain is another than the one it was captured with.
+    #[error("failed to fetch information about local workload: it is {0} no longer")]
+    Renamed(Identity),
+}
+
+/// A listener that every pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Listening {
+    pub(crate) address: SocketAddr,
+    pub(crate) udp: bool,
+}
+
+impl Listening {
+    /// All of them.
+    pub(crate) fn all(ipv6: bool, dns: bool) -> impl Iterator<Item = Self> {
+        let any: IpAddr = if ipv6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        let tcp = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE].map(|port| SocketAddr::new(any, port));
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let names = loopback
+            .into_iter()
+            .filter(move |ip| dns && (ipv6 || ip.is_ipv4()))
+            .map(|ip| SocketAddr::new(ip, ports::DNS));
+        let names = names.flat_map(|address| [true, false].map(|udp| Self { address, udp }));
+        tcp.map(|address| Self { address, udp: false }).into_iter().chain(names)
+    }
+}
+
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} port {}", if self.udp { "UDP" } else { "TCP" }, self.address.port())
+    }
+}
