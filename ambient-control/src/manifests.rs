@@ -13,8 +13,9 @@
 //! in its scope. Where two files hold the same object the first that was seen counts.
 //!
 //! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
-//! known to be captured, only a whole report of its own node that lacks it, or the removal of the pod, ends that: never
-//! a report that is missing or cannot be read.
+//! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
+//! missing, that cannot be read, or that a node begins anew. With [`Config::own`] that is kept over a restart too, in
+//! `status/.NODE.known.json`, and the own report is written again when somebody has removed or changed it.
 //!
 //! ```
 //! use ambient_control::{manifests::{Config, Manifests}, Source};
@@ -132,6 +133,9 @@ impl Manifests {
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let (dir, settings, own) = config.into_parts();
         let mut directory = Directory::new(dir.clone(), settings);
+        if let Some(own) = &own {
+            directory.remember(&own.node());
+        }
         let mut looks = time::interval(INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Two looks must agree on every file.

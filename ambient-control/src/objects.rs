@@ -243,9 +243,14 @@ impl Objects {
         self.reports.get(node)
     }
 
-    /// Whether there is a pod with this UID.
-    pub fn knows_pod(&self, uid: &PodUid) -> bool {
-        self.by_uid.contains_key(uid)
+    /// What every node has said last.
+    pub fn reports(&self) -> impl Iterator<Item = (&str, &Report)> {
+        self.reports.iter().map(|(node, report)| (&**node, report))
+    }
+
+    /// Whether there may be a pod with this UID: there is, or no pod is known yet.
+    pub fn may_have_pod(&self, uid: &PodUid) -> bool {
+        self.by_uid.is_empty() || self.by_uid.contains_key(uid)
     }
 
     /// Refuses what is in the scope of something that cannot be read, such as a whole file, until it is

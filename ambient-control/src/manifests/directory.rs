@@ -102,6 +102,11 @@ impl Directory {
         }
     }
 
+    /// Begins with what a node that watches knew of the others before it was restarted.
+    pub(super) fn remember(&mut self, node: &str) {
+        self.reports.remember(node, &mut self.objects);
+    }
+
     /// Looks at everything; files that this look and the one before saw alike are taken. Looks are to be a tenth of a
     /// second apart at least.
     pub(super) fn look(&mut self) {

@@ -18,6 +18,37 @@ pub(super) struct Reports {
     /// By the name of the file.
     files: BTreeMap<String, ReportFile>,
     unreachable: Option<io::Error>,
+    memory: Option<Memory>,
+}
+
+/// What the nodes have said, kept by one of them over its own restart: a report that is lost meanwhile takes nothing back.
+struct Memory {
+    path: PathBuf,
+    kept: BTreeMap<String, BTreeSet<PodUid>>,
+}
+
+impl Memory {
+    /// Writes down what is known now, if it is other than what was.
+    fn keep(&mut self, objects: &Objects) {
+        let known = objects.reports().filter_map(|(node, report)| match report {
+            Report::Captured(pods) if !pods.is_empty() => Some((node.to_owned(), pods.clone())),
+            _ => None,
+        });
+        let known: BTreeMap<_, _> = known.collect();
+        if known == self.kept {
+            return;
+        }
+        let draft = self.path.with_extension("draft");
+        let content = serde_json::to_vec(&known).map_err(io::Error::from);
+        let written = content
+            .and_then(|content| fs::write(&draft, content))
+            .and_then(|()| fs::rename(&draft, &self.path));
+        match written {
+            Ok(()) => self.kept = known,
+            // Tried again at the next look; until then only a restart would miss it.
+            Err(error) => tracing::warn!(path = %self.path.display(), %error, "what other nodes have captured cannot be written down"),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -45,7 +76,7 @@ impl Written {
     fn captured(self, objects: &Objects) -> BTreeSet<PodUid> {
         let mut captured: BTreeSet<PodUid> = self.pods.into_keys().map(PodUid::from).collect();
         if let (Some(withdrawn), Some(Report::Captured(before))) = (self.withdrawn, objects.reported(&self.node)) {
-            let kept = before.iter().filter(|uid| !withdrawn.contains(*uid) && objects.knows_pod(uid));
+            let kept = before.iter().filter(|uid| !withdrawn.contains(*uid) && objects.may_have_pod(uid));
             captured.extend(kept.cloned());
         }
         captured
@@ -58,7 +89,26 @@ impl Reports {
             dir,
             files: BTreeMap::new(),
             unreachable: None,
+            memory: None,
         }
+    }
+
+    /// Begins with what this node wrote down before it was restarted, and goes on writing it down.
+    pub(super) fn remember(&mut self, node: &str, objects: &mut Objects) {
+        let path = self.dir.join(format!(".{node}.known.json"));
+        let kept: BTreeMap<String, BTreeSet<PodUid>> = match fs::read(&path).map(|content| serde_json::from_slice(&content)) {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(error)) => {
+                tracing::warn!(path = %path.display(), %error, "what was known of other nodes before the restart cannot be read");
+                BTreeMap::new()
+            }
+            // The first start.
+            Err(_) => BTreeMap::new(),
+        };
+        for (node, pods) in &kept {
+            objects.report(node, Report::Captured(pods.clone()));
+        }
+        self.memory = Some(Memory { path, kept });
     }
 
     /// Takes every report that is another than before. Reports are replaced by rename, so one look is enough; one that
@@ -77,6 +127,9 @@ impl Reports {
         self.files.retain(|name, _| names.contains(name));
         for name in names {
             self.look_at(name, objects);
+        }
+        if let Some(memory) = &mut self.memory {
+            memory.keep(objects);
         }
     }
 

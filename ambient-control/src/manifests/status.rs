@@ -151,6 +151,11 @@ impl Status {
         .await
     }
 
+    /// Whose status it is.
+    pub fn node(&self) -> String {
+        self.0.lock().node.clone()
+    }
+
     /// The pods that are reported now, in order.
     pub fn pods(&self) -> Vec<PodUid> {
         self.0.lock().pods.keys().cloned().collect()

@@ -312,6 +312,40 @@ fn a_report_that_begins_anew_takes_nothing_back() {
 }
 
 #[test]
+fn what_was_known_of_other_nodes_outlives_a_restart() {
+    let mut f = Fixture::new();
+    f.directory.remember("node-2");
+    f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
+    f.looks();
+    fs::create_dir(f.path().join("status")).unwrap();
+    f.write(
+        "status/node-1.json",
+        "{\"node\": \"node-1\", \"pods\": {\"u1\": {\"ips\": []}}, \"withdrawn\": []}",
+    );
+    f.looks();
+    assert!(f.captured("cart"));
+    // Lost while the reader is down; found begun anew, and then without the pod.
+    for content in [None, Some("{\"node\": \"node-1\", \"pods\": {}, \"withdrawn\": []}")] {
+        let _ = fs::remove_file(f.path().join("status/node-1.json"));
+        if let Some(content) = content {
+            f.write("status/node-1.json", content);
+        }
+        let (dir, settings, _) = Config::new(f.path()).into_parts();
+        f.directory = Directory::new(dir, settings);
+        f.directory.remember("node-2");
+        f.mesh = Mesh::default();
+        f.looks();
+        assert!(f.captured("cart"), "{content:?}");
+    }
+    f.write(
+        "status/node-1.json",
+        "{\"node\": \"node-1\", \"pods\": {}, \"withdrawn\": [\"u1\"]}",
+    );
+    f.looks();
+    assert!(!f.captured("cart"));
+}
+
+#[test]
 fn captured_by_its_own_node_until_that_says_otherwise() {
     let mut f = Fixture::new();
     f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
