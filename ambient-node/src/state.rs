@@ -1,4 +1,4 @@
-//! Mesh, policies and trust at one moment, behind one pointer: a connection is routed and decided on the same version.
+//! Mesh and policies at one moment, behind one pointer: a connection is routed and decided on the same version.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Fault};
-use ambient_core::{Mesh, TrustBundles, TunnelProtocol, WorkloadUid, mesh};
+use ambient_core::{Mesh, TunnelProtocol, WorkloadUid, mesh};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
@@ -23,7 +23,6 @@ pub(crate) const SETTLING: Duration = Duration::from_secs(2);
 pub(crate) struct Snapshot {
     pub(crate) mesh: Mesh,
     pub(crate) policies: Policies,
-    pub(crate) trust: Option<Arc<TrustBundles>>,
 }
 
 /// What a batch has changed: whom to ask again.
@@ -86,7 +85,8 @@ impl State {
                     meshes.push(update);
                 }
                 Change::Policy(update) => policies.push(update),
-                Change::Trust(trust) => coming.trust = Some(trust),
+                // Handshakes look it up where they look up certificates; no decision depends on it.
+                Change::Trust(_) => {}
             }
         }
         changed.policies |= !policies.is_empty();

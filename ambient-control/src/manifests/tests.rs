@@ -465,7 +465,7 @@ async fn opening_takes_pods_that_were_deleted_meanwhile_out_of_the_own_status() 
 }
 
 #[tokio::test]
-async fn a_change_arrives_within_its_bound() {
+async fn changes_arrive_and_a_dropped_wait_loses_none() {
     let scratch = tempfile::tempdir().unwrap();
     let mut source = Manifests::open(Config::new(scratch.path())).await.unwrap();
     let first = source.next().await.unwrap();
