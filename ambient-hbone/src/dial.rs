@@ -78,16 +78,19 @@ pub struct Destination {
     pub accepted: Vec<Identity>,
     /// Headers of the CONNECT request, such as `baggage`.
     pub headers: HeaderMap,
+    /// Whether [`Pool::connect_with`](crate::Pool::connect_with) may send data before the peer has answered.
+    pub early_data: bool,
 }
 
 impl Destination {
-    /// `authority` as seen from `peer`, who must be one of `accepted`; without headers.
+    /// `authority` as seen from `peer`, who must be one of `accepted`; without headers, and with early data.
     pub fn new(peer: SocketAddr, authority: Authority, accepted: impl IntoIterator<Item = Identity>) -> Self {
         Self {
             peer,
             authority,
             accepted: accepted.into_iter().collect(),
             headers: HeaderMap::new(),
+            early_data: true,
         }
     }
 }

@@ -57,8 +57,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod cork;
 mod dial;
+mod driver;
 mod keepalive;
 mod limits;
 mod pool;
@@ -73,8 +73,8 @@ pub mod relay;
 pub use http;
 
 pub use dial::{BoxFuture, BoxedIo, Destination, Dial, Duplex, Speaker, SpeakerKey};
-pub use limits::Limits;
-pub use pool::{ConnectError, Phase, Pool, PoolBuilder};
+pub use limits::{Limits, WindowGrowth};
+pub use pool::{ConnectError, NotConnected, Phase, Pool, PoolBuilder};
 pub use proto::connect::MalformedRequest;
 pub use relay::{RelayLimits, Tally, refuse_quietly, relay};
 pub use server::{AcceptError, Request, Server, ServerBuilder, Session};

@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
+use crate::proto::{
+    engine::{Spare, Terms},
+    frame,
+};
+
 /// The bounds of a [`Pool`](crate::Pool) or a [`Server`](crate::Server); each side reads those that concern it.
 ///
-/// Worst case for the memory of one tunnel, each end: `streams × (stream_window + send_buffer)` of data, plus
-/// `frame_overhead`, plus about 200 KiB of buffers around TLS. A stream whose reader has stopped costs its own window and
-/// nobody else's: the connection window is wider than all streams together, so it is never what holds a stream up.
+/// Worst case for the memory of a tunnel, each end, when every reader has stopped: `streams × stream_window` of what has
+/// come, `streams × 16 KiB` of what is to go (`send_buffer` where the peer takes data and the network does not), and about
+/// 1 MiB of frames and TLS. Beyond that windows have grown by at most `window_growth` in all tunnels together whose limits
+/// are clones of each other. A stream whose reader has stopped costs its own window and nobody else's: the connection
+/// window is wider than all streams together, so it is never what holds a stream up.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
@@ -25,17 +32,28 @@ pub struct Limits {
     pub streams: u32,
     /// Tunnels at a time for one speaker and destination; a stream beyond them is refused. 16.
     pub tunnels: usize,
-    /// Bytes of a stream that may wait for its reader. 1 MiB.
+    /// Bytes of a stream that may wait for its reader, at first; taken as 64 KiB where it is less. 64 KiB.
     pub stream_window: u32,
+    /// The same for a stream that is read as fast as its bytes come, while that is what holds the peer up: its window
+    /// doubles up to this. 16 MiB, enough for 10 Gbit/s over 10 ms.
+    pub stream_window_max: u32,
+    /// Bytes by which the windows of all streams together may have grown; set it before the limits are cloned, and the
+    /// clones share it. 256 MiB.
+    pub window_growth: WindowGrowth,
+    /// From how many streams in a tunnel on another one is made for its speaker and destination, so that they spread over
+    /// the cores of the peer; up to [`spread_over`](Self::spread_over). 64.
+    pub spread_from: u32,
+    /// Tunnels to spread over; more are made only when these are full. 1 makes none that is not needed. 2.
+    pub spread_over: usize,
     /// Bytes of a stream that may wait to be sent. 256 KiB.
     pub send_buffer: usize,
     /// The largest DATA frame accepted, in bytes. 1 MiB.
     pub max_frame: u32,
     /// Decoded bytes of a header list. 16 KiB.
     pub header_list: u32,
-    /// Bytes of a tunnel's memory that unread small DATA frames may cost beyond their payload; a tunnel that takes more
-    /// is closed with ENHANCE_YOUR_CALM. 16 MiB.
-    pub frame_overhead: usize,
+    /// Bytes that are sent behind a CONNECT before its answer, and kept until it comes; see
+    /// [`Pool::connect_with`](crate::Pool::connect_with). 64 KiB.
+    pub early_data: usize,
 }
 
 impl Default for Limits {
@@ -48,16 +66,41 @@ impl Default for Limits {
             dead_peer: Duration::from_secs(20),
             streams: 200,
             tunnels: 16,
-            stream_window: 1 << 20,
+            stream_window: 64 << 10,
+            stream_window_max: 16 << 20,
+            window_growth: WindowGrowth::new(256 << 20),
+            spread_from: 64,
+            spread_over: 2,
             send_buffer: 256 << 10,
             max_frame: 1 << 20,
             header_list: 16 << 10,
-            frame_overhead: 16 << 20,
+            early_data: 64 << 10,
         }
     }
 }
 
 impl Limits {
-    /// The widest window HTTP/2 has, so that streams are bounded one by one and never by each other.
-    pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+    /// What an engine is to hold to.
+    pub(crate) fn terms(&self) -> Terms {
+        let first = self.stream_window.clamp(frame::DEFAULT_WINDOW, frame::WIDEST_WINDOW);
+        Terms {
+            streams: self.streams,
+            windows: [first, self.stream_window_max.clamp(first, frame::WIDEST_WINDOW)],
+            spare: self.window_growth.0.clone(),
+            frame: self.max_frame.clamp(frame::DEFAULT_FRAME, (1 << 24) - 1),
+            header_list: self.header_list,
+            send_buffer: self.send_buffer.max(1),
+        }
+    }
+}
+
+/// A budget for the growth of windows: see [`Limits::window_growth`]. Clones draw on the same.
+#[derive(Clone, Debug)]
+pub struct WindowGrowth(Spare);
+
+impl WindowGrowth {
+    /// A budget of this many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self(Spare::new(bytes))
+    }
 }

@@ -17,6 +17,7 @@ use rustls::{
     time_provider::{DefaultTimeProvider, TimeProvider},
 };
 use tokio::{
+    io::AsyncRead,
     sync::watch,
     task::AbortHandle,
     time::{Instant, timeout, timeout_at},
@@ -24,13 +25,13 @@ use tokio::{
 
 use crate::{
     Destination, Dial, Limits, Speaker, SpeakerKey, Stream,
-    proto::choice::{self, Choice},
+    proto::choice::{self, Bounds, Choice},
     tunnel::Line,
 };
 
-pub use self::error::{ConnectError, Phase};
+pub use self::error::{ConnectError, NotConnected, Phase};
 pub(crate) use self::tunnel::Lease;
-use self::tunnel::Tunnel;
+use self::{open::Early, tunnel::Tunnel};
 
 mod dialing;
 mod error;
@@ -74,10 +75,21 @@ struct Key {
     accepted: Vec<Identity>,
 }
 
-#[derive(Default)]
 struct Slot {
     tunnels: Vec<Arc<Tunnel>>,
     dials: Vec<Dialing>,
+    /// Whether more tunnels are made than are needed for the streams that there are.
+    spreads: bool,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            tunnels: Vec::new(),
+            dials: Vec::new(),
+            spreads: true,
+        }
+    }
 }
 
 /// What a dial comes to: the fate of the tunnel that it made, or why it made none.
@@ -114,6 +126,40 @@ impl Pool {
     /// # Cancel safety
     /// Dropping the future takes the request back (CANCEL); a dial that others may wait for goes on.
     pub async fn connect(&self, speaker: &Speaker, destination: &Destination) -> Result<Stream, ConnectError> {
+        let mut early = Early::<tokio::io::Empty>::new(None, 0);
+        self.open(speaker, destination, &mut early).await
+    }
+
+    /// The same, a round trip sooner for whoever has something to say: what `from` has to say before the peer's answer goes
+    /// along with the request, at most [`early_data`](Limits::early_data) bytes of it, and so does its end. The peer gives
+    /// it to nobody before it has accepted; here it is kept until then.
+    ///
+    /// Nothing of `from` is read where [`Destination::early_data`] is off.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) has them, with what was read of `from`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the request back; what was read of `from` is lost.
+    pub async fn connect_with<R>(&self, speaker: &Speaker, destination: &Destination, from: &mut R) -> Result<Stream, NotConnected>
+    where
+        R: AsyncRead + Unpin,
+    {
+        let from = Some(from).filter(|_| destination.early_data);
+        let mut early = Early::new(from, self.shared.limits.early_data);
+        match self.open(speaker, destination, &mut early).await {
+            Ok(stream) => Ok(stream),
+            Err(reason) => Err(NotConnected {
+                reason,
+                early: early.into_bytes(),
+            }),
+        }
+    }
+
+    async fn open<R>(&self, speaker: &Speaker, destination: &Destination, early: &mut Early<'_, R>) -> Result<Stream, ConnectError>
+    where
+        R: AsyncRead + Unpin,
+    {
         let key = Arc::new(Key::new(speaker, destination));
         let mut again = true;
         loop {
@@ -123,7 +169,7 @@ impl Pool {
             if lease.tunnel().key().speaker != *speaker {
                 return Err(ConnectError::Closed);
             }
-            match open::open(lease, destination, &self.shared.limits).await {
+            match open::open(lease, destination, early, &self.shared.limits).await {
                 // The tunnel had said GOAWAY, or ended, before the request left: nobody has seen it.
                 Err(ConnectError::Unprocessed { .. }) if std::mem::take(&mut again) => {}
                 outcome => return outcome,
@@ -201,14 +247,23 @@ impl Pool {
         let slot = slots.entry(Arc::clone(key)).or_default();
         let loads = slot.tunnels.iter().map(|tunnel| tunnel.load(credential, limits.streams as usize));
         let waiting = slot.dials.iter().map(|dialing| dialing.waiting);
-        match choice::choose(loads, waiting, limits.streams as usize, limits.tunnels) {
+        let bounds = Bounds {
+            streams: limits.streams as usize,
+            most: limits.tunnels,
+            spread: (limits.spread_from as usize, if slot.spreads { limits.spread_over } else { 0 }),
+        };
+        match choice::choose(loads, waiting, bounds) {
             Choice::Use(index) => Ok(Ok(Lease::new(&slot.tunnels[index]))),
+            Choice::UseAndDial(index) => {
+                slot.dials.push(dialing::start(&self.shared, key, credential, 0));
+                Ok(Ok(Lease::new(&slot.tunnels[index])))
+            }
             Choice::Join(index) => {
                 slot.dials[index].waiting += 1;
                 Ok(Err(slot.dials[index].outcome.clone()))
             }
             Choice::Dial => {
-                let dialing = dialing::start(&self.shared, key, credential);
+                let dialing = dialing::start(&self.shared, key, credential, 1);
                 let outcome = dialing.outcome.clone();
                 slot.dials.push(dialing);
                 Ok(Err(outcome))

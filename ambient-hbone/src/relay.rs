@@ -4,16 +4,22 @@ use std::{
     fmt,
     future::poll_fn,
     io,
-    pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
-    task::{Context, Poll, ready},
+    task::Poll,
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Instant, timeout},
 };
+
+use self::{leg::Leg, way::Way};
+
+mod leg;
+mod way;
+
+pub(crate) use leg::Buffer;
 
 /// Copies from `a` to `b` and from `b` to `a` until both have ended or one has failed, and says what it did.
 ///
@@ -21,13 +27,16 @@ use tokio::{
 /// write side, and the other direction goes on. After [`End::Failed`] both streams are for the caller to reset: bytes may
 /// be missing on either side, so that an orderly close would be a lie.
 ///
+/// Where an end is a [`Stream`](crate::Stream) itself, and not something around it, its bytes are handed on without a
+/// copy, and its credit is given back only when the other end has taken them.
+///
 /// # Cancel safety
 /// Dropping the future leaves both streams with the caller; bytes that were read and not yet written are lost, so that
 /// both should be reset.
 pub async fn relay<A, B>(a: &mut A, b: &mut B, limits: &RelayLimits) -> Tally
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Unpin + 'static,
+    B: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     relay_counted(a, b, limits, &Progress::default()).await
 }
@@ -35,34 +44,35 @@ where
 /// The same, and counts into `progress` as bytes go: for whoever wants to know while it runs, or after dropping it.
 pub async fn relay_counted<A, B>(a: &mut A, b: &mut B, limits: &RelayLimits, progress: &Progress) -> Tally
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Unpin + 'static,
+    B: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let start = Instant::now();
-    let mut forth = Way::new(limits);
-    let mut back = Way::new(limits);
+    // What went along with a request has been delivered since.
+    let mut forth = Way::new(limits, Leg::of(b).take_early());
+    let mut back = Way::new(limits, Leg::of(a).take_early());
     let mut first = None;
     let mut first_byte = None;
     let end = poll_fn(|cx| {
         // A failure of either direction ends both, before anything else is done: TCP tells of a reset once, and to whoever
         // asks after that it looks like an end.
-        let ahead = forth.poll(cx, a, b, back.eof);
-        progress.a_to_b.store(forth.moved, Ordering::Relaxed);
+        let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof());
+        progress.a_to_b.store(forth.moved(), Ordering::Relaxed);
         if let Poll::Ready(Err((phase, error))) = ahead {
             return Poll::Ready(End::failed(Side::A, phase, error));
         }
-        if forth.eof {
+        if forth.eof() {
             first.get_or_insert(Side::A);
         }
-        let behind = back.poll(cx, b, a, forth.eof);
-        progress.b_to_a.store(back.moved, Ordering::Relaxed);
+        let behind = back.poll(cx, &mut Leg::of(b), &mut Leg::of(a), forth.eof());
+        progress.b_to_a.store(back.moved(), Ordering::Relaxed);
         if let Poll::Ready(Err((phase, error))) = behind {
             return Poll::Ready(End::failed(Side::B, phase, error));
         }
-        if back.eof {
+        if back.eof() {
             first.get_or_insert(Side::B);
         }
-        if first_byte.is_none() && back.moved > 0 {
+        if first_byte.is_none() && back.moved() > 0 {
             first_byte = Some(start.elapsed());
         }
         if ahead.is_pending() || behind.is_pending() {
@@ -74,8 +84,8 @@ where
     })
     .await;
     Tally {
-        a_to_b: forth.moved,
-        b_to_a: back.moved,
+        a_to_b: forth.moved(),
+        b_to_a: back.moved(),
         first_byte,
         first_closed: first,
         end,
@@ -86,8 +96,8 @@ where
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayLimits {
-    /// Bytes of the buffer of each direction, at most: it starts at 4 KiB, grows for those who fill it, and becomes small
-    /// again when they no longer come near. 256 KiB.
+    /// Bytes of one read, at most. A connection reads 4 KiB at first, more while it fills what it is given, and holds no
+    /// buffer while it is idle. 256 KiB.
     pub buffer: usize,
 }
 
@@ -205,122 +215,6 @@ pub enum Phase {
     Write,
 }
 
-/// One direction.
-struct Way {
-    buffer: Vec<u8>,
-    most: usize,
-    /// What of the buffer is read and not yet written.
-    from: usize,
-    to: usize,
-    moved: u64,
-    eof: bool,
-    done: bool,
-    unflushed: bool,
-    /// Reads in a row that would not have filled the smallest buffer.
-    small: u32,
-}
-
-impl Way {
-    fn new(limits: &RelayLimits) -> Self {
-        let most = limits.buffer.max(1);
-        Self {
-            buffer: vec![0; most.min(FIRST)],
-            most,
-            from: 0,
-            to: 0,
-            moved: 0,
-            eof: false,
-            done: false,
-            unflushed: false,
-            small: 0,
-        }
-    }
-
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W, writer_eof: bool) -> Poll<Result<(), (Phase, io::Error)>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        if self.done {
-            return Poll::Ready(Ok(()));
-        }
-        for _ in 0..TURNS {
-            if self.from < self.to {
-                match Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.from..self.to]) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err((Phase::Write, io::ErrorKind::WriteZero.into()))),
-                    Poll::Ready(Ok(n)) => {
-                        self.from += n;
-                        self.moved += n as u64;
-                        self.unflushed = true;
-                    }
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Write, e))),
-                    Poll::Pending => {
-                        // Lets a stream of a tunnel take in its small frames, which cost the whole tunnel while they
-                        // wait outside; to others it is nothing, but for an error, which may be told only once.
-                        return match Pin::new(&mut *reader).poll_read(cx, &mut ReadBuf::new(&mut [])) {
-                            Poll::Ready(Err(e)) => Poll::Ready(Err((Phase::Read, e))),
-                            _ => Poll::Pending,
-                        };
-                    }
-                }
-            } else if self.eof {
-                let shut = ready!(Pin::new(&mut *writer).poll_shutdown(cx));
-                self.done = true;
-                // An idle direction keeps no memory.
-                self.buffer = Vec::new();
-                return Poll::Ready(shut.map_err(|e| (Phase::Write, e)));
-            } else {
-                let mut buf = ReadBuf::new(&mut self.buffer);
-                match Pin::new(&mut *reader).poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(())) => {
-                        let n = buf.filled().len();
-                        self.filled(n);
-                    }
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Read, e))),
-                    Poll::Pending => return self.wait(cx, writer, writer_eof),
-                }
-            }
-        }
-        // Others on this thread want a turn.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// `n` bytes were read; the buffer holds none that are not written.
-    fn filled(&mut self, n: usize) {
-        (self.from, self.to) = (0, n);
-        self.eof = n == 0;
-        self.small = if n < FIRST { self.small.saturating_add(1) } else { 0 };
-        if n == self.buffer.len() && n < self.most {
-            self.buffer.resize((n * 4).min(self.most), 0);
-        } else if self.small >= SMALL_READS && self.buffer.len() > FIRST {
-            self.buffer.truncate(FIRST);
-            self.buffer.shrink_to_fit();
-        }
-    }
-
-    /// Nothing to read for now.
-    fn wait<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut W,
-        writer_eof: bool,
-    ) -> Poll<Result<(), (Phase, io::Error)>> {
-        if self.unflushed {
-            match Pin::new(&mut *writer).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Write, e))),
-                Poll::Pending => {}
-            }
-        }
-        // Nobody reads from the writer any more, so this is where its reset is seen.
-        match writer_eof.then(|| Pin::new(writer).poll_write(cx, &[])) {
-            Some(Poll::Ready(Err(e))) => Poll::Ready(Err((Phase::Write, e))),
-            _ => Poll::Pending,
-        }
-    }
-}
-
 /// Ends a connection as an empty reply: shuts the write side, then reads away what comes, at most 64 KiB within 1 s or
 /// until the other end's FIN. Bytes left unread would turn the close into a reset.
 pub async fn refuse_quietly<S>(stream: &mut S)
@@ -335,15 +229,6 @@ where
     };
     let _ = timeout(Duration::from_secs(1), read_away).await;
 }
-
-/// Reads and writes of one direction before others get a turn.
-const TURNS: u32 = 32;
-
-/// So many small reads in a row say that a connection has little to carry for now.
-const SMALL_READS: u32 = 64;
-
-/// The first size of a buffer: most connections never need more.
-const FIRST: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests;

@@ -11,9 +11,7 @@ use std::{
 
 use ambient_core::{Authority, Credentials, Identity, Observer, Origin, SpiffeId, observe::Event};
 use ambient_tls::{Accepted, ConfigError, PeerError, Verifier};
-use bytes::Bytes;
-use h2::{Reason, RecvStream, server::SendResponse};
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use rustls::{
     crypto::CryptoProvider,
     time_provider::{DefaultTimeProvider, TimeProvider},
@@ -25,11 +23,15 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::{
-    BoxedIo, Limits, Stream, TunnelLost,
-    cork::Cork,
+    BoxedIo, Limits, Stream, StreamError, TunnelLost,
+    driver::{Driver, WIRE_BUFFER},
     keepalive::Keepalive,
-    proto::connect,
-    tunnel::{Line, WIRE_BUFFER, Wire},
+    proto::{
+        code::Code,
+        connect,
+        engine::{Broken, Incoming, Role},
+    },
+    tunnel::{Held, Line},
 };
 
 /// A server: turns accepted connections into [`Session`]s. Cheap to clone.
@@ -103,27 +105,17 @@ impl Server {
             return Err(AcceptError::NoHttp2);
         }
         let peer = ambient_tls::peer_id(tls.get_ref().1.peer_certificates().unwrap_or_default())?;
-        let line = Arc::new(Line::default());
-        let wire = Cork::new(TlsStream::from(tls), Arc::clone(&line));
-        let connection = builder(&shared.limits).handshake(wire.clone()).await;
-        let mut connection = connection.map_err(|e| match line.lost() {
-            Some(TunnelLost::Io { source }) => AcceptError::Handshake {
-                source: Arc::clone(source),
-            },
-            _ => AcceptError::Handshake {
-                source: Arc::new(io::Error::other(e)),
-            },
-        })?;
-        wire.cork();
-        let keepalive = Keepalive::new(connection.ping_pong(), shared.limits.dead_peer);
-        let observer = Arc::clone(&shared.observer);
+        let line = Arc::new(Line::new(Role::Server, shared.limits.terms()));
+        let mut driver = Driver::new(TlsStream::from(tls), Arc::clone(&line));
+        if let Err(lost) = poll_fn(|cx| driver.poll_greeting(cx)).await {
+            return Err(AcceptError::before_http2(lost));
+        }
         Ok(Session {
-            connection,
-            wire,
-            keepalive,
+            driver,
+            keepalive: Keepalive::new(shared.limits.dead_peer),
             peer,
             line,
-            observer,
+            observer: Arc::clone(&shared.observer),
             malformed: 0,
         })
     }
@@ -186,8 +178,7 @@ impl fmt::Debug for ServerBuilder {
 /// waits in it. So call it again at once, and serve each [`Request`] in a task of its own. Dropping the session ends
 /// the tunnel and all its streams.
 pub struct Session {
-    connection: h2::server::Connection<Wire, Bytes>,
-    wire: Wire,
+    driver: Driver,
     keepalive: Keepalive,
     peer: SpiffeId,
     line: Arc<Line>,
@@ -215,40 +206,38 @@ impl Session {
     /// The same for those who poll.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Request>> {
         loop {
-            let accepted = self.connection.poll_accept(cx);
-            if let Poll::Ready(Err(e)) = self.wire.poll_drain(cx) {
-                self.line.lose(TunnelLost::Io { source: Arc::new(e) });
+            // What has come before is given out before more is read.
+            let incoming = self.line.engine().accept();
+            if let Some(incoming) = incoming {
+                match self.take(incoming) {
+                    Some(request) => return Poll::Ready(Some(request)),
+                    None => continue,
+                }
+            }
+            if self.line.lost().is_some() {
                 return Poll::Ready(None);
             }
-            match accepted {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    if let Some(request) = self.read(request, respond) {
-                        return Poll::Ready(Some(request));
-                    }
-                }
-                Poll::Ready(Some(Err(e))) => {
-                    self.line.lose(TunnelLost::from_h2(&e));
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(None) => {
-                    self.line.lose(TunnelLost::Closed);
-                    return Poll::Ready(None);
-                }
-                Poll::Pending => break,
+            if self.malformed >= MALFORMED {
+                let lost = self.driver.break_off(cx, Broken(Code::ENHANCE_YOUR_CALM));
+                self.line.lose(lost);
+                return Poll::Ready(None);
             }
+            let lost = match self.driver.poll(cx) {
+                Poll::Ready(lost) => lost,
+                Poll::Pending if self.line.engine().has_incoming() => continue,
+                Poll::Pending => match self.keepalive.poll(cx, &self.line, self.driver.reads()) {
+                    Poll::Ready(lost) => lost,
+                    Poll::Pending => return Poll::Pending,
+                },
+            };
+            self.line.lose(lost);
         }
-        let wire = &self.wire;
-        if let Poll::Ready(reason) = self.keepalive.poll(cx, || wire.reads()) {
-            self.line.lose(reason);
-            return Poll::Ready(None);
-        }
-        Poll::Pending
     }
 
     /// Tells the peer to open no new streams here. Those in progress go on: keep calling [`next`](Self::next) until it
     /// says `None`; requests that were on their way still come.
     pub fn graceful_shutdown(&mut self) {
-        self.connection.graceful_shutdown();
+        self.line.engine().announce_leave();
     }
 
     /// Ends the tunnel and all its streams now: they end with [`TunnelLost::Ended`] here, and as a lost tunnel there.
@@ -261,29 +250,22 @@ impl Session {
         self.line.lost()
     }
 
-    fn read(&mut self, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Request> {
-        let (head, body) = request.into_parts();
-        match connect::target(&head) {
-            Ok(authority) => Some(Request {
-                authority,
-                headers: head.headers,
-                body,
-                respond,
-                line: Arc::clone(&self.line),
-            }),
-            Err(reason) => {
+    fn take(&mut self, incoming: Incoming) -> Option<Request> {
+        match incoming {
+            Incoming::Request(key, request) => {
+                let connect::Request { authority, headers } = *request;
+                Some(Request {
+                    authority,
+                    headers,
+                    held: Held::new(&self.line, key),
+                })
+            }
+            Incoming::Unfit(reason) => {
                 self.observer.observe(&Event::RequestRefused {
                     peer: &self.peer,
                     reason: &reason,
                 });
-                let mut answer = Response::new(());
-                *answer.status_mut() = StatusCode::BAD_REQUEST;
-                // Fails only when the stream is over already.
-                let _ = respond.send_response(answer, true);
                 self.malformed += 1;
-                if self.malformed >= MALFORMED {
-                    self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                }
                 None
             }
         }
@@ -310,9 +292,7 @@ impl Drop for Session {
 pub struct Request {
     authority: Authority,
     headers: HeaderMap,
-    body: RecvStream,
-    respond: SendResponse<Bytes>,
-    line: Arc<Line>,
+    held: Held,
 }
 
 impl Request {
@@ -330,20 +310,18 @@ impl Request {
     ///
     /// # Errors
     /// When the peer has reset the stream meanwhile, or the tunnel is lost.
-    pub fn accept(mut self, headers: HeaderMap) -> Result<Stream, crate::StreamError> {
-        let mut answer = Response::new(());
-        *answer.headers_mut() = headers;
-        let send = self.respond.send_response(answer, false);
-        let send = send.map_err(|e| crate::StreamError::new(&e, &self.line))?;
-        Ok(Stream::new(self.body, send, self.headers, self.line, None))
+    pub fn accept(self, headers: HeaderMap) -> Result<Stream, StreamError> {
+        let Held { line, key } = &self.held;
+        let accepted = line.engine().respond(*key, StatusCode::OK, &headers);
+        accepted.map_err(|cut| StreamError::new(cut, line))?;
+        Ok(Stream::accepted(self.held, self.headers))
     }
 
     /// Answers with a status, and ends the stream; nothing of what the peer has sent was delivered.
-    pub fn refuse(mut self, status: StatusCode) {
-        let mut answer = Response::new(());
-        *answer.status_mut() = status;
+    pub fn refuse(self, status: StatusCode) {
+        let Held { line, key } = &self.held;
         // Fails only when the stream is over already.
-        let _ = self.respond.send_response(answer, true);
+        let _ = line.engine().respond(*key, status, &HeaderMap::new());
     }
 }
 
@@ -390,6 +368,15 @@ pub enum AcceptError {
 }
 
 impl AcceptError {
+    /// The peer did not get as far as its SETTINGS.
+    fn before_http2(lost: TunnelLost) -> Self {
+        let source = match lost {
+            TunnelLost::Io { source } => source,
+            other => Arc::new(io::Error::other(other)),
+        };
+        Self::Handshake { source }
+    }
+
     /// Who caused it.
     pub fn origin(&self) -> Origin {
         match self {
@@ -405,19 +392,6 @@ impl AcceptError {
             None => Self::Handshake { source: Arc::new(error) },
         }
     }
-}
-
-fn builder(limits: &Limits) -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(limits.stream_window)
-        .initial_connection_window_size(Limits::CONNECTION_WINDOW)
-        .max_frame_size(limits.max_frame)
-        .max_header_list_size(limits.header_list)
-        .max_send_buffer_size(limits.send_buffer)
-        .max_concurrent_streams(limits.streams)
-        .data_frame_budget(limits.frame_overhead);
-    builder
 }
 
 /// Malformed requests that one tunnel may send.

@@ -1,19 +1,25 @@
 //! A duplex byte stream in a tunnel.
 
 use std::{
-    collections::VecDeque,
     fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
+use bytes::Bytes;
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{TunnelLost, pool::Lease, tunnel::Line};
+use crate::{
+    TunnelLost,
+    pool::Lease,
+    proto::{
+        code::Code,
+        engine::{Cut, Pieces},
+    },
+    tunnel::{Held, Line},
+};
 
 /// A duplex byte stream in a tunnel, after its CONNECT was accepted.
 ///
@@ -24,11 +30,11 @@ use crate::{TunnelLost, pool::Lease, tunnel::Line};
 /// - Dropped before its write side was shut, it is reset with CONNECT_ERROR ([RFC 9113 8.5]) and what was not sent yet
 ///   is discarded, so that a truncated transfer never looks complete. Not with CANCEL, which there are peers that pass
 ///   on as an orderly end.
-/// - Bytes wait here up to the [window](crate::Limits::stream_window); the peer may send more only as they are read.
+/// - Bytes wait here up to its window, which [grows](crate::Limits::stream_window_max) while they are read as fast as
+///   they come; the peer may send more only as they are read.
 ///
-/// A read into an empty buffer takes in what has come, without giving credit back, and registers for more; an empty write
-/// succeeds, registers, and fails once the peer has reset the stream. [`relay`](crate::relay()) uses both while it waits
-/// for its other side.
+/// An empty write succeeds, registers, and fails once the peer has reset the stream: [`relay`](crate::relay()) uses that
+/// while it waits for its other side, and hands the bytes of a `Stream` on without copying them.
 ///
 /// [RFC 9113 8.5]: https://www.rfc-editor.org/rfc/rfc9113#section-8.5
 #[derive(Debug)]
@@ -36,27 +42,41 @@ pub struct Stream {
     read: ReadHalf,
     write: WriteHalf,
     headers: HeaderMap,
+    early: u64,
 }
 
 impl Stream {
-    pub(crate) fn new(recv: RecvStream, send: SendStream<Bytes>, headers: HeaderMap, line: Arc<Line>, lease: Option<Lease>) -> Self {
+    /// One that was accepted here.
+    pub(crate) fn accepted(held: Held, headers: HeaderMap) -> Self {
+        Self::new(held, headers, None)
+    }
+
+    /// One that was opened here: `early` bytes have gone along with the request, and perhaps the end.
+    pub(crate) fn opened(held: Held, headers: HeaderMap, early: u64, finished: bool, lease: Lease) -> Self {
+        let mut stream = Self::new(held, headers, Some(lease));
+        stream.early = early;
+        stream.write.finished = finished;
+        stream
+    }
+
+    fn new(held: Held, headers: HeaderMap, lease: Option<Lease>) -> Self {
         let lease = lease.map(Arc::new);
         let read = ReadHalf {
-            recv,
-            queue: VecDeque::new(),
-            tail: BytesMut::new(),
-            waiting: 0,
-            ended: None,
-            line: Arc::clone(&line),
+            held: held.clone(),
+            taken: Pieces::default(),
             _lease: lease.clone(),
         };
         let write = WriteHalf {
-            send,
+            held,
             finished: false,
-            line,
             _lease: lease,
         };
-        Self { read, write, headers }
+        Self {
+            read,
+            write,
+            headers,
+            early: 0,
+        }
     }
 
     /// The headers that the other end sent with its CONNECT or with its answer.
@@ -67,6 +87,15 @@ impl Stream {
     /// The two directions, to be used by two tasks.
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         (self.read, self.write)
+    }
+
+    /// Bytes that went along with the request, for whoever counts; once.
+    pub(crate) fn take_early(&mut self) -> u64 {
+        std::mem::take(&mut self.early)
+    }
+
+    pub(crate) fn halves(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
+        (&mut self.read, &mut self.write)
     }
 }
 
@@ -92,127 +121,91 @@ impl AsyncWrite for Stream {
 
 /// The direction from the peer. Dropped early, it takes nothing more: the peer may send its window full and then waits.
 pub struct ReadHalf {
-    recv: RecvStream,
-    /// Larger frames as they came; smaller ones gathered, so that many of them cost no more than their bytes …
-    queue: VecDeque<Bytes>,
-    /// … of which the last are still open for more.
-    tail: BytesMut,
-    /// Bytes in both, for which no credit was given back.
-    waiting: usize,
-    ended: Option<Result<(), StreamError>>,
-    line: Arc<Line>,
+    held: Held,
+    /// What was taken from the tunnel and did not fit into the last read.
+    taken: Pieces,
     _lease: Option<Arc<Lease>>,
 }
 
 impl ReadHalf {
-    /// Takes in what has come, up to `enough` bytes; registers for more unless it stops there.
-    fn fill(&mut self, cx: &mut Context<'_>, enough: usize) {
-        while self.ended.is_none() && self.waiting < enough {
-            match self.recv.poll_data(cx) {
-                Poll::Ready(Some(Ok(data))) => self.push(data),
-                Poll::Ready(Some(Err(e))) => self.ended = Some(Err(StreamError::new(&e, &self.line))),
-                Poll::Ready(None) => self.ended = Some(Ok(())),
-                Poll::Pending => return,
-            }
+    /// The next pieces, whole; none when the peer has ended its direction. [Credit](Self::give_back) is the caller's to
+    /// give back.
+    pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pieces, StreamError>> {
+        if !self.taken.is_empty() {
+            return Poll::Ready(Ok(std::mem::take(&mut self.taken)));
         }
+        let Held { line, key } = &self.held;
+        let taken = ready!(line.engine().poll_take(*key, cx));
+        Poll::Ready(taken.map_err(|cut| StreamError::new(cut, line)))
     }
 
-    fn push(&mut self, data: Bytes) {
-        self.waiting += data.len();
-        if data.len() < SMALL {
-            self.tail.extend_from_slice(&data);
-            return;
-        }
-        if !self.tail.is_empty() {
-            self.queue.push_back(self.tail.split().freeze());
-        }
-        self.queue.push_back(data);
-    }
-
-    fn take(&mut self, buf: &mut ReadBuf<'_>) -> usize {
-        let before = buf.remaining();
-        while buf.remaining() > 0 {
-            if let Some(front) = self.queue.front_mut() {
-                let n = front.len().min(buf.remaining());
-                buf.put_slice(&front[..n]);
-                front.advance(n);
-                if front.is_empty() {
-                    self.queue.pop_front();
-                }
-            } else if !self.tail.is_empty() {
-                let n = self.tail.len().min(buf.remaining());
-                buf.put_slice(&self.tail[..n]);
-                self.tail.advance(n);
-                if self.tail.is_empty() {
-                    // An idle stream keeps no memory.
-                    self.tail = BytesMut::new();
-                }
-            } else {
-                break;
-            }
-        }
-        let taken = before - buf.remaining();
-        self.waiting -= taken;
-        taken
+    /// `n` bytes have found their reader.
+    pub(crate) fn give_back(&mut self, n: usize) {
+        self.held.line.engine().give_back(self.held.key, n);
     }
 }
 
 impl AsyncRead for ReadHalf {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
-            self.fill(cx, usize::MAX);
             return Poll::Ready(Ok(()));
         }
-        self.fill(cx, buf.remaining());
-        let taken = self.take(buf);
-        if taken > 0 {
-            // Only a stream that is over refuses credit, and then nobody needs it.
-            let _ = self.recv.flow_control().release_capacity(taken);
-            return Poll::Ready(Ok(()));
+        let mut pieces = ready!(self.poll_take(cx))?;
+        let n = buf.remaining().min(pieces.len());
+        pieces.take(n, |piece| buf.put_slice(&piece));
+        self.taken = pieces;
+        if n > 0 {
+            self.give_back(n);
         }
-        match &self.ended {
-            None => Poll::Pending,
-            Some(Ok(())) => Poll::Ready(Ok(())),
-            Some(Err(e)) => Poll::Ready(Err(e.clone().into())),
-        }
-    }
-}
-
-impl Drop for ReadHalf {
-    fn drop(&mut self) {
-        // What was taken in and never read would be missing from the connection's window for ever.
-        let _ = self.recv.flow_control().release_capacity(self.waiting);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl fmt::Debug for ReadHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReadHalf")
-            .field("waiting", &self.waiting)
-            .field("ended", &self.ended)
-            .finish_non_exhaustive()
+        f.debug_struct("ReadHalf").field("stream", &self.held.key).finish_non_exhaustive()
     }
 }
 
 /// The direction to the peer. Dropped before it was shut, it resets the stream.
 pub struct WriteHalf {
-    send: SendStream<Bytes>,
+    held: Held,
     finished: bool,
-    line: Arc<Line>,
     _lease: Option<Arc<Lease>>,
 }
 
 impl WriteHalf {
-    /// Why the stream takes no more.
-    fn closed(&mut self, cx: &mut Context<'_>) -> io::Error {
-        match self.send.poll_reset(cx) {
-            Poll::Ready(Ok(reason)) => StreamError::Reset { code: reason.into() }.into(),
-            Poll::Ready(Err(e)) => StreamError::new(&e, &self.line).into(),
-            Poll::Pending => StreamError::Lost {
-                source: self.line.reason(),
-            }
-            .into(),
+    /// How much may be [sent](Self::send), once anything may.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
+        let Held { line, key } = &self.held;
+        let room = ready!(line.engine().poll_room(*key, cx));
+        Poll::Ready(room.map_err(|cut| StreamError::new(cut, line)))
+    }
+
+    /// Sends bytes as they are; no more than there is [room](Self::poll_room) for.
+    pub(crate) fn send(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        let Held { line, key } = &self.held;
+        let sent = line.engine().send(*key, bytes);
+        sent.map_err(|cut| StreamError::new(cut, line))
+    }
+
+    /// Ends this direction behind all that was sent.
+    pub(crate) fn finish(&mut self) -> Result<(), StreamError> {
+        if self.finished {
+            return Ok(());
         }
+        let Held { line, key } = &self.held;
+        let finished = line.engine().finish(*key);
+        finished.map_err(|cut| StreamError::new(cut, line))?;
+        self.finished = true;
+        Ok(())
+    }
+
+    /// Ready once the stream has been reset.
+    pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let Held { line, key } = &self.held;
+        let cut = ready!(line.engine().poll_cut(*key, cx));
+        Poll::Ready(StreamError::new(cut, line))
     }
 }
 
@@ -222,29 +215,14 @@ impl AsyncWrite for WriteHalf {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "the write side was shut")));
         }
         if buf.is_empty() {
-            // An empty DATA frame is never sent: peers count them against the whole tunnel.
-            return match self.send.poll_reset(cx) {
+            return match self.poll_failed(cx) {
                 Poll::Pending => Poll::Ready(Ok(0)),
-                Poll::Ready(_) => Poll::Ready(Err(self.closed(cx))),
+                Poll::Ready(e) => Poll::Ready(Err(e.into())),
             };
         }
-        let want = buf.len().min(LARGEST_WRITE);
-        self.send.reserve_capacity(want);
-        loop {
-            let room = self.send.capacity().min(want);
-            if room > 0 {
-                let sent = self.send.send_data(Bytes::copy_from_slice(&buf[..room]), false);
-                return Poll::Ready(match sent {
-                    Ok(()) => Ok(room),
-                    Err(_) => Err(self.closed(cx)),
-                });
-            }
-            match self.send.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(self.closed(cx))),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
+        let room = ready!(self.poll_room(cx))?.min(buf.len());
+        self.send(Bytes::copy_from_slice(&buf[..room]))?;
+        Poll::Ready(Ok(room))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -252,27 +230,15 @@ impl AsyncWrite for WriteHalf {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.finished {
-            return Poll::Ready(Ok(()));
-        }
-        if self.send.poll_reset(cx).is_ready() {
-            return Poll::Ready(Err(self.closed(cx)));
-        }
-        match self.send.send_data(Bytes::new(), true) {
-            Ok(()) => {
-                self.finished = true;
-                Poll::Ready(Ok(()))
-            }
-            Err(_) => Poll::Ready(Err(self.closed(cx))),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish().map_err(io::Error::from))
     }
 }
 
 impl Drop for WriteHalf {
     fn drop(&mut self) {
         if !self.finished {
-            self.send.send_reset(Reason::CONNECT_ERROR);
+            self.held.cut(Code::CONNECT_ERROR);
         }
     }
 }
@@ -290,7 +256,7 @@ impl fmt::Debug for WriteHalf {
 #[non_exhaustive]
 pub enum StreamError {
     /// The stream was reset: what it was relayed from or to has failed at the other end.
-    #[error("the stream was reset with HTTP/2 code {code}: {}", Reason::from(*.code).description())]
+    #[error("the stream was reset with HTTP/2 code {}", Code(*.code))]
     Reset {
         /// The HTTP/2 error code (RFC 9113 7).
         code: u32,
@@ -309,13 +275,13 @@ impl StreamError {
         error.get_ref()?.downcast_ref()
     }
 
-    pub(crate) fn new(error: &h2::Error, line: &Line) -> Self {
-        match error.reason() {
-            Some(reason) if error.is_reset() => Self::Reset { code: reason.into() },
-            _ => Self::Lost {
-                source: line.lost().cloned().unwrap_or_else(|| TunnelLost::from_h2(error)),
-            },
-        }
+    pub(crate) fn new(cut: Cut, line: &Line) -> Self {
+        let code = match cut {
+            Cut::ByPeer(code) | Cut::Here(code) => code,
+            Cut::Unprocessed => Code::REFUSED_STREAM,
+            Cut::Lost => return Self::Lost { source: line.reason() },
+        };
+        Self::Reset { code: code.0 }
     }
 }
 
@@ -324,9 +290,3 @@ impl From<StreamError> for io::Error {
         Self::new(io::ErrorKind::ConnectionReset, error)
     }
 }
-
-/// Frames below this are gathered: kept one by one, each would hold a share of the buffer it was read into.
-const SMALL: usize = 1 << 10;
-
-/// The most that one write takes, so that a stream with much to say leaves room for others in the same poll.
-const LARGEST_WRITE: usize = 256 << 10;

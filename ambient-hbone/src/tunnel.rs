@@ -2,41 +2,41 @@
 
 use std::{
     io,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use ambient_core::Origin;
-use tokio::io::BufReader;
-use tokio_rustls::TlsStream;
 
-use crate::{BoxedIo, cork::Cork};
+use crate::proto::{
+    code::Code,
+    engine::{Broken, Engine, Key, Role, Terms},
+};
 
-/// TLS under the cork. The reader under TLS spares system calls: rustls reads 4 KiB at a time.
-pub(crate) type Wire = Cork<TlsStream<BufReader<BoxedIo>>>;
-
-/// The buffer under TLS, in bytes.
-pub(crate) const WIRE_BUFFER: usize = 64 << 10;
-
-/// A tunnel's fate, shared by the tunnel and its streams.
-#[derive(Debug, Default)]
+/// A tunnel as its streams and its driver share it: its engine, and its fate.
+#[derive(Debug)]
 pub(crate) struct Line {
+    /// Held for moments, never across an await. A tunnel's streams live on its thread as a rule, so that nobody waits here.
+    engine: Mutex<Engine>,
     lost: OnceLock<TunnelLost>,
 }
 
 impl Line {
-    /// Notes why the tunnel is lost; the first reason stays.
-    pub(crate) fn lose(&self, reason: TunnelLost) {
-        let _ = self.lost.set(reason);
+    pub(crate) fn new(role: Role, terms: Terms) -> Self {
+        Self {
+            engine: Mutex::new(Engine::new(role, terms)),
+            lost: OnceLock::new(),
+        }
     }
 
-    /// Notes a failure of the stream below, and returns one that may be passed on.
-    pub(crate) fn fail(&self, error: io::Error) -> io::Error {
-        let kind = error.kind();
-        let error = Arc::new(error);
-        self.lose(TunnelLost::Io {
-            source: Arc::clone(&error),
-        });
-        io::Error::new(kind, error)
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes why the tunnel is lost, and ends its streams; the first reason stays.
+    pub(crate) fn lose(&self, reason: TunnelLost) {
+        if self.lost.set(reason).is_ok() {
+            self.engine().lose();
+        }
     }
 
     /// Why the tunnel is lost, if it is.
@@ -47,6 +47,41 @@ impl Line {
     /// Why the tunnel is lost, where it is known to be.
     pub(crate) fn reason(&self) -> TunnelLost {
         self.lost.get().cloned().unwrap_or(TunnelLost::Closed)
+    }
+}
+
+/// A stream of a tunnel: with the last of them it is over.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) line: Arc<Line>,
+    pub(crate) key: Key,
+}
+
+impl Held {
+    /// Takes over a stream that the engine has just given out.
+    pub(crate) fn new(line: &Arc<Line>, key: Key) -> Self {
+        Self {
+            line: Arc::clone(line),
+            key,
+        }
+    }
+
+    /// Resets the stream.
+    pub(crate) fn cut(&self, code: Code) {
+        self.line.engine().cut(self.key, code);
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Self {
+        self.line.engine().hold(self.key);
+        Self::new(&self.line, self.key)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.line.engine().release(self.key);
     }
 }
 
@@ -67,7 +102,7 @@ pub enum TunnelLost {
     #[error("the tunnel's peer has been silent for too long")]
     PeerSilent,
     /// One of the ends broke off at the level of HTTP/2.
-    #[error("the tunnel was broken off by {} with HTTP/2 code {code}: {}", if *.by_peer { "the peer" } else { "this end" }, h2::Reason::from(*.code).description())]
+    #[error("the tunnel was broken off by {} with HTTP/2 code {}", if *.by_peer { "the peer" } else { "this end" }, Code(*.code))]
     Protocol {
         /// Whether the peer did.
         by_peer: bool,
@@ -88,18 +123,19 @@ impl TunnelLost {
             Self::Io { .. } | Self::PeerSilent => Origin::Network,
         }
     }
+}
 
-    /// What an error of an HTTP/2 connection means for the tunnel, where nothing better is known.
-    pub(crate) fn from_h2(error: &h2::Error) -> Self {
-        match error.reason() {
-            Some(h2::Reason::NO_ERROR) => Self::Closed,
-            Some(reason) => Self::Protocol {
-                by_peer: error.is_remote(),
-                code: reason.into(),
-            },
-            None => Self::Io {
-                source: Arc::new(io::Error::other(error.to_string())),
-            },
+impl From<io::Error> for TunnelLost {
+    fn from(error: io::Error) -> Self {
+        Self::Io { source: Arc::new(error) }
+    }
+}
+
+impl From<Broken> for TunnelLost {
+    fn from(Broken(code): Broken) -> Self {
+        Self::Protocol {
+            by_peer: false,
+            code: code.0,
         }
     }
 }

@@ -92,6 +92,7 @@ async fn start() -> (SocketAddr, TcpListener) {
             authority: to.into(),
             accepted: vec![stock],
             headers: HeaderMap::new(),
+            early_data: true,
         };
         loop {
             let (mut client, _) = near.accept().await.unwrap();

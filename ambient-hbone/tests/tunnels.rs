@@ -93,6 +93,7 @@ impl Pair {
             authority: "10.0.2.2:8080".parse().unwrap(),
             accepted: vec![stock],
             headers: HeaderMap::new(),
+            early_data: true,
         };
         let speaker = Speaker {
             key: SpeakerKey::new("cart-0"),

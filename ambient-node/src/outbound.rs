@@ -145,6 +145,7 @@ impl Outbound {
                     authority: tunnel.authority.clone(),
                     accepted: tunnel.accepted.clone(),
                     headers: self.headers(source, tunnel.service.as_deref()),
+                    early_data: true,
                 };
                 self.home
                     .tunnels

@@ -101,7 +101,7 @@ pub(crate) enum Carried {
 /// Moves bytes between a client and a server until both are done, or until it must stop; and tells the account.
 ///
 /// Whoever calls owns the two ends: after anything but an orderly end dropping them is a reset on both sides.
-pub(crate) async fn carry<C: Duplex, S: Duplex>(
+pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
     pod: &Pod,
     client: &mut C,
     server: &mut S,

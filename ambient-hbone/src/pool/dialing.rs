@@ -8,8 +8,6 @@ use std::{
 
 use ambient_core::Credential;
 use ambient_tls::{Accepted, PeerError, Verifier};
-use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
 use rustls::pki_types::ServerName;
 use tokio::{io::BufReader, sync::watch, time::timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -19,19 +17,19 @@ use super::{
     tunnel::{self, Tunnel},
 };
 use crate::{
-    Limits,
-    cork::Cork,
-    tunnel::{Line, WIRE_BUFFER, Wire},
+    driver::{Driver, WIRE_BUFFER},
+    proto::engine::Role,
+    tunnel::Line,
 };
 
-/// Starts a dial as a task of its own, so that it outlives whoever asked first.
-pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>) -> Dialing {
+/// Starts a dial as a task of its own, so that it outlives whoever asked first; `waiting` wait for it.
+pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>, waiting: usize) -> Dialing {
     let (tell, outcome) = watch::channel(None);
     let task = tokio::spawn(run(Arc::clone(shared), Arc::clone(key), Arc::clone(credential), tell));
     Dialing {
         outcome,
         task: task.abort_handle(),
-        waiting: 1,
+        waiting,
     }
 }
 
@@ -43,7 +41,7 @@ async fn run(
 ) {
     let result = set_up(&shared, &key, &credential).await;
     let task = tokio::task::id();
-    let driver = {
+    let stands = {
         let mut slots = shared.slots();
         let Some(slot) = slots.get_mut(&key) else { return };
         let Some(index) = slot.dials.iter().position(|dialing| dialing.task.id() == task) else {
@@ -52,13 +50,15 @@ async fn run(
         };
         slot.dials.swap_remove(index);
         match result {
-            Ok((requests, connection, wire, line)) => {
-                let tunnel = Arc::new(Tunnel::new(Arc::clone(&key), credential, requests, line));
+            Ok((driver, line)) => {
+                let tunnel = Arc::new(Tunnel::new(Arc::clone(&key), credential, line));
                 slot.tunnels.push(Arc::clone(&tunnel));
                 let ends = Arc::downgrade(&shared);
-                Ok((tunnel, connection, wire, ends))
+                Ok((tunnel, driver, ends))
             }
             Err(e) => {
+                // A peer that has enough of tunnels is not asked for more than are needed.
+                slot.spreads = false;
                 if slot.is_empty() {
                     slots.remove(&key);
                 }
@@ -66,8 +66,8 @@ async fn run(
             }
         }
     };
-    let (tunnel, connection, wire, ends): (_, _, _, Weak<Shared>) = match driver {
-        Ok(driver) => driver,
+    let (tunnel, driver, ends): (_, _, Weak<Shared>) = match stands {
+        Ok(stands) => stands,
         Err(e) => {
             tell.send_replace(Some(Err(e)));
             return;
@@ -78,12 +78,10 @@ async fn run(
     let (observer, limits) = (Arc::clone(&shared.observer), shared.limits.clone());
     // The tunnel must not keep its pool alive.
     drop((shared, tell));
-    tunnel::drive(tunnel, connection, wire, observer, limits, ends).await;
+    tunnel::drive(tunnel, driver, observer, limits, ends).await;
 }
 
-type Ready = (SendRequest<Bytes>, Connection<Wire, Bytes>, Wire, Arc<Line>);
-
-async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<Ready, ConnectError> {
+async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<(Driver, Arc<Line>), ConnectError> {
     let (peer, limits) = (key.peer, &shared.limits);
     let verifier = Verifier::new(
         &shared.provider,
@@ -107,32 +105,13 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<R
             let why = io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak HTTP/2 (ALPN h2)");
             return Err(refused(peer, why));
         }
-        let line = Arc::new(Line::default());
-        let wire = Cork::new(TlsStream::from(tls), Arc::clone(&line));
-        let (requests, connection) = builder(limits)
-            .handshake(wire.clone())
-            .await
-            .map_err(|e| refused(peer, io::Error::other(e)))?;
-        wire.cork();
-        Ok((requests, connection, wire, line))
+        let line = Arc::new(Line::new(Role::Client, limits.terms()));
+        // The peer's SETTINGS are not waited for: a request may be on its way a round trip earlier.
+        Ok((Driver::new(TlsStream::from(tls), Arc::clone(&line)), line))
     };
     timeout(limits.handshake, handshake)
         .await
         .map_err(timed_out(Phase::Handshake, limits.handshake))?
-}
-
-fn builder(limits: &Limits) -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_window_size(limits.stream_window)
-        .initial_connection_window_size(Limits::CONNECTION_WINDOW)
-        .max_frame_size(limits.max_frame)
-        .max_header_list_size(limits.header_list)
-        .max_send_buffer_size(limits.send_buffer)
-        .initial_max_send_streams(limits.streams as usize)
-        .data_frame_budget(limits.frame_overhead)
-        .enable_push(false);
-    builder
 }
 
 fn refused(peer: SocketAddr, error: io::Error) -> ConnectError {

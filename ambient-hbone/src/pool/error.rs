@@ -4,9 +4,10 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_core::{Identity, Origin};
 use ambient_tls::{ConfigError, PeerError};
+use bytes::Bytes;
 use http::StatusCode;
 
-use crate::TunnelLost;
+use crate::{TunnelLost, proto::code::Code};
 
 /// Why [`Pool::connect`](crate::Pool::connect) brought no stream.
 ///
@@ -23,14 +24,6 @@ pub enum ConnectError {
     /// The speaker's credential cannot be used.
     #[error(transparent)]
     Credential(#[from] ConfigError),
-    /// The authority or the headers cannot be written as a request.
-    #[error("CONNECT to {authority} cannot be written: {why}")]
-    Request {
-        /// What was to be reached.
-        authority: String,
-        /// What stands in the way.
-        why: String,
-    },
     /// No connection to the peer could be made.
     #[error("{peer} cannot be reached: {source}")]
     Dial {
@@ -64,7 +57,7 @@ pub enum ConnectError {
         status: StatusCode,
     },
     /// The peer reset the stream instead of an answer.
-    #[error("the peer at {peer} reset the stream with HTTP/2 code {code}: {}", h2::Reason::from(*.code).description())]
+    #[error("the peer at {peer} reset the stream with HTTP/2 code {}", Code(*.code))]
     Reset {
         /// The peer.
         peer: SocketAddr,
@@ -102,6 +95,12 @@ pub enum ConnectError {
         peer: SocketAddr,
         /// The limit that was reached.
         tunnels: usize,
+    },
+    /// What was to go along with the request could not be read.
+    #[error("what was to be sent could not be read: {source}")]
+    Early {
+        /// How that failed.
+        source: Arc<io::Error>,
     },
     /// The pool is closing, or the speaker was forgotten while it waited.
     #[error("the pool takes no new streams: it is being closed, or the speaker has left")]
@@ -147,7 +146,8 @@ impl ConnectError {
             Self::Unprocessed { .. } | Self::Timeout { .. } => Origin::Peer,
             Self::WrongPeer { source, .. } => source.origin(),
             Self::Lost { source, .. } => source.origin(),
-            Self::Request { .. } | Self::Full { .. } | Self::Closed => Origin::Local,
+            Self::Full { .. } | Self::Closed => Origin::Local,
+            Self::Early { .. } => Origin::App,
         }
     }
 
@@ -160,7 +160,7 @@ impl ConnectError {
             Self::Dial { .. } | Self::Handshake { .. } | Self::WrongPeer { .. } | Self::Unprocessed { .. } | Self::Full { .. } => true,
             Self::Timeout { phase, .. } => *phase != Phase::Answer,
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoCredential { .. } | Self::Credential(_) | Self::Request { .. } | Self::Closed => false,
+            Self::NoCredential { .. } | Self::Credential(_) | Self::Early { .. } | Self::Closed => false,
             Self::Reset { .. } | Self::Lost { .. } => false,
         }
     }
@@ -171,5 +171,21 @@ impl ConnectError {
             Self::Refused { status, .. } => Some(*status),
             _ => None,
         }
+    }
+}
+
+/// Why [`Pool::connect_with`](crate::Pool::connect_with) brought no stream, and what it had sent along.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub struct NotConnected {
+    /// Why; [`ConnectError::may_retry_elsewhere`] says whether `early` may be offered to another peer.
+    pub reason: ConnectError,
+    /// What was read and sent along with the request. None of it counts as delivered.
+    pub early: Bytes,
+}
+
+impl From<NotConnected> for ConnectError {
+    fn from(error: NotConnected) -> Self {
+        error.reason
     }
 }

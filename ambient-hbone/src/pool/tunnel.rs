@@ -3,15 +3,12 @@
 use std::{
     future::poll_fn,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::Poll,
 };
 
 use ambient_core::{Credential, Observer, observe::Event};
-use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -20,9 +17,10 @@ use tokio::{
 use super::{Key, Shared};
 use crate::{
     Limits, TunnelLost,
+    driver::Driver,
     keepalive::Keepalive,
     proto::{choice::Load, liveness::Idleness},
-    tunnel::{Line, Wire},
+    tunnel::Line,
 };
 
 /// A tunnel that stands.
@@ -30,20 +28,17 @@ pub(crate) struct Tunnel {
     key: Arc<Key>,
     credential: Arc<Credential>,
     line: Arc<Line>,
-    /// Gone once the tunnel takes no new streams; with the last handle HTTP/2 closes the connection after its last stream.
-    requests: Mutex<Option<SendRequest<Bytes>>>,
     open: AtomicUsize,
     opened: AtomicU64,
     end: Notify,
 }
 
 impl Tunnel {
-    pub(super) fn new(key: Arc<Key>, credential: Arc<Credential>, requests: SendRequest<Bytes>, line: Arc<Line>) -> Self {
+    pub(super) fn new(key: Arc<Key>, credential: Arc<Credential>, line: Arc<Line>) -> Self {
         Self {
             key,
             credential,
             line,
-            requests: Mutex::new(Some(requests)),
             open: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             end: Notify::new(),
@@ -58,35 +53,27 @@ impl Tunnel {
         &self.line
     }
 
-    /// A handle to open a stream with; none once it takes no new ones.
-    pub(super) fn requests(&self) -> Option<SendRequest<Bytes>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// How it stands for one more stream of a speaker with this credential. One made with an older credential retires.
     pub(super) fn load(&self, credential: &Credential, most: usize) -> Load {
         if self.credential.chain != credential.chain {
             self.retire();
         }
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let allowed = requests.as_ref().map(SendRequest::current_max_send_streams);
+        let allowed = self.line.engine().most_streams();
         Load {
-            usable: allowed.is_some() && self.line.lost().is_none(),
+            usable: allowed > 0 && self.line.lost().is_none(),
             open: self.open.load(Ordering::Relaxed),
-            limit: allowed.map_or(0, |allowed| allowed.min(most)),
+            limit: allowed.min(most),
         }
     }
 
     /// No new streams: it ends with the last one.
     pub(super) fn retire(&self) {
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(requests);
+        self.line.engine().retire();
     }
 
     /// Ends it now, with all its streams.
     pub(super) fn end(&self) {
         self.line.lose(TunnelLost::Ended);
-        self.retire();
         self.end.notify_one();
     }
 }
@@ -117,21 +104,14 @@ impl Drop for Lease {
 }
 
 /// Drives a tunnel to its end, then takes it out of the pool.
-pub(super) async fn drive(
-    tunnel: Arc<Tunnel>,
-    connection: Connection<Wire, Bytes>,
-    wire: Wire,
-    observer: Arc<dyn Observer>,
-    limits: Limits,
-    pool: Weak<Shared>,
-) {
+pub(super) async fn drive(tunnel: Arc<Tunnel>, driver: Driver, observer: Arc<dyn Observer>, limits: Limits, pool: Weak<Shared>) {
     let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
     observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });
     let mut out = OutOfPool {
         tunnel: Arc::clone(&tunnel),
         pool,
     };
-    let reason = run(&tunnel, connection, &wire, &limits).await;
+    let reason = run(&tunnel, driver, &limits).await;
     tunnel.line.lose(reason);
     out.leave();
     observer.observe(&Event::TunnelClosed {
@@ -141,20 +121,15 @@ pub(super) async fn drive(
     });
 }
 
-async fn run(tunnel: &Tunnel, mut connection: Connection<Wire, Bytes>, wire: &Wire, limits: &Limits) -> TunnelLost {
-    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.dead_peer);
+async fn run(tunnel: &Tunnel, mut driver: Driver, limits: &Limits) -> TunnelLost {
+    let mut keepalive = Keepalive::new(limits.dead_peer);
     let mut idleness = Idleness::default();
     let half = limits.idle / 2;
     let mut idle = interval_at(Instant::now() + half, half.max(std::time::Duration::from_millis(1)));
     idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let drive = poll_fn(|cx| {
-        if let Poll::Ready(result) = std::pin::Pin::new(&mut connection).poll(cx) {
-            return Poll::Ready(result.err().map_or(TunnelLost::Closed, |e| TunnelLost::from_h2(&e)));
-        }
-        if let Poll::Ready(Err(e)) = wire.poll_drain(cx) {
-            return Poll::Ready(TunnelLost::Io { source: Arc::new(e) });
-        }
-        keepalive.poll(cx, || wire.reads())
+    let drive = poll_fn(|cx| match driver.poll(cx) {
+        std::task::Poll::Pending => keepalive.poll(cx, &tunnel.line, driver.reads()),
+        lost => lost,
     });
     tokio::pin!(drive);
     loop {

@@ -16,6 +16,8 @@ pub(crate) struct Load {
 pub(crate) enum Choice {
     /// Open it in this tunnel.
     Use(usize),
+    /// The same, and dial for those who come later.
+    UseAndDial(usize),
     /// Wait for this dial.
     Join(usize),
     /// Dial, and wait for it.
@@ -24,8 +26,19 @@ pub(crate) enum Choice {
     Full,
 }
 
+/// The bounds of a choice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Streams that may wait for a dial.
+    pub(crate) streams: usize,
+    /// Tunnels at most.
+    pub(crate) most: usize,
+    /// From how many streams in the least loaded tunnel on another is made, and up to how many of those.
+    pub(crate) spread: (usize, usize),
+}
+
 /// The least loaded tunnel with room; else a dial with room among those who wait for it; else a new dial.
-pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, waiting: impl Iterator<Item = usize>, streams: usize, most: usize) -> Choice {
+pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, mut waiting: impl Iterator<Item = usize>, bounds: Bounds) -> Choice {
     let mut standing = 0;
     let mut best: Option<(usize, usize)> = None;
     for (index, load) in tunnels.enumerate() {
@@ -37,16 +50,18 @@ pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, waiting: impl Iterator
             best = Some((index, load.open));
         }
     }
-    if let Some((index, _)) = best {
-        return Choice::Use(index);
+    if let Some((index, open)) = best {
+        let (from, over) = bounds.spread;
+        let spreads = open + 1 >= from && standing < over.min(bounds.most) && waiting.next().is_none();
+        return if spreads { Choice::UseAndDial(index) } else { Choice::Use(index) };
     }
     for (index, waiting) in waiting.enumerate() {
         standing += 1;
-        if waiting < streams {
+        if waiting < bounds.streams {
             return Choice::Join(index);
         }
     }
-    if standing < most { Choice::Dial } else { Choice::Full }
+    if standing < bounds.most { Choice::Dial } else { Choice::Full }
 }
 
 #[cfg(test)]
@@ -59,19 +74,40 @@ mod tests {
         Load { usable, open, limit }
     }
 
+    fn bounds(streams: usize, most: usize) -> Bounds {
+        let spread = (usize::MAX, 1);
+        Bounds { streams, most, spread }
+    }
+
     #[test]
     fn the_least_loaded_with_room_carries_it() {
         let tunnels = [load(false, 0, 10), load(true, 5, 10), load(true, 3, 10), load(true, 1, 1)];
-        assert_eq!(choose(tunnels.into_iter(), [0].into_iter(), 10, 16), Choice::Use(2));
+        assert_eq!(choose(tunnels.into_iter(), [0].into_iter(), bounds(10, 16)), Choice::Use(2));
     }
 
     #[test]
     fn a_full_pair_dials_once_for_many() {
         let full = [load(true, 10, 10)];
-        assert_eq!(choose(full.into_iter(), [].into_iter(), 10, 16), Choice::Dial);
-        assert_eq!(choose(full.into_iter(), [9].into_iter(), 10, 16), Choice::Join(0));
-        assert_eq!(choose(full.into_iter(), [10].into_iter(), 10, 16), Choice::Dial);
-        assert_eq!(choose(full.into_iter(), [10].into_iter(), 10, 2), Choice::Full);
+        let choose = |waiting: &[usize], most| choose(full.into_iter(), waiting.iter().copied(), bounds(10, most));
+        assert_eq!(choose(&[], 16), Choice::Dial);
+        assert_eq!(choose(&[9], 16), Choice::Join(0));
+        assert_eq!(choose(&[10], 16), Choice::Dial);
+        assert_eq!(choose(&[10], 2), Choice::Full);
+    }
+
+    #[test]
+    fn a_busy_pair_gets_another_tunnel_before_it_is_full() {
+        let spread = |tunnels: &[Load], waiting: &[usize]| {
+            let bounds = Bounds {
+                spread: (4, 2),
+                ..bounds(10, 16)
+            };
+            choose(tunnels.iter().copied(), waiting.iter().copied(), bounds)
+        };
+        assert_eq!(spread(&[load(true, 2, 10)], &[]), Choice::Use(0));
+        assert_eq!(spread(&[load(true, 3, 10)], &[]), Choice::UseAndDial(0));
+        assert_eq!(spread(&[load(true, 9, 10)], &[0]), Choice::Use(0), "one is on its way");
+        assert_eq!(spread(&[load(true, 9, 10), load(true, 8, 10)], &[]), Choice::Use(1), "enough");
     }
 
     proptest! {
@@ -81,13 +117,19 @@ mod tests {
             dials in proptest::collection::vec(0_usize..5, 0..4),
             streams in 1_usize..5,
             most in 1_usize..8,
+            spread in (0_usize..6, 0_usize..6),
         ) {
             let loads: Vec<_> = tunnels.iter().map(|&(usable, open, limit)| load(usable, open, limit)).collect();
-            match choose(loads.iter().copied(), dials.iter().copied(), streams, most) {
+            let usable = loads.iter().filter(|l| l.usable).count();
+            match choose(loads.iter().copied(), dials.iter().copied(), Bounds { streams, most, spread }) {
                 Choice::Use(i) => prop_assert!(loads[i].usable && loads[i].open < loads[i].limit),
+                Choice::UseAndDial(i) => {
+                    prop_assert!(loads[i].usable && loads[i].open < loads[i].limit && loads[i].open + 1 >= spread.0);
+                    prop_assert!(dials.is_empty() && usable < most.min(spread.1));
+                }
                 Choice::Join(i) => prop_assert!(dials[i] < streams),
-                Choice::Dial => prop_assert!(loads.iter().filter(|l| l.usable).count() + dials.len() < most),
-                Choice::Full => prop_assert!(loads.iter().filter(|l| l.usable).count() + dials.len() >= most),
+                Choice::Dial => prop_assert!(usable + dials.len() < most),
+                Choice::Full => prop_assert!(usable + dials.len() >= most),
             }
         }
     }

@@ -1,5 +1,7 @@
+use std::{pin::Pin, task::Context};
+
 use proptest::prelude::*;
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{DuplexStream, ReadBuf, duplex};
 
 use super::*;
 
@@ -129,21 +131,6 @@ async fn a_quiet_refusal_is_an_empty_reply() {
     let (_silent, mut server) = duplex(64);
     refuse_quietly(&mut server).await;
     assert!(start.elapsed() <= Duration::from_millis(2100), "{:?}", start.elapsed());
-}
-
-#[test]
-fn a_buffer_grows_for_those_who_fill_it_and_shrinks_again() {
-    let mut way = Way::new(&RelayLimits::default());
-    for _ in 0..10 {
-        way.filled(way.buffer.len());
-    }
-    assert_eq!(way.buffer.len(), 256 << 10);
-    for _ in 0..SMALL_READS {
-        way.filled(100);
-    }
-    assert_eq!((way.buffer.len(), way.buffer.capacity()), (FIRST, FIRST));
-    way.filled(FIRST);
-    assert!(way.buffer.len() > FIRST);
 }
 
 #[derive(Clone, Debug)]

@@ -35,6 +35,7 @@ pub(crate) fn start(app: SocketAddr) -> SocketAddr {
         authority: app.into(),
         accepted: vec![certs.stock.clone()],
         headers: HeaderMap::new(),
+        early_data: true,
     };
     app::listen(move |mut client| {
         let (pool, speaker, destination) = (pool.clone(), speaker.clone(), destination.clone());

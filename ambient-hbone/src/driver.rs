@@ -1,0 +1,202 @@
+//! Moves a tunnel's bytes between its engine and TLS.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncBufRead, AsyncWrite, BufReader},
+    time::Instant,
+};
+use tokio_rustls::TlsStream;
+
+use crate::{
+    BoxedIo, TunnelLost,
+    proto::{
+        code::Code,
+        engine::{Broken, Frames},
+    },
+    tunnel::Line,
+};
+
+/// TLS as a tunnel has it. The reader under TLS spares system calls: rustls reads 4 KiB at a time.
+pub(crate) type Wire = TlsStream<BufReader<BoxedIo>>;
+
+/// The buffer under TLS, in bytes.
+pub(crate) const WIRE_BUFFER: usize = 64 << 10;
+
+/// Drives one end of a tunnel: reads all that has come, then writes all that is to go, gathered, and through to the socket.
+///
+/// TLS may hold bytes of a write that was larger than what the socket took; nobody else would ever ask for them. So a
+/// write counts as done only when TLS was flushed behind it.
+pub(crate) struct Driver {
+    wire: Wire,
+    line: Arc<Line>,
+    frames: Frames,
+    unflushed: bool,
+    reads: u64,
+    began: Instant,
+    /// All streams have ended and both ends know: what is left is to close TLS.
+    closing: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(mut wire: Wire, line: Arc<Line>) -> Self {
+        // What one write may put into TLS before it is sent.
+        match &mut wire {
+            TlsStream::Client(tls) => tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
+            TlsStream::Server(tls) => tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
+        }
+        Self {
+            wire,
+            line,
+            frames: Frames::default(),
+            unflushed: false,
+            reads: 0,
+            began: Instant::now(),
+            closing: false,
+        }
+    }
+
+    /// How many reads have brought something.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads
+    }
+
+    /// Ready once the tunnel is lost, for the reason that [`Line::lose`] is then to be told.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TunnelLost> {
+        for _ in 0..TURNS {
+            match self.poll_turn(cx) {
+                Ok(Poll::Ready(())) => {}
+                Ok(Poll::Pending) => return Poll::Pending,
+                Err(lost) => return Poll::Ready(lost),
+            }
+        }
+        // Others on this thread want a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Drives it until the peer has greeted.
+    pub(crate) fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelLost>> {
+        if let Poll::Ready(lost) = self.poll(cx) {
+            return Poll::Ready(Err(lost));
+        }
+        if self.line.engine().is_greeted() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Ready when there is more to do at once.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, TunnelLost> {
+        if self.closing {
+            return match Pin::new(&mut self.wire).poll_shutdown(cx) {
+                Poll::Pending => Ok(Poll::Pending),
+                Poll::Ready(_) => Err(TunnelLost::Closed),
+            };
+        }
+        let read = self.poll_read(cx)?;
+        let written = self.poll_write(cx)?;
+        if written.is_ready() && self.line.engine().is_finished() {
+            self.closing = true;
+            return Ok(Poll::Ready(()));
+        }
+        if read.is_ready() {
+            return Ok(Poll::Ready(()));
+        }
+        let mut engine = self.line.engine();
+        engine.set_driver(cx);
+        // What was put in since must not wait for a wake that has no one to go to.
+        if written.is_ready() && engine.has_something_to_send() {
+            Ok(Poll::Ready(()))
+        } else {
+            Ok(Poll::Pending)
+        }
+    }
+
+    /// Reads a bounded part of what has come; ready when there may be more.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, TunnelLost> {
+        for _ in 0..READS {
+            let Poll::Ready(bytes) = Pin::new(&mut self.wire).poll_fill_buf(cx)? else {
+                return Ok(Poll::Pending);
+            };
+            let n = bytes.len();
+            if n == 0 {
+                return Err(self.line.engine().goaway().map_or(TunnelLost::Closed, TunnelLost::of_goaway));
+            }
+            let received = self.line.engine().receive(bytes, self.began.elapsed());
+            Pin::new(&mut self.wire).consume(n);
+            self.reads += 1;
+            if let Err(broken) = received {
+                return Err(self.break_off(cx, broken));
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Writes what is to go, through to the socket; pending where the peer does not take it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
+        loop {
+            if self.frames.is_empty() {
+                self.line.engine().transmit(&mut self.frames);
+                if self.frames.is_empty() {
+                    break;
+                }
+            }
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.frames.slices(&mut slices);
+            let Poll::Ready(written) = Pin::new(&mut self.wire).poll_write_vectored(cx, &slices[..count])? else {
+                return Ok(Poll::Pending);
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.frames.advance(written);
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            let Poll::Ready(()) = Pin::new(&mut self.wire).poll_flush(cx)? else {
+                return Ok(Poll::Pending);
+            };
+            self.unflushed = false;
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Tells the peer what it did wrong, as far as it takes that at once.
+    pub(crate) fn break_off(&mut self, cx: &mut Context<'_>, broken: Broken) -> TunnelLost {
+        self.line.engine().name_last(broken.0);
+        let _ = self.poll_write(cx);
+        broken.into()
+    }
+}
+
+impl TunnelLost {
+    /// What the end of a connection means after the peer has said GOAWAY.
+    fn of_goaway(code: Code) -> Self {
+        match code {
+            Code::NO_ERROR => Self::Closed,
+            code => Self::Protocol {
+                by_peer: true,
+                code: code.0,
+            },
+        }
+    }
+}
+
+/// Rounds of reading and writing before others get a turn.
+const TURNS: u32 = 4;
+
+/// Reads, of a TLS record each as a rule, before what they ask for is written.
+const READS: u32 = 16;
+
+/// Slices in one write.
+const SLICES: usize = 64;
+
+/// What TLS takes of a write before it goes to the socket, in bytes.
+const TLS_BUFFER: usize = 256 << 10;

@@ -1,0 +1,279 @@
+//! Bytes in pieces: what waits to be read, and what waits to be sent.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Bytes in pieces, in order. A single piece costs no allocation beside its own.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    /// Empty only when all are.
+    first: Bytes,
+    rest: VecDeque<Bytes>,
+    len: usize,
+}
+
+impl Pieces {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn push(&mut self, piece: Bytes) {
+        self.len += piece.len();
+        if self.first.is_empty() {
+            self.first = piece;
+        } else if !piece.is_empty() {
+            self.rest.push_back(piece);
+        }
+    }
+
+    /// As many of them as there is room for, from the first.
+    pub(crate) fn slices<'p>(&'p self, into: &mut [IoSlice<'p>]) -> usize {
+        let all = std::iter::once(&self.first).chain(&self.rest);
+        let mut count = 0;
+        for (place, piece) in into.iter_mut().zip(all) {
+            *place = IoSlice::new(piece);
+            count += 1;
+        }
+        count
+    }
+
+    /// The front of them, contiguous.
+    pub(crate) fn front(&self) -> &[u8] {
+        &self.first
+    }
+
+    /// Drops the first `n` bytes.
+    pub(crate) fn advance(&mut self, n: usize) {
+        self.take(n, drop);
+    }
+
+    /// Gives away the first `n` bytes, piece by piece.
+    pub(crate) fn take(&mut self, mut n: usize, mut to: impl FnMut(Bytes)) {
+        debug_assert!(n <= self.len, "no more than there is");
+        self.len -= n;
+        while n > 0 {
+            if n < self.first.len() {
+                to(self.first.split_to(n));
+                return;
+            }
+            n -= self.first.len();
+            let next = self.rest.pop_front().unwrap_or_default();
+            to(std::mem::replace(&mut self.first, next));
+        }
+        if self.len == 0 {
+            // An idle stream keeps no memory.
+            self.rest = VecDeque::new();
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What has come for a stream and was not taken yet: copied out of the tunnel's buffer, so that what waits here holds
+/// nothing else in memory, and that many small frames cost no more than their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    pieces: Pieces,
+    /// The last, still open for more.
+    tail: BytesMut,
+}
+
+impl Inbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.tail.is_empty()
+    }
+
+    /// Takes bytes in, of a frame that has `more` of them to come.
+    pub(super) fn push(&mut self, bytes: &[u8], more: usize) {
+        if self.tail.capacity() - self.tail.len() < bytes.len() {
+            if !self.tail.is_empty() {
+                self.pieces.push(std::mem::take(&mut self.tail).freeze());
+            }
+            // Where nobody reads, pieces grow with what waits: thousands of tiny frames are a handful of pieces.
+            let expected = (bytes.len() + more).max(self.pieces.len()).min(PIECE);
+            self.tail = BytesMut::with_capacity(expected.max(bytes.len()));
+        }
+        self.tail.extend_from_slice(bytes);
+    }
+
+    /// All that is there.
+    pub(super) fn take(&mut self) -> Pieces {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        if !self.tail.is_empty() {
+            let full = self.tail.len() == self.tail.capacity();
+            let last = if full { std::mem::take(&mut self.tail) } else { self.tail.split() };
+            pieces.push(last.freeze());
+        }
+        pieces
+    }
+
+    /// The frame that the tail was for is whole: if nobody waits to read on, its place is given back.
+    pub(super) fn settle(&mut self) {
+        if self.tail.is_empty() {
+            self.tail = BytesMut::new();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Frames on their way into TLS: heads and small pieces gathered, larger pieces as they are.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    pieces: Pieces,
+    gathered: BytesMut,
+}
+
+impl Frames {
+    pub(crate) fn len(&self) -> usize {
+        self.pieces.len() + self.gathered.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where heads are written.
+    pub(super) fn head(&mut self) -> &mut BytesMut {
+        &mut self.gathered
+    }
+
+    pub(super) fn push(&mut self, piece: Bytes) {
+        if piece.len() < GATHER {
+            self.gathered.extend_from_slice(&piece);
+            return;
+        }
+        if !self.gathered.is_empty() {
+            self.pieces.push(self.gathered.split().freeze());
+        }
+        self.pieces.push(piece);
+    }
+
+    /// Slices of what is to be written, from the first.
+    pub(crate) fn slices<'p>(&'p self, into: &mut [IoSlice<'p>]) -> usize {
+        if self.pieces.is_empty() {
+            into[0] = IoSlice::new(&self.gathered);
+            return 1;
+        }
+        let count = self.pieces.slices(into);
+        match into.get_mut(count) {
+            Some(place) if !self.gathered.is_empty() => {
+                *place = IoSlice::new(&self.gathered);
+                count + 1
+            }
+            _ => count,
+        }
+    }
+
+    /// The first `n` bytes were written.
+    pub(crate) fn advance(&mut self, n: usize) {
+        let of_pieces = n.min(self.pieces.len());
+        self.pieces.advance(of_pieces);
+        self.gathered.advance(n - of_pieces);
+        if self.is_empty() && self.gathered.capacity() > IDLE {
+            self.gathered = BytesMut::new();
+        }
+    }
+}
+
+/// The largest piece that is allocated for what comes.
+const PIECE: usize = 64 << 10;
+
+/// Pieces below this are copied between their heads: cheaper than one more slice for TLS to look at.
+const GATHER: usize = 4 << 10;
+
+/// What a tunnel keeps of its buffer for heads while it has nothing to send.
+const IDLE: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(pieces: &Pieces) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); 64];
+        let count = pieces.slices(&mut slices);
+        concat(&slices[..count])
+    }
+
+    fn concat(slices: &[IoSlice<'_>]) -> Vec<u8> {
+        slices.iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_what_they_are_made_of(lengths in proptest::collection::vec(0_usize..9, 0..40), takes in proptest::collection::vec(0_usize..20, 0..40)) {
+            let mut pieces = Pieces::default();
+            let mut model = Vec::new();
+            for (value, length) in lengths.into_iter().enumerate() {
+                model.extend(std::iter::repeat_n(value as u8, length));
+                pieces.push(vec![value as u8; length].into());
+            }
+            for n in takes {
+                prop_assert_eq!(text(&pieces), &*model);
+                prop_assert_eq!(pieces.front().is_empty(), model.is_empty());
+                let mut taken = Vec::new();
+                let n = n.min(model.len());
+                pieces.take(n, |piece| taken.extend_from_slice(&piece));
+                prop_assert_eq!(taken, model.drain(..n).collect::<Vec<_>>());
+            }
+            prop_assert_eq!(pieces.len(), model.len());
+        }
+
+        #[test]
+        fn an_inbox_keeps_every_byte(steps in proptest::collection::vec((0_usize..3000, 0_usize..3000, any::<bool>()), 0..40)) {
+            let (mut inbox, mut model, mut read) = (Inbox::default(), Vec::new(), Vec::new());
+            for (value, (length, more, take)) in steps.into_iter().enumerate() {
+                let bytes = vec![value as u8; length];
+                inbox.push(&bytes, more);
+                model.extend(bytes);
+                if take {
+                    read.extend(text(&inbox.take()));
+                    inbox.settle();
+                    prop_assert!(inbox.is_empty());
+                    prop_assert_eq!(&read, &model);
+                }
+            }
+            read.extend(text(&inbox.take()));
+            prop_assert_eq!(&read, &model);
+        }
+
+        #[test]
+        fn frames_are_written_in_order(lengths in proptest::collection::vec((any::<bool>(), 0_usize..9000), 0..12), writes in proptest::collection::vec(0_usize..20_000, 1..20)) {
+            let (mut frames, mut model) = (Frames::default(), Vec::new());
+            for (value, (head, length)) in lengths.into_iter().enumerate() {
+                let bytes = vec![value as u8; length];
+                model.extend_from_slice(&bytes);
+                if head { frames.head().extend_from_slice(&bytes) } else { frames.push(bytes.into()) }
+            }
+            for n in writes {
+                let mut slices = [IoSlice::new(&[]); 64];
+                let count = frames.slices(&mut slices);
+                prop_assert_eq!(concat(&slices[..count]), &*model);
+                let n = n.min(model.len());
+                model.drain(..n);
+                frames.advance(n);
+                prop_assert_eq!(frames.len(), model.len());
+            }
+        }
+    }
+
+    #[test]
+    fn tiny_frames_that_nobody_reads_are_few_pieces() {
+        let mut inbox = Inbox::default();
+        for _ in 0..100_000 {
+            inbox.push(b"x", 0);
+        }
+        assert!(inbox.pieces.rest.len() < 40, "{}", inbox.pieces.rest.len());
+    }
+}

@@ -1,0 +1,1 @@
+//! The engine, end against end and against its peers.

@@ -1,0 +1,321 @@
+//! How much a peer may send on a stream before it is read: little at first, more for streams that are read as fast as they
+//! come, and never more for those that are not.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+/// What windows may grow by in all, shared by every tunnel that was given a clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Spare(Arc<AtomicUsize>);
+
+impl Spare {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let less = |left: usize| left.checked_sub(bytes);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    fn give(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What is left.
+    #[cfg(test)]
+    pub(crate) fn left(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Round trips, measured by PINGs while data comes, two in a row: the first begins anywhere between two bursts of a peer that
+/// waits for its window; the second goes from burst to burst, and so has one whole window in it.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    number: u32,
+    /// When the present one began, and whether it is the second.
+    begun: Option<(Duration, bool)>,
+    last: Round,
+    /// The shortest so far: what the way takes when nothing waits on it.
+    shortest: Option<Duration>,
+}
+
+/// A round trip that was measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Round {
+    number: u32,
+    took: Duration,
+    shortest: Duration,
+}
+
+impl Rounds {
+    /// Gives whether a PING is to go now: none is under way.
+    pub(super) fn begin(&mut self, now: Duration) -> bool {
+        let free = self.begun.is_none();
+        if free {
+            self.number = self.number.wrapping_add(1);
+            self.begun = Some((now, false));
+        }
+        free
+    }
+
+    /// The answer of one has come. Gives whether another is to go.
+    pub(super) fn end(&mut self, now: Duration) -> bool {
+        let Some((begun, second)) = self.begun.take() else {
+            return false;
+        };
+        let took = now.saturating_sub(begun).max(Duration::from_micros(1));
+        let shortest = self.shortest.map_or(took, |shortest| shortest.min(took));
+        self.shortest = Some(shortest);
+        if second {
+            self.last = Round {
+                number: self.number,
+                took,
+                shortest,
+            };
+            return false;
+        }
+        self.number = self.number.wrapping_add(1);
+        self.begun = Some((now, true));
+        true
+    }
+
+    pub(super) fn last(&self) -> Round {
+        self.last
+    }
+
+    /// The number of the one that is under way.
+    pub(super) fn present(&self) -> Option<u32> {
+        self.begun.map(|_| self.number)
+    }
+}
+
+/// The window of one stream, as its receiver sees it. At any time `credit + unread ≤ size`.
+///
+/// What comes in a round trip is what the peer may have under way: a window. Where it comes as fast as the way can bring
+/// it, it waits on the way, and the round takes longer than the shortest; so `came × shortest ÷ took` is what the way
+/// itself holds, and twice that is enough never to hold the peer up.
+#[derive(Debug)]
+pub(super) struct Window {
+    size: u32,
+    /// What the peer may still send.
+    credit: u32,
+    /// What it has sent that was not read.
+    unread: u32,
+    /// What has come in a round trip, and in which.
+    came: u32,
+    round: u32,
+    /// What is to come until the next round trip is to be measured, and how that grows while it brings nothing new.
+    until_measured: u32,
+    pause: u32,
+    first: u32,
+    spare: Spare,
+}
+
+impl Window {
+    pub(super) fn new(size: u32, spare: &Spare) -> Self {
+        Self {
+            size,
+            credit: size,
+            unread: 0,
+            came: 0,
+            round: 0,
+            until_measured: size / 2,
+            pause: size / 2,
+            first: size,
+            spare: spare.clone(),
+        }
+    }
+
+    /// Whether the peer may send `n` bytes.
+    pub(super) fn has(&self, n: u32) -> bool {
+        n <= self.credit
+    }
+
+    /// The peer sends `n` bytes, no more than it [may](Self::has), while this round trip is measured. Gives whether one is
+    /// to be.
+    pub(super) fn arrive(&mut self, n: u32, round: Option<u32>) -> bool {
+        self.credit = self.credit.saturating_sub(n);
+        self.unread += n;
+        if let Some(round) = round {
+            if self.round != round {
+                (self.round, self.came) = (round, 0);
+            }
+            self.came = self.came.saturating_add(n);
+            return false;
+        }
+        self.until_measured = self.until_measured.saturating_sub(n);
+        self.until_measured == 0
+    }
+
+    /// `n` bytes were read. Gives what the peer is to be told that it may send beyond what it knows, or nothing yet.
+    pub(super) fn read(&mut self, n: u32, largest: u32, last: Round) -> u32 {
+        self.unread = self.unread.saturating_sub(n);
+        if self.came > 0 && self.round == last.number {
+            self.grow(largest, last);
+            self.came = 0;
+        }
+        let owed = self.size - self.credit - self.unread;
+        if owed < self.size / 4 {
+            return 0;
+        }
+        self.credit += owed;
+        owed
+    }
+
+    fn grow(&mut self, largest: u32, last: Round) {
+        let waited = last.took.as_secs_f64() / last.shortest.as_secs_f64();
+        let held_by_the_way = f64::from(self.came) / waited;
+        // Whoever is slow to read keeps the window that it has.
+        let keeps_up = self.unread <= self.size / 2;
+        if keeps_up && 2.0 * held_by_the_way > f64::from(self.size) && self.size < largest {
+            // While it is all used and nothing waits on the way, the end is not in sight.
+            let used_up = self.came >= self.size / 8 * 7 && waited < 1.25;
+            let larger = self.size.saturating_mul(if used_up { 4 } else { 2 }).min(largest);
+            if self.spare.take((larger - self.size) as usize) {
+                self.size = larger;
+                self.pause = larger / 2;
+            }
+        } else {
+            self.pause = self.pause.saturating_mul(2).min(self.size.saturating_mul(64));
+        }
+        self.until_measured = self.pause;
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.spare.give((self.size - self.first) as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, iter::repeat_n};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FIRST: u32 = 1 << 16;
+    const LARGEST: u32 = 1 << 24;
+
+    /// A sender of `rate` bytes a turn as far as it may, a round trip of twice `delay` turns with a queue in it that lets
+    /// `pass` bytes through a turn, and a reader of `speed` bytes a turn.
+    fn settle(rate: u32, pass: u32, delay: usize, speed: u32) -> (u32, u64) {
+        let spare = Spare::new(1 << 30);
+        let (mut window, mut rounds) = (Window::new(FIRST, &spare), Rounds::default());
+        let (mut may, mut read, mut waiting, mut queue) = (FIRST, 0_u64, 0_u32, 0_u32);
+        let mut there: VecDeque<(u32, bool)> = repeat_n((0, false), delay).collect();
+        let mut back = there.clone();
+        let (mut answer, mut ping) = (None, false);
+        for turn in 0..4000 {
+            let now = Duration::from_millis(turn);
+            let (more, asked) = back.pop_front().unwrap_or_default();
+            may += more;
+            if asked {
+                // The answer goes before what the same turn brings, and behind what is in the queue.
+                answer = Some(queue);
+            }
+            let sent = may.min(rate);
+            may -= sent;
+            queue += sent;
+            let passed = queue.min(pass);
+            queue -= passed;
+            let answered = answer.is_some_and(|ahead| ahead <= passed);
+            answer = answer.map(|ahead| ahead.saturating_sub(passed)).filter(|_| !answered);
+            there.push_back((passed, answered));
+            let (came, answered) = there.pop_front().unwrap();
+            if answered {
+                ping |= rounds.end(now);
+            }
+            assert!(window.has(came));
+            if window.arrive(came, rounds.present()) {
+                ping |= rounds.begin(now);
+            }
+            waiting += came;
+            let taken = waiting.min(speed);
+            waiting -= taken;
+            read += u64::from(taken);
+            back.push_back((window.read(taken, LARGEST, rounds.last()), std::mem::take(&mut ping)));
+        }
+        (window.size, read)
+    }
+
+    #[test]
+    fn a_window_grows_with_the_round_trip_and_not_beyond_what_helps() {
+        assert_eq!(settle(8 << 10, u32::MAX, 1, u32::MAX).0, FIRST, "a short way needs no more");
+        let (size, read) = settle(64 << 10, u32::MAX, 20, u32::MAX);
+        assert!((1 << 21..=1 << 23).contains(&size), "{size}");
+        assert!(read > 3600 * (64 << 10), "the sender is held up at first only: {read}");
+    }
+
+    #[test]
+    fn what_waits_on_the_way_makes_no_window_wider() {
+        // The sender could fill any window; the way lets through what one of 512 KiB would.
+        let (size, read) = settle(1 << 20, 16 << 10, 10, u32::MAX);
+        assert!((1 << 18..=1 << 20).contains(&size), "{size}");
+        assert!(read > 3700 * (16 << 10), "and the way is never idle: {read}");
+    }
+
+    #[test]
+    fn a_reader_that_is_slow_or_has_stopped_gets_no_more() {
+        assert_eq!(settle(64 << 10, u32::MAX, 20, 100).0, FIRST);
+        assert_eq!(settle(64 << 10, u32::MAX, 20, 0).0, FIRST);
+    }
+
+    #[test]
+    fn what_is_spare_is_shared_and_given_back() {
+        let spare = Spare::new(3 * FIRST as usize);
+        let mut window = Window::new(FIRST, &spare);
+        let mut other = Window::new(FIRST, &spare);
+        let mut rounds = Rounds::default();
+        assert!(rounds.begin(Duration::ZERO) && !rounds.begin(Duration::ZERO) && rounds.end(Duration::from_millis(1)));
+        for window in [&mut window, &mut other] {
+            assert!(!window.arrive(FIRST, rounds.present()));
+        }
+        assert!(!rounds.end(Duration::from_millis(2)));
+        for window in [&mut window, &mut other] {
+            window.read(FIRST, LARGEST, rounds.last());
+        }
+        assert_eq!((window.size, other.size, spare.left()), (4 * FIRST, FIRST, 0));
+        drop(window);
+        assert_eq!(spare.left(), 3 * FIRST as usize);
+    }
+
+    proptest! {
+        #[test]
+        fn a_peer_never_has_more_than_its_window(steps in proptest::collection::vec((any::<bool>(), 0_u32..200_000), 1..200)) {
+            let spare = Spare::new(1 << 20);
+            let mut window = Window::new(FIRST, &spare);
+            let (mut may, mut unread) = (FIRST, 0_u32);
+            let mut rounds = Rounds::default();
+            for (time, (send, n)) in steps.into_iter().enumerate() {
+                if send {
+                    prop_assert_eq!(window.has(n), n <= may);
+                    if n <= may {
+                        may -= n;
+                        unread += n;
+                        if window.arrive(n, rounds.present()) {
+                            rounds.begin(Duration::from_millis(time as u64));
+                        }
+                    }
+                } else {
+                    rounds.end(Duration::from_millis(time as u64));
+                    let n = n.min(unread);
+                    unread -= n;
+                    may += window.read(n, LARGEST, rounds.last());
+                }
+                prop_assert_eq!((may, unread), (window.credit, window.unread));
+                prop_assert!(may + unread <= window.size && window.size - FIRST <= 1 << 20);
+                prop_assert_eq!(spare.left() as u32 + (window.size - FIRST), 1 << 20);
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The ends of a relay: a stream of a tunnel, whose bytes change hands, or anything else, whose bytes are copied.
+
+use std::{
+    any::Any,
+    future::Future,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::{Stream, proto::engine::Pieces};
+
+/// One end, for a moment.
+pub(super) enum Leg<'l, T> {
+    Stream(&'l mut Stream),
+    Io(&'l mut T),
+}
+
+impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
+    pub(super) fn of(end: &'l mut T) -> Self {
+        if !(&*end as &dyn Any).is::<Stream>() {
+            return Self::Io(end);
+        }
+        match (end as &mut dyn Any).downcast_mut() {
+            Some(stream) => Self::Stream(stream),
+            None => unreachable!("its type was asked for the line before"),
+        }
+    }
+
+    /// Bytes that went to it before it was a stream, counted once.
+    pub(super) fn take_early(&mut self) -> u64 {
+        match self {
+            Self::Stream(stream) => stream.take_early(),
+            Self::Io(_) => 0,
+        }
+    }
+
+    /// Reads on into `pieces`, no more than `most` bytes unless they are there already; none says that it has ended.
+    pub(super) fn poll_fetch(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &mut Pieces,
+        buffer: &mut Buffer,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Stream(stream) => {
+                *pieces = ready!(stream.halves().0.poll_take(cx))?;
+                Poll::Ready(Ok(pieces.len()))
+            }
+            Self::Io(io) => {
+                let read = ready!(buffer.poll_read(cx, io, most))?;
+                let n = read.len();
+                pieces.push(read);
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
+    /// `n` bytes that were fetched have found their reader.
+    pub(super) fn give_back(&mut self, n: usize) {
+        if let Self::Stream(stream) = self {
+            stream.halves().0.give_back(n);
+        }
+    }
+
+    /// Whether reading would fail, where that can be told without reading.
+    pub(super) fn poll_read_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self {
+            Self::Stream(stream) => stream.halves().1.poll_failed(cx).map(io::Error::from),
+            Self::Io(io) => match Pin::new(io).poll_read(cx, &mut ReadBuf::new(&mut [])) {
+                Poll::Ready(Err(e)) => Poll::Ready(e),
+                _ => Poll::Pending,
+            },
+        }
+    }
+
+    /// How many bytes may be put, once any may.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Stream(stream) => stream.halves().1.poll_room(cx).map_err(io::Error::from),
+            Self::Io(_) => Poll::Ready(Ok(usize::MAX)),
+        }
+    }
+
+    /// Takes bytes away from the front of `pieces`, which has some, and says how many.
+    pub(super) fn poll_put(&mut self, cx: &mut Context<'_>, pieces: &mut Pieces) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Stream(stream) => {
+                let (_, write) = stream.halves();
+                let n = ready!(write.poll_room(cx))?.min(pieces.len());
+                let mut sent = Ok(());
+                pieces.take(n, |piece| {
+                    sent = std::mem::replace(&mut sent, Ok(())).and_then(|()| write.send(piece))
+                });
+                sent?;
+                Poll::Ready(Ok(n))
+            }
+            Self::Io(io) if io.is_write_vectored() => {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = pieces.slices(&mut slices);
+                let n = ready!(Pin::new(io).poll_write_vectored(cx, &slices[..count]))?;
+                put(pieces, n)
+            }
+            Self::Io(io) => {
+                let n = ready!(Pin::new(io).poll_write(cx, pieces.front()))?;
+                put(pieces, n)
+            }
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Stream(_) => Poll::Ready(Ok(())),
+            Self::Io(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Stream(stream) => Poll::Ready(stream.halves().1.finish().map_err(io::Error::from)),
+            Self::Io(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+
+    /// Whether writing would fail, where that can be told without writing.
+    pub(super) fn poll_write_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self {
+            Self::Stream(stream) => stream.halves().1.poll_failed(cx).map(io::Error::from),
+            Self::Io(io) => match Pin::new(io).poll_write(cx, &[]) {
+                Poll::Ready(Err(e)) => Poll::Ready(e),
+                _ => Poll::Pending,
+            },
+        }
+    }
+}
+
+fn put(pieces: &mut Pieces, n: usize) -> Poll<io::Result<usize>> {
+    if n == 0 {
+        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    }
+    pieces.advance(n);
+    Poll::Ready(Ok(n))
+}
+
+/// What a connection is read into: while it has little to say, a place on the stack, so that an idle one holds nothing;
+/// while it fills that, larger and larger buffers of its own, which it gives away filled.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    bytes: BytesMut,
+    /// Of the next buffer; 0 for the one on the stack.
+    size: usize,
+    largest: usize,
+    /// Reads in a row that the stack would have held.
+    small: u32,
+}
+
+impl Buffer {
+    pub(crate) fn new(largest: usize) -> Self {
+        Self {
+            bytes: BytesMut::new(),
+            size: 0,
+            largest: largest.max(1),
+            small: 0,
+        }
+    }
+
+    /// Nothing comes for now, or ever: an idle connection keeps no memory.
+    fn rest(&mut self) {
+        self.bytes = BytesMut::new();
+    }
+
+    /// Reads at most `most` bytes; none says that `io` has ended.
+    pub(crate) fn poll_read<T: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, io: &mut T, most: usize) -> Poll<io::Result<Bytes>> {
+        let most = most.min(self.largest);
+        if self.size == 0 {
+            let mut place = [MaybeUninit::uninit(); FIRST];
+            let mut place = ReadBuf::uninit(&mut place[..most.min(FIRST)]);
+            ready!(Pin::new(io).poll_read(cx, &mut place))?;
+            if place.remaining() == 0 {
+                self.size = (FIRST * GROWTH).min(self.largest);
+            }
+            return Poll::Ready(Ok(Bytes::copy_from_slice(place.filled())));
+        }
+        if self.bytes.capacity() < self.size / GROWTH && !self.bytes.try_reclaim(self.size) {
+            self.bytes = BytesMut::with_capacity(self.size);
+        }
+        let room = self.bytes.capacity().min(most);
+        let mut limited = (&mut self.bytes).limit(room);
+        let Poll::Ready(read) = pin!(io.read_buf(&mut limited)).poll(cx) else {
+            self.rest();
+            return Poll::Pending;
+        };
+        let n = read?;
+        let bytes = self.bytes.split().freeze();
+        if n == self.size {
+            self.size = (self.size * GROWTH).min(self.largest);
+        }
+        self.small = if n <= FIRST { self.small + 1 } else { 0 };
+        if self.small == SMALL_READS {
+            (self.size, self.small) = (0, 0);
+            self.rest();
+        }
+        Poll::Ready(Ok(bytes))
+    }
+}
+
+/// The place on the stack: most connections never need more.
+const FIRST: usize = 4 << 10;
+
+/// By how much buffers grow.
+const GROWTH: usize = 4;
+
+/// So many small reads in a row say that a connection has little to carry for now.
+const SMALL_READS: u32 = 64;
+
+/// Slices in one write.
+const SLICES: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives as much as is asked for, up to so much.
+    struct Source(usize);
+
+    impl AsyncRead for Source {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            if self.0 == 0 {
+                return Poll::Pending;
+            }
+            let n = buf.remaining().min(self.0);
+            buf.put_slice(&vec![7; n]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn read(buffer: &mut Buffer, most: usize, source: usize) -> Option<usize> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match buffer.poll_read(&mut cx, &mut Source(source), most) {
+            Poll::Ready(bytes) => Some(bytes.unwrap().len()),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_buffer_grows_for_those_who_fill_it_and_is_gone_when_they_rest() {
+        let mut buffer = Buffer::new(256 << 10);
+        let sizes: Vec<_> = (0..6).map(|_| read(&mut buffer, usize::MAX, usize::MAX).unwrap()).collect();
+        assert_eq!(sizes, [4 << 10, 16 << 10, 64 << 10, 256 << 10, 256 << 10, 256 << 10]);
+        assert_eq!(read(&mut buffer, usize::MAX, 0), None);
+        assert_eq!((buffer.bytes.capacity(), buffer.size), (0, 256 << 10));
+        for _ in 0..SMALL_READS {
+            assert_eq!(read(&mut buffer, usize::MAX, 100), Some(100));
+        }
+        assert_eq!((buffer.bytes.capacity(), buffer.size), (0, 0));
+    }
+
+    #[test]
+    fn no_more_is_read_than_there_is_room_for() {
+        let mut buffer = Buffer::new(256 << 10);
+        for most in [1, 5000, 100_000, 1] {
+            for _ in 0..3 {
+                assert!(read(&mut buffer, most, usize::MAX).unwrap() <= most);
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! One direction of a relay.
+
+use std::{
+    io,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    Phase, RelayLimits,
+    leg::{Buffer, Leg},
+};
+use crate::proto::engine::Pieces;
+
+/// One direction.
+pub(super) struct Way {
+    buffer: Buffer,
+    /// What is read and not yet written.
+    pieces: Pieces,
+    moved: u64,
+    eof: bool,
+    done: bool,
+    unflushed: bool,
+}
+
+/// How a direction fails.
+type Failed = (Phase, io::Error);
+
+impl Way {
+    /// One in which `moved` bytes have gone already.
+    pub(super) fn new(limits: &RelayLimits, moved: u64) -> Self {
+        Self {
+            buffer: Buffer::new(limits.buffer),
+            pieces: Pieces::default(),
+            moved,
+            eof: false,
+            done: false,
+            unflushed: false,
+        }
+    }
+
+    /// Bytes that the writer has taken.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Whether the reader has ended in good order.
+    pub(super) fn eof(&self) -> bool {
+        self.eof
+    }
+
+    /// `writer_eof`: whether the writer has ended its own direction, so that nobody reads from it any more.
+    pub(super) fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut Leg<'_, R>,
+        writer: &mut Leg<'_, W>,
+        writer_eof: bool,
+    ) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + AsyncWrite + Unpin + 'static,
+        W: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..TURNS {
+            if !self.pieces.is_empty() {
+                match writer.poll_put(cx, &mut self.pieces) {
+                    Poll::Ready(Ok(n)) => self.put(n, reader),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Write, e))),
+                    Poll::Pending => return held_up(cx, reader),
+                }
+            } else if self.eof {
+                let shut = ready!(writer.poll_shutdown(cx));
+                self.done = true;
+                return Poll::Ready(shut.map_err(|e| (Phase::Write, e)));
+            } else {
+                // Nothing is read that could not be passed on at once.
+                let room = match writer.poll_room(cx) {
+                    Poll::Ready(Ok(room)) => room,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Write, e))),
+                    Poll::Pending => return held_up(cx, reader),
+                };
+                match reader.poll_fetch(cx, &mut self.pieces, &mut self.buffer, room) {
+                    Poll::Ready(Ok(n)) => self.eof = n == 0,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Read, e))),
+                    Poll::Pending => return self.wait(cx, writer, writer_eof),
+                }
+            }
+        }
+        // Others on this thread want a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn put<R: AsyncRead + AsyncWrite + Unpin + 'static>(&mut self, n: usize, reader: &mut Leg<'_, R>) {
+        self.moved += n as u64;
+        self.unflushed = true;
+        reader.give_back(n);
+    }
+
+    /// Nothing to read for now.
+    fn wait<W: AsyncRead + AsyncWrite + Unpin + 'static>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut Leg<'_, W>,
+        writer_eof: bool,
+    ) -> Poll<Result<(), Failed>> {
+        if self.unflushed {
+            match writer.poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Write, e))),
+                Poll::Pending => {}
+            }
+        }
+        // Nobody reads from the writer any more, so this is where its reset is seen.
+        match writer_eof.then(|| writer.poll_write_failed(cx)) {
+            Some(Poll::Ready(e)) => Poll::Ready(Err((Phase::Write, e))),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// The writer takes nothing for now. That the reader fails meanwhile may be told only once.
+fn held_up<R: AsyncRead + AsyncWrite + Unpin + 'static>(cx: &mut Context<'_>, reader: &mut Leg<'_, R>) -> Poll<Result<(), Failed>> {
+    match reader.poll_read_failed(cx) {
+        Poll::Ready(e) => Poll::Ready(Err((Phase::Read, e))),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+/// Reads and writes of one direction before others get a turn.
+const TURNS: u32 = 32;
