@@ -10,15 +10,23 @@ use ambient_core::{Credential, Credentials, Identity, TrustBundles, TrustDomain}
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 
 /// The credentials of `cart`, who calls, and of `stock`, who is called.
-pub(crate) struct Certs {
-    pub(crate) cart: Identity,
-    pub(crate) stock: Identity,
+#[derive(Debug)]
+pub struct Certs {
+    /// Who calls.
+    pub cart: Identity,
+    /// Who is called.
+    pub stock: Identity,
     credentials: HashMap<Identity, Arc<Credential>>,
     trust: Arc<TrustBundles>,
 }
 
 impl Certs {
-    pub(crate) fn new() -> Self {
+    /// Fresh ones.
+    ///
+    /// # Panics
+    /// When the library that issues them refuses.
+    #[expect(clippy::new_without_default, reason = "each call makes others")]
+    pub fn new() -> Self {
         let domain = TrustDomain::default();
         let key = KeyPair::generate().expect("a P-256 key");
         let mut params = CertificateParams::default();

@@ -2,62 +2,59 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use ambient_hbone::{BoxFuture, BoxedIo, Destination, Dial, Pool, RelayLimits, Server, Speaker, SpeakerKey, relay};
+use ambient_hbone::{BoxFuture, BoxedIo, Destination, Dial, Pool, RelayLimits, Server, Speaker, relay};
 use http::{HeaderMap, StatusCode};
-use tokio::net::TcpStream;
 
-use crate::{app, certs::Certs};
+use crate::{
+    Certs, Sides, Warmth,
+    node::{self, Node, Place},
+};
 
 struct Tcp;
 
 impl Dial for Tcp {
     fn dial<'a>(&'a self, _: &'a Speaker, peer: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let stream = TcpStream::connect(peer).await?;
-            stream.set_nodelay(true)?;
+            let stream = node::connect(peer).await?;
             Ok(Box::new(stream) as BoxedIo)
         })
     }
 }
 
-/// Starts both proxies; where clients connect.
-pub(crate) fn start(app: SocketAddr) -> SocketAddr {
+/// Starts both proxies, the near one first.
+pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2] {
     let certs = Arc::new(Certs::new());
     let provider = Arc::new(ambient_tls::provider());
-    let far = far(app, &certs, Server::builder(certs.clone(), provider.clone()).build());
-    let pool = Pool::builder(Arc::new(Tcp), certs.clone(), provider).build();
-    let speaker = Speaker {
-        key: SpeakerKey::new("cart-0"),
-        identity: certs.cart.clone(),
-    };
-    let destination = Destination {
-        peer: far,
-        authority: app.into(),
-        accepted: vec![certs.stock.clone()],
-        headers: HeaderMap::new(),
-        early_data: true,
-    };
-    app::listen(move |mut client| {
-        let (pool, speaker, destination) = (pool.clone(), speaker.clone(), destination.clone());
+    let far = far(&sides.far, app, &certs, Server::builder(certs.clone(), provider.clone()).build());
+    let speaker = Speaker::new("cart-0", certs.cart.clone());
+    let destination = Destination::new(far.address, app.into(), [certs.stock.clone()]);
+    let fresh = move || Pool::builder(Arc::new(Tcp), certs.clone(), provider.clone()).build();
+    let kept = fresh();
+    let near = Node::listen(&sides.near, move |mut client| {
+        let pool = match warmth {
+            Warmth::Warm => kept.clone(),
+            Warmth::Cold => fresh(),
+        };
+        let (speaker, destination) = (speaker.clone(), destination.clone());
         async move {
             let mut stream = pool.connect(&speaker, &destination).await.expect("a tunnel");
             relay(&mut client, &mut stream, &RelayLimits::default()).await;
         }
-    })
+    });
+    [near, far]
 }
 
-fn far(app: SocketAddr, certs: &Arc<Certs>, server: Server) -> SocketAddr {
+fn far(place: &Place, app: SocketAddr, certs: &Arc<Certs>, server: Server) -> Node {
     let stock = certs.stock.clone();
-    app::listen(move |connection| {
+    Node::listen(place, move |connection| {
         let (server, stock) = (server.clone(), stock.clone());
         async move {
             let mut session = server.accept(connection, &stock).await.expect("a session");
             while let Some(request) = session.next().await {
                 tokio::spawn(async move {
-                    let Ok(mut upstream) = TcpStream::connect(app).await else {
+                    let Ok(mut upstream) = node::connect(app).await else {
                         return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
                     };
-                    upstream.set_nodelay(true).expect("a TCP option");
                     let mut stream = request.accept(HeaderMap::new()).expect("the peer waits");
                     relay(&mut stream, &mut upstream, &RelayLimits::default()).await;
                 });

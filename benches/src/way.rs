@@ -1,0 +1,163 @@
+//! The ways to the application that are compared.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    app, hbone,
+    node::{Node, Place},
+    tls,
+};
+
+/// Whether a way keeps anything of one connection for the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warmth {
+    /// Bare TLS resumes sessions, as rustls does by default; streams share tunnels.
+    Warm,
+    /// A full handshake for each connection: bare TLS without resumption, a pool for each stream.
+    Cold,
+}
+
+/// Where the two ends are: client and near proxy at one, far proxy and application at the other.
+#[derive(Clone, Debug)]
+pub struct Sides {
+    /// The client's.
+    pub near: Place,
+    /// The application's.
+    pub far: Place,
+}
+
+impl Sides {
+    /// Both on this machine's loopback.
+    pub fn loopback() -> Self {
+        Self {
+            near: Place::loopback(),
+            far: Place::loopback(),
+        }
+    }
+}
+
+/// A way to the application, with an application and proxies of its own; dropping it ends them.
+#[derive(Debug)]
+pub struct Way {
+    /// `direct`, `tls` or `hbone`.
+    pub name: &'static str,
+    /// What bare TLS did.
+    pub handshakes: Option<Arc<Handshakes>>,
+    /// Near and far; none on the direct way.
+    proxies: Vec<Node>,
+    app: Node,
+}
+
+/// How the handshakes of bare TLS ended.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    /// With certificates and signatures.
+    pub full: AtomicU64,
+    /// On the ground of an earlier one.
+    pub resumed: AtomicU64,
+}
+
+impl Way {
+    /// No proxy at all.
+    pub fn direct(sides: &Sides) -> Self {
+        Self {
+            name: "direct",
+            handshakes: None,
+            proxies: Vec::new(),
+            app: app::start(&sides.far),
+        }
+    }
+
+    /// A TLS connection for each TCP connection.
+    pub fn tls(sides: &Sides, warmth: Warmth) -> Self {
+        let app = app::start(&sides.far);
+        let handshakes = Arc::new(Handshakes::default());
+        Self {
+            name: "tls",
+            proxies: tls::start(sides, app.address, warmth, &handshakes).into(),
+            handshakes: Some(handshakes),
+            app,
+        }
+    }
+
+    /// A tunnel.
+    pub fn hbone(sides: &Sides, warmth: Warmth) -> Self {
+        let app = app::start(&sides.far);
+        Self {
+            name: "hbone",
+            handshakes: None,
+            proxies: hbone::start(sides, app.address, warmth).into(),
+            app,
+        }
+    }
+
+    /// Where a client connects.
+    pub fn entrance(&self) -> SocketAddr {
+        self.proxies.first().unwrap_or(&self.app).address
+    }
+
+    /// The CPU time that the proxies have taken.
+    pub fn cpu(&self) -> Duration {
+        self.proxies.iter().map(Node::cpu).sum()
+    }
+}
+
+impl Handshakes {
+    pub(crate) fn count(&self, kind: Option<rustls::HandshakeKind>) {
+        let counter = match kind {
+            Some(rustls::HandshakeKind::Resumed) => &self.resumed,
+            _ => &self.full,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Full ones, and resumed ones.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.full.load(Ordering::Relaxed), self.resumed.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{app::Work, node};
+
+    fn touch(way: &Way, times: u32) {
+        node::runtime()
+            .block_on(Work::Touch.carry_out(way.entrance(), &mut None, times))
+            .unwrap();
+    }
+
+    #[test]
+    fn bare_tls_resumes_with_client_certificates_when_it_is_warm() {
+        let way = Way::tls(&Sides::loopback(), Warmth::Warm);
+        touch(&way, 20);
+        assert_eq!(way.handshakes.as_ref().unwrap().counts(), (4, 16));
+    }
+
+    #[test]
+    fn bare_tls_never_resumes_when_it_is_cold() {
+        let way = Way::tls(&Sides::loopback(), Warmth::Cold);
+        touch(&way, 5);
+        assert_eq!(way.handshakes.as_ref().unwrap().counts(), (5, 0));
+    }
+
+    #[test]
+    fn proxies_tell_their_cpu_time() {
+        for way in [
+            Way::tls(&Sides::loopback(), Warmth::Cold),
+            Way::hbone(&Sides::loopback(), Warmth::Cold),
+        ] {
+            let before = way.cpu();
+            touch(&way, 5);
+            assert!(way.cpu() > before, "{}", way.name);
+        }
+    }
+}
