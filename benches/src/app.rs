@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::node::{self, Node, Place};
+use crate::node::{self, Node, Place, SMALL};
 
 /// What is done, piece by piece. An order is the first byte of a connection, or the next one after what was ordered
 /// before; but for [`Touch`](Self::Touch) the number of pieces follows.
@@ -64,8 +64,17 @@ impl Work {
         Ok(())
     }
 
+    /// A connection that orders a download, and reads nothing of it.
+    pub(crate) async fn stall(entrance: SocketAddr) -> io::Result<TcpStream> {
+        let socket = node::socket(entrance.ip(), Some(SMALL))?;
+        let mut connection = socket.connect(entrance).await?;
+        connection.set_nodelay(true)?;
+        Self::Download.order(&mut connection, u32::MAX).await?;
+        Ok(connection)
+    }
+
     /// Says what is to be done on a connection.
-    pub(crate) async fn order(self, connection: &mut TcpStream, pieces: u32) -> io::Result<()> {
+    async fn order(self, connection: &mut TcpStream, pieces: u32) -> io::Result<()> {
         let [a, b, c, d] = pieces.to_be_bytes();
         connection.write_all(&[self as u8, a, b, c, d]).await
     }

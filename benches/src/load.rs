@@ -1,7 +1,7 @@
 //! Work over many connections at once, and who does it.
 
 use std::{
-    thread,
+    env, thread,
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, runtime::Runtime, task::JoinSet};
 
 use crate::{
     app::Work,
-    node,
+    node::{self, SMALL},
     way::{Sides, Warmth, Way},
 };
 
@@ -24,7 +24,7 @@ pub struct Load {
     pub connections: usize,
     /// Whether the ways may keep anything.
     pub warmth: Warmth,
-    /// Further connections, downloads whose reader has stopped. Where there are some, what counts is the same without.
+    /// Further connections: downloads whose reader has stopped. Where there are some, what counts is the same without.
     pub stalled: usize,
 }
 
@@ -54,9 +54,25 @@ impl Load {
         self
     }
 
+    /// Whether each side keeps to a core of its own: by `BENCH_PIN`, or else where one piece is on its way at a time.
+    ///
+    /// Such a piece wakes one thread after another, and takes three times as long when they sleep on different cores, which
+    /// the kernel decides by itself now so and now so.
+    pub(crate) fn is_pinned(&self) -> bool {
+        match env::var("BENCH_PIN") {
+            Ok(asked) => asked != "0",
+            Err(_) => self.connections == 1 && !self.work.is_bulk(),
+        }
+    }
+
     /// Who is compared: direct and tunnel with bare TLS, or tunnel and bare TLS each with itself alone.
     pub fn contenders(&self, sides: &Sides) -> Vec<Contender> {
-        let contend = |name, way, against, stalled| Contender::new(self, name, way, against, stalled);
+        let sides = &match self.stalled {
+            0 => sides.clone(),
+            _ => sides.buffers(SMALL),
+        };
+        let sides = &if self.is_pinned() { sides.apart() } else { sides.clone() };
+        let contend = |name, way, against, stalled| Contender::new(self, sides, name, way, against, stalled);
         let (tls, hbone) = (|| Way::tls(sides, self.warmth), || Way::hbone(sides, self.warmth));
         if self.stalled == 0 {
             vec![
@@ -93,22 +109,20 @@ pub struct Contender {
 }
 
 impl Contender {
-    fn new(load: &Load, name: &'static str, way: Way, against: usize, stalled: usize) -> Self {
+    fn new(load: &Load, sides: &Sides, name: &'static str, way: Way, against: usize, stalled: usize) -> Self {
+        // The thread that measures is the client.
+        sides.near.enter();
         let runtime = node::runtime();
         let entrance = way.entrance();
-        let connect = || async { node::connect(entrance).await.expect("the entrance listens") };
-        let stalled = (0..stalled).map(|_| {
-            runtime.block_on(async {
-                let mut connection = connect().await;
-                Work::Download.order(&mut connection, u32::MAX).await.expect("the way is open");
-                connection
-            })
-        });
-        let stalled: Vec<_> = stalled.collect();
+        let stall = |_| runtime.block_on(Work::stall(entrance)).expect("the way is open");
+        let stalled: Vec<_> = (0..stalled).map(stall).collect();
         if !stalled.is_empty() {
             settle(&way);
         }
-        let connect = |_| (load.work != Work::Touch).then(|| runtime.block_on(connect()));
+        let connect = |_| {
+            let stands = load.work != Work::Touch;
+            stands.then(|| runtime.block_on(node::connect(entrance)).expect("the entrance listens"))
+        };
         let connections = (0..load.connections).map(connect).collect();
         Self {
             name,

@@ -4,14 +4,17 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::mpsc,
-    thread::JoinHandle,
+    sync::{LazyLock, mpsc},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     runtime::{Builder, Handle, Runtime},
     sync::oneshot,
 };
@@ -20,6 +23,9 @@ use tokio::{
 #[derive(Clone, Debug)]
 pub struct Place {
     address: IpAddr,
+    /// Sizes of the buffers of the sockets that are accepted there.
+    buffers: Option<u32>,
+    core: Option<usize>,
 }
 
 impl Place {
@@ -27,7 +33,44 @@ impl Place {
     pub fn loopback() -> Self {
         Self {
             address: Ipv4Addr::LOCALHOST.into(),
+            buffers: None,
+            core: None,
         }
+    }
+
+    /// With buffers of so many bytes in the kernel for each connection that is accepted there, instead of what it finds
+    /// best.
+    #[must_use]
+    pub(crate) fn buffers(self, bytes: u32) -> Self {
+        Self {
+            buffers: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Only on one core of those that the process has, counted round where there are fewer.
+    #[must_use]
+    pub(crate) fn on(self, core: usize) -> Self {
+        let cores = cores(&ALLOWED);
+        Self {
+            core: cores.get(core % cores.len().max(1)).copied(),
+            ..self
+        }
+    }
+
+    fn listener(&self) -> io::Result<TcpListener> {
+        let socket = socket(self.address, self.buffers)?;
+        socket.bind(SocketAddr::new(self.address, 0))?;
+        // As many as any load connects at once.
+        socket.listen(4096)
+    }
+
+    /// Brings the calling thread to where this is: to its core, or to any.
+    pub(crate) fn enter(&self) {
+        let mut only = CpuSet::new();
+        self.core.iter().for_each(|core| only.set(*core));
+        let cores = if self.core.is_some() { &only } else { &*ALLOWED };
+        sched_setaffinity(None, cores).expect("the cores are the process's own");
     }
 }
 
@@ -52,11 +95,12 @@ impl Node {
     {
         let (stop, mut stopped) = oneshot::channel::<()>();
         let (ready, started) = mpsc::channel();
-        let address = place.address;
+        let place = place.clone();
         let work = move || {
+            place.enter();
             let runtime = runtime();
             runtime.block_on(async {
-                let listener = listener(address).expect("a port to listen at");
+                let listener = place.listener().expect("a port to listen at");
                 let address = listener.local_addr().expect("it is bound");
                 ready.send((address, Handle::current())).expect("who started it waits");
                 loop {
@@ -71,7 +115,7 @@ impl Node {
                 }
             });
         };
-        let thread = std::thread::spawn(work);
+        let thread = thread::spawn(work);
         let (address, runtime) = started.recv().expect("it listens");
         Self {
             address,
@@ -123,13 +167,26 @@ pub async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// With a queue for as many connections as any load makes at once.
-fn listener(address: IpAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()?
-    } else {
-        tokio::net::TcpSocket::new_v6()?
+/// A socket with buffers of so many bytes, or of what the kernel finds best.
+pub(crate) fn socket(family: IpAddr, buffers: Option<u32>) -> io::Result<TcpSocket> {
+    let socket = match family {
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    socket.bind(SocketAddr::new(address, 0))?;
-    socket.listen(4096)
+    if let Some(bytes) = buffers {
+        socket.set_recv_buffer_size(bytes)?;
+        socket.set_send_buffer_size(bytes)?;
+    }
+    Ok(socket)
+}
+
+/// Bytes of a buffer in the kernel where many connections stand still: what they fill is the way then, and not the memory
+/// that all sockets of a machine share.
+pub(crate) const SMALL: u32 = 64 << 10;
+
+/// The cores of the process, as they were before any thread chose one.
+static ALLOWED: LazyLock<CpuSet> = LazyLock::new(|| sched_getaffinity(None).expect("a process has cores"));
+
+fn cores(set: &CpuSet) -> Vec<usize> {
+    (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect()
 }

@@ -41,6 +41,22 @@ impl Sides {
             far: Place::loopback(),
         }
     }
+
+    /// The same with small buffers.
+    pub(crate) fn buffers(&self, bytes: u32) -> Self {
+        Self {
+            near: self.near.clone().buffers(bytes),
+            far: self.far.clone().buffers(bytes),
+        }
+    }
+
+    /// The same with the near side on one core and the far side on another, as two nodes have each their own.
+    pub(crate) fn apart(&self) -> Self {
+        Self {
+            near: self.near.clone().on(0),
+            far: self.far.clone().on(1),
+        }
+    }
 }
 
 /// A way to the application, with an application and proxies of its own; dropping it ends them.
