@@ -37,7 +37,8 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2]
         };
         let (speaker, destination) = (speaker.clone(), destination.clone());
         async move {
-            let mut stream = pool.connect(&speaker, &destination).await.expect("a tunnel");
+            let connected = pool.connect_with(&speaker, &destination, &mut client).await;
+            let mut stream = connected.expect("a tunnel");
             relay(&mut client, &mut stream, &RelayLimits::default()).await;
         }
     });

@@ -381,6 +381,8 @@ impl Engine {
             return Poll::Ready(Ok(slot.inbox.take()));
         }
         match slot.cut {
+            // What had come was thrown away: that must not look like the peer's end.
+            Some(cut @ Cut::Here(_)) => Poll::Ready(Err(cut)),
             _ if slot.ended_by_peer => Poll::Ready(Ok(Pieces::default())),
             Some(cut) => Poll::Ready(Err(cut)),
             None => register(&mut slot.reader, cx),

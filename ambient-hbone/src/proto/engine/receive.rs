@@ -267,10 +267,10 @@ impl Engine {
             self.spend(FRAME)?;
             return Ok(None);
         };
-        let Some(slot) = self.streams.get(key) else { return Ok(None) };
-        if slot.closed {
+        let Some(slot) = self.streams.get(key).filter(|slot| !slot.closed) else {
+            self.spend(FRAME)?;
             return Ok(None);
-        }
+        };
         if slot.ended_by_peer {
             self.cut(key, Code::STREAM_CLOSED);
         } else if self.role == Role::Client && !slot.established {
@@ -373,7 +373,7 @@ impl Engine {
         let read = self.hpack.decode(block, |name, value| list.add(name, value));
         read.map_err(|_| Broken(Code::COMPRESSION_ERROR))?;
         match self.streams.key(id) {
-            Some(key) => self.more_headers(key, end, list),
+            Some(key) => return self.more_headers(key, end, list),
             None if self.role == Role::Server && id % 2 == 1 && id > self.last_of_peer => return self.request(id, end, list),
             None if self.is_idle(id) => return Err(Broken(Code::PROTOCOL_ERROR)),
             None => self.spend(FRAME)?,
@@ -418,42 +418,46 @@ impl Engine {
         self.bound_control()
     }
 
-    fn more_headers(&mut self, key: Key, end: bool, list: FieldList) {
-        let Some(slot) = self.streams.get(key) else { return };
-        if slot.closed {
-            return;
-        }
+    fn more_headers(&mut self, key: Key, end: bool, list: FieldList) -> Result<(), Broken> {
+        let Some(slot) = self.streams.get(key).filter(|slot| !slot.closed) else {
+            return self.spend(FRAME);
+        };
         if self.role == Role::Client && !slot.established && slot.answer.is_none() {
             match list.into_answer() {
                 // Not the last word (RFC 9110 15.2).
-                Ok(answer) if answer.status.is_informational() && !end => return,
+                Ok(answer) if answer.status.is_informational() && !end => return Ok(()),
                 Ok(answer) if !answer.status.is_informational() => {
                     slot.established = answer.status.is_success();
                     slot.answer = Some(Box::new(answer));
                     slot.wake_reader();
                 }
-                _ => return self.cut(key, Code::PROTOCOL_ERROR),
+                _ => self.cut(key, Code::PROTOCOL_ERROR),
             }
         } else if slot.ended_by_peer {
-            return self.cut(key, Code::STREAM_CLOSED);
+            self.cut(key, Code::STREAM_CLOSED);
         } else if !end || !list.is_trailers() {
-            return self.cut(key, Code::PROTOCOL_ERROR);
+            self.cut(key, Code::PROTOCOL_ERROR);
         }
         if end {
             self.ended_by_peer(key);
         }
+        Ok(())
     }
 
     // The others.
 
     fn reset(&mut self, id: u32, code: u32) -> Result<(), Broken> {
-        let Some(key) = self.streams.key(id) else {
+        let key = self.streams.key(id);
+        let Some((key, slot)) = key
+            .and_then(|key| Some((key, self.streams.get(key)?)))
+            .filter(|(_, slot)| !slot.closed)
+        else {
             if self.is_idle(id) {
                 return Err(Broken(Code::PROTOCOL_ERROR));
             }
             return self.spend(FRAME);
         };
-        let unanswered = self.streams.get(key).is_some_and(|slot| !slot.established);
+        let unanswered = !slot.established;
         if self.role == Role::Server && unanswered {
             self.spend(ABANDONED)?;
         }
@@ -501,6 +505,7 @@ impl Engine {
     }
 
     fn pinged(&mut self, head: Head, payload: &[u8]) -> Result<(), Broken> {
+        self.spend(FRAME)?;
         let mut opaque = [0; 8];
         opaque.copy_from_slice(payload);
         if head.has(flag::ACK) {
@@ -512,7 +517,6 @@ impl Engine {
             }
             return Ok(());
         }
-        self.spend(FRAME)?;
         frame::ping(&mut self.control, flag::ACK, opaque);
         self.bound_control()
     }
