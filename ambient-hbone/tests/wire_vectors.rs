@@ -256,6 +256,12 @@ async fn refusals() {
 }
 
 #[tokio::test]
+async fn a_refusal_may_have_a_body() {
+    let error = ask("refused-with-body", |asker| async move { asker.connect().await.unwrap_err() }).await;
+    assert_eq!(error.refused_status(), Some(StatusCode::SERVICE_UNAVAILABLE), "{error:?}");
+}
+
+#[tokio::test]
 async fn malformed_requests() {
     for name in ["malformed-method", "malformed-no-port", "malformed-port-zero"] {
         let mut requests = serve(name, |session| async { requests(session) }).await;
@@ -313,6 +319,41 @@ async fn each_side_may_end_first() {
         hear_all(&mut stream, "all of it").await;
         say(&mut stream, "thanks").await;
         say(&mut stream, ", and the end").await;
+        stream.shutdown().await.unwrap();
+        (asker, stream)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn other_ways_to_end_in_good_order() {
+    ask("stop-sending", |asker| async move {
+        let mut stream = asker.connect().await.unwrap();
+        // The reset has come before anything is read.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        hear_all(&mut stream, "all of it").await;
+        assert!(stream.write_all(b"more").await.is_err(), "nobody wants it");
+    })
+    .await;
+    serve("trailers-of-client", |session| async {
+        let mut requests = requests(session);
+        let mut stream = accept(&mut requests).await;
+        hear_all(&mut stream, "question").await;
+        say(&mut stream, "answer").await;
+        stream.shutdown().await.unwrap();
+        (requests, stream)
+    })
+    .await;
+    ask("trailers-of-server", |asker| async move {
+        let mut stream = asker.connect().await.unwrap();
+        say(&mut stream, "question").await;
+        stream.shutdown().await.unwrap();
+        hear_all(&mut stream, "answer").await;
+    })
+    .await;
+    ask("informational", |asker| async move {
+        let mut stream = asker.connect().await.unwrap();
+        hear_all(&mut stream, "").await;
         stream.shutdown().await.unwrap();
         (asker, stream)
     })
