@@ -1,4 +1,5 @@
 //! The tunnel's engine against another implementation of HTTP/2, the `h2` crate, at either end.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     future::{Future, poll_fn},
