@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufRead, AsyncWrite, BufReader},
+    io::{AsyncBufRead, AsyncWrite},
     time::Instant,
 };
 use tokio_rustls::TlsStream;
@@ -22,11 +22,8 @@ use crate::{
     tunnel::Line,
 };
 
-/// TLS as a tunnel has it. The reader under TLS spares system calls: rustls reads 4 KiB at a time.
-pub(crate) type Wire = TlsStream<BufReader<BoxedIo>>;
-
-/// The buffer under TLS, in bytes.
-pub(crate) const WIRE_BUFFER: usize = 64 << 10;
+/// TLS as a tunnel has it.
+pub(crate) type Wire = TlsStream<BoxedIo>;
 
 /// Drives one end of a tunnel: reads all that has come, then writes all that is to go, gathered, and through to the socket.
 ///
@@ -198,5 +195,7 @@ const READS: u32 = 16;
 /// Slices in one write.
 const SLICES: usize = 64;
 
-/// What TLS takes of a write before it goes to the socket, in bytes.
-const TLS_BUFFER: usize = 256 << 10;
+/// What TLS takes of a write before it goes to the socket, in bytes. TLS allocates each record; were they more together,
+/// an allocator with the usual bounds would give their memory back to the system after each write, and ask for it again
+/// page by page.
+const TLS_BUFFER: usize = 96 << 10;

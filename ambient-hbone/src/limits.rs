@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::proto::{
-    engine::{Spare, Terms},
+    engine::{Buffers, Spare, Terms},
     frame,
 };
 
@@ -32,7 +32,7 @@ pub struct Limits {
     pub streams: u32,
     /// Tunnels at a time for one speaker and destination; a stream beyond them is refused. 16.
     pub tunnels: usize,
-    /// Bytes of a stream that may wait for its reader, at first; taken as 64 KiB where it is less. 64 KiB.
+    /// Bytes of a stream that may wait for its reader, at first; taken as 64 KiB where it is less. 256 KiB.
     pub stream_window: u32,
     /// The same for a stream that is read as fast as its bytes come, while that is what holds the peer up: its window
     /// doubles up to this. 16 MiB, enough for 10 Gbit/s over 10 ms.
@@ -66,7 +66,7 @@ impl Default for Limits {
             dead_peer: Duration::from_secs(20),
             streams: 200,
             tunnels: 16,
-            stream_window: 64 << 10,
+            stream_window: 256 << 10,
             stream_window_max: 16 << 20,
             window_growth: WindowGrowth::new(256 << 20),
             spread_from: 64,
@@ -86,7 +86,8 @@ impl Limits {
         Terms {
             streams: self.streams,
             windows: [first, self.stream_window_max.clamp(first, frame::WIDEST_WINDOW)],
-            spare: self.window_growth.0.clone(),
+            spare: self.window_growth.spare.clone(),
+            buffers: self.window_growth.buffers.clone(),
             frame: self.max_frame.clamp(frame::DEFAULT_FRAME, (1 << 24) - 1),
             header_list: self.header_list,
             send_buffer: self.send_buffer.max(1),
@@ -96,11 +97,18 @@ impl Limits {
 
 /// A budget for the growth of windows: see [`Limits::window_growth`]. Clones draw on the same.
 #[derive(Clone, Debug)]
-pub struct WindowGrowth(Spare);
+pub struct WindowGrowth {
+    spare: Spare,
+    /// For what comes.
+    buffers: Buffers,
+}
 
 impl WindowGrowth {
     /// A budget of this many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self(Spare::new(bytes))
+        Self {
+            spare: Spare::new(bytes),
+            buffers: Buffers::default(),
+        }
     }
 }

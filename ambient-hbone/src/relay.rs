@@ -16,6 +16,8 @@ use tokio::{
 
 use self::{leg::Leg, way::Way};
 
+use crate::proto::engine::Buffers;
+
 mod leg;
 mod way;
 
@@ -92,18 +94,26 @@ where
     }
 }
 
-/// The bounds of a relay. There is no limit on its duration, nor on silence: a connection may be idle for days.
+/// The bounds of a relay, and the buffers that relays with clones of it hand on to each other: at most 32 of them are kept.
+/// One for all relays of a thread serves best.
+///
+/// There is no limit on its duration, nor on silence: a connection may be idle for days.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayLimits {
     /// Bytes of one read, at most. A connection reads 4 KiB at first, more while it fills what it is given, and holds no
     /// buffer while it is idle. 256 KiB.
     pub buffer: usize,
+    /// Where buffers come from and go to; clones share it.
+    pub(crate) buffers: Buffers,
 }
 
 impl Default for RelayLimits {
     fn default() -> Self {
-        Self { buffer: 256 << 10 }
+        Self {
+            buffer: 256 << 10,
+            buffers: Buffers::default(),
+        }
     }
 }
 

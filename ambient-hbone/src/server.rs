@@ -17,14 +17,14 @@ use rustls::{
     time_provider::{DefaultTimeProvider, TimeProvider},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, BufReader},
+    io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::{
     BoxedIo, Limits, Stream, StreamError, TunnelLost,
-    driver::{Driver, WIRE_BUFFER},
+    driver::Driver,
     keepalive::Keepalive,
     proto::{
         code::Code,
@@ -99,7 +99,6 @@ impl Server {
             .with_time(Arc::clone(&shared.time))
             .server_config(&credential)?;
 
-        let io = BufReader::with_capacity(WIRE_BUFFER, io);
         let tls = TlsAcceptor::from(config).accept(io).await.map_err(AcceptError::new)?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(AcceptError::NoHttp2);

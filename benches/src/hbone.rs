@@ -30,16 +30,17 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2]
     let destination = Destination::new(far.address, app.into(), [certs.stock.clone()]);
     let fresh = move || Pool::builder(Arc::new(Tcp), certs.clone(), provider.clone()).build();
     let kept = fresh();
+    let limits = RelayLimits::default();
     let near = Node::listen(&sides.near, move |mut client| {
         let pool = match warmth {
             Warmth::Warm => kept.clone(),
             Warmth::Cold => fresh(),
         };
-        let (speaker, destination) = (speaker.clone(), destination.clone());
+        let (speaker, destination, limits) = (speaker.clone(), destination.clone(), limits.clone());
         async move {
             let connected = pool.connect_with(&speaker, &destination, &mut client).await;
             let mut stream = connected.expect("a tunnel");
-            relay(&mut client, &mut stream, &RelayLimits::default()).await;
+            relay(&mut client, &mut stream, &limits).await;
         }
     });
     [near, far]
@@ -47,17 +48,19 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2]
 
 fn far(place: &Place, app: SocketAddr, certs: &Arc<Certs>, server: Server) -> Node {
     let stock = certs.stock.clone();
+    let limits = RelayLimits::default();
     Node::listen(place, move |connection| {
-        let (server, stock) = (server.clone(), stock.clone());
+        let (server, stock, limits) = (server.clone(), stock.clone(), limits.clone());
         async move {
             let mut session = server.accept(connection, &stock).await.expect("a session");
             while let Some(request) = session.next().await {
+                let limits = limits.clone();
                 tokio::spawn(async move {
                     let Ok(mut upstream) = node::connect(app).await else {
                         return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
                     };
                     let mut stream = request.accept(HeaderMap::new()).expect("the peer waits");
-                    relay(&mut stream, &mut upstream, &RelayLimits::default()).await;
+                    relay(&mut stream, &mut upstream, &limits).await;
                 });
             }
         }

@@ -9,18 +9,14 @@ use std::{
 use ambient_core::Credential;
 use ambient_tls::{Accepted, PeerError, Verifier};
 use rustls::pki_types::ServerName;
-use tokio::{io::BufReader, sync::watch, time::timeout};
+use tokio::{sync::watch, time::timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
     ConnectError, Dialing, Key, Phase, Shared,
     tunnel::{self, Tunnel},
 };
-use crate::{
-    driver::{Driver, WIRE_BUFFER},
-    proto::engine::Role,
-    tunnel::Line,
-};
+use crate::{driver::Driver, proto::engine::Role, tunnel::Line};
 
 /// Starts a dial as a task of its own, so that it outlives whoever asked first; `waiting` wait for it.
 pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>, waiting: usize) -> Dialing {
@@ -97,7 +93,6 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<(
         .map_err(|e| ConnectError::Dial { peer, source: Arc::new(e) })?;
 
     let handshake = async {
-        let io = BufReader::with_capacity(WIRE_BUFFER, io);
         // Never sent, never compared: HBONE knows its peers by SPIFFE ID.
         let nobody = ServerName::from(peer.ip());
         let tls = TlsConnector::from(config).connect(nobody, io).await.map_err(|e| refused(peer, e))?;

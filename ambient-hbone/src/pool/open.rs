@@ -16,7 +16,10 @@ use tokio::{
 use super::{ConnectError, Lease, Phase};
 use crate::{
     Destination, Limits, Stream, TunnelLost,
-    proto::{connect::Answer, engine::Cut},
+    proto::{
+        connect::Answer,
+        engine::{Buffers, Cut},
+    },
     relay::Buffer,
     tunnel::{Held, Line},
 };
@@ -36,7 +39,7 @@ impl<'r, R: AsyncRead + Unpin> Early<'r, R> {
     pub(super) fn new(from: Option<&'r mut R>, most: usize) -> Self {
         Self {
             from: from.filter(|_| most > 0),
-            buffer: Buffer::new(most),
+            buffer: Buffer::new(most, &Buffers::default()),
             most,
             kept: Vec::new(),
             len: 0,

@@ -48,7 +48,7 @@ mod tests;
 mod transmit;
 mod window;
 
-pub(crate) use pieces::{Frames, Pieces};
+pub(crate) use pieces::{Buffers, Frames, Pieces};
 pub(crate) use streams::Key;
 pub(crate) use window::Spare;
 
@@ -67,6 +67,7 @@ pub(crate) struct Terms {
     /// The window of a stream at first, and at most.
     pub(crate) windows: [u32; 2],
     pub(crate) spare: Spare,
+    pub(crate) buffers: Buffers,
     /// The largest frame.
     pub(crate) frame: u32,
     /// Decoded bytes of a header list.
@@ -378,7 +379,7 @@ impl Engine {
             return Poll::Ready(Err(Cut::Lost));
         };
         if !slot.inbox.is_empty() {
-            return Poll::Ready(Ok(slot.inbox.take()));
+            return Poll::Ready(Ok(slot.inbox.take(&self.terms.buffers)));
         }
         match slot.cut {
             // What had come was thrown away: that must not look like the peer's end.

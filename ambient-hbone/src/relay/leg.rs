@@ -12,7 +12,10 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::{Stream, proto::engine::Pieces};
+use crate::{
+    Stream,
+    proto::engine::{Buffers, Pieces},
+};
 
 /// One end, for a moment.
 pub(super) enum Leg<'l, T> {
@@ -152,6 +155,7 @@ fn put(pieces: &mut Pieces, n: usize) -> Poll<io::Result<usize>> {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: BytesMut,
+    buffers: Buffers,
     /// Of the next buffer; 0 for the one on the stack.
     size: usize,
     largest: usize,
@@ -160,9 +164,10 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    pub(crate) fn new(largest: usize) -> Self {
+    pub(crate) fn new(largest: usize, buffers: &Buffers) -> Self {
         Self {
             bytes: BytesMut::new(),
+            buffers: buffers.clone(),
             size: 0,
             largest: largest.max(1),
             small: 0,
@@ -171,7 +176,10 @@ impl Buffer {
 
     /// Nothing comes for now, or ever: an idle connection keeps no memory.
     fn rest(&mut self) {
-        self.bytes = BytesMut::new();
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes.capacity() > 0 {
+            self.buffers.keep(bytes);
+        }
     }
 
     /// Reads at most `most` bytes; none says that `io` has ended.
@@ -187,7 +195,8 @@ impl Buffer {
             return Poll::Ready(Ok(Bytes::copy_from_slice(place.filled())));
         }
         if self.bytes.capacity() < self.size / GROWTH && !self.bytes.try_reclaim(self.size) {
-            self.bytes = BytesMut::with_capacity(self.size);
+            self.rest();
+            self.bytes = self.buffers.take(self.size);
         }
         let room = self.bytes.capacity().min(most);
         let mut limited = (&mut self.bytes).limit(room);
@@ -249,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_buffer_grows_for_those_who_fill_it_and_is_gone_when_they_rest() {
-        let mut buffer = Buffer::new(256 << 10);
+        let mut buffer = Buffer::new(256 << 10, &Buffers::default());
         let sizes: Vec<_> = (0..6).map(|_| read(&mut buffer, usize::MAX, usize::MAX).unwrap()).collect();
         assert_eq!(sizes, [4 << 10, 16 << 10, 64 << 10, 256 << 10, 256 << 10, 256 << 10]);
         assert_eq!(read(&mut buffer, usize::MAX, 0), None);
@@ -262,7 +271,7 @@ mod tests {
 
     #[test]
     fn no_more_is_read_than_there_is_room_for() {
-        let mut buffer = Buffer::new(256 << 10);
+        let mut buffer = Buffer::new(256 << 10, &Buffers::default());
         for most in [1, 5000, 100_000, 1] {
             for _ in 0..3 {
                 assert!(read(&mut buffer, most, usize::MAX).unwrap() <= most);

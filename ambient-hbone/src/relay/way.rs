@@ -31,7 +31,7 @@ impl Way {
     /// One in which `moved` bytes have gone already.
     pub(super) fn new(limits: &RelayLimits, moved: u64) -> Self {
         Self {
-            buffer: Buffer::new(limits.buffer),
+            buffer: Buffer::new(limits.buffer, &limits.buffers),
             pieces: Pieces::default(),
             moved,
             eof: false,

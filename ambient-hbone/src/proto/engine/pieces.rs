@@ -1,6 +1,10 @@
 //! Bytes in pieces: what waits to be read, and what waits to be sent.
 
-use std::{collections::VecDeque, io::IoSlice};
+use std::{
+    collections::VecDeque,
+    io::IoSlice,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -76,6 +80,44 @@ impl Pieces {
     }
 }
 
+/// Large buffers that go from hand to hand: to give one back to the system and ask for the next costs as much as to fill it.
+/// Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Buffers(Arc<Mutex<VecDeque<BytesMut>>>);
+
+impl Buffers {
+    /// A buffer with room for `size` bytes.
+    pub(crate) fn take(&self, size: usize) -> BytesMut {
+        if size >= LARGE {
+            let mut kept = self.kept();
+            // The latest comes first, since it is the likeliest to be in a cache; while its bytes are on their way it
+            // cannot be had.
+            let looked_at = kept.len().min(TRIES);
+            for index in (kept.len() - looked_at..kept.len()).rev() {
+                if kept[index].try_reclaim(size) {
+                    return kept.swap_remove_back(index).unwrap_or_default();
+                }
+            }
+            // All of these are busy: others are looked at next time.
+            kept.rotate_right(looked_at);
+        }
+        BytesMut::with_capacity(size)
+    }
+
+    /// Takes a buffer back; bytes that were split off it may still be on their way.
+    pub(crate) fn keep(&self, mut buffer: BytesMut) {
+        buffer.clear();
+        let mut kept = self.kept();
+        if kept.len() < KEPT {
+            kept.push_back(buffer);
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<BytesMut>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What has come for a stream and was not taken yet: copied out of the tunnel's buffer, so that what waits here holds
 /// nothing else in memory, and that many small frames cost no more than their bytes.
 #[derive(Debug, Default)]
@@ -91,34 +133,42 @@ impl Inbox {
     }
 
     /// Takes bytes in, of a frame that has `more` of them to come.
-    pub(super) fn push(&mut self, bytes: &[u8], more: usize) {
+    pub(super) fn push(&mut self, bytes: &[u8], more: usize, buffers: &Buffers) {
         if self.tail.capacity() - self.tail.len() < bytes.len() {
-            if !self.tail.is_empty() {
-                self.pieces.push(std::mem::take(&mut self.tail).freeze());
-            }
+            self.close_tail(buffers);
             // Where nobody reads, pieces grow with what waits: thousands of tiny frames are a handful of pieces.
             let expected = (bytes.len() + more).max(self.pieces.len()).min(PIECE);
-            self.tail = BytesMut::with_capacity(expected.max(bytes.len()));
+            self.tail = buffers.take(expected.max(bytes.len()));
         }
         self.tail.extend_from_slice(bytes);
     }
 
     /// All that is there.
-    pub(super) fn take(&mut self) -> Pieces {
-        let mut pieces = std::mem::take(&mut self.pieces);
-        if !self.tail.is_empty() {
-            let full = self.tail.len() == self.tail.capacity();
-            let last = if full { std::mem::take(&mut self.tail) } else { self.tail.split() };
-            pieces.push(last.freeze());
+    pub(super) fn take(&mut self, buffers: &Buffers) -> Pieces {
+        if self.tail.len() == self.tail.capacity() {
+            self.close_tail(buffers);
+        } else if !self.tail.is_empty() {
+            let last = self.tail.split().freeze();
+            self.pieces.push(last);
         }
-        pieces
+        std::mem::take(&mut self.pieces)
     }
 
-    /// The frame that the tail was for is whole: if nobody waits to read on, its place is given back.
-    pub(super) fn settle(&mut self) {
+    /// The frame that the tail was for is whole: if nothing is in it, its place is given back.
+    pub(super) fn settle(&mut self, buffers: &Buffers) {
         if self.tail.is_empty() {
-            self.tail = BytesMut::new();
+            self.close_tail(buffers);
         }
+    }
+
+    fn close_tail(&mut self, buffers: &Buffers) {
+        let mut tail = std::mem::take(&mut self.tail);
+        if tail.capacity() < LARGE {
+            self.pieces.push(tail.freeze());
+            return;
+        }
+        self.pieces.push(tail.split().freeze());
+        buffers.keep(tail);
     }
 
     pub(super) fn clear(&mut self) {
@@ -188,6 +238,13 @@ impl Frames {
 /// The largest piece that is allocated for what comes.
 const PIECE: usize = 64 << 10;
 
+/// Buffers from this size on go from hand to hand.
+const LARGE: usize = 64 << 10;
+
+/// How many of them are kept, and how many are looked at for one that is free.
+const KEPT: usize = 32;
+const TRIES: usize = 8;
+
 /// Pieces below this are copied between their heads: cheaper than one more slice for TLS to look at.
 const GATHER: usize = 4 << 10;
 
@@ -231,20 +288,20 @@ mod tests {
         }
 
         #[test]
-        fn an_inbox_keeps_every_byte(steps in proptest::collection::vec((0_usize..3000, 0_usize..3000, any::<bool>()), 0..40)) {
-            let (mut inbox, mut model, mut read) = (Inbox::default(), Vec::new(), Vec::new());
+        fn an_inbox_keeps_every_byte(steps in proptest::collection::vec((0_usize..30_000, 0_usize..100_000, any::<bool>()), 0..40)) {
+            let (buffers, mut inbox, mut model, mut read) = (Buffers::default(), Inbox::default(), Vec::new(), Vec::new());
             for (value, (length, more, take)) in steps.into_iter().enumerate() {
                 let bytes = vec![value as u8; length];
-                inbox.push(&bytes, more);
+                inbox.push(&bytes, more, &buffers);
                 model.extend(bytes);
                 if take {
-                    read.extend(text(&inbox.take()));
-                    inbox.settle();
+                    read.extend(text(&inbox.take(&buffers)));
+                    inbox.settle(&buffers);
                     prop_assert!(inbox.is_empty());
                     prop_assert_eq!(&read, &model);
                 }
             }
-            read.extend(text(&inbox.take()));
+            read.extend(text(&inbox.take(&buffers)));
             prop_assert_eq!(&read, &model);
         }
 
@@ -269,10 +326,26 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_is_had_again_once_its_bytes_are_gone() {
+        let buffers = Buffers::default();
+        let mut buffer = buffers.take(LARGE);
+        buffer.extend_from_slice(&[7; 100]);
+        let (place, bytes) = (buffer.as_ptr(), buffer.split().freeze());
+        buffers.keep(buffer);
+        assert_ne!(buffers.take(LARGE).as_ptr(), place, "somebody holds its bytes");
+        drop(bytes);
+        assert_eq!(buffers.take(LARGE).as_ptr(), place);
+        for _ in 0..2 * KEPT {
+            buffers.keep(BytesMut::new());
+        }
+        assert_eq!(buffers.kept().len(), KEPT);
+    }
+
+    #[test]
     fn tiny_frames_that_nobody_reads_are_few_pieces() {
         let mut inbox = Inbox::default();
         for _ in 0..100_000 {
-            inbox.push(b"x", 0);
+            inbox.push(b"x", 0, &Buffers::default());
         }
         assert!(inbox.pieces.rest.len() < 40, "{}", inbox.pieces.rest.len());
     }

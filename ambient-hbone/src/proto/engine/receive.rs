@@ -294,7 +294,7 @@ impl Engine {
                     frame::ping(&mut self.control, 0, ROUND);
                 }
                 if slot.handles > 0 {
-                    slot.inbox.push(&bytes[..n], data.left as usize);
+                    slot.inbox.push(&bytes[..n], data.left as usize, &self.terms.buffers);
                 }
                 slot.wake_reader();
             }
@@ -315,7 +315,7 @@ impl Engine {
         };
         let Some(key) = data.stream else { return };
         if let Some(slot) = self.streams.get(key) {
-            slot.inbox.settle();
+            slot.inbox.settle(&self.terms.buffers);
         }
         if data.end {
             self.ended_by_peer(key);

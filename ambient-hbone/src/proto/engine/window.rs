@@ -98,9 +98,10 @@ impl Rounds {
 
 /// The window of one stream, as its receiver sees it. At any time `credit + unread ≤ size`.
 ///
-/// What comes in a round trip is what the peer may have under way: a window. Where it comes as fast as the way can bring
-/// it, it waits on the way, and the round takes longer than the shortest; so `came × shortest ÷ took` is what the way
-/// itself holds, and twice that is enough never to hold the peer up.
+/// What comes in a round trip is what the peer may have under way. Where that is the whole window, the window is what
+/// holds the peer up, and it grows, quickly and [generously](GENEROUS): ends that are woken late have more to do when they
+/// are. Beyond that it must be the way that needs it. What comes as fast as the way can bring it waits there, and makes the
+/// round longer than the shortest; so `came × shortest ÷ took` is what the way itself holds, and twice that is enough.
 #[derive(Debug)]
 pub(super) struct Window {
     size: u32,
@@ -170,18 +171,21 @@ impl Window {
     }
 
     fn grow(&mut self, largest: u32, last: Round) {
-        let waited = last.took.as_secs_f64() / last.shortest.as_secs_f64();
-        let held_by_the_way = f64::from(self.came) / waited;
+        let used_up = self.came >= self.size / 8 * 7;
+        let held_by_the_way = f64::from(self.came) * last.shortest.as_secs_f64() / last.took.as_secs_f64();
         // Whoever is slow to read keeps the window that it has.
         let keeps_up = self.unread <= self.size / 2;
-        if keeps_up && 2.0 * held_by_the_way > f64::from(self.size) && self.size < largest {
-            // While it is all used and nothing waits on the way, the end is not in sight.
-            let used_up = self.came >= self.size / 8 * 7 && waited < 1.25;
-            let larger = self.size.saturating_mul(if used_up { 4 } else { 2 }).min(largest);
-            if self.spare.take((larger - self.size) as usize) {
-                self.size = larger;
-                self.pause = larger / 2;
-            }
+        let wanted = if used_up && self.size < GENEROUS {
+            self.size.saturating_mul(4).min(GENEROUS)
+        } else if 2.0 * held_by_the_way > f64::from(self.size) {
+            self.size.saturating_mul(2)
+        } else {
+            self.size
+        };
+        let larger = wanted.min(largest);
+        if keeps_up && larger > self.size && self.spare.take((larger - self.size) as usize) {
+            self.size = larger;
+            self.pause = larger / 2;
         } else {
             self.pause = self.pause.saturating_mul(2).min(self.size.saturating_mul(64));
         }
@@ -194,6 +198,9 @@ impl Drop for Window {
         self.spare.give((self.size - self.first) as usize);
     }
 }
+
+/// The window up to which it is enough that the peer uses all of it: what TCP itself keeps for one connection.
+const GENEROUS: u32 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -253,6 +260,8 @@ mod tests {
         assert_eq!(settle(8 << 10, u32::MAX, 1, u32::MAX).0, FIRST, "a short way needs no more");
         let (size, read) = settle(64 << 10, u32::MAX, 20, u32::MAX);
         assert!((1 << 21..=1 << 23).contains(&size), "{size}");
+        let (size, _) = settle(256 << 10, u32::MAX, 20, u32::MAX);
+        assert_eq!(size, LARGEST, "ten MiB are under way");
         assert!(read > 3600 * (64 << 10), "the sender is held up at first only: {read}");
     }
 
@@ -260,7 +269,7 @@ mod tests {
     fn what_waits_on_the_way_makes_no_window_wider() {
         // The sender could fill any window; the way lets through what one of 512 KiB would.
         let (size, read) = settle(1 << 20, 16 << 10, 10, u32::MAX);
-        assert!((1 << 18..=1 << 20).contains(&size), "{size}");
+        assert!((1 << 20..=GENEROUS).contains(&size), "{size}");
         assert!(read > 3700 * (16 << 10), "and the way is never idle: {read}");
     }
 
