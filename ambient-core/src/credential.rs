@@ -73,32 +73,55 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The root certificates of each trust domain.
+/// The root certificates of each trust domain, and the revocation lists (CRLs) beside them.
 ///
 /// A chain is verified only against the roots of the domain that its leaf names: a root of one domain never vouches
-/// for another.
+/// for another. A CRL speaks of the certificates of its own domain alone, and is trusted only as far as one of their
+/// issuers has signed it. Neither is read here; `ambient_tls::read_crls` reads CRLs for whoever gives them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustBundles {
-    roots: BTreeMap<TrustDomain, Vec<Vec<u8>>>,
+    domains: BTreeMap<TrustDomain, Bundle>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Bundle {
+    roots: Vec<Vec<u8>>,
+    crls: Vec<Vec<u8>>,
 }
 
 impl TrustBundles {
     /// Adds a DER root of a domain, unless it is there.
     pub fn add(&mut self, domain: TrustDomain, root: Vec<u8>) {
-        let roots = self.roots.entry(domain).or_default();
-        if !roots.contains(&root) {
-            roots.push(root);
-        }
+        add(&mut self.domains.entry(domain).or_default().roots, root);
+    }
+
+    /// Adds a DER CRL of a domain, unless it is there. It makes no domain trusted.
+    pub fn add_crl(&mut self, domain: TrustDomain, crl: Vec<u8>) {
+        add(&mut self.domains.entry(domain).or_default().crls, crl);
     }
 
     /// The DER roots of a domain; none if the domain is not trusted.
     pub fn roots(&self, domain: &TrustDomain) -> &[Vec<u8>] {
-        self.roots.get(domain).map_or(&[], Vec::as_slice)
+        self.domains.get(domain).map_or(&[], |bundle| &bundle.roots)
     }
 
-    /// The trusted domains.
+    /// The DER CRLs of a domain.
+    pub fn crls(&self, domain: &TrustDomain) -> &[Vec<u8>] {
+        self.domains.get(domain).map_or(&[], |bundle| &bundle.crls)
+    }
+
+    /// The trusted domains: those with a root.
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
-        self.roots.keys()
+        self.domains
+            .iter()
+            .filter(|(_, bundle)| !bundle.roots.is_empty())
+            .map(|(domain, _)| domain)
+    }
+}
+
+fn add(to: &mut Vec<Vec<u8>>, der: Vec<u8>) {
+    if !to.contains(&der) {
+        to.push(der);
     }
 }
 

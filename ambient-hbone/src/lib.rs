@@ -65,6 +65,7 @@ mod pool;
 mod proto;
 mod server;
 mod stream;
+mod term;
 mod tunnel;
 
 pub mod relay;
@@ -79,4 +80,4 @@ pub use proto::connect::MalformedRequest;
 pub use relay::{RelayLimits, Tally, refuse_quietly, relay};
 pub use server::{AcceptError, Request, Server, ServerBuilder, Session};
 pub use stream::{ReadHalf, Stream, StreamError, WriteHalf};
-pub use tunnel::TunnelLost;
+pub use tunnel::{Rechecked, TunnelLost};

@@ -12,6 +12,7 @@ use std::{
 };
 
 use ambient_core::{Credential, Credentials, Identity, Observer};
+use ambient_tls::{Configs, Trust};
 use rustls::{
     crypto::CryptoProvider,
     time_provider::{DefaultTimeProvider, TimeProvider},
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    Destination, Dial, Limits, Speaker, SpeakerKey, Stream,
+    Destination, Dial, Limits, Rechecked, Speaker, SpeakerKey, Stream,
     proto::choice::{self, Bounds, Choice},
     tunnel::Line,
 };
@@ -41,8 +42,9 @@ mod tunnel;
 /// A client: streams to peers, in tunnels that it makes, shares and ends.
 ///
 /// A tunnel serves one speaker, one peer and one list of accepted identities. Those who want the same wait for one dial
-/// and share its outcome; no dial holds up anybody else. Once the speaker's credential has changed, new streams go into
-/// new tunnels; the older ones end with their last stream.
+/// and share its outcome; no dial holds up anybody else. Once the speaker's credential has changed, or the first of both
+/// certificates comes near its end, new streams go into new tunnels; the older ones end with their last stream, or when
+/// that certificate ends, or when the peer is [found revoked](Self::recheck).
 ///
 /// Cheap to clone; when the last clone is gone, tunnels end with their last stream. Its tasks run on the runtime on which [`connect`](Self::connect) is called: one pool for each runtime
 /// keeps a tunnel and its streams on one core.
@@ -55,7 +57,7 @@ pub struct Pool {
 struct Shared {
     dial: Arc<dyn Dial>,
     credentials: Arc<dyn Credentials>,
-    provider: Arc<CryptoProvider>,
+    configs: Configs,
     observer: Arc<dyn Observer>,
     time: Arc<dyn TimeProvider>,
     limits: Limits,
@@ -189,6 +191,20 @@ impl Pool {
         });
     }
 
+    /// Looks again at the peers of all tunnels, after the trust that the credentials name has changed: ends those whose
+    /// peer is revoked, with their streams, by [`TunnelLost::PeerRevoked`](crate::TunnelLost::PeerRevoked).
+    ///
+    /// That a root has gone ends none: new handshakes fail without it. Call it from whatever thread; it reads the CRLs,
+    /// and leaves the tunnels' own tasks to end them.
+    pub fn recheck(&self) -> Rechecked {
+        let trust = self.shared.trust();
+        let tunnels: Vec<_> = self.shared.slots().values().flat_map(|slot| &slot.tunnels).cloned().collect();
+        Rechecked {
+            ended: tunnels.iter().filter(|tunnel| tunnel.end_if_revoked(&trust)).count(),
+            faults: trust.faults().to_vec(),
+        }
+    }
+
     /// Closes the pool: no new streams, tunnels end with their last stream, and what still stands at the deadline is cut.
     ///
     /// # Cancel safety
@@ -289,6 +305,11 @@ impl Shared {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The present trust, read if it has changed.
+    fn trust(&self) -> Arc<Trust> {
+        self.configs.trust(&self.credentials.trust())
+    }
+
     fn credential(&self, identity: &Identity) -> Result<Arc<Credential>, ConnectError> {
         let now = self
             .time
@@ -381,7 +402,7 @@ impl PoolBuilder {
         let shared = Shared {
             dial,
             credentials,
-            provider,
+            configs: Configs::new(provider, Arc::clone(&time)),
             observer,
             time,
             limits,

@@ -6,4 +6,5 @@ pub(crate) mod connect;
 pub(crate) mod engine;
 pub(crate) mod frame;
 pub(crate) mod hpack;
+pub(crate) mod lifetime;
 pub(crate) mod liveness;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_core::{Authority, Credentials, Identity, Observer, Origin, SpiffeId, observe::Event};
-use ambient_tls::{Accepted, ConfigError, PeerError, Verifier};
+use ambient_tls::{Accepted, ConfigError, Configs, Peer, PeerError};
 use http::{HeaderMap, StatusCode};
 use rustls::{
     crypto::CryptoProvider,
@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::{
-    BoxedIo, Limits, Stream, StreamError, TunnelLost,
+    BoxedIo, Limits, Rechecked, Stream, StreamError, TunnelLost,
     driver::Driver,
     keepalive::Keepalive,
     proto::{
@@ -31,8 +31,13 @@ use crate::{
         connect,
         engine::{Broken, Incoming, Role},
     },
+    term::Term,
     tunnel::{Held, Line},
 };
+
+use self::sessions::{Entry, Sessions};
+
+mod sessions;
 
 /// A server: turns accepted connections into [`Session`]s. Cheap to clone.
 #[derive(Clone)]
@@ -42,29 +47,31 @@ pub struct Server {
 
 struct Shared {
     credentials: Arc<dyn Credentials>,
-    provider: Arc<CryptoProvider>,
+    configs: Configs,
+    accepted: Accepted,
     observer: Arc<dyn Observer>,
     time: Arc<dyn TimeProvider>,
     limits: Limits,
+    sessions: Arc<Sessions>,
 }
 
 impl Server {
     /// A server that presents what `credentials` holds, and trusts the roots that it names.
     pub fn builder(credentials: Arc<dyn Credentials>, provider: Arc<CryptoProvider>) -> ServerBuilder {
         ServerBuilder {
-            shared: Shared {
-                credentials,
-                provider,
-                observer: Arc::new(()),
-                time: Arc::new(DefaultTimeProvider),
-                limits: Limits::default(),
-            },
+            credentials,
+            provider,
+            accepted: Accepted::AnyTrusted,
+            observer: Arc::new(()),
+            time: Arc::new(DefaultTimeProvider),
+            limits: Limits::default(),
         }
     }
 
     /// Does the handshakes on a connection that came for `identity`, under one deadline.
     ///
-    /// Any identity of a trusted domain is let in: what it may reach is decided for each request.
+    /// Any identity of a trusted domain is let in, unless [`ServerBuilder::accepted`] says otherwise: what it may reach is
+    /// decided for each request.
     ///
     /// # Errors
     /// Each also goes to the observer as `HandshakeRefused`; the connection is closed.
@@ -95,34 +102,57 @@ impl Server {
         let credential = credential.ok_or_else(|| AcceptError::NoCredential {
             identity: identity.clone(),
         })?;
-        let config = Verifier::new(&shared.provider, &shared.credentials.trust(), Accepted::AnyTrusted)
-            .with_time(Arc::clone(&shared.time))
-            .server_config(&credential)?;
+        let trust = shared.configs.trust(&shared.credentials.trust());
+        let config = shared.configs.server(&credential, &trust, &shared.accepted)?;
 
         let tls = TlsAcceptor::from(config).accept(io).await.map_err(AcceptError::new)?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(AcceptError::NoHttp2);
         }
-        let peer = ambient_tls::peer_id(tls.get_ref().1.peer_certificates().unwrap_or_default())?;
+        let peer = trust.peer(tls.get_ref().1.peer_certificates().unwrap_or_default())?;
         let line = Arc::new(Line::new(Role::Server, shared.limits.terms()));
         let mut driver = Driver::new(TlsStream::from(tls), Arc::clone(&line));
         if let Err(lost) = poll_fn(|cx| driver.poll_greeting(cx)).await {
             return Err(AcceptError::before_http2(lost));
         }
-        Ok(Session {
+        let entry = Sessions::enter(&shared.sessions, &peer, &line);
+        // Trust that has changed meanwhile was asked about the sessions there were, of which this one was none yet.
+        shared.configs.trust(&shared.credentials.trust()).check_revocation(&peer)?;
+        let running = Running {
             driver,
             keepalive: Keepalive::new(shared.limits.dead_peer),
-            peer,
+            term: Term::new(&credential, &peer, Arc::clone(&shared.time)),
+        };
+        Ok(Session {
+            running: Some(running),
+            peer: peer.id().clone(),
             line,
             observer: Arc::clone(&shared.observer),
             malformed: 0,
+            _entry: entry,
         })
+    }
+
+    /// Looks again at the peers of all sessions, after the trust that the credentials name has changed: ends those whose
+    /// peer is revoked, with their streams, by [`TunnelLost::PeerRevoked`].
+    ///
+    /// That a root has gone ends none: new handshakes fail without it. Call it from whatever thread; it reads the CRLs,
+    /// and leaves it to those who wait in [`Session::next`] to end them.
+    pub fn recheck(&self) -> Rechecked {
+        let trust = self.shared.configs.trust(&self.shared.credentials.trust());
+        let sessions = self.shared.sessions.all();
+        let revoked = |(peer, line): &(Peer, Arc<Line>)| line.end_if_revoked(&trust, peer);
+        Rechecked {
+            ended: sessions.iter().filter(|session| revoked(session)).count(),
+            faults: trust.faults().to_vec(),
+        }
     }
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
+            .field("sessions", &self.shared.sessions.count())
             .field("limits", &self.shared.limits)
             .finish_non_exhaustive()
     }
@@ -130,43 +160,70 @@ impl fmt::Debug for Server {
 
 /// Sets up a [`Server`].
 pub struct ServerBuilder {
-    shared: Shared,
+    credentials: Arc<dyn Credentials>,
+    provider: Arc<CryptoProvider>,
+    accepted: Accepted,
+    observer: Arc<dyn Observer>,
+    time: Arc<dyn TimeProvider>,
+    limits: Limits,
 }
 
 impl ServerBuilder {
     /// Other bounds than the defaults.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.shared.limits = limits;
+        self.limits = limits;
+        self
+    }
+
+    /// Who is let in; [`Accepted::AnyTrusted`] by default.
+    #[must_use]
+    pub fn accepted(mut self, accepted: Accepted) -> Self {
+        self.accepted = accepted;
         self
     }
 
     /// Who is told of refused handshakes and malformed requests.
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.shared.observer = observer;
+        self.observer = observer;
         self
     }
 
     /// The clock by which certificates are judged; the system's by default.
     #[must_use]
     pub fn time(mut self, time: Arc<dyn TimeProvider>) -> Self {
-        self.shared.time = time;
+        self.time = time;
         self
     }
 
     /// The server.
     pub fn build(self) -> Server {
-        Server {
-            shared: Arc::new(self.shared),
-        }
+        let Self {
+            credentials,
+            provider,
+            accepted,
+            observer,
+            time,
+            limits,
+        } = self;
+        let shared = Shared {
+            credentials,
+            configs: Configs::new(provider, Arc::clone(&time)),
+            accepted,
+            observer,
+            time,
+            limits,
+            sessions: Arc::default(),
+        };
+        Server { shared: Arc::new(shared) }
     }
 }
 
 impl fmt::Debug for ServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerBuilder")
-            .field("limits", &self.shared.limits)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }
@@ -176,13 +233,23 @@ impl fmt::Debug for ServerBuilder {
 /// [`next`](Self::next) drives it: requests, the data of all its streams, and the keep-alive move only while somebody
 /// waits in it. So call it again at once, and serve each [`Request`] in a task of its own. Dropping the session ends
 /// the tunnel and all its streams.
+///
+/// It ends when the first of both certificates does, and when the peer is [found revoked](Server::recheck). Once that
+/// certificate comes near its end the peer is told to open new streams elsewhere.
 pub struct Session {
-    driver: Driver,
-    keepalive: Keepalive,
+    /// Gone, and the connection with it, once the tunnel has ended.
+    running: Option<Running>,
     peer: SpiffeId,
     line: Arc<Line>,
     observer: Arc<dyn Observer>,
     malformed: u32,
+    _entry: Entry,
+}
+
+struct Running {
+    driver: Driver,
+    keepalive: Keepalive,
+    term: Term,
 }
 
 impl Session {
@@ -214,20 +281,20 @@ impl Session {
                 }
             }
             if self.line.lost().is_some() {
-                return Poll::Ready(None);
+                self.running = None;
             }
-            if self.malformed >= MALFORMED {
-                let lost = self.driver.break_off(cx, Broken(Code::ENHANCE_YOUR_CALM));
-                self.line.lose(lost);
+            let Some(running) = &mut self.running else {
                 return Poll::Ready(None);
-            }
-            let lost = match self.driver.poll(cx) {
-                Poll::Ready(lost) => lost,
-                Poll::Pending if self.line.engine().has_incoming() => continue,
-                Poll::Pending => match self.keepalive.poll(cx, &self.line, self.driver.reads()) {
+            };
+            let lost = if self.malformed >= MALFORMED {
+                running.driver.break_off(cx, Broken(Code::ENHANCE_YOUR_CALM))
+            } else {
+                match running.poll(cx, &self.line) {
                     Poll::Ready(lost) => lost,
+                    // Looked at last, when whoever loses it from elsewhere is known to wake this task.
+                    Poll::Pending if self.line.lost().is_some() || self.line.engine().has_incoming() => continue,
                     Poll::Pending => return Poll::Pending,
-                },
+                }
             };
             self.line.lose(lost);
         }
@@ -267,6 +334,22 @@ impl Session {
                 self.malformed += 1;
                 None
             }
+        }
+    }
+}
+
+impl Running {
+    /// Ready once the tunnel is lost.
+    fn poll(&mut self, cx: &mut Context<'_>, line: &Line) -> Poll<TunnelLost> {
+        while let Poll::Ready(told) = self.term.poll(cx) {
+            match told {
+                Some(lost) => return Poll::Ready(lost),
+                None => line.engine().announce_leave(),
+            }
+        }
+        match self.driver.poll(cx) {
+            Poll::Pending => self.keepalive.poll(cx, line, self.driver.reads()),
+            lost => lost,
         }
     }
 }

@@ -5,7 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use ambient_core::Origin;
+use ambient_core::{Origin, SpiffeId};
+use ambient_tls::{Peer, Revoked, Trust, TrustFault};
 
 use crate::proto::{
     code::Code,
@@ -32,11 +33,24 @@ impl Line {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes why the tunnel is lost, and ends its streams; the first reason stays.
+    /// Notes why the tunnel is lost, ends its streams, and wakes who drives it; the first reason stays.
     pub(crate) fn lose(&self, reason: TunnelLost) {
         if self.lost.set(reason).is_ok() {
             self.engine().lose();
         }
+    }
+
+    /// Ends a tunnel that stands if its peer is revoked now; whether it did.
+    pub(crate) fn end_if_revoked(&self, trust: &Trust, peer: &Peer) -> bool {
+        if self.lost().is_some() {
+            return false;
+        }
+        let Some(certificate) = trust.revoked(peer) else {
+            return false;
+        };
+        let id = peer.id().clone();
+        self.lose(TunnelLost::PeerRevoked { id, certificate });
+        true
     }
 
     /// Why the tunnel is lost, if it is.
@@ -85,6 +99,16 @@ impl Drop for Held {
     }
 }
 
+/// What came of looking again at the peers of all tunnels, with the trust of now.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Rechecked {
+    /// Tunnels that were ended, each with [`TunnelLost::PeerRevoked`].
+    pub ended: usize,
+    /// CRLs that cannot be used. Those before them stay in force; see [`Trust`].
+    pub faults: Vec<TrustFault>,
+}
+
 /// Why a tunnel has ended.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -109,6 +133,20 @@ pub enum TunnelLost {
         /// The HTTP/2 error code (RFC 9113 7).
         code: u32,
     },
+    /// The peer was revoked while the tunnel stood.
+    #[error("the tunnel's peer {id} is revoked: {certificate}")]
+    PeerRevoked {
+        /// Who the peer is.
+        id: SpiffeId,
+        /// Which of the certificates that it presented.
+        certificate: Revoked,
+    },
+    /// A certificate with which the tunnel was made has ended; whoever has a new one makes a new tunnel.
+    #[error("the certificate of {} has expired, and its tunnel with it", if *.of_peer { "the tunnel's peer" } else { "this end of the tunnel" })]
+    CertificateExpired {
+        /// Whether it is the peer's.
+        of_peer: bool,
+    },
     /// The speaker has left, or its owner ended the tunnel.
     #[error("the tunnel was ended by its owner")]
     Ended,
@@ -119,7 +157,8 @@ impl TunnelLost {
     pub fn origin(&self) -> Origin {
         match self {
             Self::Ended | Self::Protocol { by_peer: false, .. } => Origin::Local,
-            Self::Closed | Self::Protocol { .. } => Origin::Peer,
+            Self::Closed | Self::Protocol { .. } | Self::PeerRevoked { .. } | Self::CertificateExpired { of_peer: true } => Origin::Peer,
+            Self::CertificateExpired { of_peer: false } => Origin::Control,
             Self::Io { .. } | Self::PeerSilent => Origin::Network,
         }
     }

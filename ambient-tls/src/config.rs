@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use ambient_core::{Credential, Identity, TrustBundles};
-use rustls::{ClientConfig, ServerConfig, client::Resumption, crypto::CryptoProvider, server::NoServerSessionStorage, version::TLS13};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::Resumption,
+    crypto::CryptoProvider,
+    server::NoServerSessionStorage,
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use crate::{Accepted, Verifier};
+use crate::{Accepted, Trust, Verifier};
 
 /// The configuration of a client that presents `credential` and accepts a server among `accepted`.
 ///
@@ -17,10 +24,10 @@ use crate::{Accepted, Verifier};
 pub fn client_config(
     provider: &Arc<CryptoProvider>,
     credential: &Credential,
-    trust: &Arc<TrustBundles>,
+    trust: &TrustBundles,
     accepted: Accepted,
 ) -> Result<Arc<ClientConfig>, ConfigError> {
-    Verifier::new(provider, trust, accepted).client_config(credential)
+    Verifier::new(&Arc::new(Trust::new(provider, trust)), accepted).client_config(credential)
 }
 
 /// The configuration of a server that presents `credential` and demands the certificate of a client among `accepted`.
@@ -32,10 +39,10 @@ pub fn client_config(
 pub fn server_config(
     provider: &Arc<CryptoProvider>,
     credential: &Credential,
-    trust: &Arc<TrustBundles>,
+    trust: &TrustBundles,
     accepted: Accepted,
 ) -> Result<Arc<ServerConfig>, ConfigError> {
-    Verifier::new(provider, trust, accepted).server_config(credential)
+    Verifier::new(&Arc::new(Trust::new(provider, trust)), accepted).server_config(credential)
 }
 
 impl Verifier {
@@ -44,22 +51,8 @@ impl Verifier {
     /// # Errors
     /// When the credential's key or chain cannot be used with this provider.
     pub fn client_config(&self, credential: &Credential) -> Result<Arc<ClientConfig>, ConfigError> {
-        let refuse = |source| ConfigError {
-            identity: credential.identity.clone(),
-            source,
-        };
-        let (chain, key) = proof(credential);
-        let mut config = ClientConfig::builder_with_details(Arc::clone(&self.provider), Arc::clone(&self.time))
-            .with_protocol_versions(&[&TLS13])
-            .map_err(refuse)?
-            .dangerous() // rustls' word for any verifier but its own
-            .with_custom_certificate_verifier(Arc::new(self.clone()))
-            .with_client_auth_cert(chain, key)
-            .map_err(refuse)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.enable_sni = false;
-        config.resumption = Resumption::disabled();
-        Ok(Arc::new(config))
+        let key = certified_key(&self.trust.provider, credential)?;
+        self.client_config_of(&credential.identity, key)
     }
 
     /// The configuration of a server whose peers this verifies.
@@ -67,23 +60,44 @@ impl Verifier {
     /// # Errors
     /// When the credential's key or chain cannot be used with this provider.
     pub fn server_config(&self, credential: &Credential) -> Result<Arc<ServerConfig>, ConfigError> {
-        let refuse = |source| ConfigError {
-            identity: credential.identity.clone(),
-            source,
-        };
-        let (chain, key) = proof(credential);
-        let mut config = ServerConfig::builder_with_details(Arc::clone(&self.provider), Arc::clone(&self.time))
+        let key = certified_key(&self.trust.provider, credential)?;
+        self.server_config_of(&credential.identity, key)
+    }
+
+    pub(crate) fn client_config_of(&self, identity: &Identity, key: Arc<CertifiedKey>) -> Result<Arc<ClientConfig>, ConfigError> {
+        let mut config = ClientConfig::builder_with_details(Arc::clone(&self.trust.provider), Arc::clone(&self.time))
             .with_protocol_versions(&[&TLS13])
-            .map_err(refuse)?
+            .map_err(|source| ConfigError::new(identity, source))?
+            .dangerous() // rustls' word for any verifier but its own
+            .with_custom_certificate_verifier(Arc::new(self.clone()))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_sni = false;
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+
+    pub(crate) fn server_config_of(&self, identity: &Identity, key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, ConfigError> {
+        let mut config = ServerConfig::builder_with_details(Arc::clone(&self.trust.provider), Arc::clone(&self.time))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|source| ConfigError::new(identity, source))?
             .with_client_cert_verifier(Arc::new(self.clone()))
-            .with_single_cert(chain, key)
-            .map_err(refuse)?;
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         // A resumed session would go on with a certificate that was verified under older roots.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
+}
+
+/// A credential as rustls signs with it: the dearest part of a configuration to make.
+pub(crate) fn certified_key(provider: &CryptoProvider, credential: &Credential) -> Result<Arc<CertifiedKey>, ConfigError> {
+    let chain = credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let key = PrivatePkcs8KeyDer::from(credential.key.der().to_vec()).into();
+    CertifiedKey::from_der(chain, key, provider)
+        .map(Arc::new)
+        .map_err(|source| ConfigError::new(&credential.identity, source))
 }
 
 /// A credential that rustls cannot use.
@@ -95,15 +109,17 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    fn new(identity: &Identity, source: rustls::Error) -> Self {
+        Self {
+            identity: identity.clone(),
+            source,
+        }
+    }
+
     /// Whose credential it is.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
-}
-
-fn proof(credential: &Credential) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-    let chain = credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
-    (chain, PrivatePkcs8KeyDer::from(credential.key.der().to_vec()).into())
 }
 
 /// HTTP/2 over TLS (RFC 9113 3.3).

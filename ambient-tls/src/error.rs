@@ -4,6 +4,8 @@ use std::{error::Error, sync::Arc};
 
 use ambient_core::{Identity, Origin, SpiffeId, TrustDomain};
 
+use crate::CrlError;
+
 /// Why a peer's certificate was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -43,7 +45,15 @@ pub enum PeerError {
         /// The domain that its ID names.
         domain: TrustDomain,
     },
-    /// The chain does not lead to a root of the peer's trust domain, or is not valid now, or not for this use.
+    /// Who is revoked in the peer's trust domain is not known: see [`Trust`](crate::Trust).
+    #[error("the peer says to be {id}, and who is revoked in that trust domain is not known: {source}")]
+    UnusableCrl {
+        /// Who the peer says to be.
+        id: SpiffeId,
+        /// What is wrong with the domain's CRLs.
+        source: CrlError,
+    },
+    /// The chain does not lead to a root of the peer's trust domain, or is not valid now, or not for this use, or revoked.
     #[error("the certificate of {id} does not hold: {source}")]
     Chain {
         /// Who the peer says to be.
@@ -59,16 +69,31 @@ pub enum PeerError {
         /// Who was accepted.
         expected: Arc<[Identity]>,
     },
+    /// The certificate holds, but not for a workload, and only workloads are accepted.
+    #[error("the peer is {id}, expected an ID of the form spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT: {why}")]
+    NotWorkload {
+        /// Who the peer is.
+        id: SpiffeId,
+        /// What is not of that form.
+        why: String,
+    },
     /// The present time is not known, so that no certificate can be verified.
     #[error("the present time is not known, so no certificate can be verified")]
     NoTime,
 }
 
 impl PeerError {
+    pub(crate) fn revoked(id: &SpiffeId, certificate: Revoked) -> Self {
+        Self::Chain {
+            id: id.clone(),
+            source: ChainError::Revoked(certificate),
+        }
+    }
+
     /// Who is to blame: the peer, or who configures the mesh.
     pub fn origin(&self) -> Origin {
         match self {
-            Self::UntrustedDomain { .. } => Origin::Control,
+            Self::UntrustedDomain { .. } | Self::UnusableCrl { .. } => Origin::Control,
             Self::NoTime => Origin::Local,
             _ => Origin::Peer,
         }
@@ -123,6 +148,9 @@ pub enum ChainError {
     /// Its extended key usage does not allow the role the peer plays.
     #[error("its extended key usage does not allow this use")]
     WrongUsage,
+    /// The peer presents a certificate that its issuer has revoked.
+    #[error("{0}")]
+    Revoked(Revoked),
     /// Anything else that X.509 asks for.
     #[error("{0}")]
     Other(webpki::Error),
@@ -137,6 +165,34 @@ impl From<webpki::Error> for ChainError {
             webpki::Error::RequiredEkuNotFoundContext(_) => Self::WrongUsage,
             other => Self::Other(other),
         }
+    }
+}
+
+/// A certificate that its issuer has revoked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate with serial number {serial} is revoked by its issuer ({issuer})")]
+pub struct Revoked {
+    serial: Arc<str>,
+    issuer: Arc<str>,
+}
+
+impl Revoked {
+    pub(crate) fn new(serial: &[u8], issuer: &str) -> Self {
+        let serial: Vec<_> = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self {
+            serial: serial.join(":").into(),
+            issuer: issuer.into(),
+        }
+    }
+
+    /// Its serial number, in hexadecimal octets with colons between.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// The name of its issuer, as in the CRL.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
     }
 }
 

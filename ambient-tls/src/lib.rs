@@ -2,8 +2,8 @@
 //!
 //! This crate opens no socket, runs no task, speaks no HTTP/2 and chooses no cryptography library by itself: it turns a
 //! [`Credential`](ambient_core::Credential) and the roots of the trusted domains into rustls configurations. The one
-//! entry type is [`Verifier`], the question "who may be at the other end"; [`client_config`] and [`server_config`] are
-//! its short forms.
+//! entry type is [`Verifier`], the question "who may be at the other end", asked of the [`Trust`] of one moment;
+//! [`client_config`] and [`server_config`] are its short forms, and [`Configs`] makes configurations for many handshakes.
 //!
 //! The rules, from the [X.509-SVID standard] and HBONE's practice:
 //!
@@ -11,7 +11,13 @@
 //! - both sides present a certificate; its leaf bears exactly one URI SAN, and that is a SPIFFE ID;
 //! - a chain is verified only against the roots of the trust domain that this ID names;
 //! - the leaf's extended key usage, where it is present, allows the role the peer plays;
-//! - what the caller accepts is compared as a whole ID, never as a pattern.
+//! - no certificate of it, whichever the peer presents, is listed in a CRL of that domain which its issuer has signed:
+//!   [`Trust`] says what is decided where CRLs are old, unreadable or silent;
+//! - what the caller accepts is compared as a whole ID, never as a pattern; [`Accepted::AnyWorkload`] demands the form
+//!   `spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT`.
+//!
+//! A connection outlives the handshake that made it. [`Trust::peer`] gives what is to be remembered of a verified peer, and
+//! [`Trust::revoked`] answers for it whenever CRLs have changed: the end of its certificate is [`Peer::not_after`].
 //!
 //! Why a peer was refused is a [`PeerError`], which [`PeerError::of`] finds again in what rustls or an I/O error carries.
 //!
@@ -19,12 +25,12 @@
 //! # #[cfg(feature = "aws-lc-rs")] {
 //! use std::sync::Arc;
 //! use ambient_core::TrustBundles;
-//! use ambient_tls::{Accepted, Verifier};
+//! use ambient_tls::{Accepted, Trust, Verifier};
 //!
 //! let provider = Arc::new(ambient_tls::provider());
-//! let trust = Arc::new(TrustBundles::default());
+//! let trust = Arc::new(Trust::new(&provider, &TrustBundles::default()));
 //! let stock = "spiffe://cluster.local/ns/shop/sa/stock".parse::<ambient_core::Identity>().expect("well formed");
-//! let verifier = Verifier::new(&provider, &trust, Accepted::any_of([stock]));
+//! let verifier = Verifier::new(&trust, Accepted::any_of([stock]));
 //! // No root of any domain is trusted yet: whatever certificate comes is refused.
 //! assert!(verifier.verify(&[], ambient_tls::Role::Server).is_err());
 //! # }
@@ -34,15 +40,24 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod configs;
+mod crl;
 mod error;
 mod peer;
 #[cfg(feature = "aws-lc-rs")]
 mod provider;
+mod signed;
+#[cfg(test)]
+mod test_ca;
+mod trust;
 mod verify;
 
 pub use config::{ConfigError, client_config, server_config};
-pub use error::{ChainError, PeerError};
-pub use peer::peer_id;
+pub use configs::Configs;
+pub use crl::{Crl, CrlError, read_crls};
+pub use error::{ChainError, PeerError, Revoked};
+pub use peer::{Peer, peer_id};
 #[cfg(feature = "aws-lc-rs")]
 pub use provider::provider;
+pub use trust::{Trust, TrustFault};
 pub use verify::{Accepted, Role, Verifier};

@@ -2,21 +2,22 @@
 
 use std::{fmt, sync::Arc};
 
-use ambient_core::{Identity, SpiffeId, TrustBundles};
+use ambient_core::{Identity, SpiffeId};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls13_signature},
+    crypto::verify_tls13_signature,
     server::danger::{ClientCertVerified, ClientCertVerifier},
     time_provider::{DefaultTimeProvider, TimeProvider},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage};
 
 use crate::{
-    PeerError,
+    PeerError, Trust,
     error::{ChainError, MAX_CHAIN},
-    peer_id,
+    peer::read_leaf,
+    trust::Domain,
 };
 
 /// Whom a verified peer may be.
@@ -26,6 +27,8 @@ pub enum Accepted {
     AnyOf(Arc<[Identity]>),
     /// Whoever a trusted domain vouches for, in any form of SPIFFE ID.
     AnyTrusted,
+    /// Whoever a trusted domain vouches for as a workload: `spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, the form of Istio.
+    AnyWorkload,
 }
 
 impl Accepted {
@@ -37,6 +40,13 @@ impl Accepted {
     fn accepts(&self, id: &SpiffeId) -> Result<(), PeerError> {
         match self {
             Self::AnyTrusted => Ok(()),
+            Self::AnyWorkload => match Identity::try_from(id.clone()) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(PeerError::NotWorkload {
+                    id: id.clone(),
+                    why: e.to_string(),
+                }),
+            },
             Self::AnyOf(expected) if expected.iter().any(|identity| identity.spiffe_id() == id) => Ok(()),
             Self::AnyOf(expected) => Err(PeerError::WrongPeer {
                 id: id.clone(),
@@ -55,22 +65,21 @@ pub enum Role {
     Client,
 }
 
-/// Verifies a peer: its chain against the roots of the domain it names, then its ID against those accepted.
+/// Verifies a peer: its chain against the roots of the domain it names and the CRLs in force there, then its ID against
+/// those accepted.
 ///
-/// It holds the roots of one moment. Make a new one, which is cheap, when they have changed.
+/// It holds the trust of one moment. Make a new one, which is cheap, when that has changed.
 #[derive(Clone)]
 pub struct Verifier {
-    pub(crate) provider: Arc<CryptoProvider>,
-    trust: Arc<TrustBundles>,
+    pub(crate) trust: Arc<Trust>,
     accepted: Accepted,
     pub(crate) time: Arc<dyn TimeProvider>,
 }
 
 impl Verifier {
     /// A verifier that reads the system's clock.
-    pub fn new(provider: &Arc<CryptoProvider>, trust: &Arc<TrustBundles>, accepted: Accepted) -> Self {
+    pub fn new(trust: &Arc<Trust>, accepted: Accepted) -> Self {
         Self {
-            provider: Arc::clone(provider),
             trust: Arc::clone(trust),
             accepted,
             time: Arc::new(DefaultTimeProvider),
@@ -90,58 +99,89 @@ impl Verifier {
     /// Whatever [`PeerError`] names; nothing is accepted in doubt.
     pub fn verify(&self, chain: &[CertificateDer<'_>], role: Role) -> Result<SpiffeId, PeerError> {
         let now = self.time.current_time().ok_or(PeerError::NoTime)?;
-        self.verify_at(chain, role, now)
+        let (leaf, rest) = chain.split_first().ok_or(PeerError::NoCertificate)?;
+        self.verify_at(leaf, rest, role, now)
     }
 
-    fn verify_at(&self, chain: &[CertificateDer<'_>], role: Role, now: UnixTime) -> Result<SpiffeId, PeerError> {
-        if chain.len() > MAX_CHAIN {
-            return Err(PeerError::LongChain { certificates: chain.len() });
+    fn verify_at(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], role: Role, now: UnixTime) -> Result<SpiffeId, PeerError> {
+        if rest.len() >= MAX_CHAIN {
+            let certificates = rest.len() + 1;
+            return Err(PeerError::LongChain { certificates });
         }
-        let id = peer_id(chain)?;
-        let roots = self.trust.roots(id.trust_domain());
-        if roots.is_empty() {
-            let domain = id.trust_domain().clone();
-            return Err(PeerError::UntrustedDomain { id, domain });
-        }
-        if let Err(source) = self.verify_chain(chain, roots, role, now) {
+        let (id, _) = read_leaf(leaf)?;
+        let domain = self.trust.domain(&id)?;
+        if let Err(source) = self.verify_chain(leaf, rest, domain, role, now) {
             return Err(PeerError::Chain { id, source });
+        }
+        if domain.has_crls()
+            && let Some(revoked) = self.trust.revoked_among(domain, &self.trust.links(leaf, rest, domain)?)
+        {
+            return Err(PeerError::revoked(&id, revoked));
         }
         self.accepted.accepts(&id)?;
         Ok(id)
     }
 
-    fn verify_chain(&self, chain: &[CertificateDer<'_>], roots: &[Vec<u8>], role: Role, now: UnixTime) -> Result<(), ChainError> {
-        let roots: Vec<CertificateDer<'_>> = roots.iter().map(|root| CertificateDer::from(root.as_slice())).collect();
-        // A root that cannot be read vouches for nobody; the others still do.
-        let anchors: Vec<_> = roots.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
-        let (leaf, intermediates) = chain.split_first().ok_or(ChainError::UnknownIssuer)?;
+    fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        domain: &Domain,
+        role: Role,
+        now: UnixTime,
+    ) -> Result<(), ChainError> {
         let usage = match role {
             Role::Server => KeyUsage::server_auth(),
             Role::Client => KeyUsage::client_auth(),
         };
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        EndEntityCert::try_from(leaf)?.verify_for_usage(algorithms, &anchors, intermediates, now, usage, None, None)?;
+        let algorithms = self.trust.provider.signature_verification_algorithms.all;
+        // Revocation is judged apart from it: webpki takes the first CRL of the issuer's name for the only one, and
+        // refuses all if another key of that name has signed it.
+        EndEntityCert::try_from(leaf)?.verify_for_usage(algorithms, &domain.anchors, rest, now, usage, None, None)?;
         Ok(())
-    }
-
-    fn verify_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let domains: Vec<_> = self.trust.domains().collect();
         f.debug_struct("Verifier")
-            .field("domains", &domains)
+            .field("trust", &self.trust)
             .field("accepted", &self.accepted)
             .finish_non_exhaustive()
     }
+}
+
+/// What rustls asks of a verifier of either side, once its chain is judged: TLS 1.3 alone.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            // Never reached: the configurations offer TLS 1.3 alone.
+            Err(rustls::PeerIncompatible::Tls12NotOffered.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            verify_tls13_signature(
+                message,
+                leaf,
+                signature,
+                &self.trust.provider.signature_verification_algorithms,
+            )
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.trust.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
 }
 
 /// The client's side: the name dialled is not compared, since a mesh knows its peers by ID.
@@ -154,31 +194,11 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify_at(&chain(leaf, intermediates), Role::Server, now)?;
+        self.verify_at(leaf, intermediates, Role::Server, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verify_signature(message, leaf, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// The server's side: a certificate is mandatory.
@@ -194,41 +214,11 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.verify_at(&chain(leaf, intermediates), Role::Client, now)?;
+        self.verify_at(leaf, intermediates, Role::Client, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verify_signature(message, leaf, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn chain<'c>(leaf: &CertificateDer<'c>, intermediates: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
-    // One more than is read suffices to see that there are too many.
-    std::iter::once(leaf).chain(intermediates.iter().take(MAX_CHAIN)).cloned().collect()
-}
-
-/// Never reached: the configurations offer TLS 1.3 alone.
-fn no_tls12() -> rustls::Error {
-    rustls::PeerIncompatible::Tls12NotOffered.into()
+    signatures!();
 }
 
 #[cfg(test)]

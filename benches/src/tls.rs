@@ -9,7 +9,7 @@ use std::{
 };
 
 use ambient_core::{Credential, Credentials};
-use ambient_tls::{Accepted, Verifier};
+use ambient_tls::{Accepted, Trust, Verifier};
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
@@ -66,7 +66,8 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth, handshakes: 
 fn configs(warmth: Warmth) -> (ClientConfig, ServerConfig) {
     let certs = Certs::new();
     let provider = Arc::new(ambient_tls::provider());
-    let verifier = Arc::new(Verifier::new(&provider, &certs.trust(), Accepted::AnyTrusted));
+    let trust = Arc::new(Trust::new(&provider, &certs.trust()));
+    let verifier = Arc::new(Verifier::new(&trust, Accepted::AnyTrusted));
     let (chain, key) = proof(&certs.credential(&certs.stock).expect("just issued"));
     let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])

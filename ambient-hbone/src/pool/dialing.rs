@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambient_core::Credential;
-use ambient_tls::{Accepted, PeerError, Verifier};
+use ambient_tls::{Accepted, Peer, PeerError};
 use rustls::pki_types::ServerName;
 use tokio::{sync::watch, time::timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -16,7 +16,7 @@ use super::{
     ConnectError, Dialing, Key, Phase, Shared,
     tunnel::{self, Tunnel},
 };
-use crate::{driver::Driver, proto::engine::Role, tunnel::Line};
+use crate::{driver::Driver, proto::engine::Role, term::Term, tunnel::Line};
 
 /// Starts a dial as a task of its own, so that it outlives whoever asked first; `waiting` wait for it.
 pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>, waiting: usize) -> Dialing {
@@ -46,11 +46,12 @@ async fn run(
         };
         slot.dials.swap_remove(index);
         match result {
-            Ok((driver, line)) => {
-                let tunnel = Arc::new(Tunnel::new(Arc::clone(&key), credential, line));
+            Ok((driver, line, peer)) => {
+                let term = Term::new(&credential, &peer, Arc::clone(&shared.time));
+                let tunnel = Arc::new(Tunnel::new(Arc::clone(&key), credential, peer, line));
                 slot.tunnels.push(Arc::clone(&tunnel));
                 let ends = Arc::downgrade(&shared);
-                Ok((tunnel, driver, ends))
+                Ok((tunnel, driver, term, ends))
             }
             Err(e) => {
                 // A peer that has enough of tunnels is not asked for more than are needed.
@@ -62,29 +63,28 @@ async fn run(
             }
         }
     };
-    let (tunnel, driver, ends): (_, _, Weak<Shared>) = match stands {
+    let (tunnel, driver, term, ends): (_, _, _, Weak<Shared>) = match stands {
         Ok(stands) => stands,
         Err(e) => {
             tell.send_replace(Some(Err(e)));
             return;
         }
     };
+    // Trust that has changed meanwhile was asked about the tunnels in the pool, of which this one was none yet.
+    tunnel.end_if_revoked(&shared.trust());
     shared.standing.send_modify(|count| *count += 1);
     tell.send_replace(Some(Ok(Arc::clone(tunnel.line()))));
     let (observer, limits) = (Arc::clone(&shared.observer), shared.limits.clone());
     // The tunnel must not keep its pool alive.
     drop((shared, tell));
-    tunnel::drive(tunnel, driver, observer, limits, ends).await;
+    tunnel::drive(tunnel, driver, term, observer, limits, ends).await;
 }
 
-async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<(Driver, Arc<Line>), ConnectError> {
+async fn set_up(shared: &Shared, key: &Key, credential: &Arc<Credential>) -> Result<(Driver, Arc<Line>, Peer), ConnectError> {
     let (peer, limits) = (key.peer, &shared.limits);
-    let verifier = Verifier::new(
-        &shared.provider,
-        &shared.credentials.trust(),
-        Accepted::any_of(key.accepted.iter().cloned()),
-    );
-    let config = verifier.with_time(Arc::clone(&shared.time)).client_config(credential)?;
+    let trust = shared.trust();
+    let accepted = Accepted::any_of(key.accepted.iter().cloned());
+    let config = shared.configs.client(credential, &trust, accepted)?;
 
     let timed_out = |phase, limit| move |_| ConnectError::Timeout { peer, phase, limit };
     let io = timeout(limits.dial, shared.dial.dial(&key.speaker, peer))
@@ -100,9 +100,13 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Credential) -> Result<(
             let why = io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak HTTP/2 (ALPN h2)");
             return Err(refused(peer, why));
         }
+        let known = trust.peer(tls.get_ref().1.peer_certificates().unwrap_or_default());
+        // Trust may have changed while the handshake went on.
+        let known = known.and_then(|known| shared.trust().check_revocation(&known).map(|()| known));
+        let known = known.map_err(|source| ConnectError::WrongPeer { peer, source })?;
         let line = Arc::new(Line::new(Role::Client, limits.terms()));
         // The peer's SETTINGS are not waited for: a request may be on its way a round trip earlier.
-        Ok((Driver::new(TlsStream::from(tls), Arc::clone(&line)), line))
+        Ok((Driver::new(TlsStream::from(tls), Arc::clone(&line)), line, known))
     };
     timeout(limits.handshake, handshake)
         .await

@@ -6,13 +6,12 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use ambient_core::{Credential, Observer, observe::Event};
-use tokio::{
-    sync::Notify,
-    time::{Instant, MissedTickBehavior, interval_at},
-};
+use ambient_tls::{Peer, Trust};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{Key, Shared};
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
     driver::Driver,
     keepalive::Keepalive,
     proto::{choice::Load, liveness::Idleness},
+    term::Term,
     tunnel::Line,
 };
 
@@ -27,21 +27,21 @@ use crate::{
 pub(crate) struct Tunnel {
     key: Arc<Key>,
     credential: Arc<Credential>,
+    peer: Peer,
     line: Arc<Line>,
     open: AtomicUsize,
     opened: AtomicU64,
-    end: Notify,
 }
 
 impl Tunnel {
-    pub(super) fn new(key: Arc<Key>, credential: Arc<Credential>, line: Arc<Line>) -> Self {
+    pub(super) fn new(key: Arc<Key>, credential: Arc<Credential>, peer: Peer, line: Arc<Line>) -> Self {
         Self {
             key,
             credential,
+            peer,
             line,
             open: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
-            end: Notify::new(),
         }
     }
 
@@ -74,7 +74,11 @@ impl Tunnel {
     /// Ends it now, with all its streams.
     pub(super) fn end(&self) {
         self.line.lose(TunnelLost::Ended);
-        self.end.notify_one();
+    }
+
+    /// Ends it now if its peer is revoked; whether it did.
+    pub(super) fn end_if_revoked(&self, trust: &Trust) -> bool {
+        self.line.end_if_revoked(trust, &self.peer)
     }
 }
 
@@ -104,15 +108,21 @@ impl Drop for Lease {
 }
 
 /// Drives a tunnel to its end, then takes it out of the pool.
-pub(super) async fn drive(tunnel: Arc<Tunnel>, driver: Driver, observer: Arc<dyn Observer>, limits: Limits, pool: Weak<Shared>) {
+pub(super) async fn drive(
+    tunnel: Arc<Tunnel>,
+    driver: Driver,
+    term: Term,
+    observer: Arc<dyn Observer>,
+    limits: Limits,
+    pool: Weak<Shared>,
+) {
     let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
     observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });
     let mut out = OutOfPool {
         tunnel: Arc::clone(&tunnel),
         pool,
     };
-    let reason = run(&tunnel, driver, &limits).await;
-    tunnel.line.lose(reason);
+    run(&tunnel, driver, term, &limits).await;
     out.leave();
     observer.observe(&Event::TunnelClosed {
         peer,
@@ -121,27 +131,47 @@ pub(super) async fn drive(tunnel: Arc<Tunnel>, driver: Driver, observer: Arc<dyn
     });
 }
 
-async fn run(tunnel: &Tunnel, mut driver: Driver, limits: &Limits) -> TunnelLost {
+/// Drives it until it is lost.
+async fn run(tunnel: &Tunnel, mut driver: Driver, mut term: Term, limits: &Limits) {
     let mut keepalive = Keepalive::new(limits.dead_peer);
     let mut idleness = Idleness::default();
     let half = limits.idle / 2;
     let mut idle = interval_at(Instant::now() + half, half.max(std::time::Duration::from_millis(1)));
     idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let drive = poll_fn(|cx| match driver.poll(cx) {
-        std::task::Poll::Pending => keepalive.poll(cx, &tunnel.line, driver.reads()),
-        lost => lost,
+    let lost = poll_fn(|cx| {
+        if let Poll::Ready(reason) = poll(cx, tunnel, &mut driver, &mut keepalive, &mut term) {
+            tunnel.line.lose(reason);
+        }
+        // Or another task has lost it: looked at last, when the driver is known to be woken.
+        if tunnel.line.lost().is_some() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     });
-    tokio::pin!(drive);
+    tokio::pin!(lost);
     loop {
         tokio::select! {
-            reason = &mut drive => return reason,
-            () = tunnel.end.notified() => return TunnelLost::Ended,
+            () = &mut lost => return,
             _ = idle.tick() => {
                 if idleness.on_tick(tunnel.open.load(Ordering::Relaxed), tunnel.opened.load(Ordering::Relaxed)) {
                     tunnel.retire();
                 }
             }
         }
+    }
+}
+
+fn poll(cx: &mut Context<'_>, tunnel: &Tunnel, driver: &mut Driver, keepalive: &mut Keepalive, term: &mut Term) -> Poll<TunnelLost> {
+    while let Poll::Ready(told) = term.poll(cx) {
+        match told {
+            Some(reason) => return Poll::Ready(reason),
+            None => tunnel.retire(),
+        }
+    }
+    match driver.poll(cx) {
+        Poll::Pending => keepalive.poll(cx, &tunnel.line, driver.reads()),
+        lost => lost,
     }
 }
 

@@ -296,6 +296,8 @@ impl Engine {
         self.goaway.get_or_insert((0, Code::NO_ERROR));
         self.incoming.clear();
         self.openers.drain(..).for_each(Waker::wake);
+        // It may be another task that says so.
+        self.wake_driver();
     }
 
     // What a server asks and does.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use ambient_core::{Credential, Credentials, Identity, TrustBundles, TrustDomain};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SanType, SerialNumber,
+};
 
 /// A CA of one trust domain.
 pub(crate) struct Ca {
@@ -31,10 +34,16 @@ impl Ca {
     }
 
     pub(crate) fn issue(&self, identity: &Identity) -> Credential {
+        self.issue_as(identity, |_| {})
+    }
+
+    /// The same, changed as a test likes; the credential's own dates stay wide.
+    pub(crate) fn issue_as(&self, identity: &Identity, change: impl FnOnce(&mut CertificateParams)) -> Credential {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Credential {
             identity: identity.clone(),
@@ -43,6 +52,27 @@ impl Ca {
             not_before: SystemTime::UNIX_EPOCH,
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 34),
         }
+    }
+}
+
+impl Ca {
+    /// A CRL of these serial numbers.
+    pub(crate) fn crl(&self, serials: &[u64]) -> Vec<u8> {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: rcgen::date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2026, 1, 1),
+            next_update: rcgen::date_time_ymd(2027, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 }
 
@@ -66,6 +96,14 @@ impl Held {
         let mut bundles = TrustBundles::clone(&trust);
         bundles.add(ca.domain.clone(), ca.root.clone());
         *trust = Arc::new(bundles);
+    }
+
+    /// Trusts in these authorities alone, with these CRLs of the first.
+    pub(crate) fn trust_only(&self, cas: &[&Ca], crls: &[&[u8]]) {
+        let mut bundles = TrustBundles::default();
+        cas.iter().for_each(|ca| bundles.add(ca.domain.clone(), ca.root.clone()));
+        crls.iter().for_each(|crl| bundles.add_crl(cas[0].domain.clone(), crl.to_vec()));
+        *self.trust.lock().unwrap() = Arc::new(bundles);
     }
 }
 

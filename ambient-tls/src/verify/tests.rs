@@ -1,77 +1,18 @@
 #![cfg(feature = "aws-lc-rs")]
 
-use std::time::Duration;
-
-use ambient_core::{Credential, Identity};
+use ambient_core::Credential;
 use proptest::prelude::*;
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
-use rustls::{ClientConnection, ServerConnection};
+use rcgen::{BasicConstraints, CustomExtension, ExtendedKeyUsagePurpose, IsCa, SanType};
+use rustls::{ClientConnection, ServerConnection, crypto::CryptoProvider};
 
 use super::*;
-
-struct Ca {
-    root: Vec<u8>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Ca {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).unwrap().der().to_vec();
-        Self {
-            root,
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// A leaf with these URI SANs, changed as a test likes.
-    fn leaf(&self, uris: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Credential {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        change(&mut params);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Credential {
-            identity: CART.parse().unwrap(),
-            chain: vec![certificate.der().to_vec()],
-            key: Arc::new(key.serialize_der().into()),
-            not_before: std::time::SystemTime::UNIX_EPOCH,
-            not_after: std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 34),
-        }
-    }
-}
-
-/// A clock that stands still.
-#[derive(Debug)]
-struct At(u64);
-
-impl TimeProvider for At {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0)))
-    }
-}
-
-fn trust(roots: &[(&str, &Ca)]) -> Arc<TrustBundles> {
-    let mut trust = TrustBundles::default();
-    for (domain, ca) in roots {
-        trust.add(domain.parse().unwrap(), ca.root.clone());
-    }
-    Arc::new(trust)
-}
-
-fn verifier(trust: &Arc<TrustBundles>, accepted: Accepted) -> Verifier {
-    Verifier::new(&Arc::new(crate::provider()), trust, accepted).with_time(Arc::new(At(NOW)))
-}
-
-fn ders(credential: &Credential) -> Vec<CertificateDer<'static>> {
-    credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect()
-}
+use crate::{
+    peer_id,
+    test_ca::{CART, Ca, ders, trust, verifier},
+};
 
 fn verify(ca: &Ca, credential: &Credential, role: Role) -> Result<SpiffeId, PeerError> {
-    verifier(&trust(&[("cluster.local", ca)]), Accepted::AnyTrusted).verify(&ders(credential), role)
+    verifier(&trust(&[("cluster.local", ca)], &[]), Accepted::AnyTrusted).verify(&ders(credential), role)
 }
 
 #[test]
@@ -117,7 +58,7 @@ fn exactly_one_uri_that_is_a_spiffe_id() {
         );
     }
     // Valid beside a name that is not text: [6] is a URI, 0xff is in no ASCII.
-    let hidden = |params: &mut CertificateParams| {
+    let hidden = |params: &mut rcgen::CertificateParams| {
         let mut names = vec![0x30, 0];
         for uri in [CART.as_bytes(), b"spiffe://\xff"] {
             names.extend([0x86, uri.len() as u8]);
@@ -137,7 +78,7 @@ fn exactly_one_uri_that_is_a_spiffe_id() {
 #[test]
 fn a_domains_root_vouches_for_no_other_domain() {
     let (ours, theirs) = (Ca::new(), Ca::new());
-    let both = trust(&[("cluster.local", &ours), ("other.example", &theirs)]);
+    let both = trust(&[("cluster.local", &ours), ("other.example", &theirs)], &[]);
     let verifier = verifier(&both, Accepted::AnyTrusted);
     assert!(
         verifier
@@ -193,7 +134,7 @@ fn dates_and_uses_are_checked() {
 fn long_and_empty_chains_are_refused_unread() {
     let ca = Ca::new();
     let leaf = ders(&ca.leaf(&[CART], |_| {}));
-    let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
+    let verifier = verifier(&trust(&[("cluster.local", &ca)], &[]), Accepted::AnyTrusted);
     assert_eq!(verifier.verify(&[], Role::Client), Err(PeerError::NoCertificate));
     let long = vec![leaf[0].clone(); MAX_CHAIN + 1];
     assert_eq!(
@@ -207,7 +148,7 @@ fn long_and_empty_chains_are_refused_unread() {
 #[test]
 fn whole_ids_are_compared() {
     let ca = Ca::new();
-    let trust = trust(&[("cluster.local", &ca)]);
+    let trust = trust(&[("cluster.local", &ca)], &[]);
     let leaf = ders(&ca.leaf(&[CART], |_| {}));
     let accepts = |uris: &[&str]| {
         let accepted = Accepted::any_of(uris.iter().map(|uri| uri.parse::<Identity>().unwrap()));
@@ -223,6 +164,30 @@ fn whole_ids_are_compared() {
         assert!(matches!(refused, PeerError::WrongPeer { .. }));
         assert!(refused.to_string().contains(CART), "{refused}");
     }
+}
+
+#[test]
+fn the_form_of_a_workload_can_be_demanded() {
+    let ca = Ca::new();
+    let trust = trust(&[("cluster.local", &ca)], &[]);
+    let ask = |uri: &str, accepted| verifier(&trust, accepted).verify(&ders(&ca.leaf(&[uri], |_| {})), Role::Client);
+    assert!(ask(CART, Accepted::AnyWorkload).is_ok());
+    for other in [
+        "spiffe://cluster.local",
+        "spiffe://cluster.local/ns/shop",
+        "spiffe://cluster.local/ns/shop/sa/cart/x",
+        "spiffe://cluster.local/sa/cart/ns/shop",
+        "spiffe://cluster.local/node/n1",
+    ] {
+        assert!(ask(other, Accepted::AnyTrusted).is_ok(), "{other}");
+        let refused = ask(other, Accepted::AnyWorkload).unwrap_err();
+        assert!(matches!(refused, PeerError::NotWorkload { .. }), "{other}: {refused}");
+        assert!(refused.to_string().contains(other), "{refused}");
+    }
+    // A chain that does not hold is refused as that, whatever it names.
+    let forged = ders(&Ca::new().leaf(&["spiffe://cluster.local/x"], |_| {}));
+    let refused = verifier(&trust, Accepted::AnyWorkload).verify(&forged, Role::Client);
+    assert!(matches!(refused, Err(PeerError::Chain { .. })));
 }
 
 /// Carries bytes between two connections until nothing moves; the first error of each side.
@@ -250,7 +215,7 @@ fn shake(client: &mut ClientConnection, server: &mut ServerConnection) -> (Optio
 #[test]
 fn a_handshake_agrees_on_the_meshs_terms() {
     let ca = Ca::new();
-    let trust = trust(&[("cluster.local", &ca)]);
+    let trust = trust(&[("cluster.local", &ca)], &[]);
     let leaf = ca.leaf(&[CART], |_| {});
     let both = verifier(&trust, Accepted::any_of([leaf.identity.clone()]));
     let mut client = ClientConnection::new(both.client_config(&leaf).unwrap(), ServerName::try_from("10.0.0.1").unwrap()).unwrap();
@@ -274,7 +239,7 @@ fn a_handshake_agrees_on_the_meshs_terms() {
 #[test]
 fn the_reason_survives_through_rustls_and_io() {
     let ca = Ca::new();
-    let trust = trust(&[("cluster.local", &ca)]);
+    let trust = trust(&[("cluster.local", &ca)], &[]);
     let leaf = ca.leaf(&[CART], |_| {});
     let till = Accepted::any_of(["spiffe://cluster.local/ns/shop/sa/till".parse().unwrap()]);
     let client = verifier(&trust, till).client_config(&leaf).unwrap();
@@ -293,8 +258,8 @@ fn the_reason_survives_through_rustls_and_io() {
 fn a_client_without_a_certificate_is_refused() {
     let ca = Ca::new();
     let leaf = ca.leaf(&[CART], |_| {});
-    let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
-    let config = rustls::ClientConfig::builder_with_details(Arc::clone(&verifier.provider), Arc::clone(&verifier.time))
+    let verifier = verifier(&trust(&[("cluster.local", &ca)], &[]), Accepted::AnyTrusted);
+    let config = rustls::ClientConfig::builder_with_details(Arc::clone(&verifier.trust.provider), Arc::clone(&verifier.time))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
@@ -312,7 +277,7 @@ fn a_key_of_another_certificate_is_refused_at_once() {
     let ca = Ca::new();
     let mut leaf = ca.leaf(&[CART], |_| {});
     leaf.key = ca.leaf(&[CART], |_| {}).key;
-    let verifier = verifier(&trust(&[("cluster.local", &ca)]), Accepted::AnyTrusted);
+    let verifier = verifier(&trust(&[("cluster.local", &ca)], &[]), Accepted::AnyTrusted);
     assert!(verifier.client_config(&leaf).is_err());
     leaf.key = Arc::new(vec![1, 2, 3].into());
     let refused = verifier.server_config(&leaf).unwrap_err();
@@ -325,9 +290,9 @@ proptest! {
     /// A certificate changed anywhere names nobody, or does not hold.
     #[test]
     fn one_flipped_bit_is_never_accepted(at in any::<prop::sample::Index>(), bit in 0_u32..8) {
-        thread_local!(static GOOD: (Arc<TrustBundles>, Credential) = {
+        thread_local!(static GOOD: (Arc<Trust>, Credential) = {
             let ca = Ca::new();
-            (trust(&[("cluster.local", &ca)]), ca.leaf(&[CART], |_| {}))
+            (trust(&[("cluster.local", &ca)], &[]), ca.leaf(&[CART], |_| {}))
         });
         GOOD.with(|(trust, leaf)| {
             let mut der = leaf.chain[0].clone();
@@ -352,7 +317,3 @@ proptest! {
         prop_assert!(peer_id(&[CertificateDer::from(cut)]).is_err());
     }
 }
-
-/// In November 2026.
-const NOW: u64 = 1_795_000_000;
-const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
