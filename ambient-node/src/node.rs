@@ -300,12 +300,29 @@ async fn follow(shared: Arc<Shared>, mut source: Box<dyn Source>, desired: watch
 }
 
 fn take(shared: &Shared, batch: Batch) -> Changed {
-    for change in &batch.changes {
-        if let Change::Trust(trust) = change {
-            shared.certificates.set_trust(trust.clone());
-        }
+    let mut trust = batch.changes.iter().filter_map(|change| match change {
+        Change::Trust(trust) => Some(trust),
+        _ => None,
+    });
+    if let Some(trust) = trust.next_back() {
+        shared.certificates.set_trust(trust.clone());
+        recheck_peers(shared);
     }
     shared.state.apply(batch, clock::steady())
+}
+
+/// Ends the tunnels whose peer is revoked by the trust of now.
+fn recheck_peers(shared: &Shared) {
+    let server = shared.server.recheck();
+    let pools = shared.workers.iter().map(|worker| worker.tunnels.recheck().ended);
+    let ended = server.ended + pools.sum::<usize>();
+    if ended > 0 {
+        tracing::info!(ended, "tunnels ended: their peers are revoked");
+    }
+    // Each reads the same: the server's word will do.
+    for fault in server.faults {
+        tracing::error!(%fault, "a CRL cannot be used");
+    }
 }
 
 /// The pods of this node that are meant to be in the mesh.
