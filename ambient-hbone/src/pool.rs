@@ -57,7 +57,7 @@ pub struct Pool {
 struct Shared {
     dial: Arc<dyn Dial>,
     credentials: Arc<dyn Credentials>,
-    configs: Configs,
+    configs: Arc<Configs>,
     observer: Arc<dyn Observer>,
     time: Arc<dyn TimeProvider>,
     limits: Limits,
@@ -111,6 +111,7 @@ impl Pool {
             dial,
             credentials,
             provider,
+            configs: None,
             observer: Arc::new(()),
             time: Arc::new(DefaultTimeProvider),
             limits: Limits::default(),
@@ -362,6 +363,7 @@ pub struct PoolBuilder {
     dial: Arc<dyn Dial>,
     credentials: Arc<dyn Credentials>,
     provider: Arc<CryptoProvider>,
+    configs: Option<Arc<Configs>>,
     observer: Arc<dyn Observer>,
     time: Arc<dyn TimeProvider>,
     limits: Limits,
@@ -382,6 +384,14 @@ impl PoolBuilder {
         self
     }
 
+    /// Shares what is read of trust and of keys with pools and servers that look at the same credentials. Its provider
+    /// and its clock are those of the handshakes then.
+    #[must_use]
+    pub fn configs(mut self, configs: Arc<Configs>) -> Self {
+        self.configs = Some(configs);
+        self
+    }
+
     /// The clock by which certificates are judged; the system's by default.
     #[must_use]
     pub fn time(mut self, time: Arc<dyn TimeProvider>) -> Self {
@@ -395,6 +405,7 @@ impl PoolBuilder {
             dial,
             credentials,
             provider,
+            configs,
             observer,
             time,
             limits,
@@ -402,7 +413,7 @@ impl PoolBuilder {
         let shared = Shared {
             dial,
             credentials,
-            configs: Configs::new(provider, Arc::clone(&time)),
+            configs: configs.unwrap_or_else(|| Arc::new(Configs::new(provider).with_time(Arc::clone(&time)))),
             observer,
             time,
             limits,

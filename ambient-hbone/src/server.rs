@@ -47,7 +47,7 @@ pub struct Server {
 
 struct Shared {
     credentials: Arc<dyn Credentials>,
-    configs: Configs,
+    configs: Arc<Configs>,
     accepted: Accepted,
     observer: Arc<dyn Observer>,
     time: Arc<dyn TimeProvider>,
@@ -61,6 +61,7 @@ impl Server {
         ServerBuilder {
             credentials,
             provider,
+            configs: None,
             accepted: Accepted::AnyTrusted,
             observer: Arc::new(()),
             time: Arc::new(DefaultTimeProvider),
@@ -162,6 +163,7 @@ impl fmt::Debug for Server {
 pub struct ServerBuilder {
     credentials: Arc<dyn Credentials>,
     provider: Arc<CryptoProvider>,
+    configs: Option<Arc<Configs>>,
     accepted: Accepted,
     observer: Arc<dyn Observer>,
     time: Arc<dyn TimeProvider>,
@@ -190,6 +192,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Shares what is read of trust and of keys with pools and servers that look at the same credentials. Its provider
+    /// and its clock are those of the handshakes then.
+    #[must_use]
+    pub fn configs(mut self, configs: Arc<Configs>) -> Self {
+        self.configs = Some(configs);
+        self
+    }
+
     /// The clock by which certificates are judged; the system's by default.
     #[must_use]
     pub fn time(mut self, time: Arc<dyn TimeProvider>) -> Self {
@@ -202,6 +212,7 @@ impl ServerBuilder {
         let Self {
             credentials,
             provider,
+            configs,
             accepted,
             observer,
             time,
@@ -209,7 +220,7 @@ impl ServerBuilder {
         } = self;
         let shared = Shared {
             credentials,
-            configs: Configs::new(provider, Arc::clone(&time)),
+            configs: configs.unwrap_or_else(|| Arc::new(Configs::new(provider).with_time(Arc::clone(&time)))),
             accepted,
             observer,
             time,

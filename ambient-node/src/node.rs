@@ -11,6 +11,7 @@ use ambient_redirect::{
     plan::Options,
     pods::{PodState, State as PodStage},
 };
+use ambient_tls::Configs;
 use http::StatusCode;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 
@@ -161,13 +162,16 @@ impl Node {
         let metrics = Arc::new(Metrics::default());
         let observer: Arc<dyn Observer> = Arc::new(Told);
         let provider = Arc::new(ambient_tls::provider());
+        // One for all: a CRL is read once, however many threads there are.
+        let configs = Arc::new(Configs::new(provider.clone()));
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
         let count = config.workers;
         let tunnels = {
             let (dialler, certificates, provider, observer) = (dialler.clone(), certificates.clone(), provider.clone(), observer.clone());
+            let configs = configs.clone();
             move || {
                 let pool = Pool::builder(dialler.clone(), certificates.clone(), provider.clone());
-                pool.observer(observer.clone()).build()
+                pool.configs(configs.clone()).observer(observer.clone()).build()
             }
         };
         let workers = tokio::task::spawn_blocking(move || Workers::start(count, tunnels)).await;
@@ -176,6 +180,7 @@ impl Node {
             .and_then(|started| started)
             .map_err(StartError::Threads)?;
         let server = Server::builder(certificates.clone(), provider.clone())
+            .configs(configs)
             .observer(observer.clone())
             .build();
         let redirect = ambient_redirect::Config {
@@ -319,7 +324,7 @@ fn recheck_peers(shared: &Shared) {
     if ended > 0 {
         tracing::info!(ended, "tunnels ended: their peers are revoked");
     }
-    // Each reads the same: the server's word will do.
+    // All share what was read.
     for fault in server.faults {
         tracing::error!(%fault, "a CRL cannot be used");
     }

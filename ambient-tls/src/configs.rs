@@ -6,7 +6,12 @@ use std::{
 };
 
 use ambient_core::{Credential, TrustBundles};
-use rustls::{ClientConfig, ServerConfig, crypto::CryptoProvider, sign::CertifiedKey, time_provider::TimeProvider};
+use rustls::{
+    ClientConfig, ServerConfig,
+    crypto::CryptoProvider,
+    sign::CertifiedKey,
+    time_provider::{DefaultTimeProvider, TimeProvider},
+};
 
 use crate::{Accepted, ConfigError, Trust, Verifier, config::certified_key};
 
@@ -14,7 +19,7 @@ use crate::{Accepted, ConfigError, Trust, Verifier, config::certified_key};
 ///
 /// Trust is read once for each `Arc<TrustBundles>` and a key once for each `Arc<Credential>`, told apart by their
 /// addresses: so it pays to give the same `Arc` while nothing has changed. Keys of at most 256 credentials are kept, and
-/// none longer than its credential lives elsewhere and the next handshake.
+/// none longer than its credential lives elsewhere and the next handshake. Several threads may share one.
 pub struct Configs {
     provider: Arc<CryptoProvider>,
     time: Arc<dyn TimeProvider>,
@@ -37,8 +42,8 @@ struct Key {
 }
 
 impl Configs {
-    /// Nothing is kept yet, and nobody is trusted.
-    pub fn new(provider: Arc<CryptoProvider>, time: Arc<dyn TimeProvider>) -> Self {
+    /// Nothing is kept yet. The clock is the system's.
+    pub fn new(provider: Arc<CryptoProvider>) -> Self {
         let bundles = Arc::default();
         let trust = Arc::new(Trust::new(&provider, &bundles));
         let kept = Kept {
@@ -48,9 +53,16 @@ impl Configs {
         };
         Self {
             provider,
-            time,
+            time: Arc::new(DefaultTimeProvider),
             kept: Mutex::new(kept),
         }
+    }
+
+    /// The same with another clock.
+    #[must_use]
+    pub fn with_time(mut self, time: Arc<dyn TimeProvider>) -> Self {
+        self.time = time;
+        self
     }
 
     /// What these bundles say, read if they are others than the last ones. What was in force before stays so where they

@@ -106,7 +106,8 @@ pub(crate) fn links(
     let presented: Vec<_> = presented.collect::<Result<_, _>>().map_err(|e| unreadable(&e))?;
     let link = |certificate: &EndEntityCert<'_>| {
         let issuer = certificate.issuer();
-        let among = presented.iter().filter(|other| other.subject() == issuer);
+        // The leaf is nobody's issuer: the chain was verified.
+        let among = presented.iter().skip(1).filter(|other| other.subject() == issuer);
         let among = among.map(|other| other.subject_public_key_info());
         let mut keys: Vec<_> = among.chain(domain.keys_of(issuer)).collect();
         if keys.len() > 1 {

@@ -4,7 +4,7 @@ use super::*;
 use crate::test_ca::{At, CART, Ca, NOW, OURS, bundles};
 
 fn configs() -> Configs {
-    Configs::new(Arc::new(crate::provider()), Arc::new(At(NOW)))
+    Configs::new(Arc::new(crate::provider())).with_time(Arc::new(At(NOW)))
 }
 
 #[test]
