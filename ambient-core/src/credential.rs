@@ -128,7 +128,8 @@ fn add(to: &mut Vec<Vec<u8>>, der: Vec<u8>) {
 /// Where credentials are looked up: the present value, at once.
 ///
 /// A handshake calls this and never waits on a network; keeping the values present is the work of whoever implements
-/// it. Values may change at any time: new handshakes use the new ones.
+/// it. Values may change at any time: new handshakes use the new ones. While nothing has changed give the same `Arc`:
+/// what is read of it is kept by its address.
 pub trait Credentials: Send + Sync {
     /// The present credential of an identity; `None` while there is none.
     fn credential(&self, identity: &Identity) -> Option<Arc<Credential>>;

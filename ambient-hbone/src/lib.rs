@@ -6,6 +6,10 @@
 //! between a stream and anything else. A tunnel within a tunnel needs nothing more: a [`Stream`] is what
 //! [`Server::accept`] and [`Dial`] take.
 //!
+//! Credentials and trust may change at any time. New handshakes use the new ones; a tunnel goes on until the first of its
+//! two certificates ends, or until its peer is found revoked: after a change of trust call [`Pool::recheck`] and
+//! [`Server::recheck`]. Why it ended is a [`TunnelLost`], and all its streams end as reset.
+//!
 //! An echo over a tunnel in memory:
 //!
 //! ```

@@ -32,8 +32,8 @@ pub struct Trust {
 pub(crate) struct Domain {
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
     crls: Vec<Arc<Crl>>,
-    /// The last of its CRLs that came without a fault.
-    sound: Option<Vec<Arc<Crl>>>,
+    /// The last of its CRLs that came without a fault; there may be none.
+    sound: Vec<Arc<Crl>>,
     /// Why nobody of it can be accepted.
     closed: Option<CrlError>,
 }
@@ -188,18 +188,16 @@ impl Domain {
             }
         }
         let Some(first) = first else {
-            self.sound = Some(self.crls.clone());
+            self.sound = self.crls.clone();
             return;
         };
-        self.sound = before.and_then(|before| before.sound.clone());
-        match &self.sound {
-            Some(sound) => {
-                let missing = sound.iter().filter(|old| !self.crls.iter().any(|crl| crl.der() == old.der()));
-                let missing: Vec<_> = missing.cloned().collect();
-                self.crls.extend(missing);
-            }
-            None => self.closed = Some(first),
+        self.sound = before.map_or_else(Vec::new, |before| before.sound.clone());
+        if self.sound.is_empty() {
+            self.closed = Some(first);
         }
+        let missing = |old: &&Arc<Crl>| !self.crls.iter().any(|crl| crl.der() == old.der());
+        let missing: Vec<_> = self.sound.iter().filter(missing).cloned().collect();
+        self.crls.extend(missing);
     }
 
     fn read_crl(&self, provider: &CryptoProvider, index: usize, der: &[u8], known: &[Arc<Crl>]) -> Result<Arc<Crl>, CrlError> {
@@ -222,7 +220,7 @@ impl Domain {
 
 /// A CRL of a trust domain that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("trust domain {domain}: {source}; the CRLs before it stay in force")]
+#[error("trust domain {domain}: {source}; the CRLs before it stay in force, and without any the domain is refused")]
 pub struct TrustFault {
     /// The domain.
     pub domain: TrustDomain,

@@ -168,6 +168,10 @@ fn an_unusable_list_leaves_the_last_good_ones_in_force() {
     // No list is no fault: whoever gives none means it.
     let fifth = Arc::new(fourth.renew(&bundles(&roots, &[])));
     assert_eq!(revoked(&fifth, &chains), [0_usize; 0]);
+    // Where there was none, nothing says who is revoked, whether the process is new or not.
+    let sixth = Arc::new(fifth.renew(&bundles(&roots, &[(OURS, b"no CRL")])));
+    let refused = verifier(&sixth, Accepted::AnyTrusted).verify(&chains[2], Role::Client);
+    assert!(matches!(refused, Err(PeerError::UnusableCrl { .. })), "{refused:?}");
 }
 
 #[test]
