@@ -195,8 +195,8 @@ impl Pool {
     /// Looks again at the peers of all tunnels, after the trust that the credentials name has changed: ends those whose
     /// peer is revoked, with their streams, by [`TunnelLost::PeerRevoked`](crate::TunnelLost::PeerRevoked).
     ///
-    /// That a root has gone ends none: new handshakes fail without it. Call it from whatever thread; it reads the CRLs,
-    /// and leaves the tunnels' own tasks to end them.
+    /// That a root has gone ends none: new handshakes fail without it. Call it from whatever thread: it reads the CRLs and
+    /// ends the streams; the tunnels' own tasks close the connections.
     pub fn recheck(&self) -> Rechecked {
         let trust = self.shared.trust();
         let tunnels: Vec<_> = self.shared.slots().values().flat_map(|slot| &slot.tunnels).cloned().collect();

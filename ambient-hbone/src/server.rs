@@ -137,8 +137,8 @@ impl Server {
     /// Looks again at the peers of all sessions, after the trust that the credentials name has changed: ends those whose
     /// peer is revoked, with their streams, by [`TunnelLost::PeerRevoked`].
     ///
-    /// That a root has gone ends none: new handshakes fail without it. Call it from whatever thread; it reads the CRLs,
-    /// and leaves it to those who wait in [`Session::next`] to end them.
+    /// That a root has gone ends none: new handshakes fail without it. Call it from whatever thread: it reads the CRLs and
+    /// ends the streams; whoever waits in [`Session::next`] is woken, and closes the connection.
     pub fn recheck(&self) -> Rechecked {
         let trust = self.shared.configs.trust(&self.shared.credentials.trust());
         let sessions = self.shared.sessions.all();
