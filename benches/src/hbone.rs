@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use ambient_hbone::{BoxFuture, BoxedIo, Destination, Dial, Pool, RelayLimits, Server, Speaker, relay};
+use ambient_tls::Configs;
 use http::{HeaderMap, StatusCode};
 
 use crate::{
@@ -28,7 +29,12 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2]
     let far = far(&sides.far, app, &certs, Server::builder(certs.clone(), provider.clone()).build());
     let speaker = Speaker::new("cart-0", certs.cart.clone());
     let destination = Destination::new(far.address, app.into(), [certs.stock.clone()]);
-    let fresh = move || Pool::builder(Arc::new(Tcp), certs.clone(), provider.clone()).build();
+    // As in a node, and in bare TLS: what is made of a credential is made once.
+    let configs = Arc::new(Configs::new(provider.clone()));
+    let fresh = move || {
+        let pool = Pool::builder(Arc::new(Tcp), certs.clone(), provider.clone());
+        pool.configs(configs.clone()).build()
+    };
     let kept = fresh();
     let limits = RelayLimits::default();
     let near = Node::listen(&sides.near, move |mut client| {

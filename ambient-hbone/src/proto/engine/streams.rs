@@ -1,6 +1,10 @@
 //! The streams of a connection.
 
-use std::{collections::HashMap, task::Waker};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    task::Waker,
+};
 
 use super::{
     Cut,
@@ -120,7 +124,26 @@ const LEAST_OUTBOX: usize = 16 << 10;
 pub(super) struct Streams {
     places: Vec<Option<Box<Slot>>>,
     free: Vec<u32>,
-    by_id: HashMap<u32, u32>,
+    by_id: HashMap<u32, u32, BuildHasherDefault<ById>>,
+}
+
+/// Numbers of streams ascend, and there are a few hundred at most: whatever a peer chooses, little more than its bits need
+/// be mixed. It is asked for each frame.
+#[derive(Debug, Default)]
+struct ById(u64);
+
+impl Hasher for ById {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Streams {
