@@ -3,7 +3,7 @@
 //!
 //! The one entry is [`world::enter`]: called first thing in `main`, with or without root, it puts the process into
 //! fresh mount and network namespaces and gives the [`World`]. In it: [`World::namespace`] makes network namespaces,
-//! [`link`] joins them by wires, [`Namespace::spawn`] starts programs in them that never outlive the world,
+//! [`link`] joins them by wires ([`link_delayed`] by slow ones), [`Namespace::spawn`] starts programs in them that never outlive the world,
 //! [`Capture`] sees what really passed over a wire. [`harness::main`] runs tests in such worlds, [`kept`] finds the
 //! world of a lab again, [`ca`] issues the certificates that tests need.
 //!
@@ -41,7 +41,7 @@ mod sys;
 mod view;
 
 pub use capture::Capture;
-pub use namespace::{End, Namespace, NamespaceError, NamespaceId, link};
+pub use namespace::{DelayedLink, End, Namespace, NamespaceError, NamespaceId, link, link_delayed};
 pub use process::{Output, Process, Program, SpawnError, exit_code};
 pub use rustix::process::Signal;
 pub use view::{Resolution, View};

@@ -1,5 +1,6 @@
 //! Network namespaces of the world, and the wires between them.
 
+mod delay;
 mod wire;
 
 use std::{
@@ -13,8 +14,11 @@ use std::{
     thread,
 };
 
-pub use self::wire::{End, link};
 pub(crate) use self::wire::{loopback_up, prove_nftables};
+pub use self::{
+    delay::{DelayedLink, link_delayed},
+    wire::{End, link},
+};
 use crate::{World, sys, view::plain_name, world::Shared};
 
 /// A network namespace of the world, with a name in its [`World::netns_dir`].

@@ -100,6 +100,24 @@ pub(crate) fn settle_carrier(interface: &str) -> io::Result<()> {
         command: GET_LINK,
         data: 0,
     };
+    let mut request = interface_request(interface);
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    // SAFETY: the request points to a structure of the form that its command says, and both outlive the call.
+    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) })
+}
+
+/// Makes the device behind a descriptor of `/dev/net/tun`, of packets without any header, under this name in the
+/// namespace in which it was opened. The device goes with the descriptor.
+pub(crate) fn attach_tun(device: BorrowedFd<'_>, interface: &str) -> io::Result<()> {
+    let mut request = interface_request(interface);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
+    // SAFETY: the request is of the form that the command says, and outlives the call.
+    done(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &raw mut request) })
+}
+
+/// A request about an interface; a name that is too long is cut.
+fn interface_request(interface: &str) -> libc::ifreq {
     // SAFETY: all zeroes is a valid ifreq: integers, bytes and a null pointer.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays zero.
@@ -107,10 +125,7 @@ pub(crate) fn settle_carrier(interface: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
-    // SAFETY: the request points to a structure of the form that its command says, and both outlive the call.
-    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) })
+    request
 }
 
 /// A path as C takes it.

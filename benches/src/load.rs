@@ -26,6 +26,8 @@ pub struct Load {
     pub warmth: Warmth,
     /// Further connections: downloads whose reader has stopped. Where there are some, what counts is the same without.
     pub stalled: usize,
+    /// What a sample of a ratio takes, about.
+    pub sample: Duration,
 }
 
 impl Load {
@@ -37,6 +39,7 @@ impl Load {
             connections,
             warmth: Warmth::Warm,
             stalled: 0,
+            sample: Duration::from_millis(200),
         }
     }
 
@@ -51,6 +54,13 @@ impl Load {
     #[must_use]
     pub const fn beside_stalled(mut self, stalled: usize) -> Self {
         self.stalled = stalled;
+        self
+    }
+
+    /// With longer samples, where the first moments of each count for little otherwise.
+    #[must_use]
+    pub const fn sampled_for(mut self, sample: Duration) -> Self {
+        self.sample = sample;
         self
     }
 

@@ -4,11 +4,12 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{LazyLock, mpsc},
+    sync::{Arc, LazyLock, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use ambient_testkit::Namespace;
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
@@ -22,6 +23,7 @@ use tokio::{
 /// Where something runs.
 #[derive(Clone, Debug)]
 pub struct Place {
+    namespace: Option<Arc<Namespace>>,
     address: IpAddr,
     /// Sizes of the buffers of the sockets that are accepted there.
     buffers: Option<u32>,
@@ -32,9 +34,19 @@ impl Place {
     /// This machine's loopback.
     pub fn loopback() -> Self {
         Self {
+            namespace: None,
             address: Ipv4Addr::LOCALHOST.into(),
             buffers: None,
             core: None,
+        }
+    }
+
+    /// A namespace, with the address that others reach it by.
+    pub fn namespace(namespace: &Arc<Namespace>, address: IpAddr) -> Self {
+        Self {
+            namespace: Some(Arc::clone(namespace)),
+            address,
+            ..Self::loopback()
         }
     }
 
@@ -93,10 +105,12 @@ impl Node {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (stop, mut stopped) = oneshot::channel::<()>();
+        let (stop, stopped) = oneshot::channel::<()>();
         let (ready, started) = mpsc::channel();
         let place = place.clone();
+        let namespace = place.namespace.clone();
         let work = move || {
+            let mut stopped = stopped;
             place.enter();
             let runtime = runtime();
             runtime.block_on(async {
@@ -115,7 +129,10 @@ impl Node {
                 }
             });
         };
-        let thread = thread::spawn(work);
+        let thread = thread::spawn(move || match namespace {
+            Some(namespace) => namespace.run(work).expect("the namespace can be entered"),
+            None => work(),
+        });
         let (address, runtime) = started.recv().expect("it listens");
         Self {
             address,

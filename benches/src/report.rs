@@ -75,7 +75,7 @@ fn ratios(loads: &[Load], sides: &Sides, quick: bool) {
 }
 
 fn compare(load: &Load, contenders: &mut [Contender], rounds: usize) {
-    let pieces: Vec<u32> = contenders.iter_mut().map(calibrate).collect();
+    let pieces: Vec<u32> = contenders.iter_mut().map(|contender| calibrate(contender, load.sample)).collect();
     let mut samples = vec![Vec::new(); contenders.len()];
     for round in 0..rounds {
         let mut order: Vec<usize> = (0..contenders.len()).collect();
@@ -130,12 +130,12 @@ impl Sample {
     }
 }
 
-/// How many pieces on each connection take about [`SLICE`]; it warms the way up, too.
-fn calibrate(contender: &mut Contender) -> u32 {
+/// How many pieces on each connection take about as long as a sample; it warms the way up, too.
+fn calibrate(contender: &mut Contender, sample: Duration) -> u32 {
     let mut pieces = 1;
     loop {
         let took = contender.run(pieces);
-        let times = SLICE.as_secs_f64() / took.as_secs_f64();
+        let times = sample.as_secs_f64() / took.as_secs_f64();
         if times < 1.5 {
             return ((f64::from(pieces) * times) as u32).max(1);
         }
@@ -184,6 +184,3 @@ fn show_cpu(work: Work, cpu: f64) -> String {
         format!("{:.1} us", cpu * 1e6)
     }
 }
-
-/// What one sample takes.
-const SLICE: Duration = Duration::from_millis(200);

@@ -11,8 +11,8 @@ use crate::sys;
 /// One end of a wire: an interface in a namespace, and its addresses.
 #[derive(Debug, Clone)]
 pub struct End<'a> {
-    namespace: &'a Namespace,
-    interface: &'a str,
+    pub(super) namespace: &'a Namespace,
+    pub(super) interface: &'a str,
     addresses: Vec<IpNet>,
 }
 
@@ -62,7 +62,7 @@ pub fn link(a: &End<'_>, b: &End<'_>) -> Result<(), NamespaceError> {
 }
 
 impl End<'_> {
-    fn set_up(&self) -> io::Result<()> {
+    pub(super) fn set_up(&self) -> io::Result<()> {
         let mut routing = open()?;
         let index = routing.link(self.interface).map_err(plain)?.index;
         for address in &self.addresses {
@@ -178,11 +178,11 @@ pub(crate) fn prove_nftables() -> io::Result<()> {
     nftables.commit(batch, None).map_err(plain)
 }
 
-fn open() -> io::Result<Routing> {
+pub(super) fn open() -> io::Result<Routing> {
     Routing::open().map_err(plain)
 }
 
 /// The kernel's error number where there is one, so that the reason can be told from it.
-fn plain(error: netlink::Error) -> io::Error {
+pub(super) fn plain(error: netlink::Error) -> io::Error {
     error.errno().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
 }
