@@ -32,6 +32,7 @@ pub mod ca;
 pub mod capture;
 pub mod cluster;
 pub mod harness;
+pub mod heap;
 pub mod kept;
 pub mod world;
 

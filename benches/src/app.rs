@@ -48,7 +48,7 @@ impl Work {
             }
             return Ok(());
         };
-        self.order(connection, pieces).await?;
+        connection.write_all(&self.order(pieces)).await?;
         let mut buffer = vec![7; self.bytes()];
         for _ in 0..pieces {
             if self != Self::Download {
@@ -69,14 +69,14 @@ impl Work {
         let socket = node::socket(entrance.ip(), Some(SMALL))?;
         let mut connection = socket.connect(entrance).await?;
         connection.set_nodelay(true)?;
-        Self::Download.order(&mut connection, u32::MAX).await?;
+        connection.write_all(&Self::Download.order(u32::MAX)).await?;
         Ok(connection)
     }
 
-    /// Says what is to be done on a connection.
-    async fn order(self, connection: &mut TcpStream, pieces: u32) -> io::Result<()> {
+    /// What is written to order so many pieces.
+    pub fn order(self, pieces: u32) -> [u8; 5] {
         let [a, b, c, d] = pieces.to_be_bytes();
-        connection.write_all(&[self as u8, a, b, c, d]).await
+        [self as u8, a, b, c, d]
     }
 
     fn from_byte(byte: u8) -> Self {

@@ -1,7 +1,7 @@
 //! What the benches of the tunnel share: how to run them, and what they have shown, stands in `README.md`.
 //!
 //! A [`Way`] leads from a client to the [application](app) and back: straight, through bare TLS, or through a tunnel. A
-//! [`Load`] is work done over such ways; [`report::ratios`] lets the ways do it in turn and prints how they compare.
+//! [`Load`] is work done over such ways; [`report::run`] lets the ways do it in turn and prints how they compare.
 #![forbid(unsafe_code)]
 
 pub mod app;

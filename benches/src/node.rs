@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ambient_testkit::Namespace;
+use ambient_testkit::{Namespace, heap};
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
@@ -147,12 +147,26 @@ impl Node {
     /// # Panics
     /// When the thread has panicked.
     pub fn cpu(&self) -> Duration {
-        let (tell, told) = mpsc::channel();
-        self.runtime.spawn(async move {
+        self.ask(|| {
             let time = clock_gettime(ClockId::ThreadCPUTime);
             // Never negative.
-            let time = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
-            let _ = tell.send(time);
+            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+        })
+    }
+
+    /// What its thread holds on the heap, where [`heap::CountingHeap`] counts.
+    ///
+    /// # Panics
+    /// When the thread has panicked.
+    pub fn held(&self) -> i64 {
+        self.ask(heap::held)
+    }
+
+    /// What its thread answers, between other things that it does.
+    fn ask<T: Send + 'static>(&self, question: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tell, told) = mpsc::channel();
+        self.runtime.spawn(async move {
+            let _ = tell.send(question());
         });
         told.recv().expect("the node runs")
     }

@@ -49,12 +49,14 @@ fn measure(loads: &[Load], sides: &Sides) {
     criterion.final_summary();
 }
 
-/// Those that the filter means, which is the argument that is no option: part of a load's name, or `load/way`.
-fn chosen(loads: &[Load]) -> impl Iterator<Item = &Load> {
+/// Whether something of this name is meant by the filter, the argument that is no option: part of the name, or `name/way`.
+pub fn is_asked_for(name: &str) -> bool {
     let filter = env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    loads
-        .iter()
-        .filter(move |load| load.name.contains(&filter) || filter.starts_with(load.name))
+    name.contains(&filter) || filter.starts_with(name)
+}
+
+fn chosen(loads: &[Load]) -> impl Iterator<Item = &Load> {
+    loads.iter().filter(|load| is_asked_for(load.name))
 }
 
 /// What contenders did in turn, compared in each round with the one that each is compared with.

@@ -114,9 +114,26 @@ impl Way {
         }
     }
 
+    /// Tunnels whose streams lead nowhere: a client writes how many it wants as a `u32`, reads a byte when they all stand,
+    /// and they are held until it closes its connection.
+    pub fn held_streams(sides: &Sides) -> Self {
+        let app = app::start(&sides.far);
+        Self {
+            name: "hbone, stream alone",
+            handshakes: None,
+            proxies: hbone::hold(sides).into(),
+            app,
+        }
+    }
+
     /// Where a client connects.
     pub fn entrance(&self) -> SocketAddr {
         self.proxies.first().unwrap_or(&self.app).address
+    }
+
+    /// What the proxies hold on the heap, the near one first: see [`Node::held`].
+    pub fn held(&self) -> Vec<i64> {
+        self.proxies.iter().map(Node::held).collect()
     }
 
     /// The CPU time that the proxies have taken.
