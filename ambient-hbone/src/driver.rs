@@ -69,7 +69,7 @@ impl Driver {
             match self.poll_turn(cx) {
                 Ok(Poll::Ready(())) => {}
                 Ok(Poll::Pending) => return Poll::Pending,
-                Err(lost) => return Poll::Ready(lost),
+                Err(lost) => return Poll::Ready(self.because(lost)),
             }
         }
         // Others on this thread want a turn.
@@ -86,6 +86,17 @@ impl Driver {
             Poll::Ready(Ok(()))
         } else {
             Poll::Pending
+        }
+    }
+
+    /// Where the peer has said what it objects to, that is why the connection has ended, however it did.
+    fn because(&self, lost: TunnelLost) -> TunnelLost {
+        match self.line.engine().goaway() {
+            Some(code) if code != Code::NO_ERROR => TunnelLost::Protocol {
+                by_peer: true,
+                code: code.0,
+            },
+            _ => lost,
         }
     }
 
@@ -124,7 +135,7 @@ impl Driver {
             };
             let n = bytes.len();
             if n == 0 {
-                return Err(self.line.engine().goaway().map_or(TunnelLost::Closed, TunnelLost::of_goaway));
+                return Err(TunnelLost::Closed);
             }
             let received = self.line.engine().receive(bytes, self.began.elapsed());
             Pin::new(&mut self.wire).consume(n);
@@ -170,19 +181,6 @@ impl Driver {
         self.line.engine().name_last(broken.0);
         let _ = self.poll_write(cx);
         broken.into()
-    }
-}
-
-impl TunnelLost {
-    /// What the end of a connection means after the peer has said GOAWAY.
-    fn of_goaway(code: Code) -> Self {
-        match code {
-            Code::NO_ERROR => Self::Closed,
-            code => Self::Protocol {
-                by_peer: true,
-                code: code.0,
-            },
-        }
     }
 }
 

@@ -12,12 +12,15 @@ use std::{
     time::Duration,
 };
 
-use ambient_core::{Identity, Origin};
-use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Request, Server, Session, Speaker, Stream, StreamError};
+use ambient_core::Identity;
+use ambient_hbone::{
+    BoxFuture, BoxedIo, ConnectError, Destination, Dial, NotConnected, Pool, Request, Server, Session, Speaker, Stream, StreamError,
+    TunnelLost,
+};
 use ambient_tls::Accepted;
 use http::{HeaderMap, StatusCode};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::mpsc,
     time::timeout,
 };
@@ -101,6 +104,12 @@ struct Asker {
 impl Asker {
     async fn connect(&self) -> Result<Stream, ConnectError> {
         self.connect_with("10.0.2.2:8080", &[]).await
+    }
+
+    async fn connect_saying(&self, words: &mut (impl AsyncRead + Unpin)) -> Result<Stream, NotConnected> {
+        let peer = "10.0.2.2:15008".parse().unwrap();
+        let destination = Destination::new(peer, "10.0.2.2:8080".parse().unwrap(), [self.stock.clone()]);
+        self.pool.connect_with(&self.speaker, &destination, words).await
     }
 
     async fn connect_with(&self, authority: &str, headers: &[(&'static str, &str)]) -> Result<Stream, ConnectError> {
@@ -475,7 +484,7 @@ async fn a_goaway_with_an_error_loses_the_tunnel() {
     let StreamError::Lost { source } = &error else {
         panic!("{error:?}")
     };
-    assert_eq!(source.origin(), Origin::Peer, "{error:?}");
+    assert!(matches!(source, TunnelLost::Protocol { by_peer: true, code: 11 }), "{error:?}");
 }
 
 #[tokio::test]
@@ -496,6 +505,19 @@ async fn data_before_the_answer() {
         let mut requests = requests(session);
         requests.recv().await.unwrap().refuse(StatusCode::UNAUTHORIZED);
         requests
+    })
+    .await;
+    ask("optimistic-data", |asker| async move {
+        let mut stream = asker.connect_saying(&mut &b"early bird"[..]).await.unwrap();
+        hear_all(&mut stream, "early bird").await;
+    })
+    .await;
+    ask("optimistic-data-refused", |asker| async move {
+        let (mut app, mut client) = tokio::io::duplex(64);
+        say(&mut app, "early bird").await;
+        let refused = asker.connect_saying(&mut client).await.unwrap_err();
+        assert_eq!(refused.reason.refused_status(), Some(StatusCode::UNAUTHORIZED));
+        assert!(!refused.reason.may_retry_elsewhere() && refused.early == "early bird");
     })
     .await;
 }

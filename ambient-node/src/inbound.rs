@@ -203,7 +203,10 @@ impl Tunnel {
                 ));
             }
         };
-        if carry(pod, &mut client, &mut server, Some(&mut cut), account).await.is_some() {
+        if carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account)
+            .await
+            .is_some()
+        {
             settle(&server);
         }
     }

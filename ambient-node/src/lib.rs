@@ -44,6 +44,7 @@ mod pods;
 mod session;
 mod state;
 pub mod telemetry;
+mod unread;
 mod watch;
 mod workers;
 

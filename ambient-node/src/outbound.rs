@@ -11,7 +11,7 @@ use ambient_core::{
     Service, Workload, headers,
     route::{self, Direct, Plan},
 };
-use ambient_hbone::{ConnectError, Destination, Phase, Stream};
+use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream};
 use ambient_redirect::linux::{is_probe, original_destination};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::{net::TcpStream, time};
@@ -34,7 +34,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
         let Some(app) = App::take(&node, &pod.room.outbound, stream) else {
             return;
         };
-        match original_destination(&app.stream) {
+        match original_destination(app.stream.socket()) {
             Ok(to) if is_probe(to) => app.ended_well(),
             Ok(to) => {
                 let outbound = Outbound { node, pod, home, peer, to };
@@ -59,7 +59,6 @@ struct Outbound {
 }
 
 /// The other end, opened.
-#[expect(clippy::large_enum_variant, reason = "one for each connection, and it lives in a boxed future")]
 enum Far {
     Tcp(TcpStream),
     Tunnel(Stream),
@@ -70,12 +69,12 @@ struct Failure {
     outcome: Outcome,
     /// The other end's policy: an empty reply, not a reset.
     by_policy: bool,
-    /// Refused at once, so that no byte was sent: a change under way may be the cause.
+    /// Refused at once, so that no byte was delivered: a change under way may be the cause.
     refused: bool,
 }
 
 impl Outbound {
-    async fn run(&self, app: App) {
+    async fn run(&self, mut app: App) {
         let opened = clock::steady();
         let mut account: Option<Account> = None;
         loop {
@@ -106,7 +105,7 @@ impl Outbound {
                 Some(account) => account.reroute(self.ends(source, Some(&plan))),
                 None => self.account(source, Some(&plan), opened),
             };
-            let failure = match self.open(source, &plan).await {
+            let failure = match self.open(source, &plan, &mut app).await {
                 // A dial may take long, and the other end be captured meanwhile: no byte was sent, so it goes by tunnel.
                 Ok(Far::Tcp(_)) if self.is_tunnelled_now() => {
                     account = Some(present);
@@ -134,7 +133,8 @@ impl Outbound {
         }
     }
 
-    async fn open(&self, source: &Workload, plan: &Plan) -> Result<Far, Failure> {
+    /// What `app` says before the answer goes along; where there is none, or a refusal, it is as if it had not been read.
+    async fn open(&self, source: &Workload, plan: &Plan, app: &mut App) -> Result<Far, Failure> {
         match plan {
             Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
                 dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
@@ -147,12 +147,15 @@ impl Outbound {
                     headers: self.headers(source, tunnel.service.as_deref()),
                     early_data: true,
                 };
-                self.home
+                let connected = self
+                    .home
                     .tunnels
-                    .connect(&self.pod.speaker, &destination)
-                    .await
-                    .map(Far::Tunnel)
-                    .map_err(|e| Failure::tunnel(&e))
+                    .connect_with(&self.pod.speaker, &destination, &mut app.stream)
+                    .await;
+                connected.map(Far::Tunnel).map_err(|NotConnected { reason, early }| {
+                    app.stream.unread(early);
+                    Failure::tunnel(&reason)
+                })
             }
         }
     }
@@ -160,13 +163,19 @@ impl Outbound {
     async fn relay(&self, mut app: App, far: Far, account: Account) {
         match far {
             Far::Tcp(mut server) => {
-                if carry(&self.pod, &mut app.stream, &mut server, None, account).await.is_some() {
+                if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
+                    .await
+                    .is_some()
+                {
                     settle(&server);
                     app.ended_well();
                 }
             }
             Far::Tunnel(mut server) => {
-                if carry(&self.pod, &mut app.stream, &mut server, None, account).await.is_some() {
+                if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
+                    .await
+                    .is_some()
+                {
                     app.ended_well();
                 }
             }

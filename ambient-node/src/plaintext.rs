@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ambient_authz::Decision;
 use ambient_core::{NetworkAddress, ports};
+use ambient_hbone::RelayLimits;
 use ambient_redirect::linux::{is_probe, original_destination};
 
 use crate::{
@@ -18,14 +19,15 @@ use crate::{
 
 /// Serves one connection on a worker.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+    let home = worker.clone();
     worker.spawn(async move {
         let Some(app) = App::take(&node, &pod.room.inbound, stream) else {
             return;
         };
-        match original_destination(&app.stream) {
+        match original_destination(app.stream.socket()) {
             Ok(to) if is_probe(to) => app.ended_well(),
             Ok(to) => {
-                let passed_on = Box::pin(pass_on(&node, &pod, app, peer, to));
+                let passed_on = Box::pin(pass_on(&node, &pod, &home.relays, app, peer, to));
                 tokio::select! {
                     () = passed_on => {}
                     () = was_cut(&pod) => {}
@@ -37,7 +39,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
     });
 }
 
-async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, mut client: App, peer: SocketAddr, to: SocketAddr) {
+async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut client: App, peer: SocketAddr, to: SocketAddr) {
     let opened = clock::steady();
     let Some(snapshot) = node.state.current() else {
         return refused_early(Direction::Inbound, peer, to, None, &"the mesh's state has not arrived");
@@ -79,7 +81,10 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, mut client: App, peer: Sock
         Ok(server) => server,
         Err(error) => return account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"))),
     };
-    if carry(pod, &mut client.stream, &mut server, Some(&mut cut), account).await.is_some() {
+    if carry(pod, relays, &mut client.stream, &mut server, Some(&mut cut), account)
+        .await
+        .is_some()
+    {
         client.ended_well();
         settle(&server);
     }

@@ -21,6 +21,7 @@ use crate::{
     bounds::{Kind, Place},
     pod::{Pod, Stage},
     telemetry::{Account, Flag, Outcome},
+    unread::Unread,
     watch::Cut,
 };
 
@@ -29,7 +30,7 @@ use crate::{
 /// From its accept on, closing it is a reset, also when the process is killed; only [`App::ended_well`] changes that.
 #[derive(Debug)]
 pub(crate) struct App {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Unread,
     /// Counted against the pod's bound until it is dropped.
     _place: Place,
 }
@@ -46,14 +47,14 @@ impl App {
         stream.set_nodelay(true).ok()?;
         keep_alive(&stream).ok()?;
         Some(Self {
-            stream: TcpStream::from_std(stream).ok()?,
+            stream: Unread::new(TcpStream::from_std(stream).ok()?),
             _place: place,
         })
     }
 
     /// Closing it is a close from now on.
     pub(crate) fn ended_well(&self) {
-        settle(&self.stream);
+        settle(self.stream.socket());
     }
 
     /// The empty reply of a refusal by policy: closed without a byte, and without a reset.
@@ -103,13 +104,14 @@ pub(crate) enum Carried {
 /// Whoever calls owns the two ends: after anything but an orderly end dropping them is a reset on both sides.
 pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
     pod: &Pod,
+    relays: &RelayLimits,
     client: &mut C,
     server: &mut S,
     cut: Option<&mut Cut>,
     mut account: Account,
 ) -> Option<()> {
     account.established();
-    let (limits, progress) = (RelayLimits::default(), Progress::default());
+    let progress = Progress::default();
     let cut = async {
         match cut {
             Some(cut) => cut.reason().await,
@@ -117,7 +119,7 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
         }
     };
     let carried = tokio::select! {
-        tally = relay_counted(client, server, &limits, &progress) => Carried::Ended(tally),
+        tally = relay_counted(client, server, relays, &progress) => Carried::Ended(tally),
         why = cut => Carried::Cut(why),
         () = pod.reaches(Stage::Cut) => Carried::Stopped,
     };

@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 
-use ambient_hbone::Pool;
+use ambient_hbone::{Pool, RelayLimits};
 use tokio::{runtime, sync::oneshot};
 
 /// A thread, its runtime and its tunnels.
@@ -22,6 +22,8 @@ use tokio::{runtime, sync::oneshot};
 pub(crate) struct Worker {
     runtime: runtime::Handle,
     pub(crate) tunnels: Pool,
+    /// For all that is relayed here: buffers go from hand to hand on one core.
+    pub(crate) relays: RelayLimits,
     load: AtomicUsize,
     /// Dropped to end the thread.
     _stop: oneshot::Sender<()>,
@@ -69,6 +71,7 @@ impl Workers {
             Ok(Arc::new(Worker {
                 runtime,
                 tunnels,
+                relays: RelayLimits::default(),
                 load,
                 _stop: stop,
             }))
