@@ -33,7 +33,7 @@ impl Keepalive {
     /// Ready when the peer, from whom `reads` reads have brought something so far, is to be given up.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, line: &Line, reads: u64) -> Poll<TunnelLost> {
         while self.ticks.poll_tick(cx).is_ready() {
-            line.engine().forgive();
+            line.engine().tick();
             match self.liveness.on_tick(reads) {
                 Beat::Rest => {}
                 Beat::Ping => line.engine().ping(),

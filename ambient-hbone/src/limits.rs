@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::proto::{
-    engine::{Buffers, Spare, Terms},
+    engine::{Spare, Terms},
     frame,
 };
 
@@ -11,7 +11,7 @@ use crate::proto::{
 ///
 /// Worst case for the memory of a tunnel, each end, when every reader has stopped: `streams × stream_window` of what has
 /// come, `streams × 16 KiB` of what is to go (`send_buffer` where the peer takes data and the network does not), and about
-/// 1 MiB of frames and TLS. Beyond that windows have grown by at most `window_growth` in all tunnels together whose limits
+/// 1.5 MiB of frames, buffers and TLS, of which an idle tunnel keeps next to nothing. Beyond that windows have grown by at most `window_growth` in all tunnels together whose limits
 /// are clones of each other. A stream whose reader has stopped costs its own window and nobody else's: the connection
 /// window is wider than all streams together, so it is never what holds a stream up.
 #[derive(Clone, Debug)]
@@ -86,8 +86,7 @@ impl Limits {
         Terms {
             streams: self.streams,
             windows: [first, self.stream_window_max.clamp(first, frame::WIDEST_WINDOW)],
-            spare: self.window_growth.spare.clone(),
-            buffers: self.window_growth.buffers.clone(),
+            spare: self.window_growth.0.clone(),
             frame: self.max_frame.clamp(frame::DEFAULT_FRAME, (1 << 24) - 1),
             header_list: self.header_list,
             send_buffer: self.send_buffer.max(1),
@@ -97,18 +96,11 @@ impl Limits {
 
 /// A budget for the growth of windows: see [`Limits::window_growth`]. Clones draw on the same.
 #[derive(Clone, Debug)]
-pub struct WindowGrowth {
-    spare: Spare,
-    /// For what comes.
-    buffers: Buffers,
-}
+pub struct WindowGrowth(Spare);
 
 impl WindowGrowth {
     /// A budget of this many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self {
-            spare: Spare::new(bytes),
-            buffers: Buffers::default(),
-        }
+        Self(Spare::new(bytes))
     }
 }

@@ -94,7 +94,7 @@ where
     }
 }
 
-/// The bounds of a relay, and the buffers that relays with clones of it hand on to each other: at most 32 of them are kept.
+/// The bounds of a relay, and the buffers that relays with clones of it hand on to each other: at most 16 of them are kept.
 /// One for all relays of a thread serves best.
 ///
 /// There is no limit on its duration, nor on silence: a connection may be idle for days.

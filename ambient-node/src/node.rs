@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_control::{Batch, Change, Issuer, Source};
 use ambient_core::{NetworkMode, Observer, PodUid, observe::Event};
-use ambient_hbone::{Pool, Server};
+use ambient_hbone::{Limits, Pool, Server};
 use ambient_redirect::{
     Announce, Enrolment, PodSpec,
     linux::{self, PreflightError, preflight},
@@ -166,12 +166,16 @@ impl Node {
         let configs = Arc::new(Configs::new(provider.clone()));
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
         let count = config.workers;
+        // One for all, so that windows grow within one budget.
+        let limits = Limits::default();
         let tunnels = {
             let (dialler, certificates, provider, observer) = (dialler.clone(), certificates.clone(), provider.clone(), observer.clone());
             let configs = configs.clone();
+            let limits = limits.clone();
             move || {
                 let pool = Pool::builder(dialler.clone(), certificates.clone(), provider.clone());
-                pool.configs(configs.clone()).observer(observer.clone()).build()
+                let pool = pool.configs(configs.clone()).limits(limits.clone());
+                pool.observer(observer.clone()).build()
             }
         };
         let workers = tokio::task::spawn_blocking(move || Workers::start(count, tunnels)).await;
@@ -181,6 +185,7 @@ impl Node {
             .map_err(StartError::Threads)?;
         let server = Server::builder(certificates.clone(), provider.clone())
             .configs(configs)
+            .limits(limits)
             .observer(observer.clone())
             .build();
         let redirect = ambient_redirect::Config {

@@ -67,7 +67,6 @@ pub(crate) struct Terms {
     /// The window of a stream at first, and at most.
     pub(crate) windows: [u32; 2],
     pub(crate) spare: Spare,
-    pub(crate) buffers: Buffers,
     /// The largest frame.
     pub(crate) frame: u32,
     /// Decoded bytes of a header list.
@@ -118,6 +117,9 @@ pub(crate) struct Engine {
     reading: Reading,
     hpack: hpack::Decoder,
     manners: Manners,
+    /// For what comes; and whether anything came since the last tick.
+    buffers: Buffers,
+    came: bool,
     /// What the peer may send on the whole connection.
     window: u32,
     rounds: Rounds,
@@ -199,6 +201,8 @@ impl Engine {
             reading: Reading::new(role),
             hpack: hpack::Decoder::default(),
             manners: Manners::default(),
+            buffers: Buffers::default(),
+            came: false,
             window: frame::WIDEST_WINDOW,
             rounds: Rounds::default(),
             now: Duration::ZERO,
@@ -251,8 +255,11 @@ impl Engine {
     }
 
     /// To be called every few seconds.
-    pub(crate) fn forgive(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.manners.forgive();
+        if !std::mem::take(&mut self.came) {
+            self.buffers.clear();
+        }
     }
 
     /// Tells the peer to open no new streams. Those on their way are still taken.
@@ -381,7 +388,7 @@ impl Engine {
             return Poll::Ready(Err(Cut::Lost));
         };
         if !slot.inbox.is_empty() {
-            return Poll::Ready(Ok(slot.inbox.take(&self.terms.buffers)));
+            return Poll::Ready(Ok(slot.inbox.take(&self.buffers)));
         }
         match slot.cut {
             // What had come was thrown away: that must not look like the peer's end.

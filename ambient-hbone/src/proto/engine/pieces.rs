@@ -113,6 +113,11 @@ impl Buffers {
         }
     }
 
+    /// Gives all of them back to the system.
+    pub(super) fn clear(&self) {
+        *self.kept() = VecDeque::new();
+    }
+
     fn kept(&self) -> MutexGuard<'_, VecDeque<BytesMut>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -242,7 +247,7 @@ const PIECE: usize = 64 << 10;
 const LARGE: usize = 64 << 10;
 
 /// How many of them are kept, and how many are looked at for one that is free.
-const KEPT: usize = 32;
+const KEPT: usize = 16;
 const TRIES: usize = 8;
 
 /// Pieces below this are copied between their heads: cheaper than one more slice for TLS to look at.

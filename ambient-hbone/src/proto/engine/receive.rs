@@ -287,6 +287,7 @@ impl Engine {
         let n = (data.left as usize).min(bytes.len());
         data.left -= n as u32;
         self.manners.earn(n as u32);
+        self.came = true;
         if let Some(slot) = data.stream.and_then(|key| self.streams.get(key)) {
             // Meanwhile it may have been reset here.
             if !slot.closed {
@@ -294,7 +295,7 @@ impl Engine {
                     frame::ping(&mut self.control, 0, ROUND);
                 }
                 if slot.handles > 0 {
-                    slot.inbox.push(&bytes[..n], data.left as usize, &self.terms.buffers);
+                    slot.inbox.push(&bytes[..n], data.left as usize, &self.buffers);
                 }
                 slot.wake_reader();
             }
@@ -315,7 +316,7 @@ impl Engine {
         };
         let Some(key) = data.stream else { return };
         if let Some(slot) = self.streams.get(key) {
-            slot.inbox.settle(&self.terms.buffers);
+            slot.inbox.settle(&self.buffers);
         }
         if data.end {
             self.ended_by_peer(key);

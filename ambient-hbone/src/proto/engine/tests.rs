@@ -14,7 +14,6 @@ fn terms() -> Terms {
         streams: 8,
         windows: [frame::DEFAULT_WINDOW, 1 << 20],
         spare: Spare::new(1 << 22),
-        buffers: Buffers::default(),
         frame: frame::DEFAULT_FRAME,
         header_list: 1 << 12,
         send_buffer: 1 << 16,
