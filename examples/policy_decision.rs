@@ -72,7 +72,7 @@ fn read(resource: &str, labels: &Labels, workload: &mut Workload) -> Result<Upda
 fn ask(policies: &Policies, workload: &Workload, account: Option<&str>, port: u16) -> Result<(), Box<dyn Error>> {
     let peer = account.map(|a| Identity::new(&workload.trust_domain, "shop", a)).transpose()?;
     let conn = Conn {
-        peer: peer.as_ref(),
+        peer: &peer.into(),
         source: "10.0.1.2".parse()?,
         destination: ([10, 0, 2, 2], port).into(),
     };

@@ -6,11 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use ambient_core::{Identity, PolicyKey, Workload};
+use ambient_core::{PolicyKey, Workload};
 
 use crate::{
-    Policies, Policy,
-    policies::{Bucket, Kind, Known},
+    Peer, Policies,
+    index::{
+        Entry, Place, Reader,
+        scan::{Address, Asked, Listed},
+    },
+    policies::{Kind, Known},
     policy::Unreadable,
 };
 
@@ -21,7 +25,7 @@ mod tests;
 #[derive(Clone, Copy, Debug)]
 pub struct Conn<'a> {
     /// Who the peer has proven to be; nobody, when it speaks in plaintext.
-    pub peer: Option<&'a Identity>,
+    pub peer: &'a Peer,
     /// The address that the TCP connection comes from: of the peer, its waypoint or its gateway.
     pub source: IpAddr,
     /// The pod's address and the port in the pod, after any service port was mapped to it.
@@ -120,7 +124,8 @@ impl fmt::Display for DryRun {
 /// that the workload lists and that has not come; it passes if no ALLOW policy applies, or any of them matches; else
 /// it is refused. Of several policies that would decide the same it names the first by key, always the same.
 ///
-/// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one.
+/// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one, and where
+/// a peer of many names is not resolved against these policies.
 pub fn decide(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
     judge(policies, workload, conn, false)
 }
@@ -131,127 +136,208 @@ pub fn decide_again(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -
     judge(policies, workload, conn, true)
 }
 
-fn judge(policies: &Policies, workload: &Workload, conn: &Conn<'_>, again: bool) -> Decision {
-    let applies = Applies::new(policies, workload);
-    if let Some(denial) = applies.refusal(conn, again) {
-        return Decision::Deny(denial);
-    }
-    let by = match applies.allowing(conn) {
-        Allowing::By(key) => Some(key.clone()),
-        Allowing::NoneApplies => None,
-        Allowing::NoneMatches => return Decision::Deny(Denial::NoneAllowed),
-    };
-    Decision::Allow(Allowed {
-        by,
-        dry_run: applies.dry_run(conn),
-    })
-}
-
 /// What the policies in dry run would have done with a connection, also with one that is refused.
 ///
 /// DENY policies are told always, ALLOW policies only where no enforced DENY policy refuses the connection.
 pub fn dry_run(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Vec<DryRun> {
-    Applies::new(policies, workload).dry_run(conn)
+    with_question(policies, workload, conn, |question| {
+        let verdict = question.enforced();
+        question.dry_run(&verdict)
+    })
 }
 
-/// The policies that apply to one workload.
-struct Applies<'a> {
-    policies: &'a Policies,
-    /// Of the mesh, and of the workload's namespace.
-    scopes: [Option<&'a Bucket>; 2],
-    attached: &'a [PolicyKey],
-}
-
-enum Allowing<'a> {
-    By(&'a PolicyKey),
-    NoneApplies,
-    NoneMatches,
-}
-
-impl<'a> Applies<'a> {
-    fn new(policies: &'a Policies, workload: &'a Workload) -> Self {
-        Self {
-            policies,
-            scopes: policies.scopes(&workload.namespace),
-            attached: &workload.policies,
+fn judge(policies: &Policies, workload: &Workload, conn: &Conn<'_>, again: bool) -> Decision {
+    with_question(policies, workload, conn, |question| {
+        let verdict = question.enforced();
+        if let Some(denial) = question.refusal(&verdict, again) {
+            return Decision::Deny(denial);
         }
+        if verdict.allow.is_none() && question.applies.any(Kind::Allow) {
+            return Decision::Deny(Denial::NoneAllowed);
+        }
+        Decision::Allow(Allowed {
+            by: verdict.allow.as_ref().map(|found| found.entry.key.clone()),
+            dry_run: question.dry_run(&verdict),
+        })
+    })
+}
+
+/// A connection, the policies, and what of them applies.
+struct Question<'a> {
+    policies: &'a Policies,
+    applies: Applies<'a>,
+    asked: Asked<'a>,
+}
+
+/// The enforced policies that match, the first by key of each kind.
+#[derive(Default)]
+struct Verdict<'a> {
+    deny: Option<Found<'a>>,
+    allow: Option<Found<'a>>,
+}
+
+/// A policy that matches, and where in its words the first rule that does begins.
+struct Found<'a> {
+    entry: &'a Entry,
+    number: u32,
+    rule: u32,
+}
+
+fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(Question<'_>) -> T) -> T {
+    let (index, terms) = (policies.index(), &policies.index().terms);
+    let fresh;
+    let peer = if policies.knows(conn.peer) {
+        conn.peer
+    } else {
+        fresh = policies.resolve(conn.peer.identity());
+        &fresh
+    };
+    let port = conn.destination.port();
+    let place = terms.place(&workload.namespace);
+    let listed = |call: &mut dyn FnMut(u32)| {
+        let known = workload.policies.iter().filter_map(|key| policies.known(key));
+        known.filter_map(Known::in_force).for_each(call);
+    };
+    let asked = Asked {
+        index,
+        names: peer.names(),
+        source: Address::new(conn.source, &terms.sources),
+        destination: Address::new(conn.destination.ip(), &terms.destinations),
+        port: terms.ports.number(&port),
+        place,
+        listed: Listed::new(&listed),
+    };
+    let place = place.and_then(|place| terms.places.value(place));
+    let applies = Applies::new(policies, &workload.policies, [Some(&*terms.mesh), place]);
+    answer(Question { policies, applies, asked })
+}
+
+impl Question<'_> {
+    fn enforced(&self) -> Verdict<'_> {
+        let mut verdict = Verdict::default();
+        let enforced = |kind| matches!(kind, Kind::Deny | Kind::Allow);
+        self.asked.each_match(enforced, |row| {
+            let best = match row.kind {
+                Kind::Deny => &mut verdict.deny,
+                _ => &mut verdict.allow,
+            };
+            match best {
+                Some(best) if best.number == row.entry => best.rule = best.rule.min(row.rule),
+                _ => {
+                    let Some(entry) = self.policies.entry(row.entry) else { return };
+                    if best.as_ref().is_none_or(|best| entry.key < best.entry.key) {
+                        *best = Some(Found {
+                            entry,
+                            number: row.entry,
+                            rule: row.rule,
+                        });
+                    }
+                }
+            }
+        });
+        verdict
     }
 
-    fn refusal(&self, conn: &Conn<'_>, again: bool) -> Option<Denial> {
-        if let Some((policy, rule)) = self.first(Kind::Deny, conn) {
-            return Some(Denial::ByPolicy(policy.key.clone(), rule));
+    fn refusal(&self, verdict: &Verdict<'_>, again: bool) -> Option<Denial> {
+        if let Some(found) = &verdict.deny {
+            let rule = Reader::rules_before(&found.entry.words, found.rule);
+            return Some(Denial::ByPolicy(found.entry.key.clone(), rule));
         }
         if self.policies.is_istio_exact() {
             return None;
         }
-        if let Some(unreadable) = self.unreadable(again) {
+        if let Some(unreadable) = self.applies.unreadable(self.policies, again) {
             return Some(Denial::Unreadable {
                 key: unreadable.key.clone(),
                 error: unreadable.error.clone(),
             });
         }
-        let missing = self.attached.iter().filter(|key| self.policies.known(key).is_none()).min();
-        missing.map(|key| Denial::NotArrived(key.clone()))
+        self.applies.missing.map(|key| Denial::NotArrived(key.clone()))
     }
 
-    fn allowing(&self, conn: &Conn<'_>) -> Allowing<'a> {
-        match self.first(Kind::Allow, conn) {
-            Some((policy, _)) => Allowing::By(&policy.key),
-            None if self.all(Kind::Allow).next().is_some() => Allowing::NoneMatches,
-            None => Allowing::NoneApplies,
-        }
-    }
-
-    fn dry_run(&self, conn: &Conn<'_>) -> Vec<DryRun> {
-        let mut verdicts: Vec<_> = self.keys_matching(Kind::DryDeny, conn).into_iter().map(DryRun::WouldDeny).collect();
-        let asked = self.all(Kind::DryAllow).next().is_some();
-        if !asked || self.first(Kind::Deny, conn).is_some() {
+    fn dry_run(&self, verdict: &Verdict<'_>) -> Vec<DryRun> {
+        let mut verdicts: Vec<_> = self.keys_matching(Kind::DryDeny).into_iter().map(DryRun::WouldDeny).collect();
+        if !self.applies.any(Kind::DryAllow) || verdict.deny.is_some() {
             return verdicts;
         }
-        let allowing = self.keys_matching(Kind::DryAllow, conn);
-        if allowing.is_empty() && self.all(Kind::Allow).next().is_none() {
+        let allowing = self.keys_matching(Kind::DryAllow);
+        if allowing.is_empty() && !self.applies.any(Kind::Allow) {
             verdicts.push(DryRun::NoneWouldAllow);
         }
         verdicts.extend(allowing.into_iter().map(DryRun::WouldAllow));
         verdicts
     }
 
-    /// The first policy by key that matches, and its first rule that does.
-    fn first(&self, kind: Kind, conn: &Conn<'_>) -> Option<(&'a Policy, usize)> {
-        let matching = |policy: &'a Arc<Policy>| Some((&**policy, policy.matching_rule(conn)?));
-        // A scope's policies stand in order, so its first match is its least; the attached stand as they were listed.
-        let of_scopes = self.scopes.iter().flatten().filter_map(|b| b.of(kind).iter().find_map(matching));
-        let of_workload = self.attached(kind).filter_map(matching);
-        of_scopes.chain(of_workload).min_by_key(|(policy, _)| &policy.key)
-    }
-
-    fn keys_matching(&self, kind: Kind, conn: &Conn<'_>) -> Vec<PolicyKey> {
-        let matching = self.all(kind).filter(|policy| policy.matching_rule(conn).is_some());
-        let mut keys: Vec<_> = matching.map(|policy| policy.key.clone()).collect();
+    fn keys_matching(&self, wanted: Kind) -> Vec<PolicyKey> {
+        if !self.applies.any(wanted) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        self.asked.each_match(|kind| kind == wanted, |row| found.push(row.entry));
+        found.sort_unstable();
+        found.dedup();
+        let entries = found.into_iter().filter_map(|number| self.policies.entry(number));
+        let mut keys: Vec<_> = entries.map(|entry| entry.key.clone()).collect();
         keys.sort_unstable();
-        keys.dedup(); // a policy of the namespace may be attached as well
         keys
     }
+}
 
-    fn all(&self, kind: Kind) -> impl Iterator<Item = &'a Arc<Policy>> {
-        let of_scopes = self.scopes.into_iter().flatten().flat_map(move |b| b.of(kind));
-        of_scopes.chain(self.attached(kind))
+/// What applies to one workload, whatever connects to it.
+struct Applies<'a> {
+    /// The mesh, and the workload's namespace.
+    places: [Option<&'a Place>; 2],
+    listed: &'a [PolicyKey],
+    /// Of what kinds there are policies.
+    kinds: [bool; 4],
+    /// The first by key that is listed and not known.
+    missing: Option<&'a PolicyKey>,
+}
+
+impl<'a> Applies<'a> {
+    fn new(policies: &Policies, listed: &'a [PolicyKey], places: [Option<&'a Place>; 2]) -> Self {
+        let mut new = Self {
+            places,
+            listed,
+            kinds: [false; 4],
+            missing: None,
+        };
+        for place in places.into_iter().flatten() {
+            new.kinds.iter_mut().zip(place.kinds).for_each(|(is, count)| *is |= count > 0);
+        }
+        for key in listed {
+            match policies.known(key) {
+                Some(known) => {
+                    if let Some(entry) = known.in_force().and_then(|number| policies.entry(number)) {
+                        new.kinds[entry.kind as usize] = true;
+                    }
+                }
+                None if new.missing.is_none_or(|first| key < first) => new.missing = Some(key),
+                None => {}
+            }
+        }
+        new
     }
 
-    fn attached(&self, kind: Kind) -> impl Iterator<Item = &'a Arc<Policy>> {
-        let policies = self.policies;
-        let known = self.attached.iter().filter_map(|key| policies.known(key));
-        known.filter_map(Known::in_force).filter(move |policy| Kind::of(policy) == kind)
+    fn any(&self, kind: Kind) -> bool {
+        self.kinds[kind as usize]
     }
 
-    /// The first by key that applies and has no version that could be read.
-    fn unreadable(&self, again: bool) -> Option<&'a Unreadable> {
-        let of_scopes = self.scopes.iter().flatten().flat_map(|b| b.unreadable());
-        let of_workload = self.attached.iter().filter_map(|key| match self.policies.known(key) {
+    /// The first by key that has no version that could be read.
+    fn unreadable(&self, policies: &'a Policies, again: bool) -> Option<&'a Arc<Unreadable>> {
+        let refuses = |unreadable: &&Arc<Unreadable>| !(again && unreadable.only_new);
+        // A place's stand in order, so its first is its least; the listed stand as they were listed.
+        let of_places = self
+            .places
+            .iter()
+            .flatten()
+            .filter_map(|place| place.unreadable.values().find(refuses));
+        let of_workload = self.listed.iter().filter_map(|key| match policies.known(key) {
             Some(Known::Unreadable(unreadable)) => Some(unreadable),
             _ => None,
         });
-        let all = of_scopes.chain(of_workload).map(|u| &**u);
-        all.filter(|u| !(again && u.only_new)).min_by_key(|u| &u.key)
+        of_places
+            .chain(of_workload.filter(refuses))
+            .min_by_key(|unreadable| &unreadable.key)
     }
 }

@@ -1,28 +1,27 @@
 //! The policies at one moment.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use ambient_core::{PolicyKey, Shards};
+use ambient_core::{Identity, PolicyKey, Shards};
 
 use crate::{
-    Action, Policy, Scope,
+    Action, Peer, Policy,
+    index::{Entry, Index, Revision},
     policy::{Unreadable, Update},
 };
 
-mod bucket;
+mod affected;
+mod stand;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bucket::{Bucket, Kind};
+pub use affected::Affected;
+use stand::{InForce, Stand};
 
 /// An immutable snapshot of all policies.
 ///
-/// Cloning is one reference count. [`Policies::apply`] makes the next snapshot and shares with this one all scopes that
-/// did not change.
+/// Cloning is one reference count. [`Policies::apply`] makes the next snapshot and shares with this one all that did not
+/// change; so does [`Policies::advance`], which also says whom the change concerns.
 ///
 /// ```
 /// use ambient_authz::{policy::Update, Action, Policies, Policy, Rule, Scope};
@@ -44,22 +43,21 @@ pub struct Policies(Arc<Tables>);
 
 #[derive(Clone, Default)]
 struct Tables {
+    index: Index,
     known: Shards<PolicyKey, Known>,
-    global: Arc<Bucket>,
-    namespaces: Shards<Arc<str>, Arc<Bucket>>,
     /// Few, and wanted in order.
     unreadable: Arc<BTreeMap<PolicyKey, Arc<Unreadable>>>,
     in_force: usize,
     istio_exact: bool,
 }
 
-/// What is known under one key.
+/// What is known under one key. A policy in force is told by its number in the index.
 #[derive(Clone, Debug)]
 pub(crate) enum Known {
     /// Its last version can be read.
-    Good(Arc<Policy>),
+    Good(u32),
     /// Its last version cannot be read; this one, before it, could.
-    LastGood(Arc<Policy>),
+    LastGood(u32),
     /// No version of it could be read.
     Unreadable(Arc<Unreadable>),
     /// Its last version cannot be read; the one before it is in force under other keys.
@@ -67,37 +65,42 @@ pub(crate) enum Known {
 }
 
 impl Known {
-    pub(crate) fn in_force(&self) -> Option<&Arc<Policy>> {
+    pub(crate) fn in_force(&self) -> Option<u32> {
         match self {
-            Self::Good(policy) | Self::LastGood(policy) => Some(policy),
+            Self::Good(number) | Self::LastGood(number) => Some(*number),
             Self::Unreadable(_) | Self::Kept => None,
-        }
-    }
-
-    fn is_at(&self, place: &Place) -> bool {
-        self.place().as_ref() == Some(place)
-    }
-
-    /// Where it is looked for; a policy for selected workloads only by its key.
-    fn place(&self) -> Option<Place> {
-        let (scope, namespace) = match self {
-            Self::Good(policy) | Self::LastGood(policy) => (policy.scope, &policy.namespace),
-            Self::Unreadable(unreadable) => (unreadable.scope, &unreadable.namespace),
-            Self::Kept => return None,
-        };
-        match scope {
-            Scope::Global => Some(Place::Mesh),
-            Scope::Namespace => Some(Place::Namespace(namespace.clone())),
-            Scope::Selector => None,
         }
     }
 }
 
-/// Where a policy is looked for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Mesh,
-    Namespace(Arc<str>),
+/// The step of a decision at which a policy is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Deny,
+    Allow,
+    DryDeny,
+    DryAllow,
+}
+
+impl Kind {
+    pub(crate) fn of(policy: &Policy) -> Self {
+        match (policy.action, policy.dry_run) {
+            (Action::Deny, false) => Self::Deny,
+            (Action::Allow, false) => Self::Allow,
+            (Action::Deny, true) => Self::DryDeny,
+            (Action::Allow, true) => Self::DryAllow,
+        }
+    }
+
+    /// What a policy of this kind does, and whether that is only told.
+    pub(crate) fn parts(self) -> (Action, bool) {
+        match self {
+            Self::Deny => (Action::Deny, false),
+            Self::Allow => (Action::Allow, false),
+            Self::DryDeny => (Action::Deny, true),
+            Self::DryAllow => (Action::Allow, true),
+        }
+    }
 }
 
 impl Policies {
@@ -120,40 +123,57 @@ impl Policies {
     /// The snapshot after some updates, in their order.
     #[must_use]
     pub fn apply(&self, updates: impl IntoIterator<Item = Update>) -> Self {
+        self.advance(updates).0
+    }
+
+    /// The same, and the workloads whose decisions can be others than they were.
+    ///
+    /// A policy costs as much as it has values, whatever else there is; one that comes again as it was costs a
+    /// comparison.
+    #[must_use]
+    pub fn advance(&self, updates: impl IntoIterator<Item = Update>) -> (Self, Affected) {
         let mut next = Tables::clone(&self.0);
-        let mut changed: BTreeMap<Place, BTreeSet<PolicyKey>> = BTreeMap::new();
+        let mut stands: BTreeMap<PolicyKey, Stand> = BTreeMap::new();
         for update in updates {
-            let key = update.key().clone();
-            let before = next.known.get(&key).cloned();
-            let after = next.note(update, before.as_ref());
-            let places = [&before, &after].into_iter().flatten().filter_map(Known::place);
-            for place in places {
-                changed.entry(place).or_default().insert(key.clone());
-            }
-            let in_force = |known: &Option<Known>| known.as_ref().is_some_and(|k| k.in_force().is_some());
-            next.in_force = next.in_force + usize::from(in_force(&after)) - usize::from(in_force(&before));
-            match after {
-                Some(known) => next.known.insert(key, known),
-                None => drop(next.known.remove(&key)),
-            }
+            let stand = match stands.remove(update.key()) {
+                Some(stand) => stand,
+                None => Stand::of(self.0.known.get(update.key())),
+            };
+            next.note_unreadable(&update);
+            let (key, after) = stand.after(update);
+            stands.insert(key, after);
         }
-        // Each scope is built once a call, however many of its policies changed.
-        for (place, keys) in changed {
-            next.rebuild(&place, &keys);
-        }
-        Self(Arc::new(next))
+        let affected = next.settle(stands);
+        (Self(Arc::new(next)), affected)
+    }
+
+    /// Which of the names that policies ask for a peer has. See [`Peer`].
+    pub fn resolve(&self, identity: Option<&Identity>) -> Peer {
+        let names = &self.0.index.terms.names;
+        let mut peer = Peer::new(identity.cloned(), names.version());
+        names.of(identity, |name| peer.name(name));
+        peer
+    }
+
+    /// Whether a peer was resolved against the names that these policies ask for.
+    pub fn knows(&self, peer: &Peer) -> bool {
+        peer.version() == self.0.index.terms.names.version()
     }
 
     /// The policy in force under a key: its last good version, where the present one cannot be read.
-    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
-        self.known(key)?.in_force()
+    ///
+    /// Policies are kept in another form, so this makes it anew.
+    pub fn policy(&self, key: &PolicyKey) -> Option<Policy> {
+        let entry = self.entry(self.known(key)?.in_force()?)?;
+        Some(self.0.index.policy(entry))
     }
 
-    /// Every policy in force, in the order of their keys.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        let mut all: Vec<_> = self.0.known.values().filter_map(Known::in_force).collect();
+    /// Every policy in force, in the order of their keys; each is made anew when it is its turn.
+    pub fn iter(&self) -> impl Iterator<Item = Policy> {
+        let in_force = self.0.known.values().filter_map(Known::in_force);
+        let mut all: Vec<_> = in_force.filter_map(|number| self.entry(number)).collect();
         all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        all.into_iter()
+        all.into_iter().map(|entry| self.0.index.policy(entry))
     }
 
     /// How many policies are in force.
@@ -178,57 +198,99 @@ impl Policies {
         self.0.known.get(key)
     }
 
-    pub(crate) fn scopes(&self, namespace: &str) -> [Option<&Bucket>; 2] {
-        [Some(&*self.0.global), self.0.namespaces.get(namespace).map(|b| &**b)]
+    pub(crate) fn entry(&self, number: u32) -> Option<&Entry> {
+        self.0.index.entry(number)
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        &self.0.index
     }
 }
 
 impl Tables {
-    /// What is known under an update's key after it; keeps the list of what cannot be read.
-    fn note(&mut self, update: Update, before: Option<&Known>) -> Option<Known> {
+    /// Keeps the list of what cannot be read.
+    fn note_unreadable(&mut self, update: &Update) {
         match update {
-            Update::Set(policy) => {
-                self.readable(&policy.key);
-                Some(Known::Good(policy))
-            }
-            Update::Remove(key) => {
-                self.readable(&key);
-                None
-            }
-            Update::Unreadable(ref unreadable) | Update::Kept(ref unreadable) => {
+            Update::Unreadable(unreadable) | Update::Kept(unreadable) => {
                 Arc::make_mut(&mut self.unreadable).insert(unreadable.key.clone(), unreadable.clone());
-                Some(match (before.and_then(Known::in_force), &update) {
-                    (Some(good), _) => Known::LastGood(good.clone()),
-                    (None, Update::Kept(_)) => Known::Kept,
-                    (None, _) => Known::Unreadable(unreadable.clone()),
-                })
             }
-        }
-    }
-
-    fn readable(&mut self, key: &PolicyKey) {
-        if self.unreadable.contains_key(key) {
-            Arc::make_mut(&mut self.unreadable).remove(key);
-        }
-    }
-
-    fn rebuild(&mut self, place: &Place, keys: &BTreeSet<PolicyKey>) {
-        let known = &self.known;
-        let here = |key: &PolicyKey| known.get(key).filter(|known| known.is_at(place));
-        match place {
-            Place::Mesh => self.global = Arc::new(self.global.with(keys, here)),
-            Place::Namespace(namespace) => {
-                let next = match self.namespaces.get(namespace) {
-                    Some(bucket) => bucket.with(keys, here),
-                    None => Bucket::default().with(keys, here),
-                };
-                if next.is_empty() {
-                    self.namespaces.remove(namespace);
-                } else {
-                    self.namespaces.insert(namespace.clone(), Arc::new(next));
+            Update::Set(_) | Update::Remove(_) => {
+                if self.unreadable.contains_key(update.key()) {
+                    Arc::make_mut(&mut self.unreadable).remove(update.key());
                 }
             }
         }
+    }
+
+    /// Brings in how policies stand after some updates.
+    fn settle(&mut self, mut stands: BTreeMap<PolicyKey, Stand>) -> Affected {
+        let known = &self.known;
+        stands.retain(|key, stand| {
+            let known = known.get(key);
+            stand.forget_repeated(known.and_then(Known::in_force), |number, policy| self.index.holds(number, policy));
+            !stand.is(known)
+        });
+        let affected = self.affected(&stands);
+
+        let mut in_force = self.in_force;
+        let mut revision = Revision::new(&mut self.index);
+        // What goes, before what comes: so that its numbers are given again at once.
+        for (key, stand) in &stands {
+            match self.known.get(key) {
+                Some(Known::Good(number) | Known::LastGood(number)) if stand.in_force_before().is_none() => {
+                    revision.remove(*number);
+                    in_force -= 1;
+                }
+                Some(Known::Unreadable(unreadable)) => revision.readable(unreadable),
+                _ => {}
+            }
+        }
+        for (key, stand) in stands {
+            let mut take_in = |policy| match policy {
+                InForce::Before(number) => number,
+                InForce::New(policy) => {
+                    in_force += 1;
+                    revision.insert(&policy)
+                }
+            };
+            let known = match stand {
+                Stand::Gone => None,
+                Stand::Good(policy) => Some(Known::Good(take_in(policy))),
+                Stand::LastGood(policy) => Some(Known::LastGood(take_in(policy))),
+                Stand::Unreadable(unreadable) => {
+                    revision.unreadable(&unreadable);
+                    Some(Known::Unreadable(unreadable))
+                }
+                Stand::Kept => Some(Known::Kept),
+            };
+            match known {
+                Some(known) => self.known.insert(key, known),
+                None => drop(self.known.remove(&key)),
+            }
+        }
+        revision.finish();
+        self.in_force = in_force;
+        affected
+    }
+
+    fn affected(&self, stands: &BTreeMap<PolicyKey, Stand>) -> Affected {
+        let mut affected = Affected::default();
+        for (key, stand) in stands {
+            let before = self.known.get(key);
+            if stand.decides_as(before) {
+                continue;
+            }
+            let before = before.and_then(|known| match known {
+                Known::Good(number) | Known::LastGood(number) => self.index.entry(*number).map(|entry| (entry.scope, &entry.namespace)),
+                Known::Unreadable(unreadable) => Some((unreadable.scope, &unreadable.namespace)),
+                Known::Kept => None,
+            });
+            for (scope, namespace) in [before, stand.scope()].into_iter().flatten() {
+                affected.note(scope, namespace);
+            }
+            affected.note_listed(key);
+        }
+        affected
     }
 }
 
@@ -239,16 +301,5 @@ impl fmt::Debug for Policies {
             .field("unreadable", &self.0.unreadable.len())
             .field("istio_exact", &self.0.istio_exact)
             .finish()
-    }
-}
-
-impl Kind {
-    pub(crate) fn of(policy: &Policy) -> Self {
-        match (policy.action, policy.dry_run) {
-            (Action::Deny, false) => Self::Deny,
-            (Action::Allow, false) => Self::Allow,
-            (Action::Deny, true) => Self::DryDeny,
-            (Action::Allow, true) => Self::DryAllow,
-        }
     }
 }

@@ -73,7 +73,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The index of the first rule that matches a connection.
+    /// The index of the first rule that matches a connection: asked one after the other, value after value.
     pub fn matching_rule(&self, conn: &Conn<'_>) -> Option<usize> {
         self.rules.iter().position(|rule| rule.matches(conn))
     }
@@ -196,17 +196,18 @@ impl Match {
     fn matches(&self, conn: &Conn<'_>) -> bool {
         // The cheap fields go first; a field that is empty on both sides costs two comparisons.
         let port = conn.destination.port();
-        let namespace = conn.peer.map_or("", Identity::namespace);
+        let peer = conn.peer.identity();
+        let namespace = peer.map_or("", Identity::namespace);
         field(&self.destination_ports, &self.not_destination_ports, |p| *p == port)
             && field(&self.namespaces, &self.not_namespaces, |m| m.matches(namespace))
             && field(&self.service_accounts, &self.not_service_accounts, |a| {
-                conn.peer.is_some_and(|peer| a.matches(peer))
+                peer.is_some_and(|peer| a.matches(peer))
             })
             && field(&self.trust_domains, &self.not_trust_domains, |m| {
-                conn.peer.is_some_and(|peer| m.matches(peer.trust_domain().as_str()))
+                peer.is_some_and(|peer| m.matches(peer.trust_domain().as_str()))
             })
             && field(&self.principals, &self.not_principals, |m| {
-                conn.peer.is_some_and(|peer| m.matches(peer.principal()))
+                peer.is_some_and(|peer| m.matches(peer.principal()))
             })
             && field(&self.source_ips, &self.not_source_ips, |net| covers(net, conn.source))
             && field(&self.destination_ips, &self.not_destination_ips, |net| {

@@ -49,7 +49,7 @@ fn refuses_in(empty: Policies, set: &Set, labels: &Labels, peer: Option<&Identit
     let mut workload = Workload::new("uid", "ns1", "w");
     workload.policies = keys(set, "ns1", labels);
     let conn = Conn {
-        peer,
+        peer: &policies.resolve(peer),
         source: "10.0.0.1".parse().unwrap(),
         destination: ([10, 0, 0, 2], port).into(),
     };

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what is wrong by its panic")]
 
 use ambient_authz::{
-    Conn,
+    Conn, Peer,
     kubernetes::{self, AuthorizationPolicy, Envelope, PeerAuthentication, ReadError, Settings, peer_authentication},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -137,7 +137,7 @@ proptest! {
         match kubernetes::read(&resource, &settings) {
             Ok(reading) => {
                 let conn = Conn {
-                    peer: None,
+                    peer: &Peer::plaintext(),
                     source: "fd00::1".parse().unwrap(),
                     destination: "10.0.0.1:80".parse().unwrap(),
                 };

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use ambient_authz::{
-    Action, Conn, Decision, Denial, Policies, Policy, Rule, Scope, decide, dry_run,
+    Action, Conn, Decision, Denial, Peer, Policies, Policy, Rule, Scope, decide, dry_run,
     kubernetes::{self, AuthorizationPolicy, PeerAuthentication, Reading, Settings, peer_authentication},
     policy::Update,
 };
@@ -52,7 +52,7 @@ fn eval_matches() {
             let connection = &vectors["connections"][name];
             let peer = identity(&connection["identity"]);
             let conn = Conn {
-                peer: peer.as_ref(),
+                peer: &peer.into(),
                 source: ip_of(text(&connection["src"])).ip(),
                 destination: ip_of(text(&connection["dst"])),
             };
@@ -127,7 +127,7 @@ fn decision(policies: &Policies, id: &Value, asked: &Value) {
     workload.policies = attached.map(|key| text(key).into()).collect();
     let peer = identity(&asked["identity"]);
     let conn = Conn {
-        peer: peer.as_ref(),
+        peer: &peer.into(),
         source: ip_of(asked["src"].as_str().unwrap_or("127.0.0.1:1234")).ip(),
         destination: ip_of(asked["dst"].as_str().unwrap_or("127.0.0.2:8080")),
     };
@@ -339,9 +339,9 @@ fn same_strictness(name: &str, documents: Vec<Value>, expected: Option<Policy>) 
     assert_eq!((converted.scope, converted.action), (expected.scope, expected.action), "{name}");
     let peer: Identity = "spiffe://td/ns/a/sa/b".parse().unwrap();
     for port in [1, 8080, 9090, 7070, 65535] {
-        for peer in [None, Some(&peer)] {
+        for peer in [Peer::plaintext(), peer.clone().into()] {
             let conn = Conn {
-                peer,
+                peer: &peer,
                 source: "10.0.0.1".parse().unwrap(),
                 destination: ([10, 0, 0, 2], port).into(),
             };

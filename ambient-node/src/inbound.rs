@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ambient_authz::Decision;
+use ambient_authz::{Decision, Peer};
 use ambient_core::{Authority, Identity, NetworkAddress, headers, route};
 use ambient_hbone::{Request, Session};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -85,6 +85,7 @@ impl Tunnel {
                 return;
             }
         };
+        let mut peer = Peer::from(identity);
         let tunnel = Arc::new(self);
         let mut draining = false;
         let mut idle = tokio::time::interval(IDLE / 2);
@@ -94,9 +95,10 @@ impl Tunnel {
                 request = session.next() => {
                     let Some(request) = request else { return };
                     quiet = 0;
-                    let (tunnel, identity) = (tunnel.clone(), identity.clone());
+                    tunnel.resolve(&mut peer);
+                    let (tunnel, peer) = (tunnel.clone(), peer.clone());
                     let home = tunnel.home.clone();
-                    home.spawn(Box::pin(async move { tunnel.serve(request, identity).await }));
+                    home.spawn(Box::pin(async move { tunnel.serve(request, peer).await }));
                 }
                 () = tunnel.pod.reaches(Stage::Draining), if !draining => {
                     draining = true;
@@ -114,7 +116,16 @@ impl Tunnel {
         }
     }
 
-    async fn serve(&self, request: Request, identity: Identity) {
+    /// Once for all streams of the tunnel, until the names that policies ask for change.
+    fn resolve(&self, peer: &mut Peer) {
+        if let Some(snapshot) = self.node.state.current()
+            && !snapshot.policies.knows(peer)
+        {
+            *peer = snapshot.policies.resolve(peer.identity());
+        }
+    }
+
+    async fn serve(&self, request: Request, peer: Peer) {
         let opened = clock::steady();
         let (node, pod) = (&self.node, &self.pod);
         let Some(_place) = pod.room.inbound.take() else {
@@ -146,12 +157,12 @@ impl Tunnel {
                 return request.refuse(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
             }
         };
-        let ends = self.ends(&snapshot, &request, &identity, authority);
+        let ends = self.ends(&snapshot, &request, peer.identity(), authority);
         let account = Account::open(&node.metrics, ends, opened);
-        self.deliver(request, identity, to, snapshot, account).await;
+        self.deliver(request, peer, to, snapshot, account).await;
     }
 
-    async fn deliver(&self, request: Request, identity: Identity, to: SocketAddr, snapshot: Arc<Snapshot>, account: Account) {
+    async fn deliver(&self, request: Request, peer: Peer, to: SocketAddr, snapshot: Arc<Snapshot>, account: Account) {
         let (node, pod) = (&self.node, &self.pod);
         let Ok(workload) = pod.workload(&snapshot) else {
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -160,7 +171,7 @@ impl Tunnel {
         let subject = Subject {
             pod: uid,
             workload,
-            peer: Some(identity),
+            peer,
             identity: pod.identity.clone(),
             source: self.peer.ip(),
             destination: to,
@@ -212,13 +223,13 @@ impl Tunnel {
     }
 
     /// Both ends as the mesh knows them. What the peer wrote in headers only picks from what is looked up.
-    fn ends(&self, snapshot: &Snapshot, request: &Request, identity: &Identity, authority: Authority) -> Ends {
+    fn ends(&self, snapshot: &Snapshot, request: &Request, identity: Option<&Identity>, authority: Authority) -> Ends {
         let mesh = &snapshot.mesh;
         let destination = self.pod.workload(snapshot).ok().cloned();
         let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
         let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
         // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
-        let source = source.filter(|w| w.identity().is_ok_and(|of| of == *identity)).cloned();
+        let source = source.filter(|w| w.identity().is_ok_and(|of| Some(&of) == identity)).cloned();
         let host = request
             .headers()
             .get("forwarded")
@@ -231,7 +242,7 @@ impl Tunnel {
             direction: Direction::Inbound,
             source: self.peer,
             source_workload: source,
-            source_identity: Some(identity.clone()),
+            source_identity: identity.cloned(),
             destination: self.at,
             hbone: Some(authority),
             service,

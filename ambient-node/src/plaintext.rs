@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ambient_authz::Decision;
+use ambient_authz::{Decision, Peer};
 use ambient_core::{NetworkAddress, ports};
 use ambient_hbone::RelayLimits;
 use ambient_redirect::linux::{is_probe, original_destination};
@@ -58,7 +58,7 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut c
     let subject = Subject {
         pod: pod.spec.uid.clone(),
         workload: workload.uid.clone(),
-        peer: None,
+        peer: Peer::plaintext(),
         identity: pod.identity.clone(),
         source: peer.ip(),
         destination: to,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_authz::Policies;
+use ambient_authz::{Affected, Policies};
 use ambient_control::{Batch, Change, Fault};
 use ambient_core::{Mesh, TunnelProtocol, WorkloadUid, mesh};
 use arc_swap::ArcSwapOption;
@@ -28,8 +28,8 @@ pub(crate) struct Snapshot {
 /// What a batch has changed: whom to ask again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changed {
-    /// Some policy is new, different or gone.
-    pub(crate) policies: bool,
+    /// Those whose policies are others than they were.
+    pub(crate) policies: Affected,
     /// These workloads are new, different or gone.
     pub(crate) workloads: Vec<WorkloadUid>,
 }
@@ -89,10 +89,11 @@ impl State {
                 Change::Trust(_) => {}
             }
         }
-        changed.policies |= !policies.is_empty();
         self.note_settling(&coming.mesh, &meshes, now);
         coming.mesh = coming.mesh.apply(meshes);
-        coming.policies = coming.policies.apply(policies);
+        let affected;
+        (coming.policies, affected) = coming.policies.advance(policies);
+        changed.policies.extend(affected);
         self.faults
             .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
         if !batch.synced {

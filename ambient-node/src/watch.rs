@@ -1,15 +1,15 @@
 //! Connections that policy let in, asked again when what let them in changes.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use ambient_authz::{Conn, Decision, decide, decide_again};
+use ambient_authz::{Conn, Decision, Peer, decide, decide_again};
 use ambient_core::{Identity, PodUid, Workload, WorkloadUid};
 use tokio::sync::oneshot;
 
@@ -29,7 +29,8 @@ pub(crate) struct Subject {
     pub(crate) workload: WorkloadUid,
     /// Who that pod is: the certificate that the connection was accepted with names it.
     pub(crate) identity: Identity,
-    pub(crate) peer: Option<Identity>,
+    /// Who speaks, as far as the policies ask.
+    pub(crate) peer: Peer,
     pub(crate) source: IpAddr,
     pub(crate) destination: SocketAddr,
 }
@@ -42,7 +43,7 @@ impl Subject {
 
     fn conn(&self) -> Conn<'_> {
         Conn {
-            peer: self.peer.as_ref(),
+            peer: &self.peer,
             source: self.source,
             destination: self.destination,
         }
@@ -60,11 +61,25 @@ impl Subject {
     }
 }
 
-/// Every live inbound connection of this node.
+/// Every live inbound connection of this node, by the workload that serves it.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
-    live: Mutex<HashMap<u64, (Subject, oneshot::Sender<String>)>>,
+    live: Mutex<HashMap<WorkloadUid, HashMap<u64, Live>>>,
     next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Live {
+    subject: Subject,
+    cut: oneshot::Sender<String>,
+}
+
+/// A connection that is asked again.
+struct Asked {
+    id: u64,
+    subject: Subject,
+    /// Whether its peer was resolved anew, as the names that policies ask for have changed.
+    resolved: bool,
 }
 
 impl Watch {
@@ -72,35 +87,78 @@ impl Watch {
     pub(crate) fn register(self: &Arc<Self>, subject: Subject) -> (Registration, Cut) {
         let (cut, was_cut) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (subject, cut));
-        (Registration { of: self.clone(), id }, Cut(was_cut))
+        let workload = subject.workload.clone();
+        self.locked().entry(workload.clone()).or_default().insert(id, Live { subject, cut });
+        let registration = Registration {
+            of: self.clone(),
+            workload,
+            id,
+        };
+        (registration, Cut(was_cut))
     }
 
-    /// Asks again those whom a change concerns, with the present workload, and cuts those now refused.
-    pub(crate) fn recheck(&self, snapshot: &Snapshot, changed: &Changed) {
-        if !changed.policies && changed.workloads.is_empty() {
-            return;
+    /// Asks again those whom a change concerns, with the present workload, and cuts those now refused. Gives how many it
+    /// asked.
+    pub(crate) fn recheck(&self, snapshot: &Snapshot, changed: &Changed) -> usize {
+        if changed.policies.is_empty() && changed.workloads.is_empty() {
+            return 0;
         }
-        let workloads: HashSet<_> = changed.workloads.iter().collect();
-        let concerned = |subject: &Subject| changed.policies || workloads.contains(&subject.workload);
         // Decided outside of the lock: new connections must not wait for ten thousand old ones.
-        let asked: Vec<(u64, Subject)> = {
-            let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-            let concerned = live.iter().filter(|(_, (subject, _))| concerned(subject));
-            concerned.map(|(id, (subject, _))| (*id, subject.clone())).collect()
+        let asked = self.concerned(snapshot, changed);
+        let count = asked.len();
+        for mut asked in asked {
+            if !snapshot.policies.knows(&asked.subject.peer) {
+                asked.subject.peer = snapshot.policies.resolve(asked.subject.peer.identity());
+                asked.resolved = true;
+            }
+            let refused = asked.subject.refusal(snapshot);
+            self.answer(asked, refused);
+        }
+        count
+    }
+
+    fn concerned(&self, snapshot: &Snapshot, changed: &Changed) -> Vec<Asked> {
+        let is_concerned = |uid: &WorkloadUid| match snapshot.mesh.workload(uid) {
+            Some(workload) => changed.policies.concerns(workload),
+            // It is gone, and will be refused.
+            None => true,
         };
-        let refused = asked.into_iter().filter_map(|(id, subject)| Some((id, subject.refusal(snapshot)?)));
-        let refused: Vec<_> = refused.collect();
-        if refused.is_empty() {
+        let live = self.locked();
+        let concerned = live.iter().filter(|(uid, _)| changed.workloads.contains(uid) || is_concerned(uid));
+        let connections = concerned.flat_map(|(_, connections)| connections);
+        let asked = connections.map(|(id, live)| Asked {
+            id: *id,
+            subject: live.subject.clone(),
+            resolved: false,
+        });
+        asked.collect()
+    }
+
+    fn answer(&self, asked: Asked, refused: Option<String>) {
+        if refused.is_none() && !asked.resolved {
             return;
         }
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, why) in refused {
-            // The connection may have ended meanwhile: then there is nobody to tell.
-            if let Some((_, cut)) = live.remove(&id) {
-                let _ = cut.send(why);
+        let mut live = self.locked();
+        // The connection may have ended meanwhile: then there is nobody to tell.
+        let Some(connections) = live.get_mut(&asked.subject.workload) else {
+            return;
+        };
+        match refused {
+            Some(why) => {
+                if let Some(live) = connections.remove(&asked.id) {
+                    let _ = live.cut.send(why);
+                }
+            }
+            None => {
+                if let Some(live) = connections.get_mut(&asked.id) {
+                    live.subject.peer = asked.subject.peer;
+                }
             }
         }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<WorkloadUid, HashMap<u64, Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,12 +166,19 @@ impl Watch {
 #[derive(Debug)]
 pub(crate) struct Registration {
     of: Arc<Watch>,
+    workload: WorkloadUid,
     id: u64,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.of.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let mut live = self.of.locked();
+        if let Some(connections) = live.get_mut(&self.workload) {
+            connections.remove(&self.id);
+            if connections.is_empty() {
+                live.remove(&self.workload);
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Action, Match, Rule, Scope, StringMatch, policy::Update};
+use crate::{Action, Match, Policy, Rule, Scope, StringMatch, policy::Update};
 
 fn policy(key: &str, scope: Scope, action: Action, rules: Vec<Rule>) -> Policy {
     Policy {
@@ -50,7 +50,7 @@ fn workload(attached: &[&str]) -> Workload {
 
 fn ask(policies: &Policies, attached: &[&str]) -> String {
     let conn = Conn {
-        peer: None,
+        peer: &Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
@@ -128,7 +128,7 @@ fn a_denial_names_the_rule() {
     let rules = vec![from_namespace("a").remove(0), Rule::default()];
     let policies = Policies::default().apply([set(policy("shop/p", Scope::Namespace, Action::Deny, rules))]);
     let conn = Conn {
-        peer: None,
+        peer: &Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
@@ -147,7 +147,7 @@ fn mapped_peers_are_ipv4() {
     }];
     let policies = Policies::default().apply([set(policy("shop/p", Scope::Namespace, Action::Deny, rules))]);
     let conn = Conn {
-        peer: None,
+        peer: &Peer::plaintext(),
         source: "::ffff:10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
@@ -163,7 +163,7 @@ fn dry_run_tells_and_does_not_decide() {
         })
     };
     let conn = Conn {
-        peer: None,
+        peer: &Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
@@ -211,7 +211,7 @@ fn what_refuses_only_new_connections_ends_no_standing_one() {
     }));
     let policies = Policies::default().apply([unknown]);
     let conn = Conn {
-        peer: None,
+        peer: &Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };

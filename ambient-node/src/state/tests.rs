@@ -40,7 +40,7 @@ fn a_published_version_never_changes() {
     let before = state.current().unwrap();
     let changed = state.apply(batch(vec![workload(TunnelProtocol::None)], true), now);
     assert_eq!(changed.workloads, ["u".into()]);
-    assert!(!changed.policies && before.mesh.workload(&"u".into()).is_none());
+    assert!(changed.policies.is_empty() && before.mesh.workload(&"u".into()).is_none());
 }
 
 #[test]

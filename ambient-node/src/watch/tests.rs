@@ -1,4 +1,4 @@
-use ambient_authz::{Action, Policy, Scope, policy};
+use ambient_authz::{Action, Match, Policy, Rule, Scope, StringMatch, policy};
 use ambient_control::{Batch, Change};
 use ambient_core::mesh::Update;
 
@@ -16,7 +16,7 @@ fn subject(name: &str) -> Subject {
         pod: name.into(),
         workload: server(name).uid.clone(),
         identity: server(name).identity().unwrap(),
-        peer: None,
+        peer: Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     }
@@ -35,7 +35,8 @@ fn allow_nothing(scope: Scope) -> Change {
     Change::Policy(policy::Update::Set(Arc::new(policy)))
 }
 
-fn apply(state: &State, watch: &Watch, changes: Vec<Change>) {
+/// Gives how many connections were asked again.
+fn apply(state: &State, watch: &Watch, changes: Vec<Change>) -> usize {
     let changed = state.apply(
         Batch {
             changes,
@@ -44,7 +45,7 @@ fn apply(state: &State, watch: &Watch, changes: Vec<Change>) {
         },
         clock::steady(),
     );
-    watch.recheck(&state.current().unwrap(), &changed);
+    watch.recheck(&state.current().unwrap(), &changed)
 }
 
 fn is_cut(cut: &mut Cut) -> Option<String> {
@@ -110,4 +111,85 @@ fn what_has_ended_is_forgotten() {
     let (held, _cut) = watch.register(subject("cart"));
     drop(held);
     assert!(watch.live.lock().unwrap().is_empty());
+}
+
+#[test]
+fn only_those_of_the_workloads_concerned_are_asked_again() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    let names: Vec<_> = (0..100).map(|i| format!("server-{i}")).collect();
+    let servers = names.iter().map(|name| {
+        let workload = Workload {
+            policies: vec![format!("shop/of-{name}").as_str().into()],
+            ..Workload::clone(&server(name))
+        };
+        Change::Mesh(Update::Workload(Arc::new(workload)))
+    });
+    apply(&state, &watch, servers.collect());
+    let policy = |name: &str, principal: &str| {
+        let found = Match {
+            principals: vec![StringMatch::Exact(principal.into())],
+            ..Match::default()
+        };
+        let policy = Policy {
+            key: format!("shop/of-{name}").as_str().into(),
+            namespace: "shop".into(),
+            scope: Scope::Selector,
+            action: Action::Deny,
+            rules: vec![Rule {
+                clauses: vec![found.into()],
+            }],
+            dry_run: false,
+        };
+        Change::Policy(policy::Update::Set(Arc::new(policy)))
+    };
+    apply(&state, &watch, names.iter().map(|name| policy(name, "nobody")).collect());
+    let caller = "spiffe://cluster.local/ns/shop/sa/caller".parse::<Identity>().unwrap();
+    let mut held: Vec<_> = (0..10_000)
+        .map(|i| {
+            let subject = Subject {
+                peer: caller.clone().into(),
+                ..subject(&names[i % 100])
+            };
+            watch.register(subject)
+        })
+        .collect();
+
+    assert_eq!(apply(&state, &watch, vec![policy("server-7", "somebody")]), 100);
+    assert!(held.iter_mut().all(|(_, cut)| is_cut(cut).is_none()));
+    assert_eq!(apply(&state, &watch, vec![policy("server-7", "somebody")]), 0, "it came as it was");
+    assert_eq!(apply(&state, &watch, vec![policy("server-7", caller.principal())]), 100);
+    let cut = held.iter_mut().filter_map(|(_, cut)| is_cut(cut)).count();
+    assert_eq!(cut, 100);
+}
+
+#[test]
+fn what_is_asked_again_is_resolved_once() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
+    let caller = "spiffe://cluster.local/ns/shop/sa/caller".parse::<Identity>().unwrap();
+    let (_held, _cut) = watch.register(Subject {
+        peer: caller.into(),
+        ..subject("cart")
+    });
+    let found = Match {
+        principals: vec![StringMatch::Exact("cluster.local/ns/shop/sa/other".into())],
+        ..Match::default()
+    };
+    let policy = Policy {
+        key: "shop/not-other".into(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace,
+        action: Action::Deny,
+        rules: vec![Rule {
+            clauses: vec![found.into()],
+        }],
+        dry_run: false,
+    };
+    assert_eq!(
+        apply(&state, &watch, vec![Change::Policy(policy::Update::Set(Arc::new(policy)))]),
+        1
+    );
+    let live = watch.live.lock().unwrap();
+    let kept = live.values().flat_map(HashMap::values).next().unwrap();
+    assert!(state.current().unwrap().policies.knows(&kept.subject.peer));
 }

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::Conn;
+use crate::{Conn, Peer};
 
 fn resource(spec: &Value) -> AuthorizationPolicy {
     serde_json::from_value(json!({
@@ -286,7 +286,7 @@ fn identities_under_every_name_of_the_mesh() {
 fn mapped_blocks_mean_ipv4() {
     let spec = source(&json!({ "ipBlocks": ["::ffff:10.0.0.0/104"] }));
     let conn = Conn {
-        peer: None,
+        peer: &Peer::plaintext(),
         source: "10.1.2.3".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
@@ -378,10 +378,10 @@ fn the_safe_reading_is_never_wider() {
         let exact = read(&resource, &Settings::istio_exact()).unwrap().policy.unwrap();
         let safe = safe.policy.unwrap();
         for peer in ["spiffe://cluster.local/ns/a/sa/x", "spiffe://cluster.local/ns/b/sa/y", "none"] {
-            let peer = peer.parse().ok();
+            let peer = Peer::from(peer.parse::<ambient_core::Identity>().ok());
             for (ip, port) in [("10.0.0.1", 80), ("192.0.2.1", 8080), ("fd00::1", 80)] {
                 let conn = Conn {
-                    peer: peer.as_ref(),
+                    peer: &peer,
                     source: ip.parse().unwrap(),
                     destination: ([10, 0, 0, 2], port).into(),
                 };

@@ -1,0 +1,253 @@
+//! Blocks of addresses, and which of them an address lies in.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::dictionary::Dictionary;
+
+/// Blocks by number, and the way from an address to those that cover it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Nets {
+    pub(crate) blocks: Dictionary<IpNet>,
+    v4: Tree,
+    v6: Tree,
+}
+
+impl Nets {
+    /// Uses a block once more; gives its number.
+    pub(crate) fn take(&mut self, block: &IpNet) -> u32 {
+        let (number, new) = self.blocks.take(block);
+        if new {
+            let (tree, path) = self.tree(block);
+            tree.change(path, |node| insert(node, path, number));
+        }
+        number
+    }
+
+    /// Uses a block once less.
+    pub(crate) fn release(&mut self, number: u32) {
+        if let Some(block) = self.blocks.release(number) {
+            let (tree, path) = self.tree(&block);
+            tree.change(path, |node| remove(node, path, number));
+        }
+    }
+
+    /// Calls for each block that an address lies in. One family never lies in blocks of the other.
+    pub(crate) fn covering(&self, ip: IpAddr, call: impl FnMut(u32)) {
+        match ip {
+            IpAddr::V4(ip) => self.v4.covering(u128::from(u32::from(ip)) << 96, call),
+            IpAddr::V6(ip) => self.v6.covering(u128::from(ip), call),
+        }
+    }
+
+    fn tree(&mut self, block: &IpNet) -> (&mut Tree, Path) {
+        // What stands behind the length of a block has no meaning.
+        let bits = match block.network() {
+            IpAddr::V4(ip) => u128::from(u32::from(ip)) << 96,
+            IpAddr::V6(ip) => u128::from(ip),
+        };
+        let path = Path {
+            bits,
+            length: block.prefix_len(),
+        };
+        match block {
+            IpNet::V4(_) => (&mut self.v4, path),
+            IpNet::V6(_) => (&mut self.v6, path),
+        }
+    }
+}
+
+/// Blocks of one family: a tree for each first octet, as these are what most blocks differ in, and one for those that
+/// are wider.
+#[derive(Clone, Debug, Default)]
+struct Tree {
+    wide: Option<Arc<Node>>,
+    octets: Option<Arc<[Option<Arc<Node>>; 256]>>,
+}
+
+/// The first bits of an address, from the highest on; the others are 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Path {
+    bits: u128,
+    length: u8,
+}
+
+impl Path {
+    /// Whether an address begins so.
+    fn covers(self, bits: u128) -> bool {
+        self.length == 0 || (self.bits ^ bits) >> (128 - self.length) == 0
+    }
+
+    /// How many bits two begin with alike.
+    fn shared(self, other: Self) -> u8 {
+        let alike = (self.bits ^ other.bits).leading_zeros() as u8;
+        alike.min(self.length).min(other.length)
+    }
+
+    fn cut(self, length: u8) -> Self {
+        let bits = if length == 0 {
+            0
+        } else {
+            self.bits >> (128 - length) << (128 - length)
+        };
+        Self { bits, length }
+    }
+}
+
+/// On which side of a node that is `length` long an address goes on.
+fn side(bits: u128, length: u8) -> usize {
+    (bits >> (127 - length) & 1) as usize
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    path: Path,
+    /// The blocks that end here: several, where they are written differently behind their length.
+    blocks: Here,
+    below: [Option<Arc<Self>>; 2],
+}
+
+#[derive(Clone, Debug)]
+enum Here {
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl Here {
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::One(block) => std::slice::from_ref(block),
+            Self::Several(blocks) => blocks,
+        }
+    }
+}
+
+impl Tree {
+    fn change(&mut self, path: Path, change: impl FnOnce(&mut Option<Arc<Node>>)) {
+        if path.length < 8 {
+            return change(&mut self.wide);
+        }
+        let octets = self.octets.get_or_insert_with(|| Arc::new([const { None }; 256]));
+        change(&mut Arc::make_mut(octets)[(path.bits >> 120) as usize]);
+    }
+
+    fn covering(&self, bits: u128, mut call: impl FnMut(u32)) {
+        let octet = self.octets.as_ref().and_then(|octets| octets[(bits >> 120) as usize].as_deref());
+        for mut next in [self.wide.as_deref(), octet] {
+            while let Some(node) = next.filter(|node| node.path.covers(bits)) {
+                node.blocks.as_slice().iter().copied().for_each(&mut call);
+                next = match node.path.length {
+                    128 => None,
+                    length => node.below[side(bits, length)].as_deref(),
+                };
+            }
+        }
+    }
+}
+
+fn leaf(path: Path, block: u32) -> Arc<Node> {
+    Arc::new(Node {
+        path,
+        blocks: Here::One(block),
+        below: [None, None],
+    })
+}
+
+fn insert(at: &mut Option<Arc<Node>>, path: Path, block: u32) {
+    let Some(present) = at else {
+        *at = Some(leaf(path, block));
+        return;
+    };
+    let shared = present.path.shared(path);
+    if shared == present.path.length {
+        let node = Arc::make_mut(present);
+        if shared < path.length {
+            return insert(&mut node.below[side(path.bits, shared)], path, block);
+        }
+        let mut blocks = node.blocks.as_slice().to_vec();
+        blocks.push(block);
+        node.blocks = if blocks.len() == 1 {
+            Here::One(block)
+        } else {
+            Here::Several(blocks)
+        };
+        return;
+    }
+    // The two part before the present one ends: what they share stands above both.
+    let mut above = Node {
+        path: path.cut(shared),
+        blocks: Here::Several(Vec::new()),
+        below: [None, None],
+    };
+    above.below[side(present.path.bits, shared)] = Some(present.clone());
+    if shared == path.length {
+        above.blocks = Here::One(block);
+    } else {
+        above.below[side(path.bits, shared)] = Some(leaf(path, block));
+    }
+    *at = Some(Arc::new(above));
+}
+
+fn remove(at: &mut Option<Arc<Node>>, path: Path, block: u32) {
+    let Some(present) = at else { return };
+    if present.path.shared(path) < present.path.length {
+        return;
+    }
+    let node = Arc::make_mut(present);
+    if node.path.length < path.length {
+        remove(&mut node.below[side(path.bits, node.path.length)], path, block);
+    } else {
+        let mut blocks = node.blocks.as_slice().to_vec();
+        blocks.retain(|other| *other != block);
+        node.blocks = match blocks[..] {
+            [one] => Here::One(one),
+            _ => Here::Several(blocks),
+        };
+    }
+    // A node where nothing ends and no two ways part is none.
+    if node.blocks.as_slice().is_empty()
+        && let [None, other] | [other, None] = &mut node.below
+    {
+        *at = other.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn block() -> impl Strategy<Value = IpNet> {
+        let v4 = (0..4u32, 0..=32u8).prop_map(|(high, length)| IpNet::new(IpAddr::from((high << 30 | 0x0a01_0203).to_be_bytes()), length));
+        let v6 = (0..4u128, 0..=128u8).prop_map(|(high, length)| IpNet::new(IpAddr::from((high << 126 | 0xa01).to_be_bytes()), length));
+        prop_oneof![v4, v6].prop_map(Result::unwrap)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_address_finds_the_blocks_it_lies_in(steps in vec((block(), any::<bool>()), 1..60), asked in vec(block(), 1..20)) {
+            let (mut nets, mut held) = (Nets::default(), Vec::new());
+            for (block, add) in steps {
+                let position = held.iter().position(|(b, _)| *b == block);
+                match (add, position) {
+                    (true, _) => held.push((block, nets.take(&block))),
+                    (false, Some(at)) => nets.release(held.swap_remove(at).1),
+                    (false, None) => {}
+                }
+            }
+            for ip in asked.iter().map(IpNet::addr) {
+                let mut found = Vec::new();
+                nets.covering(ip, |number| found.push(*nets.blocks.value(number).unwrap()));
+                let mut wanted: Vec<_> = held.iter().map(|(b, _)| *b).filter(|b| b.contains(&ip)).collect();
+                found.sort();
+                wanted.sort();
+                wanted.dedup();
+                prop_assert_eq!(found, wanted);
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Sets of rows, shared with other snapshots until they change.
+
+use std::sync::Arc;
+
+/// The rows of a block: as many as fit a page of a bitmap that a decision can hold on its stack.
+pub(crate) const BLOCK: u32 = 64 * WORDS as u32;
+pub(crate) const WORDS: usize = 64;
+
+/// A bit for each row of a block.
+pub(crate) type Bits = [u64; WORDS];
+
+/// A set of rows.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Posting {
+    #[default]
+    None,
+    One(u32),
+    /// In order.
+    Few(Arc<[u32]>),
+    Many(Arc<Many>),
+}
+
+/// Rows in blocks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Many {
+    len: u32,
+    blocks: Vec<Option<Arc<Block>>>,
+}
+
+#[derive(Clone, Debug)]
+enum Block {
+    /// Places in the block, in order.
+    Sparse(Vec<u16>),
+    Dense(Box<Bits>, u16),
+}
+
+/// Whether a row comes to a set or leaves it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Edit {
+    pub(crate) row: u32,
+    pub(crate) comes: bool,
+}
+
+impl Posting {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(_) => 1,
+            Self::Few(rows) => rows.len(),
+            Self::Many(many) => many.len as usize,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// Calls for each row, in order.
+    pub(crate) fn each(&self, mut call: impl FnMut(u32)) {
+        match self {
+            Self::None => {}
+            Self::One(row) => call(*row),
+            Self::Few(rows) => rows.iter().copied().for_each(call),
+            Self::Many(many) => {
+                for (block, first) in many.blocks.iter().zip((0u32..).step_by(BLOCK as usize)) {
+                    if let Some(block) = block {
+                        block.each(|at| call(first + u32::from(at)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings edits in, which are in order of rows; of one row the leaving comes first.
+    pub(crate) fn edit(&mut self, edits: &[Edit]) {
+        let next = match self {
+            Self::Many(many) => {
+                let many = Arc::make_mut(many);
+                many.edit(edits);
+                // Far enough below the other bound that a set does not go back and forth.
+                if many.len as usize > MOST_FEW / 2 {
+                    return;
+                }
+                let mut rows = Vec::with_capacity(many.len as usize);
+                self.each(|row| rows.push(row));
+                rows
+            }
+            Self::None => merge(&[], edits),
+            Self::One(row) => merge(&[*row], edits),
+            Self::Few(rows) => merge(rows, edits),
+        };
+        *self = match next[..] {
+            [] => Self::None,
+            [row] => Self::One(row),
+            _ if next.len() <= MOST_FEW => Self::Few(next.into()),
+            _ => {
+                let mut many = Many::default();
+                many.edit(&next.iter().map(|row| Edit { row: *row, comes: true }).collect::<Vec<_>>());
+                Self::Many(Arc::new(many))
+            }
+        };
+    }
+}
+
+fn merge(rows: &[u32], edits: &[Edit]) -> Vec<u32> {
+    let mut next = Vec::with_capacity(rows.len() + edits.len());
+    let mut rest = rows;
+    for edit in edits {
+        let (before, from) = rest.split_at(rest.partition_point(|row| *row < edit.row));
+        next.extend_from_slice(before);
+        rest = from.strip_prefix(&[edit.row]).unwrap_or(from);
+        if edit.comes && next.last() != Some(&edit.row) {
+            next.push(edit.row);
+        }
+    }
+    next.extend_from_slice(rest);
+    next
+}
+
+impl Many {
+    fn block(&self, block: u32) -> Option<&Block> {
+        self.blocks.get(block as usize)?.as_deref()
+    }
+
+    fn edit(&mut self, edits: &[Edit]) {
+        for of_block in edits.chunk_by(|a, b| a.row / BLOCK == b.row / BLOCK) {
+            let block = (of_block[0].row / BLOCK) as usize;
+            if self.blocks.len() <= block {
+                self.blocks.resize(block + 1, None);
+            }
+            let slot = &mut self.blocks[block];
+            let present = slot.get_or_insert_with(|| Arc::new(Block::Sparse(Vec::new())));
+            let before = present.len();
+            Arc::make_mut(present).edit(of_block);
+            self.len = self.len + present.len() - before;
+            if present.len() == 0 {
+                *slot = None;
+            }
+        }
+    }
+}
+
+impl Block {
+    fn len(&self) -> u32 {
+        match self {
+            Self::Sparse(rows) => rows.len() as u32,
+            Self::Dense(_, len) => u32::from(*len),
+        }
+    }
+
+    fn each(&self, mut call: impl FnMut(u16)) {
+        match self {
+            Self::Sparse(rows) => rows.iter().copied().for_each(call),
+            Self::Dense(bits, _) => each_bit(bits, |at| call(at as u16)),
+        }
+    }
+
+    fn edit(&mut self, edits: &[Edit]) {
+        match self {
+            Self::Sparse(rows) => {
+                for edit in edits {
+                    let at = (edit.row % BLOCK) as u16;
+                    match (rows.binary_search(&at), edit.comes) {
+                        (Err(place), true) => rows.insert(place, at),
+                        (Ok(place), false) => drop(rows.remove(place)),
+                        _ => {}
+                    }
+                }
+                if rows.len() > MOST_SPARSE {
+                    let mut bits = Box::new([0; WORDS]);
+                    rows.iter().for_each(|at| set(&mut bits, u32::from(*at)));
+                    *self = Self::Dense(bits, rows.len() as u16);
+                }
+            }
+            Self::Dense(bits, len) => {
+                for edit in edits {
+                    let at = edit.row % BLOCK;
+                    let (word, bit) = (&mut bits[at as usize / 64], 1 << (at % 64));
+                    if (*word & bit == 0) == edit.comes {
+                        *word ^= bit;
+                        *len = if edit.comes { *len + 1 } else { *len - 1 };
+                    }
+                }
+                if usize::from(*len) <= MOST_SPARSE / 2 {
+                    let mut rows = Vec::with_capacity(usize::from(*len));
+                    each_bit(bits, |at| rows.push(at as u16));
+                    *self = Self::Sparse(rows);
+                }
+            }
+        }
+    }
+}
+
+/// A set of rows that is read block after block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor<'a> {
+    of: &'a Posting,
+    /// How far a list is read.
+    at: u32,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(of: &'a Posting) -> Self {
+        Self { of, at: 0 }
+    }
+
+    /// Sets the bits of the rows in a block. Blocks must be asked in order.
+    pub(crate) fn add_to(&mut self, bits: &mut Bits, block: u32) {
+        self.visit(block, bits, set, |bits, rows| {
+            bits.iter_mut().zip(rows).for_each(|(word, of)| *word |= of)
+        });
+    }
+
+    /// Clears the bits of the rows in a block. Blocks must be asked in order.
+    pub(crate) fn take_from(&mut self, bits: &mut Bits, block: u32) {
+        self.visit(
+            block,
+            bits,
+            |bits, at| bits[at as usize / 64] &= !(1 << (at % 64)),
+            |bits, rows| bits.iter_mut().zip(rows).for_each(|(word, of)| *word &= !of),
+        );
+    }
+
+    fn visit(&mut self, block: u32, bits: &mut Bits, one: impl Fn(&mut Bits, u32), all: impl Fn(&mut Bits, &Bits)) {
+        match self.of {
+            Posting::None => {}
+            Posting::One(row) if row / BLOCK == block => one(bits, row % BLOCK),
+            Posting::One(_) => {}
+            Posting::Few(rows) => {
+                while let Some(row) = rows.get(self.at as usize).filter(|row| **row / BLOCK <= block) {
+                    if row / BLOCK == block {
+                        one(bits, row % BLOCK);
+                    }
+                    self.at += 1;
+                }
+            }
+            Posting::Many(many) => match many.block(block) {
+                Some(Block::Sparse(rows)) => rows.iter().for_each(|at| one(bits, u32::from(*at))),
+                Some(Block::Dense(rows, _)) => all(bits, rows),
+                None => {}
+            },
+        }
+    }
+}
+
+pub(crate) fn set(bits: &mut Bits, at: u32) {
+    bits[at as usize / 64] |= 1 << (at % 64);
+}
+
+pub(crate) fn each_bit(bits: &Bits, mut call: impl FnMut(u32)) {
+    for (word, first) in bits.iter().zip((0u32..).step_by(64)) {
+        let mut rest = *word;
+        while rest != 0 {
+            call(first + rest.trailing_zeros());
+            rest &= rest - 1;
+        }
+    }
+}
+
+/// A list of so many rows is 2 KiB to copy, and a pass over it some hundred nanoseconds.
+const MOST_FEW: usize = 512;
+/// As large as the bitmap.
+const MOST_SPARSE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn rows(posting: &Posting) -> Vec<u32> {
+        let mut rows = Vec::new();
+        posting.each(|row| rows.push(row));
+        rows
+    }
+
+    fn by_block(posting: &Posting) -> Vec<u32> {
+        let (mut cursor, mut rows) = (Cursor::new(posting), Vec::new());
+        for block in 0..4 {
+            let mut bits = [0; WORDS];
+            cursor.add_to(&mut bits, block);
+            each_bit(&bits, |at| rows.push(block * BLOCK + at));
+            Cursor::new(posting).take_from(&mut bits, block);
+            assert_eq!(bits, [0; WORDS]);
+        }
+        rows
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Also where sets grow into the next form and shrink back.
+        #[test]
+        fn edits_are_those_of_a_plain_set(batches in vec((vec(0..4 * BLOCK, 0..900), 0..5u32), 1..12)) {
+            let (mut posting, mut plain) = (Posting::default(), BTreeSet::new());
+            for (rows_of_batch, leaves) in batches {
+                let mut edits: Vec<_> = rows_of_batch.iter().map(|row| Edit { row: row % (BLOCK * (1 + row % 4)), comes: row % 5 >= leaves }).collect();
+                edits.extend(plain.iter().filter(|row| *row % 7 < leaves).map(|row| Edit { row: *row, comes: false }));
+                edits.sort_by_key(|edit| (edit.row, edit.comes));
+                for edit in &edits {
+                    if edit.comes { plain.insert(edit.row); } else { plain.remove(&edit.row); }
+                }
+                posting.edit(&edits);
+                prop_assert_eq!(rows(&posting), plain.iter().copied().collect::<Vec<_>>());
+                prop_assert_eq!(by_block(&posting), rows(&posting));
+                prop_assert_eq!((posting.len(), posting.is_empty()), (plain.len(), plain.is_empty()));
+            }
+        }
+    }
+}

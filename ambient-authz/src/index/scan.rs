@@ -1,0 +1,231 @@
+//! Finding the rows that match a connection.
+
+use std::net::IpAddr;
+
+use super::{
+    Index, Reader, Row, blocks,
+    dictionary::Lists,
+    nets::Nets,
+    posting::Posting,
+    term::{Field, Sort, Term},
+};
+use crate::policies::Kind;
+
+/// A connection to a workload, as numbers.
+pub(crate) struct Asked<'a> {
+    pub(crate) index: &'a Index,
+    /// The peer's names, in order.
+    pub(crate) names: &'a [u32],
+    pub(crate) source: Address<'a>,
+    pub(crate) destination: Address<'a>,
+    pub(crate) port: Option<u32>,
+    /// The workload's namespace.
+    pub(crate) place: Option<u32>,
+    pub(crate) listed: Listed<'a>,
+}
+
+/// An address, and the blocks that it lies in.
+pub(crate) struct Address<'a> {
+    ip: IpAddr,
+    nets: &'a Nets,
+    blocks: Numbers<MOST_BLOCKS>,
+}
+
+impl<'a> Address<'a> {
+    pub(crate) fn new(ip: IpAddr, nets: &'a Nets) -> Self {
+        // Sockets that listen on both families see IPv4 peers as mapped addresses.
+        let ip = ip.to_canonical();
+        let mut blocks = Numbers::new();
+        nets.covering(ip, |block| blocks.push(block));
+        Self { ip, nets, blocks }
+    }
+
+    fn lies_in(&self, block: u32) -> bool {
+        match self.blocks.all() {
+            Some(blocks) => blocks.contains(&block),
+            None => self.nets.blocks.value(block).is_some_and(|net| net.contains(&self.ip)),
+        }
+    }
+
+    fn each(&self, call: impl FnMut(u32)) {
+        match self.blocks.all() {
+            Some(blocks) => blocks.iter().copied().for_each(call),
+            None => self.nets.covering(self.ip, call),
+        }
+    }
+}
+
+/// The policies that a workload lists and that are in force.
+pub(crate) struct Listed<'a> {
+    numbers: Numbers<MOST_LISTED>,
+    again: &'a Each<'a>,
+}
+
+/// Calls for each of some numbers.
+pub(crate) type Each<'a> = dyn Fn(&mut dyn FnMut(u32)) + 'a;
+
+impl<'a> Listed<'a> {
+    /// The function calls for each of them, and is asked again only where they are many.
+    pub(crate) fn new(each: &'a Each<'a>) -> Self {
+        let mut numbers = Numbers::new();
+        each(&mut |number| numbers.push(number));
+        Self { numbers, again: each }
+    }
+
+    fn has(&self, wanted: u32) -> bool {
+        let mut found = false;
+        self.each(|number| found |= number == wanted);
+        found
+    }
+
+    fn each(&self, mut call: impl FnMut(u32)) {
+        match self.numbers.all() {
+            Some(numbers) => numbers.iter().copied().for_each(call),
+            None => (self.again)(&mut call),
+        }
+    }
+}
+
+/// Numbers that need no allocation, as long as they are few.
+struct Numbers<const MOST: usize> {
+    numbers: [u32; MOST],
+    len: usize,
+}
+
+impl<const MOST: usize> Numbers<MOST> {
+    fn new() -> Self {
+        Self {
+            numbers: [0; MOST],
+            len: 0,
+        }
+    }
+
+    fn push(&mut self, number: u32) {
+        if let Some(place) = self.numbers.get_mut(self.len) {
+            *place = number;
+        }
+        self.len += 1;
+    }
+
+    /// All of them, unless there were too many.
+    fn all(&self) -> Option<&[u32]> {
+        self.numbers.get(..self.len)
+    }
+}
+
+impl<'a> Asked<'a> {
+    /// Calls for every row that matches, at least once, in no order.
+    pub(crate) fn each_match(&self, wanted: impl Fn(Kind) -> bool, mut call: impl FnMut(&'a Row)) {
+        let mut left = MOST_CANDIDATES;
+        let mut too_many = false;
+        let mut look = |posting: &Posting| {
+            too_many |= posting.len() > left;
+            if too_many {
+                return;
+            }
+            left -= posting.len();
+            posting.each(|row| self.look_at(row, &wanted, &mut call));
+        };
+        look(&self.index.terms.always);
+        self.each_list(|_, lists| look(&lists.filed));
+        if too_many {
+            self.each_by_blocks(&wanted, &mut call);
+        }
+    }
+
+    fn each_by_blocks(&self, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+        let done = blocks::each_candidate(self, |row| self.look_at(row, wanted, call));
+        if !done {
+            // A peer with more names, in more blocks, than there is room for: one by one.
+            self.index.terms.always.each(|row| self.look_at(row, wanted, call));
+            self.each_list(|_, lists| lists.filed.each(|row| self.look_at(row, wanted, call)));
+        }
+    }
+
+    fn look_at(&self, row: u32, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+        if let Some(row) = self.index.row(row)
+            && wanted(row.kind)
+            && self.matches(row)
+        {
+            call(row);
+        }
+    }
+
+    fn matches(&self, row: &Row) -> bool {
+        let mut any = false;
+        for word in row.words() {
+            if word.is_refused() {
+                if self.hits(word.term()) {
+                    return false;
+                }
+                continue;
+            }
+            any = any || self.hits(word.term());
+            if word.is_last() {
+                if !any {
+                    return false;
+                }
+                any = false;
+            }
+        }
+        !row.partial || self.whole_rule_holds(row)
+    }
+
+    fn whole_rule_holds(&self, row: &Row) -> bool {
+        let entry = self.index.entry(row.entry);
+        entry.is_some_and(|entry| Reader::new(&entry.words, row.rule).rule_holds(&|term| self.hits(term)))
+    }
+
+    fn hits(&self, term: Term) -> bool {
+        let number = term.number();
+        match term.sort() {
+            Sort::Name => match self.names {
+                few if few.len() <= LINEAR => few.contains(&number),
+                many => many.binary_search(&number).is_ok(),
+            },
+            Sort::Port => self.port == Some(number),
+            Sort::Source => self.source.lies_in(number),
+            Sort::Destination => self.destination.lies_in(number),
+            Sort::Place => self.place == Some(number),
+            Sort::Listed => self.listed.has(number),
+            Sort::Always => true,
+        }
+    }
+
+    /// Calls for the lists of each value that the connection has.
+    pub(crate) fn each_list(&self, mut call: impl FnMut(Field, &'a Lists)) {
+        let terms = &self.index.terms;
+        for name in self.names {
+            if let Some((name, lists)) = terms.names.dictionary.item(*name) {
+                call(Field::of_name(name), lists);
+            }
+        }
+        if let Some(lists) = self.port.and_then(|port| terms.ports.lists(port)) {
+            call(Field::Port, lists);
+        }
+        for (address, field) in [(&self.source, Field::Source), (&self.destination, Field::Destination)] {
+            address.each(|block| {
+                if let Some(lists) = address.nets.blocks.lists(block) {
+                    call(field, lists);
+                }
+            });
+        }
+        if let Some(lists) = self.place.and_then(|place| terms.places.lists(place)) {
+            call(Field::Scope, lists);
+        }
+        self.listed.each(|number| {
+            if let Some(entry) = self.index.entry(number) {
+                call(Field::Scope, &entry.listed);
+            }
+        });
+    }
+}
+
+/// One by one these cost some microseconds; more are cheaper in blocks.
+const MOST_CANDIDATES: usize = 256;
+/// Of IPv6 an address lies in no more, unless the same block is written in several ways.
+const MOST_BLOCKS: usize = 130;
+/// A workload lists some policies.
+const MOST_LISTED: usize = 16;
+/// Up to so many are found faster one after the other.
+const LINEAR: usize = 8;

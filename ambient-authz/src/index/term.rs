@@ -1,0 +1,128 @@
+//! What a rule asks for, as numbers.
+
+use super::value::{Name, TextField};
+
+/// A value that a connection has or has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Term(u32);
+
+/// What the number of a term is a number of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sort {
+    /// What an identity has.
+    Name,
+    /// The port in the pod.
+    Port,
+    /// A block that the connection comes from.
+    Source,
+    /// A block that the pod's address lies in.
+    Destination,
+    /// The workload's namespace.
+    Place,
+    /// A policy that the workload lists.
+    Listed,
+    /// What every connection has.
+    Always,
+}
+
+impl Term {
+    pub(crate) const ALWAYS: Self = Self::new(Sort::Always, 0);
+
+    /// Memory ends long before the numbers do: each is of a value, a policy or a namespace that is held.
+    pub(crate) const fn new(sort: Sort, number: u32) -> Self {
+        Self((sort as u32) << NUMBER_BITS | number & NUMBER)
+    }
+
+    pub(crate) fn sort(self) -> Sort {
+        match self.0 >> NUMBER_BITS {
+            0 => Sort::Name,
+            1 => Sort::Port,
+            2 => Sort::Source,
+            3 => Sort::Destination,
+            4 => Sort::Place,
+            5 => Sort::Listed,
+            _ => Sort::Always,
+        }
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0 & NUMBER
+    }
+
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+/// A term in a row: wanted, or refused; what is wanted stands in groups, of which one must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word(u32);
+
+impl Word {
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) fn wanted(term: Term, last_of_group: bool) -> Self {
+        Self(term.0 | if last_of_group { LAST } else { 0 })
+    }
+
+    pub(crate) fn refused(term: Term) -> Self {
+        Self(term.0 | REFUSED)
+    }
+
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) fn term(self) -> Term {
+        Term(self.0 & !(REFUSED | LAST))
+    }
+
+    pub(crate) fn is_refused(self) -> bool {
+        self.0 & REFUSED != 0
+    }
+
+    pub(crate) fn is_last(self) -> bool {
+        self.0 & LAST != 0
+    }
+}
+
+/// What a group of a row asks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Field {
+    /// The one that tells rules apart best is looked for by, where numbers are equal: so they are in this order.
+    Principal,
+    Account,
+    Source,
+    Namespace,
+    Destination,
+    Scope,
+    Port,
+    TrustDomain,
+}
+
+impl Field {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Principal,
+        Self::Account,
+        Self::Source,
+        Self::Namespace,
+        Self::Destination,
+        Self::Scope,
+        Self::Port,
+        Self::TrustDomain,
+    ];
+
+    pub(crate) fn of_name(name: &Name) -> Self {
+        match name {
+            Name::Text(TextField::Namespace, _) => Self::Namespace,
+            Name::Text(TextField::Principal, _) => Self::Principal,
+            Name::Text(TextField::TrustDomain, _) => Self::TrustDomain,
+            Name::Account(_) => Self::Account,
+        }
+    }
+}
+
+const NUMBER_BITS: u32 = 27;
+const NUMBER: u32 = (1 << NUMBER_BITS) - 1;
+const REFUSED: u32 = 1 << 31;
+const LAST: u32 = 1 << 30;

@@ -1,0 +1,162 @@
+//! The values that all rules ask for, and the rows that ask for each.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{
+    dictionary::{Dictionary, Lists},
+    names::Names,
+    nets::Nets,
+    posting::{Edit, Posting},
+    term::{Field, Sort, Term},
+    value::{Name, Place, TextField},
+};
+use crate::{Scope, ServiceAccount, StringMatch};
+
+/// The dictionaries of all values.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) names: Names,
+    pub(crate) ports: Dictionary<u16>,
+    pub(crate) sources: Nets,
+    pub(crate) destinations: Nets,
+    pub(crate) places: Dictionary<Place>,
+    /// What applies to every workload.
+    pub(crate) mesh: Arc<Place>,
+    /// What asks for nothing that a connection might have.
+    pub(crate) always: Posting,
+    /// Whether names came or went since the last [`Names::renew`].
+    names_changed: bool,
+}
+
+impl Terms {
+    pub(crate) fn name(&mut self, name: &Name) -> Term {
+        let (number, new) = self.names.take(name);
+        self.names_changed |= new;
+        Term::new(Sort::Name, number)
+    }
+
+    pub(crate) fn text(&mut self, field: TextField, wanted: &StringMatch) -> Term {
+        self.name(&Name::Text(field, wanted.clone()))
+    }
+
+    pub(crate) fn account(&mut self, wanted: &ServiceAccount) -> Term {
+        self.name(&Name::Account(wanted.clone()))
+    }
+
+    pub(crate) fn port(&mut self, port: u16) -> Term {
+        Term::new(Sort::Port, self.ports.take(&port).0)
+    }
+
+    pub(crate) fn source(&mut self, block: &IpNet) -> Term {
+        Term::new(Sort::Source, self.sources.take(block))
+    }
+
+    pub(crate) fn destination(&mut self, block: &IpNet) -> Term {
+        Term::new(Sort::Destination, self.destinations.take(block))
+    }
+
+    /// The number of a namespace where something applies.
+    pub(crate) fn place(&self, name: &str) -> Option<u32> {
+        self.places.find(Place::hash_of(name), |place| *place.name == *name)
+    }
+
+    /// Uses a namespace once more; gives its number.
+    pub(crate) fn take_place(&mut self, name: &Arc<str>) -> u32 {
+        self.places.take(&Place::new(name.clone())).0
+    }
+
+    /// A place that is used, to be changed; none for selected workloads.
+    pub(crate) fn place_mut(&mut self, scope: Scope, namespace: &str) -> Option<&mut Place> {
+        match scope {
+            Scope::Global => Some(Arc::make_mut(&mut self.mesh)),
+            Scope::Namespace => self.places.value_mut(self.place(namespace)?),
+            Scope::Selector => None,
+        }
+    }
+
+    /// Uses a value once less.
+    pub(crate) fn release(&mut self, term: Term) {
+        match term.sort() {
+            Sort::Name => self.names_changed |= self.names.release(term.number()),
+            Sort::Port => drop(self.ports.release(term.number())),
+            Sort::Source => self.sources.release(term.number()),
+            Sort::Destination => self.destinations.release(term.number()),
+            Sort::Place => drop(self.places.release(term.number())),
+            Sort::Listed | Sort::Always => {}
+        }
+    }
+
+    /// Peers that were resolved fit no longer, if names came or went.
+    pub(crate) fn renew(&mut self) {
+        if std::mem::take(&mut self.names_changed) {
+            self.names.renew();
+        }
+    }
+
+    /// What a term asks about.
+    pub(crate) fn field(&self, term: Term) -> Option<Field> {
+        Some(match term.sort() {
+            Sort::Name => Field::of_name(self.names.dictionary.value(term.number())?),
+            Sort::Port => Field::Port,
+            Sort::Source => Field::Source,
+            Sort::Destination => Field::Destination,
+            Sort::Place | Sort::Listed => Field::Scope,
+            Sort::Always => return None,
+        })
+    }
+
+    /// How many rows ask for a value, more or less: what is about to be filed is counted by its uses.
+    pub(crate) fn weight(&self, term: Term) -> usize {
+        fn of<V: super::dictionary::Value>(dictionary: &Dictionary<V>, number: u32) -> usize {
+            let asked = dictionary.lists(number).map_or(0, Lists::asked);
+            asked.max(dictionary.uses(number) as usize)
+        }
+        match term.sort() {
+            Sort::Name => of(&self.names.dictionary, term.number()),
+            Sort::Port => of(&self.ports, term.number()),
+            Sort::Source => of(&self.sources.blocks, term.number()),
+            Sort::Destination => of(&self.destinations.blocks, term.number()),
+            Sort::Place => of(&self.places, term.number()),
+            Sort::Listed | Sort::Always => 0,
+        }
+    }
+
+    /// Brings edits into one list of a term. Lists of listed policies are with the policies.
+    pub(crate) fn edit(&mut self, term: Term, role: Role, edits: &[Edit]) {
+        let number = term.number();
+        let lists = match term.sort() {
+            Sort::Name => self.names.dictionary.lists_mut(number),
+            Sort::Port => self.ports.lists_mut(number),
+            Sort::Source => self.sources.blocks.lists_mut(number),
+            Sort::Destination => self.destinations.blocks.lists_mut(number),
+            Sort::Place => self.places.lists_mut(number),
+            Sort::Always => return self.always.edit(edits),
+            Sort::Listed => None,
+        };
+        if let Some(lists) = lists {
+            role.of(lists).edit(edits);
+        }
+    }
+}
+
+/// Which list of a value a row stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Filed,
+    Others,
+    Negated,
+}
+
+impl Role {
+    pub(crate) const ALL: [Self; 3] = [Self::Filed, Self::Others, Self::Negated];
+
+    pub(crate) fn of(self, lists: &mut Lists) -> &mut Posting {
+        match self {
+            Self::Filed => &mut lists.filed,
+            Self::Others => &mut lists.others,
+            Self::Negated => &mut lists.negated,
+        }
+    }
+}
