@@ -1,6 +1,7 @@
 //! The decision on a connection.
 
 use std::{
+    cell::Cell,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -194,10 +195,13 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
     };
     let port = conn.destination.port();
     let place = terms.place(&workload.namespace);
-    let listed = |call: &mut dyn FnMut(u32)| {
+    let again = |call: &mut dyn FnMut(u32)| {
         let known = workload.policies.iter().filter_map(|key| policies.known(key));
         known.filter_map(Known::in_force).for_each(call);
     };
+    let mut listed = Listed::new(&again);
+    let places = [Some(&*terms.mesh), place.and_then(|place| terms.places.value(place))];
+    let applies = Applies::new(policies, &workload.policies, places, |number| listed.push(number));
     let asked = Asked {
         index,
         names: peer.names(),
@@ -205,10 +209,9 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
         destination: Address::new(conn.destination.ip(), &terms.destinations),
         port: terms.ports.number(&port),
         place,
-        listed: Listed::new(&listed),
+        listed,
+        last_rule: Cell::new(None),
     };
-    let place = place.and_then(|place| terms.places.value(place));
-    let applies = Applies::new(policies, &workload.policies, [Some(&*terms.mesh), place]);
     answer(Question { policies, applies, asked })
 }
 
@@ -295,7 +298,8 @@ struct Applies<'a> {
 }
 
 impl<'a> Applies<'a> {
-    fn new(policies: &Policies, listed: &'a [PolicyKey], places: [Option<&'a Place>; 2]) -> Self {
+    /// Calls for each policy that is listed and in force.
+    fn new(policies: &Policies, listed: &'a [PolicyKey], places: [Option<&'a Place>; 2], mut in_force: impl FnMut(u32)) -> Self {
         let mut new = Self {
             places,
             listed,
@@ -308,7 +312,9 @@ impl<'a> Applies<'a> {
         for key in listed {
             match policies.known(key) {
                 Some(known) => {
-                    if let Some(entry) = known.in_force().and_then(|number| policies.entry(number)) {
+                    let Some(number) = known.in_force() else { continue };
+                    in_force(number);
+                    if let Some(entry) = policies.entry(number) {
                         new.kinds[entry.kind as usize] = true;
                     }
                 }

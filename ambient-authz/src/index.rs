@@ -33,7 +33,6 @@ use pack::Way;
 use posting::{BLOCK, Bits, Edit, WORDS};
 use slots::Slots;
 use term::{Field, Sort, Term, Word};
-use terms::Role;
 
 pub(crate) use pack::Reader;
 pub(crate) use terms::Terms;
@@ -45,6 +44,7 @@ pub(crate) struct Index {
     pub(crate) terms: Terms,
     entries: Slots<Entry>,
     rows: Slots<Row>,
+    occupied: Vec<Arc<Bits>>,
     /// For each field the rows that ask about it.
     used: [Vec<Arc<Bits>>; 8],
 }
@@ -100,9 +100,9 @@ impl Index {
         self.rows.at(number)
     }
 
-    /// How many blocks of rows there are.
-    pub(crate) fn blocks(&self) -> u32 {
-        self.rows.places().div_ceil(BLOCK)
+    /// The rows of each block.
+    pub(crate) fn blocks(&self) -> &[Arc<Bits>] {
+        &self.occupied
     }
 
     /// The rows of a block that ask about a field; none where no row ever did.
@@ -136,8 +136,8 @@ impl Index {
 #[derive(Debug)]
 pub(crate) struct Revision<'a> {
     index: &'a mut Index,
-    /// What is to be changed in lists: the list, the row, and whether it comes; packed, to be put in order at once.
-    edits: Vec<u64>,
+    /// What is to be changed in lists; to be put in order and brought in at once.
+    edits: Vec<Change>,
     /// What is used no longer: released last, as edits name it.
     released: Vec<Term>,
     /// Rows that are not filed yet.
@@ -161,19 +161,8 @@ impl<'a> Revision<'a> {
         };
         Reader::new(&entry.words, 0).each_term(|term| self.released.push(term));
         for row in &*entry.rows {
-            let Some(gone) = self.index.rows.remove(*row) else { continue };
-            for (field, group) in first_groups(&self.index.terms, gone.words()) {
-                set_used(&mut self.index.used[field as usize], *row, false);
-                for term in group {
-                    self.edit(term.term(), Role::Filed, *row, false);
-                    self.edit(term.term(), Role::Others, *row, false);
-                }
-            }
-            for word in gone.words().iter().filter(|word| word.is_refused()) {
-                self.edit(word.term(), Role::Negated, *row, false);
-            }
-            if !gone.words().iter().any(|word| !word.is_refused()) {
-                self.edit(Term::ALWAYS, Role::Filed, *row, false);
+            if let Some(gone) = self.index.rows.remove(*row) {
+                self.take_off(*row, gone.words());
             }
         }
         if let Some(place) = self.index.terms.place_mut(entry.scope, &entry.namespace) {
@@ -255,23 +244,34 @@ impl<'a> Revision<'a> {
             self.file(row);
         }
         self.edits.sort_unstable();
-        let mut batch = Vec::new();
-        for of_list in self.edits.chunk_by(|a, b| a >> LIST_SHIFT == b >> LIST_SHIFT) {
-            batch.clear();
-            batch.extend(of_list.iter().map(|edit| Edit {
-                row: (edit >> 1) as u32 & ROW,
-                comes: edit & 1 == 1,
-            }));
-            let list = (of_list[0] >> LIST_SHIFT) as u32;
-            let (term, role) = (Word::from_bits(list).term(), Role::ALL[(list >> ROLE_SHIFT) as usize % 3]);
-            match term.sort() {
-                Sort::Listed => {
-                    if let Some(entry) = self.index.entries.at_mut(term.number()) {
-                        role.of(&mut entry.listed).edit(&batch);
-                    }
-                }
-                _ => self.index.terms.edit(term, role, &batch),
+        let (mut guarded, mut bare) = (Vec::new(), Vec::new());
+        for of_list in self.edits.chunk_by(|a, b| a.list == b.list) {
+            let List { term, role } = of_list[0].list;
+            let lists = match term.sort() {
+                Sort::Listed => self.index.entries.at_mut(term.number()).map(|entry| &mut entry.listed),
+                _ => self.index.terms.lists_mut(term),
+            };
+            let Some(lists) = lists else { continue };
+            if role == Role::Filed {
+                guarded.clear();
+                guarded.extend(of_list.iter().map(|change| Edit {
+                    row: change.row,
+                    comes: change.comes,
+                }));
+                lists.filed.edit(&guarded);
+                continue;
             }
+            bare.clear();
+            bare.extend(of_list.iter().map(|change| Edit {
+                row: change.row,
+                comes: change.comes.map(|_| ()),
+            }));
+            let list = if role == Role::Others {
+                &mut lists.others
+            } else {
+                &mut lists.negated
+            };
+            list.edit(&bare);
         }
         for term in self.released {
             self.index.terms.release(term);
@@ -281,34 +281,83 @@ impl<'a> Revision<'a> {
 
     /// Files a row under the group that the fewest ask for.
     fn file(&mut self, number: u32) {
-        let index = &mut *self.index;
-        let Some(row) = index.rows.at(number).cloned() else { return };
-        let weight = |group: &[Word]| group.iter().map(|word| index.weight(word.term())).sum::<usize>();
-        let groups = first_groups(&index.terms, row.words());
-        let best = groups
-            .iter()
-            .min_by_key(|(field, group)| (weight(group), *field))
-            .map(|(field, _)| *field);
-        for (field, group) in groups {
-            set_used(&mut self.index.used[field as usize], number, true);
-            let role = if Some(field) == best { Role::Filed } else { Role::Others };
-            for word in group {
-                self.edit(word.term(), role, number, true);
+        let Some(row) = self.index.rows.at(number).cloned() else { return };
+        set_bit(&mut self.index.occupied, number, true);
+        let groups = self.index.groups(row.words());
+        let guard = self.index.guard(&groups, row.words());
+        for (place, group) in groups.iter().enumerate() {
+            set_bit(&mut self.index.used[group.field as usize], number, true);
+            let role = if place == 0 { Role::Filed } else { Role::Others };
+            for word in group.words {
+                self.change(word.term(), role, number, Some(guard));
             }
         }
-        for word in row.words().iter().filter(|word| word.is_refused()) {
-            self.edit(word.term(), Role::Negated, number, true);
+        for word in refused(row.words()) {
+            self.change(word.term(), Role::Negated, number, Some(guard));
         }
-        if best.is_none() {
-            self.edit(Term::ALWAYS, Role::Filed, number, true);
+        if groups.is_empty() {
+            self.change(Term::ALWAYS, Role::Filed, number, Some(guard));
         }
     }
 
-    fn edit(&mut self, term: Term, role: Role, row: u32, comes: bool) {
-        let list = (role as u32) << ROLE_SHIFT | term.bits();
-        self.edits
-            .push(u64::from(list) << LIST_SHIFT | u64::from(row) << 1 | u64::from(comes));
+    /// Takes a row off all lists that it may stand in.
+    fn take_off(&mut self, number: u32, words: &[Word]) {
+        set_bit(&mut self.index.occupied, number, false);
+        for group in all_groups(words) {
+            if let Some(field) = self.index.terms.field(group[0].term()) {
+                set_bit(&mut self.index.used[field as usize], number, false);
+            }
+            for word in group {
+                self.change(word.term(), Role::Filed, number, None);
+                self.change(word.term(), Role::Others, number, None);
+            }
+        }
+        for word in refused(words) {
+            self.change(word.term(), Role::Negated, number, None);
+        }
+        if all_groups(words).next().is_none() {
+            self.change(Term::ALWAYS, Role::Filed, number, None);
+        }
     }
+
+    fn change(&mut self, term: Term, role: Role, row: u32, comes: Option<Word>) {
+        self.edits.push(Change {
+            list: List { term, role },
+            row,
+            comes,
+        });
+    }
+}
+
+/// A row that comes to a list or leaves it. In the order in which lists take them: of one row, the leaving comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Change {
+    list: List,
+    row: u32,
+    /// With what it is filed.
+    comes: Option<Word>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct List {
+    term: Term,
+    role: Role,
+}
+
+/// Which list of a value a row stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Filed,
+    Others,
+    Negated,
+}
+
+/// What a row asks about one field; where it asks twice, that of the two for which the fewest ask.
+struct Group<'w> {
+    /// How many rows ask for it.
+    weight: usize,
+    field: Field,
+    words: &'w [Word],
 }
 
 impl Index {
@@ -343,6 +392,34 @@ impl Index {
         })
     }
 
+    /// What a row asks about each field, the one for which the fewest ask first.
+    fn groups<'w>(&self, words: &'w [Word]) -> Vec<Group<'w>> {
+        let mut groups: Vec<Group<'_>> = Vec::with_capacity(4);
+        for words in all_groups(words) {
+            let Some(field) = self.terms.field(words[0].term()) else { continue };
+            let weight = words.iter().map(|word| self.weight(word.term())).sum();
+            let group = Group { weight, field, words };
+            match groups.iter_mut().find(|other| other.field == field) {
+                Some(other) if weight < other.weight => *other = group,
+                Some(_) => {}
+                None => groups.push(group),
+            }
+        }
+        groups.sort_unstable_by_key(|group| (group.weight, group.field));
+        groups
+    }
+
+    /// What tells most of those apart who find a row: something else that it asks for, else something that it refuses.
+    fn guard(&self, groups: &[Group<'_>], words: &[Word]) -> Word {
+        let others = groups.iter().skip(1).filter_map(|group| match group.words {
+            [word] => Some(*word),
+            // Of a namespace, and of those that list it.
+            [word, _] if word.term().sort() == Sort::Place => Some(Word::wanted(word.term(), true)),
+            _ => None,
+        });
+        others.chain(refused(words).copied()).next().unwrap_or(Word::NONE)
+    }
+
     /// How many rows ask for a value.
     fn weight(&self, term: Term) -> usize {
         match term.sort() {
@@ -352,31 +429,23 @@ impl Index {
     }
 }
 
-/// The first group of each field. Where a row asks about a field twice, the second group is in no list.
-fn first_groups<'w>(terms: &Terms, words: &'w [Word]) -> Vec<(Field, &'w [Word])> {
-    let mut groups: Vec<(Field, &[Word])> = Vec::with_capacity(4);
+fn all_groups(words: &[Word]) -> impl Iterator<Item = &[Word]> {
     let wanted = words.iter().position(|word| word.is_refused()).unwrap_or(words.len());
-    for group in words[..wanted].split_inclusive(|word| word.is_last()) {
-        let field = terms.field(group[0].term());
-        if let Some(field) = field.filter(|field| groups.iter().all(|(other, _)| other != field)) {
-            groups.push((field, group));
-        }
-    }
-    groups
+    words[..wanted].split_inclusive(|word| word.is_last())
 }
 
-fn set_used(used: &mut Vec<Arc<Bits>>, row: u32, is: bool) {
+fn refused(words: &[Word]) -> impl Iterator<Item = &Word> {
+    words.iter().filter(|word| word.is_refused())
+}
+
+fn set_bit(rows: &mut Vec<Arc<Bits>>, row: u32, is: bool) {
     let (block, at) = ((row / BLOCK) as usize, row % BLOCK);
-    if used.len() <= block {
-        used.resize(block + 1, Arc::new([0; WORDS]));
+    if rows.len() <= block {
+        rows.resize(block + 1, Arc::new([0; WORDS]));
     }
-    let word = &mut Arc::make_mut(&mut used[block])[at as usize / 64];
+    let word = &mut Arc::make_mut(&mut rows[block])[at as usize / 64];
     *word = if is { *word | 1 << (at % 64) } else { *word & !(1 << (at % 64)) };
 }
 
 /// With these a row is 40 bytes.
 const FEW: usize = 6;
-
-const ROLE_SHIFT: u32 = 30;
-const LIST_SHIFT: u32 = 32;
-const ROW: u32 = u32::MAX >> 1;

@@ -5,7 +5,7 @@
 //! fresh mount and network namespaces and gives the [`World`]. In it: [`World::namespace`] makes network namespaces,
 //! [`link`] joins them by wires ([`link_delayed`] by slow ones), [`Namespace::spawn`] starts programs in them that never outlive the world,
 //! [`Capture`] sees what really passed over a wire. [`harness::main`] runs tests in such worlds, [`kept`] finds the
-//! world of a lab again, [`ca`] issues the certificates that tests need.
+//! world of a lab again, [`ca`] issues the certificates that tests need, [`allocations`] counts what is allocated.
 //!
 //! ```no_run
 //! use ambient_testkit::{Capture, End, Program, link, world};
@@ -28,6 +28,7 @@
 //! # }
 //! ```
 
+pub mod allocations;
 pub mod ca;
 pub mod capture;
 pub mod cluster;

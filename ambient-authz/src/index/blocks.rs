@@ -1,21 +1,28 @@
 //! The rows that may match a connection, a block at a time, by bitmaps.
 
 use super::{
-    posting::{Bits, Cursor, Posting, WORDS, each_bit},
+    posting::{BLOCK, Bits, Cursor, Posting, WORDS, each_bit},
     scan::Asked,
-    term::Field,
+    term::{Field, Word},
 };
 
-/// Calls for every row of which each group and no refused value hits, in order. False, without calls, where the connection
-/// has too many values.
+/// Calls for every row of which each group and no refused value hits, in order; at most so many are filed under values
+/// that the connection has. False, without calls, where it has too many values.
+pub(crate) fn each_candidate(asked: &Asked<'_>, filed: usize, mut call: impl FnMut(u32)) -> bool {
+    // Where about every block has rows that are filed so, to look which costs more than it spares.
+    each_of(asked, filed > asked.index.blocks().len() * SELDOM, &mut call)
+}
+
+/// The same, in all blocks or in those only where rows are filed under what the connection has.
 #[inline(never)] // its stack is large
-pub(crate) fn each_candidate(asked: &Asked<'_>, mut call: impl FnMut(u32)) -> bool {
+fn each_of(asked: &Asked<'_>, all: bool, call: &mut impl FnMut(u32)) -> bool {
     let Some(mut cursors) = Cursors::new(asked) else {
         return false;
     };
-    for block in 0..asked.index.blocks() {
-        let mut bits = [0; WORDS];
-        for cursor in cursors.filed.held() {
+    let blocks = asked.index.blocks();
+    for (block, occupied) in (0..).zip(blocks) {
+        let mut bits = if all { **occupied } else { [0; WORDS] };
+        for cursor in cursors.filed.held().iter_mut().filter(|_| !all) {
             cursor.add_to(&mut bits, block);
         }
         if is_empty(&bits) {
@@ -24,8 +31,8 @@ pub(crate) fn each_candidate(asked: &Asked<'_>, mut call: impl FnMut(u32)) -> bo
         for cursor in cursors.refused.held() {
             cursor.take_from(&mut bits, block);
         }
-        if cursors.keep_wanted(asked, &mut bits, block) {
-            each_bit(&bits, |at| call(block * super::BLOCK + at));
+        if !is_empty(&bits) && cursors.keep_wanted(asked, &mut bits, block) {
+            each_bit(&bits, |at| call(block * BLOCK + at));
         }
     }
     true
@@ -33,29 +40,33 @@ pub(crate) fn each_candidate(asked: &Asked<'_>, mut call: impl FnMut(u32)) -> bo
 
 /// The sets of rows that a connection's values are in, each as far as it was read.
 struct Cursors<'a> {
-    filed: Room<Cursor<'a>>,
-    refused: Room<Cursor<'a>>,
-    /// In the order of fields.
-    wanted: Room<(Field, Cursor<'a>)>,
+    filed: Room<Cursor<'a, Word>>,
+    refused: Room<Cursor<'a, ()>>,
+    /// In the order of fields; the sets under which rows are filed stand with those of other rows.
+    wanted: Room<(Field, Lists<'a>)>,
+}
+
+/// The rows that ask for a value.
+#[derive(Clone, Copy)]
+struct Lists<'a> {
+    filed: Cursor<'a, Word>,
+    others: Cursor<'a, ()>,
 }
 
 impl<'a> Cursors<'a> {
     fn new(asked: &Asked<'a>) -> Option<Self> {
-        let none = Cursor::new(&NONE);
+        let (filed, others) = (Cursor::new(&NO_FILED), Cursor::new(&NO_OTHERS));
         let mut new = Self {
-            filed: Room::new(none),
-            refused: Room::new(none),
-            wanted: Room::new((Field::Scope, none)),
+            filed: Room::new(filed),
+            refused: Room::new(others),
+            wanted: Room::new((Field::Scope, Lists { filed, others })),
         };
-        let mut fits = new.filed.push(Cursor::new(&asked.index.terms.always));
+        let mut fits = new.filed.push(Cursor::new(&asked.index.terms.always.filed));
         asked.each_list(|field, lists| {
-            let of = |posting: &'a Posting| (!posting.is_empty()).then(|| Cursor::new(posting));
-            let (filed, others, negated) = (of(&lists.filed), of(&lists.others), of(&lists.negated));
-            fits &= filed.is_none_or(|cursor| new.filed.push(cursor));
-            fits &= negated.is_none_or(|cursor| new.refused.push(cursor));
-            for cursor in [filed, others].into_iter().flatten() {
-                fits &= new.wanted.push((field, cursor));
-            }
+            let (filed, others) = (Cursor::new(&lists.filed), Cursor::new(&lists.others));
+            fits &= lists.filed.is_empty() || new.filed.push(filed);
+            fits &= lists.negated.is_empty() || new.refused.push(Cursor::new(&lists.negated));
+            fits &= new.wanted.push((field, Lists { filed, others }));
         });
         new.wanted.held().sort_unstable_by_key(|(field, _)| *field);
         fits.then_some(new)
@@ -69,8 +80,9 @@ impl<'a> Cursors<'a> {
             rest = after;
             let Some(used) = asked.index.used(field, block) else { continue };
             let mut hit = [0; WORDS];
-            for (_, cursor) in of_field {
-                cursor.add_to(&mut hit, block);
+            for (_, lists) in of_field {
+                lists.filed.add_to(&mut hit, block);
+                lists.others.add_to(&mut hit, block);
             }
             bits.iter_mut()
                 .zip(used)
@@ -114,7 +126,73 @@ fn is_empty(bits: &Bits) -> bool {
     bits.iter().fold(0, |all, word| all | word) == 0
 }
 
-static NONE: Posting = Posting::None;
+static NO_FILED: Posting<Word> = Posting::None;
+static NO_OTHERS: Posting<()> = Posting::None;
 
-/// Some 20 KiB of a stack.
+/// So many rows in a block are found faster than gone over.
+const SELDOM: usize = 16;
+/// Some 40 KiB of a stack.
 const MOST: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, sync::Arc};
+
+    use crate::{
+        Action, Match, Policies, Policy, Rule, Scope, StringMatch,
+        index::scan::{Address, Listed},
+        policy::Update,
+    };
+
+    use super::*;
+
+    /// Fifty thousand rules in blocks: those of a name, refused and asked for on some ports.
+    fn crowded() -> Policies {
+        let rule = |i: u16| {
+            let found = Match {
+                principals: vec![StringMatch::Exact(["td/ns/a/sa/x", "td/ns/a/sa/y"][usize::from(i / 3 % 2)].into())],
+                destination_ports: (i % 5 > 0).then_some(80 + i % 2).into_iter().collect(),
+                not_destination_ports: (i % 7 == 0).then_some(80).into_iter().collect(),
+                ..Match::default()
+            };
+            Rule {
+                clauses: vec![found.into()],
+            }
+        };
+        let policy = Policy {
+            key: "a/p".into(),
+            namespace: "a".into(),
+            scope: Scope::Global,
+            action: Action::Deny,
+            rules: (0..50_000).map(rule).collect(),
+            dry_run: false,
+        };
+        Policies::default().apply([Update::Set(Arc::new(policy))])
+    }
+
+    #[test]
+    fn blocks_find_what_matches_whether_or_not_they_look_where_rows_are_filed() {
+        let policies = crowded();
+        let (index, terms) = (policies.index(), &policies.index().terms);
+        let id = "spiffe://td/ns/a/sa/x".parse().unwrap();
+        let peer = policies.resolve(Some(&id));
+        let asked = Asked {
+            index,
+            names: peer.names(),
+            source: Address::new([10, 0, 0, 1].into(), &terms.sources),
+            destination: Address::new([10, 0, 0, 2].into(), &terms.destinations),
+            port: terms.ports.number(&80),
+            place: None,
+            listed: Listed::new(&|_| {}),
+            last_rule: Cell::new(None),
+        };
+        let [everywhere, where_filed] = [true, false].map(|all| {
+            let mut rows = Vec::new();
+            assert!(each_of(&asked, all, &mut |row| rows.push(row)));
+            rows
+        });
+        let wanted = (0..50_000u16).filter(|i| i / 3 % 2 == 0 && (i % 5 == 0 || i % 2 == 0) && i % 7 != 0);
+        assert_eq!(everywhere, wanted.map(u32::from).collect::<Vec<_>>());
+        assert_eq!(everywhere, where_filed);
+    }
+}

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use super::{posting::Posting, slots::Slots};
+use super::{posting::Posting, slots::Slots, term::Word};
 
 /// The rows of one value.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lists {
-    /// Those that ask for it, and are looked for by it.
-    pub(crate) filed: Posting,
+    /// Those that ask for it, and are looked for by it; each with something else that it asks for or refuses, so that
+    /// most need not be looked at themselves.
+    pub(crate) filed: Posting<Word>,
     /// Those that ask for it, and are looked for by another value.
-    pub(crate) others: Posting,
+    pub(crate) others: Posting<()>,
     /// Those that it refuses.
-    pub(crate) negated: Posting,
+    pub(crate) negated: Posting<()>,
 }
 
 impl Lists {
@@ -37,7 +38,7 @@ pub(crate) struct Dictionary<V> {
 }
 
 /// A part of the hash, and the number.
-type Bucket = Arc<Vec<(u32, u32)>>;
+type Bucket = Arc<[(u32, u32)]>;
 
 #[derive(Clone, Debug)]
 struct Item<V> {
@@ -48,7 +49,7 @@ struct Item<V> {
 
 impl<V> Default for Dictionary<V> {
     fn default() -> Self {
-        let piece: Arc<[Bucket]> = std::iter::repeat_n(Bucket::default(), PIECES).collect();
+        let piece: Arc<[Bucket]> = std::iter::repeat_n(Bucket::from([]), PIECES).collect();
         Self {
             items: Slots::default(),
             buckets: std::iter::repeat_n(piece, PIECES).collect(),
@@ -110,7 +111,8 @@ impl<V: Value> Dictionary<V> {
             lists: Lists::default(),
         });
         let (_, _, part) = split(hash);
-        self.bucket(hash).push((part, number));
+        let bucket = self.bucket(hash);
+        *bucket = bucket.iter().copied().chain([(part, number)]).collect();
         (number, true)
     }
 
@@ -129,13 +131,14 @@ impl<V: Value> Dictionary<V> {
             return None;
         }
         let value = self.items.remove(number)?.value;
-        self.bucket(value.hash()).retain(|(_, other)| *other != number);
+        let bucket = self.bucket(value.hash());
+        *bucket = bucket.iter().copied().filter(|(_, other)| *other != number).collect();
         Some(value)
     }
 
-    fn bucket(&mut self, hash: u64) -> &mut Vec<(u32, u32)> {
+    fn bucket(&mut self, hash: u64) -> &mut Bucket {
         let (piece, bucket, _) = split(hash);
-        Arc::make_mut(&mut Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[piece])[bucket])
+        &mut Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[piece])[bucket]
     }
 }
 

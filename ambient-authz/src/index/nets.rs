@@ -58,13 +58,16 @@ impl Nets {
     }
 }
 
-/// Blocks of one family: a tree for each first octet, as these are what most blocks differ in, and one for those that
-/// are wider.
+/// Blocks of one family: a tree for each two first octets, as a mesh's addresses often share the first, and one for the
+/// blocks that are wider.
 #[derive(Clone, Debug, Default)]
 struct Tree {
     wide: Option<Arc<Node>>,
-    octets: Option<Arc<[Option<Arc<Node>>; 256]>>,
+    octets: Option<ByOctet<Second>>,
 }
+
+type ByOctet<T> = Arc<[Option<Arc<T>>; 256]>;
+type Second = [Option<Arc<Node>>; 256];
 
 /// The first bits of an address, from the highest on; the others are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,15 +128,19 @@ impl Here {
 
 impl Tree {
     fn change(&mut self, path: Path, change: impl FnOnce(&mut Option<Arc<Node>>)) {
-        if path.length < 8 {
+        if path.length < 16 {
             return change(&mut self.wide);
         }
-        let octets = self.octets.get_or_insert_with(|| Arc::new([const { None }; 256]));
-        change(&mut Arc::make_mut(octets)[(path.bits >> 120) as usize]);
+        let (first, second) = octets(path.bits);
+        let firsts = self.octets.get_or_insert_with(|| Arc::new([const { None }; 256]));
+        let seconds = Arc::make_mut(firsts)[first].get_or_insert_with(|| Arc::new([const { None }; 256]));
+        change(&mut Arc::make_mut(seconds)[second]);
     }
 
     fn covering(&self, bits: u128, mut call: impl FnMut(u32)) {
-        let octet = self.octets.as_ref().and_then(|octets| octets[(bits >> 120) as usize].as_deref());
+        let (first, second) = octets(bits);
+        let seconds = self.octets.as_ref().and_then(|firsts| firsts[first].as_ref());
+        let octet = seconds.and_then(|seconds| seconds[second].as_deref());
         for mut next in [self.wide.as_deref(), octet] {
             while let Some(node) = next.filter(|node| node.path.covers(bits)) {
                 node.blocks.as_slice().iter().copied().for_each(&mut call);
@@ -144,6 +151,10 @@ impl Tree {
             }
         }
     }
+}
+
+fn octets(bits: u128) -> (usize, usize) {
+    ((bits >> 120) as usize, (bits >> 112) as usize & 0xff)
 }
 
 fn leaf(path: Path, block: u32) -> Arc<Node> {

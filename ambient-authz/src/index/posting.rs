@@ -9,14 +9,14 @@ pub(crate) const WORDS: usize = 64;
 /// A bit for each row of a block.
 pub(crate) type Bits = [u64; WORDS];
 
-/// A set of rows.
+/// A set of rows, each with what else is known of it as long as they are few.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Posting {
+pub(crate) enum Posting<T> {
     #[default]
     None,
-    One(u32),
+    One(u32, T),
     /// In order.
-    Few(Arc<[u32]>),
+    Few(Arc<[(u32, T)]>),
     Many(Arc<Many>),
 }
 
@@ -24,8 +24,13 @@ pub(crate) enum Posting {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Many {
     len: u32,
-    blocks: Vec<Option<Arc<Block>>>,
+    groups: Vec<Group>,
 }
+
+/// A change copies one group, and the list of groups.
+type Group = Arc<[Option<Arc<Block>>; GROUP]>;
+
+const GROUP: usize = 16;
 
 #[derive(Clone, Debug)]
 enum Block {
@@ -36,16 +41,16 @@ enum Block {
 
 /// Whether a row comes to a set or leaves it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Edit {
+pub(crate) struct Edit<T> {
     pub(crate) row: u32,
-    pub(crate) comes: bool,
+    pub(crate) comes: Option<T>,
 }
 
-impl Posting {
+impl<T: Copy + Default> Posting<T> {
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::None => 0,
-            Self::One(_) => 1,
+            Self::One(..) => 1,
             Self::Few(rows) => rows.len(),
             Self::Many(many) => many.len as usize,
         }
@@ -55,16 +60,17 @@ impl Posting {
         matches!(self, Self::None)
     }
 
-    /// Calls for each row, in order.
-    pub(crate) fn each(&self, mut call: impl FnMut(u32)) {
+    /// Calls for each row, in order; where they are many with nothing else.
+    pub(crate) fn each(&self, mut call: impl FnMut(u32, T)) {
         match self {
             Self::None => {}
-            Self::One(row) => call(*row),
-            Self::Few(rows) => rows.iter().copied().for_each(call),
+            Self::One(row, with) => call(*row, *with),
+            Self::Few(rows) => rows.iter().for_each(|(row, with)| call(*row, *with)),
             Self::Many(many) => {
-                for (block, first) in many.blocks.iter().zip((0u32..).step_by(BLOCK as usize)) {
+                let blocks = many.groups.iter().flat_map(|group| group.iter());
+                for (block, first) in blocks.zip((0u32..).step_by(BLOCK as usize)) {
                     if let Some(block) = block {
-                        block.each(|at| call(first + u32::from(at)));
+                        block.each(|at| call(first + u32::from(at), T::default()));
                     }
                 }
             }
@@ -72,45 +78,49 @@ impl Posting {
     }
 
     /// Brings edits in, which are in order of rows; of one row the leaving comes first.
-    pub(crate) fn edit(&mut self, edits: &[Edit]) {
+    pub(crate) fn edit(&mut self, edits: &[Edit<T>]) {
         let next = match self {
             Self::Many(many) => {
                 let many = Arc::make_mut(many);
-                many.edit(edits);
+                many.edit(edits.iter().map(|edit| (edit.row, edit.comes.is_some())));
                 // Far enough below the other bound that a set does not go back and forth.
                 if many.len as usize > MOST_FEW / 2 {
                     return;
                 }
                 let mut rows = Vec::with_capacity(many.len as usize);
-                self.each(|row| rows.push(row));
+                self.each(|row, with| rows.push((row, with)));
                 rows
             }
             Self::None => merge(&[], edits),
-            Self::One(row) => merge(&[*row], edits),
+            Self::One(row, with) => merge(&[(*row, *with)], edits),
             Self::Few(rows) => merge(rows, edits),
         };
         *self = match next[..] {
             [] => Self::None,
-            [row] => Self::One(row),
+            [(row, with)] => Self::One(row, with),
             _ if next.len() <= MOST_FEW => Self::Few(next.into()),
             _ => {
                 let mut many = Many::default();
-                many.edit(&next.iter().map(|row| Edit { row: *row, comes: true }).collect::<Vec<_>>());
+                many.edit(next.into_iter().map(|(row, _)| (row, true)));
                 Self::Many(Arc::new(many))
             }
         };
     }
 }
 
-fn merge(rows: &[u32], edits: &[Edit]) -> Vec<u32> {
+fn merge<T: Copy>(rows: &[(u32, T)], edits: &[Edit<T>]) -> Vec<(u32, T)> {
     let mut next = Vec::with_capacity(rows.len() + edits.len());
     let mut rest = rows;
     for edit in edits {
-        let (before, from) = rest.split_at(rest.partition_point(|row| *row < edit.row));
+        let (before, from) = rest.split_at(rest.partition_point(|(row, _)| *row < edit.row));
         next.extend_from_slice(before);
-        rest = from.strip_prefix(&[edit.row]).unwrap_or(from);
-        if edit.comes && next.last() != Some(&edit.row) {
-            next.push(edit.row);
+        rest = match from {
+            [(row, _), after @ ..] if *row == edit.row => after,
+            _ => from,
+        };
+        if let Some(with) = edit.comes {
+            next.pop_if(|(row, _)| *row == edit.row);
+            next.push((edit.row, with));
         }
     }
     next.extend_from_slice(rest);
@@ -119,19 +129,20 @@ fn merge(rows: &[u32], edits: &[Edit]) -> Vec<u32> {
 
 impl Many {
     fn block(&self, block: u32) -> Option<&Block> {
-        self.blocks.get(block as usize)?.as_deref()
+        self.groups.get(block as usize / GROUP)?[block as usize % GROUP].as_deref()
     }
 
-    fn edit(&mut self, edits: &[Edit]) {
-        for of_block in edits.chunk_by(|a, b| a.row / BLOCK == b.row / BLOCK) {
-            let block = (of_block[0].row / BLOCK) as usize;
-            if self.blocks.len() <= block {
-                self.blocks.resize(block + 1, None);
+    /// Brings in rows, and whether each comes or leaves.
+    fn edit(&mut self, edits: impl Iterator<Item = (u32, bool)>) {
+        for (row, comes) in edits {
+            let (group, block) = ((row / BLOCK) as usize / GROUP, (row / BLOCK) as usize % GROUP);
+            if self.groups.len() <= group {
+                self.groups.resize(group + 1, Group::default());
             }
-            let slot = &mut self.blocks[block];
+            let slot = &mut Arc::make_mut(&mut self.groups[group])[block];
             let present = slot.get_or_insert_with(|| Arc::new(Block::Sparse(Vec::new())));
             let before = present.len();
-            Arc::make_mut(present).edit(of_block);
+            Arc::make_mut(present).edit((row % BLOCK) as u16, comes);
             self.len = self.len + present.len() - before;
             if present.len() == 0 {
                 *slot = None;
@@ -155,16 +166,13 @@ impl Block {
         }
     }
 
-    fn edit(&mut self, edits: &[Edit]) {
+    fn edit(&mut self, at: u16, comes: bool) {
         match self {
             Self::Sparse(rows) => {
-                for edit in edits {
-                    let at = (edit.row % BLOCK) as u16;
-                    match (rows.binary_search(&at), edit.comes) {
-                        (Err(place), true) => rows.insert(place, at),
-                        (Ok(place), false) => drop(rows.remove(place)),
-                        _ => {}
-                    }
+                match (rows.binary_search(&at), comes) {
+                    (Err(place), true) => rows.insert(place, at),
+                    (Ok(place), false) => drop(rows.remove(place)),
+                    _ => {}
                 }
                 if rows.len() > MOST_SPARSE {
                     let mut bits = Box::new([0; WORDS]);
@@ -173,13 +181,10 @@ impl Block {
                 }
             }
             Self::Dense(bits, len) => {
-                for edit in edits {
-                    let at = edit.row % BLOCK;
-                    let (word, bit) = (&mut bits[at as usize / 64], 1 << (at % 64));
-                    if (*word & bit == 0) == edit.comes {
-                        *word ^= bit;
-                        *len = if edit.comes { *len + 1 } else { *len - 1 };
-                    }
+                let (word, bit) = (&mut bits[usize::from(at) / 64], 1 << (at % 64));
+                if (*word & bit == 0) == comes {
+                    *word ^= bit;
+                    *len = if comes { *len + 1 } else { *len - 1 };
                 }
                 if usize::from(*len) <= MOST_SPARSE / 2 {
                     let mut rows = Vec::with_capacity(usize::from(*len));
@@ -193,14 +198,14 @@ impl Block {
 
 /// A set of rows that is read block after block.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cursor<'a> {
-    of: &'a Posting,
+pub(crate) struct Cursor<'a, T> {
+    of: &'a Posting<T>,
     /// How far a list is read.
     at: u32,
 }
 
-impl<'a> Cursor<'a> {
-    pub(crate) fn new(of: &'a Posting) -> Self {
+impl<'a, T> Cursor<'a, T> {
+    pub(crate) fn new(of: &'a Posting<T>) -> Self {
         Self { of, at: 0 }
     }
 
@@ -224,10 +229,10 @@ impl<'a> Cursor<'a> {
     fn visit(&mut self, block: u32, bits: &mut Bits, one: impl Fn(&mut Bits, u32), all: impl Fn(&mut Bits, &Bits)) {
         match self.of {
             Posting::None => {}
-            Posting::One(row) if row / BLOCK == block => one(bits, row % BLOCK),
-            Posting::One(_) => {}
+            Posting::One(row, _) if row / BLOCK == block => one(bits, row % BLOCK),
+            Posting::One(..) => {}
             Posting::Few(rows) => {
-                while let Some(row) = rows.get(self.at as usize).filter(|row| **row / BLOCK <= block) {
+                while let Some((row, _)) = rows.get(self.at as usize).filter(|(row, _)| row / BLOCK <= block) {
                     if row / BLOCK == block {
                         one(bits, row % BLOCK);
                     }
@@ -257,10 +262,10 @@ pub(crate) fn each_bit(bits: &Bits, mut call: impl FnMut(u32)) {
     }
 }
 
-/// A list of so many rows is 2 KiB to copy, and a pass over it some hundred nanoseconds.
+/// A list of so many rows is 2 or 4 KiB to copy, and a pass over it some hundred nanoseconds.
 const MOST_FEW: usize = 512;
-/// As large as the bitmap.
-const MOST_SPARSE: usize = 256;
+/// Where a bitmap is gone over faster, and does not take too much more.
+const MOST_SPARSE: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -270,13 +275,13 @@ mod tests {
 
     use super::*;
 
-    fn rows(posting: &Posting) -> Vec<u32> {
+    fn rows(posting: &Posting<()>) -> Vec<u32> {
         let mut rows = Vec::new();
-        posting.each(|row| rows.push(row));
+        posting.each(|row, ()| rows.push(row));
         rows
     }
 
-    fn by_block(posting: &Posting) -> Vec<u32> {
+    fn by_block(posting: &Posting<()>) -> Vec<u32> {
         let (mut cursor, mut rows) = (Cursor::new(posting), Vec::new());
         for block in 0..4 {
             let mut bits = [0; WORDS];
@@ -296,12 +301,14 @@ mod tests {
         fn edits_are_those_of_a_plain_set(batches in vec((vec(0..4 * BLOCK, 0..900), 0..5u32), 1..12)) {
             let (mut posting, mut plain) = (Posting::default(), BTreeSet::new());
             for (rows_of_batch, leaves) in batches {
-                let mut edits: Vec<_> = rows_of_batch.iter().map(|row| Edit { row: row % (BLOCK * (1 + row % 4)), comes: row % 5 >= leaves }).collect();
-                edits.extend(plain.iter().filter(|row| *row % 7 < leaves).map(|row| Edit { row: *row, comes: false }));
-                edits.sort_by_key(|edit| (edit.row, edit.comes));
-                for edit in &edits {
-                    if edit.comes { plain.insert(edit.row); } else { plain.remove(&edit.row); }
+                let coming = rows_of_batch.iter().map(|row| (row % (BLOCK * (1 + row % 4)), row % 5 >= leaves));
+                let leaving = plain.iter().filter(|row| *row % 7 < leaves).map(|row| (*row, false));
+                let mut edits: Vec<_> = coming.chain(leaving).collect();
+                edits.sort_unstable();
+                for (row, comes) in &edits {
+                    if *comes { plain.insert(*row); } else { plain.remove(row); }
                 }
+                let edits: Vec<_> = edits.iter().map(|(row, comes)| Edit { row: *row, comes: comes.then_some(()) }).collect();
                 posting.edit(&edits);
                 prop_assert_eq!(rows(&posting), plain.iter().copied().collect::<Vec<_>>());
                 prop_assert_eq!(by_block(&posting), rows(&posting));

@@ -1,13 +1,12 @@
 //! Finding the rows that match a connection.
 
-use std::net::IpAddr;
+use std::{cell::Cell, net::IpAddr};
 
 use super::{
     Index, Reader, Row, blocks,
     dictionary::Lists,
     nets::Nets,
-    posting::Posting,
-    term::{Field, Sort, Term},
+    term::{Field, Sort, Term, Word},
 };
 use crate::policies::Kind;
 
@@ -22,6 +21,8 @@ pub(crate) struct Asked<'a> {
     /// The workload's namespace.
     pub(crate) place: Option<u32>,
     pub(crate) listed: Listed<'a>,
+    /// The rule that was last asked as a whole, and whether it holds: its rows come one after the other.
+    pub(crate) last_rule: Cell<Option<(u32, u32, bool)>>,
 }
 
 /// An address, and the blocks that it lies in.
@@ -58,6 +59,8 @@ impl<'a> Address<'a> {
 /// The policies that a workload lists and that are in force.
 pub(crate) struct Listed<'a> {
     numbers: Numbers<MOST_LISTED>,
+    /// A bit for the number of each, where they are many.
+    filter: [u64; FILTER],
     again: &'a Each<'a>,
 }
 
@@ -65,16 +68,29 @@ pub(crate) struct Listed<'a> {
 pub(crate) type Each<'a> = dyn Fn(&mut dyn FnMut(u32)) + 'a;
 
 impl<'a> Listed<'a> {
-    /// The function calls for each of them, and is asked again only where they are many.
-    pub(crate) fn new(each: &'a Each<'a>) -> Self {
-        let mut numbers = Numbers::new();
-        each(&mut |number| numbers.push(number));
-        Self { numbers, again: each }
+    /// None yet. The function calls for each that will be pushed, and is asked only where they are many.
+    pub(crate) fn new(again: &'a Each<'a>) -> Self {
+        Self {
+            numbers: Numbers::new(),
+            filter: [0; FILTER],
+            again,
+        }
+    }
+
+    pub(crate) fn push(&mut self, number: u32) {
+        self.numbers.push(number);
+        self.filter[number as usize / 64 % FILTER] |= 1 << (number % 64);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.numbers.len == 0
     }
 
     fn has(&self, wanted: u32) -> bool {
         let mut found = false;
-        self.each(|number| found |= number == wanted);
+        if self.filter[wanted as usize / 64 % FILTER] >> (wanted % 64) & 1 == 1 {
+            self.each(|number| found |= number == wanted);
+        }
         found
     }
 
@@ -116,29 +132,44 @@ impl<const MOST: usize> Numbers<MOST> {
 impl<'a> Asked<'a> {
     /// Calls for every row that matches, at least once, in no order.
     pub(crate) fn each_match(&self, wanted: impl Fn(Kind) -> bool, mut call: impl FnMut(&'a Row)) {
-        let mut left = MOST_CANDIDATES;
-        let mut too_many = false;
-        let mut look = |posting: &Posting| {
-            too_many |= posting.len() > left;
-            if too_many {
-                return;
+        let mut found = 0;
+        let mut look = |lists: &'a Lists| {
+            found += lists.filed.len();
+            if found <= MOST_CANDIDATES {
+                self.look_at_all(lists, &wanted, &mut call);
             }
-            left -= posting.len();
-            posting.each(|row| self.look_at(row, &wanted, &mut call));
         };
         look(&self.index.terms.always);
-        self.each_list(|_, lists| look(&lists.filed));
-        if too_many {
-            self.each_by_blocks(&wanted, &mut call);
+        self.each_list(|_, lists| look(lists));
+        if found > MOST_CANDIDATES {
+            self.each_by_blocks(found, &wanted, &mut call);
         }
     }
 
-    fn each_by_blocks(&self, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
-        let done = blocks::each_candidate(self, |row| self.look_at(row, wanted, call));
+    fn each_by_blocks(&self, found: usize, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+        let done = blocks::each_candidate(self, found, |row| self.look_at(row, wanted, call));
         if !done {
             // A peer with more names, in more blocks, than there is room for: one by one.
-            self.index.terms.always.each(|row| self.look_at(row, wanted, call));
-            self.each_list(|_, lists| lists.filed.each(|row| self.look_at(row, wanted, call)));
+            self.look_at_all(&self.index.terms.always, wanted, call);
+            self.each_list(|_, lists| self.look_at_all(lists, wanted, call));
+        }
+    }
+
+    fn look_at_all(&self, lists: &Lists, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+        lists.filed.each(|row, guard| {
+            if self.passes(guard) {
+                self.look_at(row, wanted, call);
+            }
+        });
+    }
+
+    /// Whether a row with a guard may match; needs nothing but what is at hand.
+    fn passes(&self, guard: Word) -> bool {
+        let (term, refused) = (guard.term(), guard.is_refused());
+        match term.sort() {
+            // Whoever lists policies may list the row's.
+            Sort::Place => self.place == Some(term.number()) || !self.listed.is_empty(),
+            _ => self.hits(term) != refused,
         }
     }
 
@@ -172,8 +203,15 @@ impl<'a> Asked<'a> {
     }
 
     fn whole_rule_holds(&self, row: &Row) -> bool {
+        if let Some((entry, rule, holds)) = self.last_rule.get()
+            && (entry, rule) == (row.entry, row.rule)
+        {
+            return holds;
+        }
         let entry = self.index.entry(row.entry);
-        entry.is_some_and(|entry| Reader::new(&entry.words, row.rule).rule_holds(&|term| self.hits(term)))
+        let holds = entry.is_some_and(|entry| Reader::new(&entry.words, row.rule).rule_holds(&|term| self.hits(term)));
+        self.last_rule.set(Some((row.entry, row.rule, holds)));
+        holds
     }
 
     fn hits(&self, term: Term) -> bool {
@@ -227,5 +265,7 @@ const MOST_CANDIDATES: usize = 256;
 const MOST_BLOCKS: usize = 130;
 /// A workload lists some policies.
 const MOST_LISTED: usize = 16;
+/// With so many words one in a few is let through that is not listed, where a thousand are.
+const FILTER: usize = 64;
 /// Up to so many are found faster one after the other.
 const LINEAR: usize = 8;

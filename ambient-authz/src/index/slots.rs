@@ -43,11 +43,6 @@ impl<T> Slots<T> {
             Place::Free(_) => None,
         }
     }
-
-    /// One more than the highest number ever given.
-    pub(crate) fn places(&self) -> u32 {
-        self.places
-    }
 }
 
 impl<T: Clone> Slots<T> {

@@ -55,11 +55,12 @@ impl Term {
 }
 
 /// A term in a row: wanted, or refused; what is wanted stands in groups, of which one must be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Word(u32);
 
 impl Word {
-    pub(crate) const NONE: Self = Self(0);
+    /// What every connection has.
+    pub(crate) const NONE: Self = Self(Term::ALWAYS.0 | LAST);
 
     pub(crate) fn wanted(term: Term, last_of_group: bool) -> Self {
         Self(term.0 | if last_of_group { LAST } else { 0 })
@@ -83,6 +84,12 @@ impl Word {
 
     pub(crate) fn is_last(self) -> bool {
         self.0 & LAST != 0
+    }
+}
+
+impl Default for Word {
+    fn default() -> Self {
+        Self::NONE
     }
 }
 

@@ -8,7 +8,6 @@ use super::{
     dictionary::{Dictionary, Lists},
     names::Names,
     nets::Nets,
-    posting::{Edit, Posting},
     term::{Field, Sort, Term},
     value::{Name, Place, TextField},
 };
@@ -24,8 +23,8 @@ pub(crate) struct Terms {
     pub(crate) places: Dictionary<Place>,
     /// What applies to every workload.
     pub(crate) mesh: Arc<Place>,
-    /// What asks for nothing that a connection might have.
-    pub(crate) always: Posting,
+    /// The rows that ask for nothing that a connection might not have.
+    pub(crate) always: Lists,
     /// Whether names came or went since the last [`Names::renew`].
     names_changed: bool,
 }
@@ -123,40 +122,17 @@ impl Terms {
         }
     }
 
-    /// Brings edits into one list of a term. Lists of listed policies are with the policies.
-    pub(crate) fn edit(&mut self, term: Term, role: Role, edits: &[Edit]) {
+    /// The rows of a term. Those of listed policies are with the policies.
+    pub(crate) fn lists_mut(&mut self, term: Term) -> Option<&mut Lists> {
         let number = term.number();
-        let lists = match term.sort() {
+        match term.sort() {
             Sort::Name => self.names.dictionary.lists_mut(number),
             Sort::Port => self.ports.lists_mut(number),
             Sort::Source => self.sources.blocks.lists_mut(number),
             Sort::Destination => self.destinations.blocks.lists_mut(number),
             Sort::Place => self.places.lists_mut(number),
-            Sort::Always => return self.always.edit(edits),
+            Sort::Always => Some(&mut self.always),
             Sort::Listed => None,
-        };
-        if let Some(lists) = lists {
-            role.of(lists).edit(edits);
-        }
-    }
-}
-
-/// Which list of a value a row stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    Filed,
-    Others,
-    Negated,
-}
-
-impl Role {
-    pub(crate) const ALL: [Self; 3] = [Self::Filed, Self::Others, Self::Negated];
-
-    pub(crate) fn of(self, lists: &mut Lists) -> &mut Posting {
-        match self {
-            Self::Filed => &mut lists.filed,
-            Self::Others => &mut lists.others,
-            Self::Negated => &mut lists.negated,
         }
     }
 }

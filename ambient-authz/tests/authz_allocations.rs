@@ -1,0 +1,93 @@
+//! A decision allocates nothing, whichever way it takes.
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by its panic")]
+
+use std::sync::Arc;
+
+use ambient_authz::{
+    Action, Conn, Decision, Match, Peer, Policies, Policy, Rule, Scope, StringMatch, decide, decide_again, policy::Update,
+};
+use ambient_core::{Identity, Workload};
+use ambient_testkit::allocations::{Counting, of_this_thread};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn policy(key: &str, scope: Scope, action: Action, found: Match) -> Update {
+    Update::Set(Arc::new(Policy {
+        key: key.into(),
+        namespace: "shop".into(),
+        scope,
+        action,
+        rules: vec![Rule {
+            clauses: vec![found.into()],
+        }],
+        dry_run: false,
+    }))
+}
+
+fn exact(text: &str) -> Vec<StringMatch> {
+    vec![StringMatch::Exact(text.into())]
+}
+
+/// Decides, and asserts that nothing was allocated.
+fn decided(policies: &Policies, workload: &Workload, peer: &Peer) -> Decision {
+    let conn = Conn {
+        peer,
+        source: "10.0.1.2".parse().unwrap(),
+        destination: "10.0.2.2:8080".parse().unwrap(),
+    };
+    let before = of_this_thread();
+    let decision = decide(policies, workload, &conn);
+    let again = decide_again(policies, workload, &conn);
+    assert_eq!(of_this_thread() - before, 0, "{decision}");
+    assert_eq!(decision, again);
+    decision
+}
+
+#[test]
+fn a_decision_allocates_nothing() {
+    let cart: Identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+    let mut stock = Workload::new("uid", "shop", "stock");
+    let from_cart = Match {
+        principals: exact(cart.principal()),
+        ..Match::default()
+    };
+    let from_far = Match {
+        source_ips: vec!["192.0.2.0/24".parse().unwrap()],
+        ..Match::default()
+    };
+    let policies = Policies::default().apply([
+        policy("shop/cart", Scope::Namespace, Action::Allow, from_cart.clone()),
+        policy("shop/far", Scope::Selector, Action::Deny, from_far),
+    ]);
+    let peer = policies.resolve(Some(&cart));
+    assert!(decided(&policies, &stock, &peer).is_allow());
+    assert!(!decided(&policies, &stock, &Peer::plaintext()).is_allow());
+    assert!(
+        decided(&policies, &stock, &Peer::from(cart.clone())).is_allow(),
+        "a stale one costs a look-up, and no memory"
+    );
+
+    stock.policies = vec!["shop/far".into()];
+    assert!(decided(&policies, &stock, &peer).is_allow());
+    stock.policies.push("shop/late".into());
+    assert!(!decided(&policies, &stock, &peer).is_allow());
+    stock.policies = (0..40).map(|i| format!("shop/late-{i}").as_str().into()).collect();
+    assert!(!decided(&policies, &stock, &peer).is_allow());
+
+    // So many that match in all but one thing that bitmaps are gone over.
+    let nearly = (0..2000).map(|i| {
+        let found = Match {
+            not_destination_ports: vec![8080, i],
+            destination_ips: vec!["10.0.0.0/8".parse().unwrap()],
+            ..from_cart.clone()
+        };
+        policy(&format!("shop/nearly-{i}"), Scope::Global, Action::Deny, found)
+    });
+    stock.policies.clear();
+    let policies = policies.apply(nearly);
+    let peer = policies.resolve(Some(&cart));
+    assert!(decided(&policies, &stock, &peer).is_allow());
+    let denied = policies.apply([policy("shop/cart-no-more", Scope::Namespace, Action::Deny, from_cart)]);
+    assert!(!decided(&denied, &stock, &peer).is_allow());
+}

@@ -1,0 +1,196 @@
+//! Sets of policies of ten rules each, and those who connect.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ambient_authz::{Action, Clause, Match, Policies, Policy, Rule, Scope, ServiceAccount, StringMatch, policy::Update};
+use ambient_core::Identity;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::random::Random;
+
+/// How a rule is written, given its number.
+pub(crate) type Write = fn(&mut Random, usize) -> Rule;
+
+/// As many policies, all of the mesh.
+pub(crate) fn policies(count: usize, write: Write) -> impl Iterator<Item = Policy> {
+    let mut random = Random(count as u64);
+    (0..count).map(move |number| policy(number, &mut random, write))
+}
+
+fn policy(number: usize, random: &mut Random, write: Write) -> Policy {
+    let namespace = format!("team-{}", number % 1000);
+    Policy {
+        key: format!("{namespace}/policy-{number}").as_str().into(),
+        namespace: namespace.as_str().into(),
+        scope: Scope::Global,
+        action: if number.is_multiple_of(2) { Action::Deny } else { Action::Allow },
+        rules: (0..10).map(|rule| write(random, number * 10 + rule)).collect(),
+        dry_run: false,
+    }
+}
+
+/// The same, in force.
+pub(crate) fn in_force(count: usize, write: Write) -> Policies {
+    Policies::default().apply(policies(count, write).map(|policy| Update::Set(policy.into())))
+}
+
+fn rule(found: Match) -> Rule {
+    Rule {
+        clauses: vec![found.into()],
+    }
+}
+
+/// One of 100,000 identities, 60 to 100 bytes long without their scheme.
+fn principal(number: usize) -> String {
+    let padding = "abcdefghijklmnopqrstuvwxyz0123456789abcdef";
+    let padding = &padding[..number * 31 % 40];
+    format!(
+        "cluster.local/ns/team-{:03}-of-the-mesh/sa/service-{number:06}-x{padding}",
+        number % 1000
+    )
+}
+
+/// Who connects: any of the identities that rules name.
+pub(crate) fn peer(random: &mut Random) -> Identity {
+    let id = format!("spiffe://{}", principal(random.below(100_000)));
+    id.parse().unwrap_or_else(|_| panic!("{id}"))
+}
+
+/// Where from: any address of 10.0.0.0/8.
+pub(crate) fn address(random: &mut Random) -> IpAddr {
+    [10, random.below(256) as u8, random.below(256) as u8, random.below(256) as u8].into()
+}
+
+/// What most meshes have: an identity may, or may not, reach a port. Nobody connects to these ports.
+pub(crate) fn ordinary(random: &mut Random, _: usize) -> Rule {
+    rule(Match {
+        principals: vec![StringMatch::Exact(principal(random.below(100_000)).into())],
+        destination_ports: vec![9000 + random.below(8) as u16],
+        ..Match::default()
+    })
+}
+
+/// 50,000 names, a third each whole, beginning and end of a principal, and 50,000 blocks; each rule asks for one of each,
+/// and for a port that nobody connects to.
+pub(crate) fn names_and_blocks(random: &mut Random, _: usize) -> Rule {
+    let number = random.below(50_000);
+    let whole = principal(number * 2);
+    let name = match number % 3 {
+        0 => StringMatch::Exact(whole.into()),
+        1 => StringMatch::Prefix(whole[..whole.len() - 1 - number % 8].into()),
+        _ => StringMatch::Suffix(whole[14 + number % 8..].into()),
+    };
+    rule(Match {
+        principals: vec![name],
+        source_ips: vec![block(random.below(50_000))],
+        destination_ports: vec![9000 + random.below(8) as u16],
+        ..Match::default()
+    })
+}
+
+/// One of 50,000 blocks in 10.0.0.0/8, of 16 to 28 bits.
+fn block(number: usize) -> IpNet {
+    let bits = 0x0a00_0000 | (number as u32).wrapping_mul(0x9e37_79b1) >> 8;
+    let length = if number < 256 { 16 } else { 20 + (number % 9) as u8 };
+    let net = Ipv4Net::new(bits.into(), length).unwrap_or_else(|_| panic!("{length}"));
+    net.trunc().into()
+}
+
+/// Every field is asked for and given, the same in all rules; and in each rule one of them, always another, is refused.
+pub(crate) fn every_field(random: &mut Random, number: usize) -> Rule {
+    let mut found = Match {
+        namespaces: vec![StringMatch::Exact(NAMESPACE.into())],
+        principals: vec![StringMatch::Prefix("cluster.local/".into())],
+        trust_domains: vec![StringMatch::Exact("cluster.local".into())],
+        service_accounts: vec![ServiceAccount {
+            namespace: NAMESPACE.into(),
+            name: "caller".into(),
+        }],
+        source_ips: vec![IpNet::from(Ipv4Net::new_assert([10, 0, 0, 0].into(), 8))],
+        destination_ips: vec![IpNet::from(Ipv4Net::new_assert([10, 0, 0, 0].into(), 8))],
+        destination_ports: vec![8080],
+        ..Match::default()
+    };
+    let other: Arc<str> = format!("other-{}", number % 50_000).into();
+    match random.below(5) {
+        0 => found.not_namespaces = vec![StringMatch::Exact(NAMESPACE.into()), StringMatch::Exact(other)],
+        1 => found.not_principals = vec![StringMatch::Suffix("/caller".into()), StringMatch::Exact(other)],
+        2 => found.not_source_ips = vec![IpNet::from(Ipv4Net::new_assert([10, 1, 0, 0].into(), 16))],
+        3 => found.not_destination_ports = vec![8080, 1 + number as u16 % 8000],
+        _ => found.not_trust_domains = vec![StringMatch::Prefix("cluster".into()), StringMatch::Exact(other)],
+    }
+    rule(found)
+}
+
+/// Everything that a rule asks for is given: one of the many beginnings of a name, and of the many blocks around an
+/// address; and another of them is refused.
+pub(crate) fn nested(random: &mut Random, number: usize) -> Rule {
+    let mut found = Match {
+        namespaces: vec![StringMatch::Prefix(NAMESPACE[..random.below(NAMESPACE.len())].into())],
+        principals: vec![StringMatch::Prefix(PRINCIPAL[..random.below(PRINCIPAL.len())].into())],
+        trust_domains: vec![StringMatch::Exact("cluster.local".into())],
+        source_ips: vec![wide(random, [10, 1, 2, 3])],
+        destination_ips: vec![wide(random, [10, 9, 8, 7])],
+        destination_ports: vec![8080],
+        ..Match::default()
+    };
+    let other: Arc<str> = format!("other-{number}").into();
+    match random.below(5) {
+        0 => found.not_namespaces = vec![StringMatch::Exact(NAMESPACE.into()), StringMatch::Exact(other)],
+        1 => found.not_principals = vec![StringMatch::Prefix(PRINCIPAL[..random.below(PRINCIPAL.len())].into())],
+        2 => found.not_source_ips = vec![wide(random, [10, 1, 2, 3])],
+        3 => found.not_destination_ports = vec![8080, 1 + number as u16 % 8000],
+        _ => {
+            found.not_service_accounts = vec![ServiceAccount {
+                namespace: NAMESPACE.into(),
+                name: "caller".into(),
+            }];
+        }
+    }
+    rule(found)
+}
+
+/// All rules ask for the same, which is given, and each refuses the port in its own list of ports.
+pub(crate) fn refused_port(_: &mut Random, number: usize) -> Rule {
+    rule(Match {
+        principals: vec![StringMatch::Exact(PRINCIPAL.into())],
+        not_destination_ports: vec![8080, (number % 60_000) as u16],
+        ..Match::default()
+    })
+}
+
+/// Each rule asks for the peer's name twice, and the second time for another as well as its own field's.
+pub(crate) fn asked_twice(_: &mut Random, number: usize) -> Rule {
+    let named = |text: String| Match {
+        principals: vec![StringMatch::Exact(text.as_str().into())],
+        ..Match::default()
+    };
+    Rule {
+        clauses: vec![named(PRINCIPAL.into()).into(), named(format!("nobody-{}", number % 1000)).into()],
+    }
+}
+
+/// Clauses of eight and of nine matches, which are not multiplied out: all of the first hit, none of the second does.
+pub(crate) fn not_multiplied(_: &mut Random, number: usize) -> Rule {
+    let matches = |count: usize, port: u16| Clause {
+        matches: (0..count)
+            .map(|i| Match {
+                principals: vec![StringMatch::Prefix(PRINCIPAL[..20 + i].into())],
+                destination_ports: vec![port],
+                ..Match::default()
+            })
+            .collect(),
+    };
+    Rule {
+        clauses: vec![matches(8, 8080), matches(9, 1 + (number % 1000) as u16)],
+    }
+}
+
+fn wide(random: &mut Random, ip: [u8; 4]) -> IpNet {
+    let length = 8 + random.below(25) as u8;
+    let net = Ipv4Net::new(ip.into(), length).unwrap_or_else(|_| panic!("{length}"));
+    net.trunc().into()
+}
+
+pub(crate) const NAMESPACE: &str = "team-042-of-the-mesh-that-is-watched";
+pub(crate) const PRINCIPAL: &str = "cluster.local/ns/team-042-of-the-mesh-that-is-watched/sa/caller";
