@@ -151,8 +151,8 @@ mod tests {
         let rule = |i: u16| {
             let found = Match {
                 principals: vec![StringMatch::Exact(["td/ns/a/sa/x", "td/ns/a/sa/y"][usize::from(i / 3 % 2)].into())],
-                destination_ports: (i % 5 > 0).then_some(80 + i % 2).into_iter().collect(),
-                not_destination_ports: (i % 7 == 0).then_some(80).into_iter().collect(),
+                destination_ports: (!i.is_multiple_of(5)).then_some(80 + i % 2).into_iter().collect(),
+                not_destination_ports: i.is_multiple_of(7).then_some(80).into_iter().collect(),
                 ..Match::default()
             };
             Rule {
