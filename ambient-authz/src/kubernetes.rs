@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ambient_core::{PolicyKey, TrustDomain};
 
-use crate::{Policy, Scope, policy::Unreadable};
+use crate::{Policy, Scope, policy::Unreadable, trust::Names};
 
 pub mod peer_authentication;
 
@@ -68,6 +68,14 @@ impl Settings {
             dry_run: false,
             istio_exact: true,
             ..Self::default()
+        }
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names {
+            own: &self.trust_domain,
+            aliases: &self.trust_domain_aliases,
+            cluster_local: self.cluster_local,
         }
     }
 }

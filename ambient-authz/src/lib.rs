@@ -47,16 +47,20 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod explain;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod policy;
+pub mod wire;
 
 mod decide;
 mod index;
 mod peer;
 mod policies;
+mod trust;
 
 pub use decide::{Allowed, Conn, Decision, Denial, DryRun, decide, decide_again, dry_run};
+pub use explain::{Explanation, explain};
 pub use peer::Peer;
 pub use policies::{Affected, Policies};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};

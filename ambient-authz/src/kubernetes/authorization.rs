@@ -342,7 +342,7 @@ impl Reader<'_> {
             reader.not_blank(plain)?;
             let found = value::string(plain);
             reader.star(&found, side, at)?;
-            Ok(value::principals(found, reader.settings))
+            Ok(reader.settings.names().principals(found))
         })
     }
 
@@ -351,7 +351,7 @@ impl Reader<'_> {
             reader.not_blank(text)?;
             let found = value::string(text);
             reader.star(&found, side, at)?;
-            Ok(value::trust_domains(found, reader.settings))
+            Ok(reader.settings.names().trust_domains(found))
         })
     }
 

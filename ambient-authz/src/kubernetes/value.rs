@@ -2,10 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use ambient_core::TrustDomain;
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Settings;
 use crate::{ServiceAccount, StringMatch};
 
 /// `*`, `*suffix`, `prefix*` or the text itself, tried in this order.
@@ -90,58 +88,3 @@ pub(super) fn account_fault(text: &str, account: &ServiceAccount) -> Option<Stri
         None
     }
 }
-
-/// The names under which the mesh's own trust domain goes, if `name` is one of them.
-fn own_names<'a>(name: &str, settings: &'a Settings) -> Option<impl Iterator<Item = &'a TrustDomain> + use<'a>> {
-    let all = || std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases);
-    let own = all().any(|td| td.as_str() == name) || (settings.cluster_local && name == CLUSTER_LOCAL);
-    own.then(all)
-}
-
-/// A principal under every name of the mesh's own trust domain, if it stands under one of them; else alone.
-pub(super) fn principals(value: StringMatch, settings: &Settings) -> Vec<StringMatch> {
-    let under_each = |text: &str, make: fn(Arc<str>) -> StringMatch| {
-        let (domain, rest) = text.split_once('/')?;
-        let names = own_names(domain, settings)?;
-        Some(names.map(|td| make(format!("{td}/{rest}").into())).collect())
-    };
-    let all = match &value {
-        StringMatch::Exact(text) => under_each(text, StringMatch::Exact),
-        StringMatch::Prefix(text) => under_each(text, StringMatch::Prefix),
-        StringMatch::Suffix(text) => return with_own_names(text, settings),
-        StringMatch::Presence => None,
-    };
-    all.unwrap_or_else(|| vec![value])
-}
-
-/// A suffix; one that begins within a trust domain, and hits one of the mesh's names, goes with all of them.
-fn with_own_names(suffix: &str, settings: &Settings) -> Vec<StringMatch> {
-    let written = StringMatch::Suffix(suffix.into());
-    let Some((end, rest)) = suffix
-        .split_once('/')
-        .filter(|(end, rest)| !end.is_empty() && rest.starts_with("ns/"))
-    else {
-        return vec![written];
-    };
-    let own = || std::iter::once(&settings.trust_domain).chain(&settings.trust_domain_aliases);
-    let pointer = settings.cluster_local && CLUSTER_LOCAL.ends_with(end);
-    if !pointer && !own().any(|td| td.as_str().ends_with(end)) {
-        return vec![written];
-    }
-    let names = own().map(|td| StringMatch::Exact(format!("{td}/{rest}").into()));
-    std::iter::once(written).chain(names).collect()
-}
-
-/// The same for a trust domain alone.
-pub(super) fn trust_domains(value: StringMatch, settings: &Settings) -> Vec<StringMatch> {
-    let names = match &value {
-        StringMatch::Exact(name) => own_names(name, settings),
-        _ => None,
-    };
-    match names {
-        Some(names) => names.map(|td| StringMatch::Exact(td.as_str().into())).collect(),
-        None => vec![value],
-    }
-}
-
-const CLUSTER_LOCAL: &str = "cluster.local";

@@ -1,6 +1,6 @@
 //! The notation of the vectors, and of the wire form as YAML.
 
-use ambient_authz::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
+use ambient_authz::{Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch, wire};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -43,7 +43,7 @@ fn one_match(value: &Value) -> Match {
     let strings = |name: &str| list(&value[name]).iter().map(string_match).collect();
     let blocks = |name: &str| list(&value[name]).iter().map(|b| text(b).parse::<IpNet>().unwrap()).collect();
     let ports = |name: &str| list(&value[name]).iter().map(port).collect();
-    let accounts = |name: &str| list(&value[name]).iter().map(|a| account(a, "name")).collect();
+    let accounts = |name: &str| list(&value[name]).iter().map(account).collect();
     Match {
         namespaces: strings("namespaces"),
         not_namespaces: strings("not_namespaces"),
@@ -66,10 +66,10 @@ fn port(value: &Value) -> u16 {
     value.as_u64().unwrap().try_into().unwrap()
 }
 
-fn account(value: &Value, name: &str) -> ServiceAccount {
+fn account(value: &Value) -> ServiceAccount {
     ServiceAccount {
         namespace: text(&value["namespace"]).into(),
-        name: text(&value[name]).into(),
+        name: text(&value["name"]).into(),
     }
 }
 
@@ -89,33 +89,42 @@ pub(crate) fn scope(name: &str) -> Scope {
     all.into_iter().find(|s| s.to_string() == name).unwrap()
 }
 
-/// An `istio.security.Authorization` as YAML prints it.
+/// An `istio.security.Authorization` as YAML prints it, read; one without a namespace is in `default`, as a resource is.
 pub(crate) fn wire_policy(value: &Value) -> Policy {
-    let namespace = value["namespace"].as_str().unwrap_or("");
-    let rule = |group: &Value| Rule {
+    let rule = |group: &Value| wire::Rule {
         clauses: list(&group["rules"])
             .iter()
-            .map(|clause| Clause {
+            .map(|clause| wire::Clause {
                 matches: list(&clause["matches"]).iter().map(wire_match).collect(),
             })
             .collect(),
     };
-    Policy {
-        key: format!("{namespace}/{}", text(&value["name"])).as_str().into(),
-        namespace: namespace.into(),
-        scope: value["scope"].as_str().map_or(Scope::Global, scope),
-        action: if value["action"] == "DENY" { Action::Deny } else { Action::Allow },
+    let sent = wire::Authorization {
+        name: text(&value["name"]).into(),
+        namespace: value["namespace"].as_str().unwrap_or("default").into(),
+        scope: ["GLOBAL", "NAMESPACE", "WORKLOAD_SELECTOR"]
+            .iter()
+            .position(|name| value["scope"] == *name)
+            .unwrap_or(0) as i32,
+        action: (value["action"] == "DENY").into(),
         rules: list(&value["groups"]).iter().map(rule).collect(),
         dry_run: value["dryRun"] == true,
-    }
+    };
+    let exact = wire::read(&sent, &wire::Settings::istio_exact()).unwrap();
+    assert_eq!(wire::read(&sent, &wire::Settings::default()).unwrap(), exact);
+    exact
 }
 
-fn wire_match(value: &Value) -> Match {
-    let strings = |name: &str| list(&value[name]).iter().map(string_match).collect();
+fn wire_match(value: &Value) -> wire::Match {
+    let strings = |name: &str| list(&value[name]).iter().map(wire_string).collect();
     let blocks = |name: &str| list(&value[name]).iter().map(wire_block).collect();
-    let ports = |name: &str| list(&value[name]).iter().map(port).collect();
-    let accounts = |name: &str| list(&value[name]).iter().map(|a| account(a, "serviceAccount")).collect();
-    Match {
+    let ports = |name: &str| list(&value[name]).iter().map(|p| u32::from(port(p))).collect();
+    let account = |value: &Value| wire::ServiceAccount {
+        namespace: text(&value["namespace"]).into(),
+        service_account: text(&value["serviceAccount"]).into(),
+    };
+    let accounts = |name: &str| list(&value[name]).iter().map(account).collect();
+    wire::Match {
         namespaces: strings("namespaces"),
         not_namespaces: strings("notNamespaces"),
         principals: strings("principals"),
@@ -128,19 +137,30 @@ fn wire_match(value: &Value) -> Match {
         not_destination_ips: blocks("notDestinationIps"),
         destination_ports: ports("destinationPorts"),
         not_destination_ports: ports("notDestinationPorts"),
-        ..Match::default()
     }
 }
 
-/// Four bytes in base64, and a length.
-fn wire_block(value: &Value) -> IpNet {
+fn wire_string(value: &Value) -> wire::StringMatch {
+    match string_match(value) {
+        StringMatch::Exact(text) => wire::StringMatch::Exact(text.to_string()),
+        StringMatch::Prefix(text) => wire::StringMatch::Prefix(text.to_string()),
+        StringMatch::Suffix(text) => wire::StringMatch::Suffix(text.to_string()),
+        StringMatch::Presence => wire::StringMatch::Presence,
+    }
+}
+
+/// Bytes in base64, and a length.
+fn wire_block(value: &Value) -> wire::Address {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits = text(&value["address"]).bytes().take_while(|b| *b != b'=');
-    let bits = digits.fold((0u64, 0), |(bits, n), b| {
-        let digit = ALPHABET.iter().position(|a| *a == b).unwrap() as u64;
-        (bits << 6 | digit, n + 6)
-    });
-    let address = u32::try_from(bits.0 >> (bits.1 % 8)).unwrap();
+    let (mut bits, mut held, mut address) = (0u32, 0, Vec::new());
+    for b in text(&value["address"]).bytes().take_while(|b| *b != b'=') {
+        let digit = ALPHABET.iter().position(|a| *a == b).unwrap() as u32;
+        (bits, held) = (bits << 6 | digit, held + 6);
+        if held >= 8 {
+            held -= 8;
+            address.push((bits >> held) as u8);
+        }
+    }
     let length = value["length"].as_u64().unwrap_or(0).try_into().unwrap();
-    IpNet::new(std::net::Ipv4Addr::from(address).into(), length).unwrap()
+    wire::Address { address, length }
 }
