@@ -3,7 +3,7 @@
 //! The types take what `kubectl get -o json` prints; any format that serde knows will do. [`read`] makes a [`Policy`] of
 //! an [`AuthorizationPolicy`], all of it or none: what cannot be read refuses the whole resource, and says where it
 //! stands ([`ReadError`]). [`peer_authentication`] does the same for [`PeerAuthentication`], whose meaning hangs on the
-//! others beside it.
+//! others beside it. [`Resources`] holds both kinds of a mesh, and says which policies a workload lists.
 //!
 //! Reading is *safe* unless [`Settings::istio_exact`] says otherwise: where Istio's control plane drops what it cannot
 //! express at L4 and so lets through more than is written, this reading lets through less, and warns.
@@ -32,6 +32,7 @@ pub mod peer_authentication;
 
 mod authorization;
 mod resource;
+mod resources;
 mod value;
 
 pub use authorization::read;
@@ -39,6 +40,7 @@ pub use resource::{
     AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Envelope, From, Metadata, MutualTls, Operation,
     PeerAuthentication, PeerAuthenticationSpec, Selector, Source, To, Unknown,
 };
+pub use resources::{Resources, attached};
 
 /// How resources are read.
 #[derive(Clone, Debug)]
@@ -102,6 +104,8 @@ pub struct Reading {
     ///
     /// In the root namespace it selects in all namespaces, else in its own.
     pub selector: Option<Selector>,
+    /// Where in `spec.rules` each of the policy's rules stands, from 0: a rule that admits nobody is left out.
+    pub rules: Vec<usize>,
     /// What stands in the resource and is not in force as it is written.
     pub warnings: Vec<Warning>,
 }
@@ -220,10 +224,18 @@ fn head(api_version: &str, kind: [&str; 2], metadata: &Metadata) -> Result<(), F
     if kind != wanted {
         return Err(Fault::new("kind", format!("{kind:?} is not {wanted}")));
     }
-    if metadata.name.is_empty() {
+    let name = metadata.name.as_str();
+    if name.is_empty() {
         return Err(Fault::new("metadata.name", "a resource needs a name"));
     }
-    Ok(())
+    // Keys are made of names, those of policies that PeerAuthentications become among them: none may be taken for another.
+    if name.contains(['/', '_']) {
+        return Err(Fault::new("metadata.name", format!("{name:?} is no name of a resource")));
+    }
+    match metadata.namespace() {
+        namespace if namespace.contains('/') => Err(Fault::new("metadata.namespace", format!("{namespace:?} is no namespace"))),
+        _ => Ok(()),
+    }
 }
 
 fn unknown_fields(unknown: &Unknown, path: &str, warnings: &mut Vec<Warning>) {
@@ -240,11 +252,19 @@ fn join(path: &str, name: &str) -> String {
 }
 
 /// The selector that counts: one without labels is none, as sidecars read it.
-fn labelled(selector: Option<&Selector>) -> Result<Option<&Selector>, Fault> {
+fn labelled<'a>(selector: Option<&'a Selector>, settings: &Settings) -> Result<Option<&'a Selector>, Fault> {
     let Some(selector) = selector else { return Ok(None) };
-    if let Some(name) = selector.unknown.names().next() {
-        let why = "no such field is known, and what it would select cannot be told; use matchLabels";
-        return Err(Fault::new(format!("spec.selector.{name}"), why));
+    if !settings.istio_exact {
+        if let Some(name) = selector.unknown.names().next() {
+            let why = "no such field is known, and what it would select cannot be told; use matchLabels";
+            return Err(Fault::new(format!("spec.selector.{name}"), why));
+        }
+        let mut labels = selector.match_labels.iter();
+        if let Some((name, value)) = labels.find(|(name, value)| name.is_empty() || name.contains('*') || value.contains('*')) {
+            let why =
+                format!("no workload can have the label {name:?}: {value:?}, and there are no wildcards here: nothing would be selected");
+            return Err(Fault::new(format!("spec.selector.matchLabels[{name}]"), why));
+        }
     }
     Ok(Some(selector).filter(|s| !s.match_labels.is_empty()))
 }

@@ -49,13 +49,14 @@ use tokio::{
 
 use crate::{Batch, BoxFuture, Change, Source, objects};
 
+pub mod tree;
+
 mod directory;
 mod document;
 mod reports;
 mod status;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use directory::Directory;
 pub use status::Status;

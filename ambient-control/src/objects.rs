@@ -20,7 +20,7 @@ use std::{
 };
 
 use ambient_authz::{
-    Policy, Scope,
+    Policy,
     kubernetes::{self, Labels, ReadError, Reading, Selector, Warning, peer_authentication},
     policy::{self, Unreadable},
 };
@@ -552,20 +552,9 @@ impl Objects {
         let root = &*self.settings.root_namespace;
         let selecting: BTreeSet<&str> = [namespace, root].into();
         let spaces = || selecting.iter().filter_map(|ns| self.spaces.get(*ns));
-        let selects = |selector: &Option<Selector>| selector.as_ref().is_some_and(|s| s.selects(labels));
-        let mut keys: Vec<PolicyKey> = spaces()
-            .flat_map(|space| space.authorizations.values())
-            .filter(|a| selects(&a.selector))
-            .filter_map(|a| Some(a.told.as_ref()?.0.clone()))
-            .collect();
-        keys.sort();
-        keys.extend(peer_authentication::keys(&self.peers, namespace, labels));
+        let authorizations = spaces().flat_map(|space| space.authorizations.values());
+        let authorizations = authorizations.filter_map(|a| Some((&a.told.as_ref()?.0, a.selector.as_ref()?)));
         let unread = spaces().flat_map(|space| space.peers.values()).filter_map(|p| p.as_ref().err());
-        keys.extend(
-            unread
-                .filter(|e| e.scope == Scope::Selector && selects(&e.selector))
-                .map(|e| e.key.clone()),
-        );
-        keys
+        kubernetes::attached(authorizations, unread, &self.peers, namespace, labels)
     }
 }

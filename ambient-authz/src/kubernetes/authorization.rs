@@ -29,7 +29,7 @@ pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading
     let spec = policy.spec.as_ref().unwrap_or(&default);
     // The scope comes first: an error in the rest needs it.
     let whole = whole_scope(&namespace, settings);
-    let (scope, selector) = match labelled(spec.selector.as_ref()) {
+    let (scope, selector) = match labelled(spec.selector.as_ref(), settings) {
         Ok(Some(selector)) => (Scope::Selector, Some(selector.clone())),
         // Istiod takes a selector without labels for one that selects nothing.
         Ok(None) if settings.istio_exact && spec.selector.is_some() => (Scope::Selector, None),
@@ -40,12 +40,15 @@ pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading
         settings,
         namespace: &namespace,
         action: Action::Allow,
+        whole: true,
+        rules: Vec::new(),
         warnings: Vec::new(),
     };
     match reader.policy(policy, spec, &key, scope) {
         Ok(policy) => Ok(Reading {
             policy,
             selector,
+            rules: reader.rules,
             warnings: reader.warnings,
         }),
         Err(fault) => Err(fault.of(key, namespace, scope, selector)),
@@ -56,6 +59,10 @@ struct Reader<'a> {
     settings: &'a Settings,
     namespace: &'a Arc<str>,
     action: Action,
+    /// Whether every field of the spec is known.
+    whole: bool,
+    /// Where each rule that was read stands.
+    rules: Vec<usize>,
     warnings: Vec<Warning>,
 }
 
@@ -72,7 +79,6 @@ impl Reader<'_> {
     ) -> Result<Option<Policy>, Fault> {
         head(&resource.api_version, [&resource.kind, "AuthorizationPolicy"], &resource.metadata)?;
         unknown_fields(&resource.unknown, "", &mut self.warnings);
-        unknown_fields(&spec.unknown, "spec", &mut self.warnings);
 
         let dry_run = self.dry_run(resource);
         if dry_run && !self.settings.dry_run {
@@ -95,6 +101,11 @@ impl Reader<'_> {
                 return Err(Fault::new("spec.action", why));
             }
         };
+        // One that would narrow the policy, such as a selector with a typing error, must not widen it by its absence.
+        self.whole = self.known(&spec.unknown, "spec");
+        if let Some(selector) = spec.selector.as_ref().filter(|_| self.settings.istio_exact) {
+            unknown_fields(&selector.unknown, "spec.selector", &mut self.warnings);
+        }
         if spec.selector.as_ref().is_some_and(|s| s.match_labels.is_empty()) {
             let text = match self.settings.istio_exact {
                 true => "a selector without labels selects nothing",
@@ -137,14 +148,17 @@ impl Reader<'_> {
         }
         let mut rules = Vec::with_capacity(written.len());
         for (i, rule) in written.iter().enumerate() {
-            rules.extend(self.rule(rule, &format!("spec.rules[{i}]"))?);
+            if let Some(rule) = self.rule(rule, &format!("spec.rules[{i}]"))? {
+                rules.push(rule);
+                self.rules.push(i);
+            }
         }
         Ok(rules)
     }
 
     /// A rule, unless it is one that admits nobody.
     fn rule(&mut self, rule: &AuthorizationRule, path: &str) -> Result<Option<Rule>, Fault> {
-        let mut whole = self.known(&rule.unknown, path);
+        let mut whole = self.whole & self.known(&rule.unknown, path);
         let mut clauses = Vec::new();
         let to = self.each(rule.to.as_deref(), &format!("{path}.to"), Self::operation)?;
         let from = self.each(rule.from.as_deref(), &format!("{path}.from"), Self::source)?;
@@ -342,6 +356,9 @@ impl Reader<'_> {
             reader.not_blank(plain)?;
             let found = value::string(plain);
             reader.star(&found, side, at)?;
+            if let Some(why) = value::principal_fault(&found) {
+                reader.warn(at, why);
+            }
             Ok(reader.settings.names().principals(found))
         })
     }
@@ -351,6 +368,7 @@ impl Reader<'_> {
             reader.not_blank(text)?;
             let found = value::string(text);
             reader.star(&found, side, at)?;
+            value::trust_domain_fault(&found).map_or(Ok(()), Err)?;
             Ok(reader.settings.names().trust_domains(found))
         })
     }
@@ -370,13 +388,18 @@ impl Reader<'_> {
     }
 
     fn blocks(&mut self, list: &List, path: &str, name: &str) -> Result<Vec<IpNet>, Fault> {
-        self.list(list, path, name, |reader, text, _| {
+        self.list(list, path, name, |reader, text, at| {
             if reader.settings.istio_exact {
                 // Go reads the zone of a single address, and istiod loses it.
                 let text = text.split_once('%').map_or(text, |(address, _)| address);
                 return Ok(vec![value::block(text)?]);
             }
-            Ok(vec![value::canonical(value::block(text)?)])
+            let written = value::block(text)?;
+            let found = value::canonical(written);
+            if found != written {
+                reader.warn(at, format!("it is read as {found}: peers are compared by their IPv4 addresses"));
+            }
+            Ok(vec![found])
         })
     }
 
@@ -387,6 +410,9 @@ impl Reader<'_> {
         name: &str,
         read: impl Fn(&mut Self, &str, &str) -> Result<Vec<T>, String>,
     ) -> Result<Vec<T>, Fault> {
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            self.warn(join(path, name), "it is empty, and so asks for nothing");
+        }
         let mut found = Vec::new();
         for (i, text) in list.iter().flatten().enumerate() {
             let at = format!("{path}.{name}[{i}]");

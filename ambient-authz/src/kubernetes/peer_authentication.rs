@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ambient_core::PolicyKey;
 
 use super::{
-    Fault, Labels, MutualTls, PeerAuthentication, PeerAuthenticationSpec, ReadError, Selector, Settings, Warning, head, join, key,
+    Fault, Labels, MutualTls, PeerAuthentication, PeerAuthenticationSpec, ReadError, Selector, Settings, Unknown, Warning, head, join, key,
     labelled, unknown_fields, value, whole_scope,
 };
 use crate::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
@@ -85,7 +85,7 @@ pub struct PeerReading {
 ///
 /// # Errors
 /// At the first value that cannot be read: a mode that is not known, a port, `portLevelMtls` without a selector (it
-/// would have no effect). The error's key is [`unreadable_key`]. An object that was good before stays in its [`Set`], and
+/// would have no effect), a field that is not known where not all is strict. The error's key is [`unreadable_key`]. An object that was good before stays in its [`Set`], and
 /// the error is told as [`Update::Kept`](crate::policy::Update::Kept); where there was none, as
 /// [`Update::Unreadable`](crate::policy::Update::Unreadable), and its selector's workloads list the key.
 pub fn read(resource: &PeerAuthentication, settings: &Settings) -> Result<PeerReading, ReadError> {
@@ -94,7 +94,7 @@ pub fn read(resource: &PeerAuthentication, settings: &Settings) -> Result<PeerRe
     let default = PeerAuthenticationSpec::default();
     let spec = resource.spec.as_ref().unwrap_or(&default);
     let whole = whole_scope(&namespace, settings);
-    let selector = match labelled(spec.selector.as_ref()) {
+    let selector = match labelled(spec.selector.as_ref(), settings) {
         Ok(selector) => selector.cloned(),
         Err(fault) => return Err(fault.of(key, namespace, whole, None)),
     };
@@ -143,7 +143,22 @@ fn object(
     }
     if selector.is_none() && !ports.is_empty() {
         let why = "it needs a selector with labels: Istio takes modes of ports for selected workloads only";
-        return Err(Fault::new("spec.portLevelMtls", why));
+        if !settings.istio_exact {
+            return Err(Fault::new("spec.portLevelMtls", why));
+        }
+        ports.clear();
+        warnings.push(Warning {
+            path: "spec.portLevelMtls".into(),
+            text: format!("it is ignored, as istiod ignores it: {why}"),
+        });
+    }
+    let strict = mode == Mode::Strict && ports.values().all(|m| matches!(m, Mode::Strict | Mode::Unset));
+    if let Some(path) = first_unknown(spec).filter(|_| !strict && !settings.istio_exact) {
+        // It could be `mtls` itself with a typing error. Where all is strict already it could not ask for more.
+        return Err(Fault::new(
+            path,
+            "no such field is known, and whether it asks for more than is written here cannot be told",
+        ));
     }
     if selector.is_some() && *namespace == *settings.root_namespace {
         warnings.push(Warning {
@@ -159,6 +174,15 @@ fn object(
         mode,
         ports,
     })
+}
+
+/// Where the first field of a spec stands that is not known.
+fn first_unknown(spec: &PeerAuthenticationSpec) -> Option<String> {
+    let of = |unknown: &Unknown, path: &str| unknown.names().next().map(|name| join(path, name));
+    let of_mtls = spec.mtls.iter().map(|mtls| (mtls, "spec.mtls".to_owned()));
+    let ports = spec.port_level_mtls.iter().flatten();
+    let mut all = of_mtls.chain(ports.map(|(port, mtls)| (mtls, format!("spec.portLevelMtls[{port}]"))));
+    of(&spec.unknown, "spec").or_else(|| all.find_map(|(mtls, path)| of(&mtls.unknown, &path)))
 }
 
 fn mode(mtls: &MutualTls, path: &str, warnings: &mut Vec<Warning>) -> Result<Mode, Fault> {
@@ -180,7 +204,7 @@ fn mode(mtls: &MutualTls, path: &str, warnings: &mut Vec<Warning>) -> Result<Mod
 pub struct Set {
     root: Arc<str>,
     istio_exact: bool,
-    /// By namespace, the oldest first.
+    /// By namespace, the oldest first, and of the same age by name.
     objects: BTreeMap<Arc<str>, Vec<Object>>,
 }
 
@@ -205,9 +229,30 @@ impl Set {
         }
     }
 
+    /// Puts one in; it takes the place of one with the same name and namespace.
+    pub fn insert(&mut self, object: Object) {
+        let space = self.objects.entry(object.namespace.clone()).or_default();
+        space.retain(|other| other.name != object.name);
+        let at = space.partition_point(|other| (other.created, &other.name) < (object.created, &object.name));
+        space.insert(at, object);
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, namespace: &str, name: &str) {
+        let Some(space) = self.objects.get_mut(namespace) else { return };
+        space.retain(|object| *object.name != *name);
+        if space.is_empty() {
+            self.objects.remove(namespace);
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.objects.is_empty()
+    }
+
+    pub(super) fn is_istio_exact(&self) -> bool {
+        self.istio_exact
     }
 
     /// The mode of a namespace: its own, else the mesh's; permissive where neither says anything.

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use ambient_core::{Identity, TrustDomain};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{ServiceAccount, StringMatch};
@@ -24,6 +25,24 @@ pub(super) fn has_literal_star(value: &StringMatch) -> bool {
     match value {
         StringMatch::Exact(text) | StringMatch::Prefix(text) | StringMatch::Suffix(text) => text.contains('*'),
         StringMatch::Presence => false,
+    }
+}
+
+/// Why no identity can ever be this principal, if it is a whole one.
+pub(super) fn principal_fault(value: &StringMatch) -> Option<String> {
+    let StringMatch::Exact(text) = value else { return None };
+    let is_identity = format!("spiffe://{text}").parse::<Identity>().is_ok();
+    (!is_identity).then(|| format!("no peer is {text:?}: an identity is TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT; it hits nothing"))
+}
+
+/// Why no identity can ever be of this trust domain.
+pub(super) fn trust_domain_fault(value: &StringMatch) -> Option<String> {
+    match value {
+        StringMatch::Exact(text) => text.parse::<TrustDomain>().err().map(|error| error.to_string()),
+        StringMatch::Prefix(text) | StringMatch::Suffix(text) => text
+            .contains(['/', ':'])
+            .then(|| format!("{text:?} is no part of a trust domain: that is a name without a scheme")),
+        StringMatch::Presence => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The objects that stand in a file.
 
-use std::{io, thread};
+use std::io;
 
 use ambient_authz::kubernetes::{AuthorizationPolicy, Envelope, PeerAuthentication};
 
@@ -27,35 +27,15 @@ pub(crate) struct Item {
     pub(crate) node: Option<Node>,
 }
 
-/// Reads every object of a file, or says what is wrong with the first that is none.
-///
-/// The parser calls itself for every level of nesting, and needs up to 40 kB for each, more than the stack of a runtime's
-/// thread holds: it gets a thread of its own. The outer error is that there is none to be had.
+/// Reads every object of a file, or says what is wrong with the first that is none. The outer error is that of
+/// [`documents`].
 pub(crate) fn read(content: &[u8]) -> io::Result<Result<Content, TextError>> {
-    let parser = thread::Builder::new().name("manifests".into()).stack_size(PARSER_STACK);
-    thread::scope(|scope| {
-        let parser = parser.spawn_scoped(scope, || read_bytes(content))?;
-        Ok(parser.join().unwrap_or_else(|_| {
-            Err(TextError {
-                line: 0,
-                path: String::new(),
-                why: "made its parser fail: please report this with the file".into(),
-            })
-        }))
-    })
+    Ok(documents(content)?.and_then(read_nodes))
 }
 
-fn read_bytes(content: &[u8]) -> Result<Content, TextError> {
-    let text = std::str::from_utf8(content).map_err(|error| {
-        let before = &content[..error.valid_up_to()];
-        TextError {
-            line: 1 + before.iter().filter(|b| **b == b'\n').count() as u64,
-            path: String::new(),
-            why: "is no text: a byte is not UTF-8".into(),
-        }
-    })?;
+fn read_nodes(nodes: Vec<Node>) -> Result<Content, TextError> {
     let mut content = Content::default();
-    for node in documents(text)? {
+    for node in nodes {
         read_node(node, &mut content, 0)?;
     }
     Ok(content)
@@ -74,26 +54,18 @@ fn read_node(node: Node, content: &mut Content, depth: usize) -> Result<(), Text
         .text("apiVersion")
         .ok_or_else(|| need("apiVersion", "is missing, or is not a text"))?;
     let kind = node.text("kind").ok_or_else(|| need("kind", "is missing, or is not a text"))?;
-    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let (group, _) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     if matches!(group, "" | "security.istio.io") && kind.ends_with("List") {
         return read_list(node, content, depth);
     }
-    let Some((kind, versions)) = known(group, kind) else {
-        if is_almost_policy(group, kind) {
-            let why = format!("{api_version} {kind} is no kind: AuthorizationPolicy and PeerAuthentication of security.istio.io/v1 are");
-            return Err(need("kind", &why));
-        }
+    let of_kind = Kind::of(api_version, kind).map_err(|invalid| need(&invalid.path, &invalid.why))?;
+    let Some(kind) = of_kind else {
         let unknown = format!("{api_version} {kind}");
         if !content.unknown.contains(&unknown) {
             content.unknown.push(unknown);
         }
         return Ok(());
     };
-    if !versions.contains(&version) {
-        // One that is passed over could be a policy that refuses something.
-        let why = format!("{api_version:?} is not known for {kind}: {} is wanted", versions.join(" or "));
-        return Err(need("apiVersion", &why));
-    }
     let object = object(kind, &node)?;
     object.check().map_err(|invalid| TextError {
         line: node.line_of(&invalid.path),
@@ -148,31 +120,6 @@ fn read_list(node: Node, content: &mut Content, depth: usize) -> Result<(), Text
     }
 }
 
-fn known(group: &str, kind: &str) -> Option<(Kind, &'static [&'static str])> {
-    Some(match (group, kind) {
-        ("", "Namespace") => (Kind::Namespace, &["v1"]),
-        ("", "ServiceAccount") => (Kind::ServiceAccount, &["v1"]),
-        ("", "Pod") => (Kind::Pod, &["v1"]),
-        ("", "Service") => (Kind::Service, &["v1"]),
-        ("security.istio.io", "AuthorizationPolicy") => (Kind::AuthorizationPolicy, &["v1", "v1beta1"]),
-        ("security.istio.io", "PeerAuthentication") => (Kind::PeerAuthentication, &["v1", "v1beta1"]),
-        _ => return None,
-    })
-}
-
-/// Whether what is no policy was surely meant as one: passing it over would let through what it refuses.
-fn is_almost_policy(group: &str, kind: &str) -> bool {
-    let policy = ["AuthorizationPolicy", "PeerAuthentication"]
-        .iter()
-        .any(|p| p.eq_ignore_ascii_case(kind));
-    match group {
-        // It validates tokens, which is not for L4.
-        "security.istio.io" => kind != "RequestAuthentication",
-        "" => policy,
-        _ => policy && group.ends_with("istio.io"),
-    }
-}
-
 fn object(kind: Kind, node: &Node) -> Result<Object, TextError> {
     Ok(match kind {
         Kind::Namespace => Object::Namespace(node.read::<Bare>()?),
@@ -202,7 +149,5 @@ fn misshapen(node: &Node, error: TextError) -> Result<Object, TextError> {
 
 /// Where a control plane with an API server finds what is captured.
 const REDIRECTION: &str = "ambient.istio.io/redirection";
-/// Eight times what the deepest nesting needs that is read at all.
-const PARSER_STACK: usize = 32 << 20;
 /// How deep lists may stand in lists.
 const MAX_LISTS: usize = 2;

@@ -1,6 +1,18 @@
 //! YAML and JSON as a tree that knows the line of every node, and serde over it: an error names line and field.
+//!
+//! ```
+//! use ambient_control::manifests::tree;
+//!
+//! let documents = tree::documents(b"port: 80\n---\nport:\n  http\n")??;
+//! #[derive(serde::Deserialize)]
+//! struct Server { port: u16 }
+//! assert_eq!(documents[0].read::<Server>()?.port, 80);
+//! let error = documents[1].read::<Server>().err().expect("it is no number");
+//! assert_eq!((error.line, &*error.path), (4, "port"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use std::fmt;
+use std::{fmt, io, thread};
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,13 +23,16 @@ use serde_saphyr::{Options, Spanned};
 
 /// What is wrong with a text, and where; it reads well after the name of the file and a colon.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TextError {
+pub struct TextError {
     /// From 1; 0 where the parser does not tell.
-    pub(crate) line: u64,
+    pub line: u64,
     /// Such as `spec.ports[0].port`; empty where the text has no fields yet.
-    pub(crate) path: String,
-    pub(crate) why: String,
+    pub path: String,
+    /// Why, and what is wanted.
+    pub why: String,
 }
+
+impl std::error::Error for TextError {}
 
 impl fmt::Display for TextError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,25 +49,64 @@ impl fmt::Display for TextError {
 
 /// A value and the line that it begins on.
 #[derive(Clone, Debug)]
-pub(crate) struct Node {
-    pub(crate) line: u64,
-    pub(crate) value: Value,
+pub struct Node {
+    /// From 1.
+    pub line: u64,
+    /// The value.
+    pub value: Value,
 }
 
+/// A value of YAML or JSON.
 #[derive(Clone, Debug)]
-pub(crate) enum Value {
+pub enum Value {
+    /// Nothing.
     Null,
+    /// True or false.
     Bool(bool),
+    /// A number from 0 on.
     Unsigned(u64),
+    /// A number below 0.
     Signed(i64),
+    /// Any other number.
     Float(f64),
+    /// A text.
     Text(String),
+    /// A list.
     List(Vec<Node>),
+    /// Fields, in their order.
     Map(Vec<(String, Node)>),
 }
 
-/// The documents of a text, less empty ones.
-pub(crate) fn documents(text: &str) -> Result<Vec<Node>, TextError> {
+/// The documents of a file, less empty ones.
+///
+/// The parser calls itself for every level of nesting, and needs up to 40 kB for each, more than the stack of a runtime's
+/// thread holds: it gets a thread of its own.
+///
+/// # Errors
+/// The outer error is that there is no such thread to be had; the inner that the file is neither YAML nor JSON.
+pub fn documents(content: &[u8]) -> io::Result<Result<Vec<Node>, TextError>> {
+    let parser = thread::Builder::new().name("manifests".into()).stack_size(PARSER_STACK);
+    thread::scope(|scope| {
+        let parser = parser.spawn_scoped(scope, || parse(content))?;
+        Ok(parser.join().unwrap_or_else(|_| {
+            Err(TextError {
+                line: 0,
+                path: String::new(),
+                why: "made its parser fail: please report this with the file".into(),
+            })
+        }))
+    })
+}
+
+fn parse(content: &[u8]) -> Result<Vec<Node>, TextError> {
+    let text = std::str::from_utf8(content).map_err(|error| {
+        let before = &content[..error.valid_up_to()];
+        TextError {
+            line: 1 + before.iter().filter(|b| **b == b'\n').count() as u64,
+            path: String::new(),
+            why: "is no text: a byte is not UTF-8".into(),
+        }
+    })?;
     let nodes: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options()).map_err(|e| {
         let location = e.location();
         TextError {
@@ -99,7 +153,7 @@ fn one_line(error: &serde_saphyr::Error) -> String {
 
 impl Node {
     /// The node of a field, if this is a map that has it.
-    pub(crate) fn field(&self, name: &str) -> Option<&Self> {
+    pub fn field(&self, name: &str) -> Option<&Self> {
         match &self.value {
             Value::Map(fields) => fields.iter().find(|(key, _)| key == name).map(|(_, node)| node),
             _ => None,
@@ -107,7 +161,7 @@ impl Node {
     }
 
     /// The text of a field, if it is one.
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<&str> {
         match &self.field(name)?.value {
             Value::Text(text) => Some(text),
             _ => None,
@@ -115,7 +169,7 @@ impl Node {
     }
 
     /// The line of a field such as `spec.rules[1].from`, or of the nearest that is there.
-    pub(crate) fn line_of(&self, path: &str) -> u64 {
+    pub fn line_of(&self, path: &str) -> u64 {
         let mut node = self;
         for step in path.split(['.', '[', ']']).filter(|s| !s.is_empty()) {
             let next = match &node.value {
@@ -129,7 +183,10 @@ impl Node {
     }
 
     /// Reads a type out of it.
-    pub(crate) fn read<T: de::DeserializeOwned>(&self) -> Result<T, TextError> {
+    ///
+    /// # Errors
+    /// At the first value that is not what the type wants.
+    pub fn read<T: de::DeserializeOwned>(&self) -> Result<T, TextError> {
         T::deserialize(self).map_err(|e| TextError {
             line: if e.line > 0 { e.line } else { self.line },
             path: e.path(),
@@ -216,7 +273,7 @@ impl<'de> Deserialize<'de> for Value {
 
 /// An error on its way out of the tree: each map and list that it passes adds its own step.
 #[derive(Debug)]
-pub(crate) struct FieldError {
+pub struct FieldError {
     line: u64,
     /// The innermost first.
     steps: Vec<String>,
@@ -373,9 +430,16 @@ impl<'de> MapAccess<'de> for Fields<'de> {
     }
 }
 
+/// Eight times what the deepest nesting needs that is read at all.
+const PARSER_STACK: usize = 32 << 20;
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{parse as parse_bytes, *};
+
+    fn documents(text: &str) -> Result<Vec<Node>, TextError> {
+        parse_bytes(text.as_bytes())
+    }
 
     #[test]
     fn lines_count_through_documents() {

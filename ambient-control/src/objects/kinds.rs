@@ -91,6 +91,30 @@ pub enum Kind {
     PeerAuthentication,
 }
 
+impl Kind {
+    /// The kind by its two names, such as `v1` and `Pod`; none for one that is not read.
+    ///
+    /// # Errors
+    /// A version that is not known, and a kind that is surely meant as a policy and is none: to pass over either could let
+    /// through what it refuses.
+    pub fn of(api_version: &str, kind: &str) -> Result<Option<Self>, Invalid> {
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+        let Some((known, versions)) = known(group, kind) else {
+            if is_almost_policy(group, kind) {
+                let why =
+                    format!("{api_version} {kind} is no kind: AuthorizationPolicy and PeerAuthentication of security.istio.io/v1 are");
+                return Err(Invalid::new("kind", why));
+            }
+            return Ok(None);
+        };
+        if !versions.contains(&version) {
+            let why = format!("{api_version:?} is not known for {kind}: {} is wanted", versions.join(" or "));
+            return Err(Invalid::new("apiVersion", why));
+        }
+        Ok(Some(known))
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
@@ -451,4 +475,29 @@ fn virtual_address(path: &str, text: &str) -> Result<(), Invalid> {
 /// Whether a map of labels holds all of another, which is not empty.
 pub(super) fn selects(selector: &BTreeMap<String, String>, labels: &Labels) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn known(group: &str, kind: &str) -> Option<(Kind, &'static [&'static str])> {
+    Some(match (group, kind) {
+        ("", "Namespace") => (Kind::Namespace, &["v1"]),
+        ("", "ServiceAccount") => (Kind::ServiceAccount, &["v1"]),
+        ("", "Pod") => (Kind::Pod, &["v1"]),
+        ("", "Service") => (Kind::Service, &["v1"]),
+        ("security.istio.io", "AuthorizationPolicy") => (Kind::AuthorizationPolicy, &["v1", "v1beta1"]),
+        ("security.istio.io", "PeerAuthentication") => (Kind::PeerAuthentication, &["v1", "v1beta1"]),
+        _ => return None,
+    })
+}
+
+/// Whether what is no policy was surely meant as one: passing it over would let through what it refuses.
+fn is_almost_policy(group: &str, kind: &str) -> bool {
+    let policy = ["AuthorizationPolicy", "PeerAuthentication"]
+        .iter()
+        .any(|p| p.eq_ignore_ascii_case(kind));
+    match group {
+        // It validates tokens, which is not for L4.
+        "security.istio.io" => kind != "RequestAuthentication",
+        "" => policy,
+        _ => policy && group.ends_with("istio.io"),
+    }
 }

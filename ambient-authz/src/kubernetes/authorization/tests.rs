@@ -189,12 +189,89 @@ fn what_kubectl_prints_is_read_and_what_is_unknown_is_told() {
         told,
         [
             "extra: no such field is known; it has no effect",
-            "spec.priority: no such field is known; it has no effect"
+            "spec.priority: no such field is known; it cannot be checked at L4: the rule admits nobody (narrower than written)"
         ]
     );
-    assert_eq!(reading.policy.unwrap().rules, [Rule::default()]);
+    assert!(reading.policy.unwrap().rules.is_empty());
     let yaml: AuthorizationPolicy = serde_saphyr::from_str(&printed.to_string()).unwrap();
     assert_eq!(yaml.unknown.names().collect::<Vec<_>>(), ["extra"]);
+}
+
+/// `selecter` for `selector`: read without it, what is meant for one workload would hold for all of the namespace.
+#[test]
+fn unknown_fields_of_a_spec_never_open_it() {
+    let typo = json!({ "selecter": { "matchLabels": { "app": "a" } }, "rules": [{}] });
+    let allow = safely(&typo).unwrap();
+    assert_eq!(allow.warnings[0].path, "spec.selecter");
+    assert!(allow.policy.unwrap().rules.is_empty());
+    assert_eq!(
+        read(&resource(&typo), &Settings::istio_exact())
+            .unwrap()
+            .policy
+            .unwrap()
+            .rules
+            .len(),
+        1
+    );
+    let mut deny = typo;
+    deny["action"] = json!("DENY");
+    assert_eq!(safely(&deny).unwrap().policy.unwrap().rules, [Rule::default()]);
+}
+
+#[test]
+fn selectors_that_select_nothing() {
+    for (name, value) in [("app", "*"), ("", "a"), ("ap*", "b")] {
+        let spec = json!({ "selector": { "matchLabels": { name: value } }, "action": "DENY", "rules": [{}] });
+        let error = safely(&spec).unwrap_err();
+        assert_eq!(*error.path, format!("spec.selector.matchLabels[{name}]"));
+        assert_eq!(error.scope, Scope::Namespace, "whatever it was meant to select");
+        assert!(read(&resource(&spec), &Settings::istio_exact()).is_ok());
+    }
+    let unknown = json!({ "selector": { "matchExpressions": [] } });
+    let exact = read(&resource(&unknown), &Settings::istio_exact()).unwrap();
+    assert_eq!(exact.warnings[0].path, "spec.selector.matchExpressions");
+}
+
+/// Policies that PeerAuthentications become have names that no resource has.
+#[test]
+fn names_that_are_none() {
+    for name in ["a/b", "istio_converted_static_strict", "converted_peer_authentication_x"] {
+        let mut resource = resource(&json!({}));
+        resource.metadata.name = name.into();
+        for settings in [Settings::default(), Settings::istio_exact()] {
+            assert_eq!(&*read(&resource, &settings).unwrap_err().path, "metadata.name");
+        }
+        resource.metadata.name = "p".into();
+        resource.metadata.namespace = Some("a/b".into());
+        assert_eq!(&*read(&resource, &Settings::default()).unwrap_err().path, "metadata.namespace");
+    }
+}
+
+#[test]
+fn identities_that_nobody_has_are_told_or_refused() {
+    let reading = safely(&source(
+        &json!({ "principals": ["shop/cart", "cluster.local/ns/shop/sa/cart", "a*"] }),
+    ))
+    .unwrap();
+    let told: Vec<_> = reading.warnings.iter().map(|w| w.path.as_str()).collect();
+    assert_eq!(told, ["spec.rules[0].from[0].source.principals[0]"]);
+    for domain in ["spiffe://td", "td/ns/*", "TD", "*/td"] {
+        let error = safely(&source(&json!({ "trustDomains": [domain] }))).unwrap_err();
+        assert_eq!(&*error.path, "spec.rules[0].from[0].source.trustDomains[0]", "{domain}");
+        let condition = json!({ "rules": [{ "when": [{ "key": "source.trustDomain", "notValues": [domain] }] }] });
+        assert_eq!(
+            &*safely(&condition).unwrap_err().path,
+            "spec.rules[0].when[0].notValues[0]",
+            "{domain}"
+        );
+    }
+}
+
+#[test]
+fn empty_lists_ask_for_nothing_and_say_so() {
+    let reading = safely(&source(&json!({ "principals": [], "namespaces": ["a"] }))).unwrap();
+    assert_eq!(reading.warnings[0].path, "spec.rules[0].from[0].source.principals");
+    assert_eq!(reading.policy.unwrap().rules.len(), 1);
 }
 
 #[test]
@@ -264,6 +341,18 @@ fn identities_under_every_name_of_the_mesh() {
         (
             json!({ "trustDomains": ["mesh.example", "foreign*"] }),
             vec!["mesh.example", "old.example", "foreign*"],
+        ),
+        (
+            json!({ "trustDomains": ["old*"], "principals": ["cluster.local*", "f*"] }),
+            vec![
+                "cluster.local*",
+                "mesh.example/*",
+                "old.example/*",
+                "f*",
+                "old*",
+                "mesh.example",
+                "old.example",
+            ],
         ),
         // The end of a trust domain is one of an own name here, so the others go with it.
         (

@@ -64,6 +64,61 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(error.scope, Scope::Global);
 }
 
+/// A typing error in `mtls` would leave the mode to wider levels, which may be permissive.
+#[test]
+fn unknown_fields_never_open_a_port() {
+    let selector = json!({ "matchLabels": { "app": "a" } });
+    for (spec, path) in [
+        (json!({ "mTLS": { "mode": "STRICT" } }), "spec.mTLS"),
+        (json!({ "mtls": { "mod": "STRICT" } }), "spec.mtls.mod"),
+        (json!({ "mtls": { "mode": "PERMISSIVE" }, "selecter": selector }), "spec.selecter"),
+        (
+            json!({ "selector": selector, "portLevelMtls": { "80": { "mod": "STRICT" } } }),
+            "spec.portLevelMtls[80].mod",
+        ),
+        (
+            json!({ "selector": selector, "mtls": { "mode": "STRICT" }, "portLevelMtls": { "80": { "mode": "DISABLE", "x": 1 } } }),
+            "spec.portLevelMtls[80].x",
+        ),
+    ] {
+        let resource = resource("shop", "p", None, &spec);
+        assert_eq!(&*read(&resource, &Settings::default()).unwrap_err().path, path);
+        let exact = read(&resource, &Settings::istio_exact()).unwrap();
+        assert!(exact.warnings.iter().any(|w| w.path == path), "{spec}");
+    }
+    // What is strict all over could not be asked for more.
+    let spec = json!({ "mtls": { "mode": "STRICT" }, "portLevelMTLS": { "80": { "mode": "DISABLE" } } });
+    let strict = read(&resource("shop", "p", None, &spec), &Settings::default()).unwrap();
+    assert_eq!(strict.warnings[0].path, "spec.portLevelMTLS");
+    assert_eq!(strict.object.mode, Mode::Strict);
+}
+
+#[test]
+fn modes_of_ports_without_a_selector() {
+    let spec = json!({ "mtls": { "mode": "STRICT" }, "portLevelMtls": { "80": { "mode": "DISABLE" } } });
+    let resource = resource("shop", "p", None, &spec);
+    assert!(read(&resource, &Settings::default()).is_err());
+    let exact = read(&resource, &Settings::istio_exact()).unwrap();
+    assert_eq!((exact.object.ports.len(), exact.object.mode), (0, Mode::Strict));
+    assert_eq!(exact.warnings[0].path, "spec.portLevelMtls");
+}
+
+#[test]
+fn objects_come_and_go() {
+    let settings = Settings::default();
+    let object = |name, created, word| read(&resource("shop", name, created, &mode(word)), &settings).unwrap().object;
+    let mut set = Set::new(&settings, [object("b", Some("2026-01-01T00:00:00Z"), "PERMISSIVE")]);
+    set.insert(object("c", None, "STRICT"));
+    let now = |set: &Set| effective(set, "shop", &labels("a"), 80);
+    assert_eq!(now(&set), Mode::Strict);
+    set.insert(object("c", Some("2026-01-02T00:00:00Z"), "STRICT"));
+    assert_eq!(now(&set), Mode::Permissive);
+    set.remove("shop", "b");
+    assert_eq!(now(&set), Mode::Strict);
+    set.remove("shop", "c");
+    assert!(set.is_empty());
+}
+
 #[test]
 fn the_oldest_counts_at_each_level() {
     let at = |name, created, word| resource("shop", name, created, &mode(word));

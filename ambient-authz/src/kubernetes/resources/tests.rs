@@ -1,0 +1,119 @@
+use ambient_core::Workload;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{Conn, Decision, Denial, decide, kubernetes::Envelope};
+
+fn authorization(namespace: &str, name: &str, spec: &Value) -> AuthorizationPolicy {
+    serde_json::from_value(json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": { "name": name, "namespace": namespace },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn peer_authentication(namespace: &str, name: &str, spec: &Value) -> PeerAuthentication {
+    serde_json::from_value(json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": { "name": name, "namespace": namespace },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn labels(app: &str) -> Labels {
+    [("app".to_owned(), app.to_owned())].into()
+}
+
+fn for_app(app: &str) -> Value {
+    json!({ "selector": { "matchLabels": { "app": app } } })
+}
+
+fn texts(keys: &[PolicyKey]) -> Vec<&str> {
+    keys.iter().map(PolicyKey::as_str).collect()
+}
+
+fn ask(resources: &Resources, namespace: &str, labels: &Labels) -> Decision {
+    let mut workload = Workload::new("uid", namespace, "w");
+    workload.policies = resources.attached(namespace, labels);
+    let conn = Conn {
+        peer: None,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    decide(&resources.policies(), &workload, &conn)
+}
+
+#[test]
+fn selectors_reach_their_namespace_and_those_of_the_root_reach_all() {
+    let mut resources = Resources::new(Settings::default());
+    for (namespace, name) in [("shop", "z"), ("shop", "a"), ("istio-system", "m"), ("ops", "x")] {
+        resources.authorization(&authorization(namespace, name, &for_app("a"))).unwrap();
+    }
+    resources.authorization(&authorization("shop", "all", &json!({}))).unwrap();
+    let strict = json!({ "mtls": { "mode": "STRICT" } });
+    resources.peer_authentication(&peer_authentication("shop", "p", &strict)).unwrap();
+    let of_shop = resources.attached("shop", &labels("a"));
+    let expected = ["istio-system/m", "shop/a", "shop/z", "istio-system/istio_converted_static_strict"];
+    assert_eq!(texts(&of_shop), expected);
+    assert_eq!(texts(&resources.attached("istio-system", &labels("a"))), ["istio-system/m"]);
+    assert_eq!(texts(&resources.attached("shop", &labels("b"))).len(), 1);
+    let unlabelled = resources.attached("ops", &Labels::new());
+    assert!(unlabelled.is_empty());
+}
+
+/// Istiod takes a workload without labels for one that every selector selects.
+#[test]
+fn without_labels_istio_selects_all() {
+    let mut resources = Resources::new(Settings::istio_exact());
+    resources.authorization(&authorization("shop", "a", &for_app("a"))).unwrap();
+    resources
+        .authorization(&authorization("shop", "none", &json!({ "selector": {} })))
+        .unwrap();
+    assert_eq!(texts(&resources.attached("shop", &Labels::new())), ["shop/a"]);
+    assert!(resources.attached("shop", &labels("b")).is_empty());
+}
+
+#[test]
+fn what_cannot_be_read_refuses_those_whom_it_selects() {
+    let mut resources = Resources::new(Settings::default());
+    let mut spec = for_app("a");
+    spec["rules"] = json!([{ "from": [{ "source": { "ipBlocks": ["x"] } }] }]);
+    let error = resources.authorization(&authorization("shop", "bad", &spec)).unwrap_err();
+    assert_eq!(&*error.path, "spec.rules[0].from[0].source.ipBlocks[0]");
+    let unreadable = |decision| matches!(decision, Decision::Deny(Denial::Unreadable { .. }));
+    assert!(unreadable(ask(&resources, "shop", &labels("a"))));
+    assert!(ask(&resources, "shop", &labels("b")).is_allow());
+
+    let mut spec = for_app("b");
+    spec["mtls"] = json!({ "mode": "ON" });
+    assert!(resources.peer_authentication(&peer_authentication("shop", "bad", &spec)).is_err());
+    assert!(unreadable(ask(&resources, "shop", &labels("b"))));
+    // Mended, both are as if they had never been.
+    spec["mtls"] = json!({ "mode": "PERMISSIVE" });
+    resources.peer_authentication(&peer_authentication("shop", "bad", &spec)).unwrap();
+    assert!(ask(&resources, "shop", &labels("b")).is_allow());
+
+    let envelope: Envelope = serde_json::from_value(json!({
+        "kind": "AuthorizationPolicy", "metadata": { "name": "shapeless", "namespace": "ops" },
+    }))
+    .unwrap();
+    let error = ReadError::of_shape(&envelope, &"it is none", resources.settings());
+    resources.misshapen("AuthorizationPolicy", "shapeless", error);
+    assert!(unreadable(ask(&resources, "ops", &Labels::new())));
+}
+
+#[test]
+fn rules_are_numbered_as_they_are_written() {
+    let mut resources = Resources::new(Settings::default());
+    let http = json!({ "to": [{ "operation": { "methods": ["GET"] } }] });
+    let spec = json!({ "rules": [http, {}, http, { "to": [{ "operation": { "ports": ["1"] } }] }] });
+    let warnings = resources.authorization(&authorization("shop", "p", &spec)).unwrap();
+    assert_eq!(warnings.len(), 2);
+    let key = PolicyKey::from("shop/p");
+    assert_eq!([0, 1].map(|rule| resources.written_rule(&key, rule)), [1, 3]);
+    assert_eq!(resources.written_rule(&"shop/other".into(), 7), 7);
+}
