@@ -227,8 +227,10 @@ pub struct Hit {
     pub field: Field,
     /// The connection's value; none where the peer has no identity.
     pub compared: Option<String>,
-    /// The value that it hit; none where the field only excludes values, and not this.
+    /// The value that it hit; none where the field only excludes values.
     pub by: Option<String>,
+    /// The values that are excluded, none of which hit.
+    pub none_of: Option<Values>,
 }
 
 /// A field that does not hold.

@@ -1,9 +1,12 @@
-//! `ambient`: the node proxy of an ambient service mesh, and a lab that shows one on this machine.
+//! `ambient`: the node proxy of an ambient service mesh, its policies explained, and a lab that shows a mesh on this
+//! machine.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+#[cfg(feature = "authz")]
+mod authz;
 #[cfg(feature = "lab")]
 mod lab;
 mod node;
@@ -21,6 +24,10 @@ struct Cli {
 enum Command {
     /// Run the node proxy: capture this node's pods of the mesh, and carry their traffic.
     Node(node::Args),
+    /// Check policies, explain a decision, or decide on many connections; without a cluster.
+    #[cfg(feature = "authz")]
+    #[command(subcommand)]
+    Authz(authz::Verb),
     /// Bring a mesh up on this machine without root, show it at work, and tear it down.
     #[cfg(feature = "lab")]
     Lab(lab::Args),
@@ -34,6 +41,8 @@ fn main() -> ExitCode {
     // Before any thread or runtime: a user namespace can only be made by a process with a single thread.
     match Cli::parse().command {
         Command::Node(args) => node::main(args),
+        #[cfg(feature = "authz")]
+        Command::Authz(verb) => authz::main(verb),
         #[cfg(feature = "lab")]
         Command::Lab(args) => lab::main(args),
         #[cfg(feature = "lab")]

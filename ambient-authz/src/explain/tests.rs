@@ -130,7 +130,7 @@ fn the_deny_policies_that_would_have_to_go() {
     let text = told.to_string();
     assert!(
         text.starts_with(
-            "DENIED: explicitly denied by: shop/a\n  its rule 1 matches:\n    source principal is none (plaintext), which is not excluded\n"
+            "DENIED: explicitly denied by: shop/a\n  its rule 1 matches:\n    source principal is none (plaintext), which is not in *\n"
         ),
         "{text}"
     );

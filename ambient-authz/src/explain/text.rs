@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{Closest, Explanation, Failure, Field, Hit, Mismatch, NotAllowed, PolicyTrace, Refusal, RefusalReason, RuleTrace, Turn};
+use super::{
+    Closest, Explanation, Failure, Field, Hit, Mismatch, NotAllowed, PolicyTrace, Refusal, RefusalReason, RuleTrace, Turn, Values,
+};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,10 +42,19 @@ impl Explanation {
     fn connection(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let conn = &self.connection;
         match &conn.identity {
-            Some(identity) => writeln!(f, "  from  {identity}, {}", conn.source)?,
-            None => writeln!(f, "  from  plaintext (no identity), {}", conn.source)?,
+            Some(identity) => write!(f, "  from  {identity}")?,
+            None => write!(f, "  from  plaintext (no identity)")?,
         }
-        writeln!(f, "  to    {}/{}, {}", conn.namespace, conn.name, conn.destination)
+        // Nobody comes from or lives at an unspecified address: it stands for one that was not told.
+        match conn.source {
+            ip if ip.is_unspecified() => writeln!(f, ", address unknown")?,
+            ip => writeln!(f, ", {ip}")?,
+        }
+        write!(f, "  to    {}/{}, ", conn.namespace, conn.name)?;
+        match conn.destination {
+            to if to.ip().is_unspecified() => writeln!(f, "port {}, address unknown", to.port()),
+            to => writeln!(f, "{to}"),
+        }
     }
 
     fn considered(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,11 +87,21 @@ impl Explanation {
 }
 
 fn hit(f: &mut fmt::Formatter<'_>, hit: &Hit) -> fmt::Result {
-    let value = value(hit.field, hit.compared.as_deref());
-    match &hit.by {
-        Some(by) if hit.compared.as_ref() == Some(by) => writeln!(f, "    {} is {value}", hit.field),
-        Some(by) => writeln!(f, "    {} is {value}, which is in {by}", hit.field),
-        None => writeln!(f, "    {} is {value}, which is not excluded", hit.field),
+    write!(f, "    {} is {}", hit.field, value(hit.field, hit.compared.as_deref()))?;
+    match (&hit.by, &hit.none_of) {
+        (Some(by), _) if hit.compared.as_ref() == Some(by) => writeln!(f),
+        (Some(by), _) => writeln!(f, ", which is in {by}"),
+        (None, Some(none_of)) => writeln!(f, ", which is not in {}", one_of(none_of)),
+        (None, None) => writeln!(f),
+    }
+}
+
+/// The first of some values, and how many others there are.
+fn one_of(values: &Values) -> String {
+    let first = values.values.first().map_or("", String::as_str);
+    match values.values.len().saturating_sub(1) + values.more {
+        0 => first.to_owned(),
+        more => format!("{first} or {more} more"),
     }
 }
 
@@ -143,6 +164,15 @@ fn turn(f: &mut fmt::Formatter<'_>, turn: &Turn, explanation: &Explanation) -> f
             not_allowed,
         } => {
             list(f, "to be allowed, no longer denied by:", deny.iter())?;
+            if deny
+                .iter()
+                .any(|key| explanation.policies.iter().any(|p| p.key == *key && p.made_from.is_some()))
+            {
+                writeln!(
+                    f,
+                    "  (a PeerAuthentication wants peers of the mesh here; PERMISSIVE lets others in)"
+                )?;
+            }
             list(f, "to be allowed, these must be mended or withdrawn:", unreadable.iter())?;
             list(f, "to be allowed, these must arrive, or be listed no more:", missing.iter())?;
             not_allowed.as_ref().map_or(Ok(()), |n| self::not_allowed(f, n))
@@ -231,14 +261,8 @@ fn rule(f: &mut fmt::Formatter<'_>, rule: &RuleTrace) -> fmt::Result {
         return writeln!(f, "    rule {number}: matches");
     };
     match &first.mismatch {
-        Mismatch::NoneHits { field, wanted, .. } => {
-            let more = match wanted.values.len() - 1 + wanted.more {
-                0 => String::new(),
-                more => format!(" or {more} more"),
-            };
-            let wanted = wanted.values.first().map_or("", String::as_str);
-            writeln!(f, "    rule {number}: no, {field} is not {wanted}{more}")
-        }
+        Mismatch::NoneHits { field, wanted, .. } => writeln!(f, "    rule {number}: no, {field} is not {}", one_of(wanted)),
+        Mismatch::Excluded { field, by, .. } if by == "*" => writeln!(f, "    rule {number}: no, there is a {field}"),
         Mismatch::Excluded { field, by, .. } => writeln!(f, "    rule {number}: no, {field} is in {by}"),
         Mismatch::Empty => writeln!(f, "    rule {number}: no, it never matches"),
     }

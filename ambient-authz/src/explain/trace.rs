@@ -112,6 +112,7 @@ fn hits(clause: usize, alternative: usize, found: &Match, conn: &Conn<'_>) -> Ve
             field,
             compared: compared(field, conn),
             by: wanted.hit().map(|at| wanted.text(at)),
+            none_of: (!excluded.is_empty()).then(|| excluded.values()),
         })
     };
     FIELDS.into_iter().filter_map(of_field).collect()

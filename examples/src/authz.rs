@@ -1,0 +1,109 @@
+//! `ambient authz`: policies out of files, checked, explained, and asked about many connections.
+
+mod check;
+mod decide;
+mod explain;
+mod files;
+mod peer;
+mod place;
+mod target;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use ambient_authz::kubernetes::Settings;
+use ambient_core::TrustDomain;
+use clap::{Args, Subcommand};
+
+/// What `ambient authz` is asked to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Read AuthorizationPolicies and PeerAuthentications, and report what is wrong with them or not in force as written.
+    ///
+    /// Exits with 0 if there are no errors, with 1 if there are, with 2 if it was called wrongly.
+    Check(check::Args),
+    /// Say whether a peer may talk to a workload, which rule says so, and what would turn the answer.
+    Explain(explain::Args),
+    /// Decide on connections, one JSON object a line, in their order.
+    ///
+    /// In: {"id":…,"source":{"identity":"spiffe://…" or null,"ip":"…"},
+    ///      "destination":{"namespace":"…","labels":{…},"ip":"…","port":8080}}
+    /// Out: {"id":…,"allowed":true or false,"policy":"NAMESPACE/NAME" or null,"reason":"…"}
+    ///
+    /// A line that cannot be read is told on stderr, and the exit code is then 1.
+    #[command(verbatim_doc_comment)]
+    Decide(decide::Args),
+}
+
+pub(crate) fn main(verb: Verb) -> ExitCode {
+    let done = match verb {
+        Verb::Check(args) => check::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Decide(args) => decide::run(&args),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("ambient authz: {}", failure.why);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// How policies are read.
+#[derive(Debug, Args)]
+struct Mode {
+    /// Read and decide exactly as Istio does, also where Istio lets through more than is written.
+    #[arg(long)]
+    istio_exact: bool,
+    /// The namespace whose policies apply to the whole mesh.
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+    root_namespace: Arc<str>,
+    /// The mesh's own trust domain.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// Another name of the mesh's trust domain; may be given several times.
+    #[arg(long = "trust-domain-alias", value_name = "DOMAIN")]
+    trust_domain_aliases: Vec<TrustDomain>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Mode {
+    fn settings(&self) -> Settings {
+        let mode = match self.istio_exact {
+            true => Settings::istio_exact(),
+            false => Settings::default(),
+        };
+        Settings {
+            root_namespace: self.root_namespace.clone(),
+            trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            ..mode
+        }
+    }
+}
+
+/// Where policies are read from.
+#[derive(Debug, Args)]
+struct Policies {
+    /// Files of YAML or JSON, or directories of them; `-` is stdin.
+    #[arg(long = "policies", value_name = "FILES", num_args = 1.., required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    code: u8,
+}
+
+impl Failure {
+    /// It was called wrongly.
+    fn usage(why: impl Into<String>) -> Self {
+        Self { why: why.into(), code: 2 }
+    }
+
+    /// What it was given is wrong.
+    fn input(why: impl Into<String>) -> Self {
+        Self { why: why.into(), code: 1 }
+    }
+}

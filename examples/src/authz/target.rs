@@ -1,0 +1,140 @@
+//! What is meant by `--to`.
+
+use std::net::IpAddr;
+
+use ambient_authz::kubernetes::Labels;
+use ambient_control::manifests::tree::{Node, Value};
+use ambient_core::Workload;
+
+use super::{
+    Failure,
+    files::{Files, Found, name_of},
+};
+
+/// The workload that is asked about.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) workload: Workload,
+    pub(super) labels: Labels,
+    /// Where it is known.
+    pub(super) ip: Option<IpAddr>,
+    /// What should be known about how it was found.
+    pub(super) notes: Vec<String>,
+}
+
+impl Target {
+    /// `NAMESPACE/NAME` of a pod or workload of the files; `NAMESPACE` or any other name with labels; a name alone where
+    /// only one workload of the files has it.
+    pub(super) fn find(text: &str, labels: Option<Labels>, files: &Files) -> Result<Self, Failure> {
+        let (namespace, name) = names(text, files)?;
+        let found = name.and_then(|name| files.workloads.iter().find(|w| w.namespace == namespace && w.name == name));
+        let mut notes = Vec::new();
+        if let (None, Some(name)) = (found, name) {
+            refuse_service(namespace, name, files, labels.is_some())?;
+        }
+        match (found, &labels) {
+            (Some(found), None) if found.labels.is_empty() => {
+                notes.push(format!("{} {namespace}/{} has no labels", found.kind, found.name));
+            }
+            (None, None) => notes.push(format!(
+                "no pod or workload {text} is in the files, and there are no --labels: only what applies to all of {namespace} is asked"
+            )),
+            _ => {}
+        }
+        let labels = labels.or_else(|| found.map(|f| f.labels.clone())).unwrap_or_default();
+        let name = name.unwrap_or("any");
+        let mut workload = Workload::new(&format!("cluster//Pod/{namespace}/{name}"), namespace, name);
+        workload.policies = files.resources.attached(namespace, &labels);
+        Ok(Self {
+            workload,
+            labels,
+            ip: found.and_then(|f| f.ip),
+            notes,
+        })
+    }
+
+    /// What is to be said where a port is asked about that a service has and the pod has not.
+    pub(super) fn port_note(&self, port: u16, files: &Files) -> Option<String> {
+        let services = files.services.iter().filter(|s| name_of(s).0 == *self.workload.namespace);
+        services.into_iter().find_map(|service| {
+            let spec = service.field("spec")?;
+            let selector: Labels = spec.field("selector")?.read().ok()?;
+            let selects = !selector.is_empty() && selector.iter().all(|(k, v)| self.labels.get(k) == Some(v));
+            let Value::List(ports) = &spec.field("ports").filter(|_| selects)?.value else {
+                return None;
+            };
+            let target = ports
+                .iter()
+                .find(|p| number(p, "port") == Some(u64::from(port)))?
+                .field("targetPort")?;
+            let target = match &target.value {
+                Value::Unsigned(number) if *number == u64::from(port) => return None,
+                Value::Unsigned(number) => number.to_string(),
+                Value::Text(name) => format!("{name:?}"),
+                _ => return None,
+            };
+            let name = name_of(service).1;
+            Some(format!(
+                "{port} is the port of the Service {name}, whose pods listen on {target}: policies compare the pod's port"
+            ))
+        })
+    }
+}
+
+fn number(node: &Node, field: &str) -> Option<u64> {
+    match node.field(field)?.value {
+        Value::Unsigned(number) => Some(number),
+        _ => None,
+    }
+}
+
+fn names<'a>(text: &'a str, files: &'a Files) -> Result<(&'a str, Option<&'a str>), Failure> {
+    if let Some((namespace, name)) = text.split_once('/') {
+        let whole = !namespace.is_empty() && !name.is_empty() && !name.contains('/');
+        return match whole {
+            true => Ok((namespace, Some(name))),
+            false => Err(Failure::usage(format!("--to {text}: NAMESPACE or NAMESPACE/NAME is wanted"))),
+        };
+    }
+    if files.namespaces.iter().any(|namespace| namespace == text) {
+        return Ok((text, None));
+    }
+    let called: Vec<&Found> = files.workloads.iter().filter(|w| w.name == text).collect();
+    match called[..] {
+        [] => Ok((text, None)),
+        [one] => Ok((&one.namespace, Some(text))),
+        [first, second, ..] => Err(Failure::usage(format!(
+            "--to {text}: there is {}/{text} and {}/{text}: write which",
+            first.namespace, second.namespace
+        ))),
+    }
+}
+
+/// A service is no destination for policies: its pods are.
+fn refuse_service(namespace: &str, name: &str, files: &Files, labelled: bool) -> Result<(), Failure> {
+    let service = files
+        .services
+        .iter()
+        .find(|s| name_of(s) == (namespace.to_owned(), name.to_owned()));
+    let Some(service) = service.filter(|_| !labelled) else {
+        return Ok(());
+    };
+    let selector: Labels = service
+        .field("spec")
+        .and_then(|spec| spec.field("selector")?.read().ok())
+        .unwrap_or_default();
+    let selects = |w: &&Found| w.namespace == namespace && !selector.is_empty() && selector.iter().all(|(k, v)| w.labels.get(k) == Some(v));
+    let pods: Vec<_> = files
+        .workloads
+        .iter()
+        .filter(selects)
+        .map(|w| format!("{namespace}/{}", w.name))
+        .collect();
+    let hint = match pods.first() {
+        Some(pod) => format!("such as --to {pod}"),
+        None => "by its --labels".into(),
+    };
+    Err(Failure::usage(format!(
+        "--to {namespace}/{name}: that is a Service, and policies are asked for a pod: name one of its pods, {hint}"
+    )))
+}

@@ -1,0 +1,473 @@
+//! `ambient authz` as it is called: what it prints, and how it ends.
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by its panic")]
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs `ambient authz` in a directory.
+fn authz(dir: &Path, arguments: &[&str], input: &str) -> Ended {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .current_dir(dir)
+        .arg("authz")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // It may end without having read all.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    Ended {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+const SHOP: &str = r#"# the shop
+apiVersion: v1
+kind: Pod
+metadata: { name: stock-0, namespace: shop, labels: { app: stock } }
+spec: { serviceAccountName: stock }
+status: { podIP: 10.0.2.2 }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: cart, namespace: shop }
+spec:
+  template:
+    metadata: { labels: { app: cart } }
+    spec: { serviceAccountName: buyer }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: stock, namespace: shop }
+spec: { selector: { app: stock }, ports: [{ port: 80, targetPort: 8080 }] }
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: stock, namespace: shop }
+spec:
+  selector: { matchLabels: { app: stock } }
+  rules:
+  - to: [{ operation: { methods: [GET] } }]
+  - from: [{ source: { principals: [cluster.local/ns/shop/sa/buyer] } }]
+    to: [{ operation: { ports: ["8080"] } }]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: no-ops, namespace: istio-system }
+spec:
+  action: DENY
+  rules:
+  - from: [{ source: { namespaces: [ops] } }]
+---
+apiVersion: security.istio.io/v1beta1
+kind: PeerAuthentication
+metadata: { name: strict, namespace: shop }
+spec:
+  selector: { matchLabels: { app: cart } }
+  mtls: { mode: STRICT }
+"#;
+
+const BROKEN: &str = r#"apiVersion: v1
+kind: List
+items:
+- apiVersion: security.istio.io/v1
+  kind: AuthorizationPolicy
+  metadata: { name: blocks, namespace: shop }
+  spec:
+    action: DENY
+    rules:
+    - from:
+      - source:
+          ipBlocks:
+          - 10.0.0.0/8
+          - 10.0.0.0/33
+- apiVersion: security.istio.io/v1
+  kind: AuthorizationPolicy
+  metadata: { name: shapeless, namespace: ops }
+  spec:
+    rules: everything
+- apiVersion: security.istio.io/v1
+  kind: PeerAuthentication
+  metadata: { name: typo, namespace: ops }
+  spec:
+    mTLS: { mode: STRICT }
+- { apiVersion: v1, kind: ConfigMap, metadata: { name: other } }
+"#;
+
+#[test]
+fn check_points_at_file_line_and_field() {
+    let files = Files::new(&[("shop.yaml", SHOP), ("broken.yaml", BROKEN)]);
+    let fine = authz(files.0.path(), &["check", "shop.yaml"], "");
+    assert_eq!(fine.code, 0, "{}", fine.err);
+    let lines: Vec<_> = fine.out.lines().collect();
+    assert!(
+        lines[0].starts_with("shop.yaml:27: warning: AuthorizationPolicy shop/stock: spec.rules[0].to[0].operation.methods: cannot"),
+        "{}",
+        fine.out
+    );
+    assert_eq!(
+        lines[1],
+        "2 AuthorizationPolicies, 1 PeerAuthentication, 0 errors, 1 warning, 3 objects of other kinds skipped"
+    );
+
+    let broken = authz(files.0.path(), &["check", "broken.yaml", "shop.yaml"], "");
+    assert_eq!(broken.code, 1);
+    let lines: Vec<_> = broken.out.lines().collect();
+    assert!(
+        lines[0].starts_with("broken.yaml:14: error: AuthorizationPolicy shop/blocks: spec.rules[0].from[0].source.ipBlocks[1]: "),
+        "{}",
+        lines[0]
+    );
+    assert!(
+        lines[1].starts_with("broken.yaml:19: error: AuthorizationPolicy ops/shapeless: spec.rules: "),
+        "{}",
+        lines[1]
+    );
+    assert!(
+        lines[2].starts_with("broken.yaml:24: error: PeerAuthentication ops/typo: spec.mTLS: "),
+        "{}",
+        lines[2]
+    );
+    assert!(lines.last().unwrap().contains("3 errors, 1 warning, 4 objects"), "{}", broken.out);
+
+    let exact = authz(files.0.path(), &["check", "--istio-exact", "broken.yaml"], "");
+    assert!(
+        exact.out.contains("warning: AuthorizationPolicy shop/blocks") && exact.code == 1,
+        "{}",
+        exact.out
+    );
+}
+
+#[test]
+fn check_as_json_and_from_stdin() {
+    let files = Files::new(&[]);
+    let told = authz(files.0.path(), &["check", "--json", "-"], BROKEN);
+    let report: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!((told.code, &report["errors"], &report["skipped"]), (1, &json!(3), &json!(1)));
+    let first = &report["findings"][0];
+    assert_eq!((&first["file"], &first["line"]), (&json!("<stdin>"), &json!(14)));
+    assert_eq!(first["path"], "spec.rules[0].from[0].source.ipBlocks[1]");
+    assert_eq!(
+        (&first["level"], &first["object"]),
+        (&json!("error"), &json!("AuthorizationPolicy shop/blocks"))
+    );
+}
+
+#[test]
+fn check_of_what_is_no_manifest() {
+    let files = Files::new(&[
+        ("syntax.yaml", "a: [1\n"),
+        (
+            "kind.yaml",
+            "apiVersion: security.istio.io/v1\nkind: AuthorisationPolicy\nmetadata: { name: x }\n",
+        ),
+        (
+            "version.yaml",
+            "apiVersion: security.istio.io/v2\nkind: AuthorizationPolicy\nmetadata: { name: x }\n",
+        ),
+        ("scalar.yaml", "hello\n"),
+        ("none.yaml", "# nothing\n---\n"),
+    ]);
+    for (name, line, what) in [
+        ("syntax.yaml", "syntax.yaml:", "neither YAML nor JSON"),
+        ("kind.yaml", "kind.yaml:2: error: kind: ", "is no kind"),
+        ("version.yaml", "version.yaml:1: error: apiVersion: ", "is not known"),
+        ("scalar.yaml", "scalar.yaml:1: error: ", "a Kubernetes object is wanted"),
+    ] {
+        let told = authz(files.0.path(), &["check", name], "");
+        assert_eq!(told.code, 1, "{name}");
+        assert!(told.out.starts_with(line) && told.out.contains(what), "{}", told.out);
+        // What could be any policy is not decided without.
+        let asked = ["explain", "--policies", name, "--from", "a/b", "--to", "c", "--port", "1"];
+        let told = authz(files.0.path(), &asked, "");
+        assert!(
+            told.code == 1 && told.out.is_empty() && told.err.contains("nothing is decided"),
+            "{}",
+            told.err
+        );
+    }
+    assert_eq!(authz(files.0.path(), &["check", "none.yaml"], "").code, 0);
+    assert_eq!(authz(files.0.path(), &["check", "missing.yaml"], "").code, 2);
+    assert_eq!(authz(files.0.path(), &["check"], "").code, 2);
+    let directory = authz(files.0.path(), &["check", "."], "");
+    assert!(directory.code == 1 && directory.out.contains("4 errors"), "{}", directory.out);
+}
+
+#[test]
+fn the_later_of_two_counts_and_says_so() {
+    let files = Files::new(&[("a.yaml", SHOP), ("b.yaml", SHOP)]);
+    let told = authz(files.0.path(), &["check", "a.yaml", "b.yaml"], "");
+    assert!(
+        told.out
+            .contains("b.yaml:21: warning: AuthorizationPolicy shop/stock: it stands in a.yaml:21 as well"),
+        "{}",
+        told.out
+    );
+}
+
+fn explain(files: &Files, more: &[&str]) -> Ended {
+    let arguments = [&["explain", "--policies", "shop.yaml"], more].concat();
+    authz(files.0.path(), &arguments, "")
+}
+
+#[test]
+fn explain_a_refusal() {
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    let told = explain(&files, &["--from", "shop/other", "--to", "shop/stock-0", "--port", "8080"]);
+    assert_eq!(told.code, 0, "{}", told.err);
+    let expected = "\
+DENIED: allow policies exist, but none allowed
+  from  spiffe://cluster.local/ns/shop/sa/other, address unknown
+  to    shop/stock-0, 10.0.2.2:8080
+
+to be allowed, the ALLOW rule that came closest:
+  shop/stock, rule 1: 1 field fails
+    source principal is cluster.local/ns/shop/sa/other
+      wanted: cluster.local/ns/shop/sa/buyer
+";
+    assert!(told.out.starts_with(expected), "{}", told.out);
+    assert!(
+        told.out
+            .contains("DENY istio-system/no-ops  (for the whole mesh)\n    rule 0: no, source namespace is not ops")
+    );
+    assert!(
+        told.out.contains("not in force as written:\n  shop.yaml:27: warning"),
+        "{}",
+        told.out
+    );
+}
+
+#[test]
+fn explain_finds_the_peer_and_the_workload() {
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    // A workload of the files is meant by its account.
+    for from in [
+        "shop/cart",
+        "shop/buyer",
+        "cluster.local/ns/shop/sa/buyer",
+        "ns/shop/sa/buyer",
+        "spiffe://cluster.local/ns/shop/sa/buyer",
+    ] {
+        for to in [&["--to", "stock-0"][..], &["--to", "shop", "--labels", "app=stock"]] {
+            let told = explain(&files, &[&["--from", from, "--port", "8080"], to].concat());
+            assert!(
+                told.out.starts_with("ALLOWED: allowed by: shop/stock\n  its rule 1 matches:\n"),
+                "{from} {to:?}: {} {}",
+                told.out,
+                told.err
+            );
+        }
+    }
+    let told = explain(&files, &["--from", "plaintext", "--to", "shop/cart", "--port", "80"]);
+    assert!(
+        told.out
+            .starts_with("DENIED: explicitly denied by: istio-system/istio_converted_static_strict\n  it comes from PeerAuthentication"),
+        "{}",
+        told.out
+    );
+    let told = explain(&files, &["--from", "shop/cart", "--to", "shop/stock-0", "--port", "80"]);
+    assert!(
+        told.out.contains("80 is the port of the Service stock, whose pods listen on 8080"),
+        "{}",
+        told.out
+    );
+    let told = explain(&files, &["--from", "shop/cart", "--to", "shop/none", "--port", "80"]);
+    assert!(told.out.contains("no pod or workload shop/none is in the files"), "{}", told.out);
+    for (wrong, why) in [
+        (["--from", "nobody", "--to", "shop"], "NAMESPACE/ACCOUNT"),
+        (["--from", "a/b", "--to", "shop/stock"], "such as --to shop/stock-0"),
+        (["--from", "a/b", "--to", "a/b/c"], "NAMESPACE/NAME is wanted"),
+    ] {
+        let told = explain(&files, &[&wrong[..], &["--port", "80"]].concat());
+        assert!(told.code == 2 && told.err.contains(why), "{}", told.err);
+    }
+}
+
+#[test]
+fn explain_as_json() {
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    let told = explain(
+        &files,
+        &[
+            "--json",
+            "--from",
+            "ops/root",
+            "--from-ip",
+            "10.0.9.9",
+            "--to",
+            "shop/stock-0",
+            "--port",
+            "8080",
+        ],
+    );
+    let told: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!(
+        (&told["allowed"], &told["policy"], &told["rule"]),
+        (&json!(false), &json!("istio-system/no-ops"), &json!(0))
+    );
+    assert_eq!(told["turn"]["deny"], json!(["istio-system/no-ops"]));
+    assert_eq!(told["turn"]["notAllowed"]["closest"]["rule"], 1, "numbered as it is written");
+    assert_eq!(told["connection"]["source"], "10.0.9.9");
+    assert_eq!(told["findings"][0]["line"], 27);
+}
+
+#[test]
+fn explain_what_cannot_be_read() {
+    let files = Files::new(&[("shop.yaml", BROKEN)]);
+    let told = explain(&files, &["--from", "a/b", "--to", "shop", "--port", "80"]);
+    assert!(
+        told.out
+            .starts_with("DENIED: policy shop/blocks cannot be read: spec.rules[0].from[0].source.ipBlocks[1]: "),
+        "{}",
+        told.out
+    );
+    assert!(told.out.contains("mended or withdrawn:\n  shop/blocks"), "{}", told.out);
+    assert!(told.out.contains("shop.yaml:14: error"), "{}", told.out);
+    assert!(told.out.contains("2 errors in policies that do not apply here"), "{}", told.out);
+    let exact = explain(&files, &["--istio-exact", "--from", "a/b", "--to", "shop", "--port", "80"]);
+    assert!(exact.out.starts_with("ALLOWED"), "{}", exact.out);
+}
+
+fn line(id: impl Into<Value>, identity: Option<&str>, labels: &Value, port: u16) -> String {
+    let line = json!({
+        "id": id.into(),
+        "source": { "identity": identity, "ip": "10.0.1.2" },
+        "destination": { "namespace": "shop", "labels": labels, "ip": "10.0.2.2", "port": port },
+    });
+    format!("{line}\n")
+}
+
+#[test]
+fn decide_answers_in_order_and_goes_on_after_a_bad_line() {
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    let (buyer, ops) = (
+        Some("spiffe://cluster.local/ns/shop/sa/buyer"),
+        Some("spiffe://cluster.local/ns/ops/sa/root"),
+    );
+    let stock = json!({ "app": "stock" });
+    let questions = [
+        line(1, buyer, &stock, 8080),
+        line("two", buyer, &stock, 80),
+        "\n".into(),
+        "{ \"id\": 3 }\n".into(),
+        line(4, Some("spiffe://nobody"), &stock, 80),
+        line(5, ops, &Value::Null, 80),
+        line(6, None, &json!({ "app": "cart" }), 80),
+        line(json!({ "x": [7] }), None, &json!({}), 80),
+        line(8, buyer, &stock, 8080).replace("\"identity\"", "\"identiti\""),
+        line(9, buyer, &stock, 8080).trim_end().to_owned(),
+    ];
+    fs::write(files.path("connections"), questions.concat()).unwrap();
+    let arguments = ["decide", "--policies", "shop.yaml", "--connections", "connections"];
+    let told = authz(files.0.path(), &arguments, "");
+    assert_eq!(told.code, 1);
+    let answers: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected = json!([
+        { "id": 1, "allowed": true, "policy": "shop/stock", "reason": "allowed by: shop/stock" },
+        { "id": "two", "allowed": false, "policy": null, "reason": "allow policies exist, but none allowed" },
+        { "id": 5, "allowed": false, "policy": "istio-system/no-ops", "reason": "explicitly denied by: istio-system/no-ops" },
+        {
+            "id": 6, "allowed": false, "policy": "istio-system/istio_converted_static_strict",
+            "reason": "explicitly denied by: istio-system/istio_converted_static_strict",
+        },
+        { "id": { "x": [7] }, "allowed": true, "policy": null, "reason": "allowed, as no allow policy applies" },
+        { "id": 9, "allowed": true, "policy": "shop/stock", "reason": "allowed by: shop/stock" },
+    ]);
+    assert_eq!(Value::from(answers), expected, "{}", told.out);
+    let errors: Vec<_> = told.err.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(errors, ["connections:4", "connections:5", "connections:9"], "{}", told.err);
+
+    let piped = authz(
+        files.0.path(),
+        &["decide", "--policies", "shop.yaml", "--connections", "-"],
+        &line(1, buyer, &stock, 8080),
+    );
+    assert_eq!((piped.code, piped.out.lines().count()), (0, 1), "{}", piped.err);
+}
+
+/// A question is answered before the next one is asked.
+#[test]
+fn decide_streams() {
+    use std::io::{BufRead, BufReader};
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .current_dir(files.0.path())
+        .args(["authz", "decide", "--policies", "shop.yaml", "--connections", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let (send, answers) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+    for id in 0..3 {
+        stdin.write_all(line(id, None, &json!({}), 80).as_bytes()).unwrap();
+        let answer = answers
+            .recv_timeout(std::time::Duration::from_secs(20))
+            .expect("an answer before the next question");
+        assert!(answer.starts_with(&format!("{{\"id\":{id},")), "{answer}");
+    }
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    reader.join().unwrap().unwrap();
+}
+
+#[test]
+fn decide_under_other_names() {
+    let policy = r#"{ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": { "name": "p", "namespace": "roots" },
+        "spec": { "rules": [{ "from": [{ "source": { "principals": ["cluster.local/ns/a/sa/b"] } }] }] } }"#;
+    let files = Files::new(&[("p.json", policy)]);
+    let ask = |more: &[&str], identity| {
+        let arguments = [
+            &["decide", "--policies", "p.json", "--connections", "-", "--root-namespace", "roots"],
+            more,
+        ]
+        .concat();
+        let told = authz(files.0.path(), &arguments, &line(1, Some(identity), &json!({}), 80));
+        assert_eq!(told.code, 0, "{}", told.err);
+        let answer: Value = serde_json::from_str(&told.out).unwrap();
+        answer["allowed"].as_bool().unwrap()
+    };
+    let named = &["--trust-domain", "mesh.example", "--trust-domain-alias", "old.example"];
+    assert!(ask(named, "spiffe://mesh.example/ns/a/sa/b") && ask(named, "spiffe://old.example/ns/a/sa/b"));
+    assert!(!ask(named, "spiffe://mesh.example/ns/a/sa/c") && !ask(named, "spiffe://cluster.local/ns/a/sa/b"));
+    let exact = &[&named[..], &["--istio-exact"]].concat();
+    assert!(!ask(exact, "spiffe://mesh.example/ns/a/sa/b") && ask(exact, "spiffe://cluster.local/ns/a/sa/b"));
+}
