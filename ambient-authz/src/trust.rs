@@ -31,8 +31,16 @@ impl<'a> Names<'a> {
         pointer || self.all().any(|td| hits(td.as_str()))
     }
 
+    /// Whether there is but one name.
+    fn is_one(self) -> bool {
+        self.aliases.is_empty() && (!self.cluster_local || self.own.as_str() == CLUSTER_LOCAL)
+    }
+
     /// A principal under every name, if it stands under one of them; else alone.
     pub(crate) fn principals(self, value: StringMatch) -> Vec<StringMatch> {
+        if self.is_one() {
+            return vec![value];
+        }
         let under_each = |text: &str, make: fn(Arc<str>) -> StringMatch| {
             let (domain, rest) = text.split_once('/')?;
             Some(self.of(domain)?.map(|td| make(format!("{td}/{rest}").into())).collect())
@@ -80,7 +88,7 @@ impl<'a> Names<'a> {
             StringMatch::Presence => false,
             other => self.hit(|name| other.matches(name)),
         };
-        if !named {
+        if !named || self.is_one() {
             return vec![value];
         }
         let names = self.all().map(|td| StringMatch::Exact(td.as_str().into()));

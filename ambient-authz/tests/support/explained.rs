@@ -84,8 +84,8 @@ fn mend(rule: &mut Rule, failure: &Failure) {
         Mismatch::Empty => {}
     }
     if found.is_empty() {
-        // A match without any value is never true: something harmless is put in, which excludes nothing that is asked.
-        found.not_destination_ports = [1].into_iter().collect();
+        // A match without any value is never true: what is put in excludes an address that nobody comes from.
+        found.not_source_ips = std::iter::once("255.255.255.255/32".parse().expect("it is a block")).collect();
     }
 }
 
