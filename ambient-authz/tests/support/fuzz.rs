@@ -129,7 +129,7 @@ fn conn(peer: Option<&Identity>, port: u16) -> Conn<'_> {
 /// 3. Whatever else there is, a connection that passes where the policy was read safely (and refuses its scope where it
 ///    could not be) passes as well where it was read as ztunnel reads it. What ztunnel refuses is never let through.
 ///
-/// Decision and explanation agree on both.
+/// Decision and explanation agree on both, and on whatever else there may be: unreadable, withdrawn, and in dry run.
 pub(crate) fn wire(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let sent = bytes.authorization();
@@ -159,6 +159,8 @@ pub(crate) fn wire(data: &[u8]) {
         let exact = explained::check(&exactly, &workload, &ends.conn());
         assert!(!safe.allowed || exact.allowed, "{safe:#}\n{exact:#}\n{sent:?}");
     }
+    let any = bytes.policies();
+    explained::check(&any, &bytes.workload(), &bytes.ends().conn());
 }
 
 /// Whether nothing in a policy would be dropped or cut.
