@@ -5,7 +5,7 @@
 //! one by one and writes texts: it is for a person who asks, and [`decide()`] pays nothing for it.
 //!
 //! ```
-//! use ambient_authz::{explain::explain, policy::Update, Action, Conn, Match, Policies, Policy, Rule, Scope};
+//! use ambient_authz::{explain::explain, policy::Update, Action, Conn, Match, Peer, Policies, Policy, Rule, Scope};
 //! use ambient_core::Workload;
 //!
 //! let web_only = Match { destination_ports: vec![8080], ..Match::default() };
@@ -19,7 +19,8 @@
 //! };
 //! let policies = Policies::default().apply([Update::Set(policy.into())]);
 //! let stock = Workload::new("cluster//Pod/shop/stock-0", "shop", "stock-0");
-//! let conn = Conn { peer: None, source: "10.0.1.2".parse()?, destination: "10.0.2.2:9090".parse()? };
+//! let nobody = Peer::plaintext();
+//! let conn = Conn { peer: &nobody, source: "10.0.1.2".parse()?, destination: "10.0.2.2:9090".parse()? };
 //!
 //! let explanation = explain(&policies, &stock, &conn);
 //! assert!(!explanation.allowed);
@@ -60,7 +61,7 @@ pub fn explain(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Exp
         policy,
         rule,
         connection: Connection {
-            identity: conn.peer.cloned(),
+            identity: conn.peer.identity().cloned(),
             source: conn.source,
             namespace: workload.namespace.clone(),
             name: workload.name.clone(),

@@ -105,7 +105,7 @@ fn eval_wire_values() {
         };
         // Of the block 192.0.2.1 only its length of 0 is left, which takes in every address.
         let conn = Conn {
-            peer: None,
+            peer: &Peer::plaintext(),
             source: "127.0.0.1".parse().unwrap(),
             destination: "127.0.0.2:80".parse().unwrap(),
         };

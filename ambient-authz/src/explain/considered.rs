@@ -22,7 +22,7 @@ pub(super) fn policies(policies: &Policies, workload: &Workload, conn: &Conn<'_>
             rules: trace::rules(&policy.rules, conn),
         })
     };
-    let mut found: Vec<_> = policies.iter().filter_map(|policy| of_policy(policy)).collect();
+    let mut found: Vec<_> = policies.iter().filter_map(|policy| of_policy(&policy)).collect();
     found.sort_by_key(|p| (p.dry_run, p.action == Action::Allow)); // stable, and by key before
     if found.is_empty() {
         return found;

@@ -44,8 +44,9 @@ fn ask(policies: &Policies, peer: Option<&Identity>, port: u16) -> Explanation {
 }
 
 fn ask_of(policies: &Policies, workload: &Workload, peer: Option<&Identity>, port: u16) -> Explanation {
+    let peer = peer.cloned().into();
     let conn = Conn {
-        peer,
+        peer: &peer,
         source: "10.0.1.2".parse().unwrap(),
         destination: ([10, 0, 2, 2], port).into(),
     };

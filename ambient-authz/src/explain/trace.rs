@@ -120,7 +120,7 @@ fn hits(clause: usize, alternative: usize, found: &Match, conn: &Conn<'_>) -> Ve
 
 /// The value of a connection in a field.
 fn compared(field: Field, conn: &Conn<'_>) -> Option<String> {
-    let peer = conn.peer;
+    let peer = conn.peer.identity();
     match field {
         Field::Namespaces => peer.map(|p| p.namespace().to_owned()),
         Field::Principals => peer.map(|p| p.principal().to_owned()),
@@ -150,7 +150,7 @@ enum List<'a> {
 impl<'a> List<'a> {
     fn of(m: &'a Match, field: Field, side: Side, conn: &Conn<'a>) -> Self {
         let is = side == Side::Wanted;
-        let peer = conn.peer;
+        let peer = conn.peer.identity();
         match field {
             // The one field in which a peer without an identity has a value.
             Field::Namespaces => Self::Texts(

@@ -21,7 +21,7 @@ mod tests;
 /// [`Policies::apply`] in turn.
 ///
 /// ```
-/// use ambient_authz::{decide, kubernetes::{AuthorizationPolicy, Labels, Resources, Settings}, Conn};
+/// use ambient_authz::{decide, kubernetes::{AuthorizationPolicy, Labels, Resources, Settings}, Conn, Peer};
 /// use ambient_core::Workload;
 ///
 /// let closed: AuthorizationPolicy = serde_json::from_str(
@@ -34,7 +34,8 @@ mod tests;
 ///
 /// let mut stock = Workload::new("cluster//Pod/shop/stock-0", "shop", "stock-0");
 /// stock.policies = resources.attached("shop", &Labels::from([("app".into(), "stock".into())]));
-/// let conn = Conn { peer: None, source: "10.0.1.2".parse()?, destination: "10.0.2.2:8080".parse()? };
+/// let nobody = Peer::plaintext();
+/// let conn = Conn { peer: &nobody, source: "10.0.1.2".parse()?, destination: "10.0.2.2:8080".parse()? };
 /// assert!(!decide(&resources.policies(), &stock, &conn).is_allow());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -200,7 +200,7 @@ fn a_refused_policy_refuses_its_scope_and_its_last_good_version_stays() {
     let refused = Policies::default().apply([Update::Unreadable(error.unreadable().into())]);
     let stock = Workload::new("uid", "shop", "stock");
     let conn = Conn {
-        peer: None,
+        peer: &crate::Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };

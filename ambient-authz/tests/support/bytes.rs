@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ambient_authz::{
-    Action, Conn, Policies, Policy, Scope,
+    Action, Conn, Peer, Policies, Policy, Scope,
     policy::{Unreadable, Update},
     wire::{self, Address, Authorization, Clause, Match, Rule, ServiceAccount, StringMatch},
 };
@@ -55,7 +55,7 @@ const IPS: [&str; 6] = ["10.0.0.1", "10.9.9.1", "192.0.2.1", "fd00::1", "::ffff:
 /// The two ends of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Ends {
-    peer: Option<Identity>,
+    peer: Peer,
     source: IpAddr,
     destination: IpAddr,
     port: u16,
@@ -64,7 +64,7 @@ pub(crate) struct Ends {
 impl Ends {
     pub(crate) fn conn(&self) -> Conn<'_> {
         Conn {
-            peer: self.peer.as_ref(),
+            peer: &self.peer,
             source: self.source,
             destination: (self.destination, self.port).into(),
         }
@@ -234,7 +234,7 @@ impl<'a> Bytes<'a> {
     pub(crate) fn ends(&mut self) -> Ends {
         let ip = |text: &str| text.parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         Ends {
-            peer: self.of(&PEERS).parse().ok(),
+            peer: Peer::from(self.of(&PEERS).parse::<Identity>().ok()),
             source: ip(self.of(&IPS)),
             destination: ip(self.of(&IPS)),
             port: self.of(&[80, 8080, 0, 65535]),

@@ -20,7 +20,7 @@ pub(crate) fn check(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -
     assert_eq!((told.allowed, &told.reason), (decision.is_allow(), &decision.to_string()));
     for trace in &told.policies {
         let policy = policies.policy(&trace.key).expect("it is in force");
-        same_rules(policy, trace, conn);
+        same_rules(&policy, trace, conn);
     }
     turns(policies, workload, conn, &told);
     assert!(!told.to_string().is_empty() && format!("{told:#}").len() >= told.to_string().len());

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each target runs one of these")]
 
 use ambient_authz::{
-    Conn, Decision, Denial, Policies, decide,
+    Conn, Decision, Denial, Peer, Policies, decide,
     kubernetes::{
         AuthorizationPolicy, Labels, PeerAuthentication, Resources, Selector, Settings,
         peer_authentication::{self, Mode},
@@ -84,9 +84,9 @@ fn authentication(policy: &PeerAuthentication, settings: &Settings) {
     let labels = selector.map(|s| s.match_labels.clone()).unwrap_or_default();
     for port in ports {
         let strict = peer_authentication::effective(&set, &namespace, &labels, port) == Mode::Strict;
-        let of_port = |peer: Option<&Identity>| decide(&policies, &workload, &conn(peer, port)).is_allow();
-        assert_eq!(of_port(None), !strict);
-        assert!(of_port(peers()[1].as_ref()));
+        let of_port = |peer: &Peer| decide(&policies, &workload, &conn(peer, port)).is_allow();
+        assert_eq!(of_port(&Peer::plaintext()), !strict);
+        assert!(of_port(&peers()[1]));
     }
 }
 
@@ -102,17 +102,17 @@ fn ask(policies: &Policies, workload: &Workload, ports: &[u16]) -> Vec<Decision>
     let mut decisions = Vec::new();
     for peer in &peers() {
         for port in ports {
-            decisions.push(explained::check(policies, workload, &conn(peer.as_ref(), *port)).decision);
+            decisions.push(explained::check(policies, workload, &conn(peer, *port)).decision);
         }
     }
     decisions
 }
 
-fn peers() -> [Option<Identity>; 3] {
-    ["", "spiffe://td/ns/a/sa/x", "spiffe://cluster.local/ns/shop/sa/y"].map(|uri| uri.parse().ok())
+fn peers() -> [Peer; 3] {
+    ["", "spiffe://td/ns/a/sa/x", "spiffe://cluster.local/ns/shop/sa/y"].map(|uri| Peer::from(uri.parse::<Identity>().ok()))
 }
 
-fn conn(peer: Option<&Identity>, port: u16) -> Conn<'_> {
+fn conn(peer: &Peer, port: u16) -> Conn<'_> {
     Conn {
         peer,
         source: [10, 0, 0, 1].into(),

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use ambient_authz::{Conn, Decision, Denial, decide, kubernetes::Labels};
+use ambient_authz::{Conn, Decision, Denial, Peer, decide, kubernetes::Labels};
 use ambient_core::{Identity, PolicyKey, Workload};
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +95,7 @@ struct Deciding<'a> {
     policies: ambient_authz::Policies,
     /// What was attached is remembered: many connections go to few workloads.
     workloads: HashMap<(String, Labels), Arc<Workload>>,
-    identities: HashMap<String, Identity>,
+    peers: HashMap<String, Peer>,
 }
 
 impl<'a> Deciding<'a> {
@@ -104,7 +104,7 @@ impl<'a> Deciding<'a> {
             files,
             policies: files.resources.policies(),
             workloads: HashMap::new(),
-            identities: HashMap::new(),
+            peers: HashMap::new(),
         }
     }
 
@@ -138,8 +138,8 @@ impl<'a> Deciding<'a> {
             Ok(question) => question,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let peer = match question.source.identity.as_deref().map(|text| self.identity(text)).transpose() {
-            Ok(peer) => peer,
+        let peer = match question.source.identity.as_deref().map(|text| self.peer(text)).transpose() {
+            Ok(peer) => peer.unwrap_or(Peer::plaintext()),
             Err(why) => return Ok(Err(why)),
         };
         let Destination {
@@ -151,7 +151,7 @@ impl<'a> Deciding<'a> {
         } = question.destination;
         let workload = self.workload(namespace, labels.unwrap_or_default());
         let conn = Conn {
-            peer: peer.as_ref(),
+            peer: &peer,
             source: question.source.ip,
             destination: SocketAddr::new(ip, port),
         };
@@ -166,16 +166,16 @@ impl<'a> Deciding<'a> {
         output.write_all(b"\n").map(Ok)
     }
 
-    fn identity(&mut self, text: &str) -> Result<Identity, String> {
-        if let Some(known) = self.identities.get(text) {
+    fn peer(&mut self, text: &str) -> Result<Peer, String> {
+        if let Some(known) = self.peers.get(text) {
             return Ok(known.clone());
         }
         let identity: Identity = text.parse().map_err(|error| format!("source.identity: {error}"))?;
-        if self.identities.len() == MAX_KNOWN {
-            self.identities.clear();
+        if self.peers.len() == MAX_KNOWN {
+            self.peers.clear();
         }
-        self.identities.insert(text.into(), identity.clone());
-        Ok(identity)
+        let peer = self.policies.resolve(Some(&identity));
+        Ok(self.peers.entry(text.into()).or_insert(peer).clone())
     }
 
     fn workload(&mut self, namespace: String, labels: Labels) -> Arc<Workload> {

@@ -67,8 +67,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let target = Target::find(&args.to, args.labels.clone(), &files)?;
     let peer = Peer::find(&args.from, &domain, &files.workloads)?;
     let (source, destination) = (args.from_ip.or(peer.ip), args.to_ip.or(target.ip));
+    let speaker = peer.identity.clone().into();
     let conn = Conn {
-        peer: peer.identity.as_ref(),
+        peer: &speaker,
         source: source.unwrap_or(UNKNOWN),
         destination: SocketAddr::new(destination.unwrap_or(UNKNOWN), args.port),
     };

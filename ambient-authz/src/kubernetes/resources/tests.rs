@@ -40,7 +40,7 @@ fn ask(resources: &Resources, namespace: &str, labels: &Labels) -> Decision {
     let mut workload = Workload::new("uid", namespace, "w");
     workload.policies = resources.attached(namespace, labels);
     let conn = Conn {
-        peer: None,
+        peer: &crate::Peer::plaintext(),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     };
