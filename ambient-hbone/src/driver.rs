@@ -110,14 +110,11 @@ impl Driver {
         }
         let read = self.poll_read(cx)?;
         let written = self.poll_write(cx)?;
-        if written.is_ready() && self.line.engine().is_finished() {
-            self.closing = true;
-            return Ok(Poll::Ready(()));
-        }
-        if read.is_ready() {
-            return Ok(Poll::Ready(()));
-        }
         let mut engine = self.line.engine();
+        self.closing = written.is_ready() && engine.is_finished();
+        if read.is_ready() || self.closing {
+            return Ok(Poll::Ready(()));
+        }
         engine.set_driver(cx);
         // What was put in since must not wait for a wake that has no one to go to.
         if written.is_ready() && engine.has_something_to_send() {
@@ -152,20 +149,26 @@ impl Driver {
         loop {
             if self.frames.is_empty() {
                 self.line.engine().transmit(&mut self.frames);
-                if self.frames.is_empty() {
-                    break;
+            }
+            if self.frames.is_empty() {
+                break;
+            }
+            while !self.frames.is_empty() {
+                let written = match self.frames.contiguous() {
+                    Some(all) => Pin::new(&mut self.wire).poll_write(cx, all)?,
+                    None => {
+                        let mut slices = [IoSlice::new(&[]); SLICES];
+                        let count = self.frames.slices(&mut slices);
+                        Pin::new(&mut self.wire).poll_write_vectored(cx, &slices[..count])?
+                    }
+                };
+                let Poll::Ready(written) = written else { return Ok(Poll::Pending) };
+                if written == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
                 }
+                self.frames.advance(written);
+                self.unflushed = true;
             }
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.frames.slices(&mut slices);
-            let Poll::Ready(written) = Pin::new(&mut self.wire).poll_write_vectored(cx, &slices[..count])? else {
-                return Ok(Poll::Pending);
-            };
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            self.frames.advance(written);
-            self.unflushed = true;
         }
         if self.unflushed {
             let Poll::Ready(()) = Pin::new(&mut self.wire).poll_flush(cx)? else {

@@ -103,7 +103,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
                 sent?;
                 Poll::Ready(Ok(n))
             }
-            Self::Io(io) if io.is_write_vectored() => {
+            Self::Io(io) if !pieces.is_single() && io.is_write_vectored() => {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let count = pieces.slices(&mut slices);
                 let n = ready!(Pin::new(io).poll_write_vectored(cx, &slices[..count]))?;

@@ -46,6 +46,11 @@ impl Pieces {
         count
     }
 
+    /// Whether the front is all.
+    pub(crate) fn is_single(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// The front of them, contiguous.
     pub(crate) fn front(&self) -> &[u8] {
         &self.first
@@ -211,6 +216,11 @@ impl Frames {
             self.pieces.push(self.gathered.split().freeze());
         }
         self.pieces.push(piece);
+    }
+
+    /// All of it, where it lies in one place.
+    pub(crate) fn contiguous(&self) -> Option<&[u8]> {
+        self.pieces.is_empty().then_some(&*self.gathered)
     }
 
     /// Slices of what is to be written, from the first.
