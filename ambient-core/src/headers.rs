@@ -1,4 +1,5 @@
-//! The texts of the headers that a CONNECT carries besides its target: `baggage`, `forwarded` and `traceparent`.
+//! The texts of the headers that a CONNECT carries besides its target: `baggage`, `forwarded`, `traceparent` and
+//! `x-forwarded-network`.
 //!
 //! Peers write them, so that reading never fails and never trusts: what cannot be read is absent, and none of it may
 //! reach a policy or, without a look-up in the mesh, a label.
@@ -138,6 +139,18 @@ pub fn read_traceparent(value: &[u8]) -> Option<(u128, u64)> {
     }
     let (trace, span) = (u128::from_str_radix(trace, 16).ok()?, u64::from_str_radix(span, 16).ok()?);
     (trace != 0 && span != 0).then_some((trace, span))
+}
+
+/// The `x-forwarded-network` text of who speaks from `network`, for the inner CONNECT of a tunnel through a gateway, where
+/// the gateway's address stands for the speaker's. None where a header cannot hold the name, or there is none.
+pub fn forwarded_network(network: &str) -> Option<&str> {
+    visible_ascii(network.as_bytes()).filter(|network| !network.is_empty() && network.trim() == *network)
+}
+
+/// Whether an `x-forwarded-network` text says that its sender speaks from another network than `own`: then the address that
+/// the connection comes from is a gateway's, and names no workload. Case does not count.
+pub fn is_from_other_network(value: &[u8], own: &str) -> bool {
+    visible_ascii(value).is_some_and(|network| !network.trim().eq_ignore_ascii_case(own))
 }
 
 fn visible_ascii(value: &[u8]) -> Option<&str> {

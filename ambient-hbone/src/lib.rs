@@ -6,6 +6,14 @@
 //! between a stream and anything else. A tunnel within a tunnel needs nothing more: a [`Stream`] is what
 //! [`Server::accept`] and [`Dial`] take.
 //!
+//! The HTTP/2 in it knows CONNECT and nothing else, and was made for this: no stream slows another, windows grow for streams
+//! that are read as fast as they come and never for others, an idle stream costs a few hundred bytes, and its bytes change
+//! hands without a copy where they can. What is on the wire, and why, is in `SPEC.md` beside this crate, with test vectors.
+//! What is bounded, and by how much, is in [`Limits`].
+//!
+//! Whoever has something to say saves a round trip with [`Pool::connect_with`]: it goes along with the request, and comes back
+//! with a refusal, which says whether another peer [may have it](ConnectError::may_retry_elsewhere).
+//!
 //! Credentials and trust may change at any time. New handshakes use the new ones; a tunnel goes on until the first of its
 //! two certificates ends, or until its peer is found revoked: after a change of trust call [`Pool::recheck`] and
 //! [`Server::recheck`]. Why it ended is a [`TunnelLost`], and all its streams end as reset.

@@ -417,6 +417,28 @@ async fn a_full_tunnel_gets_a_second_and_is_used_again() {
 }
 
 #[tokio::test]
+async fn a_busy_pair_spreads_over_tunnels_before_one_is_full() {
+    let mut limits = Limits::default();
+    limits.spread_from = 2;
+    let pair = Pair::new(&limits, each(echo));
+    let mut streams = vec![pair.connect().await.unwrap()];
+    assert_eq!(pair.dials(), 1);
+    // Waits for nobody, and makes a tunnel for those who come later.
+    streams.push(pair.connect().await.unwrap());
+    while pair.dials() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 0..20 {
+        streams.push(pair.connect().await.unwrap());
+    }
+    assert_eq!(pair.dials(), 2, "and no third");
+    for mut stream in streams {
+        stream.write_all(b"still here").await.unwrap();
+        stream.read_exact(&mut [0; 10]).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn stalled_readers_slow_nobody() {
     let pair = Pair::new(
         &Limits::default(),

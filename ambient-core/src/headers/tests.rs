@@ -83,3 +83,18 @@ proptest! {
         prop_assert_eq!(read.revision.as_deref(), Some("latest"));
     }
 }
+
+#[test]
+fn the_network_of_who_speaks_through_a_gateway() {
+    assert_eq!(forwarded_network("network-1"), Some("network-1"));
+    for unfit in ["", " a", "a\n", "n\u{e4}tz"] {
+        assert_eq!(forwarded_network(unfit), None, "{unfit:?}");
+    }
+    assert!(is_from_other_network(b"network-2", "network-1"));
+    assert!(is_from_other_network(b"network-2", ""));
+    for same in [&b"network-1"[..], b"NETWORK-1", b" network-1 "] {
+        assert!(!is_from_other_network(same, "network-1"));
+    }
+    // What cannot be read says nothing.
+    assert!(!is_from_other_network(b"\xff", "network-1"));
+}
