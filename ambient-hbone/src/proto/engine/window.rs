@@ -109,9 +109,8 @@ pub(super) struct Window {
     credit: u32,
     /// What it has sent that was not read.
     unread: u32,
-    /// What has come in a round trip, and in which.
-    came: u32,
-    round: u32,
+    /// In which round trips how much has come: the one before and the present one, since the one before is judged late.
+    came: [(u32, u32); 2],
     /// What is to come until the next round trip is to be measured, and how that grows while it brings nothing new.
     until_measured: u32,
     pause: u32,
@@ -125,8 +124,7 @@ impl Window {
             size,
             credit: size,
             unread: 0,
-            came: 0,
-            round: 0,
+            came: [(0, 0); 2],
             until_measured: size / 2,
             pause: size / 2,
             first: size,
@@ -145,22 +143,29 @@ impl Window {
         self.credit = self.credit.saturating_sub(n);
         self.unread += n;
         if let Some(round) = round {
-            if self.round != round {
-                (self.round, self.came) = (round, 0);
+            if self.came[1].0 != round {
+                self.came = [self.came[1], (round, 0)];
             }
-            self.came = self.came.saturating_add(n);
+            self.came[1].1 = self.came[1].1.saturating_add(n);
             return false;
         }
         self.until_measured = self.until_measured.saturating_sub(n);
-        self.until_measured == 0
+        let is_time = self.until_measured == 0;
+        if is_time {
+            self.until_measured = self.pause;
+        }
+        is_time
     }
 
     /// `n` bytes were read. Gives what the peer is to be told that it may send beyond what it knows, or nothing yet.
     pub(super) fn read(&mut self, n: u32, largest: u32, last: Round) -> u32 {
         self.unread = self.unread.saturating_sub(n);
-        if self.came > 0 && self.round == last.number {
-            self.grow(largest, last);
-            self.came = 0;
+        // What comes in bursts is judged when the reader has caught up with it; whoever does not keeps the window it has.
+        if self.unread <= self.size / 2
+            && let Some((_, came)) = self.came.iter_mut().find(|(round, came)| *round == last.number && *came > 0)
+        {
+            let came = std::mem::take(came);
+            self.grow(came, largest, last);
         }
         let owed = self.size - self.credit - self.unread;
         if owed < self.size / 4 {
@@ -170,11 +175,9 @@ impl Window {
         owed
     }
 
-    fn grow(&mut self, largest: u32, last: Round) {
-        let used_up = self.came >= self.size / 8 * 7;
-        let held_by_the_way = f64::from(self.came) * last.shortest.as_secs_f64() / last.took.as_secs_f64();
-        // Whoever is slow to read keeps the window that it has.
-        let keeps_up = self.unread <= self.size / 2;
+    fn grow(&mut self, came: u32, largest: u32, last: Round) {
+        let used_up = came >= self.size / 8 * 7;
+        let held_by_the_way = f64::from(came) * last.shortest.as_secs_f64() / last.took.as_secs_f64();
         let wanted = if used_up && self.size < GENEROUS {
             self.size.saturating_mul(4).min(GENEROUS)
         } else if 2.0 * held_by_the_way > f64::from(self.size) {
@@ -183,11 +186,11 @@ impl Window {
             self.size
         };
         let larger = wanted.min(largest);
-        if keeps_up && larger > self.size && self.spare.take((larger - self.size) as usize) {
+        if larger > self.size && self.spare.take((larger - self.size) as usize) {
             self.size = larger;
             self.pause = larger / 2;
         } else {
-            self.pause = self.pause.saturating_mul(2).min(self.size.saturating_mul(64));
+            self.pause = self.pause.saturating_mul(2).min(self.size.saturating_mul(16));
         }
         self.until_measured = self.pause;
     }
@@ -277,6 +280,27 @@ mod tests {
     fn a_reader_that_is_slow_or_has_stopped_gets_no_more() {
         assert_eq!(settle(64 << 10, u32::MAX, 20, 100).0, FIRST);
         assert_eq!(settle(64 << 10, u32::MAX, 20, 0).0, FIRST);
+    }
+
+    /// All of a window comes at once, and is read in small pieces after that.
+    #[test]
+    fn bursts_that_are_read_in_time_make_it_grow() {
+        let spare = Spare::new(1 << 30);
+        let (mut window, mut rounds) = (Window::new(FIRST, &spare), Rounds::default());
+        let (mut may, mut asked) = (FIRST, false);
+        for turn in 0..200 {
+            // The peer hears of all that was read, and of the PING, once a turn.
+            let now = Duration::from_millis(turn);
+            asked = std::mem::take(&mut asked) && rounds.end(now);
+            let burst = std::mem::take(&mut may);
+            for n in (0..burst).step_by(16 << 10).map(|from| (16 << 10).min(burst - from)) {
+                asked |= window.arrive(n, rounds.present()) && rounds.begin(now);
+            }
+            for n in (0..burst).step_by(8 << 10).map(|from| (8 << 10).min(burst - from)) {
+                may += window.read(n, LARGEST, rounds.last());
+            }
+        }
+        assert_eq!(window.size, LARGEST);
     }
 
     #[test]
