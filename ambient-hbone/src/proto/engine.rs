@@ -301,7 +301,11 @@ impl Engine {
             self.end(key, if unsent { Cut::Unprocessed } else { Cut::Lost });
         }
         self.goaway.get_or_insert((0, Code::NO_ERROR));
-        self.incoming.clear();
+        for incoming in std::mem::take(&mut self.incoming) {
+            if let Incoming::Request(key, _) = incoming {
+                self.release(key);
+            }
+        }
         self.openers.drain(..).for_each(Waker::wake);
         // It may be another task that says so.
         self.wake_driver();
@@ -529,6 +533,10 @@ impl Engine {
         slot.closed = true;
         slot.wake_reader();
         slot.wake_writer();
+        if slot.queued && !self.starved.is_empty() {
+            // The connection's window may stay shut for ever.
+            self.starved.retain(|starved| *starved != key);
+        }
         self.active -= 1;
         if slot.handles == 0 {
             self.streams.remove(key);

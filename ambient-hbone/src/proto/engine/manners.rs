@@ -42,10 +42,10 @@ impl Manners {
     }
 }
 
-/// A frame that carries nothing: PING, SETTINGS, an empty DATA, one for a stream that is gone.
+/// A frame that carries nothing: PING, an empty DATA, one for a stream that is gone; an entry of SETTINGS.
 pub(super) const FRAME: u32 = 1;
 
-/// A stream that was opened and reset before it was answered: we may have begun to connect.
+/// A stream that was opened and reset before it was answered, or that broke the rules: we may have begun to connect.
 pub(super) const ABANDONED: u32 = 10;
 
 /// Between two ticks of the driver's clock: 10,000 frames, or 1,000 streams.

@@ -271,15 +271,16 @@ impl Engine {
             self.spend(FRAME)?;
             return Ok(None);
         };
-        if slot.ended_by_peer {
-            self.cut(key, Code::STREAM_CLOSED);
+        let fault = if slot.ended_by_peer {
+            Code::STREAM_CLOSED
         } else if self.role == Role::Client && !slot.established {
-            self.cut(key, Code::PROTOCOL_ERROR);
+            Code::PROTOCOL_ERROR
         } else if !slot.window.has(length) {
-            self.cut(key, Code::FLOW_CONTROL_ERROR);
+            Code::FLOW_CONTROL_ERROR
         } else {
             return Ok(Some(key));
-        }
+        };
+        self.fault(key, fault)?;
         Ok(None)
     }
 
@@ -426,18 +427,18 @@ impl Engine {
         if self.role == Role::Client && !slot.established && slot.answer.is_none() {
             match list.into_answer() {
                 // Not the last word (RFC 9110 15.2).
-                Ok(answer) if answer.status.is_informational() && !end => return Ok(()),
+                Ok(answer) if answer.status.is_informational() && !end => return self.spend(FRAME),
                 Ok(answer) if !answer.status.is_informational() => {
                     slot.established = answer.status.is_success();
                     slot.answer = Some(Box::new(answer));
                     slot.wake_reader();
                 }
-                _ => self.cut(key, Code::PROTOCOL_ERROR),
+                _ => self.fault(key, Code::PROTOCOL_ERROR)?,
             }
         } else if slot.ended_by_peer {
-            self.cut(key, Code::STREAM_CLOSED);
+            self.fault(key, Code::STREAM_CLOSED)?;
         } else if !end || !list.is_trailers() {
-            self.cut(key, Code::PROTOCOL_ERROR);
+            self.fault(key, Code::PROTOCOL_ERROR)?;
         }
         if end {
             self.ended_by_peer(key);
@@ -467,11 +468,14 @@ impl Engine {
             code => Cut::ByPeer(code),
         };
         self.end(key, cut);
-        Ok(())
+        // Perhaps before it has read what it was answered.
+        self.bound_control()
     }
 
     fn settings(&mut self, payload: &[u8]) -> Result<(), Broken> {
-        self.spend(FRAME)?;
+        // Any of them may be one that changes every stream.
+        let entries = payload.len() as u32 / 6;
+        self.spend(FRAME * entries.max(1))?;
         self.peer.greeted = true;
         for entry in payload.chunks_exact(6) {
             let value = word(&entry[2..]);
@@ -547,11 +551,9 @@ impl Engine {
             self.spend(FRAME)?;
         }
         match key {
-            Some(key) if more == 0 => self.cut(key, Code::PROTOCOL_ERROR),
-            Some(key) => {
-                let widened = self.widen(key, i64::from(more));
-                widened.unwrap_or_else(|()| self.cut(key, Code::FLOW_CONTROL_ERROR));
-            }
+            Some(key) if more == 0 => self.fault(key, Code::PROTOCOL_ERROR)?,
+            Some(key) if self.widen(key, i64::from(more)).is_err() => self.fault(key, Code::FLOW_CONTROL_ERROR)?,
+            Some(_) => {}
             None if self.is_idle(id) => return Err(Broken(Code::PROTOCOL_ERROR)),
             None => {}
         }
@@ -595,6 +597,12 @@ impl Engine {
     fn is_idle(&self, id: u32) -> bool {
         let ours = (id % 2 == 1) == (self.role == Role::Client);
         if ours { id >= self.next_id } else { id > self.last_of_peer }
+    }
+
+    /// Resets a stream for what the peer did with it: that has cost us as much as one that it resets itself.
+    fn fault(&mut self, key: Key, code: Code) -> Result<(), Broken> {
+        self.cut(key, code);
+        self.spend(ABANDONED)
     }
 
     fn spend(&mut self, points: u32) -> Result<(), Broken> {

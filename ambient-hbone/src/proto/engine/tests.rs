@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod costs;
 mod hostile;
 mod pair;
 
