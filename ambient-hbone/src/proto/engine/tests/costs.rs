@@ -68,7 +68,7 @@ fn answers_to_streams_that_are_reset_before_they_are_read_are_bounded() {
     let mut engine = server();
     let outcome = (0..100_000_u32).try_for_each(|n| {
         let id = 2 * n + 1;
-        engine.forgive();
+        engine.tick();
         feed(&mut engine, &request(id))?;
         let key = accepted(&mut engine);
         engine.respond(key, StatusCode::OK, &HeaderMap::new()).unwrap();
