@@ -181,7 +181,7 @@ impl Driver {
 
     /// Tells the peer what it did wrong, as far as it takes that at once.
     pub(crate) fn break_off(&mut self, cx: &mut Context<'_>, broken: Broken) -> TunnelLost {
-        self.line.engine().name_last(broken.0);
+        self.line.engine().break_off(broken.0);
         let _ = self.poll_write(cx);
         broken.into()
     }

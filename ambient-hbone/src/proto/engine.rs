@@ -280,6 +280,13 @@ impl Engine {
         }
     }
 
+    /// Tells the peer what it did wrong, and nothing else any more.
+    pub(crate) fn break_off(&mut self, code: Code) {
+        self.control.clear();
+        self.leaving = Leaving::Announced;
+        self.name_last(code);
+    }
+
     /// Tells the peer which stream was the last, and why.
     pub(crate) fn name_last(&mut self, code: Code) {
         if self.leaving != Leaving::Named {

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::proto::{
     code::Code,
     connect,
-    engine::{Buffers, Engine, Frames, Spare, Terms},
+    engine::{Engine, Frames, Spare, Terms},
     frame::{self, HEAD, Head, flag, kind},
 };
 
@@ -26,7 +26,6 @@ pub(super) fn terms(spare: &Spare, first: u32, send_buffer: usize) -> Terms {
         streams: STREAMS,
         windows: [first, 1 << 20],
         spare: spare.clone(),
-        buffers: Buffers::default(),
         frame: frame::DEFAULT_FRAME,
         header_list: 1 << 12,
         send_buffer,

@@ -231,6 +231,8 @@ impl Engine {
 
     /// `overhead` bytes of it are padding and its length, which count as data does and are read at once.
     fn begin_data(&mut self, head: Head, overhead: u32, data: u32) -> Result<(), Broken> {
+        // Credit that is given back and never read, of a peer that only sends.
+        self.bound_control()?;
         self.window = self.window.checked_sub(head.length).ok_or(Broken(Code::FLOW_CONTROL_ERROR))?;
         if self.window < frame::WIDEST_WINDOW / 2 {
             frame::word(&mut self.control, kind::WINDOW_UPDATE, 0, frame::WIDEST_WINDOW - self.window);
@@ -613,9 +615,11 @@ impl Engine {
         }
     }
 
-    /// A peer that asks for answers and does not read them does not make us keep them.
+    /// A peer that asks for answers and does not read them does not make us keep them. Each stream may have a header list
+    /// among them, of its request or of its answer.
     fn bound_control(&self) -> Result<(), Broken> {
-        if self.control.len() <= MOST_CONTROL {
+        let heads = self.active * self.terms.header_list as usize;
+        if self.control.len() <= MOST_CONTROL + heads {
             Ok(())
         } else {
             Err(Broken(Code::ENHANCE_YOUR_CALM))
