@@ -18,6 +18,7 @@ use crate::{Policy, Scope, policies::Kind, policy::Unreadable};
 
 pub(crate) mod blocks;
 mod dictionary;
+mod filed;
 mod names;
 mod nets;
 mod pack;
@@ -29,6 +30,7 @@ mod terms;
 mod value;
 
 use dictionary::Lists;
+use filed::Filed;
 use pack::Way;
 use posting::{BLOCK, Bits, Edit, WORDS};
 use slots::Slots;
@@ -59,7 +61,9 @@ pub(crate) struct Entry {
     /// Its rules, packed.
     pub(crate) words: Arc<[u32]>,
     rows: Arc<[u32]>,
-    /// The rows that are found by its being listed.
+    /// The rows that are looked for by its being listed.
+    pub(crate) filed: Filed,
+    /// Those that ask for that, and are looked for by something else.
     pub(crate) listed: Lists,
 }
 
@@ -188,6 +192,7 @@ impl<'a> Revision<'a> {
             kind,
             words,
             rows: Arc::from([]),
+            filed: Filed::default(),
             listed: Lists::default(),
         });
         let scope = index.scope(policy, number);
@@ -247,20 +252,27 @@ impl<'a> Revision<'a> {
         let (mut guarded, mut bare) = (Vec::new(), Vec::new());
         for of_list in self.edits.chunk_by(|a, b| a.list == b.list) {
             let List { term, role } = of_list[0].list;
-            let lists = match term.sort() {
-                Sort::Listed => self.index.entries.at_mut(term.number()).map(|entry| &mut entry.listed),
-                _ => self.index.terms.lists_mut(term),
-            };
-            let Some(lists) = lists else { continue };
+            let entries = &mut self.index.entries;
             if role == Role::Filed {
                 guarded.clear();
                 guarded.extend(of_list.iter().map(|change| Edit {
                     row: change.row,
                     comes: change.comes,
                 }));
-                lists.filed.edit(&guarded);
+                let filed = match term.sort() {
+                    Sort::Listed => entries.at_mut(term.number()).map(|entry| &mut entry.filed),
+                    _ => self.index.terms.filed_mut(term),
+                };
+                if let Some(filed) = filed {
+                    filed.edit(&guarded);
+                }
                 continue;
             }
+            let lists = match term.sort() {
+                Sort::Listed => entries.at_mut(term.number()).map(|entry| &mut entry.listed),
+                _ => self.index.terms.lists_mut(term),
+            };
+            let Some(lists) = lists else { continue };
             bare.clear();
             bare.extend(of_list.iter().map(|change| Edit {
                 row: change.row,

@@ -61,10 +61,10 @@ impl<'a> Cursors<'a> {
             refused: Room::new(others),
             wanted: Room::new((Field::Scope, Lists { filed, others })),
         };
-        let mut fits = new.filed.push(Cursor::new(&asked.index.terms.always.filed));
-        asked.each_list(|field, lists| {
-            let (filed, others) = (Cursor::new(&lists.filed), Cursor::new(&lists.others));
-            fits &= lists.filed.is_empty() || new.filed.push(filed);
+        let mut fits = new.filed.push(Cursor::new(asked.index.terms.always.rows()));
+        asked.each_list(|field, rows, lists| {
+            let (filed, others) = (Cursor::new(rows.rows()), Cursor::new(&lists.others));
+            fits &= rows.rows().is_empty() || new.filed.push(filed);
             fits &= lists.negated.is_empty() || new.refused.push(Cursor::new(&lists.negated));
             fits &= new.wanted.push((field, Lists { filed, others }));
         });

@@ -2,25 +2,19 @@
 
 use std::sync::Arc;
 
-use super::{posting::Posting, slots::Slots, term::Word};
+use super::{
+    filed::{Filed, Table},
+    posting::Posting,
+    slots::Slots,
+};
 
-/// The rows of one value.
+/// The rows of one value that are not looked for by it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lists {
-    /// Those that ask for it, and are looked for by it; each with something else that it asks for or refuses, so that
-    /// most need not be looked at themselves.
-    pub(crate) filed: Posting<Word>,
     /// Those that ask for it, and are looked for by another value.
     pub(crate) others: Posting<()>,
     /// Those that it refuses.
     pub(crate) negated: Posting<()>,
-}
-
-impl Lists {
-    /// How many rows ask for the value.
-    pub(crate) fn asked(&self) -> usize {
-        self.filed.len() + self.others.len()
-    }
 }
 
 /// What has a number in a dictionary.
@@ -33,6 +27,7 @@ pub(crate) trait Value: Clone + Eq {
 #[derive(Clone, Debug)]
 pub(crate) struct Dictionary<V> {
     items: Slots<Item<V>>,
+    filed: Table,
     /// Pieces of pieces: a change copies one of each.
     buckets: Arc<[Arc<[Bucket]>]>,
 }
@@ -52,6 +47,7 @@ impl<V> Default for Dictionary<V> {
         let piece: Arc<[Bucket]> = std::iter::repeat_n(Bucket::from([]), PIECES).collect();
         Self {
             items: Slots::default(),
+            filed: Table::default(),
             buckets: std::iter::repeat_n(piece, PIECES).collect(),
         }
     }
@@ -80,16 +76,26 @@ impl<V: Value> Dictionary<V> {
         self.items.at_mut(number).map(|item| &mut item.value)
     }
 
-    pub(crate) fn uses(&self, number: u32) -> u32 {
-        self.items.at(number).map_or(0, |item| item.uses)
+    /// How many rows ask for a value, more or less: what is about to be filed is counted by its uses.
+    pub(crate) fn weight(&self, number: u32) -> usize {
+        let Some(item) = self.items.at(number) else { return 0 };
+        let asked = self.filed(number).map_or(0, Filed::len) + item.lists.others.len();
+        asked.max(item.uses as usize)
     }
 
-    pub(crate) fn item(&self, number: u32) -> Option<(&V, &Lists)> {
-        self.items.at(number).map(|item| (&item.value, &item.lists))
+    /// The rows that are looked for by a value.
+    pub(crate) fn filed(&self, number: u32) -> Option<&Filed> {
+        self.filed.at(number)
     }
 
-    pub(crate) fn lists(&self, number: u32) -> Option<&Lists> {
-        self.items.at(number).map(|item| &item.lists)
+    pub(crate) fn filed_mut(&mut self, number: u32) -> &mut Filed {
+        self.filed.at_mut(number)
+    }
+
+    /// A value and all its rows.
+    pub(crate) fn item(&self, number: u32) -> Option<(&V, &Filed, &Lists)> {
+        let item = self.items.at(number)?;
+        Some((&item.value, self.filed(number).unwrap_or(&NO_ROWS), &item.lists))
     }
 
     pub(crate) fn lists_mut(&mut self, number: u32) -> Option<&mut Lists> {
@@ -181,5 +187,6 @@ pub(crate) fn mix(bits: u64) -> u64 {
     bits ^ bits >> 32
 }
 
+static NO_ROWS: Filed = Filed::NONE;
 /// Of a million values a bucket has some 244.
 const PIECES: usize = 64;

@@ -1,16 +1,23 @@
 //! Blocks of addresses, and which of them an address lies in.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
 use super::dictionary::Dictionary;
 
+mod short;
+
+use short::Short;
+
 /// Blocks by number, and the way from an address to those that cover it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nets {
     pub(crate) blocks: Dictionary<IpNet>,
-    v4: Tree,
+    v4: Short,
     v6: Tree,
 }
 
@@ -19,46 +26,39 @@ impl Nets {
     pub(crate) fn take(&mut self, block: &IpNet) -> u32 {
         let (number, new) = self.blocks.take(block);
         if new {
-            let (tree, path) = self.tree(block);
-            tree.change(path, |node| insert(node, path, number));
+            match block.network() {
+                IpAddr::V4(ip) => self.v4.insert(ip.into(), block.prefix_len(), number),
+                IpAddr::V6(ip) => {
+                    let path = Path::new(ip, block.prefix_len());
+                    self.v6.change(path, |node| insert(node, path, number));
+                }
+            }
         }
         number
     }
 
     /// Uses a block once less.
     pub(crate) fn release(&mut self, number: u32) {
-        if let Some(block) = self.blocks.release(number) {
-            let (tree, path) = self.tree(&block);
-            tree.change(path, |node| remove(node, path, number));
+        let Some(block) = self.blocks.release(number) else { return };
+        match block.network() {
+            IpAddr::V4(ip) => self.v4.remove(ip.into(), block.prefix_len(), number),
+            IpAddr::V6(ip) => {
+                let path = Path::new(ip, block.prefix_len());
+                self.v6.change(path, |node| remove(node, path, number));
+            }
         }
     }
 
     /// Calls for each block that an address lies in. One family never lies in blocks of the other.
     pub(crate) fn covering(&self, ip: IpAddr, call: impl FnMut(u32)) {
         match ip {
-            IpAddr::V4(ip) => self.v4.covering(u128::from(u32::from(ip)) << 96, call),
+            IpAddr::V4(ip) => self.v4.covering(ip.into(), call),
             IpAddr::V6(ip) => self.v6.covering(u128::from(ip), call),
-        }
-    }
-
-    fn tree(&mut self, block: &IpNet) -> (&mut Tree, Path) {
-        // What stands behind the length of a block has no meaning.
-        let bits = match block.network() {
-            IpAddr::V4(ip) => u128::from(u32::from(ip)) << 96,
-            IpAddr::V6(ip) => u128::from(ip),
-        };
-        let path = Path {
-            bits,
-            length: block.prefix_len(),
-        };
-        match block {
-            IpNet::V4(_) => (&mut self.v4, path),
-            IpNet::V6(_) => (&mut self.v6, path),
         }
     }
 }
 
-/// Blocks of one family: a tree for each two first octets, as a mesh's addresses often share the first, and one for the
+/// Blocks of IPv6: a tree for each two first octets, as a mesh's addresses often share the first, and one for the
 /// blocks that are wider.
 #[derive(Clone, Debug, Default)]
 struct Tree {
@@ -77,6 +77,10 @@ struct Path {
 }
 
 impl Path {
+    fn new(ip: Ipv6Addr, length: u8) -> Self {
+        Self { bits: ip.into(), length }
+    }
+
     /// Whether an address begins so.
     fn covers(self, bits: u128) -> bool {
         self.length == 0 || (self.bits ^ bits) >> (128 - self.length) == 0
@@ -231,7 +235,10 @@ mod tests {
     use super::*;
 
     fn block() -> impl Strategy<Value = IpNet> {
-        let v4 = (0..4u32, 0..=32u8).prop_map(|(high, length)| IpNet::new(IpAddr::from((high << 30 | 0x0a01_0203).to_be_bytes()), length));
+        let v4 = (0..4u32, 0..4u32, 0..32u8, 0..=32u8).prop_map(|(high, other, at, length)| {
+            let bits = (high << 30 | 0x0a01_0203) ^ other.rotate_left(at.into());
+            IpNet::new(IpAddr::from(bits.to_be_bytes()), length)
+        });
         let v6 = (0..4u128, 0..=128u8).prop_map(|(high, length)| IpNet::new(IpAddr::from((high << 126 | 0xa01).to_be_bytes()), length));
         prop_oneof![v4, v6].prop_map(Result::unwrap)
     }

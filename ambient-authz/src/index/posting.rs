@@ -60,6 +60,11 @@ impl<T: Copy + Default> Posting<T> {
         matches!(self, Self::None)
     }
 
+    /// Whether nothing else is known of the rows.
+    pub(crate) fn is_many(&self) -> bool {
+        matches!(self, Self::Many(_))
+    }
+
     /// Calls for each row, in order; where they are many with nothing else.
     pub(crate) fn each(&self, mut call: impl FnMut(u32, T)) {
         match self {

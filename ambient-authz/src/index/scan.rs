@@ -5,8 +5,9 @@ use std::{cell::Cell, net::IpAddr};
 use super::{
     Index, Reader, Row, blocks,
     dictionary::Lists,
+    filed::Filed,
     nets::Nets,
-    term::{Field, Sort, Term, Word},
+    term::{Field, Marks, Sort, Term, Word},
 };
 use crate::policies::Kind;
 
@@ -61,6 +62,7 @@ pub(crate) struct Listed<'a> {
     numbers: Numbers<MOST_LISTED>,
     /// A bit for the number of each, where they are many.
     filter: [u64; FILTER],
+    marks: Marks,
     again: &'a Each<'a>,
 }
 
@@ -73,6 +75,7 @@ impl<'a> Listed<'a> {
         Self {
             numbers: Numbers::new(),
             filter: [0; FILTER],
+            marks: Marks::NONE,
             again,
         }
     }
@@ -80,6 +83,7 @@ impl<'a> Listed<'a> {
     pub(crate) fn push(&mut self, number: u32) {
         self.numbers.push(number);
         self.filter[number as usize / 64 % FILTER] |= 1 << (number % 64);
+        self.marks = self.marks.and(Marks::LISTS).and(Marks::of(Term::new(Sort::Listed, number)));
     }
 
     fn is_empty(&self) -> bool {
@@ -133,14 +137,18 @@ impl<'a> Asked<'a> {
     /// Calls for every row that matches, at least once, in no order.
     pub(crate) fn each_match(&self, wanted: impl Fn(Kind) -> bool, mut call: impl FnMut(&'a Row)) {
         let mut found = 0;
-        let mut look = |lists: &'a Lists| {
-            found += lists.filed.len();
+        let marks = self.marks();
+        let mut look = |filed: &'a Filed| {
+            if !filed.may_match(marks) {
+                return;
+            }
+            found += filed.len();
             if found <= MOST_CANDIDATES {
-                self.look_at_all(lists, &wanted, &mut call);
+                self.look_at_all(filed, &wanted, &mut call);
             }
         };
         look(&self.index.terms.always);
-        self.each_list(|_, lists| look(lists));
+        self.each_filed(look);
         if found > MOST_CANDIDATES {
             self.each_by_blocks(found, &wanted, &mut call);
         }
@@ -151,12 +159,24 @@ impl<'a> Asked<'a> {
         if !done {
             // A peer with more names, in more blocks, than there is room for: one by one.
             self.look_at_all(&self.index.terms.always, wanted, call);
-            self.each_list(|_, lists| self.look_at_all(lists, wanted, call));
+            self.each_filed(|filed| self.look_at_all(filed, wanted, call));
         }
     }
 
-    fn look_at_all(&self, lists: &Lists, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
-        lists.filed.each(|row, guard| {
+    /// Those of everything that the connection has.
+    fn marks(&self) -> Marks {
+        let mut marks = self.listed.marks.and(Marks::of(Term::ALWAYS));
+        let mut note = |sort: Sort, number: u32| marks = marks.and(Marks::of(Term::new(sort, number)));
+        self.names.iter().for_each(|name| note(Sort::Name, *name));
+        self.port.into_iter().for_each(|port| note(Sort::Port, port));
+        self.source.each(|block| note(Sort::Source, block));
+        self.destination.each(|block| note(Sort::Destination, block));
+        self.place.into_iter().for_each(|place| note(Sort::Place, place));
+        marks
+    }
+
+    fn look_at_all(&self, filed: &Filed, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+        filed.rows().each(|row, guard| {
             if self.passes(guard) {
                 self.look_at(row, wanted, call);
             }
@@ -230,30 +250,52 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Calls for the lists of each value that the connection has.
-    pub(crate) fn each_list(&self, mut call: impl FnMut(Field, &'a Lists)) {
+    /// Calls for the rows that are looked for by each value that the connection has.
+    fn each_filed(&self, mut call: impl FnMut(&'a Filed)) {
         let terms = &self.index.terms;
-        for name in self.names {
-            if let Some((name, lists)) = terms.names.dictionary.item(*name) {
-                call(Field::of_name(name), lists);
+        self.names
+            .iter()
+            .filter_map(|name| terms.names.dictionary.filed(*name))
+            .for_each(&mut call);
+        self.port.and_then(|port| terms.ports.filed(port)).into_iter().for_each(&mut call);
+        for address in [&self.source, &self.destination] {
+            address.each(|block| address.nets.blocks.filed(block).into_iter().for_each(&mut call));
+        }
+        self.place
+            .and_then(|place| terms.places.filed(place))
+            .into_iter()
+            .for_each(&mut call);
+        self.listed.each(|number| {
+            if let Some(entry) = self.index.entry(number) {
+                call(&entry.filed);
+            }
+        });
+    }
+
+    /// Calls for all rows of each value that the connection has.
+    pub(crate) fn each_list(&self, mut call: impl FnMut(Field, &'a Filed, &'a Lists)) {
+        let terms = &self.index.terms;
+        for number in self.names {
+            if let Some((name, filed, lists)) = terms.names.dictionary.item(*number) {
+                call(Field::of_name(name), filed, lists);
             }
         }
-        if let Some(lists) = self.port.and_then(|port| terms.ports.lists(port)) {
-            call(Field::Port, lists);
+        if let Some((_, filed, lists)) = self.port.and_then(|port| terms.ports.item(port)) {
+            call(Field::Port, filed, lists);
         }
         for (address, field) in [(&self.source, Field::Source), (&self.destination, Field::Destination)] {
             address.each(|block| {
-                if let Some(lists) = address.nets.blocks.lists(block) {
-                    call(field, lists);
+                if let Some((_, filed, lists)) = address.nets.blocks.item(block) {
+                    call(field, filed, lists);
                 }
             });
         }
-        if let Some(lists) = self.place.and_then(|place| terms.places.lists(place)) {
-            call(Field::Scope, lists);
+        if let Some((_, filed, lists)) = self.place.and_then(|place| terms.places.item(place)) {
+            call(Field::Scope, filed, lists);
         }
         self.listed.each(|number| {
             if let Some(entry) = self.index.entry(number) {
-                call(Field::Scope, &entry.listed);
+                call(Field::Scope, &entry.filed, &entry.listed);
             }
         });
     }

@@ -54,6 +54,30 @@ impl Term {
     }
 }
 
+/// A bit for each of some terms, several terms to a bit: to tell in one step that no term is in both of two sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks(u64);
+
+impl Marks {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const ALL: Self = Self(u64::MAX);
+    /// Of a workload that lists policies; also of some term, as every bit is.
+    pub(crate) const LISTS: Self = Self(1);
+
+    pub(crate) fn of(term: Term) -> Self {
+        // The highest bits of the product differ most.
+        Self(1 << (term.0.wrapping_mul(0x9e37_79b1) >> 26))
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
 /// A term in a row: wanted, or refused; what is wanted stands in groups, of which one must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Word(u32);

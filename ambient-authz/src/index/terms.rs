@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     dictionary::{Dictionary, Lists},
+    filed::Filed,
     names::Names,
     nets::Nets,
     term::{Field, Sort, Term},
@@ -24,7 +25,7 @@ pub(crate) struct Terms {
     /// What applies to every workload.
     pub(crate) mesh: Arc<Place>,
     /// The rows that ask for nothing that a connection might not have.
-    pub(crate) always: Lists,
+    pub(crate) always: Filed,
     /// Whether names came or went since the last [`Names::renew`].
     names_changed: bool,
 }
@@ -106,23 +107,34 @@ impl Terms {
         })
     }
 
-    /// How many rows ask for a value, more or less: what is about to be filed is counted by its uses.
+    /// How many rows ask for a value, more or less.
     pub(crate) fn weight(&self, term: Term) -> usize {
-        fn of<V: super::dictionary::Value>(dictionary: &Dictionary<V>, number: u32) -> usize {
-            let asked = dictionary.lists(number).map_or(0, Lists::asked);
-            asked.max(dictionary.uses(number) as usize)
-        }
+        let number = term.number();
         match term.sort() {
-            Sort::Name => of(&self.names.dictionary, term.number()),
-            Sort::Port => of(&self.ports, term.number()),
-            Sort::Source => of(&self.sources.blocks, term.number()),
-            Sort::Destination => of(&self.destinations.blocks, term.number()),
-            Sort::Place => of(&self.places, term.number()),
+            Sort::Name => self.names.dictionary.weight(number),
+            Sort::Port => self.ports.weight(number),
+            Sort::Source => self.sources.blocks.weight(number),
+            Sort::Destination => self.destinations.blocks.weight(number),
+            Sort::Place => self.places.weight(number),
             Sort::Listed | Sort::Always => 0,
         }
     }
 
-    /// The rows of a term. Those of listed policies are with the policies.
+    /// The rows that are looked for by a term. Those of listed policies are with the policies.
+    pub(crate) fn filed_mut(&mut self, term: Term) -> Option<&mut Filed> {
+        let number = term.number();
+        Some(match term.sort() {
+            Sort::Name => self.names.dictionary.filed_mut(number),
+            Sort::Port => self.ports.filed_mut(number),
+            Sort::Source => self.sources.blocks.filed_mut(number),
+            Sort::Destination => self.destinations.blocks.filed_mut(number),
+            Sort::Place => self.places.filed_mut(number),
+            Sort::Always => &mut self.always,
+            Sort::Listed => return None,
+        })
+    }
+
+    /// The other rows of a term, but for listed policies.
     pub(crate) fn lists_mut(&mut self, term: Term) -> Option<&mut Lists> {
         let number = term.number();
         match term.sort() {
@@ -131,8 +143,7 @@ impl Terms {
             Sort::Source => self.sources.blocks.lists_mut(number),
             Sort::Destination => self.destinations.blocks.lists_mut(number),
             Sort::Place => self.places.lists_mut(number),
-            Sort::Always => Some(&mut self.always),
-            Sort::Listed => None,
+            Sort::Listed | Sort::Always => None,
         }
     }
 }
