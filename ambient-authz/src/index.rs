@@ -200,12 +200,9 @@ impl<'a> Revision<'a> {
             place.kinds[kind as usize] += 1;
         }
         let mut rows = Vec::with_capacity(ways.len());
-        for (rule, mut way) in ways
-            .into_iter()
-            .flat_map(|(rule, ways)| ways.into_iter().map(move |way| (rule, way)))
-        {
+        for (rule, mut way) in ways {
             if !scope.is_empty() {
-                way.wanted.push((Field::Scope, scope.clone()));
+                way.want(scope.iter().copied());
             }
             for term in scope.iter().filter(|term| term.sort() == Sort::Place) {
                 index.terms.places.use_again(term.number());
@@ -390,7 +387,7 @@ impl Index {
         let words = way.words();
         let mut few = [Word::NONE; FEW];
         let words = if words.len() <= FEW {
-            few[..words.len()].copy_from_slice(&words);
+            few[..words.len()].copy_from_slice(words);
             Words::Few(few, words.len() as u8)
         } else {
             Words::Many(words.into())

@@ -1,6 +1,10 @@
 //! The policies at one moment.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use ambient_core::{Identity, PolicyKey, Shards};
 
@@ -133,15 +137,16 @@ impl Policies {
     #[must_use]
     pub fn advance(&self, updates: impl IntoIterator<Item = Update>) -> (Self, Affected) {
         let mut next = Tables::clone(&self.0);
-        let mut stands: BTreeMap<PolicyKey, Stand> = BTreeMap::new();
+        // In the order in which they come, each key once.
+        let (mut stands, mut places) = (Vec::new(), HashMap::new());
         for update in updates {
-            let stand = match stands.remove(update.key()) {
-                Some(stand) => stand,
-                None => Stand::of(self.0.known.get(update.key())),
-            };
+            let place = *places.entry(update.key().clone()).or_insert(stands.len());
+            if place == stands.len() {
+                stands.push((update.key().clone(), Stand::of(self.0.known.get(update.key()))));
+            }
             next.note_unreadable(&update);
-            let (key, after) = stand.after(update);
-            stands.insert(key, after);
+            let stand: &mut Stand = &mut stands[place].1;
+            *stand = std::mem::replace(stand, Stand::Gone).after(update);
         }
         let affected = next.settle(stands);
         (Self(Arc::new(next)), affected)
@@ -223,9 +228,9 @@ impl Tables {
     }
 
     /// Brings in how policies stand after some updates.
-    fn settle(&mut self, mut stands: BTreeMap<PolicyKey, Stand>) -> Affected {
+    fn settle(&mut self, mut stands: Vec<(PolicyKey, Stand)>) -> Affected {
         let known = &self.known;
-        stands.retain(|key, stand| {
+        stands.retain_mut(|(key, stand)| {
             let known = known.get(key);
             stand.forget_repeated(known.and_then(Known::in_force), |number, policy| self.index.holds(number, policy));
             !stand.is(known)
@@ -273,7 +278,7 @@ impl Tables {
         affected
     }
 
-    fn affected(&self, stands: &BTreeMap<PolicyKey, Stand>) -> Affected {
+    fn affected(&self, stands: &[(PolicyKey, Stand)]) -> Affected {
         let mut affected = Affected::default();
         for (key, stand) in stands {
             let before = self.known.get(key);

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::{
+    all_groups,
     term::{Field, Term, Word},
     terms::Terms,
     value::{Name, TextField},
@@ -19,35 +20,86 @@ mod tests;
 /// A way in which a rule can match: one match of each clause.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Way {
-    /// Of each group one must hit.
-    pub(crate) wanted: Vec<(Field, Vec<Term>)>,
-    /// None of these may.
-    pub(crate) refused: Vec<Term>,
+    /// Groups of which one must hit, then what must not.
+    words: Vec<Word>,
+    /// How many words the groups are.
+    wanted: usize,
     /// Whether clauses are left out, so that the whole rule has to be asked as well.
     pub(crate) partial: bool,
 }
 
-/// For each rule where it begins, and the ways in which it can match.
-pub(crate) type Ways = Vec<(u32, Vec<Way>)>;
+impl Way {
+    /// What a row keeps of it.
+    pub(crate) fn words(&self) -> &[Word] {
+        &self.words
+    }
 
-/// Packs rules.
-pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Ways) {
+    /// Asks for one of some terms as well.
+    pub(crate) fn want(&mut self, terms: impl IntoIterator<Item = Term>) {
+        let before = self.words.len();
+        self.words.extend(terms.into_iter().map(|term| Word::wanted(term, false)));
+        sort_from(&mut self.words, before);
+        if let Some(last) = self.words[before..].last_mut() {
+            *last = Word::wanted(last.term(), true);
+        }
+        self.words[self.wanted..].rotate_left(before - self.wanted);
+        self.wanted += self.words.len() - before;
+    }
+
+    fn refuse(&mut self, terms: impl Iterator<Item = Term>) {
+        self.words.extend(terms.map(Word::refused));
+        sort_from(&mut self.words, self.wanted);
+    }
+
+    fn joined(&self, other: &Self) -> Self {
+        let (wanted, refused) = self.words.split_at(self.wanted);
+        let (also_wanted, also_refused) = other.words.split_at(other.wanted);
+        let mut joined = Self {
+            words: [wanted, also_wanted, refused, also_refused].concat(),
+            wanted: self.wanted + other.wanted,
+            partial: self.partial,
+        };
+        sort_from(&mut joined.words, joined.wanted);
+        joined
+    }
+}
+
+/// Puts what stands from a place on in order, each once.
+fn sort_from(words: &mut Vec<Word>, place: usize) {
+    if words.len() - place > 1 {
+        let mut tail = words.split_off(place);
+        tail.sort_unstable();
+        tail.dedup();
+        words.append(&mut tail);
+    }
+}
+
+/// Packs rules; gives also the ways in which they can match, each with where its rule begins.
+pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Vec<(u32, Way)>) {
     let mut words = Vec::with_capacity(rules.len() * 8);
     let mut ways = Vec::with_capacity(rules.len());
+    let mut clauses = Vec::new();
     for rule in rules {
         let begin = words.len() as u32;
         words.push(rule.clauses.len() as u32);
-        let clauses: Vec<_> = rule.clauses.iter().map(|clause| pack_clause(terms, clause, &mut words)).collect();
-        ways.push((begin, ways_of(clauses)));
+        for clause in &rule.clauses {
+            let matches = pack_clause(terms, clause, &mut words);
+            // One without matches is true in any case.
+            if !clause.matches.is_empty() {
+                clauses.push(matches);
+            }
+        }
+        ways_of(terms, &mut clauses, |way| ways.push((begin, way)));
     }
     (words.into(), ways)
 }
 
-/// The matches of a clause that can be true; `None` where it is true in any case.
-fn pack_clause(terms: &mut Terms, clause: &Clause, words: &mut Vec<u32>) -> Option<Vec<Way>> {
+/// The matches of a clause that can be true.
+fn pack_clause(terms: &mut Terms, clause: &Clause, words: &mut Vec<u32>) -> Vec<Way> {
     words.push(clause.matches.len() as u32);
-    let matches = clause.matches.iter().filter_map(|m| pack_match(terms, m, words)).collect();
-    (!clause.matches.is_empty()).then_some(matches)
+    let mut ways = Vec::with_capacity(clause.matches.len());
+    ways.extend(clause.matches.iter().filter_map(|m| pack_match(terms, m, words)));
+    ways
 }
 
 fn pack_match(terms: &mut Terms, found: &Match, words: &mut Vec<u32>) -> Option<Way> {
@@ -55,67 +107,64 @@ fn pack_match(terms: &mut Terms, found: &Match, words: &mut Vec<u32>) -> Option<
     words.push(0);
     let mut way = Way::default();
     for list in List::ALL {
-        let of_list = list.terms(terms, found);
-        if of_list.is_empty() {
+        let head = words.len();
+        words.push(0);
+        list.pack(terms, found, words);
+        let len = words.len() - head - 1;
+        if len == 0 {
+            words.truncate(head);
             continue;
         }
         lists += 1;
-        words.push((list.0 as u32) << LIST_SHIFT | of_list.len() as u32);
-        words.extend(of_list.iter().map(|term| term.bits()));
+        words[head] = (list.0 as u32) << LIST_SHIFT | len as u32;
+        let of_list = words[head + 1..].iter().map(|bits| Word::from_bits(*bits).term());
         if list.is_negative() {
-            way.refused.extend(of_list);
+            way.refuse(of_list);
         } else {
-            way.wanted.push((list.field(), of_list));
+            way.want(of_list);
         }
     }
     words[begin] = lists;
     (lists > 0).then_some(way)
 }
 
-/// Multiplies clauses out, as far as that stays small.
-fn ways_of(clauses: Vec<Option<Vec<Way>>>) -> Vec<Way> {
-    let mut clauses: Vec<_> = clauses.into_iter().flatten().collect();
+/// Multiplies clauses out, as far as that stays small. Takes them all.
+fn ways_of(terms: &Terms, clauses: &mut Vec<Vec<Way>>, call: impl FnMut(Way)) {
+    if clauses.len() == 1 {
+        // By far the most common case needs no copies.
+        return clauses.drain(..).flatten().for_each(call);
+    }
     // Of a clause that cannot be true the product is empty.
     clauses.sort_by_key(Vec::len);
     let mut ways = vec![Way::default()];
-    for clause in clauses {
+    for clause in clauses.drain(..) {
         if ways.len() > 1 && ways.len() * clause.len() > MOST_WAYS {
-            ways.iter_mut().for_each(|way| way.partial = true);
+            leave_out(terms, &clause, &mut ways);
             continue;
         }
-        let product = |way: &Way| {
-            let joined = |other: &Way| Way {
-                wanted: way.wanted.iter().chain(&other.wanted).cloned().collect(),
-                refused: way.refused.iter().chain(&other.refused).copied().collect(),
-                partial: way.partial,
-            };
-            clause.iter().map(joined).collect::<Vec<_>>()
-        };
-        ways = match &ways[..] {
-            // By far the most common case needs no copies.
-            [first] if first.wanted.is_empty() && first.refused.is_empty() => clause,
-            _ => ways.iter().flat_map(product).collect(),
-        };
+        ways = ways.iter().flat_map(|way| clause.iter().map(|other| way.joined(other))).collect();
     }
-    ways
+    ways.into_iter().for_each(call);
 }
 
-impl Way {
-    /// What a row keeps of it.
-    pub(crate) fn words(&self) -> Vec<Word> {
-        let mut words = Vec::with_capacity(8);
-        for (_, group) in &self.wanted {
-            let mut group = group.clone();
-            group.sort_unstable();
-            group.dedup();
-            let last = group.len() - 1;
-            words.extend(group.iter().enumerate().map(|(i, term)| Word::wanted(*term, i == last)));
+/// Of a clause that is not multiplied out ways take what is true wherever it is: a field that all its matches ask about
+/// has one of the values that any of them asks for.
+fn leave_out(terms: &Terms, clause: &[Way], ways: &mut [Way]) {
+    ways.iter_mut().for_each(|way| way.partial = true);
+    for field in Field::ALL {
+        let of_field = |way: &Way| {
+            let mut groups = all_groups(&way.words).filter(|group| terms.field(group[0].term()) == Some(field));
+            groups.next().map(<[Word]>::to_vec)
+        };
+        let Some(groups) = clause.iter().map(of_field).collect::<Option<Vec<_>>>() else {
+            continue;
+        };
+        let mut any: Vec<_> = groups.iter().flatten().map(|word| word.term()).collect();
+        any.sort_unstable();
+        any.dedup();
+        if any.len() <= MOST_ANY {
+            ways.iter_mut().for_each(|way| way.want(any.iter().copied()));
         }
-        let mut refused = self.refused.clone();
-        refused.sort_unstable();
-        refused.dedup();
-        words.extend(refused.into_iter().map(Word::refused));
-        words
     }
 }
 
@@ -228,35 +277,24 @@ impl List {
         self.0 % 2 == 1
     }
 
-    fn field(self) -> Field {
-        match self.0 / 2 {
-            0 => Field::Namespace,
-            1 => Field::Principal,
-            2 => Field::TrustDomain,
-            3 => Field::Account,
-            4 => Field::Source,
-            5 => Field::Destination,
-            _ => Field::Port,
-        }
-    }
-
-    fn terms(self, terms: &mut Terms, found: &Match) -> Vec<Term> {
-        let texts = |terms: &mut Terms, field, list: &[StringMatch]| list.iter().map(|one| terms.text(field, one)).collect();
+    /// Packs the values that a match has in it.
+    fn pack(self, terms: &mut Terms, found: &Match, words: &mut Vec<u32>) {
+        let mut texts = |field, list: &[StringMatch]| words.extend(list.iter().map(|one| terms.text(field, one).bits()));
         match self.0 {
-            0 => texts(terms, TextField::Namespace, &found.namespaces),
-            1 => texts(terms, TextField::Namespace, &found.not_namespaces),
-            2 => texts(terms, TextField::Principal, &found.principals),
-            3 => texts(terms, TextField::Principal, &found.not_principals),
-            4 => texts(terms, TextField::TrustDomain, &found.trust_domains),
-            5 => texts(terms, TextField::TrustDomain, &found.not_trust_domains),
-            6 => found.service_accounts.iter().map(|one| terms.account(one)).collect(),
-            7 => found.not_service_accounts.iter().map(|one| terms.account(one)).collect(),
-            8 => found.source_ips.iter().map(|one| terms.source(one)).collect(),
-            9 => found.not_source_ips.iter().map(|one| terms.source(one)).collect(),
-            10 => found.destination_ips.iter().map(|one| terms.destination(one)).collect(),
-            11 => found.not_destination_ips.iter().map(|one| terms.destination(one)).collect(),
-            12 => found.destination_ports.iter().map(|one| terms.port(*one)).collect(),
-            _ => found.not_destination_ports.iter().map(|one| terms.port(*one)).collect(),
+            0 => texts(TextField::Namespace, &found.namespaces),
+            1 => texts(TextField::Namespace, &found.not_namespaces),
+            2 => texts(TextField::Principal, &found.principals),
+            3 => texts(TextField::Principal, &found.not_principals),
+            4 => texts(TextField::TrustDomain, &found.trust_domains),
+            5 => texts(TextField::TrustDomain, &found.not_trust_domains),
+            6 => words.extend(found.service_accounts.iter().map(|one| terms.account(one).bits())),
+            7 => words.extend(found.not_service_accounts.iter().map(|one| terms.account(one).bits())),
+            8 => words.extend(found.source_ips.iter().map(|one| terms.source(one).bits())),
+            9 => words.extend(found.not_source_ips.iter().map(|one| terms.source(one).bits())),
+            10 => words.extend(found.destination_ips.iter().map(|one| terms.destination(one).bits())),
+            11 => words.extend(found.not_destination_ips.iter().map(|one| terms.destination(one).bits())),
+            12 => words.extend(found.destination_ports.iter().map(|one| terms.port(*one).bits())),
+            _ => words.extend(found.not_destination_ports.iter().map(|one| terms.port(*one).bits())),
         }
     }
 
@@ -298,3 +336,5 @@ const LIST_SHIFT: u32 = 27;
 
 /// Rules of Kubernetes have some sources, some operations and a few conditions.
 const MOST_WAYS: usize = 64;
+/// Each way takes them all.
+const MOST_ANY: usize = 64;

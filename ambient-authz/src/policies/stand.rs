@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use ambient_core::PolicyKey;
-
 use super::Known;
 use crate::{
     Policy, Scope,
@@ -38,16 +36,13 @@ impl Stand {
         }
     }
 
-    /// How it stands after an update, and its key.
-    pub(super) fn after(self, update: Update) -> (PolicyKey, Self) {
+    /// How it stands after an update.
+    pub(super) fn after(self, update: Update) -> Self {
         match update {
-            Update::Set(policy) => (policy.key.clone(), Self::Good(InForce::New(policy))),
-            Update::Remove(key) => (key, Self::Gone),
-            Update::Unreadable(unreadable) => {
-                let key = unreadable.key.clone();
-                (key, self.last_good().unwrap_or(Self::Unreadable(unreadable)))
-            }
-            Update::Kept(unreadable) => (unreadable.key.clone(), self.last_good().unwrap_or(Self::Kept)),
+            Update::Set(policy) => Self::Good(InForce::New(policy)),
+            Update::Remove(_) => Self::Gone,
+            Update::Unreadable(unreadable) => self.last_good().unwrap_or(Self::Unreadable(unreadable)),
+            Update::Kept(_) => self.last_good().unwrap_or(Self::Kept),
         }
     }
 

@@ -14,8 +14,8 @@ fn clause(ports: std::ops::Range<u16>) -> Clause {
 }
 
 fn ways(clauses: Vec<Clause>) -> Vec<Way> {
-    let mut packed = pack(&mut Terms::default(), &[Rule { clauses }]).1;
-    packed.remove(0).1
+    let packed = pack(&mut Terms::default(), &[Rule { clauses }]).1;
+    packed.into_iter().map(|(_, way)| way).collect()
 }
 
 #[test]
@@ -55,6 +55,23 @@ fn the_place_of_a_rule_tells_its_number() {
     let mut terms = Terms::default();
     let (words, ways) = pack(&mut terms, &rules);
     let numbers: Vec<_> = ways.iter().map(|(begin, _)| Reader::rules_before(&words, *begin)).collect();
-    assert_eq!(numbers, [0, 1, 2, 3]);
+    assert_eq!(numbers, [0, 1, 1, 1, 3], "the third never matches");
     assert_eq!(Reader::new(&words, 0).rules(&terms), rules);
+}
+
+#[test]
+fn a_clause_left_out_is_asked_for_what_all_its_matches_ask() {
+    let mut two = clause(0..9);
+    two.matches.iter_mut().for_each(|m| m.namespaces = vec![StringMatch::Presence]);
+    two.matches[0].not_destination_ports = vec![1];
+    let ways = ways(vec![clause(100..108), two.clone()]);
+    let wanted: Vec<_> = all_groups(ways[0].words()).map(<[Word]>::len).collect();
+    assert_eq!((ways.len(), wanted), (8, vec![1, 1, 9]), "a port, a namespace, any of nine ports");
+    assert!(
+        ways.iter()
+            .all(|way| way.partial && way.words().iter().all(|word| !word.is_refused()))
+    );
+    two.matches[3].destination_ports.clear();
+    let ways = self::ways(vec![clause(100..108), two]);
+    assert_eq!(all_groups(ways[0].words()).count(), 2, "one of them asks for no port");
 }
