@@ -199,7 +199,7 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
         let known = workload.policies.iter().filter_map(|key| policies.known(key));
         known.filter_map(Known::in_force).for_each(call);
     };
-    let mut listed = Listed::new(&again);
+    let mut listed = Listed::new(&workload.policies, &again);
     let places = [Some(&*terms.mesh), place.and_then(|place| terms.places.value(place))];
     let applies = Applies::new(policies, &workload.policies, places, |number| listed.push(number));
     let asked = Asked {

@@ -183,7 +183,7 @@ mod tests {
             destination: Address::new([10, 0, 0, 2].into(), &terms.destinations),
             port: terms.ports.number(&80),
             place: None,
-            listed: Listed::new(&|_| {}),
+            listed: Listed::new(&[], &|_| {}),
             last_rule: Cell::new(None),
         };
         let [everywhere, where_filed] = [true, false].map(|all| {

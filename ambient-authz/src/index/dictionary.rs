@@ -21,6 +21,11 @@ pub(crate) struct Lists {
 pub(crate) trait Value: Clone + Eq {
     /// Equal values have equal hashes. What is looked up often hashes well in all bits.
     fn hash(&self) -> u64;
+
+    /// The same to keep: near to what else is kept, where it is not in one piece.
+    fn to_keep(&self) -> Self {
+        self.clone()
+    }
 }
 
 /// Values by number, and numbers by value. A value is kept as long as it is used.
@@ -112,7 +117,7 @@ impl<V: Value> Dictionary<V> {
             return (number, false);
         }
         let number = self.items.insert(Item {
-            value: value.clone(),
+            value: value.to_keep(),
             uses: 1,
             lists: Lists::default(),
         });

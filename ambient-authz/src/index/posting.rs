@@ -28,15 +28,15 @@ pub(crate) struct Many {
 }
 
 /// A change copies one group, and the list of groups.
-type Group = Arc<[Option<Arc<Block>>; GROUP]>;
+type Group = Arc<[Option<Block>; GROUP]>;
 
 const GROUP: usize = 16;
 
 #[derive(Clone, Debug)]
 enum Block {
     /// Places in the block, in order.
-    Sparse(Vec<u16>),
-    Dense(Box<Bits>, u16),
+    Sparse(Arc<Vec<u16>>),
+    Dense(Arc<Bits>, u16),
 }
 
 /// Whether a row comes to a set or leaves it.
@@ -134,7 +134,7 @@ fn merge<T: Copy>(rows: &[(u32, T)], edits: &[Edit<T>]) -> Vec<(u32, T)> {
 
 impl Many {
     fn block(&self, block: u32) -> Option<&Block> {
-        self.groups.get(block as usize / GROUP)?[block as usize % GROUP].as_deref()
+        self.groups.get(block as usize / GROUP)?[block as usize % GROUP].as_ref()
     }
 
     /// Brings in rows, and whether each comes or leaves.
@@ -145,9 +145,9 @@ impl Many {
                 self.groups.resize(group + 1, Group::default());
             }
             let slot = &mut Arc::make_mut(&mut self.groups[group])[block];
-            let present = slot.get_or_insert_with(|| Arc::new(Block::Sparse(Vec::new())));
+            let present = slot.get_or_insert_with(|| Block::Sparse(Arc::default()));
             let before = present.len();
-            Arc::make_mut(present).edit((row % BLOCK) as u16, comes);
+            present.edit((row % BLOCK) as u16, comes);
             self.len = self.len + present.len() - before;
             if present.len() == 0 {
                 *slot = None;
@@ -175,26 +175,26 @@ impl Block {
         match self {
             Self::Sparse(rows) => {
                 match (rows.binary_search(&at), comes) {
-                    (Err(place), true) => rows.insert(place, at),
-                    (Ok(place), false) => drop(rows.remove(place)),
+                    (Err(place), true) => Arc::make_mut(rows).insert(place, at),
+                    (Ok(place), false) => drop(Arc::make_mut(rows).remove(place)),
                     _ => {}
                 }
                 if rows.len() > MOST_SPARSE {
-                    let mut bits = Box::new([0; WORDS]);
+                    let mut bits = [0; WORDS];
                     rows.iter().for_each(|at| set(&mut bits, u32::from(*at)));
-                    *self = Self::Dense(bits, rows.len() as u16);
+                    *self = Self::Dense(Arc::new(bits), rows.len() as u16);
                 }
             }
             Self::Dense(bits, len) => {
-                let (word, bit) = (&mut bits[usize::from(at) / 64], 1 << (at % 64));
-                if (*word & bit == 0) == comes {
-                    *word ^= bit;
+                let (word, bit) = (usize::from(at) / 64, 1 << (at % 64));
+                if (bits[word] & bit == 0) == comes {
+                    Arc::make_mut(bits)[word] ^= bit;
                     *len = if comes { *len + 1 } else { *len - 1 };
                 }
                 if usize::from(*len) <= MOST_SPARSE / 2 {
                     let mut rows = Vec::with_capacity(usize::from(*len));
                     each_bit(bits, |at| rows.push(at as u16));
-                    *self = Self::Sparse(rows);
+                    *self = Self::Sparse(Arc::new(rows));
                 }
             }
         }

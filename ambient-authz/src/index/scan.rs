@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, net::IpAddr};
 
+use ambient_core::PolicyKey;
+
 use super::{
     Index, Reader, Row, blocks,
     dictionary::Lists,
@@ -63,6 +65,7 @@ pub(crate) struct Listed<'a> {
     /// A bit for the number of each, where they are many.
     filter: [u64; FILTER],
     marks: Marks,
+    keys: &'a [PolicyKey],
     again: &'a Each<'a>,
 }
 
@@ -70,12 +73,14 @@ pub(crate) struct Listed<'a> {
 pub(crate) type Each<'a> = dyn Fn(&mut dyn FnMut(u32)) + 'a;
 
 impl<'a> Listed<'a> {
-    /// None yet. The function calls for each that will be pushed, and is asked only where they are many.
-    pub(crate) fn new(again: &'a Each<'a>) -> Self {
+    /// None yet. The keys are those listed, in force or not; the function calls for each that will be pushed, and is
+    /// asked only where they are many.
+    pub(crate) fn new(keys: &'a [PolicyKey], again: &'a Each<'a>) -> Self {
         Self {
             numbers: Numbers::new(),
             filter: [0; FILTER],
             marks: Marks::NONE,
+            keys,
             again,
         }
     }
@@ -90,12 +95,15 @@ impl<'a> Listed<'a> {
         self.numbers.len == 0
     }
 
-    fn has(&self, wanted: u32) -> bool {
-        let mut found = false;
-        if self.filter[wanted as usize / 64 % FILTER] >> (wanted % 64) & 1 == 1 {
-            self.each(|number| found |= number == wanted);
+    fn has(&self, wanted: u32, index: &Index) -> bool {
+        if self.filter[wanted as usize / 64 % FILTER] >> (wanted % 64) & 1 == 0 {
+            return false;
         }
-        found
+        match self.numbers.all() {
+            Some(numbers) => numbers.contains(&wanted),
+            // To compare all keys with its own costs less than to look all of them up.
+            None => index.entry(wanted).is_some_and(|entry| self.keys.contains(&entry.key)),
+        }
     }
 
     fn each(&self, mut call: impl FnMut(u32)) {
@@ -245,7 +253,7 @@ impl<'a> Asked<'a> {
             Sort::Source => self.source.lies_in(number),
             Sort::Destination => self.destination.lies_in(number),
             Sort::Place => self.place == Some(number),
-            Sort::Listed => self.listed.has(number),
+            Sort::Listed => self.listed.has(number, self.index),
             Sort::Always => true,
         }
     }

@@ -111,14 +111,17 @@ fn rule(random: &mut Random, shape: Shape) -> Rule {
 fn clause(random: &mut Random, shape: Shape) -> Clause {
     let matches = match random.below(24) {
         0 => 0,
-        // More than are multiplied out.
-        1 => 9,
-        2..6 => 2,
+        // Two of these are more than are multiplied out.
+        1 | 2 => 9,
+        3..7 => 2,
         _ => 1,
     };
-    Clause {
-        matches: (0..matches).map(|_| one_match(random, shape)).collect(),
+    let mut matches: Vec<_> = (0..matches).map(|_| one_match(random, shape)).collect();
+    if random.once_in(2) {
+        // All ask about the same field.
+        matches.iter_mut().for_each(|one| one.destination_ports = vec![port(random)]);
     }
+    Clause { matches }
 }
 
 fn one_match(random: &mut Random, shape: Shape) -> Match {

@@ -186,6 +186,17 @@ pub(crate) fn not_multiplied(_: &mut Random, number: usize) -> Rule {
     }
 }
 
+/// Such clauses too, of which the second asks for the name in some matches and for the port in the others, in each with
+/// something else that is not given.
+pub(crate) fn crossed(random: &mut Random, number: usize) -> Rule {
+    let mut rule = not_multiplied(random, number);
+    for (i, one) in rule.clauses[1].matches.iter_mut().enumerate().filter(|(i, _)| i % 2 == 1) {
+        one.principals = vec![StringMatch::Exact(format!("nobody-{i}").as_str().into())];
+        one.destination_ports = vec![8080];
+    }
+    rule
+}
+
 fn wide(random: &mut Random, ip: [u8; 4]) -> IpNet {
     let length = 8 + random.below(25) as u8;
     let net = Ipv4Net::new(ip.into(), length).unwrap_or_else(|_| panic!("{length}"));
