@@ -93,7 +93,8 @@ pub enum Denial {
         /// Where it cannot be read and why.
         error: String,
     },
-    /// The workload lists a policy that is not known.
+    /// The workload lists a policy that is not known. Once nobody waits for it any more, one that comes from a
+    /// PeerAuthentication refuses peers without an identity only; see [`Policies::stop_waiting`].
     #[error("policy {0} is attached to the workload and has not arrived")]
     NotArrived(PolicyKey),
 }
@@ -121,8 +122,8 @@ impl fmt::Display for DryRun {
 
 /// Whether a connection to a workload may pass, and which policy says so.
 ///
-/// In this order: a DENY policy that matches refuses it; so does a policy that applies and cannot be read, and one
-/// that the workload lists and that has not come; it passes if no ALLOW policy applies, or any of them matches; else
+/// In this order: a DENY policy that matches refuses it; so does a policy that applies and could never be read, and one
+/// that the workload lists and that has not come ([`Policies::missing`] says whom it refuses); it passes if no ALLOW policy applies, or any of them matches; else
 /// it is refused. Of several policies that would decide the same it names the first by key, always the same.
 ///
 /// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one, and where
@@ -166,6 +167,7 @@ fn judge(policies: &Policies, workload: &Workload, conn: &Conn<'_>, again: bool)
 /// A connection, the policies, and what of them applies.
 struct Question<'a> {
     policies: &'a Policies,
+    has_identity: bool,
     applies: Applies<'a>,
     asked: Asked<'a>,
 }
@@ -212,7 +214,12 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
         listed,
         last_rule: Cell::new(None),
     };
-    answer(Question { policies, applies, asked })
+    answer(Question {
+        policies,
+        has_identity: conn.peer.identity().is_some(),
+        applies,
+        asked,
+    })
 }
 
 impl Question<'_> {
@@ -246,16 +253,20 @@ impl Question<'_> {
             let rule = Reader::rules_before(&found.entry.words, found.rule);
             return Some(Denial::ByPolicy(found.entry.key.clone(), rule));
         }
-        if self.policies.is_istio_exact() {
-            return None;
-        }
-        if let Some(unreadable) = self.applies.unreadable(self.policies, again) {
+        if self.policies.unreadable_refuses()
+            && let Some(unreadable) = self.applies.unreadable(self.policies, again)
+        {
             return Some(Denial::Unreadable {
                 key: unreadable.key.clone(),
                 error: unreadable.error.clone(),
             });
         }
-        self.applies.missing.map(|key| Denial::NotArrived(key.clone()))
+        if !self.applies.any_missing {
+            return None;
+        }
+        let missing = self.policies.missing(self.applies.listed);
+        let refusing = missing.filter(|(_, refuses)| refuses.concerns(self.has_identity));
+        refusing.map(|(key, _)| key).min().map(|key| Denial::NotArrived(key.clone()))
     }
 
     fn dry_run(&self, verdict: &Verdict<'_>) -> Vec<DryRun> {
@@ -293,8 +304,8 @@ struct Applies<'a> {
     listed: &'a [PolicyKey],
     /// Of what kinds there are policies.
     kinds: [bool; 4],
-    /// The first by key that is listed and not known.
-    missing: Option<&'a PolicyKey>,
+    /// Whether one is listed that is not known.
+    any_missing: bool,
 }
 
 impl<'a> Applies<'a> {
@@ -304,7 +315,7 @@ impl<'a> Applies<'a> {
             places,
             listed,
             kinds: [false; 4],
-            missing: None,
+            any_missing: false,
         };
         for place in places.into_iter().flatten() {
             new.kinds.iter_mut().zip(place.kinds).for_each(|(is, count)| *is |= count > 0);
@@ -318,8 +329,7 @@ impl<'a> Applies<'a> {
                         new.kinds[entry.kind as usize] = true;
                     }
                 }
-                None if new.missing.is_none_or(|first| key < first) => new.missing = Some(key),
-                None => {}
+                None => new.any_missing = true,
             }
         }
         new

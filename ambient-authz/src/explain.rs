@@ -53,7 +53,7 @@ mod turn;
 pub fn explain(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Explanation {
     let decision = decide(policies, workload, conn);
     let considered = considered::policies(policies, workload, conn);
-    let refusals = considered::refusals(policies, workload);
+    let refusals = considered::refusals(policies, workload, conn);
     let (policy, rule) = decided_by(&decision, &considered);
     Explanation {
         allowed: decision.is_allow(),
@@ -330,7 +330,7 @@ pub struct Refusal {
     /// What is the matter with it.
     #[serde(flatten)]
     pub why: RefusalReason,
-    /// Whether it refuses; else it is passed over, as Istio passes over it.
+    /// Whether it refuses this connection; else it is passed over.
     pub refuses: bool,
 }
 
@@ -344,7 +344,10 @@ pub enum RefusalReason {
         error: String,
     },
     /// The workload lists it, and it has not come.
-    NotArrived,
+    NotArrived {
+        /// Whether it is no longer waited for, and so refuses peers without an identity only.
+        plaintext_only: bool,
+    },
 }
 
 /// The smallest change that would turn the answer.

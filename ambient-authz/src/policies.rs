@@ -11,7 +11,7 @@ use ambient_core::{Identity, PolicyKey, Shards};
 use crate::{
     Action, Peer, Policy,
     index::{Entry, Index, Revision},
-    policy::{Unreadable, Update},
+    policy::{Fallback, Refuses, Unreadable, Update},
 };
 
 mod affected;
@@ -53,6 +53,10 @@ struct Tables {
     unreadable: Arc<BTreeMap<PolicyKey, Arc<Unreadable>>>,
     in_force: usize,
     istio_exact: bool,
+    /// What could never be read refuses nothing.
+    lets_unreadable_go: bool,
+    /// What is listed and has not come counts as never coming.
+    waited: bool,
 }
 
 /// What is known under one key. A policy in force is told by its number in the index.
@@ -124,6 +128,43 @@ impl Policies {
         self.0.istio_exact
     }
 
+    /// The same snapshot, which lets go what cannot be read and never could: it refuses nothing, as if it were not there.
+    /// What has a last good version keeps that.
+    ///
+    /// This may let through what the policy would refuse. It is to be said before anybody decides: it does not tell whose
+    /// decisions it turns.
+    #[must_use]
+    pub fn letting_unreadable_go(&self) -> Self {
+        Self(Arc::new(Tables {
+            lets_unreadable_go: true,
+            ..Tables::clone(&self.0)
+        }))
+    }
+
+    /// The same snapshot, and every later one, no longer waits: what workloads list and is not known counts as never
+    /// coming. Whom that concerns is told beside it; it refuses no more than before.
+    ///
+    /// Istiod lists `converted_peer_authentication_…` for some workloads and never publishes it. Such a key refuses
+    /// from now on peers without an identity only, which is all that it could ask for; any other refuses everybody
+    /// as before. There is no clock here: whoever has one says when the source of policies has had its time.
+    #[must_use]
+    pub fn stop_waiting(&self) -> (Self, Affected) {
+        let mut affected = Affected::default();
+        if self.is_waiting() && !self.0.istio_exact {
+            affected.note_awaited();
+        }
+        let waited = Tables {
+            waited: true,
+            ..Tables::clone(&self.0)
+        };
+        (Self(Arc::new(waited)), affected)
+    }
+
+    /// Whether what workloads list and is not known may still come: until [`Policies::stop_waiting`].
+    pub fn is_waiting(&self) -> bool {
+        !self.0.waited
+    }
+
     /// The snapshot after some updates, in their order.
     #[must_use]
     pub fn apply(&self, updates: impl IntoIterator<Item = Update>) -> Self {
@@ -193,10 +234,38 @@ impl Policies {
 
     /// Every policy whose present version cannot be read, in the order of their keys.
     ///
-    /// Those that [`Policies::policy`] knows go on with their last good version, those told as [`Update::Kept`] under
-    /// other keys; the others refuse all in their scope.
+    /// What is in force in their place is told by [`Policies::fallback`].
     pub fn unreadable(&self) -> impl Iterator<Item = &Arc<Unreadable>> {
         self.0.unreadable.values()
+    }
+
+    /// What is in force in the place of a policy whose present version cannot be read; none where it can, or where there
+    /// is no such policy.
+    pub fn fallback(&self, key: &PolicyKey) -> Option<Fallback> {
+        match self.known(key)? {
+            Known::Good(_) => None,
+            Known::LastGood(_) | Known::Kept => Some(Fallback::LastGood),
+            Known::Unreadable(_) if self.unreadable_refuses() => Some(Fallback::Refusal),
+            Known::Unreadable(_) => Some(Fallback::Nothing),
+        }
+    }
+
+    /// Of the policies that a workload lists those that are not known, in the order of the list, and whom each refuses.
+    pub fn missing<'a>(&'a self, listed: &'a [PolicyKey]) -> impl Iterator<Item = (&'a PolicyKey, Refuses)> {
+        let missing = listed.iter().filter(|key| self.known(key).is_none());
+        missing.map(|key| {
+            let refuses = match self.0.istio_exact {
+                true => Refuses::Nobody,
+                false if self.0.waited && is_converted(key) => Refuses::Plaintext,
+                false => Refuses::Everybody,
+            };
+            (key, refuses)
+        })
+    }
+
+    /// Whether what could never be read refuses everything in its scope.
+    pub(crate) fn unreadable_refuses(&self) -> bool {
+        !(self.0.istio_exact || self.0.lets_unreadable_go)
     }
 
     pub(crate) fn known(&self, key: &PolicyKey) -> Option<&Known> {
@@ -299,12 +368,25 @@ impl Tables {
     }
 }
 
+/// Whether a policy is what istiod makes of one PeerAuthentication, by its name.
+pub(crate) fn is_converted(key: &PolicyKey) -> bool {
+    converted_from(key).is_some()
+}
+
+/// Namespace and name of the PeerAuthentication that istiod made a policy of.
+pub(crate) fn converted_from(key: &PolicyKey) -> Option<(&str, &str)> {
+    let (namespace, name) = key.as_str().split_once('/')?;
+    Some((namespace, name.strip_prefix("converted_peer_authentication_")?))
+}
+
 impl fmt::Debug for Policies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policies")
             .field("in_force", &self.0.in_force)
             .field("unreadable", &self.0.unreadable.len())
             .field("istio_exact", &self.0.istio_exact)
+            .field("lets_unreadable_go", &self.0.lets_unreadable_go)
+            .field("waited", &self.0.waited)
             .finish()
     }
 }

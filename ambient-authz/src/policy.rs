@@ -39,6 +39,38 @@ impl Update {
     }
 }
 
+/// What is in force in the place of a policy whose present version cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fallback {
+    /// Its last good version.
+    LastGood,
+    /// No version of it could be read: everything in its scope is refused.
+    Refusal,
+    /// No version of it could be read, and it is let go: nothing.
+    Nothing,
+}
+
+/// Whom a policy refuses that a workload lists and that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refuses {
+    /// Every connection.
+    Everybody,
+    /// Connections of peers without an identity.
+    Plaintext,
+    /// None: it is skipped.
+    Nobody,
+}
+
+impl Refuses {
+    pub(crate) fn concerns(self, has_identity: bool) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Plaintext => !has_identity,
+            Self::Nobody => false,
+        }
+    }
+}
+
 /// A policy that cannot be read: all that is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {

@@ -50,17 +50,22 @@ impl History {
     fn new(seed: u64, shape: Shape, connections: usize) -> Self {
         let mut random = Random(seed);
         let istio_exact = random.once_in(4);
+        let mut plain = Plain::new(istio_exact);
+        let mut policies = match istio_exact {
+            true => Policies::istio_exact(),
+            false => Policies::default(),
+        };
+        if random.once_in(4) {
+            plain.lets_unreadable_go = true;
+            policies = policies.letting_unreadable_go();
+        }
         let connections = (0..connections).map(|_| random::ends(&mut random));
         Self {
             connections: connections.map(|ends| (ends.clone(), ends.0.into())).collect(),
             random,
             shape,
-            policies: if istio_exact {
-                Policies::istio_exact()
-            } else {
-                Policies::default()
-            },
-            plain: Plain::new(istio_exact),
+            policies,
+            plain,
         }
     }
 
@@ -69,6 +74,10 @@ impl History {
         let batch: Vec<_> = (0..batch).map(|_| random::update(&mut self.random, self.shape)).collect();
         batch.iter().for_each(|update| self.plain.take(update));
         self.policies = self.policies.apply(batch);
+        if self.random.once_in(4) {
+            self.plain.waited = true;
+            self.policies = self.policies.stop_waiting().0;
+        }
         // Some peers are resolved anew; the others become stale, once names come or go.
         for (ends, peer) in &mut self.connections {
             if self.random.once_in(3) {
@@ -86,7 +95,7 @@ impl History {
             for workload in &workloads {
                 let (again, told) = (self.random.once_in(4), [decide, decide_again]);
                 let decision = told[usize::from(again)](&self.policies, workload, &conn);
-                let plain = self.plain.decide(workload, &matching, again);
+                let plain = self.plain.decide(workload, &conn, &matching, again);
                 assert_eq!(decision, plain, "{ends:?} to {workload:?}, again: {again}");
             }
         }
@@ -189,7 +198,7 @@ fn unreadable(key: PolicyKey, scope: Scope) -> Update {
 fn decide_plain(history: &[Update], workload: &Workload, conn: &Conn<'_>) -> Decision {
     let mut plain = Plain::default();
     history.iter().for_each(|update| plain.take(update));
-    plain.decide(workload, &plain.matching(conn), false)
+    plain.decide(workload, conn, &plain.matching(conn), false)
 }
 
 proptest! {
@@ -241,6 +250,29 @@ proptest! {
         prop_assert!(affected.is_empty() && same.knows(&policies.resolve(None)));
     }
 
+    /// To wait no longer refuses nobody who was let in, and turns the decisions of those whom it names only.
+    #[test]
+    fn to_wait_no_longer_lets_in_peers_with_an_identity_alone(
+        history in updates(8),
+        workloads in vec(workload(), 1..6),
+        connections in vec(ends(), 1..6),
+    ) {
+        let waiting = Policies::default().apply(history);
+        let (waited, affected) = waiting.stop_waiting();
+        prop_assert!(waiting.is_waiting() && !waited.is_waiting() && !waited.apply([]).is_waiting());
+        for workload in &workloads {
+            for ends in &connections {
+                let peer = waited.resolve(ends.0.as_ref());
+                let conn = conn(&peer, ends);
+                let [before, after] = [&waiting, &waited].map(|policies| decide(policies, workload, &conn));
+                prop_assert!(after.is_allow() || !before.is_allow());
+                prop_assert!(ends.0.is_some() || before == after);
+                prop_assert!(affected.concerns(workload) || before == after);
+            }
+        }
+        prop_assert!(waited.stop_waiting().1.is_empty());
+    }
+
     /// A policy that no version of could be read refuses everything in its scope, whatever else there is.
     #[test]
     fn unreadable_never_opens(
@@ -267,7 +299,7 @@ proptest! {
     #[test]
     fn missing_never_opens(history in updates(8), mut workload in workload(), ends in ends()) {
         workload.policies.push("never/sent".into());
-        let policies = Policies::default().apply(history);
+        let policies = Policies::default().apply(history).stop_waiting().0;
         let peer = policies.resolve(ends.0.as_ref());
         prop_assert!(!decide(&policies, &workload, &conn(&peer, &ends)).is_allow());
     }

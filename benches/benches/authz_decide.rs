@@ -72,7 +72,7 @@ fn walks(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(count), |bench| {
             bench.iter(|| {
                 let conn = conn(&peer, [10, 1, 2, 3].into());
-                plain.decide(&stock, &plain.matching(black_box(&conn)), false)
+                plain.decide(&stock, &conn, &plain.matching(black_box(&conn)), false)
             });
         });
     }

@@ -72,6 +72,10 @@ fn history(seed: u64) -> (u64, u64) {
         Policies::default()
     };
     let mut plain = Plain::new(istio_exact);
+    if random.once_in(4) {
+        plain.lets_unreadable_go = true;
+        policies = policies.letting_unreadable_go();
+    }
     let ends = (0..connections).map(|_| random::ends(&mut random));
     let mut ends: Vec<_> = ends.map(|ends| (Peer::from(ends.0.clone()), ends)).collect();
     let (mut pairs, mut differing) = (0, 0);
@@ -80,6 +84,10 @@ fn history(seed: u64) -> (u64, u64) {
         let batch: Vec<_> = (0..batch).map(|_| random::update(&mut random, shape)).collect();
         batch.iter().for_each(|update| plain.take(update));
         policies = policies.apply(batch);
+        if random.once_in(4) {
+            plain.waited = true;
+            policies = policies.stop_waiting().0;
+        }
         let workloads: Vec<_> = (0..workloads).map(|_| random::workload(&mut random, shape)).collect();
         for (peer, ends) in &mut ends {
             if random.once_in(3) {
@@ -95,7 +103,7 @@ fn history(seed: u64) -> (u64, u64) {
                 let again = random.once_in(4);
                 let engine = if again { decide_again } else { decide };
                 pairs += 1;
-                differing += u64::from(engine(&policies, workload, &conn) != plain.decide(workload, &matching, again));
+                differing += u64::from(engine(&policies, workload, &conn) != plain.decide(workload, &conn, &matching, again));
             }
         }
     }

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Action, Match, Policy, Rule, Scope, StringMatch, policy::Update};
+use crate::{
+    Action, Match, Policy, Rule, Scope, StringMatch,
+    policy::{Fallback, Refuses, Update},
+};
 
 fn policy(key: &str, scope: Scope, action: Action, rules: Vec<Rule>) -> Policy {
     Policy {
@@ -99,6 +102,58 @@ fn the_last_good_version_stays_in_force() {
     let gone = policies.apply([Update::Remove("shop/p".into())]);
     assert_eq!((gone.unreadable().count(), gone.len()), (0, 0));
     assert_eq!(ask(&gone, &[]), "allowed, as no allow policy applies");
+}
+
+#[test]
+fn what_is_let_go_refuses_nothing() {
+    let good = set(policy("shop/good", Scope::Namespace, Action::Allow, always()));
+    let refusing = Policies::default().apply([good, unreadable("shop/good", Scope::Namespace), unreadable("shop/p", Scope::Global)]);
+    let fallbacks = |policies: &Policies| ["shop/good", "shop/p", "shop/none"].map(|key| policies.fallback(&key.into()));
+    assert_eq!(fallbacks(&refusing), [Some(Fallback::LastGood), Some(Fallback::Refusal), None]);
+    assert!(ask(&refusing, &[]).contains("shop/p cannot be read"));
+    let letting_go = refusing.letting_unreadable_go();
+    assert_eq!(fallbacks(&letting_go), [Some(Fallback::LastGood), Some(Fallback::Nothing), None]);
+    assert_eq!(ask(&letting_go, &[]), "allowed by: shop/good");
+    // It is for what cannot be read alone, and for all that comes later.
+    let later = letting_go.apply([unreadable("shop/q", Scope::Namespace)]);
+    assert_eq!(ask(&later, &["shop/q"]), "allowed by: shop/good");
+    assert!(ask(&later, &["shop/late"]).contains("has not arrived"));
+}
+
+#[test]
+fn what_never_comes_refuses_plaintext_or_everybody() {
+    let (converted, other) = ("shop/converted_peer_authentication_ports", "shop/late");
+    let identity = "spiffe://cluster.local/ns/shop/sa/cart".parse::<ambient_core::Identity>().unwrap();
+    let passes = |policies: &Policies, peer: &Peer, listed: &[&str]| {
+        let conn = Conn {
+            peer,
+            source: "10.0.0.1".parse().unwrap(),
+            destination: "10.0.0.2:80".parse().unwrap(),
+        };
+        decide(policies, &workload(listed), &conn).is_allow()
+    };
+    let (nobody, somebody) = (Peer::plaintext(), Peer::from(identity));
+    let waiting = Policies::default();
+    let (waited, affected) = waiting.stop_waiting();
+    for (policies, listed, refuses) in [
+        (&waiting, vec![converted], Refuses::Everybody),
+        (&waiting, vec![other], Refuses::Everybody),
+        (&waited, vec![converted], Refuses::Plaintext),
+        (&waited, vec![converted, other], Refuses::Everybody),
+        (&waited, vec![other], Refuses::Everybody),
+        (&Policies::istio_exact().stop_waiting().0, vec![converted, other], Refuses::Nobody),
+    ] {
+        let refused = [&nobody, &somebody].map(|peer| !passes(policies, peer, &listed));
+        assert_eq!(refused, [false, true].map(|id| refuses.concerns(id)), "{listed:?}");
+        let keys = workload(&listed).policies;
+        assert_eq!(policies.missing(&keys).last().map(|(_, refuses)| refuses), Some(refuses));
+    }
+    let concerned = [&[converted][..], &[other], &[]].map(|listed| affected.concerns(&workload(listed)));
+    assert_eq!(concerned, [true, false, false]);
+    // Once it has come it counts as it is, whenever that is; once it is gone again it is missing again.
+    let come = waited.apply([set(policy(converted, Scope::Selector, Action::Deny, vec![]))]);
+    assert!(passes(&come, &nobody, &[converted]));
+    assert!(!passes(&come.apply([Update::Remove(converted.into())]), &nobody, &[converted]));
 }
 
 #[test]

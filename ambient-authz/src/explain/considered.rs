@@ -1,11 +1,15 @@
 //! The policies that apply to a workload, and those that should and cannot be asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ambient_core::{PolicyKey, Workload};
 
 use super::{Applies, PolicyTrace, Refusal, RefusalReason, trace};
-use crate::{Action, Conn, Policies, Policy, Scope, policies::Known};
+use crate::{
+    Action, Conn, Policies, Policy, Scope,
+    policies::{Known, converted_from},
+    policy::Refuses,
+};
 
 /// In the order in which they are asked: DENY, ALLOW, those in dry run, each by key.
 pub(super) fn policies(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Vec<PolicyTrace> {
@@ -35,8 +39,7 @@ pub(super) fn policies(policies: &Policies, workload: &Workload, conn: &Conn<'_>
 }
 
 /// What applies and cannot be asked: no version of it could be read, or it has not come.
-pub(super) fn refusals(policies: &Policies, workload: &Workload) -> Vec<Refusal> {
-    let refuses = !policies.is_istio_exact();
+pub(super) fn refusals(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Vec<Refusal> {
     let listed: BTreeSet<&PolicyKey> = workload.policies.iter().collect();
     let unreadable = policies.unreadable().filter_map(|unreadable| {
         let Some(Known::Unreadable(_)) = policies.known(&unreadable.key) else {
@@ -48,14 +51,19 @@ pub(super) fn refusals(policies: &Policies, workload: &Workload) -> Vec<Refusal>
             why: RefusalReason::Unreadable {
                 error: unreadable.error.clone(),
             },
-            refuses,
+            refuses: policies.unreadable_refuses(),
         })
     });
-    let missing = listed.iter().filter(|key| policies.known(key).is_none()).map(|key| Refusal {
-        key: (*key).clone(),
+    let has_identity = conn.peer.identity().is_some();
+    // In the order of their keys, and each once.
+    let missing: BTreeMap<_, _> = policies.missing(&workload.policies).collect();
+    let missing = missing.into_iter().map(|(key, refuses)| Refusal {
+        key: key.clone(),
         applies: Applies::Listed,
-        why: RefusalReason::NotArrived,
-        refuses,
+        why: RefusalReason::NotArrived {
+            plaintext_only: refuses == Refuses::Plaintext,
+        },
+        refuses: refuses.concerns(has_identity),
     });
     unreadable.chain(missing).collect()
 }
@@ -70,9 +78,9 @@ fn applies(scope: Scope, namespace: &str, listed: bool, workload: &Workload) -> 
 
 /// The names that istiod gives to what it makes of PeerAuthentications, here and on the wire.
 fn made_from(key: &PolicyKey) -> Option<String> {
-    let (namespace, name) = key.as_str().split_once('/')?;
-    match name.strip_prefix("converted_peer_authentication_") {
-        Some(name) => Some(format!("PeerAuthentication {namespace}/{name}")),
-        None => (name == "istio_converted_static_strict").then(|| "PeerAuthentication in mode STRICT".into()),
+    if let Some((namespace, name)) = converted_from(key) {
+        return Some(format!("PeerAuthentication {namespace}/{name}"));
     }
+    let (_, name) = key.as_str().split_once('/')?;
+    (name == "istio_converted_static_strict").then(|| "PeerAuthentication in mode STRICT".into())
 }

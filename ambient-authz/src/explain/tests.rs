@@ -172,6 +172,19 @@ fn what_is_missing_or_cannot_be_read() {
         "{text}"
     );
 
+    workload.policies = vec!["shop/converted_peer_authentication_ports".into()];
+    let waited = Policies::default().stop_waiting().0;
+    let plaintext = ask_of(&waited, &workload, None, 80);
+    assert!(!plaintext.allowed && plaintext.policy.as_ref() == workload.policies.first());
+    assert!(matches!(&plaintext.turn, Turn::Allow { missing, .. } if *missing == workload.policies));
+    let text = plaintext.to_string();
+    assert!(
+        text.contains("; refuses)\n    has not arrived, and is not waited for: it refuses plaintext only"),
+        "{text}"
+    );
+    let cart = ask_of(&waited, &workload, Some(&cart()), 80);
+    assert!(cart.allowed && cart.to_string().contains("; passed over)"), "{cart}");
+
     let exact = ask_of(&Policies::istio_exact().apply(updates()), &workload, None, 80);
     assert!(exact.allowed && exact.refusals.iter().all(|r| !r.refuses));
     assert!(exact.to_string().contains("passed over"), "{exact}");

@@ -230,7 +230,10 @@ fn refusal(f: &mut fmt::Formatter<'_>, refusal: &Refusal) -> fmt::Result {
     writeln!(f, "  {}  ({}; {effect})", refusal.key, refusal.applies)?;
     match &refusal.why {
         RefusalReason::Unreadable { error } => writeln!(f, "    cannot be read: {error}"),
-        RefusalReason::NotArrived => writeln!(f, "    has not arrived"),
+        RefusalReason::NotArrived { plaintext_only: false } => writeln!(f, "    has not arrived"),
+        RefusalReason::NotArrived { plaintext_only: true } => {
+            writeln!(f, "    has not arrived, and is not waited for: it refuses plaintext only")
+        }
     }
 }
 

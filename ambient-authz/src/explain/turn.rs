@@ -24,7 +24,7 @@ pub(super) fn of(decision: &Decision, considered: &[PolicyTrace], refusals: &[Re
     Turn::Allow {
         deny: matching(Action::Deny),
         unreadable: refusing(|why| matches!(why, RefusalReason::Unreadable { .. })),
-        missing: refusing(|why| matches!(why, RefusalReason::NotArrived)),
+        missing: refusing(|why| matches!(why, RefusalReason::NotArrived { .. })),
         not_allowed: (admitting.is_empty() && !applying.is_empty()).then(|| NotAllowed {
             policies: applying,
             closest: closest(enforced(Action::Allow)),

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use ambient_core::{PolicyKey, Workload};
 
+use super::is_converted;
 use crate::Scope;
 
 /// The workloads whose decisions a change of the policies can turn: those of the mesh, of some namespaces, and those that
@@ -30,6 +31,8 @@ pub struct Affected {
     mesh: bool,
     namespaces: BTreeSet<Arc<str>>,
     listed: BTreeSet<PolicyKey>,
+    /// Those that list what is made of a PeerAuthentication, which may not have come.
+    awaiting: bool,
 }
 
 impl Affected {
@@ -43,11 +46,13 @@ impl Affected {
         self.mesh
             || self.namespaces.contains(&workload.namespace)
             || (!self.listed.is_empty() && workload.policies.iter().any(|key| self.listed.contains(key)))
+            || (self.awaiting && workload.policies.iter().any(is_converted))
     }
 
     /// Adds those whom another change concerns.
     pub fn extend(&mut self, other: Self) {
         self.mesh |= other.mesh;
+        self.awaiting |= other.awaiting;
         self.namespaces.extend(other.namespaces);
         self.listed.extend(other.listed);
         self.shorten();
@@ -66,6 +71,10 @@ impl Affected {
         if !self.mesh {
             self.listed.insert(key.clone());
         }
+    }
+
+    pub(super) fn note_awaited(&mut self) {
+        self.awaiting = true;
     }
 
     /// Whom the whole mesh holds need not be named.

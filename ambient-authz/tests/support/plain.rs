@@ -15,6 +15,10 @@ use ipnet::IpNet;
 #[derive(Clone, Default)]
 pub(crate) struct Plain {
     istio_exact: bool,
+    /// Whether what could never be read refuses nothing.
+    pub(crate) lets_unreadable_go: bool,
+    /// Whether what has not come counts as never coming.
+    pub(crate) waited: bool,
     good: BTreeMap<PolicyKey, Arc<Policy>>,
     /// What cannot be read, and whether it is in force under other keys.
     bad: BTreeMap<PolicyKey, (Arc<Unreadable>, bool)>,
@@ -57,7 +61,7 @@ impl Plain {
     }
 
     /// The decision on the connection that was matched; of one that was let in before, if it is asked again.
-    pub(crate) fn decide(&self, workload: &Workload, matching: &Matching, again: bool) -> Decision {
+    pub(crate) fn decide(&self, workload: &Workload, conn: &Conn<'_>, matching: &Matching, again: bool) -> Decision {
         let applying = |action, dry_run| {
             let all = self.good.values();
             all.filter(move |p| p.action == action && p.dry_run == dry_run && applies(p.scope, &p.namespace, &p.key, workload))
@@ -71,7 +75,8 @@ impl Plain {
         if let Some(policy) = applying(Action::Deny, false).find(matches) {
             return Decision::Deny(Denial::ByPolicy(policy.key.clone(), matching[&policy.key].unwrap_or_default()));
         }
-        if let Some(denial) = self.unknown(workload, again).filter(|_| !self.istio_exact) {
+        let has_identity = conn.peer.identity().is_some();
+        if let Some(denial) = self.unknown(workload, has_identity, again).filter(|_| !self.istio_exact) {
             return Decision::Deny(denial);
         }
         let enforced = applying(Action::Allow, false).next().is_some();
@@ -92,9 +97,9 @@ impl Plain {
     }
 
     /// The refusal of what applies and is not known.
-    fn unknown(&self, workload: &Workload, again: bool) -> Option<Denial> {
+    fn unknown(&self, workload: &Workload, has_identity: bool, again: bool) -> Option<Denial> {
         for (key, (unreadable, kept)) in &self.bad {
-            let passed_over = *kept || self.good.contains_key(key) || (again && unreadable.only_new);
+            let passed_over = self.lets_unreadable_go || *kept || self.good.contains_key(key) || (again && unreadable.only_new);
             if !passed_over && applies(unreadable.scope, &unreadable.namespace, key, workload) {
                 return Some(Denial::Unreadable {
                     key: key.clone(),
@@ -106,7 +111,9 @@ impl Plain {
         listed.sort();
         let missing = listed
             .into_iter()
-            .find(|key| !self.good.contains_key(key) && !self.bad.contains_key(key));
+            .filter(|key| !self.good.contains_key(key) && !self.bad.contains_key(key))
+            // Once waited for, what comes from a PeerAuthentication could refuse plaintext only.
+            .find(|key| !(self.waited && has_identity && key.as_str().contains("/converted_peer_authentication_")));
         missing.map(Denial::NotArrived)
     }
 }

@@ -65,6 +65,9 @@ pub(crate) fn update(random: &mut Random, shape: Shape) -> Update {
 fn key(random: &mut Random, shape: Shape) -> PolicyKey {
     // In an order that is not that of the numbers.
     let number = random.below(shape.keys);
+    if number == 1 {
+        return "a/converted_peer_authentication_p".into();
+    }
     format!("{}/p{}", NAMESPACES[number % NAMESPACES.len()], number * 7919 % 1000)
         .as_str()
         .into()
