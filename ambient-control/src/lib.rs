@@ -40,7 +40,7 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use ambient_authz::policy;
-use ambient_core::{Credential, Identity, TrustBundles, mesh};
+use ambient_core::{Credential, Identity, PolicyKey, TrustBundles, mesh};
 
 #[cfg(feature = "ca")]
 pub mod ca;
@@ -77,6 +77,15 @@ pub struct Batch {
 pub struct Fault {
     /// What, where (such as file, line and field), and what follows from it or is to be done.
     pub what: String,
+    /// The policy that cannot be read, if that is what is wrong: as its updates name it.
+    pub policy: Option<PolicyKey>,
+}
+
+impl From<String> for Fault {
+    /// Something that is wrong with no policy of its own.
+    fn from(what: String) -> Self {
+        Self { what, policy: None }
+    }
 }
 
 impl fmt::Display for Fault {

@@ -9,8 +9,8 @@
 //! A file is taken, or taken for removed, when two looks a tenth of a second apart agree. One that became empty keeps
 //! what it held until it is removed. One that cannot be read keeps it too, and is a [`Fault`](crate::Fault) that names
 //! file, line and field; if nothing of it was ever readable, new connections to pods of the mesh are refused until it is
-//! mended or removed, as it could be a policy that refuses them. A policy with a value that cannot be read refuses all
-//! in its scope. Where two files hold the same object the first that was seen counts.
+//! mended or removed, as it could be a policy that refuses them. A policy with a value that cannot be read goes on
+//! with its last good version; where there is none, it refuses all in its scope. Where two files hold the same object the first that was seen counts.
 //!
 //! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
 //! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
@@ -76,6 +76,10 @@ pub struct Config {
     pub cluster_id: Arc<str>,
     /// Namespaces whose pods are never in the mesh; `kube-system` by default.
     pub excluded_namespaces: Vec<Arc<str>>,
+    /// Other names of the trust domain in policies; none by default.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether policies are read as istiod reads them, also where that lets through more than is written; off by default.
+    pub istio_exact: bool,
     /// What this node itself reports in the directory: pods that were deleted while it was down are taken out of it at the
     /// start. None by default.
     pub own: Option<Status>,
@@ -90,6 +94,8 @@ impl Config {
             root_namespace,
             cluster_id,
             excluded_namespaces,
+            trust_domain_aliases,
+            istio_exact,
         } = objects::Settings::default();
         Self {
             dir: dir.into(),
@@ -98,6 +104,8 @@ impl Config {
             root_namespace,
             cluster_id,
             excluded_namespaces,
+            trust_domain_aliases,
+            istio_exact,
             own: None,
         }
     }
@@ -109,6 +117,8 @@ impl Config {
             root_namespace: self.root_namespace,
             cluster_id: self.cluster_id,
             excluded_namespaces: self.excluded_namespaces,
+            trust_domain_aliases: self.trust_domain_aliases,
+            istio_exact: self.istio_exact,
         };
         (self.dir, settings, self.own)
     }

@@ -20,7 +20,6 @@ use std::{
 };
 
 use ambient_authz::{
-    Policy,
     kubernetes::{self, Labels, ReadError, Reading, Selector, Warning, peer_authentication},
     policy::{self, Unreadable},
 };
@@ -32,7 +31,10 @@ mod kinds;
 mod service;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod workload;
+
+use versions::{Authorization, Told, Versions};
 
 pub use kinds::Service as ServiceObject;
 pub use kinds::{
@@ -53,6 +55,26 @@ pub struct Settings {
     pub cluster_id: Arc<str>,
     /// Namespaces whose pods are never in the mesh; `kube-system` by default.
     pub excluded_namespaces: Vec<Arc<str>>,
+    /// Other names of the trust domain: a policy that names one of them, or the domain itself, means all. None by default.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether policies are read as istiod reads them, also where that lets through more than is written
+    /// ([`kubernetes::Settings::istio_exact`]). Off by default.
+    pub istio_exact: bool,
+}
+
+impl Settings {
+    fn reading(&self) -> kubernetes::Settings {
+        let mode = match self.istio_exact {
+            true => kubernetes::Settings::istio_exact(),
+            false => kubernetes::Settings::default(),
+        };
+        kubernetes::Settings {
+            root_namespace: self.root_namespace.clone(),
+            trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            ..mode
+        }
+    }
 }
 
 impl Default for Settings {
@@ -63,6 +85,8 @@ impl Default for Settings {
             root_namespace: "istio-system".into(),
             cluster_id: "Kubernetes".into(),
             excluded_namespaces: vec!["kube-system".into()],
+            trust_domain_aliases: Vec::new(),
+            istio_exact: false,
         }
     }
 }
@@ -93,6 +117,8 @@ pub struct Unread<'a> {
     pub object: ObjectKey,
     /// What is wrong with it, and where.
     pub error: &'a ReadError,
+    /// Whether an earlier version of it could be read, which stays in force; if not, everything in its scope is refused.
+    pub last_good: bool,
 }
 
 /// What is known of a cluster, and what was told of it.
@@ -122,8 +148,8 @@ struct Space {
     labels: Labels,
     pods: BTreeMap<Arc<str>, PodEntry>,
     services: BTreeMap<Arc<str>, ServiceEntry>,
-    authorizations: BTreeMap<Arc<str>, Authorization>,
-    peers: BTreeMap<Arc<str>, Result<peer_authentication::Object, ReadError>>,
+    authorizations: BTreeMap<Arc<str>, Versions<Authorization>>,
+    peers: BTreeMap<Arc<str>, Versions<peer_authentication::Object>>,
 }
 
 #[derive(Debug, Default)]
@@ -140,20 +166,6 @@ struct ServiceEntry {
     told: Option<Arc<Service>>,
 }
 
-/// An AuthorizationPolicy as it was read.
-#[derive(Debug)]
-struct Authorization {
-    told: Option<(PolicyKey, Told)>,
-    selector: Option<Selector>,
-    error: Option<ReadError>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
-    Policy(Arc<Policy>),
-    Unreadable(Arc<Unreadable>),
-}
-
 /// What is to be looked at again before the next changes are told.
 #[derive(Debug, Default)]
 struct Stale {
@@ -166,11 +178,7 @@ struct Stale {
 impl Objects {
     /// A cluster of which nothing is known.
     pub fn new(settings: Settings) -> Self {
-        let reading = kubernetes::Settings {
-            root_namespace: settings.root_namespace.clone(),
-            trust_domain: settings.trust_domain.clone(),
-            ..kubernetes::Settings::default()
-        };
+        let reading = settings.reading();
         Self {
             peers: peer_authentication::Set::new(&reading, []),
             settings,
@@ -267,18 +275,23 @@ impl Objects {
         }
     }
 
-    /// The policies that cannot be read now, each of which refuses what it would apply to.
+    /// The policies whose present version cannot be read.
     pub fn unread(&self) -> impl Iterator<Item = Unread<'_>> {
         self.spaces.iter().flat_map(|(namespace, space)| {
-            let unread = |kind, name: &str, error| Unread {
+            let unread = |kind, name: &str, error, last_good| Unread {
                 object: ObjectKey::new(kind, namespace, name),
                 error,
+                last_good,
             };
-            let authorizations = space.authorizations.iter();
-            let authorizations =
-                authorizations.filter_map(move |(name, a)| Some(unread(Kind::AuthorizationPolicy, name, a.error.as_ref()?)));
-            let peers = space.peers.iter();
-            authorizations.chain(peers.filter_map(move |(name, p)| Some(unread(Kind::PeerAuthentication, name, p.as_ref().err()?))))
+            let authorizations = space.authorizations.iter().filter_map(move |(name, a)| {
+                let error = a.error.as_ref()?;
+                Some(unread(Kind::AuthorizationPolicy, name, error, a.good.is_some()))
+            });
+            let peers = space.peers.iter().filter_map(move |(name, p)| {
+                let error = p.error.as_ref()?;
+                Some(unread(Kind::PeerAuthentication, name, error, p.good.is_some()))
+            });
+            authorizations.chain(peers)
         })
     }
 
@@ -301,7 +314,7 @@ impl Objects {
         let stale = std::mem::take(&mut self.stale);
         if stale.peers {
             let objects = self.spaces.values().flat_map(|space| space.peers.values());
-            self.peers = peer_authentication::Set::new(&self.reading, objects.filter_map(|o| o.as_ref().ok()).cloned());
+            self.peers = peer_authentication::Set::new(&self.reading, objects.filter_map(|o| o.good.clone()));
         }
         let (mut changes, removals) = if stale.policies || stale.peers {
             self.policy_changes()
@@ -403,39 +416,35 @@ impl Objects {
     }
 
     fn put_authorization(&mut self, key: ObjectKey, read: Option<Result<Reading, ReadError>>) {
-        let new = read.map(|read| match read {
-            Ok(reading) => {
+        let read = read.map(|read| {
+            read.map(|reading| {
                 self.warnings.extend(reading.warnings.into_iter().map(|w| (key.clone(), w)));
                 Authorization {
-                    told: reading.policy.map(|p| (p.key.clone(), Told::Policy(Arc::new(p)))),
+                    policy: reading.policy.map(Arc::new),
                     selector: reading.selector,
-                    error: None,
                 }
-            }
-            Err(error) => Authorization {
-                told: Some((error.key.clone(), Told::Unreadable(Arc::new(error.unreadable())))),
-                selector: error.selector.clone(),
-                error: Some(error),
-            },
+            })
         });
         let everywhere = *key.namespace == *self.settings.root_namespace;
         let space = self.spaces.entry(key.namespace.clone()).or_default();
-        let selector = new.as_ref().and_then(|a| a.selector.clone());
-        let old = match new {
-            Some(new) => space.authorizations.insert(key.name, new),
-            None => space.authorizations.remove(&key.name),
-        };
-        let selectors: Vec<Selector> = old.and_then(|a| a.selector).into_iter().chain(selector).collect();
+        let selector_of = |versions: &Versions<Authorization>| versions.attached().map(|(_, selector)| selector.clone());
+        let before = space.authorizations.remove(&key.name);
+        let mut selectors: Vec<Selector> = before.iter().filter_map(selector_of).collect();
+        if let Some(read) = read {
+            let now = Versions::after(before, read);
+            selectors.extend(selector_of(&now));
+            space.authorizations.insert(key.name, now);
+        }
         self.stale.policies = true;
         self.touch_pods(&key.namespace, everywhere, |labels| selectors.iter().any(|s| s.selects(labels)));
     }
 
     fn put_peer(&mut self, key: &ObjectKey, read: Option<Result<peer_authentication::Object, ReadError>>) {
         let space = self.spaces.entry(key.namespace.clone()).or_default();
-        match read {
-            Some(read) => space.peers.insert(key.name.clone(), read),
-            None => space.peers.remove(&key.name),
-        };
+        let before = space.peers.remove(&key.name);
+        if let Some(read) = read {
+            space.peers.insert(key.name.clone(), Versions::after(before, read));
+        }
         self.stale.peers = true;
         let everywhere = *key.namespace == *self.settings.root_namespace;
         self.touch_pods(&key.namespace, everywhere, |_| true);
@@ -452,9 +461,9 @@ impl Objects {
     fn policy_changes(&mut self) -> (Vec<Change>, Vec<PolicyKey>) {
         let mut wanted: BTreeMap<PolicyKey, Told> = BTreeMap::new();
         for space in self.spaces.values() {
-            wanted.extend(space.authorizations.values().filter_map(|a| a.told.clone()));
-            let unread = space.peers.values().filter_map(|p| p.as_ref().err());
-            wanted.extend(unread.map(|e| (e.key.clone(), Told::Unreadable(Arc::new(e.unreadable())))));
+            wanted.extend(space.authorizations.values().filter_map(Versions::told));
+            let unread = space.peers.values().filter_map(|p| Some((p, p.error.as_ref()?)));
+            wanted.extend(unread.map(|(p, error)| (error.key.clone(), p.told_unreadable(error))));
         }
         let converted = peer_authentication::policies(&self.peers).into_iter();
         wanted.extend(converted.map(|p| (p.key.clone(), Told::Policy(Arc::new(p)))));
@@ -463,19 +472,8 @@ impl Objects {
         let mut changes = Vec::new();
         for (key, told) in &wanted {
             let before = self.told_policies.get(key);
-            if before == Some(told) {
-                continue;
-            }
-            match told {
-                Told::Policy(policy) => changes.push(policy::Update::Set(policy.clone())),
-                Told::Unreadable(unreadable) => {
-                    // What a policy said before it was made unreadable is no longer what is wanted: without a version
-                    // to fall back on, all in its scope is refused.
-                    if matches!(before, Some(Told::Policy(_))) {
-                        changes.push(policy::Update::Remove(key.clone()));
-                    }
-                    changes.push(policy::Update::Unreadable(unreadable.clone()));
-                }
+            if before != Some(told) {
+                changes.extend(told.updates(before));
             }
         }
         let gone = self.told_policies.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
@@ -553,8 +551,8 @@ impl Objects {
         let selecting: BTreeSet<&str> = [namespace, root].into();
         let spaces = || selecting.iter().filter_map(|ns| self.spaces.get(*ns));
         let authorizations = spaces().flat_map(|space| space.authorizations.values());
-        let authorizations = authorizations.filter_map(|a| Some((&a.told.as_ref()?.0, a.selector.as_ref()?)));
-        let unread = spaces().flat_map(|space| space.peers.values()).filter_map(|p| p.as_ref().err());
+        let authorizations = authorizations.filter_map(Versions::attached);
+        let unread = spaces().flat_map(|space| space.peers.values()).filter_map(Versions::unread);
         kubernetes::attached(authorizations, unread, &self.peers, namespace, labels)
     }
 }

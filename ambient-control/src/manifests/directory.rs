@@ -348,9 +348,9 @@ impl Directory {
 
     fn faults(&self) -> Vec<Fault> {
         let dir = self.dir.display();
-        let mut faults = Vec::new();
+        let mut faults: Vec<Fault> = Vec::new();
         if let Some(error) = &self.unreachable {
-            faults.push(format!("{dir}: {error}; what was read from it before stays in force"));
+            faults.push(format!("{dir}: {error}; what was read from it before stays in force").into());
         }
         for (name, file) in &self.files {
             let path = self.dir.join(name);
@@ -361,9 +361,12 @@ impl Directory {
                 } else {
                     "new connections to pods of the mesh are refused until it is mended or removed"
                 };
-                faults.push(format!("{path}:{error}; {then}"));
+                faults.push(Fault {
+                    what: format!("{path}:{error}; {then}"),
+                    policy: (!file.good).then(|| file_key(name)),
+                });
             }
-            faults.extend(file.repeated.iter().map(|error| format!("{path}:{error}")));
+            faults.extend(file.repeated.iter().map(|error| format!("{path}:{error}").into()));
         }
         for (key, claims) in self.claims.iter().filter(|(_, claims)| claims.len() > 1) {
             let first = &claims[0];
@@ -371,27 +374,31 @@ impl Directory {
             for other in &claims[1..] {
                 let line = self.line(other, key, "metadata.name");
                 let other = self.dir.join(other);
-                faults.push(format!(
+                let what = format!(
                     "{}:{line}: metadata.name: {key} stands in {first} already ({place}); this one does not count",
                     other.display()
-                ));
+                );
+                faults.push(what.into());
             }
         }
         for unread in self.objects.unread() {
             let place = self.place(&unread.object, &unread.error.path);
-            faults.push(format!(
-                "{place}: {}: {}; {} refuses all in its scope until it is mended or removed",
-                unread.error.path, unread.error.why, unread.object
-            ));
+            let then = match unread.last_good {
+                true => "its last good version stays in force",
+                false => "no version of it could be read so far",
+            };
+            faults.push(Fault {
+                what: format!("{place}: {}; {}: {then}", unread.error, unread.object),
+                policy: Some(unread.error.key.clone()),
+            });
         }
         for (key, first) in self.objects.shared_uids() {
             let place = self.place(&key, "metadata.uid");
-            faults.push(format!(
-                "{place}: metadata.uid: {key} has the UID of {first}, and so is never captured; remove one of them"
-            ));
+            let what = format!("{place}: metadata.uid: {key} has the UID of {first}, and so is never captured; remove one of them");
+            faults.push(what.into());
         }
-        faults.extend(self.reports.faults());
-        faults.into_iter().map(|what| Fault { what }).collect()
+        faults.extend(self.reports.faults().map(Fault::from));
+        faults
     }
 
     /// `FILE:LINE` of a field of an object.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use ambient_authz::policy;
+use ambient_authz::{Policies, Scope, policy, policy::Fallback};
 use ambient_core::{Mesh, PodUid, TunnelProtocol, Workload, mesh};
 use proptest::prelude::*;
 
@@ -17,8 +17,10 @@ struct Fixture {
     scratch: tempfile::TempDir,
     directory: Directory,
     mesh: Mesh,
-    /// `Ok` for a policy, `Err` for what cannot be read.
+    /// `Ok` for a policy, `Err` for what cannot be read and has no good version.
     policies: BTreeMap<String, Result<(), String>>,
+    /// As a node takes them.
+    engine: Policies,
     faults: Vec<String>,
 }
 
@@ -31,6 +33,7 @@ impl Fixture {
             directory: Directory::new(dir, settings),
             mesh: Mesh::default(),
             policies: BTreeMap::new(),
+            engine: Policies::default(),
             faults: Vec::new(),
         }
     }
@@ -50,10 +53,17 @@ impl Fixture {
         self.faults = batch.faults.iter().map(|f: &Fault| f.what.clone()).collect();
         let count = batch.changes.len();
         for change in batch.changes {
+            if let Change::Policy(update) = &change {
+                self.engine = self.engine.apply([update.clone()]);
+            }
             match change {
                 Change::Mesh(update) => self.mesh = self.mesh.apply([update]),
                 Change::Policy(policy::Update::Set(p)) => drop(self.policies.insert(p.key.to_string(), Ok(()))),
-                Change::Policy(policy::Update::Unreadable(u)) => drop(self.policies.insert(u.key.to_string(), Err(u.error.clone()))),
+                Change::Policy(policy::Update::Unreadable(u)) => {
+                    let entry = self.policies.entry(u.key.to_string());
+                    let error = Err(u.error.clone());
+                    entry.and_modify(|old| *old = old.clone().or(error.clone())).or_insert(error);
+                }
                 Change::Policy(policy::Update::Remove(key)) => drop(self.policies.remove(key.as_str())),
                 other => panic!("a directory of manifests never says {other:?}"),
             }
@@ -237,15 +247,77 @@ fn an_unreadable_value_refuses_its_scope() {
     f.write("b.yaml", &deny("no", "10.9.0.0/16"));
     f.looks();
     assert!(f.policies["shop/no"].is_ok() && f.faults.is_empty());
-    // Made unreadable again it refuses, and does not fall back on what was meant before.
-    f.write("b.yaml", &deny("no", "[1, 2]"));
+    let good = f.engine.policy(&"shop/no".into());
+    assert!(good.is_some());
+    // Made unreadable again it keeps its last good version, attached as that was, and says so.
+    for bad in [deny("no", "[1, 2]"), deny("no", "10.9.0.0/99").replace("app: cart", "app: other")] {
+        f.write("b.yaml", &bad);
+        f.looks();
+        assert_eq!(f.engine.fallback(&"shop/no".into()), Some(Fallback::LastGood));
+        assert_eq!(f.engine.policy(&"shop/no".into()), good);
+        assert_eq!(f.pod("cart").unwrap().policies, ["shop/no".into()]);
+        assert!(
+            f.faults[0].contains("b.yaml:15: spec.rules[0].from[0].source.ipBlocks"),
+            "{}",
+            f.faults[0]
+        );
+        assert!(
+            f.faults[0].ends_with("shop/no: its last good version stays in force"),
+            "{}",
+            f.faults[0]
+        );
+    }
+    // Withdrawn, it has no good version any more.
+    fs::remove_file(f.path().join("b.yaml")).unwrap();
     f.looks();
-    assert!(f.policies["shop/no"].is_err());
-    assert!(
-        f.faults[0].contains("b.yaml:15: spec.rules[0].from[0].source.ipBlocks"),
-        "{}",
-        f.faults[0]
-    );
+    assert!(f.engine.is_empty() && f.faults.is_empty() && f.pod("cart").unwrap().policies.is_empty());
+    f.write("b.yaml", &deny("no", "10.9.0.0/99"));
+    f.looks();
+    assert_eq!(f.engine.fallback(&"shop/no".into()), Some(Fallback::Refusal));
+}
+
+#[test]
+fn policies_are_read_as_the_directory_is_configured() {
+    let principal = deny("no", "x")
+        .replace("ipBlocks", "principals")
+        .replace("- x", "- old.example/ns/shop/sa/cart");
+    let read = |configure: &dyn Fn(&mut Config), content: &str| {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut config = Config::new(scratch.path());
+        configure(&mut config);
+        let (dir, settings, _) = config.into_parts();
+        let mut directory = Directory::new(dir, settings);
+        fs::write(scratch.path().join("a.yaml"), content).unwrap();
+        directory.look();
+        directory.look();
+        let changes = directory.batch(true).unwrap().changes.into_iter();
+        let updates = changes.filter_map(|change| match change {
+            Change::Policy(update) => Some(update),
+            _ => None,
+        });
+        Policies::default().apply(updates)
+    };
+    let plain = |_: &mut Config| {};
+    let principals = |policies: &Policies| {
+        policies.policy(&"shop/no".into()).unwrap().rules[0].clauses[0].matches[0]
+            .principals
+            .len()
+    };
+    assert_eq!(principals(&read(&plain, &principal)), 1);
+    let aliased = |config: &mut Config| config.trust_domain_aliases = vec!["old.example".parse().unwrap()];
+    assert_eq!(principals(&read(&aliased, &principal)), 2, "the domain's own name, and the other");
+
+    // Istio drops a value that it cannot read, and with it what the rule asks for.
+    let unreadable = deny("no", "10.9.0.0/99");
+    assert!(read(&plain, &unreadable).is_empty());
+    let exact = |config: &mut Config| config.istio_exact = true;
+    assert_eq!(read(&exact, &unreadable).unreadable().count(), 0);
+
+    let whole = deny("no", "10.0.0.0/8").replace("  selector:\n    matchLabels:\n      app: cart\n", "");
+    let scope = |policies: Policies| policies.policy(&"shop/no".into()).unwrap().scope;
+    assert_eq!(scope(read(&plain, &whole)), Scope::Namespace);
+    let root = |config: &mut Config| config.root_namespace = "shop".into();
+    assert_eq!(scope(read(&root, &whole)), Scope::Global);
 }
 
 #[test]

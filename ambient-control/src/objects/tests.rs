@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
-use ambient_authz::policy;
+use ambient_authz::{Action, Policies, policy, policy::Fallback};
 use ambient_core::{Health, Mesh, NetworkMode, TunnelProtocol, WorkloadKind};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,12 +12,16 @@ use super::*;
 struct Sum {
     mesh: Mesh,
     policies: BTreeMap<PolicyKey, Told>,
+    engine: Policies,
 }
 
 impl Sum {
     fn add(&mut self, changes: Vec<Change>) {
         let mut known = self.policies.keys().cloned().collect::<BTreeSet<_>>();
         for change in changes {
+            if let Change::Policy(update) = &change {
+                self.engine = self.engine.apply([update.clone()]);
+            }
             match change {
                 Change::Mesh(update) => {
                     if let mesh::Update::Workload(workload) = &update {
@@ -33,12 +37,16 @@ impl Sum {
                     self.policies.insert(p.key.clone(), Told::Policy(p));
                 }
                 Change::Policy(policy::Update::Unreadable(u)) => {
-                    assert!(
-                        !matches!(self.policies.get(&u.key), Some(Told::Policy(_))),
-                        "nothing to fall back on"
-                    );
                     known.insert(u.key.clone());
-                    self.policies.insert(u.key.clone(), Told::Unreadable(u));
+                    let before = self.policies.get(&u.key).and_then(Told::in_force).cloned();
+                    let told = match before {
+                        Some(policy) => Told::LastGood(policy, u.clone()),
+                        None => Told::Unreadable(u.clone()),
+                    };
+                    self.policies.insert(u.key.clone(), told);
+                }
+                Change::Policy(policy::Update::Kept(u)) => {
+                    self.policies.insert(u.key.clone(), Told::Kept(u));
                 }
                 Change::Policy(policy::Update::Remove(key)) => {
                     self.policies.remove(&key);
@@ -46,6 +54,19 @@ impl Sum {
                 other => panic!("never said: {other:?}"),
             }
         }
+        for (key, told) in &self.policies {
+            let wanted = match told {
+                Told::Policy(_) => None,
+                Told::LastGood(..) | Told::Kept(_) => Some(Fallback::LastGood),
+                Told::Unreadable(_) => Some(Fallback::Refusal),
+            };
+            assert_eq!(self.engine.fallback(key), wanted, "{key}");
+            assert_eq!(self.engine.policy(key).as_ref(), told.in_force().map(AsRef::as_ref), "{key}");
+        }
+        assert_eq!(
+            self.engine.unreadable().count(),
+            self.policies.values().filter(|t| !matches!(t, Told::Policy(_))).count()
+        );
         for workload in self.mesh.workloads() {
             assert!(workload.policies.iter().all(|key| self.policies.contains_key(key)));
         }
@@ -337,6 +358,68 @@ fn policies_are_attached_by_their_selectors() {
 }
 
 #[test]
+fn what_was_good_last_stays_in_force() {
+    let policy = |kind: &str, app: &str, spec: Value| {
+        let spec = patched(spec, &json!({ "selector": { "matchLabels": { "app": app } } }));
+        object(json!({ "apiVersion": "security.istio.io/v1", "kind": kind,
+                       "metadata": { "name": "p", "namespace": "shop" }, "spec": spec }))
+    };
+    let authorization = |app: &str, action: &str| policy("AuthorizationPolicy", app, json!({ "action": action }));
+    let ports = |app: &str, mode: &str| policy("PeerAuthentication", app, json!({ "portLevelMtls": { "80": { "mode": mode } } }));
+    let mut objects = Objects::new(Settings::default());
+    let mut sum = Sum::default();
+    let keys = |sum: &Sum| sum.workloads()["Kubernetes//Pod/shop/cart"].policies.clone();
+    objects.set(object(pod("cart")));
+    objects.set(authorization("cart", "DENY"));
+    objects.set(ports("cart", "STRICT"));
+    sum.add(objects.changes());
+    let good = ["shop/p", "shop/converted_peer_authentication_p"].map(PolicyKey::from);
+    assert_eq!(keys(&sum), good);
+
+    // Whatever a version that cannot be read selects, the last good one goes on as it was.
+    objects.set(authorization("other", "MAYBE"));
+    objects.set(ports("other", "ODD"));
+    let changes = objects.changes();
+    assert!(
+        matches!(
+            &changes[..],
+            [
+                Change::Policy(policy::Update::Kept(_) | policy::Update::Unreadable(_)),
+                Change::Policy(_)
+            ]
+        ),
+        "{changes:?}"
+    );
+    sum.add(changes);
+    assert_eq!(keys(&sum), good);
+    assert!(objects.unread().count() == 2 && objects.unread().all(|unread| unread.last_good));
+    // So it does where it was mended and broken again before anybody was told.
+    objects.set(authorization("cart", "ALLOW"));
+    objects.set(authorization("cart", "MAYBE"));
+    sum.add(objects.changes());
+    assert!(matches!(&sum.policies[&good[0]], Told::LastGood(p, _) if p.action == Action::Allow));
+
+    // What is withdrawn has no last good version, also where nobody was told meanwhile.
+    for kind in [Kind::AuthorizationPolicy, Kind::PeerAuthentication] {
+        objects.remove(&ObjectKey::new(kind, "shop", "p"));
+    }
+    objects.set(authorization("cart", "MAYBE"));
+    objects.set(ports("cart", "ODD"));
+    sum.add(objects.changes());
+    assert_eq!(keys(&sum), ["shop/p", "shop/peer_authentication_p"].map(PolicyKey::from));
+    assert!(sum.policies.values().all(|told| matches!(told, Told::Unreadable(_))));
+    assert!(objects.unread().all(|unread| !unread.last_good));
+
+    // A last good version that is not for L4 is nothing, and refuses nothing.
+    objects.set(authorization("cart", "AUDIT"));
+    sum.add(objects.changes());
+    objects.set(authorization("cart", "MAYBE"));
+    sum.add(objects.changes());
+    assert!(matches!(sum.policies[&good[0]], Told::Kept(_)));
+    assert_eq!(keys(&sum), ["shop/peer_authentication_p".into()]);
+}
+
+#[test]
 fn only_differences_are_told() {
     let mut objects = Objects::new(Settings::default());
     objects.set(object(namespace("shop", "ambient")));
@@ -419,6 +502,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..40)
 }
 
+/// Whether it holds neither of the values above that cannot be read.
+fn readable(value: &Value) -> bool {
+    value["spec"]["mtls"]["mode"] != "ODD" && value["spec"]["action"] != "MAYBE"
+}
+
 fn report(pods: &[usize]) -> Report {
     Report::Captured(pods.iter().map(|p| PodUid::from(format!("{}-{}", SPACES[p / 4], p % 4))).collect())
 }
@@ -431,13 +519,16 @@ proptest! {
     fn differences_add_up_to_the_whole(steps in steps()) {
         let mut objects = Objects::new(Settings::default());
         let mut sum = Sum::default();
-        let mut alive: BTreeMap<ObjectKey, Value> = BTreeMap::new();
+        // What is, and what was good of it last.
+        let mut alive: BTreeMap<ObjectKey, (Value, Option<Value>)> = BTreeMap::new();
         let mut reports = BTreeMap::new();
         for step in steps {
             match step {
                 Step::Set(value) => {
                     let object = object(value.clone());
-                    alive.insert(object.key(), value);
+                    let before = alive.remove(&object.key()).and_then(|(_, good)| good);
+                    let good = if readable(&value) { Some(value.clone()) } else { before };
+                    alive.insert(object.key(), (value, good));
                     objects.set(object);
                 }
                 Step::Remove(key) => {
@@ -455,7 +546,8 @@ proptest! {
         prop_assert!(objects.changes().is_empty());
 
         let mut fresh = Objects::new(Settings::default());
-        for value in alive.into_values().rev() {
+        for (value, good) in alive.into_values().rev() {
+            good.into_iter().for_each(|good| fresh.set(object(good)));
             fresh.set(object(value));
         }
         for (node, pods) in reports {
