@@ -17,6 +17,12 @@ pub struct Config {
     pub cluster_domain: Arc<str>,
     /// Where names that are not the mesh's are asked for; at least one, or DNS is not captured.
     pub nameservers: Vec<SocketAddr>,
+    /// Whether connections are decided on exactly as Istio decides, also where that lets through more than is written; off
+    /// by default. How policies are read is the source's matter.
+    pub istio_exact: bool,
+    /// Whether a policy that cannot be read, and of which no good version is known, is let go as if it were not there; else
+    /// everything in its scope is refused. Off by default.
+    pub let_unreadable_policies_go: bool,
     /// Whether pods' IPv6 is captured.
     pub ipv6: bool,
     /// Where `/metrics` is served, in the node's own namespace.
@@ -45,6 +51,8 @@ impl Config {
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),
+            istio_exact: false,
+            let_unreadable_policies_go: false,
             ipv6: true,
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, Source};
 use ambient_core::{NetworkMode, Observer, PodUid, observe::Event};
 use ambient_hbone::{Limits, Pool, Server};
@@ -21,8 +22,10 @@ use crate::{
     certificates::Certificates,
     clock,
     dial::Dialler,
+    feed::{Feed, News},
     pod::Stage,
     pods::Pods,
+    policies::{self, Oversight},
     state::{Changed, Snapshot, State},
     telemetry::Metrics,
     watch::Watch,
@@ -194,8 +197,8 @@ impl Node {
         };
         let bounds = Bounds::new(config.connections, config.connections_per_pod);
         let shared = Arc::new(Shared {
+            state: Arc::new(State::new(no_policies(&config))),
             config,
-            state: Arc::default(),
             certificates,
             metrics,
             watch: Arc::default(),
@@ -296,12 +299,29 @@ async fn idle_within(pods: &Pods, patience: Duration) {
 /// How long connections that were cut have to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Takes batches from the source, one after the other, and passes on what each has changed.
-async fn follow(shared: Arc<Shared>, mut source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
-    while let Some(batch) = source.next().await {
-        let changed = take(&shared, batch);
+/// None yet, and how they are to decide.
+fn no_policies(config: &Config) -> Policies {
+    let policies = match config.istio_exact {
+        true => Policies::istio_exact(),
+        false => Policies::default(),
+    };
+    match config.let_unreadable_policies_go {
+        true => policies.letting_unreadable_go(),
+        false => policies,
+    }
+}
+
+/// Takes what the source brings, one batch after the other, and passes on what each has changed.
+async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
+    let (mut feed, mut oversight) = (Feed::new(source), Oversight::default());
+    while let Some(news) = feed.next().await {
+        let changed = match news {
+            News::Batch(batch) => take(&shared, batch),
+            News::GraceIsOver => shared.state.stop_waiting(),
+        };
         let Some(now) = shared.state.current() else { continue };
         shared.watch.recheck(&now, &changed);
+        oversight.look(&shared.config.node, &now, &shared.metrics);
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
             desired.send_replace(Some(pods_of(&shared.config, &now)));
         }
@@ -399,16 +419,11 @@ fn readiness_page(shared: &Arc<Shared>) -> admin::Page {
     let shared = shared.clone();
     Arc::new(move |path| {
         (path == "/healthz/ready").then(|| {
-            let mut pending: Vec<String> = shared.state.faults().iter().map(ToString::to_string).collect();
-            if shared.state.current().is_none() {
-                pending.push("the mesh's state has not arrived".into());
-            }
-            let (status, text) = match pending.as_slice() {
-                [] => (StatusCode::OK, "ready\n".to_owned()),
-                _ => (
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    format!("not ready, pending: {}\n", pending.join("; ")),
-                ),
+            let now = shared.state.current();
+            let (ready, text) = policies::readiness(now.as_deref().map(|now| &now.policies), &shared.state.faults());
+            let status = match ready {
+                true => StatusCode::OK,
+                false => StatusCode::INTERNAL_SERVER_ERROR,
             };
             (status, "text/plain; charset=utf-8", text)
         })

@@ -25,7 +25,7 @@ pub(crate) struct Snapshot {
     pub(crate) policies: Policies,
 }
 
-/// What a batch has changed: whom to ask again.
+/// What has changed: whom to ask again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changed {
     /// Those whose policies are others than they were.
@@ -48,16 +48,25 @@ pub(crate) struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self {
-            current: ArcSwapOption::empty(),
-            coming: Mutex::default(),
-            faults: watch::Sender::new(Arc::from([])),
-            settling: Mutex::default(),
-        }
+        Self::new(Policies::default())
     }
 }
 
 impl State {
+    /// Nothing has come yet; `policies` are none, and decide as they are to.
+    pub(crate) fn new(policies: Policies) -> Self {
+        let coming = Snapshot {
+            policies,
+            ..Snapshot::default()
+        };
+        Self {
+            current: ArcSwapOption::empty(),
+            coming: Mutex::new((coming, Changed::default())),
+            faults: watch::Sender::new(Arc::from([])),
+            settling: Mutex::default(),
+        }
+    }
+
     /// The present version; `None` before the first whole state.
     pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
         self.current.load_full()
@@ -97,6 +106,20 @@ impl State {
         self.faults
             .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
         if !batch.synced {
+            return Changed::default();
+        }
+        self.current.store(Some(Arc::new(coming.clone())));
+        std::mem::take(changed)
+    }
+
+    /// Policies that workloads list and that have not come count as never coming from now on. Gives whom that concerns.
+    pub(crate) fn stop_waiting(&self) -> Changed {
+        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let (coming, changed) = &mut *guard;
+        let affected;
+        (coming.policies, affected) = coming.policies.stop_waiting();
+        changed.policies.extend(affected);
+        if self.current.load().is_none() {
             return Changed::default();
         }
         self.current.store(Some(Arc::new(coming.clone())));

@@ -50,6 +50,18 @@ fn main() -> ExitCode {
         ),
         ("readiness_names_what_is_wrong", telemetry::readiness_names_what_is_wrong),
         (
+            "a_policy_that_breaks_keeps_its_last_good_version",
+            telemetry::a_policy_that_breaks_keeps_its_last_good_version,
+        ),
+        (
+            "what_could_never_be_read_is_let_go_where_asked",
+            telemetry::what_could_never_be_read_is_let_go_where_asked,
+        ),
+        (
+            "a_node_that_is_exactly_istio_lets_it_go_too",
+            telemetry::a_node_that_is_exactly_istio_lets_it_go_too,
+        ),
+        (
             "a_broken_manifest_leaves_alone_what_is_open",
             telemetry::a_broken_manifest_leaves_alone_what_is_open,
         ),

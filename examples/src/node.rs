@@ -29,6 +29,25 @@ pub(crate) struct Args {
     /// The trust domain of the mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: TrustDomain,
+    /// Another name of the trust domain: a policy that names one of them means all. May be given several times; commas
+    /// separate several in the environment.
+    #[arg(
+        long = "trust-domain-alias",
+        env = "TRUST_DOMAIN_ALIASES",
+        value_name = "DOMAIN",
+        value_delimiter = ','
+    )]
+    trust_domain_aliases: Vec<TrustDomain>,
+    /// The namespace whose policies apply to the whole mesh.
+    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "istio-system")]
+    root_namespace: Arc<str>,
+    /// Read and decide exactly as Istio does, also where Istio lets through more than is written.
+    #[arg(long, env = "ISTIO_EXACT")]
+    istio_exact: bool,
+    /// Let go a policy that cannot be read and of which no good version is known, as if it were not there; without this,
+    /// everything in its scope is refused.
+    #[arg(long, env = "AMBIENT_LET_UNREADABLE_POLICIES_GO")]
+    let_unreadable_policies_go: bool,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
@@ -146,13 +165,7 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
             args.manifests.display()
         )
     })?;
-    let source = Manifests::open(manifests::Config {
-        own: Some(status.clone()),
-        cluster_domain: config.cluster_domain.clone(),
-        trust_domain: config.trust_domain.clone(),
-        ..manifests::Config::new(&args.manifests)
-    })
-    .await?;
+    let source = Manifests::open(source_config(&args, &config, status.clone())).await?;
     let trust_domain = config.trust_domain.clone();
     let ground = Ground::prepare(config).await?;
     let issuer = DirectoryCa::open(&args.ca_dir, trust_domain, Duration::from_secs(args.secret_ttl))?;
@@ -160,9 +173,23 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
     Ok(Node::start(ground, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?)
 }
 
+fn source_config(args: &Args, config: &Config, own: Status) -> manifests::Config {
+    manifests::Config {
+        own: Some(own),
+        cluster_domain: config.cluster_domain.clone(),
+        trust_domain: config.trust_domain.clone(),
+        trust_domain_aliases: args.trust_domain_aliases.clone(),
+        root_namespace: args.root_namespace.clone(),
+        istio_exact: config.istio_exact,
+        ..manifests::Config::new(&args.manifests)
+    }
+}
+
 fn config(args: &Args) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.node, &args.netns_dir);
     config.trust_domain = args.trust_domain.clone();
+    config.istio_exact = args.istio_exact;
+    config.let_unreadable_policies_go = args.let_unreadable_policies_go;
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
     config.metrics = args.metrics;
     config.readiness = args.readiness;

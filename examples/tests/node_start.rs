@@ -33,6 +33,58 @@ fn start(dir: &Path, manifests: &str, ca: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// The exit code and standard error of a start that gets as far as its flags let it, and no further than its manifests.
+fn start_with(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .args([
+            "node",
+            "--node",
+            "node-1",
+            "--no-dns-capture",
+            "--ca-dir",
+            "ca",
+            "--manifests",
+            "no-manifests",
+        ])
+        .args(args)
+        .envs(env.iter().copied())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn how_policies_are_read_is_told_by_flags_or_the_environment() {
+    for (args, env) in [
+        (&[][..], &[][..]),
+        (&["--istio-exact", "--let-unreadable-policies-go", "--root-namespace", "mesh"], &[]),
+        (&["--trust-domain-alias", "a.example", "--trust-domain-alias", "b.example"], &[]),
+        (&[], &[("ISTIO_EXACT", "true"), ("TRUST_DOMAIN_ALIASES", "a.example,b.example")]),
+        (
+            &[],
+            &[
+                ("ISTIO_EXACT", "false"),
+                ("AMBIENT_LET_UNREADABLE_POLICIES_GO", "true"),
+                ("AMBIENT_ROOT_NAMESPACE", "mesh"),
+            ],
+        ),
+    ] {
+        assert_says(&start_with(args, env), &["no-manifests"]);
+    }
+    // A value that is none of them ends the start.
+    for (env, words) in [
+        (("ISTIO_EXACT", "perhaps"), ["perhaps", "--istio-exact"]),
+        (("TRUST_DOMAIN_ALIASES", "a.example,b/c"), ["b/c", "--trust-domain-alias"]),
+        (("AMBIENT_LET_UNREADABLE_POLICIES_GO", "2"), ["2", "--let-unreadable-policies-go"]),
+    ] {
+        let (code, text) = start_with(&[], &[env]);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+}
+
 fn assert_says(result: &(Option<i32>, String), words: &[&str]) {
     let (code, text) = result;
     assert_eq!(*code, Some(1), "{text}");

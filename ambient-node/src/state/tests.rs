@@ -59,3 +59,25 @@ fn a_change_of_the_way_settles_after_a_while() {
     state.apply(batch(vec![workload(TunnelProtocol::Hbone)], true), start + SETTLING);
     assert_eq!(state.settles_at(&uid), None);
 }
+
+#[test]
+fn what_never_comes_is_published_as_such_and_concerns_who_lists_it() {
+    let state = State::default();
+    let now = clock::steady();
+    let lists = |uid: &str, key: &str| {
+        Change::Mesh(Update::Workload(Arc::new(Workload {
+            policies: vec![key.into()],
+            ..Workload::new(uid, "shop", uid)
+        })))
+    };
+    let changes = vec![lists("ports", "shop/converted_peer_authentication_p"), lists("late", "shop/late")];
+    state.apply(batch(changes, true), now);
+    assert!(state.current().unwrap().policies.is_waiting());
+    let changed = state.stop_waiting();
+    let published = state.current().unwrap();
+    assert!(!published.policies.is_waiting());
+    let concerned = ["ports", "late"].map(|uid| changed.policies.concerns(published.mesh.workload(&uid.into()).unwrap()));
+    assert_eq!((concerned, changed.workloads.len()), ([true, false], 0));
+    state.apply(batch(vec![], true), now);
+    assert!(!state.current().unwrap().policies.is_waiting(), "it stays so");
+}

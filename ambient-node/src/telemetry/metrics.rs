@@ -6,8 +6,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use ambient_authz::policy::{Fallback, Refuses};
 use prometheus_client::{
-    encoding::text,
+    encoding::{EncodeLabelSet, LabelSetEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
@@ -38,7 +39,19 @@ pub(crate) struct Metrics {
     connections_shed: Counter,
     pods: Gauge,
     pods_uncovered: Gauge,
+    policies_unreadable: Family<Label, Gauge>,
+    policies_missing: Family<Label, Gauge>,
     log_lines_lost: Counter,
+}
+
+/// A single label: its name and its value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Label(&'static str, &'static str);
+
+impl EncodeLabelSet for Label {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        [(self.0, self.1)].encode(encoder)
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -69,6 +82,8 @@ impl Metrics {
             connections_shed: Counter::default(),
             pods: Gauge::default(),
             pods_uncovered: Gauge::default(),
+            policies_unreadable: Family::default(),
+            policies_missing: Family::default(),
             log_lines_lost: super::log::lines_lost(),
         };
         let registry = &mut new.registry;
@@ -118,6 +133,16 @@ impl Metrics {
             new.pods_uncovered.clone(),
         );
         registry.register(
+            "ambient_policies_unreadable",
+            "Policies whose present version cannot be read, by what is in force instead (unstable)",
+            new.policies_unreadable.clone(),
+        );
+        registry.register(
+            "ambient_policies_missing",
+            "Policies that this node's workloads list and that have not come, by whom each refuses (unstable)",
+            new.policies_missing.clone(),
+        );
+        registry.register(
             "workload_manager_active_proxy_count",
             "Pods that this node serves (unstable)",
             new.pods.clone(),
@@ -160,6 +185,34 @@ impl Metrics {
     /// Pods that are meant to be in the mesh and whose capture is not proven now.
     pub(crate) fn uncovered_pods(&self, count: usize) {
         self.pods_uncovered.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// What is in force in the place of each policy that cannot be read now.
+    pub(crate) fn unreadable_policies(&self, fallbacks: impl Iterator<Item = Option<Fallback>>) {
+        let all: Vec<_> = fallbacks.collect();
+        for (fallback, instead) in [
+            (Fallback::LastGood, "last_good"),
+            (Fallback::Refusal, "refusal"),
+            (Fallback::Nothing, "nothing"),
+        ] {
+            let count = all.iter().filter(|found| **found == Some(fallback)).count();
+            let count = count.try_into().unwrap_or(i64::MAX);
+            self.policies_unreadable.get_or_create(&Label("instead", instead)).set(count);
+        }
+    }
+
+    /// Whom each policy refuses that is listed and has not come.
+    pub(crate) fn missing_policies(&self, refuses: impl Iterator<Item = Refuses>) {
+        let all: Vec<_> = refuses.collect();
+        for (whom, label) in [
+            (Refuses::Everybody, "everybody"),
+            (Refuses::Plaintext, "plaintext"),
+            (Refuses::Nobody, "nobody"),
+        ] {
+            let count = all.iter().filter(|found| **found == whom).count();
+            let count = count.try_into().unwrap_or(i64::MAX);
+            self.policies_missing.get_or_create(&Label("refuses", label)).set(count);
+        }
     }
 
     /// All of it as OpenMetrics text.

@@ -114,6 +114,73 @@ pub(crate) fn readiness_names_what_is_wrong(world: &World) -> Outcome {
     Ok(())
 }
 
+/// What follows from a policy of the pods' namespace that is written like this: readiness names it, and counts it so.
+fn policy_is_named(mesh: &Mesh, rules: &str, effect: &str, instead: &str) {
+    let policy = format!(
+        "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: one, namespace: shop}}, spec: {{rules: {rules}}}}}"
+    );
+    mesh.apply("policy", &policy);
+    let (status, text) = until("the policy to be named", || {
+        let (status, text) = mesh.page(ports::READINESS, "/healthz/ready").unwrap();
+        text.contains(effect).then_some((status, text))
+    });
+    assert_eq!(status, 200, "one policy takes no node out: {text}");
+    assert!(
+        text.starts_with("ready\n") && text.contains("policy.yaml:1: spec.rules[0]"),
+        "{text}"
+    );
+    until("the policy to be counted", || {
+        (mesh.metric("ambient_policies_unreadable", &[("instead", instead)]) == 1).then_some(())
+    });
+}
+
+const UNREADABLE: &str = "[{from: [{source: {ipBlocks: [10.0.0.0/99]}}]}]";
+
+pub(crate) fn a_policy_that_breaks_keeps_its_last_good_version(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    policy_is_named(&mesh, UNREADABLE, "everything in its scope is refused", "refusal");
+    for way in [Way::Tunnel, Way::Inbound] {
+        let (from, to) = mesh.ends(way);
+        let listener = to.listen(Family::V4);
+        let mut refused = from.connect(listener.address())?;
+        assert_eq!(ending(&mut refused), "end", "{way}");
+        assert!(listener.is_lonely(), "{way}: a connection arrived");
+    }
+    // What it says once it can be read: the pods of the mesh may come in, and nobody else.
+    mesh.apply(
+        "policy",
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: one, namespace: shop}, spec: {rules: [{from: [{source: {namespaces: [shop]}}]}]}}",
+    );
+    until("the node to be content", || {
+        (mesh.page(ports::READINESS, "/healthz/ready").unwrap() == (200, "ready\n".into())).then_some(())
+    });
+    let mut open = mesh.open(Way::Tunnel, Family::V4);
+    policy_is_named(&mesh, UNREADABLE, "its last good version stays in force", "last_good");
+    open.converse()?;
+    mesh.open(Way::Tunnel, Family::V4).converse()?;
+    let (from, to) = mesh.ends(Way::Inbound);
+    let listener = to.listen(Family::V4);
+    assert_eq!(ending(&mut from.connect(listener.address())?), "end");
+    assert!(listener.is_lonely(), "a connection arrived");
+    Ok(())
+}
+
+pub(crate) fn what_could_never_be_read_is_let_go_where_asked(world: &World) -> Outcome {
+    unreadable_is_let_go(&Mesh::start_with(world, |config| config.let_unreadable_policies_go = true)?)
+}
+
+pub(crate) fn a_node_that_is_exactly_istio_lets_it_go_too(world: &World) -> Outcome {
+    unreadable_is_let_go(&Mesh::start_with(world, |config| config.istio_exact = true)?)
+}
+
+fn unreadable_is_let_go(mesh: &Mesh) -> Outcome {
+    policy_is_named(mesh, UNREADABLE, "it is let go", "nothing");
+    for way in Way::ALL {
+        mesh.open(way, Family::V4).converse()?;
+    }
+    Ok(())
+}
+
 /// Who counts what is open subtracts one from the other, series by series.
 pub(crate) fn opened_and_closed_have_the_same_labels(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
