@@ -49,7 +49,8 @@ pub struct Settings {
     pub root_namespace: Arc<str>,
     /// The mesh's own trust domain; `cluster.local` by default.
     pub trust_domain: TrustDomain,
-    /// Other names of the mesh's trust domain: a policy that names one of them, or the domain itself, means all.
+    /// Other names of the mesh's trust domain: a policy that names one of them, or the domain itself, means all. Istio
+    /// knows none at L4, so [`Settings::istio_exact`] passes over them.
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// Whether `cluster.local` in a policy means the mesh's own trust domain, whatever its name, as Istio documents it
     /// for sidecars. On by default.
@@ -76,7 +77,10 @@ impl Settings {
     fn names(&self) -> Names<'_> {
         Names {
             own: &self.trust_domain,
-            aliases: &self.trust_domain_aliases,
+            aliases: match self.istio_exact {
+                true => &[],
+                false => &self.trust_domain_aliases,
+            },
             cluster_local: self.cluster_local,
         }
     }

@@ -55,7 +55,8 @@ pub struct Settings {
     pub cluster_id: Arc<str>,
     /// Namespaces whose pods are never in the mesh; `kube-system` by default.
     pub excluded_namespaces: Vec<Arc<str>>,
-    /// Other names of the trust domain: a policy that names one of them, or the domain itself, means all. None by default.
+    /// Other names of the trust domain: a policy that names one of them, or the domain itself, means all; not
+    /// where policies are read as istiod reads them. None by default.
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// Whether policies are read as istiod reads them, also where that lets through more than is written
     /// ([`kubernetes::Settings::istio_exact`]). Off by default.

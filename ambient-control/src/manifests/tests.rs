@@ -60,9 +60,10 @@ impl Fixture {
                 Change::Mesh(update) => self.mesh = self.mesh.apply([update]),
                 Change::Policy(policy::Update::Set(p)) => drop(self.policies.insert(p.key.to_string(), Ok(()))),
                 Change::Policy(policy::Update::Unreadable(u)) => {
-                    let entry = self.policies.entry(u.key.to_string());
-                    let error = Err(u.error.clone());
-                    entry.and_modify(|old| *old = old.clone().or(error.clone())).or_insert(error);
+                    let told = self.policies.entry(u.key.to_string()).or_insert_with(|| Err(String::new()));
+                    if let Err(error) = told {
+                        error.clone_from(&u.error);
+                    }
                 }
                 Change::Policy(policy::Update::Remove(key)) => drop(self.policies.remove(key.as_str())),
                 other => panic!("a directory of manifests never says {other:?}"),
@@ -306,6 +307,12 @@ fn policies_are_read_as_the_directory_is_configured() {
     assert_eq!(principals(&read(&plain, &principal)), 1);
     let aliased = |config: &mut Config| config.trust_domain_aliases = vec!["old.example".parse().unwrap()];
     assert_eq!(principals(&read(&aliased, &principal)), 2, "the domain's own name, and the other");
+
+    let both = |config: &mut Config| {
+        aliased(config);
+        config.istio_exact = true;
+    };
+    assert_eq!(principals(&read(&both, &principal)), 1, "Istio knows no other names");
 
     // Istio drops a value that it cannot read, and with it what the rule asks for.
     let unreadable = deny("no", "10.9.0.0/99");
