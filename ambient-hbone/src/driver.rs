@@ -38,6 +38,9 @@ pub(crate) struct Driver {
     began: Instant,
     /// All streams have ended and both ends know: what is left is to close TLS.
     closing: bool,
+    /// Says something before the peer has: a server does not, since a client's preface comes at once (RFC 9113 3.4), and
+    /// what answers it goes along with its own.
+    speaks: bool,
 }
 
 impl Driver {
@@ -55,6 +58,15 @@ impl Driver {
             reads: 0,
             began: Instant::now(),
             closing: false,
+            speaks: false,
+        }
+    }
+
+    /// The same, for a client: it speaks first.
+    pub(crate) fn speaking(wire: Wire, line: Arc<Line>) -> Self {
+        Self {
+            speaks: true,
+            ..Self::new(wire, line)
         }
     }
 
@@ -109,6 +121,9 @@ impl Driver {
             };
         }
         let read = self.poll_read(cx)?;
+        if !self.speaks && !self.line.engine().is_greeted() {
+            return Ok(read);
+        }
         let written = self.poll_write(cx)?;
         let mut engine = self.line.engine();
         self.closing = written.is_ready() && engine.is_finished();

@@ -106,7 +106,7 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Arc<Credential>) -> Res
         let known = known.map_err(|source| ConnectError::WrongPeer { peer, source })?;
         let line = Arc::new(Line::new(Role::Client, limits.terms()));
         // The peer's SETTINGS are not waited for: a request may be on its way a round trip earlier.
-        Ok((Driver::new(TlsStream::from(tls), Arc::clone(&line)), line, known))
+        Ok((Driver::speaking(TlsStream::from(tls), Arc::clone(&line)), line, known))
     };
     timeout(limits.handshake, handshake)
         .await
