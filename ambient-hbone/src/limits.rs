@@ -11,9 +11,10 @@ use crate::proto::{
 ///
 /// Worst case for the memory of a tunnel, each end, when every reader has stopped: `streams × stream_window` of what has
 /// come, `streams × 16 KiB` of what is to go (`send_buffer` where the peer takes data and the network does not), and about
-/// 1.5 MiB of frames, buffers and TLS, of which an idle tunnel keeps next to nothing. Beyond that windows have grown by at most `window_growth` in all tunnels together whose limits
-/// are clones of each other. A stream whose reader has stopped costs its own window and nobody else's: the connection
-/// window is wider than all streams together, so it is never what holds a stream up.
+/// 1.5 MiB of frames, buffers and TLS, of which an idle tunnel keeps next to nothing. Beyond that windows have grown by at
+/// most `window_growth` in all tunnels together whose limits are clones of each other. A stream whose reader has stopped
+/// costs its own window and nobody else's: the connection window is wider than all streams together, so it is never what
+/// holds a stream up.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
@@ -35,7 +36,7 @@ pub struct Limits {
     /// Bytes of a stream that may wait for its reader, at first; taken as 64 KiB where it is less. 256 KiB.
     pub stream_window: u32,
     /// The same for a stream that is read as fast as its bytes come, while that is what holds the peer up: its window
-    /// doubles up to this. 16 MiB, enough for 10 Gbit/s over 10 ms.
+    /// grows up to this. 16 MiB, enough for 10 Gbit/s over 10 ms.
     pub stream_window_max: u32,
     /// Bytes by which the windows of all streams together may have grown; set it before the limits are cloned, and the
     /// clones share it. 256 MiB.

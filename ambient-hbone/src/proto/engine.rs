@@ -128,6 +128,8 @@ pub(crate) struct Engine {
 
     /// Frames that go before any data.
     control: BytesMut,
+    /// How much of them is what the connection begins with.
+    greeting: usize,
     /// Streams with data, or an end, and credit to send it.
     ready: VecDeque<Key>,
     /// Streams that wait for the connection's window.
@@ -203,6 +205,7 @@ impl Engine {
             manners: Manners::default(),
             buffers: Buffers::default(),
             came: false,
+            greeting: control.len(),
             window: frame::WIDEST_WINDOW,
             rounds: Rounds::default(),
             now: Duration::ZERO,
@@ -282,7 +285,8 @@ impl Engine {
 
     /// Tells the peer what it did wrong, and nothing else any more.
     pub(crate) fn break_off(&mut self, code: Code) {
-        self.control.clear();
+        // But for our SETTINGS, which are the first that any peer may hear (RFC 9113 3.4).
+        self.control.truncate(self.greeting);
         self.leaving = Leaving::Announced;
         self.name_last(code);
     }

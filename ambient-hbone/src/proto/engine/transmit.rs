@@ -14,6 +14,7 @@ impl Engine {
             frames.head().extend_from_slice(&self.control);
             // Nothing of it is kept: a tunnel is idle most of its life.
             self.control = bytes::BytesMut::new();
+            self.greeting = 0;
             self.handed_out = self.next_id.saturating_sub(2);
         }
         while frames.len() < BATCH {

@@ -102,6 +102,19 @@ fn who_does_not_greet_is_no_peer() {
 }
 
 #[test]
+fn settings_come_before_the_last_word_and_nothing_else_does() {
+    let mut engine = Engine::new(Role::Server, terms());
+    let broken = feed(&mut engine, b"GET / HTTP/1.1\r\n").unwrap_err();
+    engine.break_off(broken.0);
+    let kinds = |engine: &mut Engine| frames(&output(engine)).iter().map(|frame| frame.0).collect::<Vec<_>>();
+    assert_eq!(kinds(&mut engine), [kind::SETTINGS, kind::WINDOW_UPDATE, kind::GOAWAY]);
+    let mut engine = server();
+    feed(&mut engine, &framed(kind::PING, 0, 0, &[0; 8]).repeat(100)).unwrap();
+    engine.break_off(Code::ENHANCE_YOUR_CALM);
+    assert_eq!(kinds(&mut engine), [kind::GOAWAY]);
+}
+
+#[test]
 fn what_breaks_a_stream_breaks_no_other() {
     let block = |fields: &[(&str, &str)]| {
         let mut block = BytesMut::new();
