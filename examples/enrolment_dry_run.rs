@@ -15,9 +15,10 @@ fn main() -> ExitCode {
         match argument.as_str() {
             "no-ipv6" => options.ipv6 = false,
             "no-dns" => options.dns = false,
+            "no-inbound" => options.inbound = false,
             "probes" => options.probes = true,
             other => {
-                eprintln!("{other:?} is not one of no-ipv6, no-dns, probes");
+                eprintln!("{other:?} is not one of no-ipv6, no-dns, no-inbound, probes");
                 return ExitCode::FAILURE;
             }
         }

@@ -35,12 +35,14 @@ pub mod ports;
 pub mod route;
 
 mod address;
+mod capture;
 mod identity;
 mod service;
 mod shards;
 mod workload;
 
 pub use address::{Authority, AuthorityError, Network, NetworkAddress};
+pub use capture::{Capture, CaptureFault, InterfaceName, InterfaceNameError};
 pub use credential::{Credential, Credentials, PrivateKey, TrustBundles};
 pub use identity::{Identity, IdentityError, SpiffeId, SpiffeIdError, TrustDomain, TrustDomainError};
 pub use mesh::Mesh;

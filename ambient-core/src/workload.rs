@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GatewayAddress, Identity, IdentityError, Network, TrustDomain};
+use crate::{Capture, GatewayAddress, Identity, IdentityError, Network, TrustDomain};
 
 macro_rules! text_key {
     ($(#[$doc:meta])* $name:ident) => {
@@ -72,6 +72,8 @@ pub struct Workload {
     pub cluster: Arc<str>,
     /// Whether it is meant to be in the mesh: what its labels and its namespace's say.
     pub ambient: bool,
+    /// What its annotations ask of its capture; `None` where they ask nothing.
+    pub capture: Option<Arc<Capture>>,
     /// How it is reached: by tunnel only once its node has said that it is captured.
     pub tunnel: TunnelProtocol,
     /// Whether its addresses are its own.
@@ -109,6 +111,7 @@ impl Workload {
             node: "".into(),
             cluster: "Kubernetes".into(),
             ambient: false,
+            capture: None,
             tunnel: TunnelProtocol::None,
             network_mode: NetworkMode::Standard,
             health: Health::Healthy,

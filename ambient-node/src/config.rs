@@ -17,6 +17,8 @@ pub struct Config {
     pub cluster_domain: Arc<str>,
     /// Where names that are not the mesh's are asked for; at least one, or DNS is not captured.
     pub nameservers: Vec<SocketAddr>,
+    /// Whether pods' DNS queries are captured, of pods that do not say by `ambient.istio.io/dns-capture`; on by default.
+    pub dns_capture: bool,
     /// Whether connections are decided on exactly as Istio decides, also where that lets through more than is written; off
     /// by default. How policies are read is the source's matter.
     pub istio_exact: bool,
@@ -42,6 +44,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether DNS queries of pods that do not say are captured.
+    pub(crate) fn captures_dns(&self) -> bool {
+        self.dns_capture && !self.nameservers.is_empty()
+    }
+
     /// The defaults, which are ztunnel's where it has them.
     pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         let any = |port| SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port);
@@ -51,6 +58,7 @@ impl Config {
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),
+            dns_capture: true,
             istio_exact: false,
             let_unreadable_policies_go: false,
             ipv6: true,

@@ -119,7 +119,7 @@ impl Ground {
         })?;
         let options = Options {
             ipv6: config.ipv6,
-            dns: !config.nameservers.is_empty(),
+            dns: config.captures_dns(),
             ..Options::default()
         };
         preflight(&options).await?;
@@ -364,6 +364,10 @@ fn pods_of(config: &Config, now: &Snapshot) -> Arc<[PodSpec]> {
     let spec = |w: &Arc<ambient_core::Workload>| {
         let uid: PodUid = w.pod.clone()?;
         let (namespace, name, service_account) = (w.namespace.clone(), w.name.clone(), w.service_account.clone());
+        let mut capture = w.capture.as_deref().cloned().unwrap_or_default();
+        if config.nameservers.is_empty() {
+            capture.refuse_dns("the node knows no DNS server; name a resolv.conf with --resolv-conf");
+        }
         // A pod without an address has no namespace yet that could be its own.
         (!w.addresses.is_empty()).then(|| PodSpec {
             uid,
@@ -371,6 +375,7 @@ fn pods_of(config: &Config, now: &Snapshot) -> Arc<[PodSpec]> {
             name,
             service_account,
             addresses: w.addresses.clone(),
+            capture,
         })
     };
     ours.filter_map(spec).collect()

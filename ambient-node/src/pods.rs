@@ -87,16 +87,17 @@ impl Pods {
             identity: identity.clone(),
         };
         let pod = Arc::new(Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate));
-        self.listen(&pod).await?;
+        self.listen(&pod, spec).await?;
         node.dialler.add(&pod.speaker.key, pod.namespace.clone());
         Ok(pod)
     }
 
     /// Brings up every listener of the pod that is not there. All are bound before one is served: a port that is taken must
     /// not leave half a proxy behind.
-    async fn listen(&self, pod: &Arc<Pod>) -> Result<(), ProxyError> {
+    async fn listen(&self, pod: &Arc<Pod>, spec: &PodSpec) -> Result<(), ProxyError> {
         let node = &self.node;
-        let dns = !node.config.nameservers.is_empty();
+        // What the pod asks may have changed since it is served; a listener that nothing is redirected to any more may stay.
+        let dns = spec.capture.dns.unwrap_or_else(|| node.config.captures_dns());
         let mut bound = Vec::new();
         for at in Listening::all(node.config.ipv6, dns).filter(|at| !pod.has(*at)) {
             let name = || format!("listening on {at} in the pod's namespace");
@@ -175,7 +176,7 @@ impl Proxy for Pods {
         Box::pin(async move {
             if let Some(present) = self.present(&pod.uid) {
                 if present.is(pod, namespace.id()) {
-                    return self.listen(&present).await;
+                    return self.listen(&present, pod).await;
                 }
                 // Somebody else now, or elsewhere: its ports must be free before they are bound anew.
                 self.take(&pod.uid);

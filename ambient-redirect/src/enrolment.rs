@@ -28,7 +28,7 @@ use self::{
 use crate::{
     Announce, PodSpec, Proxy,
     linux::{NetnsError, NetnsId, Sockets},
-    plan::{Options, Plan},
+    plan::Options,
     pods::{Action, Done, Notice, Output, PodState, Pods, Step, Timing},
 };
 
@@ -39,7 +39,7 @@ pub struct Config {
     pub node: Arc<str>,
     /// Where the runtime gives names to the network namespaces of pods, such as `/run/netns`.
     pub netns_dir: PathBuf,
-    /// What is captured.
+    /// What is captured, of pods that ask nothing else.
     pub options: Options,
     /// That directory is read so often.
     pub scan_every: Duration,
@@ -104,13 +104,12 @@ impl Enrolment {
             verify_every: config.verify_every,
             ..Timing::default()
         };
-        let plan = Plan::new(&config.options);
         Ok(Self {
             pods: Pods::new(timing),
             places: Places::new(config.netns_dir.clone(), config.node.clone())?,
             hands: Arc::new(Hands {
                 node: config.node.clone(),
-                plan,
+                options: config.options.clone(),
                 sockets,
                 proxy,
                 announce,

@@ -18,7 +18,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ambient_core::ports;
+use ambient_core::{Capture, InterfaceName, ports};
 
 /// The mark of every socket of the proxy, under [`MARK_MASK`]: what bears it is not redirected.
 pub const PROXY_MARK: u32 = 0x539;
@@ -41,7 +41,7 @@ pub const PROBE_SOURCES: (Ipv4Addr, Ipv6Addr) = (
 pub const TABLES: [&str; 4] = ["ambient-nat", "ambient-mangle", "ambient-raw", "ambient-guard"];
 
 /// What may differ from pod to pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Capture IPv6 as well. Without it an IPv6 connection goes around the proxy.
     pub ipv6: bool,
@@ -50,15 +50,36 @@ pub struct Options {
     /// Let connections from [`PROBE_SOURCES`] through to the application. Only for nodes whose own namespace gives that
     /// address to the kubelet's probes and lets nobody else use it.
     pub probes: bool,
+    /// Capture what comes to the pod. Without it only HBONE goes to the proxy, and all else to the application as it is.
+    pub inbound: bool,
+    /// What comes by TCP from these devices is captured as if the pod had sent it.
+    pub virtual_interfaces: Vec<InterfaceName>,
+}
+
+impl Options {
+    /// These, with what a pod asks of its own capture.
+    pub fn of(&self, pod: &Capture) -> Self {
+        let mut options = self.clone();
+        options.inbound &= !pod.bypass_inbound;
+        options.dns = pod.dns.unwrap_or(self.dns);
+        for name in &pod.virtual_interfaces {
+            if !options.virtual_interfaces.contains(name) {
+                options.virtual_interfaces.push(*name);
+            }
+        }
+        options
+    }
 }
 
 impl Default for Options {
-    /// IPv6 and DNS, and no way around for probes.
+    /// IPv6 and DNS, what comes and what goes, and no way around for probes.
     fn default() -> Self {
         Self {
             ipv6: true,
             dns: true,
             probes: false,
+            inbound: true,
+            virtual_interfaces: Vec::new(),
         }
     }
 }
@@ -200,6 +221,8 @@ pub enum Match {
     Opens,
     /// It came by another device than the loopback one.
     NotFromLoopback,
+    /// It came by this device.
+    From(InterfaceName),
     /// It leaves by the loopback device.
     ToLoopback,
     /// It leaves by another.
@@ -287,10 +310,21 @@ fn nat(options: &Options, families: &[IpFamily]) -> Table {
 
     let mut prerouting = Vec::new();
     let mut output = Vec::new();
-    if options.probes {
+    for name in &options.virtual_interfaces {
+        // Without IPv6 nothing of it reaches the proxy.
+        let family = (!options.ipv6).then_some(M::Family(IpFamily::V4));
+        prerouting.push(Rule::new(
+            [M::From(*name)].into_iter().chain(family).chain([tcp]).collect::<Vec<_>>(),
+            Action::Redirect(ports::OUTBOUND),
+            "what a machine inside the pod sends",
+        ));
+    }
+    if options.probes && options.inbound {
         prerouting.extend(twins(&|f| {
             Rule::new([tcp, M::Source(f.probe_source())], Action::Accept, "the kubelet's probes")
         }));
+    }
+    if options.probes {
         output.extend(twins(&|f| {
             Rule::new(
                 [tcp, M::Destination(f.probe_source())],
@@ -299,13 +333,15 @@ fn nat(options: &Options, families: &[IpFamily]) -> Table {
             )
         }));
     }
-    prerouting.extend(twins(&|f| {
-        Rule::new(
-            [M::NotDestination(f.loopback()), tcp, M::NotDestinationPort(ports::HBONE), not_proxy],
-            Action::Redirect(ports::INBOUND_PLAINTEXT),
-            "what comes to the pod, except by HBONE or from the proxy",
-        )
-    }));
+    if options.inbound {
+        prerouting.extend(twins(&|f| {
+            Rule::new(
+                [M::NotDestination(f.loopback()), tcp, M::NotDestinationPort(ports::HBONE), not_proxy],
+                Action::Redirect(ports::INBOUND_PLAINTEXT),
+                "what comes to the pod, except by HBONE or from the proxy",
+            )
+        }));
+    }
     if options.dns {
         let mut udp = vec![M::NotToLoopback, not_proxy, M::Protocol(Protocol::Udp), M::DestinationPort(53)];
         if !options.ipv6 {
@@ -407,12 +443,15 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
     };
     let redirected = Rule::new([M::Redirected], Action::Accept, "what is redirected");
 
-    let mut input = probes(&M::Source, "the kubelet's probes");
-    input.push(redirected.clone());
-    input.push(refusal(
-        &[M::NotFromLoopback, M::NotDestinationPort(ports::HBONE), M::NotMark(PROXY_MARK)],
-        "what would come to the pod around the proxy",
-    ));
+    let mut input = Vec::new();
+    if options.inbound {
+        input.extend(probes(&M::Source, "the kubelet's probes"));
+        input.push(redirected.clone());
+        input.push(refusal(
+            &[M::NotFromLoopback, M::NotDestinationPort(ports::HBONE), M::NotMark(PROXY_MARK)],
+            "what would come to the pod around the proxy",
+        ));
+    }
     let mut output = probes(&M::Destination, "replies to the kubelet's probes");
     output.push(redirected);
     output.push(refusal(

@@ -334,6 +334,7 @@ impl Pods {
             name: "".into(),
             service_account: "".into(),
             addresses: Vec::new(),
+            capture: ambient_core::Capture::default(),
         };
         let phase = if announced { Phase::Withdrawing } else { Phase::Cutting };
         self.entries.insert(id, Entry::left_behind(Arc::new(pod), phase, now, &self.timing));

@@ -76,6 +76,7 @@ impl Display for Match {
             Self::Redirected => f.write_str("ct status & dnat == dnat"),
             Self::Opens => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
             Self::NotFromLoopback => f.write_str("iifname != lo"),
+            Self::From(name) => write!(f, "iifname \"{name}\""),
             Self::ToLoopback => f.write_str("oifname lo"),
             Self::NotToLoopback => f.write_str("oifname != lo"),
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, io, net::IpAddr, pin::Pin, sync::Arc};
 
-use ambient_core::PodUid;
+use ambient_core::{Capture, PodUid};
 
 use crate::linux::Netns;
 
@@ -22,6 +22,8 @@ pub struct PodSpec {
     pub service_account: Arc<str>,
     /// All its addresses; by them its network namespace is found.
     pub addresses: Vec<IpAddr>,
+    /// What it asks of its capture; a change of it is followed while the pod runs.
+    pub capture: Capture,
 }
 
 impl fmt::Display for PodSpec {
@@ -35,8 +37,9 @@ pub trait Proxy: Send + Sync {
     /// Begins to serve a pod; when the answer is `Ok`, all listeners of the pod's plan are up in its namespace.
     ///
     /// Called again for a pod that it serves already when one of its listeners was found missing: it then brings up what is
-    /// missing; and when its Kubernetes namespace or service account is another: it then serves it as who it is now. The
-    /// future is dropped when it takes longer than [`Config::patience`](crate::Config::patience).
+    /// missing; and when its Kubernetes namespace or service account is another: it then serves it as who it is now; and when
+    /// what it asks of its capture is another. The future is dropped when it takes longer than
+    /// [`Config::patience`](crate::Config::patience).
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>>;
 
     /// Resets every connection that a pod has open and takes no other: its TCP listeners are closed, so that the kernel refuses

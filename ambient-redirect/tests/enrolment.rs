@@ -74,6 +74,8 @@ fn preflight_leaves_no_trace(world: &World) -> Outcome {
             ipv6: false,
             dns: false,
             probes: true,
+            inbound: false,
+            virtual_interfaces: vec!["tap0".parse().unwrap()],
         })
         .await
         .unwrap();
@@ -86,7 +88,12 @@ fn rules_are_listed_as_given(world: &World) -> Outcome {
     let (uid, pod) = (PodUid::from("uid"), Mark::new("node-1", &"uid".into()));
     for options in [(true, true, true), (true, false, false), (false, true, true), (false, false, false)] {
         let (ipv6, dns, probes) = options;
-        let plan = Plan::new(&Options { ipv6, dns, probes });
+        let plan = Plan::new(&Options {
+            ipv6,
+            dns,
+            probes,
+            ..Options::default()
+        });
         let mut inside = Inside::open(&node.netns).unwrap();
         assert!(!inside.apply(&plan, &pod).unwrap().is_empty());
         assert_eq!(inside.apply(&plan, &pod).unwrap(), [], "nothing differs after it was applied");

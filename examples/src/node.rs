@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// Where names outside the mesh are asked for: a resolv.conf.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
-    /// Leave pods' DNS alone.
+    /// Leave pods' DNS alone, except where a pod asks for it by an annotation.
     #[arg(long)]
     no_dns_capture: bool,
     /// Where /metrics is served.
@@ -197,7 +197,12 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     if let Some(workers) = args.workers {
         config.workers = workers.get();
     }
-    if !args.no_dns_capture {
+    config.dns_capture = !args.no_dns_capture;
+    if args.no_dns_capture {
+        // Only for pods that ask for it: those are told where there is none.
+        let text = std::fs::read_to_string(&args.resolv_conf).unwrap_or_default();
+        config.nameservers = ambient_node::nameservers(&text);
+    } else {
         let file = args.resolv_conf.display();
         let text = std::fs::read_to_string(&args.resolv_conf).with_context(|| {
             format!("cannot read {file}, which names the DNS servers; --resolv-conf names another, --no-dns-capture goes without")

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ambient_authz::kubernetes::Labels;
-use ambient_core::{Health, NetworkMode, PodUid, TunnelProtocol, Workload, WorkloadKind};
+use ambient_core::{Capture, Health, NetworkMode, PodUid, TunnelProtocol, Workload, WorkloadKind};
 
 use super::{Settings, kinds::Pod};
 
@@ -27,6 +27,8 @@ pub(super) fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels
     workload.node = pod.spec.node_name.as_deref().unwrap_or_default().into();
     workload.cluster = settings.cluster_id.clone();
     workload.ambient = is_ambient(settings, pod, namespace_labels);
+    let capture = Capture::read(|key| meta.annotations.get(key).map(String::as_str));
+    workload.capture = (!capture.is_default()).then(|| Arc::new(capture));
     if pod.spec.host_network {
         workload.network_mode = NetworkMode::HostNetwork;
     }

@@ -13,14 +13,15 @@ use super::watch::Watch;
 use crate::{
     Announce, PodSpec, Proxy,
     linux::{ApplyError, Difference, Inside, Mark, Netns, Outbound, Proof, Sockets, prove},
-    plan::Plan,
+    plan::{Options, Plan},
     pods::{Done, Step},
 };
 
 /// What steps are done with.
 pub(super) struct Hands {
     pub(super) node: Arc<str>,
-    pub(super) plan: Plan,
+    /// What is captured, of pods that ask nothing else.
+    pub(super) options: Options,
     pub(super) sockets: Sockets,
     pub(super) proxy: Arc<dyn Proxy>,
     pub(super) announce: Arc<dyn Announce>,
@@ -83,12 +84,16 @@ impl Hands {
         result.map_or_else(Done::Failed, Done::Well)
     }
 
+    fn plan(&self, pod: &PodSpec) -> Plan {
+        Plan::new(&self.options.of(&pod.capture))
+    }
+
     async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
         if let Some(v6) = pod
             .addresses
             .iter()
             .find(|ip| ip.to_canonical().is_ipv6())
-            .filter(|_| !self.plan.rules.contains(&crate::plan::IpFamily::V6))
+            .filter(|_| !self.options.ipv6)
         {
             return Err(format!("it has the address {v6}, and IPv6 is not captured here"));
         }
@@ -98,13 +103,13 @@ impl Hands {
     }
 
     async fn enforce(&self, pod: &PodSpec, room: &Room) -> Result<Option<String>, String> {
-        let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
+        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
         let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
         Ok((!added.is_empty()).then(|| put(&added)))
     }
 
     async fn prove(&self, pod: &PodSpec, room: &Room) -> Result<String, String> {
-        let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
+        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
         let (differences, families) = room
             .within(move |inside| {
                 let differences = inside.verify(&plan, &mark)?;
@@ -119,7 +124,7 @@ impl Hands {
     }
 
     async fn verify(&self, pod: &PodSpec, room: &Room) -> Done {
-        let (plan, mark) = (self.plan.clone(), Mark::new(&self.node, &pod.uid));
+        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
         match room.within(move |inside| inside.verify(&plan, &mark)).await {
             Ok(differences) if differences.is_empty() => Done::Well(None),
             Ok(differences) => Done::Differs {

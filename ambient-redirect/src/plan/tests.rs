@@ -6,12 +6,73 @@ fn the_whole_plan_as_text() {
     assert_eq!(plan.to_string(), include_str!("../../tests/vectors/plan.txt"));
 }
 
+/// The cases that Istio's own golden files have: what the node is set to, what the pod's annotations say.
+type Annotations = &'static [(&'static str, &'static str)];
+const CASES: [(&str, bool, Annotations); 6] = [
+    ("default", true, &[]),
+    ("ingress", true, &[(BYPASS, "true")]),
+    ("virtual_interfaces", true, &[(REROUTE, "tap0,br1")]),
+    ("ingress_and_virtual_interfaces", true, &[(BYPASS, "1"), (REROUTE, "tap0, br1")]),
+    ("dns_pod_enabled_and_off_globally", false, &[(DNS, "T")]),
+    ("dns_pod_disabled_and_on_globally", true, &[(DNS, "false")]),
+];
+const BYPASS: &str = "ambient.istio.io/bypass-inbound-capture";
+const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
+const DNS: &str = "ambient.istio.io/dns-capture";
+
+fn options(dns: bool, ipv6: bool, annotations: &[(&str, &str)]) -> Options {
+    let capture = Capture::read(|key| annotations.iter().find(|(k, _)| *k == key).map(|(_, value)| *value));
+    assert_eq!(capture.faults, []);
+    let node = Options {
+        dns,
+        ipv6,
+        probes: true,
+        ..Options::default()
+    };
+    node.of(&capture)
+}
+
+#[test]
+fn every_case_as_text() {
+    for (name, dns, annotations) in CASES {
+        for (family, ipv6) in [("v4", false), ("v4-v6", true)] {
+            let path = format!("{}/tests/vectors/plans/{name}.{family}.txt", env!("CARGO_MANIFEST_DIR"));
+            let wanted = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            let plan = Plan::new(&options(dns, ipv6, annotations)).to_string();
+            assert_eq!(plan, wanted, "{path}");
+        }
+    }
+}
+
+#[test]
+fn what_a_pod_asks_changes_no_more_than_that() {
+    let node = Options::default();
+    assert_eq!(node.of(&Capture::default()), node);
+    let without_dns = Plan::new(&options(true, true, &[(DNS, "0")]));
+    assert_eq!(without_dns, Plan::new(&options(false, true, &[])));
+    // The proxy's own connections to the application come by the loopback device, which no pod can name.
+    let capture = Capture::read(|key| (key == REROUTE).then_some("lo"));
+    assert_eq!(node.of(&capture), node);
+    // What comes in goes to the application, and nothing that would refuse it stands in its way.
+    let plan = Plan::new(&options(true, true, &[(BYPASS, "true")]));
+    let incoming = plan
+        .tables
+        .iter()
+        .flat_map(|t| &t.chains)
+        .filter(|c| c.hook == Hook::Input || (c.kind == ChainKind::Nat && c.hook == Hook::Prerouting));
+    assert!(incoming.into_iter().all(|c| c.rules.is_empty()));
+    assert!(
+        plan.listeners.contains(&Port::tcp(ports::HBONE)),
+        "HBONE goes to the proxy as before"
+    );
+}
+
 #[test]
 fn what_is_switched_off_leaves_no_rule() {
     let plain = Plan::new(&Options {
         ipv6: false,
         dns: false,
-        probes: false,
+        ..Options::default()
     });
     let text = plain.to_string();
     for absent in ["ip6", "::1", "15053", "53 ", "zone", "169.254.7.127", "ambient-raw", "-6"] {
@@ -39,7 +100,12 @@ fn without_ipv6_no_rule_catches_it() {
 #[test]
 fn nothing_that_the_proxy_sends_is_redirected() {
     for (ipv6, dns, probes) in [(true, true, true), (true, true, false), (false, false, false)] {
-        let plan = Plan::new(&Options { ipv6, dns, probes });
+        let plan = Plan::new(&Options {
+            ipv6,
+            dns,
+            probes,
+            ..Options::default()
+        });
         let rules = plan.tables.iter().flat_map(|t| &t.chains).flat_map(|c| &c.rules);
         for rule in rules.filter(|r| matches!(r.action, Action::Redirect(_))) {
             assert!(rule.matches.contains(&Match::NotMark(PROXY_MARK)), "{rule:?}");
@@ -51,7 +117,12 @@ fn nothing_that_the_proxy_sends_is_redirected() {
 fn what_is_refused_opens_a_connection_and_nobody_exempt_is_meant() {
     for bits in 0..8 {
         let (ipv6, dns, probes) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
-        let plan = Plan::new(&Options { ipv6, dns, probes });
+        let plan = Plan::new(&Options {
+            ipv6,
+            dns,
+            probes,
+            ..Options::default()
+        });
         let mut refusals = 0;
         for chain in plan.tables.iter().flat_map(|t| &t.chains) {
             let input = chain.hook == Hook::Input;

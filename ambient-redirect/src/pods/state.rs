@@ -192,10 +192,11 @@ impl Entry {
         }
     }
 
-    /// What is told of the pod has changed. Where it is who it speaks for, the proxy is asked again; rules stay meanwhile.
+    /// What is told of the pod has changed. Where it is who it speaks for, or what is captured of it, the proxy is asked again;
+    /// rules stay meanwhile.
     pub(super) fn become_pod(&mut self, pod: Arc<PodSpec>) {
-        let speaks_for = |pod: &PodSpec| (pod.namespace.clone(), pod.service_account.clone());
-        self.renew |= speaks_for(&pod) != speaks_for(&self.pod);
+        let serves = |pod: &PodSpec| (pod.namespace.clone(), pod.service_account.clone(), pod.capture.clone());
+        self.renew |= serves(&pod) != serves(&self.pod);
         self.pod = pod;
     }
 

@@ -494,6 +494,7 @@ fn spec(index: usize) -> PodSpec {
         name: uid.into(),
         service_account: "default".into(),
         addresses: vec![address_of(address)],
+        capture: ambient_core::Capture::default(),
     }
 }
 

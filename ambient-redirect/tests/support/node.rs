@@ -2,7 +2,7 @@
 
 use std::{error::Error, future::Future, net::IpAddr, sync::Arc, time::Duration};
 
-use ambient_core::PodUid;
+use ambient_core::{Capture, PodUid};
 use ambient_redirect::{Config, PodSpec, linux::Netns};
 use ambient_testkit::{End, Namespace, World, harness::Outcome, link};
 use ipnet::IpNet;
@@ -70,5 +70,6 @@ pub(crate) fn spec(uid: &str, addresses: &[&str]) -> PodSpec {
         name: format!("pod-of-{uid}").into(),
         service_account: "default".into(),
         addresses: addresses.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect(),
+        capture: Capture::default(),
     }
 }

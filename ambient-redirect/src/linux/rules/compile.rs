@@ -96,6 +96,13 @@ fn push_match(list: &mut Vec<Expr>, test: &Match) {
             });
             list.push(compare(Cmp::Equal, vec![SYN]));
         }
+        Match::From(name) => {
+            list.push(Expr::Meta {
+                key: MetaKey::InputName,
+                reg: 1,
+            });
+            list.push(compare(Cmp::Equal, name.padded().to_vec()));
+        }
         Match::ToLoopback => push_loopback(list, MetaKey::OutputName, Cmp::Equal),
         Match::NotToLoopback => push_loopback(list, MetaKey::OutputName, Cmp::NotEqual),
         Match::NotFromLoopback => push_loopback(list, MetaKey::InputName, Cmp::NotEqual),

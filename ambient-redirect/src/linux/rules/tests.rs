@@ -15,6 +15,7 @@ fn the_rules_are_those_of_the_reference() {
         ipv6: true,
         dns: true,
         probes: true,
+        ..Options::default()
     });
     let mut ours: BTreeMap<String, Vec<String>> = BTreeMap::new();
     // What guards against going around the rest is no part of the reference.

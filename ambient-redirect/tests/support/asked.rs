@@ -1,0 +1,72 @@
+//! What a pod asks of its capture.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ambient_core::Capture;
+use ambient_redirect::{PodSpec, linux::Netns};
+use ambient_testkit::{End, World, harness::Outcome, link};
+use ipnet::IpNet;
+
+use crate::{
+    application, ask, ask_until,
+    mesh::{Log, Running},
+    node::{Node, spec},
+};
+
+pub(crate) fn what_a_pod_asks_is_followed_while_it_runs(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let namespace = world.namespace("a")?;
+    let pod = node.join(&namespace, "10.0.0.2", "fd00::2")?;
+    // A machine inside the pod.
+    let machine = world.namespace("machine")?;
+    link(
+        &End::new(&machine, "eth0").address("192.168.9.2/24".parse::<IpNet>()?),
+        &End::new(&namespace, "tap0").address("192.168.9.1/24".parse::<IpNet>()?),
+    )?;
+    machine.add_route("0.0.0.0/0".parse::<IpNet>()?, Some("192.168.9.1".parse::<IpAddr>()?), "eth0")?;
+    let machine = Arc::new(Netns::open(machine.path())?);
+    let asking = |annotations: &[(&str, &str)]| {
+        let capture = Capture::read(|key| annotations.iter().find(|(k, _)| *k == key).map(|(_, value)| *value));
+        PodSpec {
+            capture,
+            ..spec("a", &["10.0.0.2", "fd00::2"])
+        }
+    };
+    node.run(async {
+        application(&pod, 8081);
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[asking(&[])]);
+        running.until_in(&["a"]).await;
+        assert_eq!(ask(&node.netns, "10.0.0.2:8081").await.unwrap(), "in 10.0.0.2:8081 from 10.0.0.1");
+        assert_eq!(ask(&pod, "198.51.100.7:53").await.unwrap(), "dns 198.51.100.7:53 from 10.0.0.2");
+        // Whatever comes by a device is taken for what comes to the pod.
+        ask_until(&machine, "198.51.100.7:80", "in 198.51.100.7:80 from 192.168.9.2").await;
+
+        running.want(&[asking(&[("ambient.istio.io/bypass-inbound-capture", "true")])]);
+        ask_until(&node.netns, "10.0.0.2:8081", "app called by 10.0.0.1").await;
+        ask_until(&node.netns, "[fd00::2]:8081", "app called by fd00::1").await;
+        ask_until(&node.netns, "10.0.0.2:15008", "hbone 10.0.0.2:15008 from 10.0.0.1").await;
+        ask_until(&pod, "198.51.100.7:80", "out 198.51.100.7:80 from 10.0.0.2").await;
+
+        running.want(&[asking(&[
+            ("istio.io/reroute-virtual-interfaces", "tap0"),
+            ("ambient.istio.io/dns-capture", "0"),
+        ])]);
+        ask_until(&machine, "198.51.100.7:80", "out 198.51.100.7:80 from 192.168.9.2").await;
+        ask_until(&node.netns, "10.0.0.2:8081", "in 10.0.0.2:8081 from 10.0.0.1").await;
+        ask_until(&pod, "198.51.100.7:53", "out 198.51.100.7:53 from 10.0.0.2").await;
+
+        running.want(&[asking(&[])]);
+        ask_until(&pod, "198.51.100.7:53", "dns 198.51.100.7:53 from 10.0.0.2").await;
+        ask_until(&machine, "198.51.100.7:80", "in 198.51.100.7:80 from 192.168.9.2").await;
+        running.until_in(&["a"]).await;
+        let log = running.stop().await;
+        assert_eq!(
+            (log.count("captured"), log.count("withdrawn")),
+            (1, 0),
+            "it stayed announced: {:#?}",
+            log.lines()
+        );
+        assert_eq!(log.count("repaired"), 0, "to follow is not to repair: {:#?}", log.lines());
+    })
+}

@@ -1,0 +1,71 @@
+//! What pods ask of their capture, how their namespaces are found, and what their node sends them: real namespaces, real
+//! packets.
+#![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
+
+#[path = "support/asked.rs"]
+mod asked;
+#[path = "support/mesh.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod mesh;
+#[path = "support/node.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod node;
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use ambient_redirect::linux::Netns;
+use ambient_testkit::harness;
+use tokio::time::sleep;
+
+fn main() -> ExitCode {
+    harness::main(&[(
+        "what_a_pod_asks_is_followed_while_it_runs",
+        asked::what_a_pod_asks_is_followed_while_it_runs,
+    )])
+}
+
+/// Connects from a namespace and gives all that is heard.
+async fn ask(from: &Arc<Netns>, to: &str) -> io::Result<String> {
+    let (from, to): (_, SocketAddr) = (from.clone(), to.parse().unwrap());
+    let asked = tokio::task::spawn_blocking(move || {
+        from.run(|| {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+    });
+    asked.await.unwrap().unwrap()
+}
+
+/// Asks until the answer is as wanted, for five seconds.
+async fn ask_until(from: &Arc<Netns>, to: &str, wanted: &str) {
+    let mut heard = Err(io::ErrorKind::NotConnected.into());
+    for _ in 0..250 {
+        heard = ask(from, to).await;
+        if heard.as_deref().is_ok_and(|heard| heard == wanted) {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{to}: {heard:?} and not {wanted:?}");
+}
+
+/// An application that says from where it is called.
+fn application(at: &Arc<Netns>, port: u16) {
+    let listener = at.run(|| TcpListener::bind(("::", port)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            if let Ok(peer) = stream.peer_addr() {
+                let _ = stream.write_all(format!("app called by {}", peer.ip().to_canonical()).as_bytes());
+            }
+        }
+    });
+}
