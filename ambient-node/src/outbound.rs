@@ -12,7 +12,7 @@ use ambient_core::{
     route::{self, Direct, Plan},
 };
 use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream};
-use ambient_redirect::linux::{is_probe, original_destination};
+use ambient_redirect::linux::{Direction as Captured, original_destination};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::{net::TcpStream, time};
 
@@ -31,11 +31,15 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
     let home = worker.clone();
     worker.spawn(Box::pin(async move {
+        let to = original_destination(&stream);
+        // Before it is counted: a pod that has all it may have open is captured as well.
+        if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Outbound, peer, *to)) {
+            return;
+        }
         let Some(app) = App::take(&node, &pod.room.outbound, stream) else {
             return;
         };
-        match original_destination(app.stream.socket()) {
-            Ok(to) if is_probe(to) => app.ended_well(),
+        match to {
             Ok(to) => {
                 let outbound = Outbound { node, pod, home, peer, to };
                 let cut = outbound.pod.clone();

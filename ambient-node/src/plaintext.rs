@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use ambient_authz::{Decision, Peer};
 use ambient_core::{NetworkAddress, ports};
 use ambient_hbone::RelayLimits;
-use ambient_redirect::linux::{is_probe, original_destination};
+use ambient_redirect::linux::{Direction as Captured, original_destination};
 
 use crate::{
     Shared, clock,
@@ -21,11 +21,15 @@ use crate::{
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
     let home = worker.clone();
     worker.spawn(async move {
+        let to = original_destination(&stream);
+        // Before it is counted: a pod that has all it may have open is captured as well.
+        if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Inbound, peer, *to)) {
+            return;
+        }
         let Some(app) = App::take(&node, &pod.room.inbound, stream) else {
             return;
         };
-        match original_destination(app.stream.socket()) {
-            Ok(to) if is_probe(to) => app.ended_well(),
+        match to {
             Ok(to) => {
                 let passed_on = Box::pin(pass_on(&node, &pod, &home.relays, app, peer, to));
                 tokio::select! {

@@ -109,14 +109,29 @@ impl Pods {
             }
         }
         for (at, socket) in bound {
-            let serving = match socket {
-                Bound::Tcp(acceptor, serve) => tokio::spawn(accept(node.clone(), pod.clone(), acceptor, serve)),
-                Bound::DnsUdp(socket) => tokio::spawn(dns::serve_udp(node.clone(), pod.clone(), socket)),
-                Bound::DnsTcp(listener) => tokio::spawn(dns::serve_tcp(node.clone(), pod.clone(), listener)),
+            let serving: BoxFuture<'static, ()> = match socket {
+                Bound::Tcp(acceptor, serve) => Box::pin(accept(node.clone(), pod.clone(), acceptor, serve)),
+                Bound::DnsUdp(socket) => Box::pin(dns::serve_udp(node.clone(), pod.clone(), socket)),
+                Bound::DnsTcp(listener) => Box::pin(dns::serve_tcp(node.clone(), pod.clone(), listener)),
             };
-            pod.listens(at, serving);
+            // However it ends, by a panic too: whoever keeps the pod captured looks at once.
+            let told = Told(pod.namespace.clone());
+            let serving = async move {
+                let _told = told;
+                serving.await;
+            };
+            pod.listens(at, tokio::spawn(serving));
         }
         Ok(())
+    }
+}
+
+/// Tells, when it is dropped, that a listener has ended.
+struct Told(Arc<Netns>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.listener_lost();
     }
 }
 

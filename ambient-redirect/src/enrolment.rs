@@ -45,6 +45,9 @@ pub struct Config {
     pub scan_every: Duration,
     /// A captured pod is verified so often, besides whenever the kernel tells of a change.
     pub verify_every: Duration,
+    /// So often a verification makes the connections of a proof anew, where the proxy is in this process. To another's they
+    /// are made only when its pod is captured or repaired: they would stand in its log.
+    pub prove_every: Duration,
     /// A step of the proxy or of the announcement that takes longer has failed, and is tried again.
     pub patience: Duration,
     /// Let all pods go at the end. Without it their rules stay, and their traffic is refused until the next process serves
@@ -53,8 +56,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, steps given 10 s; rules stay at
-    /// the end.
+    /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, by connections every 30 s, steps
+    /// given 10 s; rules stay at the end.
     pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         Self {
             node: node.into(),
@@ -62,6 +65,7 @@ impl Config {
             options: Options::default(),
             scan_every: Duration::from_millis(200),
             verify_every: Duration::from_secs(5),
+            prove_every: Duration::from_secs(30),
             patience: Duration::from_secs(10),
             release_at_end: false,
         }
@@ -114,6 +118,7 @@ impl Enrolment {
                 proxy,
                 announce,
                 patience: config.patience,
+                prove_every: config.prove_every,
             }),
             observer,
             states: channel(Arc::from([])).0,

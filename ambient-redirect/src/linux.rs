@@ -5,6 +5,7 @@
 
 mod netns;
 pub(crate) mod option;
+mod own;
 mod preflight;
 mod proof;
 mod rules;
@@ -12,9 +13,11 @@ mod sockets;
 mod told;
 
 pub use netns::{Netns, NetnsError, NetnsId};
+pub use own::Direction;
+pub(crate) use own::Own;
 pub use preflight::{PreflightError, preflight};
-pub(crate) use proof::prove;
-pub use proof::{Outbound, Proof, is_probe};
+pub(crate) use proof::Prover;
+pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Difference, Inside, Mark, Owner};
 pub use sockets::{Sockets, cut_when_dropped, original_destination};
 pub(crate) use told::Told;

@@ -32,7 +32,10 @@ use std::{
 use ambient_core::PodUid;
 
 use self::state::{Entry, Phase};
-use crate::{PodSpec, linux::NetnsId};
+use crate::{
+    PodSpec,
+    linux::{NetnsId, Proof},
+};
 
 pub use state::{PodState, Refusal, State, Step};
 
@@ -114,6 +117,8 @@ pub struct Action {
 pub enum Done {
     /// As it should; with what was found to say of it, if anything.
     Well(Option<String>),
+    /// [`Step::Prove`], or a [`Step::Verify`] that was as much, ended as it should.
+    Proven(Proof),
     /// [`Step::Verify`] found that something is not as it should be.
     Differs {
         /// What.

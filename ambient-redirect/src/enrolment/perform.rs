@@ -7,13 +7,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 
 use super::watch::Watch;
 use crate::{
     Announce, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Mark, Netns, Outbound, Proof, Sockets, prove},
-    plan::{Options, Plan},
+    linux::{ApplyError, Difference, Inside, Mark, Netns, Proof, Prover, Sockets, Way},
+    plan::{IpFamily, Options, Plan},
     pods::{Done, Step},
 };
 
@@ -26,6 +29,7 @@ pub(super) struct Hands {
     pub(super) proxy: Arc<dyn Proxy>,
     pub(super) announce: Arc<dyn Announce>,
     pub(super) patience: Duration,
+    pub(super) prove_every: Duration,
 }
 
 /// A namespace that has a pod: its sockets are opened at the first use, and events watched from then on.
@@ -34,6 +38,8 @@ pub(super) struct Room {
     pub(super) namespace: Arc<Netns>,
     inside: Arc<Mutex<Option<Inside>>>,
     watch: Arc<Watch>,
+    /// When connections proved it last, and whether a look from the node is owed since then.
+    proven: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Room {
@@ -42,7 +48,19 @@ impl Room {
             namespace,
             inside: Arc::default(),
             watch,
+            proven: Mutex::default(),
         }
+    }
+
+    /// Takes note of a proof; `whole` where none is owed before its time.
+    fn proven(&self, whole: bool) {
+        *self.proven.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), whole));
+    }
+
+    /// Whether connections are to prove it anew.
+    fn is_due(&self, every: Duration) -> bool {
+        let proven = *self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        self.namespace.own().has_listeners() && proven.is_none_or(|(at, whole)| !whole || at.elapsed() >= every)
     }
 
     /// Runs blocking work with the namespace's sockets.
@@ -73,7 +91,7 @@ impl Hands {
         let result = match step {
             Step::Listen => self.listen(pod, room).await.map(|()| None),
             Step::Enforce => self.enforce(pod, room).await,
-            Step::Prove => self.prove(pod, room).await.map(Some),
+            Step::Prove => return self.prove(pod, room).await,
             Step::Verify => return self.verify(pod, room).await,
             Step::Announce => self.patiently(self.announce.captured(pod)).await.map(|()| None),
             Step::Withdraw => self.patiently(self.announce.withdrawn(&pod.uid)).await.map(|()| None),
@@ -108,33 +126,69 @@ impl Hands {
         Ok((!added.is_empty()).then(|| put(&added)))
     }
 
-    async fn prove(&self, pod: &PodSpec, room: &Room) -> Result<String, String> {
-        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
-        let (differences, families) = room
-            .within(move |inside| {
-                let differences = inside.verify(&plan, &mark)?;
-                Ok((differences, inside.families(&plan.rules)?))
-            })
-            .await?;
-        if !differences.is_empty() {
-            return Err(list(&differences));
+    async fn prove(&self, pod: &PodSpec, room: &Room) -> Done {
+        match self.look(pod, room).await {
+            Ok((differences, families)) if differences.is_empty() => {
+                // A pod does not wait for its capture to be announced because a policy drops what comes from the node.
+                match self.connect(pod, room, &families, HASTE).await {
+                    Ok(proof) => {
+                        room.proven(proof.inbound.v4 != Some(Way::Listed) && proof.inbound.v6 != Some(Way::Listed));
+                        Done::Proven(proof)
+                    }
+                    Err(why) => Done::Failed(why),
+                }
+            }
+            Ok((differences, _)) => Done::Failed(list(&differences)),
+            Err(why) => Done::Failed(why),
         }
-        let proof = prove(&self.sockets, &room.namespace, &families).await.map_err(|e| e.to_string())?;
-        Ok(words(&proof))
     }
 
     async fn verify(&self, pod: &PodSpec, room: &Room) -> Done {
-        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
-        match room.within(move |inside| inside.verify(&plan, &mark)).await {
-            Ok(differences) if differences.is_empty() => Done::Well(None),
-            Ok(differences) => Done::Differs {
-                what: list(&differences),
-                listeners: differences
-                    .iter()
-                    .any(|d| matches!(d, Difference::Listener(..) | Difference::ForeignListener(_))),
-            },
-            Err(why) => Done::Failed(why),
+        let families = match self.look(pod, room).await {
+            Ok((differences, families)) if differences.is_empty() => families,
+            Ok((differences, _)) => {
+                return Done::Differs {
+                    what: list(&differences),
+                    listeners: differences
+                        .iter()
+                        .any(|d| matches!(d, Difference::Listener(..) | Difference::ForeignListener(_))),
+                };
+            }
+            Err(why) => return Done::Failed(why),
+        };
+        if !room.is_due(self.prove_every) {
+            return Done::Well(None);
         }
+        match self.connect(pod, room, &families, TIME).await {
+            Ok(proof) => {
+                room.proven(true);
+                Done::Proven(proof)
+            }
+            Err(what) => Done::Differs { what, listeners: true },
+        }
+    }
+
+    /// What is not as it should be, as the kernel lists it, and the families that are captured.
+    async fn look(&self, pod: &PodSpec, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
+        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
+        room.within(move |inside| {
+            let differences = inside.verify(&plan, &mark)?;
+            Ok((differences, inside.families(&plan.rules)?))
+        })
+        .await
+    }
+
+    async fn connect(&self, pod: &PodSpec, room: &Room, families: &[IpFamily], patience: Duration) -> Result<Proof, String> {
+        let inbound = self.options.of(&pod.capture).inbound;
+        let prover = Prover {
+            sockets: &self.sockets,
+            namespace: &room.namespace,
+            families,
+            // What is not captured is not proven.
+            addresses: if inbound { &pod.addresses } else { &[] },
+            patience,
+        };
+        prover.prove().await.map_err(|e| e.to_string())
     }
 
     async fn patiently<E: Display>(&self, step: impl Future<Output = Result<(), E>>) -> Result<(), String> {
@@ -143,15 +197,6 @@ impl Hands {
             Err(_) => Err(format!("no answer within {} s", self.patience.as_secs_f32())),
         }
     }
-}
-
-fn words(proof: &Proof) -> String {
-    let one = |outbound: Outbound| match outbound {
-        Outbound::Connected => "by a connection",
-        Outbound::Listed => "as listed",
-    };
-    let v6 = proof.outbound_v6.map(|o| format!(", IPv6 {}", one(o))).unwrap_or_default();
-    format!("outbound IPv4 {}{v6}; inbound as listed", one(proof.outbound_v4))
 }
 
 /// What does nothing but end.
@@ -200,3 +245,8 @@ fn put(differences: &[Difference]) -> String {
 fn list(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+/// A connection from the node that comes through at all takes a fraction of this.
+const HASTE: Duration = Duration::from_millis(50);
+/// One that did not gets more at the next verification, for which nobody waits.
+const TIME: Duration = Duration::from_secs(1);

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    linux::{Netns, NetnsId, Told},
+    linux::{Netns, NetnsId, Own, Told},
     netlink::Events,
 };
 
@@ -59,15 +59,13 @@ impl Watch {
 
     /// Begins to watch, unless it does.
     pub(super) async fn start(&self, namespace: &Arc<Netns>) -> Result<(), String> {
-        if self
-            .tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .any(|t| !t.is_finished())
         {
-            return Ok(());
+            let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            if !tasks.is_empty() && tasks.iter().all(|t| !t.is_finished()) {
+                return Ok(());
+            }
         }
+        let own = namespace.own().clone();
         let namespace = namespace.clone();
         let open = spawn_blocking(move || namespace.run(|| Ok([Events::nftables()?, Events::routing()?])));
         let events = open.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
@@ -77,7 +75,9 @@ impl Watch {
             let told = Told::new(events).map_err(|e| e.to_string())?;
             tasks.push(tokio::spawn(follow(told, self.id, self.changes.clone())).abort_handle());
         }
-        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+        tasks.push(tokio::spawn(follow_proxy(own, self.id, self.changes.clone())).abort_handle());
+        let former = std::mem::replace(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner), tasks);
+        former.iter().for_each(AbortHandle::abort);
         Ok(())
     }
 }
@@ -94,6 +94,13 @@ impl Drop for Watch {
 
 async fn follow(mut told: Told, id: NetnsId, changes: Changes) {
     while told.changed().await.is_ok() {
+        changes.note(id);
+    }
+}
+
+async fn follow_proxy(own: Arc<Own>, id: NetnsId, changes: Changes) {
+    loop {
+        own.listener_lost().await;
         changes.note(id);
     }
 }

@@ -7,17 +7,25 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::own::Own;
+
 /// A network namespace, held open: as long as the value lives its [`NetnsId`] belongs to no other.
+///
+/// The value also knows what this process has in the namespace by it: which sockets a proxy listens on, and which
+/// connections are a proof's. A proxy in the same process therefore uses the very value that
+/// [`Proxy::add`](crate::Proxy::add) gave it: by another its listeners are known by their mark alone.
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
     id: NetnsId,
     path: PathBuf,
+    own: Arc<Own>,
 }
 
 /// The identity of a network namespace: device and inode of its file. The kernel gives them again once the namespace is
@@ -90,6 +98,7 @@ impl Netns {
             fd: file.into(),
             id,
             path: path.into(),
+            own: Arc::default(),
         })
     }
 
@@ -127,6 +136,16 @@ impl Netns {
                 .map_err(NetnsError::Thread)?;
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// A listener of a proxy in this process has ended unasked: whoever keeps the pod captured looks at once.
+    pub fn listener_lost(&self) {
+        self.own.lost.notify_one();
+    }
+
+    /// What this process has inside.
+    pub(crate) fn own(&self) -> &Arc<Own> {
+        &self.own
     }
 
     /// Moves the calling thread inside, which must be one that does nothing else.

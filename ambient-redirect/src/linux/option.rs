@@ -1,4 +1,4 @@
-//! The socket options that no safe crate in use offers.
+//! The socket options that no safe crate in use offers, and what a socket is listed by.
 
 use std::{
     io,
@@ -19,4 +19,10 @@ pub(crate) fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// By which the kernel lists a socket.
+pub(crate) fn inode(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // Socket diagnostics have 32 bits for it, as the kernel's counter has.
+    Ok(rustix::fs::fstat(socket)?.st_ino as u32)
 }

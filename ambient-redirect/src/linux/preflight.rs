@@ -59,7 +59,7 @@ fn ask(plan: &Plan) -> Result<(), PreflightError> {
     socket.set_mark(PROXY_MARK).map_err(PreflightError::Mark)?;
 
     let pod = Mark::new("preflight", &PodUid::from("preflight"));
-    let mut inside = Inside::here().map_err(PreflightError::Rules)?;
+    let mut inside = Inside::here(Arc::default()).map_err(PreflightError::Rules)?;
     inside.set_loopback_up().map_err(PreflightError::Rules)?;
     inside.apply(plan, &pod).map_err(PreflightError::Rules)?;
     let differences = inside.rules(plan, &pod).map_err(PreflightError::Rules)?;

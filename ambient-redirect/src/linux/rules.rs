@@ -2,12 +2,12 @@
 
 mod compile;
 
-use std::{fmt, io, net::IpAddr};
+use std::{fmt, io, net::IpAddr, sync::Arc};
 
 use ambient_core::PodUid;
 
 use self::compile::{base_chain, compile};
-use super::{Netns, NetnsError};
+use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{self, Batch, Chain, Family, Listener, Nftables, Route, Routing, Rule, Table, Transport},
     plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
@@ -20,6 +20,7 @@ pub struct Inside {
     routing: Routing,
     nftables: Nftables,
     sockets: netlink::Sockets,
+    own: Arc<Own>,
 }
 
 /// For whom tables are made: what stands in them as their mark.
@@ -111,12 +112,14 @@ impl Inside {
     /// # Errors
     /// When it cannot be entered or descriptors are short.
     pub fn open(namespace: &Netns) -> Result<Self, ApplyError> {
-        namespace.run(Self::here)?
+        let own = namespace.own().clone();
+        namespace.run(|| Self::here(own))?
     }
 
     /// Opens the sockets in the calling thread's namespace.
-    pub(super) fn here() -> Result<Self, ApplyError> {
+    pub(super) fn here(own: Arc<Own>) -> Result<Self, ApplyError> {
         Ok(Self {
+            own,
             routing: Routing::open()?,
             nftables: Nftables::open()?,
             sockets: netlink::Sockets::open()?,
@@ -212,23 +215,28 @@ impl Inside {
         Ok(())
     }
 
-    /// What is not as the plan has it: tables, routing rules, routes, and listeners with the proxy's mark. Empty is proof
-    /// that all of it stands.
+    /// What is not as the plan has it: tables, routing rules, routes, and the proxy's listeners. Empty is proof that all of it
+    /// stands.
+    ///
+    /// The proxy's listeners are those that [`Sockets`](super::Sockets) of this process made by the very [`Netns`] that this was
+    /// opened with, known by their inodes; where it made none there, those with the proxy's mark.
     ///
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
     pub fn verify(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
         let mut differences = self.rules(plan, mark)?;
-        let tcp = self.sockets.listeners(Transport::Tcp)?;
-        let udp = if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
-            self.sockets.listeners(Transport::Udp)?
-        } else {
-            Vec::new()
+        let made = self.own.listeners();
+        let mut listed = self.sockets.listeners(Transport::Tcp)?;
+        if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
+            listed.extend(self.sockets.listeners(Transport::Udp)?);
+        }
+        let is_proxys = |l: &Listener| match made.is_empty() {
+            true => l.mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK),
+            false => made.contains(&l.inode),
         };
         let families = self.families(&plan.rules)?;
         for port in &plan.listeners {
-            let all = if port.protocol == Protocol::Tcp { &tcp } else { &udp };
-            let there: Vec<&Listener> = all.iter().filter(|l| l.local.port() == port.port).collect();
+            let there: Vec<&Listener> = listed.iter().filter(|l| is_at(l, *port)).collect();
             if there.iter().any(|l| !is_proxys(l)) {
                 differences.push(Difference::ForeignListener(*port));
             }
@@ -241,6 +249,10 @@ impl Inside {
                     differences.push(Difference::Listener(*port, *family));
                 }
             }
+        }
+        let closed: Vec<u32> = made.into_iter().filter(|inode| !listed.iter().any(|l| l.inode == *inode)).collect();
+        if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
+            self.own.closed(&closed);
         }
         Ok(differences)
     }
@@ -404,8 +416,12 @@ fn tag(node: &str) -> u32 {
         .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-fn is_proxys(listener: &Listener) -> bool {
-    listener.mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK)
+fn is_at(listener: &Listener, port: Port) -> bool {
+    let transport = match port.protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    };
+    listener.transport == transport && listener.local.port() == port.port
 }
 
 fn routing_rule(family: IpFamily) -> Rule {

@@ -63,6 +63,7 @@ impl Sockets {
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(backlog)?;
+        namespace.own().listens(option::inode(socket.as_fd())?);
         Ok(socket.into())
     }
 
@@ -79,6 +80,9 @@ impl Sockets {
     pub async fn udp(&self, namespace: &Arc<Netns>, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
         let (socket, address) = self.wildcard(namespace, address, Type::DGRAM).await?;
         socket.bind(&address.into())?;
+        if address.port() != 0 {
+            namespace.own().listens(option::inode(socket.as_fd())?);
+        }
         Ok(socket.into())
     }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{Done, Notice, Output, Timing};
-use crate::{PodSpec, linux::NetnsId};
+use crate::{
+    PodSpec,
+    linux::{NetnsId, Proof},
+};
 
 /// How a pod stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +43,8 @@ pub enum State {
     In {
         /// Since when.
         captured_at: SystemTime,
-        /// What was proven, in words for people.
-        proof: String,
+        /// How that was proven last.
+        proof: Proof,
     },
     /// It cannot be captured; it is tried again.
     Refused {
@@ -108,7 +111,7 @@ pub(super) enum Phase {
     Enforcing,
     Proving,
     Announcing,
-    In { captured_at: SystemTime, proof: String },
+    In { captured_at: SystemTime, proof: Proof },
     Retracting,
     Withdrawing,
     Cutting,
@@ -134,8 +137,8 @@ pub(super) struct Entry {
     announced: Option<SystemTime>,
     /// What is being mended.
     mending: Option<String>,
-    /// What was proven last.
-    proof: String,
+    /// How it was proven last.
+    proof: Option<Proof>,
     failures: u32,
     error: Option<Refusal>,
     not_before: Option<Instant>,
@@ -157,7 +160,7 @@ impl Entry {
             renew: false,
             announced: None,
             mending: None,
-            proof: String::new(),
+            proof: None,
             failures: 0,
             error: None,
             not_before: None,
@@ -257,9 +260,22 @@ impl Entry {
         self.not_before = None;
         match done {
             Done::Failed(why) => self.failed(now, timing, Refusal { step, why }, output),
+            Done::Well(_) if step == Step::Prove => {
+                let why = "nothing was proven".into();
+                self.failed(now, timing, Refusal { step, why }, output);
+            }
             Done::Differs { what, listeners } => {
                 self.mending = Some(what);
                 self.phase = if listeners { Phase::Listening } else { Phase::Enforcing };
+            }
+            Done::Proven(proof) => {
+                self.proof = Some(proof);
+                if let Phase::In { proof: shown, .. } = &mut self.phase {
+                    *shown = proof;
+                }
+                if self.succeeded(now, wall, timing, step, output) {
+                    return true;
+                }
             }
             Done::Well(said) => {
                 if step == Step::Enforce
@@ -270,7 +286,7 @@ impl Entry {
                     }
                     self.said = Some(said.clone());
                 }
-                if self.succeeded(now, wall, timing, step, said, output) {
+                if self.succeeded(now, wall, timing, step, output) {
                     return true;
                 }
             }
@@ -288,25 +304,14 @@ impl Entry {
         false
     }
 
-    fn succeeded(
-        &mut self,
-        now: Instant,
-        wall: SystemTime,
-        timing: &Timing,
-        step: Step,
-        said: Option<String>,
-        output: &mut VecDeque<Output>,
-    ) -> bool {
+    fn succeeded(&mut self, now: Instant, wall: SystemTime, timing: &Timing, step: Step, output: &mut VecDeque<Output>) -> bool {
         match step {
             Step::Listen => self.phase = Phase::Enforcing,
             Step::Enforce => self.phase = Phase::Proving,
-            Step::Prove => {
-                self.proof = said.unwrap_or_default();
-                match self.announced {
-                    Some(at) => self.arrived(now, timing, at, output),
-                    None => self.phase = Phase::Announcing,
-                }
-            }
+            Step::Prove => match self.announced {
+                Some(at) => self.arrived(now, timing, at, output),
+                None => self.phase = Phase::Announcing,
+            },
             Step::Announce => {
                 self.announced = Some(wall);
                 if !self.leave {
@@ -357,9 +362,10 @@ impl Entry {
         self.error = None;
         self.verify_at = now + timing.verify_every;
         self.not_before = Some(now + timing.verify_least);
-        self.phase = Phase::In {
-            captured_at,
-            proof: self.proof.clone(),
+        self.phase = match self.proof {
+            Some(proof) => Phase::In { captured_at, proof },
+            // Nobody has proven it: a driver that answers so has not done what it was told.
+            None => Phase::Proving,
         };
     }
 
@@ -396,7 +402,7 @@ impl Entry {
             _ if self.leave => State::Leaving,
             (Phase::In { captured_at, proof }, None) => State::In {
                 captured_at: *captured_at,
-                proof: proof.clone(),
+                proof: *proof,
             },
             (_, Some(error)) => State::Refused { error: error.clone() },
             (_, None) => State::Joining,

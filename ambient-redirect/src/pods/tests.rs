@@ -3,6 +3,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::linux::{Way, Ways};
+
+const LISTED: Ways = Ways {
+    v4: Some(Way::Listed),
+    v6: None,
+};
+const PROOF: Proof = Proof {
+    outbound: LISTED,
+    inbound: LISTED,
+};
 
 /// What the actions have brought about, as the kernel and other nodes would see it.
 #[derive(Default)]
@@ -110,9 +120,10 @@ impl Node {
                 listeners: world.listening.get(&n) != Some(&uid),
             },
             Step::Prove if !sound => Done::Failed("broken".into()),
+            Step::Prove => Done::Proven(PROOF),
             _ => Done::Well(None),
         };
-        if matches!(done, Done::Well(_)) {
+        if matches!(done, Done::Well(_) | Done::Proven(_)) {
             match action.step {
                 Step::Listen => drop(world.listening.insert(n, uid)),
                 Step::Enforce => {
@@ -320,7 +331,7 @@ fn a_repair_says_what_was_put_back() {
     };
     done(&mut node, Step::Verify, differs);
     done(&mut node, Step::Enforce, Done::Well(Some("table x".into())));
-    done(&mut node, Step::Prove, Done::Well(None));
+    done(&mut node, Step::Prove, Done::Proven(PROOF));
     let what = "table x is missing or changed; put back: table x";
     assert_eq!(node.told.last(), Some(&Notice::Repaired(Arc::new(spec(0)), what.into())));
     assert_eq!(node.pods.states()[0].said.as_deref(), Some("table x"));

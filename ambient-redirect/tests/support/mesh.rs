@@ -11,7 +11,7 @@ use std::{
 use ambient_core::{Observer, PodUid, observe::Event};
 use ambient_redirect::{
     Announce, BoxFuture, Config, Enrolment, PodSpec, Proxy, ProxyError,
-    linux::{Inside, Netns, NetnsId, Sockets, is_probe, original_destination},
+    linux::{Direction, Inside, Netns, NetnsId, Sockets, original_destination},
     pods::{PodState, State},
 };
 use tokio::{
@@ -68,12 +68,13 @@ impl TellingProxy {
         for (port, word) in [(15001, "out"), (15006, "in"), (15008, "hbone"), (15053, "dns")] {
             let address = SocketAddr::new("::".parse().unwrap(), port);
             let listener = TcpListener::from_std(self.sockets.tcp_listener(namespace, address, 1024).await?)?;
-            let log = self.log.clone();
+            let (log, namespace) = (self.log.clone(), namespace.clone());
+            let direction = if port == 15006 { Direction::Inbound } else { Direction::Outbound };
             tasks.spawn(async move {
                 loop {
                     let Ok((mut stream, peer)) = listener.accept().await else { return };
                     let Ok(destination) = original_destination(&stream) else { continue };
-                    if is_probe(destination) {
+                    if namespace.is_probe(direction, peer, destination) {
                         log.push(format!("probe {destination}"));
                         continue;
                     }
