@@ -53,12 +53,14 @@ pub mod tree;
 
 mod directory;
 mod document;
+mod enablement;
 mod reports;
 mod status;
 #[cfg(test)]
 mod tests;
 
 use directory::Directory;
+pub use enablement::{EnablementError, read_enablement};
 pub use status::Status;
 
 /// Which directory, and what its objects do not say.
@@ -74,8 +76,8 @@ pub struct Config {
     pub root_namespace: Arc<str>,
     /// The name of the cluster; `Kubernetes` by default.
     pub cluster_id: Arc<str>,
-    /// Namespaces whose pods are never in the mesh; `kube-system` by default.
-    pub excluded_namespaces: Vec<Arc<str>>,
+    /// Which pods are meant to be in the mesh.
+    pub selection: objects::Selection,
     /// Other names of the trust domain in policies; none by default.
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// Whether policies are read as istiod reads them, also where that lets through more than is written; off by default.
@@ -93,7 +95,7 @@ impl Config {
             trust_domain,
             root_namespace,
             cluster_id,
-            excluded_namespaces,
+            selection,
             trust_domain_aliases,
             istio_exact,
         } = objects::Settings::default();
@@ -103,7 +105,7 @@ impl Config {
             trust_domain,
             root_namespace,
             cluster_id,
-            excluded_namespaces,
+            selection,
             trust_domain_aliases,
             istio_exact,
             own: None,
@@ -116,7 +118,7 @@ impl Config {
             trust_domain: self.trust_domain,
             root_namespace: self.root_namespace,
             cluster_id: self.cluster_id,
-            excluded_namespaces: self.excluded_namespaces,
+            selection: self.selection,
             trust_domain_aliases: self.trust_domain_aliases,
             istio_exact: self.istio_exact,
         };

@@ -28,6 +28,7 @@ use ambient_core::{PodUid, PolicyKey, Service, TrustDomain, Workload, mesh};
 use crate::Change;
 
 mod kinds;
+mod selection;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use kinds::{
     Bare, Condition, Container, ContainerPort, Invalid, Kind, Metadata, Object, ObjectKey, OwnerReference, Pod, PodIp, PodSpec, PodStatus,
     ServicePort, ServiceSpec, TargetPort,
 };
+pub use selection::{Candidate, Enablement, Exclusion, LabelSelector, Operator, Requirement, Selection, SelectorError};
 
 /// What objects alone do not say.
 #[derive(Clone, Debug)]
@@ -53,8 +55,8 @@ pub struct Settings {
     pub root_namespace: Arc<str>,
     /// The name of the cluster, first in the UIDs of workloads; `Kubernetes` by default.
     pub cluster_id: Arc<str>,
-    /// Namespaces whose pods are never in the mesh; `kube-system` by default.
-    pub excluded_namespaces: Vec<Arc<str>>,
+    /// Which pods are meant to be in the mesh.
+    pub selection: Selection,
     /// Other names of the trust domain: a policy that names one of them, or the domain itself, means all; not
     /// where policies are read as istiod reads them. None by default.
     pub trust_domain_aliases: Vec<TrustDomain>,
@@ -85,7 +87,7 @@ impl Default for Settings {
             trust_domain: TrustDomain::default(),
             root_namespace: "istio-system".into(),
             cluster_id: "Kubernetes".into(),
-            excluded_namespaces: vec!["kube-system".into()],
+            selection: Selection::default(),
             trust_domain_aliases: Vec::new(),
             istio_exact: false,
         }

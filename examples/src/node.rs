@@ -5,6 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, 
 use ambient_control::{
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
+    objects::{Enablement, Selection},
 };
 use ambient_core::TrustDomain;
 use ambient_node::{AnnounceInDirectory, Config, Ground, Node, telemetry::log};
@@ -26,6 +27,20 @@ pub(crate) struct Args {
     /// Where the container runtime keeps network namespaces.
     #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
     netns_dir: PathBuf,
+    /// Which pods are meant to be in the mesh: a YAML list of {podSelector, namespaceSelector}, any of which takes a pod, and
+    /// an empty selector takes all. By default pods labelled istio.io/dataplane-mode=ambient, and those of a namespace
+    /// so labelled that are not labelled none. The same for every node of the mesh.
+    #[arg(long, env = "AMBIENT_ENABLEMENT_SELECTOR", value_name = "YAML", value_parser = enablement)]
+    enablement_selector: Option<Selectors>,
+    /// Namespaces whose pods are never in the mesh; commas separate several.
+    #[arg(
+        long,
+        env = "EXCLUDE_NAMESPACES",
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
+    exclude_namespaces: Vec<Arc<str>>,
     /// The trust domain of the mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: TrustDomain,
@@ -78,6 +93,14 @@ pub(crate) struct Args {
     /// How it is logged: text or json.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+}
+
+/// What selects pods; a type of its own, or clap would take a list for many values.
+#[derive(Clone, Debug)]
+struct Selectors(Vec<Enablement>);
+
+fn enablement(text: &str) -> Result<Selectors, manifests::EnablementError> {
+    manifests::read_enablement(text).map(Selectors)
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -174,6 +197,15 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
 }
 
 fn source_config(args: &Args, config: &Config, own: Status) -> manifests::Config {
+    let mut selection = Selection {
+        // An empty text, as an empty variable gives it, names none.
+        excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),
+        system_namespace: args.root_namespace.clone(),
+        ..Selection::default()
+    };
+    if let Some(Selectors(enablement)) = &args.enablement_selector {
+        selection.enablement = enablement.clone();
+    }
     manifests::Config {
         own: Some(own),
         cluster_domain: config.cluster_domain.clone(),
@@ -181,6 +213,7 @@ fn source_config(args: &Args, config: &Config, own: Status) -> manifests::Config
         trust_domain_aliases: args.trust_domain_aliases.clone(),
         root_namespace: args.root_namespace.clone(),
         istio_exact: config.istio_exact,
+        selection,
         ..manifests::Config::new(&args.manifests)
     }
 }

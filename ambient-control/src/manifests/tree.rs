@@ -118,7 +118,7 @@ fn parse(content: &[u8]) -> Result<Vec<Node>, TextError> {
     Ok(nodes.into_iter().filter(|n| !matches!(n.value, Value::Null)).collect())
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     let budget = serde_saphyr::budget! {
         max_events: 20_000_000,
         max_nodes: 10_000_000,
@@ -142,7 +142,7 @@ fn options() -> Options {
 }
 
 /// The words of a parser's error without its own way of telling the place.
-fn one_line(error: &serde_saphyr::Error) -> String {
+pub(super) fn one_line(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let text = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
     match text.chars().count() {

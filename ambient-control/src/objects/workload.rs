@@ -5,10 +5,11 @@ use std::{net::IpAddr, sync::Arc};
 use ambient_authz::kubernetes::Labels;
 use ambient_core::{Capture, Health, NetworkMode, PodUid, TunnelProtocol, Workload, WorkloadKind};
 
-use super::{Settings, kinds::Pod};
-
-/// The label by which pods and namespaces ask to be in the mesh.
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+use super::{
+    Settings,
+    kinds::Pod,
+    selection::{self, Candidate},
+};
 
 /// The workload that a pod is, not captured and without policies; `None` while it has no address, and once it has ended.
 pub(super) fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> Option<Workload> {
@@ -57,19 +58,16 @@ pub(super) fn uid(settings: &Settings, namespace: &str, name: &str) -> String {
     format!("{}//Pod/{namespace}/{name}", settings.cluster_id)
 }
 
-/// Whether a pod is meant to be in the mesh: the rule of istio-cni with its default selectors.
+/// Whether a pod is meant to be in the mesh.
 fn is_ambient(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> bool {
     let meta = &pod.metadata;
-    let never = pod.spec.host_network
-        || meta.annotations.contains_key("sidecar.istio.io/status")
-        || settings.excluded_namespaces.iter().any(|ns| **ns == *meta.namespace());
-    // Any other value of the pod's own label is as if it had none.
-    let mode = match meta.labels.get(DATAPLANE_MODE).map(String::as_str) {
-        Some("ambient") => true,
-        Some("none") => false,
-        _ => namespace_labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "ambient"),
+    let candidate = Candidate {
+        namespace_labels,
+        host_network: pod.spec.host_network,
+        phase: pod.status.phase.as_deref(),
+        ..Candidate::new(meta.namespace(), &meta.labels, &meta.annotations)
     };
-    mode && !never
+    settings.selection.decide(&candidate).is_ok()
 }
 
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
@@ -86,7 +84,7 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
 }
 
 fn is_terminal(pod: &Pod) -> bool {
-    matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    pod.status.phase.as_deref().is_some_and(selection::is_terminal)
 }
 
 fn health(pod: &Pod) -> Health {
