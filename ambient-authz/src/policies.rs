@@ -338,7 +338,7 @@ impl Tables {
                 Stand::Kept => Some(Known::Kept),
             };
             match known {
-                Some(known) => self.known.insert(key, known),
+                Some(known) => drop(self.known.insert(key, known)),
                 None => drop(self.known.remove(&key)),
             }
         }

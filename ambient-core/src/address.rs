@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
     sync::Arc,
 };
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The name of a network in which addresses are unique; empty for the mesh's one network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Network(Arc<str>);
+pub struct Network(pub(crate) Arc<str>);
 
 impl Network {
     /// The name.
@@ -53,6 +53,65 @@ impl NetworkAddress {
 impl fmt::Display for NetworkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network.as_str(), self.ip)
+    }
+}
+
+/// A block of addresses in a network, such as a service has as its virtual addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetworkBlock {
+    network: Network,
+    first: IpAddr,
+    length: u8,
+}
+
+impl NetworkBlock {
+    /// The block that an address is in, by the length of its prefix; `None` for a length that the family has not. Bits beyond
+    /// the prefix do not count.
+    pub fn new(network: Network, ip: IpAddr, length: u8) -> Option<Self> {
+        let first = first(ip, length)?;
+        Some(Self { network, first, length })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Its first address.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The length of its prefix, in bits.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// Whether an address is in it.
+    pub fn contains(&self, address: &NetworkAddress) -> bool {
+        let same = address.network == self.network && address.ip.is_ipv4() == self.first.is_ipv4();
+        same && first(address.ip, self.length) == Some(self.first)
+    }
+}
+
+impl fmt::Display for NetworkBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.network.as_str(), self.first, self.length)
+    }
+}
+
+fn first(ip: IpAddr, length: u8) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(v4) => {
+            let beyond = 32_u8.checked_sub(length)?;
+            let mask = u32::MAX.checked_shl(u32::from(beyond)).unwrap_or(0);
+            Some(Ipv4Addr::from_bits(v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let beyond = 128_u8.checked_sub(length)?;
+            let mask = u128::MAX.checked_shl(u32::from(beyond)).unwrap_or(0);
+            Some(Ipv6Addr::from_bits(v6.to_bits() & mask).into())
+        }
     }
 }
 
@@ -144,6 +203,25 @@ mod tests {
             assert_eq!(text.parse::<Authority>().unwrap().to_string(), text);
         }
         assert_eq!("WEB.shop.:80".parse::<Authority>().unwrap().to_string(), "web.shop:80");
+    }
+
+    #[test]
+    fn blocks_hold_what_shares_their_prefix_in_their_network() {
+        let block = |ip: &str, length| NetworkBlock::new("n".into(), ip.parse().unwrap(), length).unwrap();
+        let at = |network: &str, ip: &str| NetworkAddress::new(network.into(), ip.parse().unwrap());
+        for (block, inside, outside) in [
+            (block("10.1.2.3", 24), "10.1.2.255", "10.1.3.0"),
+            (block("10.1.2.3", 32), "10.1.2.3", "10.1.2.2"),
+            (block("fd00::1", 64), "fd00::ffff", "fd00:0:0:1::"),
+            (block("fd00::1", 128), "fd00::1", "fd00::"),
+        ] {
+            assert!(block.contains(&at("n", inside)), "{block}");
+            assert!(!block.contains(&at("n", outside)) && !block.contains(&at("m", inside)), "{block}");
+        }
+        assert!(block("10.0.0.0", 0).contains(&at("n", "203.0.113.1")) && !block("10.0.0.0", 0).contains(&at("n", "::1")));
+        assert_eq!(block("10.1.2.3", 8).to_string(), "n/10.0.0.0/8");
+        assert!(NetworkBlock::new("n".into(), "10.0.0.0".parse().unwrap(), 33).is_none());
+        assert!(NetworkBlock::new("n".into(), "::".parse().unwrap(), 129).is_none());
     }
 
     #[test]

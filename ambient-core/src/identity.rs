@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// [SPIFFE ID 2.1]: https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md#21-trust-domain
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct TrustDomain(Arc<str>);
+pub struct TrustDomain(pub(crate) Arc<str>);
 
 impl TrustDomain {
     /// The name, as it stands in a SPIFFE ID.

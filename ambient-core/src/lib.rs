@@ -38,15 +38,21 @@ mod address;
 mod capture;
 mod identity;
 mod service;
-mod shards;
+pub mod shards;
 mod workload;
 
-pub use address::{Authority, AuthorityError, Network, NetworkAddress};
+pub use address::{Authority, AuthorityError, Network, NetworkAddress, NetworkBlock};
 pub use capture::{Capture, CaptureFault, InterfaceName, InterfaceNameError};
 pub use credential::{Credential, Credentials, PrivateKey, TrustBundles};
 pub use identity::{Identity, IdentityError, SpiffeId, SpiffeIdError, TrustDomain, TrustDomainError};
 pub use mesh::Mesh;
 pub use observe::{Observer, Origin};
-pub use service::{Endpoint, Endpoints, GatewayAddress, GatewayTarget, NamespacedHostname, Service, ServicePort};
+pub use service::{
+    BalancerMode, Endpoint, Endpoints, GatewayAddress, GatewayTarget, HealthPolicy, IpFamilies, LoadBalancer, NamespacedHostname, PortMap,
+    Scope, Service, ServicePort, Visibility, WeightedWaypoint,
+};
 pub use shards::Shards;
-pub use workload::{Health, NetworkMode, PodUid, PolicyKey, TunnelProtocol, Workload, WorkloadKind, WorkloadUid};
+pub use workload::{
+    ApplicationProtocol, ApplicationTunnel, Health, Membership, NetworkMode, PodUid, PolicyKey, TunnelProtocol, Workload, WorkloadKind,
+    WorkloadUid,
+};

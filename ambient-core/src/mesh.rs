@@ -1,11 +1,19 @@
 //! The mesh at one moment: workloads and services, found by every name that the data plane knows them by.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
-use crate::{NamespacedHostname, NetworkAddress, NetworkMode, PodUid, Service, Shards, Workload, WorkloadUid};
+use crate::{
+    Endpoint, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol, Workload, WorkloadUid,
+};
 
+mod few;
+mod sharing;
 #[cfg(test)]
 mod tests;
+
+use few::Few;
+
+pub use sharing::Sharing;
 
 /// One change of the mesh.
 #[derive(Clone, Debug)]
@@ -23,19 +31,32 @@ pub enum Update {
 /// An immutable snapshot of the mesh.
 ///
 /// Cloning is one reference count. [`Mesh::apply`] makes the next snapshot and shares with this one all that did not
-/// change, so that its cost follows the change and not the mesh.
+/// change, so that its cost follows the change and not the mesh: also where one endpoint of a large service changes.
 #[derive(Clone, Default)]
 pub struct Mesh(Arc<Indexes>);
 
 #[derive(Clone, Default)]
 struct Indexes {
     workloads: Shards<WorkloadUid, Arc<Workload>>,
-    /// Whoever claims an address, by UID: two may do so while one pod takes over the address of another.
-    claims: Shards<NetworkAddress, BTreeMap<WorkloadUid, Arc<Workload>>>,
+    /// Whoever claims an address: two may do so while one pod takes over the address of another.
+    claims: Shards<NetworkAddress, Few<Workload>>,
     pods: Shards<PodUid, Arc<Workload>>,
+    /// Workloads that are reached by a name.
+    named: Shards<NamespacedHostname, Few<Workload>>,
     services: Shards<NamespacedHostname, Arc<Service>>,
-    vips: Shards<NetworkAddress, BTreeMap<NamespacedHostname, Arc<Service>>>,
-    hostnames: Shards<Arc<str>, BTreeMap<NamespacedHostname, Arc<Service>>>,
+    vips: Shards<NetworkAddress, Few<Service>>,
+    blocks: Shards<NetworkBlock, Few<Service>>,
+    lengths: Lengths,
+    hostnames: Shards<Arc<str>, Few<Service>>,
+    /// Of every service, known or not, that lists endpoints or that workloads name.
+    endpoints: Shards<NamespacedHostname, Shards<WorkloadUid, Endpoint>>,
+}
+
+/// How many blocks there are of each length of prefix, of either family: a look-up tries those that there are.
+#[derive(Clone, Debug, Default)]
+struct Lengths {
+    v4: Arc<[(u8, u32)]>,
+    v6: Arc<[(u8, u32)]>,
 }
 
 impl Mesh {
@@ -69,16 +90,17 @@ impl Mesh {
     /// Where several claim the address, one that is reached by tunnel comes first (so that a doubt never turns into
     /// plaintext: a wrong choice fails at the handshake), then the first by UID.
     pub fn workload_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
-        let claims = self.0.claims.get(address)?;
-        claims
-            .values()
-            .find(|w| w.tunnel == crate::TunnelProtocol::Hbone)
-            .or_else(|| claims.values().next())
+        self.0.claims.get(address).and_then(preferred)
     }
 
-    /// Every workload that claims an address.
+    /// Every workload that claims an address, in the order of their UIDs.
     pub fn workloads_by_address(&self, address: &NetworkAddress) -> impl Iterator<Item = &Arc<Workload>> {
-        self.0.claims.get(address).into_iter().flat_map(BTreeMap::values)
+        self.0.claims.get(address).into_iter().flat_map(Few::iter)
+    }
+
+    /// The workload that is reached by a name; where several are, as [`Mesh::workload_by_address`] chooses.
+    pub fn workload_by_hostname(&self, name: &NamespacedHostname) -> Option<&Arc<Workload>> {
+        self.0.named.get(name).and_then(preferred)
     }
 
     /// Every workload, in no order.
@@ -91,75 +113,236 @@ impl Mesh {
         self.0.services.get(name)
     }
 
-    /// The service at a virtual address, as a client in a namespace sees it: its own namespace's first, then the
-    /// first by name.
+    /// The service at a virtual address, as a client in a namespace sees it.
+    ///
+    /// Of those that it [sees](Service::is_visible_from), with the address itself among theirs: its own namespace's, then a
+    /// canonical one, then the first by name. Where there is none, of those with a block that the address is in: its own
+    /// namespace's, then the longest prefix, then a canonical one, then the first by name. The order is Istio's.
     pub fn service_by_vip(&self, address: &NetworkAddress, client_namespace: &str) -> Option<&Arc<Service>> {
-        nearest(self.0.vips.get(address)?, client_namespace)
+        let exact = self.0.vips.get(address).and_then(|services| nearest(services, client_namespace));
+        exact.or_else(|| self.service_by_block(address, client_namespace))
     }
 
-    /// The service of a DNS name in lower case, as a client in a namespace sees it: its own namespace's first, then
-    /// the first by name.
+    fn service_by_block(&self, address: &NetworkAddress, namespace: &str) -> Option<&Arc<Service>> {
+        let mut anywhere = None;
+        // From the longest prefix on.
+        for (length, _) in self.0.lengths.of(address.ip).iter() {
+            let Some(block) = NetworkBlock::new(address.network.clone(), address.ip, *length) else {
+                continue;
+            };
+            let Some(service) = self.0.blocks.get(&block).and_then(|services| nearest(services, namespace)) else {
+                continue;
+            };
+            if *service.name.namespace == *namespace {
+                return Some(service);
+            }
+            anywhere = anywhere.or(Some(service));
+        }
+        anywhere
+    }
+
+    /// The service of a DNS name in lower case, as a client in a namespace sees it: of those that it
+    /// [sees](Service::is_visible_from) its own namespace's, then a canonical one, then the first by name.
     pub fn service_by_hostname(&self, hostname: &str, client_namespace: &str) -> Option<&Arc<Service>> {
         nearest(self.0.hostnames.get(hostname)?, client_namespace)
+    }
+
+    /// Every service of a DNS name in lower case, in the order of their names, seen or not.
+    pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.0.hostnames.get(hostname).into_iter().flat_map(Few::iter)
     }
 
     /// Every service, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.0.services.values()
     }
+
+    /// The endpoints of a service, known or not: those that it lists, and the workloads that name it. Where both are so of
+    /// one workload, what the service lists counts.
+    pub fn endpoints(&self, service: &NamespacedHostname) -> Option<&Shards<WorkloadUid, Endpoint>> {
+        self.0.endpoints.get(service)
+    }
+
+    /// A workload as an endpoint of a service.
+    pub fn endpoint(&self, service: &NamespacedHostname, workload: &WorkloadUid) -> Option<&Endpoint> {
+        self.endpoints(service)?.get(workload)
+    }
 }
 
-fn nearest<'a>(services: &'a BTreeMap<NamespacedHostname, Arc<Service>>, namespace: &str) -> Option<&'a Arc<Service>> {
-    services
-        .iter()
-        .find(|(name, _)| &*name.namespace == namespace)
-        .or_else(|| services.iter().next())
-        .map(|(_, service)| service)
+fn preferred(workloads: &Few<Workload>) -> Option<&Arc<Workload>> {
+    let mut tunnelled = workloads.iter().filter(|w| w.tunnel == TunnelProtocol::Hbone);
+    tunnelled.next().or_else(|| workloads.iter().next())
+}
+
+fn nearest<'a>(services: &'a Few<Service>, namespace: &str) -> Option<&'a Arc<Service>> {
+    let seen = services.iter().filter(|service| service.is_visible_from(namespace));
+    // The first of equals.
+    seen.min_by_key(|service| (*service.name.namespace != *namespace, !service.canonical))
 }
 
 impl Indexes {
     fn put_workload(&mut self, workload: Arc<Workload>) {
-        self.remove_workload(&workload.uid);
+        let old = self.workloads.insert(workload.uid.clone(), workload.clone());
+        if let Some(old) = &old {
+            self.forget_names(old);
+        }
         for address in indexed_addresses(&workload) {
-            self.claims.entry(address).insert(workload.uid.clone(), workload.clone());
+            put(&mut self.claims, address, workload.clone());
+        }
+        if !workload.hostname.is_empty() {
+            put(&mut self.named, name_of(&workload), workload.clone());
         }
         if let Some(pod) = &workload.pod {
             self.pods.insert(pod.clone(), workload.clone());
         }
-        self.workloads.insert(workload.uid.clone(), workload);
+        let left = old.iter().flat_map(|old| &old.services);
+        for membership in left.filter(|old| workload.services.iter().all(|new| new.service != old.service)) {
+            self.leave(&membership.service, &workload.uid);
+        }
+        for membership in &workload.services {
+            if !self.lists(&membership.service, &workload.uid) {
+                let endpoint = Endpoint {
+                    ports: membership.ports.clone(),
+                    health: workload.health,
+                };
+                self.join(&membership.service, &workload.uid, endpoint);
+            }
+        }
     }
 
     fn remove_workload(&mut self, uid: &WorkloadUid) {
         let Some(old) = self.workloads.remove(uid) else { return };
-        for address in indexed_addresses(&old) {
-            self.claims.remove_from(&address, |claims| claims.remove(uid));
+        self.forget_names(&old);
+        for membership in &old.services {
+            self.leave(&membership.service, uid);
+        }
+    }
+
+    fn forget_names(&mut self, old: &Workload) {
+        for address in indexed_addresses(old) {
+            take(&mut self.claims, &address, &old.uid);
+        }
+        if !old.hostname.is_empty() {
+            take(&mut self.named, &name_of(old), &old.uid);
         }
         // The pod's entry is another's if the pod was since announced under another name.
         if let Some(pod) = &old.pod
-            && self.pods.get(pod).is_some_and(|w| w.uid == *uid)
+            && self.pods.get(pod).is_some_and(|w| w.uid == old.uid)
         {
             self.pods.remove(pod);
         }
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
-        self.remove_service(&service.name);
-        for vip in &service.vips {
-            self.vips.entry(vip.clone()).insert(service.name.clone(), service.clone());
+        let old = self.services.insert(service.name.clone(), service.clone());
+        if let Some(old) = &old {
+            self.forget_service(old);
         }
-        self.hostnames
-            .entry(service.name.hostname.clone())
-            .insert(service.name.clone(), service.clone());
-        self.services.insert(service.name.clone(), service);
+        for vip in &service.vips {
+            put(&mut self.vips, vip.clone(), service.clone());
+        }
+        for block in &service.vip_blocks {
+            put(&mut self.blocks, block.clone(), service.clone());
+            self.lengths.count(block, 1);
+        }
+        put(&mut self.hostnames, service.name.hostname.clone(), service.clone());
+        let before = old.map(|old| old.endpoints.clone()).unwrap_or_default();
+        if Arc::ptr_eq(&before, &service.endpoints) {
+            return;
+        }
+        for uid in before.keys().filter(|uid| !service.endpoints.contains_key(*uid)) {
+            self.unlist(&service.name, uid);
+        }
+        for (uid, endpoint) in service.endpoints.iter().filter(|(uid, now)| before.get(*uid) != Some(now)) {
+            self.join(&service.name, uid, endpoint.clone());
+        }
     }
 
     fn remove_service(&mut self, name: &NamespacedHostname) {
         let Some(old) = self.services.remove(name) else { return };
-        for vip in &old.vips {
-            self.vips.remove_from(vip, |services| services.remove(name));
+        self.forget_service(&old);
+        for uid in old.endpoints.keys() {
+            self.unlist(name, uid);
         }
-        self.hostnames.remove_from(&old.name.hostname, |services| services.remove(name));
     }
+
+    fn forget_service(&mut self, old: &Service) {
+        for vip in &old.vips {
+            take(&mut self.vips, vip, &old.name);
+        }
+        for block in &old.vip_blocks {
+            take(&mut self.blocks, block, &old.name);
+            self.lengths.count(block, -1);
+        }
+        take(&mut self.hostnames, &old.name.hostname, &old.name);
+    }
+
+    fn lists(&self, service: &NamespacedHostname, uid: &WorkloadUid) -> bool {
+        self.services.get(service).is_some_and(|s| s.endpoints.contains_key(uid))
+    }
+
+    fn join(&mut self, service: &NamespacedHostname, uid: &WorkloadUid, endpoint: Endpoint) {
+        match self.endpoints.value_mut(service) {
+            Some(endpoints) => drop(endpoints.insert(uid.clone(), endpoint)),
+            None => {
+                let mut endpoints = Shards::default();
+                endpoints.insert(uid.clone(), endpoint);
+                self.endpoints.insert(service.clone(), endpoints);
+            }
+        }
+    }
+
+    /// A workload no longer names a service; it may be listed there still.
+    fn leave(&mut self, service: &NamespacedHostname, uid: &WorkloadUid) {
+        if !self.lists(service, uid) {
+            self.part(service, uid);
+        }
+    }
+
+    /// A service no longer lists a workload; it may name the service still.
+    fn unlist(&mut self, service: &NamespacedHostname, uid: &WorkloadUid) {
+        let workload = self.workloads.get(uid);
+        let named = workload.and_then(|w| Some((w, w.services.iter().rfind(|m| m.service == *service)?)));
+        match named {
+            None => self.part(service, uid),
+            Some((workload, membership)) => {
+                let endpoint = Endpoint {
+                    ports: membership.ports.clone(),
+                    health: workload.health,
+                };
+                self.join(service, uid, endpoint);
+            }
+        }
+    }
+
+    fn part(&mut self, service: &NamespacedHostname, uid: &WorkloadUid) {
+        let Some(endpoints) = self.endpoints.value_mut(service) else {
+            return;
+        };
+        endpoints.remove(uid);
+        if endpoints.is_empty() {
+            self.endpoints.remove(service);
+        }
+    }
+}
+
+fn put<K: Clone + Eq + std::hash::Hash, V: few::Named>(index: &mut Shards<K, Few<V>>, key: K, value: Arc<V>) {
+    match index.value_mut(&key) {
+        Some(few) => few.put(value),
+        None => drop(index.insert(key, Few::from(value))),
+    }
+}
+
+fn take<K: Clone + Eq + std::hash::Hash, V: few::Named>(index: &mut Shards<K, Few<V>>, key: &K, name: &V::Name) {
+    if let Some(few) = index.value_mut(key)
+        && few.take(name)
+    {
+        index.remove(key);
+    }
+}
+
+fn name_of(workload: &Workload) -> NamespacedHostname {
+    NamespacedHostname::new(&workload.namespace, &workload.hostname)
 }
 
 fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> {
@@ -169,6 +352,30 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress
         .iter()
         .filter(move |_| own)
         .map(|ip| NetworkAddress::new(workload.network.clone(), *ip))
+}
+
+impl Lengths {
+    fn of(&self, ip: IpAddr) -> &Arc<[(u8, u32)]> {
+        match ip {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        }
+    }
+
+    fn count(&mut self, block: &NetworkBlock, by: i32) {
+        let lengths = match block.first() {
+            IpAddr::V4(_) => &mut self.v4,
+            IpAddr::V6(_) => &mut self.v6,
+        };
+        let mut next: Vec<_> = lengths.to_vec();
+        match next.iter_mut().find(|(length, _)| *length == block.length()) {
+            Some((_, count)) => *count = count.saturating_add_signed(by),
+            None => next.push((block.length(), by.try_into().unwrap_or(0))),
+        }
+        next.retain(|(_, count)| *count > 0);
+        next.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        *lengths = next.into();
+    }
 }
 
 impl fmt::Debug for Mesh {

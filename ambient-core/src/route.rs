@@ -232,7 +232,7 @@ fn waypoint_service<'a>(mesh: &'a Mesh, source: &Workload, waypoint: &GatewayAdd
 /// Whether a pod is the waypoint: its own connections go on to the destination.
 fn is_behind(mesh: &Mesh, pod: &Workload, waypoint: &GatewayAddress) -> bool {
     match waypoint_service(mesh, pod, waypoint) {
-        Some(service) => service.endpoints.contains_key(&pod.uid),
+        Some(service) => mesh.endpoint(&service.name, &pod.uid).is_some(),
         None => matches!(&waypoint.target, GatewayTarget::Address(a) if a.network == pod.network && pod.has_address(a.ip)),
     }
 }
@@ -248,7 +248,7 @@ fn choose<'a>(
         .port(to.port())
         .ok_or_else(|| Refusal::NoPort(service.name.clone(), to.port()))?;
     let target = |_: &Workload, endpoint: &crate::Endpoint| {
-        let own = endpoint.ports.get(&port.port).copied();
+        let own = endpoint.ports.get(port.port);
         own.or_else(|| (port.target != 0).then_some(port.target))
     };
     let found = pick(mesh, source, service, to.ip(), hints, target);
@@ -266,9 +266,10 @@ fn pick<'a>(
     hints: &Hints,
     port: impl Fn(&Workload, &crate::Endpoint) -> Option<u16>,
 ) -> Option<(&'a Arc<Workload>, u16)> {
-    let reachable: Vec<_> = service
-        .endpoints
-        .iter()
+    let mut endpoints: Vec<_> = mesh.endpoints(&service.name).into_iter().flat_map(|all| all.iter()).collect();
+    endpoints.sort_unstable_by_key(|(uid, _)| *uid);
+    let reachable: Vec<_> = endpoints
+        .into_iter()
         .filter(|(_, endpoint)| endpoint.health == Health::Healthy)
         .filter_map(|(uid, endpoint)| Some((mesh.workload(uid)?, endpoint)))
         .filter(|(workload, _)| workload.network == source.network && workload.health == Health::Healthy)
@@ -321,12 +322,11 @@ pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<SocketAddr, Refusal
         Authority::Host(name, port) => {
             let unknown = || Refusal::UnknownHost(name.clone());
             let service = mesh.service_by_hostname(name, &request.pod.namespace).ok_or_else(unknown)?;
-            let endpoint = service.endpoints.get(&request.pod.uid).ok_or_else(unknown)?;
+            let endpoint = mesh.endpoint(&service.name, &request.pod.uid).ok_or_else(unknown)?;
             let offered = service.port(*port).ok_or_else(|| Refusal::NoPort(service.name.clone(), *port))?;
             let target = endpoint
                 .ports
-                .get(port)
-                .copied()
+                .get(*port)
                 .or_else(|| (offered.target != 0).then_some(offered.target));
             let target = target.ok_or_else(|| Refusal::NoPort(service.name.clone(), *port))?;
             SocketAddr::new(*request.pod.addresses.first().ok_or_else(unknown)?, target)

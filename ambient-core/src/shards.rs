@@ -1,29 +1,106 @@
-//! A map in pieces, each shared with other snapshots until it changes.
+//! A map whose versions share all that does not differ between them.
 
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
     fmt,
-    hash::{BuildHasherDefault, Hash, Hasher},
+    hash::{DefaultHasher, Hash, Hasher},
+    iter, slice,
     sync::Arc,
 };
 
-/// Of 100,000 entries a change copies some 400: a few microseconds, where a plain map would cost milliseconds.
-const PIECES: usize = 256;
+#[cfg(test)]
+mod tests;
 
-/// Keys come from the control plane, not from peers, so a fixed hash is safe; it keeps snapshots reproducible.
-type Piece<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+/// Entries that stand together before they are parted: few enough to look through, many enough to cost little memory.
+const MOST: usize = 32;
+/// Ways at each parting.
+const WAYS: usize = 8;
+const BITS: u32 = WAYS.ilog2();
 
-/// A map in pieces: what a snapshot is made of.
+/// A map whose versions share all that does not differ between them: what a snapshot is made of.
 ///
-/// Cloning is one reference count; a change copies one piece of 256, and only if another snapshot still holds it.
+/// Cloning is one reference count. A look-up, a change and [`Shards::nth`] take steps that grow with the logarithm of the
+/// size: a change copies some dozens of entries, and only where another version still holds them. The order of entries
+/// depends on the entries alone and means nothing.
 #[derive(Clone)]
-pub struct Shards<K, V>(Arc<[Arc<Piece<K, V>>]>);
+pub struct Shards<K, V>(Link<K, V>);
+
+/// A tree by the bits of a key's hash, three at each step.
+#[derive(Clone)]
+enum Link<K, V> {
+    Empty,
+    Leaf(Arc<Vec<Entry<K, V>>>),
+    Branch(Arc<Branch<K, V>>),
+}
+
+#[derive(Clone)]
+struct Branch<K, V> {
+    count: usize,
+    ways: [Link<K, V>; WAYS],
+}
+
+#[derive(Clone)]
+struct Entry<K, V> {
+    /// Bits of the hash that no parting has looked at, so that keys are rarely compared in vain.
+    mark: u32,
+    key: K,
+    value: V,
+}
 
 impl<K, V> Default for Shards<K, V> {
     fn default() -> Self {
-        let empty = Arc::new(Piece::default());
-        Self((0..PIECES).map(|_| empty.clone()).collect())
+        Self(Link::Empty)
+    }
+}
+
+impl<K, V> Shards<K, V> {
+    /// Every key and its value.
+    pub fn iter(&self) -> Iter<'_, K, V> {
+        Iter {
+            leaf: [].iter(),
+            ways: vec![slice::from_ref(&self.0).iter()],
+        }
+    }
+
+    /// Every value.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.iter().map(|(_, value)| value)
+    }
+
+    /// Every key.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.0.count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The key and value at a place in this version's order; `None` from [`Shards::len`] on. For drawing one at random.
+    pub fn nth(&self, mut place: usize) -> Option<(&K, &V)> {
+        let mut link = &self.0;
+        loop {
+            match link {
+                Link::Empty => return None,
+                Link::Leaf(entries) => return entries.get(place).map(|entry| (&entry.key, &entry.value)),
+                Link::Branch(branch) => {
+                    let mut ways = branch.ways.iter();
+                    link = loop {
+                        let way = ways.next()?;
+                        match place.checked_sub(way.count()) {
+                            Some(beyond) => place = beyond,
+                            None => break way,
+                        }
+                    };
+                }
+            }
+        }
     }
 }
 
@@ -33,69 +110,249 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.0[place(key)].get(key)
+        let hash = hash(key);
+        let mut link = &self.0;
+        let mut bits = hash;
+        loop {
+            match link {
+                Link::Empty => return None,
+                Link::Leaf(entries) => {
+                    let found = entries.iter().find(|e| e.mark == mark(hash) && e.key.borrow() == key);
+                    return found.map(|entry| &entry.value);
+                }
+                Link::Branch(branch) => {
+                    link = &branch.ways[way(bits)];
+                    bits >>= BITS;
+                }
+            }
+        }
     }
 
-    /// Puts a value under a key, in the place of any before.
-    pub fn insert(&mut self, key: K, value: V) {
-        self.piece(&key).insert(key, value);
+    /// The value of a key, to be changed in this version.
+    pub fn value_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        // A miss must copy nothing.
+        self.get(key)?;
+        let hash = hash(key);
+        let mut bits = hash;
+        let mut link = &mut self.0;
+        loop {
+            match link {
+                Link::Empty => return None,
+                Link::Leaf(shared) => {
+                    let entries = Arc::make_mut(shared).iter_mut();
+                    let mut found = entries.filter(|e| e.mark == mark(hash) && e.key.borrow() == key);
+                    return found.next().map(|entry| &mut entry.value);
+                }
+                Link::Branch(shared) => {
+                    link = &mut Arc::make_mut(shared).ways[way(bits)];
+                    bits >>= BITS;
+                }
+            }
+        }
+    }
+
+    /// Whether there is a value of a key.
+    pub fn contains_key<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        self.get(key).is_some()
+    }
+
+    /// Puts a value under a key; gives what stood under it.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let hash = hash(&key);
+        let entry = Entry {
+            mark: mark(hash),
+            key,
+            value,
+        };
+        insert(&mut self.0, hash, 0, entry)
     }
 
     /// Takes a key out; gives what stood under it.
-    pub fn remove(&mut self, key: &K) -> Option<V> {
-        // A miss must not copy the piece.
+    pub fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+    {
+        // A miss must copy nothing.
         self.get(key)?;
-        self.piece(key).remove(key)
-    }
-
-    /// Every value, in no order.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
-        self.0.iter().flat_map(|piece| piece.values())
-    }
-
-    /// How many keys there are.
-    pub fn len(&self) -> usize {
-        self.0.iter().map(|piece| piece.len()).sum()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|piece| piece.is_empty())
-    }
-
-    fn piece(&mut self, key: &K) -> &mut Piece<K, V> {
-        Arc::make_mut(&mut Arc::make_mut(&mut self.0)[place(key)])
+        remove(&mut self.0, hash(key), 0, key)
     }
 }
 
-impl<K: Clone + Eq + Hash, I: Clone + Ord, V: Clone> Shards<K, BTreeMap<I, V>> {
-    pub(crate) fn entry(&mut self, key: K) -> &mut BTreeMap<I, V> {
-        self.piece(&key).entry(key).or_default()
+impl<K, V> Link<K, V> {
+    fn count(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Leaf(entries) => entries.len(),
+            Self::Branch(branch) => branch.count,
+        }
     }
+}
 
-    /// Takes something out of a key's map, and the key out when nothing is left under it.
-    pub(crate) fn remove_from(&mut self, key: &K, take: impl FnOnce(&mut BTreeMap<I, V>) -> Option<V>) {
-        let piece = self.piece(key);
-        if let Some(inner) = piece.get_mut(key) {
-            take(inner);
-            if inner.is_empty() {
-                piece.remove(key);
+fn insert<K: Clone + Eq + Hash, V: Clone>(link: &mut Link<K, V>, hash: u64, depth: u32, entry: Entry<K, V>) -> Option<V> {
+    match link {
+        Link::Empty => {
+            *link = Link::Leaf(Arc::new(vec![entry]));
+            None
+        }
+        Link::Leaf(shared) => {
+            if let Some(at) = shared.iter().position(|e| e.mark == entry.mark && e.key == entry.key) {
+                return Some(std::mem::replace(&mut Arc::make_mut(shared)[at], entry).value);
+            }
+            // Where the bits have come to an end, all that is left stands together.
+            if shared.len() < MOST || depth * BITS >= u64::BITS {
+                push(shared, entry);
+                return None;
+            }
+            *link = part(shared, depth);
+            insert(link, hash, depth, entry)
+        }
+        Link::Branch(shared) => {
+            let branch = Arc::make_mut(shared);
+            let replaced = insert(&mut branch.ways[way(hash >> (depth * BITS))], hash, depth + 1, entry);
+            branch.count += usize::from(replaced.is_none());
+            replaced
+        }
+    }
+}
+
+/// Room for half as many again, where a vector would take twice as much: most leaves never fill.
+fn push<K: Clone, V: Clone>(shared: &mut Arc<Vec<Entry<K, V>>>, entry: Entry<K, V>) {
+    match Arc::get_mut(shared) {
+        Some(entries) => {
+            if entries.len() == entries.capacity() {
+                entries.reserve_exact((entries.len() / 2).max(1));
+            }
+            entries.push(entry);
+        }
+        None => {
+            let mut entries = Vec::with_capacity(shared.len() + 1);
+            entries.extend_from_slice(shared);
+            entries.push(entry);
+            *shared = Arc::new(entries);
+        }
+    }
+}
+
+fn part<K: Clone + Eq + Hash, V: Clone>(entries: &mut Arc<Vec<Entry<K, V>>>, depth: u32) -> Link<K, V> {
+    let mut ways: [Vec<Entry<K, V>>; WAYS] = Default::default();
+    let entries = std::mem::take(Arc::make_mut(entries));
+    let count = entries.len();
+    for entry in entries {
+        ways[way(hash(&entry.key) >> (depth * BITS))].push(entry);
+    }
+    let ways = ways.map(|mut entries| match entries.is_empty() {
+        true => Link::Empty,
+        false => {
+            entries.shrink_to_fit();
+            Link::Leaf(Arc::new(entries))
+        }
+    });
+    Link::Branch(Arc::new(Branch { count, ways }))
+}
+
+/// Only for a key that is there.
+fn remove<K: Clone + Eq + Borrow<Q>, V: Clone, Q: Eq + ?Sized>(link: &mut Link<K, V>, hash: u64, depth: u32, key: &Q) -> Option<V> {
+    match link {
+        Link::Empty => None,
+        Link::Leaf(shared) => {
+            let at = shared.iter().position(|e| e.mark == mark(hash) && e.key.borrow() == key)?;
+            let removed = Arc::make_mut(shared).swap_remove(at);
+            if shared.is_empty() {
+                *link = Link::Empty;
+            }
+            Some(removed.value)
+        }
+        Link::Branch(shared) => {
+            let branch = Arc::make_mut(shared);
+            let removed = remove(&mut branch.ways[way(hash >> (depth * BITS))], hash, depth + 1, key)?;
+            branch.count -= 1;
+            // Well below what is parted, so that one key that comes and goes does not part and join each time.
+            if branch.count <= MOST / 2 {
+                *link = join(branch);
+            }
+            Some(removed)
+        }
+    }
+}
+
+/// Branches below one that is joined were joined before it: they hold fewer.
+fn join<K: Clone, V: Clone>(branch: &Branch<K, V>) -> Link<K, V> {
+    let mut entries = Vec::with_capacity(branch.count);
+    for way in &branch.ways {
+        if let Link::Leaf(leaf) = way {
+            entries.extend_from_slice(leaf);
+        }
+    }
+    match entries.is_empty() {
+        true => Link::Empty,
+        false => Link::Leaf(Arc::new(entries)),
+    }
+}
+
+/// The entries of a [`Shards`].
+pub struct Iter<'a, K, V> {
+    leaf: slice::Iter<'a, Entry<K, V>>,
+    ways: Vec<slice::Iter<'a, Link<K, V>>>,
+}
+
+impl<'a, K, V> Iterator for Iter<'a, K, V> {
+    type Item = (&'a K, &'a V);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(entry) = self.leaf.next() {
+                return Some((&entry.key, &entry.value));
+            }
+            match self.ways.last_mut()?.next() {
+                None => drop(self.ways.pop()),
+                Some(Link::Empty) => {}
+                Some(Link::Leaf(entries)) => self.leaf = entries.iter(),
+                Some(Link::Branch(branch)) => self.ways.push(branch.ways.iter()),
             }
         }
     }
 }
 
-impl<K, V> fmt::Debug for Shards<K, V> {
+impl<K, V> iter::FusedIterator for Iter<'_, K, V> {}
+
+impl<K, V> fmt::Debug for Iter<'_, K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shards")
-            .field("entries", &self.0.iter().map(|piece| piece.len()).sum::<usize>())
-            .finish()
+        f.debug_struct("Iter").finish_non_exhaustive()
     }
 }
 
-fn place<Q: Hash + ?Sized>(key: &Q) -> usize {
+impl<'a, K, V> IntoIterator for &'a Shards<K, V> {
+    type Item = (&'a K, &'a V);
+    type IntoIter = Iter<'a, K, V>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<K, V> fmt::Debug for Shards<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shards").field("entries", &self.len()).finish()
+    }
+}
+
+/// Keys come from the control plane, not from peers, so a fixed hash is safe; it keeps snapshots reproducible.
+fn hash<Q: Hash + ?Sized>(key: &Q) -> u64 {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
-    // The map inside uses the low bits of the same hash: take others for the piece.
-    (hasher.finish() >> 48) as usize % PIECES
+    hasher.finish()
+}
+
+fn mark(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+fn way(bits: u64) -> usize {
+    (bits % WAYS as u64) as usize
 }

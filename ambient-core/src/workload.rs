@@ -4,14 +4,16 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Capture, GatewayAddress, Identity, IdentityError, Network, TrustDomain};
+#[cfg(doc)]
+use crate::Service;
+use crate::{Capture, GatewayAddress, Identity, IdentityError, NamespacedHostname, Network, PortMap, TrustDomain};
 
 macro_rules! text_key {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $name(Arc<str>);
+        pub struct $name(pub(crate) Arc<str>);
 
         impl $name {
             /// The text.
@@ -94,6 +96,18 @@ pub struct Workload {
     pub policies: Vec<PolicyKey>,
     /// The proxy that speaks for it, if it has one.
     pub waypoint: Option<GatewayAddress>,
+    /// Where those of other networks reach it: a gateway of its own network.
+    pub network_gateway: Option<GatewayAddress>,
+    /// The DNS name that it is reached by where it has no address; empty as a rule.
+    pub hostname: Arc<str>,
+    /// Whether it speaks HBONE itself, so that no node captures it.
+    pub native_tunnel: bool,
+    /// How what came by HBONE is handed to its application, where that is not as plain TCP.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// The services that it is an endpoint of; those that [list](Service::endpoints) it themselves are not named here.
+    pub services: Vec<Membership>,
+    /// Its weight among the endpoints of a service; 0 is never chosen.
+    pub capacity: u32,
 }
 
 impl Workload {
@@ -122,6 +136,12 @@ impl Workload {
             locality: ["".into(), "".into(), "".into()],
             policies: Vec::new(),
             waypoint: None,
+            network_gateway: None,
+            hostname: "".into(),
+            native_tunnel: false,
+            application_tunnel: None,
+            services: Vec::new(),
+            capacity: 1,
             name,
         }
     }
@@ -138,6 +158,34 @@ impl Workload {
     pub fn has_address(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip.to_canonical())
     }
+}
+
+/// A service that a workload is an endpoint of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The service; it need not be known (yet).
+    pub service: NamespacedHostname,
+    /// Its ports and the workload's own.
+    pub ports: PortMap,
+}
+
+/// How what came by HBONE is handed to an application (`ApplicationTunnel` of Istio's workload API).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ApplicationTunnel {
+    /// What is said first.
+    pub protocol: ApplicationProtocol,
+    /// The port that is connected to in the place of any other; where there is none, the port that was asked for.
+    pub port: Option<u16>,
+}
+
+/// What an application is told before the bytes that came for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ApplicationProtocol {
+    /// Nothing.
+    #[default]
+    None,
+    /// Who speaks and to whom, as a PROXY protocol header, version 2.
+    Proxy,
 }
 
 /// How a workload is reached.

@@ -199,11 +199,12 @@ fn addresses(mesh: &Mesh, zone: &Zone, client: &Client<'_>, question: &Question<
 
 fn headless(mesh: &Mesh, zone: &Zone, client: &Client<'_>, service: &Service, family: fn(&IpAddr) -> bool) -> Option<Vec<IpAddr>> {
     // A name of somewhere else without an address is only a name: its own nameserver knows what it means.
-    if !service.name.hostname.ends_with(&*zone.services) || service.endpoints.is_empty() {
+    if !service.name.hostname.ends_with(&*zone.services) {
         return None;
     }
+    let endpoints = mesh.endpoints(&service.name)?;
     let mut addresses = Vec::new();
-    for (uid, endpoint) in service.endpoints.iter() {
+    for (uid, endpoint) in endpoints {
         let Some(workload) = mesh.workload(uid) else { continue };
         if endpoint.health == Health::Healthy && workload.network == *client.network {
             addresses.extend(workload.addresses.iter().copied().find(family));

@@ -236,7 +236,7 @@ impl Tunnel {
             .and_then(|value| headers::forwarded_host(value.as_bytes()));
         let service = host.and_then(|host| mesh.service_by_hostname(host, &self.pod.spec.namespace));
         let service = service
-            .filter(|s| destination.as_ref().is_some_and(|w| s.endpoints.contains_key(&w.uid)))
+            .filter(|s| destination.as_ref().is_some_and(|w| mesh.endpoint(&s.name, &w.uid).is_some()))
             .cloned();
         Ends {
             direction: Direction::Inbound,

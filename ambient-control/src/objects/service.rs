@@ -62,7 +62,13 @@ pub(super) fn service<'a>(
             } else {
                 workload.health
             };
-            endpoints.insert(workload.uid.clone(), Endpoint { ports: named, health });
+            endpoints.insert(
+                workload.uid.clone(),
+                Endpoint {
+                    ports: named.into_iter().collect(),
+                    health,
+                },
+            );
         }
     }
     service.endpoints = Arc::new(endpoints);

@@ -257,12 +257,12 @@ fn a_service_and_its_endpoints() {
     let endpoints: Vec<_> = web
         .endpoints
         .iter()
-        .map(|(uid, e)| (uid.as_str(), e.ports.get(&80), e.health))
+        .map(|(uid, e)| (uid.as_str(), e.ports.get(80), e.health))
         .collect();
     assert_eq!(
         endpoints,
         [
-            ("Kubernetes//Pod/shop/cart", Some(&8080), Health::Healthy),
+            ("Kubernetes//Pod/shop/cart", Some(8080), Health::Healthy),
             ("Kubernetes//Pod/shop/late", None, Health::Unhealthy)
         ]
     );

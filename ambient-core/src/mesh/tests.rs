@@ -6,25 +6,58 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::TunnelProtocol;
+use crate::{Health, Membership, Visibility};
 
-fn pod(name: u8, address: u8, tunnel: bool, host_network: bool) -> Arc<Workload> {
+/// What is drawn of a workload.
+type Draw = (u8, u8, bool, bool, Vec<u8>);
+
+fn pod((name, address, tunnel, host_network, services): Draw) -> Arc<Workload> {
     let mut workload = Workload::new(&format!("c//Pod/ns/{name}"), "ns", &name.to_string());
     workload.addresses = vec![ip(address)];
     workload.pod = Some(format!("pod-{name}").into());
     workload.tunnel = if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None };
+    workload.health = if tunnel { Health::Healthy } else { Health::Unhealthy };
     workload.network_mode = if host_network {
         NetworkMode::HostNetwork
     } else {
         NetworkMode::Standard
     };
+    workload.hostname = if address == 0 { "named.mesh".into() } else { "".into() };
+    workload.services = services.into_iter().map(|n| membership(&name_of_service(n), address)).collect();
     Arc::new(workload)
 }
 
-fn service(name: u8, vip: u8) -> Arc<Service> {
-    let mut service = Service::new(if name.is_multiple_of(2) { "even" } else { "odd" }, &format!("s{}.mesh", name % 4));
+fn membership(service: &NamespacedHostname, port: u8) -> Membership {
+    Membership {
+        service: service.clone(),
+        ports: [(80, u16::from(port))].into_iter().collect(),
+    }
+}
+
+fn name_of_service(name: u8) -> NamespacedHostname {
+    NamespacedHostname::new(if name.is_multiple_of(2) { "even" } else { "odd" }, &format!("s{}.mesh", name % 4))
+}
+
+fn service(name: u8, vip: u8, block: Option<u8>, private: bool, listed: &[u8]) -> Arc<Service> {
+    let id = name_of_service(name);
+    let mut service = Service::new(&id.namespace, &id.hostname);
     service.vips = vec![NetworkAddress::local(ip(vip))];
+    service.vip_blocks = block
+        .into_iter()
+        .filter_map(|length| NetworkBlock::new("".into(), ip(vip), length))
+        .collect();
+    service.visibility = if private { Visibility::Namespace } else { Visibility::Public };
+    service.canonical = name == 2;
+    let endpoint = || Endpoint {
+        ports: [(80, 9)].into_iter().collect(),
+        health: Health::Healthy,
+    };
+    service.endpoints = Arc::new(listed.iter().map(|n| (uid(*n), endpoint())).collect());
     Arc::new(service)
+}
+
+fn uid(name: u8) -> WorkloadUid {
+    format!("c//Pod/ns/{name}").into()
 }
 
 fn ip(last: u8) -> IpAddr {
@@ -32,13 +65,22 @@ fn ip(last: u8) -> IpAddr {
 }
 
 fn updates() -> impl Strategy<Value = Vec<Update>> {
+    let few = || proptest::collection::vec(0..6u8, 0..3);
     let one = prop_oneof![
-        (0..6u8, 0..4u8, any::<bool>(), any::<bool>()).prop_map(|(n, a, t, h)| Update::Workload(pod(n, a, t, h))),
-        (0..6u8).prop_map(|n| Update::RemoveWorkload(pod(n, 0, false, false).uid.clone())),
-        (0..6u8, 0..4u8).prop_map(|(n, v)| Update::Service(service(n, v))),
-        (0..6u8).prop_map(|n| Update::RemoveService(service(n, 0).name.clone())),
+        (0..6u8, 0..4u8, any::<bool>(), any::<bool>(), few()).prop_map(|draw| Update::Workload(pod(draw))),
+        (0..6u8).prop_map(|n| Update::RemoveWorkload(uid(n))),
+        (0..6u8, 0..4u8, proptest::option::of(29..33u8), any::<bool>(), few())
+            .prop_map(|(n, v, block, private, listed)| Update::Service(service(n, v, block, private, &listed))),
+        (0..6u8).prop_map(|n| Update::RemoveService(name_of_service(n))),
     ];
     proptest::collection::vec(one, 0..40)
+}
+
+/// Of services in the order of their names the one that Istio takes, by a search.
+fn nearest_of<'a>(services: impl Iterator<Item = &'a Arc<Service>>, namespace: &str) -> Option<&'a Arc<Service>> {
+    let mut seen: Vec<_> = services.filter(|s| s.is_visible_from(namespace)).collect();
+    seen.sort_by_key(|s| (*s.name.namespace != *namespace, !s.canonical));
+    seen.first().copied()
 }
 
 proptest! {
@@ -64,29 +106,50 @@ proptest! {
         prop_assert_eq!(mesh.workloads().count(), workloads.len());
         prop_assert_eq!(mesh.services().count(), services.len());
         for n in 0..6 {
-            let uid = pod(n, 0, false, false).uid.clone();
+            let uid = uid(n);
             prop_assert_eq!(mesh.workload(&uid), workloads.get(&uid));
             prop_assert_eq!(mesh.workload_by_pod(&format!("pod-{n}").into()), workloads.get(&uid));
-            let name = &service(n, 0).name;
+            let name = &name_of_service(n);
             prop_assert_eq!(mesh.service(name), services.get(name));
             for namespace in ["even", "odd", "other"] {
-                let mut found = services.values().filter(|s| s.name.hostname == name.hostname);
-                let expected = found.clone().find(|s| &*s.name.namespace == namespace).or_else(|| found.next());
+                let expected = nearest_of(services.values().filter(|s| s.name.hostname == name.hostname), namespace);
                 prop_assert_eq!(mesh.service_by_hostname(&name.hostname, namespace), expected);
             }
+            for workload in 0..6 {
+                let uid = format!("c//Pod/ns/{workload}").into();
+                let named = workloads.get(&uid).and_then(|w: &Arc<Workload>| {
+                    let membership = w.services.iter().rfind(|m| m.service == *name)?;
+                    Some(Endpoint { ports: membership.ports.clone(), health: w.health })
+                });
+                let listed = services.get(name).and_then(|s: &Arc<Service>| s.endpoints.get(&uid).cloned());
+                prop_assert_eq!(mesh.endpoint(name, &uid).cloned(), listed.or(named));
+            }
+            prop_assert!(mesh.endpoints(name).is_none_or(|endpoints| !endpoints.is_empty()));
         }
-        for last in 0..4 {
+        let tunnelled_first = |mut found: Vec<Arc<Workload>>| {
+            found.sort_by_key(|w| w.tunnel != TunnelProtocol::Hbone);
+            found.first().cloned()
+        };
+        let named = workloads.values().filter(|w| *w.hostname == *"named.mesh").cloned().collect();
+        prop_assert_eq!(mesh.workload_by_hostname(&NamespacedHostname::new("ns", "named.mesh")).cloned(), tunnelled_first(named));
+        for last in 0..6 {
             let at = NetworkAddress::local(ip(last));
             let expected: Vec<_> = workloads
                 .values()
                 .filter(|w| w.network_mode == NetworkMode::Standard && w.has_address(at.ip))
+                .cloned()
                 .collect();
-            prop_assert_eq!(mesh.workloads_by_address(&at).collect::<Vec<_>>(), expected.clone());
-            let tunnelled = expected.iter().find(|w| w.tunnel == TunnelProtocol::Hbone);
-            prop_assert_eq!(mesh.workload_by_address(&at), tunnelled.or_else(|| expected.first()).copied());
+            prop_assert_eq!(mesh.workloads_by_address(&at).cloned().collect::<Vec<_>>(), expected.clone());
+            prop_assert_eq!(mesh.workload_by_address(&at).cloned(), tunnelled_first(expected));
             for namespace in ["even", "odd", "other"] {
-                let mut found = services.values().filter(|s| s.vips.contains(&at));
-                let expected = found.clone().find(|s| &*s.name.namespace == namespace).or_else(|| found.next());
+                let exact = nearest_of(services.values().filter(|s| s.vips.contains(&at)), namespace);
+                let mut blocks: Vec<_> = services
+                    .values()
+                    .filter(|s| s.is_visible_from(namespace))
+                    .flat_map(|s| s.vip_blocks.iter().filter(|block| block.contains(&at)).map(move |block| (block.length(), s)))
+                    .collect();
+                blocks.sort_by_key(|(length, s)| (*s.name.namespace != *namespace, std::cmp::Reverse(*length), !s.canonical));
+                let expected = exact.or_else(|| blocks.first().map(|(_, s)| *s));
                 prop_assert_eq!(mesh.service_by_vip(&at, namespace), expected);
             }
         }
@@ -95,7 +158,7 @@ proptest! {
 
 #[test]
 fn addresses_mean_something_in_their_network_only() {
-    let mesh = Mesh::default().apply([Update::Workload(pod(1, 1, false, false))]);
+    let mesh = Mesh::default().apply([Update::Workload(pod((1, 1, false, false, vec![])))]);
     assert!(mesh.workload_by_address(&NetworkAddress::local(ip(1))).is_some());
     assert!(mesh.workload_by_address(&NetworkAddress::new("other".into(), ip(1))).is_none());
     let mapped = "::ffff:10.0.0.1".parse().unwrap();
