@@ -7,6 +7,7 @@
 //!
 //! * `objects`: Kubernetes objects into changes, pure and incremental;
 //! * `manifests`: a directory of Kubernetes manifests as the control plane;
+//! * `istiod`: state and certificates from istiod;
 //! * `ca`: a certificate authority in a directory, **for one machine under one administrator**.
 //!
 //! A source that is written elsewhere needs no feature:
@@ -44,10 +45,14 @@ use ambient_core::{Credential, Identity, PolicyKey, TrustBundles, mesh};
 
 #[cfg(feature = "ca")]
 pub mod ca;
+#[cfg(feature = "istiod")]
+pub mod istiod;
 #[cfg(feature = "manifests")]
 pub mod manifests;
 #[cfg(feature = "objects")]
 pub mod objects;
+#[cfg(feature = "istiod")]
+mod wire;
 
 /// One change of what the data plane decides by.
 #[derive(Clone, Debug)]

@@ -1,0 +1,38 @@
+//! istiod as the control plane: state by delta xDS, certificates by its certificate service.
+//!
+//! The two are apart, and either may be used without the other:
+//!
+//! * [`State`] is a [`Source`](crate::Source): workloads and services (`istio.workload.Address`) and policies
+//!   (`istio.security.Authorization`), all of the mesh or what is asked for. It acknowledges what it can read and refuses the
+//!   rest by name; what was known of a refused resource stays in force.
+//! * [`Certificates`] is an [`Issuer`](crate::Issuer).
+//!
+//! Both reach istiod through an [`Endpoint`]: TLS 1.3, roots and token read anew whenever they are used, since both files are
+//! replaced while the process runs.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use ambient_control::{Source, istiod::{Asker, Endpoint, State, StateConfig}};
+//!
+//! # async fn f(provider: Arc<rustls::crypto::CryptoProvider>) -> Result<(), Box<dyn std::error::Error>> {
+//! let endpoint = Endpoint::new("https://istiod.istio-system.svc:15012", provider);
+//! let asker = Asker { node: "worker-1".into(), ..Asker::default() };
+//! let mut state = State::connect(StateConfig::new(endpoint, asker))?;
+//! while let Some(batch) = state.next().await {
+//!     println!("{} changes; whole: {}", batch.changes.len(), batch.synced);
+//! }
+//! # Ok(()) }
+//! ```
+
+mod backoff;
+#[cfg(test)]
+mod fake;
+mod identity;
+mod read;
+mod session;
+mod state;
+mod transport;
+
+pub use identity::{Certificates, CertificatesConfig};
+pub use state::{Asker, Asking, State, StateConfig};
+pub use transport::{Endpoint, EndpointError, Roots, Token};

@@ -1,0 +1,272 @@
+//! An istiod that does as it is told, over real TLS on loopback.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ambient_core::Identity;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::ServerConfig;
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Endpoint, Roots, Token};
+use crate::wire::{
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+    },
+    istio::v1::auth::{
+        IstioCertificateRequest, IstioCertificateResponse,
+        istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
+    },
+};
+
+pub(super) const TOKEN: &str = "let-me-in";
+
+/// A stream that a client has opened.
+pub(super) struct Opened {
+    pub(super) requests: Streaming<DeltaDiscoveryRequest>,
+    pub(super) responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    pub(super) headers: tonic::metadata::MetadataMap,
+}
+
+impl Opened {
+    pub(super) async fn request(&mut self) -> DeltaDiscoveryRequest {
+        let request = tokio::time::timeout(Duration::from_secs(20), self.requests.message()).await;
+        request.expect("a request in time").expect("no error").expect("a request")
+    }
+}
+
+pub(super) type Sign = Arc<dyn Fn(&Authority, &IstioCertificateRequest) -> Result<Vec<String>, Status> + Send + Sync>;
+
+pub(super) struct Fake {
+    pub(super) address: SocketAddr,
+    pub(super) streams: mpsc::Receiver<Opened>,
+    pub(super) signed: Arc<Mutex<Vec<IstioCertificateRequest>>>,
+    pub(super) sign: Arc<Mutex<Sign>>,
+    pub(super) scratch: tempfile::TempDir,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// A root that signs.
+pub(super) struct Authority {
+    root: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(super) fn new() -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self {
+            root: CertifiedIssuer::self_signed(params, key).unwrap(),
+        }
+    }
+
+    pub(super) fn pem(&self) -> String {
+        self.root.pem()
+    }
+
+    /// What is asked for, as istiod does: for the name in the metadata, whatever the request names.
+    pub(super) fn sign(&self, request: &IstioCertificateRequest, identity: &str, change: impl Fn(&mut CertificateParams)) -> String {
+        let mut csr = CertificateSigningRequestParams::from_pem(&request.csr).unwrap();
+        csr.params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
+        csr.params.not_before = (super::identity::now() - Duration::from_secs(60)).into();
+        csr.params.not_after = (super::identity::now() + Duration::from_secs(u64::try_from(request.validity_duration).unwrap())).into();
+        change(&mut csr.params);
+        csr.signed_by(&self.root).unwrap().pem()
+    }
+
+    fn server(&self, name: &str) -> ServerConfig {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &self.root).unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![leaf.der().clone()],
+                PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+}
+
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(ambient_tls::provider())
+}
+
+impl Fake {
+    /// An istiod whose certificate is for a name.
+    pub(super) async fn start(name: &str) -> Self {
+        let authority = Arc::new(Authority::new());
+        let tls = TlsAcceptor::from(Arc::new(authority.server(name)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (opened, streams) = mpsc::channel(16);
+        let signed = Arc::<Mutex<Vec<_>>>::default();
+        let sign: Arc<Mutex<Sign>> = Arc::new(Mutex::new(Arc::new(|authority, request| {
+            let impersonated = request.metadata.as_ref().and_then(|m| m.fields.get("ImpersonatedIdentity"));
+            let Some(prost_types::value::Kind::StringValue(identity)) = impersonated.and_then(|v| v.kind.clone()) else {
+                return Err(Status::invalid_argument("for whom?"));
+            };
+            Ok(vec![authority.sign(request, &identity, |_| {}), authority.pem()])
+        })));
+        let service = Service {
+            opened,
+            authority: authority.clone(),
+            signed: signed.clone(),
+            sign: sign.clone(),
+        };
+        let serving = tokio::spawn(async move {
+            // Connections end with it.
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let Ok((tcp, _)) = listener.accept().await else { return };
+                let (tls, service) = (tls.clone(), service.clone());
+                connections.spawn(async move {
+                    let Ok(stream) = tls.accept(tcp).await else { return };
+                    let both = Both {
+                        state: AggregatedDiscoveryServiceServer::new(service.clone()),
+                        signing: IstioCertificateServiceServer::new(service),
+                    };
+                    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(both)).await;
+                });
+            }
+        });
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("root.pem"), authority.pem()).unwrap();
+        std::fs::write(scratch.path().join("token"), format!("{TOKEN}\n")).unwrap();
+        Self {
+            address,
+            streams,
+            signed,
+            sign,
+            scratch,
+            serving,
+        }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    pub(super) fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            roots: Roots::File(self.path("root.pem")),
+            token: Some(Token::File(self.path("token"))),
+            headers: vec![("X-Extra".into(), "1".into())],
+            ..Endpoint::new(&format!("https://localhost:{}", self.address.port()), provider())
+        }
+    }
+
+    pub(super) async fn opened(&mut self) -> Opened {
+        let opened = tokio::time::timeout(Duration::from_secs(20), self.streams.recv()).await;
+        opened.expect("a stream in time").expect("a stream")
+    }
+
+    pub(super) fn signs(&self, how: impl Fn(&Authority, &IstioCertificateRequest) -> Result<Vec<String>, Status> + Send + Sync + 'static) {
+        *self.sign.lock().unwrap() = Arc::new(how);
+    }
+}
+
+pub(super) fn identity() -> Identity {
+    "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap()
+}
+
+#[derive(Clone)]
+struct Service {
+    opened: mpsc::Sender<Opened>,
+    authority: Arc<Authority>,
+    signed: Arc<Mutex<Vec<IstioCertificateRequest>>>,
+    sign: Arc<Mutex<Sign>>,
+}
+
+fn admit(headers: &tonic::metadata::MetadataMap) -> Result<(), Status> {
+    let shown = headers.get("authorization").and_then(|v| v.to_str().ok());
+    match shown == Some(&format!("Bearer {TOKEN}")) {
+        true => Ok(()),
+        false => Err(Status::unauthenticated("who are you?")),
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type DeltaAggregatedResourcesStream = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        admit(request.metadata())?;
+        let headers = request.metadata().clone();
+        let (responses, outgoing) = mpsc::channel(16);
+        let requests = request.into_inner();
+        let opened = Opened {
+            requests,
+            responses,
+            headers,
+        };
+        self.opened.send(opened).await.map_err(|_| Status::unavailable("nobody is there"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Service {
+    async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
+        admit(request.metadata())?;
+        let request = request.into_inner();
+        let sign = self.sign.lock().unwrap().clone();
+        let cert_chain = sign(&self.authority, &request)?;
+        self.signed.lock().unwrap().push(request);
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+#[derive(Clone)]
+struct Both {
+    state: AggregatedDiscoveryServiceServer<Service>,
+    signing: IstioCertificateServiceServer<Service>,
+}
+
+impl tower::Service<http::Request<hyper::body::Incoming>> for Both {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
+        match request.uri().path().starts_with("/istio.v1.auth.") {
+            true => self.signing.call(request),
+            false => self.state.call(request),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Certificates that istiod signs for the pods of a node.
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use ambient_core::{Credential, Identity, PrivateKey, TrustBundles};
+use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier};
+use prost_types::{Struct, Value, value};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio::{sync::Mutex, time::timeout};
+use tonic::{Code, transport::Channel};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::transport::Endpoint;
+use crate::{
+    BoxFuture, IssueError, Issuer,
+    wire::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How certificates are asked for.
+#[derive(Clone, Debug)]
+pub struct CertificatesConfig {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// How long a certificate is to be valid; 24 hours by default. Istiod may shorten it.
+    pub ttl: Duration,
+    /// Whether the identity asked for is one of the node's pods and not the caller's own: istiod then looks whether a pod of
+    /// that account runs on the caller's node.
+    pub impersonate: bool,
+}
+
+impl CertificatesConfig {
+    /// For a node's pods, with the defaults.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            ttl: Duration::from_secs(24 * 60 * 60),
+            impersonate: true,
+        }
+    }
+}
+
+/// Istiod as an issuer: `istio.v1.auth.IstioCertificateService`.
+///
+/// Each certificate has a new ECDSA P-256 key that never leaves this process. What comes back is believed only where it is
+/// what was asked for: the identity, the key, a chain that leads to the roots sent along, and dates that hold now.
+///
+/// Roots are those that came with certificates. One that comes no more is trusted until the last certificate that came with it
+/// ends, so that a change of roots refuses no handshake.
+pub struct Certificates {
+    config: CertificatesConfig,
+    channel: Mutex<Option<Channel>>,
+    roots: RwLock<Roots>,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Certificates {
+    /// Prepares to ask; connects with the first request.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be understood.
+    pub fn new(config: CertificatesConfig) -> Result<Self, super::EndpointError> {
+        config.endpoint.check()?;
+        Ok(Self {
+            config,
+            channel: Mutex::default(),
+            roots: RwLock::default(),
+        })
+    }
+
+    async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {
+        let unavailable = |why: String| IssueError::Unavailable {
+            identity: identity.clone(),
+            why,
+        };
+        let (key, csr) = request(identity).map_err(|e| unavailable(format!("cannot make a request to sign: {e}")))?;
+        let metadata = self.config.impersonate.then(|| Struct {
+            fields: [("ImpersonatedIdentity".to_owned(), text(identity.as_str()))].into(),
+        });
+        let message = IstioCertificateRequest {
+            csr,
+            validity_duration: i64::try_from(self.config.ttl.as_secs()).unwrap_or(i64::MAX),
+            metadata,
+        };
+        let chain = self.call(identity, message).await?;
+        let answer = Answer::read(&chain).map_err(|why| unavailable(format!("istiod's answer is unusable: {why}")))?;
+        let credential = answer
+            .credential(identity, key, &self.config.endpoint, now())
+            .map_err(|why| unavailable(format!("istiod's answer is refused: {why}")))?;
+        let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+        roots.came(identity, &answer.roots, credential.not_after, now());
+        Ok(Arc::new(credential))
+    }
+
+    /// One call, on the connection that is there; if that turns out to be dead, on a new one.
+    async fn call(&self, identity: &Identity, message: IstioCertificateRequest) -> Result<Vec<String>, IssueError> {
+        let unavailable = |why: String| IssueError::Unavailable {
+            identity: identity.clone(),
+            why,
+        };
+        for fresh in [false, true] {
+            let channel = self.channel(fresh).await.map_err(unavailable)?;
+            let request = self.config.endpoint.request(message.clone()).await;
+            let request = request.map_err(|e| unavailable(e.to_string()))?;
+            let mut client = IstioCertificateServiceClient::new(channel);
+            match timeout(ANSWERING, client.create_certificate(request)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner().cert_chain),
+                Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => {}
+                Ok(Err(status)) => return Err(refusal(identity, &status)),
+                Err(_) => {
+                    // Whatever waits on this connection may wait for ever.
+                    self.channel.lock().await.take();
+                    return Err(unavailable(format!("istiod did not answer within {ANSWERING:?}")));
+                }
+            }
+        }
+        Err(unavailable("istiod is not there".into()))
+    }
+
+    async fn channel(&self, fresh: bool) -> Result<Channel, String> {
+        let mut present = self.channel.lock().await;
+        if let Some(channel) = present.as_ref().filter(|_| !fresh) {
+            return Ok(channel.clone());
+        }
+        let channel = self.config.endpoint.connect().await.map_err(|e| e.to_string())?;
+        *present = Some(channel.clone());
+        Ok(channel)
+    }
+}
+
+impl Issuer for Certificates {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        Box::pin(self.ask(identity))
+    }
+
+    /// The roots that came with certificates; none before the first.
+    fn trust(&self) -> Arc<TrustBundles> {
+        let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+        roots.at(now())
+    }
+}
+
+/// A key, and the request to sign it for an identity: no subject, one critical URI name.
+fn request(identity: &Identity) -> Result<(KeyPair, String), rcgen::Error> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
+    let csr = params.serialize_request(&key)?.pem()?;
+    Ok((key, csr))
+}
+
+fn refusal(identity: &Identity, status: &tonic::Status) -> IssueError {
+    let (identity, why) = (identity.clone(), format!("istiod says {:?}: {}", status.code(), status.message()));
+    match status.code() {
+        Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unimplemented => {
+            IssueError::Refused { identity, why }
+        }
+        // Unauthenticated too: it is what istiod says while it does not know the pod yet, and when a token has just ended.
+        _ => IssueError::Unavailable { identity, why },
+    }
+}
+
+fn text(of: &str) -> Value {
+    Value {
+        kind: Some(value::Kind::StringValue(of.into())),
+    }
+}
+
+/// What istiod answers, in DER: the leaf, then intermediates, and the roots apart.
+struct Answer {
+    chain: Vec<CertificateDer<'static>>,
+    roots: Vec<CertificateDer<'static>>,
+}
+
+impl Answer {
+    /// The first entry is the leaf, the last holds the roots, those between are intermediates. An entry may hold several.
+    fn read(entries: &[String]) -> Result<Self, String> {
+        let [leaf, between @ .., roots] = entries else {
+            return Err(format!(
+                "a certificate and its roots are wanted, {} entries have come",
+                entries.len()
+            ));
+        };
+        let mut chain = certificates(leaf, "the first entry")?;
+        for entry in between {
+            chain.extend(certificates(entry, "an intermediate")?);
+        }
+        let roots = certificates(roots, "the last entry, where the roots are,")?;
+        Ok(Self { chain, roots })
+    }
+
+    fn credential(&self, identity: &Identity, key: KeyPair, endpoint: &Endpoint, now: SystemTime) -> Result<Credential, String> {
+        let leaf = self.chain.first().ok_or("it holds no certificate")?;
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| format!("its certificate cannot be read: {e}"))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err("its certificate is for another key".into());
+        }
+        let date = |time: x509_parser::time::ASN1Time| {
+            let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        };
+        let (not_before, not_after) = (date(parsed.validity().not_before), date(parsed.validity().not_after));
+        if let Ok(early) = not_before.duration_since(now)
+            && !early.is_zero()
+        {
+            return Err(format!(
+                "its certificate is valid only in {early:?}: set the clock of this node, or istiod's"
+            ));
+        }
+        if let Ok(late) = now.duration_since(not_after) {
+            return Err(format!(
+                "its certificate has ended {late:?} ago: set the clock of this node, or istiod's"
+            ));
+        }
+        let mut bundles = TrustBundles::default();
+        for root in &self.roots {
+            bundles.add(identity.trust_domain().clone(), root.to_vec());
+        }
+        let trust = Arc::new(Trust::new(&endpoint.provider, &bundles));
+        Verifier::new(&trust, Accepted::any_of([identity.clone()]))
+            .verify(&self.chain, Role::Server)
+            .map_err(|e: PeerError| e.to_string())?;
+        Ok(Credential {
+            identity: identity.clone(),
+            chain: self.chain.iter().map(|c| c.to_vec()).collect(),
+            key: Arc::new(PrivateKey::from(key.serialize_der())),
+            not_before,
+            not_after,
+        })
+    }
+}
+
+fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(format!("{what} holds no certificate")),
+        Err(error) => Err(format!("{what} is no PEM: {error}")),
+    }
+}
+
+/// The roots that came, and until when each is trusted.
+#[derive(Debug, Default)]
+struct Roots {
+    known: Vec<Root>,
+    present: Arc<TrustBundles>,
+}
+
+#[derive(Debug)]
+struct Root {
+    of: ambient_core::TrustDomain,
+    der: Vec<u8>,
+    until: SystemTime,
+}
+
+impl Roots {
+    /// These came with a certificate that ends at `until`.
+    fn came(&mut self, identity: &Identity, roots: &[CertificateDer<'_>], until: SystemTime, now: SystemTime) {
+        let domain = identity.trust_domain();
+        for root in roots {
+            if let Some(known) = self.known.iter_mut().find(|known| known.of == *domain && known.der == **root) {
+                known.until = known.until.max(until);
+            } else if self.known.len() < ROOTS {
+                let (of, der) = (domain.clone(), root.to_vec());
+                self.known.push(Root { of, der, until });
+            } else {
+                tracing::warn!(%domain, "istiod sends more roots than are kept ({ROOTS})");
+            }
+        }
+        self.renew(now);
+    }
+
+    fn at(&mut self, now: SystemTime) -> Arc<TrustBundles> {
+        if self.known.iter().any(|root| root.until <= now) {
+            self.renew(now);
+        }
+        self.present.clone()
+    }
+
+    /// Whoever asks gets the same value for as long as it is the same: what is read of it is kept by its address.
+    fn renew(&mut self, now: SystemTime) {
+        self.known.retain(|root| root.until > now);
+        let mut bundles = TrustBundles::default();
+        for root in &self.known {
+            bundles.add(root.of.clone(), root.der.clone());
+        }
+        if bundles != *self.present {
+            self.present = Arc::new(bundles);
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the dates of what istiod signs are compared with the time of day"
+)]
+pub(super) fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// How long istiod may take to sign.
+const ANSWERING: Duration = Duration::from_secs(10);
+/// Roots that are trusted at a time: a mesh has one, or two while they change.
+const ROOTS: usize = 32;

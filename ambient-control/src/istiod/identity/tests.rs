@@ -1,0 +1,151 @@
+use tonic::Status;
+
+use super::{super::fake::*, *};
+use crate::Issuer;
+
+async fn issue(fake: &Fake) -> Result<Arc<Credential>, IssueError> {
+    let certificates = Certificates::new(CertificatesConfig::new(fake.endpoint())).unwrap();
+    certificates.issue(&identity()).await
+}
+
+#[tokio::test]
+async fn a_certificate_is_asked_for_in_the_name_of_the_pod_with_a_key_of_its_own() {
+    let fake = Fake::start("localhost").await;
+    let certificates = Certificates::new(CertificatesConfig::new(fake.endpoint())).unwrap();
+    assert_eq!(certificates.trust().domains().count(), 0);
+    let whom = identity();
+    let (one, two) = tokio::join!(certificates.ask(&whom), certificates.ask(&whom));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(one.identity, identity());
+    assert_ne!(one.key.der(), two.key.der());
+    assert!(one.is_valid_at(now()));
+    assert_eq!(one.chain.len(), 1);
+    let roots = certificates.trust();
+    assert_eq!(roots.roots(identity().trust_domain()).len(), 1);
+    assert!(Arc::ptr_eq(&roots, &certificates.trust()));
+    let asked = &fake.signed.lock().unwrap()[0];
+    assert_eq!(asked.validity_duration, 24 * 60 * 60);
+    // No subject, and one critical URI name.
+    use x509_parser::{certification_request::X509CertificationRequest, extensions::ParsedExtension, prelude::GeneralName};
+    let (_, pem) = x509_parser::pem::parse_x509_pem(asked.csr.as_bytes()).unwrap();
+    let (_, csr) = X509CertificationRequest::from_der(&pem.contents).unwrap();
+    assert_eq!(csr.certification_request_info.subject.iter().count(), 0);
+    let names: Vec<_> = csr.requested_extensions().unwrap().collect();
+    let [ParsedExtension::SubjectAlternativeName(names)] = &names[..] else {
+        panic!("{names:?}")
+    };
+    assert_eq!(names.general_names, [GeneralName::URI(identity().as_str())]);
+}
+
+#[tokio::test]
+async fn what_comes_back_is_believed_only_where_it_is_what_was_asked_for() {
+    let fake = Fake::start("localhost").await;
+    let other = Arc::new(Authority::new());
+    let own = |change: fn(&mut CertificateParams)| -> Sign {
+        Arc::new(move |authority, request| Ok(vec![authority.sign(request, identity().as_str(), change), authority.pem()]))
+    };
+    let stranger = other.clone();
+    let cases: Vec<(Sign, &str)> = vec![
+        (
+            Arc::new(|authority, request| {
+                Ok(vec![
+                    authority.sign(request, "spiffe://cluster.local/ns/shop/sa/other", |_| {}),
+                    authority.pem(),
+                ])
+            }),
+            "sa/other",
+        ),
+        (
+            Arc::new(|authority, request| {
+                let (_, csr) = super::request(&identity()).unwrap();
+                let another = IstioCertificateRequest { csr, ..request.clone() };
+                Ok(vec![authority.sign(&another, identity().as_str(), |_| {}), authority.pem()])
+            }),
+            "for another key",
+        ),
+        (
+            Arc::new(move |_, request| {
+                let root = Authority::new().pem();
+                Ok(vec![stranger.sign(request, identity().as_str(), |_| {}), root])
+            }),
+            "refused",
+        ),
+        (
+            own(|params| params.not_before = (now() + Duration::from_secs(3600)).into()),
+            "set the clock",
+        ),
+        (
+            own(|params| params.not_after = (now() - Duration::from_secs(30)).into()),
+            "has ended",
+        ),
+        (
+            Arc::new(|authority, request| Ok(vec![authority.sign(request, identity().as_str(), |_| {})])),
+            "1 entries",
+        ),
+        (
+            Arc::new(|authority, _| Ok(vec!["".into(), authority.pem()])),
+            "the first entry holds no certificate",
+        ),
+        (
+            Arc::new(|authority, request| Ok(vec![authority.sign(request, identity().as_str(), |_| {}), " ".into()])),
+            "the last entry, where the roots are, holds no certificate",
+        ),
+        (
+            Arc::new(|_, _| Err(Status::permission_denied("no pod of yours"))),
+            "PermissionDenied: no pod of yours",
+        ),
+    ];
+    let certificates = Certificates::new(CertificatesConfig::new(fake.endpoint())).unwrap();
+    for (sign, why) in cases {
+        *fake.sign.lock().unwrap() = sign;
+        let error = certificates.ask(&identity()).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}, and not {why}");
+        assert_eq!(
+            certificates.trust().domains().count(),
+            0,
+            "a root of what was refused is trusted: {why}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_from_an_absence() {
+    let fake = Fake::start("localhost").await;
+    fake.signs(|_, _| Err(Status::permission_denied("no")));
+    assert!(matches!(issue(&fake).await, Err(IssueError::Refused { .. })));
+    fake.signs(|_, _| Err(Status::unauthenticated("not yet")));
+    assert!(matches!(issue(&fake).await, Err(IssueError::Unavailable { .. })));
+    let endpoint = fake.endpoint();
+    drop(fake);
+    let certificates = Certificates::new(CertificatesConfig::new(Endpoint {
+        roots: super::super::Roots::Pem(Authority::new().pem()),
+        token: None,
+        ..endpoint
+    }))
+    .unwrap();
+    let error = certificates.ask(&identity()).await.unwrap_err();
+    assert!(
+        matches!(&error, IssueError::Unavailable { why, .. } if why.contains("cannot connect to https://localhost")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_root_that_comes_no_more_is_trusted_until_what_it_came_with_ends() {
+    let (old, new) = (CertificateDer::from(vec![1]), CertificateDer::from(vec![2]));
+    let start = SystemTime::UNIX_EPOCH;
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut roots = Roots::default();
+    roots.came(&identity(), std::slice::from_ref(&old), at(100), start);
+    roots.came(&identity(), std::slice::from_ref(&new), at(160), at(60));
+    let count = |roots: &mut Roots, now| roots.at(now).roots(identity().trust_domain()).len();
+    assert_eq!(count(&mut roots, at(99)), 2);
+    assert_eq!(count(&mut roots, at(100)), 1);
+    assert_eq!(roots.at(at(100)).roots(identity().trust_domain())[0], [2]);
+    // More than are kept do not push out what is there.
+    for n in 0..=u8::try_from(ROOTS).unwrap() {
+        roots.came(&identity(), &[CertificateDer::from(vec![9, n])], at(200), at(100));
+    }
+    assert_eq!(count(&mut roots, at(100)), ROOTS);
+    assert_eq!(roots.at(at(100)).roots(identity().trust_domain())[0], [2]);
+}

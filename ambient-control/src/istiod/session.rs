@@ -1,0 +1,433 @@
+//! What is said on a delta stream, and what it means: pure, time as an argument.
+//!
+//! A [`Session`] outlives its streams. It remembers by name and version what it accepted, so that a new stream begins where
+//! the last one ended. What cannot be read is refused by name, one by one: the rest of the same response counts.
+//!
+//! ```text
+//!              handle_opened          handle_response          handle_closed
+//!   (closed) ---------------> (open) --------+         (open) ---------------> (closed)
+//!                               ^            | poll_request: subscriptions, ACKs, NACKs
+//!                               +------------+
+//! ```
+//!
+//! Removals of more than half of a kind soon after a stream was opened wait for [`Settings::grace`]: a control plane that
+//! has lost its memory says the same. What comes again meanwhile was never gone. A stream that closes first takes its
+//! removals along: the next one will say them again.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use ambient_core::{PolicyKey, mesh};
+
+use super::read::{self, Key};
+use crate::{
+    Change, Fault,
+    wire::{
+        envoy::{
+            config::core::v3::Node,
+            service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
+        },
+        google::rpc::Status,
+    },
+};
+
+#[cfg(test)]
+mod tests;
+
+/// The kinds of resources that are asked for, in the order in which that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Workloads and services.
+    Address,
+    /// Authorization policies.
+    Authorization,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+
+    /// The type URL of its resources.
+    pub(crate) fn type_url(self) -> &'static str {
+        match self {
+            Self::Address => "type.googleapis.com/istio.workload.Address",
+            Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+        }
+    }
+
+    pub(crate) fn of(type_url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+    }
+
+    /// The word for people.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Address => "workloads and services",
+            Self::Authorization => "authorization policies",
+        }
+    }
+}
+
+/// How a session goes about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Who asks.
+    pub(crate) node: Node,
+    /// Ask for workloads and services one by one, as they are needed.
+    pub(crate) on_demand: bool,
+    /// How policies are read.
+    pub(crate) policies: ambient_authz::wire::Settings,
+    /// So long after a stream was opened removals may wait.
+    pub(crate) settling: Duration,
+    /// So long they wait.
+    pub(crate) grace: Duration,
+}
+
+/// What a response changes.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    /// In their order.
+    pub(crate) changes: Vec<Change>,
+    /// Names that were asked for and are answered now, with a resource or with its absence.
+    pub(crate) answered: Vec<String>,
+    /// Resources that were refused, with the reason.
+    pub(crate) refused: Vec<String>,
+    /// The number of removals that wait.
+    pub(crate) waiting: usize,
+}
+
+/// What one client and a control plane have come to know of each other.
+#[derive(Debug)]
+pub(crate) struct Session {
+    settings: Settings,
+    kinds: [Known; 2],
+    /// Since when a stream is open.
+    opened: Option<Instant>,
+    requests: VecDeque<DeltaDiscoveryRequest>,
+}
+
+/// What is known of one kind.
+#[derive(Debug, Default)]
+struct Known {
+    /// What was accepted, by its resource's name.
+    held: HashMap<Box<str>, Held>,
+    /// What was refused last, and why.
+    refused: HashMap<Box<str>, Refused>,
+    /// What was asked for and not answered.
+    asked: BTreeSet<Box<str>>,
+    /// Whether there was ever a response.
+    answered: bool,
+    /// What was held when the stream was opened.
+    at_opening: usize,
+    /// Names removed soon after that.
+    removed_early: usize,
+    /// What is to be removed, and when.
+    waiting: Option<(Instant, HashSet<Box<str>>)>,
+}
+
+#[derive(Debug)]
+struct Held {
+    version: Box<str>,
+    key: Key,
+}
+
+#[derive(Debug)]
+struct Refused {
+    why: String,
+    policy: Option<PolicyKey>,
+}
+
+impl Session {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            kinds: Default::default(),
+            opened: None,
+            requests: VecDeque::new(),
+        }
+    }
+
+    /// A stream is open: it begins with what is known already.
+    pub(crate) fn handle_opened(&mut self, now: Instant) {
+        self.handle_closed();
+        self.opened = Some(now);
+        for kind in Kind::ALL {
+            let on_demand = self.settings.on_demand && kind == Kind::Address;
+            let known = &mut self.kinds[kind as usize];
+            known.at_opening = known.held.len();
+            known.removed_early = 0;
+            let mut versions: HashMap<String, String> = known
+                .held
+                .iter()
+                .map(|(name, held)| (name.to_string(), held.version.to_string()))
+                .collect();
+            // What was refused too: whoever is not told that it was seen would not say that it is gone.
+            for name in known.asked.iter().chain(known.refused.keys()) {
+                versions.entry(name.to_string()).or_default();
+            }
+            let mut request = DeltaDiscoveryRequest {
+                node: Some(self.settings.node.clone()),
+                type_url: kind.type_url().into(),
+                initial_resource_versions: versions,
+                ..DeltaDiscoveryRequest::default()
+            };
+            if on_demand {
+                // Subscribed to all and to none in one breath: neither is then taken for the other.
+                request.resource_names_subscribe = vec!["*".into()];
+                request.resource_names_unsubscribe = vec!["*".into()];
+                request.resource_names_subscribe.extend(known.asked.iter().map(ToString::to_string));
+            }
+            self.requests.push_back(request);
+        }
+    }
+
+    /// The stream is closed.
+    pub(crate) fn handle_closed(&mut self) {
+        self.opened = None;
+        self.requests.clear();
+        for known in &mut self.kinds {
+            known.waiting = None;
+        }
+    }
+
+    /// Asks for a resource that is needed, by `NETWORK/IP`, by UID or by `NAMESPACE/HOSTNAME`. Gives `false` where too many
+    /// are asked for already.
+    pub(crate) fn ask(&mut self, name: &str) -> bool {
+        let known = &mut self.kinds[Kind::Address as usize];
+        if known.asked.contains(name) {
+            return true;
+        }
+        if known.asked.len() >= ASKED {
+            return false;
+        }
+        known.asked.insert(name.into());
+        if self.opened.is_some() {
+            self.requests.push_back(DeltaDiscoveryRequest {
+                type_url: Kind::Address.type_url().into(),
+                resource_names_subscribe: vec![name.into()],
+                ..DeltaDiscoveryRequest::default()
+            });
+        }
+        true
+    }
+
+    /// A response has come. It is answered in any case.
+    pub(crate) fn handle_response(&mut self, now: Instant, response: DeltaDiscoveryResponse) -> Received {
+        let mut received = Received::default();
+        let Some(kind) = Kind::of(&response.type_url) else {
+            let why = format!("resources of the type {:?}, which were not asked for", response.type_url);
+            received.refused.push(why);
+            self.answer(&response, &[]);
+            return received;
+        };
+        self.kinds[kind as usize].answered = true;
+        self.remove(now, kind, &response.removed_resources, &mut received);
+        for resource in &response.resources {
+            if let Err(refused) = self.accept(kind, resource, &mut received) {
+                received.refused.push(format!("{}: {}", resource.name, refused.why));
+                if let Some(unreadable) = &refused.unreadable {
+                    received.changes.push(unreadable.clone());
+                }
+                let policy = refused.policy();
+                let refused = Refused { why: refused.why, policy };
+                self.kinds[kind as usize].refuse(&resource.name, refused);
+            }
+        }
+        let refused = received.refused.clone();
+        self.answer(&response, &refused);
+        received
+    }
+
+    /// What to send next.
+    pub(crate) fn poll_request(&mut self) -> Option<DeltaDiscoveryRequest> {
+        self.requests.pop_front()
+    }
+
+    /// When [`Session::handle_timeout`] has something to do.
+    pub(crate) fn timeout(&self) -> Option<Instant> {
+        let waiting = self.kinds.iter().filter_map(|known| known.waiting.as_ref());
+        waiting.map(|(until, _)| *until).min()
+    }
+
+    /// Removals that have waited long enough.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for known in &mut self.kinds {
+            if known.waiting.as_ref().is_some_and(|(until, _)| *until <= now)
+                && let Some((_, names)) = known.waiting.take()
+            {
+                for name in names {
+                    changes.extend(known.held.remove(&*name).map(|held| removal(held.key)));
+                }
+            }
+        }
+        changes
+    }
+
+    /// Whether every kind has been answered once.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.kinds.iter().all(|known| known.answered)
+    }
+
+    /// What is wrong now.
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = Vec::new();
+        for kind in Kind::ALL {
+            let known = &self.kinds[kind as usize];
+            faults.extend(known.refused.iter().map(|(name, refused)| Fault {
+                what: format!("{name}: {}; what was known of it before stays in force", refused.why),
+                policy: refused.policy.clone(),
+            }));
+            if let Some((_, names)) = &known.waiting {
+                let (gone, of, word) = (names.len(), known.at_opening, kind.word());
+                faults.push(Fault::from(format!(
+                    "the control plane came back without {gone} of {of} {word}: they stay for a while, should it find them again"
+                )));
+            }
+        }
+        faults.sort();
+        faults
+    }
+
+    /// How much is held: workloads and services, and policies.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> [usize; 2] {
+        Kind::ALL.map(|kind| self.kinds[kind as usize].held.len())
+    }
+
+    fn accept(&mut self, kind: Kind, resource: &Resource, received: &mut Received) -> Result<(), read::Refused> {
+        let known = &mut self.kinds[kind as usize];
+        let name = resource.name.as_str();
+        let body = match &resource.resource {
+            Some(body) => body,
+            // A sign of life for what is known.
+            None if known.held.get(name).is_some_and(|held| *held.version == *resource.version) => {
+                known.return_of(name);
+                return Ok(());
+            }
+            None => return Err("it has no body".into()),
+        };
+        if body.type_url != kind.type_url() {
+            return Err(format!("its body is of the type {:?}", body.type_url).into());
+        }
+        let read = match kind {
+            Kind::Address => read::address(name, &body.value)?,
+            Kind::Authorization => read::authorization(name, &body.value, &self.settings.policies)?,
+        };
+        known.return_of(name);
+        known.refused.remove(name);
+        for asked in std::iter::once(name).chain(resource.aliases.iter().map(String::as_str)) {
+            if known.asked.remove(asked) {
+                received.answered.push(asked.into());
+            }
+        }
+        let version = resource.version.as_str().into();
+        known.held.insert(name.into(), Held { version, key: read.key });
+        received.changes.push(read.change);
+        Ok(())
+    }
+
+    fn remove(&mut self, now: Instant, kind: Kind, names: &[String], received: &mut Received) {
+        let settling = self.opened.is_some_and(|at| now < at + self.settings.settling);
+        let grace = now + self.settings.grace;
+        let known = &mut self.kinds[kind as usize];
+        for name in names {
+            if known.asked.remove(name.as_str()) {
+                received.answered.push(name.clone());
+            }
+            if let Some(refused) = known.refused.remove(name.as_str())
+                && !known.held.contains_key(name.as_str())
+                && let Some(policy) = refused.policy
+            {
+                received.changes.push(Change::Policy(ambient_authz::policy::Update::Remove(policy)));
+            }
+        }
+        let gone: Vec<&String> = names.iter().filter(|name| known.held.contains_key(name.as_str())).collect();
+        if settling {
+            known.removed_early += gone.len();
+        }
+        if settling && gone.len() > 1 && known.removed_early * 2 > known.at_opening || known.waiting.is_some() && gone.len() > 1 {
+            let (_, waiting) = known.waiting.get_or_insert_with(|| (grace, HashSet::new()));
+            waiting.extend(gone.into_iter().map(|name| Box::from(name.as_str())));
+            received.waiting = waiting.len();
+            return;
+        }
+        for name in gone {
+            received
+                .changes
+                .extend(known.held.remove(name.as_str()).map(|held| removal(held.key)));
+        }
+    }
+
+    /// ACK, or NACK with what was refused.
+    fn answer(&mut self, response: &DeltaDiscoveryResponse, refused: &[String]) {
+        self.requests.push_back(DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: (!refused.is_empty()).then(|| Status {
+                code: INVALID_ARGUMENT,
+                message: enumerate(refused),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        });
+    }
+}
+
+impl Known {
+    /// What was to be removed is there again.
+    fn return_of(&mut self, name: &str) {
+        if let Some((_, names)) = &mut self.waiting {
+            names.remove(name);
+            if names.is_empty() {
+                self.waiting = None;
+            }
+        }
+    }
+
+    fn refuse(&mut self, name: &str, refused: Refused) {
+        self.return_of(name);
+        // One that is refused may come without end under ever new names; what is held is the control plane's to bound.
+        if self.refused.len() < REFUSED || self.refused.contains_key(name) {
+            self.refused.insert(name.into(), refused);
+        }
+        // It is to be sent again: the version that was accepted is no longer the last.
+        if let Some(held) = self.held.get_mut(name) {
+            held.version = "".into();
+        }
+    }
+}
+
+fn removal(key: Key) -> Change {
+    match key {
+        Key::Workload(uid) => Change::Mesh(mesh::Update::RemoveWorkload(uid)),
+        Key::Service(name) => Change::Mesh(mesh::Update::RemoveService(name)),
+        Key::Policy(key) => Change::Policy(ambient_authz::policy::Update::Remove(key)),
+    }
+}
+
+/// What was refused, for the control plane's log: the first few, within a bound.
+fn enumerate(refused: &[String]) -> String {
+    let mut message = String::new();
+    for (at, one) in refused.iter().enumerate() {
+        if at > 0 {
+            message.push_str("; ");
+        }
+        if message.len() + one.len() > MESSAGE {
+            message.push_str(&format!("and {} more", refused.len() - at));
+            break;
+        }
+        message.push_str(one);
+    }
+    message
+}
+
+/// The gRPC status code of what the other side has said wrongly.
+const INVALID_ARGUMENT: i32 = 3;
+/// The longest text of a NACK, in bytes, but for its first words.
+const MESSAGE: usize = 4096;
+/// Names that may be asked for and unanswered.
+const ASKED: usize = 10_000;
+/// Refused resources that are remembered by name.
+const REFUSED: usize = 10_000;

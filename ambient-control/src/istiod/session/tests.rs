@@ -1,0 +1,428 @@
+//! A session against a server that knows the truth, over streams that break anywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ambient_core::{Mesh, mesh::Update};
+use proptest::prelude::*;
+use prost::Message;
+use prost_types::Any;
+
+use super::*;
+use crate::wire::istio::{security, workload};
+
+const GRACE: Duration = Duration::from_secs(30);
+const SETTLING: Duration = Duration::from_secs(10);
+
+#[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn session() -> Session {
+    Session::new(Settings {
+        node: Node {
+            id: "ztunnel~192.0.2.1~z.istio-system~istio-system.svc.cluster.local".into(),
+            ..Node::default()
+        },
+        on_demand: false,
+        policies: ambient_authz::wire::Settings::default(),
+        settling: SETTLING,
+        grace: GRACE,
+    })
+}
+
+fn uid(number: usize) -> String {
+    format!("c1//Pod/shop/w-{number}")
+}
+
+/// A workload; one of the version 13 is unreadable.
+fn resource(number: usize, version: u32) -> Resource {
+    let workload = workload::Workload {
+        uid: uid(number),
+        name: format!("w-{number}"),
+        namespace: "shop".into(),
+        canonical_revision: version.to_string(),
+        addresses: vec![
+            vec![10, 0, 0, u8::try_from(number).unwrap()],
+            vec![0; if version == 13 { 5 } else { 4 }],
+        ],
+        ..workload::Workload::default()
+    };
+    named(&uid(number), version, Kind::Address, &address(workload))
+}
+
+fn address(workload: workload::Workload) -> workload::Address {
+    workload::Address {
+        r#type: Some(workload::address::Type::Workload(workload)),
+    }
+}
+
+fn policy(name: &str, action: i32) -> Resource {
+    let body = security::Authorization {
+        name: name.into(),
+        namespace: "shop".into(),
+        scope: 1,
+        action,
+        ..security::Authorization::default()
+    };
+    named(&format!("shop/{name}"), 1, Kind::Authorization, &body)
+}
+
+fn named(name: &str, version: u32, kind: Kind, body: &impl Message) -> Resource {
+    Resource {
+        name: name.into(),
+        version: version.to_string(),
+        resource: Some(Any {
+            type_url: kind.type_url().into(),
+            value: body.encode_to_vec(),
+        }),
+        ..Resource::default()
+    }
+}
+
+fn response(kind: Kind, nonce: &str, resources: Vec<Resource>, removed: &[String]) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: kind.type_url().into(),
+        nonce: nonce.into(),
+        resources,
+        removed_resources: removed.to_vec(),
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn drain(session: &mut Session) -> Vec<DeltaDiscoveryRequest> {
+    std::iter::from_fn(|| session.poll_request()).collect()
+}
+
+#[test]
+fn a_stream_begins_with_who_asks_and_for_what_and_answers_by_nonce() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    let first = drain(&mut session);
+    let urls: Vec<&str> = first.iter().map(|r| r.type_url.as_str()).collect();
+    assert_eq!(urls, Kind::ALL.map(Kind::type_url));
+    for request in &first {
+        assert!(request.node.as_ref().unwrap().id.starts_with("ztunnel~"));
+        assert!(request.resource_names_subscribe.is_empty() && request.response_nonce.is_empty());
+    }
+    let received = session.handle_response(now, response(Kind::Address, "n1", vec![resource(1, 1)], &[]));
+    assert_eq!(received.changes.len(), 1);
+    assert!(!session.is_synced(), "policies have not come");
+    session.handle_response(now, response(Kind::Authorization, "n2", vec![], &[]));
+    assert!(session.is_synced());
+    let answers = drain(&mut session);
+    let said: Vec<_> = answers.iter().map(|r| (&*r.type_url, &*r.response_nonce)).collect();
+    assert_eq!(said, [(Kind::Address.type_url(), "n1"), (Kind::Authorization.type_url(), "n2")]);
+    assert!(answers.iter().all(|r| r.error_detail.is_none() && r.node.is_none()));
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_by_name_and_the_rest_counts() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    session.handle_response(now, response(Kind::Address, "n0", vec![resource(2, 1)], &[]));
+    drain(&mut session);
+    let mixed = vec![resource(1, 1), resource(2, 13), resource(3, 1)];
+    let received = session.handle_response(now, response(Kind::Address, "n1", mixed, &[]));
+    assert_eq!(received.changes.len(), 2);
+    let [answer] = &drain(&mut session)[..] else { panic!() };
+    let why = &answer.error_detail.as_ref().unwrap().message;
+    assert_eq!(*why, format!("{}: addresses[1]: 5 bytes are no IP address: 4 or 16 are", uid(2)));
+    assert!(session.faults()[0].what.contains(&uid(2)));
+    // On the next stream its version is not one that was accepted; it comes again, and all is well.
+    session.handle_opened(now);
+    assert_eq!(drain(&mut session)[0].initial_resource_versions[&uid(2)], "");
+    session.handle_response(now, response(Kind::Address, "n1", vec![resource(2, 2)], &[]));
+    assert!(session.faults().is_empty());
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_refuses_what_it_would_apply_to() {
+    let mut session = session();
+    session.handle_opened(now());
+    for (sent, why) in [
+        (policy("p", 7), "action: 7 is not known"),
+        (
+            Resource {
+                resource: Some(Any {
+                    type_url: Kind::Authorization.type_url().into(),
+                    value: vec![0xff; 3],
+                }),
+                ..policy("p", 0)
+            },
+            "no istio.security.Authorization",
+        ),
+        (
+            Resource {
+                name: "shop/other".into(),
+                ..policy("p", 0)
+            },
+            "it is shop/p by what it says of itself",
+        ),
+    ] {
+        let key = sent.name.clone();
+        let received = session.handle_response(now(), response(Kind::Authorization, "n", vec![sent], &[]));
+        let [Change::Policy(ambient_authz::policy::Update::Unreadable(unreadable))] = &received.changes[..] else {
+            panic!("{received:?}")
+        };
+        assert_eq!(unreadable.key.as_str(), key);
+        assert_eq!(unreadable.scope, ambient_authz::Scope::Namespace);
+        assert!(received.refused[0].contains(why), "{received:?}");
+        let fault = session.faults();
+        assert_eq!(fault[0].policy.as_ref().unwrap().as_str(), key);
+        // Taken back, it refuses nothing any more.
+        let received = session.handle_response(now(), response(Kind::Authorization, "n", vec![], &[key]));
+        assert!(
+            matches!(&received.changes[..], [Change::Policy(ambient_authz::policy::Update::Remove(_))]),
+            "{received:?}"
+        );
+        assert!(session.faults().is_empty());
+    }
+}
+
+#[test]
+fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
+    let mut session = session();
+    let start = now();
+    let all: Vec<usize> = (0..10).collect();
+    session.handle_opened(start);
+    session.handle_response(
+        start,
+        response(Kind::Address, "n", all.iter().map(|n| resource(*n, 1)).collect(), &[]),
+    );
+    // Long after the stream was opened they go at once, however many they are.
+    let later = start + SETTLING;
+    let names: Vec<String> = [0, 1].map(uid).into();
+    assert_eq!(
+        session
+            .handle_response(later, response(Kind::Address, "n", vec![], &names))
+            .changes
+            .len(),
+        2
+    );
+
+    session.handle_closed();
+    session.handle_opened(later);
+    let names: Vec<String> = (2..10).map(uid).collect();
+    let received = session.handle_response(later, response(Kind::Address, "n", vec![], &names));
+    assert!(received.changes.is_empty() && received.waiting == 8, "{received:?}");
+    assert!(session.faults()[0].what.contains("without 8 of 8"), "{:?}", session.faults());
+    // One comes again: it was never gone.
+    session.handle_response(later, response(Kind::Address, "n", vec![resource(5, 2)], &[]));
+    assert_eq!(session.timeout(), Some(later + GRACE));
+    assert!(session.handle_timeout(later + GRACE - Duration::from_millis(1)).is_empty());
+    assert_eq!(session.handle_timeout(later + GRACE).len(), 7);
+    assert_eq!(session.held()[0], 1);
+    assert!(session.faults().is_empty() && session.timeout().is_none());
+}
+
+#[test]
+fn single_removals_never_wait() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    session.handle_response(now, response(Kind::Address, "n", vec![resource(1, 1)], &[]));
+    session.handle_opened(now);
+    let received = session.handle_response(now, response(Kind::Address, "n", vec![], &[uid(1)]));
+    assert_eq!(received.changes.len(), 1);
+}
+
+#[test]
+fn removals_that_wait_are_forgotten_with_their_stream_and_said_again_by_the_next() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    session.handle_response(now, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
+    session.handle_opened(now);
+    let names: Vec<String> = (0..4).map(uid).collect();
+    session.handle_response(now, response(Kind::Address, "n", vec![], &names));
+    session.handle_opened(now);
+    assert!(session.timeout().is_none());
+    assert_eq!(drain(&mut session)[0].initial_resource_versions.len(), 4);
+}
+
+#[test]
+fn asked_one_by_one_names_are_answered_by_resource_alias_or_absence() {
+    let mut session = session();
+    session.settings.on_demand = true;
+    let now = now();
+    assert!(session.ask("n1/10.0.0.1"));
+    session.handle_opened(now);
+    let first = drain(&mut session);
+    assert_eq!(first[0].resource_names_subscribe, ["*", "n1/10.0.0.1"]);
+    assert_eq!(first[0].resource_names_unsubscribe, ["*"]);
+    assert_eq!(first[0].initial_resource_versions["n1/10.0.0.1"], "");
+    assert!(first[1].resource_names_subscribe.is_empty(), "policies are sent whole");
+    session.ask("n1/10.0.0.2");
+    session.ask("n1/10.0.0.2");
+    let asked = drain(&mut session);
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].resource_names_subscribe, ["n1/10.0.0.2"]);
+    let found = Resource {
+        aliases: vec!["n1/10.0.0.1".into()],
+        ..resource(1, 1)
+    };
+    let received = session.handle_response(now, response(Kind::Address, "n", vec![found], &["n1/10.0.0.2".into()]));
+    assert_eq!(received.answered, ["n1/10.0.0.2", "n1/10.0.0.1"]);
+}
+
+#[test]
+fn too_much_is_neither_asked_for_nor_remembered_nor_said() {
+    let mut session = session();
+    for n in 0..ASKED {
+        assert!(session.ask(&n.to_string()));
+    }
+    assert!(!session.ask("one more"));
+    session.handle_opened(now());
+    drain(&mut session);
+    let bad = |n: usize| Resource {
+        name: format!("bad-{n}"),
+        ..Resource::default()
+    };
+    let many: Vec<Resource> = (0..REFUSED + 10).map(bad).collect();
+    session.handle_response(now(), response(Kind::Address, "n", many, &[]));
+    assert_eq!(session.faults().len(), REFUSED);
+    let message = &drain(&mut session)[0].error_detail.clone().unwrap().message;
+    assert!(message.len() < MESSAGE + 100 && message.ends_with(" more"), "{message}");
+}
+
+#[test]
+fn what_was_not_asked_for_changes_nothing() {
+    let mut session = session();
+    session.handle_opened(now());
+    drain(&mut session);
+    let mut sent = response(Kind::Address, "n", vec![resource(1, 1)], &[]);
+    sent.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
+    let received = session.handle_response(now(), sent);
+    assert!(received.changes.is_empty());
+    assert_eq!(drain(&mut session)[0].response_nonce, "n");
+    // Nor what is another thing than it was announced as.
+    let mut sent = resource(1, 1);
+    sent.resource.as_mut().unwrap().type_url = Kind::Authorization.type_url().into();
+    let received = session.handle_response(now(), response(Kind::Address, "n", vec![sent], &[]));
+    assert!(received.changes.is_empty() && received.refused.len() == 1);
+}
+
+/// A server that does as delta xDS says: it remembers for each stream what its client has.
+#[derive(Default)]
+struct Server {
+    truth: BTreeMap<usize, u32>,
+    sent: BTreeMap<String, String>,
+    nonce: u32,
+}
+
+impl Server {
+    fn open(&mut self, request: &DeltaDiscoveryRequest) {
+        self.sent = request.initial_resource_versions.clone().into_iter().collect();
+    }
+
+    /// What the client lacks, as far as one response goes.
+    fn push(&mut self, most: usize) -> Option<DeltaDiscoveryResponse> {
+        let truth: BTreeMap<String, (usize, String)> = self.truth.iter().map(|(n, version)| (uid(*n), (*n, version.to_string()))).collect();
+        let changed = truth.iter().filter(|(name, (_, version))| self.sent.get(*name) != Some(version));
+        let resources: Vec<Resource> = changed.take(most).map(|(_, (n, _))| resource(*n, self.truth[n])).collect();
+        let gone: Vec<String> = self.sent.keys().filter(|name| !truth.contains_key(*name)).cloned().collect();
+        if resources.is_empty() && gone.is_empty() {
+            return None;
+        }
+        for resource in &resources {
+            self.sent.insert(resource.name.clone(), resource.version.clone());
+        }
+        self.sent.retain(|name, _| truth.contains_key(name));
+        self.nonce += 1;
+        Some(response(Kind::Address, &self.nonce.to_string(), resources, &gone))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(usize, u32),
+    Drop(usize),
+    Push(usize),
+    Reopen,
+    Lose(usize),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..12usize, 1..16u32).prop_map(|(n, version)| Step::Put(n, version)),
+        3 => (0..12usize).prop_map(Step::Drop),
+        6 => (1..5usize).prop_map(Step::Push),
+        1 => Just(Step::Reopen),
+        1 => (1..5usize).prop_map(Step::Lose),
+        2 => (0..40u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever the server changes, wherever streams break and whatever is lost with them: once it has said all it has to
+    /// say and the grace is over, the client holds what the server holds, but for what cannot be read.
+    #[test]
+    fn a_session_ends_with_the_servers_truth(steps in prop::collection::vec(step(), 0..60)) {
+        let mut now = now();
+        let (mut session, mut server, mut mesh) = (session(), Server::default(), Mesh::default());
+        let open = |session: &mut Session, server: &mut Server, now| {
+            session.handle_closed();
+            session.handle_opened(now);
+            server.open(&drain(session)[0]);
+        };
+        let take = |session: &mut Session, mesh: &mut Mesh, response: DeltaDiscoveryResponse, now| {
+            let nonce = response.nonce.clone();
+            let received = session.handle_response(now, response);
+            *mesh = apply(mesh, received.changes);
+            let answers = drain(session);
+            prop_assert_eq!(answers.len(), 1);
+            prop_assert_eq!(&answers[0].response_nonce, &nonce);
+            prop_assert_eq!(answers[0].error_detail.is_some(), !received.refused.is_empty());
+            Ok(())
+        };
+        open(&mut session, &mut server, now);
+        for step in steps {
+            match step {
+                Step::Put(n, version) => drop(server.truth.insert(n, version)),
+                Step::Drop(n) => drop(server.truth.remove(&n)),
+                Step::Push(most) => {
+                    if let Some(response) = server.push(most) {
+                        take(&mut session, &mut mesh, response, now)?;
+                    }
+                }
+                Step::Reopen => open(&mut session, &mut server, now),
+                Step::Lose(most) => {
+                    // Sent, and lost with the stream.
+                    server.push(most);
+                    open(&mut session, &mut server, now);
+                }
+                Step::Wait(seconds) => now += Duration::from_secs(seconds),
+            }
+            mesh = apply(&mesh, session.handle_timeout(now));
+        }
+        open(&mut session, &mut server, now);
+        while let Some(response) = server.push(usize::MAX) {
+            take(&mut session, &mut mesh, response, now)?;
+        }
+        mesh = apply(&mesh, session.handle_timeout(now + GRACE));
+        let held: BTreeMap<String, String> =
+            mesh.workloads().map(|w| (w.uid.to_string(), w.canonical_revision.to_string())).collect();
+        let readable: BTreeMap<String, String> =
+            server.truth.iter().filter(|(_, v)| **v != 13).map(|(n, v)| (uid(*n), v.to_string())).collect();
+        for (name, version) in &readable {
+            prop_assert_eq!(held.get(name), Some(version));
+        }
+        // What is held besides is the last good version of what cannot be read now.
+        let unreadable: BTreeSet<String> = server.truth.iter().filter(|(_, v)| **v == 13).map(|(n, _)| uid(*n)).collect();
+        for name in held.keys().filter(|name| !readable.contains_key(*name)) {
+            prop_assert!(unreadable.contains(name), "{} is held and nowhere", name);
+        }
+        prop_assert_eq!(session.faults().len(), unreadable.len());
+    }
+}
+
+fn apply(mesh: &Mesh, changes: Vec<Change>) -> Mesh {
+    mesh.apply(changes.into_iter().filter_map(|change| match change {
+        Change::Mesh(update @ (Update::Workload(_) | Update::RemoveWorkload(_))) => Some(update),
+        _ => None,
+    }))
+}

@@ -1,0 +1,343 @@
+//! The client: connects, lets the session speak, and begins again when the stream ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ambient_authz::wire;
+use prost_types::{Struct, Value, value};
+use tokio::{
+    sync::mpsc,
+    time::{self, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    backoff::Backoff,
+    session::{self, Session},
+    transport::{Endpoint, EndpointError},
+};
+use crate::{
+    Batch, BoxFuture, Fault, Source,
+    wire::envoy::{
+        config::core::v3::Node,
+        service::discovery::v3::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+    },
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How state is asked for.
+#[derive(Clone, Debug)]
+pub struct StateConfig {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// Who asks.
+    pub asker: Asker,
+    /// Ask for workloads and services one by one, as they are needed ([`State::asking`]), instead of for all.
+    pub on_demand: bool,
+    /// How policies are read.
+    pub policies: wire::Settings,
+    /// The longest message that is taken, in bytes; 200 MiB, ztunnel's, by default.
+    pub longest_message: usize,
+    /// For so long after a reconnect the removal of more than half of a kind is not believed at once; 10 s by default.
+    pub settling: Duration,
+    /// So long such removals wait; 30 s by default.
+    pub grace: Duration,
+}
+
+impl StateConfig {
+    /// With the defaults.
+    pub fn new(endpoint: Endpoint, asker: Asker) -> Self {
+        Self {
+            endpoint,
+            asker,
+            on_demand: false,
+            policies: wire::Settings::default(),
+            longest_message: 200 * 1024 * 1024,
+            settling: Duration::from_secs(10),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Who asks for state: istiod's node.
+#[derive(Clone, Debug, Default)]
+pub struct Asker {
+    /// The address of the proxy's own pod.
+    pub instance_ip: String,
+    /// The proxy's own pod.
+    pub pod: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The Kubernetes node it runs on.
+    pub node: String,
+    /// More metadata: each becomes a string of the node's.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Asker {
+    fn node(&self) -> Node {
+        let own = [
+            ("NAME", &self.pod),
+            ("NAMESPACE", &self.namespace),
+            ("INSTANCE_IPS", &self.instance_ip),
+            ("NODE_NAME", &self.node),
+        ];
+        let text = |text: &String| Value {
+            kind: Some(value::Kind::StringValue(text.clone())),
+        };
+        let mut fields: BTreeMap<String, Value> = own.map(|(name, of)| (name.to_owned(), text(of))).into();
+        for (name, of) in &self.metadata {
+            fields.entry(name.clone()).or_insert_with(|| text(of));
+        }
+        let (ip, pod, namespace) = (&self.instance_ip, &self.pod, &self.namespace);
+        Node {
+            // The form that istiod takes apart; the domain in it is not the cluster's but fixed.
+            id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
+            cluster: String::new(),
+            metadata: Some(Struct { fields }),
+        }
+    }
+}
+
+/// Workloads, services and policies as istiod tells them.
+///
+/// It connects by itself, and again whenever the connection ends; meanwhile what was known stays. A task of the runtime that
+/// made it does the work, and ends when it is dropped.
+#[derive(Debug)]
+pub struct State {
+    batches: mpsc::Receiver<Batch>,
+    ask: mpsc::Sender<String>,
+}
+
+/// Asks for what is needed of a mesh that is not sent whole.
+#[derive(Clone, Debug)]
+pub struct Asking(mpsc::Sender<String>);
+
+impl Asking {
+    /// Asks for a workload or a service by `NETWORK/IP`, by UID or by `NAMESPACE/HOSTNAME`. The answer, or that there is
+    /// none, comes with a later batch. Gives `false` where too much is being asked for.
+    pub fn ask(&self, name: &str) -> bool {
+        self.0.try_send(name.to_owned()).is_ok()
+    }
+}
+
+impl State {
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be understood. Whatever may be otherwise later, such as a file that is not there, is tried
+    /// again and told as a [`Fault`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn connect(config: StateConfig) -> Result<Self, EndpointError> {
+        config.endpoint.check()?;
+        let (sender, batches) = mpsc::channel(BATCHES);
+        let (ask, asked) = mpsc::channel(ASKED);
+        let session = Session::new(session::Settings {
+            node: config.asker.node(),
+            on_demand: config.on_demand,
+            policies: config.policies.clone(),
+            settling: config.settling,
+            grace: config.grace,
+        });
+        let client = Client {
+            config,
+            session,
+            batches: sender,
+            asked,
+            away: None,
+            told: Vec::new(),
+            synced: false,
+        };
+        tokio::spawn(client.run());
+        Ok(Self { batches, ask })
+    }
+
+    /// For asking, where the mesh is not sent whole.
+    pub fn asking(&self) -> Asking {
+        Asking(self.ask.clone())
+    }
+}
+
+impl Source for State {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(self.batches.recv())
+    }
+}
+
+struct Client {
+    config: StateConfig,
+    session: Session,
+    batches: mpsc::Sender<Batch>,
+    asked: mpsc::Receiver<String>,
+    /// Why there is no stream.
+    away: Option<String>,
+    /// The faults that were told last.
+    told: Vec<Fault>,
+    synced: bool,
+}
+
+/// Why a stream has ended.
+enum End {
+    /// As streams do: the control plane closes them every half hour, and when it goes.
+    Usual(String),
+    /// Something is wrong.
+    Failed(String),
+    /// Nobody listens any more.
+    Dropped,
+}
+
+impl Client {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        loop {
+            let opened = now();
+            let end = self.stream().await;
+            self.session.handle_closed();
+            let (why, usual) = match end {
+                End::Usual(why) => (why, true),
+                End::Failed(why) => (why, false),
+                End::Dropped => return,
+            };
+            if usual || now().duration_since(opened) > LONGEST_WAIT {
+                backoff.reset();
+            }
+            let wait = backoff.next();
+            match usual {
+                true => tracing::debug!(%why, "the stream of the control plane has ended"),
+                false => tracing::warn!(%why, ?wait, "no stream of the control plane; what is known stays"),
+            }
+            self.away = Some(format!("no stream from {}: {why}", self.config.endpoint.address));
+            // One that closes in good order is seldom away for longer than the next attempt takes.
+            if !usual && self.tell(Vec::new()).await.is_err() {
+                return;
+            }
+            sleep(wait).await;
+            if self.batches.is_closed() {
+                return;
+            }
+        }
+    }
+
+    async fn stream(&mut self) -> End {
+        let channel = match self.config.endpoint.connect().await {
+            Ok(channel) => channel,
+            Err(error) => return End::Failed(error.to_string()),
+        };
+        let (requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
+        self.session.handle_opened(now());
+        // The first requests go along: servers answer the call itself only then.
+        while let Some(request) = self.session.poll_request() {
+            if requests.send(request).await.is_err() {
+                return End::Failed("the stream was not opened".into());
+            }
+        }
+        let request = match self.config.endpoint.request(ReceiverStream::new(outgoing)).await {
+            Ok(request) => request,
+            Err(error) => return End::Failed(error.to_string()),
+        };
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(self.config.longest_message);
+        let opened = timeout(ANSWERING, client.delta_aggregated_resources(request)).await;
+        let mut responses = match opened {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return ended(&status),
+            Err(_) => return End::Failed(format!("no answer within {ANSWERING:?}")),
+        };
+        loop {
+            while let Some(request) = self.session.poll_request() {
+                match timeout(ANSWERING, requests.send(request)).await {
+                    Ok(Ok(())) => {}
+                    // The responses say why.
+                    Ok(Err(_)) => break,
+                    Err(_) => return End::Failed("the control plane reads nothing".into()),
+                }
+            }
+            let wake = self.session.timeout().map(time::Instant::from_std);
+            tokio::select! {
+                response = responses.message() => match response {
+                    Ok(Some(response)) => {
+                        self.away = None;
+                        let received = self.session.handle_response(now(), response);
+                        for refused in &received.refused {
+                            tracing::warn!(%refused, "refused of the control plane");
+                        }
+                        if self.tell(received.changes).await.is_err() {
+                            return End::Dropped;
+                        }
+                    }
+                    Ok(None) => return End::Usual("the control plane has closed it".into()),
+                    Err(status) => return ended(&status),
+                },
+                () = async { match wake { Some(at) => time::sleep_until(at).await, None => std::future::pending().await } } => {
+                    let changes = self.session.handle_timeout(now());
+                    if self.tell(changes).await.is_err() {
+                        return End::Dropped;
+                    }
+                }
+                asked = self.asked.recv() => match asked {
+                    Some(name) => {
+                        if !self.session.ask(&name) {
+                            tracing::warn!(name, "too much is asked of the control plane: not asked for");
+                        }
+                    }
+                    None => return End::Dropped,
+                },
+                () = self.batches.closed() => return End::Dropped,
+            }
+        }
+    }
+
+    /// Hands changes on, and what is wrong where that is new.
+    async fn tell(&mut self, changes: Vec<crate::Change>) -> Result<(), ()> {
+        let mut faults = self.session.faults();
+        faults.extend(self.away.clone().map(Fault::from));
+        let synced = self.session.is_synced();
+        if changes.is_empty() && faults == self.told && synced == self.synced {
+            return Ok(());
+        }
+        self.told.clone_from(&faults);
+        self.synced = synced;
+        let batch = Batch {
+            changes,
+            synced,
+            faults: Arc::from(faults),
+        };
+        self.batches.send(batch).await.map_err(|_| ())
+    }
+}
+
+fn ended(status: &tonic::Status) -> End {
+    let message = status.message();
+    let why = match std::error::Error::source(status) {
+        Some(source) => format!("{:?}: {message}: {}", status.code(), super::transport::whole(source)),
+        None => format!("{:?}: {message}", status.code()),
+    };
+    let usual = match status.code() {
+        tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Unknown => true,
+        tonic::Code::Unavailable => message.contains("transport is closing") || message.contains("received prior goaway"),
+        _ => false,
+    };
+    if usual { End::Usual(why) } else { End::Failed(why) }
+}
+
+fn now() -> Instant {
+    // The runtime's clock: a test may have stopped it.
+    time::Instant::now().into_std()
+}
+
+/// Batches that wait to be taken. One may be a whole mesh.
+const BATCHES: usize = 4;
+/// Requests that wait to be sent.
+const REQUESTS: usize = 16;
+/// Names that wait to be asked for.
+const ASKED: usize = 1024;
+/// How long the control plane may take to open a stream, or to read a request.
+const ANSWERING: Duration = Duration::from_secs(10);
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);

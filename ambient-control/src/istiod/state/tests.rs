@@ -1,0 +1,191 @@
+use std::fs;
+
+use prost::Message;
+use prost_types::Any;
+use tonic::Status;
+
+use super::{super::fake::*, *};
+use crate::{
+    Change,
+    wire::{
+        envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource},
+        istio::workload,
+    },
+};
+
+const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+
+fn config(fake: &Fake) -> StateConfig {
+    let asker = Asker {
+        instance_ip: "192.0.2.1".into(),
+        pod: "z".into(),
+        namespace: "istio-system".into(),
+        node: "node-a".into(),
+        metadata: [("DNS_CAPTURE".to_owned(), "true".to_owned())].into(),
+    };
+    StateConfig::new(fake.endpoint(), asker)
+}
+
+fn response(type_url: &str, nonce: &str, resources: Vec<Resource>) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: type_url.into(),
+        nonce: nonce.into(),
+        resources,
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn workload(name: &str) -> Resource {
+    let uid = format!("c1//Pod/shop/{name}");
+    let body = workload::Address {
+        r#type: Some(workload::address::Type::Workload(workload::Workload {
+            uid: uid.clone(),
+            name: name.into(),
+            namespace: "shop".into(),
+            ..workload::Workload::default()
+        })),
+    };
+    Resource {
+        name: uid,
+        version: "7".into(),
+        resource: Some(Any {
+            type_url: ADDRESS.into(),
+            value: body.encode_to_vec(),
+        }),
+        ..Resource::default()
+    }
+}
+
+async fn next(state: &mut State) -> Batch {
+    let batch = timeout(Duration::from_secs(20), state.next()).await;
+    batch.expect("a batch in time").expect("a batch")
+}
+
+/// The next batch that says what is wanted.
+async fn until(state: &mut State, wanted: impl Fn(&Batch) -> bool) -> Batch {
+    loop {
+        let batch = next(state).await;
+        if wanted(&batch) {
+            return batch;
+        }
+    }
+}
+
+#[tokio::test]
+async fn state_comes_is_acknowledged_and_goes_on_where_it_ended() {
+    let mut fake = Fake::start("localhost").await;
+    let mut state = State::connect(config(&fake)).unwrap();
+    let mut stream = fake.opened().await;
+    for header in [("authorization", "Bearer let-me-in"), ("clusterid", "Kubernetes"), ("x-extra", "1")] {
+        assert_eq!(stream.headers.get(header.0).unwrap(), header.1);
+    }
+    let first = stream.request().await;
+    let node = first.node.unwrap();
+    assert_eq!(node.id, "ztunnel~192.0.2.1~z.istio-system~istio-system.svc.cluster.local");
+    let fields = node.metadata.unwrap().fields;
+    for name in ["NAME", "NAMESPACE", "INSTANCE_IPS", "NODE_NAME", "DNS_CAPTURE"] {
+        assert!(fields.contains_key(name), "{name}");
+    }
+    assert_eq!(stream.request().await.type_url, AUTHORIZATION);
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n1", vec![workload("a")])))
+        .await
+        .unwrap();
+    let batch = next(&mut state).await;
+    assert!(!batch.synced && batch.changes.len() == 1, "{batch:?}");
+    stream.responses.send(Ok(response(AUTHORIZATION, "n2", vec![]))).await.unwrap();
+    assert!(next(&mut state).await.synced);
+    assert_eq!(stream.request().await.response_nonce, "n1");
+    assert_eq!(stream.request().await.response_nonce, "n2");
+
+    // The control plane closes the stream, as it does every half hour: nobody notices, and the next begins where it ended.
+    drop(stream);
+    let mut stream = fake.opened().await;
+    assert_eq!(stream.request().await.initial_resource_versions["c1//Pod/shop/a"], "7");
+    stream.request().await;
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n3", vec![workload("b")])))
+        .await
+        .unwrap();
+    let batch = next(&mut state).await;
+    assert!(
+        matches!(&batch.changes[..], [Change::Mesh(_)]) && batch.faults.is_empty(),
+        "{batch:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_until_it_is_mended() {
+    let mut fake = Fake::start("localhost").await;
+    let (roots, token) = (fake.path("root.pem"), fake.path("token"));
+    let pem = fs::read(&roots).unwrap();
+    fs::remove_file(&roots).unwrap();
+    let mut state = State::connect(config(&fake)).unwrap();
+    let told = |text: &'static str| move |batch: &Batch| batch.faults.iter().any(|f| f.what.contains(text));
+    until(&mut state, told("cannot read the roots of the control plane from")).await;
+    fs::write(&roots, "nothing").unwrap();
+    until(&mut state, told("holds no root certificate")).await;
+    fs::write(&roots, Authority::new().pem()).unwrap();
+    let batch = until(&mut state, told("cannot connect to https://localhost")).await;
+    assert!(batch.faults[0].what.contains("invalid peer certificate"), "{batch:?}");
+    fs::write(&roots, pem).unwrap();
+    fs::write(&token, "old").unwrap();
+    until(&mut state, told("Unauthenticated: who are you?")).await;
+    fs::write(&token, TOKEN).unwrap();
+    let stream = fake.opened().await;
+    stream.responses.send(Ok(response(AUTHORIZATION, "n", vec![]))).await.unwrap();
+    until(&mut state, |batch| batch.faults.is_empty()).await;
+    stream.responses.send(Err(Status::internal("broken"))).await.unwrap();
+    until(&mut state, told("Internal: broken")).await;
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_believed_only_where_that_is_named() {
+    let mut fake = Fake::start("istiod.istio-system.svc").await;
+    let mut config = config(&fake);
+    let mut state = State::connect(config.clone()).unwrap();
+    until(&mut state, |batch| {
+        batch.faults.iter().any(|f| f.what.contains("not valid for name"))
+    })
+    .await;
+    drop(state);
+    config.endpoint.other_name = Some("istiod.istio-system.svc".into());
+    let state = State::connect(config).unwrap();
+    fake.opened().await;
+    drop(state);
+}
+
+#[tokio::test]
+async fn whoever_is_dropped_hangs_up() {
+    let mut fake = Fake::start("localhost").await;
+    let state = State::connect(config(&fake)).unwrap();
+    let mut stream = fake.opened().await;
+    stream.request().await;
+    stream.request().await;
+    drop(state);
+    let end = timeout(Duration::from_secs(20), stream.requests.message())
+        .await
+        .expect("an end in time");
+    assert!(!matches!(end, Ok(Some(_))), "{end:?}");
+}
+
+#[test]
+fn what_is_no_endpoint_is_refused_at_once() {
+    for (address, why) in [
+        ("ftp://istiod", "ftp://istiod"),
+        ("", "no address"),
+        ("https://", "no address"),
+        ("http://istiod:15010", "https://HOST:PORT"),
+    ] {
+        let error = Endpoint::new(address, provider()).check().unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    let mut endpoint = Endpoint::new("istiod.istio-system.svc:15012", provider());
+    endpoint.check().unwrap();
+    endpoint.headers = vec![("a b".into(), "1".into())];
+    assert!(endpoint.check().unwrap_err().to_string().contains("\"a b\""));
+    assert!(!format!("{:?}", super::super::Token::Literal("secret".into())).contains("secret"));
+}

@@ -1,0 +1,402 @@
+//! gRPC to a control plane: TLS by our own means, credentials read anew for each connection and each call.
+
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    metadata::{Ascii, MetadataKey, MetadataValue},
+    transport::{Channel, Endpoint as Grpc, Uri},
+};
+use tower::service_fn;
+
+/// How a control plane is reached.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Its address, such as `https://istiod.istio-system.svc:15012`. Without a scheme `https` is meant; no other is spoken.
+    pub address: String,
+    /// Who vouches for its certificate; read anew for each connection.
+    pub roots: Roots,
+    /// A name that its certificate may bear instead of the address's: istiod's `ALT_XDS_HOSTNAME`, `ALT_CA_HOSTNAME`.
+    pub other_name: Option<String>,
+    /// What is shown for each call.
+    pub token: Option<Token>,
+    /// The cluster that the token belongs to, such as `Kubernetes`.
+    pub cluster: String,
+    /// Added to each call: name and value.
+    pub headers: Vec<(String, String)>,
+    /// How TLS is done.
+    pub provider: Arc<CryptoProvider>,
+}
+
+/// Who vouches for a control plane.
+#[derive(Clone, Debug)]
+pub enum Roots {
+    /// The certificates of a PEM file.
+    File(PathBuf),
+    /// These, in PEM.
+    Pem(String),
+    /// Those of the operating system.
+    System,
+}
+
+/// What is shown to a control plane.
+#[derive(Clone)]
+pub enum Token {
+    /// The contents of a file, read anew for each call: projected service account tokens are replaced before they end.
+    File(PathBuf),
+    /// This one.
+    Literal(String),
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Literal(_) => f.write_str("Literal(..)"),
+        }
+    }
+}
+
+/// Why a control plane is not reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// The address is none.
+    #[error("{address:?} is no address of a control plane: https://HOST:PORT is wanted")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// A header's name or value cannot be sent.
+    #[error("the header {name:?} cannot be sent: lower-case names and visible ASCII values can")]
+    Header {
+        /// Its name.
+        name: String,
+    },
+    /// The roots cannot be read.
+    #[error("cannot read the roots of the control plane from {from}: {source}")]
+    Roots {
+        /// Where they were to be.
+        from: String,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The roots are none.
+    #[error("{from} holds no root certificate for the control plane")]
+    NoRoots {
+        /// Where they were to be.
+        from: String,
+    },
+    /// The token cannot be read.
+    #[error("cannot read the token from {path}: {source}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The token is empty or holds what cannot be sent.
+    #[error("the token from {from} is empty or no token")]
+    NoToken {
+        /// Where it is from.
+        from: String,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[source] rustls::Error),
+    /// No connection was made.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// To where.
+        address: String,
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Endpoint {
+    /// An address with the token and the roots where Istio mounts them.
+    pub fn new(address: &str, provider: Arc<CryptoProvider>) -> Self {
+        Self {
+            address: address.into(),
+            roots: Roots::File("./var/run/secrets/istio/root-cert.pem".into()),
+            other_name: None,
+            token: Some(Token::File("./var/run/secrets/tokens/istio-token".into())),
+            cluster: "Kubernetes".into(),
+            headers: Vec::new(),
+            provider,
+        }
+    }
+
+    /// Whether it can be understood: the address and the headers.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check(&self) -> Result<(), EndpointError> {
+        self.place()?;
+        self.header_values()?;
+        Ok(())
+    }
+
+    /// Connects, within [`CONNECTING`].
+    pub(super) async fn connect(&self) -> Result<Channel, EndpointError> {
+        let place = self.place()?;
+        let tls = self.tls().await?;
+        let (host, port, name) = (place.host, place.port, place.name);
+        let grpc = Grpc::from(place.uri)
+            .connect_timeout(CONNECTING)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true)
+            // A whole mesh comes in one message: a window of the usual size would take a round trip for each 64 KiB of it.
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+        let dial = move |_: Uri| {
+            let (host, name, tls) = (host.clone(), name.clone(), tls.clone());
+            async move {
+                let tcp = TcpStream::connect((&*host, port)).await?;
+                tcp.set_nodelay(true)?;
+                keep_alive(&tcp)?;
+                Ok::<_, io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
+            }
+        };
+        // The connector's own deadline ends at TCP.
+        let connected = timeout(CONNECTING, grpc.connect_with_connector(service_fn(dial))).await;
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| EndpointError::Connect {
+            address: self.address.clone(),
+            source,
+        };
+        match connected {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(failed(whole(&error).into())),
+            Err(_) => Err(failed(format!("no answer within {CONNECTING:?}").into())),
+        }
+    }
+
+    /// A call with the token of this moment and the headers.
+    pub(super) async fn request<T>(&self, message: T) -> Result<tonic::Request<T>, EndpointError> {
+        let mut request = tonic::Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.read().await?);
+        }
+        if let Ok(cluster) = self.cluster.parse() {
+            request.metadata_mut().insert("clusterid", cluster);
+        }
+        for (name, value) in self.header_values()? {
+            request.metadata_mut().insert(name, value);
+        }
+        Ok(request)
+    }
+
+    fn header_values(&self) -> Result<Vec<Header>, EndpointError> {
+        let header = |(name, value): &(String, String)| {
+            let unsendable = || EndpointError::Header { name: name.clone() };
+            let key = name.to_ascii_lowercase().parse().map_err(|_| unsendable())?;
+            Ok((key, value.parse().map_err(|_| unsendable())?))
+        };
+        self.headers.iter().map(header).collect()
+    }
+
+    fn place(&self) -> Result<Place, EndpointError> {
+        let wrong = || EndpointError::Address {
+            address: self.address.clone(),
+        };
+        let text = match self.address.contains("://") {
+            true => self.address.clone(),
+            false => format!("https://{}", self.address),
+        };
+        let uri: Uri = text.parse().map_err(|_| wrong())?;
+        if uri.scheme_str() != Some("https") {
+            return Err(wrong());
+        }
+        let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
+        let port = uri.port_u16().unwrap_or(443);
+        Ok(Place { uri, host, port, name })
+    }
+
+    async fn tls(&self) -> Result<TlsConnector, EndpointError> {
+        let from = self.roots.to_string();
+        let pem = self.roots.read().await.map_err(|source| EndpointError::Roots {
+            from: from.clone(),
+            source,
+        })?;
+        let mut store = RootCertStore::empty();
+        let certificates = CertificateDer::pem_slice_iter(&pem).flatten();
+        store.add_parsable_certificates(certificates);
+        if store.is_empty() {
+            return Err(EndpointError::NoRoots { from });
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), self.provider.clone())
+            .build()
+            .map_err(|e| EndpointError::Tls(rustls::Error::General(e.to_string())))?;
+        let other = match &self.other_name {
+            Some(other) => Some(ServerName::try_from(other.clone()).map_err(|_| EndpointError::Address { address: other.clone() })?),
+            None => None,
+        };
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(EndpointError::Tls)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(EitherName { verifier, other }))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+type Header = (MetadataKey<Ascii>, MetadataValue<Ascii>);
+
+struct Place {
+    uri: Uri,
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+}
+
+impl Roots {
+    async fn read(&self) -> io::Result<Vec<u8>> {
+        match self {
+            Self::File(path) => tokio::fs::read(path).await,
+            Self::Pem(pem) => Ok(pem.clone().into_bytes()),
+            Self::System => {
+                let mut last = io::Error::from(io::ErrorKind::NotFound);
+                for path in SYSTEM_ROOTS {
+                    match tokio::fs::read(path).await {
+                        Ok(pem) => return Ok(pem),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Pem(_) => f.write_str("the configuration"),
+            Self::System => f.write_str("the system's certificates"),
+        }
+    }
+}
+
+impl Token {
+    async fn read(&self) -> Result<MetadataValue<Ascii>, EndpointError> {
+        let (text, from) = match self {
+            Self::File(path) => {
+                let text = tokio::fs::read_to_string(path).await.map_err(|source| EndpointError::Token {
+                    path: path.clone(),
+                    source,
+                })?;
+                (text, path.display().to_string())
+            }
+            Self::Literal(text) => (text.clone(), "the configuration".into()),
+        };
+        let text = text.trim();
+        let value = (!text.is_empty()).then(|| format!("Bearer {text}").parse::<MetadataValue<Ascii>>().ok());
+        let mut value = value.flatten().ok_or(EndpointError::NoToken { from })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// Accepts a certificate for the name that was dialled or for the other one.
+#[derive(Debug)]
+struct EitherName {
+    verifier: Arc<WebPkiServerVerifier>,
+    other: Option<ServerName<'static>>,
+}
+
+impl ServerCertVerifier for EitherName {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verify = |name: &ServerName<'_>| self.verifier.verify_server_cert(leaf, intermediates, name, ocsp, now);
+        match (verify(name), &self.other) {
+            (Err(rustls::Error::InvalidCertificate(e)), Some(other)) if is_name(&e) => verify(other),
+            (verified, _) => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+fn is_name(error: &CertificateError) -> bool {
+    matches!(
+        error,
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+    )
+}
+
+/// An error with all that it comes from: tonic's own say only "transport error".
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
+fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
+    let idle = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(300))
+        .with_interval(Duration::from_secs(75))
+        .with_retries(9);
+    socket2::SockRef::from(tcp).set_tcp_keepalive(&idle)
+}
+
+/// How long a connection may take, TLS included.
+const CONNECTING: Duration = Duration::from_secs(5);
+/// What may be under way of a message.
+const WINDOW: u32 = 8 * 1024 * 1024;
+/// Where systems keep their roots: Debian, Fedora, Alpine and openSUSE.
+const SYSTEM_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
