@@ -9,7 +9,7 @@ use ambient_core::PodUid;
 use self::compile::{base_chain, compile};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
-    netlink::{self, Batch, Chain, Family, Listener, Nftables, Route, Routing, Rule, Table, Transport},
+    netlink::{self, Batch, Chain, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
     plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
 };
 
@@ -21,6 +21,8 @@ pub struct Inside {
     nftables: Nftables,
     sockets: netlink::Sockets,
     own: Arc<Own>,
+    /// The last generation of nftables in which the tables were those of a plan.
+    stood: Option<(Generation, Plan, Mark)>,
 }
 
 /// For whom tables are made: what stands in them as their mark.
@@ -120,6 +122,7 @@ impl Inside {
     pub(super) fn here(own: Arc<Own>) -> Result<Self, ApplyError> {
         Ok(Self {
             own,
+            stood: None,
             routing: Routing::open()?,
             nftables: Nftables::open()?,
             sockets: netlink::Sockets::open()?,
@@ -224,7 +227,8 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
     pub fn verify(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        let mut differences = self.rules(plan, mark)?;
+        let families = self.families(&plan.rules)?;
+        let mut differences = self.standing(plan, mark, &families)?;
         let made = self.own.listeners();
         let mut listed = self.sockets.listeners(Transport::Tcp)?;
         if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
@@ -234,7 +238,6 @@ impl Inside {
             true => l.mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK),
             false => made.contains(&l.inode),
         };
-        let families = self.families(&plan.rules)?;
         for port in &plan.listeners {
             let there: Vec<&Listener> = listed.iter().filter(|l| is_at(l, *port)).collect();
             if there.iter().any(|l| !is_proxys(l)) {
@@ -271,45 +274,41 @@ impl Inside {
 
     /// As [`Inside::verify`] without the listeners.
     pub(super) fn rules(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        let mut differences = Vec::new();
         let families = self.families(&plan.rules)?;
+        self.standing(plan, mark, &families)
+    }
+
+    fn standing(&mut self, plan: &Plan, mark: &Mark, families: &[IpFamily]) -> Result<Vec<Difference>, ApplyError> {
+        let mut differences = Vec::new();
         let rules = self.routing.rules()?;
         let routes = self.routing.routes(ROUTE_TABLE)?;
         for family in families {
-            if !rules.contains(&routing_rule(family)) {
-                differences.push(Difference::Rule(family));
+            if !rules.contains(&routing_rule(*family)) {
+                differences.push(Difference::Rule(*family));
             }
-            let wanted = route(family);
+            let wanted = route(*family);
             if !routes.iter().any(|r| same_route(r, &wanted)) {
-                differences.push(Difference::Route(family));
+                differences.push(Difference::Route(*family));
             }
         }
-        let tables = self.nftables.tables()?;
-        let chains = self.nftables.chains()?;
-        for name in TABLES {
-            let wanted = plan.tables.iter().find(|t| t.name == name);
-            let there = named_as_ours(&tables).find(|(n, _)| *n == name).map(|(_, t)| t);
-            match (wanted, there) {
-                (None, None) => (),
-                (_, Some(there)) if owner_of(there).is_none() => differences.push(Difference::ForeignTable(name)),
-                (None, Some(_)) => differences.push(Difference::Leftover(name)),
-                (Some(_), None) => differences.push(Difference::Table(name)),
-                (Some(wanted), Some(there)) => {
-                    if there.userdata != comment(mark) || there.flags != 0 || !same_chains(wanted, &chains) || !self.same_rules(wanted)? {
-                        differences.push(Difference::Table(name));
-                    }
-                }
-            }
-        }
+        differences.extend(self.tables(plan, mark)?);
         Ok(differences)
     }
 
-    fn same_rules(&mut self, table: &plan::Table) -> Result<bool, ApplyError> {
-        let there = self.nftables.rules(Family::Inet, table.name)?;
-        Ok(table.chains.iter().all(|chain| {
-            let listed: Vec<_> = there.iter().filter(|r| r.chain == chain.hook.name()).collect();
-            listed.len() == chain.rules.len() && listed.iter().zip(&chain.rules).all(|(is, wanted)| is.is(&compile(wanted)))
-        }))
+    /// Which tables are not as the plan has them. Where the kernel has made no transaction since they last were, they are: only
+    /// that is asked then.
+    fn tables(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
+        let now = self.nftables.generation()?;
+        if self
+            .stood
+            .as_ref()
+            .is_some_and(|(then, p, m)| *then == now && p == plan && m == mark)
+        {
+            return Ok(Vec::new());
+        }
+        let (differences, generation) = self.nftables.steadily(|nftables| compare(nftables, plan, mark))?;
+        self.stood = differences.is_empty().then(|| (generation, plan.clone(), mark.clone()));
+        Ok(differences)
     }
 
     /// Commits what is made of the tables and chains that are there, made again where they have changed meanwhile.
@@ -324,6 +323,39 @@ impl Inside {
             }
         }
     }
+}
+
+fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, netlink::Error> {
+    let mut differences = Vec::new();
+    let tables = nftables.tables()?;
+    let chains = nftables.chains()?;
+    for name in TABLES {
+        let wanted = plan.tables.iter().find(|t| t.name == name);
+        let there = named_as_ours(&tables).find(|(n, _)| *n == name).map(|(_, t)| t);
+        match (wanted, there) {
+            (None, None) => (),
+            (_, Some(there)) if owner_of(there).is_none() => differences.push(Difference::ForeignTable(name)),
+            (None, Some(_)) => differences.push(Difference::Leftover(name)),
+            (Some(_), None) => differences.push(Difference::Table(name)),
+            (Some(wanted), Some(there)) => {
+                // Unlike its place, a chain's policy can be changed, and is put right where it stands.
+                let accept = chains_of(wanted, &chains).all(Chain::accepts);
+                let stands = there.userdata == comment(mark) && there.flags == 0 && same_chains(wanted, &chains);
+                if !stands || !accept || !same_rules(nftables, wanted)? {
+                    differences.push(Difference::Table(name));
+                }
+            }
+        }
+    }
+    Ok(differences)
+}
+
+fn same_rules(nftables: &mut Nftables, table: &plan::Table) -> Result<bool, netlink::Error> {
+    let there = nftables.rules_once(Family::Inet, table.name)?;
+    Ok(table.chains.iter().all(|chain| {
+        let listed: Vec<_> = there.iter().filter(|r| r.chain == chain.hook.name()).collect();
+        listed.len() == chain.rules.len() && listed.iter().zip(&chain.rules).all(|(is, wanted)| is.is(&compile(wanted)))
+    }))
 }
 
 /// The batch that makes the namespace hold the plan's tables and no others of ours.
@@ -368,19 +400,17 @@ fn named_as_ours(tables: &[Table]) -> impl Iterator<Item = (&'static str, &Table
     })
 }
 
+fn chains_of<'a>(table: &plan::Table, chains: &'a [Chain]) -> impl Iterator<Item = &'a Chain> {
+    let name = table.name;
+    chains.iter().filter(move |c| c.family == Family::Inet && c.table == name)
+}
+
 fn same_chains(table: &plan::Table, chains: &[Chain]) -> bool {
-    let there: Vec<&Chain> = chains
-        .iter()
-        .filter(|c| c.family == Family::Inet && c.table == table.name)
-        .collect();
+    let there: Vec<&Chain> = chains_of(table, chains).collect();
     there.len() == table.chains.len()
         && table.chains.iter().all(|wanted| {
             let base = base_chain(wanted);
-            there.iter().any(|c| {
-                c.name == wanted.hook.name()
-                    && c.hook == Some((base.hook.number(), base.priority))
-                    && c.kind.as_deref() == Some(base.kind.name())
-            })
+            there.iter().any(|c| c.name == wanted.hook.name() && c.is(&base))
         })
 }
 

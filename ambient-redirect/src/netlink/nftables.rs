@@ -108,6 +108,20 @@ pub struct Chain {
     pub hook: Option<(u32, i32)>,
     /// `filter`, `nat` or `route` of a base chain.
     pub kind: Option<String>,
+    /// What a base chain does with a packet that no rule decides: drops it (0) or accepts it (1).
+    pub policy: Option<u32>,
+}
+
+impl Chain {
+    /// Whether it stands where [`Batch::add_base_chain`] puts such a one.
+    pub fn is(&self, base: &BaseChain) -> bool {
+        self.hook == Some((base.hook.number(), base.priority)) && self.kind.as_deref() == Some(base.kind.name())
+    }
+
+    /// Whether it accepts what no rule decides.
+    pub fn accepts(&self) -> bool {
+        self.policy == Some(NF_ACCEPT)
+    }
 }
 
 /// A rule that is there.
@@ -304,6 +318,7 @@ impl Nftables {
                     name: text(rest, NFTA_CHAIN_NAME),
                     hook,
                     kind: codec::find(rest, NFTA_CHAIN_TYPE).map(codec::read_text),
+                    policy: codec::find(rest, NFTA_CHAIN_POLICY).and_then(codec::read_be32),
                 })
             })
             .collect()
@@ -314,31 +329,46 @@ impl Nftables {
     /// # Errors
     /// [`Error::interrupted`] holds where a change came in between so often that no whole listing was had.
     pub fn rules(&mut self, family: Family, table: &str) -> Result<Vec<Rule>, Error> {
-        let what = "listing rules";
-        let mut tries = 0;
-        loop {
+        self.steadily(|nftables| nftables.rules_once(family, table)).map(|(rules, _)| rules)
+    }
+
+    /// Lists by `list` until no transaction has come in between, and gives the generation that the listing is of.
+    ///
+    /// # Errors
+    /// [`Error::interrupted`] holds where a change came in between so often that no whole listing was had.
+    pub fn steadily<T>(&mut self, list: impl Fn(&mut Self) -> Result<T, Error>) -> Result<(T, Generation), Error> {
+        for _ in 0..LISTINGS {
             // A listing that a transaction overlaps can repeat or skip rules without any sign; the generation shows a
-            // transaction that succeeded, a handle seen twice one that failed.
+            // transaction that succeeded, a handle seen twice one that failed. The question comes first for another reason
+            // too: by what it is read with the kernel learns how large the pieces of a listing may be.
             let before = self.generation()?;
-            let all = self.list(what, NFT_MSG_GETRULE, |m| m.text(NFTA_RULE_TABLE, table))?;
-            let rules = all
-                .iter()
-                .map(|(_, payload)| read_rule(what, payload))
-                .collect::<Result<Vec<_>, _>>()?;
-            let rules: Vec<Rule> = rules.into_iter().filter(|r| r.family == family && r.table == table).collect();
-            let mut handles: Vec<u64> = rules.iter().map(|r| r.handle).collect();
-            handles.sort_unstable();
-            let once = handles.windows(2).all(|pair| pair[0] != pair[1]);
-            if once && self.generation()? == before {
-                return Ok(rules);
+            match list(self) {
+                Err(e) if e.interrupted() => continue,
+                listed => {
+                    let listed = listed?;
+                    if self.generation()? == before {
+                        return Ok((listed, before));
+                    }
+                }
             }
-            tries += 1;
-            if tries == LISTINGS {
-                return Err(Error::new(
-                    what,
-                    std::io::Error::new(std::io::ErrorKind::Interrupted, "the rules kept changing"),
-                ));
-            }
+        }
+        Err(kept_changing("listing nftables"))
+    }
+
+    /// The rules of one table, for [`Nftables::steadily`].
+    pub fn rules_once(&mut self, family: Family, table: &str) -> Result<Vec<Rule>, Error> {
+        let what = "listing rules";
+        let all = self.list(what, NFT_MSG_GETRULE, |m| m.text(NFTA_RULE_TABLE, table))?;
+        let rules = all
+            .iter()
+            .map(|(_, payload)| read_rule(what, payload))
+            .collect::<Result<Vec<_>, _>>()?;
+        let rules: Vec<Rule> = rules.into_iter().filter(|r| r.family == family && r.table == table).collect();
+        let mut handles: Vec<u64> = rules.iter().map(|r| r.handle).collect();
+        handles.sort_unstable();
+        match handles.windows(2).all(|pair| pair[0] != pair[1]) {
+            true => Ok(rules),
+            false => Err(kept_changing(what)),
         }
     }
 
@@ -354,6 +384,13 @@ impl Nftables {
             }
         }
     }
+}
+
+fn kept_changing(what: &str) -> Error {
+    Error::new(
+        what,
+        std::io::Error::new(std::io::ErrorKind::Interrupted, "the rules kept changing"),
+    )
 }
 
 fn read_rule(what: &str, payload: &[u8]) -> Result<Rule, Error> {

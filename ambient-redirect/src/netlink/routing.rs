@@ -302,7 +302,8 @@ impl Routing {
         )
     }
 
-    /// All rules that send packets to a table, IPv4 and IPv6; `mark` and `mask` are 0 where a rule looks at no mark.
+    /// All rules that send packets to a table by their mark alone or whatever they are, IPv4 and IPv6; `mark` and `mask` are 0
+    /// where a rule looks at no mark. Those that ask for anything else besides are none of them.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
         let what = "listing routing rules";
         let mut rules = Vec::new();
@@ -448,7 +449,7 @@ fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Error> {
 
 fn read_rule(what: &str, payload: &[u8]) -> Result<Option<Rule>, Error> {
     let (header, rest) = fixed(what, payload, 12)?;
-    if header[7] != FR_ACT_TO_TBL {
+    if header[7] != FR_ACT_TO_TBL || is_narrowed(header, rest) {
         return Ok(None);
     }
     let number = |kind| codec::find(rest, kind).and_then(|b| codec::read_u32(b, 0));
@@ -460,6 +461,20 @@ fn read_rule(what: &str, payload: &[u8]) -> Result<Option<Rule>, Error> {
         mask: number(FRA_FWMASK).unwrap_or_else(|| if mark.is_some() { u32::MAX } else { 0 }),
         table: number(FRA_TABLE).unwrap_or_else(|| u32::from(header[4])),
     }))
+}
+
+/// Whether a rule asks for more than a mark, or for its opposite.
+fn is_narrowed(header: &[u8], rest: &[u8]) -> bool {
+    let [source, destination, service] = [header[2], header[1], header[3]];
+    let inverted = codec::read_u32(header, 8).unwrap_or(0) & FIB_RULE_INVERT != 0;
+    let asks = |(kind, value): (u16, &[u8])| match kind {
+        FRA_IIFNAME | FRA_OIFNAME | FRA_UID_RANGE | FRA_SPORT_RANGE | FRA_DPORT_RANGE | FRA_DSCP | FRA_FLOWLABEL => true,
+        FRA_L3MDEV | FRA_IP_PROTO | FRA_TUN_ID => value.iter().any(|b| *b != 0),
+        // All ones, or not there: routes of any length and any group will do.
+        FRA_SUPPRESS_IFGROUP | FRA_SUPPRESS_PREFIXLEN => value.iter().any(|b| *b != 0xff),
+        _ => false,
+    };
+    source != 0 || destination != 0 || service != 0 || inverted || codec::attributes(rest).any(asks)
 }
 
 impl RouteKind {
@@ -546,10 +561,23 @@ const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
 
+const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
+const FRA_TUN_ID: u16 = 12;
+const FRA_SUPPRESS_IFGROUP: u16 = 13;
+const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
+const FRA_OIFNAME: u16 = 17;
+const FRA_L3MDEV: u16 = 19;
+const FRA_UID_RANGE: u16 = 20;
+const FRA_IP_PROTO: u16 = 22;
+const FRA_SPORT_RANGE: u16 = 23;
+const FRA_DPORT_RANGE: u16 = 24;
+const FRA_DSCP: u16 = 25;
+const FRA_FLOWLABEL: u16 = 26;
+const FIB_RULE_INVERT: u32 = 2;
 const FR_ACT_TO_TBL: u8 = 1;
 
 #[cfg(test)]

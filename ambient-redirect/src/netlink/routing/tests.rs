@@ -63,3 +63,38 @@ fn an_ipv6_address_is_usable_at_once() {
     let (bytes, _) = address(RTM_NEWADDR, 0, 7, "10.0.0.1".parse().unwrap(), 24).finish(0);
     assert_eq!(bytes[16..20], [AF_INET, 24, 0, 0]);
 }
+
+#[test]
+fn a_rule_that_asks_for_more_than_a_mark_is_none_of_those_listed() {
+    let rule = Rule {
+        ipv6: false,
+        priority: 5,
+        mark: 7,
+        mask: 7,
+        table: 100,
+    };
+    let plain = || rule_message(RTM_NEWRULE, 0, &rule);
+    let read = |message: Writer| read_rule("", &message.finish(0).0[16..]).unwrap();
+    assert!(read(plain()).is_some());
+    let mut suppressing_nothing = plain();
+    suppressing_nothing.ne32(FRA_SUPPRESS_PREFIXLEN, u32::MAX);
+    suppressing_nothing.attribute(FRA_L3MDEV, &[0]);
+    assert!(read(suppressing_nothing).is_some(), "what the kernel lists of every rule");
+    for (kind, value) in [
+        (FRA_IIFNAME, &b"eth0\0"[..]),
+        (FRA_OIFNAME, b"eth0\0"),
+        (FRA_UID_RANGE, &[0; 8]),
+        (FRA_IP_PROTO, &[17]),
+        (FRA_SPORT_RANGE, &[0; 4]),
+        (FRA_SUPPRESS_PREFIXLEN, &[0; 4]),
+    ] {
+        let mut narrowed = plain();
+        narrowed.attribute(kind, value);
+        assert_eq!(read(narrowed), None, "attribute {kind}");
+    }
+    for (at, value) in [(1, 32), (2, 32), (3, 8), (8, FIB_RULE_INVERT as u8)] {
+        let (mut bytes, _) = plain().finish(0);
+        bytes[16 + at] = value;
+        assert_eq!(read_rule("", &bytes[16..]).unwrap(), None, "byte {at} of the header");
+    }
+}
