@@ -4,6 +4,7 @@
 #[path = "support/guard.rs"]
 mod guard;
 #[path = "support/mesh.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
 #[path = "support/node.rs"]
 mod node;

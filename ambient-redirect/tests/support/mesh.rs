@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,10 @@ use tokio::{
 /// Answers every connection with where it was going and whence it came.
 pub(crate) struct TellingProxy {
     sockets: Sockets,
+    /// It behaves as if it were another process: what it makes is known by its mark alone.
+    apart: bool,
+    dead: AtomicBool,
+    hangs: Arc<AtomicBool>,
     serving: Mutex<BTreeMap<PodUid, JoinSet<()>>>,
     namespaces: Mutex<BTreeMap<PodUid, Arc<Netns>>>,
     pub(crate) log: Log,
@@ -49,9 +56,12 @@ impl Log {
 }
 
 impl TellingProxy {
-    pub(crate) fn new(sockets: &Sockets, log: &Log) -> Arc<Self> {
+    fn with(sockets: &Sockets, log: &Log, apart: bool) -> Arc<Self> {
         Arc::new(Self {
             sockets: sockets.clone(),
+            apart,
+            dead: AtomicBool::new(false),
+            hangs: Arc::default(),
             serving: Mutex::default(),
             namespaces: Mutex::default(),
             log: log.clone(),
@@ -63,17 +73,46 @@ impl TellingProxy {
         self.serving.lock().unwrap().clear();
     }
 
+    /// And none comes back.
+    pub(crate) fn stay_dead(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+        self.die();
+    }
+
+    pub(crate) fn live(&self) {
+        self.dead.store(false, Ordering::Relaxed);
+    }
+
+    /// What is accepted is looked at no more.
+    pub(crate) fn hang(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::Relaxed);
+    }
+
     async fn listen(&self, namespace: &Arc<Netns>) -> io::Result<JoinSet<()>> {
+        if self.dead.load(Ordering::Relaxed) {
+            return Err(io::Error::other("dead"));
+        }
+        let another = if self.apart {
+            Some(Arc::new(Netns::open(namespace.path())?))
+        } else {
+            None
+        };
+        let namespace = another.as_ref().unwrap_or(namespace);
         let mut tasks = JoinSet::new();
         for (port, word) in [(15001, "out"), (15006, "in"), (15008, "hbone"), (15053, "dns")] {
             let address = SocketAddr::new("::".parse().unwrap(), port);
             let listener = TcpListener::from_std(self.sockets.tcp_listener(namespace, address, 1024).await?)?;
-            let (log, namespace) = (self.log.clone(), namespace.clone());
+            let (log, namespace, hangs) = (self.log.clone(), namespace.clone(), self.hangs.clone());
             let direction = if port == 15006 { Direction::Inbound } else { Direction::Outbound };
+            let lost = Lost(namespace.clone());
             tasks.spawn(async move {
+                let _lost = lost;
                 loop {
                     let Ok((mut stream, peer)) = listener.accept().await else { return };
                     let Ok(destination) = original_destination(&stream) else { continue };
+                    if hangs.load(Ordering::Relaxed) {
+                        continue;
+                    }
                     if namespace.is_probe(direction, peer, destination) {
                         log.push(format!("probe {destination}"));
                         continue;
@@ -94,6 +133,15 @@ impl TellingProxy {
             });
         }
         Ok(tasks)
+    }
+}
+
+/// Tells, when it is dropped, that a listener has ended.
+struct Lost(Arc<Netns>);
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        self.0.listener_lost();
     }
 }
 
@@ -196,8 +244,17 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(config: Config, log: &Log) -> Self {
+        Self::with(config, log, false)
+    }
+
+    /// With a proxy that behaves as if it were another process.
+    pub(crate) fn start_apart(config: Config, log: &Log) -> Self {
+        Self::with(config, log, true)
+    }
+
+    fn with(config: Config, log: &Log, apart: bool) -> Self {
         let sockets = Sockets::new().unwrap();
-        let proxy = TellingProxy::new(&sockets, log);
+        let proxy = TellingProxy::with(&sockets, log, apart);
         let announcements = Arc::new(Announcements {
             log: log.clone(),
             namespaces: Mutex::default(),
@@ -233,7 +290,7 @@ impl Running {
 
     /// Waits until what is published is as wanted.
     pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&[PodState]) -> bool) {
-        let waited = timeout(Duration::from_secs(5), self.states.wait_for(|states| wanted(states)))
+        let waited = timeout(Duration::from_secs(20), self.states.wait_for(|states| wanted(states)))
             .await
             .is_ok();
         if !waited {
@@ -246,7 +303,7 @@ impl Running {
     }
 
     pub(crate) async fn until_logged(&self, line: &str) {
-        for _ in 0..500 {
+        for _ in 0..2000 {
             if self.log.count(line) > 0 {
                 return;
             }

@@ -1,0 +1,121 @@
+//! Listings of rules that somebody keeps changing.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
+
+use ambient_redirect::{
+    linux::{Inside, Mark},
+    netlink::{Batch, Cmp, Expr, Family, MetaKey, NftRule, Nftables, Verdict},
+    plan::{Options, Plan},
+};
+use ambient_testkit::{World, harness::Outcome};
+
+use crate::node::Node;
+
+const RULES: usize = 60;
+const LISTINGS: usize = 3000;
+
+/// Two sets of rules take turns, all of one or all of the other, and between them come transactions that fail half way. A
+/// listing must be the one or the other.
+pub(crate) fn a_listing_under_changes_is_right_or_refused(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let sets = [1u32, 2].map(|set| (0..RULES as u32).map(|n| rule(set << 16 | n)).collect::<Vec<_>>());
+    let replace = |nftables: &mut Nftables, set: &[Vec<Expr>], fails: bool| {
+        let mut batch = Batch::default();
+        batch.add_table(Family::Inet, "listed", b"");
+        batch.add_chain(Family::Inet, "listed", "c");
+        batch.flush_table(Family::Inet, "listed");
+        for rule in set {
+            batch.add_rule(Family::Inet, "listed", "c", rule);
+        }
+        if fails {
+            batch.delete_table(Family::Inet, "there is none");
+        }
+        assert_eq!(nftables.commit(batch, None).is_err(), fails);
+    };
+    let open = || pod.run(|| Nftables::open().unwrap()).unwrap();
+    replace(&mut open(), &sets[0], false);
+    let (stop, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (mut right, mut refused) = (0, 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut nftables = open();
+            while !stop.load(Ordering::Relaxed) {
+                let n = changes.fetch_add(1, Ordering::Relaxed);
+                replace(&mut nftables, &sets[n % 2], n % 3 == 0);
+                // Now fast, now with pauses in which a listing fits.
+                if n % 64 == 0 {
+                    thread::sleep(std::time::Duration::from_millis(2));
+                }
+            }
+        });
+        let mut nftables = open();
+        for _ in 0..LISTINGS {
+            match nftables.rules(Family::Inet, "listed") {
+                Ok(rules) => {
+                    assert!(sets.iter().any(|set| is(&rules, set)), "{} rules, of neither set", rules.len());
+                    right += 1;
+                }
+                Err(e) => {
+                    assert!(e.interrupted(), "{e}");
+                    refused += 1;
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!(
+        "{right} listings right, {refused} refused, {} changes",
+        changes.load(Ordering::Relaxed)
+    );
+    assert!(right > 0 && changes.load(Ordering::Relaxed) > 100);
+
+    // And a plan is not found missing because of what somebody does to a table of his own.
+    let (plan, mark) = (Plan::new(&Options::default()), Mark::new("node-1", &"a".into()));
+    let mut inside = Inside::open(&pod)?;
+    inside.apply(&plan, &mark)?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut nftables = open();
+            while !stop.load(Ordering::Relaxed) {
+                replace(&mut nftables, &sets[0], false);
+            }
+        });
+        for _ in 0..200 {
+            // All but the listeners, which are not there.
+            match inside.apply(&plan, &mark) {
+                Ok(differences) => assert_eq!(differences, []),
+                Err(e) => assert!(
+                    e.to_string().contains("kept changing") || e.to_string().contains("being listed"),
+                    "{e}"
+                ),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+fn rule(mark: u32) -> Vec<Expr> {
+    vec![
+        Expr::Meta {
+            key: MetaKey::Mark,
+            reg: 1,
+        },
+        Expr::Cmp {
+            op: Cmp::Equal,
+            reg: 1,
+            data: mark.to_ne_bytes().to_vec(),
+        },
+        Expr::Counter,
+        Expr::Verdict(Verdict::Return),
+    ]
+}
+
+fn is(rules: &[NftRule], set: &[Vec<Expr>]) -> bool {
+    rules.len() == set.len() && rules.iter().zip(set).all(|(rule, wanted)| rule.is(wanted))
+}
