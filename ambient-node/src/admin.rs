@@ -1,89 +1,66 @@
-//! The node's own pages: metrics for Prometheus, readiness for the kubelet.
+//! The node's own pages: metrics for Prometheus, readiness for the kubelet, and the admin pages for whoever may reach the
+//! node's loopback.
+//!
+//! **To add a page**, write `fn(&Context, &Asked) -> Answer` in a file of `admin/` and give it a line in
+//! [`routes::ADMIN`]. It runs on a thread that may block, and sees the node through its [`Context`]. What is long is
+//! written piece by piece ([`Answer::stream`]), so that no page needs memory that grows with the mesh; what changes the
+//! node takes POST alone ([`Takes::Post`]).
+//!
+//! All pages have a thread of their own: none is waited for by what carries connections.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+mod answer;
+mod dump;
+mod listen;
+mod log_level;
+mod probes;
+mod routes;
+mod serve;
+mod stop;
+mod text;
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time,
-};
+use std::sync::Arc;
 
-/// How long a client may take over its request.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Clients at once.
-const MOST_CLIENTS: usize = 8;
+use ambient_redirect::pods::PodState;
+use tokio::sync::watch;
 
-/// A page: path in, answer out.
-pub(crate) type Page = Arc<dyn Fn(&str) -> Option<Written> + Send + Sync>;
+use crate::Shared;
 
-/// Status, content type and text.
-pub(crate) type Written = (StatusCode, &'static str, String);
+pub(crate) use answer::{Answer, Asked, Out};
+pub(crate) use listen::{Doors, OpenError};
+pub(crate) use serve::Pages;
+pub(crate) use stop::{Stop, Urgency};
 
-/// Listens in the node's own namespace; on IPv4 alone where there is no IPv6.
-pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(error) if address.ip().is_unspecified() && crate::accept::has_no_such_address(&error) => {
-            TcpListener::bind(SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), address.port())).await
-        }
-        bound => bound,
-    }
+/// What a page may look at.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// State, certificates, metrics, configuration.
+    pub(crate) node: Arc<Shared>,
+    /// How far each pod of this node is with its capture.
+    pub(crate) captures: watch::Receiver<Arc<[PodState]>>,
+    /// Tells the node to stop.
+    pub(crate) stop: Stop,
 }
 
-/// Serves a page until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, page: Page) {
-    let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // No descriptor left, or a client that went away: neither ends the listener.
-            time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let Ok(permit) = clients.clone().try_acquire_owned() else {
-            continue;
-        };
-        let page = page.clone();
-        tokio::spawn(async move {
-            // A whole exchange has a bound too: a reader that never reads must not keep its place.
-            let _ = time::timeout(10 * PATIENCE, answer(stream, page)).await;
-            drop(permit);
-        });
-    }
+/// A page: where it is, how it is asked for, and what answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    /// The whole path.
+    pub(crate) path: &'static str,
+    /// How it is asked for.
+    pub(crate) takes: Takes,
+    /// What it is, for the index and for who asks in another way.
+    pub(crate) about: &'static str,
+    /// Gives the answer; may block.
+    pub(crate) answer: fn(&Context, &Asked) -> Answer,
 }
 
-async fn answer(stream: TcpStream, page: Page) -> hyper::Result<()> {
-    let service = service_fn(|request: Request<Incoming>| {
-        let page = page.clone();
-        async move {
-            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-            // A page of many series takes a while to write: not on the thread that accepts connections.
-            let page = tokio::task::spawn_blocking(move || page(&path)).await;
-            Ok::<_, Infallible>(respond(&method, page.unwrap_or_default()))
-        }
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .keep_alive(false)
-        .half_close(true);
-    http.serve_connection(TokioIo::new(stream), service).await
-}
-
-fn respond(method: &Method, page: Option<Written>) -> Response<Full<Bytes>> {
-    let plain = "text/plain; charset=utf-8";
-    let (status, kind, text) = match page {
-        None => (StatusCode::NOT_FOUND, plain, "nothing is here\n".to_owned()),
-        Some(_) if !matches!(*method, Method::GET | Method::HEAD) => (StatusCode::METHOD_NOT_ALLOWED, plain, "GET only\n".to_owned()),
-        Some(answer) => answer,
-    };
-    let mut response = Response::new(Full::from(text));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-    response
+/// How a page is asked for. GET never changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// It only tells.
+    Get,
+    /// It changes something.
+    Post,
+    /// It tells when it is read, and changes something when it is posted to.
+    Both,
 }

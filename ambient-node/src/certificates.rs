@@ -94,6 +94,12 @@ impl Certificates {
         self.trust.store(Some(trust));
     }
 
+    /// Every certificate that is here now, valid or not.
+    pub(crate) fn present(&self) -> Vec<Arc<Credential>> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.values().map(|slot| slot.credential.clone()).collect()
+    }
+
     /// Sees to it that an identity has a certificate for as long as the answer lives.
     ///
     /// Cancel safe: nothing is held until it ends.

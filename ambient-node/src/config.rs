@@ -31,6 +31,9 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Where `/healthz/ready` is served, in the node's own namespace.
     pub readiness: SocketAddr,
+    /// Where the admin pages are served, in the node's own namespace; a loopback address. For 127.0.0.1 the same port of
+    /// `::1` too, where there is one.
+    pub admin: SocketAddr,
     /// Threads that move bytes.
     pub workers: usize,
     /// Connections that all pods may have open together; more are reset at once. Each takes two descriptors of the process.
@@ -64,6 +67,7 @@ impl Config {
             ipv6: true,
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),
+            admin: SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), ambient_core::ports::ADMIN),
             workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             connections: 100_000,
             connections_per_pod: 20_000,

@@ -243,6 +243,7 @@ impl Tunnel {
             source: self.peer,
             source_workload: source,
             source_identity: identity.cloned(),
+            asked: self.at,
             destination: self.at,
             hbone: Some(authority),
             service,

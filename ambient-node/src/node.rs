@@ -13,11 +13,11 @@ use ambient_redirect::{
     pods::{PodState, State as PodStage},
 };
 use ambient_tls::Configs;
-use http::StatusCode;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
+use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
-    Config, admin,
+    Config,
+    admin::{Context, Doors, OpenError, Pages, Stop, Urgency},
     bounds::Bounds,
     certificates::Certificates,
     clock,
@@ -25,7 +25,7 @@ use crate::{
     feed::{Feed, News},
     pod::Stage,
     pods::Pods,
-    policies::{self, Oversight},
+    policies::Oversight,
     state::{Changed, Snapshot, State},
     telemetry::Metrics,
     watch::Watch,
@@ -66,6 +66,9 @@ pub enum StartError {
         /// The system's word.
         source: io::Error,
     },
+    /// The admin pages change the node, and tell all of it: they are for who is on it.
+    #[error("the admin pages are served on a loopback address alone, and {0} is none; choose one with --admin")]
+    AdminNotLoopback(SocketAddr),
     /// A thread or a descriptor could not be had.
     #[error("cannot start the node's threads: {0}")]
     Threads(io::Error),
@@ -82,14 +85,32 @@ pub enum StartError {
     },
 }
 
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Listen {
+                address,
+                what,
+                flag,
+                source,
+            } => Self::Listen {
+                address,
+                what,
+                flag,
+                source,
+            },
+            OpenError::NotLoopback(address) => Self::AdminNotLoopback(address),
+        }
+    }
+}
+
 /// A node proxy: started, and not yet running.
 pub struct Node {
     shared: Arc<Shared>,
     source: Box<dyn Source>,
     pods: Arc<Pods>,
     enrolment: Enrolment,
-    metrics: TcpListener,
-    readiness: TcpListener,
+    doors: Doors,
 }
 
 impl std::fmt::Debug for Node {
@@ -103,8 +124,7 @@ impl std::fmt::Debug for Node {
 pub struct Ground {
     config: Config,
     options: Options,
-    metrics: TcpListener,
-    readiness: TcpListener,
+    doors: Doors,
 }
 
 impl Ground {
@@ -123,23 +143,8 @@ impl Ground {
             ..Options::default()
         };
         preflight(&options).await?;
-        let listen = |address, what, flag| async move {
-            let bound = admin::bind(address).await;
-            bound.map_err(|source| StartError::Listen {
-                address,
-                what,
-                flag,
-                source,
-            })
-        };
-        let metrics = listen(config.metrics, "metrics", "--metrics").await?;
-        let readiness = listen(config.readiness, "readiness", "--readiness").await?;
-        Ok(Self {
-            config,
-            options,
-            metrics,
-            readiness,
-        })
+        let doors = Doors::open(&config)?;
+        Ok(Self { config, options, doors })
     }
 }
 
@@ -154,12 +159,7 @@ impl Node {
         issuer: Arc<dyn Issuer>,
         announce: Arc<dyn Announce>,
     ) -> Result<Self, StartError> {
-        let Ground {
-            config,
-            options,
-            metrics: metrics_page,
-            readiness: readiness_page,
-        } = ground;
+        let Ground { config, options, doors } = ground;
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?;
         let metrics = Arc::new(Metrics::default());
@@ -215,8 +215,7 @@ impl Node {
             source,
             pods,
             enrolment,
-            metrics: metrics_page,
-            readiness: readiness_page,
+            doors,
         })
     }
 
@@ -233,13 +232,17 @@ impl Node {
             source,
             pods,
             enrolment,
-            metrics,
-            readiness,
+            doors,
         } = self;
+        let told = Stop::default();
+        let context = Context {
+            node: shared.clone(),
+            captures: enrolment.states(),
+            stop: told.clone(),
+        };
+        let pages = Pages::start(doors, context).map_err(|error| RunError { why: error.to_string() })?;
         let (desired, wanted) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(admin::serve(metrics, metrics_page(&shared)));
-        tasks.spawn(admin::serve(readiness, readiness_page(&shared)));
         tasks.spawn(shared.certificates.clone().keep_fresh());
         tasks.spawn(follow(shared.clone(), source, desired));
         tasks.spawn(tell_of_pods(shared.metrics.clone(), enrolment.states()));
@@ -250,6 +253,7 @@ impl Node {
         }));
         let ran = tokio::select! {
             () = stop => Ok(()),
+            () = told.told(Urgency::Graceful) => Ok(()),
             // None of them ends by itself.
             ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
             ended = &mut enrolling => Err(RunError::of(ended.err())),
@@ -259,8 +263,9 @@ impl Node {
         if !enrolling.is_finished() {
             let _ = enrolling.await;
         }
-        drain(&shared, &pods).await;
+        drain(&shared, &pods, &told).await;
         tasks.shutdown().await;
+        pages.stop().await;
         ran
     }
 }
@@ -279,9 +284,12 @@ impl RunError {
     }
 }
 
-async fn drain(shared: &Shared, pods: &Pods) {
+async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
     pods.advance(Stage::Draining);
-    idle_within(pods, shared.config.drain).await;
+    tokio::select! {
+        () = idle_within(pods, shared.config.drain) => {}
+        () = told.told(Urgency::Immediate) => {}
+    }
     pods.advance(Stage::Stopped);
     // What was cut tells of itself before the threads end.
     idle_within(pods, LAST_WORDS).await;
@@ -408,31 +416,6 @@ fn tell(pod: &PodState) {
         PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
         _ => {}
     }
-}
-
-fn metrics_page(shared: &Arc<Shared>) -> admin::Page {
-    let shared = shared.clone();
-    Arc::new(move |path| {
-        matches!(path, "/metrics" | "/stats/prometheus").then(|| match shared.metrics.text() {
-            Ok(text) => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", format!("{error}\n")),
-        })
-    })
-}
-
-fn readiness_page(shared: &Arc<Shared>) -> admin::Page {
-    let shared = shared.clone();
-    Arc::new(move |path| {
-        (path == "/healthz/ready").then(|| {
-            let now = shared.state.current();
-            let (ready, text) = policies::readiness(now.as_deref().map(|now| &now.policies), &shared.state.faults());
-            let status = match ready {
-                true => StatusCode::OK,
-                false => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            (status, "text/plain; charset=utf-8", text)
-        })
-    })
 }
 
 /// Puts what the rooms below tell into the log.

@@ -241,6 +241,7 @@ impl Outbound {
             source: self.peer,
             source_workload: Some(source.clone()),
             source_identity: None,
+            asked: self.to,
             destination: self.to,
             hbone: None,
             service: None,

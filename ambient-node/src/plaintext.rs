@@ -102,6 +102,7 @@ fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> End
         source: peer,
         source_workload: snapshot.mesh.workload_by_address(&NetworkAddress::new(network, peer.ip())).cloned(),
         source_identity: None,
+        asked: to,
         destination: to,
         hbone: None,
         service: None,

@@ -3,9 +3,11 @@
 mod ends;
 mod flow;
 mod labels;
+mod live;
 pub mod log;
 mod metrics;
 
 pub(crate) use ends::{Direction, Ends, Flag, Outcome};
 pub(crate) use flow::{Account, refused_early};
+pub(crate) use live::{Live, Open};
 pub(crate) use metrics::Metrics;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of real time")]
 
+#[path = "traffic/admin.rs"]
+mod admin;
 #[path = "traffic/bounds.rs"]
 mod bounds;
 #[path = "traffic/ends.rs"]
@@ -68,5 +70,11 @@ fn main() -> ExitCode {
         ("a_pod_that_leaves_is_cut", leave::a_pod_that_leaves_is_cut),
         ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
         ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
+        ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),
+        (
+            "what_changes_the_node_takes_post_alone",
+            admin::what_changes_the_node_takes_post_alone,
+        ),
+        ("a_node_that_is_to_end_at_once_does", admin::a_node_that_is_to_end_at_once_does),
     ])
 }

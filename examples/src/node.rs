@@ -81,6 +81,9 @@ pub(crate) struct Args {
     /// Where /healthz/ready is served.
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15021")]
     readiness: SocketAddr,
+    /// Where the admin pages are served, such as /config_dump: a loopback address.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    admin: SocketAddr,
     /// Threads that move bytes; as many as there are cores if not given.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N")]
     workers: Option<NonZeroUsize>,
@@ -226,6 +229,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
     config.metrics = args.metrics;
     config.readiness = args.readiness;
+    config.admin = args.admin;
     config.drain = Duration::from_secs(args.drain);
     if let Some(workers) = args.workers {
         config.workers = workers.get();

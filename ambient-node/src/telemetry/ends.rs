@@ -38,6 +38,9 @@ pub(crate) struct Ends {
     pub(crate) source_workload: Option<Arc<Workload>>,
     /// Proven by TLS, or our own pod's when TLS carries it.
     pub(crate) source_identity: Option<Identity>,
+    /// What the client dialled.
+    pub(crate) asked: SocketAddr,
+    /// Where it is carried to.
     pub(crate) destination: SocketAddr,
     pub(crate) hbone: Option<Authority>,
     pub(crate) service: Option<Arc<Service>>,

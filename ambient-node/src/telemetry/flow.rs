@@ -13,6 +13,7 @@ use tracing::Level;
 use super::{
     ends::{Direction, Ends, Flag, Outcome},
     labels::TrafficLabels,
+    live::ConnId,
     metrics::Metrics,
 };
 use crate::clock;
@@ -45,6 +46,7 @@ pub(crate) struct Account {
     metrics: Arc<Metrics>,
     ends: Ends,
     opened: Instant,
+    id: ConnId,
     /// Client to server, and back.
     requested: u64,
     answered: u64,
@@ -55,6 +57,7 @@ pub(crate) struct Account {
 impl Account {
     pub(crate) fn open(metrics: &Arc<Metrics>, ends: Ends, opened: Instant) -> Self {
         let account = Self {
+            id: metrics.live.open(&ends, opened),
             metrics: metrics.clone(),
             ends,
             opened,
@@ -70,6 +73,7 @@ impl Account {
     /// It goes another way than was thought when it was opened.
     pub(crate) fn reroute(mut self, ends: Ends) -> Self {
         self.ends = ends;
+        self.metrics.live.reroute(self.id, &self.ends, self.opened);
         self
     }
 
@@ -100,6 +104,7 @@ impl Account {
     fn end(&mut self, outcome: &Outcome) {
         self.established();
         self.done = true;
+        self.metrics.live.close(self.id);
         let labels = TrafficLabels::new(&self.ends, outcome.flag);
         self.metrics.closed(&labels, outcome.error.is_some(), self.requested, self.answered);
         self.log_end(outcome, clock::steady().duration_since(self.opened));
@@ -110,6 +115,7 @@ impl Account {
         tracing::event!(
             target: "access",
             Level::DEBUG,
+            conn.id = %self.id,
             src.addr = %ends.source,
             dst.addr = %ends.destination,
             dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
@@ -132,6 +138,7 @@ impl Account {
                 tracing::event!(
                     target: "access",
                     Level::$level,
+                    conn.id = %self.id,
                     src.addr = %ends.source,
                     src.workload = source.map(|w| &*w.name),
                     src.namespace = source.map(|w| &*w.namespace),

@@ -5,7 +5,7 @@
 use std::{
     io::{self, Write},
     sync::{
-        LazyLock,
+        LazyLock, OnceLock,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
@@ -13,9 +13,13 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter, util::SubscriberInitExt as _};
+use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt as _};
 
 use crate::clock;
+
+mod levels;
+
+pub(crate) use levels::Levels;
 
 /// Lines that may wait for a slow reader.
 const QUEUE: usize = 10_000;
@@ -25,6 +29,14 @@ static LINES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 pub(crate) fn lines_lost() -> Counter {
     LINES_LOST.clone()
+}
+
+/// The filter of the one log of this process.
+static LEVELS: OnceLock<Levels> = OnceLock::new();
+
+/// What is logged, where [`to_stdout`] has set the log up.
+pub(crate) fn levels() -> Option<&'static Levels> {
+    LEVELS.get()
 }
 
 /// How a line is written.
@@ -61,10 +73,8 @@ pub enum LogError {
 /// # Errors
 /// When the filter cannot be read, no thread can be started, or the process has a log already.
 pub fn to_stdout(filter: &str, format: Format) -> Result<Flush, LogError> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| LogError::Filter {
-        text: filter.into(),
-        why: e.to_string(),
-    })?;
+    let start = filter;
+    let filter = levels::filter(start)?;
     let (queue, lines) = sync_channel(QUEUE);
     let (done, written) = sync_channel(1);
     thread::Builder::new().name("log".into()).spawn(move || {
@@ -76,11 +86,24 @@ pub fn to_stdout(filter: &str, format: Format) -> Result<Flush, LogError> {
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(writer);
+    let levels;
     let set = match format {
-        Format::Text => base.finish().try_init(),
-        Format::Json => base.json().flatten_event(true).finish().try_init(),
+        Format::Text => {
+            let log = base.with_filter_reloading();
+            let handle = log.reload_handle();
+            levels = Levels::new(start, move |filter| handle.reload(filter).map_err(|e| e.to_string()));
+            log.finish().try_init()
+        }
+        Format::Json => {
+            let log = base.json().flatten_event(true).with_filter_reloading();
+            let handle = log.reload_handle();
+            levels = Levels::new(start, move |filter| handle.reload(filter).map_err(|e| e.to_string()));
+            log.finish().try_init()
+        }
     };
     set.map_err(|e| LogError::Twice(e.to_string()))?;
+    // Nobody else sets it: there is one log in a process.
+    let _ = LEVELS.set(levels);
     Ok(Flush { queue, written })
 }
 

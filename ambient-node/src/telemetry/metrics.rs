@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fmt,
+    fmt, io,
     sync::{Mutex, PoisonError},
 };
 
@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::labels::TrafficLabels;
+use super::{labels::TrafficLabels, live::Live};
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +26,8 @@ const MOST_SERIES: usize = 10_000;
 
 /// Every metric of the node.
 pub(crate) struct Metrics {
+    /// What is open now.
+    pub(crate) live: Live,
     registry: Registry,
     series: Mutex<HashSet<TrafficLabels>>,
     most_series: usize,
@@ -69,6 +71,7 @@ impl Default for Metrics {
 impl Metrics {
     fn with_most_series(most_series: usize) -> Self {
         let mut new = Self {
+            live: Live::default(),
             registry: Registry::default(),
             series: Mutex::default(),
             most_series,
@@ -216,10 +219,22 @@ impl Metrics {
     }
 
     /// All of it as OpenMetrics text.
+    #[cfg(test)]
     pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// All of it as OpenMetrics text, as it is made.
+    pub(crate) fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
+        let mut text = Text { out, failed: None };
+        let encoded = text::encode(&mut text, &self.registry);
+        match (text.failed, encoded) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) => Err(io::Error::other(error)),
+            (None, Ok(())) => Ok(()),
+        }
     }
 
     fn bounded(&self, labels: &TrafficLabels) -> TrafficLabels {
@@ -233,5 +248,20 @@ impl Metrics {
         }
         self.series_folded.inc();
         TrafficLabels::overflow(labels.direction())
+    }
+}
+
+/// A text that goes on as bytes; keeps the error that a text cannot tell.
+struct Text<'a, W> {
+    out: &'a mut W,
+    failed: Option<io::Error>,
+}
+
+impl<W: io::Write> fmt::Write for Text<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.out.write_all(text.as_bytes()).map_err(|error| {
+            self.failed = Some(error);
+            fmt::Error
+        })
     }
 }

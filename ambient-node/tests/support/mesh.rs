@@ -298,10 +298,20 @@ impl Mesh {
 
     /// A page of the node: its status and its text.
     pub(crate) fn page(&self, port: u16, path: &str) -> io::Result<(u16, String)> {
+        self.ask("GET", port, path)
+    }
+
+    /// What a page of the node answers to a method.
+    pub(crate) fn ask(&self, method: &str, port: u16, path: &str) -> io::Result<(u16, String)> {
+        self.send(port, &format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"))
+    }
+
+    /// What a page of the node answers to a request as it is written.
+    pub(crate) fn send(&self, port: u16, request: &str) -> io::Result<(u16, String)> {
         let to = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = self.node.run(|| TcpStream::connect_timeout(&to, PATIENCE));
         let mut stream = patient(stream.map_err(io::Error::other)??)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, text) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -324,6 +334,14 @@ impl Mesh {
         let Running { stop, thread } = self.running.take().unwrap();
         let _ = stop.send(());
         Stopping(thread)
+    }
+
+    /// Waits until the node has ended, as it was told to by a page.
+    pub(crate) fn ends_by_itself(&mut self) -> Result<(), String> {
+        let Running { stop, thread } = self.running.take().unwrap();
+        until("the node to end", || thread.is_finished().then_some(()));
+        drop(stop);
+        Stopping(thread).result()
     }
 
     /// A connection between pods is plaintext until the news of their capture have gone round.

@@ -11,6 +11,7 @@ fn labels(name: &str, direction: Direction, flag: Flag) -> TrafficLabels {
         source: "10.0.0.1:1".parse().unwrap(),
         source_workload: Some(Arc::new(Workload::new("u", "shop", name))),
         source_identity: Some("spiffe://cluster.local/ns/shop/sa/a".parse().unwrap()),
+        asked: "10.0.0.2:80".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
         hbone: None,
         service: None,

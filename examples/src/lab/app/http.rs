@@ -273,7 +273,7 @@ fn exchange(
         let n = stream.read(&mut buffer)?;
         bytes.extend_from_slice(&buffer[..n]);
         match parse_response(&bytes, method == "HEAD") {
-            Parsed::Whole(status, kind, body) => return Ok((status, kind, body.to_vec())),
+            Parsed::Whole(status, kind, body) => return Ok((status, kind, body)),
             Parsed::Invalid => return Err(CallError::new(Failure::Other, "not an HTTP/1 response")),
             Parsed::Part if n == 0 && bytes.is_empty() => return Err(CallError::new(Failure::Empty, "closed without a byte")),
             Parsed::Part if n == 0 => return Err(CallError::new(Failure::Other, format_args!("ended after {} bytes", bytes.len()))),
@@ -305,14 +305,14 @@ pub(crate) fn write_request(stream: &mut TcpStream, method: &str, uri: &Uri, hea
     stream.write_all(head.as_bytes())
 }
 
-enum Parsed<'a> {
+enum Parsed {
     Part,
-    Whole(u16, String, &'a [u8]),
+    Whole(u16, String, Vec<u8>),
     Invalid,
 }
 
-/// Reads a response with a `Content-Length`, which every server of the lab sends.
-fn parse_response(bytes: &[u8], head_only: bool) -> Parsed<'_> {
+/// Reads a response with a `Content-Length`, or in chunks (RFC 9112 7.1): every server of the lab sends one or the other.
+fn parse_response(bytes: &[u8], head_only: bool) -> Parsed {
     let Some(end) = end_of_head(bytes) else { return Parsed::Part };
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else {
         return Parsed::Invalid;
@@ -325,15 +325,49 @@ fn parse_response(bytes: &[u8], head_only: bool) -> Parsed<'_> {
             .find(|(n, _)| n.eq_ignore_ascii_case(name))
             .map(|(_, v)| v.trim())
     };
-    let (Some(status), Some(length)) = (status, header("content-length").and_then(|l| l.parse::<usize>().ok())) else {
-        return Parsed::Invalid;
-    };
+    let Some(status) = status else { return Parsed::Invalid };
     let kind = header("content-type").unwrap_or_default().to_owned();
     let body = &bytes[end..];
-    match body.get(..length) {
-        _ if head_only => Parsed::Whole(status, kind, &[]),
-        Some(body) => Parsed::Whole(status, kind, body),
-        None => Parsed::Part,
+    if head_only {
+        return Parsed::Whole(status, kind, Vec::new());
+    }
+    if header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        return match unchunked(body) {
+            Ok(Some(body)) => Parsed::Whole(status, kind, body),
+            Ok(None) => Parsed::Part,
+            Err(NotChunks) => Parsed::Invalid,
+        };
+    }
+    match header("content-length").and_then(|length| length.parse::<usize>().ok()) {
+        Some(length) => body
+            .get(..length)
+            .map_or(Parsed::Part, |body| Parsed::Whole(status, kind, body.to_vec())),
+        None => Parsed::Invalid,
+    }
+}
+
+struct NotChunks;
+
+/// The body that chunks hold, once the last one is there. Trailers are not read.
+fn unchunked(mut rest: &[u8]) -> Result<Option<Vec<u8>>, NotChunks> {
+    let mut body = Vec::new();
+    loop {
+        let Some(line) = rest.windows(2).position(|w| w == b"\r\n") else {
+            return Ok(None);
+        };
+        let size = std::str::from_utf8(&rest[..line]).map_err(|_| NotChunks)?;
+        let size = size.split(';').next().unwrap_or_default().trim();
+        let size = usize::from_str_radix(size, 16).map_err(|_| NotChunks)?;
+        if size == 0 {
+            return Ok(Some(body));
+        }
+        rest = &rest[line + 2..];
+        // With the end of its line.
+        let Some(chunk) = size.checked_add(2).and_then(|whole| rest.get(..whole)) else {
+            return Ok(None);
+        };
+        body.extend_from_slice(&chunk[..size]);
+        rest = &rest[size + 2..];
     }
 }
 

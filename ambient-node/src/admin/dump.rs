@@ -1,0 +1,105 @@
+//! `/config_dump`: all that the node knows, in the form that `istioctl ztunnel-config` reads.
+//!
+//! It is written object by object from the immutable version of the mesh that is present when it is asked for, so that it
+//! needs no memory that grows with the mesh and holds up nobody. No key and no token is in it: what is shown of a
+//! certificate is its chain.
+
+mod certificates;
+mod config;
+mod connections;
+mod policy;
+mod service;
+mod workload;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::{Answer, Asked, Context, Out, answer::JSON};
+
+/// `GET /config_dump`.
+pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
+    let node = at.node.clone();
+    let captures = at.captures.borrow().clone();
+    Answer::stream(JSON, move |out| {
+        let now = node.state.current().unwrap_or_default();
+        let mut dump = Object::begin(out)?;
+        dump.list("workloads", now.mesh.workloads().map(|w| workload::View::from(&**w)))?;
+        dump.list("services", now.mesh.services().map(|s| service::View::from(&**s)))?;
+        dump.list("policies", now.policies.iter().map(|p| policy::View::from(&p)))?;
+        // Ours: those that are not in force as they were meant.
+        dump.list("unreadablePolicies", policy::unreadable(&now.policies))?;
+        dump.value("stagedServices", &Empty {})?;
+        dump.value("staticConfig", &Static::default())?;
+        dump.value("version", &config::Version::default())?;
+        dump.value("config", &config::View::from(&node.config))?;
+        dump.list(
+            "certificates",
+            certificates::of(&node.certificates, &node.config.trust_domain, &captures),
+        )?;
+        dump.map(
+            "workloadState",
+            connections::by_pod(&node.metrics.live, &now, node.config.trust_domain.as_str(), &captures),
+        )?;
+        dump.end()
+    })
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+/// What ztunnel was started with on disk; here that is a source of state like any other.
+#[derive(Default, Serialize)]
+struct Static {
+    workloads: [Empty; 0],
+    policies: [Empty; 0],
+    services: [Empty; 0],
+}
+
+/// A JSON object that is written member by member, each element of a list on a line.
+struct Object<'a> {
+    out: &'a mut Out,
+    first: bool,
+}
+
+impl<'a> Object<'a> {
+    fn begin(out: &'a mut Out) -> io::Result<Self> {
+        out.write_all(b"{")?;
+        Ok(Self { out, first: true })
+    }
+
+    fn name(&mut self, name: &str) -> io::Result<()> {
+        let separator: &[u8] = if std::mem::take(&mut self.first) { b"\n" } else { b",\n" };
+        self.out.write_all(separator)?;
+        serde_json::to_writer(&mut *self.out, name)?;
+        self.out.write_all(b": ")
+    }
+
+    fn value(&mut self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        self.name(name)?;
+        Ok(serde_json::to_writer(&mut *self.out, value)?)
+    }
+
+    fn list<T: Serialize>(&mut self, name: &str, values: impl IntoIterator<Item = T>) -> io::Result<()> {
+        self.name(name)?;
+        self.out.write_all(b"[")?;
+        for (at, value) in values.into_iter().enumerate() {
+            self.out.write_all(if at == 0 { b"\n" } else { b",\n" })?;
+            serde_json::to_writer(&mut *self.out, &value)?;
+        }
+        self.out.write_all(b"]")
+    }
+
+    fn map<T: Serialize>(&mut self, name: &str, values: impl IntoIterator<Item = (String, T)>) -> io::Result<()> {
+        self.name(name)?;
+        let mut members = Object::begin(self.out)?;
+        for (name, value) in values {
+            members.value(&name, &value)?;
+        }
+        members.out.write_all(b"}")
+    }
+
+    fn end(self) -> io::Result<()> {
+        self.out.write_all(b"\n}\n")
+    }
+}

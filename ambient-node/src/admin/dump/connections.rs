@@ -1,0 +1,106 @@
+use std::net::SocketAddr;
+
+use ambient_core::Authority;
+use ambient_redirect::pods::{PodState, State};
+use serde::Serialize;
+
+use crate::{
+    state::Snapshot,
+    telemetry::{Direction, Live, Open},
+};
+
+/// A pod of this node: how far it is, and what it has open.
+#[derive(Serialize)]
+pub(super) struct View<'a> {
+    state: &'static str,
+    connections: Connections,
+    info: Info<'a>,
+}
+
+#[derive(Default, Serialize)]
+struct Connections {
+    inbound: Vec<Connection>,
+    outbound: Vec<Connection>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Connection {
+    src: SocketAddr,
+    original_dst: Option<String>,
+    actual_dst: String,
+    protocol: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Info<'a> {
+    name: &'a str,
+    namespace: &'a str,
+    trust_domain: &'a str,
+    service_account: &'a str,
+}
+
+/// By the UID of the pod. One pod's connections are looked up at a time.
+pub(super) fn by_pod<'a>(
+    live: &'a Live,
+    now: &'a Snapshot,
+    trust_domain: &'a str,
+    captures: &'a [PodState],
+) -> impl Iterator<Item = (String, View<'a>)> {
+    captures.iter().map(move |pod| {
+        let workload = now.mesh.workload_by_pod(&pod.spec.uid);
+        let mut connections = Connections::default();
+        for open in workload.map(|workload| live.of(&workload.uid)).unwrap_or_default() {
+            match open.direction {
+                Direction::Inbound => connections.inbound.push(inbound(&open)),
+                Direction::Outbound => connections.outbound.push(outbound(&open)),
+            }
+        }
+        let view = View {
+            state: match pod.state {
+                State::In { .. } => "Up",
+                _ => "Pending",
+            },
+            connections,
+            info: Info {
+                name: &pod.spec.name,
+                namespace: &pod.spec.namespace,
+                trust_domain,
+                service_account: &pod.spec.service_account,
+            },
+        };
+        (pod.spec.uid.to_string(), view)
+    })
+}
+
+fn outbound(open: &Open) -> Connection {
+    Connection {
+        src: open.source,
+        original_dst: Some(open.asked.to_string()),
+        actual_dst: open.destination.to_string(),
+        protocol: protocol(open),
+    }
+}
+
+/// Where it is delivered stands in its authority, where it has one; the service that was asked for is told by the peer.
+fn inbound(open: &Open) -> Connection {
+    let actual = match &open.hbone {
+        Some(Authority::Address(at)) => at.to_string(),
+        Some(host) => host.to_string(),
+        None => open.destination.to_string(),
+    };
+    Connection {
+        src: open.source,
+        original_dst: open.service.as_ref().map(|name| name.hostname.to_string()),
+        actual_dst: actual,
+        protocol: protocol(open),
+    }
+}
+
+fn protocol(open: &Open) -> &'static str {
+    match open.hbone {
+        Some(_) => "HBONE",
+        None => "TCP",
+    }
+}

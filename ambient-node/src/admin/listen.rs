@@ -1,0 +1,73 @@
+//! The ports that pages are served at.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+};
+
+use crate::{Config, accept::has_no_such_address};
+
+/// Why pages cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// A port is not to be had.
+    #[error("cannot listen on {address} for {what}: {source}")]
+    Listen {
+        address: SocketAddr,
+        what: &'static str,
+        flag: &'static str,
+        source: io::Error,
+    },
+    /// The admin pages change the node and tell all of it: they are for who is on it.
+    #[error("the admin pages are served on a loopback address alone, and {0} is none")]
+    NotLoopback(SocketAddr),
+}
+
+/// Listeners for every kind of page.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    pub(crate) metrics: TcpListener,
+    pub(crate) readiness: TcpListener,
+    /// The first, and where that is 127.0.0.1 the same port of `::1` too, where there is one.
+    pub(crate) admin: Vec<TcpListener>,
+}
+
+impl Doors {
+    /// Takes the ports, in the network namespace of the calling thread.
+    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
+        if !config.admin.ip().is_loopback() {
+            return Err(OpenError::NotLoopback(config.admin));
+        }
+        let listen = |address, what, flag| {
+            bind(address).map_err(|source| OpenError::Listen {
+                address,
+                what,
+                flag,
+                source,
+            })
+        };
+        let mut admin = vec![listen(config.admin, "the admin pages", "--admin")?];
+        let port = admin[0].local_addr().map_or_else(|_| config.admin.port(), |at| at.port());
+        if config.ipv6 && config.admin.ip() == Ipv4Addr::LOCALHOST {
+            // `localhost` is either, for some clients; that somebody else has this one harms nobody.
+            admin.extend(bind(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)).ok());
+        }
+        Ok(Self {
+            metrics: listen(config.metrics, "metrics", "--metrics")?,
+            readiness: listen(config.readiness, "readiness", "--readiness")?,
+            admin,
+        })
+    }
+}
+
+/// Listens in the node's own namespace; on IPv4 alone where there is no IPv6.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let bound = match TcpListener::bind(address) {
+        Err(error) if address.ip().is_unspecified() && has_no_such_address(&error) => {
+            TcpListener::bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+        }
+        bound => bound,
+    }?;
+    bound.set_nonblocking(true)?;
+    Ok(bound)
+}

@@ -1,0 +1,218 @@
+//! The thread that serves pages.
+
+use std::{convert::Infallible, io, net::IpAddr, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
+
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime,
+    sync::{Semaphore, oneshot},
+    time,
+};
+
+use super::{
+    Answer, Asked, Context, Doors, Route, Takes,
+    answer::Sent,
+    routes::{self, METRICS, READINESS},
+};
+
+/// How long a client may take over its request.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client may take to read a page: one of the whole mesh is long, and a reader that never reads must not keep
+/// its place, nor the version of the mesh that it is being told of.
+const READING: Duration = Duration::from_secs(60);
+/// Clients of one listener at once.
+const MOST_CLIENTS: usize = 8;
+/// Threads that write pages, for all listeners.
+const MOST_WRITERS: usize = 2 * 3 * MOST_CLIENTS;
+/// How long to wait when the process has no descriptor left.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// Pages that are being served, until dropped.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    stop: Option<oneshot::Sender<()>>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// A listener, and what is served at it.
+struct Site {
+    routes: &'static [Route],
+    /// Whether it is for who is on the node alone: then a page of somebody else's that a browser shows may not ask either.
+    private: bool,
+}
+
+impl Pages {
+    /// Starts the thread, in the network namespace of the calling one.
+    pub(crate) fn start(doors: Doors, context: Context) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel();
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(MOST_WRITERS)
+            .thread_name("page")
+            .build()?;
+        thread::Builder::new().name("pages".into()).spawn(move || {
+            runtime.block_on(async {
+                serve_all(doors, &Arc::new(context));
+                // Ends when the other half is dropped: that error is the signal.
+                let _ = stopped.await;
+            });
+            // Not for writers whose clients do not read: they end by themselves, as nobody takes what they write.
+            runtime.shutdown_background();
+            let _ = end.send(());
+        })?;
+        Ok(Self { stop: Some(stop), ended })
+    }
+
+    /// Ends it, and waits until its ports are free.
+    pub(crate) async fn stop(mut self) {
+        drop(self.stop.take());
+        // An error says that the thread has ended already.
+        let _ = (&mut self.ended).await;
+    }
+}
+
+fn serve_all(doors: Doors, context: &Arc<Context>) {
+    let Doors { metrics, readiness, admin } = doors;
+    let public = |listener, routes| (listener, Site { routes, private: false });
+    let private = |listener| {
+        (
+            listener,
+            Site {
+                routes: routes::ADMIN,
+                private: true,
+            },
+        )
+    };
+    let sites = [public(metrics, METRICS), public(readiness, READINESS)];
+    for (listener, site) in sites.into_iter().chain(admin.into_iter().map(private)) {
+        tokio::spawn(serve(listener, Arc::new(site), context.clone()));
+    }
+}
+
+/// Serves a site until it is dropped. One request, whatever becomes of it, ends no other.
+async fn serve(listener: StdListener, site: Arc<Site>, context: Arc<Context>) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "a page's listener cannot be served"),
+    };
+    let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // No descriptor left, or a client that went away: neither ends the listener.
+            time::sleep(BREATH).await;
+            continue;
+        };
+        let Ok(permit) = clients.clone().try_acquire_owned() else {
+            continue;
+        };
+        let (site, context) = (site.clone(), context.clone());
+        tokio::spawn(async move {
+            let _ = time::timeout(READING, exchange(stream, site, context)).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn exchange(stream: TcpStream, site: Arc<Site>, context: Arc<Context>) -> hyper::Result<()> {
+    let service = service_fn(|request: Request<Incoming>| {
+        let (site, context) = (site.clone(), context.clone());
+        async move { Ok::<_, Infallible>(respond(&site, &context, &request).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
+        .half_close(true);
+    http.serve_connection(TokioIo::new(stream), service).await
+}
+
+async fn respond(site: &Site, context: &Arc<Context>, request: &Request<Incoming>) -> Response<Sent> {
+    let path = request.uri().path();
+    let answer = match site.routes.iter().find(|route| route.path == path) {
+        _ if site.private && is_of_another_origin(request.headers()) => {
+            Answer::text(StatusCode::FORBIDDEN, "only for clients on this node that name it by its address\n")
+        }
+        None => Answer::text(StatusCode::NOT_FOUND, "nothing is here\n"),
+        Some(route) if !takes(route.takes, request.method()) => return not_so(route),
+        Some(route) => {
+            let (answer, context) = (route.answer, context.clone());
+            let asked = Asked::new(request.method().clone(), request.uri().query());
+            // Off this thread: what one page takes long over, the others must not wait for.
+            let answered = tokio::task::spawn_blocking(move || answer(&context, &asked)).await;
+            answered.unwrap_or_else(|error| {
+                tracing::error!(path, %error, "a page cannot be made");
+                Answer::text(StatusCode::INTERNAL_SERVER_ERROR, "the page cannot be made; the log says more\n")
+            })
+        }
+    };
+    answer.into_response()
+}
+
+fn takes(takes: Takes, method: &Method) -> bool {
+    let (reads, posts) = (matches!(*method, Method::GET | Method::HEAD), *method == Method::POST);
+    match takes {
+        Takes::Get => reads,
+        Takes::Post => posts,
+        Takes::Both => reads || posts,
+    }
+}
+
+fn not_so(route: &Route) -> Response<Sent> {
+    let (methods, word) = match route.takes {
+        Takes::Get => ("GET, HEAD", "GET only"),
+        Takes::Post => ("POST", "POST only"),
+        Takes::Both => ("GET, HEAD, POST", "GET or POST only"),
+    };
+    let answer = Answer::text(StatusCode::METHOD_NOT_ALLOWED, format!("{word}: {}\n", route.about));
+    let mut response = answer.into_response();
+    response
+        .headers_mut()
+        .insert(header::ALLOW, header::HeaderValue::from_static(methods));
+    response
+}
+
+/// Whether a browser asks for a page of somebody else's: through a name that leads here (the `Host` is then no address),
+/// or by a script or a form (it then has an `Origin`).
+fn is_of_another_origin(headers: &HeaderMap) -> bool {
+    if headers.contains_key(header::ORIGIN) {
+        return true;
+    }
+    let Some(host) = headers.get(header::HOST) else { return false };
+    let Ok(host) = host.to_str() else { return true };
+    let name = match host.rsplit_once(':') {
+        // Not the last part of a bare IPv6 address.
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    !name.eq_ignore_ascii_case("localhost") && address.parse::<IpAddr>().is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_hosts() {
+        let asks = |host: &str, origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            !is_of_another_origin(&headers)
+        };
+        for host in ["localhost:15000", "localhost", "127.0.0.1:15000", "[::1]:15000", "::1", "10.0.0.1"] {
+            assert!(asks(host, None), "{host}");
+        }
+        for host in ["evil.example:15000", "localhost.evil.example", "127.0.0.1.evil.example", ""] {
+            assert!(!asks(host, None), "{host}");
+        }
+        assert!(!asks("localhost:15000", Some("https://evil.example")));
+        assert!(!is_of_another_origin(&HeaderMap::new()));
+    }
+}

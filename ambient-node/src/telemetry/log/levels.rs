@@ -1,0 +1,161 @@
+//! What is logged, and how that is changed while the process runs.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use super::LogError;
+
+/// Targets that may be set while the process runs.
+const MOST_TARGETS: usize = 64;
+
+/// The filter of the process's log: as it was started, and what was set since.
+pub(crate) struct Levels {
+    start: String,
+    /// By target; no target is all of them.
+    set: Mutex<BTreeMap<Option<String>, LevelFilter>>,
+    put: Box<Put>,
+}
+
+/// Puts another filter in force.
+type Put = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
+
+impl fmt::Debug for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Levels").field("present", &self.present()).finish_non_exhaustive()
+    }
+}
+
+/// Why a level was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LevelError {
+    #[error("{0:?} is no level, and no TARGET=LEVEL")]
+    Unreadable(String),
+    #[error("more than {MOST_TARGETS} targets are set: ?reset takes them back")]
+    TooMany,
+    #[error("the log cannot be changed: {0}")]
+    Put(String),
+}
+
+impl Levels {
+    pub(super) fn new(start: &str, put: impl Fn(EnvFilter) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self {
+            start: start.to_owned(),
+            set: Mutex::default(),
+            put: Box::new(put),
+        }
+    }
+
+    /// The filter in force.
+    pub(crate) fn present(&self) -> String {
+        self.joined(&self.set.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sets levels, `LEVEL` or `TARGET=LEVEL`, with commas between several; what was set before stays, unless it is taken
+    /// back first. All of it or nothing.
+    pub(crate) fn change(&self, reset: bool, wanted: &str) -> Result<(), LevelError> {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = if reset { BTreeMap::new() } else { set.clone() };
+        for part in wanted.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let unreadable = || LevelError::Unreadable(part.to_owned());
+            let (target, level) = match part.split_once('=') {
+                Some((target, level)) => (Some(target.trim()), level.trim()),
+                None => (None, part),
+            };
+            let is_target = |target: &str| !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-:".contains(&b));
+            // An empty level would be read as one.
+            if level.is_empty() || target.is_some_and(|target| !is_target(target)) {
+                return Err(unreadable());
+            }
+            let level = level.parse().map_err(|_| unreadable())?;
+            if target.is_none() {
+                // As it is for all, what was set for some has no say any more.
+                next.clear();
+            }
+            next.insert(target.map(str::to_owned), level);
+        }
+        if next.len() > MOST_TARGETS {
+            return Err(LevelError::TooMany);
+        }
+        let text = self.joined(&next);
+        let filter = filter(&text).map_err(|error| LevelError::Put(error.to_string()))?;
+        (self.put)(filter).map_err(LevelError::Put)?;
+        *set = next;
+        Ok(())
+    }
+
+    /// A level for all takes the place of what the process was started with.
+    fn joined(&self, set: &BTreeMap<Option<String>, LevelFilter>) -> String {
+        let start = match set.get(&None) {
+            None => Some(self.start.clone()),
+            Some(level) => Some(level.to_string()),
+        };
+        let some = set
+            .iter()
+            .filter_map(|(target, level)| target.as_ref().map(|target| format!("{target}={level}")));
+        start.into_iter().chain(some).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Reads a filter of `tracing`'s syntax.
+pub(super) fn filter(text: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(text).map_err(|error| LogError::Filter {
+        text: text.into(),
+        why: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[test]
+    fn levels_are_added_and_taken_back() {
+        let put = Arc::new(AtomicUsize::new(0));
+        let levels = Levels::new("info,access=warn", {
+            let put = put.clone();
+            move |_| {
+                put.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        });
+        assert_eq!(levels.present(), "info,access=warn");
+        levels.change(false, "access=debug, ambient_hbone=trace").unwrap();
+        assert_eq!(levels.present(), "info,access=warn,access=debug,ambient_hbone=trace");
+        levels.change(false, "debug").unwrap();
+        assert_eq!(levels.present(), "debug");
+        levels.change(true, "access=off").unwrap();
+        assert_eq!(levels.present(), "info,access=warn,access=off");
+        levels.change(true, "").unwrap();
+        assert_eq!(levels.present(), "info,access=warn");
+        assert_eq!(put.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn what_is_no_level_changes_nothing() {
+        let levels = Levels::new("info", |_| Ok(()));
+        for wanted in [
+            "loud",
+            "access=",
+            "=debug",
+            "a b=debug",
+            "access=debug,x=loud",
+            "access[span]=debug",
+        ] {
+            let error = levels.change(true, wanted).unwrap_err();
+            assert!(matches!(error, LevelError::Unreadable(_)), "{wanted}: {error}");
+        }
+        let many: Vec<_> = (0..=MOST_TARGETS).map(|n| format!("t{n}=debug")).collect();
+        assert!(matches!(levels.change(false, &many.join(",")), Err(LevelError::TooMany)));
+        assert_eq!(levels.present(), "info");
+    }
+}

@@ -1,0 +1,323 @@
+//! The admin pages of a node that runs.
+
+use std::collections::BTreeMap;
+
+use ambient_core::ports;
+use ambient_testkit::{World, harness::Outcome};
+use serde::Deserialize;
+
+use crate::mesh::{Family, Mesh, Way, until};
+
+/// What `istioctl ztunnel-config` reads of a dump, and what else stands in ztunnel's.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Dump {
+    workloads: Vec<Workload>,
+    services: Vec<Service>,
+    policies: Vec<Policy>,
+    certificates: Vec<Certificates>,
+    workload_state: BTreeMap<String, WorkloadState>,
+    version: BTreeMap<String, String>,
+    config: serde_json::Value,
+    staged_services: BTreeMap<String, serde_json::Value>,
+    static_config: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Workload {
+    uid: String,
+    workload_ips: Vec<std::net::IpAddr>,
+    protocol: String,
+    network_mode: String,
+    name: String,
+    namespace: String,
+    service_account: String,
+    workload_name: String,
+    workload_type: String,
+    canonical_name: String,
+    canonical_revision: String,
+    cluster_id: String,
+    trust_domain: String,
+    node: String,
+    status: String,
+    capacity: u32,
+    #[serde(default)]
+    authorization_policies: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Service {
+    name: String,
+    namespace: String,
+    hostname: String,
+    vips: Vec<String>,
+    ports: BTreeMap<String, u16>,
+    endpoints: BTreeMap<String, Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Endpoint {
+    workload_uid: String,
+    port: BTreeMap<u16, u16>,
+    status: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Policy {
+    name: String,
+    namespace: String,
+    scope: String,
+    action: String,
+    rules: Vec<Vec<Vec<Match>>>,
+    dry_run: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Match {
+    namespaces: Vec<Text>,
+    principals: Vec<Text>,
+    source_ips: Vec<String>,
+    destination_ports: Vec<u16>,
+    not_destination_ports: Vec<u16>,
+    service_accounts: Vec<serde_json::Value>,
+    not_principals: Vec<Text>,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+enum Text {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Presence([u8; 0]),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Certificates {
+    identity: String,
+    state: String,
+    cert_chain: Vec<Certificate>,
+    root_certs: Vec<Certificate>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Certificate {
+    pem: String,
+    serial_number: String,
+    valid_from: String,
+    expiration_time: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct WorkloadState {
+    state: String,
+    connections: Connections,
+    info: Info,
+}
+
+#[derive(Debug, Deserialize)]
+struct Connections {
+    inbound: Vec<Connection>,
+    outbound: Vec<Connection>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Connection {
+    src: String,
+    original_dst: Option<String>,
+    actual_dst: String,
+    protocol: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Info {
+    name: String,
+    namespace: String,
+    trust_domain: String,
+    service_account: String,
+}
+
+const POLICY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: all-but-one, namespace: shop}
+spec:
+  action: DENY
+  rules:
+  - from: [{source: {principals: ['*/sa/evil'], namespaces: [web]}}]
+    to: [{operation: {ports: ['9999']}}]
+";
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: b, namespace: shop}
+spec: {clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], ports: [{port: 80, targetPort: 8080}], selector: {app: b}}
+";
+
+pub(crate) fn the_dump_is_what_istioctl_reads(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    mesh.apply("policy", POLICY);
+    mesh.apply("service", SERVICE);
+    let mut pair = mesh.open(Way::Tunnel, Family::V4);
+    pair.converse()?;
+    let dump = until("policy, service and connection to be told of", || {
+        let (status, text) = mesh.page(ports::ADMIN, "/config_dump").ok()?;
+        assert_eq!(status, 200, "{text}");
+        let dump: Dump = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(!text.contains("PRIVATE KEY"));
+        let whole = !dump.policies.is_empty() && dump.services.iter().any(|s| !s.endpoints.is_empty());
+        (whole && dump.workload_state.len() == 2).then_some(dump)
+    });
+
+    let b = dump.workloads.iter().find(|w| w.name == "b").ok_or("b is not in the dump")?;
+    assert!(b.workload_ips.contains(&mesh.b.v4) && b.workload_ips.contains(&mesh.b.v6));
+    assert_eq!(
+        (&*b.uid, &*b.protocol, &*b.network_mode),
+        ("Kubernetes//Pod/shop/b", "HBONE", "Standard")
+    );
+    assert_eq!((&*b.namespace, &*b.service_account, &*b.node), ("shop", "b", "node-1"));
+    assert_eq!((&*b.status, b.capacity, &*b.cluster_id), ("Healthy", 1, "Kubernetes"));
+    assert_eq!((&*b.workload_name, &*b.workload_type), ("b", "pod"));
+    assert_eq!(
+        (&*b.canonical_name, &*b.canonical_revision, &*b.trust_domain),
+        ("b", "latest", "cluster.local")
+    );
+    assert!(b.authorization_policies.is_empty());
+
+    let service = &dump.services[0];
+    assert_eq!((&*service.name, &*service.namespace), ("b", "shop"));
+    assert_eq!(service.hostname, "b.shop.svc.cluster.local");
+    assert_eq!(service.vips, ["/10.96.0.7"]);
+    assert_eq!(service.ports["80"], 8080);
+    let endpoint = &service.endpoints[&b.uid];
+    assert_eq!((&endpoint.workload_uid, &*endpoint.status), (&b.uid, "Healthy"));
+    assert!(endpoint.port.iter().all(|(service, own)| (*service, *own) == (80, 8080)));
+
+    let policy = &dump.policies[0];
+    assert_eq!((&*policy.name, &*policy.namespace), ("all-but-one", "shop"));
+    assert_eq!((&*policy.scope, &*policy.action, policy.dry_run), ("Namespace", "Deny", false));
+    let matches: Vec<&Match> = policy.rules.iter().flatten().flatten().collect();
+    assert!(
+        matches.iter().any(|m| m.principals == [Text::Suffix("/sa/evil".into())]),
+        "{matches:?}"
+    );
+    assert!(matches.iter().any(|m| m.namespaces == [Text::Exact("web".into())]));
+    assert!(matches.iter().any(|m| m.destination_ports == [9999]));
+
+    certificates(&dump)?;
+    connections(&mesh, &dump)?;
+    for key in [
+        "version",
+        "gitRevision",
+        "rustVersion",
+        "buildProfile",
+        "buildStatus",
+        "istioVersion",
+        "cryptoProvider",
+    ] {
+        assert!(dump.version.contains_key(key), "{key}");
+    }
+    assert_eq!(dump.config["node"], "node-1");
+    assert!(dump.staged_services.is_empty() && dump.static_config.contains_key("workloads"));
+    Ok(())
+}
+
+fn certificates(dump: &Dump) -> Outcome {
+    let identities: Vec<_> = dump.certificates.iter().map(|c| &*c.identity).collect();
+    assert_eq!(
+        identities,
+        ["spiffe://cluster.local/ns/shop/sa/a", "spiffe://cluster.local/ns/shop/sa/b"]
+    );
+    for of in &dump.certificates {
+        assert_eq!((&*of.state, of.root_certs.len()), ("Available", 1));
+        for certificate in of.cert_chain.iter().chain(&of.root_certs) {
+            assert!(
+                certificate.pem.starts_with("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t"),
+                "{}",
+                certificate.pem
+            );
+            assert!(!certificate.serial_number.is_empty() && certificate.serial_number.bytes().all(|b| b.is_ascii_digit()));
+            assert!(certificate.valid_from < certificate.expiration_time);
+            assert!(certificate.valid_from.ends_with('Z') && certificate.valid_from.len() == "2026-01-01T00:00:00Z".len());
+        }
+        assert!(!of.cert_chain.is_empty());
+    }
+    Ok(())
+}
+
+/// The connection that stands is there from both sides, as whoever has opened it dialled.
+fn connections(mesh: &Mesh, dump: &Dump) -> Outcome {
+    let (a, b) = (&dump.workload_state["uid-of-a"], &dump.workload_state["uid-of-b"]);
+    assert_eq!((&*a.state, &*b.state), ("Up", "Up"));
+    assert_eq!((&*a.info.name, &*a.info.namespace), ("a", "shop"));
+    assert_eq!((&*a.info.service_account, &*a.info.trust_domain), ("a", "cluster.local"));
+    let outbound = a.connections.outbound.iter().next_back().ok_or("a has nothing open")?;
+    let inbound = b.connections.inbound.iter().next_back().ok_or("b has nothing open")?;
+    assert_eq!((&*outbound.protocol, &*inbound.protocol), ("HBONE", "HBONE"));
+    assert_eq!(outbound.actual_dst, format!("{}:15008", mesh.b.v4));
+    assert_eq!(outbound.original_dst.as_ref(), Some(&inbound.actual_dst));
+    assert!(outbound.src.starts_with(&format!("{}:", mesh.a.v4)) && inbound.src.starts_with(&format!("{}:", mesh.a.v4)));
+    assert_eq!(inbound.original_dst, None);
+    Ok(())
+}
+
+pub(crate) fn what_changes_the_node_takes_post_alone(world: &World) -> Outcome {
+    let mut mesh = Mesh::start(world)?;
+    assert_eq!(mesh.page(ports::ADMIN, "/nothing")?.0, 404);
+    assert_eq!(mesh.ask("POST", ports::ADMIN, "/config_dump")?.0, 405);
+    assert_eq!(mesh.page(ports::ADMIN, "/quitquitquit")?.0, 405);
+    assert_eq!(mesh.ask("DELETE", ports::ADMIN, "/logging")?.0, 405);
+    let (status, text) = mesh.page(ports::ADMIN, "/debug/pprof/heap")?;
+    assert_eq!(status, 501, "{text}");
+    let (status, text) = mesh.page(ports::ADMIN, "/")?;
+    assert!(status == 200 && text.contains("/config_dump"), "{text}");
+
+    let level = |method, query: &str| mesh.ask(method, ports::ADMIN, &format!("/logging{query}"));
+    let told =
+        |method, query: &str| level(method, query).map(|(status, text)| (status, text.lines().next().unwrap_or_default().to_owned()));
+    assert_eq!(told("GET", "")?, (200, "current log level is info".into()));
+    assert_eq!(
+        told("POST", "?level=access=warn")?,
+        (200, "current log level is info,access=warn".into())
+    );
+    assert_eq!(level("POST", "?level=loud")?.0, 400);
+    // What GET is asked for it does not do.
+    assert_eq!(told("GET", "?level=debug")?, (200, "current log level is info,access=warn".into()));
+    assert_eq!(told("POST", "?reset")?, (200, "current log level is info".into()));
+
+    // A page of somebody else's in a browser on this node.
+    let by_name = "POST /quitquitquit HTTP/1.0\r\nHost: evil.example\r\n\r\n";
+    let by_form = "POST /quitquitquit HTTP/1.0\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n";
+    for request in [by_name, by_form] {
+        assert_eq!(mesh.send(ports::ADMIN, request)?.0, 403, "{request}");
+    }
+
+    let (status, text) = mesh.ask("POST", ports::ADMIN, "/quitquitquit?immediate=perhaps")?;
+    assert_eq!(status, 400, "{text}");
+    let pair = mesh.open(Way::Tunnel, Family::V4);
+    let (status, text) = mesh.ask("POST", ports::ADMIN, "/quitquitquit")?;
+    assert_eq!((status, &*text), (200, "shutdown now\n"));
+    drop(pair);
+    mesh.ends_by_itself()?;
+    Ok(())
+}
+
+pub(crate) fn a_node_that_is_to_end_at_once_does(world: &World) -> Outcome {
+    let mut mesh = Mesh::start_with(world, |config| config.drain = std::time::Duration::from_secs(3600))?;
+    let mut pair = mesh.open(Way::Tunnel, Family::V4);
+    pair.converse()?;
+    let (status, _) = mesh.ask("POST", ports::ADMIN, "/quitquitquit?immediate")?;
+    assert_eq!(status, 200);
+    mesh.ends_by_itself()?;
+    assert_eq!(crate::mesh::ending(&mut pair.client), "reset");
+    Ok(())
+}
