@@ -25,7 +25,7 @@ pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
         let now = node.state.current().unwrap_or_default();
         let mut dump = Object::begin(out)?;
         dump.list("workloads", now.mesh.workloads().map(|w| workload::View::from(&**w)))?;
-        dump.list("services", now.mesh.services().map(|s| service::View::from(&**s)))?;
+        dump.list("services", now.mesh.services().map(|s| service::View::new(s, &now.mesh)))?;
         dump.list("policies", now.policies.iter().map(|p| policy::View::from(&p)))?;
         // Ours: those that are not in force as they were meant.
         dump.list("unreadablePolicies", policy::unreadable(&now.policies))?;

@@ -1,4 +1,7 @@
-use ambient_core::{GatewayAddress, GatewayTarget, Health, NetworkMode, PolicyKey, TunnelProtocol, Workload};
+use ambient_core::{
+    ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayTarget, Health, Membership, NetworkMode, PolicyKey, TunnelProtocol,
+    Workload,
+};
 use serde::{Serialize, Serializer};
 
 /// A workload; what has its default value is left out, as ztunnel leaves it out.
@@ -8,6 +11,8 @@ pub(super) struct View<'a> {
     workload_ips: &'a [std::net::IpAddr],
     #[serde(skip_serializing_if = "Option::is_none")]
     waypoint: Option<Gateway<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network_gateway: Option<Gateway<'a>>,
     protocol: &'static str,
     network_mode: &'static str,
     uid: &'a str,
@@ -22,13 +27,21 @@ pub(super) struct View<'a> {
     canonical_name: &'a str,
     canonical_revision: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
+    hostname: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     node: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    native_tunnel: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application_tunnel: Option<Tunnel>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     authorization_policies: &'a [PolicyKey],
     status: &'static str,
     cluster_id: &'a str,
     #[serde(skip_serializing_if = "Locality::is_empty")]
     locality: Locality<'a>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "services")]
+    services: &'a [Membership],
     capacity: u32,
 }
 
@@ -54,6 +67,7 @@ impl<'a> From<&'a Workload> for View<'a> {
         Self {
             workload_ips: &w.addresses,
             waypoint: w.waypoint.as_ref().map(Gateway::from),
+            network_gateway: w.network_gateway.as_ref().map(Gateway::from),
             protocol: match w.tunnel {
                 TunnelProtocol::Hbone => "HBONE",
                 TunnelProtocol::None => "TCP",
@@ -72,12 +86,16 @@ impl<'a> From<&'a Workload> for View<'a> {
             workload_type: w.kind.as_str(),
             canonical_name: &w.canonical_name,
             canonical_revision: &w.canonical_revision,
+            hostname: &w.hostname,
             node: &w.node,
+            native_tunnel: w.native_tunnel.then_some(true),
+            application_tunnel: w.application_tunnel.as_ref().map(Tunnel::from),
             authorization_policies: &w.policies,
             status: health(w.health),
             cluster_id: &w.cluster,
             locality: Locality { region, zone, subzone },
-            capacity: 1,
+            services: &w.services,
+            capacity: w.capacity,
         }
     }
 }
@@ -107,10 +125,30 @@ impl<'a> From<&'a GatewayAddress> for Gateway<'a> {
     }
 }
 
+#[derive(Serialize)]
+struct Tunnel {
+    protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
+
+impl From<&ApplicationTunnel> for Tunnel {
+    fn from(tunnel: &ApplicationTunnel) -> Self {
+        Self {
+            protocol: match tunnel.protocol {
+                ApplicationProtocol::None => "NONE",
+                ApplicationProtocol::Proxy => "PROXY",
+            },
+            port: tunnel.port,
+        }
+    }
+}
+
+fn services<S: Serializer>(list: &&[Membership], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(list.iter().map(|membership| membership.service.to_string()))
+}
+
 /// `NETWORK/IP` or `NAMESPACE/HOSTNAME`.
 fn target<S: Serializer>(target: &&GatewayTarget, to: S) -> Result<S::Ok, S::Error> {
-    match target {
-        GatewayTarget::Address(address) => to.collect_str(&super::service::address(address)),
-        GatewayTarget::Hostname(name) => to.collect_str(name),
-    }
+    to.collect_str(target)
 }
