@@ -10,6 +10,7 @@
 
 mod answer;
 mod dump;
+mod explain;
 mod listen;
 mod log_level;
 mod probes;

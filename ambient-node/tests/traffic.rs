@@ -75,6 +75,10 @@ fn main() -> ExitCode {
             "what_changes_the_node_takes_post_alone",
             admin::what_changes_the_node_takes_post_alone,
         ),
+        (
+            "a_connection_is_explained_as_it_is_decided",
+            admin::a_connection_is_explained_as_it_is_decided,
+        ),
         ("a_node_that_is_to_end_at_once_does", admin::a_node_that_is_to_end_at_once_does),
     ])
 }

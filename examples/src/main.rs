@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "authz")]
 mod authz;
+mod explain;
 #[cfg(feature = "lab")]
 mod lab;
 mod node;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run the node proxy: capture this node's pods of the mesh, and carry their traffic.
     Node(node::Args),
+    /// Ask a node what would become of a connection: its way, the identities on it, and what policy says.
+    Explain(explain::Args),
     /// Check policies, explain a decision, or decide on many connections; without a cluster.
     #[cfg(feature = "authz")]
     #[command(subcommand)]
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     // Before any thread or runtime: a user namespace can only be made by a process with a single thread.
     match Cli::parse().command {
         Command::Node(args) => node::main(args),
+        Command::Explain(args) => explain::main(&args),
         #[cfg(feature = "authz")]
         Command::Authz(verb) => authz::main(verb),
         #[cfg(feature = "lab")]

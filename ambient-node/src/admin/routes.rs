@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::{Answer, Asked, Context, Route, Takes, dump, log_level, probes, stop};
+use super::{Answer, Asked, Context, Route, Takes, dump, explain, log_level, probes, stop};
 
 /// The admin pages, on the node's loopback. A new one gets a line here.
 pub(super) const ADMIN: &[Route] = &[
@@ -17,6 +17,12 @@ pub(super) const ADMIN: &[Route] = &[
         takes: Takes::Get,
         about: "workloads, services, policies, certificates and connections, as istioctl ztunnel-config reads them",
         answer: dump::whole,
+    },
+    Route {
+        path: "/explain",
+        takes: Takes::Get,
+        about: "?from=NAMESPACE/POD&to=ADDRESS:PORT: the way of a connection, its identities, and what policy says",
+        answer: explain::explained,
     },
     Route {
         path: "/logging",

@@ -321,3 +321,66 @@ pub(crate) fn a_node_that_is_to_end_at_once_does(world: &World) -> Outcome {
     assert_eq!(crate::mesh::ending(&mut pair.client), "reset");
     Ok(())
 }
+
+pub(crate) fn a_connection_is_explained_as_it_is_decided(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    mesh.apply("service", SERVICE);
+    let ask = |to: &str| mesh.page(ports::ADMIN, &format!("/explain?from=shop/a&to={to}"));
+    let to_b = format!("{}:8080", mesh.b.v4);
+    let (status, text) = ask(&to_b)?;
+    assert_eq!(status, 200, "{text}");
+    assert!(
+        text.contains(&format!("route: tunnel: CONNECT {to_b} at {}:15008, shop/b on node-1", mesh.b.v4)),
+        "{text}"
+    );
+    assert!(
+        text.contains("spiffe://cluster.local/ns/shop/sa/a: the source's, here and valid until 20"),
+        "{text}"
+    );
+    assert!(
+        text.contains("spiffe://cluster.local/ns/shop/sa/b: what the peer may prove"),
+        "{text}"
+    );
+    assert!(text.contains("policy: it may pass"), "{text}");
+    // By the name of a service, as the pod's search domains complete it.
+    let by_name = until("the service to be known", || {
+        let (status, text) = ask("b:80").ok()?;
+        (status == 200 && text.contains("route: tunnel")).then_some(text)
+    });
+    assert!(by_name.contains("10.96.0.7:80 (shop/b.shop.svc.cluster.local)"), "{by_name}");
+    assert!(
+        by_name.contains(&format!("CONNECT {}:8080", mesh.b.v4)) || by_name.contains("CONNECT [fd00::3]:8080"),
+        "{by_name}"
+    );
+
+    mesh.apply("deny", crate::mesh::ALLOW_NOTHING);
+    let refused = until("the policy to be known", || {
+        let (_, text) = mesh
+            .page(ports::ADMIN, &format!("/explain?format=json&from=shop/a&to={to_b}"))
+            .ok()?;
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        (answer["policy"]["explanation"]["allowed"] == false).then_some(answer)
+    });
+    assert_eq!(refused["policy"]["explanation"]["policies"][0]["key"], "shop/allow-nothing");
+    assert_eq!(refused["route"]["kind"], "tunnel");
+    assert_eq!(
+        mesh.a.attempt(mesh.b.deserted(Family::V4)),
+        "end",
+        "what is explained is what is done"
+    );
+
+    let (status, text) = ask(&format!("{}:80", mesh.c.v4))?;
+    assert!(status == 200 && text.contains("route: passthrough"), "{text}");
+    for (from, to) in [
+        ("shop/nobody", &*to_b),
+        ("a", &*to_b),
+        ("shop/a", "nowhere:80"),
+        ("shop/a", "b"),
+        ("shop/a", "b:x"),
+    ] {
+        let (status, text) = mesh.page(ports::ADMIN, &format!("/explain?from={from}&to={to}"))?;
+        assert_eq!(status, 404, "{from} {to}: {text}");
+    }
+    assert_eq!(mesh.page(ports::ADMIN, "/explain?from=shop/a")?.0, 400);
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! `/explain`: what would become of a connection: its way, who would prove what, and what policy says.
+//!
+//! It is answered from this node's version of the mesh, by the same functions that route and decide a real connection;
+//! nothing is dialled.
+
+use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+
+use ambient_authz::{Conn, Explanation, Peer, explain};
+use ambient_core::{
+    Credentials as _, Identity, Mesh, Service, Workload,
+    route::{self, Plan, Route},
+};
+use http::StatusCode;
+use serde::Serialize;
+
+use super::{Answer, Asked, Context, answer::JSON, text::rfc3339};
+use crate::{entropy, state::Snapshot};
+
+/// `GET /explain?from=NAMESPACE/POD&to=ADDRESS:PORT`, or `HOST:PORT`; `&format=json` for programs.
+pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {
+    let Some(now) = at.node.state.current() else {
+        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the mesh's state has not arrived\n");
+    };
+    let (Some(from), Some(to)) = (asked.value("from"), asked.value("to")) else {
+        return Answer::text(StatusCode::BAD_REQUEST, "?from=NAMESPACE/POD&to=ADDRESS:PORT or &to=HOST:PORT\n");
+    };
+    let answer = match Answered::new(at, &now, from, to) {
+        Ok(answer) => answer,
+        Err(wrong) => return Answer::text(StatusCode::NOT_FOUND, wrong + "\n"),
+    };
+    match asked.value("format") {
+        None | Some("text") => Answer::text(StatusCode::OK, answer.to_text()),
+        Some("json") => match serde_json::to_string_pretty(&answer) {
+            Ok(text) => Answer::whole(StatusCode::OK, JSON, text + "\n"),
+            Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        Some(other) => Answer::text(StatusCode::BAD_REQUEST, format!("format is text or json, and not {other:?}\n")),
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answered {
+    source: Party,
+    /// What the application would dial.
+    asked: SocketAddr,
+    /// The service that was named, where a name was.
+    service: Option<String>,
+    route: Way,
+    /// Whose certificates the tunnel takes, and whether this node has them.
+    certificates: Vec<Certificate>,
+    policy: Verdict,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Party {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    identity: Option<Identity>,
+    node: Arc<str>,
+    protocol: &'static str,
+}
+
+/// The way, in words and in parts.
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Way {
+    kind: &'static str,
+    text: String,
+    peer: Option<SocketAddr>,
+    authority: Option<String>,
+    accepted: Vec<Identity>,
+    destination: Option<Party>,
+    service: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Certificate {
+    identity: Identity,
+    state: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Verdict {
+    /// What there is to say besides, or instead.
+    text: String,
+    explanation: Option<Explanation>,
+}
+
+impl Party {
+    fn new(workload: &Workload) -> Self {
+        Self {
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+            identity: workload.identity().ok(),
+            node: workload.node.clone(),
+            protocol: match workload.tunnel {
+                ambient_core::TunnelProtocol::Hbone => "HBONE",
+                ambient_core::TunnelProtocol::None => "TCP",
+            },
+        }
+    }
+}
+
+impl Answered {
+    fn new(at: &Context, now: &Snapshot, from: &str, to: &str) -> Result<Self, String> {
+        let source = pod(&now.mesh, from)?;
+        let (asked, service) = destination(at, &now.mesh, source, to)?;
+        let outbound = route::Outbound {
+            source,
+            destination: asked,
+        };
+        let hints = route::Hints {
+            draw: entropy::word(),
+            ..route::Hints::default()
+        };
+        let planned = route::outbound(&now.mesh, &outbound, &hints);
+        Ok(Self {
+            source: Party::new(source),
+            asked,
+            service: service.map(|service| service.name.to_string()),
+            certificates: certificates(at, source, &planned),
+            policy: policy(now, source, asked, &planned),
+            route: Way::from(planned),
+        })
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        let source = &self.source;
+        let named = self.service.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{}/{} on {} to {}{named}",
+            source.namespace, source.name, source.node, self.asked
+        );
+        let _ = writeln!(text, "route: {}: {}", self.route.kind, self.route.text);
+        for certificate in &self.certificates {
+            let _ = writeln!(text, "identity: {}: {}", certificate.identity, certificate.state);
+        }
+        let _ = writeln!(text, "policy: {}", self.policy.text);
+        if let Some(explanation) = &self.policy.explanation {
+            let _ = writeln!(text, "{explanation:#}");
+        }
+        text
+    }
+}
+
+/// A pod by namespace and name. Nothing else needs that, so that there is no index for it.
+fn pod<'a>(mesh: &'a Mesh, named: &str) -> Result<&'a Arc<Workload>, String> {
+    let (namespace, name) = named
+        .split_once('/')
+        .ok_or_else(|| format!("{named:?} names no pod: NAMESPACE/POD is wanted"))?;
+    let mut all = mesh.workloads();
+    let found = all.find(|workload| *workload.namespace == *namespace && *workload.name == *name);
+    found.ok_or_else(|| format!("the mesh has no workload {name:?} in namespace {namespace:?}"))
+}
+
+/// What the application would dial: for a name, the first address that DNS would answer with.
+fn destination<'a>(at: &Context, mesh: &'a Mesh, source: &Workload, to: &str) -> Result<(SocketAddr, Option<&'a Arc<Service>>), String> {
+    if let Ok(address) = to.parse() {
+        return Ok((address, None));
+    }
+    let wanted = || format!("{to:?} is no destination: ADDRESS:PORT or HOST:PORT is wanted");
+    let (host, port) = to.rsplit_once(':').ok_or_else(wanted)?;
+    let port: u16 = port.parse().map_err(|_| wanted())?;
+    let (host, domain) = (host.to_ascii_lowercase(), &at.node.config.cluster_domain);
+    let host = host.trim_end_matches('.');
+    let own = &source.namespace;
+    let names = [
+        host.to_owned(),
+        format!("{host}.{own}.svc.{domain}"),
+        format!("{host}.svc.{domain}"),
+        format!("{host}.{domain}"),
+    ];
+    let service = names.iter().find_map(|name| mesh.service_by_hostname(name, own));
+    let service = service.ok_or_else(|| format!("the mesh has no service {host:?} that {own} sees"))?;
+    let vip = service.vips.iter().find(|vip| vip.network == source.network).map(|vip| vip.ip);
+    let endpoint = || {
+        // Headless: DNS answers with the pods themselves.
+        let endpoints = mesh.endpoints(&service.name).into_iter().flat_map(|all| all.keys());
+        let mut pods = endpoints.filter_map(|uid| mesh.workload(uid));
+        pods.find_map(|pod| pod.addresses.first().copied())
+    };
+    let ip = vip.or_else(endpoint).ok_or_else(|| format!("{} has no address", service.name))?;
+    Ok((SocketAddr::new(ip, port), Some(service)))
+}
+
+impl From<Route> for Way {
+    fn from(planned: Route) -> Self {
+        match planned {
+            Route::Refuse(refusal) => Self {
+                kind: "refused",
+                text: refusal.to_string(),
+                ..Self::default()
+            },
+            Route::Go(Plan::Passthrough(to)) => Self {
+                kind: "passthrough",
+                text: format!("nobody of the mesh is there: {to} is dialled in plaintext"),
+                peer: Some(to),
+                ..Self::default()
+            },
+            Route::Go(Plan::Direct(direct)) => Self {
+                kind: "direct",
+                text: format!(
+                    "{}/{} is not captured: {} is dialled in plaintext",
+                    direct.destination.namespace, direct.destination.name, direct.to
+                ),
+                peer: Some(direct.to),
+                destination: Some(Party::new(&direct.destination)),
+                service: direct.service.map(|service| service.name.to_string()),
+                ..Self::default()
+            },
+            Route::Go(Plan::Tunnel(tunnel)) => {
+                let (destination, at) = (&tunnel.destination, if tunnel.waypoint { "the waypoint " } else { "" });
+                Self {
+                    kind: if tunnel.waypoint { "waypoint" } else { "tunnel" },
+                    text: format!(
+                        "CONNECT {} at {}, {at}{}/{} on {}",
+                        tunnel.authority, tunnel.peer, destination.namespace, destination.name, destination.node
+                    ),
+                    peer: Some(tunnel.peer),
+                    authority: Some(tunnel.authority.to_string()),
+                    accepted: tunnel.accepted,
+                    destination: Some(Party::new(&tunnel.destination)),
+                    service: tunnel.service.map(|service| service.name.to_string()),
+                }
+            }
+        }
+    }
+}
+
+/// Who must prove what for this way: the source to the peer, and the peer to the source.
+fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certificate> {
+    let Route::Go(Plan::Tunnel(tunnel)) = planned else {
+        return Vec::new();
+    };
+    let own = source.identity().ok().map(|identity| Certificate {
+        state: match at.node.certificates.credential(&identity) {
+            Some(credential) => {
+                let until = credential.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                format!("the source's, here and valid until {}", rfc3339(until.as_secs()))
+            }
+            None if *source.node == *at.node.config.node => {
+                "the source's, and there is no valid certificate of it: a tunnel is refused".into()
+            }
+            None => format!("the source's, whose certificate the node {} has", source.node),
+        },
+        identity,
+    });
+    let peers = tunnel.accepted.iter().map(|identity| Certificate {
+        identity: identity.clone(),
+        state: "what the peer may prove to be".into(),
+    });
+    own.into_iter().chain(peers).collect()
+}
+
+/// What the destination's node decides.
+fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route) -> Verdict {
+    let not_asked = |text: &str| Verdict {
+        text: text.into(),
+        explanation: None,
+    };
+    let (workload, destination, identity) = match planned {
+        Route::Refuse(_) => return not_asked("not asked: the connection is refused before"),
+        Route::Go(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
+        Route::Go(Plan::Direct(direct)) => return not_asked_of(&direct.destination),
+        Route::Go(Plan::Tunnel(tunnel)) if tunnel.waypoint => {
+            return not_asked(
+                "asked at the waypoint, which decides by what is attached to it; and by the destination's node of what the waypoint sends on",
+            );
+        }
+        Route::Go(Plan::Tunnel(tunnel)) => {
+            let inbound = route::Inbound {
+                pod: &tunnel.destination,
+                authority: &tunnel.authority,
+            };
+            match route::inbound(&now.mesh, &inbound) {
+                Ok(to) => (&tunnel.destination, to, source.identity().ok()),
+                Err(refusal) => {
+                    return not_asked(&format!(
+                        "not asked: the destination's node answers {}: {refusal}",
+                        refusal.status()
+                    ));
+                }
+            }
+        }
+    };
+    let peer = identity.map_or_else(Peer::plaintext, Peer::from);
+    let family = |ip: &&std::net::IpAddr| ip.is_ipv4() == asked.is_ipv4();
+    let from = source.addresses.iter().find(family).or_else(|| source.addresses.first());
+    let Some(from) = from else {
+        return not_asked("not asked: the source has no address");
+    };
+    let conn = Conn {
+        peer: &peer,
+        source: *from,
+        destination,
+    };
+    let explanation = explain(&now.policies, workload, &conn);
+    Verdict {
+        text: if explanation.allowed { "it may pass" } else { "it is refused" }.into(),
+        explanation: Some(explanation),
+    }
+}
+
+fn not_asked_of(destination: &Workload) -> Verdict {
+    Verdict {
+        text: format!(
+            "not asked: no proxy stands before {}/{}, so that nobody decides",
+            destination.namespace, destination.name
+        ),
+        explanation: None,
+    }
+}
