@@ -1,10 +1,15 @@
 //! The mesh's DNS: names of services are answered from a snapshot of the mesh, everything else is forwarded as it came.
 //!
 //! This crate makes no sockets, chooses no nameserver, caches nothing and answers nothing that it cannot answer exactly:
-//! what asks upstream is a value that implements [`Upstream`], sockets to serve on are given, and a type, a class, a
-//! signature or a name that is not the mesh's goes upstream byte for byte. The one entry is [`answer()`], a pure
-//! function from a snapshot and a query to an [`Answer`]; [`Server`] is the loop around it. [`resolv`] reads a
-//! `resolv.conf`, for whoever implements [`Upstream`] with the node's own nameservers.
+//! sockets to serve on are given, sockets to nameservers come from a value that implements [`Upstream`], and whatever is not
+//! a plain question for the addresses of a name that is the mesh's goes upstream byte for byte: other types, classes and
+//! operations, signed queries, options that are not understood. The one entry is [`answer()`], a pure function from a
+//! snapshot and a query to an [`Answer`]; [`Server`] is the loop around it, and says what happens when nameservers fail.
+//! [`resolv`] reads a `resolv.conf`, for whoever implements [`Upstream`] by one.
+//!
+//! There is no cache. The nameservers that pods have are near, and have one; here it could only add what goes wrong with
+//! caches: an answer that outlives its cause, that was another client's, or that differs from what the nameserver would say
+//! to this query with these flags and options.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -14,32 +19,39 @@
 //! let mut web = Service::new("shop", "web.shop.svc.cluster.local");
 //! web.vips.push(NetworkAddress::local("10.96.0.7".parse()?));
 //! let mesh = Mesh::default().apply([Update::Service(Arc::new(web))]);
-//! let client = Client { namespace: "shop", network: &Network::default() };
+//! let client = Client { namespace: "shop", network: &Network::default(), search: &[] };
 //!
 //! // ID 7, recursion desired, one question: `web`, type A, class IN.
 //! let query = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01";
-//! let Answer::Reply(reply) = answer(&mesh, &Zone::default(), &client, query, Transport::Udp) else {
+//! let Answer::Reply(reply) = answer(&mesh, &Zone::default(), &client, query, Transport::Udp, 0) else {
 //!     panic!("a service of the mesh is answered")
 //! };
 //! assert!(reply.ends_with(&[10, 96, 0, 7]));
 //!
 //! // The same for type MX: not ours to answer.
 //! let query = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x0f\0\x01";
-//! assert_eq!(answer(&mesh, &Zone::default(), &client, query, Transport::Udp), Answer::Forward);
+//! assert_eq!(answer(&mesh, &Zone::default(), &client, query, Transport::Udp, 0), Answer::Forward);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
 
+use tokio::net::{TcpStream, UdpSocket};
+
+pub mod observe;
 pub mod resolv;
 
 mod answer;
+mod exchange;
+mod forward;
+mod names;
 mod server;
+mod stream;
 mod wire;
 
 pub use answer::{Answer, Client, Zone, answer};
-pub use server::{Limits, Server};
+pub use server::{Budget, Builder, Limits, Server, View, Views};
 
 /// What a query came by, and an answer goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,36 +69,40 @@ pub enum Transport {
 /// A future on the heap, as a trait with `dyn` needs it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Whoever asks the real nameservers: makes the sockets, chooses the server, tries the next one.
+/// The way to nameservers: which they are for a client's query, and sockets to them.
 pub trait Upstream: Send + Sync {
-    /// Asks, and gives the answer's bytes.
-    ///
-    /// The query is sent as it is, without the length that TCP puts before it; the answer is given likewise. Over UDP the
-    /// port should be a random one for each query. The [`Server`] checks that the answer is one to this query and ends
-    /// the exchange, by dropping it, at its own deadline ([`Limits::forward`]).
-    ///
-    /// # Errors
-    /// When no nameserver gave an answer; the client is then told SERVFAIL at once.
+    /// A random word that nobody outside can foresee: IDs are made of it.
+    fn draw(&self) -> u64;
+
+    /// The nameservers for a datagram that came from `client` to the server's socket at `at`, the first to be asked first:
+    /// only the one that the client sent it to, where that is known.
     ///
     /// # Cancel safety
-    /// Dropping the future must abandon the exchange and release its sockets.
-    fn exchange<'a>(&'a self, query: &'a [u8], transport: Transport) -> BoxFuture<'a, Result<Vec<u8>, UpstreamError>>;
-}
+    /// Dropping the future must be harmless.
+    fn for_datagram(&self, client: SocketAddr, at: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>>;
 
-/// Why a query was not answered upstream.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UpstreamError {
-    /// No nameserver could be asked, or none was willing to answer.
-    #[error("no nameserver answered: {0}; look at the nameservers that the node was given and at the way to them")]
-    Unavailable(String),
-    /// Time was up.
-    #[error("no nameserver answered in time; look at the nameservers that the node was given and at the way to them")]
-    Timeout,
-    /// What came back is not an answer to the query: another ID, another question, or no answer at all.
-    #[error("what came back is not an answer to the query: {0}; look at what stands between the node and its nameservers")]
-    Mismatch(&'static str),
-    /// So many queries wait for nameservers already that one more is refused ([`Limits::forwards`]).
-    #[error("{0} queries wait for nameservers already; look for a client that floods, or for nameservers that do not answer")]
-    Busy(usize),
+    /// The same for a connection.
+    ///
+    /// # Cancel safety
+    /// Dropping the future must be harmless.
+    fn for_stream<'a>(&'a self, client: &'a TcpStream) -> BoxFuture<'a, Arc<[SocketAddr]>>;
+
+    /// A new socket that is connected to a nameserver, so that nobody else is heard on it and the network's errors are; its
+    /// port a random one.
+    ///
+    /// # Errors
+    /// When there is no way to the nameserver, or no socket to be had.
+    ///
+    /// # Cancel safety
+    /// Dropping the future must leave no socket behind.
+    fn udp(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>>;
+
+    /// A connection to a nameserver; the [`Server`] puts a deadline to it.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    ///
+    /// # Cancel safety
+    /// Dropping the future must end the attempt.
+    fn tcp(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>>;
 }

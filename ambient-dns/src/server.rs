@@ -1,20 +1,22 @@
 //! The loop around [`answer()`](crate::answer()): sockets in, answers out, the rest forwarded.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_core::{Mesh, Network};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    net::{TcpListener, UdpSocket},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time,
 };
 
 use crate::{
-    Answer, Client, Transport, Upstream, UpstreamError, Zone, answer,
-    answer::{fail, reply_limit},
-    wire::{self, Header, Question},
+    Answer, Client, Transport, Upstream, Zone, answer,
+    answer::{might_be_ours, unreachable},
+    forward::{self, Outcome},
+    observe::{Dropped, Event, Failure, Observer, Query, Source, code_name},
+    stream,
+    wire::Header,
 };
 
 #[cfg(test)]
@@ -23,10 +25,12 @@ mod tests;
 /// The bounds of a [`Server`], over all its sockets together unless said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How many queries may wait for [`Upstream`] at a time; one more is SERVFAIL at once.
+    /// How many queries by UDP may wait for nameservers at a time; one more is dropped, as a full queue on the way would.
     pub forwards: usize,
-    /// How long one query may wait for [`Upstream`]; then it is SERVFAIL. Less than the 5 s after which clients ask again.
+    /// How long an answer of a nameserver is waited for. Clients ask again after 5 s, as a rule.
     pub forward: Duration,
+    /// How long one of several nameservers may be silent before the next is asked too.
+    pub patience: Duration,
     /// How many connections one TCP listener serves at a time; more wait in its backlog.
     pub connections: usize,
     /// How long a TCP client may take for a whole query, counted from the last answer, and for taking an answer.
@@ -34,71 +38,141 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 256 forwards of at most 4 s, 64 connections that may idle for 5 s: some 8 MB at the very most.
+    /// 256 forwards of at most 5 s, the next nameserver after 1.5 s, 64 connections that may idle for 5 s.
     fn default() -> Self {
         Self {
             forwards: 256,
-            forward: Duration::from_secs(4),
+            forward: Duration::from_secs(5),
+            patience: Duration::from_millis(1500),
             connections: 64,
             idle: Duration::from_secs(5),
         }
     }
 }
 
+/// What several servers may use together. Clones are the same budget.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    forwards: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+}
+
+impl Budget {
+    /// Room for so many queries that wait for nameservers, each of which takes a descriptor (one for each nameserver that
+    /// is asked, three at most), and for so many TCP connections, each of which takes two.
+    pub fn new(forwards: usize, connections: usize) -> Self {
+        let semaphore = |most: usize| Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+        Self {
+            forwards: semaphore(forwards),
+            connections: semaphore(connections),
+        }
+    }
+}
+
+impl Default for Budget {
+    /// As much as the limits of one server allow.
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self::new(limits.forwards, 2 * limits.connections)
+    }
+}
+
+/// What a server knows at the moment of a query.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The mesh.
+    pub mesh: Mesh,
+    /// The client's network ([`Client::network`]).
+    pub network: Network,
+    /// The client's own search domains ([`Client::search`]).
+    pub search: Arc<[String]>,
+}
+
+/// Gives the present [`View`], called for each query; `None` before the first whole state.
+pub type Views = Arc<dyn Fn() -> Option<View> + Send + Sync>;
+
 /// The DNS server of one client, as a rule a pod: who asks is known by the sockets that it serves on.
 ///
 /// Names of the mesh are answered by the loop that reads the socket, so that they are whatever becomes of the nameservers
-/// upstream. Cheap to clone; the clones share their limits.
+/// upstream. Everything else is forwarded:
+///
+/// - **By UDP** each query has a socket and an ID of its own; an answer must come from the server that was asked, to that
+///   port, with that ID and the same question. It is sent back byte for byte but for the ID, however long.
+/// - **By TCP** messages go both ways untouched, on a connection that stands beside the client's (`stream`).
+/// - **Where nameservers are silent, nothing is said**, as without us: the client's own timer counts, its retry may be
+///   answered, and no failure is made up. Where the *network* says that a nameserver is not there (refused, unreachable, no
+///   route), a client would be told by its own socket; it is told SERVFAIL at once, with an extended error ([RFC 8914])
+///   if it speaks EDNS, because that is what makes resolvers go on to their next nameserver. By TCP the connection ends.
+/// - **Where the client has chosen its nameserver**, as it has where redirection tells, no other is asked. Where that is not
+///   known, several are asked one after the other, and answers that make resolvers go on (SERVFAIL, NOTIMP, REFUSED) count
+///   only if nobody has a better one.
+///
+/// Before the mesh is known nothing is said to queries for addresses, so that no name of the mesh is looked up elsewhere by
+/// accident; the client asks again.
+///
+/// Cheap to clone; the clones share their limits.
+///
+/// [RFC 8914]: https://www.rfc-editor.org/rfc/rfc8914
 #[derive(Clone)]
 pub struct Server(Arc<Inner>);
 
-struct Inner {
+/// A [`Server`] in the making.
+#[must_use]
+pub struct Builder(Inner);
+
+#[derive(Clone)]
+pub(crate) struct Inner {
     zone: Zone,
     namespace: Arc<str>,
-    network: Network,
-    mesh: Arc<dyn Fn() -> Option<Mesh> + Send + Sync>,
-    upstream: Arc<dyn Upstream>,
-    limits: Limits,
-    forwards: Semaphore,
+    views: Views,
+    pub(crate) upstream: Arc<dyn Upstream>,
+    observer: Option<Arc<dyn Observer>>,
+    pub(crate) limits: Limits,
+    budget: Budget,
+    forwards: Arc<Semaphore>,
+}
+
+impl Builder {
+    /// Other limits than the default ones.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.0.forwards = Arc::new(Semaphore::new(limits.forwards.min(Semaphore::MAX_PERMITS)));
+        self.0.limits = limits;
+        self
+    }
+
+    /// What is used together with others; without this, nothing is.
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.0.budget = budget;
+        self
+    }
+
+    /// Who is told what happens.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.0.observer = Some(observer);
+        self
+    }
+
+    /// The server.
+    #[must_use]
+    pub fn build(self) -> Server {
+        Server(Arc::new(self.0))
+    }
 }
 
 impl Server {
-    /// A server for a client in a namespace and a network, with the default limits.
-    ///
-    /// `mesh` gives the present snapshot and is called for each query; while it gives `None`, before the first whole
-    /// state, every query is SERVFAIL: a name of the mesh must not be looked up elsewhere by accident.
-    pub fn new(
-        zone: Zone,
-        namespace: impl Into<Arc<str>>,
-        network: Network,
-        mesh: Arc<dyn Fn() -> Option<Mesh> + Send + Sync>,
-        upstream: Arc<dyn Upstream>,
-    ) -> Self {
+    /// A server for a client in a namespace.
+    pub fn builder(zone: Zone, namespace: impl Into<Arc<str>>, views: Views, upstream: Arc<dyn Upstream>) -> Builder {
         let limits = Limits::default();
-        Self(Arc::new(Inner {
+        Builder(Inner {
             zone,
             namespace: namespace.into(),
-            network,
-            mesh,
+            views,
             upstream,
+            observer: None,
             limits,
-            forwards: Semaphore::new(limits.forwards),
-        }))
-    }
-
-    /// The same server with other limits, and nothing in use of them.
-    #[must_use]
-    pub fn with_limits(&self, limits: Limits) -> Self {
-        let inner = &self.0;
-        Self(Arc::new(Inner {
-            zone: inner.zone.clone(),
-            namespace: inner.namespace.clone(),
-            network: inner.network.clone(),
-            mesh: inner.mesh.clone(),
-            upstream: inner.upstream.clone(),
-            limits,
-            forwards: Semaphore::new(limits.forwards.min(Semaphore::MAX_PERMITS)),
-        }))
+            budget: Budget::default(),
+            forwards: Arc::new(Semaphore::new(limits.forwards)),
+        })
     }
 
     /// Serves datagrams until it is dropped; it never ends by itself.
@@ -108,39 +182,49 @@ impl Server {
     pub async fn serve_udp(&self, socket: UdpSocket) {
         let socket = Arc::new(socket);
         let mut forwards = JoinSet::new();
-        let mut buffer = vec![0; LONGEST_MESSAGE];
         loop {
-            while forwards.try_join_next().is_some() {}
-            let (length, client) = match socket.recv_from(&mut buffer).await {
-                Ok(received) => received,
-                Err(error) => {
-                    pause("receive a query", &error).await;
-                    continue;
-                }
-            };
-            let query = &buffer[..length];
-            match self.0.answer(query, Transport::Udp) {
-                Answer::Drop => {}
-                Answer::Reply(reply) => send(&socket, &reply, client).await,
-                Answer::Forward if self.0.forwards.available_permits() == 0 => {
-                    if let Answer::Reply(reply) = self.0.failed(query, &UpstreamError::Busy(self.0.limits.forwards)) {
-                        send(&socket, &reply, client).await;
+            if let Err(error) = socket.readable().await {
+                pause("wait for queries", &error).await;
+                continue;
+            }
+            // Held only while there is something to read: most sockets are idle, and most of what comes is short.
+            let mut buffer = vec![0; LONGEST_MESSAGE];
+            for _ in 0..BURST {
+                match socket.try_recv_from(&mut buffer) {
+                    Ok((length, client)) => self.take(&socket, client, &buffer[..length], &mut forwards),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        pause("receive a query", &error).await;
+                        break;
                     }
                 }
-                Answer::Forward => {
-                    let (inner, socket, query) = (self.0.clone(), socket.clone(), query.to_vec());
+            }
+            while forwards.try_join_next().is_some() {}
+        }
+    }
+
+    /// Answers a datagram, or sees to it that it is answered.
+    fn take(&self, socket: &Arc<UdpSocket>, client: SocketAddr, bytes: &[u8], forwards: &mut JoinSet<()>) {
+        let query = Query::of(bytes, Transport::Udp);
+        match self.0.answer(bytes, Transport::Udp) {
+            Some(Answer::Reply(reply)) => self.0.send(socket, client, query, Source::Mesh, &reply),
+            Some(Answer::Forward) => match self.0.room() {
+                Some(room) => {
+                    let (inner, socket, bytes) = (self.0.clone(), socket.clone(), bytes.to_vec());
                     forwards.spawn(async move {
-                        if let Some(reply) = inner.forward(&query, Transport::Udp).await {
-                            send(&socket, &reply, client).await;
-                        }
+                        inner.forward(&socket, client, query, &bytes).await;
+                        drop(room);
                     });
                 }
-            }
+                None => self.0.tell(&Event::Dropped(Dropped::Busy)),
+            },
+            Some(Answer::Drop) => self.0.tell(&Event::Dropped(Dropped::NoQuery)),
+            None => self.0.tell(&Event::Dropped(Dropped::NotReady)),
         }
     }
 
     /// Serves connections until it is dropped, or until somebody shuts the listener from outside. The queries of one
-    /// connection are answered one after the other.
+    /// connection are taken in their order.
     ///
     /// # Cancel safety
     /// Dropping the future closes the listener and every connection.
@@ -154,12 +238,17 @@ impl Server {
                 continue;
             }
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((client, _)) => {
+                    // What does not fit waits in the backlog, all but this one.
+                    let Ok(room) = self.0.budget.connections.clone().acquire_owned().await else {
+                        return;
+                    };
                     let inner = self.0.clone();
                     connections.spawn(async move {
-                        if let Err(error) = inner.converse(stream).await {
+                        if let Err(error) = stream::converse(&inner, client).await {
                             tracing::debug!(%error, "a DNS client's connection ended early");
                         }
+                        drop(room);
                     });
                 }
                 // The kernel has shut the listener, as `ss -K` does: it will never bring another.
@@ -171,62 +260,83 @@ impl Server {
 }
 
 impl Inner {
-    fn answer(&self, query: &[u8], transport: Transport) -> Answer {
+    /// What is to be done with a query; `None` while that is not known.
+    pub(crate) fn answer(&self, query: &[u8], transport: Transport) -> Option<Answer> {
+        self.tell(&Event::Asked(Query::of(query, transport)));
+        let view = (self.views)();
+        if view.is_none() && might_be_ours(query) {
+            return None;
+        }
+        let view = view.unwrap_or_else(|| View {
+            mesh: Mesh::default(),
+            network: Network::default(),
+            search: Arc::default(),
+        });
         let client = Client {
             namespace: &self.namespace,
-            network: &self.network,
+            network: &view.network,
+            search: &view.search,
         };
-        match (self.mesh)() {
-            Some(mesh) => answer(&mesh, &self.zone, &client, query, transport),
-            None => fail(query),
-        }
+        Some(answer(&view.mesh, &self.zone, &client, query, transport, self.upstream.draw()))
     }
 
-    /// What is sent back for a forwarded query, if anything.
-    async fn forward(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let answer = match self.ask(query, transport).await {
-            Ok(reply) => Answer::Reply(reply),
-            Err(error) => self.failed(query, &error),
+    /// Room for one query more that waits: its own, and that of all.
+    fn room(&self) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let own = self.forwards.clone().try_acquire_owned().ok()?;
+        Some((own, self.budget.forwards.clone().try_acquire_owned().ok()?))
+    }
+
+    async fn forward(&self, socket: &UdpSocket, client: SocketAddr, query: Query, bytes: &[u8]) {
+        self.tell(&Event::Forwarded(query));
+        let since = time::Instant::now();
+        let servers = match socket.local_addr() {
+            Ok(at) => self.upstream.for_datagram(client, at).await,
+            Err(_) => Arc::default(),
         };
-        match answer {
-            Answer::Reply(reply) => Some(reply),
-            Answer::Forward | Answer::Drop => None,
-        }
-    }
-
-    async fn ask(&self, query: &[u8], transport: Transport) -> Result<Vec<u8>, UpstreamError> {
-        let Ok(_permit) = self.forwards.try_acquire() else {
-            return Err(UpstreamError::Busy(self.limits.forwards));
+        let outcome = forward::ask(&self.upstream, &servers, bytes, self.limits.patience, self.limits.forward).await;
+        let failure = match outcome {
+            Outcome::Reply(reply) => {
+                let took = since.elapsed();
+                self.tell(&Event::Took { query, took });
+                return self.send(socket, client, query, Source::Upstream, &reply);
+            }
+            Outcome::Unreachable(error) => {
+                // A pod can cause as many of these as it likes, so they are not worth a line each.
+                tracing::debug!(%error, namespace = %self.namespace, "no nameserver can be reached");
+                if let Some(reply) = unreachable(bytes) {
+                    self.send(socket, client, query, Source::Server, &reply);
+                }
+                Failure::Unreachable
+            }
+            Outcome::Silent => {
+                self.tell(&Event::Dropped(Dropped::Silent));
+                Failure::Silent
+            }
         };
-        let exchange = self.upstream.exchange(query, transport);
-        let reply = time::timeout(self.limits.forward, exchange)
-            .await
-            .map_err(|_| UpstreamError::Timeout)??;
-        check(query, &reply)?;
-        if reply.len() > reply_limit(query, transport) {
-            return Ok(wire::cut(reply));
-        }
-        Ok(reply)
+        self.tell(&Event::Failed { query, failure });
     }
 
-    fn failed(&self, query: &[u8], error: &UpstreamError) -> Answer {
-        // A pod can cause as many of these as it likes, so they are not worth a line each.
-        tracing::debug!(%error, namespace = %self.namespace, "a DNS query failed upstream");
-        fail(query)
+    /// Sends an answer. One that cannot be sent at once is lost, as datagrams are; the client asks again.
+    fn send(&self, socket: &UdpSocket, client: SocketAddr, query: Query, source: Source, reply: &[u8]) {
+        match socket.try_send_to(reply, client) {
+            Ok(_) => self.answered(query, source, reply),
+            Err(error) => {
+                tracing::debug!(%error, %client, "cannot send a DNS answer");
+                self.tell(&Event::Dropped(Dropped::Full));
+            }
+        }
     }
 
-    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
-        while let Some(query) = within(self.limits.idle, read_message(&mut stream)).await? {
-            let reply = match self.answer(&query, Transport::Tcp) {
-                Answer::Reply(reply) => Some(reply),
-                Answer::Forward => self.forward(&query, Transport::Tcp).await,
-                Answer::Drop => None,
-            };
-            // What is no query at all ends the connection: nothing that follows it can be trusted to be one.
-            let Some(reply) = reply else { break };
-            within(self.limits.idle, write_message(&mut stream, &reply)).await?;
+    pub(crate) fn answered(&self, query: Query, source: Source, reply: &[u8]) {
+        let code = Header::read(reply).map_or("unknown", |header| code_name(header.code()));
+        tracing::debug!(target: "dns", namespace = %self.namespace, kind = query.kind, source = source.as_str(), code, "query answered");
+        self.tell(&Event::Answered { query, source, code });
+    }
+
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(observer) = &self.observer {
+            observer.observe(event);
         }
-        Ok(())
     }
 }
 
@@ -235,63 +345,16 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("zone", &self.0.zone)
             .field("namespace", &self.0.namespace)
-            .field("network", &self.0.network)
             .field("limits", &self.0.limits)
             .field("free_forwards", &self.0.forwards.available_permits())
             .finish_non_exhaustive()
     }
 }
 
-/// Whether a reply is one to this query: whoever sits upstream must not be able to answer what was not asked.
-fn check(query: &[u8], reply: &[u8]) -> Result<(), UpstreamError> {
-    let (Some(asked), Some(answered)) = (Header::read(query), Header::read(reply)) else {
-        return Err(UpstreamError::Mismatch("it is too short"));
-    };
-    if answered.id != asked.id {
-        return Err(UpstreamError::Mismatch("it has another ID"));
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("limits", &self.0.limits).finish_non_exhaustive()
     }
-    if !answered.is_response() {
-        return Err(UpstreamError::Mismatch("it is a query itself"));
-    }
-    // A server that does not understand a query may leave the question out.
-    if answered.questions != 0 && !Question::read(query).is_ok_and(|question| question.is_asked_by(reply)) {
-        return Err(UpstreamError::Mismatch("it is to another question"));
-    }
-    Ok(())
-}
-
-/// An answer that cannot be sent is lost, as datagrams are; the client asks again.
-async fn send(socket: &UdpSocket, reply: &[u8], client: std::net::SocketAddr) {
-    if let Err(error) = within(SEND, socket.send_to(reply, client)).await {
-        tracing::debug!(%error, %client, "cannot send a DNS answer");
-    }
-}
-
-/// The next message of a stream; `None` at its orderly end.
-async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
-    let mut length = [0; 2];
-    if stream.read(&mut length[..1]).await? == 0 {
-        return Ok(None);
-    }
-    stream.read_exact(&mut length[1..]).await?;
-    let mut message = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut message).await?;
-    Ok(Some(message))
-}
-
-async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(message.len()).map_err(|_| io::Error::other("an answer over 65535 bytes"))?;
-    // At once: some clients take the length and the message for one read.
-    let mut out = Vec::with_capacity(2 + message.len());
-    out.extend(length.to_be_bytes());
-    out.extend(message);
-    stream.write_all(&out).await
-}
-
-async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// The socket is there to stay; what ails it (descriptors used up, as a rule) may pass, and must not make the loop spin.
@@ -301,5 +364,6 @@ async fn pause(what: &'static str, error: &io::Error) {
 }
 
 const LONGEST_MESSAGE: usize = 65_535;
-const SEND: Duration = Duration::from_secs(1);
+/// Datagrams that are taken before others have their turn.
+const BURST: usize = 32;
 const PAUSE: Duration = Duration::from_millis(100);

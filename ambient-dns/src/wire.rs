@@ -1,5 +1,6 @@
-//! Messages on the wire ([RFC 1035 4]), as far as they must be understood: the header, the question, and whether there is
-//! an EDNS record or a signature. Everything else in a query is skipped by its length and never interpreted.
+//! Messages on the wire ([RFC 1035 4]), as far as they must be understood: the header, the questions, and whether there is
+//! an EDNS record or a signature. Everything else is skipped by its length and never interpreted, and no pointer is ever
+//! followed.
 //!
 //! Read by hand, because a query that a full decoder does not like may still be one that the real nameserver likes.
 //!
@@ -41,9 +42,26 @@ impl Header {
         self.flags & RESPONSE != 0
     }
 
-    /// Whether the operation is QUERY, the only one that asks for records.
-    pub(crate) fn is_query(&self) -> bool {
-        self.flags & OPCODE == 0
+    /// The same for another number of questions.
+    pub(crate) fn with_questions(&self, questions: u16) -> Self {
+        Self { questions, ..*self }
+    }
+
+    /// The operation ([RFC 1035 4.1.1](https://www.rfc-editor.org/rfc/rfc1035#section-4.1.1)).
+    pub(crate) fn opcode(&self) -> u16 {
+        self.flags & OPCODE
+    }
+
+    /// What became of the query, without the upper bits that an EDNS record may add.
+    pub(crate) fn code(&self) -> u8 {
+        self.flags.to_be_bytes()[1] & 0xf
+    }
+
+    /// Whether it is of the form in which addresses are asked for, and of no other: one question, no records but
+    /// additional ones, the operation QUERY ([`QUERY`]), and no flag that a query has no use for.
+    pub(crate) fn is_plain_query(&self) -> bool {
+        let usual = RECURSION_DESIRED | AUTHENTIC_DATA | CHECKING_DISABLED;
+        self.flags & !usual == QUERY && self.questions == 1 && self.records[..ADDITIONAL] == [0, 0]
     }
 
     /// The flags of a reply: opcode, RD and CD as they came ([RFC 4035 3.2.2] for CD); recursion is to be had, upstream.
@@ -58,18 +76,13 @@ impl Header {
     }
 }
 
-/// What became of a query ([RFC 1035 4.1.1], [RFC 6891 6.1.3]).
+/// What became of a query ([RFC 1035 4.1.1]); everything else is said by others.
 ///
 /// [RFC 1035 4.1.1]: https://www.rfc-editor.org/rfc/rfc1035#section-4.1.1
-/// [RFC 6891 6.1.3]: https://www.rfc-editor.org/rfc/rfc6891#section-6.1.3
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
     NoError = 0,
-    FormErr = 1,
     ServFail = 2,
-    NotImp = 4,
-    /// Its upper bits stand in the EDNS record.
-    BadVers = 16,
 }
 
 /// The first question of a message.
@@ -84,6 +97,10 @@ pub(crate) struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Reads the first question.
     ///
     /// # Errors
@@ -116,11 +133,23 @@ impl<'a> Question<'a> {
             bytes: &rest[..at + 4],
         })
     }
+}
 
-    /// Whether another message asks the same: type and class to the letter, the name in any case.
-    pub(crate) fn is_asked_by(&self, other: &[u8]) -> bool {
-        Question::read(other).is_ok_and(|other| other.bytes.eq_ignore_ascii_case(self.bytes))
+/// The questions of a message as they stand in it; `None` where it ends within them.
+pub(crate) fn questions<'a>(message: &'a [u8], header: &Header) -> Option<&'a [u8]> {
+    let all = message.get(HEADER..)?;
+    let mut rest = all;
+    for _ in 0..header.questions {
+        rest = skip_name(rest).ok()?.get(4..)?;
     }
+    all.get(..all.len() - rest.len())
+}
+
+/// The type that the first question asks for, if there is one that can be read.
+pub(crate) fn kind(message: &[u8], header: &Header) -> Option<u16> {
+    let first = questions(message, &header.with_questions(header.questions.min(1)))?;
+    let (kind, _) = first.last_chunk::<4>()?.split_first_chunk::<2>()?;
+    Some(u16::from_be_bytes(*kind))
 }
 
 /// A name with one label more; `None` if the label holds a byte that would be read as something else, such as a dot.
@@ -141,8 +170,10 @@ fn append(mut name: String, label: &[u8]) -> Option<String> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extras {
     pub(crate) edns: Option<Edns>,
-    /// The query is signed (TSIG, SIG(0)): only who has the key can answer it.
+    /// The query is signed (TSIG, SIG(0)): only who has the key can answer it, and its ID is part of what is signed.
     pub(crate) signed: bool,
+    /// There are records or bytes of which nothing is known.
+    pub(crate) others: bool,
 }
 
 /// The client's EDNS record ([RFC 6891 6.1.2]).
@@ -157,12 +188,13 @@ pub(crate) struct Edns {
 }
 
 impl Extras {
-    /// Reads past the records of a message with one question.
+    /// Reads past the questions and the records of a message.
     ///
     /// # Errors
-    /// When the message ends within a record, or has two EDNS records.
-    pub(crate) fn read(message: &[u8], header: &Header, question: &Question<'_>) -> Result<Self, Malformed> {
-        let mut rest = message.get(HEADER + question.bytes.len()..).ok_or(Malformed)?;
+    /// When the message ends within them, or has two EDNS records or one in a wrong place.
+    pub(crate) fn read(message: &[u8], header: &Header) -> Result<Self, Malformed> {
+        let questions = questions(message, header).ok_or(Malformed)?;
+        let mut rest = message.get(HEADER + questions.len()..).ok_or(Malformed)?;
         let mut extras = Self::default();
         for (section, count) in header.records.into_iter().enumerate() {
             for _ in 0..count {
@@ -184,10 +216,11 @@ impl Extras {
                         });
                     }
                     SIG | TSIG => extras.signed = true,
-                    _ => {}
+                    _ => extras.others = true,
                 }
             }
         }
+        extras.others |= !rest.is_empty();
         Ok(extras)
     }
 }
@@ -209,22 +242,37 @@ fn skip_name(mut rest: &[u8]) -> Result<&[u8], Malformed> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reply<'a> {
     pub(crate) header: Header,
-    /// Repeated in the reply; `None` where the query's could not be read.
-    pub(crate) question: Option<&'a Question<'a>>,
+    /// The questions, which are repeated in the reply; empty where they could not be read.
+    pub(crate) questions: &'a [u8],
+    /// How many questions that are.
+    pub(crate) count: u16,
     pub(crate) edns: Option<Edns>,
     pub(crate) code: Code,
+    /// Why it failed ([RFC 8914](https://www.rfc-editor.org/rfc/rfc8914)), told to whoever speaks EDNS.
+    pub(crate) error: Option<u16>,
+    /// The name whose addresses follow, if it is not the one that was asked for: said by a CNAME.
+    pub(crate) alias: Option<&'a str>,
 }
 
 impl Reply<'_> {
     /// The reply's bytes with an address record for each address, all of one family; when they are more than `limit`
     /// bytes, as many as fit, with the flag that says so.
     pub(crate) fn write(&self, addresses: &[IpAddr], ttl: u32, limit: usize) -> Vec<u8> {
-        let question = self.question.map_or(&[][..], |q| q.bytes);
         let each = match addresses.first() {
             Some(IpAddr::V6(_)) => RECORD + 16,
             _ => RECORD + 4,
         };
-        let fixed = HEADER + question.len() + if self.edns.is_some() { EDNS } else { 0 };
+        let option: usize = if self.error.is_some() { EXTENDED_ERROR } else { 0 };
+        let edns = if self.edns.is_some() { EDNS + option } else { 0 };
+        // Where the CNAME's own data begins, which the records after it point to: never far from the beginning.
+        let target = HEADER + self.questions.len() + RECORD;
+        let alias = self.alias.filter(|_| !addresses.is_empty()).and_then(encode).unwrap_or_default();
+        let owner = match u16::try_from(target) {
+            Ok(target) if !alias.is_empty() && target < FARTHEST => POINTER | target,
+            _ => NAME_OF_QUESTION,
+        };
+        let aliased = usize::from(owner != NAME_OF_QUESTION) * (RECORD + alias.len());
+        let fixed = HEADER + self.questions.len() + edns + aliased;
         let room = limit.min(LONGEST_MESSAGE).saturating_sub(fixed) / each;
         let (whole, addresses) = match addresses.get(..room) {
             Some(fitting) if fitting.len() < addresses.len() => (false, fitting),
@@ -234,21 +282,25 @@ impl Reply<'_> {
         let mut out = Vec::with_capacity(fixed + each * addresses.len());
         let cut = if whole { 0 } else { TRUNCATED };
         let flags = self.header.reply_flags(self.code) | cut;
-        // Both fit: the records are within a message of 65,535 bytes.
-        let answers = u16::try_from(addresses.len()).unwrap_or(u16::MAX);
+        let answers = addresses.len() + usize::from(aliased > 0);
         for field in [
             self.header.id,
             flags,
-            u16::from(self.question.is_some()),
-            answers,
+            self.count,
+            // It fits: the records are within a message of 65,535 bytes.
+            u16::try_from(answers).unwrap_or(u16::MAX),
             0,
             u16::from(self.edns.is_some()),
         ] {
             out.extend(field.to_be_bytes());
         }
-        out.extend(question);
-        for address in addresses {
+        out.extend(self.questions);
+        if aliased > 0 {
             out.extend(NAME_OF_QUESTION.to_be_bytes());
+            record(&mut out, CNAME, ttl, &alias);
+        }
+        for address in addresses {
+            out.extend(owner.to_be_bytes());
             match address {
                 IpAddr::V4(v4) => record(&mut out, A, ttl, &v4.octets()),
                 IpAddr::V6(v6) => record(&mut out, AAAA, ttl, &v6.octets()),
@@ -259,11 +311,28 @@ impl Reply<'_> {
             out.extend(OPT.to_be_bytes());
             out.extend(edns.payload.to_be_bytes());
             // We speak version 0, whatever was asked.
-            let upper = u8::try_from(self.code as u16 >> 4).unwrap_or(0);
-            out.extend([upper, 0, if edns.dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]);
+            out.extend([0, 0, if edns.dnssec_ok { 0x80 } else { 0 }, 0]);
+            out.extend(u16::try_from(option).unwrap_or(0).to_be_bytes());
+            if let Some(error) = self.error {
+                out.extend(EXTENDED_ERROR_OPTION.to_be_bytes());
+                out.extend(2u16.to_be_bytes());
+                out.extend(error.to_be_bytes());
+            }
         }
         out
     }
+}
+
+/// A name as it stands on the wire; `None` if it is none.
+fn encode(name: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(name.len() + 2);
+    for label in name.split('.') {
+        let length = u8::try_from(label.len()).ok().filter(|n| (1..=63).contains(n))?;
+        out.push(length);
+        out.extend(label.as_bytes());
+    }
+    out.push(0);
+    (out.len() <= LONGEST_NAME).then_some(out)
 }
 
 fn record(out: &mut Vec<u8>, kind: u16, ttl: u32, data: &[u8]) {
@@ -274,18 +343,11 @@ fn record(out: &mut Vec<u8>, kind: u16, ttl: u32, data: &[u8]) {
     out.extend(data);
 }
 
-/// A reply of someone else's, cut to nothing but its question, with the flag that says so.
-pub(crate) fn cut(mut reply: Vec<u8>) -> Vec<u8> {
-    let end = Question::read(&reply).map_or(HEADER, |q| HEADER + q.bytes.len());
-    reply.truncate(end);
-    if let Some(flags) = reply.get_mut(2) {
-        *flags |= TRUNCATED.to_be_bytes()[0];
+/// The ID of a message, exchanged for another; a message without one stays as it is.
+pub(crate) fn set_id(message: &mut [u8], id: u16) {
+    if let Some(field) = message.first_chunk_mut::<2>() {
+        *field = id.to_be_bytes();
     }
-    if let Some(counts) = reply.get_mut(4..HEADER) {
-        counts.fill(0);
-        counts[1] = u8::from(end > HEADER);
-    }
-    reply
 }
 
 pub(crate) const HEADER: usize = 12;
@@ -298,6 +360,12 @@ pub(crate) const INTERNET: u16 = 1;
 /// What a client takes over UDP without EDNS.
 pub(crate) const SMALLEST_PAYLOAD: u16 = 512;
 
+/// No nameserver could be reached: an extended error.
+pub(crate) const NETWORK_ERROR: u16 = 23;
+/// The operation that asks for records.
+pub(crate) const QUERY: u16 = 0;
+
+const CNAME: u16 = 5;
 const OPT: u16 = 41;
 const SIG: u16 = 24;
 const TSIG: u16 = 250;
@@ -309,15 +377,23 @@ const AUTHORITATIVE: u16 = 0x0400;
 const TRUNCATED: u16 = 0x0200;
 const RECURSION_DESIRED: u16 = 0x0100;
 const RECURSION_AVAILABLE: u16 = 0x0080;
+const AUTHENTIC_DATA: u16 = 0x0020;
 const CHECKING_DISABLED: u16 = 0x0010;
 
 const LONGEST_LABEL: usize = 63;
 /// With the lengths and the root ([RFC 1035 2.3.4](https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4)).
 const LONGEST_NAME: usize = 255;
 const LONGEST_MESSAGE: usize = 65_535;
+/// What makes a pointer of an offset.
+const POINTER: u16 = 0xc000;
+/// The first offset that a pointer cannot hold.
+const FARTHEST: u16 = 0x4000;
 /// A pointer to the name right after the header.
-const NAME_OF_QUESTION: u16 = 0xc000 | 12;
+const NAME_OF_QUESTION: u16 = POINTER | 12;
 /// A record without its data, its name a pointer.
 const RECORD: usize = 12;
 /// An EDNS record without options.
 const EDNS: usize = 11;
+/// The option of an extended error, without words.
+const EXTENDED_ERROR: usize = 6;
+const EXTENDED_ERROR_OPTION: u16 = 15;

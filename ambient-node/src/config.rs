@@ -15,8 +15,12 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// The DNS domain of the cluster.
     pub cluster_domain: Arc<str>,
-    /// Where names that are not the mesh's are asked for; at least one, or DNS is not captured.
+    /// Where names that are not the mesh's are asked for, if neither the kernel remembers whom a pod has asked nor its own
+    /// `resolv.conf` can be read; at least one, or DNS is not captured.
     pub nameservers: Vec<SocketAddr>,
+    /// Whose service a name means that several namespaces have one of, if neither the client's has one nor one is canonical:
+    /// ztunnel's `PREFERED_SERVICE_NAMESPACE`. None, unless said.
+    pub preferred_service_namespace: Option<Arc<str>>,
     /// Whether pods' DNS queries are captured, of pods that do not say by `ambient.istio.io/dns-capture`; on by default.
     pub dns_capture: bool,
     /// Whether connections are decided on exactly as Istio decides, also where that lets through more than is written; off
@@ -61,6 +65,7 @@ impl Config {
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),
+            preferred_service_namespace: None,
             dns_capture: true,
             istio_exact: false,
             let_unreadable_policies_go: false,

@@ -1,28 +1,46 @@
-//! A pod's DNS: names of the mesh answered here, everything else asked where the node asks.
+//! A pod's DNS: names of the mesh answered here, everything else asked where the pod asks.
+
+mod count;
+mod own;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use ambient_core::{Mesh, Network};
-use ambient_dns::{BoxFuture, Server, Transport, Upstream, UpstreamError, Zone};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, UdpSocket},
-    time,
-};
+use ambient_core::{Network, PodUid};
+use ambient_dns::{BoxFuture, Budget, Server, Upstream, View, Views, Zone};
+use ambient_redirect::linux::{Netns, original_destination};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::{
-    Shared,
+    Shared, entropy,
     pod::{Pod, Stage},
 };
+use count::Count;
+use own::Own;
 
-/// How long one nameserver may take before the next is asked.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// The largest answer over UDP that is passed on: what EDNS can ask for.
-const LARGEST: usize = 65_535;
+/// What the DNS of all pods together may use of a node that may have so many connections: each query that waits is a
+/// descriptor, three at most, and each connection two.
+pub(crate) fn budget(connections: usize) -> Budget {
+    Budget::new((connections / 16).min(1024), (connections / 32).min(512))
+}
+
+/// The server of a pod's names, for all its sockets.
+pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
+    let config = &node.config;
+    let zone = Zone::new(&config.cluster_domain).preferring(config.preferred_service_namespace.clone());
+    let own = Own::new(pod.namespace.id());
+    let way = Arc::new(Way {
+        node: node.clone(),
+        namespace: pod.namespace.clone(),
+        own: own.clone(),
+    });
+    let views = views(node.clone(), pod.spec.uid.clone(), own);
+    let count = Arc::new(Count::new(node.clone(), pod.spec.uid.clone()));
+    let server = Server::builder(zone, pod.spec.namespace.clone(), views, way);
+    server.budget(node.names.clone()).observer(count).build()
+}
 
 /// Answers a pod's queries over UDP until it stops.
-pub(crate) async fn serve_udp(node: Arc<Shared>, pod: Arc<Pod>, socket: UdpSocket) {
-    let server = server(&node, &pod);
+pub(crate) async fn serve_udp(server: Server, pod: Arc<Pod>, socket: UdpSocket) {
     tokio::select! {
         () = server.serve_udp(socket) => {}
         () = pod.reaches(Stage::Stopped) => {}
@@ -30,75 +48,79 @@ pub(crate) async fn serve_udp(node: Arc<Shared>, pod: Arc<Pod>, socket: UdpSocke
 }
 
 /// Answers a pod's queries over TCP until it stops.
-pub(crate) async fn serve_tcp(node: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
-    let server = server(&node, &pod);
+pub(crate) async fn serve_tcp(server: Server, pod: Arc<Pod>, listener: TcpListener) {
     tokio::select! {
         () = server.serve_tcp(listener) => {}
         () = pod.reaches(Stage::Stopped) => {}
     }
 }
 
-fn server(node: &Arc<Shared>, pod: &Arc<Pod>) -> Server {
-    let zone = Zone::new(node.config.cluster_domain.clone());
-    let state = node.state.clone();
-    let mesh: Arc<dyn Fn() -> Option<Mesh> + Send + Sync> = Arc::new(move || state.current().map(|now| now.mesh.clone()));
-    let upstream = Arc::new(Nameservers {
-        node: node.clone(),
-        pod: pod.clone(),
-    });
-    Server::new(zone, pod.spec.namespace.clone(), Network::default(), mesh, upstream)
+fn views(node: Arc<Shared>, pod: PodUid, own: Arc<Own>) -> Views {
+    Arc::new(move || {
+        let now = node.state.current()?;
+        // Its namespace is known even where its workload is not (any more); its network is then the mesh's one.
+        let workload = now.mesh.workload_by_pod(&pod);
+        Some(View {
+            mesh: now.mesh.clone(),
+            network: workload.map_or_else(Network::default, |workload| workload.network.clone()),
+            search: own.present().search.clone(),
+        })
+    })
 }
 
-/// The node's nameservers, asked from the pod's namespace: what guards the pod's traffic guards its queries too.
-struct Nameservers {
+/// A pod's way to nameservers: to the one that it sent its query to, as the kernel remembers; where that cannot be had to
+/// those of its `resolv.conf`, and where that cannot be read to the node's. Always from its own namespace: what guards the
+/// pod's traffic guards its queries too.
+struct Way {
     node: Arc<Shared>,
-    pod: Arc<Pod>,
+    namespace: Arc<Netns>,
+    own: Arc<Own>,
 }
 
-impl Nameservers {
-    async fn ask(&self, server: SocketAddr, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
-        match transport {
-            Transport::Udp => {
-                let unspecified = if server.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-                let socket = self.node.sockets.udp(&self.pod.namespace, SocketAddr::new(unspecified, 0)).await?;
-                let socket = UdpSocket::from_std(socket)?;
-                socket.connect(server).await?;
-                socket.send(query).await?;
-                let mut answer = vec![0; LARGEST];
-                loop {
-                    let length = socket.recv(&mut answer).await?;
-                    // Connected to the server, so that nobody else is heard; but an answer may be late, to an earlier query.
-                    if length >= 2 && answer[..2] == query[..2] {
-                        answer.truncate(length);
-                        return Ok(answer);
-                    }
-                }
-            }
-            Transport::Tcp => {
-                let mut stream = self.node.sockets.tcp_connect(&self.pod.namespace, None, server, PATIENCE).await?;
-                let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-                stream.write_all(&length.to_be_bytes()).await?;
-                stream.write_all(query).await?;
-                let mut answer = vec![0; stream.read_u16().await?.into()];
-                stream.read_exact(&mut answer).await?;
-                Ok(answer)
-            }
+impl Way {
+    async fn usual(&self) -> Arc<[SocketAddr]> {
+        let own = self.own.fresh().await;
+        if own.nameservers.is_empty() {
+            return self.node.config.nameservers.as_slice().into();
         }
+        own.nameservers.clone()
     }
 }
 
-impl Upstream for Nameservers {
-    fn exchange<'a>(&'a self, query: &'a [u8], transport: Transport) -> BoxFuture<'a, Result<Vec<u8>, UpstreamError>> {
-        Box::pin(async move {
-            let mut last = UpstreamError::Unavailable("no nameserver is configured".into());
-            for server in &self.node.config.nameservers {
-                last = match time::timeout(PATIENCE, self.ask(*server, query, transport)).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => UpstreamError::Unavailable(format!("{server}: {error}")),
-                    Err(_) => UpstreamError::Timeout,
-                };
+impl Upstream for Way {
+    fn draw(&self) -> u64 {
+        entropy::word()
+    }
+
+    fn for_datagram(&self, _client: SocketAddr, _at: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>> {
+        Box::pin(self.usual())
+    }
+
+    fn for_stream<'a>(&'a self, client: &'a TcpStream) -> BoxFuture<'a, Arc<[SocketAddr]>> {
+        Box::pin(async {
+            let meant = original_destination(client).ok();
+            // Who talks to this very port was not redirected, and means nobody else.
+            match meant.filter(|meant| client.local_addr().is_ok_and(|local| local != *meant)) {
+                Some(meant) => [meant].into(),
+                None => self.usual().await,
             }
-            Err(last)
         })
     }
+
+    fn udp(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>> {
+        Box::pin(async move {
+            let unspecified = if server.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            let socket = self.node.sockets.udp(&self.namespace, SocketAddr::new(unspecified, 0)).await?;
+            let socket = UdpSocket::from_std(socket)?;
+            socket.connect(server).await?;
+            Ok(socket)
+        })
+    }
+
+    fn tcp(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(self.node.sockets.tcp_connect(&self.namespace, None, server, PATIENCE))
+    }
 }
+
+/// How long connecting to a nameserver may take; the server gives up before.
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -22,6 +22,7 @@ use crate::{
     certificates::Certificates,
     clock,
     dial::Dialler,
+    dns,
     feed::{Feed, News},
     pod::Stage,
     pods::Pods,
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) server: Server,
     pub(crate) dialler: Arc<Dialler>,
     pub(crate) bounds: Bounds,
+    /// What the DNS of all pods together may use.
+    pub(crate) names: ambient_dns::Budget,
 }
 
 /// Why a node did not start. Nothing is left behind.
@@ -197,6 +200,7 @@ impl Node {
         };
         let bounds = Bounds::new(config.connections, config.connections_per_pod);
         let shared = Arc::new(Shared {
+            names: dns::budget(config.connections),
             state: Arc::new(State::new(no_policies(&config))),
             config,
             certificates,

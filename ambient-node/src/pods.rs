@@ -108,11 +108,13 @@ impl Pods {
                 Err(source) => return Err(ProxyError { what: name(), source }),
             }
         }
+        let names = dns::server(node, pod);
         for (at, socket) in bound {
+            let names = names.clone();
             let serving: BoxFuture<'static, ()> = match socket {
                 Bound::Tcp(acceptor, serve) => Box::pin(accept(node.clone(), pod.clone(), acceptor, serve)),
-                Bound::DnsUdp(socket) => Box::pin(dns::serve_udp(node.clone(), pod.clone(), socket)),
-                Bound::DnsTcp(listener) => Box::pin(dns::serve_tcp(node.clone(), pod.clone(), listener)),
+                Bound::DnsUdp(socket) => Box::pin(dns::serve_udp(names, pod.clone(), socket)),
+                Bound::DnsTcp(listener) => Box::pin(dns::serve_tcp(names, pod.clone(), listener)),
             };
             // However it ends, by a panic too: whoever keeps the pod captured looks at once.
             let told = Told(pod.namespace.clone());

@@ -1,5 +1,6 @@
 //! What the node tells of its connections: a line in the access log and counts under labels, both from one value.
 
+mod dns;
 mod ends;
 mod flow;
 mod labels;
@@ -7,6 +8,7 @@ mod live;
 pub mod log;
 mod metrics;
 
+pub(crate) use dns::DnsSource;
 pub(crate) use ends::{Direction, Ends, Flag, Outcome};
 pub(crate) use flow::{Account, refused_early};
 pub(crate) use live::{Live, Open};

@@ -66,10 +66,14 @@ pub(crate) struct Args {
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
+    /// Whose service a DNS name means that several namespaces have one of, if neither the client's has one nor one is
+    /// canonical. (The name of the variable is Istio's.)
+    #[arg(long, env = "PREFERED_SERVICE_NAMESPACE", value_name = "NAMESPACE")]
+    preferred_service_namespace: Option<Arc<str>>,
     /// How long a certificate is valid, in seconds; it is renewed at half of that.
     #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "SECONDS", default_value_t = 86_400)]
     secret_ttl: u64,
-    /// Where names outside the mesh are asked for: a resolv.conf.
+    /// Where names outside the mesh are asked for, when it is not known where a pod asks: a resolv.conf.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
     /// Leave pods' DNS alone, except where a pod asks for it by an annotation.
@@ -227,6 +231,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
+    config.preferred_service_namespace = args.preferred_service_namespace.clone();
     config.metrics = args.metrics;
     config.readiness = args.readiness;
     config.admin = args.admin;

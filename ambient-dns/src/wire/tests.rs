@@ -5,8 +5,7 @@ fn a_name_is_read_in_lower_case() {
     let question = Question::read(b"............\x03WeB\x04shop\0\0\x01\0\x01rest").unwrap();
     assert_eq!(question.name.as_deref(), Some("web.shop"));
     assert_eq!((question.kind, question.class), (A, INTERNET));
-    assert!(question.is_asked_by(b"............\x03wEb\x04SHOP\0\0\x01\0\x01"));
-    assert!(!question.is_asked_by(b"............\x03wEb\x04SHOP\0\0\x1c\0\x01"));
+    assert_eq!(question.bytes(), b"\x03WeB\x04shop\0\0\x01\0\x01");
 }
 
 #[test]
@@ -36,23 +35,50 @@ fn records_are_skipped_by_their_length() {
     let other = b"\xc0\x0c\0\x63\0\x01\0\0\0\0\0\x02zz";
     let read = |parts: &[&[u8]]| {
         let message = parts.concat();
-        let question = Question::read(&message).unwrap();
-        Extras::read(&message, &Header::read(&message).unwrap(), &question)
+        Extras::read(&message, &Header::read(&message).unwrap())
     };
     let edns = Some(Edns {
         payload: 4096,
         version: 0,
         dnssec_ok: true,
     });
-    assert_eq!(read(&[head, question, other, opt]), Ok(Extras { edns, signed: false }));
+    let all = |others, signed| Ok(Extras { edns, signed, others });
+    assert_eq!(read(&[head, question, other, opt]), all(true, false));
+    assert_eq!(read(&[head, question, opt, b"\0\0\xfa\0\xff\0\0\0\0\0\0"]), all(false, true));
+    assert_eq!(read(&[b"\0\0\x01\0\0\x01\0\0\0\0\0\x01", question, opt, b"more"]), all(true, false));
     assert_eq!(read(&[head, question, opt, opt]), Err(Malformed), "two of them");
     assert_eq!(read(&[head, question, opt]), Err(Malformed), "one is missing");
     assert_eq!(read(&[head, question, opt, &other[..13]]), Err(Malformed));
 }
 
 #[test]
-fn a_cut_reply_keeps_its_question() {
-    let reply = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x01a\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04\x0a\0\0\x01";
-    assert_eq!(cut(reply.to_vec()), b"\x12\x34\x83\x80\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01");
-    assert_eq!(cut(reply[..14].to_vec()), b"\x12\x34\x83\x80\0\0\0\0\0\0\0\0");
+fn questions_are_found_whatever_their_names_are() {
+    let head = |count| Header::read(b"\0\0\x01\0\0\0\0\0\0\0\0\0").unwrap().with_questions(count);
+    let two = b"............\x01a\0\0\x10\0\x01\xc0\x0c\0\x01\0\x01rest";
+    assert_eq!(questions(two, &head(2)), Some(&two[12..25]));
+    assert_eq!(questions(two, &head(1)), Some(&two[12..19]));
+    assert_eq!(questions(two, &head(0)), Some(&[][..]));
+    assert_eq!(questions(two, &head(3)), None);
+    assert_eq!(questions(two, &head(u16::MAX)), None);
+    assert_eq!(
+        (kind(two, &head(2)), kind(two, &head(0)), kind(&two[..18], &head(1))),
+        (Some(16), None, None)
+    );
+    assert_eq!(
+        questions(b"............\x80\0\0\0\0\0", &head(1)),
+        None,
+        "neither a length nor a pointer"
+    );
+}
+
+#[test]
+fn a_name_that_cannot_be_written_is_none() {
+    assert_eq!(encode("a.bc"), Some(b"\x01a\x02bc\0".to_vec()));
+    for name in ["", "a..b", ".a", "a."] {
+        assert_eq!(encode(name), None, "{name}");
+    }
+    assert!(encode(&"a".repeat(63)).is_some() && encode(&"a".repeat(64)).is_none());
+    let long = "a.".repeat(126) + "a";
+    assert_eq!(encode(&long).map(|bytes| bytes.len()), Some(255));
+    assert_eq!(encode(&(long + "a")), None);
 }

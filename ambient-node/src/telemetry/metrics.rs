@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{labels::TrafficLabels, live::Live};
+use super::{dns::DnsMetrics, labels::TrafficLabels, live::Live};
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +28,8 @@ const MOST_SERIES: usize = 10_000;
 pub(crate) struct Metrics {
     /// What is open now.
     pub(crate) live: Live,
+    /// Of pods' DNS.
+    pub(crate) dns: DnsMetrics,
     registry: Registry,
     series: Mutex<HashSet<TrafficLabels>>,
     most_series: usize,
@@ -70,9 +72,11 @@ impl Default for Metrics {
 
 impl Metrics {
     fn with_most_series(most_series: usize) -> Self {
+        let mut registry = Registry::default();
         let mut new = Self {
             live: Live::default(),
-            registry: Registry::default(),
+            dns: DnsMetrics::new(&mut registry),
+            registry,
             series: Mutex::default(),
             most_series,
             opened: Family::default(),

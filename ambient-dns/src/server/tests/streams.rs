@@ -1,0 +1,200 @@
+use super::*;
+use nameserver::{answer, next, write};
+use tokio::io::AsyncWriteExt as _;
+
+fn brief() -> Limits {
+    Limits {
+        connections: 2,
+        idle: Duration::from_millis(300),
+        forward: Duration::from_millis(600),
+        ..Limits::default()
+    }
+}
+
+async fn over(stream: &mut TcpStream, query: &[u8]) -> Vec<u8> {
+    write(stream, query).await;
+    time::timeout(PATIENCE, next(stream)).await.unwrap().expect("the connection ends")
+}
+
+async fn ends(stream: &mut TcpStream) {
+    assert_eq!(time::timeout(PATIENCE, next(stream)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_connection_carries_names_of_the_mesh_and_everything_else() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let bench = bench(&[nameserver.at], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    assert_eq!(over(&mut stream, &web(1)).await, webs_answer(1));
+    assert!(nameserver.heard().is_empty(), "a connection is made when it is needed");
+    assert_eq!(over(&mut stream, &example(2)).await, answer(&example(2)));
+    assert_eq!(over(&mut stream, &web(3)).await, webs_answer(3));
+    let odd = [example(4), vec![0xee; 60_000]].concat();
+    assert_eq!(over(&mut stream, &odd).await, answer(&odd));
+    let update = [b"\0\x05\x28".to_vec(), example(5)[3..].to_vec()].concat();
+    assert_eq!(over(&mut stream, &update).await, answer(&update));
+    assert_eq!(nameserver.heard(), [example(2), odd, update], "to the letter");
+    assert_eq!(nameserver.ports(), 1, "and one is enough");
+}
+
+#[tokio::test]
+async fn a_zone_of_many_messages_comes_whole() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| {
+        (0..200).map(|n| [answer(query), vec![n; 500]].concat()).collect()
+    }))
+    .await;
+    let bench = bench(&[nameserver.at], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    let transfer = query(1, &["example", "com"], 252);
+    write(&mut stream, &transfer).await;
+    // Nothing more is asked; what was is answered still.
+    stream.shutdown().await.unwrap();
+    for n in 0..200 {
+        let message = time::timeout(PATIENCE, next(&mut stream)).await.unwrap();
+        assert_eq!(message, Some([answer(&transfer), vec![n; 500]].concat()), "{n}");
+    }
+    assert_eq!(bench.count(|event| matches!(event, Event::Answered { .. })), 1);
+}
+
+#[tokio::test]
+async fn many_queries_at_once_are_all_answered() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let bench = bench(&[nameserver.at], Limits::default()).await;
+    let stream = TcpStream::connect(bench.tcp).await.unwrap();
+    let (mut reads, mut writes) = stream.into_split();
+    let writer = tokio::spawn(async move {
+        for id in 0..500 {
+            let query = if id % 3 == 0 { web(id) } else { example(id) };
+            // In pieces, as the network may cut it.
+            let whole = [&u16::try_from(query.len()).unwrap().to_be_bytes()[..], &query].concat();
+            for piece in whole.chunks(usize::from(id % 7) + 1) {
+                writes.write_all(piece).await.unwrap();
+            }
+        }
+        writes
+    });
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..500 {
+        use tokio::io::AsyncReadExt as _;
+        let read = async {
+            let mut message = vec![0; reads.read_u16().await.unwrap().into()];
+            reads.read_exact(&mut message).await.unwrap();
+            message
+        };
+        let message = time::timeout(PATIENCE, read).await.unwrap();
+        let id = u16::from_be_bytes([message[0], message[1]]);
+        assert_eq!(message, if id % 3 == 0 { webs_answer(id) } else { answer(&example(id)) });
+        assert!(seen.insert(id));
+    }
+    drop(writer.await);
+}
+
+#[tokio::test]
+async fn what_the_nameserver_does_to_a_connection_the_client_sees() {
+    let closes = Nameserver::start(Say::Close).await;
+    let bench1 = bench(&[closes.at], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench1.tcp).await.unwrap();
+    write(&mut stream, &example(1)).await;
+    ends(&mut stream).await;
+
+    let nobody = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let bench2 = bench(&[nobody], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench2.tcp).await.unwrap();
+    write(&mut stream, &example(1)).await;
+    ends(&mut stream).await;
+
+    // But one that is there is found behind one that is not.
+    let good = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let bench3 = bench(&[nobody, good.at], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench3.tcp).await.unwrap();
+    assert_eq!(over(&mut stream, &example(1)).await, answer(&example(1)));
+
+    let silent = Nameserver::start(Say::Nothing).await;
+    let bench4 = bench(&[silent.at], brief()).await;
+    let mut stream = TcpStream::connect(bench4.tcp).await.unwrap();
+    write(&mut stream, &example(1)).await;
+    assert_eq!(over(&mut stream, &web(2)).await, webs_answer(2), "names of the mesh are answered");
+    ends(&mut stream).await;
+    let failure = Failure::Silent;
+    assert_eq!(
+        bench4.count(|event| matches!(event, Event::Failed { failure: f, .. } if *f == failure)),
+        1
+    );
+}
+
+#[tokio::test]
+async fn connections_that_idle_or_dawdle_end_and_make_room() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let bench = bench(&[nameserver.at], brief()).await;
+    // One says nothing, the other half a query: both places are taken.
+    let mut idle = TcpStream::connect(bench.tcp).await.unwrap();
+    let mut slow = TcpStream::connect(bench.tcp).await.unwrap();
+    slow.write_all(&[0, 200, 1, 2, 3]).await.unwrap();
+    let mut third = TcpStream::connect(bench.tcp).await.unwrap();
+    assert_eq!(over(&mut third, &web(1)).await, webs_answer(1));
+    ends(&mut idle).await;
+    ends(&mut slow).await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_let_go() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![[answer(query), vec![0; 60_000]].concat(); 200])).await;
+    let bench = bench(&[nameserver.at], brief()).await;
+    let mut stuck = TcpStream::connect(bench.tcp).await.unwrap();
+    for id in 0..20 {
+        write(&mut stuck, &example(id)).await;
+    }
+    let start = Instant::now();
+    // It makes room for others, and its nameserver's connection is gone with it.
+    let mut others = Vec::new();
+    for id in 0..2 {
+        let mut other = TcpStream::connect(bench.tcp).await.unwrap();
+        assert_eq!(over(&mut other, &web(id)).await, webs_answer(id));
+        others.push(other);
+    }
+    assert!(start.elapsed() < PATIENCE);
+}
+
+#[tokio::test]
+async fn what_is_no_query_ends_the_connection() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let bench = bench(&[nameserver.at], Limits::default()).await;
+    for nonsense in [&[][..], &[0; 11], &webs_answer(1)] {
+        let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+        write(&mut stream, nonsense).await;
+        ends(&mut stream).await;
+    }
+    // Once there is a nameserver, what it may have asked for is between the two.
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    over(&mut stream, &example(1)).await;
+    write(&mut stream, &webs_answer(2)).await;
+    assert_eq!(
+        time::timeout(PATIENCE, next(&mut stream)).await.unwrap(),
+        Some(answer(&webs_answer(2)))
+    );
+}
+
+#[tokio::test]
+async fn all_servers_together_keep_to_their_connections() {
+    let budget = Budget::new(1, 1);
+    let mut benches = Vec::new();
+    for _ in 0..2 {
+        let setup = Setup {
+            budget: budget.clone(),
+            limits: Limits {
+                idle: Duration::from_millis(500),
+                ..Limits::default()
+            },
+            ..Setup::default()
+        };
+        benches.push(setup.start().await);
+    }
+    let mut first = TcpStream::connect(benches[0].tcp).await.unwrap();
+    assert_eq!(over(&mut first, &web(1)).await, webs_answer(1));
+    let mut second = TcpStream::connect(benches[1].tcp).await.unwrap();
+    write(&mut second, &web(2)).await;
+    let early = time::timeout(Duration::from_millis(100), next(&mut second)).await;
+    assert!(early.is_err(), "it waits for the first to end: {early:?}");
+    assert_eq!(time::timeout(PATIENCE, next(&mut second)).await.unwrap(), Some(webs_answer(2)));
+    ends(&mut first).await;
+}

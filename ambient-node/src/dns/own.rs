@@ -1,0 +1,136 @@
+//! A pod's own `resolv.conf`, as one of its processes sees it.
+//!
+//! The file is the pod's and may be anything, also while it is read: it is opened beneath the root of a process that is in
+//! the pod's network namespace and not in this process's mount namespace, no link leads out of that root, and no more than
+//! a moderate file is read of it.
+
+use std::{
+    fs, io,
+    io::Read as _,
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ambient_dns::resolv;
+use ambient_redirect::linux::NetnsId;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use tokio::sync::watch;
+
+use crate::clock;
+
+#[cfg(test)]
+mod tests;
+
+/// What is known of a pod's `resolv.conf`; nothing where it cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) nameservers: Arc<[SocketAddr]>,
+    pub(super) search: Arc<[String]>,
+}
+
+/// The file, looked for when it is needed, and again after [`KEPT`].
+#[derive(Debug)]
+pub(super) struct Own {
+    namespace: NetnsId,
+    known: watch::Sender<Known>,
+    looked: Mutex<Option<Instant>>,
+}
+
+impl Own {
+    pub(super) fn new(namespace: NetnsId) -> Arc<Self> {
+        Arc::new(Self {
+            namespace,
+            known: watch::Sender::default(),
+            looked: Mutex::default(),
+        })
+    }
+
+    /// What is known now; a look is begun if that is old.
+    pub(super) fn present(self: &Arc<Self>) -> Known {
+        self.look();
+        self.known.borrow().clone()
+    }
+
+    /// What is known now, or by the first look.
+    pub(super) async fn fresh(self: &Arc<Self>) -> Known {
+        let mut known = self.known.subscribe();
+        if let Some(looking) = self.look()
+            && known.borrow().nameservers.is_empty()
+        {
+            // A task that panicked has found nothing.
+            let _ = looking.await;
+        }
+        known.borrow_and_update().clone()
+    }
+
+    fn look(self: &Arc<Self>) -> Option<tokio::task::JoinHandle<()>> {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::steady();
+        if looked.is_some_and(|looked| now.saturating_duration_since(looked) < KEPT) {
+            return None;
+        }
+        *looked = Some(now);
+        let own = self.clone();
+        Some(tokio::task::spawn_blocking(move || {
+            let found = find(own.namespace).unwrap_or_default();
+            own.known.send_if_modified(|known| {
+                let changed = *known != found;
+                *known = found;
+                changed
+            });
+        }))
+    }
+}
+
+/// Reads the file of the first process that is found in a network namespace and has a root of its own.
+fn find(namespace: NetnsId) -> Option<Known> {
+    let ours = fs::metadata("/proc/self/ns/mnt").ok()?;
+    let numbers = fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut processes: Vec<u32> = numbers.collect();
+    processes.sort_unstable();
+    processes.into_iter().find_map(|process| {
+        let net = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
+        if (net.dev(), net.ino()) != (namespace.dev, namespace.ino) {
+            return None;
+        }
+        let mounts = fs::metadata(format!("/proc/{process}/ns/mnt")).ok()?;
+        if mounts.ino() == ours.ino() {
+            return None;
+        }
+        let text = read(&format!("/proc/{process}/root")).ok()?;
+        Some(known(&text))
+    })
+}
+
+/// The text of `etc/resolv.conf` below a directory, as a process that has it for its root would read it.
+fn read(root: &str) -> io::Result<String> {
+    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // Not blocking: it may be a pipe that nobody writes to.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file: OwnedFd = openat2(&root, "etc/resolv.conf", flags, Mode::empty(), resolve)?;
+    if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    let mut text = Vec::new();
+    fs::File::from(file).take(MOST).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn known(text: &str) -> Known {
+    let read = resolv::parse(text);
+    Known {
+        nameservers: read.nameservers.into_iter().map(|ip| SocketAddr::new(ip, 53)).collect(),
+        search: read.search.into_iter().take(MOST_SEARCHED).collect(),
+    }
+}
+
+/// How old what is known may be: the kubelet writes the file once, and what writes it again is in no hurry.
+const KEPT: Duration = Duration::from_secs(30);
+/// Kubernetes allows 32 search domains of 2048 bytes together.
+const MOST: u64 = 16 * 1024;
+const MOST_SEARCHED: usize = 32;
