@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ambient_core::TrustDomain;
+use ambient_redirect::ExistingConnections;
 
 /// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
 #[derive(Clone, Debug)]
@@ -48,6 +49,13 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long open connections may go on after the node was told to stop.
     pub drain: Duration,
+    /// What becomes of the connections that a pod has open when it joins.
+    pub existing_connections: ExistingConnections,
+    /// How long what is captured of a pod that leaves the mesh may go on; it is reset then.
+    pub leave: Duration,
+    /// Whether a pod's TCP goes around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld; else
+    /// it is refused with a reset. Off by default.
+    pub open_when_unproven: bool,
 }
 
 impl Config {
@@ -78,6 +86,9 @@ impl Config {
             connections_per_pod: 20_000,
             connect_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),
+            existing_connections: ExistingConnections::default(),
+            leave: Duration::from_secs(30),
+            open_when_unproven: false,
         }
     }
 }

@@ -87,7 +87,7 @@ impl Tunnel {
         };
         let mut peer = Peer::from(identity);
         let tunnel = Arc::new(self);
-        let mut draining = false;
+        let mut ending = false;
         let mut idle = tokio::time::interval(IDLE / 2);
         let mut quiet = 0;
         loop {
@@ -100,8 +100,8 @@ impl Tunnel {
                     let home = tunnel.home.clone();
                     home.spawn(Box::pin(async move { tunnel.serve(request, peer).await }));
                 }
-                () = tunnel.pod.reaches(Stage::Draining), if !draining => {
-                    draining = true;
+                () = tunnel.pod.reaches(Stage::Leaving), if !ending => {
+                    ending = true;
                     session.graceful_shutdown();
                 }
                 () = tunnel.pod.reaches(Stage::Cut) => return,

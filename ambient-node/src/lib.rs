@@ -50,6 +50,7 @@ mod unread;
 mod watch;
 mod workers;
 
+pub use ambient_redirect::ExistingConnections;
 pub use announce::AnnounceInDirectory;
 pub use config::Config;
 pub use node::{Ground, Node, RunError, StartError};

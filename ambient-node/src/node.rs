@@ -196,6 +196,9 @@ impl Node {
             .build();
         let redirect = ambient_redirect::Config {
             options,
+            existing: config.existing_connections,
+            drain: config.leave,
+            open_when_unproven: config.open_when_unproven,
             ..ambient_redirect::Config::new(&config.node, &config.netns_dir)
         };
         let bounds = Bounds::new(config.connections, config.connections_per_pod);

@@ -22,6 +22,8 @@ use crate::{bounds::Room, certificates::Held, state::Snapshot};
 pub(crate) enum Stage {
     /// It serves.
     Serving,
+    /// It is captured no more: it takes what still comes until nothing comes, and what is open goes on.
+    Leaving,
     /// It takes nothing new; what is open goes on.
     Draining,
     /// What is open is reset; names are answered still.
@@ -106,7 +108,19 @@ impl Pod {
         listening.get(&at).is_some_and(|serving| !serving.is_finished())
     }
 
-    /// Brings it to a stage, never back.
+    /// Has it serve again although it was leaving; no if it is further than that.
+    pub(crate) fn resume(&self) -> bool {
+        self.stage.send_if_modified(|now| {
+            let leaving = *now == Stage::Leaving;
+            if leaving {
+                *now = Stage::Serving;
+            }
+            leaving
+        });
+        *self.stage.borrow() == Stage::Serving
+    }
+
+    /// Brings it to a stage; back only by [`Pod::resume`].
     pub(crate) fn advance(&self, stage: Stage) {
         self.stage.send_if_modified(|now| {
             *now < stage && {

@@ -10,7 +10,7 @@ use std::{
 
 use ambient_core::{Identity, PodUid, ports};
 use ambient_hbone::{Speaker, SpeakerKey};
-use ambient_redirect::{BoxFuture, PodSpec, Proxy, ProxyError, linux::Netns};
+use ambient_redirect::{BoxFuture, Drained, PodSpec, Proxy, ProxyError, linux::Netns};
 use tokio::{
     net::{TcpListener, UdpSocket},
     time,
@@ -171,19 +171,26 @@ const HANDOVER: Duration = Duration::from_millis(20);
 /// How often to look whether it has ended.
 const GLANCE: Duration = Duration::from_millis(2);
 /// Connections that may wait to be accepted: a burst, not a load.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = 4096;
+/// What is redirected to a pod that leaves was sent before it left; a listener at which nothing has come for so long has
+/// had it all.
+const QUIET: Duration = Duration::from_millis(100);
 
+/// Accepts until nothing new is to be taken, or until the pod leaves and nothing comes any more.
 async fn accept(node: Arc<Shared>, pod: Arc<Pod>, acceptor: Acceptor, serve: Serve) {
-    let draining = pod.reaches(Stage::Draining);
-    tokio::pin!(draining);
     loop {
+        let quiet = async {
+            pod.reaches(Stage::Leaving).await;
+            time::sleep(QUIET).await;
+        };
         tokio::select! {
             biased;
-            () = &mut draining => return,
+            () = pod.reaches(Stage::Draining) => return,
             accepted = acceptor.accept() => {
                 let Some((stream, peer)) = accepted else { return };
                 serve(node.clone(), pod.clone(), node.workers.least_loaded().clone(), stream, peer);
             }
+            () = quiet => return,
         }
     }
 }
@@ -192,7 +199,7 @@ impl Proxy for Pods {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
         Box::pin(async move {
             if let Some(present) = self.present(&pod.uid) {
-                if present.is(pod, namespace.id()) {
+                if present.is(pod, namespace.id()) && present.resume() {
                     return self.listen(&present, pod).await;
                 }
                 // Somebody else now, or elsewhere: its ports must be free before they are bound anew.
@@ -205,6 +212,21 @@ impl Proxy for Pods {
             served.insert(pod.uid.clone(), new);
             self.node.metrics.serve_pods(served.len());
             Ok(())
+        })
+    }
+
+    fn drain<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Drained> {
+        Box::pin(async move {
+            let Some(pod) = self.present(uid) else { return Drained::Done };
+            pod.advance(Stage::Leaving);
+            while pod.accepts() {
+                time::sleep(GLANCE).await;
+            }
+            time::sleep(HANDOVER).await;
+            while pod.room.connections() > 0 {
+                time::sleep(GLANCE).await;
+            }
+            Drained::Done
         })
     }
 

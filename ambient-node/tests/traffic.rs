@@ -67,7 +67,15 @@ fn main() -> ExitCode {
             "a_broken_manifest_leaves_alone_what_is_open",
             telemetry::a_broken_manifest_leaves_alone_what_is_open,
         ),
-        ("a_pod_that_leaves_is_cut", leave::a_pod_that_leaves_is_cut),
+        (
+            "what_a_pod_that_leaves_has_open_goes_on",
+            leave::what_a_pod_that_leaves_has_open_goes_on,
+        ),
+        ("a_pod_that_leaves_is_cut_in_the_end", leave::a_pod_that_leaves_is_cut_in_the_end),
+        (
+            "a_pod_that_is_back_before_it_left_is_served",
+            leave::a_pod_that_is_back_before_it_left_is_served,
+        ),
         ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
         ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
         ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),

@@ -1,10 +1,12 @@
 //! The driver: sees, asks [`Pods`] what is to be done, does it.
 
+mod orders;
 mod perform;
 mod places;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     path::PathBuf,
     sync::Arc,
@@ -14,13 +16,15 @@ use std::{
 use ambient_core::{Observer, observe::Event};
 use tokio::{
     sync::{
-        mpsc,
+        mpsc, oneshot,
         watch::{Receiver, Sender, channel},
     },
     time::{Instant as Tick, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
+pub use self::orders::{HandOver, HandOverError, KeptConnections};
 use self::{
+    orders::{ORDERS, Order},
     perform::Hands,
     places::{Places, Scan},
     watch::Changes,
@@ -50,6 +54,14 @@ pub struct Config {
     pub prove_every: Duration,
     /// A step of the proxy or of the announcement that takes longer has failed, and is tried again.
     pub patience: Duration,
+    /// What becomes of the connections that a pod has open when it joins.
+    pub existing: ExistingConnections,
+    /// What is captured of a pod that leaves may go on so long, and is reset then.
+    pub drain: Duration,
+    /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, whenever its capture cannot be upheld, and until
+    /// a new pod is captured. Without it (the default) that TCP is refused with a reset. Whether or not: while no process
+    /// enrols, the rules of captured pods stand, and their TCP is refused.
+    pub open_when_unproven: bool,
     /// Let all pods go at the end. Without it their rules stay, and their traffic is refused until the next process serves
     /// them.
     pub release_at_end: bool,
@@ -57,7 +69,8 @@ pub struct Config {
 
 impl Config {
     /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, by connections every 30 s, steps
-    /// given 10 s; rules stay at the end.
+    /// given 10 s; existing connections are kept, captured ones given 30 s when a pod leaves; refused what is not proven; rules
+    /// stay at the end.
     pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         Self {
             node: node.into(),
@@ -67,16 +80,31 @@ impl Config {
             verify_every: Duration::from_secs(5),
             prove_every: Duration::from_secs(30),
             patience: Duration::from_secs(10),
+            existing: ExistingConnections::default(),
+            drain: Duration::from_secs(30),
+            open_when_unproven: false,
             release_at_end: false,
         }
     }
 }
 
+/// What becomes of the connections that a pod has open when it joins the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ExistingConnections {
+    /// They go on until they end, outside of the mesh: unencrypted, and asked of no policy. They are listed
+    /// ([`PodState::kept`]) and can be closed ([`Enrolment::kept`]).
+    #[default]
+    Keep,
+    /// They are reset once new ones are captured.
+    Close,
+}
+
 /// Keeps the pods that are meant to be in the mesh captured, and no others.
 ///
 /// For each: the proxy listens, then the rules come, then it is proven, then it is announced. Whatever of it is found
-/// missing later is mended. On the way out: the announcement is taken back, then the proxy cuts what is open, then the rules
-/// go, then the proxy lets go.
+/// missing later is mended; what cannot be mended is refused. On the way out: the announcement is taken back, then new
+/// connections are captured no more, then those that are have time to end, then the proxy cuts what is left, then all that is
+/// ours goes, then the proxy lets go.
 pub struct Enrolment {
     config: Config,
     pods: Pods,
@@ -84,7 +112,12 @@ pub struct Enrolment {
     hands: Arc<Hands>,
     observer: Arc<dyn Observer>,
     states: Sender<Arc<[PodState]>>,
+    orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    /// Who waits for a namespace that was handed over to be closed.
+    handing_over: BTreeMap<NetnsId, Vec<HandingOver>>,
 }
+
+type HandingOver = (Box<PodSpec>, oneshot::Sender<Result<(), HandOverError>>);
 
 impl std::fmt::Debug for Enrolment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -106,6 +139,8 @@ impl Enrolment {
     ) -> Result<Self, NetnsError> {
         let timing = Timing {
             verify_every: config.verify_every,
+            drain: config.drain,
+            open: config.open_when_unproven,
             ..Timing::default()
         };
         Ok(Self {
@@ -119,9 +154,12 @@ impl Enrolment {
                 announce,
                 patience: config.patience,
                 prove_every: config.prove_every,
+                existing: config.existing,
             }),
             observer,
             states: channel(Arc::from([])).0,
+            orders: mpsc::channel(ORDERS),
+            handing_over: BTreeMap::new(),
             config,
         })
     }
@@ -131,9 +169,20 @@ impl Enrolment {
         self.states.subscribe()
     }
 
+    /// Hands namespaces of new pods over while it runs.
+    pub fn hand_over(&self) -> HandOver {
+        HandOver(self.orders.0.clone())
+    }
+
+    /// Closes connections that were kept while it runs.
+    pub fn kept(&self) -> KeptConnections {
+        KeptConnections(self.orders.0.clone())
+    }
+
     /// Runs until `stop` ends. While `desired` holds `None` nothing is touched.
     ///
-    /// At the end steps under way are waited for, for [`Config::patience`] at most.
+    /// At the end steps under way are waited for, for [`Config::patience`] at most; [`Config::drain`] longer where pods are let
+    /// go.
     ///
     /// # Cancel safety
     /// Dropping the future is like a kill: rules stay, and the next process takes them over.
@@ -162,6 +211,7 @@ impl Enrolment {
                     under_way -= 1;
                     self.settle(&end);
                 }
+                Some(order) = self.orders.1.recv() => self.take_order(order, &changes),
                 () = changes.wait() => changes.take().into_iter().for_each(|id| self.pods.handle_changed(id)),
                 _ = scans.tick(), if scan.is_none() => scan = Some(self.places.scan(self.pods.wants_addresses(), |id| self.pods.is_paired(id))),
                 seen = finished(&mut scan) => {
@@ -173,7 +223,12 @@ impl Enrolment {
                 () = sleep_until(wake.map_or_else(far, Tick::from_std)), if wake.is_some() => (),
             }
         }
-        let _ = timeout(self.config.patience, self.end(&changes, &ended, &mut endings, under_way)).await;
+        let drain = if self.config.release_at_end {
+            self.config.drain
+        } else {
+            Duration::ZERO
+        };
+        let _ = timeout(self.config.patience + drain, self.end(&changes, &ended, &mut endings, under_way)).await;
     }
 
     /// Waits for what is under way, and lets the pods go if so configured.
@@ -238,7 +293,7 @@ impl Enrolment {
         let hands = self.hands.clone();
         tokio::spawn(async move {
             // A task of its own, so that a panic of the embedder's is one pod's failure.
-            let work = tokio::spawn(async move { hands.perform(&action.pod, &room, step).await });
+            let work = tokio::spawn(async move { hands.perform(&action, &room).await });
             let done = work.await.unwrap_or_else(|e| Done::Failed(e.to_string()));
             let _ = ended.send(Ended { namespace, step, done });
         });
@@ -248,9 +303,51 @@ impl Enrolment {
         if end.step == Step::Clear && matches!(end.done, Done::Well(_)) {
             self.places.cleared(end.namespace);
         }
+        if end.step == Step::Close {
+            self.answer(end.namespace, &end.done);
+        }
         self.pods.handle_done(now(), wall(), end.namespace, end.step, end.done.clone());
         if !self.pods.is_paired(end.namespace) {
             self.places.leave(end.namespace);
+        }
+    }
+
+    fn take_order(&mut self, order: Order, changes: &Changes) {
+        match order {
+            Order::Take { pod, namespace, answer } => {
+                let id = namespace.id();
+                if let Err(why) = self.pods.handle_given(now(), id, &pod) {
+                    let _ = answer.send(Err(HandOverError::Refused { pod, why }));
+                    return;
+                }
+                self.places.give(namespace, &pod.addresses);
+                if self.config.open_when_unproven || self.pods.is_closed(id) {
+                    let _ = answer.send(Ok(()));
+                } else {
+                    self.handing_over.entry(id).or_default().push((pod, answer));
+                }
+            }
+            Order::Close { uid, connections, answer } => {
+                let room = self.pods.namespace_of(&uid).and_then(|id| self.places.room(id, changes));
+                let hands = self.hands.clone();
+                tokio::spawn(async move {
+                    let closed = match room {
+                        Some(room) => hands.close_kept(&room, connections).await,
+                        None => 0,
+                    };
+                    let _ = answer.send(closed);
+                });
+            }
+        }
+    }
+
+    /// Tells whoever handed a namespace over how it was closed.
+    fn answer(&mut self, namespace: NetnsId, done: &Done) {
+        for (pod, answer) in self.handing_over.remove(&namespace).unwrap_or_default() {
+            let _ = answer.send(match done {
+                Done::Failed(why) => Err(HandOverError::Open { pod, why: why.clone() }),
+                _ => Ok(()),
+            });
         }
     }
 

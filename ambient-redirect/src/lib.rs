@@ -47,5 +47,5 @@ pub mod pods;
 mod render;
 mod seam;
 
-pub use enrolment::{Config, Enrolment};
-pub use seam::{Announce, BoxFuture, PodSpec, Proxy, ProxyError};
+pub use enrolment::{Config, Enrolment, ExistingConnections, HandOver, HandOverError, KeptConnections};
+pub use seam::{Announce, BoxFuture, Drained, PodSpec, Proxy, ProxyError};

@@ -1,9 +1,10 @@
 //! The kernel's netlink protocols, as much of them as a pod's redirection and its tests need: links, addresses, routes
-//! and rules ([`Routing`]), nf_tables ([`Nftables`]), listening sockets ([`Sockets`]) and events ([`Events`]).
+//! and rules ([`Routing`]), nf_tables ([`Nftables`]), sockets ([`Sockets`]), tracked connections
+//! ([`Conntrack`]) and events ([`Events`]).
 //!
 //! Hidden from the documentation: a tool of this workspace, not a promise to others.
 //!
-//! Each of the four owns one blocking netlink socket, opened in the network namespace in which the calling *thread* is
+//! Each of the five owns one blocking netlink socket, opened in the network namespace in which the calling *thread* is
 //! at that moment; it stays in that namespace, whichever thread uses it later. Every wait ends after [`TIMEOUT`].
 //!
 //! ```no_run
@@ -33,6 +34,7 @@
 #![allow(missing_docs, reason = "names and values here are the kernel's; what is not obvious is documented")]
 
 mod codec;
+mod conntrack;
 mod diag;
 mod error;
 mod events;
@@ -40,7 +42,8 @@ mod nftables;
 mod routing;
 mod socket;
 
-pub use diag::{Listener, Sockets, Transport};
+pub use conntrack::{Conntrack, Entry, Refused, STATUS_DNAT, Tracked};
+pub use diag::{Connection, Listener, Sockets, Transport};
 pub use error::Error;
 pub use events::{Events, Notice};
 pub use nftables::{

@@ -16,9 +16,13 @@
 //! same addresses and ports would match it and go around the proxy, so that such a one is refused with a reset (`guard`).
 //! These chains are of our own.
 
+mod life;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ambient_core::{Capture, InterfaceName, ports};
+
+pub use life::KEPT_MARK;
 
 /// The mark of every socket of the proxy, under [`MARK_MASK`]: what bears it is not redirected.
 pub const PROXY_MARK: u32 = 0x539;
@@ -38,7 +42,16 @@ pub const PROBE_SOURCES: (Ipv4Addr, Ipv6Addr) = (
     Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff),
 );
 /// The names of every table that a plan may hold; one of them that is not in a plan must not be in the namespace.
-pub const TABLES: [&str; 4] = ["ambient-nat", "ambient-mangle", "ambient-raw", "ambient-guard"];
+pub const TABLES: [&str; 6] = [
+    "ambient-nat",
+    "ambient-mangle",
+    "ambient-raw",
+    "ambient-guard",
+    "ambient-closed",
+    "ambient-tracking",
+];
+/// The port to which the connections go that prove a capture: one of the proxy's own, for which no application's is meant.
+pub(crate) const PROBE_PORT: u16 = ports::OUTBOUND;
 
 /// What may differ from pod to pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -219,6 +232,8 @@ pub enum Match {
     ///
     /// [RFC 9293 3.5]: https://www.rfc-editor.org/rfc/rfc9293#section-3.5
     Opens,
+    /// It is no TCP reset; asks for TCP before.
+    NotReset,
     /// It came by another device than the loopback one.
     NotFromLoopback,
     /// It came by this device.
@@ -291,6 +306,17 @@ impl IpFamily {
         match self {
             Self::V4 => Ipv4Addr::LOCALHOST.into(),
             Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// Whereto the connection goes that proves a capture: [RFC 1112 4] (240/4) and [RFC 6666] (100::/64), where nobody is.
+    ///
+    /// [RFC 1112 4]: https://www.rfc-editor.org/rfc/rfc1112#section-4
+    /// [RFC 6666]: https://www.rfc-editor.org/rfc/rfc6666
+    pub(crate) fn probe(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(240, 0, 0, 1).into(),
+            Self::V6 => Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into(),
         }
     }
 

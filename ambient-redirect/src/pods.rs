@@ -1,24 +1,32 @@
 //! Which pod is where, and what is to be done about it: pure, with time as an argument.
 //!
 //! ```text
-//!            found                   up            in force          proven             durable
-//! (unpaired) ----> Listening ------> Enforcing --------> Proving --------> Announcing ----------> In
-//!                   ^   ^ a step failed: again, later     |                                       |
-//!                   |   +---------------------------------+--- a difference is found: mending ----+
-//!                   |                                                |
-//!                   +---- Retracting: announced no more <------------+ mending failed MENDINGS times
+//!  new            found
+//! Closing --+-> Listening --> Enforcing --> Proving --> (Opening, Proving) --> Announcing --> In
+//!           |    ^   ^ a step failed: again, later |                               |
+//!  given    |    |   +-----------------------------+-- a difference is found: -----+
+//! Waiting --+    |                                     mending
+//!                +-- Closing: its TCP is refused <-------- mending failed
+//!                +-- Retracting: announced no more <------ mending failed MENDINGS times
 //!
 //! any of them --- not desired any more, or the namespace is gone ---+
 //!                                                                   v
-//!                                   Withdrawing -> Cutting -> Clearing -> Removing -> (unpaired)
-//!                                                  (a namespace that is gone needs no clearing)
+//!                 Withdrawing -> Releasing -> Draining -> Cutting -> Clearing -> Removing -> (unpaired)
+//!                     desired again: Listening    |     (a namespace that is gone needs no clearing)
+//!                     ^---------------------------+
 //! ```
+//!
+//! What a pod's TCP may do: *closed* (from Closing until Opening has ended) it is refused. Not closed and before its first
+//! Enforcing has ended it goes as if there were no mesh. From then until Releasing has ended it is redirected, whoever listens;
+//! what was open before goes on, and is listed ([`PodState::kept`]). From Releasing on what is new goes as if there were no
+//! mesh, and what is captured goes on until it ends or is cut.
 //!
 //! What happens goes in by the `handle_*` methods, in any order; [`Pods::poll`] then gives what is to be done or told until
 //! it gives `None`; [`Pods::timeout`] says when to call it again if nothing happens. Each action is answered by
 //! [`Pods::handle_done`] exactly once. There is at most one action under way for a namespace, at most one pod to a namespace
 //! and one namespace to a pod.
 
+mod kept;
 mod pairing;
 mod state;
 
@@ -31,12 +39,13 @@ use std::{
 
 use ambient_core::PodUid;
 
-use self::state::{Entry, Phase};
+use self::state::Entry;
 use crate::{
     PodSpec,
     linux::{NetnsId, Proof},
 };
 
+pub use kept::{Direction, Kept};
 pub use state::{PodState, Refusal, State, Step};
 
 /// All pods of a node and their namespaces.
@@ -69,6 +78,21 @@ pub struct Timing {
     pub verify_least: Duration,
     /// A namespace that served one pod is given to another only so much later: a new pod's own may be about to appear.
     pub reuse: Duration,
+    /// What is captured of a pod that leaves may go on so long.
+    pub drain: Duration,
+    /// A pod whose namespace was handed over is refused so long at most, unless it is meant to be in the mesh.
+    pub wait: Duration,
+    /// Let TCP go around the mesh rather than refuse it where a capture cannot be upheld.
+    pub open: bool,
+}
+
+impl Timing {
+    /// The pause after so many failures.
+    fn pause_after(&self, failures: u32) -> Duration {
+        self.pause
+            .saturating_mul(1 << failures.saturating_sub(1).min(16))
+            .min(self.pause_most)
+    }
 }
 
 impl Default for Timing {
@@ -79,6 +103,9 @@ impl Default for Timing {
             pause_most: Duration::from_secs(5),
             verify_least: Duration::from_millis(100),
             reuse: Duration::from_secs(1),
+            drain: Duration::from_secs(30),
+            wait: Duration::from_secs(30),
+            open: false,
         }
     }
 }
@@ -90,6 +117,19 @@ pub struct Seen {
     pub addresses: Vec<IpAddr>,
     /// Whether it holds rules of ours that no pod of this process's stands behind, and for which pod they were made.
     pub left_behind: Option<Option<PodUid>>,
+    /// Whether something may have run in it already.
+    pub birth: Birth,
+}
+
+/// What is known of a namespace's past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Birth {
+    /// Nothing has run in it: its pod's TCP is refused until its capture is proven. For whoever hands a namespace over before
+    /// he starts anything in it.
+    New,
+    /// Something may run in it: its pod's TCP goes on as it does until it is captured.
+    #[default]
+    Running,
 }
 
 /// What [`Pods::poll`] gives.
@@ -110,24 +150,44 @@ pub struct Action {
     pub pod: Arc<PodSpec>,
     /// What.
     pub step: Step,
+    /// Whether the pod's TCP is refused: rules that are put in force refuse as well as capture.
+    pub closed: bool,
+    /// Whether rules of the pod stood already: what goes around the proxy now went around it then, and is reset. Else it was
+    /// open before.
+    pub enforced: bool,
 }
 
 /// How an action ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// As it should; with what was found to say of it, if anything.
-    Well(Option<String>),
+    /// As it should.
+    Well(Report),
     /// [`Step::Prove`], or a [`Step::Verify`] that was as much, ended as it should.
     Proven(Proof),
+    /// [`Step::Drain`] found connections that go on: it is to be asked again.
+    Unfinished,
     /// [`Step::Verify`] found that something is not as it should be.
     Differs {
         /// What.
         what: String,
-        /// Whether a listener is missing, so that the proxy is to be asked first.
+        /// Whether rules or routes are missing or changed.
+        rules: bool,
+        /// Whether a listener is missing, so that the proxy is to be asked as well.
         listeners: bool,
     },
     /// Not at all.
     Failed(String),
+}
+
+/// What was found when a step was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What there is to say of it.
+    pub said: Option<String>,
+    /// The connections that are outside of the mesh, where they were looked for.
+    pub kept: Option<Arc<[Kept]>>,
+    /// How many connections went around the proxy and are reset.
+    pub strays: u64,
 }
 
 /// Something to be told.
@@ -176,6 +236,44 @@ impl Pods {
         self.reconsider(now);
     }
 
+    /// A namespace is handed over before anything runs in it: what is opened in it is refused from the end of the
+    /// [`Step::Close`] that follows, until the pod is captured. The namespace must be among those of
+    /// [`Pods::handle_namespaces`] as well, from then on.
+    ///
+    /// Refused, with the reason, where the namespace is another pod's, or the pod is elsewhere.
+    pub fn handle_given(&mut self, now: Instant, id: NetnsId, pod: &PodSpec) -> Result<(), String> {
+        if let Some(entry) = self.entries.get(&id) {
+            return match entry.pod.uid == pod.uid && !entry.leaves() {
+                true => Ok(()),
+                false => Err(format!("the namespace {id} is {}'s", entry.pod)),
+            };
+        }
+        if self.has_entry(&pod.uid) {
+            return Err(format!("{pod} is in another namespace"));
+        }
+        let seen = self.seen.entry(id).or_insert_with(|| Seen {
+            addresses: pod.addresses.clone(),
+            left_behind: None,
+            birth: Birth::New,
+        });
+        if let Some(others) = seen.left_behind.clone().filter(|uid| uid.as_ref() != Some(&pod.uid)) {
+            return Err(format!(
+                "the namespace {id} holds rules of {}",
+                others.as_ref().map_or("somebody", PodUid::as_str)
+            ));
+        }
+        if self.timing.open {
+            // Found by its address once it is meant.
+            return Ok(());
+        }
+        let mut entry = Entry::new(Arc::new(pod.clone()), Birth::New, now, &self.timing);
+        entry.given_until = Some(now + self.timing.wait);
+        self.former.remove(&id);
+        self.entries.insert(id, entry);
+        self.reconsider(now);
+        Ok(())
+    }
+
     /// Something in a namespace has changed.
     pub fn handle_changed(&mut self, id: NetnsId) {
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -211,12 +309,18 @@ impl Pods {
             self.former.retain(|_, (_, until)| *until > now);
             self.reconsider(now);
         }
+        let waited = |entry: &Entry| entry.given_until.is_some_and(|until| until <= now) && !entry.leaves();
+        for entry in self.entries.values_mut().filter(|entry| waited(entry)) {
+            entry.leave();
+        }
         self.entries.iter_mut().find_map(|(id, entry)| {
             let step = entry.begin(now)?;
             Some(Output::Do(Action {
                 namespace: *id,
                 pod: entry.pod.clone(),
                 step,
+                closed: entry.closed,
+                enforced: entry.enforced,
             }))
         })
     }
@@ -235,6 +339,16 @@ impl Pods {
     /// Whether a namespace has a pod.
     pub fn is_paired(&self, id: NetnsId) -> bool {
         self.entries.contains_key(&id)
+    }
+
+    /// Where a pod is.
+    pub fn namespace_of(&self, uid: &PodUid) -> Option<NetnsId> {
+        self.entries.iter().find(|(_, entry)| entry.pod.uid == *uid).map(|(id, _)| *id)
+    }
+
+    /// Whether the TCP of a namespace's pod is refused, or it is captured.
+    pub fn is_closed(&self, id: NetnsId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.closed || entry.enforced)
     }
 
     /// Whether no pod has anything in its namespace any more.
@@ -257,6 +371,9 @@ impl Pods {
                 state: State::Pairing { why },
                 said: None,
                 repairs: 0,
+                kept: Arc::from([]),
+                closed: false,
+                strays: 0,
             };
             states.insert(spec.uid.clone(), state);
         }
@@ -269,21 +386,32 @@ impl Pods {
     /// Compares what is desired with what is there. Decides only who leaves and who begins; steps follow by themselves.
     fn reconsider(&mut self, now: Instant) {
         let Some(desired) = self.desired.clone() else { return };
-        if !self.looked {
-            let unknown = |spec: &PodSpec| (spec.uid.clone(), "no network namespace has been looked into yet".to_owned());
-            self.unpaired = desired.iter().map(unknown).collect();
-            return;
-        }
         for (id, entry) in &mut self.entries {
             entry.gone = !self.seen.contains_key(id);
-            match desired.iter().find(|d| d.uid == entry.pod.uid) {
+            let spec = desired.iter().find(|d| d.uid == entry.pod.uid);
+            // What it was paired by still holds, so that what has begun to leave need not.
+            if let Some(spec) = spec
+                && entry.may_stay()
+                && !entry.pod.addresses.is_empty()
+                && entry.pod.addresses == spec.addresses
+            {
+                entry.stay();
+            }
+            match spec {
                 Some(spec) if !entry.gone && !entry.leaves() => {
                     if *entry.pod != *spec {
                         entry.become_pod(Arc::new(spec.clone()));
                     }
+                    entry.is_meant();
                 }
+                None if !entry.gone && entry.given_until.is_some() => (),
                 _ => entry.leave(),
             }
+        }
+        if !self.looked {
+            let unknown = |spec: &PodSpec| (spec.uid.clone(), "no network namespace has been looked into yet".to_owned());
+            self.unpaired = desired.iter().filter(|spec| !self.has_entry(&spec.uid)).map(unknown).collect();
+            return;
         }
         let found = pairing::pair(
             &desired,
@@ -308,8 +436,12 @@ impl Pods {
         for (id, spec) in beginning {
             // Not while what was left behind of it elsewhere is being withdrawn.
             if !self.has_entry(&spec.uid) {
-                self.entries
-                    .insert(id, Entry::new(Arc::new(spec), Phase::Listening, now, &self.timing));
+                let seen = self.seen.get(&id);
+                let birth = seen.map(|seen| seen.birth).unwrap_or_default();
+                let taken_over = seen.is_some_and(|seen| seen.left_behind.is_some());
+                let mut entry = Entry::new(Arc::new(spec), birth, now, &self.timing);
+                entry.enforced = taken_over;
+                self.entries.insert(id, entry);
             }
         }
         let left_behind: Vec<(NetnsId, Option<PodUid>)> = self
@@ -341,8 +473,8 @@ impl Pods {
             addresses: Vec::new(),
             capture: ambient_core::Capture::default(),
         };
-        let phase = if announced { Phase::Withdrawing } else { Phase::Cutting };
-        self.entries.insert(id, Entry::left_behind(Arc::new(pod), phase, now, &self.timing));
+        self.entries
+            .insert(id, Entry::left_behind(Arc::new(pod), announced, now, &self.timing));
     }
 
     fn has_entry(&self, uid: &PodUid) -> bool {

@@ -75,6 +75,7 @@ impl Display for Match {
             Self::ConnectionMark(mark) => write!(f, "ct mark & {MARK_MASK:#x} == {mark:#x}"),
             Self::Redirected => f.write_str("ct status & dnat == dnat"),
             Self::Opens => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
+            Self::NotReset => f.write_str("tcp flags & rst == 0"),
             Self::NotFromLoopback => f.write_str("iifname != lo"),
             Self::From(name) => write!(f, "iifname \"{name}\""),
             Self::ToLoopback => f.write_str("oifname lo"),

@@ -36,22 +36,47 @@ impl fmt::Display for PodSpec {
 pub trait Proxy: Send + Sync {
     /// Begins to serve a pod; when the answer is `Ok`, all listeners of the pod's plan are up in its namespace.
     ///
-    /// Called again for a pod that it serves already when one of its listeners was found missing: it then brings up what is
-    /// missing; and when its Kubernetes namespace or service account is another: it then serves it as who it is now; and when
-    /// what it asks of its capture is another. The future is dropped when it takes longer than
-    /// [`Config::patience`](crate::Config::patience).
+    /// Called again for a pod that it serves already when one of its listeners was found missing, or when it is to stay although
+    /// it was [drained](Proxy::drain): it then brings up what is missing; and when its Kubernetes namespace or service account
+    /// is another: it then serves it as who it is now; and when what it asks of its capture is another. The future is dropped
+    /// when it takes longer than [`Config::patience`](crate::Config::patience).
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>>;
 
-    /// Resets every connection that a pod has open and takes no other: its TCP listeners are closed, so that the kernel refuses
-    /// what is redirected to them. DNS is answered until [`Proxy::remove`]. The rules are taken away when the future ends:
-    /// whatever is open by then loses its redirection, so that its peer hears no more of it and its bytes go out as they are.
+    /// Lets a pod's captured connections come to their end: takes what still comes until nothing has come for 100 ms, closes
+    /// the TCP listeners then, and ends when nothing that was captured is open any more. DNS is answered until
+    /// [`Proxy::remove`].
     ///
-    /// Called once a pod is announced no more, also for pods that were never added successfully; [`Proxy::remove`] follows.
-    /// The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience), and begun anew later.
+    /// Called once new connections go around the proxy, which takes at most some milliseconds to be so everywhere. The future
+    /// is dropped after a short while and begun anew until it ends or the time is up ([`Config::drain`](crate::Config::drain)); a
+    /// pod that is to stay after all is [added](Proxy::add) again meanwhile, and its listeners must then be up again.
+    ///
+    /// A proxy that cannot tell leaves it as it is: the pod's connections to the proxy's ports are then counted as the kernel
+    /// lists them, and the listeners stay until [`Proxy::remove`].
+    fn drain<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Drained> {
+        let _ = uid;
+        Box::pin(async { Drained::Unseen })
+    }
+
+    /// Resets every connection that a pod has open and takes no other: its TCP listeners are closed. DNS is answered until
+    /// [`Proxy::remove`]. What translates connections is taken away when the future ends: whatever is open by then loses its
+    /// redirection, so that its peer hears no more of it and its bytes go out as they are.
+    ///
+    /// Called once the pod's connections have ended, or had the time to, also for pods that were never added successfully;
+    /// [`Proxy::remove`] follows. The future is dropped when it takes longer than
+    /// [`Config::patience`](crate::Config::patience), and begun anew later.
     fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;
 
     /// Ends to serve a pod, and lets go of its namespace. Called also for pods that were never added successfully.
     fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;
+}
+
+/// What a proxy knows of the connections that it was to let end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Drained {
+    /// All have ended, and no other is taken.
+    Done,
+    /// It cannot tell.
+    Unseen,
 }
 
 /// Why a proxy cannot serve a pod: what failed, and what to do about it.

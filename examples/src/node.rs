@@ -8,7 +8,7 @@ use ambient_control::{
     objects::{Enablement, Selection},
 };
 use ambient_core::TrustDomain;
-use ambient_node::{AnnounceInDirectory, Config, Ground, Node, telemetry::log};
+use ambient_node::{AnnounceInDirectory, Config, ExistingConnections, Ground, Node, telemetry::log};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -94,6 +94,16 @@ pub(crate) struct Args {
     /// How long open connections may go on after SIGTERM, in seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE_SECONDS", value_name = "SECONDS", default_value_t = 5)]
     drain: u64,
+    /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
+    #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
+    existing_connections: Existing,
+    /// How long what is captured of a pod that leaves the mesh may go on before it is reset, in seconds.
+    #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "SECONDS", default_value_t = 30)]
+    leave: u64,
+    /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld; otherwise
+    /// it is refused.
+    #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
+    open_when_unproven: bool,
     /// What is logged.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
@@ -115,6 +125,24 @@ enum LogFormat {
     #[value(alias = "plain")]
     Text,
     Json,
+}
+
+/// What becomes of the connections that a pod has open when it joins.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Existing {
+    /// They go on outside of the mesh until they end, or until a policy would refuse them.
+    Keep,
+    /// They are reset.
+    Close,
+}
+
+impl From<Existing> for ExistingConnections {
+    fn from(existing: Existing) -> Self {
+        match existing {
+            Existing::Keep => Self::Keep,
+            Existing::Close => Self::Close,
+        }
+    }
 }
 
 /// Runs a node; what goes wrong is one line on standard error.
@@ -236,6 +264,9 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.readiness = args.readiness;
     config.admin = args.admin;
     config.drain = Duration::from_secs(args.drain);
+    config.existing_connections = args.existing_connections.into();
+    config.leave = Duration::from_secs(args.leave);
+    config.open_when_unproven = args.open_when_unproven;
     if let Some(workers) = args.workers {
         config.workers = workers.get();
     }

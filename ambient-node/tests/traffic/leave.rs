@@ -6,13 +6,77 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ambient_redirect::netlink::Nftables;
 use ambient_testkit::{World, harness::Outcome};
 
 use crate::mesh::{Family, Mesh, Way, ending, until};
 
-/// What is open is reset on both sides, also where nothing is said; nothing of it leaves the pod as it is.
-pub(crate) fn a_pod_that_leaves_is_cut(world: &World) -> Outcome {
+const NOT_LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
+const LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}";
+
+/// What is captured ends when its two ends want it, through the proxy; what is new goes as if there had never been a mesh, and
+/// nobody is refused in between.
+pub(crate) fn what_a_pod_that_leaves_has_open_goes_on(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
+    let mut open: Vec<_> = Way::ALL
+        .into_iter()
+        .flat_map(|way| [Family::V4, Family::V6].map(|family| (way, mesh.open(way, family))))
+        .collect();
+    mesh.apply("namespace", NOT_LABELLED);
+    let listener = mesh.c.listen(Family::V4);
+    until("plaintext", || {
+        let client = mesh.a.connect(listener.address()).unwrap();
+        let seen = listener.accept();
+        (seen.peer_addr().unwrap() == client.local_addr().unwrap()).then_some(())
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        for (way, pair) in &mut open {
+            pair.converse().map_err(|e| format!("{way}: {e}"))?;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(has_tables(&mesh), "what translates them stands");
+    for (way, mut pair) in open {
+        pair.client.shutdown(std::net::Shutdown::Write)?;
+        assert_eq!(ending(&mut pair.server), "end", "{way}");
+        pair.server.shutdown(std::net::Shutdown::Write)?;
+        assert_eq!(ending(&mut pair.client), "end", "{way}");
+    }
+    until("all to be gone", || (!has_tables(&mesh)).then_some(()));
+    Ok(())
+}
+
+pub(crate) fn a_pod_that_is_back_before_it_left_is_served(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let mut old = mesh.open(Way::Tunnel, Family::V4);
+    for _ in 0..3 {
+        mesh.apply("namespace", NOT_LABELLED);
+        let listener = mesh.c.listen(Family::V4);
+        let is_plain = || {
+            let client = mesh.a.connect(listener.address()).unwrap();
+            let own = client.local_addr().unwrap();
+            listener.accept().peer_addr().unwrap() == own
+        };
+        until("plaintext", || is_plain().then_some(()));
+        thread::sleep(Duration::from_millis(150));
+        mesh.apply("namespace", LABELLED);
+        until("capture", || (!is_plain()).then_some(()));
+        old.converse()?;
+        mesh.open(Way::Inbound, Family::V6).converse()?;
+    }
+    Ok(())
+}
+
+fn has_tables(mesh: &Mesh) -> bool {
+    let tables = |place: &crate::mesh::Place| place.namespace.run(|| Nftables::open().unwrap().tables().unwrap().len()).unwrap();
+    tables(&mesh.a) + tables(&mesh.b) > 0
+}
+
+/// What is open when the time is up is reset on both sides, also where nothing is said; nothing of it leaves the pod as it
+/// is.
+pub(crate) fn a_pod_that_leaves_is_cut_in_the_end(world: &World) -> Outcome {
+    let mesh = Mesh::start_with(world, |config| config.leave = Duration::from_secs(1))?;
     let mut idle: Vec<_> = Way::ALL
         .into_iter()
         .flat_map(|way| [Family::V4, Family::V6].map(|family| (way, mesh.open(way, family))))
@@ -21,13 +85,13 @@ pub(crate) fn a_pod_that_leaves_is_cut(world: &World) -> Outcome {
         pair.converse()?;
     }
     let busy: Vec<_> = Way::ALL.map(|way| (way, mesh.open(way, Family::V4))).into();
-    mesh.apply("namespace", "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}");
+    mesh.apply("namespace", NOT_LABELLED);
     thread::scope(|scope| {
         for (way, pair) in &busy {
             scope.spawn(move || {
                 let begun = Instant::now();
                 while (&pair.client).write_all(&[7; 100]).is_ok() {
-                    assert!(begun.elapsed() < Duration::from_secs(5), "{way} goes on");
+                    assert!(begun.elapsed() < Duration::from_secs(10), "{way} goes on");
                     thread::sleep(Duration::from_millis(2));
                 }
             });

@@ -9,15 +9,15 @@ use std::{
 
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
-use super::watch::Watch;
+use super::{ExistingConnections, wall, watch::Watch};
 use crate::{
-    Announce, PodSpec, Proxy,
+    Announce, Drained, PodSpec, Proxy,
     linux::{ApplyError, Difference, Inside, Mark, Netns, Proof, Prover, Sockets, Way},
     plan::{IpFamily, Options, Plan},
-    pods::{Done, Step},
+    pods::{Action, Direction, Done, Kept, Report, Step},
 };
 
 /// What steps are done with.
@@ -30,6 +30,7 @@ pub(super) struct Hands {
     pub(super) announce: Arc<dyn Announce>,
     pub(super) patience: Duration,
     pub(super) prove_every: Duration,
+    pub(super) existing: ExistingConnections,
 }
 
 /// A namespace that has a pod: its sockets are opened at the first use, and events watched from then on.
@@ -40,6 +41,8 @@ pub(super) struct Room {
     watch: Arc<Watch>,
     /// When connections proved it last, and whether a look from the node is owed since then.
     proven: Mutex<Option<(Instant, bool)>>,
+    /// What is outside of the mesh, as of the last look.
+    kept: Mutex<Arc<[Kept]>>,
 }
 
 impl Room {
@@ -49,6 +52,7 @@ impl Room {
             inside: Arc::default(),
             watch,
             proven: Mutex::default(),
+            kept: Mutex::new(Arc::from([])),
         }
     }
 
@@ -86,24 +90,71 @@ impl Room {
     }
 }
 
-impl Hands {
-    pub(super) async fn perform(&self, pod: &Arc<PodSpec>, room: &Room, step: Step) -> Done {
-        let result = match step {
-            Step::Listen => self.listen(pod, room).await.map(|()| None),
-            Step::Enforce => self.enforce(pod, room).await,
-            Step::Prove => return self.prove(pod, room).await,
-            Step::Verify => return self.verify(pod, room).await,
-            Step::Announce => self.patiently(self.announce.captured(pod)).await.map(|()| None),
-            Step::Withdraw => self.patiently(self.announce.withdrawn(&pod.uid)).await.map(|()| None),
-            Step::Cut => self.patiently(ending(self.proxy.cut(&pod.uid))).await.map(|()| None),
-            Step::Clear => room.within(Inside::clear).await.map(|()| None),
-            Step::Remove => self.patiently(ending(self.proxy.remove(&pod.uid))).await.map(|()| None),
-        };
-        result.map_or_else(Done::Failed, Done::Well)
+impl Room {
+    fn kept(&self) -> Arc<[Kept]> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn plan(&self, pod: &PodSpec) -> Plan {
-        Plan::new(&self.options.of(&pod.capture))
+    fn keep(&self, mut kept: Vec<Kept>) -> Arc<[Kept]> {
+        kept.sort_unstable();
+        let kept: Arc<[Kept]> = kept.into();
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept.clone();
+        kept
+    }
+}
+
+impl Hands {
+    pub(super) async fn perform(&self, action: &Action, room: &Room) -> Done {
+        let pod = &action.pod;
+        let result = match action.step {
+            Step::Close => self.close(action, room).await,
+            Step::Listen => self.listen(pod, room).await,
+            Step::Enforce => return self.enforce(action, room).await.map_or_else(Done::Failed, Done::Well),
+            Step::Prove => return self.prove(action, room).await,
+            Step::Verify => return self.verify(action, room).await,
+            Step::Open => self.open(pod, room).await,
+            Step::Announce => self.patiently(self.announce.captured(pod)).await,
+            Step::Withdraw => self.patiently(self.announce.withdrawn(&pod.uid)).await,
+            Step::Release => self.release(pod, room).await,
+            Step::Drain => return self.drain(pod, room).await,
+            Step::Cut => self.patiently(ending(self.proxy.cut(&pod.uid))).await,
+            Step::Clear => room.within(Inside::clear).await,
+            Step::Remove => self.patiently(ending(self.proxy.remove(&pod.uid))).await,
+        };
+        result.map_or_else(Done::Failed, |()| Done::Well(Report::default()))
+    }
+
+    /// Closes connections that were kept, and gives how many there were to close.
+    pub(super) async fn close_kept(&self, room: &Room, connections: Vec<Kept>) -> usize {
+        let closed = room.within(move |inside| inside.close(connections.iter().map(Kept::connection).collect::<Vec<_>>().iter()));
+        // What could not be closed is asked for again: whoever asks does so at every change.
+        closed.await.map_or(0, |closed| usize::try_from(closed).unwrap_or(usize::MAX))
+    }
+
+    fn mark(&self, pod: &PodSpec) -> Mark {
+        Mark::new(&self.node, &pod.uid)
+    }
+
+    fn options(&self, pod: &PodSpec) -> Options {
+        self.options.of(&pod.capture)
+    }
+
+    fn plan(&self, pod: &PodSpec, closed: bool) -> Plan {
+        let options = self.options(pod);
+        let plan = Plan::new(&options);
+        if closed { plan.and_closed(&options) } else { plan }
+    }
+
+    async fn close(&self, action: &Action, room: &Room) -> Result<(), String> {
+        // Before anything is in force, so that no change of it is missed.
+        room.watch.start(&room.namespace).await?;
+        let (plan, mark) = (Plan::closed(&self.options(&action.pod)), self.mark(&action.pod));
+        room.within(move |inside| inside.add(&plan, &mark)).await
+    }
+
+    async fn open(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
+        let (plan, mark) = (self.plan(pod, false), self.mark(pod));
+        room.within(move |inside| inside.apply(&plan, &mark)).await.map(drop)
     }
 
     async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
@@ -120,17 +171,48 @@ impl Hands {
         self.patiently(self.proxy.add(pod, room.namespace.clone())).await
     }
 
-    async fn enforce(&self, pod: &PodSpec, room: &Room) -> Result<Option<String>, String> {
-        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
-        let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
-        Ok((!added.is_empty()).then(|| put(&added)))
+    /// Puts the rules in force, and looks for what goes around them: what was open before is kept or closed, as is asked for;
+    /// what went around rules that stood, or should have, is closed.
+    async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, String> {
+        let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
+        if action.closed && !action.enforced {
+            // Nothing was open, and nothing was let be opened.
+            let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
+            return Ok(said_if(&added, 0));
+        }
+        let (enforced, existing, options) = (action.enforced, self.existing, self.options(&action.pod));
+        let work = move |inside: &mut Inside| {
+            let (added, lost) = match enforced {
+                true => (inside.apply(&plan, &mark)?, 0),
+                false => inside.join(&plan, &mark)?,
+            };
+            let mut outsiders = inside.outsiders()?;
+            // What is not captured goes around the proxy by right.
+            outsiders.retain(|o| (options.inbound || o.direction == Direction::Outbound) && (options.ipv6 || o.connection.local.is_ipv4()));
+            let (kept, closed): (Vec<_>, Vec<_>) = outsiders.into_iter().partition(|outsider| match enforced {
+                true => outsider.kept,
+                false => existing == ExistingConnections::Keep,
+            });
+            inside.mark_kept(&kept)?;
+            let strays = inside.close(closed.iter().map(|c| &c.connection))?;
+            Ok((added, lost, kept, strays))
+        };
+        let (added, lost, outsiders, strays) = room.within(work).await?;
+        let (before, now) = (room.kept(), wall());
+        let since = |cookie| before.iter().find(|k| k.cookie == cookie).map_or(now, |k| k.since);
+        let kept = outsiders.iter().map(|o| o.kept_since(since(o.connection.cookie))).collect();
+        Ok(Report {
+            kept: Some(room.keep(kept)),
+            strays: if enforced { strays } else { 0 },
+            ..said_if(&added, lost)
+        })
     }
 
-    async fn prove(&self, pod: &PodSpec, room: &Room) -> Done {
-        match self.look(pod, room).await {
+    async fn prove(&self, action: &Action, room: &Room) -> Done {
+        match self.look(action, room).await {
             Ok((differences, families)) if differences.is_empty() => {
                 // A pod does not wait for its capture to be announced because a policy drops what comes from the node.
-                match self.connect(pod, room, &families, HASTE).await {
+                match self.connect(&action.pod, room, &families, HASTE).await {
                     Ok(proof) => {
                         room.proven(proof.inbound.v4 != Some(Way::Listed) && proof.inbound.v6 != Some(Way::Listed));
                         Done::Proven(proof)
@@ -143,34 +225,42 @@ impl Hands {
         }
     }
 
-    async fn verify(&self, pod: &PodSpec, room: &Room) -> Done {
-        let families = match self.look(pod, room).await {
+    async fn verify(&self, action: &Action, room: &Room) -> Done {
+        let families = match self.look(action, room).await {
             Ok((differences, families)) if differences.is_empty() => families,
-            Ok((differences, _)) => {
-                return Done::Differs {
-                    what: list(&differences),
-                    listeners: differences
-                        .iter()
-                        .any(|d| matches!(d, Difference::Listener(..) | Difference::ForeignListener(_))),
-                };
-            }
+            Ok((differences, _)) => return differs(&differences),
             Err(why) => return Done::Failed(why),
         };
-        if !room.is_due(self.prove_every) {
-            return Done::Well(None);
+        if room.is_due(self.prove_every) {
+            return match self.connect(&action.pod, room, &families, TIME).await {
+                Ok(proof) => {
+                    room.proven(true);
+                    Done::Proven(proof)
+                }
+                Err(what) => Done::Differs {
+                    what,
+                    rules: true,
+                    listeners: true,
+                },
+            };
         }
-        match self.connect(pod, room, &families, TIME).await {
-            Ok(proof) => {
-                room.proven(true);
-                Done::Proven(proof)
-            }
-            Err(what) => Done::Differs { what, listeners: true },
+        let kept = room.kept();
+        if kept.is_empty() {
+            return Done::Well(Report::default());
+        }
+        let before = kept.len();
+        match room.within(move |inside| inside.still_open(&kept)).await {
+            Ok(open) => Done::Well(Report {
+                kept: (open.len() != before).then(|| room.keep(open)),
+                ..Report::default()
+            }),
+            Err(why) => Done::Failed(why),
         }
     }
 
     /// What is not as it should be, as the kernel lists it, and the families that are captured.
-    async fn look(&self, pod: &PodSpec, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
-        let (plan, mark) = (self.plan(pod), Mark::new(&self.node, &pod.uid));
+    async fn look(&self, action: &Action, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
+        let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
         room.within(move |inside| {
             let differences = inside.verify(&plan, &mark)?;
             Ok((differences, inside.families(&plan.rules)?))
@@ -179,16 +269,36 @@ impl Hands {
     }
 
     async fn connect(&self, pod: &PodSpec, room: &Room, families: &[IpFamily], patience: Duration) -> Result<Proof, String> {
-        let inbound = self.options.of(&pod.capture).inbound;
         let prover = Prover {
             sockets: &self.sockets,
             namespace: &room.namespace,
             families,
             // What is not captured is not proven.
-            addresses: if inbound { &pod.addresses } else { &[] },
+            addresses: if self.options(pod).inbound { &pod.addresses } else { &[] },
             patience,
         };
         prover.prove().await.map_err(|e| e.to_string())
+    }
+
+    async fn release(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
+        let plan = self.plan(pod, false);
+        room.within(move |inside| inside.release(&plan)).await
+    }
+
+    async fn drain(&self, pod: &PodSpec, room: &Room) -> Done {
+        match timeout(DRAIN_SLICE, self.proxy.drain(&pod.uid)).await {
+            Ok(Drained::Done) => Done::Well(Report::default()),
+            Ok(Drained::Unseen) => {
+                // What was redirected last may still be on its way to its socket.
+                sleep(SETTLING).await;
+                match room.within(Inside::captured).await {
+                    Ok(0) => Done::Well(Report::default()),
+                    Ok(_) => Done::Unfinished,
+                    Err(why) => Done::Failed(why),
+                }
+            }
+            Err(_) => Done::Unfinished,
+        }
     }
 
     async fn patiently<E: Display>(&self, step: impl Future<Output = Result<(), E>>) -> Result<(), String> {
@@ -196,6 +306,26 @@ impl Hands {
             Ok(done) => done.map_err(|e| e.to_string()),
             Err(_) => Err(format!("no answer within {} s", self.patience.as_secs_f32())),
         }
+    }
+}
+
+fn differs(differences: &[Difference]) -> Done {
+    let is_listener = |d: &Difference| matches!(d, Difference::Listener(..) | Difference::ForeignListener(_));
+    Done::Differs {
+        what: list(differences),
+        rules: !differences.iter().all(is_listener),
+        listeners: differences.iter().any(is_listener),
+    }
+}
+
+fn said_if(added: &[Difference], lost: usize) -> Report {
+    let mut parts: Vec<String> = (!added.is_empty()).then(|| put(added)).into_iter().collect();
+    if lost > 0 {
+        parts.push(format!("{lost} open connections could not be kept"));
+    }
+    Report {
+        said: (!parts.is_empty()).then(|| parts.join("; ")),
+        ..Report::default()
     }
 }
 
@@ -246,6 +376,10 @@ fn list(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// The proxy's connections are waited for so long at a time, so that a pod that is to stay after all need not wait for them.
+const DRAIN_SLICE: Duration = Duration::from_millis(500);
+/// How long a packet may take through the namespace, generously.
+const SETTLING: Duration = Duration::from_millis(100);
 /// A connection from the node that comes through at all takes a fraction of this.
 const HASTE: Duration = Duration::from_millis(50);
 /// One that did not gets more at the next verification, for which nobody waits.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     linux::{Inside, Netns, NetnsError, NetnsId},
-    pods::Seen,
+    pods::{Birth, Seen},
 };
 
 /// All of them, held open.
@@ -38,6 +38,8 @@ struct Place {
     room: Option<Arc<Room>>,
     /// Nothing of ours has been put into it since that was last seen.
     clear: bool,
+    /// It was handed over: it is there until its pod has left, whether or not it has a name.
+    given: bool,
 }
 
 /// What a look at the directory found; `None` for one that was known and was not looked into again.
@@ -67,8 +69,10 @@ impl Places {
     /// Takes over what was found and gives all that is there; `None` where the look failed, so that nothing is known anew.
     pub(super) fn take(&mut self, scan: Scan) -> Option<BTreeMap<NetnsId, Seen>> {
         let found = scan.ok()?;
-        self.places.retain(|id, place| found.contains_key(id) || place.room.is_some());
-        let mut seen = BTreeMap::new();
+        self.places
+            .retain(|id, place| found.contains_key(id) || place.room.is_some() || place.given);
+        let given = self.places.iter().filter(|(_, place)| place.given);
+        let mut seen: BTreeMap<NetnsId, Seen> = given.map(|(id, place)| (*id, place.seen.clone())).collect();
         for (id, fresh) in found {
             match (self.places.get_mut(&id), fresh) {
                 (Some(place), fresh) => {
@@ -86,6 +90,7 @@ impl Places {
                             clear: fresh.left_behind.is_none(),
                             seen: fresh,
                             room: None,
+                            given: false,
                         },
                     );
                 }
@@ -93,6 +98,22 @@ impl Places {
             }
         }
         Some(seen)
+    }
+
+    /// A namespace is handed over, in which nothing has run.
+    pub(super) fn give(&mut self, namespace: Arc<Netns>, addresses: &[IpAddr]) {
+        let place = self.places.entry(namespace.id()).or_insert_with(|| Place {
+            namespace,
+            seen: Seen {
+                addresses: addresses.to_vec(),
+                left_behind: None,
+                birth: Birth::New,
+            },
+            room: None,
+            clear: true,
+            given: true,
+        });
+        place.given = true;
     }
 
     /// The room of a namespace that has a pod from now on.
@@ -120,7 +141,10 @@ impl Places {
     /// looks for what was left in it.
     pub(super) fn leave(&mut self, id: NetnsId) {
         match self.places.get_mut(&id) {
-            Some(place) if place.clear => place.room = None,
+            Some(place) if place.clear => {
+                place.room = None;
+                place.given = false;
+            }
             _ => drop(self.places.remove(&id)),
         }
     }
@@ -172,7 +196,12 @@ fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Option<(Arc<Netns>, 
         Some(node) => inside.owner().ok()?.filter(|owner| owner.is_node(node)).map(|owner| owner.pod),
         None => None,
     };
-    Some((namespace, Seen { addresses, left_behind }))
+    let seen = Seen {
+        addresses,
+        left_behind,
+        birth: Birth::Running,
+    };
+    Some((namespace, seen))
 }
 
 /// More namespaces than a node has pods, by far.

@@ -1,7 +1,7 @@
 //! What this process has in a namespace: sockets that a proxy listens on, and connections that are a proof's.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::{Mutex, PoisonError},
 };
 
@@ -9,6 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::Netns;
 use crate::plan::IpFamily;
+pub(super) use crate::plan::PROBE_PORT;
 
 /// Kept with a [`Netns`].
 #[derive(Debug, Default)]
@@ -113,19 +114,13 @@ impl Own {
 
 /// Where a proof's connection from inside goes.
 pub(super) fn outbound_probe(family: IpFamily) -> SocketAddr {
-    let ip: IpAddr = match family {
-        IpFamily::V4 => Ipv4Addr::new(240, 0, 0, 1).into(),
-        IpFamily::V6 => Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into(),
-    };
-    SocketAddr::new(ip, PROBE_PORT)
+    SocketAddr::new(family.probe(), PROBE_PORT)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// A port of the proxy's own, for which no application's connection is meant.
-pub(super) const PROBE_PORT: u16 = ambient_core::ports::OUTBOUND;
 /// A pod has seven, and what was closed is forgotten at the next verification.
 const LISTENERS: usize = 1024;
 

@@ -1,6 +1,7 @@
 //! A plan put into a namespace, compared with what the kernel lists, and taken out again.
 
 mod compile;
+mod life;
 
 use std::{fmt, io, net::IpAddr, sync::Arc};
 
@@ -9,7 +10,7 @@ use ambient_core::PodUid;
 use self::compile::{base_chain, compile};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
-    netlink::{self, Batch, Chain, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
+    netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
     plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
 };
 
@@ -23,6 +24,7 @@ pub struct Inside {
     own: Arc<Own>,
     /// The last generation of nftables in which the tables were those of a plan.
     stood: Option<(Generation, Plan, Mark)>,
+    conntrack: Conntrack,
 }
 
 /// For whom tables are made: what stands in them as their mark.
@@ -126,6 +128,7 @@ impl Inside {
             routing: Routing::open()?,
             nftables: Nftables::open()?,
             sockets: netlink::Sockets::open()?,
+            conntrack: Conntrack::open()?,
         })
     }
 
@@ -154,13 +157,7 @@ impl Inside {
     /// When a table of our name is somebody else's, or the kernel refuses.
     pub fn apply(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
         let differences = self.rules(plan, mark)?;
-        let foreign = differences.iter().find_map(|d| match d {
-            Difference::ForeignTable(table) => Some(*table),
-            _ => None,
-        });
-        if let Some(table) = foreign {
-            return Err(ApplyError::Foreign { table });
-        }
+        none_is_foreign(&differences)?;
         for difference in &differences {
             match difference {
                 Difference::Rule(family) => match self.routing.add_rule(&routing_rule(*family)) {
@@ -175,7 +172,7 @@ impl Inside {
             .iter()
             .any(|d| matches!(d, Difference::Table(_) | Difference::Leftover(_)))
         {
-            self.transaction(|tables, chains| replacement(plan, mark, tables, chains))?;
+            self.transaction(|tables, chains| replacement(plan, mark, &TABLES, tables, chains))?;
         }
         Ok(differences)
     }
@@ -358,10 +355,10 @@ fn same_rules(nftables: &mut Nftables, table: &plan::Table) -> Result<bool, netl
     }))
 }
 
-/// The batch that makes the namespace hold the plan's tables and no others of ours.
-fn replacement(plan: &Plan, mark: &Mark, tables: &[Table], chains: &[Chain]) -> Result<Batch, ApplyError> {
+/// The batch that makes the namespace hold the plan's tables, and no others of these names.
+fn replacement(plan: &Plan, mark: &Mark, names: &[&'static str], tables: &[Table], chains: &[Chain]) -> Result<Batch, ApplyError> {
     let mut batch = Batch::default();
-    for name in TABLES {
+    for name in names.iter().copied() {
         let wanted = plan.tables.iter().find(|t| t.name == name);
         let there = named_as_ours(tables).find(|(n, _)| *n == name).map(|(_, t)| t);
         if let Some(there) = there {
@@ -382,13 +379,25 @@ fn replacement(plan: &Plan, mark: &Mark, tables: &[Table], chains: &[Chain]) -> 
         for chain in &table.chains {
             batch.add_base_chain(Family::Inet, name, chain.hook.name(), &base_chain(chain));
         }
-        for chain in &table.chains {
-            for rule in &chain.rules {
-                batch.add_rule(Family::Inet, name, chain.hook.name(), &compile(rule));
-            }
-        }
+        add_rules(&mut batch, table);
     }
     Ok(batch)
+}
+
+fn none_is_foreign(differences: &[Difference]) -> Result<(), ApplyError> {
+    let foreign = differences.iter().find_map(|d| match d {
+        Difference::ForeignTable(table) => Some(*table),
+        _ => None,
+    });
+    foreign.map_or(Ok(()), |table| Err(ApplyError::Foreign { table }))
+}
+
+fn add_rules(batch: &mut Batch, table: &plan::Table) {
+    for chain in &table.chains {
+        for rule in &chain.rules {
+            batch.add_rule(Family::Inet, table.name, chain.hook.name(), &compile(rule));
+        }
+    }
 }
 
 fn named_as_ours(tables: &[Table]) -> impl Iterator<Item = (&'static str, &Table)> {
@@ -452,6 +461,10 @@ fn is_at(listener: &Listener, port: Port) -> bool {
         Protocol::Udp => Transport::Udp,
     };
     listener.transport == transport && listener.local.port() == port.port
+}
+
+fn is_marked(mark: Option<u32>) -> bool {
+    mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK)
 }
 
 fn routing_rule(family: IpFamily) -> Rule {

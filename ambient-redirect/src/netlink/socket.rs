@@ -71,6 +71,23 @@ impl Socket {
         })
     }
 
+    /// Sends many messages that do not depend on each other, and gives what was refused of them, in their order.
+    pub(crate) fn many(&mut self, what: &str, mut messages: Writer) -> Result<Vec<Error>, Error> {
+        // One answer for all; those that are refused are told of by themselves.
+        messages.ask_ack();
+        let last = self.sequence.wrapping_add(messages.messages()).wrapping_sub(1);
+        self.send(what, messages)?;
+        let mut refused = Vec::new();
+        self.receive(what, |m| {
+            if m.kind != NLMSG_ERROR {
+                return None;
+            }
+            refused.extend(outcome(what, m).err());
+            (m.sequence == last).then_some(Ok(()))
+        })?;
+        Ok(refused)
+    }
+
     /// Sends one message and gives the one that answers it.
     pub(crate) fn query(&mut self, what: &str, message: Writer) -> Result<Listed, Error> {
         let first = self.send(what, message)?;

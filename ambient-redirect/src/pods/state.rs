@@ -7,7 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::{Done, Notice, Output, Timing};
+use super::{Birth, Done, Kept, Notice, Output, Report, Timing};
 use crate::{
     PodSpec,
     linux::{NetnsId, Proof},
@@ -26,6 +26,13 @@ pub struct PodState {
     pub said: Option<String>,
     /// How often its capture was found broken and mended.
     pub repairs: u64,
+    /// Its connections from before it joined that are open still: outside of the mesh. As of the last look, a few seconds ago
+    /// at most; in the order of their addresses.
+    pub kept: Arc<[Kept]>,
+    /// Its TCP is refused, but for what was captured or kept before: its capture is not proven yet, or not any more.
+    pub closed: bool,
+    /// Connections that went around the proxy while its capture was broken, and were reset when it was mended.
+    pub strays: u64,
 }
 
 /// How far a pod is.
@@ -51,8 +58,10 @@ pub enum State {
         /// Why.
         error: Refusal,
     },
-    /// It is on its way out.
+    /// It is on its way out: its announcement is being taken back, or what it had captured goes on until it ends.
     Leaving,
+    /// Its TCP is refused until it is told that it is meant to be in the mesh: its namespace was handed over before that.
+    Waiting,
 }
 
 /// Why a pod cannot be captured, or let go.
@@ -69,18 +78,26 @@ pub struct Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Step {
+    /// The pod's TCP is refused.
+    Close,
     /// The proxy is asked to listen.
     Listen,
     /// Rules and routes are put in force.
     Enforce,
     /// It is proven that all of it stands.
     Prove,
+    /// The pod's TCP is refused no more: it is captured.
+    Open,
     /// It is announced that the pod is captured.
     Announce,
     /// It is verified that all of it still stands.
     Verify,
     /// The announcement is taken back.
     Withdraw,
+    /// New connections go as they would without a mesh; what is captured stays so.
+    Release,
+    /// What is captured is waited for.
+    Drain,
     /// The proxy is told to reset what the pod has open, and to take no other.
     Cut,
     /// Rules and routes are taken away.
@@ -92,12 +109,16 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Close => "its TCP cannot be refused",
             Self::Listen => "the proxy cannot listen",
             Self::Enforce => "the rules cannot be put in force",
             Self::Prove => "the capture cannot be proven",
+            Self::Open => "its TCP is still refused",
             Self::Announce => "the capture cannot be announced",
             Self::Verify => "the capture cannot be verified",
             Self::Withdraw => "the announcement cannot be taken back",
+            Self::Release => "new connections cannot be let by",
+            Self::Drain => "open connections cannot be waited for",
             Self::Cut => "the proxy does not cut what is open",
             Self::Clear => "the rules cannot be taken away",
             Self::Remove => "the proxy does not let go",
@@ -107,13 +128,24 @@ impl fmt::Display for Step {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
+    Closing,
+    /// Handed over, and not known to be meant.
+    Waiting,
     Listening,
     Enforcing,
     Proving,
+    Opening,
     Announcing,
-    In { captured_at: SystemTime, proof: Proof },
+    In {
+        captured_at: SystemTime,
+        proof: Proof,
+    },
     Retracting,
+    /// Its capture cannot be upheld, and it is to go around rather than be refused.
+    LettingBy,
     Withdrawing,
+    Releasing,
+    Draining,
     Cutting,
     Clearing,
     Removing,
@@ -131,6 +163,14 @@ pub(super) struct Entry {
     pub(super) cleared: bool,
     /// Something in the namespace has changed since it was last looked at.
     pub(super) dirty: bool,
+    /// It was handed over, and waits until then for being meant to be in the mesh.
+    pub(super) given_until: Option<Instant>,
+    /// Its TCP is refused.
+    pub(super) closed: bool,
+    /// The rules stand, as far as is known.
+    pub(super) enforced: bool,
+    /// The proxy is asked to listen once the rules are back in force.
+    listen_next: bool,
     /// The proxy serves it as somebody that it is no longer.
     renew: bool,
     /// Announced by this process, and not taken back.
@@ -143,12 +183,21 @@ pub(super) struct Entry {
     error: Option<Refusal>,
     not_before: Option<Instant>,
     verify_at: Instant,
+    /// Rules are put back, while there is something else to wait for, not before.
+    hold_at: Instant,
+    drain_until: Option<Instant>,
     said: Option<String>,
     repairs: u64,
+    kept: Arc<[Kept]>,
+    strays: u64,
 }
 
 impl Entry {
-    pub(super) fn new(pod: Arc<PodSpec>, phase: Phase, now: Instant, timing: &Timing) -> Self {
+    pub(super) fn new(pod: Arc<PodSpec>, birth: Birth, now: Instant, timing: &Timing) -> Self {
+        let phase = match birth {
+            Birth::New if !timing.open => Phase::Closing,
+            _ => Phase::Listening,
+        };
         Self {
             pod,
             phase,
@@ -157,6 +206,10 @@ impl Entry {
             leave: false,
             cleared: false,
             dirty: false,
+            given_until: None,
+            closed: false,
+            enforced: false,
+            listen_next: false,
             renew: false,
             announced: None,
             mending: None,
@@ -165,16 +218,21 @@ impl Entry {
             error: None,
             not_before: None,
             verify_at: now + timing.verify_every,
+            hold_at: now,
+            drain_until: None,
             said: None,
             repairs: 0,
+            kept: Arc::from([]),
+            strays: 0,
         }
     }
 
-    /// An entry whose one purpose is to leave.
-    pub(super) fn left_behind(pod: Arc<PodSpec>, phase: Phase, now: Instant, timing: &Timing) -> Self {
+    /// An entry whose one purpose is to leave; announced by a process before this one, or not.
+    pub(super) fn left_behind(pod: Arc<PodSpec>, announced: bool, now: Instant, timing: &Timing) -> Self {
         Self {
             leave: true,
-            ..Self::new(pod, phase, now, timing)
+            phase: if announced { Phase::Withdrawing } else { Phase::Releasing },
+            ..Self::new(pod, Birth::Running, now, timing)
         }
     }
 
@@ -187,6 +245,7 @@ impl Entry {
             return;
         }
         self.leave = true;
+        self.given_until = None;
         self.failures = 0;
         self.not_before = None;
         // A step under way is waited for: it has a deadline, and two at once would undo each other.
@@ -195,12 +254,44 @@ impl Entry {
         }
     }
 
+    /// Whether a pod that leaves can still turn round: nothing that it has open was cut.
+    pub(super) fn may_stay(&self) -> bool {
+        self.leave && !self.gone && !matches!(self.phase, Phase::Cutting | Phase::Clearing | Phase::Removing)
+    }
+
+    /// It is meant to be in the mesh again.
+    pub(super) fn stay(&mut self) {
+        self.leave = false;
+        self.drain_until = None;
+        self.failures = 0;
+        self.error = None;
+        self.not_before = None;
+        if self.busy.is_none() && self.phase.leaves() {
+            self.turn_round();
+        }
+    }
+
+    /// From the start: what stands of it is found standing. It is announced anew, as it may have been taken back.
+    fn turn_round(&mut self) {
+        self.announced = None;
+        self.mending = None;
+        self.phase = Phase::Listening;
+    }
+
     /// What is told of the pod has changed. Where it is who it speaks for, or what is captured of it, the proxy is asked again;
     /// rules stay meanwhile.
     pub(super) fn become_pod(&mut self, pod: Arc<PodSpec>) {
         let serves = |pod: &PodSpec| (pod.namespace.clone(), pod.service_account.clone(), pod.capture.clone());
-        self.renew |= serves(&pod) != serves(&self.pod);
+        self.renew |= self.given_until.is_none() && serves(&pod) != serves(&self.pod);
         self.pod = pod;
+    }
+
+    /// A pod that was handed over is meant to be in the mesh.
+    pub(super) fn is_meant(&mut self) {
+        self.given_until = None;
+        if self.phase == Phase::Waiting {
+            self.phase = Phase::Listening;
+        }
     }
 
     /// Begins the step that is due.
@@ -209,9 +300,13 @@ impl Entry {
             self.renew = false;
             self.phase = Phase::Listening;
         }
+        if self.phase == Phase::Draining && self.busy.is_none() && self.drain_until.is_some_and(|until| until <= now) {
+            self.phase = Phase::Cutting;
+            self.not_before = None;
+        }
         let step = self.due(now)?;
         self.busy = Some(step);
-        if matches!(step, Step::Enforce | Step::Verify) {
+        if matches!(step, Step::Enforce | Step::Verify | Step::Close) {
             // What changes from here on may not be seen by it.
             self.dirty = false;
         }
@@ -219,20 +314,43 @@ impl Entry {
     }
 
     fn due(&self, now: Instant) -> Option<Step> {
-        if self.busy.is_some() || self.not_before.is_some_and(|t| t > now) {
+        if self.busy.is_some() {
+            return None;
+        }
+        if let Some(at) = self.hold_due()
+            && at <= now
+        {
+            return Some(if self.enforced { Step::Enforce } else { Step::Close });
+        }
+        if self.not_before.is_some_and(|t| t > now) {
             return None;
         }
         match self.phase {
+            Phase::Closing => Some(Step::Close),
+            Phase::Waiting => None,
             Phase::Listening => Some(Step::Listen),
             Phase::Enforcing => Some(Step::Enforce),
             Phase::Proving => Some(Step::Prove),
+            Phase::Opening => Some(Step::Open),
             Phase::Announcing => Some(Step::Announce),
             Phase::In { .. } => (self.dirty || self.verify_at <= now).then_some(Step::Verify),
             Phase::Retracting | Phase::Withdrawing => Some(Step::Withdraw),
+            Phase::LettingBy | Phase::Releasing => Some(Step::Release),
+            Phase::Draining => Some(Step::Drain),
             Phase::Cutting => Some(Step::Cut),
             Phase::Clearing => Some(Step::Clear),
             Phase::Removing => Some(Step::Remove),
         }
+    }
+
+    /// When what refuses or captures is to be put back, although something else is waited for: a proxy that is away, or the
+    /// word that the pod is meant. What holds a pod closed must not wait for either.
+    fn hold_due(&self) -> Option<Instant> {
+        let waits = matches!(self.phase, Phase::Waiting | Phase::Listening);
+        if !waits || self.leave || !(self.enforced || self.closed) {
+            return None;
+        }
+        Some(self.hold_at.max(if self.dirty { self.hold_at } else { self.verify_at }))
     }
 
     /// When a step is due, if nothing else happens.
@@ -240,11 +358,14 @@ impl Entry {
         if self.busy.is_some() {
             return None;
         }
-        match (self.not_before, &self.phase) {
+        let own = match (self.not_before, &self.phase) {
             (None, Phase::In { .. }) if !self.dirty => Some(self.verify_at),
             (Some(t), Phase::In { .. }) if !self.dirty => Some(t.max(self.verify_at)),
+            (_, Phase::Waiting) => self.given_until,
             (not_before, _) => not_before,
-        }
+        };
+        let drained = self.drain_until.filter(|_| self.phase == Phase::Draining);
+        [own, drained, self.hold_due()].into_iter().flatten().min()
     }
 
     /// Takes the outcome of a step; `true` when the pod has left.
@@ -257,16 +378,15 @@ impl Entry {
         done: Done,
         output: &mut VecDeque<Output>,
     ) -> bool {
-        self.not_before = None;
+        let held = self.is_hold(step);
+        if !held {
+            self.not_before = None;
+        }
         match done {
             Done::Failed(why) => self.failed(now, timing, Refusal { step, why }, output),
             Done::Well(_) if step == Step::Prove => {
                 let why = "nothing was proven".into();
                 self.failed(now, timing, Refusal { step, why }, output);
-            }
-            Done::Differs { what, listeners } => {
-                self.mending = Some(what);
-                self.phase = if listeners { Phase::Listening } else { Phase::Enforcing };
             }
             Done::Proven(proof) => {
                 self.proof = Some(proof);
@@ -277,23 +397,49 @@ impl Entry {
                     return true;
                 }
             }
-            Done::Well(said) => {
-                if step == Step::Enforce
-                    && let Some(said) = &said
-                {
-                    if let Some(what) = &mut self.mending {
-                        *what = format!("{what}; put back: {said}");
-                    }
-                    self.said = Some(said.clone());
-                }
-                if self.succeeded(now, wall, timing, step, output) {
+            Done::Differs { what, rules, listeners } => {
+                self.mending = Some(what);
+                // What goes around the proxy weighs more than what is refused.
+                self.listen_next = listeners;
+                self.phase = if rules { Phase::Enforcing } else { Phase::Listening };
+            }
+            Done::Unfinished => self.not_before = Some(now + timing.pause),
+            Done::Well(report) => {
+                self.report(step, &report);
+                if held {
+                    self.put_back(now, timing, step);
+                } else if self.succeeded(now, wall, timing, step, output) {
                     return true;
                 }
             }
         }
-        let leaving = [Phase::Withdrawing, Phase::Cutting, Phase::Clearing, Phase::Removing];
-        if self.leave && !leaving.contains(&self.phase) {
+        self.turn(timing, now);
+        false
+    }
+
+    /// Whether a step was begun for [`Entry::hold_due`].
+    fn is_hold(&self, step: Step) -> bool {
+        matches!(step, Step::Enforce | Step::Close) && matches!(self.phase, Phase::Waiting | Phase::Listening)
+    }
+
+    fn put_back(&mut self, now: Instant, timing: &Timing, step: Step) {
+        self.enforced |= step == Step::Enforce;
+        self.hold_at = now + timing.verify_least;
+        self.verify_at = now + timing.verify_every;
+    }
+
+    /// After a step, where it is to go the other way: out, although it was on its way in, or the reverse.
+    fn turn(&mut self, timing: &Timing, now: Instant) {
+        if self.leave && !self.phase.leaves() {
             self.phase = Phase::Withdrawing;
+            self.not_before = None;
+        }
+        if !self.leave && self.phase.leaves() {
+            self.turn_round();
+            self.not_before = None;
+        }
+        if self.gone && matches!(self.phase, Phase::Releasing | Phase::Draining) {
+            self.phase = Phase::Cutting;
             self.not_before = None;
         }
         if self.phase == Phase::Clearing && self.gone {
@@ -301,17 +447,56 @@ impl Entry {
             self.phase = Phase::Removing;
             self.not_before = None;
         }
-        false
+        if self.phase == Phase::Draining && self.drain_until.is_none() {
+            self.drain_until = Some(now + timing.drain);
+        }
+    }
+
+    fn report(&mut self, step: Step, report: &Report) {
+        if let Some(kept) = &report.kept {
+            self.kept = kept.clone();
+        }
+        self.strays = self.strays.saturating_add(report.strays);
+        if step != Step::Enforce {
+            return;
+        }
+        let Some(said) = &report.said else { return };
+        if let Some(what) = &mut self.mending {
+            *what = format!("{what}; put back: {said}");
+            if report.strays > 0 {
+                *what = format!("{what}; {} connections that went around the proxy are reset", report.strays);
+            }
+        }
+        self.said = Some(said.clone());
     }
 
     fn succeeded(&mut self, now: Instant, wall: SystemTime, timing: &Timing, step: Step, output: &mut VecDeque<Output>) -> bool {
         match step {
+            Step::Close => {
+                self.closed = true;
+                self.hold_at = now + timing.verify_least;
+                // After a failure the next attempt has a pause of its own.
+                self.not_before = (self.failures > 0).then(|| now + timing.pause_after(self.failures));
+                self.phase = match self.given_until {
+                    Some(_) => Phase::Waiting,
+                    None => Phase::Listening,
+                };
+            }
             Step::Listen => self.phase = Phase::Enforcing,
-            Step::Enforce => self.phase = Phase::Proving,
-            Step::Prove => match self.announced {
-                Some(at) => self.arrived(now, timing, at, output),
-                None => self.phase = Phase::Announcing,
-            },
+            Step::Enforce => {
+                self.enforced = true;
+                self.hold_at = now + timing.verify_least;
+                self.phase = match std::mem::take(&mut self.listen_next) {
+                    true => Phase::Listening,
+                    false => Phase::Proving,
+                };
+            }
+            Step::Prove => self.proven(now, timing, output),
+            Step::Open => {
+                self.closed = false;
+                // As it stands now, without what refused.
+                self.phase = Phase::Proving;
+            }
             Step::Announce => {
                 self.announced = Some(wall);
                 if !self.leave {
@@ -329,12 +514,27 @@ impl Entry {
                 self.announced = None;
                 self.mending = None;
                 if self.phase == Phase::Retracting {
+                    self.phase = if timing.open { Phase::LettingBy } else { Phase::Listening };
+                    self.not_before = (!timing.open).then(|| now + timing.pause_most);
+                } else {
+                    self.failures = 0;
+                    self.phase = if self.gone { Phase::Cutting } else { Phase::Releasing };
+                }
+            }
+            Step::Release => {
+                self.enforced = false;
+                self.closed = false;
+                if self.phase == Phase::LettingBy {
                     self.phase = Phase::Listening;
                     self.not_before = Some(now + timing.pause_most);
                 } else {
                     self.failures = 0;
-                    self.phase = Phase::Cutting;
+                    self.phase = Phase::Draining;
                 }
+            }
+            Step::Drain => {
+                self.failures = 0;
+                self.phase = Phase::Cutting;
             }
             Step::Cut => {
                 self.failures = 0;
@@ -351,6 +551,15 @@ impl Entry {
             }
         }
         false
+    }
+
+    /// Its capture is proven: it is refused no more, then announced.
+    fn proven(&mut self, now: Instant, timing: &Timing, output: &mut VecDeque<Output>) {
+        match self.announced {
+            _ if self.closed => self.phase = Phase::Opening,
+            Some(at) => self.arrived(now, timing, at, output),
+            None => self.phase = Phase::Announcing,
+        }
     }
 
     fn arrived(&mut self, now: Instant, timing: &Timing, captured_at: SystemTime, output: &mut VecDeque<Output>) {
@@ -370,29 +579,43 @@ impl Entry {
     }
 
     fn failed(&mut self, now: Instant, timing: &Timing, refusal: Refusal, output: &mut VecDeque<Output>) {
+        let step = refusal.step;
         self.failures = self.failures.saturating_add(1);
-        let pause = timing
-            .pause
-            .saturating_mul(1 << self.failures.saturating_sub(1).min(16))
-            .min(timing.pause_most);
-        self.not_before = Some(now + pause);
+        let pause = now + timing.pause_after(self.failures);
         if self.error.as_ref() != Some(&refusal) && !self.gone {
             output.push_back(Output::Tell(Notice::Refused(self.pod.clone(), refusal.clone())));
         }
         self.error = Some(refusal);
+        if self.is_hold(step) {
+            // The way in is tried again when it is due anyway.
+            self.hold_at = pause;
+            return;
+        }
+        self.not_before = Some(pause);
         if self.leave {
             return;
         }
+        self.listen_next = false;
         match self.phase {
             // From the start, listeners first: what failed may be the consequence of one that has gone.
             Phase::Enforcing | Phase::Proving => self.phase = Phase::Listening,
             // By the time of the next attempt the proof is old.
-            Phase::Announcing => self.phase = Phase::Proving,
+            Phase::Announcing | Phase::Opening => self.phase = Phase::Proving,
             Phase::In { .. } if self.failures >= MENDINGS => self.phase = Phase::Listening,
+            // It must not stay uncaptured because it cannot be refused.
+            Phase::Closing if self.given_until.is_none() => self.phase = Phase::Listening,
             _ => (),
         }
         if self.announced.is_some() && self.failures >= MENDINGS {
             self.phase = Phase::Retracting;
+            self.not_before = None;
+        } else if self.announced.is_some()
+            && !self.closed
+            && !timing.open
+            && (CAPTURES.contains(&step) || (step == Step::Verify && self.failures > 1))
+        {
+            // What cannot be proven is refused until it is.
+            self.phase = Phase::Closing;
             self.not_before = None;
         }
     }
@@ -405,6 +628,8 @@ impl Entry {
                 proof: *proof,
             },
             (_, Some(error)) => State::Refused { error: error.clone() },
+            (Phase::Waiting, None) => State::Waiting,
+            (_, None) if self.given_until.is_some() => State::Waiting,
             (_, None) => State::Joining,
         };
         PodState {
@@ -413,9 +638,25 @@ impl Entry {
             state,
             said: self.said.clone(),
             repairs: self.repairs,
+            kept: self.kept.clone(),
+            closed: self.closed,
+            strays: self.strays,
         }
+    }
+}
+
+impl Phase {
+    /// Whether it is one of the way out.
+    fn leaves(&self) -> bool {
+        matches!(
+            self,
+            Self::Withdrawing | Self::Releasing | Self::Draining | Self::Cutting | Self::Clearing | Self::Removing
+        )
     }
 }
 
 /// A capture that could not be mended so many times is announced no more.
 const MENDINGS: u32 = 3;
+/// The steps after whose failure the pod may not be captured. Of a verification that could not be made nothing follows; but it
+/// is tried once more and no oftener.
+const CAPTURES: [Step; 2] = [Step::Enforce, Step::Prove];

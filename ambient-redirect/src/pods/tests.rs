@@ -17,7 +17,12 @@ const PROOF: Proof = Proof {
 /// What the actions have brought about, as the kernel and other nodes would see it.
 #[derive(Default)]
 struct World {
+    /// What captures.
     rules: BTreeMap<NetnsId, PodUid>,
+    /// What refuses.
+    closed: BTreeSet<NetnsId>,
+    /// Refused once, and never let go since: what is opened there is refused or captured.
+    shut: BTreeSet<NetnsId>,
     listening: BTreeMap<NetnsId, PodUid>,
     proven: BTreeSet<NetnsId>,
     announced: BTreeMap<PodUid, NetnsId>,
@@ -35,6 +40,8 @@ struct Node {
     known: bool,
     seen: BTreeMap<NetnsId, Vec<IpAddr>>,
     told: Vec<Notice>,
+    /// What was handed over, and the address of its pod.
+    given: BTreeMap<NetnsId, usize>,
     /// Where something was done since it was looked into.
     entered: BTreeSet<NetnsId>,
 }
@@ -44,6 +51,8 @@ enum Happening {
     Want(Vec<usize>),
     See(Vec<(u64, usize)>),
     End { which: usize, well: bool },
+    Linger(usize),
+    Give(u64, usize),
     Break(u64),
     Pass(u64),
 }
@@ -67,6 +76,7 @@ impl Node {
             known: false,
             seen: BTreeMap::new(),
             told: Vec::new(),
+            given: BTreeMap::new(),
             entered: BTreeSet::new(),
         }
     }
@@ -79,7 +89,11 @@ impl Node {
     }
 
     fn see(&mut self, places: &[(u64, usize)]) {
-        let fresh: BTreeMap<NetnsId, Vec<IpAddr>> = places.iter().map(|(n, address)| (id(*n), vec![address_of(*address)])).collect();
+        let mut fresh: BTreeMap<NetnsId, Vec<IpAddr>> = places.iter().map(|(n, address)| (id(*n), vec![address_of(*address)])).collect();
+        self.given.retain(|n, _| self.pods.is_paired(*n));
+        for (n, address) in &self.given {
+            fresh.insert(*n, vec![address_of(*address)]);
+        }
         for n in fresh.keys() {
             let left = !self.pods.is_paired(*n) && self.entered.remove(n);
             if self.seen.contains_key(n) && !left {
@@ -98,6 +112,7 @@ impl Node {
                 Seen {
                     addresses: addresses.clone(),
                     left_behind,
+                    birth: Birth::Running,
                 },
             )
         });
@@ -117,25 +132,43 @@ impl Node {
             _ if !well => Done::Failed("no".into()),
             Step::Verify if !sound => Done::Differs {
                 what: "broken".into(),
+                rules: world.rules.get(&n) != Some(&uid),
                 listeners: world.listening.get(&n) != Some(&uid),
             },
             Step::Prove if !sound => Done::Failed("broken".into()),
             Step::Prove => Done::Proven(PROOF),
-            _ => Done::Well(None),
+            _ => Done::Well(Report::default()),
         };
         if matches!(done, Done::Well(_) | Done::Proven(_)) {
             match action.step {
                 Step::Listen => drop(world.listening.insert(n, uid)),
+                Step::Close => {
+                    world.closed.insert(n);
+                    world.shut.insert(n);
+                }
                 Step::Enforce => {
                     world.rules.insert(n, uid);
                     world.open.insert(n);
+                    if !action.closed {
+                        world.closed.remove(&n);
+                    }
                 }
+                Step::Open => {
+                    world.closed.remove(&n);
+                    world.proven.remove(&n);
+                }
+                Step::Release => {
+                    world.rules.remove(&n);
+                    world.closed.remove(&n);
+                }
+                Step::Drain => drop(world.open.remove(&n)),
                 Step::Prove => drop(world.proven.insert(n)),
                 Step::Announce => drop(world.announced.insert(uid, n)),
                 Step::Withdraw => drop(world.announced.remove(&uid)),
                 Step::Cut => drop(world.open.remove(&n)),
                 Step::Clear => {
                     world.rules.remove(&n);
+                    world.closed.remove(&n);
                     world.left_behind.remove(&n);
                 }
                 Step::Remove => drop(world.listening.remove(&n)),
@@ -146,6 +179,36 @@ impl Node {
         self.poll();
     }
 
+    /// What is captured goes on although it is waited for.
+    fn linger(&mut self, which: usize) {
+        let draining: Vec<NetnsId> = self
+            .world
+            .under_way
+            .iter()
+            .filter(|(_, a)| a.step == Step::Drain)
+            .map(|(n, _)| *n)
+            .collect();
+        let Some(n) = draining.get(which % draining.len().max(1)) else {
+            return;
+        };
+        self.world.under_way.remove(n);
+        self.pods
+            .handle_done(self.now, SystemTime::UNIX_EPOCH, *n, Step::Drain, Done::Unfinished);
+        self.poll();
+    }
+
+    fn give(&mut self, n: u64, which: usize) {
+        // Nothing has run in it, and nobody has a claim on its address but its pod.
+        let others = self.seen.contains_key(&id(n)) || self.pods.is_paired(id(n)) || self.world.rules.contains_key(&id(n));
+        if others || self.pods.handle_given(self.now, id(n), &spec(which)).is_err() {
+            return;
+        }
+        self.known = true;
+        self.given.insert(id(n), POOL[which].1);
+        self.seen.insert(id(n), vec![address_of(POOL[which].1)]);
+        self.poll();
+    }
+
     /// Takes all output, and holds every action against what must never be.
     fn poll(&mut self) {
         for _ in 0..1000 {
@@ -153,6 +216,10 @@ impl Node {
                 None => return,
                 Some(Output::Tell(notice)) => self.told.push(notice),
                 Some(Output::Do(action)) => self.check(action),
+            }
+            for n in &self.world.shut {
+                let held = self.world.closed.contains(n) || self.world.rules.contains_key(n);
+                assert!(held || !self.seen.contains_key(n), "{n} is neither refused nor captured");
             }
         }
         panic!("it never ends");
@@ -168,7 +235,7 @@ impl Node {
         );
         let announced_here = |world: &World| world.announced.iter().find(|(_, at)| **at == n).map(|(uid, _)| uid.clone());
         match action.step {
-            Step::Listen => {
+            Step::Listen | Step::Close => {
                 // An announcement is of a pod, wherever it is.
                 if let Some(at) = world.announced.get_mut(uid) {
                     *at = n;
@@ -183,16 +250,23 @@ impl Node {
                 );
             }
             Step::Enforce => {
-                assert_eq!(world.listening.get(&n), Some(uid), "listeners first");
+                assert!(action.enforced || world.listening.get(&n) == Some(uid), "listeners first");
+                assert!(action.closed || !world.closed.contains(&n), "refused until it is proven");
                 world.proven.remove(&n);
             }
-            Step::Announce => assert!(world.proven.contains(&n), "proof first"),
-            Step::Cut | Step::Clear | Step::Remove => {
+            Step::Open => assert!(world.proven.contains(&n), "refused until it is proven"),
+            Step::Announce => {
+                assert!(world.proven.contains(&n), "proof first");
+                assert!(!world.closed.contains(&n), "what is announced is served");
+            }
+            Step::Release | Step::Drain | Step::Cut | Step::Clear | Step::Remove => {
                 assert!(
                     announced_here(world).is_none_or(|there| there != *uid),
                     "withdrawn first: {action:?}"
                 );
-                let cut = action.step == Step::Cut || !world.open.contains(&n);
+                world.shut.remove(&n);
+                let still = matches!(action.step, Step::Release | Step::Drain | Step::Cut);
+                let cut = still || !world.open.contains(&n);
                 assert!(cut || !self.seen.contains_key(&n), "what is open is cut under rules: {action:?}");
                 let stands = action.step != Step::Cut || world.listening.get(&n).is_none_or(|there| there == uid);
                 assert!(stands, "a proxy of this pod is told: {action:?}");
@@ -221,6 +295,10 @@ impl Node {
         while !self.world.under_way.is_empty() {
             self.end(0, true);
         }
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        self.world.under_way.values().map(|a| a.step).collect()
     }
 
     fn state(&self, uid: &str) -> Option<State> {
@@ -256,28 +334,184 @@ fn a_pod_joins_is_mended_and_leaves() {
         steps.push(action.step);
         node.end(0, true);
     }
-    assert_eq!(steps, [Step::Withdraw, Step::Cut, Step::Clear, Step::Remove]);
+    assert_eq!(
+        steps,
+        [Step::Withdraw, Step::Release, Step::Drain, Step::Cut, Step::Clear, Step::Remove]
+    );
     assert!(node.world.rules.is_empty() && node.world.announced.is_empty() && node.world.listening.is_empty());
     assert_eq!(node.told.last(), Some(&Notice::Released("a".into())));
 }
 
 #[test]
-fn rules_stand_until_what_is_open_is_cut() {
+fn what_is_open_is_waited_for_then_cut_and_only_then_is_anything_taken_away() {
     let mut node = Node::new(&[]);
     node.see(&[(1, 0)]);
     node.want(&[0]);
     node.settle();
     node.want(&[]);
     node.end(0, true);
+    assert_eq!(node.steps(), [Step::Release]);
+    node.end(0, true);
+    let begun = node.now;
+    while node.steps() == [Step::Drain] {
+        assert!(node.now - begun < Duration::from_secs(31));
+        node.linger(0);
+        node.now += Duration::from_secs(1);
+        node.poll();
+    }
+    assert!(node.now - begun >= Duration::from_secs(30), "what was promised to it");
     for _ in 0..20 {
-        assert_eq!(node.world.under_way.values().map(|a| a.step).collect::<Vec<_>>(), [Step::Cut]);
+        assert_eq!(node.steps(), [Step::Cut]);
         node.end(0, false);
-        assert_eq!(node.world.rules.len(), 1);
         node.now += Duration::from_secs(6);
         node.poll();
     }
     node.settle();
-    assert!(node.world.rules.is_empty());
+    assert!(node.world.listening.is_empty() && node.world.open.is_empty());
+}
+
+#[test]
+fn a_pod_that_is_wanted_again_while_it_drains_stays() {
+    for ends_first in [false, true] {
+        let mut node = Node::new(&[]);
+        node.see(&[(1, 0)]);
+        node.want(&[0]);
+        node.settle();
+        node.want(&[]);
+        node.end(0, true);
+        node.end(0, true);
+        assert_eq!(node.steps(), [Step::Drain]);
+        if ends_first {
+            node.linger(0);
+        }
+        node.want(&[0]);
+        node.linger(0);
+        assert_eq!(node.steps(), [Step::Listen]);
+        node.settle();
+        assert!(matches!(node.state("a"), Some(State::In { .. })));
+        assert_eq!((node.world.rules.len(), node.world.announced.len()), (1, 1));
+        assert!(!node.told.iter().any(|n| matches!(n, Notice::Released(_))));
+    }
+}
+
+#[test]
+fn what_is_handed_over_is_refused_until_it_is_proven() {
+    let mut node = Node::new(&[]);
+    node.give(1, 0);
+    assert_eq!(node.steps(), [Step::Close]);
+    node.end(0, true);
+    assert_eq!(node.steps(), []);
+    assert_eq!(node.state("a"), Some(State::Waiting));
+    assert!(node.pods.is_closed(id(1)));
+    // Somebody flushes what refuses.
+    node.now += Duration::from_secs(1);
+    node.pods.handle_changed(id(1));
+    node.poll();
+    assert_eq!(node.steps(), [Step::Close]);
+    node.end(0, true);
+    node.want(&[0]);
+    let mut steps = Vec::new();
+    while let Some(action) = node.world.under_way.values().next().cloned() {
+        assert!(node.world.closed.contains(&id(1)) || steps.contains(&Step::Open), "{action:?}");
+        steps.push(action.step);
+        node.end(0, true);
+    }
+    assert_eq!(
+        steps,
+        [Step::Listen, Step::Enforce, Step::Prove, Step::Open, Step::Prove, Step::Announce]
+    );
+    let other = PodSpec {
+        uid: "b".into(),
+        ..spec(0)
+    };
+    let refused = node.pods.handle_given(node.now, id(1), &other);
+    assert_eq!(refused.unwrap_err(), format!("the namespace {} is shop/a (a)'s", id(1)));
+    assert!(
+        node.pods.handle_given(node.now, id(2), &spec(0)).is_err(),
+        "it is in another namespace"
+    );
+}
+
+#[test]
+fn what_was_handed_over_and_is_never_wanted_is_let_go() {
+    let mut node = Node::new(&[]);
+    node.give(1, 0);
+    node.end(0, true);
+    node.want(&[]);
+    node.settle();
+    assert!(node.world.closed.is_empty() && node.pods.is_empty());
+}
+
+#[test]
+fn what_cannot_be_mended_is_refused_and_what_stands_is_held_while_the_proxy_is_away() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.now += Duration::from_secs(1);
+    node.world.rules.clear();
+    node.pods.handle_changed(id(1));
+    node.poll();
+    node.end(0, true); // it differs
+    assert_eq!(node.steps(), [Step::Enforce]);
+    node.end(0, false);
+    assert_eq!(node.steps(), [Step::Close], "what is not proven is refused, at once");
+    node.end(0, true);
+    assert!(node.pods.states()[0].closed);
+    node.now += Duration::from_secs(1);
+    node.poll();
+    // The proxy is away, and stays so.
+    let mut put_back = 0;
+    for _ in 0..6 {
+        if node.steps() == [Step::Withdraw] {
+            node.end(0, true);
+            node.now += Duration::from_secs(6);
+            node.poll();
+        }
+        // Rules that somebody takes away meanwhile are put back without it.
+        if node.steps() == [Step::Enforce] {
+            assert!(node.world.under_way.values().all(|a| a.closed && a.enforced));
+            put_back += 1;
+            node.end(0, true);
+        }
+        assert_eq!(node.steps(), [Step::Listen]);
+        node.end(0, false);
+        node.pods.handle_changed(id(1));
+        node.now += Duration::from_secs(6);
+        node.poll();
+    }
+    assert!(put_back > 2, "{put_back}");
+    node.settle();
+    assert!(matches!(node.state("a"), Some(State::In { .. })));
+    assert!(node.world.closed.is_empty() && node.world.rules.len() == 1);
+}
+
+#[test]
+fn by_choice_what_cannot_be_mended_goes_around() {
+    let mut node = Node::new(&[]);
+    node.pods = Pods::new(Timing {
+        open: true,
+        ..Timing::default()
+    });
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    node.now += Duration::from_secs(1);
+    node.pods.handle_changed(id(1));
+    node.poll();
+    for _ in 0..20 {
+        let steps = node.steps();
+        assert_ne!(steps, [Step::Close]);
+        if steps == [Step::Release] {
+            node.end(0, true);
+            assert!(node.world.rules.is_empty() && node.world.announced.is_empty());
+            return;
+        }
+        node.end(0, steps == [Step::Withdraw]);
+        node.now += Duration::from_secs(5);
+        node.poll();
+    }
+    panic!("it was never let go");
 }
 
 #[test]
@@ -327,12 +561,14 @@ fn a_repair_says_what_was_put_back() {
     };
     let differs = Done::Differs {
         what: "table x is missing or changed".into(),
+        rules: true,
         listeners: false,
     };
     done(&mut node, Step::Verify, differs);
-    done(&mut node, Step::Enforce, Done::Well(Some("table x".into())));
+    done(&mut node, Step::Enforce, Done::Well(report(Some("table x"), 2)));
     done(&mut node, Step::Prove, Done::Proven(PROOF));
-    let what = "table x is missing or changed; put back: table x";
+    let what = "table x is missing or changed; put back: table x; 2 connections that went around the proxy are reset";
+    assert_eq!(node.pods.states()[0].strays, 2);
     assert_eq!(node.told.last(), Some(&Notice::Repaired(Arc::new(spec(0)), what.into())));
     assert_eq!(node.pods.states()[0].said.as_deref(), Some("table x"));
 }
@@ -356,7 +592,7 @@ fn a_capture_that_cannot_be_mended_is_taken_back() {
             assert!(node.world.announced.is_empty());
             return;
         }
-        node.end(0, step == Some(Step::Listen));
+        node.end(0, matches!(step, Some(Step::Listen | Step::Close)));
         node.now += Duration::from_secs(5);
         node.poll();
     }
@@ -449,10 +685,14 @@ proptest! {
                 Happening::Want(which) => node.want(&which),
                 Happening::See(places) => node.see(&places),
                 Happening::End { which, well } => node.end(which, well),
+                Happening::Linger(which) => node.linger(which),
+                Happening::Give(n, which) => node.give(n, which),
                 // What breaks before a process has to do with it, that process cannot know of.
                 Happening::Break(n) if !node.pods.is_paired(id(n)) => (),
                 Happening::Break(n) => {
                     node.world.rules.remove(&id(n));
+                    node.world.closed.remove(&id(n));
+                    node.world.shut.remove(&id(n));
                     node.world.proven.remove(&id(n));
                     node.pods.handle_changed(id(n));
                     node.poll();
@@ -485,6 +725,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => prop::collection::vec(0usize..5, 0..4).prop_map(Happening::Want),
         2 => places().prop_map(Happening::See),
         8 => (0usize..4, prop::bool::weighted(0.8)).prop_map(|(which, well)| Happening::End { which, well }),
+        2 => (0usize..4).prop_map(Happening::Linger),
+        1 => (1u64..4, 0usize..5).prop_map(|(n, which)| Happening::Give(n, which)),
         1 => (1u64..4).prop_map(Happening::Break),
         2 => (1u64..8000).prop_map(Happening::Pass),
     ]
@@ -492,6 +734,14 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 fn places() -> impl Strategy<Value = Vec<(u64, usize)>> {
     prop::collection::vec((1u64..4, 0usize..3), 0..4)
+}
+
+fn report(said: Option<&str>, strays: u64) -> Report {
+    Report {
+        said: said.map(str::to_owned),
+        strays,
+        ..Report::default()
+    }
 }
 
 /// Pods and the address of each: some share one.

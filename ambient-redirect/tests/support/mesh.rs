@@ -101,7 +101,7 @@ impl TellingProxy {
         let mut tasks = JoinSet::new();
         for (port, word) in [(15001, "out"), (15006, "in"), (15008, "hbone"), (15053, "dns")] {
             let address = SocketAddr::new("::".parse().unwrap(), port);
-            let listener = TcpListener::from_std(self.sockets.tcp_listener(namespace, address, 1024).await?)?;
+            let listener = TcpListener::from_std(self.sockets.tcp_listener(namespace, address, 4096).await?)?;
             let (log, namespace, hangs) = (self.log.clone(), namespace.clone(), self.hangs.clone());
             let direction = if port == 15006 { Direction::Inbound } else { Direction::Outbound };
             let lost = Lost(namespace.clone());

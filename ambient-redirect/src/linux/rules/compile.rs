@@ -82,20 +82,8 @@ fn push_match(list: &mut Vec<Expr>, test: &Match) {
             });
             list.push(compare(Cmp::Equal, IPS_DST_NAT.to_ne_bytes().to_vec()));
         }
-        Match::Opens => {
-            list.push(Expr::Payload {
-                base: PayloadBase::Transport,
-                offset: TCP_FLAGS,
-                len: 1,
-                reg: 1,
-            });
-            list.push(Expr::Bitwise {
-                reg: 1,
-                mask: vec![FIN | SYN | RST | ACK],
-                xor: vec![0],
-            });
-            list.push(compare(Cmp::Equal, vec![SYN]));
-        }
+        Match::Opens => push_flags(list, FIN | SYN | RST | ACK, SYN),
+        Match::NotReset => push_flags(list, RST, 0),
         Match::From(name) => {
             list.push(Expr::Meta {
                 key: MetaKey::InputName,
@@ -190,6 +178,21 @@ fn push_port(list: &mut Vec<Expr>, port: u16, side: Side, op: Cmp) {
         reg: 1,
     });
     list.push(compare(op, port.to_be_bytes().to_vec()));
+}
+
+fn push_flags(list: &mut Vec<Expr>, mask: u8, flags: u8) {
+    list.push(Expr::Payload {
+        base: PayloadBase::Transport,
+        offset: TCP_FLAGS,
+        len: 1,
+        reg: 1,
+    });
+    list.push(Expr::Bitwise {
+        reg: 1,
+        mask: vec![mask],
+        xor: vec![0],
+    });
+    list.push(compare(Cmp::Equal, vec![flags]));
 }
 
 fn push_mark(list: &mut Vec<Expr>, load: Expr, mark: u32, op: Cmp) {

@@ -133,7 +133,7 @@ fn a_foreign_table_stops_the_whole_replacement() {
     for dns in [true, false] {
         let plan = Plan::new(&Options { dns, ..Options::default() });
         assert!(
-            matches!(replacement(&plan, &Mark::new("node-1", &"a".into()), std::slice::from_ref(&theirs), &[]), Err(ApplyError::Foreign { table }) if table == TABLES[2])
+            matches!(replacement(&plan, &Mark::new("node-1", &"a".into()), &TABLES, std::slice::from_ref(&theirs), &[]), Err(ApplyError::Foreign { table }) if table == TABLES[2])
         );
     }
     // The same name in another family is another table.
@@ -145,6 +145,7 @@ fn a_foreign_table_stops_the_whole_replacement() {
         replacement(
             &Plan::new(&Options::default()),
             &Mark::new("node-1", &"a".into()),
+            &TABLES,
             &[elsewhere],
             &[]
         )

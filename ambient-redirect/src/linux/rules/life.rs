@@ -1,0 +1,306 @@
+//! What is done to a namespace at the edges of a pod's life: refused, joined without harm, let go without harm.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
+
+use ambient_core::ports;
+
+use super::{
+    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, none_is_foreign, owner_of, replacement, same_chains,
+};
+use crate::{
+    netlink::{Batch, Connection, Entry, Family, STATUS_DNAT, Tracked, Transport},
+    plan::{KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
+    pods::{Direction, Kept},
+};
+
+impl Inside {
+    /// Puts the tables of a plan in force, in one transaction, and touches no other of ours, and no route. Nothing is done
+    /// where they stand.
+    ///
+    /// # Errors
+    /// When a table of such a name is somebody else's, or the kernel refuses.
+    pub(crate) fn add(&mut self, plan: &Plan, mark: &Mark) -> Result<(), ApplyError> {
+        let names: Vec<&'static str> = plan.tables.iter().map(|t| t.name).collect();
+        let differs = self.rules(plan, mark)?.into_iter().any(|d| match d {
+            Difference::Table(name) | Difference::ForeignTable(name) => names.contains(&name),
+            _ => false,
+        });
+        if differs {
+            self.transaction(|tables, chains| replacement(plan, mark, &names, tables, chains))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a plan in force in a namespace whose connections are to go on: the kernel tracks them before anything of them is
+    /// translated, and remembers those that it did not see begin. The rules come in one transaction after that. Gives what was
+    /// not there before, and how many connections could not be kept.
+    ///
+    /// # Errors
+    /// As [`Inside::apply`].
+    pub(crate) fn join(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, usize), ApplyError> {
+        none_is_foreign(&self.rules(plan, mark)?)?;
+        if self.owner()?.is_none() {
+            self.add(&Plan::tracking(), mark)?;
+        }
+        let joined = self.join_tracked(plan, mark);
+        if joined.is_err() {
+            // Nothing is to stay of what did not come about.
+            let _ = self.transaction(|tables, _| {
+                let mut batch = Batch::default();
+                for (name, table) in named_as_ours(tables) {
+                    if owner_of(table).is_some() && Plan::tracking().tables.iter().any(|t| t.name == name) {
+                        batch.delete_table(Family::Inet, name);
+                    }
+                }
+                Ok(batch)
+            });
+        }
+        joined
+    }
+
+    fn join_tracked(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, usize), ApplyError> {
+        let own = self.own_addresses()?;
+        let live = self.sockets.connections()?;
+        let foreign = live.iter().filter(|c| !is_marked(c.mark) && leaves(c, &own));
+        let entries: Vec<Entry> = foreign
+            .map(|c| Entry {
+                local: c.local,
+                remote: c.remote,
+                answered: !c.opening,
+            })
+            .collect();
+        let refused = self.conntrack.remember(&entries)?.count;
+        Ok((self.apply(plan, mark)?, refused))
+    }
+
+    /// Has no new connection captured, in one transaction; what is captured stays so, as NAT stays hooked, and the way back to
+    /// the proxy stays.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn release(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let leaving = plan.leaving();
+        self.transaction(|tables, chains| {
+            let mut batch = Batch::default();
+            for (name, table) in named_as_ours(tables).filter(|(_, table)| owner_of(table).is_some()) {
+                let stays = leaving.tables.iter().find(|t| t.name == name);
+                match stays.filter(|stays| same_chains(stays, chains)) {
+                    Some(stays) => {
+                        batch.flush_table(Family::Inet, table.name.as_str());
+                        add_rules(&mut batch, stays);
+                    }
+                    None => batch.delete_table(Family::Inet, name),
+                }
+            }
+            Ok(batch)
+        })
+    }
+
+    /// The connections of the pod's processes to and from elsewhere that go around the proxy, and whether they bear the mark
+    /// of those that are kept. Empty where nothing is tracked.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn outsiders(&mut self) -> Result<Vec<Outsider>, ApplyError> {
+        let own = self.own_addresses()?;
+        let mut live = self.sockets.connections()?;
+        live.retain(|c| !is_marked(c.mark) && leaves(c, &own));
+        if live.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tracked = self.conntrack.connections()?;
+        let known: HashMap<(SocketAddr, SocketAddr), &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
+        let listening: HashSet<u16> = self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect();
+        let outsider = |connection: Connection| {
+            let ends = [
+                (connection.local, connection.remote, Direction::Outbound),
+                (connection.remote, connection.local, Direction::Inbound),
+            ];
+            let (entry, first) = ends.into_iter().find_map(|(a, b, way)| Some((*known.get(&(a, b))?, way)))?;
+            let around = entry.status & STATUS_DNAT == 0 && entry.mark & MARK_MASK != REPLY_MARK;
+            around.then(|| Outsider {
+                direction: direction(&connection, &listening, first),
+                kept: entry.mark & MARK_MASK == KEPT_MARK,
+                tuple: (entry.source, entry.destination),
+                connection,
+            })
+        };
+        Ok(live.into_iter().filter_map(outsider).collect())
+    }
+
+    /// Marks connections as kept, so that the next process knows them too.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn mark_kept(&mut self, outsiders: &[Outsider]) -> Result<(), ApplyError> {
+        let tuples: Vec<(SocketAddr, SocketAddr)> = outsiders.iter().filter(|o| !o.kept).map(|o| o.tuple).collect();
+        self.conntrack.mark(&tuples, KEPT_MARK, MARK_MASK)?;
+        Ok(())
+    }
+
+    /// Those that are still open.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn still_open(&mut self, kept: &[Kept]) -> Result<Vec<Kept>, ApplyError> {
+        let mut open = Vec::with_capacity(kept.len());
+        for one in kept {
+            if self.sockets.is_open(&one.connection())? {
+                open.push(one.clone());
+            }
+        }
+        Ok(open)
+    }
+
+    /// Closes connections with a reset to both ends, and gives how many there were to close.
+    ///
+    /// Where the kernel cannot close sockets of others, a connection is forgotten instead: its next packet is captured, by a
+    /// proxy that does not know it, and reset.
+    ///
+    /// # Errors
+    /// When the kernel refuses both.
+    pub(crate) fn close<'a>(&mut self, connections: impl IntoIterator<Item = &'a Connection>) -> Result<u64, ApplyError> {
+        let mut closed = 0;
+        for connection in connections {
+            match self.sockets.destroy(connection) {
+                Ok(there) => closed += u64::from(there),
+                Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => {
+                    let (local, remote) = (connection.local, connection.remote);
+                    let forgotten = self
+                        .conntrack
+                        .forget(local, remote)
+                        .or_else(|_| self.conntrack.forget(remote, local));
+                    match forgotten {
+                        Ok(()) => closed += 1,
+                        Err(e) if e.missing() => (),
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(closed)
+    }
+
+    /// How many connections have a proxy's socket for their end that was accepted on one of the ports of capture.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn captured(&mut self) -> Result<usize, ApplyError> {
+        let accepted = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE];
+        let live = self.sockets.connections()?;
+        Ok(live
+            .iter()
+            .filter(|c| is_marked(c.mark) && accepted.contains(&c.local.port()))
+            .count())
+    }
+
+    fn own_addresses(&mut self) -> Result<HashSet<IpAddr>, ApplyError> {
+        Ok(self.routing.addresses()?.into_iter().map(|a| a.ip.to_canonical()).collect())
+    }
+}
+
+/// A connection that goes around the proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct Outsider {
+    pub(crate) connection: Connection,
+    pub(crate) direction: Direction,
+    pub(crate) kept: bool,
+    tuple: (SocketAddr, SocketAddr),
+}
+
+impl Outsider {
+    pub(crate) fn kept_since(&self, since: SystemTime) -> Kept {
+        Kept {
+            direction: self.direction,
+            local: self.connection.local,
+            remote: self.connection.remote,
+            since,
+            device: self.connection.device,
+            cookie: self.connection.cookie,
+        }
+    }
+}
+
+impl Kept {
+    pub(crate) fn connection(&self) -> Connection {
+        Connection {
+            local: self.local,
+            remote: self.remote,
+            opening: false,
+            mark: None,
+            device: self.device,
+            cookie: self.cookie,
+        }
+    }
+}
+
+/// Whether a connection leaves the namespace, and is none of the node's probes.
+fn leaves(connection: &Connection, own: &HashSet<IpAddr>) -> bool {
+    let remote = connection.remote.ip();
+    let probe = remote == IpAddr::from(PROBE_SOURCES.0) || remote == IpAddr::from(PROBE_SOURCES.1);
+    !remote.is_loopback() && !own.contains(&remote) && !probe
+}
+
+/// Who opened a connection. What the kernel has seen begin it knows; of what it was told later, the port tells: one that is
+/// listened on, or that no client is given (`ip_local_port_range`, as it is unless changed).
+fn direction(connection: &Connection, listening: &HashSet<u16>, first: Direction) -> Direction {
+    let port = connection.local.port();
+    if first == Direction::Inbound || listening.contains(&port) {
+        return Direction::Inbound;
+    }
+    if port < FIRST_EPHEMERAL && connection.remote.port() >= FIRST_EPHEMERAL {
+        return Direction::Inbound;
+    }
+    Direction::Outbound
+}
+
+/// What clients are given begins here.
+const FIRST_EPHEMERAL: u16 = 32768;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(local: &str, remote: &str) -> Connection {
+        Connection {
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            opening: false,
+            mark: None,
+            device: 0,
+            cookie: 1,
+        }
+    }
+
+    #[test]
+    fn who_opened_a_connection_is_told_by_its_ports() {
+        let listening = HashSet::from([40_000, 8080]);
+        let way = |local: &str, remote: &str| direction(&connection(local, remote), &listening, Direction::Outbound);
+        assert_eq!(way("10.0.0.2:8080", "10.0.0.9:50000"), Direction::Inbound);
+        assert_eq!(way("10.0.0.2:40000", "10.0.0.9:50000"), Direction::Inbound);
+        // Its listener is closed by now.
+        assert_eq!(way("10.0.0.2:9090", "10.0.0.9:50000"), Direction::Inbound);
+        assert_eq!(way("10.0.0.2:50000", "10.0.0.9:443"), Direction::Outbound);
+        assert_eq!(way("10.0.0.2:50000", "10.0.0.9:50001"), Direction::Outbound);
+        let seen = direction(&connection("10.0.0.2:50000", "10.0.0.9:443"), &listening, Direction::Inbound);
+        assert_eq!(seen, Direction::Inbound);
+    }
+
+    #[test]
+    fn what_stays_inside_and_probes_are_left_alone() {
+        let own = HashSet::from([IpAddr::from([10, 0, 0, 2])]);
+        for (remote, leaves_it) in [
+            ("10.0.0.9:80", true),
+            ("10.0.0.2:80", false),
+            ("127.0.0.1:80", false),
+            ("169.254.7.127:80", false),
+        ] {
+            assert_eq!(leaves(&connection("10.0.0.2:50000", remote), &own), leaves_it, "{remote}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Connections that are outside of the mesh although their pod is in it.
+
+use std::{fmt, net::SocketAddr, time::SystemTime};
+
+/// A connection that was open when its pod joined: it goes on as it was, unencrypted, and asked of no policy when it was
+/// opened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Kept {
+    /// Who opened it.
+    pub direction: Direction,
+    /// The pod's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Since when it is kept: when its pod joined, or when the process began that found it kept.
+    pub since: SystemTime,
+    /// The device that its socket is bound to, or 0.
+    pub(crate) device: u32,
+    /// Which socket it is, in the kernel's words: one after it with the same addresses is another.
+    pub(crate) cookie: u64,
+}
+
+/// Who opened a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// The other end: the pod listens on the port.
+    Inbound,
+    /// The pod.
+    Outbound,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.direction {
+            Direction::Inbound => write!(f, "from {} to {}", self.remote, self.local),
+            Direction::Outbound => write!(f, "from {} to {}", self.local, self.remote),
+        }
+    }
+}
