@@ -25,6 +25,7 @@ mod pack;
 pub(crate) mod posting;
 pub(crate) mod scan;
 mod slots;
+mod sums;
 mod term;
 mod terms;
 mod value;
@@ -34,6 +35,7 @@ use filed::Filed;
 use pack::Way;
 use posting::{BLOCK, Bits, Edit, WORDS};
 use slots::Slots;
+use sums::Changed;
 use term::{Field, Sort, Term, Word};
 
 pub(crate) use pack::Reader;
@@ -246,41 +248,25 @@ impl<'a> Revision<'a> {
             self.file(row);
         }
         self.edits.sort_unstable();
-        let (mut guarded, mut bare) = (Vec::new(), Vec::new());
+        let mut in_sums: Vec<(Sort, Vec<Changed>)> = Vec::new();
         for of_list in self.edits.chunk_by(|a, b| a.list == b.list) {
             let List { term, role } = of_list[0].list;
-            let entries = &mut self.index.entries;
-            if role == Role::Filed {
-                guarded.clear();
-                guarded.extend(of_list.iter().map(|change| Edit {
-                    row: change.row,
-                    comes: change.comes,
-                }));
-                let filed = match term.sort() {
-                    Sort::Listed => entries.at_mut(term.number()).map(|entry| &mut entry.filed),
-                    _ => self.index.terms.filed_mut(term),
+            let rows = self.index.edit_list(of_list);
+            if self.index.terms.sums_concern(term, rows) {
+                let changed = Changed {
+                    number: term.number(),
+                    refused: role == Role::Negated,
+                    edits: of_list.iter().map(Change::bare).collect(),
                 };
-                if let Some(filed) = filed {
-                    filed.edit(&guarded);
+                match in_sums.last_mut().filter(|(sort, _)| *sort == term.sort()) {
+                    Some((_, changes)) => changes.push(changed),
+                    None => in_sums.push((term.sort(), vec![changed])),
                 }
-                continue;
             }
-            let lists = match term.sort() {
-                Sort::Listed => entries.at_mut(term.number()).map(|entry| &mut entry.listed),
-                _ => self.index.terms.lists_mut(term),
-            };
-            let Some(lists) = lists else { continue };
-            bare.clear();
-            bare.extend(of_list.iter().map(|change| Edit {
-                row: change.row,
-                comes: change.comes.map(|_| ()),
-            }));
-            let list = if role == Role::Others {
-                &mut lists.others
-            } else {
-                &mut lists.negated
-            };
-            list.edit(&bare);
+        }
+        for (sort, changes) in in_sums {
+            let rows = self.index.occupied.len() * BLOCK as usize;
+            self.index.terms.edit_sums(sort, &changes, rows);
         }
         for term in self.released {
             self.index.terms.release(term);
@@ -338,6 +324,22 @@ impl<'a> Revision<'a> {
     }
 }
 
+impl Change {
+    fn guarded(&self) -> Edit<Word> {
+        Edit {
+            row: self.row,
+            comes: self.comes,
+        }
+    }
+
+    fn bare(&self) -> Edit<()> {
+        Edit {
+            row: self.row,
+            comes: self.comes.map(|_| ()),
+        }
+    }
+}
+
 /// A row that comes to a list or leaves it. In the order in which lists take them: of one row, the leaving comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Change {
@@ -381,6 +383,33 @@ impl Index {
                 vec![Term::new(Sort::Place, place), listed]
             }
         }
+    }
+
+    /// Changes one list; says how many rows it had or has, whichever is more.
+    fn edit_list(&mut self, changes: &[Change]) -> usize {
+        let List { term, role } = changes[0].list;
+        if role == Role::Filed {
+            let filed = match term.sort() {
+                Sort::Listed => self.entries.at_mut(term.number()).map(|entry| &mut entry.filed),
+                _ => self.terms.filed_mut(term),
+            };
+            let Some(filed) = filed else { return 0 };
+            let before = filed.len();
+            filed.edit(&changes.iter().map(Change::guarded).collect::<Vec<_>>());
+            return filed.len().max(before);
+        }
+        let lists = match term.sort() {
+            Sort::Listed => self.entries.at_mut(term.number()).map(|entry| &mut entry.listed),
+            _ => self.terms.lists_mut(term),
+        };
+        let Some(lists) = lists else { return 0 };
+        let list = match role {
+            Role::Others => &mut lists.others,
+            _ => &mut lists.negated,
+        };
+        let before = list.len();
+        list.edit(&changes.iter().map(Change::bare).collect::<Vec<_>>());
+        list.len().max(before)
     }
 
     fn insert_row(&mut self, entry: u32, rule: u32, kind: Kind, way: &Way) -> u32 {

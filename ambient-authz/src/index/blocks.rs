@@ -2,7 +2,8 @@
 
 use super::{
     posting::{BLOCK, Bits, Cursor, Posting, WORDS, each_bit},
-    scan::Asked,
+    scan::{Asked, CHAINS},
+    sums::Sum,
     term::{Field, Word},
 };
 
@@ -62,12 +63,32 @@ impl<'a> Cursors<'a> {
             wanted: Room::new((Field::Scope, Lists { filed, others })),
         };
         let mut fits = new.filed.push(Cursor::new(asked.index.terms.always.rows()));
-        asked.each_list(|field, rows, lists| {
-            let (filed, others) = (Cursor::new(rows.rows()), Cursor::new(&lists.others));
-            fits &= rows.rows().is_empty() || new.filed.push(filed);
-            fits &= lists.negated.is_empty() || new.refused.push(Cursor::new(&lists.negated));
-            fits &= new.wanted.push((field, Lists { filed, others }));
+        let mut sums: [Option<(u32, Field, &Sum)>; CHAINS] = [None; CHAINS];
+        asked.each_list(|rows| {
+            if let (Some((chain, depth)), Some(sum)) = (rows.chain, rows.lists.sum.as_deref())
+                && sums[chain].is_none_or(|(deepest, ..)| deepest < depth)
+            {
+                sums[chain] = Some((depth, rows.field, sum));
+            }
         });
+        asked.each_list(|rows| {
+            let (filed, lists) = (rows.filed.rows(), rows.lists);
+            fits &= filed.is_empty() || new.filed.push(Cursor::new(filed));
+            let summed_to = rows
+                .chain
+                .and_then(|(chain, depth)| sums[chain].map(|(deepest, ..)| depth <= deepest));
+            if lists.in_sums && summed_to == Some(true) {
+                return;
+            }
+            let (filed, others) = (Cursor::new(filed), Cursor::new(&lists.others));
+            fits &= lists.negated.is_empty() || new.refused.push(Cursor::new(&lists.negated));
+            fits &= new.wanted.push((rows.field, Lists { filed, others }));
+        });
+        for (_, field, sum) in sums.into_iter().flatten() {
+            let others = Cursor::new(&sum.asked);
+            fits &= sum.refused.is_empty() || new.refused.push(Cursor::new(&sum.refused));
+            fits &= new.wanted.push((field, Lists { filed, others }));
+        }
         new.wanted.held().sort_unstable_by_key(|(field, _)| *field);
         fits.then_some(new)
     }

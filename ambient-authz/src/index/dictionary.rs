@@ -6,6 +6,7 @@ use super::{
     filed::{Filed, Table},
     posting::Posting,
     slots::Slots,
+    sums::Sum,
 };
 
 /// The rows of one value that are not looked for by it.
@@ -13,8 +14,12 @@ use super::{
 pub(crate) struct Lists {
     /// Those that ask for it, and are looked for by another value.
     pub(crate) others: Posting<()>,
-    /// Those that it refuses.
+    /// Those that refuse it.
     pub(crate) negated: Posting<()>,
+    /// Its rows and those of all that it lies in, where they are kept together.
+    pub(crate) sum: Option<Arc<Sum>>,
+    /// Whether its rows are in the sums of what lies in it.
+    pub(crate) in_sums: bool,
 }
 
 /// What has a number in a dictionary.
@@ -105,6 +110,12 @@ impl<V: Value> Dictionary<V> {
 
     pub(crate) fn lists_mut(&mut self, number: u32) -> Option<&mut Lists> {
         self.items.at_mut(number).map(|item| &mut item.lists)
+    }
+
+    /// How many rows ask for a value or refuse it, by the lists of them.
+    pub(crate) fn listed(&self, number: u32) -> usize {
+        self.item(number)
+            .map_or(0, |(_, filed, lists)| filed.len() + lists.others.len() + lists.negated.len())
     }
 
     /// Uses a value once more; gives its number, and whether it is new.

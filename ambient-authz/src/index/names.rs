@@ -9,6 +9,7 @@ use ambient_core::Identity;
 
 use super::{
     dictionary::{Dictionary, Rolling},
+    sums::Sums,
     value::{Name, TextField, account, exact, prefix, presence, suffix},
 };
 use crate::{ServiceAccount, StringMatch};
@@ -17,11 +18,15 @@ use crate::{ServiceAccount, StringMatch};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
     pub(crate) dictionary: Dictionary<Name>,
+    pub(crate) sums: Sums<CHAINS>,
     /// For each field how long the beginnings are that rules ask for, and the ends.
     lengths: [[Arc<Lengths>; 2]; 3],
     /// Another one for each other set of names, in the whole process; 0 for none.
     version: u64,
 }
+
+/// What is compared from the front and from the back of each field.
+pub(crate) const CHAINS: usize = 2 * TextField::ALL.len();
 
 /// Lengths in their order, each with how many names have it.
 type Lengths = Vec<(usize, u32)>;

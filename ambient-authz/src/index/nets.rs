@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::dictionary::Dictionary;
+use super::{dictionary::Dictionary, sums::Sums};
 
 mod short;
 
@@ -17,6 +17,7 @@ use short::Short;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nets {
     pub(crate) blocks: Dictionary<IpNet>,
+    pub(crate) sums: Sums<1>,
     v4: Short,
     v6: Tree,
 }

@@ -82,6 +82,18 @@ impl<T: Copy + Default> Posting<T> {
         }
     }
 
+    /// Takes in all rows of another set.
+    pub(crate) fn add_all<U: Copy + Default>(&mut self, other: &Posting<U>) {
+        let mut edits = Vec::with_capacity(other.len());
+        other.each(|row, _| {
+            edits.push(Edit {
+                row,
+                comes: Some(T::default()),
+            })
+        });
+        self.edit(&edits);
+    }
+
     /// Brings edits in, which are in order of rows; of one row the leaving comes first.
     pub(crate) fn edit(&mut self, edits: &[Edit<T>]) {
         let next = match self {

@@ -8,7 +8,9 @@ use super::{
     Index, Reader, Row, blocks,
     dictionary::Lists,
     filed::Filed,
+    names::CHAINS as NAME_CHAINS,
     nets::Nets,
+    sums::Nested,
     term::{Field, Marks, Sort, Term, Word},
 };
 use crate::policies::Kind;
@@ -281,34 +283,72 @@ impl<'a> Asked<'a> {
     }
 
     /// Calls for all rows of each value that the connection has.
-    pub(crate) fn each_list(&self, mut call: impl FnMut(Field, &'a Filed, &'a Lists)) {
+    pub(crate) fn each_list(&self, mut call: impl FnMut(Rows<'a>)) {
         let terms = &self.index.terms;
         for number in self.names {
             if let Some((name, filed, lists)) = terms.names.dictionary.item(*number) {
-                call(Field::of_name(name), filed, lists);
+                let (field, chain) = (Field::of_name(name), name.chain().map(|chain| (chain, name.depth())));
+                call(Rows {
+                    field,
+                    chain,
+                    filed,
+                    lists,
+                });
             }
         }
         if let Some((_, filed, lists)) = self.port.and_then(|port| terms.ports.item(port)) {
-            call(Field::Port, filed, lists);
+            call(Rows::of(Field::Port, filed, lists));
         }
-        for (address, field) in [(&self.source, Field::Source), (&self.destination, Field::Destination)] {
+        for (address, field, chain) in [
+            (&self.source, Field::Source, NAME_CHAINS),
+            (&self.destination, Field::Destination, NAME_CHAINS + 1),
+        ] {
             address.each(|block| {
-                if let Some((_, filed, lists)) = address.nets.blocks.item(block) {
-                    call(field, filed, lists);
+                if let Some((block, filed, lists)) = address.nets.blocks.item(block) {
+                    let chain = Some((chain, block.depth()));
+                    call(Rows {
+                        field,
+                        chain,
+                        filed,
+                        lists,
+                    });
                 }
             });
         }
         if let Some((_, filed, lists)) = self.place.and_then(|place| terms.places.item(place)) {
-            call(Field::Scope, filed, lists);
+            call(Rows::of(Field::Scope, filed, lists));
         }
         self.listed.each(|number| {
             if let Some(entry) = self.index.entry(number) {
-                call(Field::Scope, &entry.filed, &entry.listed);
+                call(Rows::of(Field::Scope, &entry.filed, &entry.listed));
             }
         });
     }
 }
 
+/// All rows of a value that a connection has.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) field: Field,
+    /// The chain of values that this one belongs to, and how deep it lies there.
+    pub(crate) chain: Option<(usize, u32)>,
+    pub(crate) filed: &'a Filed,
+    pub(crate) lists: &'a Lists,
+}
+
+impl<'a> Rows<'a> {
+    fn of(field: Field, filed: &'a Filed, lists: &'a Lists) -> Self {
+        Self {
+            field,
+            chain: None,
+            filed,
+            lists,
+        }
+    }
+}
+
+/// The chains of names, and one of each end's blocks.
+pub(crate) const CHAINS: usize = NAME_CHAINS + 2;
 /// One by one these cost some microseconds; more are cheaper in blocks.
 const MOST_CANDIDATES: usize = 256;
 /// Of IPv6 an address lies in no more, unless the same block is written in several ways.

@@ -9,6 +9,7 @@ use super::{
     filed::Filed,
     names::Names,
     nets::Nets,
+    sums::Changed,
     term::{Field, Sort, Term},
     value::{Name, Place, TextField},
 };
@@ -93,6 +94,31 @@ impl Terms {
         if std::mem::take(&mut self.names_changed) {
             self.names.renew();
         }
+    }
+
+    /// Whether a change of a value's list, which has so many rows, is to be brought into sums.
+    pub(crate) fn sums_concern(&self, term: Term, rows: usize) -> bool {
+        let number = term.number();
+        match term.sort() {
+            Sort::Name => self.names.sums.concern(number, rows),
+            Sort::Source => self.sources.sums.concern(number, rows),
+            Sort::Destination => self.destinations.sums.concern(number, rows),
+            Sort::Port | Sort::Place | Sort::Listed | Sort::Always => false,
+        }
+    }
+
+    /// Brings such changes in, of values of one sort, of lists that have changed already; there are so many rows in all.
+    pub(crate) fn edit_sums(&mut self, sort: Sort, changes: &[Changed], rows: usize) {
+        let nets = match sort {
+            Sort::Name => {
+                let names = &mut self.names;
+                return names.sums.edit(&mut names.dictionary, changes, rows);
+            }
+            Sort::Source => &mut self.sources,
+            Sort::Destination => &mut self.destinations,
+            Sort::Port | Sort::Place | Sort::Listed | Sort::Always => return,
+        };
+        nets.sums.edit(&mut nets.blocks, changes, rows);
     }
 
     /// What a term asks about.

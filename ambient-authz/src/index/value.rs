@@ -1,11 +1,14 @@
 //! What the dictionaries hold.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambient_core::{Identity, PolicyKey};
 use ipnet::IpNet;
 
-use super::dictionary::{Rolling, Value, mix};
+use super::{
+    dictionary::{Rolling, Value, mix},
+    sums::Nested,
+};
 use crate::{ServiceAccount, StringMatch, policy::Unreadable};
 
 /// What a rule asks of a peer's identity.
@@ -68,6 +71,62 @@ impl Value for Name {
     }
 }
 
+/// For each field a chain of what is compared from its front, the whole text innermost, and one of what is from its back.
+impl Nested for Name {
+    fn chain(&self) -> Option<usize> {
+        match self {
+            Self::Text(field, StringMatch::Suffix(_)) => Some(2 * *field as usize + 1),
+            Self::Text(field, _) => Some(2 * *field as usize),
+            Self::Account(_) => None,
+        }
+    }
+
+    fn depth(&self) -> u32 {
+        match self {
+            Self::Text(_, StringMatch::Prefix(text)) if text.is_empty() => 0,
+            Self::Text(_, StringMatch::Presence) => 1,
+            Self::Text(_, StringMatch::Prefix(text) | StringMatch::Suffix(text)) => {
+                u32::try_from(text.len()).map_or(u32::MAX - 1, |len| len + 1)
+            }
+            Self::Text(_, StringMatch::Exact(_)) | Self::Account(_) => u32::MAX,
+        }
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        let (Self::Text(_, outer), Self::Text(_, inner)) = (self, other) else {
+            return self == other;
+        };
+        match (outer, inner) {
+            (StringMatch::Suffix(end), StringMatch::Suffix(text)) => text.ends_with(&**end),
+            (StringMatch::Prefix(start), StringMatch::Prefix(text) | StringMatch::Exact(text)) => text.starts_with(&**start),
+            (StringMatch::Prefix(start), StringMatch::Presence) => start.is_empty(),
+            (StringMatch::Presence, StringMatch::Prefix(text) | StringMatch::Exact(text)) => !text.is_empty(),
+            _ => outer == inner,
+        }
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        let (Self::Text(_, a), Self::Text(_, b)) = (self, other) else {
+            return Ordering::Equal;
+        };
+        match (a, b) {
+            (StringMatch::Suffix(a), StringMatch::Suffix(b)) => a.bytes().rev().cmp(b.bytes().rev()),
+            _ => from_front(a).cmp(&from_front(b)),
+        }
+    }
+}
+
+/// What any text has, the empty text, what is not empty, and then by beginnings, each before the whole text that it is.
+fn from_front(wanted: &StringMatch) -> (u8, &str, u8) {
+    match wanted {
+        StringMatch::Prefix(text) => (if text.is_empty() { 0 } else { 3 }, text, 0),
+        StringMatch::Exact(text) => (if text.is_empty() { 1 } else { 3 }, text, 1),
+        StringMatch::Presence => (2, "", 0),
+        // Of another chain.
+        StringMatch::Suffix(text) => (4, text, 0),
+    }
+}
+
 /// The hash of a text as a whole value of a field, taken from its front.
 pub(crate) fn exact(field: TextField, text: Rolling) -> u64 {
     text.of(field as u8)
@@ -108,6 +167,25 @@ impl Value for IpNet {
                 mix(mix((bits >> 64) as u64) ^ bits as u64 ^ length << 56)
             }
         }
+    }
+}
+
+/// One chain for all: no address is of both families.
+impl Nested for IpNet {
+    fn chain(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn depth(&self) -> u32 {
+        self.prefix_len().into()
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.contains(other)
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        (self.network(), self.prefix_len()).cmp(&(other.network(), other.prefix_len()))
     }
 }
 
