@@ -213,6 +213,7 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
         place,
         listed,
         last_rule: Cell::new(None),
+        words_left: Cell::new(0),
     };
     answer(Question {
         policies,

@@ -17,6 +17,7 @@ use ambient_core::PolicyKey;
 use crate::{Policy, Scope, policies::Kind, policy::Unreadable};
 
 pub(crate) mod blocks;
+mod clauses;
 mod dictionary;
 mod filed;
 mod names;
@@ -30,10 +31,11 @@ mod term;
 mod terms;
 mod value;
 
+use clauses::Clauses;
 use dictionary::Lists;
 use filed::Filed;
-use pack::Way;
-use posting::{BLOCK, Bits, Edit, WORDS};
+use pack::{Way, Ways};
+use posting::{BLOCK, Bits, Edit, WORDS, is_set};
 use slots::Slots;
 use sums::Changed;
 use term::{Field, Sort, Term, Word};
@@ -51,6 +53,8 @@ pub(crate) struct Index {
     occupied: Vec<Arc<Bits>>,
     /// For each field the rows that ask about it.
     used: [Vec<Arc<Bits>>; 8],
+    /// For each block the rows that are matches of clauses; none where there never were such.
+    clauses: Vec<Option<Arc<Clauses>>>,
 }
 
 /// A policy in force.
@@ -69,7 +73,7 @@ pub(crate) struct Entry {
     pub(crate) listed: Lists,
 }
 
-/// One way in which one rule can match.
+/// One way in which one rule can match, or one match of one of its clauses.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) entry: u32,
@@ -86,6 +90,17 @@ pub(crate) struct Row {
 enum Words {
     Few([Word; FEW], u8),
     Many(Arc<[Word]>),
+}
+
+impl Words {
+    fn new(words: &[Word]) -> Self {
+        let mut few = [Word::NONE; FEW];
+        if words.len() > FEW {
+            return Self::Many(words.into());
+        }
+        few[..words.len()].copy_from_slice(words);
+        Self::Few(few, words.len() as u8)
+    }
 }
 
 impl Row {
@@ -114,6 +129,11 @@ impl Index {
     /// The rows of a block that ask about a field; none where no row ever did.
     pub(crate) fn used(&self, field: Field, block: u32) -> Option<&Bits> {
         self.used[field as usize].get(block as usize).map(|bits| &**bits)
+    }
+
+    /// The rows of a block that are matches of clauses.
+    pub(crate) fn clauses(&self, block: u32) -> Option<&Clauses> {
+        self.clauses.get(block as usize)?.as_deref()
     }
 
     /// Whether a policy is the one under a number.
@@ -148,6 +168,8 @@ pub(crate) struct Revision<'a> {
     released: Vec<Term>,
     /// Rows that are not filed yet.
     fresh: Vec<u32>,
+    /// Those that are matches of clauses: where a rule's begin, and how many each clause has.
+    fresh_clauses: Vec<(u32, Vec<usize>)>,
 }
 
 impl<'a> Revision<'a> {
@@ -157,6 +179,7 @@ impl<'a> Revision<'a> {
             edits: Vec::new(),
             released: Vec::new(),
             fresh: Vec::new(),
+            fresh_clauses: Vec::new(),
         }
     }
 
@@ -167,9 +190,13 @@ impl<'a> Revision<'a> {
         };
         Reader::new(&entry.words, 0).each_term(|term| self.released.push(term));
         for row in &*entry.rows {
-            if let Some(gone) = self.index.rows.remove(*row) {
-                self.take_off(*row, gone.words());
-            }
+            // Those of clauses go with the first of their rule.
+            let run = self.index.remove_clauses(*row);
+            let gone = match run {
+                0 => self.index.rows.remove(*row).into_iter().collect(),
+                _ => self.index.rows.remove_run(*row, run),
+            };
+            (*row..).zip(&gone).for_each(|(row, gone)| self.take_off(row, gone.words()));
         }
         if let Some(place) = self.index.terms.place_mut(entry.scope, &entry.namespace) {
             place.kinds[entry.kind as usize] -= 1;
@@ -202,16 +229,34 @@ impl<'a> Revision<'a> {
             place.kinds[kind as usize] += 1;
         }
         let mut rows = Vec::with_capacity(ways.len());
-        for (rule, mut way) in ways {
-            if !scope.is_empty() {
-                way.want(scope.iter().copied());
+        for (rule, ways) in ways {
+            let new = |way: &Way, partial| Row {
+                entry: number,
+                rule,
+                kind,
+                partial,
+                words: Words::new(way.words()),
+            };
+            match ways {
+                Ways::One(mut ways) => {
+                    for way in &mut ways {
+                        index.narrow(way, &scope);
+                        let row = index.rows.insert(new(way, way.partial));
+                        rows.push(row);
+                        self.fresh.push(row);
+                    }
+                }
+                Ways::OneOfEach(mut clauses) => {
+                    clauses.iter_mut().flatten().for_each(|way| index.narrow(way, &scope));
+                    let run: Vec<_> = clauses.iter().flatten().map(|way| new(way, true)).collect();
+                    let (len, lens): (_, Vec<_>) = (run.len() as u32, clauses.iter().map(Vec::len).collect());
+                    let first = index.rows.insert_run(run, BLOCK);
+                    index.insert_clauses(first, &lens);
+                    rows.extend(first..first + len);
+                    self.fresh_clauses.push((first, lens));
+                }
             }
-            for term in scope.iter().filter(|term| term.sort() == Sort::Place) {
-                index.terms.places.use_again(term.number());
-            }
-            rows.push(index.insert_row(number, rule, kind, &way));
         }
-        self.fresh.extend_from_slice(&rows);
         if let Some(entry) = index.entries.at_mut(number) {
             entry.rows = rows.into();
         }
@@ -245,7 +290,10 @@ impl<'a> Revision<'a> {
     /// Brings what has changed into the lists.
     pub(crate) fn finish(mut self) {
         for row in std::mem::take(&mut self.fresh) {
-            self.file(row);
+            self.file(row, true);
+        }
+        for (first, clauses) in std::mem::take(&mut self.fresh_clauses) {
+            self.file_clauses(first, &clauses);
         }
         self.edits.sort_unstable();
         let mut in_sums: Vec<(Sort, Vec<Changed>)> = Vec::new();
@@ -274,15 +322,29 @@ impl<'a> Revision<'a> {
         self.index.terms.renew();
     }
 
-    /// Files a row under the group that the fewest ask for.
-    fn file(&mut self, number: u32) {
+    /// Files those of the clause for which the fewest ask.
+    fn file_clauses(&mut self, first: u32, clauses: &[usize]) {
+        let begin_of = |at: usize| first + clauses[..at].iter().sum::<usize>() as u32;
+        let weight = |at: &usize| -> usize {
+            let rows = begin_of(*at)..begin_of(*at + 1);
+            rows.map(|row| self.index.row(row).map_or(0, |row| self.index.least_weight(row)))
+                .sum()
+        };
+        let filed = (0..clauses.len()).min_by_key(weight);
+        for at in 0..clauses.len() {
+            (begin_of(at)..begin_of(at + 1)).for_each(|row| self.file(row, filed == Some(at)));
+        }
+    }
+
+    /// Notes a row, and files it under the group that the fewest ask for, if it is to be found so.
+    fn file(&mut self, number: u32, to_be_found: bool) {
         let Some(row) = self.index.rows.at(number).cloned() else { return };
         set_bit(&mut self.index.occupied, number, true);
         let groups = self.index.groups(row.words());
         let guard = self.index.guard(&groups, row.words());
         for (place, group) in groups.iter().enumerate() {
             set_bit(&mut self.index.used[group.field as usize], number, true);
-            let role = if place == 0 { Role::Filed } else { Role::Others };
+            let role = if place == 0 && to_be_found { Role::Filed } else { Role::Others };
             for word in group.words {
                 self.change(word.term(), role, number, Some(guard));
             }
@@ -290,7 +352,7 @@ impl<'a> Revision<'a> {
         for word in refused(row.words()) {
             self.change(word.term(), Role::Negated, number, Some(guard));
         }
-        if groups.is_empty() {
+        if groups.is_empty() && to_be_found {
             self.change(Term::ALWAYS, Role::Filed, number, Some(guard));
         }
     }
@@ -363,7 +425,7 @@ enum Role {
     Negated,
 }
 
-/// What a row asks about one field; where it asks twice, that of the two for which the fewest ask.
+/// What a row asks about one field.
 struct Group<'w> {
     /// How many rows ask for it.
     weight: usize,
@@ -412,36 +474,51 @@ impl Index {
         list.len().max(before)
     }
 
-    fn insert_row(&mut self, entry: u32, rule: u32, kind: Kind, way: &Way) -> u32 {
-        let words = way.words();
-        let mut few = [Word::NONE; FEW];
-        let words = if words.len() <= FEW {
-            few[..words.len()].copy_from_slice(words);
-            Words::Few(few, words.len() as u8)
-        } else {
-            Words::Many(words.into())
-        };
-        self.rows.insert(Row {
-            entry,
-            rule,
-            kind,
-            partial: way.partial,
-            words,
-        })
+    /// Lets a way apply to some workloads only.
+    fn narrow(&mut self, way: &mut Way, scope: &[Term]) {
+        if !scope.is_empty() {
+            way.want(scope.iter().copied());
+        }
+        for term in scope.iter().filter(|term| term.sort() == Sort::Place) {
+            self.terms.places.use_again(term.number());
+        }
     }
 
-    /// What a row asks about each field, the one for which the fewest ask first.
+    fn insert_clauses(&mut self, first: u32, clauses: &[usize]) {
+        let block = (first / BLOCK) as usize;
+        if self.clauses.len() <= block {
+            self.clauses.resize(block + 1, None);
+        }
+        let of_block = Arc::make_mut(self.clauses[block].get_or_insert_default());
+        of_block.insert(first % BLOCK, clauses.iter().copied());
+    }
+
+    /// Takes out the rule whose rows of clauses begin so; gives how many they are, 0 where the row is none of a clause.
+    fn remove_clauses(&mut self, first: u32) -> u32 {
+        let (block, at) = ((first / BLOCK) as usize, first % BLOCK);
+        let Some(Some(of_block)) = self.clauses.get_mut(block) else {
+            return 0;
+        };
+        if !is_set(of_block.members(), at) {
+            return 0;
+        }
+        Arc::make_mut(of_block).remove(at)
+    }
+
+    /// How many rows ask for what a row is filed under, if it is.
+    fn least_weight(&self, row: &Row) -> usize {
+        let weights = all_groups(row.words()).map(|group| group.iter().map(|word| self.weight(word.term())).sum());
+        // One without groups is looked at by everybody.
+        weights.min().unwrap_or(usize::MAX >> 16)
+    }
+
+    /// What a row asks about each field, which it does once; the one for which the fewest ask first.
     fn groups<'w>(&self, words: &'w [Word]) -> Vec<Group<'w>> {
         let mut groups: Vec<Group<'_>> = Vec::with_capacity(4);
         for words in all_groups(words) {
             let Some(field) = self.terms.field(words[0].term()) else { continue };
             let weight = words.iter().map(|word| self.weight(word.term())).sum();
-            let group = Group { weight, field, words };
-            match groups.iter_mut().find(|other| other.field == field) {
-                Some(other) if weight < other.weight => *other = group,
-                Some(_) => {}
-                None => groups.push(group),
-            }
+            groups.push(Group { weight, field, words });
         }
         groups.sort_unstable_by_key(|group| (group.weight, group.field));
         groups

@@ -7,16 +7,17 @@ use super::{
     term::{Field, Word},
 };
 
-/// Calls for every row of which each group and no refused value hits, in order; at most so many are filed under values
-/// that the connection has. False, without calls, where it has too many values.
-pub(crate) fn each_candidate(asked: &Asked<'_>, filed: usize, mut call: impl FnMut(u32)) -> bool {
+/// Calls for every row of which each group and no refused value hits, in order of blocks; at most so many are filed under
+/// values that the connection has. Of rules whose clauses have rows of their own it calls for the last row, and says that
+/// the rule holds. False, without calls, where the connection has too many values.
+pub(crate) fn each_candidate(asked: &Asked<'_>, filed: usize, mut call: impl FnMut(u32, bool)) -> bool {
     // Where about every block has rows that are filed so, to look which costs more than it spares.
     each_of(asked, filed > asked.index.blocks().len() * SELDOM, &mut call)
 }
 
 /// The same, in all blocks or in those only where rows are filed under what the connection has.
 #[inline(never)] // its stack is large
-fn each_of(asked: &Asked<'_>, all: bool, call: &mut impl FnMut(u32)) -> bool {
+fn each_of(asked: &Asked<'_>, all: bool, call: &mut impl FnMut(u32, bool)) -> bool {
     let Some(mut cursors) = Cursors::new(asked) else {
         return false;
     };
@@ -29,12 +30,22 @@ fn each_of(asked: &Asked<'_>, all: bool, call: &mut impl FnMut(u32)) -> bool {
         if is_empty(&bits) {
             continue;
         }
+        let clauses = asked.index.clauses(block);
+        if let Some(clauses) = clauses {
+            // Of a rule that is found by one of its clauses the others are wanted too.
+            bits.iter_mut().zip(clauses.members()).for_each(|(bits, members)| *bits |= members);
+        }
         for cursor in cursors.refused.held() {
             cursor.take_from(&mut bits, block);
         }
-        if !is_empty(&bits) && cursors.keep_wanted(asked, &mut bits, block) {
-            each_bit(&bits, |at| call(block * BLOCK + at));
+        if is_empty(&bits) || !cursors.keep_wanted(asked, &mut bits, block) {
+            continue;
         }
+        if let Some(clauses) = clauses {
+            each_bit(&clauses.that_hold(&bits), |at| call(block * BLOCK + at, true));
+            bits.iter_mut().zip(clauses.members()).for_each(|(bits, members)| *bits &= !members);
+        }
+        each_bit(&bits, |at| call(block * BLOCK + at, false));
     }
     true
 }
@@ -206,10 +217,11 @@ mod tests {
             place: None,
             listed: Listed::new(&[], &|_| {}),
             last_rule: Cell::new(None),
+            words_left: Cell::new(0),
         };
         let [everywhere, where_filed] = [true, false].map(|all| {
             let mut rows = Vec::new();
-            assert!(each_of(&asked, all, &mut |row| rows.push(row)));
+            assert!(each_of(&asked, all, &mut |row, _| rows.push(row)));
             rows
         });
         let wanted = (0..50_000u16).filter(|i| i / 3 % 2 == 0 && (i % 5 == 0 || i % 2 == 0) && i % 7 != 0);

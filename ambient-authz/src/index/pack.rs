@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::{
-    all_groups,
-    term::{Field, Term, Word},
+    posting::BLOCK,
+    term::{Term, Word},
     terms::Terms,
     value::{Name, TextField},
 };
@@ -24,7 +24,9 @@ pub(crate) struct Way {
     words: Vec<Word>,
     /// How many words the groups are.
     wanted: usize,
-    /// Whether clauses are left out, so that the whole rule has to be asked as well.
+    /// A bit for each list of which it asks for something.
+    asks: u16,
+    /// Whether it is not all of its rule, which has to be asked as well.
     pub(crate) partial: bool,
 }
 
@@ -57,6 +59,7 @@ impl Way {
         let mut joined = Self {
             words: [wanted, also_wanted, refused, also_refused].concat(),
             wanted: self.wanted + other.wanted,
+            asks: self.asks | other.asks,
             partial: self.partial,
         };
         sort_from(&mut joined.words, joined.wanted);
@@ -74,14 +77,23 @@ fn sort_from(words: &mut Vec<Word>, place: usize) {
     }
 }
 
+/// What must be given for a rule to match.
+#[derive(Clone, Debug)]
+pub(crate) enum Ways {
+    /// One of these.
+    One(Vec<Way>),
+    /// Of each clause one.
+    OneOfEach(Vec<Vec<Way>>),
+}
+
 /// Packs rules; gives also the ways in which they can match, each with where its rule begins.
-pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Vec<(u32, Way)>) {
+pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Vec<(u32, Ways)>) {
     let mut words = Vec::with_capacity(rules.len() * 8);
     let mut ways = Vec::with_capacity(rules.len());
-    let mut clauses = Vec::new();
     for rule in rules {
         let begin = words.len() as u32;
         words.push(rule.clauses.len() as u32);
+        let mut clauses = Vec::with_capacity(rule.clauses.len());
         for clause in &rule.clauses {
             let matches = pack_clause(terms, clause, &mut words);
             // One without matches is true in any case.
@@ -89,7 +101,7 @@ pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Vec<(u32, 
                 clauses.push(matches);
             }
         }
-        ways_of(terms, &mut clauses, |way| ways.push((begin, way)));
+        ways.push((begin, ways_of(clauses)));
     }
     (words.into(), ways)
 }
@@ -121,6 +133,7 @@ fn pack_match(terms: &mut Terms, found: &Match, words: &mut Vec<u32>) -> Option<
         if list.is_negative() {
             way.refuse(of_list);
         } else {
+            way.asks |= 1 << list.0;
             way.want(of_list);
         }
     }
@@ -128,44 +141,33 @@ fn pack_match(terms: &mut Terms, found: &Match, words: &mut Vec<u32>) -> Option<
     (lists > 0).then_some(way)
 }
 
-/// Multiplies clauses out, as far as that stays small. Takes them all.
-fn ways_of(terms: &Terms, clauses: &mut Vec<Vec<Way>>, call: impl FnMut(Way)) {
-    if clauses.len() == 1 {
+/// Multiplies clauses out, if that stays small and no field is asked about twice.
+fn ways_of(mut clauses: Vec<Vec<Way>>) -> Ways {
+    if clauses.len() < 2 {
         // By far the most common case needs no copies.
-        return clauses.drain(..).flatten().for_each(call);
+        return Ways::One(clauses.pop().unwrap_or_else(|| vec![Way::default()]));
     }
+    let product = clauses.iter().fold(1usize, |product, clause| product.saturating_mul(clause.len()));
+    let mut asked = 0;
+    let apart = clauses.iter().all(|clause| {
+        let asks = clause.iter().fold(0, |asks, way| asks | way.asks);
+        let apart = asked & asks == 0;
+        asked |= asks;
+        apart
+    });
     // Of a clause that cannot be true the product is empty.
-    clauses.sort_by_key(Vec::len);
-    let mut ways = vec![Way::default()];
-    for clause in clauses.drain(..) {
-        if ways.len() > 1 && ways.len() * clause.len() > MOST_WAYS {
-            leave_out(terms, &clause, &mut ways);
-            continue;
-        }
-        ways = ways.iter().flat_map(|way| clause.iter().map(|other| way.joined(other))).collect();
+    let in_clauses = clauses.iter().map(Vec::len).sum::<usize>();
+    if product == 0 || (product <= MOST_WAYS.max(in_clauses) && apart) {
+        let product = |ways: Vec<Way>, clause: Vec<Way>| ways.iter().flat_map(|way| clause.iter().map(|other| way.joined(other))).collect();
+        return Ways::One(clauses.into_iter().reduce(product).unwrap_or_default());
     }
-    ways.into_iter().for_each(call);
-}
-
-/// Of a clause that is not multiplied out ways take what is true wherever it is: a field that all its matches ask about
-/// has one of the values that any of them asks for.
-fn leave_out(terms: &Terms, clause: &[Way], ways: &mut [Way]) {
-    ways.iter_mut().for_each(|way| way.partial = true);
-    for field in Field::ALL {
-        let of_field = |way: &Way| {
-            let mut groups = all_groups(&way.words).filter(|group| terms.field(group[0].term()) == Some(field));
-            groups.next().map(<[Word]>::to_vec)
-        };
-        let Some(groups) = clause.iter().map(of_field).collect::<Option<Vec<_>>>() else {
-            continue;
-        };
-        let mut any: Vec<_> = groups.iter().flatten().map(|word| word.term()).collect();
-        any.sort_unstable();
-        any.dedup();
-        if any.len() <= MOST_ANY {
-            ways.iter_mut().for_each(|way| way.want(any.iter().copied()));
-        }
+    if in_clauses <= MOST_IN_CLAUSES {
+        return Ways::OneOfEach(clauses);
     }
+    // Thousands of matches: what the shortest clause asks for finds the rule, and then all of it is asked.
+    let mut shortest = clauses.into_iter().min_by_key(Vec::len).unwrap_or_default();
+    shortest.iter_mut().for_each(|way| way.partial = true);
+    Ways::One(shortest)
 }
 
 /// Reads packed rules.
@@ -175,6 +177,11 @@ pub(crate) struct Reader<'a>(std::slice::Iter<'a, u32>);
 impl<'a> Reader<'a> {
     pub(crate) fn new(words: &'a [u32], begin: u32) -> Self {
         Self(words.get(begin as usize..).unwrap_or_default().iter())
+    }
+
+    /// How many words are not read yet.
+    pub(crate) fn words_left(&self) -> usize {
+        self.0.as_slice().len()
     }
 
     fn next(&mut self) -> u32 {
@@ -334,7 +341,7 @@ impl List {
 /// The number of a list fits the bits that its length leaves: a list of 2^27 values is none that memory holds.
 const LIST_SHIFT: u32 = 27;
 
-/// Rules of Kubernetes have some sources, some operations and a few conditions.
-const MOST_WAYS: usize = 64;
-/// Each way takes them all.
-const MOST_ANY: usize = 64;
+/// Rules of Kubernetes have some sources, some operations and a few conditions. More are fewer rows in clauses.
+const MOST_WAYS: usize = 16;
+/// The rows of a rule are in one block.
+const MOST_IN_CLAUSES: usize = BLOCK as usize;

@@ -269,6 +269,10 @@ pub(crate) fn set(bits: &mut Bits, at: u32) {
     bits[at as usize / 64] |= 1 << (at % 64);
 }
 
+pub(crate) fn is_set(bits: &Bits, at: u32) -> bool {
+    bits[at as usize / 64] >> (at % 64) & 1 == 1
+}
+
 pub(crate) fn each_bit(bits: &Bits, mut call: impl FnMut(u32)) {
     for (word, first) in bits.iter().zip((0u32..).step_by(64)) {
         let mut rest = *word;

@@ -28,6 +28,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) listed: Listed<'a>,
     /// The rule that was last asked as a whole, and whether it holds: its rows come one after the other.
     pub(crate) last_rule: Cell<Option<(u32, u32, bool)>>,
+    /// How many words of whole rules may still be read.
+    pub(crate) words_left: Cell<usize>,
 }
 
 /// An address, and the blocks that it lies in.
@@ -144,28 +146,35 @@ impl<const MOST: usize> Numbers<MOST> {
 }
 
 impl<'a> Asked<'a> {
-    /// Calls for every row that matches, at least once, in no order.
+    /// Calls for every row that matches, at least once, in no order. Of a rule whose clauses have rows of their own any of
+    /// them may stand for it.
     pub(crate) fn each_match(&self, wanted: impl Fn(Kind) -> bool, mut call: impl FnMut(&'a Row)) {
         let mut found = 0;
         let marks = self.marks();
+        self.words_left.set(MOST_WORDS);
         let mut look = |filed: &'a Filed| {
             if !filed.may_match(marks) {
                 return;
             }
             found += filed.len();
-            if found <= MOST_CANDIDATES {
+            if found <= MOST_CANDIDATES && self.words_left.get() > 0 {
                 self.look_at_all(filed, &wanted, &mut call);
             }
         };
         look(&self.index.terms.always);
         self.each_filed(look);
-        if found > MOST_CANDIDATES {
+        if found > MOST_CANDIDATES || self.words_left.get() == 0 {
             self.each_by_blocks(found, &wanted, &mut call);
         }
     }
 
     fn each_by_blocks(&self, found: usize, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
-        let done = blocks::each_candidate(self, found, |row| self.look_at(row, wanted, call));
+        self.words_left.set(usize::MAX);
+        let done = blocks::each_candidate(self, found, |row, holds| match self.index.row(row) {
+            Some(row) if holds && wanted(row.kind) => call(row),
+            Some(_) if holds => {}
+            _ => self.look_at(row, wanted, call),
+        });
         if !done {
             // A peer with more names, in more blocks, than there is room for: one by one.
             self.look_at_all(&self.index.terms.always, wanted, call);
@@ -238,8 +247,16 @@ impl<'a> Asked<'a> {
         {
             return holds;
         }
-        let entry = self.index.entry(row.entry);
-        let holds = entry.is_some_and(|entry| Reader::new(&entry.words, row.rule).rule_holds(&|term| self.hits(term)));
+        let left = self.words_left.get();
+        if left == 0 {
+            // It will be asked again, in another way.
+            return false;
+        }
+        let Some(entry) = self.index.entry(row.entry) else { return false };
+        let mut reader = Reader::new(&entry.words, row.rule);
+        let before = reader.words_left();
+        let holds = reader.rule_holds(&|term| self.hits(term));
+        self.words_left.set(left.saturating_sub(before - reader.words_left()));
         self.last_rule.set(Some((row.entry, row.rule, holds)));
         holds
     }
@@ -351,6 +368,8 @@ impl<'a> Rows<'a> {
 pub(crate) const CHAINS: usize = NAME_CHAINS + 2;
 /// One by one these cost some microseconds; more are cheaper in blocks.
 const MOST_CANDIDATES: usize = 256;
+/// Of whole rules so many words are read in some ten microseconds.
+const MOST_WORDS: usize = 4096;
 /// Of IPv6 an address lies in no more, unless the same block is written in several ways.
 const MOST_BLOCKS: usize = 130;
 /// A workload lists some policies.

@@ -114,7 +114,7 @@ fn rule(random: &mut Random, shape: Shape) -> Rule {
 fn clause(random: &mut Random, shape: Shape) -> Clause {
     let matches = match random.below(24) {
         0 => 0,
-        // Two of these are more than are multiplied out.
+        // With others these are not multiplied out.
         1 | 2 => 9,
         3..7 => 2,
         _ => 1,
@@ -206,7 +206,7 @@ pub(crate) fn ends(random: &mut Random) -> Ends {
 
 const NAMESPACES: [&str; 4] = ["a", "prod", "production", "root"];
 
-const TEXTS: [&str; 16] = [
+const TEXTS: [&str; 23] = [
     "",
     "a",
     "prod",
@@ -222,10 +222,17 @@ const TEXTS: [&str; 16] = [
     "x",
     "uction/sa/y",
     "td2/ns/",
+    "td/",
+    "td/ns/",
+    "td/ns/production",
+    "td/ns/production/sa/",
+    "/x",
+    "prod/sa/x",
+    "pr",
     "td/ns/production/sa/not-x and more",
 ];
 
-const BLOCKS: [&str; 14] = [
+const BLOCKS: [&str; 20] = [
     "10.0.0.0/8",
     "10.0.0.1/32",
     "10.0.0.2/32",
@@ -240,4 +247,10 @@ const BLOCKS: [&str; 14] = [
     "2001:db8::/32",
     "::ffff:10.0.0.0/104",
     "192.0.2.0/31",
+    "10.0.0.0/9",
+    "10.0.0.0/16",
+    "10.0.0.0/24",
+    "10.0.0.0/31",
+    "fd00::/16",
+    "fd00::/64",
 ];
