@@ -46,6 +46,7 @@ pub mod plan;
 pub mod pods;
 mod render;
 mod seam;
+pub mod zds;
 
 pub use enrolment::{Config, Enrolment, ExistingConnections, HandOver, HandOverError, KeptConnections};
 pub use seam::{Announce, BoxFuture, Drained, PodSpec, Proxy, ProxyError};

@@ -9,6 +9,7 @@ mod own;
 mod preflight;
 mod proof;
 mod rules;
+mod seqpacket;
 mod sockets;
 mod told;
 
@@ -19,5 +20,6 @@ pub use preflight::{PreflightError, preflight};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Difference, Inside, Mark, Owner};
+pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
 pub use sockets::{Sockets, cut_when_dropped, original_destination};
 pub(crate) use told::Told;

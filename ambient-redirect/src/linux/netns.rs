@@ -102,6 +102,34 @@ impl Netns {
         })
     }
 
+    /// A namespace that somebody has passed as a descriptor; its path is told as what the kernel calls it.
+    ///
+    /// # Errors
+    /// [`NetnsError::NotOne`] for a descriptor of anything but a network namespace.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetnsError> {
+        let file = std::fs::File::from(fd);
+        let failed = |source| NetnsError::Open {
+            path: "a descriptor".into(),
+            source,
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        let id = NetnsId {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        };
+        match super::option::is_network_namespace(file.as_fd()) {
+            true => Ok(Self {
+                fd: file.into(),
+                id,
+                path: id.to_string().into(),
+                own: Arc::default(),
+            }),
+            false => Err(NetnsError::NotOne {
+                path: "a descriptor".into(),
+            }),
+        }
+    }
+
     /// The namespace that the calling thread is in.
     ///
     /// # Errors

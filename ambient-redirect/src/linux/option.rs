@@ -1,4 +1,4 @@
-//! The socket options that no safe crate in use offers, and what a socket is listed by.
+//! The calls that no safe crate in use offers, and what a socket is listed by.
 
 use std::{
     io,
@@ -25,4 +25,13 @@ pub(crate) fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int,
 pub(crate) fn inode(socket: BorrowedFd<'_>) -> io::Result<u32> {
     // Socket diagnostics have 32 bits for it, as the kernel's counter has.
     Ok(rustix::fs::fstat(socket)?.st_ino as u32)
+}
+
+/// Whether a descriptor is one of a network namespace's.
+#[allow(unsafe_code, reason = "an ioctl without an argument")]
+pub(crate) fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: the descriptor is open for the length of the borrow, and the request, which has no argument, changes nothing;
+    // files that are no namespaces answer it with an error.
+    let kind = unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE as libc::Ioctl) };
+    kind == libc::CLONE_NEWNET
 }

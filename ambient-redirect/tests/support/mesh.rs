@@ -255,18 +255,23 @@ impl Running {
     fn with(config: Config, log: &Log, apart: bool) -> Self {
         let sockets = Sockets::new().unwrap();
         let proxy = TellingProxy::with(&sockets, log, apart);
+        Self::start_both(config, log, sockets, proxy.clone(), proxy)
+    }
+
+    /// Another proxy is asked; the telling one serves nothing of itself.
+    #[allow(dead_code, reason = "of one test alone")]
+    pub(crate) fn start_with(config: Config, log: &Log, asked: Arc<dyn Proxy>) -> Self {
+        let sockets = Sockets::new().unwrap();
+        let proxy = TellingProxy::with(&sockets, log, false);
+        Self::start_both(config, log, sockets, proxy, asked)
+    }
+
+    fn start_both(config: Config, log: &Log, sockets: Sockets, proxy: Arc<TellingProxy>, asked: Arc<dyn Proxy>) -> Self {
         let announcements = Arc::new(Announcements {
             log: log.clone(),
             namespaces: Mutex::default(),
         });
-        let enrolment = Enrolment::new(
-            config,
-            sockets,
-            proxy.clone(),
-            announcements.clone(),
-            Arc::new(Observed(log.clone())),
-        )
-        .unwrap();
+        let enrolment = Enrolment::new(config, sockets, asked, announcements.clone(), Arc::new(Observed(log.clone()))).unwrap();
         let states = enrolment.states();
         let (desired, receiver) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();

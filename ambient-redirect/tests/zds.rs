@@ -1,0 +1,689 @@
+//! ZDS over real sockets, with real namespaces: both ends against each other, and each against peers that misbehave.
+#![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
+
+#[path = "support/mesh.rs"]
+#[allow(dead_code, reason = "another test needs more of it")]
+mod mesh;
+#[path = "support/node.rs"]
+#[allow(dead_code, reason = "another test needs more of it")]
+mod node;
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use ambient_core::PodUid;
+use ambient_redirect::{
+    BoxFuture, PodSpec, Proxy, ProxyError,
+    linux::{Netns, SeqPacket, SeqPacketListener},
+    plan::Options,
+    zds::{
+        Allowed, Client, ClientConfig, Server, ServerConfig, agent,
+        wire::{Ack, Hello, Request, WorkloadInfo},
+        workloads::Readiness,
+    },
+};
+use ambient_testkit::{
+    World,
+    harness::{self, Outcome},
+};
+use mesh::{Log, Running};
+use node::{Node, spec};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+fn main() -> ExitCode {
+    harness::main(&[
+        ("an_enrolment_drives_a_proxy_of_others", an_enrolment_drives_a_proxy_of_others),
+        ("an_agents_restart_ends_nothing", an_agents_restart_ends_nothing),
+        ("a_proxys_restart_is_told_all", a_proxys_restart_is_told_all),
+        ("an_upgrade_hands_over_and_falls_back", an_upgrade_hands_over_and_falls_back),
+        ("without_a_proxy_it_is_said_so", without_a_proxy_it_is_said_so),
+        ("a_refusal_is_passed_on", a_refusal_is_passed_on),
+        (
+            "a_proxy_that_errs_loses_its_connection_alone",
+            a_proxy_that_errs_loses_its_connection_alone,
+        ),
+        (
+            "an_agent_that_errs_loses_its_connection_alone",
+            an_agent_that_errs_loses_its_connection_alone,
+        ),
+        ("what_hangs_is_let_go", what_hangs_is_let_go),
+        ("strangers_are_refused_at_both_ends", strangers_are_refused_at_both_ends),
+        ("only_a_dead_socket_of_ours_is_replaced", only_a_dead_socket_of_ours_is_replaced),
+        (
+            "a_packets_descriptors_are_never_lost_or_leaked",
+            a_packets_descriptors_are_never_lost_or_leaked,
+        ),
+    ])
+}
+
+/// Serves nothing, and remembers what it was asked.
+struct Recorder {
+    name: &'static str,
+    log: Log,
+    refuses: Option<&'static str>,
+}
+
+impl Recorder {
+    fn new(name: &'static str, log: &Log) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            log: log.clone(),
+            refuses: None,
+        })
+    }
+}
+
+impl Proxy for Recorder {
+    fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
+        Box::pin(async move {
+            let who = format!("{}/{} as {}", pod.namespace, pod.name, pod.service_account);
+            self.log.push(format!("{} add {} {who} in {}", self.name, pod.uid, namespace.id()));
+            self.refuses.map_or(Ok(()), |why| {
+                Err(ProxyError {
+                    what: "listening on port 15001".into(),
+                    source: io::Error::other(why),
+                })
+            })
+        })
+    }
+
+    fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move { self.log.push(format!("{} cut {uid}", self.name)) })
+    }
+
+    fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move { self.log.push(format!("{} remove {uid}", self.name)) })
+    }
+}
+
+fn path(world: &World) -> PathBuf {
+    world.netns_dir().with_file_name("zds.sock")
+}
+
+fn quick() -> agent::Timing {
+    agent::Timing {
+        hello: Duration::from_millis(300),
+        ack: Duration::from_millis(700),
+        again: Duration::from_millis(200),
+        grace: Duration::from_secs(2),
+    }
+}
+
+fn server(world: &World) -> (Arc<Server>, JoinHandle<()>) {
+    let mut config = ServerConfig::new(path(world), Options::default());
+    (config.timing, config.patience) = (quick(), Duration::from_secs(3));
+    let server = Server::bind(config).unwrap();
+    let running = server.clone();
+    (server, tokio::spawn(async move { running.run().await }))
+}
+
+fn client(world: &World, proxy: Arc<dyn Proxy>) -> (JoinHandle<()>, tokio::sync::watch::Receiver<ambient_redirect::zds::ClientState>) {
+    let mut config = ClientConfig::new(path(world));
+    config.pause_most = Duration::from_millis(100);
+    let client = Client::new(config);
+    let state = client.state();
+    (tokio::spawn(client.run(proxy)), state)
+}
+
+async fn until(what: &str, mut is: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if is() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("waited for {what} in vain");
+}
+
+async fn until_ready(state: &mut tokio::sync::watch::Receiver<ambient_redirect::zds::ClientState>) {
+    let ready = timeout(Duration::from_secs(10), state.wait_for(|state| state.readiness == Readiness::Ready))
+        .await
+        .is_ok();
+    assert!(ready, "{:?}", state.borrow());
+}
+
+fn expect(server: &Server, uids: &[&str]) {
+    server.expect(uids.iter().map(|uid| PodUid::from(*uid)).collect());
+}
+
+fn an_enrolment_drives_a_proxy_of_others(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let a = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let log = Log::default();
+        let (server, serving) = server(world);
+        let mut running = Running::start_with(node.config(), &log, server.clone());
+        let following = {
+            let (server, desired, states) = (server.clone(), running.desired.subscribe(), running.states.clone());
+            tokio::spawn(async move { server.follow(desired, states).await })
+        };
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        // The proxy comes later than the pod.
+        sleep(Duration::from_millis(100)).await;
+        let (proxy, mut state) = client(world, running.proxy.clone());
+        running.until_in(&["a"]).await;
+        until_ready(&mut state).await;
+        assert_eq!(log.count("add a"), 1);
+        let stream = connect(&a, "198.51.100.7:80").await;
+        assert_eq!(stream, "out 198.51.100.7:80 from 10.0.0.2");
+
+        running.want(&[]);
+        running.until("release", |states| states.is_empty()).await;
+        let lines = log.lines();
+        let at = |line: &str| {
+            lines
+                .iter()
+                .position(|l| l.starts_with(line))
+                .unwrap_or_else(|| panic!("no {line} in {lines:#?}"))
+        };
+        assert!(at("withdrawn a") < at("cut a with rules"), "{lines:#?}");
+        assert!(at("cut a with rules") < at("remove a"), "{lines:#?}");
+        running.stop().await;
+        timeout(Duration::from_secs(5), following).await.unwrap().unwrap();
+        proxy.abort();
+        serving.abort();
+    })
+}
+
+async fn connect(from: &Arc<Netns>, to: &str) -> String {
+    use std::io::Read as _;
+    let (from, to) = (from.clone(), to.parse().unwrap());
+    let asked = tokio::task::spawn_blocking(move || {
+        from.run(|| {
+            let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut told = String::new();
+            stream.read_to_string(&mut told).unwrap();
+            told
+        })
+        .unwrap()
+    });
+    asked.await.unwrap()
+}
+
+fn an_agents_restart_ends_nothing(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    node.run(async {
+        let log = Log::default();
+        let (first, serving) = server(world);
+        expect(&first, &["a", "b"]);
+        let (proxy, mut state) = client(world, Recorder::new("p", &log));
+        first.add(&spec("a", &[]), a.clone()).await.unwrap();
+        first.add(&spec("b", &[]), b).await.unwrap();
+        until_ready(&mut state).await;
+        assert_eq!(state.borrow().served, 2);
+        serving.abort();
+        let _ = serving.await;
+        drop(first);
+        until("the connection's end", || state.borrow().readiness == Readiness::Alone).await;
+        assert!(state.borrow().trouble.is_some());
+
+        // The next knows of both pods, and for longer than the grace of one's namespace only.
+        let (second, serving) = server(world);
+        expect(&second, &["a", "b"]);
+        second.add(&spec("a", &[]), a).await.unwrap();
+        until_ready(&mut state).await;
+        assert_eq!(state.borrow().served, 2);
+        let all = log.lines();
+        assert_eq!(
+            all.iter().filter(|line| line.contains("add")).count(),
+            2,
+            "what is served is not served anew: {all:#?}"
+        );
+        assert!(!all.iter().any(|line| line.contains("remove")), "{all:#?}");
+
+        // What it was told to keep it can be told to let go.
+        second.remove(&"b".into()).await;
+        assert_eq!(log.count("p remove b"), 1);
+        // What a third does not know of goes with its snapshot.
+        serving.abort();
+        let _ = serving.await;
+        drop(second);
+        let (third, serving) = server(world);
+        expect(&third, &[]);
+        log_has(&log, "p remove a").await;
+        assert!(log.lines().iter().any(|line| line == "p cut a"), "what is open is cut first");
+        until_ready(&mut state).await;
+        drop(third);
+        serving.abort();
+        proxy.abort();
+    })
+}
+
+async fn log_has(log: &Log, line: &str) {
+    until(line, || log.count(line) > 0).await;
+}
+
+fn a_proxys_restart_is_told_all(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let a = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let log = Log::default();
+        let (server, serving) = server(world);
+        expect(&server, &["a"]);
+        let (proxy, mut state) = client(world, Recorder::new("p", &log));
+        server.add(&spec("a", &[]), a.clone()).await.unwrap();
+        until_ready(&mut state).await;
+        let id = a.id();
+        assert_eq!(log.lines(), [format!("p add a shop/pod-of-a as default in {id}")]);
+        proxy.abort();
+        let _ = proxy.await;
+        until("the server's notice", || server.proxies().borrow().is_empty()).await;
+        let (proxy, mut state) = client(world, Recorder::new("q", &log));
+        until_ready(&mut state).await;
+        assert_eq!(log.count(&format!("q add a shop/pod-of-a as default in {id}")), 1);
+        until("the last answer", || {
+            server.proxies().borrow().iter().all(|proxy| proxy.state.synced)
+        })
+        .await;
+        let proxies = server.proxies().borrow().clone();
+        assert_eq!(proxies.len(), 1);
+        assert_eq!(proxies[0].state.served, 1, "{proxies:?}");
+        assert_eq!(proxies[0].peer.pid, Some(std::process::id()));
+        proxy.abort();
+        serving.abort();
+    })
+}
+
+fn an_upgrade_hands_over_and_falls_back(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    node.run(async {
+        let log = Log::default();
+        let (server, serving) = server(world);
+        expect(&server, &["a"]);
+        let (old, mut old_state) = client(world, Recorder::new("old", &log));
+        server.add(&spec("a", &[]), a).await.unwrap();
+        until_ready(&mut old_state).await;
+        let (new, mut new_state) = client(world, Recorder::new("new", &log));
+        until_ready(&mut new_state).await;
+        assert_eq!(log.count("new add a"), 1, "each is told of every pod at its beginning");
+        expect(&server, &["a", "b"]);
+        server.add(&spec("b", &[]), b).await.unwrap();
+        assert_eq!(
+            (log.count("new add b"), log.count("old add b")),
+            (1, 0),
+            "a new pod is the newest proxy's"
+        );
+        server.remove(&"a".into()).await;
+        assert_eq!((log.count("new remove a"), log.count("old remove a")), (1, 1), "all let go");
+        // The upgrade is taken back.
+        new.abort();
+        log_has(&log, "old add b").await;
+        until_ready(&mut old_state).await;
+        old.abort();
+        serving.abort();
+    })
+}
+
+fn without_a_proxy_it_is_said_so(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let a = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut config = ServerConfig::new(path(world), Options::default());
+        config.patience = Duration::from_millis(200);
+        let server = Server::bind(config).unwrap();
+        let running = server.clone();
+        let serving = tokio::spawn(async move { running.run().await });
+        expect(&server, &["a"]);
+        let error = server.add(&spec("a", &[]), a.clone()).await.unwrap_err().to_string();
+        let path = path(world);
+        assert!(error.contains(&format!("no proxy is connected at {}", path.display())), "{error}");
+        assert!(error.contains("INPOD_UDS"), "{error}");
+        // Nor does anything hang: nobody serves it, so it is removed at once.
+        timeout(Duration::from_secs(1), server.remove(&"a".into())).await.unwrap();
+        let long = PodSpec {
+            name: "n".repeat(1100).into(),
+            ..spec("a", &[])
+        };
+        let error = server.add(&long, a).await.unwrap_err().to_string();
+        assert!(error.contains("too long for a packet"), "{error}");
+        serving.abort();
+    })
+}
+
+fn a_refusal_is_passed_on(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    node.run(async {
+        let log = Log::default();
+        let (server, serving) = server(world);
+        expect(&server, &["a"]);
+        let refusing = Arc::new(Recorder {
+            refuses: Some("Address in use"),
+            ..Recorder {
+                name: "p",
+                log: log.clone(),
+                refuses: None,
+            }
+        });
+        let (proxy, state) = client(world, refusing);
+        let error = server.add(&spec("a", &[]), a).await.unwrap_err().to_string();
+        assert!(
+            error.contains("the proxy refuses it: listening on port 15001: Address in use"),
+            "{error}"
+        );
+        // The connection goes on, the next is asked, the first is asked again, and the proxy is not ready.
+        let error = server.add(&spec("b", &[]), b).await.unwrap_err().to_string();
+        assert!(error.contains("Address in use"), "{error}");
+        until("another attempt", || log.count("p add a") >= 2).await;
+        until("what is pending to be told", || match &state.borrow().readiness {
+            Readiness::Pending(pods, 2) => pods.iter().all(|(_, why)| why.contains("Address in use")),
+            _ => false,
+        })
+        .await;
+        assert_eq!(server.proxies().borrow()[0].state.refused.len(), 2);
+        server.remove(&"a".into()).await;
+        proxy.abort();
+        serving.abort();
+    })
+}
+
+async fn hello(world: &World) -> SeqPacket {
+    let link = SeqPacket::connect(&path(world)).unwrap();
+    link.send(&Hello { version: 1 }.encode(), None).await.unwrap();
+    link
+}
+
+/// Receives until the other end closes.
+async fn closes(link: &SeqPacket) {
+    timeout(Duration::from_secs(5), async {
+        while let Ok(Some(_)) = link.receive(4096).await {}
+    })
+    .await
+    .expect("the connection stays");
+}
+
+fn a_proxy_that_errs_loses_its_connection_alone(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let a = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let log = Log::default();
+        let (server, serving) = server(world);
+        expect(&server, &["a"]);
+        let (proxy, mut state) = client(world, Recorder::new("p", &log));
+        server.add(&spec("a", &[]), a).await.unwrap();
+        until_ready(&mut state).await;
+
+        let file = File::open("/dev/null").unwrap();
+        let (ack, garbage) = (Ack::well().encode(), b"\x0a\xff".to_vec());
+        let cases: [(&str, &[u8], Option<BorrowedFd<'_>>, bool); 6] = [
+            ("another version", &Hello { version: 2 }.encode(), None, false),
+            ("no version", b"\x10\x01", None, false),
+            ("no greeting", &garbage, None, false),
+            ("garbage for an answer", &garbage, None, true),
+            ("an answer with a descriptor", &ack, Some(file.as_fd()), true),
+            ("a longer answer than any", &[0x0a; 20_000], None, true),
+        ];
+        for (what, packet, descriptor, greets) in cases {
+            let link = SeqPacket::connect(&path(world)).unwrap();
+            if greets {
+                link.send(&Hello { version: 1 }.encode(), None).await.unwrap();
+                // The pod, of which each is told.
+                let told = link.receive(4096).await.unwrap().unwrap();
+                assert_eq!(told.descriptors.len(), 1);
+                assert!(matches!(Request::decode(&told.bytes), Ok(Request::Add { .. })), "{what}");
+            }
+            link.send(packet, descriptor).await.unwrap();
+            closes(&link).await;
+            assert_eq!(state.borrow().readiness, Readiness::Ready, "{what}");
+        }
+        // An answer that nothing was asked for.
+        let link = hello(world).await;
+        for _ in 0..2 {
+            link.receive(4096).await.unwrap().unwrap();
+            link.send(&ack, None).await.unwrap();
+        }
+        link.send(&ack, None).await.unwrap();
+        closes(&link).await;
+        until("one proxy", || server.proxies().borrow().len() == 1).await;
+        assert_eq!(
+            log.lines().len(),
+            1,
+            "the other proxy has heard nothing of all that: {:#?}",
+            log.lines()
+        );
+        proxy.abort();
+        serving.abort();
+    })
+}
+
+/// An agent's end of a connection, by hand.
+async fn accept(listener: &SeqPacketListener) -> SeqPacket {
+    let link = timeout(Duration::from_secs(10), listener.accept()).await.unwrap().unwrap();
+    let greeting = link.receive(1024).await.unwrap().unwrap();
+    assert_eq!(greeting.bytes, [0x08, 0x01]);
+    link
+}
+
+async fn ask(link: &SeqPacket, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> String {
+    link.send(packet, descriptor).await.unwrap();
+    let answer = timeout(Duration::from_secs(10), link.receive(1024)).await.unwrap().unwrap();
+    Ack::decode(&answer.expect("an answer").bytes).unwrap().error
+}
+
+fn add(uid: &str) -> Vec<u8> {
+    let info = WorkloadInfo {
+        name: "web".into(),
+        namespace: "shop".into(),
+        service_account: "sa".into(),
+    };
+    Request::Add {
+        uid: uid.into(),
+        info: Some(info),
+    }
+    .encode()
+}
+
+fn an_agent_that_errs_loses_its_connection_alone(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    node.run(async {
+        let log = Log::default();
+        let listener = SeqPacketListener::bind(&path(world)).unwrap();
+        let (proxy, mut state) = client(world, Recorder::new("p", &log));
+        let link = accept(&listener).await;
+        assert_eq!(ask(&link, &add("a"), Some(a.as_fd())).await, "");
+        assert_eq!(ask(&link, &add("a"), Some(a.as_fd())).await, "", "again is as good as once");
+        assert_eq!(ask(&link, &Request::SnapshotSent.encode(), None).await, "");
+        until_ready(&mut state).await;
+        // Two pods in one namespace: the first keeps it.
+        let refused = ask(&link, &add("b"), Some(a.as_fd())).await;
+        assert!(refused.contains("that of pod a"), "{refused}");
+        assert_eq!(ask(&link, &add("b"), Some(b.as_fd())).await, "");
+        assert_eq!(ask(&link, &Request::Del { uid: "b".into() }.encode(), None).await, "");
+        assert_eq!(log.count("p remove b"), 1);
+        drop(link);
+
+        let keep = Request::Keep { uid: "a".into() }.encode();
+        let no_info = Request::Add {
+            uid: "b".into(),
+            info: None,
+        }
+        .encode();
+        let (file, own) = (File::open("/dev/null").unwrap(), File::open("/proc/self/ns/mnt").unwrap());
+        let snapshot = Request::SnapshotSent.encode();
+        let cases: [(&str, Vec<u8>, Option<BorrowedFd<'_>>, &str); 9] = [
+            ("garbage", b"\x0a\xff".to_vec(), None, "not understood"),
+            ("an unknown message", b"\x42\x00".to_vec(), None, "not understood"),
+            ("no descriptor", add("b"), None, "no network namespace for pod b"),
+            ("a file", add("b"), Some(file.as_fd()), "no network namespace"),
+            ("another namespace", add("b"), Some(own.as_fd()), "no network namespace"),
+            ("nobody's name", no_info, Some(b.as_fd()), "no Kubernetes namespace"),
+            ("a descriptor too many", keep.clone(), Some(b.as_fd()), "1 descriptors"),
+            ("a second snapshot", snapshot.clone(), None, "after the snapshot's end"),
+            ("a late keep", keep.clone(), None, "after the snapshot's end"),
+        ];
+        for (what, packet, descriptor, says) in cases {
+            let link = accept(&listener).await;
+            assert_eq!(ask(&link, &keep, None).await, "", "{what}");
+            if says.contains("after") {
+                assert_eq!(ask(&link, &snapshot, None).await, "", "{what}");
+            }
+            let refused = ask(&link, &packet, descriptor).await;
+            assert!(refused.contains(says), "{what}: {refused}");
+            closes(&link).await;
+        }
+        // Longer than any request.
+        let link = accept(&listener).await;
+        link.send(&[0x0a; 5000], None).await.unwrap();
+        closes(&link).await;
+        assert_eq!(state.borrow().served, 1, "what is served is served still");
+        let link = accept(&listener).await;
+        assert_eq!(ask(&link, &keep, None).await, "");
+        assert_eq!(ask(&link, &snapshot, None).await, "");
+        until_ready(&mut state).await;
+        let expected = ["p add a", "p add b", "p cut b", "p remove b"];
+        let lines = log.lines();
+        assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+        assert!(
+            lines.iter().zip(expected).all(|(line, expected)| line.starts_with(expected)),
+            "{lines:#?}"
+        );
+        // Another namespace for a pod is where it is from then on.
+        assert_eq!(ask(&link, &add("a"), Some(b.as_fd())).await, "");
+        assert!(log.lines().last().unwrap().ends_with(&b.id().to_string()));
+        proxy.abort();
+    })
+}
+
+fn what_hangs_is_let_go(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    node.run(async {
+        let log = Log::default();
+        let (server, serving) = server(world);
+        expect(&server, &["a", "b"]);
+        let silent = SeqPacket::connect(&path(world)).unwrap();
+        let hanging = hello(world).await;
+        let more = timeout(Duration::from_millis(100), hanging.receive(1024)).await;
+        assert!(more.is_err(), "something has come before anything is wanted");
+        closes(&silent).await;
+        // It is told of a pod and does not answer; then it does, too late.
+        let adding = {
+            let (server, a) = (server.clone(), a.clone());
+            tokio::spawn(async move { server.add(&spec("a", &[]), a).await })
+        };
+        let told = hanging.receive(1024).await.unwrap().unwrap();
+        assert!(matches!(Request::decode(&told.bytes), Ok(Request::Add { .. })));
+        closes(&hanging).await;
+        let _ = hanging.send(&Ack::well().encode(), None).await;
+        let (proxy, mut state) = client(world, Recorder::new("p", &log));
+        adding.await.unwrap().expect("the next proxy's answer is as good");
+        server.add(&spec("b", &[]), b).await.unwrap();
+        until_ready(&mut state).await;
+        assert_eq!(log.lines().len(), 2);
+        proxy.abort();
+        serving.abort();
+    })
+}
+
+fn strangers_are_refused_at_both_ends(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    node.run(async {
+        let nobody = Allowed(BTreeSet::from([4242]));
+        let mut config = ServerConfig::new(path(world), Options::default());
+        config.allowed = nobody.clone();
+        let server = Server::bind(config).unwrap();
+        let running = server.clone();
+        let serving = tokio::spawn(async move { running.run().await });
+        expect(&server, &[]);
+        let link = SeqPacket::connect(&path(world)).unwrap();
+        let _ = link.send(&Hello { version: 1 }.encode(), None).await;
+        closes(&link).await;
+        assert!(server.proxies().borrow().is_empty());
+        serving.abort();
+
+        let mut config = ClientConfig::new(path(world));
+        config.allowed = nobody;
+        let client = Client::new(config);
+        let state = client.state();
+        let log = Log::default();
+        let proxy = tokio::spawn(client.run(Recorder::new("p", &log)));
+        until("a complaint", || {
+            state.borrow().trouble.as_ref().is_some_and(|t| t.contains("is not believed"))
+        })
+        .await;
+        assert_eq!(state.borrow().readiness, Readiness::Alone);
+        proxy.abort();
+    })
+}
+
+fn only_a_dead_socket_of_ours_is_replaced(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    node.run(async {
+        let path = path(world);
+        std::fs::write(&path, "something").unwrap();
+        let bind = || Server::bind(ServerConfig::new(&path, Options::default()));
+        let error = bind().unwrap_err().to_string();
+        assert!(
+            error.contains("no socket") && error.contains(&path.display().to_string()),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "something");
+        std::fs::remove_file(&path).unwrap();
+
+        let first = bind().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = bind().unwrap_err().to_string();
+        assert!(error.contains("somebody listens there"), "{error}");
+        // A dead one, as a killed process leaves it.
+        let dead = path.with_file_name("dead.sock");
+        std::fs::rename(&path, &dead).unwrap();
+        drop(first);
+        std::fs::rename(&dead, &path).unwrap();
+        let second = bind().unwrap();
+        drop(second);
+        assert!(!path.exists(), "it takes its path along");
+    })
+}
+
+fn a_packets_descriptors_are_never_lost_or_leaked(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    node.run(async {
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let path = path(world);
+        let listener = SeqPacketListener::bind(&path).unwrap();
+        let ours = SeqPacket::connect(&path).unwrap();
+        let theirs = listener.accept().await.unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let before = open();
+        for bytes in [10, 2000] {
+            ours.send(&vec![1; bytes], Some(file.as_fd())).await.unwrap();
+            let received = theirs.receive(1024).await;
+            match bytes {
+                10 => {
+                    let packet = received.unwrap().unwrap();
+                    assert_eq!((packet.bytes.len(), packet.descriptors.len()), (10, 1));
+                    let flags = closes_on_exec(&packet.descriptors[0]);
+                    assert!(flags, "closed on exec");
+                }
+                _ => assert!(received.unwrap_err().to_string().contains("more than 1024 bytes")),
+            }
+        }
+        assert_eq!(open(), before, "also those of a packet that was cut off are closed");
+    })
+}
+
+/// Whether a descriptor is closed on exec.
+fn closes_on_exec(fd: &impl AsFd) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    u32::from_str_radix(flags.trim(), 8).unwrap() & 0o2_000_000 != 0
+}

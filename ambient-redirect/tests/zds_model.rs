@@ -1,0 +1,638 @@
+//! Both ends of ZDS against each other, in every order in which things can happen up to a depth, and in long random ones.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Instant,
+};
+
+use ambient_core::PodUid;
+use ambient_redirect::{
+    linux::NetnsId,
+    zds::{
+        agent::{self, Agent, ProxyId, Ticket},
+        wire::{Request, WorkloadInfo},
+        workloads::{self, Given, Readiness, Workloads},
+    },
+};
+use proptest::prelude::*;
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// A pod is to be served, in a namespace.
+    Want(usize, u64),
+    /// One of its listeners was found missing.
+    WantAnew(usize),
+    Unwant(usize),
+    /// The agent's process is another one, that has not been told of any pod yet.
+    RestartAgent,
+    /// A pod that it was told of before is told to the new one.
+    Remember(usize),
+    /// A proxy without a connection connects.
+    Connect(usize),
+    /// A packet arrives.
+    ToProxy(usize),
+    ToAgent(usize),
+    /// An answer is not given.
+    Lose(usize),
+    /// A proxy's connection breaks; the agent does not know yet.
+    Break(usize),
+    /// The agent sees that the oldest broken connection is one.
+    Notice,
+    /// What a proxy does ends, well or not.
+    Finish(usize, bool),
+    /// A proxy's process is another one.
+    Kill(usize),
+    /// So much time passes that something is due.
+    Pass,
+}
+
+#[derive(Clone, Debug)]
+struct World {
+    now: Instant,
+    agent: Agent<u64>,
+    desired: BTreeMap<usize, u64>,
+    /// The pods that the agent's process has been told of.
+    told: BTreeSet<usize>,
+    tickets: BTreeSet<Ticket>,
+    /// When what is wanted of a pod was last another than before.
+    touched: BTreeMap<PodUid, u64>,
+    connections: Vec<Connection>,
+    proxies: Vec<Proxy>,
+    serial: u64,
+    history: Vec<Event>,
+}
+
+/// A connection as the agent has it.
+#[derive(Clone, Debug)]
+struct Connection {
+    id: ProxyId,
+    /// Whose, unless it is broken.
+    proxy: Option<usize>,
+    /// The request that no answer has come for.
+    outstanding: Option<u64>,
+    /// When it was last asked to serve a pod, and where.
+    added: BTreeMap<PodUid, (u64, u64)>,
+    /// Whom it was told to keep.
+    kept: BTreeSet<PodUid>,
+    /// Whom it was told to let go before the snapshot's end, and where it may be until then.
+    unlisted: BTreeMap<PodUid, u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Proxy {
+    workloads: Workloads<u64>,
+    connection: Option<ProxyId>,
+    to_proxy: VecDeque<(Vec<u8>, Option<u64>, u64)>,
+    /// What it sends, and the request that it answers.
+    to_agent: VecDeque<(Vec<u8>, Option<u64>)>,
+    asked: Option<u64>,
+    doing: VecDeque<workloads::Output<u64>>,
+    serving: BTreeMap<PodUid, Served>,
+    /// What it was told to let go, and not to serve since.
+    deleted: BTreeSet<PodUid>,
+    named: BTreeSet<PodUid>,
+}
+
+#[derive(Clone, Debug)]
+struct Served {
+    place: u64,
+    /// It was, since it began, to be somewhere else or nowhere, or was found wanting.
+    excused: bool,
+}
+
+fn uid(pod: usize) -> PodUid {
+    PodUid::from(["a", "b", "c"][pod])
+}
+
+fn place(n: u64) -> NetnsId {
+    NetnsId { dev: 4, ino: n }
+}
+
+fn info(pod: usize) -> WorkloadInfo {
+    WorkloadInfo {
+        name: format!("pod-{pod}").into(),
+        namespace: "shop".into(),
+        service_account: "default".into(),
+    }
+}
+
+impl Proxy {
+    fn new() -> Self {
+        Self {
+            workloads: Workloads::new(workloads::Timing::default()),
+            connection: None,
+            to_proxy: VecDeque::new(),
+            to_agent: VecDeque::new(),
+            asked: None,
+            doing: VecDeque::new(),
+            serving: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+            named: BTreeSet::new(),
+        }
+    }
+}
+
+impl World {
+    #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
+    fn new(proxies: usize) -> Self {
+        let now = Instant::now();
+        let mut agent = Agent::new(agent::Timing::default());
+        agent.expect(now, BTreeSet::new());
+        Self {
+            now,
+            agent,
+            desired: BTreeMap::new(),
+            told: BTreeSet::new(),
+            tickets: BTreeSet::new(),
+            touched: BTreeMap::new(),
+            connections: Vec::new(),
+            proxies: vec![Proxy::new(); proxies],
+            serial: 0,
+            history: Vec::new(),
+        }
+    }
+
+    /// Whether something can happen now.
+    fn may(&self, event: Event) -> bool {
+        match event {
+            Event::Want(pod, n) => self.desired.get(&pod) != Some(&n) && !self.desired.iter().any(|(p, m)| *p != pod && *m == n),
+            Event::WantAnew(pod) => self.told.contains(&pod) && self.agent.is_served(&uid(pod)),
+            Event::Unwant(pod) => self.desired.contains_key(&pod),
+            Event::RestartAgent => true,
+            Event::Remember(pod) => self.desired.contains_key(&pod) && !self.told.contains(&pod),
+            Event::Connect(p) => self.proxies[p].connection.is_none(),
+            Event::ToProxy(p) => !self.proxies[p].to_proxy.is_empty() && self.proxies[p].workloads.is_idle(),
+            Event::ToAgent(p) => !self.proxies[p].to_agent.is_empty(),
+            // Its greeting is not an answer.
+            Event::Lose(p) => self.proxies[p].to_agent.front().is_some_and(|(_, answers)| answers.is_some()),
+            Event::Break(p) => self.proxies[p].connection.is_some(),
+            Event::Notice => self.connections.iter().any(|c| c.proxy.is_none()),
+            Event::Finish(p, _) => !self.proxies[p].doing.is_empty(),
+            Event::Kill(_) => true,
+            Event::Pass => self.due().is_some(),
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        self.history.push(event);
+        match event {
+            Event::Want(pod, n) => {
+                self.excuse(pod);
+                self.desired.insert(pod, n);
+                self.want(pod, false);
+            }
+            Event::WantAnew(pod) => {
+                self.excuse(pod);
+                self.want(pod, true);
+            }
+            Event::Unwant(pod) => {
+                self.excuse(pod);
+                self.desired.remove(&pod);
+                self.told.remove(&pod);
+                self.expect();
+                let ticket = self.agent.unwant(&uid(pod));
+                self.tickets.insert(ticket);
+            }
+            Event::RestartAgent => {
+                for p in 0..self.proxies.len() {
+                    self.cut(p);
+                }
+                self.connections.clear();
+                self.tickets.clear();
+                self.told.clear();
+                self.agent = Agent::new(agent::Timing::default());
+                self.expect();
+            }
+            Event::Remember(pod) => self.want(pod, false),
+            Event::Connect(p) => {
+                let id = self.agent.handle_connected(self.now);
+                self.connections.push(Connection {
+                    id,
+                    proxy: Some(p),
+                    outstanding: None,
+                    added: BTreeMap::new(),
+                    kept: BTreeSet::new(),
+                    unlisted: BTreeMap::new(),
+                });
+                self.proxies[p].connection = Some(id);
+                self.proxies[p].asked = None;
+                self.proxies[p].named.clear();
+                self.proxies[p].workloads.handle_connected();
+            }
+            Event::ToProxy(p) => {
+                let proxy = &mut self.proxies[p];
+                let (packet, descriptor, serial) = proxy.to_proxy.pop_front().unwrap();
+                assert_eq!(proxy.asked, None, "a request before the answer to the last");
+                proxy.asked = Some(serial);
+                match Request::decode(&packet).unwrap() {
+                    Request::Del { uid } => {
+                        proxy.named.remove(&uid);
+                        proxy.deleted.insert(uid);
+                    }
+                    Request::Add { uid, .. } => {
+                        proxy.deleted.remove(&uid);
+                        proxy.named.insert(uid);
+                    }
+                    Request::Keep { uid } => drop(proxy.named.insert(uid)),
+                    Request::SnapshotSent => {
+                        let unnamed = proxy.serving.keys().filter(|uid| !proxy.named.contains(*uid));
+                        proxy.deleted.extend(unnamed.cloned());
+                    }
+                }
+                let given = descriptor.map_or(Given::Nothing, |n| Given::Namespace(place(n), n));
+                proxy.workloads.handle_packet(self.now, &packet, given);
+            }
+            Event::ToAgent(p) => {
+                let (packet, answers) = self.proxies[p].to_agent.pop_front().unwrap();
+                let id = self.proxies[p].connection.unwrap();
+                if let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) {
+                    assert_eq!(connection.outstanding.take(), answers, "an answer is taken for another request's");
+                    self.agent.handle_packet(self.now, id, &packet, 0);
+                }
+            }
+            Event::Lose(p) => drop(self.proxies[p].to_agent.pop_front()),
+            Event::Break(p) => self.cut(p),
+            Event::Notice => {
+                let at = self.connections.iter().position(|c| c.proxy.is_none()).unwrap();
+                let id = self.connections.remove(at).id;
+                self.agent.handle_closed(id);
+            }
+            Event::Finish(p, well) => self.finish(p, well),
+            Event::Kill(p) => {
+                self.cut(p);
+                self.proxies[p] = Proxy::new();
+            }
+            Event::Pass => self.now = self.due().unwrap().max(self.now),
+        }
+        self.run();
+    }
+
+    fn want(&mut self, pod: usize, anew: bool) {
+        self.told.insert(pod);
+        self.expect();
+        let n = self.desired[&pod];
+        let ticket = self.agent.want(self.now, uid(pod), info(pod), place(n), n, anew);
+        self.tickets.insert(ticket);
+    }
+
+    fn expect(&mut self) {
+        self.agent.expect(self.now, self.desired.keys().map(|pod| uid(*pod)).collect());
+    }
+
+    /// What is served of a pod may end.
+    fn excuse(&mut self, pod: usize) {
+        self.serial += 1;
+        self.touched.insert(uid(pod), self.serial);
+        for proxy in &mut self.proxies {
+            proxy.serving.entry(uid(pod)).and_modify(|served| served.excused = true);
+        }
+    }
+
+    fn cut(&mut self, p: usize) {
+        let proxy = &mut self.proxies[p];
+        if let Some(id) = proxy.connection.take() {
+            proxy.workloads.handle_closed();
+            proxy.to_proxy.clear();
+            proxy.to_agent.clear();
+            if let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) {
+                connection.proxy = None;
+            }
+        }
+    }
+
+    fn finish(&mut self, p: usize, well: bool) {
+        let proxy = &mut self.proxies[p];
+        match proxy.doing.pop_front().unwrap() {
+            workloads::Output::Serve { uid, descriptor, .. } => {
+                let result = match well {
+                    true => {
+                        let excused =
+                            self.desired.get(&["a", "b", "c"].iter().position(|u| *u == uid.as_str()).unwrap()) != Some(&descriptor);
+                        let served = Served {
+                            place: descriptor,
+                            excused,
+                        };
+                        proxy.serving.insert(uid.clone(), served);
+                        Ok(())
+                    }
+                    false => {
+                        proxy.serving.remove(&uid);
+                        Err("the port is taken".into())
+                    }
+                };
+                proxy.workloads.handle_served(self.now, &uid, result);
+            }
+            workloads::Output::End { uid } => {
+                proxy.serving.remove(&uid);
+                proxy.deleted.remove(&uid);
+                proxy.workloads.handle_ended(self.now, &uid);
+            }
+            other => panic!("{other:?} is no work"),
+        }
+        let places: BTreeSet<u64> = proxy.serving.values().map(|s| s.place).collect();
+        assert_eq!(
+            places.len(),
+            proxy.serving.len(),
+            "two pods are served in one namespace: {:?}",
+            proxy.serving
+        );
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let proxies = self.proxies.iter().filter_map(|proxy| proxy.workloads.timeout());
+        self.agent.timeout().into_iter().chain(proxies).min()
+    }
+
+    /// Moves what comes out of both ends.
+    fn run(&mut self) {
+        while let Some(output) = self.agent.poll(self.now) {
+            match output {
+                agent::Output::Send { to, packet, descriptor } => {
+                    self.serial += 1;
+                    let connection = self.connections.iter_mut().find(|c| c.id == to).unwrap();
+                    assert_eq!(connection.outstanding.replace(self.serial), None, "two requests at once");
+                    match Request::decode(&packet).unwrap() {
+                        Request::Add { uid, .. } => drop(connection.added.insert(uid, (self.serial, descriptor.unwrap()))),
+                        Request::Del { uid } => {
+                            let added = connection.added.remove(&uid);
+                            let touched = self.touched.get(&uid) > added.as_ref().map(|(when, _)| when);
+                            assert!(touched, "a proxy is to let go of {uid}, which is wanted as it was");
+                            connection.unlisted.extend(added.map(|(_, n)| (uid, n)));
+                        }
+                        Request::Keep { uid } => drop(connection.kept.insert(uid)),
+                        Request::SnapshotSent => {
+                            let named = self.desired.iter().all(|(pod, n)| {
+                                let uid = uid(*pod);
+                                let named = connection.added.contains_key(&uid) || connection.kept.contains(&uid);
+                                named || connection.unlisted.contains_key(&uid) || connection.unlisted.values().any(|m| m == n)
+                            });
+                            assert!(
+                                named,
+                                "a snapshot lacks what is to be there: {:?} of {:?}",
+                                connection, self.desired
+                            );
+                        }
+                    }
+                    if let Some(p) = connection.proxy {
+                        self.proxies[p].to_proxy.push_back((packet, descriptor, self.serial));
+                    }
+                }
+                agent::Output::Close { proxy, .. } => {
+                    let at = self.connections.iter().position(|c| c.id == proxy).unwrap();
+                    let closed = self.connections.remove(at);
+                    if let Some(p) = closed.proxy {
+                        self.cut(p);
+                    }
+                }
+                agent::Output::Answer { ticket, answer } => {
+                    assert!(self.tickets.remove(&ticket), "an answer that nobody waits for: {answer:?}");
+                }
+            }
+        }
+        for p in 0..self.proxies.len() {
+            while let Some(output) = self.proxies[p].workloads.poll(self.now) {
+                let proxy = &mut self.proxies[p];
+                match output {
+                    workloads::Output::Send(packet) => {
+                        let answers = proxy.asked.take();
+                        if proxy.connection.is_some() {
+                            proxy.to_agent.push_back((packet, answers));
+                        }
+                    }
+                    workloads::Output::Close(why) => panic!("our own agent is not understood: {why}"),
+                    workloads::Output::End { ref uid } => {
+                        let innocent = proxy.serving.get(uid).is_some_and(|served| !served.excused) && !proxy.deleted.contains(uid);
+                        assert!(
+                            !innocent,
+                            "{uid} is ended though it was to be there all the time: {:#?}",
+                            self.history
+                        );
+                        proxy.doing.push_back(output);
+                    }
+                    workloads::Output::Serve { .. } => proxy.doing.push_back(output),
+                }
+            }
+        }
+    }
+
+    /// From here on everything goes well: everybody must end with what he should have.
+    fn settle(mut self) {
+        for pod in self.desired.keys().copied().collect::<Vec<_>>() {
+            if !self.told.contains(&pod) {
+                self.happen(Event::Remember(pod));
+            }
+        }
+        for _ in 0..400 {
+            let next = (0..self.proxies.len())
+                .flat_map(|p| [Event::Finish(p, true), Event::ToAgent(p), Event::ToProxy(p), Event::Connect(p)])
+                .chain([Event::Notice])
+                .find(|event| self.may(*event));
+            match next {
+                Some(event) => self.happen(event),
+                None if self.is_settled() => return,
+                None if self.may(Event::Pass) => self.happen(Event::Pass),
+                None => panic!("nothing moves any more: {self:#?}"),
+            }
+        }
+        panic!("it does not settle: {self:#?}");
+    }
+
+    fn is_settled(&self) -> bool {
+        let newest = self.connections.last().and_then(|c| c.proxy);
+        let desired: BTreeMap<PodUid, u64> = self.desired.iter().map(|(pod, n)| (uid(*pod), *n)).collect();
+        let holds = |p: usize, proxy: &Proxy| {
+            let serving: BTreeMap<PodUid, u64> = proxy.serving.iter().map(|(uid, served)| (uid.clone(), served.place)).collect();
+            let all = match Some(p) == newest {
+                true => serving == desired,
+                // It need not have all, and has nothing else.
+                false => serving.iter().all(|(uid, n)| desired.get(uid) == Some(n)),
+            };
+            all && proxy.workloads.readiness() == Readiness::Ready
+        };
+        let every = self.proxies.iter().enumerate().all(|(p, proxy)| holds(p, proxy));
+        every && self.tickets.is_empty() && self.connections.len() == self.proxies.len()
+    }
+
+    fn key(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        // What is to come does not depend on how many requests there were.
+        format!(
+            "{:?}",
+            (&self.agent, &self.desired, &self.told, &self.connections, &self.proxies, self.now)
+        )
+        .hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// Looks at every order of events up to a depth from a state on; every state settles.
+fn explore(start: World, events: &[Event], depth: usize) -> usize {
+    let (mut seen, mut frontier) = (HashSet::from([start.key()]), vec![start]);
+    for _ in 0..depth {
+        let mut next = Vec::new();
+        for world in &frontier {
+            for event in events.iter().filter(|event| world.may(**event)) {
+                let mut then = world.clone();
+                then.happen(*event);
+                if seen.insert(then.key()) {
+                    then.clone().settle();
+                    next.push(then);
+                }
+            }
+        }
+        frontier = next;
+    }
+    seen.len()
+}
+
+fn after(proxies: usize, events: &[Event]) -> World {
+    let mut world = World::new(proxies);
+    for event in events {
+        assert!(world.may(*event), "{event:?} cannot happen");
+        world.happen(*event);
+    }
+    world
+}
+
+/// A proxy that serves pod a in namespace 1, and all is quiet.
+fn quiet() -> World {
+    let mut world = after(1, &[Event::Connect(0), Event::Want(0, 1)]);
+    while let Some(event) = [Event::Finish(0, true), Event::ToAgent(0), Event::ToProxy(0)]
+        .into_iter()
+        .find(|e| world.may(*e))
+    {
+        world.happen(event);
+    }
+    assert!(world.is_settled());
+    world
+}
+
+#[test]
+fn a_first_connection_in_every_order() {
+    let events = [
+        Event::Connect(0),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::Finish(0, true),
+        Event::Finish(0, false),
+        Event::Want(0, 1),
+        Event::Want(1, 2),
+        Event::Unwant(0),
+        Event::Break(0),
+        Event::Notice,
+        Event::Lose(0),
+        Event::Pass,
+    ];
+    let states = explore(World::new(1), &events, 8);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
+#[test]
+fn a_pod_moves_and_its_namespace_is_anothers() {
+    let events = [
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::Finish(0, true),
+        Event::Finish(0, false),
+        Event::Want(0, 2),
+        Event::Want(1, 1),
+        Event::WantAnew(0),
+        Event::Unwant(0),
+        Event::Unwant(1),
+        Event::Break(0),
+        Event::Connect(0),
+        Event::Pass,
+    ];
+    let states = explore(quiet(), &events, 7);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
+#[test]
+fn the_agent_restarts_in_every_order() {
+    let events = [
+        Event::RestartAgent,
+        Event::Remember(0),
+        Event::Connect(0),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::Finish(0, true),
+        Event::Want(1, 2),
+        Event::Unwant(0),
+        Event::Break(0),
+        Event::Notice,
+        Event::Pass,
+    ];
+    let states = explore(quiet(), &events, 8);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
+#[test]
+fn a_proxy_is_upgraded_in_every_order() {
+    let mut start = quiet();
+    start.proxies.push(Proxy::new());
+    let events = [
+        Event::Connect(1),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::ToProxy(1),
+        Event::ToAgent(1),
+        Event::Finish(0, true),
+        Event::Finish(1, true),
+        Event::Want(1, 2),
+        Event::Unwant(0),
+        Event::Kill(0),
+        Event::Kill(1),
+        Event::Break(1),
+        Event::Notice,
+    ];
+    let states = explore(start, &events, 7);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0..3usize, 1..4u64).prop_map(|(pod, n)| Event::Want(pod, n)),
+        1 => (0..3usize).prop_map(Event::WantAnew),
+        2 => (0..3usize).prop_map(Event::Unwant),
+        1 => Just(Event::RestartAgent),
+        2 => (0..3usize).prop_map(Event::Remember),
+        3 => (0..2usize).prop_map(Event::Connect),
+        8 => (0..2usize).prop_map(Event::ToProxy),
+        8 => (0..2usize).prop_map(Event::ToAgent),
+        1 => (0..2usize).prop_map(Event::Lose),
+        1 => (0..2usize).prop_map(Event::Break),
+        1 => Just(Event::Notice),
+        6 => (0..2usize, proptest::bool::weighted(0.8)).prop_map(|(p, well)| Event::Finish(p, well)),
+        1 => (0..2usize).prop_map(Event::Kill),
+        2 => Just(Event::Pass),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn long_histories_settle(events in proptest::collection::vec(any_event(), 1..120)) {
+        let mut world = World::new(2);
+        for (n, event) in events.into_iter().enumerate() {
+            if world.may(event) {
+                world.happen(event);
+                if n % 10 == 0 {
+                    world.clone().settle();
+                }
+            }
+        }
+        world.settle();
+    }
+}
