@@ -35,9 +35,15 @@ use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, KeyPa
 
 use crate::{BoxFuture, IssueError, Issuer};
 
+#[cfg(feature = "serve")]
+pub(crate) mod directory;
+#[cfg(not(feature = "serve"))]
 mod directory;
+mod requests;
 #[cfg(test)]
 mod tests;
+
+pub use requests::{RequestError, ServerCredential};
 
 /// An authority whose root key lies in a directory.
 pub struct DirectoryCa {
@@ -45,6 +51,7 @@ pub struct DirectoryCa {
     ttl: Duration,
     issuer: rcgen::Issuer<'static, KeyPair>,
     root_ends: SystemTime,
+    root_pem: String,
     trust: Arc<TrustBundles>,
 }
 
@@ -75,6 +82,7 @@ impl DirectoryCa {
             ttl,
             issuer: root.issuer,
             root_ends: root.not_after,
+            root_pem: root.pem,
             trust: Arc::new(trust),
         })
     }
@@ -90,30 +98,13 @@ impl DirectoryCa {
             identity: identity.clone(),
             why,
         };
-        // Clocks of the same machine differ by nothing, but those of its guests may; never so much of a short life that
-        // half of it is over at once.
-        let back = (self.ttl / 10).min(Duration::from_secs(300));
-        let not_before = whole_seconds(now - back);
-        let not_after = whole_seconds(now + self.ttl).min(self.root_ends);
-        if not_after <= now {
-            let why = "the root certificate has ended: stop every node, remove root.pem and root-key.pem, and start again".into();
-            return Err(unavailable(why));
-        }
+        let (not_before, not_after) = self.life(self.ttl, now).map_err(|e| unavailable(e.to_string()))?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| unavailable(format!("cannot make a key: {e}")))?;
         let uri = identity
             .as_str()
             .try_into()
             .map_err(|e| unavailable(format!("cannot write its name: {e}")))?;
-        let mut params = CertificateParams::default();
-        // Without a subject the name is critical (RFC 5280 4.2.1.6): who does not know it cannot accept the certificate.
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(uri)];
-        params.not_before = not_before.into();
-        params.not_after = not_after.into();
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params
+        let certificate = leaf(vec![SanType::URI(uri)], not_before, not_after)
             .signed_by(&key, &self.issuer)
             .map_err(|e| unavailable(format!("cannot sign: {e}")))?;
         Ok(Credential {
@@ -124,6 +115,20 @@ impl DirectoryCa {
             not_after,
         })
     }
+}
+
+/// What every certificate of this authority is, but for the authority's own.
+fn leaf(names: Vec<SanType>, not_before: SystemTime, not_after: SystemTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    // Without a subject the name is critical (RFC 5280 4.2.1.6): who does not know it cannot accept the certificate.
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = names;
+    params.not_before = not_before.into();
+    params.not_after = not_after.into();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params
 }
 
 impl Issuer for DirectoryCa {

@@ -7,7 +7,10 @@
 //!   rest by name; what was known of a refused resource stays in force.
 //! * [`Certificates`] is an [`Issuer`](crate::Issuer).
 //!
-//! Both reach istiod through an [`Endpoint`]: TLS 1.3, roots and token read anew whenever they are used, since both files are
+//! [`Reports`] tells a control plane of this project's own ([`serve`](crate)) what a node has captured; istiod knows no such
+//! thing, and learns it from a pod's annotation.
+//!
+//! All reach it through an [`Endpoint`]: TLS 1.3, roots and token read anew whenever they are used, since both files are
 //! replaced while the process runs.
 //!
 //! ```no_run
@@ -28,11 +31,20 @@ mod backoff;
 #[cfg(test)]
 mod fake;
 mod identity;
-mod read;
-mod session;
+pub(crate) mod read;
+mod reports;
+pub(crate) mod session;
 mod state;
 mod transport;
 
+#[cfg(feature = "serve")]
+pub(crate) use identity::now;
+#[cfg(feature = "serve")]
+pub(crate) use read::POD_UID;
+#[cfg(feature = "serve")]
+pub(crate) use session::Kind;
+
 pub use identity::{Certificates, CertificatesConfig};
+pub use reports::{ReportError, Reports};
 pub use state::{Asker, Asking, State, StateConfig};
 pub use transport::{Endpoint, EndpointError, Roots, Token};

@@ -8,6 +8,7 @@
 //! * `objects`: Kubernetes objects into changes, pure and incremental;
 //! * `manifests`: a directory of Kubernetes manifests as the control plane;
 //! * `istiod`: state and certificates from istiod;
+//! * `serve`: a control plane of one's own, from any source, in istiod's words;
 //! * `ca`: a certificate authority in a directory, **for one machine under one administrator**.
 //!
 //! A source that is written elsewhere needs no feature:
@@ -51,6 +52,8 @@ pub mod istiod;
 pub mod manifests;
 #[cfg(feature = "objects")]
 pub mod objects;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "istiod")]
 mod wire;
 

@@ -56,12 +56,16 @@ mod document;
 mod enablement;
 mod reports;
 mod status;
+#[cfg(feature = "serve")]
+mod statuses;
 #[cfg(test)]
 mod tests;
 
 use directory::Directory;
 pub use enablement::{EnablementError, read_enablement};
 pub use status::Status;
+#[cfg(feature = "serve")]
+pub use statuses::Statuses;
 
 /// Which directory, and what its objects do not say.
 #[derive(Clone, Debug)]

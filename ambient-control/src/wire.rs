@@ -13,6 +13,14 @@
     reason = "generated"
 )]
 
+pub(crate) mod ambient {
+    pub(crate) mod control {
+        pub(crate) mod v1 {
+            include!("wire/ambient.control.v1.rs");
+        }
+    }
+}
+
 pub(crate) mod google {
     pub(crate) mod rpc {
         include!("wire/google.rpc.rs");

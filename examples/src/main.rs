@@ -7,6 +7,8 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "authz")]
 mod authz;
+#[cfg(feature = "control")]
+mod control;
 mod explain;
 #[cfg(feature = "lab")]
 mod lab;
@@ -27,6 +29,9 @@ enum Command {
     Node(node::Args),
     /// Ask a node what would become of a connection: its way, the identities on it, and what policy says.
     Explain(explain::Args),
+    /// Serve a directory of manifests and a certificate authority to nodes elsewhere, as istiod would.
+    #[cfg(feature = "control")]
+    Control(control::Args),
     /// Check policies, explain a decision, or decide on many connections; without a cluster.
     #[cfg(feature = "authz")]
     #[command(subcommand)]
@@ -45,6 +50,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Node(args) => node::main(args),
         Command::Explain(args) => explain::main(&args),
+        #[cfg(feature = "control")]
+        Command::Control(args) => control::main(args),
         #[cfg(feature = "authz")]
         Command::Authz(verb) => authz::main(verb),
         #[cfg(feature = "lab")]

@@ -7,7 +7,8 @@ use std::{
     process::ExitCode,
 };
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
+    "ambient/control/v1/capture.proto",
     "envoy/service/discovery/v3/discovery.proto",
     "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",

@@ -25,6 +25,7 @@ pub(super) struct Root {
     pub(super) certificate: Vec<u8>,
     pub(super) issuer: rcgen::Issuer<'static, KeyPair>,
     pub(super) not_after: SystemTime,
+    pub(super) pem: String,
 }
 
 /// Reads the root in a directory, or makes it.
@@ -80,7 +81,7 @@ fn check_owner(path: &Path, meta: &fs::Metadata) -> Result<(), OpenError> {
     })
 }
 
-fn lock(directory: &Path) -> Result<File, OpenError> {
+pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
     let path = directory.join(".lock");
     let file = options()
         .create(true)
@@ -116,7 +117,7 @@ fn make(certificate: &Path, key: &Path, trust_domain: &TrustDomain, now: SystemT
 }
 
 /// Writes a file whole or not at all.
-fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), OpenError> {
+pub(crate) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), OpenError> {
     let draft = path.with_extension("new");
     match fs::remove_file(&draft) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &draft)(e)),
@@ -154,6 +155,7 @@ fn load(certificate: &Path, key: &Path, trust_domain: &TrustDomain, now: SystemT
     let pem = read(certificate)?;
     let der =
         CertificateDer::from_pem_slice(&pem).map_err(|e| unusable(certificate, &format!("is not a PEM certificate ({e}); {AGAIN}")))?;
+    let root_pem = String::from_utf8_lossy(&pem).into_owned();
     let pem = read(key)?;
     let pair = std::str::from_utf8(&pem)
         .ok()
@@ -166,6 +168,7 @@ fn load(certificate: &Path, key: &Path, trust_domain: &TrustDomain, now: SystemT
         certificate: der.to_vec(),
         issuer,
         not_after,
+        pem: root_pem,
     })
 }
 
@@ -197,7 +200,7 @@ fn check_root(der: &CertificateDer<'_>, pair: &KeyPair, trust_domain: &TrustDoma
     Ok(not_after)
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let mut content = Zeroizing::new(Vec::new());
     let file = OpenOptions::new()
         .read(true)

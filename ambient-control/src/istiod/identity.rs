@@ -11,11 +11,11 @@ use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier};
 use prost_types::{Struct, Value, value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use tokio::{sync::Mutex, time::timeout};
-use tonic::{Code, transport::Channel};
+use tokio::time::timeout;
+use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::transport::Endpoint;
+use super::transport::{Endpoint, Line};
 use crate::{
     BoxFuture, IssueError, Issuer,
     wire::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
@@ -55,14 +55,15 @@ impl CertificatesConfig {
 /// Roots are those that came with certificates. One that comes no more is trusted until the last certificate that came with it
 /// ends, so that a change of roots refuses no handshake.
 pub struct Certificates {
-    config: CertificatesConfig,
-    channel: Mutex<Option<Channel>>,
+    line: Line,
+    ttl: Duration,
+    impersonate: bool,
     roots: RwLock<Roots>,
 }
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificates").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Certificates").field("line", &self.line).finish_non_exhaustive()
     }
 }
 
@@ -74,8 +75,9 @@ impl Certificates {
     pub fn new(config: CertificatesConfig) -> Result<Self, super::EndpointError> {
         config.endpoint.check()?;
         Ok(Self {
-            config,
-            channel: Mutex::default(),
+            line: Line::new(config.endpoint),
+            ttl: config.ttl,
+            impersonate: config.impersonate,
             roots: RwLock::default(),
         })
     }
@@ -86,18 +88,18 @@ impl Certificates {
             why,
         };
         let (key, csr) = request(identity).map_err(|e| unavailable(format!("cannot make a request to sign: {e}")))?;
-        let metadata = self.config.impersonate.then(|| Struct {
+        let metadata = self.impersonate.then(|| Struct {
             fields: [("ImpersonatedIdentity".to_owned(), text(identity.as_str()))].into(),
         });
         let message = IstioCertificateRequest {
             csr,
-            validity_duration: i64::try_from(self.config.ttl.as_secs()).unwrap_or(i64::MAX),
+            validity_duration: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX),
             metadata,
         };
         let chain = self.call(identity, message).await?;
         let answer = Answer::read(&chain).map_err(|why| unavailable(format!("istiod's answer is unusable: {why}")))?;
         let credential = answer
-            .credential(identity, key, &self.config.endpoint, now())
+            .credential(identity, key, self.line.endpoint(), now())
             .map_err(|why| unavailable(format!("istiod's answer is refused: {why}")))?;
         let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
         roots.came(identity, &answer.roots, credential.not_after, now());
@@ -111,8 +113,8 @@ impl Certificates {
             why,
         };
         for fresh in [false, true] {
-            let channel = self.channel(fresh).await.map_err(unavailable)?;
-            let request = self.config.endpoint.request(message.clone()).await;
+            let channel = self.line.channel(fresh).await.map_err(|e| unavailable(e.to_string()))?;
+            let request = self.line.endpoint().request(message.clone()).await;
             let request = request.map_err(|e| unavailable(e.to_string()))?;
             let mut client = IstioCertificateServiceClient::new(channel);
             match timeout(ANSWERING, client.create_certificate(request)).await {
@@ -120,23 +122,12 @@ impl Certificates {
                 Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => {}
                 Ok(Err(status)) => return Err(refusal(identity, &status)),
                 Err(_) => {
-                    // Whatever waits on this connection may wait for ever.
-                    self.channel.lock().await.take();
+                    self.line.hang_up().await;
                     return Err(unavailable(format!("istiod did not answer within {ANSWERING:?}")));
                 }
             }
         }
         Err(unavailable("istiod is not there".into()))
-    }
-
-    async fn channel(&self, fresh: bool) -> Result<Channel, String> {
-        let mut present = self.channel.lock().await;
-        if let Some(channel) = present.as_ref().filter(|_| !fresh) {
-            return Ok(channel.clone());
-        }
-        let channel = self.config.endpoint.connect().await.map_err(|e| e.to_string())?;
-        *present = Some(channel.clone());
-        Ok(channel)
     }
 }
 
@@ -307,7 +298,7 @@ impl Roots {
     clippy::disallowed_methods,
     reason = "the dates of what istiod signs are compared with the time of day"
 )]
-pub(super) fn now() -> SystemTime {
+pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
 

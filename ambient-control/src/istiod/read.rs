@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ambient_authz::{policy, wire as authz};
 use ambient_core::{
     ApplicationProtocol, ApplicationTunnel, BalancerMode, GatewayAddress, GatewayTarget, Health, HealthPolicy, Identity, IpFamilies,
-    LoadBalancer, Membership, NamespacedHostname, Network, NetworkAddress, NetworkBlock, NetworkMode, PolicyKey, Scope, Service,
+    LoadBalancer, Membership, NamespacedHostname, Network, NetworkAddress, NetworkBlock, NetworkMode, PodUid, PolicyKey, Scope, Service,
     ServicePort, TrustDomain, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadKind, WorkloadUid, mesh::Update,
 };
 use prost::Message;
@@ -21,9 +21,12 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
+/// The name of the extension that carries a pod's UID: of this project's own, and passed over by whoever does not know it.
+pub(crate) const POD_UID: &str = "ambient.pod-uid";
+
 /// What a resource is known by in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     Workload(WorkloadUid),
     Service(NamespacedHostname),
     Policy(PolicyKey),
@@ -31,23 +34,23 @@ pub(super) enum Key {
 
 /// A resource that was read.
 #[derive(Debug)]
-pub(super) struct Read {
-    pub(super) key: Key,
-    pub(super) change: Change,
+pub(crate) struct Read {
+    pub(crate) key: Key,
+    pub(crate) change: Change,
 }
 
 /// A resource that cannot be read.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(crate) struct Refused {
     /// Which field, and why.
-    pub(super) why: String,
+    pub(crate) why: String,
     /// What stands in the place of a policy.
-    pub(super) unreadable: Option<Change>,
+    pub(crate) unreadable: Option<Change>,
 }
 
 impl Refused {
     /// The policy that it is.
-    pub(super) fn policy(&self) -> Option<PolicyKey> {
+    pub(crate) fn policy(&self) -> Option<PolicyKey> {
         match &self.unreadable {
             Some(Change::Policy(update)) => Some(update.key().clone()),
             _ => None,
@@ -65,7 +68,7 @@ impl<T: Into<String>> From<T> for Refused {
 }
 
 /// Reads an `istio.workload.Address`.
-pub(super) fn address(name: &str, body: &[u8]) -> Result<Read, Refused> {
+pub(crate) fn address(name: &str, body: &[u8]) -> Result<Read, Refused> {
     let sent = wire::Address::decode(body).map_err(|e| format!("no istio.workload.Address: {e}"))?;
     match sent.r#type {
         Some(address::Type::Workload(sent)) => {
@@ -97,7 +100,7 @@ fn named(name: &str, wanted: &str) -> Result<(), Refused> {
 }
 
 /// Reads an `istio.security.Authorization`.
-pub(super) fn authorization(name: &str, body: &[u8], settings: &authz::Settings) -> Result<Read, Refused> {
+pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings) -> Result<Read, Refused> {
     // What it was meant to apply to is not known where nothing of it can be read: its name says the namespace.
     let widest = |why: String| {
         let (namespace, _) = name.split_once('/').unwrap_or(("", name));
@@ -258,8 +261,16 @@ fn workload(sent: wire::Workload) -> Result<Workload, String> {
     };
     workload.services = services;
     workload.capacity = sent.capacity.unwrap_or(1);
+    workload.pod = sent.extensions.iter().find_map(pod_uid);
     workload.ambient = workload.tunnel == TunnelProtocol::Hbone || workload.native_tunnel;
     Ok(workload)
+}
+
+/// The UID of the pod that it is, where the control plane is one that says so.
+fn pod_uid(extension: &wire::Extension) -> Option<PodUid> {
+    let config = extension.config.as_ref().filter(|_| extension.name == POD_UID)?;
+    let uid = String::decode(&*config.value).ok()?;
+    (!uid.is_empty()).then(|| uid.into())
 }
 
 fn service(sent: wire::Service) -> Result<Service, String> {

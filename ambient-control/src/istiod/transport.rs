@@ -12,7 +12,7 @@ use rustls::{
     crypto::CryptoProvider,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::{
     metadata::{Ascii, MetadataKey, MetadataValue},
@@ -253,6 +253,42 @@ impl Endpoint {
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// A connection that is made when it is needed, and kept for the next call.
+#[derive(Debug)]
+pub(super) struct Line {
+    endpoint: Endpoint,
+    channel: Mutex<Option<Channel>>,
+}
+
+impl Line {
+    pub(super) fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            channel: Mutex::default(),
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The connection that is there, or a new one.
+    pub(super) async fn channel(&self, fresh: bool) -> Result<Channel, EndpointError> {
+        let mut present = self.channel.lock().await;
+        if let Some(channel) = present.as_ref().filter(|_| !fresh) {
+            return Ok(channel.clone());
+        }
+        let channel = self.endpoint.connect().await?;
+        *present = Some(channel.clone());
+        Ok(channel)
+    }
+
+    /// Whatever waits on the connection that is there may wait for ever: the next call makes another.
+    pub(super) async fn hang_up(&self) {
+        self.channel.lock().await.take();
     }
 }
 

@@ -1,0 +1,112 @@
+use ambient_authz::{Action, Policy, Scope};
+use ambient_core::{Endpoint, PolicyKey, Service};
+
+use super::*;
+
+fn workload(name: &str) -> Arc<Workload> {
+    let mut workload = Workload::new(&format!("c//Pod/shop/{name}"), "shop", name);
+    workload.addresses = vec!["10.0.0.1".parse().unwrap()];
+    workload.into()
+}
+
+fn service(endpoints: &[(&str, Health)]) -> Arc<Service> {
+    let mut service = Service::new("shop", "web.shop");
+    let endpoint = |(name, health): &(&str, Health)| {
+        let endpoint = Endpoint {
+            health: *health,
+            ..Endpoint::default()
+        };
+        (WorkloadUid::from(format!("c//Pod/shop/{name}")), endpoint)
+    };
+    service.endpoints = Arc::new(endpoints.iter().map(endpoint).collect());
+    service.into()
+}
+
+fn names(board: &Board, from: u64) -> Vec<String> {
+    board.since(from).unwrap().map(|(_, name)| name.to_string()).collect()
+}
+
+#[test]
+fn endpoints_that_a_service_lists_are_said_by_the_workloads() {
+    let mut board = Board::default();
+    let update = |board: &mut Board, update| {
+        let from = board.generation();
+        board.apply(&[Change::Mesh(update)], true);
+        names(board, from)
+    };
+    assert_eq!(update(&mut board, Update::Workload(workload("a"))), ["c//Pod/shop/a"]);
+    update(&mut board, Update::Workload(workload("b")));
+    let listed = service(&[("a", Health::Healthy), ("b", Health::Unhealthy), ("c", Health::Healthy)]);
+    // One that is not known yet is nobody's news, and one that may not be chosen is none either.
+    assert_eq!(update(&mut board, Update::Service(listed)), ["shop/web.shop", "c//Pod/shop/a"]);
+    assert_eq!(update(&mut board, Update::Workload(workload("c"))), ["c//Pod/shop/c"]);
+    let services = |board: &Board, name: &str| board.with_services(&workload(name)).services.len();
+    assert_eq!(["a", "b", "c"].map(|name| services(&board, name)), [1, 0, 1]);
+    assert_eq!(
+        update(&mut board, Update::Service(service(&[("a", Health::Healthy)]))),
+        ["c//Pod/shop/c"]
+    );
+    let name = service(&[]).name.clone();
+    assert_eq!(update(&mut board, Update::RemoveService(name)), ["shop/web.shop", "c//Pod/shop/a"]);
+    assert!(board.listing.is_empty() && board.listed.is_empty());
+    // What is as it was is no news.
+    assert!(update(&mut board, Update::Workload(workload("a"))).is_empty());
+}
+
+#[test]
+fn an_address_means_whoever_has_it_now() {
+    let mut board = Board::default();
+    let put = |board: &mut Board, name| board.apply(&[Change::Mesh(Update::Workload(workload(name)))], true);
+    put(&mut board, "old");
+    put(&mut board, "new");
+    board.apply(&[Change::Mesh(Update::RemoveWorkload("c//Pod/shop/old".into()))], true);
+    assert_eq!(&**board.get(Kind::Address, "/10.0.0.1").unwrap().0, "c//Pod/shop/new");
+    board.apply(&[Change::Mesh(Update::RemoveWorkload("c//Pod/shop/new".into()))], true);
+    assert!(board.get(Kind::Address, "/10.0.0.1").is_none());
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_stays_or_refuses_its_scope() {
+    let mut board = Board::default();
+    let key = PolicyKey::from("shop/p");
+    let unreadable = || {
+        Change::Policy(policy::Update::Unreadable(Arc::new(policy::Unreadable {
+            key: "shop/p".into(),
+            namespace: "shop".into(),
+            scope: Scope::Namespace,
+            only_new: false,
+            error: "spec".into(),
+        })))
+    };
+    assert!(board.apply(&[unreadable()], true));
+    let body = board.get(Kind::Authorization, "shop/p").unwrap().1.body.clone();
+    let read = crate::istiod::read::authorization("shop/p", &body, &ambient_authz::wire::Settings::default()).unwrap();
+    let Change::Policy(policy::Update::Set(read)) = read.change else {
+        panic!()
+    };
+    assert_eq!((read.action, read.scope, read.rules.len()), (Action::Deny, Scope::Namespace, 1));
+    assert!(read.rules[0].clauses.is_empty(), "it refuses everybody");
+    let good = Policy {
+        key: key.clone(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace,
+        action: Action::Allow,
+        rules: Vec::new(),
+        dry_run: false,
+    };
+    assert!(board.apply(&[Change::Policy(policy::Update::Set(good.into()))], true));
+    assert!(!board.apply(&[unreadable()], true), "the last good version stays");
+    assert!(board.apply(&[Change::Policy(policy::Update::Remove(key))], true));
+    assert!(board.get(Kind::Authorization, "shop/p").is_none());
+}
+
+#[test]
+fn who_is_too_far_behind_is_told_so() {
+    let mut board = Board::default();
+    for n in 0..LOG + 10 {
+        board.apply(&[Change::Mesh(Update::Workload(workload(&n.to_string())))], false);
+    }
+    assert!(board.since(9).is_none() && board.since(10).is_some());
+    assert_eq!(board.since(board.generation()).unwrap().count(), 0);
+    assert!(board.since(board.generation() + 1).is_none());
+}

@@ -1,0 +1,276 @@
+use std::time::{Duration, Instant};
+
+use ambient_core::{Endpoint, Mesh, Service, Workload, WorkloadUid, mesh::Update};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    Change,
+    istiod::session::{Session, Settings},
+};
+
+fn request(kind: Kind) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: kind.type_url().into(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn workload(n: usize, version: usize) -> Update {
+    let mut workload = Workload::new(&format!("c//Pod/shop/{n}"), "shop", &n.to_string());
+    workload.addresses = vec![std::net::IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()])];
+    workload.canonical_revision = version.to_string().into();
+    Update::Workload(workload.into())
+}
+
+fn service(n: usize, endpoints: &[usize]) -> Update {
+    let mut service = Service::new("shop", &format!("s{n}.shop"));
+    let endpoints = endpoints
+        .iter()
+        .map(|n| (WorkloadUid::from(format!("c//Pod/shop/{n}")), Endpoint::default()));
+    service.endpoints = Arc::new(endpoints.collect());
+    Update::Service(service.into())
+}
+
+fn board(updates: impl IntoIterator<Item = Update>) -> Board {
+    let mut board = Board::default();
+    let changes: Vec<Change> = updates.into_iter().map(Change::Mesh).collect();
+    board.apply(&changes, true);
+    board
+}
+
+fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    response.resources.iter().map(|r| r.name.as_str()).collect()
+}
+
+#[test]
+fn nothing_is_said_before_all_is_known_and_nothing_is_said_twice() {
+    let mut subscriber = Subscriber::default();
+    subscriber.handle_request(request(Kind::Address)).unwrap();
+    assert!(subscriber.poll_response(&Board::default()).is_none());
+    let mut board = board([workload(1, 1)]);
+    let first = subscriber.poll_response(&board).unwrap();
+    assert_eq!(names(&first), ["c//Pod/shop/1"]);
+    // Not before the first is answered.
+    board.apply(&[Change::Mesh(workload(2, 1)), Change::Mesh(workload(2, 2))], true);
+    assert!(subscriber.poll_response(&board).is_none());
+    let ack = DeltaDiscoveryRequest {
+        response_nonce: first.nonce,
+        ..request(Kind::Address)
+    };
+    assert_eq!(subscriber.handle_request(ack), Ok(None));
+    let second = subscriber.poll_response(&board).unwrap();
+    assert_eq!(names(&second), ["c//Pod/shop/2"]);
+    assert!(subscriber.poll_response(&board).is_none());
+}
+
+#[test]
+fn an_empty_mesh_is_said_to_be_so() {
+    let mut subscriber = Subscriber::default();
+    for kind in Kind::ALL {
+        subscriber.handle_request(request(kind)).unwrap();
+    }
+    let board = board([]);
+    let first = subscriber.poll_response(&board).unwrap();
+    assert_eq!(first.type_url, Kind::Authorization.type_url(), "policies come first");
+    assert_eq!(subscriber.poll_response(&board).unwrap().type_url, Kind::Address.type_url());
+    assert!(subscriber.poll_response(&board).is_none());
+}
+
+#[test]
+fn who_asks_by_name_is_told_of_what_it_asked_for() {
+    let mut subscriber = Subscriber::default();
+    let mut board = board([workload(1, 1), workload(2, 1)]);
+    let both = vec!["*".to_owned()];
+    let first = DeltaDiscoveryRequest {
+        resource_names_subscribe: both.clone(),
+        resource_names_unsubscribe: both,
+        ..request(Kind::Address)
+    };
+    subscriber.handle_request(first).unwrap();
+    assert!(subscriber.poll_response(&board).is_none());
+    let ask = |subscriber: &mut Subscriber, names: &[&str], nonce: String| {
+        let ask = DeltaDiscoveryRequest {
+            resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+            response_nonce: nonce,
+            ..request(Kind::Address)
+        };
+        subscriber.handle_request(ask).unwrap();
+    };
+    ask(&mut subscriber, &["/10.0.0.1", "/10.0.0.9"], String::new());
+    let response = subscriber.poll_response(&board).unwrap();
+    assert_eq!(names(&response), ["c//Pod/shop/1"]);
+    assert_eq!(response.removed_resources, ["/10.0.0.9"]);
+    // Of what it has asked for it hears again, also of what was not there.
+    board.apply(
+        &[
+            Change::Mesh(workload(1, 2)),
+            Change::Mesh(workload(2, 2)),
+            Change::Mesh(workload(9, 1)),
+        ],
+        true,
+    );
+    ask(&mut subscriber, &[], response.nonce);
+    let response = subscriber.poll_response(&board).unwrap();
+    assert_eq!(names(&response), ["c//Pod/shop/1", "c//Pod/shop/9"]);
+    // Asked for again it is said again: whoever asks may have lost it.
+    ask(&mut subscriber, &["/10.0.0.1"], response.nonce);
+    assert_eq!(names(&subscriber.poll_response(&board).unwrap()), ["c//Pod/shop/1"]);
+}
+
+#[test]
+fn refusals_are_told_and_what_is_not_served_ends_the_stream() {
+    let mut subscriber = Subscriber::default();
+    subscriber.handle_request(request(Kind::Address)).unwrap();
+    let board = board([workload(1, 1)]);
+    let nonce = subscriber.poll_response(&board).unwrap().nonce;
+    let nack = DeltaDiscoveryRequest {
+        response_nonce: nonce,
+        error_detail: Some(crate::wire::google::rpc::Status {
+            message: "c//Pod/shop/1: no".into(),
+            ..Default::default()
+        }),
+        ..request(Kind::Address)
+    };
+    let refusal = subscriber.handle_request(nack).unwrap().unwrap();
+    assert_eq!((refusal.kind, &*refusal.why), (Kind::Address, "c//Pod/shop/1: no"));
+    assert!(
+        subscriber.poll_response(&board).is_none(),
+        "what was refused is not said again as it is"
+    );
+    let mut other = request(Kind::Address);
+    other.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
+    assert!(matches!(subscriber.handle_request(other), Err(RequestError::Type(_))));
+    let many = DeltaDiscoveryRequest {
+        resource_names_subscribe: (0..=NAMES).map(|n| n.to_string()).collect(),
+        ..request(Kind::Address)
+    };
+    assert_eq!(subscriber.handle_request(many), Err(RequestError::Names));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(usize, usize),
+    Drop(usize),
+    List(usize, Vec<usize>),
+    Unlist(usize),
+    Talk(usize),
+    Break,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..8usize, 0..4usize).prop_map(|(n, version)| Step::Put(n, version)),
+        2 => (0..8usize).prop_map(Step::Drop),
+        2 => (0..3usize, prop::collection::vec(0..8usize, 0..5)).prop_map(|(n, of)| Step::List(n, of)),
+        1 => (0..3usize).prop_map(Step::Unlist),
+        6 => (1..5usize).prop_map(Step::Talk),
+        1 => Just(Step::Break),
+        1 => (0..60u64).prop_map(Step::Wait),
+    ]
+}
+
+/// Both ends, with nothing between them but messages that may be lost with a stream.
+struct Pair {
+    session: Session,
+    subscriber: Subscriber,
+    mesh: Mesh,
+    now: Instant,
+}
+
+impl Pair {
+    fn reopen(&mut self) {
+        self.session.handle_closed();
+        self.session.handle_opened(self.now);
+        self.subscriber = Subscriber::default();
+    }
+
+    /// One message each way, so many times; `false` when there was nothing to say any more.
+    fn talk(&mut self, board: &Board) -> bool {
+        let mut said = false;
+        while let Some(request) = self.session.poll_request() {
+            self.subscriber.handle_request(request).unwrap();
+            said = true;
+        }
+        if let Some(response) = self.subscriber.poll_response(board) {
+            let received = self.session.handle_response(self.now, response);
+            assert!(received.refused.is_empty(), "{received:?}");
+            self.take(received.changes);
+            said = true;
+        }
+        said
+    }
+
+    fn take(&mut self, changes: Vec<Change>) {
+        let updates = changes.into_iter().filter_map(|change| match change {
+            Change::Mesh(update) => Some(update),
+            _ => None,
+        });
+        self.mesh = self.mesh.apply(updates);
+    }
+}
+
+proptest! {
+    /// Whatever changes and wherever the stream breaks: in the end both know the same mesh.
+    #[test]
+    fn client_and_server_end_with_the_same_mesh(steps in prop::collection::vec(step(), 0..80)) {
+        let settings = Settings {
+            node: Default::default(),
+            on_demand: false,
+            policies: ambient_authz::wire::Settings::default(),
+            settling: Duration::from_secs(10),
+            grace: Duration::from_secs(30),
+        };
+        #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
+        let now = Instant::now();
+        let mut pair = Pair { session: Session::new(settings), subscriber: Subscriber::default(), mesh: Mesh::default(), now };
+        let mut board = board([]);
+        pair.reopen();
+        for step in steps {
+            let update = match step {
+                Step::Put(n, version) => Some(workload(n, version)),
+                Step::Drop(n) => Some(Update::RemoveWorkload(format!("c//Pod/shop/{n}").into())),
+                Step::List(n, of) => Some(service(n, &of)),
+                Step::Unlist(n) => Some(Update::RemoveService(ambient_core::NamespacedHostname::new("shop", &format!("s{n}.shop")))),
+                Step::Talk(times) => {
+                    for _ in 0..times {
+                        pair.talk(&board);
+                    }
+                    None
+                }
+                Step::Break => {
+                    // What was said last is lost.
+                    pair.subscriber.poll_response(&board);
+                    pair.reopen();
+                    None
+                }
+                Step::Wait(seconds) => {
+                    pair.now += Duration::from_secs(seconds);
+                    let changes = pair.session.handle_timeout(pair.now);
+                    pair.take(changes);
+                    None
+                }
+            };
+            board.apply(&update.map(Change::Mesh).into_iter().collect::<Vec<_>>(), true);
+        }
+        while pair.talk(&board) {}
+        let changes = pair.session.handle_timeout(pair.now + Duration::from_secs(30));
+        pair.take(changes);
+        prop_assert!(pair.session.is_synced());
+        let there = board.mesh();
+        prop_assert_eq!(pair.mesh.workloads().count(), there.workloads().count());
+        for workload in there.workloads() {
+            let here = pair.mesh.workload(&workload.uid);
+            prop_assert_eq!(here.map(|w| &w.canonical_revision), Some(&workload.canonical_revision));
+        }
+        prop_assert_eq!(pair.mesh.services().count(), there.services().count());
+        for service in there.services() {
+            let ends = |mesh: &Mesh| -> BTreeSet<String> {
+                let all = mesh.endpoints(&service.name).into_iter().flat_map(|e| e.iter().map(|(uid, _)| uid.clone()));
+                all.filter(|uid| mesh.workload(uid).is_some()).map(|uid| uid.to_string()).collect()
+            };
+            prop_assert_eq!(ends(&pair.mesh), ends(there));
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A control plane and its clients, over real TLS on loopback.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ambient_core::{Identity, Mesh, Workload, mesh::Update};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+
+use super::*;
+use crate::{
+    Batch, Change, IssueError, Issuer, Source,
+    ca::DirectoryCa,
+    istiod::{self, Asker, Certificates, CertificatesConfig, Endpoint, Reports, Roots, State, StateConfig, Token, now},
+};
+
+struct Fed(mpsc::Receiver<Batch>);
+
+impl Source for Fed {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(self.0.recv())
+    }
+}
+
+#[derive(Default)]
+struct Kept(Mutex<Vec<(String, PodUid, bool)>>);
+
+impl Captures for Kept {
+    fn report<'a>(&'a self, node: &'a str, pod: &'a PodUid, _: &'a [IpAddr], captured: bool) -> BoxFuture<'a, io::Result<()>> {
+        self.0.lock().unwrap().push((node.into(), pod.clone(), captured));
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+struct Running {
+    feed: mpsc::Sender<Batch>,
+    tokens: Tokens,
+    kept: Arc<Kept>,
+    port: u16,
+    root: String,
+    serving: JoinHandle<()>,
+    _scratch: tempfile::TempDir,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(ambient_tls::provider())
+}
+
+fn pod(name: &str, node: &str) -> Change {
+    let mut pod = Workload::new(&format!("Kubernetes//Pod/shop/{name}"), "shop", name);
+    pod.pod = Some(format!("uid-{name}").as_str().into());
+    pod.node = node.into();
+    pod.service_account = name.into();
+    Change::Mesh(Update::Workload(pod.into()))
+}
+
+impl Running {
+    async fn start() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().join("ca");
+        let ca = DirectoryCa::open(&directory, "cluster.local".parse().unwrap(), DirectoryCa::DEFAULT_TTL).unwrap();
+        let root = ca.root_pem().to_owned();
+        let (feed, fed) = mpsc::channel(16);
+        let kept = Arc::new(Kept::default());
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            names: vec!["localhost".into(), "127.0.0.1".into()],
+            source: Box::new(Fed(fed)),
+            ca,
+            tokens: Tokens::new(&directory, provider()),
+            captures: Some(kept.clone()),
+            provider: provider(),
+        };
+        let plane = ControlPlane::bind(config).await.unwrap();
+        let port = plane.local_addr().unwrap().port();
+        let batch = Batch {
+            changes: vec![pod("cart", "node-1"), pod("stock", "node-2")],
+            synced: true,
+            ..Batch::default()
+        };
+        feed.send(batch).await.unwrap();
+        Self {
+            feed,
+            tokens: Tokens::new(&directory, provider()),
+            kept,
+            port,
+            root,
+            serving: tokio::spawn(plane.run(std::future::pending())),
+            _scratch: scratch,
+        }
+    }
+
+    fn endpoint(&self, node: &str) -> Endpoint {
+        let token = self.tokens.create(node, Duration::from_secs(600), now()).unwrap();
+        Endpoint {
+            roots: Roots::Pem(self.root.clone()),
+            token: Some(Token::Literal(token)),
+            ..Endpoint::new(&format!("127.0.0.1:{}", self.port), provider())
+        }
+    }
+
+    fn state(&self, endpoint: Endpoint, node: &str) -> State {
+        let asker = Asker {
+            node: node.into(),
+            ..Asker::default()
+        };
+        State::connect(StateConfig::new(endpoint, asker)).unwrap()
+    }
+}
+
+async fn next(state: &mut State) -> Batch {
+    timeout(Duration::from_secs(20), state.next())
+        .await
+        .expect("a batch in time")
+        .expect("a batch")
+}
+
+fn identity(name: &str) -> Identity {
+    format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_node_learns_the_mesh_and_each_change_of_it() {
+    let running = Running::start().await;
+    let mut state = running.state(running.endpoint("node-1"), "node-1");
+    let mut mesh = Mesh::default();
+    let mut synced = false;
+    while !synced {
+        let batch = next(&mut state).await;
+        synced = batch.synced;
+        mesh = mesh.apply(batch.changes.into_iter().filter_map(|c| match c {
+            Change::Mesh(update) => Some(update),
+            _ => None,
+        }));
+    }
+    assert_eq!(mesh.workloads().count(), 2);
+    let cart = mesh.workload_by_pod(&"uid-cart".into()).expect("known by its pod's UID");
+    assert_eq!(cart.identity().unwrap(), identity("cart"));
+    let change = Batch {
+        changes: vec![Change::Mesh(Update::RemoveWorkload("Kubernetes//Pod/shop/cart".into()))],
+        synced: true,
+        ..Batch::default()
+    };
+    running.feed.send(change).await.unwrap();
+    let batch = next(&mut state).await;
+    assert!(matches!(&batch.changes[..], [Change::Mesh(Update::RemoveWorkload(_))]), "{batch:?}");
+}
+
+#[tokio::test]
+async fn a_node_is_who_its_token_says_and_nobody_else() {
+    let running = Running::start().await;
+    let refused = async |endpoint: Endpoint, says: &str, why: &str| {
+        let mut state = running.state(endpoint, says);
+        let batch = next(&mut state).await;
+        assert!(batch.faults.iter().any(|fault| fault.what.contains(why)), "{batch:?}");
+    };
+    refused(
+        running.endpoint("node-1"),
+        "node-2",
+        "the token is for the node node-1, and not for node-2",
+    )
+    .await;
+    let endpoint = running.endpoint("node-1");
+    let listed = running.tokens.list(now()).unwrap();
+    running.tokens.revoke(&listed.last().unwrap().id, now()).unwrap();
+    refused(endpoint, "node-1", "this token is none, has ended, or was revoked").await;
+    let without = Endpoint {
+        token: None,
+        ..running.endpoint("node-1")
+    };
+    refused(without, "node-1", "a token is wanted").await;
+}
+
+#[tokio::test]
+async fn certificates_are_for_pods_of_the_callers_node() {
+    let running = Running::start().await;
+    let certificates = Certificates::new(CertificatesConfig::new(running.endpoint("node-1"))).unwrap();
+    // The first batch may not be in force yet.
+    let mut issued = certificates.issue(&identity("cart")).await;
+    for _ in 0..100 {
+        if issued.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        issued = certificates.issue(&identity("cart")).await;
+    }
+    assert_eq!(issued.unwrap().identity, identity("cart"));
+    let roots = certificates.trust();
+    assert_eq!(roots.roots(&"cluster.local".parse().unwrap()).len(), 1);
+    for other in ["stock", "nobody"] {
+        let error = certificates.issue(&identity(other)).await.unwrap_err();
+        assert!(
+            matches!(&error, IssueError::Refused { why, .. } if why.contains("no pod of spiffe://")),
+            "{error}"
+        );
+    }
+    let own = Certificates::new(CertificatesConfig {
+        impersonate: false,
+        ..CertificatesConfig::new(running.endpoint("node-1"))
+    })
+    .unwrap();
+    let error = own.issue(&identity("cart")).await.unwrap_err().to_string();
+    assert!(error.contains("metadata.ImpersonatedIdentity: it is missing"), "{error}");
+}
+
+#[tokio::test]
+async fn nodes_report_what_they_have_captured_and_nothing_of_others() {
+    let running = Running::start().await;
+    let reports = Reports::new(running.endpoint("node-1")).unwrap();
+    let mut state = running.state(running.endpoint("node-1"), "node-1");
+    while !next(&mut state).await.synced {}
+    let address = ["10.0.0.1".parse().unwrap()];
+    reports.report(&"uid-cart".into(), &address, true).await.unwrap();
+    reports.report(&"uid-cart".into(), &address, false).await.unwrap();
+    // One that is gone may be withdrawn.
+    reports.report(&"uid-gone".into(), &[], false).await.unwrap();
+    for other in ["uid-stock", "uid-nobody"] {
+        let error = reports.report(&other.into(), &address, true).await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                istiod::ReportError::Refused {
+                    code: tonic::Code::PermissionDenied,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    let kept = running.kept.0.lock().unwrap().clone();
+    let wanted = [("uid-cart", true), ("uid-cart", false), ("uid-gone", false)];
+    assert_eq!(
+        kept,
+        wanted.map(|(pod, captured)| ("node-1".to_owned(), PodUid::from(pod), captured))
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_tls_or_no_call_of_ours_ends_alone() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let running = Running::start().await;
+    let mut garbage = tokio::net::TcpStream::connect(("127.0.0.1", running.port)).await.unwrap();
+    garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(Duration::from_secs(20), garbage.read_to_end(&mut answer))
+        .await
+        .expect("an end in time");
+    let mut state = running.state(running.endpoint("node-1"), "node-1");
+    next(&mut state).await;
+}

@@ -1,0 +1,182 @@
+//! `ambient control`: a directory of manifests and a certificate authority, served to nodes elsewhere.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ambient_control::{
+    ca::DirectoryCa,
+    manifests::{self, Manifests, Statuses},
+    serve::{Config, ControlPlane, Tokens},
+};
+use ambient_core::TrustDomain;
+use ambient_node::telemetry::log;
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Serve, or see to the tokens of nodes.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    serve: Option<Serve>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Make a token for a node, and print it: the only time that it is seen.
+    Token {
+        /// The node that shows it; it is that node, whatever else it says.
+        node: String,
+        #[command(flatten)]
+        ca: CaDir,
+        /// How long it is good for, in days.
+        #[arg(long, value_name = "DAYS", default_value_t = 30)]
+        days: u64,
+    },
+    /// List the tokens that are good now.
+    Tokens {
+        #[command(flatten)]
+        ca: CaDir,
+    },
+    /// End a token at once.
+    Revoke {
+        /// The token's id, as `ambient control tokens` lists it.
+        id: String,
+        #[command(flatten)]
+        ca: CaDir,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct CaDir {
+    /// The directory of the certificate authority; tokens stand beside its root.
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
+    ca: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    /// The directory of Kubernetes manifests that is served.
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR")]
+    mesh: PathBuf,
+    /// The directory of the certificate authority; made on first use.
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
+    ca: PathBuf,
+    /// Where to listen.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15012")]
+    listen: SocketAddr,
+    /// A host name or address by which nodes call: its certificate is for these. May be given several times.
+    #[arg(long = "name", value_name = "HOST", default_values = ["localhost", "127.0.0.1", "::1", "istiod.istio-system.svc"])]
+    names: Vec<String>,
+    /// The trust domain of the mesh.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// The namespace whose policies apply to the whole mesh.
+    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "istio-system")]
+    root_namespace: Arc<str>,
+    /// The DNS domain of the cluster.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: Arc<str>,
+    /// The longest that a certificate is valid, in seconds.
+    #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "SECONDS", default_value_t = 86_400)]
+    secret_ttl: u64,
+    /// What is logged.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+}
+
+/// Serves or sees to tokens; what goes wrong is one line on standard error.
+pub(crate) fn main(args: Args) -> ExitCode {
+    let done = match (args.verb, args.serve) {
+        (Some(verb), _) => tokens(&verb),
+        (None, Some(serve)) => run(serve),
+        (None, None) => Err(anyhow::anyhow!("--mesh and --ca name what is served")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ambient control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tokens(verb: &Verb) -> anyhow::Result<()> {
+    let provider = Arc::new(ambient_tls::provider());
+    let of = |ca: &CaDir| Tokens::new(&ca.ca, provider.clone());
+    match verb {
+        Verb::Token { node, ca, days } => {
+            let life = Duration::from_secs(days.saturating_mul(24 * 60 * 60).min(LONGEST));
+            println!("{}", of(ca).create(node, life, now())?);
+        }
+        Verb::Tokens { ca } => {
+            let good = of(ca).list(now())?;
+            println!("{:<14} {:<32} GOOD FOR", "ID", "NODE");
+            let present = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            for token in good {
+                let hours = token.expires.saturating_sub(present) / 3600;
+                println!("{:<14} {:<32} {} days {} hours", token.id, token.node, hours / 24, hours % 24);
+            }
+        }
+        Verb::Revoke { id, ca } => of(ca).revoke(id, now())?,
+    }
+    Ok(())
+}
+
+fn run(args: Serve) -> anyhow::Result<()> {
+    let _flush = log::to_stdout(&args.log, log::Format::Text)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: Serve) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let source = Manifests::open(manifests::Config {
+        trust_domain: args.trust_domain.clone(),
+        root_namespace: args.root_namespace,
+        cluster_domain: args.cluster_domain,
+        ..manifests::Config::new(&args.mesh)
+    })
+    .await?;
+    let provider = Arc::new(ambient_tls::provider());
+    let ca = DirectoryCa::open(&args.ca, args.trust_domain, Duration::from_secs(args.secret_ttl))?;
+    let plane = ControlPlane::bind(Config {
+        listen: args.listen,
+        names: args.names,
+        source: Box::new(source),
+        ca,
+        tokens: Tokens::new(&args.ca, provider.clone()),
+        captures: Some(Statuses::new(&args.mesh, now)),
+        provider,
+    })
+    .await?;
+    tracing::info!(address = %plane.local_addr()?, "serving; `ambient control token NODE` makes a node's token");
+    plane
+        .run(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await;
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "tokens and reports bear the time of day")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Ten years, in seconds.
+const LONGEST: u64 = 10 * 365 * 24 * 60 * 60;

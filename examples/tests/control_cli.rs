@@ -1,0 +1,130 @@
+//! `ambient control` as a process: tokens, and serving until told to stop.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use ambient_control::{
+    IssueError, Issuer, Source,
+    istiod::{Asker, Certificates, CertificatesConfig, Endpoint, Reports, Roots, State, StateConfig, Token},
+};
+use tokio::time::{sleep, timeout};
+
+const POD: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: { name: cart-0, namespace: shop, uid: 2f1c, labels: { istio.io/dataplane-mode: ambient } }
+spec: { nodeName: node-1, serviceAccountName: cart }
+status: { podIPs: [{ ip: 10.0.1.2 }] }
+";
+
+#[expect(clippy::unwrap_used, reason = "a test's own helper")]
+fn control(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .arg("control")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn tokens_are_made_listed_and_revoked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = scratch.path().to_str().unwrap();
+    let token = said(&control(&["token", "node-1", "--ca", ca]));
+    let (id, _) = token.strip_prefix("ambient-").unwrap().split_once('.').unwrap();
+    let listed = said(&control(&["tokens", "--ca", ca]));
+    assert!(
+        listed.contains(id) && listed.contains("node-1") && listed.contains(" days "),
+        "{listed}"
+    );
+    assert!(control(&["revoke", id, "--ca", ca]).status.success());
+    let again = control(&["revoke", id, "--ca", ca]);
+    assert!(!again.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&again.stderr).trim(),
+        format!("ambient control: there is no token {id}")
+    );
+    let odd = control(&["token", "a/b", "--ca", ca]);
+    assert!(
+        String::from_utf8_lossy(&odd.stderr).contains("\"a/b\" is no name of a node"),
+        "{odd:?}"
+    );
+    let nothing = control(&[]);
+    assert!(!nothing.status.success());
+}
+
+#[tokio::test]
+async fn a_node_lives_on_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mesh, ca) = (scratch.path().join("mesh"), scratch.path().join("ca"));
+    std::fs::create_dir(&mesh).unwrap();
+    std::fs::write(mesh.join("pod.yaml"), POD).unwrap();
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .args(["control", "--mesh", &path(&mesh), "--ca", &path(&ca), "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stdout.take().unwrap()).lines();
+    let port = tokio::task::spawn_blocking(move || {
+        let line = log
+            .find(|line| line.as_ref().is_ok_and(|l| l.contains("serving")))
+            .unwrap()
+            .unwrap();
+        // Whoever reads no more would stop it.
+        std::thread::spawn(move || log.for_each(drop));
+        line.split("127.0.0.1:")
+            .nth(1)
+            .unwrap()
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+    });
+    let port = timeout(Duration::from_secs(30), port).await.expect("it serves in time").unwrap();
+    let token = said(&control(&["token", "node-1", "--ca", &path(&ca)]));
+    let endpoint = Endpoint {
+        roots: Roots::File(ca.join("root.pem")),
+        token: Some(Token::Literal(token)),
+        ..Endpoint::new(&format!("https://localhost:{port}"), Arc::new(ambient_tls::provider()))
+    };
+    let mut state = State::connect(StateConfig::new(endpoint.clone(), Asker::default())).unwrap();
+    let mut next = async || {
+        timeout(Duration::from_secs(20), state.next())
+            .await
+            .expect("a batch in time")
+            .unwrap()
+    };
+    while !next().await.synced {}
+    let identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+    let certificates = Certificates::new(CertificatesConfig::new(endpoint.clone())).unwrap();
+    assert_eq!(certificates.issue(&identity).await.unwrap().identity, identity);
+    let other = "spiffe://cluster.local/ns/shop/sa/other".parse().unwrap();
+    assert!(matches!(certificates.issue(&other).await, Err(IssueError::Refused { .. })));
+    // What it says it has captured stands in the directory, and comes back as a change of the mesh.
+    Reports::new(endpoint)
+        .unwrap()
+        .report(&"2f1c".into(), &["10.0.1.2".parse().unwrap()], true)
+        .await
+        .unwrap();
+    assert!(std::fs::read_to_string(mesh.join("status/node-1.json")).unwrap().contains("2f1c"));
+    assert_eq!(next().await.changes.len(), 1);
+
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    for _ in 0..200 {
+        if child.try_wait().unwrap().is_some_and(|status| status.success()) {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    let _ = child.kill();
+    panic!("it does not end when told to");
+}
