@@ -32,6 +32,7 @@ pub mod headers;
 pub mod mesh;
 pub mod observe;
 pub mod ports;
+pub mod proxy_header;
 pub mod route;
 
 mod address;

@@ -3,7 +3,8 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use crate::{
-    Endpoint, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol, Workload, WorkloadUid,
+    Endpoint, Membership, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol, Workload,
+    WorkloadUid,
 };
 
 mod few;
@@ -49,7 +50,37 @@ struct Indexes {
     lengths: Lengths,
     hostnames: Shards<Arc<str>, Few<Service>>,
     /// Of every service, known or not, that lists endpoints or that workloads name.
-    endpoints: Shards<NamespacedHostname, Shards<WorkloadUid, Endpoint>>,
+    endpoints: Shards<NamespacedHostname, Members>,
+}
+
+/// The endpoints of a service.
+#[derive(Clone, Debug, Default)]
+struct Members {
+    all: Shards<WorkloadUid, Endpoint>,
+    /// How many have another weight than 1.
+    weighted: usize,
+}
+
+impl Members {
+    fn put(&mut self, uid: WorkloadUid, endpoint: Endpoint) {
+        self.weighted += usize::from(endpoint.capacity != 1);
+        let old = self.all.insert(uid, endpoint);
+        self.weighted -= usize::from(old.is_some_and(|old| old.capacity != 1));
+    }
+
+    fn take(&mut self, uid: &WorkloadUid) {
+        let old = self.all.remove(uid);
+        self.weighted -= usize::from(old.is_some_and(|old| old.capacity != 1));
+    }
+}
+
+/// A workload as an endpoint of a service that it names.
+fn named_endpoint(workload: &Workload, membership: &Membership) -> Endpoint {
+    Endpoint {
+        ports: membership.ports.clone(),
+        health: workload.health,
+        capacity: workload.capacity,
+    }
 }
 
 /// How many blocks there are of each length of prefix, of either family: a look-up tries those that there are.
@@ -160,7 +191,12 @@ impl Mesh {
     /// The endpoints of a service, known or not: those that it lists, and the workloads that name it. Where both are so of
     /// one workload, what the service lists counts.
     pub fn endpoints(&self, service: &NamespacedHostname) -> Option<&Shards<WorkloadUid, Endpoint>> {
-        self.0.endpoints.get(service)
+        self.0.endpoints.get(service).map(|members| &members.all)
+    }
+
+    /// Whether every endpoint of a service has the weight 1.
+    pub(crate) fn has_equal_endpoints(&self, service: &NamespacedHostname) -> bool {
+        self.0.endpoints.get(service).is_none_or(|members| members.weighted == 0)
     }
 
     /// A workload as an endpoint of a service.
@@ -201,11 +237,7 @@ impl Indexes {
         }
         for membership in &workload.services {
             if !self.lists(&membership.service, &workload.uid) {
-                let endpoint = Endpoint {
-                    ports: membership.ports.clone(),
-                    health: workload.health,
-                };
-                self.join(&membership.service, &workload.uid, endpoint);
+                self.join(&membership.service, &workload.uid, named_endpoint(&workload, membership));
             }
         }
     }
@@ -283,11 +315,11 @@ impl Indexes {
 
     fn join(&mut self, service: &NamespacedHostname, uid: &WorkloadUid, endpoint: Endpoint) {
         match self.endpoints.value_mut(service) {
-            Some(endpoints) => drop(endpoints.insert(uid.clone(), endpoint)),
+            Some(members) => members.put(uid.clone(), endpoint),
             None => {
-                let mut endpoints = Shards::default();
-                endpoints.insert(uid.clone(), endpoint);
-                self.endpoints.insert(service.clone(), endpoints);
+                let mut members = Members::default();
+                members.put(uid.clone(), endpoint);
+                self.endpoints.insert(service.clone(), members);
             }
         }
     }
@@ -306,10 +338,7 @@ impl Indexes {
         match named {
             None => self.part(service, uid),
             Some((workload, membership)) => {
-                let endpoint = Endpoint {
-                    ports: membership.ports.clone(),
-                    health: workload.health,
-                };
+                let endpoint = named_endpoint(workload, membership);
                 self.join(service, uid, endpoint);
             }
         }
@@ -319,8 +348,8 @@ impl Indexes {
         let Some(endpoints) = self.endpoints.value_mut(service) else {
             return;
         };
-        endpoints.remove(uid);
-        if endpoints.is_empty() {
+        endpoints.take(uid);
+        if endpoints.all.is_empty() {
             self.endpoints.remove(service);
         }
     }

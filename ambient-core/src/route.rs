@@ -1,7 +1,8 @@
 //! Where a connection goes: from a snapshot and a connection to a plan, and nothing else.
 //!
 //! [`outbound`] is asked at the node of the client, [`inbound`] at the node of the server. Both are pure: the random
-//! draw and what was learned of endpoints come in as [`Hints`].
+//! draw, what was learned of endpoints, and what names mean outside of the mesh come in as [`Hints`]. Where a plan hangs on
+//! such a name the answer is [`Route::Need`]: whoever asks looks it up, and asks again.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,12 +10,18 @@ use std::{
 };
 
 use crate::{
-    Authority, GatewayAddress, GatewayTarget, Health, Identity, Mesh, NetworkAddress, NetworkMode, Origin, Service, TunnelProtocol,
-    Workload, WorkloadUid, ports,
+    Authority, BalancerMode, Endpoint, GatewayTarget, Identity, Mesh, NamespacedHostname, Network, NetworkAddress, Origin, Service,
+    TunnelProtocol, Workload, WorkloadUid, ports,
 };
 
+mod balance;
+mod deliver;
+mod gateway;
 #[cfg(test)]
 mod tests;
+
+use balance::Choice;
+pub use deliver::{Delivery, Inbound, inbound};
 
 /// A captured connection, at the client's node.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +35,12 @@ pub struct Outbound<'a> {
 /// What the plan may depend on besides the snapshot and the connection.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
-    /// A random number, for choices between equals.
+    /// A random number, for choices between equals. The same one with the same snapshot makes the same choices.
     pub draw: u64,
     /// Endpoints that could not be reached a moment ago: chosen only where no other is left.
     pub avoid: Vec<WorkloadUid>,
+    /// What a [`Lookup`] found; no addresses where there are none.
+    pub resolved: Option<(Lookup, Vec<IpAddr>)>,
 }
 
 /// The answer to [`outbound`].
@@ -41,7 +50,13 @@ pub enum Route {
     Go(Plan),
     /// Refuse it.
     Refuse(Refusal),
+    /// Look this up, and ask again with the same draw and what was found.
+    Need(Lookup),
 }
+
+/// A name whose addresses are wanted, as the node's own nameservers know them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lookup(pub Arc<str>);
 
 /// A way for a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +65,19 @@ pub enum Plan {
     Passthrough(SocketAddr),
     /// A workload of the mesh that is not captured: connect to it in plaintext.
     Direct(Direct),
-    /// A captured workload or a waypoint: through a tunnel.
+    /// A captured workload, a waypoint or a gateway: through a tunnel.
     Tunnel(Tunnel),
+}
+
+impl Plan {
+    /// The workload at the end of the way, if it is one: of a waypoint or a gateway, that one.
+    pub fn destination(&self) -> Option<&Arc<Workload>> {
+        match self {
+            Self::Passthrough(_) => None,
+            Self::Direct(direct) => Some(&direct.destination),
+            Self::Tunnel(tunnel) => Some(&tunnel.destination),
+        }
+    }
 }
 
 /// A plaintext way to a workload of the mesh.
@@ -74,12 +100,24 @@ pub struct Tunnel {
     pub authority: Authority,
     /// The identities that the peer may prove; never empty.
     pub accepted: Vec<Identity>,
-    /// Who is at the end of the tunnel: the destination, or its waypoint.
+    /// Who is at the end of the tunnel: the destination, its waypoint, or the gateway of its network.
     pub destination: Arc<Workload>,
     /// The service that was asked for, if one was.
     pub service: Option<Arc<Service>>,
     /// Whether the tunnel ends at a waypoint.
     pub waypoint: bool,
+    /// The tunnel within it, where it ends at the gateway of another network.
+    pub inner: Option<Inner>,
+}
+
+/// A tunnel within a tunnel, to whoever the gateway of another network chooses. It is one connection's alone, names what the
+/// outer one names, and carries [`forwarded_network`](crate::headers::forwarded_network).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inner {
+    /// The identities that the far end may prove: the service's; never empty.
+    pub accepted: Vec<Identity>,
+    /// The network of the far end.
+    pub network: Network,
 }
 
 /// Why a connection goes nowhere.
@@ -87,19 +125,31 @@ pub struct Tunnel {
 pub enum Refusal {
     /// The service has no endpoint that may be chosen.
     #[error("no healthy upstream: {0}")]
-    NoEndpoint(crate::NamespacedHostname),
+    NoEndpoint(NamespacedHostname),
     /// The service does not offer the port.
     #[error("service {0} has no port {1}")]
-    NoPort(crate::NamespacedHostname, u16),
+    NoPort(NamespacedHostname, u16),
     /// The connection would come back to this proxy.
     #[error("attempted recursive call to ourselves at {0}")]
     Loop(SocketAddr),
     /// A waypoint is named and not found: going around it would go around its policies.
-    #[error("unknown waypoint: {0:?}")]
+    #[error("unknown waypoint: {0}")]
     NoWaypoint(GatewayTarget),
+    /// The gateway of another network is named and not found.
+    #[error("unknown network gateway: {0}")]
+    NoGateway(GatewayTarget),
+    /// An endpoint in another network that nothing leads to: it has no gateway, or was not asked for by a service's name.
+    #[error("no valid routing destination for workload: {0} is in another network")]
+    Unreachable(WorkloadUid),
+    /// The chosen endpoint has a name and no address, and the name has none either.
+    #[error("no ip addresses were resolved for workload: {0}")]
+    Unresolved(Arc<str>),
     /// The destination has no valid identity, so that nobody could prove to be it.
     #[error("workload {0} has no valid identity")]
     NoIdentity(WorkloadUid),
+    /// Nobody can prove to speak for a service in another network, as it names no identity.
+    #[error("service {0} names no identity of its endpoints in another network")]
+    NoServiceIdentity(NamespacedHostname),
     /// A CONNECT names an address that is not the pod's.
     #[error("ip mismatch: {authority} is not an address of {pod}")]
     NotHere {
@@ -114,13 +164,23 @@ pub enum Refusal {
     /// A CONNECT names one of the proxy's own ports.
     #[error("port {0} is the proxy's own")]
     OwnPort(u16),
+    /// A CONNECT names a service that has no address to tell the application of.
+    #[error("no ip address for service: {0}")]
+    NoAddress(NamespacedHostname),
 }
 
 impl Refusal {
     /// Who caused it.
     pub fn origin(&self) -> Origin {
         match self {
-            Self::NoEndpoint(_) | Self::NoWaypoint(_) | Self::NoIdentity(_) => Origin::Control,
+            Self::NoEndpoint(_)
+            | Self::NoWaypoint(_)
+            | Self::NoGateway(_)
+            | Self::Unreachable(_)
+            | Self::NoIdentity(_)
+            | Self::NoServiceIdentity(_)
+            | Self::NoAddress(_) => Origin::Control,
+            Self::Unresolved(_) => Origin::Network,
             Self::NoPort(..) | Self::Loop(_) => Origin::App,
             Self::NotHere { .. } | Self::UnknownHost(_) | Self::OwnPort(_) => Origin::Peer,
         }
@@ -144,196 +204,158 @@ pub fn outbound(mesh: &Mesh, conn: &Outbound<'_>, hints: &Hints) -> Route {
     if to.ip().is_loopback() && ports::is_proxys_own(to.port()) {
         return Route::Refuse(Refusal::Loop(to));
     }
+    let way = Way {
+        mesh,
+        source: conn.source,
+        to,
+        hints,
+    };
     let address = NetworkAddress::new(conn.source.network.clone(), to.ip());
     let planned = if let Some(service) = mesh.service_by_vip(&address, &conn.source.namespace) {
-        to_service(mesh, conn.source, service, to, hints)
+        way.to_service(service)
     } else if let Some(workload) = mesh.workload_by_address(&address) {
         match &workload.waypoint {
-            Some(waypoint) if !is_behind(mesh, conn.source, waypoint) => to_waypoint(mesh, conn.source, waypoint, to, None, hints),
-            _ => to_workload(workload, to, None),
+            Some(waypoint) if !gateway::is(mesh, conn.source, waypoint) => way.to_waypoint(waypoint, None),
+            _ => way.to_workload(workload, to, None),
         }
     } else {
         Ok(Plan::Passthrough(to))
     };
-    planned.map_or_else(Route::Refuse, Route::Go)
-}
-
-fn to_service(mesh: &Mesh, source: &Workload, service: &Arc<Service>, to: SocketAddr, hints: &Hints) -> Result<Plan, Refusal> {
-    if let Some(waypoint) = &service.waypoint
-        && !is_behind(mesh, source, waypoint)
-    {
-        return to_waypoint(mesh, source, waypoint, to, Some(service), hints);
-    }
-    let (workload, at) = choose(mesh, source, service, to, hints)?;
-    to_workload(workload, at, Some(service))
-}
-
-fn to_workload(workload: &Arc<Workload>, at: SocketAddr, service: Option<&Arc<Service>>) -> Result<Plan, Refusal> {
-    let (destination, service) = (workload.clone(), service.cloned());
-    if workload.tunnel == TunnelProtocol::None {
-        return Ok(Plan::Direct(Direct {
-            to: at,
-            destination,
-            service,
-        }));
-    }
-    let accepted = vec![workload.identity().map_err(|_| Refusal::NoIdentity(workload.uid.clone()))?];
-    let peer = SocketAddr::new(at.ip(), ports::HBONE);
-    Ok(Plan::Tunnel(Tunnel {
-        peer,
-        authority: at.into(),
-        accepted,
-        destination,
-        service,
-        waypoint: false,
-    }))
-}
-
-/// A waypoint is itself a workload, or a service with endpoints; it always speaks HBONE on the port it is named with.
-fn to_waypoint(
-    mesh: &Mesh,
-    source: &Workload,
-    waypoint: &GatewayAddress,
-    to: SocketAddr,
-    service: Option<&Arc<Service>>,
-    hints: &Hints,
-) -> Result<Plan, Refusal> {
-    let unknown = || Refusal::NoWaypoint(waypoint.target.clone());
-    let (workload, ip) = match waypoint_service(mesh, source, waypoint) {
-        Some(gateway) => {
-            // A waypoint's service need not list the HBONE port: its endpoints are asked for by address alone.
-            let (workload, _) = pick(mesh, source, gateway, to.ip(), hints, |_, _| Some(waypoint.hbone_port)).ok_or_else(unknown)?;
-            let ip = address_like(workload, to.ip()).ok_or_else(unknown)?;
-            (workload, ip)
-        }
-        None => match &waypoint.target {
-            GatewayTarget::Address(address) => (mesh.workload_by_address(address).ok_or_else(unknown)?, address.ip),
-            GatewayTarget::Hostname(_) => return Err(unknown()),
-        },
-    };
-    let accepted = vec![workload.identity().map_err(|_| Refusal::NoIdentity(workload.uid.clone()))?];
-    Ok(Plan::Tunnel(Tunnel {
-        peer: SocketAddr::new(ip, waypoint.hbone_port),
-        authority: to.into(),
-        accepted,
-        destination: workload.clone(),
-        service: service.cloned(),
-        waypoint: true,
-    }))
-}
-
-fn waypoint_service<'a>(mesh: &'a Mesh, source: &Workload, waypoint: &GatewayAddress) -> Option<&'a Arc<Service>> {
-    match &waypoint.target {
-        GatewayTarget::Address(address) => mesh.service_by_vip(address, &source.namespace),
-        GatewayTarget::Hostname(name) => mesh.service(name),
+    match planned {
+        Ok(plan) => Route::Go(plan),
+        Err(Stop::Refused(refusal)) => Route::Refuse(refusal),
+        Err(Stop::Needs(lookup)) => Route::Need(lookup),
     }
 }
 
-/// Whether a pod is the waypoint: its own connections go on to the destination.
-fn is_behind(mesh: &Mesh, pod: &Workload, waypoint: &GatewayAddress) -> bool {
-    match waypoint_service(mesh, pod, waypoint) {
-        Some(service) => mesh.endpoint(&service.name, &pod.uid).is_some(),
-        None => matches!(&waypoint.target, GatewayTarget::Address(a) if a.network == pod.network && pod.has_address(a.ip)),
-    }
-}
-
-fn choose<'a>(
+/// A connection on its way, and all that is known of it.
+#[derive(Debug)]
+struct Way<'a> {
     mesh: &'a Mesh,
-    source: &Workload,
-    service: &'a Service,
+    source: &'a Workload,
     to: SocketAddr,
-    hints: &Hints,
-) -> Result<(&'a Arc<Workload>, SocketAddr), Refusal> {
-    let port = service
-        .port(to.port())
-        .ok_or_else(|| Refusal::NoPort(service.name.clone(), to.port()))?;
-    let target = |_: &Workload, endpoint: &crate::Endpoint| {
+    hints: &'a Hints,
+}
+
+/// Why there is no plan (yet).
+#[derive(Debug)]
+enum Stop {
+    Refused(Refusal),
+    Needs(Lookup),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Way<'_> {
+    fn to_service(&self, service: &Arc<Service>) -> Result<Plan, Stop> {
+        if let Some(waypoint) = gateway::waypoint(service, self.hints.draw)
+            && !gateway::is(self.mesh, self.source, waypoint)
+        {
+            return self.to_waypoint(waypoint, Some(service));
+        }
+        let balancer = service.load_balancer.as_ref();
+        if balancer.is_some_and(|balancer| balancer.mode == BalancerMode::Passthrough) {
+            return Ok(Plan::Passthrough(self.to));
+        }
+        if service.port(self.to.port()).is_none() {
+            return Err(Refusal::NoPort(service.name.clone(), self.to.port()).into());
+        }
+        let usable = |workload: &Workload, endpoint: &Endpoint| {
+            self.target(service, endpoint).is_some() && self.is_reachable(workload) && has_way(service, workload)
+        };
+        let choice = Choice::of(self, service).pick(usable);
+        let (workload, endpoint) = choice.ok_or_else(|| Refusal::NoEndpoint(service.name.clone()))?;
+        if workload.network != self.source.network {
+            return self.through_gateway(service, workload);
+        }
+        let port = self.target(service, endpoint).unwrap_or_else(|| self.to.port());
+        let at = SocketAddr::new(self.address(service, workload)?, port);
+        self.to_workload(workload, at, Some(service))
+    }
+
+    /// The port at an endpoint; `None` where nobody says it.
+    fn target(&self, service: &Service, endpoint: &Endpoint) -> Option<u16> {
+        let port = service.port(self.to.port())?;
         let own = endpoint.ports.get(port.port);
         own.or_else(|| (port.target != 0).then_some(port.target))
-    };
-    let found = pick(mesh, source, service, to.ip(), hints, target);
-    let (workload, port) = found.ok_or_else(|| Refusal::NoEndpoint(service.name.clone()))?;
-    let ip = address_like(workload, to.ip()).ok_or_else(|| Refusal::NoEndpoint(service.name.clone()))?;
-    Ok((workload, SocketAddr::new(ip, port)))
-}
-
-/// One endpoint at random: of those that can be reached, the ones that were not found dead a moment ago.
-fn pick<'a>(
-    mesh: &'a Mesh,
-    source: &Workload,
-    service: &'a Service,
-    like: IpAddr,
-    hints: &Hints,
-    port: impl Fn(&Workload, &crate::Endpoint) -> Option<u16>,
-) -> Option<(&'a Arc<Workload>, u16)> {
-    let mut endpoints: Vec<_> = mesh.endpoints(&service.name).into_iter().flat_map(|all| all.iter()).collect();
-    endpoints.sort_unstable_by_key(|(uid, _)| *uid);
-    let reachable: Vec<_> = endpoints
-        .into_iter()
-        .filter(|(_, endpoint)| endpoint.health == Health::Healthy)
-        .filter_map(|(uid, endpoint)| Some((mesh.workload(uid)?, endpoint)))
-        .filter(|(workload, _)| workload.network == source.network && workload.health == Health::Healthy)
-        .filter(|(workload, _)| address_like(workload, like).is_some())
-        .filter_map(|(workload, endpoint)| Some((workload, port(workload, endpoint)?)))
-        .collect();
-    let fresh: Vec<_> = reachable
-        .iter()
-        .filter(|(workload, _)| !hints.avoid.contains(&workload.uid))
-        .copied()
-        .collect();
-    let of = if fresh.is_empty() { &reachable } else { &fresh };
-    if of.is_empty() {
-        return None;
     }
-    // `draw % len` favours none by more than len / 2^64.
-    Some(of[(hints.draw % of.len() as u64) as usize])
-}
 
-/// The address of a workload in the family that the client asked in, else any: the proxy stands between the two.
-fn address_like(workload: &Workload, like: IpAddr) -> Option<IpAddr> {
-    let same = workload.addresses.iter().find(|ip| ip.is_ipv4() == like.is_ipv4());
-    same.or_else(|| workload.addresses.first()).copied()
-}
-
-/// A CONNECT, at the server's node.
-#[derive(Clone, Copy, Debug)]
-pub struct Inbound<'a> {
-    /// The pod whose namespace accepted the tunnel.
-    pub pod: &'a Workload,
-    /// What it names.
-    pub authority: &'a Authority,
-}
-
-/// Where a CONNECT is delivered: only to the pod whose namespace accepted it.
-///
-/// # Errors
-/// When it names another address (400), one of the proxy's own ports, or a service that the pod does not serve (503).
-pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<SocketAddr, Refusal> {
-    let to = match request.authority {
-        Authority::Address(to) => {
-            if !request.pod.has_address(to.ip()) || request.pod.network_mode == NetworkMode::HostNetwork {
-                return Err(Refusal::NotHere {
-                    authority: to.ip(),
-                    pod: request.pod.uid.clone(),
-                });
-            }
-            SocketAddr::new(to.ip().to_canonical(), to.port())
-        }
-        Authority::Host(name, port) => {
-            let unknown = || Refusal::UnknownHost(name.clone());
-            let service = mesh.service_by_hostname(name, &request.pod.namespace).ok_or_else(unknown)?;
-            let endpoint = mesh.endpoint(&service.name, &request.pod.uid).ok_or_else(unknown)?;
-            let offered = service.port(*port).ok_or_else(|| Refusal::NoPort(service.name.clone(), *port))?;
-            let target = endpoint
-                .ports
-                .get(*port)
-                .or_else(|| (offered.target != 0).then_some(offered.target));
-            let target = target.ok_or_else(|| Refusal::NoPort(service.name.clone(), *port))?;
-            SocketAddr::new(*request.pod.addresses.first().ok_or_else(unknown)?, target)
-        }
-    };
-    if ports::is_proxys_own(to.port()) {
-        return Err(Refusal::OwnPort(to.port()));
+    /// Whether it is in the client's network, or behind a gateway.
+    fn is_reachable(&self, workload: &Workload) -> bool {
+        workload.network == self.source.network || workload.network_gateway.is_some()
     }
-    Ok(to)
+
+    /// The address of an endpoint: in the family that the client asked in, else any that the service is reached in (the
+    /// proxy stands between the two), else what its name means.
+    fn address(&self, service: &Service, workload: &Workload) -> Result<IpAddr, Stop> {
+        let mut accepted = workload.addresses.iter().filter(|ip| service.ip_families.accepts(**ip));
+        if let Some(ip) = like(&mut accepted, self.to.ip()) {
+            return Ok(ip);
+        }
+        let lookup = Lookup(workload.hostname.clone());
+        let Some((_, found)) = self.hints.resolved.as_ref().filter(|(of, _)| *of == lookup) else {
+            return Err(Stop::Needs(lookup));
+        };
+        let of_family: Vec<_> = found.iter().filter(|ip| service.ip_families.accepts(**ip)).collect();
+        let same: Vec<_> = of_family.iter().filter(|ip| ip.is_ipv4() == self.to.is_ipv4()).copied().collect();
+        let among = if same.is_empty() { of_family } else { same };
+        let at = (balance::mix(self.hints.draw, balance::ADDRESS) % among.len().max(1) as u64) as usize;
+        let ip = among.get(at).ok_or_else(|| Refusal::Unresolved(lookup.0.clone()))?;
+        Ok(ip.to_canonical())
+    }
+
+    fn to_workload(&self, workload: &Arc<Workload>, at: SocketAddr, service: Option<&Arc<Service>>) -> Result<Plan, Stop> {
+        if workload.network != self.source.network {
+            return Err(Refusal::Unreachable(workload.uid.clone()).into());
+        }
+        let (destination, service) = (workload.clone(), service.cloned());
+        if workload.tunnel == TunnelProtocol::None {
+            return Ok(Plan::Direct(Direct {
+                to: at,
+                destination,
+                service,
+            }));
+        }
+        Ok(Plan::Tunnel(Tunnel {
+            peer: SocketAddr::new(at.ip(), ports::HBONE),
+            authority: at.into(),
+            accepted: accepted(workload, service.as_deref())?,
+            destination,
+            service,
+            waypoint: false,
+            inner: None,
+        }))
+    }
+}
+
+/// Whether an endpoint has an address, or a name that may have one. One behind a gateway needs none.
+fn has_way(service: &Service, workload: &Workload) -> bool {
+    let has_address = workload.addresses.iter().any(|ip| service.ip_families.accepts(*ip));
+    has_address || !workload.hostname.is_empty() || workload.network_gateway.is_some()
+}
+
+/// Who may answer for a workload: itself, and whom the service names.
+fn accepted(workload: &Workload, service: Option<&Service>) -> Result<Vec<Identity>, Refusal> {
+    let own = workload.identity().ok();
+    let others = service.into_iter().flat_map(|service| &service.subject_alt_names);
+    let mut all: Vec<Identity> = own.into_iter().collect();
+    for identity in others {
+        if !all.contains(identity) {
+            all.push(identity.clone());
+        }
+    }
+    match all.is_empty() {
+        true => Err(Refusal::NoIdentity(workload.uid.clone())),
+        false => Ok(all),
+    }
+}
+
+/// The first address in the family of another, else the first.
+fn like<'a>(addresses: &mut (impl Iterator<Item = &'a IpAddr> + Clone), other: IpAddr) -> Option<IpAddr> {
+    let same = addresses.clone().find(|ip| ip.is_ipv4() == other.is_ipv4());
+    same.or_else(|| addresses.next()).copied()
 }

@@ -128,12 +128,25 @@ pub struct ServicePort {
 pub type Endpoints = Arc<BTreeMap<WorkloadUid, Endpoint>>;
 
 /// A workload behind a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Service port to the endpoint's own port, where they differ from the service's.
     pub ports: PortMap,
     /// Whether it may be chosen.
     pub health: Health,
+    /// Its weight among the others; 0 is never chosen.
+    pub capacity: u32,
+}
+
+impl Default for Endpoint {
+    /// Healthy, on the service's own ports, of weight 1.
+    fn default() -> Self {
+        Self {
+            ports: PortMap::default(),
+            health: Health::default(),
+            capacity: 1,
+        }
+    }
 }
 
 /// Ports of a service and the ports at an endpoint that they mean. Cloning is one reference count.

@@ -192,6 +192,14 @@ impl Pool {
         });
     }
 
+    /// Lets the tunnels of a speaker end: each with its last stream, and none takes a new one. For a speaker that has said all
+    /// that it had to say; a later stream of its own gets a new tunnel.
+    pub fn retire(&self, speaker: &SpeakerKey) {
+        let slots = self.shared.slots();
+        let theirs = slots.iter().filter(|(key, _)| key.speaker.key == *speaker);
+        theirs.flat_map(|(_, slot)| &slot.tunnels).for_each(|tunnel| tunnel.retire());
+    }
+
     /// Looks again at the peers of all tunnels, after the trust that the credentials name has changed: ends those whose
     /// peer is revoked, with their streams, by [`TunnelLost::PeerRevoked`](crate::TunnelLost::PeerRevoked).
     ///

@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use ambient_core::SpiffeId;
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -64,7 +65,7 @@ impl Stream {
         let read = ReadHalf {
             held: held.clone(),
             taken: Pieces::default(),
-            _lease: lease.clone(),
+            lease: lease.clone(),
         };
         let write = WriteHalf {
             held,
@@ -82,6 +83,12 @@ impl Stream {
     /// The headers that the other end sent with its CONNECT or with its answer.
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
+    }
+
+    /// Whom the peer has proven to be: of the identities that were accepted the one that it is. `None` of a stream that was
+    /// accepted here, whose [`Session`](crate::Session) tells it.
+    pub fn peer(&self) -> Option<&SpiffeId> {
+        self.read.lease.as_ref().map(|lease| lease.peer())
     }
 
     /// The two directions, to be used by two tasks.
@@ -124,7 +131,7 @@ pub struct ReadHalf {
     held: Held,
     /// What was taken from the tunnel and did not fit into the last read.
     taken: Pieces,
-    _lease: Option<Arc<Lease>>,
+    lease: Option<Arc<Lease>>,
 }
 
 impl ReadHalf {

@@ -518,6 +518,23 @@ async fn forgetting_a_speaker_ends_its_tunnels_only() {
     stays.read_exact(&mut [0; 1]).await.unwrap();
 }
 
+#[tokio::test]
+async fn retiring_a_speaker_lets_its_streams_finish_and_no_more() {
+    let pair = Pair::new(&Limits::default(), each(echo));
+    let mut first = pair.connect().await.unwrap();
+    assert_eq!(first.peer(), Some(identity("stock").spiffe_id()));
+    pair.pool.retire(&pair.speaker.key);
+    let mut second = pair.connect().await.unwrap();
+    assert_eq!(pair.dials(), 2, "a tunnel that retires takes nothing new");
+    for stream in [&mut first, &mut second] {
+        stream.write_all(b"x").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut back = String::new();
+        stream.read_to_string(&mut back).await.unwrap();
+        assert_eq!(back, "x");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn draining_lets_streams_finish_and_cuts_at_the_deadline() {
     let pair = Pair::new(&Limits::default(), each(echo));

@@ -45,6 +45,9 @@ pub struct Config {
     pub connections: usize,
     /// Connections that one pod may have open in one direction, and at most a quarter of all; more are reset at once.
     pub connections_per_pod: usize,
+    /// Whether an application that is told who speaks by a PROXY protocol header is reached on its pod's loopback address, else
+    /// on the pod's own. On by default.
+    pub localhost_app_tunnel: bool,
     /// How long connecting to an application or to another node's proxy may take.
     pub connect_timeout: Duration,
     /// How long open connections may go on after the node was told to stop.
@@ -84,6 +87,7 @@ impl Config {
             workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             connections: 100_000,
             connections_per_pod: 20_000,
+            localhost_app_tunnel: true,
             connect_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),
             existing_connections: ExistingConnections::default(),

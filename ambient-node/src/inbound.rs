@@ -1,12 +1,20 @@
 //! Tunnels from other nodes' proxies: each CONNECT is checked and delivered to the pod whose namespace accepted it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ambient_authz::{Decision, Peer};
-use ambient_core::{Authority, Identity, NetworkAddress, headers, route};
+use ambient_core::{
+    Authority, Identity, NetworkAddress, Service, headers, proxy_header,
+    route::{self, Delivery},
+};
 use ambient_hbone::{Request, Session};
 use http::{HeaderMap, HeaderValue, StatusCode};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     Shared, clock,
@@ -148,6 +156,7 @@ impl Tunnel {
             &snapshot.mesh,
             &route::Inbound {
                 pod: workload,
+                at: self.at.ip(),
                 authority: &authority,
             },
         ) {
@@ -157,12 +166,12 @@ impl Tunnel {
                 return request.refuse(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
             }
         };
-        let ends = self.ends(&snapshot, &request, peer.identity(), authority);
+        let ends = self.ends(&snapshot, &request, peer.identity(), authority, to.service.clone());
         let account = Account::open(&node.metrics, ends, opened);
         self.deliver(request, peer, to, snapshot, account).await;
     }
 
-    async fn deliver(&self, request: Request, peer: Peer, to: SocketAddr, snapshot: Arc<Snapshot>, account: Account) {
+    async fn deliver(&self, request: Request, peer: Peer, to: Delivery, snapshot: Arc<Snapshot>, account: Account) {
         let (node, pod) = (&self.node, &self.pod);
         let Ok(workload) = pod.workload(&snapshot) else {
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -174,7 +183,7 @@ impl Tunnel {
             peer,
             identity: pod.identity.clone(),
             source: self.peer.ip(),
-            destination: to,
+            destination: to.to,
         };
         let (_registered, mut cut) = node.watch.register(subject.clone());
         // Decided on what is present after the registration: a change in between is either seen here or cut later.
@@ -193,8 +202,7 @@ impl Tunnel {
             ));
             return request.refuse(StatusCode::UNAUTHORIZED);
         }
-        let from = source_for(self.peer, to);
-        let mut server = match dial(node, pod, from, to).await {
+        let mut server = match self.connect(&to, subject.peer.identity()).await {
             Ok(server) => server,
             Err(error) => {
                 account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")));
@@ -222,12 +230,40 @@ impl Tunnel {
         }
     }
 
+    /// A connection to the application, from the peer's own address. One that is told who speaks needs not see it, and is
+    /// reached where it listens for nobody else.
+    async fn connect(&self, delivery: &Delivery, identity: Option<&Identity>) -> io::Result<TcpStream> {
+        let (node, pod, to) = (&self.node, &self.pod, delivery.to);
+        let Some(told) = delivery.told else {
+            return dial(node, pod, source_for(self.peer, to), to).await;
+        };
+        let (from, at) = match node.config.localhost_app_tunnel {
+            true => (None, SocketAddr::new(loopback(to), to.port())),
+            false => (source_for(self.peer, to), to),
+        };
+        let mut server = dial(node, pod, from, at).await?;
+        // It fits into the socket's buffer: nobody is waited for.
+        server.write_all(&proxy_header::write(self.peer, told, identity)).await?;
+        Ok(server)
+    }
+
     /// Both ends as the mesh knows them. What the peer wrote in headers only picks from what is looked up.
-    fn ends(&self, snapshot: &Snapshot, request: &Request, identity: Option<&Identity>, authority: Authority) -> Ends {
+    fn ends(
+        &self,
+        snapshot: &Snapshot,
+        request: &Request,
+        identity: Option<&Identity>,
+        authority: Authority,
+        named: Option<Arc<Service>>,
+    ) -> Ends {
         let mesh = &snapshot.mesh;
         let destination = self.pod.workload(snapshot).ok().cloned();
         let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
-        let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
+        // Through a gateway, whose address this is: it says nothing of who speaks.
+        let mut networks = request.headers().get_all("x-forwarded-network").iter();
+        let afar = networks.any(|value| headers::is_from_other_network(value.as_bytes(), network.as_str()));
+        let address = NetworkAddress::new(network, self.peer.ip());
+        let source = mesh.workload_by_address(&address).filter(|_| !afar);
         // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
         let source = source.filter(|w| w.identity().is_ok_and(|of| Some(&of) == identity)).cloned();
         let host = request
@@ -238,6 +274,7 @@ impl Tunnel {
         let service = service
             .filter(|s| destination.as_ref().is_some_and(|w| mesh.endpoint(&s.name, &w.uid).is_some()))
             .cloned();
+        let service = named.or(service);
         Ends {
             direction: Direction::Inbound,
             source: self.peer,
@@ -251,10 +288,20 @@ impl Tunnel {
             destination_identity: Some(self.pod.identity.clone()),
             waypoint: false,
             mutual_tls: true,
+            retries: 0,
+            avoided: 0,
         }
     }
 
     fn early(&self, authority: &Authority, error: &dyn std::fmt::Display) {
         refused_early(Direction::Inbound, self.peer, self.at, Some(authority), error);
+    }
+}
+
+/// The pod's own loopback address of the same family.
+fn loopback(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }
 }

@@ -24,6 +24,9 @@ use crate::{
     dial::Dialler,
     dns,
     feed::{Feed, News},
+    inner::InnerTunnels,
+    lookup::Lookups,
+    outliers::Outliers,
     pod::Stage,
     pods::Pods,
     policies::Oversight,
@@ -48,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) bounds: Bounds,
     /// What the DNS of all pods together may use.
     pub(crate) names: ambient_dns::Budget,
+    pub(crate) lookups: Lookups,
+    pub(crate) outliers: Outliers,
 }
 
 /// Why a node did not start. Nothing is left behind.
@@ -179,9 +184,11 @@ impl Node {
             let configs = configs.clone();
             let limits = limits.clone();
             move || {
-                let pool = Pool::builder(dialler.clone(), certificates.clone(), provider.clone());
-                let pool = pool.configs(configs.clone()).limits(limits.clone());
-                pool.observer(observer.clone()).build()
+                let pool = |dial| {
+                    let pool = Pool::builder(dial, certificates.clone(), provider.clone());
+                    pool.configs(configs.clone()).limits(limits.clone()).observer(observer.clone())
+                };
+                (pool(dialler.clone()).build(), InnerTunnels::new(pool))
             }
         };
         let workers = tokio::task::spawn_blocking(move || Workers::start(count, tunnels)).await;
@@ -214,6 +221,8 @@ impl Node {
             server,
             dialler,
             bounds,
+            lookups: Lookups::default(),
+            outliers: Outliers::default(),
         });
         let pods = Pods::new(shared.clone());
         let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
@@ -359,7 +368,10 @@ fn take(shared: &Shared, batch: Batch) -> Changed {
 /// Ends the tunnels whose peer is revoked by the trust of now.
 fn recheck_peers(shared: &Shared) {
     let server = shared.server.recheck();
-    let pools = shared.workers.iter().map(|worker| worker.tunnels.recheck().ended);
+    let pools = shared
+        .workers
+        .iter()
+        .map(|worker| worker.tunnels.recheck().ended + worker.inner.recheck().ended);
     let ended = server.ended + pools.sum::<usize>();
     if ended > 0 {
         tracing::info!(ended, "tunnels ended: their peers are revoked");

@@ -1,31 +1,38 @@
 //! Connections that a pod opens: routed, and carried to where they go, by tunnel where the other end is captured.
 
 use std::{
-    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ambient_core::{
-    Service, Workload, headers,
-    route::{self, Direct, Plan},
+    Workload, WorkloadUid,
+    route::{self, Hints, Plan, Route},
 };
-use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream};
 use ambient_redirect::linux::{Direction as Captured, original_destination};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use tokio::{net::TcpStream, time};
+use tokio::time;
 
+use self::open::{Failure, Far};
 use crate::{
     Shared, clock, entropy,
     pod::Pod,
-    session::{App, carry, dial, settle, was_cut},
+    session::{App, carry, settle, was_cut},
+    state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
     workers::Worker,
 };
 
+mod open;
+
 /// How long to wait before a dial that met a change is routed again.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Endpoints that one connection tries.
+const MOST_TRIES: usize = 3;
+/// No further endpoint is tried so long after the connection came: whoever opened it waits.
+const TRYING: Duration = Duration::from_secs(10);
+/// Names that are looked up for one connection.
+const MOST_LOOKUPS: usize = MOST_TRIES + 1;
 
 /// Serves one connection on a worker.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
@@ -62,25 +69,41 @@ struct Outbound {
     to: SocketAddr,
 }
 
-/// The other end, opened.
-enum Far {
-    Tcp(TcpStream),
-    Tunnel(Stream),
+/// What was learned of a connection's way so far.
+struct Tried {
+    hints: Hints,
+    lookups: usize,
+    /// Endpoints that could not be reached by this connection.
+    failed: Vec<WorkloadUid>,
+    /// Why the last one could not.
+    last: Option<Failure>,
 }
 
-/// Why it could not be opened.
-struct Failure {
-    outcome: Outcome,
-    /// The other end's policy: an empty reply, not a reset.
-    by_policy: bool,
-    /// Refused at once, so that no byte was delivered: a change under way may be the cause.
-    refused: bool,
+impl Tried {
+    fn new(node: &Shared, opened: Instant) -> Self {
+        Self {
+            hints: Hints {
+                draw: entropy::word(),
+                avoid: node.outliers.now(opened),
+                resolved: None,
+            },
+            lookups: 0,
+            failed: Vec::new(),
+            last: None,
+        }
+    }
+
+    /// Whether a plan leads to an endpoint that was tried already, as no other is left.
+    fn knows(&self, plan: &Plan) -> bool {
+        plan.destination().is_some_and(|destination| self.failed.contains(&destination.uid))
+    }
 }
 
 impl Outbound {
     async fn run(&self, mut app: App) {
         let opened = clock::steady();
         let mut account: Option<Account> = None;
+        let mut tried = Tried::new(&self.node, opened);
         loop {
             let Some(snapshot) = self.node.state.current() else {
                 return self.early(&"the mesh's state has not arrived");
@@ -89,79 +112,106 @@ impl Outbound {
                 Ok(source) => source,
                 Err(unknown) => return self.early(&unknown),
             };
-            let hints = route::Hints {
-                draw: entropy::word(),
-                avoid: Vec::new(),
-            };
-            let asked = route::Outbound {
-                source,
-                destination: self.to,
-            };
-            let plan = match route::outbound(&snapshot.mesh, &asked, &hints) {
-                route::Route::Go(plan) => plan,
-                route::Route::Refuse(refusal) => {
-                    let account = account.unwrap_or_else(|| self.account(source, None, opened));
+            let plan = match self.route(&snapshot, source, &mut tried).await {
+                Ok(plan) if !tried.knows(&plan) => plan,
+                Ok(_) => break,
+                Err(refusal) => {
+                    // What could not be reached is the better reason, where there is nothing else left.
+                    if tried.last.is_some() {
+                        break;
+                    }
+                    let account = account.unwrap_or_else(|| self.account(&snapshot, source, None, &tried, opened));
                     return account.close(&Outcome::failed(Flag::Connect, refusal));
                 }
             };
             // Open before the dial, so that one that is cut while it dials is told of too.
             let mut present = match account.take() {
-                Some(account) => account.reroute(self.ends(source, Some(&plan))),
-                None => self.account(source, Some(&plan), opened),
+                Some(account) => account.reroute(self.ends(&snapshot, source, Some(&plan), &tried)),
+                None => self.account(&snapshot, source, Some(&plan), &tried, opened),
             };
             let failure = match self.open(source, &plan, &mut app).await {
                 // A dial may take long, and the other end be captured meanwhile: no byte was sent, so it goes by tunnel.
-                Ok(Far::Tcp(_)) if self.is_tunnelled_now() => {
+                Ok(Far::Tcp(_)) if self.is_tunnelled_now(&tried.hints) => {
                     account = Some(present);
                     continue;
                 }
                 Ok(far) => {
-                    present.proven(&plan);
+                    if let Some(destination) = plan.destination() {
+                        self.node.outliers.remove(&destination.uid);
+                    }
+                    present.proven(far.proven());
                     return self.relay(app, far, present).await;
                 }
                 Err(failure) => failure,
             };
+            if let (true, Plan::Tunnel(tunnel)) = (failure.by_policy, &plan)
+                && let [only] = &tunnel.accepted[..]
+            {
+                // It has answered, so that it has proven to be the one that it may be.
+                present.proven(Some(only.clone()));
+            }
+            account = Some(present);
             if failure.refused && self.may_be_news(&plan) {
-                account = Some(present);
                 time::sleep(AGAIN).await;
                 continue;
             }
-            if failure.by_policy {
-                present.proven(&plan);
+            let elsewhere = failure.elsewhere && self.may_go_elsewhere(&plan, &mut tried, opened);
+            tried.last = Some(failure);
+            if !elsewhere {
+                break;
             }
-            present.close(&failure.outcome);
-            if failure.by_policy {
-                app.refuse_quietly().await;
-            }
+        }
+        self.give_up(app, account, tried.last).await;
+    }
+
+    /// Tells of a connection that could be opened nowhere, and ends it.
+    async fn give_up(&self, app: App, account: Option<Account>, failure: Option<Failure>) {
+        let (Some(account), Some(failure)) = (account, failure) else {
             return;
+        };
+        account.close(&failure.outcome);
+        if failure.by_policy {
+            app.refuse_quietly().await;
         }
     }
 
-    /// What `app` says before the answer goes along; where there is none, or a refusal, it is as if it had not been read.
-    async fn open(&self, source: &Workload, plan: &Plan, app: &mut App) -> Result<Far, Failure> {
-        match plan {
-            Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
-                dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
-            }
-            Plan::Tunnel(tunnel) => {
-                let destination = Destination {
-                    peer: tunnel.peer,
-                    authority: tunnel.authority.clone(),
-                    accepted: tunnel.accepted.clone(),
-                    headers: self.headers(source, tunnel.service.as_deref()),
-                    early_data: true,
-                };
-                let connected = self
-                    .home
-                    .tunnels
-                    .connect_with(&self.pod.speaker, &destination, &mut app.stream)
-                    .await;
-                connected.map(Far::Tunnel).map_err(|NotConnected { reason, early }| {
-                    app.stream.unread(early);
-                    Failure::tunnel(&reason)
-                })
+    /// The plan, once all names that it hangs on are looked up.
+    async fn route(&self, snapshot: &Snapshot, source: &Workload, tried: &mut Tried) -> Result<Plan, route::Refusal> {
+        let asked = route::Outbound {
+            source,
+            destination: self.to,
+        };
+        loop {
+            match route::outbound(&snapshot.mesh, &asked, &tried.hints) {
+                Route::Go(plan) => return Ok(plan),
+                Route::Refuse(refusal) => return Err(refusal),
+                Route::Need(lookup) if tried.lookups >= MOST_LOOKUPS => return Err(route::Refusal::Unresolved(lookup.0)),
+                Route::Need(lookup) => {
+                    tried.lookups += 1;
+                    let found = self.node.lookups.find(&lookup).await;
+                    tried.hints.resolved = Some((lookup, found));
+                }
             }
         }
+    }
+
+    /// Whether another endpoint of the service may be tried; the one that failed is passed over for a while, by others too.
+    fn may_go_elsewhere(&self, plan: &Plan, tried: &mut Tried, opened: Instant) -> bool {
+        let service = match plan {
+            Plan::Passthrough(_) => return false,
+            Plan::Direct(direct) => direct.service.as_ref(),
+            Plan::Tunnel(tunnel) => tunnel.service.as_ref(),
+        };
+        let Some(destination) = plan.destination().filter(|_| service.is_some()) else {
+            return false;
+        };
+        let now = clock::steady();
+        if self.node.outliers.add(&destination.uid, now) {
+            tracing::info!(workload = %destination.uid, "an endpoint cannot be reached: others are chosen before it for a while");
+        }
+        tried.failed.push(destination.uid.clone());
+        tried.hints.avoid.push(destination.uid.clone());
+        tried.failed.len() < MOST_TRIES && now.duration_since(opened) < TRYING
     }
 
     async fn relay(&self, mut app: App, far: Far, account: Account) {
@@ -175,67 +225,48 @@ impl Outbound {
                     app.ended_well();
                 }
             }
-            Far::Tunnel(mut server) => {
-                if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
-                    .await
-                    .is_some()
-                {
-                    app.ended_well();
-                }
+            Far::Tunnel(server) => self.relay_stream(app, server, account).await,
+            Far::Inner(server, within) => {
+                self.relay_stream(app, server, account).await;
+                drop(within);
             }
         }
     }
 
+    async fn relay_stream(&self, mut app: App, mut server: ambient_hbone::Stream, account: Account) {
+        if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
+            .await
+            .is_some()
+        {
+            app.ended_well();
+        }
+    }
+
     /// Whether it would be carried by tunnel if it were routed at this moment.
-    fn is_tunnelled_now(&self) -> bool {
+    fn is_tunnelled_now(&self, hints: &Hints) -> bool {
         let Some(snapshot) = self.node.state.current() else { return false };
         let Ok(source) = self.pod.workload(&snapshot) else { return false };
         let asked = route::Outbound {
             source,
             destination: self.to,
         };
-        matches!(
-            route::outbound(&snapshot.mesh, &asked, &route::Hints::default()),
-            route::Route::Go(Plan::Tunnel(_))
-        )
+        matches!(route::outbound(&snapshot.mesh, &asked, hints), Route::Go(Plan::Tunnel(_)))
     }
 
     /// Whether the destination's way was changing a moment ago: then a refusal may only say that the news is under way.
     fn may_be_news(&self, plan: &Plan) -> bool {
-        let destination = match plan {
-            Plan::Passthrough(_) => return false,
-            Plan::Direct(direct) => &direct.destination,
-            Plan::Tunnel(tunnel) => &tunnel.destination,
-        };
-        self.node
-            .state
-            .settles_at(&destination.uid)
-            .is_some_and(|settled| clock::steady() < settled)
+        let settled = plan
+            .destination()
+            .and_then(|destination| self.node.state.settles_at(&destination.uid));
+        settled.is_some_and(|settled| clock::steady() < settled)
     }
 
-    fn headers(&self, source: &Workload, service: Option<&Service>) -> HeaderMap {
-        let host = service.map(|service| &*service.name.hostname);
-        let texts = [
-            ("baggage", headers::baggage(source)),
-            ("forwarded", headers::forwarded(self.peer, host)),
-            (
-                "traceparent",
-                headers::traceparent(u128::from(entropy::word()) << 64 | u128::from(entropy::word()), entropy::word()),
-            ),
-        ];
-        // A text that no header can hold (a name outside ASCII) is left out: nothing depends on it.
-        texts
-            .into_iter()
-            .filter_map(|(name, text)| Some((HeaderName::from_static(name), HeaderValue::try_from(text).ok()?)))
-            .collect()
-    }
-
-    fn account(&self, source: &Arc<Workload>, plan: Option<&Plan>, opened: Instant) -> Account {
-        Account::open(&self.node.metrics, self.ends(source, plan), opened)
+    fn account(&self, snapshot: &Snapshot, source: &Arc<Workload>, plan: Option<&Plan>, tried: &Tried, opened: Instant) -> Account {
+        Account::open(&self.node.metrics, self.ends(snapshot, source, plan, tried), opened)
     }
 
     /// Both ends, as far as the plan knows them; who the other end is stands only once it has proven it.
-    fn ends(&self, source: &Arc<Workload>, plan: Option<&Plan>) -> Ends {
+    fn ends(&self, snapshot: &Snapshot, source: &Arc<Workload>, plan: Option<&Plan>, tried: &Tried) -> Ends {
         let mut ends = Ends {
             direction: Direction::Outbound,
             source: self.peer,
@@ -249,6 +280,8 @@ impl Outbound {
             destination_identity: None,
             waypoint: false,
             mutual_tls: false,
+            retries: tried.failed.len(),
+            avoided: 0,
         };
         match plan {
             None | Some(Plan::Passthrough(_)) => {}
@@ -260,63 +293,22 @@ impl Outbound {
             Some(Plan::Tunnel(tunnel)) => {
                 ends.destination = tunnel.peer;
                 ends.hbone = Some(tunnel.authority.clone());
-                ends.destination_workload = Some(tunnel.destination.clone());
+                // Behind a gateway somebody else is the destination, of whom nobody here knows.
+                ends.destination_workload = tunnel.inner.is_none().then(|| tunnel.destination.clone());
                 ends.service = tunnel.service.clone();
                 ends.source_identity = Some(self.pod.identity.clone());
                 ends.waypoint = tunnel.waypoint;
                 ends.mutual_tls = true;
             }
         }
+        if let Some(service) = &ends.service {
+            let avoided = tried.hints.avoid.iter().filter(|uid| !tried.failed.contains(uid));
+            ends.avoided = avoided.filter(|uid| snapshot.mesh.endpoint(&service.name, uid).is_some()).count();
+        }
         ends
     }
 
     fn early(&self, error: &dyn std::fmt::Display) {
         refused_early(Direction::Outbound, self.peer, self.to, None, error);
-    }
-}
-
-impl Failure {
-    fn tcp(error: io::Error) -> Self {
-        Self {
-            refused: error.kind() == io::ErrorKind::ConnectionRefused,
-            by_policy: false,
-            outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")),
-        }
-    }
-
-    fn tunnel(error: &ConnectError) -> Self {
-        let by_policy = error.refused_status() == Some(StatusCode::UNAUTHORIZED);
-        let refused = matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused);
-        let silent = matches!(
-            error,
-            ConnectError::Timeout {
-                phase: Phase::Dial | Phase::Queue,
-                ..
-            }
-        ) || matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut);
-        let flag = match error {
-            _ if by_policy => Flag::Deny,
-            // A packet filter that drops looks like this; one that rejects is a refused dial.
-            _ if silent => Flag::NetworkPolicy,
-            ConnectError::NoCredential { .. } | ConnectError::Credential(_) => Flag::Identity,
-            ConnectError::WrongPeer { .. } => Flag::Tls,
-            ConnectError::Handshake { .. }
-            | ConnectError::Timeout {
-                phase: Phase::Handshake, ..
-            } => Flag::Handshake,
-            _ => Flag::Connect,
-        };
-        let outcome = match flag {
-            Flag::NetworkPolicy => Outcome::failed(
-                flag,
-                format_args!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"),
-            ),
-            _ => Outcome::failed(flag, error),
-        };
-        Self {
-            outcome,
-            by_policy,
-            refused,
-        }
     }
 }

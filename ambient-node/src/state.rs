@@ -34,13 +34,22 @@ pub(crate) struct Changed {
     pub(crate) workloads: Vec<WorkloadUid>,
 }
 
+/// What has come of the next version.
+#[derive(Debug, Default)]
+struct Coming {
+    snapshot: Snapshot,
+    changed: Changed,
+    /// Texts that many workloads share are held once.
+    sharing: mesh::Sharing,
+}
+
 /// The present [`Snapshot`], and what of the next has come.
 #[derive(Debug)]
 pub(crate) struct State {
     /// `None` until the first whole state is here: every connection is refused until then.
     current: ArcSwapOption<Snapshot>,
     /// What has come so far, whole or not; only [`State::apply`] touches it.
-    coming: Mutex<(Snapshot, Changed)>,
+    coming: Mutex<Coming>,
     faults: watch::Sender<Arc<[Fault]>>,
     /// Workloads whose way of being reached has changed within [`SETTLING`].
     settling: Mutex<HashMap<WorkloadUid, Instant>>,
@@ -55,13 +64,17 @@ impl Default for State {
 impl State {
     /// Nothing has come yet; `policies` are none, and decide as they are to.
     pub(crate) fn new(policies: Policies) -> Self {
-        let coming = Snapshot {
+        let snapshot = Snapshot {
             policies,
             ..Snapshot::default()
         };
+        let coming = Coming {
+            snapshot,
+            ..Coming::default()
+        };
         Self {
             current: ArcSwapOption::empty(),
-            coming: Mutex::new((coming, Changed::default())),
+            coming: Mutex::new(coming),
             faults: watch::Sender::new(Arc::from([])),
             settling: Mutex::default(),
         }
@@ -81,7 +94,11 @@ impl State {
     /// the version before.
     pub(crate) fn apply(&self, batch: Batch, now: Instant) -> Changed {
         let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
-        let (coming, changed) = &mut *guard;
+        let Coming {
+            snapshot: coming,
+            changed,
+            sharing,
+        } = &mut *guard;
         let (mut meshes, mut policies) = (Vec::new(), Vec::new());
         for change in batch.changes {
             match change {
@@ -91,7 +108,7 @@ impl State {
                         mesh::Update::RemoveWorkload(uid) => changed.workloads.push(uid.clone()),
                         mesh::Update::Service(_) | mesh::Update::RemoveService(_) => {}
                     }
-                    meshes.push(update);
+                    meshes.push(sharing.share(update));
                 }
                 Change::Policy(update) => policies.push(update),
                 // Handshakes look it up where they look up certificates; no decision depends on it.
@@ -115,7 +132,9 @@ impl State {
     /// Policies that workloads list and that have not come count as never coming from now on. Gives whom that concerns.
     pub(crate) fn stop_waiting(&self) -> Changed {
         let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
-        let (coming, changed) = &mut *guard;
+        let Coming {
+            snapshot: coming, changed, ..
+        } = &mut *guard;
         let affected;
         (coming.policies, affected) = coming.policies.stop_waiting();
         changed.policies.extend(affected);

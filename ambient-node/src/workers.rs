@@ -17,11 +17,14 @@ use std::{
 use ambient_hbone::{Pool, RelayLimits};
 use tokio::{runtime, sync::oneshot};
 
+use crate::inner::InnerTunnels;
+
 /// A thread, its runtime and its tunnels.
 #[derive(Debug)]
 pub(crate) struct Worker {
     runtime: runtime::Handle,
     pub(crate) tunnels: Pool,
+    pub(crate) inner: Arc<InnerTunnels>,
     /// For all that is relayed here: buffers go from hand to hand on one core.
     pub(crate) relays: RelayLimits,
     load: AtomicUsize,
@@ -56,7 +59,7 @@ pub(crate) struct Workers(Arc<[Arc<Worker>]>);
 
 impl Workers {
     /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime. Blocks until they run.
-    pub(crate) fn start(count: usize, tunnels: impl Fn() -> Pool + Send + Sync + 'static) -> io::Result<Self> {
+    pub(crate) fn start(count: usize, tunnels: impl Fn() -> Tunnels + Send + Sync + 'static) -> io::Result<Self> {
         let tunnels = Arc::new(tunnels);
         let start = |index| {
             let (stop, stopped) = oneshot::channel::<()>();
@@ -66,11 +69,12 @@ impl Workers {
                 .name(format!("worker-{index}"))
                 .spawn(move || run(&*tunnels, &ready, stopped))?;
             // A thread that ended without a word panicked: that is on standard error.
-            let (runtime, tunnels) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
+            let (runtime, (tunnels, inner)) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
             let load = AtomicUsize::new(0);
             Ok(Arc::new(Worker {
                 runtime,
                 tunnels,
+                inner: Arc::new(inner),
                 relays: RelayLimits::default(),
                 load,
                 _stop: stop,
@@ -95,10 +99,13 @@ impl Workers {
 }
 
 /// What a worker's thread says once it runs.
-type Started = io::Result<(runtime::Handle, Pool)>;
+type Started = io::Result<(runtime::Handle, Tunnels)>;
+
+/// The tunnels of a worker, and those within tunnels.
+pub(crate) type Tunnels = (Pool, InnerTunnels);
 
 /// A worker's thread: its runtime lives and ends here, never inside another's.
-fn run(tunnels: &dyn Fn() -> Pool, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
+fn run(tunnels: &dyn Fn() -> Tunnels, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(ready.send(Err(error))),

@@ -67,6 +67,7 @@ pub(super) fn service<'a>(
                 Endpoint {
                     ports: named.into_iter().collect(),
                     health,
+                    ..Endpoint::default()
                 },
             );
         }

@@ -22,6 +22,7 @@ fn pod((name, address, tunnel, host_network, services): Draw) -> Arc<Workload> {
     } else {
         NetworkMode::Standard
     };
+    workload.capacity = 1 + u32::from(address == 3);
     workload.hostname = if address == 0 { "named.mesh".into() } else { "".into() };
     workload.services = services.into_iter().map(|n| membership(&name_of_service(n), address)).collect();
     Arc::new(workload)
@@ -50,7 +51,7 @@ fn service(name: u8, vip: u8, block: Option<u8>, private: bool, listed: &[u8]) -
     service.canonical = name == 2;
     let endpoint = || Endpoint {
         ports: [(80, 9)].into_iter().collect(),
-        health: Health::Healthy,
+        ..Endpoint::default()
     };
     service.endpoints = Arc::new(listed.iter().map(|n| (uid(*n), endpoint())).collect());
     Arc::new(service)
@@ -119,11 +120,13 @@ proptest! {
                 let uid = format!("c//Pod/ns/{workload}").into();
                 let named = workloads.get(&uid).and_then(|w: &Arc<Workload>| {
                     let membership = w.services.iter().rfind(|m| m.service == *name)?;
-                    Some(Endpoint { ports: membership.ports.clone(), health: w.health })
+                    Some(Endpoint { ports: membership.ports.clone(), health: w.health, capacity: w.capacity })
                 });
                 let listed = services.get(name).and_then(|s: &Arc<Service>| s.endpoints.get(&uid).cloned());
                 prop_assert_eq!(mesh.endpoint(name, &uid).cloned(), listed.or(named));
             }
+            let equal = mesh.endpoints(name).is_none_or(|all| all.values().all(|e| e.capacity == 1));
+            prop_assert_eq!(mesh.has_equal_endpoints(name), equal);
             prop_assert!(mesh.endpoints(name).is_none_or(|endpoints| !endpoints.is_empty()));
         }
         let tunnelled_first = |mut found: Vec<Arc<Workload>>| {

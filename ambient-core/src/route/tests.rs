@@ -1,7 +1,13 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{Endpoint, NamespacedHostname, ServicePort, mesh::Update};
+use crate::{
+    Endpoint, GatewayAddress, Health, HealthPolicy, IpFamilies, LoadBalancer, Membership, NetworkMode, PortMap, Scope, ServicePort,
+    WeightedWaypoint, mesh::Update,
+};
+
+mod balancing;
+mod delivering;
 
 fn pod(name: &str, ips: &[&str]) -> Workload {
     let mut pod = Workload::new(&format!("c//Pod/shop/{name}"), "shop", name);
@@ -21,11 +27,12 @@ fn service(name: &str, vip: &str, ports: &[(u16, u16)], endpoints: &[(&Workload,
     let mut service = Service::new("shop", &format!("{name}.shop.svc.cluster.local"));
     service.vips = vec![NetworkAddress::local(vip.parse().unwrap())];
     service.ports = ports.iter().map(|&(port, target)| ServicePort { port, target }).collect();
-    let endpoint = |ports: &[(u16, u16)]| Endpoint {
+    let endpoint = |w: &Workload, ports: &[(u16, u16)]| Endpoint {
         ports: ports.iter().copied().collect(),
-        health: Health::Healthy,
+        health: w.health,
+        capacity: w.capacity,
     };
-    service.endpoints = Arc::new(endpoints.iter().map(|(w, ports)| (w.uid.clone(), endpoint(ports))).collect());
+    service.endpoints = Arc::new(endpoints.iter().map(|(w, ports)| (w.uid.clone(), endpoint(w, ports))).collect());
     service
 }
 
@@ -35,14 +42,12 @@ fn mesh(workloads: &[&Workload], services: &[&Service]) -> Mesh {
 }
 
 fn route(mesh: &Mesh, source: &Workload, to: &str) -> Route {
-    outbound(
-        mesh,
-        &Outbound {
-            source,
-            destination: to.parse().unwrap(),
-        },
-        &Hints::default(),
-    )
+    ask(mesh, source, to, &Hints::default())
+}
+
+fn ask(mesh: &Mesh, source: &Workload, to: &str, hints: &Hints) -> Route {
+    let destination = to.parse().unwrap();
+    outbound(mesh, &Outbound { source, destination }, hints)
 }
 
 fn tunnel(route: Route) -> Tunnel {
@@ -96,20 +101,14 @@ fn a_service_goes_to_its_endpoints_own_port() {
     );
     let mesh = mesh(&[&a, &b], &[&web]);
     let mut seen = BTreeMap::new();
-    for draw in 0..10 {
-        let hints = Hints { draw, avoid: vec![] };
-        let to = tunnel(outbound(
-            &mesh,
-            &Outbound {
-                source: &source,
-                destination: "10.96.0.1:80".parse().unwrap(),
-            },
-            &hints,
-        ));
+    for draw in 0..1000 {
+        let hints = Hints { draw, ..Hints::default() };
+        let to = tunnel(ask(&mesh, &source, "10.96.0.1:80", &hints));
         *seen.entry(to.authority.to_string()).or_insert(0) += 1;
         assert_eq!(to.service.as_deref(), Some(&web));
     }
-    assert_eq!(seen, BTreeMap::from([("10.0.0.2:8080".into(), 5), ("10.0.0.3:9090".into(), 5)]));
+    assert_eq!(seen.keys().collect::<Vec<_>>(), ["10.0.0.2:8080", "10.0.0.3:9090"]);
+    assert!(seen.values().all(|count| (400..600).contains(count)), "{seen:?}");
     // Only b says what 443 is.
     assert_eq!(
         tunnel(route(&mesh, &source, "10.96.0.1:443")).authority.to_string(),
@@ -120,21 +119,19 @@ fn a_service_goes_to_its_endpoints_own_port() {
         Route::Refuse(Refusal::NoPort(web.name.clone(), 81))
     );
     // What was found dead is left out, until nothing else is left.
-    for (avoid, expected) in [
-        (vec![a.uid.clone()], "10.0.0.3:9090"),
-        (vec![a.uid.clone(), b.uid.clone()], "10.0.0.2:8080"),
-    ] {
-        let hints = Hints { draw: 0, avoid };
-        let to = tunnel(outbound(
-            &mesh,
-            &Outbound {
-                source: &source,
-                destination: "10.96.0.1:80".parse().unwrap(),
-            },
-            &hints,
-        ));
-        assert_eq!(to.authority.to_string(), expected);
+    let avoiding = |avoid: &[&Workload], draw| {
+        let hints = Hints {
+            draw,
+            avoid: avoid.iter().map(|w| w.uid.clone()).collect(),
+            ..Hints::default()
+        };
+        tunnel(ask(&mesh, &source, "10.96.0.1:80", &hints)).authority.to_string()
+    };
+    for draw in 0..100 {
+        assert_eq!(avoiding(&[&a], draw), "10.0.0.3:9090");
+        assert_eq!(avoiding(&[&b], draw), "10.0.0.2:8080");
     }
+    assert!((0..100).any(|draw| avoiding(&[&a, &b], draw) == "10.0.0.2:8080"));
 }
 
 #[test]
@@ -257,36 +254,257 @@ fn a_destination_without_identity_is_refused() {
     );
 }
 
-#[test]
-fn a_connect_reaches_only_the_pod_that_accepted_it() {
-    let server = captured("server", &["10.0.0.2", "fd00::2"]);
-    let other = captured("other", &["10.0.0.3"]);
-    let web = service("web", "10.96.0.1", &[(80, 8080)], &[(&server, &[])]);
-    let mesh = mesh(&[&server, &other], &[&web]);
-    let arrive = |pod, authority: &str| {
-        inbound(
-            &mesh,
-            &Inbound {
-                pod,
-                authority: &authority.parse().unwrap(),
-            },
-        )
-        .map(|to| to.to_string())
-    };
-    assert_eq!(arrive(&server, "10.0.0.2:8080").unwrap(), "10.0.0.2:8080");
-    assert_eq!(arrive(&server, "[fd00::2]:8080").unwrap(), "[fd00::2]:8080");
-    assert_eq!(arrive(&server, "[::ffff:10.0.0.2]:8080").unwrap(), "10.0.0.2:8080");
-    assert_eq!(arrive(&server, "web.shop.svc.cluster.local:80").unwrap(), "10.0.0.2:8080");
-    for (pod, authority, status) in [
-        (&server, "10.0.0.3:8080", 400),
-        (&server, "10.96.0.1:80", 400),
-        (&server, "127.0.0.1:8080", 400),
-        (&server, "10.0.0.2:15008", 503),
-        (&server, "10.0.0.2:15001", 503),
-        (&server, "web.shop.svc.cluster.local:81", 503),
-        (&server, "nobody.shop.svc.cluster.local:80", 503),
-        (&other, "web.shop.svc.cluster.local:80", 503),
-    ] {
-        assert_eq!(arrive(pod, authority).unwrap_err().status(), status, "{authority}");
+fn at_address(ip: &str) -> GatewayAddress {
+    GatewayAddress {
+        target: GatewayTarget::Address(NetworkAddress::local(ip.parse().unwrap())),
+        hbone_port: 15008,
     }
+}
+
+fn at_name(name: &NamespacedHostname) -> GatewayAddress {
+    GatewayAddress {
+        target: GatewayTarget::Hostname(name.clone()),
+        hbone_port: 15008,
+    }
+}
+
+#[test]
+fn several_waypoints_share_by_weight() {
+    let source = pod("client", &["10.0.0.1"]);
+    let (a, b, c) = (
+        captured("a", &["10.0.0.7"]),
+        captured("b", &["10.0.0.8"]),
+        captured("c", &["10.0.0.9"]),
+    );
+    let weighted = |ip, weight| WeightedWaypoint {
+        destination: at_address(ip),
+        weight,
+    };
+    for (weights, fallback, expected) in [
+        (&[1, 3][..], None, &[("a", 250), ("b", 750)][..]),
+        (&[0, 1], Some("10.0.0.9"), &[("b", 1000)]),
+        // None has a weight: the one waypoint, and where there is none, no waypoint.
+        (&[0, 0], Some("10.0.0.9"), &[("c", 1000)]),
+        (&[], Some("10.0.0.9"), &[("c", 1000)]),
+        (&[0, 0], None, &[("server", 1000)]),
+    ] {
+        let server = captured("server", &["10.0.0.2"]);
+        let mut web = service("web", "10.96.0.1", &[(80, 8080)], &[(&server, &[])]);
+        web.weighted_waypoints = ["10.0.0.7", "10.0.0.8"]
+            .into_iter()
+            .zip(weights)
+            .map(|(ip, w)| weighted(ip, *w))
+            .collect();
+        web.waypoint = fallback.map(at_address);
+        let mesh = mesh(&[&server, &a, &b, &c], &[&web]);
+        let mut seen: BTreeMap<String, i32> = BTreeMap::new();
+        for draw in 0..1000 {
+            let hints = Hints { draw, ..Hints::default() };
+            *seen
+                .entry(tunnel(ask(&mesh, &source, "10.96.0.1:80", &hints)).destination.name.to_string())
+                .or_default() += 1;
+        }
+        assert_eq!(seen.len(), expected.len(), "{seen:?}");
+        for (name, count) in expected {
+            assert!((seen[*name] - count).abs() < 60, "{seen:?}");
+        }
+    }
+}
+
+#[test]
+fn a_waypoint_may_be_a_workload_with_a_name_or_a_service_of_another_port() {
+    let source = pod("client", &["10.0.0.1"]);
+    let named = Workload {
+        hostname: "gate.example".into(),
+        ..captured("named", &["10.0.0.8"])
+    };
+    let gate = captured("gate", &["10.0.0.9"]);
+    let mapped = service("mapped", "10.96.0.9", &[(15008, 16008)], &[(&gate, &[])]);
+    for (waypoint, peer) in [
+        (at_name(&NamespacedHostname::new("shop", "gate.example")), "10.0.0.8:15008"),
+        (at_name(&mapped.name), "10.0.0.9:16008"),
+    ] {
+        let server = Workload {
+            waypoint: Some(waypoint),
+            ..captured("server", &["10.0.0.2"])
+        };
+        let mesh = mesh(&[&server, &named, &gate], &[&mapped]);
+        let plan = tunnel(route(&mesh, &source, "10.0.0.2:80"));
+        assert_eq!((plan.peer, plan.waypoint), (peer.parse().unwrap(), true));
+        for behind in [&named, &gate] {
+            let plan = tunnel(route(&mesh, behind, "10.0.0.2:80"));
+            assert_eq!(plan.waypoint, *plan.destination.name != *"server");
+        }
+    }
+}
+
+/// Endpoints of a service in another network: each row is who the gateway is, and what the service says of itself.
+#[test]
+fn another_network_is_reached_through_its_gateway() {
+    let source = pod("client", &["10.0.0.1"]);
+    let sans = vec![
+        Workload {
+            service_account: "web".into(),
+            ..pod("web", &[])
+        }
+        .identity()
+        .unwrap(),
+    ];
+    let gate = Workload {
+        network: "far".into(),
+        ..captured("gate", &["192.0.2.9"])
+    };
+    let mut gates = service("gate", "10.96.0.9", &[(15008, 15008)], &[(&gate, &[])]);
+    gates.vips[0].network = "far".into();
+    let far_address = |ip: &str| GatewayAddress {
+        target: GatewayTarget::Address(NetworkAddress::new("far".into(), ip.parse().unwrap())),
+        hbone_port: 15008,
+    };
+    let no_gateway = |gateway: &GatewayAddress| Err(Refusal::NoGateway(gateway.target.clone()));
+    let web_name = NamespacedHostname::new("shop", "web.shop.svc.cluster.local");
+    for (gateway, sans, expected) in [
+        (Some(far_address("192.0.2.9")), &sans[..], Ok("192.0.2.9:15008")),
+        (Some(far_address("10.96.0.9")), &sans, Ok("192.0.2.9:15008")),
+        (Some(at_name(&gates.name)), &sans, Ok("192.0.2.9:15008")),
+        (Some(far_address("192.0.2.1")), &sans, no_gateway(&far_address("192.0.2.1"))),
+        (
+            Some(far_address("192.0.2.9")),
+            &[],
+            Err(Refusal::NoServiceIdentity(web_name.clone())),
+        ),
+        (None, &sans, Err(Refusal::NoEndpoint(web_name))),
+    ] {
+        // It is behind its gateway: that it has no address that anybody knows does not matter.
+        let far = Workload {
+            network: "far".into(),
+            network_gateway: gateway,
+            ..captured("server", &[])
+        };
+        let mut web = service("web", "10.96.0.1", &[(80, 8080)], &[(&far, &[])]);
+        web.subject_alt_names = sans.to_vec();
+        let mesh = mesh(&[&far, &gate], &[&web, &gates]);
+        match (route(&mesh, &source, "10.96.0.1:80"), expected) {
+            (Route::Refuse(refusal), Err(expected)) => assert_eq!(refusal, expected),
+            (Route::Go(Plan::Tunnel(plan)), Ok(peer)) => {
+                assert_eq!((plan.peer, plan.waypoint), (peer.parse().unwrap(), false));
+                assert_eq!(plan.authority.to_string(), "web.shop.svc.cluster.local:80");
+                assert_eq!(plan.accepted, [gate.identity().unwrap(), sans[0].clone()]);
+                let inner = plan.inner.unwrap();
+                assert_eq!((inner.accepted, inner.network.as_str()), (sans.to_vec(), "far"));
+                assert_eq!(plan.destination.uid, gate.uid);
+            }
+            (route, _) => panic!("{route:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_with_a_name_alone_is_looked_up() {
+    let source = pod("client", &["10.0.0.1"]);
+    let outside = Workload {
+        hostname: "api.example.com".into(),
+        ..pod("outside", &[])
+    };
+    let web = service("web", "10.96.0.1", &[(443, 443)], &[(&outside, &[])]);
+    let only_six = Service {
+        ip_families: IpFamilies::Ipv6Only,
+        ..web.clone()
+    };
+    let lookup = Lookup("api.example.com".into());
+    for (service, found, expected) in [
+        (&web, None, None),
+        (&web, Some(&["fd00::5", "192.0.2.5"][..]), Some("192.0.2.5:443")),
+        (&web, Some(&["fd00::5"]), Some("[fd00::5]:443")),
+        (&only_six, Some(&["fd00::5", "192.0.2.5"]), Some("[fd00::5]:443")),
+        (&web, Some(&[]), Some("refused")),
+        (&only_six, Some(&["192.0.2.5"]), Some("refused")),
+    ] {
+        let mesh = mesh(&[&outside], &[service]);
+        let resolved = found.map(|found| (lookup.clone(), found.iter().map(|ip| ip.parse().unwrap()).collect()));
+        let hints = Hints {
+            resolved,
+            ..Hints::default()
+        };
+        let said = match ask(&mesh, &source, "10.96.0.1:443", &hints) {
+            Route::Need(needed) => {
+                assert_eq!(needed, lookup);
+                None
+            }
+            Route::Go(Plan::Direct(direct)) => Some(direct.to.to_string()),
+            Route::Refuse(refusal) => {
+                assert_eq!(refusal, Refusal::Unresolved(lookup.0.clone()));
+                Some("refused".into())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said.as_deref(), expected);
+    }
+}
+
+#[test]
+fn families_that_a_service_is_not_reached_in_are_not_used() {
+    let source = pod("client", &["10.0.0.1", "fd00::1"]);
+    let server = captured("server", &["10.0.0.2", "fd00::2"]);
+    for (families, to, expected) in [
+        (IpFamilies::Automatic, "10.96.0.1:80", "10.0.0.2:80"),
+        (IpFamilies::Dual, "[fd00:96::1]:80", "[fd00::2]:80"),
+        (IpFamilies::Ipv4Only, "[fd00:96::1]:80", "10.0.0.2:80"),
+        (IpFamilies::Ipv6Only, "10.96.0.1:80", "[fd00::2]:80"),
+    ] {
+        let mut web = service("web", "10.96.0.1", &[(80, 80)], &[(&server, &[])]);
+        web.vips.push(NetworkAddress::local("fd00:96::1".parse().unwrap()));
+        web.ip_families = families;
+        let plan = tunnel(route(&mesh(&[&server], &[&web]), &source, to));
+        assert_eq!(plan.authority.to_string(), expected);
+    }
+}
+
+#[test]
+fn a_service_may_name_who_answers_for_it() {
+    let source = pod("client", &["10.0.0.1"]);
+    let server = captured("server", &["10.0.0.2"]);
+    let mut web = service("web", "10.96.0.1", &[(80, 80)], &[(&server, &[])]);
+    let other = captured("other", &[]).identity().unwrap();
+    web.subject_alt_names = vec![other.clone(), server.identity().unwrap()];
+    let plan = tunnel(route(&mesh(&[&server], &[&web]), &source, "10.96.0.1:80"));
+    assert_eq!(plan.accepted, [server.identity().unwrap(), other]);
+}
+
+#[test]
+fn blocks_and_private_services() {
+    let source = pod("client", &["10.0.0.1"]);
+    let server = captured("server", &["10.0.0.2"]);
+    let mut web = service("web", "10.96.0.1", &[(80, 80)], &[(&server, &[])]);
+    web.vip_blocks = vec![crate::NetworkBlock::new(Network::default(), "198.51.100.0".parse().unwrap(), 24).unwrap()];
+    let open = mesh(&[&server], &[&web]);
+    assert_eq!(
+        tunnel(route(&open, &source, "198.51.100.77:80")).authority.to_string(),
+        "10.0.0.2:80"
+    );
+    web.visibility = crate::Visibility::Namespace;
+    let closed = mesh(&[&server], &[&web]);
+    assert_eq!(tunnel(route(&closed, &source, "10.96.0.1:80")).authority.to_string(), "10.0.0.2:80");
+    let stranger = Workload {
+        namespace: "away".into(),
+        ..source
+    };
+    let to = "10.96.0.1:80";
+    assert_eq!(route(&closed, &stranger, to), Route::Go(Plan::Passthrough(to.parse().unwrap())));
+}
+
+#[test]
+fn a_pod_on_its_nodes_address_is_reached_in_plaintext_through_its_service_only() {
+    let source = pod("client", &["10.0.0.1"]);
+    let host = Workload {
+        network_mode: NetworkMode::HostNetwork,
+        ..pod("host", &["10.0.0.2"])
+    };
+    let web = service("web", "10.96.0.1", &[(80, 8080)], &[(&host, &[])]);
+    let mesh = mesh(&[&host], &[&web]);
+    let Route::Go(Plan::Direct(direct)) = route(&mesh, &source, "10.96.0.1:80") else {
+        panic!()
+    };
+    assert_eq!(direct.to, "10.0.0.2:8080".parse().unwrap());
+    let to = "10.0.0.2:8080";
+    assert_eq!(route(&mesh, &source, to), Route::Go(Plan::Passthrough(to.parse().unwrap())));
 }

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use ambient_core::{Credential, Observer, observe::Event};
+use ambient_core::{Credential, Observer, SpiffeId, observe::Event};
 use ambient_tls::{Peer, Trust};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -47,6 +47,10 @@ impl Tunnel {
 
     pub(super) fn key(&self) -> &Key {
         &self.key
+    }
+
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     pub(super) fn line(&self) -> &Arc<Line> {
@@ -98,6 +102,11 @@ impl Lease {
 
     pub(super) fn tunnel(&self) -> &Tunnel {
         &self.tunnel
+    }
+
+    /// Whom the peer of the tunnel has proven to be.
+    pub(crate) fn peer(&self) -> &SpiffeId {
+        self.tunnel.peer().id()
     }
 }
 

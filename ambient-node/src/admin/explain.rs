@@ -197,6 +197,11 @@ impl From<Route> for Way {
                 text: refusal.to_string(),
                 ..Self::default()
             },
+            Route::Need(route::Lookup(name)) => Self {
+                kind: "lookup",
+                text: format!("the endpoint has a name alone, whose addresses the node's resolver is asked for: {name}"),
+                ..Self::default()
+            },
             Route::Go(Plan::Passthrough(to)) => Self {
                 kind: "passthrough",
                 text: format!("nobody of the mesh is there: {to} is dialled in plaintext"),
@@ -215,9 +220,14 @@ impl From<Route> for Way {
                 ..Self::default()
             },
             Route::Go(Plan::Tunnel(tunnel)) => {
-                let (destination, at) = (&tunnel.destination, if tunnel.waypoint { "the waypoint " } else { "" });
+                let destination = &tunnel.destination;
+                let (kind, at) = match &tunnel.inner {
+                    Some(_) => ("gateway", "the gateway of another network "),
+                    None if tunnel.waypoint => ("waypoint", "the waypoint "),
+                    None => ("tunnel", ""),
+                };
                 Self {
-                    kind: if tunnel.waypoint { "waypoint" } else { "tunnel" },
+                    kind,
                     text: format!(
                         "CONNECT {} at {}, {at}{}/{} on {}",
                         tunnel.authority, tunnel.peer, destination.namespace, destination.name, destination.node
@@ -268,6 +278,10 @@ fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route)
         Route::Refuse(_) => return not_asked("not asked: the connection is refused before"),
         Route::Go(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
         Route::Go(Plan::Direct(direct)) => return not_asked_of(&direct.destination),
+        Route::Need(_) => return not_asked("not asked: the destination has no address yet"),
+        Route::Go(Plan::Tunnel(tunnel)) if tunnel.inner.is_some() => {
+            return not_asked("asked in the other network, of which nothing is known here");
+        }
         Route::Go(Plan::Tunnel(tunnel)) if tunnel.waypoint => {
             return not_asked(
                 "asked at the waypoint, which decides by what is attached to it; and by the destination's node of what the waypoint sends on",
@@ -276,10 +290,11 @@ fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route)
         Route::Go(Plan::Tunnel(tunnel)) => {
             let inbound = route::Inbound {
                 pod: &tunnel.destination,
+                at: tunnel.peer.ip(),
                 authority: &tunnel.authority,
             };
             match route::inbound(&now.mesh, &inbound) {
-                Ok(to) => (&tunnel.destination, to, source.identity().ok()),
+                Ok(delivery) => (&tunnel.destination, delivery.to, source.identity().ok()),
                 Err(refusal) => {
                     return not_asked(&format!(
                         "not asked: the destination's node answers {}: {refusal}",

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_core::{Authority, Identity, route::Plan};
+use ambient_core::{Authority, Identity};
 use tracing::Level;
 
 use super::{
@@ -77,11 +77,9 @@ impl Account {
         self
     }
 
-    /// The other end has proven to be whom the plan accepts.
-    pub(crate) fn proven(&mut self, plan: &Plan) {
-        if let Plan::Tunnel(tunnel) = plan {
-            self.ends.destination_identity = tunnel.accepted.first().cloned();
-        }
+    /// The other end has proven who it is.
+    pub(crate) fn proven(&mut self, identity: Option<Identity>) {
+        self.ends.destination_identity = identity;
     }
 
     /// Bytes that reached the server, and bytes that reached the client.
@@ -153,6 +151,8 @@ impl Account {
                     dst.cluster = destination.map(|w| &*w.cluster),
                     direction = ends.direction.as_str(),
                     waypoint = ends.waypoint,
+                    retries = (ends.retries > 0).then_some(ends.retries),
+                    avoided = (ends.avoided > 0).then_some(ends.avoided),
                     bytes_sent = sent,
                     bytes_recv = received,
                     duration = format_args!("\"{}ms\"", duration.as_millis()),

@@ -19,6 +19,8 @@ fn labels(name: &str, direction: Direction, flag: Flag) -> TrafficLabels {
         destination_identity: None,
         waypoint: false,
         mutual_tls: true,
+        retries: 0,
+        avoided: 0,
     };
     TrafficLabels::new(&ends, flag)
 }

@@ -1,0 +1,168 @@
+//! One endpoint of a service out of many.
+
+use std::sync::Arc;
+
+use super::Way;
+use crate::{BalancerMode, Endpoint, Health, HealthPolicy, LoadBalancer, Mesh, Scope, Service, Shards, Workload, WorkloadUid};
+
+/// A service of more endpoints than this is not looked through where drawing will do.
+const FEW: usize = 64;
+
+/// What is drawn from one random number.
+pub(super) const WAYPOINT: u64 = 1;
+pub(super) const ADDRESS: u64 = 2;
+const ENDPOINT: u64 = 3;
+
+/// A number that says nothing of the others that are made from the same draw (the finalizer of SplitMix64).
+pub(super) fn mix(draw: u64, which: u64) -> u64 {
+    let mut bits = draw.wrapping_add(which.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// The one that a random number falls on, in proportion to the weights; `None` if none has one.
+pub(super) fn weighted<T: Copy>(all: impl Iterator<Item = (T, u32)> + Clone, random: u64) -> Option<T> {
+    let total: u64 = all.clone().map(|(_, weight)| u64::from(weight)).sum();
+    // No remainder is favoured by more than total / 2^64.
+    let mut at = random.checked_rem(total)?;
+    for (one, weight) in all {
+        match at.checked_sub(u64::from(weight)) {
+            Some(beyond) => at = beyond,
+            None => return Some(one),
+        }
+    }
+    None
+}
+
+/// A choice among the endpoints of a service.
+pub(super) struct Choice<'a> {
+    mesh: &'a Mesh,
+    source: &'a Workload,
+    service: &'a Service,
+    avoid: &'a [WorkloadUid],
+    draw: u64,
+}
+
+/// An endpoint that may be chosen.
+#[derive(Clone, Copy)]
+struct Candidate<'a> {
+    workload: &'a Arc<Workload>,
+    endpoint: &'a Endpoint,
+    rank: usize,
+}
+
+impl<'a> Choice<'a> {
+    pub(super) fn of(way: &Way<'a>, service: &'a Service) -> Self {
+        Self {
+            mesh: way.mesh,
+            source: way.source,
+            service,
+            avoid: &way.hints.avoid,
+            draw: way.hints.draw,
+        }
+    }
+
+    /// One at random, in proportion to capacity, of those that are usable, healthy and preferred the most; one that was
+    /// found dead a moment ago only where no other is left.
+    pub(super) fn pick(&self, usable: impl Fn(&Workload, &Endpoint) -> bool) -> Option<(&'a Arc<Workload>, &'a Endpoint)> {
+        let all = self.mesh.endpoints(&self.service.name)?;
+        let drawn = if all.len() > FEW { self.draw_one(all, &usable) } else { None };
+        let chosen = drawn.or_else(|| self.look_through(all, &usable))?;
+        Some((chosen.workload, chosen.endpoint))
+    }
+
+    /// Where all are equal, any that is usable will do: it is drawn until one is. What is left out makes none of the others
+    /// likelier than another.
+    fn draw_one(&self, all: &'a Shards<WorkloadUid, Endpoint>, usable: &impl Fn(&Workload, &Endpoint) -> bool) -> Option<Candidate<'a>> {
+        let equal = self.mode() == BalancerMode::Standard && self.mesh.has_equal_endpoints(&self.service.name);
+        let draws = (0..FEW as u64).filter(|_| equal);
+        let mut drawn = draws.filter_map(|n| {
+            let at = mix(self.draw, ENDPOINT + n) % all.len() as u64;
+            let (uid, endpoint) = all.nth(at as usize)?;
+            let candidate = self.candidate(uid, endpoint, usable)?;
+            self.is_fresh(candidate.workload).then_some(candidate)
+        });
+        drawn.next()
+    }
+
+    fn look_through(
+        &self,
+        all: &'a Shards<WorkloadUid, Endpoint>,
+        usable: &impl Fn(&Workload, &Endpoint) -> bool,
+    ) -> Option<Candidate<'a>> {
+        let candidates: Vec<_> = all
+            .iter()
+            .filter_map(|(uid, endpoint)| self.candidate(uid, endpoint, usable))
+            .collect();
+        let fresh = candidates.iter().filter(|c| self.is_fresh(c.workload));
+        self.best(fresh).or_else(|| self.best(candidates.iter()))
+    }
+
+    fn best<'c>(&self, of: impl Iterator<Item = &'c Candidate<'a>> + Clone) -> Option<Candidate<'a>>
+    where
+        'a: 'c,
+    {
+        let chosen = of.clone().filter(|c| c.endpoint.capacity > 0);
+        let rank = chosen.map(|c| c.rank).max()?;
+        let best = of.filter(|c| c.rank == rank);
+        weighted(best.map(|c| (*c, c.endpoint.capacity)), mix(self.draw, ENDPOINT))
+    }
+
+    fn candidate(
+        &self,
+        uid: &WorkloadUid,
+        endpoint: &'a Endpoint,
+        usable: &impl Fn(&Workload, &Endpoint) -> bool,
+    ) -> Option<Candidate<'a>> {
+        let balancer = self.service.load_balancer.as_ref();
+        let sick_too = balancer.is_some_and(|balancer| balancer.health_policy == HealthPolicy::AllowAll);
+        if !sick_too && endpoint.health == Health::Unhealthy {
+            return None;
+        }
+        let workload = self.mesh.workload(uid).filter(|workload| usable(workload, endpoint))?;
+        let rank = match (balancer, self.mode()) {
+            (Some(balancer), BalancerMode::Strict | BalancerMode::Failover) => rank(balancer, self.source, workload)?,
+            _ => 0,
+        };
+        Some(Candidate { workload, endpoint, rank })
+    }
+
+    fn mode(&self) -> BalancerMode {
+        self.service
+            .load_balancer
+            .as_ref()
+            .map_or(BalancerMode::Standard, |balancer| balancer.mode)
+    }
+
+    fn is_fresh(&self, workload: &Workload) -> bool {
+        !self.avoid.contains(&workload.uid)
+    }
+}
+
+/// How much an endpoint is preferred; `None` if it may not be chosen.
+///
+/// That is how many of the preferences it shares with the client, up to the first that it does not. Where the network is the
+/// first of them, the others count for endpoints of other networks too, and one of the client's own comes before all of those.
+fn rank(balancer: &LoadBalancer, client: &Workload, endpoint: &Workload) -> Option<usize> {
+    let preferences = &balancer.preferences[..];
+    if balancer.mode == BalancerMode::Strict {
+        return preferences.iter().all(|scope| shares(*scope, client, endpoint)).then_some(0);
+    }
+    let (near, rest) = match preferences {
+        [Scope::Network, rest @ ..] => (usize::from(shares(Scope::Network, client, endpoint)) * (rest.len() + 1), rest),
+        all => (0, all),
+    };
+    Some(near + rest.iter().take_while(|scope| shares(**scope, client, endpoint)).count())
+}
+
+fn shares(scope: Scope, client: &Workload, endpoint: &Workload) -> bool {
+    match scope {
+        Scope::Region => client.locality[0] == endpoint.locality[0],
+        Scope::Zone => client.locality[1] == endpoint.locality[1],
+        Scope::Subzone => client.locality[2] == endpoint.locality[2],
+        Scope::Node => client.node == endpoint.node,
+        Scope::Cluster => client.cluster == endpoint.cluster,
+        Scope::Network => client.network == endpoint.network,
+    }
+}

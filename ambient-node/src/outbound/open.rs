@@ -1,0 +1,164 @@
+//! Opening the way that a plan says.
+
+use std::{io, sync::Arc};
+
+use ambient_core::{
+    Identity, Service, Workload, headers,
+    route::{Direct, Inner, Plan, Tunnel},
+};
+use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tokio::net::TcpStream;
+
+use super::Outbound;
+use crate::{
+    entropy,
+    inner::Within,
+    session::{App, dial},
+    telemetry::{Flag, Outcome},
+};
+
+/// The other end, opened.
+pub(super) enum Far {
+    Tcp(TcpStream),
+    Tunnel(Stream),
+    /// The stream goes first.
+    Inner(Stream, Within),
+}
+
+impl Far {
+    /// Who the far end has proven to be.
+    pub(super) fn proven(&self) -> Option<Identity> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Tunnel(stream) | Self::Inner(stream, _) => stream.peer().cloned().and_then(|peer| Identity::try_from(peer).ok()),
+        }
+    }
+}
+
+/// Why it could not be opened.
+pub(super) struct Failure {
+    pub(super) outcome: Outcome,
+    /// The other end's policy: an empty reply, not a reset.
+    pub(super) by_policy: bool,
+    /// Refused at once, so that no byte was delivered: a change under way may be the cause.
+    pub(super) refused: bool,
+    /// Nobody has seen a byte, and another may be asked for the same.
+    pub(super) elsewhere: bool,
+}
+
+impl Outbound {
+    /// What `app` says before the answer goes along; where there is none, or a refusal, it is as if it had not been read.
+    pub(super) async fn open(&self, source: &Workload, plan: &Plan, app: &mut App) -> Result<Far, Failure> {
+        match plan {
+            Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
+                dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
+            }
+            Plan::Tunnel(tunnel) => match &tunnel.inner {
+                None => {
+                    let destination = self.destination(source, tunnel, tunnel.accepted.clone());
+                    let stream = self.home.tunnels.connect_with(&self.pod.speaker, &destination, &mut app.stream);
+                    stream.await.map(Far::Tunnel).map_err(|failed| take_back(app, failed))
+                }
+                Some(inner) => self.open_within(source, tunnel, inner, app).await,
+            },
+        }
+    }
+
+    /// Nothing of the application goes along with the outer request: the gateway is nobody that it speaks to.
+    async fn open_within(&self, source: &Workload, tunnel: &Tunnel, inner: &Inner, app: &mut App) -> Result<Far, Failure> {
+        let destination = self.destination(source, tunnel, tunnel.accepted.clone());
+        let outer = self.home.tunnels.connect(&self.pod.speaker, &destination).await;
+        let outer = outer.map_err(|reason| Failure::tunnel(&reason))?;
+        let mut destination = self.destination(source, tunnel, inner.accepted.clone());
+        if let Some(Ok(network)) = headers::forwarded_network(source.network.as_str()).map(HeaderValue::from_str) {
+            destination.headers.insert("x-forwarded-network", network);
+        }
+        let stream = self
+            .home
+            .inner
+            .connect_with(&self.pod.speaker, outer, &destination, &mut app.stream);
+        let (stream, within) = stream.await.map_err(|failed| take_back(app, failed))?;
+        Ok(Far::Inner(stream, within))
+    }
+
+    fn destination(&self, source: &Workload, tunnel: &Tunnel, accepted: Vec<Identity>) -> Destination {
+        Destination {
+            peer: tunnel.peer,
+            authority: tunnel.authority.clone(),
+            accepted,
+            headers: self.headers(source, tunnel.service.as_ref()),
+            early_data: true,
+        }
+    }
+
+    fn headers(&self, source: &Workload, service: Option<&Arc<Service>>) -> HeaderMap {
+        let host = service.map(|service| &*service.name.hostname);
+        let texts = [
+            ("baggage", headers::baggage(source)),
+            ("forwarded", headers::forwarded(self.peer, host)),
+            (
+                "traceparent",
+                headers::traceparent(u128::from(entropy::word()) << 64 | u128::from(entropy::word()), entropy::word()),
+            ),
+        ];
+        // A text that no header can hold (a name outside ASCII) is left out: nothing depends on it.
+        texts
+            .into_iter()
+            .filter_map(|(name, text)| Some((HeaderName::from_static(name), HeaderValue::try_from(text).ok()?)))
+            .collect()
+    }
+}
+
+fn take_back(app: &mut App, failed: NotConnected) -> Failure {
+    app.stream.unread(failed.early);
+    Failure::tunnel(&failed.reason)
+}
+
+impl Failure {
+    fn tcp(error: io::Error) -> Self {
+        Self {
+            refused: error.kind() == io::ErrorKind::ConnectionRefused,
+            by_policy: false,
+            elsewhere: true,
+            outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")),
+        }
+    }
+
+    fn tunnel(error: &ConnectError) -> Self {
+        let by_policy = error.refused_status() == Some(StatusCode::UNAUTHORIZED);
+        let refused = matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused);
+        let silent = matches!(
+            error,
+            ConnectError::Timeout {
+                phase: Phase::Dial | Phase::Queue,
+                ..
+            }
+        ) || matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut);
+        let flag = match error {
+            _ if by_policy => Flag::Deny,
+            // A packet filter that drops looks like this; one that rejects is a refused dial.
+            _ if silent => Flag::NetworkPolicy,
+            ConnectError::NoCredential { .. } | ConnectError::Credential(_) => Flag::Identity,
+            ConnectError::WrongPeer { .. } => Flag::Tls,
+            ConnectError::Handshake { .. }
+            | ConnectError::Timeout {
+                phase: Phase::Handshake, ..
+            } => Flag::Handshake,
+            _ => Flag::Connect,
+        };
+        let outcome = match flag {
+            Flag::NetworkPolicy => Outcome::failed(
+                flag,
+                format_args!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"),
+            ),
+            _ => Outcome::failed(flag, error),
+        };
+        Self {
+            outcome,
+            by_policy,
+            refused,
+            elsewhere: error.may_retry_elsewhere(),
+        }
+    }
+}
