@@ -1,6 +1,7 @@
 //! `ambient control`: a directory of manifests and a certificate authority, served to nodes elsewhere.
 
 use std::{
+    io::IsTerminal as _,
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
@@ -114,7 +115,10 @@ fn tokens(verb: &Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Token { node, ca, days } => {
             let life = Duration::from_secs(days.saturating_mul(24 * 60 * 60).min(LONGEST));
-            println!("{}", of(ca).create(node, life, now())?);
+            let token = of(ca).create(node, life, now())?;
+            // Into a file without a line's end: ztunnel takes every byte of it for the token.
+            let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
+            print!("{token}{end}");
         }
         Verb::Tokens { ca } => {
             let good = of(ca).list(now())?;
