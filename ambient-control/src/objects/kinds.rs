@@ -393,6 +393,15 @@ pub struct ServiceSpec {
     /// Whether pods that are not ready are told as ready ones.
     #[serde(default, deserialize_with = "absent_if_null")]
     pub publish_not_ready_addresses: bool,
+    /// `IPv4`, `IPv6`, or both.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub ip_families: Vec<String>,
+    /// `PreferClose`, `PreferSameZone` or `PreferSameNode`.
+    #[serde(default)]
+    pub traffic_distribution: Option<String>,
+    /// `Local`: only pods on the client's node.
+    #[serde(default)]
+    pub internal_traffic_policy: Option<String>,
 }
 
 /// A port of a service.

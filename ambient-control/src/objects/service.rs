@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use ambient_core::{Endpoint, Health, NetworkAddress, Service, ServicePort, Workload};
+use ambient_core::{
+    BalancerMode, Endpoint, Health, HealthPolicy, IpFamilies, LoadBalancer, NetworkAddress, Scope, Service, ServicePort, Workload,
+};
 
 use super::{
     Settings,
@@ -23,6 +25,15 @@ pub(super) fn service<'a>(
     let meta = &object.metadata;
     let hostname = format!("{}.{}.svc.{}", meta.name, meta.namespace(), settings.cluster_domain);
     let mut service = Service::new(meta.namespace(), &hostname);
+    // What a Service of Kubernetes names is what that name means.
+    service.canonical = true;
+    service.load_balancer = load_balancer(object);
+    service.ip_families = match &spec.ip_families[..] {
+        [only] if only == "IPv4" => IpFamilies::Ipv4Only,
+        [only] if only == "IPv6" => IpFamilies::Ipv6Only,
+        [_, _] => IpFamilies::Dual,
+        _ => IpFamilies::Automatic,
+    };
     for text in spec.cluster_ips.iter().chain(&spec.cluster_ip) {
         if let Ok(vip) = text.parse::<IpAddr>().map(NetworkAddress::local)
             && !service.vips.contains(&vip)
@@ -75,6 +86,40 @@ pub(super) fn service<'a>(
     service.endpoints = Arc::new(endpoints);
     Some(service)
 }
+
+/// Which endpoints are preferred. What the spec says counts before what the older annotation does; `Local` before both.
+fn load_balancer(object: &kinds::Service) -> Option<LoadBalancer> {
+    let spec = &object.spec;
+    let written = spec.traffic_distribution.as_deref().filter(|text| distribution(text).is_some());
+    let written = written.or_else(|| object.metadata.annotations.get(DISTRIBUTION).map(String::as_str));
+    let mut balancer = written.and_then(distribution).map(|preferences| LoadBalancer {
+        preferences: preferences.to_vec(),
+        mode: BalancerMode::Failover,
+        ..LoadBalancer::default()
+    });
+    if spec.internal_traffic_policy.as_deref() == Some("Local") {
+        balancer = Some(LoadBalancer {
+            preferences: vec![Scope::Node],
+            mode: BalancerMode::Strict,
+            ..LoadBalancer::default()
+        });
+    }
+    if spec.publish_not_ready_addresses {
+        balancer.get_or_insert_default().health_policy = HealthPolicy::AllowAll;
+    }
+    balancer
+}
+
+/// What `trafficDistribution` prefers; Istio's reading of it, which takes the annotation's values in any case.
+fn distribution(text: &str) -> Option<&'static [Scope]> {
+    match text.to_ascii_lowercase().as_str() {
+        "preferclose" | "prefersamezone" => Some(&[Scope::Network, Scope::Region, Scope::Zone]),
+        "prefersamenode" => Some(&[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node]),
+        _ => None,
+    }
+}
+
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 fn port_of(pod: &Pod, name: &str) -> Option<u16> {
     let ports = pod.spec.containers.iter().flat_map(|c| &c.ports);
