@@ -17,7 +17,6 @@ mod probes;
 mod routes;
 mod serve;
 mod stop;
-mod text;
 
 use std::sync::Arc;
 

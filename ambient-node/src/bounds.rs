@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::telemetry::Direction;
+
 /// Handshakes of one pod at a time: whoever can reach its port may begin one.
 const HANDSHAKES: usize = 1024;
 /// Tunnels into one pod at a time: each is of a peer that has proven who it is.
@@ -28,16 +30,17 @@ impl Bounds {
 
     /// The room of one pod.
     pub(crate) fn pod(&self) -> Room {
-        let kind = |most| Kind {
+        let kind = |direction, most| Kind {
+            direction,
             own: Arc::new(Semaphore::new(most)),
             node: self.node.clone(),
             most,
         };
         Room {
-            outbound: kind(self.per_pod),
-            inbound: kind(self.per_pod),
-            handshakes: kind(HANDSHAKES.min(self.per_pod)),
-            tunnels: kind(TUNNELS.min(self.per_pod)),
+            outbound: kind(Direction::Outbound, self.per_pod),
+            inbound: kind(Direction::Inbound, self.per_pod),
+            handshakes: kind(Direction::Inbound, HANDSHAKES.min(self.per_pod)),
+            tunnels: kind(Direction::Inbound, TUNNELS.min(self.per_pod)),
         }
     }
 }
@@ -65,6 +68,8 @@ impl Room {
 /// Places of one kind.
 #[derive(Debug)]
 pub(crate) struct Kind {
+    /// Of what is refused for want of a place.
+    pub(crate) direction: Direction,
     own: Arc<Semaphore>,
     node: Arc<Semaphore>,
     most: usize,

@@ -21,7 +21,7 @@ use crate::{
     pod::{Pod, Stage},
     session::{carry, dial, keep_alive, settle, source_for},
     state::Snapshot,
-    telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
+    telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     watch::Subject,
     workers::Worker,
 };
@@ -34,20 +34,22 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
     let home = worker.clone();
     worker.spawn(Box::pin(async move {
         let Some(handshake) = pod.room.handshakes.take() else {
-            return node.metrics.connection_shed();
+            return node.metrics.connection_shed(Direction::Inbound);
         };
         let Some(stream) = prepare(stream) else { return };
         let at = stream.local_addr().unwrap_or(peer);
         let at = SocketAddr::new(at.ip().to_canonical(), at.port());
+        let begun = clock::steady();
         let session = tokio::select! {
             session = node.server.accept(stream, &pod.identity) => session,
             () = pod.reaches(Stage::Cut) => return,
         };
+        node.metrics.handshaken(session.is_ok(), clock::steady().duration_since(begun));
         match session {
             Ok(session) => {
                 drop(handshake);
                 let Some(_place) = pod.room.tunnels.take() else {
-                    return node.metrics.connection_shed();
+                    return node.metrics.connection_shed(Direction::Inbound);
                 };
                 Tunnel {
                     node,
@@ -61,7 +63,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
             }
             Err(error) => {
                 node.metrics.handshake_refused();
-                refused_early(Direction::Inbound, peer, at, None, &error);
+                refused_early(&node.metrics, Reason::HandshakeFailed, Direction::Inbound, peer, at, None, &error);
             }
         }
     }));
@@ -89,7 +91,15 @@ impl Tunnel {
             Ok(identity) => identity,
             Err(error) => {
                 self.node.metrics.handshake_refused();
-                refused_early(Direction::Inbound, self.peer, self.at, None, &error);
+                refused_early(
+                    &self.node.metrics,
+                    Reason::WrongPeer,
+                    Direction::Inbound,
+                    self.peer,
+                    self.at,
+                    None,
+                    &error,
+                );
                 return;
             }
         };
@@ -137,18 +147,18 @@ impl Tunnel {
         let opened = clock::steady();
         let (node, pod) = (&self.node, &self.pod);
         let Some(_place) = pod.room.inbound.take() else {
-            node.metrics.connection_shed();
+            node.metrics.connection_shed(Direction::Inbound);
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         let authority = request.authority().clone();
         let Some(snapshot) = node.state.current() else {
-            self.early(&authority, &"the mesh's state has not arrived");
+            self.early(Reason::NoState, &authority, &"the mesh's state has not arrived");
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         let workload = match pod.workload(&snapshot) {
             Ok(workload) => workload,
             Err(unknown) => {
-                self.early(&authority, &unknown);
+                self.early(Reason::UnknownWorkload, &authority, &unknown);
                 return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
             }
         };
@@ -162,7 +172,7 @@ impl Tunnel {
         ) {
             Ok(to) => to,
             Err(refusal) => {
-                self.early(&authority, &refusal);
+                self.early(Reason::BadRequest, &authority, &refusal);
                 return request.refuse(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
             }
         };
@@ -191,7 +201,7 @@ impl Tunnel {
         let workload = match pod.workload(&snapshot) {
             Ok(workload) => workload,
             Err(unknown) => {
-                account.close(&Outcome::failed(Flag::Connect, unknown));
+                account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload));
                 return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
             }
         };
@@ -205,7 +215,8 @@ impl Tunnel {
         let mut server = match self.connect(&to, subject.peer.identity()).await {
             Ok(server) => server,
             Err(error) => {
-                account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")));
+                let failed = Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"));
+                account.close(&failed.because(Reason::of_dial(&error)));
                 return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
             }
         };
@@ -293,8 +304,16 @@ impl Tunnel {
         }
     }
 
-    fn early(&self, authority: &Authority, error: &dyn std::fmt::Display) {
-        refused_early(Direction::Inbound, self.peer, self.at, Some(authority), error);
+    fn early(&self, reason: Reason, authority: &Authority, error: &dyn std::fmt::Display) {
+        refused_early(
+            &self.node.metrics,
+            reason,
+            Direction::Inbound,
+            self.peer,
+            self.at,
+            Some(authority),
+            error,
+        );
     }
 }
 

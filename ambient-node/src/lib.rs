@@ -49,6 +49,7 @@ mod policies;
 mod session;
 mod state;
 pub mod telemetry;
+mod text;
 mod unread;
 mod watch;
 mod workers;

@@ -261,6 +261,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(shared.certificates.clone().keep_fresh());
         tasks.spawn(follow(shared.clone(), source, desired));
+        tasks.spawn(let_series_go(shared.clone()));
         tasks.spawn(tell_of_pods(shared.metrics.clone(), enrolment.states()));
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
@@ -407,6 +408,21 @@ fn pods_of(config: &Config, now: &Snapshot) -> Arc<[PodSpec]> {
     };
     ours.filter_map(spec).collect()
 }
+
+/// Lets go the series of workloads that have gone.
+async fn let_series_go(shared: Arc<Shared>) {
+    loop {
+        time::sleep(BETWEEN_SWEEPS).await;
+        if let Some(now) = shared.state.current() {
+            let metrics = shared.metrics.clone();
+            // Not for the thread that accepts connections.
+            let _ = tokio::task::spawn_blocking(move || metrics.sweep(&now)).await;
+        }
+    }
+}
+
+/// Well below the time that a series stays.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
 
 /// Puts into the log how each pod stands, when that changes.
 async fn tell_of_pods(metrics: Arc<Metrics>, mut states: watch::Receiver<Arc<[PodState]>>) {

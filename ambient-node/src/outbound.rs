@@ -19,7 +19,7 @@ use crate::{
     pod::Pod,
     session::{App, carry, settle, was_cut},
     state::Snapshot,
-    telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
+    telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     workers::Worker,
 };
 
@@ -121,7 +121,7 @@ impl Outbound {
                         break;
                     }
                     let account = account.unwrap_or_else(|| self.account(&snapshot, source, None, &tried, opened));
-                    return account.close(&Outcome::failed(Flag::Connect, refusal));
+                    return account.close(&Outcome::failed(Flag::Connect, refusal).because(Reason::NoRoute));
                 }
             };
             // Open before the dial, so that one that is cut while it dials is told of too.
@@ -309,6 +309,10 @@ impl Outbound {
     }
 
     fn early(&self, error: &dyn std::fmt::Display) {
-        refused_early(Direction::Outbound, self.peer, self.to, None, error);
+        let reason = match self.node.state.current() {
+            None => Reason::NoState,
+            Some(_) => Reason::UnknownWorkload,
+        };
+        refused_early(&self.node.metrics, reason, Direction::Outbound, self.peer, self.to, None, error);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     pod::Pod,
     session::{App, carry, dial, settle, source_for, was_cut},
     state::Snapshot,
-    telemetry::{Account, Direction, Ends, Flag, Outcome, refused_early},
+    telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     watch::Subject,
     workers::Worker,
 };
@@ -46,7 +46,15 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
 async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut client: App, peer: SocketAddr, to: SocketAddr) {
     let opened = clock::steady();
     let Some(snapshot) = node.state.current() else {
-        return refused_early(Direction::Inbound, peer, to, None, &"the mesh's state has not arrived");
+        return refused_early(
+            &node.metrics,
+            Reason::NoState,
+            Direction::Inbound,
+            peer,
+            to,
+            None,
+            &"the mesh's state has not arrived",
+        );
     };
     let account = Account::open(&node.metrics, ends(&snapshot, pod, peer, to), opened);
     if ports::is_proxys_own(to.port()) {
@@ -57,7 +65,7 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut c
     }
     let workload = match pod.workload(&snapshot) {
         Ok(workload) => workload,
-        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown)),
+        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload)),
     };
     let subject = Subject {
         pod: pod.spec.uid.clone(),
@@ -72,7 +80,7 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut c
     let snapshot = node.state.current().unwrap_or(snapshot);
     let workload = match pod.workload(&snapshot) {
         Ok(workload) => workload,
-        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown)),
+        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload)),
     };
     if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
         account.close(&Outcome::failed(
@@ -83,7 +91,10 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut c
     }
     let mut server = match dial(node, pod, source_for(peer, to), to).await {
         Ok(server) => server,
-        Err(error) => return account.close(&Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"))),
+        Err(error) => {
+            let failed = Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"));
+            return account.close(&failed.because(Reason::of_dial(&error)));
+        }
     };
     if carry(pod, relays, &mut client.stream, &mut server, Some(&mut cut), account)
         .await

@@ -9,8 +9,8 @@ use std::{
 };
 
 use ambient_hbone::{
-    Duplex, RelayLimits, Tally,
-    relay::{End, Progress, relay_counted},
+    Duplex, RelayLimits, StreamError, Tally, TunnelLost,
+    relay::{End, Progress, Side, relay_counted},
 };
 use ambient_redirect::linux;
 use socket2::{SockRef, TcpKeepalive};
@@ -20,7 +20,7 @@ use crate::{
     Shared,
     bounds::{Kind, Place},
     pod::{Pod, Stage},
-    telemetry::{Account, Flag, Outcome},
+    telemetry::{Account, Closer, Flag, Outcome, Reason},
     unread::Unread,
     watch::Cut,
 };
@@ -41,7 +41,7 @@ impl App {
         // What is dropped before it has an owner ends as a reset too.
         linux::cut_when_dropped(&stream, true).ok()?;
         let Some(place) = kind.take() else {
-            node.metrics.connection_shed();
+            node.metrics.connection_shed(kind.direction);
             return None;
         };
         stream.set_nodelay(true).ok()?;
@@ -125,20 +125,48 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
     };
     account.carried(progress.a_to_b(), progress.b_to_a());
     match carried {
-        Carried::Ended(Tally {
-            end: End::Orderly { .. }, ..
-        }) => {
-            account.close(&Outcome::orderly());
-            return Some(());
+        Carried::Ended(tally) => {
+            if let Some(first_byte) = tally.first_byte {
+                account.answered_after(first_byte);
+            }
+            return ended(account, tally);
         }
-        Carried::Ended(tally) => account.close(&Outcome::failed(Flag::None, tally.end)),
-        Carried::Cut(why) => account.close(&Outcome::failed(
-            Flag::Deny,
-            format_args!("connection closed due to policy change: {why}"),
-        )),
-        Carried::Stopped => account.close(&Outcome::failed(Flag::None, "connection closed due to connection drain")),
+        Carried::Cut(why) => {
+            let changed = Outcome::failed(Flag::Deny, format_args!("connection closed due to policy change: {why}"));
+            account.close(&changed.because(Reason::PolicyChanged).by(Closer::Proxy));
+        }
+        Carried::Stopped => {
+            let stopped = Outcome::failed(Flag::None, "connection closed due to connection drain");
+            account.close(&stopped.because(Reason::Drain).by(Closer::Proxy));
+        }
     }
     None
+}
+
+/// By its ends; gives whether that was in good order.
+fn ended(account: Account, tally: Tally) -> Option<()> {
+    // The client is the relay's first side.
+    let closer = |side| match side {
+        Side::A => (Closer::Client, Reason::ClientReset),
+        Side::B => (Closer::Server, Reason::ServerReset),
+    };
+    match tally.end {
+        End::Orderly { first } => {
+            account.close(&Outcome::orderly().by(closer(first).0));
+            Some(())
+        }
+        End::Failed { side, ref error, .. } => {
+            let (closer, reason) = closer(side);
+            let outcome = match StreamError::of(error) {
+                Some(StreamError::Lost {
+                    source: TunnelLost::PeerRevoked { .. },
+                }) => Outcome::failed(Flag::Revoked, tally.end).by(Closer::Proxy),
+                _ => Outcome::failed(Flag::None, tally.end).because(reason).by(closer),
+            };
+            account.close(&outcome);
+            None
+        }
+    }
 }
 
 /// A breath after the pod was cut, so that what is being carried can tell of itself.

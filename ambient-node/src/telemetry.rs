@@ -7,9 +7,12 @@ mod labels;
 mod live;
 pub mod log;
 mod metrics;
+mod reason;
+mod series;
 
 pub(crate) use dns::DnsSource;
-pub(crate) use ends::{Direction, Ends, Flag, Outcome};
+pub(crate) use ends::{Closer, Direction, Ends, Flag, Outcome};
 pub(crate) use flow::{Account, refused_early};
 pub(crate) use live::{Live, Open};
 pub(crate) use metrics::Metrics;
+pub(crate) use reason::Reason;

@@ -13,8 +13,8 @@ use ambient_core::{
 use http::StatusCode;
 use serde::Serialize;
 
-use super::{Answer, Asked, Context, answer::JSON, text::rfc3339};
-use crate::{entropy, state::Snapshot};
+use super::{Answer, Asked, Context, answer::JSON};
+use crate::{entropy, state::Snapshot, text::rfc3339};
 
 /// `GET /explain?from=NAMESPACE/POD&to=ADDRESS:PORT`, or `HOST:PORT`; `&format=json` for programs.
 pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {

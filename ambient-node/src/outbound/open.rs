@@ -6,7 +6,8 @@ use ambient_core::{
     Identity, Service, Workload, headers,
     route::{Direct, Inner, Plan, Tunnel},
 };
-use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream};
+use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream, TunnelLost};
+use ambient_tls::{ChainError, PeerError};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
 
@@ -15,7 +16,7 @@ use crate::{
     entropy,
     inner::Within,
     session::{App, dial},
-    telemetry::{Flag, Outcome},
+    telemetry::{Flag, Outcome, Reason},
 };
 
 /// The other end, opened.
@@ -121,7 +122,7 @@ impl Failure {
             refused: error.kind() == io::ErrorKind::ConnectionRefused,
             by_policy: false,
             elsewhere: true,
-            outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")),
+            outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")).because(Reason::of_dial(&error)),
         }
     }
 
@@ -140,6 +141,17 @@ impl Failure {
             // A packet filter that drops looks like this; one that rejects is a refused dial.
             _ if silent => Flag::NetworkPolicy,
             ConnectError::NoCredential { .. } | ConnectError::Credential(_) => Flag::Identity,
+            ConnectError::WrongPeer {
+                source: PeerError::Chain {
+                    source: ChainError::Revoked(_),
+                    ..
+                },
+                ..
+            }
+            | ConnectError::Lost {
+                source: TunnelLost::PeerRevoked { .. },
+                ..
+            } => Flag::Revoked,
             ConnectError::WrongPeer { .. } => Flag::Tls,
             ConnectError::Handshake { .. }
             | ConnectError::Timeout {
@@ -152,6 +164,7 @@ impl Failure {
                 flag,
                 format_args!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"),
             ),
+            Flag::Connect => Outcome::failed(flag, error).because(Reason::of_connect(error)),
             _ => Outcome::failed(flag, error),
         };
         Self {

@@ -4,6 +4,8 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use ambient_core::{Authority, Identity, Service, Workload};
 
+use super::reason::Reason;
+
 /// Which half of a connection's way this node carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -72,6 +74,8 @@ pub(crate) enum Flag {
     NetworkPolicy,
     /// A certificate is missing.
     Identity,
+    /// A certificate was revoked.
+    Revoked,
 }
 
 impl Flag {
@@ -84,6 +88,7 @@ impl Flag {
             Self::Handshake => "H2_HANDSHAKE_FAILURE",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::Identity => "IDENTITY_ERROR",
+            Self::Revoked => "CERT_REVOKED",
         }
     }
 }
@@ -93,7 +98,30 @@ impl Flag {
 pub(crate) struct Outcome {
     pub(crate) flag: Flag,
     /// `None` for an orderly end.
-    pub(crate) error: Option<String>,
+    pub(crate) error: Option<(Reason, String)>,
+    /// Who ended it, where that is known.
+    pub(crate) closer: Option<Closer>,
+}
+
+/// Who ended a connection first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closer {
+    /// Who opened it.
+    Client,
+    /// Whom it was opened to.
+    Server,
+    /// This proxy.
+    Proxy,
+}
+
+impl Closer {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Proxy => "proxy",
+        }
+    }
 }
 
 impl Outcome {
@@ -101,13 +129,27 @@ impl Outcome {
         Self {
             flag: Flag::None,
             error: None,
+            closer: None,
         }
     }
 
     pub(crate) fn failed(flag: Flag, error: impl fmt::Display) -> Self {
         Self {
             flag,
-            error: Some(error.to_string()),
+            error: Some((Reason::of(flag), error.to_string())),
+            closer: None,
         }
+    }
+
+    /// With a reason of which the flag says less.
+    pub(crate) fn because(mut self, reason: Reason) -> Self {
+        self.error = self.error.map(|(_, error)| (reason, error));
+        self
+    }
+
+    /// With who has ended it.
+    pub(crate) fn by(mut self, closer: Closer) -> Self {
+        self.closer = Some(closer);
+        self
     }
 }

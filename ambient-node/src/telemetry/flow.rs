@@ -11,21 +11,25 @@ use ambient_core::{Authority, Identity};
 use tracing::Level;
 
 use super::{
-    ends::{Direction, Ends, Flag, Outcome},
-    labels::TrafficLabels,
+    ends::{Closer, Direction, Ends, Flag, Outcome},
     live::ConnId,
     metrics::Metrics,
+    reason::Reason,
+    series::Series,
 };
 use crate::clock;
 
-/// Tells of a connection that ended before both its ends were known: nothing is counted under labels.
+/// Tells of a connection that ended before both its ends were known: it is counted by its reason alone.
 pub(crate) fn refused_early(
+    metrics: &Metrics,
+    reason: Reason,
     direction: Direction,
     source: SocketAddr,
     destination: SocketAddr,
     hbone: Option<&Authority>,
     error: &dyn fmt::Display,
 ) {
+    metrics.failed(direction, reason);
     // Not `warn!`: with a target its grammar takes no dotted name first.
     tracing::event!(
         target: "access",
@@ -34,6 +38,7 @@ pub(crate) fn refused_early(
         dst.addr = %destination,
         dst.hbone_addr = hbone.map(tracing::field::display),
         direction = direction.as_str(),
+        reason = reason.as_str(),
         error = %error,
         "connection failed"
     );
@@ -50,7 +55,10 @@ pub(crate) struct Account {
     /// Client to server, and back.
     requested: u64,
     answered: u64,
-    counted: bool,
+    first_byte: Option<Duration>,
+    /// Where it is counted as open, once it is.
+    counted: Option<Arc<Series>>,
+    established: Option<Instant>,
     done: bool,
 }
 
@@ -63,7 +71,9 @@ impl Account {
             opened,
             requested: 0,
             answered: 0,
-            counted: false,
+            first_byte: None,
+            counted: None,
+            established: None,
             done: false,
         };
         account.log_open();
@@ -88,23 +98,34 @@ impl Account {
         self.answered = answered;
     }
 
+    /// The first byte of an answer has come so long after the other end was open.
+    pub(crate) fn answered_after(&mut self, first_byte: Duration) {
+        let until_then = self.established.unwrap_or(self.opened).duration_since(self.opened);
+        let first_byte = until_then + first_byte;
+        self.first_byte = Some(first_byte);
+        self.metrics.answered(&self.ends, first_byte);
+    }
+
     pub(crate) fn close(mut self, outcome: &Outcome) {
         self.end(outcome);
     }
 
     /// All that will be known of its ends is known: it counts as open, under the labels that it will be closed under.
     pub(crate) fn established(&mut self) {
-        if !std::mem::replace(&mut self.counted, true) {
-            self.metrics.opened(&TrafficLabels::new(&self.ends, Flag::None));
+        if self.counted.is_none() {
+            self.counted = Some(self.metrics.opened(&self.ends, self.opened));
+            self.established = Some(clock::steady());
         }
     }
 
     fn end(&mut self, outcome: &Outcome) {
-        self.established();
         self.done = true;
         self.metrics.live.close(self.id);
-        let labels = TrafficLabels::new(&self.ends, outcome.flag);
-        self.metrics.closed(&labels, outcome.error.is_some(), self.requested, self.answered);
+        // What never was open on its other side is counted as opened as well, as Istio does, so that the two agree.
+        let opened = self.counted.take().unwrap_or_else(|| self.metrics.attempted(&self.ends));
+        let reason = outcome.error.as_ref().map(|(reason, _)| *reason);
+        let bytes = (self.requested, self.answered);
+        self.metrics.closed(&opened, &self.ends, outcome.flag, reason, bytes);
         self.log_end(outcome, clock::steady().duration_since(self.opened));
     }
 
@@ -128,7 +149,7 @@ impl Account {
             Direction::Outbound => (self.requested, self.answered),
             Direction::Inbound => (self.answered, self.requested),
         };
-        let ends = &self.ends;
+        let (ends, first_byte) = (&self.ends, self.first_byte.map(millis));
         let source = ends.source_workload.as_deref();
         let destination = ends.destination_workload.as_deref();
         macro_rules! line {
@@ -155,13 +176,15 @@ impl Account {
                     avoided = (ends.avoided > 0).then_some(ends.avoided),
                     bytes_sent = sent,
                     bytes_recv = received,
-                    duration = format_args!("\"{}ms\"", duration.as_millis()),
-                    $(error = $error,)?
+                    duration = &*millis(duration),
+                    first_byte = first_byte.as_deref(),
+                    closed_by = outcome.closer.map(Closer::as_str),
+                    $(reason = $error.0.as_str(), error = &*$error.1,)?
                     "connection complete"
                 )
             };
         }
-        match outcome.error.as_deref() {
+        match &outcome.error {
             None => line!(INFO),
             Some(error) => line!(ERROR, error),
         }
@@ -171,10 +194,12 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if !self.done {
-            self.end(&Outcome {
-                flag: Flag::None,
-                error: Some("connection closed due to connection drain".into()),
-            });
+            let drained = Outcome::failed(Flag::None, "connection closed due to connection drain");
+            self.end(&drained.because(Reason::Drain).by(Closer::Proxy));
         }
     }
+}
+
+fn millis(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
 }

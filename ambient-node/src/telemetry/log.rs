@@ -17,6 +17,7 @@ use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt as _};
 
 use crate::clock;
 
+mod format;
 mod levels;
 
 pub(crate) use levels::Levels;
@@ -42,7 +43,7 @@ pub(crate) fn levels() -> Option<&'static Levels> {
 /// How a line is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// `TIME LEVEL TARGET: MESSAGE KEY=VALUE …`
+    /// `TIME<TAB>LEVEL<TAB>TARGET<TAB>MESSAGE<TAB>KEY=VALUE …`
     #[default]
     Text,
     /// One JSON object a line.
@@ -86,21 +87,10 @@ pub fn to_stdout(filter: &str, format: Format) -> Result<Flush, LogError> {
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(writer);
-    let levels;
-    let set = match format {
-        Format::Text => {
-            let log = base.with_filter_reloading();
-            let handle = log.reload_handle();
-            levels = Levels::new(start, move |filter| handle.reload(filter).map_err(|e| e.to_string()));
-            log.finish().try_init()
-        }
-        Format::Json => {
-            let log = base.json().flatten_event(true).with_filter_reloading();
-            let handle = log.reload_handle();
-            levels = Levels::new(start, move |filter| handle.reload(filter).map_err(|e| e.to_string()));
-            log.finish().try_init()
-        }
-    };
+    let log = base.event_format(format).with_filter_reloading();
+    let handle = log.reload_handle();
+    let levels = Levels::new(start, move |filter| handle.reload(filter).map_err(|e| e.to_string()));
+    let set = log.finish().try_init();
     set.map_err(|e| LogError::Twice(e.to_string()))?;
     // Nobody else sets it: there is one log in a process.
     let _ = LEVELS.set(levels);

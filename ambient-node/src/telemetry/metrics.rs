@@ -1,28 +1,26 @@
 //! The node's metrics, under Istio's names where Istio has one.
 
-use std::{
-    collections::HashSet,
-    fmt, io,
-    sync::{Mutex, PoisonError},
-};
+use std::{fmt, fs, io, sync::Arc, time::Instant};
 
 use ambient_authz::policy::{Fallback, Refuses};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-use super::{dns::DnsMetrics, labels::TrafficLabels, live::Live};
+use super::{
+    dns::DnsMetrics,
+    ends::{Direction, Ends, Flag},
+    live::Live,
+    reason::Reason,
+    series::{Series, Traffic},
+};
+use crate::{clock, state::Snapshot};
 
+mod registry;
 #[cfg(test)]
 mod tests;
-
-/// The most label sets that traffic may make; what comes after them is counted under `unknown` ends.
-///
-/// Workloads come from the mesh and not from peers, so that only a very large mesh comes near. Five families of some 900
-/// bytes a line make a page of 45 MB at this bound.
-const MOST_SERIES: usize = 10_000;
 
 /// Every metric of the node.
 pub(crate) struct Metrics {
@@ -31,21 +29,32 @@ pub(crate) struct Metrics {
     /// Of pods' DNS.
     pub(crate) dns: DnsMetrics,
     registry: Registry,
-    series: Mutex<HashSet<TrafficLabels>>,
-    most_series: usize,
-    opened: Family<TrafficLabels, Counter>,
-    closed: Family<TrafficLabels, Counter>,
-    failed: Family<TrafficLabels, Counter>,
-    sent: Family<TrafficLabels, Counter>,
-    received: Family<TrafficLabels, Counter>,
-    series_folded: Counter,
+    traffic: Arc<Traffic>,
+    sockets_open: Family<Label, Gauge>,
+    failures: Family<Labels, Counter>,
+    connect_seconds: Family<Labels, Histogram>,
+    first_byte_seconds: Family<Labels, Histogram>,
+    handshake_seconds: Family<Label, Histogram>,
+    series: Gauge,
+    build: Family<Labels, Gauge>,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    resident_memory: Gauge,
     handshakes_refused: Counter,
     connections_shed: Counter,
     pods: Gauge,
+    pods_pending: Gauge,
     pods_uncovered: Gauge,
     policies_unreadable: Family<Label, Gauge>,
     policies_missing: Family<Label, Gauge>,
     log_lines_lost: Counter,
+}
+
+/// Half a millisecond to ten seconds: from within a node to a connect that times out.
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+fn seconds<L: Clone + std::hash::Hash + Eq>() -> Family<L, Histogram> {
+    Family::new_with_constructor(|| Histogram::new(SECONDS))
 }
 
 /// A single label: its name and its value.
@@ -58,6 +67,9 @@ impl EncodeLabelSet for Label {
     }
 }
 
+/// Two of them.
+type Labels = [(&'static str, &'static str); 2];
+
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -66,123 +78,105 @@ impl fmt::Debug for Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::with_most_series(MOST_SERIES)
+        Self::counting(Traffic::default())
     }
 }
 
 impl Metrics {
-    fn with_most_series(most_series: usize) -> Self {
+    fn counting(traffic: Traffic) -> Self {
         let mut registry = Registry::default();
         let mut new = Self {
             live: Live::default(),
             dns: DnsMetrics::new(&mut registry),
-            registry,
-            series: Mutex::default(),
-            most_series,
-            opened: Family::default(),
-            closed: Family::default(),
-            failed: Family::default(),
-            sent: Family::default(),
-            received: Family::default(),
-            series_folded: Counter::default(),
+            registry: Registry::default(),
+            traffic: Arc::new(traffic),
+            sockets_open: Family::default(),
+            failures: Family::default(),
+            connect_seconds: seconds(),
+            first_byte_seconds: seconds(),
+            handshake_seconds: seconds(),
+            series: Gauge::default(),
+            build: Family::default(),
+            open_fds: Gauge::default(),
+            max_fds: Gauge::default(),
+            resident_memory: Gauge::default(),
             handshakes_refused: Counter::default(),
             connections_shed: Counter::default(),
             pods: Gauge::default(),
+            pods_pending: Gauge::default(),
             pods_uncovered: Gauge::default(),
             policies_unreadable: Family::default(),
             policies_missing: Family::default(),
             log_lines_lost: super::log::lines_lost(),
         };
-        let registry = &mut new.registry;
-        registry.register(
-            "istio_tcp_connections_opened",
-            "The total number of TCP connections opened",
-            new.opened.clone(),
-        );
-        registry.register(
-            "istio_tcp_connections_closed",
-            "The total number of TCP connections closed",
-            new.closed.clone(),
-        );
-        registry.register(
-            "istio_tcp_connections_failed",
-            "The total number of TCP connections that did not end orderly (unstable)",
-            new.failed.clone(),
-        );
-        registry.register(
-            "istio_tcp_sent_bytes",
-            "The total number of bytes of responses over TCP connections",
-            new.sent.clone(),
-        );
-        registry.register(
-            "istio_tcp_received_bytes",
-            "The total number of bytes of requests over TCP connections",
-            new.received.clone(),
-        );
-        registry.register(
-            "ambient_series_folded",
-            "Connections counted under unknown ends, because the bound on series was reached (unstable)",
-            new.series_folded.clone(),
-        );
-        registry.register(
-            "ambient_handshakes_refused",
-            "Tunnels refused in the handshake (unstable)",
-            new.handshakes_refused.clone(),
-        );
-        registry.register(
-            "ambient_connections_shed",
-            "Connections reset at once, because a pod had too many (unstable)",
-            new.connections_shed.clone(),
-        );
-        registry.register(
-            "ambient_pods_not_captured",
-            "Pods that are meant to be in the mesh and whose capture is not proven (unstable)",
-            new.pods_uncovered.clone(),
-        );
-        registry.register(
-            "ambient_policies_unreadable",
-            "Policies whose present version cannot be read, by what is in force instead (unstable)",
-            new.policies_unreadable.clone(),
-        );
-        registry.register(
-            "ambient_policies_missing",
-            "Policies that this node's workloads list and that have not come, by whom each refuses (unstable)",
-            new.policies_missing.clone(),
-        );
-        registry.register(
-            "workload_manager_active_proxy_count",
-            "Pods that this node serves (unstable)",
-            new.pods.clone(),
-        );
-        registry.register(
-            "ambient_log_lines_lost",
-            "Log lines dropped, because the reader of the log was too slow (unstable)",
-            new.log_lines_lost.clone(),
-        );
+        // Istio's dashboards look for the name of its own proxy.
+        let build = [("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
+        new.build.get_or_create(&build).set(1);
+        registry::add(&mut registry, &new);
+        new.registry = registry;
         new
     }
 
-    pub(crate) fn opened(&self, labels: &TrafficLabels) {
-        self.opened.get_or_create(&self.bounded(labels)).inc();
+    /// A connection is open, and all that will be known of its ends is known.
+    pub(super) fn opened(&self, ends: &Ends, opened: Instant) -> Arc<Series> {
+        let now = clock::steady();
+        let took = now.duration_since(opened).as_secs_f64();
+        self.connect_seconds.get_or_create(&way(ends)).observe(took);
+        self.count_open(ends, now)
     }
 
-    /// `requested` bytes went from client to server, `answered` back: the same at both reporters, as Istio counts.
-    pub(crate) fn closed(&self, labels: &TrafficLabels, failed: bool, requested: u64, answered: u64) {
-        let labels = self.bounded(labels);
-        self.closed.get_or_create(&labels).inc();
-        if failed {
-            self.failed.get_or_create(&labels).inc();
+    /// The same of one whose other end was never open.
+    pub(super) fn attempted(&self, ends: &Ends) -> Arc<Series> {
+        self.count_open(ends, clock::steady())
+    }
+
+    fn count_open(&self, ends: &Ends, now: Instant) -> Arc<Series> {
+        self.sockets_open.get_or_create(&Label("reporter", ends.direction.reporter())).inc();
+        self.traffic.opened(ends, now)
+    }
+
+    /// It has closed.
+    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, reason: Option<Reason>, bytes: (u64, u64)) {
+        self.sockets_open.get_or_create(&Label("reporter", ends.direction.reporter())).dec();
+        if let Some(reason) = reason {
+            self.failed(ends.direction, reason);
         }
-        self.received.get_or_create(&labels).inc_by(requested);
-        self.sent.get_or_create(&labels).inc_by(answered);
+        self.traffic.closed(opened, ends, flag, reason.is_some(), bytes, clock::steady());
+    }
+
+    /// A connection was refused or broken off.
+    pub(crate) fn failed(&self, direction: Direction, reason: Reason) {
+        let labels = [("reporter", direction.reporter()), ("reason", reason.as_str())];
+        self.failures.get_or_create(&labels).inc();
+    }
+
+    /// The first byte of an answer has come so long after its connection's opening.
+    pub(super) fn answered(&self, ends: &Ends, after: std::time::Duration) {
+        self.first_byte_seconds.get_or_create(&way(ends)).observe(after.as_secs_f64());
+    }
+
+    /// A tunnel that came was let in or refused, after so long.
+    pub(crate) fn handshaken(&self, well: bool, took: std::time::Duration) {
+        let outcome = if well { "ok" } else { "failed" };
+        self.handshake_seconds
+            .get_or_create(&Label("outcome", outcome))
+            .observe(took.as_secs_f64());
+    }
+
+    /// Lets go the series whose workloads have gone.
+    pub(crate) fn sweep(&self, now: &Snapshot) {
+        let left = self.traffic.sweep(&now.mesh, clock::steady());
+        self.series.set(left.try_into().unwrap_or(i64::MAX));
     }
 
     pub(crate) fn handshake_refused(&self) {
         self.handshakes_refused.inc();
     }
 
-    pub(crate) fn connection_shed(&self) {
+    /// A connection or a tunnel was refused, because there is no room for it.
+    pub(crate) fn connection_shed(&self, direction: Direction) {
         self.connections_shed.inc();
+        self.failed(direction, Reason::OverBound);
     }
 
     pub(crate) fn serve_pods(&self, count: usize) {
@@ -191,6 +185,7 @@ impl Metrics {
 
     /// Pods that are meant to be in the mesh and whose capture is not proven now.
     pub(crate) fn uncovered_pods(&self, count: usize) {
+        self.pods_pending.set(count.try_into().unwrap_or(i64::MAX));
         self.pods_uncovered.set(count.try_into().unwrap_or(i64::MAX));
     }
 
@@ -232,6 +227,7 @@ impl Metrics {
 
     /// All of it as OpenMetrics text, as it is made.
     pub(crate) fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
+        self.look_at_the_process();
         let mut text = Text { out, failed: None };
         let encoded = text::encode(&mut text, &self.registry);
         match (text.failed, encoded) {
@@ -241,18 +237,26 @@ impl Metrics {
         }
     }
 
-    fn bounded(&self, labels: &TrafficLabels) -> TrafficLabels {
-        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if series.contains(labels) {
-            return labels.clone();
+    /// What the kernel says; what it does not say stays as it was.
+    fn look_at_the_process(&self) {
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            // One of them is that of the reading.
+            self.open_fds.set(open.count().saturating_sub(1).try_into().unwrap_or(i64::MAX));
         }
-        if series.len() < self.most_series {
-            series.insert(labels.clone());
-            return labels.clone();
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        self.max_fds.set(most.map_or(i64::MAX, |most| most.try_into().unwrap_or(i64::MAX)));
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = resident.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<i64>().ok());
+        if let Some(kibibytes) = kibibytes {
+            self.resident_memory.set(kibibytes.saturating_mul(1024));
         }
-        self.series_folded.inc();
-        TrafficLabels::overflow(labels.direction())
     }
+}
+
+fn way(ends: &Ends) -> Labels {
+    let security = if ends.mutual_tls { "mutual_tls" } else { "unknown" };
+    [("reporter", ends.direction.reporter()), ("connection_security_policy", security)]
 }
 
 /// A text that goes on as bytes; keeps the error that a text cannot tell.

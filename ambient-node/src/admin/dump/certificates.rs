@@ -5,8 +5,10 @@ use ambient_redirect::pods::PodState;
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::super::text::{base64, rfc3339};
-use crate::certificates::Certificates;
+use crate::{
+    certificates::Certificates,
+    text::{base64, rfc3339},
+};
 
 /// Certificates of an identity: its chain, and the roots of its trust domain.
 #[derive(Serialize)]

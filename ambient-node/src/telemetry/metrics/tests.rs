@@ -5,8 +5,8 @@ use ambient_core::Workload;
 use super::*;
 use crate::telemetry::ends::{Direction, Ends, Flag};
 
-fn labels(name: &str, direction: Direction, flag: Flag) -> TrafficLabels {
-    let ends = Ends {
+fn ends(name: &str, direction: Direction) -> Ends {
+    Ends {
         direction,
         source: "10.0.0.1:1".parse().unwrap(),
         source_workload: Some(Arc::new(Workload::new("u", "shop", name))),
@@ -21,8 +21,7 @@ fn labels(name: &str, direction: Direction, flag: Flag) -> TrafficLabels {
         mutual_tls: true,
         retries: 0,
         avoided: 0,
-    };
-    TrafficLabels::new(&ends, flag)
+    }
 }
 
 fn value(text: &str, metric: &str, with: &[&str]) -> Option<u64> {
@@ -35,9 +34,11 @@ fn value(text: &str, metric: &str, with: &[&str]) -> Option<u64> {
 #[test]
 fn bytes_stand_under_istios_names_and_labels() {
     let metrics = Metrics::default();
-    metrics.opened(&labels("cart", Direction::Outbound, Flag::None));
-    metrics.closed(&labels("cart", Direction::Outbound, Flag::None), false, 10, 20);
-    metrics.closed(&labels("cart", Direction::Outbound, Flag::Deny), true, 0, 0);
+    let ends_of = ends("cart", Direction::Outbound);
+    let opened = metrics.opened(&ends_of, clock::steady());
+    metrics.closed(&opened, &ends_of, Flag::None, None, (10, 20));
+    let refused = metrics.attempted(&ends_of);
+    metrics.closed(&refused, &ends_of, Flag::Deny, Some(Reason::PolicyDenied), (0, 0));
     let text = metrics.text().unwrap();
     let cart = [
         "reporter=\"source\"",
@@ -47,7 +48,7 @@ fn bytes_stand_under_istios_names_and_labels() {
     ];
     assert_eq!(value(&text, "istio_tcp_received_bytes_total", &cart), Some(10), "{text}");
     assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &cart), Some(20));
-    assert_eq!(value(&text, "istio_tcp_connections_opened_total", &cart), Some(1));
+    assert_eq!(value(&text, "istio_tcp_connections_opened_total", &cart), Some(2));
     assert_eq!(
         value(&text, "istio_tcp_connections_closed_total", &["response_flags=\"DENY\""]),
         Some(1)
@@ -69,14 +70,32 @@ fn bytes_stand_under_istios_names_and_labels() {
         ),
         Some(20)
     );
+    assert_eq!(
+        value(
+            &text,
+            "ambient_connections_failed_total",
+            &["reason=\"policy_denied\"", "reporter=\"source\""]
+        ),
+        Some(1)
+    );
+    assert_eq!(value(&text, "istio_tcp_sockets_open", &["reporter=\"source\""]), Some(0));
+    // One was open on both sides, one never was.
+    assert_eq!(
+        value(
+            &text,
+            "ambient_connect_seconds_count",
+            &["connection_security_policy=\"mutual_tls\""]
+        ),
+        Some(1)
+    );
     assert!(text.ends_with("# EOF\n"));
 }
 
 #[test]
 fn series_are_bounded_and_nothing_goes_uncounted() {
-    let metrics = Metrics::with_most_series(3);
+    let metrics = Metrics::counting(Traffic::new(3));
     for n in 0..10 {
-        metrics.opened(&labels(&format!("w{n}"), Direction::Inbound, Flag::None));
+        metrics.attempted(&ends(&format!("w{n}"), Direction::Inbound));
     }
     let text = metrics.text().unwrap();
     let series: Vec<_> = text
@@ -87,4 +106,94 @@ fn series_are_bounded_and_nothing_goes_uncounted() {
     let total: u64 = series.iter().filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
     assert_eq!(total, 10);
     assert!(text.contains("ambient_series_folded_total 7"));
+}
+
+/// What Istio's dashboards for its node proxy, for workloads and for services ask of a proxy that knows TCP.
+#[test]
+fn istios_dashboards_find_what_they_ask_for() {
+    let metrics = Metrics::default();
+    let ends = ends("cart", Direction::Outbound);
+    let opened = metrics.opened(&ends, clock::steady());
+    metrics.closed(&opened, &ends, Flag::None, None, (10, 20));
+    metrics.serve_pods(2);
+    let text = metrics.text().unwrap();
+    let by_workload = [
+        "reporter=",
+        "source_workload=",
+        "source_workload_namespace=",
+        "destination_workload=",
+        "destination_workload_namespace=",
+        "destination_service=",
+        "destination_service_name=",
+        "destination_service_namespace=",
+        "connection_security_policy=",
+        "request_protocol=\"tcp\"",
+        "response_flags=",
+        "source_canonical_service=",
+        "destination_canonical_service=",
+        "source_principal=",
+        "destination_principal=",
+    ];
+    for name in [
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_sent_bytes_total",
+        "istio_tcp_received_bytes_total",
+    ] {
+        assert!(value(&text, name, &by_workload).is_some(), "{name}: {text}");
+    }
+    assert_eq!(value(&text, "istio_build", &["component=\"ztunnel\"", "tag="]), Some(1));
+    assert!(text.contains("\nworkload_manager_active_proxy_count 2\n"));
+    assert!(text.contains("\nworkload_manager_pending_proxy_count 0\n"));
+    // A family that is told of has its type, and one that is not Istio's own core says that it may change.
+    for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').unwrap();
+        let core = name.starts_with("istio_tcp_") && name != "istio_tcp_sockets_open" && name != "istio_tcp_connections_failed";
+        assert!(core != help.contains("unstable"), "{line}");
+        assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+    }
+}
+
+#[test]
+fn a_page_is_written_piece_by_piece_as_it_is_made() {
+    let metrics = Metrics::default();
+    for n in 0..100 {
+        metrics.attempted(&ends(&format!("w{n}"), Direction::Inbound));
+    }
+    /// The longest piece, and all of them.
+    struct Pieces(usize, Vec<u8>);
+    impl io::Write for Pieces {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.max(bytes.len());
+            self.1.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut pieces = Pieces(0, Vec::new());
+    metrics.write(&mut pieces).unwrap();
+    let text = String::from_utf8(pieces.1).unwrap();
+    assert!(text.len() > 50_000 && pieces.0 < 1000, "{} of {}", pieces.0, text.len());
+    let process = |name: &str| -> f64 {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name} ")))
+            .unwrap_or_else(|| panic!("{name}"));
+        line.parse().unwrap()
+    };
+    assert!(process("process_open_fds") >= 3.0 && process("process_max_fds") >= process("process_open_fds"));
+    assert!(process("process_resident_memory_bytes") > 1e6);
+    // Nobody takes more: that is the end of it.
+    struct Full;
+    impl io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    assert_eq!(metrics.write(&mut Full).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }

@@ -1,9 +1,9 @@
-//! Texts that the pages are made of.
+//! Texts that pages and log lines are made of.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// RFC 4648, with padding.
-pub(super) fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for three in bytes.chunks(3) {
         let word = three.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
@@ -19,7 +19,7 @@ pub(super) fn base64(bytes: &[u8]) -> String {
 }
 
 /// Seconds since 1970 as RFC 3339 writes them, in UTC.
-pub(super) fn rfc3339(seconds: u64) -> String {
+pub(crate) fn rfc3339(seconds: u64) -> String {
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
     // Years that begin in March, in eras of 400 (146,097 days), counted from 1 March of the year 0.

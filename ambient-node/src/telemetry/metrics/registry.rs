@@ -1,0 +1,113 @@
+//! What each metric is called, and what it is.
+
+use prometheus_client::registry::Registry;
+
+use super::{super::series::Written, Metrics};
+
+/// Everything that is written into a page, in its order.
+pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
+    registry.register_collector(Box::new(Written(metrics.traffic.clone())));
+    traffic(registry, metrics);
+    process(registry, metrics);
+    pods_and_policies(registry, metrics);
+}
+
+fn traffic(registry: &mut Registry, metrics: &Metrics) {
+    registry.register(
+        "istio_tcp_sockets_open",
+        "Connections that are open (unstable)",
+        metrics.sockets_open.clone(),
+    );
+    registry.register(
+        "ambient_connections_failed",
+        "Connections that were refused or broken off, by the reason that the log gives (unstable)",
+        metrics.failures.clone(),
+    );
+    registry.register(
+        "ambient_connect_seconds",
+        "From a connection's opening until its other end is open too (unstable)",
+        metrics.connect_seconds.clone(),
+    );
+    registry.register(
+        "ambient_first_byte_seconds",
+        "From a connection's opening until the first byte of an answer (unstable)",
+        metrics.first_byte_seconds.clone(),
+    );
+    registry.register(
+        "ambient_handshake_seconds",
+        "Handshakes of tunnels that came (unstable)",
+        metrics.handshake_seconds.clone(),
+    );
+    registry.register(
+        "ambient_series",
+        "Label sets of Istio's metrics at the last look (unstable)",
+        metrics.series.clone(),
+    );
+    registry.register(
+        "ambient_series_folded",
+        "Connections counted under unknown ends, because the bound on series was reached (unstable)",
+        metrics.traffic.folded.clone(),
+    );
+    registry.register(
+        "ambient_handshakes_refused",
+        "Tunnels refused in the handshake (unstable)",
+        metrics.handshakes_refused.clone(),
+    );
+    registry.register(
+        "ambient_connections_shed",
+        "Connections reset at once, because a pod had too many (unstable)",
+        metrics.connections_shed.clone(),
+    );
+}
+
+fn process(registry: &mut Registry, metrics: &Metrics) {
+    registry.register("istio_build", "The proxy and its version (unstable)", metrics.build.clone());
+    registry.register(
+        "process_open_fds",
+        "Descriptors that the process has open (unstable)",
+        metrics.open_fds.clone(),
+    );
+    registry.register(
+        "process_max_fds",
+        "Descriptors that the process may have open (unstable)",
+        metrics.max_fds.clone(),
+    );
+    registry.register(
+        "process_resident_memory_bytes",
+        "Memory of the process that is present (unstable)",
+        metrics.resident_memory.clone(),
+    );
+    registry.register(
+        "ambient_log_lines_lost",
+        "Log lines dropped, because the reader of the log was too slow (unstable)",
+        metrics.log_lines_lost.clone(),
+    );
+}
+
+fn pods_and_policies(registry: &mut Registry, metrics: &Metrics) {
+    registry.register(
+        "workload_manager_active_proxy_count",
+        "Pods that this node serves (unstable)",
+        metrics.pods.clone(),
+    );
+    registry.register(
+        "workload_manager_pending_proxy_count",
+        "Pods that this node is to serve, and that are not captured (unstable)",
+        metrics.pods_pending.clone(),
+    );
+    registry.register(
+        "ambient_pods_not_captured",
+        "Pods that are meant to be in the mesh and whose capture is not proven (unstable)",
+        metrics.pods_uncovered.clone(),
+    );
+    registry.register(
+        "ambient_policies_unreadable",
+        "Policies whose present version cannot be read, by what is in force instead (unstable)",
+        metrics.policies_unreadable.clone(),
+    );
+    registry.register(
+        "ambient_policies_missing",
+        "Policies that this node's workloads list and that have not come, by whom each refuses (unstable)",
+        metrics.policies_missing.clone(),
+    );
+}

@@ -1,0 +1,101 @@
+use std::sync::Arc;
+
+use ambient_core::{Workload, mesh::Update};
+
+use super::*;
+use crate::telemetry::ends::Direction;
+
+fn ends(source: &Arc<Workload>, destination: &Arc<Workload>) -> Ends {
+    Ends {
+        direction: Direction::Outbound,
+        source: "10.0.0.1:1".parse().unwrap(),
+        source_workload: Some(source.clone()),
+        source_identity: None,
+        asked: "10.0.0.2:80".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+        hbone: None,
+        service: None,
+        destination_workload: Some(destination.clone()),
+        destination_identity: None,
+        waypoint: false,
+        mutual_tls: true,
+        retries: 0,
+        avoided: 0,
+    }
+}
+
+fn workload(name: &str, owner: &str) -> Arc<Workload> {
+    let mut workload = Workload::new(&format!("uid-of-{name}"), "shop", name);
+    workload.workload_name = owner.into();
+    workload.canonical_name = owner.into();
+    Arc::new(workload)
+}
+
+#[test]
+fn series_go_with_their_workloads_once_nothing_is_open_and_some_time_has_passed() {
+    let [a, b, new] = [("a-0", "a"), ("b-0", "b"), ("b-1", "b")].map(|(name, owner)| workload(name, owner));
+    let whole = Mesh::default().apply([&a, &b].map(|w| Update::Workload(w.clone())));
+    let traffic = Traffic::new(100);
+    let start = clock::steady();
+    let opened = traffic.opened(&ends(&a, &b), start);
+    let later = start + 2 * KEPT;
+    assert_eq!(traffic.sweep(&whole, later), 1, "both are there");
+
+    let without = whole.apply([Update::RemoveWorkload(b.uid.clone())]);
+    assert_eq!(traffic.sweep(&without, later), 1, "something is open");
+    traffic.closed(&opened, &ends(&a, &b), Flag::Connect, true, (0, 0), later);
+    drop(opened);
+    assert_eq!(
+        traffic.sweep(&without, later + KEPT / 2),
+        2,
+        "it was told of a moment ago: as opened, and as failed"
+    );
+    assert_eq!(traffic.sweep(&whole, later + 2 * KEPT), 2, "both are there again");
+
+    // Another pod of the same owner: the same series, and it speaks of that one now.
+    let renewed = without.apply([Update::Workload(new.clone())]);
+    let opened = traffic.opened(&ends(&a, &new), later);
+    traffic.closed(&opened, &ends(&a, &new), Flag::None, false, (1, 2), later);
+    drop(opened);
+    assert_eq!(
+        traffic.sweep(&renewed, later + 2 * KEPT),
+        1,
+        "only what speaks of the one who is gone has gone"
+    );
+    let left = traffic.all();
+    assert_eq!(left[0].1.opened.load(Ordering::Relaxed), 2);
+    drop(left);
+    assert_eq!(traffic.sweep(&Mesh::default(), later + 2 * KEPT), 0);
+}
+
+#[test]
+fn what_is_held_is_not_let_go() {
+    let (a, b) = (workload("a", "a"), workload("b", "b"));
+    let traffic = Traffic::new(100);
+    let start = clock::steady();
+    let opened = traffic.opened(&ends(&a, &b), start);
+    traffic.closed(&opened, &ends(&a, &b), Flag::None, false, (0, 0), start);
+    // Somebody is about to count under it.
+    assert_eq!(traffic.sweep(&Mesh::default(), start + KEPT), 1);
+    drop(opened);
+    assert_eq!(traffic.sweep(&Mesh::default(), start + KEPT), 0);
+    // The room is free again.
+    assert!(traffic.find(&TrafficLabels::new(&ends(&a, &b), Flag::None), 1).is_some());
+}
+
+#[test]
+fn opened_and_closed_agree_whatever_the_flags() {
+    let (a, b) = (workload("a", "a"), workload("b", "b"));
+    let traffic = Traffic::new(1);
+    let start = clock::steady();
+    for flag in [Flag::None, Flag::Deny, Flag::Connect, Flag::Tls] {
+        let opened = traffic.opened(&ends(&a, &b), start);
+        traffic.closed(&opened, &ends(&a, &b), flag, flag != Flag::None, (1, 1), start);
+    }
+    let sum = |of: fn(&Series) -> &AtomicU64| -> u64 { traffic.all().iter().map(|(_, series)| of(series).load(Ordering::Relaxed)).sum() };
+    assert_eq!(sum(|s| &s.opened), 4);
+    assert_eq!((sum(|s| &s.closed), sum(|s| &s.failed), sum(|s| &s.sent)), (4, 3, 4));
+    assert_eq!(sum(|s| &s.open), 0);
+    // One set has room, the other flags are folded into one.
+    assert_eq!((traffic.all().len(), traffic.folded.get()), (2, 3));
+}
