@@ -44,6 +44,7 @@ pub mod linux;
 pub mod netlink;
 pub mod plan;
 pub mod pods;
+pub mod probes;
 mod render;
 mod seam;
 pub mod zds;

@@ -47,8 +47,8 @@ pub use diag::{Connection, Listener, Sockets, Transport};
 pub use error::Error;
 pub use events::{Events, Notice};
 pub use nftables::{
-    BaseChain, Batch, Chain, ChainKind, Cmp, CtKey, Expr, Family, Generation, Hook, MetaKey, Nftables, PayloadBase, Rule as NftRule, Table,
-    Verdict,
+    BaseChain, Batch, Chain, ChainKind, Cmp, CtKey, Expr, Family, Generation, Hook, MetaKey, Nftables, PayloadBase, Rule as NftRule, Set,
+    SetKey, Table, Verdict,
 };
 pub use routing::{Address, Link, Route, RouteKind, Routing, Rule};
 

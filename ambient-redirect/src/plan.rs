@@ -18,7 +18,10 @@
 
 mod life;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ambient_core::{Capture, InterfaceName, ports};
 
@@ -151,8 +154,21 @@ pub struct Port {
 pub struct Table {
     /// Its name, one of [`TABLES`].
     pub name: &'static str,
+    /// Its sets of addresses.
+    pub sets: Vec<Set>,
     /// Its chains.
     pub chains: Vec<Chain>,
+}
+
+/// A set of addresses, which rules ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: &'static str,
+    /// Of which addresses.
+    pub family: IpFamily,
+    /// The addresses.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// A chain that the kernel calls for every packet at one place; it accepts what no rule decides.
@@ -175,8 +191,12 @@ pub enum Hook {
     Prerouting,
     /// Where packets for this host come in.
     Input,
+    /// Where packets that are for others come through.
+    Forward,
     /// Where packets of local processes leave.
     Output,
+    /// Where all packets leave, whoever sent them.
+    Postrouting,
 }
 
 /// What a chain may do.
@@ -214,6 +234,10 @@ pub enum Match {
     Destination(IpAddr),
     /// It goes to any other address of the same family.
     NotDestination(IpAddr),
+    /// It goes to an address in this set, which is of this family; asks for the family as well.
+    DestinationIn(&'static str, IpFamily),
+    /// A socket of this namespace sends it: it is not one that only comes through.
+    OfOwnSocket,
     /// It comes from this port.
     SourcePort(u16),
     /// It goes to this port.
@@ -259,6 +283,10 @@ pub enum Action {
     Zone(u16),
     /// It goes no further, and its sender gets a TCP reset.
     Reset,
+    /// It goes no further.
+    Drop,
+    /// It leaves as if from this address.
+    SourceNat(IpAddr),
 }
 
 impl Plan {
@@ -320,7 +348,7 @@ impl IpFamily {
         }
     }
 
-    fn probe_source(self) -> IpAddr {
+    pub(crate) fn probe_source(self) -> IpAddr {
         match self {
             Self::V4 => PROBE_SOURCES.0.into(),
             Self::V6 => PROBE_SOURCES.1.into(),
@@ -407,6 +435,7 @@ fn nat(options: &Options, families: &[IpFamily]) -> Table {
     }));
     Table {
         name: TABLES[0],
+        sets: Vec::new(),
         chains: vec![
             Chain::new(Hook::Prerouting, ChainKind::Nat, -100, prerouting),
             Chain::new(Hook::Output, ChainKind::Nat, -100, output),
@@ -423,6 +452,7 @@ fn mangle() -> Table {
     let restore = Rule::new([Match::ConnectionMark(REPLY_MARK)], Action::RestoreMark, "replies to the proxy");
     Table {
         name: TABLES[1],
+        sets: Vec::new(),
         chains: vec![
             Chain::new(Hook::Prerouting, ChainKind::Filter, -150, vec![mark]),
             Chain::new(Hook::Output, ChainKind::Route, -150, vec![restore]),
@@ -444,6 +474,7 @@ fn raw() -> Table {
     );
     Table {
         name: TABLES[2],
+        sets: Vec::new(),
         chains: vec![
             Chain::new(Hook::Prerouting, ChainKind::Filter, -300, vec![answers]),
             Chain::new(Hook::Output, ChainKind::Filter, -300, vec![queries]),
@@ -486,6 +517,7 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
     ));
     Table {
         name: TABLES[3],
+        sets: Vec::new(),
         chains: vec![
             // After every change of destinations.
             Chain::new(Hook::Input, ChainKind::Filter, 10, input),
@@ -495,7 +527,7 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
 }
 
 impl Rule {
-    fn new(matches: impl Into<Vec<Match>>, action: Action, why: &'static str) -> Self {
+    pub(crate) fn new(matches: impl Into<Vec<Match>>, action: Action, why: &'static str) -> Self {
         Self {
             matches: matches.into(),
             action,
@@ -505,7 +537,7 @@ impl Rule {
 }
 
 impl Chain {
-    fn new(hook: Hook, kind: ChainKind, priority: i32, rules: Vec<Rule>) -> Self {
+    pub(crate) fn new(hook: Hook, kind: ChainKind, priority: i32, rules: Vec<Rule>) -> Self {
         Self {
             hook,
             kind,
@@ -521,7 +553,9 @@ impl Hook {
         match self {
             Self::Prerouting => "prerouting",
             Self::Input => "input",
+            Self::Forward => "forward",
             Self::Output => "output",
+            Self::Postrouting => "postrouting",
         }
     }
 }

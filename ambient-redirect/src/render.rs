@@ -40,6 +40,17 @@ impl Display for Plan {
 impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.name)?;
+        for set in &self.sets {
+            let kind = match set.family {
+                IpFamily::V4 => "ipv4_addr",
+                IpFamily::V6 => "ipv6_addr",
+            };
+            write!(f, "  set {} {{\n    type {kind};\n", set.name)?;
+            for (n, address) in set.addresses.iter().enumerate() {
+                write!(f, "{}{address}", if n == 0 { "    elements = { " } else { ", " })?;
+            }
+            writeln!(f, "{}  }}", if set.addresses.is_empty() { "" } else { " }\n" })?;
+        }
         for chain in &self.chains {
             let (name, kind, priority) = (chain.hook.name(), chain.kind, chain.priority);
             writeln!(f, "  chain {name} {{")?;
@@ -67,6 +78,9 @@ impl Display for Match {
             Self::Source(ip) => write!(f, "{} saddr {ip}", keyword(ip)),
             Self::Destination(ip) => write!(f, "{} daddr {ip}", keyword(ip)),
             Self::NotDestination(ip) => write!(f, "{} daddr != {ip}", keyword(ip)),
+            Self::DestinationIn(set, IpFamily::V4) => write!(f, "ip daddr @{set}"),
+            Self::DestinationIn(set, IpFamily::V6) => write!(f, "ip6 daddr @{set}"),
+            Self::OfOwnSocket => f.write_str("meta skuid >= 0"),
             Self::SourcePort(port) => write!(f, "th sport {port}"),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
             Self::NotDestinationPort(port) => write!(f, "th dport != {port}"),
@@ -93,6 +107,8 @@ impl Display for Action {
             Self::RestoreMark => f.write_str("meta mark set ct mark"),
             Self::Zone(zone) => write!(f, "ct zone set {zone}"),
             Self::Reset => f.write_str("reject with tcp reset"),
+            Self::Drop => f.write_str("drop"),
+            Self::SourceNat(ip) => write!(f, "snat {} to {ip}", keyword(ip)),
         }
     }
 }

@@ -10,6 +10,10 @@ mod mesh;
 #[path = "support/node.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod node;
+#[path = "support/oracle.rs"]
+mod oracle;
+#[path = "support/probed.rs"]
+mod probed;
 
 use std::{
     io::{self, Read, Write},
@@ -24,10 +28,22 @@ use ambient_testkit::harness;
 use tokio::time::sleep;
 
 fn main() -> ExitCode {
-    harness::main(&[(
-        "what_a_pod_asks_is_followed_while_it_runs",
-        asked::what_a_pod_asks_is_followed_while_it_runs,
-    )])
+    harness::main(&[
+        (
+            "what_a_pod_asks_is_followed_while_it_runs",
+            asked::what_a_pod_asks_is_followed_while_it_runs,
+        ),
+        (
+            "the_nodes_own_processes_reach_its_pods_and_nobody_else_does",
+            probed::the_nodes_own_processes_reach_its_pods_and_nobody_else_does,
+        ),
+        (
+            "what_is_printed_is_what_is_put_in_force",
+            oracle::what_is_printed_is_what_is_put_in_force,
+        ),
+        ("what_is_broken_of_it_is_mended", probed::what_is_broken_of_it_is_mended),
+        ("a_strangers_table_is_left_alone", probed::a_strangers_table_is_left_alone),
+    ])
 }
 
 /// Connects from a namespace and gives all that is heard.

@@ -7,7 +7,7 @@ use std::{fmt, io, net::IpAddr, sync::Arc};
 
 use ambient_core::PodUid;
 
-use self::compile::{base_chain, compile};
+pub(super) use self::compile::{base_chain, compile};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
@@ -424,7 +424,7 @@ fn same_chains(table: &plan::Table, chains: &[Chain]) -> bool {
 }
 
 /// The mark in a table: a comment, as every `nft` since 0.9.7 shows it, with the node's tag and the pod's UID.
-fn comment(mark: &Mark) -> Vec<u8> {
+pub(super) fn comment(mark: &Mark) -> Vec<u8> {
     let mut uid = mark.pod.as_str();
     while uid.len() > LONGEST_UID {
         // Never seen of Kubernetes; cut at a whole character.
@@ -437,7 +437,7 @@ fn comment(mark: &Mark) -> Vec<u8> {
     bytes
 }
 
-fn owner_of(table: &Table) -> Option<Owner> {
+pub(super) fn owner_of(table: &Table) -> Option<Owner> {
     let [COMMENT, length, text @ ..] = &table.userdata[..] else {
         return None;
     };

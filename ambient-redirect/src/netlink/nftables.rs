@@ -1,6 +1,7 @@
 //! nf_tables: batches and listings.
 
 mod expr;
+mod sets;
 
 use super::{
     Error,
@@ -9,6 +10,7 @@ use super::{
 };
 
 pub use expr::{Cmp, CtKey, Expr, MetaKey, PayloadBase, Verdict};
+pub use sets::{Set, SetKey};
 
 /// The tables, chains and rules of one network namespace.
 #[derive(Debug)]
@@ -140,6 +142,7 @@ pub struct Rule {
 pub struct Batch {
     writer: Writer,
     names: Vec<String>,
+    sets: u32,
 }
 
 impl Rule {
@@ -288,40 +291,14 @@ impl Nftables {
     pub fn tables(&mut self) -> Result<Vec<Table>, Error> {
         let what = "listing tables";
         let all = self.list(what, NFT_MSG_GETTABLE, |_| ())?;
-        all.iter()
-            .map(|(_, payload)| {
-                let (header, rest) = fixed(what, payload, 4)?;
-                Ok(Table {
-                    family: Family::from_number(header[0]),
-                    name: text(rest, NFTA_TABLE_NAME),
-                    userdata: codec::find(rest, NFTA_TABLE_USERDATA).unwrap_or(&[]).to_vec(),
-                    flags: codec::find(rest, NFTA_TABLE_FLAGS).and_then(codec::read_be32).unwrap_or(0),
-                })
-            })
-            .collect()
+        all.iter().map(|(_, payload)| read_table(what, payload)).collect()
     }
 
     /// All chains of all tables.
     pub fn chains(&mut self) -> Result<Vec<Chain>, Error> {
         let what = "listing chains";
         let all = self.list(what, NFT_MSG_GETCHAIN, |_| ())?;
-        all.iter()
-            .map(|(_, payload)| {
-                let (header, rest) = fixed(what, payload, 4)?;
-                let hook = codec::find(rest, NFTA_CHAIN_HOOK).and_then(|hook| {
-                    let number = |kind| codec::find(hook, kind).and_then(codec::read_be32);
-                    Some((number(NFTA_HOOK_HOOKNUM)?, number(NFTA_HOOK_PRIORITY)? as i32))
-                });
-                Ok(Chain {
-                    family: Family::from_number(header[0]),
-                    table: text(rest, NFTA_CHAIN_TABLE),
-                    name: text(rest, NFTA_CHAIN_NAME),
-                    hook,
-                    kind: codec::find(rest, NFTA_CHAIN_TYPE).map(codec::read_text),
-                    policy: codec::find(rest, NFTA_CHAIN_POLICY).and_then(codec::read_be32),
-                })
-            })
-            .collect()
+        all.iter().map(|(_, payload)| read_chain(what, payload)).collect()
     }
 
     /// The rules of one table, chain by chain, each chain in order.
@@ -373,10 +350,15 @@ impl Nftables {
     }
 
     fn list(&mut self, what: &str, message: u16, fill: impl Fn(&mut Writer)) -> Result<Vec<Listed>, Error> {
+        self.list_of(what, message, 0, fill)
+    }
+
+    /// Of one family; 0 is all of them.
+    fn list_of(&mut self, what: &str, message: u16, family: u8, fill: impl Fn(&mut Writer)) -> Result<Vec<Listed>, Error> {
         let mut tries = 0;
         loop {
             let mut request = Writer::default();
-            request.begin(NFNL_SUBSYS_NFTABLES << 8 | message, NLM_F_DUMP, &nfgen(0, 0));
+            request.begin(NFNL_SUBSYS_NFTABLES << 8 | message, NLM_F_DUMP, &nfgen(family, 0));
             fill(&mut request);
             match self.0.list(what, request) {
                 Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
@@ -391,6 +373,32 @@ fn kept_changing(what: &str) -> Error {
         what,
         std::io::Error::new(std::io::ErrorKind::Interrupted, "the rules kept changing"),
     )
+}
+
+fn read_table(what: &str, payload: &[u8]) -> Result<Table, Error> {
+    let (header, rest) = fixed(what, payload, 4)?;
+    Ok(Table {
+        family: Family::from_number(header[0]),
+        name: text(rest, NFTA_TABLE_NAME),
+        userdata: codec::find(rest, NFTA_TABLE_USERDATA).unwrap_or(&[]).to_vec(),
+        flags: codec::find(rest, NFTA_TABLE_FLAGS).and_then(codec::read_be32).unwrap_or(0),
+    })
+}
+
+fn read_chain(what: &str, payload: &[u8]) -> Result<Chain, Error> {
+    let (header, rest) = fixed(what, payload, 4)?;
+    let hook = codec::find(rest, NFTA_CHAIN_HOOK).and_then(|hook| {
+        let number = |kind| codec::find(hook, kind).and_then(codec::read_be32);
+        Some((number(NFTA_HOOK_HOOKNUM)?, number(NFTA_HOOK_PRIORITY)? as i32))
+    });
+    Ok(Chain {
+        family: Family::from_number(header[0]),
+        table: text(rest, NFTA_CHAIN_TABLE),
+        name: text(rest, NFTA_CHAIN_NAME),
+        hook,
+        kind: codec::find(rest, NFTA_CHAIN_TYPE).map(codec::read_text),
+        policy: codec::find(rest, NFTA_CHAIN_POLICY).and_then(codec::read_be32),
+    })
 }
 
 fn read_rule(what: &str, payload: &[u8]) -> Result<Rule, Error> {

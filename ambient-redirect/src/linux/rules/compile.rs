@@ -7,7 +7,7 @@ use crate::{
     plan::{self, Action, IpFamily, MARK_MASK, Match, Protocol, Rule},
 };
 
-pub(super) fn compile(rule: &Rule) -> Vec<Expr> {
+pub(in crate::linux) fn compile(rule: &Rule) -> Vec<Expr> {
     let mut expressions = Vec::new();
     for test in &rule.matches {
         push_match(&mut expressions, test);
@@ -17,7 +17,7 @@ pub(super) fn compile(rule: &Rule) -> Vec<Expr> {
     expressions
 }
 
-pub(super) fn base_chain(chain: &plan::Chain) -> BaseChain {
+pub(in crate::linux) fn base_chain(chain: &plan::Chain) -> BaseChain {
     let kind = match chain.kind {
         plan::ChainKind::Filter => crate::netlink::ChainKind::Filter,
         plan::ChainKind::Nat => crate::netlink::ChainKind::Nat,
@@ -26,7 +26,9 @@ pub(super) fn base_chain(chain: &plan::Chain) -> BaseChain {
     let hook = match chain.hook {
         plan::Hook::Prerouting => Hook::Prerouting,
         plan::Hook::Input => Hook::Input,
+        plan::Hook::Forward => Hook::Forward,
         plan::Hook::Output => Hook::Output,
+        plan::Hook::Postrouting => Hook::Postrouting,
     };
     BaseChain {
         kind,
@@ -48,6 +50,18 @@ fn push_match(list: &mut Vec<Expr>, test: &Match) {
         Match::Source(ip) => push_address(list, ip, Side::Source, Cmp::Equal),
         Match::Destination(ip) => push_address(list, ip, Side::Destination, Cmp::Equal),
         Match::NotDestination(ip) => push_address(list, ip, Side::Destination, Cmp::NotEqual),
+        Match::DestinationIn(set, family) => {
+            push_payload(list, family, Side::Destination);
+            list.push(Expr::Lookup { set: set.into(), reg: 1 });
+        }
+        Match::OfOwnSocket => {
+            // A packet without a socket ends the rule when its owner is asked for; any owner will do.
+            list.push(Expr::Meta {
+                key: MetaKey::SocketUid,
+                reg: 1,
+            });
+            list.push(compare(Cmp::NotLess, vec![0; 4]));
+        }
         Match::SourcePort(port) => push_port(list, port, Side::Source, Cmp::Equal),
         Match::DestinationPort(port) => push_port(list, port, Side::Destination, Cmp::Equal),
         Match::NotDestinationPort(port) => push_port(list, port, Side::Destination, Cmp::NotEqual),
@@ -131,6 +145,18 @@ fn push_action(list: &mut Vec<Expr>, action: Action) {
             list.push(Expr::CtSet { key: CtKey::Zone, reg: 1 });
         }
         Action::Reset => list.push(Expr::RejectReset),
+        Action::Drop => list.push(Expr::Verdict(Verdict::Drop)),
+        Action::SourceNat(ip) => {
+            let data = match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            list.push(Expr::Immediate { reg: 1, data });
+            list.push(Expr::Snat {
+                ipv6: ip.is_ipv6(),
+                addr_reg: 1,
+            });
+        }
     }
 }
 
@@ -149,21 +175,30 @@ fn push_family(list: &mut Vec<Expr>, family: IpFamily) {
 }
 
 fn push_address(list: &mut Vec<Expr>, ip: IpAddr, side: Side, op: Cmp) {
-    let (family, offset, bytes) = match (ip, side) {
-        (IpAddr::V4(ip), Side::Source) => (IpFamily::V4, 12, ip.octets().to_vec()),
-        (IpAddr::V4(ip), Side::Destination) => (IpFamily::V4, 16, ip.octets().to_vec()),
-        (IpAddr::V6(ip), Side::Source) => (IpFamily::V6, 8, ip.octets().to_vec()),
-        (IpAddr::V6(ip), Side::Destination) => (IpFamily::V6, 24, ip.octets().to_vec()),
+    let (family, bytes) = match ip {
+        IpAddr::V4(ip) => (IpFamily::V4, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (IpFamily::V6, ip.octets().to_vec()),
+    };
+    push_payload(list, family, side);
+    list.push(compare(op, bytes));
+}
+
+/// Loads an address of the packet.
+fn push_payload(list: &mut Vec<Expr>, family: IpFamily, side: Side) {
+    let (offset, len) = match (family, side) {
+        (IpFamily::V4, Side::Source) => (12, 4),
+        (IpFamily::V4, Side::Destination) => (16, 4),
+        (IpFamily::V6, Side::Source) => (8, 16),
+        (IpFamily::V6, Side::Destination) => (24, 16),
     };
     // In a table for both families the header's layout is known only after this.
     push_family(list, family);
     list.push(Expr::Payload {
         base: PayloadBase::Network,
         offset,
-        len: bytes.len() as u32,
+        len,
         reg: 1,
     });
-    list.push(compare(op, bytes));
 }
 
 fn push_port(list: &mut Vec<Expr>, port: u16, side: Side, op: Cmp) {

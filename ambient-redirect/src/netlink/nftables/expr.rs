@@ -36,6 +36,10 @@ pub enum Expr {
     Redirect { port_reg: u32 },
     /// Changes the destination to the address and port in two registers.
     Dnat { ipv6: bool, addr_reg: u32, port_reg: u32 },
+    /// Changes the source to the address in a register.
+    Snat { ipv6: bool, addr_reg: u32 },
+    /// Ends the rule unless the register is in a set of the same table.
+    Lookup { set: String, reg: u32 },
     /// Changes the source to the address of the device that the packet leaves by.
     Masquerade,
     /// Ends the packet's way and answers with a TCP reset.
@@ -84,6 +88,8 @@ pub enum PayloadBase {
 pub enum Cmp {
     Equal,
     NotEqual,
+    /// As bytes, the first the weightiest.
+    NotLess,
 }
 
 /// What becomes of a packet.
@@ -183,7 +189,8 @@ impl Expr {
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
             Self::Counter => "counter",
             Self::Redirect { .. } => "redir",
-            Self::Dnat { .. } => "nat",
+            Self::Dnat { .. } | Self::Snat { .. } => "nat",
+            Self::Lookup { .. } => "lookup",
             Self::Masquerade => "masq",
             Self::RejectReset => "reject",
         }
@@ -246,6 +253,15 @@ impl Expr {
                 w.be32(NFTA_REDIR_REG_PROTO_MIN, *port_reg);
                 w.be32(NFTA_REDIR_FLAGS, NF_NAT_RANGE_PROTO_SPECIFIED);
             }
+            Self::Snat { ipv6, addr_reg } => {
+                w.be32(NFTA_NAT_TYPE, NFT_NAT_SNAT);
+                w.be32(NFTA_NAT_FAMILY, if *ipv6 { 10 } else { 2 });
+                w.be32(NFTA_NAT_REG_ADDR_MIN, *addr_reg);
+            }
+            Self::Lookup { set, reg } => {
+                w.text(NFTA_LOOKUP_SET, set);
+                w.be32(NFTA_LOOKUP_SREG, *reg);
+            }
             Self::Dnat { ipv6, addr_reg, port_reg } => {
                 w.be32(NFTA_NAT_TYPE, NFT_NAT_DNAT);
                 w.be32(NFTA_NAT_FAMILY, if *ipv6 { 10 } else { 2 });
@@ -283,6 +299,7 @@ fn filled_in(name: &str, kind: u16, value: &[u8]) -> bool {
         "counter" => true,
         "redir" => kind == NFTA_REDIR_REG_PROTO_MAX,
         "nat" => matches!(kind, NFTA_NAT_REG_ADDR_MAX | NFTA_NAT_REG_PROTO_MAX | NFTA_NAT_FLAGS),
+        "lookup" => kind == NFTA_LOOKUP_FLAGS && value == [0; 4],
         "bitwise" => kind == NFTA_BITWISE_OP && value == [0; 4],
         _ => false,
     }
@@ -352,6 +369,7 @@ impl Cmp {
         match self {
             Self::Equal => 0,
             Self::NotEqual => 1,
+            Self::NotLess => 5,
         }
     }
 }
@@ -368,6 +386,7 @@ impl Verdict {
 }
 
 const VERDICT_REGISTER: u32 = 0;
+const NFT_NAT_SNAT: u32 = 0;
 const NFT_NAT_DNAT: u32 = 1;
 const NFT_REJECT_TCP_RST: u32 = 1;
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
@@ -403,6 +422,9 @@ const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
 const NFTA_REDIR_REG_PROTO_MAX: u16 = 2;
 const NFTA_REDIR_FLAGS: u16 = 3;
+const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_SREG: u16 = 2;
+const NFTA_LOOKUP_FLAGS: u16 = 5;
 const NFTA_REJECT_TYPE: u16 = 1;
 const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
