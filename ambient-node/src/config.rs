@@ -32,6 +32,9 @@ pub struct Config {
     pub let_unreadable_policies_go: bool,
     /// Whether pods' IPv6 is captured.
     pub ipv6: bool,
+    /// Whether what processes of the node's own namespace send to its pods reaches them under any policy, as the kubelet's
+    /// probes must; on by default, where the rules for it can be had.
+    pub probes: bool,
     /// Where `/metrics` is served, in the node's own namespace.
     pub metrics: SocketAddr,
     /// Where `/healthz/ready` is served, in the node's own namespace.
@@ -81,6 +84,7 @@ impl Config {
             istio_exact: false,
             let_unreadable_policies_go: false,
             ipv6: true,
+            probes: true,
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),
             admin: SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), ambient_core::ports::ADMIN),

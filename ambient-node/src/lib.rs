@@ -36,6 +36,7 @@ mod dial;
 mod dns;
 mod entropy;
 mod feed;
+mod host_probes;
 mod inbound;
 mod inner;
 mod lookup;

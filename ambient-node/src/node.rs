@@ -11,6 +11,7 @@ use ambient_redirect::{
     linux::{self, PreflightError, preflight},
     plan::Options,
     pods::{PodState, State as PodStage},
+    probes::HostProbes,
 };
 use ambient_tls::Configs;
 use tokio::{sync::watch, task::JoinSet, time};
@@ -27,6 +28,7 @@ use crate::{
     inner::InnerTunnels,
     lookup::Lookups,
     outliers::Outliers,
+    host_probes,
     pod::Stage,
     pods::Pods,
     policies::Oversight,
@@ -118,6 +120,7 @@ pub struct Node {
     source: Box<dyn Source>,
     pods: Arc<Pods>,
     enrolment: Enrolment,
+    probes: Option<HostProbes>,
     doors: Doors,
 }
 
@@ -132,6 +135,7 @@ impl std::fmt::Debug for Node {
 pub struct Ground {
     config: Config,
     options: Options,
+    probes: Option<HostProbes>,
     doors: Doors,
 }
 
@@ -145,14 +149,22 @@ impl Ground {
             path: config.netns_dir.display().to_string(),
             source,
         })?;
-        let options = Options {
+        let mut options = Options {
             ipv6: config.ipv6,
             dns: config.captures_dns(),
+            probes: config.probes,
             ..Options::default()
         };
         preflight(&options).await?;
         let doors = Doors::open(&config)?;
-        Ok(Self { config, options, doors })
+        let probes = host_probes::prepare(&config).await;
+        options.probes = probes.is_some();
+        Ok(Self {
+            config,
+            options,
+            probes,
+            doors,
+        })
     }
 }
 
@@ -167,7 +179,12 @@ impl Node {
         issuer: Arc<dyn Issuer>,
         announce: Arc<dyn Announce>,
     ) -> Result<Self, StartError> {
-        let Ground { config, options, doors } = ground;
+        let Ground {
+            config,
+            options,
+            probes,
+            doors,
+        } = ground;
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?;
         let metrics = Arc::new(Metrics::default());
@@ -231,6 +248,7 @@ impl Node {
             source,
             pods,
             enrolment,
+            probes,
             doors,
         })
     }
@@ -248,6 +266,7 @@ impl Node {
             source,
             pods,
             enrolment,
+            probes,
             doors,
         } = self;
         let told = Stop::default();
@@ -263,6 +282,10 @@ impl Node {
         tasks.spawn(follow(shared.clone(), source, desired));
         tasks.spawn(let_series_go(shared.clone()));
         tasks.spawn(tell_of_pods(shared.metrics.clone(), enrolment.states()));
+        if let Some(probes) = probes {
+            tasks.spawn(host_probes::tell(probes.states()));
+            tasks.spawn(probes.run(enrolment.states(), std::future::pending()));
+        }
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
             // An error says that the other half is gone: stop then too.

@@ -265,7 +265,7 @@ impl HostProbes {
                     }
                 });
                 upkeep.verify_at = upkeep.last + self.config.verify_every;
-                upkeep.owners = owners.or(upkeep.owners.take());
+                upkeep.owners = owners.or_else(|| upkeep.owners.take());
                 upkeep.cleared = idle;
             }
             Err(error) => {

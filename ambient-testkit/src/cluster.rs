@@ -7,6 +7,7 @@
 pub mod clock;
 
 mod dns;
+mod kubelet;
 mod node;
 mod object;
 mod plan;
@@ -20,7 +21,7 @@ mod yaml;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -216,6 +217,17 @@ impl Cluster {
     /// When its status is not readable.
     pub fn captured(&self, node: &str) -> Result<BTreeSet<String>, ClusterError> {
         status::captured(self.store.dir(), node).map_err(ClusterError::io("reading a node's status"))
+    }
+
+    /// Asks as a node's kubelet does for an HTTP probe: plainly, from the node's own namespace. Gives the status, or how it
+    /// was refused.
+    ///
+    /// # Errors
+    /// When the node is unknown.
+    pub fn probe(&self, node: &str, to: SocketAddr, path: &str) -> Result<io::Result<u16>, ClusterError> {
+        let known = self.nodes.iter().find(|n| n.name() == node);
+        let node = known.ok_or_else(|| ClusterError::Unknown(Key::new("Node", "", node)))?;
+        Ok(node.namespace().run(|| kubelet::http_get(to, path))?)
     }
 
     fn create_pod(&mut self, object: Object) -> Result<Key, ClusterError> {

@@ -76,6 +76,10 @@ pub(crate) struct Args {
     /// Where names outside the mesh are asked for, when it is not known where a pod asks: a resolv.conf.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
+    /// Whether what this node's own processes send to its pods reaches them whatever policies say, as the kubelet's probes
+    /// must.
+    #[arg(long, env = "AMBIENT_PROBES", value_enum, default_value_t = Switch::On)]
+    probes: Switch,
     /// Leave pods' DNS alone, except where a pod asks for it by an annotation.
     #[arg(long)]
     no_dns_capture: bool,
@@ -118,6 +122,12 @@ struct Selectors(Vec<Enablement>);
 
 fn enablement(text: &str) -> Result<Selectors, manifests::EnablementError> {
     manifests::read_enablement(text).map(Selectors)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -260,6 +270,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
     config.preferred_service_namespace = args.preferred_service_namespace.clone();
+    config.probes = args.probes == Switch::On;
     config.metrics = args.metrics;
     config.readiness = args.readiness;
     config.admin = args.admin;

@@ -61,7 +61,7 @@ fn who_waits_for_a_namespace_keeps_what_is_there_and_gets_no_more() {
 
 #[test]
 fn only_what_was_lost_is_a_repair() {
-    let now = Instant::now();
+    let now = now();
     let mut upkeep = Upkeep::new(now);
     let put = [
         ProbeDifference::Table,
@@ -79,7 +79,7 @@ fn only_what_was_lost_is_a_repair() {
 
 #[test]
 fn without_pods_the_rules_go_once_it_is_known_that_there_are_none() {
-    let now = Instant::now();
+    let now = now();
     let mut upkeep = Upkeep::new(now);
     upkeep.pods(&[]);
     assert!(!upkeep.is_idle(now), "nobody has told yet");

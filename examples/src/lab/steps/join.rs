@@ -112,8 +112,9 @@ pub(super) fn those_outside(lab: &mut Lab) -> Result<String, Unmet> {
         let outcome = lab.call(name, &Ask::get(uri))?;
         whole(name, &outcome)?;
         let found = residue(lab.namespace(name)?)?;
-        // In a node's namespace kube-proxy has its own.
-        let ours: Vec<_> = found.into_iter().filter(|line| !line.contains("kube-proxy")).collect();
+        // In a node's namespace kube-proxy has its own, and so has the node itself.
+        let of_node = |line: &str| line.contains("kube-proxy") || line.ends_with(NODES_TABLE);
+        let ours: Vec<_> = found.into_iter().filter(|line| !of_node(line)).collect();
         if !ours.is_empty() || captured.contains(name) {
             return Err(Unmet::saw(format!("{name} was touched: {}", ours.join(", "))));
         }
@@ -133,6 +134,10 @@ pub(super) fn the_namespace_leaves(lab: &mut Lab) -> Result<String, Unmet> {
         for name in LABELLED {
             left.extend(residue(lab.namespace(name)?)?.into_iter().map(|what| format!("{name}: {what}")));
         }
+        for node in lab.cluster.nodes() {
+            let own = residue(node.namespace())?.into_iter().filter(|line| line.ends_with(NODES_TABLE));
+            left.extend(own.map(|what| format!("{}: {what}", node.name())));
+        }
         let captured = lab.captured()?;
         left.extend(
             LABELLED
@@ -151,11 +156,14 @@ pub(super) fn the_namespace_leaves(lab: &mut Lab) -> Result<String, Unmet> {
         return Err(Unmet::saw("the request's text did not pass between the nodes in plaintext"));
     }
     Ok(format!(
-        "no table, rule or route in {}; {}; the request's text is in the capture",
+        "no table, rule or route in {}, and no table of the nodes' own; {}; the request's text is in the capture",
         LABELLED.join(", "),
         described(&outcome)
     ))
 }
+
+/// What a node has in its own namespace for its kubelet's probes.
+const NODES_TABLE: &str = "ambient-probes";
 
 /// Checks that the whole chain has answered.
 pub(crate) fn whole(who: &str, outcome: &Outcome) -> Result<(), Unmet> {

@@ -88,6 +88,7 @@ pub(super) fn strict(lab: &mut Lab) -> Result<String, Unmet> {
     let entry = lab.find_entry("node-2", mark, "a refusal by STRICT", names_it)?;
     let sleep = lab.call("sleep", &Ask::get(WEB_API))?;
     whole("sleep", &sleep)?;
+    let probe = probe(lab)?;
 
     lab.cluster.delete(&in_demo("PeerAuthentication", "strict"))?;
     lab.call_until("legacy", &plaintext, is_whole)?;
@@ -96,11 +97,28 @@ pub(super) fn strict(lab: &mut Lab) -> Result<String, Unmet> {
     lab.call_until("notsleep", &Ask::get(WEB_API), is_empty)?;
     lab.call_until("sleep", &Ask::get(WEB_API), is_whole)?;
     Ok(format!(
-        "legacy: answered, then {} ({:?}), then answered; sleep: {}; the policies are back",
+        "legacy: answered, then {} ({:?}), then answered; sleep: {}; {probe}; the policies are back",
         described(&refused),
         entry["error"],
         described(&sleep)
     ))
+}
+
+/// A probe of web-api by its own node reaches the application itself, over both address families; one by the other node is a
+/// stranger's plaintext.
+fn probe(lab: &Lab) -> Result<String, Unmet> {
+    let pod = lab.pod("web-api")?;
+    for address in pod.addresses() {
+        let answer = lab.cluster.probe(pod.node(), (*address, WEB_API_PORT).into(), "/healthz");
+        match answer? {
+            Ok(200) => {}
+            other => return Err(Unmet::saw(format!("{}'s probe of {address}: {other:?}", pod.node()))),
+        }
+        if let Ok(status) = lab.cluster.probe("node-1", (*address, WEB_API_PORT).into(), "/healthz")? {
+            return Err(Unmet::saw(format!("node-1's plaintext to {address} was answered with {status}")));
+        }
+    }
+    Ok(format!("the probe by {}: 200, the same by node-1: refused", pod.node()))
 }
 
 pub(super) fn open_connection(lab: &mut Lab) -> Result<String, Unmet> {
@@ -202,5 +220,6 @@ fn is_about_strict(error: &str) -> bool {
     error.contains("strict") || error.contains("peerauthentication")
 }
 
+const WEB_API_PORT: u16 = 8080;
 const CUT_WITHIN: Duration = Duration::from_secs(1);
 const STREAM_DEADLINE: Duration = Duration::from_secs(4);
