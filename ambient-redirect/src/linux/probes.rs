@@ -135,8 +135,10 @@ impl NodeSide {
         for chain in &wanted.chains {
             let listed = self.nftables.chain(Family::Inet, TABLE, chain.hook.name())?;
             let base = base_chain(chain);
-            there.shape &=
-                listed.is_some_and(|c| c.hook == Some((base.hook.number(), base.priority)) && c.kind.as_deref() == Some(base.kind.name()));
+            there.shape &= listed.is_some_and(|c| {
+                let place = c.hook == Some((base.hook.number(), base.priority)) && c.kind.as_deref() == Some(base.kind.name());
+                place && c.accepts()
+            });
         }
         let sets = self.nftables.sets(Family::Inet, TABLE)?;
         for set in &wanted.sets {
