@@ -175,7 +175,7 @@ pub(crate) const STEPS: &[Step] = &[
         number: 13,
         name: "the namespace leaves",
         did: "the label is removed",
-        expect: "the pods' namespaces hold no table, rule or route of ours, and the nodes' no table; the call is plaintext again",
+        expect: "the pods' namespaces hold no table, rule or route of ours, and a node without pods none; the call is plaintext again",
         sealed: false,
         run: join::the_namespace_leaves,
     },

@@ -134,11 +134,15 @@ pub(super) fn the_namespace_leaves(lab: &mut Lab) -> Result<String, Unmet> {
         for name in LABELLED {
             left.extend(residue(lab.namespace(name)?)?.into_iter().map(|what| format!("{name}: {what}")));
         }
-        for node in lab.cluster.nodes() {
+        let captured = lab.captured()?;
+        let has_pods = |node: &str| {
+            let mut pods = lab.cluster.pods().values().filter(|pod| pod.node() == node);
+            pods.any(|pod| captured.contains(&pod.key().name))
+        };
+        for node in lab.cluster.nodes().iter().filter(|node| !has_pods(node.name())) {
             let own = residue(node.namespace())?.into_iter().filter(|line| line.ends_with(NODES_TABLE));
             left.extend(own.map(|what| format!("{}: {what}", node.name())));
         }
-        let captured = lab.captured()?;
         left.extend(
             LABELLED
                 .iter()
@@ -156,7 +160,7 @@ pub(super) fn the_namespace_leaves(lab: &mut Lab) -> Result<String, Unmet> {
         return Err(Unmet::saw("the request's text did not pass between the nodes in plaintext"));
     }
     Ok(format!(
-        "no table, rule or route in {}, and no table of the nodes' own; {}; the request's text is in the capture",
+        "no table, rule or route in {}, and no table of a node's own without pods; {}; the request's text is in the capture",
         LABELLED.join(", "),
         described(&outcome)
     ))
