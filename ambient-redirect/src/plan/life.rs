@@ -61,6 +61,7 @@ impl Plan {
         let rule = || Rule::new([M::Redirected], Action::Accept, "connections are tracked from here on");
         let table = Table {
             name: TRACKING,
+            sets: Vec::new(),
             chains: vec![Chain::new(Hook::Prerouting, ChainKind::Filter, -150, vec![rule()])],
         };
         Self {
@@ -112,6 +113,7 @@ fn closed(options: &Options) -> Table {
     }
     Table {
         name: CLOSED,
+        sets: Vec::new(),
         chains: vec![
             Chain::new(Hook::Input, ChainKind::Filter, 5, input),
             // After mangle, before nat.

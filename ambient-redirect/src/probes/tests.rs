@@ -21,6 +21,9 @@ fn pod(uid: &str, addresses: &[&str], placed: bool) -> PodState {
         state: State::Joining,
         said: None,
         repairs: 0,
+        kept: Arc::from([]),
+        closed: false,
+        strays: 0,
     }
 }
 
