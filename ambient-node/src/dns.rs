@@ -7,8 +7,12 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_core::{Network, PodUid};
 use ambient_dns::{BoxFuture, Budget, Server, Upstream, View, Views, Zone};
-use ambient_redirect::linux::{Netns, original_destination};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use ambient_redirect::linux::{Datagrams, Netns, original_destination};
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::OnceCell,
+    task::spawn_blocking,
+};
 
 use crate::{
     Shared, entropy,
@@ -32,6 +36,7 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
         node: node.clone(),
         namespace: pod.namespace.clone(),
         own: own.clone(),
+        datagrams: OnceCell::new(),
     });
     let views = views(node.clone(), pod.spec.uid.clone(), own);
     let count = Arc::new(Count::new(node.clone(), pod.spec.uid.clone()));
@@ -75,9 +80,24 @@ struct Way {
     node: Arc<Shared>,
     namespace: Arc<Netns>,
     own: Arc<Own>,
+    /// Opened when a datagram is forwarded for the first time; nothing where that is not to be had.
+    datagrams: OnceCell<Option<Datagrams>>,
 }
 
 impl Way {
+    /// Whom a pod's process has sent a datagram to, if the kernel tells.
+    async fn meant(&self, client: SocketAddr, at: SocketAddr) -> Option<SocketAddr> {
+        let open = || async {
+            let namespace = self.namespace.clone();
+            let opened = spawn_blocking(move || Datagrams::open(&namespace)).await;
+            let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
+            opened.inspect_err(|error| tracing::info!(%error, CANNOT_ASK)).ok()
+        };
+        let datagrams = self.datagrams.get_or_init(open).await.as_ref()?;
+        let asked = datagrams.original_destination(client, at);
+        asked.inspect_err(|error| tracing::debug!(%error, CANNOT_ASK)).ok()?
+    }
+
     async fn usual(&self) -> Arc<[SocketAddr]> {
         let own = self.own.fresh().await;
         if own.nameservers.is_empty() {
@@ -92,8 +112,13 @@ impl Upstream for Way {
         entropy::word()
     }
 
-    fn for_datagram(&self, _client: SocketAddr, _at: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>> {
-        Box::pin(self.usual())
+    fn for_datagram(&self, client: SocketAddr, at: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>> {
+        Box::pin(async move {
+            match self.meant(client, at).await {
+                Some(meant) => [meant].into(),
+                None => self.usual().await,
+            }
+        })
     }
 
     fn for_stream<'a>(&'a self, client: &'a TcpStream) -> BoxFuture<'a, Arc<[SocketAddr]>> {
@@ -121,6 +146,8 @@ impl Upstream for Way {
         Box::pin(self.node.sockets.tcp_connect(&self.namespace, None, server, PATIENCE))
     }
 }
+
+const CANNOT_ASK: &str = "the kernel does not tell where DNS queries were sent; they go to the pod's usual nameservers";
 
 /// How long connecting to a nameserver may take; the server gives up before.
 const PATIENCE: Duration = Duration::from_secs(10);

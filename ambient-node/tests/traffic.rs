@@ -12,6 +12,8 @@ mod ends;
 mod leave;
 #[path = "support/mesh.rs"]
 mod mesh;
+#[path = "traffic/names.rs"]
+mod names;
 #[path = "traffic/peers.rs"]
 mod peers;
 #[path = "traffic/refusals.rs"]
@@ -75,6 +77,19 @@ fn main() -> ExitCode {
         (
             "a_pod_that_is_back_before_it_left_is_served",
             leave::a_pod_that_is_back_before_it_left_is_served,
+        ),
+        ("queries_come_to_whom_they_were_sent", names::queries_come_to_whom_they_were_sent),
+        (
+            "names_of_the_mesh_are_answered_by_the_node",
+            names::names_of_the_mesh_are_answered_by_the_node,
+        ),
+        (
+            "where_no_nameserver_is_the_client_learns_it",
+            names::where_no_nameserver_is_the_client_learns_it,
+        ),
+        (
+            "who_asks_the_node_itself_is_answered_by_the_usual_nameservers",
+            names::who_asks_the_node_itself_is_answered_by_the_usual_nameservers,
         ),
         ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
         ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),

@@ -3,6 +3,7 @@
 //! setns moves one *thread*. Whatever needs it runs on threads of this module's own, never on a runtime's worker, which
 //! would take other tasks along into the namespace.
 
+mod datagrams;
 mod netns;
 pub(crate) mod option;
 mod own;
@@ -14,6 +15,7 @@ mod seqpacket;
 mod sockets;
 mod told;
 
+pub use datagrams::Datagrams;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;
 pub(crate) use own::Own;

@@ -39,6 +39,7 @@ mod diag;
 mod error;
 mod events;
 mod nftables;
+mod redirected;
 mod routing;
 mod socket;
 
@@ -50,6 +51,7 @@ pub use nftables::{
     BaseChain, Batch, Chain, ChainKind, Cmp, CtKey, Expr, Family, Generation, Hook, MetaKey, Nftables, PayloadBase, Rule as NftRule, Set,
     SetKey, Table, Verdict,
 };
+pub use redirected::Redirected;
 pub use routing::{Address, Link, Route, RouteKind, Routing, Rule};
 
 /// How long any answer of the kernel is waited for.
