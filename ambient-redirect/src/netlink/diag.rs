@@ -185,9 +185,13 @@ fn id_of(connection: &Connection) -> (u8, SocketId) {
     (if connection.local.is_ipv4() { AF_INET } else { AF_INET6 }, id)
 }
 
-/// `struct inet_diag_msg` of a connection.
+/// `struct inet_diag_msg` of a connection; `None` of one that only waits for late packets.
 fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Connection>, Error> {
     let (header, rest) = fixed(what, payload, 72)?;
+    // Asked for one socket, the kernel does not look at its state.
+    if LIVE & 1u32.checked_shl(u32::from(header[1])).unwrap_or(0) == 0 {
+        return Ok(None);
+    }
     let length = match header[0] {
         AF_INET => 4,
         AF_INET6 => 16,

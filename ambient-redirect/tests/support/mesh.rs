@@ -13,7 +13,7 @@ use std::{
 
 use ambient_core::{Observer, PodUid, observe::Event};
 use ambient_redirect::{
-    Announce, BoxFuture, Config, Enrolment, PodSpec, Proxy, ProxyError,
+    Announce, BoxFuture, Config, Enrolment, HandOver, KeptConnections, PodSpec, Proxy, ProxyError,
     linux::{Direction, Inside, Netns, NetnsId, Sockets, original_destination},
     pods::{PodState, State},
 };
@@ -238,6 +238,8 @@ pub(crate) struct Running {
     pub(crate) log: Log,
     pub(crate) desired: watch::Sender<Option<Arc<[PodSpec]>>>,
     pub(crate) states: watch::Receiver<Arc<[PodState]>>,
+    pub(crate) hand_over: HandOver,
+    pub(crate) kept: KeptConnections,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -273,6 +275,7 @@ impl Running {
         });
         let enrolment = Enrolment::new(config, sockets, asked, announcements.clone(), Arc::new(Observed(log.clone()))).unwrap();
         let states = enrolment.states();
+        let (hand_over, kept) = (enrolment.hand_over(), enrolment.kept());
         let (desired, receiver) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(enrolment.run(receiver, async {
@@ -284,6 +287,8 @@ impl Running {
             log: log.clone(),
             desired,
             states,
+            hand_over,
+            kept,
             stop: Some(stop),
             task,
         }

@@ -1,0 +1,424 @@
+//! What becomes of a pod's connections when it is born, joins, is damaged and leaves: real namespaces, real packets.
+#![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
+
+#[path = "support/mesh.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod mesh;
+#[path = "support/node.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod node;
+#[path = "support/peers.rs"]
+mod peers;
+
+use std::{
+    io,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ambient_redirect::{
+    Config, ExistingConnections,
+    linux::Netns,
+    netlink::{Batch, Family, Nftables},
+    pods::{Direction, PodState, State},
+};
+use ambient_testkit::{
+    World,
+    harness::{self, Outcome},
+};
+use mesh::{Log, Running, is_in};
+use node::{Node, spec};
+use peers::{Pair, Traffic, ask, echo, open_all};
+use tokio::time::sleep;
+
+fn main() -> ExitCode {
+    harness::main(&[
+        ("what_is_open_goes_on_when_its_pod_joins", what_is_open_goes_on_when_its_pod_joins),
+        ("what_is_open_is_closed_if_asked", what_is_open_is_closed_if_asked),
+        ("what_was_kept_can_be_closed", what_was_kept_can_be_closed),
+        ("what_was_kept_outlives_the_process", what_was_kept_outlives_the_process),
+        (
+            "nobody_is_refused_while_a_pod_joins_and_leaves",
+            nobody_is_refused_while_a_pod_joins_and_leaves,
+        ),
+        (
+            "a_new_pod_is_refused_until_it_is_captured",
+            a_new_pod_is_refused_until_it_is_captured,
+        ),
+        ("what_cannot_be_mended_is_refused", what_cannot_be_mended_is_refused),
+        (
+            "what_cannot_be_mended_goes_around_by_choice",
+            what_cannot_be_mended_goes_around_by_choice,
+        ),
+        ("what_went_around_is_reset_and_counted", what_went_around_is_reset_and_counted),
+    ])
+}
+
+const UID: &str = "a";
+const ADDRESSES: [&str; 2] = ["10.0.0.2", "fd00::2"];
+
+fn kept_of(states: &[PodState]) -> usize {
+    states.iter().find(|s| s.spec.uid.as_str() == UID).map_or(0, |s| s.kept.len())
+}
+
+/// IPv4 and IPv6, inbound and outbound, busy and idle; and once it has joined, whatever is new is captured.
+fn what_is_open_goes_on_when_its_pod_joins(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut idle = open_all(&node, &pod);
+        let busy = Traffic::over(open_all(&node, &pod));
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        let joined = busy.count();
+        sleep(Duration::from_millis(300)).await;
+        assert!(busy.count() > joined, "what is busy goes on");
+        for pair in &mut idle {
+            pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
+        }
+        let kept = running.states.borrow()[0].kept.clone();
+        assert_eq!(kept.len(), 16, "{kept:#?}");
+        for pair in &idle {
+            let one = kept.iter().find(|k| (k.local, k.remote) == (pair.pods, pair.others));
+            let one = one.unwrap_or_else(|| panic!("{pair:?} is not listed: {kept:#?}"));
+            assert_eq!(one.direction == Direction::Inbound, pair.inbound, "{one}");
+        }
+        for (from, to, word) in [
+            (&pod, "10.0.0.1:8081", "out 10.0.0.1:8081 from 10.0.0.2"),
+            (&pod, "[fd00::1]:8081", "out [fd00::1]:8081 from fd00::2"),
+            (&node.netns, "10.0.0.2:8081", "in 10.0.0.2:8081 from 10.0.0.1"),
+            (&node.netns, "[fd00::2]:8081", "in [fd00::2]:8081 from fd00::1"),
+        ] {
+            assert_eq!(ask(from, to).await.unwrap(), word);
+        }
+        // What has ended is listed no more.
+        drop(idle);
+        running.until("the idle ones to be gone", |states| kept_of(states) == 8).await;
+        assert_eq!(busy.failures(), [""; 0]);
+        drop(busy);
+        running.until("all to be gone", |states| kept_of(states) == 0).await;
+        assert_eq!(running.log.count("repaired") + running.log.count("refused"), 0);
+        running.stop().await;
+    })
+}
+
+fn what_is_open_is_closed_if_asked(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut idle = open_all(&node, &pod);
+        let config = Config {
+            existing: ExistingConnections::Close,
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        for pair in &mut idle {
+            assert!(pair.is_cut(), "{pair:?}");
+        }
+        assert_eq!(kept_of(&running.states.borrow()), 0);
+        running.stop().await;
+    })
+}
+
+fn what_was_kept_can_be_closed(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut idle = open_all(&node, &pod);
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        let kept = running.states.borrow()[0].kept.clone();
+        let inbound: Vec<_> = kept.iter().filter(|k| k.direction == Direction::Inbound).cloned().collect();
+        assert_eq!(running.kept.close(UID.into(), inbound.clone()).await, 4);
+        for pair in &mut idle {
+            if pair.inbound {
+                assert!(pair.is_cut(), "{pair:?}");
+            } else {
+                pair.converse().unwrap();
+            }
+        }
+        running.until("the closed ones to be gone", |states| kept_of(states) == 4).await;
+        assert_eq!(running.kept.close(UID.into(), inbound).await, 0, "they are closed once");
+        assert_eq!(running.kept.close("nobody".into(), kept.to_vec()).await, 0);
+        running.stop().await;
+    })
+}
+
+fn what_was_kept_outlives_the_process(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut idle = open_all(&node, &pod);
+        let log = Log::default();
+        let mut running = Running::start(node.config(), &log);
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        running.kill().await;
+        // Nobody watches, and one goes around.
+        let mut stray = flush_and_connect(&pod);
+        stray.converse().unwrap();
+        let mut running = Running::start(node.config(), &log);
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        assert_eq!(kept_of(&running.states.borrow()), 8);
+        for pair in &mut idle {
+            pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
+        }
+        assert!(stray.is_cut());
+        assert_eq!(running.states.borrow()[0].strays, 1);
+        // And the pod's leaving.
+        running.want(&[]);
+        running.until_logged("released a").await;
+        for pair in &mut idle {
+            pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
+        }
+        running.stop().await;
+    })
+}
+
+/// Ten thousand connections, from inside and from outside, made one after the other by several clients while the pod joins and
+/// leaves again and again: each is answered, by the proxy or by whom it goes to.
+fn nobody_is_refused_while_a_pod_joins_and_leaves(world: &World) -> Outcome {
+    const CONNECTIONS: usize = 10_000;
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let (plain, captured) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let enough = Arc::new(AtomicBool::new(false));
+    peers::telling(&node.netns);
+    peers::telling(&pod);
+    let ways: [(&Arc<Netns>, &str); 4] = [
+        (&pod, "10.0.0.1:8082"),
+        (&node.netns, "10.0.0.2:8082"),
+        (&pod, "[fd00::1]:8082"),
+        (&node.netns, "[fd00::2]:8082"),
+    ];
+    let clients = ways.map(|(from, to)| {
+        let (from, to) = (from.clone(), to.parse().unwrap());
+        let (plain, captured, enough) = (plain.clone(), captured.clone(), enough.clone());
+        thread::spawn(move || {
+            let work = || -> Result<(), String> {
+                loop {
+                    let heard = peers::hear_all(to).map_err(|e| format!("{to}: {e}"))?;
+                    let which = if heard == "plain" { &plain } else { &captured };
+                    assert!(heard == "plain" || heard.contains(&to.to_string()), "{heard}");
+                    which.fetch_add(1, Ordering::Relaxed);
+                    if enough.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                }
+            };
+            from.run(work).unwrap()
+        })
+    });
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        let mut rounds = 0;
+        while plain.load(Ordering::Relaxed) + captured.load(Ordering::Relaxed) < CONNECTIONS {
+            assert!(clients.iter().all(|c| !c.is_finished()), "a client was refused");
+            running.want(&[spec(UID, &ADDRESSES)]);
+            running.until_in(&[UID]).await;
+            sleep(Duration::from_millis(100)).await;
+            running.want(&[]);
+            running.until("the pod to leave", <[_]>::is_empty).await;
+            rounds += 1;
+        }
+        enough.store(true, Ordering::Relaxed);
+        running.stop().await;
+        println!("{rounds} rounds; {plain:?} plain, {captured:?} captured");
+        assert!(rounds > 1 && plain.load(Ordering::Relaxed) > 0 && captured.load(Ordering::Relaxed) > 0);
+    })?;
+    for client in clients {
+        client.join().unwrap()?;
+    }
+    Ok(())
+}
+
+fn a_new_pod_is_refused_until_it_is_captured(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[]);
+        running.hand_over.take(spec(UID, &ADDRESSES), pod.clone()).await.unwrap();
+        let refused = async || {
+            for (from, to) in [
+                (&pod, "10.0.0.1:8081"),
+                (&pod, "[fd00::1]:8081"),
+                (&node.netns, "10.0.0.2:8081"),
+                (&node.netns, "[fd00::2]:8081"),
+            ] {
+                let kind = ask(from, to).await.unwrap_err().kind();
+                assert_eq!(kind, io::ErrorKind::ConnectionRefused, "{to}");
+            }
+            // Itself it may call.
+            peers::converse_with(&pod, "127.0.0.1:8081").unwrap();
+            peers::converse_with(&pod, "10.0.0.2:8081").unwrap();
+        };
+        refused().await;
+        assert!(matches!(
+            running.states.borrow()[..],
+            [PodState {
+                state: State::Waiting,
+                closed: true,
+                ..
+            }]
+        ));
+        // Somebody who flushes it is put right.
+        pod.run(|| {
+            let mut batch = Batch::default();
+            batch.flush_table(Family::Inet, "ambient-closed");
+            Nftables::open().unwrap().commit(batch, None).unwrap();
+        })
+        .unwrap();
+        sleep(Duration::from_millis(700)).await;
+        refused().await;
+        // A proxy that does not come up changes nothing.
+        running.proxy.stay_dead();
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_logged("refused a: the proxy cannot listen").await;
+        refused().await;
+        running.proxy.live();
+        running.until_in(&[UID]).await;
+        assert_eq!(ask(&pod, "10.0.0.1:8081").await.unwrap(), "out 10.0.0.1:8081 from 10.0.0.2");
+        assert_eq!(ask(&node.netns, "[fd00::2]:8081").await.unwrap(), "in [fd00::2]:8081 from fd00::1");
+        let state = running.states.borrow()[0].clone();
+        assert!(!state.closed && state.kept.is_empty(), "{state:#?}");
+        let other = running.hand_over.take(spec("b", &["10.0.0.2"]), pod.clone()).await;
+        assert!(other.unwrap_err().to_string().contains("shop/pod-of-a (a)'s"));
+        running.stop().await;
+    })
+}
+
+fn what_cannot_be_mended_is_refused(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut kept = open_all(&node, &pod);
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        usurp(&pod);
+        running.until("refusal", |states| states[0].closed).await;
+        for (from, to) in [(&pod, "10.0.0.1:8081"), (&pod, "[fd00::1]:8081"), (&node.netns, "10.0.0.2:8081")] {
+            let kind = ask(from, to).await.unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::ConnectionRefused, "{to}");
+        }
+        for pair in &mut kept {
+            pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
+        }
+        give_back(&pod);
+        running.until("capture", |states| is_in(states, UID) && !states[0].closed).await;
+        assert_eq!(ask(&pod, "10.0.0.1:8081").await.unwrap(), "out 10.0.0.1:8081 from 10.0.0.2");
+        for pair in &mut kept {
+            pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
+        }
+        running.stop().await;
+    })
+}
+
+fn what_cannot_be_mended_goes_around_by_choice(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    node.run(async {
+        let config = Config {
+            open_when_unproven: true,
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        // Rules stand, and nobody is there.
+        running.proxy.stay_dead();
+        running.until_logged("withdrawn a").await;
+        peers::until("what is open", || peers::converse_with(&pod, "10.0.0.1:8081").is_ok()).await;
+        running.proxy.live();
+        running.until_in(&[UID]).await;
+        assert_eq!(ask(&pod, "10.0.0.1:8081").await.unwrap(), "out 10.0.0.1:8081 from 10.0.0.2");
+        running.stop().await;
+    })
+}
+
+fn what_went_around_is_reset_and_counted(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    echo(&pod);
+    node.run(async {
+        let mut kept = open_all(&node, &pod);
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        sleep(Duration::from_millis(150)).await;
+        let mut stray = flush_and_connect(&pod);
+        running.until_logged("repaired a").await;
+        assert!(stray.is_cut());
+        assert_eq!(running.states.borrow()[0].strays, 1);
+        assert!(
+            running
+                .log
+                .lines()
+                .iter()
+                .any(|l| l.contains("1 connections that went around the proxy are reset"))
+        );
+        for pair in &mut kept {
+            pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
+        }
+        assert_eq!(kept_of(&running.states.borrow()), 8);
+        running.stop().await;
+    })
+}
+
+/// Takes what redirects away, and connects before anybody can put it back.
+fn flush_and_connect(pod: &Arc<Netns>) -> Pair {
+    pod.run(|| {
+        let mut batch = Batch::default();
+        batch.flush_table(Family::Inet, "ambient-nat");
+        batch.flush_table(Family::Inet, "ambient-guard");
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+        Pair::open("10.0.0.1:8081".parse().unwrap(), false)
+    })
+    .unwrap()
+    .unwrap()
+}
+
+/// Puts a table of somebody else's in the place of ours.
+fn usurp(pod: &Arc<Netns>) {
+    pod.run(|| {
+        let mut batch = Batch::default();
+        batch.delete_table(Family::Inet, "ambient-nat");
+        batch.add_table(Family::Inet, "ambient-nat", b"");
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+    })
+    .unwrap();
+}
+
+fn give_back(pod: &Arc<Netns>) {
+    pod.run(|| {
+        let mut batch = Batch::default();
+        batch.delete_table(Family::Inet, "ambient-nat");
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+    })
+    .unwrap();
+}

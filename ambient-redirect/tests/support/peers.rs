@@ -1,0 +1,187 @@
+//! Applications: servers that answer, and connections that stay.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ambient_redirect::linux::Netns;
+
+use crate::node::Node;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Gives back all that it hears, on port 8081.
+pub(crate) fn echo(at: &Arc<Netns>) {
+    let listener = at.run(|| TcpListener::bind("[::]:8081").unwrap()).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while let Ok(n @ 1..) = (&stream).read(&mut buffer) {
+                    if (&stream).write_all(&buffer[..n]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Says `plain` and closes, on port 8082.
+pub(crate) fn telling(at: &Arc<Netns>) {
+    let listener = at.run(|| TcpListener::bind("[::]:8082").unwrap()).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"plain");
+        }
+    });
+}
+
+/// Connects and hears all that there is to hear.
+pub(crate) fn hear_all(to: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The same, from a namespace.
+pub(crate) async fn ask(from: &Arc<Netns>, to: &str) -> io::Result<String> {
+    let (from, to) = (from.clone(), to.parse().unwrap());
+    let asked = tokio::task::spawn_blocking(move || from.run(|| hear_all(to)));
+    asked.await.unwrap().unwrap()
+}
+
+/// Opens a connection from a namespace to where all is given back, and uses it.
+pub(crate) fn converse_with(from: &Arc<Netns>, to: &str) -> io::Result<()> {
+    let to = to.parse().unwrap();
+    from.run(|| Pair::open(to, false)?.converse()).unwrap()
+}
+
+pub(crate) async fn until(what: &str, mut ask: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if ask() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("waited for {what} in vain");
+}
+
+/// A connection to where all is given back.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    stream: TcpStream,
+    /// The pod's end, and the other.
+    pub(crate) pods: SocketAddr,
+    pub(crate) others: SocketAddr,
+    pub(crate) inbound: bool,
+}
+
+impl Pair {
+    pub(crate) fn open(to: SocketAddr, inbound: bool) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
+        let (pods, others) = if inbound { (peer, own) } else { (own, peer) };
+        Ok(Self {
+            stream,
+            pods,
+            others,
+            inbound,
+        })
+    }
+
+    pub(crate) fn converse(&mut self) -> io::Result<()> {
+        self.stream.write_all(b"hello")?;
+        let mut heard = [0; 5];
+        self.stream.read_exact(&mut heard)?;
+        assert_eq!(&heard, b"hello");
+        Ok(())
+    }
+
+    /// Waits for it to be cut, without having said anything: where it was closed its process hears of an abortion, and the
+    /// other end of a reset.
+    pub(crate) fn is_cut(&mut self) -> bool {
+        let cut = [io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionAborted];
+        matches!(self.stream.read(&mut [0; 8]), Err(e) if cut.contains(&e.kind()))
+    }
+}
+
+/// IPv4 and IPv6, from a pod and to it, two of each.
+pub(crate) fn open_all(node: &Node, pod: &Arc<Netns>) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    for _ in 0..2 {
+        for (from, to, inbound) in [
+            (pod, "10.0.0.1:8081", false),
+            (pod, "[fd00::1]:8081", false),
+            (&node.netns, "10.0.0.2:8081", true),
+            (&node.netns, "[fd00::2]:8081", true),
+        ] {
+            let mut pair = from.run(|| Pair::open(to.parse().unwrap(), inbound).unwrap()).unwrap();
+            pair.converse().unwrap();
+            pairs.push(pair);
+        }
+    }
+    pairs
+}
+
+/// Connections that are always in use, until they are dropped.
+pub(crate) struct Traffic {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<String>>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Traffic {
+    pub(crate) fn over(pairs: Vec<Pair>) -> Self {
+        let mut traffic = Self {
+            stop: Arc::default(),
+            count: Arc::default(),
+            failures: Arc::default(),
+            threads: Vec::new(),
+        };
+        for (at, mut pair) in pairs.into_iter().enumerate() {
+            let (stop, count, failures) = (traffic.stop.clone(), traffic.count.clone(), traffic.failures.clone());
+            traffic.threads.push(thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Err(e) = pair.converse() {
+                        failures.lock().unwrap().push(format!("{pair:?}: {e}"));
+                        return;
+                    }
+                    count.fetch_add(1, Ordering::Relaxed);
+                    // Some say something all the time, some now and then.
+                    thread::sleep(Duration::from_millis(if at % 2 == 0 { 1 } else { 50 }));
+                }
+            }));
+        }
+        traffic
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
