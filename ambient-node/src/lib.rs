@@ -39,6 +39,7 @@ mod feed;
 mod host_probes;
 mod inbound;
 mod inner;
+mod kept;
 mod lookup;
 mod node;
 mod outbound;

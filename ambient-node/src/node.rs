@@ -14,7 +14,11 @@ use ambient_redirect::{
     probes::HostProbes,
 };
 use ambient_tls::Configs;
-use tokio::{sync::watch, task::JoinSet, time};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time,
+};
 
 use crate::{
     Config,
@@ -27,6 +31,7 @@ use crate::{
     feed::{Feed, News},
     host_probes,
     inner::InnerTunnels,
+    kept,
     lookup::Lookups,
     outliers::Outliers,
     pod::Stage,
@@ -279,9 +284,11 @@ impl Node {
         let (desired, wanted) = watch::channel(None);
         let mut tasks = JoinSet::new();
         tasks.spawn(shared.certificates.clone().keep_fresh());
-        tasks.spawn(follow(shared.clone(), source, desired));
+        let changed = Arc::new(Notify::new());
+        tasks.spawn(follow(shared.clone(), source, desired, changed.clone()));
         tasks.spawn(let_series_go(shared.clone()));
         tasks.spawn(tell_of_pods(shared.metrics.clone(), enrolment.states()));
+        tasks.spawn(kept::hold_to_policy(shared.clone(), enrolment.states(), enrolment.kept(), changed));
         if let Some(probes) = probes {
             tasks.spawn(host_probes::tell(probes.states()));
             tasks.spawn(probes.run(enrolment.states(), std::future::pending()));
@@ -360,7 +367,7 @@ fn no_policies(config: &Config) -> Policies {
 }
 
 /// Takes what the source brings, one batch after the other, and passes on what each has changed.
-async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
+async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>, told: Arc<Notify>) {
     let (mut feed, mut oversight) = (Feed::new(source), Oversight::default());
     while let Some(news) = feed.next().await {
         let changed = match news {
@@ -369,6 +376,9 @@ async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Se
         };
         let Some(now) = shared.state.current() else { continue };
         shared.watch.recheck(&now, &changed);
+        if !changed.policies.is_empty() || !changed.workloads.is_empty() {
+            told.notify_one();
+        }
         oversight.look(&shared.config.node, &now, &shared.metrics);
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
             desired.send_replace(Some(pods_of(&shared.config, &now)));

@@ -73,6 +73,7 @@ fn main() -> ExitCode {
             "what_a_pod_that_leaves_has_open_goes_on",
             leave::what_a_pod_that_leaves_has_open_goes_on,
         ),
+        ("what_was_kept_is_closed_by_policy", leave::what_was_kept_is_closed_by_policy),
         ("a_pod_that_leaves_is_cut_in_the_end", leave::a_pod_that_leaves_is_cut_in_the_end),
         (
             "a_pod_that_is_back_before_it_left_is_served",

@@ -17,26 +17,36 @@
 //! assert!(text.contains("table inet ambient-nat"));
 //! ```
 //!
-//! # What becomes of open connections
+//! # What becomes of connections
 //!
-//! *When a pod joins*, connections that are open are not carried over to the proxy, and not all of them are ended. With the
-//! rules the kernel begins to track connections. The next packet of one that is open counts as a new connection's; it is
-//! redirected to a proxy that knows nothing of it, and the connection is reset: an idle one when it next says something. One
-//! whose packet comes in the moment between the tracking's beginning and the rules, as happens under traffic, stays as it
-//! is: it goes around the proxy, unencrypted and seen by no policy, until it ends. Whoever needs certainty restarts the pod.
+//! *A new pod*, whose namespace was handed over ([`HandOver::take`]) before anything ran in it, is refused until it is captured
+//! and that is proven: what its processes open, and what is opened to it, gets a reset.
+//!
+//! *When a pod joins* that ran before, new connections go as before until the one transaction that puts the rules in force,
+//! and through the proxy after it; none is refused, as the proxy listens by then. Connections that are open go on, idle ones
+//! too: before anything is translated the kernel begins to track connections, and is told of every one that is open.
+//! They are outside of the mesh, unencrypted and asked of no policy, until they end; they are listed
+//! ([`pods::PodState::kept`]), and can be closed ([`KeptConnections::close`]), which the embedder does whose policies would
+//! refuse them. By choice they are all reset instead ([`ExistingConnections`]). Not kept is one whose handshake loses a packet
+//! in that very moment: its sender is refused.
 //!
 //! *While it is in*, every new TCP connection is redirected, exempt by what the plan says, or refused with a reset. Refused
 //! is one whose addresses and ports are those of an earlier connection that the kernel still remembers as not redirected; a
-//! client that takes another port, as it does unless told otherwise, does not see it.
+//! client that takes another port, as it does unless told otherwise, does not see it. While the proxy is away its ports
+//! refuse. Where rules were damaged they are put back at once, and connections that went around the proxy meanwhile are reset
+//! and counted. Where they cannot be put back, or the proof fails, a table of its own refuses everything but what was captured
+//! or kept before ([`Config::open_when_unproven`] has it go around instead).
 //!
-//! *When it leaves*, the proxy resets what the pod has open and closes its listeners, so that what comes is refused, while the
-//! rules still stand ([`Proxy::cut`]); then they go, and with them all that the kernel remembers of connections in the namespace, so that
-//! addresses and ports are free for what comes later, here or when the pod joins again. What was never redirected lives on.
-//! New connections go as they would without a mesh.
+//! *When it leaves*, the announcement is taken back first; then, in one transaction, nothing new is redirected, and goes as it
+//! would without a mesh; none is refused, as the proxy listens until nothing has come for 100 ms. What is captured goes on, as
+//! what translates it stays, until it ends or the time is up ([`Config::drain`]); then the proxy resets what is left, and all of
+//! ours goes, with all that the kernel remembers of connections in the namespace, so that addresses and ports are free for
+//! what comes later. What was never redirected lives on. A pod that is wanted again meanwhile stays.
 //!
 //! What is used of the kernel, and since when: `nat` chains in tables of family `inet` (5.2), `redir` (4.0), `ct zone` (4.12),
 //! `reject` in tables of family `inet` (3.14), comments on tables (5.10; earlier kernels ignore them, so that 5.10 is the least), routing rules with a mask (2.6.19),
-//! socket listings with marks (4.10). Asked of the running kernel by [`linux::preflight`].
+//! socket listings with marks (4.10), ctnetlink with marks (2.6.28), and to close connections SOCK_DESTROY (4.5; where a kernel is
+//! built without INET_DIAG_DESTROY, they are forgotten instead, and reset at their next packet). Asked of the running kernel by [`linux::preflight`].
 
 mod enrolment;
 pub mod linux;

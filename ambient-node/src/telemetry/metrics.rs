@@ -45,6 +45,8 @@ pub(crate) struct Metrics {
     pods: Gauge,
     pods_pending: Gauge,
     pods_uncovered: Gauge,
+    kept: Gauge,
+    kept_closed: Counter,
     policies_unreadable: Family<Label, Gauge>,
     policies_missing: Family<Label, Gauge>,
     log_lines_lost: Counter,
@@ -105,6 +107,8 @@ impl Metrics {
             pods: Gauge::default(),
             pods_pending: Gauge::default(),
             pods_uncovered: Gauge::default(),
+            kept: Gauge::default(),
+            kept_closed: Counter::default(),
             policies_unreadable: Family::default(),
             policies_missing: Family::default(),
             log_lines_lost: super::log::lines_lost(),
@@ -187,6 +191,15 @@ impl Metrics {
     pub(crate) fn uncovered_pods(&self, count: usize) {
         self.pods_pending.set(count.try_into().unwrap_or(i64::MAX));
         self.pods_uncovered.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Connections that are outside of the mesh although their pod is in it.
+    pub(crate) fn kept_connections(&self, count: usize) {
+        self.kept.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn kept_connections_closed(&self, count: usize) {
+        self.kept_closed.inc_by(count as u64);
     }
 
     /// What is in force in the place of each policy that cannot be read now.

@@ -9,7 +9,7 @@ use std::{
 use ambient_redirect::netlink::Nftables;
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, Way, ending, until};
+use crate::mesh::{Family, Mesh, Pair, Way, ending, until};
 
 const NOT_LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
 const LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}";
@@ -65,6 +65,59 @@ pub(crate) fn a_pod_that_is_back_before_it_left_is_served(world: &World) -> Outc
         old.converse()?;
         mesh.open(Way::Inbound, Family::V6).converse()?;
     }
+    Ok(())
+}
+
+/// What was open when its pod joined goes on until a policy would refuse whoever speaks there without an identity.
+pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
+    let mut mesh = Mesh::start(world)?;
+    // The pods leave and are back, so that these are from before.
+    mesh.apply("namespace", NOT_LABELLED);
+    until("all to be gone", || (!has_tables(&mesh)).then_some(()));
+    // Servers go on listening: by that it is known who opened a connection.
+    let ways = [Way::Inbound, Way::Outbound].into_iter();
+    let listening: Vec<_> = ways
+        .flat_map(|way| [Family::V4, Family::V6].map(|family| (way, mesh.ends(way).1.listen(family))))
+        .collect();
+    let mut open = Vec::new();
+    for (way, listener) in &listening {
+        let client = mesh.ends(*way).0.connect(listener.address())?;
+        let server = listener.accept();
+        open.push((*way, Pair { client, server }));
+    }
+    mesh.apply("namespace", LABELLED);
+    until("capture", || (mesh.metric("ambient_connections_kept", &[]) == 4).then_some(()));
+    for (way, pair) in &mut open {
+        pair.converse().map_err(|e| format!("{way}: {e}"))?;
+    }
+    mesh.apply(
+        "somebody-else",
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: other, namespace: shop},
+          spec: {action: DENY, rules: [{from: [{source: {ipBlocks: [192.0.2.0/24]}}]}]}}",
+    );
+    thread::sleep(Duration::from_millis(600));
+    for (way, pair) in &mut open {
+        pair.converse().map_err(|e| format!("{way}: {e}"))?;
+    }
+    mesh.apply(
+        "strict",
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop},
+          spec: {mtls: {mode: STRICT}}}",
+    );
+    for (way, pair) in &mut open {
+        match way {
+            Way::Inbound => {
+                assert_eq!(ending(&mut pair.client), "reset", "{way}");
+                assert_ne!(ending(&mut pair.server), "end", "{way}");
+            }
+            _ => pair.converse().map_err(|e| format!("{way}: {e}"))?,
+        }
+    }
+    assert_eq!(mesh.metric("ambient_connections_kept_closed_total", &[]), 2);
+    until("the list to be right", || {
+        (mesh.metric("ambient_connections_kept", &[]) == 2).then_some(())
+    });
+    mesh.stop().result()?;
     Ok(())
 }
 

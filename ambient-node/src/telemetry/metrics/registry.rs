@@ -101,6 +101,16 @@ fn pods_and_policies(registry: &mut Registry, metrics: &Metrics) {
         metrics.pods_uncovered.clone(),
     );
     registry.register(
+        "ambient_connections_kept",
+        "Connections from before their pod joined the mesh that are open still, outside of it (unstable)",
+        metrics.kept.clone(),
+    );
+    registry.register(
+        "ambient_connections_kept_closed",
+        "Connections from before their pod joined that were closed, because policy refuses them (unstable)",
+        metrics.kept_closed.clone(),
+    );
+    registry.register(
         "ambient_policies_unreadable",
         "Policies whose present version cannot be read, by what is in force instead (unstable)",
         metrics.policies_unreadable.clone(),

@@ -74,7 +74,9 @@ impl Inside {
             })
             .collect();
         let refused = self.conntrack.remember(&entries)?.count;
-        Ok((self.apply(plan, mark)?, refused))
+        let mut added = self.apply(plan, mark)?;
+        added.retain(|d| !Plan::tracking().tables.iter().any(|t| *d == Difference::Leftover(t.name)));
+        Ok((added, refused))
     }
 
     /// Has no new connection captured, in one transaction; what is captured stays so, as NAT stays hooked, and the way back to
