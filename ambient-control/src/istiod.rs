@@ -31,6 +31,7 @@ mod backoff;
 #[cfg(test)]
 mod fake;
 mod identity;
+mod memory;
 pub(crate) mod read;
 mod reports;
 pub(crate) mod session;
@@ -45,6 +46,7 @@ pub(crate) use read::POD_UID;
 pub(crate) use session::Kind;
 
 pub use identity::{Certificates, CertificatesConfig};
+pub use memory::MemoryError;
 pub use reports::{ReportError, Reports};
-pub use state::{Asker, Asking, State, StateConfig};
+pub use state::{Asker, Asking, ConnectError, MemoryConfig, State, StateConfig};
 pub use transport::{Endpoint, EndpointError, Roots, Token};

@@ -73,8 +73,8 @@ pub enum Change {
 pub struct Batch {
     /// The changes. A policy stands before the workloads that list it, and its removal after them.
     pub changes: Vec<Change>,
-    /// Whether the first whole state has been delivered, with this batch or before it. Until then every connection is
-    /// to be refused.
+    /// Whether the whole state has been delivered, with this batch or before it, and is not too old to go by. While it is not,
+    /// every new connection is to be refused.
     pub synced: bool,
     /// What is wrong now, not only with this batch; empty if nothing is.
     pub faults: Arc<[Fault]>,

@@ -80,7 +80,7 @@ impl State {
         }
     }
 
-    /// The present version; `None` before the first whole state.
+    /// The present version; `None` before the first whole state, and where the source says that it is too old to go by.
     pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
         self.current.load_full()
     }
@@ -123,6 +123,8 @@ impl State {
         self.faults
             .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
         if !batch.synced {
+            // Not yet, or no longer: what was known is too old to go by.
+            self.current.store(None);
             return Changed::default();
         }
         self.current.store(Some(Arc::new(coming.clone())));

@@ -21,7 +21,10 @@ use std::{
 
 use ambient_core::{PolicyKey, mesh};
 
-use super::read::{self, Key};
+use super::{
+    memory::{Entry, Kept, Remembered},
+    read::{self, Key},
+};
 use crate::{
     Change, Fault,
     wire::{
@@ -95,6 +98,8 @@ pub(crate) struct Received {
     pub(crate) refused: Vec<String>,
     /// The number of removals that wait.
     pub(crate) waiting: usize,
+    /// What is to be remembered of it.
+    pub(super) entries: Vec<Entry>,
 }
 
 /// What one client and a control plane have come to know of each other.
@@ -105,6 +110,8 @@ pub(crate) struct Session {
     /// Since when a stream is open.
     opened: Option<Instant>,
     requests: VecDeque<DeltaDiscoveryRequest>,
+    /// Whether what is known is what was remembered of an earlier process, which was whole.
+    remembered: bool,
 }
 
 /// What is known of one kind.
@@ -145,7 +152,38 @@ impl Session {
             kinds: Default::default(),
             opened: None,
             requests: VecDeque::new(),
+            remembered: false,
         }
+    }
+
+    /// What an earlier process knew, which counts as the first whole state until [`Session::forget`]. Before any stream.
+    pub(super) fn remember(&mut self, remembered: Remembered) -> Received {
+        let mut received = Received::default();
+        self.remembered = remembered.heard.is_some();
+        for ((kind, name), kept) in remembered.resources {
+            let resource = Resource {
+                name,
+                version: kept.version,
+                resource: Some(prost_types::Any {
+                    type_url: kind.type_url().into(),
+                    value: kept.body,
+                }),
+                ..Resource::default()
+            };
+            self.take_in(kind, resource, &mut received);
+        }
+        received.entries.clear();
+        received
+    }
+
+    /// What was remembered is too old to be taken for the state of things.
+    pub(super) fn forget(&mut self) {
+        self.remembered = false;
+    }
+
+    /// Whether the state is a remembered one: no kind was answered since.
+    pub(super) fn is_remembered(&self) -> bool {
+        self.remembered && !self.is_answered()
     }
 
     /// A stream is open: it begins with what is known already.
@@ -223,20 +261,44 @@ impl Session {
         };
         self.kinds[kind as usize].answered = true;
         self.remove(now, kind, &response.removed_resources, &mut received);
-        for resource in &response.resources {
-            if let Err(refused) = self.accept(kind, resource, &mut received) {
-                received.refused.push(format!("{}: {}", resource.name, refused.why));
-                if let Some(unreadable) = &refused.unreadable {
-                    received.changes.push(unreadable.clone());
-                }
-                let policy = refused.policy();
-                let refused = Refused { why: refused.why, policy };
-                self.kinds[kind as usize].refuse(&resource.name, refused);
-            }
+        let mut response = response;
+        for resource in std::mem::take(&mut response.resources) {
+            self.take_in(kind, resource, &mut received);
         }
         let refused = received.refused.clone();
         self.answer(&response, &refused);
         received
+    }
+
+    fn take_in(&mut self, kind: Kind, resource: Resource, received: &mut Received) {
+        let Err(refused) = self.accept(kind, &resource, received) else {
+            if let Some(body) = resource.resource {
+                let kept = Kept {
+                    version: resource.version,
+                    body: body.value,
+                };
+                received.entries.push(Entry::Put(kind, resource.name, kept));
+            }
+            return;
+        };
+        received.refused.push(format!("{}: {}", resource.name, refused.why));
+        if let Some(unreadable) = &refused.unreadable {
+            received.changes.push(unreadable.clone());
+        }
+        let policy = refused.policy();
+        let known = &mut self.kinds[kind as usize];
+        // A policy of which there is no good version refuses its scope, also after a restart.
+        if policy.is_some()
+            && !known.held.contains_key(&*resource.name)
+            && let Some(body) = resource.resource
+        {
+            let kept = Kept {
+                version: String::new(),
+                body: body.value,
+            };
+            received.entries.push(Entry::Put(kind, resource.name.clone(), kept));
+        }
+        known.refuse(&resource.name, Refused { why: refused.why, policy });
     }
 
     /// What to send next.
@@ -251,22 +313,27 @@ impl Session {
     }
 
     /// Removals that have waited long enough.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for known in &mut self.kinds {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Received {
+        let mut received = Received::default();
+        for kind in Kind::ALL {
+            let known = &mut self.kinds[kind as usize];
             if known.waiting.as_ref().is_some_and(|(until, _)| *until <= now)
                 && let Some((_, names)) = known.waiting.take()
             {
                 for name in names {
-                    changes.extend(known.held.remove(&*name).map(|held| removal(held.key)));
+                    known.let_go(kind, &name, &mut received);
                 }
             }
         }
-        changes
+        received
     }
 
-    /// Whether every kind has been answered once.
+    /// Whether the whole state is known: every kind has been answered once, or an earlier process knew it.
     pub(crate) fn is_synced(&self) -> bool {
+        self.remembered || self.is_answered()
+    }
+
+    fn is_answered(&self) -> bool {
         self.kinds.iter().all(|known| known.answered)
     }
 
@@ -341,6 +408,7 @@ impl Session {
                 && let Some(policy) = refused.policy
             {
                 received.changes.push(Change::Policy(ambient_authz::policy::Update::Remove(policy)));
+                received.entries.push(Entry::Remove(kind, name.clone()));
             }
         }
         let gone: Vec<&String> = names.iter().filter(|name| known.held.contains_key(name.as_str())).collect();
@@ -354,9 +422,7 @@ impl Session {
             return;
         }
         for name in gone {
-            received
-                .changes
-                .extend(known.held.remove(name.as_str()).map(|held| removal(held.key)));
+            known.let_go(kind, name, received);
         }
     }
 
@@ -383,6 +449,13 @@ impl Known {
             if names.is_empty() {
                 self.waiting = None;
             }
+        }
+    }
+
+    fn let_go(&mut self, kind: Kind, name: &str, received: &mut Received) {
+        if let Some(held) = self.held.remove(name) {
+            received.changes.push(removal(held.key));
+            received.entries.push(Entry::Remove(kind, name.into()));
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambient_authz::wire;
@@ -16,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     backoff::Backoff,
+    memory::{Entry, Memory, MemoryError},
     session::{self, Session},
     transport::{Endpoint, EndpointError},
 };
@@ -47,6 +49,28 @@ pub struct StateConfig {
     pub settling: Duration,
     /// So long such removals wait; 30 s by default.
     pub grace: Duration,
+    /// Where what was known last is kept for a restart while istiod is away; nowhere by default.
+    pub memory: Option<MemoryConfig>,
+}
+
+/// Where what istiod said last is kept, and for how long it is believed after a restart.
+#[derive(Clone, Debug)]
+pub struct MemoryConfig {
+    /// A directory of the process's own; made (mode 0700) if it is not there.
+    pub directory: PathBuf,
+    /// When istiod has not been heard of for so long, what is kept is not taken for the state of things any more, and new
+    /// connections are refused rather than decided by guess; 24 hours by default.
+    pub longest: Duration,
+}
+
+impl MemoryConfig {
+    /// A directory, with the defaults.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            longest: Duration::from_secs(24 * 60 * 60),
+        }
+    }
 }
 
 impl StateConfig {
@@ -60,6 +84,7 @@ impl StateConfig {
             longest_message: 200 * 1024 * 1024,
             settling: Duration::from_secs(10),
             grace: Duration::from_secs(30),
+            memory: None,
         }
     }
 }
@@ -130,32 +155,39 @@ impl State {
     /// Begins to connect.
     ///
     /// # Errors
-    /// When the endpoint cannot be understood. Whatever may be otherwise later, such as a file that is not there, is tried
-    /// again and told as a [`Fault`].
+    /// When the endpoint cannot be understood, or [`StateConfig::memory`] names no place that can be kept. Whatever may be
+    /// otherwise later, such as a file that is not there, is tried again and told as a [`Fault`].
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn connect(config: StateConfig) -> Result<Self, EndpointError> {
+    pub fn connect(config: StateConfig) -> Result<Self, ConnectError> {
         config.endpoint.check()?;
         let (sender, batches) = mpsc::channel(BATCHES);
         let (ask, asked) = mpsc::channel(ASKED);
-        let session = Session::new(session::Settings {
+        let mut session = Session::new(session::Settings {
             node: config.asker.node(),
             on_demand: config.on_demand,
             policies: config.policies.clone(),
             settling: config.settling,
             grace: config.grace,
         });
+        let mut recalled = Recalled::default();
+        if let Some(memory) = &config.memory {
+            recalled = Recalled::open(memory, &mut session)?;
+        }
         let client = Client {
             config,
             session,
             batches: sender,
             asked,
             away: None,
+            memory: recalled.memory,
+            forgetful: recalled.fault,
+            heard: recalled.heard,
             told: Vec::new(),
             synced: false,
         };
-        tokio::spawn(client.run());
+        tokio::spawn(client.run(recalled.changes));
         Ok(Self { batches, ask })
     }
 
@@ -171,6 +203,48 @@ impl Source for State {
     }
 }
 
+/// Why state cannot be asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The endpoint cannot be understood.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The place where state is to be kept is none.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// What an earlier process left.
+#[derive(Default)]
+struct Recalled {
+    memory: Option<Memory>,
+    changes: Vec<crate::Change>,
+    heard: Option<SystemTime>,
+    fault: Option<String>,
+}
+
+impl Recalled {
+    fn open(config: &MemoryConfig, session: &mut Session) -> Result<Self, MemoryError> {
+        let (memory, remembered) = Memory::open(&config.directory)?;
+        let mut recalled = Self {
+            memory: Some(memory),
+            ..Self::default()
+        };
+        match remembered {
+            Ok(remembered) => {
+                recalled.heard = remembered.heard;
+                recalled.changes = session.remember(remembered).changes;
+            }
+            Err(error) => {
+                tracing::error!(%error, "nothing is known of what istiod said before");
+                recalled.fault = Some(error.to_string());
+            }
+        }
+        Ok(recalled)
+    }
+}
+
 struct Client {
     config: StateConfig,
     session: Session,
@@ -178,6 +252,12 @@ struct Client {
     asked: mpsc::Receiver<String>,
     /// Why there is no stream.
     away: Option<String>,
+    /// Where it is remembered; `None` where it is not to be.
+    memory: Option<Memory>,
+    /// Why something is not remembered.
+    forgetful: Option<String>,
+    /// When istiod was heard of last.
+    heard: Option<SystemTime>,
     /// The faults that were told last.
     told: Vec<Fault>,
     synced: bool,
@@ -194,7 +274,11 @@ enum End {
 }
 
 impl Client {
-    async fn run(mut self) {
+    async fn run(mut self, recalled: Vec<crate::Change>) {
+        self.expire();
+        if self.tell(recalled).await.is_err() {
+            return;
+        }
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             let opened = now();
@@ -214,6 +298,7 @@ impl Client {
                 false => tracing::warn!(%why, ?wait, "no stream of the control plane; what is known stays"),
             }
             self.away = Some(format!("no stream from {}: {why}", self.config.endpoint.address));
+            self.expire();
             // One that closes in good order is seldom away for longer than the next attempt takes.
             if !usual && self.tell(Vec::new()).await.is_err() {
                 return;
@@ -267,6 +352,7 @@ impl Client {
                         for refused in &received.refused {
                             tracing::warn!(%refused, "refused of the control plane");
                         }
+                        self.note(received.entries).await;
                         if self.tell(received.changes).await.is_err() {
                             return End::Dropped;
                         }
@@ -275,11 +361,14 @@ impl Client {
                     Err(status) => return ended(&status),
                 },
                 () = async { match wake { Some(at) => time::sleep_until(at).await, None => std::future::pending().await } } => {
-                    let changes = self.session.handle_timeout(now());
-                    if self.tell(changes).await.is_err() {
+                    let received = self.session.handle_timeout(now());
+                    self.note(received.entries).await;
+                    if self.tell(received.changes).await.is_err() {
                         return End::Dropped;
                     }
                 }
+                // A control plane that has nothing to say is there all the same.
+                () = sleep(MARKING) => self.note(Vec::new()).await,
                 asked = self.asked.recv() => match asked {
                     Some(name) => {
                         if !self.session.ask(&name) {
@@ -293,10 +382,58 @@ impl Client {
         }
     }
 
+    /// Remembers what has come, and that istiod was heard of.
+    async fn note(&mut self, entries: Vec<Entry>) {
+        let heard = super::identity::now();
+        self.heard = Some(heard);
+        let Some(mut memory) = self.memory.take() else { return };
+        let noted = tokio::task::spawn_blocking(move || {
+            let noted = memory.note(&entries, heard);
+            (memory, noted)
+        });
+        let Ok((memory, noted)) = noted.await else {
+            self.forgetful = Some("what istiod says is not remembered any more".into());
+            return;
+        };
+        match noted {
+            Ok(()) => {
+                self.memory = Some(memory);
+                self.forgetful = None;
+            }
+            Err(error) => {
+                // What is remembered would lack this, and might lack what refuses: it is not gone on with.
+                tracing::error!(%error, "what istiod says is not remembered: a restart without it begins with nothing");
+                memory.discard();
+                self.forgetful = Some(error.to_string());
+            }
+        }
+    }
+
+    /// What was remembered does not count for ever.
+    fn expire(&mut self) {
+        let (Some(config), Some(heard)) = (&self.config.memory, self.heard) else {
+            return;
+        };
+        let age = super::identity::now().duration_since(heard).unwrap_or_default();
+        if self.session.is_remembered() && age > config.longest {
+            tracing::error!(?age, "istiod was not heard of for too long: what was known is not gone by any more");
+            self.session.forget();
+        }
+    }
+
     /// Hands changes on, and what is wrong where that is new.
     async fn tell(&mut self, changes: Vec<crate::Change>) -> Result<(), ()> {
         let mut faults = self.session.faults();
         faults.extend(self.away.clone().map(Fault::from));
+        faults.extend(self.forgetful.clone().map(Fault::from));
+        if self.session.is_remembered() {
+            faults.extend(self.heard.map(|heard| {
+                let since = heard.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                Fault::from(format!(
+                    "istiod has said nothing since the start: its state is that of {since} s after 1970, as remembered"
+                ))
+            }));
+        }
         let synced = self.session.is_synced();
         if changes.is_empty() && faults == self.told && synced == self.synced {
             return Ok(());
@@ -337,6 +474,8 @@ const BATCHES: usize = 4;
 const REQUESTS: usize = 16;
 /// Names that wait to be asked for.
 const ASKED: usize = 1024;
+/// How often it is noted that the control plane is there.
+const MARKING: Duration = Duration::from_secs(60);
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(10);

@@ -10,7 +10,7 @@ use ambient_core::{
     ApplicationProtocol, BalancerMode, GatewayAddress, GatewayTarget, Health, HealthPolicy, IpFamilies, NetworkAddress, NetworkMode,
     Scope as Shared, Service, TunnelProtocol, Visibility, Workload, WorkloadKind,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prost::Message;
 
 use crate::{
@@ -335,7 +335,10 @@ fn one_match(of: &Match, action: Action) -> Option<policies::Match> {
     // A negative that was left out may have been all there was: without a field it would match nothing any more.
     if said == policies::Match::default() && !of.is_empty() {
         return Some(policies::Match {
-            not_destination_ports: vec![0],
+            destination_ips: [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
+                .iter()
+                .map(block)
+                .collect(),
             ..said
         });
     }

@@ -33,6 +33,17 @@ fn nothing_is_published_before_the_first_whole_state() {
 }
 
 #[test]
+fn what_is_too_old_to_go_by_is_published_no_more() {
+    let state = State::default();
+    let now = clock::steady();
+    state.apply(batch(vec![workload(TunnelProtocol::None)], true), now);
+    state.apply(batch(vec![], false), now);
+    assert!(state.current().is_none());
+    state.apply(batch(vec![], true), now);
+    assert!(state.current().unwrap().mesh.workload(&"u".into()).is_some());
+}
+
+#[test]
 fn a_published_version_never_changes() {
     let state = State::default();
     let now = clock::steady();

@@ -212,8 +212,8 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
     // One comes again: it was never gone.
     session.handle_response(later, response(Kind::Address, "n", vec![resource(5, 2)], &[]));
     assert_eq!(session.timeout(), Some(later + GRACE));
-    assert!(session.handle_timeout(later + GRACE - Duration::from_millis(1)).is_empty());
-    assert_eq!(session.handle_timeout(later + GRACE).len(), 7);
+    assert!(session.handle_timeout(later + GRACE - Duration::from_millis(1)).changes.is_empty());
+    assert_eq!(session.handle_timeout(later + GRACE).changes.len(), 7);
     assert_eq!(session.held()[0], 1);
     assert!(session.faults().is_empty() && session.timeout().is_none());
 }
@@ -397,13 +397,13 @@ proptest! {
                 }
                 Step::Wait(seconds) => now += Duration::from_secs(seconds),
             }
-            mesh = apply(&mesh, session.handle_timeout(now));
+            mesh = apply(&mesh, session.handle_timeout(now).changes);
         }
         open(&mut session, &mut server, now);
         while let Some(response) = server.push(usize::MAX) {
             take(&mut session, &mut mesh, response, now)?;
         }
-        mesh = apply(&mesh, session.handle_timeout(now + GRACE));
+        mesh = apply(&mesh, session.handle_timeout(now + GRACE).changes);
         let held: BTreeMap<String, String> =
             mesh.workloads().map(|w| (w.uid.to_string(), w.canonical_revision.to_string())).collect();
         let readable: BTreeMap<String, String> =

@@ -189,3 +189,98 @@ fn what_is_no_endpoint_is_refused_at_once() {
     assert!(endpoint.check().unwrap_err().to_string().contains("\"a b\""));
     assert!(!format!("{:?}", super::super::Token::Literal("secret".into())).contains("secret"));
 }
+
+#[tokio::test]
+async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
+    let mut fake = Fake::start("localhost").await;
+    let memory = MemoryConfig::new(fake.path("memory"));
+    let config = StateConfig {
+        memory: Some(memory.clone()),
+        ..config(&fake)
+    };
+    let mut state = State::connect(config.clone()).unwrap();
+    let stream = fake.opened().await;
+    let unreadable = Resource {
+        name: "shop/odd".into(),
+        version: "1".into(),
+        resource: Some(Any {
+            type_url: AUTHORIZATION.into(),
+            value: vec![0xff],
+        }),
+        ..Resource::default()
+    };
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n1", vec![workload("a"), workload("b")])))
+        .await
+        .unwrap();
+    stream
+        .responses
+        .send(Ok(response(AUTHORIZATION, "n2", vec![unreadable])))
+        .await
+        .unwrap();
+    let removal = DeltaDiscoveryResponse {
+        removed_resources: vec!["c1//Pod/shop/b".into()],
+        ..response(ADDRESS, "n3", vec![])
+    };
+    stream.responses.send(Ok(removal)).await.unwrap();
+    until(&mut state, |batch| {
+        matches!(&batch.changes[..], [Change::Mesh(ambient_core::mesh::Update::RemoveWorkload(_))])
+    })
+    .await;
+    drop(state);
+    drop(stream);
+    let roots = fake.path("root.pem");
+    let pem = fs::read(&roots).unwrap();
+    fs::remove_file(&roots).unwrap();
+
+    let mut state = State::connect(config.clone()).unwrap();
+    let first = next(&mut state).await;
+    assert!(first.synced, "{first:?}");
+    assert_eq!(
+        first.changes.len(),
+        2,
+        "the workload, and the refusal of what cannot be read: {first:?}"
+    );
+    assert!(first.faults.iter().any(|f| f.what.contains("as remembered")), "{first:?}");
+    // It is back, and told what is known; from its first answers on nothing is remembered but known.
+    fs::write(&roots, &pem).unwrap();
+    let mut stream = fake.opened().await;
+    let request = stream.request().await;
+    assert_eq!(request.initial_resource_versions.len(), 1, "{request:?}");
+    assert_eq!(request.initial_resource_versions["c1//Pod/shop/a"], "7");
+    for (url, nonce) in [(ADDRESS, "m1"), (AUTHORIZATION, "m2")] {
+        stream.responses.send(Ok(response(url, nonce, vec![]))).await.unwrap();
+    }
+    until(&mut state, |batch| !batch.faults.iter().any(|f| f.what.contains("as remembered"))).await;
+    drop(state);
+
+    // After too long nothing is gone by.
+    fs::remove_file(&roots).unwrap();
+    let stale = StateConfig {
+        memory: Some(MemoryConfig {
+            longest: Duration::ZERO,
+            ..memory
+        }),
+        ..config
+    };
+    sleep(Duration::from_millis(1100)).await;
+    let mut state = State::connect(stale).unwrap();
+    let first = next(&mut state).await;
+    assert!(!first.synced && first.changes.len() == 2, "{first:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_memory_is_told_and_begun_anew() {
+    let fake = Fake::start("localhost").await;
+    let memory = MemoryConfig::new(fake.path("memory"));
+    let config = StateConfig {
+        memory: Some(memory),
+        ..config(&fake)
+    };
+    drop(State::connect(config.clone()).unwrap());
+    fs::write(fake.path("memory").join("istiod.state"), "something else").unwrap();
+    let mut state = State::connect(config).unwrap();
+    let first = next(&mut state).await;
+    assert!(!first.synced && first.faults[0].what.contains("is damaged at byte 0"), "{first:?}");
+}

@@ -247,7 +247,7 @@ proptest! {
                 }
                 Step::Wait(seconds) => {
                     pair.now += Duration::from_secs(seconds);
-                    let changes = pair.session.handle_timeout(pair.now);
+                    let changes = pair.session.handle_timeout(pair.now).changes;
                     pair.take(changes);
                     None
                 }
@@ -255,7 +255,7 @@ proptest! {
             board.apply(&update.map(Change::Mesh).into_iter().collect::<Vec<_>>(), true);
         }
         while pair.talk(&board) {}
-        let changes = pair.session.handle_timeout(pair.now + Duration::from_secs(30));
+        let changes = pair.session.handle_timeout(pair.now + Duration::from_secs(30)).changes;
         pair.take(changes);
         prop_assert!(pair.session.is_synced());
         let there = board.mesh();

@@ -1,0 +1,374 @@
+//! What istiod said last, on disk: for a restart while it is away.
+//!
+//! One file, written only at its end, and made anew when most of it is out of date. What a response brought counts once the
+//! mark behind it is written, so that half of an update is never taken for one. A file whose end is torn is read up to the
+//! last mark; one that is damaged elsewhere is not read at all: what is missing could be what refuses.
+//!
+//! ```text
+//! "ambient state 1\n" (record)*
+//! record:  length of payload (u32) | FNV-1a of payload (u64) | FNV-1a of those two, lower half (u32) | payload
+//!                                                                            all numbers big-endian
+//! payload: 'P' kind (u8) name version body     a resource; texts and bodies with their lengths (u32) before them
+//!          'R' kind (u8) name                  a removal
+//!          'M' seconds since 1970 (u64)        a mark: all before it holds, and istiod was heard of then
+//! ```
+//!
+//! Keys and certificates are never in it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::session::Kind;
+
+#[cfg(test)]
+mod tests;
+
+/// Why nothing is remembered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The file system refuses.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// Somebody else could have written it.
+    #[error("{}: {why}", path.display())]
+    Unsafe {
+        /// The directory or the file.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// It is not what was written.
+    #[error("{} is damaged at byte {at}: it is not read, and begun anew; move it away to keep it", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        at: u64,
+    },
+}
+
+/// A resource as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) version: String,
+    pub(super) body: Vec<u8>,
+}
+
+/// All that was remembered.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Remembered {
+    pub(super) resources: BTreeMap<(Kind, String), Kept>,
+    /// When istiod was heard of last.
+    pub(super) heard: Option<SystemTime>,
+}
+
+/// One thing to be remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Put(Kind, String, Kept),
+    Remove(Kind, String),
+}
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Memory {
+    path: PathBuf,
+    file: File,
+    /// How long it is, and how much of that was live when it was made.
+    length: u64,
+    live: u64,
+}
+
+impl Memory {
+    /// Opens the file in a directory, which is made (mode 0700) if it is not there, and reads it.
+    ///
+    /// # Errors
+    /// When the file system refuses, or others could have written there. A damaged file is told in the second value; then the
+    /// file is begun anew.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Result<Remembered, MemoryError>), MemoryError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(directory).map_err(io_error("make the directory", directory))?;
+        own(
+            directory,
+            "others can write here: chmod go-w, if nobody has, or choose another directory",
+        )?;
+        let path = directory.join("istiod.state");
+        let read = match fs::symlink_metadata(&path) {
+            Ok(_) => {
+                own(&path, "others can write it: remove it")?;
+                let mut bytes = Vec::new();
+                let mut file = options().open(&path).map_err(io_error("open", &path))?;
+                file.read_to_end(&mut bytes).map_err(io_error("read", &path))?;
+                read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at })
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Remembered::default()),
+            Err(e) => return Err(io_error("look at", &path)(e)),
+        };
+        let nothing = Remembered::default();
+        let memory = Self::begin(path, read.as_ref().unwrap_or(&nothing))?;
+        Ok((memory, read))
+    }
+
+    /// Writes a file anew, whole or not at all.
+    fn begin(path: PathBuf, holding: &Remembered) -> Result<Self, MemoryError> {
+        let draft = path.with_extension("new");
+        let mut bytes = MAGIC.to_vec();
+        for ((kind, name), kept) in &holding.resources {
+            record(&mut bytes, &put(*kind, name, kept));
+        }
+        if let Some(heard) = holding.heard {
+            record(&mut bytes, &mark(heard));
+        }
+        let written = (|| {
+            let _ = fs::remove_file(&draft);
+            let mut file = options().create_new(true).open(&draft)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)?;
+            File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+            Ok(file)
+        })();
+        let file = written.map_err(|e| {
+            let _ = fs::remove_file(&draft);
+            io_error("write", &path)(e)
+        })?;
+        let length = bytes.len() as u64;
+        Ok(Self {
+            path,
+            file,
+            length,
+            live: length,
+        })
+    }
+
+    /// Remembers what one response has brought, and that istiod was heard of.
+    ///
+    /// # Errors
+    /// When the file system refuses. Nothing of it is remembered then, and what was before still is.
+    pub(super) fn note(&mut self, entries: &[Entry], heard: SystemTime) -> Result<(), MemoryError> {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            let payload = match entry {
+                Entry::Put(kind, name, kept) => put(*kind, name, kept),
+                Entry::Remove(kind, name) => {
+                    let mut payload = vec![b'R', *kind as u8];
+                    text(&mut payload, name.as_bytes());
+                    payload
+                }
+            };
+            record(&mut bytes, &payload);
+        }
+        record(&mut bytes, &mark(heard));
+        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Half of it may be there: nothing is to stand behind it.
+            let _ = self.file.set_len(self.length);
+            let _ = self.file.seek(SeekFrom::Start(self.length));
+            return Err(io_error("write", &self.path)(error));
+        }
+        self.length += bytes.len() as u64;
+        if self.length > 2 * self.live + SPARE {
+            self.tidy()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file: what it holds is not what was said last.
+    pub(super) fn discard(self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::error!(path = %self.path.display(), %error, "a state that is out of date cannot be removed: remove it");
+        }
+    }
+
+    /// Makes the file anew of what of it is not out of date.
+    fn tidy(&mut self) -> Result<(), MemoryError> {
+        let bytes = fs::read(&self.path).map_err(io_error("read", &self.path))?;
+        let holding = read(&bytes).map_err(|at| MemoryError::Damaged {
+            path: self.path.clone(),
+            at,
+        })?;
+        drop(bytes);
+        *self = Self::begin(self.path.clone(), &holding)?;
+        Ok(())
+    }
+}
+
+/// Reads a file's bytes; the place of damage where there is any.
+fn read(bytes: &[u8]) -> Result<Remembered, u64> {
+    let mut rest = match bytes.strip_prefix(MAGIC) {
+        Some(rest) => rest,
+        None if MAGIC.starts_with(bytes) => return Ok(Remembered::default()),
+        None => return Err(0),
+    };
+    let (mut held, mut coming) = (Remembered::default(), Vec::new());
+    while !rest.is_empty() {
+        let at = (bytes.len() - rest.len()) as u64;
+        // What is too short for what it should be is a torn end, and so are zeroes: a file system may have made room for what
+        // it then had no time to write.
+        if rest.len() < HEAD || rest.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        let (length, checksum, body) = head(rest).ok_or(at)?;
+        let Some((payload, after)) = body.split_at_checked(length) else {
+            break;
+        };
+        if fnv(payload) != checksum {
+            // The last thing that was written may have been written in part.
+            if after.is_empty() {
+                break;
+            }
+            return Err(at);
+        }
+        match parse(payload).ok_or(at)? {
+            Parsed::Entry(entry) => coming.push(entry),
+            Parsed::Mark(heard) => {
+                for entry in coming.drain(..) {
+                    match entry {
+                        Entry::Put(kind, name, kept) => drop(held.resources.insert((kind, name), kept)),
+                        Entry::Remove(kind, name) => drop(held.resources.remove(&(kind, name))),
+                    }
+                }
+                held.heard = Some(heard);
+            }
+        }
+        rest = after;
+    }
+    Ok(held)
+}
+
+enum Parsed {
+    Entry(Entry),
+    Mark(SystemTime),
+}
+
+/// Length and checksum of a payload; `None` if the head is not what was written.
+fn head(bytes: &[u8]) -> Option<(usize, u64, &[u8])> {
+    let (own, _) = bytes.split_at_checked(12)?;
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (checksum, rest) = rest.split_first_chunk::<8>()?;
+    let (check, rest) = rest.split_first_chunk::<4>()?;
+    let right = fnv(own).to_be_bytes()[4..] == *check;
+    right.then_some((u32::from_be_bytes(*length) as usize, u64::from_be_bytes(*checksum), rest))
+}
+
+fn parse(payload: &[u8]) -> Option<Parsed> {
+    let (what, mut rest) = payload.split_first()?;
+    if *what == b'M' {
+        let seconds = u64::from_be_bytes(rest.try_into().ok()?);
+        return Some(Parsed::Mark(UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?));
+    }
+    let (kind, after) = rest.split_first()?;
+    let kind = Kind::ALL.into_iter().find(|k| *k as u8 == *kind)?;
+    rest = after;
+    let name = String::from_utf8(take(&mut rest)?.to_vec()).ok()?;
+    let entry = match what {
+        b'P' => Entry::Put(
+            kind,
+            name,
+            Kept {
+                version: String::from_utf8(take(&mut rest)?.to_vec()).ok()?,
+                body: take(&mut rest)?.to_vec(),
+            },
+        ),
+        b'R' => Entry::Remove(kind, name),
+        _ => return None,
+    };
+    rest.is_empty().then_some(Parsed::Entry(entry))
+}
+
+fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, after) = rest.split_first_chunk::<4>()?;
+    let (taken, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    *rest = after;
+    Some(taken)
+}
+
+fn put(kind: Kind, name: &str, kept: &Kept) -> Vec<u8> {
+    let mut payload = vec![b'P', kind as u8];
+    text(&mut payload, name.as_bytes());
+    text(&mut payload, kept.version.as_bytes());
+    text(&mut payload, &kept.body);
+    payload
+}
+
+fn mark(heard: SystemTime) -> Vec<u8> {
+    let seconds = heard.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut payload = vec![b'M'];
+    payload.extend_from_slice(&seconds.to_be_bytes());
+    payload
+}
+
+fn text(payload: &mut Vec<u8>, bytes: &[u8]) {
+    // Nothing that is received is nearly so long.
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    payload.extend_from_slice(&length.to_be_bytes());
+    payload.extend_from_slice(bytes);
+}
+
+fn record(bytes: &mut Vec<u8>, payload: &[u8]) {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    let mut head = length.to_be_bytes().to_vec();
+    head.extend_from_slice(&fnv(payload).to_be_bytes());
+    bytes.extend_from_slice(&head);
+    bytes.extend_from_slice(&fnv(&head).to_be_bytes()[4..]);
+    bytes.extend_from_slice(payload);
+}
+
+/// FNV-1a: it tells what was torn or has rotted, not what was forged; against that stand the modes of file and directory.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Refuses what others could have written.
+fn own(path: &Path, why: &'static str) -> Result<(), MemoryError> {
+    let meta = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let refuse = |why| Err(MemoryError::Unsafe { path: path.into(), why });
+    if meta.is_symlink() {
+        return refuse("is a link: name the place itself");
+    }
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return refuse("belongs to another user: choose another directory");
+    }
+    match meta.mode() & 0o022 {
+        0 => Ok(()),
+        _ => refuse(why),
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    options
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MemoryError {
+    let path = path.into();
+    move |source| MemoryError::Io { what, path, source }
+}
+
+/// The bytes before a payload.
+const HEAD: usize = 16;
+const MAGIC: &[u8] = b"ambient state 1\n";
+/// What may be out of date before the file is made anew, besides as much again as is not.
+const SPARE: u64 = if cfg!(test) { 4096 } else { 1 << 20 };

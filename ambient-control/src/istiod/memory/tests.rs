@@ -1,0 +1,139 @@
+use std::os::unix::fs::PermissionsExt;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn kept(text: &str) -> Kept {
+    Kept {
+        version: text.into(),
+        body: text.repeat(3).into(),
+    }
+}
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn reopen(directory: &Path) -> Remembered {
+    Memory::open(directory).unwrap().1.unwrap()
+}
+
+#[test]
+fn what_was_noted_is_there_and_nobody_else_reads_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path().join("memory");
+    let (mut memory, remembered) = Memory::open(&directory).unwrap();
+    assert_eq!(remembered.unwrap(), Remembered::default());
+    let put = |name: &str| Entry::Put(Kind::Address, name.into(), kept(name));
+    memory.note(&[put("a"), put("b")], at(5)).unwrap();
+    memory.note(&[Entry::Remove(Kind::Address, "a".into()), put("c")], at(6)).unwrap();
+    memory.note(&[], at(60)).unwrap();
+    let remembered = reopen(&directory);
+    let names: Vec<&str> = remembered.resources.keys().map(|(_, name)| name.as_str()).collect();
+    assert_eq!((names, remembered.heard), (vec!["b", "c"], Some(at(60))));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&directory.join("istiod.state"))), (0o700, 0o600));
+}
+
+#[test]
+fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("istiod.state");
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    for n in 0..4u64 {
+        memory
+            .note(&[Entry::Put(Kind::Authorization, format!("shop/{n}"), kept("x"))], at(n))
+            .unwrap();
+    }
+    let whole = fs::read(&path).unwrap();
+    let all = read(&whole).unwrap();
+    for end in 0..whole.len() {
+        let torn = read(&whole[..end]).expect("a torn end is none");
+        assert!(torn.heard <= all.heard && torn.resources.len() <= 4);
+        assert_eq!(
+            torn.resources.len(),
+            torn.heard
+                .map_or(0, |t| t.duration_since(UNIX_EPOCH).unwrap().as_secs() as usize + 1)
+        );
+    }
+    let last_mark = whole.len() - HEAD - 9;
+    for place in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[place] ^= 0x40;
+        let read = read(&damaged);
+        // What was written last may have been written in part.
+        let may_be_torn = place >= last_mark + HEAD;
+        assert_eq!(read.is_ok(), may_be_torn, "at {place} of {}", whole.len());
+        assert!(read.is_err() || read.unwrap().resources.len() == 3, "at {place}");
+    }
+    let mut room = whole.clone();
+    room.resize(whole.len() + 100, 0);
+    assert_eq!(read(&room).unwrap(), all);
+    let mut damaged = whole;
+    damaged[40] ^= 1;
+    fs::write(&path, damaged).unwrap();
+    let (_, remembered) = Memory::open(scratch.path()).unwrap();
+    let why = remembered.unwrap_err().to_string();
+    assert!(why.contains("istiod.state is damaged at byte 16"), "{why}");
+    assert_eq!(reopen(scratch.path()), Remembered::default(), "it is begun anew");
+}
+
+#[test]
+fn places_that_others_can_write_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    chmod(scratch.path(), 0o777);
+    let error = Memory::open(scratch.path()).unwrap_err().to_string();
+    assert!(error.contains("others can write here"), "{error}");
+    chmod(scratch.path(), 0o700);
+    drop(Memory::open(scratch.path()).unwrap());
+    chmod(&scratch.path().join("istiod.state"), 0o666);
+    assert!(
+        Memory::open(scratch.path())
+            .unwrap_err()
+            .to_string()
+            .contains("others can write it")
+    );
+}
+
+proptest! {
+    /// Whatever is noted, over whatever number of rewritings: the last word for each name is what is remembered.
+    #[test]
+    fn the_last_word_counts(notes in prop::collection::vec(prop::collection::vec((0..6u8, 0..50u8, any::<bool>()), 0..4), 0..60)) {
+        let scratch = tempfile::tempdir().unwrap();
+        let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+        let mut truth = Remembered::default();
+        for (time, note) in notes.into_iter().enumerate() {
+            let mut entries = Vec::new();
+            for (name, value, put) in note {
+                let key = (if name % 2 == 0 { Kind::Address } else { Kind::Authorization }, name.to_string());
+                let value = kept(&value.to_string().repeat(20));
+                if put {
+                    truth.resources.insert(key.clone(), value.clone());
+                    entries.push(Entry::Put(key.0, key.1, value));
+                } else {
+                    truth.resources.remove(&key);
+                    entries.push(Entry::Remove(key.0, key.1));
+                }
+            }
+            truth.heard = Some(at(time as u64));
+            memory.note(&entries, at(time as u64)).unwrap();
+        }
+        drop(memory);
+        prop_assert_eq!(reopen(scratch.path()), truth);
+        prop_assert!(fs::metadata(scratch.path().join("istiod.state")).unwrap().len() < 20_000);
+    }
+
+    #[test]
+    fn no_bytes_make_it_stumble(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut file = MAGIC.to_vec();
+        file.extend_from_slice(&bytes);
+        let _ = read(&file);
+        let _ = read(&bytes);
+        let mut file = MAGIC.to_vec();
+        record(&mut file, &bytes);
+        record(&mut file, &mark(at(1)));
+        let _ = read(&file);
+    }
+}
