@@ -48,6 +48,10 @@ pub struct Config {
     pub connections: usize,
     /// Connections that one pod may have open in one direction, and at most a quarter of all; more are reset at once.
     pub connections_per_pod: usize,
+    /// Whether connections between pods of this node are relayed in this process, where the CNI's NetworkPolicy does not see
+    /// them, as no packet of them crosses a pod's interface. They are decided on, logged and counted as on the wire, without TLS;
+    /// both pods' certificates must be valid and not revoked when one begins. Off by default, and logged at the start if on.
+    pub local_shortcut: bool,
     /// Whether an application that is told who speaks by a PROXY protocol header is reached on its pod's loopback address, else
     /// on the pod's own. On by default.
     pub localhost_app_tunnel: bool,
@@ -91,6 +95,7 @@ impl Config {
             workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             connections: 100_000,
             connections_per_pod: 20_000,
+            local_shortcut: false,
             localhost_app_tunnel: true,
             connect_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),

@@ -18,6 +18,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     Shared, clock,
+    local::Call,
     pod::{Pod, Stage},
     session::{carry, dial, keep_alive, settle, source_for},
     state::Snapshot,
@@ -57,6 +58,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
                     home,
                     peer,
                     at,
+                    local: false,
                 }
                 .run(session)
                 .await;
@@ -76,13 +78,60 @@ fn prepare(stream: std::net::TcpStream) -> Option<TcpStream> {
     TcpStream::from_std(stream).ok()
 }
 
-/// One tunnel of a peer.
+/// Serves a connection from another pod of this node on a worker, as a stream of a tunnel would be.
+pub(crate) fn serve_call(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, call: Call) {
+    let tunnel = Tunnel {
+        node,
+        pod,
+        home: worker.clone(),
+        peer: call.from,
+        at: call.to,
+        local: true,
+    };
+    worker.spawn(Box::pin(async move {
+        let mut peer = Peer::from(call.source.clone());
+        tunnel.resolve(&mut peer);
+        tunnel.serve(Asked::Call(call), peer).await;
+    }));
+}
+
+/// One tunnel of a peer, or what stands for it within this process.
 struct Tunnel {
     node: Arc<Shared>,
     pod: Arc<Pod>,
     home: Arc<Worker>,
     peer: SocketAddr,
     at: SocketAddr,
+    local: bool,
+}
+
+/// What is asked for, on the wire or within this process.
+enum Asked {
+    Request(Request),
+    Call(Call),
+}
+
+impl Asked {
+    fn authority(&self) -> &Authority {
+        match self {
+            Self::Request(request) => request.authority(),
+            Self::Call(call) => &call.authority,
+        }
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        match self {
+            Self::Request(request) => request.headers(),
+            Self::Call(call) => &call.headers,
+        }
+    }
+
+    fn refuse(self, status: StatusCode) {
+        match self {
+            Self::Request(request) => request.refuse(status),
+            Self::Call(call) => call.refuse(status),
+        }
+    }
 }
 
 impl Tunnel {
@@ -116,7 +165,7 @@ impl Tunnel {
                     tunnel.resolve(&mut peer);
                     let (tunnel, peer) = (tunnel.clone(), peer.clone());
                     let home = tunnel.home.clone();
-                    home.spawn(Box::pin(async move { tunnel.serve(request, peer).await }));
+                    home.spawn(Box::pin(async move { tunnel.serve(Asked::Request(request), peer).await }));
                 }
                 () = tunnel.pod.reaches(Stage::Leaving), if !ending => {
                     ending = true;
@@ -143,7 +192,7 @@ impl Tunnel {
         }
     }
 
-    async fn serve(&self, request: Request, peer: Peer) {
+    async fn serve(&self, request: Asked, peer: Peer) {
         let opened = clock::steady();
         let (node, pod) = (&self.node, &self.pod);
         let Some(_place) = pod.room.inbound.take() else {
@@ -181,7 +230,7 @@ impl Tunnel {
         self.deliver(request, peer, to, snapshot, account).await;
     }
 
-    async fn deliver(&self, request: Request, peer: Peer, to: Delivery, snapshot: Arc<Snapshot>, account: Account) {
+    async fn deliver(&self, request: Asked, peer: Peer, to: Delivery, snapshot: Arc<Snapshot>, account: Account) {
         let (node, pod) = (&self.node, &self.pod);
         let Ok(workload) = pod.workload(&snapshot) else {
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -220,23 +269,23 @@ impl Tunnel {
                 return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
             }
         };
-        let mut answer = HeaderMap::new();
-        if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(workload)) {
-            answer.insert("baggage", baggage);
-        }
-        let mut client = match request.accept(answer) {
-            Ok(client) => client,
-            Err(error) => {
-                return account.close(&Outcome::failed(
-                    Flag::Connect,
-                    format_args!("the peer went away before it was answered: {error}"),
-                ));
+        let carried = match request {
+            Asked::Request(request) => {
+                let mut answer = HeaderMap::new();
+                if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(workload)) {
+                    answer.insert("baggage", baggage);
+                }
+                match request.accept(answer) {
+                    Ok(mut client) => carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account).await,
+                    Err(error) => return went_away(account, &error),
+                }
             }
+            Asked::Call(call) => match call.accept(&node.locals, &pod.identity) {
+                Some((mut client, _joined)) => carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account).await,
+                None => return went_away(account, &"it is gone"),
+            },
         };
-        if carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account)
-            .await
-            .is_some()
-        {
+        if carried.is_some() {
             settle(&server);
         }
     }
@@ -262,7 +311,7 @@ impl Tunnel {
     fn ends(
         &self,
         snapshot: &Snapshot,
-        request: &Request,
+        request: &Asked,
         identity: Option<&Identity>,
         authority: Authority,
         named: Option<Arc<Service>>,
@@ -299,6 +348,7 @@ impl Tunnel {
             destination_identity: Some(self.pod.identity.clone()),
             waypoint: false,
             mutual_tls: true,
+            local: self.local,
             retries: 0,
             avoided: 0,
         }
@@ -323,4 +373,11 @@ fn loopback(like: SocketAddr) -> IpAddr {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }
+}
+
+fn went_away(account: Account, error: &dyn std::fmt::Display) {
+    account.close(&Outcome::failed(
+        Flag::Connect,
+        format_args!("the peer went away before it was answered: {error}"),
+    ));
 }

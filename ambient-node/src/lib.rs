@@ -40,6 +40,7 @@ mod host_probes;
 mod inbound;
 mod inner;
 mod kept;
+mod local;
 mod lookup;
 mod node;
 mod outbound;

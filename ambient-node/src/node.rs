@@ -32,6 +32,7 @@ use crate::{
     host_probes,
     inner::InnerTunnels,
     kept,
+    local::Locals,
     lookup::Lookups,
     outliers::Outliers,
     pod::Stage,
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     /// What the DNS of all pods together may use.
     pub(crate) names: ambient_dns::Budget,
     pub(crate) lookups: Lookups,
+    pub(crate) locals: Arc<Locals>,
     pub(crate) outliers: Outliers,
 }
 
@@ -198,6 +200,7 @@ impl Node {
         // One for all: a CRL is read once, however many threads there are.
         let configs = Arc::new(Configs::new(provider.clone()));
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
+        let locals = Arc::new(Locals::new(certificates.clone(), configs.clone()));
         let count = config.workers;
         // One for all, so that windows grow within one budget.
         let limits = Limits::default();
@@ -244,6 +247,7 @@ impl Node {
             dialler,
             bounds,
             lookups: Lookups::default(),
+            locals,
             outliers: Outliers::default(),
         });
         let pods = Pods::new(shared.clone());
@@ -281,6 +285,11 @@ impl Node {
             stop: told.clone(),
         };
         let pages = Pages::start(doors, context).map_err(|error| RunError { why: error.to_string() })?;
+        if shared.config.local_shortcut {
+            tracing::warn!(
+                "connections between pods of this node are relayed in this process: no packet of them crosses a pod's interface, so that NetworkPolicy does not see them"
+            );
+        }
         let (desired, wanted) = watch::channel(None);
         let mut tasks = JoinSet::new();
         tasks.spawn(shared.certificates.clone().keep_fresh());
@@ -406,7 +415,7 @@ fn recheck_peers(shared: &Shared) {
         .workers
         .iter()
         .map(|worker| worker.tunnels.recheck().ended + worker.inner.recheck().ended);
-    let ended = server.ended + pools.sum::<usize>();
+    let ended = server.ended + pools.sum::<usize>() + shared.locals.recheck();
     if ended > 0 {
         tracing::info!(ended, "tunnels ended: their peers are revoked");
     }

@@ -129,7 +129,12 @@ impl Outbound {
                 Some(account) => account.reroute(self.ends(&snapshot, source, Some(&plan), &tried)),
                 None => self.account(&snapshot, source, Some(&plan), &tried, opened),
             };
-            let failure = match self.open(source, &plan, &mut app).await {
+            let beside = match &plan {
+                Plan::Tunnel(tunnel) => self.node.locals.beside(&self.node, &self.pod, tunnel),
+                _ => None,
+            };
+            present.is_local(beside.is_some());
+            let failure = match self.open(source, &plan, beside, &mut app).await {
                 // A dial may take long, and the other end be captured meanwhile: no byte was sent, so it goes by tunnel.
                 Ok(Far::Tcp(_)) if self.is_tunnelled_now(&tried.hints) => {
                     account = Some(present);
@@ -225,6 +230,14 @@ impl Outbound {
                     app.ended_well();
                 }
             }
+            Far::Local(mut server, _) => {
+                if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
+                    .await
+                    .is_some()
+                {
+                    app.ended_well();
+                }
+            }
             Far::Tunnel(server) => self.relay_stream(app, server, account).await,
             Far::Inner(server, within) => {
                 self.relay_stream(app, server, account).await;
@@ -280,6 +293,7 @@ impl Outbound {
             destination_identity: None,
             waypoint: false,
             mutual_tls: false,
+            local: false,
             retries: tried.failed.len(),
             avoided: 0,
         };

@@ -121,6 +121,7 @@ fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> End
         destination_identity: None,
         waypoint: false,
         mutual_tls: false,
+        local: false,
         retries: 0,
         avoided: 0,
     }

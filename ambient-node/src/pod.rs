@@ -72,6 +72,11 @@ impl Pod {
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
     }
 
+    /// Whether it serves, and is on no way out.
+    pub(crate) fn serves(&self) -> bool {
+        *self.stage.borrow() == Stage::Serving
+    }
+
     /// Whether a connection may still be accepted.
     pub(crate) fn accepts(&self) -> bool {
         let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);

@@ -89,6 +89,7 @@ impl Pods {
         let pod = Arc::new(Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate));
         self.listen(&pod, spec).await?;
         node.dialler.add(&pod.speaker.key, pod.namespace.clone());
+        node.locals.add(&pod);
         Ok(pod)
     }
 

@@ -22,6 +22,8 @@ mod refusals;
 mod stop;
 #[path = "traffic/telemetry.rs"]
 mod telemetry;
+#[path = "traffic/ways.rs"]
+mod ways;
 
 use std::process::ExitCode;
 
@@ -91,6 +93,26 @@ fn main() -> ExitCode {
         (
             "who_asks_the_node_itself_is_answered_by_the_usual_nameservers",
             names::who_asks_the_node_itself_is_answered_by_the_usual_nameservers,
+        ),
+        (
+            "a_waypoint_is_told_who_speaks_and_to_whom",
+            ways::a_waypoint_is_told_who_speaks_and_to_whom,
+        ),
+        (
+            "another_endpoint_takes_what_one_cannot",
+            ways::another_endpoint_takes_what_one_cannot,
+        ),
+        (
+            "another_network_is_reached_by_a_tunnel_in_a_tunnel",
+            ways::another_network_is_reached_by_a_tunnel_in_a_tunnel,
+        ),
+        (
+            "an_endpoint_with_a_name_alone_is_reached",
+            ways::an_endpoint_with_a_name_alone_is_reached,
+        ),
+        (
+            "within_the_process_all_is_as_on_the_wire",
+            ways::within_the_process_all_is_as_on_the_wire,
         ),
         ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
         ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),

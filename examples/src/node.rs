@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// everything in its scope is refused.
     #[arg(long, env = "AMBIENT_LET_UNREADABLE_POLICIES_GO")]
     let_unreadable_policies_go: bool,
+    /// Relay connections between pods of this node in this process, where the CNI's NetworkPolicy does not see them; policies,
+    /// log and metrics are those of the wire.
+    #[arg(long, env = "AMBIENT_LOCAL_SHORTCUT")]
+    local_shortcut: bool,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
@@ -268,6 +272,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.trust_domain = args.trust_domain.clone();
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
+    config.local_shortcut = args.local_shortcut;
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
     config.preferred_service_namespace = args.preferred_service_namespace.clone();
     config.probes = args.probes == Switch::On;

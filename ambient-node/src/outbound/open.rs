@@ -9,12 +9,14 @@ use ambient_core::{
 use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream, TunnelLost};
 use ambient_tls::{ChainError, PeerError};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time};
 
 use super::Outbound;
 use crate::{
-    entropy,
+    entropy, inbound,
     inner::Within,
+    local::{Call, Pipe},
+    pod::Pod,
     session::{App, dial},
     telemetry::{Flag, Outcome, Reason},
 };
@@ -25,6 +27,8 @@ pub(super) enum Far {
     Tunnel(Stream),
     /// The stream goes first.
     Inner(Stream, Within),
+    /// Within this process, to a pod that has proven as much as it would have on the wire.
+    Local(Pipe, Identity),
 }
 
 impl Far {
@@ -32,6 +36,7 @@ impl Far {
     pub(super) fn proven(&self) -> Option<Identity> {
         match self {
             Self::Tcp(_) => None,
+            Self::Local(_, identity) => Some(identity.clone()),
             Self::Tunnel(stream) | Self::Inner(stream, _) => stream.peer().cloned().and_then(|peer| Identity::try_from(peer).ok()),
         }
     }
@@ -50,7 +55,10 @@ pub(super) struct Failure {
 
 impl Outbound {
     /// What `app` says before the answer goes along; where there is none, or a refusal, it is as if it had not been read.
-    pub(super) async fn open(&self, source: &Workload, plan: &Plan, app: &mut App) -> Result<Far, Failure> {
+    pub(super) async fn open(&self, source: &Workload, plan: &Plan, beside: Option<Arc<Pod>>, app: &mut App) -> Result<Far, Failure> {
+        if let (Some(pod), Plan::Tunnel(tunnel)) = (beside, plan) {
+            return self.call(source, tunnel, pod).await;
+        }
         match plan {
             Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
                 dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
@@ -63,6 +71,26 @@ impl Outbound {
                 }
                 Some(inner) => self.open_within(source, tunnel, inner, app).await,
             },
+        }
+    }
+
+    /// Asks a pod's inbound half within this process.
+    async fn call(&self, source: &Workload, tunnel: &Tunnel, pod: Arc<Pod>) -> Result<Far, Failure> {
+        let (peer, identity) = (tunnel.peer, pod.identity.clone());
+        let headers = self.headers(source, tunnel.service.as_ref());
+        let (call, answer) = Call::new(tunnel.authority.clone(), headers, self.pod.identity.clone(), self.peer, peer);
+        inbound::serve_call(self.node.clone(), pod, self.home.clone(), call);
+        let limit = self.node.config.connect_timeout * 2;
+        match time::timeout(limit, answer).await {
+            Ok(Ok(Ok(pipe))) => Ok(Far::Local(pipe, identity)),
+            Ok(Ok(Err(status))) => Err(Failure::tunnel(&ConnectError::Refused { peer, status })),
+            // It was dropped without an answer, as a stream is that its tunnel takes along.
+            Ok(Err(_)) => Err(Failure::tunnel(&ConnectError::Closed)),
+            Err(_) => Err(Failure::tunnel(&ConnectError::Timeout {
+                peer,
+                phase: Phase::Answer,
+                limit,
+            })),
         }
     }
 

@@ -51,6 +51,8 @@ pub(crate) struct Ends {
     /// Whether a waypoint is on the way.
     pub(crate) waypoint: bool,
     pub(crate) mutual_tls: bool,
+    /// Whether it is carried within this process.
+    pub(crate) local: bool,
     /// Endpoints that were tried before this one and could not be reached.
     pub(crate) retries: usize,
     /// Endpoints of the service that were passed over, as others could not reach them a moment ago.

@@ -87,6 +87,11 @@ impl Account {
         self
     }
 
+    /// Whether it is carried within this process.
+    pub(crate) fn is_local(&mut self, local: bool) {
+        self.ends.local = local;
+    }
+
     /// The other end has proven who it is.
     pub(crate) fn proven(&mut self, identity: Option<Identity>) {
         self.ends.destination_identity = identity;
@@ -172,6 +177,7 @@ impl Account {
                     dst.cluster = destination.map(|w| &*w.cluster),
                     direction = ends.direction.as_str(),
                     waypoint = ends.waypoint,
+                    transport = ends.local.then_some("local"),
                     retries = (ends.retries > 0).then_some(ends.retries),
                     avoided = (ends.avoided > 0).then_some(ends.avoided),
                     bytes_sent = sent,

@@ -11,13 +11,15 @@ use std::{
 };
 
 use ambient_control::{
+    Batch, BoxFuture, Change, Source,
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
 };
+use ambient_core::{TunnelProtocol, Workload, mesh::Update};
 use ambient_node::{AnnounceInDirectory, Config, Ground, Node, telemetry::log};
 use ambient_testkit::{End, Namespace, World, harness::Outcome, link};
 use ipnet::IpNet;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// The most that anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -196,6 +198,7 @@ pub(crate) struct Mesh {
     pub(crate) c: Place,
     manifests: PathBuf,
     pub(crate) ca: PathBuf,
+    more: mpsc::UnboundedSender<Vec<Update>>,
     running: Option<Running>,
     _log: log::Flush,
 }
@@ -226,7 +229,9 @@ impl Mesh {
             join(&node, &place)?;
             Ok(place)
         };
+        let (more, told) = mpsc::unbounded_channel();
         let mut mesh = Self {
+            more,
             a: place("a", "10.0.0.2", "fd00::2")?,
             b: place("b", "10.0.0.3", "fd00::3")?,
             c: place("c", "10.0.0.4", "fd00::4")?,
@@ -256,7 +261,9 @@ impl Mesh {
                     .enable_all()
                     .build()
                     .map_err(|e| e.to_string())?;
-                runtime.block_on(serve(config, &manifests, &ca, stopped)).map_err(|e| e.to_string())
+                runtime
+                    .block_on(serve(config, &manifests, &ca, told, stopped))
+                    .map_err(|e| e.to_string())
             });
             ran.map_err(|e| e.to_string())?
         });
@@ -270,6 +277,23 @@ impl Mesh {
         let whole = self.manifests.join(format!("{name}.new"));
         fs::write(&whole, text).unwrap();
         fs::rename(whole, self.manifests.join(format!("{name}.yaml"))).unwrap();
+    }
+
+    /// Tells the node what no manifest says, after all that manifests have said.
+    pub(crate) fn tell(&self, updates: Vec<Update>) {
+        self.more.send(updates).unwrap();
+    }
+
+    /// The workload that a captured pod is, to be told otherwise.
+    pub(crate) fn workload(name: &str, place: &Place) -> Workload {
+        let mut workload = Workload::new(&format!("Kubernetes//Pod/{LABELLED}/{name}"), LABELLED, name);
+        workload.pod = Some(format!("uid-of-{name}").into());
+        workload.addresses = vec![place.v4, place.v6];
+        workload.service_account = name.into();
+        workload.node = NODE.into();
+        workload.ambient = true;
+        workload.tunnel = TunnelProtocol::Hbone;
+        workload
     }
 
     pub(crate) fn delete(&self, name: &str) {
@@ -385,7 +409,13 @@ impl Stopping {
     }
 }
 
-async fn serve(config: Config, manifests: &Path, ca: &Path, stopped: oneshot::Receiver<()>) -> Outcome {
+async fn serve(
+    config: Config,
+    manifests: &Path,
+    ca: &Path,
+    more: mpsc::UnboundedReceiver<Vec<Update>>,
+    stopped: oneshot::Receiver<()>,
+) -> Outcome {
     let issuer = DirectoryCa::open(ca, config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
     let status = Status::open(manifests, NODE)?;
     let source = Manifests::open(manifests::Config {
@@ -396,7 +426,7 @@ async fn serve(config: Config, manifests: &Path, ca: &Path, stopped: oneshot::Re
     let announce = AnnounceInDirectory::new(status);
     let node = Node::start(
         Ground::prepare(config).await?,
-        Box::new(source),
+        Box::new(Both { manifests: source, more }),
         Arc::new(issuer),
         Arc::new(announce),
     )
@@ -405,6 +435,27 @@ async fn serve(config: Config, manifests: &Path, ca: &Path, stopped: oneshot::Re
         let _ = stopped.await;
     };
     Ok(node.run(stop).await?)
+}
+
+/// What manifests say, and what a test says besides.
+struct Both {
+    manifests: Manifests,
+    more: mpsc::UnboundedReceiver<Vec<Update>>,
+}
+
+impl Source for Both {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(async move {
+            tokio::select! {
+                batch = self.manifests.next() => batch,
+                Some(updates) = self.more.recv() => Some(Batch {
+                    changes: updates.into_iter().map(Change::Mesh).collect(),
+                    synced: true,
+                    ..Batch::default()
+                }),
+            }
+        })
+    }
 }
 
 /// Joins a place to the node by a wire, and lets it reach everything through the node.

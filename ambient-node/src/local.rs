@@ -1,0 +1,221 @@
+//! Connections between two pods of this node that are carried within this process, where [`Config::local_shortcut`] has it so.
+//!
+//! It is the inbound half that is asked, with the source's identity in the place of a tunnel's: nothing is decided here. What
+//! a handshake would have looked at is looked at; where it would fail the connection goes by the wire, and fails there.
+//!
+//! [`Config::local_shortcut`]: crate::Config::local_shortcut
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ambient_core::{Authority, Credential, Credentials as _, Identity, PodUid, ports, route};
+use ambient_tls::{Accepted, Configs, Role, Trust, Verifier};
+use http::{HeaderMap, StatusCode};
+use tokio::sync::oneshot;
+
+use crate::{Shared, certificates::Certificates, pod::Pod};
+
+mod pipe;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use pipe::Pipe;
+use pipe::Ways;
+
+/// Certificates whose verification is remembered.
+const MOST_VERIFIED: usize = 1024;
+
+/// The pods that may be reached within this process, and what is carried there.
+#[derive(Debug)]
+pub(crate) struct Locals {
+    certificates: Arc<Certificates>,
+    configs: Arc<Configs>,
+    pods: RwLock<HashMap<PodUid, Weak<Pod>>>,
+    /// What was found in order, with the very trust and certificate that it was found with.
+    verified: Mutex<HashMap<(Identity, bool), Verified>>,
+    live: Mutex<HashMap<u64, Live>>,
+    next: AtomicU64,
+}
+
+type Verified = (Weak<Trust>, Weak<Credential>);
+
+/// A connection that is carried.
+#[derive(Debug)]
+struct Live {
+    source: Identity,
+    destination: Identity,
+    ways: Weak<Ways>,
+}
+
+impl Locals {
+    /// Nothing yet; certificates are those of a node, and what is read of trust is shared with its handshakes.
+    pub(crate) fn new(certificates: Arc<Certificates>, configs: Arc<Configs>) -> Self {
+        Self {
+            certificates,
+            configs,
+            pods: RwLock::default(),
+            verified: Mutex::default(),
+            live: Mutex::default(),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// A pod that is served from now on. One that is no longer is dropped, and found no more.
+    pub(crate) fn add(&self, pod: &Arc<Pod>) {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        pods.retain(|_, pod| pod.strong_count() > 0);
+        pods.insert(pod.spec.uid.clone(), Arc::downgrade(pod));
+    }
+
+    /// The pod that a tunnel would end at, if it is one of this node that takes connections, and if a handshake of the two would
+    /// succeed now.
+    pub(crate) fn beside(&self, node: &Shared, source: &Pod, tunnel: &route::Tunnel) -> Option<Arc<Pod>> {
+        if !node.config.local_shortcut || tunnel.inner.is_some() || tunnel.peer.port() != ports::HBONE {
+            return None;
+        }
+        let uid = tunnel.destination.pod.as_ref()?;
+        let pod = self.pods.read().unwrap_or_else(PoisonError::into_inner).get(uid)?.upgrade()?;
+        let in_order = pod.serves()
+            && tunnel.accepted.contains(&pod.identity)
+            && self.is_in_order(&source.identity, Role::Client)
+            && self.is_in_order(&pod.identity, Role::Server);
+        in_order.then_some(pod)
+    }
+
+    /// Whether an identity has a certificate that the other end of a handshake would accept now.
+    fn is_in_order(&self, identity: &Identity, role: Role) -> bool {
+        let Some(credential) = self.certificates.credential(identity) else {
+            return false;
+        };
+        let trust = self.configs.trust(&self.certificates.trust());
+        let key = (identity.clone(), role == Role::Client);
+        let known = self.verified().get(&key).is_some_and(|(of_trust, of)| {
+            std::ptr::eq(of_trust.as_ptr(), Arc::as_ptr(&trust)) && std::ptr::eq(of.as_ptr(), Arc::as_ptr(&credential))
+        });
+        if known {
+            return true;
+        }
+        let chain: Vec<_> = credential.chain.iter().map(|der| der.as_slice().into()).collect();
+        let verifier = Verifier::new(&trust, Accepted::any_of([identity.clone()]));
+        if let Err(error) = verifier.verify(&chain, role) {
+            tracing::debug!(%identity, %error, "a connection to a pod of this node goes by the wire: its certificate is not in order");
+            return false;
+        }
+        let mut verified = self.verified();
+        if verified.len() >= MOST_VERIFIED {
+            verified.clear();
+        }
+        verified.insert(key, (Arc::downgrade(&trust), Arc::downgrade(&credential)));
+        true
+    }
+
+    fn verified(&self) -> MutexGuard<'_, HashMap<(Identity, bool), Verified>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Both ends of a connection, to be cut when one of the two is revoked.
+    fn join(self: &Arc<Self>, source: &Identity, destination: &Identity) -> (Pipe, Pipe, Joined) {
+        let (near, far) = pipe::pair();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let live = Live {
+            source: source.clone(),
+            destination: destination.clone(),
+            ways: far.ways(),
+        };
+        self.live().insert(id, live);
+        let joined = Joined { of: self.clone(), id };
+        (near, far, joined)
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<u64, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks again at who speaks, after the trust has changed: ends what somebody speaks in who is revoked. Gives how many it
+    /// ended.
+    pub(crate) fn recheck(&self) -> usize {
+        // Asked for each identity once, however many connections it has.
+        let mut revoked: HashMap<Identity, bool> = HashMap::new();
+        let trust = self.configs.trust(&self.certificates.trust());
+        let mut is_revoked = |identity: &Identity| {
+            *revoked.entry(identity.clone()).or_insert_with(|| {
+                let Some(credential) = self.certificates.credential(identity) else {
+                    return false;
+                };
+                let chain: Vec<_> = credential.chain.iter().map(|der| der.as_slice().into()).collect();
+                let peer = trust.peer(&chain);
+                peer.is_ok_and(|peer| trust.check_revocation(&peer).is_err())
+            })
+        };
+        let live = self.live();
+        let ended = live
+            .values()
+            .filter(|live| is_revoked(&live.source) || is_revoked(&live.destination));
+        let ended: Vec<_> = ended.filter_map(|live| live.ways.upgrade()).collect();
+        drop(live);
+        ended.iter().for_each(|ways| ways.cut("peer certificate revoked by CRL"));
+        ended.len()
+    }
+}
+
+/// Takes the connection off the list when dropped.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    of: Arc<Locals>,
+    id: u64,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.of.live().remove(&self.id);
+    }
+}
+
+/// What a CONNECT is on the wire, from within this process.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) authority: Authority,
+    pub(crate) headers: HeaderMap,
+    /// Who speaks.
+    pub(crate) source: Identity,
+    /// The address that it speaks from, and the one that it speaks to.
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    answer: oneshot::Sender<Result<Pipe, StatusCode>>,
+}
+
+/// What comes of a [`Call`].
+pub(crate) type Answer = oneshot::Receiver<Result<Pipe, StatusCode>>;
+
+impl Call {
+    pub(crate) fn new(authority: Authority, headers: HeaderMap, source: Identity, from: SocketAddr, to: SocketAddr) -> (Self, Answer) {
+        let (answer, answered) = oneshot::channel();
+        let call = Self {
+            authority,
+            headers,
+            source,
+            from,
+            to,
+            answer,
+        };
+        (call, answered)
+    }
+
+    /// Takes it; `None` if the caller went away.
+    pub(crate) fn accept(self, locals: &Arc<Locals>, destination: &Identity) -> Option<(Pipe, Joined)> {
+        let (near, far, joined) = locals.join(&self.source, destination);
+        self.answer.send(Ok(near)).ok()?;
+        Some((far, joined))
+    }
+
+    pub(crate) fn refuse(self, status: StatusCode) {
+        // A caller that went away need not know.
+        let _ = self.answer.send(Err(status));
+    }
+}

@@ -1,0 +1,217 @@
+//! What the state of a mesh costs: taken in from nothing, one endpoint changed, looked up, routed, and in memory; in meshes of
+//! 1,000, 10,000 and 100,000 workloads with a service to every ten.
+
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ambient_core::{
+    GatewayAddress, GatewayTarget, Health, Membership, Mesh, NamespacedHostname, NetworkAddress, Service, ServicePort, TunnelProtocol,
+    Workload, WorkloadKind,
+    mesh::{Sharing, Update},
+    route::{self, Hints, Outbound},
+};
+use ambient_testkit::allocations::{self, Counting};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
+const OF_ONE_SERVICE: usize = 10;
+/// Endpoints of the one very large service.
+const LARGE: usize = 10_000;
+
+/// As a control plane tells it: no text is shared.
+fn workload(n: usize) -> Workload {
+    let service = n / OF_ONE_SERVICE;
+    let namespace = format!("namespace-{}", service % 200);
+    let name = format!("application-{service}-6c9f7d9b8-{n:05x}");
+    let mut workload = Workload::new(&format!("Kubernetes//Pod/{namespace}/{name}"), &namespace, &name);
+    workload.pod = Some(format!("0f3f5a2e-8a1d-4a2b-9c3d-{n:012x}").into());
+    workload.addresses = vec![pod_ip(n)];
+    workload.service_account = format!("application-{service}").into();
+    workload.node = format!("node-{}", n % 1000).into();
+    workload.cluster = "Kubernetes".into();
+    workload.tunnel = TunnelProtocol::Hbone;
+    workload.kind = WorkloadKind::Deployment;
+    workload.workload_name = format!("application-{service}").into();
+    workload.canonical_name = format!("application-{service}").into();
+    workload.canonical_revision = "v1".into();
+    workload.locality = ["region-1".into(), format!("zone-{}", n % 3).into(), "".into()];
+    workload.services = vec![Membership {
+        service: name_of(service),
+        ports: [(80, 8080)].into_iter().collect(),
+    }];
+    if service.is_multiple_of(10) {
+        workload.waypoint = Some(GatewayAddress {
+            target: GatewayTarget::Hostname(NamespacedHostname::new(
+                &namespace,
+                &format!("waypoint.{namespace}.svc.cluster.local"),
+            )),
+            hbone_port: 15008,
+        });
+    }
+    workload
+}
+
+fn service(n: usize) -> Service {
+    let name = name_of(n);
+    let mut service = Service::new(&name.namespace, &name.hostname);
+    service.vips = vec![NetworkAddress::local(vip(n))];
+    service.ports = vec![ServicePort { port: 80, target: 8080 }];
+    service
+}
+
+fn name_of(service: usize) -> NamespacedHostname {
+    let namespace = format!("namespace-{}", service % 200);
+    NamespacedHostname::new(&namespace, &format!("application-{service}.{namespace}.svc.cluster.local"))
+}
+
+fn pod_ip(n: usize) -> IpAddr {
+    Ipv4Addr::from_bits(0x0a00_0000 + n as u32).into()
+}
+
+fn vip(n: usize) -> IpAddr {
+    Ipv4Addr::from_bits(0xac10_0000 + n as u32).into()
+}
+
+fn updates(size: usize) -> Vec<Update> {
+    let services = (0..size / OF_ONE_SERVICE).map(|n| Update::Service(service(n).into()));
+    services.chain((0..size).map(|n| Update::Workload(workload(n).into()))).collect()
+}
+
+fn mesh(size: usize) -> (Mesh, Sharing) {
+    let mut sharing = Sharing::default();
+    let mesh = Mesh::default().apply(updates(size).into_iter().map(|update| sharing.share(update)));
+    (mesh, sharing)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
+fn all_at_once(_: &mut Criterion) {
+    for size in SIZES {
+        let before = allocations::held();
+        let updates = updates(size);
+        let told = allocations::held() - before;
+        allocations::forget_peak();
+        let start = Instant::now();
+        let mut sharing = Sharing::default();
+        let mesh = Mesh::default().apply(updates.into_iter().map(|update| sharing.share(update)));
+        let took = start.elapsed();
+        let (settled, peak) = (allocations::held() - before, allocations::peak() - before);
+        println!(
+            "apply/{size}: {took:.2?}; told {} KiB, at the peak {} KiB, settled {} KiB",
+            told >> 10,
+            peak >> 10,
+            settled >> 10
+        );
+        drop((mesh, sharing));
+    }
+}
+
+/// One workload turns unhealthy and healthy again, until its snapshot can be asked; the one before is let go.
+fn one_endpoint(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("change");
+    group.measurement_time(Duration::from_secs(2));
+    for size in SIZES {
+        let (mut mesh, mut sharing) = mesh(size);
+        let mut n = 0;
+        group.bench_function(format!("endpoint/{size}"), |bench| {
+            bench.iter_batched(
+                || turned(workload((n * 7919) % size), &mut n),
+                |update| mesh = mesh.apply([sharing.share(update)]),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    let large = |n: usize| {
+        let mut workload = workload(n);
+        workload.services[0].service = name_of(0);
+        workload
+    };
+    let all = (0..LARGE).map(|n| Update::Workload(large(n).into()));
+    let mut mesh = Mesh::default().apply(all.chain([Update::Service(service(0).into())]));
+    let mut n = 0;
+    group.bench_function(format!("endpoint_of_{LARGE}"), |bench| {
+        bench.iter_batched(
+            || turned(large((n * 7919) % LARGE), &mut n),
+            |update| mesh = mesh.apply([update]),
+            BatchSize::PerIteration,
+        );
+    });
+}
+
+fn turned(mut workload: Workload, n: &mut usize) -> Update {
+    *n += 1;
+    workload.health = if n.is_multiple_of(2) { Health::Healthy } else { Health::Unhealthy };
+    Update::Workload(Arc::new(workload))
+}
+
+fn look_up(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("look_up");
+    group.measurement_time(Duration::from_secs(2));
+    for size in SIZES {
+        let (mesh, _sharing) = mesh(size);
+        let step = |n: &mut usize| {
+            *n = (*n + 7919) % size;
+            *n
+        };
+        let mut n = 0;
+        let addresses: Vec<_> = (0..size).map(|n| NetworkAddress::local(pod_ip(n))).collect();
+        group.bench_function(format!("address/{size}"), |bench| {
+            bench.iter(|| black_box(mesh.workload_by_address(&addresses[step(&mut n)]).is_some()));
+        });
+        let vips: Vec<_> = (0..size).map(|n| NetworkAddress::local(vip(n / OF_ONE_SERVICE))).collect();
+        group.bench_function(format!("vip/{size}"), |bench| {
+            bench.iter(|| black_box(mesh.service_by_vip(&vips[step(&mut n)], "namespace-1").is_some()));
+        });
+        let names: Vec<_> = (0..size).map(|n| name_of(n / OF_ONE_SERVICE)).collect();
+        group.bench_function(format!("hostname/{size}"), |bench| {
+            bench.iter(|| black_box(mesh.service_by_hostname(&names[step(&mut n)].hostname, "namespace-1").is_some()));
+        });
+        let uids: Vec<_> = (0..size).map(|n| workload(n).uid).collect();
+        group.bench_function(format!("uid/{size}"), |bench| {
+            bench.iter(|| black_box(mesh.workload(&uids[step(&mut n)]).is_some()));
+        });
+    }
+}
+
+/// From a connection to a service's address to the plan of its tunnel.
+fn routes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("route");
+    group.measurement_time(Duration::from_secs(2));
+    let mut route = |name: String, mesh: &Mesh, services: usize| {
+        let source = workload(0);
+        let mut n = 0_usize;
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                n = n.wrapping_add(7919);
+                let asked = Outbound {
+                    source: &source,
+                    destination: SocketAddr::new(vip(n % services), 80),
+                };
+                let hints = Hints {
+                    draw: n as u64,
+                    ..Hints::default()
+                };
+                black_box(route::outbound(mesh, &asked, &hints))
+            });
+        });
+    };
+    for size in SIZES {
+        route(format!("service/{size}"), &mesh(size).0, size / OF_ONE_SERVICE);
+    }
+    let all = (0..LARGE).map(|n| {
+        let mut workload = workload(n);
+        workload.services[0].service = name_of(0);
+        Update::Workload(workload.into())
+    });
+    let large = Mesh::default().apply(all.chain([Update::Service(service(0).into())]));
+    route(format!("service_of_{LARGE}"), &large, 1);
+}
+
+criterion_group!(benches, all_at_once, one_endpoint, look_up, routes);
+criterion_main!(benches);
