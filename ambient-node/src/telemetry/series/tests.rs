@@ -19,6 +19,7 @@ fn ends(source: &Arc<Workload>, destination: &Arc<Workload>) -> Ends {
         destination_identity: None,
         waypoint: false,
         mutual_tls: true,
+        local: false,
         retries: 0,
         avoided: 0,
     }
