@@ -126,8 +126,9 @@ impl fmt::Display for DryRun {
 /// that the workload lists and that has not come ([`Policies::missing`] says whom it refuses); it passes if no ALLOW policy applies, or any of them matches; else
 /// it is refused. Of several policies that would decide the same it names the first by key, always the same.
 ///
-/// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one, and where
-/// a peer of many names is not resolved against these policies.
+/// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one, where a
+/// peer of many names is not resolved against these policies, and for a workload that lists more than 2,048 policies.
+/// What a workload lists is looked up key by key, so a decision on its connections takes as much longer.
 pub fn decide(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
     judge(policies, workload, conn, false)
 }
@@ -187,6 +188,21 @@ struct Found<'a> {
 }
 
 fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(Question<'_>) -> T) -> T {
+    // What is listed is looked up once; most workloads list a few.
+    match workload.policies.len() {
+        few if few <= FEW_LISTED => question(policies, workload, conn, &mut [0; FEW_LISTED], answer),
+        many if many <= MANY_LISTED => with_many_listed(policies, workload, conn, answer),
+        more => question(policies, workload, conn, &mut vec![0; more], answer),
+    }
+}
+
+#[inline(never)] // its stack is large
+fn with_many_listed<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(Question<'_>) -> T) -> T {
+    question(policies, workload, conn, &mut [0; MANY_LISTED], answer)
+}
+
+/// Asks with room for as many numbers as the workload lists policies.
+fn question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, room: &mut [u32], answer: impl FnOnce(Question<'_>) -> T) -> T {
     let (index, terms) = (policies.index(), &policies.index().terms);
     let fresh;
     let peer = if policies.knows(conn.peer) {
@@ -197,13 +213,14 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
     };
     let port = conn.destination.port();
     let place = terms.place(&workload.namespace);
-    let again = |call: &mut dyn FnMut(u32)| {
-        let known = workload.policies.iter().filter_map(|key| policies.known(key));
-        known.filter_map(Known::in_force).for_each(call);
-    };
-    let mut listed = Listed::new(&workload.policies, &again);
     let places = [Some(&*terms.mesh), place.and_then(|place| terms.places.value(place))];
-    let applies = Applies::new(policies, &workload.policies, places, |number| listed.push(number));
+    let mut listed = 0;
+    let applies = Applies::new(policies, &workload.policies, places, |number| {
+        if let Some(place) = room.get_mut(listed) {
+            *place = number;
+            listed += 1;
+        }
+    });
     let asked = Asked {
         index,
         names: peer.names(),
@@ -211,7 +228,7 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
         destination: Address::new(conn.destination.ip(), &terms.destinations),
         port: terms.ports.number(&port),
         place,
-        listed,
+        listed: Listed::new(&room[..listed]),
         last_rule: Cell::new(None),
         words_left: Cell::new(0),
     };
@@ -222,6 +239,11 @@ fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, a
         asked,
     })
 }
+
+/// A workload lists some policies.
+const FEW_LISTED: usize = 16;
+/// Room for these is 8 KiB of a stack.
+const MANY_LISTED: usize = 2048;
 
 impl Question<'_> {
     fn enforced(&self) -> Verdict<'_> {

@@ -4,7 +4,12 @@
 //! be. A row is filed under the values of one of its groups, the one that the fewest rows ask for; a decision looks up
 //! the values that its connection has, and finds the rows filed there: few, since a connection has few values, and
 //! those that many rows share are seldom filed under. Where it finds many all the same, it goes over bitmaps of all
-//! that the values are asked for by (`blocks`), so that its cost is bounded by the rows' number divided by 64.
+//! that the values are asked for by (`blocks`), so that its cost is bounded by the rows' number divided by 64, for each
+//! list of a match: values that lie one in the other share a bitmap (`sums`).
+//!
+//! A rule with several clauses is multiplied out into rows where they are few and ask about different fields. Else each
+//! match of each clause is a row, side by side in one block: one of the clauses finds the rule, and bitmaps tell of a
+//! block at once which of its rules hold (`clauses`).
 //!
 //! Where a policy applies is one more group: its namespace, or its own name, which a workload lists.
 //!

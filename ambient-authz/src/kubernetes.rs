@@ -58,6 +58,10 @@ pub struct Settings {
     /// Whether policies with the annotation `istio.io/dry-run: "true"` are read, to be told and not enforced; else they
     /// are left out. On by default; off in istiod's default.
     pub dry_run: bool,
+    /// The revision of the control plane whose place this takes: of resources that are labelled with one (`istio.io/rev`)
+    /// only those of this revision count, as istiod has it; see [`Settings::concerns`]. None by default: then all count,
+    /// as they do for an istiod without a revision.
+    pub revision: Option<Arc<str>>,
     /// Read as istiod does: values that cannot be read are dropped one by one, trust domains are ignored, attributes of
     /// HTTP vanish from DENY rules, `selector: {}` selects nothing, and trust domains have no other names.
     pub istio_exact: bool,
@@ -71,6 +75,26 @@ impl Settings {
             dry_run: false,
             istio_exact: true,
             ..Self::default()
+        }
+    }
+
+    /// Whether a resource counts: unless it is labelled with another revision than [`Settings::revision`].
+    ///
+    /// [`read`] and [`Resources`] leave the others out. Whoever calls [`peer_authentication::read`] or
+    /// [`ReadError::of_shape`] asks first.
+    pub fn concerns(&self, metadata: &Metadata) -> bool {
+        let labelled = metadata.labels.as_ref().and_then(|labels| labels.get(REVISION));
+        match (labelled, self.revision.as_deref().filter(|own| !own.is_empty())) {
+            (Some(labelled), Some(own)) => labelled == own,
+            _ => true,
+        }
+    }
+
+    fn other_revision(&self) -> Warning {
+        let own = self.revision.as_deref().unwrap_or_default();
+        Warning {
+            path: format!("metadata.labels[{REVISION}]"),
+            text: format!("it is for a control plane of another revision than {own:?}, and has no effect here"),
         }
     }
 
@@ -94,6 +118,7 @@ impl Default for Settings {
             trust_domain_aliases: Vec::new(),
             cluster_local: true,
             dry_run: true,
+            revision: None,
             istio_exact: false,
         }
     }
@@ -272,6 +297,8 @@ fn labelled<'a>(selector: Option<&'a Selector>, settings: &Settings) -> Result<O
     }
     Ok(Some(selector).filter(|s| !s.match_labels.is_empty()))
 }
+
+const REVISION: &str = "istio.io/rev";
 
 /// Labels of a workload.
 pub type Labels = BTreeMap<String, String>;

@@ -215,7 +215,7 @@ mod tests {
             destination: Address::new([10, 0, 0, 2].into(), &terms.destinations),
             port: terms.ports.number(&80),
             place: None,
-            listed: Listed::new(&[], &|_| {}),
+            listed: Listed::new(&[]),
             last_rule: Cell::new(None),
             words_left: Cell::new(0),
         };

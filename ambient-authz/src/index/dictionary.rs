@@ -27,9 +27,9 @@ pub(crate) trait Value: Clone + Eq {
     /// Equal values have equal hashes. What is looked up often hashes well in all bits.
     fn hash(&self) -> u64;
 
-    /// The same to keep: near to what else is kept, where it is not in one piece.
-    fn to_keep(&self) -> Self {
-        self.clone()
+    /// What a number tells of its value without the value's being read.
+    fn tag(&self) -> u8 {
+        0
     }
 }
 
@@ -37,6 +37,7 @@ pub(crate) trait Value: Clone + Eq {
 #[derive(Clone, Debug)]
 pub(crate) struct Dictionary<V> {
     items: Slots<Item<V>>,
+    uses: Uses,
     filed: Table,
     /// Pieces of pieces: a change copies one of each.
     buckets: Arc<[Arc<[Bucket]>]>,
@@ -48,8 +49,31 @@ type Bucket = Arc<[(u32, u32)]>;
 #[derive(Clone, Debug)]
 struct Item<V> {
     value: V,
-    uses: u32,
     lists: Lists,
+}
+
+/// How often each value is used, apart from the values: so small that what is used often is at hand.
+#[derive(Clone, Debug, Default)]
+struct Uses(Vec<Arc<[Use; USES]>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    count: u32,
+    tag: u8,
+}
+
+impl Uses {
+    fn at(&self, number: u32) -> Option<Use> {
+        self.0.get(number as usize / USES).map(|uses| uses[number as usize % USES])
+    }
+
+    fn at_mut(&mut self, number: u32) -> &mut Use {
+        let (chunk, place) = (number as usize / USES, number as usize % USES);
+        if self.0.len() <= chunk {
+            self.0.resize_with(chunk + 1, || Arc::new([Use::default(); USES]));
+        }
+        &mut Arc::make_mut(&mut self.0[chunk])[place]
+    }
 }
 
 impl<V> Default for Dictionary<V> {
@@ -57,6 +81,7 @@ impl<V> Default for Dictionary<V> {
         let piece: Arc<[Bucket]> = std::iter::repeat_n(Bucket::from([]), PIECES).collect();
         Self {
             items: Slots::default(),
+            uses: Uses::default(),
             filed: Table::default(),
             buckets: std::iter::repeat_n(piece, PIECES).collect(),
         }
@@ -78,6 +103,34 @@ impl<V: Value> Dictionary<V> {
             .find(|number| self.value(*number).is_some_and(&is))
     }
 
+    /// The same for many at once, each step for all of them before the next: so what one step reads for one need not wait
+    /// for what it reads for another, where all of it comes from memory.
+    pub(crate) fn find_all(&self, hashes: &[u64], is: impl Fn(usize, &V) -> bool) -> Vec<Option<u32>> {
+        let candidate = |hash: &u64| {
+            let (piece, bucket, part) = split(*hash);
+            self.buckets[piece][bucket]
+                .iter()
+                .find(|(other, _)| *other == part)
+                .map(|(_, number)| *number)
+        };
+        let candidates: Vec<_> = hashes.iter().map(candidate).collect();
+        let values: Vec<_> = candidates
+            .iter()
+            .map(|number| number.and_then(|number| self.value(number)))
+            .collect();
+        let found = values
+            .iter()
+            .enumerate()
+            .map(|(at, value)| value.is_some_and(|value| is(at, value)));
+        let found: Vec<_> = found.collect();
+        let all = candidates.iter().zip(hashes).zip(found).enumerate();
+        all.map(|(at, ((number, hash), is_it))| match number {
+            Some(_) if !is_it => self.find(*hash, |value| is(at, value)),
+            _ => *number,
+        })
+        .collect()
+    }
+
     pub(crate) fn value(&self, number: u32) -> Option<&V> {
         self.items.at(number).map(|item| &item.value)
     }
@@ -86,11 +139,14 @@ impl<V: Value> Dictionary<V> {
         self.items.at_mut(number).map(|item| &mut item.value)
     }
 
-    /// How many rows ask for a value, more or less: what is about to be filed is counted by its uses.
+    /// How many rows ask for a value, more or less: how often it is used.
     pub(crate) fn weight(&self, number: u32) -> usize {
-        let Some(item) = self.items.at(number) else { return 0 };
-        let asked = self.filed(number).map_or(0, Filed::len) + item.lists.others.len();
-        asked.max(item.uses as usize)
+        self.uses.at(number).map_or(0, |of| of.count as usize)
+    }
+
+    /// The tag of a value that is used.
+    pub(crate) fn tag(&self, number: u32) -> Option<u8> {
+        self.uses.at(number).filter(|of| of.count > 0).map(|of| of.tag)
     }
 
     /// The rows that are looked for by a value.
@@ -120,18 +176,22 @@ impl<V: Value> Dictionary<V> {
 
     /// Uses a value once more; gives its number, and whether it is new.
     pub(crate) fn take(&mut self, value: &V) -> (u32, bool) {
-        let hash = value.hash();
-        if let Some(number) = self.find(hash, |other| other == value) {
-            if let Some(item) = self.items.at_mut(number) {
-                item.uses += 1;
-            }
+        self.take_by(value.hash(), |other| other == value, || value.clone())
+    }
+
+    /// The same of the value that has a hash and is the one.
+    pub(crate) fn take_by(&mut self, hash: u64, is: impl Fn(&V) -> bool, make: impl FnOnce() -> V) -> (u32, bool) {
+        if let Some(number) = self.find(hash, is) {
+            self.use_again(number);
             return (number, false);
         }
+        let value = make();
+        let tag = value.tag();
         let number = self.items.insert(Item {
-            value: value.to_keep(),
-            uses: 1,
+            value,
             lists: Lists::default(),
         });
+        *self.uses.at_mut(number) = Use { count: 1, tag };
         let (_, _, part) = split(hash);
         let bucket = self.bucket(hash);
         *bucket = bucket.iter().copied().chain([(part, number)]).collect();
@@ -140,16 +200,14 @@ impl<V: Value> Dictionary<V> {
 
     /// Uses a value once more that is used already.
     pub(crate) fn use_again(&mut self, number: u32) {
-        if let Some(item) = self.items.at_mut(number) {
-            item.uses += 1;
-        }
+        self.uses.at_mut(number).count += 1;
     }
 
     /// Uses a value once less; gives it when nothing uses it any more.
     pub(crate) fn release(&mut self, number: u32) -> Option<V> {
-        let item = self.items.at_mut(number)?;
-        item.uses -= 1;
-        if item.uses > 0 {
+        let of = self.uses.at_mut(number);
+        of.count = of.count.checked_sub(1)?;
+        if of.count > 0 {
             return None;
         }
         let value = self.items.remove(number)?.value;
@@ -196,6 +254,16 @@ impl Rolling {
     }
 }
 
+/// The hash of a text of which no part is asked for: eight bytes a step.
+pub(crate) fn whole(text: &[u8]) -> u64 {
+    let (eights, rest) = text.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let step = |hash: u64, bytes: &[u8; 8]| (hash.rotate_left(29) ^ u64::from_le_bytes(*bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let hash = eights.iter().fold(text.len() as u64, step);
+    mix(step(hash, &last))
+}
+
 /// Spreads what differs anywhere over all bits.
 pub(crate) fn mix(bits: u64) -> u64 {
     let bits = (bits ^ bits >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -204,5 +272,7 @@ pub(crate) fn mix(bits: u64) -> u64 {
 }
 
 static NO_ROWS: Filed = Filed::NONE;
+/// A change copies 512 bytes, and each snapshot a pointer for so many values.
+const USES: usize = 64;
 /// Of a million values a bucket has some 244.
 const PIECES: usize = 64;

@@ -10,7 +10,7 @@ use ambient_core::Identity;
 use super::{
     dictionary::{Dictionary, Rolling},
     sums::Sums,
-    value::{Name, TextField, account, exact, prefix, presence, suffix},
+    value::{Name, NameOf, TextField, account, exact, prefix, presence, suffix},
 };
 use crate::{ServiceAccount, StringMatch};
 
@@ -37,9 +37,19 @@ impl Names {
         self.version
     }
 
-    /// Uses a name once more; gives its number, and whether it is new.
-    pub(crate) fn take(&mut self, name: &Name) -> (u32, bool) {
-        let (number, new) = self.dictionary.take(name);
+    /// The numbers of some names, of those that have any.
+    pub(crate) fn find_all(&self, names: &[NameOf<'_>]) -> Vec<Option<u32>> {
+        let hashes: Vec<_> = names.iter().map(|name| name.hash()).collect();
+        self.dictionary.find_all(&hashes, |at, name| names[at].is(name))
+    }
+
+    /// Uses a name once more, which has this number if any is told; gives its number, and whether it is new.
+    pub(crate) fn take(&mut self, name: NameOf<'_>, found: Option<u32>) -> (u32, bool) {
+        if let Some(number) = found {
+            self.dictionary.use_again(number);
+            return (number, false);
+        }
+        let (number, new) = self.dictionary.take_by(name.hash(), |other| name.is(other), || name.to_keep());
         if new && let Some((lengths, length)) = self.lengths(name) {
             match lengths.binary_search_by_key(&length, |(length, _)| *length) {
                 Ok(at) => lengths[at].1 += 1,
@@ -54,7 +64,11 @@ impl Names {
         let Some(name) = self.dictionary.release(number) else {
             return false;
         };
-        if let Some((lengths, length)) = self.lengths(&name)
+        let name = match &name {
+            Name::Text(field, one) => NameOf::Text(*field, one),
+            Name::Account(one) => NameOf::Account(one),
+        };
+        if let Some((lengths, length)) = self.lengths(name)
             && let Ok(at) = lengths.binary_search_by_key(&length, |(length, _)| *length)
         {
             lengths[at].1 -= 1;
@@ -103,9 +117,8 @@ impl Names {
                 &|one| matches!(one, StringMatch::Prefix(start) if start.len() == *length && text.starts_with(&**start)),
             );
         }
-        hash = hash.bytes(text.as_bytes()[done..].iter().copied());
         note(
-            exact(field, hash),
+            exact(field, text),
             &|one| matches!(one, StringMatch::Exact(whole) if **whole == *text),
         );
         if !text.is_empty() {
@@ -124,11 +137,11 @@ impl Names {
         }
     }
 
-    fn lengths(&mut self, name: &Name) -> Option<(&mut Lengths, usize)> {
+    fn lengths(&mut self, name: NameOf<'_>) -> Option<(&mut Lengths, usize)> {
         let (field, side, length) = match name {
-            Name::Text(field, StringMatch::Prefix(text)) => (*field, 0, text.len()),
-            Name::Text(field, StringMatch::Suffix(text)) => (*field, 1, text.len()),
-            Name::Text(..) | Name::Account(_) => return None,
+            NameOf::Text(field, StringMatch::Prefix(text)) => (field, 0, text.len()),
+            NameOf::Text(field, StringMatch::Suffix(text)) => (field, 1, text.len()),
+            NameOf::Text(..) | NameOf::Account(_) => return None,
         };
         Some((Arc::make_mut(&mut self.lengths[field as usize][side]), length))
     }

@@ -10,7 +10,7 @@ use super::{
     posting::BLOCK,
     term::{Term, Word},
     terms::Terms,
-    value::{Name, TextField},
+    value::{Name, NameOf, TextField},
 };
 use crate::{Clause, Match, Rule, ServiceAccount, StringMatch};
 
@@ -90,12 +90,19 @@ pub(crate) enum Ways {
 pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Vec<(u32, Ways)>) {
     let mut words = Vec::with_capacity(rules.len() * 8);
     let mut ways = Vec::with_capacity(rules.len());
+    let mut names = Vec::with_capacity(rules.len());
+    let matches = rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
+    matches.for_each(|found| each_name(found, |name| names.push(name)));
+    let mut terms = Taking {
+        found: terms.names.find_all(&names).into_iter(),
+        terms,
+    };
     for rule in rules {
         let begin = words.len() as u32;
         words.push(rule.clauses.len() as u32);
         let mut clauses = Vec::with_capacity(rule.clauses.len());
         for clause in &rule.clauses {
-            let matches = pack_clause(terms, clause, &mut words);
+            let matches = pack_clause(&mut terms, clause, &mut words);
             // One without matches is true in any case.
             if !clause.matches.is_empty() {
                 clauses.push(matches);
@@ -106,15 +113,35 @@ pub(crate) fn pack(terms: &mut Terms, rules: &[Rule]) -> (Arc<[u32]>, Vec<(u32, 
     (words.into(), ways)
 }
 
+/// The dictionaries, and for each name that is going to be taken its number, where it had one before.
+struct Taking<'a> {
+    terms: &'a mut Terms,
+    found: std::vec::IntoIter<Option<u32>>,
+}
+
+impl Taking<'_> {
+    fn name(&mut self, name: NameOf<'_>) -> u32 {
+        let found = self.found.next().flatten();
+        self.terms.name(name, found).bits()
+    }
+}
+
+/// Calls for the names of a match, in the order in which they are packed.
+fn each_name<'a>(found: &'a Match, mut call: impl FnMut(NameOf<'a>)) {
+    for list in List::ALL {
+        list.names(found, &mut call);
+    }
+}
+
 /// The matches of a clause that can be true.
-fn pack_clause(terms: &mut Terms, clause: &Clause, words: &mut Vec<u32>) -> Vec<Way> {
+fn pack_clause(terms: &mut Taking<'_>, clause: &Clause, words: &mut Vec<u32>) -> Vec<Way> {
     words.push(clause.matches.len() as u32);
     let mut ways = Vec::with_capacity(clause.matches.len());
     ways.extend(clause.matches.iter().filter_map(|m| pack_match(terms, m, words)));
     ways
 }
 
-fn pack_match(terms: &mut Terms, found: &Match, words: &mut Vec<u32>) -> Option<Way> {
+fn pack_match(terms: &mut Taking<'_>, found: &Match, words: &mut Vec<u32>) -> Option<Way> {
     let (begin, mut lists) = (words.len(), 0);
     words.push(0);
     let mut way = Way::default();
@@ -284,24 +311,34 @@ impl List {
         self.0 % 2 == 1
     }
 
+    /// Calls for the names that a match has in it.
+    fn names<'a>(self, found: &'a Match, call: &mut impl FnMut(NameOf<'a>)) {
+        let (field, texts) = match self.0 {
+            0 => (TextField::Namespace, &found.namespaces),
+            1 => (TextField::Namespace, &found.not_namespaces),
+            2 => (TextField::Principal, &found.principals),
+            3 => (TextField::Principal, &found.not_principals),
+            4 => (TextField::TrustDomain, &found.trust_domains),
+            5 => (TextField::TrustDomain, &found.not_trust_domains),
+            6 => return found.service_accounts.iter().map(NameOf::Account).for_each(call),
+            7 => return found.not_service_accounts.iter().map(NameOf::Account).for_each(call),
+            _ => return,
+        };
+        texts.iter().map(|one| NameOf::Text(field, one)).for_each(call);
+    }
+
     /// Packs the values that a match has in it.
-    fn pack(self, terms: &mut Terms, found: &Match, words: &mut Vec<u32>) {
-        let mut texts = |field, list: &[StringMatch]| words.extend(list.iter().map(|one| terms.text(field, one).bits()));
+    fn pack(self, taking: &mut Taking<'_>, found: &Match, words: &mut Vec<u32>) {
+        self.names(found, &mut |name| words.push(taking.name(name)));
+        let terms = &mut *taking.terms;
         match self.0 {
-            0 => texts(TextField::Namespace, &found.namespaces),
-            1 => texts(TextField::Namespace, &found.not_namespaces),
-            2 => texts(TextField::Principal, &found.principals),
-            3 => texts(TextField::Principal, &found.not_principals),
-            4 => texts(TextField::TrustDomain, &found.trust_domains),
-            5 => texts(TextField::TrustDomain, &found.not_trust_domains),
-            6 => words.extend(found.service_accounts.iter().map(|one| terms.account(one).bits())),
-            7 => words.extend(found.not_service_accounts.iter().map(|one| terms.account(one).bits())),
             8 => words.extend(found.source_ips.iter().map(|one| terms.source(one).bits())),
             9 => words.extend(found.not_source_ips.iter().map(|one| terms.source(one).bits())),
             10 => words.extend(found.destination_ips.iter().map(|one| terms.destination(one).bits())),
             11 => words.extend(found.not_destination_ips.iter().map(|one| terms.destination(one).bits())),
             12 => words.extend(found.destination_ports.iter().map(|one| terms.port(*one).bits())),
-            _ => words.extend(found.not_destination_ports.iter().map(|one| terms.port(*one).bits())),
+            13 => words.extend(found.not_destination_ports.iter().map(|one| terms.port(*one).bits())),
+            _ => {}
         }
     }
 

@@ -2,8 +2,6 @@
 
 use std::{cell::Cell, net::IpAddr};
 
-use ambient_core::PolicyKey;
-
 use super::{
     Index, Reader, Row, blocks,
     dictionary::Lists,
@@ -65,56 +63,36 @@ impl<'a> Address<'a> {
 
 /// The policies that a workload lists and that are in force.
 pub(crate) struct Listed<'a> {
-    numbers: Numbers<MOST_LISTED>,
+    numbers: &'a [u32],
     /// A bit for the number of each, where they are many.
     filter: [u64; FILTER],
     marks: Marks,
-    keys: &'a [PolicyKey],
-    again: &'a Each<'a>,
 }
 
-/// Calls for each of some numbers.
-pub(crate) type Each<'a> = dyn Fn(&mut dyn FnMut(u32)) + 'a;
-
 impl<'a> Listed<'a> {
-    /// None yet. The keys are those listed, in force or not; the function calls for each that will be pushed, and is
-    /// asked only where they are many.
-    pub(crate) fn new(keys: &'a [PolicyKey], again: &'a Each<'a>) -> Self {
-        Self {
-            numbers: Numbers::new(),
+    pub(crate) fn new(numbers: &'a [u32]) -> Self {
+        let mut new = Self {
+            numbers,
             filter: [0; FILTER],
             marks: Marks::NONE,
-            keys,
-            again,
+        };
+        for number in numbers {
+            new.filter[*number as usize / 64 % FILTER] |= 1 << (number % 64);
+            new.marks = new.marks.and(Marks::LISTS).and(Marks::of(Term::new(Sort::Listed, *number)));
         }
-    }
-
-    pub(crate) fn push(&mut self, number: u32) {
-        self.numbers.push(number);
-        self.filter[number as usize / 64 % FILTER] |= 1 << (number % 64);
-        self.marks = self.marks.and(Marks::LISTS).and(Marks::of(Term::new(Sort::Listed, number)));
+        new
     }
 
     fn is_empty(&self) -> bool {
-        self.numbers.len == 0
+        self.numbers.is_empty()
     }
 
-    fn has(&self, wanted: u32, index: &Index) -> bool {
-        if self.filter[wanted as usize / 64 % FILTER] >> (wanted % 64) & 1 == 0 {
-            return false;
-        }
-        match self.numbers.all() {
-            Some(numbers) => numbers.contains(&wanted),
-            // To compare all keys with its own costs less than to look all of them up.
-            None => index.entry(wanted).is_some_and(|entry| self.keys.contains(&entry.key)),
-        }
+    fn has(&self, wanted: u32) -> bool {
+        self.filter[wanted as usize / 64 % FILTER] >> (wanted % 64) & 1 == 1 && self.numbers.contains(&wanted)
     }
 
-    fn each(&self, mut call: impl FnMut(u32)) {
-        match self.numbers.all() {
-            Some(numbers) => numbers.iter().copied().for_each(call),
-            None => (self.again)(&mut call),
-        }
+    fn each(&self, call: impl FnMut(u32)) {
+        self.numbers.iter().copied().for_each(call);
     }
 }
 
@@ -272,7 +250,7 @@ impl<'a> Asked<'a> {
             Sort::Source => self.source.lies_in(number),
             Sort::Destination => self.destination.lies_in(number),
             Sort::Place => self.place == Some(number),
-            Sort::Listed => self.listed.has(number, self.index),
+            Sort::Listed => self.listed.has(number),
             Sort::Always => true,
         }
     }
@@ -372,8 +350,6 @@ const MOST_CANDIDATES: usize = 256;
 const MOST_WORDS: usize = 4096;
 /// Of IPv6 an address lies in no more, unless the same block is written in several ways.
 const MOST_BLOCKS: usize = 130;
-/// A workload lists some policies.
-const MOST_LISTED: usize = 16;
 /// With so many words one in a few is let through that is not listed, where a thousand are.
 const FILTER: usize = 64;
 /// Up to so many are found faster one after the other.

@@ -17,6 +17,9 @@ use super::{
     posting::{Edit, Posting},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// The rows of a value and of all that it lies in.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sum {

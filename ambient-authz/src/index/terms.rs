@@ -11,9 +11,9 @@ use super::{
     nets::Nets,
     sums::Changed,
     term::{Field, Sort, Term},
-    value::{Name, Place, TextField},
+    value::{NameOf, Place},
 };
-use crate::{Scope, ServiceAccount, StringMatch};
+use crate::Scope;
 
 /// The dictionaries of all values.
 #[derive(Clone, Debug, Default)]
@@ -32,18 +32,11 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    pub(crate) fn name(&mut self, name: &Name) -> Term {
-        let (number, new) = self.names.take(name);
+    /// A name, which has this number if any is told.
+    pub(crate) fn name(&mut self, name: NameOf<'_>, found: Option<u32>) -> Term {
+        let (number, new) = self.names.take(name, found);
         self.names_changed |= new;
         Term::new(Sort::Name, number)
-    }
-
-    pub(crate) fn text(&mut self, field: TextField, wanted: &StringMatch) -> Term {
-        self.name(&Name::Text(field, wanted.clone()))
-    }
-
-    pub(crate) fn account(&mut self, wanted: &ServiceAccount) -> Term {
-        self.name(&Name::Account(wanted.clone()))
     }
 
     pub(crate) fn port(&mut self, port: u16) -> Term {
@@ -124,7 +117,7 @@ impl Terms {
     /// What a term asks about.
     pub(crate) fn field(&self, term: Term) -> Option<Field> {
         Some(match term.sort() {
-            Sort::Name => Field::of_name(self.names.dictionary.value(term.number())?),
+            Sort::Name => *Field::ALL.get(usize::from(self.names.dictionary.tag(term.number())?))?,
             Sort::Port => Field::Port,
             Sort::Source => Field::Source,
             Sort::Destination => Field::Destination,

@@ -6,8 +6,9 @@ use ambient_core::{Identity, PolicyKey};
 use ipnet::IpNet;
 
 use super::{
-    dictionary::{Rolling, Value, mix},
+    dictionary::{Rolling, Value, mix, whole},
     sums::Nested,
+    term::Field,
 };
 use crate::{ServiceAccount, StringMatch, policy::Unreadable};
 
@@ -39,23 +40,38 @@ impl TextField {
     }
 }
 
-impl Value for Name {
-    fn hash(&self) -> u64 {
+/// The same, where it is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NameOf<'a> {
+    Text(TextField, &'a StringMatch),
+    Account(&'a ServiceAccount),
+}
+
+impl NameOf<'_> {
+    pub(crate) fn hash(self) -> u64 {
         match self {
-            Self::Text(field, StringMatch::Exact(text)) => exact(*field, Rolling::new().bytes(text.bytes())),
-            Self::Text(field, StringMatch::Prefix(text)) => prefix(*field, Rolling::new().bytes(text.bytes())),
-            Self::Text(field, StringMatch::Suffix(text)) => suffix(*field, Rolling::new().bytes(text.bytes().rev())),
-            Self::Text(field, StringMatch::Presence) => presence(*field),
+            Self::Text(field, StringMatch::Exact(text)) => exact(field, text),
+            Self::Text(field, StringMatch::Prefix(text)) => prefix(field, Rolling::new().bytes(text.bytes())),
+            Self::Text(field, StringMatch::Suffix(text)) => suffix(field, Rolling::new().bytes(text.bytes().rev())),
+            Self::Text(field, StringMatch::Presence) => presence(field),
             Self::Account(ServiceAccount { namespace, name }) => account(namespace, name),
         }
     }
 
+    pub(crate) fn is(self, name: &Name) -> bool {
+        match (self, name) {
+            (Self::Text(field, one), Name::Text(of, other)) => field == *of && one == other,
+            (Self::Account(one), Name::Account(other)) => one == other,
+            _ => false,
+        }
+    }
+
     /// Copies texts: those of a hundred thousand policies, as they were read, lie too far apart to compare with.
-    fn to_keep(&self) -> Self {
+    pub(crate) fn to_keep(self) -> Name {
         let own = |text: &Arc<str>| Arc::from(&**text);
         match self {
-            Self::Text(field, one) => Self::Text(
-                *field,
+            Self::Text(field, one) => Name::Text(
+                field,
                 match one {
                     StringMatch::Exact(text) => StringMatch::Exact(own(text)),
                     StringMatch::Prefix(text) => StringMatch::Prefix(own(text)),
@@ -63,11 +79,25 @@ impl Value for Name {
                     StringMatch::Presence => StringMatch::Presence,
                 },
             ),
-            Self::Account(ServiceAccount { namespace, name }) => Self::Account(ServiceAccount {
+            Self::Account(ServiceAccount { namespace, name }) => Name::Account(ServiceAccount {
                 namespace: own(namespace),
                 name: own(name),
             }),
         }
+    }
+}
+
+impl Value for Name {
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Text(field, one) => NameOf::Text(*field, one).hash(),
+            Self::Account(one) => NameOf::Account(one).hash(),
+        }
+    }
+
+    /// What it asks about, as a number of [`Field::ALL`].
+    fn tag(&self) -> u8 {
+        Field::of_name(self) as u8
     }
 }
 
@@ -127,9 +157,9 @@ fn from_front(wanted: &StringMatch) -> (u8, &str, u8) {
     }
 }
 
-/// The hash of a text as a whole value of a field, taken from its front.
-pub(crate) fn exact(field: TextField, text: Rolling) -> u64 {
-    text.of(field as u8)
+/// The hash of a text as a whole value of a field.
+pub(crate) fn exact(field: TextField, text: &str) -> u64 {
+    whole(text.as_bytes()) ^ u64::from(field as u8) << 56
 }
 
 /// The same as the beginning of one.

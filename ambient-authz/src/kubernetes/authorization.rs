@@ -19,10 +19,19 @@ mod tests;
 /// Every attribute of L4 is read, with its negative; also `trustDomains` and the conditions `source.trustDomain` and
 /// `source.serviceAccount`, which istiod drops. An attribute that L4 cannot check makes an ALLOW rule admit nobody, and
 /// a DENY rule deny without asking for it; so does a field of a rule that is not known. Each such thing is a warning.
+/// One for another revision ([`Settings::concerns`]) is no policy, whatever is in it.
 ///
 /// # Errors
 /// At the first value that cannot be read.
 pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading, ReadError> {
+    if !settings.concerns(&policy.metadata) {
+        return Ok(Reading {
+            policy: None,
+            selector: None,
+            rules: Vec::new(),
+            warnings: vec![settings.other_revision()],
+        });
+    }
     let namespace = policy.metadata.namespace();
     let key = key(&namespace, &policy.metadata.name);
     let default = AuthorizationSpec::default();

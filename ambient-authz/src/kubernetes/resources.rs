@@ -84,6 +84,11 @@ impl Resources {
     /// As [`peer_authentication::read`] says; the resource is in, and refuses all that it would apply to.
     pub fn peer_authentication(&mut self, resource: &PeerAuthentication) -> Result<Vec<Warning>, ReadError> {
         let (namespace, name) = (resource.metadata.namespace(), resource.metadata.name.as_str());
+        if !self.settings.concerns(&resource.metadata) {
+            self.unread_peers.get_mut(&namespace).and_then(|space| space.remove(name));
+            self.peers.remove(&namespace, name);
+            return Ok(vec![self.settings.other_revision()]);
+        }
         match peer_authentication::read(resource, &self.settings) {
             Ok(reading) => {
                 self.unread_peers.get_mut(&namespace).and_then(|space| space.remove(name));

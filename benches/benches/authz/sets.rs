@@ -197,6 +197,95 @@ pub(crate) fn crossed(random: &mut Random, number: usize) -> Rule {
     rule
 }
 
+/// Such clauses again, of which all of the first are given, and of the second every match is found by a beginning of the
+/// name, and asks for a namespace too that nobody is in.
+pub(crate) fn crossed_given(random: &mut Random, number: usize) -> Rule {
+    let mut rule = not_multiplied(random, number);
+    for one in &mut rule.clauses[1].matches {
+        *one = Match {
+            principals: vec![StringMatch::Prefix(PRINCIPAL[..random.below(PRINCIPAL.len())].into())],
+            namespaces: vec![StringMatch::Exact("nobodys".into())],
+            ..Match::default()
+        };
+    }
+    rule
+}
+
+/// Each rule is found by a beginning of the name, and asks for another name as well, which more rules ask for.
+pub(crate) fn twice_given(random: &mut Random, number: usize) -> Rule {
+    let named = |wanted: StringMatch| Match {
+        principals: vec![wanted],
+        ..Match::default()
+    };
+    let given = StringMatch::Prefix(PRINCIPAL[..random.below(PRINCIPAL.len())].into());
+    let other = StringMatch::Exact(format!("nobody-{}", number % 20).as_str().into());
+    Rule {
+        clauses: vec![named(given).into(), named(other).into()],
+    }
+}
+
+/// Every list of a match is in use, with values of every sort: what a rule asks for is given but for one field, or of what it
+/// refuses one.
+pub(crate) fn every_list(random: &mut Random, number: usize) -> Rule {
+    let account = |name: &str| ServiceAccount {
+        namespace: NAMESPACE.into(),
+        name: name.into(),
+    };
+    let nobody = || StringMatch::Exact("nobody".into());
+    let mut found = Match {
+        namespaces: vec![part(random, NAMESPACE)],
+        not_namespaces: vec![nobody()],
+        principals: vec![part(random, PRINCIPAL)],
+        not_principals: vec![nobody()],
+        trust_domains: vec![part(random, "cluster.local")],
+        not_trust_domains: vec![nobody()],
+        service_accounts: vec![account("caller")],
+        not_service_accounts: vec![account("nobody")],
+        source_ips: vec![wide(random, [10, 1, 2, 3])],
+        not_source_ips: vec![wide(random, [172, 16, 1, 1])],
+        destination_ips: vec![wide(random, [10, 9, 8, 7])],
+        not_destination_ips: vec![wide(random, [172, 16, 1, 1])],
+        destination_ports: vec![8080],
+        not_destination_ports: vec![1 + (number % 8000) as u16],
+    };
+    match random.below(14) {
+        0 => found.namespaces = vec![nobody()],
+        1 => found.not_namespaces = vec![part(random, NAMESPACE)],
+        2 => found.principals = vec![nobody()],
+        3 => found.not_principals = vec![part(random, PRINCIPAL)],
+        4 => found.trust_domains = vec![nobody()],
+        5 => found.not_trust_domains = vec![part(random, "cluster.local")],
+        6 => found.service_accounts = vec![account("nobody")],
+        7 => found.not_service_accounts = vec![account("caller")],
+        8 => found.source_ips = vec![IpNet::from(Ipv4Net::new_assert([172, 16, 0, 0].into(), 12))],
+        9 => found.not_source_ips = vec![wide(random, [10, 1, 2, 3])],
+        10 => found.destination_ips = vec![IpNet::from(Ipv4Net::new_assert([172, 16, 0, 0].into(), 12))],
+        11 => found.not_destination_ips = vec![wide(random, [10, 9, 8, 7])],
+        12 => found.destination_ports = vec![9000],
+        _ => found.not_destination_ports = vec![8080],
+    }
+    rule(found)
+}
+
+/// Something that a text has: itself, that it is there, or one of its beginnings or ends.
+fn part(random: &mut Random, text: &str) -> StringMatch {
+    let at = random.below(text.len());
+    match random.below(6) {
+        0 => StringMatch::Exact(text.into()),
+        1 => StringMatch::Presence,
+        2 | 3 => StringMatch::Prefix(text[..at].into()),
+        _ => StringMatch::Suffix(text[at..].into()),
+    }
+}
+
+/// Every rule matches.
+pub(crate) fn all_match(_: &mut Random, _: usize) -> Rule {
+    rule(Match {
+        destination_ports: vec![8080],
+        ..Match::default()
+    })
+}
+
 fn wide(random: &mut Random, ip: [u8; 4]) -> IpNet {
     let length = 8 + random.below(25) as u8;
     let net = Ipv4Net::new(ip.into(), length).unwrap_or_else(|_| panic!("{length}"));

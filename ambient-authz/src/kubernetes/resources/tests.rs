@@ -117,3 +117,43 @@ fn rules_are_numbered_as_they_are_written() {
     assert_eq!([0, 1].map(|rule| resources.written_rule(&key, rule)), [1, 3]);
     assert_eq!(resources.written_rule(&"shop/other".into(), 7), 7);
 }
+
+/// Resources of another revision do nothing, whatever is in them; without a revision of one's own all count.
+#[test]
+fn another_revisions_resources_have_no_effect() {
+    let closed = |revision: Option<&str>| {
+        let mut resource = authorization("shop", "closed", &json!({}));
+        resource.metadata.labels = revision.map(|revision| [("istio.io/rev".to_owned(), revision.to_owned())].into());
+        resource
+    };
+    let modes = [Settings::default(), Settings::istio_exact()];
+    for (mode, own) in modes
+        .iter()
+        .flat_map(|mode| [None, Some(""), Some("canary")].map(|own| (mode, own)))
+    {
+        let settings = Settings {
+            revision: own.map(Into::into),
+            ..mode.clone()
+        };
+        for (revision, counts) in [(None, true), (Some("canary"), true), (Some("stable"), own != Some("canary"))] {
+            let mut resources = Resources::new(settings.clone());
+            let warnings = resources.authorization(&closed(revision)).unwrap();
+            assert_eq!(ask(&resources, "shop", &labels("a")).is_allow(), !counts, "{own:?} {revision:?}");
+            assert_eq!(warnings.iter().any(|w| w.path == "metadata.labels[istio.io/rev]"), !counts);
+        }
+    }
+
+    let mut resources = Resources::new(Settings {
+        revision: Some("canary".into()),
+        ..Settings::default()
+    });
+    let mut unread = authorization("shop", "bad", &json!({ "action": "REFUSE" }));
+    unread.metadata.labels = closed(Some("stable")).metadata.labels;
+    assert_eq!(resources.authorization(&unread).unwrap().len(), 1);
+    let mut strict = peer_authentication("shop", "p", &json!({ "mtls": { "mode": "STRICT" } }));
+    resources.peer_authentication(&strict).unwrap();
+    assert!(!ask(&resources, "shop", &labels("a")).is_allow());
+    strict.metadata.labels = unread.metadata.labels;
+    assert_eq!(resources.peer_authentication(&strict).unwrap().len(), 1);
+    assert!(ask(&resources, "shop", &labels("a")).is_allow(), "it is of another revision now");
+}

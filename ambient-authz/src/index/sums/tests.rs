@@ -1,0 +1,132 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::{Action, Match, Policies, Policy, Rule, Scope, StringMatch, policy::Update};
+
+const TEXT: &str = "cluster.local/ns/team/sa/caller";
+
+/// Numbers that look random.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound
+    }
+
+    fn text(&mut self) -> StringMatch {
+        let at = self.below(TEXT.len() + 1);
+        match self.below(8) {
+            0 => StringMatch::Exact(TEXT.into()),
+            1 => StringMatch::Presence,
+            2..5 => StringMatch::Prefix(TEXT[..at].into()),
+            5 | 6 => StringMatch::Suffix(TEXT[at..].into()),
+            // Of another branch.
+            _ => StringMatch::Prefix(format!("{}-", &TEXT[..at]).as_str().into()),
+        }
+    }
+
+    fn block(&mut self) -> ipnet::IpNet {
+        // Some are written in several ways.
+        let ip = [10, 1, 2, self.below(4) as u8];
+        ipnet::IpNet::new(ip.into(), 8 + self.below(25) as u8).unwrap()
+    }
+
+    fn policy(&mut self) -> Update {
+        let key = format!("a/p{}", self.below(60));
+        if self.below(5) == 0 {
+            return Update::Remove(key.as_str().into());
+        }
+        let rule = |random: &mut Self| {
+            let found = Match {
+                principals: (0..1 + random.below(2)).map(|_| random.text()).collect(),
+                not_principals: (0..random.below(2)).map(|_| random.text()).collect(),
+                source_ips: (0..random.below(3)).map(|_| random.block()).collect(),
+                not_source_ips: (0..random.below(2)).map(|_| random.block()).collect(),
+                ..Match::default()
+            };
+            Rule {
+                clauses: vec![found.into()],
+            }
+        };
+        let rules = self.below(400);
+        Update::Set(Arc::new(Policy {
+            key: key.as_str().into(),
+            namespace: "a".into(),
+            scope: Scope::Global,
+            action: Action::Deny,
+            rules: (0..rules).map(|_| rule(self)).collect(),
+            dry_run: false,
+        }))
+    }
+}
+
+fn rows<T: Copy + Default>(posting: &Posting<T>) -> BTreeSet<u32> {
+    let mut rows = BTreeSet::new();
+    posting.each(|row, _| {
+        rows.insert(row);
+    });
+    rows
+}
+
+/// Compares every sum with the lists that it is of, and looks that no chain is left with much beside sums; gives how many
+/// sums there are.
+fn check<V: Nested + std::fmt::Debug, const CHAINS: usize>(sums: &Sums<CHAINS>, values: &Dictionary<V>, most: usize) -> usize {
+    let heavy: Vec<_> = sums.heavy.iter().map(|number| (values.item(*number).unwrap(), *number)).collect();
+    assert!(heavy.iter().all(|((_, _, lists), _)| lists.in_sums));
+    let kept: Vec<u32> = sums.chains.iter().flat_map(|chain| chain.kept.iter().copied()).collect();
+    for number in &kept {
+        let (inner, _, lists) = values.item(*number).unwrap();
+        let sum = lists.sum.as_ref().unwrap();
+        let outer = heavy
+            .iter()
+            .filter(|((value, ..), _)| value.chain() == inner.chain() && value.covers(inner));
+        let (mut asked, mut refused) = (BTreeSet::new(), BTreeSet::new());
+        for ((_, filed, lists), _) in outer {
+            asked.extend(rows(filed.rows()));
+            asked.extend(rows(&lists.others));
+            refused.extend(rows(&lists.negated));
+        }
+        assert_eq!((rows(&sum.asked), rows(&sum.refused)), (asked, refused), "{inner:?}");
+    }
+    for ((inner, ..), _) in &heavy {
+        let covering = |number: &u32| {
+            values
+                .value(*number)
+                .filter(|value| value.chain() == inner.chain() && value.covers(inner))
+        };
+        let summed_to = kept.iter().filter_map(covering).map(Nested::depth).max();
+        let beside = heavy
+            .iter()
+            .filter(|((value, ..), _)| value.chain() == inner.chain() && value.covers(inner));
+        let beside = beside.filter(|((value, ..), _)| summed_to.is_none_or(|to| value.depth() > to));
+        let beside: usize = beside.map(|(_, number)| values.listed(*number)).sum();
+        assert!(beside <= most, "{beside} rows beside the sum above {inner:?}");
+    }
+    kept.len()
+}
+
+#[test]
+fn sums_are_those_of_what_they_lie_in_however_policies_come_and_go() {
+    let mut most_sums = 0;
+    for seed in 0..4 {
+        let mut random = Random(seed);
+        let mut policies = Policies::default();
+        for _ in 0..12 {
+            let most = [60, 4, 4][random.below(3)];
+            let batch = 1 + random.below(most);
+            policies = policies.apply((0..batch).map(|_| random.policy()).collect::<Vec<_>>());
+            let index = policies.index();
+            // Half as much may have come since sums were chosen.
+            let most = (index.blocks().len() * 4096 / SHARE).max(HEAVY) * 3 / 2;
+            let names = &index.terms.names;
+            let sources = &index.terms.sources;
+            let sums = check(&names.sums, &names.dictionary, most) + check(&sources.sums, &sources.blocks, most);
+            most_sums = most_sums.max(sums);
+        }
+    }
+    assert!(most_sums > 50, "{most_sums} sums");
+}
