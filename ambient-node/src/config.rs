@@ -12,6 +12,9 @@ pub struct Config {
     pub node: Arc<str>,
     /// Where the container runtime keeps network namespaces, one file each; `/run/netns` as a rule.
     pub netns_dir: PathBuf,
+    /// The socket of another's node agent, such as Istio's `istio-cni`: it then says which pods are served, and makes the rules
+    /// in their namespaces, and `netns_dir` is not looked at. Without it the node enrols its pods itself.
+    pub zds: Option<PathBuf>,
     /// The trust domain of this mesh.
     pub trust_domain: TrustDomain,
     /// The DNS domain of the cluster.
@@ -80,6 +83,7 @@ impl Config {
         Self {
             node: node.into(),
             netns_dir: netns_dir.into(),
+            zds: None,
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),

@@ -3,16 +3,13 @@
 use ambient_redirect::probes::{self, HostProbes, ProbesState};
 use tokio::{sync::watch, task::spawn_blocking};
 
-use crate::Config;
-
 /// Puts the node's rules in force, or takes them away where they are switched off. `None` where there are none: what the
 /// node's processes send to pods is then judged by policies like everybody's.
-pub(crate) async fn prepare(config: &Config) -> Option<HostProbes> {
+pub(crate) async fn prepare(node: &str, ipv6: bool, wanted: bool) -> Option<HostProbes> {
     let settings = probes::Config {
-        ipv6: config.ipv6,
-        ..probes::Config::new(&config.node)
+        ipv6,
+        ..probes::Config::new(node)
     };
-    let wanted = config.probes;
     // Never on a thread that has been in another namespace: those of the runtime have not.
     let prepared = spawn_blocking(move || match wanted {
         true => HostProbes::prepare(settings).map(Some),

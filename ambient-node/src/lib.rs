@@ -56,11 +56,13 @@ mod text;
 mod unread;
 mod watch;
 mod workers;
+mod zds;
 
 pub use ambient_redirect::ExistingConnections;
 pub use announce::AnnounceInDirectory;
 pub use config::Config;
 pub use node::{Ground, Node, RunError, StartError};
+pub use zds::{Enrol, EnrolConfig};
 
 pub(crate) use node::Shared;
 

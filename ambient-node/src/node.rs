@@ -1,6 +1,6 @@
 //! The composition: everything below, started in order, fed from one queue, and stopped gently.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, Source};
@@ -12,6 +12,7 @@ use ambient_redirect::{
     plan::Options,
     pods::{PodState, State as PodStage},
     probes::HostProbes,
+    zds::{Client, ClientConfig, ClientState},
 };
 use ambient_tls::Configs;
 use tokio::{
@@ -42,6 +43,7 @@ use crate::{
     telemetry::Metrics,
     watch::Watch,
     workers::Workers,
+    zds,
 };
 
 /// What every connection needs to see.
@@ -62,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) lookups: Lookups,
     pub(crate) locals: Arc<Locals>,
     pub(crate) outliers: Outliers,
+    /// How it stands with the agent that enrols the node's pods, where that is another's.
+    pub(crate) agent: Option<watch::Receiver<ClientState>>,
 }
 
 /// Why a node did not start. Nothing is left behind.
@@ -92,6 +96,12 @@ pub enum StartError {
     /// The process cannot move between network namespaces.
     #[error(transparent)]
     Enter(#[from] linux::NetnsError),
+    /// The process cannot make sockets as a proxy needs them.
+    #[error("this node cannot make its sockets in pods' namespaces: {0} (CAP_SYS_ADMIN and CAP_NET_ADMIN are needed)")]
+    Sockets(io::Error),
+    /// Proxies cannot connect.
+    #[error(transparent)]
+    Zds(#[from] ambient_redirect::zds::BindError),
     /// The directory of network namespaces is not there.
     #[error("cannot read the directory of network namespaces {path}: {source}; name the container runtime's with --netns-dir")]
     Namespaces {
@@ -126,9 +136,17 @@ pub struct Node {
     shared: Arc<Shared>,
     source: Box<dyn Source>,
     pods: Arc<Pods>,
-    enrolment: Enrolment,
     probes: Option<HostProbes>,
+    enrolling: Enrolling,
     doors: Doors,
+}
+
+/// Who says which pods are served.
+enum Enrolling {
+    /// The node itself.
+    Own(Box<Enrolment>),
+    /// An agent of others.
+    Told(Box<Client>, Arc<dyn Announce>),
 }
 
 impl std::fmt::Debug for Node {
@@ -152,19 +170,25 @@ impl Ground {
     /// # Errors
     /// When something that it needs is missing; the error says what to do.
     pub async fn prepare(config: Config) -> Result<Self, StartError> {
-        std::fs::read_dir(&config.netns_dir).map_err(|source| StartError::Namespaces {
-            path: config.netns_dir.display().to_string(),
-            source,
-        })?;
         let mut options = Options {
             ipv6: config.ipv6,
             dns: config.captures_dns(),
             probes: config.probes,
             ..Options::default()
         };
-        preflight(&options).await?;
+        match &config.zds {
+            None => {
+                read_namespaces(&config.netns_dir)?;
+                preflight(&options).await?;
+            }
+            Some(_) => try_sockets().await?,
+        }
         let doors = Doors::open(&config)?;
-        let probes = host_probes::prepare(&config).await;
+        // Whoever makes the rules makes the node's too.
+        let probes = match &config.zds {
+            None => host_probes::prepare(&config.node, config.ipv6, config.probes).await,
+            Some(_) => None,
+        };
         options.probes = probes.is_some();
         Ok(Self {
             config,
@@ -173,6 +197,23 @@ impl Ground {
             doors,
         })
     }
+}
+
+/// Whether the runtime's directory of namespaces can be read.
+pub(crate) fn read_namespaces(path: &Path) -> Result<(), StartError> {
+    let read = std::fs::read_dir(path).map_err(|source| StartError::Namespaces {
+        path: path.display().to_string(),
+        source,
+    });
+    read.map(drop)
+}
+
+/// Whether sockets can be made as a proxy needs them in a namespace that it has entered.
+async fn try_sockets() -> Result<(), StartError> {
+    let own = Arc::new(linux::Netns::current()?);
+    let anywhere = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 0);
+    let made = linux::Sockets::new()?.tcp_listener(&own, anywhere, 1).await;
+    made.map(drop).map_err(StartError::Sockets)
 }
 
 impl Node {
@@ -233,6 +274,7 @@ impl Node {
             open_when_unproven: config.open_when_unproven,
             ..ambient_redirect::Config::new(&config.node, &config.netns_dir)
         };
+        let client = config.zds.as_ref().map(|path| Client::new(ClientConfig::new(path)));
         let bounds = Bounds::new(config.connections, config.connections_per_pod);
         let shared = Arc::new(Shared {
             names: dns::budget(config.connections),
@@ -249,15 +291,22 @@ impl Node {
             lookups: Lookups::default(),
             locals,
             outliers: Outliers::default(),
+            agent: client.as_ref().map(Client::state),
         });
         let pods = Pods::new(shared.clone());
-        let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
+        let enrolling = match client {
+            Some(client) => Enrolling::Told(Box::new(client), announce),
+            None => {
+                let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
+                Enrolling::Own(Box::new(enrolment))
+            }
+        };
         Ok(Self {
             shared,
             source,
             pods,
-            enrolment,
             probes,
+            enrolling,
             doors,
         })
     }
@@ -274,14 +323,19 @@ impl Node {
             shared,
             source,
             pods,
-            enrolment,
             probes,
+            enrolling,
             doors,
         } = self;
+        // Of pods that others enrol nothing is proven here.
+        let captures = match &enrolling {
+            Enrolling::Own(enrolment) => enrolment.states(),
+            Enrolling::Told(..) => watch::channel(Arc::from([])).1,
+        };
         let told = Stop::default();
         let context = Context {
             node: shared.clone(),
-            captures: enrolment.states(),
+            captures: captures.clone(),
             stop: told.clone(),
         };
         let pages = Pages::start(doors, context).map_err(|error| RunError { why: error.to_string() })?;
@@ -296,17 +350,32 @@ impl Node {
         let changed = Arc::new(Notify::new());
         tasks.spawn(follow(shared.clone(), source, desired, changed.clone()));
         tasks.spawn(let_series_go(shared.clone()));
-        tasks.spawn(tell_of_pods(shared.metrics.clone(), enrolment.states()));
-        tasks.spawn(kept::hold_to_policy(shared.clone(), enrolment.states(), enrolment.kept(), changed));
         if let Some(probes) = probes {
             tasks.spawn(host_probes::tell(probes.states()));
-            tasks.spawn(probes.run(enrolment.states(), std::future::pending()));
+            tasks.spawn(probes.run(captures.clone(), std::future::pending()));
         }
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
-        let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
-            // An error says that the other half is gone: stop then too.
-            let _ = stopped.await;
-        }));
+        let mut enrolling = match enrolling {
+            Enrolling::Own(enrolment) => {
+                let metrics = shared.metrics.clone();
+                tasks.spawn(tell_of_pods(move |count| metrics.uncovered_pods(count), captures.clone()));
+                tasks.spawn(kept::hold_to_policy(shared.clone(), captures, enrolment.kept(), changed));
+                tokio::spawn(enrolment.run(wanted, async move {
+                    // An error says that the other half is gone: stop then too.
+                    let _ = stopped.await;
+                }))
+            }
+            Enrolling::Told(client, announce) => {
+                tasks.spawn(zds::tell_of_agent(client.state()));
+                let obeying = zds::obey(*client, pods.clone(), announce, shared.state.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = obeying => {}
+                        _ = stopped => {}
+                    }
+                })
+            }
+        };
         let ran = tokio::select! {
             () = stop => Ok(()),
             () = told.told(Urgency::Graceful) => Ok(()),
@@ -334,7 +403,7 @@ pub struct RunError {
 }
 
 impl RunError {
-    fn of(error: Option<tokio::task::JoinError>) -> Self {
+    pub(crate) fn of(error: Option<tokio::task::JoinError>) -> Self {
         let why = error.map_or_else(|| "without a reason".into(), |error| error.to_string());
         Self { why }
     }
@@ -390,7 +459,8 @@ async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Se
         }
         oversight.look(&shared.config.node, &now, &shared.metrics);
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
-            desired.send_replace(Some(pods_of(&shared.config, &now)));
+            let no_dns = shared.config.nameservers.is_empty().then_some(NO_DNS);
+            desired.send_replace(Some(pods_of(&shared.config.node, no_dns, &now)));
         }
     }
     tracing::error!("the source of the mesh's state has ended: nothing new is taken, so the node stops");
@@ -425,18 +495,21 @@ fn recheck_peers(shared: &Shared) {
     }
 }
 
-/// The pods of this node that are meant to be in the mesh.
-fn pods_of(config: &Config, now: &Snapshot) -> Arc<[PodSpec]> {
+/// Why no pod's DNS can be captured.
+const NO_DNS: &str = "the node knows no DNS server; name a resolv.conf with --resolv-conf";
+
+/// The pods of a node that are meant to be in the mesh; with a reason why their DNS cannot be captured, if it cannot.
+pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snapshot) -> Arc<[PodSpec]> {
     let ours = now
         .mesh
         .workloads()
-        .filter(|w| w.ambient && w.node == config.node && w.network_mode == NetworkMode::Standard);
+        .filter(|w| w.ambient && w.node == *node && w.network_mode == NetworkMode::Standard);
     let spec = |w: &Arc<ambient_core::Workload>| {
         let uid: PodUid = w.pod.clone()?;
         let (namespace, name, service_account) = (w.namespace.clone(), w.name.clone(), w.service_account.clone());
         let mut capture = w.capture.as_deref().cloned().unwrap_or_default();
-        if config.nameservers.is_empty() {
-            capture.refuse_dns("the node knows no DNS server; name a resolv.conf with --resolv-conf");
+        if let Some(why) = no_dns {
+            capture.refuse_dns(why);
         }
         // A pod without an address has no namespace yet that could be its own.
         (!w.addresses.is_empty()).then(|| PodSpec {
@@ -467,12 +540,12 @@ async fn let_series_go(shared: Arc<Shared>) {
 const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
 
 /// Puts into the log how each pod stands, when that changes.
-async fn tell_of_pods(metrics: Arc<Metrics>, mut states: watch::Receiver<Arc<[PodState]>>) {
+pub(crate) async fn tell_of_pods(uncovered: impl Fn(usize), mut states: watch::Receiver<Arc<[PodState]>>) {
     let mut told: HashMap<PodUid, PodStage> = HashMap::new();
     loop {
         let now = states.borrow_and_update().clone();
         let captured = |pod: &&PodState| matches!(pod.state, PodStage::In { .. });
-        metrics.uncovered_pods(now.len() - now.iter().filter(captured).count());
+        uncovered(now.len() - now.iter().filter(captured).count());
         for pod in now.iter().filter(|pod| told.get(&pod.spec.uid) != Some(&pod.state)) {
             tell(pod);
         }
@@ -496,7 +569,7 @@ fn tell(pod: &PodState) {
 }
 
 /// Puts what the rooms below tell into the log.
-struct Told;
+pub(crate) struct Told;
 
 impl Observer for Told {
     fn observe(&self, event: &Event<'_>) {

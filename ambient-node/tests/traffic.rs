@@ -22,6 +22,8 @@ mod refusals;
 mod stop;
 #[path = "traffic/telemetry.rs"]
 mod telemetry;
+#[path = "traffic/told.rs"]
+mod told;
 #[path = "traffic/ways.rs"]
 mod ways;
 
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
             "within_the_process_all_is_as_on_the_wire",
             ways::within_the_process_all_is_as_on_the_wire,
         ),
+        ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
         ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
         ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
         ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod authz;
 #[cfg(feature = "control")]
 mod control;
+mod enrol;
 mod explain;
 #[cfg(feature = "lab")]
 mod lab;
@@ -26,7 +27,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the node proxy: capture this node's pods of the mesh, and carry their traffic.
-    Node(node::Args),
+    Node(Box<node::Args>),
+    /// Enrol this node's pods for another's proxy, such as Istio's ztunnel, which is told of them over ZDS.
+    Enrol(enrol::Args),
     /// Ask a node what would become of a connection: its way, the identities on it, and what policy says.
     Explain(explain::Args),
     /// Serve a directory of manifests and a certificate authority to nodes elsewhere, as istiod would.
@@ -48,7 +51,8 @@ enum Command {
 fn main() -> ExitCode {
     // Before any thread or runtime: a user namespace can only be made by a process with a single thread.
     match Cli::parse().command {
-        Command::Node(args) => node::main(args),
+        Command::Node(args) => node::main(*args),
+        Command::Enrol(args) => enrol::main(args),
         Command::Explain(args) => explain::main(&args),
         #[cfg(feature = "control")]
         Command::Control(args) => control::main(args),

@@ -27,6 +27,11 @@ pub(crate) struct Args {
     /// Where the container runtime keeps network namespaces.
     #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
     netns_dir: PathBuf,
+    /// Serve the pods that another's node agent names over this socket, as Istio's istio-cni does at
+    /// /var/run/ztunnel/ztunnel.sock, and enrol none: the agent makes the rules. Neither --netns-dir nor what is said of
+    /// enrolment has a meaning then.
+    #[arg(long, env = "INPOD_UDS", value_name = "SOCKET")]
+    zds: Option<PathBuf>,
     /// Which pods are meant to be in the mesh: a YAML list of {podSelector, namespaceSelector}, any of which takes a pod, and
     /// an empty selector takes all. By default pods labelled istio.io/dataplane-mode=ambient, and those of a namespace
     /// so labelled that are not labelled none. The same for every node of the mesh.
@@ -122,20 +127,20 @@ pub(crate) struct Args {
 
 /// What selects pods; a type of its own, or clap would take a list for many values.
 #[derive(Clone, Debug)]
-struct Selectors(Vec<Enablement>);
+pub(crate) struct Selectors(pub(crate) Vec<Enablement>);
 
-fn enablement(text: &str) -> Result<Selectors, manifests::EnablementError> {
+pub(crate) fn enablement(text: &str) -> Result<Selectors, manifests::EnablementError> {
     manifests::read_enablement(text).map(Selectors)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Switch {
+pub(crate) enum Switch {
     On,
     Off,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum LogFormat {
+pub(crate) enum LogFormat {
     #[value(alias = "plain")]
     Text,
     Json,
@@ -143,7 +148,7 @@ enum LogFormat {
 
 /// What becomes of the connections that a pod has open when it joins.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Existing {
+pub(crate) enum Existing {
     /// They go on outside of the mesh until they end, or until a policy would refuse them.
     Keep,
     /// They are reset.
@@ -171,7 +176,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
 }
 
 /// An error and its causes, each once: those of the crates tell their cause themselves.
-fn in_one_line(error: &anyhow::Error) -> String {
+pub(crate) fn in_one_line(error: &anyhow::Error) -> String {
     error
         .chain()
         .map(ToString::to_string)
@@ -269,6 +274,7 @@ fn source_config(args: &Args, config: &Config, own: Status) -> manifests::Config
 
 fn config(args: &Args) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.node, &args.netns_dir);
+    config.zds = args.zds.clone();
     config.trust_domain = args.trust_domain.clone();
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
@@ -306,7 +312,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
 }
 
 /// Every connection is two descriptors: what the system allows is taken. Gives what the process may have now.
-fn raise_descriptor_limit() -> usize {
+pub(crate) fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -3,7 +3,7 @@
 use http::StatusCode;
 
 use super::{Answer, Asked, Context, answer::PLAIN};
-use crate::policies;
+use crate::{policies, zds};
 
 pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
     let metrics = at.node.metrics.clone();
@@ -14,7 +14,11 @@ pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
 
 pub(super) fn readiness(at: &Context, _: &Asked) -> Answer {
     let now = at.node.state.current();
-    let (ready, text) = policies::readiness(now.as_deref().map(|now| &now.policies), &at.node.state.faults());
+    let (mut ready, mut text) = policies::readiness(now.as_deref().map(|now| &now.policies), &at.node.state.faults());
+    if let Some(why) = at.node.agent.as_ref().and_then(|agent| zds::unready(&agent.borrow())) {
+        ready = false;
+        text = format!("{why}\n{text}");
+    }
     let status = match ready {
         true => StatusCode::OK,
         false => StatusCode::INTERNAL_SERVER_ERROR,

@@ -216,6 +216,15 @@ impl Mesh {
 
     /// The same, of a node that is configured otherwise.
     pub(crate) fn start_with(world: &World, configure: impl FnOnce(&mut Config)) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::start_told(world, configure, |_| {})
+    }
+
+    /// The same, of a node that must be told something once it has started.
+    pub(crate) fn start_told(
+        world: &World,
+        configure: impl FnOnce(&mut Config),
+        tell: impl FnOnce(&Self),
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         // Shown where a test fails.
         let log = log::to_stdout("info", log::Format::Text)?;
         let node = Arc::new(world.namespace("node")?);
@@ -268,6 +277,7 @@ impl Mesh {
             ran.map_err(|e| e.to_string())?
         });
         mesh.running = Some(Running { stop, thread });
+        tell(&mesh);
         mesh.await_tunnels();
         Ok(mesh)
     }
@@ -323,6 +333,11 @@ impl Mesh {
     /// A page of the node: its status and its text.
     pub(crate) fn page(&self, port: u16, path: &str) -> io::Result<(u16, String)> {
         self.ask("GET", port, path)
+    }
+
+    /// The same, also when the node has only begun to start.
+    pub(crate) fn page_patiently(&self, port: u16, path: &str) -> (u16, String) {
+        until("a page", || self.page(port, path).ok())
     }
 
     /// What a page of the node answers to a method.

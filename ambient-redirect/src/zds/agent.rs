@@ -590,7 +590,7 @@ impl Connection {
             Request::Add { uid, .. } => wanted.get(uid).map(|wanted| {
                 let told = Told {
                     pod: Some((wanted.info.clone(), wanted.place)),
-                    refused: Some(("it has not answered yet".into(), until)),
+                    refused: Some((UNANSWERED.into(), until)),
                     ends: false,
                 };
                 (uid, told)
@@ -640,5 +640,7 @@ fn words(request: &Request) -> String {
     }
 }
 
+/// What a proxy that has been asked is said to say of a pod until it answers.
+pub const UNANSWERED: &str = "it has not answered yet";
 /// The longest UID that is named without anything beside it.
 const LONGEST_UID: usize = 512;

@@ -1,0 +1,286 @@
+//! The two halves of a node apart, with ZDS between them: an enrolment whose proxy is somebody else's, and a proxy whose pods
+//! somebody else enrols.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ambient_authz::Policies;
+use ambient_control::Source;
+use ambient_core::PodUid;
+use ambient_redirect::{
+    Announce, BoxFuture, Enrolment, PodSpec, Proxy, ProxyError,
+    linux::{self, Netns, preflight},
+    probes::HostProbes,
+    zds::{Client, ClientState, Connected, Server, ServerConfig, workloads::Readiness},
+};
+use tokio::{sync::watch, task::JoinSet, time};
+
+use crate::{
+    RunError, StartError, clock,
+    feed::{Feed, News},
+    host_probes,
+    node::{Told, pods_of, read_namespaces, tell_of_pods},
+    state::State,
+};
+
+/// Settings of an [`Enrol`].
+#[derive(Clone, Debug)]
+pub struct EnrolConfig {
+    /// What is captured, where, and how. With [`Options::probes`](ambient_redirect::plan::Options::probes) the node's own rules
+    /// for the kubelet's probes are made too.
+    pub redirect: ambient_redirect::Config,
+    /// The socket that proxies connect to; made by this, for the own user and root alone.
+    pub socket: PathBuf,
+}
+
+/// Enrolment alone: this node's pods are captured for a proxy that is another process, such as Istio's ztunnel, which is
+/// told of them over ZDS.
+pub struct Enrol {
+    config: EnrolConfig,
+    source: Box<dyn Source>,
+    server: Arc<Server>,
+    enrolment: Enrolment,
+    probes: Option<HostProbes>,
+}
+
+impl std::fmt::Debug for Enrol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrol").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Enrol {
+    /// Checks what it needs, and listens for proxies. Touches no pod.
+    ///
+    /// # Errors
+    /// When something that it needs is missing; the error says what to do.
+    pub async fn start(mut config: EnrolConfig, source: Box<dyn Source>, announce: Arc<dyn Announce>) -> Result<Self, StartError> {
+        read_namespaces(&config.redirect.netns_dir)?;
+        preflight(&config.redirect.options).await?;
+        let server = Server::bind(ServerConfig::new(&config.socket, config.redirect.options.clone()))?;
+        let sockets = linux::Sockets::new()?;
+        let options = &mut config.redirect.options;
+        let probes = host_probes::prepare(&config.redirect.node, options.ipv6, options.probes).await;
+        options.probes = probes.is_some();
+        let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, Arc::new(Told))?;
+        Ok(Self {
+            config,
+            source,
+            server,
+            enrolment,
+            probes,
+        })
+    }
+
+    /// Enrols pods until `stop` is done. Rules stay then, and the proxy goes on with what it has.
+    ///
+    /// # Errors
+    /// When a part has failed, so that going on would uphold an old state as if it were the present one.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self {
+            config,
+            source,
+            server,
+            enrolment,
+            probes,
+        } = self;
+        let (desired, wanted) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follow(config.redirect.node.clone(), source, desired));
+        tasks.spawn(tell_of_pods(|_| {}, enrolment.states()));
+        tasks.spawn(tell_of_proxies(server.proxies()));
+        if let Some(probes) = probes {
+            tasks.spawn(host_probes::tell(probes.states()));
+            tasks.spawn(probes.run(enrolment.states(), std::future::pending()));
+        }
+        let serving = server.clone();
+        tasks.spawn(async move { serving.run().await });
+        let (following, states, pods) = (server.clone(), enrolment.states(), wanted.clone());
+        tasks.spawn(async move { following.follow(pods, states).await });
+        let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
+        let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
+            let _ = stopped.await;
+        }));
+        tracing::info!(socket = %server.path().display(), "waiting for proxies");
+        let ran = tokio::select! {
+            () = stop => Ok(()),
+            // None of them ends by itself.
+            ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
+            ended = &mut enrolling => Err(RunError::of(ended.err())),
+        };
+        tracing::info!("stopping: rules stay, and the proxy goes on with what it has");
+        drop(stop_enrolling);
+        if !enrolling.is_finished() {
+            let _ = enrolling.await;
+        }
+        tasks.shutdown().await;
+        ran
+    }
+}
+
+/// Takes what the source brings, as far as it says which pods are here.
+async fn follow(node: Arc<str>, source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
+    let (mut feed, state) = (Feed::new(source), State::new(Policies::default()));
+    while let Some(news) = feed.next().await {
+        let News::Batch(batch) = news else { continue };
+        let changed = state.apply(batch, clock::steady());
+        let Some(now) = state.current() else { continue };
+        if !changed.workloads.is_empty() || desired.borrow().is_none() {
+            desired.send_replace(Some(pods_of(&node, None, &now)));
+        }
+    }
+    tracing::error!("the source of the mesh's state has ended: nothing new is taken, so the enrolment stops");
+}
+
+async fn tell_of_proxies(mut proxies: watch::Receiver<Arc<[Connected]>>) {
+    let mut told: Arc<[Connected]> = Arc::from([]);
+    loop {
+        let now = proxies.borrow_and_update().clone();
+        for proxy in now.iter() {
+            let (id, pid, uid) = (proxy.state.proxy, proxy.peer.pid, proxy.peer.uid);
+            let before = told.iter().find(|before| before.state.proxy == id);
+            if before.is_none() {
+                tracing::info!(%id, pid, uid, "a proxy has connected");
+            }
+            if proxy.state.synced && !before.is_some_and(|before| before.state.synced) {
+                tracing::info!(%id, pid, pods = proxy.state.served, "the proxy has been told of every pod");
+            }
+            for (pod, why) in &proxy.state.refused {
+                if !before.is_some_and(|before| before.state.refused.iter().any(|(p, w)| p == pod && w == why)) && why != UNANSWERED {
+                    tracing::warn!(%id, uid = %pod, why, "the proxy does not serve a pod");
+                }
+            }
+        }
+        for gone in told
+            .iter()
+            .filter(|gone| !now.iter().any(|proxy| proxy.state.proxy == gone.state.proxy))
+        {
+            tracing::warn!(id = %gone.state.proxy, pid = gone.peer.pid, "a proxy is gone");
+        }
+        told = now;
+        if proxies.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Puts into the log how the node stands with its agent, when that changes.
+pub(crate) async fn tell_of_agent(mut state: watch::Receiver<ClientState>) {
+    let mut told: Option<ClientState> = None;
+    loop {
+        let now = state.borrow_and_update().clone();
+        if now.trouble.is_some() && told.as_ref().map(|told| &told.trouble) != Some(&now.trouble) {
+            tracing::warn!(trouble = now.trouble, "not connected to the node agent; what is served goes on");
+        }
+        if told.as_ref().map(|told| &told.readiness) != Some(&now.readiness) {
+            match &now.readiness {
+                Readiness::Ready => tracing::info!(pods = now.served, "all pods that the node agent names are served"),
+                Readiness::Pending(pods, _) => pods
+                    .iter()
+                    .for_each(|(pod, why)| tracing::warn!(uid = %pod, why, "a pod is not served; it is tried again")),
+                Readiness::Alone | Readiness::Naming => {}
+            }
+        }
+        told = Some(now);
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What readiness says of it; `None` when there is nothing to say.
+pub(crate) fn unready(state: &ClientState) -> Option<String> {
+    let trouble = state.trouble.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    match &state.readiness {
+        Readiness::Ready => None,
+        Readiness::Alone => Some(format!("no node agent is connected{trouble}")),
+        Readiness::Naming => Some("the node agent has not named all pods yet".into()),
+        Readiness::Pending(pods, count) => {
+            let named: Vec<String> = pods.iter().map(|(pod, why)| format!("{pod} ({why})")).collect();
+            Some(format!("{count} pods are not served: {}", named.join(", ")))
+        }
+    }
+}
+
+/// Serves pods as an agent says, until it is dropped.
+pub(crate) async fn obey(client: Client, pods: Arc<dyn Proxy>, announce: Arc<dyn Announce>, state: Arc<State>) {
+    let obeying = Arc::new(Obeying {
+        pods,
+        announce,
+        unannounced: Mutex::default(),
+    });
+    tokio::select! {
+        () = client.run(obeying.clone()) => {}
+        () = obeying.announce_all(&state) => {}
+    }
+}
+
+/// Announces what is served: that its rules are in force is the agent's care, and it puts them in force before it asks.
+struct Obeying {
+    pods: Arc<dyn Proxy>,
+    announce: Arc<dyn Announce>,
+    /// Served, and not announced as long as it is not known what its addresses are.
+    unannounced: Mutex<BTreeMap<PodUid, PodSpec>>,
+}
+
+impl Obeying {
+    async fn announce_all(&self, state: &State) {
+        let mut glances = time::interval(GLANCE);
+        loop {
+            glances.tick().await;
+            let waiting: Vec<PodSpec> = self.waiting().values().cloned().collect();
+            for pod in waiting {
+                let addresses = state
+                    .current()
+                    .and_then(|now| Some(now.mesh.workload_by_pod(&pod.uid)?.addresses.clone()));
+                let Some(addresses) = addresses.filter(|addresses| !addresses.is_empty()) else {
+                    continue;
+                };
+                let known = PodSpec { addresses, ..pod };
+                match self.announce.captured(&known).await {
+                    // It may have been removed meanwhile, and is withdrawn after that.
+                    Ok(()) => drop(self.waiting().remove(&known.uid)),
+                    Err(error) => tracing::error!(uid = %known.uid, %error, "a pod cannot be announced; it is tried again"),
+                }
+            }
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<PodUid, PodSpec>> {
+        self.unannounced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Proxy for Obeying {
+    fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
+        Box::pin(async move {
+            self.pods.add(pod, namespace).await?;
+            self.waiting().insert(pod.uid.clone(), pod.clone());
+            Ok(())
+        })
+    }
+
+    fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.waiting().remove(uid);
+            if let Err(error) = self.announce.withdrawn(uid).await {
+                tracing::error!(%uid, %error, "a pod's announcement cannot be taken back");
+            }
+            self.pods.cut(uid).await;
+        })
+    }
+
+    fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        self.pods.remove(uid)
+    }
+}
+
+/// What a proxy that has been asked is said to say until it does.
+const UNANSWERED: &str = ambient_redirect::zds::agent::UNANSWERED;
+/// How often it is looked whether a pod's addresses are known.
+const GLANCE: Duration = Duration::from_millis(200);

@@ -1,0 +1,151 @@
+//! `ambient enrol`: enrolment alone, for a proxy that is somebody else's.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use ambient_control::{
+    manifests::{self, Manifests, Status},
+    objects::Selection,
+};
+use ambient_node::{AnnounceInDirectory, Enrol, EnrolConfig, telemetry::log};
+use ambient_redirect::plan::Options;
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::node::{Existing, LogFormat, Selectors, Switch, enablement, in_one_line, raise_descriptor_limit};
+
+/// Flags, each of which can come from the environment.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The name of this Kubernetes node: pods with this `spec.nodeName` are enrolled.
+    #[arg(long, env = "NODE_NAME")]
+    node: String,
+    /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
+    #[arg(long, visible_alias = "mesh", env = "AMBIENT_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// Where the container runtime keeps network namespaces.
+    #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
+    netns_dir: PathBuf,
+    /// The socket that the proxy connects to, which speaks ZDS as Istio's ztunnel does (its INPOD_UDS); only processes of the
+    /// own user and root are let in.
+    #[arg(long, env = "ZTUNNEL_UDS_ADDRESS", value_name = "SOCKET", default_value = ambient_redirect::zds::ISTIO_SOCKET)]
+    zds: PathBuf,
+    /// Which pods are meant to be in the mesh; see `ambient node --help`.
+    #[arg(long, env = "AMBIENT_ENABLEMENT_SELECTOR", value_name = "YAML", value_parser = enablement)]
+    enablement_selector: Option<Selectors>,
+    /// Namespaces whose pods are never in the mesh; commas separate several.
+    #[arg(
+        long,
+        env = "EXCLUDE_NAMESPACES",
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
+    exclude_namespaces: Vec<Arc<str>>,
+    /// Leave pods' DNS alone, except where a pod asks for it by an annotation; the proxy must not be asked for it either.
+    #[arg(long)]
+    no_dns_capture: bool,
+    /// Whether what this node's own processes send to its pods reaches them whatever policies say, as the kubelet's probes
+    /// must.
+    #[arg(long, env = "AMBIENT_PROBES", value_enum, default_value_t = Switch::On)]
+    probes: Switch,
+    /// Capture IPv4 alone.
+    #[arg(long)]
+    no_ipv6: bool,
+    /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
+    #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
+    existing_connections: Existing,
+    /// How long what is captured of a pod that leaves the mesh may go on before it is reset, in seconds.
+    #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "SECONDS", default_value_t = 30)]
+    leave: u64,
+    /// Let a pod's TCP go around the mesh where its capture cannot be upheld; otherwise it is refused.
+    #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
+    open_when_unproven: bool,
+    /// What is logged.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+    /// How it is logged: text or json.
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// Enrols pods; what goes wrong is one line on standard error.
+pub(crate) fn main(args: Args) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ambient enrol: {}", in_one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let format = match args.log_format {
+        LogFormat::Text => log::Format::Text,
+        LogFormat::Json => log::Format::Json,
+    };
+    let _flush = log::to_stdout(&args.log, format)?;
+    // Each pod takes some.
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let told = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let mut told = std::pin::pin!(told);
+    let enrol = tokio::select! {
+        enrol = start(args) => enrol?,
+        () = &mut told => anyhow::bail!("told to stop before it had started"),
+    };
+    Ok(enrol.run(told).await?)
+}
+
+async fn start(args: Args) -> anyhow::Result<Enrol> {
+    let status = Status::open(&args.manifests, &args.node).with_context(|| {
+        format!(
+            "cannot keep this node's status in {}, which --manifests names",
+            args.manifests.display()
+        )
+    })?;
+    let mut selection = Selection {
+        excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),
+        ..Selection::default()
+    };
+    if let Some(Selectors(enablement)) = args.enablement_selector {
+        selection.enablement = enablement;
+    }
+    let source = Manifests::open(manifests::Config {
+        own: Some(status.clone()),
+        selection,
+        ..manifests::Config::new(&args.manifests)
+    });
+    let redirect = ambient_redirect::Config {
+        options: Options {
+            ipv6: !args.no_ipv6,
+            dns: !args.no_dns_capture,
+            probes: args.probes == Switch::On,
+            ..Options::default()
+        },
+        existing: args.existing_connections.into(),
+        drain: Duration::from_secs(args.leave),
+        open_when_unproven: args.open_when_unproven,
+        ..ambient_redirect::Config::new(&args.node, &args.netns_dir)
+    };
+    let config = EnrolConfig {
+        redirect,
+        socket: args.zds,
+    };
+    let announce = Arc::new(AnnounceInDirectory::new(status));
+    Ok(Enrol::start(config, Box::new(source.await?), announce).await?)
+}
