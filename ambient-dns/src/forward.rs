@@ -80,6 +80,8 @@ async fn ask_one(upstream: Arc<dyn Upstream>, server: SocketAddr, query: Vec<u8>
             // Whoever guesses must not end the exchange; it goes on until the true answer or its deadline.
             Err(mismatch) => tracing::debug!(%server, %mismatch, "what came is not the answer to the query"),
         }
+        // However fast somebody guesses, others have their turn.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -44,7 +44,10 @@ pub(crate) async fn converse(inner: &Inner, client: TcpStream) -> io::Result<()>
             }
             Next::Reply(reply) => talk.give(&reply).await?,
             // It ends for the client as it would without us: between two queries, or in the middle of a zone.
-            Next::LastReply => return Ok(()),
+            Next::LastReply => {
+                talk.fail(Failure::Unreachable);
+                return Ok(());
+            }
         }
         talk.since = Instant::now();
     }
@@ -88,11 +91,17 @@ impl Talk<'_> {
             // However it has ended, the client learns that it has.
             reply = reply => Ok(reply.ok().flatten().map_or(Next::LastReply, Next::Reply)),
             () = time::sleep_until(self.since + patience) => {
-                for (_, query, _) in &self.waiting {
-                    self.inner.tell(&Event::Failed { query: *query, failure: Failure::Silent });
-                }
+                self.fail(Failure::Silent);
                 Err(io::ErrorKind::TimedOut.into())
             }
+        }
+    }
+
+    /// Tells that what waits is not answered any more.
+    fn fail(&self, failure: Failure) {
+        for (_, query, _) in &self.waiting {
+            let query = *query;
+            self.inner.tell(&Event::Failed { query, failure });
         }
     }
 

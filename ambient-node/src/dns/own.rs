@@ -9,14 +9,17 @@ use std::{
     io::Read as _,
     net::SocketAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use ambient_dns::resolv;
 use ambient_redirect::linux::NetnsId;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::clock;
 
@@ -36,6 +39,8 @@ pub(super) struct Own {
     namespace: NetnsId,
     known: watch::Sender<Known>,
     looked: Mutex<Option<Instant>>,
+    /// Where it was found last: looked at first, so that not all processes of the node are gone through each time.
+    process: AtomicU32,
 }
 
 impl Own {
@@ -44,6 +49,7 @@ impl Own {
             namespace,
             known: watch::Sender::default(),
             looked: Mutex::default(),
+            process: AtomicU32::new(0),
         })
     }
 
@@ -73,37 +79,44 @@ impl Own {
         }
         *looked = Some(now);
         let own = self.clone();
-        Some(tokio::task::spawn_blocking(move || {
-            let found = find(own.namespace).unwrap_or_default();
-            own.known.send_if_modified(|known| {
-                let changed = *known != found;
-                *known = found;
-                changed
-            });
+        Some(tokio::spawn(async move {
+            // Never closed.
+            let _turn = TURNS.acquire().await;
+            let _ = tokio::task::spawn_blocking(move || own.find()).await;
         }))
+    }
+
+    fn find(&self) {
+        let last = self.process.load(Ordering::Relaxed);
+        let (process, found) = look_at(last, self.namespace).or_else(|| find(self.namespace)).unwrap_or_default();
+        self.process.store(process, Ordering::Relaxed);
+        self.known.send_replace(found);
     }
 }
 
-/// Reads the file of the first process that is found in a network namespace and has a root of its own.
-fn find(namespace: NetnsId) -> Option<Known> {
-    let ours = fs::metadata("/proc/self/ns/mnt").ok()?;
+/// The first process that is found in a network namespace and has a root of its own, and what its file says.
+fn find(namespace: NetnsId) -> Option<(u32, Known)> {
     let numbers = fs::read_dir("/proc")
         .ok()?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let mut processes: Vec<u32> = numbers.collect();
     processes.sort_unstable();
-    processes.into_iter().find_map(|process| {
-        let net = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
-        if (net.dev(), net.ino()) != (namespace.dev, namespace.ino) {
-            return None;
-        }
-        let mounts = fs::metadata(format!("/proc/{process}/ns/mnt")).ok()?;
-        if mounts.ino() == ours.ino() {
-            return None;
-        }
-        let text = read(&format!("/proc/{process}/root")).ok()?;
-        Some(known(&text))
-    })
+    processes.into_iter().find_map(|process| look_at(process, namespace))
+}
+
+/// What the file of a process says, if that is in a network namespace and has a root of its own.
+fn look_at(process: u32, namespace: NetnsId) -> Option<(u32, Known)> {
+    let net = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
+    if (net.dev(), net.ino()) != (namespace.dev, namespace.ino) {
+        return None;
+    }
+    let ours = fs::metadata("/proc/self/ns/mnt").ok()?;
+    let mounts = fs::metadata(format!("/proc/{process}/ns/mnt")).ok()?;
+    if mounts.ino() == ours.ino() {
+        return None;
+    }
+    let text = read(&format!("/proc/{process}/root")).ok()?;
+    Some((process, known(&text)))
 }
 
 /// The text of `etc/resolv.conf` below a directory, as a process that has it for its root would read it.
@@ -128,6 +141,9 @@ fn known(text: &str) -> Known {
         search: read.search.into_iter().take(MOST_SEARCHED).collect(),
     }
 }
+
+/// So many pods' files are looked for at a time.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// How old what is known may be: the kubelet writes the file once, and what writes it again is in no hurry.
 const KEPT: Duration = Duration::from_secs(30);

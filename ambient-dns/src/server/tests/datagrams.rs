@@ -319,6 +319,58 @@ async fn dropping_the_server_abandons_what_waits() {
 }
 
 #[tokio::test]
+async fn after_a_burst_it_is_the_turn_of_others() {
+    let bench = bench(&[], Limits::default()).await;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    // The server has the same thread, and no turn before this is done.
+    for id in 0..100 {
+        socket.send_to(&web(id), bench.udp).unwrap();
+    }
+    let asked = |event: &Event| matches!(event, Event::Asked(_));
+    let mut seen = 0;
+    while seen < 100 {
+        tokio::task::yield_now().await;
+        let now = bench.count(asked);
+        assert!(now - seen <= BURST, "{} at a time", now - seen);
+        seen = now;
+    }
+}
+
+#[tokio::test]
+async fn floods_leave_others_their_turn() {
+    // Of clients, and of somebody who guesses at answers: as fast as a thread can send.
+    let flood = |to: SocketAddr, what: Vec<u8>| {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(to).unwrap();
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                let _ = socket.send(&what);
+            }
+        });
+        (stop, thread)
+    };
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let bench = bench(&[nameserver.at], Limits::default()).await;
+    for what in [web(1), answer(&example(1)), example(2)] {
+        let (stop, flooding) = flood(bench.udp, what);
+        // All on one thread, as these tests have it: what does not let go has all of it.
+        for _ in 0..20 {
+            time::sleep(Duration::from_millis(2)).await;
+        }
+        // Another socket of the same server is served.
+        let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+        nameserver::write(&mut stream, &web(3)).await;
+        assert_eq!(
+            time::timeout(PATIENCE, nameserver::next(&mut stream)).await.unwrap(),
+            Some(webs_answer(3))
+        );
+        drop(stop);
+        flooding.join().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn everything_is_told() {
     let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
     let bench = bench(&[nameserver.at], Limits::default()).await;
