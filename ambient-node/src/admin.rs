@@ -13,6 +13,7 @@ mod dump;
 mod explain;
 mod listen;
 mod log_level;
+mod pods;
 mod probes;
 mod routes;
 mod serve;
@@ -20,7 +21,7 @@ mod stop;
 
 use std::sync::Arc;
 
-use ambient_redirect::pods::PodState;
+use ambient_redirect::{pods::PodState, probes::ProbesState};
 use tokio::sync::watch;
 
 use crate::Shared;
@@ -37,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) node: Arc<Shared>,
     /// How far each pod of this node is with its capture.
     pub(crate) captures: watch::Receiver<Arc<[PodState]>>,
+    /// How it stands with the kubelet's probes; `None` where they are let through nowhere.
+    pub(crate) probes: Option<watch::Receiver<ProbesState>>,
     /// Tells the node to stop.
     pub(crate) stop: Stop,
 }

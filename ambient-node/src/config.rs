@@ -15,6 +15,8 @@ pub struct Config {
     /// The socket of another's node agent, such as Istio's `istio-cni`: it then says which pods are served, and makes the rules
     /// in their namespaces, and `netns_dir` is not looked at. Without it the node enrols its pods itself.
     pub zds: Option<PathBuf>,
+    /// A `/proc` in which pods' processes are seen, to find network namespaces that have no file there; none by default.
+    pub proc: Option<PathBuf>,
     /// The trust domain of this mesh.
     pub trust_domain: TrustDomain,
     /// The DNS domain of the cluster.
@@ -84,6 +86,7 @@ impl Config {
             node: node.into(),
             netns_dir: netns_dir.into(),
             zds: None,
+            proc: None,
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),

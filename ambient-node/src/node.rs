@@ -269,6 +269,7 @@ impl Node {
             .build();
         let redirect = ambient_redirect::Config {
             options,
+            proc: config.proc.clone(),
             existing: config.existing_connections,
             drain: config.leave,
             open_when_unproven: config.open_when_unproven,
@@ -336,6 +337,7 @@ impl Node {
         let context = Context {
             node: shared.clone(),
             captures: captures.clone(),
+            probes: probes.as_ref().map(HostProbes::states),
             stop: told.clone(),
         };
         let pages = Pages::start(doors, context).map_err(|error| RunError { why: error.to_string() })?;

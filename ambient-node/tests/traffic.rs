@@ -128,6 +128,7 @@ fn main() -> ExitCode {
             "a_connection_is_explained_as_it_is_decided",
             admin::a_connection_is_explained_as_it_is_decided,
         ),
+        ("how_pods_stand_is_told", admin::how_pods_stand_is_told),
         ("a_node_that_is_to_end_at_once_does", admin::a_node_that_is_to_end_at_once_does),
     ])
 }

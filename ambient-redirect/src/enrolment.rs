@@ -43,6 +43,9 @@ pub struct Config {
     pub node: Arc<str>,
     /// Where the runtime gives names to the network namespaces of pods, such as `/run/netns`.
     pub netns_dir: PathBuf,
+    /// A `/proc` of the PID namespace in which pods' processes can be seen: their namespaces are found without a name, and told
+    /// from each other. `None`, as by default, does without.
+    pub proc: Option<PathBuf>,
     /// What is captured, of pods that ask nothing else.
     pub options: Options,
     /// That directory is read so often.
@@ -75,6 +78,7 @@ impl Config {
         Self {
             node: node.into(),
             netns_dir: netns_dir.into(),
+            proc: None,
             options: Options::default(),
             scan_every: Duration::from_millis(200),
             verify_every: Duration::from_secs(5),
@@ -145,7 +149,7 @@ impl Enrolment {
         };
         Ok(Self {
             pods: Pods::new(timing),
-            places: Places::new(config.netns_dir.clone(), config.node.clone())?,
+            places: Places::new(config.netns_dir.clone(), config.proc.clone(), config.node.clone())?,
             hands: Arc::new(Hands {
                 node: config.node.clone(),
                 options: config.options.clone(),

@@ -49,6 +49,7 @@
 //! built without INET_DIAG_DESTROY, they are forgotten instead, and reset at their next packet). Asked of the running kernel by [`linux::preflight`].
 
 mod enrolment;
+pub mod find;
 pub mod linux;
 #[doc(hidden)]
 pub mod netlink;

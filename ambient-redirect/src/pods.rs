@@ -42,6 +42,7 @@ use ambient_core::PodUid;
 use self::state::Entry;
 use crate::{
     PodSpec,
+    find::Whose,
     linux::{NetnsId, Proof},
 };
 
@@ -119,6 +120,8 @@ pub struct Seen {
     pub left_behind: Option<Option<PodUid>>,
     /// Whether something may have run in it already.
     pub birth: Birth,
+    /// Whose it is by the processes in it, where those can be seen.
+    pub whose: Option<Whose>,
 }
 
 /// What is known of a namespace's past.
@@ -252,6 +255,7 @@ impl Pods {
             return Err(format!("{pod} is in another namespace"));
         }
         let seen = self.seen.entry(id).or_insert_with(|| Seen {
+            whose: None,
             addresses: pod.addresses.clone(),
             left_behind: None,
             birth: Birth::New,
@@ -370,7 +374,9 @@ impl Pods {
                 namespace: None,
                 state: State::Pairing { why },
                 said: None,
+                proven_at: None,
                 repairs: 0,
+                last_repair: None,
                 kept: Arc::from([]),
                 closed: false,
                 strays: 0,

@@ -224,6 +224,10 @@ impl HostProbes {
             }
             let states = pods.borrow_and_update().clone();
             upkeep.pods(&states);
+            // Most of what is told of pods is nothing that changes who they are.
+            if !look && upkeep.holds(&states) {
+                continue;
+            }
             self.keep(&mut upkeep, states).await;
         }
         if self.config.release_at_end {
@@ -350,6 +354,16 @@ impl Upkeep {
     /// Whether there is no pod, and it is not only that none is known yet.
     fn is_idle(&self, now: Instant) -> bool {
         self.empty && (self.known || now >= self.began + IDLE)
+    }
+
+    /// Whether what these pods want is what was put there last.
+    fn holds(&self, pods: &[PodState]) -> bool {
+        let Some(owners) = self.owners.as_ref().filter(|_| self.cleared == self.empty) else {
+            return false;
+        };
+        // Nobody's addresses but these are there, so that nobody who waits gains by others.
+        let present = owners.keys().copied().collect();
+        wanted(pods, &present) == *owners
     }
 
     /// When to look although nothing happens.

@@ -4,6 +4,8 @@
 
 #[path = "support/asked.rs"]
 mod asked;
+#[path = "support/found.rs"]
+mod found;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
@@ -42,6 +44,14 @@ fn main() -> ExitCode {
             oracle::what_is_printed_is_what_is_put_in_force,
         ),
         ("what_is_broken_of_it_is_mended", probed::what_is_broken_of_it_is_mended),
+        (
+            "namespaces_are_found_by_the_processes_in_them",
+            found::namespaces_are_found_by_the_processes_in_them,
+        ),
+        (
+            "what_is_said_to_be_a_pods_is_made_sure_of",
+            found::what_is_said_to_be_a_pods_is_made_sure_of,
+        ),
         ("a_strangers_table_is_left_alone", probed::a_strangers_table_is_left_alone),
     ])
 }

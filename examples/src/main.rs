@@ -14,6 +14,8 @@ mod explain;
 #[cfg(feature = "lab")]
 mod lab;
 mod node;
+mod page;
+mod pods;
 
 /// An ambient service mesh node: pods join by a label, and their traffic is carried in mutual TLS with their own
 /// identities.
@@ -32,6 +34,8 @@ enum Command {
     Enrol(enrol::Args),
     /// Ask a node what would become of a connection: its way, the identities on it, and what policy says.
     Explain(explain::Args),
+    /// Show how each pod of a node stands: whether it is captured, how that was proven, what is wrong and what to do.
+    Pods(pods::Args),
     /// Serve a directory of manifests and a certificate authority to nodes elsewhere, as istiod would.
     #[cfg(feature = "control")]
     Control(control::Args),
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Node(args) => node::main(*args),
         Command::Enrol(args) => enrol::main(args),
         Command::Explain(args) => explain::main(&args),
+        Command::Pods(args) => pods::main(&args),
         #[cfg(feature = "control")]
         Command::Control(args) => control::main(args),
         #[cfg(feature = "authz")]

@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// enrolment has a meaning then.
     #[arg(long, env = "INPOD_UDS", value_name = "SOCKET")]
     zds: Option<PathBuf>,
+    /// Find namespaces by the processes of pods as well, in this /proc: it must show the whole machine's.
+    #[arg(long, env = "AMBIENT_PROC", value_name = "DIR")]
+    proc: Option<PathBuf>,
     /// Which pods are meant to be in the mesh: a YAML list of {podSelector, namespaceSelector}, any of which takes a pod, and
     /// an empty selector takes all. By default pods labelled istio.io/dataplane-mode=ambient, and those of a namespace
     /// so labelled that are not labelled none. The same for every node of the mesh.
@@ -281,6 +284,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.local_shortcut = args.local_shortcut;
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
     config.preferred_service_namespace = args.preferred_service_namespace.clone();
+    config.proc = args.proc.clone();
     config.probes = args.probes == Switch::On;
     config.metrics = args.metrics;
     config.readiness = args.readiness;

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::{Answer, Asked, Context, Route, Takes, dump, explain, log_level, probes, stop};
+use super::{Answer, Asked, Context, Route, Takes, dump, explain, log_level, pods, probes, stop};
 
 /// The admin pages, on the node's loopback. A new one gets a line here.
 pub(super) const ADMIN: &[Route] = &[
@@ -23,6 +23,12 @@ pub(super) const ADMIN: &[Route] = &[
         takes: Takes::Get,
         about: "?from=NAMESPACE/POD&to=ADDRESS:PORT: the way of a connection, its identities, and what policy says",
         answer: explain::explained,
+    },
+    Route {
+        path: "/pods",
+        takes: Takes::Get,
+        about: "how each pod of the node stands; ?pod=[NAMESPACE/]NAME: all of one, and what is wrong with it",
+        answer: pods::all,
     },
     Route {
         path: "/logging",

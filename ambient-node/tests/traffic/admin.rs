@@ -384,3 +384,37 @@ pub(crate) fn a_connection_is_explained_as_it_is_decided(world: &World) -> Outco
     assert_eq!(mesh.page(ports::ADMIN, "/explain?from=shop/a")?.0, 400);
     Ok(())
 }
+
+pub(crate) fn how_pods_stand_is_told(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let ask = |query: &str| mesh.page(ports::ADMIN, &format!("/pods{query}"));
+    let (status, text) = ask("")?;
+    assert_eq!(status, 200, "{text}");
+    let row = text.lines().find(|l| l.starts_with("shop/a ")).unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        row.contains(" yes ") && row.contains("in force") && row.contains("connection"),
+        "{row}"
+    );
+    assert!(text.contains("probes of the kubelet are let through to"), "{text}");
+
+    let (status, text) = ask("?format=json")?;
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_eq!((status, &all["probes"]["letThrough"]), (200, &true.into()));
+    let pods = all["pods"].as_array().unwrap();
+    let a = pods.iter().find(|p| p["name"] == "a").unwrap();
+    assert_eq!(
+        (&a["captured"], &a["desired"], &a["repairs"]),
+        (&true.into(), &true.into(), &0.into())
+    );
+    assert_eq!(a["kept"], serde_json::json!([]));
+
+    for name in ["a", "shop/a"] {
+        let (status, text) = ask(&format!("?pod={name}"))?;
+        assert_eq!(status, 200, "{text}");
+        assert!(text.contains("captured             yes, since 20"), "{text}");
+        assert!(text.contains("  what goes out      by a connection that the proxy knew"), "{text}");
+    }
+    let (status, text) = ask("?pod=nobody")?;
+    assert!(status == 404 && text.contains("it knows of") && text.contains("shop/a"), "{text}");
+    Ok(())
+}

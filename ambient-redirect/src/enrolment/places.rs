@@ -1,15 +1,19 @@
-//! The namespaces that have a name in one directory.
+//! The namespaces that have a name in one directory, and those that pods' processes run in.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant as Tick,
+};
 
 use ambient_core::PodUid;
 
@@ -18,7 +22,8 @@ use super::{
     watch::{Changes, Watch},
 };
 use crate::{
-    linux::{Inside, Netns, NetnsError, NetnsId},
+    find::Whose,
+    linux::{Inside, Netns, NetnsError, NetnsId, Processes},
     pods::{Birth, Seen},
 };
 
@@ -26,6 +31,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Places {
     directory: PathBuf,
+    /// Those of pods' processes, where they are looked at.
+    processes: Option<Arc<Mutex<Processes>>>,
     node: Arc<str>,
     own: Arc<Netns>,
     places: BTreeMap<NetnsId, Place>,
@@ -40,15 +47,31 @@ struct Place {
     clear: bool,
     /// It was handed over: it is there until its pod has left, whether or not it has a name.
     given: bool,
+    /// Pods' processes were seen in it, last at this time. It need not have a name then.
+    inhabited: Option<Instant>,
 }
 
-/// What a look at the directory found; `None` for one that was known and was not looked into again.
-pub(super) type Scan = io::Result<BTreeMap<NetnsId, Option<(Arc<Netns>, Seen)>>>;
+/// What a look at the directory, and at processes, found.
+pub(super) type Scan = io::Result<Found>;
+
+/// `None` for one that was known and was not looked into again.
+type Looked = BTreeMap<NetnsId, Option<(Arc<Netns>, Seen)>>;
+
+/// What there is.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    found: Looked,
+    /// Whose processes are where.
+    inhabited: BTreeMap<NetnsId, Whose>,
+    /// Those that only processes show.
+    unnamed: BTreeSet<NetnsId>,
+}
 
 impl Places {
-    pub(super) fn new(directory: PathBuf, node: Arc<str>) -> Result<Self, NetnsError> {
+    pub(super) fn new(directory: PathBuf, proc: Option<PathBuf>, node: Arc<str>) -> Result<Self, NetnsError> {
         Ok(Self {
             directory,
+            processes: proc.map(|proc| Arc::new(Mutex::new(Processes::new(proc)))),
             node,
             own: Arc::new(Netns::current()?),
             places: BTreeMap::new(),
@@ -63,15 +86,32 @@ impl Places {
             .map(|(id, place)| (*id, (again && !paired(*id)).then(|| place.namespace.clone())))
             .collect();
         let (directory, node, own) = (self.directory.clone(), self.node.clone(), self.own.id());
-        spawn_blocking(move || look(&directory, &node, own, &known))
+        // Those that have a pod are asked for only where nothing but processes shows that they are there.
+        let by_processes = again || self.places.values().any(|place| place.inhabited.is_some());
+        let processes = self.processes.clone().filter(|_| by_processes);
+        let now = Tick::now().into_std();
+        spawn_blocking(move || {
+            let mut found = Found {
+                found: look(&directory, &node, own, &known)?,
+                ..Found::default()
+            };
+            if let Some(processes) = processes {
+                let mut processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
+                around(&mut processes, now, &node, &known, &mut found)?;
+            }
+            Ok(found)
+        })
     }
 
     /// Takes over what was found and gives all that is there; `None` where the look failed, so that nothing is known anew.
     pub(super) fn take(&mut self, scan: Scan) -> Option<BTreeMap<NetnsId, Seen>> {
-        let found = scan.ok()?;
+        let Found { found, inhabited, unnamed } = scan.ok()?;
+        let now = Tick::now().into_std();
         self.places
             .retain(|id, place| found.contains_key(id) || place.room.is_some() || place.given);
-        let given = self.places.iter().filter(|(_, place)| place.given);
+        // Between two containers of a pod no process may be there.
+        let lives = |place: &Place| place.inhabited.is_some_and(|then| now < then + LULL);
+        let given = self.places.iter().filter(|(_, place)| place.given || lives(place));
         let mut seen: BTreeMap<NetnsId, Seen> = given.map(|(id, place)| (*id, place.seen.clone())).collect();
         for (id, fresh) in found {
             match (self.places.get_mut(&id), fresh) {
@@ -79,9 +119,15 @@ impl Places {
                     if let Some((_, fresh)) = fresh {
                         place.seen.addresses = fresh.addresses;
                     }
+                    if let Some(whose) = inhabited.get(&id) {
+                        place.seen.whose = Some(whose.clone());
+                        place.inhabited = place.inhabited.map(|_| now);
+                    }
                     seen.insert(id, place.seen.clone());
                 }
-                (None, Some((namespace, fresh))) => {
+                (None, Some((namespace, mut fresh))) => {
+                    fresh.whose = inhabited.get(&id).cloned();
+                    let unnamed = unnamed.contains(&id);
                     seen.insert(id, fresh.clone());
                     self.places.insert(
                         id,
@@ -91,6 +137,7 @@ impl Places {
                             seen: fresh,
                             room: None,
                             given: false,
+                            inhabited: unnamed.then_some(now),
                         },
                     );
                 }
@@ -108,10 +155,12 @@ impl Places {
                 addresses: addresses.to_vec(),
                 left_behind: None,
                 birth: Birth::New,
+                whose: None,
             },
             room: None,
             clear: true,
             given: true,
+            inhabited: None,
         });
         place.given = true;
     }
@@ -150,7 +199,37 @@ impl Places {
     }
 }
 
-fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>) -> Scan {
+/// The namespaces around pods' processes: those without a name as well.
+fn around(
+    processes: &mut Processes,
+    now: Instant,
+    node: &str,
+    known: &BTreeMap<NetnsId, Option<Arc<Netns>>>,
+    found: &mut Found,
+) -> io::Result<()> {
+    for (id, (whose, path)) in processes.look(now)? {
+        if !found.found.contains_key(&id) && found.found.len() < MOST {
+            let looked = match known.get(&id) {
+                Some(None) => None,
+                Some(Some(namespace)) => look_into(namespace.clone(), None),
+                None => {
+                    // The process may have ended, and its number be another's.
+                    let open = Netns::open(&path).ok().filter(|n| n.id() == id);
+                    let Some(fresh) = open.and_then(|n| look_into(Arc::new(n), Some(node))) else {
+                        continue;
+                    };
+                    Some(fresh)
+                }
+            };
+            found.found.insert(id, looked);
+            found.unnamed.insert(id);
+        }
+        found.inhabited.insert(id, whose);
+    }
+    Ok(())
+}
+
+fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>) -> io::Result<Looked> {
     let device = std::fs::metadata("/proc/thread-self/ns/net")?.dev();
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
@@ -200,9 +279,12 @@ fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Option<(Arc<Netns>, 
         addresses,
         left_behind,
         birth: Birth::Running,
+        whose: None,
     };
     Some((namespace, seen))
 }
 
+/// A namespace that only processes show is there for so long after the last of them.
+const LULL: Duration = Duration::from_secs(2);
 /// More namespaces than a node has pods, by far.
 const MOST: usize = 4096;

@@ -33,7 +33,7 @@ pub(super) fn pair<'a>(
 
     for spec in &waiting {
         let addresses: Vec<IpAddr> = spec.addresses.iter().map(IpAddr::to_canonical).collect();
-        let verdict = match place(spec, &addresses, &waiting, &free) {
+        let verdict = match place(spec, &addresses, &waiting, &free, desired, seen) {
             Ok(Some(id)) if too_early(id, &spec.uid) => Err("its namespace served another pod until now".into()),
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err(lacking(&addresses, &held, &holder)),
@@ -67,32 +67,167 @@ fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: im
 }
 
 /// The free namespace that is a pod's; `None` where none has an address of it.
-fn place(spec: &PodSpec, addresses: &[IpAddr], waiting: &[&PodSpec], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<Option<NetnsId>, String> {
+fn place(
+    spec: &PodSpec,
+    addresses: &[IpAddr],
+    waiting: &[&PodSpec],
+    free: &[(NetnsId, Vec<IpAddr>)],
+    desired: &[PodSpec],
+    seen: &BTreeMap<NetnsId, Seen>,
+) -> Result<Option<NetnsId>, String> {
     if addresses.is_empty() {
         return Err("it has no address yet".into());
     }
     if let Some(everyones) = addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified()) {
         return Err(format!("{everyones} is no pod's address"));
     }
+    let mut claims: Vec<NetnsId> = free
+        .iter()
+        .filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip)))
+        .map(|(id, _)| *id)
+        .collect();
+    match by_processes(spec, &claims, desired, seen) {
+        // Its own processes run in it: whoever else claims the address is wrong, or gone.
+        Some(Ok(own)) => return whole(own, addresses, free),
+        Some(Err((id, other))) => {
+            return Err(format!(
+                "the namespace {id} with its address is that of {other}, whose processes run in it"
+            ));
+        }
+        None => claims.retain(|id| anothers(*id, spec, desired, seen).is_none()),
+    }
     let shared = |other: &PodSpec| other.addresses.iter().copied().find(|ip| addresses.contains(&ip.to_canonical()));
     let mut others = waiting.iter().filter(|other| other.uid != spec.uid);
     if let Some((other, address)) = others.find_map(|other| Some((other, shared(other)?))) {
         return Err(format!("{other} has the same address {address}"));
     }
-    let claims: Vec<NetnsId> = free
-        .iter()
-        .filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip)))
-        .map(|(id, _)| *id)
-        .collect();
     match claims[..] {
         [] => Ok(None),
-        [id] => {
-            let there = free.iter().find(|(i, _)| *i == id).map(|(_, there)| there);
-            match addresses.iter().find(|ip| !there.is_some_and(|t| t.contains(ip))) {
-                None => Ok(Some(id)),
-                Some(missing) => Err(format!("the namespace {id} lacks its address {missing}")),
-            }
-        }
+        [id] => whole(id, addresses, free),
         [first, second, ..] => Err(format!("two namespaces, {first} and {second}, have its address")),
+    }
+}
+
+/// A namespace that has one address of a pod is the pod's if it has all.
+fn whole(id: NetnsId, addresses: &[IpAddr], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<Option<NetnsId>, String> {
+    let there = free.iter().find(|(i, _)| *i == id).map(|(_, there)| there);
+    match addresses.iter().find(|ip| !there.is_some_and(|t| t.contains(ip))) {
+        None => Ok(Some(id)),
+        Some(missing) => Err(format!("the namespace {id} lacks its address {missing}")),
+    }
+}
+
+/// Of the namespaces with a pod's address the one in which its processes run, the oldest of them where there are several; or,
+/// where there is one alone, the pod that it is of. `None` where processes tell nothing: they cannot be seen, or are of a UID
+/// that nobody knows, as a kubelet gives pods of its own.
+fn by_processes<'a>(
+    spec: &PodSpec,
+    claims: &[NetnsId],
+    desired: &'a [PodSpec],
+    seen: &BTreeMap<NetnsId, Seen>,
+) -> Option<Result<NetnsId, (NetnsId, &'a PodSpec)>> {
+    let whose = |id: &NetnsId| seen.get(id)?.whose.as_ref();
+    let own = claims.iter().filter(|id| whose(id).is_some_and(|w| w.pod == spec.uid));
+    if let Some(own) = own.min_by_key(|id| whose(id).map(|w| w.started)) {
+        return Some(Ok(*own));
+    }
+    let [id] = claims else { return None };
+    anothers(*id, spec, desired, seen).map(|other| Err((*id, other)))
+}
+
+/// The other pod that a namespace is of, by its processes.
+fn anothers<'a>(id: NetnsId, spec: &PodSpec, desired: &'a [PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> Option<&'a PodSpec> {
+    let whose = seen.get(&id)?.whose.as_ref()?;
+    desired.iter().find(|d| d.uid == whose.pod && d.uid != spec.uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use ambient_core::Capture;
+
+    use super::*;
+    use crate::{find::Whose, pods::Birth};
+
+    fn spec(uid: &str, address: &str) -> PodSpec {
+        PodSpec {
+            uid: uid.into(),
+            namespace: "shop".into(),
+            name: uid.into(),
+            service_account: "default".into(),
+            addresses: vec![address.parse().unwrap()],
+            capture: Capture::default(),
+        }
+    }
+
+    fn id(ino: u64) -> NetnsId {
+        NetnsId { dev: 4, ino }
+    }
+
+    fn namespaces(of: &[(u64, &str, Option<(&str, u64)>)]) -> BTreeMap<NetnsId, Seen> {
+        let seen = |(ino, address, whose): &(u64, &str, Option<(&str, u64)>)| {
+            let whose = whose.map(|(pod, started)| Whose {
+                pod: pod.into(),
+                started,
+                pid: 1,
+            });
+            let seen = Seen {
+                addresses: vec![address.parse().unwrap()],
+                left_behind: None,
+                birth: Birth::Running,
+                whose,
+            };
+            (id(*ino), seen)
+        };
+        of.iter().map(seen).collect()
+    }
+
+    fn paired(desired: &[PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> (BTreeMap<String, u64>, BTreeMap<String, String>) {
+        let found = pair(desired, seen, |_| None, |_| false, |_, _| false);
+        let pairs = found.pairs.into_iter().map(|(id, spec)| (spec.uid.to_string(), id.ino));
+        let unpaired = found.unpaired.into_iter().map(|(uid, why)| (uid.to_string(), why));
+        (pairs.collect(), unpaired.collect())
+    }
+
+    #[test]
+    fn of_several_namespaces_with_its_address_a_pod_has_the_one_its_processes_run_in() {
+        let desired = [spec("a", "10.0.0.2")];
+        let (pairs, unpaired) = paired(&desired, &namespaces(&[(7, "10.0.0.2", None), (8, "10.0.0.2", None)]));
+        assert!(pairs.is_empty() && unpaired["a"].contains("two namespaces"));
+        let (pairs, _) = paired(&desired, &namespaces(&[(7, "10.0.0.2", None), (8, "10.0.0.2", Some(("a", 5)))]));
+        assert_eq!(pairs["a"], 8);
+        let several = namespaces(&[
+            (7, "10.0.0.2", Some(("a", 9))),
+            (8, "10.0.0.2", Some(("a", 5))),
+            (9, "10.0.0.9", Some(("a", 1))),
+        ]);
+        assert_eq!(
+            paired(&desired, &several).0["a"],
+            8,
+            "the oldest process's, among those with the address"
+        );
+        // A process elsewhere is no reason: the address must be there.
+        let (pairs, unpaired) = paired(&desired, &namespaces(&[(9, "10.0.0.9", Some(("a", 1)))]));
+        assert!(pairs.is_empty() && unpaired["a"].contains("no network namespace"), "{unpaired:?}");
+    }
+
+    #[test]
+    fn what_is_another_pods_by_its_processes_is_not_given_away() {
+        let desired = [spec("new", "10.0.0.2"), spec("old", "10.0.0.2")];
+        // Both claim the address: one of them has processes where it is.
+        let (pairs, unpaired) = paired(&desired, &namespaces(&[(7, "10.0.0.2", Some(("new", 5)))]));
+        assert_eq!(pairs, BTreeMap::from([("new".to_owned(), 7)]));
+        assert!(
+            unpaired["old"].contains("shop/new (new), whose processes run in it"),
+            "{unpaired:?}"
+        );
+        // Each has its own.
+        let both = namespaces(&[(7, "10.0.0.2", Some(("new", 5))), (8, "10.0.0.2", Some(("old", 3)))]);
+        assert_eq!(
+            paired(&desired, &both).0,
+            BTreeMap::from([("new".to_owned(), 7), ("old".to_owned(), 8)])
+        );
+        // Nobody knows the UID: a kubelet's own pod has another in its groups.
+        let (pairs, _) = paired(&[spec("mirror", "10.0.0.2")], &namespaces(&[(7, "10.0.0.2", Some(("0123", 5)))]));
+        assert_eq!(pairs["mirror"], 7);
     }
 }

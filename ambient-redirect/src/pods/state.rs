@@ -24,8 +24,12 @@ pub struct PodState {
     pub state: State,
     /// What was last put into its namespace, in words for people: all of it, or what was put back.
     pub said: Option<String>,
+    /// When its capture was proven last.
+    pub proven_at: Option<SystemTime>,
     /// How often its capture was found broken and mended.
     pub repairs: u64,
+    /// When that was last, and what was mended.
+    pub last_repair: Option<(SystemTime, Arc<str>)>,
     /// Its connections from before it joined that are open still: outside of the mesh. As of the last look, a few seconds ago
     /// at most; in the order of their addresses.
     pub kept: Arc<[Kept]>,
@@ -188,6 +192,10 @@ pub(super) struct Entry {
     drain_until: Option<Instant>,
     said: Option<String>,
     repairs: u64,
+    last_repair: Option<(SystemTime, Arc<str>)>,
+    proven_at: Option<SystemTime>,
+    /// The time of day when a step ended last.
+    wall: SystemTime,
     kept: Arc<[Kept]>,
     strays: u64,
 }
@@ -222,6 +230,9 @@ impl Entry {
             drain_until: None,
             said: None,
             repairs: 0,
+            last_repair: None,
+            proven_at: None,
+            wall: SystemTime::UNIX_EPOCH,
             kept: Arc::from([]),
             strays: 0,
         }
@@ -378,6 +389,7 @@ impl Entry {
         done: Done,
         output: &mut VecDeque<Output>,
     ) -> bool {
+        self.wall = wall;
         let held = self.is_hold(step);
         if !held {
             self.not_before = None;
@@ -390,6 +402,7 @@ impl Entry {
             }
             Done::Proven(proof) => {
                 self.proof = Some(proof);
+                self.proven_at = Some(wall);
                 if let Phase::In { proof: shown, .. } = &mut self.phase {
                     *shown = proof;
                 }
@@ -565,6 +578,7 @@ impl Entry {
     fn arrived(&mut self, now: Instant, timing: &Timing, captured_at: SystemTime, output: &mut VecDeque<Output>) {
         if let Some(what) = self.mending.take() {
             self.repairs += 1;
+            self.last_repair = Some((self.wall, what.as_str().into()));
             output.push_back(Output::Tell(Notice::Repaired(self.pod.clone(), what)));
         }
         self.failures = 0;
@@ -637,7 +651,9 @@ impl Entry {
             namespace: Some(namespace),
             state,
             said: self.said.clone(),
+            proven_at: self.proven_at,
             repairs: self.repairs,
+            last_repair: self.last_repair.clone(),
             kept: self.kept.clone(),
             closed: self.closed,
             strays: self.strays,

@@ -110,6 +110,7 @@ impl Node {
             (
                 *n,
                 Seen {
+                    whose: None,
                     addresses: addresses.clone(),
                     left_behind,
                     birth: Birth::Running,

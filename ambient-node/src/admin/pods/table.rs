@@ -1,0 +1,154 @@
+//! As text.
+
+use std::fmt::Write as _;
+
+use super::{Listed, Repair, View};
+
+const HEAD: [&str; 11] = [
+    "POD",
+    "DESIRED",
+    "CAPTURED",
+    "PROVEN",
+    "OUT BY",
+    "IN BY",
+    "LISTENERS",
+    "RULES",
+    "IN/OUT",
+    "KEPT",
+    "REPAIRS",
+];
+
+/// A table, and below it what is wrong.
+pub(super) fn of_all(listed: &Listed) -> String {
+    let mut rows: Vec<[String; 11]> = vec![HEAD.map(str::to_owned)];
+    rows.extend(listed.pods.iter().map(row));
+    let widths: Vec<usize> = (0..HEAD.len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    for pod in &listed.pods {
+        for wrong in &pod.wrong {
+            let _ = writeln!(text, "\n{}: {}\n  -> {}", pod.full_name(), wrong.what, wrong.remedy);
+        }
+    }
+    let probes = &listed.probes;
+    let _ = match (&probes.error, probes.let_through) {
+        (Some(error), _) => writeln!(text, "\nprobes of the kubelet may be refused: {error}"),
+        (None, true) => writeln!(
+            text,
+            "\nprobes of the kubelet are let through to {} addresses{}",
+            probes.addresses,
+            { repairs(probes.repairs, probes.last_repair.as_ref()) }
+        ),
+        (None, false) if listed.pods.is_empty() => Ok(()),
+        (None, false) => writeln!(text, "\nprobes of the kubelet are judged by policies like all connections"),
+    };
+    text
+}
+
+fn row(pod: &View) -> [String; 11] {
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    let way = |way: fn(&super::Ways) -> &str| pod.proof.as_ref().map_or_else(|| "-".into(), |p| short(way(p)));
+    [
+        pod.full_name(),
+        yes(pod.desired),
+        if pod.captured { "yes".into() } else { pod.state.to_owned() },
+        pod.proven_at.clone().unwrap_or_else(|| "-".into()),
+        way(|p| &p.outbound),
+        way(|p| &p.inbound),
+        pod.listeners.into(),
+        pod.rules.into(),
+        format!("{}/{}", pod.connections.inbound, pod.connections.outbound),
+        pod.kept.len().to_string(),
+        match &pod.last_repair {
+            Some(last) => format!("{} (last {}: {})", pod.repairs, last.at, last.what),
+            None => pod.repairs.to_string(),
+        },
+    ]
+}
+
+/// `connection`, `listing`, or both where the families differ.
+fn short(way: &str) -> String {
+    match (way.contains("connection"), way.contains("listed")) {
+        (true, true) => "connection, listing".into(),
+        (true, false) => "connection".into(),
+        (false, true) => "listing".into(),
+        (false, false) => "-".into(),
+    }
+}
+
+fn repairs(count: u64, last: Option<&Repair>) -> String {
+    match last {
+        Some(last) => format!("; mended {count} times, last at {}: {}", last.at, last.what),
+        None => String::new(),
+    }
+}
+
+/// All of one pod.
+pub(super) fn of_one(pod: &View) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<20} {value}");
+    };
+    let none = "-".to_owned();
+    line("pod", &format!("{} ({})", pod.full_name(), pod.uid));
+    line("service account", &pod.service_account);
+    line("addresses", &pod.addresses.join(", "));
+    line("network namespace", pod.network_namespace.as_ref().unwrap_or(&none));
+    line("desired", if pod.desired { "yes" } else { "no" });
+    let captured = match (&pod.captured_since, pod.captured) {
+        (Some(since), true) => format!("yes, since {since}"),
+        _ => format!("no ({})", pod.state),
+    };
+    line("captured", &captured);
+    line("proven", pod.proven_at.as_ref().unwrap_or(&none));
+    if let Some(proof) = &pod.proof {
+        line("  what goes out", &proof.outbound);
+        line("  what comes in", &proof.inbound);
+    }
+    line("listeners", pod.listeners);
+    line("rules", pod.rules);
+    line("put last", pod.put.as_ref().unwrap_or(&none));
+    if pod.asks.bypass_inbound {
+        line("asks", "what comes to it goes to the application, except by HBONE");
+    }
+    if let Some(dns) = pod.asks.dns {
+        line("asks", if dns { "its DNS is captured" } else { "its DNS is left alone" });
+    }
+    if !pod.asks.virtual_interfaces.is_empty() {
+        line(
+            "asks",
+            &format!("what comes from {} is sent by it", pod.asks.virtual_interfaces.join(", ")),
+        );
+    }
+    line(
+        "connections",
+        &format!("{} in, {} out", pod.connections.inbound, pod.connections.outbound),
+    );
+    line("kept connections", &pod.kept.len().to_string());
+    for kept in pod.kept.iter().take(KEPT_SHOWN) {
+        line("", kept);
+    }
+    if pod.kept.len() > KEPT_SHOWN {
+        line("", "… and more, with --json");
+    }
+    line("gone around", &format!("{} connections, reset since", pod.strays));
+    line("repairs", &pod.repairs.to_string());
+    if let Some(last) = &pod.last_repair {
+        line("  the last", &format!("{}: {}", last.at, last.what));
+    }
+    match pod.wrong.is_empty() {
+        true => text.push_str("\nnothing is wrong\n"),
+        false => pod.wrong.iter().for_each(|wrong| {
+            let _ = writeln!(text, "\nwrong: {}\n   ->  {}", wrong.what, wrong.remedy);
+        }),
+    }
+    text
+}
+
+const KEPT_SHOWN: usize = 20;

@@ -1,0 +1,201 @@
+//! What is wrong with a pod, in plain words, and what to do about it.
+
+use ambient_redirect::{
+    linux::Way,
+    pods::{PodState, Refusal, State, Step},
+};
+use serde::Serialize;
+
+/// Something that is wrong with a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Wrong {
+    /// What.
+    pub(super) what: String,
+    /// What to do.
+    pub(super) remedy: String,
+}
+
+/// All that is wrong with a pod, the gravest first; empty where all is as it should be.
+pub(super) fn wrong(pod: &PodState) -> Vec<Wrong> {
+    let mut found = Vec::new();
+    let mut say = |what: String, remedy: &str| {
+        found.push(Wrong {
+            what,
+            remedy: remedy.into(),
+        });
+    };
+    match &pod.state {
+        State::Pairing { why } => say(format!("it is not captured: {why}"), pairing_remedy(pod, why)),
+        State::Refused { error } => say(format!("it is not captured: {error}"), step_remedy(error)),
+        _ => {}
+    }
+    if pod.closed && !matches!(pod.state, State::Waiting) {
+        say(
+            "its TCP is refused until its capture is proven".into(),
+            "mend what keeps it from being captured; it is tried again by itself every few seconds",
+        );
+    }
+    if !pod.kept.is_empty() {
+        say(
+            format!(
+                "{} of its connections are from before it joined: unencrypted, and outside of the mesh",
+                pod.kept.len()
+            ),
+            "they end when either end closes them; restart the pod, or set existing connections to be closed, to be rid of them now",
+        );
+    }
+    if pod.strays > 0 {
+        say(
+            format!(
+                "{} connections went around the proxy while its capture was broken; they were reset",
+                pod.strays
+            ),
+            "see the last repair for what was broken, and who in the pod or on the node changes its rules",
+        );
+    }
+    if let Some((_, what)) = &pod.last_repair {
+        say(
+            format!("its capture was found broken {} times; the last time: {what}", pod.repairs),
+            "it is mended. Find what changes rules, routes or listeners in its namespace: `nft monitor` there shows it",
+        );
+    }
+    if let State::In { proof, .. } = &pod.state
+        && [proof.inbound.v4, proof.inbound.v6].contains(&Some(Way::Listed))
+    {
+        say(
+            "that what comes in is captured is known from the kernel's listings alone: no connection from the node comes through".into(),
+            "a NetworkPolicy or the network plugin drops it; let the node reach the pod if you want it proven by a connection",
+        );
+    }
+    for fault in &pod.spec.capture.faults {
+        say(fault.to_string(), "correct the annotation; it is followed while the pod runs");
+    }
+    found
+}
+
+fn pairing_remedy(pod: &PodState, why: &str) -> &'static str {
+    if pod.spec.addresses.is_empty() {
+        "wait until its status has an address, or write one"
+    } else if why.contains("same address") {
+        "two pods claim one address: delete the one that is stale, or correct the addresses in its status"
+    } else if why.contains("lacks") {
+        "its status lists an address that its network namespace does not have: correct either"
+    } else {
+        "name the container runtime's directory of network namespaces with --netns-dir, or let the node see the pod's processes"
+    }
+}
+
+fn step_remedy(error: &Refusal) -> &'static str {
+    match error.step {
+        Step::Listen => "free the ports 15001, 15006, 15008 and 15053 in the pod, and see that it has a certificate",
+        Step::Close | Step::Enforce | Step::Open => {
+            "remove a table of the same name that is somebody else's, and give the node CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        }
+        Step::Prove | Step::Verify => {
+            "see what in its namespace changes rules or keeps connections from the proxy: `nft list ruleset` there"
+        }
+        Step::Announce | Step::Withdraw => "see that the node can write its status in the directory of manifests",
+        _ => "it is tried again by itself; the node's log says how it goes on",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::SystemTime};
+
+    use ambient_core::Capture;
+    use ambient_redirect::{
+        PodSpec,
+        linux::{Proof, Ways},
+    };
+
+    use super::*;
+
+    fn pod(state: State) -> PodState {
+        PodState {
+            spec: Arc::new(PodSpec {
+                uid: "uid".into(),
+                namespace: "shop".into(),
+                name: "cart".into(),
+                service_account: "default".into(),
+                addresses: vec!["10.0.0.2".parse().unwrap()],
+                capture: Capture::default(),
+            }),
+            namespace: None,
+            state,
+            said: None,
+            proven_at: None,
+            repairs: 0,
+            last_repair: None,
+            kept: Arc::from([]),
+            closed: false,
+            strays: 0,
+        }
+    }
+
+    fn captured(inbound: Way) -> State {
+        let ways = |way| Ways { v4: Some(way), v6: None };
+        State::In {
+            captured_at: SystemTime::UNIX_EPOCH,
+            proof: Proof {
+                outbound: ways(Way::Recognised),
+                inbound: ways(inbound),
+            },
+        }
+    }
+
+    #[test]
+    fn who_is_captured_and_never_was_broken_has_nothing_wrong() {
+        assert_eq!(wrong(&pod(captured(Way::Recognised))), []);
+        assert_eq!(wrong(&pod(State::Joining)), []);
+        assert_eq!(wrong(&pod(State::Waiting)), []);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_to_do() {
+        let why = |state: State| wrong(&pod(state)).remove(0);
+        let said = why(State::Pairing {
+            why: "no network namespace with its addresses is to be seen".into(),
+        });
+        assert!(
+            said.what.contains("no network namespace") && said.remedy.contains("--netns-dir"),
+            "{said:?}"
+        );
+        let said = why(State::Pairing {
+            why: "shop/b (y) has the same address 10.0.0.2".into(),
+        });
+        assert!(said.remedy.contains("stale"), "{said:?}");
+        let refused = |step| State::Refused {
+            error: Refusal {
+                step,
+                why: "it is so".into(),
+            },
+        };
+        for (step, remedy) in [
+            (Step::Listen, "15001"),
+            (Step::Enforce, "CAP_NET_ADMIN"),
+            (Step::Prove, "nft list ruleset"),
+            (Step::Announce, "status"),
+        ] {
+            let said = why(refused(step));
+            assert!(said.what.contains("it is so") && said.remedy.contains(remedy), "{said:?}");
+        }
+        assert!(why(captured(Way::Listed)).what.contains("listings"));
+        let mut sick = pod(refused(Step::Listen));
+        sick.closed = true;
+        sick.repairs = 2;
+        sick.last_repair = Some((SystemTime::UNIX_EPOCH, "table ambient-nat is missing or changed".into()));
+        sick.strays = 3;
+        let said = wrong(&sick);
+        assert_eq!(said.len(), 4);
+        assert!(said[1].what.contains("refused") && said[2].what.starts_with("3 connections") && said[3].what.contains("2 times"));
+        let mut odd = pod(captured(Way::Recognised));
+        let spec = PodSpec {
+            capture: Capture::read(|key| (key == "istio.io/reroute-virtual-interfaces").then_some("a/b")),
+            ..(*odd.spec).clone()
+        };
+        odd.spec = Arc::new(spec);
+        let said = wrong(&odd).remove(0);
+        assert!(said.what.contains("a/b") && said.remedy.contains("annotation"), "{said:?}");
+    }
+}

@@ -1,0 +1,122 @@
+//! Namespaces that have no name, and those that are said to be a pod's.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ambient_redirect::{
+    Config, PodSpec,
+    find::Place,
+    linux::{FindError, Netns, namespace_of},
+    pods::State,
+};
+use ambient_testkit::{World, harness::Outcome};
+
+use crate::{
+    ask,
+    mesh::{Log, Running, is_in, namespace_of as paired},
+    node::{Node, spec},
+};
+
+const UID: &str = "2f4b1c3a-0d51-4a5e-9a2b-6a7c8d9e0f10";
+const OTHER: &str = "11111111-2222-3333-4444-555555555555";
+
+/// A process as `/proc` shows it.
+fn process(proc: &Path, pid: u32, started: u64, namespace: &Arc<Netns>, cgroup: &str) {
+    let dir = proc.join(pid.to_string());
+    fs::create_dir_all(dir.join("ns")).unwrap();
+    fs::write(
+        dir.join("stat"),
+        format!("{pid} (a (b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0"),
+    )
+    .unwrap();
+    fs::write(dir.join("cgroup"), cgroup).unwrap();
+    symlink(namespace.path(), dir.join("ns/net")).unwrap();
+}
+
+fn of_pod(uid: &str) -> String {
+    let slice = format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
+    format!("0::/kubepods.slice/kubepods-burstable.slice/{slice}/cri-containerd-0af1.scope\n")
+}
+
+fn scratch(world: &World, name: &str) -> PathBuf {
+    let dir = world.scratch_dir().join(name);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+pub(crate) fn namespaces_are_found_by_the_processes_in_them(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    // Another that has given itself the same address, and one of a node's own process with a pod's name.
+    let thief = world.namespace("thief")?;
+    thief.add_address("lo", "10.0.0.2/32".parse::<ipnet::IpNet>()?)?;
+    let thief = Arc::new(Netns::open(thief.path())?);
+    let (proc, empty) = (scratch(world, "proc"), scratch(world, "no-names"));
+    process(&proc, 1, 1, &node.netns, "0::/init.scope\n");
+    process(&proc, 50, 10, &thief, &of_pod(OTHER));
+    process(&proc, 60, 11, &node.netns, &of_pod(UID));
+    fs::create_dir(proc.join("sys"))?;
+    fs::create_dir(proc.join("77"))?; // one that has ended while it was looked at
+    node.run(async {
+        let config = Config {
+            netns_dir: empty.clone(),
+            proc: Some(proc.clone()),
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        let stranger = spec(OTHER, &["10.0.0.9"]);
+        running.want(&[spec(UID, &["10.0.0.2"]), stranger.clone()]);
+        running
+            .until("a reason", |states| {
+                let why = |s: &State| matches!(s, State::Pairing { why } if why.contains("whose processes run in it"));
+                states.iter().any(|s| s.spec.uid.as_str() == UID && why(&s.state))
+            })
+            .await;
+        process(&proc, 100, 20, &pod, &of_pod(UID));
+        running.until_in(&[UID]).await;
+        assert_eq!(paired(&running.states.borrow(), UID), Some(pod.id()));
+        assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
+        // From one container to the next no process need be there; when none is any more, the pod is gone.
+        fs::remove_dir_all(proc.join("100")).unwrap();
+        process(&proc, 101, 30, &pod, &of_pod(UID));
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        assert!(is_in(&running.states.borrow(), UID));
+        fs::remove_dir_all(proc.join("101")).unwrap();
+        running.until("its end", |states| !is_in(states, UID)).await;
+        running.stop().await;
+    })
+}
+
+pub(crate) fn what_is_said_to_be_a_pods_is_made_sure_of(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let dir = scratch(world, "said");
+    process(&dir, 100, 20, &pod, "");
+    let file = dir.join("file");
+    fs::write(&file, "no namespace")?;
+    let a = spec("a", &["10.0.0.2", "fd00::2"]);
+    let at = |path: &Path| Place::Path(path.to_owned());
+    let by = |pid| Place::Process { proc: dir.clone(), pid };
+    node.run(async {
+        for place in [at(pod.path()), by(100)] {
+            assert_eq!(namespace_of(&a, &place).unwrap().id(), pod.id(), "{place:?}");
+        }
+        let refused = |spec: &PodSpec, place: &Place| {
+            let error: FindError = namespace_of(spec, place).unwrap_err();
+            let text = error.to_string();
+            assert!(text.starts_with("shop/pod-of-a (a)"), "it names the pod: {text}");
+            text
+        };
+        assert!(refused(&a, &at(&file)).contains("is not a namespace; a bind mount"));
+        assert!(refused(&a, &at(&dir.join("none"))).contains("cannot be opened"));
+        assert!(refused(&a, &by(7)).contains("process 7") && refused(&a, &by(7)).contains("has ended"));
+        assert!(refused(&a, &at(node.netns.path())).contains("the node's own"));
+        assert!(refused(&spec("a", &[]), &at(pod.path())).contains("no address yet"));
+        let text = refused(&spec("a", &["10.0.0.2", "10.0.0.3"]), &at(pod.path()));
+        assert!(text.contains("does not have its address 10.0.0.3"), "{text}");
+    })
+}
