@@ -382,6 +382,11 @@ impl<F: Clone> Agent<F> {
         proxies.min()
     }
 
+    /// The namespaces of all pods that are wanted.
+    pub fn descriptors(&self) -> impl Iterator<Item = &F> {
+        self.wanted.values().map(|wanted| &wanted.descriptor)
+    }
+
     /// Whether a proxy is connected that has said who it is.
     pub fn has_proxy(&self) -> bool {
         self.newest().is_some()

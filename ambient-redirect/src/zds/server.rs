@@ -208,6 +208,7 @@ impl Server {
                 }
                 Output::Close { proxy, why } => {
                     let link = links.remove(&proxy);
+                    state.agent.descriptors().for_each(|namespace| namespace.listener_lost());
                     state.ended(link.map(|link| link.peer), &why);
                 }
                 Output::Answer { ticket, answer } => {
@@ -260,6 +261,8 @@ impl Server {
             News::Ended(why) => {
                 let link = links.remove(&from);
                 state.agent.handle_closed(from);
+                // Its listeners may have ended with it: better looked at now than when it is time to.
+                state.agent.descriptors().for_each(|namespace| namespace.listener_lost());
                 if let Some(why) = why {
                     state.ended(link.map(|link| link.peer), &why);
                 }
