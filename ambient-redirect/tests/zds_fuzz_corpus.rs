@@ -1,5 +1,4 @@
 //! Replays the corpus of the fuzz target.
-#![expect(clippy::unwrap_used, reason = "a test says what is wrong by its panic")]
 
 use std::{fs, path::Path};
 
