@@ -307,11 +307,13 @@ impl Enrolment {
         if end.step == Step::Clear && matches!(end.done, Done::Well(_)) {
             self.places.cleared(end.namespace);
         }
-        if end.step == Step::Close {
+        // Captured it is refused nothing, and goes around nothing.
+        if matches!(end.step, Step::Close | Step::Enforce) {
             self.answer(end.namespace, &end.done);
         }
         self.pods.handle_done(now(), wall(), end.namespace, end.step, end.done.clone());
         if !self.pods.is_paired(end.namespace) {
+            self.answer(end.namespace, &Done::Failed("its pod has left".into()));
             self.places.leave(end.namespace);
         }
     }

@@ -45,7 +45,7 @@
 //!
 //! What is used of the kernel, and since when: `nat` chains in tables of family `inet` (5.2), `redir` (4.0), `ct zone` (4.12),
 //! `reject` in tables of family `inet` (3.14), comments on tables (5.10; earlier kernels ignore them, so that 5.10 is the least), routing rules with a mask (2.6.19),
-//! socket listings with marks (4.10), ctnetlink with marks (2.6.28), and to close connections SOCK_DESTROY (4.5; where a kernel is
+//! socket listings with marks (4.10), ctnetlink with masks of marks (older than all of these), and to close connections SOCK_DESTROY (4.5; where a kernel is
 //! built without INET_DIAG_DESTROY, they are forgotten instead, and reset at their next packet). Asked of the running kernel by [`linux::preflight`].
 
 mod enrolment;

@@ -245,11 +245,14 @@ impl Pods {
     ///
     /// Refused, with the reason, where the namespace is another pod's, or the pod is elsewhere.
     pub fn handle_given(&mut self, now: Instant, id: NetnsId, pod: &PodSpec) -> Result<(), String> {
-        if let Some(entry) = self.entries.get(&id) {
-            return match entry.pod.uid == pod.uid && !entry.leaves() {
-                true => Ok(()),
-                false => Err(format!("the namespace {id} is {}'s", entry.pod)),
-            };
+        if let Some(entry) = self.entries.get_mut(&id) {
+            if entry.pod.uid != pod.uid || entry.leaves() {
+                return Err(format!("the namespace {id} is {}'s", entry.pod));
+            }
+            if !self.timing.open {
+                entry.is_new();
+            }
+            return Ok(());
         }
         if self.has_entry(&pod.uid) {
             return Err(format!("{pod} is in another namespace"));

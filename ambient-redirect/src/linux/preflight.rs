@@ -35,7 +35,8 @@ pub enum PreflightError {
 /// # Errors
 /// Says what is missing: a capability, or a module of the kernel.
 pub async fn preflight(options: &Options) -> Result<(), PreflightError> {
-    let plan = Plan::new(options);
+    // With what refuses, which a pod has at times.
+    let plan = Plan::new(options).and_closed(options);
     let (answer, answered) = tokio::sync::oneshot::channel();
     thread::Builder::new()
         .name("netns-preflight".into())
@@ -66,6 +67,8 @@ fn ask(plan: &Plan) -> Result<(), PreflightError> {
     if !differences.is_empty() {
         return Err(PreflightError::Differs(differences));
     }
+    inside.outsiders().map_err(PreflightError::Rules)?;
+    inside.tracked().map_err(PreflightError::Rules)?;
     inside.clear().map_err(PreflightError::Rules)?;
     home.enter().map_err(entered)
 }
@@ -83,7 +86,7 @@ fn remedy(error: &ApplyError) -> &'static str {
     match error {
         ApplyError::Kernel(e) if e.forbidden() => "give the process CAP_NET_ADMIN",
         ApplyError::Kernel(_) => {
-            "load the kernel modules nf_tables, nft_redir, nft_ct, nft_reject_inet and nf_conntrack, and allow policy routing"
+            "load the kernel modules nf_tables, nft_redir, nft_ct, nft_reject_inet, nf_conntrack, nf_conntrack_netlink and tcp_diag, and allow policy routing"
         }
         _ => "give the process CAP_SYS_ADMIN and CAP_NET_ADMIN",
     }

@@ -175,6 +175,8 @@ pub(super) struct Entry {
     pub(super) enforced: bool,
     /// The proxy is asked to listen once the rules are back in force.
     listen_next: bool,
+    /// It was handed over although it was found by itself: it is refused before anything else is done.
+    close_next: bool,
     /// The proxy serves it as somebody that it is no longer.
     renew: bool,
     /// Announced by this process, and not taken back.
@@ -218,6 +220,7 @@ impl Entry {
             closed: false,
             enforced: false,
             listen_next: false,
+            close_next: false,
             renew: false,
             announced: None,
             mending: None,
@@ -305,11 +308,23 @@ impl Entry {
         }
     }
 
+    /// It was found running, and is handed over as new before anything of it is captured.
+    pub(super) fn is_new(&mut self) {
+        self.close_next = !self.closed && !self.enforced;
+    }
+
     /// Begins the step that is due.
     pub(super) fn begin(&mut self, now: Instant) -> Option<Step> {
         if self.renew && self.busy.is_none() && !self.leave {
             self.renew = false;
             self.phase = Phase::Listening;
+        }
+        if self.close_next && self.busy.is_none() && !self.leave {
+            self.close_next = false;
+            if !self.enforced && !self.closed {
+                self.phase = Phase::Closing;
+                self.not_before = None;
+            }
         }
         if self.phase == Phase::Draining && self.busy.is_none() && self.drain_until.is_some_and(|until| until <= now) {
             self.phase = Phase::Cutting;

@@ -434,6 +434,27 @@ fn what_is_handed_over_is_refused_until_it_is_proven() {
 }
 
 #[test]
+fn what_is_found_before_it_is_handed_over_is_refused_from_then_on() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    assert_eq!(node.steps(), [Step::Listen]);
+    node.pods.handle_given(node.now, id(1), &spec(0)).unwrap();
+    node.end(0, true);
+    assert_eq!(node.steps(), [Step::Close]);
+    node.end(0, true);
+    assert!(node.pods.is_closed(id(1)));
+    assert_eq!(node.steps(), [Step::Listen]);
+    node.settle();
+    assert!(matches!(node.state("a"), Some(State::In { .. })));
+    assert!(node.world.closed.is_empty());
+    // Later it changes nothing.
+    node.pods.handle_given(node.now, id(1), &spec(0)).unwrap();
+    node.poll();
+    assert_eq!(node.steps(), []);
+}
+
+#[test]
 fn what_was_handed_over_and_is_never_wanted_is_let_go() {
     let mut node = Node::new(&[]);
     node.give(1, 0);

@@ -134,6 +134,15 @@ impl Inside {
         Ok(live.into_iter().filter_map(outsider).collect())
     }
 
+    /// Whether the kernel tells which connections it tracks.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(in crate::linux) fn tracked(&mut self) -> Result<(), ApplyError> {
+        self.conntrack.connections()?;
+        Ok(())
+    }
+
     /// Marks connections as kept, so that the next process knows them too.
     ///
     /// # Errors
