@@ -43,6 +43,15 @@ impl Acceptor {
         }
     }
 
+    /// A connection that has come already; `None` where there is none. For the end: what waits in the kernel's queue is
+    /// reset when the listener is closed.
+    pub(crate) fn waiting(&self) -> Option<(TcpStream, SocketAddr)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, peer) = acceptfrom_with(self.0.get_ref(), flags).ok()?;
+        let peer = SocketAddr::try_from(peer?).ok()?;
+        Some((socket.into(), SocketAddr::new(peer.ip().to_canonical(), peer.port())))
+    }
+
     /// `None` for a connection that cannot be told of: its turn is over.
     async fn try_accept(&self) -> Result<Option<(TcpStream, SocketAddr)>, Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

@@ -134,6 +134,10 @@ impl Certificates {
 
     /// Renews what is due, for as long as it is polled.
     pub(crate) async fn keep_fresh(self: Arc<Self>) {
+        // What was being asked for when a former run ended is asked for again.
+        for slot in self.slots.write().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            slot.asked = false;
+        }
         let mut asking = JoinSet::new();
         loop {
             let room = asking.len() < AT_ONCE;

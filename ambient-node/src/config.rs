@@ -62,6 +62,13 @@ pub struct Config {
     pub localhost_app_tunnel: bool,
     /// How long connecting to an application or to another node's proxy may take.
     pub connect_timeout: Duration,
+    /// Whether the pods' ports are shared with a node proxy of the same user that shares them too, so that a successor takes
+    /// new connections before this one has ended. Off by default: a port that is taken is an error then, and is named.
+    pub share_ports: bool,
+    /// Streams that are opened in one tunnel, at most.
+    pub pool_streams: u32,
+    /// A tunnel to a peer without a stream is closed after between once and twice this time.
+    pub pool_idle: Duration,
     /// How long open connections may go on after the node was told to stop.
     pub drain: Duration,
     /// What becomes of the connections that a pod has open when it joins.
@@ -105,6 +112,9 @@ impl Config {
             local_shortcut: false,
             localhost_app_tunnel: true,
             connect_timeout: Duration::from_secs(10),
+            share_ports: false,
+            pool_streams: 200,
+            pool_idle: Duration::from_secs(300),
             drain: Duration::from_secs(5),
             existing_connections: ExistingConnections::default(),
             leave: Duration::from_secs(30),

@@ -28,7 +28,7 @@ use crate::{
     certificates::Certificates,
     clock,
     dial::Dialler,
-    dns,
+    dns, drain,
     feed::{Feed, News},
     host_probes,
     inner::InnerTunnels,
@@ -36,10 +36,10 @@ use crate::{
     local::Locals,
     lookup::Lookups,
     outliers::Outliers,
-    pod::Stage,
     pods::Pods,
     policies::Oversight,
     state::{Changed, Snapshot, State},
+    supervise::supervise,
     telemetry::Metrics,
     watch::Watch,
     workers::Workers,
@@ -234,7 +234,7 @@ impl Node {
             doors,
         } = ground;
         let certificates = Certificates::new(issuer);
-        let sockets = linux::Sockets::new()?;
+        let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let metrics = Arc::new(Metrics::default());
         let observer: Arc<dyn Observer> = Arc::new(Told);
         let provider = Arc::new(ambient_tls::provider());
@@ -248,7 +248,9 @@ impl Node {
         let tunnels = {
             let (dialler, certificates, provider, observer) = (dialler.clone(), certificates.clone(), provider.clone(), observer.clone());
             let configs = configs.clone();
-            let limits = limits.clone();
+            let mut limits = limits.clone();
+            limits.streams = config.pool_streams;
+            limits.idle = config.pool_idle;
             move || {
                 let pool = |dial| {
                     let pool = Pool::builder(dial, certificates.clone(), provider.clone());
@@ -348,10 +350,12 @@ impl Node {
         }
         let (desired, wanted) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(shared.certificates.clone().keep_fresh());
+        tasks.spawn(supervised(&shared, "certificates", |shared| {
+            shared.certificates.clone().keep_fresh()
+        }));
         let changed = Arc::new(Notify::new());
         tasks.spawn(follow(shared.clone(), source, desired, changed.clone()));
-        tasks.spawn(let_series_go(shared.clone()));
+        tasks.spawn(supervised(&shared, "series", let_series_go));
         if let Some(probes) = probes {
             tasks.spawn(host_probes::tell(probes.states()));
             tasks.spawn(probes.run(captures.clone(), std::future::pending()));
@@ -359,8 +363,10 @@ impl Node {
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = match enrolling {
             Enrolling::Own(enrolment) => {
-                let metrics = shared.metrics.clone();
-                tasks.spawn(tell_of_pods(move |count| metrics.uncovered_pods(count), captures.clone()));
+                let states = captures.clone();
+                tasks.spawn(supervised(&shared, "pods", move |shared| {
+                    tell_of_pods(move |count| shared.metrics.uncovered_pods(count), states.clone())
+                }));
                 tasks.spawn(kept::hold_to_policy(shared.clone(), captures, enrolment.kept(), changed));
                 tokio::spawn(enrolment.run(wanted, async move {
                     // An error says that the other half is gone: stop then too.
@@ -385,16 +391,27 @@ impl Node {
             ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
             ended = &mut enrolling => Err(RunError::of(ended.err())),
         };
-        tracing::info!(drain = ?shared.config.drain, "stopping: nothing new is taken, and open connections go on for a while");
+        // For readiness, however it was told.
+        told.tell(Urgency::Graceful);
         drop(stop_enrolling);
         if !enrolling.is_finished() {
             let _ = enrolling.await;
         }
-        drain(&shared, &pods, &told).await;
+        drain::drain(&shared, &pods, &told).await;
         tasks.shutdown().await;
         pages.stop().await;
         ran
     }
+}
+
+/// A task that is begun anew where it panics. What follows the source is none: it would go on with an old state.
+fn supervised<F: Future<Output = ()> + Send + 'static>(
+    shared: &Arc<Shared>,
+    what: &'static str,
+    begin: impl Fn(Arc<Shared>) -> F + Send + Sync + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let shared = shared.clone();
+    async move { supervise(what, &shared.metrics, || begin(shared.clone())).await }
 }
 
 /// Why a node has stopped without being told to.
@@ -410,29 +427,6 @@ impl RunError {
         Self { why }
     }
 }
-
-async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
-    pods.advance(Stage::Draining);
-    tokio::select! {
-        () = idle_within(pods, shared.config.drain) => {}
-        () = told.told(Urgency::Immediate) => {}
-    }
-    pods.advance(Stage::Stopped);
-    // What was cut tells of itself before the threads end.
-    idle_within(pods, LAST_WORDS).await;
-}
-
-async fn idle_within(pods: &Pods, patience: Duration) {
-    let idle = async {
-        while pods.open_connections() > 0 {
-            time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let _ = time::timeout(patience, idle).await;
-}
-
-/// How long connections that were cut have to say so.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// None yet, and how they are to decide.
 fn no_policies(config: &Config) -> Policies {

@@ -186,7 +186,14 @@ async fn accept(node: Arc<Shared>, pod: Arc<Pod>, acceptor: Acceptor, serve: Ser
         };
         tokio::select! {
             biased;
-            () = pod.reaches(Stage::Draining) => return,
+            () = pod.reaches(Stage::Draining) => {
+                // They were told that they are connected: refusing them is no way to hand over to a successor.
+                for _ in 0..BACKLOG {
+                    let Some((stream, peer)) = acceptor.waiting() else { return };
+                    serve(node.clone(), pod.clone(), node.workers.least_loaded().clone(), stream, peer);
+                }
+                return;
+            }
             accepted = acceptor.accept() => {
                 let Some((stream, peer)) = accepted else { return };
                 serve(node.clone(), pod.clone(), node.workers.least_loaded().clone(), stream, peer);

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 #[cfg(feature = "authz")]
 mod authz;
@@ -16,6 +16,8 @@ mod lab;
 mod node;
 mod page;
 mod pods;
+
+use node::settings;
 
 /// An ambient service mesh node: pods join by a label, and their traffic is carried in mutual TLS with their own
 /// identities.
@@ -54,8 +56,20 @@ enum Command {
 
 fn main() -> ExitCode {
     // Before any thread or runtime: a user namespace can only be made by a process with a single thread.
-    match Cli::parse().command {
-        Command::Node(args) => node::main(*args),
+    let settings::Read { matches, settings } = match settings::read(Cli::command(), std::env::args_os().collect()) {
+        Ok(read) => read,
+        Err(settings::Wrong::Clap(error)) => error.exit(),
+        Err(settings::Wrong::Text(error)) => {
+            eprintln!("ambient node: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match cli.command {
+        Command::Node(args) => node::main(*args, &settings),
         Command::Enrol(args) => enrol::main(args),
         Command::Explain(args) => explain::main(&args),
         Command::Pods(args) => pods::main(&args),

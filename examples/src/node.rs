@@ -1,6 +1,13 @@
 //! `ambient node`: flags and environment into a [`Config`], and a [`Node`] that runs until it is told to stop.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use ambient_control::{
     ca::DirectoryCa,
@@ -10,11 +17,23 @@ use ambient_control::{
 use ambient_core::TrustDomain;
 use ambient_node::{AnnounceInDirectory, Config, ExistingConnections, Ground, Node, telemetry::log};
 use anyhow::Context as _;
+use clap::Args as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Flags, each of which can come from the environment.
+pub(crate) mod settings;
+mod ztunnel;
+
+use settings::Setting;
+
+/// Flags. `CONFIGURATION.md` lists them, and what else they can come from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// A file of settings: a YAML map whose fields are named as these flags. Flags and the environment count before it.
+    #[arg(long, env = "AMBIENT_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print every setting that has a value, and where it comes from, and do nothing else.
+    #[arg(long)]
+    print_config: bool,
     /// The name of this Kubernetes node: pods with this `spec.nodeName` are served.
     #[arg(long, env = "NODE_NAME")]
     node: String,
@@ -82,9 +101,9 @@ pub(crate) struct Args {
     /// canonical. (The name of the variable is Istio's.)
     #[arg(long, env = "PREFERED_SERVICE_NAMESPACE", value_name = "NAMESPACE")]
     preferred_service_namespace: Option<Arc<str>>,
-    /// How long a certificate is valid, in seconds; it is renewed at half of that.
-    #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "SECONDS", default_value_t = 86_400)]
-    secret_ttl: u64,
+    /// How long a certificate is valid; it is renewed at half of that.
+    #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::time)]
+    secret_ttl: Duration,
     /// Where names outside the mesh are asked for, when it is not known where a pod asks: a resolv.conf.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
@@ -92,9 +111,15 @@ pub(crate) struct Args {
     /// must.
     #[arg(long, env = "AMBIENT_PROBES", value_enum, default_value_t = Switch::On)]
     probes: Switch,
-    /// Leave pods' DNS alone, except where a pod asks for it by an annotation.
+    /// Whether pods' DNS is captured; where it is not, a pod may ask for it by an annotation.
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    dns_capture: bool,
+    /// Leave pods' DNS alone: the same as --dns-capture false.
     #[arg(long)]
     no_dns_capture: bool,
+    /// Whether pods' IPv6 is captured.
+    #[arg(long, env = "IPV6_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    ipv6: bool,
     /// Where /metrics is served.
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15020")]
     metrics: SocketAddr,
@@ -104,12 +129,33 @@ pub(crate) struct Args {
     /// Where the admin pages are served, such as /config_dump: a loopback address.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
-    /// Threads that move bytes; as many as there are cores if not given.
-    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N")]
-    workers: Option<NonZeroUsize>,
-    /// How long open connections may go on after SIGTERM, in seconds.
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE_SECONDS", value_name = "SECONDS", default_value_t = 5)]
-    drain: u64,
+    /// Threads that move bytes: a number, a share of the cores such as 50%, or 0 for as many as there are cores.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", default_value = "0", value_parser = settings::workers)]
+    workers: usize,
+    /// How long open connections may go on after SIGTERM. If it is not given, five seconds; or, with
+    /// --termination-grace-period, so much less than that as is left to end.
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = settings::time)]
+    drain: Option<Duration>,
+    /// How long after SIGTERM the process will be killed, in seconds: what Kubernetes is told as
+    /// terminationGracePeriodSeconds.
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "SECONDS")]
+    termination_grace_period: Option<u64>,
+    /// Whether the pods' ports are shared with another node proxy of the same user, so that a successor takes new connections
+    /// before this one has ended. Not for a node that enrols pods itself: two would contend for their rules.
+    #[arg(long, env = "INPOD_PORT_REUSE", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    share_ports: bool,
+    /// How long connecting to an application or to another node's proxy may take.
+    #[arg(long, env = "AMBIENT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = settings::time)]
+    connect_timeout: Duration,
+    /// Connections that one pod may have open in one direction; and never more than a quarter of what the process may have.
+    #[arg(long, env = "AMBIENT_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 20_000)]
+    connections_per_pod: usize,
+    /// Streams that are opened in one tunnel, at most.
+    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "200")]
+    pool_streams: NonZeroU32,
+    /// A tunnel to a peer without a stream is closed after between once and twice this time.
+    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = settings::time)]
+    pool_idle: Duration,
     /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
     #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
     existing_connections: Existing,
@@ -168,7 +214,11 @@ impl From<Existing> for ExistingConnections {
 }
 
 /// Runs a node; what goes wrong is one line on standard error.
-pub(crate) fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
+    if args.print_config {
+        print!("{}", settings::print(settings));
+        return ExitCode::SUCCESS;
+    }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -196,6 +246,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         LogFormat::Json => log::Format::Json,
     };
     let _flush = log::to_stdout(&args.log, format)?;
+    for warning in ztunnel::warnings(variables().iter().map(String::as_str), &known_variables()) {
+        tracing::warn!("{warning}");
+    }
     let descriptors = raise_descriptor_limit();
     let mut config = config(&args)?;
     // Two for each connection, and some for everything else.
@@ -205,6 +258,18 @@ fn run(args: Args) -> anyhow::Result<()> {
         .build()
         .context("no runtime")?;
     runtime.block_on(serve(args, config))
+}
+
+/// The names of all variables that are set, as far as they are text.
+fn variables() -> Vec<String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+}
+
+/// Those that a flag reads.
+fn known_variables() -> Vec<String> {
+    let command = Args::augment_args(clap::Command::new("node"));
+    let names = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
+    names.chain(["PROXY_CONFIG".to_owned()]).collect()
 }
 
 async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
@@ -239,6 +304,8 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
 async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
+    owned(&args.manifests, "--manifests")?;
+    owned(&args.ca_dir, "--ca-dir")?;
     let status = Status::open(&args.manifests, &config.node).with_context(|| {
         format!(
             "cannot keep this node's status in {}, which --manifests names",
@@ -248,7 +315,7 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
     let source = Manifests::open(source_config(&args, &config, status.clone())).await?;
     let trust_domain = config.trust_domain.clone();
     let ground = Ground::prepare(config).await?;
-    let issuer = DirectoryCa::open(&args.ca_dir, trust_domain, Duration::from_secs(args.secret_ttl))?;
+    let issuer = DirectoryCa::open(&args.ca_dir, trust_domain, args.secret_ttl)?;
     let announce = AnnounceInDirectory::new(status);
     Ok(Node::start(ground, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?)
 }
@@ -289,14 +356,18 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.metrics = args.metrics;
     config.readiness = args.readiness;
     config.admin = args.admin;
-    config.drain = Duration::from_secs(args.drain);
+    config.drain = args.drain.unwrap_or_else(|| drain_within(args.termination_grace_period));
+    config.ipv6 = args.ipv6;
+    config.connect_timeout = args.connect_timeout;
+    config.connections_per_pod = args.connections_per_pod;
+    config.share_ports = args.share_ports;
+    config.pool_streams = args.pool_streams.get();
+    config.pool_idle = args.pool_idle;
+    config.workers = args.workers;
     config.existing_connections = args.existing_connections.into();
     config.leave = Duration::from_secs(args.leave);
     config.open_when_unproven = args.open_when_unproven;
-    if let Some(workers) = args.workers {
-        config.workers = workers.get();
-    }
-    config.dns_capture = !args.no_dns_capture;
+    config.dns_capture = args.dns_capture && !args.no_dns_capture;
     if args.no_dns_capture {
         // Only for pods that ask for it: those are told where there is none.
         let text = std::fs::read_to_string(&args.resolv_conf).unwrap_or_default();
@@ -313,6 +384,30 @@ fn config(args: &Args) -> anyhow::Result<Config> {
         );
     }
     Ok(config)
+}
+
+/// What is left of the time until the process is killed, less what it takes to end: as ztunnel reckons, and never nothing.
+fn drain_within(grace_period: Option<u64>) -> Duration {
+    match grace_period {
+        None => Duration::from_secs(5),
+        Some(seconds) if seconds > 10 => Duration::from_secs(seconds - 5),
+        Some(seconds) => Duration::from_secs(seconds.saturating_sub(1).max(1)),
+    }
+}
+
+/// Refuses a directory that anybody but its owner may write to: what lies there decides who is trusted.
+fn owned(directory: &Path, flag: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // What is not there is told of, or made, by whoever opens it.
+    let Ok(found) = std::fs::metadata(directory) else { return Ok(()) };
+    let mode = found.permissions().mode() & 0o7777;
+    anyhow::ensure!(
+        mode & 0o022 == 0,
+        "{}, which {flag} names, may be written to by others than its owner (mode {mode:04o}), and decides who is trusted: \
+         chmod go-w it",
+        directory.display()
+    );
+    Ok(())
 }
 
 /// Every connection is two descriptors: what the system allows is taken. Gives what the process may have now.

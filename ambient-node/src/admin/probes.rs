@@ -13,6 +13,11 @@ pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
 }
 
 pub(super) fn readiness(at: &Context, _: &Asked) -> Answer {
+    if at.stop.is_told() {
+        let open = at.node.metrics.live.count();
+        let text = format!("not ready, pending: the node stops, and {open} connections are open\n");
+        return Answer::whole(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, text);
+    }
     let now = at.node.state.current();
     let (mut ready, mut text) = policies::readiness(now.as_deref().map(|now| &now.policies), &at.node.state.faults());
     if let Some(why) = at.node.agent.as_ref().and_then(|agent| zds::unready(&agent.borrow())) {

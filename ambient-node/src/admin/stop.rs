@@ -40,6 +40,11 @@ impl Stop {
         });
     }
 
+    /// Whether the node is to stop.
+    pub(crate) fn is_told(&self) -> bool {
+        *self.0.borrow() > Urgency::None
+    }
+
     /// Waits until it is told at least so urgently. Cancel safe.
     pub(crate) async fn told(&self, urgency: Urgency) {
         // The sender is held here, so that this never fails.

@@ -88,6 +88,12 @@ impl Live {
         self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner).remove(&id.count);
     }
 
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        let parts = self.parts.iter();
+        parts.map(|part| part.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
     /// Those of a workload, oldest first.
     pub(crate) fn of(&self, workload: &WorkloadUid) -> Vec<Open> {
         let mut found = Vec::new();

@@ -50,6 +50,7 @@ pub(crate) struct Metrics {
     policies_unreadable: Family<Label, Gauge>,
     policies_missing: Family<Label, Gauge>,
     log_lines_lost: Counter,
+    tasks_restarted: Counter,
 }
 
 /// Half a millisecond to ten seconds: from within a node to a connect that times out.
@@ -112,6 +113,7 @@ impl Metrics {
             policies_unreadable: Family::default(),
             policies_missing: Family::default(),
             log_lines_lost: super::log::lines_lost(),
+            tasks_restarted: Counter::default(),
         };
         // Istio's dashboards look for the name of its own proxy.
         let build = [("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -165,6 +167,11 @@ impl Metrics {
         self.handshake_seconds
             .get_or_create(&Label("outcome", outcome))
             .observe(took.as_secs_f64());
+    }
+
+    /// A task of the node has panicked, and was begun anew.
+    pub(crate) fn restarted(&self) {
+        self.tasks_restarted.inc();
     }
 
     /// Lets go the series whose workloads have gone.

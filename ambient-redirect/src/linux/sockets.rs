@@ -26,6 +26,7 @@ use crate::plan::PROXY_MARK;
 #[derive(Clone, Debug)]
 pub struct Sockets {
     jobs: mpsc::Sender<Job>,
+    share: bool,
 }
 
 impl Sockets {
@@ -44,13 +45,20 @@ impl Sockets {
                 .spawn(move || work(&queue, &home))
                 .map_err(NetnsError::Thread)?;
         }
-        Ok(Self { jobs })
+        Ok(Self { jobs, share: false })
+    }
+
+    /// The same, whose listeners share their ports with those of another process of the same user that shares them too
+    /// (`SO_REUSEPORT`): so a successor listens before its predecessor has ended.
+    #[must_use]
+    pub fn sharing_ports(self, share: bool) -> Self {
+        Self { share, ..self }
     }
 
     /// Listens for TCP in a namespace, on a port or an address of it; the listener does not block.
     ///
     /// The address `[::]` takes IPv4 as well, and becomes `0.0.0.0` where there is no IPv6. Another socket on the port is an
-    /// error, never shared with. Accepted sockets inherit the mark.
+    /// error, unless both [share](Self::sharing_ports) it. Accepted sockets inherit the mark.
     ///
     /// # Errors
     /// `AddrInUse` where the port is taken; what setns and the socket calls say otherwise.
@@ -61,6 +69,7 @@ impl Sockets {
         let (socket, address) = self.wildcard(namespace, address, Type::STREAM).await?;
         // A connection that a former listener left in TIME_WAIT must not keep the port.
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(self.share)?;
         socket.bind(&address.into())?;
         socket.listen(backlog)?;
         namespace.own().listens(option::inode(socket.as_fd())?);
@@ -79,6 +88,8 @@ impl Sockets {
     /// Dropping the future leaves no socket behind.
     pub async fn udp(&self, namespace: &Arc<Netns>, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
         let (socket, address) = self.wildcard(namespace, address, Type::DGRAM).await?;
+        // One that is only asked from has no port that could be another's.
+        socket.set_reuse_port(self.share && address.port() != 0)?;
         socket.bind(&address.into())?;
         if address.port() != 0 {
             namespace.own().listens(option::inode(socket.as_fd())?);

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +22,9 @@ pub(crate) struct Store {
 impl Store {
     /// A store over a directory, which is made if it is missing, with the directory that nodes write their status to.
     pub(crate) fn create(dir: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(dir.join("status"))?;
+        // Whatever the mask is: nodes refuse a directory that others may write to.
+        let mut owned = fs::DirBuilder::new();
+        owned.recursive(true).mode(0o755).create(dir.join("status"))?;
         Ok(Self {
             dir,
             objects: BTreeMap::new(),

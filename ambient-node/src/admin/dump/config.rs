@@ -53,6 +53,9 @@ pub(super) struct View<'a> {
     connections: usize,
     connections_per_pod: usize,
     connect_timeout: Duration,
+    share_ports: bool,
+    pool_streams: u32,
+    pool_idle: Duration,
     drain: Duration,
 }
 
@@ -76,6 +79,9 @@ impl<'a> From<&'a Config> for View<'a> {
             connections: c.connections,
             connections_per_pod: c.connections_per_pod,
             connect_timeout: c.connect_timeout,
+            share_ports: c.share_ports,
+            pool_streams: c.pool_streams,
+            pool_idle: c.pool_idle,
             drain: c.drain,
         }
     }

@@ -78,6 +78,11 @@ fn process(registry: &mut Registry, metrics: &Metrics) {
         metrics.resident_memory.clone(),
     );
     registry.register(
+        "ambient_tasks_restarted",
+        "Tasks of the node that have panicked, and were begun anew (unstable)",
+        metrics.tasks_restarted.clone(),
+    );
+    registry.register(
         "ambient_log_lines_lost",
         "Log lines dropped, because the reader of the log was too slow (unstable)",
         metrics.log_lines_lost.clone(),

@@ -1,0 +1,65 @@
+//! The end of a node: nothing new is taken, what is open goes on until a deadline, and then is reset.
+
+use std::time::Duration;
+
+use tokio::time;
+
+use crate::{
+    Shared,
+    admin::{Stop, Urgency},
+    clock,
+    pod::Stage,
+    pods::Pods,
+};
+
+/// How long connections that were cut have to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Between two looks at what is open.
+const GLANCE: Duration = Duration::from_millis(10);
+/// Between two lines in the log about what is left.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// Ends what the pods have open: peers are told by GOAWAY at once, and what is still open after the time for it is reset.
+/// Whoever asks a second time, more urgently, has it now.
+pub(crate) async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
+    let begun = clock::steady();
+    let patience = shared.config.drain;
+    tracing::info!(
+        open = pods.open_connections(),
+        deadline = ?patience,
+        "stopping: nothing new is taken, and open connections go on for a while"
+    );
+    pods.advance(Stage::Draining);
+    tokio::select! {
+        () = idle_within(pods, patience) => {}
+        () = tell_progress(pods, patience) => {}
+        () = told.told(Urgency::Immediate) => {}
+    }
+    let took = clock::steady().duration_since(begun);
+    match pods.open_connections() {
+        0 => tracing::info!(?took, "stopped: every connection has ended by itself"),
+        left => tracing::warn!(left, ?took, "stopped: what is still open is reset"),
+    }
+    pods.advance(Stage::Stopped);
+    // What was cut tells of itself before the threads end.
+    idle_within(pods, LAST_WORDS).await;
+}
+
+/// Says from time to time how much is left; never ends.
+async fn tell_progress(pods: &Pods, patience: Duration) {
+    let end = clock::steady() + patience;
+    loop {
+        time::sleep(TOLD_EVERY).await;
+        let remaining = end.saturating_duration_since(clock::steady());
+        tracing::info!(open = pods.open_connections(), ?remaining, "stopping: connections are still open");
+    }
+}
+
+async fn idle_within(pods: &Pods, patience: Duration) {
+    let idle = async {
+        while pods.open_connections() > 0 {
+            time::sleep(GLANCE).await;
+        }
+    };
+    let _ = time::timeout(patience, idle).await;
+}

@@ -1,0 +1,335 @@
+//! Where a node's settings come from: flags, then the environment, then a file, then Istio's ProxyConfig, then defaults. The
+//! first that says something counts.
+
+use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::Path, time::Duration};
+
+use anyhow::Context as _;
+use clap::{
+    ArgMatches, Command,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
+use serde_json::Value;
+
+/// Names the file, besides `--config`.
+const FILE_VARIABLE: &str = "AMBIENT_CONFIG";
+/// Istio's: YAML with `concurrency`, `proxyAdminPort` and so on.
+const PROXY_CONFIG: &str = "PROXY_CONFIG";
+/// Not settings themselves.
+const NOT_SETTINGS: [&str; 3] = ["config", "print-config", "help"];
+
+/// What the command line says, with the values of the files below it.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) matches: ArgMatches,
+    /// The settings of the subcommand and where they come from, in the order of the flags.
+    pub(crate) settings: Vec<Setting>,
+}
+
+/// A setting that has a value.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    name: String,
+    values: Vec<String>,
+    from: String,
+}
+
+/// Why the process does not start.
+pub(crate) enum Wrong {
+    /// clap's: help and version are such too.
+    Clap(clap::Error),
+    /// With what clap does not know.
+    Text(String),
+}
+
+/// Reads a command line. Of the subcommand `node` the environment and the files count too.
+pub(crate) fn read(command: Command, arguments: Vec<OsString>) -> Result<Read, Wrong> {
+    if arguments.get(1).is_none_or(|verb| verb != "node") {
+        let matches = command.try_get_matches_from(arguments).map_err(Wrong::Clap)?;
+        return Ok(Read {
+            matches,
+            settings: Vec::new(),
+        });
+    }
+    let found = files(&arguments).map_err(|error| Wrong::Text(format!("{error:#}")))?;
+    let node = command.find_subcommand("node").cloned().unwrap_or_default();
+    let mut defaults: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for (name, value, from) in found {
+        let known = node.get_arguments().any(|arg| arg.get_long() == Some(&name));
+        if !known || NOT_SETTINGS.contains(&&*name) {
+            return Err(Wrong::Text(format!(
+                "{from}: there is no setting of this name; they are named as the flags are"
+            )));
+        }
+        let value = switched(&node, &name, value);
+        // What was found first counts.
+        defaults.entry(name).or_insert((value, from));
+    }
+    let command = command.mut_subcommand("node", |node| {
+        node.mut_args(|arg| match arg.get_long().and_then(|name| defaults.get(name)) {
+            Some((value, _)) => arg.required(false).default_value(value.clone()),
+            None => arg,
+        })
+    });
+    let node = command.find_subcommand("node").cloned().unwrap_or_default();
+    let matches = command
+        .try_get_matches_from(arguments.clone())
+        .map_err(|error| named(error, &node, &arguments, &defaults))?;
+    let settings = matches
+        .subcommand_matches("node")
+        .map(|matches| settings(&node, matches, &defaults));
+    Ok(Read {
+        settings: settings.unwrap_or_default(),
+        matches,
+    })
+}
+
+/// YAML reads `on` and `off` as truths: a setting that has those words gets them back.
+fn switched(node: &Command, name: &str, value: String) -> String {
+    let words = node
+        .get_arguments()
+        .find(|arg| arg.get_long() == Some(name))
+        .map(clap::Arg::get_possible_values);
+    let has = |word: &str| words.iter().flatten().any(|possible| possible.get_name() == word);
+    match &*value {
+        "true" if has("on") && !has("true") => "on".to_owned(),
+        "false" if has("off") && !has("false") => "off".to_owned(),
+        _ => value,
+    }
+}
+
+/// The settings as a file of them, each with where it comes from.
+pub(crate) fn print(settings: &[Setting]) -> String {
+    let line = |setting: &Setting| format!("{setting}\n");
+    settings.iter().map(line).collect()
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.values.join(",");
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"./_-%".contains(&b);
+        let value = match text.bytes().all(is_plain) && !text.is_empty() && !text.starts_with('-') {
+            true => text,
+            false => serde_json::to_string(&text).unwrap_or_default(),
+        };
+        write!(f, "{}: {value}  # {}", self.name, self.from)
+    }
+}
+
+fn settings(node: &Command, matches: &ArgMatches, defaults: &BTreeMap<String, (String, String)>) -> Vec<Setting> {
+    let arguments = node.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
+    let mut found = Vec::new();
+    for (arg, name) in arguments.filter(|(_, name)| !NOT_SETTINGS.contains(name)) {
+        let Some(source) = matches.value_source(arg.get_id().as_str()) else {
+            continue;
+        };
+        let raw = matches.get_raw(arg.get_id().as_str());
+        let values = raw.into_iter().flatten().map(|value| value.to_string_lossy().into_owned());
+        let from = match source {
+            ValueSource::CommandLine => "flag".to_owned(),
+            ValueSource::EnvVariable => arg.get_env().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            _ => defaults.get(name).map_or_else(|| "default".to_owned(), |(_, from)| from.clone()),
+        };
+        found.push(Setting {
+            name: name.to_owned(),
+            values: values.collect(),
+            from,
+        });
+    }
+    found
+}
+
+/// An error of a value, with where the value stands.
+fn named(error: clap::Error, node: &Command, arguments: &[OsString], defaults: &BTreeMap<String, (String, String)>) -> Wrong {
+    if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+        return Wrong::Clap(error);
+    }
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return Wrong::Clap(error);
+    };
+    let name = shown
+        .split([' ', '='])
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("--")
+        .to_owned();
+    let flag = format!("--{name}");
+    let is_flag = |argument: &OsString| {
+        let argument = argument.to_string_lossy();
+        argument == flag || argument.starts_with(&format!("{flag}="))
+    };
+    let variable = node.get_arguments().find(|arg| arg.get_long() == Some(&name)).and_then(|arg| {
+        let variable = arg.get_env()?.to_string_lossy().into_owned();
+        std::env::var_os(&variable).map(|_| variable)
+    });
+    let from = match (arguments.iter().any(is_flag), variable, defaults.get(&name)) {
+        (true, ..) => return Wrong::Clap(error),
+        (false, Some(variable), _) => format!("the environment variable {variable}"),
+        (false, None, Some((_, from))) => from.clone(),
+        (false, None, None) => return Wrong::Clap(error),
+    };
+    let text = error.to_string();
+    // What is wrong and what was wanted; not where to read more.
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("For more"));
+    let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let text = text.trim_start_matches("error: ");
+    Wrong::Text(format!("{from}: {text}"))
+}
+
+/// What the files say: name, value, and where it stands; what counts more comes first.
+fn files(arguments: &[OsString]) -> anyhow::Result<Vec<(String, String, String)>> {
+    let mut found = Vec::new();
+    let flag = arguments.iter().enumerate().find_map(|(at, argument)| {
+        let argument = argument.to_str()?;
+        match argument.strip_prefix("--config")? {
+            "" => arguments.get(at + 1).cloned(),
+            rest => rest.strip_prefix('=').map(OsString::from),
+        }
+    });
+    if let Some(file) = flag.or_else(|| std::env::var_os(FILE_VARIABLE)) {
+        found.extend(of_file(Path::new(&file))?);
+    }
+    if let Ok(text) = std::env::var(PROXY_CONFIG) {
+        found.extend(of_proxy_config(&text).with_context(|| format!("the environment variable {PROXY_CONFIG}"))?);
+    }
+    Ok(found)
+}
+
+fn of_file(path: &Path) -> anyhow::Result<Vec<(String, String, String)>> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
+    let fields: BTreeMap<String, Value> = match text.trim() {
+        "" => BTreeMap::new(),
+        text => serde_saphyr::from_str(text).with_context(|| format!("{shown} is no YAML map of settings"))?,
+    };
+    let field = |(name, value): (String, Value)| {
+        let from = format!("{shown}: {name}");
+        Some((name, text_of(&value)?, from))
+    };
+    Ok(fields.into_iter().filter_map(field).collect())
+}
+
+/// As it would stand behind a flag; `None` for what is not set. A list of plain values is one with commas between them,
+/// anything deeper is YAML.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Array(values) if values.iter().all(|value| !value.is_object() && !value.is_array()) => {
+            Some(values.iter().filter_map(text_of).collect::<Vec<_>>().join(","))
+        }
+        // JSON is YAML.
+        other => Some(other.to_string()),
+    }
+}
+
+/// What of Istio's ProxyConfig has a meaning here.
+fn of_proxy_config(text: &str) -> anyhow::Result<Vec<(String, String, String)>> {
+    let fields: BTreeMap<String, Value> = serde_saphyr::from_str(text).context("it is no YAML map")?;
+    let port = |name: &str, value: &Value| {
+        let port = value.as_u64().and_then(|port| u16::try_from(port).ok());
+        port.with_context(|| format!("{name}: a port is wanted, and not {value}"))
+    };
+    let mut found = Vec::new();
+    for (name, value) in &fields {
+        let (setting, text) = match &**name {
+            "concurrency" => ("workers", value.to_string()),
+            "proxyAdminPort" => ("admin", format!("127.0.0.1:{}", port(name, value)?)),
+            "statsPort" => ("metrics", format!("[::]:{}", port(name, value)?)),
+            // Of the control plane and of other proxies.
+            _ => continue,
+        };
+        found.push((setting.to_owned(), text, format!("{PROXY_CONFIG}: {name}")));
+    }
+    Ok(found)
+}
+
+/// A time: `5s`, `1h30m`, `500ms`; a bare number is seconds.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let wanted = || format!("a time is wanted, such as 5s, 1h30m or 500ms, and not {text:?}");
+    let mut rest = text.trim();
+    let mut sum = Duration::ZERO;
+    if rest.is_empty() {
+        return Err(wanted());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let number: u64 = rest[..digits].parse().map_err(|_| wanted())?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let millis = match &rest[..letters] {
+            "ms" => 1,
+            "" | "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wanted()),
+        };
+        rest = &rest[letters..];
+        let part = number.checked_mul(millis).map(Duration::from_millis);
+        sum = part.and_then(|part| sum.checked_add(part)).ok_or_else(wanted)?;
+    }
+    Ok(sum)
+}
+
+/// Threads: `N`, a share of the cores as `P%`, or 0 for as many as there are cores.
+pub(crate) fn workers(text: &str) -> Result<usize, String> {
+    let wanted = || format!("a number of threads or a share of the cores is wanted, such as 4, 50% or 0 for all cores, and not {text:?}");
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let count = match text.trim().strip_suffix('%') {
+        Some(share) => {
+            let share: usize = share.parse().ok().filter(|share| (1..=1000).contains(share)).ok_or_else(wanted)?;
+            (cores * share).div_ceil(100)
+        }
+        None => text.trim().parse().ok().filter(|count| *count <= 1024).ok_or_else(wanted)?,
+    };
+    Ok(if count == 0 { cores } else { count })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_ztunnel_reads_them() {
+        for (text, millis) in [
+            ("5s", 5000),
+            ("5", 5000),
+            ("1h30m", 5_400_000),
+            ("500ms", 500),
+            ("1m30", 90_000),
+            ("0", 0),
+        ] {
+            assert_eq!(time(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "s", "5x", "-1s", "1.5s", "99999999999999999999s", "9999999999999999999h"] {
+            assert!(time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn threads_are_a_number_or_a_share() {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(workers("3"), Ok(3));
+        assert_eq!(workers("0"), Ok(cores));
+        assert_eq!(workers("100%"), Ok(cores));
+        assert_eq!(workers("1%"), Ok(1));
+        for text in ["", "%", "0%", "-1", "two", "1025"] {
+            assert!(workers(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_config_says_what_has_a_meaning_here() {
+        let found = of_proxy_config("{concurrency: 3, proxyAdminPort: 15999, discoveryAddress: x, proxyMetadata: {A: b}}").unwrap();
+        let found: Vec<_> = found.iter().map(|(name, value, _)| (&**name, &**value)).collect();
+        assert_eq!(found, [("workers", "3"), ("admin", "127.0.0.1:15999")]);
+        assert!(
+            of_proxy_config("{proxyAdminPort: 99999}")
+                .unwrap_err()
+                .to_string()
+                .contains("proxyAdminPort")
+        );
+        assert!(of_proxy_config("[]").is_err());
+    }
+}

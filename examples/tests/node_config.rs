@@ -1,0 +1,140 @@
+//! Where the settings of `ambient node` come from, and what becomes of those that cannot be read.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+/// The binary, with nothing of this process's environment.
+fn node(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+    command.arg("node").args(arguments).env_clear().envs(environment.iter().copied());
+    command.output().unwrap()
+}
+
+fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let needed = ["--print-config", "--manifests", "/m", "--ca-dir", "/c"];
+    let output = node(&[&needed[..], arguments].concat(), environment);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What is said of a start that must not be.
+fn refused(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let needed = ["--node", "n", "--manifests", "/nowhere", "--ca-dir", "/nowhere"];
+    let output = node(&[&needed[..], arguments].concat(), environment);
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn line<'a>(printed: &'a str, name: &str) -> &'a str {
+    let found = printed.lines().find(|line| line.starts_with(&format!("{name}: ")));
+    found.unwrap_or_else(|| panic!("no {name}: {printed}"))
+}
+
+fn file(directory: &Path, text: &str) -> String {
+    let path = directory.join("node.yaml");
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn flags_count_before_the_environment_before_the_file_before_defaults() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = file(
+        scratch.path(),
+        "node: from-file\ndrain: 1h30m\nworkers: 50%\nexclude-namespaces: [a, b]\nistio-exact: true\nmetrics: null\n",
+    );
+    let environment = [
+        ("NODE_NAME", "from-environment"),
+        ("ZTUNNEL_WORKER_THREADS", "3"),
+        ("PROXY_CONFIG", "{concurrency: 7, statsPort: 16020}"),
+    ];
+    let all = printed(&["--config", &file, "--workers", "2"], &environment);
+    assert_eq!(line(&all, "workers"), "workers: 2  # flag");
+    assert_eq!(line(&all, "node"), "node: from-environment  # NODE_NAME");
+    assert_eq!(line(&all, "drain"), format!("drain: 1h30m  # {file}: drain"));
+    assert_eq!(
+        line(&all, "exclude-namespaces"),
+        format!("exclude-namespaces: \"a,b\"  # {file}: exclude-namespaces")
+    );
+    assert_eq!(line(&all, "istio-exact"), format!("istio-exact: true  # {file}: istio-exact"));
+    assert_eq!(line(&all, "metrics"), "metrics: \"[::]:16020\"  # PROXY_CONFIG: statsPort");
+    assert_eq!(line(&all, "admin"), "admin: \"127.0.0.1:15000\"  # default");
+
+    // What is printed is a file that says the same.
+    let again = self::file(scratch.path(), &all);
+    let printed_again = printed(&["--config", &again], &[]);
+    let values = |text: &str| -> Vec<String> { text.lines().map(|line| line.split("  # ").next().unwrap().to_owned()).collect() };
+    assert_eq!(values(&printed_again), values(&all));
+}
+
+#[test]
+fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
+    let scratch = tempfile::tempdir().unwrap();
+    let flag = refused(&["--drain", "soon"], &[]);
+    assert!(
+        flag.contains("'soon'") && flag.contains("--drain") && flag.contains("such as 5s"),
+        "{flag}"
+    );
+    let variable = refused(&[], &[("CONNECTION_TERMINATION_DEADLINE", "soon")]);
+    assert!(
+        variable.contains("the environment variable CONNECTION_TERMINATION_DEADLINE: ") && variable.contains("such as 5s"),
+        "{variable}"
+    );
+    let variable = refused(&[], &[("IPV6_ENABLED", "yes")]);
+    assert!(
+        variable.contains("the environment variable IPV6_ENABLED: ") && variable.contains("true, false"),
+        "{variable}"
+    );
+    let path = file(scratch.path(), "drain: soon\n");
+    let field = refused(&["--config", &path], &[]);
+    assert!(
+        field.contains(&format!("{path}: drain: ")) && field.contains("such as 5s"),
+        "{field}"
+    );
+    let path = file(scratch.path(), "draining: 5s\n");
+    let unknown = refused(&["--config", &path], &[]);
+    assert!(unknown.contains(&format!("{path}: draining: there is no setting")), "{unknown}");
+    let path = file(scratch.path(), "[a, b]\n");
+    assert!(refused(&["--config", &path], &[]).contains("no YAML map"));
+    assert!(refused(&["--config", "/nowhere/node.yaml"], &[]).contains("/nowhere/node.yaml"));
+    let port = refused(&[], &[("PROXY_CONFIG", "{statsPort: 99999}")]);
+    assert!(port.contains("PROXY_CONFIG") && port.contains("statsPort"), "{port}");
+}
+
+#[test]
+fn directories_that_others_may_write_to_are_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, flag) in [("manifests", "--manifests"), ("ca", "--ca-dir")] {
+        let directory = scratch.path().join(name);
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o775)).unwrap();
+        let other = scratch.path().join("other");
+        let (directory, other) = (directory.to_str().unwrap(), other.to_str().unwrap());
+        let (manifests, ca) = if flag == "--ca-dir" {
+            (other, directory)
+        } else {
+            (directory, other)
+        };
+        let output = node(
+            &[
+                "--node",
+                "n",
+                "--manifests",
+                manifests,
+                "--ca-dir",
+                ca,
+                "--no-dns-capture",
+                "--netns-dir",
+                "/",
+            ],
+            &[],
+        );
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(flag) && said.contains("0775"), "{said}");
+        assert!(fs::read_dir(directory).unwrap().next().is_none(), "nothing is touched");
+    }
+}
