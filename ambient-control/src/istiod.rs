@@ -41,7 +41,7 @@ mod transport;
 #[cfg(feature = "serve")]
 pub(crate) use identity::now;
 #[cfg(feature = "serve")]
-pub(crate) use read::POD_UID;
+pub(crate) use read::POD;
 #[cfg(feature = "serve")]
 pub(crate) use session::Kind;
 

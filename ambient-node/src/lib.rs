@@ -61,7 +61,7 @@ mod workers;
 mod zds;
 
 pub use ambient_redirect::ExistingConnections;
-pub use announce::AnnounceInDirectory;
+pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
 pub use config::Config;
 pub use node::{Ground, Node, RunError, StartError};
 pub use zds::{Enrol, EnrolConfig};

@@ -38,6 +38,10 @@ pub(crate) struct Args {
     /// Stay up after the steps, with the mesh in force, until Ctrl-C or `lab down`.
     #[arg(long)]
     keep: bool,
+    /// Have the nodes live on `ambient control` instead of the directories.
+    #[cfg(feature = "control")]
+    #[arg(long)]
+    control: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -58,10 +62,14 @@ enum Verb {
 
 /// Runs the lab. To be called first thing in `main`: worlds are made and entered by processes with a single thread.
 pub(crate) fn main(args: Args) -> ExitCode {
+    #[cfg(feature = "control")]
+    let control = args.control;
+    #[cfg(not(feature = "control"))]
+    let control = false;
     match args.verb {
         Some(Verb::Exec { pod, command }) => exec(&pod, &command),
         Some(Verb::Down) => down(),
-        None => run(args.json, args.keep),
+        None => run(args.json, args.keep, control),
     }
 }
 
@@ -70,7 +78,7 @@ pub(crate) fn app(args: AppArgs) -> ExitCode {
     app::main(args)
 }
 
-fn run(json: bool, keep: bool) -> ExitCode {
+fn run(json: bool, keep: bool, control: bool) -> ExitCode {
     let mut reporter = Reporter::new(json);
     let world = match world::enter() {
         Ok(world) => world,
@@ -88,7 +96,7 @@ fn run(json: bool, keep: bool) -> ExitCode {
     };
     reporter.progress("bringing up two nodes and their pods");
     let dir = ending.directory().unwrap_or_else(|| world.scratch_dir());
-    let lab = run_steps(&world, &dir, &mut reporter);
+    let lab = run_steps(&world, &dir, control, &mut reporter);
     let passed = reporter.end();
     let code = if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let (true, Some(mut lab)) = (keep, lab) else { return code };
@@ -117,8 +125,8 @@ fn prepare(world: &World, keep: bool) -> Result<Ending, String> {
 }
 
 /// Runs every step; gives the lab, unless it did not come up.
-fn run_steps(world: &World, dir: &Path, reporter: &mut Reporter) -> Option<Lab> {
-    match Lab::bring_up(world, dir) {
+fn run_steps(world: &World, dir: &Path, control: bool, reporter: &mut Reporter) -> Option<Lab> {
+    match Lab::bring_up(world, dir, control) {
         Ok(mut lab) => {
             for step in STEPS {
                 reporter.progress(step.name);

@@ -10,16 +10,19 @@ use std::{
 };
 
 use ambient_control::{
+    Issuer, Source,
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
     objects::{Enablement, Selection},
 };
 use ambient_core::TrustDomain;
-use ambient_node::{AnnounceInDirectory, Config, ExistingConnections, Ground, Node, telemetry::log};
+use ambient_node::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, Node, telemetry::log};
+use ambient_redirect::Announce;
 use anyhow::Context as _;
 use clap::Args as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+mod istiod;
 pub(crate) mod settings;
 mod ztunnel;
 
@@ -38,11 +41,13 @@ pub(crate) struct Args {
     #[arg(long, env = "NODE_NAME")]
     node: String,
     /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
-    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address"])]
+    manifests: Option<PathBuf>,
     /// A directory that is the certificate authority; made on first use, shared by every node of the mesh.
-    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
-    ca_dir: PathBuf,
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required_unless_present_any = ["control", "ca_address"])]
+    ca_dir: Option<PathBuf>,
+    #[command(flatten)]
+    istiod: istiod::Istiod,
     /// Where the container runtime keeps network namespaces.
     #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
     netns_dir: PathBuf,
@@ -269,7 +274,9 @@ fn variables() -> Vec<String> {
 fn known_variables() -> Vec<String> {
     let command = Args::augment_args(clap::Command::new("node"));
     let names = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
-    names.chain(["PROXY_CONFIG".to_owned()]).collect()
+    names
+        .chain(["PROXY_CONFIG", "INSTANCE_IP", "POD_NAME", "POD_NAMESPACE"].map(str::to_owned))
+        .collect()
 }
 
 async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
@@ -304,23 +311,51 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
 async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
-    owned(&args.manifests, "--manifests")?;
-    owned(&args.ca_dir, "--ca-dir")?;
-    let status = Status::open(&args.manifests, &config.node).with_context(|| {
-        format!(
-            "cannot keep this node's status in {}, which --manifests names",
-            args.manifests.display()
-        )
-    })?;
-    let source = Manifests::open(source_config(&args, &config, status.clone())).await?;
+    for (directory, flag) in [(&args.manifests, "--manifests"), (&args.ca_dir, "--ca-dir")] {
+        if let Some(directory) = directory {
+            owned(directory, flag)?;
+        }
+    }
+    anyhow::ensure!(
+        args.ca_dir.is_none() || !args.istiod.gives_certificates(),
+        "certificates come from one place: leave out --ca-dir, or --control and --ca-address"
+    );
+    let (source, announce) = source(&args, &config).await?;
     let trust_domain = config.trust_domain.clone();
     let ground = Ground::prepare(config).await?;
-    let issuer = DirectoryCa::open(&args.ca_dir, trust_domain, args.secret_ttl)?;
-    let announce = AnnounceInDirectory::new(status);
-    Ok(Node::start(ground, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?)
+    let issuer: Arc<dyn Issuer> = match &args.ca_dir {
+        Some(directory) => Arc::new(DirectoryCa::open(directory, trust_domain, args.secret_ttl)?),
+        None => args.istiod.certificates(args.secret_ttl)?,
+    };
+    Ok(Node::start(ground, source, issuer, announce).await?)
 }
 
-fn source_config(args: &Args, config: &Config, own: Status) -> manifests::Config {
+/// Where state comes from, and who is told what is captured here.
+async fn source(args: &Args, config: &Config) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
+    anyhow::ensure!(
+        args.manifests.is_none() || !args.istiod.gives_state(),
+        "state comes from one place: leave out --manifests, or --control and --xds-address"
+    );
+    let Some(manifests) = &args.manifests else {
+        let policies = istiod::policies(
+            &config.trust_domain,
+            &args.trust_domain_aliases,
+            &args.root_namespace,
+            config.istio_exact,
+        );
+        let announce: Arc<dyn Announce> = match args.istiod.reports()? {
+            Some(reports) => Arc::new(AnnounceToControl::new(reports)),
+            None => Arc::new(AnnounceNothing),
+        };
+        return Ok((args.istiod.state(&config.node, policies)?, announce));
+    };
+    let status = Status::open(manifests, &config.node)
+        .with_context(|| format!("cannot keep this node's status in {}, which --manifests names", manifests.display()))?;
+    let source = Manifests::open(source_config(args, config, manifests, status.clone())).await?;
+    Ok((Box::new(source), Arc::new(AnnounceInDirectory::new(status))))
+}
+
+fn source_config(args: &Args, config: &Config, manifests: &Path, own: Status) -> manifests::Config {
     let mut selection = Selection {
         // An empty text, as an empty variable gives it, names none.
         excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),
@@ -338,7 +373,8 @@ fn source_config(args: &Args, config: &Config, own: Status) -> manifests::Config
         root_namespace: args.root_namespace.clone(),
         istio_exact: config.istio_exact,
         selection,
-        ..manifests::Config::new(&args.manifests)
+        cluster_id: args.istiod.cluster(),
+        ..manifests::Config::new(manifests)
     }
 }
 

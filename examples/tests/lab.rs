@@ -17,8 +17,13 @@ use serde_json::Value;
 const LAB: &str = env!("CARGO_BIN_EXE_ambient");
 
 /// The objects that `lab --json` printed, and its exit code; `None` where the kernel refuses a namespace.
-fn run_lab() -> Option<(Vec<Value>, i32)> {
-    let output = Command::new(LAB).args(["lab", "--json"]).stdin(Stdio::null()).output().unwrap();
+fn run_lab(more: &[&str]) -> Option<(Vec<Value>, i32)> {
+    let output = Command::new(LAB)
+        .args(["lab", "--json"])
+        .args(more)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let objects: Vec<Value> = text
         .lines()
@@ -53,8 +58,18 @@ fn outside() -> Vec<String> {
 
 #[test]
 fn every_step_passes_and_nothing_is_left() {
+    all_pass(&[]);
+}
+
+#[test]
+#[cfg(feature = "control")]
+fn every_step_passes_with_nodes_that_live_on_a_control_plane() {
+    all_pass(&["--control"]);
+}
+
+fn all_pass(more: &[&str]) {
     let before = outside();
-    let Some((objects, code)) = run_lab() else { return };
+    let Some((objects, code)) = run_lab(more) else { return };
     let (last, steps) = objects.split_last().unwrap();
     for (index, step) in steps.iter().enumerate() {
         assert_eq!(step["step"], index + 1, "{step}");

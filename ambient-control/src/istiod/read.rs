@@ -4,25 +4,28 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambient_authz::{policy, wire as authz};
 use ambient_core::{
-    ApplicationProtocol, ApplicationTunnel, BalancerMode, GatewayAddress, GatewayTarget, Health, HealthPolicy, Identity, IpFamilies,
-    LoadBalancer, Membership, NamespacedHostname, Network, NetworkAddress, NetworkBlock, NetworkMode, PodUid, PolicyKey, Scope, Service,
-    ServicePort, TrustDomain, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadKind, WorkloadUid, mesh::Update,
+    ApplicationProtocol, ApplicationTunnel, BalancerMode, Capture, GatewayAddress, GatewayTarget, Health, HealthPolicy, Identity,
+    IpFamilies, LoadBalancer, Membership, NamespacedHostname, Network, NetworkAddress, NetworkBlock, NetworkMode, PolicyKey, Scope,
+    Service, ServicePort, TrustDomain, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadKind, WorkloadUid, mesh::Update,
 };
 use prost::Message;
 
 use crate::{
     Change,
-    wire::istio::{
-        security as policies,
-        workload::{self as wire, address, gateway_address},
+    wire::{
+        ambient::control::v1 as own,
+        istio::{
+            security as policies,
+            workload::{self as wire, address, gateway_address},
+        },
     },
 };
 
 #[cfg(test)]
 mod tests;
 
-/// The name of the extension that carries a pod's UID: of this project's own, and passed over by whoever does not know it.
-pub(crate) const POD_UID: &str = "ambient.pod-uid";
+/// The name of the extension that says more of a pod: of this project's own, and passed over by whoever does not know it.
+pub(crate) const POD: &str = "ambient.control.v1.Pod";
 
 /// What a resource is known by in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,16 +264,31 @@ fn workload(sent: wire::Workload) -> Result<Workload, String> {
     };
     workload.services = services;
     workload.capacity = sent.capacity.unwrap_or(1);
-    workload.pod = sent.extensions.iter().find_map(pod_uid);
     workload.ambient = workload.tunnel == TunnelProtocol::Hbone || workload.native_tunnel;
+    if let Some(pod) = pod(&sent.extensions) {
+        workload.ambient = pod.ambient;
+        workload.capture = capture(&pod);
+        workload.pod = Some(pod.uid.into());
+    }
     Ok(workload)
 }
 
-/// The UID of the pod that it is, where the control plane is one that says so.
-fn pod_uid(extension: &wire::Extension) -> Option<PodUid> {
-    let config = extension.config.as_ref().filter(|_| extension.name == POD_UID)?;
-    let uid = String::decode(&*config.value).ok()?;
-    (!uid.is_empty()).then(|| uid.into())
+/// What the control plane says of a workload's pod, where it is one that does.
+fn pod(extensions: &[wire::Extension]) -> Option<own::Pod> {
+    let extension = extensions.iter().find(|extension| extension.name == POD)?;
+    let pod = own::Pod::decode(&*extension.config.as_ref()?.value).ok()?;
+    (!pod.uid.is_empty()).then_some(pod)
+}
+
+/// How a pod wants to be captured; names that none can bear are left out, as the node itself would.
+fn capture(pod: &own::Pod) -> Option<Arc<Capture>> {
+    let capture = Capture {
+        bypass_inbound: pod.bypass_inbound_capture,
+        dns: pod.dns_capture,
+        virtual_interfaces: pod.virtual_interfaces.iter().filter_map(|name| name.parse().ok()).collect(),
+        ..Capture::default()
+    };
+    (!capture.is_default()).then(|| capture.into())
 }
 
 fn service(sent: wire::Service) -> Result<Service, String> {

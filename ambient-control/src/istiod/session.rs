@@ -396,7 +396,9 @@ impl Session {
     }
 
     fn remove(&mut self, now: Instant, kind: Kind, names: &[String], received: &mut Received) {
-        let settling = self.opened.is_some_and(|at| now < at + self.settings.settling);
+        // The first stream of all has nothing that could be lost.
+        let begun_with = self.kinds[kind as usize].at_opening;
+        let settling = begun_with > 0 && self.opened.is_some_and(|at| now < at + self.settings.settling);
         let grace = now + self.settings.grace;
         let known = &mut self.kinds[kind as usize];
         for name in names {

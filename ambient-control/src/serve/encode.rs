@@ -14,10 +14,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prost::Message;
 
 use crate::{
-    istiod::POD_UID,
-    wire::istio::{
-        security as policies,
-        workload::{self as wire, address, gateway_address},
+    istiod::POD,
+    wire::{
+        ambient::control::v1 as own,
+        istio::{
+            security as policies,
+            workload::{self as wire, address, gateway_address},
+        },
     },
 };
 
@@ -88,18 +91,27 @@ pub(super) fn workload(of: &Workload) -> (Vec<String>, Vec<u8>) {
             NetworkMode::HostNetwork => wire::NetworkMode::HostNetwork,
         }
         .into(),
-        extensions: of.pod.iter().map(|uid| pod_uid(uid.as_str())).collect(),
+        extensions: of.pod.iter().map(|uid| pod(of, uid.as_str())).collect(),
         capacity: Some(of.capacity),
     };
     (aliases, encoded(address::Type::Workload(body)))
 }
 
-fn pod_uid(uid: &str) -> wire::Extension {
+/// What istiod's words leave out of a pod, and its node has to know.
+fn pod(of: &Workload, uid: &str) -> wire::Extension {
+    let capture = of.capture.as_deref().cloned().unwrap_or_default();
+    let pod = own::Pod {
+        uid: uid.into(),
+        ambient: of.ambient,
+        bypass_inbound_capture: capture.bypass_inbound,
+        dns_capture: capture.dns,
+        virtual_interfaces: capture.virtual_interfaces.iter().map(ToString::to_string).collect(),
+    };
     wire::Extension {
-        name: POD_UID.into(),
+        name: POD.into(),
         config: Some(prost_types::Any {
-            type_url: "type.googleapis.com/google.protobuf.StringValue".into(),
-            value: uid.to_owned().encode_to_vec(),
+            type_url: format!("type.googleapis.com/{POD}"),
+            value: pod.encode_to_vec(),
         }),
     }
 }

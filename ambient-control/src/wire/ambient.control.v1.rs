@@ -13,6 +13,25 @@ pub struct CaptureReport {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CaptureReceipt {}
+/// What a workload of istiod's does not say of a pod: an extension of it, by the name of this type, that others pass over.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pod {
+    /// Its metadata.uid.
+    #[prost(string, tag = "1")]
+    pub uid: ::prost::alloc::string::String,
+    /// Whether it is meant to be in the mesh.
+    #[prost(bool, tag = "2")]
+    pub ambient: bool,
+    /// ambient.istio.io/bypass-inbound-capture
+    #[prost(bool, tag = "3")]
+    pub bypass_inbound_capture: bool,
+    /// ambient.istio.io/dns-capture
+    #[prost(bool, optional, tag = "4")]
+    pub dns_capture: ::core::option::Option<bool>,
+    /// istio.io/reroute-virtual-interfaces
+    #[prost(string, repeated, tag = "5")]
+    pub virtual_interfaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// Generated client implementations.
 pub mod capture_service_client {
     #![allow(

@@ -30,6 +30,15 @@ pub(crate) struct Lab {
     pub(crate) capture: Capture,
     ca: PathBuf,
     netns: PathBuf,
+    control: Option<Control>,
+}
+
+/// `ambient control`, where nodes are to live on it.
+#[derive(Debug)]
+struct Control {
+    address: String,
+    /// Ends with the lab.
+    _process: Process,
 }
 
 /// Why a step did not see what was expected.
@@ -116,7 +125,10 @@ impl Ask {
 
 impl Lab {
     /// Brings everything up as it is before the namespace gets its label: two nodes with their processes, every pod.
-    pub(crate) fn bring_up(world: &World, dir: &Path) -> Result<Self, Unmet> {
+    ///
+    /// With `control` the nodes know of the mesh and get their certificates from `ambient control`, which runs on the first of
+    /// them; without, each from the directories themselves.
+    pub(crate) fn bring_up(world: &World, dir: &Path, control: bool) -> Result<Self, Unmet> {
         let images = Images::from([("ambient-lab-app".to_owned(), Program::this().arg("lab-app"))]);
         let mut cluster = Cluster::build(world, dir.into(), images)?;
         let ca = dir.join("ca");
@@ -129,7 +141,11 @@ impl Lab {
             capture,
             ca,
             netns: world.netns_dir(),
+            control: None,
         };
+        if control {
+            lab.start_control()?;
+        }
         lab.start_node("node-1")?;
         lab.start_node("node-2")?;
         lab.cluster.apply(manifests::PODS)?;
@@ -142,13 +158,66 @@ impl Lab {
             .env("RUST_LOG", "info")
             .env("LOG_FORMAT", "text")
             .args(["node", "--node", name])
-            .arg("--manifests")
-            .arg(self.cluster.manifests())
-            .arg("--ca-dir")
-            .arg(&self.ca)
             .arg("--netns-dir")
             .arg(&self.netns);
+        let program = match &self.control {
+            Some(control) => program
+                .args(["--control", &control.address])
+                .arg("--xds-root-ca")
+                .arg(self.ca.join("root.pem"))
+                .arg("--ca-root-ca")
+                .arg(self.ca.join("root.pem"))
+                .arg("--auth-token")
+                .arg(self.token(name)?),
+            None => program
+                .arg("--manifests")
+                .arg(self.cluster.manifests())
+                .arg("--ca-dir")
+                .arg(&self.ca),
+        };
         Ok(self.cluster.node(name)?.start(program)?)
+    }
+
+    /// Starts `ambient control` on the first node, and waits until it has made its authority.
+    fn start_control(&mut self) -> Result<(), Unmet> {
+        let (mesh, ca) = (self.cluster.manifests().to_owned(), self.ca.clone());
+        let node = self.cluster.node("node-1")?;
+        let host = node.addresses().v4.to_string();
+        let program = Program::this()
+            .args(["control", "--listen", &format!("{host}:{CONTROL_PORT}"), "--name", &host, "--mesh"])
+            .arg(mesh)
+            .arg("--ca")
+            .arg(&ca)
+            .stdout(Output::Null);
+        let process = node.namespace().spawn(&program).map_err(|e| Unmet::Cluster(e.into()))?;
+        self.control = Some(Control {
+            address: format!("https://{host}:{CONTROL_PORT}"),
+            _process: process,
+        });
+        let made = until(CHANGE_DEADLINE, || Ok(ca.join("root.pem").exists().then_some(())))?;
+        made.ok_or_else(|| Unmet::saw("ambient control has made no authority"))
+    }
+
+    /// The file with a node's token; made when it is asked for first.
+    fn token(&mut self, node: &str) -> Result<PathBuf, Unmet> {
+        let file = self.ca.join(format!("{node}.token"));
+        if file.exists() {
+            return Ok(file);
+        }
+        let program = Program::this()
+            .args(["control", "token", node, "--ca"])
+            .arg(&self.ca)
+            .stdout(Output::Pipe);
+        let of = self.cluster.node(node)?;
+        let mut process = of.namespace().spawn(&program).map_err(|e| Unmet::Cluster(e.into()))?;
+        let doing = || format!("making a token for {node}");
+        process.wait(CHANGE_DEADLINE).map_err(Unmet::io(doing()))?;
+        let mut token = String::new();
+        if let Some(mut out) = process.take_stdout() {
+            out.read_to_string(&mut token).map_err(Unmet::io(doing()))?;
+        }
+        fs::write(&file, token).map_err(Unmet::io(doing()))?;
+        Ok(file)
     }
 
     /// A pod by its name, which is unique in the lab.
@@ -424,6 +493,8 @@ pub(crate) mod manifests {
 const HBONE: u16 = ambient_core::ports::HBONE;
 const CALL_DEADLINE: Duration = Duration::from_secs(8);
 const MANY_DEADLINE: Duration = Duration::from_secs(15);
+/// istiod's.
+const CONTROL_PORT: u16 = 15012;
 /// For a change of the manifests to show, far above what it takes.
 pub(crate) const CHANGE_DEADLINE: Duration = Duration::from_secs(6);
 const LOG_DEADLINE: Duration = Duration::from_secs(3);

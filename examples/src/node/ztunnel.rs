@@ -2,22 +2,14 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 42] = [
+const WITHOUT_EFFECT: [(&str, &str); 31] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
     ("NETWORK", "a pod's network is what the mesh's state says of it"),
-    ("ISTIO_META_CLUSTER_ID", CLUSTER),
-    ("CLUSTER_ID", CLUSTER),
-    ("XDS_ADDRESS", CONTROL_PLANE),
-    ("XDS_ROOT_CA", CONTROL_PLANE),
-    ("XDS_ON_DEMAND", CONTROL_PLANE),
-    ("ALT_XDS_HOSTNAME", CONTROL_PLANE),
-    ("CA_ADDRESS", AUTHORITY),
-    ("CA_ROOT_CA", AUTHORITY),
-    ("ALT_CA_HOSTNAME", AUTHORITY),
-    ("AUTH_TOKEN", AUTHORITY),
-    ("FAKE_CA", AUTHORITY),
+    ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
+    ("XDS_ON_DEMAND", "state is asked for whole"),
+    ("FAKE_CA", "--ca-dir is an authority that makes itself"),
     ("LOCAL_XDS_PATH", CONTROL_PLANE),
     ("LOCAL_XDS", CONTROL_PLANE),
     ("ZTUNNEL_CPU_LIMIT", THREADS),
@@ -46,10 +38,7 @@ const WITHOUT_EFFECT: [(&str, &str); 42] = [
         "CRL_PATH",
         "CRLs stand beside the roots of their trust domain, in the certificate authority's directory",
     ),
-    ("POD_NAMESPACE", OWN_POD),
-    ("POD_NAME", OWN_POD),
     ("SERVICE_ACCOUNT", OWN_POD),
-    ("INSTANCE_IP", OWN_POD),
     ("ISTIO_META_DNS_PROXY_ADDR", "DNS is answered on port 15053 of each pod's loopback"),
     (
         "AUTHZ_POLICY_INFO_LOGGING",
@@ -62,9 +51,7 @@ const WITHOUT_EFFECT: [(&str, &str); 42] = [
     ("TLS12_ENABLED", "TLS 1.3 is spoken alone"),
 ];
 
-const CLUSTER: &str = "a workload's cluster is what the mesh's state says of it";
-const CONTROL_PLANE: &str = "the mesh's state comes from the directory that --manifests names";
-const AUTHORITY: &str = "certificates come from the directory that --ca-dir names";
+const CONTROL_PLANE: &str = "--manifests names a directory where the mesh's state comes from without a control plane";
 const THREADS: &str = "threads are those of ZTUNNEL_WORKER_THREADS, else as many as there are cores";
 const WINDOWS: &str = "windows begin at 256 KiB and grow as a stream is read, within one budget";
 const KEEPALIVE: &str = "connections are probed after 180 s of silence, then every 180 s, nine times";
@@ -140,7 +127,7 @@ mod tests {
         let set = [
             "PATH",
             "NODE_NAME",
-            "XDS_ADDRESS",
+            "LOCAL_XDS",
             "ZTUNNEL_WORKER_THREAD",
             "POOL_COLOUR",
             "ZTUNNEL_SERVICE_HOST",
@@ -150,8 +137,8 @@ mod tests {
         assert_eq!(
             warnings(set, &known),
             [
+                "LOCAL_XDS has no effect: --manifests names a directory where the mesh's state comes from without a control plane",
                 "POOL_COLOUR is set, and nothing reads it",
-                "XDS_ADDRESS has no effect: the mesh's state comes from the directory that --manifests names",
                 "ZTUNNEL_WORKER_THREAD is set, and nothing reads it; ZTUNNEL_WORKER_THREADS is a name that is known",
             ]
         );

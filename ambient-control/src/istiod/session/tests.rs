@@ -219,6 +219,17 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
 }
 
 #[test]
+fn what_the_first_stream_takes_back_is_gone_at_once() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    session.handle_response(now, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
+    let names: Vec<String> = (0..4).map(uid).collect();
+    let received = session.handle_response(now, response(Kind::Address, "n", vec![], &names));
+    assert_eq!((received.changes.len(), received.waiting), (4, 0));
+}
+
+#[test]
 fn single_removals_never_wait() {
     let mut session = session();
     let now = now();

@@ -14,6 +14,12 @@ fn everything() -> Workload {
     };
     let mut of = Workload::new("c1//Pod/shop/cart-0", "shop", "cart-0");
     of.pod = Some("uid-1".into());
+    let annotations = [
+        ("ambient.istio.io/dns-capture", "false"),
+        ("istio.io/reroute-virtual-interfaces", "tap0,tap1"),
+    ];
+    let annotation = |key: &str| annotations.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+    of.capture = Some(ambient_core::Capture::read(annotation).into());
     of.addresses = vec!["10.1.0.4".parse().unwrap(), "fd00::4".parse().unwrap()];
     of.network = "n1".into();
     of.tunnel = TunnelProtocol::Hbone;

@@ -1,0 +1,182 @@
+//! Istiod, or `ambient control`, as where state and certificates come from: the flags, by the names of Istio's variables.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ambient_control::{
+    Issuer, Source,
+    istiod::{Asker, Certificates, CertificatesConfig, Endpoint, MemoryConfig, Reports, Roots, State, StateConfig, Token},
+};
+use ambient_core::TrustDomain;
+use anyhow::Context as _;
+
+/// Flags, each of which can come from the environment.
+#[derive(Debug, clap::Args)]
+pub(super) struct Istiod {
+    /// `ambient control`, such as https://HOST:15012: state and certificates come from it, and captures are reported to it. In
+    /// the place of --manifests and --ca-dir.
+    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "ca_dir"])]
+    control: Option<String>,
+    /// Istiod, where state comes from, such as https://istiod.istio-system.svc:15012. In the place of --manifests.
+    #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS")]
+    xds_address: Option<String>,
+    /// Istiod, where certificates come from. In the place of --ca-dir.
+    #[arg(long, env = "CA_ADDRESS", value_name = "ADDRESS")]
+    ca_address: Option<String>,
+    /// Who vouches for the source of state: a PEM file, SYSTEM, or PEM itself.
+    #[arg(long, env = "XDS_ROOT_CA", value_name = "FILE", default_value = ROOT)]
+    xds_root_ca: String,
+    /// Who vouches for the authority: a PEM file, SYSTEM, or PEM itself.
+    #[arg(long, env = "CA_ROOT_CA", value_name = "FILE", default_value = ROOT)]
+    ca_root_ca: String,
+    /// Another name that the certificate of the source of state may bear.
+    #[arg(long, env = "ALT_XDS_HOSTNAME", value_name = "HOST")]
+    alt_xds_hostname: Option<String>,
+    /// Another name that the certificate of the authority may bear.
+    #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST")]
+    alt_ca_hostname: Option<String>,
+    /// What is shown to both: a file with a token, read for each call, or a token. By default the file where Kubernetes
+    /// projects it, if it is there.
+    #[arg(long, env = "AUTH_TOKEN", value_name = "FILE")]
+    auth_token: Option<String>,
+    /// The cluster that this node belongs to.
+    #[arg(long, env = "ISTIO_META_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// A directory of this node's own where what was said last is kept, for a restart while istiod is away.
+    #[arg(long, env = "AMBIENT_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// For how long that is gone by when istiod stays away; then new connections are refused.
+    #[arg(long, env = "AMBIENT_STATE_LONGEST", value_name = "TIME", default_value = "24h", value_parser = super::settings::time)]
+    state_longest: Duration,
+}
+
+impl Istiod {
+    /// Whether state comes from there.
+    pub(super) fn gives_state(&self) -> bool {
+        self.state_address().is_some()
+    }
+
+    /// Whether certificates come from there.
+    pub(super) fn gives_certificates(&self) -> bool {
+        self.certificate_address().is_some()
+    }
+
+    /// The cluster that this node belongs to.
+    pub(super) fn cluster(&self) -> Arc<str> {
+        self.cluster_id.as_str().into()
+    }
+
+    // An empty address says that there is none: ztunnel's way to switch it off.
+    fn state_address(&self) -> Option<&str> {
+        self.control.as_deref().or(self.xds_address.as_deref()).filter(|a| !a.is_empty())
+    }
+
+    fn certificate_address(&self) -> Option<&str> {
+        self.control.as_deref().or(self.ca_address.as_deref()).filter(|a| !a.is_empty())
+    }
+
+    /// The source of state.
+    pub(super) fn state(&self, node: &str, policies: ambient_authz::wire::Settings) -> anyhow::Result<Box<dyn Source>> {
+        let address = self.state_address().context("--xds-address names no source of state")?;
+        let mut endpoint = self.endpoint(address, &self.xds_root_ca, "XDS_HEADER_")?;
+        endpoint.other_name.clone_from(&self.alt_xds_hostname);
+        let variable = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.into());
+        let asker = Asker {
+            instance_ip: variable("INSTANCE_IP", "1.1.1.1"),
+            pod: variable("POD_NAME", ""),
+            namespace: variable("POD_NAMESPACE", ""),
+            node: node.into(),
+            metadata: prefixed("ISTIO_META_").into_iter().collect::<BTreeMap<_, _>>(),
+        };
+        let memory = self.state_dir.as_ref().map(|directory| MemoryConfig {
+            longest: self.state_longest,
+            ..MemoryConfig::new(directory)
+        });
+        let config = StateConfig {
+            policies,
+            memory,
+            ..StateConfig::new(endpoint, asker)
+        };
+        Ok(Box::new(State::connect(config)?))
+    }
+
+    /// The source of certificates.
+    pub(super) fn certificates(&self, ttl: Duration) -> anyhow::Result<Arc<dyn Issuer>> {
+        let address = self.certificate_address().context("--ca-address names no authority")?;
+        let mut endpoint = self.endpoint(address, &self.ca_root_ca, "CA_HEADER_")?;
+        endpoint.other_name.clone_from(&self.alt_ca_hostname);
+        let config = CertificatesConfig {
+            ttl,
+            ..CertificatesConfig::new(endpoint)
+        };
+        Ok(Arc::new(Certificates::new(config)?))
+    }
+
+    /// Where captures are told; `None` where nobody keeps them.
+    pub(super) fn reports(&self) -> anyhow::Result<Option<Reports>> {
+        let Some(address) = self.control.as_deref() else { return Ok(None) };
+        Ok(Some(Reports::new(self.endpoint(address, &self.xds_root_ca, "XDS_HEADER_")?)?))
+    }
+
+    fn endpoint(&self, address: &str, roots: &str, headers: &str) -> anyhow::Result<Endpoint> {
+        let token = match &self.auth_token {
+            Some(text) if Path::new(text).exists() => Some(Token::File(text.into())),
+            // What looks like a path is meant as one, and may be there later.
+            Some(text) if text.contains('/') => Some(Token::File(text.into())),
+            Some(text) => Some(Token::Literal(text.clone())),
+            None => Path::new(TOKEN).exists().then(|| Token::File(TOKEN.into())),
+        };
+        let roots = match roots {
+            "SYSTEM" => Roots::System,
+            pem if pem.contains("-----BEGIN") => Roots::Pem(pem.into()),
+            file => Roots::File(file.into()),
+        };
+        let endpoint = Endpoint {
+            roots,
+            token,
+            cluster: self.cluster_id.clone(),
+            headers: prefixed(headers),
+            ..Endpoint::new(address, Arc::new(ambient_tls::provider()))
+        };
+        endpoint.check()?;
+        Ok(endpoint)
+    }
+}
+
+/// How policies of the wire are read.
+pub(super) fn policies(
+    trust_domain: &TrustDomain,
+    aliases: &[TrustDomain],
+    root_namespace: &Arc<str>,
+    exact: bool,
+) -> ambient_authz::wire::Settings {
+    let settings = match exact {
+        true => ambient_authz::wire::Settings::istio_exact(),
+        false => ambient_authz::wire::Settings::default(),
+    };
+    ambient_authz::wire::Settings {
+        trust_domain: trust_domain.clone(),
+        trust_domain_aliases: aliases.to_vec(),
+        root_namespace: root_namespace.clone(),
+        ..settings
+    }
+}
+
+/// The variables with a prefix, without it; in the order of their names.
+fn prefixed(prefix: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| {
+            let name = name.to_str()?.strip_prefix(prefix)?.to_owned();
+            Some((name, value.to_str()?.to_owned()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
