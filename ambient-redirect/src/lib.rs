@@ -17,6 +17,30 @@
 //! assert!(text.contains("table inet ambient-nat"));
 //! ```
 //!
+//! Everything without this crate's driver, and with whatever proxy listens on the plan's ports:
+//!
+//! ```no_run
+//! use ambient_redirect::{
+//!     linux::{Inside, Mark, Netns, Watcher},
+//!     plan::{Options, Plan},
+//! };
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let namespace = Netns::open("/run/netns/cni-1f2e")?;
+//! let (plan, mark) = (Plan::new(&Options::default()), Mark::new("node-1", &"2f4b1c3a".into()));
+//! let mut inside = Inside::open(&namespace)?;
+//! print!("{}", inside.dry_run(&plan, &mark)?); // what would change: + and -
+//! let mut watcher = Watcher::new(&namespace)?;
+//! inside.apply(&plan, &mark)?; // one transaction
+//! watcher.changed().await?; // ours, or somebody's
+//! if !inside.verify(&plan, &mark)?.is_empty() {
+//!     inside.apply(&plan, &mark)?;
+//! }
+//! inside.clear()?; // nothing of ours is left
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What becomes of connections
 //!
 //! *A new pod*, whose namespace was handed over ([`HandOver::take`]) before anything ran in it, is refused until it is captured

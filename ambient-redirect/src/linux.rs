@@ -15,6 +15,7 @@ mod rules;
 mod seqpacket;
 mod sockets;
 mod told;
+mod watcher;
 
 pub use datagrams::Datagrams;
 pub use netns::{Netns, NetnsError, NetnsId};
@@ -25,7 +26,8 @@ pub use probes::{NodeSide, ProbeDifference};
 pub use processes::{FindError, Processes, namespace_of};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
-pub use rules::{ApplyError, Difference, Inside, Mark, Owner};
+pub use rules::{ApplyError, Change, Difference, DryRun, Inside, Line, Mark, Owner, Thing};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
 pub use sockets::{Sockets, cut_when_dropped, original_destination};
 pub(crate) use told::Told;
+pub use watcher::Watcher;

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use crate::plan::{Action, ChainKind, IpFamily, MARK_MASK, Match, Plan, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, Table};
+use crate::plan::{Action, ChainKind, IpFamily, MARK_MASK, Match, Plan, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, Rule, Table};
 
 /// What `nft -f` and a shell would take, in the order in which it is done: the listeners first, as a comment.
 impl Display for Plan {
@@ -57,15 +57,20 @@ impl Display for Table {
             writeln!(f, "    type {kind} hook {name} priority {priority}; policy accept;")?;
             for rule in &chain.rules {
                 writeln!(f, "    # {}", rule.why)?;
-                f.write_str("    ")?;
-                for test in &rule.matches {
-                    write!(f, "{test} ")?;
-                }
-                writeln!(f, "counter {}", rule.action)?;
+                writeln!(f, "    {rule}")?;
             }
             f.write_str("  }\n")?;
         }
         f.write_str("}\n")
+    }
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for test in &self.matches {
+            write!(f, "{test} ")?;
+        }
+        write!(f, "counter {}", self.action)
     }
 }
 

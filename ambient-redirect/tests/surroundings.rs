@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             "what_is_printed_is_what_is_put_in_force",
             oracle::what_is_printed_is_what_is_put_in_force,
         ),
+        ("a_dry_run_says_what_would_change", oracle::a_dry_run_says_what_would_change),
         ("what_is_broken_of_it_is_mended", probed::what_is_broken_of_it_is_mended),
         (
             "namespaces_are_found_by_the_processes_in_them",

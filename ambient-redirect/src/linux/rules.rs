@@ -1,6 +1,7 @@
 //! A plan put into a namespace, compared with what the kernel lists, and taken out again.
 
 mod compile;
+mod dry_run;
 mod life;
 
 use std::{fmt, io, net::IpAddr, sync::Arc};
@@ -8,6 +9,7 @@ use std::{fmt, io, net::IpAddr, sync::Arc};
 use ambient_core::PodUid;
 
 pub(super) use self::compile::{base_chain, compile};
+pub use self::dry_run::{Change, DryRun, Line, Thing};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},

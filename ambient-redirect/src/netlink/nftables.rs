@@ -152,6 +152,11 @@ impl Rule {
         expressions.iter().for_each(|e| e.write(&mut list));
         expr::comparable(&self.expressions) == expr::comparable(list.bytes())
     }
+
+    /// The kernel's names of its expressions.
+    pub fn steps(&self) -> Vec<String> {
+        expr::comparable(&self.expressions).into_iter().map(|(name, _)| name).collect()
+    }
 }
 
 impl Batch {

@@ -163,8 +163,11 @@ mod tests {
         NetnsId { dev: 4, ino }
     }
 
-    fn namespaces(of: &[(u64, &str, Option<(&str, u64)>)]) -> BTreeMap<NetnsId, Seen> {
-        let seen = |(ino, address, whose): &(u64, &str, Option<(&str, u64)>)| {
+    /// Inode, address, and the pod and start of the oldest process.
+    type There<'a> = (u64, &'a str, Option<(&'a str, u64)>);
+
+    fn namespaces(of: &[There<'_>]) -> BTreeMap<NetnsId, Seen> {
+        let seen = |(ino, address, whose): &There<'_>| {
             let whose = whose.map(|(pod, started)| Whose {
                 pod: pod.into(),
                 started,

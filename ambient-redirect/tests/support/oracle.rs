@@ -8,8 +8,8 @@ use std::{
 
 use ambient_core::Capture;
 use ambient_redirect::{
-    linux::{Inside, Mark, Netns, NodeSide},
-    netlink::Routing,
+    linux::{Change, Inside, Mark, Netns, NodeSide, Watcher},
+    netlink::{Batch, Expr, Family, Nftables, Routing, Verdict},
     plan::{Options, Plan},
     probes,
 };
@@ -90,4 +90,58 @@ pub(crate) fn what_is_printed_is_what_is_put_in_force(world: &World) -> Outcome 
     }
     assert!(pod.run(|| Routing::open().unwrap().routes(100).unwrap()).unwrap().is_empty());
     Ok(())
+}
+
+/// What a dry run says would change is what does, and it changes nothing.
+pub(crate) fn a_dry_run_says_what_would_change(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let mark = Mark::new(NAME, &"a".into());
+    let plan = Plan::new(&Options::default());
+    node.run(async {
+        let mut inside = Inside::open(&pod).unwrap();
+        let before = inside.dry_run(&plan, &mark).unwrap();
+        assert!(before.lines.iter().all(|l| l.change == Change::Added), "{before}");
+        assert_eq!(inside.owner().unwrap(), None, "nothing was changed");
+        for text in [
+            "+ table inet ambient-nat\n",
+            "redirect to :15001\n",
+            "+ routing rule, IPv4\n",
+            "+ route to the proxy, IPv6\n",
+        ] {
+            assert!(before.to_string().contains(text), "{text} in {before}");
+        }
+        let mut watcher = Watcher::new(&pod).unwrap();
+        inside.apply(&plan, &mark).unwrap();
+        watcher.changed().await.unwrap();
+        let after = inside.dry_run(&plan, &mark).unwrap();
+        assert!(after.is_nothing(), "{after}");
+        assert_eq!(after.lines.len(), before.lines.len());
+
+        // Without DNS a table and some rules go, and the others stay.
+        let without = Plan::new(&Options {
+            dns: false,
+            ..Options::default()
+        });
+        let text = inside.dry_run(&without, &mark).unwrap().to_string();
+        assert!(
+            text.contains("- table inet ambient-raw\n") && text.contains("  table inet ambient-nat\n"),
+            "{text}"
+        );
+        let removed: Vec<&str> = text.lines().filter(|l| l.starts_with("- rule")).collect();
+        assert!(removed.len() == 5 && removed.iter().all(|l| l.contains("53 ")), "{text}");
+        assert!(!text.contains("\n+"), "{text}");
+
+        // A stranger's rule among ours.
+        let mut batch = Batch::default();
+        let accept = [Expr::Counter, Expr::Verdict(Verdict::Accept)];
+        batch.add_rule(Family::Inet, "ambient-nat", "output", &accept);
+        pod.run(|| Nftables::open().unwrap().commit(batch, None).unwrap()).unwrap();
+        let text = inside.dry_run(&plan, &mark).unwrap().to_string();
+        assert!(
+            text.contains("- rule ambient-nat output: (no rule of ours, handle") && text.contains("counter, immediate)"),
+            "{text}"
+        );
+        inside.clear().unwrap();
+    })
 }
