@@ -1,4 +1,5 @@
 //! Where the settings of `ambient node` come from, and what becomes of those that cannot be read.
+#![allow(clippy::unwrap_used, reason = "what tests share; clippy.toml allows it in tests alone")]
 
 use std::{
     fs,
