@@ -19,6 +19,8 @@ pub struct Config {
     pub proc: Option<PathBuf>,
     /// The trust domain of this mesh.
     pub trust_domain: TrustDomain,
+    /// The cluster that this node belongs to, as the names of its workloads say; `Kubernetes` by default.
+    pub cluster_id: Arc<str>,
     /// The DNS domain of the cluster.
     pub cluster_domain: Arc<str>,
     /// Where names that are not the mesh's are asked for, if neither the kernel remembers whom a pod has asked nor its own
@@ -95,6 +97,7 @@ impl Config {
             zds: None,
             proc: None,
             trust_domain: TrustDomain::default(),
+            cluster_id: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),
             preferred_service_namespace: None,

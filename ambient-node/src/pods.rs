@@ -87,6 +87,8 @@ impl Pods {
             identity: identity.clone(),
         };
         let pod = Arc::new(Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate));
+        let named = format!("{}//Pod/{}/{}", node.config.cluster_id, spec.namespace, spec.name);
+        node.state.serve(named.into(), &spec.uid);
         self.listen(&pod, spec).await?;
         node.dialler.add(&pod.speaker.key, pod.namespace.clone());
         node.locals.add(&pod);
@@ -258,6 +260,7 @@ impl Proxy for Pods {
 
     fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
         Box::pin(async move {
+            self.node.state.let_go(uid);
             if let Some(old) = self.take(uid) {
                 self.end(&old);
             }

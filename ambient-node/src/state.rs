@@ -1,14 +1,14 @@
 //! Mesh and policies at one moment, behind one pointer: a connection is routed and decided on the same version.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ambient_authz::{Affected, Policies};
 use ambient_control::{Batch, Change, Fault};
-use ambient_core::{Mesh, TunnelProtocol, WorkloadUid, mesh};
+use ambient_core::{Mesh, PodUid, TunnelProtocol, Workload, WorkloadUid, mesh};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
@@ -41,6 +41,10 @@ struct Coming {
     changed: Changed,
     /// Texts that many workloads share are held once.
     sharing: mesh::Sharing,
+    /// The pods that this node serves, by what a source calls them that does not know pods' UIDs.
+    pods: HashMap<WorkloadUid, PodUid>,
+    /// Those of which it was so that the pod's UID came to be known.
+    named: HashSet<WorkloadUid>,
 }
 
 /// The present [`Snapshot`], and what of the next has come.
@@ -98,6 +102,8 @@ impl State {
             snapshot: coming,
             changed,
             sharing,
+            pods,
+            named: by_name,
         } = &mut *guard;
         let (mut meshes, mut policies) = (Vec::new(), Vec::new());
         for change in batch.changes {
@@ -108,7 +114,7 @@ impl State {
                         mesh::Update::RemoveWorkload(uid) => changed.workloads.push(uid.clone()),
                         mesh::Update::Service(_) | mesh::Update::RemoveService(_) => {}
                     }
-                    meshes.push(sharing.share(update));
+                    meshes.push(sharing.share(named(update, pods, by_name)));
                 }
                 Change::Policy(update) => policies.push(update),
                 // Handshakes look it up where they look up certificates; no decision depends on it.
@@ -129,6 +135,39 @@ impl State {
         }
         self.current.store(Some(Arc::new(coming.clone())));
         std::mem::take(changed)
+    }
+
+    /// A pod is served here from now on: istiod tells of workloads by their names alone (`CLUSTER//Pod/NAMESPACE/NAME`), and
+    /// whoever hands the pod over knows its UID.
+    pub(crate) fn serve(&self, workload: WorkloadUid, pod: &PodUid) {
+        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let Coming {
+            snapshot: coming,
+            pods,
+            named: by_name,
+            ..
+        } = &mut *guard;
+        pods.insert(workload.clone(), pod.clone());
+        let Some(known) = coming.mesh.workload(&workload) else { return };
+        // One whose UID is told by its source is known by that alone.
+        if known.pod.as_ref() == Some(pod) || known.pod.is_some() && !by_name.contains(&workload) {
+            return;
+        }
+        let unnamed = Workload {
+            pod: None,
+            ..Workload::clone(known)
+        };
+        let update = named(mesh::Update::Workload(unnamed.into()), pods, by_name);
+        coming.mesh = coming.mesh.apply([update]);
+        if self.current.load().is_some() {
+            self.current.store(Some(Arc::new(coming.clone())));
+        }
+    }
+
+    /// A pod is served no more.
+    pub(crate) fn let_go(&self, pod: &PodUid) {
+        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.pods.retain(|_, served| served != pod);
     }
 
     /// Policies that workloads list and that have not come count as never coming from now on. Gives whom that concerns.
@@ -164,4 +203,26 @@ impl State {
             }
         }
     }
+}
+
+/// A workload of which its source does not tell the pod's UID, with that of the pod that is served by its name.
+fn named(update: mesh::Update, pods: &HashMap<WorkloadUid, PodUid>, by_name: &mut HashSet<WorkloadUid>) -> mesh::Update {
+    let mut workload = match update {
+        mesh::Update::Workload(workload) => workload,
+        mesh::Update::RemoveWorkload(uid) => {
+            by_name.remove(&uid);
+            return mesh::Update::RemoveWorkload(uid);
+        }
+        other => return other,
+    };
+    match pods.get(&workload.uid).filter(|_| workload.pod.is_none()) {
+        Some(pod) => {
+            by_name.insert(workload.uid.clone());
+            Arc::make_mut(&mut workload).pod = Some(pod.clone());
+        }
+        None => {
+            by_name.remove(&workload.uid);
+        }
+    }
+    mesh::Update::Workload(workload)
 }

@@ -382,6 +382,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.node, &args.netns_dir);
     config.zds = args.zds.clone();
     config.trust_domain = args.trust_domain.clone();
+    config.cluster_id = args.istiod.cluster();
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
     config.local_shortcut = args.local_shortcut;

@@ -44,6 +44,36 @@ fn what_is_too_old_to_go_by_is_published_no_more() {
 }
 
 #[test]
+fn a_pod_is_known_by_its_name_where_its_source_does_not_tell_its_uid() {
+    let told = |pod: Option<&str>| {
+        let mut workload = Workload::new("c//Pod/shop/cart", "shop", "cart");
+        workload.pod = pod.map(Into::into);
+        Change::Mesh(Update::Workload(workload.into()))
+    };
+    let by = |state: &State, pod: &str| state.current().unwrap().mesh.workload_by_pod(&pod.into()).is_some();
+    let now = clock::steady();
+    // Whichever comes first.
+    let state = State::default();
+    state.apply(batch(vec![told(None)], true), now);
+    state.serve("c//Pod/shop/cart".into(), &"one".into());
+    assert!(by(&state, "one"));
+    state.apply(batch(vec![told(None)], true), now);
+    assert!(by(&state, "one"), "a change of it keeps that");
+    // A new pod of the same name.
+    state.let_go(&"one".into());
+    state.serve("c//Pod/shop/cart".into(), &"two".into());
+    state.apply(batch(vec![told(None)], true), now);
+    assert!(by(&state, "two") && !by(&state, "one"));
+    // A source that does tell it is believed.
+    let state = State::default();
+    state.apply(batch(vec![told(Some("one"))], true), now);
+    state.serve("c//Pod/shop/cart".into(), &"other".into());
+    assert!(by(&state, "one") && !by(&state, "other"));
+    state.apply(batch(vec![told(Some("one"))], true), now);
+    assert!(by(&state, "one") && !by(&state, "other"));
+}
+
+#[test]
 fn a_published_version_never_changes() {
     let state = State::default();
     let now = clock::steady();
