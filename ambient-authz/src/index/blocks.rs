@@ -21,6 +21,7 @@ fn each_of(asked: &Asked<'_>, all: bool, call: &mut impl FnMut(u32, bool)) -> bo
     let Some(mut cursors) = Cursors::new(asked) else {
         return false;
     };
+    let all = all || !cursors.filed_fit;
     let blocks = asked.index.blocks();
     for (block, occupied) in (0..).zip(blocks) {
         let mut bits = if all { **occupied } else { [0; WORDS] };
@@ -53,6 +54,8 @@ fn each_of(asked: &Asked<'_>, all: bool, call: &mut impl FnMut(u32, bool)) -> bo
 /// The sets of rows that a connection's values are in, each as far as it was read.
 struct Cursors<'a> {
     filed: Room<Cursor<'a, Word>>,
+    /// Whether all of those had room. Without them every block is gone over.
+    filed_fit: bool,
     refused: Room<Cursor<'a, ()>>,
     /// In the order of fields; the sets under which rows are filed stand with those of other rows.
     wanted: Room<(Field, Lists<'a>)>,
@@ -70,10 +73,12 @@ impl<'a> Cursors<'a> {
         let (filed, others) = (Cursor::new(&NO_FILED), Cursor::new(&NO_OTHERS));
         let mut new = Self {
             filed: Room::new(filed),
+            filed_fit: true,
             refused: Room::new(others),
             wanted: Room::new((Field::Scope, Lists { filed, others })),
         };
-        let mut fits = new.filed.push(Cursor::new(asked.index.terms.always.rows()));
+        new.filed.push(Cursor::new(asked.index.terms.always.rows()));
+        let mut fits = true;
         let mut sums: [Option<(u32, Field, &Sum)>; CHAINS] = [None; CHAINS];
         asked.each_list(|rows| {
             if let (Some((chain, depth)), Some(sum)) = (rows.chain, rows.lists.sum.as_deref())
@@ -84,7 +89,7 @@ impl<'a> Cursors<'a> {
         });
         asked.each_list(|rows| {
             let (filed, lists) = (rows.filed.rows(), rows.lists);
-            fits &= filed.is_empty() || new.filed.push(Cursor::new(filed));
+            new.filed_fit &= filed.is_empty() || new.filed.push(Cursor::new(filed));
             let summed_to = rows
                 .chain
                 .and_then(|(chain, depth)| sums[chain].map(|(deepest, ..)| depth <= deepest));
@@ -92,8 +97,9 @@ impl<'a> Cursors<'a> {
                 return;
             }
             let (filed, others) = (Cursor::new(filed), Cursor::new(&lists.others));
+            let asks = !(rows.filed.rows().is_empty() && lists.others.is_empty());
             fits &= lists.negated.is_empty() || new.refused.push(Cursor::new(&lists.negated));
-            fits &= new.wanted.push((rows.field, Lists { filed, others }));
+            fits &= !asks || new.wanted.push((rows.field, Lists { filed, others }));
         });
         for (_, field, sum) in sums.into_iter().flatten() {
             let others = Cursor::new(&sum.asked);
@@ -200,6 +206,58 @@ mod tests {
             dry_run: false,
         };
         Policies::default().apply([Update::Set(Arc::new(policy))])
+    }
+
+    /// More names than there is room for, most of them in sums.
+    #[test]
+    fn a_peer_of_very_many_names_is_found_by_sums() {
+        let name = format!("td/ns/a/sa/{}", "x".repeat(390));
+        let rule = |i: usize| {
+            let at = i % name.len();
+            let wanted = match i / name.len() % 2 {
+                0 => StringMatch::Prefix(name[..at].into()),
+                _ => StringMatch::Suffix(name[at..].into()),
+            };
+            let found = Match {
+                principals: vec![wanted],
+                destination_ports: vec![80 + (i % 3) as u16],
+                ..Match::default()
+            };
+            Rule {
+                clauses: vec![found.into()],
+            }
+        };
+        let policy = Policy {
+            key: "a/p".into(),
+            namespace: "a".into(),
+            scope: Scope::Global,
+            action: Action::Deny,
+            rules: (0..2 * 401 * 70).map(rule).collect(),
+            dry_run: false,
+        };
+        let policies = Policies::default().apply([Update::Set(Arc::new(policy))]);
+        let (index, terms) = (policies.index(), &policies.index().terms);
+        let peer = policies.resolve(Some(&format!("spiffe://{name}").parse().unwrap()));
+        assert!(peer.names().len() > MOST);
+        let asked = Asked {
+            index,
+            names: peer.names(),
+            source: Address::new([10, 0, 0, 1].into(), &terms.sources),
+            destination: Address::new([10, 0, 0, 2].into(), &terms.destinations),
+            port: terms.ports.number(&80),
+            place: None,
+            listed: Listed::new(&[]),
+            last_rule: Cell::new(None),
+            words_left: Cell::new(0),
+        };
+        for all in [true, false] {
+            let mut rows = 0;
+            assert!(each_of(&asked, all, &mut |row, _| {
+                assert!(row.is_multiple_of(3));
+                rows += 1;
+            }));
+            assert_eq!(rows, (2 * 401 * 70_usize).div_ceil(3));
+        }
     }
 
     #[test]
