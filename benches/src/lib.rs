@@ -6,6 +6,7 @@
 
 pub mod app;
 mod certs;
+pub mod enrolment;
 mod hbone;
 mod load;
 pub mod node;
