@@ -1,6 +1,6 @@
 //! Words for what happens, so that lower rooms can tell without logging and without knowing who listens.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, time::SystemTime};
 
 use crate::{Identity, PodUid, SpiffeId};
 
@@ -74,6 +74,15 @@ pub enum Event<'a> {
         pod: &'a PodUid,
         /// What differed.
         what: &'a str,
+        /// Until when it was known to stand: when that was last begun to be looked at.
+        held: SystemTime,
+        /// When it was found broken.
+        noticed: SystemTime,
+        /// When it was proven again.
+        repaired: SystemTime,
+        /// How many connections of the pod went around the mesh then and were still open when they were looked for, right
+        /// after the repair; they are reset. One that had ended by then is not counted, nor is a datagram.
+        around: u64,
     },
     /// A pod's capture could not be proven; its traffic is refused.
     PodRefused {

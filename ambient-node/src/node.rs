@@ -1,6 +1,13 @@
 //! The composition: everything below, started in order, fed from one queue, and stopped gently.
 
-use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, Source};
@@ -23,7 +30,7 @@ use tokio::{
 
 use crate::{
     Config,
-    admin::{Context, Doors, OpenError, Pages, Stop, Urgency},
+    admin::{self, Context, Doors, OpenError, Pages, Stop, Urgency},
     bounds::Bounds,
     certificates::Certificates,
     clock,
@@ -236,7 +243,7 @@ impl Node {
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let metrics = Arc::new(Metrics::default());
-        let observer: Arc<dyn Observer> = Arc::new(Told);
+        let observer: Arc<dyn Observer> = Arc::new(Told(metrics.clone()));
         let provider = Arc::new(ambient_tls::provider());
         // One for all: a CRL is read once, however many threads there are.
         let configs = Arc::new(Configs::new(provider.clone()));
@@ -564,15 +571,32 @@ fn tell(pod: &PodState) {
     }
 }
 
-/// Puts what the rooms below tell into the log.
-pub(crate) struct Told;
+fn to_the_millisecond(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = admin::rfc3339(since.as_secs());
+    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), since.subsec_millis())
+}
+
+/// Puts what the rooms below tell into the log, and counts repairs.
+pub(crate) struct Told(pub(crate) Arc<Metrics>);
 
 impl Observer for Told {
     fn observe(&self, event: &Event<'_>) {
         match event {
             Event::TunnelOpened { peer, speaker } => tracing::debug!(%peer, speaker = %speaker, "tunnel opened"),
             Event::TunnelClosed { peer, speaker, reason } => tracing::debug!(%peer, speaker = %speaker, %reason, "tunnel closed"),
-            Event::PodRepaired { pod, what } => tracing::warn!(uid = %pod, what, "pod repaired"),
+            Event::PodRepaired {
+                pod,
+                what,
+                held,
+                noticed,
+                repaired,
+                around,
+            } => {
+                self.0.pod_repaired(*around);
+                let [held, noticed, repaired] = [held, noticed, repaired].map(|time| to_the_millisecond(*time));
+                tracing::warn!(uid = %pod, what, held_until = held, noticed, repaired, around, "pod repaired: its capture was broken");
+            }
             Event::PodReleased { pod } => tracing::info!(uid = %pod, "pod released"),
             Event::RequestRefused { peer, reason } => tracing::warn!(%peer, %reason, "request refused with status 400"),
             _ => {}

@@ -276,6 +276,9 @@ impl Enrolment {
                 }
             }
         }
+        if !self.pods.changed() {
+            return begun;
+        }
         let states = self.pods.states();
         self.states.send_if_modified(|published| {
             let differs = published[..] != states[..];
@@ -360,7 +363,14 @@ impl Enrolment {
     fn tell(&self, notice: &Notice) {
         match notice {
             Notice::Captured(pod) => self.observer.observe(&Event::PodCaptured { pod: &pod.uid }),
-            Notice::Repaired(pod, what) => self.observer.observe(&Event::PodRepaired { pod: &pod.uid, what }),
+            Notice::Repaired(pod, repair) => self.observer.observe(&Event::PodRepaired {
+                pod: &pod.uid,
+                what: &repair.what,
+                held: repair.held,
+                noticed: repair.noticed,
+                repaired: repair.repaired,
+                around: repair.around,
+            }),
             Notice::Refused(pod, reason) => self.observer.observe(&Event::PodRefused { pod: &pod.uid, reason }),
             Notice::Released(pod) => self.observer.observe(&Event::PodReleased { pod }),
         }

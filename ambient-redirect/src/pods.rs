@@ -31,7 +31,7 @@ mod pairing;
 mod state;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -47,7 +47,7 @@ use crate::{
 };
 
 pub use kept::{Direction, Kept};
-pub use state::{PodState, Refusal, State, Step};
+pub use state::{PodState, Refusal, Repair, State, Step};
 
 /// All pods of a node and their namespaces.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub struct Pods {
     /// Whom a namespace served before, and until when it is not given to another.
     former: BTreeMap<NetnsId, (PodUid, Instant)>,
     output: VecDeque<Output>,
+    /// Whether a pod may stand otherwise than when [`Pods::changed`] was asked last.
+    changed: bool,
 }
 
 /// How long things take.
@@ -199,7 +201,7 @@ pub enum Notice {
     /// A pod's capture is proven and announced.
     Captured(Arc<PodSpec>),
     /// A pod's capture was broken, and is proven again.
-    Repaired(Arc<PodSpec>, String),
+    Repaired(Arc<PodSpec>, Repair),
     /// A pod cannot be captured; told once for each reason.
     Refused(Arc<PodSpec>, Refusal),
     /// A pod has left.
@@ -218,6 +220,7 @@ impl Pods {
             unpaired: BTreeMap::new(),
             former: BTreeMap::new(),
             output: VecDeque::new(),
+            changed: true,
         }
     }
 
@@ -233,6 +236,9 @@ impl Pods {
     /// These namespaces are there. One that is not among them is gone; one that a pod has left without its rules having been
     /// cleared is looked into anew before it is told of again.
     pub fn handle_namespaces(&mut self, now: Instant, seen: BTreeMap<NetnsId, Seen>) {
+        if self.looked && self.seen == seen {
+            return;
+        }
         self.looked = true;
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
@@ -294,7 +300,11 @@ impl Pods {
         if entry.busy.take() != Some(step) {
             return;
         }
+        let before = entry.state(id);
         let ended = entry.advance(now, wall, &self.timing, step, done, &mut self.output);
+        // Who is where is another question only where a pod goes; most that ends is a verification.
+        let goes = ended || entry.leaves();
+        self.changed |= ended || entry.state(id) != before;
         if ended && let Some(entry) = self.entries.remove(&id) {
             self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
             if !entry.cleared {
@@ -304,7 +314,9 @@ impl Pods {
                 seen.left_behind = None;
             }
         }
-        self.reconsider(now);
+        if goes {
+            self.reconsider(now);
+        }
     }
 
     /// What is to be done or told now, one after another until `None`.
@@ -319,9 +331,11 @@ impl Pods {
         let waited = |entry: &Entry| entry.given_until.is_some_and(|until| until <= now) && !entry.leaves();
         for entry in self.entries.values_mut().filter(|entry| waited(entry)) {
             entry.leave();
+            self.changed = true;
         }
         self.entries.iter_mut().find_map(|(id, entry)| {
             let step = entry.begin(now)?;
+            self.changed |= step != Step::Verify;
             Some(Output::Do(Action {
                 namespace: *id,
                 pod: entry.pod.clone(),
@@ -363,6 +377,11 @@ impl Pods {
         self.entries.is_empty()
     }
 
+    /// Whether [`Pods::states`] may be others than when this was asked last.
+    pub fn changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
     /// How each pod stands: the desired ones and those that are leaving, ordered by UID.
     pub fn states(&self) -> Vec<PodState> {
         let mut states: BTreeMap<PodUid, PodState> = BTreeMap::new();
@@ -383,6 +402,7 @@ impl Pods {
                 kept: Arc::from([]),
                 closed: false,
                 strays: 0,
+                mended: None,
             };
             states.insert(spec.uid.clone(), state);
         }
@@ -395,9 +415,11 @@ impl Pods {
     /// Compares what is desired with what is there. Decides only who leaves and who begins; steps follow by themselves.
     fn reconsider(&mut self, now: Instant) {
         let Some(desired) = self.desired.clone() else { return };
+        self.changed = true;
+        let by_uid: HashMap<&PodUid, &PodSpec> = desired.iter().rev().map(|spec| (&spec.uid, spec)).collect();
         for (id, entry) in &mut self.entries {
             entry.gone = !self.seen.contains_key(id);
-            let spec = desired.iter().find(|d| d.uid == entry.pod.uid);
+            let spec = by_uid.get(&entry.pod.uid).copied();
             // What it was paired by still holds, so that what has begun to leave need not.
             if let Some(spec) = spec
                 && entry.may_stay()
@@ -422,11 +444,12 @@ impl Pods {
             self.unpaired = desired.iter().filter(|spec| !self.has_entry(&spec.uid)).map(unknown).collect();
             return;
         }
+        let placed: HashSet<&PodUid> = self.entries.values().map(|e| &e.pod.uid).collect();
         let found = pairing::pair(
             &desired,
             &self.seen,
             |id| self.entries.get(&id).map(|entry| (&*entry.pod, entry.leaves())),
-            |uid| self.has_entry(uid),
+            |uid| placed.contains(uid),
             |id, uid| self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now),
         );
         self.unpaired = found.unpaired;

@@ -11,7 +11,7 @@ mod mesh;
 mod node;
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::ExitCode,
     sync::{
@@ -44,6 +44,11 @@ fn main() -> ExitCode {
             "a_flush_by_hand_is_repaired_under_traffic",
             a_flush_by_hand_is_repaired_under_traffic,
         ),
+        (
+            "what_went_around_meanwhile_is_counted_and_reset",
+            what_went_around_meanwhile_is_counted_and_reset,
+        ),
+        ("one_slow_pod_holds_up_no_other", one_slow_pod_holds_up_no_other),
         ("routing_taken_by_hand_comes_back", routing_taken_by_hand_comes_back),
         ("what_nft_changes_by_hand_is_put_right", what_nft_changes_by_hand_is_put_right),
         ("nft_reads_what_is_in_force", nft_reads_what_is_in_force),
@@ -203,6 +208,71 @@ fn a_flush_by_hand_is_repaired_under_traffic(world: &World) -> Outcome {
         }
         assert_eq!(running.log.count("withdrawn"), 0);
         println!("{} went around in three moments", traffic.stop());
+        running.stop().await;
+    })
+}
+
+/// Connections that are opened in the moment in which there are no rules, and then say nothing: one of the pod's and one to it.
+/// Beside them one that is captured, and those are counted that are not.
+fn what_went_around_meanwhile_is_counted_and_reset(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        serve_plain("10.0.0.1:80");
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        let silent = TcpListener::bind("10.0.0.1:81").unwrap();
+        let application = pod.run(|| TcpListener::bind("10.0.0.2:8080").unwrap()).unwrap();
+        sleep(Duration::from_millis(120)).await;
+        let pause = running.states.borrow()[0].repairs;
+        // Nothing here gives the enrolment a turn, so that both go around.
+        flush_ruleset(&pod);
+        let outbound = pod.run(|| TcpStream::connect("10.0.0.1:81").unwrap()).unwrap();
+        let inbound = TcpStream::connect("10.0.0.2:8080").unwrap();
+        let (_held, _also) = (silent.accept().unwrap(), application.accept().unwrap());
+        until_repaired(&running, 1, "the flush").await;
+        running.until_logged("repaired a").await;
+        let repaired: Vec<String> = running.log.lines().into_iter().filter(|l| l.starts_with("repaired a")).collect();
+        assert!(repaired[0].ends_with("around 2"), "{repaired:#?}");
+        let repair = running.states.borrow()[0].mended.clone().unwrap();
+        assert!(
+            repair.held <= repair.noticed && repair.noticed <= repair.repaired && repair.around == 2,
+            "{repair:?}"
+        );
+        assert_eq!((pause, running.states.borrow()[0].repairs), (0, 1));
+        for mut stream in [outbound, inbound] {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let heard = tokio::task::spawn_blocking(move || stream.read(&mut [0]).map_err(|e| e.kind()))
+                .await
+                .unwrap();
+            assert!(
+                matches!(heard, Err(ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)),
+                "{heard:?}"
+            );
+        }
+        running.stop().await;
+    })
+}
+
+fn one_slow_pod_holds_up_no_other(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let mut specs = Vec::new();
+    for n in 2..12 {
+        let (v4, v6) = (format!("10.0.0.{n}"), format!("fd00::{n}"));
+        node.pod(&format!("pod-{n}"), &v4, &v6)?;
+        specs.push(spec(&format!("pod-{n}"), &[&v4, &v6]));
+    }
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        // Its listeners come when it is let go, and not before.
+        running.proxy.hold_up("pod-2", true);
+        running.want(&specs);
+        let others: Vec<String> = (3..12).map(|n| format!("pod-{n}")).collect();
+        running.until_in(&others.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        assert!(!is_in(&running.states.borrow(), "pod-2"));
+        running.proxy.hold_up("pod-2", false);
+        running.until_in(&["pod-2"]).await;
         running.stop().await;
     })
 }

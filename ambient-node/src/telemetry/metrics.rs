@@ -47,6 +47,8 @@ pub(crate) struct Metrics {
     pods_uncovered: Gauge,
     kept: Gauge,
     kept_closed: Counter,
+    pods_repaired: Counter,
+    connections_around: Counter,
     policies_unreadable: Family<Label, Gauge>,
     policies_missing: Family<Label, Gauge>,
     log_lines_lost: Counter,
@@ -110,6 +112,8 @@ impl Metrics {
             pods_uncovered: Gauge::default(),
             kept: Gauge::default(),
             kept_closed: Counter::default(),
+            pods_repaired: Counter::default(),
+            connections_around: Counter::default(),
             policies_unreadable: Family::default(),
             policies_missing: Family::default(),
             log_lines_lost: super::log::lines_lost(),
@@ -207,6 +211,12 @@ impl Metrics {
 
     pub(crate) fn kept_connections_closed(&self, count: usize) {
         self.kept_closed.inc_by(count as u64);
+    }
+
+    /// A capture was mended, and so many connections had gone around it.
+    pub(crate) fn pod_repaired(&self, around: u64) {
+        self.pods_repaired.inc();
+        self.connections_around.inc_by(around);
     }
 
     /// What is in force in the place of each policy that cannot be read now.

@@ -16,6 +16,7 @@ use super::{ExistingConnections, wall, watch::Watch};
 use crate::{
     Announce, Drained, PodSpec, Proxy,
     linux::{ApplyError, Difference, Inside, Mark, Netns, Proof, Prover, Sockets, Way},
+    netlink::Connection,
     plan::{IpFamily, Options, Plan},
     pods::{Action, Direction, Done, Kept, Report, Step},
 };
@@ -180,7 +181,7 @@ impl Hands {
             let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
             return Ok(said_if(&added, 0));
         }
-        let (enforced, existing, options) = (action.enforced, self.existing, self.options(&action.pod));
+        let (enforced, existing, options, before) = (action.enforced, self.existing, self.options(&action.pod), room.kept());
         let work = move |inside: &mut Inside| {
             let (added, lost) = match enforced {
                 true => (inside.apply(&plan, &mark)?, 0),
@@ -188,13 +189,23 @@ impl Hands {
             };
             let mut outsiders = inside.outsiders()?;
             // What is not captured goes around the proxy by right.
-            outsiders.retain(|o| (options.inbound || o.direction == Direction::Outbound) && (options.ipv6 || o.connection.local.is_ipv4()));
+            let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
+            outsiders.retain(|o| is_meant(o.direction, &o.connection));
             let (kept, closed): (Vec<_>, Vec<_>) = outsiders.into_iter().partition(|outsider| match enforced {
                 true => outsider.kept,
                 false => existing == ExistingConnections::Keep,
             });
+            let mut closed: Vec<Connection> = closed.into_iter().map(|c| c.connection).collect();
+            if enforced && !added.is_empty() {
+                // Something was missing: what went by then the kernel need not have tracked.
+                let by_right = |cookie| kept.iter().any(|k| k.connection.cookie == cookie) || before.iter().any(|k| k.cookie == cookie);
+                let mut around = inside.around()?;
+                around.retain(|(c, way)| !by_right(c.cookie) && is_meant(*way, c));
+                around.retain(|(c, _)| closed.iter().all(|known| known.cookie != c.cookie));
+                closed.extend(around.into_iter().map(|(c, _)| c));
+            }
             inside.mark_kept(&kept)?;
-            let strays = inside.close(closed.iter().map(|c| &c.connection))?;
+            let strays = inside.close(&closed)?;
             Ok((added, lost, kept, strays))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;

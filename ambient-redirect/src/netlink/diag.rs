@@ -45,6 +45,8 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// Whether the other end has not answered yet.
     pub opening: bool,
+    /// Whether both ends still may speak.
+    pub established: bool,
     /// SO_MARK; `None` where the kernel does not tell it (no CAP_NET_ADMIN).
     pub mark: Option<u32>,
     /// The device that it is bound to, or 0.
@@ -209,6 +211,7 @@ fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Connection>, Err
         local,
         remote,
         opening: header[1] == TCP_SYN_SENT,
+        established: header[1] == TCP_ESTABLISHED,
         mark: codec::find(rest, INET_DIAG_MARK).and_then(|b| codec::read_u32(b, 0)),
         device: half(40) as u32,
         cookie: half(44) | half(48) << 32,
@@ -243,6 +246,7 @@ const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 /// ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING; and SYN_RECV before it is accepted.
 const LIVE: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12;
+const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;

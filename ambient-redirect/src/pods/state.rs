@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{Birth, Done, Kept, Notice, Output, Report, Timing};
@@ -37,6 +37,33 @@ pub struct PodState {
     pub closed: bool,
     /// Connections that went around the proxy while its capture was broken, and were reset when it was mended.
     pub strays: u64,
+    /// The last repair whole: its times, and what went around the proxy meanwhile.
+    pub mended: Option<Arc<Repair>>,
+}
+
+/// A capture that was found broken, and is proven again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// What differed, and what was put back.
+    pub what: String,
+    /// Until when the capture was known to stand: when the last look that found it so was begun.
+    pub held: SystemTime,
+    /// When it was found broken.
+    pub noticed: SystemTime,
+    /// When it was proven again.
+    pub repaired: SystemTime,
+    /// Connections that went around the proxy meanwhile and were still open right after the rules were put back; they are
+    /// reset. What had ended by then is not counted, nor is a datagram.
+    pub around: u64,
+}
+
+/// What is being mended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mending {
+    what: String,
+    held: SystemTime,
+    noticed: SystemTime,
+    around: u64,
 }
 
 /// How far a pod is.
@@ -182,7 +209,12 @@ pub(super) struct Entry {
     /// Announced by this process, and not taken back.
     announced: Option<SystemTime>,
     /// What is being mended.
-    mending: Option<String>,
+    mending: Option<Mending>,
+    /// When the look was begun that is under way.
+    looking_since: Option<Instant>,
+    /// When the last look was begun that found everything as it should be.
+    held: Option<SystemTime>,
+    mended: Option<Arc<Repair>>,
     /// How it was proven last.
     proof: Option<Proof>,
     failures: u32,
@@ -224,6 +256,9 @@ impl Entry {
             renew: false,
             announced: None,
             mending: None,
+            looking_since: None,
+            held: None,
+            mended: None,
             proof: None,
             failures: 0,
             error: None,
@@ -332,6 +367,9 @@ impl Entry {
         }
         let step = self.due(now)?;
         self.busy = Some(step);
+        if matches!(step, Step::Prove | Step::Verify) {
+            self.looking_since = Some(now);
+        }
         if matches!(step, Step::Enforce | Step::Verify | Step::Close) {
             // What changes from here on may not be seen by it.
             self.dirty = false;
@@ -426,7 +464,13 @@ impl Entry {
                 }
             }
             Done::Differs { what, rules, listeners } => {
-                self.mending = Some(what);
+                let earlier = self.mending.take();
+                self.mending = Some(Mending {
+                    what,
+                    held: self.held.or(self.announced).unwrap_or(wall),
+                    noticed: earlier.as_ref().map_or(wall, |mending| mending.noticed),
+                    around: earlier.map_or(0, |mending| mending.around),
+                });
                 // What goes around the proxy weighs more than what is refused.
                 self.listen_next = listeners;
                 self.phase = if rules { Phase::Enforcing } else { Phase::Listening };
@@ -489,11 +533,12 @@ impl Entry {
             return;
         }
         let Some(said) = &report.said else { return };
-        if let Some(what) = &mut self.mending {
+        if let Some(Mending { what, around, .. }) = &mut self.mending {
             *what = format!("{what}; put back: {said}");
             if report.strays > 0 {
                 *what = format!("{what}; {} connections that went around the proxy are reset", report.strays);
             }
+            *around += report.strays;
         }
         self.said = Some(said.clone());
     }
@@ -519,7 +564,10 @@ impl Entry {
                     false => Phase::Proving,
                 };
             }
-            Step::Prove => self.proven(now, timing, output),
+            Step::Prove => {
+                self.holds(now, wall);
+                self.proven(now, wall, timing, output);
+            }
             Step::Open => {
                 self.closed = false;
                 // As it stands now, without what refused.
@@ -530,9 +578,10 @@ impl Entry {
                 if !self.leave {
                     output.push_back(Output::Tell(Notice::Captured(self.pod.clone())));
                 }
-                self.arrived(now, timing, wall, output);
+                self.arrived(now, wall, timing, wall, output);
             }
             Step::Verify => {
+                self.holds(now, wall);
                 self.failures = 0;
                 self.error = None;
                 self.verify_at = now + timing.verify_every;
@@ -582,19 +631,39 @@ impl Entry {
     }
 
     /// Its capture is proven: it is refused no more, then announced.
-    fn proven(&mut self, now: Instant, timing: &Timing, output: &mut VecDeque<Output>) {
+    /// A look has found everything as it should be; it says so of the moment at which it was begun.
+    fn holds(&mut self, now: Instant, wall: SystemTime) {
+        let took = self
+            .looking_since
+            .map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+        // Where a capture is being mended, until when it held stays what it was.
+        if self.mending.is_none() {
+            self.held = wall.checked_sub(took);
+        }
+    }
+
+    fn proven(&mut self, now: Instant, wall: SystemTime, timing: &Timing, output: &mut VecDeque<Output>) {
         match self.announced {
             _ if self.closed => self.phase = Phase::Opening,
-            Some(at) => self.arrived(now, timing, at, output),
+            Some(at) => self.arrived(now, wall, timing, at, output),
             None => self.phase = Phase::Announcing,
         }
     }
 
-    fn arrived(&mut self, now: Instant, timing: &Timing, captured_at: SystemTime, output: &mut VecDeque<Output>) {
-        if let Some(what) = self.mending.take() {
+    fn arrived(&mut self, now: Instant, wall: SystemTime, timing: &Timing, captured_at: SystemTime, output: &mut VecDeque<Output>) {
+        if let Some(mended) = self.mending.take() {
             self.repairs += 1;
-            self.last_repair = Some((self.wall, what.as_str().into()));
-            output.push_back(Output::Tell(Notice::Repaired(self.pod.clone(), what)));
+            let repair = Repair {
+                what: mended.what,
+                held: mended.held,
+                noticed: mended.noticed,
+                repaired: wall,
+                around: mended.around,
+            };
+            self.last_repair = Some((wall, repair.what.as_str().into()));
+            self.mended = Some(Arc::new(repair.clone()));
+            self.holds(now, wall);
+            output.push_back(Output::Tell(Notice::Repaired(self.pod.clone(), repair)));
         }
         self.failures = 0;
         self.error = None;
@@ -672,6 +741,7 @@ impl Entry {
             kept: self.kept.clone(),
             closed: self.closed,
             strays: self.strays,
+            mended: self.mended.clone(),
         }
     }
 }

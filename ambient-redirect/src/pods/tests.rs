@@ -326,7 +326,8 @@ fn a_pod_joins_is_mended_and_leaves() {
     node.pods.handle_changed(id(1));
     node.poll();
     node.settle();
-    assert!(node.told.contains(&Notice::Repaired(Arc::new(spec(0)), "broken".into())));
+    let repaired = |notice: &Notice| matches!(notice, Notice::Repaired(pod, repair) if **pod == spec(0) && repair.what == "broken");
+    assert!(node.told.iter().any(repaired));
     assert_eq!(node.world.announced.len(), 1);
 
     node.want(&[]);
@@ -591,7 +592,11 @@ fn a_repair_says_what_was_put_back() {
     done(&mut node, Step::Prove, Done::Proven(PROOF));
     let what = "table x is missing or changed; put back: table x; 2 connections that went around the proxy are reset";
     assert_eq!(node.pods.states()[0].strays, 2);
-    assert_eq!(node.told.last(), Some(&Notice::Repaired(Arc::new(spec(0)), what.into())));
+    let Some(Notice::Repaired(pod, repair)) = node.told.last() else {
+        panic!("{:?}", node.told)
+    };
+    assert_eq!((&**pod, repair.what.as_str(), repair.around), (&spec(0), what, 2));
+    assert_eq!(node.pods.states()[0].mended.as_deref(), Some(repair));
     assert_eq!(node.pods.states()[0].said.as_deref(), Some("table x"));
 }
 

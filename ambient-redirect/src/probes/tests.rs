@@ -23,6 +23,7 @@ fn pod(uid: &str, addresses: &[&str], placed: bool) -> PodState {
         proven_at: None,
         repairs: 0,
         last_repair: None,
+        mended: None,
         kept: Arc::from([]),
         closed: false,
         strays: 0,

@@ -32,6 +32,7 @@ pub(crate) struct TellingProxy {
     apart: bool,
     dead: AtomicBool,
     hangs: Arc<AtomicBool>,
+    held_up: Mutex<Option<PodUid>>,
     serving: Mutex<BTreeMap<PodUid, JoinSet<()>>>,
     namespaces: Mutex<BTreeMap<PodUid, Arc<Netns>>>,
     pub(crate) log: Log,
@@ -62,6 +63,7 @@ impl TellingProxy {
             apart,
             dead: AtomicBool::new(false),
             hangs: Arc::default(),
+            held_up: Mutex::default(),
             serving: Mutex::default(),
             namespaces: Mutex::default(),
             log: log.clone(),
@@ -86,6 +88,11 @@ impl TellingProxy {
     /// What is accepted is looked at no more.
     pub(crate) fn hang(&self, hangs: bool) {
         self.hangs.store(hangs, Ordering::Relaxed);
+    }
+
+    /// A pod waits for its listeners until it is let go.
+    pub(crate) fn hold_up(&self, uid: &str, hold: bool) {
+        *self.held_up.lock().unwrap() = hold.then(|| uid.into());
     }
 
     async fn listen(&self, namespace: &Arc<Netns>) -> io::Result<JoinSet<()>> {
@@ -148,6 +155,9 @@ impl Drop for Lost {
 impl Proxy for TellingProxy {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
         Box::pin(async move {
+            while self.held_up.lock().unwrap().as_ref() == Some(&pod.uid) {
+                sleep(Duration::from_millis(5)).await;
+            }
             // A pod that is served already is served anew: its listeners are what was found missing.
             drop(self.serving.lock().unwrap().remove(&pod.uid));
             sleep(Duration::from_millis(1)).await;
@@ -223,7 +233,17 @@ struct Observed(Log);
 impl Observer for Observed {
     fn observe(&self, event: &Event<'_>) {
         self.0.push(match event {
-            Event::PodRepaired { pod, what } => format!("repaired {pod}: {what}"),
+            Event::PodRepaired {
+                pod,
+                what,
+                held,
+                noticed,
+                repaired,
+                around,
+            } => {
+                assert!(held <= noticed && noticed <= repaired, "{held:?} {noticed:?} {repaired:?}");
+                format!("repaired {pod}: {what}; around {around}")
+            }
             Event::PodRefused { pod, reason } => format!("refused {pod}: {reason}"),
             Event::PodReleased { pod } => format!("released {pod}"),
             _ => return,

@@ -127,6 +127,7 @@ mod tests {
             proven_at: None,
             repairs: 0,
             last_repair: None,
+            mended: None,
             kept: Arc::from([]),
             closed: false,
             strays: 0,

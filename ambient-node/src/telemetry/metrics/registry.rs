@@ -116,6 +116,16 @@ fn pods_and_policies(registry: &mut Registry, metrics: &Metrics) {
         metrics.kept_closed.clone(),
     );
     registry.register(
+        "ambient_captures_repaired",
+        "Captures that were found broken, and are proven again (unstable)",
+        metrics.pods_repaired.clone(),
+    );
+    registry.register(
+        "ambient_connections_around",
+        "Connections that went around the mesh while a capture was broken, found right after its repair and reset (unstable)",
+        metrics.connections_around.clone(),
+    );
+    registry.register(
         "ambient_policies_unreadable",
         "Policies whose present version cannot be read, by what is in force instead (unstable)",
         metrics.policies_unreadable.clone(),

@@ -143,6 +143,36 @@ impl Inside {
         Ok(())
     }
 
+    /// The connections of the pod's processes to and from elsewhere whose other end in this namespace is none of the proxy's
+    /// sockets, whatever the kernel has tracked of them: when rules are taken away it tracks no more, and forgets. Which of them
+    /// are kept is not known here.
+    ///
+    /// Of a connection that is captured the other end is here: what the pod opened comes to a port of capture from the pod's
+    /// socket, what came to it was opened by the proxy from the client's address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn around(&mut self) -> Result<Vec<(Connection, Direction)>, ApplyError> {
+        let own = self.own_addresses()?;
+        // The pod's sockets before the proxy's, which may be of IPv6: what ends meanwhile is missing at the other end only.
+        let live = self.sockets.connections()?;
+        let proxys: HashSet<(SocketAddr, SocketAddr)> = live.iter().filter(|c| is_marked(c.mark)).map(|c| (c.local, c.remote)).collect();
+        let taken_from: HashSet<SocketAddr> = proxys
+            .iter()
+            .filter(|(local, _)| ports::is_proxys_own(local.port()))
+            .map(|(_, remote)| *remote)
+            .collect();
+        let listening: HashSet<u16> = self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect();
+        let is_around = |c: &Connection| c.established && !is_marked(c.mark) && leaves(c, &own) && !is_captured(c, &proxys, &taken_from);
+        let outside = live.into_iter().filter(is_around);
+        Ok(outside
+            .map(|c| {
+                let direction = direction(&c, &listening, Direction::Outbound);
+                (c, direction)
+            })
+            .collect())
+    }
+
     /// Marks connections as kept, so that the next process knows them too.
     ///
     /// # Errors
@@ -243,11 +273,16 @@ impl Kept {
             local: self.local,
             remote: self.remote,
             opening: false,
+            established: true,
             mark: None,
             device: self.device,
             cookie: self.cookie,
         }
     }
+}
+
+fn is_captured(c: &Connection, proxys: &HashSet<(SocketAddr, SocketAddr)>, taken_from: &HashSet<SocketAddr>) -> bool {
+    taken_from.contains(&c.local) || proxys.contains(&(c.remote, c.local))
 }
 
 /// Whether a connection leaves the namespace, and is none of the node's probes.
@@ -282,6 +317,7 @@ mod tests {
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             opening: false,
+            established: true,
             mark: None,
             device: 0,
             cookie: 1,
@@ -300,6 +336,22 @@ mod tests {
         assert_eq!(way("10.0.0.2:50000", "10.0.0.9:50001"), Direction::Outbound);
         let seen = direction(&connection("10.0.0.2:50000", "10.0.0.9:443"), &listening, Direction::Inbound);
         assert_eq!(seen, Direction::Inbound);
+    }
+
+    #[test]
+    fn a_connection_is_captured_where_its_other_end_is_the_proxys() {
+        let socket = |ip: &str| ip.parse::<SocketAddr>().unwrap();
+        // The proxy took one from port 50000, and opened one to the application for 10.0.0.9.
+        let proxys = HashSet::from([
+            (socket("127.0.0.1:15001"), socket("10.0.0.2:50000")),
+            (socket("10.0.0.9:41000"), socket("10.0.0.2:8080")),
+        ]);
+        let taken_from = HashSet::from([socket("10.0.0.2:50000")]);
+        let captured = |local: &str, remote: &str| is_captured(&connection(local, remote), &proxys, &taken_from);
+        assert!(captured("10.0.0.2:50000", "10.0.0.8:80"));
+        assert!(captured("10.0.0.2:8080", "10.0.0.9:41000"));
+        assert!(!captured("10.0.0.2:50001", "10.0.0.8:80"));
+        assert!(!captured("10.0.0.2:8080", "10.0.0.9:41001"));
     }
 
     #[test]
