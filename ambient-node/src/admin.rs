@@ -30,7 +30,6 @@ pub(crate) use answer::{Answer, Asked, Out};
 pub(crate) use listen::{Doors, OpenError};
 pub(crate) use serve::Pages;
 pub(crate) use stop::{Stop, Urgency};
-pub(crate) use text::rfc3339;
 
 /// What a page may look at.
 #[derive(Debug)]

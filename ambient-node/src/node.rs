@@ -30,7 +30,7 @@ use tokio::{
 
 use crate::{
     Config,
-    admin::{self, Context, Doors, OpenError, Pages, Stop, Urgency},
+    admin::{Context, Doors, OpenError, Pages, Stop, Urgency},
     bounds::Bounds,
     certificates::Certificates,
     clock,
@@ -48,6 +48,7 @@ use crate::{
     state::{Changed, Snapshot, State},
     supervise::supervise,
     telemetry::Metrics,
+    text::rfc3339,
     watch::Watch,
     workers::Workers,
     zds,
@@ -243,7 +244,7 @@ impl Node {
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let metrics = Arc::new(Metrics::default());
-        let observer: Arc<dyn Observer> = Arc::new(Told(metrics.clone()));
+        let observer: Arc<dyn Observer> = Arc::new(Told(Some(metrics.clone())));
         let provider = Arc::new(ambient_tls::provider());
         // One for all: a CRL is read once, however many threads there are.
         let configs = Arc::new(Configs::new(provider.clone()));
@@ -573,12 +574,12 @@ fn tell(pod: &PodState) {
 
 fn to_the_millisecond(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = admin::rfc3339(since.as_secs());
+    let seconds = rfc3339(since.as_secs());
     format!("{}.{:03}Z", seconds.trim_end_matches('Z'), since.subsec_millis())
 }
 
-/// Puts what the rooms below tell into the log, and counts repairs.
-pub(crate) struct Told(pub(crate) Arc<Metrics>);
+/// Puts what the rooms below tell into the log, and counts repairs where they are counted.
+pub(crate) struct Told(pub(crate) Option<Arc<Metrics>>);
 
 impl Observer for Told {
     fn observe(&self, event: &Event<'_>) {
@@ -593,7 +594,9 @@ impl Observer for Told {
                 repaired,
                 around,
             } => {
-                self.0.pod_repaired(*around);
+                if let Some(metrics) = &self.0 {
+                    metrics.pod_repaired(*around);
+                }
                 let [held, noticed, repaired] = [held, noticed, repaired].map(|time| to_the_millisecond(*time));
                 tracing::warn!(uid = %pod, what, held_until = held, noticed, repaired, around, "pod repaired: its capture was broken");
             }

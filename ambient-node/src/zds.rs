@@ -67,7 +67,7 @@ impl Enrol {
         let options = &mut config.redirect.options;
         let probes = host_probes::prepare(&config.redirect.node, options.ipv6, options.probes).await;
         options.probes = probes.is_some();
-        let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, Arc::new(Told))?;
+        let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, Arc::new(Told(None)))?;
         Ok(Self {
             config,
             source,

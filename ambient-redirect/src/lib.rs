@@ -67,10 +67,51 @@
 //! ours goes, with all that the kernel remembers of connections in the namespace, so that addresses and ports are free for
 //! what comes later. What was never redirected lives on. A pod that is wanted again meanwhile stays.
 //!
-//! What is used of the kernel, and since when: `nat` chains in tables of family `inet` (5.2), `redir` (4.0), `ct zone` (4.12),
-//! `reject` in tables of family `inet` (3.14), comments on tables (5.10; earlier kernels ignore them, so that 5.10 is the least), routing rules with a mask (2.6.19),
-//! socket listings with marks (4.10), ctnetlink with masks of marks (older than all of these), and to close connections SOCK_DESTROY (4.5; where a kernel is
-//! built without INET_DIAG_DESTROY, they are forgotten instead, and reset at their next packet). Asked of the running kernel by [`linux::preflight`].
+//! # What is used of the kernel
+//!
+//! Nothing newer than 5.10. [`linux::preflight`] asks the running kernel for each of these, in a namespace made for the
+//! question, and names what is missing:
+//!
+//! | part | since | from |
+//! |---|---|---|
+//! | tables of family inet | 3.14 | nf_tables, CONFIG_NF_TABLES_INET |
+//! | filter chains | 3.13 | nf_tables |
+//! | nat chains in tables of family inet | 5.2 | nft_chain_nat |
+//! | route chains in tables of family inet | 5.2 | nf_tables |
+//! | meta, payload, bitwise and cmp | 3.14 | nf_tables |
+//! | counter | 3.13 | nft_counter, later nf_tables |
+//! | redir in tables of family inet | 5.2 | nft_redir |
+//! | ct status and ct mark | 3.14 | nft_ct, nf_conntrack |
+//! | ct zone | 4.12 | nft_ct, CONFIG_NF_CONNTRACK_ZONES |
+//! | reject with a TCP reset | 3.14 | nft_reject_inet |
+//! | IPv4 routing rules by masked mark | 2.6.19 | CONFIG_IP_MULTIPLE_TABLES |
+//! | IPv6 routing rules by masked mark | 2.6.19 | CONFIG_IPV6_MULTIPLE_TABLES |
+//! | IPv4 routes in tables of their own | 2.6.19 | CONFIG_IP_MULTIPLE_TABLES |
+//! | IPv6 routes in tables of their own | 2.6.19 | CONFIG_IPV6_MULTIPLE_TABLES |
+//! | listings of what conntrack knows | 2.6.14 | nf_conntrack_netlink |
+//! | listings of TCP sockets with marks | 4.10 | inet_diag, tcp_diag |
+//! | listings of UDP sockets with marks | 4.10 | inet_diag, udp_diag |
+//!
+//! Asked by the sockets themselves: SO_MARK (2.6.25), IP_TRANSPARENT (2.6.28) and IPV6_TRANSPARENT (2.6.37), SO_ORIGINAL_DST (2.4)
+//! and its like for IPv6 (3.7), IP_BIND_ADDRESS_NO_PORT (4.2), setns (3.0). Every kernel that has the above has: transactions
+//! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing.
+//!
+//! What a kernel may lack: the words of NETLINK_EXT_ACK in errors (4.12); comments on tables (5.10), which hold the mark of the
+//! node and the pod: an earlier kernel drops them, and then takes our own tables for somebody else's, so that 5.10 is the
+//! least. They are what `nft` writes and reads as a table's `comment` since 0.9.7, and nothing else is written beside a table, a
+//! chain or a rule, so that no `nft` meets what it cannot read. SOCK_DESTROY (4.5, INET_DIAG_DESTROY): without it connections are
+//! forgotten rather than closed, and reset at their next packet.
+//!
+//! # How a capture is watched
+//!
+//! A capture is verified whenever the kernel tells of a change in the pod's namespace (nf_tables, routing rules, routes), when a
+//! proxy in the same process says that a listener has ended, and every [`Config::verify_every`]: the namespace is the one that was
+//! paired, tables, chains and rules are as they were put there, routing rules and routes too, and the listeners are the proxy's
+//! own. Connections prove it when it begins, after a repair, and every [`Config::prove_every`] ([`linux::Proof`]). What differs is
+//! put back at once; [`pods::Repair`] says until when it held, when that was noticed and when it was proven again. What went
+//! around meanwhile is looked for right after the rules are back: connections that stand between the pod's processes and
+//! elsewhere, and have none of the proxy's sockets for their other end. They are counted and reset. Not seen are connections
+//! that began and ended meanwhile, datagrams, and DNS.
 
 mod enrolment;
 pub mod find;

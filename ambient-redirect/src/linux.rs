@@ -21,7 +21,7 @@ pub use datagrams::Datagrams;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;
 pub(crate) use own::Own;
-pub use preflight::{PreflightError, preflight};
+pub use preflight::{Part, PreflightError, preflight};
 pub use probes::{NodeSide, ProbeDifference};
 pub use processes::{FindError, Processes, namespace_of};
 pub(crate) use proof::Prover;

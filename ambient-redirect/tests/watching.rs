@@ -622,7 +622,7 @@ fn without_privilege_it_is_said_what_is_missing(world: &World) -> Outcome {
     );
     let (asked, applied) = without(CapabilitySet::NET_ADMIN);
     let (asked, applied) = (asked.unwrap_err(), applied.unwrap_err());
-    assert!(asked.contains("CAP_NET_ADMIN"), "{asked}");
+    assert!(asked.contains("give the process CAP_NET_ADMIN"), "{asked}");
     assert!(applied.contains("Operation not permitted"), "{applied}");
     let (asked, _) = without(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
     let asked = asked.unwrap_err();

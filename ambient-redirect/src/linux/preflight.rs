@@ -1,12 +1,19 @@
 //! Can this machine do it at all? Asked in a namespace made for the question.
 
+mod parts;
+
 use std::{io, sync::Arc, thread};
 
 use ambient_core::PodUid;
 use socket2::{Domain, Socket, Type};
 
 use super::{ApplyError, Difference, Inside, Mark, Netns, NetnsError};
-use crate::plan::{Options, PROXY_MARK, Plan};
+use crate::{
+    netlink,
+    plan::{IpFamily, Options, PROXY_MARK, Plan},
+};
+
+pub use parts::Part;
 
 /// Why pods cannot be redirected on this machine, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +25,9 @@ pub enum PreflightError {
     /// Sockets cannot be marked.
     #[error("a socket cannot be marked (SO_MARK): {0}; give the process CAP_NET_ADMIN")]
     Mark(io::Error),
+    /// The kernel lacks parts of what is used.
+    #[error("the kernel lacks {}: load these modules, or run a kernel that has them", lacking(.0))]
+    Missing(Vec<(Part, netlink::Error)>),
     /// The rules cannot be loaded.
     #[error("the redirection's rules cannot be loaded: {0}; {remedy}", remedy = remedy(.0))]
     Rules(ApplyError),
@@ -59,9 +69,17 @@ fn ask(plan: &Plan) -> Result<(), PreflightError> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).map_err(PreflightError::Mark)?;
     socket.set_mark(PROXY_MARK).map_err(PreflightError::Mark)?;
 
-    let pod = Mark::new("preflight", &PodUid::from("preflight"));
     let mut inside = Inside::here(Arc::default()).map_err(PreflightError::Rules)?;
     inside.set_loopback_up().map_err(PreflightError::Rules)?;
+    // Part by part first: of rules that are loaded together the kernel says no more than that they cannot be.
+    // Where IPv6 is switched off there is none to be captured.
+    let families = inside.families(&plan.rules).map_err(PreflightError::Rules)?;
+    let missing = parts::missing(families.contains(&IpFamily::V6));
+    if !missing.is_empty() && !missing.iter().any(|(_, e)| e.forbidden()) {
+        return Err(PreflightError::Missing(missing));
+    }
+
+    let pod = Mark::new("preflight", &PodUid::from("preflight"));
     inside.apply(plan, &pod).map_err(PreflightError::Rules)?;
     let differences = inside.rules(plan, &pod).map_err(PreflightError::Rules)?;
     if !differences.is_empty() {
@@ -90,6 +108,14 @@ fn remedy(error: &ApplyError) -> &'static str {
         }
         _ => "give the process CAP_SYS_ADMIN and CAP_NET_ADMIN",
     }
+}
+
+fn lacking(missing: &[(Part, netlink::Error)]) -> String {
+    missing
+        .iter()
+        .map(|(part, e)| format!("{part}: {e}"))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn list(differences: &[Difference]) -> String {

@@ -469,7 +469,7 @@ fn is_marked(mark: Option<u32>) -> bool {
     mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK)
 }
 
-fn routing_rule(family: IpFamily) -> Rule {
+pub(super) fn routing_rule(family: IpFamily) -> Rule {
     Rule {
         ipv6: family == IpFamily::V6,
         priority: RULE_PRIORITY,
@@ -483,7 +483,7 @@ fn is_ours(rule: &Rule) -> bool {
     [IpFamily::V4, IpFamily::V6].into_iter().any(|f| *rule == routing_rule(f))
 }
 
-fn route(family: IpFamily) -> Route {
+pub(super) fn route(family: IpFamily) -> Route {
     let everything = match family {
         IpFamily::V4 => ipnet::Ipv4Net::default().into(),
         IpFamily::V6 => ipnet::Ipv6Net::default().into(),

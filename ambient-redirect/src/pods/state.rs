@@ -660,7 +660,7 @@ impl Entry {
                 repaired: wall,
                 around: mended.around,
             };
-            self.last_repair = Some((wall, repair.what.as_str().into()));
+            self.last_repair = Some((self.wall, repair.what.as_str().into()));
             self.mended = Some(Arc::new(repair.clone()));
             self.holds(now, wall);
             output.push_back(Output::Tell(Notice::Repaired(self.pod.clone(), repair)));
