@@ -1,6 +1,7 @@
 //! One step for one pod.
 
 use std::{
+    collections::HashSet,
     fmt::Display,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
@@ -183,11 +184,17 @@ impl Hands {
         }
         let (enforced, existing, options, before) = (action.enforced, self.existing, self.options(&action.pod), room.kept());
         let work = move |inside: &mut Inside| {
-            let (added, lost) = match enforced {
-                true => (inside.apply(&plan, &mark)?, 0),
-                false => inside.join(&plan, &mark)?,
+            let (added, lost, told) = match enforced {
+                true => (inside.apply(&plan, &mark)?, 0, Vec::new()),
+                false => {
+                    let joined = inside.join(&plan, &mark)?;
+                    (joined.added, joined.lost, joined.told)
+                }
             };
             let mut outsiders = inside.outsiders()?;
+            let open: HashSet<_> = outsiders.iter().map(|o| (o.connection.local, o.connection.remote)).collect();
+            let told = told.iter().map(|entry| (entry.local, entry.remote));
+            inside.forget_ended(told.filter(|ends| !open.contains(ends)))?;
             // What is not captured goes around the proxy by right.
             let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
             outsiders.retain(|o| is_meant(o.direction, &o.connection));

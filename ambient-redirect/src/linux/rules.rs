@@ -202,6 +202,10 @@ impl Inside {
         if were_there {
             // A kernel may lack ctnetlink. What is remembered then is only refused later, by the guard.
             let _ = self.nftables.forget_connections();
+            // The kernel goes on tracking until it has taken the tables apart, which it does later: what it learned until then
+            // would be remembered without its end.
+            std::thread::sleep(UNTRACKED);
+            let _ = self.nftables.forget_connections();
         }
         let rules = self.routing.rules()?;
         for rule in rules.iter().filter(|r| is_ours(r)) {
@@ -516,6 +520,8 @@ const LONGEST_UID: usize = 96;
 const COMMENT: u8 = 0;
 /// A transaction that others overtook is made again so many times.
 const TRANSACTIONS: usize = 10;
+/// A grace period of the kernel's or two, generously.
+const UNTRACKED: std::time::Duration = std::time::Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests;

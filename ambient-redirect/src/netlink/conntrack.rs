@@ -72,6 +72,18 @@ impl Conntrack {
         self.0.request("forgetting a connection", message)
     }
 
+    /// What is remembered of a connection.
+    pub fn connection(&mut self, source: SocketAddr, destination: SocketAddr) -> Result<Option<Tracked>, Error> {
+        let what = "looking for a tracked connection";
+        let mut message = begin(IPCTNL_MSG_CT_GET, 0, source);
+        tuple(&mut message, CTA_TUPLE_ORIG, source, destination);
+        match self.0.query(what, message) {
+            Ok((_, payload)) => Ok(read(fixed(what, &payload, 4)?.1)),
+            Err(e) if e.missing() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// All TCP connections that are remembered. The kernel walks its table of all namespaces for it.
     pub fn connections(&mut self) -> Result<Vec<Tracked>, Error> {
         let what = "listing tracked connections";

@@ -56,6 +56,15 @@ impl Plan {
         }
     }
 
+    /// This plan without what refuses to be gone around: for the moment in which it comes, when a packet that was let by before
+    /// may still be on its way to where that would be asked of it.
+    #[must_use]
+    pub(crate) fn without_guard(&self) -> Self {
+        let mut plan = self.clone();
+        plan.tables.retain(|table| table.name != GUARD);
+        plan
+    }
+
     /// What makes the kernel track connections, and changes nothing about them.
     pub fn tracking() -> Self {
         let rule = || Rule::new([M::Redirected], Action::Accept, "connections are tracked from here on");

@@ -3,7 +3,8 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
-    time::SystemTime,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use ambient_core::ports;
@@ -41,7 +42,7 @@ impl Inside {
     ///
     /// # Errors
     /// As [`Inside::apply`].
-    pub(crate) fn join(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, usize), ApplyError> {
+    pub(crate) fn join(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
         none_is_foreign(&self.rules(plan, mark)?)?;
         if self.owner()?.is_none() {
             self.add(&Plan::tracking(), mark)?;
@@ -62,7 +63,7 @@ impl Inside {
         joined
     }
 
-    fn join_tracked(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, usize), ApplyError> {
+    fn join_tracked(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
         let own = self.own_addresses()?;
         let live = self.sockets.connections()?;
         let foreign = live.iter().filter(|c| !is_marked(c.mark) && leaves(c, &own));
@@ -74,9 +75,36 @@ impl Inside {
             })
             .collect();
         let refused = self.conntrack.remember(&entries)?.count;
-        let mut added = self.apply(plan, mark)?;
+        let mut added = self.apply(&plan.without_guard(), mark)?;
+        // What was opened before and is still underway passed the place of redirection: it must not meet the guard.
+        thread::sleep(UNDERWAY);
+        added.extend(self.apply(plan, mark)?);
         added.retain(|d| !Plan::tracking().tables.iter().any(|t| *d == Difference::Leftover(t.name)));
-        Ok((added, refused))
+        Ok(Joined {
+            added,
+            lost: refused,
+            told: entries,
+        })
+    }
+
+    /// Forgets connections that have ended where the kernel was told of them and may not have seen the end: else it would
+    /// remember them for days, and refuse whoever has their addresses and ports next. What is redirected is another one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn forget_ended(&mut self, ended: impl Iterator<Item = (SocketAddr, SocketAddr)>) -> Result<(), ApplyError> {
+        for (local, remote) in ended {
+            let Some(known) = self.conntrack.connection(local, remote)? else {
+                continue;
+            };
+            if known.status & STATUS_DNAT == 0 && known.mark & MARK_MASK != REPLY_MARK {
+                match self.conntrack.forget(known.source, known.destination) {
+                    Err(e) if !e.missing() => return Err(e.into()),
+                    _ => (),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Has no new connection captured, in one transaction; what is captured stays so, as NAT stays hooked, and the way back to
@@ -189,11 +217,14 @@ impl Inside {
     /// When the kernel refuses.
     pub(crate) fn still_open(&mut self, kept: &[Kept]) -> Result<Vec<Kept>, ApplyError> {
         let mut open = Vec::with_capacity(kept.len());
+        let mut ended = Vec::new();
         for one in kept {
-            if self.sockets.is_open(&one.connection())? {
-                open.push(one.clone());
+            match self.sockets.is_open(&one.connection())? {
+                true => open.push(one.clone()),
+                false => ended.push((one.local, one.remote)),
             }
         }
+        self.forget_ended(ended.into_iter())?;
         Ok(open)
     }
 
@@ -243,6 +274,17 @@ impl Inside {
     fn own_addresses(&mut self) -> Result<HashSet<IpAddr>, ApplyError> {
         Ok(self.routing.addresses()?.into_iter().map(|a| a.ip.to_canonical()).collect())
     }
+}
+
+/// What joining did.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    /// What was not there before.
+    pub(crate) added: Vec<Difference>,
+    /// How many connections could not be kept.
+    pub(crate) lost: usize,
+    /// Those that the kernel was told of.
+    pub(crate) told: Vec<Entry>,
 }
 
 /// A connection that goes around the proxy.
@@ -305,6 +347,8 @@ fn direction(connection: &Connection, listening: &HashSet<u16>, first: Direction
     Direction::Outbound
 }
 
+/// A packet's way from one hook to the next takes microseconds; this is for a machine that pauses.
+const UNDERWAY: Duration = Duration::from_millis(2);
 /// What clients are given begins here.
 const FIRST_EPHEMERAL: u16 = 32768;
 
