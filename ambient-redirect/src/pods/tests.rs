@@ -94,6 +94,9 @@ impl Node {
         for (n, address) in &self.given {
             fresh.insert(*n, vec![address_of(*address)]);
         }
+        // What refuses goes with its namespace: one that is told of again is another.
+        self.world.closed.retain(|n| fresh.contains_key(n));
+        self.world.shut.retain(|n| fresh.contains_key(n));
         for n in fresh.keys() {
             let left = !self.pods.is_paired(*n) && self.entered.remove(n);
             if self.seen.contains_key(n) && !left {
