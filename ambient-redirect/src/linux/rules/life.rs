@@ -107,23 +107,31 @@ impl Inside {
         Ok(())
     }
 
-    /// Has no new connection captured, in one transaction; what is captured stays so, as NAT stays hooked, and the way back to
-    /// the proxy stays.
+    /// Has no new connection captured; what is captured stays so, as NAT stays hooked, and the way back to the proxy stays. Two
+    /// transactions: what refuses goes first, as the kernel asks a deleted chain for some microseconds more, and would refuse
+    /// what is redirected no longer.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(crate) fn release(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         let leaving = plan.leaving();
+        let stays = |name: &str| leaving.tables.iter().find(|t| t.name == name);
         self.transaction(|tables, chains| {
             let mut batch = Batch::default();
-            for (name, table) in named_as_ours(tables).filter(|(_, table)| owner_of(table).is_some()) {
-                let stays = leaving.tables.iter().find(|t| t.name == name);
-                match stays.filter(|stays| same_chains(stays, chains)) {
-                    Some(stays) => {
-                        batch.flush_table(Family::Inet, table.name.as_str());
-                        add_rules(&mut batch, stays);
-                    }
-                    None => batch.delete_table(Family::Inet, name),
+            for (name, _) in named_as_ours(tables).filter(|(_, table)| owner_of(table).is_some()) {
+                if stays(name).is_none_or(|stays| !same_chains(stays, chains)) {
+                    batch.delete_table(Family::Inet, name);
+                }
+            }
+            Ok(batch)
+        })?;
+        thread::sleep(UNDERWAY);
+        self.transaction(|tables, chains| {
+            let mut batch = Batch::default();
+            for (name, _) in named_as_ours(tables).filter(|(_, table)| owner_of(table).is_some()) {
+                if let Some(stays) = stays(name).filter(|stays| same_chains(stays, chains)) {
+                    batch.flush_table(Family::Inet, name);
+                    add_rules(&mut batch, stays);
                 }
             }
             Ok(batch)
