@@ -42,6 +42,7 @@ struct Indexes {
     /// Whoever claims an address: two may do so while one pod takes over the address of another.
     claims: Shards<NetworkAddress, Few<Workload>>,
     pods: Shards<PodUid, Arc<Workload>>,
+    nodes: Shards<Arc<str>, Shards<WorkloadUid, Arc<Workload>>>,
     /// Workloads that are reached by a name.
     named: Shards<NamespacedHostname, Few<Workload>>,
     services: Shards<NamespacedHostname, Arc<Service>>,
@@ -132,6 +133,11 @@ impl Mesh {
     /// The workload that is reached by a name; where several are, as [`Mesh::workload_by_address`] chooses.
     pub fn workload_by_hostname(&self, name: &NamespacedHostname) -> Option<&Arc<Workload>> {
         self.0.named.get(name).and_then(preferred)
+    }
+
+    /// The workloads of a node, in no order; none of those whose node is not known.
+    pub fn workloads_of_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.0.nodes.get(node).into_iter().flat_map(Shards::values)
     }
 
     /// Every workload, in no order.
@@ -231,6 +237,9 @@ impl Indexes {
         if let Some(pod) = &workload.pod {
             self.pods.insert(pod.clone(), workload.clone());
         }
+        if !workload.node.is_empty() {
+            self.stand_on(&workload);
+        }
         let left = old.iter().flat_map(|old| &old.services);
         for membership in left.filter(|old| workload.services.iter().all(|new| new.service != old.service)) {
             self.leave(&membership.service, &workload.uid);
@@ -257,11 +266,29 @@ impl Indexes {
         if !old.hostname.is_empty() {
             take(&mut self.named, &name_of(old), &old.uid);
         }
+        if let Some(workloads) = self.nodes.value_mut(&old.node) {
+            workloads.remove(&old.uid);
+            if workloads.is_empty() {
+                self.nodes.remove(&old.node);
+            }
+        }
         // The pod's entry is another's if the pod was since announced under another name.
         if let Some(pod) = &old.pod
             && self.pods.get(pod).is_some_and(|w| w.uid == old.uid)
         {
             self.pods.remove(pod);
+        }
+    }
+
+    fn stand_on(&mut self, workload: &Arc<Workload>) {
+        let (uid, node) = (workload.uid.clone(), &workload.node);
+        match self.nodes.value_mut(node) {
+            Some(workloads) => drop(workloads.insert(uid, workload.clone())),
+            None => {
+                let mut workloads = Shards::default();
+                workloads.insert(uid, workload.clone());
+                self.nodes.insert(node.clone(), workloads);
+            }
         }
     }
 

@@ -14,7 +14,7 @@ mod tests;
 /// Entries that stand together before they are parted: few enough to look through, many enough to cost little memory.
 const MOST: usize = 32;
 /// Ways at each parting.
-const WAYS: usize = 8;
+const WAYS: usize = 16;
 const BITS: u32 = WAYS.ilog2();
 
 /// A map whose versions share all that does not differ between them: what a snapshot is made of.
@@ -25,11 +25,11 @@ const BITS: u32 = WAYS.ilog2();
 #[derive(Clone)]
 pub struct Shards<K, V>(Link<K, V>);
 
-/// A tree by the bits of a key's hash, three at each step.
+/// A tree by the bits of a key's hash, four at each step.
 #[derive(Clone)]
 enum Link<K, V> {
     Empty,
-    Leaf(Arc<Vec<Entry<K, V>>>),
+    Leaf(Arc<Leaf<K, V>>),
     Branch(Arc<Branch<K, V>>),
 }
 
@@ -39,12 +39,63 @@ struct Branch<K, V> {
     ways: [Link<K, V>; WAYS],
 }
 
+/// Some entries, and marks of the first [`MOST`] of them: of those that are looked at only what may be meant is touched.
 #[derive(Clone)]
-struct Entry<K, V> {
-    /// Bits of the hash that no parting has looked at, so that keys are rarely compared in vain.
-    mark: u32,
-    key: K,
-    value: V,
+struct Leaf<K, V> {
+    marks: [u8; MOST],
+    entries: Vec<(K, V)>,
+}
+
+impl<K, V> Leaf<K, V> {
+    fn with_capacity(capacity: usize) -> Self {
+        Self {
+            marks: [0; MOST],
+            entries: Vec::with_capacity(capacity),
+        }
+    }
+
+    fn position<Q: Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<usize>
+    where
+        K: Borrow<Q>,
+    {
+        let wanted = mark(hash);
+        let marked = self
+            .entries
+            .iter()
+            .zip(&self.marks)
+            .position(|((of, _), mark)| *mark == wanted && of.borrow() == key);
+        // More only share the whole of their hash.
+        let beyond = || {
+            self.entries
+                .iter()
+                .skip(MOST)
+                .position(|(of, _)| of.borrow() == key)
+                .map(|at| MOST + at)
+        };
+        marked.or_else(beyond)
+    }
+
+    /// Room for half as many again, where a vector would take twice as much: most leaves never fill.
+    fn push(&mut self, hash: u64, key: K, value: V) {
+        if self.entries.len() == self.entries.capacity() {
+            self.entries.reserve_exact((self.entries.len() / 2).max(1));
+        }
+        if let Some(place) = self.marks.get_mut(self.entries.len()) {
+            *place = mark(hash);
+        }
+        self.entries.push((key, value));
+    }
+}
+
+impl<K: Hash, V> Leaf<K, V> {
+    /// The last one takes its place.
+    fn swap_remove(&mut self, at: usize) -> V {
+        let (_, value) = self.entries.swap_remove(at);
+        if let (Some(place), Some((moved, _))) = (self.marks.get_mut(at), self.entries.get(at)) {
+            *place = mark(hash(moved));
+        }
+        value
+    }
 }
 
 impl<K, V> Default for Shards<K, V> {
@@ -88,7 +139,7 @@ impl<K, V> Shards<K, V> {
         loop {
             match link {
                 Link::Empty => return None,
-                Link::Leaf(entries) => return entries.get(place).map(|entry| (&entry.key, &entry.value)),
+                Link::Leaf(leaf) => return leaf.entries.get(place).map(|(key, value)| (key, value)),
                 Link::Branch(branch) => {
                     let mut ways = branch.ways.iter();
                     link = loop {
@@ -116,10 +167,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
         loop {
             match link {
                 Link::Empty => return None,
-                Link::Leaf(entries) => {
-                    let found = entries.iter().find(|e| e.mark == mark(hash) && e.key.borrow() == key);
-                    return found.map(|entry| &entry.value);
-                }
+                Link::Leaf(leaf) => return leaf.position(hash, key).map(|at| &leaf.entries[at].1),
                 Link::Branch(branch) => {
                     link = &branch.ways[way(bits)];
                     bits >>= BITS;
@@ -142,9 +190,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
             match link {
                 Link::Empty => return None,
                 Link::Leaf(shared) => {
-                    let entries = Arc::make_mut(shared).iter_mut();
-                    let mut found = entries.filter(|e| e.mark == mark(hash) && e.key.borrow() == key);
-                    return found.next().map(|entry| &mut entry.value);
+                    let at = shared.position(hash, key)?;
+                    return Some(&mut Arc::make_mut(shared).entries[at].1);
                 }
                 Link::Branch(shared) => {
                     link = &mut Arc::make_mut(shared).ways[way(bits)];
@@ -165,12 +212,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
     /// Puts a value under a key; gives what stood under it.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let hash = hash(&key);
-        let entry = Entry {
-            mark: mark(hash),
-            key,
-            value,
-        };
-        insert(&mut self.0, hash, 0, entry)
+        insert(&mut self.0, hash, 0, key, value)
     }
 
     /// Takes a key out; gives what stood under it.
@@ -188,85 +230,63 @@ impl<K, V> Link<K, V> {
     fn count(&self) -> usize {
         match self {
             Self::Empty => 0,
-            Self::Leaf(entries) => entries.len(),
+            Self::Leaf(leaf) => leaf.entries.len(),
             Self::Branch(branch) => branch.count,
         }
     }
 }
 
-fn insert<K: Clone + Eq + Hash, V: Clone>(link: &mut Link<K, V>, hash: u64, depth: u32, entry: Entry<K, V>) -> Option<V> {
+fn insert<K: Clone + Eq + Hash, V: Clone>(link: &mut Link<K, V>, hash: u64, depth: u32, key: K, value: V) -> Option<V> {
     match link {
         Link::Empty => {
-            *link = Link::Leaf(Arc::new(vec![entry]));
+            let mut leaf = Leaf::with_capacity(1);
+            leaf.push(hash, key, value);
+            *link = Link::Leaf(Arc::new(leaf));
             None
         }
         Link::Leaf(shared) => {
-            if let Some(at) = shared.iter().position(|e| e.mark == entry.mark && e.key == entry.key) {
-                return Some(std::mem::replace(&mut Arc::make_mut(shared)[at], entry).value);
+            if let Some(at) = shared.position(hash, &key) {
+                return Some(std::mem::replace(&mut Arc::make_mut(shared).entries[at], (key, value)).1);
             }
             // Where the bits have come to an end, all that is left stands together.
-            if shared.len() < MOST || depth * BITS >= u64::BITS {
-                push(shared, entry);
+            if shared.entries.len() < MOST || depth * BITS >= u64::BITS {
+                Arc::make_mut(shared).push(hash, key, value);
                 return None;
             }
             *link = part(shared, depth);
-            insert(link, hash, depth, entry)
+            insert(link, hash, depth, key, value)
         }
         Link::Branch(shared) => {
             let branch = Arc::make_mut(shared);
-            let replaced = insert(&mut branch.ways[way(hash >> (depth * BITS))], hash, depth + 1, entry);
+            let replaced = insert(&mut branch.ways[way(hash >> (depth * BITS))], hash, depth + 1, key, value);
             branch.count += usize::from(replaced.is_none());
             replaced
         }
     }
 }
 
-/// Room for half as many again, where a vector would take twice as much: most leaves never fill.
-fn push<K: Clone, V: Clone>(shared: &mut Arc<Vec<Entry<K, V>>>, entry: Entry<K, V>) {
-    match Arc::get_mut(shared) {
-        Some(entries) => {
-            if entries.len() == entries.capacity() {
-                entries.reserve_exact((entries.len() / 2).max(1));
-            }
-            entries.push(entry);
-        }
-        None => {
-            let mut entries = Vec::with_capacity(shared.len() + 1);
-            entries.extend_from_slice(shared);
-            entries.push(entry);
-            *shared = Arc::new(entries);
-        }
-    }
-}
-
-fn part<K: Clone + Eq + Hash, V: Clone>(entries: &mut Arc<Vec<Entry<K, V>>>, depth: u32) -> Link<K, V> {
-    let mut ways: [Vec<Entry<K, V>>; WAYS] = Default::default();
-    let entries = std::mem::take(Arc::make_mut(entries));
+fn part<K: Clone + Eq + Hash, V: Clone>(shared: &mut Arc<Leaf<K, V>>, depth: u32) -> Link<K, V> {
+    let entries = std::mem::take(&mut Arc::make_mut(shared).entries);
     let count = entries.len();
-    for entry in entries {
-        ways[way(hash(&entry.key) >> (depth * BITS))].push(entry);
+    let mut ways: [Link<K, V>; WAYS] = std::array::from_fn(|_| Link::Empty);
+    for (key, value) in entries {
+        let hash = hash(&key);
+        insert(&mut ways[way(hash >> (depth * BITS))], hash, depth + 1, key, value);
     }
-    let ways = ways.map(|mut entries| match entries.is_empty() {
-        true => Link::Empty,
-        false => {
-            entries.shrink_to_fit();
-            Link::Leaf(Arc::new(entries))
-        }
-    });
     Link::Branch(Arc::new(Branch { count, ways }))
 }
 
 /// Only for a key that is there.
-fn remove<K: Clone + Eq + Borrow<Q>, V: Clone, Q: Eq + ?Sized>(link: &mut Link<K, V>, hash: u64, depth: u32, key: &Q) -> Option<V> {
+fn remove<K: Clone + Eq + Hash + Borrow<Q>, V: Clone, Q: Eq + ?Sized>(link: &mut Link<K, V>, hash: u64, depth: u32, key: &Q) -> Option<V> {
     match link {
         Link::Empty => None,
         Link::Leaf(shared) => {
-            let at = shared.iter().position(|e| e.mark == mark(hash) && e.key.borrow() == key)?;
+            let at = shared.position(hash, key)?;
             let removed = Arc::make_mut(shared).swap_remove(at);
-            if shared.is_empty() {
+            if shared.entries.is_empty() {
                 *link = Link::Empty;
             }
-            Some(removed.value)
+            Some(removed)
         }
         Link::Branch(shared) => {
             let branch = Arc::make_mut(shared);
@@ -282,22 +302,24 @@ fn remove<K: Clone + Eq + Borrow<Q>, V: Clone, Q: Eq + ?Sized>(link: &mut Link<K
 }
 
 /// Branches below one that is joined were joined before it: they hold fewer.
-fn join<K: Clone, V: Clone>(branch: &Branch<K, V>) -> Link<K, V> {
-    let mut entries = Vec::with_capacity(branch.count);
+fn join<K: Clone + Eq + Hash, V: Clone>(branch: &Branch<K, V>) -> Link<K, V> {
+    let mut joined = Leaf::with_capacity(branch.count);
     for way in &branch.ways {
         if let Link::Leaf(leaf) = way {
-            entries.extend_from_slice(leaf);
+            for (key, value) in &leaf.entries {
+                joined.push(hash(key), key.clone(), value.clone());
+            }
         }
     }
-    match entries.is_empty() {
+    match joined.entries.is_empty() {
         true => Link::Empty,
-        false => Link::Leaf(Arc::new(entries)),
+        false => Link::Leaf(Arc::new(joined)),
     }
 }
 
 /// The entries of a [`Shards`].
 pub struct Iter<'a, K, V> {
-    leaf: slice::Iter<'a, Entry<K, V>>,
+    leaf: slice::Iter<'a, (K, V)>,
     ways: Vec<slice::Iter<'a, Link<K, V>>>,
 }
 
@@ -306,13 +328,13 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(entry) = self.leaf.next() {
-                return Some((&entry.key, &entry.value));
+            if let Some((key, value)) = self.leaf.next() {
+                return Some((key, value));
             }
             match self.ways.last_mut()?.next() {
                 None => drop(self.ways.pop()),
                 Some(Link::Empty) => {}
-                Some(Link::Leaf(entries)) => self.leaf = entries.iter(),
+                Some(Link::Leaf(leaf)) => self.leaf = leaf.entries.iter(),
                 Some(Link::Branch(branch)) => self.ways.push(branch.ways.iter()),
             }
         }
@@ -349,8 +371,9 @@ fn hash<Q: Hash + ?Sized>(key: &Q) -> u64 {
     hasher.finish()
 }
 
-fn mark(hash: u64) -> u32 {
-    (hash >> 32) as u32
+/// Bits of the hash that hardly any parting looks at.
+fn mark(hash: u64) -> u8 {
+    (hash >> 56) as u8
 }
 
 fn way(bits: u64) -> usize {

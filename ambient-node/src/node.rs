@@ -42,7 +42,6 @@ use crate::{
     kept,
     local::Locals,
     lookup::Lookups,
-    outliers::Outliers,
     pods::Pods,
     policies::Oversight,
     state::{Changed, Snapshot, State},
@@ -71,7 +70,6 @@ pub(crate) struct Shared {
     pub(crate) names: ambient_dns::Budget,
     pub(crate) lookups: Lookups,
     pub(crate) locals: Arc<Locals>,
-    pub(crate) outliers: Outliers,
     /// How it stands with the agent that enrols the node's pods, where that is another's.
     pub(crate) agent: Option<watch::Receiver<ClientState>>,
 }
@@ -301,7 +299,6 @@ impl Node {
             bounds,
             lookups: Lookups::default(),
             locals,
-            outliers: Outliers::default(),
             agent: client.as_ref().map(Client::state),
         });
         let pods = Pods::new(shared.clone());
@@ -506,8 +503,8 @@ const NO_DNS: &str = "the node knows no DNS server; name a resolv.conf with --re
 pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snapshot) -> Arc<[PodSpec]> {
     let ours = now
         .mesh
-        .workloads()
-        .filter(|w| w.ambient && w.node == *node && w.network_mode == NetworkMode::Standard);
+        .workloads_of_node(node)
+        .filter(|w| w.ambient && w.network_mode == NetworkMode::Standard);
     let spec = |w: &Arc<ambient_core::Workload>| {
         let uid: PodUid = w.pod.clone()?;
         let (namespace, name, service_account) = (w.namespace.clone(), w.name.clone(), w.service_account.clone());

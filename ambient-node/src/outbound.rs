@@ -80,11 +80,11 @@ struct Tried {
 }
 
 impl Tried {
-    fn new(node: &Shared, opened: Instant) -> Self {
+    fn new(pod: &Pod, opened: Instant) -> Self {
         Self {
             hints: Hints {
                 draw: entropy::word(),
-                avoid: node.outliers.now(opened),
+                avoid: pod.outliers.now(opened),
                 resolved: None,
             },
             lookups: 0,
@@ -103,7 +103,7 @@ impl Outbound {
     async fn run(&self, mut app: App) {
         let opened = clock::steady();
         let mut account: Option<Account> = None;
-        let mut tried = Tried::new(&self.node, opened);
+        let mut tried = Tried::new(&self.pod, opened);
         loop {
             let Some(snapshot) = self.node.state.current() else {
                 return self.early(&"the mesh's state has not arrived");
@@ -142,7 +142,7 @@ impl Outbound {
                 }
                 Ok(far) => {
                     if let Some(destination) = plan.destination() {
-                        self.node.outliers.remove(&destination.uid);
+                        self.pod.outliers.remove(&destination.uid);
                     }
                     present.proven(far.proven());
                     return self.relay(app, far, present).await;
@@ -200,7 +200,8 @@ impl Outbound {
         }
     }
 
-    /// Whether another endpoint of the service may be tried; the one that failed is passed over for a while, by others too.
+    /// Whether another endpoint of the service may be tried; the one that failed is passed over for a while, by the pod's other
+    /// connections too.
     fn may_go_elsewhere(&self, plan: &Plan, tried: &mut Tried, opened: Instant) -> bool {
         let service = match plan {
             Plan::Passthrough(_) => return false,
@@ -211,7 +212,7 @@ impl Outbound {
             return false;
         };
         let now = clock::steady();
-        if self.node.outliers.add(&destination.uid, now) {
+        if self.pod.outliers.add(&destination.uid, now) {
             tracing::info!(workload = %destination.uid, "an endpoint cannot be reached: others are chosen before it for a while");
         }
         tried.failed.push(destination.uid.clone());

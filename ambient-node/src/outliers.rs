@@ -16,7 +16,7 @@ const AVOIDED: Duration = Duration::from_secs(10);
 /// Endpoints that are remembered; of more the ones that failed the longest ago are tried again.
 const MOST: usize = 64;
 
-/// Whom to pass over, on the whole node.
+/// Whom one pod's connections pass over.
 #[derive(Debug, Default)]
 pub(crate) struct Outliers {
     failed: Mutex<HashMap<WorkloadUid, Instant>>,

@@ -15,7 +15,7 @@ use ambient_redirect::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{bounds::Room, certificates::Held, state::Snapshot};
+use crate::{bounds::Room, certificates::Held, outliers::Outliers, state::Snapshot};
 
 /// How far a pod, or the node, is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +41,8 @@ pub(crate) struct Pod {
     /// Whom its tunnels speak for: never shared with another pod, of whatever identity.
     pub(crate) speaker: Speaker,
     pub(crate) room: Room,
+    /// Endpoints that it could not reach a moment ago; what keeps it from one may be its own NetworkPolicy.
+    pub(crate) outliers: Outliers,
     stage: watch::Sender<Stage>,
     listening: Mutex<HashMap<Listening, JoinHandle<()>>>,
     _certificate: Held,
@@ -55,6 +57,7 @@ impl Pod {
             identity: speaker.identity.clone(),
             speaker,
             room,
+            outliers: Outliers::default(),
             stage: watch::Sender::new(Stage::Serving),
             listening: Mutex::default(),
             _certificate: certificate,

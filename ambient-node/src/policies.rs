@@ -40,7 +40,7 @@ impl Oversight {
         metrics.unreadable_policies(unreadable.values().map(|(_, fallback)| *fallback));
         self.unreadable = unreadable;
 
-        let ours = now.mesh.workloads().filter(|workload| *workload.node == *node);
+        let ours = now.mesh.workloads_of_node(node);
         let missing: BTreeMap<_, _> = ours.flat_map(|w| now.policies.missing(&w.policies)).collect();
         metrics.missing_policies(missing.values().copied());
         if now.policies.is_waiting() {

@@ -1,7 +1,7 @@
 //! Connections that policy let in, asked again when what let them in changes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -123,8 +123,10 @@ impl Watch {
             // It is gone, and will be refused.
             None => true,
         };
+        // A batch may hold the whole mesh.
+        let workloads: HashSet<&WorkloadUid> = changed.workloads.iter().collect();
         let live = self.locked();
-        let concerned = live.iter().filter(|(uid, _)| changed.workloads.contains(uid) || is_concerned(uid));
+        let concerned = live.iter().filter(|(uid, _)| workloads.contains(uid) || is_concerned(uid));
         let connections = concerned.flat_map(|(_, connections)| connections);
         let asked = connections.map(|(id, live)| Asked {
             id: *id,

@@ -2,6 +2,7 @@
 //! 1,000, 10,000 and 100,000 workloads with a service to every ten.
 
 use std::{
+    fs,
     hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -97,19 +98,25 @@ fn all_at_once(_: &mut Criterion) {
         let updates = updates(size);
         let told = allocations::held() - before;
         allocations::forget_peak();
-        let start = Instant::now();
+        let (start, on_cpu) = (Instant::now(), on_cpu());
         let mut sharing = Sharing::default();
         let mesh = Mesh::default().apply(updates.into_iter().map(|update| sharing.share(update)));
-        let took = start.elapsed();
+        let (took, worked) = (start.elapsed(), self::on_cpu() - on_cpu);
         let (settled, peak) = (allocations::held() - before, allocations::peak() - before);
         println!(
-            "apply/{size}: {took:.2?}; told {} KiB, at the peak {} KiB, settled {} KiB",
+            "apply/{size}: {took:.2?}, of it {worked:.2?} on a processor; told {} KiB, at the peak {} KiB, settled {} KiB",
             told >> 10,
             peak >> 10,
             settled >> 10
         );
         drop((mesh, sharing));
     }
+}
+
+/// How long this thread has been on a processor.
+fn on_cpu() -> Duration {
+    let told = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(told.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or_default())
 }
 
 /// One workload turns unhealthy and healthy again, until its snapshot can be asked; the one before is let go.

@@ -22,6 +22,7 @@ fn pod((name, address, tunnel, host_network, services): Draw) -> Arc<Workload> {
     } else {
         NetworkMode::Standard
     };
+    workload.node = ["", "n1", "n2", "n1"][usize::from(address)].into();
     workload.capacity = 1 + u32::from(address == 3);
     workload.hostname = if address == 0 { "named.mesh".into() } else { "".into() };
     workload.services = services.into_iter().map(|n| membership(&name_of_service(n), address)).collect();
@@ -128,6 +129,12 @@ proptest! {
             let equal = mesh.endpoints(name).is_none_or(|all| all.values().all(|e| e.capacity == 1));
             prop_assert_eq!(mesh.has_equal_endpoints(name), equal);
             prop_assert!(mesh.endpoints(name).is_none_or(|endpoints| !endpoints.is_empty()));
+        }
+        for node in ["", "n1", "n2"] {
+            let mut found: Vec<_> = mesh.workloads_of_node(node).cloned().collect();
+            found.sort_by_key(|w| w.uid.clone());
+            let expected: Vec<_> = workloads.values().filter(|w| *w.node == *node && !node.is_empty()).cloned().collect();
+            prop_assert_eq!(found, expected);
         }
         let tunnelled_first = |mut found: Vec<Arc<Workload>>| {
             found.sort_by_key(|w| w.tunnel != TunnelProtocol::Hbone);
