@@ -1,4 +1,4 @@
-//! A control plane of one's own: any [`Source`](crate::Source) in istiod's words, and certificates of a [`DirectoryCa`].
+//! A control plane of one's own: any [`Source`](crate::Source) in istiod's words, and certificates of a [`DirectoryCa`](crate::ca::DirectoryCa).
 //!
 //! [`ControlPlane`] serves, over TLS 1.3, the delta ADS that nodes ask istiod for (`istio.workload.Address`,
 //! `istio.security.Authorization`) and `IstioCertificateService`. Both this project's nodes and istio's ztunnel can live on
