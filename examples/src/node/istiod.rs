@@ -17,11 +17,11 @@ use anyhow::Context as _;
 /// Flags, each of which can come from the environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Istiod {
-    /// `ambient control`, such as https://HOST:15012: state and certificates come from it, and captures are reported to it. In
+    /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
     /// the place of --manifests and --ca-dir.
     #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "ca_dir"])]
     control: Option<String>,
-    /// Istiod, where state comes from, such as https://istiod.istio-system.svc:15012. In the place of --manifests.
+    /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
     #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS")]
     xds_address: Option<String>,
     /// Istiod, where certificates come from. In the place of --ca-dir.
