@@ -1,13 +1,13 @@
 //! The services, each call by a node that has shown its token.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use ambient_core::{Identity, PodUid, SpiffeId};
+use prost_types::{Struct, value};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -163,12 +163,12 @@ impl Client {
 
 /// The name that a node says of itself.
 fn node_name(node: &Node) -> Option<&str> {
-    text(&node.metadata.as_ref()?.fields.iter().collect(), "NODE_NAME").filter(|name| !name.is_empty())
+    text(node.metadata.as_ref()?, "NODE_NAME").filter(|name| !name.is_empty())
 }
 
-fn text<'a>(fields: &HashMap<&String, &'a prost_types::Value>, name: &str) -> Option<&'a str> {
-    match &fields.iter().find(|(field, _)| field.as_str() == name)?.1.kind {
-        Some(prost_types::value::Kind::StringValue(text)) => Some(text),
+fn text<'a>(of: &'a Struct, name: &str) -> Option<&'a str> {
+    match &of.fields.get(name)?.kind {
+        Some(value::Kind::StringValue(text)) => Some(text),
         _ => None,
     }
 }
@@ -178,8 +178,9 @@ impl IstioCertificateService for Services {
     async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
         let node = self.0.admit(request.metadata())?;
         let request = request.into_inner();
-        let fields = request.metadata.as_ref().map(|m| m.fields.iter().collect()).unwrap_or_default();
-        let whom = text(&fields, "ImpersonatedIdentity")
+        let metadata = request.metadata.as_ref();
+        let whom = metadata
+            .and_then(|metadata| text(metadata, "ImpersonatedIdentity"))
             .ok_or_else(|| Status::invalid_argument("metadata.ImpersonatedIdentity: it is missing: a node has no identity of its own"))?;
         let identity: Identity = whom
             .parse()

@@ -158,8 +158,7 @@ impl Tokens {
     fn entries(&self) -> Result<Arc<[Entry]>, TokenError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(stamp) = self.stamp()? else { return Ok(Arc::from([])) };
-        if let Some((of, entries)) = read.as_ref().filter(|(of, _)| *of == stamp) {
-            let _ = of;
+        if let Some((_, entries)) = read.as_ref().filter(|(of, _)| *of == stamp) {
             return Ok(entries.clone());
         }
         let entries: Arc<[Entry]> = self.load()?.into();
