@@ -398,7 +398,6 @@ impl Pods {
                 said: None,
                 proven_at: None,
                 repairs: 0,
-                last_repair: None,
                 kept: Arc::from([]),
                 closed: false,
                 strays: 0,

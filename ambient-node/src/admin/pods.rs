@@ -187,9 +187,9 @@ impl View {
             kept: pod.kept.iter().map(ToString::to_string).collect(),
             strays: pod.strays,
             repairs: pod.repairs,
-            last_repair: pod.last_repair.as_ref().map(|(at, what)| Repair {
-                at: time(*at),
-                what: what.to_string(),
+            last_repair: pod.mended.as_ref().map(|mended| Repair {
+                at: time(mended.repaired),
+                what: mended.what.clone(),
             }),
             put: pod.said.clone(),
             asks: Asks {

@@ -28,8 +28,6 @@ pub struct PodState {
     pub proven_at: Option<SystemTime>,
     /// How often its capture was found broken and mended.
     pub repairs: u64,
-    /// When that was last, and what was mended.
-    pub last_repair: Option<(SystemTime, Arc<str>)>,
     /// Its connections from before it joined that are open still: outside of the mesh. As of the last look, a few seconds ago
     /// at most; in the order of their addresses.
     pub kept: Arc<[Kept]>,
@@ -226,7 +224,6 @@ pub(super) struct Entry {
     drain_until: Option<Instant>,
     said: Option<String>,
     repairs: u64,
-    last_repair: Option<(SystemTime, Arc<str>)>,
     proven_at: Option<SystemTime>,
     /// The time of day when a step ended last.
     wall: SystemTime,
@@ -268,7 +265,6 @@ impl Entry {
             drain_until: None,
             said: None,
             repairs: 0,
-            last_repair: None,
             proven_at: None,
             wall: SystemTime::UNIX_EPOCH,
             kept: Arc::from([]),
@@ -660,7 +656,6 @@ impl Entry {
                 repaired: wall,
                 around: mended.around,
             };
-            self.last_repair = Some((self.wall, repair.what.as_str().into()));
             self.mended = Some(Arc::new(repair.clone()));
             self.holds(now, wall);
             output.push_back(Output::Tell(Notice::Repaired(self.pod.clone(), repair)));
@@ -737,7 +732,6 @@ impl Entry {
             said: self.said.clone(),
             proven_at: self.proven_at,
             repairs: self.repairs,
-            last_repair: self.last_repair.clone(),
             kept: self.kept.clone(),
             closed: self.closed,
             strays: self.strays,

@@ -22,7 +22,6 @@ fn pod(uid: &str, addresses: &[&str], placed: bool) -> PodState {
         said: None,
         proven_at: None,
         repairs: 0,
-        last_repair: None,
         mended: None,
         kept: Arc::from([]),
         closed: false,

@@ -53,9 +53,9 @@ pub(super) fn wrong(pod: &PodState) -> Vec<Wrong> {
             "see the last repair for what was broken, and who in the pod or on the node changes its rules",
         );
     }
-    if let Some((_, what)) = &pod.last_repair {
+    if let Some(mended) = &pod.mended {
         say(
-            format!("its capture was found broken {} times; the last time: {what}", pod.repairs),
+            format!("its capture was found broken {} times; the last time: {}", pod.repairs, mended.what),
             "it is mended. Find what changes rules, routes or listeners in its namespace: `nft monitor` there shows it",
         );
     }
@@ -107,6 +107,7 @@ mod tests {
     use ambient_redirect::{
         PodSpec,
         linux::{Proof, Ways},
+        pods::Repair,
     };
 
     use super::*;
@@ -126,7 +127,6 @@ mod tests {
             said: None,
             proven_at: None,
             repairs: 0,
-            last_repair: None,
             mended: None,
             kept: Arc::from([]),
             closed: false,
@@ -185,7 +185,13 @@ mod tests {
         let mut sick = pod(refused(Step::Listen));
         sick.closed = true;
         sick.repairs = 2;
-        sick.last_repair = Some((SystemTime::UNIX_EPOCH, "table ambient-nat is missing or changed".into()));
+        sick.mended = Some(Arc::new(Repair {
+            what: "table ambient-nat is missing or changed".into(),
+            held: SystemTime::UNIX_EPOCH,
+            noticed: SystemTime::UNIX_EPOCH,
+            repaired: SystemTime::UNIX_EPOCH,
+            around: 0,
+        }));
         sick.strays = 3;
         let said = wrong(&sick);
         assert_eq!(said.len(), 4);
