@@ -1,74 +1,84 @@
 //! A valid certificate for each identity that a pod of this node bears: fetched before it is needed, renewed at half
 //! its life, kept through every failure until its end.
+//!
+//! [`queue`] says what is asked for next; here it is asked.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
 };
 
 use ambient_control::{IssueError, Issuer};
 use ambient_core::{Credential, Credentials, Identity, TrustBundles};
 use arc_swap::ArcSwapOption;
-use tokio::{sync::Notify, task::JoinSet, time};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time,
+};
 
-use crate::clock;
+use crate::{clock, entropy};
+use queue::{Life, Now, Queue, Wait};
 
+mod queue;
 #[cfg(test)]
 mod tests;
 
 /// How long one request to the issuer may take.
 const ASKING: Duration = Duration::from_secs(10);
-/// The first wait after a failed renewal, doubled up to [`LONGEST_WAIT`].
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(150);
-/// Requests under way at a time.
-const AT_ONCE: usize = 8;
+/// How long a pod that is to be served waits for its certificate.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a connection does, whose pod has none that is valid (any more).
+const BRIEFLY: Duration = Duration::from_secs(10);
 /// Between two looks at the wall clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-/// No certificate is asked for again sooner, however short it lives.
-const LEAST_LIFE: Duration = Duration::from_millis(100);
 
 /// Why an identity has no certificate.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum CertificateError {
     /// The issuer refused or failed.
-    #[error("no certificate for {0}: {1}")]
-    Issue(Identity, #[source] IssueError),
+    #[error(transparent)]
+    Issue(#[from] IssueError),
     /// The issuer did not answer.
     #[error("no certificate for {0}: the issuer did not answer within {ASKING:?}")]
     Timeout(Identity),
+    /// Its turn has not come, or its answer.
+    #[error("no certificate for {0} within {1:?}: others are asked for before it, or the issuer is slow")]
+    Waited(Identity, Duration),
+    /// No pod of this node bears it.
+    #[error("no certificate for {0}: no pod of this node bears that identity")]
+    Unknown(Identity),
+    /// The request broke off.
+    #[error("no certificate for {0}: the request for it has broken off")]
+    Broken(Identity),
 }
 
+/// How the last request went; counts up, so that each is news.
+type News = (u64, Result<(), CertificateError>);
+
+/// What is known of an identity besides its certificate.
 #[derive(Debug)]
 struct Slot {
-    credential: Arc<Credential>,
     holders: usize,
-    /// When to ask for the next one, and how long to wait after a failure.
-    due: SystemTime,
-    wait: Duration,
-    /// Whether the next one is being asked for.
-    asked: bool,
+    news: watch::Sender<News>,
 }
 
-impl Slot {
-    fn new(credential: Arc<Credential>) -> Self {
-        let now = clock::wall();
-        Self {
-            due: now + until_renewal(&credential, now),
-            credential,
-            holders: 0,
-            wait: FIRST_WAIT,
-            asked: false,
-        }
-    }
+/// What changes slowly, behind one lock that no handshake takes.
+#[derive(Debug, Default)]
+struct Asking {
+    queue: Queue<Identity>,
+    slots: HashMap<Identity, Slot>,
 }
 
 /// The certificates of this node's pods. Implements [`Credentials`]: a handshake looks at what is here, and never
 /// waits on the issuer.
 pub(crate) struct Certificates {
     issuer: Arc<dyn Issuer>,
-    slots: RwLock<HashMap<Identity, Slot>>,
+    present: RwLock<HashMap<Identity, Arc<Credential>>>,
+    asking: Mutex<Asking>,
+    /// Identities that pods of this node bear or will bear; each is one of its holders.
+    expected: Mutex<HashSet<Identity>>,
     trust: ArcSwapOption<TrustBundles>,
     changed: Notify,
 }
@@ -83,7 +93,9 @@ impl Certificates {
     pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Arc<Self> {
         Arc::new(Self {
             issuer,
-            slots: RwLock::default(),
+            present: RwLock::default(),
+            asking: Mutex::default(),
+            expected: Mutex::default(),
             trust: ArcSwapOption::empty(),
             changed: Notify::new(),
         })
@@ -96,146 +108,232 @@ impl Certificates {
 
     /// Every certificate that is here now, valid or not.
     pub(crate) fn present(&self) -> Vec<Arc<Credential>> {
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.values().map(|slot| slot.credential.clone()).collect()
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        present.values().cloned().collect()
+    }
+
+    /// Identities that are needed here and have no valid certificate, in the order of their names.
+    pub(crate) fn lacking(&self) -> Vec<Identity> {
+        let asking = self.asking();
+        let mut lacking: Vec<_> = asking.queue.lacking(clock::wall()).cloned().collect();
+        lacking.sort_unstable();
+        lacking
+    }
+
+    /// Pods of this node bear these identities, or are about to: each is asked for when nothing else is more urgent.
+    pub(crate) fn expect(&self, identities: impl IntoIterator<Item = Identity>) {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        let now: HashSet<Identity> = identities.into_iter().collect();
+        for identity in now.difference(&expected) {
+            self.want(identity);
+        }
+        for identity in expected.difference(&now) {
+            self.release(identity);
+        }
+        *expected = now;
+        drop(expected);
+        self.changed.notify_one();
     }
 
     /// Sees to it that an identity has a certificate for as long as the answer lives.
     ///
-    /// Cancel safe: nothing is held until it ends.
+    /// Cancel safe: nothing is held until it ends. Needs [`Certificates::keep_fresh`] to run.
     pub(crate) async fn hold(self: &Arc<Self>, identity: &Identity) -> Result<Held, CertificateError> {
-        if self.join(identity) {
-            return Ok(Held {
-                of: self.clone(),
-                identity: identity.clone(),
-            });
-        }
-        let credential = self.ask(identity).await?;
-        let slot = Slot::new(credential);
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let held = slots.get(identity).map_or(0, |old| old.holders);
-        // Another pod of the same account may have been faster: the one that lives longer stays.
-        if slots
-            .get(identity)
-            .is_none_or(|old| old.credential.not_after < slot.credential.not_after)
-        {
-            slots.insert(identity.clone(), slot);
-        }
-        if let Some(slot) = slots.get_mut(identity) {
-            slot.holders = held + 1;
-        }
-        drop(slots);
-        self.changed.notify_one();
-        Ok(Held {
+        self.want(identity);
+        let held = Held {
             of: self.clone(),
             identity: identity.clone(),
-        })
+        };
+        self.wait(identity, PATIENCE).await?;
+        Ok(held)
     }
 
-    /// Renews what is due, for as long as it is polled.
+    /// Waits for a moment until a pod's identity has a valid certificate; it does so at once if it has one. Where the last
+    /// request has failed and the next is not due, that is the answer. Cancel safe.
+    pub(crate) async fn ready(&self, identity: &Identity) -> Result<(), CertificateError> {
+        if self.credential(identity).is_some() {
+            return Ok(());
+        }
+        self.wait(identity, BRIEFLY).await
+    }
+
+    async fn wait(&self, identity: &Identity, patience: Duration) -> Result<(), CertificateError> {
+        let unknown = || CertificateError::Unknown(identity.clone());
+        let (mut news, _waiting) = {
+            let mut asking = self.asking();
+            let Asking { queue, slots } = &mut *asking;
+            let slot = slots.get(identity).ok_or_else(unknown)?;
+            match queue.wait(identity, now()) {
+                Wait::Held => return Ok(()),
+                Wait::Failed(_) => return slot.news.borrow().1.clone(),
+                Wait::Unknown => return Err(unknown()),
+                Wait::Joined => {}
+            }
+            (slot.news.subscribe(), Waiting { of: self, identity })
+        };
+        self.changed.notify_one();
+        match time::timeout(patience, news.changed()).await {
+            Ok(Ok(())) => news.borrow().1.clone(),
+            Ok(Err(_)) => Err(unknown()),
+            Err(_) => Err(CertificateError::Waited(identity.clone(), patience)),
+        }
+    }
+
+    /// Asks for what is due, for as long as it is polled.
     pub(crate) async fn keep_fresh(self: Arc<Self>) {
         // What was being asked for when a former run ended is asked for again.
-        for slot in self.slots.write().unwrap_or_else(PoisonError::into_inner).values_mut() {
-            slot.asked = false;
-        }
-        let mut asking = JoinSet::new();
+        self.asking().queue.restart();
+        let mut requests = JoinSet::new();
         loop {
-            let room = asking.len() < AT_ONCE;
-            let wait = if room { self.next_due() } else { LONGEST_SLEEP };
-            tokio::select! {
-                () = time::sleep(wait) => {}
-                () = self.changed.notified() => {}
-                Some(_) = asking.join_next() => {}
-            }
-            for identity in self.take_due(AT_ONCE.saturating_sub(asking.len())) {
+            while let Some(identity) = self.next() {
                 let of = self.clone();
-                asking.spawn(async move { of.renew(identity).await });
+                requests.spawn(async move { of.request(identity).await });
+            }
+            // By the wall clock, as the dates of certificates are, and never long, as that may be set.
+            let wait = self.asking().queue.timeout(now()).unwrap_or(LONGEST_SLEEP);
+            tokio::select! {
+                () = time::sleep(wait.min(LONGEST_SLEEP)) => {}
+                () = self.changed.notified() => {}
+                Some(_) = requests.join_next() => {}
             }
         }
     }
 
-    async fn renew(&self, identity: Identity) {
-        let renewed = self.ask(&identity).await;
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(slot) = slots.get_mut(&identity) else { return };
-        slot.asked = false;
-        match renewed {
+    fn next(&self) -> Option<Identity> {
+        self.asking().queue.next(now())
+    }
+
+    async fn request(&self, identity: Identity) {
+        let mut request = Request {
+            of: self,
+            identity,
+            told: false,
+        };
+        let identity = &request.identity;
+        let outcome = match time::timeout(ASKING, self.issuer.issue(identity)).await {
+            Ok(Ok(credential)) => Ok(credential),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(CertificateError::Timeout(identity.clone())),
+        };
+        request.told = true;
+        self.answered(identity, outcome);
+    }
+
+    /// Takes what has come of a request.
+    fn answered(&self, identity: &Identity, outcome: Result<Arc<Credential>, CertificateError>) {
+        let mut asking = self.asking();
+        let Asking { queue, slots } = &mut *asking;
+        let result = match outcome {
             Ok(credential) => {
-                let holders = slot.holders;
-                *slot = Slot {
-                    holders,
-                    ..Slot::new(credential)
-                };
+                let life = Life::issued(credential.not_before, credential.not_after, clock::wall(), entropy::word());
+                if queue.issued(identity, life) {
+                    let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+                    present.insert(identity.clone(), credential);
+                }
+                Ok(())
             }
             Err(error) => {
-                tracing::warn!(%identity, %error, retry_in = ?slot.wait, "certificate not renewed; the present one stays until its end");
-                slot.due = clock::wall() + slot.wait;
-                slot.wait = (slot.wait * 2).min(LONGEST_WAIT);
+                if let Some(retry_in) = queue.failed(identity, now(), entropy::word()) {
+                    self.tell(identity, &error, retry_in);
+                }
+                Err(error)
             }
+        };
+        if let Some(slot) = slots.get(identity) {
+            slot.news.send_modify(|news| *news = (news.0 + 1, result));
         }
     }
 
-    /// How long nothing is due; by the wall clock, as the dates of certificates are, and never long, as that may be set.
-    fn next_due(&self) -> Duration {
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        let next = slots.values().filter(|slot| !slot.asked).map(|slot| slot.due).min();
-        let wait = next.map_or(LONGEST_SLEEP, |due| due.duration_since(clock::wall()).unwrap_or(Duration::ZERO));
-        wait.min(LONGEST_SLEEP)
-    }
-
-    fn take_due(&self, most: usize) -> Vec<Identity> {
+    fn tell(&self, identity: &Identity, error: &CertificateError, retry_in: Duration) {
+        let Some(present) = self.credential(identity) else {
+            tracing::warn!(%identity, %error, ?retry_in, "no certificate: what needs it is refused");
+            return;
+        };
         let now = clock::wall();
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let due = slots.iter_mut().filter(|(_, slot)| !slot.asked && slot.due <= now).take(most);
-        let asked = due.map(|(identity, slot)| {
-            slot.asked = true;
-            identity.clone()
+        let ends_in = present.not_after.duration_since(now).unwrap_or_default();
+        let life = present.not_after.duration_since(present.not_before).unwrap_or_default();
+        let ends_in = Duration::from_secs(ends_in.as_secs());
+        match ends_in > life / 4 {
+            true => tracing::warn!(%identity, %error, ?retry_in, ?ends_in, "certificate not renewed; the present one stays until its end"),
+            false => tracing::error!(%identity, %error, ?retry_in, ?ends_in, "certificate not renewed, and the present one ends soon"),
+        }
+    }
+
+    /// One more wants it, until it is [released](Self::release).
+    fn want(&self, identity: &Identity) {
+        let mut asking = self.asking();
+        let Asking { queue, slots } = &mut *asking;
+        queue.want(identity);
+        let slot = slots.entry(identity.clone()).or_insert_with(|| Slot {
+            holders: 0,
+            news: watch::Sender::new((0, Err(CertificateError::Unknown(identity.clone())))),
         });
-        asked.collect()
+        slot.holders += 1;
     }
 
-    async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, CertificateError> {
-        match time::timeout(ASKING, self.issuer.issue(identity)).await {
-            Ok(Ok(credential)) => Ok(credential),
-            Ok(Err(error)) => Err(CertificateError::Issue(identity.clone(), error)),
-            Err(_) => Err(CertificateError::Timeout(identity.clone())),
+    fn release(&self, identity: &Identity) {
+        let mut asking = self.asking();
+        let Asking { queue, slots } = &mut *asking;
+        let Some(slot) = slots.get_mut(identity) else { return };
+        slot.holders = slot.holders.saturating_sub(1);
+        if slot.holders == 0 {
+            slots.remove(identity);
+            queue.forget(identity);
+            self.present.write().unwrap_or_else(PoisonError::into_inner).remove(identity);
         }
     }
 
-    fn join(&self, identity: &Identity) -> bool {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        match slots.get_mut(identity) {
-            Some(slot) if slot.credential.is_valid_at(clock::wall()) => {
-                slot.holders += 1;
-                true
-            }
-            _ => false,
-        }
+    fn asking(&self) -> MutexGuard<'_, Asking> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Half the life, less up to a tenth of it, by the identity's own number, so that a node's pods do not all ask at once.
-fn until_renewal(credential: &Credential, now: SystemTime) -> Duration {
-    let half = credential.half_life().duration_since(now).unwrap_or(Duration::ZERO);
-    let spread: u32 = credential
-        .identity
-        .as_str()
-        .bytes()
-        .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-    half.saturating_sub(half / 1000 * (spread % 100)).max(LEAST_LIFE)
+fn now() -> Now {
+    Now {
+        steady: clock::steady(),
+        wall: clock::wall(),
+    }
 }
 
 impl Credentials for Certificates {
     fn credential(&self, identity: &Identity) -> Option<Arc<Credential>> {
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        present
             .get(identity)
-            .map(|slot| slot.credential.clone())
             .filter(|credential| credential.is_valid_at(clock::wall()))
+            .cloned()
     }
 
     fn trust(&self) -> Arc<TrustBundles> {
         self.trust.load_full().unwrap_or_else(|| self.issuer.trust())
+    }
+}
+
+/// A request that is under way; one that breaks off has failed.
+struct Request<'a> {
+    of: &'a Certificates,
+    identity: Identity,
+    told: bool,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            let error = CertificateError::Broken(self.identity.clone());
+            self.of.answered(&self.identity, Err(error));
+        }
+    }
+}
+
+/// Somebody waits.
+struct Waiting<'a> {
+    of: &'a Certificates,
+    identity: &'a Identity,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.of.asking().queue.leave(self.identity);
     }
 }
 
@@ -248,12 +346,6 @@ pub(crate) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut slots = self.of.slots.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get_mut(&self.identity) {
-            slot.holders = slot.holders.saturating_sub(1);
-            if slot.holders == 0 {
-                slots.remove(&self.identity);
-            }
-        }
+        self.of.release(&self.identity);
     }
 }

@@ -41,8 +41,13 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, strea
         let at = stream.local_addr().unwrap_or(peer);
         let at = SocketAddr::new(at.ip().to_canonical(), at.port());
         let begun = clock::steady();
+        let accept = async {
+            // Where there is none the handshake says so.
+            let _ = node.certificates.ready(&pod.identity).await;
+            node.server.accept(stream, &pod.identity).await
+        };
         let session = tokio::select! {
-            session = node.server.accept(stream, &pod.identity) => session,
+            session = accept => session,
             () = pod.reaches(Stage::Cut) => return,
         };
         node.metrics.handshaken(session.is_ok(), clock::steady().duration_since(begun));

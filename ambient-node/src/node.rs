@@ -11,7 +11,7 @@ use std::{
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, Source};
-use ambient_core::{NetworkMode, Observer, PodUid, observe::Event};
+use ambient_core::{Identity, NetworkMode, Observer, PodUid, observe::Event};
 use ambient_hbone::{Limits, Pool, Server};
 use ambient_redirect::{
     Announce, Enrolment, PodSpec,
@@ -461,7 +461,13 @@ async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Se
         oversight.look(&shared.config.node, &now, &shared.metrics);
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
             let no_dns = shared.config.nameservers.is_empty().then_some(NO_DNS);
-            desired.send_replace(Some(pods_of(&shared.config.node, no_dns, &now)));
+            let pods = pods_of(&shared.config.node, no_dns, &now);
+            let domain = &shared.config.trust_domain;
+            let borne = pods
+                .iter()
+                .filter_map(|pod| Identity::new(domain, &pod.namespace, &pod.service_account).ok());
+            shared.certificates.expect(borne);
+            desired.send_replace(Some(pods));
         }
     }
     tracing::error!("the source of the mesh's state has ended: nothing new is taken, so the node stops");

@@ -52,38 +52,167 @@ fn cart() -> Identity {
     "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap()
 }
 
+fn named(name: &str) -> Identity {
+    format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap()
+}
+
+/// Certificates that are kept fresh until the test ends.
+fn kept(issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
+    let certificates = Certificates::new(issuer);
+    let mut keeping = JoinSet::new();
+    keeping.spawn(certificates.clone().keep_fresh());
+    (certificates, keeping)
+}
+
+async fn until(mut done: impl FnMut() -> bool) {
+    let patience = time::timeout(Duration::from_secs(20), async {
+        while !done() {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    patience.await.expect("in time");
+}
+
 #[tokio::test]
 async fn pods_of_one_account_share_a_certificate_until_the_last_is_gone() {
     let issuer = Fixed::new(Duration::from_secs(60));
-    let certificates = Certificates::new(issuer.clone());
-    let first = certificates.hold(&cart()).await.unwrap();
-    let second = certificates.hold(&cart()).await.unwrap();
+    let (certificates, _keeping) = kept(issuer.clone());
+    let cart = cart();
+    let (first, second) = tokio::join!(certificates.hold(&cart), certificates.hold(&cart));
+    let third = certificates.hold(&cart).await.unwrap();
     assert_eq!(issuer.asked.load(Ordering::Relaxed), 1);
-    drop(first);
-    assert!(certificates.credential(&cart()).is_some());
-    drop(second);
-    assert!(certificates.credential(&cart()).is_none());
+    drop((first.unwrap(), second.unwrap()));
+    assert!(certificates.credential(&cart).is_some());
+    drop(third);
+    assert!(certificates.credential(&cart).is_none());
+    assert!(matches!(certificates.ready(&cart).await, Err(CertificateError::Unknown(_))));
 }
 
 #[tokio::test]
 async fn a_certificate_is_renewed_at_half_its_life_and_kept_through_failures() {
     let issuer = Fixed::new(Duration::from_millis(400));
-    let certificates = Certificates::new(issuer.clone());
+    let (certificates, _keeping) = kept(issuer.clone());
     let _held = certificates.hold(&cart()).await.unwrap();
     let before = certificates.credential(&cart()).unwrap();
-    let keeper = certificates.clone();
-    let keeping = tokio::spawn(async move { keeper.keep_fresh().await });
-    time::sleep(Duration::from_millis(300)).await;
-    let after = certificates.credential(&cart()).unwrap();
-    assert!(after.not_after > before.not_after);
+    until(|| certificates.credential(&cart()).unwrap().not_after > before.not_after).await;
     issuer.fails.store(true, Ordering::Relaxed);
+    let asked = issuer.asked.load(Ordering::Relaxed);
+    until(|| issuer.asked.load(Ordering::Relaxed) > asked).await;
+    let present = certificates.present().remove(0);
     while certificates.credential(&cart()).is_some() {
         assert!(
-            clock::wall() < after.not_after + Duration::from_secs(5),
+            clock::wall() < present.not_after + Duration::from_secs(5),
             "an expired certificate is still given out"
         );
         time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(issuer.asked.load(Ordering::Relaxed) >= 3);
-    keeping.abort();
+    assert!(clock::wall() >= present.not_after);
+    assert_eq!(certificates.lacking(), [cart()]);
+    // Whoever needs one now is told at once, and has it as soon as the issuer is back.
+    let error = certificates.ready(&cart()).await.unwrap_err();
+    assert!(error.to_string().contains("told to"), "{error}");
+    issuer.fails.store(false, Ordering::Relaxed);
+    until(|| certificates.credential(&cart()).is_some()).await;
+    certificates.ready(&cart()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_expected_is_there_before_it_is_needed_and_goes_with_the_last_who_needs_it() {
+    let issuer = Fixed::new(Duration::from_secs(60));
+    let (certificates, _keeping) = kept(issuer.clone());
+    certificates.expect(["a", "b"].map(named));
+    until(|| certificates.present().len() == 2).await;
+    let held = certificates.hold(&named("b")).await.unwrap();
+    assert_eq!(issuer.asked.load(Ordering::Relaxed), 2);
+    certificates.expect([named("a")]);
+    assert_eq!(certificates.present().len(), 2, "a pod holds it");
+    drop(held);
+    assert_eq!(certificates.present().len(), 1);
+    certificates.expect([]);
+    assert!(certificates.present().is_empty());
+}
+
+/// Remembers whom it was asked for, and answers one request for each permit.
+struct Slow {
+    asked: Mutex<Vec<Identity>>,
+    permits: tokio::sync::Semaphore,
+    panics: std::sync::atomic::AtomicBool,
+}
+
+impl Slow {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            asked: Mutex::default(),
+            permits: tokio::sync::Semaphore::new(0),
+            panics: false.into(),
+        })
+    }
+
+    fn asked(&self) -> Vec<Identity> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Issuer for Slow {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        Box::pin(async move {
+            self.asked.lock().unwrap().push(identity.clone());
+            self.permits.acquire().await.unwrap().forget();
+            assert!(!self.panics.load(Ordering::Relaxed), "told to panic");
+            Fixed::new(Duration::from_secs(60)).issue(identity).await
+        })
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        Arc::default()
+    }
+}
+
+#[tokio::test]
+async fn who_is_waited_for_goes_before_warm_ups_also_where_those_are_slow() {
+    let issuer = Slow::new();
+    let (certificates, _keeping) = kept(issuer.clone());
+    let many: Vec<Identity> = (10..40).map(|n| named(&format!("a{n}"))).collect();
+    certificates.expect(many.clone());
+    until(|| issuer.asked().len() == queue::UNHURRIED).await;
+    let last = many
+        .iter()
+        .rev()
+        .find(|identity| !issuer.asked().contains(identity))
+        .unwrap()
+        .clone();
+    let of = certificates.clone();
+    let wanted = last.clone();
+    let waiting = tokio::spawn(async move { of.ready(&wanted).await });
+    until(|| issuer.asked().last() == Some(&last)).await;
+    assert_eq!(issuer.asked().len(), queue::UNHURRIED + 1);
+    issuer.permits.add_permits(many.len());
+    waiting.await.unwrap().unwrap();
+    until(|| certificates.lacking().is_empty()).await;
+    assert_eq!(issuer.asked().len(), many.len(), "each was asked for once");
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_off_has_failed_and_holds_up_nobody() {
+    let issuer = Slow::new();
+    issuer.panics.store(true, Ordering::Relaxed);
+    issuer.permits.add_permits(1);
+    let (certificates, _keeping) = kept(issuer.clone());
+    let error = certificates.hold(&cart()).await.unwrap_err();
+    assert!(matches!(error, CertificateError::Broken(_)), "{error}");
+    issuer.panics.store(false, Ordering::Relaxed);
+    issuer.permits.add_permits(1);
+    certificates.hold(&named("other")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_ever_for_an_issuer_that_does_not_answer() {
+    let (certificates, _keeping) = kept(Slow::new());
+    let error = certificates.hold(&cart()).await.unwrap_err();
+    assert!(matches!(error, CertificateError::Timeout(_)), "{error}");
+    // Without anybody to ask it is the same.
+    let idle = Certificates::new(Slow::new());
+    let error = idle.hold(&cart()).await.unwrap_err();
+    assert!(matches!(error, CertificateError::Waited(..)), "{error}");
+    assert!(idle.lacking().is_empty(), "who has given up wants nothing");
 }

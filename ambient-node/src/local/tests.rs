@@ -35,6 +35,7 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
     let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
     let locals = Arc::new(Locals::new(certificates.clone(), configs));
     let [a, b, c] = ["a", "b", "c"].map(identity);
+    let _keeping = tokio::spawn(certificates.clone().keep_fresh());
     let mut held = Vec::new();
     for identity in [&a, &b, &c] {
         held.push(certificates.hold(identity).await.unwrap());

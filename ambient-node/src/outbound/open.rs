@@ -13,6 +13,7 @@ use tokio::{net::TcpStream, time};
 
 use super::Outbound;
 use crate::{
+    certificates::CertificateError,
     entropy, inbound,
     inner::Within,
     local::{Call, Pipe},
@@ -63,14 +64,26 @@ impl Outbound {
             Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
                 dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
             }
-            Plan::Tunnel(tunnel) => match &tunnel.inner {
-                None => {
-                    let destination = self.destination(source, tunnel, tunnel.accepted.clone());
-                    let stream = self.home.tunnels.connect_with(&self.pod.speaker, &destination, &mut app.stream);
-                    stream.await.map(Far::Tunnel).map_err(|failed| take_back(app, failed))
-                }
-                Some(inner) => self.open_within(source, tunnel, inner, app).await,
-            },
+            Plan::Tunnel(tunnel) => {
+                // One that has ended while the issuer was away may come at any moment.
+                self.node
+                    .certificates
+                    .ready(&self.pod.identity)
+                    .await
+                    .map_err(|error| Failure::identity(&error))?;
+                self.tunnel(source, tunnel, app).await
+            }
+        }
+    }
+
+    async fn tunnel(&self, source: &Workload, tunnel: &Tunnel, app: &mut App) -> Result<Far, Failure> {
+        match &tunnel.inner {
+            None => {
+                let destination = self.destination(source, tunnel, tunnel.accepted.clone());
+                let stream = self.home.tunnels.connect_with(&self.pod.speaker, &destination, &mut app.stream);
+                stream.await.map(Far::Tunnel).map_err(|failed| take_back(app, failed))
+            }
+            Some(inner) => self.open_within(source, tunnel, inner, app).await,
         }
     }
 
@@ -151,6 +164,15 @@ impl Failure {
             by_policy: false,
             elsewhere: true,
             outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")).because(Reason::of_dial(&error)),
+        }
+    }
+
+    fn identity(error: &CertificateError) -> Self {
+        Self {
+            outcome: Outcome::failed(Flag::Identity, error),
+            by_policy: false,
+            refused: false,
+            elsewhere: false,
         }
     }
 

@@ -1,0 +1,288 @@
+//! Which certificate is asked for next: pure, time and chance as arguments.
+//!
+//! ```text
+//!             next              issued
+//!  (wanted) ---------> (asked) ---------> (held) -- half of its life is over, next --> (asked)
+//!      ^                  |                  |
+//!      +------ failed ----+                  +-- its end --> (wanted)
+//! ```
+//!
+//! A name is asked for once at a time, and all who want it share that. What is held is held until its end, whatever becomes of
+//! the requests for the next one. Call [`Queue::next`] until it gives nothing, whenever something has changed and after
+//! [`Queue::timeout`].
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    time::{Duration, Instant, SystemTime},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Requests under way at a time.
+pub(super) const AT_ONCE: usize = 8;
+/// Of these, at most so many for which nobody waits: an authority that is slow must not keep those who do behind the rest.
+pub(super) const UNHURRIED: usize = 6;
+/// The first wait after a failure, doubled up to [`LONGEST_WAIT`], and each a fifth less or more.
+pub(super) const FIRST_WAIT: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(150);
+/// No certificate is asked for again sooner, however short it lives.
+const LEAST_LIFE: Duration = Duration::from_millis(100);
+
+/// A moment, by both clocks: waits are measured by the steady one, and certificates' dates are dates.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) steady: Instant,
+    pub(super) wall: SystemTime,
+}
+
+/// How long what was issued holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    /// When the next one is asked for.
+    pub(super) renew: SystemTime,
+    pub(super) end: SystemTime,
+}
+
+impl Life {
+    /// Of what came just now: the next one is asked for at half its life, or up to a tenth of that sooner, so that pods
+    /// that began together do not all ask together. Where a clock is wrong and that is over, at half of what is left.
+    pub(super) fn issued(begin: SystemTime, end: SystemTime, now: SystemTime, draw: u64) -> Self {
+        let half_of = |from: SystemTime| from + end.duration_since(from).unwrap_or_default() / 2;
+        let middle = match half_of(begin) {
+            middle if middle > now => middle,
+            _ => half_of(now),
+        };
+        let until = middle.duration_since(now).unwrap_or_default();
+        let until = until - until / 10_000 * u32::try_from(draw % 1000).unwrap_or(0);
+        let renew = now + until.max(LEAST_LIFE);
+        Self { renew, end }
+    }
+}
+
+/// How urgent a request is; the first goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// Somebody waits for it: a connection, or a pod that is to be served.
+    Waiting,
+    /// There is none, and it will be needed.
+    WarmUp,
+    /// There is one, and its life is half over.
+    Renewal,
+}
+
+/// What becomes of somebody who wants to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// There is a valid one.
+    Held,
+    /// It is being asked for, or will be: tell [`Queue::leave`] when the wait is over.
+    Joined,
+    /// It has failed, and is not asked for again for so long.
+    Failed(Duration),
+    /// Nobody wants it.
+    Unknown,
+}
+
+/// All that is wanted.
+#[derive(Debug)]
+pub(super) struct Queue<K> {
+    entries: HashMap<K, Entry>,
+    under_way: usize,
+    unhurried: usize,
+    /// Counts what comes, so that equals go in the order in which they came.
+    arrivals: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    wanted: bool,
+    waiting: usize,
+    held: Option<Life>,
+    asked: Option<Urgency>,
+    failures: u32,
+    again: Option<Instant>,
+    arrival: u64,
+}
+
+impl Entry {
+    fn is_held(&self, now: SystemTime) -> bool {
+        self.held.is_some_and(|life| now < life.end)
+    }
+
+    /// What it is to be asked for with, if now.
+    fn urgency(&self, now: Now) -> Option<Urgency> {
+        if self.asked.is_some() || !self.wanted || self.again.is_some_and(|again| now.steady < again) {
+            return None;
+        }
+        match self.held.filter(|life| now.wall < life.end) {
+            None if self.waiting > 0 => Some(Urgency::Waiting),
+            None => Some(Urgency::WarmUp),
+            Some(life) => (life.renew <= now.wall).then_some(Urgency::Renewal),
+        }
+    }
+}
+
+impl<K> Default for Queue<K> {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            under_way: 0,
+            unhurried: 0,
+            arrivals: 0,
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Queue<K> {
+    /// It is wanted from now on, until [`Queue::forget`].
+    pub(super) fn want(&mut self, key: &K) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.wanted = true;
+            return;
+        }
+        let entry = Entry {
+            wanted: true,
+            waiting: 0,
+            held: None,
+            asked: None,
+            failures: 0,
+            again: None,
+            arrival: arrive(&mut self.arrivals),
+        };
+        self.entries.insert(key.clone(), entry);
+    }
+
+    /// Nobody wants it any more. What is being asked for is let come, and counts if it is wanted again by then.
+    pub(super) fn forget(&mut self, key: &K) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        entry.wanted = false;
+        entry.held = None;
+        if entry.asked.is_none() {
+            self.entries.remove(key);
+        }
+    }
+
+    /// Somebody would wait for it.
+    pub(super) fn wait(&mut self, key: &K, now: Now) -> Wait {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) else {
+            return Wait::Unknown;
+        };
+        if entry.is_held(now.wall) {
+            return Wait::Held;
+        }
+        if let Some(again) = entry.again.filter(|again| entry.asked.is_none() && now.steady < *again) {
+            return Wait::Failed(again.duration_since(now.steady));
+        }
+        if entry.waiting == 0 {
+            // It comes among those who wait now, behind those who did before.
+            entry.arrival = arrive(&mut self.arrivals);
+        }
+        entry.waiting += 1;
+        Wait::Joined
+    }
+
+    /// Somebody who has [joined](Wait::Joined) waits no longer.
+    pub(super) fn leave(&mut self, key: &K) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.waiting = entry.waiting.saturating_sub(1);
+        }
+    }
+
+    /// What to ask for now, if there is room for it: the most urgent; of equals, renewals by when they were due, others by
+    /// when they came.
+    pub(super) fn next(&mut self, now: Now) -> Option<K> {
+        if self.under_way >= AT_ONCE {
+            return None;
+        }
+        let hurried_only = self.unhurried >= UNHURRIED;
+        let due = self.entries.iter().filter_map(|(key, entry)| {
+            let urgency = entry.urgency(now)?;
+            let due = entry.held.filter(|_| urgency == Urgency::Renewal).map(|life| life.renew);
+            (urgency == Urgency::Waiting || !hurried_only).then_some(((urgency, due, entry.arrival), key))
+        });
+        let ((urgency, ..), key) = due.min_by_key(|(order, _)| *order)?;
+        let key = key.clone();
+        self.entries.get_mut(&key)?.asked = Some(urgency);
+        self.under_way += 1;
+        self.unhurried += usize::from(urgency != Urgency::Waiting);
+        Some(key)
+    }
+
+    /// It has come; `false` where nobody wants it any more.
+    pub(super) fn issued(&mut self, key: &K, life: Life) -> bool {
+        let Some(entry) = self.answered(key) else { return false };
+        entry.failures = 0;
+        entry.again = None;
+        entry.held = Some(life);
+        true
+    }
+
+    /// It has not come; gives how long it is not asked for now, where somebody still wants it.
+    pub(super) fn failed(&mut self, key: &K, now: Now, draw: u64) -> Option<Duration> {
+        let arrival = arrive(&mut self.arrivals);
+        let entry = self.answered(key)?;
+        let doubled = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
+        let wait = doubled / 1000 * u32::try_from(800 + draw % 401).unwrap_or(1000);
+        entry.failures = entry.failures.saturating_add(1);
+        entry.again = Some(now.steady + wait);
+        entry.arrival = arrival;
+        Some(wait)
+    }
+
+    /// How long [`Queue::next`] gives nothing, unless something else happens; `None` where that alone could help.
+    pub(super) fn timeout(&self, now: Now) -> Option<Duration> {
+        if self.under_way >= AT_ONCE {
+            return None;
+        }
+        let due = |entry: &Entry| -> Option<Duration> {
+            if entry.asked.is_some() || !entry.wanted {
+                return None;
+            }
+            let held = entry.held.filter(|life| now.wall < life.end);
+            if self.unhurried >= UNHURRIED && (entry.waiting == 0 || held.is_some()) {
+                return None;
+            }
+            let by_date = held.map_or(Duration::ZERO, |life| life.renew.duration_since(now.wall).unwrap_or_default());
+            let by_wait = entry
+                .again
+                .map_or(Duration::ZERO, |again| again.saturating_duration_since(now.steady));
+            Some(by_date.max(by_wait))
+        };
+        self.entries.values().filter_map(due).min()
+    }
+
+    /// Nothing is under way any more, and nobody will say how it went.
+    pub(super) fn restart(&mut self) {
+        (self.under_way, self.unhurried) = (0, 0);
+        self.entries.retain(|_, entry| {
+            entry.asked = None;
+            entry.wanted
+        });
+    }
+
+    /// What is wanted and not held.
+    pub(super) fn lacking(&self, now: SystemTime) -> impl Iterator<Item = &K> {
+        let lacking = self.entries.iter().filter(move |(_, entry)| entry.wanted && !entry.is_held(now));
+        lacking.map(|(key, _)| key)
+    }
+
+    /// A request has ended; gives the entry if it is still wanted.
+    fn answered(&mut self, key: &K) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(key)?;
+        let urgency = entry.asked.take()?;
+        self.under_way -= 1;
+        self.unhurried -= usize::from(urgency != Urgency::Waiting);
+        if !entry.wanted {
+            self.entries.remove(key);
+            return None;
+        }
+        self.entries.get_mut(key)
+    }
+}
+
+fn arrive(arrivals: &mut u64) -> u64 {
+    *arrivals += 1;
+    *arrivals
+}

@@ -1,0 +1,331 @@
+//! The queue beside an oracle that remembers everything that happened, and works the rest out anew each time.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[expect(clippy::disallowed_methods, reason = "some moment to begin with")]
+fn start() -> Now {
+    Now {
+        steady: Instant::now(),
+        wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000),
+    }
+}
+
+fn after(start: Now, passed: Duration) -> Now {
+    Now {
+        steady: start.steady + passed,
+        wall: start.wall + passed,
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn day(now: Now) -> Life {
+    Life::issued(now.wall, now.wall + DAY, now.wall, 0)
+}
+
+#[test]
+fn who_waits_goes_before_a_warm_up_and_that_before_a_renewal() {
+    let (mut queue, now) = (Queue::default(), start());
+    queue.want(&"old");
+    assert_eq!(queue.next(now), Some("old"));
+    assert!(queue.issued(&"old", day(now)));
+    queue.want(&"warm");
+    queue.want(&"urgent");
+    assert_eq!(queue.wait(&"urgent", now), Wait::Joined);
+    let half = after(now, DAY / 2);
+    let order: Vec<_> = std::iter::from_fn(|| queue.next(half)).collect();
+    assert_eq!(order, ["urgent", "warm", "old"]);
+}
+
+#[test]
+fn a_warm_up_for_which_somebody_comes_to_wait_moves_up() {
+    let (mut queue, now) = (Queue::default(), start());
+    for key in 0..10 {
+        queue.want(&key);
+    }
+    assert_eq!(queue.wait(&9, now), Wait::Joined);
+    assert_eq!(queue.wait(&9, now), Wait::Joined, "both share one request");
+    assert_eq!(queue.next(now), Some(9));
+    assert_eq!(queue.next(now), Some(0));
+    // Whoever has left again goes as it came.
+    assert_eq!(queue.wait(&8, now), Wait::Joined);
+    queue.leave(&8);
+    assert_eq!(queue.next(now), Some(1));
+}
+
+#[test]
+fn room_is_kept_for_those_who_wait() {
+    let (mut queue, now) = (Queue::default(), start());
+    for key in 0..20 {
+        queue.want(&key);
+    }
+    let unhurried: Vec<_> = std::iter::from_fn(|| queue.next(now)).collect();
+    assert_eq!(unhurried.len(), UNHURRIED);
+    assert_eq!(queue.timeout(now), None);
+    for key in 10..20 {
+        assert_eq!(queue.wait(&key, now), Wait::Joined);
+    }
+    assert_eq!(queue.timeout(now), Some(Duration::ZERO));
+    let waiting: Vec<_> = std::iter::from_fn(|| queue.next(now)).collect();
+    assert_eq!(waiting, [10, 11]);
+    assert!(queue.issued(&10, day(now)));
+    assert_eq!(queue.next(now), Some(12));
+}
+
+#[test]
+fn a_failure_is_waited_out_longer_each_time_and_told_to_who_comes_meanwhile() {
+    let (mut queue, mut now) = (Queue::default(), start());
+    queue.want(&1);
+    let mut waits = Vec::new();
+    for _ in 0..10 {
+        assert_eq!(queue.next(now), Some(1));
+        let wait = queue.failed(&1, now, 200).unwrap();
+        waits.push(wait.as_secs());
+        assert_eq!(queue.wait(&1, now), Wait::Failed(wait));
+        assert_eq!((queue.next(now), queue.timeout(now)), (None, Some(wait)));
+        now = after(now, wait);
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 150, 150]);
+    assert_eq!(queue.next(now), Some(1));
+    assert!(queue.issued(&1, day(now)));
+    // All is well again: the next failure begins with the shortest wait.
+    let half = after(now, DAY / 2);
+    assert_eq!(queue.next(half), Some(1));
+    assert_eq!(queue.failed(&1, half, 0), Some(FIRST_WAIT * 4 / 5));
+    assert_eq!(queue.wait(&1, half), Wait::Held, "it is held until its end");
+    let end = after(now, DAY);
+    assert_eq!(queue.lacking(end.wall).collect::<Vec<_>>(), [&1]);
+    assert_eq!(queue.wait(&1, end), Wait::Joined);
+}
+
+#[test]
+fn who_is_wanted_again_while_it_is_asked_for_has_what_comes() {
+    let (mut queue, now) = (Queue::default(), start());
+    queue.want(&1);
+    assert_eq!(queue.next(now), Some(1));
+    queue.forget(&1);
+    assert_eq!(queue.wait(&1, now), Wait::Unknown);
+    queue.want(&1);
+    assert_eq!(queue.next(now), None);
+    assert!(queue.issued(&1, day(now)));
+    queue.forget(&1);
+    queue.want(&1);
+    assert_eq!(queue.next(now), Some(1));
+    queue.forget(&1);
+    assert!(!queue.issued(&1, day(now)), "nobody wants it");
+    assert!(queue.entries.is_empty());
+}
+
+#[test]
+fn what_was_under_way_when_the_asking_ended_is_asked_for_again() {
+    let (mut queue, now) = (Queue::default(), start());
+    queue.want(&1);
+    queue.want(&2);
+    assert!(queue.next(now).is_some() && queue.next(now).is_some());
+    queue.forget(&2);
+    queue.restart();
+    assert_eq!((queue.next(now), queue.next(now)), (Some(1), None));
+}
+
+#[test]
+fn a_wrong_clock_makes_no_storm_of_renewals() {
+    let now = start().wall;
+    let hour = Duration::from_secs(3600);
+    // This clock is 13 hours ahead of the authority's: 11 of 24 hours seem to be left.
+    let life = Life::issued(now - 13 * hour, now + 11 * hour, now, 0);
+    assert_eq!(life.renew, now + 11 * hour / 2);
+    // It is an hour behind.
+    let life = Life::issued(now + hour, now + 25 * hour, now, 0);
+    assert_eq!(life.renew, now + 13 * hour);
+    let life = Life::issued(now, now, now, 999);
+    assert_eq!(life.renew, now + LEAST_LIFE);
+}
+
+proptest! {
+    /// The next one is asked for between 45 and 50 % of a life, and never before.
+    #[test]
+    fn renewals_are_spread_below_the_half(seconds in 1..10_000_000u64, draw: u64) {
+        let now = start().wall;
+        let life = Duration::from_secs(seconds);
+        let renew = Life::issued(now, now + life, now, draw).renew.duration_since(now).unwrap();
+        prop_assert!(renew <= life / 2 && renew >= life * 449 / 1000, "{renew:?} of {life:?}");
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Want(u8),
+    Forget(u8),
+    Wait(u8),
+    Leave(u8),
+    /// Asks for all there is room for.
+    Ask,
+    Issued(u8, u64),
+    Failed(u8, u64),
+    Pass(u64),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = 0..14u8;
+    prop_oneof![
+        5 => key.clone().prop_map(Step::Want),
+        1 => key.clone().prop_map(Step::Forget),
+        4 => key.clone().prop_map(Step::Wait),
+        2 => key.clone().prop_map(Step::Leave),
+        6 => Just(Step::Ask),
+        4 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Issued(key, life)),
+        3 => (key, any::<u64>()).prop_map(|(key, draw)| Step::Failed(key, draw)),
+        3 => (0..120u64).prop_map(Step::Pass),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// What is known of one name, by what has happened to it.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    wanted: bool,
+    /// Who waits, by when each came.
+    waiting: Vec<u64>,
+    came: u64,
+    life: Option<Life>,
+    under_way: Option<Urgency>,
+    failed: u32,
+    again: Option<Instant>,
+}
+
+impl Told {
+    fn held(&self, now: Now) -> bool {
+        self.life.is_some_and(|life| now.wall < life.end)
+    }
+
+    fn order(&self, now: Now) -> Option<(Urgency, u64, u64)> {
+        let rests = self.again.is_some_and(|again| now.steady < again);
+        if !self.wanted || self.under_way.is_some() || rests {
+            return None;
+        }
+        if self.held(now) {
+            let renew = self.life?.renew.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            return (self.life?.renew <= now.wall).then_some((Urgency::Renewal, renew.as_nanos() as u64, self.came));
+        }
+        let urgency = if self.waiting.is_empty() {
+            Urgency::WarmUp
+        } else {
+            Urgency::Waiting
+        };
+        Some((urgency, 0, self.came))
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_queue_does_as_the_oracle_says(steps in prop::collection::vec(step(), 0..120)) {
+        let mut now = start();
+        let (mut queue, mut told) = (Queue::default(), vec![Told::default(); 14]);
+        let mut clock = 0;
+        for step in steps {
+            clock += 1;
+            match step {
+                Step::Want(key) => {
+                    queue.want(&key);
+                    let one = &mut told[usize::from(key)];
+                    if !one.wanted && one.under_way.is_none() {
+                        *one = Told { came: clock, ..Told::default() };
+                    }
+                    one.wanted = true;
+                }
+                Step::Forget(key) => {
+                    queue.forget(&key);
+                    let one = &mut told[usize::from(key)];
+                    (one.wanted, one.life) = (false, None);
+                    if one.under_way.is_none() {
+                        *one = Told::default();
+                    }
+                }
+                Step::Wait(key) => {
+                    let one = &mut told[usize::from(key)];
+                    let rests = one.again.filter(|again| one.under_way.is_none() && now.steady < *again);
+                    let wanted = match (one.wanted, one.held(now), rests) {
+                        (false, ..) => Wait::Unknown,
+                        (_, true, _) => Wait::Held,
+                        (_, _, Some(again)) => Wait::Failed(again - now.steady),
+                        _ => Wait::Joined,
+                    };
+                    prop_assert_eq!(queue.wait(&key, now), wanted);
+                    if wanted == Wait::Joined {
+                        if one.waiting.is_empty() {
+                            one.came = clock;
+                        }
+                        one.waiting.push(clock);
+                    }
+                }
+                Step::Leave(key) => {
+                    queue.leave(&key);
+                    told[usize::from(key)].waiting.pop();
+                }
+                Step::Ask => loop {
+                    let under_way: Vec<_> = told.iter().filter_map(|one| one.under_way).collect();
+                    let unhurried = under_way.iter().filter(|urgency| **urgency != Urgency::Waiting).count();
+                    let eligible = told.iter().enumerate().filter_map(|(key, one)| Some((one.order(now)?, key)));
+                    let first = eligible
+                        .filter(|((urgency, ..), _)| *urgency == Urgency::Waiting || unhurried < UNHURRIED)
+                        .min()
+                        .filter(|_| under_way.len() < AT_ONCE);
+                    let asked = queue.next(now);
+                    prop_assert_eq!(asked.map(usize::from), first.map(|(_, key)| key));
+                    let Some(((urgency, ..), key)) = first else { break };
+                    told[key].under_way = Some(urgency);
+                },
+                Step::Issued(key, seconds) => {
+                    let one = &mut told[usize::from(key)];
+                    if one.under_way.take().is_none() {
+                        continue;
+                    }
+                    let life = Life::issued(now.wall, now.wall + Duration::from_secs(seconds), now.wall, 0);
+                    prop_assert_eq!(queue.issued(&key, life), one.wanted);
+                    match one.wanted {
+                        true => (one.life, one.failed, one.again) = (Some(life), 0, None),
+                        false => *one = Told::default(),
+                    }
+                }
+                Step::Failed(key, draw) => {
+                    let one = &mut told[usize::from(key)];
+                    if one.under_way.take().is_none() {
+                        continue;
+                    }
+                    let wait = queue.failed(&key, now, draw);
+                    prop_assert_eq!(wait.is_some(), one.wanted);
+                    let Some(wait) = wait else {
+                        *one = Told::default();
+                        continue;
+                    };
+                    let wanted = FIRST_WAIT.as_secs_f64() * 2f64.powi(one.failed.try_into().unwrap());
+                    let wanted = wanted.min(LONGEST_WAIT.as_secs_f64());
+                    prop_assert!((0.79..=1.21).contains(&(wait.as_secs_f64() / wanted)), "{wait:?}, and not about {wanted} s");
+                    one.failed += 1;
+                    (one.again, one.came) = (Some(now.steady + wait), clock);
+                }
+                Step::Pass(seconds) => now = after(now, Duration::from_secs(seconds)),
+                Step::Restart => {
+                    queue.restart();
+                    for one in &mut told {
+                        one.under_way = None;
+                        if !one.wanted {
+                            *one = Told::default();
+                        }
+                    }
+                }
+            }
+            let lacking = queue.lacking(now.wall).count();
+            prop_assert_eq!(lacking, told.iter().filter(|one| one.wanted && !one.held(now)).count());
+            // Whoever sleeps as long as it is told to misses nothing, and is not woken for nothing.
+            let mut then = queue.timeout(now).map(|wait| after(now, wait));
+            if let Some(then) = then.take() {
+                let due = told.iter().any(|one| one.order(then).is_some());
+                prop_assert!(due, "nothing is due at {then:?}");
+            }
+        }
+    }
+}
