@@ -39,8 +39,8 @@ use versions::{Authorization, Told, Versions};
 
 pub use kinds::Service as ServiceObject;
 pub use kinds::{
-    Bare, Condition, Container, ContainerPort, Invalid, Kind, Metadata, Object, ObjectKey, OwnerReference, Pod, PodIp, PodSpec, PodStatus,
-    ServicePort, ServiceSpec, TargetPort,
+    Bare, Condition, Container, ContainerPort, ContainerState, ContainerStatus, Invalid, Kind, Metadata, Object, ObjectKey, OwnerReference,
+    Pod, PodIp, PodSpec, PodStatus, ServicePort, ServiceSpec, TargetPort,
 };
 pub use selection::{Candidate, Enablement, Exclusion, LabelSelector, Operator, Requirement, Selection, SelectorError};
 

@@ -76,6 +76,8 @@ pub struct Workload {
     pub ambient: bool,
     /// What its annotations ask of its capture; `None` where they ask nothing.
     pub capture: Option<Arc<Capture>>,
+    /// Whether something may have run in it: `false` only where its status says that nothing has.
+    pub has_run: bool,
     /// How it is reached: by tunnel only once its node has said that it is captured.
     pub tunnel: TunnelProtocol,
     /// Whether its addresses are its own.
@@ -126,6 +128,7 @@ impl Workload {
             cluster: "Kubernetes".into(),
             ambient: false,
             capture: None,
+            has_run: true,
             tunnel: TunnelProtocol::None,
             network_mode: NetworkMode::Standard,
             health: Health::Healthy,

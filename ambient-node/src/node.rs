@@ -526,6 +526,7 @@ pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snaps
             service_account,
             addresses: w.addresses.clone(),
             capture,
+            has_run: w.has_run,
         })
     };
     ours.filter_map(spec).collect()

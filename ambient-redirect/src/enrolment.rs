@@ -311,7 +311,7 @@ impl Enrolment {
             self.places.cleared(end.namespace);
         }
         // Captured it is refused nothing, and goes around nothing.
-        if matches!(end.step, Step::Close | Step::Enforce) {
+        if matches!(end.step, Step::Close | Step::Enforce) && end.done != Done::Runs {
             self.answer(end.namespace, &end.done);
         }
         self.pods.handle_done(now(), wall(), end.namespace, end.step, end.done.clone());

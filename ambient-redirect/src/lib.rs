@@ -43,8 +43,10 @@
 //!
 //! # What becomes of connections
 //!
-//! *A new pod*, whose namespace was handed over ([`HandOver::take`]) before anything ran in it, is refused until it is captured
-//! and that is proven: what its processes open, and what is opened to it, gets a reset.
+//! *A new pod*, in which nothing has run, is refused until it is captured and that is proven: what its processes open, and what
+//! is opened to it, gets a reset. New is whose namespace was handed over ([`HandOver::take`]); and who is found with a status
+//! that says so ([`PodSpec::has_run`]), unless a TCP socket is in its namespace: the status is late then. For such a pod a
+//! kubelet need do no more than to start its containers only once it is announced.
 //!
 //! *When a pod joins* that ran before, new connections go as before until the one transaction that puts the rules in force,
 //! and through the proxy after it; none is refused, as the proxy listens by then. Connections that are open go on, idle ones

@@ -130,7 +130,8 @@ pub struct Seen {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Birth {
     /// Nothing has run in it: its pod's TCP is refused until its capture is proven. For whoever hands a namespace over before
-    /// he starts anything in it.
+    /// he starts anything in it; one that is found is so as well if its pod's status says so ([`PodSpec::has_run`]), and no
+    /// TCP socket is in it.
     New,
     /// Something may run in it: its pod's TCP goes on as it does until it is captured.
     #[default]
@@ -157,6 +158,9 @@ pub struct Action {
     pub step: Step,
     /// Whether the pod's TCP is refused: rules that are put in force refuse as well as capture.
     pub closed: bool,
+    /// For [`Step::Close`]: what the pod's status says of it is not to be believed where a TCP socket of somebody's is in the
+    /// namespace; nothing is done then, and the answer is [`Done::Runs`].
+    pub unless_it_runs: bool,
     /// Whether rules of the pod stood already: what goes around the proxy now went around it then, and is reset. Else it was
     /// open before.
     pub enforced: bool,
@@ -171,6 +175,8 @@ pub enum Done {
     Proven(Proof),
     /// [`Step::Drain`] found connections that go on: it is to be asked again.
     Unfinished,
+    /// [`Step::Close`] found that something runs there already, and has done nothing: see [`Action::unless_it_runs`].
+    Runs,
     /// [`Step::Verify`] found that something is not as it should be.
     Differs {
         /// What.
@@ -336,11 +342,14 @@ impl Pods {
         self.entries.iter_mut().find_map(|(id, entry)| {
             let step = entry.begin(now)?;
             self.changed |= step != Step::Verify;
+            // Once it was looked at, what is refused is refused whatever runs.
+            let unless_it_runs = step == Step::Close && std::mem::take(&mut entry.presumed_new);
             Some(Output::Do(Action {
                 namespace: *id,
                 pod: entry.pod.clone(),
                 step,
                 closed: entry.closed,
+                unless_it_runs,
                 enforced: entry.enforced,
             }))
         })
@@ -468,9 +477,12 @@ impl Pods {
             // Not while what was left behind of it elsewhere is being withdrawn.
             if !self.has_entry(&spec.uid) {
                 let seen = self.seen.get(&id);
-                let birth = seen.map(|seen| seen.birth).unwrap_or_default();
+                let known = seen.map(|seen| seen.birth).unwrap_or_default();
+                let presumed_new = known == Birth::Running && !spec.has_run;
+                let birth = if presumed_new { Birth::New } else { known };
                 let taken_over = seen.is_some_and(|seen| seen.left_behind.is_some());
                 let mut entry = Entry::new(Arc::new(spec), birth, now, &self.timing);
+                entry.presumed_new = presumed_new;
                 entry.enforced = taken_over;
                 self.entries.insert(id, entry);
             }
@@ -503,6 +515,7 @@ impl Pods {
             service_account: "".into(),
             addresses: Vec::new(),
             capture: ambient_core::Capture::default(),
+            has_run: true,
         };
         self.entries
             .insert(id, Entry::left_behind(Arc::new(pod), announced, now, &self.timing));

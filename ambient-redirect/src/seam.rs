@@ -24,6 +24,9 @@ pub struct PodSpec {
     pub addresses: Vec<IpAddr>,
     /// What it asks of its capture; a change of it is followed while the pod runs.
     pub capture: Capture,
+    /// Whether something may have run in it. `false` where its status says that nothing has: found so, and with no TCP socket in
+    /// its namespace, it is [new](crate::pods::Birth::New). `true` is never wrong.
+    pub has_run: bool,
 }
 
 impl fmt::Display for PodSpec {

@@ -22,7 +22,7 @@ use std::{
 };
 
 use ambient_redirect::{
-    Config, ExistingConnections,
+    Config, ExistingConnections, PodSpec,
     linux::Netns,
     netlink::{Batch, Family, Nftables},
     pods::{Direction, PodState, State},
@@ -49,6 +49,10 @@ fn main() -> ExitCode {
         (
             "a_new_pod_is_refused_until_it_is_captured",
             a_new_pod_is_refused_until_it_is_captured,
+        ),
+        (
+            "what_has_not_been_started_is_new_unless_something_runs_there",
+            what_has_not_been_started_is_new_unless_something_runs_there,
         ),
         ("what_cannot_be_mended_is_refused", what_cannot_be_mended_is_refused),
         (
@@ -308,6 +312,45 @@ fn a_new_pod_is_refused_until_it_is_captured(world: &World) -> Outcome {
         assert!(!state.closed && state.kept.is_empty(), "{state:#?}");
         let other = running.hand_over.take(spec("b", &["10.0.0.2"]), pod.clone()).await;
         assert!(other.unwrap_err().to_string().contains("shop/pod-of-a (a)'s"));
+        running.stop().await;
+    })
+}
+
+fn what_has_not_been_started_is_new_unless_something_runs_there(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (fresh, late) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    echo(&node.netns);
+    // Its status does not know of it yet.
+    echo(&late);
+    let not_started = |uid: &str, addresses: &[&str]| PodSpec {
+        has_run: false,
+        ..spec(uid, addresses)
+    };
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        running.proxy.stay_dead();
+        running.want(&[not_started("a", &ADDRESSES), not_started("b", &["10.0.0.3", "fd00::3"])]);
+        running.until_logged("refused a: the proxy cannot listen").await;
+        running.until_logged("refused b: the proxy cannot listen").await;
+        for (from, to) in [
+            (&fresh, "10.0.0.1:8081"),
+            (&fresh, "[fd00::1]:8081"),
+            (&node.netns, "10.0.0.2:8081"),
+            (&node.netns, "[fd00::2]:8081"),
+        ] {
+            let kind = ask(from, to).await.unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::ConnectionRefused, "{to}");
+        }
+        let closed: Vec<bool> = running.states.borrow().iter().map(|s| s.closed).collect();
+        assert_eq!(closed, [true, false]);
+        // What runs is not refused for what is said of it.
+        peers::converse_with(&late, "10.0.0.1:8081").unwrap();
+        peers::converse_with(&node.netns, "[fd00::3]:8081").unwrap();
+        running.proxy.live();
+        running.until_in(&["a", "b"]).await;
+        assert_eq!(ask(&fresh, "10.0.0.1:8081").await.unwrap(), "out 10.0.0.1:8081 from 10.0.0.2");
+        assert_eq!(ask(&late, "10.0.0.1:8081").await.unwrap(), "out 10.0.0.1:8081 from 10.0.0.3");
+        assert!(running.states.borrow().iter().all(|s| !s.closed));
         running.stop().await;
     })
 }

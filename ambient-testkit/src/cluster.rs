@@ -240,7 +240,7 @@ impl Cluster {
         let (world, logs) = (self.world.clone(), self.dir.join("logs"));
         let node = self.node(&name)?;
         let pod = Pod::prepare(&world, &object, node, &logs)?;
-        let described = pod.describe(object, node);
+        let described = pod.describe(object, node, false);
         let key = pod.key().clone();
         self.pods.insert(key.clone(), pod);
         self.store.put(described).map_err(ClusterError::io("writing a manifest"))?;
@@ -252,7 +252,9 @@ impl Cluster {
         let object = self.store.find(key).ok_or_else(unknown)?;
         let pod = self.pods.get_mut(key).ok_or_else(unknown)?;
         let node = self.nodes.iter().find(|n| n.name() == pod.node()).ok_or_else(unknown)?;
-        pod.start(object, &self.images, node)
+        pod.start(object, &self.images, node)?;
+        let started = pod.describe(object.clone(), node, true);
+        self.store.put(started).map_err(ClusterError::io("writing a manifest"))
     }
 
     fn wait_captured(&mut self, key: &Key, until: Instant) -> Result<(), ClusterError> {

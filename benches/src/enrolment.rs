@@ -76,6 +76,7 @@ impl Node {
             service_account: "default".into(),
             addresses: own.to_vec(),
             capture: ambient_core::Capture::default(),
+            has_run: true,
         })
     }
 

@@ -268,6 +268,7 @@ fn workload(sent: wire::Workload) -> Result<Workload, String> {
     if let Some(pod) = pod(&sent.extensions) {
         workload.ambient = pod.ambient;
         workload.capture = capture(&pod);
+        workload.has_run = !pod.nothing_has_run;
         workload.pod = Some(pod.uid.into());
     }
     Ok(workload)

@@ -315,6 +315,44 @@ pub struct PodStatus {
     /// What holds of it; `Ready` is read.
     #[serde(default, deserialize_with = "absent_if_null")]
     pub conditions: Vec<Condition>,
+    /// How its containers stand.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub container_statuses: Vec<ContainerStatus>,
+    /// How those stand that run before the others.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub init_container_statuses: Vec<ContainerStatus>,
+    /// How those stand that were added while it ran.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub ephemeral_container_statuses: Vec<ContainerStatus>,
+}
+
+/// How a container stands; what says whether it has run is read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerStatus {
+    /// How it is now.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub state: ContainerState,
+    /// How it ended before.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub last_state: ContainerState,
+    /// How often it was started anew.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub restart_count: u32,
+    /// Whether it is started, and its startup probe has passed.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub started: bool,
+}
+
+/// What a container does: one of these, or it waits.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ContainerState {
+    /// It runs.
+    #[serde(default)]
+    pub running: Option<serde::de::IgnoredAny>,
+    /// It has ended.
+    #[serde(default)]
+    pub terminated: Option<serde::de::IgnoredAny>,
 }
 
 /// An address of a pod.

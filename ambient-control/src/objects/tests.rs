@@ -231,6 +231,29 @@ fn health_and_ends() {
 }
 
 #[test]
+fn a_status_says_whether_anything_has_run() {
+    let status = |phase: Option<&str>, container: Value| {
+        json!({ "status": { "phase": phase, "containerStatuses": [{ "name": "app", "state": { "waiting": { "reason": "ContainerCreating" } } }],
+            "initContainerStatuses": [container], "ephemeralContainerStatuses": null } })
+    };
+    let waits = || json!({ "name": "init", "started": false, "restartCount": 0, "state": { "waiting": {} }, "lastState": {} });
+    assert!(one(&json!({})).has_run, "running");
+    assert!(one(&status(None, waits())).has_run, "nobody keeps a status of it");
+    assert!(one(&status(Some("Running"), waits())).has_run);
+    assert!(!one(&status(Some("Pending"), waits())).has_run);
+    assert!(!one(&json!({ "status": { "phase": "Pending" } })).has_run);
+    for has in [
+        json!({ "state": { "running": { "startedAt": "2026-11-23T20:00:00Z" } } }),
+        json!({ "state": { "terminated": { "exitCode": 0 } } }),
+        json!({ "lastState": { "terminated": { "exitCode": 1 } } }),
+        json!({ "restartCount": 1 }),
+        json!({ "started": true }),
+    ] {
+        assert!(one(&status(Some("Pending"), patched(waits(), &has))).has_run, "{has}");
+    }
+}
+
+#[test]
 fn a_service_and_its_endpoints() {
     let service = json!({ "kind": "Service", "metadata": { "name": "web", "namespace": "shop" }, "spec": {
         "clusterIP": "10.1.0.1", "clusterIPs": ["10.1.0.1", "fd01::1"], "selector": { "app": "cart" },

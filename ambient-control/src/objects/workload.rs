@@ -7,7 +7,7 @@ use ambient_core::{Capture, Health, NetworkMode, PodUid, TunnelProtocol, Workloa
 
 use super::{
     Settings,
-    kinds::Pod,
+    kinds::{ContainerStatus, Pod, PodStatus},
     selection::{self, Candidate},
 };
 
@@ -30,6 +30,7 @@ pub(super) fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels
     workload.ambient = is_ambient(settings, pod, namespace_labels);
     let capture = Capture::read(|key| meta.annotations.get(key).map(String::as_str));
     workload.capture = (!capture.is_default()).then(|| Arc::new(capture));
+    workload.has_run = has_run(&pod.status);
     if pod.spec.host_network {
         workload.network_mode = NetworkMode::HostNetwork;
     }
@@ -85,6 +86,27 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
 
 fn is_terminal(pod: &Pod) -> bool {
     pod.status.phase.as_deref().is_some_and(selection::is_terminal)
+}
+
+/// Whether something may have run in a pod. A kubelet says `Pending` until a container runs, but while one of those runs that
+/// come before them.
+fn has_run(status: &PodStatus) -> bool {
+    if status.phase.as_deref() != Some("Pending") {
+        // Also where nobody keeps a status of it.
+        return true;
+    }
+    let ran = |c: &ContainerStatus| {
+        let seen = [&c.state, &c.last_state]
+            .iter()
+            .any(|s| s.running.is_some() || s.terminated.is_some());
+        seen || c.started || c.restart_count > 0
+    };
+    let lists = [
+        &status.container_statuses,
+        &status.init_container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    lists.into_iter().flatten().any(ran)
 }
 
 fn health(pod: &Pod) -> Health {

@@ -106,6 +106,7 @@ fn pod(of: &Workload, uid: &str) -> wire::Extension {
         bypass_inbound_capture: capture.bypass_inbound,
         dns_capture: capture.dns,
         virtual_interfaces: capture.virtual_interfaces.iter().map(ToString::to_string).collect(),
+        nothing_has_run: !of.has_run,
     };
     wire::Extension {
         name: POD.into(),

@@ -31,6 +31,9 @@ pub struct Pod {
     /// istio.io/reroute-virtual-interfaces
     #[prost(string, repeated, tag = "5")]
     pub virtual_interfaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Its status says that nothing has run in it yet.
+    #[prost(bool, tag = "6")]
+    pub nothing_has_run: bool,
 }
 /// Generated client implementations.
 pub mod capture_service_client {

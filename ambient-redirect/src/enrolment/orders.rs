@@ -60,7 +60,8 @@ impl HandOver {
     /// that is proven; or until it turns out, within half a minute, that the pod is not meant to be in the mesh.
     ///
     /// The caller has to know that nothing runs in the namespace yet: what does would be refused as well. A pod that is not
-    /// handed over is found by its address, and joins as one that runs: see [`ExistingConnections`](super::ExistingConnections).
+    /// handed over is found by its address, and joins as one that runs, unless its status says that nothing has run in it: see
+    /// [`ExistingConnections`](super::ExistingConnections) and [`PodSpec::has_run`].
     ///
     /// # Errors
     /// Where the namespace is another pod's, or the rules cannot be put in force. Nothing may be started in it then.

@@ -109,7 +109,7 @@ impl Hands {
     pub(super) async fn perform(&self, action: &Action, room: &Room) -> Done {
         let pod = &action.pod;
         let result = match action.step {
-            Step::Close => self.close(action, room).await,
+            Step::Close => return self.close(action, room).await.unwrap_or_else(Done::Failed),
             Step::Listen => self.listen(pod, room).await,
             Step::Enforce => return self.enforce(action, room).await.map_or_else(Done::Failed, Done::Well),
             Step::Prove => return self.prove(action, room).await,
@@ -147,11 +147,19 @@ impl Hands {
         if closed { plan.and_closed(&options) } else { plan }
     }
 
-    async fn close(&self, action: &Action, room: &Room) -> Result<(), String> {
+    async fn close(&self, action: &Action, room: &Room) -> Result<Done, String> {
         // Before anything is in force, so that no change of it is missed.
         room.watch.start(&room.namespace).await?;
         let (plan, mark) = (Plan::closed(&self.options(&action.pod)), self.mark(&action.pod));
-        room.within(move |inside| inside.add(&plan, &mark)).await
+        let unless_it_runs = action.unless_it_runs;
+        let work = move |inside: &mut Inside| {
+            if unless_it_runs && inside.has_sockets()? {
+                return Ok(Done::Runs);
+            }
+            inside.add(&plan, &mark)?;
+            Ok(Done::Well(Report::default()))
+        };
+        room.within(work).await
     }
 
     async fn open(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {

@@ -156,6 +156,7 @@ mod tests {
             service_account: "default".into(),
             addresses: vec![address.parse().unwrap()],
             capture: Capture::default(),
+            has_run: true,
         }
     }
 

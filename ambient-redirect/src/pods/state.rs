@@ -202,6 +202,8 @@ pub(super) struct Entry {
     listen_next: bool,
     /// It was handed over although it was found by itself: it is refused before anything else is done.
     close_next: bool,
+    /// It is new by its status alone: what is in its namespace may tell otherwise.
+    pub(super) presumed_new: bool,
     /// The proxy serves it as somebody that it is no longer.
     renew: bool,
     /// Announced by this process, and not taken back.
@@ -250,6 +252,7 @@ impl Entry {
             enforced: false,
             listen_next: false,
             close_next: false,
+            presumed_new: false,
             renew: false,
             announced: None,
             mending: None,
@@ -341,6 +344,8 @@ impl Entry {
 
     /// It was found running, and is handed over as new before anything of it is captured.
     pub(super) fn is_new(&mut self) {
+        // Whoever hands it over knows.
+        self.presumed_new = false;
         self.close_next = !self.closed && !self.enforced;
     }
 
@@ -472,6 +477,7 @@ impl Entry {
                 self.phase = if rules { Phase::Enforcing } else { Phase::Listening };
             }
             Done::Unfinished => self.not_before = Some(now + timing.pause),
+            Done::Runs => self.phase = Phase::Listening,
             Done::Well(report) => {
                 self.report(step, &report);
                 if held {

@@ -29,6 +29,8 @@ struct World {
     /// Where connections may be open: a proxy listens under rules and has not cut them.
     open: BTreeSet<NetnsId>,
     under_way: BTreeMap<NetnsId, Action>,
+    /// Where something runs, whatever its pod's status says.
+    runs: BTreeSet<NetnsId>,
     /// Rules that were there before this process saw the namespace.
     left_behind: BTreeMap<NetnsId, PodUid>,
 }
@@ -60,7 +62,10 @@ enum Happening {
 impl Node {
     #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
     fn new(left_behind: &[(u64, usize)]) -> Self {
-        let mut world = World::default();
+        let mut world = World {
+            runs: BTreeSet::from([id(2)]),
+            ..World::default()
+        };
         for (n, uid) in left_behind {
             let uid = POOL[*uid].0.into();
             world.announced.insert(PodUid::clone(&uid), id(*n));
@@ -141,6 +146,7 @@ impl Node {
             },
             Step::Prove if !sound => Done::Failed("broken".into()),
             Step::Prove => Done::Proven(PROOF),
+            Step::Close if action.unless_it_runs && world.runs.contains(&n) => Done::Runs,
             _ => Done::Well(Report::default()),
         };
         if matches!(done, Done::Well(_) | Done::Proven(_)) {
@@ -240,6 +246,8 @@ impl Node {
         let announced_here = |world: &World| world.announced.iter().find(|(_, at)| **at == n).map(|(uid, _)| uid.clone());
         match action.step {
             Step::Listen | Step::Close => {
+                let by_its_status = action.step == Step::Close && !action.pod.has_run;
+                assert!(!action.unless_it_runs || by_its_status, "{action:?}");
                 // An announcement is of a pod, wherever it is.
                 if let Some(at) = world.announced.get_mut(uid) {
                     *at = n;
@@ -456,6 +464,70 @@ fn what_is_found_before_it_is_handed_over_is_refused_from_then_on() {
     node.pods.handle_given(node.now, id(1), &spec(0)).unwrap();
     node.poll();
     assert_eq!(node.steps(), []);
+}
+
+#[test]
+fn what_has_not_run_by_its_status_is_new_unless_something_runs_there() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, UNSTARTED)]);
+    node.want(&[UNSTARTED]);
+    let mut steps = Vec::new();
+    while let Some(action) = node.world.under_way.values().next().cloned() {
+        assert_eq!(action.unless_it_runs, action.step == Step::Close);
+        steps.push(action.step);
+        node.end(0, true);
+        let open = steps.contains(&Step::Open);
+        assert!(open || node.world.closed.contains(&id(1)), "{action:?}");
+    }
+    assert_eq!(
+        steps,
+        [
+            Step::Close,
+            Step::Listen,
+            Step::Enforce,
+            Step::Prove,
+            Step::Open,
+            Step::Prove,
+            Step::Announce
+        ]
+    );
+    // It has started, which is nothing that the proxy need be told.
+    let started = PodSpec {
+        has_run: true,
+        ..spec(UNSTARTED)
+    };
+    node.pods.handle_desired(node.now, Some(Arc::from([started])));
+    node.poll();
+    assert_eq!(node.steps(), []);
+
+    // Its status is late.
+    let mut node = Node::new(&[]);
+    node.see(&[(2, UNSTARTED)]);
+    node.want(&[UNSTARTED]);
+    assert_eq!(node.steps(), [Step::Close]);
+    node.end(0, true);
+    assert_eq!(node.steps(), [Step::Listen]);
+    assert!(node.world.closed.is_empty() && !node.pods.is_closed(id(2)));
+    node.settle();
+    assert!(matches!(node.state("c"), Some(State::In { .. })));
+    // What is refused later is refused whatever runs.
+    node.now += Duration::from_secs(1);
+    node.world.rules.clear();
+    node.pods.handle_changed(id(2));
+    node.poll();
+    node.end(0, true);
+    node.end(0, false);
+    assert!(node.world.under_way.values().all(|a| a.step == Step::Close && !a.unless_it_runs));
+
+    // Handed over it is new, whatever its status or its sockets say.
+    let mut node = Node::new(&[]);
+    node.see(&[(2, UNSTARTED)]);
+    node.want(&[UNSTARTED]);
+    node.pods.handle_given(node.now, id(2), &spec(UNSTARTED)).unwrap();
+    node.end(0, true);
+    assert!(node.world.under_way.values().all(|a| a.step == Step::Close && !a.unless_it_runs));
+    node.end(0, true);
+    assert!(node.pods.is_closed(id(2)));
 }
 
 #[test]
@@ -775,6 +847,7 @@ fn report(said: Option<&str>, strays: u64) -> Report {
 }
 
 /// Pods and the address of each: some share one.
+const UNSTARTED: usize = 2;
 const POOL: [(&str, usize); 5] = [("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 1)];
 
 fn spec(index: usize) -> PodSpec {
@@ -786,6 +859,8 @@ fn spec(index: usize) -> PodSpec {
         service_account: "default".into(),
         addresses: vec![address_of(address)],
         capture: ambient_core::Capture::default(),
+        // Its kubelet has not started it yet.
+        has_run: index != UNSTARTED,
     }
 }
 

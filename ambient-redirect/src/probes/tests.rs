@@ -16,6 +16,7 @@ fn pod(uid: &str, addresses: &[&str], placed: bool) -> PodState {
             service_account: "default".into(),
             addresses: addresses.iter().map(|a| ip(a)).collect(),
             capture: Capture::default(),
+            has_run: true,
         }),
         namespace: placed.then_some(NetnsId { dev: 1, ino: 2 }),
         state: State::Joining,

@@ -289,6 +289,7 @@ fn spec(uid: &PodUid, info: &WorkloadInfo) -> PodSpec {
         service_account: info.service_account.clone(),
         addresses: Vec::new(),
         capture: Default::default(),
+        has_run: true,
     }
 }
 

@@ -71,5 +71,6 @@ pub(crate) fn spec(uid: &str, addresses: &[&str]) -> PodSpec {
         service_account: "default".into(),
         addresses: addresses.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect(),
         capture: Capture::default(),
+        has_run: true,
     }
 }

@@ -118,27 +118,42 @@ impl Pod {
         })
     }
 
-    /// Its object as the API server shows it once the pod is there.
-    pub(super) fn describe(&self, mut object: Object, node: &Node) -> Object {
+    /// Its object as the API server shows it once the pod is there: nothing runs in it until it `runs`.
+    pub(super) fn describe(&self, mut object: Object, node: &Node, runs: bool) -> Object {
         let now = rfc3339(time_of_day(), 0);
         let ips = |addresses: &[IpAddr]| addresses.iter().map(|ip| json!({"ip": ip})).collect::<Value>();
         let host = node.addresses().both();
         object.set(&["metadata", "uid"], self.uid.as_str().into());
-        object.set(&["metadata", "creationTimestamp"], now.as_str().into());
+        if object.text("/metadata/creationTimestamp").is_none() {
+            object.set(&["metadata", "creationTimestamp"], now.as_str().into());
+        }
         object.set(&["spec", "nodeName"], self.node.as_str().into());
-        let condition = |kind: &str| json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+        let condition = |(kind, holds): (&str, bool)| {
+            let status = if holds { "True" } else { "False" };
+            json!({"type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": now})
+        };
         let conditions: Vec<Value> = [
-            "PodReadyToStartContainers",
-            "Initialized",
-            "Ready",
-            "ContainersReady",
-            "PodScheduled",
+            ("PodReadyToStartContainers", true),
+            ("Initialized", true),
+            ("Ready", runs),
+            ("ContainersReady", runs),
+            ("PodScheduled", true),
         ]
         .map(condition)
         .into();
+        let containers = object.value().pointer("/spec/containers").and_then(Value::as_array);
+        let container = |container: &Value| {
+            let state = match runs {
+                true => json!({"running": {"startedAt": now}}),
+                false => json!({"waiting": {"reason": "ContainerCreating"}}),
+            };
+            json!({"name": container["name"], "state": state, "lastState": {}, "restartCount": 0, "started": runs, "ready": runs})
+        };
+        let containers: Vec<Value> = containers.into_iter().flatten().map(container).collect();
         let status = json!({
-            "phase": "Running",
+            "phase": if runs { "Running" } else { "Pending" },
             "conditions": conditions,
+            "containerStatuses": containers,
             "hostIP": host[0],
             "hostIPs": ips(&host),
             "podIP": self.addresses.first(),

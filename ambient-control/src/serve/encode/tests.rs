@@ -20,6 +20,7 @@ fn everything() -> Workload {
     ];
     let annotation = |key: &str| annotations.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
     of.capture = Some(ambient_core::Capture::read(annotation).into());
+    of.has_run = false;
     of.addresses = vec!["10.1.0.4".parse().unwrap(), "fd00::4".parse().unwrap()];
     of.network = "n1".into();
     of.tunnel = TunnelProtocol::Hbone;

@@ -121,6 +121,7 @@ mod tests {
                 service_account: "default".into(),
                 addresses: vec!["10.0.0.2".parse().unwrap()],
                 capture: Capture::default(),
+                has_run: true,
             }),
             namespace: None,
             state,

@@ -170,6 +170,15 @@ impl Inside {
         Ok(live.into_iter().filter_map(outsider).collect())
     }
 
+    /// Whether a TCP socket is in the namespace that is not a proxy's: something runs there, or did a moment ago.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub(crate) fn has_sockets(&mut self) -> Result<bool, ApplyError> {
+        let listens = self.sockets.listeners(Transport::Tcp)?.iter().any(|l| !is_marked(l.mark));
+        Ok(listens || self.sockets.connections()?.iter().any(|c| !is_marked(c.mark)))
+    }
+
     /// Whether the kernel tells which connections it tracks.
     ///
     /// # Errors
