@@ -148,6 +148,17 @@ pub enum ChainError {
     /// Its extended key usage does not allow the role the peer plays.
     #[error("its extended key usage does not allow this use")]
     WrongUsage,
+    /// An authority between it and the root vouches for another trust domain.
+    #[error("its issuer is {authority}, which vouches for nobody of the trust domain {domain}")]
+    ForeignAuthority {
+        /// The SPIFFE ID that the authority's certificate bears.
+        authority: Arc<str>,
+        /// The domain that the leaf names.
+        domain: TrustDomain,
+    },
+    /// Name constraints of an authority above it do not permit its names.
+    #[error("the name constraints of its issuer do not permit it; those on URIs are not read, and permit none")]
+    NameConstraints,
     /// The peer presents a certificate that its issuer has revoked.
     #[error("{0}")]
     Revoked(Revoked),
@@ -162,6 +173,7 @@ impl From<webpki::Error> for ChainError {
             webpki::Error::CertExpired { .. } => Self::Expired,
             webpki::Error::CertNotValidYet { .. } => Self::NotYetValid,
             webpki::Error::UnknownIssuer => Self::UnknownIssuer,
+            webpki::Error::NameConstraintViolation => Self::NameConstraints,
             webpki::Error::RequiredEkuNotFoundContext(_) => Self::WrongUsage,
             other => Self::Other(other),
         }

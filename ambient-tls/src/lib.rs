@@ -10,6 +10,10 @@
 //! - TLS 1.3 only, ALPN `h2`, no server name, no resumption (a resumed session would skip the check of the certificate);
 //! - both sides present a certificate; its leaf bears exactly one URI SAN, and that is a SPIFFE ID;
 //! - a chain is verified only against the roots of the trust domain that this ID names;
+//! - an authority between root and leaf that bears a SPIFFE ID (X.509-SVID 3.2) vouches for that ID's trust domain alone.
+//!   This is how an intermediate is held to its domain: constraints on URI names (RFC 5280 4.2.1.10), which would say the
+//!   same, speak of hosts that are DNS names, and webpki, ztunnel's verifier as well as ours, refuses every chain that has
+//!   them; those on DNS names and addresses it enforces;
 //! - the leaf's extended key usage, where it is present, allows the role the peer plays;
 //! - no certificate of it, whichever the peer presents, is listed in a CRL of that domain which its issuer has signed:
 //!   [`Trust`] says what is decided where CRLs are old, unreadable or silent;

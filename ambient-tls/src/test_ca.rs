@@ -37,9 +37,14 @@ impl Ca {
 
     /// An authority below this one.
     pub(crate) fn intermediate(&self, name: &str, serial: u64) -> Self {
+        self.limited(name, |params| params.serial_number = Some(serial.into()))
+    }
+
+    /// An authority below this one, changed as a test likes.
+    pub(crate) fn limited(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = authority(name);
-        params.serial_number = Some(serial.into());
+        change(&mut params);
         let der = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
         let issuer = Issuer::new(params, key);
         Self { der, issuer }

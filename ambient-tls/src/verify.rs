@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use ambient_core::{Identity, SpiffeId};
+use ambient_core::{Identity, SpiffeId, TrustDomain};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -12,6 +12,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::{
     PeerError, Trust,
@@ -110,7 +111,7 @@ impl Verifier {
         }
         let (id, _) = read_leaf(leaf)?;
         let domain = self.trust.domain(&id)?;
-        if let Err(source) = self.verify_chain(leaf, rest, domain, role, now) {
+        if let Err(source) = self.verify_chain(&id, leaf, rest, domain, role, now) {
             return Err(PeerError::Chain { id, source });
         }
         if domain.has_crls()
@@ -124,6 +125,7 @@ impl Verifier {
 
     fn verify_chain(
         &self,
+        id: &SpiffeId,
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
         domain: &Domain,
@@ -137,9 +139,36 @@ impl Verifier {
         let algorithms = self.trust.provider.signature_verification_algorithms.all;
         // Revocation is judged apart from it: webpki takes the first CRL of the issuer's name for the only one, and
         // refuses all if another key of that name has signed it.
-        EndEntityCert::try_from(leaf)?.verify_for_usage(algorithms, &domain.anchors, rest, now, usage, None, None)?;
-        Ok(())
+        let leaf = EndEntityCert::try_from(leaf)?;
+        let path = leaf.verify_for_usage(algorithms, &domain.anchors, rest, now, usage, None, None)?;
+        // Only those that vouch for the leaf: a peer may present others besides.
+        path.intermediate_certificates()
+            .try_for_each(|authority| may_vouch_in(&authority.der(), id.trust_domain()))
     }
+}
+
+/// Whether an authority below a root may vouch for IDs of a trust domain: one that names a SPIFFE ID itself (X.509-SVID
+/// 3.2) may only do so in that ID's domain, and one that names none is limited by its root alone.
+fn may_vouch_in(authority: &[u8], domain: &TrustDomain) -> Result<(), ChainError> {
+    let unreadable = || ChainError::Other(webpki::Error::BadDer);
+    let (_, certificate) = X509Certificate::from_der(authority).map_err(|_| unreadable())?;
+    let names = certificate.subject_alternative_name().map_err(|_| unreadable())?;
+    for name in names.iter().flat_map(|names| &names.value.general_names) {
+        let of = match name {
+            GeneralName::URI(uri) if uri.starts_with("spiffe:") => *uri,
+            GeneralName::Invalid(..) => return Err(unreadable()),
+            _ => continue,
+        };
+        // A path behind the domain limits nothing more; whatever else it may be, it is not this domain.
+        let named = of.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next());
+        if named != Some(domain.as_str()) {
+            return Err(ChainError::ForeignAuthority {
+                authority: of.into(),
+                domain: domain.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Verifier {

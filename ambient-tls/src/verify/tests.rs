@@ -103,6 +103,112 @@ fn a_domains_root_vouches_for_no_other_domain() {
     assert_eq!(refused.origin(), ambient_core::Origin::Control);
 }
 
+/// The chain of a leaf by an authority below a root.
+fn below(root: &Ca, uri: &str, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Result<SpiffeId, PeerError> {
+    let authority = root.limited("an intermediate", change);
+    let mut chain = ders(&authority.leaf(&[uri], |_| {}));
+    chain.push(CertificateDer::from(authority.der.clone()));
+    verifier(&trust(&[("cluster.local", root), ("other.example", root)], &[]), Accepted::AnyTrusted).verify(&chain, Role::Client)
+}
+
+#[test]
+fn an_intermediate_vouches_only_in_the_domain_that_it_names() {
+    let root = Ca::new();
+    let named = |uris: &'static [&str]| {
+        move |params: &mut rcgen::CertificateParams| {
+            params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        }
+    };
+    let good: [&[&str]; 4] = [
+        &[],
+        &["spiffe://cluster.local"],
+        &["spiffe://cluster.local/node/a"],
+        &["https://other.example/"],
+    ];
+    for uris in good {
+        assert!(below(&root, CART, named(uris)).is_ok(), "{uris:?}");
+    }
+    let bad: [&[&str]; 5] = [
+        &["spiffe://other.example"],
+        &["spiffe://cluster.local.other"],
+        &["spiffe://cluster.local", "spiffe://other.example"],
+        &["spiffe:cluster.local"],
+        &["spiffe://cluster.local:80"],
+    ];
+    for uris in bad {
+        let refused = below(&root, CART, named(uris)).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                PeerError::Chain {
+                    source: ChainError::ForeignAuthority { .. },
+                    ..
+                }
+            ),
+            "{uris:?}: {refused}"
+        );
+    }
+    // The root vouches for both domains; what it has limited vouches for one.
+    let refused = below(&root, "spiffe://other.example/x", named(&["spiffe://cluster.local"])).unwrap_err();
+    assert!(refused.to_string().contains("spiffe://cluster.local"), "{refused}");
+    assert!(below(&root, "spiffe://other.example/x", named(&["spiffe://other.example"])).is_ok());
+}
+
+#[test]
+fn an_authority_beside_the_path_does_not_matter() {
+    let root = Ca::new();
+    let beside = root.limited("beside", |params| {
+        params.subject_alt_names = vec![SanType::URI("spiffe://other.example".try_into().unwrap())];
+    });
+    let mut chain = ders(&root.leaf(&[CART], |_| {}));
+    chain.push(CertificateDer::from(beside.der));
+    let verifier = verifier(&trust(&[("cluster.local", &root)], &[]), Accepted::AnyTrusted);
+    assert!(verifier.verify(&chain, Role::Client).is_ok());
+}
+
+#[test]
+fn constraints_on_uris_refuse_and_those_on_hosts_hold() {
+    let root = Ca::new();
+    // permittedSubtrees of one URI: the leaf's own domain.
+    let on_uris = |params: &mut rcgen::CertificateParams| {
+        let base = b"cluster.local";
+        let mut der = vec![0x30, 0, 0xa0, 0, 0x30, 0, 0x86, base.len() as u8];
+        der.extend(base);
+        for (at, behind) in [(1, 2), (3, 4), (5, 6)] {
+            der[at] = (der.len() - behind) as u8;
+        }
+        let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 30], der);
+        extension.set_criticality(true);
+        params.custom_extensions.push(extension);
+    };
+    let refused = below(&root, CART, on_uris).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            PeerError::Chain {
+                source: ChainError::NameConstraints,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    let no_hosts = |params: &mut rcgen::CertificateParams| {
+        params.name_constraints = Some(rcgen::NameConstraints {
+            permitted_subtrees: Vec::new(),
+            excluded_subtrees: vec![rcgen::GeneralSubtree::DnsName(String::new())],
+        });
+    };
+    assert!(below(&root, CART, no_hosts).is_ok());
+    let authority = root.limited("an intermediate", no_hosts);
+    let leaf = authority.leaf(&[CART], |params| {
+        params.subject_alt_names.push(SanType::DnsName("istiod.istio-system.svc".try_into().unwrap()));
+    });
+    let mut chain = ders(&leaf);
+    chain.push(CertificateDer::from(authority.der));
+    let refused = verifier(&trust(&[("cluster.local", &root)], &[]), Accepted::AnyTrusted).verify(&chain, Role::Server);
+    assert!(refused.unwrap_err().to_string().contains("name constraints"));
+}
+
 #[test]
 fn dates_and_uses_are_checked() {
     let ca = Ca::new();
