@@ -1,11 +1,38 @@
-//! A certificate authority in a directory, **for one machine under one administrator**.
+//! A certificate authority in a directory: a mesh without istiod and without SPIRE.
 //!
-//! Whoever can read the directory is the authority: every process that opens it signs with the root key itself. That is
-//! right where all nodes of a mesh run on one machine for one person, and nowhere else; machines apart want an authority
-//! that they ask.
+//! Whoever can read the directory is the authority. What lies there:
 //!
-//! The directory holds `root.pem`, the root certificate, for anyone to trust, and `root-key.pem`, its key (mode 0600).
-//! Both are made on the first use, once, however many processes start together.
+//! * `root.pem`, the certificates of the roots, for anyone to trust, and `root-key.pem` (mode 0600), the key of the one that
+//!   signs. It signs intermediates, CRLs and the certificates of servers known by host names, and is read for that only;
+//! * `intermediates/NODE/`: for each node what signs the certificates of its workloads. It lives 24 hours at most, is
+//!   renewed at half its life, may have nobody below it but workloads, and vouches for no host;
+//! * `issued/`: which certificates were issued, until they end;
+//! * `revoked.json` and `crl.pem`: what was revoked, and the lists by which others know.
+//!
+//! [`DirectoryCa`] issues out of it. [`Authority`] sees to it: it makes one, issues to a node elsewhere, changes the root,
+//! revokes, and shows what is there.
+//!
+//! # Machines apart
+//!
+//! On one machine under one administrator every process may open the directory itself. Elsewhere let nodes ask
+//! `ambient control`, which signs each certificate itself and asks whose pods they are. Where that cannot be, a node may be
+//! given an intermediate ([`Authority::issue_to_node`]): a directory like this one without the root's key. Whoever steals
+//! that can be any workload of the mesh, not only of that node, until it ends or is revoked: X.509 has no constraint that
+//! says more. It is held to the trust domain by the SPIFFE ID that its certificate bears (`spiffe://DOMAIN`), which
+//! `ambient-tls` demands of every authority in a chain; constraints on URI names (RFC 5280 4.2.1.10) would say it in X.509's
+//! words, but webpki, and with it ztunnel, refuses every chain that has them. That it vouches for no host is said by name
+//! constraints, which all hold to.
+//!
+//! # A new root
+//!
+//! [`Authority::rotate`] goes on by one stage each time it is called, and refuses to be hurried: first the new root is
+//! trusted, then it signs, then the old one is withdrawn. Between two stages lies at least a day by default, in which every
+//! node hears of it and every certificate of before ends, so that no handshake is refused.
+//!
+//! # Changes
+//!
+//! What changes in the directory is in force with the next look at it: [`Issuer::trust`] looks at the dates of the files
+//! each time. A file that cannot be used changes nothing; it is logged, and what was good stays.
 //!
 //! ```
 //! use std::time::Duration;
@@ -20,6 +47,8 @@
 //! let credential = ca.issue(&identity).await?;
 //! # Ok::<_, ambient_control::IssueError>(credential) })?;
 //! assert_eq!(credential.identity, identity);
+//! // The leaf, and the intermediate that has signed it.
+//! assert_eq!(credential.chain.len(), 2);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -35,84 +64,102 @@ use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, KeyPa
 
 use crate::{BoxFuture, IssueError, Issuer};
 
+mod authority;
 #[cfg(feature = "serve")]
 pub(crate) mod directory;
 #[cfg(not(feature = "serve"))]
 mod directory;
+mod intermediates;
+mod issued;
+mod present;
 mod requests;
+mod revoked;
+mod roots;
+mod serial;
+mod show;
+mod signer;
 #[cfg(test)]
 mod tests;
 
+pub use authority::{Authority, Given, Revocation, Rotation, Target};
+pub use issued::Issued;
 pub use requests::{RequestError, ServerCredential};
+pub use revoked::RevokedCertificate;
+pub use show::{Shown, ShownCertificate, ShownIntermediate, ShownRoot, date};
+pub use signer::{Request, SignedBy, Signer, Whom};
 
-/// An authority whose root key lies in a directory.
+use present::Holder;
+
+/// An authority that issues out of a directory.
 pub struct DirectoryCa {
     trust_domain: TrustDomain,
     ttl: Duration,
-    issuer: rcgen::Issuer<'static, KeyPair>,
-    root_ends: SystemTime,
-    root_pem: String,
-    trust: Arc<TrustBundles>,
+    holder: Holder,
 }
 
 impl DirectoryCa {
     /// How long a workload's certificate is valid, unless said otherwise: 24 hours.
     pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-    /// Opens the authority in a directory; makes the directory (mode 0700) and the root (ECDSA P-256, 10 years) where
-    /// there are none. `ttl` is how long a workload's certificate is valid, to the second.
+    /// Opens the authority in a directory for the node `local`: see [`DirectoryCa::open_for`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(directory: impl AsRef<Path>, trust_domain: TrustDomain, ttl: Duration) -> Result<Self, OpenError> {
+        Self::open_for(directory, trust_domain, ttl, LOCAL)
+    }
+
+    /// Opens the authority in a directory for a node; makes the directory (mode 0700) and the root (ECDSA P-256, 10 years)
+    /// where there are none. `ttl` is how long a workload's certificate is valid, to the second; none outlives the
+    /// intermediate that has signed it, so that 24 hours are the most. Processes that name the same node share its
+    /// intermediate.
     ///
     /// It reads and writes files and may wait for another process that makes the root, at most 10 s: call it before
     /// serving anything.
     ///
     /// # Errors
-    /// When the directory or the key can be written or read by others or belongs to another user, when a file in it is
-    /// not what it must be, is of another trust domain or is out of date, or when the file system refuses; each error
-    /// says what to do. What is there is never overwritten.
-    pub fn open(directory: impl AsRef<Path>, trust_domain: TrustDomain, ttl: Duration) -> Result<Self, OpenError> {
+    /// When the directory or a key can be written or read by others or belongs to another user, when a file in it is
+    /// not what it must be, is of another trust domain or is out of date, when there is neither the root's key nor an
+    /// intermediate of the node, or when the file system refuses; each error says what to do. What is there is never
+    /// overwritten.
+    pub fn open_for(directory: impl AsRef<Path>, trust_domain: TrustDomain, ttl: Duration, node: &str) -> Result<Self, OpenError> {
+        Self::open_at(directory.as_ref(), trust_domain, ttl, node, now())
+    }
+
+    fn open_at(directory: &Path, trust_domain: TrustDomain, ttl: Duration, node: &str, now: SystemTime) -> Result<Self, OpenError> {
         let ttl = Duration::from_secs(ttl.as_secs());
         if ttl.is_zero() || ttl > MAX_TTL {
             return Err(OpenError::Ttl { ttl });
         }
-        let root = directory::open(directory.as_ref(), &trust_domain, now())?;
-        let mut trust = TrustBundles::default();
-        trust.add(trust_domain.clone(), root.certificate);
         Ok(Self {
+            holder: Holder::open(directory, &trust_domain, node, now)?,
             trust_domain,
             ttl,
-            issuer: root.issuer,
-            root_ends: root.not_after,
-            root_pem: root.pem,
-            trust: Arc::new(trust),
         })
     }
 
     fn sign(&self, identity: &Identity, now: SystemTime) -> Result<Credential, IssueError> {
-        if identity.trust_domain() != &self.trust_domain {
-            return Err(IssueError::Refused {
-                identity: identity.clone(),
-                why: format!("this authority is that of the trust domain {}", self.trust_domain),
-            });
-        }
         let unavailable = |why: String| IssueError::Unavailable {
             identity: identity.clone(),
             why,
         };
-        let (not_before, not_after) = self.life(self.ttl, now).map_err(|e| unavailable(e.to_string()))?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| unavailable(format!("cannot make a key: {e}")))?;
-        let uri = identity
-            .as_str()
-            .try_into()
-            .map_err(|e| unavailable(format!("cannot write its name: {e}")))?;
-        let certificate = leaf(vec![SanType::URI(uri)], not_before, not_after)
-            .signed_by(&key, &self.issuer)
-            .map_err(|e| unavailable(format!("cannot sign: {e}")))?;
+        let signed = self.sign_key(&Whom::Id(identity.spiffe_id()), &key, self.ttl, now).map_err(|e| {
+            let why = e.to_string();
+            match e {
+                RequestError::Barred { .. } | RequestError::Foreign { .. } => IssueError::Refused {
+                    identity: identity.clone(),
+                    why,
+                },
+                _ => unavailable(why),
+            }
+        })?;
         Ok(Credential {
             identity: identity.clone(),
-            chain: vec![certificate.der().to_vec()],
+            chain: signed.chain,
             key: Arc::new(PrivateKey::from(key.serialize_der())),
-            not_before,
-            not_after,
+            not_before: signed.not_before,
+            not_after: signed.not_after,
         })
     }
 }
@@ -132,13 +179,15 @@ fn leaf(names: Vec<SanType>, not_before: SystemTime, not_after: SystemTime) -> C
 }
 
 impl Issuer for DirectoryCa {
-    /// Makes a key and signs at once, in about a tenth of a millisecond: nothing is waited for.
+    /// Makes a key and signs at once, in about a tenth of a millisecond, or a millisecond with a new intermediate: nothing
+    /// is waited for.
     fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
         Box::pin(future::ready(self.sign(identity, now()).map(Arc::new)))
     }
 
+    /// The roots and CRLs of the directory, as they are there now.
     fn trust(&self) -> Arc<TrustBundles> {
-        self.trust.clone()
+        self.holder.trust(now())
     }
 }
 
@@ -151,8 +200,9 @@ impl fmt::Debug for DirectoryCa {
     }
 }
 
-/// Why an authority cannot be opened.
+/// Why the directory of an authority cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// The life of certificates makes no sense.
     #[error("certificates cannot be valid for {ttl:?}: choose from one second to one year")]
@@ -161,7 +211,7 @@ pub enum OpenError {
         ttl: Duration,
     },
     /// The file system refuses.
-    #[error("cannot {what} {}", path.display())]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// What was tried.
         what: &'static str,
@@ -192,18 +242,69 @@ pub enum OpenError {
         /// The lock.
         path: PathBuf,
     },
+    /// There is an authority already.
+    #[error("{}: there is an authority of the trust domain {of} already; `ambient ca show` tells of it", path.display())]
+    Exists {
+        /// The directory.
+        path: PathBuf,
+        /// Its trust domain.
+        of: TrustDomain,
+    },
+    /// There is no authority.
+    #[error("{}: there is no authority here: `ambient ca init` makes one", path.display())]
+    Missing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Something lies there that is none of an authority's.
+    #[error("{}: is none of an authority's files: choose a directory that is empty", path.display())]
+    Foreign {
+        /// The first such file.
+        path: PathBuf,
+    },
+    /// The name is no node's.
+    #[error("{node:?} is no name of a node: letters, digits, '.', '-' and '_' make one")]
+    Node {
+        /// What was given.
+        node: String,
+    },
+    /// The root's key is needed, and kept elsewhere.
+    #[error("{}: it is not here, and without it there is no {what}: do this where it is", path.display())]
+    NoRootKey {
+        /// The key.
+        path: PathBuf,
+        /// What it is wanted for.
+        what: &'static str,
+    },
+    /// What is to be revoked is not known here.
+    #[error("{what}: nothing that was issued here and has not ended is that: {hint}")]
+    Unknown {
+        /// What was asked for.
+        what: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The crypto library refuses.
-    #[error("cannot make the root of the authority: {why}")]
+    #[error("the crypto library refuses: {why}")]
     Crypto {
         /// Its words.
         why: String,
     },
 }
 
+/// A certificate in PEM.
+#[cfg(feature = "serve")]
+pub(crate) fn pem(der: &[u8]) -> String {
+    roots::pem("CERTIFICATE", der)
+}
+
 /// Certificates hold whole seconds.
 fn whole_seconds(time: SystemTime) -> SystemTime {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+    UNIX_EPOCH + Duration::from_secs(seconds(time))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[expect(
@@ -215,3 +316,7 @@ fn now() -> SystemTime {
 }
 
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// By how much clocks of the mesh may differ.
+const SKEW: Duration = Duration::from_secs(300);
+/// The node of those who name none.
+const LOCAL: &str = "local";

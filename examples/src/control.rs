@@ -154,7 +154,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     })
     .await?;
     let provider = Arc::new(ambient_tls::provider());
-    let ca = DirectoryCa::open(&args.ca, args.trust_domain, Duration::from_secs(args.secret_ttl))?;
+    let ca = DirectoryCa::open_for(&args.ca, args.trust_domain, Duration::from_secs(args.secret_ttl), "control")?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,

@@ -7,6 +7,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 #[cfg(feature = "authz")]
 mod authz;
+mod ca;
 #[cfg(feature = "control")]
 mod control;
 mod enrol;
@@ -41,6 +42,9 @@ enum Command {
     /// Serve a directory of manifests and a certificate authority to nodes elsewhere, as istiod would.
     #[cfg(feature = "control")]
     Control(control::Args),
+    /// See to the certificate authority of a mesh without istiod and SPIRE: make it, issue, change the root, revoke, show.
+    #[command(subcommand)]
+    Ca(ca::Verb),
     /// Check policies, explain a decision, or decide on many connections; without a cluster.
     #[cfg(feature = "authz")]
     #[command(subcommand)]
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Command::Pods(args) => pods::main(&args),
         #[cfg(feature = "control")]
         Command::Control(args) => control::main(args),
+        Command::Ca(verb) => ca::main(verb),
         #[cfg(feature = "authz")]
         Command::Authz(verb) => authz::main(verb),
         #[cfg(feature = "lab")]

@@ -321,10 +321,10 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
         "certificates come from one place: leave out --ca-dir, or --control and --ca-address"
     );
     let (source, announce) = source(&args, &config).await?;
-    let trust_domain = config.trust_domain.clone();
+    let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
-        Some(directory) => Arc::new(DirectoryCa::open(directory, trust_domain, args.secret_ttl)?),
+        Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain, args.secret_ttl, &node)?),
         None => args.istiod.certificates(args.secret_ttl)?,
     };
     Ok(Node::start(ground, source, issuer, announce).await?)

@@ -1,11 +1,14 @@
-//! Signing keys that others hold.
+//! Signing keys: those that others hold, and those made here.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
-use ambient_core::{PrivateKey, SpiffeId};
-use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use ambient_core::{PrivateKey, SpiffeId, TrustDomain};
+use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType};
 
-use super::{DirectoryCa, leaf, now, whole_seconds};
+use super::{DirectoryCa, OpenError, Whom, issued, leaf, now, seconds, serial, whole_seconds};
 
 /// Why a request was not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,89 +26,200 @@ pub enum RequestError {
         /// The name.
         name: String,
     },
-    /// The root has ended.
-    #[error("the root certificate has ended: stop every node, remove root.pem and root-key.pem, and start again")]
-    RootEnded,
+    /// It is of another trust domain.
+    #[error("this authority is that of the trust domain {of}")]
+    Foreign {
+        /// The authority's.
+        of: TrustDomain,
+    },
+    /// The identity was revoked.
+    #[error("{name} was revoked: `ambient ca revoke --lift` lets it have certificates again")]
+    Barred {
+        /// The identity.
+        name: String,
+    },
+    /// What signs has ended.
+    #[error("{}: every intermediate here has ended: issue another where the root's key is, or make the root anew if it has ended", path.display())]
+    Ended {
+        /// Where intermediates are.
+        path: PathBuf,
+    },
+    /// The directory cannot be used.
+    #[error("cannot sign: {why}")]
+    Directory {
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
     /// The crypto library refuses.
     #[error("cannot sign: {why}")]
     Crypto {
         /// Its words.
         why: String,
     },
+    /// A signer elsewhere refuses or has failed.
+    #[error("the signer says: {why}")]
+    Signer {
+        /// Its words.
+        why: String,
+    },
+}
+
+impl From<OpenError> for RequestError {
+    fn from(error: OpenError) -> Self {
+        Self::Directory { why: error.to_string() }
+    }
 }
 
 /// A certificate for a server that is known by host names.
 #[derive(Debug)]
 pub struct ServerCredential {
-    /// DER.
-    pub certificate: Vec<u8>,
+    /// DER, the leaf first.
+    pub chain: Vec<Vec<u8>>,
     /// DER in PKCS#8.
     pub key: PrivateKey,
     /// It is valid until here.
     pub not_after: SystemTime,
 }
 
+/// What was signed.
+pub(super) struct Signed {
+    /// DER, the leaf first.
+    pub(super) chain: Vec<Vec<u8>>,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+}
+
 impl DirectoryCa {
-    /// The root certificate, in PEM.
-    pub fn root_pem(&self) -> &str {
-        &self.root_pem
+    /// The certificates of the trusted roots, in PEM.
+    pub fn roots_pem(&self) -> String {
+        self.holder.roots(now())
     }
 
     /// Signs the key of a PEM request for a name that the caller has decided on; whatever the request asks for besides is
-    /// left out. `ttl` shortens the certificate's life, and cannot make it longer than this authority's own.
+    /// left out. `ttl` shortens the certificate's life, and cannot make it longer than this authority's own. Gives the
+    /// chain in DER, the leaf first, without the root.
     ///
     /// # Errors
-    /// When it is no request that proves possession of its key, or nothing can be signed now.
-    pub fn sign_request(&self, whom: &SpiffeId, request: &str, ttl: Duration) -> Result<String, RequestError> {
-        let name = || RequestError::Name {
-            name: whom.as_str().into(),
-        };
-        let uri = SanType::URI(whom.as_str().try_into().map_err(|_| name())?);
-        let request = CertificateSigningRequestParams::from_pem(request).map_err(|e| RequestError::Request { why: e.to_string() })?;
-        let (not_before, not_after) = self.life(ttl.min(self.ttl), now())?;
-        let certificate = CertificateSigningRequestParams {
-            params: leaf(vec![uri], not_before, not_after),
-            public_key: request.public_key,
-        }
-        .signed_by(&self.issuer)
-        .map_err(crypto)?;
-        Ok(certificate.pem())
+    /// When it is no request that proves possession of its key, the identity is of another trust domain or was revoked, or
+    /// nothing can be signed now.
+    pub fn sign_request(&self, whom: &SpiffeId, request: &str, ttl: Duration) -> Result<Vec<Vec<u8>>, RequestError> {
+        self.sign_pem(&Whom::Id(whom), request, ttl).map(|signed| signed.chain)
     }
 
-    /// A certificate with a new key for a server that is known by these host names or addresses.
+    /// A certificate with a new key for a server that is known by these host names or addresses. The root signs it itself:
+    /// intermediates vouch for no host.
     ///
     /// # Errors
-    /// When a name cannot stand in a certificate, or nothing can be signed now.
+    /// When a name cannot stand in a certificate, the root's key is not here, or nothing can be signed now.
     pub fn server(&self, names: &[String]) -> Result<ServerCredential, RequestError> {
-        let san = |name: &String| match name.parse() {
-            Ok(ip) => Ok(SanType::IpAddress(ip)),
-            Err(_) => {
-                let dns = name.as_str().try_into().map(SanType::DnsName);
-                dns.map_err(|_| RequestError::Name { name: name.clone() })
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+        let signed = self.sign_key(&Whom::Hosts(names), &key, self.ttl, now())?;
+        Ok(ServerCredential {
+            chain: signed.chain,
+            key: PrivateKey::from(key.serialize_der()),
+            not_after: signed.not_after,
+        })
+    }
+
+    pub(super) fn sign_pem(&self, whom: &Whom<'_>, request: &str, ttl: Duration) -> Result<Signed, RequestError> {
+        let request = CertificateSigningRequestParams::from_pem(request).map_err(|e| RequestError::Request { why: e.to_string() })?;
+        self.sign_with(whom, ttl, now(), |params, issuer| {
+            let request = CertificateSigningRequestParams {
+                params,
+                public_key: request.public_key,
+            };
+            request.signed_by(issuer)
+        })
+    }
+
+    pub(super) fn sign_key(
+        &self,
+        whom: &Whom<'_>,
+        key: &impl PublicKeyData,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Signed, RequestError> {
+        self.sign_with(whom, ttl, now, |params, issuer| params.signed_by(key, issuer))
+    }
+
+    fn sign_with(
+        &self,
+        whom: &Whom<'_>,
+        ttl: Duration,
+        now: SystemTime,
+        sign: impl FnOnce(rcgen::CertificateParams, &rcgen::Issuer<'static, KeyPair>) -> Result<rcgen::Certificate, rcgen::Error>,
+    ) -> Result<Signed, RequestError> {
+        let names = self.names(whom)?;
+        let number = serial::new()?;
+        let ttl = ttl.min(self.ttl);
+        let finish = |ends: SystemTime, issuer: &rcgen::Issuer<'static, KeyPair>| {
+            let (not_before, not_after) = life(ttl, now, ends).ok_or_else(|| RequestError::Ended {
+                path: self.holder.directory().into(),
+            })?;
+            let mut params = leaf(names, not_before, not_after);
+            params.serial_number = Some(number.to_vec().into());
+            let certificate = sign(params, issuer).map_err(crypto)?;
+            Ok::<_, RequestError>((certificate.der().to_vec(), not_before, not_after))
+        };
+        let ((der, not_before, not_after), issuer, above) = match whom {
+            Whom::Id(id) => {
+                let present = self.holder.present(now)?;
+                if present.is_barred(id.as_str()) {
+                    return Err(RequestError::Barred { name: id.as_str().into() });
+                }
+                let signer = &present.signer;
+                let above = Some(signer.der.to_vec());
+                (finish(signer.not_after, &signer.issuer)?, signer.serial.clone(), above)
+            }
+            Whom::Hosts(_) => {
+                let root = self.holder.root(now, "certificate for a host")?;
+                (finish(root.root.not_after, &root.issuer)?, root.root.serial.clone(), None)
             }
         };
-        let names = names.iter().map(san).collect::<Result<Vec<_>, _>>()?;
-        let (not_before, not_after) = self.life(self.ttl, now())?;
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
-        let certificate = leaf(names, not_before, not_after).signed_by(&key, &self.issuer).map_err(crypto)?;
-        Ok(ServerCredential {
-            certificate: certificate.der().to_vec(),
-            key: PrivateKey::from(key.serialize_der()),
+        let issued = issued::Issued {
+            serial: serial::hex(&number),
+            name: whom.to_string(),
+            expires: seconds(not_after),
+        };
+        // A mesh whose disk is full goes on: what is not listed can still be revoked with its issuer.
+        if let Err(error) = issued::add(self.holder.directory(), &issuer, &issued) {
+            tracing::warn!(%error, serial = issued.serial, name = issued.name, "a certificate is not listed among those issued");
+        }
+        Ok(Signed {
+            chain: [Some(der), above].into_iter().flatten().collect(),
+            not_before,
             not_after,
         })
     }
 
-    /// From when to when a certificate of now is valid.
-    pub(super) fn life(&self, ttl: Duration, now: SystemTime) -> Result<(SystemTime, SystemTime), RequestError> {
-        // Clocks of the same machine differ by nothing, but those of its guests may; never so much of a short life that
-        // half of it is over at once.
-        let back = (ttl / 10).min(Duration::from_secs(300));
-        let not_after = whole_seconds(now + ttl).min(self.root_ends);
-        if not_after <= now {
-            return Err(RequestError::RootEnded);
+    fn names(&self, whom: &Whom<'_>) -> Result<Vec<SanType>, RequestError> {
+        let wrong = |name: &str| RequestError::Name { name: name.into() };
+        match whom {
+            Whom::Id(id) if id.trust_domain() != &self.trust_domain => Err(RequestError::Foreign {
+                of: self.trust_domain.clone(),
+            }),
+            Whom::Id(id) => {
+                let uri = id.as_str().try_into().map_err(|_| wrong(id.as_str()))?;
+                Ok(vec![SanType::URI(uri)])
+            }
+            Whom::Hosts(names) => {
+                let san = |name: &String| match name.parse() {
+                    Ok(ip) => Ok(SanType::IpAddress(ip)),
+                    Err(_) => name.as_str().try_into().map(SanType::DnsName).map_err(|_| wrong(name)),
+                };
+                names.iter().map(san).collect()
+            }
         }
-        Ok((whole_seconds(now - back), not_after))
     }
+}
+
+/// From when to when a certificate of now is valid; `None` if its issuer has ended.
+fn life(ttl: Duration, now: SystemTime, issuer_ends: SystemTime) -> Option<(SystemTime, SystemTime)> {
+    // Clocks of the same machine differ by nothing, but those of its guests may; never so much of a short life that half of
+    // it is over at once.
+    let back = (ttl / 10).min(super::SKEW);
+    let not_after = whole_seconds(now + ttl).min(issuer_ends);
+    (not_after > now).then(|| (whole_seconds(now - back), not_after))
 }
 
 fn crypto(error: rcgen::Error) -> RequestError {
@@ -116,7 +230,7 @@ fn crypto(error: rcgen::Error) -> RequestError {
 mod tests {
     use ambient_core::Identity;
     use rcgen::{BasicConstraints, CertificateParams, IsCa};
-    use x509_parser::{extensions::GeneralName, pem::parse_x509_pem, prelude::*};
+    use x509_parser::{extensions::GeneralName, prelude::*};
 
     use super::*;
 
@@ -134,23 +248,28 @@ mod tests {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let request = params.serialize_request(&key).unwrap().pem().unwrap();
         let whom: Identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
-        let pem = ca.sign_request(whom.spiffe_id(), &request, Duration::from_secs(3600)).unwrap();
-        let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
-        let (_, signed) = X509Certificate::from_der(&pem.contents).unwrap();
+        let sign = |request: &str| ca.sign_request(whom.spiffe_id(), request, Duration::from_secs(3600));
+        let chain = sign(&request).unwrap();
+        let (_, signed) = X509Certificate::from_der(&chain[0]).unwrap();
         assert!(!signed.is_ca());
         let names = signed.subject_alternative_name().unwrap().unwrap();
         assert!(names.critical);
         assert_eq!(names.value.general_names, [GeneralName::URI(whom.as_str())]);
         assert_eq!(*signed.public_key().subject_public_key.data, *key.public_key_raw());
-        let life = signed.validity().not_after.timestamp() - now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().cast_signed();
+        let life = signed.validity().not_after.timestamp() - seconds(now()).cast_signed();
         assert!((3590..=3601).contains(&life), "{life}");
+        // The same key again is another certificate, which can be revoked alone.
+        let again = sign(&request).unwrap();
+        let (_, again) = X509Certificate::from_der(&again[0]).unwrap();
+        assert_ne!(again.raw_serial(), signed.raw_serial());
         // A request that somebody has changed on its way.
         let mut lines: Vec<String> = request.lines().map(String::from).collect();
         let middle = lines.len() / 2;
         lines[middle] = lines[middle].chars().rev().collect();
-        let error = ca
-            .sign_request(whom.spiffe_id(), &lines.join("\n"), Duration::from_secs(60))
-            .unwrap_err();
+        let error = sign(&lines.join("\n")).unwrap_err();
         assert!(matches!(error, RequestError::Request { .. }), "{error}");
+        let foreign = "spiffe://other/ns/shop/sa/cart".parse().unwrap();
+        let error = ca.sign_request(&foreign, &request, Duration::from_secs(60)).unwrap_err();
+        assert!(matches!(error, RequestError::Foreign { .. }), "{error}");
     }
 }

@@ -13,6 +13,9 @@ use x509_parser::{
 
 use super::*;
 
+mod life;
+mod seeing;
+
 fn open(directory: &Path) -> Result<DirectoryCa, OpenError> {
     DirectoryCa::open(directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL)
 }
@@ -66,14 +69,18 @@ fn sixteen_at_once_make_one_root() {
 }
 
 #[test]
-fn what_is_issued_is_a_svid_of_the_root() {
+fn what_is_issued_is_a_svid_of_an_intermediate_of_the_root() {
     let scratch = tempfile::tempdir().unwrap();
     let ca = open(scratch.path()).unwrap();
     let credential = issue(&ca, CART).unwrap();
     let trust = ca.trust();
     let (_, root) = X509Certificate::from_der(&trust.roots(&TrustDomain::default())[0]).unwrap();
-    let (_, leaf) = X509Certificate::from_der(&credential.chain[0]).unwrap();
-    assert_eq!(leaf.issuer(), root.subject());
+    let [leaf, intermediate] = &credential.chain[..] else {
+        panic!("{} certificates", credential.chain.len())
+    };
+    let (_, intermediate) = X509Certificate::from_der(intermediate).unwrap();
+    let (_, leaf) = X509Certificate::from_der(leaf).unwrap();
+    assert_eq!((leaf.issuer(), intermediate.issuer()), (intermediate.subject(), root.subject()));
     assert_eq!(leaf.subject().iter().count(), 0);
     assert!(!leaf.is_ca());
     let san = leaf.subject_alternative_name().unwrap().unwrap();
@@ -87,7 +94,7 @@ fn what_is_issued_is_a_svid_of_the_root() {
     assert_eq!(leaf.validity().not_before.timestamp(), seconds(credential.not_before));
     assert_eq!(leaf.validity().not_after.timestamp(), seconds(credential.not_after));
     assert!(credential.is_valid_at(now()) && credential.half_life() > now());
-    // Signed by the root's key, and the key is the certificate's.
+    // Signed by the intermediate's key, that by the root's, and the key is the certificate's.
     let key_id = |c: &X509Certificate<'_>, authority: bool| {
         c.extensions().iter().find_map(|e| match e.parsed_extension() {
             ParsedExtension::AuthorityKeyIdentifier(id) if authority => id.key_identifier.as_ref().map(|k| k.0.to_vec()),
@@ -96,12 +103,45 @@ fn what_is_issued_is_a_svid_of_the_root() {
         })
     };
     assert!(key_id(&leaf, true).is_some());
-    assert_eq!(key_id(&leaf, true), key_id(&root, false));
-    leaf.verify_signature(Some(root.public_key())).unwrap();
+    assert_eq!(key_id(&leaf, true), key_id(&intermediate, false));
+    assert_eq!(key_id(&intermediate, true), key_id(&root, false));
+    leaf.verify_signature(Some(intermediate.public_key())).unwrap();
+    intermediate.verify_signature(Some(root.public_key())).unwrap();
     root.verify_signature(None).unwrap();
     let key = KeyPair::try_from(credential.key.der()).unwrap();
     assert_eq!(key.public_key_raw(), &*leaf.public_key().subject_public_key.data);
-    assert_ne!(issue(&ca, CART).unwrap().chain, credential.chain);
+    assert_ne!(issue(&ca, CART).unwrap().chain[0], credential.chain[0]);
+}
+
+#[test]
+fn an_intermediate_may_do_little_and_not_for_long() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = open(scratch.path()).unwrap();
+    let credential = issue(&ca, CART).unwrap();
+    let (_, intermediate) = X509Certificate::from_der(&credential.chain[1]).unwrap();
+    let basic = intermediate.basic_constraints().unwrap().unwrap();
+    assert!(basic.critical && basic.value.ca);
+    assert_eq!(basic.value.path_len_constraint, Some(0));
+    let usage = intermediate.key_usage().unwrap().unwrap();
+    assert!(usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign() && !usage.value.digital_signature());
+    let names = intermediate.subject_alternative_name().unwrap().unwrap().value;
+    assert_eq!(names.general_names, [GeneralName::URI("spiffe://cluster.local")]);
+    let constraints = intermediate.name_constraints().unwrap().unwrap();
+    assert!(constraints.critical && constraints.value.permitted_subtrees.is_none());
+    let excluded: Vec<_> = constraints
+        .value
+        .excluded_subtrees
+        .iter()
+        .flatten()
+        .map(|tree| &tree.base)
+        .collect();
+    assert!(
+        matches!(excluded[..], [GeneralName::DNSName(""), GeneralName::IPAddress(v4), GeneralName::IPAddress(v6)]
+            if *v4 == [0; 8] && *v6 == [0; 32]),
+        "{excluded:?}"
+    );
+    let life = intermediate.validity().not_after.timestamp() - now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
+    assert!((0..=24 * 3600).contains(&life), "{life}");
 }
 
 #[test]
@@ -137,9 +177,10 @@ fn a_short_life_is_renewed_before_its_end() {
 fn no_leaf_outlives_the_root() {
     let scratch = tempfile::tempdir().unwrap();
     let ca = open(scratch.path()).unwrap();
-    let late = ca.sign(&CART.parse().unwrap(), ca.root_ends - Duration::from_secs(60)).unwrap();
-    assert_eq!(late.not_after, ca.root_ends);
-    let error = ca.sign(&CART.parse().unwrap(), ca.root_ends).unwrap_err();
+    let ends = roots::Roots::read(scratch.path()).unwrap().unwrap().trusted[0].not_after;
+    let late = ca.sign(&CART.parse().unwrap(), ends - Duration::from_secs(60)).unwrap();
+    assert_eq!(late.not_after, ends);
+    let error = ca.sign(&CART.parse().unwrap(), ends).unwrap_err();
     assert!(matches!(error, IssueError::Unavailable { .. }), "{error}");
 }
 
@@ -203,6 +244,7 @@ fn broken_files_are_named_and_never_overwritten() {
         fs::write(path, good).unwrap();
     }
     fs::remove_file(&key).unwrap();
+    fs::remove_dir_all(dir.join("intermediates")).unwrap();
     assert!(matches!(open(dir).unwrap_err(), OpenError::Io { ref path, .. } if *path == key));
     // Another authority's key is not this certificate's.
     let other = tempfile::tempdir().unwrap();

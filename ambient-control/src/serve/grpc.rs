@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{Captures, Tokens, board::Board, subscriber::Subscriber};
 use crate::{
-    ca::{DirectoryCa, RequestError},
+    ca::{self, DirectoryCa, RequestError},
     wire::{
         ambient::control::v1::{CaptureReceipt, CaptureReport, capture_service_server::CaptureService},
         envoy::{
@@ -194,8 +194,8 @@ impl IstioCertificateService for Services {
         let shared = self.0.clone();
         let whom: SpiffeId = identity.spiffe_id().clone();
         let signed = tokio::task::spawn_blocking(move || shared.ca.sign_request(&whom, &request.csr, life));
-        let leaf = match signed.await {
-            Ok(Ok(leaf)) => leaf,
+        let chain = match signed.await {
+            Ok(Ok(chain)) => chain,
             Ok(Err(error @ (RequestError::Request { .. } | RequestError::Name { .. }))) => {
                 return Err(Status::invalid_argument(error.to_string()));
             }
@@ -204,7 +204,8 @@ impl IstioCertificateService for Services {
         };
         tracing::debug!(node, %identity, "a certificate was signed");
         Ok(Response::new(IstioCertificateResponse {
-            cert_chain: vec![leaf, self.0.ca.root_pem().to_owned()],
+            // The leaf, intermediates, and all roots together, as istiod has them.
+            cert_chain: chain.iter().map(|der| ca::pem(der)).chain([self.0.ca.roots_pem()]).collect(),
         }))
     }
 }

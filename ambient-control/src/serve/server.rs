@@ -270,7 +270,7 @@ impl Certificate {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(new.key.der()));
         let key = provider.key_provider.load_private_key(key.clone_key())?;
         let life = new.not_after.duration_since(crate::istiod::now()).unwrap_or_default();
-        let certified = CertifiedKey::new(vec![CertificateDer::from(new.certificate)], key);
+        let certified = CertifiedKey::new(new.chain.into_iter().map(CertificateDer::from).collect(), key);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(certified), life));
         Ok(())
     }

@@ -66,7 +66,7 @@ impl Running {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("ca");
         let ca = DirectoryCa::open(&directory, "cluster.local".parse().unwrap(), DirectoryCa::DEFAULT_TTL).unwrap();
-        let root = ca.root_pem().to_owned();
+        let root = ca.roots_pem();
         let (feed, fed) = mpsc::channel(16);
         let kept = Arc::new(Kept::default());
         let config = Config {
@@ -191,7 +191,8 @@ async fn certificates_are_for_pods_of_the_callers_node() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         issued = certificates.issue(&identity("cart")).await;
     }
-    assert_eq!(issued.unwrap().identity, identity("cart"));
+    let issued = issued.unwrap();
+    assert_eq!((&issued.identity, issued.chain.len()), (&identity("cart"), 2));
     let roots = certificates.trust();
     assert_eq!(roots.roots(&"cluster.local".parse().unwrap()).len(), 1);
     for other in ["stock", "nobody"] {

@@ -108,7 +108,11 @@ fn below(root: &Ca, uri: &str, change: impl FnOnce(&mut rcgen::CertificateParams
     let authority = root.limited("an intermediate", change);
     let mut chain = ders(&authority.leaf(&[uri], |_| {}));
     chain.push(CertificateDer::from(authority.der.clone()));
-    verifier(&trust(&[("cluster.local", root), ("other.example", root)], &[]), Accepted::AnyTrusted).verify(&chain, Role::Client)
+    verifier(
+        &trust(&[("cluster.local", root), ("other.example", root)], &[]),
+        Accepted::AnyTrusted,
+    )
+    .verify(&chain, Role::Client)
 }
 
 #[test]
@@ -201,7 +205,9 @@ fn constraints_on_uris_refuse_and_those_on_hosts_hold() {
     assert!(below(&root, CART, no_hosts).is_ok());
     let authority = root.limited("an intermediate", no_hosts);
     let leaf = authority.leaf(&[CART], |params| {
-        params.subject_alt_names.push(SanType::DnsName("istiod.istio-system.svc".try_into().unwrap()));
+        params
+            .subject_alt_names
+            .push(SanType::DnsName("istiod.istio-system.svc".try_into().unwrap()));
     });
     let mut chain = ders(&leaf);
     chain.push(CertificateDer::from(authority.der));

@@ -1,0 +1,498 @@
+//! Seeing to an authority: making one, giving to nodes elsewhere, changing the root, revoking.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use ambient_core::{Identity, TrustDomain};
+use serde::Serialize;
+
+use super::{
+    DirectoryCa, OpenError,
+    directory::{self, LOCK},
+    intermediates::{self, INTERMEDIATES, Intermediate},
+    issued::{self, ISSUED},
+    revoked::{self, Issuer, LISTS, REVOKED, Revoked, RevokedCertificate},
+    roots::{CERTIFICATE, Key, Roots, SigningRoot, pem},
+    seconds, serial,
+};
+
+/// The directory of an authority, seen to by its administrator. Every call reads it anew and holds its lock.
+#[derive(Debug)]
+pub struct Authority {
+    pub(super) directory: PathBuf,
+    trust_domain: TrustDomain,
+}
+
+/// What was given out, and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Given {
+    /// The serial number of the certificate.
+    pub serial: String,
+    /// Its last moment, in seconds since 1970.
+    pub expires: u64,
+    /// The files written.
+    pub files: Vec<PathBuf>,
+}
+
+/// How far a change of roots has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub enum Rotation {
+    /// A new root was made. All trust it, and the present one still signs.
+    Trusted {
+        /// The new root's serial number.
+        root: String,
+        /// From when on it may sign, in seconds since 1970.
+        next: u64,
+    },
+    /// The new root signs, and the old one is still trusted.
+    Used {
+        /// The new root's serial number.
+        root: String,
+        /// From when on the old one may be withdrawn, in seconds since 1970.
+        next: u64,
+    },
+    /// Only the new root is trusted.
+    Withdrawn {
+        /// The serial numbers of those that are no longer.
+        roots: Vec<String>,
+    },
+    /// Nothing was done: nodes still need time, or certificates of before are still valid.
+    Waits {
+        /// Until when, in seconds since 1970.
+        until: u64,
+    },
+}
+
+/// What is to be revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every certificate of an identity. It gets no new ones until it is [lifted](Authority::lift).
+    Identity(Identity),
+    /// The certificate with a serial number, of a workload, a server or an intermediate. Where the issuer's is given too
+    /// it need not be known here.
+    Serial {
+        /// In hexadecimal digits, with colons or without.
+        serial: String,
+        /// The serial number of its issuer's certificate.
+        issuer: Option<String>,
+    },
+    /// Every intermediate of a node, and with them all that they have signed.
+    Node(String),
+}
+
+/// What was revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Revocation {
+    /// The certificates that were not revoked before.
+    pub certificates: Vec<RevokedCertificate>,
+    /// The identity that gets no certificate any more.
+    pub barred: Option<String>,
+    /// The file with the lists, for nodes that do not read this directory.
+    pub lists: PathBuf,
+}
+
+impl Authority {
+    /// How long two stages of a change of roots lie apart, unless said otherwise: as long as the longest certificate lives,
+    /// 24 hours.
+    pub const GRACE: Duration = intermediates::LIFE;
+
+    /// Makes an authority in a directory that is empty or not there.
+    ///
+    /// # Errors
+    /// When there is one already, something else is there, others can write there, or the file system refuses.
+    pub fn init(directory: impl AsRef<Path>, trust_domain: TrustDomain, now: SystemTime) -> Result<Self, OpenError> {
+        let directory = directory.as_ref();
+        directory::make(directory)?;
+        let _lock = directory::lock(directory)?;
+        if let Some(roots) = Roots::read(directory)? {
+            return Err(OpenError::Exists {
+                path: directory.into(),
+                of: roots.trust_domain,
+            });
+        }
+        if let Some(foreign) = foreign(directory)?.into_iter().next() {
+            return Err(OpenError::Foreign { path: foreign });
+        }
+        Roots::begin(directory, &trust_domain, now)?;
+        Ok(Self {
+            directory: directory.into(),
+            trust_domain,
+        })
+    }
+
+    /// The authority that is in a directory.
+    ///
+    /// # Errors
+    /// When there is none, others can write there, or what is there cannot be used.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let directory = directory.as_ref();
+        let missing = || OpenError::Missing { path: directory.into() };
+        if directory::stamp(directory).is_none() {
+            return Err(missing());
+        }
+        directory::check(directory)?;
+        let roots = Roots::read(directory)?.ok_or_else(missing)?;
+        Ok(Self {
+            directory: directory.into(),
+            trust_domain: roots.trust_domain,
+        })
+    }
+
+    /// The trust domain that it is of.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Gives a node an intermediate, in a directory that [`DirectoryCa::open_for`] opens: the roots, the lists, and the
+    /// intermediate with its key; what is there of this authority is replaced. `life` is at most 24 hours: whoever carries
+    /// it there must do so again before that.
+    ///
+    /// # Errors
+    /// When the root's key is not here, the name is no node's, or the directory is another authority's or cannot be written.
+    pub fn issue_to_node(&self, node: &str, life: Duration, to: &Path, now: SystemTime) -> Result<Given, OpenError> {
+        let _lock = directory::lock(&self.directory)?;
+        let roots = self.roots()?;
+        let root = self.signing(&roots, now, "intermediate")?;
+        directory::make(to)?;
+        // What is another's would be mixed with ours.
+        if let Some(present) = Roots::read(to)?
+            && !present
+                .trusted
+                .iter()
+                .any(|one| roots.trusted.iter().any(|other| one.der == other.der))
+        {
+            return Err(OpenError::Exists {
+                path: to.into(),
+                of: present.trust_domain,
+            });
+        }
+        if Key::Signs.path(to).exists() {
+            return Err(OpenError::Unsafe {
+                path: Key::Signs.path(to),
+                why: "a root's key is here: a node is given a directory without one".into(),
+            });
+        }
+        let made = intermediates::make(&self.directory, &root, &self.trust_domain, node, life, now)?;
+        let place = intermediates::place(to, node);
+        directory::make(&to.join(INTERMEDIATES))?;
+        directory::make(&place)?;
+        let key = directory::read_secret(&made.path)?;
+        let mut files = vec![to.join(CERTIFICATE), place.join(format!("{}.pem", made.serial))];
+        directory::write(&files[0], 0o644, roots.pem().as_bytes())?;
+        directory::write(&files[1], 0o600, &key)?;
+        if let Some(lists) = directory::read_if_there(&self.directory.join(LISTS))? {
+            files.push(to.join(LISTS));
+            directory::write(&to.join(LISTS), 0o644, &lists)?;
+        }
+        Ok(Given {
+            serial: made.serial,
+            expires: seconds(made.not_after),
+            files,
+        })
+    }
+
+    /// Gives a workload a certificate, in files by the names that Istio mounts them with: `cert-chain.pem`, `key.pem` and
+    /// `root-cert.pem`.
+    ///
+    /// # Errors
+    /// When the identity is of another trust domain or was revoked, or files cannot be read or written.
+    pub fn issue_to_workload(&self, identity: &Identity, life: Duration, to: &Path, now: SystemTime) -> Result<Given, OpenError> {
+        let ca = DirectoryCa::open_at(&self.directory, self.trust_domain.clone(), life, super::LOCAL, now)?;
+        let issued = ca.sign(identity, now).map_err(|e| OpenError::Unusable {
+            path: self.directory.clone(),
+            why: e.to_string(),
+        })?;
+        directory::make(to)?;
+        let chain: String = issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
+        let key = zeroize::Zeroizing::new(pem("PRIVATE KEY", issued.key.der()));
+        let files = ["key.pem", "cert-chain.pem", "root-cert.pem"].map(|name| to.join(name));
+        directory::write(&files[0], 0o600, key.as_bytes())?;
+        directory::write(&files[1], 0o644, chain.as_bytes())?;
+        directory::write(&files[2], 0o644, self.roots()?.pem().as_bytes())?;
+        let of_leaf = x509_parser::parse_x509_certificate(&issued.chain[0]);
+        let (_, leaf) = of_leaf.map_err(|e| OpenError::Crypto { why: e.to_string() })?;
+        Ok(Given {
+            serial: serial::hex(leaf.raw_serial()),
+            expires: seconds(issued.not_after),
+            files: files.into(),
+        })
+    }
+
+    /// Goes on by one stage with a change of roots, if at least `grace` has gone by since the last: begins by making a root
+    /// that all are to trust; then has it sign; then withdraws the old one. A shorter grace than [`Authority::GRACE`] is for
+    /// those who know that every node has heard, and that nothing of before is in use.
+    ///
+    /// What was cut short, at whatever moment, is taken up by the next call.
+    ///
+    /// # Errors
+    /// When the root's key is not here, or files cannot be read or written.
+    pub fn rotate(&self, grace: Duration, now: SystemTime) -> Result<Rotation, OpenError> {
+        let _lock = directory::lock(&self.directory)?;
+        let roots = self.roots()?;
+        let present = self.signing(&roots, now, "change of roots")?;
+        let due = |key: Key| Ok::<_, OpenError>(directory::written(&key.path(&self.directory))? + grace);
+        let waits = |until: SystemTime| Rotation::Waits { until: seconds(until) };
+        if let Some(next) = roots.root(Key::Next)?
+            && next.root.serial != present.root.serial
+        {
+            let due = due(Key::Next)?;
+            if now < due {
+                return Ok(waits(due));
+            }
+            roots.use_next(now)?;
+            return Ok(Rotation::Used {
+                root: next.root.serial,
+                next: seconds(now + grace),
+            });
+        }
+        if let Some(old) = roots.root(Key::Old)?
+            && old.root.serial != present.root.serial
+        {
+            let due = due(Key::Old)?;
+            if now < due {
+                return Ok(waits(due));
+            }
+            let withdrawn = roots.withdraw_old()?;
+            return Ok(Rotation::Withdrawn {
+                roots: withdrawn.into_iter().map(|root| root.serial).collect(),
+            });
+        }
+        let new = roots.add(now)?;
+        Ok(Rotation::Trusted {
+            root: new.serial,
+            next: seconds(now + grace),
+        })
+    }
+
+    /// Revokes, and writes the lists anew.
+    ///
+    /// # Errors
+    /// When nothing that is meant is known, the key of its issuer is not here, or files cannot be read or written.
+    pub fn revoke(&self, target: &Target, now: SystemTime) -> Result<Revocation, OpenError> {
+        let _lock = directory::lock(&self.directory)?;
+        let roots = self.roots()?;
+        let intermediates = self.intermediates(now)?;
+        let mut revoked = Revoked::read(&self.directory)?;
+        let meant = self.meant(target, &roots, &intermediates, now)?;
+        let issuers = Issuers::of(&roots, &intermediates)?;
+        if let Some(far) = meant.iter().find(|one| !issuers.has(&one.issuer)) {
+            let hint = "the key of its issuer is not here: revoke it where that is, or its node's intermediate where the root is";
+            return Err(OpenError::Unknown {
+                what: far.serial.clone(),
+                hint,
+            });
+        }
+        let barred = match target {
+            Target::Identity(identity) => Some(identity.as_str().to_owned()),
+            _ => None,
+        };
+        revoked.barred.extend(barred.clone());
+        let added = meant.into_iter().filter(|one| revoked.add(one.clone())).collect();
+        self.write_lists(&mut revoked, &roots, &issuers, now)?;
+        Ok(Revocation {
+            certificates: added,
+            barred,
+            lists: self.directory.join(LISTS),
+        })
+    }
+
+    /// Lets an identity have certificates again; those that were revoked stay so.
+    ///
+    /// # Errors
+    /// When it is not barred, or files cannot be read or written.
+    pub fn lift(&self, identity: &Identity) -> Result<(), OpenError> {
+        let _lock = directory::lock(&self.directory)?;
+        let mut revoked = Revoked::read(&self.directory)?;
+        if !revoked.barred.remove(identity.as_str()) {
+            return Err(OpenError::Unknown {
+                what: identity.as_str().into(),
+                hint: "it is not barred: `ambient ca show` lists those that are",
+            });
+        }
+        revoked.write(&self.directory)
+    }
+
+    fn meant(
+        &self,
+        target: &Target,
+        roots: &Roots,
+        intermediates: &[Intermediate],
+        now: SystemTime,
+    ) -> Result<Vec<RevokedCertificate>, OpenError> {
+        let root_of = |one: &Intermediate| {
+            let root = roots.trusted.iter().find(|root| root.name == one.root);
+            root.map_or_else(String::new, |root| root.serial.clone())
+        };
+        let intermediate = |one: &Intermediate| RevokedCertificate {
+            serial: one.serial.clone(),
+            issuer: root_of(one),
+            name: format!("intermediate of {}", one.node),
+            since: seconds(now),
+            expires: seconds(one.not_after),
+        };
+        let mut leaves = Vec::new();
+        for issuer in issued::issuers(&self.directory)? {
+            let of = issued::of(&self.directory, &issuer, now)?;
+            leaves.extend(of.into_iter().map(|one| RevokedCertificate {
+                serial: one.serial,
+                issuer: issuer.clone(),
+                name: one.name,
+                since: seconds(now),
+                expires: one.expires,
+            }));
+        }
+        let unknown = |what: &str, hint| OpenError::Unknown { what: what.into(), hint };
+        match target {
+            // Even if it has none it gets none.
+            Target::Identity(identity) => Ok(leaves.into_iter().filter(|leaf| leaf.name == identity.as_str()).collect()),
+            Target::Node(node) => {
+                let meant: Vec<_> = intermediates.iter().filter(|one| one.node == *node).map(intermediate).collect();
+                match meant.is_empty() {
+                    true => Err(unknown(node, "`ambient ca show` lists the nodes that have intermediates")),
+                    false => Ok(meant),
+                }
+            }
+            Target::Serial { serial: text, issuer } => {
+                let hint = "`ambient ca show` lists serial numbers; of what is not listed name the issuer's too";
+                let number = serial::read(text).ok_or_else(|| unknown(text, "it is no serial number: hexadecimal digits make one"))?;
+                let issuer = match issuer {
+                    Some(text) => {
+                        Some(serial::read(text).ok_or_else(|| unknown(text, "it is no serial number: hexadecimal digits make one"))?)
+                    }
+                    None => None,
+                };
+                let known = leaves.into_iter().chain(intermediates.iter().map(intermediate));
+                let fits = |one: &RevokedCertificate| one.serial == number && issuer.as_ref().is_none_or(|issuer| *issuer == one.issuer);
+                let mut meant: Vec<_> = known.filter(fits).collect();
+                if meant.is_empty() {
+                    let issuer = issuer.ok_or_else(|| unknown(text, hint))?;
+                    meant.push(RevokedCertificate {
+                        serial: number,
+                        expires: self.end_of(&issuer, roots, intermediates, text)?,
+                        issuer,
+                        name: "unknown".into(),
+                        since: seconds(now),
+                    });
+                }
+                Ok(meant)
+            }
+        }
+    }
+
+    /// When an issuer ends, and with it whatever it has signed.
+    fn end_of(&self, issuer: &str, roots: &Roots, intermediates: &[Intermediate], what: &str) -> Result<u64, OpenError> {
+        let root = roots.trusted.iter().find(|root| root.serial == issuer).map(|root| root.not_after);
+        let intermediate = intermediates.iter().find(|one| one.serial == issuer).map(|one| one.not_after);
+        root.or(intermediate).map(seconds).ok_or_else(|| OpenError::Unknown {
+            what: what.into(),
+            hint: "the issuer named is not known here: `ambient ca show` lists roots and intermediates",
+        })
+    }
+
+    /// Signs the lists anew, if there are any. The lock is held by the caller.
+    pub(super) fn renew_lists(directory: &Path, roots: &Roots, now: SystemTime) -> Result<(), OpenError> {
+        let authority = Self {
+            directory: directory.into(),
+            trust_domain: roots.trust_domain.clone(),
+        };
+        let mut revoked = Revoked::read(directory)?;
+        if revoked.certificates.is_empty() && directory::stamp(&directory.join(LISTS)).is_none() {
+            return Ok(());
+        }
+        let intermediates = authority.intermediates(now)?;
+        authority.write_lists(&mut revoked, roots, &Issuers::of(roots, &intermediates)?, now)
+    }
+
+    fn write_lists(&self, revoked: &mut Revoked, roots: &Roots, issuers: &Issuers<'_>, now: SystemTime) -> Result<(), OpenError> {
+        revoked.tidy(now);
+        let present = revoked::read_lists(&self.directory)?;
+        let names: Vec<_> = roots.trusted.iter().map(|root| root.name.clone()).collect();
+        let lists = revoked.lists(&issuers.all(), present, &names, now)?;
+        // The record first: if this is cut short the next revocation completes it.
+        revoked.write(&self.directory)?;
+        directory::write(&self.directory.join(LISTS), 0o644, lists.as_bytes())
+    }
+
+    pub(super) fn roots(&self) -> Result<Roots, OpenError> {
+        Roots::read(&self.directory)?.ok_or_else(|| OpenError::Missing {
+            path: self.directory.clone(),
+        })
+    }
+
+    fn signing(&self, roots: &Roots, now: SystemTime, what: &'static str) -> Result<SigningRoot, OpenError> {
+        roots.signing(now)?.ok_or_else(|| OpenError::NoRootKey {
+            path: Key::Signs.path(&self.directory),
+            what,
+        })
+    }
+
+    pub(super) fn intermediates(&self, now: SystemTime) -> Result<Vec<Intermediate>, OpenError> {
+        let mut found = Vec::new();
+        for node in intermediates::nodes(&self.directory)? {
+            found.extend(intermediates::of(&self.directory, &node, now)?);
+        }
+        Ok(found)
+    }
+}
+
+/// Whoever can sign a list here.
+struct Issuers<'a> {
+    roots: Vec<SigningRoot>,
+    intermediates: &'a [Intermediate],
+}
+
+impl<'a> Issuers<'a> {
+    fn of(roots: &Roots, intermediates: &'a [Intermediate]) -> Result<Self, OpenError> {
+        let mut found = Vec::new();
+        for key in [Key::Signs, Key::Old] {
+            found.extend(roots.root(key)?);
+        }
+        Ok(Self {
+            roots: found,
+            intermediates,
+        })
+    }
+
+    fn has(&self, serial: &str) -> bool {
+        self.roots.iter().any(|root| root.root.serial == serial) || self.intermediates.iter().any(|one| one.serial == serial)
+    }
+
+    fn all(&self) -> Vec<Issuer<'_>> {
+        let roots = self.roots.iter().map(|root| Issuer {
+            name: root.root.name.clone(),
+            serial: &root.root.serial,
+            issuer: &root.issuer,
+        });
+        let intermediates = self.intermediates.iter().map(|one| Issuer {
+            name: one.name(),
+            serial: &one.serial,
+            issuer: &one.issuer,
+        });
+        roots.chain(intermediates).collect()
+    }
+}
+
+/// What lies in a directory and is none of an authority's; a lock, and what a start that was cut short has left, are.
+pub(super) fn foreign(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let ours = [LOCK, CERTIFICATE, REVOKED, LISTS, INTERMEDIATES, ISSUED, TOKENS];
+    let keys = [Key::Signs, Key::Next, Key::Old].map(|key| key.path(directory));
+    let entries = fs::read_dir(directory).map_err(directory::io_error("list", directory))?;
+    let mut foreign = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(directory::io_error("list", directory))?.path();
+        let known = keys.contains(&path) || path.file_name().is_some_and(|name| ours.iter().any(|one| name == *one));
+        let draft = path.extension().is_some_and(|extension| extension == "new");
+        if !known && !draft {
+            foreign.push(path);
+        }
+    }
+    foreign.sort();
+    Ok(foreign)
+}
+
+/// Those of `ambient control`, which stand beside the root.
+const TOKENS: &str = "tokens.json";

@@ -1,0 +1,230 @@
+//! Intermediates: what signs for a node, for a day at most.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ambient_core::{Identity, TrustBundles, TrustDomain};
+use ambient_tls::{Accepted, Role, Trust, Verifier};
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose,
+    NameConstraints, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use super::{
+    OpenError, SKEW, directory, leaf,
+    roots::{Roots, SigningRoot, domain_uri, moment, pem},
+    serial, whole_seconds,
+};
+
+/// An authority below the root, with its key.
+pub(super) struct Intermediate {
+    pub(super) node: String,
+    pub(super) der: CertificateDer<'static>,
+    pub(super) serial: String,
+    /// The name of the root that has issued it.
+    pub(super) root: String,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+    pub(super) issuer: rcgen::Issuer<'static, KeyPair>,
+    /// Where it lies.
+    pub(super) path: PathBuf,
+}
+
+impl Intermediate {
+    /// When the next one is to take its place: at half its life.
+    pub(super) fn half_life(&self) -> SystemTime {
+        self.not_before + self.not_after.duration_since(self.not_before).unwrap_or_default() / 2
+    }
+
+    /// Its name, as its lists bear it.
+    pub(super) fn name(&self) -> String {
+        X509Certificate::from_der(&self.der).map_or_else(|_| String::new(), |(_, certificate)| certificate.subject().to_string())
+    }
+}
+
+/// Makes one for a node, and writes it: certificate and key in one file, so that neither is ever without the other.
+pub(super) fn make(
+    directory: &Path,
+    root: &SigningRoot,
+    trust_domain: &TrustDomain,
+    node: &str,
+    life: Duration,
+    now: SystemTime,
+) -> Result<Intermediate, OpenError> {
+    let crypto = |e: rcgen::Error| OpenError::Crypto { why: e.to_string() };
+    check_node(node)?;
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let number = serial::new()?;
+    let serial = serial::hex(&number);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+    // 64 octets are the most that a common name may have (RFC 5280 A.1); no two have one name.
+    let shown: String = node.chars().take(40).collect();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("ambient {shown} {}", &serial[..8]));
+    params.serial_number = Some(number.to_vec().into());
+    params.subject_alt_names = vec![SanType::URI(domain_uri(trust_domain).as_str().try_into().map_err(crypto)?)];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.name_constraints = Some(no_hosts());
+    params.use_authority_key_identifier_extension = true;
+    let not_before = whole_seconds(now - SKEW.min(life / 10));
+    let not_after = whole_seconds(now + life.min(LIFE)).min(root.root.not_after);
+    params.not_before = not_before.into();
+    params.not_after = not_after.into();
+    let certificate = params.signed_by(&pair, &root.issuer).map_err(crypto)?;
+    let text = Zeroizing::new(format!(
+        "{}{}",
+        pem("CERTIFICATE", certificate.der()),
+        *Zeroizing::new(pair.serialize_pem())
+    ));
+    let place = place(directory, node);
+    directory::make(&directory.join(INTERMEDIATES))?;
+    directory::make(&place)?;
+    let path = place.join(format!("{serial}.pem"));
+    directory::write(&path, 0o600, text.as_bytes())?;
+    let der = certificate.der().clone();
+    let issuer = rcgen::Issuer::from_ca_cert_der(&der, pair).map_err(crypto)?;
+    Ok(Intermediate {
+        node: node.into(),
+        root: root.root.name.clone(),
+        der,
+        serial,
+        not_before,
+        not_after,
+        issuer,
+        path,
+    })
+}
+
+/// What an intermediate may not vouch for: any host, so that with a stolen one nobody can be a control plane or whatever
+/// else is known by a host name. That it vouches in its trust domain alone is said by the SPIFFE ID it bears: webpki reads no
+/// constraints on URIs, and refuses every chain with them.
+fn no_hosts() -> NameConstraints {
+    NameConstraints {
+        permitted_subtrees: Vec::new(),
+        excluded_subtrees: vec![
+            GeneralSubtree::DnsName(String::new()),
+            GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([0; 4], 0)),
+            GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix([0; 16], 0)),
+        ],
+    }
+}
+
+/// Every intermediate of a node that has not ended, the one that lives longest last. Those that ended are removed.
+pub(super) fn of(directory: &Path, node: &str, now: SystemTime) -> Result<Vec<Intermediate>, OpenError> {
+    check_node(node)?;
+    let place = place(directory, node);
+    let mut found = Vec::new();
+    for name in directory::names(&place)? {
+        let path = place.join(&name);
+        if path.extension().is_none_or(|extension| extension != "pem") {
+            continue;
+        }
+        let Some(pem) = directory::absent(directory::read_secret(&path))? else {
+            continue;
+        };
+        let read = read(node, &path, &pem).map_err(|why| OpenError::Unusable { path: path.clone(), why })?;
+        match read.not_after <= now {
+            true => directory::remove(&path)?,
+            false => found.push(read),
+        }
+    }
+    found.sort_by_key(|intermediate| intermediate.not_after);
+    Ok(found)
+}
+
+/// The nodes that have intermediates.
+pub(super) fn nodes(directory: &Path) -> Result<Vec<String>, OpenError> {
+    let names = directory::names(&directory.join(INTERMEDIATES))?;
+    Ok(names.into_iter().filter(|name| check_node(name).is_ok()).collect())
+}
+
+fn read(node: &str, path: &Path, pem: &[u8]) -> Result<Intermediate, String> {
+    let again = "remove it, and a new one is issued where the root's key is";
+    let der = CertificateDer::from_pem_slice(pem).map_err(|e| format!("holds no PEM certificate ({e}): {again}"))?;
+    let key = std::str::from_utf8(pem).ok().and_then(|text| {
+        let begin = text.find("-----BEGIN PRIVATE KEY")?;
+        KeyPair::from_pem(&text[begin..]).ok()
+    });
+    let key = key.ok_or_else(|| format!("holds no PEM private key: {again}"))?;
+    let (_, certificate) = X509Certificate::from_der(&der).map_err(|e| format!("holds no certificate ({e}): {again}"))?;
+    if *certificate.public_key().subject_public_key.data != *key.public_key_raw() {
+        return Err(format!("its key is not that of its certificate: {again}"));
+    }
+    let (serial, root) = (serial::hex(certificate.raw_serial()), certificate.issuer().to_string());
+    let (not_before, not_after) = (
+        moment(certificate.validity().not_before.timestamp()),
+        moment(certificate.validity().not_after.timestamp()),
+    );
+    let issuer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(|e| format!("is not a certificate that can issue ({e}): {again}"))?;
+    Ok(Intermediate {
+        node: node.into(),
+        root,
+        der,
+        serial,
+        not_before,
+        not_after,
+        issuer,
+        path: path.into(),
+    })
+}
+
+/// Whether what it signs is accepted by those who trust the roots: a certificate of it is made and verified, as a peer does.
+pub(super) fn check(intermediate: &Intermediate, roots: &Roots, now: SystemTime) -> Result<(), OpenError> {
+    let unusable = |why: String| OpenError::Unusable {
+        path: intermediate.path.clone(),
+        why: format!("what it signs is refused ({why}): remove it, and a new one is issued where the root's key is"),
+    };
+    let identity = Identity::new(&roots.trust_domain, "ambient", "check").map_err(|e| unusable(e.to_string()))?;
+    let crypto = |e: rcgen::Error| OpenError::Crypto { why: e.to_string() };
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let name = SanType::URI(identity.as_str().try_into().map_err(crypto)?);
+    let signed = leaf(vec![name], intermediate.not_before, intermediate.not_after).signed_by(&key, &intermediate.issuer);
+    let chain = [signed.map_err(crypto)?.der().clone(), intermediate.der.clone()];
+    let mut bundles = TrustBundles::default();
+    for root in &roots.trusted {
+        bundles.add(roots.trust_domain.clone(), root.der.to_vec());
+    }
+    let trust = Arc::new(Trust::new(&Arc::new(ambient_tls::provider()), &bundles));
+    let verifier = Verifier::new(&trust, Accepted::any_of([identity])).with_time(Arc::new(At(now)));
+    let verified = verifier.verify(&chain, Role::Client);
+    verified.map(drop).map_err(|e| unusable(e.to_string()))
+}
+
+#[derive(Debug)]
+struct At(SystemTime);
+
+impl rustls::time_provider::TimeProvider for At {
+    fn current_time(&self) -> Option<rustls_pki_types::UnixTime> {
+        Some(rustls_pki_types::UnixTime::since_unix_epoch(
+            self.0.duration_since(SystemTime::UNIX_EPOCH).ok()?,
+        ))
+    }
+}
+
+/// The name of a node is that of a directory here.
+pub(super) fn check_node(node: &str) -> Result<(), OpenError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    match !node.is_empty() && node.len() <= 253 && node.chars().all(fits) && !node.starts_with('.') {
+        true => Ok(()),
+        false => Err(OpenError::Node { node: node.into() }),
+    }
+}
+
+/// Where those of a node are.
+pub(super) fn place(directory: &Path, node: &str) -> PathBuf {
+    directory.join(INTERMEDIATES).join(node)
+}
+
+pub(super) const INTERMEDIATES: &str = "intermediates";
+/// The longest that an intermediate lives: a stolen one ends by itself.
+pub(super) const LIFE: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,0 +1,67 @@
+//! What an authority has issued: one file for each issuer, one line for each certificate, until the issuer has ended.
+
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{OpenError, directory, seconds};
+
+/// A certificate that was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// Its serial number, in hexadecimal digits.
+    pub serial: String,
+    /// Whom it names: a SPIFFE ID, or host names with commas between.
+    pub name: String,
+    /// Its last moment, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// Takes note of one.
+pub(super) fn add(directory: &Path, issuer: &str, issued: &Issued) -> Result<(), OpenError> {
+    let place = directory.join(ISSUED);
+    directory::make(&place)?;
+    let line = serde_json::to_string(issued).map_err(|e| OpenError::Crypto { why: e.to_string() })?;
+    directory::append(&file(directory, issuer), &line)
+}
+
+/// Those of an issuer that have not ended. A line that was cut short tells nothing.
+pub(super) fn of(directory: &Path, issuer: &str, now: SystemTime) -> Result<Vec<Issued>, OpenError> {
+    let Some(text) = directory::read_if_there(&file(directory, issuer))? else {
+        return Ok(Vec::new());
+    };
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let issued = lines.filter_map(|line| serde_json::from_slice::<Issued>(line).ok());
+    Ok(issued.filter(|issued| issued.expires > seconds(now)).collect())
+}
+
+/// Those who have issued something.
+pub(super) fn issuers(directory: &Path) -> Result<Vec<String>, OpenError> {
+    let names = directory::names(&directory.join(ISSUED))?;
+    Ok(names
+        .iter()
+        .filter_map(|name| name.strip_suffix(".jsonl"))
+        .map(Into::into)
+        .collect())
+}
+
+/// Forgets what has ended.
+pub(super) fn tidy(directory: &Path, now: SystemTime) -> Result<(), OpenError> {
+    for issuer in issuers(directory)? {
+        let left = of(directory, &issuer, now)?;
+        let path = file(directory, &issuer);
+        if left.is_empty() {
+            directory::remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn file(directory: &Path, issuer: &str) -> PathBuf {
+    directory.join(ISSUED).join(format!("{issuer}.jsonl"))
+}
+
+pub(super) const ISSUED: &str = "issued";

@@ -1,0 +1,247 @@
+//! What a process holds of a directory: an intermediate that signs, and whom to trust; read again when the files change.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use ambient_core::{TrustBundles, TrustDomain};
+
+use super::{
+    Authority, OpenError, RequestError,
+    directory::{self, Stamp},
+    intermediates::{self, Intermediate},
+    issued,
+    revoked::{self, LISTS, REVOKED, Revoked},
+    roots::{CERTIFICATE, KEY, Key, Roots, SigningRoot},
+};
+
+/// What is in force of a directory, for one node.
+pub(super) struct Holder {
+    directory: PathBuf,
+    trust_domain: TrustDomain,
+    node: String,
+    present: RwLock<Arc<Present>>,
+    /// Held while it is read again; and the stamps of what could not be used, and when that was.
+    reading: Mutex<Option<(Stamps, SystemTime)>>,
+}
+
+/// What was read of it.
+pub(super) struct Present {
+    stamps: Stamps,
+    pub(super) signer: Arc<Intermediate>,
+    /// The present root has issued the signer, or its key is elsewhere.
+    current: bool,
+    trust: Arc<TrustBundles>,
+    roots: String,
+    barred: BTreeSet<String>,
+}
+
+type Stamps = [Option<Stamp>; 5];
+
+impl Holder {
+    /// Reads it, or makes it.
+    pub(super) fn open(directory: &Path, trust_domain: &TrustDomain, node: &str, now: SystemTime) -> Result<Self, OpenError> {
+        intermediates::check_node(node)?;
+        directory::make(directory)?;
+        let _lock = directory::lock(directory)?;
+        if Roots::read(directory)?.is_none() {
+            Roots::begin(directory, trust_domain, now)?;
+        }
+        let place = Place {
+            directory,
+            trust_domain,
+            node,
+        };
+        Ok(Self {
+            present: RwLock::new(Arc::new(place.read(now, None)?)),
+            directory: directory.into(),
+            trust_domain: trust_domain.clone(),
+            node: node.into(),
+            reading: Mutex::default(),
+        })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whom to trust now.
+    pub(super) fn trust(&self, now: SystemTime) -> Arc<TrustBundles> {
+        self.look(now).trust.clone()
+    }
+
+    /// The certificates of the roots, in PEM.
+    pub(super) fn roots(&self, now: SystemTime) -> String {
+        self.look(now).roots.clone()
+    }
+
+    /// What signs now.
+    pub(super) fn present(&self, now: SystemTime) -> Result<Arc<Present>, RequestError> {
+        let present = self.look(now);
+        match present.signer.not_after <= now {
+            false => Ok(present),
+            true => Err(RequestError::Ended {
+                path: intermediates::place(&self.directory, &self.node),
+            }),
+        }
+    }
+
+    /// The root that signs, with its key.
+    pub(super) fn root(&self, now: SystemTime, what: &'static str) -> Result<SigningRoot, OpenError> {
+        let roots = Roots::read(&self.directory)?.ok_or_else(|| OpenError::Missing {
+            path: self.directory.clone(),
+        })?;
+        roots.of(&self.trust_domain)?.signing(now)?.ok_or_else(|| OpenError::NoRootKey {
+            path: Key::Signs.path(&self.directory),
+            what,
+        })
+    }
+
+    /// What was read last, after reading again what has changed or is due. What cannot be read changes nothing.
+    fn look(&self, now: SystemTime) -> Arc<Present> {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let place = self.place();
+        let stamps = place.stamps();
+        if stamps == present.stamps && (!present.current || now < present.signer.half_life()) {
+            return present;
+        }
+        // Somebody reads it already: what is there will do for this once, unless it has ended.
+        let Ok(mut reading) = self.reading.try_lock() else { return present };
+        let again = |(failed, at): &(Stamps, SystemTime)| *failed != stamps || now.duration_since(*at).is_ok_and(|gone| gone >= AGAIN);
+        if !reading.as_ref().is_none_or(again) {
+            return present;
+        }
+        match self.read_again(&place, now, &present) {
+            Ok(Some(new)) => {
+                *reading = None;
+                let new = Arc::new(new);
+                *self.present.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
+                new
+            }
+            // Another process writes there: its change comes with the next look.
+            Ok(None) => present,
+            Err(error) => {
+                tracing::error!(%error, "the directory of the authority cannot be used: what was read before stays in force");
+                *reading = Some((stamps, now));
+                present
+            }
+        }
+    }
+
+    fn read_again(&self, place: &Place<'_>, now: SystemTime, before: &Present) -> Result<Option<Present>, OpenError> {
+        directory::check(&self.directory)?;
+        let Some(_lock) = directory::try_lock(&self.directory)? else {
+            return Ok(None);
+        };
+        place.read(now, Some(before)).map(Some)
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            directory: &self.directory,
+            trust_domain: &self.trust_domain,
+            node: &self.node,
+        }
+    }
+}
+
+impl Present {
+    /// Whether an identity gets no certificate any more.
+    pub(super) fn is_barred(&self, name: &str) -> bool {
+        self.barred.contains(name)
+    }
+}
+
+struct Place<'a> {
+    directory: &'a Path,
+    trust_domain: &'a TrustDomain,
+    node: &'a str,
+}
+
+impl Place<'_> {
+    fn stamps(&self) -> Stamps {
+        let of = |name: &str| directory::stamp(&self.directory.join(name));
+        let node = directory::stamp(&intermediates::place(self.directory, self.node));
+        [of(CERTIFICATE), of(KEY), of(LISTS), of(REVOKED), node]
+    }
+
+    /// Reads it under its lock, and renews what is due. What is the same as before stays the same value: what is read of it
+    /// is kept by its address.
+    fn read(&self, now: SystemTime, before: Option<&Present>) -> Result<Present, OpenError> {
+        let roots = Roots::read(self.directory)?.ok_or_else(|| OpenError::Missing {
+            path: self.directory.into(),
+        })?;
+        let roots = roots.of(self.trust_domain)?;
+        let revoked = Revoked::read(self.directory)?;
+        let signing = roots.signing(now)?;
+        let signer = self.signer(&roots, signing.as_ref(), &revoked, now)?;
+        let mut trust = TrustBundles::default();
+        for root in roots.trusted.iter().filter(|root| now < root.not_after) {
+            trust.add(self.trust_domain.clone(), root.der.to_vec());
+        }
+        for list in revoked::read_lists(self.directory)? {
+            trust.add_crl(self.trust_domain.clone(), list.der);
+        }
+        let trust = match before {
+            Some(before) if *before.trust == trust => before.trust.clone(),
+            _ => Arc::new(trust),
+        };
+        Ok(Present {
+            stamps: self.stamps(),
+            signer,
+            current: signing.is_some(),
+            trust,
+            roots: roots.pem(),
+            barred: revoked.barred,
+        })
+    }
+
+    fn signer(
+        &self,
+        roots: &Roots,
+        signing: Option<&SigningRoot>,
+        revoked: &Revoked,
+        now: SystemTime,
+    ) -> Result<Arc<Intermediate>, OpenError> {
+        let good = |intermediate: &Intermediate| {
+            let root = roots.trusted.iter().find(|root| root.name == intermediate.root);
+            root.is_some_and(|root| !revoked.has(&root.serial, &intermediate.serial))
+        };
+        let found = intermediates::of(self.directory, self.node, now)?;
+        let mut found = found.into_iter().filter(good);
+        let Some(root) = signing else {
+            let newest = found.next_back().ok_or_else(|| OpenError::Io {
+                what: "look at the key of the root, and no intermediate is here that has not ended or been revoked:",
+                path: Key::Signs.path(self.directory),
+                source: std::io::ErrorKind::NotFound.into(),
+            })?;
+            intermediates::check(&newest, roots, now)?;
+            if newest.half_life() <= now {
+                // In seconds since 1970.
+                let until = super::seconds(newest.not_after);
+                tracing::warn!(
+                    node = self.node,
+                    until,
+                    "the intermediate is past half its life: issue another where the root's key is"
+                );
+            }
+            return Ok(Arc::new(newest));
+        };
+        let fresh = |one: &Intermediate| one.root == root.root.name && one.not_before <= now && now < one.half_life();
+        if let Some(fresh) = found.rfind(fresh) {
+            intermediates::check(&fresh, roots, now)?;
+            return Ok(Arc::new(fresh));
+        }
+        let new = intermediates::make(self.directory, root, self.trust_domain, self.node, intermediates::LIFE, now)?;
+        // As often as this is, lists stay young.
+        Authority::renew_lists(self.directory, roots, now)?;
+        issued::tidy(self.directory, now)?;
+        Ok(Arc::new(new))
+    }
+}
+
+/// What could not be read is looked at again after that.
+const AGAIN: Duration = Duration::from_secs(1);

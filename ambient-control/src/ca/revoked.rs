@@ -1,0 +1,165 @@
+//! What an authority has revoked, and the lists (CRLs) by which peers know.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use rustls_pki_types::CertificateRevocationListDer;
+use serde::{Deserialize, Serialize};
+
+use super::{OpenError, SKEW, directory, roots::pem, seconds, serial, whole_seconds};
+
+/// What stands in `revoked.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Revoked {
+    /// The number of the last list: each is higher than the one before (RFC 5280 5.2.3).
+    pub(super) lists: u64,
+    /// Identities that get no certificate any more.
+    pub(super) barred: BTreeSet<String>,
+    pub(super) certificates: Vec<RevokedCertificate>,
+}
+
+/// A certificate that is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokedCertificate {
+    /// Its serial number, in hexadecimal digits.
+    pub serial: String,
+    /// The serial number of its issuer's certificate.
+    pub issuer: String,
+    /// Whom it names, as far as that is known.
+    pub name: String,
+    /// When it was revoked, in seconds since 1970.
+    pub since: u64,
+    /// Its last moment, or its issuer's, in seconds since 1970.
+    pub expires: u64,
+}
+
+impl Revoked {
+    pub(super) fn read(directory: &Path) -> Result<Self, OpenError> {
+        let path = directory.join(REVOKED);
+        let Some(text) = directory::read_if_there(&path)? else {
+            return Ok(Self::default());
+        };
+        serde_json::from_slice(&text).map_err(|e| OpenError::Unusable {
+            path,
+            why: format!("cannot be read ({e}): put the right one back; without it who was revoked would be forgotten"),
+        })
+    }
+
+    pub(super) fn write(&self, directory: &Path) -> Result<(), OpenError> {
+        let path = directory.join(REVOKED);
+        let text = serde_json::to_vec_pretty(self).map_err(|e| directory::io_error("write", &path)(e.into()))?;
+        directory::write(&path, 0o600, &text)
+    }
+
+    pub(super) fn has(&self, issuer: &str, serial: &str) -> bool {
+        self.certificates.iter().any(|one| one.serial == serial && one.issuer == issuer)
+    }
+
+    /// Adds one, unless it is there.
+    pub(super) fn add(&mut self, certificate: RevokedCertificate) -> bool {
+        let new = !self.has(&certificate.issuer, &certificate.serial);
+        if new {
+            self.certificates.push(certificate);
+        }
+        new
+    }
+
+    /// Forgets those that ended, a day later: clocks differ, and a list should name them once after their end.
+    pub(super) fn tidy(&mut self, now: SystemTime) {
+        let least = seconds(now).saturating_sub(24 * 60 * 60);
+        self.certificates.retain(|one| one.expires > least);
+    }
+
+    /// The lists of all issuers of whom something is revoked, signed anew where their keys are here. A list whose issuer's
+    /// key is elsewhere stays as it is. `roots` are the names of those that are trusted.
+    pub(super) fn lists(
+        &mut self,
+        issuers: &[Issuer<'_>],
+        present: Vec<List>,
+        roots: &[String],
+        now: SystemTime,
+    ) -> Result<String, OpenError> {
+        // Nobody below a root lives as long as a list is good for: with that its issuer has ended.
+        let stays = |list: &List| list.next_update > now || roots.contains(&list.issuer);
+        let present = present.into_iter().filter(stays).map(|list| (list.issuer, list.der));
+        let mut lists: BTreeMap<String, Vec<u8>> = present.collect();
+        self.lists += 1;
+        for issuer in issuers {
+            let of: Vec<_> = self.certificates.iter().filter(|one| one.issuer == issuer.serial).collect();
+            if !of.is_empty() || lists.contains_key(&issuer.name) {
+                let der = sign(issuer, &of, self.lists, now)?;
+                lists.insert(issuer.name.clone(), der);
+            }
+        }
+        Ok(lists.values().map(|der| pem("X509 CRL", der)).collect())
+    }
+}
+
+/// Who can sign a list.
+pub(super) struct Issuer<'a> {
+    /// As a list bears it.
+    pub(super) name: String,
+    pub(super) serial: &'a str,
+    pub(super) issuer: &'a rcgen::Issuer<'static, KeyPair>,
+}
+
+/// A list that is there.
+pub(super) struct List {
+    pub(super) issuer: String,
+    pub(super) der: Vec<u8>,
+    pub(super) next_update: SystemTime,
+}
+
+/// The lists of a directory.
+pub(super) fn read_lists(directory: &Path) -> Result<Vec<List>, OpenError> {
+    let path = directory.join(LISTS);
+    let Some(text) = directory::read_if_there(&path)? else {
+        return Ok(Vec::new());
+    };
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Vec::new());
+    }
+    let lists = ambient_tls::read_crls(&text).map_err(|e| OpenError::Unusable {
+        path,
+        why: format!("cannot be read ({e}): put the right one back, or remove it and revoke something to write it anew"),
+    })?;
+    let list = |crl: ambient_tls::Crl| List {
+        issuer: crl.issuer().into(),
+        der: crl.der().to_vec(),
+        next_update: crl.next_update(),
+    };
+    Ok(lists.into_iter().map(list).collect())
+}
+
+fn sign(issuer: &Issuer<'_>, of: &[&RevokedCertificate], number: u64, now: SystemTime) -> Result<Vec<u8>, OpenError> {
+    let revoked = |one: &&RevokedCertificate| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(&serial::octets(&one.serial)),
+        revocation_time: (UNIX_EPOCH + Duration::from_secs(one.since)).into(),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: whole_seconds(now - SKEW).into(),
+        next_update: whole_seconds(now + NEXT_LIST).into(),
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: of.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = params
+        .signed_by(issuer.issuer)
+        .map_err(|e| OpenError::Crypto { why: e.to_string() })?;
+    let der: &CertificateRevocationListDer<'_> = list.der();
+    Ok(der.to_vec())
+}
+
+pub(super) const REVOKED: &str = "revoked.json";
+pub(super) const LISTS: &str = "crl.pem";
+/// A list is signed anew at least twice a day wherever the root's key is in use.
+const NEXT_LIST: Duration = Duration::from_secs(7 * 24 * 60 * 60);

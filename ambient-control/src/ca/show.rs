@@ -1,0 +1,157 @@
+//! What is in the directory of an authority, as data.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use serde::Serialize;
+use x509_parser::time::ASN1Time;
+
+use super::{
+    Authority, OpenError, RevokedCertificate, authority, directory, issued,
+    revoked::{self, Revoked},
+    roots::{Key, Root},
+    seconds,
+};
+
+/// What an authority is, has issued and has revoked; what has ended is left out. Moments are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Shown {
+    /// The trust domain.
+    pub trust_domain: String,
+    /// The roots that are trusted.
+    pub roots: Vec<ShownRoot>,
+    /// Those below them that sign.
+    pub intermediates: Vec<ShownIntermediate>,
+    /// What they have signed.
+    pub issued: Vec<ShownCertificate>,
+    /// Identities that get no certificate any more.
+    pub barred: Vec<String>,
+    /// What is revoked.
+    pub revoked: Vec<RevokedCertificate>,
+    /// When each list should be signed anew, by its issuer's name.
+    pub lists: Vec<(String, u64)>,
+    /// What lies there and is none of an authority's.
+    pub foreign: Vec<PathBuf>,
+}
+
+/// A root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownRoot {
+    /// Its serial number.
+    pub serial: String,
+    /// Its name.
+    pub name: String,
+    /// What it does: `signs`, `next` (trusted, and will sign), `old` (trusted, and has signed), or `trusted`.
+    pub role: &'static str,
+    /// Its last moment.
+    pub expires: u64,
+}
+
+/// An intermediate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownIntermediate {
+    /// The node that it is of.
+    pub node: String,
+    /// Its serial number.
+    pub serial: String,
+    /// The name of the root that has issued it.
+    pub root: String,
+    /// Its last moment.
+    pub expires: u64,
+    /// Whether it is revoked.
+    pub revoked: bool,
+    /// How many certificates it has signed that have not ended.
+    pub issued: usize,
+}
+
+/// A certificate of a workload or a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownCertificate {
+    /// Its serial number.
+    pub serial: String,
+    /// Whom it names.
+    pub name: String,
+    /// The serial number of its issuer's certificate.
+    pub issuer: String,
+    /// Its last moment.
+    pub expires: u64,
+    /// Whether it, or its issuer, is revoked.
+    pub revoked: bool,
+}
+
+impl Authority {
+    /// What is there now.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used.
+    pub fn show(&self, now: SystemTime) -> Result<Shown, OpenError> {
+        let _lock = directory::lock(&self.directory)?;
+        let roots = self.roots()?;
+        let revoked = Revoked::read(&self.directory)?;
+        let mut roles = Vec::new();
+        // Of two roles the first counts: a change that was cut short leaves a key twice.
+        for (key, role) in [(Key::Signs, "signs"), (Key::Next, "next"), (Key::Old, "old")] {
+            roles.extend(roots.root(key)?.map(|root| (root.root.serial, role)));
+        }
+        let shown_root = |root: &Root| ShownRoot {
+            serial: root.serial.clone(),
+            name: root.name.clone(),
+            role: roles
+                .iter()
+                .find(|(serial, _)| *serial == root.serial)
+                .map_or("trusted", |(_, role)| role),
+            expires: seconds(root.not_after),
+        };
+        let is_revoked = |serial: &str| revoked.certificates.iter().any(|one| one.serial == serial);
+        let mut all = Vec::new();
+        for issuer in issued::issuers(&self.directory)? {
+            let of = issued::of(&self.directory, &issuer, now)?;
+            all.extend(of.into_iter().map(|one| ShownCertificate {
+                revoked: revoked.has(&issuer, &one.serial) || is_revoked(&issuer),
+                serial: one.serial,
+                name: one.name,
+                issuer: issuer.clone(),
+                expires: one.expires,
+            }));
+        }
+        let intermediates = self.intermediates(now)?;
+        let intermediates = intermediates.into_iter().map(|one| ShownIntermediate {
+            issued: all.iter().filter(|leaf| leaf.issuer == one.serial).count(),
+            revoked: is_revoked(&one.serial),
+            expires: seconds(one.not_after),
+            node: one.node,
+            serial: one.serial,
+            root: one.root,
+        });
+        let lists = revoked::read_lists(&self.directory)?;
+        Ok(Shown {
+            trust_domain: roots.trust_domain.to_string(),
+            roots: roots.trusted.iter().map(shown_root).collect(),
+            intermediates: intermediates.collect(),
+            issued: all,
+            barred: revoked.barred.iter().cloned().collect(),
+            revoked: revoked.certificates.clone(),
+            lists: lists.into_iter().map(|list| (list.issuer, seconds(list.next_update))).collect(),
+            foreign: authority::foreign(&self.directory)?,
+        })
+    }
+}
+
+/// A moment in seconds since 1970 as RFC 3339 writes it, in UTC.
+pub fn date(seconds: u64) -> String {
+    let moment = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+    // Later than what a certificate can say.
+    let Some(moment) = moment else { return "never".into() };
+    let at = moment.to_datetime();
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second()
+    )
+}

@@ -1,0 +1,276 @@
+//! `ambient ca`: the certificate authority of a mesh in a directory, seen to by its administrator.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use ambient_control::ca::{Authority, Given, Revocation, Rotation, Shown, Target, date};
+use ambient_core::{Identity, TrustDomain};
+use anyhow::Context as _;
+
+use crate::settings::time;
+
+/// What is done with the authority.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Make an authority, in a directory that is empty or not there.
+    Init {
+        #[command(flatten)]
+        of: Directory,
+        /// The trust domain of the mesh.
+        #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+        trust_domain: TrustDomain,
+    },
+    /// Issue to a node what signs for its workloads, or to one workload a certificate.
+    ///
+    /// A node is given a directory that it names with --ca-dir: an intermediate, which lives 24 hours at most and is to be
+    /// carried there again before that, and the roots; not the root's key. Whoever steals it can be any workload of the
+    /// mesh until it ends or is revoked: let nodes ask `ambient control` where that can be.
+    Issue {
+        #[command(flatten)]
+        of: Directory,
+        #[command(flatten)]
+        whom: Whom,
+        /// The directory to write to; mode 0700 if it is made.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// How long it is valid: 24 hours at most.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = time)]
+        life: Duration,
+    },
+    /// Go on by one stage with a change of roots: a new root is trusted, then it signs, then the old one is withdrawn.
+    ///
+    /// Call it again when it says so, three times in all. Whatever asks this directory hears of each stage at once; clients of
+    /// `ambient control` hear of roots with their next certificate, within 12 hours; files that were copied elsewhere (root.pem
+    /// as --xds-root-ca, directories of `ambient ca issue`) must be copied again after each stage. No handshake is refused
+    /// where --grace covers all of them.
+    Rotate {
+        #[command(flatten)]
+        of: Directory,
+        /// How long two stages lie apart, at least.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = time)]
+        grace: Duration,
+    },
+    /// Revoke an identity, a certificate, or what a node signs with; new connections are refused and open ones closed.
+    ///
+    /// Whatever asks this directory hears of it at once. crl.pem in it is for others: ztunnel takes it as CRL_PATH.
+    Revoke {
+        #[command(flatten)]
+        of: Directory,
+        #[command(flatten)]
+        what: What,
+    },
+    /// Show the roots, what signs below them, what was issued and revoked, and when each ends.
+    Show {
+        #[command(flatten)]
+        of: Directory,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Directory {
+    /// The directory of the certificate authority.
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
+    ca: PathBuf,
+    /// Answer in JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Whom {
+    /// The node that is to sign for its workloads.
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// The workload, as spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT: key.pem, cert-chain.pem and root-cert.pem.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    identity: Option<Identity>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false, id = "what", args = ["identity", "serial", "node", "lift"])]
+pub(crate) struct What {
+    /// An identity: all its certificates, and it gets no new ones.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    identity: Option<Identity>,
+    /// The certificate or intermediate with this serial number, as `ambient ca show` lists it.
+    #[arg(long, value_name = "HEX")]
+    serial: Option<String>,
+    /// Every intermediate of a node, and all that they have signed.
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Let an identity that was revoked have certificates again; those revoked stay so.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    lift: Option<Identity>,
+    /// The serial number of the issuer, for a certificate that is not listed.
+    #[arg(long, value_name = "HEX", requires = "serial")]
+    issuer: Option<String>,
+}
+
+/// What goes wrong is one line on standard error.
+pub(crate) fn main(verb: Verb) -> ExitCode {
+    match run(verb) {
+        Ok(text) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("ambient ca: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<String> {
+    match verb {
+        Verb::Init { of, trust_domain } => {
+            let authority = Authority::init(&of.ca, trust_domain, now())?;
+            let shown = authority.show(now())?;
+            answer(&of, &shown, |shown| {
+                format!(
+                    "an authority of the trust domain {} is in {}; its root {} is valid until {}",
+                    shown.trust_domain,
+                    of.ca.display(),
+                    shown.roots[0].serial,
+                    date(shown.roots[0].expires)
+                )
+            })
+        }
+        Verb::Issue { of, whom, out, life } => {
+            anyhow::ensure!(
+                (Duration::from_secs(1)..=Authority::GRACE).contains(&life),
+                "--life must be from one second to 24 hours"
+            );
+            let authority = Authority::open(&of.ca)?;
+            let given = match (&whom.node, &whom.identity) {
+                (Some(node), _) => authority.issue_to_node(node, life, &out, now())?,
+                (None, Some(identity)) => authority.issue_to_workload(identity, life, &out, now())?,
+                (None, None) => anyhow::bail!("--node or --identity says to whom"),
+            };
+            answer(&of, &given, given_text)
+        }
+        Verb::Rotate { of, grace } => answer(&of, &Authority::open(&of.ca)?.rotate(grace, now())?, rotation_text),
+        Verb::Revoke { of, what } => {
+            let authority = Authority::open(&of.ca)?;
+            if let Some(identity) = &what.lift {
+                authority.lift(identity)?;
+                return answer(&of, &serde_json::json!({ "lifted": identity.as_str() }), |_| {
+                    format!("{identity} gets certificates again; those that were revoked stay so")
+                });
+            }
+            let target = match (what.identity, what.serial, what.node) {
+                (Some(identity), ..) => Target::Identity(identity),
+                (_, Some(serial), _) => Target::Serial {
+                    serial,
+                    issuer: what.issuer,
+                },
+                (.., Some(node)) => Target::Node(node),
+                _ => anyhow::bail!("--identity, --serial or --node says what"),
+            };
+            answer(&of, &authority.revoke(&target, now())?, revocation_text)
+        }
+        Verb::Show { of } => answer(&of, &Authority::open(&of.ca)?.show(now())?, shown_text),
+    }
+}
+
+fn answer<T: serde::Serialize>(of: &Directory, what: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<String> {
+    match of.json {
+        true => serde_json::to_string_pretty(what).context("no JSON"),
+        false => Ok(text(what)),
+    }
+}
+
+fn given_text(given: &Given) -> String {
+    let files: Vec<_> = given.files.iter().map(|file| format!("\n  {}", file.display())).collect();
+    format!(
+        "issued {}, valid until {}; written:{}",
+        given.serial,
+        date(given.expires),
+        files.concat()
+    )
+}
+
+fn rotation_text(rotation: &Rotation) -> String {
+    match rotation {
+        Rotation::Trusted { root, next } => format!(
+            "stage 1 of 3: the new root {root} is trusted, and the old one still signs; `ambient ca rotate` from {} on has it sign",
+            date(*next)
+        ),
+        Rotation::Used { root, next } => format!(
+            "stage 2 of 3: the root {root} signs, and the old one is still trusted; `ambient ca rotate` from {} on withdraws that",
+            date(*next)
+        ),
+        Rotation::Withdrawn { roots } => format!("stage 3 of 3: no longer trusted: {}", roots.join(", ")),
+        Rotation::Waits { until } => format!(
+            "nothing was done: nodes may use what is of the stage before until {}; --grace says otherwise",
+            date(*until)
+        ),
+    }
+}
+
+fn revocation_text(revocation: &Revocation) -> String {
+    let mut text = match &revocation.certificates[..] {
+        [] => "no certificate was valid that was not revoked already".to_owned(),
+        some => format!("revoked: {}", some.len()),
+    };
+    for one in &revocation.certificates {
+        text.push_str(&format!("\n  {}  {}", one.serial, one.name));
+    }
+    if let Some(barred) = &revocation.barred {
+        text.push_str(&format!("\n{barred} gets no certificate any more; --lift takes that back"));
+    }
+    text.push_str(&format!("\nwritten: {}", revocation.lists.display()));
+    text
+}
+
+fn shown_text(shown: &Shown) -> String {
+    let mut text = format!(
+        "trust domain {}\n\n{:<34}{:<10}{:<22}NAME\n",
+        shown.trust_domain, "ROOT", "ROLE", "ENDS"
+    );
+    for root in &shown.roots {
+        let line = format!("{:<34}{:<10}{:<22}{}\n", root.serial, root.role, date(root.expires), root.name);
+        text.push_str(&line);
+    }
+    text.push_str(&format!(
+        "\n{:<34}{:<10}{:<22}{:<8}NODE\n",
+        "INTERMEDIATE", "STATE", "ENDS", "ISSUED"
+    ));
+    for one in &shown.intermediates {
+        let (state, ends) = (state(one.revoked), date(one.expires));
+        text.push_str(&format!("{:<34}{state:<10}{ends:<22}{:<8}{}\n", one.serial, one.issued, one.node));
+    }
+    text.push_str(&format!("\n{:<34}{:<10}{:<22}NAME\n", "CERTIFICATE", "STATE", "ENDS"));
+    for one in &shown.issued {
+        let line = format!(
+            "{:<34}{:<10}{:<22}{}\n",
+            one.serial,
+            state(one.revoked),
+            date(one.expires),
+            one.name
+        );
+        text.push_str(&line);
+    }
+    for barred in &shown.barred {
+        text.push_str(&format!("\nrevoked, and gets no certificate any more: {barred}"));
+    }
+    for (issuer, next) in &shown.lists {
+        text.push_str(&format!("\nrevocation list of {issuer}, to be signed anew by {}", date(*next)));
+    }
+    for path in &shown.foreign {
+        text.push_str(&format!("\nnone of an authority's files: {}", path.display()));
+    }
+    text
+}
+
+fn state(revoked: bool) -> &'static str {
+    if revoked { "revoked" } else { "good" }
+}
+
+#[expect(clippy::disallowed_methods, reason = "certificates bear the time of day")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}

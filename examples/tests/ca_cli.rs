@@ -1,0 +1,136 @@
+//! `ambient ca` as a process: what it says, in words and in JSON, and what it refuses.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+#[expect(clippy::unwrap_used, reason = "a test's own helper")]
+fn ca(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .arg("ca")
+        .args(arguments)
+        .arg("--ca")
+        .arg(directory)
+        .env_remove("AMBIENT_CA_DIR")
+        .env_remove("TRUST_DOMAIN")
+        .output()
+        .unwrap()
+}
+
+#[expect(clippy::unwrap_used, reason = "a test's own helper")]
+fn json(directory: &Path, arguments: &[&str]) -> Value {
+    let output = ca(directory, &[arguments, &["--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn said(directory: &Path, arguments: &[&str]) -> String {
+    let output = ca(directory, arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// One line, which names the verb.
+fn refused(directory: &Path, arguments: &[&str]) -> String {
+    let output = ca(directory, arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    assert!(text.starts_with("ambient ca: ") && text.lines().count() == 1, "{text}");
+    text
+}
+
+const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
+
+#[test]
+fn an_authority_from_its_first_day_to_its_second_root() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = &scratch.path().join("ca");
+    assert!(refused(dir, &["show"]).contains("`ambient ca init` makes one"));
+    let made = said(dir, &["init"]);
+    assert!(
+        made.contains("trust domain cluster.local") && made.contains("valid until 20"),
+        "{made}"
+    );
+    assert!(refused(dir, &["init"]).contains("already"));
+
+    let out = scratch.path().join("cart");
+    let given = json(dir, &["issue", "--identity", CART, "--out", out.to_str().unwrap(), "--life", "10m"]);
+    let serial = given["serial"].as_str().unwrap().to_owned();
+    assert!(out.join("cert-chain.pem").exists() && out.join("root-cert.pem").exists());
+    assert_eq!(std::fs::metadata(out.join("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
+    let node = scratch.path().join("node");
+    let issued = said(dir, &["issue", "--node", "node-1", "--out", node.to_str().unwrap()]);
+    assert!(issued.contains("root.pem") && !issued.contains("root-key.pem"), "{issued}");
+
+    let shown = said(dir, &["show"]);
+    for part in ["cluster.local", "signs", "node-1", &serial, CART, "good"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let revoked = said(dir, &["revoke", "--identity", CART]);
+    assert!(
+        revoked.contains(&serial) && revoked.contains("crl.pem") && revoked.contains("--lift"),
+        "{revoked}"
+    );
+    let error = refused(dir, &["issue", "--identity", CART, "--out", out.to_str().unwrap()]);
+    assert!(error.contains("was revoked"), "{error}");
+    let shown = json(dir, &["show"]);
+    assert_eq!((&shown["issued"][0]["revoked"], &shown["barred"][0]), (&true.into(), &CART.into()));
+    said(dir, &["revoke", "--lift", CART]);
+    said(dir, &["issue", "--identity", CART, "--out", out.to_str().unwrap()]);
+    assert!(said(dir, &["revoke", "--node", "node-1"]).contains("intermediate of node-1"));
+    assert!(refused(dir, &["revoke", "--serial", "00ff"]).contains("name the issuer's too"));
+
+    let stages = [
+        &["rotate"][..],
+        &["rotate"],
+        &["rotate", "--grace", "0"],
+        &["rotate", "--grace", "0"],
+    ];
+    let stages: Vec<_> = stages
+        .iter()
+        .map(|stage| json(dir, stage)["stage"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(stages, ["trusted", "waits", "used", "withdrawn"]);
+    assert_eq!(json(dir, &["show"])["roots"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_not_its_own_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = &scratch.path().join("ca");
+    std::fs::create_dir(dir).unwrap();
+    std::fs::write(dir.join("letter.txt"), "").unwrap();
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o770)).unwrap();
+    let error = refused(dir, &["init"]);
+    assert!(error.contains("mode 0770") && error.contains("chmod go-w"), "{error}");
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let error = refused(dir, &["init"]);
+    assert!(error.contains("letter.txt") && error.contains("empty"), "{error}");
+    std::fs::remove_file(dir.join("letter.txt")).unwrap();
+    said(dir, &["init", "--trust-domain", "mesh.example"]);
+    let error = refused(
+        dir,
+        &["issue", "--identity", CART, "--out", scratch.path().join("x").to_str().unwrap()],
+    );
+    assert!(error.contains("mesh.example"), "{error}");
+    for life in ["0", "25h"] {
+        let out = scratch.path().join("y");
+        let error = refused(dir, &["issue", "--node", "a", "--out", out.to_str().unwrap(), "--life", life]);
+        assert!(error.contains("24 hours"), "{error}");
+    }
+    std::fs::write(dir.join("root.pem"), "").unwrap();
+    let error = refused(dir, &["show"]);
+    assert!(error.contains("root.pem") && error.contains("put the right one back"), "{error}");
+    // What is to be done must be said, and once.
+    for arguments in [
+        &["revoke"][..],
+        &["revoke", "--node", "a", "--serial", "00"],
+        &["issue", "--out", "/x"],
+    ] {
+        assert_eq!(ca(dir, arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
