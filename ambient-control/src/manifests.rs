@@ -3,14 +3,16 @@
 //! [`Manifests`] reads every `*.yaml`, `*.yml` and `*.json` that lies in the directory itself (names that begin with a
 //! dot, and other directories, are left alone), looks again every tenth of a second, and tells what became different. A
 //! file holds one object or many, separated by `---` or in a `List`, as `kubectl get -o yaml` prints them. Read are
-//! Namespace, ServiceAccount, Pod, Service, AuthorizationPolicy and PeerAuthentication; other kinds are passed over, with
-//! one line in the log.
+//! Namespace, Node, ServiceAccount, ConfigMap, Pod, Service, EndpointSlice, ServiceEntry, WorkloadEntry, Gateway,
+//! GatewayClass, AuthorizationPolicy and PeerAuthentication; other kinds are passed over, with one line in the log.
 //!
 //! A file is taken, or taken for removed, when two looks a tenth of a second apart agree. One that became empty keeps
 //! what it held until it is removed. One that cannot be read keeps it too, and is a [`Fault`](crate::Fault) that names
 //! file, line and field; if nothing of it was ever readable, new connections to pods of the mesh are refused until it is
 //! mended or removed, as it could be a policy that refuses them. A policy with a value that cannot be read goes on
-//! with its last good version; where there is none, it refuses all in its scope. Where two files hold the same object the first that was seen counts.
+//! with its last good version; where there is none, it refuses all in its scope. Any other object with a value that is not
+//! what it must be goes on with its last good version too, or does not count; nothing else of its file is affected. Where
+//! two files hold the same object the first that was seen counts.
 //!
 //! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
 //! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
@@ -40,7 +42,7 @@
 
 use std::{collections::HashSet, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
-use ambient_core::{PodUid, TrustDomain, mesh};
+use ambient_core::{Network, PodUid, TrustDomain, mesh};
 use tokio::{
     sync::mpsc,
     task::{self, JoinHandle},
@@ -80,6 +82,9 @@ pub struct Config {
     pub root_namespace: Arc<str>,
     /// The name of the cluster; `Kubernetes` by default.
     pub cluster_id: Arc<str>,
+    /// The network of its addresses; where there is none, the one that the label `topology.istio.io/network` of the root
+    /// namespace names, else the unnamed one. None by default.
+    pub network: Option<Network>,
     /// Which pods are meant to be in the mesh.
     pub selection: objects::Selection,
     /// Other names of the trust domain in policies; none by default.
@@ -99,6 +104,7 @@ impl Config {
             trust_domain,
             root_namespace,
             cluster_id,
+            network,
             selection,
             trust_domain_aliases,
             istio_exact,
@@ -109,6 +115,7 @@ impl Config {
             trust_domain,
             root_namespace,
             cluster_id,
+            network,
             selection,
             trust_domain_aliases,
             istio_exact,
@@ -122,6 +129,7 @@ impl Config {
             trust_domain: self.trust_domain,
             root_namespace: self.root_namespace,
             cluster_id: self.cluster_id,
+            network: self.network,
             selection: self.selection,
             trust_domain_aliases: self.trust_domain_aliases,
             istio_exact: self.istio_exact,

@@ -6,6 +6,10 @@
 //!
 //! The meaning of labels, selectors and policies is that of Istio's ambient mode.
 //!
+//! What a change costs follows what it changes: a pod that becomes ready is looked at alone, however many there are; a
+//! service, its own endpoints; a policy, the pods in its scope; a node, its pods; a namespace's labels, all that is in it.
+//! PeerAuthentications, whose meaning hangs on each other, are looked at together.
+//!
 //! ```
 //! use ambient_control::{objects::{Bare, Metadata, Object, Objects, Settings}};
 //!
@@ -15,32 +19,46 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use ambient_authz::{
-    kubernetes::{self, Labels, ReadError, Reading, Selector, Warning, peer_authentication},
-    policy::{self, Unreadable},
+    kubernetes::{self, Labels, ReadError, Warning, peer_authentication},
+    policy::Unreadable,
 };
-use ambient_core::{PodUid, PolicyKey, Service, TrustDomain, Workload, mesh};
-
-use crate::Change;
+use ambient_core::{NamespacedHostname, Network, PodUid, PolicyKey, Service, TrustDomain, Workload};
 
 mod kinds;
+mod membership;
+mod policies;
+mod put;
 mod selection;
 mod service;
+mod space;
+mod tell;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod versions;
+mod vips;
+mod waypoints;
 mod workload;
 
-use versions::{Authorization, Told, Versions};
+use policies::Refusals;
+use space::{Member, Space};
+use uses::{Item, Uses};
+use versions::Told;
+use vips::Vips;
+use waypoints::Gateways;
 
 pub use kinds::Service as ServiceObject;
 pub use kinds::{
-    Bare, Condition, Container, ContainerPort, ContainerState, ContainerStatus, Invalid, Kind, Metadata, Object, ObjectKey, OwnerReference,
-    Pod, PodIp, PodSpec, PodStatus, ServicePort, ServiceSpec, TargetPort,
+    AllowedRoutes, Bare, Condition, ConfigMap, Container, ContainerPort, ContainerState, ContainerStatus, EndpointConditions,
+    EndpointSlice, EntryPort, Gateway, GatewaySpec, GatewayStatus, GatewayStatusAddress, HostAddress, Invalid, Kind, Listener, Metadata,
+    Object, ObjectKey, OwnerReference, Pod, PodIp, PodSpec, PodStatus, RouteNamespaces, ServiceEntry, ServiceEntrySpec, ServiceEntryStatus,
+    ServicePort, ServiceSpec, SliceEndpoint, SlicePort, TargetPort, TargetRef, WorkloadEntry, WorkloadEntrySpec, WorkloadEntryStatus,
+    WorkloadSelector,
 };
 pub use selection::{Candidate, Enablement, Exclusion, LabelSelector, Operator, Requirement, Selection, SelectorError};
 
@@ -55,6 +73,9 @@ pub struct Settings {
     pub root_namespace: Arc<str>,
     /// The name of the cluster, first in the UIDs of workloads; `Kubernetes` by default.
     pub cluster_id: Arc<str>,
+    /// The network of its addresses; where there is none, the one that the label `topology.istio.io/network` of the root
+    /// namespace names, else the unnamed one. None by default.
+    pub network: Option<Network>,
     /// Which pods are meant to be in the mesh.
     pub selection: Selection,
     /// Other names of the trust domain: a policy that names one of them, or the domain itself, means all; not
@@ -87,6 +108,7 @@ impl Default for Settings {
             trust_domain: TrustDomain::default(),
             root_namespace: "istio-system".into(),
             cluster_id: "Kubernetes".into(),
+            network: None,
             selection: Selection::default(),
             trust_domain_aliases: Vec::new(),
             istio_exact: false,
@@ -124,57 +146,61 @@ pub struct Unread<'a> {
     pub last_good: bool,
 }
 
+/// Something in an object that is not followed, or cannot be; the rest of it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectKey,
+    /// Where in it, and what follows.
+    pub what: Invalid,
+}
+
 /// What is known of a cluster, and what was told of it.
 #[derive(Debug)]
 pub struct Objects {
     settings: Settings,
     reading: kubernetes::Settings,
+    /// The network of addresses that say none of their own.
+    network: Network,
     spaces: BTreeMap<Arc<str>, Space>,
+    /// Where each node stands.
+    nodes: BTreeMap<Arc<str>, Locality>,
+    gateways: Gateways,
+    /// The namespaces where a ServiceEntry claims a host.
+    hosts: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    vips: Vips,
     /// The PeerAuthentications of all namespaces, whose meaning hangs on each other.
     peers: peer_authentication::Set,
+    /// What is to be told of them.
+    peer_policies: BTreeMap<PolicyKey, Told>,
     reports: BTreeMap<Arc<str>, Report>,
     by_node: BTreeMap<Arc<str>, BTreeSet<Name>>,
     /// Which pods claim a UID: the first of them has it.
     by_uid: BTreeMap<PodUid, Vec<Name>>,
-    refusals: BTreeMap<PolicyKey, Arc<Unreadable>>,
+    refusals: Refusals,
+    uses: Uses,
     told_policies: BTreeMap<PolicyKey, Told>,
+    told_workloads: HashMap<ObjectKey, Vec<Arc<Workload>>>,
+    told_services: HashMap<NamespacedHostname, Arc<Service>>,
+    problems: BTreeMap<Item, Vec<Problem>>,
     stale: Stale,
     warnings: Vec<(ObjectKey, Warning)>,
+    looked_at: u64,
 }
+
+/// Region, zone, subzone.
+type Locality = [Arc<str>; 3];
 
 /// Namespace and name.
 type Name = (Arc<str>, Arc<str>);
 
-/// What is known of a namespace.
-#[derive(Debug, Default)]
-struct Space {
-    labels: Labels,
-    pods: BTreeMap<Arc<str>, PodEntry>,
-    services: BTreeMap<Arc<str>, ServiceEntry>,
-    authorizations: BTreeMap<Arc<str>, Versions<Authorization>>,
-    peers: BTreeMap<Arc<str>, Versions<peer_authentication::Object>>,
-}
-
-#[derive(Debug, Default)]
-struct PodEntry {
-    /// `None` once it is gone, until that has been told.
-    pod: Option<Box<Pod>>,
-    told: Option<Arc<Workload>>,
-}
-
-#[derive(Debug, Default)]
-struct ServiceEntry {
-    /// `None` once it is gone, until that has been told.
-    object: Option<Box<kinds::Service>>,
-    told: Option<Arc<Service>>,
-}
-
 /// What is to be looked at again before the next changes are told.
 #[derive(Debug, Default)]
 struct Stale {
-    pods: BTreeSet<Name>,
-    services: BTreeSet<Name>,
-    policies: bool,
+    /// What workloads come from.
+    sources: BTreeSet<ObjectKey>,
+    services: BTreeSet<NamespacedHostname>,
+    policies: BTreeSet<PolicyKey>,
     peers: bool,
 }
 
@@ -184,16 +210,27 @@ impl Objects {
         let reading = settings.reading();
         Self {
             peers: peer_authentication::Set::new(&reading, []),
+            peer_policies: BTreeMap::new(),
+            network: settings.network.clone().unwrap_or_default(),
             settings,
             reading,
             spaces: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            gateways: Gateways::default(),
+            hosts: BTreeMap::new(),
+            vips: Vips::default(),
             reports: BTreeMap::new(),
             by_node: BTreeMap::new(),
             by_uid: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            uses: Uses::default(),
             told_policies: BTreeMap::new(),
+            told_workloads: HashMap::new(),
+            told_services: HashMap::new(),
+            problems: BTreeMap::new(),
             stale: Stale::default(),
             warnings: Vec::new(),
+            looked_at: 0,
         }
     }
 
@@ -201,10 +238,16 @@ impl Objects {
     pub fn set(&mut self, object: Object) {
         let key = object.key();
         match object {
-            Object::Namespace(object) => self.put_labels(key.name, object.metadata.labels),
-            Object::ServiceAccount(_) => {}
+            Object::Namespace(object) => self.put_namespace(&key.name, object.metadata.labels, object.metadata.annotations),
+            Object::Node(object) => self.put_node(&key.name, Some(&object.metadata)),
+            Object::ServiceAccount(_) | Object::ConfigMap(_) => {}
             Object::Pod(pod) => self.put_pod(&key, Some(pod)),
             Object::Service(service) => self.put_service(&key, Some(service)),
+            Object::EndpointSlice(slice) => self.put_slice(&key, Some(slice)),
+            Object::ServiceEntry(entry) => self.put_entry(&key, Some(entry)),
+            Object::WorkloadEntry(entry) => self.put_workload_entry(&key, Some(entry)),
+            Object::Gateway(gateway) => self.put_gateway(&key, Some(gateway)),
+            Object::GatewayClass(class) => self.put_class(&key, Some(class)),
             Object::AuthorizationPolicy(policy) => {
                 let read = kubernetes::read(&policy, &self.reading);
                 self.put_authorization(key, Some(read));
@@ -231,10 +274,16 @@ impl Objects {
     /// An object is gone.
     pub fn remove(&mut self, key: &ObjectKey) {
         match key.kind {
-            Kind::Namespace => self.put_labels(key.name.clone(), Labels::new()),
-            Kind::ServiceAccount => {}
+            Kind::Namespace => self.put_namespace(&key.name, Labels::new(), Labels::new()),
+            Kind::Node => self.put_node(&key.name, None),
+            Kind::ServiceAccount | Kind::ConfigMap => {}
             Kind::Pod => self.put_pod(key, None),
             Kind::Service => self.put_service(key, None),
+            Kind::EndpointSlice => self.put_slice(key, None),
+            Kind::ServiceEntry => self.put_entry(key, None),
+            Kind::WorkloadEntry => self.put_workload_entry(key, None),
+            Kind::Gateway => self.put_gateway(key, None),
+            Kind::GatewayClass => self.put_class(key, None),
             Kind::AuthorizationPolicy => self.put_authorization(key.clone(), None),
             Kind::PeerAuthentication => self.put_peer(key, None),
         }
@@ -243,10 +292,13 @@ impl Objects {
     /// A node has said what it has captured; it replaces what it said before. A pod counts as captured only by the
     /// report of the node that it is on.
     pub fn report(&mut self, node: &str, report: Report) {
-        if self.reports.get(node) != Some(&report) {
-            self.stale.pods.extend(self.by_node.get(node).into_iter().flatten().cloned());
-            self.reports.insert(node.into(), report);
+        if self.reports.get(node) == Some(&report) {
+            return;
         }
+        let pods = self.by_node.get(node).into_iter().flatten();
+        let keys = pods.map(|(namespace, name)| ObjectKey::new(Kind::Pod, namespace, name));
+        self.stale.sources.extend(keys);
+        self.reports.insert(node.into(), report);
     }
 
     /// What a node has said last.
@@ -267,14 +319,14 @@ impl Objects {
     /// Refuses what is in the scope of something that cannot be read, such as a whole file, until it is
     /// [readmitted](Objects::readmit).
     pub fn refuse(&mut self, unreadable: Unreadable) {
+        self.stale.policies.insert(unreadable.key.clone());
         self.refusals.insert(unreadable.key.clone(), Arc::new(unreadable));
-        self.stale.policies = true;
     }
 
     /// Ends a refusal.
     pub fn readmit(&mut self, key: &PolicyKey) {
         if self.refusals.remove(key).is_some() {
-            self.stale.policies = true;
+            self.stale.policies.insert(key.clone());
         }
     }
 
@@ -306,256 +358,29 @@ impl Objects {
         claims.flat_map(move |(first, others)| others.iter().map(move |other| (key(other), key(first))))
     }
 
+    /// What is in objects, as of the last [changes](Self::changes), and is not followed: a waypoint that is not ready or
+    /// would go in a circle, a value that is not known.
+    pub fn problems(&self) -> BTreeSet<&Problem> {
+        self.problems.values().flatten().collect()
+    }
+
     /// What stands in policies that were set since the last call, and is not in force as it is written.
     pub fn warnings(&mut self) -> Vec<(ObjectKey, Warning)> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// What is other than what was told before, in the order in which it is to be applied. Looks only at what may have
-    /// changed.
-    pub fn changes(&mut self) -> Vec<Change> {
-        let stale = std::mem::take(&mut self.stale);
-        if stale.peers {
-            let objects = self.spaces.values().flat_map(|space| space.peers.values());
-            self.peers = peer_authentication::Set::new(&self.reading, objects.filter_map(|o| o.good.clone()));
-        }
-        let (mut changes, removals) = if stale.policies || stale.peers {
-            self.policy_changes()
-        } else {
-            Default::default()
-        };
-        let mut services = stale.services;
-        for (namespace, name) in &stale.pods {
-            let Some(change) = self.pod_change(namespace, name) else { continue };
-            changes.push(Change::Mesh(change));
-            // Endpoints hang on whether a workload is, and on its health.
-            let space = self.spaces.get(namespace);
-            services.extend(
-                space
-                    .into_iter()
-                    .flat_map(|s| s.services.keys())
-                    .map(|s| (namespace.clone(), s.clone())),
-            );
-        }
-        for (namespace, name) in &services {
-            changes.extend(self.service_change(namespace, name).map(Change::Mesh));
-        }
-        changes.extend(removals.into_iter().map(|key| Change::Policy(policy::Update::Remove(key))));
-        changes
+    /// How often a source of workloads, a service or a policy was looked at so far: what changes have cost.
+    pub fn looked_at(&self) -> u64 {
+        self.looked_at
     }
 
-    fn put_labels(&mut self, namespace: Arc<str>, labels: Labels) {
-        let space = self.spaces.entry(namespace.clone()).or_default();
-        if space.labels != labels {
-            space.labels = labels;
-            self.stale
-                .pods
-                .extend(space.pods.keys().map(|name| (namespace.clone(), name.clone())));
-        }
-    }
-
-    fn put_pod(&mut self, key: &ObjectKey, pod: Option<Box<Pod>>) {
-        let name = (key.namespace.clone(), key.name.clone());
-        let space = self.spaces.entry(key.namespace.clone()).or_default();
-        let entry = space.pods.entry(key.name.clone()).or_default();
-        let node_of = |pod: &Option<Box<Pod>>| pod.as_ref().and_then(|p| p.spec.node_name.as_deref().map(Arc::<str>::from));
-        let uid_of = |pod: &Option<Box<Pod>>| pod.as_ref().and_then(|p| p.metadata.uid.as_deref().map(PodUid::from));
-        let nodes = (node_of(&entry.pod), node_of(&pod));
-        let uids = (uid_of(&entry.pod), uid_of(&pod));
-        // A pod's labels and ports count for services without its workload being another.
-        self.stale.services.extend(space.services.iter().filter_map(|(service, s)| {
-            let selector = &s.object.as_ref()?.spec.selector;
-            let selected = [&entry.pod, &pod]
-                .into_iter()
-                .flatten()
-                .any(|p| kinds::selects(selector, &p.metadata.labels));
-            selected.then(|| (key.namespace.clone(), service.clone()))
-        }));
-        entry.pod = pod;
-        if let (old, new) = nodes
-            && old != new
-        {
-            if let Some(old) = old
-                && let Some(pods) = self.by_node.get_mut(&old)
-            {
-                pods.remove(&name);
-                if pods.is_empty() {
-                    self.by_node.remove(&old);
-                }
-            }
-            if let Some(node) = new {
-                self.by_node.entry(node).or_default().insert(name.clone());
-            }
-        }
-        if uids.0 != uids.1 {
-            self.move_uid(&name, uids.0, uids.1);
-        }
-        self.stale.pods.insert(name);
-    }
-
-    fn move_uid(&mut self, name: &Name, old: Option<PodUid>, new: Option<PodUid>) {
-        if let Some(old) = old
-            && let Some(claims) = self.by_uid.get_mut(&old)
-        {
-            claims.retain(|claim| claim != name);
-            match claims.first() {
-                Some(heir) => {
-                    self.stale.pods.insert(heir.clone());
-                }
-                None => {
-                    self.by_uid.remove(&old);
-                }
-            }
-        }
-        if let Some(new) = new {
-            self.by_uid.entry(new).or_default().push(name.clone());
-        }
-    }
-
-    fn put_service(&mut self, key: &ObjectKey, object: Option<Box<kinds::Service>>) {
-        let space = self.spaces.entry(key.namespace.clone()).or_default();
-        space.services.entry(key.name.clone()).or_default().object = object;
-        self.stale.services.insert((key.namespace.clone(), key.name.clone()));
-    }
-
-    fn put_authorization(&mut self, key: ObjectKey, read: Option<Result<Reading, ReadError>>) {
-        let read = read.map(|read| {
-            read.map(|reading| {
-                self.warnings.extend(reading.warnings.into_iter().map(|w| (key.clone(), w)));
-                Authorization {
-                    policy: reading.policy.map(Arc::new),
-                    selector: reading.selector,
-                }
-            })
-        });
-        let everywhere = *key.namespace == *self.settings.root_namespace;
-        let space = self.spaces.entry(key.namespace.clone()).or_default();
-        let selector_of = |versions: &Versions<Authorization>| versions.attached().map(|(_, selector)| selector.clone());
-        let before = space.authorizations.remove(&key.name);
-        let mut selectors: Vec<Selector> = before.iter().filter_map(selector_of).collect();
-        if let Some(read) = read {
-            let now = Versions::after(before, read);
-            selectors.extend(selector_of(&now));
-            space.authorizations.insert(key.name, now);
-        }
-        self.stale.policies = true;
-        self.touch_pods(&key.namespace, everywhere, |labels| selectors.iter().any(|s| s.selects(labels)));
-    }
-
-    fn put_peer(&mut self, key: &ObjectKey, read: Option<Result<peer_authentication::Object, ReadError>>) {
-        let space = self.spaces.entry(key.namespace.clone()).or_default();
-        let before = space.peers.remove(&key.name);
-        if let Some(read) = read {
-            space.peers.insert(key.name.clone(), Versions::after(before, read));
-        }
-        self.stale.peers = true;
-        let everywhere = *key.namespace == *self.settings.root_namespace;
-        self.touch_pods(&key.namespace, everywhere, |_| true);
-    }
-
-    fn touch_pods(&mut self, namespace: &str, everywhere: bool, selected: impl Fn(&Labels) -> bool) {
-        let spaces = self.spaces.iter().filter(|(ns, _)| everywhere || ***ns == *namespace);
-        let pods = spaces.flat_map(|(ns, space)| space.pods.iter().map(move |(name, entry)| (ns, name, entry)));
-        let pods = pods.filter(|(_, _, entry)| entry.pod.as_ref().is_some_and(|p| selected(&p.metadata.labels)));
-        self.stale.pods.extend(pods.map(|(ns, name, _)| (ns.clone(), name.clone())));
-    }
-
-    /// The policies that are new or others, and the keys of those that are gone.
-    fn policy_changes(&mut self) -> (Vec<Change>, Vec<PolicyKey>) {
-        let mut wanted: BTreeMap<PolicyKey, Told> = BTreeMap::new();
-        for space in self.spaces.values() {
-            wanted.extend(space.authorizations.values().filter_map(Versions::told));
-            let unread = space.peers.values().filter_map(|p| Some((p, p.error.as_ref()?)));
-            wanted.extend(unread.map(|(p, error)| (error.key.clone(), p.told_unreadable(error))));
-        }
-        let converted = peer_authentication::policies(&self.peers).into_iter();
-        wanted.extend(converted.map(|p| (p.key.clone(), Told::Policy(Arc::new(p)))));
-        wanted.extend(self.refusals.iter().map(|(key, u)| (key.clone(), Told::Unreadable(u.clone()))));
-
-        let mut changes = Vec::new();
-        for (key, told) in &wanted {
-            let before = self.told_policies.get(key);
-            if before != Some(told) {
-                changes.extend(told.updates(before));
-            }
-        }
-        let gone = self.told_policies.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
-        self.told_policies = wanted;
-        (changes.into_iter().map(Change::Policy).collect(), gone)
-    }
-
-    fn pod_change(&mut self, namespace: &Arc<str>, name: &Arc<str>) -> Option<mesh::Update> {
-        let space = self.spaces.get(namespace)?;
-        let pod = space.pods.get(name)?.pod.as_deref();
-        let workload = pod.and_then(|pod| {
-            let mut workload = workload::workload(&self.settings, pod, &space.labels)?;
-            let owner = workload.pod.as_ref().and_then(|uid| self.by_uid.get(uid)?.first());
-            if owner.is_none_or(|(ns, first)| (ns, first) != (namespace, name)) {
-                workload.pod = None;
-            }
-            let report = self.reports.get(&workload.node);
-            if let (Some(report), Some(uid)) = (report, &workload.pod)
-                && report.holds(uid, workload.ambient)
-            {
-                workload::capture(&mut workload);
-            }
-            workload.policies = self.attached(namespace, &pod.metadata.labels);
-            Some(workload)
-        });
-        let gone = pod.is_none();
-        let space = self.spaces.get_mut(namespace)?;
-        let entry = space.pods.get_mut(name)?;
-        let before = entry.told.take();
-        let update = match (&before, workload) {
-            (Some(before), Some(now)) if **before == now => {
-                entry.told = Some(before.clone());
-                None
-            }
-            (_, Some(now)) => Some(mesh::Update::Workload(entry.told.insert(Arc::new(now)).clone())),
-            (Some(before), None) => Some(mesh::Update::RemoveWorkload(before.uid.clone())),
-            (None, None) => None,
-        };
-        if gone {
-            space.pods.remove(name);
-        }
-        update
-    }
-
-    fn service_change(&mut self, namespace: &Arc<str>, name: &Arc<str>) -> Option<mesh::Update> {
-        let space = self.spaces.get(namespace)?;
-        let object = space.services.get(name)?.object.as_deref();
-        let pods = space
-            .pods
-            .values()
-            .filter_map(|entry| Some((entry.pod.as_deref()?, entry.told.as_ref()?)));
-        let now = object.and_then(|object| service::service(&self.settings, object, pods));
-        let gone = object.is_none();
-        let space = self.spaces.get_mut(namespace)?;
-        let entry = space.services.get_mut(name)?;
-        let before = entry.told.take();
-        let update = match (&before, now) {
-            (Some(before), Some(now)) if **before == now => {
-                entry.told = Some(before.clone());
-                None
-            }
-            (_, Some(now)) => Some(mesh::Update::Service(entry.told.insert(Arc::new(now)).clone())),
-            (Some(before), None) => Some(mesh::Update::RemoveService(before.name.clone())),
-            (None, None) => None,
-        };
-        if gone {
-            space.services.remove(name);
-        }
-        update
-    }
-
-    /// The policies that a workload lists: those of authorization, then those of authentication, each in order.
-    fn attached(&self, namespace: &str, labels: &Labels) -> Vec<PolicyKey> {
-        let root = &*self.settings.root_namespace;
-        let selecting: BTreeSet<&str> = [namespace, root].into();
-        let spaces = || selecting.iter().filter_map(|ns| self.spaces.get(*ns));
-        let authorizations = spaces().flat_map(|space| space.authorizations.values());
-        let authorizations = authorizations.filter_map(Versions::attached);
-        let unread = spaces().flat_map(|space| space.peers.values()).filter_map(Versions::unread);
-        kubernetes::attached(authorizations, unread, &self.peers, namespace, labels)
+    /// Whether nothing is known, told or kept, but for what nodes have reported.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        let known = self.spaces.is_empty() && self.nodes.is_empty() && self.gateways.is_empty() && self.refusals.is_empty();
+        let found = self.hosts.is_empty() && self.vips.is_empty() && self.by_node.is_empty() && self.by_uid.is_empty();
+        let told = self.told_policies.is_empty() && self.told_workloads.is_empty() && self.told_services.is_empty();
+        let kept = self.peer_policies.is_empty() && self.uses.is_empty() && self.problems.is_empty();
+        known && found && told && kept
     }
 }

@@ -55,6 +55,8 @@ struct Manifest {
     trouble: Option<TextError>,
     /// Lines that hold what stands further up.
     repeated: Vec<TextError>,
+    /// Objects of it that are not what they must be, and whether an earlier version of each stays in force.
+    broken: Vec<(ObjectKey, TextError, bool)>,
 }
 
 /// What tells one state of a file from another without reading it.
@@ -264,6 +266,13 @@ impl Directory {
         file.good = true;
         file.error = None;
         file.repeated = repeated;
+        file.broken.clear();
+        for (key, error) in content.broken {
+            let here = items.contains_key(&key);
+            let before = file.items.remove(&key).filter(|_| !here);
+            file.broken.push((key.clone(), error, before.is_some()));
+            items.extend(before.map(|before| (key, before)));
+        }
         let now: Vec<ObjectKey> = items.keys().cloned().collect();
         let before = std::mem::replace(&mut file.items, items);
         self.objects.readmit(&file_key(name));
@@ -284,6 +293,7 @@ impl Directory {
     fn fail(&mut self, name: &str, error: TextError) {
         let file = self.files.entry(name.into()).or_default();
         file.error = Some(error.clone());
+        file.broken.clear();
         if !file.good {
             self.refuse(name, &error);
         }
@@ -367,6 +377,13 @@ impl Directory {
                 });
             }
             faults.extend(file.repeated.iter().map(|error| format!("{path}:{error}").into()));
+            faults.extend(file.broken.iter().map(|(key, error, kept)| {
+                let then = match kept {
+                    true => "its last good version stays in force",
+                    false => "it does not count until it is mended",
+                };
+                format!("{path}:{error}; {key}: {then}, and nothing else is affected").into()
+            }));
         }
         for (key, claims) in self.claims.iter().filter(|(_, claims)| claims.len() > 1) {
             let first = &claims[0];
@@ -397,6 +414,10 @@ impl Directory {
             let what = format!("{place}: metadata.uid: {key} has the UID of {first}, and so is never captured; remove one of them");
             faults.push(what.into());
         }
+        faults.extend(self.objects.problems().into_iter().map(|problem| {
+            let place = self.place(&problem.object, &problem.what.path);
+            format!("{place}: {}; {}", problem.what, problem.object).into()
+        }));
         faults.extend(self.reports.faults().map(Fault::from));
         faults
     }
@@ -411,7 +432,7 @@ impl Directory {
 
     fn line(&self, name: &str, key: &ObjectKey, path: &str) -> u64 {
         let item = self.files.get(name).and_then(|file| file.items.get(key));
-        item.map_or(0, |item| item.node.as_ref().map_or(item.line, |node| node.line_of(path)))
+        item.map_or(0, |item| item.line_of(path))
     }
 }
 

@@ -1,22 +1,42 @@
 //! The Kubernetes objects, as far as they are read: serde types that take what `kubectl get -o yaml` prints.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ambient_authz::kubernetes::{AuthorizationPolicy, Envelope, Labels, PeerAuthentication};
-use ambient_core::Identity;
 use serde::{Deserialize, Deserializer};
+
+mod core;
+mod gateway;
+mod istio;
+
+pub use self::{core::*, gateway::*, istio::*};
 
 /// An object of a kind that matters to the mesh.
 #[derive(Clone, Debug)]
 pub enum Object {
-    /// A namespace, for its labels.
+    /// A namespace, for its labels and annotations.
     Namespace(Bare),
+    /// A node, for the labels that say where it stands.
+    Node(Bare),
     /// A service account. It says nothing that a pod does not say, so it changes nothing.
     ServiceAccount(Bare),
+    /// Settings. It changes nothing: whoever makes the translator takes its [`Settings`](super::Settings) from the one that
+    /// is named `istio`.
+    ConfigMap(Box<ConfigMap>),
     /// A pod.
     Pod(Box<Pod>),
     /// A service.
     Service(Box<Service>),
+    /// Endpoints of a service: those that are no pods, and pods of a service without a selector.
+    EndpointSlice(Box<EndpointSlice>),
+    /// Names and addresses that services go by which Kubernetes does not know.
+    ServiceEntry(Box<ServiceEntry>),
+    /// A workload that is no pod, such as a virtual machine.
+    WorkloadEntry(Box<WorkloadEntry>),
+    /// A waypoint, or the gateway of another network.
+    Gateway(Box<Gateway>),
+    /// What gateways of a class have in common; only its labels and annotations are read.
+    GatewayClass(Bare),
     /// A policy of authorization.
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     /// A policy of authentication.
@@ -36,16 +56,20 @@ pub enum Object {
 impl Object {
     /// What it goes by.
     pub fn key(&self) -> ObjectKey {
-        let own = |kind, m: &Metadata| match kind {
-            Kind::Namespace => ObjectKey::new(kind, "", &m.name),
-            _ => ObjectKey::new(kind, m.namespace(), &m.name),
-        };
+        let own = |kind: Kind, m: &Metadata| kind.key(m.namespace(), &m.name);
         let policy = |kind, m: &ambient_authz::kubernetes::Metadata| ObjectKey::new(kind, &m.namespace(), &m.name);
         match self {
             Self::Namespace(o) => own(Kind::Namespace, &o.metadata),
+            Self::Node(o) => own(Kind::Node, &o.metadata),
             Self::ServiceAccount(o) => own(Kind::ServiceAccount, &o.metadata),
+            Self::ConfigMap(o) => own(Kind::ConfigMap, &o.metadata),
             Self::Pod(o) => own(Kind::Pod, &o.metadata),
             Self::Service(o) => own(Kind::Service, &o.metadata),
+            Self::EndpointSlice(o) => own(Kind::EndpointSlice, &o.metadata),
+            Self::ServiceEntry(o) => own(Kind::ServiceEntry, &o.metadata),
+            Self::WorkloadEntry(o) => own(Kind::WorkloadEntry, &o.metadata),
+            Self::Gateway(o) => own(Kind::Gateway, &o.metadata),
+            Self::GatewayClass(o) => own(Kind::GatewayClass, &o.metadata),
             Self::AuthorizationPolicy(o) => policy(Kind::AuthorizationPolicy, &o.metadata),
             Self::PeerAuthentication(o) => policy(Kind::PeerAuthentication, &o.metadata),
             Self::Misshapen { envelope, .. } if envelope.kind == "PeerAuthentication" => {
@@ -63,12 +87,16 @@ impl Object {
     pub fn check(&self) -> Result<(), Invalid> {
         let ObjectKey { kind, namespace, name } = self.key();
         name_of("metadata.name", &name)?;
-        if kind != Kind::Namespace {
+        if kind.is_namespaced() {
             name_of("metadata.namespace", &namespace)?;
         }
         match self {
             Self::Pod(pod) => pod.check(),
             Self::Service(service) => service.check(),
+            Self::EndpointSlice(slice) => slice.check(),
+            Self::ServiceEntry(entry) => entry.check(),
+            Self::WorkloadEntry(entry) => entry.check(),
+            Self::Gateway(gateway) => gateway.check(),
             _ => Ok(()),
         }
     }
@@ -80,11 +108,25 @@ pub enum Kind {
     /// `v1`
     Namespace,
     /// `v1`
+    Node,
+    /// `v1`
     ServiceAccount,
+    /// `v1`
+    ConfigMap,
     /// `v1`
     Pod,
     /// `v1`
     Service,
+    /// `discovery.k8s.io/v1`
+    EndpointSlice,
+    /// `networking.istio.io/v1`, `v1beta1` and `v1alpha3`
+    ServiceEntry,
+    /// `networking.istio.io/v1`, `v1beta1` and `v1alpha3`
+    WorkloadEntry,
+    /// `gateway.networking.k8s.io/v1` and `v1beta1`
+    Gateway,
+    /// `gateway.networking.k8s.io/v1` and `v1beta1`
+    GatewayClass,
     /// `security.istio.io/v1` and `v1beta1`
     AuthorizationPolicy,
     /// `security.istio.io/v1` and `v1beta1`
@@ -113,6 +155,35 @@ impl Kind {
         }
         Ok(Some(known))
     }
+
+    /// The kind of a group by its name, in whatever version.
+    pub(crate) fn named(group: &str, kind: &str) -> Option<Self> {
+        known(group, kind).map(|(kind, _)| kind)
+    }
+
+    /// Whether objects of it are in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
+    }
+
+    /// Whether it is a policy: what cannot be read of one refuses.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication)
+    }
+
+    /// The key of an object; the namespace does not count where objects of the kind are in none.
+    pub fn key(self, namespace: &str, name: &str) -> ObjectKey {
+        let namespace = if self.is_namespaced() { namespace } else { "" };
+        ObjectKey::new(self, namespace, name)
+    }
+
+    /// Whether objects of a group of kinds are read, so that a list of them is too.
+    pub(crate) fn is_of_group(group: &str) -> bool {
+        matches!(
+            group,
+            "" | "discovery.k8s.io" | "networking.istio.io" | "gateway.networking.k8s.io" | "security.istio.io"
+        )
+    }
 }
 
 impl fmt::Display for Kind {
@@ -126,7 +197,7 @@ impl fmt::Display for Kind {
 pub struct ObjectKey {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for a namespace.
+    /// Its namespace; empty for what is in none.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
@@ -153,7 +224,7 @@ impl fmt::Display for ObjectKey {
 }
 
 /// A field that is missing or is not what it must be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{path}: {why}")]
 pub struct Invalid {
     /// Where, such as `spec.ports[0].port`.
@@ -163,7 +234,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    fn new(path: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(super) fn new(path: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
             path: path.into(),
             why: why.into(),
@@ -199,6 +270,9 @@ pub struct Metadata {
     /// What made it.
     #[serde(default, deserialize_with = "absent_if_null")]
     pub owner_references: Vec<OwnerReference>,
+    /// When it was made, as RFC 3339 in UTC; what has no date is older than what has one.
+    #[serde(default)]
+    pub creation_timestamp: Option<String>,
     /// Set once it is being deleted.
     #[serde(default)]
     pub deletion_timestamp: Option<String>,
@@ -208,6 +282,14 @@ impl Metadata {
     /// The namespace, `default` where none is written.
     pub fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or("default")
+    }
+
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(String::as_str)
+    }
+
+    pub(super) fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
     }
 }
 
@@ -223,285 +305,19 @@ pub struct OwnerReference {
     pub controller: Option<bool>,
 }
 
-/// A pod.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Pod {
-    /// Name, labels and so on.
-    pub metadata: Metadata,
-    /// What it shall be.
-    pub spec: PodSpec,
-    /// What it is; absent until somebody has seen to it.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub status: PodStatus,
-}
-
-impl Pod {
-    fn check(&self) -> Result<(), Invalid> {
-        if self.metadata.uid.as_deref() == Some("") {
-            return Err(Invalid::new(
-                "metadata.uid",
-                "is empty; leave it out, or write what the API server gave",
-            ));
-        }
-        if let Some(account) = &self.spec.service_account_name {
-            name_of("spec.serviceAccountName", account)?;
-        }
-        let account = self.spec.service_account_name.as_deref().unwrap_or("default");
-        Identity::new(&ambient_core::TrustDomain::default(), self.metadata.namespace(), account)
-            .map_err(|e| Invalid::new("spec.serviceAccountName", e.to_string()))?;
-        if let Some(ip) = &self.status.pod_ip {
-            address("status.podIP", ip)?;
-        }
-        for (at, ip) in self.status.pod_ips.iter().enumerate() {
-            address(&format!("status.podIPs[{at}].ip"), &ip.ip)?;
-        }
-        Ok(())
-    }
-}
-
-/// What a pod shall be.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PodSpec {
-    /// Its node, once it has one.
-    #[serde(default)]
-    pub node_name: Option<String>,
-    /// Its account; absent, `default`.
-    #[serde(default)]
-    pub service_account_name: Option<String>,
-    /// Whether it lives in its node's network namespace.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub host_network: bool,
-    /// What runs in it, for the names of ports.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub containers: Vec<Container>,
-}
-
-/// A container of a pod.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Container {
-    /// Its ports.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub ports: Vec<ContainerPort>,
-}
-
-/// A port of a container.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ContainerPort {
-    /// What services call it.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// The port.
-    pub container_port: u16,
-    /// TCP where absent.
-    #[serde(default)]
-    pub protocol: Option<String>,
-}
-
-/// What a pod is.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PodStatus {
-    /// Pending, Running, Succeeded, Failed or Unknown.
-    #[serde(default)]
-    pub phase: Option<String>,
-    /// Its first address.
-    #[serde(default, rename = "podIP")]
-    pub pod_ip: Option<String>,
-    /// All of its addresses.
-    #[serde(default, rename = "podIPs", deserialize_with = "absent_if_null")]
-    pub pod_ips: Vec<PodIp>,
-    /// What holds of it; `Ready` is read.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub conditions: Vec<Condition>,
-    /// How its containers stand.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub container_statuses: Vec<ContainerStatus>,
-    /// How those stand that run before the others.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub init_container_statuses: Vec<ContainerStatus>,
-    /// How those stand that were added while it ran.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub ephemeral_container_statuses: Vec<ContainerStatus>,
-}
-
-/// How a container stands; what says whether it has run is read.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ContainerStatus {
-    /// How it is now.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub state: ContainerState,
-    /// How it ended before.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub last_state: ContainerState,
-    /// How often it was started anew.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub restart_count: u32,
-    /// Whether it is started, and its startup probe has passed.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub started: bool,
-}
-
-/// What a container does: one of these, or it waits.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct ContainerState {
-    /// It runs.
-    #[serde(default)]
-    pub running: Option<serde::de::IgnoredAny>,
-    /// It has ended.
-    #[serde(default)]
-    pub terminated: Option<serde::de::IgnoredAny>,
-}
-
-/// An address of a pod.
-#[derive(Clone, Debug, Deserialize)]
-pub struct PodIp {
-    /// The address.
-    pub ip: String,
-}
-
-/// Something that holds of a pod, or does not.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Condition {
-    /// What.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// True, False or Unknown.
-    pub status: String,
-}
-
-/// A service.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Service {
-    /// Name, labels and so on.
-    pub metadata: Metadata,
-    /// What it shall be.
-    pub spec: ServiceSpec,
-}
-
-impl Service {
-    fn check(&self) -> Result<(), Invalid> {
-        let spec = &self.spec;
-        for (at, ip) in spec.cluster_ips.iter().enumerate() {
-            virtual_address(&format!("spec.clusterIPs[{at}]"), ip)?;
-        }
-        if let Some(ip) = &spec.cluster_ip {
-            virtual_address("spec.clusterIP", ip)?;
-        }
-        for (at, port) in spec.ports.iter().enumerate() {
-            if port.port == 0 {
-                return Err(Invalid::new(format!("spec.ports[{at}].port"), "must be in 1..=65535"));
-            }
-            match &port.target_port {
-                Some(TargetPort::Number(0)) => {
-                    return Err(Invalid::new(format!("spec.ports[{at}].targetPort"), "must be in 1..=65535"));
-                }
-                Some(TargetPort::Name(name)) if !name.bytes().any(|b| b.is_ascii_lowercase()) => {
-                    let why = format!("{name:?} is not the name of a port; write a number without quotes");
-                    return Err(Invalid::new(format!("spec.ports[{at}].targetPort"), why));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a service shall be.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceSpec {
-    /// ClusterIP where absent; an ExternalName has neither addresses nor endpoints.
-    #[serde(default, rename = "type")]
-    pub kind: Option<String>,
-    /// Its first address; `None` for a headless service.
-    #[serde(default, rename = "clusterIP")]
-    pub cluster_ip: Option<String>,
-    /// All of its addresses.
-    #[serde(default, rename = "clusterIPs", deserialize_with = "absent_if_null")]
-    pub cluster_ips: Vec<String>,
-    /// Its ports.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub ports: Vec<ServicePort>,
-    /// The labels of the pods behind it; none, no pods.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub selector: Labels,
-    /// Whether pods that are not ready are told as ready ones.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub publish_not_ready_addresses: bool,
-    /// `IPv4`, `IPv6`, or both.
-    #[serde(default, deserialize_with = "absent_if_null")]
-    pub ip_families: Vec<String>,
-    /// `PreferClose`, `PreferSameZone` or `PreferSameNode`.
-    #[serde(default)]
-    pub traffic_distribution: Option<String>,
-    /// `Local`: only pods on the client's node.
-    #[serde(default)]
-    pub internal_traffic_policy: Option<String>,
-}
-
-/// A port of a service.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServicePort {
-    /// The port that clients name.
-    pub port: u16,
-    /// The port of the pods; absent, the same.
-    #[serde(default)]
-    pub target_port: Option<TargetPort>,
-    /// TCP where absent; others are not read.
-    #[serde(default)]
-    pub protocol: Option<String>,
-}
-
-/// A port of the pods behind a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TargetPort {
-    /// By number.
-    Number(u16),
-    /// By the name that each pod gives it.
-    Name(String),
-}
-
-impl<'de> Deserialize<'de> for TargetPort {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl serde::de::Visitor<'_> for Either {
-            type Value = TargetPort;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port's number or name")
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<TargetPort, E> {
-                let number = u16::try_from(number).map_err(|_| E::custom(format_args!("{number} is not a port: must be in 1..=65535")))?;
-                Ok(TargetPort::Number(number))
-            }
-
-            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<TargetPort, E> {
-                // A negative number becomes one that is refused in the same words.
-                self.visit_u64(u64::try_from(number).unwrap_or(u64::MAX))
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<TargetPort, E> {
-                Ok(TargetPort::Name(name.into()))
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
 /// `null` stands for what is absent in what Go programs print.
 pub(super) fn absent_if_null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn name_of(path: &str, name: &str) -> Result<(), Invalid> {
+fn is_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    if name.len() <= 253 && name.bytes().all(inner) && ends(name.bytes().next()) && ends(name.bytes().last()) {
+    name.len() <= 253 && name.bytes().all(inner) && ends(name.bytes().next()) && ends(name.bytes().last())
+}
+
+fn name_of(path: &str, name: &str) -> Result<(), Invalid> {
+    if is_name(name) {
         return Ok(());
     }
     let why = format!("{name:?} is not a name: at most 253 lower case letters, digits, `-` and `.`, with a letter or digit at both ends");
@@ -509,14 +325,35 @@ fn name_of(path: &str, name: &str) -> Result<(), Invalid> {
 }
 
 fn address(path: &str, text: &str) -> Result<(), Invalid> {
-    match text.parse::<std::net::IpAddr>() {
+    match text.parse::<IpAddr>() {
         Ok(_) => Ok(()),
         Err(_) => Err(Invalid::new(path, format!("{text:?} is not an IP address"))),
     }
 }
 
-fn virtual_address(path: &str, text: &str) -> Result<(), Invalid> {
-    if matches!(text, "" | "None") { Ok(()) } else { address(path, text) }
+fn port_number(path: impl Into<String>, port: u16) -> Result<(), Invalid> {
+    match port {
+        0 => Err(Invalid::new(path, "must be in 1..=65535")),
+        _ => Ok(()),
+    }
+}
+
+/// One of a few words.
+fn word(path: &str, text: &str, known: &[&str]) -> Result<(), Invalid> {
+    match known.contains(&text) {
+        true => Ok(()),
+        false => Err(Invalid::new(path, format!("{text:?} is not known: {} is wanted", known.join(", ")))),
+    }
+}
+
+/// A name that DNS could know; in a [`ServiceEntry`] and for endpoints in any case.
+fn dns_name(path: &str, text: &str) -> Result<(), Invalid> {
+    let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if text.len() <= 253 && !digits && text.split('.').all(label) {
+        return Ok(());
+    }
+    Err(Invalid::new(path, format!("{text:?} is not a DNS name")))
 }
 
 /// Whether a map of labels holds all of another, which is not empty.
@@ -525,11 +362,19 @@ pub(super) fn selects(selector: &BTreeMap<String, String>, labels: &Labels) -> b
 }
 
 fn known(group: &str, kind: &str) -> Option<(Kind, &'static [&'static str])> {
+    let istio = &["v1", "v1beta1", "v1alpha3"];
     Some(match (group, kind) {
         ("", "Namespace") => (Kind::Namespace, &["v1"]),
+        ("", "Node") => (Kind::Node, &["v1"]),
         ("", "ServiceAccount") => (Kind::ServiceAccount, &["v1"]),
+        ("", "ConfigMap") => (Kind::ConfigMap, &["v1"]),
         ("", "Pod") => (Kind::Pod, &["v1"]),
         ("", "Service") => (Kind::Service, &["v1"]),
+        ("discovery.k8s.io", "EndpointSlice") => (Kind::EndpointSlice, &["v1"]),
+        ("networking.istio.io", "ServiceEntry") => (Kind::ServiceEntry, istio),
+        ("networking.istio.io", "WorkloadEntry") => (Kind::WorkloadEntry, istio),
+        ("gateway.networking.k8s.io", "Gateway") => (Kind::Gateway, &["v1", "v1beta1"]),
+        ("gateway.networking.k8s.io", "GatewayClass") => (Kind::GatewayClass, &["v1", "v1beta1"]),
         ("security.istio.io", "AuthorizationPolicy") => (Kind::AuthorizationPolicy, &["v1", "v1beta1"]),
         ("security.istio.io", "PeerAuthentication") => (Kind::PeerAuthentication, &["v1", "v1beta1"]),
         _ => return None,

@@ -209,22 +209,7 @@ impl Enablement {
                     path: format!("{name}.{path}"),
                     why,
                 };
-                if selector.match_labels.contains_key("") {
-                    return Err(fault("matchLabels".into(), "a label without a name"));
-                }
-                for (n, requirement) in selector.match_expressions.iter().enumerate() {
-                    let path = format!("matchExpressions[{n}]");
-                    let needs_values = matches!(requirement.operator, Operator::In | Operator::NotIn);
-                    if requirement.key.is_empty() {
-                        return Err(fault(format!("{path}.key"), "a label without a name"));
-                    }
-                    if needs_values && requirement.values.is_empty() {
-                        return Err(fault(format!("{path}.values"), "In and NotIn need values"));
-                    }
-                    if !needs_values && !requirement.values.is_empty() {
-                        return Err(fault(format!("{path}.values"), "Exists and DoesNotExist take no values"));
-                    }
-                }
+                selector.check().map_err(|(path, why)| fault(path, why))?;
             }
         }
         Ok(())
@@ -232,6 +217,27 @@ impl Enablement {
 }
 
 impl LabelSelector {
+    /// Whether it is one that Kubernetes takes; if not, where and why.
+    pub(super) fn check(&self) -> Result<(), (String, &'static str)> {
+        if self.match_labels.contains_key("") {
+            return Err(("matchLabels".into(), "a label without a name"));
+        }
+        for (n, requirement) in self.match_expressions.iter().enumerate() {
+            let path = format!("matchExpressions[{n}]");
+            let needs_values = matches!(requirement.operator, Operator::In | Operator::NotIn);
+            if requirement.key.is_empty() {
+                return Err((format!("{path}.key"), "a label without a name"));
+            }
+            if needs_values && requirement.values.is_empty() {
+                return Err((format!("{path}.values"), "In and NotIn need values"));
+            }
+            if !needs_values && !requirement.values.is_empty() {
+                return Err((format!("{path}.values"), "Exists and DoesNotExist take no values"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether these labels are selected.
     pub fn selects(&self, labels: &Labels) -> bool {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))

@@ -1,11 +1,16 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ambient_authz::{Action, Policies, policy, policy::Fallback};
-use ambient_core::{Health, Mesh, NetworkMode, TunnelProtocol, WorkloadKind};
+use ambient_core::{Health, Mesh, NetworkMode, TunnelProtocol, WorkloadKind, mesh};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::*;
+use super::{versions::Told, *};
+use crate::Change;
+
+mod cost;
+mod services;
+mod waypoints;
 
 /// What changes add up to.
 #[derive(Default)]
@@ -87,6 +92,12 @@ fn object(value: Value) -> Object {
         "Namespace" => Object::Namespace(serde_json::from_value(value).unwrap()),
         "Pod" => Object::Pod(serde_json::from_value(value).unwrap()),
         "Service" => Object::Service(serde_json::from_value(value).unwrap()),
+        "Node" => Object::Node(serde_json::from_value(value).unwrap()),
+        "EndpointSlice" => Object::EndpointSlice(serde_json::from_value(value).unwrap()),
+        "ServiceEntry" => Object::ServiceEntry(serde_json::from_value(value).unwrap()),
+        "WorkloadEntry" => Object::WorkloadEntry(serde_json::from_value(value).unwrap()),
+        "Gateway" => Object::Gateway(serde_json::from_value(value).unwrap()),
+        "GatewayClass" => Object::GatewayClass(serde_json::from_value(value).unwrap()),
         "AuthorizationPolicy" => Object::AuthorizationPolicy(serde_json::from_value(value).unwrap()),
         "PeerAuthentication" => Object::PeerAuthentication(serde_json::from_value(value).unwrap()),
         kind => panic!("{kind}"),
@@ -185,7 +196,7 @@ fn owners_and_names() {
     let owned = |kind: &str, name: &str| json!({ "ownerReferences": [{ "kind": kind, "name": name, "controller": true }] });
     for (meta, kind, name) in [
         (json!({}), WorkloadKind::Pod, "cart"),
-        (owned("ReplicaSet", "web-5d4f"), WorkloadKind::Pod, "cart"),
+        (owned("ReplicaSet", "web-5d4f"), WorkloadKind::Pod, "web-5d4f"),
         (
             patched(
                 owned("ReplicaSet", "web-api-5d4f"),
@@ -196,7 +207,29 @@ fn owners_and_names() {
         ),
         (owned("Job", "nightly-28391234"), WorkloadKind::CronJob, "nightly"),
         (owned("Job", "once-7"), WorkloadKind::Job, "once-7"),
-        (owned("DaemonSet", "agent"), WorkloadKind::Pod, "cart"),
+        (owned("DaemonSet", "agent"), WorkloadKind::Pod, "agent"),
+        (owned("StatefulSet", "db"), WorkloadKind::Pod, "db"),
+        (
+            patched(
+                owned("ReplicaSet", "web-77f"),
+                &json!({ "labels": { "rollouts-pod-template-hash": "77f" } }),
+            ),
+            WorkloadKind::Pod,
+            "web",
+        ),
+        (
+            patched(
+                owned("ReplicationController", "web-3"),
+                &json!({ "labels": { "deploymentconfig": "web" } }),
+            ),
+            WorkloadKind::Pod,
+            "web",
+        ),
+        (
+            json!({ "labels": { "service.istio.io/workload-name": "named" } }),
+            WorkloadKind::Pod,
+            "named",
+        ),
     ] {
         let workload = one(&json!({ "metadata": meta }));
         assert_eq!((workload.kind, &*workload.workload_name), (kind, name));
@@ -277,23 +310,25 @@ fn a_service_and_its_endpoints() {
         web.ports.iter().map(|p| (p.port, p.target)).collect::<Vec<_>>(),
         [(80, 0), (81, 8081), (82, 82)]
     );
-    let endpoints: Vec<_> = web
-        .endpoints
-        .iter()
-        .map(|(uid, e)| (uid.as_str(), e.ports.get(80), e.health))
-        .collect();
-    assert_eq!(
-        endpoints,
-        [
-            ("Kubernetes//Pod/shop/cart", Some(8080), Health::Healthy),
-            ("Kubernetes//Pod/shop/late", None, Health::Unhealthy)
-        ]
-    );
+    let endpoints = |sum: &Sum| -> Vec<(String, Option<u16>, Health)> {
+        let name = NamespacedHostname::new("shop", "web.shop.svc.cluster.local");
+        let all = sum.mesh.endpoints(&name).unwrap().iter();
+        let mut all: Vec<_> = all.map(|(uid, e)| (uid.to_string(), e.ports.get(80), e.health)).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    let both = [
+        ("Kubernetes//Pod/shop/cart".to_owned(), Some(8080), Health::Healthy),
+        ("Kubernetes//Pod/shop/late".to_owned(), None, Health::Unhealthy),
+    ];
+    assert_eq!(endpoints(&sum), both);
     let headless = json!({ "spec": { "clusterIP": "None", "clusterIPs": ["None"], "publishNotReadyAddresses": true } });
     let sum = told([patched(service.clone(), &headless), named, unready]);
     let services = sum.services();
     let web = services.values().next().unwrap();
-    assert!(web.vips.is_empty() && web.endpoints.values().all(|e| e.health == Health::Healthy));
+    let balancer = web.load_balancer.as_ref().unwrap();
+    assert!(web.vips.is_empty() && balancer.health_policy == ambient_core::HealthPolicy::AllowAll);
+    assert_eq!(endpoints(&sum), both, "who asks is told of all");
     assert!(
         told([patched(service, &json!({ "spec": { "type": "ExternalName" } }))])
             .services()
@@ -472,27 +507,31 @@ enum Step {
     Tell,
 }
 
+const TRAFFIC: [&str; 3] = ["service", "workload", "all"];
 const SPACES: [&str; 3] = ["shop", "bank", "istio-system"];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let space = || proptest::sample::select(&SPACES[..]);
     let app = || proptest::sample::select(&["a", "b"][..]);
     let mode = || proptest::sample::select(&["ambient", "none", "x"][..]);
-    let pod = (space(), 0..4usize, app(), mode(), 0..3u8, 0..5u8).prop_map(|(space, n, app, mode, kind, status)| {
+    let pod = (space(), 0..4usize, app(), mode(), 0..3u8, 0..5u8, used()).prop_map(|(space, n, app, mode, kind, status, used)| {
         let conditions = json!([{ "type": "Ready", "status": if status == 1 { "False" } else { "True" } }]);
-        json!({ "kind": "Pod",
+        let value = json!({ "kind": "Pod",
             "metadata": { "name": format!("p{n}"), "namespace": space, "uid": format!("{space}-{n}"),
                           "labels": { "app": app, "istio.io/dataplane-mode": mode } },
             "spec": { "nodeName": format!("n{}", n % 2), "hostNetwork": kind == 2,
                       "containers": [{ "ports": [{ "name": "http", "containerPort": 8000 + n }] }] },
             "status": { "phase": if status == 2 { "Failed" } else { "Running" }, "conditions": conditions,
-                        "podIP": if status == 3 { Value::Null } else { format!("10.0.0.{n}").into() } } })
+                        "podIP": if status == 3 { Value::Null } else { format!("10.0.0.{n}").into() } } });
+        using(value, used)
     });
-    let service = (space(), 0..2usize, app(), 0..3u8).prop_map(|(space, n, app, kind)| {
-        json!({ "kind": "Service", "metadata": { "name": format!("s{n}"), "namespace": space },
-            "spec": { "selector": { "app": app }, "clusterIP": format!("10.1.0.{n}"),
+    let service = (space(), 0..2usize, app(), 0..4u8, used()).prop_map(|(space, n, app, kind, used)| {
+        let selector = if kind == 3 { json!({}) } else { json!({ "app": app }) };
+        let value = json!({ "kind": "Service", "metadata": { "name": format!("s{n}"), "namespace": space },
+            "spec": { "selector": selector, "clusterIP": format!("10.1.0.{n}"),
                       "type": if kind == 0 { "ExternalName" } else { "ClusterIP" },
-                      "ports": [{ "port": 80, "targetPort": if kind == 1 { json!("http") } else { json!(8080) } }] } })
+                      "ports": [{ "name": "web", "port": 80, "targetPort": if kind == 1 { json!("http") } else { json!(8080) } }] } });
+        using(value, used)
     });
     let policy = (space(), 0..3usize, proptest::option::of(app()), 0..4u8, any::<bool>()).prop_map(|(space, n, app, kind, peer)| {
         let selector = app.map(|app| json!({ "matchLabels": { "app": app } }));
@@ -509,8 +548,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         let kind = if peer { "PeerAuthentication" } else { "AuthorizationPolicy" };
         json!({ "apiVersion": "security.istio.io/v1", "kind": kind, "metadata": { "name": format!("q{n}"), "namespace": space }, "spec": spec })
     });
-    let label = (space(), mode()).prop_map(|(name, mode)| namespace(name, mode));
-    let set = prop_oneof![4 => pod, 2 => service, 3 => policy, 1 => label].boxed();
+    let label = (space(), mode(), used(), 0..3u8).prop_map(|(name, mode, used, network)| {
+        let labels = match network {
+            2 => json!({ "topology.istio.io/network": "n1" }),
+            _ => json!({}),
+        };
+        let value = patched(namespace(name, mode), &json!({ "metadata": { "labels": labels } }));
+        using(value, used)
+    });
+    let set = prop_oneof![4 => pod, 2 => service, 3 => policy, 2 => label, 6 => more_kinds()].boxed();
     let remove = set.clone().prop_map(|value| Step::Remove(object(value).key()));
     let report = (
         proptest::sample::select(&["n0", "n1"][..]),
@@ -523,6 +569,94 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Tell),
     ];
     proptest::collection::vec(step, 1..40)
+}
+
+/// The label that asks for a waypoint: none, `none`, one of its own namespace, or one of another.
+fn used() -> impl Strategy<Value = u8> + Clone {
+    0..6u8
+}
+
+fn using(value: Value, used: u8) -> Value {
+    let labels = match used {
+        0 => json!({ "istio.io/use-waypoint": "none" }),
+        1 => json!({ "istio.io/use-waypoint": "w0" }),
+        2 => json!({ "istio.io/use-waypoint": "w1", "istio.io/use-waypoint-namespace": "bank" }),
+        3 => json!({ "gateway.networking.k8s.io/gateway-name": "w0" }),
+        _ => json!({}),
+    };
+    patched(value, &json!({ "metadata": { "labels": labels } }))
+}
+
+fn more_kinds() -> impl Strategy<Value = Value> {
+    let space = || proptest::sample::select(&SPACES[..]);
+    let app = || proptest::sample::select(&["a", "b"][..]);
+    let node = (0..2usize, 0..3u8).prop_map(|(n, zone)| {
+        let labels = json!({ "topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": format!("z{zone}") });
+        json!({ "kind": "Node", "metadata": { "name": format!("n{n}"), "labels": if zone == 2 { json!({}) } else { labels } } })
+    });
+    let outside = (space(), 0..2usize, app(), 0..4u8, used()).prop_map(|(space, n, app, kind, used)| {
+        let value = json!({ "kind": "WorkloadEntry", "metadata": { "name": format!("v{n}"), "namespace": space },
+            "spec": { "address": if kind == 0 { "vm.example" } else { "10.2.0.1" }, "labels": { "app": app }, "weight": kind,
+                      "network": if kind == 1 { "n2" } else { "" }, "locality": "r/z1", "ports": { "web": 9000 } } });
+        using(value, used)
+    });
+    let entry = (space(), 0..2usize, 0..6u8, app(), used()).prop_map(|(space, n, kind, app, used)| {
+        let host = ["a.example", "b.example", "s0.shop.svc.cluster.local"][usize::from(kind % 3)];
+        let endpoints = json!([{ "address": "192.0.2.1" }, { "address": format!("192.0.2.{kind}") }]);
+        let spec = match kind {
+            0 => json!({ "resolution": "DNS" }),
+            1 => json!({ "resolution": "STATIC", "endpoints": endpoints }),
+            2 => json!({ "addresses": ["198.51.100.0/24"] }),
+            _ => json!({ "resolution": "STATIC", "workloadSelector": { "labels": { "app": app } } }),
+        };
+        let spec = patched(
+            spec,
+            &json!({ "hosts": ["c.example", host], "ports": [{ "number": 80, "name": "http" }] }),
+        );
+        let made = format!("2026-01-0{}T00:00:00Z", kind + 1);
+        let meta = json!({ "name": format!("e{n}"), "namespace": space, "creationTimestamp": made });
+        using(json!({ "kind": "ServiceEntry", "metadata": meta, "spec": spec }), used)
+    });
+    let slice = (space(), 0..2usize, 0..2usize, 0..4usize, 0..3u8).prop_map(|(space, n, service, pod, kind)| {
+        let target = match kind {
+            0 => Value::Null,
+            _ => json!({ "kind": "Pod", "name": format!("p{pod}") }),
+        };
+        let endpoints = json!([{ "addresses": ["192.0.2.9"], "conditions": { "ready": pod > 0 } },
+                               { "addresses": [format!("10.0.0.{pod}")], "targetRef": target }]);
+        let labels = if kind == 2 {
+            json!({})
+        } else {
+            json!({ "kubernetes.io/service-name": format!("s{service}") })
+        };
+        json!({ "kind": "EndpointSlice", "metadata": { "name": format!("l{n}"), "namespace": space, "labels": labels },
+                "addressType": "IPv4", "ports": [{ "name": "web", "port": 8000 + pod }], "endpoints": endpoints })
+    });
+    let gateway = (space(), 0..2usize, 0..5u8, 0..3u8).prop_map(|(space, n, place, traffic)| {
+        let addresses = match place {
+            0 => json!([]),
+            1 => json!([{ "type": "IPAddress", "value": "10.1.0.1" }]),
+            _ => json!([{ "type": "Hostname", "value": format!("s{n}.{space}.svc.cluster.local") }]),
+        };
+        let listener = json!({ "name": "mesh", "port": 15008, "protocol": "HBONE",
+                               "allowedRoutes": { "namespaces": { "from": if place == 2 { "Same" } else { "All" } } } });
+        let remote = place == 4;
+        json!({ "kind": "Gateway",
+            "metadata": { "name": format!("w{n}"), "namespace": space,
+                          "labels": { "istio.io/waypoint-for": TRAFFIC[usize::from(traffic)],
+                                      "topology.istio.io/network": if traffic == 2 { "n1" } else { "n2" } } },
+            "spec": { "gatewayClassName": if remote { "istio-remote" } else { "istio-waypoint" }, "listeners": [listener] },
+            "status": { "addresses": addresses } })
+    });
+    let class = (0..3u8).prop_map(|kind| {
+        let labels = if kind == 0 {
+            json!({})
+        } else {
+            json!({ "istio.io/waypoint-for": "all" })
+        };
+        json!({ "kind": "GatewayClass", "metadata": { "name": "istio-waypoint", "labels": labels } })
+    });
+    prop_oneof![1 => node, 3 => outside, 4 => entry, 3 => slice, 4 => gateway, 1 => class]
 }
 
 /// Whether it holds neither of the values above that cannot be read.
@@ -569,6 +703,7 @@ proptest! {
         prop_assert!(objects.changes().is_empty());
 
         let mut fresh = Objects::new(Settings::default());
+        let keys: Vec<ObjectKey> = alive.keys().cloned().collect();
         for (value, good) in alive.into_values().rev() {
             good.into_iter().for_each(|good| fresh.set(object(good)));
             fresh.set(object(value));
@@ -580,7 +715,16 @@ proptest! {
         whole.add(fresh.changes());
         prop_assert_eq!(sum.workloads(), whole.workloads());
         prop_assert_eq!(sum.services(), whole.services());
-        prop_assert_eq!(sum.policies, whole.policies);
+        prop_assert_eq!(&sum.policies, &whole.policies);
+        prop_assert_eq!(objects.problems(), fresh.problems());
+
+        // Where nothing is any more, nothing is kept.
+        for key in keys {
+            objects.remove(&key);
+        }
+        sum.add(objects.changes());
+        prop_assert!(sum.workloads().is_empty() && sum.services().is_empty() && sum.policies.is_empty());
+        prop_assert!(objects.is_empty(), "{objects:?}");
     }
 }
 
@@ -594,8 +738,7 @@ fn a_service_says_which_endpoints_it_prefers() {
             "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] },
         });
         value["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        let service: kinds::Service = serde_json::from_value(value).unwrap();
-        service::service(&Settings::default(), &service, std::iter::empty()).unwrap()
+        told([value]).services().into_values().next().unwrap()
     };
     let none = json!({});
     let plain = read(json!({}), none.clone());
