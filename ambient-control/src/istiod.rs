@@ -27,7 +27,6 @@
 //! # Ok(()) }
 //! ```
 
-mod backoff;
 #[cfg(test)]
 mod fake;
 mod identity;

@@ -8,6 +8,7 @@
 //! * `objects`: Kubernetes objects into changes, pure and incremental;
 //! * `manifests`: a directory of Kubernetes manifests as the control plane;
 //! * `istiod`: state and certificates from istiod;
+//! * `spiffe`: certificates from SPIRE, or another agent of SPIFFE;
 //! * `serve`: a control plane of one's own, from any source, in istiod's words;
 //! * `ca`: a certificate authority in a directory, **for one machine under one administrator**.
 //!
@@ -42,8 +43,10 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use ambient_authz::policy;
-use ambient_core::{Credential, Identity, PolicyKey, TrustBundles, mesh};
+use ambient_core::{Credential, Identity, PodUid, PolicyKey, TrustBundles, mesh};
 
+#[cfg(any(feature = "istiod", feature = "spiffe"))]
+mod backoff;
 #[cfg(feature = "ca")]
 pub mod ca;
 #[cfg(feature = "istiod")]
@@ -54,7 +57,9 @@ pub mod manifests;
 pub mod objects;
 #[cfg(feature = "serve")]
 pub mod serve;
-#[cfg(feature = "istiod")]
+#[cfg(feature = "spiffe")]
+pub mod spiffe;
+#[cfg(any(feature = "istiod", feature = "spiffe"))]
 mod wire;
 
 /// One change of what the data plane decides by.
@@ -125,6 +130,34 @@ pub trait Issuer: Send + Sync {
 
     /// The present roots of every trusted domain.
     fn trust(&self) -> Arc<TrustBundles>;
+
+    /// A pod of this node bears an identity from now on. Told before a credential is asked for it, for authorities that must
+    /// know for whom; most need not.
+    fn arrives(&self, _identity: &Identity, _pod: &PodUid) {}
+
+    /// A pod that was told of bears it no more; after its last pod an identity needs no credential.
+    fn leaves(&self, _identity: &Identity, _pod: &PodUid) {}
+
+    /// Waits for what the authority says unasked; for ever where it only answers, as most do. There is one listener at a time.
+    ///
+    /// Cancel safe: what is not delivered by this call is by a later one. Of several words on one identity the last counts.
+    fn told(&self) -> BoxFuture<'_, Told> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// What an authority says unasked.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A newer credential, in the place of the one before.
+    Renewed(Arc<Credential>),
+    /// It does not vouch for an identity any more: its credential is not to be used, however long it is valid.
+    Withdrawn {
+        /// Whose.
+        identity: Identity,
+        /// The reason.
+        why: String,
+    },
 }
 
 /// Why there is no credential.

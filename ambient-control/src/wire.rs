@@ -1,4 +1,4 @@
-//! The messages of Istio's and xDS's protocols, made from `proto/` by `codegen/`; CI sees that they are fresh.
+//! The messages of Istio's, xDS's and SPIFFE's protocols, made from `proto/` by `codegen/`; CI sees that they are fresh.
 
 #![allow(
     missing_docs,
@@ -13,6 +13,7 @@
     reason = "generated"
 )]
 
+#[cfg(feature = "istiod")]
 pub(crate) mod ambient {
     pub(crate) mod control {
         pub(crate) mod v1 {
@@ -21,12 +22,14 @@ pub(crate) mod ambient {
     }
 }
 
+#[cfg(feature = "istiod")]
 pub(crate) mod google {
     pub(crate) mod rpc {
         include!("wire/google.rpc.rs");
     }
 }
 
+#[cfg(feature = "istiod")]
 pub(crate) mod envoy {
     pub(crate) mod config {
         pub(crate) mod core {
@@ -44,6 +47,7 @@ pub(crate) mod envoy {
     }
 }
 
+#[cfg(feature = "istiod")]
 pub(crate) mod istio {
     pub(crate) mod workload {
         include!("wire/istio.workload.rs");
@@ -54,6 +58,29 @@ pub(crate) mod istio {
     pub(crate) mod v1 {
         pub(crate) mod auth {
             include!("wire/istio.v1.auth.rs");
+        }
+    }
+}
+
+#[cfg(feature = "spiffe")]
+pub(crate) mod spiffe {
+    pub(crate) mod workload {
+        include!("wire/spiffe.workload.rs");
+    }
+}
+
+#[cfg(feature = "spiffe")]
+pub(crate) mod spire {
+    pub(crate) mod api {
+        pub(crate) mod types {
+            include!("wire/spire.api.types.rs");
+        }
+        pub(crate) mod agent {
+            pub(crate) mod delegatedidentity {
+                pub(crate) mod v1 {
+                    include!("wire/spire.api.agent.delegatedidentity.v1.rs");
+                }
+            }
         }
     }
 }

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use ambient_control::{IssueError, Issuer};
-use ambient_core::{Credential, Credentials, Identity, TrustBundles};
+use ambient_control::{IssueError, Issuer, Told};
+use ambient_core::{Credential, Credentials, Identity, PodUid, TrustBundles};
 use arc_swap::ArcSwapOption;
 use tokio::{
     sync::{Notify, watch},
@@ -77,8 +77,8 @@ pub(crate) struct Certificates {
     issuer: Arc<dyn Issuer>,
     present: RwLock<HashMap<Identity, Arc<Credential>>>,
     asking: Mutex<Asking>,
-    /// Identities that pods of this node bear or will bear; each is one of its holders.
-    expected: Mutex<HashSet<Identity>>,
+    /// Identities, and the pods of this node that bear or will bear them; each of these is one holder.
+    expected: Mutex<HashSet<(Identity, PodUid)>>,
     trust: ArcSwapOption<TrustBundles>,
     changed: Notify,
 }
@@ -121,28 +121,29 @@ impl Certificates {
     }
 
     /// Pods of this node bear these identities, or are about to: each is asked for when nothing else is more urgent.
-    pub(crate) fn expect(&self, identities: impl IntoIterator<Item = Identity>) {
+    pub(crate) fn expect(&self, borne: impl IntoIterator<Item = (Identity, PodUid)>) {
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
-        let now: HashSet<Identity> = identities.into_iter().collect();
-        for identity in now.difference(&expected) {
-            self.want(identity);
+        let now: HashSet<(Identity, PodUid)> = borne.into_iter().collect();
+        for (identity, pod) in now.difference(&expected) {
+            self.want(identity, pod);
         }
-        for identity in expected.difference(&now) {
-            self.release(identity);
+        for (identity, pod) in expected.difference(&now) {
+            self.release(identity, pod);
         }
         *expected = now;
         drop(expected);
         self.changed.notify_one();
     }
 
-    /// Sees to it that an identity has a certificate for as long as the answer lives.
+    /// Sees to it that an identity, which a pod bears, has a certificate for as long as the answer lives.
     ///
     /// Cancel safe: nothing is held until it ends. Needs [`Certificates::keep_fresh`] to run.
-    pub(crate) async fn hold(self: &Arc<Self>, identity: &Identity) -> Result<Held, CertificateError> {
-        self.want(identity);
+    pub(crate) async fn hold(self: &Arc<Self>, identity: &Identity, pod: &PodUid) -> Result<Held, CertificateError> {
+        self.want(identity, pod);
         let held = Held {
             of: self.clone(),
             identity: identity.clone(),
+            pod: pod.clone(),
         };
         self.wait(identity, PATIENCE).await?;
         Ok(held)
@@ -195,6 +196,7 @@ impl Certificates {
                 () = time::sleep(wait.min(LONGEST_SLEEP)) => {}
                 () = self.changed.notified() => {}
                 Some(_) = requests.join_next() => {}
+                told = self.issuer.told() => self.hear(told),
             }
         }
     }
@@ -244,6 +246,32 @@ impl Certificates {
         }
     }
 
+    /// Takes what the issuer says unasked.
+    fn hear(&self, told: Told) {
+        let mut asking = self.asking();
+        let Asking { queue, slots } = &mut *asking;
+        let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+        match told {
+            Told::Renewed(credential) => {
+                let identity = &credential.identity;
+                let life = Life::issued(credential.not_before, credential.not_after, clock::wall(), entropy::word());
+                if !queue.renewed(identity, life) {
+                    return;
+                }
+                if let Some(slot) = slots.get(identity) {
+                    slot.news.send_modify(|news| *news = (news.0 + 1, Ok(())));
+                }
+                present.insert(identity.clone(), credential);
+            }
+            Told::Withdrawn { identity, why } => {
+                queue.withdrawn(&identity);
+                if present.remove(&identity).is_some() {
+                    tracing::error!(%identity, why, "certificate withdrawn: what needs it is refused");
+                }
+            }
+        }
+    }
+
     fn tell(&self, identity: &Identity, error: &CertificateError, retry_in: Duration) {
         let Some(present) = self.credential(identity) else {
             tracing::warn!(%identity, %error, ?retry_in, "no certificate: what needs it is refused");
@@ -259,8 +287,9 @@ impl Certificates {
         }
     }
 
-    /// One more wants it, until it is [released](Self::release).
-    fn want(&self, identity: &Identity) {
+    /// One more wants it, as a pod that bears it, until it is [released](Self::release).
+    fn want(&self, identity: &Identity, pod: &PodUid) {
+        self.issuer.arrives(identity, pod);
         let mut asking = self.asking();
         let Asking { queue, slots } = &mut *asking;
         queue.want(identity);
@@ -271,16 +300,19 @@ impl Certificates {
         slot.holders += 1;
     }
 
-    fn release(&self, identity: &Identity) {
+    fn release(&self, identity: &Identity, pod: &PodUid) {
         let mut asking = self.asking();
         let Asking { queue, slots } = &mut *asking;
-        let Some(slot) = slots.get_mut(identity) else { return };
-        slot.holders = slot.holders.saturating_sub(1);
-        if slot.holders == 0 {
-            slots.remove(identity);
-            queue.forget(identity);
-            self.present.write().unwrap_or_else(PoisonError::into_inner).remove(identity);
+        if let Some(slot) = slots.get_mut(identity) {
+            slot.holders = slot.holders.saturating_sub(1);
+            if slot.holders == 0 {
+                slots.remove(identity);
+                queue.forget(identity);
+                self.present.write().unwrap_or_else(PoisonError::into_inner).remove(identity);
+            }
         }
+        drop(asking);
+        self.issuer.leaves(identity, pod);
     }
 
     fn asking(&self) -> MutexGuard<'_, Asking> {
@@ -342,10 +374,11 @@ impl Drop for Waiting<'_> {
 pub(crate) struct Held {
     of: Arc<Certificates>,
     identity: Identity,
+    pod: PodUid,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.of.release(&self.identity);
+        self.of.release(&self.identity, &self.pod);
     }
 }

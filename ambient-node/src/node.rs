@@ -465,7 +465,7 @@ async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Se
             let domain = &shared.config.trust_domain;
             let borne = pods
                 .iter()
-                .filter_map(|pod| Identity::new(domain, &pod.namespace, &pod.service_account).ok());
+                .filter_map(|pod| Some((Identity::new(domain, &pod.namespace, &pod.service_account).ok()?, pod.uid.clone())));
             shared.certificates.expect(borne);
             desired.send_replace(Some(pods));
         }

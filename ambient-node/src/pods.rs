@@ -79,7 +79,7 @@ impl Pods {
         let node = &self.node;
         let identity = Identity::new(&node.config.trust_domain, &spec.namespace, &spec.service_account);
         let identity = identity.map_err(|e| refuse("naming the pod", io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-        let certificate = node.certificates.hold(&identity).await;
+        let certificate = node.certificates.hold(&identity, &spec.uid).await;
         let certificate = certificate.map_err(|e| refuse("asking for the pod's certificate", io::Error::other(e)))?;
         let key = SpeakerKey::new(format!("{} in {}", spec.uid, namespace.id()));
         let speaker = Speaker {

@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 mod istiod;
 pub(crate) mod settings;
+mod spiffe;
 mod ztunnel;
 
 use settings::Setting;
@@ -44,10 +45,12 @@ pub(crate) struct Args {
     #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address"])]
     manifests: Option<PathBuf>,
     /// A directory that is the certificate authority; made on first use, shared by every node of the mesh.
-    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required_unless_present_any = ["control", "ca_address"])]
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required_unless_present_any = ["control", "ca_address", "spire_admin_socket", "spiffe_socket"])]
     ca_dir: Option<PathBuf>,
     #[command(flatten)]
     istiod: istiod::Istiod,
+    #[command(flatten)]
+    spiffe: spiffe::Spiffe,
     /// Where the container runtime keeps network namespaces.
     #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
     netns_dir: PathBuf,
@@ -316,16 +319,25 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
             owned(directory, flag)?;
         }
     }
+    let places = [
+        args.ca_dir.is_some(),
+        // `--control` says where state comes from as well, and leaves certificates to whoever else gives them.
+        args.istiod.names_an_authority(),
+        args.spiffe.gives_certificates(),
+    ];
     anyhow::ensure!(
-        args.ca_dir.is_none() || !args.istiod.gives_certificates(),
-        "certificates come from one place: leave out --ca-dir, or --control and --ca-address"
+        places.iter().filter(|given| **given).count() < 2,
+        "certificates come from one place: leave out all but one of --ca-dir, --ca-address, and --spire-admin-socket or --spiffe-socket"
     );
     let (source, announce) = source(&args, &config).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
         Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain, args.secret_ttl, &node)?),
-        None => args.istiod.certificates(args.secret_ttl)?,
+        None => match args.spiffe.certificates(&trust_domain) {
+            Some(issuer) => issuer,
+            None => args.istiod.certificates(args.secret_ttl)?,
+        },
     };
     Ok(Node::start(ground, source, issuer, announce).await?)
 }

@@ -7,12 +7,14 @@ use std::{
     process::ExitCode,
 };
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 7] = [
     "ambient/control/v1/capture.proto",
     "envoy/service/discovery/v3/discovery.proto",
     "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",
     "istio/workload/workload.proto",
+    "spiffe/workload/workload.proto",
+    "spire/api/agent/delegatedidentity/v1/delegatedidentity.proto",
 ];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -21,10 +23,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let committed = here.join("../src/wire");
     let made = scratch()?;
     let descriptors = protox::compile(PROTOS, [here.join("../proto")])?;
+    let mut config = prost_build::Config::new();
+    // The Workload API is in no package.
+    config.default_package_filename("spiffe.workload");
     tonic_prost_build::configure()
         .out_dir(&made)
         .emit_rerun_if_changed(false)
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     let mut stale = false;
     for entry in fs::read_dir(&made)? {
         let path = entry?.path();

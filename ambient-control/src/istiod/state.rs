@@ -16,13 +16,13 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    backoff::Backoff,
     memory::{Entry, Memory, MemoryError},
     session::{self, Session},
     transport::{Endpoint, EndpointError},
 };
 use crate::{
     Batch, BoxFuture, Fault, Source,
+    backoff::Backoff,
     wire::envoy::{
         config::core::v3::Node,
         service::discovery::v3::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},

@@ -4,8 +4,10 @@
 //!             next              issued
 //!  (wanted) ---------> (asked) ---------> (held) -- half of its life is over, next --> (asked)
 //!      ^                  |                  |
-//!      +------ failed ----+                  +-- its end --> (wanted)
+//!      +------ failed ----+                  +-- its end, or withdrawn --> (wanted)
 //! ```
+//!
+//! One may also come unasked; then it is held, whatever is under way.
 //!
 //! A name is asked for once at a time, and all who want it share that. What is held is held until its end, whatever becomes of
 //! the requests for the next one. Call [`Queue::next`] until it gives nothing, whenever something has changed and after
@@ -229,6 +231,24 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         entry.again = Some(now.steady + wait);
         entry.arrival = arrival;
         Some(wait)
+    }
+
+    /// A newer one has come unasked; `false` where nobody wants it. What is being asked for is let come as well.
+    pub(super) fn renewed(&mut self, key: &K, life: Life) -> bool {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) else {
+            return false;
+        };
+        entry.failures = 0;
+        entry.again = None;
+        entry.held = Some(life);
+        true
+    }
+
+    /// What is held does not count any more.
+    pub(super) fn withdrawn(&mut self, key: &K) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.held = None;
+        }
     }
 
     /// How long [`Queue::next`] gives nothing, unless something else happens; `None` where that alone could help.

@@ -56,6 +56,14 @@ fn named(name: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap()
 }
 
+fn pod() -> PodUid {
+    "uid-1".into()
+}
+
+fn borne(name: &str) -> (Identity, PodUid) {
+    (named(name), pod())
+}
+
 /// Certificates that are kept fresh until the test ends.
 fn kept(issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
     let certificates = Certificates::new(issuer);
@@ -78,8 +86,9 @@ async fn pods_of_one_account_share_a_certificate_until_the_last_is_gone() {
     let issuer = Fixed::new(Duration::from_secs(60));
     let (certificates, _keeping) = kept(issuer.clone());
     let cart = cart();
-    let (first, second) = tokio::join!(certificates.hold(&cart), certificates.hold(&cart));
-    let third = certificates.hold(&cart).await.unwrap();
+    let one = pod();
+    let (first, second) = tokio::join!(certificates.hold(&cart, &one), certificates.hold(&cart, &one));
+    let third = certificates.hold(&cart, &pod()).await.unwrap();
     assert_eq!(issuer.asked.load(Ordering::Relaxed), 1);
     drop((first.unwrap(), second.unwrap()));
     assert!(certificates.credential(&cart).is_some());
@@ -92,7 +101,7 @@ async fn pods_of_one_account_share_a_certificate_until_the_last_is_gone() {
 async fn a_certificate_is_renewed_at_half_its_life_and_kept_through_failures() {
     let issuer = Fixed::new(Duration::from_millis(400));
     let (certificates, _keeping) = kept(issuer.clone());
-    let _held = certificates.hold(&cart()).await.unwrap();
+    let _held = certificates.hold(&cart(), &pod()).await.unwrap();
     let before = certificates.credential(&cart()).unwrap();
     until(|| certificates.credential(&cart()).unwrap().not_after > before.not_after).await;
     issuer.fails.store(true, Ordering::Relaxed);
@@ -120,11 +129,11 @@ async fn a_certificate_is_renewed_at_half_its_life_and_kept_through_failures() {
 async fn what_is_expected_is_there_before_it_is_needed_and_goes_with_the_last_who_needs_it() {
     let issuer = Fixed::new(Duration::from_secs(60));
     let (certificates, _keeping) = kept(issuer.clone());
-    certificates.expect(["a", "b"].map(named));
+    certificates.expect(["a", "b"].map(borne));
     until(|| certificates.present().len() == 2).await;
-    let held = certificates.hold(&named("b")).await.unwrap();
+    let held = certificates.hold(&named("b"), &pod()).await.unwrap();
     assert_eq!(issuer.asked.load(Ordering::Relaxed), 2);
-    certificates.expect([named("a")]);
+    certificates.expect([borne("a")]);
     assert_eq!(certificates.present().len(), 2, "a pod holds it");
     drop(held);
     assert_eq!(certificates.present().len(), 1);
@@ -173,7 +182,7 @@ async fn who_is_waited_for_goes_before_warm_ups_also_where_those_are_slow() {
     let issuer = Slow::new();
     let (certificates, _keeping) = kept(issuer.clone());
     let many: Vec<Identity> = (10..40).map(|n| named(&format!("a{n}"))).collect();
-    certificates.expect(many.clone());
+    certificates.expect(many.iter().map(|identity| (identity.clone(), pod())));
     until(|| issuer.asked().len() == queue::UNHURRIED).await;
     let last = many
         .iter()
@@ -198,21 +207,103 @@ async fn a_request_that_breaks_off_has_failed_and_holds_up_nobody() {
     issuer.panics.store(true, Ordering::Relaxed);
     issuer.permits.add_permits(1);
     let (certificates, _keeping) = kept(issuer.clone());
-    let error = certificates.hold(&cart()).await.unwrap_err();
+    let error = certificates.hold(&cart(), &pod()).await.unwrap_err();
     assert!(matches!(error, CertificateError::Broken(_)), "{error}");
     issuer.panics.store(false, Ordering::Relaxed);
     issuer.permits.add_permits(1);
-    certificates.hold(&named("other")).await.unwrap();
+    certificates.hold(&named("other"), &pod()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever_for_an_issuer_that_does_not_answer() {
     let (certificates, _keeping) = kept(Slow::new());
-    let error = certificates.hold(&cart()).await.unwrap_err();
+    let error = certificates.hold(&cart(), &pod()).await.unwrap_err();
     assert!(matches!(error, CertificateError::Timeout(_)), "{error}");
     // Without anybody to ask it is the same.
     let idle = Certificates::new(Slow::new());
-    let error = idle.hold(&cart()).await.unwrap_err();
+    let error = idle.hold(&cart(), &pod()).await.unwrap_err();
     assert!(matches!(error, CertificateError::Waited(..)), "{error}");
     assert!(idle.lacking().is_empty(), "who has given up wants nothing");
+}
+
+/// Answers once for each identity, says what a test has it say, and writes down who comes and goes.
+struct Streaming {
+    said: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<Told>>,
+    bearers: Mutex<Vec<String>>,
+    issues: std::sync::atomic::AtomicBool,
+}
+
+impl Issuer for Streaming {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        Box::pin(async move {
+            if self.issues.swap(false, Ordering::Relaxed) {
+                return Fixed::new(Duration::from_secs(60)).issue(identity).await;
+            }
+            Err(IssueError::Refused {
+                identity: identity.clone(),
+                why: "it is withdrawn".into(),
+            })
+        })
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        Arc::default()
+    }
+
+    fn arrives(&self, identity: &Identity, pod: &PodUid) {
+        self.bearers
+            .lock()
+            .unwrap()
+            .push(format!("+{} {}", identity.service_account(), pod.as_str()));
+    }
+
+    fn leaves(&self, identity: &Identity, pod: &PodUid) {
+        self.bearers
+            .lock()
+            .unwrap()
+            .push(format!("-{} {}", identity.service_account(), pod.as_str()));
+    }
+
+    fn told(&self) -> BoxFuture<'_, Told> {
+        Box::pin(async { self.said.lock().await.recv().await.expect("the test is there") })
+    }
+}
+
+#[tokio::test]
+async fn what_an_issuer_says_unasked_counts_at_once() {
+    let (say, said) = tokio::sync::mpsc::unbounded_channel();
+    let issuer = Arc::new(Streaming {
+        said: said.into(),
+        bearers: Mutex::default(),
+        issues: true.into(),
+    });
+    let (certificates, _keeping) = kept(issuer.clone());
+    let cart = cart();
+    let held = certificates.hold(&cart, &pod()).await.unwrap();
+    let first = certificates.credential(&cart).unwrap();
+    let newer = Fixed::new(Duration::from_secs(120)).issue(&cart).await.unwrap();
+    say.send(Told::Renewed(newer.clone())).unwrap();
+    until(|| !Arc::ptr_eq(&first, &certificates.credential(&cart).unwrap())).await;
+    say.send(Told::Withdrawn {
+        identity: cart.clone(),
+        why: "told to".into(),
+    })
+    .unwrap();
+    until(|| certificates.credential(&cart).is_none()).await;
+    assert_eq!(certificates.lacking(), std::slice::from_ref(&cart));
+    let error = certificates.ready(&cart).await.unwrap_err();
+    assert!(error.to_string().contains("it is withdrawn"), "{error}");
+    // Whoever waits is woken by what comes unasked, too.
+    say.send(Told::Renewed(newer.clone())).unwrap();
+    until(|| certificates.credential(&cart).is_some()).await;
+    certificates.ready(&cart).await.unwrap();
+    drop(held);
+    assert_eq!(*issuer.bearers.lock().unwrap(), ["+cart uid-1", "-cart uid-1"]);
+    // What nobody wants any more is not kept.
+    say.send(Told::Renewed(newer)).unwrap();
+    let other = Fixed::new(Duration::from_secs(60)).issue(&named("other")).await.unwrap();
+    certificates.expect([borne("other")]);
+    say.send(Told::Renewed(other)).unwrap();
+    until(|| certificates.credential(&named("other")).is_some()).await;
+    assert!(certificates.credential(&cart).is_none());
 }

@@ -38,7 +38,7 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
     let _keeping = tokio::spawn(certificates.clone().keep_fresh());
     let mut held = Vec::new();
     for identity in [&a, &b, &c] {
-        held.push(certificates.hold(identity).await.unwrap());
+        held.push(certificates.hold(identity, &"uid-1".into()).await.unwrap());
     }
     for _ in 0..2 {
         assert!([&a, &b, &c].into_iter().all(|identity| locals.is_in_order(identity, Role::Client)));

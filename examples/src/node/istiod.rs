@@ -18,7 +18,7 @@ use anyhow::Context as _;
 #[derive(Debug, clap::Args)]
 pub(super) struct Istiod {
     /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
-    /// the place of --manifests and --ca-dir.
+    /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them.
     #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "ca_dir"])]
     control: Option<String>,
     /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
@@ -60,9 +60,9 @@ impl Istiod {
         self.state_address().is_some()
     }
 
-    /// Whether certificates come from there.
-    pub(super) fn gives_certificates(&self) -> bool {
-        self.certificate_address().is_some()
+    /// Whether an authority is named that gives certificates and nothing else.
+    pub(super) fn names_an_authority(&self) -> bool {
+        self.ca_address.as_deref().is_some_and(|address| !address.is_empty())
     }
 
     /// The cluster that this node belongs to.

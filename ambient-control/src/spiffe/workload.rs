@@ -1,0 +1,249 @@
+//! The SPIFFE Workload API: what an agent gives to this very process.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ambient_core::{Credential, Identity, SpiffeId, TrustBundles};
+use rustls::crypto::CryptoProvider;
+use tokio::task::AbortHandle;
+use tonic::{Code, Request, metadata::MetadataValue, transport::Channel};
+use zeroize::Zeroizing;
+
+use super::{
+    Socket, bundles,
+    delegated::{LONGEST_MESSAGE, MOST_SVIDS},
+    desk::{self, Desk, lock},
+    subscription::{Came, Failure, follow},
+    svid::{Raw, Svid, SvidError},
+};
+use crate::{
+    BoxFuture, IssueError, Issuer, Told,
+    wire::spiffe::workload::{X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How an agent is asked.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkloadConfig {
+    /// The agent's socket.
+    pub socket: Socket,
+    /// What checks signatures and keys.
+    pub provider: Arc<CryptoProvider>,
+    /// How long the first certificate is waited for; 8 s by default.
+    pub patience: Duration,
+}
+
+impl WorkloadConfig {
+    /// With the defaults.
+    pub fn new(socket: Socket, provider: Arc<CryptoProvider>) -> Self {
+        Self {
+            socket,
+            provider,
+            patience: Duration::from_secs(8),
+        }
+    }
+}
+
+/// This process's own certificates, from any agent that speaks the [SPIFFE Workload API].
+///
+/// For a node's own identity, and for a proxy that serves a single workload, beside it or on its machine: the agent decides by
+/// the process that asks, and gives it all that is its own. A node of many pods needs a
+/// [`DelegatedIdentity`](super::DelegatedIdentity).
+///
+/// One stream brings certificates, roots and the roots of federated trust domains. A denial is the API's way to say that this
+/// process has no identity (any more): what was given is withdrawn. Every other failure takes nothing away.
+///
+/// [SPIFFE Workload API]: https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md
+pub struct WorkloadApi {
+    core: Arc<Core>,
+    stream: AbortHandle,
+}
+
+struct Core {
+    config: WorkloadConfig,
+    channel: Channel,
+    desk: Desk,
+    /// Whom the last answer was about; `None` before the first.
+    given: Mutex<Option<Vec<SpiffeId>>>,
+}
+
+impl fmt::Debug for WorkloadApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadApi")
+            .field("config", &self.core.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for WorkloadApi {
+    fn drop(&mut self) {
+        self.stream.abort();
+    }
+}
+
+impl WorkloadApi {
+    /// Begins to ask. That the agent is away is no error: it is looked for until it is there.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(config: WorkloadConfig) -> Self {
+        Self::with_clock(config, desk::system())
+    }
+
+    fn with_clock(config: WorkloadConfig, clock: desk::Clock) -> Self {
+        let core = Arc::new(Core {
+            desk: Desk::new(format!("the SPIFFE agent at {}", config.socket), &config.provider, None, clock),
+            channel: config.socket.channel(),
+            given: Mutex::default(),
+            config,
+        });
+        let of = core.clone();
+        let stream = tokio::spawn(async move { of.follow().await }).abort_handle();
+        Self { core, stream }
+    }
+
+    /// Whom the agent takes this process for now: its default first.
+    pub fn identities(&self) -> Vec<SpiffeId> {
+        lock(&self.core.given).clone().unwrap_or_default()
+    }
+
+    async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {
+        let core = &self.core;
+        if !core.desk.open(identity, MOST_IDENTITIES) {
+            return Err(IssueError::Unavailable {
+                identity: identity.clone(),
+                why: format!("{MOST_IDENTITIES} identities are asked for already, the most that are"),
+            });
+        }
+        // The answer that would speak of it may have come before it was asked for.
+        core.refuse_unless_given(identity);
+        let issued = core.desk.wait(identity, core.config.patience).await;
+        if issued.is_err() && core.desk.credential(identity).is_none() && !core.gives(identity) {
+            core.desk.close(identity);
+        }
+        issued
+    }
+}
+
+impl Issuer for WorkloadApi {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        Box::pin(self.ask(identity))
+    }
+
+    /// The roots of this process's own trust domains and of those federated with them; none before the agent is there.
+    fn trust(&self) -> Arc<TrustBundles> {
+        self.core.desk.trust()
+    }
+
+    fn told(&self) -> BoxFuture<'_, Told> {
+        Box::pin(self.core.desk.told())
+    }
+}
+
+impl Core {
+    async fn follow(&self) {
+        let open = || {
+            let client = SpiffeWorkloadApiClient::new(self.channel.clone());
+            let mut client = client.max_decoding_message_size(LONGEST_MESSAGE);
+            async move {
+                let mut request = Request::new(X509svidRequest {});
+                // Without it an agent answers nobody (SPIFFE Workload Endpoint 6).
+                request
+                    .metadata_mut()
+                    .insert("workload.spiffe.io", MetadataValue::from_static("true"));
+                client.fetch_x509svid(request).await
+            }
+        };
+        let never = follow(open, |came| match came {
+            Came::Answer(answer) => self.answer(answer),
+            Came::Failure(failure) => self.fail(&failure),
+        });
+        match never.await {}
+    }
+
+    fn answer(&self, answer: X509svidResponse) {
+        self.desk.heard();
+        let mut told = bundles::Told {
+            crls: answer.crl,
+            ..bundles::Told::default()
+        };
+        let mut given = Vec::new();
+        for svid in answer.svids.into_iter().take(MOST_SVIDS) {
+            let raw = Raw {
+                named: svid.spiffe_id,
+                chain: svid.x509_svid,
+                key: Zeroizing::new(svid.x509_svid_key),
+            };
+            let svid_of = raw.read();
+            if let Ok(read) = &svid_of {
+                told.bundles.push((read.id.trust_domain().as_str().into(), svid.bundle));
+            }
+            given.push(svid_of);
+        }
+        let own = given.iter().flatten().next().map(|svid| svid.id.trust_domain().clone());
+        // A federated bundle of a domain of this process's own says nothing that its own does not.
+        let owns: Vec<String> = told.bundles.iter().map(|(name, _)| name.clone()).collect();
+        let federated = answer.federated_bundles.into_iter();
+        told.bundles
+            .extend(federated.filter(|(name, _)| !owns.iter().any(|own| name.strip_prefix("spiffe://").unwrap_or(name) == own)));
+        if own.is_some() {
+            self.desk.bundles(own, told);
+        }
+        self.take(&given);
+    }
+
+    fn take(&self, given: &[Result<Svid, SvidError>]) {
+        *lock(&self.given) = Some(given.iter().flatten().map(|svid| svid.id.clone()).collect());
+        let mine = given.iter().flatten().filter_map(|svid| Identity::try_from(svid.id.clone()).ok());
+        for identity in mine {
+            self.desk.open(&identity, MOST_IDENTITIES);
+        }
+        for identity in self.desk.identities() {
+            self.desk.update(&identity, given);
+        }
+    }
+
+    fn gives(&self, identity: &Identity) -> bool {
+        lock(&self.given).as_ref().is_some_and(|given| given.contains(identity.spiffe_id()))
+    }
+
+    fn refuse_unless_given(&self, identity: &Identity) {
+        let given = lock(&self.given).clone();
+        if let Some(given) = given
+            && !given.contains(identity.spiffe_id())
+        {
+            let given: Vec<_> = given.iter().take(NAMED).map(SpiffeId::as_str).collect();
+            let why = format!("it takes this process for {:?} alone", given.join(", "));
+            self.desk.withdraw(identity, &why);
+        }
+    }
+
+    fn fail(&self, failure: &Failure) {
+        match failure.code {
+            Some(Code::PermissionDenied) => {
+                let why = format!("{}: this process needs a registration entry whose selectors fit it", failure.text);
+                lock(&self.given).take();
+                for identity in self.desk.identities() {
+                    self.desk.withdraw(&identity, &why);
+                }
+                self.desk.failed(None, &why, true);
+            }
+            Some(_) => self.desk.failed(None, &failure.text, false),
+            None => {
+                let why = format!("{}: is it running, and is this its socket?", failure.text);
+                self.desk.failed(None, &why, false);
+            }
+        }
+    }
+}
+
+/// Identities of one process.
+const MOST_IDENTITIES: usize = 256;
+/// Identities that a message names.
+const NAMED: usize = 5;

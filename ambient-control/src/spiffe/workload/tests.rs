@@ -1,0 +1,119 @@
+use tonic::Status;
+
+use super::{super::fake::*, *};
+
+fn config(socket: Socket, patience: u64) -> WorkloadConfig {
+    WorkloadConfig {
+        patience: Duration::from_millis(patience),
+        ..WorkloadConfig::new(socket, provider())
+    }
+}
+
+const OTHER: &str = "spiffe://example.org/ns/shop/sa/other";
+
+async fn told(api: &WorkloadApi, whom: &Identity) -> Option<Arc<Credential>> {
+    loop {
+        match soon(api.told()).await {
+            Told::Renewed(credential) if credential.identity == *whom => return Some(credential),
+            Told::Withdrawn { identity, .. } if identity == *whom => return None,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_process_gets_all_that_is_its_own() {
+    let (mut fake, authority, foreign) = (Fake::start(), Authority::new(), Authority::new());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), Clock::default().read());
+    let stream = fake.own().await;
+    assert!(stream.request, "the header that agents demand");
+    let node = authority.fresh("spiffe://example.org/node/a");
+    let federated = [("spiffe://foreign.example", foreign.root()), ("example.org", foreign.root())];
+    stream.gives(&[&node, &authority.fresh(CART)], &authority.root(), &federated).await;
+    let credential = soon(api.issue(&cart())).await.unwrap();
+    assert_eq!(credential.identity, cart());
+    let ids: Vec<_> = api.identities().iter().map(ToString::to_string).collect();
+    assert_eq!(ids, ["spiffe://example.org/node/a", CART]);
+    let trust = api.trust();
+    assert_eq!(trust.roots(&"foreign.example".parse().unwrap()), [foreign.root()]);
+    // What is federated is not this process's own domain, whatever it is called.
+    assert_eq!(trust.roots(&"example.org".parse().unwrap()), [authority.root()]);
+}
+
+#[tokio::test]
+async fn it_is_renewed_and_withdrawn_by_the_stream() {
+    let (mut fake, authority, clock) = (Fake::start(), Authority::new(), Clock::default());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), clock.read());
+    let stream = fake.own().await;
+    let root = authority.root();
+    let other = authority.svid(OTHER, 0, 100);
+    stream.gives(&[&authority.svid(CART, 0, 100), &other], &root, &[]).await;
+    assert_eq!(told(&api, &OTHER.parse().unwrap()).await.unwrap().not_after, at(100));
+    stream.gives(&[&authority.svid(CART, 0, 101), &other], &root, &[]).await;
+    assert_eq!(told(&api, &cart()).await.unwrap().not_after, at(101));
+    clock.set(50);
+    stream.gives(&[&authority.svid(CART, 45, 145), &other], &root, &[]).await;
+    assert_eq!(told(&api, &cart()).await.unwrap().not_after, at(145));
+    // One of two is taken back.
+    stream.gives(&[&other], &root, &[]).await;
+    assert!(told(&api, &cart()).await.is_none());
+    assert!(api.core.desk.credential(&OTHER.parse().unwrap()).is_some());
+    // A denial is the API's word for the rest.
+    stream.end(Status::permission_denied("no identity issued")).await;
+    assert!(told(&api, &OTHER.parse().unwrap()).await.is_none());
+    assert!(api.identities().is_empty());
+    // The roots stay: what others prove does not hang on what this process is.
+    assert_eq!(api.trust().domains().count(), 1);
+    let stream = fake.own().await;
+    stream.gives(&[&authority.svid(CART, 45, 200)], &root, &[]).await;
+    assert_eq!(told(&api, &cart()).await.unwrap().not_after, at(200));
+}
+
+#[tokio::test]
+async fn who_is_not_among_them_is_refused_with_those_who_are() {
+    let (mut fake, authority) = (Fake::start(), Authority::new());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 300), Clock::default().read());
+    let stream = fake.own().await;
+    stream.gives(&[&authority.fresh(OTHER)], &authority.root(), &[]).await;
+    told(&api, &OTHER.parse().unwrap()).await;
+    let issued = soon(api.issue(&cart())).await;
+    let error = issued.unwrap_err();
+    assert!(error.to_string().contains(OTHER), "{error}");
+    assert!(matches!(error, IssueError::Refused { .. }), "{error}");
+    assert!(!api.core.desk.identities().contains(&cart()), "what nobody gives is not kept");
+}
+
+#[tokio::test]
+async fn a_failure_takes_nothing_away() {
+    let (mut fake, authority, clock) = (Fake::start(), Authority::new(), Clock::default());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 300), clock.read());
+    let stream = fake.own().await;
+    stream.gives(&[&authority.svid(CART, 0, 100)], &authority.root(), &[]).await;
+    told(&api, &cart()).await;
+    // Empty answers would be a withdrawal, garbage is none.
+    let mut garbage = authority.svid(CART, 0, 200);
+    garbage.key = vec![1, 2, 3];
+    stream.gives(&[&garbage], b"garbage", &[("also garbage", vec![])]).await;
+    stream.end(Status::unavailable("restarting")).await;
+    let again = fake.own().await;
+    drop(again);
+    fake.stop().await;
+    clock.set(99);
+    assert_eq!(api.core.desk.credential(&cart()).unwrap().not_after, at(100));
+    let error = soon(api.issue(&cart())).await.unwrap_err();
+    assert!(matches!(error, IssueError::Unavailable { .. }), "{error}");
+    clock.set(100);
+    assert!(api.core.desk.credential(&cart()).is_none());
+}
+
+#[tokio::test]
+async fn without_an_entry_it_is_told_what_is_missing() {
+    let fake = Fake::start();
+    *fake.refuses.lock().unwrap() = Some(Status::permission_denied("no identity issued"));
+    let api = WorkloadApi::new(config(fake.socket(), 300));
+    let error = soon(api.issue(&cart())).await.unwrap_err();
+    assert!(
+        matches!(&error, IssueError::Refused { why, .. } if why.contains("registration entry") && why.contains("no identity issued")),
+        "{error}"
+    );
+}
