@@ -96,6 +96,25 @@ pub enum Event<'a> {
         /// The pod.
         pod: &'a PodUid,
     },
+    /// A connection whose both ends were known has ended, well or not.
+    ConnectionEnded {
+        /// Whether a pod of ours has opened it; else it came to one.
+        outbound: bool,
+        /// Who has opened it.
+        source: SocketAddr,
+        /// Where it went: the peer's proxy for what goes by tunnel.
+        destination: SocketAddr,
+        /// Who has opened it, if that is known for certain.
+        source_identity: Option<&'a Identity>,
+        /// Who has served it, if that is known for certain.
+        destination_identity: Option<&'a Identity>,
+        /// Bytes from who has opened it.
+        requested: u64,
+        /// Bytes to who has opened it.
+        answered: u64,
+        /// What went wrong, if anything did.
+        error: Option<&'a str>,
+    },
 }
 
 /// Takes note of events. Called on the data path: it must not block.

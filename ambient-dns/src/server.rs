@@ -178,9 +178,9 @@ impl Server {
     /// Serves datagrams until it is dropped; it never ends by itself.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the socket and abandons what was being forwarded.
-    pub async fn serve_udp(&self, socket: UdpSocket) {
-        let socket = Arc::new(socket);
+    /// Dropping the future abandons what was being forwarded, and closes the socket unless somebody else holds it too.
+    pub async fn serve_udp(&self, socket: impl Into<Arc<UdpSocket>>) {
+        let socket = socket.into();
         let mut forwards = JoinSet::new();
         loop {
             if let Err(error) = socket.readable().await {
@@ -233,8 +233,9 @@ impl Server {
     /// connection are taken in their order.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the listener and every connection.
-    pub async fn serve_tcp(&self, listener: TcpListener) {
+    /// Dropping the future closes every connection, and the listener unless somebody else holds it too.
+    pub async fn serve_tcp(&self, listener: impl Into<Arc<TcpListener>>) {
+        let listener = listener.into();
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}

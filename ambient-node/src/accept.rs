@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, net::TcpListener, net::TcpStream, time::Duration};
 
+use prometheus_client::metrics::counter::Counter;
 use rustix::{
     io::Errno,
     net::{SocketFlags, acceptfrom_with},
@@ -9,17 +10,22 @@ use rustix::{
 use tokio::{io::unix::AsyncFd, time};
 
 /// How long to wait when the process has no descriptor left: the kernel's queue holds what comes meanwhile.
-const BREATH: Duration = Duration::from_millis(50);
+pub(crate) const BREATH: Duration = Duration::from_millis(50);
 
 /// A listener whose connections are handed to other threads.
 #[derive(Debug)]
-pub(crate) struct Acceptor(AsyncFd<TcpListener>);
+pub(crate) struct Acceptor {
+    listener: AsyncFd<TcpListener>,
+    /// Counts the times that nothing could be accepted for want of descriptors or memory.
+    failures: Counter,
+}
 
 impl Acceptor {
     /// Takes over a non-blocking listener; needs a runtime.
-    pub(crate) fn new(listener: TcpListener) -> io::Result<Self> {
+    pub(crate) fn new(listener: TcpListener, failures: Counter) -> io::Result<Self> {
         #[allow(deprecated, reason = "unsound only for what does not own its descriptor: a TcpListener does")]
-        AsyncFd::new(listener).map(Self)
+        let listener = AsyncFd::new(listener)?;
+        Ok(Self { listener, failures })
     }
 
     /// The next connection, non-blocking; `None` when the kernel has closed the listener. Cancel safe.
@@ -31,6 +37,7 @@ impl Acceptor {
                 // Shut from outside, as `ss -K` does: whoever finds it missing brings up another.
                 Err(Errno::INVAL | Errno::BADF) => return None,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.failures.inc();
                     tracing::debug!("accept: the process or the system has no room for another connection");
                     time::sleep(BREATH).await;
                 }
@@ -47,7 +54,7 @@ impl Acceptor {
     /// reset when the listener is closed.
     pub(crate) fn waiting(&self) -> Option<(TcpStream, SocketAddr)> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (socket, peer) = acceptfrom_with(self.0.get_ref(), flags).ok()?;
+        let (socket, peer) = acceptfrom_with(self.listener.get_ref(), flags).ok()?;
         let peer = SocketAddr::try_from(peer?).ok()?;
         Some((socket.into(), SocketAddr::new(peer.ip().to_canonical(), peer.port())))
     }
@@ -56,7 +63,7 @@ impl Acceptor {
     async fn try_accept(&self) -> Result<Option<(TcpStream, SocketAddr)>, Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         loop {
-            let mut ready = self.0.readable().await.map_err(|_| Errno::BADF)?;
+            let mut ready = self.listener.readable().await.map_err(|_| Errno::BADF)?;
             // The peer comes with the connection: asked later, one that was reset meanwhile has none.
             match ready.try_io(|listener| Ok(acceptfrom_with(listener.get_ref(), flags)?)) {
                 Ok(Ok((socket, peer))) => {

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::Shared;
 
 pub(crate) use answer::{Answer, Asked, Out};
-pub(crate) use listen::{Doors, OpenError};
+pub(crate) use listen::{Doors, Given, OpenError};
 pub(crate) use serve::Pages;
 pub(crate) use stop::{Stop, Urgency};
 

@@ -45,7 +45,7 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
 }
 
 /// Answers a pod's queries over UDP until it stops.
-pub(crate) async fn serve_udp(server: Server, pod: Arc<Pod>, socket: UdpSocket) {
+pub(crate) async fn serve_udp(server: Server, pod: Arc<Pod>, socket: Arc<UdpSocket>) {
     tokio::select! {
         () = server.serve_udp(socket) => {}
         () = pod.reaches(Stage::Stopped) => {}
@@ -53,7 +53,7 @@ pub(crate) async fn serve_udp(server: Server, pod: Arc<Pod>, socket: UdpSocket) 
 }
 
 /// Answers a pod's queries over TCP until it stops.
-pub(crate) async fn serve_tcp(server: Server, pod: Arc<Pod>, listener: TcpListener) {
+pub(crate) async fn serve_tcp(server: Server, pod: Arc<Pod>, listener: Arc<TcpListener>) {
     tokio::select! {
         () = server.serve_tcp(listener) => {}
         () = pod.reaches(Stage::Stopped) => {}

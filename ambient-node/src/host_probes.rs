@@ -1,7 +1,14 @@
 //! The kubelet's probes of this node's pods, let through by the node's own rules.
 
-use ambient_redirect::probes::{self, HostProbes, ProbesState};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ambient_redirect::{
+    pods::PodState,
+    probes::{self, HostProbes, ProbesState},
+};
 use tokio::{sync::watch, task::spawn_blocking};
+
+use crate::{Shared, supervise::supervise};
 
 /// Puts the node's rules in force, or takes them away where they are switched off. `None` where there are none: what the
 /// node's processes send to pods is then judged by policies like everybody's.
@@ -32,6 +39,30 @@ pub(crate) async fn prepare(node: &str, ipv6: bool, wanted: bool) -> Option<Host
         ),
     }
     None
+}
+
+/// Upholds the rules, as pods come and go; with rules put in force anew where that panics. Never ends.
+pub(crate) async fn uphold(node: Arc<Shared>, probes: HostProbes, captures: watch::Receiver<Arc<[PodState]>>) {
+    let prepared = Mutex::new(Some(probes));
+    let begin = || {
+        let prepared = prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (node, captures) = (node.clone(), captures.clone());
+        async move {
+            let probes = match prepared {
+                Some(probes) => Some(probes),
+                None => prepare(&node.config.node, node.config.ipv6, true).await,
+            };
+            if let Some(probes) = probes {
+                tokio::select! {
+                    () = tell(probes.states()) => {}
+                    () = probes.run(captures, std::future::pending()) => {}
+                }
+            }
+        }
+    };
+    supervise("the node's rules for probes", &node.metrics, begin).await;
+    // Whom it follows has gone, with all of the node: its end is told elsewhere.
+    std::future::pending().await
 }
 
 /// Puts into the log what becomes of the rules.

@@ -18,6 +18,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     Shared, clock,
+    embed::Arrival,
     local::Call,
     pod::{Pod, Stage},
     session::{carry, dial, keep_alive, settle, source_for},
@@ -31,14 +32,17 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(900);
 
 /// Serves one tunnel on a worker; its streams stay there.
-pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
     let home = worker.clone();
     worker.spawn(Box::pin(async move {
+        let Arrival {
+            stream, peer, destination, ..
+        } = arrival;
         let Some(handshake) = pod.room.handshakes.take() else {
             return node.metrics.connection_shed(Direction::Inbound);
         };
         let Some(stream) = prepare(stream) else { return };
-        let at = stream.local_addr().unwrap_or(peer);
+        let at = destination.or_else(|| stream.local_addr().ok()).unwrap_or(peer);
         let at = SocketAddr::new(at.ip().to_canonical(), at.port());
         let begun = clock::steady();
         let accept = async {

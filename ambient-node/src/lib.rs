@@ -5,38 +5,50 @@
 //! is captured by [`ambient_redirect`], and what the mesh is by a [`Source`](ambient_control::Source). It reads no
 //! flags and no environment, and installs nothing process-wide but, when a binary asks for it, [`telemetry::log`].
 //!
-//! The one entry type is [`Node`]: give it the [`Ground`] that a [`Config`] describes, a source of state, an issuer of certificates, and something
-//! that announces which pods are captured; then [`Node::run`] it.
+//! The one entry type is [`Node`]: [`Node::builder`] composes it of what a [`Config`] says, a source of state and an issuer
+//! of certificates, and whatever else is to be other than by default; then [`Node::spawn`] or [`Node::run`] it.
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use ambient_control::{ca::DirectoryCa, manifests::{Manifests, Status}};
-//! use ambient_node::{AnnounceInDirectory, Config, Ground, Node};
+//! use ambient_control::{ca::DirectoryCa, manifests::{self, Manifests, Status}};
+//! use ambient_node::{AnnounceInDirectory, Config, Node};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Config::new("node-1", "/run/netns");
-//! let source = Manifests::open(ambient_control::manifests::Config::new("/etc/ambient/manifests")).await?;
 //! let issuer = DirectoryCa::open("/etc/ambient/ca", config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
-//! let announce = AnnounceInDirectory::new(Status::open("/etc/ambient/manifests", "node-1")?);
-//! let node = Node::start(Ground::prepare(config).await?, Box::new(source), Arc::new(issuer), Arc::new(announce)).await?;
-//! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await?;
+//! let node = Node::builder(config)
+//!     .source(Manifests::open(manifests::Config::new("/etc/ambient/manifests")).await?)
+//!     .issuer(issuer)
+//!     .announce(Arc::new(AnnounceInDirectory::new(Status::open("/etc/ambient/manifests", "node-1")?)))
+//!     .build()
+//!     .await?;
+//! let running = node.spawn();
+//! running.ready().await;
+//! tokio::signal::ctrl_c().await?;
+//! running.drain();
+//! running.join().await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Pods need not be captured by the node: [`Builder::pod`] serves one whose connections a [`Listener`] of the embedder's brings.
 #![forbid(unsafe_code)]
 
 mod accept;
 mod admin;
 mod announce;
 mod bounds;
+mod builder;
 mod certificates;
 mod clock;
 mod config;
 mod dial;
 mod dns;
 mod drain;
+mod embed;
 mod entropy;
 mod feed;
+mod handle;
 mod host_probes;
 mod inbound;
 mod inner;
@@ -50,6 +62,7 @@ mod plaintext;
 mod pod;
 mod pods;
 mod policies;
+mod readiness;
 mod session;
 mod state;
 mod supervise;
@@ -60,9 +73,12 @@ mod watch;
 mod workers;
 mod zds;
 
-pub use ambient_redirect::ExistingConnections;
+pub use ambient_redirect::{ExistingConnections, PodSpec};
 pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
+pub use builder::{Builder, Page, Unset};
 pub use config::Config;
+pub use embed::{Arrival, Kind, Listener};
+pub use handle::Running;
 pub use node::{Ground, Node, RunError, StartError};
 pub use zds::{Enrol, EnrolConfig};
 

@@ -24,18 +24,19 @@ use ambient_redirect::{
 use ambient_tls::Configs;
 use tokio::{
     sync::{Notify, watch},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time,
 };
 
 use crate::{
-    Config,
-    admin::{Context, Doors, OpenError, Pages, Stop, Urgency},
+    Config, Page,
+    admin::{Context, Doors, Given, OpenError, Pages, Stop, Urgency},
     bounds::Bounds,
     certificates::Certificates,
     clock,
     dial::Dialler,
     dns, drain,
+    embed::Listener,
     feed::{Feed, News},
     host_probes,
     inner::InnerTunnels,
@@ -44,6 +45,7 @@ use crate::{
     lookup::Lookups,
     pods::Pods,
     policies::Oversight,
+    readiness::Readiness,
     state::{Changed, Snapshot, State},
     supervise::supervise,
     telemetry::Metrics,
@@ -145,6 +147,7 @@ pub struct Node {
     probes: Option<HostProbes>,
     enrolling: Enrolling,
     doors: Doors,
+    stop: Stop,
 }
 
 /// Who says which pods are served.
@@ -153,6 +156,19 @@ enum Enrolling {
     Own(Box<Enrolment>),
     /// An agent of others.
     Told(Box<Client>, Arc<dyn Announce>),
+    /// Whoever embeds the node.
+    Given(Vec<(PodSpec, Arc<dyn Listener>)>),
+}
+
+/// What a node is composed of.
+pub(crate) struct Parts {
+    pub(crate) source: Box<dyn Source>,
+    pub(crate) issuer: Arc<dyn Issuer>,
+    pub(crate) announce: Arc<dyn Announce>,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// If there are any, no others are served.
+    pub(crate) pods: Vec<(PodSpec, Arc<dyn Listener>)>,
 }
 
 impl std::fmt::Debug for Node {
@@ -176,12 +192,12 @@ impl Ground {
     /// # Errors
     /// When something that it needs is missing; the error says what to do.
     pub async fn prepare(config: Config) -> Result<Self, StartError> {
-        let mut options = Options {
-            ipv6: config.ipv6,
-            dns: config.captures_dns(),
-            probes: config.probes,
-            ..Options::default()
-        };
+        Self::with_pages(config, Given::default()).await
+    }
+
+    /// The same; pages are served at listeners that were given.
+    pub(crate) async fn with_pages(config: Config, pages: Given) -> Result<Self, StartError> {
+        let mut options = options_of(&config);
         match &config.zds {
             None => {
                 read_namespaces(&config.netns_dir)?;
@@ -189,7 +205,7 @@ impl Ground {
             }
             Some(_) => try_sockets().await?,
         }
-        let doors = Doors::open(&config)?;
+        let doors = Doors::open(&config, pages)?;
         // Whoever makes the rules makes the node's too.
         let probes = match &config.zds {
             None => host_probes::prepare(&config.node, config.ipv6, config.probes).await,
@@ -202,6 +218,26 @@ impl Ground {
             probes,
             doors,
         })
+    }
+
+    /// The same, of a node that captures nothing.
+    pub(crate) async fn without_capture(config: Config, pages: Given) -> Result<Self, StartError> {
+        try_sockets().await?;
+        Ok(Self {
+            options: options_of(&config),
+            probes: None,
+            doors: Doors::open(&config, pages)?,
+            config,
+        })
+    }
+}
+
+fn options_of(config: &Config) -> Options {
+    Options {
+        ipv6: config.ipv6,
+        dns: config.captures_dns(),
+        probes: config.probes,
+        ..Options::default()
     }
 }
 
@@ -223,7 +259,7 @@ async fn try_sockets() -> Result<(), StartError> {
 }
 
 impl Node {
-    /// Starts a node's threads. Touches no pod.
+    /// Starts a node's threads on ground that was checked. Touches no pod. [`Ground::builder`] composes it of more.
     ///
     /// # Errors
     /// When a thread or a descriptor cannot be had.
@@ -233,16 +269,28 @@ impl Node {
         issuer: Arc<dyn Issuer>,
         announce: Arc<dyn Announce>,
     ) -> Result<Self, StartError> {
+        let builder = ground.builder().boxed_source(source).shared_issuer(issuer);
+        builder.announce(announce).build().await
+    }
+
+    /// Starts the threads of a node.
+    pub(crate) async fn compose(ground: Ground, parts: Parts) -> Result<Self, StartError> {
         let Ground {
             config,
             options,
             probes,
             doors,
         } = ground;
+        let Parts {
+            source,
+            issuer,
+            announce,
+            observer,
+            metrics,
+            pods: given,
+        } = parts;
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
-        let metrics = Arc::new(Metrics::default());
-        let observer: Arc<dyn Observer> = Arc::new(Told(Some(metrics.clone())));
         let provider = Arc::new(ambient_tls::provider());
         // One for all: a CRL is read once, however many threads there are.
         let configs = Arc::new(Configs::new(provider.clone()));
@@ -303,6 +351,7 @@ impl Node {
         });
         let pods = Pods::new(shared.clone());
         let enrolling = match client {
+            _ if !given.is_empty() => Enrolling::Given(given),
             Some(client) => Enrolling::Told(Box::new(client), announce),
             None => {
                 let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
@@ -316,7 +365,31 @@ impl Node {
             probes,
             enrolling,
             doors,
+            stop: Stop::default(),
         })
+    }
+
+    /// How it stands, for who asks.
+    pub(crate) fn readiness(&self) -> Readiness {
+        Readiness {
+            node: self.shared.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// The word that it is to stop.
+    pub(crate) fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Where a page is served: for who left its port to the system, as port 0 does. `None` where the system does not say.
+    pub fn page(&self, page: Page) -> Option<SocketAddr> {
+        let listener = match page {
+            Page::Metrics => &self.doors.metrics,
+            Page::Readiness => &self.doors.readiness,
+            Page::Admin => self.doors.admin.first()?,
+        };
+        listener.local_addr().ok()
     }
 
     /// Serves until `stop` is done, then takes nothing new, lets what is open go on for a while, and ends.
@@ -334,13 +407,13 @@ impl Node {
             probes,
             enrolling,
             doors,
+            stop: told,
         } = self;
         // Of pods that others enrol nothing is proven here.
         let captures = match &enrolling {
             Enrolling::Own(enrolment) => enrolment.states(),
-            Enrolling::Told(..) => watch::channel(Arc::from([])).1,
+            Enrolling::Told(..) | Enrolling::Given(_) => watch::channel(Arc::from([])).1,
         };
-        let told = Stop::default();
         let context = Context {
             node: shared.clone(),
             captures: captures.clone(),
@@ -362,33 +435,10 @@ impl Node {
         tasks.spawn(follow(shared.clone(), source, desired, changed.clone()));
         tasks.spawn(supervised(&shared, "series", let_series_go));
         if let Some(probes) = probes {
-            tasks.spawn(host_probes::tell(probes.states()));
-            tasks.spawn(probes.run(captures.clone(), std::future::pending()));
+            tasks.spawn(host_probes::uphold(shared.clone(), probes, captures.clone()));
         }
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
-        let mut enrolling = match enrolling {
-            Enrolling::Own(enrolment) => {
-                let states = captures.clone();
-                tasks.spawn(supervised(&shared, "pods", move |shared| {
-                    tell_of_pods(move |count| shared.metrics.uncovered_pods(count), states.clone())
-                }));
-                tasks.spawn(kept::hold_to_policy(shared.clone(), captures, enrolment.kept(), changed));
-                tokio::spawn(enrolment.run(wanted, async move {
-                    // An error says that the other half is gone: stop then too.
-                    let _ = stopped.await;
-                }))
-            }
-            Enrolling::Told(client, announce) => {
-                tasks.spawn(zds::tell_of_agent(client.state()));
-                let obeying = zds::obey(*client, pods.clone(), announce, shared.state.clone());
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = obeying => {}
-                        _ = stopped => {}
-                    }
-                })
-            }
-        };
+        let mut enrolling = enrol(enrolling, &shared, &pods, &mut tasks, (wanted, captures, changed), stopped);
         let ran = tokio::select! {
             () = stop => Ok(()),
             () = told.told(Urgency::Graceful) => Ok(()),
@@ -406,6 +456,64 @@ impl Node {
         tasks.shutdown().await;
         pages.stop().await;
         ran
+    }
+}
+
+/// What enrolment follows: the pods that are meant to be in the mesh, how their captures stand, and that policies or workloads
+/// have changed.
+type Followed = (
+    watch::Receiver<Option<Arc<[PodSpec]>>>,
+    watch::Receiver<Arc<[PodState]>>,
+    Arc<Notify>,
+);
+
+/// Begins to serve pods, until `stopped`.
+fn enrol(
+    enrolling: Enrolling,
+    shared: &Arc<Shared>,
+    pods: &Arc<Pods>,
+    tasks: &mut JoinSet<()>,
+    (wanted, captures, changed): Followed,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+) -> JoinHandle<()> {
+    // An error says that the other half is gone: stop then too.
+    let stopped = async move { drop(stopped.await) };
+    match enrolling {
+        Enrolling::Own(enrolment) => {
+            let states = captures.clone();
+            tasks.spawn(supervised(shared, "pods", move |shared| {
+                tell_of_pods(move |count| shared.metrics.uncovered_pods(count), states.clone())
+            }));
+            let kept = enrolment.kept();
+            tasks.spawn(supervised(shared, "kept connections", move |shared| {
+                kept::hold_to_policy(shared, captures.clone(), kept.clone(), changed.clone())
+            }));
+            tokio::spawn(enrolment.run(wanted, stopped))
+        }
+        Enrolling::Told(client, announce) => {
+            let state = client.state();
+            tasks.spawn(supervised(shared, "the node agent", move |_| zds::tell_of_agent(state.clone())));
+            let mended = pods.clone();
+            tasks.spawn(supervised(shared, "listeners", move |_| mended.clone().mend()));
+            let obeying = zds::obey(*client, pods.clone(), announce, shared.state.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = obeying => {}
+                    () = stopped => {}
+                }
+            })
+        }
+        Enrolling::Given(given) => {
+            let mut serving = JoinSet::new();
+            for (spec, listener) in given {
+                let pods = pods.clone();
+                serving.spawn(async move { pods.embed(spec, listener).await });
+            }
+            tokio::spawn(async move {
+                stopped.await;
+                drop(serving);
+            })
+        }
     }
 }
 

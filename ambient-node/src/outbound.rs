@@ -15,7 +15,9 @@ use tokio::time;
 
 use self::open::{Failure, Far};
 use crate::{
-    Shared, clock, entropy,
+    Shared, clock,
+    embed::Arrival,
+    entropy,
     pod::Pod,
     session::{App, carry, settle, was_cut},
     state::Snapshot,
@@ -35,10 +37,13 @@ const TRYING: Duration = Duration::from_secs(10);
 const MOST_LOOKUPS: usize = MOST_TRIES + 1;
 
 /// Serves one connection on a worker.
-pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
     let home = worker.clone();
     worker.spawn(Box::pin(async move {
-        let to = original_destination(&stream);
+        let Arrival {
+            stream, peer, destination, ..
+        } = arrival;
+        let to = destination.map_or_else(|| original_destination(&stream), Ok);
         // Before it is counted: a pod that has all it may have open is captured as well.
         if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Outbound, peer, *to)) {
             return;

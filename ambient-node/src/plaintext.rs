@@ -9,6 +9,7 @@ use ambient_redirect::linux::{Direction as Captured, original_destination};
 
 use crate::{
     Shared, clock,
+    embed::Arrival,
     pod::Pod,
     session::{App, carry, dial, settle, source_for, was_cut},
     state::Snapshot,
@@ -18,10 +19,13 @@ use crate::{
 };
 
 /// Serves one connection on a worker.
-pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, stream: std::net::TcpStream, peer: SocketAddr) {
+pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
     let home = worker.clone();
     worker.spawn(async move {
-        let to = original_destination(&stream);
+        let Arrival {
+            stream, peer, destination, ..
+        } = arrival;
+        let to = destination.map_or_else(|| original_destination(&stream), Ok);
         // Before it is counted: a pod that has all it may have open is captured as well.
         if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Inbound, peer, *to)) {
             return;

@@ -3,35 +3,34 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use ambient_core::{Identity, PodUid, ports};
+use ambient_core::{Identity, PodUid};
 use ambient_hbone::{Speaker, SpeakerKey};
 use ambient_redirect::{BoxFuture, Drained, PodSpec, Proxy, ProxyError, linux::Netns};
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    time,
-};
+use tokio::{sync::Notify, time};
 
 use crate::{
     Shared,
-    accept::{Acceptor, has_no_such_address},
-    dns, inbound, outbound, plaintext,
+    accept::has_no_such_address,
+    dns,
+    embed::Listener,
     pod::{Listening, Pod, Stage},
-    workers::Worker,
+    supervise::supervise,
 };
 
-/// What serves one pod's connections of one kind.
-type Serve = fn(Arc<Shared>, Arc<Pod>, Arc<Worker>, std::net::TcpStream, SocketAddr);
+mod listener;
 
 /// All of them. Implements [`Proxy`]: redirect says which pods there are.
 #[derive(Debug)]
 pub(crate) struct Pods {
     node: Arc<Shared>,
     served: Mutex<HashMap<PodUid, Arc<Pod>>>,
+    /// A listener has ended, unasked or not.
+    lost: Arc<Notify>,
 }
 
 impl Pods {
@@ -39,6 +38,7 @@ impl Pods {
         Arc::new(Self {
             node,
             served: Mutex::default(),
+            lost: Arc::default(),
         })
     }
 
@@ -75,7 +75,8 @@ impl Pods {
         self.served.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    async fn serve(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Arc<Pod>, ProxyError> {
+    /// A pod that may be served from now on, at no listener yet.
+    async fn admit(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Arc<Pod>, ProxyError> {
         let node = &self.node;
         let identity = Identity::new(&node.config.trust_domain, &spec.namespace, &spec.service_account);
         let identity = identity.map_err(|e| refuse("naming the pod", io::Error::new(io::ErrorKind::InvalidInput, e)))?;
@@ -89,9 +90,6 @@ impl Pods {
         let pod = Arc::new(Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate));
         let named = format!("{}//Pod/{}/{}", node.config.cluster_id, spec.namespace, spec.name);
         node.state.serve(named.into(), &spec.uid);
-        self.listen(&pod, spec).await?;
-        node.dialler.add(&pod.speaker.key, pod.namespace.clone());
-        node.locals.add(&pod);
         Ok(pod)
     }
 
@@ -104,7 +102,7 @@ impl Pods {
         let mut bound = Vec::new();
         for at in Listening::all(node.config.ipv6, dns).filter(|at| !pod.has(*at)) {
             let name = || format!("listening on {at} in the pod's namespace");
-            match bind(at, node, pod).await {
+            match listener::bind(at, node, pod).await {
                 Ok(socket) => bound.push((at, socket)),
                 // A namespace without IPv6 has no query to redirect to its loopback.
                 Err(error) if at.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) && has_no_such_address(&error) => {}
@@ -113,58 +111,92 @@ impl Pods {
         }
         let names = dns::server(node, pod);
         for (at, socket) in bound {
-            let names = names.clone();
-            let serving: BoxFuture<'static, ()> = match socket {
-                Bound::Tcp(acceptor, serve) => Box::pin(accept(node.clone(), pod.clone(), acceptor, serve)),
-                Bound::DnsUdp(socket) => Box::pin(dns::serve_udp(names, pod.clone(), socket)),
-                Bound::DnsTcp(listener) => Box::pin(dns::serve_tcp(names, pod.clone(), listener)),
+            let told = Told {
+                namespace: pod.namespace.clone(),
+                lost: self.lost.clone(),
             };
-            // However it ends, by a panic too: whoever keeps the pod captured looks at once.
-            let told = Told(pod.namespace.clone());
-            let serving = async move {
-                let _told = told;
-                serving.await;
-            };
-            pod.listens(at, tokio::spawn(serving));
+            let begin = socket.begin(node, pod, &names);
+            pod.listens(at, listener::keep(node.metrics.clone(), told, begin));
         }
         Ok(())
+    }
+
+    /// Serves a pod at a listener of somebody else's, until it stops or no more will come; its certificate is asked for until
+    /// there is one. Cancel safe.
+    pub(crate) async fn embed(&self, spec: PodSpec, listener: Arc<dyn Listener>) {
+        let Ok(namespace) = Netns::current().map(Arc::new) else {
+            return tracing::error!(pod = %spec, "a pod is not served: the namespace of this process cannot be opened");
+        };
+        let mut pause = FIRST_AGAIN;
+        let pod = loop {
+            match self.admit(&spec, namespace.clone()).await {
+                Ok(pod) => break pod,
+                Err(error) => tracing::warn!(pod = %spec, %error, again_in = ?pause, "a pod is not served yet"),
+            }
+            time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_AGAIN);
+        };
+        self.enter(pod.clone());
+        let node = self.node.clone();
+        let begin = move || -> BoxFuture<'static, ()> { Box::pin(listener::accept_from(node.clone(), pod.clone(), listener.clone())) };
+        supervise("a listener that was given", &self.node.metrics, begin).await;
+        // What came goes on until the node ends.
+    }
+
+    /// Brings up again what has ended unasked, for as long as it is polled: where nobody else keeps the pods captured.
+    pub(crate) async fn mend(self: Arc<Self>) {
+        loop {
+            self.lost.notified().await;
+            loop {
+                time::sleep(FIRST_AGAIN).await;
+                if self.mend_all().await {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether all is there that should be.
+    async fn mend_all(&self) -> bool {
+        let pods: Vec<_> = {
+            let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            served.values().filter(|pod| pod.serves()).cloned().collect()
+        };
+        let mut well = true;
+        for pod in pods {
+            if let Err(error) = self.listen(&pod, &pod.spec).await {
+                tracing::error!(pod = %pod.spec, %error, "a listener has ended and cannot be brought up again; it is tried again");
+                well = false;
+            }
+        }
+        well
+    }
+
+    fn enter(&self, pod: Arc<Pod>) {
+        self.node.dialler.add(&pod.speaker.key, pod.namespace.clone());
+        self.node.locals.add(&pod);
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.insert(pod.spec.uid.clone(), pod);
+        self.node.metrics.serve_pods(served.len());
     }
 }
 
 /// Tells, when it is dropped, that a listener has ended.
-struct Told(Arc<Netns>);
+#[derive(Debug)]
+pub(crate) struct Told {
+    namespace: Arc<Netns>,
+    lost: Arc<Notify>,
+}
 
 impl Drop for Told {
     fn drop(&mut self) {
-        self.0.listener_lost();
+        self.namespace.listener_lost();
+        self.lost.notify_one();
     }
 }
 
 fn refuse(what: &str, source: io::Error) -> ProxyError {
     ProxyError { what: what.into(), source }
-}
-
-enum Bound {
-    Tcp(Acceptor, Serve),
-    DnsUdp(UdpSocket),
-    DnsTcp(TcpListener),
-}
-
-/// Binds a listener in the pod's namespace.
-async fn bind(at: Listening, node: &Shared, pod: &Pod) -> io::Result<Bound> {
-    if at.udp {
-        return Ok(Bound::DnsUdp(UdpSocket::from_std(
-            node.sockets.udp(&pod.namespace, at.address).await?,
-        )?));
-    }
-    let listener = node.sockets.tcp_listener(&pod.namespace, at.address, BACKLOG).await?;
-    let serve: Serve = match at.address.port() {
-        ports::OUTBOUND => outbound::serve,
-        ports::INBOUND_PLAINTEXT => plaintext::serve,
-        ports::HBONE => inbound::serve,
-        _ => return Ok(Bound::DnsTcp(TcpListener::from_std(listener)?)),
-    };
-    Ok(Bound::Tcp(Acceptor::new(listener)?, serve))
 }
 
 /// How long what a pod has open may take to end once it is cut.
@@ -173,37 +205,9 @@ const CUTTING: Duration = Duration::from_millis(500);
 const HANDOVER: Duration = Duration::from_millis(20);
 /// How often to look whether it has ended.
 const GLANCE: Duration = Duration::from_millis(2);
-/// Connections that may wait to be accepted: a burst, not a load.
-const BACKLOG: i32 = 4096;
-/// What is redirected to a pod that leaves was sent before it left; a listener at which nothing has come for so long has
-/// had it all.
-const QUIET: Duration = Duration::from_millis(100);
-
-/// Accepts until nothing new is to be taken, or until the pod leaves and nothing comes any more.
-async fn accept(node: Arc<Shared>, pod: Arc<Pod>, acceptor: Acceptor, serve: Serve) {
-    loop {
-        let quiet = async {
-            pod.reaches(Stage::Leaving).await;
-            time::sleep(QUIET).await;
-        };
-        tokio::select! {
-            biased;
-            () = pod.reaches(Stage::Draining) => {
-                // They were told that they are connected: refusing them is no way to hand over to a successor.
-                for _ in 0..BACKLOG {
-                    let Some((stream, peer)) = acceptor.waiting() else { return };
-                    serve(node.clone(), pod.clone(), node.workers.least_loaded().clone(), stream, peer);
-                }
-                return;
-            }
-            accepted = acceptor.accept() => {
-                let Some((stream, peer)) = accepted else { return };
-                serve(node.clone(), pod.clone(), node.workers.least_loaded().clone(), stream, peer);
-            }
-            () = quiet => return,
-        }
-    }
-}
+/// Before the next attempt to serve a pod, doubled up to [`LAST_AGAIN`].
+const FIRST_AGAIN: Duration = Duration::from_millis(100);
+const LAST_AGAIN: Duration = Duration::from_secs(15);
 
 impl Proxy for Pods {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
@@ -217,10 +221,9 @@ impl Proxy for Pods {
                 self.end(&present);
                 present.let_go().await;
             }
-            let new = self.serve(pod, namespace).await?;
-            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            served.insert(pod.uid.clone(), new);
-            self.node.metrics.serve_pods(served.len());
+            let new = self.admit(pod, namespace).await?;
+            self.listen(&new, pod).await?;
+            self.enter(new);
             Ok(())
         })
     }

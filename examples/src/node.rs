@@ -152,6 +152,10 @@ pub(crate) struct Args {
     /// before this one has ended. Not for a node that enrols pods itself: two would contend for their rules.
     #[arg(long, env = "INPOD_PORT_REUSE", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     share_ports: bool,
+    /// Whether an application that is told who speaks by a PROXY protocol header, as a waypoint may be, is reached on its pod's
+    /// loopback address; else on the pod's own.
+    #[arg(long, env = "LOCALHOST_APP_TUNNEL", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    localhost_app_tunnel: bool,
     /// How long connecting to an application or to another node's proxy may take.
     #[arg(long, env = "AMBIENT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = settings::time)]
     connect_timeout: Duration,
@@ -339,7 +343,8 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
             None => args.istiod.certificates(args.secret_ttl)?,
         },
     };
-    Ok(Node::start(ground, source, issuer, announce).await?)
+    let builder = ground.builder().boxed_source(source).shared_issuer(issuer);
+    Ok(builder.announce(announce).build().await?)
 }
 
 /// Where state comes from, and who is told what is captured here.
@@ -410,6 +415,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.connect_timeout = args.connect_timeout;
     config.connections_per_pod = args.connections_per_pod;
     config.share_ports = args.share_ports;
+    config.localhost_app_tunnel = args.localhost_app_tunnel;
     config.pool_streams = args.pool_streams.get();
     config.pool_idle = args.pool_idle;
     config.workers = args.workers;

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
 };
 
-use crate::{Config, accept::has_no_such_address};
+use crate::{Config, accept::has_no_such_address, builder::unblock};
 
 /// Why pages cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,14 @@ pub(crate) enum OpenError {
     NotLoopback(SocketAddr),
 }
 
+/// Listeners that whoever embeds the node has opened.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    pub(crate) metrics: Option<TcpListener>,
+    pub(crate) readiness: Option<TcpListener>,
+    pub(crate) admin: Option<TcpListener>,
+}
+
 /// Listeners for every kind of page.
 #[derive(Debug)]
 pub(crate) struct Doors {
@@ -33,28 +41,31 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    /// Takes the ports, in the network namespace of the calling thread.
-    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
-        if !config.admin.ip().is_loopback() {
-            return Err(OpenError::NotLoopback(config.admin));
+    /// Takes the ports, in the network namespace of the calling thread, but for those that were given.
+    pub(crate) fn open(config: &Config, given: Given) -> Result<Self, OpenError> {
+        let at = given.admin.as_ref().and_then(|listener| listener.local_addr().ok());
+        let at = at.unwrap_or(config.admin);
+        if !at.ip().is_loopback() {
+            return Err(OpenError::NotLoopback(at));
         }
-        let listen = |address, what, flag| {
-            bind(address).map_err(|source| OpenError::Listen {
+        let listen = |given: Option<TcpListener>, address, what, flag| {
+            given.map_or_else(|| bind(address), unblock).map_err(|source| OpenError::Listen {
                 address,
                 what,
                 flag,
                 source,
             })
         };
-        let mut admin = vec![listen(config.admin, "the admin pages", "--admin")?];
+        let is_given = given.admin.is_some();
+        let mut admin = vec![listen(given.admin, config.admin, "the admin pages", "--admin")?];
         let port = admin[0].local_addr().map_or_else(|_| config.admin.port(), |at| at.port());
-        if config.ipv6 && config.admin.ip() == Ipv4Addr::LOCALHOST {
+        if !is_given && config.ipv6 && config.admin.ip() == Ipv4Addr::LOCALHOST {
             // `localhost` is either, for some clients; that somebody else has this one harms nobody.
             admin.extend(bind(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)).ok());
         }
         Ok(Self {
-            metrics: listen(config.metrics, "metrics", "--metrics")?,
-            readiness: listen(config.readiness, "readiness", "--readiness")?,
+            metrics: listen(given.metrics, config.metrics, "metrics", "--metrics")?,
+            readiness: listen(given.readiness, config.readiness, "readiness", "--readiness")?,
             admin,
         })
     }

@@ -1,6 +1,6 @@
 //! The thread that serves pages.
 
-use std::{convert::Infallible, io, net::IpAddr, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
+use std::{convert::Infallible, io, net::IpAddr, sync::Arc, thread, time::Duration};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -17,6 +17,7 @@ use super::{
     answer::Sent,
     routes::{self, METRICS, READINESS},
 };
+use crate::supervise::supervise;
 
 /// How long a client may take over its request.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -89,20 +90,28 @@ fn serve_all(doors: Doors, context: &Arc<Context>) {
     };
     let sites = [public(metrics, METRICS), public(readiness, READINESS)];
     for (listener, site) in sites.into_iter().chain(admin.into_iter().map(private)) {
-        tokio::spawn(serve(listener, Arc::new(site), context.clone()));
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => Arc::new(listener),
+            Err(error) => {
+                tracing::error!(%error, "a page's listener cannot be served");
+                continue;
+            }
+        };
+        let (site, context) = (Arc::new(site), context.clone());
+        tokio::spawn(async move {
+            let metrics = context.node.metrics.clone();
+            supervise("pages", &metrics, || serve(listener.clone(), site.clone(), context.clone())).await;
+        });
     }
 }
 
 /// Serves a site until it is dropped. One request, whatever becomes of it, ends no other.
-async fn serve(listener: StdListener, site: Arc<Site>, context: Arc<Context>) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "a page's listener cannot be served"),
-    };
+async fn serve(listener: Arc<TcpListener>, site: Arc<Site>, context: Arc<Context>) {
     let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // No descriptor left, or a client that went away: neither ends the listener.
+            context.node.metrics.accept_failures().inc();
             time::sleep(BREATH).await;
             continue;
         };

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_core::{Authority, Identity};
+use ambient_core::{Authority, Identity, observe::Event};
 use tracing::Level;
 
 use super::{
@@ -131,6 +131,16 @@ impl Account {
         let reason = outcome.error.as_ref().map(|(reason, _)| *reason);
         let bytes = (self.requested, self.answered);
         self.metrics.closed(&opened, &self.ends, outcome.flag, reason, bytes);
+        self.metrics.observe(&Event::ConnectionEnded {
+            outbound: self.ends.direction == Direction::Outbound,
+            source: self.ends.source,
+            destination: self.ends.destination,
+            source_identity: self.ends.source_identity.as_ref(),
+            destination_identity: self.ends.destination_identity.as_ref(),
+            requested: self.requested,
+            answered: self.answered,
+            error: outcome.error.as_ref().map(|(_, error)| &**error),
+        });
         self.log_end(outcome, clock::steady().duration_since(self.opened));
     }
 

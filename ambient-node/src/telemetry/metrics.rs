@@ -1,8 +1,13 @@
 //! The node's metrics, under Istio's names where Istio has one.
 
-use std::{fmt, fs, io, sync::Arc, time::Instant};
+use std::{
+    fmt, fs, io,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use ambient_authz::policy::{Fallback, Refuses};
+use ambient_core::{Observer, observe::Event};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -29,6 +34,8 @@ pub(crate) struct Metrics {
     /// Of pods' DNS.
     pub(crate) dns: DnsMetrics,
     registry: Registry,
+    /// Who is told of connections besides.
+    observer: OnceLock<Arc<dyn Observer>>,
     traffic: Arc<Traffic>,
     sockets_open: Family<Label, Gauge>,
     failures: Family<Labels, Counter>,
@@ -53,6 +60,7 @@ pub(crate) struct Metrics {
     policies_missing: Family<Label, Gauge>,
     log_lines_lost: Counter,
     tasks_restarted: Counter,
+    accept_failures: Counter,
 }
 
 /// Half a millisecond to ten seconds: from within a node to a connect that times out.
@@ -94,6 +102,7 @@ impl Metrics {
             live: Live::default(),
             dns: DnsMetrics::new(&mut registry),
             registry: Registry::default(),
+            observer: OnceLock::new(),
             traffic: Arc::new(traffic),
             sockets_open: Family::default(),
             failures: Family::default(),
@@ -118,6 +127,7 @@ impl Metrics {
             policies_missing: Family::default(),
             log_lines_lost: super::log::lines_lost(),
             tasks_restarted: Counter::default(),
+            accept_failures: Counter::default(),
         };
         // Istio's dashboards look for the name of its own proxy.
         let build = [("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -125,6 +135,17 @@ impl Metrics {
         registry::add(&mut registry, &new);
         new.registry = registry;
         new
+    }
+
+    /// Somebody is told of connections too; the first who is named.
+    pub(crate) fn tell(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
+    }
+
+    pub(super) fn observe(&self, event: &Event<'_>) {
+        if let Some(observer) = self.observer.get() {
+            observer.observe(event);
+        }
     }
 
     /// A connection is open, and all that will be known of its ends is known.
@@ -176,6 +197,11 @@ impl Metrics {
     /// A task of the node has panicked, and was begun anew.
     pub(crate) fn restarted(&self) {
         self.tasks_restarted.inc();
+    }
+
+    /// Counts the times that a connection could not be accepted, for want of descriptors or memory.
+    pub(crate) fn accept_failures(&self) -> Counter {
+        self.accept_failures.clone()
     }
 
     /// Lets go the series whose workloads have gone.

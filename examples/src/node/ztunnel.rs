@@ -2,7 +2,7 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 31] = [
+const WITHOUT_EFFECT: [(&str, &str); 30] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
@@ -29,10 +29,6 @@ const WITHOUT_EFFECT: [(&str, &str); 31] = [
         "the mark is 1337, which the rules in the pods' namespaces are made for",
     ),
     ("UNSTABLE_ENABLE_SOCKS5", "there is no SOCKS5 listener"),
-    (
-        "LOCALHOST_APP_TUNNEL",
-        "an application's tunnel is what the mesh's state says of it",
-    ),
     ("ENABLE_RESPONSE_BAGGAGE", "baggage is always answered, and never believed"),
     (
         "CRL_PATH",

@@ -78,6 +78,11 @@ fn process(registry: &mut Registry, metrics: &Metrics) {
         metrics.resident_memory.clone(),
     );
     registry.register(
+        "ambient_accept_failures",
+        "Times that no connection could be accepted, for want of descriptors or memory (unstable)",
+        metrics.accept_failures.clone(),
+    );
+    registry.register(
         "ambient_tasks_restarted",
         "Tasks of the node that have panicked, and were begun anew (unstable)",
         metrics.tasks_restarted.clone(),

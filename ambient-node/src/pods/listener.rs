@@ -1,0 +1,164 @@
+//! A pod's listeners: bound in its namespace, served until it stops, and served again at once where that panics.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use ambient_core::ports;
+use ambient_redirect::BoxFuture;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    task::JoinHandle,
+    time,
+};
+
+use super::Told;
+use crate::{
+    Shared,
+    accept::{Acceptor, BREATH},
+    dns,
+    embed::{Arrival, Kind, Listener},
+    inbound, outbound, plaintext,
+    pod::{Listening, Pod, Stage},
+    supervise::supervise,
+    telemetry::Metrics,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Connections that may wait to be accepted: a burst, not a load.
+const BACKLOG: i32 = 4096;
+/// What is redirected to a pod that leaves was sent before it left; a listener at which nothing has come for so long has
+/// had it all.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Begins to serve a listener, anew each time: what has come meanwhile waits in the socket.
+pub(super) type Begin = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Takes a connection in.
+type Take = Arc<dyn Fn(std::net::TcpStream, SocketAddr) + Send + Sync>;
+
+/// A listener that nobody serves yet.
+pub(super) enum Bound {
+    Tcp(Acceptor, Kind),
+    DnsUdp(UdpSocket),
+    DnsTcp(TcpListener),
+}
+
+/// Binds a listener in the pod's namespace.
+pub(super) async fn bind(at: Listening, node: &Shared, pod: &Pod) -> io::Result<Bound> {
+    if at.udp {
+        return Ok(Bound::DnsUdp(UdpSocket::from_std(
+            node.sockets.udp(&pod.namespace, at.address).await?,
+        )?));
+    }
+    let listener = node.sockets.tcp_listener(&pod.namespace, at.address, BACKLOG).await?;
+    let kind = match at.address.port() {
+        ports::OUTBOUND => Kind::Outbound,
+        ports::INBOUND_PLAINTEXT => Kind::Plaintext,
+        ports::HBONE => Kind::Tunnel,
+        _ => return Ok(Bound::DnsTcp(TcpListener::from_std(listener)?)),
+    };
+    Ok(Bound::Tcp(Acceptor::new(listener, node.metrics.accept_failures())?, kind))
+}
+
+impl Bound {
+    /// How it is served. The socket is kept through a panic of what serves it.
+    pub(super) fn begin(self, node: &Arc<Shared>, pod: &Arc<Pod>, names: &ambient_dns::Server) -> Begin {
+        let (node, pod, names) = (node.clone(), pod.clone(), names.clone());
+        match self {
+            Self::Tcp(acceptor, kind) => {
+                let acceptor = Arc::new(acceptor);
+                let taking = (node, pod.clone());
+                let take: Take = Arc::new(move |stream, peer| {
+                    let (node, pod) = &taking;
+                    let arrival = Arrival {
+                        stream,
+                        peer,
+                        destination: None,
+                        kind,
+                    };
+                    serve(node, pod, arrival);
+                });
+                Box::new(move || Box::pin(accept(pod.clone(), acceptor.clone(), take.clone())))
+            }
+            Self::DnsUdp(socket) => {
+                let socket = Arc::new(socket);
+                Box::new(move || Box::pin(dns::serve_udp(names.clone(), pod.clone(), socket.clone())))
+            }
+            Self::DnsTcp(listener) => {
+                let listener = Arc::new(listener);
+                Box::new(move || Box::pin(dns::serve_tcp(names.clone(), pod.clone(), listener.clone())))
+            }
+        }
+    }
+}
+
+/// Serves a listener on a task of its own. However it ends, whoever keeps the pod captured looks at once.
+pub(super) fn keep(metrics: Arc<Metrics>, told: Told, begin: Begin) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let _told = told;
+        supervise("a pod's listener", &metrics, begin).await;
+    })
+}
+
+/// Hands a connection over to a worker.
+fn serve(node: &Arc<Shared>, pod: &Arc<Pod>, arrival: Arrival) {
+    let worker = node.workers.least_loaded().clone();
+    let serve = match arrival.kind {
+        Kind::Outbound => outbound::serve,
+        Kind::Plaintext => plaintext::serve,
+        Kind::Tunnel => inbound::serve,
+    };
+    serve(node.clone(), pod.clone(), worker, arrival);
+}
+
+/// Accepts until nothing new is to be taken, or until the pod leaves and nothing comes any more.
+async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, take: Take) {
+    loop {
+        let quiet = async {
+            pod.reaches(Stage::Leaving).await;
+            time::sleep(QUIET).await;
+        };
+        tokio::select! {
+            biased;
+            () = pod.reaches(Stage::Draining) => {
+                // They were told that they are connected: refusing them is no way to hand over to a successor.
+                for _ in 0..BACKLOG {
+                    let Some((stream, peer)) = acceptor.waiting() else { return };
+                    take(stream, peer);
+                }
+                return;
+            }
+            accepted = acceptor.accept() => {
+                let Some((stream, peer)) = accepted else { return };
+                take(stream, peer);
+            }
+            () = quiet => return,
+        }
+    }
+}
+
+/// The same, from a listener of somebody else's.
+pub(super) async fn accept_from(node: Arc<Shared>, pod: Arc<Pod>, listener: Arc<dyn Listener>) {
+    loop {
+        tokio::select! {
+            biased;
+            () = pod.reaches(Stage::Leaving) => return,
+            arrived = listener.accept() => match arrived {
+                None => return,
+                Some(Ok(arrival)) => {
+                    if let Err(error) = arrival.stream.set_nonblocking(true) {
+                        tracing::debug!(%error, "a connection that was given cannot be served");
+                        continue;
+                    }
+                    serve(&node, &pod, arrival);
+                }
+                Some(Err(error)) => {
+                    node.metrics.accept_failures().inc();
+                    tracing::debug!(%error, "accept, at a listener that was given");
+                    time::sleep(BREATH).await;
+                }
+            },
+        }
+    }
+}

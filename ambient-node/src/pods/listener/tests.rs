@@ -1,0 +1,161 @@
+use std::{
+    net::{Ipv4Addr, TcpListener as StdListener, TcpStream as StdStream},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use ambient_control::{IssueError, Issuer};
+use ambient_core::{Credential, Identity, TrustBundles, TrustDomain};
+use ambient_hbone::{Speaker, SpeakerKey};
+use ambient_redirect::{PodSpec, linux::Netns};
+use ambient_testkit::ca::{Ca, Leaf};
+use tokio::sync::Notify;
+
+use super::*;
+use crate::{bounds::Bounds, certificates::Certificates};
+
+/// Issues to everybody.
+struct Authority(Ca);
+
+impl Issuer for Authority {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        Box::pin(async move { Ok(Arc::new(self.0.issue_as(identity, &Leaf::default()).unwrap())) })
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        self.0.trust().into()
+    }
+}
+
+async fn pod() -> Arc<Pod> {
+    let domain = TrustDomain::default();
+    let identity = Identity::new(&domain, "shop", "web").unwrap();
+    let certificates = Certificates::new(Arc::new(Authority(Ca::new(&domain).unwrap())));
+    let held = certificates.hold(&identity).await.unwrap();
+    let spec = PodSpec {
+        uid: "uid-of-web".into(),
+        namespace: "shop".into(),
+        name: "web".into(),
+        service_account: "web".into(),
+        addresses: vec![Ipv4Addr::LOCALHOST.into()],
+        capture: ambient_core::Capture::default(),
+    };
+    let speaker = Speaker {
+        key: SpeakerKey::new("uid-of-web".to_owned()),
+        identity,
+    };
+    let namespace = Arc::new(Netns::current().unwrap());
+    Arc::new(Pod::new(spec, namespace, speaker, Bounds::new(100, 10).pod(), held))
+}
+
+fn told(pod: &Pod) -> Told {
+    Told {
+        namespace: pod.namespace.clone(),
+        lost: Arc::new(Notify::new()),
+    }
+}
+
+fn listener() -> (StdListener, SocketAddr) {
+    let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let at = listener.local_addr().unwrap();
+    (listener, at)
+}
+
+/// Waits on threads that may block.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work);
+    time::timeout(Duration::from_secs(20), done).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_listener_is_served_through_panics_and_its_port_stays_open() {
+    let (pod, metrics) = (pod().await, Arc::new(Metrics::default()));
+    let (listener, at) = listener();
+    let acceptor = Arc::new(Acceptor::new(listener, metrics.accept_failures()).unwrap());
+    let (nth, taken) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (counted, kept) = (nth.clone(), taken.clone());
+    let take: Take = Arc::new(move |stream, _| {
+        assert!(
+            counted.fetch_add(1, Ordering::Relaxed) % 2 == 1,
+            "every other connection is too much for it"
+        );
+        kept.lock().unwrap().push(stream);
+    });
+    let serving = pod.clone();
+    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), take.clone())));
+    let task = keep(metrics.clone(), told(&pod), begin);
+    for round in 1..=3 {
+        let clients = apart(move || [(); 2].map(|()| StdStream::connect(at).unwrap())).await;
+        let all_taken = async {
+            while taken.lock().unwrap().len() < round {
+                time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        time::timeout(Duration::from_secs(20), all_taken).await.unwrap();
+        assert!(!task.is_finished());
+        drop(clients);
+    }
+    assert_eq!(nth.load(Ordering::Relaxed), 6, "no connection is lost that has not panicked itself");
+    assert!(metrics.text().unwrap().contains("ambient_tasks_restarted_total 3\n"));
+    pod.advance(Stage::Stopped);
+    time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+    let refused = apart(move || StdStream::connect(at).unwrap_err().kind()).await;
+    assert_eq!(refused, io::ErrorKind::ConnectionRefused, "its socket is held by nobody else");
+}
+
+#[tokio::test]
+async fn a_listener_that_the_kernel_has_shut_is_told_of() {
+    let (pod, metrics) = (pod().await, Arc::new(Metrics::default()));
+    let (listener, _) = listener();
+    let shut = listener.try_clone().unwrap();
+    let acceptor = Arc::new(Acceptor::new(listener, metrics.accept_failures()).unwrap());
+    let lost = Arc::new(Notify::new());
+    let told = Told {
+        namespace: pod.namespace.clone(),
+        lost: lost.clone(),
+    };
+    let serving = pod.clone();
+    let take: Take = Arc::new(|_, _| {});
+    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), take.clone())));
+    let task = keep(metrics.clone(), told, begin);
+    tokio::task::yield_now().await;
+    socket2::SockRef::from(&shut).shutdown(std::net::Shutdown::Both).unwrap();
+    time::timeout(Duration::from_secs(20), lost.notified()).await.unwrap();
+    time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+    assert!(metrics.text().unwrap().contains("ambient_tasks_restarted_total 0\n"));
+}
+
+#[tokio::test]
+async fn names_are_answered_through_panics() {
+    let (pod, metrics) = (pod().await, Arc::new(Metrics::default()));
+    let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+    let at = socket.local_addr().unwrap();
+    let nth = Arc::new(AtomicU32::new(0));
+    // As what serves names does: for each begin the same socket.
+    let begin: Begin = Box::new(move || {
+        let (socket, nth) = (socket.clone(), nth.clone());
+        Box::pin(async move {
+            let mut buffer = [0; 16];
+            loop {
+                let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
+                assert!(nth.fetch_add(1, Ordering::Relaxed) > 0, "the first is too much for it");
+                socket.send_to(&buffer[..length], client).await.unwrap();
+            }
+        })
+    });
+    let task = keep(metrics.clone(), told(&pod), begin);
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    client.send_to(b"one", at).await.unwrap();
+    client.send_to(b"two", at).await.unwrap();
+    let mut buffer = [0; 16];
+    let heard = time::timeout(Duration::from_secs(20), client.recv(&mut buffer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&buffer[..heard], b"two", "what came meanwhile waited in the socket");
+    assert!(metrics.text().unwrap().contains("ambient_tasks_restarted_total 1\n"));
+    task.abort();
+}

@@ -1,0 +1,77 @@
+//! Whether a node is ready, and what is wrong.
+
+use std::sync::Arc;
+
+use ambient_core::Identity;
+
+use crate::{Shared, admin::Stop, policies, zds};
+
+/// How a node stands, for who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Readiness {
+    pub(crate) node: Arc<Shared>,
+    pub(crate) stop: Stop,
+}
+
+impl Readiness {
+    /// Whether it is ready now, and what is wrong, as text.
+    pub(crate) fn now(&self) -> (bool, String) {
+        let node = &self.node;
+        if self.stop.is_told() {
+            let open = node.metrics.live.count();
+            return (
+                false,
+                format!("not ready, pending: the node stops, and {open} connections are open\n"),
+            );
+        }
+        let now = node.state.current();
+        let (mut ready, mut text) = policies::readiness(now.as_deref().map(|now| &now.policies), &node.state.faults());
+        if let Some(why) = node.agent.as_ref().and_then(|agent| zds::unready(&agent.borrow())) {
+            ready = false;
+            text = format!("{why}\n{text}");
+        }
+        text.push_str(&lacking(&node.certificates.lacking()));
+        (ready, text)
+    }
+}
+
+/// Whose certificates are missing, where any are; a mesh of many is not told of in full.
+fn lacking(identities: &[Identity]) -> String {
+    if identities.is_empty() {
+        return String::new();
+    }
+    let few: Vec<&str> = identities.iter().take(NAMED).map(Identity::as_str).collect();
+    let more = match identities.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!(
+        "{} waiting for a certificate, and what needs it is refused until then: {}{more}\n",
+        identities.len(),
+        few.join(", ")
+    )
+}
+
+/// Identities that are named.
+const NAMED: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_that_wait_are_named_and_not_all_of_very_many() {
+        assert_eq!(lacking(&[]), "");
+        let many: Vec<Identity> = (10..40).map(|n| format!("spiffe://d/ns/shop/sa/a{n}").parse().unwrap()).collect();
+        let one = lacking(&many[..1]);
+        assert_eq!(
+            one,
+            "1 waiting for a certificate, and what needs it is refused until then: spiffe://d/ns/shop/sa/a10\n"
+        );
+        let text = lacking(&many);
+        assert!(
+            text.starts_with("30 waiting") && text.contains("sa/a29, and 10 more") && !text.contains("sa/a30"),
+            "{text}"
+        );
+    }
+}
