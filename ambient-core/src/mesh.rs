@@ -1,6 +1,6 @@
 //! The mesh at one moment: workloads and services, found by every name that the data plane knows them by.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use crate::{
     Endpoint, Membership, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol, Workload,
@@ -8,11 +8,14 @@ use crate::{
 };
 
 mod few;
+mod members;
 mod sharing;
 #[cfg(test)]
 mod tests;
 
 use few::Few;
+use members::Members;
+pub(crate) use members::{Near, Places, spot};
 
 pub use sharing::Sharing;
 
@@ -52,27 +55,6 @@ struct Indexes {
     hostnames: Shards<Arc<str>, Few<Service>>,
     /// Of every service, known or not, that lists endpoints or that workloads name.
     endpoints: Shards<NamespacedHostname, Members>,
-}
-
-/// The endpoints of a service.
-#[derive(Clone, Debug, Default)]
-struct Members {
-    all: Shards<WorkloadUid, Endpoint>,
-    /// How many have another weight than 1.
-    weighted: usize,
-}
-
-impl Members {
-    fn put(&mut self, uid: WorkloadUid, endpoint: Endpoint) {
-        self.weighted += usize::from(endpoint.capacity != 1);
-        let old = self.all.insert(uid, endpoint);
-        self.weighted -= usize::from(old.is_some_and(|old| old.capacity != 1));
-    }
-
-    fn take(&mut self, uid: &WorkloadUid) {
-        let old = self.all.remove(uid);
-        self.weighted -= usize::from(old.is_some_and(|old| old.capacity != 1));
-    }
 }
 
 /// A workload as an endpoint of a service that it names.
@@ -200,6 +182,12 @@ impl Mesh {
         self.0.endpoints.get(service).map(|members| &members.all)
     }
 
+    /// The endpoints of a service by place, in the order of the scopes that it prefers by; `None` where they are few or it does
+    /// not matter, or where it lists them itself. Those whose workload is not known are left out.
+    pub(crate) fn places(&self, service: &NamespacedHostname) -> Option<&Places> {
+        self.0.endpoints.get(service).and_then(Members::places)
+    }
+
     /// Whether every endpoint of a service has the weight 1.
     pub(crate) fn has_equal_endpoints(&self, service: &NamespacedHostname) -> bool {
         self.0.endpoints.get(service).is_none_or(|members| members.weighted == 0)
@@ -212,6 +200,10 @@ impl Mesh {
 }
 
 fn preferred(workloads: &Few<Workload>) -> Option<&Arc<Workload>> {
+    // Of one alone nothing needs to be looked at, which as a rule is far away.
+    if let Few::One(one) = workloads {
+        return Some(one);
+    }
     let mut tunnelled = workloads.iter().filter(|w| w.tunnel == TunnelProtocol::Hbone);
     tunnelled.next().or_else(|| workloads.iter().next())
 }
@@ -242,11 +234,12 @@ impl Indexes {
         }
         let left = old.iter().flat_map(|old| &old.services);
         for membership in left.filter(|old| workload.services.iter().all(|new| new.service != old.service)) {
-            self.leave(&membership.service, &workload.uid);
+            self.leave(&membership.service, &workload.uid, old.as_deref());
         }
         for membership in &workload.services {
             if !self.lists(&membership.service, &workload.uid) {
-                self.join(&membership.service, &workload.uid, named_endpoint(&workload, membership));
+                let endpoint = named_endpoint(&workload, membership);
+                self.join(&membership.service, &workload.uid, endpoint, old.as_deref());
             }
         }
     }
@@ -255,7 +248,7 @@ impl Indexes {
         let Some(old) = self.workloads.remove(uid) else { return };
         self.forget_names(&old);
         for membership in &old.services {
-            self.leave(&membership.service, uid);
+            self.leave(&membership.service, uid, Some(&old));
         }
     }
 
@@ -306,14 +299,21 @@ impl Indexes {
         }
         put(&mut self.hostnames, service.name.hostname.clone(), service.clone());
         let before = old.map(|old| old.endpoints.clone()).unwrap_or_default();
-        if Arc::ptr_eq(&before, &service.endpoints) {
+        self.list(&service, &before);
+        if let Some(members) = self.endpoints.value_mut(&service.name) {
+            members.serve(Some(&service), &self.workloads);
+        }
+    }
+
+    fn list(&mut self, service: &Service, before: &Arc<BTreeMap<WorkloadUid, Endpoint>>) {
+        if Arc::ptr_eq(before, &service.endpoints) {
             return;
         }
         for uid in before.keys().filter(|uid| !service.endpoints.contains_key(*uid)) {
             self.unlist(&service.name, uid);
         }
         for (uid, endpoint) in service.endpoints.iter().filter(|(uid, now)| before.get(*uid) != Some(now)) {
-            self.join(&service.name, uid, endpoint.clone());
+            self.join(&service.name, uid, endpoint.clone(), None);
         }
     }
 
@@ -322,6 +322,9 @@ impl Indexes {
         self.forget_service(&old);
         for uid in old.endpoints.keys() {
             self.unlist(name, uid);
+        }
+        if let Some(members) = self.endpoints.value_mut(name) {
+            members.serve(None, &self.workloads);
         }
     }
 
@@ -340,21 +343,22 @@ impl Indexes {
         self.services.get(service).is_some_and(|s| s.endpoints.contains_key(uid))
     }
 
-    fn join(&mut self, service: &NamespacedHostname, uid: &WorkloadUid, endpoint: Endpoint) {
+    /// `before` is the workload as it was.
+    fn join(&mut self, service: &NamespacedHostname, uid: &WorkloadUid, endpoint: Endpoint, before: Option<&Workload>) {
         match self.endpoints.value_mut(service) {
-            Some(members) => members.put(uid.clone(), endpoint),
+            Some(members) => members.put(uid.clone(), endpoint, before, &self.workloads),
             None => {
-                let mut members = Members::default();
-                members.put(uid.clone(), endpoint);
+                let mut members = Members::of(self.services.get(service));
+                members.put(uid.clone(), endpoint, before, &self.workloads);
                 self.endpoints.insert(service.clone(), members);
             }
         }
     }
 
     /// A workload no longer names a service; it may be listed there still.
-    fn leave(&mut self, service: &NamespacedHostname, uid: &WorkloadUid) {
+    fn leave(&mut self, service: &NamespacedHostname, uid: &WorkloadUid, before: Option<&Workload>) {
         if !self.lists(service, uid) {
-            self.part(service, uid);
+            self.part(service, uid, before);
         }
     }
 
@@ -363,19 +367,19 @@ impl Indexes {
         let workload = self.workloads.get(uid);
         let named = workload.and_then(|w| Some((w, w.services.iter().rfind(|m| m.service == *service)?)));
         match named {
-            None => self.part(service, uid),
+            None => self.part(service, uid, None),
             Some((workload, membership)) => {
                 let endpoint = named_endpoint(workload, membership);
-                self.join(service, uid, endpoint);
+                self.join(service, uid, endpoint, None);
             }
         }
     }
 
-    fn part(&mut self, service: &NamespacedHostname, uid: &WorkloadUid) {
+    fn part(&mut self, service: &NamespacedHostname, uid: &WorkloadUid, before: Option<&Workload>) {
         let Some(endpoints) = self.endpoints.value_mut(service) else {
             return;
         };
-        endpoints.take(uid);
+        endpoints.take(uid, before);
         if endpoints.all.is_empty() {
             self.endpoints.remove(service);
         }

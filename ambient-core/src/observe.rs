@@ -1,6 +1,10 @@
 //! Words for what happens, so that lower rooms can tell without logging and without knowing who listens.
 
-use std::{fmt, net::SocketAddr, time::SystemTime};
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use crate::{Identity, PodUid, SpiffeId};
 
@@ -55,6 +59,17 @@ pub enum Event<'a> {
     HandshakeRefused {
         /// Why.
         reason: &'a dyn std::error::Error,
+    },
+    /// A handshake with a peer that was dialled has ended.
+    HandshakeEnded {
+        /// The peer's proxy.
+        peer: SocketAddr,
+        /// Who speaks on our side.
+        speaker: &'a Identity,
+        /// Whether the tunnel stands.
+        well: bool,
+        /// How long it took, from the connection on.
+        took: Duration,
     },
     /// A verified peer sent a request that could not be understood, and was told so.
     RequestRefused {

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, net::TcpListener, net::TcpStream, time::Duration};
 
+use ambient_redirect::linux;
 use prometheus_client::metrics::counter::Counter;
 use rustix::{
     io::Errno,
@@ -47,6 +48,13 @@ impl Acceptor {
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    /// Has what comes from now on go to a successor that listens at the same port, if there is one.
+    pub(crate) fn leave_to_successor(&self) {
+        if let Err(error) = linux::leave_to_successor(self.listener.get_ref()) {
+            tracing::debug!(%error, "a shared port cannot be left to a successor: what comes at the very last may be reset");
         }
     }
 

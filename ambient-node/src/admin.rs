@@ -24,7 +24,7 @@ use std::sync::Arc;
 use ambient_redirect::{pods::PodState, probes::ProbesState};
 use tokio::sync::watch;
 
-use crate::Shared;
+use crate::{Shared, pods::Pods};
 
 pub(crate) use answer::{Answer, Asked, Out};
 pub(crate) use listen::{Doors, Given, OpenError};
@@ -36,6 +36,8 @@ pub(crate) use stop::{Stop, Urgency};
 pub(crate) struct Context {
     /// State, certificates, metrics, configuration.
     pub(crate) node: Arc<Shared>,
+    /// The pods that are served, whoever has captured them.
+    pub(crate) pods: Arc<Pods>,
     /// How far each pod of this node is with its capture.
     pub(crate) captures: watch::Receiver<Arc<[PodState]>>,
     /// How it stands with the kubelet's probes; `None` where they are let through nowhere.

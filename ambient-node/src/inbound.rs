@@ -54,7 +54,8 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
             session = accept => session,
             () = pod.reaches(Stage::Cut) => return,
         };
-        node.metrics.handshaken(session.is_ok(), clock::steady().duration_since(begun));
+        node.metrics
+            .handshaken(Direction::Inbound, session.is_ok(), clock::steady().duration_since(begun));
         match session {
             Ok(session) => {
                 drop(handshake);
@@ -290,7 +291,10 @@ impl Tunnel {
                 }
             }
             Asked::Call(call) => match call.accept(&node.locals, &pod.identity) {
-                Some((mut client, _joined)) => carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account).await,
+                Some((mut client, joined)) => tokio::select! {
+                    carried = carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account) => carried,
+                    () = joined.end_in_time() => None,
+                },
                 None => return went_away(account, &"it is gone"),
             },
         };

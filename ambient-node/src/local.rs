@@ -12,22 +12,25 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use ambient_core::{Authority, Credential, Credentials as _, Identity, PodUid, ports, route};
 use ambient_tls::{Accepted, Configs, Role, Trust, Verifier};
 use http::{HeaderMap, StatusCode};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time};
 
-use crate::{Shared, certificates::Certificates, pod::Pod};
+use crate::{Shared, certificates::Certificates, clock, pod::Pod};
 
 mod pipe;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use pipe::Pipe;
 use pipe::Ways;
+pub(crate) use pipe::{Cut, Pipe};
 
+/// Between two looks at the wall clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Certificates whose verification is remembered.
 const MOST_VERIFIED: usize = 1024;
 
@@ -48,8 +51,8 @@ type Verified = (Weak<Trust>, Weak<Credential>);
 /// A connection that is carried.
 #[derive(Debug)]
 struct Live {
-    source: Identity,
-    destination: Identity,
+    /// Those of both ends that it began with, as a handshake of the two would have shown them.
+    shown: [Option<Arc<Credential>>; 2],
     ways: Weak<Ways>,
 }
 
@@ -123,13 +126,22 @@ impl Locals {
     fn join(self: &Arc<Self>, source: &Identity, destination: &Identity) -> (Pipe, Pipe, Joined) {
         let (near, far) = pipe::pair();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let live = Live {
-            source: source.clone(),
-            destination: destination.clone(),
-            ways: far.ways(),
-        };
+        let shown = [source, destination].map(|identity| self.certificates.credential(identity));
+        // One that has ended just now ends it at once.
+        let ends = shown
+            .iter()
+            .map(|shown| shown.as_ref().map(|credential| credential.not_after))
+            .min();
+        let ends = ends.flatten().unwrap_or_else(clock::wall);
+        let ways = far.ways();
+        let live = Live { shown, ways: ways.clone() };
         self.live().insert(id, live);
-        let joined = Joined { of: self.clone(), id };
+        let joined = Joined {
+            of: self.clone(),
+            id,
+            ends,
+            ways,
+        };
         (near, far, joined)
     }
 
@@ -137,29 +149,24 @@ impl Locals {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks again at who speaks, after the trust has changed: ends what somebody speaks in who is revoked. Gives how many it
-    /// ended.
+    /// Looks again at who speaks, after the trust has changed: ends what somebody speaks in whose certificate, as it was when
+    /// that began, is revoked. Gives how many it ended.
     pub(crate) fn recheck(&self) -> usize {
-        // Asked for each identity once, however many connections it has.
-        let mut revoked: HashMap<Identity, bool> = HashMap::new();
+        // Asked for each certificate once, however many connections it has.
+        let mut revoked: HashMap<*const Credential, bool> = HashMap::new();
         let trust = self.configs.trust(&self.certificates.trust());
-        let mut is_revoked = |identity: &Identity| {
-            *revoked.entry(identity.clone()).or_insert_with(|| {
-                let Some(credential) = self.certificates.credential(identity) else {
-                    return false;
-                };
+        let mut is_revoked = |credential: &Arc<Credential>| {
+            *revoked.entry(Arc::as_ptr(credential)).or_insert_with(|| {
                 let chain: Vec<_> = credential.chain.iter().map(|der| der.as_slice().into()).collect();
                 let peer = trust.peer(&chain);
                 peer.is_ok_and(|peer| trust.check_revocation(&peer).is_err())
             })
         };
         let live = self.live();
-        let ended = live
-            .values()
-            .filter(|live| is_revoked(&live.source) || is_revoked(&live.destination));
+        let ended = live.values().filter(|live| live.shown.iter().flatten().any(&mut is_revoked));
         let ended: Vec<_> = ended.filter_map(|live| live.ways.upgrade()).collect();
         drop(live);
-        ended.iter().for_each(|ways| ways.cut("peer certificate revoked by CRL"));
+        ended.iter().for_each(|ways| ways.cut(Cut::Revoked));
         ended.len()
     }
 }
@@ -169,6 +176,25 @@ impl Locals {
 pub(crate) struct Joined {
     of: Arc<Locals>,
     id: u64,
+    ends: SystemTime,
+    ways: Weak<Ways>,
+}
+
+impl Joined {
+    /// Ends the connection once the first of the certificates that it began with ends, as a tunnel would be; as long as it is
+    /// polled. Never ends itself: what is carried sees the end. Cancel safe.
+    pub(crate) async fn end_in_time(&self) {
+        // By the wall clock, as the dates of certificates are, and never for long, as that may be set.
+        while let Ok(left) = self.ends.duration_since(clock::wall())
+            && !left.is_zero()
+        {
+            time::sleep(left.min(LONGEST_SLEEP)).await;
+        }
+        if let Some(ways) = self.ways.upgrade() {
+            ways.cut(Cut::Expired);
+        }
+        std::future::pending().await
+    }
 }
 
 impl Drop for Joined {

@@ -48,7 +48,7 @@ use crate::{
     readiness::Readiness,
     state::{Changed, Snapshot, State},
     supervise::supervise,
-    telemetry::Metrics,
+    telemetry::{Direction, Metrics},
     text::rfc3339,
     watch::Watch,
     workers::Workers,
@@ -416,6 +416,7 @@ impl Node {
         };
         let context = Context {
             node: shared.clone(),
+            pods: pods.clone(),
             captures: captures.clone(),
             probes: probes.as_ref().map(HostProbes::states),
             stop: told.clone(),
@@ -495,7 +496,12 @@ fn enrol(
             tasks.spawn(supervised(shared, "the node agent", move |_| zds::tell_of_agent(state.clone())));
             let mended = pods.clone();
             tasks.spawn(supervised(shared, "listeners", move |_| mended.clone().mend()));
-            let obeying = zds::obey(*client, pods.clone(), announce, shared.state.clone());
+            let (pods, shared) = (pods.clone(), shared.clone());
+            let obeying = async move {
+                // Who listens before it knows the mesh refuses what a predecessor would have served.
+                shared.state.arrival().await;
+                zds::obey(*client, pods, announce, shared.state.clone()).await;
+            };
             tokio::spawn(async move {
                 tokio::select! {
                     () = obeying => {}
@@ -506,8 +512,11 @@ fn enrol(
         Enrolling::Given(given) => {
             let mut serving = JoinSet::new();
             for (spec, listener) in given {
-                let pods = pods.clone();
-                serving.spawn(async move { pods.embed(spec, listener).await });
+                let (pods, shared) = (pods.clone(), shared.clone());
+                serving.spawn(async move {
+                    shared.state.arrival().await;
+                    pods.embed(spec, listener).await;
+                });
             }
             tokio::spawn(async move {
                 stopped.await;
@@ -711,6 +720,11 @@ impl Observer for Told {
                 }
                 let [held, noticed, repaired] = [held, noticed, repaired].map(|time| to_the_millisecond(*time));
                 tracing::warn!(uid = %pod, what, held_until = held, noticed, repaired, around, "pod repaired: its capture was broken");
+            }
+            Event::HandshakeEnded { well, took, .. } => {
+                if let Some(metrics) = &self.0 {
+                    metrics.handshaken(Direction::Outbound, *well, *took);
+                }
             }
             Event::PodReleased { pod } => tracing::info!(uid = %pod, "pod released"),
             Event::RequestRefused { peer, reason } => tracing::warn!(%peer, %reason, "request refused with status 400"),

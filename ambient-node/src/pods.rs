@@ -49,6 +49,12 @@ impl Pods {
         }
     }
 
+    /// Those that are served now.
+    pub(crate) fn specs(&self) -> Vec<PodSpec> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.values().map(|pod| pod.spec.clone()).collect()
+    }
+
     /// Connections that are open now.
     pub(crate) fn open_connections(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);

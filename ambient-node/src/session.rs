@@ -19,10 +19,11 @@ use tokio::{net::TcpStream, time};
 use crate::{
     Shared,
     bounds::{Kind, Place},
+    local::Cut,
     pod::{Pod, Stage},
     telemetry::{Account, Closer, Flag, Outcome, Reason},
     unread::Unread,
-    watch::Cut,
+    watch,
 };
 
 /// The application's side of a connection.
@@ -107,7 +108,7 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
     relays: &RelayLimits,
     client: &mut C,
     server: &mut S,
-    cut: Option<&mut Cut>,
+    cut: Option<&mut watch::Cut>,
     mut account: Account,
 ) -> Option<()> {
     account.established();
@@ -157,10 +158,17 @@ fn ended(account: Account, tally: Tally) -> Option<()> {
         }
         End::Failed { side, ref error, .. } => {
             let (closer, reason) = closer(side);
-            let outcome = match StreamError::of(error) {
-                Some(StreamError::Lost {
-                    source: TunnelLost::PeerRevoked { .. },
-                }) => Outcome::failed(Flag::Revoked, tally.end).by(Closer::Proxy),
+            let lost = match StreamError::of(error) {
+                Some(StreamError::Lost { source }) => Some(source),
+                _ => None,
+            };
+            let outcome = match (lost, Cut::of(error)) {
+                (Some(TunnelLost::PeerRevoked { .. }), _) | (_, Some(Cut::Revoked)) => {
+                    Outcome::failed(Flag::Revoked, tally.end).by(Closer::Proxy)
+                }
+                (Some(TunnelLost::CertificateExpired { .. }), _) | (_, Some(Cut::Expired)) => Outcome::failed(Flag::None, tally.end)
+                    .because(Reason::CertExpired)
+                    .by(Closer::Proxy),
                 _ => Outcome::failed(Flag::None, tally.end).because(reason).by(closer),
             };
             account.close(&outcome);

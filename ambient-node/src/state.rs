@@ -55,6 +55,8 @@ pub(crate) struct State {
     /// What has come so far, whole or not; only [`State::apply`] touches it.
     coming: Mutex<Coming>,
     faults: watch::Sender<Arc<[Fault]>>,
+    /// Whether there has been a whole state.
+    arrived: watch::Sender<bool>,
     /// Workloads whose way of being reached has changed within [`SETTLING`].
     settling: Mutex<HashMap<WorkloadUid, Instant>>,
 }
@@ -80,6 +82,7 @@ impl State {
             current: ArcSwapOption::empty(),
             coming: Mutex::new(coming),
             faults: watch::Sender::new(Arc::from([])),
+            arrived: watch::Sender::new(false),
             settling: Mutex::default(),
         }
     }
@@ -134,7 +137,14 @@ impl State {
             return Changed::default();
         }
         self.current.store(Some(Arc::new(coming.clone())));
+        self.arrived.send_replace(true);
         std::mem::take(changed)
+    }
+
+    /// Waits until the first whole state is here. Cancel safe.
+    pub(crate) async fn arrival(&self) {
+        // The sender is held here, so that this never fails.
+        let _ = self.arrived.subscribe().wait_for(|arrived| *arrived).await;
     }
 
     /// A pod is served here from now on: istiod tells of workloads by their names alone (`CLUSTER//Pod/NAMESPACE/NAME`), and

@@ -20,6 +20,10 @@ mod peers;
 mod refusals;
 #[path = "traffic/stop.rs"]
 mod stop;
+#[path = "traffic/strain.rs"]
+mod strain;
+#[path = "traffic/successor.rs"]
+mod successor;
 #[path = "traffic/telemetry.rs"]
 mod telemetry;
 #[path = "traffic/told.rs"]
@@ -29,106 +33,120 @@ mod ways;
 
 use std::process::ExitCode;
 
-use ambient_testkit::harness;
+use ambient_testkit::harness::{self, Test};
 
 fn main() -> ExitCode {
-    harness::main(&[
-        ("both_ways_at_once_nothing_is_lost", ends::both_ways_at_once_nothing_is_lost),
-        ("each_end_may_finish_first", ends::each_end_may_finish_first),
-        ("a_reset_arrives_as_a_reset", ends::a_reset_arrives_as_a_reset),
-        (
-            "what_is_cut_short_never_looks_complete",
-            ends::what_is_cut_short_never_looks_complete,
-        ),
-        ("applications_see_the_client", ends::applications_see_the_client),
-        (
-            "a_refusal_by_policy_is_an_empty_reply",
-            refusals::a_refusal_by_policy_is_an_empty_reply,
-        ),
-        ("where_nobody_listens_is_a_reset", refusals::where_nobody_listens_is_a_reset),
-        ("a_new_policy_cuts_what_is_open", refusals::a_new_policy_cuts_what_is_open),
-        ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
-        ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
-        ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
-        ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
-        ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),
-        (
-            "opened_and_closed_have_the_same_labels",
-            telemetry::opened_and_closed_have_the_same_labels,
-        ),
-        ("readiness_names_what_is_wrong", telemetry::readiness_names_what_is_wrong),
-        (
-            "a_policy_that_breaks_keeps_its_last_good_version",
-            telemetry::a_policy_that_breaks_keeps_its_last_good_version,
-        ),
-        (
-            "what_could_never_be_read_is_let_go_where_asked",
-            telemetry::what_could_never_be_read_is_let_go_where_asked,
-        ),
-        (
-            "a_node_that_is_exactly_istio_lets_it_go_too",
-            telemetry::a_node_that_is_exactly_istio_lets_it_go_too,
-        ),
-        (
-            "a_broken_manifest_leaves_alone_what_is_open",
-            telemetry::a_broken_manifest_leaves_alone_what_is_open,
-        ),
-        (
-            "what_a_pod_that_leaves_has_open_goes_on",
-            leave::what_a_pod_that_leaves_has_open_goes_on,
-        ),
-        ("what_was_kept_is_closed_by_policy", leave::what_was_kept_is_closed_by_policy),
-        ("a_pod_that_leaves_is_cut_in_the_end", leave::a_pod_that_leaves_is_cut_in_the_end),
-        (
-            "a_pod_that_is_back_before_it_left_is_served",
-            leave::a_pod_that_is_back_before_it_left_is_served,
-        ),
-        ("queries_come_to_whom_they_were_sent", names::queries_come_to_whom_they_were_sent),
-        (
-            "names_of_the_mesh_are_answered_by_the_node",
-            names::names_of_the_mesh_are_answered_by_the_node,
-        ),
-        (
-            "where_no_nameserver_is_the_client_learns_it",
-            names::where_no_nameserver_is_the_client_learns_it,
-        ),
-        (
-            "who_asks_the_node_itself_is_answered_by_the_usual_nameservers",
-            names::who_asks_the_node_itself_is_answered_by_the_usual_nameservers,
-        ),
-        (
-            "a_waypoint_is_told_who_speaks_and_to_whom",
-            ways::a_waypoint_is_told_who_speaks_and_to_whom,
-        ),
-        (
-            "another_endpoint_takes_what_one_cannot",
-            ways::another_endpoint_takes_what_one_cannot,
-        ),
-        (
-            "another_network_is_reached_by_a_tunnel_in_a_tunnel",
-            ways::another_network_is_reached_by_a_tunnel_in_a_tunnel,
-        ),
-        (
-            "an_endpoint_with_a_name_alone_is_reached",
-            ways::an_endpoint_with_a_name_alone_is_reached,
-        ),
-        (
-            "within_the_process_all_is_as_on_the_wire",
-            ways::within_the_process_all_is_as_on_the_wire,
-        ),
-        ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
-        ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
-        ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
-        ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),
-        (
-            "what_changes_the_node_takes_post_alone",
-            admin::what_changes_the_node_takes_post_alone,
-        ),
-        (
-            "a_connection_is_explained_as_it_is_decided",
-            admin::a_connection_is_explained_as_it_is_decided,
-        ),
-        ("how_pods_stand_is_told", admin::how_pods_stand_is_told),
-        ("a_node_that_is_to_end_at_once_does", admin::a_node_that_is_to_end_at_once_does),
-    ])
+    harness::main_with_actors(TESTS, &[("node", successor::node)])
 }
+
+const TESTS: &[Test] = &[
+    ("both_ways_at_once_nothing_is_lost", ends::both_ways_at_once_nothing_is_lost),
+    ("each_end_may_finish_first", ends::each_end_may_finish_first),
+    ("a_reset_arrives_as_a_reset", ends::a_reset_arrives_as_a_reset),
+    (
+        "what_is_cut_short_never_looks_complete",
+        ends::what_is_cut_short_never_looks_complete,
+    ),
+    ("applications_see_the_client", ends::applications_see_the_client),
+    (
+        "a_refusal_by_policy_is_an_empty_reply",
+        refusals::a_refusal_by_policy_is_an_empty_reply,
+    ),
+    ("where_nobody_listens_is_a_reset", refusals::where_nobody_listens_is_a_reset),
+    ("a_new_policy_cuts_what_is_open", refusals::a_new_policy_cuts_what_is_open),
+    ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
+    ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
+    ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
+    ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
+    ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),
+    (
+        "opened_and_closed_have_the_same_labels",
+        telemetry::opened_and_closed_have_the_same_labels,
+    ),
+    ("readiness_names_what_is_wrong", telemetry::readiness_names_what_is_wrong),
+    (
+        "a_policy_that_breaks_keeps_its_last_good_version",
+        telemetry::a_policy_that_breaks_keeps_its_last_good_version,
+    ),
+    (
+        "what_could_never_be_read_is_let_go_where_asked",
+        telemetry::what_could_never_be_read_is_let_go_where_asked,
+    ),
+    (
+        "a_node_that_is_exactly_istio_lets_it_go_too",
+        telemetry::a_node_that_is_exactly_istio_lets_it_go_too,
+    ),
+    (
+        "a_broken_manifest_leaves_alone_what_is_open",
+        telemetry::a_broken_manifest_leaves_alone_what_is_open,
+    ),
+    (
+        "what_a_pod_that_leaves_has_open_goes_on",
+        leave::what_a_pod_that_leaves_has_open_goes_on,
+    ),
+    ("what_was_kept_is_closed_by_policy", leave::what_was_kept_is_closed_by_policy),
+    ("a_pod_that_leaves_is_cut_in_the_end", leave::a_pod_that_leaves_is_cut_in_the_end),
+    (
+        "a_pod_that_is_back_before_it_left_is_served",
+        leave::a_pod_that_is_back_before_it_left_is_served,
+    ),
+    ("queries_come_to_whom_they_were_sent", names::queries_come_to_whom_they_were_sent),
+    (
+        "names_of_the_mesh_are_answered_by_the_node",
+        names::names_of_the_mesh_are_answered_by_the_node,
+    ),
+    (
+        "where_no_nameserver_is_the_client_learns_it",
+        names::where_no_nameserver_is_the_client_learns_it,
+    ),
+    (
+        "who_asks_the_node_itself_is_answered_by_the_usual_nameservers",
+        names::who_asks_the_node_itself_is_answered_by_the_usual_nameservers,
+    ),
+    (
+        "a_waypoint_is_told_who_speaks_and_to_whom",
+        ways::a_waypoint_is_told_who_speaks_and_to_whom,
+    ),
+    (
+        "another_endpoint_takes_what_one_cannot",
+        ways::another_endpoint_takes_what_one_cannot,
+    ),
+    (
+        "another_network_is_reached_by_a_tunnel_in_a_tunnel",
+        ways::another_network_is_reached_by_a_tunnel_in_a_tunnel,
+    ),
+    (
+        "an_endpoint_with_a_name_alone_is_reached",
+        ways::an_endpoint_with_a_name_alone_is_reached,
+    ),
+    (
+        "within_the_process_all_is_as_on_the_wire",
+        ways::within_the_process_all_is_as_on_the_wire,
+    ),
+    ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
+    ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
+    ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
+    ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),
+    (
+        "what_changes_the_node_takes_post_alone",
+        admin::what_changes_the_node_takes_post_alone,
+    ),
+    (
+        "a_connection_is_explained_as_it_is_decided",
+        admin::a_connection_is_explained_as_it_is_decided,
+    ),
+    ("how_pods_stand_is_told", admin::how_pods_stand_is_told),
+    ("a_node_that_is_to_end_at_once_does", admin::a_node_that_is_to_end_at_once_does),
+    (
+        "a_successor_takes_over_and_nobody_is_refused",
+        successor::a_successor_takes_over_and_nobody_is_refused,
+    ),
+    (
+        "a_log_that_nobody_reads_stalls_nobody",
+        strain::a_log_that_nobody_reads_stalls_nobody,
+    ),
+    (
+        "without_descriptors_it_waits_and_goes_on",
+        strain::without_descriptors_it_waits_and_goes_on,
+    ),
+];

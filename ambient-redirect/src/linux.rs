@@ -28,6 +28,6 @@ pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Change, Difference, DryRun, Inside, Line, Mark, Owner, Thing};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
-pub use sockets::{Sockets, cut_when_dropped, original_destination};
+pub use sockets::{Sockets, cut_when_dropped, leave_to_successor, original_destination};
 pub(crate) use told::Told;
 pub use watcher::Watcher;

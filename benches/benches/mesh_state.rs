@@ -2,6 +2,7 @@
 //! 1,000, 10,000 and 100,000 workloads with a service to every ten.
 
 use std::{
+    collections::HashMap,
     fs,
     hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -10,13 +11,13 @@ use std::{
 };
 
 use ambient_core::{
-    GatewayAddress, GatewayTarget, Health, Membership, Mesh, NamespacedHostname, NetworkAddress, Service, ServicePort, TunnelProtocol,
-    Workload, WorkloadKind,
+    BalancerMode, GatewayAddress, GatewayTarget, Health, HealthPolicy, LoadBalancer, Membership, Mesh, NamespacedHostname, NetworkAddress,
+    Scope, Service, ServicePort, TunnelProtocol, Workload, WorkloadKind,
     mesh::{Sharing, Update},
     route::{self, Hints, Outbound},
 };
 use ambient_testkit::allocations::{self, Counting};
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -157,33 +158,51 @@ fn turned(mut workload: Workload, n: &mut usize) -> Update {
     Update::Workload(Arc::new(workload))
 }
 
+/// Keys made right before, as a connection brings them: what is asked is new, and where it lies in the mesh is far away. Beside
+/// each a plain map of the same keys in the same run, which is what a look-up costs on this machine at the least.
 fn look_up(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("look_up");
     group.measurement_time(Duration::from_secs(2));
     for size in SIZES {
         let (mesh, _sharing) = mesh(size);
-        let step = |n: &mut usize| {
-            *n = (*n + 7919) % size;
-            *n
-        };
-        let mut n = 0;
-        let addresses: Vec<_> = (0..size).map(|n| NetworkAddress::local(pod_ip(n))).collect();
-        group.bench_function(format!("address/{size}"), |bench| {
-            bench.iter(|| black_box(mesh.workload_by_address(&addresses[step(&mut n)]).is_some()));
+        let address = |n| NetworkAddress::local(pod_ip(n));
+        let vip = |n| NetworkAddress::local(vip(n / OF_ONE_SERVICE));
+        let hostname = |n| name_of(n / OF_ONE_SERVICE).hostname;
+        let uid = |n| workload(n).uid;
+        asked(&mut group, &format!("address/{size}"), size, address, |key| {
+            mesh.workload_by_address(key).is_some()
         });
-        let vips: Vec<_> = (0..size).map(|n| NetworkAddress::local(vip(n / OF_ONE_SERVICE))).collect();
-        group.bench_function(format!("vip/{size}"), |bench| {
-            bench.iter(|| black_box(mesh.service_by_vip(&vips[step(&mut n)], "namespace-1").is_some()));
+        asked(&mut group, &format!("vip/{size}"), size, vip, |key| {
+            mesh.service_by_vip(key, "namespace-1").is_some()
         });
-        let names: Vec<_> = (0..size).map(|n| name_of(n / OF_ONE_SERVICE)).collect();
-        group.bench_function(format!("hostname/{size}"), |bench| {
-            bench.iter(|| black_box(mesh.service_by_hostname(&names[step(&mut n)].hostname, "namespace-1").is_some()));
+        asked(&mut group, &format!("hostname/{size}"), size, hostname, |key| {
+            mesh.service_by_hostname(key, "namespace-1").is_some()
         });
-        let uids: Vec<_> = (0..size).map(|n| workload(n).uid).collect();
-        group.bench_function(format!("uid/{size}"), |bench| {
-            bench.iter(|| black_box(mesh.workload(&uids[step(&mut n)]).is_some()));
+        asked(&mut group, &format!("uid/{size}"), size, uid, |key| mesh.workload(key).is_some());
+        let plain: HashMap<_, _> = mesh.workloads().map(|w| (address_of(w), w.clone())).collect();
+        asked(&mut group, &format!("address/{size}/plain_map"), size, address, |key| {
+            plain.contains_key(key)
+        });
+        let plain: HashMap<_, _> = mesh.workloads().map(|w| (w.uid.clone(), w.clone())).collect();
+        asked(&mut group, &format!("uid/{size}/plain_map"), size, uid, |key| {
+            plain.contains_key(key)
         });
     }
+}
+
+fn address_of(workload: &Workload) -> NetworkAddress {
+    NetworkAddress::local(workload.addresses[0])
+}
+
+fn asked<K>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, size: usize, key: impl Fn(usize) -> K, look: impl Fn(&K) -> bool) {
+    let mut n = 0;
+    group.bench_function(name, |bench| {
+        let next = || {
+            n = (n + 7919) % size;
+            key(n)
+        };
+        bench.iter_batched_ref(next, |key| black_box(look(key)), BatchSize::NumIterations(256));
+    });
 }
 
 /// From a connection to a service's address to the plan of its tunnel.
@@ -216,8 +235,31 @@ fn routes(criterion: &mut Criterion) {
         workload.services[0].service = name_of(0);
         Update::Workload(workload.into())
     });
-    let large = Mesh::default().apply(all.chain([Update::Service(service(0).into())]));
+    let all: Vec<_> = all.collect();
+    let large = Mesh::default().apply(all.iter().cloned().chain([Update::Service(service(0).into())]));
     route(format!("service_of_{LARGE}"), &large, 1);
+    for (name, mode, preferences) in [
+        (
+            "failover",
+            BalancerMode::Failover,
+            &[Scope::Network, Scope::Region, Scope::Zone][..],
+        ),
+        (
+            "failover_by_node",
+            BalancerMode::Failover,
+            &[Scope::Region, Scope::Zone, Scope::Node],
+        ),
+        ("strict", BalancerMode::Strict, &[Scope::Region, Scope::Zone]),
+    ] {
+        let mut near = service(0);
+        near.load_balancer = Some(LoadBalancer {
+            preferences: preferences.to_vec(),
+            mode,
+            health_policy: HealthPolicy::OnlyHealthy,
+        });
+        let large = Mesh::default().apply(all.iter().cloned().chain([Update::Service(near.into())]));
+        route(format!("service_of_{LARGE}/{name}"), &large, 1);
+    }
 }
 
 criterion_group!(benches, all_at_once, one_endpoint, look_up, routes);

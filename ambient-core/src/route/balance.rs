@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Way;
+use crate::mesh::{Near, Places, spot};
 use crate::{BalancerMode, Endpoint, Health, HealthPolicy, LoadBalancer, Mesh, Scope, Service, Shards, Workload, WorkloadUid};
 
 /// A service of more endpoints than this is not looked through where drawing will do.
@@ -67,6 +68,10 @@ impl<'a> Choice<'a> {
     /// found dead a moment ago only where no other is left.
     pub(super) fn pick(&self, usable: impl Fn(&Workload, &Endpoint) -> bool) -> Option<(&'a Arc<Workload>, &'a Endpoint)> {
         let all = self.mesh.endpoints(&self.service.name)?;
+        if let (Some(balancer), Some(places)) = (&self.service.load_balancer, self.mesh.places(&self.service.name)) {
+            let chosen = self.pick_near(balancer, places, &usable)?;
+            return Some((chosen.workload, chosen.endpoint));
+        }
         let drawn = if all.len() > FEW { self.draw_one(all, &usable) } else { None };
         let chosen = drawn.or_else(|| self.look_through(all, &usable))?;
         Some((chosen.workload, chosen.endpoint))
@@ -84,6 +89,83 @@ impl<'a> Choice<'a> {
             self.is_fresh(candidate.workload).then_some(candidate)
         });
         drawn.next()
+    }
+
+    /// Of those in the places that are preferred the most, as far as there is one that may be chosen.
+    fn pick_near(
+        &self,
+        balancer: &LoadBalancer,
+        places: &'a Places,
+        usable: &impl Fn(&Workload, &Endpoint) -> bool,
+    ) -> Option<Candidate<'a>> {
+        let own = spot(&balancer.preferences, self.source);
+        // As a rule there are some in the client's own place, which none is preferred to.
+        let nearest = places.get(&own).and_then(|there| self.among(&[there], usable, true));
+        if nearest.is_some() {
+            return nearest;
+        }
+        let ranks = places
+            .iter()
+            .filter_map(|(at, there)| Some((rank(balancer, |n| own[n] == at[n])?, there)));
+        let mut ranks: Vec<_> = ranks.collect();
+        ranks.sort_by(|(a, _), (b, _)| b.cmp(a));
+        let tiers: Vec<Vec<_>> = ranks
+            .chunk_by(|(a, _), (b, _)| a == b)
+            .map(|tier| tier.iter().map(|(_, there)| *there).collect())
+            .collect();
+        let mut fresh = tiers.iter().filter_map(|tier| self.among(tier, usable, true));
+        let mut any = tiers.iter().filter_map(|tier| self.among(tier, usable, false));
+        fresh.next().or_else(|| any.next())
+    }
+
+    /// One of those in some places, in proportion to capacity; of the fresh ones alone, or of all.
+    fn among(
+        &self,
+        places: &[&'a Shards<WorkloadUid, Near>],
+        usable: &impl Fn(&Workload, &Endpoint) -> bool,
+        fresh: bool,
+    ) -> Option<Candidate<'a>> {
+        let candidate = |near: &'a Near| self.may_be(&near.workload, &near.endpoint, usable, fresh);
+        let count: usize = places.iter().map(|there| there.len()).sum();
+        if count > FEW && self.mesh.has_equal_endpoints(&self.service.name) {
+            let drawn = (0..FEW as u64).find_map(|n| {
+                let mut at = (mix(self.draw, ENDPOINT + n) % count as u64) as usize;
+                let there = places.iter().find(|there| {
+                    let here = at < there.len();
+                    at -= if here { 0 } else { there.len() };
+                    here
+                })?;
+                candidate(there.nth(at)?.1)
+            });
+            if drawn.is_some() {
+                return drawn;
+            }
+        }
+        let all = places.iter().flat_map(|there| there.values()).filter_map(candidate);
+        let all: Vec<_> = all.collect();
+        weighted(all.iter().map(|c| (*c, c.endpoint.capacity)), mix(self.draw, ENDPOINT))
+    }
+
+    fn may_be(
+        &self,
+        workload: &'a Arc<Workload>,
+        endpoint: &'a Endpoint,
+        usable: &impl Fn(&Workload, &Endpoint) -> bool,
+        fresh: bool,
+    ) -> Option<Candidate<'a>> {
+        let may = self.is_well(endpoint) && usable(workload, endpoint) && (!fresh || self.is_fresh(workload));
+        may.then_some(Candidate {
+            workload,
+            endpoint,
+            rank: 0,
+        })
+    }
+
+    /// Whether its health lets it be chosen.
+    fn is_well(&self, endpoint: &Endpoint) -> bool {
+        let balancer = self.service.load_balancer.as_ref();
+        let sick_too = balancer.is_some_and(|balancer| balancer.health_policy == HealthPolicy::AllowAll);
+        sick_too || endpoint.health != Health::Unhealthy
     }
 
     fn look_through(
@@ -115,14 +197,16 @@ impl<'a> Choice<'a> {
         endpoint: &'a Endpoint,
         usable: &impl Fn(&Workload, &Endpoint) -> bool,
     ) -> Option<Candidate<'a>> {
-        let balancer = self.service.load_balancer.as_ref();
-        let sick_too = balancer.is_some_and(|balancer| balancer.health_policy == HealthPolicy::AllowAll);
-        if !sick_too && endpoint.health == Health::Unhealthy {
+        if !self.is_well(endpoint) {
             return None;
         }
+        let balancer = self.service.load_balancer.as_ref();
         let workload = self.mesh.workload(uid).filter(|workload| usable(workload, endpoint))?;
         let rank = match (balancer, self.mode()) {
-            (Some(balancer), BalancerMode::Strict | BalancerMode::Failover) => rank(balancer, self.source, workload)?,
+            (Some(balancer), BalancerMode::Strict | BalancerMode::Failover) => {
+                let shares = |n: usize| shares(balancer.preferences[n], self.source, workload);
+                rank(balancer, shares)?
+            }
             _ => 0,
         };
         Some(Candidate { workload, endpoint, rank })
@@ -140,20 +224,21 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// How much an endpoint is preferred; `None` if it may not be chosen.
+/// How much an endpoint is preferred that shares some preferences with the client, by their numbers; `None` if it may not be
+/// chosen.
 ///
-/// That is how many of the preferences it shares with the client, up to the first that it does not. Where the network is the
-/// first of them, the others count for endpoints of other networks too, and one of the client's own comes before all of those.
-fn rank(balancer: &LoadBalancer, client: &Workload, endpoint: &Workload) -> Option<usize> {
-    let preferences = &balancer.preferences[..];
+/// That is how many of them it shares, up to the first that it does not. Where the network is the first of them, the others
+/// count for endpoints of other networks too, and one of the client's own comes before all of those.
+fn rank(balancer: &LoadBalancer, shares: impl Fn(usize) -> bool) -> Option<usize> {
+    let count = balancer.preferences.len();
     if balancer.mode == BalancerMode::Strict {
-        return preferences.iter().all(|scope| shares(*scope, client, endpoint)).then_some(0);
+        return (0..count).all(shares).then_some(0);
     }
-    let (near, rest) = match preferences {
-        [Scope::Network, rest @ ..] => (usize::from(shares(Scope::Network, client, endpoint)) * (rest.len() + 1), rest),
-        all => (0, all),
+    let (near, from) = match balancer.preferences.first() {
+        Some(Scope::Network) => (usize::from(shares(0)) * count, 1),
+        _ => (0, 0),
     };
-    Some(near + rest.iter().take_while(|scope| shares(**scope, client, endpoint)).count())
+    Some(near + (from..count).take_while(|n| shares(*n)).count())
 }
 
 fn shares(scope: Scope, client: &Workload, endpoint: &Workload) -> bool {

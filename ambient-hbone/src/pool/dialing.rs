@@ -6,10 +6,13 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use ambient_core::Credential;
+use ambient_core::{Credential, observe::Event};
 use ambient_tls::{Accepted, Peer, PeerError};
 use rustls::pki_types::ServerName;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
@@ -108,9 +111,15 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Arc<Credential>) -> Res
         // The peer's SETTINGS are not waited for: a request may be on its way a round trip earlier.
         Ok((Driver::speaking(TlsStream::from(tls), Arc::clone(&line)), line, known))
     };
-    timeout(limits.handshake, handshake)
-        .await
-        .map_err(timed_out(Phase::Handshake, limits.handshake))?
+    let begun = Instant::now();
+    let ended = timeout(limits.handshake, handshake).await;
+    shared.observer.observe(&Event::HandshakeEnded {
+        peer,
+        speaker: &key.speaker.identity,
+        well: matches!(ended, Ok(Ok(_))),
+        took: begun.elapsed(),
+    });
+    ended.map_err(timed_out(Phase::Handshake, limits.handshake))?
 }
 
 fn refused(peer: SocketAddr, error: io::Error) -> ConnectError {

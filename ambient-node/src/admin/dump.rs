@@ -11,8 +11,12 @@ mod policy;
 mod service;
 mod workload;
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
+use ambient_redirect::{PodSpec, pods::State};
 use serde::Serialize;
 
 use super::{Answer, Asked, Context, Out, answer::JSON};
@@ -20,7 +24,7 @@ use super::{Answer, Asked, Context, Out, answer::JSON};
 /// `GET /config_dump`.
 pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
     let node = at.node.clone();
-    let captures = at.captures.borrow().clone();
+    let pods = pods(at);
     Answer::stream(JSON, move |out| {
         let now = node.state.current().unwrap_or_default();
         let mut dump = Object::begin(out)?;
@@ -35,14 +39,37 @@ pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
         dump.value("config", &config::View::from(&node.config))?;
         dump.list(
             "certificates",
-            certificates::of(&node.certificates, &node.config.trust_domain, &captures),
+            certificates::of(&node.certificates, &node.config.trust_domain, &pods),
         )?;
         dump.map(
             "workloadState",
-            connections::by_pod(&node.metrics.live, &now, node.config.trust_domain.as_str(), &captures),
+            connections::by_pod(&node.metrics.live, &now, node.config.trust_domain.as_str(), &pods),
         )?;
         dump.end()
     })
+}
+
+/// A pod of this node, and whether it is in the mesh.
+struct Pod {
+    spec: PodSpec,
+    up: bool,
+}
+
+/// Those that are to be captured here, and those that others have captured, sorted by UID.
+fn pods(at: &Context) -> Vec<Pod> {
+    let captures = at.captures.borrow().clone();
+    let mut all: BTreeMap<_, Pod> = at
+        .pods
+        .specs()
+        .into_iter()
+        .map(|spec| (spec.uid.clone(), Pod { spec, up: true }))
+        .collect();
+    for pod in captures.iter() {
+        let up = matches!(pod.state, State::In { .. });
+        let spec = PodSpec::clone(&pod.spec);
+        all.insert(spec.uid.clone(), Pod { spec, up });
+    }
+    all.into_values().collect()
 }
 
 #[derive(Serialize)]

@@ -29,6 +29,30 @@ pub(crate) struct Pipe {
     side: usize,
 }
 
+/// Why a connection was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Cut {
+    /// An end was dropped before it had ended its direction.
+    #[error("the other end was closed before its end")]
+    Closed,
+    /// An end was dropped that was still written to.
+    #[error("the other end reads no more")]
+    Unread,
+    /// A certificate of one of the two was revoked.
+    #[error("peer certificate revoked by CRL")]
+    Revoked,
+    /// A certificate of one of the two has ended.
+    #[error("a certificate that the connection was made with has expired")]
+    Expired,
+}
+
+impl Cut {
+    /// The reason that an error of a [`Pipe`] holds.
+    pub(crate) fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
 /// What each end has written.
 #[derive(Debug, Default)]
 pub(super) struct Ways([Mutex<Way>; 2]);
@@ -38,7 +62,7 @@ struct Way {
     bytes: BytesMut,
     ended: bool,
     /// Why nothing goes this way any more.
-    cut: Option<&'static str>,
+    cut: Option<Cut>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -49,7 +73,7 @@ impl Ways {
     }
 
     /// Ends both directions at once, as a reset.
-    pub(super) fn cut(&self, why: &'static str) {
+    pub(super) fn cut(&self, why: Cut) {
         for of in [0, 1] {
             self.way(of).cut(why);
         }
@@ -57,7 +81,7 @@ impl Ways {
 }
 
 impl Way {
-    fn cut(&mut self, why: &'static str) {
+    fn cut(&mut self, why: Cut) {
         self.cut.get_or_insert(why);
         self.bytes = BytesMut::new();
         self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
@@ -141,12 +165,12 @@ impl Drop for Pipe {
     fn drop(&mut self) {
         let mut own = self.ways.way(self.side);
         if !own.ended {
-            own.cut("the other end was closed before its end");
+            own.cut(Cut::Closed);
         }
         drop(own);
         let mut other = self.ways.way(1 - self.side);
         if !other.ended {
-            other.cut("the other end reads no more");
+            other.cut(Cut::Unread);
         }
     }
 }
@@ -217,9 +241,9 @@ mod tests {
     #[tokio::test]
     async fn both_ends_are_told_of_a_cut() {
         let (mut near, mut far) = pair();
-        near.ways.cut("revoked");
+        near.ways.cut(Cut::Revoked);
         for error in [near.read(&mut [0]).await.unwrap_err(), far.read(&mut [0]).await.unwrap_err()] {
-            assert_eq!(error.to_string(), "revoked");
+            assert_eq!(Cut::of(&error), Some(Cut::Revoked));
         }
     }
 }

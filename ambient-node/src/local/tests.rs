@@ -56,12 +56,78 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
     assert_eq!(locals.recheck(), 1);
     assert!(!locals.is_in_order(&a, Role::Client) && locals.is_in_order(&b, Role::Server) && locals.is_in_order(&c, Role::Client));
     let error = far.read(&mut [0]).await.unwrap_err();
-    assert_eq!(error.to_string(), "peer certificate revoked by CRL");
+    assert_eq!(Cut::of(&error), Some(Cut::Revoked));
     let mut nothing = [0];
-    let waits = tokio::time::timeout(std::time::Duration::from_millis(20), other_far.read(&mut nothing));
+    let waits = time::timeout(Duration::from_millis(20), other_far.read(&mut nothing));
     assert!(waits.await.is_err(), "that of others goes on");
 
     // Roots that know nobody of these.
     certificates.set_trust(Ca::new(&TrustDomain::default()).unwrap().trust().into());
     assert!(!locals.is_in_order(&b, Role::Server));
+}
+
+#[tokio::test]
+async fn what_began_with_a_certificate_that_ends_ends_with_it_though_there_is_another() {
+    /// Certificates that end a second after they were asked for, as far as their dates go.
+    struct Short(Ca);
+
+    impl Issuer for Short {
+        fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+            let mut credential = self.0.issue_as(identity, &Leaf::default()).unwrap();
+            credential.not_after = clock::wall() + Duration::from_secs(1);
+            Box::pin(async move { Ok(Arc::new(credential)) })
+        }
+
+        fn trust(&self) -> Arc<TrustBundles> {
+            self.0.trust().into()
+        }
+    }
+
+    let certificates = Certificates::new(Arc::new(Short(Ca::new(&TrustDomain::default()).unwrap())));
+    let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
+    let locals = Arc::new(Locals::new(certificates.clone(), configs));
+    let [a, b] = ["a", "b"].map(identity);
+    let mut held = Vec::new();
+    for identity in [&a, &b] {
+        held.push(certificates.hold(identity).await.unwrap());
+    }
+    let fresh = tokio::spawn(certificates.clone().keep_fresh());
+    let (_near, mut far, joined) = locals.join(&a, &b);
+    assert!(
+        !joined.ends.duration_since(clock::wall()).unwrap().is_zero(),
+        "it has begun in order"
+    );
+    let mut nothing = [0];
+    let read = async {
+        tokio::select! {
+            read = far.read(&mut nothing) => read.unwrap_err(),
+            () = joined.end_in_time() => unreachable!("it never ends itself"),
+        }
+    };
+    let error = time::timeout(Duration::from_secs(20), read).await.unwrap();
+    assert_eq!(Cut::of(&error), Some(Cut::Expired));
+    assert!(clock::wall() >= joined.ends);
+    assert!(certificates.credential(&a).is_some(), "it has another already");
+    fresh.abort();
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_revoked_once_there_is_another_ends_what_it_has_begun() {
+    let issuer = Arc::new(Numbered(Ca::new(&TrustDomain::default()).unwrap(), AtomicU64::new(0)));
+    let certificates = Certificates::new(issuer.clone());
+    let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
+    let locals = Arc::new(Locals::new(certificates.clone(), configs));
+    let [a, b] = ["a", "b"].map(identity);
+    let first = certificates.hold(&a).await.unwrap();
+    let _held = certificates.hold(&b).await.unwrap();
+    let (_near, mut far, _joined) = locals.join(&a, &b);
+    // Let go and asked for anew: another number.
+    drop(first);
+    let _second = certificates.hold(&a).await.unwrap();
+    let mut trust = issuer.0.trust();
+    trust.add_crl(TrustDomain::default(), issuer.0.revoke(&[1]).unwrap());
+    certificates.set_trust(trust.into());
+    assert!(locals.is_in_order(&a, Role::Client), "its present one is not revoked");
+    assert_eq!(locals.recheck(), 1);
+    assert_eq!(Cut::of(&far.read(&mut [0]).await.unwrap_err()), Some(Cut::Revoked));
 }

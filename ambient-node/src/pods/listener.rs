@@ -30,6 +30,8 @@ const BACKLOG: i32 = 4096;
 /// What is redirected to a pod that leaves was sent before it left; a listener at which nothing has come for so long has
 /// had it all.
 const QUIET: Duration = Duration::from_millis(100);
+/// The longest that a listener with a successor is listened at still, when it never is quiet.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Begins to serve a listener, anew each time: what has come meanwhile waits in the socket.
 pub(super) type Begin = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
@@ -67,7 +69,7 @@ impl Bound {
         let (node, pod, names) = (node.clone(), pod.clone(), names.clone());
         match self {
             Self::Tcp(acceptor, kind) => {
-                let acceptor = Arc::new(acceptor);
+                let (acceptor, shared) = (Arc::new(acceptor), node.config.share_ports);
                 let taking = (node, pod.clone());
                 let take: Take = Arc::new(move |stream, peer| {
                     let (node, pod) = &taking;
@@ -79,7 +81,7 @@ impl Bound {
                     };
                     serve(node, pod, arrival);
                 });
-                Box::new(move || Box::pin(accept(pod.clone(), acceptor.clone(), take.clone())))
+                Box::new(move || Box::pin(accept(pod.clone(), acceptor.clone(), shared, take.clone())))
             }
             Self::DnsUdp(socket) => {
                 let socket = Arc::new(socket);
@@ -113,7 +115,7 @@ fn serve(node: &Arc<Shared>, pod: &Arc<Pod>, arrival: Arrival) {
 }
 
 /// Accepts until nothing new is to be taken, or until the pod leaves and nothing comes any more.
-async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, take: Take) {
+async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, shared: bool, take: Take) {
     loop {
         let quiet = async {
             pod.reaches(Stage::Leaving).await;
@@ -122,6 +124,14 @@ async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, take: Take) {
         tokio::select! {
             biased;
             () = pod.reaches(Stage::Draining) => {
+                if shared {
+                    // Told that it has a successor, the kernel brings only what was on its way.
+                    acceptor.leave_to_successor();
+                    let last = time::Instant::now() + LAST;
+                    while let Ok(Some((stream, peer))) = time::timeout_at(last.min(time::Instant::now() + QUIET), acceptor.accept()).await {
+                        take(stream, peer);
+                    }
+                }
                 // They were told that they are connected: refusing them is no way to hand over to a successor.
                 for _ in 0..BACKLOG {
                     let Some((stream, peer)) = acceptor.waiting() else { return };

@@ -41,7 +41,7 @@ pub(crate) struct Metrics {
     failures: Family<Labels, Counter>,
     connect_seconds: Family<Labels, Histogram>,
     first_byte_seconds: Family<Labels, Histogram>,
-    handshake_seconds: Family<Label, Histogram>,
+    handshake_seconds: Family<Labels, Histogram>,
     series: Gauge,
     build: Family<Labels, Gauge>,
     open_fds: Gauge,
@@ -186,12 +186,11 @@ impl Metrics {
         self.first_byte_seconds.get_or_create(&way(ends)).observe(after.as_secs_f64());
     }
 
-    /// A tunnel that came was let in or refused, after so long.
-    pub(crate) fn handshaken(&self, well: bool, took: std::time::Duration) {
+    /// The handshake of a tunnel that came, or of one that was dialled, has ended after so long.
+    pub(crate) fn handshaken(&self, direction: Direction, well: bool, took: std::time::Duration) {
         let outcome = if well { "ok" } else { "failed" };
-        self.handshake_seconds
-            .get_or_create(&Label("outcome", outcome))
-            .observe(took.as_secs_f64());
+        let labels = [("reporter", direction.reporter()), ("outcome", outcome)];
+        self.handshake_seconds.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// A task of the node has panicked, and was begun anew.

@@ -38,6 +38,8 @@ reasons! {
     PolicyChanged = "policy_changed",
     /// A certificate on it was revoked.
     CertRevoked = "cert_revoked",
+    /// A certificate that it was made with has ended.
+    CertExpired = "cert_expired",
     /// The pod or the node stops.
     Drain = "drain",
     /// There is no way to where it was to go.

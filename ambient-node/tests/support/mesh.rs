@@ -16,7 +16,7 @@ use ambient_control::{
     manifests::{self, Manifests, Status},
 };
 use ambient_core::{TunnelProtocol, Workload, mesh::Update};
-use ambient_node::{AnnounceInDirectory, Config, Ground, Node, telemetry::log};
+use ambient_node::{AnnounceInDirectory, Config, Node, telemetry::log};
 use ambient_testkit::{End, Namespace, World, harness::Outcome, link};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// Everything in this namespace of the cluster is in the mesh.
 pub(crate) const LABELLED: &str = "shop";
 
-const NODE: &str = "node-1";
+pub(crate) const NODE: &str = "node-1";
 
 /// Refuses every connection to a pod of the mesh.
 pub(crate) const ALLOW_NOTHING: &str = "
@@ -39,7 +39,7 @@ spec: {}
 
 /// Somewhere with an address of each family.
 pub(crate) struct Place {
-    pub(crate) namespace: Namespace,
+    pub(crate) namespace: Arc<Namespace>,
     pub(crate) v4: IpAddr,
     pub(crate) v6: IpAddr,
 }
@@ -103,6 +103,17 @@ impl Listener {
             Err(_) => otherwise().then_some(None),
         });
         accepted.map(|stream| stream.set_nonblocking(false).and_then(|()| patient(stream)).unwrap())
+    }
+
+    /// The same, however long it takes; `None` once something else has happened.
+    pub(crate) fn accept_patiently(&self, mut otherwise: impl FnMut() -> bool) -> Option<TcpStream> {
+        loop {
+            match self.0.accept() {
+                Ok((stream, _)) => return stream.set_nonblocking(false).and_then(|()| patient(stream)).ok(),
+                Err(_) if otherwise() => return None,
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 
     /// Whether nobody has come so far; whoever has is turned away.
@@ -196,7 +207,7 @@ pub(crate) struct Mesh {
     pub(crate) b: Place,
     /// Somebody of whom the mesh knows nothing.
     pub(crate) c: Place,
-    manifests: PathBuf,
+    pub(crate) manifests: PathBuf,
     pub(crate) ca: PathBuf,
     more: mpsc::UnboundedSender<Vec<Update>>,
     running: Option<Running>,
@@ -231,7 +242,7 @@ impl Mesh {
         node.forward()?;
         let place = |name, v4: &str, v6: &str| -> Result<Place, Box<dyn std::error::Error>> {
             let place = Place {
-                namespace: world.namespace(name)?,
+                namespace: world.namespace(name)?.into(),
                 v4: v4.parse()?,
                 v6: v6.parse()?,
             };
@@ -433,23 +444,25 @@ async fn serve(
 ) -> Outcome {
     let issuer = DirectoryCa::open(ca, config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
     let status = Status::open(manifests, NODE)?;
-    let source = Manifests::open(manifests::Config {
-        own: Some(status.clone()),
-        ..manifests::Config::new(manifests)
-    })
-    .await?;
-    let announce = AnnounceInDirectory::new(status);
-    let node = Node::start(
-        Ground::prepare(config).await?,
-        Box::new(Both { manifests: source, more }),
-        Arc::new(issuer),
-        Arc::new(announce),
-    )
-    .await?;
+    let source = source(manifests, &status).await?;
+    let node = Node::builder(config)
+        .source(Both { manifests: source, more })
+        .issuer(issuer)
+        .announce(Arc::new(AnnounceInDirectory::new(status)))
+        .build()
+        .await?;
     let stop = async {
         let _ = stopped.await;
     };
     Ok(node.run(stop).await?)
+}
+
+pub(crate) async fn source(manifests: &Path, own: &Status) -> Result<Manifests, Box<dyn std::error::Error>> {
+    let config = manifests::Config {
+        own: Some(own.clone()),
+        ..manifests::Config::new(manifests)
+    };
+    Ok(Manifests::open(config).await?)
 }
 
 /// What manifests say, and what a test says besides.

@@ -21,6 +21,36 @@ pub(crate) fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int,
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has the kernel give what comes to a shared port to the second of its sockets, whoever's that is: of two, in the order in which
+/// they were bound, the younger. Where there is no second, the first goes on.
+#[allow(unsafe_code, reason = "setsockopt with a pointer to a program")]
+pub(crate) fn prefer_second(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // One instruction of classic BPF, "return 1": the number of a socket of the port's group. One that there is not has the
+    // kernel choose as it did.
+    let mut instruction = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: 1,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut instruction,
+    };
+    // SAFETY: the descriptor is open for the length of the borrow; the pointer is to a program of the length given, and that to
+    // an instruction, both of which outlive the call, which only reads them and keeps a copy.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            std::ptr::from_ref(&program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// By which the kernel lists a socket.
 pub(crate) fn inode(socket: BorrowedFd<'_>) -> io::Result<u32> {
     // Socket diagnostics have 32 bits for it, as the kernel's counter has.

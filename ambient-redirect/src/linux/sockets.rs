@@ -185,6 +185,17 @@ impl Sockets {
     }
 }
 
+/// Has a listener whose port is [shared](Sockets::sharing_ports) take no more than what is on its way to it already: what comes
+/// from now on goes to the listener that has joined the port after it. Where there is none, it goes on as it did.
+///
+/// What was on its way comes within a round trip: a listener that is closed before resets it.
+///
+/// # Errors
+/// When the port is not shared, or the kernel is older than Linux 4.5.
+pub fn leave_to_successor(listener: &impl AsFd) -> io::Result<()> {
+    option::prefer_second(listener.as_fd())
+}
+
 /// Where a redirected connection was going, as the kernel's conntrack remembers; never an IPv4 address in IPv6 clothes.
 ///
 /// # Errors

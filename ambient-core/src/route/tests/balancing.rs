@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -221,6 +223,129 @@ proptest! {
         } else {
             let seen = chosen(&mesh, &source, "10.96.0.1:80", 400);
             prop_assert_eq!(names(&seen), expected);
+        }
+    }
+}
+
+/// Somewhere, of a kind that is common, so that many share it.
+fn somewhere() -> impl Strategy<Value = [u8; 5]> {
+    [0..2u8, 0..3u8, 0..2u8, 0..8u8, 0..2u8]
+}
+
+/// A workload of a large service: where, whether it is sick, and its weight.
+type Member = ([u8; 5], bool, u32);
+
+fn member() -> impl Strategy<Value = Member> {
+    (
+        somewhere(),
+        proptest::bool::weighted(0.2),
+        prop_oneof![4 => Just(1u32), 1 => 0..4u32],
+    )
+}
+
+fn member_at(n: usize, ([network, region, zone, node, cluster], sick, capacity): &Member, service: &NamespacedHostname) -> Workload {
+    let place = [format!("r{region}"), format!("z{zone}"), String::new()];
+    let mut workload = placed(
+        &n.to_string(),
+        &format!("10.0.{}.{}", n / 250, n % 250),
+        [&place[0], &place[1], &place[2]],
+        &format!("n{node}"),
+        &format!("c{cluster}"),
+    );
+    workload.network = format!("w{network}").as_str().into();
+    workload.health = if *sick { Health::Unhealthy } else { Health::Healthy };
+    workload.capacity = *capacity;
+    workload.services.push(Membership {
+        service: service.clone(),
+        ports: PortMap::default(),
+    });
+    // Reached without a gateway from wherever.
+    workload.network_gateway = Some(GatewayAddress {
+        target: GatewayTarget::Address(NetworkAddress::new("w0".into(), "192.0.2.1".parse().unwrap())),
+        hbone_port: 15008,
+    });
+    workload
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Of a service so large that it has its endpoints by place, what is chosen is what a look at each of them allows; also after
+    /// some have moved, fallen sick, come and gone, and after the service prefers otherwise.
+    #[test]
+    fn choices_among_very_many_are_those_of_a_plain_reading(
+        first in proptest::collection::vec(member(), 60..160),
+        later in proptest::collection::vec((0..200usize, proptest::option::of(member())), 0..60),
+        client in somewhere(),
+        mode in prop_oneof![Just(BalancerMode::Strict), Just(BalancerMode::Failover)],
+        preferences in proptest::sample::subsequence(vec![Scope::Network, Scope::Region, Scope::Zone, Scope::Node, Scope::Cluster], 1..5),
+        before in proptest::sample::subsequence(vec![Scope::Region, Scope::Node], 0..3),
+        found_dead in proptest::collection::vec(0..160usize, 0..4),
+    ) {
+        let mut web = service("web", "10.96.0.1", &[(80, 80)], &[]);
+        web.load_balancer = Some(balanced(BalancerMode::Failover, &before));
+        let mut present: BTreeMap<usize, Member> = first.into_iter().enumerate().collect();
+        let told = |n: &usize, member: &Member| Update::Workload(member_at(*n, member, &web.name).into());
+        let mut state = Mesh::default().apply([Update::Service(web.clone().into())]);
+        state = state.apply(present.iter().map(|(n, member)| told(n, member)).collect::<Vec<_>>());
+        for (n, member) in later {
+            let update = match member {
+                Some(member) => {
+                    present.insert(n, member);
+                    told(&n, &member)
+                }
+                None => {
+                    present.remove(&n);
+                    Update::RemoveWorkload(captured(&n.to_string(), &[]).uid)
+                }
+            };
+            state = state.apply([update]);
+        }
+        let mut now = web.clone();
+        now.load_balancer = Some(balanced(mode, &preferences));
+        state = state.apply([Update::Service(now.into())]);
+        prop_assert_eq!(state.places(&web.name).is_some(), present.len() > 64);
+
+        let source = member_at(9_999, &(client, false, 1), &NamespacedHostname::new("shop", "other"));
+        let source = Workload { services: Vec::new(), ..source };
+        let avoid: Vec<_> = found_dead.iter().map(|n| captured(&n.to_string(), &[]).uid).collect();
+        let may = |fresh: bool| -> BTreeSet<usize> {
+            let may = present.iter().filter(|(n, (_, sick, capacity))| !sick && *capacity > 0 && !(fresh && found_dead.contains(n)));
+            let ranked = may.filter_map(|(n, (at, ..))| {
+                let shares = |scope: &Scope| match scope {
+                    Scope::Network => at[0] == client[0],
+                    Scope::Region => at[1] == client[1],
+                    Scope::Zone => at[2] == client[2],
+                    Scope::Node => at[3] == client[3],
+                    _ => at[4] == client[4],
+                };
+                let rank = match (mode, &preferences[..]) {
+                    (BalancerMode::Strict, all) => return all.iter().all(shares).then_some((0, *n)),
+                    (_, [Scope::Network, rest @ ..]) => {
+                        usize::from(shares(&Scope::Network)) * 100 + rest.iter().take_while(|scope| shares(scope)).count()
+                    }
+                    (_, all) => all.iter().take_while(|scope| shares(scope)).count(),
+                };
+                Some((rank, *n))
+            });
+            let ranked: Vec<_> = ranked.collect();
+            let best = ranked.iter().map(|(rank, _)| *rank).max();
+            ranked.into_iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, n)| n).collect()
+        };
+        let expected = Some(may(true)).filter(|fresh| !fresh.is_empty()).unwrap_or_else(|| may(false));
+        let mut seen = BTreeSet::new();
+        for draw in 0..1000u64 {
+            let hints = Hints { draw: draw.wrapping_mul(0x9e37_79b9), avoid: avoid.clone(), ..Hints::default() };
+            let service = state.service(&web.name).unwrap();
+            let chosen = Choice::of(&Way { mesh: &state, source: &source, to: "10.96.0.1:80".parse().unwrap(), hints: &hints }, service).pick(|_, _| true);
+            let Some((workload, _)) = chosen else { continue };
+            seen.insert(workload.name.parse::<usize>().unwrap());
+        }
+        prop_assert!(seen.is_subset(&expected), "{:?} are not among {:?}", seen, expected);
+        prop_assert_eq!(seen.is_empty(), expected.is_empty());
+        // Few enough for each to have its turn, whatever the weights.
+        if expected.len() <= 10 {
+            prop_assert_eq!(seen, expected);
         }
     }
 }

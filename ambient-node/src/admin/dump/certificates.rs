@@ -1,10 +1,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ambient_core::{Credential, Credentials as _, Identity, TrustDomain};
-use ambient_redirect::pods::PodState;
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::Pod;
 use crate::{
     certificates::Certificates,
     text::{base64, rfc3339},
@@ -32,8 +32,8 @@ struct Certificate {
 }
 
 /// Sorted by identity. Those of pods that wait for theirs are there too.
-pub(super) fn of(certificates: &Certificates, ours: &TrustDomain, captures: &[PodState]) -> impl Iterator<Item = View> {
-    let mut all: BTreeMap<Identity, Option<Arc<Credential>>> = captures
+pub(super) fn of(certificates: &Certificates, ours: &TrustDomain, pods: &[Pod]) -> impl Iterator<Item = View> {
+    let mut all: BTreeMap<Identity, Option<Arc<Credential>>> = pods
         .iter()
         .filter_map(|pod| Identity::new(ours, &pod.spec.namespace, &pod.spec.service_account).ok())
         .map(|identity| (identity, None))

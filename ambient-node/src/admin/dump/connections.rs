@@ -1,9 +1,9 @@
 use std::net::SocketAddr;
 
 use ambient_core::Authority;
-use ambient_redirect::pods::{PodState, State};
 use serde::Serialize;
 
+use super::Pod;
 use crate::{
     state::Snapshot,
     telemetry::{Direction, Live, Open},
@@ -46,9 +46,9 @@ pub(super) fn by_pod<'a>(
     live: &'a Live,
     now: &'a Snapshot,
     trust_domain: &'a str,
-    captures: &'a [PodState],
+    pods: &'a [Pod],
 ) -> impl Iterator<Item = (String, View<'a>)> {
-    captures.iter().map(move |pod| {
+    pods.iter().map(move |pod| {
         let workload = now.mesh.workload_by_pod(&pod.spec.uid);
         let mut connections = Connections::default();
         for open in workload.map(|workload| live.of(&workload.uid)).unwrap_or_default() {
@@ -58,10 +58,7 @@ pub(super) fn by_pod<'a>(
             }
         }
         let view = View {
-            state: match pod.state {
-                State::In { .. } => "Up",
-                _ => "Pending",
-            },
+            state: if pod.up { "Up" } else { "Pending" },
             connections,
             info: Info {
                 name: &pod.spec.name,

@@ -85,7 +85,7 @@ async fn a_listener_is_served_through_panics_and_its_port_stays_open() {
         kept.lock().unwrap().push(stream);
     });
     let serving = pod.clone();
-    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), take.clone())));
+    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), false, take.clone())));
     let task = keep(metrics.clone(), told(&pod), begin);
     for round in 1..=3 {
         let clients = apart(move || [(); 2].map(|()| StdStream::connect(at).unwrap())).await;
@@ -119,7 +119,7 @@ async fn a_listener_that_the_kernel_has_shut_is_told_of() {
     };
     let serving = pod.clone();
     let take: Take = Arc::new(|_, _| {});
-    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), take.clone())));
+    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), false, take.clone())));
     let task = keep(metrics.clone(), told, begin);
     tokio::task::yield_now().await;
     socket2::SockRef::from(&shut).shutdown(std::net::Shutdown::Both).unwrap();

@@ -35,7 +35,7 @@ fn traffic(registry: &mut Registry, metrics: &Metrics) {
     );
     registry.register(
         "ambient_handshake_seconds",
-        "Handshakes of tunnels that came (unstable)",
+        "Handshakes of tunnels that came, and of those that were dialled (unstable)",
         metrics.handshake_seconds.clone(),
     );
     registry.register(

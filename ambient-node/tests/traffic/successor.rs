@@ -1,0 +1,234 @@
+//! A node hands over to another process that serves the same pods, as at an upgrade.
+
+use std::{
+    ffi::OsString,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ambient_control::{ca::DirectoryCa, manifests::Status};
+use ambient_node::{AnnounceInDirectory, AnnounceNothing, Config, Enrol, EnrolConfig, Node};
+use ambient_testkit::{Program, Signal, World, harness::Outcome};
+use serde_json::Value;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::mesh::{Family, Listener, Mesh, NODE, Place, Way, ending, source, until};
+
+const DRAIN: Duration = Duration::from_secs(3);
+/// Where the successor has its pages: those of the first node are there still.
+const READINESS: u16 = 25021;
+const ADMIN: u16 = 25000;
+
+pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Outcome {
+    let socket = world.scratch_dir().join("zds.sock");
+    let told = |config: &mut Config| {
+        config.zds = Some(socket.clone());
+        config.share_ports = true;
+        config.drain = DRAIN;
+    };
+    let mut mesh = Mesh::start_told(world, told, |mesh| enrol(world, mesh, socket.clone()))?;
+    let mut open = Way::ALL.map(|way| (way, mesh.open(way, Family::V4)));
+    let load = Load::start(&mesh);
+    load.goes_on();
+
+    // Both serve, and share what comes.
+    let program = Program::actor("node").args([&mesh.manifests, &mesh.ca, &socket]);
+    let mut successor = mesh.node.spawn(&program)?;
+    until("the successor to serve", || {
+        (mesh.page(READINESS, "/healthz/ready").ok()?.0 == 200).then_some(())
+    });
+    load.goes_on();
+
+    let asked = Instant::now();
+    let stopping = mesh.stop();
+    load.goes_on();
+    // What is open goes on at the first, and new connections at the second.
+    while asked.elapsed() < DRAIN * 2 / 3 {
+        for (way, pair) in &mut open {
+            pair.converse()
+                .map_err(|error| format!("{way}, after {:?}: {error}", asked.elapsed()))?;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!stopping.is_over());
+    for (way, pair) in &mut open {
+        assert_eq!(ending(&mut pair.client), "reset", "the client, {way}");
+    }
+    until("the first to end", || stopping.is_over().then_some(()));
+    stopping.result()?;
+    load.goes_on();
+    // Every connection since then is the successor's.
+    let mut pair = mesh.open(Way::Tunnel, Family::V6);
+    pair.converse()?;
+    let dump: Value = serde_json::from_str(&mesh.page(ADMIN, "/config_dump")?.1)?;
+    let state = &dump["workloadState"]["uid-of-a"];
+    let outbound = state["connections"]["outbound"]
+        .as_array()
+        .ok_or("no connections are shown of the pod")?;
+    let from = pair.client.local_addr()?.to_string();
+    assert!(outbound.iter().any(|open| open["src"] == *from), "{from} is not among {outbound:?}");
+    assert_eq!(state["state"], "Up");
+
+    assert_eq!(load.stop(), Vec::<String>::new());
+    successor.signal(Signal::TERM)?;
+    let ended = successor.wait(Duration::from_secs(20))?;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+    Ok(())
+}
+
+/// Connections that are made all the while, each of which must be served.
+struct Load {
+    /// Of those that connect, and of those that answer, in this order.
+    stop: [Arc<AtomicBool>; 2],
+    served: Arc<[AtomicU32; 3]>,
+    threads: Vec<thread::JoinHandle<Vec<String>>>,
+    answering: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(mesh: &Mesh) -> Self {
+        let (stop, served) = (<[Arc<AtomicBool>; 2]>::default(), Arc::<[AtomicU32; 3]>::default());
+        let (mut threads, mut answering) = (Vec::new(), Vec::new());
+        for (index, way) in Way::ALL.into_iter().enumerate() {
+            let (from, to) = mesh.ends(way);
+            let listener = to.listen(Family::V4);
+            let at = listener.address();
+            let stopped = stop[1].clone();
+            answering.push(thread::spawn(move || echo(&listener, &stopped)));
+            // As a connection of its own process: a place is the mesh's.
+            let from = Place {
+                namespace: from.namespace.clone(),
+                ..*from
+            };
+            let (stopped, served) = (stop[0].clone(), served.clone());
+            threads.push(thread::spawn(move || {
+                let (mut failed, begun) = (Vec::new(), Instant::now());
+                while !stopped.load(Ordering::Relaxed) {
+                    match ask(&from, at) {
+                        Ok(()) => drop(served[index].fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => failed.push(format!("{way}, {:?} after its start: {error}", begun.elapsed())),
+                    }
+                }
+                failed
+            }));
+        }
+        Self {
+            stop,
+            served,
+            threads,
+            answering,
+        }
+    }
+
+    /// Waits until some more are served in every way.
+    fn goes_on(&self) {
+        let before: Vec<u32> = self.served.iter().map(|served| served.load(Ordering::Relaxed)).collect();
+        until("connections to be served", || {
+            let now = self.served.iter().map(|served| served.load(Ordering::Relaxed));
+            now.zip(&before).all(|(now, before)| now >= before + 20).then_some(())
+        });
+    }
+
+    /// What has failed.
+    fn stop(self) -> Vec<String> {
+        self.stop[0].store(true, Ordering::Relaxed);
+        let failed = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        self.stop[1].store(true, Ordering::Relaxed);
+        self.answering.into_iter().for_each(|thread| thread.join().unwrap());
+        failed
+    }
+}
+
+fn ask(from: &Place, at: SocketAddr) -> std::io::Result<()> {
+    let mut client = from.connect(at)?;
+    client.write_all(b"?")?;
+    let mut heard = [0];
+    client.read_exact(&mut heard)?;
+    assert_eq!(&heard, b"?");
+    Ok(())
+}
+
+fn echo(listener: &Listener, stop: &AtomicBool) {
+    while let Some(mut server) = listener.accept_patiently(|| stop.load(Ordering::Relaxed)) {
+        let mut heard = [0];
+        // One that has failed is its client's to tell.
+        if server.read_exact(&mut heard).is_ok() {
+            let _ = server.write_all(&heard);
+        }
+    }
+}
+
+/// The node agent: it captures the pods, and hands them over to every proxy that connects.
+fn enrol(world: &World, mesh: &Mesh, socket: PathBuf) {
+    let (node, manifests) = (mesh.node.clone(), mesh.manifests.clone());
+    let redirect = ambient_redirect::Config {
+        options: ambient_redirect::plan::Options {
+            dns: false,
+            ..Default::default()
+        },
+        ..ambient_redirect::Config::new(NODE, world.netns_dir())
+    };
+    // It ends with the test's process.
+    thread::spawn(move || {
+        node.run(|| {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let own = Status::open(&manifests, NODE).unwrap();
+                let source = source(&manifests, &own).await.unwrap();
+                let config = EnrolConfig { redirect, socket };
+                let enrol = Enrol::start(config, Box::new(source), Arc::new(AnnounceNothing)).await.unwrap();
+                enrol.run(std::future::pending()).await.unwrap();
+            });
+        })
+        .unwrap();
+    });
+}
+
+/// The successor's process.
+pub(crate) fn node(args: Vec<OsString>) -> ExitCode {
+    let [manifests, ca, socket] = &args[..] else {
+        return ExitCode::FAILURE;
+    };
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let mut config = Config::new(NODE, "/nowhere");
+    config.workers = 2;
+    config.zds = Some(socket.into());
+    config.share_ports = true;
+    config.drain = DRAIN;
+    config.metrics = local(0);
+    config.readiness = local(READINESS);
+    config.admin = local(ADMIN);
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ran = runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        let (manifests, ca) = (Path::new(manifests), Path::new(ca));
+        let issuer = DirectoryCa::open(ca, config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
+        let status = Status::open(manifests, NODE)?;
+        let node = Node::builder(config)
+            .source(source(manifests, &status).await?)
+            .issuer(issuer)
+            .announce(Arc::new(AnnounceInDirectory::new(status)))
+            .build()
+            .await?;
+        node.run(async move { terminated.recv().await.unwrap_or_default() }).await?;
+        Outcome::Ok(())
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
