@@ -143,6 +143,7 @@ async fn run() -> anyhow::Result<()> {
         service_account: "client".into(),
         addresses: vec![Ipv4Addr::new(10, 0, 0, 1).into()],
         capture: Capture::default(),
+        has_run: true,
     };
     let domain = TrustDomain::default();
     let identity = Identity::new(&domain, &pod.namespace, &pod.service_account)?;

@@ -87,11 +87,11 @@ async fn what_began_with_a_certificate_that_ends_ends_with_it_though_there_is_an
     let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
     let locals = Arc::new(Locals::new(certificates.clone(), configs));
     let [a, b] = ["a", "b"].map(identity);
+    let fresh = tokio::spawn(certificates.clone().keep_fresh());
     let mut held = Vec::new();
     for identity in [&a, &b] {
-        held.push(certificates.hold(identity).await.unwrap());
+        held.push(certificates.hold(identity, &"uid-1".into()).await.unwrap());
     }
-    let fresh = tokio::spawn(certificates.clone().keep_fresh());
     let (_near, mut far, joined) = locals.join(&a, &b);
     assert!(
         !joined.ends.duration_since(clock::wall()).unwrap().is_zero(),
@@ -117,13 +117,14 @@ async fn a_certificate_that_is_revoked_once_there_is_another_ends_what_it_has_be
     let certificates = Certificates::new(issuer.clone());
     let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
     let locals = Arc::new(Locals::new(certificates.clone(), configs));
+    let _keeping = tokio::spawn(certificates.clone().keep_fresh());
     let [a, b] = ["a", "b"].map(identity);
-    let first = certificates.hold(&a).await.unwrap();
-    let _held = certificates.hold(&b).await.unwrap();
+    let first = certificates.hold(&a, &"uid-1".into()).await.unwrap();
+    let _held = certificates.hold(&b, &"uid-2".into()).await.unwrap();
     let (_near, mut far, _joined) = locals.join(&a, &b);
     // Let go and asked for anew: another number.
     drop(first);
-    let _second = certificates.hold(&a).await.unwrap();
+    let _second = certificates.hold(&a, &"uid-1".into()).await.unwrap();
     let mut trust = issuer.0.trust();
     trust.add_crl(TrustDomain::default(), issuer.0.revoke(&[1]).unwrap());
     certificates.set_trust(trust.into());

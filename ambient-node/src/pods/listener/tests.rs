@@ -33,7 +33,9 @@ async fn pod() -> Arc<Pod> {
     let domain = TrustDomain::default();
     let identity = Identity::new(&domain, "shop", "web").unwrap();
     let certificates = Certificates::new(Arc::new(Authority(Ca::new(&domain).unwrap())));
-    let held = certificates.hold(&identity).await.unwrap();
+    let keeping = tokio::spawn(certificates.clone().keep_fresh());
+    let held = certificates.hold(&identity, &"uid-of-web".into()).await.unwrap();
+    keeping.abort();
     let spec = PodSpec {
         uid: "uid-of-web".into(),
         namespace: "shop".into(),
@@ -41,6 +43,7 @@ async fn pod() -> Arc<Pod> {
         service_account: "web".into(),
         addresses: vec![Ipv4Addr::LOCALHOST.into()],
         capture: ambient_core::Capture::default(),
+        has_run: true,
     };
     let speaker = Speaker {
         key: SpeakerKey::new("uid-of-web".to_owned()),
