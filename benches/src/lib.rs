@@ -9,6 +9,7 @@ mod certs;
 pub mod enrolment;
 mod hbone;
 mod load;
+pub mod mesh;
 pub mod node;
 pub mod report;
 mod tls;

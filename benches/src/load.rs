@@ -1,10 +1,13 @@
 //! Work over many connections at once, and who does it.
 
 use std::{
-    env, thread,
+    env,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
+use ambient_testkit::Namespace;
 use tokio::{net::TcpStream, runtime::Runtime, task::JoinSet};
 
 use crate::{
@@ -75,13 +78,26 @@ impl Load {
         }
     }
 
-    /// Who is compared: direct and tunnel with bare TLS, or tunnel and bare TLS each with itself alone.
-    pub fn contenders(&self, sides: &Sides) -> Vec<Contender> {
-        let sides = &match self.stalled {
+    /// The sides as this load wants them: with small buffers where connections stand still, apart where it is
+    /// [pinned](Self::is_pinned).
+    pub(crate) fn sides(&self, sides: &Sides) -> Sides {
+        let sides = match self.stalled {
             0 => sides.clone(),
             _ => sides.buffers(SMALL),
         };
-        let sides = &if self.is_pinned() { sides.apart() } else { sides.clone() };
+        if self.is_pinned() { sides.apart() } else { sides }
+    }
+
+    /// This load over a way between such sides, compared with the contender of that number.
+    pub fn contender(&self, sides: &Sides, name: &'static str, way: impl Fn(&Sides) -> Way, against: usize) -> Contender {
+        let sides = self.sides(sides);
+        let way = way(&sides);
+        Contender::new(self, &sides, name, way, against, 0)
+    }
+
+    /// Who is compared: direct and tunnel with bare TLS, or tunnel and bare TLS each with itself alone.
+    pub fn contenders(&self, sides: &Sides) -> Vec<Contender> {
+        let sides = &self.sides(sides);
         let contend = |name, way, against, stalled| Contender::new(self, sides, name, way, against, stalled);
         let (tls, hbone) = (|| Way::tls(sides, self.warmth), || Way::hbone(sides, self.warmth));
         if self.stalled == 0 {
@@ -113,33 +129,40 @@ pub struct Contender {
     /// The work.
     pub work: Work,
     runtime: Runtime,
+    /// Where the client is, if not where the bench is.
+    client: Option<Arc<Namespace>>,
     /// None where each piece has a connection of its own.
     connections: Vec<Option<TcpStream>>,
     _stalled: Vec<TcpStream>,
 }
 
 impl Contender {
-    fn new(load: &Load, sides: &Sides, name: &'static str, way: Way, against: usize, stalled: usize) -> Self {
-        // The thread that measures is the client.
+    /// Opens the connections, the stalled ones first. The calling thread, or one that it starts in the near side's namespace,
+    /// is the client.
+    pub(crate) fn new(load: &Load, sides: &Sides, name: &'static str, way: Way, against: usize, stalled: usize) -> Self {
         sides.near.enter();
+        let client = sides.near.elsewhere();
         let runtime = node::runtime();
         let entrance = way.entrance();
-        let stall = |_| runtime.block_on(Work::stall(entrance)).expect("the way is open");
-        let stalled: Vec<_> = (0..stalled).map(stall).collect();
-        if !stalled.is_empty() {
-            settle(&way);
-        }
-        let connect = |_| {
-            let stands = load.work != Work::Touch;
-            stands.then(|| runtime.block_on(node::connect(entrance)).expect("the entrance listens"))
-        };
-        let connections = (0..load.connections).map(connect).collect();
+        let (stalled, connections) = inside(client.as_deref(), || {
+            let stall = |_| runtime.block_on(Work::stall(entrance)).expect("the way is open");
+            let stalled: Vec<_> = (0..stalled).map(stall).collect();
+            if !stalled.is_empty() {
+                settle(&way);
+            }
+            let connect = |_| {
+                let stands = load.work != Work::Touch;
+                stands.then(|| runtime.block_on(node::connect(entrance)).expect("the entrance listens"))
+            };
+            (stalled, (0..load.connections).map(connect).collect())
+        });
         Self {
             name,
             against,
             way,
             work: load.work,
             runtime,
+            client,
             connections,
             _stalled: stalled,
         }
@@ -151,23 +174,35 @@ impl Contender {
     /// When the way does not stay open.
     pub fn run(&mut self, pieces: u32) -> Duration {
         let (work, entrance) = (self.work, self.way.entrance());
-        self.runtime.block_on(async {
-            let start = now();
-            let mut all = JoinSet::new();
-            for mut connection in self.connections.drain(..) {
-                all.spawn(async move {
-                    work.carry_out(entrance, &mut connection, pieces).await.expect("the way stays open");
-                    connection
-                });
-            }
-            self.connections.extend(all.join_all().await);
-            start.elapsed()
-        })
+        let (runtime, connections) = (&self.runtime, &mut self.connections);
+        let carry_out = || {
+            runtime.block_on(async {
+                let start = now();
+                let mut all = JoinSet::new();
+                for mut connection in connections.drain(..) {
+                    all.spawn(async move {
+                        work.carry_out(entrance, &mut connection, pieces).await.expect("the way stays open");
+                        connection
+                    });
+                }
+                connections.extend(all.join_all().await);
+                start.elapsed()
+            })
+        };
+        inside(self.client.as_deref(), carry_out)
     }
 
     /// Pieces in all when each connection does so many.
     pub fn pieces(&self, each: u32) -> u64 {
         u64::from(each) * self.connections.len() as u64
+    }
+}
+
+/// Does something where the client is: on this thread, or on one of its own in a namespace.
+fn inside<T: Send>(client: Option<&Namespace>, work: impl FnOnce() -> T + Send) -> T {
+    match client {
+        Some(client) => client.run(work).expect("the namespace can be entered"),
+        None => work(),
     }
 }
 

@@ -70,6 +70,11 @@ impl Place {
         }
     }
 
+    /// Its namespace, if it is not that of the process.
+    pub(crate) fn elsewhere(&self) -> Option<Arc<Namespace>> {
+        self.namespace.clone()
+    }
+
     fn listener(&self) -> io::Result<TcpListener> {
         let socket = socket(self.address, self.buffers)?;
         socket.bind(SocketAddr::new(self.address, 0))?;
@@ -79,10 +84,15 @@ impl Place {
 
     /// Brings the calling thread to where this is: to its core, or to any.
     pub(crate) fn enter(&self) {
+        sched_setaffinity(None, &self.cores()).expect("the cores are the process's own");
+    }
+
+    /// The cores that what runs there may have.
+    pub(crate) fn cores(&self) -> CpuSet {
+        let Some(core) = self.core else { return *ALLOWED };
         let mut only = CpuSet::new();
-        self.core.iter().for_each(|core| only.set(*core));
-        let cores = if self.core.is_some() { &only } else { &*ALLOWED };
-        sched_setaffinity(None, cores).expect("the cores are the process's own");
+        only.set(core);
+        only
     }
 }
 

@@ -10,22 +10,32 @@ use crate::{
     way::Sides,
 };
 
-/// Measures the loads that were asked for: with criterion, then, but for a smoke test, by ratios.
+/// Measures the loads that were asked for, over tunnels, bare TLS and direct: see [`compare`].
+pub fn run(loads: &[Load], sides: &Sides) {
+    compare(loads, "tls", |load| load.contenders(sides));
+}
+
+/// Measures the loads that were asked for: with criterion, then, but for a smoke test, by ratios. `reference` is the name of
+/// who most are compared with.
 ///
 /// `BENCH_ROUNDS` is the number of rounds behind a ratio, `BENCH_QUICK` leaves out criterion and the direct way.
-pub fn run(loads: &[Load], sides: &Sides) {
+pub fn compare(loads: &[Load], reference: &str, contenders: impl Fn(&Load) -> Vec<Contender>) {
     let quick = env::var_os("BENCH_QUICK").is_some();
     if !quick {
-        measure(loads, sides);
+        measure(loads, &contenders);
     }
-    let asked = |what: &str| env::args().any(|arg| arg == what);
-    // Criterion's rule: without `--bench`, as `cargo test` starts it, each bench runs once.
-    if asked("--bench") && !asked("--test") && !asked("--list") {
-        ratios(loads, sides, quick);
+    if is_whole_run() {
+        ratios(loads, reference, &contenders, quick);
     }
 }
 
-fn measure(loads: &[Load], sides: &Sides) {
+/// Whether figures are wanted. Criterion's rule: without `--bench`, as `cargo test` starts it, each bench runs once.
+pub fn is_whole_run() -> bool {
+    let asked = |what: &str| env::args().any(|arg| arg == what);
+    asked("--bench") && !asked("--test") && !asked("--list")
+}
+
+fn measure(loads: &[Load], contenders: &impl Fn(&Load) -> Vec<Contender>) {
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
@@ -33,7 +43,7 @@ fn measure(loads: &[Load], sides: &Sides) {
         .configure_from_args();
     for load in chosen(loads) {
         let mut group = criterion.benchmark_group(load.name);
-        for mut contender in load.contenders(sides) {
+        for mut contender in contenders(load) {
             let pieces = contender.pieces(1);
             group.throughput(if load.work.is_bulk() {
                 Throughput::Bytes(load.work.bytes() as u64 * pieces)
@@ -60,23 +70,23 @@ fn chosen(loads: &[Load]) -> impl Iterator<Item = &Load> {
 }
 
 /// What contenders did in turn, compared in each round with the one that each is compared with.
-fn ratios(loads: &[Load], sides: &Sides, quick: bool) {
+fn ratios(loads: &[Load], reference: &str, contenders: &impl Fn(&Load) -> Vec<Contender>, quick: bool) {
     let rounds = env::var("BENCH_ROUNDS").map_or(11, |rounds| rounds.parse().expect("BENCH_ROUNDS is a number"));
-    println!("\nmedian (quartiles) of {rounds} interleaved rounds; \"x\" is the ratio to tls, or to the same way alone\n");
+    println!("\nmedian (quartiles) of {rounds} interleaved rounds; \"x\" is the ratio to {reference}, or to the same way alone\n");
     println!(
         "{:<22} {:<13} {:>13} {:<24} {:>15} {:<20}",
         "load", "way", "rate", "  x", "proxies' CPU", "  x"
     );
     for load in chosen(loads) {
-        let mut contenders = load.contenders(sides);
+        let mut contenders = contenders(load);
         if quick {
-            contenders.retain(|contender| contender.name != "direct");
+            contenders.retain(|contender| contender.name != "direct" || reference == "direct");
         }
-        compare(load, &mut contenders, rounds);
+        in_turn(load, &mut contenders, rounds);
     }
 }
 
-fn compare(load: &Load, contenders: &mut [Contender], rounds: usize) {
+fn in_turn(load: &Load, contenders: &mut [Contender], rounds: usize) {
     let pieces: Vec<u32> = contenders.iter_mut().map(|contender| calibrate(contender, load.sample)).collect();
     let mut samples = vec![Vec::new(); contenders.len()];
     for round in 0..rounds {

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     app, hbone,
+    mesh::Mesh,
     node::{Node, Place},
     tls,
 };
@@ -68,6 +69,8 @@ pub struct Way {
     pub handshakes: Option<Arc<Handshakes>>,
     /// Near and far; none on the direct way.
     proxies: Vec<Node>,
+    /// Or whole nodes in processes of their own, which take what is sent to the application.
+    mesh: Option<Arc<Mesh>>,
     app: Node,
 }
 
@@ -87,6 +90,7 @@ impl Way {
             name: "direct",
             handshakes: None,
             proxies: Vec::new(),
+            mesh: None,
             app: app::start(&sides.far),
         }
     }
@@ -99,6 +103,7 @@ impl Way {
             name: "tls",
             proxies: tls::start(sides, app.address, warmth, &handshakes).into(),
             handshakes: Some(handshakes),
+            mesh: None,
             app,
         }
     }
@@ -110,6 +115,7 @@ impl Way {
             name: "hbone",
             handshakes: None,
             proxies: hbone::start(sides, app.address, warmth).into(),
+            mesh: None,
             app,
         }
     }
@@ -122,7 +128,19 @@ impl Way {
             name: "hbone, stream alone",
             handshakes: None,
             proxies: hbone::hold(sides).into(),
+            mesh: None,
             app,
+        }
+    }
+
+    /// From a pod of a mesh to another.
+    pub fn over(mesh: &Arc<Mesh>, sides: &Sides) -> Self {
+        Self {
+            name: mesh.name,
+            handshakes: None,
+            proxies: Vec::new(),
+            mesh: Some(Arc::clone(mesh)),
+            app: app::start(&sides.far),
         }
     }
 
@@ -138,7 +156,8 @@ impl Way {
 
     /// The CPU time that the proxies have taken.
     pub fn cpu(&self) -> Duration {
-        self.proxies.iter().map(Node::cpu).sum()
+        let of_mesh = self.mesh.iter().map(|mesh| mesh.cpu());
+        self.proxies.iter().map(Node::cpu).chain(of_mesh).sum()
     }
 }
 

@@ -1,0 +1,187 @@
+//! Whole nodes from outside: two pods on two nodes, each node a process of its own, beside another node proxy that is given
+//! as `BENCH_ZTUNNEL`, in one run.
+
+use std::{
+    env,
+    error::Error,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use ambient_benches::{
+    Contender, Load, Sides, Way,
+    app::Work,
+    mesh::{Mesh, Pods, Proxy},
+    report,
+};
+use ambient_testkit::{World, world};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    if env::args().any(|arg| arg == "--list") {
+        return Ok(());
+    }
+    // While this is the only thread.
+    match world::enter() {
+        Ok(world) => run(world),
+        Err(refused) => {
+            println!("skipped: {refused}");
+            Ok(())
+        }
+    }
+}
+
+fn run(world: World) -> Result<(), Box<dyn Error>> {
+    let ambient = ambient()?;
+    let ztunnel = env::var_os("BENCH_ZTUNNEL").map(PathBuf::from);
+    if ztunnel.is_none() {
+        println!("BENCH_ZTUNNEL names no other node proxy: the nodes are compared with bare TCP alone");
+    }
+    let rig = Rig {
+        ours: Proxy::Ambient(ambient.clone()),
+        theirs: ztunnel.map(|ztunnel| Proxy::Ztunnel { ambient, ztunnel }),
+        world,
+        meshes: AtomicU8::new(1),
+    };
+    let standing = Standing {
+        ours: rig.mesh("ambient", &rig.ours, Pods::Apart)?,
+        together: rig.mesh("same node", &rig.ours, Pods::Together)?,
+        theirs: rig
+            .theirs
+            .as_ref()
+            .map(|proxy| rig.mesh("ztunnel", proxy, Pods::Apart))
+            .transpose()?,
+        bare: Mesh::none(&rig.world, rig.meshes.fetch_add(1, Ordering::Relaxed))?,
+    };
+    let reference = if standing.theirs.is_some() { "ztunnel" } else { "direct" };
+    memory(&standing)?;
+    report::compare(&LOADS, reference, |load| rig.contenders(load, &standing));
+    Ok(())
+}
+
+/// What meshes are made of.
+struct Rig {
+    world: World,
+    ours: Proxy,
+    theirs: Option<Proxy>,
+    meshes: AtomicU8,
+}
+
+/// The meshes that all loads without stalled connections share.
+struct Standing {
+    ours: Arc<Mesh>,
+    together: Arc<Mesh>,
+    theirs: Option<Arc<Mesh>>,
+    bare: Sides,
+}
+
+impl Rig {
+    fn mesh(&self, name: &'static str, proxy: &Proxy, pods: Pods) -> Result<Arc<Mesh>, Box<dyn Error>> {
+        let number = self.meshes.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Mesh::start(&self.world, name, number, proxy, pods)?))
+    }
+
+    fn contenders(&self, load: &Load, standing: &Standing) -> Vec<Contender> {
+        if load.stalled > 0 {
+            return self.beside_stalled(load);
+        }
+        let reference = match &standing.theirs {
+            Some(theirs) => theirs.contender(load, "ztunnel", 0, 0),
+            None => load.contender(&standing.bare, "direct", Way::direct, 0),
+        };
+        let mut all = vec![reference, standing.ours.contender(load, "ambient", 0, 0)];
+        // Beside our own way between two nodes.
+        all.push(standing.together.contender(load, "same node", 1, 0));
+        if standing.theirs.is_some() {
+            all.push(load.contender(&standing.bare, "direct", Way::direct, 0));
+        }
+        all
+    }
+
+    /// Each with meshes of its own: the stalled connections of one would be beside the other, too.
+    fn beside_stalled(&self, load: &Load) -> Vec<Contender> {
+        let ways = [
+            ("ambient alone", "ambient beside", Some(&self.ours)),
+            ("ztunnel alone", "ztunnel beside", self.theirs.as_ref()),
+        ];
+        let mut all = Vec::new();
+        for (alone, beside, proxy) in ways {
+            let Some(proxy) = proxy else { continue };
+            let against = all.len();
+            for (name, stalled) in [(alone, 0), (beside, load.stalled)] {
+                let mesh = self.mesh(name, proxy, Pods::Apart).expect("a mesh as before");
+                all.push(mesh.contender(load, name, against, stalled));
+            }
+        }
+        all
+    }
+}
+
+/// What a node has in memory with nothing to do, and for each connection with nothing to do.
+fn memory(standing: &Standing) -> Result<(), Box<dyn Error>> {
+    if !report::is_asked_for("memory") {
+        return Ok(());
+    }
+    let connections = if report::is_whole_run() { 2000 } else { 20 };
+    println!("\n{:<10} {:>22} {:>28}", "memory", "idle process, MiB", "idle connection, KiB");
+    for mesh in [Some(&standing.ours), standing.theirs.as_ref()].into_iter().flatten() {
+        let idle: Vec<String> = mesh
+            .resident()?
+            .iter()
+            .map(|bytes| format!("{:.1}", *bytes as f64 / f64::from(1 << 20)))
+            .collect();
+        let each: Vec<String> = mesh
+            .idle_connections(connections)?
+            .iter()
+            .map(|bytes| format!("{:.1}", bytes / 1024.0))
+            .collect();
+        println!("{:<10} {:>22} {:>28}", mesh.name, idle.join(" and "), each.join(" and "));
+    }
+    Ok(())
+}
+
+/// The binary of the same profile as this bench, unless `BENCH_AMBIENT` names another.
+fn ambient() -> Result<PathBuf, Box<dyn Error>> {
+    let path = match env::var_os("BENCH_AMBIENT") {
+        Some(path) => path.into(),
+        None => {
+            let here = env::current_exe()?;
+            let profile = here
+                .parent()
+                .and_then(|deps| deps.parent())
+                .ok_or("this bench stands in no target directory")?;
+            profile.join("ambient")
+        }
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(format!(
+        "there is no {}: `cargo build --release` makes it, or BENCH_AMBIENT names another",
+        path.display()
+    )
+    .into())
+}
+
+const LOADS: [Load; 10] = [
+    Load::new("node/upload/1", Work::Upload, 1).sampled_for(SECOND),
+    Load::new("node/upload/8", Work::Upload, 8).sampled_for(SECOND),
+    Load::new("node/download/1", Work::Download, 1).sampled_for(SECOND),
+    Load::new("node/download/8", Work::Download, 8).sampled_for(SECOND),
+    Load::new("node/echo/1", Work::Echo, 1).sampled_for(SECOND),
+    Load::new("node/echo/32", Work::Echo, 32).sampled_for(SECOND),
+    Load::new("node/connect/1", Work::Touch, 1).sampled_for(SECOND),
+    Load::new("node/connect/16", Work::Touch, 16).sampled_for(SECOND),
+    Load::new("node/beside_stalled/4", Work::Echo, 1)
+        .beside_stalled(4)
+        .sampled_for(SECOND),
+    Load::new("node/beside_stalled/99", Work::Echo, 1)
+        .beside_stalled(99)
+        .sampled_for(SECOND),
+];
+
+/// CPU time of processes comes in hundredths of a second.
+const SECOND: Duration = Duration::from_secs(1);
