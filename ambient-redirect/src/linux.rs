@@ -14,6 +14,7 @@ mod proof;
 mod rules;
 mod seqpacket;
 mod sockets;
+mod stock;
 mod told;
 mod watcher;
 

@@ -127,24 +127,42 @@ enum Line {
     End,
 }
 
+/// Writes lines as they come, those of a short while together: a line that wakes this thread costs more than to write it.
 fn write_all(lines: &Receiver<Line>) {
     let mut out = io::stdout().lock();
+    let mut text = Vec::new();
     while let Ok(Line::Text(first)) = lines.recv() {
         let mut end = false;
-        // A reader that has gone away is no reason to stop: its lines are simply lost.
-        let _ = out.write_all(&first);
+        text.extend(first);
+        // Whoever logs next finds the thread awake, or asleep without waiting for them: either way nobody is woken.
+        thread::sleep(GATHERING);
         for more in lines.try_iter() {
             match more {
-                Line::Text(line) => drop(out.write_all(&line)),
+                Line::Text(line) => text.extend(line),
                 Line::End => end = true,
             }
+            if text.len() >= AT_ONCE {
+                hand_over(&mut out, &mut text);
+            }
         }
-        let _ = out.flush();
+        hand_over(&mut out, &mut text);
         if end {
             return;
         }
     }
 }
+
+fn hand_over(out: &mut impl Write, text: &mut Vec<u8>) {
+    // A reader that has gone away is no reason to stop: its lines are simply lost.
+    let _ = out.write_all(text).and_then(|()| out.flush());
+    text.clear();
+    text.shrink_to(AT_ONCE);
+}
+
+/// How long a line waits for others.
+const GATHERING: Duration = Duration::from_millis(2);
+/// Bytes that are written at once, about.
+const AT_ONCE: usize = 64 << 10;
 
 #[derive(Clone, Debug)]
 struct Lines(SyncSender<Line>);

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::own::Own;
+use super::{own::Own, stock::Stock};
 
 /// A network namespace, held open: as long as the value lives its [`NetnsId`] belongs to no other.
 ///
@@ -26,6 +26,7 @@ pub struct Netns {
     id: NetnsId,
     path: PathBuf,
     own: Arc<Own>,
+    stock: Stock,
 }
 
 /// The identity of a network namespace: device and inode of its file. The kernel gives them again once the namespace is
@@ -99,6 +100,7 @@ impl Netns {
             id,
             path: path.into(),
             own: Arc::default(),
+            stock: Stock::default(),
         })
     }
 
@@ -123,6 +125,7 @@ impl Netns {
                 id,
                 path: id.to_string().into(),
                 own: Arc::default(),
+                stock: Stock::default(),
             }),
             false => Err(NetnsError::NotOne {
                 path: "a descriptor".into(),
@@ -174,6 +177,11 @@ impl Netns {
     /// What this process has inside.
     pub(crate) fn own(&self) -> &Arc<Own> {
         &self.own
+    }
+
+    /// Sockets that were made there before they are asked for.
+    pub(super) fn stock(&self) -> &Stock {
+        &self.stock
     }
 
     /// Moves the calling thread inside, which must be one that does nothing else.

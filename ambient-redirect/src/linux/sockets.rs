@@ -4,9 +4,12 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -16,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Netns, NetnsError, option};
+use super::{Netns, NetnsError, option, stock::Total};
 use crate::plan::PROXY_MARK;
 
 /// Makes sockets in namespaces, on threads of its own. Clones share the threads, which end with the last of them.
@@ -35,14 +38,19 @@ impl Sockets {
     /// # Errors
     /// When a thread cannot be made or the present namespace cannot be opened.
     pub fn new() -> Result<Self, NetnsError> {
-        let home = Arc::new(Netns::current()?);
+        let home = Netns::current()?;
         let (jobs, queue) = mpsc::channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
+        let shop = Arc::new(Workshop {
+            queue: Mutex::new(queue),
+            home,
+            stocked: Mutex::default(),
+            total: Total::default(),
+        });
         for _ in 0..THREADS {
-            let (queue, home) = (queue.clone(), home.clone());
+            let shop = shop.clone();
             thread::Builder::new()
                 .name("netns-sockets".into())
-                .spawn(move || work(&queue, &home))
+                .spawn(move || shop.work())
                 .map_err(NetnsError::Thread)?;
         }
         Ok(Self { jobs, share: false })
@@ -120,18 +128,17 @@ impl Sockets {
                 "source and destination are of different families",
             ));
         }
-        let socket = self.socket(namespace, Domain::for_address(to), Type::STREAM).await?;
+        let domain = Domain::for_address(to);
+        let socket = match namespace.stock().take(domain) {
+            Some(socket) => socket,
+            None => self.made(namespace, domain, Type::STREAM, true).await?,
+        };
+        socket.set_mark(PROXY_MARK)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(from) = from {
             match from {
-                IpAddr::V4(_) => {
-                    socket.set_ip_transparent_v4(true)?;
-                    socket.set_freebind_v4(true)?;
-                }
-                IpAddr::V6(_) => {
-                    socket.set_ip_transparent_v6(true)?;
-                    socket.set_freebind_v6(true)?;
-                }
+                IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
             }
             // The port is chosen at connect, when the destination is known: more connections than ports are then possible.
             option::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
@@ -153,17 +160,21 @@ impl Sockets {
 
     /// A socket such as the pod's own processes have; it does not block.
     pub(super) async fn unmarked(&self, namespace: &Arc<Netns>, domain: Domain, kind: Type) -> io::Result<Socket> {
+        self.made(namespace, domain, kind, false).await
+    }
+
+    /// One from a thread, which makes some more for the namespace's stock where that is wanted; it does not block.
+    async fn made(&self, namespace: &Arc<Netns>, domain: Domain, kind: Type, stock: bool) -> io::Result<Socket> {
         let (answer, answered) = oneshot::channel();
         let job = Job {
             namespace: namespace.clone(),
             domain,
             kind,
+            stock,
             answer,
         };
         self.jobs.send(job).map_err(|_| gone())?;
-        let socket = answered.await.map_err(|_| gone())??;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
+        answered.await.map_err(|_| gone())?
     }
 
     /// A socket for an address, and the address; both for IPv4 where `[::]` was asked and there is no IPv6.
@@ -226,22 +237,88 @@ struct Job {
     namespace: Arc<Netns>,
     domain: Domain,
     kind: Type,
+    /// Whether the namespace's stock is to be filled as well.
+    stock: bool,
     answer: oneshot::Sender<io::Result<Socket>>,
 }
 
-/// What a thread does until nobody can ask for sockets any more.
-fn work(queue: &Mutex<mpsc::Receiver<Job>>, home: &Netns) {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = next else { return };
-        let protocol = if job.kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
-        let made = match job.namespace.enter() {
-            Ok(()) => Socket::new(job.domain, job.kind, Some(protocol)),
+/// What the threads share.
+#[derive(Debug)]
+struct Workshop {
+    queue: Mutex<mpsc::Receiver<Job>>,
+    home: Netns,
+    /// Namespaces that may have something in stock.
+    stocked: Mutex<Stocked>,
+    total: Total,
+}
+
+#[derive(Debug, Default)]
+struct Stocked {
+    namespaces: Vec<Weak<Netns>>,
+    swept: Option<Instant>,
+}
+
+impl Workshop {
+    /// What a thread does until nobody can ask for sockets any more.
+    fn work(&self) {
+        loop {
+            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(SWEEPING);
+            match next {
+                Ok(job) => self.serve(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.sweep();
+        }
+    }
+
+    fn serve(&self, job: Job) {
+        let Job {
+            namespace,
+            domain,
+            kind,
+            stock,
+            answer,
+        } = job;
+        let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+        let make = || Socket::new(domain, kind.nonblocking(), Some(protocol));
+        let made = match namespace.enter() {
+            Ok(()) => make(),
             Err(e) => Err(e.into()),
         };
+        let fill = stock && made.is_ok();
+        let _ = answer.send(made);
+        if fill {
+            namespace.stock().fill(domain, &self.total, || make().ok());
+            self.remember(&namespace);
+        }
         // Else the thread would keep the namespace alive. Should it fail nothing is lost: every job enters its own.
-        let _ = home.enter();
-        let _ = job.answer.send(made);
+        let _ = self.home.enter();
+    }
+
+    fn remember(&self, namespace: &Arc<Netns>) {
+        let mut stocked = self.stocked.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = Arc::downgrade(namespace);
+        if !stocked.namespaces.iter().any(|known| known.ptr_eq(&new)) {
+            stocked.namespaces.push(new);
+        }
+    }
+
+    /// Now and then, closes what is in stock and was not asked for.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how long something was not asked for decides nothing but whether it is kept"
+    )]
+    fn sweep(&self) {
+        let now = Instant::now();
+        let mut stocked = self.stocked.lock().unwrap_or_else(PoisonError::into_inner);
+        if stocked.swept.is_some_and(|swept| now.duration_since(swept) < SWEEPING) {
+            return;
+        }
+        stocked.swept = Some(now);
+        stocked
+            .namespaces
+            .retain(|namespace| namespace.upgrade().is_some_and(|namespace| namespace.stock().sweep()));
     }
 }
 
@@ -251,3 +328,5 @@ fn gone() -> io::Error {
 
 /// A socket takes some microseconds; a second thread keeps a slow setns from holding up all.
 const THREADS: usize = 2;
+/// What nobody has asked for in so long is closed, after twice as long at most.
+const SWEEPING: Duration = Duration::from_secs(10);
