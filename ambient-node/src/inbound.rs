@@ -12,19 +12,19 @@ use ambient_core::{
     Authority, Identity, NetworkAddress, Service, headers, proxy_header,
     route::{self, Delivery},
 };
-use ambient_hbone::{Request, Session};
+use ambient_hbone::{Request, Session, Stream};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     Shared, clock,
     embed::Arrival,
-    local::Call,
+    local::{Call, Joined, Pipe},
     pod::{Pod, Stage},
     session::{carry, dial, keep_alive, settle, source_for},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
-    watch::Subject,
+    watch::{Cut, Registration, Subject},
     workers::Worker,
 };
 
@@ -121,6 +121,26 @@ enum Asked {
     Call(Call),
 }
 
+/// What may be carried.
+struct Admitted {
+    client: Client,
+    server: TcpStream,
+    cut: Cut,
+    _registered: Registration,
+    account: Account,
+}
+
+/// Who has asked, answered.
+enum Client {
+    Stream(Stream),
+    Pipe(Pipe, Joined),
+}
+
+fn refused(request: Asked, status: StatusCode) -> Option<Admitted> {
+    request.refuse(status);
+    None
+}
+
 impl Asked {
     fn authority(&self) -> &Authority {
         match self {
@@ -202,23 +222,48 @@ impl Tunnel {
         }
     }
 
+    /// One stream. Most stand open for long, and many do: what only the opening needs has gone by then.
     async fn serve(&self, request: Asked, peer: Peer) {
-        let opened = clock::steady();
-        let (node, pod) = (&self.node, &self.pod);
-        let Some(_place) = pod.room.inbound.take() else {
-            node.metrics.connection_shed(Direction::Inbound);
+        let Some(_place) = self.pod.room.inbound.take() else {
+            self.node.metrics.connection_shed(Direction::Inbound);
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
+        if let Some(mut admitted) = Box::pin(self.admit(request, peer)).await
+            && self
+                .carry(&mut admitted.client, &mut admitted.server, &mut admitted.cut, admitted.account)
+                .await
+        {
+            settle(&admitted.server);
+        }
+    }
+
+    /// Whether it ended as both ends wanted.
+    async fn carry(&self, client: &mut Client, server: &mut TcpStream, cut: &mut Cut, account: Account) -> bool {
+        let (pod, relays) = (&self.pod, &self.home.relays);
+        match client {
+            Client::Stream(client) => carry(pod, relays, client, server, Some(cut), account).await,
+            Client::Pipe(client, joined) => tokio::select! {
+                carried = carry(pod, relays, client, server, Some(cut), account) => carried,
+                () = joined.end_in_time() => None,
+            },
+        }
+        .is_some()
+    }
+
+    /// Finds out where to, asks the policies, connects and answers; or tells of why not.
+    async fn admit(&self, request: Asked, peer: Peer) -> Option<Admitted> {
+        let opened = clock::steady();
+        let (node, pod) = (&self.node, &self.pod);
         let authority = request.authority().clone();
         let Some(snapshot) = node.state.current() else {
             self.early(Reason::NoState, &authority, &"the mesh's state has not arrived");
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return refused(request, StatusCode::SERVICE_UNAVAILABLE);
         };
         let workload = match pod.workload(&snapshot) {
             Ok(workload) => workload,
             Err(unknown) => {
                 self.early(Reason::UnknownWorkload, &authority, &unknown);
-                return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                return refused(request, StatusCode::SERVICE_UNAVAILABLE);
             }
         };
         let to = match route::inbound(
@@ -232,18 +277,21 @@ impl Tunnel {
             Ok(to) => to,
             Err(refusal) => {
                 self.early(Reason::BadRequest, &authority, &refusal);
-                return request.refuse(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
+                return refused(
+                    request,
+                    StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+                );
             }
         };
         let ends = self.ends(&snapshot, &request, peer.identity(), authority, to.service.clone());
         let account = Account::open(&node.metrics, ends, opened);
-        self.deliver(request, peer, to, snapshot, account).await;
+        self.deliver(request, peer, to, snapshot, account).await
     }
 
-    async fn deliver(&self, request: Asked, peer: Peer, to: Delivery, snapshot: Arc<Snapshot>, account: Account) {
+    async fn deliver(&self, request: Asked, peer: Peer, to: Delivery, snapshot: Arc<Snapshot>, account: Account) -> Option<Admitted> {
         let (node, pod) = (&self.node, &self.pod);
         let Ok(workload) = pod.workload(&snapshot) else {
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return refused(request, StatusCode::SERVICE_UNAVAILABLE);
         };
         let (uid, workload) = (pod.spec.uid.clone(), workload.uid.clone());
         let subject = Subject {
@@ -254,14 +302,14 @@ impl Tunnel {
             source: self.peer.ip(),
             destination: to.to,
         };
-        let (_registered, mut cut) = node.watch.register(subject.clone());
+        let (registered, cut) = node.watch.register(subject.clone());
         // Decided on what is present after the registration: a change in between is either seen here or cut later.
         let snapshot = node.state.current().unwrap_or(snapshot);
         let workload = match pod.workload(&snapshot) {
             Ok(workload) => workload,
             Err(unknown) => {
                 account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload));
-                return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                return refused(request, StatusCode::SERVICE_UNAVAILABLE);
             }
         };
         if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
@@ -269,37 +317,43 @@ impl Tunnel {
                 Flag::Deny,
                 format_args!("connection closed due to policy rejection: {denial}"),
             ));
-            return request.refuse(StatusCode::UNAUTHORIZED);
+            return refused(request, StatusCode::UNAUTHORIZED);
         }
-        let mut server = match self.connect(&to, subject.peer.identity()).await {
+        let server = match self.connect(&to, subject.peer.identity()).await {
             Ok(server) => server,
             Err(error) => {
                 let failed = Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"));
                 account.close(&failed.because(Reason::of_dial(&error)));
-                return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                return refused(request, StatusCode::SERVICE_UNAVAILABLE);
             }
         };
-        let carried = match request {
+        let client = match request {
             Asked::Request(request) => {
                 let mut answer = HeaderMap::new();
                 if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(workload)) {
                     answer.insert("baggage", baggage);
                 }
-                match request.accept(answer) {
-                    Ok(mut client) => carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account).await,
-                    Err(error) => return went_away(account, &error),
-                }
+                request.accept(answer).map(Client::Stream).map_err(|error| error.to_string())
             }
-            Asked::Call(call) => match call.accept(&node.locals, &pod.identity) {
-                Some((mut client, joined)) => tokio::select! {
-                    carried = carry(pod, &self.home.relays, &mut client, &mut server, Some(&mut cut), account) => carried,
-                    () = joined.end_in_time() => None,
-                },
-                None => return went_away(account, &"it is gone"),
-            },
+            Asked::Call(call) => {
+                let accepted = call.accept(&node.locals, &pod.identity);
+                accepted
+                    .map(|(pipe, joined)| Client::Pipe(pipe, joined))
+                    .ok_or_else(|| "it is gone".to_owned())
+            }
         };
-        if carried.is_some() {
-            settle(&server);
+        match client {
+            Ok(client) => Some(Admitted {
+                client,
+                server,
+                cut,
+                _registered: registered,
+                account,
+            }),
+            Err(error) => {
+                went_away(account, &error);
+                None
+            }
         }
     }
 

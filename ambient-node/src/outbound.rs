@@ -19,7 +19,7 @@ use crate::{
     embed::Arrival,
     entropy,
     pod::Pod,
-    session::{App, carry, settle, was_cut},
+    session::{App, carry, was_cut},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     workers::Worker,
@@ -54,11 +54,10 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
         match to {
             Ok(to) => {
                 let outbound = Outbound { node, pod, home, peer, to };
-                let cut = outbound.pod.clone();
                 tokio::select! {
                     () = outbound.run(app) => {}
                     // The carrying itself looks for this too, and then says how much it has carried.
-                    () = was_cut(&cut) => {}
+                    () = was_cut(&outbound.pod) => {}
                 }
             }
             Err(error) => tracing::debug!(%peer, %error, "outbound connection without an original destination"),
@@ -84,6 +83,19 @@ struct Tried {
     last: Option<Failure>,
 }
 
+/// What became of the opening.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart at once, and the large one is what mostly comes"
+)]
+enum Way {
+    Open(Far, Account),
+    /// By policy: whoever asked is answered with an end, and no reset.
+    Refused,
+    /// It was told of why.
+    None,
+}
+
 impl Tried {
     fn new(pod: &Pod, opened: Instant) -> Self {
         Self {
@@ -105,7 +117,22 @@ impl Tried {
 }
 
 impl Outbound {
+    /// Most connections stand open for long, and many do: what only the opening needs has gone by then.
     async fn run(&self, mut app: App) {
+        match Box::pin(self.way(&mut app)).await {
+            Way::Open(mut far, account) => {
+                if self.relay(&mut app, &mut far, account).await {
+                    far.ended_well();
+                    app.ended_well();
+                }
+            }
+            Way::Refused => app.refuse_quietly().await,
+            Way::None => {}
+        }
+    }
+
+    /// Opens the way to the destination, or tells of why there is none.
+    async fn way(&self, app: &mut App) -> Way {
         let opened = clock::steady();
         let mut account: Option<Account> = None;
         let mut tried = Tried::new(&self.pod, opened);
@@ -126,7 +153,8 @@ impl Outbound {
                         break;
                     }
                     let account = account.unwrap_or_else(|| self.account(&snapshot, source, None, &tried, opened));
-                    return account.close(&Outcome::failed(Flag::Connect, refusal).because(Reason::NoRoute));
+                    account.close(&Outcome::failed(Flag::Connect, refusal).because(Reason::NoRoute));
+                    return Way::None;
                 }
             };
             // Open before the dial, so that one that is cut while it dials is told of too.
@@ -139,7 +167,7 @@ impl Outbound {
                 _ => None,
             };
             present.is_local(beside.is_some());
-            let failure = match self.open(source, &plan, beside, &mut app).await {
+            let failure = match self.open(source, &plan, beside, app).await {
                 // A dial may take long, and the other end be captured meanwhile: no byte was sent, so it goes by tunnel.
                 Ok(Far::Tcp(_)) if self.is_tunnelled_now(&tried.hints) => {
                     account = Some(present);
@@ -150,7 +178,7 @@ impl Outbound {
                         self.pod.outliers.remove(&destination.uid);
                     }
                     present.proven(far.proven());
-                    return self.relay(app, far, present).await;
+                    return Way::Open(far, present);
                 }
                 Err(failure) => failure,
             };
@@ -171,18 +199,16 @@ impl Outbound {
                 break;
             }
         }
-        self.give_up(app, account, tried.last).await;
+        Self::give_up(account, tried.last)
     }
 
-    /// Tells of a connection that could be opened nowhere, and ends it.
-    async fn give_up(&self, app: App, account: Option<Account>, failure: Option<Failure>) {
+    /// Tells of a connection that could be opened nowhere.
+    fn give_up(account: Option<Account>, failure: Option<Failure>) -> Way {
         let (Some(account), Some(failure)) = (account, failure) else {
-            return;
+            return Way::None;
         };
         account.close(&failure.outcome);
-        if failure.by_policy {
-            app.refuse_quietly().await;
-        }
+        if failure.by_policy { Way::Refused } else { Way::None }
     }
 
     /// The plan, once all names that it hangs on are looked up.
@@ -225,40 +251,15 @@ impl Outbound {
         tried.failed.len() < MOST_TRIES && now.duration_since(opened) < TRYING
     }
 
-    async fn relay(&self, mut app: App, far: Far, account: Account) {
+    /// Whether it ended as both ends wanted.
+    async fn relay(&self, app: &mut App, far: &mut Far, account: Account) -> bool {
+        let (pod, relays, client) = (&self.pod, &self.home.relays, &mut app.stream);
         match far {
-            Far::Tcp(mut server) => {
-                if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
-                    .await
-                    .is_some()
-                {
-                    settle(&server);
-                    app.ended_well();
-                }
-            }
-            Far::Local(mut server, _) => {
-                if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
-                    .await
-                    .is_some()
-                {
-                    app.ended_well();
-                }
-            }
-            Far::Tunnel(server) => self.relay_stream(app, server, account).await,
-            Far::Inner(server, within) => {
-                self.relay_stream(app, server, account).await;
-                drop(within);
-            }
+            Far::Tcp(server) => carry(pod, relays, client, server, None, account).await,
+            Far::Local(server, _) => carry(pod, relays, client, server, None, account).await,
+            Far::Tunnel(server) | Far::Inner { stream: server, .. } => carry(pod, relays, client, server, None, account).await,
         }
-    }
-
-    async fn relay_stream(&self, mut app: App, mut server: ambient_hbone::Stream, account: Account) {
-        if carry(&self.pod, &self.home.relays, &mut app.stream, &mut server, None, account)
-            .await
-            .is_some()
-        {
-            app.ended_well();
-        }
+        .is_some()
     }
 
     /// Whether it would be carried by tunnel if it were routed at this moment.
@@ -328,11 +329,12 @@ impl Outbound {
         ends
     }
 
-    fn early(&self, error: &dyn std::fmt::Display) {
+    fn early(&self, error: &dyn std::fmt::Display) -> Way {
         let reason = match self.node.state.current() {
             None => Reason::NoState,
             Some(_) => Reason::UnknownWorkload,
         };
         refused_early(&self.node.metrics, reason, Direction::Outbound, self.peer, self.to, None, error);
+        Way::None
     }
 }

@@ -296,6 +296,12 @@ impl Ground {
         for at in [0, 1] {
             ground.nodes[at].forward()?;
         }
+        for pod in [&ground.client, &ground.app] {
+            // Thousands of short connections a second, each of which would keep its port for a minute: what is measured would
+            // soon be how long the kernel looks for a free one.
+            pod.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+            pod.sysctl("net/ipv4/ip_local_port_range", "2000 65000")?;
+        }
         ground.attach(0, &ground.client, "client", ground.client_address())?;
         ground.attach(app_node, &ground.app, "app", ground.app_address())?;
         if pods == Pods::Apart {

@@ -18,7 +18,7 @@ use crate::{
     inner::Within,
     local::{Call, Pipe},
     pod::Pod,
-    session::{App, dial},
+    session::{App, dial, settle},
     telemetry::{Flag, Outcome, Reason},
 };
 
@@ -26,19 +26,29 @@ use crate::{
 pub(super) enum Far {
     Tcp(TcpStream),
     Tunnel(Stream),
-    /// The stream goes first.
-    Inner(Stream, Within),
+    /// The stream goes first, and what it is in is held until then.
+    Inner {
+        stream: Stream,
+        _within: Within,
+    },
     /// Within this process, to a pod that has proven as much as it would have on the wire.
     Local(Pipe, Identity),
 }
 
 impl Far {
+    /// Closing it is a close from now on, not a reset.
+    pub(super) fn ended_well(&self) {
+        if let Self::Tcp(server) = self {
+            settle(server);
+        }
+    }
+
     /// Who the far end has proven to be.
     pub(super) fn proven(&self) -> Option<Identity> {
         match self {
             Self::Tcp(_) => None,
             Self::Local(_, identity) => Some(identity.clone()),
-            Self::Tunnel(stream) | Self::Inner(stream, _) => stream.peer().cloned().and_then(|peer| Identity::try_from(peer).ok()),
+            Self::Tunnel(stream) | Self::Inner { stream, .. } => stream.peer().cloned().and_then(|peer| Identity::try_from(peer).ok()),
         }
     }
 }
@@ -121,7 +131,7 @@ impl Outbound {
             .inner
             .connect_with(&self.pod.speaker, outer, &destination, &mut app.stream);
         let (stream, within) = stream.await.map_err(|failed| take_back(app, failed))?;
-        Ok(Far::Inner(stream, within))
+        Ok(Far::Inner { stream, _within: within })
     }
 
     fn destination(&self, source: &Workload, tunnel: &Tunnel, accepted: Vec<Identity>) -> Destination {

@@ -49,7 +49,8 @@ pub(crate) fn refused_early(
 #[derive(Debug)]
 pub(crate) struct Account {
     metrics: Arc<Metrics>,
-    ends: Ends,
+    /// Apart: the account goes from hand to hand, and each future that it passes through has room for it.
+    ends: Box<Ends>,
     opened: Instant,
     id: ConnId,
     /// Client to server, and back.
@@ -67,7 +68,7 @@ impl Account {
         let account = Self {
             id: metrics.live.open(&ends, opened),
             metrics: metrics.clone(),
-            ends,
+            ends: Box::new(ends),
             opened,
             requested: 0,
             answered: 0,
@@ -82,7 +83,7 @@ impl Account {
 
     /// It goes another way than was thought when it was opened.
     pub(crate) fn reroute(mut self, ends: Ends) -> Self {
-        self.ends = ends;
+        *self.ends = ends;
         self.metrics.live.reroute(self.id, &self.ends, self.opened);
         self
     }
