@@ -21,7 +21,7 @@ use crate::{
     embed::Arrival,
     local::{Call, Joined, Pipe},
     pod::{Pod, Stage},
-    session::{carry, dial, keep_alive, settle, source_for},
+    session::{carry, dial, settle, source_for},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     watch::{Cut, Registration, Subject},
@@ -41,7 +41,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
         let Some(handshake) = pod.room.handshakes.take() else {
             return node.metrics.connection_shed(Direction::Inbound);
         };
-        let Some(stream) = prepare(stream) else { return };
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
         let at = destination.or_else(|| stream.local_addr().ok()).unwrap_or(peer);
         let at = SocketAddr::new(at.ip().to_canonical(), at.port());
         let begun = clock::steady();
@@ -79,13 +79,6 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
             }
         }
     }));
-}
-
-/// A tunnel's socket need not end as a reset: TLS says whether its end is one.
-fn prepare(stream: std::net::TcpStream) -> Option<TcpStream> {
-    keep_alive(&stream).ok()?;
-    stream.set_nodelay(true).ok()?;
-    TcpStream::from_std(stream).ok()
 }
 
 /// Serves a connection from another pod of this node on a worker, as a stream of a tunnel would be.

@@ -121,8 +121,9 @@ impl Pods {
                 namespace: pod.namespace.clone(),
                 lost: self.lost.clone(),
             };
+            let home = socket.home();
             let begin = socket.begin(node, pod, &names);
-            pod.listens(at, listener::keep(node.metrics.clone(), told, begin));
+            pod.listens(at, listener::keep(home.as_deref(), node.metrics.clone(), told, begin));
         }
         Ok(())
     }

@@ -37,16 +37,13 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Takes a connection in, unless the pod has too many: then it is reset. Needs the runtime that will serve it.
+    /// Takes a connection in, unless the pod has too many: then it is reset, as is all that is dropped before it has an owner.
+    /// Needs the runtime that will serve it.
     pub(crate) fn take(node: &Shared, kind: &Kind, stream: StdStream) -> Option<Self> {
-        // What is dropped before it has an owner ends as a reset too.
-        linux::cut_when_dropped(&stream, true).ok()?;
         let Some(place) = kind.take() else {
             node.metrics.connection_shed(kind.direction);
             return None;
         };
-        stream.set_nodelay(true).ok()?;
-        keep_alive(&stream).ok()?;
         Some(Self {
             stream: Unread::new(TcpStream::from_std(stream).ok()?),
             _place: place,

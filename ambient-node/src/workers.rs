@@ -15,7 +15,7 @@ use std::{
 };
 
 use ambient_hbone::{Pool, RelayLimits};
-use tokio::{runtime, sync::oneshot};
+use tokio::{runtime, sync::oneshot, task::JoinHandle};
 
 use crate::inner::InnerTunnels;
 
@@ -33,6 +33,21 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Does something as if on this thread: what it registers for readiness is this runtime's.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entered = self.runtime.enter();
+        work()
+    }
+
+    /// Runs a future on this thread that is no load: it waits for some.
+    pub(crate) fn keep(&self, future: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.runtime.spawn(future)
+    }
+
+    fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
     /// Runs a future on this thread; it counts as load until it ends.
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
         self.load.fetch_add(1, Ordering::Relaxed);
@@ -55,7 +70,10 @@ impl Drop for Load {
 
 /// All of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Workers(Arc<[Arc<Worker>]>);
+pub(crate) struct Workers {
+    all: Arc<[Arc<Worker>]>,
+    turn: Arc<AtomicUsize>,
+}
 
 impl Workers {
     /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime. Blocks until they run.
@@ -80,22 +98,37 @@ impl Workers {
                 _stop: stop,
             }))
         };
-        (0..count.max(1)).map(start).collect::<io::Result<_>>().map(Self)
+        let all = (0..count.max(1)).map(start).collect::<io::Result<_>>()?;
+        Ok(Self { all, turn: Arc::default() })
     }
 
     /// The one with the least to do.
     pub(crate) fn least_loaded(&self) -> &Arc<Worker> {
         // Never empty: `start` makes at least one.
-        self.0
-            .iter()
-            .min_by_key(|worker| worker.load.load(Ordering::Relaxed))
-            .unwrap_or(&self.0[0])
+        self.all.iter().min_by_key(|worker| worker.load()).unwrap_or(&self.all[0])
+    }
+
+    /// This one, unless another has clearly less to do: to go to another thread is to wake it.
+    pub(crate) fn near<'a>(&'a self, home: &'a Arc<Worker>) -> &'a Arc<Worker> {
+        let least = self.least_loaded();
+        if is_near(home.load(), least.load()) { home } else { least }
+    }
+
+    /// One after the other in turn.
+    pub(crate) fn next(&self) -> &Arc<Worker> {
+        &self.all[self.turn.fetch_add(1, Ordering::Relaxed) % self.all.len()]
     }
 
     /// Every one of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Worker>> {
-        self.0.iter()
+        self.all.iter()
     }
+}
+
+/// Whether so much load is not clearly more than the least: of few each counts, as it may be a long transfer; of many an eighth
+/// is nothing.
+fn is_near(load: usize, least: usize) -> bool {
+    load <= least + 1 + least / 8
 }
 
 /// What a worker's thread says once it runs.
@@ -117,4 +150,36 @@ fn run(tunnels: &dyn Fn() -> Tunnels, ready: &mpsc::Sender<Started>, stopped: on
             let _ = stopped.await;
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_goes_elsewhere_when_there_is_clearly_less_to_do() {
+        for (load, least, near) in [
+            (0, 0, true),
+            (1, 0, true),
+            (2, 0, false),
+            (9, 8, true),
+            (10, 8, true),
+            (11, 8, false),
+        ] {
+            assert_eq!(is_near(load, least), near, "{load} beside {least}");
+        }
+        assert!(is_near(1120, 1000) && !is_near(1130, 1000));
+    }
+
+    /// What a listener does with bursts of connections that stay: both threads have about half of them.
+    #[test]
+    fn connections_that_stay_are_shared_out() {
+        let mut loads = [0_usize, 0];
+        for _ in 0..1000 {
+            let least = loads[0].min(loads[1]);
+            let to = usize::from(!is_near(loads[0], least));
+            loads[to] += 1;
+        }
+        assert!(loads[0].abs_diff(loads[1]) < 80, "{loads:?}");
+    }
 }

@@ -1,9 +1,10 @@
 //! A pod's listeners: bound in its namespace, served until it stops, and served again at once where that panics.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ambient_core::ports;
-use ambient_redirect::BoxFuture;
+use ambient_redirect::{BoxFuture, linux};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, UdpSocket},
     task::JoinHandle,
@@ -18,8 +19,10 @@ use crate::{
     embed::{Arrival, Kind, Listener},
     inbound, outbound, plaintext,
     pod::{Listening, Pod, Stage},
+    session::keep_alive,
     supervise::supervise,
     telemetry::Metrics,
+    workers::Worker,
 };
 
 #[cfg(test)]
@@ -41,7 +44,8 @@ type Take = Arc<dyn Fn(std::net::TcpStream, SocketAddr) + Send + Sync>;
 
 /// A listener that nobody serves yet.
 pub(super) enum Bound {
-    Tcp(Acceptor, Kind),
+    /// With the worker that takes in what comes.
+    Tcp(Acceptor, Kind, Arc<Worker>),
     DnsUdp(UdpSocket),
     DnsTcp(TcpListener),
 }
@@ -60,15 +64,38 @@ pub(super) async fn bind(at: Listening, node: &Shared, pod: &Pod) -> io::Result<
         ports::HBONE => Kind::Tunnel,
         _ => return Ok(Bound::DnsTcp(TcpListener::from_std(listener)?)),
     };
-    Ok(Bound::Tcp(Acceptor::new(listener, node.metrics.accept_failures())?, kind))
+    // What is accepted has them from its listener, and costs no call for each.
+    prepare(&listener, kind)?;
+    let worker = node.workers.next().clone();
+    let acceptor = worker.within(|| Acceptor::new(listener, node.metrics.accept_failures()))?;
+    Ok(Bound::Tcp(acceptor, kind, worker))
+}
+
+/// What every connection of a kind must have, before anything is done with it.
+fn prepare(socket: &impl AsFd, kind: Kind) -> io::Result<()> {
+    // An application's connection ends as a reset until it is known to have ended well, also when the process is killed. A
+    // tunnel's need not: TLS says whether its end is one.
+    if kind != Kind::Tunnel {
+        linux::cut_when_dropped(socket, true)?;
+    }
+    SockRef::from(socket).set_tcp_nodelay(true)?;
+    keep_alive(socket)
 }
 
 impl Bound {
+    /// Who takes in what comes: else whoever asks.
+    pub(super) fn home(&self) -> Option<Arc<Worker>> {
+        match self {
+            Self::Tcp(_, _, home) => Some(home.clone()),
+            Self::DnsUdp(_) | Self::DnsTcp(_) => None,
+        }
+    }
+
     /// How it is served. The socket is kept through a panic of what serves it.
     pub(super) fn begin(self, node: &Arc<Shared>, pod: &Arc<Pod>, names: &ambient_dns::Server) -> Begin {
         let (node, pod, names) = (node.clone(), pod.clone(), names.clone());
         match self {
-            Self::Tcp(acceptor, kind) => {
+            Self::Tcp(acceptor, kind, home) => {
                 let (acceptor, shared) = (Arc::new(acceptor), node.config.share_ports);
                 let taking = (node, pod.clone());
                 let take: Take = Arc::new(move |stream, peer| {
@@ -79,7 +106,7 @@ impl Bound {
                         destination: None,
                         kind,
                     };
-                    serve(node, pod, arrival);
+                    serve(node, pod, node.workers.near(&home), arrival);
                 });
                 Box::new(move || Box::pin(accept(pod.clone(), acceptor.clone(), shared, take.clone())))
             }
@@ -95,23 +122,26 @@ impl Bound {
     }
 }
 
-/// Serves a listener on a task of its own. However it ends, whoever keeps the pod captured looks at once.
-pub(super) fn keep(metrics: Arc<Metrics>, told: Told, begin: Begin) -> JoinHandle<()> {
-    tokio::spawn(async move {
+/// Serves a listener on a task of its own, on a worker or here. However it ends, whoever keeps the pod captured looks at once.
+pub(super) fn keep(worker: Option<&Worker>, metrics: Arc<Metrics>, told: Told, begin: Begin) -> JoinHandle<()> {
+    let serving = async move {
         let _told = told;
         supervise("a pod's listener", &metrics, begin).await;
-    })
+    };
+    match worker {
+        Some(worker) => worker.keep(serving),
+        None => tokio::spawn(serving),
+    }
 }
 
 /// Hands a connection over to a worker.
-fn serve(node: &Arc<Shared>, pod: &Arc<Pod>, arrival: Arrival) {
-    let worker = node.workers.least_loaded().clone();
+fn serve(node: &Arc<Shared>, pod: &Arc<Pod>, worker: &Arc<Worker>, arrival: Arrival) {
     let serve = match arrival.kind {
         Kind::Outbound => outbound::serve,
         Kind::Plaintext => plaintext::serve,
         Kind::Tunnel => inbound::serve,
     };
-    serve(node.clone(), pod.clone(), worker, arrival);
+    serve(node.clone(), pod.clone(), worker.clone(), arrival);
 }
 
 /// Accepts until nothing new is to be taken, or until the pod leaves and nothing comes any more.
@@ -157,11 +187,12 @@ pub(super) async fn accept_from(node: Arc<Shared>, pod: Arc<Pod>, listener: Arc<
             arrived = listener.accept() => match arrived {
                 None => return,
                 Some(Ok(arrival)) => {
-                    if let Err(error) = arrival.stream.set_nonblocking(true) {
+                    let prepared = prepare(&arrival.stream, arrival.kind);
+                    if let Err(error) = prepared.and_then(|()| arrival.stream.set_nonblocking(true)) {
                         tracing::debug!(%error, "a connection that was given cannot be served");
                         continue;
                     }
-                    serve(&node, &pod, arrival);
+                    serve(&node, &pod, node.workers.least_loaded(), arrival);
                 }
                 Some(Err(error)) => {
                     node.metrics.accept_failures().inc();

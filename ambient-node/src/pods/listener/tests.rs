@@ -89,7 +89,7 @@ async fn a_listener_is_served_through_panics_and_its_port_stays_open() {
     });
     let serving = pod.clone();
     let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), false, take.clone())));
-    let task = keep(metrics.clone(), told(&pod), begin);
+    let task = keep(None, metrics.clone(), told(&pod), begin);
     for round in 1..=3 {
         let clients = apart(move || [(); 2].map(|()| StdStream::connect(at).unwrap())).await;
         let all_taken = async {
@@ -123,9 +123,9 @@ async fn a_listener_that_the_kernel_has_shut_is_told_of() {
     let serving = pod.clone();
     let take: Take = Arc::new(|_, _| {});
     let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), false, take.clone())));
-    let task = keep(metrics.clone(), told, begin);
+    let task = keep(None, metrics.clone(), told, begin);
     tokio::task::yield_now().await;
-    socket2::SockRef::from(&shut).shutdown(std::net::Shutdown::Both).unwrap();
+    SockRef::from(&shut).shutdown(std::net::Shutdown::Both).unwrap();
     time::timeout(Duration::from_secs(20), lost.notified()).await.unwrap();
     time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
     assert!(metrics.text().unwrap().contains("ambient_tasks_restarted_total 0\n"));
@@ -149,7 +149,7 @@ async fn names_are_answered_through_panics() {
             }
         })
     });
-    let task = keep(metrics.clone(), told(&pod), begin);
+    let task = keep(None, metrics.clone(), told(&pod), begin);
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     client.send_to(b"one", at).await.unwrap();
     client.send_to(b"two", at).await.unwrap();
