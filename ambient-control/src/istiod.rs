@@ -37,6 +37,12 @@ pub(crate) mod session;
 mod state;
 mod transport;
 
+/// What of it the fuzz targets reach.
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz {
+    pub(crate) use super::{identity::fuzz_answer as answer, memory::fuzz as memory};
+}
+
 #[cfg(feature = "serve")]
 pub(crate) use identity::now;
 #[cfg(feature = "serve")]
@@ -47,5 +53,5 @@ pub(crate) use session::Kind;
 pub use identity::{Certificates, CertificatesConfig};
 pub use memory::MemoryError;
 pub use reports::{ReportError, Reports};
-pub use state::{Asker, Asking, ConnectError, MemoryConfig, State, StateConfig};
+pub use state::{Asker, ConnectError, MemoryConfig, State, StateConfig};
 pub use transport::{Endpoint, EndpointError, Roots, Token};

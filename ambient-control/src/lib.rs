@@ -40,7 +40,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
 use ambient_authz::policy;
 use ambient_core::{Credential, Identity, PodUid, PolicyKey, TrustBundles, mesh};
@@ -49,6 +58,9 @@ use ambient_core::{Credential, Identity, PodUid, PolicyKey, TrustBundles, mesh};
 mod backoff;
 #[cfg(feature = "ca")]
 pub mod ca;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "istiod")]
 pub mod istiod;
 #[cfg(feature = "manifests")]
@@ -83,6 +95,9 @@ pub struct Batch {
     pub synced: bool,
     /// What is wrong now, not only with this batch; empty if nothing is.
     pub faults: Arc<[Fault]>,
+    /// Names that were asked for ([`OnDemand`]), and are answered with this batch or were before. What none of its changes has
+    /// brought, or an earlier one's, is not there.
+    pub answered: Vec<Arc<str>>,
 }
 
 /// Something that is wrong with what a source reads, until a later batch no longer lists it.
@@ -117,6 +132,80 @@ pub trait Source: Send {
     /// Cancel safe: a batch is delivered by the call that returns it, or by a later one. A batch may be without changes
     /// where only the faults are others.
     fn next(&mut self) -> BoxFuture<'_, Option<Batch>>;
+
+    /// When what it tells of was heard of last; `None` where it reads that itself, so that it is never old.
+    fn last_heard(&self) -> Option<LastHeard> {
+        None
+    }
+
+    /// Where workloads and services are asked for one by one; `None` where all of them come unasked, as a rule.
+    fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
+        None
+    }
+}
+
+/// When something was heard of last: shared by whoever hears and whoever asks how old it is. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct LastHeard(Arc<AtomicU64>);
+
+/// What stands for "it is there": no time is so late.
+const PRESENT: u64 = u64::MAX;
+
+impl LastHeard {
+    /// It was heard of at this time, and is not there now.
+    pub fn at(&self, time: SystemTime) {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(since.as_millis()).unwrap_or(PRESENT - 1).clamp(1, PRESENT - 1);
+        self.0.store(millis, Ordering::Relaxed);
+    }
+
+    /// It is there, until something else is said.
+    pub fn is_there(&self) {
+        self.0.store(PRESENT, Ordering::Relaxed);
+    }
+
+    /// How long ago it was heard of: no time if it is there, or if the clock has gone back; `None` if it never was.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            PRESENT => Some(Duration::ZERO),
+            millis => {
+                let heard = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+                Some(now.duration_since(heard).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// Asks a [`Source`] for what it does not bring by itself.
+///
+/// Names are `NETWORK/IP`, of a workload or of a service's virtual address, and `NAMESPACE/HOSTNAME` of a service. With a
+/// service come its endpoints. What was asked for is kept up to date, its absence too, until it is given back.
+pub trait OnDemand: Send + Sync + fmt::Debug {
+    /// Asks for a name. The answer comes with a later [`Batch::answered`]; also where it was known already, or is on its way.
+    ///
+    /// # Errors
+    /// When it is not asked for.
+    fn ask(&self, name: &str) -> Result<(), AskError>;
+
+    /// These names are not needed any more: what was known of them goes with a later batch.
+    fn give_back(&self, names: Vec<String>);
+
+    /// Whether an answer can be expected now.
+    fn is_there(&self) -> bool;
+}
+
+/// Why something is not asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// Too much is being asked for.
+    #[error("too much is being asked of the control plane")]
+    TooMuch,
+    /// The source has ended.
+    #[error("the source of the mesh's state has ended")]
+    Ended,
 }
 
 /// Where credentials come from.
@@ -130,6 +219,11 @@ pub trait Issuer: Send + Sync {
 
     /// The present roots of every trusted domain.
     fn trust(&self) -> Arc<TrustBundles>;
+
+    /// When the authority has said last which roots these are; `None` where they are its own.
+    fn last_heard(&self) -> Option<LastHeard> {
+        None
+    }
 
     /// A pod of this node bears an identity from now on. Told before a credential is asked for it, for authorities that must
     /// know for whom; most need not.
@@ -179,4 +273,21 @@ pub enum IssueError {
         /// The reason, and what to do.
         why: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_that_of_the_last_word() {
+        let heard = LastHeard::default();
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(heard.age(at(5)), None);
+        heard.at(at(100));
+        assert_eq!(heard.age(at(130)), Some(Duration::from_secs(30)));
+        assert_eq!(heard.age(at(10)), Some(Duration::ZERO), "the clock has gone back");
+        heard.clone().is_there();
+        assert_eq!(heard.age(at(1_000_000)), Some(Duration::ZERO));
+    }
 }

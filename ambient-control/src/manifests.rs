@@ -65,6 +65,8 @@ mod tests;
 
 use directory::Directory;
 pub use enablement::{EnablementError, read_enablement};
+#[cfg(feature = "fuzz")]
+pub(crate) use reports::fuzz as fuzz_status;
 pub use status::Status;
 #[cfg(feature = "serve")]
 pub use statuses::Statuses;

@@ -14,7 +14,7 @@
 //! next process. What a policy says that the wire has no words for makes it admit less or refuse more, never the other way.
 
 mod board;
-mod encode;
+pub(crate) mod encode;
 mod grpc;
 mod server;
 mod subscriber;

@@ -133,6 +133,27 @@ pub fn answer(mesh: &Mesh, zone: &Zone, client: &Client<'_>, query: &[u8], trans
     Answer::Reply(reply.write(&addresses, TTL_SECONDS, limit))
 }
 
+/// The names of services that a query for addresses may mean; none of another query.
+pub(crate) fn meant(zone: &Zone, client: &Client<'_>, query: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    let question = Header::read(query).filter(|header| !header.is_response());
+    let question = question.and_then(|header| asked(query, &header));
+    let Some(name) = question.and_then(|(question, _)| question.name) else {
+        return names;
+    };
+    names::candidates(zone, client, &name, |name, _| {
+        // Without a dot it is no service's whole name.
+        if name.contains('.') && names.len() < MEANT && !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+        None::<()>
+    });
+    names
+}
+
+/// Names that one query may mean, as far as they are looked for.
+const MEANT: usize = 8;
+
 /// SERVFAIL to a query whose nameservers are known not to be there; whoever speaks EDNS is told that the network failed.
 /// `None` to what is no query.
 pub(crate) fn unreachable(query: &[u8]) -> Option<Vec<u8>> {

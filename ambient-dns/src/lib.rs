@@ -74,6 +74,21 @@ pub trait Upstream: Send + Sync {
     /// A random word that nobody outside can foresee: IDs are made of it.
     fn draw(&self) -> u64;
 
+    /// Whether what a name means may become known by [`Upstream::learn`]; no, unless said.
+    fn learns(&self) -> bool {
+        false
+    }
+
+    /// Sees to it that the mesh's services of these names are in the next [`View`], if there are any, before a query that may
+    /// mean one of them is sent on. It has a deadline of its own.
+    ///
+    /// # Cancel safety
+    /// Dropping the future must be harmless.
+    fn learn(&self, hostnames: Vec<String>) -> BoxFuture<'_, ()> {
+        drop(hostnames);
+        Box::pin(std::future::ready(()))
+    }
+
     /// The nameservers for a datagram that came from `client` to the server's socket at `at`, the first to be asked first:
     /// only the one that the client sent it to, where that is known.
     ///

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     Answer, Client, Transport, Upstream, Zone, answer,
-    answer::{might_be_ours, unreachable},
+    answer::{meant, might_be_ours, unreachable},
     forward::{self, Outcome},
     observe::{Dropped, Event, Failure, Observer, Query, Source, code_name},
     stream,
@@ -270,6 +270,29 @@ impl Inner {
     /// What is to be done with a query; `None` while that is not known.
     pub(crate) fn answer(&self, query: &[u8], transport: Transport) -> Option<Answer> {
         self.tell(&Event::Asked(Query::of(query, transport)));
+        self.decide(query, transport)
+    }
+
+    /// Where names become known by asking: what is to be done with a query that would be sent on, once that is done.
+    pub(crate) async fn learn(&self, query: &[u8], transport: Transport) -> Option<Answer> {
+        if !self.upstream.learns() {
+            return None;
+        }
+        let search = (self.views)().map_or_else(Arc::default, |view| view.search);
+        let client = Client {
+            namespace: &self.namespace,
+            network: &Network::default(),
+            search: &search,
+        };
+        let names = meant(&self.zone, &client, query);
+        if names.is_empty() {
+            return None;
+        }
+        self.upstream.learn(names).await;
+        self.decide(query, transport)
+    }
+
+    fn decide(&self, query: &[u8], transport: Transport) -> Option<Answer> {
         let view = (self.views)();
         if view.is_none() && might_be_ours(query) {
             return None;
@@ -294,6 +317,9 @@ impl Inner {
     }
 
     async fn forward(&self, socket: &UdpSocket, client: SocketAddr, query: Query, bytes: &[u8]) {
+        if let Some(Answer::Reply(reply)) = self.learn(bytes, Transport::Udp).await {
+            return self.send(socket, client, query, Source::Mesh, &reply);
+        }
         self.tell(&Event::Forwarded(query));
         let since = time::Instant::now();
         let servers = match socket.local_addr() {

@@ -108,7 +108,13 @@ impl Talk<'_> {
     /// Answers a query or sends it on. `false` ends the connection: nothing that follows can be trusted to be a query.
     async fn take(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let query = Query::of(bytes, Transport::Tcp);
-        match self.inner.answer(bytes, Transport::Tcp) {
+        let mut answer = self.inner.answer(bytes, Transport::Tcp);
+        if let Some(Answer::Forward) = answer
+            && let learned @ Some(Answer::Reply(_)) = self.inner.learn(bytes, Transport::Tcp).await
+        {
+            answer = learned;
+        }
+        match answer {
             Some(Answer::Reply(reply)) => {
                 self.inner.answered(query, Source::Mesh, &reply);
                 within(self.inner.limits.idle, write_message(&mut self.client, &reply)).await?;

@@ -7,7 +7,10 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambient_core::{Network, PodUid};
 use ambient_dns::{BoxFuture, Budget, Server, Upstream, View, Views, Zone};
-use ambient_redirect::linux::{Datagrams, Netns, original_destination};
+use ambient_redirect::{
+    PodSpec,
+    linux::{Datagrams, Netns, original_destination},
+};
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::OnceCell,
@@ -15,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    Shared, entropy,
+    Shared, demand, entropy,
     pod::{Pod, Stage},
 };
 use count::Count;
@@ -33,6 +36,7 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
     let zone = Zone::new(&config.cluster_domain).preferring(config.preferred_service_namespace.clone());
     let own = Own::new(pod.namespace.id());
     let way = Arc::new(Way {
+        pod: pod.spec.clone(),
         node: node.clone(),
         namespace: pod.namespace.clone(),
         own: own.clone(),
@@ -77,6 +81,7 @@ fn views(node: Arc<Shared>, pod: PodUid, own: Arc<Own>) -> Views {
 /// those of its `resolv.conf`, and where that cannot be read to the node's. Always from its own namespace: what guards the
 /// pod's traffic guards its queries too.
 struct Way {
+    pod: PodSpec,
     node: Arc<Shared>,
     namespace: Arc<Netns>,
     own: Arc<Own>,
@@ -110,6 +115,19 @@ impl Way {
 impl Upstream for Way {
     fn draw(&self) -> u64 {
         entropy::word()
+    }
+
+    fn learns(&self) -> bool {
+        self.node.demand.is_some()
+    }
+
+    fn learn(&self, hostnames: Vec<String>) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some(demand) = &self.node.demand {
+                let names = demand::service_names(&hostnames, &self.pod.namespace, &self.node.config.cluster_domain);
+                demand.learn(&self.pod.uid, &names).await;
+            }
+        })
     }
 
     fn for_datagram(&self, client: SocketAddr, at: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>> {

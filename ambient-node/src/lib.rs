@@ -42,6 +42,7 @@ mod builder;
 mod certificates;
 mod clock;
 mod config;
+mod demand;
 mod dial;
 mod dns;
 mod drain;

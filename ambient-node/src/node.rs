@@ -34,6 +34,7 @@ use crate::{
     bounds::Bounds,
     certificates::Certificates,
     clock,
+    demand::Demand,
     dial::Dialler,
     dns, drain,
     embed::Listener,
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     /// What the DNS of all pods together may use.
     pub(crate) names: ambient_dns::Budget,
     pub(crate) lookups: Lookups,
+    /// Where the mesh does not come whole.
+    pub(crate) demand: Option<Demand>,
     pub(crate) locals: Arc<Locals>,
     /// How it stands with the agent that enrols the node's pods, where that is another's.
     pub(crate) agent: Option<watch::Receiver<ClientState>>,
@@ -289,6 +292,7 @@ impl Node {
             metrics,
             pods: given,
         } = parts;
+        metrics.ask_ages(source.last_heard(), issuer.last_heard());
         let certificates = Certificates::new(issuer);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let provider = Arc::new(ambient_tls::provider());
@@ -346,6 +350,7 @@ impl Node {
             dialler,
             bounds,
             lookups: Lookups::default(),
+            demand: source.on_demand().map(Demand::new),
             locals,
             agent: client.as_ref().map(Client::state),
         });
@@ -435,6 +440,7 @@ impl Node {
         let changed = Arc::new(Notify::new());
         tasks.spawn(follow(shared.clone(), source, desired, changed.clone()));
         tasks.spawn(supervised(&shared, "series", let_series_go));
+        tasks.spawn(supervised(&shared, "demand", give_back));
         if let Some(probes) = probes {
             tasks.spawn(host_probes::uphold(shared.clone(), probes, captures.clone()));
         }
@@ -567,7 +573,14 @@ async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Se
     let (mut feed, mut oversight) = (Feed::new(source), Oversight::default());
     while let Some(news) = feed.next().await {
         let changed = match news {
-            News::Batch(batch) => take(&shared, batch),
+            News::Batch(mut batch) => {
+                let answered = std::mem::take(&mut batch.answered);
+                let changed = take(&shared, batch);
+                if let Some(demand) = &shared.demand {
+                    demand.answered(&answered);
+                }
+                changed
+            }
             News::GraceIsOver => shared.state.stop_waiting(),
         };
         let Some(now) = shared.state.current() else { continue };
@@ -647,6 +660,19 @@ pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snaps
         })
     };
     ours.filter_map(spec).collect()
+}
+
+/// Gives back what nobody asks for any more.
+async fn give_back(shared: Arc<Shared>) {
+    let own = |demand: &Demand| {
+        if let Some(now) = shared.state.current() {
+            demand.keep_own(&shared.config.node, &now);
+        }
+    };
+    match &shared.demand {
+        Some(demand) => demand.sweep(own).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Lets go the series of workloads that have gone.

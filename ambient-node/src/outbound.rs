@@ -16,6 +16,7 @@ use tokio::time;
 use self::open::{Failure, Far};
 use crate::{
     Shared, clock,
+    demand::{self, Demand, DemandError},
     embed::Arrival,
     entropy,
     pod::Pod,
@@ -35,6 +36,8 @@ const MOST_TRIES: usize = 3;
 const TRYING: Duration = Duration::from_secs(10);
 /// Names that are looked up for one connection.
 const MOST_LOOKUPS: usize = MOST_TRIES + 1;
+/// Names that the control plane is asked for, for one connection.
+const MOST_NAMES: usize = 8;
 
 /// Serves one connection on a worker.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
@@ -77,6 +80,8 @@ struct Outbound {
 struct Tried {
     hints: Hints,
     lookups: usize,
+    /// Names that the control plane had answered before the snapshot was looked at.
+    confirmed: Vec<String>,
     /// Endpoints that could not be reached by this connection.
     failed: Vec<WorkloadUid>,
     /// Why the last one could not.
@@ -96,6 +101,14 @@ enum Way {
     None,
 }
 
+/// Why there is no plan.
+enum NoPlan {
+    Refused(route::Refusal),
+    /// The control plane has said something: a newer snapshot may know it.
+    Again,
+    Unknown(DemandError),
+}
+
 impl Tried {
     fn new(pod: &Pod, opened: Instant) -> Self {
         Self {
@@ -105,6 +118,7 @@ impl Tried {
                 resolved: None,
             },
             lookups: 0,
+            confirmed: Vec::new(),
             failed: Vec::new(),
             last: None,
         }
@@ -147,7 +161,13 @@ impl Outbound {
             let plan = match self.route(&snapshot, source, &mut tried).await {
                 Ok(plan) if !tried.knows(&plan) => plan,
                 Ok(_) => break,
-                Err(refusal) => {
+                Err(NoPlan::Again) => continue,
+                Err(NoPlan::Unknown(error)) => {
+                    let account = account.unwrap_or_else(|| self.account(&snapshot, source, None, &tried, opened));
+                    account.close(&Outcome::failed(Flag::Connect, error).because(Reason::NoState));
+                    return Way::None;
+                }
+                Err(NoPlan::Refused(refusal)) => {
                     // What could not be reached is the better reason, where there is nothing else left.
                     if tried.last.is_some() {
                         break;
@@ -212,16 +232,22 @@ impl Outbound {
     }
 
     /// The plan, once all names that it hangs on are looked up.
-    async fn route(&self, snapshot: &Snapshot, source: &Workload, tried: &mut Tried) -> Result<Plan, route::Refusal> {
+    async fn route(&self, snapshot: &Snapshot, source: &Workload, tried: &mut Tried) -> Result<Plan, NoPlan> {
         let asked = route::Outbound {
             source,
             destination: self.to,
         };
         loop {
-            match route::outbound(&snapshot.mesh, &asked, &tried.hints) {
+            let routed = route::outbound(&snapshot.mesh, &asked, &tried.hints);
+            if let Some(demand) = &self.node.demand {
+                self.see_to(demand, snapshot, &asked, &routed, tried).await?;
+            }
+            match routed {
                 Route::Go(plan) => return Ok(plan),
-                Route::Refuse(refusal) => return Err(refusal),
-                Route::Need(lookup) if tried.lookups >= MOST_LOOKUPS => return Err(route::Refusal::Unresolved(lookup.0)),
+                Route::Refuse(refusal) => return Err(NoPlan::Refused(refusal)),
+                Route::Need(lookup) if tried.lookups >= MOST_LOOKUPS => {
+                    return Err(NoPlan::Refused(route::Refusal::Unresolved(lookup.0)));
+                }
                 Route::Need(lookup) => {
                     tried.lookups += 1;
                     let found = self.node.lookups.find(&lookup).await;
@@ -229,6 +255,30 @@ impl Outbound {
                 }
             }
         }
+    }
+
+    /// Sees to it that the route hangs on nothing that nobody has been asked for.
+    async fn see_to(
+        &self,
+        demand: &Demand,
+        snapshot: &Snapshot,
+        asked: &route::Outbound<'_>,
+        routed: &Route,
+        tried: &mut Tried,
+    ) -> Result<(), NoPlan> {
+        let destination = demand::destination(asked);
+        let needed = demand::needed(&snapshot.mesh, asked, routed);
+        let Some(name) = needed.as_ref().filter(|name| !tried.confirmed.contains(name)) else {
+            demand.touch(&destination, needed.is_none());
+            return Ok(());
+        };
+        if tried.confirmed.len() >= MOST_NAMES {
+            return Err(NoPlan::Unknown(DemandError::TooFar(destination.into())));
+        }
+        let because = (*name != destination).then_some(&*destination);
+        demand.know(&self.pod.spec.uid, name, because).await.map_err(NoPlan::Unknown)?;
+        tried.confirmed.push(name.clone());
+        Err(NoPlan::Again)
     }
 
     /// Whether another endpoint of the service may be tried; the one that failed is passed over for a while, by the pod's other

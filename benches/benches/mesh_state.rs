@@ -5,14 +5,14 @@ use std::{
     collections::HashMap,
     fs,
     hint::black_box,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use ambient_benches::state::{OF_ONE_SERVICE, name_of, pod_ip, service, updates, vip, workload};
 use ambient_core::{
-    BalancerMode, GatewayAddress, GatewayTarget, Health, HealthPolicy, LoadBalancer, Membership, Mesh, NamespacedHostname, NetworkAddress,
-    Scope, Service, ServicePort, TunnelProtocol, Workload, WorkloadKind,
+    BalancerMode, Health, HealthPolicy, LoadBalancer, Mesh, NetworkAddress, Scope, Workload,
     mesh::{Sharing, Update},
     route::{self, Hints, Outbound},
 };
@@ -23,68 +23,8 @@ use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion
 static ALLOCATOR: Counting = Counting;
 
 const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
-const OF_ONE_SERVICE: usize = 10;
 /// Endpoints of the one very large service.
 const LARGE: usize = 10_000;
-
-/// As a control plane tells it: no text is shared.
-fn workload(n: usize) -> Workload {
-    let service = n / OF_ONE_SERVICE;
-    let namespace = format!("namespace-{}", service % 200);
-    let name = format!("application-{service}-6c9f7d9b8-{n:05x}");
-    let mut workload = Workload::new(&format!("Kubernetes//Pod/{namespace}/{name}"), &namespace, &name);
-    workload.pod = Some(format!("0f3f5a2e-8a1d-4a2b-9c3d-{n:012x}").into());
-    workload.addresses = vec![pod_ip(n)];
-    workload.service_account = format!("application-{service}").into();
-    workload.node = format!("node-{}", n % 1000).into();
-    workload.cluster = "Kubernetes".into();
-    workload.tunnel = TunnelProtocol::Hbone;
-    workload.kind = WorkloadKind::Deployment;
-    workload.workload_name = format!("application-{service}").into();
-    workload.canonical_name = format!("application-{service}").into();
-    workload.canonical_revision = "v1".into();
-    workload.locality = ["region-1".into(), format!("zone-{}", n % 3).into(), "".into()];
-    workload.services = vec![Membership {
-        service: name_of(service),
-        ports: [(80, 8080)].into_iter().collect(),
-    }];
-    if service.is_multiple_of(10) {
-        workload.waypoint = Some(GatewayAddress {
-            target: GatewayTarget::Hostname(NamespacedHostname::new(
-                &namespace,
-                &format!("waypoint.{namespace}.svc.cluster.local"),
-            )),
-            hbone_port: 15008,
-        });
-    }
-    workload
-}
-
-fn service(n: usize) -> Service {
-    let name = name_of(n);
-    let mut service = Service::new(&name.namespace, &name.hostname);
-    service.vips = vec![NetworkAddress::local(vip(n))];
-    service.ports = vec![ServicePort { port: 80, target: 8080 }];
-    service
-}
-
-fn name_of(service: usize) -> NamespacedHostname {
-    let namespace = format!("namespace-{}", service % 200);
-    NamespacedHostname::new(&namespace, &format!("application-{service}.{namespace}.svc.cluster.local"))
-}
-
-fn pod_ip(n: usize) -> IpAddr {
-    Ipv4Addr::from_bits(0x0a00_0000 + n as u32).into()
-}
-
-fn vip(n: usize) -> IpAddr {
-    Ipv4Addr::from_bits(0xac10_0000 + n as u32).into()
-}
-
-fn updates(size: usize) -> Vec<Update> {
-    let services = (0..size / OF_ONE_SERVICE).map(|n| Update::Service(service(n).into()));
-    services.chain((0..size).map(|n| Update::Workload(workload(n).into()))).collect()
-}
 
 fn mesh(size: usize) -> (Mesh, Sharing) {
     let mut sharing = Sharing::default();

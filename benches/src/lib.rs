@@ -12,6 +12,7 @@ mod load;
 pub mod mesh;
 pub mod node;
 pub mod report;
+pub mod state;
 mod tls;
 mod way;
 

@@ -18,7 +18,10 @@ use rcgen::{
 };
 use rustls::ServerConfig;
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -59,6 +62,8 @@ pub(super) struct Fake {
     pub(super) signed: Arc<Mutex<Vec<IstioCertificateRequest>>>,
     pub(super) sign: Arc<Mutex<Sign>>,
     pub(super) scratch: tempfile::TempDir,
+    /// Has every connection take no more calls: GOAWAY.
+    pub(super) leaves: Arc<Notify>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -141,12 +146,14 @@ impl Fake {
             signed: signed.clone(),
             sign: sign.clone(),
         };
+        let leaves = Arc::<Notify>::default();
+        let leaving = leaves.clone();
         let serving = tokio::spawn(async move {
             // Connections end with it.
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let Ok((tcp, _)) = listener.accept().await else { return };
-                let (tls, service) = (tls.clone(), service.clone());
+                let (tls, service, leaving) = (tls.clone(), service.clone(), leaving.clone());
                 connections.spawn(async move {
                     let Ok(stream) = tls.accept(tcp).await else { return };
                     let both = Both {
@@ -154,7 +161,14 @@ impl Fake {
                         signing: IstioCertificateServiceServer::new(service),
                     };
                     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                    let _ = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(both)).await;
+                    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(both)));
+                    tokio::select! {
+                        _ = &mut connection => {}
+                        () = leaving.notified() => {
+                            connection.as_mut().graceful_shutdown();
+                            let _ = connection.await;
+                        }
+                    }
                 });
             }
         });
@@ -167,6 +181,7 @@ impl Fake {
             signed,
             sign,
             scratch,
+            leaves,
             serving,
         }
     }

@@ -2,7 +2,8 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -10,14 +11,19 @@ use ambient_core::{Credential, Identity, PrivateKey, TrustBundles};
 use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier};
 use prost_types::{Struct, Value, value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use tokio::time::timeout;
 use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::transport::{Endpoint, Line};
+use super::{
+    memory::{RememberedRoots, RootsFile},
+    state::ConnectError,
+    transport::{Endpoint, Line},
+};
 use crate::{
-    BoxFuture, IssueError, Issuer,
+    BoxFuture, IssueError, Issuer, LastHeard,
     wire::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
 };
 
@@ -34,6 +40,9 @@ pub struct CertificatesConfig {
     /// Whether the identity asked for is one of the node's pods and not the caller's own: istiod then looks whether a pod of
     /// that account runs on the caller's node.
     pub impersonate: bool,
+    /// A directory of the process's own where the roots that came are kept for a restart while istiod is away; nowhere by
+    /// default. Never keys, nor certificates.
+    pub memory: Option<PathBuf>,
 }
 
 impl CertificatesConfig {
@@ -43,6 +52,7 @@ impl CertificatesConfig {
             endpoint,
             ttl: Duration::from_secs(24 * 60 * 60),
             impersonate: true,
+            memory: None,
         }
     }
 }
@@ -59,6 +69,14 @@ pub struct Certificates {
     ttl: Duration,
     impersonate: bool,
     roots: RwLock<Roots>,
+    kept: Option<KeptRoots>,
+    last_heard: LastHeard,
+}
+
+/// Where roots are kept, and what was last.
+struct KeptRoots {
+    file: Arc<RootsFile>,
+    last: Mutex<RememberedRoots>,
 }
 
 impl fmt::Debug for Certificates {
@@ -71,15 +89,57 @@ impl Certificates {
     /// Prepares to ask; connects with the first request.
     ///
     /// # Errors
-    /// When the endpoint cannot be understood.
-    pub fn new(config: CertificatesConfig) -> Result<Self, super::EndpointError> {
+    /// When the endpoint cannot be understood, or [`CertificatesConfig::memory`] names no place that can be kept. A file that
+    /// is damaged there is told in the log, and begun anew.
+    pub fn new(config: CertificatesConfig) -> Result<Self, ConnectError> {
         config.endpoint.check()?;
+        let (mut roots, last_heard) = (Roots::default(), LastHeard::default());
+        let mut kept = None;
+        if let Some(directory) = &config.memory {
+            let (file, remembered) = RootsFile::open(directory)?;
+            if let Some(remembered) = remembered {
+                last_heard.at(remembered.heard);
+                roots.known = remembered.roots;
+                roots.renew(now());
+            }
+            kept = Some(KeptRoots {
+                file: Arc::new(file),
+                last: Mutex::new(RememberedRoots {
+                    heard: SystemTime::UNIX_EPOCH,
+                    roots: Vec::new(),
+                }),
+            });
+        }
         Ok(Self {
             line: Line::new(config.endpoint),
             ttl: config.ttl,
             impersonate: config.impersonate,
-            roots: RwLock::default(),
+            roots: RwLock::new(roots),
+            kept,
+            last_heard,
         })
+    }
+
+    /// Keeps the roots of now, where they are others than those that are kept, or were kept a while ago. What cannot be kept
+    /// is told, and only a restart misses it.
+    async fn keep(&self, roots: Vec<Root>) {
+        let Some(kept) = &self.kept else { return };
+        let heard = now();
+        let remembered = {
+            let mut last = kept.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let recent = heard.duration_since(last.heard).is_ok_and(|age| age < KEEPING);
+            let alike = |(a, b): (&Root, &Root)| a.of == b.of && a.der == b.der;
+            if recent && last.roots.len() == roots.len() && last.roots.iter().zip(&roots).all(alike) {
+                return;
+            }
+            *last = RememberedRoots { heard, roots };
+            last.clone()
+        };
+        let file = kept.file.clone();
+        let written = tokio::task::spawn_blocking(move || file.keep(&remembered)).await;
+        if let Ok(Err(error)) = written {
+            tracing::error!(%error, "the roots that came are not remembered: a restart without istiod has none");
+        }
     }
 
     async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {
@@ -101,8 +161,13 @@ impl Certificates {
         let credential = answer
             .credential(identity, key, self.line.endpoint(), now())
             .map_err(|why| unavailable(format!("istiod's answer is refused: {why}")))?;
-        let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
-        roots.came(identity, &answer.roots, credential.not_after, now());
+        let known = {
+            let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+            roots.came(identity, &answer.roots, credential.not_after, now());
+            roots.known.clone()
+        };
+        self.last_heard.at(now());
+        self.keep(known).await;
         Ok(Arc::new(credential))
     }
 
@@ -140,6 +205,10 @@ impl Issuer for Certificates {
     fn trust(&self) -> Arc<TrustBundles> {
         let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
         roots.at(now())
+    }
+
+    fn last_heard(&self) -> Option<LastHeard> {
+        Some(self.last_heard.clone())
     }
 }
 
@@ -204,12 +273,14 @@ impl Answer {
             SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
         };
         let (not_before, not_after) = (date(parsed.validity().not_before), date(parsed.validity().not_after));
-        if let Ok(early) = not_before.duration_since(now)
-            && !early.is_zero()
-        {
+        let early = not_before.duration_since(now).unwrap_or_default();
+        if early > SKEW {
             return Err(format!(
                 "its certificate is valid only in {early:?}: set the clock of this node, or istiod's"
             ));
+        }
+        if !early.is_zero() {
+            tracing::warn!(%identity, ?early, "istiod's certificates begin in the future: the clock of this node is behind, or istiod's ahead");
         }
         if let Ok(late) = now.duration_since(not_after) {
             return Err(format!(
@@ -221,17 +292,37 @@ impl Answer {
             bundles.add(identity.trust_domain().clone(), root.to_vec());
         }
         let trust = Arc::new(Trust::new(&endpoint.provider, &bundles));
+        // Peers whose clocks are right take it already.
+        let begun = UnixTime::since_unix_epoch((now + early).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
         Verifier::new(&trust, Accepted::any_of([identity.clone()]))
+            .with_time(Arc::new(At(begun)))
             .verify(&self.chain, Role::Server)
             .map_err(|e: PeerError| e.to_string())?;
         Ok(Credential {
             identity: identity.clone(),
             chain: self.chain.iter().map(|c| c.to_vec()).collect(),
             key: Arc::new(PrivateKey::from(key.serialize_der())),
-            not_before,
+            not_before: not_before.min(now),
             not_after,
         })
     }
+}
+
+/// A clock that stands.
+#[derive(Debug)]
+struct At(UnixTime);
+
+impl TimeProvider for At {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}
+
+/// What would be made of an answer's entries.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_answer(entries: &[String], identity: &Identity, key: KeyPair, now: SystemTime) -> Result<Credential, String> {
+    let endpoint = Endpoint::new("istiod:15012", Arc::new(ambient_tls::provider()));
+    Answer::read(entries)?.credential(identity, key, &endpoint, now)
 }
 
 fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -250,11 +341,12 @@ struct Roots {
     present: Arc<TrustBundles>,
 }
 
-#[derive(Debug)]
-struct Root {
-    of: ambient_core::TrustDomain,
-    der: Vec<u8>,
-    until: SystemTime,
+/// A root, and until when it is trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Root {
+    pub(super) of: ambient_core::TrustDomain,
+    pub(super) der: Vec<u8>,
+    pub(super) until: SystemTime,
 }
 
 impl Roots {
@@ -302,6 +394,10 @@ pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
 
+/// How old the kept roots' dates may be.
+const KEEPING: Duration = Duration::from_secs(60);
+/// How much later than now a certificate may begin: so far apart clocks are that are set, but not well.
+const SKEW: Duration = Duration::from_secs(300);
 /// How long istiod may take to sign.
 const ANSWERING: Duration = Duration::from_secs(10);
 /// Roots that are trusted at a time: a mesh has one, or two while they change.

@@ -13,7 +13,15 @@
 //!          'M' seconds since 1970 (u64)        a mark: all before it holds, and istiod was heard of then
 //! ```
 //!
-//! Keys and certificates are never in it.
+//! Beside it, the roots that came with certificates (`istiod.roots`), in records of the same form and written anew whenever they
+//! change:
+//!
+//! ```text
+//! "ambient roots 1\n" mark (record)*
+//! payload: 'T' until (seconds since 1970, u64) trust-domain der
+//! ```
+//!
+//! Keys and certificates are never in either.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +32,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::session::Kind;
+use ambient_core::TrustDomain;
+
+use super::{identity::Root, session::Kind};
 
 #[cfg(test)]
 mod tests;
@@ -100,24 +110,11 @@ impl Memory {
     /// When the file system refuses, or others could have written there. A damaged file is told in the second value; then the
     /// file is begun anew.
     pub(super) fn open(directory: &Path) -> Result<(Self, Result<Remembered, MemoryError>), MemoryError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder.create(directory).map_err(io_error("make the directory", directory))?;
-        own(
-            directory,
-            "others can write here: chmod go-w, if nobody has, or choose another directory",
-        )?;
+        own_directory(directory)?;
         let path = directory.join("istiod.state");
-        let read = match fs::symlink_metadata(&path) {
-            Ok(_) => {
-                own(&path, "others can write it: remove it")?;
-                let mut bytes = Vec::new();
-                let mut file = options().open(&path).map_err(io_error("open", &path))?;
-                file.read_to_end(&mut bytes).map_err(io_error("read", &path))?;
-                read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at })
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Remembered::default()),
-            Err(e) => return Err(io_error("look at", &path)(e)),
+        let read = match read_own(&path)? {
+            Some(bytes) => read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at }),
+            None => Ok(Remembered::default()),
         };
         let nothing = Remembered::default();
         let memory = Self::begin(path, read.as_ref().unwrap_or(&nothing))?;
@@ -126,27 +123,8 @@ impl Memory {
 
     /// Writes a file anew, whole or not at all.
     fn begin(path: PathBuf, holding: &Remembered) -> Result<Self, MemoryError> {
-        let draft = path.with_extension("new");
-        let mut bytes = MAGIC.to_vec();
-        for ((kind, name), kept) in &holding.resources {
-            record(&mut bytes, &put(*kind, name, kept));
-        }
-        if let Some(heard) = holding.heard {
-            record(&mut bytes, &mark(heard));
-        }
-        let written = (|| {
-            let _ = fs::remove_file(&draft);
-            let mut file = options().create_new(true).open(&draft)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
-            Ok(file)
-        })();
-        let file = written.map_err(|e| {
-            let _ = fs::remove_file(&draft);
-            io_error("write", &path)(e)
-        })?;
+        let bytes = whole(holding);
+        let file = replace(&path, &bytes)?;
         let length = bytes.len() as u64;
         Ok(Self {
             path,
@@ -205,6 +183,165 @@ impl Memory {
         drop(bytes);
         *self = Self::begin(self.path.clone(), &holding)?;
         Ok(())
+    }
+}
+
+/// The roots that came, on disk.
+#[derive(Debug)]
+pub(super) struct RootsFile(PathBuf);
+
+/// What stands there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RememberedRoots {
+    /// When istiod has said so last.
+    pub(super) heard: SystemTime,
+    pub(super) roots: Vec<Root>,
+}
+
+impl RootsFile {
+    /// The file in a directory, which is made (mode 0700) if it is not there, and what it holds; nothing of a damaged one, which
+    /// is told in the log.
+    ///
+    /// # Errors
+    /// When the file system refuses, or others could have written there.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Option<RememberedRoots>), MemoryError> {
+        own_directory(directory)?;
+        let path = directory.join("istiod.roots");
+        let Some(bytes) = read_own(&path)? else {
+            return Ok((Self(path), None));
+        };
+        let read = read_roots(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at });
+        let remembered = read.inspect_err(|error| tracing::error!(%error, "nothing is known of the roots that came before"));
+        Ok((Self(path), remembered.ok()))
+    }
+
+    /// Writes it anew, whole or not at all.
+    pub(super) fn keep(&self, remembered: &RememberedRoots) -> Result<(), MemoryError> {
+        replace(&self.0, &write_roots(remembered)).map(drop)
+    }
+}
+
+fn write_roots(remembered: &RememberedRoots) -> Vec<u8> {
+    let mut bytes = ROOTS_MAGIC.to_vec();
+    record(&mut bytes, &mark(remembered.heard));
+    for root in &remembered.roots {
+        let until = root.until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut payload = vec![b'T'];
+        payload.extend_from_slice(&until.to_be_bytes());
+        text(&mut payload, root.of.as_str().as_bytes());
+        text(&mut payload, &root.der);
+        record(&mut bytes, &payload);
+    }
+    bytes
+}
+
+/// Reads a file of roots: it is written as a whole, so that any damage is damage.
+fn read_roots(bytes: &[u8]) -> Result<RememberedRoots, u64> {
+    let mut rest = bytes.strip_prefix(ROOTS_MAGIC).ok_or(0_u64)?;
+    let (mut heard, mut roots) = (None, Vec::new());
+    while !rest.is_empty() {
+        let at = (bytes.len() - rest.len()) as u64;
+        let (length, checksum, body) = head(rest).ok_or(at)?;
+        let (payload, after) = body.split_at_checked(length).ok_or(at)?;
+        if fnv(payload) != checksum {
+            return Err(at);
+        }
+        match payload.split_first() {
+            Some((b'T', root)) => roots.push(parse_root(root).ok_or(at)?),
+            _ => match parse(payload) {
+                Some(Parsed::Mark(at)) => heard = Some(at),
+                _ => return Err(at),
+            },
+        }
+        rest = after;
+    }
+    let heard = heard.ok_or(bytes.len() as u64)?;
+    Ok(RememberedRoots { heard, roots })
+}
+
+fn parse_root(payload: &[u8]) -> Option<Root> {
+    let (until, mut rest) = payload.split_first_chunk::<8>()?;
+    let root = Root {
+        until: UNIX_EPOCH.checked_add(Duration::from_secs(u64::from_be_bytes(*until)))?,
+        of: std::str::from_utf8(take(&mut rest)?).ok()?.parse::<TrustDomain>().ok()?,
+        der: take(&mut rest)?.to_vec(),
+    };
+    rest.is_empty().then_some(root)
+}
+
+/// Makes a directory of the process's own, or sees that it is one.
+fn own_directory(directory: &Path) -> Result<(), MemoryError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(directory).map_err(io_error("make the directory", directory))?;
+    own(
+        directory,
+        "others can write here: chmod go-w, if nobody has, or choose another directory",
+    )
+}
+
+/// A file's bytes, if it is there and nobody else could have written it.
+fn read_own(path: &Path) -> Result<Option<Vec<u8>>, MemoryError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => {
+            own(path, "others can write it: remove it")?;
+            let mut bytes = Vec::new();
+            let mut file = options().open(path).map_err(io_error("open", path))?;
+            file.read_to_end(&mut bytes).map_err(io_error("read", path))?;
+            Ok(Some(bytes))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io_error("look at", path)(e)),
+    }
+}
+
+/// Writes a file anew, whole or not at all; gives it, open at its end.
+fn replace(path: &Path, bytes: &[u8]) -> Result<File, MemoryError> {
+    let draft = path.with_extension("new");
+    let written = (|| {
+        let _ = fs::remove_file(&draft);
+        let mut file = options().create_new(true).open(&draft)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)?;
+        File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        Ok(file)
+    })();
+    written.map_err(|e| {
+        let _ = fs::remove_file(&draft);
+        io_error("write", path)(e)
+    })
+}
+
+/// A file's bytes.
+fn whole(holding: &Remembered) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    for ((kind, name), kept) in &holding.resources {
+        record(&mut bytes, &put(*kind, name, kept));
+    }
+    if let Some(heard) = holding.heard {
+        record(&mut bytes, &mark(heard));
+    }
+    bytes
+}
+
+/// Whatever the bytes are: what is read of them is read again from what would be written.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(remembered) = read(bytes) {
+        assert_eq!(read(&whole(&remembered)), Ok(remembered));
+    }
+    if let Ok(remembered) = read_roots(bytes) {
+        assert_eq!(read_roots(&write_roots(&remembered)), Ok(remembered));
+    }
+    // Few bytes have a right checksum: as a payload, they need none.
+    let mut framed = MAGIC.to_vec();
+    for payload in bytes.split(|byte| *byte == 0xff) {
+        record(&mut framed, payload);
+    }
+    record(&mut framed, &mark(UNIX_EPOCH));
+    if let Ok(remembered) = read(&framed) {
+        assert_eq!(read(&whole(&remembered)), Ok(remembered));
     }
 }
 
@@ -370,5 +507,6 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Memory
 /// The bytes before a payload.
 const HEAD: usize = 16;
 const MAGIC: &[u8] = b"ambient state 1\n";
+const ROOTS_MAGIC: &[u8] = b"ambient roots 1\n";
 /// What may be out of date before the file is made anew, besides as much again as is not.
 const SPARE: u64 = if cfg!(test) { 4096 } else { 1 << 20 };

@@ -70,35 +70,33 @@ impl<T: Into<String>> From<T> for Refused {
     }
 }
 
-/// Reads an `istio.workload.Address`.
+/// Reads an `istio.workload.Address`. A resource is taken back by its name: one that bears another's could never be.
 pub(crate) fn address(name: &str, body: &[u8]) -> Result<Read, Refused> {
     let sent = wire::Address::decode(body).map_err(|e| format!("no istio.workload.Address: {e}"))?;
     match sent.r#type {
         Some(address::Type::Workload(sent)) => {
             let workload = workload(sent)?;
-            named(name, workload.uid.as_str())?;
+            // Two names that differ in case would be one workload, and the end of one that of the other.
+            if name != workload.uid.as_str() {
+                return Err(format!("it is {} by what it says of itself", workload.uid).into());
+            }
             Ok(Read {
                 key: Key::Workload(workload.uid.clone()),
                 change: Change::Mesh(Update::Workload(workload.into())),
             })
         }
         Some(address::Type::Service(sent)) => {
+            let said = format!("{}/{}", sent.namespace, sent.hostname);
             let service = service(sent)?;
-            named(name, &service.name.to_string())?;
+            if name != said {
+                return Err(format!("it is {said} by what it says of itself").into());
+            }
             Ok(Read {
                 key: Key::Service(service.name.clone()),
                 change: Change::Mesh(Update::Service(service.into())),
             })
         }
         None => Err("type: neither a workload nor a service".into()),
-    }
-}
-
-/// A resource is taken back by its name: one that bears another's could never be.
-fn named(name: &str, wanted: &str) -> Result<(), Refused> {
-    match name.eq_ignore_ascii_case(wanted) {
-        true => Ok(()),
-        false => Err(format!("it is {wanted} by what it says of itself").into()),
     }
 }
 

@@ -10,6 +10,9 @@
 //!                               +------------+
 //! ```
 //!
+//! Asked one by one, a name stays subscribed to, whether it was answered with a resource or with its absence, until it is
+//! [given back](Session::give_back): what nothing else keeps then goes with it.
+//!
 //! Removals of more than half of a kind soon after a stream was opened wait for [`Settings::grace`]: a control plane that
 //! has lost its memory says the same. What comes again meanwhile was never gone. A stream that closes first takes its
 //! removals along: the next one will say them again.
@@ -19,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_core::{PolicyKey, mesh};
+use ambient_core::{NamespacedHostname, PolicyKey, mesh};
 
 use super::{
     memory::{Entry, Kept, Remembered},
@@ -123,12 +126,14 @@ struct Known {
     refused: HashMap<Box<str>, Refused>,
     /// What was asked for and not answered.
     asked: BTreeSet<Box<str>>,
+    /// What was asked for and answered: it is subscribed to, and by an alias as well as by a resource's name.
+    subscribed: BTreeSet<Box<str>>,
     /// Whether there was ever a response.
     answered: bool,
-    /// What was held when the stream was opened.
-    at_opening: usize,
+    /// What was held when the stream was opened: of workloads or policies, and of services.
+    at_opening: [usize; 2],
     /// Names removed soon after that.
-    removed_early: usize,
+    removed_early: [usize; 2],
     /// What is to be removed, and when.
     waiting: Option<(Instant, HashSet<Box<str>>)>,
 }
@@ -137,6 +142,25 @@ struct Known {
 struct Held {
     version: Box<str>,
     key: Key,
+    /// Why it is sent, where not all is; else nothing.
+    reasons: Option<Box<Reasons>>,
+}
+
+impl Held {
+    /// Which of the two sorts of its kind it is.
+    fn sort(&self) -> usize {
+        usize::from(matches!(self.key, Key::Service(_)))
+    }
+}
+
+/// What a resource is sent for, besides its name.
+#[derive(Debug)]
+struct Reasons {
+    aliases: Vec<Box<str>>,
+    /// A workload is sent along with the services that it is an endpoint of.
+    services: Vec<NamespacedHostname>,
+    /// Workloads of the node's own are sent unasked.
+    ours: bool,
 }
 
 #[derive(Debug)]
@@ -193,17 +217,26 @@ impl Session {
         for kind in Kind::ALL {
             let on_demand = self.settings.on_demand && kind == Kind::Address;
             let known = &mut self.kinds[kind as usize];
-            known.at_opening = known.held.len();
-            known.removed_early = 0;
+            known.at_opening = [0; 2];
+            known.held.values().for_each(|held| known.at_opening[held.sort()] += 1);
+            known.removed_early = [0; 2];
             let mut versions: HashMap<String, String> = known
                 .held
                 .iter()
                 .map(|(name, held)| (name.to_string(), held.version.to_string()))
                 .collect();
+            for held in known.held.values() {
+                let aliases = held.reasons.iter().flat_map(|reasons| &reasons.aliases);
+                for alias in aliases.filter(|alias| known.subscribed.contains(*alias)) {
+                    versions.insert(alias.to_string(), held.version.to_string());
+                }
+            }
             // What was refused too: whoever is not told that it was seen would not say that it is gone.
-            for name in known.asked.iter().chain(known.refused.keys()) {
+            for name in known.refused.keys().chain(&known.subscribed) {
                 versions.entry(name.to_string()).or_default();
             }
+            // An answer is owed also where what it will say came by another name.
+            versions.extend(known.asked.iter().map(|name| (name.to_string(), String::new())));
             let mut request = DeltaDiscoveryRequest {
                 node: Some(self.settings.node.clone()),
                 type_url: kind.type_url().into(),
@@ -214,7 +247,8 @@ impl Session {
                 // Subscribed to all and to none in one breath: neither is then taken for the other.
                 request.resource_names_subscribe = vec!["*".into()];
                 request.resource_names_unsubscribe = vec!["*".into()];
-                request.resource_names_subscribe.extend(known.asked.iter().map(ToString::to_string));
+                let names = known.asked.iter().chain(&known.subscribed);
+                request.resource_names_subscribe.extend(names.map(ToString::to_string));
             }
             self.requests.push_back(request);
         }
@@ -229,15 +263,17 @@ impl Session {
         }
     }
 
-    /// Asks for a resource that is needed, by `NETWORK/IP`, by UID or by `NAMESPACE/HOSTNAME`. Gives `false` where too many
-    /// are asked for already.
-    pub(crate) fn ask(&mut self, name: &str) -> bool {
+    /// Asks for a resource that is needed, by `NETWORK/IP`, by UID or by `NAMESPACE/HOSTNAME`.
+    pub(crate) fn ask(&mut self, name: &str) -> Ask {
         let known = &mut self.kinds[Kind::Address as usize];
-        if known.asked.contains(name) {
-            return true;
+        if known.subscribed.contains(name) {
+            return Ask::Answered;
         }
-        if known.asked.len() >= ASKED {
-            return false;
+        if known.asked.contains(name) {
+            return Ask::Asked;
+        }
+        if known.asked.len() + known.subscribed.len() >= ASKED {
+            return Ask::TooMany;
         }
         known.asked.insert(name.into());
         if self.opened.is_some() {
@@ -247,7 +283,36 @@ impl Session {
                 ..DeltaDiscoveryRequest::default()
             });
         }
-        true
+        Ask::Asked
+    }
+
+    /// These names are needed no longer. Gives what goes with them: what is held for no other reason.
+    pub(crate) fn give_back(&mut self, names: &[String]) -> Received {
+        let mut received = Received::default();
+        let known = &mut self.kinds[Kind::Address as usize];
+        let mut given = Vec::new();
+        for name in names {
+            let asked = known.asked.remove(name.as_str());
+            if known.subscribed.remove(name.as_str()) || asked {
+                given.push(name.clone());
+            }
+        }
+        if given.is_empty() {
+            return received;
+        }
+        // Some servers take what a stream began with for asked for, each by its own name.
+        for name in known.needless() {
+            known.let_go(Kind::Address, &name, &mut received);
+            given.push(name.into());
+        }
+        if self.opened.is_some() {
+            self.requests.push_back(DeltaDiscoveryRequest {
+                type_url: Kind::Address.type_url().into(),
+                resource_names_unsubscribe: given,
+                ..DeltaDiscoveryRequest::default()
+            });
+        }
+        received
     }
 
     /// A response has come. It is answered in any case.
@@ -334,7 +399,11 @@ impl Session {
     }
 
     fn is_answered(&self) -> bool {
-        self.kinds.iter().all(|known| known.answered)
+        // Asked one by one, there is no whole of workloads and services that could have come.
+        let needed = Kind::ALL
+            .iter()
+            .filter(|kind| !(self.settings.on_demand && **kind == Kind::Address));
+        needed.into_iter().all(|kind| self.kinds[*kind as usize].answered)
     }
 
     /// What is wrong now.
@@ -347,7 +416,7 @@ impl Session {
                 policy: refused.policy.clone(),
             }));
             if let Some((_, names)) = &known.waiting {
-                let (gone, of, word) = (names.len(), known.at_opening, kind.word());
+                let (gone, of, word) = (names.len(), known.at_opening.iter().sum::<usize>(), kind.word());
                 faults.push(Fault::from(format!(
                     "the control plane came back without {gone} of {of} {word}: they stay for a while, should it find them again"
                 )));
@@ -358,7 +427,7 @@ impl Session {
     }
 
     /// How much is held: workloads and services, and policies.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn held(&self) -> [usize; 2] {
         Kind::ALL.map(|kind| self.kinds[kind as usize].held.len())
     }
@@ -384,13 +453,18 @@ impl Session {
         };
         known.return_of(name);
         known.refused.remove(name);
-        for asked in std::iter::once(name).chain(resource.aliases.iter().map(String::as_str)) {
-            if known.asked.remove(asked) {
-                received.answered.push(asked.into());
-            }
+        let reasons = (self.settings.on_demand && kind == Kind::Address)
+            .then(|| Box::new(Reasons::of(&resource.aliases, &read.change, own_node(&self.settings.node))));
+        known.answer(name, received);
+        for alias in reasons.iter().flat_map(|reasons| &reasons.aliases) {
+            known.answer(alias, received);
         }
-        let version = resource.version.as_str().into();
-        known.held.insert(name.into(), Held { version, key: read.key });
+        let held = Held {
+            version: resource.version.as_str().into(),
+            key: read.key,
+            reasons,
+        };
+        known.held.insert(name.into(), held);
         received.changes.push(read.change);
         Ok(())
     }
@@ -398,13 +472,11 @@ impl Session {
     fn remove(&mut self, now: Instant, kind: Kind, names: &[String], received: &mut Received) {
         // The first stream of all has nothing that could be lost.
         let begun_with = self.kinds[kind as usize].at_opening;
-        let settling = begun_with > 0 && self.opened.is_some_and(|at| now < at + self.settings.settling);
+        let settling = begun_with != [0; 2] && self.opened.is_some_and(|at| now < at + self.settings.settling);
         let grace = now + self.settings.grace;
         let known = &mut self.kinds[kind as usize];
         for name in names {
-            if known.asked.remove(name.as_str()) {
-                received.answered.push(name.clone());
-            }
+            known.answer(name, received);
             if let Some(refused) = known.refused.remove(name.as_str())
                 && !known.held.contains_key(name.as_str())
                 && let Some(policy) = refused.policy
@@ -413,18 +485,28 @@ impl Session {
                 received.entries.push(Entry::Remove(kind, name.clone()));
             }
         }
-        let gone: Vec<&String> = names.iter().filter(|name| known.held.contains_key(name.as_str())).collect();
-        if settling {
-            known.removed_early += gone.len();
+        // Workloads and services are of one kind on the wire alone: all services may be a small part of both.
+        let mut gone: [Vec<&String>; 2] = Default::default();
+        for name in names {
+            if let Some(held) = known.held.get(name.as_str()) {
+                gone[held.sort()].push(name);
+            }
         }
-        if settling && gone.len() > 1 && known.removed_early * 2 > known.at_opening || known.waiting.is_some() && gone.len() > 1 {
-            let (_, waiting) = known.waiting.get_or_insert_with(|| (grace, HashSet::new()));
-            waiting.extend(gone.into_iter().map(|name| Box::from(name.as_str())));
-            received.waiting = waiting.len();
-            return;
-        }
-        for name in gone {
-            known.let_go(kind, name, received);
+        for (sort, gone) in gone.into_iter().enumerate() {
+            let begun_with = known.at_opening[sort];
+            if settling {
+                known.removed_early[sort] += gone.len();
+            }
+            let most = settling && begun_with > 0 && known.removed_early[sort] * 2 > begun_with;
+            if gone.len() > 1 && (most || known.waiting.is_some()) {
+                let (_, waiting) = known.waiting.get_or_insert_with(|| (grace, HashSet::new()));
+                waiting.extend(gone.into_iter().map(|name| Box::from(name.as_str())));
+                received.waiting = waiting.len();
+                continue;
+            }
+            for name in gone {
+                known.let_go(kind, name, received);
+            }
         }
     }
 
@@ -443,7 +525,87 @@ impl Session {
     }
 }
 
+/// What has become of a name that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// The answer will come.
+    Asked,
+    /// It has come, and what it says is kept up to date.
+    Answered,
+    /// Too many are asked for already.
+    TooMany,
+}
+
+impl Reasons {
+    fn of(aliases: &[String], change: &Change, node: &str) -> Self {
+        let mut names: BTreeSet<Box<str>> = aliases.iter().map(|alias| alias.as_str().into()).collect();
+        let mut reasons = Self {
+            aliases: Vec::new(),
+            services: Vec::new(),
+            ours: false,
+        };
+        // What was remembered has its addresses alone, which are the same.
+        match change {
+            Change::Mesh(mesh::Update::Workload(workload)) => {
+                let at = |ip| format!("{}/{ip}", workload.network.as_str()).into();
+                names.extend(workload.addresses.iter().map(at));
+                reasons.services = workload.services.iter().map(|membership| membership.service.clone()).collect();
+                reasons.ours = !node.is_empty() && *workload.node == *node;
+            }
+            Change::Mesh(mesh::Update::Service(service)) => {
+                names.extend(service.vips.iter().map(|vip| format!("{}/{}", vip.network.as_str(), vip.ip).into()));
+            }
+            _ => {}
+        }
+        reasons.aliases = names.into_iter().collect();
+        reasons
+    }
+}
+
+/// The node that asks, as it says of itself.
+fn own_node(node: &Node) -> &str {
+    let name = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
+    match name.and_then(|value| value.kind.as_ref()) {
+        Some(prost_types::value::Kind::StringValue(name)) => name,
+        _ => "",
+    }
+}
+
 impl Known {
+    /// A name is answered, if it is one that was asked for.
+    fn answer(&mut self, name: &str, received: &mut Received) {
+        if let Some(name) = self.asked.take(name) {
+            received.answered.push(name.to_string());
+            self.subscribed.insert(name);
+        }
+    }
+
+    /// What is held for nothing that is subscribed to.
+    fn needless(&self) -> Vec<Box<str>> {
+        let subscribed = |name: &str| self.subscribed.contains(name) || self.asked.contains(name);
+        let meant = |name: &str, held: &Held| {
+            subscribed(name)
+                || held
+                    .reasons
+                    .iter()
+                    .flat_map(|reasons| &reasons.aliases)
+                    .any(|alias| subscribed(alias))
+        };
+        let services = self.held.iter().filter(|(name, held)| meant(name, held));
+        let services: HashSet<&NamespacedHostname> = services
+            .filter_map(|(_, held)| match &held.key {
+                Key::Service(name) => Some(name),
+                _ => None,
+            })
+            .collect();
+        let needed = |name: &str, held: &Held| {
+            let for_others = |reasons: &Reasons| reasons.ours || reasons.services.iter().any(|service| services.contains(service));
+            meant(name, held) || held.reasons.as_deref().is_none_or(for_others)
+        };
+        let needless = self.held.iter().filter(|(name, held)| !needed(name, held));
+        needless.map(|(name, _)| name.clone()).collect()
+    }
+
     /// What was to be removed is there again.
     fn return_of(&mut self, name: &str) {
         if let Some((_, names)) = &mut self.waiting {
@@ -502,7 +664,7 @@ fn enumerate(refused: &[String]) -> String {
 const INVALID_ARGUMENT: i32 = 3;
 /// The longest text of a NACK, in bytes, but for its first words.
 const MESSAGE: usize = 4096;
-/// Names that may be asked for and unanswered.
-const ASKED: usize = 10_000;
+/// Names that may be asked for or subscribed to.
+pub(crate) const ASKED: usize = 20_000;
 /// Refused resources that are remembered by name.
 const REFUSED: usize = 10_000;

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -21,7 +24,7 @@ use super::{
     transport::{Endpoint, EndpointError},
 };
 use crate::{
-    Batch, BoxFuture, Fault, Source,
+    AskError, Batch, BoxFuture, Fault, LastHeard, OnDemand, Source,
     backoff::Backoff,
     wire::envoy::{
         config::core::v3::Node,
@@ -39,7 +42,7 @@ pub struct StateConfig {
     pub endpoint: Endpoint,
     /// Who asks.
     pub asker: Asker,
-    /// Ask for workloads and services one by one, as they are needed ([`State::asking`]), instead of for all.
+    /// Ask for workloads and services one by one, as they are needed ([`Source::on_demand`]), instead of for all.
     pub on_demand: bool,
     /// How policies are read.
     pub policies: wire::Settings,
@@ -136,18 +139,39 @@ impl Asker {
 #[derive(Debug)]
 pub struct State {
     batches: mpsc::Receiver<Batch>,
-    ask: mpsc::Sender<String>,
+    asking: Option<Arc<Asking>>,
+    last_heard: LastHeard,
 }
 
-/// Asks for what is needed of a mesh that is not sent whole.
-#[derive(Clone, Debug)]
-pub struct Asking(mpsc::Sender<String>);
+/// What is needed, or needed no longer, of a mesh that is not sent whole.
+#[derive(Debug)]
+struct Asking {
+    wishes: mpsc::Sender<Wish>,
+    /// Whether a stream is open.
+    open: Arc<AtomicBool>,
+}
 
-impl Asking {
-    /// Asks for a workload or a service by `NETWORK/IP`, by UID or by `NAMESPACE/HOSTNAME`. The answer, or that there is
-    /// none, comes with a later batch. Gives `false` where too much is being asked for.
-    pub fn ask(&self, name: &str) -> bool {
-        self.0.try_send(name.to_owned()).is_ok()
+#[derive(Debug)]
+enum Wish {
+    Ask(String),
+    GiveBack(Vec<String>),
+}
+
+impl OnDemand for Asking {
+    fn ask(&self, name: &str) -> Result<(), AskError> {
+        self.wishes.try_send(Wish::Ask(name.to_owned())).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => AskError::TooMuch,
+            mpsc::error::TrySendError::Closed(_) => AskError::Ended,
+        })
+    }
+
+    fn give_back(&self, names: Vec<String>) {
+        // Where there is no room they stay subscribed to, which costs no more than it did.
+        let _ = self.wishes.try_send(Wish::GiveBack(names));
+    }
+
+    fn is_there(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
     }
 }
 
@@ -163,7 +187,14 @@ impl State {
     pub fn connect(config: StateConfig) -> Result<Self, ConnectError> {
         config.endpoint.check()?;
         let (sender, batches) = mpsc::channel(BATCHES);
-        let (ask, asked) = mpsc::channel(ASKED);
+        let (wishes, wished) = mpsc::channel(WISHES);
+        let open = Arc::<AtomicBool>::default();
+        let asking = config.on_demand.then(|| {
+            Arc::new(Asking {
+                wishes: wishes.clone(),
+                open: open.clone(),
+            })
+        });
         let mut session = Session::new(session::Settings {
             node: config.asker.node(),
             on_demand: config.on_demand,
@@ -175,31 +206,47 @@ impl State {
         if let Some(memory) = &config.memory {
             recalled = Recalled::open(memory, &mut session)?;
         }
+        let last_heard = LastHeard::default();
+        if let Some(heard) = recalled.heard {
+            last_heard.at(heard);
+        }
         let client = Client {
             config,
             session,
             batches: sender,
-            asked,
+            wished,
+            _wishes: wishes,
+            open,
+            answered: Vec::new(),
             away: None,
             memory: recalled.memory,
             forgetful: recalled.fault,
             heard: recalled.heard,
+            last_heard: last_heard.clone(),
+            expired: false,
             told: Vec::new(),
             synced: false,
         };
         tokio::spawn(client.run(recalled.changes));
-        Ok(Self { batches, ask })
-    }
-
-    /// For asking, where the mesh is not sent whole.
-    pub fn asking(&self) -> Asking {
-        Asking(self.ask.clone())
+        Ok(Self {
+            batches,
+            asking,
+            last_heard,
+        })
     }
 }
 
 impl Source for State {
     fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
         Box::pin(self.batches.recv())
+    }
+
+    fn last_heard(&self) -> Option<LastHeard> {
+        Some(self.last_heard.clone())
+    }
+
+    fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
+        Some(self.asking.clone()?)
     }
 }
 
@@ -249,7 +296,12 @@ struct Client {
     config: StateConfig,
     session: Session,
     batches: mpsc::Sender<Batch>,
-    asked: mpsc::Receiver<String>,
+    wished: mpsc::Receiver<Wish>,
+    /// So that the channel stays open where nobody asks.
+    _wishes: mpsc::Sender<Wish>,
+    open: Arc<AtomicBool>,
+    /// Answers that no batch has brought yet.
+    answered: Vec<Arc<str>>,
     /// Why there is no stream.
     away: Option<String>,
     /// Where it is remembered; `None` where it is not to be.
@@ -258,6 +310,10 @@ struct Client {
     forgetful: Option<String>,
     /// When istiod was heard of last.
     heard: Option<SystemTime>,
+    /// The same for others, with whether it is there now.
+    last_heard: LastHeard,
+    /// Whether what was remembered is too old to be gone by.
+    expired: bool,
     /// The faults that were told last.
     told: Vec<Fault>,
     synced: bool,
@@ -283,6 +339,10 @@ impl Client {
         loop {
             let opened = now();
             let end = self.stream().await;
+            self.open.store(false, Ordering::Relaxed);
+            if let Some(heard) = self.heard {
+                self.last_heard.at(heard);
+            }
             self.session.handle_closed();
             let (why, usual) = match end {
                 End::Usual(why) => (why, true),
@@ -295,7 +355,7 @@ impl Client {
             let wait = backoff.next();
             match usual {
                 true => tracing::debug!(%why, "the stream of the control plane has ended"),
-                false => tracing::warn!(%why, ?wait, "no stream of the control plane; what is known stays"),
+                false => tracing::warn!(%why, ?wait, age = %self.age(), "no stream of the control plane; what is known stays"),
             }
             self.away = Some(format!("no stream from {}: {why}", self.config.endpoint.address));
             self.expire();
@@ -303,9 +363,16 @@ impl Client {
             if !usual && self.tell(Vec::new()).await.is_err() {
                 return;
             }
-            sleep(wait).await;
-            if self.batches.is_closed() {
-                return;
+            let pause = sleep(wait);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
+                        return;
+                    },
+                    () = self.batches.closed() => return,
+                }
             }
         }
     }
@@ -334,6 +401,7 @@ impl Client {
             Ok(Err(status)) => return ended(&status),
             Err(_) => return End::Failed(format!("no answer within {ANSWERING:?}")),
         };
+        self.open.store(true, Ordering::Relaxed);
         loop {
             while let Some(request) = self.session.poll_request() {
                 match timeout(ANSWERING, requests.send(request)).await {
@@ -348,12 +416,17 @@ impl Client {
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
                         self.away = None;
+                        self.expired = false;
+                        self.last_heard.is_there();
                         let received = self.session.handle_response(now(), response);
+                        if received.waiting > 0 {
+                            let (count, grace) = (received.waiting, self.config.grace);
+                            tracing::warn!(count, ?grace, "the control plane has come back without much of what it had: removals wait");
+                        }
                         for refused in &received.refused {
                             tracing::warn!(%refused, "refused of the control plane");
                         }
-                        self.note(received.entries).await;
-                        if self.tell(received.changes).await.is_err() {
+                        if self.pass_on(received).await.is_err() {
                             return End::Dropped;
                         }
                     }
@@ -362,30 +435,58 @@ impl Client {
                 },
                 () = async { match wake { Some(at) => time::sleep_until(at).await, None => std::future::pending().await } } => {
                     let received = self.session.handle_timeout(now());
-                    self.note(received.entries).await;
-                    if self.tell(received.changes).await.is_err() {
+                    if self.pass_on(received).await.is_err() {
                         return End::Dropped;
                     }
                 }
                 // A control plane that has nothing to say is there all the same.
                 () = sleep(MARKING) => self.note(Vec::new()).await,
-                asked = self.asked.recv() => match asked {
-                    Some(name) => {
-                        if !self.session.ask(&name) {
-                            tracing::warn!(name, "too much is asked of the control plane: not asked for");
-                        }
-                    }
-                    None => return End::Dropped,
+                Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
+                    return End::Dropped;
                 },
                 () = self.batches.closed() => return End::Dropped,
             }
         }
     }
 
+    /// Does what is wished; a batch is sent where that answers anything.
+    async fn grant(&mut self, wish: Wish) -> Result<(), ()> {
+        match wish {
+            Wish::Ask(name) => match self.session.ask(&name) {
+                session::Ask::Asked => {}
+                session::Ask::Answered => {
+                    self.answered.push(name.into());
+                    self.tell(Vec::new()).await?;
+                }
+                session::Ask::TooMany => tracing::warn!(name, "too much is asked of the control plane: not asked for"),
+            },
+            Wish::GiveBack(names) => {
+                let received = self.session.give_back(&names);
+                if !received.changes.is_empty() {
+                    self.remember(received.entries).await;
+                    self.tell(received.changes).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what a response has brought.
+    async fn pass_on(&mut self, received: session::Received) -> Result<(), ()> {
+        self.note(received.entries).await;
+        self.answered.extend(received.answered.into_iter().map(Arc::from));
+        self.tell(received.changes).await
+    }
+
     /// Remembers what has come, and that istiod was heard of.
     async fn note(&mut self, entries: Vec<Entry>) {
-        let heard = super::identity::now();
-        self.heard = Some(heard);
+        self.heard = Some(super::identity::now());
+        self.remember(entries).await;
+    }
+
+    /// Remembers what is to be remembered, and when istiod was heard of last.
+    async fn remember(&mut self, entries: Vec<Entry>) {
+        let Some(heard) = self.heard else { return };
         let Some(mut memory) = self.memory.take() else { return };
         let noted = tokio::task::spawn_blocking(move || {
             let noted = memory.note(&entries, heard);
@@ -416,26 +517,44 @@ impl Client {
         };
         let age = super::identity::now().duration_since(heard).unwrap_or_default();
         if self.session.is_remembered() && age > config.longest {
-            tracing::error!(?age, "istiod was not heard of for too long: what was known is not gone by any more");
+            tracing::error!(age = %self.age(), "istiod was not heard of for too long: what was known is not gone by any more");
             self.session.forget();
+            self.expired = true;
         }
+    }
+
+    /// How long ago istiod was heard of.
+    fn age(&self) -> String {
+        let heard = self.heard.unwrap_or(SystemTime::UNIX_EPOCH);
+        spelled(super::identity::now().duration_since(heard).unwrap_or_default())
     }
 
     /// Hands changes on, and what is wrong where that is new.
     async fn tell(&mut self, changes: Vec<crate::Change>) -> Result<(), ()> {
         let mut faults = self.session.faults();
-        faults.extend(self.away.clone().map(Fault::from));
+        if let Some(away) = &self.away {
+            let known = self.heard.map(|_| format!("; what is known is {} old", self.age()));
+            faults.push(Fault::from(format!("{away}{}", known.unwrap_or_default())));
+        }
         faults.extend(self.forgetful.clone().map(Fault::from));
         if self.session.is_remembered() {
-            faults.extend(self.heard.map(|heard| {
-                let since = heard.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-                Fault::from(format!(
-                    "istiod has said nothing since the start: its state is that of {since} s after 1970, as remembered"
-                ))
-            }));
+            let longest = self.config.memory.as_ref().map(|memory| spelled(memory.longest));
+            faults.push(Fault::from(format!(
+                "istiod has said nothing since the start: its state is as remembered, and {} old; new connections are refused once it \
+                 is older than {}",
+                self.age(),
+                longest.unwrap_or_default()
+            )));
+        }
+        if self.expired {
+            faults.push(Fault::from(format!(
+                "istiod was not heard of for {}, which is too long to go by what is remembered: new connections are refused until \
+                 it answers",
+                self.age()
+            )));
         }
         let synced = self.session.is_synced();
-        if changes.is_empty() && faults == self.told && synced == self.synced {
+        if changes.is_empty() && self.answered.is_empty() && faults == self.told && synced == self.synced {
             return Ok(());
         }
         self.told.clone_from(&faults);
@@ -444,8 +563,21 @@ impl Client {
             changes,
             synced,
             faults: Arc::from(faults),
+            answered: std::mem::take(&mut self.answered),
         };
         self.batches.send(batch).await.map_err(|_| ())
+    }
+}
+
+/// A time for people; minutes will do, and do not change with every look.
+fn spelled(time: Duration) -> String {
+    let minutes = time.as_secs() / 60;
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => "less than a minute".into(),
+        (0, minutes) => format!("{minutes} min"),
+        (hours @ 0..48, 0) => format!("{hours} h"),
+        (hours @ 0..48, minutes) => format!("{hours} h {minutes} min"),
+        (hours, _) => format!("{} days", hours / 24),
     }
 }
 
@@ -472,8 +604,8 @@ fn now() -> Instant {
 const BATCHES: usize = 4;
 /// Requests that wait to be sent.
 const REQUESTS: usize = 16;
-/// Names that wait to be asked for.
-const ASKED: usize = 1024;
+/// Names that wait to be asked for or given back.
+const WISHES: usize = 4096;
 /// How often it is noted that the control plane is there.
 const MARKING: Duration = Duration::from_secs(60);
 /// How long the control plane may take to open a stream, or to read a request.

@@ -176,6 +176,7 @@ impl Directory {
             changes,
             synced: true,
             faults: self.told_faults.clone(),
+            ..Batch::default()
         })
     }
 

@@ -176,6 +176,13 @@ impl Reports {
     }
 }
 
+/// Whatever the bytes are: they are the report of the node that they name, or of none.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let named = |node: &str| parse(node, bytes).map(|written| written.pods.len());
+    assert!(named("").is_err() || named("node-1").is_err());
+}
+
 fn parse(node: &str, content: &[u8]) -> Result<Written, String> {
     let written: Written = serde_json::from_slice(content).map_err(|e| format!("is not a node's report: {e}"))?;
     if written.node != node {

@@ -122,6 +122,24 @@ impl Board {
             .or_else(|| kind.all.get_key_value(&**kind.aliases.get(name)?))
     }
 
+    /// The workload that a resource is.
+    pub(super) fn workload(&self, name: &str) -> Option<&Arc<Workload>> {
+        self.mesh.workload(&WorkloadUid::from(name))
+    }
+
+    /// The names of the services that a workload is an endpoint of.
+    pub(super) fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = String> + 'a {
+        let named = workload.services.iter().map(|membership| &membership.service);
+        let listing = self.listing.get(&workload.uid).into_iter().flatten();
+        named.chain(listing).map(ToString::to_string)
+    }
+
+    /// The names of the endpoints of a service; none of what is no service.
+    pub(super) fn endpoints_of(&self, name: &str) -> impl Iterator<Item = &str> {
+        let endpoints = name.parse().ok().and_then(|name| self.mesh.endpoints(&name));
+        endpoints.into_iter().flat_map(|all| all.iter()).map(|(uid, _)| uid.as_str())
+    }
+
     /// Takes note of a change of the mesh, and of whom else it concerns.
     fn note_update(&mut self, update: &Update, touched: &mut Touched) {
         match update {

@@ -28,7 +28,7 @@ use crate::{
 mod tests;
 
 /// The aliases and the body of a workload's resource.
-pub(super) fn workload(of: &Workload) -> (Vec<String>, Vec<u8>) {
+pub(crate) fn workload(of: &Workload) -> (Vec<String>, Vec<u8>) {
     let aliases = of.addresses.iter().map(|ip| format!("{}/{ip}", of.network.as_str())).collect();
     let body = wire::Workload {
         name: of.name.to_string(),
@@ -118,7 +118,7 @@ fn pod(of: &Workload, uid: &str) -> wire::Extension {
 }
 
 /// The aliases and the body of a service's resource. Its endpoints are not in it: they name it themselves.
-pub(super) fn service(of: &Service) -> (Vec<String>, Vec<u8>) {
+pub(crate) fn service(of: &Service) -> (Vec<String>, Vec<u8>) {
     let aliases = of.vips.iter().map(|vip| format!("{}/{}", vip.network.as_str(), vip.ip)).collect();
     let vips = of.vips.iter().map(network_address);
     let blocks = of.vip_blocks.iter().map(|block| wire::NetworkAddress {

@@ -83,9 +83,9 @@ impl AggregatedDiscoveryService for Services {
         let node = self.0.admit(request.metadata())?;
         let (sender, responses) = mpsc::channel(RESPONSES);
         let client = Client {
+            subscriber: Subscriber::new(&node),
             node,
             shared: self.0.clone(),
-            subscriber: Subscriber::default(),
             responses: sender,
         };
         tokio::spawn(client.run(request.into_inner()));

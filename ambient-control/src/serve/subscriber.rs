@@ -1,4 +1,8 @@
 //! What one client of a delta stream has asked for and been told: pure.
+//!
+//! A client that asks for everything is told everything. One that asks by name is told of what it names, by a resource's
+//! name or an alias; of the endpoints of the services that it names; and of the workloads of its own node, which it cannot
+//! know to ask for.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,6 +21,8 @@ mod tests;
 /// One client's side of a stream.
 #[derive(Debug, Default)]
 pub(super) struct Subscriber {
+    /// The node that asks.
+    node: String,
     kinds: [Option<Subscription>; 2],
     nonce: u64,
 }
@@ -46,6 +52,8 @@ struct Subscription {
     names: BTreeSet<String>,
     /// Names to be answered even where nothing of them is new.
     owed: BTreeSet<String>,
+    /// Names that are asked for no longer: the client forgets what it does not ask for by another.
+    forgotten: Vec<String>,
     /// What the client has, by name and version.
     sent: HashMap<Arc<str>, Arc<str>>,
     /// Up to where it was compared with the board; `None` where it was not yet.
@@ -55,6 +63,14 @@ struct Subscription {
 }
 
 impl Subscriber {
+    /// Nothing is asked for yet.
+    pub(super) fn new(node: &str) -> Self {
+        Self {
+            node: node.into(),
+            ..Self::default()
+        }
+    }
+
     /// A request has come: a subscription, an answer to a response, or both.
     pub(super) fn handle_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Option<Refusal>, RequestError> {
         let kind = Kind::of(&request.type_url).ok_or(RequestError::Type(request.type_url))?;
@@ -64,18 +80,27 @@ impl Subscriber {
         if first {
             // Nothing named is everything, and only in the first request.
             subscription.wildcard = request.resource_names_subscribe.is_empty();
-            let known = request.initial_resource_versions.into_iter();
-            subscription.sent = known
-                .filter(|(_, version)| !version.is_empty())
-                .map(|(name, version)| (name.into(), version.into()))
-                .collect();
+            for (name, version) in request.initial_resource_versions {
+                // What a client knows it asks for, or would not say that it does.
+                if !subscription.wildcard {
+                    subscription.names.insert(name.clone());
+                }
+                if !version.is_empty() {
+                    subscription.sent.insert(name.into(), version.into());
+                } else if !subscription.wildcard {
+                    subscription.owed.insert(name);
+                }
+            }
         }
         for name in request.resource_names_subscribe {
             if name == "*" {
                 subscription.wildcard = true;
                 continue;
             }
-            subscription.owed.insert(name.clone());
+            // Of what it has just said to have it is told where that is out of date.
+            if !(first && subscription.sent.contains_key(&*name)) {
+                subscription.owed.insert(name.clone());
+            }
             subscription.names.insert(name);
         }
         for name in request.resource_names_unsubscribe {
@@ -85,6 +110,7 @@ impl Subscriber {
             }
             subscription.names.remove(&name);
             subscription.owed.remove(&name);
+            subscription.forgotten.push(name);
         }
         if subscription.names.len() > NAMES {
             return Err(RequestError::Names);
@@ -109,9 +135,9 @@ impl Subscriber {
                 continue;
             }
             let first = subscription.seen.is_none();
-            let (resources, removed) = subscription.differences(kind, board);
+            let (resources, removed) = subscription.differences(&self.node, kind, board);
             // The first answer is owed, if it is that there is nothing: until then the client knows of nothing.
-            if resources.is_empty() && removed.is_empty() && !(first && subscription.wildcard) {
+            if resources.is_empty() && removed.is_empty() && !first {
                 continue;
             }
             self.nonce += 1;
@@ -131,7 +157,7 @@ impl Subscriber {
 
 impl Subscription {
     /// What the client is to be told, which counts as told.
-    fn differences(&mut self, kind: Kind, board: &Board) -> (Vec<Resource>, Vec<String>) {
+    fn differences(&mut self, node: &str, kind: Kind, board: &Board) -> (Vec<Resource>, Vec<String>) {
         let mut names: BTreeSet<Arc<str>> = BTreeSet::new();
         let recent = self.seen.and_then(|seen| board.since(seen));
         match recent {
@@ -142,44 +168,94 @@ impl Subscription {
             }
         }
         self.seen = Some(board.generation());
-        let owed = std::mem::take(&mut self.owed);
-        let (mut resources, mut removed) = (Vec::new(), Vec::new());
-        for name in owed {
+        for name in std::mem::take(&mut self.forgotten) {
+            if let Some((name, resource)) = board.get(kind, &name)
+                && !self.asks_for(node, board, name, resource)
+            {
+                self.sent.remove(name);
+            }
+        }
+        let mut told = Told::default();
+        for name in std::mem::take(&mut self.owed) {
             match board.get(kind, &name) {
                 Some((name, resource)) => {
                     names.remove(name);
-                    self.sent.insert(name.clone(), resource.version.clone());
-                    resources.push(wire(name, resource, kind));
+                    self.tell(kind, board, (name, resource), &mut told);
                 }
                 // Asked for by name it is to be told that there is nothing.
-                None => removed.push(name),
+                None => told.removed.push(name),
             }
         }
         for name in names {
             match board.get(kind, &name) {
-                Some((name, resource)) if self.wants(name, resource) => {
+                Some((name, resource)) if self.wants(node, board, name, resource) => {
                     if self.sent.get(name) != Some(&resource.version) {
-                        self.sent.insert(name.clone(), resource.version.clone());
-                        resources.push(wire(name, resource, kind));
+                        self.tell(kind, board, (name, resource), &mut told);
                     }
                 }
                 Some(_) => {}
                 None => {
                     if self.sent.remove(&*name).is_some() {
-                        removed.push(name.to_string());
+                        told.removed.push(name.to_string());
                     }
                 }
             }
         }
-        (resources, removed)
+        (told.resources, told.removed)
     }
 
-    fn wants(&self, name: &Arc<str>, resource: &super::board::Resource) -> bool {
-        self.wildcard
-            || self.sent.contains_key(name)
-            || self.names.contains(&**name)
-            || resource.aliases.iter().any(|alias| self.names.contains(alias))
+    /// Tells of a resource; of a service that it did not know to a client that asks by name, with its endpoints.
+    fn tell(&mut self, kind: Kind, board: &Board, (name, resource): (&Arc<str>, &super::board::Resource), told: &mut Told) {
+        let new = self.sent.insert(name.clone(), resource.version.clone()).is_none();
+        if told.names.insert(name.clone()) {
+            told.resources.push(wire(name, resource, kind));
+        }
+        if !new || self.wildcard || kind != Kind::Address {
+            return;
+        }
+        for endpoint in board.endpoints_of(name) {
+            let Some((name, resource)) = board.get(kind, endpoint) else {
+                continue;
+            };
+            if self.sent.get(name) != Some(&resource.version) {
+                self.sent.insert(name.clone(), resource.version.clone());
+                if told.names.insert(name.clone()) {
+                    told.resources.push(wire(name, resource, kind));
+                }
+            }
+        }
     }
+
+    fn wants(&self, node: &str, board: &Board, name: &Arc<str>, resource: &super::board::Resource) -> bool {
+        self.sent.contains_key(name) || self.asks_for(node, board, name, resource)
+    }
+
+    fn asks_for(&self, node: &str, board: &Board, name: &Arc<str>, resource: &super::board::Resource) -> bool {
+        self.wildcard || self.names_it(name, resource) || {
+            let workload = board.workload(name);
+            workload.is_some_and(|workload| {
+                let mut services = board.services_of(workload);
+                let is_named = |service: String| {
+                    let found = board.get(Kind::Address, &service);
+                    found.is_some_and(|(name, resource)| self.names_it(name, resource))
+                };
+                !node.is_empty() && *workload.node == *node || services.any(is_named)
+            })
+        }
+    }
+
+    /// Whether it is asked for by its name or by an alias.
+    fn names_it(&self, name: &Arc<str>, resource: &super::board::Resource) -> bool {
+        self.names.contains(&**name) || resource.aliases.iter().any(|alias| self.names.contains(alias))
+    }
+}
+
+/// What a response says.
+#[derive(Debug, Default)]
+struct Told {
+    names: BTreeSet<Arc<str>>,
+    resources: Vec<Resource>,
+    removed: Vec<String>,
 }
 
 fn wire(name: &Arc<str>, resource: &super::board::Resource, kind: Kind) -> Resource {

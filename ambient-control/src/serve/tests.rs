@@ -154,6 +154,64 @@ async fn a_node_learns_the_mesh_and_each_change_of_it() {
 }
 
 #[tokio::test]
+async fn a_node_that_asks_one_by_one_is_told_what_it_asks_for_and_its_own_pods() {
+    let running = Running::start().await;
+    let mut web = ambient_core::Service::new("shop", "web.shop.svc.cluster.local");
+    web.vips = vec![ambient_core::NetworkAddress::local("10.9.0.1".parse().unwrap())];
+    let mut stock = Workload::new("Kubernetes//Pod/shop/stock", "shop", "stock");
+    stock.node = "node-2".into();
+    stock.services = vec![ambient_core::Membership {
+        service: web.name.clone(),
+        ports: [(80, 8080)].into_iter().collect(),
+    }];
+    let endpoint = Change::Mesh(Update::Workload(stock.into()));
+    let service = Change::Mesh(Update::Service(web.into()));
+    let feed = async |changes: Vec<Change>| {
+        let batch = Batch {
+            changes,
+            synced: true,
+            ..Batch::default()
+        };
+        running.feed.send(batch).await.unwrap();
+    };
+    let asker = Asker {
+        node: "node-1".into(),
+        ..Asker::default()
+    };
+    let config = StateConfig {
+        on_demand: true,
+        ..StateConfig::new(running.endpoint("node-1"), asker)
+    };
+    let mut state = State::connect(config).unwrap();
+    let demand = state.on_demand().expect("it is asked one by one");
+    let mut mesh = Mesh::default();
+    let mut until = async |done: &dyn Fn(&Mesh, &Batch) -> bool| loop {
+        let mut batch = next(&mut state).await;
+        let changes = std::mem::take(&mut batch.changes).into_iter();
+        mesh = mesh.apply(changes.filter_map(|change| match change {
+            Change::Mesh(update) => Some(update),
+            _ => None,
+        }));
+        if done(&mesh, &batch) {
+            return;
+        }
+    };
+    let name = "shop/web.shop.svc.cluster.local".parse().unwrap();
+    until(&|mesh, batch| batch.synced && mesh.workload_by_pod(&"uid-cart".into()).is_some()).await;
+    assert!(demand.is_there());
+    demand.ask("/10.9.0.1").unwrap();
+    until(&|mesh, batch| batch.answered == ["/10.9.0.1".into()] && mesh.services().count() == 0).await;
+    // It appears: whoever has asked is told, and of its endpoints with it.
+    feed(vec![endpoint, service]).await;
+    until(&|mesh, _| mesh.service(&name).is_some() && mesh.workloads().count() == 2).await;
+    // What is known already is answered at once.
+    demand.ask("/10.9.0.1").unwrap();
+    until(&|_, batch| batch.answered == ["/10.9.0.1".into()]).await;
+    demand.give_back(vec!["/10.9.0.1".into()]);
+    until(&|mesh, _| mesh.service(&name).is_none() && mesh.workloads().count() == 1).await;
+}
+
+#[tokio::test]
 async fn a_node_is_who_its_token_says_and_nobody_else() {
     let running = Running::start().await;
     let refused = async |endpoint: Endpoint, says: &str, why: &str| {
@@ -176,6 +234,108 @@ async fn a_node_is_who_its_token_says_and_nobody_else() {
         ..running.endpoint("node-1")
     };
     refused(without, "node-1", "a token is wanted").await;
+}
+
+/// Passes bytes on to a port, slowly, and breaks the first connections off after ever other numbers of bytes.
+async fn unreliable(to: u16, breaks: usize) -> (u16, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let passing = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        for n in 0.. {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let budget = if n < breaks { 1500 + n * 7919 % 6000 } else { usize::MAX };
+            connections.spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                let (mut passed, mut up, mut down) = (0, [0; 700], [0; 700]);
+                while passed < budget {
+                    let end = tokio::select! {
+                        read = tokio::io::AsyncReadExt::read(&mut client, &mut up) => match read {
+                            Ok(length @ 1..) => tokio::io::AsyncWriteExt::write_all(&mut server, &up[..length]).await.is_err(),
+                            _ => true,
+                        },
+                        read = tokio::io::AsyncReadExt::read(&mut server, &mut down) => match read {
+                            Ok(length @ 1..) => {
+                                passed += length;
+                                tokio::time::sleep(Duration::from_micros(200)).await;
+                                tokio::io::AsyncWriteExt::write_all(&mut client, &down[..length]).await.is_err()
+                            }
+                            _ => true,
+                        },
+                    };
+                    if end {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (port, passing)
+}
+
+#[tokio::test]
+async fn wherever_connections_break_both_end_with_the_same_mesh() {
+    let running = Running::start().await;
+    let (port, _passing) = unreliable(running.port, 7).await;
+    let endpoint = Endpoint {
+        address: format!("127.0.0.1:{port}"),
+        ..running.endpoint("node-1")
+    };
+    let mut state = running.state(endpoint, "node-1");
+    let (mut mesh, mut last) = (Mesh::default(), 0);
+    let changes = |n: usize| {
+        let mut all: Vec<Change> = (0..30).filter(|pod| pod % 7 != n % 7).map(|pod| pod_of(pod, n)).collect();
+        all.extend(
+            (0..30)
+                .filter(|pod| pod % 7 == n % 7)
+                .map(|pod| Change::Mesh(Update::RemoveWorkload(uid(pod)))),
+        );
+        all
+    };
+    let take = |mesh: &mut Mesh, batch: Batch| {
+        let updates = batch.changes.into_iter().filter_map(|change| match change {
+            Change::Mesh(update) => Some(update),
+            _ => None,
+        });
+        *mesh = mesh.apply(updates);
+    };
+    for n in 1..20 {
+        last = n;
+        let batch = Batch {
+            changes: changes(n),
+            synced: true,
+            ..Batch::default()
+        };
+        running.feed.send(batch).await.unwrap();
+        while let Ok(batch) = timeout(Duration::from_millis(50), state.next()).await {
+            take(&mut mesh, batch.unwrap());
+        }
+    }
+    let wanted: Vec<(String, String)> = (0..30)
+        .filter(|pod| pod % 7 != last % 7)
+        .map(|pod| (uid(pod).to_string(), last.to_string()))
+        .collect();
+    loop {
+        let held = mesh.workloads().filter(|workload| workload.uid.as_str().contains("/many-"));
+        let mut held: Vec<_> = held.map(|w| (w.uid.to_string(), w.canonical_revision.to_string())).collect();
+        held.sort();
+        let mut wanted = wanted.clone();
+        wanted.sort();
+        if held == wanted {
+            return;
+        }
+        take(&mut mesh, next(&mut state).await);
+    }
+}
+
+fn uid(pod: usize) -> ambient_core::WorkloadUid {
+    format!("Kubernetes//Pod/shop/many-{pod}").into()
+}
+
+fn pod_of(pod: usize, revision: usize) -> Change {
+    let mut workload = Workload::new(uid(pod).as_str(), "shop", &format!("many-{pod}"));
+    workload.canonical_revision = revision.to_string().into();
+    Change::Mesh(Update::Workload(workload.into()))
 }
 
 #[tokio::test]

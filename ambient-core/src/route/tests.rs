@@ -233,6 +233,29 @@ fn a_missing_waypoint_refuses() {
 }
 
 #[test]
+fn waypoints_in_a_circle_are_each_one_hop() {
+    let client = captured("client", &["10.0.0.1"]);
+    let through = |name: &str, ip: &str, waypoint: &str| Workload {
+        waypoint: Some(at_address(waypoint)),
+        ..captured(name, &[ip])
+    };
+    // The first is its own waypoint, the other two are each other's.
+    let own = through("own", "10.0.0.2", "10.0.0.2");
+    let (one, other) = (through("one", "10.0.0.3", "10.0.0.4"), through("other", "10.0.0.4", "10.0.0.3"));
+    let mesh = mesh(&[&client, &own, &one, &other], &[]);
+    for (to, peer) in [
+        ("10.0.0.2:80", "10.0.0.2"),
+        ("10.0.0.3:80", "10.0.0.4"),
+        ("10.0.0.4:80", "10.0.0.3"),
+    ] {
+        let plan = tunnel(route(&mesh, &client, to));
+        assert_eq!((plan.peer.ip(), plan.waypoint), (peer.parse().unwrap(), true));
+    }
+    // Each goes on to the other as its waypoint, and never to itself.
+    assert!(!tunnel(route(&mesh, &other, "10.0.0.3:80")).waypoint);
+}
+
+#[test]
 fn loops_are_refused() {
     let source = pod("client", &["10.0.0.1"]);
     for port in [15001, 15006, 15008, 15053] {

@@ -8,6 +8,7 @@ fn batch(changes: Vec<Change>, synced: bool) -> Batch {
         changes,
         synced,
         faults: Arc::from([]),
+        ..Batch::default()
     }
 }
 

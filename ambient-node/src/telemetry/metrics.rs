@@ -3,10 +3,11 @@
 use std::{
     fmt, fs, io,
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambient_authz::policy::{Fallback, Refuses};
+use ambient_control::LastHeard;
 use ambient_core::{Observer, observe::Event};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text},
@@ -61,6 +62,18 @@ pub(crate) struct Metrics {
     log_lines_lost: Counter,
     tasks_restarted: Counter,
     accept_failures: Counter,
+    state_age: Gauge,
+    trust_age: Gauge,
+    certificates_missing: Gauge,
+    /// Whom the ages are asked of, and since when.
+    ages: OnceLock<Ages>,
+}
+
+/// Where state and trust come from, as far as that can be old.
+struct Ages {
+    begun: SystemTime,
+    state: Option<LastHeard>,
+    trust: Option<LastHeard>,
 }
 
 /// Half a millisecond to ten seconds: from within a node to a connect that times out.
@@ -128,6 +141,10 @@ impl Metrics {
             log_lines_lost: super::log::lines_lost(),
             tasks_restarted: Counter::default(),
             accept_failures: Counter::default(),
+            state_age: Gauge::default(),
+            trust_age: Gauge::default(),
+            certificates_missing: Gauge::default(),
+            ages: OnceLock::new(),
         };
         // Istio's dashboards look for the name of its own proxy.
         let build = [("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -145,6 +162,28 @@ impl Metrics {
     pub(super) fn observe(&self, event: &Event<'_>) {
         if let Some(observer) = self.observer.get() {
             observer.observe(event);
+        }
+    }
+
+    /// Whom to ask how old state and trust are; the first time that this is said counts.
+    pub(crate) fn ask_ages(&self, state: Option<LastHeard>, trust: Option<LastHeard>) {
+        let begun = clock::wall();
+        let _ = self.ages.set(Ages { begun, state, trust });
+    }
+
+    /// Identities that are needed here and have no valid certificate.
+    pub(crate) fn certificates_missing(&self, count: usize) {
+        self.certificates_missing.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    fn look_at_ages(&self) {
+        let Some(ages) = self.ages.get() else { return };
+        let now = clock::wall();
+        // What was never heard of is as old as the node at least.
+        let never = now.duration_since(ages.begun).unwrap_or_default();
+        for (heard, gauge) in [(&ages.state, &self.state_age), (&ages.trust, &self.trust_age)] {
+            let age = heard.as_ref().map_or(Duration::ZERO, |heard| heard.age(now).unwrap_or(never));
+            gauge.set(age.as_secs().try_into().unwrap_or(i64::MAX));
         }
     }
 
@@ -182,12 +221,12 @@ impl Metrics {
     }
 
     /// The first byte of an answer has come so long after its connection's opening.
-    pub(super) fn answered(&self, ends: &Ends, after: std::time::Duration) {
+    pub(super) fn answered(&self, ends: &Ends, after: Duration) {
         self.first_byte_seconds.get_or_create(&way(ends)).observe(after.as_secs_f64());
     }
 
     /// The handshake of a tunnel that came, or of one that was dialled, has ended after so long.
-    pub(crate) fn handshaken(&self, direction: Direction, well: bool, took: std::time::Duration) {
+    pub(crate) fn handshaken(&self, direction: Direction, well: bool, took: Duration) {
         let outcome = if well { "ok" } else { "failed" };
         let labels = [("reporter", direction.reporter()), ("outcome", outcome)];
         self.handshake_seconds.get_or_create(&labels).observe(took.as_secs_f64());
@@ -283,6 +322,7 @@ impl Metrics {
     /// All of it as OpenMetrics text, as it is made.
     pub(crate) fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
         self.look_at_the_process();
+        self.look_at_ages();
         let mut text = Text { out, failed: None };
         let encoded = text::encode(&mut text, &self.registry);
         match (text.failed, encoded) {

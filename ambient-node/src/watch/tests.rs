@@ -42,6 +42,7 @@ fn apply(state: &State, watch: &Watch, changes: Vec<Change>) -> usize {
             changes,
             synced: true,
             faults: Arc::from([]),
+            ..Batch::default()
         },
         clock::steady(),
     );

@@ -46,6 +46,10 @@ pub(super) struct Istiod {
     /// The cluster that this node belongs to.
     #[arg(long, env = "ISTIO_META_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
     cluster_id: String,
+    /// Whether workloads and services are asked for as connections need them, instead of all at once: for meshes of which a
+    /// node needs a small part. A connection to an address that was not asked for yet waits for the answer.
+    #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    xds_on_demand: bool,
     /// A directory of this node's own where what was said last is kept, for a restart while istiod is away.
     #[arg(long, env = "AMBIENT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -97,6 +101,7 @@ impl Istiod {
             ..MemoryConfig::new(directory)
         });
         let config = StateConfig {
+            on_demand: self.xds_on_demand,
             policies,
             memory,
             ..StateConfig::new(endpoint, asker)
@@ -110,6 +115,7 @@ impl Istiod {
         let mut endpoint = self.endpoint(address, &self.ca_root_ca, "CA_HEADER_")?;
         endpoint.other_name.clone_from(&self.alt_ca_hostname);
         let config = CertificatesConfig {
+            memory: self.state_dir.clone(),
             ttl,
             ..CertificatesConfig::new(endpoint)
         };

@@ -109,6 +109,35 @@ async fn what_comes_back_is_believed_only_where_it_is_what_was_asked_for() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_a_little_behind_is_put_up_with() {
+    let fake = Fake::start("localhost").await;
+    fake.signs(|authority, request| {
+        let early = |params: &mut CertificateParams| params.not_before = (now() + SKEW / 2).into();
+        Ok(vec![authority.sign(request, identity().as_str(), early), authority.pem()])
+    });
+    let credential = issue(&fake).await.unwrap();
+    assert!(credential.is_valid_at(now()));
+}
+
+#[tokio::test]
+async fn roots_are_trusted_after_a_restart_while_istiod_is_away() {
+    let fake = Fake::start("localhost").await;
+    let memory = fake.path("memory");
+    let config = |endpoint| CertificatesConfig {
+        memory: Some(memory.clone()),
+        ..CertificatesConfig::new(endpoint)
+    };
+    let certificates = Certificates::new(config(fake.endpoint())).unwrap();
+    certificates.ask(&identity()).await.unwrap();
+    let roots = certificates.trust();
+    drop(certificates);
+    let endpoint = fake.endpoint();
+    let again = Certificates::new(config(endpoint)).unwrap();
+    assert_eq!(again.trust(), roots);
+    assert!(again.last_heard().unwrap().age(now()).is_some());
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_from_an_absence() {
     let fake = Fake::start("localhost").await;
     fake.signs(|_, _| Err(Status::permission_denied("no")));

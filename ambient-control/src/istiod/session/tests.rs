@@ -230,6 +230,20 @@ fn what_the_first_stream_takes_back_is_gone_at_once() {
 }
 
 #[test]
+fn all_services_are_many_however_many_workloads_stay() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    let mut all: Vec<Resource> = (0..20).map(|n| resource(n, 1)).collect();
+    all.extend((0..3).map(|n| service(&format!("s{n}.shop"), "")));
+    session.handle_response(now, response(Kind::Address, "n", all, &[]));
+    session.handle_opened(now);
+    let names: Vec<String> = (0..3).map(|n| format!("shop/s{n}.shop")).chain([uid(1)]).collect();
+    let received = session.handle_response(now, response(Kind::Address, "n", vec![], &names));
+    assert_eq!((received.changes.len(), received.waiting), (1, 3), "the one workload goes at once");
+}
+
+#[test]
 fn single_removals_never_wait() {
     let mut session = session();
     let now = now();
@@ -259,7 +273,7 @@ fn asked_one_by_one_names_are_answered_by_resource_alias_or_absence() {
     let mut session = session();
     session.settings.on_demand = true;
     let now = now();
-    assert!(session.ask("n1/10.0.0.1"));
+    assert_eq!(session.ask("n1/10.0.0.1"), Ask::Asked);
     session.handle_opened(now);
     let first = drain(&mut session);
     assert_eq!(first[0].resource_names_subscribe, ["*", "n1/10.0.0.1"]);
@@ -277,15 +291,124 @@ fn asked_one_by_one_names_are_answered_by_resource_alias_or_absence() {
     };
     let received = session.handle_response(now, response(Kind::Address, "n", vec![found], &["n1/10.0.0.2".into()]));
     assert_eq!(received.answered, ["n1/10.0.0.2", "n1/10.0.0.1"]);
+    assert_eq!(session.ask("n1/10.0.0.1"), Ask::Answered);
+    drain(&mut session);
+    // The next stream begins with all that is subscribed to, and says what is known of it.
+    session.handle_opened(now);
+    let first = &drain(&mut session)[0];
+    assert_eq!(first.resource_names_subscribe, ["*", "n1/10.0.0.1", "n1/10.0.0.2"]);
+    let versions = &first.initial_resource_versions;
+    let known = [(&*uid(1), "1"), ("n1/10.0.0.1", "1"), ("n1/10.0.0.2", "")];
+    assert_eq!(versions.len(), known.len());
+    assert!(known.iter().all(|(name, version)| versions[*name] == *version), "{versions:?}");
+}
+
+/// An endpoint of a service, on a node.
+fn endpoint(number: usize, service: &str, node: &str) -> Resource {
+    let workload = workload::Workload {
+        uid: uid(number),
+        name: format!("w-{number}"),
+        namespace: "shop".into(),
+        node: node.into(),
+        addresses: vec![vec![10, 0, 0, u8::try_from(number).unwrap()]],
+        services: [(service.to_owned(), workload::PortList::default())].into(),
+        ..workload::Workload::default()
+    };
+    Resource {
+        aliases: vec![format!("/10.0.0.{number}")],
+        ..named(&uid(number), 1, Kind::Address, &address(workload))
+    }
+}
+
+fn service(hostname: &str, vip: &str) -> Resource {
+    let service = workload::Service {
+        name: hostname.into(),
+        namespace: "shop".into(),
+        hostname: hostname.into(),
+        ..workload::Service::default()
+    };
+    let body = workload::Address {
+        r#type: Some(workload::address::Type::Service(service)),
+    };
+    Resource {
+        aliases: vec![vip.into()],
+        ..named(&format!("shop/{hostname}"), 1, Kind::Address, &body)
+    }
+}
+
+#[test]
+fn what_is_given_back_goes_with_what_only_it_was_held_for() {
+    let mut session = session();
+    session.settings.on_demand = true;
+    session.settings.node.metadata = Some(prost_types::Struct {
+        fields: [(
+            "NODE_NAME".to_owned(),
+            prost_types::Value {
+                kind: Some(prost_types::value::Kind::StringValue("here".into())),
+            },
+        )]
+        .into(),
+    });
+    let now = now();
+    session.handle_opened(now);
+    for name in ["/10.9.0.1", "/10.0.0.2", "/10.0.0.9"] {
+        session.ask(name);
+    }
+    drain(&mut session);
+    let sent = vec![
+        service("web", "/10.9.0.1"),
+        endpoint(1, "shop/web", "there"),
+        endpoint(2, "shop/web", "there"),
+        endpoint(3, "shop/web", "here"),
+    ];
+    session.handle_response(now, response(Kind::Address, "n", sent, &["/10.0.0.9".into()]));
+    assert_eq!(session.held()[0], 4);
+    drain(&mut session);
+    let gone = |received: Received| -> Vec<String> {
+        let mut names: Vec<_> = received
+            .entries
+            .iter()
+            .map(|entry| match entry {
+                Entry::Remove(_, name) => name.clone(),
+                Entry::Put(..) => panic!("{entry:?}"),
+            })
+            .collect();
+        assert_eq!(received.changes.len(), names.len());
+        names.sort();
+        names
+    };
+    // An absence is given back like anything else, and what was never asked for is not.
+    assert!(gone(session.give_back(&["/10.0.0.9".into(), "/10.0.0.8".into()])).is_empty());
+    assert_eq!(drain(&mut session)[0].resource_names_unsubscribe, ["/10.0.0.9"]);
+    // With the service goes its endpoint, but not the one that was asked for itself, nor this node's own.
+    let received = session.give_back(&["/10.9.0.1".into()]);
+    assert_eq!(gone(received), [&*uid(1), "shop/web"]);
+    let mut unsubscribed = drain(&mut session).remove(0).resource_names_unsubscribe;
+    unsubscribed.sort();
+    assert_eq!(unsubscribed, ["/10.9.0.1", &*uid(1), "shop/web"]);
+    let received = session.give_back(&["/10.0.0.2".into()]);
+    assert_eq!(gone(received), [uid(2)]);
+    assert_eq!(session.held()[0], 1);
+    assert_eq!(session.ask("/10.9.0.1"), Ask::Asked, "it may be asked for again");
+}
+
+#[test]
+fn asked_one_by_one_all_is_known_once_policies_are() {
+    let mut session = session();
+    session.settings.on_demand = true;
+    session.handle_opened(now());
+    assert!(!session.is_synced());
+    session.handle_response(now(), response(Kind::Authorization, "n", vec![], &[]));
+    assert!(session.is_synced());
 }
 
 #[test]
 fn too_much_is_neither_asked_for_nor_remembered_nor_said() {
     let mut session = session();
     for n in 0..ASKED {
-        assert!(session.ask(&n.to_string()));
+        assert_eq!(session.ask(&n.to_string()), Ask::Asked);
     }
-    assert!(!session.ask("one more"));
+    assert_eq!(session.ask("one more"), Ask::TooMany);
     session.handle_opened(now());
     drain(&mut session);
     let bad = |n: usize| Resource {
@@ -314,6 +437,77 @@ fn what_was_not_asked_for_changes_nothing() {
     sent.resource.as_mut().unwrap().type_url = Kind::Authorization.type_url().into();
     let received = session.handle_response(now(), response(Kind::Address, "n", vec![sent], &[]));
     assert!(received.changes.is_empty() && received.refused.len() == 1);
+}
+
+#[test]
+fn two_names_of_one_workload_are_not_both_taken() {
+    let mut session = session();
+    session.handle_opened(now());
+    let shouted = Resource {
+        name: uid(1).to_uppercase(),
+        ..resource(1, 1)
+    };
+    let received = session.handle_response(now(), response(Kind::Address, "n", vec![resource(1, 1), shouted], &[]));
+    assert_eq!((received.changes.len(), received.refused.len()), (1, 1), "{received:?}");
+    let received = session.handle_response(now(), response(Kind::Address, "n", vec![], &[uid(1).to_uppercase()]));
+    assert!(received.changes.is_empty(), "the one that was taken stays");
+}
+
+#[test]
+fn what_is_refused_and_sent_again_for_ever_costs_one_answer_each() {
+    let mut session = session();
+    session.handle_opened(now());
+    session.handle_response(now(), response(Kind::Address, "n", vec![resource(1, 1)], &[]));
+    drain(&mut session);
+    for n in 0..1000 {
+        let nonce = n.to_string();
+        let received = session.handle_response(now(), response(Kind::Address, &nonce, vec![resource(1, 13)], &[]));
+        assert!(received.changes.is_empty() && received.entries.is_empty());
+        let [answer] = &drain(&mut session)[..] else { panic!("one answer") };
+        assert_eq!((&*answer.response_nonce, answer.error_detail.is_some()), (&*nonce, true));
+    }
+    assert_eq!((session.faults().len(), session.held()[0]), (1, 1));
+}
+
+proptest! {
+    /// Responses may come twice, and those of one type before or after those of the other: what is known in the end is what
+    /// the last word of each was.
+    #[test]
+    fn doubles_and_the_order_between_types_change_nothing(said in prop::collection::vec((0..6usize, prop::option::of(1..9u32), any::<bool>(), any::<bool>()), 0..60)) {
+        let mut session = session();
+        session.handle_opened(now());
+        let (mut truth, mut policies) = (BTreeMap::new(), BTreeSet::new());
+        let (mut mesh, mut set) = (Mesh::default(), BTreeSet::new());
+        for (at, (n, version, is_policy, twice)) in said.into_iter().enumerate() {
+            let (kind, sent) = match is_policy {
+                true => (Kind::Authorization, policy(&n.to_string(), 0)),
+                false => (Kind::Address, resource(n, version.unwrap_or_default())),
+            };
+            let sent = match version {
+                Some(_) => response(kind, &at.to_string(), vec![sent], &[]),
+                None => response(kind, &at.to_string(), vec![], &[sent.name]),
+            };
+            match (is_policy, version) {
+                (true, Some(_)) => drop(policies.insert(format!("shop/{n}"))),
+                (true, None) => drop(policies.remove(&format!("shop/{n}"))),
+                (false, Some(version)) => drop(truth.insert(uid(n), version.to_string())),
+                (false, None) => drop(truth.remove(&uid(n))),
+            }
+            for _ in 0..if twice { 2 } else { 1 } {
+                for change in session.handle_response(now(), sent.clone()).changes {
+                    match change {
+                        Change::Mesh(update) => mesh = mesh.apply([update]),
+                        Change::Policy(ambient_authz::policy::Update::Set(policy)) => drop(set.insert(policy.key.to_string())),
+                        Change::Policy(ambient_authz::policy::Update::Remove(key)) => drop(set.remove(key.as_str())),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+        let held: BTreeMap<_, _> = mesh.workloads().map(|w| (w.uid.to_string(), w.canonical_revision.to_string())).collect();
+        prop_assert_eq!(held, truth);
+        prop_assert_eq!(set, policies);
+    }
 }
 
 /// A server that does as delta xDS says: it remembers for each stream what its client has.

@@ -4,6 +4,7 @@ use prost::Message;
 use prost_types::Any;
 use tonic::Status;
 
+use super::super::identity::now as identity_now;
 use super::{super::fake::*, *};
 use crate::{
     Change,
@@ -191,6 +192,39 @@ fn what_is_no_endpoint_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn a_control_plane_that_takes_its_leave_is_gone_back_to_where_it_was_left() {
+    let mut fake = Fake::start("localhost").await;
+    let mut state = State::connect(config(&fake)).unwrap();
+    let stream = fake.opened().await;
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n1", vec![workload("a")])))
+        .await
+        .unwrap();
+    stream.responses.send(Ok(response(AUTHORIZATION, "n2", vec![]))).await.unwrap();
+    until(&mut state, |batch| batch.synced).await;
+    // GOAWAY: what is under way goes on.
+    fake.leaves.notify_waiters();
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n3", vec![workload("b")])))
+        .await
+        .unwrap();
+    until(&mut state, |batch| batch.changes.len() == 1).await;
+    drop(stream);
+    let mut again = fake.opened().await;
+    let request = again.request().await;
+    assert_eq!(request.initial_resource_versions.len(), 2, "{request:?}");
+    again
+        .responses
+        .send(Ok(response(ADDRESS, "n4", vec![workload("c")])))
+        .await
+        .unwrap();
+    let batch = until(&mut state, |batch| batch.changes.len() == 1).await;
+    assert!(batch.synced && batch.faults.is_empty(), "that is no fault: {batch:?}");
+}
+
+#[tokio::test]
 async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
     let mut fake = Fake::start("localhost").await;
     let memory = MemoryConfig::new(fake.path("memory"));
@@ -242,7 +276,16 @@ async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
         2,
         "the workload, and the refusal of what cannot be read: {first:?}"
     );
-    assert!(first.faults.iter().any(|f| f.what.contains("as remembered")), "{first:?}");
+    let told = |batch: &Batch, text: &str| batch.faults.iter().any(|f| f.what.contains(text));
+    assert!(
+        told(
+            &first,
+            "as remembered, and less than a minute old; new connections are refused once it is older than 24 h"
+        ),
+        "{first:?}"
+    );
+    let age = state.last_heard().unwrap().age(identity_now()).expect("it was heard of");
+    assert!(age < Duration::from_secs(60), "{age:?}");
     // It is back, and told what is known; from its first answers on nothing is remembered but known.
     fs::write(&roots, &pem).unwrap();
     let mut stream = fake.opened().await;
@@ -268,6 +311,28 @@ async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
     let mut state = State::connect(stale).unwrap();
     let first = next(&mut state).await;
     assert!(!first.synced && first.changes.len() == 2, "{first:?}");
+    assert!(
+        told(
+            &first,
+            "too long to go by what is remembered: new connections are refused until it answers"
+        ),
+        "{first:?}"
+    );
+}
+
+#[test]
+fn ages_are_told_as_people_tell_them() {
+    let spelled = |minutes: u64| spelled(Duration::from_secs(minutes * 60 + 59));
+    let told = [
+        (0, "less than a minute"),
+        (1, "1 min"),
+        (60, "1 h"),
+        (135, "2 h 15 min"),
+        (60 * 49, "2 days"),
+    ];
+    for (minutes, text) in told {
+        assert_eq!(spelled(minutes), text);
+    }
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ fn workload(n: usize, version: usize) -> Update {
     let mut workload = Workload::new(&format!("c//Pod/shop/{n}"), "shop", &n.to_string());
     workload.addresses = vec![std::net::IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()])];
     workload.canonical_revision = version.to_string().into();
+    workload.node = if n == 0 { "here" } else { "there" }.into();
     Update::Workload(workload.into())
 }
 
@@ -88,7 +89,8 @@ fn who_asks_by_name_is_told_of_what_it_asked_for() {
         ..request(Kind::Address)
     };
     subscriber.handle_request(first).unwrap();
-    assert!(subscriber.poll_response(&board).is_none());
+    let first = subscriber.poll_response(&board).expect("the first answer is owed");
+    assert!(first.resources.is_empty() && first.removed_resources.is_empty());
     let ask = |subscriber: &mut Subscriber, names: &[&str], nonce: String| {
         let ask = DeltaDiscoveryRequest {
             resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
@@ -97,7 +99,7 @@ fn who_asks_by_name_is_told_of_what_it_asked_for() {
         };
         subscriber.handle_request(ask).unwrap();
     };
-    ask(&mut subscriber, &["/10.0.0.1", "/10.0.0.9"], String::new());
+    ask(&mut subscriber, &["/10.0.0.1", "/10.0.0.9"], first.nonce);
     let response = subscriber.poll_response(&board).unwrap();
     assert_eq!(names(&response), ["c//Pod/shop/1"]);
     assert_eq!(response.removed_resources, ["/10.0.0.9"]);
@@ -183,7 +185,7 @@ impl Pair {
     fn reopen(&mut self) {
         self.session.handle_closed();
         self.session.handle_opened(self.now);
-        self.subscriber = Subscriber::default();
+        self.subscriber = Subscriber::new("here");
     }
 
     /// One message each way, so many times; `false` when there was nothing to say any more.
@@ -272,5 +274,123 @@ proptest! {
             };
             prop_assert_eq!(ends(&pair.mesh), ends(there));
         }
+    }
+}
+
+fn asked_one_by_one() -> Settings {
+    let here = prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue("here".into())),
+    };
+    Settings {
+        node: crate::wire::envoy::config::core::v3::Node {
+            metadata: Some(prost_types::Struct {
+                fields: [("NODE_NAME".to_owned(), here)].into(),
+            }),
+            ..Default::default()
+        },
+        on_demand: true,
+        policies: ambient_authz::wire::Settings::default(),
+        settling: Duration::from_secs(10),
+        grace: Duration::from_secs(30),
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Wish {
+    Change(Step),
+    Ask(usize),
+    GiveBack(usize),
+}
+
+/// Workloads by address and by UID, services by name, and what is never there.
+fn name(n: usize) -> String {
+    match n {
+        0..8 => format!("/10.0.0.{n}"),
+        8..16 => format!("c//Pod/shop/{}", n - 8),
+        16..19 => format!("shop/s{}.shop", n - 16),
+        _ => format!("/192.0.2.{n}"),
+    }
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    prop_oneof![
+        6 => step().prop_map(Wish::Change),
+        2 => (0..21usize).prop_map(Wish::Ask),
+        1 => (0..21usize).prop_map(Wish::GiveBack),
+    ]
+}
+
+proptest! {
+    /// Asked one by one, over streams that break anywhere: in the end the client holds what it asks for, the endpoints of the
+    /// services among it, and the workloads of its own node, each as the server has it; nothing else, and nothing is owed.
+    #[test]
+    fn who_asks_one_by_one_ends_with_what_is_asked_for(wishes in prop::collection::vec(wish(), 0..80)) {
+        #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
+        let now = Instant::now();
+        let session = Session::new(asked_one_by_one());
+        let mut pair = Pair { session, subscriber: Subscriber::new("here"), mesh: Mesh::default(), now };
+        let (mut board, mut asked) = (board([]), BTreeSet::new());
+        pair.reopen();
+        for wish in wishes {
+            let update = match wish {
+                Wish::Ask(n) => {
+                    pair.session.ask(&name(n));
+                    asked.insert(name(n));
+                    None
+                }
+                Wish::GiveBack(n) => {
+                    let changes = pair.session.give_back(&[name(n)]).changes;
+                    pair.take(changes);
+                    asked.remove(&name(n));
+                    None
+                }
+                Wish::Change(Step::Put(n, version)) => Some(workload(n, version)),
+                Wish::Change(Step::Drop(n)) => Some(Update::RemoveWorkload(format!("c//Pod/shop/{n}").into())),
+                Wish::Change(Step::List(n, of)) => Some(service(n, &of)),
+                Wish::Change(Step::Unlist(n)) => Some(Update::RemoveService(name(16 + n).parse().unwrap())),
+                Wish::Change(Step::Talk(times)) => {
+                    for _ in 0..times {
+                        pair.talk(&board);
+                    }
+                    None
+                }
+                Wish::Change(Step::Break) => {
+                    pair.subscriber.poll_response(&board);
+                    pair.reopen();
+                    None
+                }
+                Wish::Change(Step::Wait(seconds)) => {
+                    pair.now += Duration::from_secs(seconds);
+                    let changes = pair.session.handle_timeout(pair.now).changes;
+                    pair.take(changes);
+                    None
+                }
+            };
+            board.apply(&update.map(Change::Mesh).into_iter().collect::<Vec<_>>(), true);
+        }
+        pair.session.ask("one more");
+        while pair.talk(&board) {}
+        let changes = pair.session.handle_timeout(pair.now + Duration::from_secs(30)).changes;
+        pair.take(changes);
+        let changes = pair.session.give_back(&["one more".into()]).changes;
+        pair.take(changes);
+        for name in &asked {
+            prop_assert_eq!(pair.session.ask(name), crate::istiod::session::Ask::Answered, "{}", name);
+        }
+
+        let there = board.mesh();
+        let services: BTreeSet<String> = there.services().map(|s| s.name.to_string()).filter(|name| asked.contains(name)).collect();
+        let mut workloads = BTreeSet::new();
+        for workload in there.workloads() {
+            let by_address = workload.addresses.iter().any(|ip| asked.contains(&format!("/{ip}")));
+            let by_service = board.services_of(workload).any(|service| services.contains(&service));
+            if by_address || by_service || asked.contains(workload.uid.as_str()) || &*workload.node == "here" {
+                workloads.insert((workload.uid.to_string(), workload.canonical_revision.to_string()));
+            }
+        }
+        let held: BTreeSet<_> = pair.mesh.workloads().map(|w| (w.uid.to_string(), w.canonical_revision.to_string())).collect();
+        prop_assert_eq!(held, workloads);
+        let held: BTreeSet<_> = pair.mesh.services().map(|s| s.name.to_string()).collect();
+        prop_assert_eq!(held, services);
     }
 }

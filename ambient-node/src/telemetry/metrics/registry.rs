@@ -10,6 +10,25 @@ pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
     traffic(registry, metrics);
     process(registry, metrics);
     pods_and_policies(registry, metrics);
+    ages(registry, metrics);
+}
+
+fn ages(registry: &mut Registry, metrics: &Metrics) {
+    registry.register(
+        "ambient_state_age_seconds",
+        "How long ago the source of the mesh's state was heard of; 0 while it is there (unstable)",
+        metrics.state_age.clone(),
+    );
+    registry.register(
+        "ambient_trust_age_seconds",
+        "How long ago the authority has said which roots are trusted; 0 where they are the node's own (unstable)",
+        metrics.trust_age.clone(),
+    );
+    registry.register(
+        "ambient_certificates_missing",
+        "Identities that this node's pods need and that have no valid certificate (unstable)",
+        metrics.certificates_missing.clone(),
+    );
 }
 
 fn traffic(registry: &mut Registry, metrics: &Metrics) {

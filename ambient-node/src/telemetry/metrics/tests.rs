@@ -198,3 +198,27 @@ fn a_page_is_written_piece_by_piece_as_it_is_made() {
     }
     assert_eq!(metrics.write(&mut Full).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
+
+#[test]
+fn the_ages_of_state_and_trust_are_told() {
+    let metrics = Metrics::default();
+    let (state, trust) = (LastHeard::default(), LastHeard::default());
+    metrics.ask_ages(Some(state.clone()), Some(trust.clone()));
+    metrics.certificates_missing(3);
+    let ages = || {
+        let mut page = Vec::new();
+        metrics.write(&mut page).unwrap();
+        let page = String::from_utf8(page).unwrap();
+        let value = |name: &str| {
+            let line = page.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+            line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
+        };
+        assert_eq!(value("ambient_certificates_missing"), 3);
+        [value("ambient_state_age_seconds"), value("ambient_trust_age_seconds")]
+    };
+    assert!(ages()[0] < 60, "as old as the node is");
+    state.is_there();
+    trust.at(clock::wall() - Duration::from_secs(3600));
+    let [state, trust] = ages();
+    assert!(state == 0 && (3600..3660).contains(&trust), "{state} {trust}");
+}

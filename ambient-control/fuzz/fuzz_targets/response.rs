@@ -1,0 +1,4 @@
+//! A response of a delta stream from any bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ambient_control::fuzz::response(data));

@@ -1,0 +1,414 @@
+//! What is asked of the control plane as it is needed, where the mesh does not come whole.
+//!
+//! A connection to an address that the snapshot knows nothing of waits until that is asked for: by nobody's word the other
+//! end is outside of the mesh. [`Names`] remembers what was asked for, pure; what is answered is kept up to date by the
+//! control plane until it is given back, which is what happens to what nobody has needed for a while.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ambient_control::{AskError, OnDemand};
+use ambient_core::{
+    GatewayTarget, Mesh, NetworkAddress, PodUid,
+    route::{Outbound, Plan, Refusal, Route},
+};
+use tokio::{sync::watch, time};
+
+use crate::{clock, state::Snapshot};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a connection waits for one answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a DNS query does: its client asks again after 5 s, and what is not the mesh's must not wait for the mesh.
+const BRIEFLY: Duration = Duration::from_secs(2);
+/// Names that are remembered, and subscribed to.
+const MOST: usize = 10_000;
+/// What has not been needed for so long is given back.
+const IDLE: Duration = Duration::from_secs(600);
+/// The same of what makes room for others where there is none.
+const IDLE_IF_FULL: Duration = Duration::from_secs(10);
+/// How long an absence is believed when nobody would say any more that it has ended.
+const ABSENCE: Duration = Duration::from_secs(60);
+/// Who may wait at a time, and how many of them for one pod.
+const WAITING: usize = 8192;
+const WAITING_OF_ONE: usize = WAITING / 4;
+/// Names that one name leads to: its waypoint, and the gateway of its network.
+const LED_TO: usize = 8;
+/// Between two looks for what is not needed any more.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
+
+/// Why it is not known what is at an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DemandError {
+    /// Nobody has answered in time.
+    #[error("the control plane has not said within {1:?} whether {0} is in the mesh")]
+    Unanswered(Arc<str>, Duration),
+    /// It was said to be absent, which may have changed since the control plane is away.
+    #[error("the control plane is away, and whether {0} is in the mesh by now is not known")]
+    Stale(Arc<str>),
+    /// It was not asked for.
+    #[error("whether {0} is in the mesh is not asked: {1}")]
+    NotAsked(Arc<str>, #[source] AskError),
+    /// There is no room for one more who waits.
+    #[error("too many connections wait for the control plane's word")]
+    Busy,
+    /// What one name needs needs another, and so on.
+    #[error("what is at {0} hangs on too many other names")]
+    TooFar(Arc<str>),
+}
+
+/// What is asked for as it is needed.
+#[derive(Debug)]
+pub(crate) struct Demand {
+    source: Arc<dyn OnDemand>,
+    names: Mutex<Names>,
+}
+
+impl Demand {
+    pub(crate) fn new(source: Arc<dyn OnDemand>) -> Self {
+        Self {
+            source,
+            names: Mutex::default(),
+        }
+    }
+
+    /// Sees to it that what a name means is known: a snapshot that is looked at after this says all there is to say.
+    /// `because` is what needs it, and keeps it.
+    ///
+    /// # Errors
+    /// When nobody says it in time.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn know(&self, pod: &PodUid, name: &str, because: Option<&str>) -> Result<(), DemandError> {
+        self.ask(pod, name, because, PATIENCE).await
+    }
+
+    async fn ask(&self, pod: &PodUid, name: &str, because: Option<&str>, patience: Duration) -> Result<(), DemandError> {
+        let is_there = self.source.is_there();
+        let (name, mut news) = {
+            let mut names = self.names();
+            let (name, asked) = names.need(name, because, is_there, clock::steady());
+            if let Some(given_back) = asked.ask()? {
+                self.begin(&mut names, &name, given_back)?;
+            }
+            match names.answer(&name) {
+                None => return Ok(()),
+                Some(news) => (name, news),
+            }
+        };
+        let _place = Place::take(self, pod).ok_or(DemandError::Busy)?;
+        match time::timeout(patience, news.wait_for(|answered| *answered)).await {
+            Ok(Ok(_)) => Ok(()),
+            // Given back in the very moment: nobody says any more what it is.
+            Ok(Err(_)) | Err(_) => Err(DemandError::Unanswered(name, patience)),
+        }
+    }
+
+    /// Asks for a name that is remembered from now on.
+    fn begin(&self, names: &mut Names, name: &Arc<str>, given_back: Vec<Arc<str>>) -> Result<(), DemandError> {
+        if !given_back.is_empty() {
+            self.source.give_back(given_back.iter().map(ToString::to_string).collect());
+        }
+        self.source.ask(name).map_err(|error| {
+            names.forget(name);
+            DemandError::NotAsked(name.clone(), error)
+        })
+    }
+
+    /// Sees to it that the services that a DNS query may mean are known, as far as that is to be had in a moment: what is not
+    /// the mesh's is others' to answer.
+    pub(crate) async fn learn(&self, pod: &PodUid, names: &[String]) {
+        if !self.source.is_there() {
+            return;
+        }
+        names.iter().for_each(|name| self.touch(name, false));
+        let all = async {
+            for name in names {
+                let _ = self.ask(pod, name, None, BRIEFLY).await;
+            }
+        };
+        let _ = time::timeout(BRIEFLY, all).await;
+    }
+
+    /// A name is needed, and what the snapshot knows of it is gone by; `known` where it knows it. It is asked for if it never
+    /// was, so that it is kept up to date.
+    pub(crate) fn touch(&self, name: &str, known: bool) {
+        let mut names = self.names();
+        let (name, need) = names.need(name, None, true, clock::steady());
+        if let Need::Ask(given_back) = need
+            && self.begin(&mut names, &name, given_back).is_ok()
+            && known
+        {
+            names.answered(&name);
+        }
+    }
+
+    /// These are answered: by the snapshot that is published now.
+    pub(crate) fn answered(&self, answered: &[Arc<str>]) {
+        let mut names = self.names();
+        for name in answered {
+            names.answered(name);
+        }
+    }
+
+    /// What this node's own pods are reached by is needed as long as they are here.
+    pub(crate) fn keep_own(&self, node: &str, now: &Snapshot) {
+        for workload in now.mesh.workloads_of_node(node) {
+            for membership in &workload.services {
+                let known = now.mesh.service(&membership.service).is_some();
+                self.touch(&membership.service.to_string(), known);
+            }
+        }
+    }
+
+    /// Gives back what nobody needs any more, for as long as it is polled.
+    pub(crate) async fn sweep(&self, mut own: impl FnMut(&Self)) {
+        loop {
+            time::sleep(BETWEEN_SWEEPS).await;
+            own(self);
+            let is_there = self.source.is_there();
+            let idle = self.names().sweep(is_there, clock::steady());
+            if !idle.is_empty() {
+                tracing::debug!(count = idle.len(), "names that nobody has needed for a while are given back");
+                self.source.give_back(idle.iter().map(ToString::to_string).collect());
+            }
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who waits.
+struct Place<'a>(&'a Demand, &'a PodUid);
+
+impl<'a> Place<'a> {
+    fn take(demand: &'a Demand, pod: &'a PodUid) -> Option<Self> {
+        let mut names = demand.names();
+        let waiting = names.waiting.get(pod).copied().unwrap_or_default();
+        let room = waiting < WAITING_OF_ONE && names.all_waiting < WAITING;
+        if room {
+            names.waiting.insert(pod.clone(), waiting + 1);
+            names.all_waiting += 1;
+        }
+        drop(names);
+        room.then_some(Self(demand, pod))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let Self(demand, pod) = self;
+        let mut names = demand.names();
+        names.all_waiting = names.all_waiting.saturating_sub(1);
+        if let Some(waiting) = names.waiting.get_mut(*pod) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                names.waiting.remove(*pod);
+            }
+        }
+    }
+}
+
+/// What was asked for, and who waits for it.
+#[derive(Debug, Default)]
+struct Names {
+    all: HashMap<Arc<str>, Entry>,
+    waiting: HashMap<PodUid, usize>,
+    all_waiting: usize,
+    /// Since when nobody would answer.
+    away: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    answered: watch::Sender<bool>,
+    used: Instant,
+    led_to: Vec<Arc<str>>,
+}
+
+/// What is to be done about a name that is needed.
+#[derive(Debug, PartialEq, Eq)]
+enum Need {
+    /// It is remembered.
+    Known,
+    /// It is to be asked for, and these are to be given back to make room.
+    Ask(Vec<Arc<str>>),
+    /// It was absent, and that is not believed any more.
+    Stale(Arc<str>),
+    /// There is no room.
+    Full(Arc<str>),
+}
+
+impl Need {
+    fn ask(self) -> Result<Option<Vec<Arc<str>>>, DemandError> {
+        match self {
+            Self::Known => Ok(None),
+            Self::Ask(given_back) => Ok(Some(given_back)),
+            Self::Stale(name) => Err(DemandError::Stale(name)),
+            Self::Full(name) => Err(DemandError::NotAsked(name, AskError::TooMuch)),
+        }
+    }
+}
+
+impl Names {
+    /// A name is needed now.
+    fn need(&mut self, name: &str, because: Option<&str>, is_there: bool, now: Instant) -> (Arc<str>, Need) {
+        self.note_absence(is_there, now);
+        let name = match self.all.get_key_value(name) {
+            Some((name, _)) => name.clone(),
+            None => name.into(),
+        };
+        if let Some(leads) = because.and_then(|because| self.all.get_mut(because))
+            && leads.led_to.len() < LED_TO
+            && !leads.led_to.contains(&name)
+        {
+            leads.led_to.push(name.clone());
+        }
+        let stale = self.away.is_some_and(|since| now.duration_since(since) >= ABSENCE);
+        if let Some(entry) = self.all.get_mut(&name) {
+            entry.used = now;
+            let need = match stale && *entry.answered.borrow() {
+                true => Need::Stale(name.clone()),
+                false => Need::Known,
+            };
+            return (name, need);
+        }
+        let mut given_back = Vec::new();
+        if self.all.len() >= MOST {
+            given_back = self.make_room(now);
+            if given_back.is_empty() {
+                return (name.clone(), Need::Full(name));
+            }
+        }
+        let entry = Entry {
+            answered: watch::Sender::new(false),
+            used: now,
+            led_to: Vec::new(),
+        };
+        self.all.insert(name.clone(), entry);
+        (name, Need::Ask(given_back))
+    }
+
+    /// Where to wait for a name's answer; `None` where it is here.
+    fn answer(&self, name: &str) -> Option<watch::Receiver<bool>> {
+        let entry = self.all.get(name)?;
+        (!*entry.answered.borrow()).then(|| entry.answered.subscribe())
+    }
+
+    fn answered(&mut self, name: &str) {
+        if let Some(entry) = self.all.get(name) {
+            entry.answered.send_replace(true);
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.all.remove(name);
+    }
+
+    /// Forgets the half of the names that have not been needed for the longest time, if it is a time at all; gives them.
+    fn make_room(&mut self, now: Instant) -> Vec<Arc<str>> {
+        let idle = |entry: &Entry| entry.answered.receiver_count() == 0 && now.duration_since(entry.used) >= IDLE_IF_FULL;
+        let mut by_use: Vec<_> = self
+            .all
+            .iter()
+            .filter(|(_, entry)| idle(entry))
+            .map(|(name, entry)| (entry.used, name.clone()))
+            .collect();
+        by_use.sort_unstable();
+        by_use.truncate(MOST / 2);
+        let given_back: Vec<_> = by_use.into_iter().map(|(_, name)| name).collect();
+        for name in &given_back {
+            self.all.remove(name);
+        }
+        given_back
+    }
+
+    /// Forgets what has not been needed for a while, and gives it.
+    fn sweep(&mut self, is_there: bool, now: Instant) -> Vec<Arc<str>> {
+        self.note_absence(is_there, now);
+        // Whoever leads to something needs it.
+        let recent = |entry: &Entry| now.duration_since(entry.used) < IDLE || entry.answered.receiver_count() > 0;
+        let led_to: Vec<(Arc<str>, Instant)> = self
+            .all
+            .values()
+            .filter(|entry| recent(entry))
+            .flat_map(|entry| entry.led_to.iter().map(|name| (name.clone(), entry.used)))
+            .collect();
+        for (name, used) in led_to {
+            if let Some(entry) = self.all.get_mut(&name) {
+                entry.used = entry.used.max(used);
+            }
+        }
+        let idle: Vec<Arc<str>> = self
+            .all
+            .iter()
+            .filter(|(_, entry)| !recent(entry))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &idle {
+            self.all.remove(name);
+        }
+        idle
+    }
+
+    fn note_absence(&mut self, is_there: bool, now: Instant) {
+        match is_there {
+            true => self.away = None,
+            false => drop(self.away.get_or_insert(now)),
+        }
+    }
+}
+
+/// The name of what is at a connection's destination.
+pub(crate) fn destination(asked: &Outbound<'_>) -> String {
+    format!("{}/{}", asked.source.network.as_str(), asked.destination.ip().to_canonical())
+}
+
+/// What a route hangs on that the snapshot does not know, by its name; it may be known not to be there.
+pub(crate) fn needed(mesh: &Mesh, asked: &Outbound<'_>, route: &Route) -> Option<String> {
+    match route {
+        Route::Go(Plan::Passthrough(to)) => {
+            let address = NetworkAddress::new(asked.source.network.clone(), to.ip());
+            let known = mesh.service_by_vip(&address, &asked.source.namespace).is_some() || mesh.workload_by_address(&address).is_some();
+            // What stays on the host's own loopback is nobody's.
+            (!known && !to.ip().is_loopback()).then(|| destination(asked))
+        }
+        Route::Refuse(Refusal::NoWaypoint(target) | Refusal::NoGateway(target)) => Some(name_of(target)),
+        Route::Refuse(Refusal::NoEndpoint(service)) => Some(service.to_string()),
+        _ => None,
+    }
+}
+
+fn name_of(target: &GatewayTarget) -> String {
+    match target {
+        GatewayTarget::Hostname(name) => name.to_string(),
+        GatewayTarget::Address(address) => format!("{}/{}", address.network.as_str(), address.ip),
+    }
+}
+
+/// The services that a DNS name may be, as a client in a namespace means it: of the cluster's names the namespace is in
+/// them, and others are looked for in the client's own.
+pub(crate) fn service_names(hostnames: &[String], namespace: &str, cluster_domain: &str) -> Vec<String> {
+    let suffix = format!(".svc.{cluster_domain}");
+    let mut names = Vec::new();
+    for hostname in hostnames {
+        let Some(before) = hostname.strip_suffix(&suffix) else {
+            names.push(format!("{namespace}/{hostname}"));
+            continue;
+        };
+        let Some((service, of)) = before.rsplit_once('.') else { continue };
+        names.push(format!("{of}/{hostname}"));
+        // The name of a pod may stand before it.
+        if let Some((_, service)) = service.split_once('.') {
+            names.push(format!("{of}/{service}.{of}{suffix}"));
+        }
+    }
+    names
+}
