@@ -12,12 +12,14 @@ use ambient_core::{
     Authority, Identity, NetworkAddress, Service, headers, proxy_header,
     route::{self, Delivery},
 };
-use ambient_hbone::{Request, Session, Stream};
+use ambient_hbone::{BoxFuture, Request, Session, Stream};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    Shared, clock,
+    Shared,
+    bounds::Place,
+    clock,
     embed::Arrival,
     local::{Call, Joined, Pipe},
     pod::{Pod, Stage},
@@ -94,7 +96,7 @@ pub(crate) fn serve_call(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, 
     worker.spawn(Box::pin(async move {
         let mut peer = Peer::from(call.source.clone());
         tunnel.resolve(&mut peer);
-        tunnel.serve(Asked::Call(call), peer).await;
+        Arc::new(tunnel).serve(Asked::Call(call), peer).await;
     }));
 }
 
@@ -119,8 +121,11 @@ struct Admitted {
     client: Client,
     server: TcpStream,
     cut: Cut,
+    /// Until the carrying takes it.
+    account: Option<Account>,
     _registered: Registration,
-    account: Account,
+    /// Counted against the pod's bound.
+    _place: Place,
 }
 
 /// Who has asked, answered.
@@ -129,7 +134,7 @@ enum Client {
     Pipe(Pipe, Joined),
 }
 
-fn refused(request: Asked, status: StatusCode) -> Option<Admitted> {
+fn refused(request: Asked, status: StatusCode) -> Option<Box<Admitted>> {
     request.refuse(status);
     None
 }
@@ -186,9 +191,7 @@ impl Tunnel {
                     let Some(request) = request else { return };
                     quiet = 0;
                     tunnel.resolve(&mut peer);
-                    let (tunnel, peer) = (tunnel.clone(), peer.clone());
-                    let home = tunnel.home.clone();
-                    home.spawn(Box::pin(async move { tunnel.serve(Asked::Request(request), peer).await }));
+                    tunnel.home.spawn(tunnel.clone().serve(Asked::Request(request), peer.clone()));
                 }
                 () = tunnel.pod.reaches(Stage::Leaving), if !ending => {
                     ending = true;
@@ -215,23 +218,28 @@ impl Tunnel {
         }
     }
 
-    /// One stream. Most stand open for long, and many do: what only the opening needs has gone by then.
-    async fn serve(&self, request: Asked, peer: Peer) {
-        let Some(_place) = self.pod.room.inbound.take() else {
-            self.node.metrics.connection_shed(Direction::Inbound);
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
-        };
-        if let Some(mut admitted) = Box::pin(self.admit(request, peer)).await
-            && self
-                .carry(&mut admitted.client, &mut admitted.server, &mut admitted.cut, admitted.account)
-                .await
-        {
-            settle(&admitted.server);
-        }
+    /// One stream. Most stand open for long, and many do: what only the opening needs is apart, and has gone by then.
+    fn serve(self: Arc<Self>, request: Asked, peer: Peer) -> BoxFuture<'static, ()> {
+        let admitting = Box::pin(self.clone().admit(request, peer));
+        Box::pin(async move {
+            if let Some(mut admitted) = admitting.await
+                && self.carry(&mut admitted).await
+            {
+                settle(&admitted.server);
+            }
+        })
     }
 
     /// Whether it ended as both ends wanted.
-    async fn carry(&self, client: &mut Client, server: &mut TcpStream, cut: &mut Cut, account: Account) -> bool {
+    async fn carry(&self, admitted: &mut Admitted) -> bool {
+        let Admitted {
+            client,
+            server,
+            cut,
+            account,
+            ..
+        } = admitted;
+        let Some(account) = account.take() else { return false };
         let (pod, relays) = (&self.pod, &self.home.relays);
         match client {
             Client::Stream(client) => carry(pod, relays, client, server, Some(cut), account).await,
@@ -244,9 +252,13 @@ impl Tunnel {
     }
 
     /// Finds out where to, asks the policies, connects and answers; or tells of why not.
-    async fn admit(&self, request: Asked, peer: Peer) -> Option<Admitted> {
+    async fn admit(self: Arc<Self>, request: Asked, peer: Peer) -> Option<Box<Admitted>> {
         let opened = clock::steady();
         let (node, pod) = (&self.node, &self.pod);
+        let Some(place) = pod.room.inbound.take() else {
+            node.metrics.connection_shed(Direction::Inbound);
+            return refused(request, StatusCode::SERVICE_UNAVAILABLE);
+        };
         let authority = request.authority().clone();
         let Some(snapshot) = node.state.current() else {
             self.early(Reason::NoState, &authority, &"the mesh's state has not arrived");
@@ -278,10 +290,18 @@ impl Tunnel {
         };
         let ends = self.ends(&snapshot, &request, peer.identity(), authority, to.service.clone());
         let account = Account::open(&node.metrics, ends, opened);
-        self.deliver(request, peer, to, snapshot, account).await
+        self.deliver(request, peer, to, snapshot, account, place).await
     }
 
-    async fn deliver(&self, request: Asked, peer: Peer, to: Delivery, snapshot: Arc<Snapshot>, account: Account) -> Option<Admitted> {
+    async fn deliver(
+        &self,
+        request: Asked,
+        peer: Peer,
+        to: Delivery,
+        snapshot: Arc<Snapshot>,
+        account: Account,
+        place: Place,
+    ) -> Option<Box<Admitted>> {
         let (node, pod) = (&self.node, &self.pod);
         let Ok(workload) = pod.workload(&snapshot) else {
             return refused(request, StatusCode::SERVICE_UNAVAILABLE);
@@ -336,13 +356,14 @@ impl Tunnel {
             }
         };
         match client {
-            Ok(client) => Some(Admitted {
+            Ok(client) => Some(Box::new(Admitted {
                 client,
                 server,
                 cut,
+                account: Some(account),
                 _registered: registered,
-                account,
-            }),
+                _place: place,
+            })),
             Err(error) => {
                 went_away(account, &error);
                 None

@@ -89,12 +89,8 @@ struct Tried {
 }
 
 /// What became of the opening.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is taken apart at once, and the large one is what mostly comes"
-)]
 enum Way {
-    Open(Far, Account),
+    Open(Box<Far>, Account),
     /// By policy: whoever asked is answered with an end, and no reset.
     Refused,
     /// It was told of why.
@@ -198,7 +194,7 @@ impl Outbound {
                         self.pod.outliers.remove(&destination.uid);
                     }
                     present.proven(far.proven());
-                    return Way::Open(far, present);
+                    return Way::Open(Box::new(far), present);
                 }
                 Err(failure) => failure,
             };
