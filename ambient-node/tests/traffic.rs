@@ -8,6 +8,8 @@ mod admin;
 mod bounds;
 #[path = "traffic/ends.rs"]
 mod ends;
+#[path = "traffic/identities.rs"]
+mod identities;
 #[path = "traffic/leave.rs"]
 mod leave;
 #[path = "support/mesh.rs"]
@@ -18,6 +20,8 @@ mod names;
 mod peers;
 #[path = "traffic/refusals.rs"]
 mod refusals;
+#[path = "support/spire.rs"]
+mod spire;
 #[path = "traffic/stop.rs"]
 mod stop;
 #[path = "traffic/strain.rs"]
@@ -124,6 +128,7 @@ const TESTS: &[Test] = &[
         ways::within_the_process_all_is_as_on_the_wire,
     ),
     ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
+    ("spire_says_who_is_who", identities::spire_says_who_is_who),
     ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
     ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
     ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),

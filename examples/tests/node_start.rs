@@ -85,6 +85,24 @@ fn how_policies_are_read_is_told_by_flags_or_the_environment() {
     }
 }
 
+#[test]
+fn certificates_come_from_one_place_and_from_a_socket_that_tells_who_listens() {
+    let one_place = |text: &str| text.contains("one place") && text.contains("--spire-admin-socket");
+    for (args, env) in [
+        (&["--spire-admin-socket", "unix:///run/spire/admin.sock"][..], &[][..]),
+        (&[], &[("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire/agent.sock")]),
+        (&["--ca-address", "https://ca.example:15012"], &[]),
+    ] {
+        let (code, text) = start_with(args, env);
+        assert!(code == Some(1) && one_place(&text), "{text}");
+    }
+    // An empty variable names none.
+    assert_says(&start_with(&[], &[("SPIRE_ADMIN_ENDPOINT_SOCKET", "")]), &["no-manifests"]);
+    let (code, text) = start_with(&["--spire-admin-socket", "tcp://127.0.0.1:8081"], &[]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("only Unix sockets"), "{text}");
+}
+
 fn assert_says(result: &(Option<i32>, String), words: &[&str]) {
     let (code, text) = result;
     assert_eq!(*code, Some(1), "{text}");

@@ -11,9 +11,10 @@ use std::{
 };
 
 use ambient_control::{
-    Batch, BoxFuture, Change, Source,
+    Batch, BoxFuture, Change, Issuer, Source,
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
+    spiffe::{DelegatedConfig, DelegatedIdentity, Socket},
 };
 use ambient_core::{TunnelProtocol, Workload, mesh::Update};
 use ambient_node::{AnnounceInDirectory, Config, Node, telemetry::log};
@@ -230,9 +231,23 @@ impl Mesh {
         Self::start_told(world, configure, |_| {})
     }
 
+    /// The same, of a node whose certificates come from a SPIRE agent.
+    pub(crate) fn start_with_spire(world: &World, socket: &Path) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::start_as(world, Some(socket.into()), |_| {}, |_| {})
+    }
+
     /// The same, of a node that must be told something once it has started.
     pub(crate) fn start_told(
         world: &World,
+        configure: impl FnOnce(&mut Config),
+        tell: impl FnOnce(&Self),
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::start_as(world, None, configure, tell)
+    }
+
+    fn start_as(
+        world: &World,
+        spire: Option<PathBuf>,
         configure: impl FnOnce(&mut Config),
         tell: impl FnOnce(&Self),
     ) -> Result<Self, Box<dyn std::error::Error>> {
@@ -282,7 +297,7 @@ impl Mesh {
                     .build()
                     .map_err(|e| e.to_string())?;
                 runtime
-                    .block_on(serve(config, &manifests, &ca, told, stopped))
+                    .block_on(serve(config, &manifests, (&ca, spire.as_deref()), told, stopped))
                     .map_err(|e| e.to_string())
             });
             ran.map_err(|e| e.to_string())?
@@ -438,16 +453,23 @@ impl Stopping {
 async fn serve(
     config: Config,
     manifests: &Path,
-    ca: &Path,
+    (ca, spire): (&Path, Option<&Path>),
     more: mpsc::UnboundedReceiver<Vec<Update>>,
     stopped: oneshot::Receiver<()>,
 ) -> Outcome {
-    let issuer = DirectoryCa::open(ca, config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
+    let domain = config.trust_domain.clone();
+    let issuer: Arc<dyn Issuer> = match spire.and_then(Path::to_str) {
+        Some(socket) => {
+            let provider = Arc::new(ambient_tls::provider());
+            Arc::new(DelegatedIdentity::new(DelegatedConfig::new(Socket::new(socket)?, domain, provider)))
+        }
+        None => Arc::new(DirectoryCa::open(ca, domain, DirectoryCa::DEFAULT_TTL)?),
+    };
     let status = Status::open(manifests, NODE)?;
     let source = source(manifests, &status).await?;
     let node = Node::builder(config)
         .source(Both { manifests: source, more })
-        .issuer(issuer)
+        .shared_issuer(issuer)
         .announce(Arc::new(AnnounceInDirectory::new(status)))
         .build()
         .await?;
