@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -12,8 +13,8 @@ use ambient_core::{PolicyKey, Workload};
 use crate::{
     Peer, Policies,
     index::{
-        Entry, Place, Reader,
-        scan::{Address, Asked, Listed},
+        Begin, Entry, Place, Reader, Row,
+        scan::{Address, Asked, Listed, Seeker},
     },
     policies::{Kind, Known},
     policy::Unreadable,
@@ -63,7 +64,7 @@ impl fmt::Display for Decision {
 pub struct Allowed {
     /// The ALLOW policy that admits it (the first by key); none where no ALLOW policy applies to the workload at all.
     pub by: Option<PolicyKey>,
-    /// What the policies in dry run would have done.
+    /// What the policies in dry run would have done: the first hundred by key of each action.
     pub dry_run: Vec<DryRun>,
 }
 
@@ -141,7 +142,8 @@ pub fn decide_again(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -
 
 /// What the policies in dry run would have done with a connection, also with one that is refused.
 ///
-/// DENY policies are told always, ALLOW policies only where no enforced DENY policy refuses the connection.
+/// DENY policies are told always, ALLOW policies only where no enforced DENY policy refuses the connection; of each at
+/// most the first hundred by key.
 pub fn dry_run(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Vec<DryRun> {
     with_question(policies, workload, conn, |question| {
         let verdict = question.enforced();
@@ -173,9 +175,9 @@ struct Question<'a> {
     asked: Asked<'a>,
 }
 
-/// The enforced policies that match, the first by key of each kind.
-#[derive(Default)]
+/// The enforced policies that match, the first by key of each kind; no ALLOW policy where a DENY policy does.
 struct Verdict<'a> {
+    policies: &'a Policies,
     deny: Option<Found<'a>>,
     allow: Option<Found<'a>>,
 }
@@ -185,6 +187,82 @@ struct Found<'a> {
     entry: &'a Entry,
     number: u32,
     rule: u32,
+}
+
+impl Found<'_> {
+    fn stands_behind(&self, key: &PolicyKey, rule: u32) -> bool {
+        (&self.entry.key, self.rule) > (key, rule)
+    }
+}
+
+impl<'a> Verdict<'a> {
+    fn of(&self, kind: Kind) -> Option<&Found<'a>> {
+        match kind {
+            Kind::Deny => self.deny.as_ref(),
+            Kind::Allow => self.allow.as_ref(),
+            Kind::DryDeny | Kind::DryAllow => None,
+        }
+    }
+}
+
+impl<'a> Seeker<'a> for Verdict<'a> {
+    fn wants(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Deny => true,
+            Kind::Allow => self.deny.is_none(),
+            Kind::DryDeny | Kind::DryAllow => false,
+        }
+    }
+
+    fn may_matter(&self, kind: Kind, from: &Begin) -> bool {
+        self.of(kind).is_none_or(|best| best.stands_behind(&from.key, from.rule))
+    }
+
+    fn found(&mut self, row: &'a Row) {
+        let best = match row.kind {
+            Kind::Deny => &mut self.deny,
+            _ => &mut self.allow,
+        };
+        match best {
+            Some(best) if best.number == row.entry => best.rule = best.rule.min(row.rule),
+            _ => {
+                let Some(entry) = self.policies.entry(row.entry) else { return };
+                if best.as_ref().is_none_or(|best| best.stands_behind(&entry.key, row.rule)) {
+                    *best = Some(Found {
+                        entry,
+                        number: row.entry,
+                        rule: row.rule,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The policies in dry run that match, the first so many by key.
+struct Told<'a> {
+    policies: &'a Policies,
+    kind: Kind,
+    keys: BTreeSet<&'a PolicyKey>,
+}
+
+impl<'a> Seeker<'a> for Told<'a> {
+    fn wants(&self, kind: Kind) -> bool {
+        kind == self.kind
+    }
+
+    fn may_matter(&self, _: Kind, from: &Begin) -> bool {
+        self.keys.len() < MOST_TOLD || self.keys.last().is_some_and(|last| **last > from.key)
+    }
+
+    fn found(&mut self, row: &'a Row) {
+        if let Some(entry) = self.policies.entry(row.entry) {
+            self.keys.insert(&entry.key);
+            if self.keys.len() > MOST_TOLD {
+                self.keys.pop_last();
+            }
+        }
+    }
 }
 
 fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(Question<'_>) -> T) -> T {
@@ -240,34 +318,21 @@ fn question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, room: 
     })
 }
 
+/// Of policies in dry run that match, so many of each action are told.
+pub(crate) const MOST_TOLD: usize = 100;
 /// A workload lists some policies.
 const FEW_LISTED: usize = 16;
 /// Room for these is 8 KiB of a stack.
 const MANY_LISTED: usize = 2048;
 
-impl Question<'_> {
-    fn enforced(&self) -> Verdict<'_> {
-        let mut verdict = Verdict::default();
-        let enforced = |kind| matches!(kind, Kind::Deny | Kind::Allow);
-        self.asked.each_match(enforced, |row| {
-            let best = match row.kind {
-                Kind::Deny => &mut verdict.deny,
-                _ => &mut verdict.allow,
-            };
-            match best {
-                Some(best) if best.number == row.entry => best.rule = best.rule.min(row.rule),
-                _ => {
-                    let Some(entry) = self.policies.entry(row.entry) else { return };
-                    if best.as_ref().is_none_or(|best| entry.key < best.entry.key) {
-                        *best = Some(Found {
-                            entry,
-                            number: row.entry,
-                            rule: row.rule,
-                        });
-                    }
-                }
-            }
-        });
+impl<'a> Question<'a> {
+    fn enforced(&self) -> Verdict<'a> {
+        let mut verdict = Verdict {
+            policies: self.policies,
+            deny: None,
+            allow: None,
+        };
+        self.asked.seek(&mut verdict);
         verdict
     }
 
@@ -305,18 +370,17 @@ impl Question<'_> {
         verdicts
     }
 
-    fn keys_matching(&self, wanted: Kind) -> Vec<PolicyKey> {
-        if !self.applies.any(wanted) {
+    fn keys_matching(&self, kind: Kind) -> Vec<PolicyKey> {
+        if !self.applies.any(kind) {
             return Vec::new();
         }
-        let mut found = Vec::new();
-        self.asked.each_match(|kind| kind == wanted, |row| found.push(row.entry));
-        found.sort_unstable();
-        found.dedup();
-        let entries = found.into_iter().filter_map(|number| self.policies.entry(number));
-        let mut keys: Vec<_> = entries.map(|entry| entry.key.clone()).collect();
-        keys.sort_unstable();
-        keys
+        let mut told = Told {
+            policies: self.policies,
+            kind,
+            keys: BTreeSet::new(),
+        };
+        self.asked.seek(&mut told);
+        told.keys.into_iter().cloned().collect()
     }
 }
 

@@ -30,6 +30,7 @@ mod nets;
 mod pack;
 pub(crate) mod posting;
 pub(crate) mod scan;
+mod shelves;
 mod slots;
 mod sums;
 mod term;
@@ -41,11 +42,14 @@ use dictionary::Lists;
 use filed::Filed;
 use pack::{Way, Ways};
 use posting::{BLOCK, Bits, Edit, WORDS, is_set};
+use shelves::Shelves;
 use slots::Slots;
-use sums::Changed;
-use term::{Field, Sort, Term, Word};
+use sums::{Changed, ChangedBlocks};
+use term::{Field, Lane, Sort, Term, Word};
+use value::TextField;
 
 pub(crate) use pack::Reader;
+pub(crate) use shelves::Begin;
 pub(crate) use terms::Terms;
 pub(crate) use value::Place;
 
@@ -54,10 +58,11 @@ pub(crate) use value::Place;
 pub(crate) struct Index {
     pub(crate) terms: Terms,
     entries: Slots<Entry>,
-    rows: Slots<Row>,
-    occupied: Vec<Arc<Bits>>,
-    /// For each field the rows that ask about it.
-    used: [Vec<Arc<Bits>>; 8],
+    rows: Shelves<Row>,
+    /// For each lane the rows that ask in it, and about its field in no other.
+    used: [Vec<Arc<Bits>>; Lane::ALL.len()],
+    /// For each field that is a text the rows that ask about it both from the front and from the back.
+    mixed: [Vec<Arc<Bits>>; TextField::ALL.len()],
     /// For each block the rows that are matches of clauses; none where there never were such.
     clauses: Vec<Option<Arc<Clauses>>>,
 }
@@ -126,14 +131,20 @@ impl Index {
         self.rows.at(number)
     }
 
-    /// The rows of each block.
-    pub(crate) fn blocks(&self) -> &[Arc<Bits>] {
-        &self.occupied
+    /// All rows, in blocks.
+    pub(crate) fn rows(&self) -> &Shelves<Row> {
+        &self.rows
     }
 
-    /// The rows of a block that ask about a field; none where no row ever did.
-    pub(crate) fn used(&self, field: Field, block: u32) -> Option<&Bits> {
-        self.used[field as usize].get(block as usize).map(|bits| &**bits)
+    /// The rows of a block that ask in a lane, and about its field in no other; none where no row ever did.
+    pub(crate) fn used(&self, lane: Lane, block: u32) -> Option<&Bits> {
+        self.used[lane as usize].get(block as usize).map(|bits| &**bits)
+    }
+
+    /// The rows of a block that ask about a text both from the front and from the back, if there are any.
+    pub(crate) fn mixed(&self, field: TextField, block: u32) -> Option<&Bits> {
+        let bits = self.mixed[field as usize].get(block as usize)?;
+        (**bits != [0; WORDS]).then_some(bits)
     }
 
     /// The rows of a block that are matches of clauses.
@@ -197,11 +208,11 @@ impl<'a> Revision<'a> {
         for row in &*entry.rows {
             // Those of clauses go with the first of their rule.
             let run = self.index.remove_clauses(*row);
-            let gone = match run {
-                0 => self.index.rows.remove(*row).into_iter().collect(),
-                _ => self.index.rows.remove_run(*row, run),
-            };
-            (*row..).zip(&gone).for_each(|(row, gone)| self.take_off(row, gone.words()));
+            for row in *row..row + run.max(1) {
+                if let Some(gone) = self.index.rows.remove(entry.kind, row) {
+                    self.take_off(row, gone.words());
+                }
+            }
         }
         if let Some(place) = self.index.terms.place_mut(entry.scope, &entry.namespace) {
             place.kinds[entry.kind as usize] -= 1;
@@ -235,6 +246,10 @@ impl<'a> Revision<'a> {
         }
         let mut rows = Vec::with_capacity(ways.len());
         for (rule, ways) in ways {
+            let begin = Begin {
+                key: policy.key.clone(),
+                rule,
+            };
             let new = |way: &Way, partial| Row {
                 entry: number,
                 rule,
@@ -246,7 +261,7 @@ impl<'a> Revision<'a> {
                 Ways::One(mut ways) => {
                     for way in &mut ways {
                         index.narrow(way, &scope);
-                        let row = index.rows.insert(new(way, way.partial));
+                        let row = index.rows.insert(kind, &begin, std::iter::once(new(way, way.partial)));
                         rows.push(row);
                         self.fresh.push(row);
                     }
@@ -255,7 +270,7 @@ impl<'a> Revision<'a> {
                     clauses.iter_mut().flatten().for_each(|way| index.narrow(way, &scope));
                     let run: Vec<_> = clauses.iter().flatten().map(|way| new(way, true)).collect();
                     let (len, lens): (_, Vec<_>) = (run.len() as u32, clauses.iter().map(Vec::len).collect());
-                    let first = index.rows.insert_run(run, BLOCK);
+                    let first = index.rows.insert(kind, &begin, run.into_iter());
                     index.insert_clauses(first, &lens);
                     rows.extend(first..first + len);
                     self.fresh_clauses.push((first, lens));
@@ -318,9 +333,17 @@ impl<'a> Revision<'a> {
             }
         }
         for (sort, changes) in in_sums {
-            let rows = self.index.occupied.len() * BLOCK as usize;
+            let rows = self.index.rows.blocks() * BLOCK as usize;
             self.index.terms.edit_sums(sort, &changes, rows);
         }
+        let mut blocks: Vec<_> = self.edits.iter().map(|edit| edit.row / BLOCK).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let blocks = ChangedBlocks {
+            all: self.index.rows.blocks() as u32,
+            changed: &blocks,
+        };
+        self.index.terms.renew_fails(&self.index.used, blocks);
         for term in self.released {
             self.index.terms.release(term);
         }
@@ -344,11 +367,10 @@ impl<'a> Revision<'a> {
     /// Notes a row, and files it under the group that the fewest ask for, if it is to be found so.
     fn file(&mut self, number: u32, to_be_found: bool) {
         let Some(row) = self.index.rows.at(number).cloned() else { return };
-        set_bit(&mut self.index.occupied, number, true);
         let groups = self.index.groups(row.words());
         let guard = self.index.guard(&groups, row.words());
         for (place, group) in groups.iter().enumerate() {
-            set_bit(&mut self.index.used[group.field as usize], number, true);
+            self.index.note_use(group.words, number, true);
             let role = if place == 0 && to_be_found { Role::Filed } else { Role::Others };
             for word in group.words {
                 self.change(word.term(), role, number, Some(guard));
@@ -364,11 +386,8 @@ impl<'a> Revision<'a> {
 
     /// Takes a row off all lists that it may stand in.
     fn take_off(&mut self, number: u32, words: &[Word]) {
-        set_bit(&mut self.index.occupied, number, false);
         for group in all_groups(words) {
-            if let Some(field) = self.index.terms.field(group[0].term()) {
-                set_bit(&mut self.index.used[field as usize], number, false);
-            }
+            self.index.note_use(group, number, false);
             for word in group {
                 self.change(word.term(), Role::Filed, number, None);
                 self.change(word.term(), Role::Others, number, None);
@@ -489,6 +508,17 @@ impl Index {
         }
     }
 
+    /// Notes that a row asks about the field of a group, or does no longer.
+    fn note_use(&mut self, group: &[Word], row: u32, is: bool) {
+        let mut lanes = group.iter().filter_map(|word| self.terms.lane(word.term()));
+        let Some(first) = lanes.next() else { return };
+        let bits = match lanes.all(|lane| lane == first) {
+            true => &mut self.used[first as usize],
+            false => &mut self.mixed[first as usize / 2],
+        };
+        set_bit(bits, row, is);
+    }
+
     fn insert_clauses(&mut self, first: u32, clauses: &[usize]) {
         let block = (first / BLOCK) as usize;
         if self.clauses.len() <= block {
@@ -521,7 +551,8 @@ impl Index {
     fn groups<'w>(&self, words: &'w [Word]) -> Vec<Group<'w>> {
         let mut groups: Vec<Group<'_>> = Vec::with_capacity(4);
         for words in all_groups(words) {
-            let Some(field) = self.terms.field(words[0].term()) else { continue };
+            let Some(lane) = self.terms.lane(words[0].term()) else { continue };
+            let field = lane.field();
             let weight = words.iter().map(|word| self.weight(word.term())).sum();
             groups.push(Group { weight, field, words });
         }

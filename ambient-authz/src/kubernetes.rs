@@ -81,7 +81,7 @@ impl Settings {
     /// Whether a resource counts: unless it is labelled with another revision than [`Settings::revision`].
     ///
     /// [`read`] and [`Resources`] leave the others out. Whoever calls [`peer_authentication::read`] or
-    /// [`ReadError::of_shape`] asks first.
+    /// [`ReadError::of_shape`] asks first, and tells [`Settings::other_revision`].
     pub fn concerns(&self, metadata: &Metadata) -> bool {
         let labelled = metadata.labels.as_ref().and_then(|labels| labels.get(REVISION));
         match (labelled, self.revision.as_deref().filter(|own| !own.is_empty())) {
@@ -90,7 +90,8 @@ impl Settings {
         }
     }
 
-    fn other_revision(&self) -> Warning {
+    /// What is to be told of a resource that does not count.
+    pub fn other_revision(&self) -> Warning {
         let own = self.revision.as_deref().unwrap_or_default();
         Warning {
             path: format!("metadata.labels[{REVISION}]"),

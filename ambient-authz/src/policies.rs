@@ -91,6 +91,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Deny, Self::Allow, Self::DryDeny, Self::DryAllow];
+
     pub(crate) fn of(policy: &Policy) -> Self {
         match (policy.action, policy.dry_run) {
             (Action::Deny, false) => Self::Deny,
@@ -305,6 +307,8 @@ impl Tables {
             !stand.is(known)
         });
         let affected = self.affected(&stands);
+        // Rows come to stand in the order of keys.
+        stands.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
 
         let mut in_force = self.in_force;
         let mut revision = Revision::new(&mut self.index);

@@ -279,3 +279,69 @@ fn what_refuses_only_new_connections_ends_no_standing_one() {
     };
     assert_eq!(key.as_str(), "shop/p");
 }
+
+/// However many policies match: the first by key, by the first of its rules, and of those in dry run a hundred.
+#[test]
+fn of_very_many_that_match_the_first_is_named() {
+    let rule = |ports: &[u16]| Rule {
+        clauses: vec![
+            Match {
+                destination_ports: ports.to_vec(),
+                ..Match::default()
+            }
+            .into(),
+        ],
+    };
+    let policy = |number: usize, action, dry_run| Policy {
+        key: format!("a/{action}-{dry_run}-{number:04}").as_str().into(),
+        namespace: "a".into(),
+        scope: Scope::Global,
+        action,
+        rules: vec![rule(&[7000 + (number % 7) as u16]), rule(&[9, 80]), rule(&[80])],
+        dry_run,
+    };
+    // They come in no order, and some go and come again.
+    let numbers = (0..3000).map(|i| i * 1999 % 3000);
+    let all = numbers.flat_map(|number| {
+        [
+            policy(number, Action::Deny, false),
+            policy(number, Action::Allow, false),
+            policy(number, Action::Deny, true),
+            policy(number, Action::Allow, true),
+        ]
+    });
+    let mut policies = Policies::default();
+    let all: Vec<_> = all.collect();
+    for batch in all.chunks(500) {
+        policies = policies.apply(batch.iter().map(|policy| Update::Set(Arc::new(policy.clone()))));
+    }
+    let peer = Peer::plaintext();
+    let conn = Conn {
+        peer: &peer,
+        source: [10, 0, 0, 1].into(),
+        destination: ([10, 0, 0, 2], 80).into(),
+    };
+    let stock = Workload::new("uid", "b", "stock");
+    for gone in 0..3 {
+        let decision = decide(&policies, &stock, &conn);
+        assert_eq!(
+            decision,
+            Decision::Deny(Denial::ByPolicy(format!("a/DENY-false-{gone:04}").as_str().into(), 1))
+        );
+        let told: Vec<_> = (gone..gone + 100)
+            .map(|number| DryRun::WouldDeny(format!("a/DENY-true-{number:04}").as_str().into()))
+            .collect();
+        assert_eq!(dry_run(&policies, &stock, &conn), told);
+        policies = policies.apply([false, true].map(|dry_run| Update::Remove(format!("a/DENY-{dry_run}-{gone:04}").as_str().into())));
+    }
+    let denying = all.iter().filter(|policy| policy.action == Action::Deny);
+    policies = policies.apply(denying.map(|policy| Update::Remove(policy.key.clone())));
+    let Decision::Allow(allowed) = decide(&policies, &stock, &conn) else {
+        panic!()
+    };
+    assert_eq!(allowed.by, Some("a/ALLOW-false-0000".into()));
+    let told: Vec<_> = (0..100)
+        .map(|number| DryRun::WouldAllow(format!("a/ALLOW-true-{number:04}").as_str().into()))
+        .collect();
+    assert_eq!(allowed.dry_run, told);
+}

@@ -6,7 +6,6 @@ use super::{
     filed::{Filed, Table},
     posting::Posting,
     slots::Slots,
-    sums::Sum,
 };
 
 /// The rows of one value that are not looked for by it.
@@ -16,8 +15,6 @@ pub(crate) struct Lists {
     pub(crate) others: Posting<()>,
     /// Those that refuse it.
     pub(crate) negated: Posting<()>,
-    /// Its rows and those of all that it lies in, where they are kept together.
-    pub(crate) sum: Option<Arc<Sum>>,
     /// Whether its rows are in the sums of what lies in it.
     pub(crate) in_sums: bool,
 }

@@ -25,8 +25,8 @@ pub(crate) struct Names {
     version: u64,
 }
 
-/// What is compared from the front and from the back of each field.
-pub(crate) const CHAINS: usize = 2 * TextField::ALL.len();
+/// What is compared from the front and from the back of each field, and accounts.
+pub(crate) const CHAINS: usize = 2 * TextField::ALL.len() + 1;
 
 /// Lengths in their order, each with how many names have it.
 type Lengths = Vec<(usize, u32)>;

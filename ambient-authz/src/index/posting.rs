@@ -179,7 +179,7 @@ impl Block {
     fn each(&self, mut call: impl FnMut(u16)) {
         match self {
             Self::Sparse(rows) => rows.iter().copied().for_each(call),
-            Self::Dense(bits, _) => each_bit(bits, |at| call(at as u16)),
+            Self::Dense(bits, _) => each_bit_of(bits, |at| call(at as u16)),
         }
     }
 
@@ -205,7 +205,7 @@ impl Block {
                 }
                 if usize::from(*len) <= MOST_SPARSE / 2 {
                     let mut rows = Vec::with_capacity(usize::from(*len));
-                    each_bit(bits, |at| rows.push(at as u16));
+                    each_bit_of(bits, |at| rows.push(at as u16));
                     *self = Self::Sparse(Arc::new(rows));
                 }
             }
@@ -217,50 +217,59 @@ impl Block {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a, T> {
     of: &'a Posting<T>,
-    /// How far a list is read.
+    /// How far a list is read: to this block.
     at: u32,
+    block: u32,
 }
 
 impl<'a, T> Cursor<'a, T> {
     pub(crate) fn new(of: &'a Posting<T>) -> Self {
-        Self { of, at: 0 }
+        Self { of, at: 0, block: 0 }
     }
 
-    /// Sets the bits of the rows in a block. Blocks must be asked in order.
-    pub(crate) fn add_to(&mut self, bits: &mut Bits, block: u32) {
-        self.visit(block, bits, set, |bits, rows| {
-            bits.iter_mut().zip(rows).for_each(|(word, of)| *word |= of)
-        });
+    /// The rows in a block as a bitmap, where they are kept as one.
+    pub(crate) fn bitmap(&self, block: u32) -> Option<&'a Bits> {
+        match self.of {
+            Posting::Many(many) => match many.block(block) {
+                Some(Block::Dense(rows, _)) => Some(rows),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
-    /// Clears the bits of the rows in a block. Blocks must be asked in order.
-    pub(crate) fn take_from(&mut self, bits: &mut Bits, block: u32) {
-        self.visit(
-            block,
-            bits,
-            |bits, at| bits[at as usize / 64] &= !(1 << (at % 64)),
-            |bits, rows| bits.iter_mut().zip(rows).for_each(|(word, of)| *word &= !of),
-        );
-    }
-
-    fn visit(&mut self, block: u32, bits: &mut Bits, one: impl Fn(&mut Bits, u32), all: impl Fn(&mut Bits, &Bits)) {
+    /// Calls for the rows in a block that are not kept as a bitmap. Blocks are best asked in order.
+    #[inline]
+    pub(crate) fn each_else(&mut self, block: u32, mut call: impl FnMut(u32)) {
         match self.of {
             Posting::None => {}
-            Posting::One(row, _) if row / BLOCK == block => one(bits, row % BLOCK),
+            Posting::One(row, _) if row / BLOCK == block => call(row % BLOCK),
             Posting::One(..) => {}
             Posting::Few(rows) => {
+                if block < self.block {
+                    self.at = rows.partition_point(|(row, _)| row / BLOCK < block) as u32;
+                }
+                self.block = block;
                 while let Some((row, _)) = rows.get(self.at as usize).filter(|(row, _)| row / BLOCK <= block) {
                     if row / BLOCK == block {
-                        one(bits, row % BLOCK);
+                        call(row % BLOCK);
                     }
                     self.at += 1;
                 }
             }
-            Posting::Many(many) => match many.block(block) {
-                Some(Block::Sparse(rows)) => rows.iter().for_each(|at| one(bits, u32::from(*at))),
-                Some(Block::Dense(rows, _)) => all(bits, rows),
-                None => {}
-            },
+            Posting::Many(many) => {
+                if let Some(Block::Sparse(rows)) = many.block(block) {
+                    rows.iter().for_each(|at| call(u32::from(*at)));
+                }
+            }
+        }
+    }
+
+    /// Sets the bits of the rows in a block. Blocks are best asked in order.
+    pub(crate) fn add_to(&mut self, bits: &mut Bits, block: u32) {
+        match self.bitmap(block) {
+            Some(rows) => bits.iter_mut().zip(rows).for_each(|(word, of)| *word |= of),
+            None => self.each_else(block, |at| set(bits, at)),
         }
     }
 }
@@ -273,20 +282,24 @@ pub(crate) fn is_set(bits: &Bits, at: u32) -> bool {
     bits[at as usize / 64] >> (at % 64) & 1 == 1
 }
 
-pub(crate) fn each_bit(bits: &Bits, mut call: impl FnMut(u32)) {
+pub(crate) fn each_bit(word: u64, mut call: impl FnMut(u32)) {
+    let mut rest = word;
+    while rest != 0 {
+        call(rest.trailing_zeros());
+        rest &= rest - 1;
+    }
+}
+
+fn each_bit_of(bits: &Bits, mut call: impl FnMut(u32)) {
     for (word, first) in bits.iter().zip((0u32..).step_by(64)) {
-        let mut rest = *word;
-        while rest != 0 {
-            call(first + rest.trailing_zeros());
-            rest &= rest - 1;
-        }
+        each_bit(*word, |at| call(first + at));
     }
 }
 
 /// A list of so many rows is 2 or 4 KiB to copy, and a pass over it some hundred nanoseconds.
 const MOST_FEW: usize = 512;
 /// Where a bitmap is gone over faster, and does not take too much more.
-const MOST_SPARSE: usize = 64;
+const MOST_SPARSE: usize = WORDS;
 
 #[cfg(test)]
 mod tests {
@@ -307,9 +320,14 @@ mod tests {
         for block in 0..4 {
             let mut bits = [0; WORDS];
             cursor.add_to(&mut bits, block);
-            each_bit(&bits, |at| rows.push(block * BLOCK + at));
-            Cursor::new(posting).take_from(&mut bits, block);
-            assert_eq!(bits, [0; WORDS]);
+            each_bit_of(&bits, |at| rows.push(block * BLOCK + at));
+            match Cursor::new(posting).bitmap(block) {
+                Some(rows) => assert_eq!(bits, *rows),
+                None => {
+                    Cursor::new(posting).each_else(block, |at| bits[at as usize / 64] ^= 1 << (at % 64));
+                    assert_eq!(bits, [0; WORDS]);
+                }
+            }
         }
         rows
     }

@@ -3,13 +3,12 @@
 use std::{cell::Cell, net::IpAddr};
 
 use super::{
-    Index, Reader, Row, blocks,
+    Begin, Index, Reader, Row, blocks,
     dictionary::Lists,
     filed::Filed,
-    names::CHAINS as NAME_CHAINS,
     nets::Nets,
-    sums::Nested,
-    term::{Field, Marks, Sort, Term, Word},
+    sums::{Nested, Sum},
+    term::{Lane, Marks, Sort, Term, Word},
 };
 use crate::policies::Kind;
 
@@ -123,10 +122,21 @@ impl<const MOST: usize> Numbers<MOST> {
     }
 }
 
+/// Who is told of rows that match, and says of which there is no need any more.
+pub(crate) trait Seeker<'a> {
+    /// Whether any row of a kind may still matter.
+    fn wants(&self, kind: Kind) -> bool;
+
+    /// Whether a row of a kind may still matter that stands there, or any after it, in the order of keys and rules.
+    fn may_matter(&self, kind: Kind, from: &Begin) -> bool;
+
+    /// A row matches. Of a rule whose clauses have rows of their own any of them may stand for it.
+    fn found(&mut self, row: &'a Row);
+}
+
 impl<'a> Asked<'a> {
-    /// Calls for every row that matches, at least once, in no order. Of a rule whose clauses have rows of their own any of
-    /// them may stand for it.
-    pub(crate) fn each_match(&self, wanted: impl Fn(Kind) -> bool, mut call: impl FnMut(&'a Row)) {
+    /// Tells of every row that matches and may matter, at least once, in no order.
+    pub(crate) fn seek(&self, seeker: &mut impl Seeker<'a>) {
         let mut found = 0;
         let marks = self.marks();
         self.words_left.set(MOST_WORDS);
@@ -136,27 +146,23 @@ impl<'a> Asked<'a> {
             }
             found += filed.len();
             if found <= MOST_CANDIDATES && self.words_left.get() > 0 {
-                self.look_at_all(filed, &wanted, &mut call);
+                self.look_at_all(filed, seeker);
             }
         };
         look(&self.index.terms.always);
         self.each_filed(look);
         if found > MOST_CANDIDATES || self.words_left.get() == 0 {
-            self.each_by_blocks(found, &wanted, &mut call);
+            self.seek_by_blocks(found, seeker);
         }
     }
 
-    fn each_by_blocks(&self, found: usize, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+    fn seek_by_blocks(&self, found: usize, seeker: &mut impl Seeker<'a>) {
         self.words_left.set(usize::MAX);
-        let done = blocks::each_candidate(self, found, |row, holds| match self.index.row(row) {
-            Some(row) if holds && wanted(row.kind) => call(row),
-            Some(_) if holds => {}
-            _ => self.look_at(row, wanted, call),
-        });
+        let done = blocks::each_candidate(self, found, seeker);
         if !done {
             // A peer with more names, in more blocks, than there is room for: one by one.
-            self.look_at_all(&self.index.terms.always, wanted, call);
-            self.each_filed(|filed| self.look_at_all(filed, wanted, call));
+            self.look_at_all(&self.index.terms.always, seeker);
+            self.each_filed(|filed| self.look_at_all(filed, seeker));
         }
     }
 
@@ -172,10 +178,10 @@ impl<'a> Asked<'a> {
         marks
     }
 
-    fn look_at_all(&self, filed: &Filed, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+    fn look_at_all(&self, filed: &Filed, seeker: &mut impl Seeker<'a>) {
         filed.rows().each(|row, guard| {
             if self.passes(guard) {
-                self.look_at(row, wanted, call);
+                self.look_at(row, seeker);
             }
         });
     }
@@ -190,12 +196,13 @@ impl<'a> Asked<'a> {
         }
     }
 
-    fn look_at(&self, row: u32, wanted: &impl Fn(Kind) -> bool, call: &mut impl FnMut(&'a Row)) {
+    /// Tells of a row if it matches.
+    pub(crate) fn look_at(&self, row: u32, seeker: &mut impl Seeker<'a>) {
         if let Some(row) = self.index.row(row)
-            && wanted(row.kind)
+            && seeker.wants(row.kind)
             && self.matches(row)
         {
-            call(row);
+            seeker.found(row);
         }
     }
 
@@ -282,40 +289,30 @@ impl<'a> Asked<'a> {
         let terms = &self.index.terms;
         for number in self.names {
             if let Some((name, filed, lists)) = terms.names.dictionary.item(*number) {
-                let (field, chain) = (Field::of_name(name), name.chain().map(|chain| (chain, name.depth())));
-                call(Rows {
-                    field,
-                    chain,
-                    filed,
-                    lists,
-                });
+                let lane = Lane::of_name(name);
+                let sum = || terms.names.sums.of(lane as usize, *number);
+                call(Rows::of(lane, name.depth(), filed, lists).with(sum));
             }
         }
-        if let Some((_, filed, lists)) = self.port.and_then(|port| terms.ports.item(port)) {
-            call(Rows::of(Field::Port, filed, lists));
+        if let Some(number) = self.port
+            && let Some((port, filed, lists)) = terms.ports.item(number)
+        {
+            call(Rows::of(Lane::Port, port.depth(), filed, lists).with(|| terms.port_sums.of(0, number)));
         }
-        for (address, field, chain) in [
-            (&self.source, Field::Source, NAME_CHAINS),
-            (&self.destination, Field::Destination, NAME_CHAINS + 1),
-        ] {
-            address.each(|block| {
-                if let Some((block, filed, lists)) = address.nets.blocks.item(block) {
-                    let chain = Some((chain, block.depth()));
-                    call(Rows {
-                        field,
-                        chain,
-                        filed,
-                        lists,
-                    });
+        for (address, lane) in [(&self.source, Lane::Source), (&self.destination, Lane::Destination)] {
+            address.each(|number| {
+                if let Some((block, filed, lists)) = address.nets.blocks.item(number) {
+                    let sum = || address.nets.sums.of(0, number);
+                    call(Rows::of(lane, block.depth(), filed, lists).with(sum));
                 }
             });
         }
         if let Some((_, filed, lists)) = self.place.and_then(|place| terms.places.item(place)) {
-            call(Rows::of(Field::Scope, filed, lists));
+            call(Rows::of(Lane::Scope, 0, filed, lists));
         }
         self.listed.each(|number| {
             if let Some(entry) = self.index.entry(number) {
-                call(Rows::of(Field::Scope, &entry.filed, &entry.listed));
+                call(Rows::of(Lane::Scope, 0, &entry.filed, &entry.listed));
             }
         });
     }
@@ -324,26 +321,34 @@ impl<'a> Asked<'a> {
 /// All rows of a value that a connection has.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    pub(crate) field: Field,
-    /// The chain of values that this one belongs to, and how deep it lies there.
-    pub(crate) chain: Option<(usize, u32)>,
+    pub(crate) lane: Lane,
+    /// How deep the value lies in others of its lane.
+    pub(crate) depth: u32,
     pub(crate) filed: &'a Filed,
     pub(crate) lists: &'a Lists,
+    /// The sum that the value keeps.
+    pub(crate) sum: Option<&'a Sum>,
 }
 
 impl<'a> Rows<'a> {
-    fn of(field: Field, filed: &'a Filed, lists: &'a Lists) -> Self {
+    fn of(lane: Lane, depth: u32, filed: &'a Filed, lists: &'a Lists) -> Self {
         Self {
-            field,
-            chain: None,
+            lane,
+            depth,
             filed,
             lists,
+            sum: None,
         }
+    }
+
+    fn with(mut self, sum: impl FnOnce() -> Option<&'a Sum>) -> Self {
+        if self.lists.in_sums {
+            self.sum = sum();
+        }
+        self
     }
 }
 
-/// The chains of names, and one of each end's blocks.
-pub(crate) const CHAINS: usize = NAME_CHAINS + 2;
 /// One by one these cost some microseconds; more are cheaper in blocks.
 const MOST_CANDIDATES: usize = 256;
 /// Of whole rules so many words are read in some ten microseconds.

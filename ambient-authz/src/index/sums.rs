@@ -9,12 +9,16 @@
 //! few sums as that takes: each stands for more than as many rows of its own. So all of them together take no more
 //! than `SHARE / 8` bytes for each time that a row asks for a value or refuses it, mostly far less.
 
-use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     dictionary::{Dictionary, Lists, Value},
     filed::Filed,
-    posting::{Edit, Posting},
+    posting::{Bits, Cursor, Edit, Posting, WORDS},
 };
 
 #[cfg(test)]
@@ -27,6 +31,42 @@ pub(crate) struct Sum {
     pub(crate) asked: Posting<()>,
     /// Those that refuse one of them.
     pub(crate) refused: Posting<()>,
+    /// Those that fail by that: that refuse one of them, or ask in this lane alone, and for none of them. So a decision
+    /// reads one bitmap in the place of three.
+    pub(crate) fails: Fails,
+}
+
+/// A bitmap for each block where any row is in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fails {
+    groups: Vec<Arc<[Option<Arc<Bits>>; GROUP]>>,
+    /// Whether it is right but for the blocks that are being changed.
+    made: bool,
+}
+
+impl Fails {
+    pub(crate) fn at(&self, block: u32) -> Option<&Bits> {
+        let (group, at) = (block as usize / GROUP, block as usize % GROUP);
+        self.groups.get(group)?[at].as_deref()
+    }
+
+    fn put(&mut self, block: u32, bits: Option<Arc<Bits>>) {
+        let (group, at) = (block as usize / GROUP, block as usize % GROUP);
+        if self.groups.len() <= group {
+            self.groups.resize_with(group + 1, || Arc::new([const { None }; GROUP]));
+        }
+        Arc::make_mut(&mut self.groups[group])[at] = bits;
+    }
+}
+
+impl Sum {
+    fn failing_in(&self, used: Option<&Bits>, block: u32) -> Option<Bits> {
+        let (mut fails, mut asked) = (used.copied().unwrap_or([0; WORDS]), [0; WORDS]);
+        Cursor::new(&self.asked).add_to(&mut asked, block);
+        fails.iter_mut().zip(asked).for_each(|(fails, asked)| *fails &= !asked);
+        Cursor::new(&self.refused).add_to(&mut fails, block);
+        (fails != [0; WORDS]).then_some(fails)
+    }
 }
 
 /// A value that lies in others.
@@ -55,10 +95,16 @@ pub(crate) struct Sums<const CHAINS: usize> {
 
 #[derive(Clone, Debug, Default)]
 struct Chain {
-    /// The values that keep sums.
-    kept: Arc<Vec<u32>>,
+    /// The values that keep sums, in the order of their numbers.
+    kept: Arc<Vec<Kept>>,
     /// How many rows came and went since those were chosen.
     drift: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    number: u32,
+    sum: Arc<Sum>,
 }
 
 /// What has changed in one list of a value: rows that came or left.
@@ -68,6 +114,13 @@ pub(crate) struct Changed {
     /// Whether the rows refuse the value.
     pub(crate) refused: bool,
     pub(crate) edits: Vec<Edit<()>>,
+}
+
+/// How many blocks there are, and where rows have come or gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChangedBlocks<'a> {
+    pub(crate) all: u32,
+    pub(crate) changed: &'a [u32],
 }
 
 impl<const CHAINS: usize> Default for Sums<CHAINS> {
@@ -80,6 +133,13 @@ impl<const CHAINS: usize> Default for Sums<CHAINS> {
 }
 
 impl<const CHAINS: usize> Sums<CHAINS> {
+    /// The sum that a value keeps; one that has none in sums keeps none.
+    pub(crate) fn of(&self, chain: usize, number: u32) -> Option<&Sum> {
+        let kept = &self.chains[chain].kept;
+        let at = kept.binary_search_by_key(&number, |kept| kept.number).ok()?;
+        Some(&kept[at].sum)
+    }
+
     /// Whether a change of a list with so many rows, before or after, is to be brought in.
     pub(crate) fn concern(&self, number: u32, rows: usize) -> bool {
         rows >= HEAVY || self.heavy.contains(&number)
@@ -108,10 +168,10 @@ impl<const CHAINS: usize> Sums<CHAINS> {
             let came: usize = parts.iter().map(|part| part.rows(values)).sum();
             if came > most * SHARE / 4 {
                 // To begin anew costs less.
-                self.forget(values, at);
+                self.chains[at].kept = Arc::default();
             }
-            for kept in &*self.chains[at].kept {
-                bring_in(values, *kept, parts);
+            for kept in Arc::make_mut(&mut self.chains[at].kept) {
+                bring_in(values, kept, parts);
             }
             self.chains[at].drift += came;
             if self.chains[at].drift > most / 2 {
@@ -126,54 +186,69 @@ impl<const CHAINS: usize> Sums<CHAINS> {
         gone.into_iter().for_each(|number| self.leave(values, number));
     }
 
+    /// Brings up to date in some blocks what fails by each sum; there are the rows of each chain that ask for nothing else in
+    /// its field.
+    pub(crate) fn renew_fails(&mut self, used: &[Vec<Arc<Bits>>], blocks: ChangedBlocks<'_>) {
+        for (chain, used) in self.chains.iter_mut().zip(used) {
+            let bits_of = |block: u32| used.get(block as usize).map(|bits| &**bits);
+            let mut differing = Vec::new();
+            for (at, Kept { sum, .. }) in chain.kept.iter().enumerate() {
+                let mut blocks_of_sum = Vec::new();
+                let mut look = |block| {
+                    let fails = sum.failing_in(bits_of(block), block);
+                    if fails.as_ref() != sum.fails.at(block) {
+                        blocks_of_sum.push((block, fails.map(Arc::new)));
+                    }
+                };
+                match sum.fails.made {
+                    true => blocks.changed.iter().copied().for_each(&mut look),
+                    false => (0..blocks.all).for_each(&mut look),
+                }
+                if !(blocks_of_sum.is_empty() && sum.fails.made) {
+                    differing.push((at, blocks_of_sum));
+                }
+            }
+            if differing.is_empty() {
+                continue;
+            }
+            let kept = Arc::make_mut(&mut chain.kept);
+            for (at, blocks_of_sum) in differing {
+                let fails = &mut Arc::make_mut(&mut kept[at].sum).fails;
+                fails.made = true;
+                blocks_of_sum.into_iter().for_each(|(block, bits)| fails.put(block, bits));
+            }
+        }
+    }
+
     /// A value that no row asks for any more.
     fn leave<V: Nested>(&mut self, values: &mut Dictionary<V>, number: u32) {
         Arc::make_mut(&mut self.heavy).remove(&number);
         for chain in &mut self.chains {
-            if chain.kept.contains(&number) {
-                Arc::make_mut(&mut chain.kept).retain(|kept| *kept != number);
+            if chain.kept.iter().any(|kept| kept.number == number) {
+                Arc::make_mut(&mut chain.kept).retain(|kept| kept.number != number);
             }
         }
         if let Some(lists) = values.lists_mut(number) {
-            (lists.sum, lists.in_sums) = (None, false);
-        }
-    }
-
-    fn forget<V: Nested>(&mut self, values: &mut Dictionary<V>, chain: usize) {
-        for number in std::mem::take(&mut self.chains[chain].kept).iter() {
-            if let Some(lists) = values.lists_mut(*number) {
-                lists.sum = None;
-            }
+            lists.in_sums = false;
         }
     }
 
     /// Chooses the values of a chain that keep sums, so that beside them there are at most so many rows.
-    fn choose<V: Nested>(&mut self, values: &mut Dictionary<V>, chain: usize, most: usize) {
+    fn choose<V: Nested>(&mut self, values: &Dictionary<V>, chain: usize, most: usize) {
         let nodes = nodes(values, self.heavy.iter().copied(), chain);
         let keeps = keepers(&nodes, most);
-        let kept: Vec<_> = nodes
-            .iter()
-            .zip(&keeps)
-            .filter(|(_, keeps)| **keeps)
-            .map(|(node, _)| node.values[0])
-            .collect();
         let before = std::mem::take(&mut self.chains[chain].kept);
-        for number in before.iter().filter(|number| !kept.contains(number)) {
-            if let Some(lists) = values.lists_mut(*number) {
-                lists.sum = None;
-            }
-        }
+        // Those further out come first.
+        let mut sums = BTreeMap::new();
         for (at, node) in nodes.iter().enumerate().filter(|(at, _)| keeps[*at]) {
-            if values.item(node.values[0]).is_some_and(|(_, _, lists)| lists.sum.is_some()) {
-                continue;
-            }
-            let sum = sum(values, &nodes, at);
-            if let Some(lists) = values.lists_mut(node.values[0]) {
-                lists.sum = Some(Arc::new(sum));
-            }
+            let number = node.values[0];
+            let kept = before.binary_search_by_key(&number, |kept| kept.number);
+            let sum = kept.map_or_else(|_| Arc::new(sum(values, &nodes, at, &sums)), |at| before[at].sum.clone());
+            sums.insert(number, sum);
         }
+        let kept = sums.into_iter().map(|(number, sum)| Kept { number, sum });
         self.chains[chain] = Chain {
-            kept: Arc::new(kept),
+            kept: Arc::new(kept.collect()),
             drift: 0,
         };
     }
@@ -203,9 +278,10 @@ impl Part<'_> {
 }
 
 /// Brings what has changed into the sum that a value keeps.
-fn bring_in<V: Nested>(values: &mut Dictionary<V>, kept: u32, parts: &[Part<'_>]) {
-    let Some(inner) = values.value(kept) else { return };
+fn bring_in<V: Nested>(values: &Dictionary<V>, kept: &mut Kept, parts: &[Part<'_>]) {
+    let Some(inner) = values.value(kept.number) else { return };
     let mut edits = [Vec::new(), Vec::new()];
+    let mut anywhere = false;
     for part in parts {
         if !values.value(part.number()).is_some_and(|outer| outer.covers(inner)) {
             continue;
@@ -213,6 +289,7 @@ fn bring_in<V: Nested>(values: &mut Dictionary<V>, kept: u32, parts: &[Part<'_>]
         match part {
             Part::Edits(changed) => edits[usize::from(changed.refused)].extend(changed.edits.iter().map(|e| (e.row, e.comes.is_some()))),
             Part::All(number) => {
+                anywhere = true;
                 if let Some((_, filed, lists)) = values.item(*number) {
                     filed.rows().each(|row, _| edits[0].push((row, true)));
                     lists.others.each(|row, ()| edits[0].push((row, true)));
@@ -230,11 +307,13 @@ fn bring_in<V: Nested>(values: &mut Dictionary<V>, kept: u32, parts: &[Part<'_>]
         };
         edits.into_iter().map(edit).collect::<Vec<_>>()
     });
-    if let Some(sum) = values.lists_mut(kept).and_then(|lists| lists.sum.as_mut()) {
-        let sum = Arc::make_mut(sum);
-        sum.asked.edit(&asked);
-        sum.refused.edit(&refused);
+    if asked.is_empty() && refused.is_empty() {
+        return;
     }
+    let sum = Arc::make_mut(&mut kept.sum);
+    sum.asked.edit(&asked);
+    sum.refused.edit(&refused);
+    sum.fails.made &= !anywhere;
 }
 
 /// Values that say the same, and the node that they lie in first.
@@ -289,14 +368,13 @@ fn keepers(nodes: &[Node], most: usize) -> Vec<bool> {
 }
 
 /// The sum of a node: of the next one outwards that keeps one, and of all between.
-fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize) -> Sum {
+fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize, sums: &BTreeMap<u32, Arc<Sum>>) -> Sum {
     let mut sum = Sum::default();
     let mut next = Some(at);
     let mut between: Vec<(&Filed, &Lists)> = Vec::new();
     while let Some(node) = next.map(|at| &nodes[at]) {
-        let kept = values.item(node.values[0]).and_then(|(_, _, lists)| lists.sum.as_deref());
-        if let Some(kept) = kept {
-            sum = kept.clone();
+        if let Some(kept) = sums.get(&node.values[0]) {
+            (sum.asked, sum.refused) = (kept.asked.clone(), kept.refused.clone());
             break;
         }
         let items = node.values.iter().filter_map(|number| values.item(*number));
@@ -311,6 +389,7 @@ fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize) -> Sum {
     sum
 }
 
+const GROUP: usize = 16;
 /// Of values with fewer rows the rows are read one by one.
 const HEAVY: usize = 64;
 /// Of all rows this part may be read beside a sum.

@@ -1,6 +1,7 @@
 //! What a rule asks for, as numbers.
 
-use super::value::{Name, TextField};
+use super::value::Name;
+use crate::StringMatch;
 
 /// A value that a connection has or has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,24 +132,57 @@ pub(crate) enum Field {
     TrustDomain,
 }
 
-impl Field {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Principal,
+/// What a value of a field is compared from: values of one lane lie one in the other, or apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lane {
+    /// Beginnings, and whole texts.
+    NamespaceFront,
+    /// Ends.
+    NamespaceBack,
+    PrincipalFront,
+    PrincipalBack,
+    TrustDomainFront,
+    TrustDomainBack,
+    Account,
+    Source,
+    Destination,
+    Port,
+    Scope,
+}
+
+impl Lane {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::NamespaceFront,
+        Self::NamespaceBack,
+        Self::PrincipalFront,
+        Self::PrincipalBack,
+        Self::TrustDomainFront,
+        Self::TrustDomainBack,
         Self::Account,
         Self::Source,
-        Self::Namespace,
         Self::Destination,
-        Self::Scope,
         Self::Port,
-        Self::TrustDomain,
+        Self::Scope,
     ];
 
     pub(crate) fn of_name(name: &Name) -> Self {
         match name {
-            Name::Text(TextField::Namespace, _) => Self::Namespace,
-            Name::Text(TextField::Principal, _) => Self::Principal,
-            Name::Text(TextField::TrustDomain, _) => Self::TrustDomain,
+            Name::Text(field, StringMatch::Suffix(_)) => Self::ALL[2 * *field as usize + 1],
+            Name::Text(field, _) => Self::ALL[2 * *field as usize],
             Name::Account(_) => Self::Account,
+        }
+    }
+
+    pub(crate) fn field(self) -> Field {
+        match self {
+            Self::NamespaceFront | Self::NamespaceBack => Field::Namespace,
+            Self::PrincipalFront | Self::PrincipalBack => Field::Principal,
+            Self::TrustDomainFront | Self::TrustDomainBack => Field::TrustDomain,
+            Self::Account => Field::Account,
+            Self::Source => Field::Source,
+            Self::Destination => Field::Destination,
+            Self::Port => Field::Port,
+            Self::Scope => Field::Scope,
         }
     }
 }

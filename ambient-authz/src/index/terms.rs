@@ -9,8 +9,9 @@ use super::{
     filed::Filed,
     names::Names,
     nets::Nets,
-    sums::Changed,
-    term::{Field, Sort, Term},
+    posting::Bits,
+    sums::{Changed, ChangedBlocks, Sums},
+    term::{Lane, Sort, Term},
     value::{NameOf, Place},
 };
 use crate::Scope;
@@ -20,6 +21,7 @@ use crate::Scope;
 pub(crate) struct Terms {
     pub(crate) names: Names,
     pub(crate) ports: Dictionary<u16>,
+    pub(crate) port_sums: Sums<1>,
     pub(crate) sources: Nets,
     pub(crate) destinations: Nets,
     pub(crate) places: Dictionary<Place>,
@@ -96,32 +98,41 @@ impl Terms {
             Sort::Name => self.names.sums.concern(number, rows),
             Sort::Source => self.sources.sums.concern(number, rows),
             Sort::Destination => self.destinations.sums.concern(number, rows),
-            Sort::Port | Sort::Place | Sort::Listed | Sort::Always => false,
+            Sort::Port => self.port_sums.concern(number, rows),
+            Sort::Place | Sort::Listed | Sort::Always => false,
         }
     }
 
     /// Brings such changes in, of values of one sort, of lists that have changed already; there are so many rows in all.
     pub(crate) fn edit_sums(&mut self, sort: Sort, changes: &[Changed], rows: usize) {
-        let nets = match sort {
-            Sort::Name => {
-                let names = &mut self.names;
-                return names.sums.edit(&mut names.dictionary, changes, rows);
-            }
-            Sort::Source => &mut self.sources,
-            Sort::Destination => &mut self.destinations,
-            Sort::Port | Sort::Place | Sort::Listed | Sort::Always => return,
-        };
-        nets.sums.edit(&mut nets.blocks, changes, rows);
+        match sort {
+            Sort::Name => self.names.sums.edit(&mut self.names.dictionary, changes, rows),
+            Sort::Source => self.sources.sums.edit(&mut self.sources.blocks, changes, rows),
+            Sort::Destination => self.destinations.sums.edit(&mut self.destinations.blocks, changes, rows),
+            Sort::Port => self.port_sums.edit(&mut self.ports, changes, rows),
+            Sort::Place | Sort::Listed | Sort::Always => {}
+        }
     }
 
-    /// What a term asks about.
-    pub(crate) fn field(&self, term: Term) -> Option<Field> {
+    /// Brings up to date in some blocks what fails by the sums, given the rows of each lane that ask for nothing else.
+    pub(crate) fn renew_fails(&mut self, used: &[Vec<Arc<Bits>>; Lane::ALL.len()], blocks: ChangedBlocks<'_>) {
+        let (names, others) = used.split_at(Lane::Source as usize);
+        self.names.sums.renew_fails(names, blocks);
+        let [source, destination, port, ..] = others else { return };
+        let of = std::slice::from_ref;
+        self.sources.sums.renew_fails(of(source), blocks);
+        self.destinations.sums.renew_fails(of(destination), blocks);
+        self.port_sums.renew_fails(of(port), blocks);
+    }
+
+    /// In which lane a term asks about something.
+    pub(crate) fn lane(&self, term: Term) -> Option<Lane> {
         Some(match term.sort() {
-            Sort::Name => *Field::ALL.get(usize::from(self.names.dictionary.tag(term.number())?))?,
-            Sort::Port => Field::Port,
-            Sort::Source => Field::Source,
-            Sort::Destination => Field::Destination,
-            Sort::Place | Sort::Listed => Field::Scope,
+            Sort::Name => *Lane::ALL.get(usize::from(self.names.dictionary.tag(term.number())?))?,
+            Sort::Port => Lane::Port,
+            Sort::Source => Lane::Source,
+            Sort::Destination => Lane::Destination,
+            Sort::Place | Sort::Listed => Lane::Scope,
             Sort::Always => return None,
         })
     }

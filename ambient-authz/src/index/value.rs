@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{
     dictionary::{Rolling, Value, mix, whole},
     sums::Nested,
-    term::Field,
+    term::Lane,
 };
 use crate::{ServiceAccount, StringMatch, policy::Unreadable};
 
@@ -95,20 +95,17 @@ impl Value for Name {
         }
     }
 
-    /// What it asks about, as a number of [`Field::ALL`].
+    /// Its lane, as a number of [`Lane::ALL`].
     fn tag(&self) -> u8 {
-        Field::of_name(self) as u8
+        Lane::of_name(self) as u8
     }
 }
 
-/// For each field a chain of what is compared from its front, the whole text innermost, and one of what is from its back.
+/// For each field a chain of what is compared from its front, the whole text innermost, and one of what is from its back;
+/// accounts lie apart.
 impl Nested for Name {
     fn chain(&self) -> Option<usize> {
-        match self {
-            Self::Text(field, StringMatch::Suffix(_)) => Some(2 * *field as usize + 1),
-            Self::Text(field, _) => Some(2 * *field as usize),
-            Self::Account(_) => None,
-        }
+        Some(Lane::of_name(self) as usize)
     }
 
     fn depth(&self) -> u32 {
@@ -184,6 +181,25 @@ pub(crate) fn account(namespace: &str, name: &str) -> u64 {
 impl Value for u16 {
     fn hash(&self) -> u64 {
         mix(u64::from(*self) + 1)
+    }
+}
+
+/// No port lies in another.
+impl Nested for u16 {
+    fn chain(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn depth(&self) -> u32 {
+        0
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self == other
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.cmp(other)
     }
 }
 

@@ -69,6 +69,7 @@ impl Plain {
         let matches = |policy: &&Arc<Policy>| matching[&policy.key].is_some();
         let mut told: Vec<_> = applying(Action::Deny, true)
             .filter(matches)
+            .take(MOST_TOLD)
             .map(|p| DryRun::WouldDeny(p.key.clone()))
             .collect();
 
@@ -82,6 +83,7 @@ impl Plain {
         let enforced = applying(Action::Allow, false).next().is_some();
         let allowing: Vec<_> = applying(Action::Allow, true)
             .filter(matches)
+            .take(MOST_TOLD)
             .map(|p| DryRun::WouldAllow(p.key.clone()))
             .collect();
         if allowing.is_empty() && !enforced && applying(Action::Allow, true).next().is_some() {
@@ -117,6 +119,9 @@ impl Plain {
         missing.map(Denial::NotArrived)
     }
 }
+
+/// More policies in dry run are not told.
+const MOST_TOLD: usize = 100;
 
 fn applies(scope: Scope, namespace: &str, key: &PolicyKey, workload: &Workload) -> bool {
     let by_scope = match scope {

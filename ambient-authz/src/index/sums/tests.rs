@@ -72,15 +72,27 @@ fn rows<T: Copy + Default>(posting: &Posting<T>) -> BTreeSet<u32> {
     rows
 }
 
-/// Compares every sum with the lists that it is of, and looks that no chain is left with much beside sums; gives how many
+/// Compares every sum with the lists that it is of, and what fails by it with the rows, and looks that no chain is left with much beside sums; gives how many
 /// sums there are.
-fn check<V: Nested + std::fmt::Debug, const CHAINS: usize>(sums: &Sums<CHAINS>, values: &Dictionary<V>, most: usize) -> usize {
+fn check<V: Nested + std::fmt::Debug, const CHAINS: usize>(
+    sums: &Sums<CHAINS>,
+    values: &Dictionary<V>,
+    used: &[Vec<Arc<Bits>>],
+    most: usize,
+) -> usize {
     let heavy: Vec<_> = sums.heavy.iter().map(|number| (values.item(*number).unwrap(), *number)).collect();
     assert!(heavy.iter().all(|((_, _, lists), _)| lists.in_sums));
-    let kept: Vec<u32> = sums.chains.iter().flat_map(|chain| chain.kept.iter().copied()).collect();
-    for number in &kept {
-        let (inner, _, lists) = values.item(*number).unwrap();
-        let sum = lists.sum.as_ref().unwrap();
+    let all: Vec<_> = sums.chains.iter().flat_map(|chain| chain.kept.iter()).collect();
+    assert!(sums.chains.iter().all(|chain| chain.kept.is_sorted_by_key(|kept| kept.number)));
+    let kept: Vec<u32> = all.iter().map(|kept| kept.number).collect();
+    for Kept { number, sum } in all {
+        let (inner, ..) = values.item(*number).unwrap();
+        let used = &used[inner.chain().unwrap()];
+        assert!(sum.fails.made);
+        for block in 0..40 {
+            let used = used.get(block as usize).map(|bits| &**bits);
+            assert_eq!(sum.fails.at(block), sum.failing_in(used, block).as_ref(), "{inner:?}");
+        }
         let outer = heavy
             .iter()
             .filter(|((value, ..), _)| value.chain() == inner.chain() && value.covers(inner));
@@ -121,10 +133,13 @@ fn sums_are_those_of_what_they_lie_in_however_policies_come_and_go() {
             policies = policies.apply((0..batch).map(|_| random.policy()).collect::<Vec<_>>());
             let index = policies.index();
             // Half as much may have come since sums were chosen.
-            let most = (index.blocks().len() * 4096 / SHARE).max(HEAVY) * 3 / 2;
+            let most = (index.rows().blocks() * 4096 / SHARE).max(HEAVY) * 3 / 2;
             let names = &index.terms.names;
             let sources = &index.terms.sources;
-            let sums = check(&names.sums, &names.dictionary, most) + check(&sources.sums, &sources.blocks, most);
+            let used = &index.used;
+            let sums = check(&names.sums, &names.dictionary, &used[..7], most)
+                + check(&sources.sums, &sources.blocks, &used[7..8], most)
+                + check(&index.terms.port_sums, &index.terms.ports, &used[9..10], most);
             most_sums = most_sums.max(sums);
         }
     }
