@@ -48,12 +48,15 @@ pub struct Config {
     pub proc: Option<PathBuf>,
     /// What is captured, of pods that ask nothing else.
     pub options: Options,
-    /// That directory is read so often.
+    /// That directory is read so often at most: while a pod's namespace is not found, and when mounts change. What nobody tells
+    /// of, as a name that is a link, is found within 5 s.
     pub scan_every: Duration,
-    /// A captured pod is verified so often, besides whenever the kernel tells of a change.
+    /// A captured pod is verified so often, besides whenever the kernel tells of a change. Where it has told of none only the
+    /// listeners are looked at, as of them it does not tell.
     pub verify_every: Duration,
-    /// So often a verification makes the connections of a proof anew, where the proxy is in this process. To another's they
-    /// are made only when its pod is captured or repaired: they would stand in its log.
+    /// So often a verification lists everything, whatever the kernel has told, and makes the connections of a proof anew, where
+    /// the proxy is in this process. To another's they are made only when its pod is captured or repaired: they would stand in
+    /// its log.
     pub prove_every: Duration,
     /// A step of the proxy or of the announcement that takes longer has failed, and is tried again.
     pub patience: Duration,
@@ -119,6 +122,9 @@ pub struct Enrolment {
     orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
     /// Who waits for a namespace that was handed over to be closed.
     handing_over: BTreeMap<NetnsId, Vec<HandingOver>>,
+    /// Whether a pod was proven since states were told, and when that was.
+    proven: bool,
+    told: Option<Instant>,
 }
 
 type HandingOver = (Box<PodSpec>, oneshot::Sender<Result<(), HandOverError>>);
@@ -164,6 +170,8 @@ impl Enrolment {
             states: channel(Arc::from([])).0,
             orders: mpsc::channel(ORDERS),
             handing_over: BTreeMap::new(),
+            proven: false,
+            told: None,
             config,
         })
     }
@@ -198,6 +206,7 @@ impl Enrolment {
         scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut scan: Option<tokio::task::JoinHandle<Scan>> = None;
         let mut source_lives = true;
+        self.places.listen();
         let mut stop = std::pin::pin!(stop);
         desired.mark_changed();
 
@@ -217,7 +226,13 @@ impl Enrolment {
                 }
                 Some(order) = self.orders.1.recv() => self.take_order(order, &changes),
                 () = changes.wait() => changes.take().into_iter().for_each(|id| self.pods.handle_changed(id)),
-                _ = scans.tick(), if scan.is_none() => scan = Some(self.places.scan(self.pods.wants_addresses(), |id| self.pods.is_paired(id))),
+                () = self.places.change() => (),
+                _ = scans.tick(), if scan.is_none() => {
+                    let again = self.pods.wants_addresses();
+                    if self.places.is_due(again) {
+                        scan = Some(self.places.scan(again, |id| self.pods.is_paired(id)));
+                    }
+                }
                 seen = finished(&mut scan) => {
                     scan = None;
                     if let Some(seen) = seen.and_then(|seen| self.places.take(seen)) {
@@ -276,9 +291,15 @@ impl Enrolment {
                 }
             }
         }
-        if !self.pods.changed() {
+        self.proven |= self.pods.proven();
+        let told = self.told.get_or_insert_with(now);
+        // That one of many pods is proven anew is told with the others.
+        let proofs = self.proven && now().saturating_duration_since(*told) >= self.config.verify_every;
+        if !self.pods.changed() && !proofs {
             return begun;
         }
+        self.proven = false;
+        *told = now();
         let states = self.pods.states();
         self.states.send_if_modified(|published| {
             let differs = published[..] != states[..];

@@ -53,12 +53,13 @@
 //! too: before anything is translated the kernel begins to track connections, and is told of every one that is open.
 //! They are outside of the mesh, unencrypted and asked of no policy, until they end; they are listed
 //! ([`pods::PodState::kept`]), and can be closed ([`KeptConnections::close`]), which the embedder does whose policies would
-//! refuse them. By choice they are all reset instead ([`ExistingConnections`]). Not kept is one whose handshake loses a packet
-//! in that very moment: its sender is refused.
+//! refuse them. By choice they are all reset instead ([`ExistingConnections`]). Kept as well is one that is being opened in that
+//! moment, though a packet of its handshake be lost and come again later. What the kernel remembers of connections that ended
+//! before is forgotten.
 //!
 //! *While it is in*, every new TCP connection is redirected, exempt by what the plan says, or refused with a reset. Refused
-//! is one whose addresses and ports are those of an earlier connection that the kernel still remembers as not redirected; a
-//! client that takes another port, as it does unless told otherwise, does not see it. While the proxy is away its ports
+//! is one whose addresses and ports are those of a kept connection that has ended, until that is seen at the next verification;
+//! a client that takes another port, as it does unless told otherwise, does not see it. While the proxy is away its ports
 //! refuse. Where rules were damaged they are put back at once, and connections that went around the proxy meanwhile are reset
 //! and counted. Where they cannot be put back, or the proof fails, a table of its own refuses everything but what was captured
 //! or kept before ([`Config::open_when_unproven`] has it go around instead).
@@ -106,11 +107,13 @@
 //!
 //! # How a capture is watched
 //!
-//! A capture is verified whenever the kernel tells of a change in the pod's namespace (nf_tables, routing rules, routes), when a
-//! proxy in the same process says that a listener has ended, and every [`Config::verify_every`]: the namespace is the one that was
-//! paired, tables, chains and rules are as they were put there, routing rules and routes too, and the listeners are the proxy's
-//! own. Connections prove it when it begins, after a repair, and every [`Config::prove_every`] ([`linux::Proof`]). What differs is
-//! put back at once; [`pods::Repair`] says until when it held, when that was noticed and when it was proven again. What went
+//! A capture is verified whenever the kernel tells of a change in the pod's namespace (nf_tables, routing rules, routes, and the
+//! devices and addresses that take routes along), when a proxy in the same process says that a listener has ended, and every
+//! [`Config::verify_every`]: the namespace is the one that was paired, tables, chains and rules are as they were put there, routing
+//! rules and routes too, and the listeners are the proxy's own. What the kernel tells of is listed again only if it has told of
+//! something, or lost count, since it was listed last, and every [`Config::prove_every`]. Listeners, of which it does not tell, are
+//! looked at each time: those of this process by their descriptors, others' as the kernel lists them. Connections prove a capture
+//! when it begins, after a repair, and every [`Config::prove_every`] ([`linux::Proof`]). What differs is put back at once; [`pods::Repair`] says until when it held, when that was noticed and when it was proven again. What went
 //! around meanwhile is looked for right after the rules are back: connections that stand between the pod's processes and
 //! elsewhere, and have none of the proxy's sockets for their other end. They are counted and reset. Not seen are connections
 //! that began and ended meanwhile, datagrams, and DNS.

@@ -4,6 +4,7 @@
 //! would take other tasks along into the namespace.
 
 mod datagrams;
+mod names;
 mod netns;
 pub(crate) mod option;
 mod own;
@@ -19,6 +20,7 @@ mod told;
 mod watcher;
 
 pub use datagrams::Datagrams;
+pub(crate) use names::Names;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;
 pub(crate) use own::Own;

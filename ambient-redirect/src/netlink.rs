@@ -43,8 +43,8 @@ mod redirected;
 mod routing;
 mod socket;
 
-pub use conntrack::{Conntrack, Entry, Refused, STATUS_DNAT, Tracked};
-pub use diag::{Connection, Listener, Sockets, Transport};
+pub use conntrack::{Conntrack, Entry, Refused, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked};
+pub use diag::{Connection, Listener, Progress, Sockets, Transport};
 pub use error::Error;
 pub use events::{Events, Notice};
 pub use nftables::{

@@ -13,8 +13,9 @@
 //!
 //! Only the packet that makes a conntrack entry is ever redirected. An entry can be there without a redirection: of a
 //! connection from before the rules, whose later packets were tracked, and whose end was not. A new connection between the
-//! same addresses and ports would match it and go around the proxy, so that such a one is refused with a reset (`guard`).
-//! These chains are of our own.
+//! same addresses and ports would match it and go around the proxy, so that such a one is refused with a reset (`guard`). Let
+//! through is what opens a connection again that was being opened when the rules came: whose first packet, or the answer to
+//! it, was lost. These chains are of our own.
 
 mod life;
 
@@ -252,6 +253,8 @@ pub enum Match {
     ConnectionMark(u32),
     /// Its connection's destination was changed, as a redirection does; asks whether it is tracked as well.
     Redirected,
+    /// The handshake of its connection has not ended, as far as it was seen; asks whether it is tracked as well.
+    Unassured,
     /// It opens a TCP connection: of FIN, SYN, RST and ACK it has SYN alone ([RFC 9293 3.5]); asks for TCP before.
     ///
     /// [RFC 9293 3.5]: https://www.rfc-editor.org/rfc/rfc9293#section-3.5
@@ -499,18 +502,24 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
         Rule::new(matches, Action::Reset, why)
     };
     let redirected = Rule::new([M::Redirected], Action::Accept, "what is redirected");
+    // Its first packet may have been lost.
+    let opening = Rule::new(
+        [M::ConnectionMark(KEPT_MARK), M::Unassured],
+        Action::Accept,
+        "what was being opened before",
+    );
 
     let mut input = Vec::new();
     if options.inbound {
         input.extend(probes(&M::Source, "the kubelet's probes"));
-        input.push(redirected.clone());
+        input.extend([redirected.clone(), opening.clone()]);
         input.push(refusal(
             &[M::NotFromLoopback, M::NotDestinationPort(ports::HBONE), M::NotMark(PROXY_MARK)],
             "what would come to the pod around the proxy",
         ));
     }
     let mut output = probes(&M::Destination, "replies to the kubelet's probes");
-    output.push(redirected);
+    output.extend([redirected, opening]);
     output.push(refusal(
         &[M::NotToLoopback, M::NotMark(PROXY_MARK), M::NotMark(REPLY_MARK)],
         "what the pod would send around the proxy",

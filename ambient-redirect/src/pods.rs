@@ -66,6 +66,8 @@ pub struct Pods {
     output: VecDeque<Output>,
     /// Whether a pod may stand otherwise than when [`Pods::changed`] was asked last.
     changed: bool,
+    /// Whether one was proven anew since [`Pods::proven`] was asked last.
+    proven: bool,
 }
 
 /// How long things take.
@@ -227,6 +229,7 @@ impl Pods {
             former: BTreeMap::new(),
             output: VecDeque::new(),
             changed: true,
+            proven: false,
         }
     }
 
@@ -310,7 +313,9 @@ impl Pods {
         let ended = entry.advance(now, wall, &self.timing, step, done, &mut self.output);
         // Who is where is another question only where a pod goes; most that ends is a verification.
         let goes = ended || entry.leaves();
-        self.changed |= ended || entry.state(id) != before;
+        let now_is = entry.state(id);
+        self.proven |= now_is.proven_at != before.proven_at;
+        self.changed |= ended || !before.is_but_for_proof(&now_is);
         if ended && let Some(entry) = self.entries.remove(&id) {
             self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
             if !entry.cleared {
@@ -386,15 +391,26 @@ impl Pods {
         self.entries.is_empty()
     }
 
-    /// Whether [`Pods::states`] may be others than when this was asked last.
+    /// Whether [`Pods::states`] may be others than when this was asked last, but for [`PodState::proven_at`].
     pub fn changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Whether a pod was proven since this was asked last. That alone happens all the time.
+    pub fn proven(&mut self) -> bool {
+        std::mem::take(&mut self.proven)
     }
 
     /// How each pod stands: the desired ones and those that are leaving, ordered by UID.
     pub fn states(&self) -> Vec<PodState> {
         let mut states: BTreeMap<PodUid, PodState> = BTreeMap::new();
-        for spec in self.desired.iter().flat_map(|d| d.iter()) {
+        let placed: HashSet<&PodUid> = self.entries.values().map(|e| &e.pod.uid).collect();
+        for spec in self
+            .desired
+            .iter()
+            .flat_map(|d| d.iter())
+            .filter(|spec| !placed.contains(&spec.uid))
+        {
             let why = self
                 .unpaired
                 .get(&spec.uid)

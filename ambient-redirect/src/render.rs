@@ -93,6 +93,7 @@ impl Display for Match {
             Self::NotMark(mark) => write!(f, "meta mark & {MARK_MASK:#x} != {mark:#x}"),
             Self::ConnectionMark(mark) => write!(f, "ct mark & {MARK_MASK:#x} == {mark:#x}"),
             Self::Redirected => f.write_str("ct status & dnat == dnat"),
+            Self::Unassured => f.write_str("ct status & assured == 0"),
             Self::Opens => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
             Self::NotReset => f.write_str("tcp flags & rst == 0"),
             Self::NotFromLoopback => f.write_str("iifname != lo"),

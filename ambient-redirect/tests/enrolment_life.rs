@@ -24,7 +24,7 @@ use std::{
 use ambient_redirect::{
     Config, ExistingConnections, PodSpec,
     linux::Netns,
-    netlink::{Batch, Family, Nftables},
+    netlink::{Batch, Conntrack, Family, Nftables},
     pods::{Direction, PodState, State},
 };
 use ambient_testkit::{
@@ -45,6 +45,10 @@ fn main() -> ExitCode {
         (
             "nobody_is_refused_while_a_pod_joins_and_leaves",
             nobody_is_refused_while_a_pod_joins_and_leaves,
+        ),
+        (
+            "what_is_being_opened_when_its_pod_joins_is_opened",
+            what_is_being_opened_when_its_pod_joins_is_opened,
         ),
         (
             "a_new_pod_is_refused_until_it_is_captured",
@@ -215,11 +219,15 @@ fn nobody_is_refused_while_a_pod_joins_and_leaves(world: &World) -> Outcome {
     ];
     let clients = ways.map(|(from, to)| {
         let (from, to) = (from.clone(), to.parse().unwrap());
-        let (plain, captured, enough) = (plain.clone(), captured.clone(), enough.clone());
+        let (plain, captured, enough, pod) = (plain.clone(), captured.clone(), enough.clone(), pod.clone());
         thread::spawn(move || {
             let work = || -> Result<(), String> {
                 loop {
-                    let heard = peers::hear_all(to).map_err(|e| format!("{to}: {e}"))?;
+                    let heard = peers::hear_all_or_say(to).map_err(|(port, e)| {
+                        let known = pod.run(|| Conntrack::open().unwrap().connections().unwrap()).unwrap();
+                        let about = known.iter().filter(|c| c.source.port() == port || c.destination.port() == port);
+                        format!("{e}; the kernel knows {:?}", about.collect::<Vec<_>>())
+                    })?;
                     let which = if heard == "plain" { &plain } else { &captured };
                     assert!(heard == "plain" || heard.contains(&to.to_string()), "{heard}");
                     which.fetch_add(1, Ordering::Relaxed);
@@ -256,6 +264,42 @@ fn nobody_is_refused_while_a_pod_joins_and_leaves(world: &World) -> Outcome {
         client.join().unwrap()?;
     }
     Ok(())
+}
+
+/// Handshakes of which the wire loses the first packet, or the answer to it, until the pod has joined: they go on as they began, and
+/// whatever begins later is captured.
+fn what_is_being_opened_when_its_pod_joins_is_opened(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    peers::telling(&node.netns);
+    peers::telling(&pod);
+    node.run(async {
+        peers::lose(&node.netns, 8082, true);
+        let asking = [
+            (&pod, "10.0.0.1:8082", "out"),
+            (&pod, "[fd00::1]:8082", "out"),
+            (&node.netns, "10.0.0.2:8082", "in"),
+            (&node.netns, "[fd00::2]:8082", "in"),
+        ];
+        let opening = asking.map(|(from, to, _)| {
+            let (from, to) = (from.clone(), to.parse().unwrap());
+            tokio::task::spawn_blocking(move || from.run(|| peers::hear_all_or_say(to)).unwrap())
+        });
+        sleep(Duration::from_millis(100)).await;
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        assert_eq!(kept_of(&running.states.borrow()), 4, "they are outside of the mesh");
+        peers::lose(&node.netns, 8082, false);
+        for opening in opening {
+            assert_eq!(opening.await.unwrap(), Ok("plain".into()));
+        }
+        for (from, to, word) in asking {
+            let heard = ask(from, to).await.unwrap();
+            assert!(heard.starts_with(word), "{to}: {heard}");
+        }
+        running.stop().await;
+    })
 }
 
 fn a_new_pod_is_refused_until_it_is_captured(world: &World) -> Outcome {

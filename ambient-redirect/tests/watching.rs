@@ -19,13 +19,13 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambient_redirect::{
     Config,
     linux::{Inside, Mark, Netns, Sockets, Way, preflight},
-    netlink::{BaseChain, Batch, ChainKind, Expr, Family, Hook, Nftables, Routing, Sockets as Listed, Transport, Verdict},
+    netlink::{BaseChain, Batch, ChainKind, Expr, Family, Hook, Nftables, Route, Routing, Sockets as Listed, Transport, Verdict},
     plan::{Options, Plan},
     pods::State,
 };
@@ -48,13 +48,20 @@ fn main() -> ExitCode {
             "what_went_around_meanwhile_is_counted_and_reset",
             what_went_around_meanwhile_is_counted_and_reset,
         ),
+        ("a_repair_tells_what_the_wire_has_seen", a_repair_tells_what_the_wire_has_seen),
         ("one_slow_pod_holds_up_no_other", one_slow_pod_holds_up_no_other),
         ("routing_taken_by_hand_comes_back", routing_taken_by_hand_comes_back),
+        ("what_goes_with_its_device_comes_back", what_goes_with_its_device_comes_back),
+        ("what_changes_unheard_is_put_right", what_changes_unheard_is_put_right),
         ("what_nft_changes_by_hand_is_put_right", what_nft_changes_by_hand_is_put_right),
         ("nft_reads_what_is_in_force", nft_reads_what_is_in_force),
         (
             "a_listener_of_ours_that_dies_is_missed_at_once",
             a_listener_of_ours_that_dies_is_missed_at_once,
+        ),
+        (
+            "a_listener_of_ours_that_dies_unheard_is_missed_in_time",
+            a_listener_of_ours_that_dies_unheard_is_missed_in_time,
         ),
         (
             "a_listener_of_another_process_is_missed_in_time",
@@ -255,6 +262,68 @@ fn what_went_around_meanwhile_is_counted_and_reset(world: &World) -> Outcome {
     })
 }
 
+/// What a repair tells, held against a capture on the pod's wire while there is traffic: what was opened in the clear lies between
+/// its times, and of that it counts what stood at the repair, which is what is reset.
+#[expect(clippy::disallowed_methods, reason = "the times that are told are held against the clock")]
+fn a_repair_tells_what_the_wire_has_seen(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let wire = Capture::start(&node.namespace, "a")?;
+    node.run(async {
+        serve_plain("10.0.0.1:80");
+        let silent = TcpListener::bind("[::]:81").unwrap();
+        let application = pod.run(|| TcpListener::bind("[::]:8080").unwrap()).unwrap();
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        let traffic = Traffic::start(&pod, "10.0.0.1:80");
+        traffic.until_captured(20).await;
+        for round in 1..=3usize {
+            sleep(Duration::from_millis(150)).await;
+            wire.clear().unwrap();
+            let before = SystemTime::now();
+            // Nothing here gives the enrolment a turn until all of them stand.
+            flush_ruleset(&pod);
+            let mut open = Vec::new();
+            for _ in 0..round {
+                for to in ["10.0.0.1:81", "[fd00::1]:81"] {
+                    open.push(pod.run(|| TcpStream::connect(to).unwrap()).unwrap());
+                    open.push(silent.accept().unwrap().0);
+                }
+                open.push(TcpStream::connect("[fd00::2]:8080").unwrap());
+                open.push(application.accept().unwrap().0);
+            }
+            // One that ends before anybody can look.
+            drop(pod.run(|| TcpStream::connect("10.0.0.1:81").unwrap()).unwrap());
+            drop(silent.accept().unwrap());
+            let last = SystemTime::now();
+            until_repaired(&running, round, "the flush").await;
+            traffic.until_captured(20).await;
+            let seen = wire.seen().unwrap();
+            let of = |port: u16| {
+                let plain = seen.connections.iter().filter(move |c| c.server.port() == port && c.opened);
+                (plain.clone().count(), plain.filter(|c| c.reset).count())
+            };
+            assert_eq!((of(81), of(8080)), ((2 * round + 1, 2 * round), (round, round)));
+            let repair = running.states.borrow()[0].mended.clone().unwrap();
+            // Of the traffic beside, one may stand at the repair.
+            let (reset, told) = (of(81).1 + of(8080).1 + of(80).1, usize::try_from(repair.around).unwrap());
+            assert!(
+                (3 * round..=reset.max(3 * round + 1)).contains(&told),
+                "{repair:?} and {reset} reset"
+            );
+            assert!(
+                repair.held <= before && before <= repair.noticed && last <= repair.repaired && repair.repaired <= SystemTime::now(),
+                "{before:?} {last:?} {repair:?}"
+            );
+            // Nothing is counted twice.
+            drop(open);
+        }
+        traffic.stop();
+        running.stop().await;
+    })
+}
+
 fn one_slow_pod_holds_up_no_other(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let mut specs = Vec::new();
@@ -305,6 +374,67 @@ fn routing_taken_by_hand_comes_back(world: &World) -> Outcome {
             assert!(stands(&pod), "{what}");
         }
         assert_eq!(running.log.count("withdrawn"), 0);
+        running.stop().await;
+    })
+}
+
+/// No timer helps: it is the kernel that tells.
+fn untimed(node: &Node) -> Config {
+    Config {
+        verify_every: Duration::from_secs(3600),
+        ..node.config()
+    }
+}
+
+/// With the loopback device, once down, the route of IPv6 is gone.
+fn what_goes_with_its_device_comes_back(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(untimed(&node), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        sleep(Duration::from_millis(120)).await;
+        pod.run(|| {
+            let mut routing = Routing::open().unwrap();
+            let loopback = routing.link("lo").unwrap().index;
+            routing.set_down(loopback).unwrap();
+            routing.set_up(loopback).unwrap();
+            assert!(routing.routes(100).unwrap().len() < 2, "one went with the device");
+        })
+        .unwrap();
+        let took = until_repaired(&running, 1, "the route").await;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(stands(&pod));
+        running.stop().await;
+    })
+}
+
+/// More changes than the kernel keeps for whoever does not listen, and the one that counts is the last.
+fn what_changes_unheard_is_put_right(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(untimed(&node), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        sleep(Duration::from_millis(120)).await;
+        // Nothing here gives the enrolment a turn.
+        pod.run(|| {
+            let mut routing = Routing::open().unwrap();
+            let device = routing.link("eth0").unwrap().index;
+            let route = Route::to("192.0.2.0/24".parse().unwrap()).dev(device);
+            for _ in 0..2000 {
+                routing.add_route(&route).unwrap();
+                routing.delete_route(&route).unwrap();
+            }
+            for rule in routing.rules().unwrap().iter().filter(|r| r.table == 100) {
+                routing.delete_rule(rule).unwrap();
+            }
+        })
+        .unwrap();
+        until_repaired(&running, 1, "the routing rule").await;
+        assert!(stands(&pod));
         running.stop().await;
     })
 }
@@ -434,6 +564,24 @@ fn a_listener_of_ours_that_dies_is_missed_at_once(world: &World) -> Outcome {
     })
 }
 
+/// The proxy does not tell; its descriptors do.
+fn a_listener_of_ours_that_dies_unheard_is_missed_in_time(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        running.proxy.be_silent();
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        // The first verification lists all; what is there later is another one.
+        sleep(Duration::from_millis(1500)).await;
+        running.proxy.die();
+        until_repaired(&running, 1, "a listener").await;
+        assert_eq!(running.log.count("repaired a: nobody listens"), 1, "{:#?}", running.log.lines());
+        running.stop().await;
+    })
+}
+
 fn a_listener_of_another_process_is_missed_in_time(world: &World) -> Outcome {
     assert!(Config::new("n", "/run/netns").verify_every <= Duration::from_secs(5));
     let node = Node::new(world)?;
@@ -508,6 +656,10 @@ fn a_proxy_that_does_not_answer_is_no_capture(world: &World) -> Outcome {
     })
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "that a name is missed when it goes, and not some time later, is what is tested"
+)]
 fn a_namespace_behind_the_same_name_is_noticed(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let name = world.namespace("a")?;
@@ -518,6 +670,9 @@ fn a_namespace_behind_the_same_name_is_noticed(world: &World) -> Outcome {
         running.until_in(&["a"]).await;
         // Same name, same addresses, same pod; the old namespace lives on in this descriptor.
         name.delete().unwrap();
+        let begun = Instant::now();
+        running.until_logged("withdrawn a").await;
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
         node.namespace.delete_interface("a").unwrap();
         let second = node.pod("a", "10.0.0.2", "fd00::2").unwrap();
         assert_ne!(first.id(), second.id());

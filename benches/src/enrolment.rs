@@ -1,5 +1,7 @@
-//! A node whose pods are enrolled by a proxy in the same process: all listeners of a pod, which know a proof when they see one,
-//! and carry nothing.
+//! A node whose pods are enrolled by a proxy in the same process: by the node proxy as it is, or by a stand-in, which has all
+//! listeners of a pod, knows a proof when it sees one, and carries nothing.
+
+mod proxying;
 
 use std::{
     collections::HashMap,
@@ -9,12 +11,15 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+
+pub use self::proxying::Proxying;
 
 use ambient_core::PodUid;
 use ambient_redirect::{
     Announce, BoxFuture, Config, Enrolment, PodSpec, Proxy, ProxyError,
-    linux::{Direction, Netns, Sockets, original_destination},
+    linux::{Direction, Inside, Netns, Sockets, original_destination},
     pods::{PodState, State},
 };
 use ambient_testkit::{End, Namespace, World, link};
@@ -72,8 +77,9 @@ impl Node {
         Ok(PodSpec {
             uid: PodUid::from(name.as_str()),
             namespace: "shop".into(),
+            // Each has its own, so that a certificate is asked for with each.
+            service_account: format!("account-of-{name}").into(),
             name: name.into(),
-            service_account: "default".into(),
             addresses: own.to_vec(),
             capture: ambient_core::Capture::default(),
             has_run: true,
@@ -98,7 +104,54 @@ impl Node {
     ///
     /// # Errors
     /// When there are no threads or descriptors for it.
-    pub fn start(&self) -> Result<Running, Box<dyn Error + Send + Sync>> {
+    pub async fn start(&self, stand_in: bool) -> Result<Running, Box<dyn Error + Send + Sync>> {
+        match stand_in {
+            true => self.start_stand_in().map(Running::StandIn),
+            false => Proxying::start(&self.world).await.map(Running::Proxying),
+        }
+    }
+
+    /// Waits until nothing is left in the namespaces of its pods.
+    ///
+    /// # Panics
+    /// When that takes long, or they cannot be looked into.
+    pub async fn is_clear(&self) {
+        let owned = |pod: &PodSpec| {
+            let namespace = Netns::open(self.world.netns_dir().join(&*pod.name)).expect("it is there");
+            Inside::open(&namespace)
+                .and_then(|mut inside| inside.owner())
+                .expect("it tells")
+                .is_some()
+        };
+        for _ in 0..600 {
+            if !self.pods.iter().any(owned) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("something is left behind");
+    }
+
+    /// Opens so many connections between the node and the first pod, which stay open as long as what is given.
+    ///
+    /// # Errors
+    /// When the machine refuses one.
+    ///
+    /// # Panics
+    /// Without a pod.
+    pub fn connect(&self, connections: usize) -> Result<impl Sized, Box<dyn Error + Send + Sync>> {
+        let pod = &self.pods[0];
+        let namespace = Netns::open(self.world.netns_dir().join(&*pod.name))?;
+        let listener = namespace.run(|| std::net::TcpListener::bind("[::]:8080"))??;
+        let mut open = Vec::with_capacity(connections * 2);
+        for _ in 0..connections {
+            open.push(std::net::TcpStream::connect((pod.addresses[0], 8080))?);
+            open.push(listener.accept()?.0);
+        }
+        Ok((listener, open))
+    }
+
+    fn start_stand_in(&self) -> Result<StandIn, Box<dyn Error + Send + Sync>> {
         let sockets = Sockets::new()?;
         let proxy = Arc::new(Listening {
             sockets: sockets.clone(),
@@ -112,7 +165,7 @@ impl Node {
         let task = tokio::spawn(enrolment.run(wanted, async {
             let _ = stopped.await;
         }));
-        Ok(Running {
+        Ok(StandIn {
             desired,
             states,
             _stop: stop,
@@ -123,24 +176,49 @@ impl Node {
 
 /// An enrolment that runs until it is dropped.
 #[derive(Debug)]
-pub struct Running {
+pub enum Running {
+    /// By the node proxy.
+    Proxying(Proxying),
+    /// By a stand-in for it.
+    StandIn(StandIn),
+}
+
+impl Running {
+    /// These pods are to be in the mesh, and no others; waits until that is announced of them, and taken back of others.
+    pub async fn want(&mut self, pods: &[PodSpec]) {
+        match self {
+            Self::Proxying(running) => running.want(pods).await,
+            Self::StandIn(running) => running.want(pods).await,
+        }
+    }
+
+    /// How often captures were mended, or taken back.
+    pub fn repairs(&self) -> u64 {
+        match self {
+            Self::Proxying(running) => running.taken_back(),
+            Self::StandIn(running) => running.repairs(),
+        }
+    }
+}
+
+/// Without a proxy.
+#[derive(Debug)]
+pub struct StandIn {
     desired: watch::Sender<Option<Arc<[PodSpec]>>>,
     states: watch::Receiver<Arc<[PodState]>>,
     _stop: oneshot::Sender<()>,
     _task: JoinHandle<()>,
 }
 
-impl Running {
-    /// These pods are to be in the mesh, and no others; waits until it is so.
-    pub async fn want(&mut self, pods: &[PodSpec]) {
+impl StandIn {
+    async fn want(&mut self, pods: &[PodSpec]) {
         // An error says that the enrolment has ended; then the wait does too.
         let _ = self.desired.send(Some(pods.into()));
         let all_in = |states: &Arc<[PodState]>| states.len() == pods.len() && states.iter().all(|s| matches!(s.state, State::In { .. }));
         let _ = self.states.wait_for(all_in).await;
     }
 
-    /// How often captures were mended.
-    pub fn repairs(&self) -> u64 {
+    fn repairs(&self) -> u64 {
         self.states.borrow().iter().map(|state| state.repairs).sum()
     }
 }

@@ -13,12 +13,15 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{ExistingConnections, wall, watch::Watch};
+use super::{
+    ExistingConnections, wall,
+    watch::{Heard, Watch},
+};
 use crate::{
     Announce, Drained, PodSpec, Proxy,
     linux::{ApplyError, Difference, Inside, Mark, Netns, Proof, Prover, Sockets, Way},
     netlink::Connection,
-    plan::{IpFamily, Options, Plan},
+    plan::{IpFamily, Options, Plan, Port},
     pods::{Action, Direction, Done, Kept, Report, Step},
 };
 
@@ -43,8 +46,22 @@ pub(super) struct Room {
     watch: Arc<Watch>,
     /// When connections proved it last, and whether a look from the node is owed since then.
     proven: Mutex<Option<(Instant, bool)>>,
+    stood: Mutex<Option<Stood>>,
     /// What is outside of the mesh, as of the last look.
     kept: Mutex<Arc<[Kept]>>,
+}
+
+/// What was found as it should be when all of it was listed last. Unless the kernel has told of a change since, it is so.
+#[derive(Clone, Debug)]
+struct Stood {
+    /// Of whom.
+    pod: Arc<PodSpec>,
+    closed: bool,
+    /// What was told before it was listed.
+    heard: Heard,
+    at: Instant,
+    listeners: Vec<Port>,
+    families: Vec<IpFamily>,
 }
 
 impl Room {
@@ -54,6 +71,7 @@ impl Room {
             inside: Arc::default(),
             watch,
             proven: Mutex::default(),
+            stood: Mutex::default(),
             kept: Mutex::new(Arc::from([])),
         }
     }
@@ -67,6 +85,13 @@ impl Room {
     fn is_due(&self, every: Duration) -> bool {
         let proven = *self.proven.lock().unwrap_or_else(PoisonError::into_inner);
         self.namespace.own().has_listeners() && proven.is_none_or(|(at, whole)| !whole || at.elapsed() >= every)
+    }
+
+    /// What was found as it should be and is so still, as the kernel has told of nothing; not for longer than `longest`.
+    fn stands(&self, action: &Action, longest: Duration) -> Option<Stood> {
+        let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let same = stood.pod == action.pod && stood.closed == action.closed;
+        (same && stood.at.elapsed() < longest && self.watch.heard().as_ref() == Some(&stood.heard)).then_some(stood)
     }
 
     /// Runs blocking work with the namespace's sockets.
@@ -252,12 +277,17 @@ impl Hands {
     }
 
     async fn verify(&self, action: &Action, room: &Room) -> Done {
-        let families = match self.look(action, room).await {
+        let due = room.is_due(self.prove_every);
+        let looked = match room.stands(action, self.prove_every).filter(|_| !due) {
+            Some(stood) => self.glance(stood, room).await,
+            None => self.look(action, room).await,
+        };
+        let families = match looked {
             Ok((differences, families)) if differences.is_empty() => families,
             Ok((differences, _)) => return differs(&differences),
             Err(why) => return Done::Failed(why),
         };
-        if room.is_due(self.prove_every) {
+        if due {
             return match self.connect(&action.pod, room, &families, TIME).await {
                 Ok(proof) => {
                     room.proven(true);
@@ -287,11 +317,29 @@ impl Hands {
     /// What is not as it should be, as the kernel lists it, and the families that are captured.
     async fn look(&self, action: &Action, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
         let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
-        room.within(move |inside| {
-            let differences = inside.verify(&plan, &mark)?;
-            Ok((differences, inside.families(&plan.rules)?))
-        })
-        .await
+        // What is told from here on may or may not be in the listing.
+        let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
+        let (differences, families) = room.within(move |inside| inside.look(&plan, &mark)).await?;
+        let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
+            pod: action.pod.clone(),
+            closed: action.closed,
+            heard,
+            at: Instant::now(),
+            listeners,
+            families: families.clone(),
+        });
+        *room.stood.lock().unwrap_or_else(PoisonError::into_inner) = stood;
+        Ok((differences, families))
+    }
+
+    /// As [`Hands::look`], of what the kernel does not tell of by itself: the listeners.
+    async fn glance(&self, stood: Stood, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
+        let Stood { listeners, families, .. } = stood;
+        if room.namespace.own().listens_at(&listeners, &families) {
+            return Ok((Vec::new(), families));
+        }
+        room.within(move |inside| Ok((inside.unserved(&listeners, &families)?, families)))
+            .await
     }
 
     async fn connect(&self, pod: &PodSpec, room: &Room, families: &[IpFamily], patience: Duration) -> Result<Proof, String> {

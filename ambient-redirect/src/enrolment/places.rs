@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     find::Whose,
-    linux::{Inside, Netns, NetnsError, NetnsId, Processes},
+    linux::{Inside, Names, Netns, NetnsError, NetnsId, Processes},
     pods::{Birth, Seen},
 };
 
@@ -36,6 +36,14 @@ pub(super) struct Places {
     node: Arc<str>,
     own: Arc<Netns>,
     places: BTreeMap<NetnsId, Place>,
+    /// Tells of names; `None` where nobody does.
+    names: Option<Names>,
+    /// Something may be otherwise than at the last look.
+    changed: bool,
+    /// When the last look was begun.
+    looked: Option<Instant>,
+    /// Not all of what it saw could be looked into.
+    incomplete: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +73,8 @@ pub(super) struct Found {
     inhabited: BTreeMap<NetnsId, Whose>,
     /// Those that only processes show.
     unnamed: BTreeSet<NetnsId>,
+    /// Some could not be looked into.
+    incomplete: bool,
 }
 
 impl Places {
@@ -75,11 +85,43 @@ impl Places {
             node,
             own: Arc::new(Netns::current()?),
             places: BTreeMap::new(),
+            names: None,
+            changed: true,
+            looked: None,
+            incomplete: false,
         })
     }
 
+    /// Has the kernel tell of names from here on. Must be called within a runtime.
+    pub(super) fn listen(&mut self) {
+        self.names = Names::new().ok();
+    }
+
+    /// Waits for a name to come or go; for ever where that is known already, or nobody tells.
+    pub(super) async fn change(&mut self) {
+        match &self.names {
+            Some(names) if !self.changed => {
+                if names.changed().await.is_err() {
+                    self.names = None;
+                }
+                self.changed = true;
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Whether a look would show anything new: what the kernel does not tell of is looked for now and then.
+    pub(super) fn is_due(&self, again: bool) -> bool {
+        let age = self.looked.map(|then| Tick::now().into_std().saturating_duration_since(then));
+        let by_processes = self.places.values().any(|place| place.inhabited.is_some());
+        let longest = if self.incomplete || by_processes { LULL / 2 } else { LONGEST };
+        again || self.changed || self.names.is_none() || age.is_none_or(|age| age >= longest)
+    }
+
     /// Looks at the directory, and into every namespace that is new; with `again` into every one without a pod.
-    pub(super) fn scan(&self, again: bool, paired: impl Fn(NetnsId) -> bool) -> JoinHandle<Scan> {
+    pub(super) fn scan(&mut self, again: bool, paired: impl Fn(NetnsId) -> bool) -> JoinHandle<Scan> {
+        // What changes from here on may not be seen by it.
+        self.changed = false;
         let known: BTreeMap<NetnsId, Option<Arc<Netns>>> = self
             .places
             .iter()
@@ -89,15 +131,13 @@ impl Places {
         // Those that have a pod are asked for only where nothing but processes shows that they are there.
         let by_processes = again || self.places.values().any(|place| place.inhabited.is_some());
         let processes = self.processes.clone().filter(|_| by_processes);
-        let now = Tick::now().into_std();
+        self.looked = Some(Tick::now().into_std());
         spawn_blocking(move || {
-            let mut found = Found {
-                found: look(&directory, &node, own, &known)?,
-                ..Found::default()
-            };
+            let mut found = Found::default();
+            look(&directory, &node, own, &known, &mut found)?;
             if let Some(processes) = processes {
                 let mut processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
-                around(&mut processes, now, &node, &known, &mut found)?;
+                around(&mut processes, &node, &known, &mut found)?;
             }
             Ok(found)
         })
@@ -105,7 +145,14 @@ impl Places {
 
     /// Takes over what was found and gives all that is there; `None` where the look failed, so that nothing is known anew.
     pub(super) fn take(&mut self, scan: Scan) -> Option<BTreeMap<NetnsId, Seen>> {
-        let Found { found, inhabited, unnamed } = scan.ok()?;
+        self.changed |= scan.is_err();
+        let Found {
+            found,
+            inhabited,
+            unnamed,
+            incomplete,
+        } = scan.ok()?;
+        self.incomplete = incomplete;
         let now = Tick::now().into_std();
         self.places
             .retain(|id, place| found.contains_key(id) || place.room.is_some() || place.given);
@@ -194,20 +241,17 @@ impl Places {
                 place.room = None;
                 place.given = false;
             }
-            _ => drop(self.places.remove(&id)),
+            _ => {
+                self.places.remove(&id);
+                self.changed = true;
+            }
         }
     }
 }
 
 /// The namespaces around pods' processes: those without a name as well.
-fn around(
-    processes: &mut Processes,
-    now: Instant,
-    node: &str,
-    known: &BTreeMap<NetnsId, Option<Arc<Netns>>>,
-    found: &mut Found,
-) -> io::Result<()> {
-    for (id, (whose, path)) in processes.look(now)? {
+fn around(processes: &mut Processes, node: &str, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>, found: &mut Found) -> io::Result<()> {
+    for (id, (whose, path)) in processes.look()? {
         if !found.found.contains_key(&id) && found.found.len() < MOST {
             let looked = match known.get(&id) {
                 Some(None) => None,
@@ -216,6 +260,7 @@ fn around(
                     // The process may have ended, and its number be another's.
                     let open = Netns::open(&path).ok().filter(|n| n.id() == id);
                     let Some(fresh) = open.and_then(|n| look_into(Arc::new(n), Some(node))) else {
+                        found.incomplete = true;
                         continue;
                     };
                     Some(fresh)
@@ -229,9 +274,14 @@ fn around(
     Ok(())
 }
 
-fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>) -> io::Result<Looked> {
+fn look(
+    directory: &Path,
+    node: &str,
+    own: NetnsId,
+    known: &BTreeMap<NetnsId, Option<Arc<Netns>>>,
+    Found { found, incomplete, .. }: &mut Found,
+) -> io::Result<()> {
     let device = std::fs::metadata("/proc/thread-self/ns/net")?.dev();
-    let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let metadata = match std::fs::metadata(&path) {
@@ -258,13 +308,14 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
             None => {
                 // One that is gone by now, or no network namespace, is none of ours.
                 let Some(fresh) = Netns::open(&path).ok().and_then(|n| look_into(Arc::new(n), Some(node))) else {
+                    *incomplete = true;
                     continue;
                 };
                 found.insert(fresh.0.id(), Some(fresh));
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Addresses, and at the first look what a node of that name has left behind there.
@@ -286,5 +337,7 @@ fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Option<(Arc<Netns>, 
 
 /// A namespace that only processes show is there for so long after the last of them.
 const LULL: Duration = Duration::from_secs(2);
+/// A look at what nobody tells of is so old at most: names that are links, processes.
+const LONGEST: Duration = Duration::from_secs(5);
 /// More namespaces than a node has pods, by far.
 const MOST: usize = 4096;

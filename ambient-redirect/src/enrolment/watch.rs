@@ -45,7 +45,28 @@ impl Changes {
 pub(super) struct Watch {
     id: NetnsId,
     changes: Changes,
-    tasks: Mutex<Vec<AbortHandle>>,
+    following: Mutex<Following>,
+}
+
+#[derive(Debug, Default)]
+struct Following {
+    tasks: Vec<AbortHandle>,
+    told: Vec<Arc<Told>>,
+    /// How often it was begun.
+    begun: u64,
+}
+
+impl Following {
+    fn goes_on(&self) -> bool {
+        !self.tasks.is_empty() && self.tasks.iter().all(|task| !task.is_finished())
+    }
+}
+
+/// What was told of a namespace until some moment: compared with a later one it says whether anything changed in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Heard {
+    begun: u64,
+    told: Vec<u64>,
 }
 
 impl Watch {
@@ -53,46 +74,55 @@ impl Watch {
         Self {
             id,
             changes,
-            tasks: Mutex::default(),
+            following: Mutex::default(),
         }
+    }
+
+    /// What was told so far, all that the kernel had to tell of; `None` where that is not known, or more has come that is looked
+    /// at in a moment.
+    pub(super) fn heard(&self) -> Option<Heard> {
+        let following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = following.told.iter().map(|told| told.heard()).collect::<Option<_>>();
+        following.goes_on().then_some(Heard {
+            begun: following.begun,
+            told: told?,
+        })
     }
 
     /// Begins to watch, unless it does.
     pub(super) async fn start(&self, namespace: &Arc<Netns>) -> Result<(), String> {
-        {
-            let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            if !tasks.is_empty() && tasks.iter().all(|t| !t.is_finished()) {
-                return Ok(());
-            }
+        if self.following.lock().unwrap_or_else(PoisonError::into_inner).goes_on() {
+            return Ok(());
         }
         let own = namespace.own().clone();
         let namespace = namespace.clone();
         let open = spawn_blocking(move || namespace.run(|| Ok([Events::nftables()?, Events::routing()?])));
         let events = open.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         let events: [Events; 2] = events.map_err(|e: crate::netlink::Error| e.to_string())?;
-        let mut tasks = Vec::new();
+        let mut following = Following::default();
         for events in events {
-            let told = Told::new(events).map_err(|e| e.to_string())?;
-            tasks.push(tokio::spawn(follow(told, self.id, self.changes.clone())).abort_handle());
+            let told = Arc::new(Told::new(events).map_err(|e| e.to_string())?);
+            let follow = follow(told.clone(), self.id, self.changes.clone());
+            following.tasks.push(tokio::spawn(follow).abort_handle());
+            following.told.push(told);
         }
-        tasks.push(tokio::spawn(follow_proxy(own, self.id, self.changes.clone())).abort_handle());
-        let former = std::mem::replace(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner), tasks);
-        former.iter().for_each(AbortHandle::abort);
+        let follow = follow_proxy(own, self.id, self.changes.clone());
+        following.tasks.push(tokio::spawn(follow).abort_handle());
+        let mut former = self.following.lock().unwrap_or_else(PoisonError::into_inner);
+        following.begun = former.begun + 1;
+        std::mem::replace(&mut *former, following).tasks.iter().for_each(AbortHandle::abort);
         Ok(())
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.tasks
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .for_each(AbortHandle::abort);
+        let following = self.following.get_mut().unwrap_or_else(PoisonError::into_inner);
+        following.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
-async fn follow(mut told: Told, id: NetnsId, changes: Changes) {
+async fn follow(told: Arc<Told>, id: NetnsId, changes: Changes) {
     while told.changed().await.is_ok() {
         changes.note(id);
     }

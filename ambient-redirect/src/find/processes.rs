@@ -1,6 +1,6 @@
 //! What is remembered of processes, so that each is read once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ambient_core::PodUid;
 
@@ -31,31 +31,23 @@ pub struct Whose {
 /// The processes that were seen.
 #[derive(Debug, Default)]
 pub struct Memory {
-    known: BTreeMap<u32, Process>,
+    known: BTreeMap<u32, (u64, Process)>,
 }
 
 impl Memory {
-    /// Takes a listing of all processes. Those that are new are read in full; of those that are known only when they began is
-    /// asked, and not even that unless `again`: a number that has gone to another process meanwhile is seen then.
-    pub fn look(
-        &mut self,
-        listed: impl IntoIterator<Item = u32>,
-        again: bool,
-        mut began: impl FnMut(u32) -> Option<u64>,
-        mut read: impl FnMut(u32) -> Option<Process>,
-    ) {
-        let listed: BTreeSet<u32> = listed.into_iter().take(MOST).collect();
-        self.known.retain(|pid, _| listed.contains(pid));
-        for pid in listed {
-            let same = match self.known.get(&pid) {
-                Some(process) => !again || began(pid) == Some(process.started),
-                None => false,
-            };
-            if same {
+    /// Takes a listing of all processes: of each its number, and the inode of its directory, which no later process under that number
+    /// has. What is new is read, and nothing else: a listing costs no more reads than there are processes that began since the
+    /// last.
+    pub fn look(&mut self, listed: impl IntoIterator<Item = (u32, u64)>, mut read: impl FnMut(u32) -> Option<Process>) {
+        let listed: BTreeMap<u32, u64> = listed.into_iter().take(MOST).collect();
+        self.known.retain(|pid, _| listed.contains_key(pid));
+        for (pid, inode) in listed {
+            // The kernel says 1 of one that it had no room for.
+            if inode > 1 && self.known.get(&pid).is_some_and(|(known, _)| *known == inode) {
                 continue;
             }
             match read(pid) {
-                Some(process) => drop(self.known.insert(pid, process)),
+                Some(process) => drop(self.known.insert(pid, (inode, process))),
                 // It has ended, or is not to be seen.
                 None => drop(self.known.remove(&pid)),
             }
@@ -65,7 +57,7 @@ impl Memory {
     /// Whose each namespace is in which a pod's process runs. A namespace of another is nobody's: `not` names the node's own.
     pub fn namespaces(&self, not: &[NetnsId]) -> BTreeMap<NetnsId, Whose> {
         let mut found: BTreeMap<NetnsId, Whose> = BTreeMap::new();
-        for (pid, process) in &self.known {
+        for (pid, (_, process)) in &self.known {
             let Some(pod) = process.pod.as_ref().filter(|_| !not.contains(&process.namespace)) else {
                 continue;
             };
@@ -106,27 +98,46 @@ mod tests {
 
     #[test]
     fn each_process_is_read_once() {
-        let (mut memory, mut reads, mut asks) = (Memory::default(), Vec::new(), Vec::new());
-        let mut look = |listed: &[u32], again, start: u64| {
+        let (mut memory, mut reads) = (Memory::default(), Vec::new());
+        let mut look = |listed: &[(u32, u64)]| {
             reads.clear();
-            asks.clear();
-            let began = |pid| {
-                asks.push(pid);
-                Some(start + u64::from(pid))
-            };
             let read = |pid| {
                 reads.push(pid);
-                Some(process(start + u64::from(pid), 7, Some("a")))
+                Some(process(u64::from(pid), 7, Some("a")))
             };
-            memory.look(listed.iter().copied(), again, began, read);
-            (reads.clone(), asks.clone())
+            memory.look(listed.iter().copied(), read);
+            reads.clone()
         };
-        assert_eq!(look(&[1, 2, 3], false, 10), (vec![1, 2, 3], vec![]));
-        assert_eq!(look(&[1, 2, 3, 4], false, 10), (vec![4], vec![]), "only what is new");
-        assert_eq!(look(&[1, 2, 4], true, 10), (vec![], vec![1, 2, 4]), "the same processes");
-        assert_eq!(look(&[1, 2, 3], false, 10), (vec![3], vec![]), "gone and come back is new");
-        assert_eq!(look(&[1, 2], true, 99), (vec![1, 2], vec![1, 2]), "others under the same numbers");
-        assert_eq!(memory.known.len(), 2);
+        assert_eq!(look(&[(1, 11), (2, 12), (3, 13)]), [1, 2, 3]);
+        assert_eq!(look(&[(1, 11), (2, 12), (3, 13), (4, 14)]), [4], "only what is new");
+        assert_eq!(look(&[(1, 11), (2, 12), (4, 14)]), [0; 0], "the same processes");
+        assert_eq!(look(&[(1, 11), (2, 12), (3, 13)]), [3], "gone and come back is new");
+        assert_eq!(look(&[(1, 11), (2, 22)]), [2], "another under the same number");
+        assert_eq!(look(&[(1, 1), (2, 1)]), [1, 2], "what cannot be told apart");
+        assert_eq!(look(&[(1, 1)]), [1]);
+        assert_eq!(memory.known.len(), 1);
+    }
+
+    #[test]
+    fn reads_grow_with_changes_and_not_with_processes() {
+        let (mut memory, mut reads) = (Memory::default(), 0);
+        let mut listed: Vec<(u32, u64)> = (1..=10_000).map(|pid| (pid, u64::from(pid) + 100)).collect();
+        let mut look = |listed: &[(u32, u64)]| {
+            reads = 0;
+            memory.look(listed.iter().copied(), |pid| {
+                reads += 1;
+                Some(process(u64::from(pid), 7, None))
+            });
+            reads
+        };
+        assert_eq!(look(&listed), 10_000);
+        for event in 0..100 {
+            // One has ended, and another has begun.
+            listed.remove(usize::try_from(event).unwrap() * 7);
+            listed.push((20_000 + event, u64::from(event) + 50_000));
+            assert_eq!(look(&listed), 1, "{event}");
+        }
+        assert_eq!(look(&listed), 0);
     }
 
     #[test]
@@ -142,7 +153,7 @@ mod tests {
             (21, process(70, 8, Some("later"))),
             (30, process(80, 1, Some("host-network"))),
         ]);
-        memory.look(all.keys().copied(), false, |_| None, |pid| all.get(&pid).cloned());
+        memory.look(all.keys().map(|pid| (*pid, 100)), |pid| all.get(&pid).cloned());
         let whose = |pod: &str, started, pid| Whose {
             pod: pod.into(),
             started,
@@ -151,7 +162,7 @@ mod tests {
         let wanted = BTreeMap::from([(net(7), whose("a", 40, 11)), (net(8), whose("b", 70, 20))]);
         assert_eq!(memory.namespaces(&[net(1)]), wanted);
         // What has ended is nobody's.
-        memory.look([1, 12], false, |_| None, |_| None);
+        memory.look([(1, 100), (12, 100)], |_| None);
         assert_eq!(memory.namespaces(&[net(1)]), BTreeMap::from([(net(7), whose("intruder", 60, 12))]));
     }
 }

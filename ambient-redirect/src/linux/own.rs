@@ -1,21 +1,26 @@
 //! What this process has in a namespace: sockets that a proxy listens on, and connections that are a proof's.
 
 use std::{
+    io,
     net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, RawFd},
     sync::{Mutex, PoisonError},
 };
 
 use tokio::sync::{Notify, oneshot};
 
-use super::Netns;
-use crate::plan::IpFamily;
+use super::{Netns, option};
 pub(super) use crate::plan::PROBE_PORT;
+use crate::{
+    netlink::{Listener, Transport},
+    plan::{IpFamily, Port},
+};
 
 /// Kept with a [`Netns`].
 #[derive(Debug, Default)]
 pub(crate) struct Own {
-    /// Inodes of the sockets that were made to listen, those that were closed among them, oldest first.
-    listeners: Mutex<Vec<u32>>,
+    /// The sockets that were made to listen, those that were closed among them, oldest first.
+    listeners: Mutex<Vec<Made>>,
     probes: Mutex<Vec<Expected>>,
     /// A listener has ended unasked.
     pub(super) lost: Notify,
@@ -28,6 +33,17 @@ pub enum Direction {
     Outbound,
     /// That for what comes to it (port 15006).
     Inbound,
+}
+
+/// A socket that was made to listen, and the number of its descriptor then. That is whoever has the socket's, who may close
+/// it at any time.
+#[derive(Clone, Debug)]
+struct Made {
+    number: RawFd,
+    /// As the kernel lists it; of the mark nothing is said.
+    as_listed: Listener,
+    /// Others may listen on the port as well.
+    shared: bool,
 }
 
 #[derive(Debug)]
@@ -66,25 +82,61 @@ impl Netns {
 
 impl Own {
     /// Takes note of a socket that is made to listen.
-    pub(super) fn listens(&self, inode: u32) {
+    pub(super) fn listens(&self, socket: &impl AsFd, transport: Transport, shared: bool) -> io::Result<()> {
+        let of = socket2::SockRef::from(socket);
+        let local = of.local_addr()?.as_socket();
+        let local = local.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no address of IP"))?;
+        let made = Made {
+            number: socket.as_fd().as_raw_fd(),
+            as_listed: Listener {
+                transport,
+                local,
+                only_v6: local.is_ipv6() && of.only_v6()?,
+                inode: option::inode(socket.as_fd())?,
+                mark: None,
+            },
+            shared,
+        };
+        self.take_note(made);
+        Ok(())
+    }
+
+    fn take_note(&self, made: Made) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         if listeners.len() >= LISTENERS {
             listeners.remove(0);
         }
-        listeners.push(inode);
+        listeners.push(made);
     }
 
     /// The inodes of the sockets that were made to listen; empty where the proxy is another process.
     pub(super) fn listeners(&self) -> Vec<u32> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().map(|made| made.as_listed.inode).collect()
+    }
+
+    /// Whether all of these ports are taken by sockets of this process that are still open and listen, and by nobody else's: as
+    /// the descriptors say, in some microseconds. No where that cannot be said, as where ports are shared, or a socket has got
+    /// another descriptor: then it is for the kernel's listing to say.
+    pub(crate) fn listens_at(&self, ports: &[Port], families: &[IpFamily]) -> bool {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let open: Vec<&Made> = listeners
+            .iter()
+            .filter(|made| option::is_still(made.number, made.as_listed.inode, made.as_listed.transport == Transport::Tcp))
+            .collect();
+        let taken = |port: &Port, family: &IpFamily| {
+            open.iter()
+                .any(|made| made.as_listed.is_at(*port) && made.as_listed.serves(*family))
+        };
+        !open.iter().any(|made| made.shared) && ports.iter().all(|port| families.iter().all(|family| taken(port, family)))
     }
 
     /// Forgets sockets that are closed: the kernel gives their numbers to others one day.
     pub(super) fn closed(&self, inodes: &[u32]) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         // Not all of them: that the proxy is in this process stays known when all its listeners are gone.
-        if let Some(last) = listeners.last().copied() {
-            listeners.retain(|inode| *inode == last || !inodes.contains(inode));
+        if let Some(last) = listeners.last().map(|made| made.as_listed.inode) {
+            listeners.retain(|made| made.as_listed.inode == last || !inodes.contains(&made.as_listed.inode));
         }
     }
 
@@ -132,6 +184,7 @@ const LISTENERS: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Protocol;
 
     #[tokio::test]
     async fn a_proof_is_known_by_its_source_port_and_where_it_arrives() {
@@ -172,6 +225,53 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_is_known_by_its_descriptor_while_it_is_open_and_listens() {
+        let own = Own::default();
+        let tcp = std::net::TcpListener::bind("[::]:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        own.listens(&tcp, Transport::Tcp, false).unwrap();
+        own.listens(&udp, Transport::Udp, false).unwrap();
+        let port = |protocol, address: SocketAddr| Port {
+            protocol,
+            port: address.port(),
+        };
+        let both = [IpFamily::V4, IpFamily::V6];
+        let (at, names) = (
+            port(Protocol::Tcp, tcp.local_addr().unwrap()),
+            port(Protocol::Udp, udp.local_addr().unwrap()),
+        );
+        assert!(own.listens_at(&[at], &both));
+        assert!(!own.listens_at(&[Port { port: 1, ..at }], &both));
+        assert!(!own.listens_at(
+            &[Port {
+                protocol: Protocol::Udp,
+                ..at
+            }],
+            &both
+        ));
+        // Of a loopback address only DNS is.
+        assert!(!own.listens_at(&[names], &[IpFamily::V4]));
+        // It is open, and listens no more.
+        socket2::SockRef::from(&tcp).shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(!own.listens_at(&[at], &both));
+        drop(tcp);
+        let another = std::net::TcpListener::bind("[::]:0").unwrap();
+        assert!(!own.listens_at(&[at], &both), "{another:?} may have its number");
+    }
+
+    #[test]
+    fn where_ports_are_shared_descriptors_do_not_tell() {
+        let own = Own::default();
+        let tcp = std::net::TcpListener::bind("[::]:0").unwrap();
+        own.listens(&tcp, Transport::Tcp, true).unwrap();
+        let at = Port {
+            protocol: Protocol::Tcp,
+            port: tcp.local_addr().unwrap().port(),
+        };
+        assert!(!own.listens_at(&[at], &[IpFamily::V4]));
+    }
+
+    #[test]
     fn what_never_comes_is_forgotten() {
         let own = Own::default();
         for port in 0..1000 {
@@ -179,7 +279,17 @@ mod tests {
         }
         assert_eq!(own.probes.lock().unwrap().len(), PROBES);
         for inode in 0..2000 {
-            own.listens(inode);
+            own.take_note(Made {
+                number: -1,
+                as_listed: Listener {
+                    transport: Transport::Tcp,
+                    local: "[::]:15001".parse().unwrap(),
+                    only_v6: false,
+                    inode,
+                    mark: None,
+                },
+                shared: false,
+            });
         }
         assert_eq!(own.listeners().len(), LISTENERS);
         assert_eq!(own.listeners().last(), Some(&1999));

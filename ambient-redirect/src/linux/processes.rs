@@ -4,10 +4,9 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::IpAddr,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use super::{ApplyError, Inside, Netns, NetnsError, NetnsId};
@@ -21,7 +20,6 @@ use crate::{
 pub struct Processes {
     proc: PathBuf,
     memory: Memory,
-    checked: Option<Instant>,
 }
 
 /// Why a namespace is not a pod's; names the pod, and what to do.
@@ -114,23 +112,20 @@ impl Processes {
         Self {
             proc: proc.into(),
             memory: Memory::default(),
-            checked: None,
         }
     }
 
     /// Looks at what is new, and gives the namespaces in which pods' processes run, with the file that stands for each. Not
-    /// among them are the caller's own and that of process 1. `now` is the time: every other second it is asked whether a known
-    /// number is still the same process.
+    /// among them are the caller's own and that of process 1. One listing of the directory, and some reads for each process that
+    /// has begun since the last look.
     ///
     /// # Errors
     /// When the directory cannot be read. A process that has ended meanwhile is no error.
-    pub fn look(&mut self, now: Instant) -> io::Result<BTreeMap<NetnsId, (Whose, PathBuf)>> {
-        let again = self.checked.is_none_or(|then| now >= then + RECHECK);
-        if again {
-            self.checked = Some(now);
-        }
+    pub fn look(&mut self) -> io::Result<BTreeMap<NetnsId, (Whose, PathBuf)>> {
         let entries = fs::read_dir(&self.proc)?;
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let pids = entries
+            .flatten()
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.ino())));
         let own = id_of(Path::new("/proc/thread-self/ns/net"))?;
         let host = id_of(&self.proc.join("1/ns/net")).ok();
         let proc = &self.proc;
@@ -147,7 +142,7 @@ impl Processes {
             // That it was one process throughout.
             (began(pid) == Some(started)).then_some(Process { started, namespace, pod })
         };
-        self.memory.look(pids, again, began, read);
+        self.memory.look(pids, read);
         let not: Vec<NetnsId> = host.into_iter().chain([own]).collect();
         let found = self.memory.namespaces(&not);
         let at = |pid: u32| self.proc.join(pid.to_string()).join("ns/net");
@@ -173,6 +168,3 @@ fn id_of(path: &Path) -> io::Result<NetnsId> {
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
-
-/// How often it is asked whether known processes are still the same.
-const RECHECK: Duration = Duration::from_secs(2);

@@ -201,11 +201,11 @@ impl Inside {
         })?;
         if were_there {
             // A kernel may lack ctnetlink. What is remembered then is only refused later, by the guard.
-            let _ = self.nftables.forget_connections();
+            let _ = self.conntrack.forget_all();
             // The kernel goes on tracking until it has taken the tables apart, which it does later: what it learned until then
             // would be remembered without its end.
             std::thread::sleep(UNTRACKED);
-            let _ = self.nftables.forget_connections();
+            let _ = self.conntrack.forget_all();
         }
         let rules = self.routing.rules()?;
         for rule in rules.iter().filter(|r| is_ours(r)) {
@@ -230,34 +230,46 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
     pub fn verify(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
+        self.look(plan, mark).map(|(differences, _)| differences)
+    }
+
+    /// As [`Inside::verify`]; gives the families that are captured as well.
+    pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, Vec<IpFamily>), ApplyError> {
         let families = self.families(&plan.rules)?;
         let mut differences = self.standing(plan, mark, &families)?;
+        differences.extend(self.unserved(&plan.listeners, &families)?);
+        Ok((differences, families))
+    }
+
+    /// Which ports the proxy does not listen on, or somebody else does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn unserved(&mut self, ports: &[Port], families: &[IpFamily]) -> Result<Vec<Difference>, ApplyError> {
+        let mut differences = Vec::new();
         let made = self.own.listeners();
         let mut listed = self.sockets.listeners(Transport::Tcp)?;
-        if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
+        let udp = ports.iter().any(|l| l.protocol == Protocol::Udp);
+        if udp {
             listed.extend(self.sockets.listeners(Transport::Udp)?);
         }
         let is_proxys = |l: &Listener| match made.is_empty() {
             true => l.mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK),
             false => made.contains(&l.inode),
         };
-        for port in &plan.listeners {
-            let there: Vec<&Listener> = listed.iter().filter(|l| is_at(l, *port)).collect();
+        for port in ports {
+            let there: Vec<&Listener> = listed.iter().filter(|l| l.is_at(*port)).collect();
             if there.iter().any(|l| !is_proxys(l)) {
                 differences.push(Difference::ForeignListener(*port));
             }
-            for family in &families {
-                // Redirected connections of the pod's own processes come to the loopback address.
-                let takes = |l: &&Listener| {
-                    l.takes(*family == IpFamily::V6) || (port.port == ambient_core::ports::DNS && l.local.ip() == family.loopback())
-                };
-                if !there.iter().any(|l| is_proxys(l) && takes(l)) {
+            for family in families {
+                if !there.iter().any(|l| is_proxys(l) && l.serves(*family)) {
                     differences.push(Difference::Listener(*port, *family));
                 }
             }
         }
         let closed: Vec<u32> = made.into_iter().filter(|inode| !listed.iter().any(|l| l.inode == *inode)).collect();
-        if plan.listeners.iter().any(|l| l.protocol == Protocol::Udp) {
+        if udp {
             self.own.closed(&closed);
         }
         Ok(differences)
@@ -459,14 +471,6 @@ pub(super) fn owner_of(table: &Table) -> Option<Owner> {
 fn tag(node: &str) -> u32 {
     node.bytes()
         .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-fn is_at(listener: &Listener, port: Port) -> bool {
-    let transport = match port.protocol {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-    };
-    listener.transport == transport && listener.local.port() == port.port
 }
 
 fn is_marked(mark: Option<u32>) -> bool {

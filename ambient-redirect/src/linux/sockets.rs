@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{Netns, NetnsError, option, stock::Total};
-use crate::plan::PROXY_MARK;
+use crate::{netlink::Transport, plan::PROXY_MARK};
 
 /// Makes sockets in namespaces, on threads of its own. Clones share the threads, which end with the last of them.
 ///
@@ -80,7 +80,7 @@ impl Sockets {
         socket.set_reuse_port(self.share)?;
         socket.bind(&address.into())?;
         socket.listen(backlog)?;
-        namespace.own().listens(option::inode(socket.as_fd())?);
+        namespace.own().listens(&socket, Transport::Tcp, self.share)?;
         Ok(socket.into())
     }
 
@@ -100,7 +100,7 @@ impl Sockets {
         socket.set_reuse_port(self.share && address.port() != 0)?;
         socket.bind(&address.into())?;
         if address.port() != 0 {
-            namespace.own().listens(option::inode(socket.as_fd())?);
+            namespace.own().listens(&socket, Transport::Udp, self.share)?;
         }
         Ok(socket.into())
     }

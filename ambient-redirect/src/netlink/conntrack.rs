@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Error,
+    Error, Progress,
     codec::{self, NLM_F_CREATE, NLM_F_DUMP, Writer, fixed},
     socket::{Socket, Speaks},
 };
@@ -22,6 +22,8 @@ pub struct Tracked {
     /// The connection's status; see [`STATUS_DNAT`].
     pub status: u32,
     pub mark: u32,
+    /// Which entry it is: one after it with the same addresses has another.
+    pub id: u32,
 }
 
 /// A connection that is to be remembered as if it had been tracked from its beginning.
@@ -29,8 +31,8 @@ pub struct Tracked {
 pub struct Entry {
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// Whether the other end has answered; else only the packet that opens it was sent.
-    pub answered: bool,
+    /// How far it is.
+    pub progress: Progress,
 }
 
 impl Conntrack {
@@ -39,14 +41,14 @@ impl Conntrack {
         Socket::open(Speaks::Netfilter, 0).map(Self)
     }
 
-    /// Has connections remembered as untranslated ones, whatever is known of them so far. What is translated for later ones
-    /// does not concern these; their windows are not looked at, as nobody knows them. Gives how many were refused, and why
-    /// the first was.
+    /// Has connections remembered as untranslated ones with a mark, whatever is known of them so far. What is translated for
+    /// later ones does not concern these; their windows are not looked at, as nobody knows them. Gives how many were refused, and
+    /// why the first was.
     ///
     /// # Errors
     /// Where nothing can be said at all.
-    pub fn remember(&mut self, entries: &[Entry]) -> Result<Refused, Error> {
-        self.each("remembering connections", entries.iter().map(remembered))
+    pub fn remember(&mut self, entries: &[Entry], mark: u32) -> Result<Refused, Error> {
+        self.each("remembering connections", entries.iter().map(|entry| remembered(entry, mark)))
     }
 
     /// Sets the bits of `mask` in the marks of connections, where they are known. Gives how many were refused: those that are
@@ -57,7 +59,7 @@ impl Conntrack {
     pub fn mark(&mut self, connections: &[(SocketAddr, SocketAddr)], mark: u32, mask: u32) -> Result<Refused, Error> {
         let marked = connections.iter().map(|(source, destination)| {
             let mut message = begin(IPCTNL_MSG_CT_NEW, 0, *source);
-            tuple(&mut message, CTA_TUPLE_ORIG, *source, *destination);
+            tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, *source, *destination);
             message.be32(CTA_MARK, mark);
             message.be32(CTA_MARK_MASK, mask);
             message
@@ -68,15 +70,47 @@ impl Conntrack {
     /// Forgets a connection, so that its next packet is one of a new connection.
     pub fn forget(&mut self, source: SocketAddr, destination: SocketAddr) -> Result<(), Error> {
         let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, source);
-        tuple(&mut message, CTA_TUPLE_ORIG, source, destination);
+        tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, source, destination);
         self.0.request("forgetting a connection", message)
+    }
+
+    /// Forgets entries, and not those that came after them with the same addresses. Gives how many were refused, as they had
+    /// gone already.
+    ///
+    /// # Errors
+    /// Where nothing can be said at all.
+    pub fn forget_each<'a>(&mut self, entries: impl Iterator<Item = &'a Tracked>) -> Result<Refused, Error> {
+        let messages = entries.map(|entry| {
+            let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, entry.source);
+            tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, entry.source, entry.destination);
+            message.be32(CTA_ID, entry.id);
+            message
+        });
+        self.each("forgetting connections", messages)
+    }
+
+    /// Forgets everything that is remembered in the namespace; what lives on is tracked anew.
+    pub fn forget_all(&mut self) -> Result<(), Error> {
+        let mut message = Writer::default();
+        message.begin(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE, 0, &[0; 4]);
+        self.0.request("emptying conntrack", message)
+    }
+
+    /// How much is remembered in the namespace, of whatever protocol.
+    pub fn count(&mut self) -> Result<u32, Error> {
+        let what = "counting what is tracked";
+        let mut message = Writer::default();
+        message.begin(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS, 0, &[0; 4]);
+        let (_, payload) = self.0.query(what, message)?;
+        let count = codec::find(fixed(what, &payload, 4)?.1, CTA_STATS_GLOBAL_ENTRIES).and_then(codec::read_be32);
+        count.ok_or_else(|| Error::malformed(what))
     }
 
     /// What is remembered of a connection.
     pub fn connection(&mut self, source: SocketAddr, destination: SocketAddr) -> Result<Option<Tracked>, Error> {
         let what = "looking for a tracked connection";
         let mut message = begin(IPCTNL_MSG_CT_GET, 0, source);
-        tuple(&mut message, CTA_TUPLE_ORIG, source, destination);
+        tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, source, destination);
         match self.0.query(what, message) {
             Ok((_, payload)) => Ok(read(fixed(what, &payload, 4)?.1)),
             Err(e) if e.missing() => Ok(None),
@@ -139,39 +173,50 @@ pub struct Refused {
     pub why: Option<Error>,
 }
 
-fn remembered(entry: &Entry) -> Writer {
-    let mut message = begin(IPCTNL_MSG_CT_NEW, NLM_F_CREATE, entry.local);
-    tuple(&mut message, CTA_TUPLE_ORIG, entry.local, entry.remote);
-    tuple(&mut message, CTA_TUPLE_REPLY, entry.remote, entry.local);
-    let (status, timeout, state) = match entry.answered {
-        // Without the first bit the kernel calls a known entry busy.
-        true => (
-            IPS_CONFIRMED | IPS_SEEN_REPLY | IPS_ASSURED,
-            ESTABLISHED_SECONDS,
-            TCP_CONNTRACK_ESTABLISHED,
-        ),
-        false => (IPS_CONFIRMED, SYN_SENT_SECONDS, TCP_CONNTRACK_SYN_SENT),
+fn remembered(entry: &Entry, mark: u32) -> Writer {
+    // Of what stands it does not matter who opened it; of what is being opened the kernel asks who sends what. The times are those
+    // that the kernel gives by itself.
+    let (first, second) = match entry.progress {
+        Progress::Received => (entry.remote, entry.local),
+        _ => (entry.local, entry.remote),
     };
+    let mut message = begin(IPCTNL_MSG_CT_NEW, NLM_F_CREATE, first);
+    tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, first, second);
+    tuple(&mut message, CTA_TUPLE_REPLY, IPPROTO_TCP, second, first);
+    // Without the first bit the kernel calls a known entry busy.
+    let (answered, stood) = (IPS_CONFIRMED | IPS_SEEN_REPLY, IPS_CONFIRMED | IPS_SEEN_REPLY | IPS_ASSURED);
+    let (status, timeout, state) = match entry.progress {
+        Progress::Sent => (IPS_CONFIRMED, 120, TCP_CONNTRACK_SYN_SENT),
+        Progress::Received => (answered, 60, TCP_CONNTRACK_SYN_RECV),
+        Progress::Established => (stood, 432_000, TCP_CONNTRACK_ESTABLISHED),
+        Progress::Closing => (stood, 120, TCP_CONNTRACK_FIN_WAIT),
+        Progress::HalfClosed => (stood, 60, TCP_CONNTRACK_CLOSE_WAIT),
+        Progress::LastAck => (stood, 30, TCP_CONNTRACK_LAST_ACK),
+    };
+    // Of one that has begun to end the kernel must know that, or it lets nobody have its addresses and ports afterwards.
+    let ends = matches!(entry.progress, Progress::Closing | Progress::HalfClosed | Progress::LastAck);
+    let flags = if ends { BE_LIBERAL | CLOSE_INIT } else { BE_LIBERAL };
     message.be32(CTA_STATUS, status);
     message.be32(CTA_TIMEOUT, timeout);
+    message.be32(CTA_MARK, mark);
     message.nest(CTA_PROTOINFO, |info| {
         info.nest(CTA_PROTOINFO_TCP, |tcp| {
             tcp.attribute(CTA_PROTOINFO_TCP_STATE, &[state]);
-            tcp.attribute(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &[BE_LIBERAL, BE_LIBERAL]);
-            tcp.attribute(CTA_PROTOINFO_TCP_FLAGS_REPLY, &[BE_LIBERAL, BE_LIBERAL]);
+            tcp.attribute(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &[flags, flags]);
+            tcp.attribute(CTA_PROTOINFO_TCP_FLAGS_REPLY, &[flags, flags]);
         });
     });
     message
 }
 
-fn begin(kind: u16, flags: u16, of: SocketAddr) -> Writer {
+pub(super) fn begin(kind: u16, flags: u16, of: SocketAddr) -> Writer {
     let family = if of.is_ipv4() { AF_INET } else { AF_INET6 };
     let mut message = Writer::default();
     message.begin(NFNL_SUBSYS_CTNETLINK << 8 | kind, flags, &[family, 0, 0, 0]);
     message
 }
 
-fn tuple(message: &mut Writer, kind: u16, source: SocketAddr, destination: SocketAddr) {
+pub(super) fn tuple(message: &mut Writer, kind: u16, protocol: u8, source: SocketAddr, destination: SocketAddr) {
     let (from, to) = if source.is_ipv4() {
         (CTA_IP_V4_SRC, CTA_IP_V4_DST)
     } else {
@@ -183,54 +228,66 @@ fn tuple(message: &mut Writer, kind: u16, source: SocketAddr, destination: Socke
             ip.ip(to, destination.ip());
         });
         tuple.nest(CTA_TUPLE_PROTO, |proto| {
-            proto.attribute(CTA_PROTO_NUM, &[IPPROTO_TCP]);
+            proto.attribute(CTA_PROTO_NUM, &[protocol]);
             proto.attribute(CTA_PROTO_SRC_PORT, &source.port().to_be_bytes());
             proto.attribute(CTA_PROTO_DST_PORT, &destination.port().to_be_bytes());
         });
     });
 }
 
-/// A TCP connection; `None` for another.
-fn read(attributes: &[u8]) -> Option<Tracked> {
-    let tuple = codec::find(attributes, CTA_TUPLE_ORIG)?;
+/// What a tuple says: protocol, source, destination.
+pub(super) fn read_tuple(attributes: &[u8], kind: u16) -> Option<(u8, SocketAddr, SocketAddr)> {
+    let tuple = codec::find(attributes, kind)?;
     let (ip, proto) = (codec::find(tuple, CTA_TUPLE_IP)?, codec::find(tuple, CTA_TUPLE_PROTO)?);
-    if codec::find(proto, CTA_PROTO_NUM)?.first() != Some(&IPPROTO_TCP) {
-        return None;
-    }
     let address = |v4, v6| -> Option<IpAddr> { codec::read_ip(codec::find(ip, v4).or_else(|| codec::find(ip, v6))?) };
     let port = |kind| -> Option<u16> { Some(u16::from_be_bytes(codec::find(proto, kind)?.try_into().ok()?)) };
+    Some((
+        *codec::find(proto, CTA_PROTO_NUM)?.first()?,
+        SocketAddr::new(address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?),
+        SocketAddr::new(address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?),
+    ))
+}
+
+/// A TCP connection; `None` for another.
+fn read(attributes: &[u8]) -> Option<Tracked> {
+    let (protocol, source, destination) = read_tuple(attributes, CTA_TUPLE_ORIG)?;
     let number = |kind| codec::find(attributes, kind).and_then(codec::read_be32).unwrap_or(0);
-    Some(Tracked {
-        source: SocketAddr::new(address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?),
-        destination: SocketAddr::new(address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?),
+    (protocol == IPPROTO_TCP).then(|| Tracked {
+        source,
+        destination,
         status: number(CTA_STATUS),
         mark: number(CTA_MARK),
+        id: number(CTA_ID),
     })
 }
 
+/// Of a connection's status: something was heard of the other end.
+pub const STATUS_ANSWERED: u32 = IPS_SEEN_REPLY;
+/// Of a connection's status: its source was changed.
+pub const STATUS_SNAT: u32 = 1 << 4;
 /// Of a connection's status: its destination was changed.
 pub const STATUS_DNAT: u32 = 1 << 5;
 
 /// Messages in one datagram: some kilobytes.
 const CHUNK: u32 = 64;
 const LISTINGS: usize = 10;
-/// As the kernel gives them by itself.
-const ESTABLISHED_SECONDS: u32 = 432_000;
-const SYN_SENT_SECONDS: u32 = 120;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_NEW: u16 = 0;
-const IPCTNL_MSG_CT_GET: u16 = 1;
+pub(super) const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
-const CTA_TUPLE_ORIG: u16 = 1;
-const CTA_TUPLE_REPLY: u16 = 2;
+const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
+const CTA_ID: u16 = 12;
 const CTA_MARK_MASK: u16 = 21;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -249,37 +306,53 @@ const IPS_SEEN_REPLY: u32 = 1 << 1;
 const IPS_ASSURED: u32 = 1 << 2;
 const IPS_CONFIRMED: u32 = 1 << 3;
 const TCP_CONNTRACK_SYN_SENT: u8 = 1;
+const TCP_CONNTRACK_SYN_RECV: u8 = 2;
 const TCP_CONNTRACK_ESTABLISHED: u8 = 3;
+const TCP_CONNTRACK_FIN_WAIT: u8 = 4;
+const TCP_CONNTRACK_CLOSE_WAIT: u8 = 5;
+const TCP_CONNTRACK_LAST_ACK: u8 = 6;
+const CLOSE_INIT: u8 = 0x04;
 const BE_LIBERAL: u8 = 0x08;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn entry(answered: bool) -> Entry {
+    fn entry(progress: Progress) -> Entry {
         Entry {
             local: "10.0.0.2:40000".parse().unwrap(),
             remote: "10.0.0.1:80".parse().unwrap(),
-            answered,
+            progress,
         }
     }
 
     #[test]
     fn what_is_written_is_read() {
-        for answered in [true, false] {
-            let bytes = remembered(&entry(answered)).bytes().to_vec();
+        let Entry { local, remote, .. } = entry(Progress::Established);
+        for (progress, ends, status) in [
+            (Progress::Established, (local, remote), 0xe),
+            (Progress::HalfClosed, (local, remote), 0xe),
+            (Progress::Received, (remote, local), 0xa),
+            (Progress::Sent, (local, remote), 0x8),
+        ] {
+            let bytes = remembered(&entry(progress), 0x6b7).bytes().to_vec();
             let tracked = read(&bytes[codec::HEADER + 4..]).unwrap();
-            assert_eq!(tracked.source, entry(answered).local);
-            assert_eq!(tracked.destination, entry(answered).remote);
-            assert_eq!(tracked.status, if answered { 0xe } else { 0x8 });
+            assert_eq!((tracked.source, tracked.destination, tracked.status), (ends.0, ends.1, status));
+            assert_eq!(tracked.mark, 0x6b7);
         }
     }
 
     /// As a trace of `conntrack -U`'s own kind of message shows it: family, tuple, ports in network order.
     #[test]
     fn a_tuple_is_laid_out_as_the_kernel_reads_it() {
-        let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, entry(true).local);
-        tuple(&mut message, CTA_TUPLE_ORIG, entry(true).local, entry(true).remote);
+        let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, entry(Progress::Established).local);
+        tuple(
+            &mut message,
+            CTA_TUPLE_ORIG,
+            IPPROTO_TCP,
+            entry(Progress::Established).local,
+            entry(Progress::Established).remote,
+        );
         #[rustfmt::skip]
         let expected = [
             2, 0, 0, 0, // family, version, resource
@@ -292,7 +365,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_no_connection() {
-        let bytes = remembered(&entry(true)).bytes()[codec::HEADER + 4..].to_vec();
+        let bytes = remembered(&entry(Progress::Established), 0).bytes()[codec::HEADER + 4..].to_vec();
         for length in 0..bytes.len() {
             let _ = read(&bytes[..length]);
         }

@@ -2,11 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ambient_core::ports;
+
 use super::{
     Error,
     codec::{self, NLM_F_DUMP, Writer, fixed},
     socket::{Socket, Speaks},
 };
+use crate::plan::{IpFamily, Port, Protocol};
 
 /// The sockets of one network namespace.
 #[derive(Debug)]
@@ -36,6 +39,39 @@ impl Listener {
     pub fn takes(&self, ipv6: bool) -> bool {
         self.local.ip().is_unspecified() && (self.local.is_ipv6() == ipv6 || (self.local.is_ipv6() && !self.only_v6))
     }
+
+    /// Whether it is on a port.
+    pub(crate) fn is_at(&self, port: Port) -> bool {
+        let transport = match port.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        };
+        self.transport == transport && self.local.port() == port.port
+    }
+
+    /// Whether what is redirected to its port reaches it: connections of the pod's own processes come to the loopback address.
+    pub(crate) fn serves(&self, family: IpFamily) -> bool {
+        self.takes(family == IpFamily::V6) || (self.local.port() == ports::DNS && self.local.ip() == family.loopback())
+    }
+}
+
+/// How far a TCP connection is ([RFC 9293 3.3.2]).
+///
+/// [RFC 9293 3.3.2]: https://www.rfc-editor.org/rfc/rfc9293#section-3.3.2
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Progress {
+    /// This end has sent the first packet of it, and heard nothing.
+    Sent,
+    /// This end has answered the first packet of the other.
+    Received,
+    /// Both ends may speak.
+    Established,
+    /// This end has said that it will say no more, and that is not acknowledged.
+    Closing,
+    /// One end may speak.
+    HalfClosed,
+    /// Both have said that they will say no more; the last acknowledgement is missing.
+    LastAck,
 }
 
 /// A TCP connection that is open, or being opened. Addresses are never IPv4 ones in IPv6 clothes.
@@ -43,10 +79,8 @@ impl Listener {
 pub struct Connection {
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// Whether the other end has not answered yet.
-    pub opening: bool,
-    /// Whether both ends still may speak.
-    pub established: bool,
+    /// How far it is.
+    pub progress: Progress,
     /// SO_MARK; `None` where the kernel does not tell it (no CAP_NET_ADMIN).
     pub mark: Option<u32>,
     /// The device that it is bound to, or 0.
@@ -210,8 +244,14 @@ fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Connection>, Err
     Ok(Some(Connection {
         local,
         remote,
-        opening: header[1] == TCP_SYN_SENT,
-        established: header[1] == TCP_ESTABLISHED,
+        progress: match header[1] {
+            TCP_SYN_SENT => Progress::Sent,
+            TCP_SYN_RECV | TCP_NEW_SYN_RECV => Progress::Received,
+            TCP_FIN_WAIT1 => Progress::Closing,
+            TCP_FIN_WAIT2 | TCP_CLOSE_WAIT => Progress::HalfClosed,
+            TCP_LAST_ACK | TCP_CLOSING => Progress::LastAck,
+            _ => Progress::Established,
+        },
         mark: codec::find(rest, INET_DIAG_MARK).and_then(|b| codec::read_u32(b, 0)),
         device: half(40) as u32,
         cookie: half(44) | half(48) << 32,
@@ -246,8 +286,14 @@ const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 /// ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING; and SYN_RECV before it is accepted.
 const LIVE: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12;
-const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_FIN_WAIT1: u8 = 4;
+const TCP_FIN_WAIT2: u8 = 5;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LAST_ACK: u8 = 9;
+const TCP_CLOSING: u8 = 11;
+const TCP_NEW_SYN_RECV: u8 = 12;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -18,7 +18,7 @@ pub struct Events(Socket);
 pub struct Notice {
     /// Tables, chains or rules of nftables.
     pub nftables: bool,
-    /// Routing rules or routes.
+    /// Routing rules, routes, addresses or devices.
     pub routing: bool,
 }
 
@@ -28,10 +28,18 @@ impl Events {
         Self::open(Speaks::Netfilter, group(NFNLGRP_NFTABLES))
     }
 
-    /// Subscribes to changes of routes and routing rules, in the calling thread's network namespace. Never blocks
-    /// afterwards.
+    /// Subscribes to changes of routes and routing rules, in the calling thread's network namespace, and of the devices and
+    /// addresses with which routes may go without a word. Never blocks afterwards.
     pub fn routing() -> Result<Self, Error> {
-        let groups = [RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE];
+        let groups = [
+            RTNLGRP_LINK,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV4_RULE,
+            RTNLGRP_IPV6_IFADDR,
+            RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV6_RULE,
+        ];
         Self::open(Speaks::Route, groups.into_iter().map(group).fold(0, |all, one| all | one))
     }
 
@@ -44,7 +52,7 @@ impl Events {
         let mut first = true;
         loop {
             let taken = self.0.next_datagram("receiving events", |m| match m.kind {
-                RTM_FIRST_ROUTE..RTM_END => notice.routing = true,
+                RTM_FIRST..RTM_END => notice.routing = true,
                 kind if kind >> 8 == NFNL_SUBSYS_NFTABLES => notice.nftables = true,
                 _ => (),
             });
@@ -54,6 +62,11 @@ impl Events {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Whether nothing has come that is not taken.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.0.is_quiet()
     }
 
     fn open(speaks: Speaks, groups: u32) -> Result<Self, Error> {
@@ -81,10 +94,13 @@ fn group(number: u32) -> u32 {
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RTNLGRP_IPV6_RULE: u32 = 19;
-/// The messages of routes and rules have the numbers 24 to 34.
-const RTM_FIRST_ROUTE: u16 = 24;
+/// The messages of devices, addresses, routes and rules have the numbers 16 to 34.
+const RTM_FIRST: u16 = 16;
 const RTM_END: u16 = 36;

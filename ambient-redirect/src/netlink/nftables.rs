@@ -272,13 +272,6 @@ impl Nftables {
         self.0.batch("changing nftables", writer, &names)
     }
 
-    /// Forgets every connection that conntrack knows of in this namespace; those that live on are tracked anew.
-    pub fn forget_connections(&mut self) -> Result<(), Error> {
-        let mut message = Writer::default();
-        message.begin(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE, 0, &nfgen(0, 0));
-        self.0.request("emptying conntrack", message)
-    }
-
     /// The number of the last transaction.
     pub fn generation(&mut self) -> Result<Generation, Error> {
         let what = "asking for the generation of nftables";
@@ -476,8 +469,6 @@ const LISTINGS: usize = 10;
 
 const NF_ACCEPT: u32 = 1;
 
-const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;

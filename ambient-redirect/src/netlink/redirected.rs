@@ -1,10 +1,11 @@
 //! ctnetlink: where a datagram was going before it was redirected.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::{
     Error,
-    codec::{self, Writer, fixed},
+    codec::{Writer, fixed},
+    conntrack::{self, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET},
     socket::{Socket, Speaks},
 };
 
@@ -37,56 +38,22 @@ impl Redirected {
 
 /// The connection is looked for by its other direction: from the socket that the datagram has come to.
 fn question(client: SocketAddr, at: SocketAddr) -> Writer {
-    let (family, from, to) = if at.is_ipv4() {
-        (AF_INET, CTA_IP_V4_SRC, CTA_IP_V4_DST)
-    } else {
-        (AF_INET6, CTA_IP_V6_SRC, CTA_IP_V6_DST)
-    };
-    let mut message = Writer::default();
-    message.begin(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, 0, &[family, 0, 0, 0]);
-    message.nest(CTA_TUPLE_REPLY, |tuple| {
-        tuple.nest(CTA_TUPLE_IP, |ip| {
-            ip.ip(from, at.ip());
-            ip.ip(to, client.ip());
-        });
-        tuple.nest(CTA_TUPLE_PROTO, |protocol| {
-            protocol.attribute(CTA_PROTO_NUM, &[IPPROTO_UDP]);
-            protocol.attribute(CTA_PROTO_SRC_PORT, &at.port().to_be_bytes());
-            protocol.attribute(CTA_PROTO_DST_PORT, &client.port().to_be_bytes());
-        });
-    });
+    let mut message = conntrack::begin(IPCTNL_MSG_CT_GET, 0, at);
+    conntrack::tuple(&mut message, CTA_TUPLE_REPLY, IPPROTO_UDP, at, client);
     message
 }
 
 /// Where the first datagram of a connection was sent to.
 fn destination(attributes: &[u8]) -> Option<SocketAddr> {
-    let tuple = codec::find(attributes, CTA_TUPLE_ORIG)?;
-    let ip = codec::find(tuple, CTA_TUPLE_IP)?;
-    let ip: IpAddr = codec::read_ip(codec::find(ip, CTA_IP_V4_DST).or_else(|| codec::find(ip, CTA_IP_V6_DST))?)?;
-    let port = codec::find(codec::find(tuple, CTA_TUPLE_PROTO)?, CTA_PROTO_DST_PORT)?;
-    Some(SocketAddr::new(ip, u16::from_be_bytes(port.try_into().ok()?)))
+    conntrack::read_tuple(attributes, CTA_TUPLE_ORIG).map(|(_, _, destination)| destination)
 }
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 const IPPROTO_UDP: u8 = 17;
-const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-const IPCTNL_MSG_CT_GET: u16 = 1;
-const CTA_TUPLE_ORIG: u16 = 1;
-const CTA_TUPLE_REPLY: u16 = 2;
-const CTA_TUPLE_IP: u16 = 1;
-const CTA_TUPLE_PROTO: u16 = 2;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
-const CTA_IP_V6_SRC: u16 = 3;
-const CTA_IP_V6_DST: u16 = 4;
-const CTA_PROTO_NUM: u16 = 1;
-const CTA_PROTO_SRC_PORT: u16 = 2;
-const CTA_PROTO_DST_PORT: u16 = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::codec;
 
     #[test]
     fn a_question_is_laid_out_as_the_kernel_reads_it() {

@@ -173,6 +173,12 @@ impl Socket {
         Ok(())
     }
 
+    /// Whether no datagram waits to be received, nor an error.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let peeked = recv(&self.fd, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        peeked.is_err_and(|e| e == rustix::io::Errno::AGAIN)
+    }
+
     fn send(&mut self, what: &str, message: Writer) -> Result<u32, Error> {
         let first = self.sequence;
         let (bytes, last) = message.finish(first);

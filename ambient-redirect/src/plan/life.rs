@@ -56,29 +56,41 @@ impl Plan {
         }
     }
 
-    /// This plan without what refuses to be gone around: for the moment in which it comes, when a packet that was let by before
-    /// may still be on its way to where that would be asked of it.
-    #[must_use]
-    pub(crate) fn without_guard(&self) -> Self {
-        let mut plan = self.clone();
-        plan.tables.retain(|table| table.name != GUARD);
-        plan
-    }
-
-    /// What makes the kernel track connections, and changes nothing about them.
+    /// What makes the kernel track connections, and marks those that are opened as [kept](KEPT_MARK). It goes only after what
+    /// captures has come, so that whatever is not captured bears the mark.
     pub fn tracking() -> Self {
-        let rule = || Rule::new([M::Redirected], Action::Accept, "connections are tracked from here on");
-        let table = Table {
-            name: TRACKING,
-            sets: Vec::new(),
-            chains: vec![Chain::new(Hook::Prerouting, ChainKind::Filter, -150, vec![rule()])],
-        };
         Self {
-            tables: vec![table],
+            tables: vec![tracking()],
             rules: Vec::new(),
             routes: Vec::new(),
             listeners: Vec::new(),
         }
+    }
+
+    /// This plan in the moment in which it comes: without what refuses to be gone around, as a packet that was let by before may
+    /// still be on its way to where that would be asked of it, and with what [tracks](Plan::tracking).
+    #[must_use]
+    pub(crate) fn coming(&self) -> Self {
+        let mut plan = self.clone();
+        plan.tables.retain(|table| table.name != GUARD);
+        plan.tables.push(tracking());
+        plan
+    }
+}
+
+fn tracking() -> Table {
+    let rule = Rule::new(
+        [M::Protocol(Protocol::Tcp), M::Opens, M::NotMark(PROXY_MARK)],
+        Action::MarkConnection(KEPT_MARK),
+        "connections that are opened before they are captured",
+    );
+    Table {
+        name: TRACKING,
+        sets: Vec::new(),
+        chains: vec![
+            Chain::new(Hook::Prerouting, ChainKind::Filter, -150, vec![rule.clone()]),
+            Chain::new(Hook::Output, ChainKind::Filter, -150, vec![rule]),
+        ],
     }
 }
 
@@ -190,7 +202,25 @@ mod tests {
     fn what_tracks_decides_nothing() {
         let tracking = Plan::tracking();
         let rules: Vec<&Rule> = tracking.tables[0].chains.iter().flat_map(|c| &c.rules).collect();
-        assert!(rules.iter().all(|r| r.action == Action::Accept && r.matches == [M::Redirected]));
+        assert!(rules.iter().all(|r| r.action == Action::MarkConnection(KEPT_MARK)));
+        assert_eq!(rules.len(), 2, "what goes and what comes");
+    }
+
+    #[test]
+    fn what_comes_refuses_nothing_and_marks_what_it_does_not_capture() {
+        let whole = Plan::new(&Options::default());
+        let coming = whole.coming();
+        assert_eq!(refusals(&coming), 0);
+        let names: Vec<&str> = coming.tables.iter().map(|t| t.name).collect();
+        assert_eq!(names, [TABLES[0], TABLES[1], TABLES[2], TRACKING]);
+        // Whoever is not redirected any more was marked before that was decided.
+        let of = |name: &str, hook| {
+            let table = coming.tables.iter().find(|t| t.name == name).unwrap();
+            table.chains.iter().find(|c| c.hook == hook).unwrap().priority
+        };
+        for hook in [Hook::Prerouting, Hook::Output] {
+            assert!(of(TRACKING, hook) < of(NAT, hook));
+        }
     }
 
     #[test]

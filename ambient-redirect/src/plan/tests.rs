@@ -144,9 +144,11 @@ fn what_is_refused_opens_a_connection_and_nobody_exempt_is_meant() {
                 );
                 let before = &chain.rules[..at];
                 assert!(before.iter().all(|r| r.action == Action::Accept), "{before:?}");
-                assert_eq!(before.last().map(|r| &r.matches[..]), Some(&[Match::Redirected][..]));
+                let [.., redirected, opening] = before else { panic!("{before:?}") };
+                assert_eq!(redirected.matches, [Match::Redirected]);
+                assert_eq!(opening.matches, [Match::ConnectionMark(KEPT_MARK), Match::Unassured]);
                 let exempt = if ipv6 { 2 } else { 1 };
-                assert_eq!(before.len(), 1 + if probes { exempt } else { 0 }, "{before:?}");
+                assert_eq!(before.len(), 2 + if probes { exempt } else { 0 }, "{before:?}");
             }
             // It must see what a redirection has done: nothing that redirects comes after it.
             if chain.rules.iter().any(|r| r.action == Action::Reset) {

@@ -24,7 +24,7 @@ pub struct PodState {
     pub state: State,
     /// What was last put into its namespace, in words for people: all of it, or what was put back.
     pub said: Option<String>,
-    /// When its capture was proven last.
+    /// When its capture was proven last. Where nothing else changes it may be some seconds old.
     pub proven_at: Option<SystemTime>,
     /// How often its capture was found broken and mended.
     pub repairs: u64,
@@ -37,6 +37,26 @@ pub struct PodState {
     pub strays: u64,
     /// The last repair whole: its times, and what went around the proxy meanwhile.
     pub mended: Option<Arc<Repair>>,
+}
+
+impl PodState {
+    /// Whether two differ in nothing, or in [`PodState::proven_at`] alone.
+    pub(super) fn is_but_for_proof(&self, other: &Self) -> bool {
+        let Self {
+            spec,
+            namespace,
+            state,
+            said,
+            proven_at: _,
+            repairs,
+            kept,
+            closed,
+            strays,
+            mended,
+        } = self;
+        (spec, namespace, state, said, repairs) == (&other.spec, &other.namespace, &other.state, &other.said, &other.repairs)
+            && (kept, closed, strays, mended) == (&other.kept, &other.closed, &other.strays, &other.mended)
+    }
 }
 
 /// A capture that was found broken, and is proven again.

@@ -356,6 +356,33 @@ fn a_pod_joins_is_mended_and_leaves() {
 }
 
 #[test]
+fn a_proof_made_anew_changes_nothing_else() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.settle();
+    assert!(node.pods.changed() && node.pods.proven(), "it has joined");
+    assert!(!node.pods.changed() && !node.pods.proven(), "asked once");
+    let before = node.pods.states();
+    node.now += Duration::from_secs(10);
+    node.poll();
+    assert_eq!(node.steps(), [Step::Verify]);
+    node.world.under_way.clear();
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    node.pods.handle_done(node.now, wall, id(1), Step::Verify, Done::Proven(PROOF));
+    assert!(!node.pods.changed() && node.pods.proven());
+    let after = node.pods.states();
+    assert_ne!(before, after);
+    assert!(before[0].is_but_for_proof(&after[0]));
+    // What is more than that is another thing.
+    let other = PodState {
+        strays: 1,
+        ..after[0].clone()
+    };
+    assert!(!before[0].is_but_for_proof(&other));
+}
+
+#[test]
 fn what_is_open_is_waited_for_then_cut_and_only_then_is_anything_taken_away() {
     let mut node = Node::new(&[]);
     node.see(&[(1, 0)]);

@@ -10,7 +10,7 @@ use std::{
 use ambient_redirect::{
     Config,
     linux::{self, Inside, Mark, Netns, Sockets},
-    netlink::{BaseChain, Batch, ChainKind, CtKey, Expr, Family, Hook, Nftables},
+    netlink::{BaseChain, Batch, ChainKind, Conntrack, CtKey, Entry, Expr, Family, Hook, Nftables, Progress},
     plan::{Options, PROBE_SOURCES, Plan},
 };
 use ambient_testkit::{World, harness::Outcome};
@@ -22,8 +22,8 @@ use crate::{
     node::{self, Node, spec},
 };
 
-/// Entries of conntrack that outlived their connections must not take later ones around the proxy: made by the first packet,
-/// which the client sent, or by a later one, which the server sent.
+/// Entries of conntrack that outlived their connections must not take later ones around the proxy, nor have them refused: made by
+/// the first packet, which the client sent, or by a later one, which the server sent.
 #[expect(clippy::disallowed_methods, reason = "that a refusal is told at once is what is tested")]
 pub(crate) fn an_old_tuple_does_not_go_around(world: &World) -> Outcome {
     let node = Node::new(world)?;
@@ -66,31 +66,44 @@ pub(crate) fn an_old_tuple_does_not_go_around(world: &World) -> Outcome {
         let specs = [spec("a", &["10.0.0.2", "fd00::2"])];
         running.want(&specs);
         running.until_in(&["a"]).await;
-        let mut refused = 0;
+        let captured = async |tuple: &(SocketAddr, &'static str, Arc<Netns>)| {
+            let word = if tuple.2.id() == pod.id() { "out " } else { "in " };
+            let heard = ask_from(tuple).await.unwrap_or_else(|e| panic!("{tuple:?}: {e}"));
+            assert!(heard.starts_with(word), "{tuple:?}: {heard}");
+        };
+        // What had ended before is not remembered any more.
         for tuple in first.iter().chain(&later) {
+            captured(tuple).await;
+        }
+        // Where something is remembered for all that, it is no way around.
+        let guarded = tuples(45003);
+        pod.run(|| {
+            let entries = guarded.iter().map(|(from, to, client)| {
+                let to = to.parse().unwrap();
+                let (local, remote) = if client.id() == pod.id() { (*from, to) } else { (to, *from) };
+                let progress = Progress::Established;
+                Entry { local, remote, progress }
+            });
+            let refused = Conntrack::open().unwrap().remember(&entries.collect::<Vec<_>>(), 0).unwrap();
+            assert_eq!(refused.count, 0, "{refused:?}");
+        })
+        .unwrap();
+        for tuple in &guarded {
             let begun = Instant::now();
-            match ask_from(tuple).await {
-                Err(e) => {
-                    assert_eq!(e.kind(), io::ErrorKind::ConnectionRefused, "{tuple:?}");
-                    refused += 1;
-                }
-                Ok(text) => assert_ne!(text, "plain", "{tuple:?} went around the proxy"),
-            }
+            let error = ask_from(tuple).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{tuple:?}");
             assert!(begun.elapsed() < Duration::from_millis(500), "refused at once: {tuple:?}");
         }
-        assert_eq!(refused, 8);
         // Once it has left, nothing of before is remembered.
         running.want(&[]);
         running.until_logged("released a").await;
-        for tuple in first.iter().chain(&later) {
+        for tuple in first.iter().chain(&later).chain(&guarded) {
             assert_eq!(ask_from(tuple).await.unwrap(), "plain", "{tuple:?}");
         }
         running.want(&specs);
         running.until_in(&["a"]).await;
-        for tuple in first.iter().chain(&later) {
-            let word = if tuple.2.id() == pod.id() { "out " } else { "in " };
-            let heard = ask_from(tuple).await.unwrap();
-            assert!(heard.starts_with(word), "{tuple:?}: {heard}");
+        for tuple in first.iter().chain(&later).chain(&guarded) {
+            captured(tuple).await;
         }
         running.stop().await;
     })

@@ -32,6 +32,7 @@ pub(crate) struct TellingProxy {
     apart: bool,
     dead: AtomicBool,
     hangs: Arc<AtomicBool>,
+    silent: AtomicBool,
     held_up: Mutex<Option<PodUid>>,
     serving: Mutex<BTreeMap<PodUid, JoinSet<()>>>,
     namespaces: Mutex<BTreeMap<PodUid, Arc<Netns>>>,
@@ -63,6 +64,7 @@ impl TellingProxy {
             apart,
             dead: AtomicBool::new(false),
             hangs: Arc::default(),
+            silent: AtomicBool::new(false),
             held_up: Mutex::default(),
             serving: Mutex::default(),
             namespaces: Mutex::default(),
@@ -83,6 +85,12 @@ impl TellingProxy {
 
     pub(crate) fn live(&self) {
         self.dead.store(false, Ordering::Relaxed);
+    }
+
+    /// Of what it makes from here on it does not tell when it ends.
+    #[allow(dead_code, reason = "of one test alone")]
+    pub(crate) fn be_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
     }
 
     /// What is accepted is looked at no more.
@@ -111,7 +119,7 @@ impl TellingProxy {
             let listener = TcpListener::from_std(self.sockets.tcp_listener(namespace, address, 4096).await?)?;
             let (log, namespace, hangs) = (self.log.clone(), namespace.clone(), self.hangs.clone());
             let direction = if port == 15006 { Direction::Inbound } else { Direction::Outbound };
-            let lost = Lost(namespace.clone());
+            let lost = (!self.silent.load(Ordering::Relaxed)).then(|| Lost(namespace.clone()));
             tasks.spawn(async move {
                 let _lost = lost;
                 loop {

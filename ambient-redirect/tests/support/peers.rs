@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use ambient_redirect::linux::Netns;
+use ambient_redirect::{
+    linux::Netns,
+    netlink::{BaseChain, Batch, ChainKind, Cmp, Expr, Family, Hook, Nftables, PayloadBase, Verdict},
+};
 
 use crate::node::Node;
 
@@ -42,6 +45,61 @@ pub(crate) fn telling(at: &Arc<Netns>) {
             let _ = stream.write_all(b"plain");
         }
     });
+}
+
+/// As [`hear_all`]; an error says from which port, and when it came.
+#[expect(clippy::disallowed_methods, reason = "how long a failure took says by what it was caused")]
+pub(crate) fn hear_all_or_say(to: SocketAddr) -> Result<String, (u16, String)> {
+    let begun = std::time::Instant::now();
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None).unwrap();
+    let result = socket.connect_timeout(&to.into(), PATIENCE);
+    let port = socket.local_addr().ok().and_then(|a| a.as_socket()).map_or(0, |a| a.port());
+    let say = |what: &str, e: io::Error| (port, format!("{what} {to} from port {port}, after {:?}: {e}", begun.elapsed()));
+    result.map_err(|e| say("connecting to", e))?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).map_err(|e| say("reading from", e))?;
+    Ok(text)
+}
+
+/// Has a namespace lose what comes by TCP to a port or from it, or no more.
+pub(crate) fn lose(at: &Arc<Netns>, port: u16, on: bool) {
+    let rule = |offset| {
+        vec![
+            Expr::Payload {
+                base: PayloadBase::Transport,
+                offset,
+                len: 2,
+                reg: 1,
+            },
+            Expr::Cmp {
+                op: Cmp::Equal,
+                reg: 1,
+                data: port.to_be_bytes().to_vec(),
+            },
+            Expr::Verdict(Verdict::Drop),
+        ]
+    };
+    at.run(|| {
+        let mut batch = Batch::default();
+        if on {
+            batch.add_table(Family::Inet, "lossy", b"");
+            let input = BaseChain {
+                kind: ChainKind::Filter,
+                hook: Hook::Input,
+                priority: 0,
+            };
+            batch.add_base_chain(Family::Inet, "lossy", "input", &input);
+            for offset in [0, 2] {
+                batch.add_rule(Family::Inet, "lossy", "input", &rule(offset));
+            }
+        } else {
+            batch.delete_table(Family::Inet, "lossy");
+        }
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+    })
+    .unwrap();
 }
 
 /// Connects and hears all that there is to hear.

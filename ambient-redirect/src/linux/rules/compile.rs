@@ -96,6 +96,18 @@ fn push_match(list: &mut Vec<Expr>, test: &Match) {
             });
             list.push(compare(Cmp::Equal, IPS_DST_NAT.to_ne_bytes().to_vec()));
         }
+        Match::Unassured => {
+            list.push(Expr::Ct {
+                key: CtKey::Status,
+                reg: 1,
+            });
+            list.push(Expr::Bitwise {
+                reg: 1,
+                mask: IPS_ASSURED.to_ne_bytes().to_vec(),
+                xor: vec![0; 4],
+            });
+            list.push(compare(Cmp::Equal, vec![0; 4]));
+        }
         Match::Opens => push_flags(list, FIN | SYN | RST | ACK, SYN),
         Match::NotReset => push_flags(list, RST, 0),
         Match::From(name) => {
@@ -253,6 +265,8 @@ fn compare(op: Cmp, data: Vec<u8>) -> Expr {
 
 /// Of a connection's status in conntrack: its destination was changed.
 const IPS_DST_NAT: u32 = 1 << 5;
+/// Of the same: its handshake has ended.
+const IPS_ASSURED: u32 = 1 << 2;
 
 /// Where in its header TCP's flags are, and those that say what a segment is for.
 const TCP_FLAGS: u32 = 13;

@@ -13,7 +13,7 @@ use super::{
     ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, none_is_foreign, owner_of, replacement, same_chains,
 };
 use crate::{
-    netlink::{Batch, Connection, Entry, Family, STATUS_DNAT, Tracked, Transport},
+    netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
     plan::{KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
     pods::{Direction, Kept},
 };
@@ -65,19 +65,27 @@ impl Inside {
 
     fn join_tracked(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
         let own = self.own_addresses()?;
+        let tracked = self.remembered()?;
+        let known: HashMap<(SocketAddr, SocketAddr), &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
         let live = self.sockets.connections()?;
-        let foreign = live.iter().filter(|c| !is_marked(c.mark) && leaves(c, &own));
-        let entries: Vec<Entry> = foreign
-            .map(|c| Entry {
-                local: c.local,
-                remote: c.remote,
-                answered: !c.opening,
-            })
-            .collect();
-        let refused = self.conntrack.remember(&entries)?.count;
-        let mut added = self.apply(&plan.without_guard(), mark)?;
+        let (mut entries, mut seen) = (Vec::new(), Vec::new());
+        for c in live.iter().filter(|c| !is_marked(c.mark) && leaves(c, &own)) {
+            let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
+            match entry.filter(|entry| is_followed(entry, c.progress)) {
+                Some(entry) => seen.push((entry.source, entry.destination)),
+                None => entries.push(Entry {
+                    local: c.local,
+                    remote: c.remote,
+                    progress: c.progress,
+                }),
+            }
+        }
+        let refused = self.conntrack.remember(&entries, KEPT_MARK)?.count;
+        self.conntrack.mark(&seen, KEPT_MARK, MARK_MASK)?;
+        let mut added = self.apply(&plan.coming(), mark)?;
         // What was opened before and is still underway passed the place of redirection: it must not meet the guard.
         thread::sleep(UNDERWAY);
+        self.forget_outlived(&own)?;
         added.extend(self.apply(plan, mark)?);
         added.retain(|d| !Plan::tracking().tables.iter().any(|t| *d == Difference::Leftover(t.name)));
         Ok(Joined {
@@ -85,6 +93,29 @@ impl Inside {
             lost: refused,
             told: entries,
         })
+    }
+
+    /// Forgets what is remembered of connections that have ended. Their end need not have been seen: nothing was tracked then, or
+    /// only their last packets were, or the kernel was told of them in that moment. Whoever had their addresses and ports next
+    /// would pass for one of them, and be refused.
+    fn forget_outlived(&mut self, own: &HashSet<IpAddr>) -> Result<(), ApplyError> {
+        // Before the sockets: what is remembered, and has none by then, has ended.
+        let remembered = self.remembered()?;
+        if remembered.is_empty() {
+            return Ok(());
+        }
+        let live = self.sockets.connections()?;
+        self.conntrack.forget_each(outlived(&remembered, &live, own))?;
+        Ok(())
+    }
+
+    /// What the kernel tracks here; it is listed only if there is something, as that takes a walk through what it tracks anywhere.
+    fn remembered(&mut self) -> Result<Vec<Tracked>, ApplyError> {
+        match self.conntrack.count() {
+            Ok(0) => Ok(Vec::new()),
+            // A kernel that does not count can list.
+            _ => Ok(self.conntrack.connections()?),
+        }
     }
 
     /// Forgets connections that have ended where the kernel was told of them and may not have seen the end: else it would
@@ -208,7 +239,9 @@ impl Inside {
             .map(|(_, remote)| *remote)
             .collect();
         let listening: HashSet<u16> = self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect();
-        let is_around = |c: &Connection| c.established && !is_marked(c.mark) && leaves(c, &own) && !is_captured(c, &proxys, &taken_from);
+        let is_around = |c: &Connection| {
+            c.progress == Progress::Established && !is_marked(c.mark) && leaves(c, &own) && !is_captured(c, &proxys, &taken_from)
+        };
         let outside = live.into_iter().filter(is_around);
         Ok(outside
             .map(|c| {
@@ -331,13 +364,29 @@ impl Kept {
         Connection {
             local: self.local,
             remote: self.remote,
-            opening: false,
-            established: true,
+            progress: Progress::Established,
             mark: None,
             device: self.device,
             cookie: self.cookie,
         }
     }
+}
+
+/// Whether the kernel has seen enough of a connection to follow it by itself: both ends, or its first packet.
+fn is_followed(entry: &Tracked, progress: Progress) -> bool {
+    entry.status & STATUS_ANSWERED != 0 || matches!(progress, Progress::Sent | Progress::Received)
+}
+
+/// Of what is remembered of connections of this namespace's own, and is translated by nobody: that whose connection has ended.
+fn outlived<'a>(remembered: &'a [Tracked], live: &[Connection], own: &HashSet<IpAddr>) -> impl Iterator<Item = &'a Tracked> {
+    let ends: HashSet<(SocketAddr, SocketAddr)> = live.iter().map(|c| (c.local, c.remote)).collect();
+    let own = own.clone();
+    remembered.iter().filter(move |entry| {
+        let (source, destination) = (entry.source, entry.destination);
+        let translated = entry.status & (STATUS_DNAT | STATUS_SNAT) != 0;
+        let is_own = own.contains(&source.ip()) || own.contains(&destination.ip());
+        is_own && !translated && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
+    })
 }
 
 fn is_captured(c: &Connection, proxys: &HashSet<(SocketAddr, SocketAddr)>, taken_from: &HashSet<SocketAddr>) -> bool {
@@ -377,8 +426,7 @@ mod tests {
         Connection {
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
-            opening: false,
-            established: true,
+            progress: Progress::Established,
             mark: None,
             device: 0,
             cookie: 1,
@@ -413,6 +461,51 @@ mod tests {
         assert!(captured("10.0.0.2:8080", "10.0.0.9:41000"));
         assert!(!captured("10.0.0.2:50001", "10.0.0.8:80"));
         assert!(!captured("10.0.0.2:8080", "10.0.0.9:41001"));
+    }
+
+    #[test]
+    fn what_outlived_its_connection_is_told_from_what_is_others_or_lives() {
+        let own = HashSet::from([IpAddr::from([10, 0, 0, 2])]);
+        let live = [
+            connection("10.0.0.2:50000", "10.0.0.9:80"),
+            connection("10.0.0.2:8080", "10.0.0.9:41000"),
+        ];
+        let entry = |source: &str, destination: &str, status| Tracked {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            status,
+            mark: 0,
+            id: 1,
+        };
+        let answered = STATUS_ANSWERED;
+        let remembered = [
+            entry("10.0.0.2:50000", "10.0.0.9:80", answered),
+            entry("10.0.0.9:41000", "10.0.0.2:8080", answered),
+            entry("10.0.0.2:50001", "10.0.0.9:80", answered),
+            entry("10.0.0.9:41001", "10.0.0.2:8080", answered),
+            // Only its last packet was seen.
+            entry("10.0.0.9:80", "10.0.0.2:50002", 0),
+            entry("10.0.0.2:50003", "10.0.0.9:80", answered | STATUS_DNAT),
+            entry("10.0.0.2:50004", "10.0.0.9:80", answered | STATUS_SNAT),
+            entry("172.17.0.2:50005", "10.0.0.9:80", answered),
+        ];
+        let outlived: Vec<&Tracked> = outlived(&remembered, &live, &own).collect();
+        assert_eq!(outlived, [&remembered[2], &remembered[3], &remembered[4]]);
+    }
+
+    #[test]
+    fn what_the_kernel_follows_by_itself_is_not_told_it() {
+        let entry = |status| Tracked {
+            source: "10.0.0.2:50000".parse().unwrap(),
+            destination: "10.0.0.9:80".parse().unwrap(),
+            status,
+            mark: 0,
+            id: 1,
+        };
+        assert!(is_followed(&entry(STATUS_ANSWERED), Progress::Established));
+        assert!(is_followed(&entry(0), Progress::Sent) && is_followed(&entry(0), Progress::Received));
+        // A packet in the middle of it, in one direction.
+        assert!(!is_followed(&entry(0), Progress::Established) && !is_followed(&entry(0), Progress::HalfClosed));
     }
 
     #[test]

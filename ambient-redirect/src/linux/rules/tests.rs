@@ -62,6 +62,14 @@ fn the_guard_is_what_nft_would_make() {
   [ cmp eq reg 1 0x00000020 ]
   [ counter pkts 0 bytes 0 ]
   [ immediate reg 0 accept ]",
+            "  [ ct load mark => reg 1 ]
+  [ bitwise reg 1 = ( reg 1 & 0x00000fff ) ^ 0x00000000 ]
+  [ cmp eq reg 1 0x000006b7 ]
+  [ ct load status => reg 1 ]
+  [ bitwise reg 1 = ( reg 1 & 0x00000004 ) ^ 0x00000000 ]
+  [ cmp eq reg 1 0x00000000 ]
+  [ counter pkts 0 bytes 0 ]
+  [ immediate reg 0 accept ]",
             "  [ meta load l4proto => reg 1 ]
   [ cmp eq reg 1 0x00000006 ]
   [ payload load 1b @ transport header + 13 => reg 1 ]
