@@ -111,7 +111,7 @@ async fn serve(listener: Arc<TcpListener>, site: Arc<Site>, context: Arc<Context
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // No descriptor left, or a client that went away: neither ends the listener.
-            context.node.metrics.accept_failures().inc();
+            context.node.metrics.accept_failed();
             time::sleep(BREATH).await;
             continue;
         };

@@ -181,10 +181,12 @@ impl Metrics {
         let now = clock::wall();
         // What was never heard of is as old as the node at least.
         let never = now.duration_since(ages.begun).unwrap_or_default();
-        for (heard, gauge) in [(&ages.state, &self.state_age), (&ages.trust, &self.trust_age)] {
+        let seconds = |heard: &Option<LastHeard>| {
             let age = heard.as_ref().map_or(Duration::ZERO, |heard| heard.age(now).unwrap_or(never));
-            gauge.set(age.as_secs().try_into().unwrap_or(i64::MAX));
-        }
+            age.as_secs().try_into().unwrap_or(i64::MAX)
+        };
+        self.state_age.set(seconds(&ages.state));
+        self.trust_age.set(seconds(&ages.trust));
     }
 
     /// A connection is open, and all that will be known of its ends is known.
@@ -238,6 +240,11 @@ impl Metrics {
     }
 
     /// Counts the times that a connection could not be accepted, for want of descriptors or memory.
+    pub(crate) fn accept_failed(&self) {
+        self.accept_failures.inc();
+    }
+
+    /// The same for whoever counts them itself.
     pub(crate) fn accept_failures(&self) -> Counter {
         self.accept_failures.clone()
     }
