@@ -7,6 +7,7 @@
 //!
 //! * `objects`: Kubernetes objects into changes, pure and incremental;
 //! * `manifests`: a directory of Kubernetes manifests as the control plane;
+//! * `local-xds`: a file in the form of ztunnel's `LOCAL_XDS_PATH`;
 //! * `istiod`: state and certificates from istiod;
 //! * `spiffe`: certificates from SPIRE, or another agent of SPIFFE;
 //! * `serve`: a control plane of one's own, from any source, in istiod's words;
@@ -63,6 +64,8 @@ pub mod ca;
 pub mod fuzz;
 #[cfg(feature = "istiod")]
 pub mod istiod;
+#[cfg(feature = "local-xds")]
+pub mod local_xds;
 #[cfg(feature = "manifests")]
 pub mod manifests;
 #[cfg(feature = "objects")]

@@ -53,7 +53,7 @@ use crate::{Batch, BoxFuture, Change, Source, objects};
 
 pub mod tree;
 
-mod directory;
+pub(crate) mod directory;
 mod document;
 mod enablement;
 mod reports;

@@ -12,6 +12,7 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     ca::DirectoryCa,
+    local_xds::{self, LocalXds},
     manifests::{self, Manifests, Status},
     objects::{Enablement, Selection},
 };
@@ -42,8 +43,12 @@ pub(crate) struct Args {
     #[arg(long, env = "NODE_NAME")]
     node: String,
     /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
-    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address"])]
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address", "local_xds_path"])]
     manifests: Option<PathBuf>,
+    /// A file of workloads, services and policies in the form of ztunnel's, where state comes from; watched. In the
+    /// place of --manifests.
+    #[arg(long, env = "LOCAL_XDS_PATH", value_name = "FILE")]
+    local_xds_path: Option<PathBuf>,
     /// A directory that is the certificate authority; made on first use, shared by every node of the mesh.
     #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required_unless_present_any = ["control", "ca_address", "spire_admin_socket", "spiffe_socket"])]
     ca_dir: Option<PathBuf>,
@@ -318,7 +323,11 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
 async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
-    for (directory, flag) in [(&args.manifests, "--manifests"), (&args.ca_dir, "--ca-dir")] {
+    for (directory, flag) in [
+        (&args.manifests, "--manifests"),
+        (&args.local_xds_path, "--local-xds-path"),
+        (&args.ca_dir, "--ca-dir"),
+    ] {
         if let Some(directory) = directory {
             owned(directory, flag)?;
         }
@@ -349,10 +358,21 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
 
 /// Where state comes from, and who is told what is captured here.
 async fn source(args: &Args, config: &Config) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
+    let places = [args.manifests.is_some(), args.local_xds_path.is_some(), args.istiod.gives_state()];
     anyhow::ensure!(
-        args.manifests.is_none() || !args.istiod.gives_state(),
-        "state comes from one place: leave out --manifests, or --control and --xds-address"
+        places.iter().filter(|is| **is).count() == 1,
+        "state comes from one place: --manifests, --local-xds-path, or --control or --xds-address"
     );
+    if let Some(path) = &args.local_xds_path {
+        let source = LocalXds::open(local_xds::Config {
+            trust_domain: config.trust_domain.clone(),
+            trust_domain_aliases: args.trust_domain_aliases.clone(),
+            root_namespace: args.root_namespace.clone(),
+            istio_exact: config.istio_exact,
+            ..local_xds::Config::new(path)
+        });
+        return Ok((Box::new(source.await?), Arc::new(AnnounceNothing)));
+    }
     let Some(manifests) = &args.manifests else {
         let policies = istiod::policies(
             &config.trust_domain,

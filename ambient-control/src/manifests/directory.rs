@@ -61,7 +61,7 @@ struct Manifest {
 
 /// What tells one state of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sight {
+pub(crate) struct Sight {
     device: u64,
     inode: u64,
     size: u64,
@@ -72,7 +72,7 @@ pub(super) struct Sight {
 
 impl Sight {
     /// `None` for what is no plain file.
-    pub(super) fn of(meta: &Metadata) -> Option<Self> {
+    pub(crate) fn of(meta: &Metadata) -> Option<Self> {
         meta.is_file().then(|| Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -457,7 +457,7 @@ pub(super) fn names(dir: &Path, extensions: &[&str]) -> io::Result<BTreeSet<Stri
 }
 
 /// A file's content, and what it looked like when all of it had been read.
-pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
+pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
     // Never waits for the other end of a pipe that took the file's place.
     let nonblock = OFlags::NONBLOCK.bits().cast_signed();
     let mut file: File = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;

@@ -16,10 +16,10 @@ use std::{fmt, io, thread};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor},
+    de::{self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor},
     forward_to_deserialize_any,
 };
-use serde_saphyr::{Options, Spanned};
+use serde_saphyr::{Options, Spanned, Tagged};
 
 /// What is wrong with a text, and where; it reads well after the name of the file and a colon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ impl fmt::Display for TextError {
 pub struct Node {
     /// From 1.
     pub line: u64,
+    /// What YAML says of the value before it, such as `Exact` for `!Exact cart`: the variant of an enum.
+    pub tag: Option<Box<str>>,
     /// The value.
     pub value: Value,
 }
@@ -197,10 +199,14 @@ impl Node {
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        let spanned = Spanned::<Tagged<Value>>::deserialize(deserializer)?;
+        let Tagged(value, tag) = spanned.value;
+        // YAML's own types, such as `!!str`, say nothing that the value does not.
+        let tag = tag.filter(|tag| !tag.starts_with("!!") && !tag.starts_with("tag:"));
         Ok(Self {
             line: spanned.referenced.line(),
-            value: spanned.value,
+            tag: tag.map(|tag| tag.trim_start_matches('!').into()),
+            value,
         })
     }
 }
@@ -382,9 +388,73 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor.visit_unit()
     }
 
+    /// A variant is a tag before its value, the one field of a map, or a text.
+    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, FieldError> {
+        let choice = match (&self.tag, &self.value) {
+            (Some(tag), _) => Choice {
+                name: tag,
+                value: Some(self),
+            },
+            (None, Value::Text(name)) => Choice { name, value: None },
+            (None, Value::Map(fields)) if fields.len() == 1 => Choice {
+                name: &fields[0].0,
+                value: Some(&fields[0].1),
+            },
+            _ => return Err(de::Error::custom("one word is wanted, a tag, or a map with one field")),
+        };
+        visitor.visit_enum(choice).map_err(|mut e| {
+            if e.line == 0 {
+                e.line = self.line;
+            }
+            e
+        })
+    }
+
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct enum identifier
+        tuple_struct map struct identifier
+    }
+}
+
+/// A variant of an enum, and what it holds.
+struct Choice<'de> {
+    name: &'de str,
+    value: Option<&'de Node>,
+}
+
+impl<'de> EnumAccess<'de> for Choice<'de> {
+    type Error = FieldError;
+    type Variant = Self;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), FieldError> {
+        let name: de::value::StrDeserializer<'de, FieldError> = self.name.into_deserializer();
+        Ok((seed.deserialize(name)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Choice<'de> {
+    type Error = FieldError;
+
+    fn unit_variant(self) -> Result<(), FieldError> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, FieldError> {
+        match self.value {
+            Some(value) => seed.deserialize(value),
+            None => Err(de::Error::custom(format_args!("{} needs a value", self.name))),
+        }
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, FieldError> {
+        match self.value {
+            Some(value) => value.deserialize_any(visitor),
+            None => Err(de::Error::custom(format_args!("{} needs a list", self.name))),
+        }
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], visitor: V) -> Result<V::Value, FieldError> {
+        self.tuple_variant(0, visitor)
     }
 }
 
@@ -448,6 +518,36 @@ mod tests {
         assert_eq!(nodes[1].line_of("b.c[1]"), 7);
         assert_eq!(nodes[2].line_of("d.e"), 10);
         assert_eq!(nodes[1].line_of("b.nope.x"), 6);
+    }
+
+    #[test]
+    fn a_variant_is_a_tag_a_field_or_a_word() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        enum Way {
+            Exact(String),
+            Any(Option<Vec<u8>>),
+            None,
+        }
+        let ways = documents("[!Exact a, {Exact: b}, !Any [], {Any: null}, None, !Exact null]\n").unwrap();
+        let read: Vec<Result<Way, TextError>> = match &ways[0].value {
+            Value::List(nodes) => nodes.iter().map(Node::read).collect(),
+            other => panic!("{other:?}"),
+        };
+        let exact = |text: &str| Ok(Way::Exact(text.into()));
+        assert_eq!(
+            read[..5],
+            [
+                exact("a"),
+                exact("b"),
+                Ok(Way::Any(Some(vec![]))),
+                Ok(Way::Any(None)),
+                Ok(Way::None)
+            ]
+        );
+        assert!(read[5].is_err());
+        for wrong in ["!Other a", "{Exact: a, Any: b}", "1", "!Exact [a]"] {
+            assert!(documents(wrong).unwrap()[0].read::<Way>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

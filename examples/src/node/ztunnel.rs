@@ -10,8 +10,7 @@ const WITHOUT_EFFECT: [(&str, &str); 30] = [
     ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
     ("XDS_ON_DEMAND", "state is asked for whole"),
     ("FAKE_CA", "--ca-dir is an authority that makes itself"),
-    ("LOCAL_XDS_PATH", CONTROL_PLANE),
-    ("LOCAL_XDS", CONTROL_PLANE),
+    ("LOCAL_XDS", "LOCAL_XDS_PATH names a file with the same"),
     ("ZTUNNEL_CPU_LIMIT", THREADS),
     ("ZTUNNEL_RESOURCE_CPU_LIMIT", THREADS),
     ("ZTUNNEL_RESOURCE_CPU_REQUEST", THREADS),
@@ -47,7 +46,6 @@ const WITHOUT_EFFECT: [(&str, &str); 30] = [
     ("TLS12_ENABLED", "TLS 1.3 is spoken alone"),
 ];
 
-const CONTROL_PLANE: &str = "--manifests names a directory where the mesh's state comes from without a control plane";
 const THREADS: &str = "threads are those of ZTUNNEL_WORKER_THREADS, else as many as there are cores";
 const WINDOWS: &str = "windows begin at 256 KiB and grow as a stream is read, within one budget";
 const KEEPALIVE: &str = "connections are probed after 180 s of silence, then every 180 s, nine times";

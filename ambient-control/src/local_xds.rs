@@ -1,0 +1,292 @@
+//! A file in the form of ztunnel's `LOCAL_XDS_PATH` as the control plane: workloads, services and policies as they are, with
+//! nothing to be made of Kubernetes objects.
+//!
+//! ```yaml
+//! workloads:
+//! - uid: c1//Pod/shop/cart-0
+//!   name: cart-0
+//!   namespace: shop
+//!   workloadIps: ["10.1.0.4"]
+//!   protocol: HBONE
+//!   services: { shop/cart.shop.svc.cluster.local: { 80: 8080 } }
+//! services:
+//! - { name: cart, namespace: shop, hostname: cart.shop.svc.cluster.local, vips: ["/10.96.0.7"], ports: { 80: 0 } }
+//! policies:
+//! - name: cart-allow
+//!   namespace: shop
+//!   scope: Namespace
+//!   action: Allow
+//!   dryRun: false
+//!   rules: [[[{ namespaces: [!Exact shop] }]]]
+//! ```
+//!
+//! Texts in policies stand behind a tag, as ztunnel writes them (`!Exact shop`), or in a map (`{Exact: shop}`). Unlike
+//! ztunnel's the file is watched: it is looked at every tenth of a second, taken when two looks agree, and told as
+//! differences. One that cannot be read leaves its last good content in force; an entry that cannot be read is its own
+//! matter: its last good version stays, where there is none it does not count, and a policy refuses its scope.
+
+use std::{fmt, fs, path::PathBuf, sync::Arc, time::Duration};
+
+use ambient_core::TrustDomain;
+use tokio::{
+    sync::mpsc,
+    task::{self, JoinHandle},
+    time::{self, MissedTickBehavior},
+};
+
+use crate::{
+    Batch, BoxFuture, Fault, Source,
+    manifests::{
+        OpenError,
+        directory::{self, Sight},
+        tree,
+    },
+};
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod told;
+
+use told::Told;
+
+/// Which file, and what it does not say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// The trust domain of workloads that name none, and of policies; `cluster.local` by default.
+    pub trust_domain: TrustDomain,
+    /// Other names of the trust domain in policies; none by default.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// The namespace whose policies hold for the whole mesh; `istio-system` by default.
+    pub root_namespace: Arc<str>,
+    /// Whether policies are read as ztunnel reads them, also where that lets through more than is written; off by default.
+    pub istio_exact: bool,
+}
+
+impl Config {
+    /// A file with the defaults of Istio.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            trust_domain: TrustDomain::default(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".into(),
+            istio_exact: false,
+        }
+    }
+}
+
+/// The source of changes that such a file is.
+///
+/// A task of its own looks at the file; it ends when this is dropped.
+pub struct LocalXds {
+    first: Option<Batch>,
+    batches: mpsc::Receiver<Batch>,
+    task: JoinHandle<()>,
+}
+
+impl LocalXds {
+    /// Reads the file, and begins to watch it. Must be called within a tokio runtime that has its timer.
+    ///
+    /// # Errors
+    /// When there is no such file, when it is neither YAML nor JSON or not of this form, or when it is being written all the
+    /// time. An entry that cannot be read is no error here but a fault.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let path = config.path.clone();
+        let failed = |what: String| OpenError::File { what };
+        let mut file = Watched::new(config);
+        let mut looks = time::interval(INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut first = None;
+        for _ in 0..OPEN_LOOKS {
+            looks.tick().await;
+            file = look(file)
+                .await
+                .ok_or_else(|| failed(format!("{}: the program is ending", path.display())))?;
+            if let Some(wrong) = file.wrong() {
+                return Err(failed(wrong));
+            }
+            if file.is_settled() {
+                first = Some(file.batch().unwrap_or_default());
+                break;
+            }
+        }
+        let first = first.ok_or_else(|| OpenError::Unsettled {
+            dir: path.parent().map(PathBuf::from).unwrap_or_default(),
+            files: path.display().to_string(),
+        })?;
+        let (sender, batches) = mpsc::channel(1);
+        let task = task::spawn(async move {
+            while let Ok(room) = sender.reserve().await {
+                let batch = loop {
+                    tokio::select! {
+                        _ = looks.tick() => {}
+                        () = sender.closed() => return,
+                    }
+                    let Some(looked) = look(file).await else { return };
+                    file = looked;
+                    if let Some(batch) = file.batch() {
+                        break batch;
+                    }
+                };
+                room.send(batch);
+            }
+        });
+        Ok(Self {
+            first: Some(first),
+            batches,
+            task,
+        })
+    }
+}
+
+impl Source for LocalXds {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(async {
+            match self.first.take() {
+                Some(first) => Some(first),
+                None => self.batches.recv().await,
+            }
+        })
+    }
+}
+
+impl Drop for LocalXds {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for LocalXds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalXds").finish_non_exhaustive()
+    }
+}
+
+/// The file as it was seen last.
+struct Watched {
+    config: Config,
+    seen: Option<Sight>,
+    taken: Option<Sight>,
+    told: Told,
+    /// What is wrong with the whole of it.
+    error: Option<String>,
+    told_faults: Arc<[Fault]>,
+}
+
+impl Watched {
+    fn new(config: Config) -> Self {
+        Self {
+            config,
+            seen: None,
+            taken: None,
+            told: Told::default(),
+            error: None,
+            told_faults: Arc::new([]),
+        }
+    }
+
+    /// Takes the file where this look and the one before saw it alike.
+    fn look(&mut self) {
+        let path = &self.config.path;
+        let meta = match fs::metadata(path) {
+            Ok(meta) => meta,
+            Err(error) => {
+                self.seen = None;
+                self.error = Some(error.to_string());
+                return;
+            }
+        };
+        let seen = Sight::of(&meta);
+        let agreed = self.seen == seen;
+        self.seen = seen;
+        if !agreed || seen.is_none() || self.taken == seen {
+            if seen.is_none() {
+                self.error = Some("is no plain file".into());
+            }
+            return;
+        }
+        let (content, read) = match directory::read(path) {
+            Ok(read) => read,
+            Err(error) => {
+                self.error = Some(error.to_string());
+                return;
+            }
+        };
+        if read != seen {
+            return;
+        }
+        self.taken = seen;
+        if content.iter().all(u8::is_ascii_whitespace) && self.told.is_something() {
+            self.error = Some("became empty; write `workloads: []` if nothing is meant".into());
+            return;
+        }
+        let documents = match tree::documents(&content) {
+            Ok(Ok(documents)) => documents,
+            Ok(Err(error)) => {
+                self.error = Some(error.to_string());
+                return;
+            }
+            Err(error) => {
+                self.error = Some(error.to_string());
+                return;
+            }
+        };
+        match read::entries(documents, &self.config) {
+            Ok(entries) => {
+                self.error = None;
+                self.told.take(entries);
+            }
+            Err(error) => self.error = Some(error.to_string()),
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.taken.is_some() && self.taken == self.seen
+    }
+
+    fn wrong(&self) -> Option<String> {
+        Some(format!("{}:{}", self.config.path.display(), self.error.as_ref()?))
+    }
+
+    /// What became different since the last batch, if something has.
+    fn batch(&mut self) -> Option<Batch> {
+        let changes = self.told.changes();
+        let whole = self.wrong();
+        let whole = whole.map(|what| Fault::from(format!("{what}; its last good content stays in force")));
+        let path = self.config.path.display();
+        let entries = self.told.faults().map(|(what, policy)| Fault {
+            what: format!("{path}:{what}"),
+            policy,
+        });
+        let faults: Vec<Fault> = whole.into_iter().chain(entries).collect();
+        let news = faults != *self.told_faults;
+        if news {
+            for fault in faults.iter().filter(|fault| !self.told_faults.contains(fault)) {
+                tracing::error!("{fault}");
+            }
+            self.told_faults = faults.into();
+        }
+        (news || !changes.is_empty()).then(|| Batch {
+            changes,
+            synced: true,
+            faults: self.told_faults.clone(),
+        })
+    }
+}
+
+/// One look at the file, off the runtime's own threads; `None` when the runtime is ending.
+async fn look(mut file: Watched) -> Option<Watched> {
+    let looked = task::spawn_blocking(move || {
+        file.look();
+        file
+    });
+    looked.await.ok()
+}
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// In 5 s.
+const OPEN_LOOKS: u32 = 50;
