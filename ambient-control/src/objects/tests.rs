@@ -86,7 +86,7 @@ impl Sum {
     }
 }
 
-fn object(value: Value) -> Object {
+pub(crate) fn object(value: Value) -> Object {
     let kind = value["kind"].as_str().unwrap().to_owned();
     let object = match kind.as_str() {
         "Namespace" => Object::Namespace(serde_json::from_value(value).unwrap()),
@@ -500,7 +500,7 @@ fn only_differences_are_told() {
 
 /// One step of a cluster's life.
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Set(Value),
     Remove(ObjectKey),
     Report(&'static str, Vec<usize>),
@@ -510,7 +510,7 @@ enum Step {
 const TRAFFIC: [&str; 3] = ["service", "workload", "all"];
 const SPACES: [&str; 3] = ["shop", "bank", "istio-system"];
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let space = || proptest::sample::select(&SPACES[..]);
     let app = || proptest::sample::select(&["a", "b"][..]);
     let mode = || proptest::sample::select(&["ambient", "none", "x"][..]);
@@ -664,7 +664,7 @@ fn readable(value: &Value) -> bool {
     value["spec"]["mtls"]["mode"] != "ODD" && value["spec"]["action"] != "MAYBE"
 }
 
-fn report(pods: &[usize]) -> Report {
+pub(crate) fn report(pods: &[usize]) -> Report {
     Report::Captured(pods.iter().map(|p| PodUid::from(format!("{}-{}", SPACES[p / 4], p % 4))).collect())
 }
 
@@ -725,83 +725,5 @@ proptest! {
         sum.add(objects.changes());
         prop_assert!(sum.workloads().is_empty() && sum.services().is_empty() && sum.policies.is_empty());
         prop_assert!(objects.is_empty(), "{objects:?}");
-    }
-}
-
-#[test]
-fn a_service_says_which_endpoints_it_prefers() {
-    use ambient_core::{BalancerMode, HealthPolicy, IpFamilies, Scope};
-    let read = |spec: Value, annotations: Value| {
-        let mut value = json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": { "name": "web", "namespace": "shop", "annotations": annotations },
-            "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] },
-        });
-        value["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        told([value]).services().into_values().next().unwrap()
-    };
-    let none = json!({});
-    let plain = read(json!({}), none.clone());
-    assert!(plain.canonical && plain.load_balancer.is_none() && plain.ip_families == IpFamilies::Automatic);
-    let zone = [Scope::Network, Scope::Region, Scope::Zone];
-    let node = [Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node];
-    let legacy = |text: &str| json!({ "networking.istio.io/traffic-distribution": text });
-    for (spec, annotations, preferences, mode) in [
-        (
-            json!({ "trafficDistribution": "PreferClose" }),
-            none.clone(),
-            &zone[..],
-            BalancerMode::Failover,
-        ),
-        (
-            json!({ "trafficDistribution": "PreferSameZone" }),
-            none.clone(),
-            &zone,
-            BalancerMode::Failover,
-        ),
-        (
-            json!({ "trafficDistribution": "PreferSameNode" }),
-            none.clone(),
-            &node,
-            BalancerMode::Failover,
-        ),
-        (json!({}), legacy("prefersamenode"), &node, BalancerMode::Failover),
-        (
-            json!({ "trafficDistribution": "PreferClose" }),
-            legacy("PreferSameNode"),
-            &zone,
-            BalancerMode::Failover,
-        ),
-        (
-            json!({ "internalTrafficPolicy": "Local", "trafficDistribution": "PreferClose" }),
-            none.clone(),
-            &node[4..],
-            BalancerMode::Strict,
-        ),
-    ] {
-        let balancer = read(spec.clone(), annotations).load_balancer.unwrap();
-        assert_eq!((&balancer.preferences[..], balancer.mode), (preferences, mode), "{spec}");
-    }
-    assert!(
-        read(
-            json!({ "internalTrafficPolicy": "Cluster", "trafficDistribution": "Nearest" }),
-            none.clone()
-        )
-        .load_balancer
-        .is_none()
-    );
-    let unready = read(json!({ "publishNotReadyAddresses": true }), none.clone())
-        .load_balancer
-        .unwrap();
-    assert_eq!(
-        (unready.mode, unready.health_policy),
-        (BalancerMode::Standard, HealthPolicy::AllowAll)
-    );
-    for (families, wanted) in [
-        (json!(["IPv4"]), IpFamilies::Ipv4Only),
-        (json!(["IPv6"]), IpFamilies::Ipv6Only),
-        (json!(["IPv6", "IPv4"]), IpFamilies::Dual),
-    ] {
-        assert_eq!(read(json!({ "ipFamilies": families }), none.clone()).ip_families, wanted);
     }
 }

@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(
             warnings(set, &known),
             [
-                "LOCAL_XDS has no effect: --manifests names a directory where the mesh's state comes from without a control plane",
+                "LOCAL_XDS has no effect: LOCAL_XDS_PATH names a file with the same",
                 "POOL_COLOUR is set, and nothing reads it",
                 "ZTUNNEL_WORKER_THREAD is set, and nothing reads it; ZTUNNEL_WORKER_THREADS is a name that is known",
             ]

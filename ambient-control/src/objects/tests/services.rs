@@ -438,3 +438,81 @@ fn what_the_new_kinds_require() {
         assert!(serde_json::from_value::<ServiceEntry>(entry("e", spec)).is_err());
     }
 }
+
+#[test]
+fn a_service_says_which_endpoints_it_prefers() {
+    use ambient_core::{BalancerMode, HealthPolicy, IpFamilies, Scope};
+    let read = |spec: Value, annotations: Value| {
+        let mut value = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": "web", "namespace": "shop", "annotations": annotations },
+            "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] },
+        });
+        value["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        told([value]).services().into_values().next().unwrap()
+    };
+    let none = json!({});
+    let plain = read(json!({}), none.clone());
+    assert!(plain.canonical && plain.load_balancer.is_none() && plain.ip_families == IpFamilies::Automatic);
+    let zone = [Scope::Network, Scope::Region, Scope::Zone];
+    let node = [Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node];
+    let legacy = |text: &str| json!({ "networking.istio.io/traffic-distribution": text });
+    for (spec, annotations, preferences, mode) in [
+        (
+            json!({ "trafficDistribution": "PreferClose" }),
+            none.clone(),
+            &zone[..],
+            BalancerMode::Failover,
+        ),
+        (
+            json!({ "trafficDistribution": "PreferSameZone" }),
+            none.clone(),
+            &zone,
+            BalancerMode::Failover,
+        ),
+        (
+            json!({ "trafficDistribution": "PreferSameNode" }),
+            none.clone(),
+            &node,
+            BalancerMode::Failover,
+        ),
+        (json!({}), legacy("prefersamenode"), &node, BalancerMode::Failover),
+        (
+            json!({ "trafficDistribution": "PreferClose" }),
+            legacy("PreferSameNode"),
+            &zone,
+            BalancerMode::Failover,
+        ),
+        (
+            json!({ "internalTrafficPolicy": "Local", "trafficDistribution": "PreferClose" }),
+            none.clone(),
+            &node[4..],
+            BalancerMode::Strict,
+        ),
+    ] {
+        let balancer = read(spec.clone(), annotations).load_balancer.unwrap();
+        assert_eq!((&balancer.preferences[..], balancer.mode), (preferences, mode), "{spec}");
+    }
+    assert!(
+        read(
+            json!({ "internalTrafficPolicy": "Cluster", "trafficDistribution": "Nearest" }),
+            none.clone()
+        )
+        .load_balancer
+        .is_none()
+    );
+    let unready = read(json!({ "publishNotReadyAddresses": true }), none.clone())
+        .load_balancer
+        .unwrap();
+    assert_eq!(
+        (unready.mode, unready.health_policy),
+        (BalancerMode::Standard, HealthPolicy::AllowAll)
+    );
+    for (families, wanted) in [
+        (json!(["IPv4"]), IpFamilies::Ipv4Only),
+        (json!(["IPv6"]), IpFamilies::Ipv6Only),
+        (json!(["IPv6", "IPv4"]), IpFamilies::Dual),
+    ] {
+        assert_eq!(read(json!({ "ipFamilies": families }), none.clone()).ip_families, wanted);
+    }
+}
