@@ -56,6 +56,7 @@ pub mod tree;
 pub(crate) mod directory;
 mod document;
 mod enablement;
+mod mesh_config;
 mod reports;
 mod status;
 #[cfg(feature = "serve")]
@@ -65,6 +66,7 @@ mod tests;
 
 use directory::Directory;
 pub use enablement::{EnablementError, read_enablement};
+pub use mesh_config::MeshConfig;
 #[cfg(feature = "fuzz")]
 pub(crate) use reports::fuzz as fuzz_status;
 pub use status::Status;
@@ -93,6 +95,9 @@ pub struct Config {
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// Whether policies are read as istiod reads them, also where that lets through more than is written; off by default.
     pub istio_exact: bool,
+    /// What the ConfigMap `istio` said when these settings were made of it: where it says something else, now or later, that is
+    /// a fault. None by default, and then nothing is made of it.
+    pub mesh: Option<MeshConfig>,
     /// What this node itself reports in the directory: pods that were deleted while it was down are taken out of it at the
     /// start. None by default.
     pub own: Option<Status>,
@@ -121,6 +126,7 @@ impl Config {
             selection,
             trust_domain_aliases,
             istio_exact,
+            mesh: None,
             own: None,
         }
     }
@@ -158,8 +164,10 @@ impl Manifests {
     /// When there is no such directory, when a file in it cannot be read, or when a file is being written all the time.
     /// A policy with a value that cannot be read is no error here but a fault.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let mesh = config.mesh.clone();
         let (dir, settings, own) = config.into_parts();
         let mut directory = Directory::new(dir.clone(), settings);
+        directory.expect(mesh);
         if let Some(own) = &own {
             directory.remember(&own.node());
         }

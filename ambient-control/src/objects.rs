@@ -38,7 +38,7 @@ mod service;
 mod space;
 mod tell;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod uses;
 mod versions;
 mod vips;

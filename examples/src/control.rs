@@ -19,6 +19,8 @@ use ambient_node::telemetry::log;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::node::mesh::{Mesh, Said};
+
 /// Serve, or see to the tokens of nodes.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -76,12 +78,13 @@ struct Serve {
     /// A host name or address by which nodes call: its certificate is for these. May be given several times.
     #[arg(long = "name", value_name = "HOST", default_values = ["localhost", "127.0.0.1", "::1", "istiod.istio-system.svc"])]
     names: Vec<String>,
-    /// The trust domain of the mesh.
-    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
-    trust_domain: TrustDomain,
-    /// The namespace whose policies apply to the whole mesh.
-    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "istio-system")]
-    root_namespace: Arc<str>,
+    /// The trust domain of the mesh. By default what the ConfigMap istio of the manifests says, else cluster.local.
+    #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
+    /// The namespace whose policies apply to the whole mesh. By default what the ConfigMap istio of the manifests says, else
+    /// istio-system.
+    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
+    root_namespace: Option<Arc<str>>,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: Arc<str>,
@@ -146,15 +149,19 @@ fn run(args: Serve) -> anyhow::Result<()> {
 async fn serve(args: Serve) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let source = Manifests::open(manifests::Config {
-        trust_domain: args.trust_domain.clone(),
+    let said = Said {
+        trust_domain: args.trust_domain,
         root_namespace: args.root_namespace,
+        ..Said::default()
+    };
+    let mesh = Mesh::of(said, Some(&args.mesh), "Kubernetes")?;
+    let source = Manifests::open(manifests::Config {
         cluster_domain: args.cluster_domain,
-        ..manifests::Config::new(&args.mesh)
+        ..mesh.manifests(&args.mesh)
     })
     .await?;
     let provider = Arc::new(ambient_tls::provider());
-    let ca = DirectoryCa::open_for(&args.ca, args.trust_domain, Duration::from_secs(args.secret_ttl), "control")?;
+    let ca = DirectoryCa::open_for(&args.ca, mesh.trust_domain, Duration::from_secs(args.secret_ttl), "control")?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,

@@ -24,10 +24,12 @@ use clap::Args as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod istiod;
+pub(crate) mod mesh;
 pub(crate) mod settings;
 mod spiffe;
 mod ztunnel;
 
+use mesh::{Mesh, Said};
 use settings::Setting;
 
 /// Flags. `CONFIGURATION.md` lists them, and what else they can come from.
@@ -81,9 +83,9 @@ pub(crate) struct Args {
         default_value = "kube-system"
     )]
     exclude_namespaces: Vec<Arc<str>>,
-    /// The trust domain of the mesh.
-    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
-    trust_domain: TrustDomain,
+    /// The trust domain of the mesh. By default what the ConfigMap istio of the manifests says, else cluster.local.
+    #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
     /// Another name of the trust domain: a policy that names one of them means all. May be given several times; commas
     /// separate several in the environment.
     #[arg(
@@ -93,9 +95,10 @@ pub(crate) struct Args {
         value_delimiter = ','
     )]
     trust_domain_aliases: Vec<TrustDomain>,
-    /// The namespace whose policies apply to the whole mesh.
-    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "istio-system")]
-    root_namespace: Arc<str>,
+    /// The namespace whose policies apply to the whole mesh. By default what the ConfigMap istio of the manifests says, else
+    /// istio-system.
+    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
+    root_namespace: Option<Arc<str>>,
     /// Read and decide exactly as Istio does, also where Istio lets through more than is written.
     #[arg(long, env = "ISTIO_EXACT")]
     istio_exact: bool,
@@ -267,14 +270,20 @@ fn run(args: Args) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let descriptors = raise_descriptor_limit();
-    let mut config = config(&args)?;
+    let said = Said {
+        trust_domain: args.trust_domain.clone(),
+        trust_domain_aliases: args.trust_domain_aliases.clone(),
+        root_namespace: args.root_namespace.clone(),
+    };
+    let mesh = Mesh::of(said, args.manifests.as_deref(), &args.istiod.cluster())?;
+    let mut config = config(&args, &mesh)?;
     // Two for each connection, and some for everything else.
     config.connections = descriptors.saturating_sub(1024) / 2;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("no runtime")?;
-    runtime.block_on(serve(args, config))
+    runtime.block_on(serve(args, config, mesh))
 }
 
 /// The names of all variables that are set, as far as they are text.
@@ -291,7 +300,7 @@ fn known_variables() -> Vec<String> {
         .collect()
 }
 
-async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
+async fn serve(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     // From the first moment on, and also while the start takes long.
@@ -303,7 +312,7 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
         (terminate, interrupt)
     });
     let node = tokio::select! {
-        node = start(args, config) => node?,
+        node = start(args, config, mesh) => node?,
         _ = &mut told => anyhow::bail!("told to stop before it had started"),
     };
     node.run(async move {
@@ -322,7 +331,7 @@ async fn serve(args: Args, config: Config) -> anyhow::Result<()> {
 }
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
-async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
+async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     for (directory, flag) in [
         (&args.manifests, "--manifests"),
         (&args.local_xds_path, "--local-xds-path"),
@@ -342,7 +351,7 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
         places.iter().filter(|given| **given).count() < 2,
         "certificates come from one place: leave out all but one of --ca-dir, --ca-address, and --spire-admin-socket or --spiffe-socket"
     );
-    let (source, announce) = source(&args, &config).await?;
+    let (source, announce) = source(&args, &config, &mesh).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
@@ -357,7 +366,7 @@ async fn start(args: Args, config: Config) -> anyhow::Result<Node> {
 }
 
 /// Where state comes from, and who is told what is captured here.
-async fn source(args: &Args, config: &Config) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
+async fn source(args: &Args, config: &Config, mesh: &Mesh) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
     let places = [args.manifests.is_some(), args.local_xds_path.is_some(), args.istiod.gives_state()];
     anyhow::ensure!(
         places.iter().filter(|is| **is).count() == 1,
@@ -366,8 +375,8 @@ async fn source(args: &Args, config: &Config) -> anyhow::Result<(Box<dyn Source>
     if let Some(path) = &args.local_xds_path {
         let source = LocalXds::open(local_xds::Config {
             trust_domain: config.trust_domain.clone(),
-            trust_domain_aliases: args.trust_domain_aliases.clone(),
-            root_namespace: args.root_namespace.clone(),
+            trust_domain_aliases: mesh.trust_domain_aliases.clone(),
+            root_namespace: mesh.root_namespace.clone(),
             istio_exact: config.istio_exact,
             ..local_xds::Config::new(path)
         });
@@ -376,8 +385,8 @@ async fn source(args: &Args, config: &Config) -> anyhow::Result<(Box<dyn Source>
     let Some(manifests) = &args.manifests else {
         let policies = istiod::policies(
             &config.trust_domain,
-            &args.trust_domain_aliases,
-            &args.root_namespace,
+            &mesh.trust_domain_aliases,
+            &mesh.root_namespace,
             config.istio_exact,
         );
         let announce: Arc<dyn Announce> = match args.istiod.reports()? {
@@ -388,15 +397,15 @@ async fn source(args: &Args, config: &Config) -> anyhow::Result<(Box<dyn Source>
     };
     let status = Status::open(manifests, &config.node)
         .with_context(|| format!("cannot keep this node's status in {}, which --manifests names", manifests.display()))?;
-    let source = Manifests::open(source_config(args, config, manifests, status.clone())).await?;
+    let source = Manifests::open(source_config(args, config, mesh, manifests, status.clone())).await?;
     Ok((Box::new(source), Arc::new(AnnounceInDirectory::new(status))))
 }
 
-fn source_config(args: &Args, config: &Config, manifests: &Path, own: Status) -> manifests::Config {
+fn source_config(args: &Args, config: &Config, mesh: &Mesh, manifests: &Path, own: Status) -> manifests::Config {
     let mut selection = Selection {
         // An empty text, as an empty variable gives it, names none.
         excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),
-        system_namespace: args.root_namespace.clone(),
+        system_namespace: mesh.root_namespace.clone(),
         ..Selection::default()
     };
     if let Some(Selectors(enablement)) = &args.enablement_selector {
@@ -405,20 +414,17 @@ fn source_config(args: &Args, config: &Config, manifests: &Path, own: Status) ->
     manifests::Config {
         own: Some(own),
         cluster_domain: config.cluster_domain.clone(),
-        trust_domain: config.trust_domain.clone(),
-        trust_domain_aliases: args.trust_domain_aliases.clone(),
-        root_namespace: args.root_namespace.clone(),
         istio_exact: config.istio_exact,
         selection,
         cluster_id: args.istiod.cluster(),
-        ..manifests::Config::new(manifests)
+        ..mesh.manifests(manifests)
     }
 }
 
-fn config(args: &Args) -> anyhow::Result<Config> {
+fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.node, &args.netns_dir);
     config.zds = args.zds.clone();
-    config.trust_domain = args.trust_domain.clone();
+    config.trust_domain = mesh.trust_domain.clone();
     config.cluster_id = args.istiod.cluster();
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;

@@ -14,19 +14,26 @@ use ambient_core::PolicyKey;
 use rustix::fs::OFlags;
 
 use super::{
+    MeshConfig,
     document::{self, Item},
+    mesh_config::is_mesh_config,
     reports::Reports,
     tree::TextError,
 };
 use crate::{
     Batch, Fault,
-    objects::{ObjectKey, Objects, Settings},
+    objects::{Kind, Object, ObjectKey, Objects, Settings},
 };
 
 /// The directory as it was seen last.
 pub(super) struct Directory {
     dir: PathBuf,
     root_namespace: Arc<str>,
+    cluster_id: Arc<str>,
+    /// What the ConfigMap said when the settings were made.
+    mesh: Option<MeshConfig>,
+    /// Where it says something else now, and what.
+    mesh_fault: Option<(ObjectKey, String, String)>,
     objects: Objects,
     files: BTreeMap<String, Manifest>,
     /// Which files hold an object: the first of them counts.
@@ -95,6 +102,9 @@ impl Directory {
             reports: Reports::new(dir.join("status")),
             dir,
             root_namespace: settings.root_namespace.clone(),
+            cluster_id: settings.cluster_id.clone(),
+            mesh: None,
+            mesh_fault: None,
             objects: Objects::new(settings),
             files: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -107,6 +117,11 @@ impl Directory {
     /// Begins with what a node that watches knew of the others before it was restarted.
     pub(super) fn remember(&mut self, node: &str) {
         self.reports.remember(node, &mut self.objects);
+    }
+
+    /// What the ConfigMap `istio` is to say as long as this is watched.
+    pub(super) fn expect(&mut self, mesh: Option<MeshConfig>) {
+        self.mesh = mesh;
     }
 
     /// Looks at everything; files that this look and the one before saw alike are taken. Looks are to be a tenth of a
@@ -346,6 +361,9 @@ impl Directory {
             None => {
                 self.claims.remove(key);
                 self.objects.remove(key);
+                if key.kind == Kind::ConfigMap && self.mesh_fault.as_ref().is_some_and(|(of, _, _)| of == key) {
+                    self.mesh_fault = None;
+                }
             }
         }
     }
@@ -353,6 +371,19 @@ impl Directory {
     fn put(&mut self, key: &ObjectKey, name: &str) {
         let item = self.files.get(name).and_then(|file| file.items.get(key));
         if let Some(item) = item {
+            if let (Object::ConfigMap(object), Some(mesh)) = (&item.object, &self.mesh)
+                && is_mesh_config(object)
+            {
+                let other = match MeshConfig::of(object, &self.cluster_id) {
+                    Ok(now) if now == *mesh => None,
+                    Ok(_) => Some((
+                        "data".to_owned(),
+                        "is another than at the start; it takes effect with the next".to_owned(),
+                    )),
+                    Err(unfit) => Some((unfit.path, format!("{}; what it said at the start stays in force", unfit.why))),
+                };
+                self.mesh_fault = other.map(|(path, why)| (key.clone(), path, why));
+            }
             self.objects.set(item.object.clone());
         }
     }
@@ -414,6 +445,9 @@ impl Directory {
             let place = self.place(&key, "metadata.uid");
             let what = format!("{place}: metadata.uid: {key} has the UID of {first}, and so is never captured; remove one of them");
             faults.push(what.into());
+        }
+        if let Some((key, path, why)) = &self.mesh_fault {
+            faults.push(format!("{}: {path}: {why}; {key}", self.place(key, path)).into());
         }
         faults.extend(self.objects.problems().into_iter().map(|problem| {
             let place = self.place(&problem.object, &problem.what.path);

@@ -12,6 +12,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{Change, Fault};
 
+mod kinds;
+
 /// A directory, and what its changes add up to.
 struct Fixture {
     scratch: tempfile::TempDir,

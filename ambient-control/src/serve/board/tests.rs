@@ -110,3 +110,73 @@ fn who_is_too_far_behind_is_told_so() {
     assert_eq!(board.since(board.generation()).unwrap().count(), 0);
     assert!(board.since(board.generation() + 1).is_none());
 }
+
+#[cfg(feature = "objects")]
+mod from_objects {
+    use ambient_core::Service;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        istiod::read,
+        objects::{
+            Objects, Settings,
+            tests::{Step, object, report, steps},
+        },
+    };
+
+    /// The mesh as a client reads it.
+    fn read(board: &Board) -> (Mesh, usize) {
+        let all: Vec<_> = board.all(Kind::Address).collect();
+        let updates = all
+            .iter()
+            .map(|(name, resource)| match read::address(name, &resource.body).unwrap().change {
+                Change::Mesh(update) => update,
+                other => panic!("{other:?}"),
+            });
+        (Mesh::default().apply(updates.collect::<Vec<_>>()), all.len())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// What objects mean, said and read, is what they mean: waypoints, networks, localities, weights and all.
+        #[test]
+        fn what_objects_mean_is_read_as_it_was_meant(steps in steps()) {
+            let mut objects = Objects::new(Settings::default());
+            let (mut board, mut meant) = (Board::default(), Mesh::default());
+            for step in steps.into_iter().chain([Step::Tell]) {
+                match step {
+                    Step::Set(value) => objects.set(object(value)),
+                    Step::Remove(key) => objects.remove(&key),
+                    Step::Report(node, pods) => objects.report(node, report(&pods)),
+                    Step::Tell => {
+                        let changes = objects.changes();
+                        board.apply(&changes, true);
+                        let updates = changes.into_iter().filter_map(|change| match change {
+                            Change::Mesh(update) => Some(update),
+                            _ => None,
+                        });
+                        meant = meant.apply(updates);
+                    }
+                }
+            }
+            let (heard, count) = read(&board);
+            prop_assert_eq!(count, meant.workloads().count() + meant.services().count());
+            for workload in meant.workloads() {
+                prop_assert_eq!(heard.workload(&workload.uid), Some(workload));
+            }
+            for service in meant.services() {
+                let mut wanted = Service::clone(service);
+                wanted.resource = service.short_name().into();
+                prop_assert_eq!(heard.service(&service.name).map(AsRef::as_ref), Some(&wanted));
+                let (here, there) = (meant.endpoints(&service.name), heard.endpoints(&service.name));
+                let members = |all: Option<&ambient_core::Shards<WorkloadUid, Endpoint>>| -> BTreeMap<WorkloadUid, Endpoint> {
+                    let all = all.into_iter().flat_map(|all| all.iter());
+                    all.map(|(uid, endpoint)| (uid.clone(), endpoint.clone())).collect()
+                };
+                prop_assert_eq!(members(here), members(there));
+            }
+        }
+    }
+}
