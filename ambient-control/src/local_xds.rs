@@ -273,6 +273,7 @@ impl Watched {
             changes,
             synced: true,
             faults: self.told_faults.clone(),
+            ..Batch::default()
         })
     }
 }

@@ -2,13 +2,12 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 30] = [
+const WITHOUT_EFFECT: [(&str, &str); 28] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
     ("NETWORK", "a pod's network is what the mesh's state says of it"),
     ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
-    ("XDS_ON_DEMAND", "state is asked for whole"),
     ("FAKE_CA", "--ca-dir is an authority that makes itself"),
     ("LOCAL_XDS", "LOCAL_XDS_PATH names a file with the same"),
     ("ZTUNNEL_CPU_LIMIT", THREADS),
