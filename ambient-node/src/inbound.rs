@@ -181,6 +181,7 @@ impl Tunnel {
             }
         };
         let mut peer = Peer::from(identity);
+        let mut turns = self.pod.turns();
         let tunnel = Arc::new(self);
         let mut ending = false;
         let mut idle = tokio::time::interval(IDLE / 2);
@@ -194,6 +195,11 @@ impl Tunnel {
                     tunnel.home.spawn(tunnel.clone().serve(Asked::Request(request), peer.clone()));
                 }
                 () = tunnel.pod.reaches(Stage::Leaving), if !ending => {
+                    ending = true;
+                    session.graceful_shutdown();
+                }
+                // An error says that the pod is gone, which it is not while it is held here.
+                Ok(()) = turns.changed(), if !ending => {
                     ending = true;
                     session.graceful_shutdown();
                 }

@@ -438,7 +438,7 @@ impl Node {
             shared.certificates.clone().keep_fresh()
         }));
         let changed = Arc::new(Notify::new());
-        tasks.spawn(follow(shared.clone(), source, desired, changed.clone()));
+        tasks.spawn(follow((shared.clone(), pods.clone()), source, desired, changed.clone()));
         tasks.spawn(supervised(&shared, "series", let_series_go));
         tasks.spawn(supervised(&shared, "demand", give_back));
         if let Some(probes) = probes {
@@ -569,7 +569,12 @@ fn no_policies(config: &Config) -> Policies {
 }
 
 /// Takes what the source brings, one batch after the other, and passes on what each has changed.
-async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>, told: Arc<Notify>) {
+async fn follow(
+    (shared, pods): (Arc<Shared>, Arc<Pods>),
+    source: Box<dyn Source>,
+    desired: watch::Sender<Option<Arc<[PodSpec]>>>,
+    told: Arc<Notify>,
+) {
     let (mut feed, mut oversight) = (Feed::new(source), Oversight::default());
     while let Some(news) = feed.next().await {
         let changed = match news {
@@ -587,6 +592,9 @@ async fn follow(shared: Arc<Shared>, source: Box<dyn Source>, desired: watch::Se
         shared.watch.recheck(&now, &changed);
         if !changed.policies.is_empty() || !changed.workloads.is_empty() {
             told.notify_one();
+        }
+        if !changed.workloads.is_empty() {
+            pods.look(&now);
         }
         oversight.look(&shared.config.node, &now, &shared.metrics);
         if !changed.workloads.is_empty() || desired.borrow().is_none() {

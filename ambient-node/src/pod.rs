@@ -4,10 +4,13 @@ use std::{
     collections::HashMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use ambient_core::{Identity, PodUid, Workload, ports};
+use ambient_core::{Health, Identity, PodUid, Workload, ports};
 use ambient_hbone::Speaker;
 use ambient_redirect::{
     PodSpec,
@@ -44,6 +47,9 @@ pub(crate) struct Pod {
     /// Endpoints that it could not reach a moment ago; what keeps it from one may be its own NetworkPolicy.
     pub(crate) outliers: Outliers,
     stage: watch::Sender<Stage>,
+    /// How often its peers were told to look for somebody else.
+    turned: watch::Sender<u64>,
+    well: AtomicBool,
     listening: Mutex<HashMap<Listening, JoinHandle<()>>>,
     _certificate: Held,
 }
@@ -59,6 +65,8 @@ impl Pod {
             room,
             outliers: Outliers::default(),
             stage: watch::Sender::new(Stage::Serving),
+            turned: watch::Sender::new(0),
+            well: AtomicBool::new(true),
             listening: Mutex::default(),
             _certificate: certificate,
         }
@@ -73,6 +81,20 @@ impl Pod {
     pub(crate) async fn reaches(&self, stage: Stage) {
         // An error says that the pod itself is dropped, which nobody who holds it can see.
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Takes note of its health. Where it has ceased to be well, as a pod does at the start of its termination, the tunnels to it
+    /// are told: what is open goes on, and what comes next asks anew who there is.
+    pub(crate) fn is_told(&self, health: Health) {
+        let well = health == Health::Healthy;
+        if self.well.swap(well, Ordering::Relaxed) && !well {
+            self.turned.send_modify(|turned| *turned += 1);
+        }
+    }
+
+    /// Told each time that it ceases to be well.
+    pub(crate) fn turns(&self) -> watch::Receiver<u64> {
+        self.turned.subscribe()
     }
 
     /// Whether it serves, and is on no way out.

@@ -19,6 +19,7 @@ use crate::{
     dns,
     embed::Listener,
     pod::{Listening, Pod, Stage},
+    state::Snapshot,
     supervise::supervise,
 };
 
@@ -46,6 +47,15 @@ impl Pods {
     pub(crate) fn advance(&self, stage: Stage) {
         for pod in self.served.lock().unwrap_or_else(PoisonError::into_inner).values() {
             pod.advance(stage);
+        }
+    }
+
+    /// Takes note of how those of the pods are that have changed.
+    pub(crate) fn look(&self, now: &Snapshot) {
+        for pod in self.served.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            if let Some(workload) = now.mesh.workload_by_pod(&pod.spec.uid) {
+                pod.is_told(workload.health);
+            }
         }
     }
 

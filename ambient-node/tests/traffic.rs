@@ -20,6 +20,8 @@ mod names;
 mod peers;
 #[path = "traffic/refusals.rs"]
 mod refusals;
+#[path = "traffic/soak.rs"]
+mod soak;
 #[path = "support/spire.rs"]
 mod spire;
 #[path = "traffic/stop.rs"]
@@ -153,5 +155,10 @@ const TESTS: &[Test] = &[
     (
         "without_descriptors_it_waits_and_goes_on",
         strain::without_descriptors_it_waits_and_goes_on,
+    ),
+    ("nothing_is_lost_and_nothing_is_kept", soak::nothing_is_lost_and_nothing_is_kept),
+    (
+        "a_pod_that_ends_is_drained_from_the_start",
+        leave::a_pod_that_ends_is_drained_from_the_start,
     ),
 ];

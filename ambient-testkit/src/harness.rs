@@ -33,7 +33,7 @@ pub type Actor = (&'static str, fn(Vec<OsString>) -> ExitCode);
 /// prints what libtest prints. Takes libtest's arguments as far as they make sense: names to filter by, `--exact`,
 /// `--skip`, `--list`, `--format terse`, `--ignored`, `--nocapture`; the others are taken and change nothing. Where the
 /// machine refuses a world, each test is printed as ignored, with the reason, and the binary succeeds. A test that
-/// takes longer than two minutes is killed and has failed.
+/// takes longer than two minutes, or `AMBIENT_TEST_DEADLINE_SECONDS`, is killed and has failed.
 ///
 /// ```no_run
 /// use std::process::ExitCode;
@@ -153,7 +153,13 @@ enum Verdict {
     Failed(String),
 }
 
-/// Runs one test in a process of its own; at most [`DEADLINE`].
+/// How long a test may take; `AMBIENT_TEST_DEADLINE_SECONDS` says otherwise, for those that go on for as long as they are told.
+fn deadline() -> Duration {
+    let told = env::var(DEADLINE_SECONDS).ok().and_then(|text| text.parse().ok());
+    told.map_or(DEADLINE, Duration::from_secs)
+}
+
+/// Runs one test in a process of its own; at most for the [`deadline`].
 fn run_apart(name: &str, nocapture: bool) -> io::Result<Verdict> {
     let mut output = tempfile::tempfile()?;
     // The reason of a skip goes by a way of its own, so that a test's output cannot be taken for one.
@@ -168,7 +174,7 @@ fn run_apart(name: &str, nocapture: bool) -> io::Result<Verdict> {
     unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, move || sys::die_with(parent)) };
     let mut child = command.spawn()?;
     let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_child(&child), rustix::process::PidfdFlags::empty())?;
-    let ended = sys::readable([pidfd.as_fd()], Some(DEADLINE))?[0];
+    let ended = sys::readable([pidfd.as_fd()], Some(deadline()))?[0];
     if !ended {
         child.kill()?;
     }
@@ -187,7 +193,7 @@ fn run_apart(name: &str, nocapture: bool) -> io::Result<Verdict> {
     text.push_str(&if ended {
         format!("(ended by {status})\n")
     } else {
-        format!("(killed after {} s)\n", DEADLINE.as_secs())
+        format!("(killed after {} s)\n", deadline().as_secs())
     });
     Ok(Verdict::Failed(text))
 }
@@ -225,4 +231,5 @@ const REASON: &str = "AMBIENT_TEST_REASON";
 const FAILED: u8 = 101;
 const SKIPPED: u8 = 77;
 const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE_SECONDS: &str = "AMBIENT_TEST_DEADLINE_SECONDS";
 const OUTPUT_LIMIT: u64 = 4 << 20;

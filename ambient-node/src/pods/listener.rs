@@ -195,7 +195,7 @@ pub(super) async fn accept_from(node: Arc<Shared>, pod: Arc<Pod>, listener: Arc<
                     serve(&node, &pod, node.workers.least_loaded(), arrival);
                 }
                 Some(Err(error)) => {
-                    node.metrics.accept_failures().inc();
+                    node.metrics.accept_failed();
                     tracing::debug!(%error, "accept, at a listener that was given");
                     time::sleep(BREATH).await;
                 }

@@ -233,7 +233,16 @@ impl Mesh {
 
     /// The same, of a node whose certificates come from a SPIRE agent.
     pub(crate) fn start_with_spire(world: &World, socket: &Path) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::start_as(world, Some(socket.into()), |_| {}, |_| {})
+        Self::start_as(world, (Some(socket.into()), DirectoryCa::DEFAULT_TTL), |_| {}, |_| {})
+    }
+
+    /// The same, with certificates that live so long.
+    pub(crate) fn start_with_certificates(
+        world: &World,
+        life: Duration,
+        configure: impl FnOnce(&mut Config),
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::start_as(world, (None, life), configure, |_| {})
     }
 
     /// The same, of a node that must be told something once it has started.
@@ -242,12 +251,13 @@ impl Mesh {
         configure: impl FnOnce(&mut Config),
         tell: impl FnOnce(&Self),
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::start_as(world, None, configure, tell)
+        Self::start_as(world, (None, DirectoryCa::DEFAULT_TTL), configure, tell)
     }
 
+    /// With certificates of a SPIRE agent, or of a directory and so long a life.
     fn start_as(
         world: &World,
-        spire: Option<PathBuf>,
+        (spire, life): (Option<PathBuf>, Duration),
         configure: impl FnOnce(&mut Config),
         tell: impl FnOnce(&Self),
     ) -> Result<Self, Box<dyn std::error::Error>> {
@@ -297,7 +307,7 @@ impl Mesh {
                     .build()
                     .map_err(|e| e.to_string())?;
                 runtime
-                    .block_on(serve(config, &manifests, (&ca, spire.as_deref()), told, stopped))
+                    .block_on(serve(config, &manifests, (&ca, life, spire.as_deref()), told, stopped))
                     .map_err(|e| e.to_string())
             });
             ran.map_err(|e| e.to_string())?
@@ -453,7 +463,7 @@ impl Stopping {
 async fn serve(
     config: Config,
     manifests: &Path,
-    (ca, spire): (&Path, Option<&Path>),
+    (ca, life, spire): (&Path, Duration, Option<&Path>),
     more: mpsc::UnboundedReceiver<Vec<Update>>,
     stopped: oneshot::Receiver<()>,
 ) -> Outcome {
@@ -463,7 +473,7 @@ async fn serve(
             let provider = Arc::new(ambient_tls::provider());
             Arc::new(DelegatedIdentity::new(DelegatedConfig::new(Socket::new(socket)?, domain, provider)))
         }
-        None => Arc::new(DirectoryCa::open(ca, domain, DirectoryCa::DEFAULT_TTL)?),
+        None => Arc::new(DirectoryCa::open(ca, domain, life)?),
     };
     let status = Status::open(manifests, NODE)?;
     let source = source(manifests, &status).await?;
@@ -524,7 +534,7 @@ fn join(node: &Namespace, place: &Place) -> Outcome {
 }
 
 /// A pod with a service account of its own name.
-fn pod(name: &str, place: &Place) -> String {
+pub(crate) fn pod(name: &str, place: &Place) -> String {
     format!(
         "
 apiVersion: v1

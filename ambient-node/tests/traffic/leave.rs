@@ -9,7 +9,7 @@ use std::{
 use ambient_redirect::netlink::Nftables;
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, Pair, Way, ending, until};
+use crate::mesh::{Family, Mesh, Pair, Way, ending, pod, until};
 
 const NOT_LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
 const LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}";
@@ -122,6 +122,47 @@ pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
     });
     mesh.stop().result()?;
     Ok(())
+}
+
+pub(crate) fn a_pod_that_ends_is_drained_from_the_start(world: &World) -> Outcome {
+    // With one thread there is one tunnel at a time to a pod.
+    let mesh = Mesh::start_with(world, |config| config.workers = 1)?;
+    let mut open = mesh.open(Way::Tunnel, Family::V4);
+    open.converse()?;
+    let mut first = mesh.open(Way::Tunnel, Family::V4);
+    first.converse()?;
+    assert_eq!(tunnels(&mesh), 1, "they share one");
+    let ends = pod("b", &mesh.b).replace("uid: uid-of-b,", "uid: uid-of-b, deletionTimestamp: '2026-11-23T20:00:00Z',");
+    assert!(ends.contains("deletionTimestamp"));
+    mesh.apply("pod-b", &ends);
+    until("what comes next to go by a new tunnel", || {
+        let mut next = mesh.open(Way::Tunnel, Family::V4);
+        next.converse().unwrap();
+        (tunnels(&mesh) == 2).then_some(())
+    });
+    // What was open goes on for as long as it likes, and its tunnel goes with it.
+    open.converse()?;
+    first.converse()?;
+    drop(open);
+    first.converse()?;
+    drop(first);
+    until("the first tunnel to end", || (tunnels(&mesh) < 2).then_some(()));
+    Ok(())
+}
+
+/// Connections that stand at the pod's port of tunnels.
+fn tunnels(mesh: &Mesh) -> usize {
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let table = mesh
+        .b
+        .namespace
+        .run(|| read("/proc/thread-self/net/tcp") + &read("/proc/thread-self/net/tcp6"))
+        .unwrap();
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // 15008, and the state in which a connection stands.
+    lines
+        .filter(|parts| matches!(parts[..], [_, local, _, "01", ..] if local.ends_with(":3AA0")))
+        .count()
 }
 
 fn has_tables(mesh: &Mesh) -> bool {

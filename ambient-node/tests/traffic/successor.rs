@@ -88,7 +88,7 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
 }
 
 /// Connections that are made all the while, each of which must be served.
-struct Load {
+pub(crate) struct Load {
     /// Of those that connect, and of those that answer, in this order.
     stop: [Arc<AtomicBool>; 2],
     served: Arc<[AtomicU32; 3]>,
@@ -97,7 +97,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(mesh: &Mesh) -> Self {
+    pub(crate) fn start(mesh: &Mesh) -> Self {
         let (stop, served) = (<[Arc<AtomicBool>; 2]>::default(), Arc::<[AtomicU32; 3]>::default());
         let (mut threads, mut answering) = (Vec::new(), Vec::new());
         for (index, way) in Way::ALL.into_iter().enumerate() {
@@ -132,7 +132,7 @@ impl Load {
     }
 
     /// Waits until some more are served in every way.
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let before: Vec<u32> = self.served.iter().map(|served| served.load(Ordering::Relaxed)).collect();
         until("connections to be served", || {
             let now = self.served.iter().map(|served| served.load(Ordering::Relaxed));
@@ -141,7 +141,7 @@ impl Load {
     }
 
     /// What has failed.
-    fn stop(self) -> Vec<String> {
+    pub(crate) fn stop(self) -> Vec<String> {
         self.stop[0].store(true, Ordering::Relaxed);
         let failed = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         self.stop[1].store(true, Ordering::Relaxed);
