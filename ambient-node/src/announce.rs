@@ -26,6 +26,10 @@ impl AnnounceInDirectory {
 }
 
 impl Announce for AnnounceInDirectory {
+    fn announced(&self) -> Vec<PodUid> {
+        self.0.pods()
+    }
+
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move { self.0.captured(&pod.uid, &pod.addresses, clock::wall()).await })
     }

@@ -77,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) locals: Arc<Locals>,
     /// How it stands with the agent that enrols the node's pods, where that is another's.
     pub(crate) agent: Option<watch::Receiver<ClientState>>,
+    /// What is captured, of pods that ask nothing else.
+    pub(crate) capture: Options,
 }
 
 /// Why a node did not start. Nothing is left behind.
@@ -327,6 +329,7 @@ impl Node {
             .limits(limits)
             .observer(observer.clone())
             .build();
+        let capture = options.clone();
         let redirect = ambient_redirect::Config {
             options,
             proc: config.proc.clone(),
@@ -353,6 +356,7 @@ impl Node {
             demand: source.on_demand().map(Demand::new),
             locals,
             agent: client.as_ref().map(Client::state),
+            capture,
         });
         let pods = Pods::new(shared.clone());
         let enrolling = match client {
@@ -423,6 +427,7 @@ impl Node {
             node: shared.clone(),
             pods: pods.clone(),
             captures: captures.clone(),
+            pods: pods.clone(),
             probes: probes.as_ref().map(HostProbes::states),
             stop: told.clone(),
         };

@@ -80,6 +80,11 @@ impl Pods {
         }
     }
 
+    /// The namespace that a pod is served in.
+    pub(crate) fn namespace(&self, uid: &PodUid) -> Option<Arc<Netns>> {
+        Some(self.present(uid)?.namespace.clone())
+    }
+
     fn take(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = served.remove(uid);

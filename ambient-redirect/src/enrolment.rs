@@ -209,6 +209,7 @@ impl Enrolment {
         self.places.listen();
         let mut stop = std::pin::pin!(stop);
         desired.mark_changed();
+        self.pods.handle_announced(now(), self.hands.announce.announced());
 
         loop {
             under_way += self.act(&changes, &ended);
@@ -313,12 +314,19 @@ impl Enrolment {
 
     fn begin(&mut self, action: Action, changes: &Changes, ended: mpsc::UnboundedSender<Ended>) {
         let (namespace, step) = (action.namespace, action.step);
+        let hands = self.hands.clone();
         let Some(room) = self.places.room(namespace, changes) else {
+            if let Some(elsewhere) = hands.without_a_room(&action) {
+                tokio::spawn(async move {
+                    let done = elsewhere.await;
+                    let _ = ended.send(Ended { namespace, step, done });
+                });
+                return;
+            }
             let done = Done::Failed("its namespace is not held open".into());
             let _ = ended.send(Ended { namespace, step, done });
             return;
         };
-        let hands = self.hands.clone();
         tokio::spawn(async move {
             // A task of its own, so that a panic of the embedder's is one pod's failure.
             let work = tokio::spawn(async move { hands.perform(&action, &room).await });

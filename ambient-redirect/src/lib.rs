@@ -64,6 +64,10 @@
 //! and counted. Where they cannot be put back, or the proof fails, a table of its own refuses everything but what was captured
 //! or kept before ([`Config::open_when_unproven`] has it go around instead).
 //!
+//! What an earlier process has announced ([`Announce::announced`]) is *in* too: whatever is left of its capture is put right
+//! before anything else is done, and what went around meanwhile is reset. Where that does not come about the pod is refused, and
+//! what was announced is taken back after half a minute.
+//!
 //! *When it leaves*, the announcement is taken back first; then, in one transaction, nothing new is redirected, and goes as it
 //! would without a mesh; none is refused, as the proxy listens until nothing has come for 100 ms. What is captured goes on, as
 //! what translates it stays, until it ends or the time is up ([`Config::drain`]); then the proxy resets what is left, and all of

@@ -31,7 +31,7 @@ mod pairing;
 mod state;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -61,6 +61,12 @@ pub struct Pods {
     entries: BTreeMap<NetnsId, Entry>,
     /// Why a desired pod has no namespace.
     unpaired: BTreeMap<PodUid, String>,
+    /// Announced by an earlier process, and not seen since by this one.
+    earlier: BTreeSet<PodUid>,
+    /// Until when those of them are waited for that are desired.
+    earlier_until: Option<Instant>,
+    /// How many were withdrawn of whom nothing was found.
+    lost: u64,
     /// Whom a namespace served before, and until when it is not given to another.
     former: BTreeMap<NetnsId, (PodUid, Instant)>,
     output: VecDeque<Output>,
@@ -85,7 +91,8 @@ pub struct Timing {
     pub reuse: Duration,
     /// What is captured of a pod that leaves may go on so long.
     pub drain: Duration,
-    /// A pod whose namespace was handed over is refused so long at most, unless it is meant to be in the mesh.
+    /// A pod whose namespace was handed over is refused so long at most, unless it is meant to be in the mesh; and one that an
+    /// earlier process announced stays announced so long at most without being proven.
     pub wait: Duration,
     /// Let TCP go around the mesh rather than refuse it where a capture cannot be upheld.
     pub open: bool,
@@ -226,6 +233,9 @@ impl Pods {
             seen: BTreeMap::new(),
             entries: BTreeMap::new(),
             unpaired: BTreeMap::new(),
+            earlier: BTreeSet::new(),
+            earlier_until: None,
+            lost: 0,
             former: BTreeMap::new(),
             output: VecDeque::new(),
             changed: true,
@@ -239,6 +249,14 @@ impl Pods {
             return;
         }
         self.desired = desired;
+        self.reconsider(now);
+    }
+
+    /// An earlier process has announced these pods, and not taken it back. They are taken for captured ones whose capture is
+    /// broken; what of them is not desired is withdrawn, also where nothing else is left of it.
+    pub fn handle_announced(&mut self, now: Instant, announced: impl IntoIterator<Item = PodUid>) {
+        self.earlier = announced.into_iter().collect();
+        self.earlier_until = Some(now + self.timing.wait);
         self.reconsider(now);
     }
 
@@ -289,6 +307,7 @@ impl Pods {
             return Ok(());
         }
         let mut entry = Entry::new(Arc::new(pod.clone()), Birth::New, now, &self.timing);
+        entry.earlier = self.take_earlier(&pod.uid);
         entry.given_until = Some(now + self.timing.wait);
         self.former.remove(&id);
         self.entries.insert(id, entry);
@@ -339,6 +358,10 @@ impl Pods {
             self.former.retain(|_, (_, until)| *until > now);
             self.reconsider(now);
         }
+        if !self.earlier.is_empty() && self.earlier_until.is_some_and(|until| until <= now) {
+            self.earlier_until = None;
+            self.reconsider(now);
+        }
         let waited = |entry: &Entry| entry.given_until.is_some_and(|until| until <= now) && !entry.leaves();
         for entry in self.entries.values_mut().filter(|entry| waited(entry)) {
             entry.leave();
@@ -363,7 +386,8 @@ impl Pods {
     /// When [`Pods::poll`] has something to give although nothing happens.
     pub fn timeout(&self) -> Option<Instant> {
         let entries = self.entries.values().filter_map(Entry::due_at);
-        entries.chain(self.former.values().map(|(_, until)| *until)).min()
+        let earlier = self.earlier_until.filter(|_| !self.earlier.is_empty());
+        entries.chain(self.former.values().map(|(_, until)| *until)).chain(earlier).min()
     }
 
     /// Whether desired pods lack a namespace, so that addresses are to be looked at again.
@@ -499,7 +523,10 @@ impl Pods {
                 let taken_over = seen.is_some_and(|seen| seen.left_behind.is_some());
                 let mut entry = Entry::new(Arc::new(spec), birth, now, &self.timing);
                 entry.presumed_new = presumed_new;
-                entry.enforced = taken_over;
+                entry.earlier = self.take_earlier(&entry.pod.uid);
+                // Whatever is left of its rules, it was captured.
+                entry.enforced = taken_over || entry.earlier.is_some();
+                entry.dirty = entry.earlier.is_some();
                 self.entries.insert(id, entry);
             }
         }
@@ -517,6 +544,32 @@ impl Pods {
         for (id, uid) in left_behind {
             self.release_left_behind(now, id, uid);
         }
+        self.withdraw_lost(now, &by_uid);
+    }
+
+    /// Who was announced, and is not to be captured, or is nowhere to be found: nothing but that is left to be taken back.
+    fn withdraw_lost(&mut self, now: Instant, desired: &HashMap<&PodUid, &PodSpec>) {
+        let waits = self.earlier_until.is_some_and(|until| now < until);
+        let lost: Vec<PodUid> = self
+            .earlier
+            .iter()
+            .filter(|uid| !self.has_entry(uid) && !(waits && desired.contains_key(uid)))
+            .cloned()
+            .collect();
+        for uid in lost {
+            self.earlier.remove(&uid);
+            self.lost += 1;
+            // No device has this number.
+            let nowhere = NetnsId { dev: 0, ino: self.lost };
+            let mut entry = Entry::left_behind(Arc::new(nobody(uid)), true, now, &self.timing);
+            entry.gone = true;
+            self.entries.insert(nowhere, entry);
+        }
+    }
+
+    /// Until when what an earlier process announced of a pod may stand unproven.
+    fn take_earlier(&mut self, uid: &PodUid) -> Option<Instant> {
+        self.earlier.remove(uid).then_some(self.earlier_until).flatten()
     }
 
     /// Rules that an earlier process left for a pod that is not to be there: announced no more, then taken away.
@@ -524,21 +577,26 @@ impl Pods {
         // A pod that lives elsewhere stays announced.
         let announced = uid.as_ref().is_some_and(|uid| !self.has_entry(uid));
         let uid = uid.filter(|_| announced).unwrap_or_else(|| format!("left behind in {id}").into());
-        let pod = PodSpec {
-            uid,
-            namespace: "".into(),
-            name: "".into(),
-            service_account: "".into(),
-            addresses: Vec::new(),
-            capture: ambient_core::Capture::default(),
-            has_run: true,
-        };
+        self.earlier.remove(&uid);
         self.entries
-            .insert(id, Entry::left_behind(Arc::new(pod), announced, now, &self.timing));
+            .insert(id, Entry::left_behind(Arc::new(nobody(uid)), announced, now, &self.timing));
     }
 
     fn has_entry(&self, uid: &PodUid) -> bool {
         self.entries.values().any(|e| e.pod.uid == *uid)
+    }
+}
+
+/// A pod of which nothing but its UID is known.
+fn nobody(uid: PodUid) -> PodSpec {
+    PodSpec {
+        uid,
+        namespace: "".into(),
+        name: "".into(),
+        service_account: "".into(),
+        addresses: Vec::new(),
+        capture: ambient_core::Capture::default(),
+        has_run: true,
     }
 }
 

@@ -94,6 +94,12 @@ pub struct ProxyError {
 
 /// Where it stands which pods are captured, for other nodes to see.
 pub trait Announce: Send + Sync {
+    /// The pods that an earlier process announced and did not take back, where that can be known. Asked once, at the start: what
+    /// is among them and not to be captured any more is [withdrawn](Self::withdrawn), also where nothing is left of it.
+    fn announced(&self) -> Vec<PodUid> {
+        Vec::new()
+    }
+
     /// Says that a pod is captured; durable when the future ends. Called after proof; again only after
     /// [`withdrawn`](Self::withdrawn), or when it failed, or by the next process.
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>>;

@@ -1,5 +1,6 @@
 //! `/pods`: how each pod of the node stands, and what is wrong with it.
 
+mod look;
 mod table;
 mod wrong;
 
@@ -12,7 +13,10 @@ use ambient_redirect::{
 use http::StatusCode;
 use serde::Serialize;
 
-use self::wrong::{Wrong, wrong};
+use self::{
+    look::{Listener, Look},
+    wrong::{Wrong, wrong},
+};
 use super::{Answer, Asked, Context, answer::JSON};
 use crate::{telemetry::Direction, text::rfc3339};
 
@@ -92,9 +96,10 @@ struct View {
     captured_since: Option<String>,
     proven_at: Option<String>,
     proof: Option<Ways>,
-    /// `in force`, `refusing` or `none`, as of the last look.
+    /// `in force`, `refusing`, `not proven` or `damaged`.
     rules: &'static str,
-    listeners: &'static str,
+    /// As the kernel lists them now; empty where the node does not serve the pod.
+    listeners: Vec<Listener>,
     connections: Connections,
     /// Those from before it joined: outside of the mesh.
     kept: Vec<String>,
@@ -146,10 +151,10 @@ impl View {
                 Direction::Outbound => connections.outbound += 1,
             }
         }
-        Self::of(pod, connections)
+        Self::of(pod, connections, Look::into(at, pod))
     }
 
-    fn of(pod: &PodState, connections: Connections) -> Self {
+    fn of(pod: &PodState, connections: Connections, look: Look) -> Self {
         let spec = &pod.spec;
         let (state, captured_at, proof) = match &pod.state {
             State::In { captured_at, proof } => ("in", Some(*captured_at), Some(*proof)),
@@ -177,12 +182,11 @@ impl View {
                 inbound: proof.inbound.to_string(),
             }),
             rules: match (captured, pod.closed) {
+                (true, _) if !look.rules.is_empty() => "damaged",
                 (true, _) => "in force",
                 (false, true) => "refusing",
                 (false, false) => "not proven",
             },
-            // A capture is proven with its listeners, or not at all.
-            listeners: if captured { "up" } else { "not proven" },
             connections,
             kept: pod.kept.iter().map(ToString::to_string).collect(),
             strays: pod.strays,
@@ -197,7 +201,8 @@ impl View {
                 dns: spec.capture.dns,
                 virtual_interfaces: spec.capture.virtual_interfaces.iter().map(ToString::to_string).collect(),
             },
-            wrong: wrong(pod),
+            wrong: wrong(pod, &look),
+            listeners: look.listeners,
         }
     }
 

@@ -392,7 +392,7 @@ pub(crate) fn how_pods_stand_is_told(world: &World) -> Outcome {
     assert_eq!(status, 200, "{text}");
     let row = text.lines().find(|l| l.starts_with("shop/a ")).unwrap_or_else(|| panic!("{text}"));
     assert!(
-        row.contains(" yes ") && row.contains("in force") && row.contains("connection"),
+        row.contains(" yes ") && row.contains("in force") && row.contains("connection") && row.contains("15001 15006 15008  "),
         "{row}"
     );
     assert!(text.contains("probes of the kubelet are let through to"), "{text}");
@@ -407,6 +407,11 @@ pub(crate) fn how_pods_stand_is_told(world: &World) -> Outcome {
         (&true.into(), &true.into(), &0.into())
     );
     assert_eq!(a["kept"], serde_json::json!([]));
+    let listeners = a["listeners"].as_array().unwrap();
+    assert!(
+        listeners.len() == 3 && listeners.iter().all(|l| l["state"] == "up"),
+        "{listeners:?}"
+    );
 
     for name in ["a", "shop/a"] {
         let (status, text) = ask(&format!("?pod={name}"))?;

@@ -151,6 +151,19 @@ impl Hands {
         result.map_or_else(Done::Failed, |()| Done::Well(Report::default()))
     }
 
+    /// What needs no namespace of a pod's: there may be none any more.
+    pub(super) fn without_a_room(self: Arc<Self>, action: &Action) -> Option<impl Future<Output = Done> + Send + use<>> {
+        let (step, uid) = (action.step, action.pod.uid.clone());
+        matches!(step, Step::Withdraw | Step::Cut | Step::Remove).then(|| async move {
+            let done = match step {
+                Step::Withdraw => self.patiently(self.announce.withdrawn(&uid)).await,
+                Step::Cut => self.patiently(ending(self.proxy.cut(&uid))).await,
+                _ => self.patiently(ending(self.proxy.remove(&uid))).await,
+            };
+            done.map_or_else(Done::Failed, |()| Done::Well(Report::default()))
+        })
+    }
+
     /// Closes connections that were kept, and gives how many there were to close.
     pub(super) async fn close_kept(&self, room: &Room, connections: Vec<Kept>) -> usize {
         let closed = room.within(move |inside| inside.close(connections.iter().map(Kept::connection).collect::<Vec<_>>().iter()));

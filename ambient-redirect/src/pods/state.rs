@@ -228,6 +228,8 @@ pub(super) struct Entry {
     renew: bool,
     /// Announced by this process, and not taken back.
     announced: Option<SystemTime>,
+    /// Announced by an earlier process: until this one does so, or until then.
+    pub(super) earlier: Option<Instant>,
     /// What is being mended.
     mending: Option<Mending>,
     /// When the look was begun that is under way.
@@ -275,6 +277,7 @@ impl Entry {
             presumed_new: false,
             renew: false,
             announced: None,
+            earlier: None,
             mending: None,
             looking_since: None,
             held: None,
@@ -597,6 +600,7 @@ impl Entry {
             }
             Step::Announce => {
                 self.announced = Some(wall);
+                self.earlier = None;
                 if !self.leave {
                     output.push_back(Output::Tell(Notice::Captured(self.pod.clone())));
                 }
@@ -611,6 +615,7 @@ impl Entry {
             }
             Step::Withdraw => {
                 self.announced = None;
+                self.earlier = None;
                 self.mending = None;
                 if self.phase == Phase::Retracting {
                     self.phase = if timing.open { Phase::LettingBy } else { Phase::Listening };
@@ -725,10 +730,11 @@ impl Entry {
             Phase::Closing if self.given_until.is_none() => self.phase = Phase::Listening,
             _ => (),
         }
-        if self.announced.is_some() && self.failures >= MENDINGS {
+        let given_up = self.announced.is_some() && self.failures >= MENDINGS;
+        if given_up || self.earlier.is_some_and(|until| until <= now) {
             self.phase = Phase::Retracting;
             self.not_before = None;
-        } else if self.announced.is_some()
+        } else if (self.announced.is_some() || self.earlier.is_some())
             && !self.closed
             && !timing.open
             && (CAPTURES.contains(&step) || (step == Step::Verify && self.failures > 1))
@@ -753,7 +759,8 @@ impl Entry {
         };
         PodState {
             spec: self.pod.clone(),
-            namespace: Some(namespace),
+            // Of one that was announced alone there is none.
+            namespace: (namespace.dev != 0).then_some(namespace),
             state,
             said: self.said.clone(),
             proven_at: self.proven_at,

@@ -1,3 +1,5 @@
+mod begins;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -74,16 +76,28 @@ impl Node {
         // Of one process's pods no two were one.
         world.rules.retain(|n, uid| world.announced.get(uid) == Some(n));
         world.announced.retain(|uid, n| world.rules.get(n) == Some(uid));
+        let now = Instant::now();
+        let mut pods = Pods::new(Timing::default());
+        pods.handle_announced(now, world.announced.keys().cloned());
         Self {
-            pods: Pods::new(Timing::default()),
+            pods,
             world,
-            now: Instant::now(),
+            now,
             known: false,
             seen: BTreeMap::new(),
             told: Vec::new(),
             given: BTreeMap::new(),
             entered: BTreeSet::new(),
         }
+    }
+
+    /// An earlier process has announced these, and nothing else of them is left.
+    fn announced(&mut self, which: &[usize]) {
+        let lost = which.iter().map(|uid| (PodUid::from(POOL[*uid].0), id(NOWHERE)));
+        for (uid, nowhere) in lost {
+            self.world.announced.entry(uid).or_insert(nowhere);
+        }
+        self.pods.handle_announced(self.now, self.world.announced.keys().cloned());
     }
 
     fn want(&mut self, which: &[usize]) {
@@ -435,139 +449,6 @@ fn a_pod_that_is_wanted_again_while_it_drains_stays() {
 }
 
 #[test]
-fn what_is_handed_over_is_refused_until_it_is_proven() {
-    let mut node = Node::new(&[]);
-    node.give(1, 0);
-    assert_eq!(node.steps(), [Step::Close]);
-    node.end(0, true);
-    assert_eq!(node.steps(), []);
-    assert_eq!(node.state("a"), Some(State::Waiting));
-    assert!(node.pods.is_closed(id(1)));
-    // Somebody flushes what refuses.
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
-    assert_eq!(node.steps(), [Step::Close]);
-    node.end(0, true);
-    node.want(&[0]);
-    let mut steps = Vec::new();
-    while let Some(action) = node.world.under_way.values().next().cloned() {
-        assert!(node.world.closed.contains(&id(1)) || steps.contains(&Step::Open), "{action:?}");
-        steps.push(action.step);
-        node.end(0, true);
-    }
-    assert_eq!(
-        steps,
-        [Step::Listen, Step::Enforce, Step::Prove, Step::Open, Step::Prove, Step::Announce]
-    );
-    let other = PodSpec {
-        uid: "b".into(),
-        ..spec(0)
-    };
-    let refused = node.pods.handle_given(node.now, id(1), &other);
-    assert_eq!(refused.unwrap_err(), format!("the namespace {} is shop/a (a)'s", id(1)));
-    assert!(
-        node.pods.handle_given(node.now, id(2), &spec(0)).is_err(),
-        "it is in another namespace"
-    );
-}
-
-#[test]
-fn what_is_found_before_it_is_handed_over_is_refused_from_then_on() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    assert_eq!(node.steps(), [Step::Listen]);
-    node.pods.handle_given(node.now, id(1), &spec(0)).unwrap();
-    node.end(0, true);
-    assert_eq!(node.steps(), [Step::Close]);
-    node.end(0, true);
-    assert!(node.pods.is_closed(id(1)));
-    assert_eq!(node.steps(), [Step::Listen]);
-    node.settle();
-    assert!(matches!(node.state("a"), Some(State::In { .. })));
-    assert!(node.world.closed.is_empty());
-    // Later it changes nothing.
-    node.pods.handle_given(node.now, id(1), &spec(0)).unwrap();
-    node.poll();
-    assert_eq!(node.steps(), []);
-}
-
-#[test]
-fn what_has_not_run_by_its_status_is_new_unless_something_runs_there() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, UNSTARTED)]);
-    node.want(&[UNSTARTED]);
-    let mut steps = Vec::new();
-    while let Some(action) = node.world.under_way.values().next().cloned() {
-        assert_eq!(action.unless_it_runs, action.step == Step::Close);
-        steps.push(action.step);
-        node.end(0, true);
-        let open = steps.contains(&Step::Open);
-        assert!(open || node.world.closed.contains(&id(1)), "{action:?}");
-    }
-    assert_eq!(
-        steps,
-        [
-            Step::Close,
-            Step::Listen,
-            Step::Enforce,
-            Step::Prove,
-            Step::Open,
-            Step::Prove,
-            Step::Announce
-        ]
-    );
-    // It has started, which is nothing that the proxy need be told.
-    let started = PodSpec {
-        has_run: true,
-        ..spec(UNSTARTED)
-    };
-    node.pods.handle_desired(node.now, Some(Arc::from([started])));
-    node.poll();
-    assert_eq!(node.steps(), []);
-
-    // Its status is late.
-    let mut node = Node::new(&[]);
-    node.see(&[(2, UNSTARTED)]);
-    node.want(&[UNSTARTED]);
-    assert_eq!(node.steps(), [Step::Close]);
-    node.end(0, true);
-    assert_eq!(node.steps(), [Step::Listen]);
-    assert!(node.world.closed.is_empty() && !node.pods.is_closed(id(2)));
-    node.settle();
-    assert!(matches!(node.state("c"), Some(State::In { .. })));
-    // What is refused later is refused whatever runs.
-    node.now += Duration::from_secs(1);
-    node.world.rules.clear();
-    node.pods.handle_changed(id(2));
-    node.poll();
-    node.end(0, true);
-    node.end(0, false);
-    assert!(node.world.under_way.values().all(|a| a.step == Step::Close && !a.unless_it_runs));
-
-    // Handed over it is new, whatever its status or its sockets say.
-    let mut node = Node::new(&[]);
-    node.see(&[(2, UNSTARTED)]);
-    node.want(&[UNSTARTED]);
-    node.pods.handle_given(node.now, id(2), &spec(UNSTARTED)).unwrap();
-    node.end(0, true);
-    assert!(node.world.under_way.values().all(|a| a.step == Step::Close && !a.unless_it_runs));
-    node.end(0, true);
-    assert!(node.pods.is_closed(id(2)));
-}
-
-#[test]
-fn what_was_handed_over_and_is_never_wanted_is_let_go() {
-    let mut node = Node::new(&[]);
-    node.give(1, 0);
-    node.end(0, true);
-    node.want(&[]);
-    node.settle();
-    assert!(node.world.closed.is_empty() && node.pods.is_empty());
-}
-
-#[test]
 fn what_cannot_be_mended_is_refused_and_what_stands_is_held_while_the_proxy_is_away() {
     let mut node = Node::new(&[]);
     node.see(&[(1, 0)]);
@@ -805,10 +686,12 @@ proptest! {
     #[test]
     fn whatever_happens_no_rule_of_the_house_is_broken(
         left_behind in prop::collection::vec((1u64..4, 0usize..5), 0..3),
+        announced in prop::collection::vec(0usize..5, 0..3),
         happenings in prop::collection::vec(happening(), 1..80),
         last in (prop::collection::vec(0usize..5, 0..4), places()),
     ) {
         let mut node = Node::new(&left_behind);
+        node.announced(&announced);
         for happening in happenings {
             match happening {
                 Happening::Want(which) => node.want(&which),
@@ -838,10 +721,8 @@ proptest! {
         for state in node.pods.states() {
             prop_assert!(matches!(state.state, State::In { .. } | State::Pairing { .. }), "{state:?}");
         }
-        for (uid, n) in &node.world.announced {
-            // One that this process never had to do with it cannot take back: its namespace was gone before.
-            let ours = node.seen.contains_key(n);
-            prop_assert!(!ours || matches!(node.state(uid.as_str()), Some(State::In { .. } | State::Pairing { .. })), "{uid} {:?}", node.state(uid.as_str()));
+        for uid in node.world.announced.keys() {
+            prop_assert!(matches!(node.state(uid.as_str()), Some(State::In { .. })), "{uid} {:?}", node.state(uid.as_str()));
         }
         for (n, uid) in node.world.rules.iter().filter(|(n, _)| node.seen.contains_key(n)) {
             prop_assert!(node.state(uid.as_str()).is_some(), "rules of {uid} in {n}, which is not desired");
@@ -873,8 +754,9 @@ fn report(said: Option<&str>, strays: u64) -> Report {
     }
 }
 
-/// Pods and the address of each: some share one.
+const NOWHERE: u64 = 99;
 const UNSTARTED: usize = 2;
+/// Pods and the address of each: some share one.
 const POOL: [(&str, usize); 5] = [("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 1)];
 
 fn spec(index: usize) -> PodSpec {

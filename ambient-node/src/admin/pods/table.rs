@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Listed, Repair, View};
+use super::{Listed, Repair, View, look};
 
 const HEAD: [&str; 11] = [
     "POD",
@@ -61,7 +61,7 @@ fn row(pod: &View) -> [String; 11] {
         pod.proven_at.clone().unwrap_or_else(|| "-".into()),
         way(|p| &p.outbound),
         way(|p| &p.inbound),
-        pod.listeners.into(),
+        look::in_short(&pod.listeners),
         pod.rules.into(),
         format!("{}/{}", pod.connections.inbound, pod.connections.outbound),
         pod.kept.len().to_string(),
@@ -111,7 +111,7 @@ pub(super) fn of_one(pod: &View) -> String {
         line("  what goes out", &proof.outbound);
         line("  what comes in", &proof.inbound);
     }
-    line("listeners", pod.listeners);
+    line("listeners", &look::in_short(&pod.listeners));
     line("rules", pod.rules);
     line("put last", pod.put.as_ref().unwrap_or(&none));
     if pod.asks.bypass_inbound {

@@ -6,6 +6,8 @@ use ambient_redirect::{
 };
 use serde::Serialize;
 
+use super::look::{Listener, Listens, Look, in_short};
+
 /// Something that is wrong with a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Wrong {
@@ -16,7 +18,7 @@ pub(super) struct Wrong {
 }
 
 /// All that is wrong with a pod, the gravest first; empty where all is as it should be.
-pub(super) fn wrong(pod: &PodState) -> Vec<Wrong> {
+pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     let mut found = Vec::new();
     let mut say = |what: String, remedy: &str| {
         found.push(Wrong {
@@ -28,6 +30,28 @@ pub(super) fn wrong(pod: &PodState) -> Vec<Wrong> {
         State::Pairing { why } => say(format!("it is not captured: {why}"), pairing_remedy(pod, why)),
         State::Refused { error } => say(format!("it is not captured: {error}"), step_remedy(error)),
         _ => {}
+    }
+    let captured = matches!(pod.state, State::In { .. });
+    if let Some(why) = &look.blind {
+        say(
+            format!("its network namespace cannot be looked into: {why}"),
+            "give the node CAP_NET_ADMIN and CAP_SYS_ADMIN over the pod's user namespace",
+        );
+    }
+    let bad: Vec<Listener> = look.listeners.iter().filter(|l| l.state != Listens::Up).cloned().collect();
+    // Until it is captured, what is missing is on its way.
+    if !bad.is_empty() && (captured || bad.iter().any(|l| l.state == Listens::Another)) {
+        say(
+            format!("the proxy does not listen as it should: {}", in_short(&bad)),
+            "stop what listens there in the pod, if that is it; the node brings its own up again by itself",
+        );
+    }
+    if captured && !look.rules.is_empty() {
+        let differences: Vec<String> = look.rules.iter().map(ToString::to_string).collect();
+        say(
+            format!("its capture is damaged at this moment: {}", differences.join(", ")),
+            "it is mended by itself, within a second; ask again",
+        );
     }
     if pod.closed && !matches!(pod.state, State::Waiting) {
         say(
@@ -106,7 +130,7 @@ mod tests {
     use ambient_core::Capture;
     use ambient_redirect::{
         PodSpec,
-        linux::{Proof, Ways},
+        linux::{Difference, Proof, Ways},
         pods::Repair,
     };
 
@@ -148,14 +172,14 @@ mod tests {
 
     #[test]
     fn who_is_captured_and_never_was_broken_has_nothing_wrong() {
-        assert_eq!(wrong(&pod(captured(Way::Recognised))), []);
-        assert_eq!(wrong(&pod(State::Joining)), []);
-        assert_eq!(wrong(&pod(State::Waiting)), []);
+        assert_eq!(wrong(&pod(captured(Way::Recognised)), &Look::default()), []);
+        assert_eq!(wrong(&pod(State::Joining), &Look::default()), []);
+        assert_eq!(wrong(&pod(State::Waiting), &Look::default()), []);
     }
 
     #[test]
     fn what_is_wrong_is_said_with_what_to_do() {
-        let why = |state: State| wrong(&pod(state)).remove(0);
+        let why = |state: State| wrong(&pod(state), &Look::default()).remove(0);
         let said = why(State::Pairing {
             why: "no network namespace with its addresses is to be seen".into(),
         });
@@ -194,7 +218,7 @@ mod tests {
             around: 0,
         }));
         sick.strays = 3;
-        let said = wrong(&sick);
+        let said = wrong(&sick, &Look::default());
         assert_eq!(said.len(), 4);
         assert!(said[1].what.contains("refused") && said[2].what.starts_with("3 connections") && said[3].what.contains("2 times"));
         let mut odd = pod(captured(Way::Recognised));
@@ -203,7 +227,41 @@ mod tests {
             ..(*odd.spec).clone()
         };
         odd.spec = Arc::new(spec);
-        let said = wrong(&odd).remove(0);
+        let said = wrong(&odd, &Look::default()).remove(0);
         assert!(said.what.contains("a/b") && said.remedy.contains("annotation"), "{said:?}");
+    }
+    #[test]
+    fn what_the_kernel_tells_is_said_once_the_pod_is_captured() {
+        let listener = |port, state| Listener {
+            port,
+            protocol: "TCP",
+            state,
+        };
+        let look = Look {
+            listeners: vec![listener(15001, Listens::Up), listener(15008, Listens::Missing)],
+            rules: vec![Difference::Table("ambient-nat")],
+            blind: None,
+        };
+        let said = wrong(&pod(captured(Way::Recognised)), &look);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].what.ends_with("15008:missing") && said[1].what.contains("ambient-nat"),
+            "{said:?}"
+        );
+        assert_eq!(wrong(&pod(State::Joining), &look), []);
+        let look = Look {
+            listeners: vec![listener(15006, Listens::Another)],
+            ..Look::default()
+        };
+        let said = wrong(&pod(State::Joining), &look).remove(0);
+        assert!(
+            said.what.ends_with("15006:another's") && said.remedy.contains("in the pod"),
+            "{said:?}"
+        );
+        let look = Look {
+            blind: Some("no right".into()),
+            ..Look::default()
+        };
+        assert!(wrong(&pod(State::Joining), &look)[0].what.ends_with("no right"));
     }
 }
