@@ -553,7 +553,7 @@ impl Pods {
         let lost: Vec<PodUid> = self
             .earlier
             .iter()
-            .filter(|uid| !self.has_entry(uid) && !(waits && desired.contains_key(uid)))
+            .filter(|uid| !(self.has_entry(uid) || waits && desired.contains_key(uid)))
             .cloned()
             .collect();
         for uid in lost {

@@ -104,7 +104,7 @@ impl Evidence {
                         continue;
                     };
                     let answered = String::from_utf8_lossy(&connection.to_client);
-                    let known = |life: &&Life| life.is_covered(from.saturating_sub(KNOWN), to);
+                    let known = |life: &Life| life.is_covered(from.saturating_sub(KNOWN), to);
                     let server = connection.server.ip();
                     let mut servers = match self.lives.get(answered.trim_end()) {
                         Some(life) => vec![life],
@@ -114,7 +114,7 @@ impl Evidence {
                         }
                     };
                     // Of two that had the address one is not known to be captured.
-                    let captured = !servers.is_empty() && servers.iter().all(|s| known(&s));
+                    let captured = !servers.is_empty() && servers.iter().all(|s| known(s));
                     let leaves = self
                         .lives
                         .get(client)
