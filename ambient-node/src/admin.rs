@@ -40,8 +40,6 @@ pub(crate) struct Context {
     pub(crate) pods: Arc<Pods>,
     /// How far each pod of this node is with its capture.
     pub(crate) captures: watch::Receiver<Arc<[PodState]>>,
-    /// What serves them.
-    pub(crate) pods: Arc<Pods>,
     /// How it stands with the kubelet's probes; `None` where they are let through nowhere.
     pub(crate) probes: Option<watch::Receiver<ProbesState>>,
     /// Tells the node to stop.

@@ -427,7 +427,6 @@ impl Node {
             node: shared.clone(),
             pods: pods.clone(),
             captures: captures.clone(),
-            pods: pods.clone(),
             probes: probes.as_ref().map(HostProbes::states),
             stop: told.clone(),
         };

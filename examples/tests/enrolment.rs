@@ -6,6 +6,8 @@
     reason = "a test; what happens when, in several processes, is what is tested"
 )]
 
+#[path = "enrolment/asked.rs"]
+mod asked;
 #[path = "enrolment/chaos.rs"]
 mod chaos;
 #[path = "enrolment/ground.rs"]
@@ -14,6 +16,8 @@ mod ground;
 mod judge;
 #[path = "enrolment/peer.rs"]
 mod peer;
+#[path = "enrolment/probes.rs"]
+mod probes;
 
 use std::process::ExitCode;
 
@@ -21,10 +25,20 @@ use ambient_testkit::harness;
 
 fn main() -> ExitCode {
     harness::main_with_actors(
-        &[(
-            "nothing_leaks_and_nobody_is_mistaken_in_a_storm",
-            chaos::nothing_leaks_and_nobody_is_mistaken_in_a_storm,
-        )],
+        &[
+            (
+                "how_pods_stand_is_told_in_plain_words",
+                asked::how_pods_stand_is_told_in_plain_words,
+            ),
+            (
+                "the_kubelet_reaches_its_pods_and_nobody_gains_by_it",
+                probes::the_kubelet_reaches_its_pods_and_nobody_gains_by_it,
+            ),
+            (
+                "nothing_leaks_and_nobody_is_mistaken_in_a_storm",
+                chaos::nothing_leaks_and_nobody_is_mistaken_in_a_storm,
+            ),
+        ],
         &[("peer", peer::main)],
     )
 }

@@ -4,15 +4,17 @@ use std::{
     collections::BTreeSet,
     error::Error,
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use ambient_testkit::{
-    Program, World,
+    Namespace, Output, Program, World,
     cluster::{Cluster, DATAPLANE_MODE, Images, Key, residue},
 };
+use serde_json::Value;
 
 /// The binary itself.
 pub(crate) const AMBIENT: &str = env!("CARGO_BIN_EXE_ambient");
@@ -84,6 +86,32 @@ impl Ground {
         Ok(process.pid())
     }
 
+    /// A pod that idles, in the mesh or not.
+    pub(crate) fn idle(&mut self, node: &str, name: &str, meant: bool) -> Result<(), Failure> {
+        let peers = self.peers.display().to_string();
+        self.pod(node, name, name, &[name, "0", &peers], meant)
+    }
+
+    /// Runs the binary in a node's namespace: its exit code, and what it prints.
+    pub(crate) fn ambient(&mut self, node: &str, args: &[&str]) -> Result<(i32, String, String), Failure> {
+        let program = Program::new(AMBIENT).args(args).stdout(Output::Pipe).stderr(Output::Pipe);
+        let mut process = self.cluster.node(node)?.namespace().spawn(&program)?;
+        let (mut out, mut err) = (String::new(), String::new());
+        process.take_stdout().ok_or("no output")?.read_to_string(&mut out)?;
+        process.take_stderr().ok_or("no output")?.read_to_string(&mut err)?;
+        let status = process.wait(Duration::from_secs(20))?.ok_or("it does not end")?;
+        Ok((status.code().ok_or("it was killed")?, out, err))
+    }
+
+    /// What the node says of one pod, as JSON.
+    pub(crate) fn told(&mut self, node: &str, pod: &str) -> Result<Value, Failure> {
+        let (code, out, err) = self.ambient(node, &["pods", pod, "--json"])?;
+        if code != 0 {
+            return Err(err.into());
+        }
+        Ok(serde_json::from_str(&out)?)
+    }
+
     /// A pod on a node that is in the mesh by its own label, or not. One that is meant to be in is captured when this ends.
     pub(crate) fn pod(&mut self, node: &str, name: &str, account: &str, args: &[&str], meant: bool) -> Result<(), Failure> {
         let mode = if meant { "ambient" } else { "none" };
@@ -124,6 +152,15 @@ impl Ground {
         }
         left.extend(self.captured()?.into_iter().map(|uid| format!("{uid} stands in a status")));
         Ok(left)
+    }
+
+    pub(crate) fn node_namespace(&self, name: &str) -> Result<&Namespace, Failure> {
+        let node = self.cluster.nodes().iter().find(|node| node.name() == name);
+        Ok(node.ok_or("there is no such node")?.namespace())
+    }
+
+    pub(crate) fn pod_namespace(&self, name: &str) -> Result<&Namespace, Failure> {
+        Ok(self.cluster.pod("demo", name)?.namespace().ok_or("it is on the host's network")?)
     }
 
     /// The ends of the nodes' logs.

@@ -96,8 +96,13 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn ask(to: SocketAddr, name: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+/// Says hello, and gives the name of who answers.
+pub(crate) fn ask(to: SocketAddr, name: &str) -> io::Result<String> {
+    hear(TcpStream::connect_timeout(&to, PATIENCE)?, name)
+}
+
+/// The same over a connection.
+pub(crate) fn hear(mut stream: TcpStream, name: &str) -> io::Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
     writeln!(stream, "{HELLO}{name}")?;
     let mut answer = String::new();
@@ -116,4 +121,4 @@ fn answer(mut stream: TcpStream, name: &str) -> Option<()> {
     writeln!(stream, "{name}").ok()
 }
 
-const PATIENCE: Duration = Duration::from_millis(1500);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(1500);
