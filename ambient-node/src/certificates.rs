@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ambient_control::{IssueError, Issuer, Told};
@@ -21,6 +21,10 @@ use tokio::{
 use crate::{clock, entropy};
 use queue::{Life, Now, Queue, Wait};
 
+pub use memory::KeysError;
+pub(crate) use memory::{Keep, Memory};
+
+mod memory;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -80,7 +84,21 @@ pub(crate) struct Certificates {
     /// Identities, and the pods of this node that bear or will bear them; each of these is one holder.
     expected: Mutex<HashSet<(Identity, PodUid)>>,
     trust: ArcSwapOption<TrustBundles>,
+    before: Option<Before>,
     changed: Notify,
+}
+
+/// What outlives the process, and what has outlived the one before.
+struct Before {
+    keep: Box<dyn Keep>,
+    /// Not yet asked for.
+    left: Mutex<HashMap<Identity, Arc<Credential>>>,
+    /// In use, until the issuer gives others.
+    used: Mutex<HashSet<Identity>>,
+    /// Whom that process trusted: for as long as the issuer has not said.
+    trust: Option<Arc<TrustBundles>>,
+    /// The trust that was kept last.
+    kept: Mutex<Option<Arc<TrustBundles>>>,
 }
 
 impl std::fmt::Debug for Certificates {
@@ -90,9 +108,17 @@ impl std::fmt::Debug for Certificates {
 }
 
 impl Certificates {
+    #[cfg(test)]
     pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Arc<Self> {
+        Self::keeping(issuer, None)
+    }
+
+    /// With what a process before has kept.
+    pub(crate) fn keeping(issuer: Arc<dyn Issuer>, keep: Option<Box<dyn Keep>>) -> Arc<Self> {
+        let before = keep.map(|keep| Before::load(keep, &issuer.trust()));
         Arc::new(Self {
             issuer,
+            before,
             present: RwLock::default(),
             asking: Mutex::default(),
             expected: Mutex::default(),
@@ -104,12 +130,45 @@ impl Certificates {
     /// Roots that the control plane gave; they take the place of the issuer's.
     pub(crate) fn set_trust(&self, trust: Arc<TrustBundles>) {
         self.trust.store(Some(trust));
+        self.keep_trust();
+    }
+
+    /// Identities whose certificate is of a process before this, as the issuer has given no other yet; in the order of
+    /// their names, with its end.
+    pub(crate) fn of_before(&self) -> Vec<(Identity, SystemTime)> {
+        let Some(before) = &self.before else { return Vec::new() };
+        let used = locked(&before.used);
+        let ends = used
+            .iter()
+            .filter_map(|identity| Some((identity.clone(), self.credential(identity)?.not_after)));
+        let mut ends: Vec<_> = ends.collect();
+        ends.sort_unstable();
+        ends
+    }
+
+    fn keep_trust(&self) {
+        let Some(before) = &self.before else { return };
+        let present = self.trust();
+        let mut kept = locked(&before.kept);
+        if present.domains().next().is_none() || kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, &present)) {
+            return;
+        }
+        match before.keep.put_trust(&present) {
+            Ok(()) => *kept = Some(present),
+            Err(error) => tracing::warn!(%error, "the roots are not kept for a restart"),
+        }
     }
 
     /// Every certificate that is here now, valid or not.
     pub(crate) fn present(&self) -> Vec<Arc<Credential>> {
         let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
         present.values().cloned().collect()
+    }
+
+    /// An identity's certificate is no good any more, such as one that is revoked: another is asked for now.
+    pub(crate) fn renew(&self, identity: &Identity) {
+        self.asking().queue.spoilt(identity, clock::wall());
+        self.changed.notify_one();
     }
 
     /// Identities that are needed here and have no valid certificate, in the order of their names.
@@ -132,6 +191,12 @@ impl Certificates {
         }
         *expected = now;
         drop(expected);
+        if let Some(before) = &self.before {
+            // The mesh is known by now: whoever was not asked for is here no more.
+            for (identity, _) in locked(&before.left).drain() {
+                before.wipe(&identity);
+            }
+        }
         self.changed.notify_one();
     }
 
@@ -230,7 +295,11 @@ impl Certificates {
                 let life = Life::issued(credential.not_before, credential.not_after, clock::wall(), entropy::word());
                 if queue.issued(identity, life) {
                     let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
-                    present.insert(identity.clone(), credential);
+                    present.insert(identity.clone(), credential.clone());
+                    drop(present);
+                    if let Some(before) = &self.before {
+                        before.keep(&credential);
+                    }
                 }
                 Ok(())
             }
@@ -244,6 +313,8 @@ impl Certificates {
         if let Some(slot) = slots.get(identity) {
             slot.news.send_modify(|news| *news = (news.0 + 1, result));
         }
+        drop(asking);
+        self.keep_trust();
     }
 
     /// Takes what the issuer says unasked.
@@ -261,11 +332,20 @@ impl Certificates {
                 if let Some(slot) = slots.get(identity) {
                     slot.news.send_modify(|news| *news = (news.0 + 1, Ok(())));
                 }
-                present.insert(identity.clone(), credential);
+                present.insert(identity.clone(), credential.clone());
+                drop(present);
+                if let Some(before) = &self.before {
+                    before.keep(&credential);
+                }
             }
             Told::Withdrawn { identity, why } => {
                 queue.withdrawn(&identity);
-                if present.remove(&identity).is_some() {
+                let removed = present.remove(&identity);
+                drop(present);
+                if let Some(before) = &self.before {
+                    before.wipe(&identity);
+                }
+                if removed.is_some() {
                     tracing::error!(%identity, why, "certificate withdrawn: what needs it is refused");
                 }
             }
@@ -293,6 +373,15 @@ impl Certificates {
         let mut asking = self.asking();
         let Asking { queue, slots } = &mut *asking;
         queue.want(identity);
+        let found = self.before.as_ref().and_then(|before| before.take(identity));
+        if let Some(found) = found.filter(|found| found.is_valid_at(clock::wall())) {
+            queue.found(
+                identity,
+                Life::issued(found.not_before, found.not_after, clock::wall(), entropy::word()),
+            );
+            let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+            present.insert(identity.clone(), found);
+        }
         let slot = slots.entry(identity.clone()).or_insert_with(|| Slot {
             holders: 0,
             news: watch::Sender::new((0, Err(CertificateError::Unknown(identity.clone())))),
@@ -309,6 +398,9 @@ impl Certificates {
                 slots.remove(identity);
                 queue.forget(identity);
                 self.present.write().unwrap_or_else(PoisonError::into_inner).remove(identity);
+                if let Some(before) = &self.before {
+                    before.wipe(identity);
+                }
             }
         }
         drop(asking);
@@ -337,8 +429,68 @@ impl Credentials for Certificates {
     }
 
     fn trust(&self) -> Arc<TrustBundles> {
-        self.trust.load_full().unwrap_or_else(|| self.issuer.trust())
+        if let Some(given) = self.trust.load_full() {
+            return given;
+        }
+        let issuers = self.issuer.trust();
+        match self.before.as_ref().and_then(|before| before.trust.as_ref()) {
+            Some(kept) if issuers.domains().next().is_none() => kept.clone(),
+            _ => issuers,
+        }
     }
+}
+
+impl Before {
+    fn load(keep: Box<dyn Keep>, present: &TrustBundles) -> Self {
+        let loaded = keep.load(present, clock::wall());
+        for why in &loaded.dropped {
+            tracing::warn!(why, "a certificate of before this start was dropped");
+        }
+        let left: HashMap<_, _> = loaded
+            .credentials
+            .into_iter()
+            .map(|one| (one.identity.clone(), Arc::new(one)))
+            .collect();
+        if !left.is_empty() {
+            tracing::info!(
+                count = left.len(),
+                "certificates of before this start are used until their ends, or the issuer gives others"
+            );
+        }
+        Self {
+            keep,
+            left: Mutex::new(left),
+            used: Mutex::default(),
+            trust: loaded.trust.map(Arc::new),
+            kept: Mutex::default(),
+        }
+    }
+
+    fn take(&self, identity: &Identity) -> Option<Arc<Credential>> {
+        let found = locked(&self.left).remove(identity)?;
+        locked(&self.used).insert(identity.clone());
+        Some(found)
+    }
+
+    fn keep(&self, credential: &Credential) {
+        locked(&self.used).remove(&credential.identity);
+        if let Err(error) = self.keep.put(credential) {
+            // What is there of before would come back with the next start.
+            let _ = self.keep.remove(&credential.identity);
+            tracing::warn!(identity = %credential.identity, %error, "a certificate is not kept for a restart");
+        }
+    }
+
+    fn wipe(&self, identity: &Identity) {
+        locked(&self.used).remove(identity);
+        if let Err(error) = self.keep.remove(identity) {
+            tracing::error!(%identity, %error, "a key that is needed no more cannot be wiped");
+        }
+    }
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A request that is under way; one that breaks off has failed.

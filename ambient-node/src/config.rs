@@ -5,6 +5,21 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use ambient_core::TrustDomain;
 use ambient_redirect::ExistingConnections;
 
+/// Where a node's certificates and keys outlive its process, so that a restart while the authority is away serves from them
+/// until their ends. Directories must be in memory (tmpfs or ramfs): keys never touch a disk, and a reboot leaves none.
+/// Memory that is swapped out does reach a disk, unless swap is off or encrypted; ramfs is never swapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Keys {
+    /// They end with it.
+    #[default]
+    Nowhere,
+    /// In a directory of the node's name below this one; where that cannot be, a line in the log says so and they end with
+    /// the process.
+    IfPossible(PathBuf),
+    /// In a directory of the node's name below this one, or the node does not start.
+    Below(PathBuf),
+}
+
 /// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -17,6 +32,8 @@ pub struct Config {
     pub zds: Option<PathBuf>,
     /// A `/proc` in which pods' processes are seen, to find network namespaces that have no file there; none by default.
     pub proc: Option<PathBuf>,
+    /// Where certificates and keys outlive this process; nowhere by default.
+    pub keys: Keys,
     /// The trust domain of this mesh.
     pub trust_domain: TrustDomain,
     /// The cluster that this node belongs to, as the names of its workloads say; `Kubernetes` by default.
@@ -96,6 +113,7 @@ impl Config {
             netns_dir: netns_dir.into(),
             zds: None,
             proc: None,
+            keys: Keys::Nowhere,
             trust_domain: TrustDomain::default(),
             cluster_id: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),

@@ -29,10 +29,10 @@ use tokio::{
 };
 
 use crate::{
-    Config, Page,
+    Config, Keys, Page,
     admin::{Context, Doors, Given, OpenError, Pages, Stop, Urgency},
     bounds::Bounds,
-    certificates::Certificates,
+    certificates::{Certificates, Keep, Memory},
     clock,
     demand::Demand,
     dial::Dialler,
@@ -51,6 +51,7 @@ use crate::{
     supervise::supervise,
     telemetry::{Direction, Metrics},
     text::rfc3339,
+    trust,
     watch::Watch,
     workers::Workers,
     zds,
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) state: Arc<State>,
     pub(crate) certificates: Arc<Certificates>,
+    /// What is read of keys, roots and CRLs, for all handshakes.
+    pub(crate) configs: Arc<Configs>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watch: Arc<Watch>,
     pub(crate) workers: Workers,
@@ -103,6 +106,9 @@ pub enum StartError {
     /// The admin pages change the node, and tell all of it: they are for who is on it.
     #[error("the admin pages are served on a loopback address alone, and {0} is none; choose one with --admin")]
     AdminNotLoopback(SocketAddr),
+    /// Keys cannot be kept where that is asked for.
+    #[error(transparent)]
+    Keys(#[from] crate::KeysError),
     /// A thread or a descriptor could not be had.
     #[error("cannot start the node's threads: {0}")]
     Threads(io::Error),
@@ -295,7 +301,8 @@ impl Node {
             pods: given,
         } = parts;
         metrics.ask_ages(source.last_heard(), issuer.last_heard());
-        let certificates = Certificates::new(issuer);
+        let keep = keep(&config.keys, &config.node)?;
+        let certificates = Certificates::keeping(issuer, keep);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let provider = Arc::new(ambient_tls::provider());
         // One for all: a CRL is read once, however many threads there are.
@@ -325,7 +332,7 @@ impl Node {
             .and_then(|started| started)
             .map_err(StartError::Threads)?;
         let server = Server::builder(certificates.clone(), provider.clone())
-            .configs(configs)
+            .configs(configs.clone())
             .limits(limits)
             .observer(observer.clone())
             .build();
@@ -345,6 +352,7 @@ impl Node {
             state: Arc::new(State::new(no_policies(&config))),
             config,
             certificates,
+            configs,
             metrics,
             watch: Arc::default(),
             workers,
@@ -443,6 +451,7 @@ impl Node {
         }));
         let changed = Arc::new(Notify::new());
         tasks.spawn(follow((shared.clone(), pods.clone()), source, desired, changed.clone()));
+        tasks.spawn(supervised(&shared, "trust", trust::follow));
         tasks.spawn(supervised(&shared, "series", let_series_go));
         tasks.spawn(supervised(&shared, "demand", give_back));
         if let Some(probes) = probes {
@@ -560,6 +569,23 @@ impl RunError {
     }
 }
 
+/// Where certificates outlive this process.
+fn keep(keys: &Keys, node: &str) -> Result<Option<Box<dyn Keep>>, StartError> {
+    let (directory, must) = match keys {
+        Keys::Nowhere => return Ok(None),
+        Keys::IfPossible(directory) => (directory, false),
+        Keys::Below(directory) => (directory, true),
+    };
+    match Memory::open(directory, node) {
+        Ok(memory) => Ok(Some(Box::new(memory))),
+        Err(error) if must => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "certificates end with this process: a restart while the authority is away serves nothing");
+            Ok(None)
+        }
+    }
+}
+
 /// None yet, and how they are to decide.
 fn no_policies(config: &Config) -> Policies {
     let policies = match config.istio_exact {
@@ -622,26 +648,9 @@ fn take(shared: &Shared, batch: Batch) -> Changed {
     });
     if let Some(trust) = trust.next_back() {
         shared.certificates.set_trust(trust.clone());
-        recheck_peers(shared);
+        trust::recheck(shared);
     }
     shared.state.apply(batch, clock::steady())
-}
-
-/// Ends the tunnels whose peer is revoked by the trust of now.
-fn recheck_peers(shared: &Shared) {
-    let server = shared.server.recheck();
-    let pools = shared
-        .workers
-        .iter()
-        .map(|worker| worker.tunnels.recheck().ended + worker.inner.recheck().ended);
-    let ended = server.ended + pools.sum::<usize>() + shared.locals.recheck();
-    if ended > 0 {
-        tracing::info!(ended, "tunnels ended: their peers are revoked");
-    }
-    // All share what was read.
-    for fault in server.faults {
-        tracing::error!(%fault, "a CRL cannot be used");
-    }
 }
 
 /// Why no pod's DNS can be captured.

@@ -1,10 +1,10 @@
 //! Whether a node is ready, and what is wrong.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use ambient_core::Identity;
 
-use crate::{Shared, admin::Stop, policies, zds};
+use crate::{Shared, admin::Stop, policies, text::rfc3339, zds};
 
 /// How a node stands, for who asks.
 #[derive(Clone, Debug)]
@@ -31,6 +31,7 @@ impl Readiness {
             text = format!("{why}\n{text}");
         }
         text.push_str(&lacking(&node.certificates.lacking()));
+        text.push_str(&of_before(&node.certificates.of_before()));
         (ready, text)
     }
 }
@@ -52,12 +53,38 @@ fn lacking(identities: &[Identity]) -> String {
     )
 }
 
+/// Whose certificates are of before the process's start, where any are.
+fn of_before(identities: &[(Identity, SystemTime)]) -> String {
+    let Some(first) = identities.iter().map(|(_, end)| *end).min() else {
+        return String::new();
+    };
+    let end = first.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    format!(
+        "{} served with the certificate of before this start, as the issuer has given no other yet; the first ends at {}\n",
+        identities.len(),
+        rfc3339(end)
+    )
+}
+
 /// Identities that are named.
 const NAMED: usize = 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_of_before_are_told_of_with_the_first_that_ends() {
+        assert_eq!(of_before(&[]), "");
+        let end = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let some = [("a", 1_800_000_060), ("b", 1_800_000_000)]
+            .map(|(name, at)| (format!("spiffe://d/ns/shop/sa/{name}").parse().unwrap(), end(at)));
+        let text = of_before(&some);
+        assert!(
+            text.starts_with("2 served") && text.ends_with("ends at 2027-01-15T08:00:00Z\n"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn identities_that_wait_are_named_and_not_all_of_very_many() {

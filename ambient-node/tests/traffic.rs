@@ -62,6 +62,7 @@ const TESTS: &[Test] = &[
     ("a_new_policy_cuts_what_is_open", refusals::a_new_policy_cuts_what_is_open),
     ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
+    ("a_peer_that_is_revoked_is_cut", peers::a_peer_that_is_revoked_is_cut),
     ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
     ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
     ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),

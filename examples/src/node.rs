@@ -17,7 +17,9 @@ use ambient_control::{
     objects::{Enablement, Selection},
 };
 use ambient_core::TrustDomain;
-use ambient_node::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, Node, telemetry::log};
+use ambient_node::{
+    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, Keys, Node, telemetry::log,
+};
 use ambient_redirect::Announce;
 use anyhow::Context as _;
 use clap::Args as _;
@@ -120,6 +122,11 @@ pub(crate) struct Args {
     /// How long a certificate is valid; it is renewed at half of that.
     #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::time)]
     secret_ttl: Duration,
+    /// Where keys and certificates are kept for a restart while the authority is away, in a directory of the node's name: in
+    /// memory (tmpfs or ramfs), never on a disk. Where the default cannot be used a line in the log says so; `none`
+    /// keeps none.
+    #[arg(long, env = "AMBIENT_KEYS_DIR", value_name = "DIR", default_value = KEYS)]
+    keys_dir: PathBuf,
     /// Where names outside the mesh are asked for, when it is not known where a pod asks: a resolv.conf.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
@@ -425,6 +432,11 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.node, &args.netns_dir);
     config.zds = args.zds.clone();
     config.trust_domain = mesh.trust_domain.clone();
+    config.keys = match &args.keys_dir {
+        none if none == Path::new("none") => Keys::Nowhere,
+        default if default == Path::new(KEYS) => Keys::IfPossible(KEYS.into()),
+        other => Keys::Below(other.clone()),
+    };
     config.cluster_id = args.istiod.cluster();
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
@@ -500,3 +512,6 @@ pub(crate) fn raise_descriptor_limit() -> usize {
     let present = getrlimit(Resource::Nofile).current;
     present.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX))
 }
+
+/// Where keys are kept, unless said otherwise.
+const KEYS: &str = "/run/ambient";

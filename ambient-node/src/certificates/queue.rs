@@ -221,6 +221,20 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         true
     }
 
+    /// There is one from elsewhere, as if it had been asked for.
+    pub(super) fn found(&mut self, key: &K, life: Life) {
+        if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) {
+            entry.held = Some(life);
+        }
+    }
+
+    /// What is there is no good any more, whatever its dates: the next one is asked for now.
+    pub(super) fn spoilt(&mut self, key: &K, now: SystemTime) {
+        if let Some(life) = self.entries.get_mut(key).and_then(|entry| entry.held.as_mut()) {
+            life.renew = life.renew.min(now);
+        }
+    }
+
     /// It has not come; gives how long it is not asked for now, where somebody still wants it.
     pub(super) fn failed(&mut self, key: &K, now: Now, draw: u64) -> Option<Duration> {
         let arrival = arrive(&mut self.arrivals);

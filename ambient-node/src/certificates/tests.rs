@@ -307,3 +307,125 @@ async fn what_an_issuer_says_unasked_counts_at_once() {
     until(|| certificates.credential(&named("other")).is_some()).await;
     assert!(certificates.credential(&cart).is_none());
 }
+
+/// Keeps in a map, which outlives one who keeps things there; or refuses to.
+#[derive(Clone, Default)]
+struct Shelf(
+    Arc<Mutex<(HashMap<Identity, Credential>, Option<TrustBundles>)>>,
+    Arc<std::sync::atomic::AtomicBool>,
+);
+
+impl Keep for Shelf {
+    fn load(&self, _: &TrustBundles, _: SystemTime) -> memory::Loaded {
+        let (credentials, trust) = self.0.lock().unwrap().clone();
+        memory::Loaded {
+            credentials: credentials.into_values().collect(),
+            trust,
+            dropped: vec![],
+        }
+    }
+
+    fn put(&self, credential: &Credential) -> std::io::Result<()> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.lock().unwrap().0.insert(credential.identity.clone(), credential.clone());
+        Ok(())
+    }
+
+    fn put_trust(&self, trust: &TrustBundles) -> std::io::Result<()> {
+        self.0.lock().unwrap().1 = Some(trust.clone());
+        Ok(())
+    }
+
+    fn remove(&self, identity: &Identity) -> std::io::Result<()> {
+        self.0.lock().unwrap().0.remove(identity);
+        Ok(())
+    }
+}
+
+impl Shelf {
+    fn names(&self) -> Vec<Identity> {
+        let mut names: Vec<_> = self.0.lock().unwrap().0.keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn begin(&self, issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
+        let certificates = Certificates::keeping(issuer, Some(Box::new(self.clone())));
+        let mut keeping = JoinSet::new();
+        keeping.spawn(certificates.clone().keep_fresh());
+        (certificates, keeping)
+    }
+}
+
+#[tokio::test]
+async fn a_process_goes_on_with_the_certificates_of_the_one_before_while_the_issuer_is_away() {
+    let shelf = Shelf::default();
+    let issuer = Fixed::new(Duration::from_secs(600));
+    let (first, keeping) = shelf.begin(issuer.clone());
+    first.expect([borne("cart"), borne("stock")]);
+    until(|| first.lacking().is_empty()).await;
+    assert_eq!(shelf.names(), [named("cart"), named("stock")]);
+    assert_eq!(first.of_before(), []);
+    let mut roots = TrustBundles::default();
+    roots.add("cluster.local".parse().unwrap(), vec![1]);
+    first.set_trust(roots.clone().into());
+    // A pod that goes takes its key with it; the process that ends does not.
+    first.expect([borne("cart")]);
+    assert_eq!(shelf.names(), [named("cart")]);
+    let held = first.hold(&named("cart"), &pod()).await.unwrap();
+    drop((held, keeping, first));
+    assert_eq!(shelf.names(), [named("cart")]);
+
+    issuer.fails.store(true, Ordering::Relaxed);
+    let (second, _keeping) = shelf.begin(issuer.clone());
+    let asked = issuer.asked.load(Ordering::Relaxed);
+    let held = second.hold(&named("cart"), &pod()).await.unwrap();
+    assert_eq!(issuer.asked.load(Ordering::Relaxed), asked, "there was one");
+    assert!(second.credential(&named("cart")).is_some());
+    assert_eq!(*second.trust(), roots);
+    assert!(matches!(&second.of_before()[..], [(identity, _)] if *identity == named("cart")));
+    // Who comes now has to wait.
+    second.expect([borne("cart"), borne("new")]);
+    until(|| second.lacking() == [named("new")]).await;
+    drop(held);
+
+    issuer.fails.store(false, Ordering::Relaxed);
+    second.renew(&named("cart"));
+    until(|| second.of_before().is_empty()).await;
+    assert!(issuer.asked.load(Ordering::Relaxed) > asked);
+}
+
+#[tokio::test]
+async fn who_is_here_no_more_when_a_process_begins_is_wiped() {
+    let shelf = Shelf::default();
+    let issuer = Fixed::new(Duration::from_secs(600));
+    let (first, keeping) = shelf.begin(issuer.clone());
+    first.expect([borne("cart"), borne("gone")]);
+    until(|| first.lacking().is_empty()).await;
+    drop((first, keeping));
+    let (second, _keeping) = shelf.begin(issuer);
+    assert_eq!(shelf.names().len(), 2, "nothing is known of pods yet");
+    second.expect([borne("cart")]);
+    assert_eq!(shelf.names(), [named("cart")]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_served_all_the_same_and_nothing_old_comes_back() {
+    let shelf = Shelf::default();
+    let issuer = Fixed::new(Duration::from_secs(600));
+    let (certificates, _keeping) = shelf.begin(issuer);
+    certificates.expect([borne("cart")]);
+    until(|| certificates.lacking().is_empty()).await;
+    let first = certificates.credential(&named("cart")).unwrap();
+    shelf.1.store(true, Ordering::Relaxed);
+    certificates.renew(&named("cart"));
+    until(|| {
+        certificates
+            .credential(&named("cart"))
+            .is_some_and(|now| !Arc::ptr_eq(&now, &first))
+    })
+    .await;
+    until(|| shelf.names().is_empty()).await;
+}

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use ambient_control::{Issuer, ca::DirectoryCa};
+use ambient_control::{
+    Issuer,
+    ca::{self, DirectoryCa, Target},
+};
 use ambient_core::{Authority, Credential, Credentials, Identity, TrustBundles, TrustDomain, ports};
 use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Speaker, Stream};
 use ambient_testkit::{World, ca::Ca, harness::Outcome};
@@ -102,6 +105,43 @@ pub(crate) fn peers_of_another_ca_are_refused(world: &World) -> Outcome {
     Ok(())
 }
 
+/// Live connections with a peer end when it is revoked, and it gets no new ones; whoever else there is does not notice.
+pub(crate) fn a_peer_that_is_revoked_is_cut(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let listener = mesh.b.listen(Family::V4);
+    let (revoked, other) = (Peer::of_the_mesh(&mesh)?, Peer::named(&mesh, "other")?);
+    let open = |peer: &Peer| -> Result<_, ConnectError> {
+        let stream = peer.run(&mesh, peer.connect(mesh.b.v4, listener.address()))?;
+        Ok((stream, listener.accept()))
+    };
+    let (mut cut, mut cut_application) = open(&revoked)?;
+    let (mut kept, mut kept_application) = open(&other)?;
+    let before = mesh.metric("ambient_handshakes_refused_total", &[]);
+    let authority = ca::Authority::open(&mesh.ca)?;
+    authority.revoke(&Target::Identity(revoked.speaker.identity.clone()), std::time::SystemTime::now())?;
+    let mut rest = Vec::new();
+    let ended = revoked.run(&mesh, async { timeout(PATIENCE, cut.read_to_end(&mut rest)).await })?;
+    assert!(ended.is_err(), "it is a reset, and never looks complete");
+    let mut nothing = [0; 1];
+    assert!(!matches!(cut_application.read(&mut nothing), Ok(1..)));
+    let refused = revoked.run(&mesh, revoked.connect(mesh.b.v4, listener.address()));
+    assert!(refused.is_err(), "{refused:?}");
+    until("the refusal to be counted", || {
+        (mesh.metric("ambient_handshakes_refused_total", &[]) > before).then_some(())
+    });
+    // The other one, in its tunnel and in a new one, and the pods among themselves.
+    kept_application.write_all(b"pong")?;
+    let mut heard = [0; 4];
+    other.run(&mesh, async {
+        kept.write_all(b"ping").await?;
+        kept.read_exact(&mut heard).await
+    })?;
+    assert_eq!(&heard, b"pong");
+    let another = Peer::named(&mesh, "another")?;
+    open(&another)?;
+    Ok(())
+}
+
 /// A proxy outside of the node, which speaks from [`Mesh::c`].
 struct Peer {
     pool: Pool,
@@ -112,9 +152,13 @@ struct Peer {
 
 impl Peer {
     fn of_the_mesh(mesh: &Mesh) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::named(mesh, "peer")
+    }
+
+    fn named(mesh: &Mesh, account: &str) -> Result<Self, Box<dyn std::error::Error>> {
         let runtime = runtime()?;
         let domain = TrustDomain::default();
-        let identity = Identity::new(&domain, "elsewhere", "peer")?;
+        let identity = Identity::new(&domain, "elsewhere", account)?;
         let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
         let credential = runtime.block_on(ca.issue(&identity))?;
         Self::new(runtime, credential, ca.trust())

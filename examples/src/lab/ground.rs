@@ -159,7 +159,9 @@ impl Lab {
             .env("LOG_FORMAT", "text")
             .args(["node", "--node", name])
             .arg("--netns-dir")
-            .arg(&self.netns);
+            .arg(&self.netns)
+            // Several labs may run on a machine, and share its memory.
+            .args(["--keys-dir", "none"]);
         let program = match &self.control {
             Some(control) => program
                 .args(["--control", &control.address])

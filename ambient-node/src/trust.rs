@@ -1,0 +1,57 @@
+//! Roots and revocations that change while connections live.
+
+use std::{sync::Arc, time::Duration};
+
+use ambient_core::Credentials as _;
+use rustls_pki_types::CertificateDer;
+use tokio::time;
+
+use crate::node::Shared;
+
+/// Looks whether the issuer's roots or CRLs have changed, and has live connections asked again then. Handshakes look
+/// themselves.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    let mut last = shared.certificates.trust();
+    loop {
+        time::sleep(BETWEEN_LOOKS).await;
+        let now = shared.certificates.trust();
+        // The same value is at the same address for as long as nothing changes.
+        if Arc::ptr_eq(&now, &last) || *now == *last {
+            continue;
+        }
+        last = now;
+        let roots: usize = last.domains().map(|domain| last.roots(domain).len()).sum();
+        let lists: usize = last.domains().map(|domain| last.crls(domain).len()).sum();
+        tracing::info!(roots, lists, "roots or revocations have changed");
+        recheck(&shared);
+    }
+}
+
+/// Ends the tunnels whose peer is revoked by the trust of now, and has certificates of this node that are revoked replaced.
+pub(crate) fn recheck(shared: &Shared) {
+    let server = shared.server.recheck();
+    let pools = shared
+        .workers
+        .iter()
+        .map(|worker| worker.tunnels.recheck().ended + worker.inner.recheck().ended);
+    let ended = server.ended + pools.sum::<usize>() + shared.locals.recheck();
+    if ended > 0 {
+        tracing::info!(ended, "tunnels ended: their peers are revoked");
+    }
+    // All share what was read.
+    for fault in server.faults {
+        tracing::error!(%fault, "a CRL cannot be used");
+    }
+    let trust = shared.configs.trust(&shared.certificates.trust());
+    for credential in shared.certificates.present() {
+        let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let revoked = trust.peer(&chain).ok().and_then(|peer| trust.revoked(&peer));
+        if let Some(revoked) = revoked {
+            tracing::warn!(identity = %credential.identity, %revoked, "a certificate of this node is revoked: peers refuse it; another is asked for");
+            shared.certificates.renew(&credential.identity);
+        }
+    }
+}
+
+/// A revocation is in force for live connections after that, at most.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
