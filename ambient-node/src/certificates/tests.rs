@@ -308,12 +308,11 @@ async fn what_an_issuer_says_unasked_counts_at_once() {
     assert!(certificates.credential(&cart).is_none());
 }
 
+type Kept = (HashMap<Identity, Credential>, Option<TrustBundles>);
+
 /// Keeps in a map, which outlives one who keeps things there; or refuses to.
 #[derive(Clone, Default)]
-struct Shelf(
-    Arc<Mutex<(HashMap<Identity, Credential>, Option<TrustBundles>)>>,
-    Arc<std::sync::atomic::AtomicBool>,
-);
+struct Shelf(Arc<Mutex<Kept>>, Arc<std::sync::atomic::AtomicBool>);
 
 impl Keep for Shelf {
     fn load(&self, _: &TrustBundles, _: SystemTime) -> memory::Loaded {
