@@ -84,6 +84,9 @@ pub struct Settings {
     /// Whether policies are read as istiod reads them, also where that lets through more than is written
     /// ([`kubernetes::Settings::istio_exact`]). Off by default.
     pub istio_exact: bool,
+    /// The revision of the control plane whose place this takes: policies that are labelled with another have no effect
+    /// ([`kubernetes::Settings::revision`]). None by default.
+    pub revision: Option<Arc<str>>,
 }
 
 impl Settings {
@@ -96,6 +99,7 @@ impl Settings {
             root_namespace: self.root_namespace.clone(),
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone(),
+            revision: self.revision.clone(),
             ..mode
         }
     }
@@ -112,6 +116,7 @@ impl Default for Settings {
             selection: Selection::default(),
             trust_domain_aliases: Vec::new(),
             istio_exact: false,
+            revision: None,
         }
     }
 }
@@ -237,6 +242,10 @@ impl Objects {
     /// An object is new or has changed; it replaces the one of the same key. It must have passed [`Object::check`].
     pub fn set(&mut self, object: Object) {
         let key = object.key();
+        if object.policy_metadata().is_some_and(|metadata| !self.reading.concerns(metadata)) {
+            self.warnings.push((key.clone(), self.reading.other_revision()));
+            return self.remove(&key);
+        }
         match object {
             Object::Namespace(object) => self.put_namespace(&key.name, object.metadata.labels, object.metadata.annotations),
             Object::Node(object) => self.put_node(&key.name, Some(&object.metadata)),

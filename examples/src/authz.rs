@@ -61,6 +61,10 @@ struct Mode {
     /// Another name of the mesh's trust domain; may be given several times.
     #[arg(long = "trust-domain-alias", value_name = "DOMAIN")]
     trust_domain_aliases: Vec<TrustDomain>,
+    /// The revision of the control plane: of the policies that are labelled with one (istio.io/rev) only those of this one
+    /// count. Without it all count.
+    #[arg(long, value_name = "NAME")]
+    revision: Option<Arc<str>>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -76,6 +80,7 @@ impl Mode {
             root_namespace: self.root_namespace.clone(),
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone(),
+            revision: self.revision.clone(),
             ..mode
         }
     }

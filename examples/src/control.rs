@@ -85,6 +85,10 @@ struct Serve {
     /// istio-system.
     #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
     root_namespace: Option<Arc<str>>,
+    /// The revision of this control plane: of the policies that are labelled with one (istio.io/rev) only those of this one
+    /// count. Without it all count.
+    #[arg(long, env = "REVISION", value_name = "NAME")]
+    revision: Option<Arc<str>>,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: Arc<str>,
@@ -156,6 +160,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     };
     let mesh = Mesh::of(said, Some(&args.mesh), "Kubernetes")?;
     let source = Manifests::open(manifests::Config {
+        revision: args.revision,
         cluster_domain: args.cluster_domain,
         ..mesh.manifests(&args.mesh)
     })

@@ -104,6 +104,10 @@ pub(crate) struct Args {
     /// Read and decide exactly as Istio does, also where Istio lets through more than is written.
     #[arg(long, env = "ISTIO_EXACT")]
     istio_exact: bool,
+    /// The revision of the control plane whose place the manifests take: of the policies there that are labelled with one
+    /// (istio.io/rev) only those of this one count. Without it all count.
+    #[arg(long, env = "REVISION", value_name = "NAME")]
+    revision: Option<Arc<str>>,
     /// Let go a policy that cannot be read and of which no good version is known, as if it were not there; without this,
     /// everything in its scope is refused.
     #[arg(long, env = "AMBIENT_LET_UNREADABLE_POLICIES_GO")]
@@ -422,6 +426,7 @@ fn source_config(args: &Args, config: &Config, mesh: &Mesh, manifests: &Path, ow
         own: Some(own),
         cluster_domain: config.cluster_domain.clone(),
         istio_exact: config.istio_exact,
+        revision: args.revision.clone(),
         selection,
         cluster_id: args.istiod.cluster(),
         ..mesh.manifests(manifests)

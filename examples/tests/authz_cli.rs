@@ -173,6 +173,27 @@ fn check_points_at_file_line_and_field() {
     );
 }
 
+/// Not even where it cannot be read.
+#[test]
+fn what_is_for_another_revision_has_no_effect() {
+    let labelled = BROKEN.replace("metadata: {", "metadata: { labels: { istio.io/rev: canary },");
+    let files = Files::new(&[("broken.yaml", &labelled)]);
+    for (own, errors) in [
+        (&[][..], "3 errors"),
+        (&["--revision", "canary"], "3 errors"),
+        (&["--revision", "stable"], "0 errors"),
+    ] {
+        let told = authz(files.0.path(), &[&["check", "broken.yaml"], own].concat(), "");
+        assert!(told.out.contains(errors), "{own:?} {}", told.out);
+        assert_eq!(
+            told.out.contains("of another revision than \"stable\""),
+            !own.is_empty() && told.code == 0,
+            "{}",
+            told.out
+        );
+    }
+}
+
 #[test]
 fn check_as_json_and_from_stdin() {
     let files = Files::new(&[]);

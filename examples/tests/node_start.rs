@@ -61,6 +61,8 @@ fn how_policies_are_read_is_told_by_flags_or_the_environment() {
         (&[][..], &[][..]),
         (&["--istio-exact", "--let-unreadable-policies-go", "--root-namespace", "mesh"], &[]),
         (&["--trust-domain-alias", "a.example", "--trust-domain-alias", "b.example"], &[]),
+        (&["--revision", "stable"], &[]),
+        (&[], &[("REVISION", "stable")]),
         (&[], &[("ISTIO_EXACT", "true"), ("TRUST_DOMAIN_ALIASES", "a.example,b.example")]),
         (
             &[],

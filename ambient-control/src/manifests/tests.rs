@@ -28,8 +28,14 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::configured(|_| {})
+    }
+
+    fn configured(configure: impl FnOnce(&mut Config)) -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        let (dir, settings, _) = Config::new(scratch.path()).into_parts();
+        let mut config = Config::new(scratch.path());
+        configure(&mut config);
+        let (dir, settings, _) = config.into_parts();
         Self {
             scratch,
             directory: Directory::new(dir, settings),
@@ -327,6 +333,37 @@ fn policies_are_read_as_the_directory_is_configured() {
     assert_eq!(scope(read(&plain, &whole)), Scope::Namespace);
     let root = |config: &mut Config| config.root_namespace = "shop".into();
     assert_eq!(scope(read(&root, &whole)), Scope::Global);
+}
+
+/// Whatever it is, and whether or not it can be read; also one that had counted before it was labelled otherwise.
+#[test]
+fn what_is_for_another_revision_has_no_effect() {
+    let labelled = |policy: &str| {
+        let policy = policy.replace("metadata: {", "metadata: { labels: { istio.io/rev: canary },");
+        policy.replace("metadata:\n", "metadata:\n  labels: { istio.io/rev: canary }\n")
+    };
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: { name: strict, namespace: istio-system }\n\
+                  spec: { mtls: { mode: STRICT } }\n";
+    let not_even_a_map = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: { name: no, namespace: shop }\n\
+                          spec: 7\n";
+    for (policy, key) in [
+        (deny("no", "10.9.0.0/16"), "shop/no"),
+        (deny("no", "10.9.0.0/99"), "shop/no"),
+        (strict.into(), "istio-system/istio_converted_static_strict"),
+        (not_even_a_map.into(), "shop/no"),
+    ] {
+        assert_ne!(labelled(&policy), policy);
+        for (own, counts) in [(None, true), (Some("canary"), true), (Some("stable"), false)] {
+            let mut f = Fixture::configured(|config| config.revision = own.map(Into::into));
+            let known = |f: &Fixture| f.engine.policy(&key.into()).is_some() || f.engine.fallback(&key.into()).is_some();
+            f.write("a.yaml", &policy);
+            f.looks();
+            assert!(known(&f), "{policy}");
+            f.write("a.yaml", &labelled(&policy));
+            f.looks();
+            assert_eq!(known(&f), counts, "{own:?} {policy}");
+        }
+    }
 }
 
 #[test]

@@ -79,6 +79,16 @@ impl Object {
         }
     }
 
+    /// The metadata of one that says who may talk to whom.
+    pub(super) fn policy_metadata(&self) -> Option<&ambient_authz::kubernetes::Metadata> {
+        match self {
+            Self::AuthorizationPolicy(o) => Some(&o.metadata),
+            Self::PeerAuthentication(o) => Some(&o.metadata),
+            Self::Misshapen { envelope, .. } => Some(&envelope.metadata),
+            _ => None,
+        }
+    }
+
     /// Whether it holds what its kind requires, as an API server would ask.
     ///
     /// # Errors

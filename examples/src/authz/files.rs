@@ -211,21 +211,27 @@ impl Files {
         put: fn(&mut Resources, &T) -> Result<Vec<Warning>, ReadError>,
     ) {
         let (namespace, name) = name_of(node);
+        let warning = |w: Warning| (Level::Warning, w.path, w.text);
         let unread = |error: &ReadError| (Level::Error, error.path.to_string(), error.why.to_string());
         let told: Vec<_> = match read {
             Ok(resource) => match put(&mut self.resources, &resource) {
-                Ok(warnings) => warnings.into_iter().map(|w| (Level::Warning, w.path, w.text)).collect(),
+                Ok(warnings) => warnings.into_iter().map(warning).collect(),
                 Err(error) => vec![unread(&error)],
             },
             Err(shape) => {
                 let Ok(envelope) = node.read::<Envelope>() else {
                     return self.wrong(file, shape);
                 };
-                let mut error = ReadError::of_shape(&envelope, &shape.why, self.resources.settings());
-                error.path = shape.path.into();
-                let told = unread(&error);
-                self.resources.misshapen(kind, &name, error);
-                vec![told]
+                let settings = self.resources.settings();
+                if settings.concerns(&envelope.metadata) {
+                    let mut error = ReadError::of_shape(&envelope, &shape.why, settings);
+                    error.path = shape.path.into();
+                    let told = unread(&error);
+                    self.resources.misshapen(kind, &name, error);
+                    vec![told]
+                } else {
+                    vec![warning(settings.other_revision())]
+                }
             }
         };
         let key = match kind {
