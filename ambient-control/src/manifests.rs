@@ -1,0 +1,334 @@
+//! A directory of Kubernetes manifests as the control plane.
+//!
+//! [`Manifests`] reads every `*.yaml`, `*.yml` and `*.json` that lies in the directory itself (names that begin with a
+//! dot, and other directories, are left alone), looks again every tenth of a second, and tells what became different. A
+//! file holds one object or many, separated by `---` or in a `List`, as `kubectl get -o yaml` prints them. Read are
+//! Namespace, Node, ServiceAccount, ConfigMap, Pod, Service, EndpointSlice, ServiceEntry, WorkloadEntry, Gateway,
+//! GatewayClass, AuthorizationPolicy and PeerAuthentication; other kinds are passed over, with one line in the log.
+//!
+//! A file is taken, or taken for removed, when two looks a tenth of a second apart agree. One that became empty keeps
+//! what it held until it is removed. One that cannot be read keeps it too, and is a [`Fault`](crate::Fault) that names
+//! file, line and field; if nothing of it was ever readable, new connections to pods of the mesh are refused until it is
+//! mended or removed, as it could be a policy that refuses them. A policy with a value that cannot be read goes on
+//! with its last good version; where there is none, it refuses all in its scope. Any other object with a value that is not
+//! what it must be goes on with its last good version too, or does not count; nothing else of its file is affected. Where
+//! two files hold the same object the first that was seen counts.
+//!
+//! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
+//! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
+//! missing, that cannot be read, or that a node begins anew. With [`Config::own`] that is kept over a restart too, in
+//! `status/.NODE.known.json`, and the own report is written again when somebody has removed or changed it.
+//!
+//! ```
+//! use ambient_control::{manifests::{Config, Manifests}, Source};
+//! # let scratch = tempfile::tempdir()?;
+//! # let directory = scratch.path();
+//! std::fs::write(directory.join("cart.yaml"), r#"
+//! apiVersion: v1
+//! kind: Pod
+//! metadata: { name: cart-0, namespace: shop, uid: 2f1c, labels: { istio.io/dataplane-mode: ambient } }
+//! spec: { nodeName: node-1 }
+//! status: { podIPs: [{ ip: 10.0.1.2 }] }
+//! "#)?;
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! let mut manifests = Manifests::open(Config::new(directory)).await?;
+//! let batch = manifests.next().await.expect("the first whole state");
+//! assert!(batch.synced && batch.faults.is_empty());
+//! assert_eq!(batch.changes.len(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::{collections::HashSet, fmt, io, path::PathBuf, sync::Arc, time::Duration};
+
+use ambient_core::{Network, PodUid, TrustDomain, mesh};
+use tokio::{
+    sync::mpsc,
+    task::{self, JoinHandle},
+    time::{self, MissedTickBehavior},
+};
+
+use crate::{Batch, BoxFuture, Change, Source, objects};
+
+pub mod tree;
+
+pub(crate) mod directory;
+mod document;
+mod enablement;
+mod mesh_config;
+mod reports;
+mod status;
+#[cfg(feature = "serve")]
+mod statuses;
+#[cfg(test)]
+mod tests;
+
+use directory::Directory;
+pub use enablement::{EnablementError, read_enablement};
+pub use mesh_config::MeshConfig;
+#[cfg(feature = "fuzz")]
+pub(crate) use reports::fuzz as fuzz_status;
+pub use status::Status;
+#[cfg(feature = "serve")]
+pub use statuses::Statuses;
+
+/// Which directory, and what its objects do not say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The directory.
+    pub dir: PathBuf,
+    /// What names of services end in; `cluster.local` by default.
+    pub cluster_domain: Arc<str>,
+    /// The trust domain of every identity; `cluster.local` by default.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies hold for the whole mesh; `istio-system` by default.
+    pub root_namespace: Arc<str>,
+    /// The name of the cluster; `Kubernetes` by default.
+    pub cluster_id: Arc<str>,
+    /// The network of its addresses; where there is none, the one that the label `topology.istio.io/network` of the root
+    /// namespace names, else the unnamed one. None by default.
+    pub network: Option<Network>,
+    /// Which pods are meant to be in the mesh.
+    pub selection: objects::Selection,
+    /// Other names of the trust domain in policies; none by default.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether policies are read as istiod reads them, also where that lets through more than is written; off by default.
+    pub istio_exact: bool,
+    /// What the ConfigMap `istio` said when these settings were made of it: where it says something else, now or later, that is
+    /// a fault. None by default, and then nothing is made of it.
+    pub mesh: Option<MeshConfig>,
+    /// The revision of the control plane whose place this takes; none by default.
+    pub revision: Option<Arc<str>>,
+    /// What this node itself reports in the directory: pods that were deleted while it was down are taken out of it at the
+    /// start. None by default.
+    pub own: Option<Status>,
+}
+
+impl Config {
+    /// A directory with the defaults of Istio.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        let objects::Settings {
+            cluster_domain,
+            trust_domain,
+            root_namespace,
+            cluster_id,
+            network,
+            selection,
+            trust_domain_aliases,
+            istio_exact,
+            revision,
+        } = objects::Settings::default();
+        Self {
+            dir: dir.into(),
+            cluster_domain,
+            trust_domain,
+            root_namespace,
+            cluster_id,
+            network,
+            selection,
+            trust_domain_aliases,
+            istio_exact,
+            mesh: None,
+            revision,
+            own: None,
+        }
+    }
+
+    fn into_parts(self) -> (PathBuf, objects::Settings, Option<Status>) {
+        let settings = objects::Settings {
+            cluster_domain: self.cluster_domain,
+            trust_domain: self.trust_domain,
+            root_namespace: self.root_namespace,
+            cluster_id: self.cluster_id,
+            network: self.network,
+            selection: self.selection,
+            trust_domain_aliases: self.trust_domain_aliases,
+            istio_exact: self.istio_exact,
+            revision: self.revision,
+        };
+        (self.dir, settings, self.own)
+    }
+}
+
+/// The source of changes that a directory of manifests is.
+///
+/// A task of its own looks at the directory; it ends when this is dropped. While nobody asks for batches it waits with
+/// one that is ready, and looks no further.
+pub struct Manifests {
+    first: Option<Batch>,
+    batches: mpsc::Receiver<Batch>,
+    task: JoinHandle<()>,
+}
+
+impl Manifests {
+    /// Reads the whole directory, which takes a tenth of a second and at most 5 s, and begins to watch it. Must be called
+    /// within a tokio runtime that has its timer.
+    ///
+    /// # Errors
+    /// When there is no such directory, when a file in it cannot be read, or when a file is being written all the time.
+    /// A policy with a value that cannot be read is no error here but a fault.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let mesh = config.mesh.clone();
+        let (dir, settings, own) = config.into_parts();
+        let mut directory = Directory::new(dir.clone(), settings);
+        directory.expect(mesh);
+        if let Some(own) = &own {
+            directory.remember(&own.node());
+        }
+        let mut looks = time::interval(INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Two looks must agree on every file.
+        let mut settled = false;
+        for _ in 0..OPEN_LOOKS {
+            looks.tick().await;
+            directory = look(directory).await.ok_or_else(|| OpenError::Ended { dir: dir.clone() })?;
+            if let Some(error) = directory.unreachable() {
+                return Err(refuse_directory(dir, error));
+            }
+            settled = directory.is_settled();
+            if settled {
+                break;
+            }
+        }
+        if !settled {
+            let files = directory.unsettled().join(", ");
+            return Err(OpenError::Unsettled { dir, files });
+        }
+        if let Some(what) = directory.broken_file() {
+            return Err(OpenError::File { what });
+        }
+        let first = directory.batch(true).unwrap_or_default();
+        if let Some(own) = &own {
+            let pods = pods(&first);
+            let kept = own.retain(|uid| pods.contains(uid)).await;
+            kept.map_err(|source| OpenError::Status { source })?;
+        }
+        let (sender, batches) = mpsc::channel(1);
+        let task = task::spawn(async move {
+            // Room first, so that what is sent is what was just seen.
+            while let Ok(room) = sender.reserve().await {
+                let batch = loop {
+                    tokio::select! {
+                        _ = looks.tick() => {}
+                        () = sender.closed() => return,
+                    }
+                    if let Some(own) = &own
+                        && let Err(error) = own.mend().await
+                    {
+                        tracing::warn!("{error}; it is tried again");
+                    }
+                    let Some(looked) = look(directory).await else { return };
+                    directory = looked;
+                    if let Some(batch) = directory.batch(false) {
+                        break batch;
+                    }
+                };
+                room.send(batch);
+            }
+        });
+        Ok(Self {
+            first: Some(first),
+            batches,
+            task,
+        })
+    }
+}
+
+impl Source for Manifests {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(async {
+            match self.first.take() {
+                Some(first) => Some(first),
+                None => self.batches.recv().await,
+            }
+        })
+    }
+}
+
+impl Drop for Manifests {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Manifests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manifests").finish_non_exhaustive()
+    }
+}
+
+/// Why a directory cannot be the control plane.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is none.
+    #[error("there is no directory {}: make it and put the manifests of the mesh there, or name the one that holds them", dir.display())]
+    Missing {
+        /// What was named.
+        dir: PathBuf,
+    },
+    /// It cannot be listed.
+    #[error("cannot read the directory {}", dir.display())]
+    Directory {
+        /// What was named.
+        dir: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// A file in it cannot be read, and nothing of it was ever readable.
+    #[error("{what}")]
+    File {
+        /// File, line, field and what is wrong there.
+        what: String,
+    },
+    /// It does not hold still.
+    #[error("{}: {files}: still being written after 5 s; write a file beside it and rename that", dir.display())]
+    Unsettled {
+        /// What was named.
+        dir: PathBuf,
+        /// The names of the files.
+        files: String,
+    },
+    /// The node's own status file cannot be written.
+    #[error(transparent)]
+    Status {
+        /// Which, and why not.
+        source: io::Error,
+    },
+    /// The runtime is ending.
+    #[error("{}: not read, as the program is ending", dir.display())]
+    Ended {
+        /// What was named.
+        dir: PathBuf,
+    },
+}
+
+fn refuse_directory(dir: PathBuf, error: io::Error) -> OpenError {
+    match error.kind() {
+        io::ErrorKind::NotFound => OpenError::Missing { dir },
+        _ => OpenError::Directory { dir, source: error },
+    }
+}
+
+/// The pods that a batch announces.
+fn pods(batch: &Batch) -> HashSet<PodUid> {
+    let workload = |change: &Change| match change {
+        Change::Mesh(mesh::Update::Workload(workload)) => workload.pod.clone(),
+        _ => None,
+    };
+    batch.changes.iter().filter_map(workload).collect()
+}
+
+/// One look at the directory, off the runtime's own threads; `None` when the runtime is ending.
+async fn look(mut directory: Directory) -> Option<Directory> {
+    let looked = task::spawn_blocking(move || {
+        directory.look();
+        directory
+    });
+    looked.await.ok()
+}
+
+/// Between two looks: half of the 200 ms that are promised, as a file needs two.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// In 5 s.
+const OPEN_LOOKS: u32 = 50;

@@ -167,7 +167,7 @@ impl Kind {
     }
 
     /// The kind of a group by its name, in whatever version.
-    pub(crate) fn named(group: &str, kind: &str) -> Option<Self> {
+    pub fn named(group: &str, kind: &str) -> Option<Self> {
         known(group, kind).map(|(kind, _)| kind)
     }
 
@@ -188,7 +188,7 @@ impl Kind {
     }
 
     /// Whether objects of a group of kinds are read, so that a list of them is too.
-    pub(crate) fn is_of_group(group: &str) -> bool {
+    pub fn is_of_group(group: &str) -> bool {
         matches!(
             group,
             "" | "discovery.k8s.io" | "networking.istio.io" | "gateway.networking.k8s.io" | "security.istio.io"
