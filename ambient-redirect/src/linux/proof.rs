@@ -184,13 +184,15 @@ impl Prover<'_> {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(Failed::Later)?;
         match stream.take_error() {
-            Ok(None) => Ok(Arriving {
+            // It stood, and who took it has closed it already, as a proxy does with a proof's. Who refuses one says so otherwise.
+            Ok(Some(e)) if e.kind() != io::ErrorKind::ConnectionReset => Err(Failed::Later(e)),
+            Err(e) => Err(Failed::Later(e)),
+            Ok(_) => Ok(Arriving {
                 stream,
                 heard,
                 direction,
                 deadline,
             }),
-            Ok(Some(e)) | Err(e) => Err(Failed::Later(e)),
         }
     }
 

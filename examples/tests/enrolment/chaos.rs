@@ -365,6 +365,8 @@ fn descriptors(pid: u32, named: &Path) -> Result<BTreeMap<String, usize>, Failur
         let text = target.display().to_string();
         let kind = match text.split_once(':') {
             Some((kind, _)) => kind.to_owned(),
+            // The names of these hold the process's number.
+            None if text.starts_with("/proc/") => "/proc".to_owned(),
             None => text,
         };
         *open.entry(kind).or_default() += 1;
