@@ -300,12 +300,14 @@ impl Session {
         if given.is_empty() {
             return received;
         }
+        // What is held for something else is given back by its own name once it is not: until then its changes matter.
+        given.retain(|name| !known.held.contains_key(name.as_str()));
         // Some servers take what a stream began with for asked for, each by its own name.
         for name in known.needless() {
             known.let_go(Kind::Address, &name, &mut received);
             given.push(name.into());
         }
-        if self.opened.is_some() {
+        if self.opened.is_some() && !given.is_empty() {
             self.requests.push_back(DeltaDiscoveryRequest {
                 type_url: Kind::Address.type_url().into(),
                 resource_names_unsubscribe: given,

@@ -52,7 +52,7 @@ struct Subscription {
     names: BTreeSet<String>,
     /// Names to be answered even where nothing of them is new.
     owed: BTreeSet<String>,
-    /// Names that are asked for no longer: the client forgets what it does not ask for by another.
+    /// Names that are asked for no longer; what is given back by its own name the client holds no more.
     forgotten: Vec<String>,
     /// What the client has, by name and version.
     sent: HashMap<Arc<str>, Arc<str>>,
@@ -168,11 +168,16 @@ impl Subscription {
             }
         }
         self.seen = Some(board.generation());
-        for name in std::mem::take(&mut self.forgotten) {
-            if let Some((name, resource)) = board.get(kind, &name)
-                && !self.asks_for(node, board, name, resource)
+        for given in std::mem::take(&mut self.forgotten) {
+            // By an alias nothing is forgotten that may be held for something else.
+            if let Some((name, resource)) = board.get(kind, &given)
+                && **name == *given
             {
                 self.sent.remove(name);
+                // Let go before it knew that something else leads there.
+                if self.asks_for(node, board, name, resource) {
+                    names.insert(name.clone());
+                }
             }
         }
         let mut told = Told::default();
