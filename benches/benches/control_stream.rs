@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ambient_benches::{Sides, Warmth, Way, app::Work, node, state};
+use ambient_benches::{Sides, Warmth, Way, app::Work, node, report, state};
 use ambient_control::{
     Batch, BoxFuture, Change, Source,
     ca::DirectoryCa,
@@ -40,8 +40,17 @@ use tokio::{
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const SIZE: usize = 100_000;
-const CHANGES: usize = 1000;
+/// Workloads: a few where it is only asked whether the bench runs. The control plane is told how many.
+fn size() -> usize {
+    let told = env::var(SERVES).ok().and_then(|size| size.parse().ok());
+    told.unwrap_or(if report::is_whole_run() { 100_000 } else { 1000 })
+}
+
+/// Single changes, after all of them have come.
+fn changes() -> usize {
+    size() / 100
+}
+
 /// Connections beside which the mesh comes, and how long they are watched.
 const CONNECTIONS: usize = 32;
 const WATCHED: Duration = Duration::from_secs(4);
@@ -99,9 +108,9 @@ fn serve() {
     #[expect(clippy::disallowed_methods, reason = "tokens end by the time of day")]
     let token = tokens.create(NODE, Duration::from_secs(3600), SystemTime::now()).expect("a token");
     let root = ca.roots_pem().to_string();
-    let (feed, fed) = mpsc::channel(CHANGES);
+    let (feed, fed) = mpsc::channel(changes());
     runtime().block_on(async move {
-        feed.send(batch(state::updates(SIZE))).await.expect("room");
+        feed.send(batch(state::updates(size()))).await.expect("room");
         let config = Config {
             listen: "127.0.0.1:0".parse().expect("an address"),
             names: vec!["127.0.0.1".into()],
@@ -119,8 +128,9 @@ fn serve() {
             for line in std::io::stdin().lock().lines().map_while(Result::ok) {
                 for _ in 0..line.parse().unwrap_or(0) {
                     n += 1;
-                    let mut workload = state::workload((n * 7919) % SIZE);
-                    workload.canonical_revision = format!("v{n}").into();
+                    let mut workload = state::workload((n * 7919) % size());
+                    // One that none has had yet.
+                    workload.canonical_revision = format!("changed-{n}").into();
                     if feed.blocking_send(batch(vec![Update::Workload(workload.into())])).is_err() {
                         return;
                     }
@@ -152,7 +162,7 @@ impl Plane {
         let program = env::current_exe().expect("this program");
         let mut command = Command::new(program);
         let mut process = command
-            .env(SERVES, "1")
+            .env(SERVES, size().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -219,7 +229,8 @@ async fn follow(state: &mut State, mesh: &mut Mesh, sharing: &mut Sharing, chang
 
 fn all_at_once(_: &mut Criterion) {
     let mut plane = Plane::start();
-    let whole = SIZE + SIZE / state::OF_ONE_SERVICE;
+    let (size, changes) = (size(), changes());
+    let whole = size + size / state::OF_ONE_SERVICE;
     for remembering in [false, true] {
         let scratch = tempfile::tempdir().expect("a directory");
         let memory = remembering.then(|| MemoryConfig::new(scratch.path()));
@@ -232,24 +243,25 @@ fn all_at_once(_: &mut Criterion) {
             let mut state = plane.state(memory);
             follow(&mut state, &mut mesh, &mut sharing, whole).await;
             let (took, worked) = (start.elapsed(), on_cpu() - begun);
-            assert_eq!(mesh.workloads().count(), SIZE);
+            assert_eq!(mesh.workloads().count(), size);
             let (settled, peak) = (allocations::held() - before, allocations::peak() - before);
             println!(
-                "{word}/{SIZE}: {took:.2?}, of it {worked:.2?} on a processor; at the peak {} MiB, settled {} MiB",
+                "{word}/{size}: {took:.2?}, of it {worked:.2?} on a processor; at the peak {} MiB, settled {} MiB",
                 peak >> 20,
                 settled >> 20
             );
             let (start, begun) = (now(), on_cpu());
-            plane.change(CHANGES);
-            follow(&mut state, &mut mesh, &mut sharing, CHANGES).await;
+            plane.change(changes);
+            follow(&mut state, &mut mesh, &mut sharing, changes).await;
             let (took, worked) = (start.elapsed(), on_cpu() - begun);
-            println!("{word}/{SIZE}, {CHANGES} single changes: {took:.2?}, of it {worked:.2?} on a processor");
+            println!("{word}/{size}, {changes} single changes: {took:.2?}, of it {worked:.2?} on a processor");
         });
     }
 }
 
 /// Echoes of 1 KiB over tunnels at a tenth of the rate that they can have, while nothing comes and while the mesh does.
 fn beside_requests(_: &mut Criterion) {
+    let (size, rounds) = (size(), if report::is_whole_run() { ROUNDS } else { 1 });
     let plane = Plane::start();
     let sides = Sides::loopback();
     let way = Way::hbone(&sides, Warmth::Warm);
@@ -259,7 +271,7 @@ fn beside_requests(_: &mut Criterion) {
     let pause = Duration::from_secs_f64(CONNECTIONS as f64 / (rate / 10.0));
     println!("beside/capacity: {rate:.0} echoes a second over {CONNECTIONS} connections");
     let mut ratios = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let quiet = p99(runtime.block_on(echoes(&way, Some(pause))));
         let stop = AtomicBool::new(false);
         let (busy, times) = thread::scope(|scope| {
@@ -269,7 +281,7 @@ fn beside_requests(_: &mut Criterion) {
                     self::runtime().block_on(async {
                         let (mut mesh, mut sharing) = (Mesh::default(), Sharing::default());
                         let mut state = plane.state(None);
-                        follow(&mut state, &mut mesh, &mut sharing, SIZE).await;
+                        follow(&mut state, &mut mesh, &mut sharing, size).await;
                     });
                     times += 1;
                 }
@@ -280,11 +292,11 @@ fn beside_requests(_: &mut Criterion) {
             (busy, applying.join().expect("it is applied"))
         });
         let ratio = busy.as_secs_f64() / quiet.as_secs_f64();
-        println!("beside/p99: {quiet:.0?} while nothing comes, {busy:.0?} while the mesh of {SIZE} does ({times} times): {ratio:.2}");
+        println!("beside/p99: {quiet:.0?} while nothing comes, {busy:.0?} while the mesh of {size} does ({times} times): {ratio:.2}");
         ratios.push(ratio);
     }
     ratios.sort_by(f64::total_cmp);
-    println!("beside/p99, median of {ROUNDS}: {:.2}", ratios[ROUNDS / 2]);
+    println!("beside/p99, median of {rounds}: {:.2}", ratios[rounds / 2]);
 }
 
 /// How long each echo took; on each connection one at a time, with a pause from the beginning of one to that of the next.
@@ -326,6 +338,5 @@ fn main() {
     if env::var_os(SERVES).is_some() {
         return serve();
     }
-    // `--test` asks whether it runs: it does so once in any case.
     benches();
 }
