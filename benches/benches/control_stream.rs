@@ -43,7 +43,7 @@ static ALLOCATOR: Counting = Counting;
 /// Workloads: a few where it is only asked whether the bench runs. The control plane is told how many.
 fn size() -> usize {
     let told = env::var(SERVES).ok().and_then(|size| size.parse().ok());
-    told.unwrap_or(if report::is_whole_run() { 100_000 } else { 1000 })
+    told.unwrap_or_else(|| if report::is_whole_run() { 100_000 } else { 1000 })
 }
 
 /// Single changes, after all of them have come.
