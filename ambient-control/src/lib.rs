@@ -67,6 +67,8 @@ pub mod istiod;
 #[cfg(feature = "local-xds")]
 pub mod local_xds;
 #[cfg(feature = "manifests")]
+mod looks;
+#[cfg(feature = "manifests")]
 pub mod manifests;
 #[cfg(feature = "objects")]
 pub mod objects;

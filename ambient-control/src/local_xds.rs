@@ -25,17 +25,13 @@
 //! differences. One that cannot be read leaves its last good content in force; an entry that cannot be read is its own
 //! matter: its last good version stays, where there is none it does not count, and a policy refuses its scope.
 
-use std::{fmt, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use ambient_core::TrustDomain;
-use tokio::{
-    sync::mpsc,
-    task::{self, JoinHandle},
-    time::{self, MissedTickBehavior},
-};
 
 use crate::{
     Batch, BoxFuture, Fault, Source,
+    looks::{self, Batches, Looked},
     manifests::{
         OpenError,
         directory::{self, Sight},
@@ -81,11 +77,8 @@ impl Config {
 /// The source of changes that such a file is.
 ///
 /// A task of its own looks at the file; it ends when this is dropped.
-pub struct LocalXds {
-    first: Option<Batch>,
-    batches: mpsc::Receiver<Batch>,
-    task: JoinHandle<()>,
-}
+#[derive(Debug)]
+pub struct LocalXds(Batches);
 
 impl LocalXds {
     /// Reads the file, and begins to watch it. Must be called within a tokio runtime that has its timer.
@@ -97,19 +90,18 @@ impl LocalXds {
         let path = config.path.clone();
         let failed = |what: String| OpenError::File { what };
         let mut file = Watched::new(config);
-        let mut looks = time::interval(INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = looks::looks();
         let mut first = None;
-        for _ in 0..OPEN_LOOKS {
+        for _ in 0..looks::OPEN_LOOKS {
             looks.tick().await;
-            file = look(file)
+            file = looks::look(file)
                 .await
                 .ok_or_else(|| failed(format!("{}: the program is ending", path.display())))?;
             if let Some(wrong) = file.wrong() {
                 return Err(failed(wrong));
             }
             if file.is_settled() {
-                first = Some(file.batch().unwrap_or_default());
+                first = Some(file.news().unwrap_or_default());
                 break;
             }
         }
@@ -117,51 +109,13 @@ impl LocalXds {
             dir: path.parent().map(PathBuf::from).unwrap_or_default(),
             files: path.display().to_string(),
         })?;
-        let (sender, batches) = mpsc::channel(1);
-        let task = task::spawn(async move {
-            while let Ok(room) = sender.reserve().await {
-                let batch = loop {
-                    tokio::select! {
-                        _ = looks.tick() => {}
-                        () = sender.closed() => return,
-                    }
-                    let Some(looked) = look(file).await else { return };
-                    file = looked;
-                    if let Some(batch) = file.batch() {
-                        break batch;
-                    }
-                };
-                room.send(batch);
-            }
-        });
-        Ok(Self {
-            first: Some(first),
-            batches,
-            task,
-        })
+        Ok(Self(Batches::after(first, file, looks)))
     }
 }
 
 impl Source for LocalXds {
     fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
-        Box::pin(async {
-            match self.first.take() {
-                Some(first) => Some(first),
-                None => self.batches.recv().await,
-            }
-        })
-    }
-}
-
-impl Drop for LocalXds {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl fmt::Debug for LocalXds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalXds").finish_non_exhaustive()
+        Box::pin(self.0.next())
     }
 }
 
@@ -188,6 +142,16 @@ impl Watched {
         }
     }
 
+    fn is_settled(&self) -> bool {
+        self.taken.is_some() && self.taken == self.seen
+    }
+
+    fn wrong(&self) -> Option<String> {
+        Some(format!("{}:{}", self.config.path.display(), self.error.as_ref()?))
+    }
+}
+
+impl Looked for Watched {
     /// Takes the file where this look and the one before saw it alike.
     fn look(&mut self) {
         let path = &self.config.path;
@@ -243,16 +207,7 @@ impl Watched {
         }
     }
 
-    fn is_settled(&self) -> bool {
-        self.taken.is_some() && self.taken == self.seen
-    }
-
-    fn wrong(&self) -> Option<String> {
-        Some(format!("{}:{}", self.config.path.display(), self.error.as_ref()?))
-    }
-
-    /// What became different since the last batch, if something has.
-    fn batch(&mut self) -> Option<Batch> {
+    fn news(&mut self) -> Option<Batch> {
         let changes = self.told.changes();
         let whole = self.wrong();
         let whole = whole.map(|what| Fault::from(format!("{what}; its last good content stays in force")));
@@ -277,17 +232,3 @@ impl Watched {
         })
     }
 }
-
-/// One look at the file, off the runtime's own threads; `None` when the runtime is ending.
-async fn look(mut file: Watched) -> Option<Watched> {
-    let looked = task::spawn_blocking(move || {
-        file.look();
-        file
-    });
-    looked.await.ok()
-}
-
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_millis(100);
-/// In 5 s.
-const OPEN_LOOKS: u32 = 50;

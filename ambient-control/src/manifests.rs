@@ -40,16 +40,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::{collections::HashSet, fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
 
 use ambient_core::{Network, PodUid, TrustDomain, mesh};
-use tokio::{
-    sync::mpsc,
-    task::{self, JoinHandle},
-    time::{self, MissedTickBehavior},
-};
 
-use crate::{Batch, BoxFuture, Change, Source, objects};
+use crate::{
+    Batch, BoxFuture, Change, Source,
+    looks::{self, Batches, Looked},
+    objects,
+};
 
 pub mod tree;
 
@@ -155,11 +154,8 @@ impl Config {
 ///
 /// A task of its own looks at the directory; it ends when this is dropped. While nobody asks for batches it waits with
 /// one that is ready, and looks no further.
-pub struct Manifests {
-    first: Option<Batch>,
-    batches: mpsc::Receiver<Batch>,
-    task: JoinHandle<()>,
-}
+#[derive(Debug)]
+pub struct Manifests(Batches);
 
 impl Manifests {
     /// Reads the whole directory, which takes a tenth of a second and at most 5 s, and begins to watch it. Must be called
@@ -176,21 +172,22 @@ impl Manifests {
         if let Some(own) = &own {
             directory.remember(&own.node());
         }
-        let mut looks = time::interval(INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watched = Watched { directory, own };
+        let mut looks = looks::looks();
         // Two looks must agree on every file.
         let mut settled = false;
-        for _ in 0..OPEN_LOOKS {
+        for _ in 0..looks::OPEN_LOOKS {
             looks.tick().await;
-            directory = look(directory).await.ok_or_else(|| OpenError::Ended { dir: dir.clone() })?;
-            if let Some(error) = directory.unreachable() {
+            watched = looks::look(watched).await.ok_or_else(|| OpenError::Ended { dir: dir.clone() })?;
+            if let Some(error) = watched.directory.unreachable() {
                 return Err(refuse_directory(dir, error));
             }
-            settled = directory.is_settled();
+            settled = watched.directory.is_settled();
             if settled {
                 break;
             }
         }
+        let Watched { directory, own } = &mut watched;
         if !settled {
             let files = directory.unsettled().join(", ");
             return Err(OpenError::Unsettled { dir, files });
@@ -199,62 +196,44 @@ impl Manifests {
             return Err(OpenError::File { what });
         }
         let first = directory.batch(true).unwrap_or_default();
-        if let Some(own) = &own {
+        if let Some(own) = own {
             let pods = pods(&first);
             let kept = own.retain(|uid| pods.contains(uid)).await;
             kept.map_err(|source| OpenError::Status { source })?;
         }
-        let (sender, batches) = mpsc::channel(1);
-        let task = task::spawn(async move {
-            // Room first, so that what is sent is what was just seen.
-            while let Ok(room) = sender.reserve().await {
-                let batch = loop {
-                    tokio::select! {
-                        _ = looks.tick() => {}
-                        () = sender.closed() => return,
-                    }
-                    if let Some(own) = &own
-                        && let Err(error) = own.mend().await
-                    {
-                        tracing::warn!("{error}; it is tried again");
-                    }
-                    let Some(looked) = look(directory).await else { return };
-                    directory = looked;
-                    if let Some(batch) = directory.batch(false) {
-                        break batch;
-                    }
-                };
-                room.send(batch);
-            }
-        });
-        Ok(Self {
-            first: Some(first),
-            batches,
-            task,
-        })
+        Ok(Self(Batches::after(first, watched, looks)))
     }
 }
 
 impl Source for Manifests {
     fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        Box::pin(self.0.next())
+    }
+}
+
+/// The directory as it was seen last, and what the own node reports in it.
+struct Watched {
+    directory: Directory,
+    own: Option<Status>,
+}
+
+impl Looked for Watched {
+    fn look(&mut self) {
+        self.directory.look();
+    }
+
+    fn news(&mut self) -> Option<Batch> {
+        self.directory.batch(false)
+    }
+
+    fn before(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            match self.first.take() {
-                Some(first) => Some(first),
-                None => self.batches.recv().await,
+            if let Some(own) = &self.own
+                && let Err(error) = own.mend().await
+            {
+                tracing::warn!("{error}; it is tried again");
             }
         })
-    }
-}
-
-impl Drop for Manifests {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl fmt::Debug for Manifests {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manifests").finish_non_exhaustive()
     }
 }
 
@@ -318,17 +297,3 @@ fn pods(batch: &Batch) -> HashSet<PodUid> {
     };
     batch.changes.iter().filter_map(workload).collect()
 }
-
-/// One look at the directory, off the runtime's own threads; `None` when the runtime is ending.
-async fn look(mut directory: Directory) -> Option<Directory> {
-    let looked = task::spawn_blocking(move || {
-        directory.look();
-        directory
-    });
-    looked.await.ok()
-}
-
-/// Between two looks: half of the 200 ms that are promised, as a file needs two.
-const INTERVAL: Duration = Duration::from_millis(100);
-/// In 5 s.
-const OPEN_LOOKS: u32 = 50;

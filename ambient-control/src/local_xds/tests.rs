@@ -1,7 +1,9 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use ambient_authz::{Policies, policy::Fallback};
 use ambient_core::{Health, Mesh, NamespacedHostname, NetworkAddress, TunnelProtocol};
+
+use tokio::time;
 
 use super::*;
 use crate::Change;
@@ -40,7 +42,7 @@ impl Fixture {
     fn looks(&mut self) -> usize {
         self.file.look();
         self.file.look();
-        let Some(batch) = self.file.batch() else { return 0 };
+        let Some(batch) = self.file.news() else { return 0 };
         assert!(batch.synced);
         self.faults = batch.faults.iter().map(ToString::to_string).collect();
         let count = batch.changes.len();

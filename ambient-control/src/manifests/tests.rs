@@ -8,6 +8,7 @@ use std::{
 use ambient_authz::{Policies, Scope, policy, policy::Fallback};
 use ambient_core::{Mesh, PodUid, TunnelProtocol, Workload, mesh};
 use proptest::prelude::*;
+use tokio::time;
 
 use super::*;
 use crate::{Change, Fault};
