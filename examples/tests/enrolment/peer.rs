@@ -104,7 +104,8 @@ pub(crate) fn ask(to: SocketAddr, name: &str) -> io::Result<String> {
 /// The same over a connection.
 pub(crate) fn hear(mut stream: TcpStream, name: &str) -> io::Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    writeln!(stream, "{HELLO}{name}")?;
+    // At once: who speaks is told by one segment, whenever the wire is looked at.
+    stream.write_all(format!("{HELLO}{name}\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     match answer.strip_suffix('\n') {
@@ -118,7 +119,7 @@ fn answer(mut stream: TcpStream, name: &str) -> Option<()> {
     let mut hello = String::new();
     BufReader::new(&stream).read_line(&mut hello).ok()?;
     hello.starts_with(HELLO).then_some(())?;
-    writeln!(stream, "{name}").ok()
+    stream.write_all(format!("{name}\n").as_bytes()).ok()
 }
 
 pub(crate) const PATIENCE: Duration = Duration::from_millis(1500);
