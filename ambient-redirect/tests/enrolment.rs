@@ -41,6 +41,10 @@ fn main() -> ExitCode {
         ("captured_traffic_reaches_the_proxy", captured_traffic_reaches_the_proxy),
         ("applications_see_the_client", applications_see_the_client),
         ("an_old_tuple_does_not_go_around", guard::an_old_tuple_does_not_go_around),
+        (
+            "a_proof_whose_port_is_changed_is_known",
+            guard::a_proof_whose_port_is_changed_is_known,
+        ),
         ("the_guard_refuses_nobody_exempt", guard::the_guard_refuses_nobody_exempt),
         ("without_a_proxy_connections_are_refused", without_a_proxy_connections_are_refused),
         ("what_is_broken_is_repaired", what_is_broken_is_repaired),

@@ -59,8 +59,9 @@ impl Netns {
     ///
     /// Asked by a proxy for every connection that it accepts, before it counts it anywhere: by which listener, from where, and
     /// where it was [going](super::original_destination). A proof of this process is known by namespace and source port, and is
-    /// told that it has arrived; without that answer the pod's capture is not proven. Those of another process are known by
-    /// their destination, to which nothing else is ever sent ([RFC 1112 4], 240/4; [RFC 6666], 100::/64).
+    /// told that it has arrived; without that answer the pod's capture is not proven. From inside it is known by its destination
+    /// as well, to which nothing else is ever sent ([RFC 1112 4], 240/4; [RFC 6666], 100::/64): that of another process, and one
+    /// whose port the kernel has changed, as it does where it remembers the port as another redirected connection's.
     ///
     /// [RFC 1112 4]: https://www.rfc-editor.org/rfc/rfc1112#section-4
     /// [RFC 6666]: https://www.rfc-editor.org/rfc/rfc6666
@@ -69,14 +70,21 @@ impl Netns {
             return false;
         }
         let destination = canonical(destination);
+        let reserved = [IpFamily::V4, IpFamily::V6].map(outbound_probe).contains(&destination);
+        let outbound = reserved && direction == Direction::Outbound;
         let mut probes = self.own().probes.lock().unwrap_or_else(PoisonError::into_inner);
-        let expected = |p: &Expected| p.source_port == peer.port() && p.destination == destination;
-        if let Some(at) = probes.iter().position(expected) {
+        let exact = probes
+            .iter()
+            .position(|p| p.source_port == peer.port() && p.destination == destination);
+        let expected = exact.or_else(|| {
+            let waits = |p: &Expected| p.destination == destination && !p.arrived.is_closed();
+            probes.iter().rposition(waits).filter(|_| outbound)
+        });
+        if let Some(at) = expected {
             // Nobody waits any more where the proof has run out of time: it is one all the same.
-            let _ = probes.swap_remove(at).arrived.send(direction);
-            return true;
+            let _ = probes.remove(at).arrived.send(direction);
         }
-        direction == Direction::Outbound && (destination == outbound_probe(IpFamily::V4) || destination == outbound_probe(IpFamily::V6))
+        outbound || expected.is_some()
     }
 }
 
@@ -213,6 +221,23 @@ mod tests {
         for other in ["240.0.0.1:80", "240.0.0.2:15001", "10.0.0.1:15001", "[100::2]:15001"] {
             assert!(!namespace.is_probe(Direction::Outbound, peer, other.parse().unwrap()), "{other}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_proof_from_inside_is_known_where_its_port_was_changed() {
+        let namespace = Netns::current().unwrap();
+        let peer = "10.0.0.2:4711".parse().unwrap();
+        let to = outbound_probe(IpFamily::V4);
+        drop(namespace.own().expect(4712, to));
+        let waits = namespace.own().expect(4713, to);
+        let mut other = namespace.own().expect(4714, outbound_probe(IpFamily::V6));
+        assert!(
+            !namespace.is_probe(Direction::Inbound, peer, to),
+            "nothing that comes in goes there"
+        );
+        assert!(namespace.is_probe(Direction::Outbound, peer, to));
+        assert_eq!(waits.await, Ok(Direction::Outbound));
+        assert!(other.try_recv().is_err());
     }
 
     #[test]

@@ -22,6 +22,41 @@ use crate::{
     node::{self, Node, spec},
 };
 
+/// Where every port of the pod's is remembered as another captured connection's, the kernel gives a proof's another on its way to
+/// the proxy. It is known for what it is all the same, and the pod is not refused.
+pub(crate) fn a_proof_whose_port_is_changed_is_known(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let every = Duration::from_millis(100);
+        let config = Config {
+            prove_every: every,
+            verify_every: every,
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        pod.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40015").unwrap())
+            .unwrap();
+        for port in 40000..=40015 {
+            for (from, to) in [("10.0.0.2", "10.0.0.1:80"), ("fd00::2", "[fd00::1]:80")] {
+                let tuple = (SocketAddr::new(from.parse().unwrap(), port), to, pod.clone());
+                assert!(ask_from(&tuple).await.unwrap().starts_with("out "));
+            }
+        }
+        for to in ["240.0.0.1:15001", "[100::1]:15001"] {
+            let proofs = || running.log.count(&format!("probe {to}"));
+            let enough = proofs() + 3;
+            while proofs() < enough {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let lines = running.stop().await.lines();
+        assert!(!lines.iter().any(|line| line.starts_with("refused")), "{lines:?}");
+    })
+}
+
 /// Entries of conntrack that outlived their connections must not take later ones around the proxy, nor have them refused: made by
 /// the first packet, which the client sent, or by a later one, which the server sent.
 #[expect(clippy::disallowed_methods, reason = "that a refusal is told at once is what is tested")]
