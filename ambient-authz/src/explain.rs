@@ -1,8 +1,9 @@
 //! Why a connection may pass or not, as data and as text, and what would turn the answer.
 //!
-//! [`explain()`] answers what [`decide()`] answers, and tells beside it every policy that it had to ask, each rule of
+//! [`explain()`] answers what [`decide()`] answers, and tells beside it the policies that it had to ask, the rules of
 //! them with the fields that failed, and the smallest change that would make the answer another. It walks the policies
-//! one by one and writes texts: it is for a person who asks, and [`decide()`] pays nothing for it.
+//! one by one and writes texts: it is for a person who asks, and [`decide()`] pays nothing for it. What it tells is a page,
+//! however many policies there are; [`explain_all()`] leaves nothing out.
 //!
 //! ```
 //! use ambient_authz::{explain::explain, policy::Update, Action, Conn, Match, Peer, Policies, Policy, Rule, Scope};
@@ -46,20 +47,39 @@ mod text;
 mod trace;
 mod turn;
 
-/// Explains the decision on a connection.
+use considered::Weighed;
+pub use text::one_line;
+
+/// Explains the decision on a connection, in a page: of many policies, rules and keys it tells the first ten, those that
+/// decided and came closest among them, and how many more there are.
 ///
-/// The answer, the policy and the rule are those of [`decide()`]. It costs a walk over all policies and a text for each
-/// value that is told.
+/// The answer, the policy and the rule are those of [`decide()`]. It costs a walk over all policies.
 pub fn explain(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Explanation {
+    told(policies, workload, conn, MOST_TOLD)
+}
+
+/// The same, of all policies and rules, however many they are.
+pub fn explain_all(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Explanation {
+    told(policies, workload, conn, usize::MAX)
+}
+
+fn told(policies: &Policies, workload: &Workload, conn: &Conn<'_>, most: usize) -> Explanation {
     let decision = decide(policies, workload, conn);
-    let considered = considered::policies(policies, workload, conn);
-    let refusals = considered::refusals(policies, workload, conn);
-    let (policy, rule) = decided_by(&decision, &considered);
+    let weighed = considered::policies(policies, workload, conn);
+    let mut refusals = considered::refusals(policies, workload, conn);
+    let (policy, rule) = decided_by(&decision, &weighed);
+    let closest = turn::closest(&decision, &weighed).map(|(of, rule)| considered::closest(policies, of, rule, conn));
+    let turn = turn::of(&decision, &weighed, &refusals, closest, most);
+    let named = [policy.as_ref(), turn.closest().map(|closest| &closest.policy)];
+    let chosen = considered::chosen(&weighed, named, most);
+    let traces: Vec<_> = chosen.iter().map(|of| considered::trace(policies, of, conn, most)).collect();
+    let mut dry_run: Vec<_> = dry_run(policies, workload, conn).iter().map(DryRun::to_string).collect();
     Explanation {
         allowed: decision.is_allow(),
         reason: decision.to_string(),
         policy,
         rule,
+        place: None,
         connection: Connection {
             identity: conn.peer.identity().cloned(),
             source: conn.source,
@@ -67,19 +87,30 @@ pub fn explain(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Exp
             name: workload.name.clone(),
             destination: conn.destination,
         },
-        turn: turn::of(&decision, &considered, &refusals),
-        dry_run: dry_run(policies, workload, conn).iter().map(DryRun::to_string).collect(),
-        policies: considered,
+        notes: Vec::new(),
+        turn,
+        more_policies: weighed.len() - traces.len(),
+        policies: traces,
+        more_refusals: cut(&mut refusals, most),
         refusals,
+        more_dry_run: cut(&mut dry_run, most),
+        dry_run,
         decision,
     }
 }
 
-fn decided_by(decision: &Decision, considered: &[PolicyTrace]) -> (Option<PolicyKey>, Option<usize>) {
+/// Leaves the first few, and says how many are gone.
+fn cut<T>(list: &mut Vec<T>, most: usize) -> usize {
+    let more = list.len().saturating_sub(most);
+    list.truncate(most);
+    more
+}
+
+fn decided_by(decision: &Decision, weighed: &[Weighed<'_>]) -> (Option<PolicyKey>, Option<usize>) {
     match decision {
         Decision::Allow(allowed) => {
-            let by = allowed.by.as_ref().and_then(|key| considered.iter().find(|p| p.key == *key));
-            (allowed.by.clone(), by.and_then(PolicyTrace::matching_rule))
+            let by = allowed.by.as_ref().and_then(|key| weighed.iter().find(|of| of.entry.key == *key));
+            (allowed.by.clone(), by.and_then(|of| of.matching))
         }
         Decision::Deny(Denial::ByPolicy(key, rule)) => (Some(key.clone()), Some(*rule)),
         Decision::Deny(Denial::Unreadable { key, .. } | Denial::NotArrived(key)) => (Some(key.clone()), None),
@@ -87,47 +118,76 @@ fn decided_by(decision: &Decision, considered: &[PolicyTrace]) -> (Option<Policy
     }
 }
 
-/// A decision with its reasons. Its text puts what decided first; with `{:#}` it lists everything that was asked.
+/// A decision with its reasons. Its text puts what decided first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// Whether the connection may pass.
     pub allowed: bool,
-    /// Why, in one sentence: the text of the decision.
+    /// Why, in one sentence: the text of the decision, as it stands in the log.
     pub reason: String,
     /// The policy that decided, the first by key of several that would have decided the same; none where none did.
     pub policy: Option<PolicyKey>,
     /// The rule of it that matches, from 0; none where it is no rule that decided.
     pub rule: Option<usize>,
+    /// Where that stands, as an [`Origin`] tells.
+    pub place: Option<String>,
     /// What was asked.
     pub connection: Connection,
+    /// What whoever asks should know as well; empty until somebody puts it in.
+    pub notes: Vec<String>,
     /// What would turn the answer.
     pub turn: Turn,
-    /// The policies that apply to the workload: DENY before ALLOW, those in dry run last, each by key.
+    /// Policies that apply to the workload: DENY before ALLOW, those in dry run last, each by key.
     pub policies: Vec<PolicyTrace>,
+    /// How many more apply.
+    pub more_policies: usize,
     /// What applies to the workload and is no policy that could be asked, by key.
     pub refusals: Vec<Refusal>,
+    /// How many more there are.
+    pub more_refusals: usize,
     /// What the policies in dry run would have done.
     pub dry_run: Vec<String>,
+    /// How many more such verdicts there are.
+    pub more_dry_run: usize,
     /// The decision itself.
     #[serde(skip)]
     pub decision: Decision,
 }
 
+/// What is known of policies where they were written, beyond what is in force of them.
+pub trait Origin {
+    /// The number of a rule there: a reading may have left some out (see `kubernetes::Reading::rules`).
+    fn rule(&self, policy: &PolicyKey, rule: usize) -> usize;
+
+    /// Where a policy stands, or a rule of it, such as `shop.yaml:27`.
+    fn place(&self, policy: &PolicyKey, rule: Option<usize>) -> Option<String>;
+
+    /// The resource of another kind that a policy was made of, such as `PeerAuthentication shop/strict`, where its name
+    /// does not tell.
+    fn made_from(&self, policy: &PolicyKey) -> Option<String>;
+}
+
 impl Explanation {
-    /// Numbers rules as they were written, where a reading has left some out (see `kubernetes::Reading::rules`): the
-    /// function is given a policy and the number of a rule in it.
-    pub fn number_rules(&mut self, written: impl Fn(&PolicyKey, usize) -> usize) {
-        if let (Some(key), Some(rule)) = (&self.policy, &mut self.rule) {
-            *rule = written(key, *rule);
+    /// Puts in where things were written, and numbers rules as they are there. To be asked for once.
+    pub fn trace_to(&mut self, origin: &impl Origin) {
+        if let Some(key) = &self.policy {
+            self.place = origin.place(key, self.rule);
+            self.rule = self.rule.map(|rule| origin.rule(key, rule));
         }
         for policy in &mut self.policies {
+            policy.place = origin.place(&policy.key, None);
+            policy.made_from = origin.made_from(&policy.key).or_else(|| policy.made_from.take());
             for rule in &mut policy.rules {
-                rule.rule = written(&policy.key, rule.rule);
+                rule.rule = origin.rule(&policy.key, rule.rule);
             }
         }
+        for refusal in &mut self.refusals {
+            refusal.place = origin.place(&refusal.key, None);
+        }
         if let Some(closest) = self.turn.closest_mut() {
-            closest.rule = written(&closest.policy, closest.rule);
+            closest.place = origin.place(&closest.policy, Some(closest.rule));
+            closest.rule = origin.rule(&closest.policy, closest.rule);
         }
     }
 }
@@ -166,10 +226,14 @@ pub struct PolicyTrace {
     pub dry_run: bool,
     /// The PeerAuthentication that it comes from, as its name tells.
     pub made_from: Option<String>,
+    /// Where it stands, as an [`Origin`] tells.
+    pub place: Option<String>,
     /// What is wrong with its present version: then this is the last good one.
     pub unreadable: Option<String>,
-    /// Its rules in their order.
+    /// Rules of it in their order.
     pub rules: Vec<RuleTrace>,
+    /// How many more it has.
+    pub more_rules: usize,
 }
 
 impl PolicyTrace {
@@ -327,6 +391,8 @@ pub struct Refusal {
     pub key: PolicyKey,
     /// Why it applies to this workload.
     pub applies: Applies,
+    /// Where it stands, as an [`Origin`] tells.
+    pub place: Option<String>,
     /// What is the matter with it.
     #[serde(flatten)]
     pub why: RefusalReason,
@@ -350,6 +416,28 @@ pub enum RefusalReason {
     },
 }
 
+/// The first keys of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keys {
+    /// These, in order.
+    pub keys: Vec<PolicyKey>,
+    /// How many more there are.
+    pub more: usize,
+}
+
+impl Keys {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many there are, with those that are not told.
+    pub fn len(&self) -> usize {
+        self.keys.len() + self.more
+    }
+}
+
 /// The smallest change that would turn the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "to")]
@@ -357,18 +445,18 @@ pub enum Turn {
     /// To allow it all of these would have to be, as each refuses on its own.
     Allow {
         /// DENY policies that match: they would have to go, or not to match.
-        deny: Vec<PolicyKey>,
+        deny: Keys,
         /// Policies that cannot be read: they would have to be mended or withdrawn.
-        unreadable: Vec<PolicyKey>,
+        unreadable: Keys,
         /// Policies that the workload lists and that have not come: they would have to come.
-        missing: Vec<PolicyKey>,
+        missing: Keys,
         /// That ALLOW policies apply and none admits the connection.
         not_allowed: Option<NotAllowed>,
     },
     /// To refuse it, any of these.
     Refuse {
         /// The ALLOW policies that admit it: all of them would have to go.
-        admitting: Vec<PolicyKey>,
+        admitting: Keys,
         /// Whether another ALLOW policy applies; if not, the connection would pass without those too, as where no
         /// ALLOW policy applies everything may.
         others_apply: bool,
@@ -400,7 +488,7 @@ impl Turn {
 #[serde(rename_all = "camelCase")]
 pub struct NotAllowed {
     /// The ALLOW policies that apply.
-    pub policies: Vec<PolicyKey>,
+    pub policies: Keys,
     /// The rule that came closest; none where they have no rules.
     pub closest: Option<Closest>,
 }
@@ -413,6 +501,8 @@ pub struct Closest {
     pub policy: PolicyKey,
     /// The number of the rule in it, from 0.
     pub rule: usize,
+    /// Where that stands, as an [`Origin`] tells.
+    pub place: Option<String>,
     /// What failed.
     pub failures: Vec<Failure>,
 }
@@ -420,3 +510,6 @@ pub struct Closest {
 fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
+
+/// Of policies, of a policy's rules and of keys so many are told.
+const MOST_TOLD: usize = 10;

@@ -259,21 +259,32 @@ fn head(api_version: &str, kind: [&str; 2], metadata: &Metadata) -> Result<(), F
         return Err(Fault::new("metadata.name", "a resource needs a name"));
     }
     // Keys are made of names, those of policies that PeerAuthentications become among them: none may be taken for another.
-    if name.contains(['/', '_']) {
+    let in_none = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+    if name.contains(|c| c == '_' || in_none(c)) {
         return Err(Fault::new("metadata.name", format!("{name:?} is no name of a resource")));
     }
     match metadata.namespace() {
-        namespace if namespace.contains('/') => Err(Fault::new("metadata.namespace", format!("{namespace:?} is no namespace"))),
+        namespace if namespace.contains(in_none) => Err(Fault::new("metadata.namespace", format!("{namespace:?} is no namespace"))),
         _ => Ok(()),
     }
 }
 
+/// What stands around the spec and is not known.
+fn unknown_around(unknown: &Unknown, metadata: &Metadata, warnings: &mut Vec<Warning>) {
+    unknown_fields(unknown, "", warnings);
+    for name in metadata.unknown() {
+        warnings.push(no_such_field("metadata", name));
+    }
+}
+
 fn unknown_fields(unknown: &Unknown, path: &str, warnings: &mut Vec<Warning>) {
-    for name in unknown.names() {
-        warnings.push(Warning {
-            path: join(path, name),
-            text: "no such field is known; it has no effect".into(),
-        });
+    warnings.extend(unknown.names().map(|name| no_such_field(path, name)));
+}
+
+fn no_such_field(path: &str, name: &str) -> Warning {
+    Warning {
+        path: join(path, name),
+        text: "no such field is known; it has no effect".into(),
     }
 }
 

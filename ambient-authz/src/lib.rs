@@ -60,7 +60,7 @@ mod policies;
 mod trust;
 
 pub use decide::{Allowed, Conn, Decision, Denial, DryRun, decide, decide_again, dry_run};
-pub use explain::{Explanation, explain};
+pub use explain::{Explanation, explain, explain_all};
 pub use peer::Peer;
 pub use policies::{Affected, Policies};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};

@@ -218,10 +218,15 @@ impl Policies {
 
     /// Every policy in force, in the order of their keys; each is made anew when it is its turn.
     pub fn iter(&self) -> impl Iterator<Item = Policy> {
+        self.entries().map(|entry| self.0.index.policy(entry))
+    }
+
+    /// The same, as they are kept.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let in_force = self.0.known.values().filter_map(Known::in_force);
         let mut all: Vec<_> = in_force.filter_map(|number| self.entry(number)).collect();
         all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        all.into_iter().map(|entry| self.0.index.policy(entry))
+        all.into_iter()
     }
 
     /// How many policies are in force.

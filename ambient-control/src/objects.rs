@@ -58,7 +58,7 @@ pub use kinds::{
     EndpointSlice, EntryPort, Gateway, GatewaySpec, GatewayStatus, GatewayStatusAddress, HostAddress, Invalid, Kind, Listener, Metadata,
     Object, ObjectKey, OwnerReference, Pod, PodIp, PodSpec, PodStatus, RouteNamespaces, ServiceEntry, ServiceEntrySpec, ServiceEntryStatus,
     ServicePort, ServiceSpec, SliceEndpoint, SlicePort, TargetPort, TargetRef, WorkloadEntry, WorkloadEntrySpec, WorkloadEntryStatus,
-    WorkloadSelector,
+    WorkloadSelector, is_name,
 };
 pub use selection::{Candidate, Enablement, Exclusion, LabelSelector, Operator, Requirement, Selection, SelectorError};
 

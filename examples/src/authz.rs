@@ -8,7 +8,12 @@ mod peer;
 mod place;
 mod target;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use ambient_authz::kubernetes::Settings;
 use ambient_core::TrustDomain;
@@ -92,6 +97,15 @@ struct Policies {
     /// Files of YAML or JSON, or directories of them; `-` is stdin.
     #[arg(long = "policies", value_name = "FILES", num_args = 1.., required = true)]
     files: Vec<PathBuf>,
+}
+
+/// Prints an answer. Whoever reads it may have read enough.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::input(format!("<stdout>: {error}"))),
+        _ => Ok(()),
+    }
 }
 
 /// Why there is no answer.

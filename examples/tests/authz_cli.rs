@@ -272,19 +272,22 @@ fn explain_a_refusal() {
     let told = explain(&files, &["--from", "shop/other", "--to", "shop/stock-0", "--port", "8080"]);
     assert_eq!(told.code, 0, "{}", told.err);
     let expected = "\
-DENIED: allow policies exist, but none allowed
-  from  spiffe://cluster.local/ns/shop/sa/other, address unknown
+DENIED: no ALLOW rule matches; closest: shop/stock, rule 1 (source principal)
+  from  spiffe://cluster.local/ns/shop/sa/other
   to    shop/stock-0, 10.0.2.2:8080
+  log   allow policies exist, but none allowed
+  note  no pod and no ServiceAccount of the files is called shop/other: it is taken for an account
 
-to be allowed, the ALLOW rule that came closest:
-  shop/stock, rule 1: 1 field fails
+to be allowed, the ALLOW rule that came closest has to match, or another:
+  shop/stock, rule 1 (shop.yaml:28): 1 field fails
     source principal is cluster.local/ns/shop/sa/other
       wanted: cluster.local/ns/shop/sa/buyer
+or the one ALLOW policy that applies has to go
 ";
     assert!(told.out.starts_with(expected), "{}", told.out);
     assert!(
         told.out
-            .contains("DENY istio-system/no-ops  (for the whole mesh)\n    rule 0: no, source namespace is not ops")
+            .contains("DENY istio-system/no-ops  (for the whole mesh; shop.yaml:31)\n    rule 0: no, source namespace is not ops")
     );
     assert!(
         told.out.contains("not in force as written:\n  shop.yaml:27: warning"),
@@ -307,7 +310,9 @@ fn explain_finds_the_peer_and_the_workload() {
         for to in [&["--to", "stock-0"][..], &["--to", "shop", "--labels", "app=stock"]] {
             let told = explain(&files, &[&["--from", from, "--port", "8080"], to].concat());
             assert!(
-                told.out.starts_with("ALLOWED: allowed by: shop/stock\n  its rule 1 matches:\n"),
+                told.out
+                    .starts_with("ALLOWED: by shop/stock, rule 1: source principal is cluster.local/ns/shop/sa/buyer, and 1 more\n")
+                    && told.out.contains("\nshop/stock, rule 1 (shop.yaml:28) matches:\n"),
                 "{from} {to:?}: {} {}",
                 told.out,
                 told.err
@@ -317,7 +322,13 @@ fn explain_finds_the_peer_and_the_workload() {
     let told = explain(&files, &["--from", "plaintext", "--to", "shop/cart", "--port", "80"]);
     assert!(
         told.out
-            .starts_with("DENIED: explicitly denied by: istio-system/istio_converted_static_strict\n  it comes from PeerAuthentication"),
+            .starts_with("DENIED: by PeerAuthentication shop/strict (shop.yaml:39), as the peer speaks plaintext\n"),
+        "{}",
+        told.out
+    );
+    assert!(
+        told.out
+            .contains("\n  log   explicitly denied by: istio-system/istio_converted_static_strict\n"),
         "{}",
         told.out
     );
@@ -327,9 +338,24 @@ fn explain_finds_the_peer_and_the_workload() {
         "{}",
         told.out
     );
-    let told = explain(&files, &["--from", "shop/cart", "--to", "shop/none", "--port", "80"]);
-    assert!(told.out.contains("no pod or workload shop/none is in the files"), "{}", told.out);
+    assert!(
+        told.out
+            .contains("  note  shop/cart is a Deployment of the files, whose account is buyer\n"),
+        "{}",
+        told.out
+    );
+    let told = explain(&files, &["--from", "shop/cart", "--to", "shop", "--port", "80"]);
+    assert!(told.out.contains("only what applies to all of shop is asked"), "{}", told.out);
     for (wrong, why) in [
+        (
+            ["--from", "a/b", "--to", "shop/none"],
+            "no such pod or workload is in the files: there is cart, stock-0;",
+        ),
+        (
+            ["--from", "a/b", "--to", "none"],
+            "no namespace and no workload of the files is called so",
+        ),
+        (["--from", "a/b", "--to", "none/stock-0"], "none is in that namespace"),
         (["--from", "nobody", "--to", "shop"], "NAMESPACE/ACCOUNT"),
         (["--from", "a/b", "--to", "shop/stock"], "such as --to shop/stock-0"),
         (["--from", "a/b", "--to", "a/b/c"], "NAMESPACE/NAME is wanted"),
@@ -361,7 +387,8 @@ fn explain_as_json() {
         (&told["allowed"], &told["policy"], &told["rule"]),
         (&json!(false), &json!("istio-system/no-ops"), &json!(0))
     );
-    assert_eq!(told["turn"]["deny"], json!(["istio-system/no-ops"]));
+    assert_eq!(told["turn"]["deny"], json!({ "keys": ["istio-system/no-ops"], "more": 0 }));
+    assert_eq!(told["place"], "shop.yaml:37", "where the rule stands");
     assert_eq!(told["turn"]["notAllowed"]["closest"]["rule"], 1, "numbered as it is written");
     assert_eq!(told["connection"]["source"], "10.0.9.9");
     assert_eq!(told["findings"][0]["line"], 27);
@@ -373,15 +400,197 @@ fn explain_what_cannot_be_read() {
     let told = explain(&files, &["--from", "a/b", "--to", "shop", "--port", "80"]);
     assert!(
         told.out
-            .starts_with("DENIED: policy shop/blocks cannot be read: spec.rules[0].from[0].source.ipBlocks[1]: "),
+            .starts_with("DENIED: policy shop/blocks cannot be read, so it refuses all that it applies to\n")
+            && told
+                .out
+                .contains("  log   policy shop/blocks cannot be read: spec.rules[0].from[0].source.ipBlocks[1]: "),
         "{}",
         told.out
     );
-    assert!(told.out.contains("mended or withdrawn:\n  shop/blocks"), "{}", told.out);
-    assert!(told.out.contains("shop.yaml:14: error"), "{}", told.out);
+    assert!(
+        told.out.contains("mended or withdrawn:\n  shop/blocks (shop.yaml:14)\n"),
+        "{}",
+        told.out
+    );
     assert!(told.out.contains("2 errors in policies that do not apply here"), "{}", told.out);
     let exact = explain(&files, &["--istio-exact", "--from", "a/b", "--to", "shop", "--port", "80"]);
     assert!(exact.out.starts_with("ALLOWED"), "{}", exact.out);
+}
+
+/// The object that makes a workload strict is named, not what is made of it, which stands in no file.
+#[test]
+fn explain_names_the_peer_authentication() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: { name: web, namespace: shop, labels: { app: web } }\n---\n";
+    let strict = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec: {spec}\n---\n"
+        )
+    };
+    let mesh = strict("mesh", "istio-system", "{ mtls: { mode: STRICT } }");
+    let ports = "{ selector: { matchLabels: { app: web } }, portLevelMtls: { 8080: { mode: DISABLE }, 9090: { mode: STRICT } } }";
+    let files = Files::new(&[
+        ("shop.yaml", &format!("{pod}{mesh}")),
+        ("ports.yaml", &format!("{pod}{mesh}{}", strict("ports", "shop", ports))),
+    ]);
+    let ask = |file: &str, port: &str| {
+        let arguments = [
+            "explain",
+            "--policies",
+            file,
+            "--from",
+            "plaintext",
+            "--to",
+            "shop/web",
+            "--port",
+            port,
+        ];
+        authz(files.0.path(), &arguments, "").out
+    };
+    for (file, port, wanted) in [
+        (
+            "shop.yaml",
+            "80",
+            "DENIED: by PeerAuthentication istio-system/mesh (shop.yaml:5), as",
+        ),
+        (
+            "ports.yaml",
+            "80",
+            "DENIED: by PeerAuthentication istio-system/mesh (ports.yaml:5), as",
+        ),
+        ("ports.yaml", "9090", "DENIED: by PeerAuthentication shop/ports (ports.yaml:10), as"),
+        ("ports.yaml", "8080", "ALLOWED: no ALLOW policy applies"),
+    ] {
+        let told = ask(file, port);
+        assert!(told.starts_with(wanted), "{file} {port}: {told}");
+    }
+}
+
+/// However many policies apply, what is told by default is a page, and says how many more there are.
+#[test]
+fn explain_tells_a_page_of_very_many() {
+    let policy = |n: usize| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{ name: p{n}, namespace: shop }}\n\
+             spec: {{ rules: [{{ to: [{{ operation: {{ ports: [\"{}\"] }} }}] }}] }}\n---\n",
+            n + 1
+        )
+    };
+    let all: String = (0..500).map(policy).collect();
+    let files = Files::new(&[("shop.yaml", &all)]);
+    let asked = ["--from", "a/b", "--to", "shop", "--port", "60000"];
+    let told = explain(&files, &asked);
+    assert!(
+        told.out.lines().count() < 60 && told.out.contains("\n500 policies apply:\n"),
+        "{}",
+        told.out
+    );
+    assert!(told.out.contains("\n  … and 490 more\n"), "{}", told.out);
+    let json: Value = serde_json::from_str(&explain(&files, &[&asked[..], &["--json"]].concat()).out).unwrap();
+    assert_eq!(json["policies"].as_array().map(Vec::len), Some(10));
+    assert_eq!(
+        (&json["morePolicies"], &json["turn"]["notAllowed"]["policies"]["more"]),
+        (&json!(490), &json!(490))
+    );
+    let whole = explain(&files, &[&asked[..], &["--all"]].concat());
+    assert!(
+        whole.out.lines().count() > 1000 && !whole.out.contains("more\n"),
+        "{}",
+        whole.out.len()
+    );
+    let json: Value = serde_json::from_str(&explain(&files, &[&asked[..], &["--all", "--json"]].concat()).out).unwrap();
+    assert_eq!(
+        (json["policies"].as_array().map(Vec::len), &json["morePolicies"]),
+        (Some(500), &json!(0))
+    );
+}
+
+/// Nobody takes a wrong path, a second stdin or a policy without a name for a mesh without policies.
+#[test]
+fn what_holds_nothing_is_refused() {
+    let files = Files::new(&[("shop.yaml", SHOP), ("none.yaml", "# nothing\n")]);
+    fs::create_dir(files.path("empty")).unwrap();
+    let asked = ["--from", "a/b", "--to", "shop/stock-0", "--port", "1"];
+    for (given, code, why) in [
+        (&["empty"][..], 2, "empty: no file in it ends in .yaml, .yml or .json"),
+        (&["missing"], 2, "missing: No such file"),
+        (&["-", "-"], 2, "stdin can be read but once"),
+    ] {
+        for verb in [&["check"][..], &["explain", "--policies"]] {
+            let more = if verb[0] == "check" { &[][..] } else { &asked };
+            let told = authz(files.0.path(), &[verb, given, more].concat(), "");
+            assert!(told.code == code && told.err.contains(why) && told.out.is_empty(), "{}", told.err);
+        }
+    }
+    let told = authz(files.0.path(), &[&["explain", "--policies", "none.yaml"], &asked[..]].concat(), "");
+    assert!(
+        told.out
+            .contains("  note  no AuthorizationPolicy and no PeerAuthentication is in the files\n"),
+        "{}",
+        told.out
+    );
+    for head in [
+        "metadata: { namespace: shop }",
+        "metadata: { generateName: p-, namespace: shop }",
+        "metadata: { name: 7 }",
+    ] {
+        let unnamed = format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n{head}\nspec: {{ rules: [{{}}] }}\n");
+        let told = authz(files.0.path(), &["check", "-"], &unnamed);
+        assert!(told.code == 1 && told.out.contains("metadata.name: is missing"), "{}", told.out);
+        let told = authz(files.0.path(), &[&["explain", "--policies", "-"], &asked[..]].concat(), &unnamed);
+        assert!(told.code == 1 && told.err.contains("nothing is decided"), "{}", told.err);
+    }
+}
+
+/// What others wrote into a policy commands nobody's terminal, and makes no line that looks like another.
+#[test]
+fn values_are_told_as_text() {
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: { name: Odd, namespace: shop }\nspec:\n  \
+                  rules: [{ from: [{ source: { namespaces: [\"\\e[2J\\nALLOWED\"], ipBlocks: [\"\\e[1m\"] } }] }]\n";
+    let files = Files::new(&[("shop.yaml", policy)]);
+    let told = authz(files.0.path(), &["check", "shop.yaml"], "");
+    assert!(!told.out.contains('\u{1b}') && told.out.contains("ipBlocks[0]"), "{}", told.out);
+    assert!(told.out.contains("metadata.name: no API server takes this name"), "{}", told.out);
+    let readable = policy.replace("\"\\e[1m\"", "10.0.0.0/8");
+    fs::write(files.path("shop.yaml"), readable).unwrap();
+    let told = explain(&files, &["--from", "a/b", "--to", "shop", "--port", "1"]);
+    assert!(!told.out.contains('\u{1b}') && !told.out.contains("\nALLOWED"), "{}", told.out);
+    assert!(told.out.contains("\\u{1b}[2J\\u{a}ALLOWED"), "{}", told.out);
+}
+
+/// Whoever reads the first line has read enough.
+#[test]
+fn a_reader_that_ends_early_is_no_failure() {
+    use std::io::Read;
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    let many: String = (0..20_000).map(|id| line(id, None, &json!({}), 80)).collect();
+    fs::write(files.path("connections"), many).unwrap();
+    for arguments in [
+        &["check", "--json", "shop.yaml"][..],
+        &["explain", "--policies", "shop.yaml", "--from", "a/b", "--to", "shop", "--port", "1"],
+        &["decide", "--policies", "shop.yaml", "--connections", "connections"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ambient"))
+            .current_dir(files.0.path())
+            .arg("authz")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn decide_tells_a_hundred_bad_lines_and_counts_the_rest() {
+    let files = Files::new(&[("shop.yaml", SHOP)]);
+    let arguments = ["decide", "--policies", "shop.yaml", "--connections", "-"];
+    let told = authz(files.0.path(), &arguments, &"{ \"id\": 1 }\n".repeat(250));
+    assert_eq!((told.code, told.err.lines().count()), (1, 101), "{}", told.err);
+    assert!(told.err.ends_with("150 more lines cannot be read\n"), "{}", told.err);
 }
 
 fn line(id: impl Into<Value>, identity: Option<&str>, labels: &Value, port: u16) -> String {

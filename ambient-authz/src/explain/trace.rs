@@ -8,11 +8,19 @@ use ipnet::IpNet;
 use super::{Failure, Field, Hit, Mismatch, RuleTrace, Values};
 use crate::{Clause, Conn, Match, Rule, ServiceAccount, StringMatch};
 
-pub(super) fn rules(rules: &[Rule], conn: &Conn<'_>) -> Vec<RuleTrace> {
-    rules.iter().enumerate().map(|(at, rule)| of_rule(at, rule, conn)).collect()
+/// How far a rule is from matching: how many fields fail, after whether a match of it holds nothing. Then it is further
+/// away than any other: no connection could make it match.
+pub(super) type Distance = (bool, usize);
+
+/// How far a rule is from matching; none where it does.
+pub(super) fn distance(rule: &Rule, conn: &Conn<'_>) -> Option<Distance> {
+    let clauses = rule.clauses.iter().filter(|clause| !clause.matches.is_empty());
+    let failing = clauses.filter_map(|clause| of_clause(clause, conn).1.err());
+    failing.map(|failing| distance_of(&failing)).reduce(|a, b| (a.0 | b.0, a.1 + b.1))
 }
 
-fn of_rule(number: usize, rule: &Rule, conn: &Conn<'_>) -> RuleTrace {
+/// A rule with all that hits, or all that fails.
+pub(super) fn of_rule(number: usize, rule: &Rule, conn: &Conn<'_>) -> RuleTrace {
     let mut trace = RuleTrace {
         rule: number,
         matches: true,
@@ -53,7 +61,7 @@ fn of_clause(clause: &Clause, conn: &Conn<'_>) -> (usize, Result<(), Vec<Failing
         if failing.is_empty() {
             return (at, Ok(()));
         }
-        if closest.as_ref().is_none_or(|(_, best)| distance(&failing) < distance(best)) {
+        if closest.as_ref().is_none_or(|(_, best)| distance_of(&failing) < distance_of(best)) {
             closest = Some((at, failing));
         }
     }
@@ -61,8 +69,7 @@ fn of_clause(clause: &Clause, conn: &Conn<'_>) -> (usize, Result<(), Vec<Failing
     (at, Err(failing))
 }
 
-/// A match that holds nothing is further away than any other: no connection could make it true.
-fn distance(failing: &[Failing]) -> (bool, usize) {
+fn distance_of(failing: &[Failing]) -> Distance {
     (failing.contains(&None), failing.len())
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Fault, From, Operation, ReadError, Reading, Settings, Source, To,
-    Unknown, Warning, head, join, key, labelled, unknown_fields, value, whole_scope,
+    Unknown, Warning, head, join, key, labelled, unknown_around, unknown_fields, value, whole_scope,
 };
 use crate::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
 
@@ -87,7 +87,7 @@ impl Reader<'_> {
         scope: Scope,
     ) -> Result<Option<Policy>, Fault> {
         head(&resource.api_version, [&resource.kind, "AuthorizationPolicy"], &resource.metadata)?;
-        unknown_fields(&resource.unknown, "", &mut self.warnings);
+        unknown_around(&resource.unknown, &resource.metadata, &mut self.warnings);
 
         let dry_run = self.dry_run(resource);
         if dry_run && !self.settings.dry_run {
@@ -399,9 +399,7 @@ impl Reader<'_> {
     fn blocks(&mut self, list: &List, path: &str, name: &str) -> Result<Vec<IpNet>, Fault> {
         self.list(list, path, name, |reader, text, at| {
             if reader.settings.istio_exact {
-                // Go reads the zone of a single address, and istiod loses it.
-                let text = text.split_once('%').map_or(text, |(address, _)| address);
-                return Ok(vec![value::block(text)?]);
+                return Ok(vec![value::block(value::without_zone(text))?]);
             }
             let written = value::block(text)?;
             let found = value::canonical(written);

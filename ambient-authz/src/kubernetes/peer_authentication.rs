@@ -12,7 +12,7 @@ use ambient_core::PolicyKey;
 
 use super::{
     Fault, Labels, MutualTls, PeerAuthentication, PeerAuthenticationSpec, ReadError, Selector, Settings, Unknown, Warning, head, join, key,
-    labelled, unknown_fields, value, whole_scope,
+    labelled, unknown_around, unknown_fields, value, whole_scope,
 };
 use crate::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
 
@@ -119,7 +119,7 @@ fn object(
     warnings: &mut Vec<Warning>,
 ) -> Result<Object, Fault> {
     head(&resource.api_version, [&resource.kind, "PeerAuthentication"], &resource.metadata)?;
-    unknown_fields(&resource.unknown, "", warnings);
+    unknown_around(&resource.unknown, &resource.metadata, warnings);
     unknown_fields(&spec.unknown, "spec", warnings);
 
     let namespace = resource.metadata.namespace();
@@ -153,8 +153,8 @@ fn object(
         });
     }
     let strict = mode == Mode::Strict && ports.values().all(|m| matches!(m, Mode::Strict | Mode::Unset));
-    if let Some(path) = first_unknown(spec).filter(|_| !strict && !settings.istio_exact) {
-        // It could be `mtls` itself with a typing error. Where all is strict already it could not ask for more.
+    if let Some(path) = first_unknown(resource, spec).filter(|_| !strict && !settings.istio_exact) {
+        // It could be `mtls` itself with a typing error, or `spec`. Where all is strict already it could not ask for more.
         return Err(Fault::new(
             path,
             "no such field is known, and whether it asks for more than is written here cannot be told",
@@ -176,13 +176,16 @@ fn object(
     })
 }
 
-/// Where the first field of a spec stands that is not known.
-fn first_unknown(spec: &PeerAuthenticationSpec) -> Option<String> {
+/// Where the first field stands that is not known, of the spec, or beside it where there is none.
+fn first_unknown(resource: &PeerAuthentication, spec: &PeerAuthenticationSpec) -> Option<String> {
     let of = |unknown: &Unknown, path: &str| unknown.names().next().map(|name| join(path, name));
     let of_mtls = spec.mtls.iter().map(|mtls| (mtls, "spec.mtls".to_owned()));
     let ports = spec.port_level_mtls.iter().flatten();
     let mut all = of_mtls.chain(ports.map(|(port, mtls)| (mtls, format!("spec.portLevelMtls[{port}]"))));
-    of(&spec.unknown, "spec").or_else(|| all.find_map(|(mtls, path)| of(&mtls.unknown, &path)))
+    let beside = of(&resource.unknown, "").filter(|_| resource.spec.is_none());
+    beside
+        .or_else(|| of(&spec.unknown, "spec"))
+        .or_else(|| all.find_map(|(mtls, path)| of(&mtls.unknown, &path)))
 }
 
 fn mode(mtls: &MutualTls, path: &str, warnings: &mut Vec<Warning>) -> Result<Mode, Fault> {
@@ -263,7 +266,11 @@ impl Set {
 
     /// The mode of the object for all of a namespace, if there is one.
     fn without_selector(&self, namespace: &str) -> Option<Mode> {
-        self.of(namespace).iter().find(|o| o.selector.is_none()).map(|o| o.mode)
+        self.for_all_of(namespace).map(|o| o.mode)
+    }
+
+    fn for_all_of(&self, namespace: &str) -> Option<&Object> {
+        self.of(namespace).iter().find(|o| o.selector.is_none())
     }
 
     /// The object for the workloads with these labels alone.
@@ -293,6 +300,21 @@ pub fn effective(set: &Set, namespace: &str, labels: &Labels, port: u16) -> Mode
         None => (Mode::Unset, Mode::Unset),
     };
     own.or(workload).or(set.parent(namespace))
+}
+
+/// The object by which peers must prove who they are on a port of a workload, if they must: the nearest that has a mode.
+///
+/// Without a port, the one by which they must on all ports that have no mode of their own.
+pub fn strict_by<'a>(set: &'a Set, namespace: &str, labels: &Labels, port: Option<u16>) -> Option<&'a Object> {
+    let workload = set.of_workload(namespace, labels);
+    let of_workload = workload.into_iter().flat_map(|object| {
+        let own = port.and_then(|port| object.ports.get(&port).copied());
+        [own.unwrap_or_default(), object.mode].map(|mode| (object, mode))
+    });
+    let wider = [namespace, &set.root].into_iter().filter_map(|namespace| set.for_all_of(namespace));
+    let mut all = of_workload.chain(wider.map(|object| (object, object.mode)));
+    let (object, mode) = all.find(|(_, mode)| *mode != Mode::Unset)?;
+    (mode == Mode::Strict).then_some(object)
 }
 
 /// The policies to publish, in the order of their keys: `ROOT/istio_converted_static_strict` while there is any object,

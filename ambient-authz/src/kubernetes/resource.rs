@@ -55,14 +55,38 @@ pub struct Metadata {
     pub annotations: Option<BTreeMap<String, String>>,
     /// When the server made it, in RFC 3339; the oldest of several PeerAuthentications counts.
     pub creation_timestamp: Option<String>,
+    /// Other fields, those among them that every resource may have.
+    #[serde(flatten)]
+    pub other: Unknown,
 }
 
 impl Metadata {
     /// The namespace, `default` where none is written.
     pub fn namespace(&self) -> Arc<str> {
-        self.namespace.as_deref().unwrap_or("default").into()
+        let written = self.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+        written.unwrap_or("default").into()
+    }
+
+    /// The names of fields that no resource has.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.other.names().filter(|name| !OF_EVERY_RESOURCE.contains(name))
     }
 }
+
+/// The fields of a resource's metadata that mean nothing here.
+const OF_EVERY_RESOURCE: [&str; 11] = [
+    "clusterName",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
 
 /// An AuthorizationPolicy of `security.istio.io/v1` or `v1beta1`.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -158,6 +158,11 @@ impl Resources {
         written.unwrap_or(rule)
     }
 
+    /// The PeerAuthentications that were read.
+    pub fn peer_authentications(&self) -> &Set {
+        &self.peers
+    }
+
     /// Those of a namespace and of the root namespace: the ones whose selectors can select a workload there.
     fn in_reach<'a, T>(&self, all: &'a ByName<T>, namespace: &str) -> impl Iterator<Item = &'a T> {
         let root = &*self.settings.root_namespace;

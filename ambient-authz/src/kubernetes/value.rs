@@ -66,6 +66,14 @@ pub(super) fn block(text: &str) -> Result<IpNet, String> {
     IpNet::new(address, length).map_err(|_| refuse())
 }
 
+/// A single IPv6 address without its zone, which Go reads and istiod loses; anything else as it is.
+pub(super) fn without_zone(text: &str) -> &str {
+    match text.split_once('%') {
+        Some((address, zone)) if address.contains(':') && !zone.is_empty() && !text.contains('/') => address,
+        _ => text,
+    }
+}
+
 /// The IPv4 block that a block of IPv4-mapped addresses means: peers are compared by their IPv4 addresses.
 pub(super) fn canonical(block: IpNet) -> IpNet {
     let v4 = match block {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ambient_authz::{
     Action, Conn, Decision, Explanation, Match, Policies, Policy, Rule, decide, explain,
     explain::{Failure, Field, Mismatch, PolicyTrace, RefusalReason, Turn},
+    explain_all,
     policy::Update,
 };
 use ambient_core::{PolicyKey, Workload};
@@ -13,7 +14,7 @@ use super::bytes::everything;
 
 /// The explanation of a decision, after everything that can be told of it was checked.
 pub(crate) fn check(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Explanation {
-    let told = explain(policies, workload, conn);
+    let told = explain_all(policies, workload, conn);
     let decision = decide(policies, workload, conn);
     assert_eq!(told.decision, decision);
     assert_eq!(verdict(&told), (told.allowed, told.policy.clone(), told.rule), "{told}");
@@ -23,8 +24,31 @@ pub(crate) fn check(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -
         same_rules(&policy, trace, conn);
     }
     turns(policies, workload, conn, &told);
-    assert!(!told.to_string().is_empty() && format!("{told:#}").len() >= told.to_string().len());
+    a_page_of_it(&told, &explain(policies, workload, conn));
     told
+}
+
+/// The page tells the same in short.
+fn a_page_of_it(whole: &Explanation, page: &Explanation) {
+    assert_eq!(
+        (&whole.decision, &whole.policy, whole.rule),
+        (&page.decision, &page.policy, page.rule)
+    );
+    assert_eq!(whole.turn.closest(), page.turn.closest());
+    assert_eq!(whole.policies.len(), page.policies.len() + page.more_policies);
+    assert_eq!(whole.refusals.len(), page.refusals.len() + page.more_refusals);
+    assert!(page.policies.len() <= 10 && page.refusals.len() <= 10 && page.dry_run.len() <= 10);
+    let [all, few] = [whole, page].map(|told| told.policies.iter().map(|p| &p.key).collect::<Vec<_>>());
+    let named = page
+        .policy
+        .as_ref()
+        .into_iter()
+        .chain(page.turn.closest().map(|closest| &closest.policy));
+    assert!(few.iter().all(|key| all.contains(key)));
+    // What decided may be no policy that could be asked.
+    assert!(named.filter(|key| all.contains(key)).all(|key| few.contains(&key)), "{page}");
+    let first = |told: &Explanation| told.to_string().lines().next().map(str::to_owned);
+    assert_eq!(first(whole), first(page));
 }
 
 /// The verdict that the trace alone leads to, by the order of a decision.
@@ -119,22 +143,25 @@ fn turns(policies: &Policies, workload: &Workload, conn: &Conn<'_>, told: &Expla
             missing,
             not_allowed,
         } => {
-            let allow = not_allowed.iter().flat_map(|n| &n.policies);
-            let all: Vec<&PolicyKey> = deny.iter().chain(unreadable).chain(missing).chain(allow).collect();
-            assert!(allowed_without(policies, workload, conn, &all), "{told:#}");
-            for left_out in deny.iter().chain(unreadable).chain(missing) {
+            assert_eq!([deny, unreadable, missing].map(|keys| keys.more), [0; 3]);
+            let refusing = || deny.keys.iter().chain(&unreadable.keys).chain(&missing.keys);
+            let allow = not_allowed.iter().flat_map(|n| &n.policies.keys);
+            let all: Vec<&PolicyKey> = refusing().chain(allow).collect();
+            assert!(allowed_without(policies, workload, conn, &all), "{told}");
+            for left_out in refusing() {
                 let rest: Vec<_> = all.iter().copied().filter(|key| *key != left_out).collect();
-                assert!(!allowed_without(policies, workload, conn, &rest), "{left_out}: {told:#}");
+                assert!(!allowed_without(policies, workload, conn, &rest), "{left_out}: {told}");
             }
             closest_is(told, Action::Allow, not_allowed.is_some());
         }
         Turn::Refuse {
             admitting, others_apply, ..
         } => {
+            let admitting = &admitting.keys;
             let without = |keys: &[PolicyKey]| allowed_without(policies, workload, conn, &keys.iter().collect::<Vec<_>>());
-            assert_eq!(!without(admitting), *others_apply && !admitting.is_empty(), "{told:#}");
+            assert_eq!(!without(admitting), *others_apply && !admitting.is_empty(), "{told}");
             if let Some((_, fewer)) = admitting.split_first() {
-                assert!(without(fewer), "{told:#}");
+                assert!(without(fewer), "{told}");
             }
             // With any other ALLOW policy beside them it is refused once they are gone.
             let beside = Policy {
@@ -161,7 +188,7 @@ fn closest_is(told: &Explanation, action: Action, wanted: bool) {
         }
     }
     let closest = told.turn.closest().map(|c| (distance(&c.failures), &c.policy, c.rule));
-    assert_eq!(closest, least, "{told:#}");
+    assert_eq!(closest, least, "{told}");
 }
 
 /// The answer where some policies are gone, and the workload lists them no more.

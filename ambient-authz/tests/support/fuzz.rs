@@ -157,7 +157,7 @@ pub(crate) fn wire(data: &[u8]) {
         let ends = bytes.ends();
         let safe = explained::check(&safely, &workload, &ends.conn());
         let exact = explained::check(&exactly, &workload, &ends.conn());
-        assert!(!safe.allowed || exact.allowed, "{safe:#}\n{exact:#}\n{sent:?}");
+        assert!(!safe.allowed || exact.allowed, "{safe}\n{exact}\n{sent:?}");
     }
     let any = bytes.policies();
     explained::check(&any, &bytes.workload(), &bytes.ends().conn());

@@ -320,7 +320,8 @@ pub(super) fn absent_if_null<'de, D: Deserializer<'de>, T: Deserialize<'de> + De
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether an API server takes it for the name of an object.
+pub fn is_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     name.len() <= 253 && name.bytes().all(inner) && ends(name.bytes().next()) && ends(name.bytes().last())

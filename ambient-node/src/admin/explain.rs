@@ -143,7 +143,7 @@ impl Answered {
         }
         let _ = writeln!(text, "policy: {}", self.policy.text);
         if let Some(explanation) = &self.policy.explanation {
-            let _ = writeln!(text, "{explanation:#}");
+            let _ = writeln!(text, "{explanation}");
         }
         text
     }

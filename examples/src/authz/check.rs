@@ -8,6 +8,7 @@ use super::{
     Failure, Mode,
     files::Files,
     place::{Finding, Level},
+    print,
 };
 
 #[derive(Debug, clap::Args)]
@@ -43,17 +44,18 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         skipped: files.others,
         findings: &files.findings,
     };
+    let mut text = String::new();
     if args.mode.json {
-        let json = serde_json::to_string_pretty(&report).map_err(|error| Failure::input(error.to_string()))?;
-        println!("{json}");
+        text = serde_json::to_string_pretty(&report).map_err(|error| Failure::input(error.to_string()))?;
     } else {
         // What cannot be read comes first: the rest is only worth reading once it can.
         for level in [Level::Error, Level::Warning] {
             let of_level = files.findings.iter().filter(|f| f.level == level);
-            of_level.for_each(|finding| println!("{finding}"));
+            of_level.for_each(|finding| text += &format!("{finding}\n"));
         }
-        println!("{}", summary(&report));
+        text += &summary(&report);
     }
+    print(&(text + "\n"))?;
     Ok(ExitCode::from(u8::from(errors > 0)))
 }
 

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use ambient_authz::{Conn, Decision, Denial, Peer, decide, kubernetes::Labels};
+use ambient_authz::{Conn, Decision, Denial, Peer, decide, explain::one_line, kubernetes::Labels};
 use ambient_core::{Identity, PolicyKey, Workload};
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +119,9 @@ impl<'a> Deciding<'a> {
             }
             if let Err(why) = self.one(&line, output)? {
                 bad += 1;
-                eprintln!("{name}:{number}: error: {why}");
+                if bad <= MOST_TOLD {
+                    eprintln!("{name}:{number}: error: {}", one_line(&why));
+                }
             }
             // Who waits for an answer before asking again gets it.
             if input.buffer().is_empty() {
@@ -127,6 +129,10 @@ impl<'a> Deciding<'a> {
             }
         }
         output.flush()?;
+        match bad.saturating_sub(MOST_TOLD) {
+            0 => {}
+            more => eprintln!("{name}: error: {more} more lines cannot be read"),
+        }
         Ok(bad)
     }
 
@@ -216,5 +222,7 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 
 const BUFFER: usize = 256 << 10;
 const MAX_LINE: usize = 1 << 20;
+/// Of lines that cannot be read so many are told one by one.
+const MOST_TOLD: u64 = 100;
 /// How many workloads and identities are remembered.
 const MAX_KNOWN: usize = 1 << 16;

@@ -1,15 +1,18 @@
 //! `ambient authz explain`.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
 };
 
 use ambient_authz::{
     Conn, Explanation,
-    explain::{Field, Mismatch},
-    kubernetes::Labels,
+    explain::{Field, Mismatch, Origin},
+    explain_all,
+    kubernetes::{Labels, peer_authentication},
 };
+use ambient_core::PolicyKey;
 use serde::Serialize;
 
 use super::{
@@ -17,6 +20,7 @@ use super::{
     files::Files,
     peer::Peer,
     place::{Finding, Level},
+    print,
     target::Target,
 };
 
@@ -43,7 +47,7 @@ pub(crate) struct Args {
     /// The port of the pod, not that of a service.
     #[arg(long)]
     port: u16,
-    /// List every policy and every rule, however many there are.
+    /// Tell every policy and every rule, however many there are; else the ten that matter most, and how many more.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -56,7 +60,6 @@ struct Told<'a> {
     explanation: &'a Explanation,
     /// What of the policies that were asked is not in force as it is written.
     findings: &'a [&'a Finding],
-    notes: &'a [String],
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
@@ -65,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let files = Files::read(&args.policies.files, settings)?;
     files.whole()?;
     let target = Target::find(&args.to, args.labels.clone(), &files)?;
-    let peer = Peer::find(&args.from, &domain, &files.workloads)?;
+    let peer = Peer::find(&args.from, &domain, &files)?;
     let (source, destination) = (args.from_ip.or(peer.ip), args.to_ip.or(target.ip));
     let speaker = peer.identity.clone().into();
     let conn = Conn {
@@ -73,10 +76,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         source: source.unwrap_or(UNKNOWN),
         destination: SocketAddr::new(destination.unwrap_or(UNKNOWN), args.port),
     };
-    let mut explanation = ambient_authz::explain(&files.resources.policies(), &target.workload, &conn);
-    explanation.number_rules(|policy, rule| files.resources.written_rule(policy, rule));
+    let explain = if args.all { explain_all } else { ambient_authz::explain };
+    let mut explanation = explain(&files.resources.policies(), &target.workload, &conn);
+    explanation.trace_to(&Written {
+        files: &files,
+        target: &target,
+        port: args.port,
+    });
 
     let mut notes = target.notes.clone();
+    notes.extend(peer.note);
     notes.extend(target.port_note(args.port, &files));
     for (known, field, flag) in [
         (source.is_some(), Field::SourceIps, "--from-ip"),
@@ -86,34 +95,76 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             notes.push(format!("the {field} counts here and is not known: give {flag}"));
         }
     }
+    if files.authorization_policies + files.peer_authentications == 0 {
+        notes.push("no AuthorizationPolicy and no PeerAuthentication is in the files".into());
+    }
+    explanation.notes = notes;
     let findings = concerning(&explanation, &files);
     if args.mode.json {
         let told = Told {
             explanation: &explanation,
             findings: &findings,
-            notes: &notes,
         };
         let json = serde_json::to_string_pretty(&told).map_err(|error| Failure::input(error.to_string()))?;
-        println!("{json}");
-        return Ok(ExitCode::SUCCESS);
-    }
-    match args.all {
-        true => print!("{explanation:#}"),
-        false => print!("{explanation}"),
-    }
-    section("not in force as written:", &findings);
-    section("note:", &notes);
-    let elsewhere = files.errors().count() - findings.iter().filter(|f| f.level == Level::Error).count();
-    if elsewhere > 0 {
-        println!("\nnote:\n  {elsewhere} errors in policies that do not apply here: see `ambient authz check`");
+        print(&(json + "\n"))?;
+    } else {
+        print(&text(&explanation, &findings, &files))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn section<T: std::fmt::Display>(title: &str, lines: &[T]) {
-    if !lines.is_empty() {
-        println!("\n{title}");
-        lines.iter().for_each(|line| println!("  {line}"));
+fn text(explanation: &Explanation, findings: &[&Finding], files: &Files) -> String {
+    let mut text = explanation.to_string();
+    // An error that refuses has been told.
+    let told = |f: &Finding| f.level == Level::Error && explanation.refusals.iter().any(|r| Some(r.key.as_str()) == f.key.as_deref());
+    let mut untold = findings.iter().filter(|f| !told(f)).peekable();
+    if untold.peek().is_some() {
+        text += "\nnot in force as written:\n";
+        untold.for_each(|finding| text += &format!("  {finding}\n"));
+    }
+    let elsewhere = files.errors().count() - findings.iter().filter(|f| f.level == Level::Error).count();
+    match elsewhere {
+        0 => {}
+        1 => text += "\n1 error in a policy that does not apply here: see `ambient authz check`\n",
+        more => text += &format!("\n{more} errors in policies that do not apply here: see `ambient authz check`\n"),
+    }
+    text
+}
+
+/// The policies of an explanation where they stand in the files.
+struct Written<'a> {
+    files: &'a Files,
+    target: &'a Target,
+    port: u16,
+}
+
+impl Origin for Written<'_> {
+    fn rule(&self, policy: &PolicyKey, rule: usize) -> usize {
+        self.files.resources.written_rule(policy, rule)
+    }
+
+    fn place(&self, policy: &PolicyKey, rule: Option<usize>) -> Option<String> {
+        let rule = rule.map(|rule| self.rule(policy, rule));
+        self.files.place_of(policy.as_str(), rule)
+    }
+
+    fn made_from(&self, policy: &PolicyKey) -> Option<String> {
+        let (namespace, name) = policy.as_str().split_once('/')?;
+        let own = name.strip_prefix("converted_peer_authentication_");
+        if own.is_none() && name != "istio_converted_static_strict" {
+            return None;
+        }
+        // Its own ports have no say where all of a workload is strict.
+        let port = own.map(|_| self.port);
+        let set = self.files.resources.peer_authentications();
+        let strict = peer_authentication::strict_by(set, &self.target.workload.namespace, &self.target.labels, port);
+        let (namespace, name) = match strict {
+            Some(object) => (object.namespace(), object.name()),
+            None => (namespace, own?),
+        };
+        let place = self.files.place_of_peer_authentication(namespace, name);
+        let place = place.map_or(String::new(), |place| format!(" ({place})"));
+        Some(format!("PeerAuthentication {namespace}/{name}{place}"))
     }
 }
 
@@ -130,8 +181,8 @@ fn compares(explanation: &Explanation, field: Field) -> bool {
 /// What is wrong with the policies that were asked.
 fn concerning<'a>(explanation: &Explanation, files: &'a Files) -> Vec<&'a Finding> {
     let policies = explanation.policies.iter().map(|p| p.key.as_str());
-    let asked: Vec<&str> = policies.chain(explanation.refusals.iter().map(|r| r.key.as_str())).collect();
-    let concerned = |f: &&Finding| f.key.as_deref().is_some_and(|key| asked.contains(&key));
+    let asked: HashSet<&str> = policies.chain(explanation.refusals.iter().map(|r| r.key.as_str())).collect();
+    let concerned = |f: &&Finding| f.key.as_deref().is_some_and(|key| asked.contains(key));
     files.findings.iter().filter(concerned).collect()
 }
 

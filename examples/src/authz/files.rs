@@ -1,7 +1,7 @@
 //! The resources that stand in files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeSet, HashMap},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use ambient_authz::kubernetes::{
 };
 use ambient_control::{
     manifests::tree::{self, Node, TextError, Value},
-    objects::Kind,
+    objects::{Kind, is_name},
 };
 
 use super::{
@@ -34,9 +34,13 @@ pub(super) struct Files {
     /// Objects of other kinds.
     pub(super) others: usize,
     /// Namespaces that anything is in.
-    pub(super) namespaces: Vec<String>,
+    pub(super) namespaces: BTreeSet<String>,
+    /// Service accounts, by namespace and name.
+    accounts: BTreeSet<(String, String)>,
     /// Where each resource stands, by what it is called.
-    seen: BTreeMap<String, Place>,
+    seen: HashMap<String, Place>,
+    /// On which line each rule of a policy stands, by its key.
+    rules: HashMap<String, Vec<u64>>,
 }
 
 /// A pod, or what makes pods.
@@ -63,9 +67,14 @@ impl Files {
             authorization_policies: 0,
             peer_authentications: 0,
             others: 0,
-            namespaces: Vec::new(),
-            seen: BTreeMap::new(),
+            namespaces: BTreeSet::new(),
+            accounts: BTreeSet::new(),
+            seen: HashMap::new(),
+            rules: HashMap::new(),
         };
+        if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+            return Err(Failure::usage("stdin can be read but once"));
+        }
         for path in paths {
             let refuse = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
             if path.as_os_str() == "-" {
@@ -74,7 +83,12 @@ impl Files {
                 files.file("<stdin>", &content)?;
                 continue;
             }
-            for path in manifests(path).map_err(refuse)? {
+            let manifests = manifests(path).map_err(refuse)?;
+            if manifests.is_empty() {
+                let why = "no file in it ends in .yaml, .yml or .json; directories within it are not looked into";
+                return Err(Failure::usage(format!("{}: {why}", path.display())));
+            }
+            for path in manifests {
                 let refuse = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
                 let content = fs::read(&path).map_err(refuse)?;
                 files.file(&path.to_string_lossy(), &content)?;
@@ -95,6 +109,55 @@ impl Files {
 
     pub(super) fn errors(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|f| f.level == Level::Error)
+    }
+
+    /// The pod, or what makes pods, of a name; `asked` is what it was asked for with.
+    pub(super) fn workload(&self, asked: &str, namespace: &str, name: &str) -> Result<Option<&Found>, Failure> {
+        let mut all = self.workloads.iter().filter(|w| w.namespace == namespace && w.name == name);
+        let Some(first) = all.next() else { return Ok(None) };
+        match all.find(|other| (&other.labels, &other.account) != (&first.labels, &first.account)) {
+            None => Ok(Some(first)),
+            Some(other) => Err(Failure::usage(format!(
+                "{asked} {namespace}/{name}: there is a {} and a {} of this name, and they differ: give {}",
+                first.kind,
+                other.kind,
+                if asked == "--to" {
+                    "--labels with the namespace alone"
+                } else {
+                    "the identity"
+                }
+            ))),
+        }
+    }
+
+    /// Whether an account is in the files, or nothing that would tell which accounts there are.
+    pub(super) fn knows_account(&self, namespace: &str, name: &str) -> bool {
+        let uses = |w: &Found| w.namespace == namespace && w.account == name;
+        let silent = self.accounts.is_empty() && self.workloads.is_empty();
+        silent || self.accounts.contains(&(namespace.to_owned(), name.to_owned())) || self.workloads.iter().any(uses)
+    }
+
+    /// Where a policy stands, or a rule of it, by the number that it has there; what cannot be read of it, if that is so.
+    pub(super) fn place_of(&self, key: &str, rule: Option<usize>) -> Option<String> {
+        if let Some(error) = self.errors().find(|error| error.key.as_deref() == Some(key)) {
+            return Some(error.place.to_string());
+        }
+        let (namespace, name) = key.split_once('/')?;
+        let authentication = name.strip_prefix("peer_authentication_");
+        let called = match authentication {
+            Some(name) => format!("PeerAuthentication {namespace}/{name}"),
+            None => format!("AuthorizationPolicy {key}"),
+        };
+        let mut place = self.seen.get(&called)?.clone();
+        if let Some(line) = rule.and_then(|rule| self.rules.get(key)?.get(rule)) {
+            place.line = *line;
+        }
+        Some(place.to_string())
+    }
+
+    /// Where a PeerAuthentication stands.
+    pub(super) fn place_of_peer_authentication(&self, namespace: &str, name: &str) -> Option<String> {
+        self.place_of(peer_authentication::unreadable_key(namespace, name).as_str(), None)
     }
 
     fn file(&mut self, name: &str, content: &[u8]) -> Result<(), Failure> {
@@ -156,8 +219,12 @@ impl Files {
         let kind = kind.to_owned();
         self.note_name(&kind, &node, place);
         match known {
+            Some(Kind::AuthorizationPolicy | Kind::PeerAuthentication) if name_of(&node).1.is_empty() => {
+                self.wrong(file, wrong("metadata.name", "is missing, or is not a text"));
+            }
             Some(Kind::AuthorizationPolicy) => {
                 self.authorization_policies += 1;
+                self.note_rules(&node);
                 let read = node.read::<AuthorizationPolicy>();
                 self.resource(file, &node, &kind, read, Resources::authorization);
             }
@@ -168,6 +235,9 @@ impl Files {
             }
             _ => {
                 self.others += 1;
+                if kind == "ServiceAccount" {
+                    self.accounts.insert(name_of(&node));
+                }
                 self.workloads.extend(Found::of(&kind, &node));
                 if known == Some(Kind::Service) {
                     self.services.push(node);
@@ -178,28 +248,45 @@ impl Files {
 
     fn note_name(&mut self, kind: &str, node: &Node, place: Place) {
         let (namespace, name) = name_of(node);
-        if !self.namespaces.contains(&namespace) {
-            self.namespaces.push(namespace.clone());
-        }
+        // A namespace is in none itself.
+        self.namespaces
+            .insert(if kind == "Namespace" { name.clone() } else { namespace.clone() });
         let called = format!("{kind} {namespace}/{name}");
         if name.is_empty() {
             return;
         }
-        let Some(before) = self.seen.insert(called.clone(), place.clone()) else {
-            return;
-        };
+        let before = self.seen.insert(called.clone(), place.clone());
         if !matches!(kind, "AuthorizationPolicy" | "PeerAuthentication") {
             return;
         }
-        self.findings.push(Finding {
-            level: Level::Warning,
-            place,
-            object: Some(called),
-            key: Some(format!("{namespace}/{name}")),
-            path: String::new(),
-            text: format!("it stands in {before} as well; this one counts"),
-            hides: false,
-        });
+        let mut warn = |path: &str, text: String| {
+            self.findings.push(Finding {
+                level: Level::Warning,
+                place: place.clone(),
+                object: Some(called.clone()),
+                key: Some(key_of(kind, &namespace, &name)),
+                path: path.into(),
+                text,
+                hides: false,
+            });
+        };
+        if let Some(before) = before {
+            warn("", format!("it stands in {before} as well; this one counts"));
+        }
+        if !is_name(&name) {
+            let text = "no API server takes this name, and a node refuses the file that it stands in";
+            warn("metadata.name", text.into());
+        }
+    }
+
+    fn note_rules(&mut self, node: &Node) {
+        let (namespace, name) = name_of(node);
+        let rules = node.field("spec").and_then(|spec| spec.field("rules"));
+        let lines = match rules.map(|rules| &rules.value) {
+            Some(Value::List(rules)) => rules.iter().map(|rule| rule.line).collect(),
+            _ => Vec::new(),
+        };
+        self.rules.insert(format!("{namespace}/{name}"), lines);
     }
 
     fn resource<T>(
@@ -234,10 +321,7 @@ impl Files {
                 }
             }
         };
-        let key = match kind {
-            "PeerAuthentication" => peer_authentication::unreadable_key(&namespace, &name).to_string(),
-            _ => format!("{namespace}/{name}"),
-        };
+        let key = key_of(kind, &namespace, &name);
         self.findings.extend(told.into_iter().map(|(level, path, text)| Finding {
             level,
             place: Place {
@@ -276,6 +360,14 @@ impl Found {
     }
 }
 
+/// What a policy's findings go by.
+fn key_of(kind: &str, namespace: &str, name: &str) -> String {
+    match kind {
+        "PeerAuthentication" => peer_authentication::unreadable_key(namespace, name).to_string(),
+        _ => format!("{namespace}/{name}"),
+    }
+}
+
 fn first_ip(pod: &Node) -> Option<String> {
     match &pod.field("status")?.field("podIPs")?.value {
         Value::List(ips) => Some(ips.first()?.text("ip")?.to_owned()),
@@ -288,7 +380,7 @@ pub(super) fn name_of(node: &Node) -> (String, String) {
     let metadata = node.field("metadata");
     let text = |name| metadata.and_then(|m| m.text(name));
     (
-        text("namespace").unwrap_or("default").to_owned(),
+        text("namespace").filter(|text| !text.is_empty()).unwrap_or("default").to_owned(),
         text("name").unwrap_or_default().to_owned(),
     )
 }

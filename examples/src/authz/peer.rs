@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ambient_core::{Identity, TrustDomain};
 
-use super::{Failure, files::Found};
+use super::{Failure, files::Files};
 
 /// The peer of a connection.
 #[derive(Debug)]
@@ -12,33 +12,44 @@ pub(super) struct Peer {
     pub(super) identity: Option<Identity>,
     /// Where it is known.
     pub(super) ip: Option<IpAddr>,
+    /// What should be known about how it was found.
+    pub(super) note: Option<String>,
 }
 
 impl Peer {
     /// `plaintext`, an identity with or without its beginning, or a pod of the files; else `NAMESPACE/ACCOUNT`.
-    pub(super) fn find(text: &str, domain: &TrustDomain, workloads: &[Found]) -> Result<Self, Failure> {
+    pub(super) fn find(text: &str, domain: &TrustDomain, files: &Files) -> Result<Self, Failure> {
+        let (mut ip, mut note) = (None, None);
         if matches!(text, "plaintext" | "none") {
-            return Ok(Self { identity: None, ip: None });
+            let identity = None;
+            return Ok(Self { identity, ip, note });
         }
         let steps: Vec<&str> = text.split('/').collect();
-        let (uri, ip) = match steps[..] {
-            _ if text.starts_with("spiffe://") => (text.to_owned(), None),
-            [_, "ns", _, "sa", _] => (format!("spiffe://{text}"), None),
-            ["ns", _, "sa", _] => (format!("spiffe://{domain}/{text}"), None),
+        let uri = match steps[..] {
+            _ if text.starts_with("spiffe://") => text.to_owned(),
+            [_, "ns", _, "sa", _] => format!("spiffe://{text}"),
+            ["ns", _, "sa", _] => format!("spiffe://{domain}/{text}"),
             [namespace, name] => {
-                let pod = workloads.iter().find(|w| w.namespace == namespace && w.name == name);
+                let pod = files.workload("--from", namespace, name)?;
+                ip = pod.and_then(|w| w.ip);
+                note = match pod {
+                    Some(pod) if pod.account == name => None,
+                    Some(pod) => Some(format!("{text} is a {} of the files, whose account is {}", pod.kind, pod.account)),
+                    None if files.knows_account(namespace, name) => None,
+                    None => Some(format!(
+                        "no pod and no ServiceAccount of the files is called {text}: it is taken for an account"
+                    )),
+                };
                 let account = pod.map_or(name, |w| w.account.as_str());
-                (format!("spiffe://{domain}/ns/{namespace}/sa/{account}"), pod.and_then(|w| w.ip))
+                format!("spiffe://{domain}/ns/{namespace}/sa/{account}")
             }
             _ => return Err(Failure::usage(format!("--from {text}: {FORMS}"))),
         };
         let identity = uri
             .parse()
             .map_err(|error| Failure::usage(format!("--from {text}: {error}; {FORMS}")))?;
-        Ok(Self {
-            identity: Some(identity),
-            ip,
-        })
+        let identity = Some(identity);
+        Ok(Self { identity, ip, note })
     }
 }
 

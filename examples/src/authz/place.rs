@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use ambient_authz::explain::one_line;
 use serde::Serialize;
 
 /// A place in a file.
@@ -56,13 +57,13 @@ impl fmt::Display for Finding {
             Level::Error => "error",
             Level::Warning => "warning",
         };
-        write!(f, "{}: {level}: ", self.place)?;
+        let mut line = format!("{}: {level}: ", self.place);
         if let Some(object) = &self.object {
-            write!(f, "{object}: ")?;
+            line = line + object + ": ";
         }
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            line = line + &self.path + ": ";
         }
-        f.write_str(&self.text)
+        f.write_str(&one_line(&(line + &self.text)))
     }
 }

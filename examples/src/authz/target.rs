@@ -26,19 +26,24 @@ impl Target {
     /// `NAMESPACE/NAME` of a pod or workload of the files; `NAMESPACE` or any other name with labels; a name alone where
     /// only one workload of the files has it.
     pub(super) fn find(text: &str, labels: Option<Labels>, files: &Files) -> Result<Self, Failure> {
-        let (namespace, name) = names(text, files)?;
-        let found = name.and_then(|name| files.workloads.iter().find(|w| w.namespace == namespace && w.name == name));
+        let (namespace, name) = names(text, files, labels.is_some())?;
+        let found = match name {
+            Some(name) => files.workload("--to", namespace, name)?,
+            None => None,
+        };
         let mut notes = Vec::new();
-        if let (None, Some(name)) = (found, name) {
-            refuse_service(namespace, name, files, labels.is_some())?;
-        }
-        match (found, &labels) {
-            (Some(found), None) if found.labels.is_empty() => {
+        match (found, name, &labels) {
+            (Some(found), _, None) if found.labels.is_empty() => {
                 notes.push(format!("{} {namespace}/{} has no labels", found.kind, found.name));
             }
-            (None, None) => notes.push(format!(
-                "no pod or workload {text} is in the files, and there are no --labels: only what applies to all of {namespace} is asked"
-            )),
+            (None, Some(name), None) => {
+                refuse_service(namespace, name, files)?;
+                refuse_unknown(namespace, name, files)?;
+                notes.push(format!(
+                    "no pod or workload is in the files, and there are no --labels: only what applies to all of {namespace} is asked"
+                ));
+            }
+            (None, None, None) => notes.push(format!("there are no --labels: only what applies to all of {namespace} is asked")),
             _ => {}
         }
         let labels = labels.or_else(|| found.map(|f| f.labels.clone())).unwrap_or_default();
@@ -88,7 +93,7 @@ fn number(node: &Node, field: &str) -> Option<u64> {
     }
 }
 
-fn names<'a>(text: &'a str, files: &'a Files) -> Result<(&'a str, Option<&'a str>), Failure> {
+fn names<'a>(text: &'a str, files: &'a Files, labelled: bool) -> Result<(&'a str, Option<&'a str>), Failure> {
     if let Some((namespace, name)) = text.split_once('/') {
         let whole = !namespace.is_empty() && !name.is_empty() && !name.contains('/');
         return match whole {
@@ -96,27 +101,56 @@ fn names<'a>(text: &'a str, files: &'a Files) -> Result<(&'a str, Option<&'a str
             false => Err(Failure::usage(format!("--to {text}: NAMESPACE or NAMESPACE/NAME is wanted"))),
         };
     }
-    if files.namespaces.iter().any(|namespace| namespace == text) {
+    if files.namespaces.contains(text) {
         return Ok((text, None));
     }
     let called: Vec<&Found> = files.workloads.iter().filter(|w| w.name == text).collect();
     match called[..] {
-        [] => Ok((text, None)),
+        [] if files.workloads.is_empty() || labelled => Ok((text, None)),
+        [] => Err(Failure::usage(format!(
+            "--to {text}: no namespace and no workload of the files is called so; write NAMESPACE/NAME, or give --labels"
+        ))),
         [one] => Ok((&one.namespace, Some(text))),
-        [first, second, ..] => Err(Failure::usage(format!(
+        [first, second, ..] if first.namespace != second.namespace => Err(Failure::usage(format!(
             "--to {text}: there is {}/{text} and {}/{text}: write which",
             first.namespace, second.namespace
         ))),
+        [first, ..] => Ok((&first.namespace, Some(text))),
     }
 }
 
+/// Where the files say which pods there are, one that is not among them is a typing error.
+fn refuse_unknown(namespace: &str, name: &str, files: &Files) -> Result<(), Failure> {
+    if files.workloads.is_empty() {
+        return Ok(());
+    }
+    let mut there: Vec<&str> = files
+        .workloads
+        .iter()
+        .filter(|w| w.namespace == namespace)
+        .map(|w| &*w.name)
+        .collect();
+    there.sort_unstable();
+    there.dedup();
+    let there = match &there[..] {
+        [] => "none is in that namespace".to_owned(),
+        all => {
+            let more = if all.len() > MOST_NAMED { ", …" } else { "" };
+            format!("there is {}{more}", all[..all.len().min(MOST_NAMED)].join(", "))
+        }
+    };
+    Err(Failure::usage(format!(
+        "--to {namespace}/{name}: no such pod or workload is in the files: {there}; or give its --labels"
+    )))
+}
+
 /// A service is no destination for policies: its pods are.
-fn refuse_service(namespace: &str, name: &str, files: &Files, labelled: bool) -> Result<(), Failure> {
+fn refuse_service(namespace: &str, name: &str, files: &Files) -> Result<(), Failure> {
     let service = files
         .services
         .iter()
         .find(|s| name_of(s) == (namespace.to_owned(), name.to_owned()));
-    let Some(service) = service.filter(|_| !labelled) else {
+    let Some(service) = service else {
         return Ok(());
     };
     let selector: Labels = service
@@ -138,3 +172,6 @@ fn refuse_service(namespace: &str, name: &str, files: &Files, labelled: bool) ->
         "--to {namespace}/{name}: that is a Service, and policies are asked for a pod: name one of its pods, {hint}"
     )))
 }
+
+/// Of the workloads that may have been meant so many are named.
+const MOST_NAMED: usize = 8;

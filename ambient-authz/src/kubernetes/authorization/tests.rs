@@ -178,6 +178,7 @@ fn what_kubectl_prints_is_read_and_what_is_unknown_is_told() {
             "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "{}\n" },
             "creationTimestamp": "2026-01-31T12:00:00Z", "generation": 2, "name": "p", "namespace": "shop",
             "resourceVersion": "1234", "uid": "2fb4a4b5-5a51-4a8e-8f3a-0a53a6b2a9f1", "managedFields": [{ "manager": "kubectl" }],
+            "finalizers": [], "ownerReferences": [], "selfLink": "", "deletionTimestamp": null, "namepsace": "shop",
         },
         "spec": { "action": "ALLOW", "rules": [{}], "priority": 3 },
         "status": { "conditions": [{ "type": "ZtunnelAccepted", "status": "True" }] },
@@ -189,12 +190,36 @@ fn what_kubectl_prints_is_read_and_what_is_unknown_is_told() {
         told,
         [
             "extra: no such field is known; it has no effect",
+            "metadata.namepsace: no such field is known; it has no effect",
             "spec.priority: no such field is known; it cannot be checked at L4: the rule admits nobody (narrower than written)"
         ]
     );
     assert!(reading.policy.unwrap().rules.is_empty());
     let yaml: AuthorizationPolicy = serde_saphyr::from_str(&printed.to_string()).unwrap();
     assert_eq!(yaml.unknown.names().collect::<Vec<_>>(), ["extra"]);
+}
+
+/// Go reads the zone of a single IPv6 address, and istiod loses it; of anything else it is an error.
+#[test]
+fn zones_are_lost_as_istiod_loses_them() {
+    for (written, kept) in [
+        ("fe80::1%eth0", true),
+        ("fe80::1%", false),
+        ("fe80::1%eth0/64", false),
+        ("10.0.0.1%eth0", false),
+        ("%eth0", false),
+    ] {
+        let spec = source(&json!({ "namespaces": ["a"], "ipBlocks": [written] }));
+        assert_eq!(
+            &*safely(&spec).unwrap_err().path,
+            "spec.rules[0].from[0].source.ipBlocks[0]",
+            "{written}"
+        );
+        let exact = read(&resource(&spec), &Settings::istio_exact()).unwrap().policy.unwrap();
+        let blocks = &exact.rules[0].clauses[0].matches[0].source_ips;
+        let expected: Vec<IpNet> = if kept { vec!["fe80::1/128".parse().unwrap()] } else { vec![] };
+        assert_eq!(*blocks, expected, "{written}");
+    }
 }
 
 /// `selecter` for `selector`: read without it, what is meant for one workload would hold for all of the namespace.
@@ -235,15 +260,28 @@ fn selectors_that_select_nothing() {
 /// Policies that PeerAuthentications become have names that no resource has.
 #[test]
 fn names_that_are_none() {
-    for name in ["a/b", "istio_converted_static_strict", "converted_peer_authentication_x"] {
+    for name in [
+        "a/b",
+        "istio_converted_static_strict",
+        "converted_peer_authentication_x",
+        "a b",
+        "a\n",
+        "\u{1b}[2J",
+    ] {
         let mut resource = resource(&json!({}));
         resource.metadata.name = name.into();
         for settings in [Settings::default(), Settings::istio_exact()] {
             assert_eq!(&*read(&resource, &settings).unwrap_err().path, "metadata.name");
         }
         resource.metadata.name = "p".into();
-        resource.metadata.namespace = Some("a/b".into());
-        assert_eq!(&*read(&resource, &Settings::default()).unwrap_err().path, "metadata.namespace");
+        for namespace in ["a/b", " ", "a\t"] {
+            resource.metadata.namespace = Some(namespace.into());
+            assert_eq!(&*read(&resource, &Settings::default()).unwrap_err().path, "metadata.namespace");
+        }
+        // As `kubectl` takes it.
+        resource.metadata.namespace = Some(String::new());
+        let policy = read(&resource, &Settings::default()).unwrap().policy.unwrap();
+        assert_eq!((policy.key.as_str(), &*policy.namespace), ("default/p", "default"));
     }
 }
 

@@ -86,6 +86,13 @@ fn unknown_fields_never_open_a_port() {
         let exact = read(&resource, &Settings::istio_exact()).unwrap();
         assert!(exact.warnings.iter().any(|w| w.path == path), "{spec}");
     }
+    // `Spec` for `spec`: read without it, nothing would be strict.
+    let mut written = resource("shop", "p", None, &Value::Null);
+    written.unknown = serde_json::from_value(json!({ "Spec": mode("STRICT") })).unwrap();
+    assert_eq!(&*read(&written, &Settings::default()).unwrap_err().path, "Spec");
+    assert_eq!(read(&written, &Settings::istio_exact()).unwrap().warnings[0].path, "Spec");
+    written.spec = serde_json::from_value(mode("PERMISSIVE")).unwrap();
+    assert_eq!(read(&written, &Settings::default()).unwrap().warnings[0].path, "Spec");
     // What is strict all over could not be asked for more.
     let spec = json!({ "mtls": { "mode": "STRICT" }, "portLevelMTLS": { "80": { "mode": "DISABLE" } } });
     let strict = read(&resource("shop", "p", None, &spec), &Settings::default()).unwrap();
@@ -143,6 +150,35 @@ fn the_oldest_counts_at_each_level() {
         effective_of(&set([at("a", old, "UNSET"), at("b", new, "DISABLE"), mesh])),
         Mode::Strict
     );
+}
+
+/// Who asks why plaintext is refused is told which object says so.
+#[test]
+fn the_object_that_makes_strict_is_named() {
+    let of_app = |mtls: &str, ports: Value| json!({ "selector": { "matchLabels": { "app": "a" } }, "mtls": { "mode": mtls }, "portLevelMtls": ports });
+    let mesh = || resource("istio-system", "mesh", None, &mode("STRICT"));
+    let name = |set: &Set, app, port| strict_by(set, "shop", &labels(app), port).map(|o| format!("{}/{}", o.namespace(), o.name()));
+    let own = || {
+        let ports = json!({ "80": { "mode": "STRICT" }, "81": { "mode": "DISABLE" } });
+        resource("shop", "own", None, &of_app("UNSET", ports))
+    };
+    let (of_mesh, of_own) = (Some("istio-system/mesh".to_owned()), Some("shop/own".to_owned()));
+    let all = set([mesh(), own()]);
+    assert_eq!(
+        [80, 81, 82].map(|port| name(&all, "a", Some(port))),
+        [of_own.clone(), None, of_mesh.clone()]
+    );
+    assert_eq!([name(&all, "a", None), name(&all, "b", Some(81))], [of_mesh.clone(), of_mesh]);
+    let lax = set([mesh(), own(), resource("shop", "lax", None, &mode("PERMISSIVE"))]);
+    assert_eq!([80, 82].map(|port| name(&lax, "a", Some(port))), [of_own, None]);
+    // It is there if and only if the port is strict.
+    let none = set([]);
+    for set in [&all, &lax, &none] {
+        for port in [80, 81, 82] {
+            let strict = effective(set, "shop", &labels("a"), port) == Mode::Strict;
+            assert_eq!(strict_by(set, "shop", &labels("a"), Some(port)).is_some(), strict);
+        }
+    }
 }
 
 #[test]
