@@ -244,6 +244,19 @@ pub fn read(sent: &Authorization, settings: &Settings) -> Result<Policy, ReadErr
     })
 }
 
+/// Where the matches of a policy stand that hold nothing, such as `rules[0].clauses[1].matches[0]`, and so are never true.
+///
+/// Istiod leaves one where an attribute stood that is not for L4: of a DENY policy such a rule denies less than was
+/// written, or nothing. What it was cannot be known here, so it cannot be restored; it is to be told.
+pub fn empty_matches(policy: &Policy) -> impl Iterator<Item = String> {
+    let rules = policy.rules.iter().enumerate();
+    let clauses = rules.flat_map(|(rule, of)| of.clauses.iter().enumerate().map(move |(clause, of)| (rule, clause, of)));
+    let matches = clauses.flat_map(|(rule, clause, of)| of.matches.iter().enumerate().map(move |(at, of)| (rule, clause, at, of)));
+    matches
+        .filter(|(.., found)| found.is_empty())
+        .map(|(rule, clause, at, _)| format!("rules[{rule}].clauses[{clause}].matches[{at}]"))
+}
+
 struct Reader<'a> {
     settings: &'a Settings,
 }

@@ -134,6 +134,48 @@ fn istio_exact_drops_and_truncates() {
     assert!(exact.rules[1].clauses[1].matches[0].is_empty());
 }
 
+/// An empty match is never true, in either mode, and its place is told: what stood there is not known.
+#[test]
+fn empty_matches_are_never_true_and_are_told() {
+    let port = Match {
+        destination_ports: vec![81],
+        ..Match::default()
+    };
+    let mut sent = policy(Match::default());
+    sent.rules.remove(0);
+    sent.rules.push(Rule {
+        clauses: vec![Clause {
+            matches: vec![port, Match::default()],
+        }],
+    });
+    for settings in [Settings::default(), Settings::istio_exact()] {
+        let policy = read(&sent, &settings).unwrap();
+        let places: Vec<_> = empty_matches(&policy).collect();
+        assert_eq!(places, ["rules[0].clauses[1].matches[0]", "rules[1].clauses[0].matches[1]"]);
+        for (port, denied) in [(80, false), (81, true)] {
+            let conn = Conn {
+                peer: &crate::Peer::plaintext(),
+                source: "10.0.0.1".parse().unwrap(),
+                destination: ([10, 0, 0, 2], port).into(),
+            };
+            let policies = Policies::default().apply([Update::Set(policy.clone().into())]);
+            let decision = decide(&policies, &Workload::new("uid", "shop", "stock"), &conn);
+            assert_eq!(decision.is_allow(), !denied, "{port}");
+        }
+    }
+    assert_eq!(
+        empty_matches(
+            &safely(&policy(Match {
+                destination_ports: vec![1],
+                ..Match::default()
+            }))
+            .unwrap()
+        )
+        .count(),
+        0
+    );
+}
+
 #[test]
 fn enumerations_that_are_not_known() {
     let mut sent = policy(Match::default());

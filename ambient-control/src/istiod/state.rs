@@ -426,6 +426,7 @@ impl Client {
                         for refused in &received.refused {
                             tracing::warn!(%refused, "refused of the control plane");
                         }
+                        tell_empty_matches(&received.changes);
                         if self.pass_on(received).await.is_err() {
                             return End::Dropped;
                         }
@@ -566,6 +567,19 @@ impl Client {
             answered: std::mem::take(&mut self.answered),
         };
         self.batches.send(batch).await.map_err(|_| ())
+    }
+}
+
+/// What a control plane could not express of a policy is gone from it, and can only be told.
+fn tell_empty_matches(changes: &[crate::Change]) {
+    for change in changes {
+        let crate::Change::Policy(ambient_authz::policy::Update::Set(policy)) = change else {
+            continue;
+        };
+        if let Some(place) = wire::empty_matches(policy).next() {
+            let (policy, action) = (&policy.key, policy.action);
+            tracing::warn!(%policy, %action, place, "a match of it holds nothing, and so is never true: what is not for L4 was dropped");
+        }
     }
 }
 
