@@ -88,6 +88,9 @@ pub use revoked::RevokedCertificate;
 pub use show::{Shown, ShownCertificate, ShownIntermediate, ShownRoot, date};
 pub use signer::{Request, SignedBy, Signer, Whom};
 
+#[cfg(feature = "serve")]
+pub(crate) use signer::request;
+
 use present::Holder;
 
 /// An authority that issues out of a directory.
@@ -130,6 +133,10 @@ impl DirectoryCa {
         let ttl = Duration::from_secs(ttl.as_secs());
         if ttl.is_zero() || ttl > MAX_TTL {
             return Err(OpenError::Ttl { ttl });
+        }
+        if ttl > intermediates::LIFE {
+            let longest = intermediates::LIFE;
+            tracing::warn!(asked = ?ttl, ?longest, "certificates are valid for a shorter time than is asked for: none outlives what signs it");
         }
         Ok(Self {
             holder: Holder::open(directory, &trust_domain, node, now)?,

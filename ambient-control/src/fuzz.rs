@@ -87,6 +87,7 @@ pub fn response(data: &[u8]) {
     let mut session = Session::new(Settings {
         node: Node::default(),
         on_demand: first & 4 != 0,
+        trust: true,
         policies: ambient_authz::wire::Settings::default(),
         settling: std::time::Duration::from_secs(10),
         grace: std::time::Duration::from_secs(30),
@@ -97,7 +98,7 @@ pub fn response(data: &[u8]) {
     asked.iter().for_each(|name| assert!(session.ask(name) != Ask::TooMany));
     while session.poll_request().is_some() {}
     for _ in 0..2 {
-        let (nonce, came) = (response.nonce.clone(), response.resources.len());
+        let (nonce, came) = (response.nonce.clone(), response.resources.len() + response.removed_resources.len());
         let received = session.handle_response(now, response.clone());
         let answer = session.poll_request().expect("an answer");
         assert_eq!((answer.response_nonce, &answer.type_url), (nonce, &response.type_url));

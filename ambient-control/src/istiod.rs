@@ -11,7 +11,8 @@
 //! thing, and learns it from a pod's annotation.
 //!
 //! All reach it through an [`Endpoint`]: TLS 1.3, roots and token read anew whenever they are used, since both files are
-//! replaced while the process runs.
+//! replaced while the process runs. Of such a control plane a node becomes a [`Membership`] first: its token is exchanged for
+//! a certificate, which the endpoint shows from then on.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -30,6 +31,7 @@
 #[cfg(test)]
 mod fake;
 mod identity;
+mod join;
 mod memory;
 pub(crate) mod read;
 mod reports;
@@ -46,11 +48,14 @@ pub(crate) mod fuzz {
 #[cfg(feature = "serve")]
 pub(crate) use identity::now;
 #[cfg(feature = "serve")]
+pub(crate) use join::{is_node_name, node_id, node_of};
+#[cfg(feature = "serve")]
 pub(crate) use read::POD;
 #[cfg(feature = "serve")]
 pub(crate) use session::Kind;
 
 pub use identity::{Certificates, CertificatesConfig};
+pub use join::{KeepNode, Membership, MembershipConfig, NodeCredential};
 pub use memory::MemoryError;
 pub use reports::{ReportError, Reports};
 pub use state::{Asker, ConnectError, MemoryConfig, State, StateConfig};

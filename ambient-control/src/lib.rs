@@ -59,6 +59,8 @@ use ambient_core::{Credential, Identity, PodUid, PolicyKey, TrustBundles, mesh};
 mod backoff;
 #[cfg(feature = "ca")]
 pub mod ca;
+#[cfg(feature = "istiod")]
+pub mod crls;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
@@ -141,6 +143,11 @@ pub trait Source: Send {
     /// When what it tells of was heard of last; `None` where it reads that itself, so that it is never old.
     fn last_heard(&self) -> Option<LastHeard> {
         None
+    }
+
+    /// Whether whom to trust comes from it too ([`Change::Trust`]): then that is as old as the rest.
+    fn gives_trust(&self) -> bool {
+        false
     }
 
     /// Where workloads and services are asked for one by one; `None` where all of them come unasked, as a rule.

@@ -21,8 +21,8 @@ use tokio::{
 use crate::{clock, entropy};
 use queue::{Life, Now, Queue, Wait};
 
-pub use memory::KeysError;
 pub(crate) use memory::{Keep, Memory};
+pub use memory::{KeysError, NodeKeys};
 
 mod memory;
 mod queue;

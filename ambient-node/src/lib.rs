@@ -78,7 +78,7 @@ mod zds;
 pub use ambient_redirect::{ExistingConnections, PodSpec};
 pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
 pub use builder::{Builder, Page, Unset};
-pub use certificates::KeysError;
+pub use certificates::{KeysError, NodeKeys};
 pub use config::{Config, Keys};
 pub use embed::{Arrival, Kind, Listener};
 pub use handle::Running;

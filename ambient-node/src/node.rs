@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_authz::Policies;
-use ambient_control::{Batch, Change, Issuer, Source};
+use ambient_control::{Batch, Change, Issuer, LastHeard, Source};
 use ambient_core::{Identity, NetworkMode, Observer, PodUid, observe::Event};
 use ambient_hbone::{Limits, Pool, Server};
 use ambient_redirect::{
@@ -300,7 +300,7 @@ impl Node {
             metrics,
             pods: given,
         } = parts;
-        metrics.ask_ages(source.last_heard(), issuer.last_heard());
+        metrics.ask_ages(source.last_heard(), trust_heard(&*source, &*issuer));
         let keep = keep(&config.keys, &config.node)?;
         let certificates = Certificates::keeping(issuer, keep);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
@@ -566,6 +566,14 @@ impl RunError {
     pub(crate) fn of(error: Option<tokio::task::JoinError>) -> Self {
         let why = error.map_or_else(|| "without a reason".into(), |error| error.to_string());
         Self { why }
+    }
+}
+
+/// When whoever says whom to trust was heard of last.
+fn trust_heard(source: &dyn Source, issuer: &dyn Issuer) -> Option<LastHeard> {
+    match source.gives_trust() {
+        true => source.last_heard(),
+        false => issuer.last_heard(),
     }
 }
 

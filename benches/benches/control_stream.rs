@@ -21,10 +21,10 @@ use ambient_control::{
     Batch, BoxFuture, Change, Source,
     ca::DirectoryCa,
     istiod::{Asker, Endpoint, MemoryConfig, Roots, State, StateConfig, Token},
-    serve::{Config, ControlPlane, Tokens},
+    serve::{Config, ControlPlane, Nodes, Use},
 };
 use ambient_core::{
-    Mesh,
+    Mesh, TrustDomain,
     mesh::{Sharing, Update},
 };
 use ambient_testkit::allocations::{self, Counting};
@@ -102,11 +102,13 @@ fn batch(updates: Vec<Update>) -> Batch {
 /// says.
 fn serve() {
     let scratch = tempfile::tempdir().expect("a directory");
-    let domain = "cluster.local".parse().expect("a trust domain");
-    let ca = DirectoryCa::open(scratch.path(), domain, DirectoryCa::DEFAULT_TTL).expect("an authority");
-    let tokens = Tokens::new(scratch.path(), provider());
+    let trust_domain = TrustDomain::default();
+    let ca = DirectoryCa::open(scratch.path(), trust_domain.clone(), DirectoryCa::DEFAULT_TTL).expect("an authority");
+    let nodes = Nodes::new(scratch.path(), provider());
     #[expect(clippy::disallowed_methods, reason = "tokens end by the time of day")]
-    let token = tokens.create(NODE, Duration::from_secs(3600), SystemTime::now()).expect("a token");
+    let token = nodes
+        .create(NODE, Duration::from_secs(3600), Use::Always, SystemTime::now())
+        .expect("a token");
     let root = ca.roots_pem().to_string();
     let (feed, fed) = mpsc::channel(changes());
     runtime().block_on(async move {
@@ -114,9 +116,10 @@ fn serve() {
         let config = Config {
             listen: "127.0.0.1:0".parse().expect("an address"),
             names: vec!["127.0.0.1".into()],
+            trust_domain,
             source: Box::new(Fed(fed)),
-            ca,
-            tokens,
+            ca: Arc::new(ca),
+            nodes,
             captures: None,
             provider: provider(),
         };

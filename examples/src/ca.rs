@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ambient_control::ca::{Authority, Given, Revocation, Rotation, Shown, Target, date};
+use ambient_control::ca::{Authority, Given, OpenError, Revocation, Rotation, Shown, Target, date};
 use ambient_core::{Identity, TrustDomain};
 use anyhow::Context as _;
 
@@ -99,7 +99,7 @@ pub(crate) struct What {
     /// The certificate or intermediate with this serial number, as `ambient ca show` lists it.
     #[arg(long, value_name = "HEX")]
     serial: Option<String>,
-    /// Every intermediate of a node, and all that they have signed.
+    /// All of a node: its intermediates and all that they have signed, and by what `ambient control` knows it.
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
     /// Let an identity that was revoked have certificates again; those revoked stay so.
@@ -167,13 +167,57 @@ fn run(verb: Verb) -> anyhow::Result<String> {
                     serial,
                     issuer: what.issuer,
                 },
-                (.., Some(node)) => Target::Node(node),
+                (.., Some(node)) => return revoke_node(&of, &authority, node),
                 _ => anyhow::bail!("--identity, --serial or --node says what"),
             };
             answer(&of, &authority.revoke(&target, now())?, revocation_text)
         }
         Verb::Show { of } => answer(&of, &Authority::open(&of.ca)?.show(now())?, shown_text),
     }
+}
+
+/// What was revoked of a node: what it signs with, and by what it is known.
+#[derive(serde::Serialize)]
+struct OfNode {
+    #[serde(flatten)]
+    signing: Option<Revocation>,
+    tokens: usize,
+    node_certificates: usize,
+}
+
+fn revoke_node(of: &Directory, authority: &Authority, node: String) -> anyhow::Result<String> {
+    let (tokens, node_certificates) = known(of, &node)?;
+    let signing = match authority.revoke(&Target::Node(node), now()) {
+        Ok(revocation) => Some(revocation),
+        // Nodes that live on `ambient control` sign nothing.
+        Err(OpenError::Unknown { .. }) if tokens + node_certificates > 0 => None,
+        Err(error) => return Err(error.into()),
+    };
+    let revoked = OfNode {
+        signing,
+        tokens,
+        node_certificates,
+    };
+    answer(of, &revoked, |revoked| {
+        let signing = revoked.signing.as_ref().map(revocation_text);
+        let known = format!(
+            "of what `ambient control` knows it by: {} tokens and {} certificates revoked",
+            revoked.tokens, revoked.node_certificates
+        );
+        signing.into_iter().chain([known]).collect::<Vec<_>>().join("\n")
+    })
+}
+
+/// Ends what `ambient control` knows a node by: tokens and certificates.
+#[cfg(feature = "control")]
+fn known(of: &Directory, node: &str) -> anyhow::Result<(usize, usize)> {
+    let revoked = crate::control::nodes(&of.ca).revoke(node, now())?;
+    Ok((revoked.tokens, revoked.certificates))
+}
+
+#[cfg(not(feature = "control"))]
+fn known(_: &Directory, _: &str) -> anyhow::Result<(usize, usize)> {
+    Ok((0, 0))
 }
 
 fn answer<T: serde::Serialize>(of: &Directory, what: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal as _,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -12,12 +12,15 @@ use std::{
 use ambient_control::{
     ca::DirectoryCa,
     manifests::{self, Manifests, Statuses},
-    serve::{Config, ControlPlane, Tokens},
+    serve::{Config, ControlPlane, Nodes, Use, serve_metrics},
 };
 use ambient_core::TrustDomain;
 use ambient_node::telemetry::log;
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::node::mesh::{Mesh, Said};
 
@@ -34,24 +37,35 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// Make a token for a node, and print it: the only time that it is seen.
+    ///
+    /// `ambient node --control` exchanges it for a certificate that names the node, again after each reboot; ztunnel shows it
+    /// with each call.
     Token {
-        /// The node that shows it; it is that node, whatever else it says.
+        /// The node that it is for, whatever else that says.
         node: String,
         #[command(flatten)]
         ca: CaDir,
         /// How long it is good for, in days.
         #[arg(long, value_name = "DAYS", default_value_t = 30)]
         days: u64,
+        /// Have the first that exchanges it be the only one. A node whose machine was started anew needs another token then,
+        /// and ztunnel cannot use it.
+        #[arg(long)]
+        once: bool,
     },
-    /// List the tokens that are good now.
+    /// List the tokens and the certificates of nodes that are good now.
     Tokens {
         #[command(flatten)]
         ca: CaDir,
     },
-    /// End a token at once.
+    /// End a token at once; or all that a node is known by, and its streams.
     Revoke {
         /// The token's id, as `ambient control tokens` lists it.
-        id: String,
+        #[arg(required_unless_present = "node", conflicts_with = "node")]
+        id: Option<String>,
+        /// A node: its tokens and certificates end. A new token lets it come back.
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
         #[command(flatten)]
         ca: CaDir,
     },
@@ -75,6 +89,9 @@ struct Serve {
     /// Where to listen.
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15012")]
     listen: SocketAddr,
+    /// Where /metrics is served; nowhere by default.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// A host name or address by which nodes call: its certificate is for these. May be given several times.
     #[arg(long = "name", value_name = "HOST", default_values = ["localhost", "127.0.0.1", "::1", "istiod.istio-system.svc"])]
     names: Vec<String>,
@@ -117,28 +134,52 @@ pub(crate) fn main(args: Args) -> ExitCode {
 }
 
 fn tokens(verb: &Verb) -> anyhow::Result<()> {
-    let provider = Arc::new(ambient_tls::provider());
-    let of = |ca: &CaDir| Tokens::new(&ca.ca, provider.clone());
+    let of = |ca: &CaDir| nodes(&ca.ca);
     match verb {
-        Verb::Token { node, ca, days } => {
+        Verb::Token { node, ca, days, once } => {
             let life = Duration::from_secs(days.saturating_mul(24 * 60 * 60).min(LONGEST));
-            let token = of(ca).create(node, life, now())?;
+            let how = if *once { Use::Once } else { Use::Always };
+            let token = of(ca).create(node, life, how, now())?;
             // Into a file without a line's end: ztunnel takes every byte of it for the token.
             let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
             print!("{token}{end}");
         }
         Verb::Tokens { ca } => {
-            let good = of(ca).list(now())?;
-            println!("{:<14} {:<32} GOOD FOR", "ID", "NODE");
-            let present = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-            for token in good {
-                let hours = token.expires.saturating_sub(present) / 3600;
-                println!("{:<14} {:<32} {} days {} hours", token.id, token.node, hours / 24, hours % 24);
+            let nodes = of(ca);
+            println!("{:<14} {:<32} {:<20} USE", "TOKEN", "NODE", "GOOD FOR");
+            for token in nodes.tokens(now())? {
+                let how = if token.once { "once" } else { "always" };
+                println!("{:<14} {:<32} {:<20} {how}", token.id, token.node, good_for(token.expires));
+            }
+            println!("\n{:<34} {:<32} GOOD FOR", "CERTIFICATE", "NODE");
+            for one in nodes.certificates(now())? {
+                println!("{:<34} {:<32} {}", one.serial, one.node, good_for(one.expires));
             }
         }
-        Verb::Revoke { id, ca } => of(ca).revoke(id, now())?,
+        Verb::Revoke { ca, id: Some(id), .. } => of(ca).revoke_token(id, now())?,
+        Verb::Revoke { ca, node, .. } => {
+            let node = node.as_deref().unwrap_or_default();
+            let revoked = of(ca).revoke(node, now())?;
+            let (tokens, certificates) = (revoked.tokens, revoked.certificates);
+            anyhow::ensure!(
+                tokens + certificates > 0,
+                "no node {node} is known: `ambient control tokens` lists those that are"
+            );
+            println!("{node}: {tokens} tokens and {certificates} certificates revoked; a new token lets it come back");
+        }
     }
     Ok(())
+}
+
+/// The nodes of an authority's directory.
+pub(crate) fn nodes(ca: &Path) -> Nodes {
+    Nodes::new(ca, Arc::new(ambient_tls::provider()))
+}
+
+fn good_for(expires: u64) -> String {
+    let present = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let hours = expires.saturating_sub(present) / 3600;
+    format!("{} days {} hours", hours / 24, hours % 24)
 }
 
 fn run(args: Serve) -> anyhow::Result<()> {
@@ -166,17 +207,25 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     })
     .await?;
     let provider = Arc::new(ambient_tls::provider());
-    let ca = DirectoryCa::open_for(&args.ca, mesh.trust_domain, Duration::from_secs(args.secret_ttl), "control")?;
+    let trust_domain = mesh.trust_domain;
+    let ca = DirectoryCa::open_for(&args.ca, trust_domain.clone(), Duration::from_secs(args.secret_ttl), "control")?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,
+        trust_domain,
         source: Box::new(source),
-        ca,
-        tokens: Tokens::new(&args.ca, provider.clone()),
+        ca: Arc::new(ca),
+        nodes: Nodes::new(&args.ca, provider.clone()),
         captures: Some(Statuses::new(&args.mesh, now)),
         provider,
     })
     .await?;
+    if let Some(address) = args.metrics {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("cannot listen on {address} for /metrics: --metrics names another address"))?;
+        tracing::info!(address = %listener.local_addr()?, "/metrics");
+        tokio::spawn(serve_metrics(listener, plane.counts()));
+    }
     tracing::info!(address = %plane.local_addr()?, "serving; `ambient control token NODE` makes a node's token");
     plane
         .run(async {

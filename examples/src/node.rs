@@ -12,6 +12,8 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     ca::DirectoryCa,
+    crls::WithCrls,
+    istiod::Membership,
     local_xds::{self, LocalXds},
     manifests::{self, Manifests, Status},
     objects::{Enablement, Selection},
@@ -123,9 +125,14 @@ pub(crate) struct Args {
     /// canonical. (The name of the variable is Istio's.)
     #[arg(long, env = "PREFERED_SERVICE_NAMESPACE", value_name = "NAMESPACE")]
     preferred_service_namespace: Option<Arc<str>>,
-    /// How long a certificate is valid; it is renewed at half of that.
+    /// How long a certificate is valid; it is renewed at half of that. No authority of this project gives more than 24 hours, nor
+    /// more than its own setting; where less is given than asked for, the log says so once.
     #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::time)]
     secret_ttl: Duration,
+    /// A file of revocations (CRLs, PEM or DER) for the trust domain of the mesh; watched. What `ambient control` or --ca-dir
+    /// gives has its own.
+    #[arg(long, env = "CRL_PATH", value_name = "FILE")]
+    crl_path: Option<PathBuf>,
     /// Where keys and certificates are kept for a restart while the authority is away, in a directory of the node's name: in
     /// memory (tmpfs or ramfs), never on a disk. Where the default cannot be used a line in the log says so; `none`
     /// keeps none.
@@ -362,22 +369,41 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
         places.iter().filter(|given| **given).count() < 2,
         "certificates come from one place: leave out all but one of --ca-dir, --ca-address, and --spire-admin-socket or --spiffe-socket"
     );
-    let (source, announce) = source(&args, &config, &mesh).await?;
+    let membership = args.istiod.membership(&config)?;
+    let (source, announce) = source(&args, &config, &mesh, membership.as_ref()).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
-        Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain, args.secret_ttl, &node)?),
+        Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)?),
         None => match args.spiffe.certificates(&trust_domain) {
             Some(issuer) => issuer,
-            None => args.istiod.certificates(args.secret_ttl)?,
+            None => args.istiod.certificates(args.secret_ttl, membership.as_ref())?,
         },
     };
+    let issuer = with_crls(&args, issuer, source.gives_trust(), trust_domain)?;
     let builder = ground.builder().boxed_source(source).shared_issuer(issuer);
     Ok(builder.announce(announce).build().await?)
 }
 
+/// The issuer with the revocations of a file, where one is named.
+fn with_crls(args: &Args, issuer: Arc<dyn Issuer>, from_control: bool, domain: TrustDomain) -> anyhow::Result<Arc<dyn Issuer>> {
+    match args.crl_path.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        None => Ok(issuer),
+        Some(_) if from_control => {
+            tracing::warn!("--crl-path has no effect: `ambient control` says who is revoked");
+            Ok(issuer)
+        }
+        Some(path) => Ok(Arc::new(WithCrls::open(issuer, path, domain)?)),
+    }
+}
+
 /// Where state comes from, and who is told what is captured here.
-async fn source(args: &Args, config: &Config, mesh: &Mesh) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
+async fn source(
+    args: &Args,
+    config: &Config,
+    mesh: &Mesh,
+    membership: Option<&Arc<Membership>>,
+) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
     let places = [args.manifests.is_some(), args.local_xds_path.is_some(), args.istiod.gives_state()];
     anyhow::ensure!(
         places.iter().filter(|is| **is).count() == 1,
@@ -400,11 +426,13 @@ async fn source(args: &Args, config: &Config, mesh: &Mesh) -> anyhow::Result<(Bo
             &mesh.root_namespace,
             config.istio_exact,
         );
-        let announce: Arc<dyn Announce> = match args.istiod.reports()? {
+        let announce: Arc<dyn Announce> = match args.istiod.reports(membership)? {
             Some(reports) => Arc::new(AnnounceToControl::new(reports)),
             None => Arc::new(AnnounceNothing),
         };
-        return Ok((args.istiod.state(&config.node, policies)?, announce));
+        // Whoever else gives certificates says whom to trust, too.
+        let trust = membership.is_some() && !args.spiffe.gives_certificates();
+        return Ok((args.istiod.state(&config.node, policies, membership, trust)?, announce));
     };
     let status = Status::open(manifests, &config.node)
         .with_context(|| format!("cannot keep this node's status in {}, which --manifests names", manifests.display()))?;

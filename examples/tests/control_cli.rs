@@ -10,7 +10,7 @@ use std::{
 
 use ambient_control::{
     IssueError, Issuer, Source,
-    istiod::{Asker, Certificates, CertificatesConfig, Endpoint, Reports, Roots, State, StateConfig, Token},
+    istiod::{Asker, Certificates, CertificatesConfig, Endpoint, Membership, MembershipConfig, Reports, Roots, State, StateConfig, Token},
 };
 use tokio::time::{sleep, timeout};
 
@@ -53,6 +53,16 @@ fn tokens_are_made_listed_and_revoked() {
         String::from_utf8_lossy(&again.stderr).trim(),
         format!("ambient control: there is no token {id}")
     );
+    said(&control(&["token", "node-2", "--once", "--ca", ca]));
+    let listed = said(&control(&["tokens", "--ca", ca]));
+    assert!(listed.contains("node-2") && listed.contains("once"), "{listed}");
+    let revoked = said(&control(&["revoke", "--node", "node-2", "--ca", ca]));
+    assert!(revoked.contains("node-2: 1 tokens and 0 certificates revoked"), "{revoked}");
+    let again = control(&["revoke", "--node", "node-2", "--ca", ca]);
+    assert!(
+        String::from_utf8_lossy(&again.stderr).contains("no node node-2 is known"),
+        "{again:?}"
+    );
     let odd = control(&["token", "a/b", "--ca", ca]);
     assert!(
         String::from_utf8_lossy(&odd.stderr).contains("\"a/b\" is no name of a node"),
@@ -71,25 +81,23 @@ async fn a_node_lives_on_it() {
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let mut child = Command::new(env!("CARGO_BIN_EXE_ambient"))
         .args(["control", "--mesh", &path(&mesh), "--ca", &path(&ca), "--listen", "127.0.0.1:0"])
+        .args(["--metrics", "127.0.0.1:0"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut log = BufReader::new(child.stdout.take().unwrap()).lines();
-    let port = tokio::task::spawn_blocking(move || {
-        let line = log
-            .find(|line| line.as_ref().is_ok_and(|l| l.contains("serving")))
-            .unwrap()
-            .unwrap();
+    let ports = tokio::task::spawn_blocking(move || {
+        let mut port = |words: &str| {
+            let line = log.find(|line| line.as_ref().is_ok_and(|l| l.contains(words))).unwrap().unwrap();
+            let digits = line.split("127.0.0.1:").nth(1).unwrap().chars().take_while(char::is_ascii_digit);
+            digits.collect::<String>()
+        };
+        let ports = [port("/metrics"), port("serving")];
         // Whoever reads no more would stop it.
         std::thread::spawn(move || log.for_each(drop));
-        line.split("127.0.0.1:")
-            .nth(1)
-            .unwrap()
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect::<String>()
+        ports
     });
-    let port = timeout(Duration::from_secs(30), port).await.expect("it serves in time").unwrap();
+    let [metrics, port] = timeout(Duration::from_secs(30), ports).await.expect("it serves in time").unwrap();
     let token = said(&control(&["token", "node-1", "--ca", &path(&ca)]));
     let endpoint = Endpoint {
         roots: Roots::File(ca.join("root.pem")),
@@ -110,13 +118,52 @@ async fn a_node_lives_on_it() {
     let other = "spiffe://cluster.local/ns/shop/sa/other".parse().unwrap();
     assert!(matches!(certificates.issue(&other).await, Err(IssueError::Refused { .. })));
     // What it says it has captured stands in the directory, and comes back as a change of the mesh.
-    Reports::new(endpoint)
+    Reports::new(endpoint.clone())
         .unwrap()
         .report(&"2f1c".into(), &["10.0.1.2".parse().unwrap()], true)
         .await
         .unwrap();
     assert!(std::fs::read_to_string(mesh.join("status/node-1.json")).unwrap().contains("2f1c"));
     assert_eq!(next().await.changes.len(), 1);
+
+    // It is one of those that it knows, until it is revoked.
+    let member = Arc::new(Membership::start(MembershipConfig::new(endpoint.clone(), "node-1")).unwrap());
+    let endpoint = Endpoint {
+        token: None,
+        membership: Some(member),
+        ..endpoint
+    };
+    let mut state = State::connect(StateConfig::new(endpoint, Asker::default())).unwrap();
+    let mut next = async || {
+        timeout(Duration::from_secs(20), state.next())
+            .await
+            .expect("a batch in time")
+            .unwrap()
+    };
+    while !next().await.synced {}
+    let listed = said(&control(&["tokens", "--ca", &path(&ca)]));
+    assert_eq!(listed.lines().filter(|line| line.contains("node-1")).count(), 2, "{listed}");
+    let revoked = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .args(["ca", "revoke", "--node", "node-1", "--ca", &path(&ca)])
+        .output()
+        .unwrap();
+    assert!(said(&revoked).contains("1 tokens and 1 certificates revoked"), "{revoked:?}");
+    while !next().await.faults.iter().any(|fault| fault.what.contains("was revoked")) {}
+    let scraped = tokio::task::spawn_blocking(move || {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(format!("127.0.0.1:{metrics}")).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let scraped = timeout(Duration::from_secs(20), scraped).await.expect("an answer in time").unwrap();
+    for line in [
+        "ambient_control_refusals_total{reason=\"identity\"} 1",
+        "ambient_control_node_certificates_total 1",
+    ] {
+        assert!(scraped.contains(line), "{line}: {scraped}");
+    }
 
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     for _ in 0..200 {

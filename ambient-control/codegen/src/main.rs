@@ -7,8 +7,9 @@ use std::{
     process::ExitCode,
 };
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 8] = [
     "ambient/control/v1/capture.proto",
+    "ambient/control/v1/node.proto",
     "envoy/service/discovery/v3/discovery.proto",
     "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",

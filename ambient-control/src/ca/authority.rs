@@ -478,7 +478,7 @@ impl<'a> Issuers<'a> {
 
 /// What lies in a directory and is none of an authority's; a lock, and what a start that was cut short has left, are.
 pub(super) fn foreign(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let ours = [LOCK, CERTIFICATE, REVOKED, LISTS, INTERMEDIATES, ISSUED, TOKENS];
+    let ours = [LOCK, CERTIFICATE, REVOKED, LISTS, INTERMEDIATES, ISSUED, TOKENS, NODES];
     let keys = [Key::Signs, Key::Next, Key::Old].map(|key| key.path(directory));
     let entries = fs::read_dir(directory).map_err(directory::io_error("list", directory))?;
     let mut foreign = Vec::new();
@@ -496,3 +496,4 @@ pub(super) fn foreign(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
 
 /// Those of `ambient control`, which stand beside the root.
 const TOKENS: &str = "tokens.json";
+const NODES: &str = "nodes.json";

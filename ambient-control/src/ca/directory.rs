@@ -148,7 +148,7 @@ pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> {
 }
 
 /// The same; `None` if there is no such file.
-pub(super) fn read_if_there(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, OpenError> {
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, OpenError> {
     absent(read(path))
 }
 
@@ -187,7 +187,7 @@ pub(super) fn remove(path: &Path) -> Result<(), OpenError> {
 
 /// By which it is told that a file or directory is another one, or has another content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     inode: u64,
     length: u64,
     modified: (i64, i64),
@@ -195,7 +195,7 @@ pub(super) struct Stamp {
 }
 
 /// `None` for what is not there, or cannot be looked at.
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     let meta = fs::symlink_metadata(path).ok()?;
     Some(Stamp {
         inode: meta.ino(),
@@ -228,7 +228,7 @@ fn no_follow() -> i32 {
     OFlags::NOFOLLOW.bits().cast_signed()
 }
 
-pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.into();
     move |source| OpenError::Io { what, path, source }
 }

@@ -193,22 +193,11 @@ impl DirectoryCa {
     }
 
     fn names(&self, whom: &Whom<'_>) -> Result<Vec<SanType>, RequestError> {
-        let wrong = |name: &str| RequestError::Name { name: name.into() };
         match whom {
             Whom::Id(id) if id.trust_domain() != &self.trust_domain => Err(RequestError::Foreign {
                 of: self.trust_domain.clone(),
             }),
-            Whom::Id(id) => {
-                let uri = id.as_str().try_into().map_err(|_| wrong(id.as_str()))?;
-                Ok(vec![SanType::URI(uri)])
-            }
-            Whom::Hosts(names) => {
-                let san = |name: &String| match name.parse() {
-                    Ok(ip) => Ok(SanType::IpAddress(ip)),
-                    Err(_) => name.as_str().try_into().map(SanType::DnsName).map_err(|_| wrong(name)),
-                };
-                names.iter().map(san).collect()
-            }
+            whom => whom.names(),
         }
     }
 }
@@ -222,7 +211,7 @@ fn life(ttl: Duration, now: SystemTime, issuer_ends: SystemTime) -> Option<(Syst
     (not_after > now).then(|| (whole_seconds(now - back), not_after))
 }
 
-fn crypto(error: rcgen::Error) -> RequestError {
+pub(super) fn crypto(error: rcgen::Error) -> RequestError {
     RequestError::Crypto { why: error.to_string() }
 }
 

@@ -12,7 +12,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{DirectoryCa, RequestError};
+use super::{DirectoryCa, RequestError, requests::crypto};
 use crate::{BoxFuture, IssueError, Issuer};
 
 /// Who signs what it is asked to: a [`DirectoryCa`], or an authority of an embedder's own, such as one behind a KMS.
@@ -49,6 +49,26 @@ pub enum Whom<'a> {
     Id(&'a SpiffeId),
     /// A server, by its host names and addresses.
     Hosts(&'a [String]),
+}
+
+impl Whom<'_> {
+    /// As a certificate bears it.
+    pub(super) fn names(&self) -> Result<Vec<SanType>, RequestError> {
+        let wrong = |name: &str| RequestError::Name { name: name.into() };
+        match self {
+            Self::Id(id) => {
+                let uri = id.as_str().try_into().map_err(|_| wrong(id.as_str()))?;
+                Ok(vec![SanType::URI(uri)])
+            }
+            Self::Hosts(names) => {
+                let san = |name: &String| match name.parse() {
+                    Ok(ip) => Ok(SanType::IpAddress(ip)),
+                    Err(_) => name.as_str().try_into().map(SanType::DnsName).map_err(|_| wrong(name)),
+                };
+                names.iter().map(san).collect()
+            }
+        }
+    }
 }
 
 impl fmt::Display for Whom<'_> {
@@ -90,12 +110,10 @@ impl SignedBy {
             identity: identity.clone(),
             why,
         };
-        let (key, csr) = request(SanType::URI(
-            identity.as_str().try_into().map_err(|e: rcgen::Error| unavailable(e.to_string()))?,
-        ))
-        .map_err(|e| unavailable(format!("cannot make a request to sign: {e}")))?;
+        let whom = Whom::Id(identity.spiffe_id());
+        let (key, csr) = request(&whom).map_err(|e| unavailable(e.to_string()))?;
         let request = Request {
-            whom: Whom::Id(identity.spiffe_id()),
+            whom,
             csr: &csr,
             life: self.ttl,
         };
@@ -129,13 +147,13 @@ impl fmt::Debug for SignedBy {
     }
 }
 
-/// A key, and the request to sign it for a name.
-pub(crate) fn request(name: SanType) -> Result<(KeyPair, String), rcgen::Error> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+/// A key, and the request to sign it for whom it names.
+pub(crate) fn request(whom: &Whom<'_>) -> Result<(KeyPair, String), RequestError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![name];
-    let csr = params.serialize_request(&key)?.pem()?;
+    params.subject_alt_names = whom.names()?;
+    let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(crypto)?;
     Ok((key, csr))
 }
 

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -71,6 +74,8 @@ pub struct Certificates {
     roots: RwLock<Roots>,
     kept: Option<KeptRoots>,
     last_heard: LastHeard,
+    /// Whether it was told that certificates are valid for a shorter time than is asked for.
+    cut_short: AtomicBool,
 }
 
 /// Where roots are kept, and what was last.
@@ -117,6 +122,7 @@ impl Certificates {
             roots: RwLock::new(roots),
             kept,
             last_heard,
+            cut_short: AtomicBool::new(false),
         })
     }
 
@@ -147,7 +153,7 @@ impl Certificates {
             identity: identity.clone(),
             why,
         };
-        let (key, csr) = request(identity).map_err(|e| unavailable(format!("cannot make a request to sign: {e}")))?;
+        let (key, csr) = request(Some(identity)).map_err(|e| unavailable(format!("cannot make a request to sign: {e}")))?;
         let metadata = self.impersonate.then(|| Struct {
             fields: [("ImpersonatedIdentity".to_owned(), text(identity.as_str()))].into(),
         });
@@ -168,6 +174,15 @@ impl Certificates {
         };
         self.last_heard.at(now());
         self.keep(known).await;
+        let given = credential.not_after.duration_since(now()).unwrap_or_default();
+        if given + given / 10 < self.ttl && !self.cut_short.swap(true, Ordering::Relaxed) {
+            let (asked, given) = (self.ttl, Duration::from_secs(given.as_secs()));
+            tracing::warn!(
+                ?asked,
+                ?given,
+                "certificates are valid for a shorter time than is asked for: the authority gives no more"
+            );
+        }
         Ok(Arc::new(credential))
     }
 
@@ -185,7 +200,10 @@ impl Certificates {
             match timeout(ANSWERING, client.create_certificate(request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner().cert_chain),
                 Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => {}
-                Ok(Err(status)) => return Err(refusal(identity, &status)),
+                Ok(Err(status)) => {
+                    self.line.endpoint().heard(&status);
+                    return Err(refusal(identity, &status));
+                }
                 Err(_) => {
                     self.line.hang_up().await;
                     return Err(unavailable(format!("istiod did not answer within {ANSWERING:?}")));
@@ -212,12 +230,15 @@ impl Issuer for Certificates {
     }
 }
 
-/// A key, and the request to sign it for an identity: no subject, one critical URI name.
-fn request(identity: &Identity) -> Result<(KeyPair, String), rcgen::Error> {
+/// A key, and the request to sign it for an identity: no subject, one critical URI name. Without one the other side knows
+/// whom it is to name.
+pub(super) fn request(identity: Option<&Identity>) -> Result<(KeyPair, String), rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
+    if let Some(identity) = identity {
+        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
+    }
     let csr = params.serialize_request(&key)?.pem()?;
     Ok((key, csr))
 }
@@ -268,11 +289,7 @@ impl Answer {
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err("its certificate is for another key".into());
         }
-        let date = |time: x509_parser::time::ASN1Time| {
-            let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
-            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-        };
-        let (not_before, not_after) = (date(parsed.validity().not_before), date(parsed.validity().not_after));
+        let (not_before, not_after) = dates(&parsed);
         let early = not_before.duration_since(now).unwrap_or_default();
         if early > SKEW {
             return Err(format!(
@@ -306,6 +323,15 @@ impl Answer {
             not_after,
         })
     }
+}
+
+/// From when to when a certificate is valid.
+pub(super) fn dates(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+    let date = |time: x509_parser::time::ASN1Time| {
+        let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    };
+    (date(certificate.validity().not_before), date(certificate.validity().not_after))
 }
 
 /// A clock that stands.

@@ -6,7 +6,8 @@ use ambient_authz::{policy, wire as authz};
 use ambient_core::{
     ApplicationProtocol, ApplicationTunnel, BalancerMode, Capture, GatewayAddress, GatewayTarget, Health, HealthPolicy, Identity,
     IpFamilies, LoadBalancer, Membership, NamespacedHostname, Network, NetworkAddress, NetworkBlock, NetworkMode, PolicyKey, Scope,
-    Service, ServicePort, TrustDomain, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadKind, WorkloadUid, mesh::Update,
+    Service, ServicePort, TrustBundles, TrustDomain, TunnelProtocol, Visibility, WeightedWaypoint, Workload, WorkloadKind, WorkloadUid,
+    mesh::Update,
 };
 use prost::Message;
 
@@ -33,6 +34,7 @@ pub(crate) enum Key {
     Workload(WorkloadUid),
     Service(NamespacedHostname),
     Policy(PolicyKey),
+    Trust(TrustDomain),
 }
 
 /// A resource that was read.
@@ -98,6 +100,31 @@ pub(crate) fn address(name: &str, body: &[u8]) -> Result<Read, Refused> {
         }
         None => Err("type: neither a workload nor a service".into()),
     }
+}
+
+/// Reads an `ambient.control.v1.Trust`: all of it or nothing, for a root or a list that is left out would say something else.
+pub(crate) fn trust(name: &str, body: &[u8]) -> Result<Read, Refused> {
+    let sent = own::Trust::decode(body).map_err(|e| format!("no ambient.control.v1.Trust: {e}"))?;
+    let domain: TrustDomain = name.parse().map_err(|e| format!("its name: {e}"))?;
+    if sent.roots.is_empty() {
+        return Err("roots: there is none".into());
+    }
+    let mut bundles = TrustBundles::default();
+    for (at, root) in sent.roots.into_iter().enumerate() {
+        let (_, read) = x509_parser::parse_x509_certificate(&root).map_err(|e| format!("roots[{at}]: {e}"))?;
+        if !read.is_ca() {
+            return Err(format!("roots[{at}]: it is not the certificate of an authority").into());
+        }
+        bundles.add(domain.clone(), root);
+    }
+    for (at, crl) in sent.crls.into_iter().enumerate() {
+        ambient_tls::read_crls(&crl).map_err(|e| format!("crls[{at}]: {e}"))?;
+        bundles.add_crl(domain.clone(), crl);
+    }
+    Ok(Read {
+        key: Key::Trust(domain),
+        change: Change::Trust(bundles.into()),
+    })
 }
 
 /// Reads an `istio.security.Authorization`.

@@ -65,6 +65,7 @@ impl Reports {
                 // The connection of an earlier call, and dead since.
                 Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => fresh = true,
                 Ok(Err(status)) => {
+                    self.0.endpoint().heard(&status);
                     return Err(ReportError::Refused {
                         code: status.code(),
                         message: status.message().into(),

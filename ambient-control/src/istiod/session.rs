@@ -18,11 +18,11 @@
 //! removals along: the next one will say them again.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
-use ambient_core::{NamespacedHostname, PolicyKey, mesh};
+use ambient_core::{NamespacedHostname, PolicyKey, TrustBundles, TrustDomain, mesh};
 
 use super::{
     memory::{Entry, Kept, Remembered},
@@ -49,16 +49,19 @@ pub(crate) enum Kind {
     Address,
     /// Authorization policies.
     Authorization,
+    /// Roots and revocations of trust domains: of `ambient control` alone.
+    Trust,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+    pub(crate) const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::Trust];
 
     /// The type URL of its resources.
     pub(crate) fn type_url(self) -> &'static str {
         match self {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Self::Trust => "type.googleapis.com/ambient.control.v1.Trust",
         }
     }
 
@@ -71,6 +74,7 @@ impl Kind {
         match self {
             Self::Address => "workloads and services",
             Self::Authorization => "authorization policies",
+            Self::Trust => "trust domains",
         }
     }
 }
@@ -82,6 +86,8 @@ pub(crate) struct Settings {
     pub(crate) node: Node,
     /// Ask for workloads and services one by one, as they are needed.
     pub(crate) on_demand: bool,
+    /// Ask for roots and revocations.
+    pub(crate) trust: bool,
     /// How policies are read.
     pub(crate) policies: ambient_authz::wire::Settings,
     /// So long after a stream was opened removals may wait.
@@ -109,7 +115,9 @@ pub(crate) struct Received {
 #[derive(Debug)]
 pub(crate) struct Session {
     settings: Settings,
-    kinds: [Known; 2],
+    kinds: [Known; 3],
+    /// What is known of trust domains, by their names.
+    trust: BTreeMap<TrustDomain, TrustBundles>,
     /// Since when a stream is open.
     opened: Option<Instant>,
     requests: VecDeque<DeltaDiscoveryRequest>,
@@ -174,6 +182,7 @@ impl Session {
         Self {
             settings,
             kinds: Default::default(),
+            trust: BTreeMap::new(),
             opened: None,
             requests: VecDeque::new(),
             remembered: false,
@@ -214,7 +223,7 @@ impl Session {
     pub(crate) fn handle_opened(&mut self, now: Instant) {
         self.handle_closed();
         self.opened = Some(now);
-        for kind in Kind::ALL {
+        for kind in self.asked_for() {
             let on_demand = self.settings.on_demand && kind == Kind::Address;
             let known = &mut self.kinds[kind as usize];
             known.at_opening = [0; 2];
@@ -252,6 +261,11 @@ impl Session {
             }
             self.requests.push_back(request);
         }
+    }
+
+    fn asked_for(&self) -> impl Iterator<Item = Kind> + use<> {
+        let trust = self.settings.trust;
+        Kind::ALL.into_iter().filter(move |kind| trust || *kind != Kind::Trust)
     }
 
     /// The stream is closed.
@@ -320,7 +334,8 @@ impl Session {
     /// A response has come. It is answered in any case.
     pub(crate) fn handle_response(&mut self, now: Instant, response: DeltaDiscoveryResponse) -> Received {
         let mut received = Received::default();
-        let Some(kind) = Kind::of(&response.type_url) else {
+        let asked_for = |kind: &Kind| self.settings.trust || *kind != Kind::Trust;
+        let Some(kind) = Kind::of(&response.type_url).filter(asked_for) else {
             let why = format!("resources of the type {:?}, which were not asked for", response.type_url);
             received.refused.push(why);
             self.answer(&response, &[]);
@@ -402,10 +417,8 @@ impl Session {
 
     fn is_answered(&self) -> bool {
         // Asked one by one, there is no whole of workloads and services that could have come.
-        let needed = Kind::ALL
-            .iter()
-            .filter(|kind| !(self.settings.on_demand && **kind == Kind::Address));
-        needed.into_iter().all(|kind| self.kinds[*kind as usize].answered)
+        let mut needed = self.asked_for().filter(|kind| !(self.settings.on_demand && *kind == Kind::Address));
+        needed.all(|kind| self.kinds[kind as usize].answered)
     }
 
     /// What is wrong now.
@@ -428,9 +441,9 @@ impl Session {
         faults
     }
 
-    /// How much is held: workloads and services, and policies.
+    /// How much is held: workloads and services, policies, and trust domains.
     #[cfg(any(test, feature = "fuzz"))]
-    pub(crate) fn held(&self) -> [usize; 2] {
+    pub(crate) fn held(&self) -> [usize; 3] {
         Kind::ALL.map(|kind| self.kinds[kind as usize].held.len())
     }
 
@@ -452,6 +465,7 @@ impl Session {
         let read = match kind {
             Kind::Address => read::address(name, &body.value)?,
             Kind::Authorization => read::authorization(name, &body.value, &self.settings.policies)?,
+            Kind::Trust => read::trust(name, &body.value)?,
         };
         known.return_of(name);
         known.refused.remove(name);
@@ -467,11 +481,56 @@ impl Session {
             reasons,
         };
         known.held.insert(name.into(), held);
-        received.changes.push(read.change);
+        match read.change {
+            Change::Trust(of_domain) => {
+                self.trust
+                    .extend(of_domain.domains().map(|domain| (domain.clone(), TrustBundles::clone(&of_domain))));
+                received.changes.push(self.whole_trust());
+            }
+            change => received.changes.push(change),
+        }
         Ok(())
     }
 
+    fn whole_trust(&self) -> Change {
+        let mut whole = TrustBundles::default();
+        for (domain, of_domain) in &self.trust {
+            of_domain
+                .roots(domain)
+                .iter()
+                .for_each(|root| whole.add(domain.clone(), root.clone()));
+            of_domain
+                .crls(domain)
+                .iter()
+                .for_each(|crl| whole.add_crl(domain.clone(), crl.clone()));
+        }
+        Change::Trust(whole.into())
+    }
+
+    /// Trust domains that are trusted no more. Some always are: nobody could be spoken to otherwise, and nobody means that.
+    fn distrust(&mut self, names: &[String], received: &mut Received) {
+        for name in names {
+            let known = &mut self.kinds[Kind::Trust as usize];
+            let Some(Key::Trust(domain)) = known.held.get(name.as_str()).map(|held| held.key.clone()) else {
+                continue;
+            };
+            if self.trust.len() == 1 {
+                received
+                    .refused
+                    .push(format!("{name}: without it nobody would be trusted: it stays"));
+                continue;
+            }
+            known.held.remove(name.as_str());
+            self.trust.remove(&domain);
+            received.entries.push(Entry::Remove(Kind::Trust, name.clone()));
+            received.changes.push(self.whole_trust());
+        }
+    }
+
     fn remove(&mut self, now: Instant, kind: Kind, names: &[String], received: &mut Received) {
+        if kind == Kind::Trust {
+            return self.distrust(names, received);
+        }
         // The first stream of all has nothing that could be lost.
         let begun_with = self.kinds[kind as usize].at_opening;
         let settling = begun_with != [0; 2] && self.opened.is_some_and(|at| now < at + self.settings.settling);
@@ -620,7 +679,7 @@ impl Known {
 
     fn let_go(&mut self, kind: Kind, name: &str, received: &mut Received) {
         if let Some(held) = self.held.remove(name) {
-            received.changes.push(removal(held.key));
+            received.changes.extend(removal(held.key));
             received.entries.push(Entry::Remove(kind, name.into()));
         }
     }
@@ -638,11 +697,13 @@ impl Known {
     }
 }
 
-fn removal(key: Key) -> Change {
+fn removal(key: Key) -> Option<Change> {
     match key {
-        Key::Workload(uid) => Change::Mesh(mesh::Update::RemoveWorkload(uid)),
-        Key::Service(name) => Change::Mesh(mesh::Update::RemoveService(name)),
-        Key::Policy(key) => Change::Policy(ambient_authz::policy::Update::Remove(key)),
+        Key::Workload(uid) => Some(Change::Mesh(mesh::Update::RemoveWorkload(uid))),
+        Key::Service(name) => Some(Change::Mesh(mesh::Update::RemoveService(name))),
+        Key::Policy(key) => Some(Change::Policy(ambient_authz::policy::Update::Remove(key))),
+        // What is said of trust is said as a whole.
+        Key::Trust(_) => None,
     }
 }
 

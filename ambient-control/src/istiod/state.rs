@@ -44,6 +44,9 @@ pub struct StateConfig {
     pub asker: Asker,
     /// Ask for workloads and services one by one, as they are needed ([`Source::on_demand`]), instead of for all.
     pub on_demand: bool,
+    /// Ask for roots and revocations as well, which come as [`Change::Trust`](crate::Change::Trust): of `ambient control`, for
+    /// istiod knows no such thing.
+    pub trust: bool,
     /// How policies are read.
     pub policies: wire::Settings,
     /// The longest message that is taken, in bytes; 200 MiB, ztunnel's, by default.
@@ -83,6 +86,7 @@ impl StateConfig {
             endpoint,
             asker,
             on_demand: false,
+            trust: false,
             policies: wire::Settings::default(),
             longest_message: 200 * 1024 * 1024,
             settling: Duration::from_secs(10),
@@ -139,6 +143,7 @@ impl Asker {
 #[derive(Debug)]
 pub struct State {
     batches: mpsc::Receiver<Batch>,
+    trust: bool,
     asking: Option<Arc<Asking>>,
     last_heard: LastHeard,
 }
@@ -198,6 +203,7 @@ impl State {
         let mut session = Session::new(session::Settings {
             node: config.asker.node(),
             on_demand: config.on_demand,
+            trust: config.trust,
             policies: config.policies.clone(),
             settling: config.settling,
             grace: config.grace,
@@ -206,7 +212,7 @@ impl State {
         if let Some(memory) = &config.memory {
             recalled = Recalled::open(memory, &mut session)?;
         }
-        let last_heard = LastHeard::default();
+        let (trust, last_heard) = (config.trust, LastHeard::default());
         if let Some(heard) = recalled.heard {
             last_heard.at(heard);
         }
@@ -230,6 +236,7 @@ impl State {
         tokio::spawn(client.run(recalled.changes));
         Ok(Self {
             batches,
+            trust,
             asking,
             last_heard,
         })
@@ -243,6 +250,10 @@ impl Source for State {
 
     fn last_heard(&self) -> Option<LastHeard> {
         Some(self.last_heard.clone())
+    }
+
+    fn gives_trust(&self) -> bool {
+        self.trust
     }
 
     fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
@@ -378,8 +389,8 @@ impl Client {
     }
 
     async fn stream(&mut self) -> End {
-        let channel = match self.config.endpoint.connect().await {
-            Ok(channel) => channel,
+        let (channel, shown) = match self.config.endpoint.connect().await {
+            Ok(connected) => connected,
             Err(error) => return End::Failed(error.to_string()),
         };
         let (requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
@@ -398,10 +409,17 @@ impl Client {
         let opened = timeout(ANSWERING, client.delta_aggregated_resources(request)).await;
         let mut responses = match opened {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return ended(&status),
+            Ok(Err(status)) => return self.ended(&status),
             Err(_) => return End::Failed(format!("no answer within {ANSWERING:?}")),
         };
         self.open.store(true, Ordering::Relaxed);
+        let membership = self.config.endpoint.membership.clone();
+        let mut replaced = std::pin::pin!(async {
+            match (&membership, &shown) {
+                (Some(membership), Some(shown)) => membership.replaced(shown).await,
+                _ => std::future::pending().await,
+            }
+        });
         loop {
             while let Some(request) = self.session.poll_request() {
                 match timeout(ANSWERING, requests.send(request)).await {
@@ -432,8 +450,10 @@ impl Client {
                         }
                     }
                     Ok(None) => return End::Usual("the control plane has closed it".into()),
-                    Err(status) => return ended(&status),
+                    Err(status) => return self.ended(&status),
                 },
+                // The control plane ends a stream with the certificate that was shown for it: it goes on with the next.
+                () = &mut replaced => return End::Usual("this node has another certificate".into()),
                 () = async { match wake { Some(at) => time::sleep_until(at).await, None => std::future::pending().await } } => {
                     let received = self.session.handle_timeout(now());
                     if self.pass_on(received).await.is_err() {
@@ -532,6 +552,13 @@ impl Client {
 
     /// Hands changes on, and what is wrong where that is new.
     async fn tell(&mut self, changes: Vec<crate::Change>) -> Result<(), ()> {
+        if let Some(membership) = &self.config.endpoint.membership {
+            for change in &changes {
+                if let crate::Change::Trust(trust) = change {
+                    membership.learn(trust);
+                }
+            }
+        }
         let mut faults = self.session.faults();
         if let Some(away) = &self.away {
             let known = self.heard.map(|_| format!("; what is known is {} old", self.age()));
@@ -592,6 +619,13 @@ fn spelled(time: Duration) -> String {
         (hours @ 0..48, 0) => format!("{hours} h"),
         (hours @ 0..48, minutes) => format!("{hours} h {minutes} min"),
         (hours, _) => format!("{} days", hours / 24),
+    }
+}
+
+impl Client {
+    fn ended(&self, status: &tonic::Status) -> End {
+        self.config.endpoint.heard(status);
+        ended(status)
     }
 }
 

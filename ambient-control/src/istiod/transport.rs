@@ -6,12 +6,12 @@ use hyper_util::rt::TokioIo;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
-        WebPkiServerVerifier,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::{
@@ -19,6 +19,8 @@ use tonic::{
     transport::{Channel, Endpoint as Grpc, Uri},
 };
 use tower::service_fn;
+
+use super::join::{Membership, NodeCredential};
 
 /// How a control plane is reached.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Endpoint {
     pub other_name: Option<String>,
     /// What is shown for each call.
     pub token: Option<Token>,
+    /// What is shown in the place of a token, once for each connection; of `ambient control` alone.
+    pub membership: Option<Arc<Membership>>,
     /// The cluster that the token belongs to, such as `Kubernetes`.
     pub cluster: String,
     /// Added to each call: name and value.
@@ -115,6 +119,17 @@ pub enum EndpointError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[source] rustls::Error),
+    /// The node has no certificate that it could show.
+    #[error("the control plane has given the node {node} no certificate: {why}")]
+    NotJoined {
+        /// Which node.
+        node: String,
+        /// Why the last attempt failed.
+        why: String,
+    },
+    /// The node's certificate cannot be used.
+    #[error("the node's certificate cannot be used: {0}")]
+    Certificate(#[source] rustls::Error),
     /// No connection was made.
     #[error("cannot connect to {address}: {source}")]
     Connect {
@@ -133,6 +148,7 @@ impl Endpoint {
             roots: Roots::File("./var/run/secrets/istio/root-cert.pem".into()),
             other_name: None,
             token: Some(Token::File("./var/run/secrets/tokens/istio-token".into())),
+            membership: None,
             cluster: "Kubernetes".into(),
             headers: Vec::new(),
             provider,
@@ -149,10 +165,20 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Connects, within [`CONNECTING`].
-    pub(super) async fn connect(&self) -> Result<Channel, EndpointError> {
+    /// Connects, within [`CONNECTING`]; gives the node's certificate that was shown, too.
+    pub(super) async fn connect(&self) -> Result<(Channel, Option<Arc<NodeCredential>>), EndpointError> {
+        let Some(membership) = &self.membership else {
+            return Ok((self.connect_as(None, &[]).await?, None));
+        };
+        let credential = membership.credential().await?;
+        let channel = self.connect_as(Some(&credential), &membership.roots()).await?;
+        Ok((channel, Some(credential)))
+    }
+
+    /// Connects, within [`CONNECTING`], showing a certificate, or none; these roots count besides the endpoint's own.
+    pub(super) async fn connect_as(&self, shown: Option<&NodeCredential>, roots: &[Vec<u8>]) -> Result<Channel, EndpointError> {
         let place = self.place()?;
-        let tls = self.tls().await?;
+        let tls = self.tls(shown, roots).await?;
         let (host, port, name) = (place.host, place.port, place.name);
         let grpc = Grpc::from(place.uri)
             .connect_timeout(CONNECTING)
@@ -184,12 +210,18 @@ impl Endpoint {
         }
     }
 
-    /// A call with the token of this moment and the headers.
+    /// A call with the token of this moment, where no certificate is shown, and the headers.
     pub(super) async fn request<T>(&self, message: T) -> Result<tonic::Request<T>, EndpointError> {
-        let mut request = tonic::Request::new(message);
-        if let Some(token) = &self.token {
+        let mut request = self.bare_request(message)?;
+        if let (Some(token), None) = (&self.token, &self.membership) {
             request.metadata_mut().insert("authorization", token.read().await?);
         }
+        Ok(request)
+    }
+
+    /// A call with the headers alone.
+    pub(super) fn bare_request<T>(&self, message: T) -> Result<tonic::Request<T>, EndpointError> {
+        let mut request = tonic::Request::new(message);
         if let Ok(cluster) = self.cluster.parse() {
             request.metadata_mut().insert("clusterid", cluster);
         }
@@ -197,6 +229,22 @@ impl Endpoint {
             request.metadata_mut().insert(name, value);
         }
         Ok(request)
+    }
+
+    /// Whether a connection that has shown this is as one that would be made now.
+    fn shows(&self, shown: Option<&Arc<NodeCredential>>) -> bool {
+        match (&self.membership, shown) {
+            (Some(membership), Some(shown)) => membership.is_present(shown),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    /// What the control plane has answered: where it does not know this node's certificate, another is asked for.
+    pub(super) fn heard(&self, status: &tonic::Status) {
+        if let Some(membership) = self.membership.as_ref().filter(|_| status.code() == tonic::Code::Unauthenticated) {
+            membership.doubt();
+        }
     }
 
     fn header_values(&self) -> Result<Vec<Header>, EndpointError> {
@@ -226,15 +274,16 @@ impl Endpoint {
         Ok(Place { uri, host, port, name })
     }
 
-    async fn tls(&self) -> Result<TlsConnector, EndpointError> {
+    async fn tls(&self, shown: Option<&NodeCredential>, roots: &[Vec<u8>]) -> Result<TlsConnector, EndpointError> {
         let from = self.roots.to_string();
-        let pem = self.roots.read().await.map_err(|source| EndpointError::Roots {
-            from: from.clone(),
-            source,
-        })?;
         let mut store = RootCertStore::empty();
-        let certificates = CertificateDer::pem_slice_iter(&pem).flatten();
-        store.add_parsable_certificates(certificates);
+        match self.roots.read().await {
+            Ok(pem) => drop(store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten())),
+            // What the control plane itself has told of will do.
+            Err(_) if !roots.is_empty() => {}
+            Err(source) => return Err(EndpointError::Roots { from, source }),
+        }
+        store.add_parsable_certificates(roots.iter().map(|der| CertificateDer::from(der.as_slice())));
         if store.is_empty() {
             return Err(EndpointError::NoRoots { from });
         }
@@ -245,12 +294,23 @@ impl Endpoint {
             Some(other) => Some(ServerName::try_from(other.clone()).map_err(|_| EndpointError::Address { address: other.clone() })?),
             None => None,
         };
-        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+        let config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(EndpointError::Tls)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(EitherName { verifier, other }))
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(Arc::new(EitherName { verifier, other }));
+        let mut config = match shown {
+            None => config.with_no_client_auth(),
+            Some(shown) => {
+                let chain = shown.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+                let key = PrivatePkcs8KeyDer::from(shown.key.der().to_vec());
+                config
+                    .with_client_auth_cert(chain, key.into())
+                    .map_err(EndpointError::Certificate)?
+            }
+        };
+        // What is shown is looked at with each connection.
+        config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(TlsConnector::from(Arc::new(config)))
     }
@@ -260,7 +320,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub(super) struct Line {
     endpoint: Endpoint,
-    channel: Mutex<Option<Channel>>,
+    channel: Mutex<Option<(Channel, Option<Arc<NodeCredential>>)>>,
 }
 
 impl Line {
@@ -275,14 +335,15 @@ impl Line {
         &self.endpoint
     }
 
-    /// The connection that is there, or a new one.
+    /// The connection that is there, or a new one: also where the node has another certificate now.
     pub(super) async fn channel(&self, fresh: bool) -> Result<Channel, EndpointError> {
         let mut present = self.channel.lock().await;
-        if let Some(channel) = present.as_ref().filter(|_| !fresh) {
+        if let Some((channel, _)) = present.as_ref().filter(|(_, shown)| !fresh && self.endpoint.shows(shown.as_ref())) {
             return Ok(channel.clone());
         }
-        let channel = self.endpoint.connect().await?;
-        *present = Some(channel.clone());
+        let connected = self.endpoint.connect().await?;
+        let channel = connected.0.clone();
+        *present = Some(connected);
         Ok(channel)
     }
 

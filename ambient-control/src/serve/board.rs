@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambient_authz::policy;
-use ambient_core::{Endpoints, Health, Identity, Membership, Mesh, NamespacedHostname, Workload, WorkloadUid, mesh::Update};
+use ambient_core::{Endpoints, Health, Identity, Membership, Mesh, NamespacedHostname, TrustBundles, Workload, WorkloadUid, mesh::Update};
 
 use super::encode;
 use crate::{Change, istiod::Kind};
@@ -33,7 +33,7 @@ pub(super) struct Board {
     listed: HashMap<NamespacedHostname, Endpoints>,
     /// The services that list a workload as their endpoint.
     listing: HashMap<WorkloadUid, BTreeSet<NamespacedHostname>>,
-    kinds: [Resources; 2],
+    kinds: [Resources; 3],
     /// How many workloads of an account are on a node.
     accounts: HashMap<(Arc<str>, Identity), usize>,
     /// Counts what has changed.
@@ -70,7 +70,7 @@ impl Board {
                     updates.push(update.clone());
                 }
                 Change::Policy(update) => self.policy_update(update),
-                // Roots go along with certificates.
+                // The authority says whom to trust.
                 Change::Trust(_) => {}
             }
         }
@@ -80,6 +80,23 @@ impl Board {
         touched_workloads().for_each(|uid| count(&mut self.accounts, self.mesh.workload(uid), true));
         self.write(touched);
         before != (self.generation, self.synced)
+    }
+
+    /// Takes in whom the authority says to trust; `true` where that became different. A domain without a root is none.
+    pub(super) fn set_trust(&mut self, trust: &TrustBundles) -> bool {
+        let before = self.generation;
+        let served: Vec<Arc<str>> = self.all(Kind::Trust).map(|(name, _)| name.clone()).collect();
+        for gone in served
+            .iter()
+            .filter(|name| trust.domains().all(|domain| domain.as_str() != &***name))
+        {
+            self.take(Kind::Trust, gone);
+        }
+        for domain in trust.domains() {
+            let body = encode::trust(trust.roots(domain), trust.crls(domain));
+            self.put(Kind::Trust, domain.as_str(), (Vec::new(), body));
+        }
+        before != self.generation
     }
 
     /// The mesh.

@@ -117,6 +117,15 @@ fn pod(of: &Workload, uid: &str) -> wire::Extension {
     }
 }
 
+/// The body of a trust domain's resource.
+pub(crate) fn trust(roots: &[Vec<u8>], crls: &[Vec<u8>]) -> Vec<u8> {
+    let trust = own::Trust {
+        roots: roots.to_vec(),
+        crls: crls.to_vec(),
+    };
+    trust.encode_to_vec()
+}
+
 /// The aliases and the body of a service's resource. Its endpoints are not in it: they name it themselves.
 pub(crate) fn service(of: &Service) -> (Vec<String>, Vec<u8>) {
     let aliases = of.vips.iter().map(|vip| format!("{}/{}", vip.network.as_str(), vip.ip)).collect();

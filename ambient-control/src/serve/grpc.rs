@@ -1,4 +1,4 @@
-//! The services, each call by a node that has shown its token.
+//! The services, each call by a node that is known by its certificate or its token.
 
 use std::{
     pin::Pin,
@@ -8,18 +8,30 @@ use std::{
 
 use ambient_core::{Identity, PodUid, SpiffeId};
 use prost_types::{Struct, value};
+use rcgen::{CertificateSigningRequestParams, PublicKeyData as _};
 use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
+    sync::{Notify, mpsc, watch},
+    time::{sleep, timeout},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{Captures, Tokens, board::Board, subscriber::Subscriber};
+use super::{
+    Captures, NodeCertificate,
+    admission::{Caller, Door, Shown},
+    board::Board,
+    counts::Refusal,
+    nodes,
+    subscriber::Subscriber,
+};
 use crate::{
-    ca::{self, DirectoryCa, RequestError},
+    ca::{self, DirectoryCa, Request as ToSign, RequestError, Whom},
+    istiod::{node_id, now},
     wire::{
-        ambient::control::v1::{CaptureReceipt, CaptureReport, capture_service_server::CaptureService},
+        ambient::control::v1::{
+            CaptureReceipt, CaptureReport, JoinRequest, JoinResponse, capture_service_server::CaptureService,
+            node_service_server::NodeService,
+        },
         envoy::{
             config::core::v3::Node,
             service::discovery::v3::{
@@ -35,34 +47,67 @@ pub(super) struct Shared {
     pub(super) board: RwLock<Board>,
     /// The board's generation.
     pub(super) changed: watch::Sender<u64>,
-    pub(super) ca: DirectoryCa,
-    pub(super) tokens: Tokens,
+    pub(super) door: Door,
+    /// Counts the changes of what callers are admitted by.
+    pub(super) admission: watch::Sender<u64>,
     pub(super) captures: Option<Arc<dyn Captures>>,
 }
 
-/// The services of one server.
+/// The services of one connection.
 #[derive(Clone)]
-pub(super) struct Services(pub(super) Arc<Shared>);
+pub(super) struct Services {
+    pub(super) shared: Arc<Shared>,
+    pub(super) shown: Arc<Shown>,
+    /// Ends the connection.
+    pub(super) cut: Arc<Notify>,
+}
 
-impl Shared {
-    /// The node that calls.
-    fn admit(&self, metadata: &MetadataMap) -> Result<String, Status> {
-        let shown = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let token = shown.and_then(|text| text.strip_prefix("Bearer "));
-        let token = token.ok_or_else(|| Status::unauthenticated("a token is wanted: `authorization: Bearer TOKEN`"))?;
-        match self.tokens.node(token.trim(), crate::istiod::now()) {
-            Ok(Some(node)) => Ok(node),
-            Ok(None) => {
-                tracing::warn!("a caller was refused: its token is none, has ended, or was revoked");
-                Err(Status::unauthenticated("this token is none, has ended, or was revoked"))
-            }
-            Err(error) => {
-                tracing::error!(%error, "callers cannot be told from others");
-                Err(Status::unavailable("tokens cannot be read now"))
-            }
+impl Services {
+    /// The node that calls, for whatever it may do once it is one.
+    fn admit(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        let door = &self.shared.door;
+        let caller = door.admit(&self.shown, metadata, now())?;
+        if door.is_for_joining(&caller, now()) {
+            let why = "this token is good for a node's certificate alone";
+            tracing::warn!(node = caller.node, why, "a caller was refused");
+            door.counts.refuse(Refusal::Credential);
+            return Err(Status::unauthenticated(why));
         }
+        Ok(caller)
     }
 
+    fn refuse(&self, why: Refusal, status: Status) -> Status {
+        self.shared.door.counts.refuse(why);
+        status
+    }
+
+    /// Has a request signed, within a time.
+    async fn sign(&self, node: &str, request: ToSign<'_>) -> Result<Vec<Vec<u8>>, Status> {
+        let whom = request.whom;
+        let signed = timeout(SIGNING, self.shared.door.ca.sign(request)).await;
+        let error = match signed {
+            Ok(Ok(chain)) if !chain.is_empty() => return Ok(chain),
+            Ok(Ok(_)) => RequestError::Signer {
+                why: "it gave no certificate".into(),
+            },
+            Ok(Err(error)) => error,
+            Err(_) => RequestError::Signer {
+                why: format!("it did not answer within {SIGNING:?}"),
+            },
+        };
+        tracing::warn!(node, %whom, %error, "nothing was signed");
+        let (why, status) = match error {
+            RequestError::Request { .. } | RequestError::Name { .. } => (Refusal::Request, Status::invalid_argument(error.to_string())),
+            RequestError::Barred { .. } | RequestError::Foreign { .. } => {
+                (Refusal::Authority, Status::permission_denied(error.to_string()))
+            }
+            _ => (Refusal::Authority, Status::unavailable(error.to_string())),
+        };
+        Err(self.refuse(why, status))
+    }
+}
+
+impl Shared {
     fn board(&self) -> std::sync::RwLockReadGuard<'_, Board> {
         self.board.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,13 +125,14 @@ impl AggregatedDiscoveryService for Services {
     type DeltaAggregatedResourcesStream = Responses;
 
     async fn delta_aggregated_resources(&self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Responses>, Status> {
-        let node = self.0.admit(request.metadata())?;
+        let caller = self.admit(request.metadata())?;
         let (sender, responses) = mpsc::channel(RESPONSES);
         let client = Client {
-            subscriber: Subscriber::new(&node),
-            node,
-            shared: self.0.clone(),
+            subscriber: Subscriber::new(&caller.node),
+            caller,
+            shared: self.shared.clone(),
             responses: sender,
+            cut: self.cut.clone(),
         };
         tokio::spawn(client.run(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
@@ -95,27 +141,41 @@ impl AggregatedDiscoveryService for Services {
 
 /// One stream.
 struct Client {
-    node: String,
+    caller: Caller,
     shared: Arc<Shared>,
     subscriber: Subscriber,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    cut: Arc<Notify>,
 }
 
 impl Client {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
-        tracing::info!(node = self.node, "a node has opened a stream");
+        let shared = self.shared.clone();
+        let (node, counts) = (self.caller.node.clone(), &shared.door.counts);
+        tracing::info!(node, "a node has opened a stream");
+        counts.open();
         let why = self.talk(&mut requests).await;
+        counts.close();
         if let Err(status) = &why {
-            tracing::warn!(node = self.node, why = status.message(), "a node's stream was ended");
+            tracing::warn!(node, why = status.message(), "a node's stream was ended");
             let _ = self.responses.try_send(Err(status.clone()));
+            if status.code() == tonic::Code::Unauthenticated {
+                // What waits to be read is not for it any more. It gets a moment to hear why.
+                let _ = timeout(PARTING, self.responses.closed()).await;
+                self.cut.notify_one();
+            }
         } else {
-            tracing::info!(node = self.node, "a node's stream has ended");
+            tracing::info!(node, "a node's stream has ended");
         }
     }
 
     async fn talk(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
-        let mut changed = self.shared.changed.subscribe();
+        let (mut changed, mut admission) = (self.shared.changed.subscribe(), self.shared.admission.subscribe());
+        // What has changed between its admission and now.
+        self.still()?;
         loop {
+            // By the wall clock, which may be set: never long.
+            let good = self.caller.good_for(now()).clamp(LEAST_LOOK, LONGEST_LOOK);
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => self.hear(request)?,
@@ -125,33 +185,59 @@ impl Client {
                 changed = changed.changed() => if changed.is_err() {
                     return Err(Status::unavailable("the control plane is stopping"));
                 },
+                _ = admission.changed() => self.still()?,
+                () = sleep(good) => self.still()?,
                 () = self.responses.closed() => return Ok(()),
             }
             while let Some(response) = self.next() {
-                match timeout(READING, self.responses.send(Ok(response))).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return Ok(()),
-                    Err(_) => return Err(Status::deadline_exceeded("nothing was read for a while")),
+                tokio::select! {
+                    sent = timeout(READING, self.responses.send(Ok(response))) => match sent {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return Ok(()),
+                        Err(_) => return Err(Status::deadline_exceeded("nothing was read for a while")),
+                    },
+                    // A node that reads nothing is not heard of again: it is not told more meanwhile.
+                    Err(ended) = self.until_it_ends(&mut admission) => return Err(ended),
                 }
             }
         }
     }
 
+    /// A stream lives no longer than what its node is known by: whoever is revoked hears nothing more of the mesh.
+    fn still(&self) -> Result<(), Status> {
+        let door = &self.shared.door;
+        door.still(&self.caller, now()).inspect_err(|_| door.counts.cut_one())
+    }
+
+    async fn until_it_ends(&self, admission: &mut watch::Receiver<u64>) -> Result<(), Status> {
+        loop {
+            if admission.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            self.still()?;
+        }
+    }
+
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        let (node, counts) = (&self.caller.node, &self.shared.door.counts);
         if let Some(said) = request.node.as_ref().and_then(node_name)
-            && said != self.node
+            && said != node
         {
-            let why = format!("the token is for the node {}, and not for {said}", self.node);
+            counts.refuse(Refusal::Node);
+            let why = format!("its credential is for the node {node}, and not for {said}");
             return Err(Status::permission_denied(why));
         }
         match self.subscriber.handle_request(request) {
             Ok(None) => Ok(()),
             Ok(Some(refusal)) => {
-                let (node, why) = (&self.node, &refusal.why);
+                let why = &refusal.why;
                 tracing::warn!(node, kind = refusal.kind.type_url(), why, "a node has refused what it was told");
                 Ok(())
             }
-            Err(error) => Err(Status::invalid_argument(error.to_string())),
+            Err(error) => {
+                counts.refuse(Refusal::Request);
+                Err(Status::invalid_argument(error.to_string()))
+            }
         }
     }
 
@@ -174,38 +260,105 @@ fn text<'a>(of: &'a Struct, name: &str) -> Option<&'a str> {
 }
 
 #[tonic::async_trait]
+impl NodeService for Services {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let door = &self.shared.door;
+        let caller = door.admit(&self.shown, request.metadata(), now())?;
+        let request = request.into_inner();
+        let wrong = |why: String| {
+            tracing::warn!(node = caller.node, why, "a node was refused a certificate of its own");
+            self.refuse(Refusal::Request, Status::invalid_argument(why))
+        };
+        let csr = CertificateSigningRequestParams::from_pem(&request.csr).map_err(|e| wrong(format!("csr: {e}")))?;
+        let id: SpiffeId = node_id(&door.trust_domain, &caller.node).map_err(|e| wrong(e.to_string()))?;
+        let asked = Some(request.validity_duration).filter(|seconds| *seconds > 0);
+        let to_sign = ToSign {
+            whom: Whom::Id(&id),
+            csr: &request.csr,
+            life: asked.map_or(NODE_LIFE, Duration::from_secs).min(NODE_LIFE),
+        };
+        let chain = self.sign(&caller.node, to_sign).await?;
+        let given = self.given(&caller.node, &chain[0])?;
+        let (serial, key) = (given.serial.clone(), csr.public_key.der_bytes().to_vec());
+        let (shared, proof) = (self.shared.clone(), caller.proof.clone());
+        // The lock of the directory may be waited for.
+        let enrolled = tokio::task::spawn_blocking(move || shared.door.nodes.enrol(&proof, &key, given, now())).await;
+        match enrolled {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => {
+                let why = "what this node is known by was revoked, or its token was used for another key";
+                tracing::warn!(node = caller.node, why, "a node was refused a certificate of its own");
+                return Err(self.refuse(Refusal::Credential, Status::unauthenticated(why)));
+            }
+            Ok(Err(error)) => {
+                tracing::error!(node = caller.node, %error, "a node's certificate cannot be kept: it was not given");
+                return Err(Status::unavailable("certificates of nodes cannot be kept now"));
+            }
+            Err(_) => return Err(Status::internal("the control plane has failed")),
+        }
+        door.counts.join();
+        let by = match &caller.proof {
+            nodes::Proof::Token(_) => "a token",
+            nodes::Proof::Certificate(_) => "the certificate before",
+        };
+        tracing::info!(node = caller.node, by, serial, "a node was given a certificate");
+        let roots = door.ca.bundles().roots(&door.trust_domain).to_vec();
+        Ok(Response::new(JoinResponse { chain, roots }))
+    }
+}
+
+impl Services {
+    /// What is noted of a certificate that is about to be given.
+    fn given(&self, node: &str, leaf: &[u8]) -> Result<NodeCertificate, Status> {
+        let unusable = |why: String| {
+            tracing::error!(node, why, "what the authority signed is unusable");
+            Status::unavailable("what the authority signed is unusable")
+        };
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| unusable(e.to_string()))?;
+        let hash = self.shared.door.nodes.hash(leaf).map_err(|e| unusable(e.to_string()))?;
+        Ok(NodeCertificate {
+            node: node.into(),
+            serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            since: nodes::seconds(now()),
+            expires: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0),
+            sha256: hash,
+        })
+    }
+}
+
+#[tonic::async_trait]
 impl IstioCertificateService for Services {
     async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
-        let node = self.0.admit(request.metadata())?;
+        let node = self.admit(request.metadata())?.node;
         let request = request.into_inner();
         let metadata = request.metadata.as_ref();
+        let wrong = |why: String| {
+            tracing::warn!(node, why, "a node was refused a certificate");
+            self.refuse(Refusal::Request, Status::invalid_argument(why))
+        };
         let whom = metadata
             .and_then(|metadata| text(metadata, "ImpersonatedIdentity"))
-            .ok_or_else(|| Status::invalid_argument("metadata.ImpersonatedIdentity: it is missing: a node has no identity of its own"))?;
-        let identity: Identity = whom
-            .parse()
-            .map_err(|e| Status::invalid_argument(format!("metadata.ImpersonatedIdentity: {e}")))?;
-        if !self.0.is_there(&node, &identity) {
+            .ok_or_else(|| wrong("metadata.ImpersonatedIdentity: it is missing: a node has no identity of its own".into()))?;
+        let identity: Identity = whom.parse().map_err(|e| wrong(format!("metadata.ImpersonatedIdentity: {e}")))?;
+        if !self.shared.is_there(&node, &identity) {
             tracing::warn!(node, %identity, "a node was refused a certificate: no pod of that identity is on it");
-            return Err(Status::permission_denied(format!("no pod of {identity} is on the node {node}")));
+            let why = format!("no pod of {identity} is on the node {node}");
+            return Err(self.refuse(Refusal::Identity, Status::permission_denied(why)));
         }
         let wanted = u64::try_from(request.validity_duration).ok().filter(|seconds| *seconds > 0);
-        let life = wanted.map_or(DirectoryCa::DEFAULT_TTL, Duration::from_secs);
-        let shared = self.0.clone();
-        let whom: SpiffeId = identity.spiffe_id().clone();
-        let signed = tokio::task::spawn_blocking(move || shared.ca.sign_request(&whom, &request.csr, life));
-        let chain = match signed.await {
-            Ok(Ok(chain)) => chain,
-            Ok(Err(error @ (RequestError::Request { .. } | RequestError::Name { .. }))) => {
-                return Err(Status::invalid_argument(error.to_string()));
-            }
-            Ok(Err(error)) => return Err(Status::unavailable(error.to_string())),
-            Err(_) => return Err(Status::internal("the authority has failed")),
+        let to_sign = ToSign {
+            whom: Whom::Id(identity.spiffe_id()),
+            csr: &request.csr,
+            life: wanted.map_or(DirectoryCa::DEFAULT_TTL, Duration::from_secs),
         };
+        let chain = self.sign(&node, to_sign).await?;
+        self.shared.door.counts.sign();
         tracing::debug!(node, %identity, "a certificate was signed");
+        let bundles = self.shared.door.ca.bundles();
+        let roots = bundles.roots(identity.trust_domain()).iter().map(|der| ca::pem(der)).collect();
         Ok(Response::new(IstioCertificateResponse {
             // The leaf, intermediates, and all roots together, as istiod has them.
-            cert_chain: chain.iter().map(|der| ca::pem(der)).chain([self.0.ca.roots_pem()]).collect(),
+            cert_chain: chain.iter().map(|der| ca::pem(der)).chain([roots]).collect(),
         }))
     }
 }
@@ -213,28 +366,41 @@ impl IstioCertificateService for Services {
 #[tonic::async_trait]
 impl CaptureService for Services {
     async fn report(&self, request: Request<CaptureReport>) -> Result<Response<CaptureReceipt>, Status> {
-        let node = self.0.admit(request.metadata())?;
+        let node = self.admit(request.metadata())?.node;
         let report = request.into_inner();
         let captures = self
-            .0
+            .shared
             .captures
             .clone()
             .ok_or_else(|| Status::unimplemented("captures are not kept here"))?;
         let pod = PodUid::from(report.pod_uid);
         let addresses = report.addresses.iter().enumerate().map(|(at, text)| {
-            let wrong = |_| Status::invalid_argument(format!("addresses[{at}]: {text:?} is no IP address"));
+            let wrong = |_| {
+                let why = format!("addresses[{at}]: {text:?} is no IP address");
+                tracing::warn!(node, %pod, why, "a node's report was refused");
+                self.refuse(Refusal::Request, Status::invalid_argument(why))
+            };
             text.parse().map_err(wrong)
         });
         let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
         // A withdrawal may be of a pod that is gone.
-        let at = self.0.board().mesh().workload_by_pod(&pod).map(|workload| workload.node.clone());
+        let at = self
+            .shared
+            .board()
+            .mesh()
+            .workload_by_pod(&pod)
+            .map(|workload| workload.node.clone());
         if at.as_ref().is_some_and(|at| **at != *node) || (report.captured && at.is_none()) {
             tracing::warn!(node, %pod, "a node was refused: it reports on a pod that is not on it");
-            return Err(Status::permission_denied(format!("the pod {pod} is not on the node {node}")));
+            let why = format!("the pod {pod} is not on the node {node}");
+            return Err(self.refuse(Refusal::Pod, Status::permission_denied(why)));
         }
         let kept = timeout(KEEPING, captures.report(&node, &pod, &addresses, report.captured)).await;
         match kept {
-            Ok(Ok(())) => Ok(Response::new(CaptureReceipt {})),
+            Ok(Ok(())) => {
+                self.shared.door.counts.report();
+                Ok(Response::new(CaptureReceipt {}))
+            }
             Ok(Err(error)) => Err(Status::unavailable(error.to_string())),
             Err(_) => Err(Status::deadline_exceeded("the report could not be kept in time")),
         }
@@ -247,3 +413,12 @@ const RESPONSES: usize = 2;
 const READING: Duration = Duration::from_secs(60);
 /// How long a report may take to be kept.
 const KEEPING: Duration = Duration::from_secs(5);
+/// How long the authority may take to sign.
+const SIGNING: Duration = Duration::from_secs(10);
+/// How long a node's certificate is valid, at most.
+const NODE_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Between two looks at whether a stream's node is still known, where nothing is told to have changed.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+const LEAST_LOOK: Duration = Duration::from_millis(50);
+/// How long a stream that is cut has to hear why.
+const PARTING: Duration = Duration::from_millis(500);

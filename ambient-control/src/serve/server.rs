@@ -7,8 +7,11 @@ use std::{
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use ambient_core::{TrustBundles, TrustDomain};
+use ambient_tls::Configs;
 
 use hyper::{body::Incoming, server::conn::http2};
 use hyper_util::{
@@ -18,27 +21,31 @@ use hyper_util::{
 use rustls::{
     ServerConfig,
     crypto::CryptoProvider,
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Captures, Tokens,
+    Captures, Nodes,
+    admission::{AnyKey, Door},
+    board::Board,
+    counts::{Counts, Refusal},
     grpc::{Services, Shared},
 };
 use crate::{
     Source,
-    ca::{DirectoryCa, RequestError},
+    ca::{self, DirectoryCa, Request, RequestError, Signer, Whom, directory::Stamp},
+    istiod::now,
     wire::{
-        ambient::control::v1::capture_service_server::CaptureServiceServer,
+        ambient::control::v1::{capture_service_server::CaptureServiceServer, node_service_server::NodeServiceServer},
         envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
         istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
     },
@@ -50,12 +57,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The host names and addresses by which nodes call it: its certificate is for these.
     pub names: Vec<String>,
+    /// The trust domain of the mesh.
+    pub trust_domain: TrustDomain,
     /// What is served.
     pub source: Box<dyn Source>,
-    /// Who signs: certificates of pods, and its own.
-    pub ca: DirectoryCa,
+    /// Who signs: certificates of pods and of nodes, and its own. [`DirectoryCa`], or an embedder's own.
+    pub ca: Arc<dyn Signer>,
     /// Who may call.
-    pub tokens: Tokens,
+    pub nodes: Nodes,
     /// Where reports of what is captured go; without it they are refused.
     pub captures: Option<Arc<dyn Captures>>,
     /// How TLS is done.
@@ -67,7 +76,7 @@ impl std::fmt::Debug for Config {
         f.debug_struct("Config")
             .field("listen", &self.listen)
             .field("names", &self.names)
-            .field("ca", &self.ca)
+            .field("trust_domain", &self.trust_domain)
             .finish_non_exhaustive()
     }
 }
@@ -87,6 +96,12 @@ pub enum ServeError {
     /// The control plane has no certificate.
     #[error("no certificate for the control plane: {0}")]
     Certificate(#[from] RequestError),
+    /// The signer does not answer.
+    #[error("no certificate for the control plane: its signer did not answer within {SIGNING:?}")]
+    Silent,
+    /// What the signer gave is no certificate.
+    #[error("no certificate for the control plane: what its signer gave is none")]
+    NoCertificate,
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -122,17 +137,28 @@ impl ControlPlane {
             source,
         })?;
         let certificate = Arc::new(Certificate::default());
-        certificate.renew(&config.ca, &config.names, &config.provider)?;
+        certificate.renew(&*config.ca, &config.names, &config.provider).await?;
         let mut tls = ServerConfig::builder_with_provider(config.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(Arc::new(AnyKey(config.provider.clone())))
             .with_cert_resolver(certificate.clone());
         tls.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would go on with a certificate that was looked at when it was begun.
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
+        let mut board = Board::default();
+        board.set_trust(&config.ca.bundles());
         let shared = Arc::new(Shared {
-            board: RwLock::default(),
+            board: RwLock::new(board),
             changed: watch::channel(0).0,
-            ca: config.ca,
-            tokens: config.tokens,
+            door: Door {
+                nodes: config.nodes,
+                trust_domain: config.trust_domain,
+                ca: config.ca,
+                configs: Configs::new(config.provider.clone()),
+                counts: Arc::default(),
+            },
+            admission: watch::channel(0).0,
             captures: config.captures,
         });
         Ok(Self {
@@ -144,6 +170,11 @@ impl ControlPlane {
             names: config.names,
             provider: config.provider,
         })
+    }
+
+    /// What it does and refuses, counted while it runs.
+    pub fn counts(&self) -> Arc<Counts> {
+        self.shared.door.counts.clone()
     }
 
     /// Where it listens.
@@ -158,25 +189,38 @@ impl ControlPlane {
     ///
     /// # Cancel safety
     /// Dropping the future ends all connections at once.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Self {
+            listener,
+            tls,
+            certificate,
+            shared,
+            mut source,
+            names,
+            provider,
+        } = self;
         let mut stop = std::pin::pin!(stop);
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut source_lives = true;
-        let mut renewal = Box::pin(sleep(self.certificate.until_renewal()));
+        let trust_changed = Notify::new();
+        let mut renewing = std::pin::pin!(certificate.keep(&*shared.door.ca, &names, &provider, &trust_changed));
+        let mut looking = std::pin::pin!(look(&shared, &trust_changed));
         loop {
             tokio::select! {
                 () = &mut stop => return,
-                batch = self.source.next(), if source_lives => match batch {
-                    Some(batch) => self.take(&batch),
+                () = &mut renewing => {}
+                () = &mut looking => {}
+                batch = source.next(), if source_lives => match batch {
+                    Some(batch) => take(&shared, &batch),
                     None => {
                         tracing::warn!("the source of state has ended: what is known goes on being served");
                         source_lives = false;
                     }
                 },
-                accepted = self.listener.accept() => match (accepted, room.clone().try_acquire_owned()) {
+                accepted = listener.accept() => match (accepted, room.clone().try_acquire_owned()) {
                     (Ok((stream, from)), Ok(place)) => {
-                        let serving = serve(stream, self.tls.clone(), Services(self.shared.clone()));
+                        let serving = serve(stream, tls.clone(), shared.clone());
                         connections.spawn(async move {
                             if let Err(error) = serving.await {
                                 tracing::debug!(%from, %error, "a connection has ended");
@@ -184,50 +228,84 @@ impl ControlPlane {
                             drop(place);
                         });
                     }
-                    (Ok((_, from)), Err(_)) => tracing::warn!(%from, "no room for another connection ({CONNECTIONS} are open)"),
+                    (Ok((_, from)), Err(_)) => {
+                        shared.door.counts.refuse(Refusal::Room);
+                        tracing::warn!(%from, "no room for another connection ({CONNECTIONS} are open)");
+                    }
                     (Err(error), _) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         sleep(BREATH).await;
                     }
                 },
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                () = &mut renewal => {
-                    if let Err(error) = self.certificate.renew(&self.shared.ca, &self.names, &self.provider) {
-                        tracing::error!(%error, "the control plane's own certificate was not renewed");
-                    }
-                    renewal = Box::pin(sleep(self.certificate.until_renewal()));
-                }
             }
-        }
-    }
-
-    fn take(&self, batch: &crate::Batch) {
-        for fault in &*batch.faults {
-            tracing::warn!(%fault, "the source of state");
-        }
-        let mut board = self.shared.board.write().unwrap_or_else(PoisonError::into_inner);
-        if board.apply(&batch.changes, batch.synced) {
-            self.shared.changed.send_replace(board.generation());
         }
     }
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, services: Services) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn take(shared: &Shared, batch: &crate::Batch) {
+    for fault in &*batch.faults {
+        tracing::warn!(%fault, "the source of state");
+    }
+    tell(shared, |board| board.apply(&batch.changes, batch.synced));
+}
+
+/// Changes what is served, and has everybody told where it became different.
+fn tell(shared: &Shared, change: impl FnOnce(&mut Board) -> bool) {
+    let mut board = shared.board.write().unwrap_or_else(PoisonError::into_inner);
+    if change(&mut board) {
+        shared.changed.send_replace(board.generation());
+    }
+}
+
+/// Looks whether roots, revocations or the nodes that are known have changed, for ever.
+async fn look(shared: &Shared, trust_changed: &Notify) {
+    type Seen = (Arc<TrustBundles>, [Option<Stamp>; 2]);
+    let mut before: Option<Seen> = None;
+    loop {
+        let (trust, stamps) = (shared.door.ca.bundles(), shared.door.nodes.stamps());
+        let same_trust = before.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, &trust) || **of == *trust);
+        if !same_trust {
+            let domain = &shared.door.trust_domain;
+            let (roots, lists) = (trust.roots(domain).len(), trust.crls(domain).len());
+            tracing::info!(roots, lists, "roots and revocations, as nodes are told");
+            tell(shared, |board| board.set_trust(&trust));
+            trust_changed.notify_one();
+        }
+        if !same_trust || before.as_ref().is_none_or(|(_, of)| *of != stamps) {
+            shared.admission.send_modify(|changes| *changes += 1);
+        }
+        before = Some((trust, stamps));
+        sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
+    let shown = shared.door.look_at(stream.get_ref().1.peer_certificates());
+    let cut = Arc::<Notify>::default();
+    let services = Services {
+        shared,
+        shown: Arc::new(shown),
+        cut: cut.clone(),
+    };
     let all = All {
         state: AggregatedDiscoveryServiceServer::new(services.clone()).max_decoding_message_size(LONGEST_REQUEST),
         signing: IstioCertificateServiceServer::new(services.clone()),
-        captures: CaptureServiceServer::new(services),
+        captures: CaptureServiceServer::new(services.clone()),
+        nodes: NodeServiceServer::new(services),
     };
-    http2::Builder::new(TokioExecutor::new())
+    let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20))
         .max_concurrent_streams(STREAMS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(all))
-        .await?;
-    Ok(())
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(all));
+    tokio::select! {
+        served = served => Ok(served?),
+        () = cut.notified() => Err("its node is known no more".into()),
+    }
 }
 
 /// The services by their paths; tonic's own router would bring a web framework along.
@@ -236,6 +314,7 @@ struct All {
     state: AggregatedDiscoveryServiceServer<Services>,
     signing: IstioCertificateServiceServer<Services>,
     captures: CaptureServiceServer<Services>,
+    nodes: NodeServiceServer<Services>,
 }
 
 impl tower::Service<http::Request<Incoming>> for All {
@@ -253,6 +332,8 @@ impl tower::Service<http::Request<Incoming>> for All {
             self.signing.call(request)
         } else if path.starts_with("/ambient.control.v1.CaptureService/") {
             self.captures.call(request)
+        } else if path.starts_with("/ambient.control.v1.NodeService/") {
+            self.nodes.call(request)
         } else {
             // This one says of all others that they are not implemented.
             self.state.call(request)
@@ -265,14 +346,38 @@ impl tower::Service<http::Request<Incoming>> for All {
 struct Certificate(RwLock<Option<(Arc<CertifiedKey>, Duration)>>);
 
 impl Certificate {
-    fn renew(&self, ca: &DirectoryCa, names: &[String], provider: &CryptoProvider) -> Result<(), ServeError> {
-        let new = ca.server(names)?;
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(new.key.der()));
-        let key = provider.key_provider.load_private_key(key.clone_key())?;
-        let life = new.not_after.duration_since(crate::istiod::now()).unwrap_or_default();
-        let certified = CertifiedKey::new(new.chain.into_iter().map(CertificateDer::from).collect(), key);
+    async fn renew(&self, ca: &dyn Signer, names: &[String], provider: &CryptoProvider) -> Result<(), ServeError> {
+        let whom = Whom::Hosts(names);
+        let (key, csr) = ca::request(&whom)?;
+        let request = Request {
+            whom,
+            csr: &csr,
+            life: DirectoryCa::DEFAULT_TTL,
+        };
+        let chain = timeout(SIGNING, ca.sign(request)).await.map_err(|_| ServeError::Silent)??;
+        let leaf = chain.first().ok_or(ServeError::NoCertificate)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| ServeError::NoCertificate)?;
+        let end = Duration::from_secs(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0));
+        let life = (SystemTime::UNIX_EPOCH + end).duration_since(now()).unwrap_or_default();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let key = provider.key_provider.load_private_key(key)?;
+        let certified = CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), key);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(certified), life));
         Ok(())
+    }
+
+    /// Renews it at half its life, and when roots change: whoever trusts the new one alone is to accept it too.
+    async fn keep(&self, ca: &dyn Signer, names: &[String], provider: &CryptoProvider, trust_changed: &Notify) {
+        loop {
+            tokio::select! {
+                () = sleep(self.until_renewal()) => {}
+                () = trust_changed.notified() => {}
+            }
+            while let Err(error) = self.renew(ca, names, provider).await {
+                tracing::error!(%error, "the control plane's own certificate was not renewed");
+                sleep(AGAIN).await;
+            }
+        }
     }
 
     fn until_renewal(&self) -> Duration {
@@ -303,3 +408,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(100);
 /// The longest request: a client that knows a mesh of 100,000 says so by name.
 const LONGEST_REQUEST: usize = 64 * 1024 * 1024;
+/// A change of roots, of revocations or of who is a node is in force after that, at most.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+/// How long the signer may take.
+const SIGNING: Duration = Duration::from_secs(10);
+/// Until the next attempt to have its own certificate renewed.
+const AGAIN: Duration = Duration::from_secs(10);

@@ -23,7 +23,7 @@ mod tests;
 pub(super) struct Subscriber {
     /// The node that asks.
     node: String,
-    kinds: [Option<Subscription>; 2],
+    kinds: [Option<Subscription>; 3],
     nonce: u64,
 }
 
@@ -126,8 +126,8 @@ impl Subscriber {
         if !board.is_synced() {
             return None;
         }
-        // Policies before the workloads that list them.
-        for kind in [Kind::Authorization, Kind::Address] {
+        // Whom to trust, and policies before the workloads that list them.
+        for kind in [Kind::Trust, Kind::Authorization, Kind::Address] {
             let Some(subscription) = &mut self.kinds[kind as usize] else {
                 continue;
             };

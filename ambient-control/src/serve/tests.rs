@@ -5,15 +5,18 @@ use std::{
     time::Duration,
 };
 
-use ambient_core::{Identity, Mesh, Workload, mesh::Update};
+use ambient_core::{Identity, Mesh, TrustDomain, Workload, mesh::Update};
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 use super::*;
 use crate::{
     Batch, Change, IssueError, Issuer, Source,
-    ca::DirectoryCa,
+    ca::{DirectoryCa, Signer},
     istiod::{self, Asker, Certificates, CertificatesConfig, Endpoint, Reports, Roots, State, StateConfig, Token, now},
 };
+
+mod joining;
+mod trust;
 
 struct Fed(mpsc::Receiver<Batch>);
 
@@ -35,12 +38,13 @@ impl Captures for Kept {
 
 struct Running {
     feed: mpsc::Sender<Batch>,
-    tokens: Tokens,
+    nodes: Nodes,
+    counts: Arc<Counts>,
     kept: Arc<Kept>,
     port: u16,
     root: String,
     serving: JoinHandle<()>,
-    _scratch: tempfile::TempDir,
+    scratch: tempfile::TempDir,
 }
 
 impl Drop for Running {
@@ -63,18 +67,24 @@ fn pod(name: &str, node: &str) -> Change {
 
 impl Running {
     async fn start() -> Self {
+        Self::signed_by(|ca| Arc::new(ca)).await
+    }
+
+    /// With whoever signs by an authority.
+    async fn signed_by(signer: impl FnOnce(DirectoryCa) -> Arc<dyn Signer>) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("ca");
-        let ca = DirectoryCa::open(&directory, "cluster.local".parse().unwrap(), DirectoryCa::DEFAULT_TTL).unwrap();
+        let ca = DirectoryCa::open(&directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
         let root = ca.roots_pem();
         let (feed, fed) = mpsc::channel(16);
         let kept = Arc::new(Kept::default());
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             names: vec!["localhost".into(), "127.0.0.1".into()],
+            trust_domain: TrustDomain::default(),
             source: Box::new(Fed(fed)),
-            ca,
-            tokens: Tokens::new(&directory, provider()),
+            ca: signer(ca),
+            nodes: Nodes::new(&directory, provider()),
             captures: Some(kept.clone()),
             provider: provider(),
         };
@@ -88,20 +98,29 @@ impl Running {
         feed.send(batch).await.unwrap();
         Self {
             feed,
-            tokens: Tokens::new(&directory, provider()),
+            nodes: Nodes::new(&directory, provider()),
+            counts: plane.counts(),
             kept,
             port,
             root,
             serving: tokio::spawn(plane.run(std::future::pending())),
-            _scratch: scratch,
+            scratch,
         }
     }
 
+    /// Where it is, for whoever shows a token with each call.
     fn endpoint(&self, node: &str) -> Endpoint {
-        let token = self.tokens.create(node, Duration::from_secs(600), now()).unwrap();
+        self.showing(&self.token(node, Duration::from_secs(600), Use::Always))
+    }
+
+    fn token(&self, node: &str, life: Duration, how: Use) -> String {
+        self.nodes.create(node, life, how, now()).unwrap()
+    }
+
+    fn showing(&self, token: &str) -> Endpoint {
         Endpoint {
             roots: Roots::Pem(self.root.clone()),
-            token: Some(Token::Literal(token)),
+            token: Some(Token::Literal(token.into())),
             ..Endpoint::new(&format!("127.0.0.1:{}", self.port), provider())
         }
     }
@@ -222,18 +241,20 @@ async fn a_node_is_who_its_token_says_and_nobody_else() {
     refused(
         running.endpoint("node-1"),
         "node-2",
-        "the token is for the node node-1, and not for node-2",
+        "its credential is for the node node-1, and not for node-2",
     )
     .await;
     let endpoint = running.endpoint("node-1");
-    let listed = running.tokens.list(now()).unwrap();
-    running.tokens.revoke(&listed.last().unwrap().id, now()).unwrap();
+    let listed = running.nodes.tokens(now()).unwrap();
+    running.nodes.revoke_token(&listed.last().unwrap().id, now()).unwrap();
     refused(endpoint, "node-1", "this token is none, has ended, or was revoked").await;
     let without = Endpoint {
         token: None,
         ..running.endpoint("node-1")
     };
-    refused(without, "node-1", "a token is wanted").await;
+    refused(without, "node-1", "a node's certificate is wanted, or").await;
+    assert!(running.counts.refused(Refusal::Node) >= 1);
+    assert!(running.counts.refused(Refusal::Credential) >= 2);
 }
 
 /// Passes bytes on to a port, slowly, and breaks the first connections off after ever other numbers of bytes.
@@ -362,6 +383,7 @@ async fn certificates_are_for_pods_of_the_callers_node() {
             "{error}"
         );
     }
+    assert_eq!(running.counts.refused(Refusal::Identity), 2);
     let own = Certificates::new(CertificatesConfig {
         impersonate: false,
         ..CertificatesConfig::new(running.endpoint("node-1"))
@@ -395,6 +417,7 @@ async fn nodes_report_what_they_have_captured_and_nothing_of_others() {
             "{error}"
         );
     }
+    assert_eq!(running.counts.refused(Refusal::Pod), 2);
     let kept = running.kept.0.lock().unwrap().clone();
     let wanted = [("uid-cart", true), ("uid-cart", false), ("uid-gone", false)];
     assert_eq!(

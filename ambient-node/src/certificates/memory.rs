@@ -18,6 +18,9 @@ use rustix::fs::OFlags;
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+pub use node::NodeKeys;
+
+mod node;
 #[cfg(test)]
 mod tests;
 
@@ -226,7 +229,7 @@ impl Keep for Memory {
             }
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        for name in names.filter(|name| name != TRUST).take(FILES) {
+        for name in names.filter(|name| name != TRUST && name != node::FILE).take(FILES) {
             let credential = match self.read(&name) {
                 Ok(None) => continue,
                 Ok(Some(_)) if !name.ends_with(ENDING) => Err("it is none of ours, or was cut short".into()),

@@ -167,8 +167,6 @@ impl Lab {
                 .args(["--control", &control.address])
                 .arg("--xds-root-ca")
                 .arg(self.ca.join("root.pem"))
-                .arg("--ca-root-ca")
-                .arg(self.ca.join("root.pem"))
                 .arg("--auth-token")
                 .arg(self.token(name)?),
             None => program

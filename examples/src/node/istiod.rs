@@ -9,16 +9,21 @@ use std::{
 
 use ambient_control::{
     Issuer, Source,
-    istiod::{Asker, Certificates, CertificatesConfig, Endpoint, MemoryConfig, Reports, Roots, State, StateConfig, Token},
+    istiod::{
+        Asker, Certificates, CertificatesConfig, Endpoint, KeepNode, Membership, MembershipConfig, MemoryConfig, Reports, Roots, State,
+        StateConfig, Token,
+    },
 };
 use ambient_core::TrustDomain;
+use ambient_node::{Config, NodeKeys};
 use anyhow::Context as _;
 
 /// Flags, each of which can come from the environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Istiod {
     /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
-    /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them.
+    /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them. The token is
+    /// exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
     #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "ca_dir"])]
     control: Option<String>,
     /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
@@ -83,11 +88,37 @@ impl Istiod {
         self.control.as_deref().or(self.ca_address.as_deref()).filter(|a| !a.is_empty())
     }
 
-    /// The source of state.
-    pub(super) fn state(&self, node: &str, policies: ambient_authz::wire::Settings) -> anyhow::Result<Box<dyn Source>> {
-        let address = self.state_address().context("--xds-address names no source of state")?;
+    /// The node's place among those of `ambient control`, where it lives on that.
+    pub(super) fn membership(&self, config: &Config) -> anyhow::Result<Option<Arc<Membership>>> {
+        let Some(address) = self.control.as_deref().filter(|a| !a.is_empty()) else {
+            return Ok(None);
+        };
+        let keys = NodeKeys::open(&config.keys, &config.node)?;
+        let membership = MembershipConfig {
+            keep: keys.map(|keys| -> Box<dyn KeepNode> { Box::new(keys) }),
+            ..MembershipConfig::new(self.of_state(address, None)?, &config.node)
+        };
+        Ok(Some(Arc::new(Membership::start(membership)?)))
+    }
+
+    /// How the source of state is reached.
+    fn of_state(&self, address: &str, membership: Option<&Arc<Membership>>) -> anyhow::Result<Endpoint> {
         let mut endpoint = self.endpoint(address, &self.xds_root_ca, "XDS_HEADER_")?;
         endpoint.other_name.clone_from(&self.alt_xds_hostname);
+        endpoint.membership = membership.cloned();
+        Ok(endpoint)
+    }
+
+    /// The source of state.
+    pub(super) fn state(
+        &self,
+        node: &str,
+        policies: ambient_authz::wire::Settings,
+        membership: Option<&Arc<Membership>>,
+        trust: bool,
+    ) -> anyhow::Result<Box<dyn Source>> {
+        let address = self.state_address().context("--xds-address names no source of state")?;
+        let endpoint = self.of_state(address, membership)?;
         let variable = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.into());
         let asker = Asker {
             instance_ip: variable("INSTANCE_IP", "1.1.1.1"),
@@ -102,6 +133,7 @@ impl Istiod {
         });
         let config = StateConfig {
             on_demand: self.xds_on_demand,
+            trust,
             policies,
             memory,
             ..StateConfig::new(endpoint, asker)
@@ -110,10 +142,16 @@ impl Istiod {
     }
 
     /// The source of certificates.
-    pub(super) fn certificates(&self, ttl: Duration) -> anyhow::Result<Arc<dyn Issuer>> {
+    pub(super) fn certificates(&self, ttl: Duration, membership: Option<&Arc<Membership>>) -> anyhow::Result<Arc<dyn Issuer>> {
         let address = self.certificate_address().context("--ca-address names no authority")?;
-        let mut endpoint = self.endpoint(address, &self.ca_root_ca, "CA_HEADER_")?;
-        endpoint.other_name.clone_from(&self.alt_ca_hostname);
+        let endpoint = match membership {
+            Some(_) => self.of_state(address, membership)?,
+            None => {
+                let mut endpoint = self.endpoint(address, &self.ca_root_ca, "CA_HEADER_")?;
+                endpoint.other_name.clone_from(&self.alt_ca_hostname);
+                endpoint
+            }
+        };
         let config = CertificatesConfig {
             memory: self.state_dir.clone(),
             ttl,
@@ -123,9 +161,9 @@ impl Istiod {
     }
 
     /// Where captures are told; `None` where nobody keeps them.
-    pub(super) fn reports(&self) -> anyhow::Result<Option<Reports>> {
+    pub(super) fn reports(&self, membership: Option<&Arc<Membership>>) -> anyhow::Result<Option<Reports>> {
         let Some(address) = self.control.as_deref() else { return Ok(None) };
-        Ok(Some(Reports::new(self.endpoint(address, &self.xds_root_ca, "XDS_HEADER_")?)?))
+        Ok(Some(Reports::new(self.of_state(address, membership)?)?))
     }
 
     fn endpoint(&self, address: &str, roots: &str, headers: &str) -> anyhow::Result<Endpoint> {

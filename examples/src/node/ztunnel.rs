@@ -2,7 +2,7 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 28] = [
+const WITHOUT_EFFECT: [(&str, &str); 27] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
@@ -28,10 +28,6 @@ const WITHOUT_EFFECT: [(&str, &str); 28] = [
     ),
     ("UNSTABLE_ENABLE_SOCKS5", "there is no SOCKS5 listener"),
     ("ENABLE_RESPONSE_BAGGAGE", "baggage is always answered, and never believed"),
-    (
-        "CRL_PATH",
-        "CRLs stand beside the roots of their trust domain, in the certificate authority's directory",
-    ),
     ("SERVICE_ACCOUNT", OWN_POD),
     ("ISTIO_META_DNS_PROXY_ADDR", "DNS is answered on port 15053 of each pod's loopback"),
     (

@@ -57,7 +57,7 @@ async fn what_comes_back_is_believed_only_where_it_is_what_was_asked_for() {
         ),
         (
             Arc::new(|authority, request| {
-                let (_, csr) = super::request(&identity()).unwrap();
+                let (_, csr) = super::request(Some(&identity())).unwrap();
                 let another = IstioCertificateRequest { csr, ..request.clone() };
                 Ok(vec![authority.sign(&another, identity().as_str(), |_| {}), authority.pem()])
             }),
@@ -117,6 +117,24 @@ async fn a_clock_that_is_a_little_behind_is_put_up_with() {
     });
     let credential = issue(&fake).await.unwrap();
     assert!(credential.is_valid_at(now()));
+}
+
+#[tokio::test]
+async fn a_life_that_is_cut_short_is_said_so_once() {
+    let fake = Fake::start("localhost").await;
+    fake.signs(|authority, request| {
+        let an_hour = |params: &mut CertificateParams| params.not_after = (now() + Duration::from_secs(3600)).into();
+        Ok(vec![authority.sign(request, identity().as_str(), an_hour), authority.pem()])
+    });
+    for (asked, cut) in [(Duration::from_secs(3600), false), (Duration::from_secs(7200), true)] {
+        let certificates = Certificates::new(CertificatesConfig {
+            ttl: asked,
+            ..CertificatesConfig::new(fake.endpoint())
+        })
+        .unwrap();
+        certificates.ask(&identity()).await.unwrap();
+        assert_eq!(certificates.cut_short.load(Ordering::Relaxed), cut, "{asked:?}");
+    }
 }
 
 #[tokio::test]

@@ -331,6 +331,7 @@ proptest! {
                 Key::Workload(uid) => uid.to_string(),
                 Key::Service(name) => name.to_string(),
                 Key::Policy(key) => key.to_string(),
+                Key::Trust(domain) => domain.to_string(),
             };
             prop_assert!(said.eq_ignore_ascii_case(&name));
         }

@@ -13,6 +13,8 @@ use crate::wire::istio::{security, workload};
 const GRACE: Duration = Duration::from_secs(30);
 const SETTLING: Duration = Duration::from_secs(10);
 
+mod trust;
+
 #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
 fn now() -> Instant {
     Instant::now()
@@ -25,6 +27,7 @@ fn session() -> Session {
             ..Node::default()
         },
         on_demand: false,
+        trust: false,
         policies: ambient_authz::wire::Settings::default(),
         settling: SETTLING,
         grace: GRACE,
@@ -101,7 +104,7 @@ fn a_stream_begins_with_who_asks_and_for_what_and_answers_by_nonce() {
     session.handle_opened(now);
     let first = drain(&mut session);
     let urls: Vec<&str> = first.iter().map(|r| r.type_url.as_str()).collect();
-    assert_eq!(urls, Kind::ALL.map(Kind::type_url));
+    assert_eq!(urls, [Kind::Address, Kind::Authorization].map(Kind::type_url));
     for request in &first {
         assert!(request.node.as_ref().unwrap().id.starts_with("ztunnel~"));
         assert!(request.resource_names_subscribe.is_empty() && request.response_nonce.is_empty());

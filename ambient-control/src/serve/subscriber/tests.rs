@@ -68,7 +68,7 @@ fn nothing_is_said_before_all_is_known_and_nothing_is_said_twice() {
 #[test]
 fn an_empty_mesh_is_said_to_be_so() {
     let mut subscriber = Subscriber::default();
-    for kind in Kind::ALL {
+    for kind in [Kind::Address, Kind::Authorization] {
         subscriber.handle_request(request(kind)).unwrap();
     }
     let board = board([]);
@@ -220,6 +220,7 @@ proptest! {
         let settings = Settings {
             node: Default::default(),
             on_demand: false,
+            trust: false,
             policies: ambient_authz::wire::Settings::default(),
             settling: Duration::from_secs(10),
             grace: Duration::from_secs(30),
@@ -289,6 +290,7 @@ fn asked_one_by_one() -> Settings {
             ..Default::default()
         },
         on_demand: true,
+        trust: false,
         policies: ambient_authz::wire::Settings::default(),
         settling: Duration::from_secs(10),
         grace: Duration::from_secs(30),

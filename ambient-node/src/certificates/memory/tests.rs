@@ -54,6 +54,39 @@ fn id(name: &str) -> Identity {
 }
 
 #[test]
+fn a_nodes_own_certificate_comes_back_and_stands_beside_those_of_its_pods() {
+    use ambient_control::istiod::{KeepNode as _, NodeCredential};
+    let issued = Issued::new();
+    let cart = issued.issue("cart");
+    issued.memory.put_trust(&issued.trust).unwrap();
+    issued.memory.put(&cart).unwrap();
+    let keys = NodeKeys::of(Memory::open_anywhere(&issued.scratch.path().join("keys"), "node-1").unwrap());
+    assert!(keys.load().is_none());
+    let own = NodeCredential {
+        chain: cart.chain.clone(),
+        key: cart.key.clone(),
+        not_before: cart.not_before,
+        not_after: cart.not_after,
+        roots: vec![vec![1, 2], vec![3]],
+    };
+    keys.put(&own).unwrap();
+    let loaded = issued.load();
+    assert_eq!((loaded.credentials.len(), loaded.dropped.len()), (1, 0), "{:?}", loaded.dropped);
+    let back = keys.load().unwrap();
+    assert_eq!((&back.chain, back.key.der(), &back.roots), (&own.chain, own.key.der(), &own.roots));
+    let path = issued.scratch.path().join("keys/node-1/node");
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    // One octet that is another makes it none.
+    let mut damaged = fs::read(&path).unwrap();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    fs::write(&path, damaged).unwrap();
+    assert!(keys.load().is_none());
+    keys.wipe();
+    assert!(!path.exists());
+}
+
+#[test]
 fn what_is_kept_comes_back_and_nothing_else() {
     let issued = Issued::new();
     let (cart, stock) = (issued.issue("cart"), issued.issue("stock"));

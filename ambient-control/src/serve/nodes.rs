@@ -1,0 +1,371 @@
+//! By what nodes are known: join tokens, each made for one node and kept as a hash, and the certificates that were given for
+//! them.
+
+use std::{
+    fmt::Write as _,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use list::List;
+use rustls::crypto::{
+    CryptoProvider,
+    hash::{Hash, HashAlgorithm},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ca::{
+        OpenError,
+        directory::{self, Stamp},
+    },
+    istiod::is_node_name,
+};
+
+mod list;
+#[cfg(test)]
+mod tests;
+
+/// The nodes that a control plane knows: `tokens.json` and `nodes.json` in a directory, beside the root of an authority as a
+/// rule, for nobody else to read. Every process that opens it sees what another has changed with its next look.
+#[derive(Debug)]
+pub struct Nodes {
+    directory: PathBuf,
+    tokens: List<JoinToken>,
+    certificates: List<NodeCertificate>,
+    provider: Arc<CryptoProvider>,
+}
+
+/// A token, but not what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinToken {
+    /// By which it is revoked; it stands in the token.
+    pub id: String,
+    /// The node that it is for.
+    pub node: String,
+    /// Seconds since 1970.
+    pub expires: u64,
+    /// Whether it is good for certificates of one key alone, and for nothing else.
+    #[serde(default)]
+    pub once: bool,
+    /// SHA-256 of the whole token, in hexadecimal digits.
+    sha256: String,
+    /// That of the key, where `once` has begun to count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used_for: Option<String>,
+}
+
+/// A certificate that was given to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeCertificate {
+    /// The node that it names.
+    pub node: String,
+    /// Its serial number, in hexadecimal digits.
+    pub serial: String,
+    /// When it was given, in seconds since 1970.
+    pub since: u64,
+    /// Its last moment, in seconds since 1970.
+    pub expires: u64,
+    /// SHA-256 of it in DER, in hexadecimal digits.
+    pub(super) sha256: String,
+}
+
+/// How often a token may be exchanged for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// As often as its node is without one: after each reboot, which leaves no keys. It may be shown in the place of a
+    /// certificate as well, as ztunnel does.
+    Always,
+    /// By the first key that is shown, and nobody else. A node that has lost that key needs another token.
+    Once,
+}
+
+/// What was revoked of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RevokedNode {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Its certificates.
+    pub certificates: usize,
+}
+
+/// By what a caller is known, to be asked for again later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// A token with this hash.
+    Token(String),
+    /// A certificate with this hash.
+    Certificate(String),
+}
+
+/// Who is known by a proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) node: String,
+    /// Seconds since 1970.
+    pub(super) expires: u64,
+    /// It is a token that is good for an exchange alone.
+    pub(super) once: bool,
+}
+
+/// Why nodes cannot be told from others.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodesError {
+    /// The name is no node's.
+    #[error("{node:?} is no name of a node: letters, digits, '.', '-' and '_' make one")]
+    Node {
+        /// What was given.
+        node: String,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] OpenError),
+    /// A file is not what it must be.
+    #[error("{}: {why}: put the right one back, or remove it and make new tokens", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There are too many.
+    #[error("there are {TOKENS} tokens already: revoke some")]
+    Many,
+    /// No such token.
+    #[error("there is no token {id}")]
+    Unknown {
+        /// What was given.
+        id: String,
+    },
+    /// The crypto library refuses.
+    #[error("the crypto library gives no {what}")]
+    Crypto {
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+impl Nodes {
+    /// Those of a directory, which must be there.
+    pub fn new(directory: impl AsRef<Path>, provider: Arc<CryptoProvider>) -> Self {
+        let directory = directory.as_ref();
+        Self {
+            directory: directory.into(),
+            tokens: List::new(directory.join("tokens.json")),
+            certificates: List::new(directory.join("nodes.json")),
+            provider,
+        }
+    }
+
+    /// Makes a token for a node. It is given once, here; what is kept tells whether a token is it.
+    ///
+    /// # Errors
+    /// When the name is no node's, there are too many, or the file system refuses.
+    pub fn create(&self, node: &str, life: Duration, how: Use, now: SystemTime) -> Result<String, NodesError> {
+        if !is_node_name(node) {
+            return Err(NodesError::Node { node: node.into() });
+        }
+        let (id, secret) = (self.random::<6>()?, self.random::<32>()?);
+        let token = format!("ambient-{id}.{secret}");
+        let sha256 = self.hash(token.as_bytes())?;
+        let _lock = self.lock()?;
+        let mut tokens = self.live_tokens(now)?;
+        if tokens.len() >= TOKENS {
+            return Err(NodesError::Many);
+        }
+        tokens.push(JoinToken {
+            id,
+            node: node.into(),
+            expires: seconds(now + life),
+            once: how == Use::Once,
+            sha256,
+            used_for: None,
+        });
+        self.tokens.store(&tokens)?;
+        Ok(token)
+    }
+
+    /// Ends a token at once. Certificates that it was exchanged for stay good: [`Nodes::revoke`] ends them.
+    ///
+    /// # Errors
+    /// When there is none of that id, or the file system refuses.
+    pub fn revoke_token(&self, id: &str, now: SystemTime) -> Result<(), NodesError> {
+        let _lock = self.lock()?;
+        let mut tokens = self.live_tokens(now)?;
+        let before = tokens.len();
+        tokens.retain(|token| token.id != id);
+        match tokens.len() < before {
+            true => self.tokens.store(&tokens),
+            false => Err(NodesError::Unknown { id: id.into() }),
+        }
+    }
+
+    /// Ends all by which a node is known, at once: its streams end, and it gets no other certificate until it is given another
+    /// token.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn revoke(&self, node: &str, now: SystemTime) -> Result<RevokedNode, NodesError> {
+        let _lock = self.lock()?;
+        let (mut tokens, mut certificates) = (self.live_tokens(now)?, self.live_certificates(now)?);
+        let before = (tokens.len(), certificates.len());
+        tokens.retain(|token| token.node != node);
+        certificates.retain(|certificate| certificate.node != node);
+        let revoked = RevokedNode {
+            tokens: before.0 - tokens.len(),
+            certificates: before.1 - certificates.len(),
+        };
+        // Tokens first: what is cut short between the two leaves nothing to join with.
+        if revoked.tokens > 0 {
+            self.tokens.store(&tokens)?;
+        }
+        if revoked.certificates > 0 {
+            self.certificates.store(&certificates)?;
+        }
+        Ok(revoked)
+    }
+
+    /// The tokens that have not ended.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn tokens(&self, now: SystemTime) -> Result<Vec<JoinToken>, NodesError> {
+        let all = self.tokens.all()?;
+        Ok(all.iter().filter(|token| token.expires > seconds(now)).cloned().collect())
+    }
+
+    /// The certificates that have not ended.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn certificates(&self, now: SystemTime) -> Result<Vec<NodeCertificate>, NodesError> {
+        let all = self.certificates.all()?;
+        Ok(all.iter().filter(|one| one.expires > seconds(now)).cloned().collect())
+    }
+
+    /// What a token that is shown would be known by.
+    pub(super) fn proof_of_token(&self, token: &str) -> Result<Proof, NodesError> {
+        // The time that a search for it takes tells of the hash, from which no token follows.
+        self.hash(token.as_bytes()).map(Proof::Token)
+    }
+
+    /// What a certificate that is shown would be known by.
+    pub(super) fn proof_of_certificate(&self, der: &[u8]) -> Result<Proof, NodesError> {
+        self.hash(der).map(Proof::Certificate)
+    }
+
+    /// Who is known by a proof now; `None` where nobody is, or is no more.
+    pub(super) fn known(&self, proof: &Proof, now: SystemTime) -> Result<Option<Known>, NodesError> {
+        let known = match proof {
+            Proof::Token(hash) => self.tokens.all()?.iter().find(|one| one.sha256 == *hash).map(|one| Known {
+                node: one.node.clone(),
+                expires: one.expires,
+                once: one.once,
+            }),
+            Proof::Certificate(hash) => self.certificates.all()?.iter().find(|one| one.sha256 == *hash).map(|one| Known {
+                node: one.node.clone(),
+                expires: one.expires,
+                once: false,
+            }),
+        };
+        Ok(known.filter(|known| known.expires > seconds(now)))
+    }
+
+    /// Takes note of a certificate for a key, for whoever is known by a proof; `false` where nobody is any more, or its token was
+    /// used for another key. What is not noted here is not accepted.
+    pub(super) fn enrol(&self, proof: &Proof, key: &[u8], given: NodeCertificate, now: SystemTime) -> Result<bool, NodesError> {
+        let key = self.hash(key)?;
+        let _lock = self.lock()?;
+        let mut certificates = self.live_certificates(now)?;
+        match proof {
+            Proof::Certificate(hash) if !certificates.iter().any(|one| one.sha256 == *hash) => return Ok(false),
+            Proof::Certificate(_) => {}
+            Proof::Token(hash) => {
+                let mut tokens = self.live_tokens(now)?;
+                let Some(token) = tokens.iter_mut().find(|token| token.sha256 == *hash) else {
+                    return Ok(false);
+                };
+                if token.once {
+                    match &token.used_for {
+                        Some(used) if *used != key => return Ok(false),
+                        Some(_) => {}
+                        None => {
+                            token.used_for = Some(key);
+                            self.tokens.store(&tokens)?;
+                        }
+                    }
+                }
+            }
+        }
+        let mut of_node = certificates.iter().filter(|one| one.node == given.node).count();
+        // A node that begins anew again and again fills nothing: its oldest go.
+        certificates.retain(|one| {
+            let goes = one.node == given.node && of_node >= CERTIFICATES;
+            of_node -= usize::from(goes);
+            !goes
+        });
+        certificates.push(given);
+        self.certificates.store(&certificates)?;
+        Ok(true)
+    }
+
+    /// SHA-256, in hexadecimal digits.
+    pub(super) fn hash(&self, of: &[u8]) -> Result<String, NodesError> {
+        let suites = self.provider.cipher_suites.iter().filter_map(|suite| suite.tls13());
+        let mut providers = suites.map(|suite| suite.common.hash_provider);
+        let sha256: &dyn Hash = providers
+            .find(|hash| hash.algorithm() == HashAlgorithm::SHA256)
+            .ok_or(NodesError::Crypto { what: "SHA-256" })?;
+        Ok(hex(sha256.hash(of).as_ref()))
+    }
+
+    /// By which it is told that something has changed.
+    pub(super) fn stamps(&self) -> [Option<Stamp>; 2] {
+        [self.tokens.stamp(), self.certificates.stamp()]
+    }
+
+    fn lock(&self) -> Result<File, NodesError> {
+        Ok(directory::lock(&self.directory)?)
+    }
+
+    fn live_tokens(&self, now: SystemTime) -> Result<Vec<JoinToken>, NodesError> {
+        let mut all = self.tokens.load()?;
+        all.retain(|token| token.expires > seconds(now));
+        Ok(all)
+    }
+
+    fn live_certificates(&self, now: SystemTime) -> Result<Vec<NodeCertificate>, NodesError> {
+        let mut all = self.certificates.load()?;
+        all.retain(|one| one.expires > seconds(now));
+        Ok(all)
+    }
+
+    fn random<const N: usize>(&self) -> Result<String, NodesError> {
+        let mut bytes = [0; N];
+        let filled = self.provider.secure_random.fill(&mut bytes);
+        filled.map_err(|_| NodesError::Crypto { what: "random bytes" })?;
+        Ok(hex(&bytes))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a text never fails.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+pub(super) fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// More nodes than one control plane of this kind is for.
+const TOKENS: usize = 4096;
+/// Certificates of one node that are good at a time: the present one, the one before, and those of starts that kept none.
+const CERTIFICATES: usize = 8;

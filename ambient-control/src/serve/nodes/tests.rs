@@ -1,0 +1,130 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn nodes(directory: &Path) -> Nodes {
+    Nodes::new(directory, Arc::new(ambient_tls::provider()))
+}
+
+fn start() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_000_000)
+}
+
+fn certificate(nodes: &Nodes, node: &str, der: &[u8], expires: SystemTime) -> NodeCertificate {
+    NodeCertificate {
+        node: node.into(),
+        serial: "00".into(),
+        since: 0,
+        expires: seconds(expires),
+        sha256: nodes.hash(der).unwrap(),
+    }
+}
+
+#[test]
+fn a_token_is_for_one_node_until_it_ends_or_is_revoked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (nodes, now) = (nodes(scratch.path()), start());
+    let (one, two) = (
+        nodes.create("node-1", HOUR, Use::Always, now).unwrap(),
+        nodes.create("node-2", 2 * HOUR, Use::Always, now).unwrap(),
+    );
+    let node = |token: &str, at| {
+        let known = nodes.known(&nodes.proof_of_token(token).unwrap(), at).unwrap();
+        known.map(|known| known.node)
+    };
+    assert_eq!(node(&one, now).as_deref(), Some("node-1"));
+    assert_eq!(node(&two, now).as_deref(), Some("node-2"));
+    for other in ["", "ambient-", &one[..one.len() - 1], &format!("{one}0"), &one.to_uppercase()] {
+        assert_eq!(node(other, now), None, "{other}");
+    }
+    assert_eq!(node(&one, now + HOUR), None);
+    let kept = std::fs::read_to_string(scratch.path().join("tokens.json")).unwrap();
+    assert!(!kept.contains(one.split_once('.').unwrap().1), "a secret is kept");
+    let mode = std::fs::metadata(scratch.path().join("tokens.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Another process revokes it.
+    let other = self::nodes(scratch.path());
+    let id = other.tokens(now).unwrap()[1].id.clone();
+    other.revoke_token(&id, now).unwrap();
+    assert!(matches!(other.revoke_token(&id, now), Err(NodesError::Unknown { .. })));
+    assert_eq!(node(&two, now), None);
+    assert_eq!(nodes.tokens(now).unwrap().len(), 1);
+    assert_eq!(nodes.tokens(now + HOUR).unwrap().len(), 0);
+}
+
+#[test]
+fn a_certificate_is_good_while_it_is_noted_and_a_revoked_node_has_none() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (nodes, now) = (nodes(scratch.path()), start());
+    let token = nodes
+        .proof_of_token(&nodes.create("node-1", HOUR, Use::Always, now).unwrap())
+        .unwrap();
+    let other = nodes
+        .proof_of_token(&nodes.create("node-2", HOUR, Use::Always, now).unwrap())
+        .unwrap();
+    let enrol = |proof: &Proof, node: &str, der: &[u8]| {
+        let given = certificate(&nodes, node, der, now + HOUR);
+        nodes.enrol(proof, b"a key", given, now).unwrap()
+    };
+    let by = |der: &[u8]| nodes.proof_of_certificate(der).unwrap();
+    let node = |der: &[u8], at| nodes.known(&by(der), at).unwrap().map(|known| known.node);
+    assert_eq!(node(b"one", now), None);
+    assert!(enrol(&token, "node-1", b"one") && enrol(&other, "node-2", b"of another"));
+    assert_eq!(node(b"one", now).as_deref(), Some("node-1"));
+    assert_eq!(node(b"one", now + HOUR), None);
+    // It renews itself, and after the node's revocation nothing of the node does.
+    assert!(enrol(&by(b"one"), "node-1", b"two"));
+    let revoked = nodes.revoke("node-1", now).unwrap();
+    assert_eq!((revoked.tokens, revoked.certificates), (1, 2));
+    for proof in [&token, &by(b"one"), &by(b"two")] {
+        assert!(!enrol(proof, "node-1", b"three"), "{proof:?}");
+    }
+    assert_eq!(node(b"two", now), None);
+    assert_eq!(node(b"of another", now).as_deref(), Some("node-2"));
+    assert_eq!(nodes.revoke("node-1", now).unwrap(), RevokedNode::default());
+    // A node that begins anew without end keeps its last few.
+    for n in 0..3 * CERTIFICATES {
+        assert!(enrol(&other, "node-2", format!("{n}").as_bytes()));
+    }
+    assert_eq!(nodes.certificates(now).unwrap().len(), CERTIFICATES);
+    assert_eq!(node(b"0", now), None);
+    assert!(node(format!("{}", 3 * CERTIFICATES - 1).as_bytes(), now).is_some());
+}
+
+#[test]
+fn a_token_for_one_key_is_good_for_no_other() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (nodes, now) = (nodes(scratch.path()), start());
+    let token = nodes
+        .proof_of_token(&nodes.create("node-1", HOUR, Use::Once, now).unwrap())
+        .unwrap();
+    assert!(nodes.known(&token, now).unwrap().unwrap().once);
+    let enrol = |key: &[u8], der: &[u8]| {
+        let given = certificate(&nodes, "node-1", der, now + HOUR);
+        nodes.enrol(&token, key, given, now).unwrap()
+    };
+    assert!(enrol(b"a key", b"one"));
+    // An answer that was lost on its way is asked for again.
+    assert!(enrol(b"a key", b"two"));
+    assert!(!enrol(b"a thief's key", b"three"));
+    assert_eq!(nodes.certificates(now).unwrap().len(), 2);
+}
+
+#[test]
+fn what_is_no_name_and_no_file_is_said_so() {
+    let scratch = tempfile::tempdir().unwrap();
+    let nodes = nodes(scratch.path());
+    for node in ["", "a b", "../etc", "a/b", ".x", &"x".repeat(254)] {
+        assert!(
+            matches!(nodes.create(node, HOUR, Use::Always, UNIX_EPOCH), Err(NodesError::Node { .. })),
+            "{node}"
+        );
+    }
+    assert_eq!(nodes.tokens(UNIX_EPOCH).unwrap(), []);
+    std::fs::write(scratch.path().join("tokens.json"), "[{}]").unwrap();
+    let proof = nodes.proof_of_token("x").unwrap();
+    let error = nodes.known(&proof, UNIX_EPOCH).unwrap_err().to_string();
+    assert!(error.contains("tokens.json") && error.contains("make new tokens"), "{error}");
+}
