@@ -64,7 +64,8 @@ impl Subject {
 /// Every live inbound connection of this node, by the workload that serves it.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
-    live: Mutex<HashMap<WorkloadUid, HashMap<u64, Live>>>,
+    /// Each apart: a table has places for more than there are.
+    live: Mutex<HashMap<WorkloadUid, HashMap<u64, Box<Live>>>>,
     next: AtomicU64,
 }
 
@@ -88,7 +89,10 @@ impl Watch {
         let (cut, was_cut) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let workload = subject.workload.clone();
-        self.locked().entry(workload.clone()).or_default().insert(id, Live { subject, cut });
+        self.locked()
+            .entry(workload.clone())
+            .or_default()
+            .insert(id, Box::new(Live { subject, cut }));
         let registration = Registration {
             of: self.clone(),
             workload,
@@ -159,7 +163,7 @@ impl Watch {
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<WorkloadUid, HashMap<u64, Live>>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<WorkloadUid, HashMap<u64, Box<Live>>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

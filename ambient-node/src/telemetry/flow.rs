@@ -49,8 +49,9 @@ pub(crate) fn refused_early(
 #[derive(Debug)]
 pub(crate) struct Account {
     metrics: Arc<Metrics>,
-    /// Apart: the account goes from hand to hand, and each future that it passes through has room for it.
-    ends: Box<Ends>,
+    /// Apart: the account goes from hand to hand, and each future that it passes through has room for it. Those who list
+    /// what is open share it.
+    ends: Arc<Ends>,
     opened: Instant,
     id: ConnId,
     /// Client to server, and back.
@@ -65,10 +66,11 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn open(metrics: &Arc<Metrics>, ends: Ends, opened: Instant) -> Self {
+        let ends = Arc::new(ends);
         let account = Self {
             id: metrics.live.open(&ends, opened),
             metrics: metrics.clone(),
-            ends: Box::new(ends),
+            ends,
             opened,
             requested: 0,
             answered: 0,
@@ -83,19 +85,28 @@ impl Account {
 
     /// It goes another way than was thought when it was opened.
     pub(crate) fn reroute(mut self, ends: Ends) -> Self {
-        *self.ends = ends;
-        self.metrics.live.reroute(self.id, &self.ends, self.opened);
+        self.ends = Arc::new(ends);
+        self.metrics.live.renew(self.id, &self.ends, self.opened);
         self
     }
 
     /// Whether it is carried within this process.
     pub(crate) fn is_local(&mut self, local: bool) {
-        self.ends.local = local;
+        if self.ends.local != local {
+            self.renew(|ends| ends.local = local);
+        }
     }
 
     /// The other end has proven who it is.
     pub(crate) fn proven(&mut self, identity: Option<Identity>) {
-        self.ends.destination_identity = identity;
+        if self.ends.destination_identity != identity {
+            self.renew(|ends| ends.destination_identity = identity);
+        }
+    }
+
+    fn renew(&mut self, change: impl FnOnce(&mut Ends)) {
+        change(Arc::make_mut(&mut self.ends));
+        self.metrics.live.renew(self.id, &self.ends, self.opened);
     }
 
     /// Bytes that reached the server, and bytes that reached the client.

@@ -3,15 +3,14 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
 
-use ambient_core::{Authority, NamespacedHostname, WorkloadUid};
+use ambient_core::WorkloadUid;
 
 use super::ends::{Direction, Ends};
 use crate::entropy;
@@ -40,20 +39,11 @@ pub(crate) struct Live {
     parts: [Mutex<HashMap<u64, Open>>; PARTS],
 }
 
-/// A connection that is open.
-#[derive(Clone, Debug)]
-pub(crate) struct Open {
-    pub(crate) direction: Direction,
-    /// The pod of this node; none while it is not known.
-    pub(crate) local: Option<WorkloadUid>,
-    pub(crate) source: SocketAddr,
-    /// What the client dialled.
-    pub(crate) asked: SocketAddr,
-    /// Where it is carried to.
-    pub(crate) destination: SocketAddr,
-    pub(crate) hbone: Option<Authority>,
-    pub(crate) service: Option<NamespacedHostname>,
-    pub(crate) opened: Instant,
+/// A connection that is open: what its account knows of it, since a table has places for more than are open.
+#[derive(Debug)]
+struct Open {
+    ends: Arc<Ends>,
+    opened: Instant,
 }
 
 impl Default for Live {
@@ -69,18 +59,18 @@ impl Default for Live {
 
 impl Live {
     /// Takes a connection in, and names it.
-    pub(crate) fn open(&self, ends: &Ends, opened: Instant) -> ConnId {
+    pub(crate) fn open(&self, ends: &Arc<Ends>, opened: Instant) -> ConnId {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        self.put(count, Open::new(ends, opened));
+        self.put(count, ends, opened);
         ConnId {
             process: self.process,
             count,
         }
     }
 
-    /// It goes another way than was thought.
-    pub(crate) fn reroute(&self, id: ConnId, ends: &Ends, opened: Instant) {
-        self.put(id.count, Open::new(ends, opened));
+    /// More is known of it, or something else than was thought.
+    pub(crate) fn renew(&self, id: ConnId, ends: &Arc<Ends>, opened: Instant) {
+        self.put(id.count, ends, opened);
     }
 
     /// It has ended.
@@ -95,17 +85,22 @@ impl Live {
     }
 
     /// Those of a workload, oldest first.
-    pub(crate) fn of(&self, workload: &WorkloadUid) -> Vec<Open> {
+    pub(crate) fn of(&self, workload: &WorkloadUid) -> Vec<Arc<Ends>> {
         let mut found = Vec::new();
         for part in &self.parts {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            found.extend(part.values().filter(|open| open.local.as_ref() == Some(workload)).cloned());
+            let of_it = part.values().filter(|open| open.is_of(workload));
+            found.extend(of_it.map(|open| (open.opened, open.ends.clone())));
         }
-        found.sort_by_key(|open| open.opened);
-        found
+        found.sort_by_key(|(opened, _)| *opened);
+        found.into_iter().map(|(_, ends)| ends).collect()
     }
 
-    fn put(&self, count: u64, open: Open) {
+    fn put(&self, count: u64, ends: &Arc<Ends>, opened: Instant) {
+        let open = Open {
+            ends: ends.clone(),
+            opened,
+        };
         self.part(count).lock().unwrap_or_else(PoisonError::into_inner).insert(count, open);
     }
 
@@ -116,20 +111,12 @@ impl Live {
 }
 
 impl Open {
-    fn new(ends: &Ends, opened: Instant) -> Self {
-        let local = match ends.direction {
-            Direction::Outbound => &ends.source_workload,
-            Direction::Inbound => &ends.destination_workload,
+    /// Whether the pod of this node is that workload; not while it is not known.
+    fn is_of(&self, workload: &WorkloadUid) -> bool {
+        let local = match self.ends.direction {
+            Direction::Outbound => &self.ends.source_workload,
+            Direction::Inbound => &self.ends.destination_workload,
         };
-        Self {
-            direction: ends.direction,
-            local: local.as_ref().map(|workload| workload.uid.clone()),
-            source: ends.source,
-            asked: ends.asked,
-            destination: ends.destination,
-            hbone: ends.hbone.clone(),
-            service: ends.service.as_ref().map(|service| service.name.clone()),
-            opened,
-        }
+        local.as_ref().is_some_and(|local| local.uid == *workload)
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Pod;
 use crate::{
     state::Snapshot,
-    telemetry::{Direction, Live, Open},
+    telemetry::{Direction, Ends, Live},
 };
 
 /// A pod of this node: how far it is, and what it has open.
@@ -71,7 +71,7 @@ pub(super) fn by_pod<'a>(
     })
 }
 
-fn outbound(open: &Open) -> Connection {
+fn outbound(open: &Ends) -> Connection {
     Connection {
         src: open.source,
         original_dst: Some(open.asked.to_string()),
@@ -81,7 +81,7 @@ fn outbound(open: &Open) -> Connection {
 }
 
 /// Where it is delivered stands in its authority, where it has one; the service that was asked for is told by the peer.
-fn inbound(open: &Open) -> Connection {
+fn inbound(open: &Ends) -> Connection {
     let actual = match &open.hbone {
         Some(Authority::Address(at)) => at.to_string(),
         Some(host) => host.to_string(),
@@ -89,13 +89,13 @@ fn inbound(open: &Open) -> Connection {
     };
     Connection {
         src: open.source,
-        original_dst: open.service.as_ref().map(|name| name.hostname.to_string()),
+        original_dst: open.service.as_ref().map(|service| service.name.hostname.to_string()),
         actual_dst: actual,
         protocol: protocol(open),
     }
 }
 
-fn protocol(open: &Open) -> &'static str {
+fn protocol(open: &Ends) -> &'static str {
     match open.hbone {
         Some(_) => "HBONE",
         None => "TCP",
