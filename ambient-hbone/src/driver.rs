@@ -1,39 +1,31 @@
 //! Moves a tunnel's bytes between its engine and TLS.
 
 use std::{
-    io::{self, IoSlice},
-    pin::Pin,
+    io,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncBufRead, AsyncWrite},
-    time::Instant,
-};
-use tokio_rustls::TlsStream;
+use tokio::time::Instant;
 
 use crate::{
-    BoxedIo, TunnelLost,
+    TunnelLost,
     proto::{
         code::Code,
         engine::{Broken, Frames},
     },
     tunnel::Line,
+    wire::{Next, Wire},
 };
 
-/// TLS as a tunnel has it.
-pub(crate) type Wire = TlsStream<BoxedIo>;
-
-/// Drives one end of a tunnel: reads all that has come, then writes all that is to go, gathered, and through to the socket.
+/// Drives one end of a tunnel: reads what has come, then writes all that is to go, gathered, and through to the socket.
 ///
-/// TLS may hold bytes of a write that was larger than what the socket took; nobody else would ever ask for them. So a
-/// write counts as done only when TLS was flushed behind it.
+/// The socket may have taken a part of what was sealed; nobody else would ever ask for the rest. So a write counts as done only
+/// when all has gone.
 pub(crate) struct Driver {
     wire: Wire,
     line: Arc<Line>,
     frames: Frames,
-    unflushed: bool,
     reads: u64,
     began: Instant,
     /// All streams have ended and both ends know: what is left is to close TLS.
@@ -45,16 +37,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(mut wire: Wire, line: Arc<Line>) -> Self {
-        // What one write may put into TLS before it is sent.
-        match &mut wire {
-            TlsStream::Client(tls) => tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
-            TlsStream::Server(tls) => tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER)),
-        }
+        wire.share(line.engine().reads());
         Self {
             wire,
             line,
             frames: Frames::default(),
-            unflushed: false,
             reads: 0,
             began: Instant::now(),
             closing: false,
@@ -79,12 +66,13 @@ impl Driver {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TunnelLost> {
         for _ in 0..TURNS {
             match self.poll_turn(cx) {
-                Ok(Poll::Ready(())) => {}
+                Ok(Poll::Ready(much)) if much => break,
+                Ok(Poll::Ready(_)) => {}
                 Ok(Poll::Pending) => return Poll::Pending,
                 Err(lost) => return Poll::Ready(self.because(lost)),
             }
         }
-        // Others on this thread want a turn.
+        // Others on this thread want a turn: those who read what has come first of all, while it is in a cache.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -112,10 +100,10 @@ impl Driver {
         }
     }
 
-    /// Ready when there is more to do at once.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, TunnelLost> {
+    /// Ready when there is more to do at once, and whether much has come.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, TunnelLost> {
         if self.closing {
-            return match Pin::new(&mut self.wire).poll_shutdown(cx) {
+            return match self.wire.poll_close(cx) {
                 Poll::Pending => Ok(Poll::Pending),
                 Poll::Ready(_) => Err(TunnelLost::Closed),
             };
@@ -127,71 +115,67 @@ impl Driver {
         let written = self.poll_write(cx)?;
         let mut engine = self.line.engine();
         self.closing = written.is_ready() && engine.is_finished();
-        if read.is_ready() || self.closing {
-            return Ok(Poll::Ready(()));
+        if read.is_ready() {
+            return Ok(read);
+        }
+        if self.closing {
+            return Ok(Poll::Ready(false));
         }
         engine.set_driver(cx);
         // What was put in since must not wait for a wake that has no one to go to.
         if written.is_ready() && engine.has_something_to_send() {
-            Ok(Poll::Ready(()))
+            Ok(Poll::Ready(false))
         } else {
             Ok(Poll::Pending)
         }
     }
 
-    /// Reads a bounded part of what has come; ready when there may be more.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, TunnelLost> {
-        for _ in 0..READS {
-            let Poll::Ready(bytes) = Pin::new(&mut self.wire).poll_fill_buf(cx)? else {
-                return Ok(Poll::Pending);
-            };
-            let n = bytes.len();
-            if n == 0 {
-                return Err(TunnelLost::Closed);
-            }
-            let received = self.line.engine().receive(bytes, self.began.elapsed());
-            Pin::new(&mut self.wire).consume(n);
-            self.reads += 1;
-            if let Err(broken) = received {
-                return Err(self.break_off(cx, broken));
+    /// Reads once, and takes in all that it brings; ready when there may be more, with whether it was much.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, TunnelLost> {
+        let (mut came, now) = (0, self.began.elapsed());
+        loop {
+            match self.wire.open() {
+                Ok(Next::Data(bytes)) => {
+                    came += bytes.len();
+                    let received = self.line.engine().receive(&bytes, now);
+                    self.reads += 1;
+                    if let Err(broken) = received {
+                        return Err(self.break_off(cx, broken));
+                    }
+                }
+                Ok(Next::Nothing) if came > 0 => return Ok(Poll::Ready(came >= MUCH)),
+                Ok(Next::Nothing) => match self.wire.poll_fill(cx)? {
+                    Poll::Ready(0) => {
+                        let why = "the peer has ended the connection without TLS's close_notify";
+                        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
+                    }
+                    Poll::Ready(_) => self.line.engine().begin_read(),
+                    Poll::Pending => return Ok(Poll::Pending),
+                },
+                Ok(Next::End) => return Err(TunnelLost::Closed),
+                Err(e) => {
+                    // The alert that goes with it, as far as the peer takes that at once.
+                    let _ = self.wire.poll_send(cx);
+                    return Err(e.into());
+                }
             }
         }
-        Ok(Poll::Ready(()))
     }
 
     /// Writes what is to go, through to the socket; pending where the peer does not take it.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
         loop {
+            if self.wire.poll_send(cx)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
             if self.frames.is_empty() {
                 self.line.engine().transmit(&mut self.frames);
             }
             if self.frames.is_empty() {
-                break;
+                return Ok(self.wire.poll_flush(cx)?);
             }
-            while !self.frames.is_empty() {
-                let written = match self.frames.contiguous() {
-                    Some(all) => Pin::new(&mut self.wire).poll_write(cx, all)?,
-                    None => {
-                        let mut slices = [IoSlice::new(&[]); SLICES];
-                        let count = self.frames.slices(&mut slices);
-                        Pin::new(&mut self.wire).poll_write_vectored(cx, &slices[..count])?
-                    }
-                };
-                let Poll::Ready(written) = written else { return Ok(Poll::Pending) };
-                if written == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                self.frames.advance(written);
-                self.unflushed = true;
-            }
+            self.wire.seal(&mut self.frames)?;
         }
-        if self.unflushed {
-            let Poll::Ready(()) = Pin::new(&mut self.wire).poll_flush(cx)? else {
-                return Ok(Poll::Pending);
-            };
-            self.unflushed = false;
-        }
-        Ok(Poll::Ready(()))
     }
 
     /// Tells the peer what it did wrong, as far as it takes that at once.
@@ -205,13 +189,5 @@ impl Driver {
 /// Rounds of reading and writing before others get a turn.
 const TURNS: u32 = 4;
 
-/// Reads, of a TLS record each as a rule, before what they ask for is written.
-const READS: u32 = 16;
-
-/// Slices in one write.
-const SLICES: usize = 64;
-
-/// What TLS takes of a write before it goes to the socket, in bytes. TLS allocates each record; were they more together,
-/// an allocator with the usual bounds would give their memory back to the system after each write, and ask for it again
-/// page by page.
-const TLS_BUFFER: usize = 96 << 10;
+/// Bytes of one read from which on others get it at once.
+const MUCH: usize = 64 << 10;

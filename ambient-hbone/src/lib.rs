@@ -79,6 +79,7 @@ mod server;
 mod stream;
 mod term;
 mod tunnel;
+mod wire;
 
 pub mod relay;
 

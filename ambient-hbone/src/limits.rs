@@ -11,7 +11,8 @@ use crate::proto::{
 ///
 /// Worst case for the memory of a tunnel, each end, when every reader has stopped: `streams × stream_window` of what has
 /// come, `streams × 16 KiB` of what is to go (`send_buffer` where the peer takes data and the network does not), and about
-/// 1.5 MiB of frames, buffers and TLS, of which an idle tunnel keeps next to nothing. Beyond that windows have grown by at
+/// 5 MiB of frames, buffers and TLS, of which an idle tunnel keeps next to nothing. A stream may hold the buffer of 256 KiB
+/// that the first of what waits was read to, and [`relay`](crate::relay()) one more. Beyond that windows have grown by at
 /// most `window_growth` in all tunnels together whose limits are clones of each other. A stream whose reader has stopped
 /// costs its own window and nobody else's: the connection window is wider than all streams together, so it is never what
 /// holds a stream up.

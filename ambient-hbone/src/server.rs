@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_core::{Authority, Credentials, Identity, Observer, Origin, SpiffeId, observe::Event};
-use ambient_tls::{Accepted, ConfigError, Configs, Peer, PeerError};
+use ambient_tls::{Accepted, ConfigError, Configs, Handshake, Peer, PeerError};
 use http::{HeaderMap, StatusCode};
 use rustls::{
     crypto::CryptoProvider,
@@ -20,7 +20,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::{
     BoxedIo, Limits, Rechecked, Stream, StreamError, TunnelLost,
@@ -33,6 +32,7 @@ use crate::{
     },
     term::Term,
     tunnel::{Held, Line},
+    wire::Wire,
 };
 
 use self::sessions::{Entry, Sessions};
@@ -106,13 +106,14 @@ impl Server {
         let trust = shared.configs.trust(&shared.credentials.trust());
         let config = shared.configs.server(&credential, &trust, &shared.accepted)?;
 
-        let tls = TlsAcceptor::from(config).accept(io).await.map_err(AcceptError::new)?;
-        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+        let handshake = Handshake::server(config).map_err(io::Error::other).map_err(AcceptError::new)?;
+        let (wire, introduction) = Wire::shake_hands(io, handshake).await.map_err(AcceptError::new)?;
+        if introduction.alpn.as_deref() != Some(b"h2") {
             return Err(AcceptError::NoHttp2);
         }
-        let peer = trust.peer(tls.get_ref().1.peer_certificates().unwrap_or_default())?;
+        let peer = trust.peer(&introduction.peer_certificates)?;
         let line = Arc::new(Line::new(Role::Server, shared.limits.terms()));
-        let mut driver = Driver::new(TlsStream::from(tls), Arc::clone(&line));
+        let mut driver = Driver::new(wire, Arc::clone(&line));
         if let Err(lost) = poll_fn(|cx| driver.poll_greeting(cx)).await {
             return Err(AcceptError::before_http2(lost));
         }

@@ -73,6 +73,8 @@ impl Verifier {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_sni = false;
+        // [`Records`](crate::Records) go on with them.
+        config.enable_secret_extraction = true;
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     }
@@ -87,6 +89,7 @@ impl Verifier {
         // A resumed session would go on with a certificate that was verified under older roots.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        config.enable_secret_extraction = true;
         Ok(Arc::new(config))
     }
 }

@@ -203,5 +203,5 @@ impl fmt::Debug for Handshake {
 /// What is kept of handshake messages that are not whole.
 const LARGEST: usize = 64 << 10;
 
-#[cfg(all(test, feature = "aws-lc-rs"))]
+#[cfg(test)]
 pub(crate) mod tests;

@@ -23,6 +23,9 @@
 //! A connection outlives the handshake that made it. [`Trust::peer`] gives what is to be remembered of a verified peer, and
 //! [`Trust::revoked`] answers for it whenever CRLs have changed: the end of its certificate is [`Peer::not_after`].
 //!
+//! [`Handshake`] and [`Records`] are the two parts of a connection for those who do its I/O: rustls does the handshake and makes the
+//! keys, [`Records`] open what comes where it lies.
+//!
 //! Why a peer was refused is a [`PeerError`], which [`PeerError::of`] finds again in what rustls or an I/O error carries.
 //!
 //! ```
@@ -47,9 +50,11 @@ mod config;
 mod configs;
 mod crl;
 mod error;
+mod handshake;
 mod peer;
 #[cfg(feature = "aws-lc-rs")]
 mod provider;
+mod records;
 mod signed;
 #[cfg(test)]
 mod test_ca;
@@ -60,8 +65,10 @@ pub use config::{ConfigError, client_config, server_config};
 pub use configs::Configs;
 pub use crl::{Crl, CrlError, read_crls};
 pub use error::{ChainError, PeerError, Revoked};
+pub use handshake::{Established, Handshake};
 pub use peer::{Peer, peer_id};
 #[cfg(feature = "aws-lc-rs")]
 pub use provider::provider;
+pub use records::{Opened, Records, Sealed};
 pub use trust::{Trust, TrustFault};
 pub use verify::{Accepted, Role, Verifier};

@@ -188,10 +188,7 @@ impl Records {
                     return self.key_update(request == 1, replies);
                 }
                 (HandshakeType::KeyUpdate, _) => {
-                    return Err(Fault::new(
-                        AlertDescription::DecodeError,
-                        InvalidMessage::InvalidKeyUpdate.into(),
-                    ));
+                    return Err(Fault::new(AlertDescription::DecodeError, InvalidMessage::InvalidKeyUpdate.into()));
                 }
                 (HandshakeType::NewSessionTicket, ticket) if self.schedule.is_client() => {
                     let taken = self.schedule.take_ticket(ticket);
@@ -216,7 +213,10 @@ impl Records {
 
     fn key_update(&mut self, requested: bool, replies: &mut Sealed) -> Result<(), Fault> {
         self.manners.update()?;
-        let next = self.schedule.next_receiving().and_then(|(opened, secrets)| Ok((opened, parts(secrets)?)));
+        let next = self
+            .schedule
+            .next_receiving()
+            .and_then(|(opened, secrets)| Ok((opened, parts(secrets)?)));
         let (opened, (key, iv)) = next.map_err(|error| Fault::new(AlertDescription::InternalError, error))?;
         (self.decrypter, self.opened) = (self.suite.aead_alg.decrypter(key, iv), opened);
         if requested && !self.closed {
@@ -396,10 +396,7 @@ struct Fault {
 
 impl Fault {
     fn new(alert: AlertDescription, error: Error) -> Self {
-        Self {
-            alert: Some(alert),
-            error,
-        }
+        Self { alert: Some(alert), error }
     }
 
     fn unexpected(got_type: ContentType) -> Self {
@@ -425,7 +422,9 @@ fn parts(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error> {
         ConnectionTrafficSecrets::Aes128Gcm { key, iv }
         | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
         | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok((key, iv)),
-        _ => Err(Error::General("the cipher suite's keys are of a kind that is not known here".into())),
+        _ => Err(Error::General(
+            "the cipher suite's keys are of a kind that is not known here".into(),
+        )),
     }
 }
 
@@ -445,5 +444,5 @@ const LAST: u64 = u64::MAX - 1;
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
 
-#[cfg(all(test, feature = "aws-lc-rs"))]
+#[cfg(test)]
 mod tests;

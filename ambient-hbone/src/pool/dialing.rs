@@ -7,19 +7,18 @@ use std::{
 };
 
 use ambient_core::{Credential, observe::Event};
-use ambient_tls::{Accepted, Peer, PeerError};
+use ambient_tls::{Accepted, Handshake, Peer, PeerError};
 use rustls::pki_types::ServerName;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
     ConnectError, Dialing, Key, Phase, Shared,
     tunnel::{self, Tunnel},
 };
-use crate::{driver::Driver, proto::engine::Role, term::Term, tunnel::Line};
+use crate::{driver::Driver, proto::engine::Role, term::Term, tunnel::Line, wire::Wire};
 
 /// Starts a dial as a task of its own, so that it outlives whoever asked first; `waiting` wait for it.
 pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>, waiting: usize) -> Dialing {
@@ -98,18 +97,21 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Arc<Credential>) -> Res
     let handshake = async {
         // Never sent, never compared: HBONE knows its peers by SPIFFE ID.
         let nobody = ServerName::from(peer.ip());
-        let tls = TlsConnector::from(config).connect(nobody, io).await.map_err(|e| refused(peer, e))?;
-        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+        let begun = Handshake::client(config, nobody)
+            .map_err(io::Error::other)
+            .map_err(|e| refused(peer, e))?;
+        let (wire, introduction) = Wire::shake_hands(io, begun).await.map_err(|e| refused(peer, e))?;
+        if introduction.alpn.as_deref() != Some(b"h2") {
             let why = io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak HTTP/2 (ALPN h2)");
             return Err(refused(peer, why));
         }
-        let known = trust.peer(tls.get_ref().1.peer_certificates().unwrap_or_default());
+        let known = trust.peer(&introduction.peer_certificates);
         // Trust may have changed while the handshake went on.
         let known = known.and_then(|known| shared.trust().check_revocation(&known).map(|()| known));
         let known = known.map_err(|source| ConnectError::WrongPeer { peer, source })?;
         let line = Arc::new(Line::new(Role::Client, limits.terms()));
         // The peer's SETTINGS are not waited for: a request may be on its way a round trip earlier.
-        Ok((Driver::speaking(TlsStream::from(tls), Arc::clone(&line)), line, known))
+        Ok((Driver::speaking(wire, Arc::clone(&line)), line, known))
     };
     let begun = Instant::now();
     let ended = timeout(limits.handshake, handshake).await;

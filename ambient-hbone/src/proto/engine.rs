@@ -117,9 +117,12 @@ pub(crate) struct Engine {
     reading: Reading,
     hpack: hpack::Decoder,
     manners: Manners,
-    /// For what comes; and whether anything came since the last tick.
+    /// For what comes and is copied, and for what is read at once; and whether anything came since the last tick.
     buffers: Buffers,
+    reads: Buffers,
     came: bool,
+    /// Which read it is that brings what comes now.
+    read: u64,
     /// What the peer may send on the whole connection.
     window: u32,
     rounds: Rounds,
@@ -204,7 +207,9 @@ impl Engine {
             hpack: hpack::Decoder::default(),
             manners: Manners::default(),
             buffers: Buffers::default(),
+            reads: Buffers::default(),
             came: false,
+            read: 0,
             greeting: control.len(),
             window: frame::WIDEST_WINDOW,
             rounds: Rounds::default(),
@@ -262,7 +267,18 @@ impl Engine {
         self.manners.forgive();
         if !std::mem::take(&mut self.came) {
             self.buffers.clear();
+            self.reads.clear();
         }
+    }
+
+    /// Where whoever reads for it has buffers from, which are given back to the system while nothing comes.
+    pub(crate) fn reads(&self) -> Buffers {
+        self.reads.clone()
+    }
+
+    /// What comes next lies in another buffer than what came before.
+    pub(crate) fn begin_read(&mut self) {
+        self.read += 1;
     }
 
     /// Tells the peer to open no new streams. Those on their way are still taken.

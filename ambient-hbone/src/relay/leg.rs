@@ -155,6 +155,8 @@ fn put(pieces: &mut Pieces, n: usize) -> Poll<io::Result<usize>> {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: BytesMut,
+    /// There is one, be it that all of it was given away: it can be had again then.
+    held: bool,
     buffers: Buffers,
     /// Of the next buffer; 0 for the one on the stack.
     size: usize,
@@ -167,6 +169,7 @@ impl Buffer {
     pub(crate) fn new(largest: usize, buffers: &Buffers) -> Self {
         Self {
             bytes: BytesMut::new(),
+            held: false,
             buffers: buffers.clone(),
             size: 0,
             largest: largest.max(1),
@@ -177,7 +180,7 @@ impl Buffer {
     /// Nothing comes for now, or ever: an idle connection keeps no memory.
     fn rest(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        if bytes.capacity() > 0 {
+        if std::mem::take(&mut self.held) {
             self.buffers.keep(bytes);
         }
     }
@@ -196,7 +199,7 @@ impl Buffer {
         }
         if self.bytes.capacity() < self.size / GROWTH && !self.bytes.try_reclaim(self.size) {
             self.rest();
-            self.bytes = self.buffers.take(self.size);
+            (self.bytes, self.held) = (self.buffers.take(self.size), true);
         }
         let room = self.bytes.capacity().min(most);
         let mut limited = (&mut self.bytes).limit(room);
@@ -227,8 +230,8 @@ const GROWTH: usize = 4;
 /// So many small reads in a row say that a connection has little to carry for now.
 const SMALL_READS: u32 = 64;
 
-/// Slices in one write.
-const SLICES: usize = 16;
+/// Slices in one write: what a tunnel reads at once comes in pieces of a record each.
+const SLICES: usize = 64;
 
 #[cfg(test)]
 mod tests {

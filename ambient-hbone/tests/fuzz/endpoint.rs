@@ -163,7 +163,7 @@ impl<'a> Endpoint<'a> {
             if self.broken {
                 return;
             }
-            if let Err(broken) = self.engine.receive(piece, self.now) {
+            if let Err(broken) = self.engine.receive(&Bytes::copy_from_slice(piece), self.now) {
                 self.broken = true;
                 self.engine.name_last(broken.0);
             }

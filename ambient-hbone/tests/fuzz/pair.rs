@@ -98,7 +98,8 @@ impl Pair {
         self.said[1 - to].hear(&sent);
         self.wires[to].extend(sent);
         let n = n.min(self.wires[to].len());
-        let bytes: Vec<u8> = self.wires[to].drain(..n).collect();
+        let bytes: Bytes = self.wires[to].drain(..n).collect();
+        self.ends[to].begin_read();
         self.ends[to].receive(&bytes, self.now).expect("an engine keeps the rules");
         n > 0
     }

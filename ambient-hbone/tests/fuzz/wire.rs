@@ -39,11 +39,11 @@ pub(super) fn output(engine: &mut Engine) -> Vec<u8> {
         let mut frames = Frames::default();
         engine.transmit(&mut frames);
         while !frames.is_empty() {
-            let mut slices = [std::io::IoSlice::new(&[]); 4];
-            let count = frames.slices(&mut slices);
-            slices[..count].iter().for_each(|slice| all.extend_from_slice(slice));
-            let n = slices[..count].iter().map(|slice| slice.len()).sum();
-            frames.advance(n);
+            let mut chunks = [&[][..]; 4];
+            let count = frames.chunks(&mut chunks);
+            let some = chunks[..count].concat();
+            frames.advance(some.len());
+            all.extend(some);
         }
     }
     all

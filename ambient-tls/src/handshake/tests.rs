@@ -1,3 +1,5 @@
+#![cfg(feature = "aws-lc-rs")]
+
 use std::io::{Read, Write};
 
 use ambient_core::Identity;
@@ -180,7 +182,10 @@ fn a_peer_that_refuses_late_is_heard() {
     let mut records = handshake.finish().unwrap().records;
     hear(&mut peer, &outgoing).unwrap_err();
     let error = records.open(&mut said(&mut peer), &mut Sealed::new()).unwrap_err();
-    assert!(matches!(error, Error::AlertReceived(alert) if alert != AlertDescription::CloseNotify), "{error}");
+    assert!(
+        matches!(error, Error::AlertReceived(alert) if alert != AlertDescription::CloseNotify),
+        "{error}"
+    );
 }
 
 /// Two of our own ends after the handshake, the client's first.

@@ -1,3 +1,5 @@
+#![cfg(feature = "aws-lc-rs")]
+
 use std::io::Write;
 
 use proptest::prelude::*;
@@ -49,7 +51,9 @@ fn tell(kind: ContentType, payload: &[u8], times: usize) -> Result<(), (Error, A
         a.seal_one(kind, OutboundChunks::Single(payload), &mut sealed).unwrap();
     }
     let mut replies = Sealed::new();
-    let Err(error) = open(&mut b, flat(&mut sealed), &mut replies) else { return Ok(()) };
+    let Err(error) = open(&mut b, flat(&mut sealed), &mut replies) else {
+        return Ok(());
+    };
     let alert = match open(&mut a, flat(&mut replies), &mut Sealed::new()) {
         Err(Error::AlertReceived(alert)) => alert,
         _ => AlertDescription::CloseNotify,
@@ -171,7 +175,10 @@ fn what_was_changed_on_the_way_is_told() {
         assert_eq!(open(&mut records, bytes, &mut replies).unwrap_err(), Error::DecryptError);
         let told = hear(&mut peer, &flat(&mut replies)).unwrap_err();
         assert_eq!(told, Error::AlertReceived(AlertDescription::BadRecordMac));
-        assert!(records.seal(&b"x"[..].into(), &mut replies).is_err(), "an alert is the last that goes");
+        assert!(
+            records.seal(&b"x"[..].into(), &mut replies).is_err(),
+            "an alert is the last that goes"
+        );
     }
 }
 
@@ -189,13 +196,23 @@ fn a_peer_that_breaks_the_rules_is_told_which() {
     assert_eq!(alert(&[2]).unwrap_err().1, Alert::DecodeError);
     assert!(alert(&[1, 90]).is_ok(), "user_canceled");
     let (error, told) = alert(&[2, 80]).unwrap_err();
-    assert_eq!((error, told), (Error::AlertReceived(Alert::InternalError), Alert::CloseNotify), "nothing is said to it");
+    assert_eq!(
+        (error, told),
+        (Error::AlertReceived(Alert::InternalError), Alert::CloseNotify),
+        "nothing is said to it"
+    );
     assert_eq!(tell(ContentType::Alert, &[1, 90], 5).unwrap_err().1, Alert::UnexpectedMessage);
     assert!(tell(ContentType::ApplicationData, &[], 32).is_ok());
     assert_eq!(tell(ContentType::ApplicationData, &[], 33).unwrap_err().1, Alert::UnexpectedMessage);
     assert_eq!(tell(ContentType::Heartbeat, &[1], 1).unwrap_err().1, Alert::UnexpectedMessage);
-    assert_eq!(tell(ContentType::ChangeCipherSpec, &[1], 1).unwrap_err().1, Alert::UnexpectedMessage);
-    assert_eq!(tell(ContentType::ApplicationData, &[0; (1 << 14) + 1], 1).unwrap_err().1, Alert::RecordOverflow);
+    assert_eq!(
+        tell(ContentType::ChangeCipherSpec, &[1], 1).unwrap_err().1,
+        Alert::UnexpectedMessage
+    );
+    assert_eq!(
+        tell(ContentType::ApplicationData, &[0; (1 << 14) + 1], 1).unwrap_err().1,
+        Alert::RecordOverflow
+    );
 }
 
 #[test]
@@ -203,7 +220,8 @@ fn messages_may_come_in_parts_but_nothing_between_them() {
     let (mut a, mut b) = two();
     let (mut sealed, mut replies) = (Sealed::new(), Sealed::new());
     for part in [&[24, 0][..], &[0, 1], &[0]] {
-        a.seal_one(ContentType::Handshake, OutboundChunks::Single(part), &mut sealed).unwrap();
+        a.seal_one(ContentType::Handshake, OutboundChunks::Single(part), &mut sealed)
+            .unwrap();
     }
     let (next, secrets) = a.schedule.next_sending().unwrap();
     let (key, iv) = parts(secrets).unwrap();
@@ -213,7 +231,8 @@ fn messages_may_come_in_parts_but_nothing_between_them() {
     assert_eq!(data, b"with the next keys");
     assert!(replies.is_empty() && b.fragments.capacity() == 0);
 
-    a.seal_one(ContentType::Handshake, OutboundChunks::Single(&[24, 0]), &mut sealed).unwrap();
+    a.seal_one(ContentType::Handshake, OutboundChunks::Single(&[24, 0]), &mut sealed)
+        .unwrap();
     seal(&mut a, b"between", &mut sealed);
     let error = open(&mut b, flat(&mut sealed), &mut replies).unwrap_err();
     assert_eq!(error, PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());

@@ -35,11 +35,15 @@ impl Pieces {
         }
     }
 
+    /// They, from the first.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.first).chain(&self.rest).map(|piece| &**piece)
+    }
+
     /// As many of them as there is room for, from the first.
     pub(crate) fn slices<'p>(&'p self, into: &mut [IoSlice<'p>]) -> usize {
-        let all = std::iter::once(&self.first).chain(&self.rest);
         let mut count = 0;
-        for (place, piece) in into.iter_mut().zip(all) {
+        for (place, piece) in into.iter_mut().zip(self.chunks()) {
             *place = IoSlice::new(piece);
             count += 1;
         }
@@ -128,13 +132,18 @@ impl Buffers {
     }
 }
 
-/// What has come for a stream and was not taken yet: copied out of the tunnel's buffer, so that what waits here holds
-/// nothing else in memory, and that many small frames cost no more than their bytes.
+/// What has come for a stream and was not taken yet. Large pieces stay where they were read to, for as long as what waits is of one
+/// read: a reader that keeps up gets all so. Everything else is copied, so that what waits here holds nothing else in memory,
+/// and that many small frames cost no more than their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pieces: Pieces,
     /// The last, still open for more.
     tail: BytesMut,
+    /// How much of the pieces was copied.
+    copied: usize,
+    /// The read whose buffer is held.
+    held: Option<u64>,
 }
 
 impl Inbox {
@@ -142,19 +151,29 @@ impl Inbox {
         self.pieces.is_empty() && self.tail.is_empty()
     }
 
-    /// Takes bytes in, of a frame that has `more` of them to come.
-    pub(super) fn push(&mut self, bytes: &[u8], more: usize, buffers: &Buffers) {
+    /// Takes bytes in that lie in `whole`, which that read has brought, of a frame that has `more` of them to come.
+    pub(super) fn push(&mut self, bytes: &[u8], whole: &Bytes, read: u64, more: usize, buffers: &Buffers) {
+        if bytes.len() >= AS_IT_LIES && self.held.is_none_or(|held| held == read) {
+            self.close_tail(buffers);
+            self.held = Some(read);
+            self.pieces.push(whole.slice_ref(bytes));
+            return;
+        }
         if self.tail.capacity() - self.tail.len() < bytes.len() {
             self.close_tail(buffers);
-            // Where nobody reads, pieces grow with what waits: thousands of tiny frames are a handful of pieces.
-            let expected = (bytes.len() + more).max(self.pieces.len()).min(PIECE);
+            // Where nobody reads, pieces grow with what waits: thousands of tiny frames are a handful of pieces. What is left of
+            // a large piece is not followed by more of its kind.
+            let more = if bytes.len() < AS_IT_LIES { more.min(AS_IT_LIES) } else { more };
+            let expected = (bytes.len() + more).max(self.copied).min(PIECE);
             self.tail = buffers.take(expected.max(bytes.len()));
         }
         self.tail.extend_from_slice(bytes);
+        self.copied += bytes.len();
     }
 
     /// All that is there.
     pub(super) fn take(&mut self, buffers: &Buffers) -> Pieces {
+        (self.copied, self.held) = (0, None);
         if self.tail.len() == self.tail.capacity() {
             self.close_tail(buffers);
         } else if !self.tail.is_empty() {
@@ -218,25 +237,15 @@ impl Frames {
         self.pieces.push(piece);
     }
 
-    /// All of it, where it lies in one place.
-    pub(crate) fn contiguous(&self) -> Option<&[u8]> {
-        self.pieces.is_empty().then_some(&*self.gathered)
-    }
-
-    /// Slices of what is to be written, from the first.
-    pub(crate) fn slices<'p>(&'p self, into: &mut [IoSlice<'p>]) -> usize {
-        if self.pieces.is_empty() {
-            into[0] = IoSlice::new(&self.gathered);
-            return 1;
+    /// The chunks of what is to be written, from the first, as many as there is room for.
+    pub(crate) fn chunks<'p>(&'p self, into: &mut [&'p [u8]]) -> usize {
+        let all = self.pieces.chunks().chain(std::iter::once(&*self.gathered));
+        let mut count = 0;
+        for (place, chunk) in into.iter_mut().zip(all.filter(|chunk| !chunk.is_empty())) {
+            *place = chunk;
+            count += 1;
         }
-        let count = self.pieces.slices(into);
-        match into.get_mut(count) {
-            Some(place) if !self.gathered.is_empty() => {
-                *place = IoSlice::new(&self.gathered);
-                count + 1
-            }
-            _ => count,
-        }
+        count
     }
 
     /// The first `n` bytes were written.
@@ -249,6 +258,9 @@ impl Frames {
         }
     }
 }
+
+/// Pieces from this size on are not copied: smaller ones would be too many of them, and hold a buffer each.
+const AS_IT_LIES: usize = 8 << 10;
 
 /// The largest piece that is allocated for what comes.
 const PIECE: usize = 64 << 10;
@@ -273,13 +285,8 @@ mod tests {
     use super::*;
 
     fn text(pieces: &Pieces) -> Vec<u8> {
-        let mut slices = [IoSlice::new(&[]); 64];
-        let count = pieces.slices(&mut slices);
-        concat(&slices[..count])
-    }
-
-    fn concat(slices: &[IoSlice<'_>]) -> Vec<u8> {
-        slices.iter().flat_map(|slice| slice.to_vec()).collect()
+        let all: Vec<_> = pieces.chunks().collect();
+        all.concat()
     }
 
     proptest! {
@@ -303,11 +310,13 @@ mod tests {
         }
 
         #[test]
-        fn an_inbox_keeps_every_byte(steps in proptest::collection::vec((0_usize..30_000, 0_usize..100_000, any::<bool>()), 0..40)) {
+        fn an_inbox_keeps_every_byte(steps in proptest::collection::vec((0_usize..30_000, 0_usize..100_000, any::<bool>(), 0_u64..3), 0..40)) {
             let (buffers, mut inbox, mut model, mut read) = (Buffers::default(), Inbox::default(), Vec::new(), Vec::new());
-            for (value, (length, more, take)) in steps.into_iter().enumerate() {
-                let bytes = vec![value as u8; length];
-                inbox.push(&bytes, more, &buffers);
+            let mut reads = 0;
+            for (value, (length, more, take, step)) in steps.into_iter().enumerate() {
+                reads += step / 2;
+                let bytes = Bytes::from(vec![value as u8; length]);
+                inbox.push(&bytes, &bytes, reads, more, &buffers);
                 model.extend(bytes);
                 if take {
                     read.extend(text(&inbox.take(&buffers)));
@@ -329,9 +338,9 @@ mod tests {
                 if head { frames.head().extend_from_slice(&bytes) } else { frames.push(bytes.into()) }
             }
             for n in writes {
-                let mut slices = [IoSlice::new(&[]); 64];
-                let count = frames.slices(&mut slices);
-                prop_assert_eq!(concat(&slices[..count]), &*model);
+                let mut chunks = [&[][..]; 64];
+                let count = frames.chunks(&mut chunks);
+                prop_assert_eq!(chunks[..count].concat(), &*model);
                 let n = n.min(model.len());
                 model.drain(..n);
                 frames.advance(n);
@@ -360,7 +369,7 @@ mod tests {
     fn tiny_frames_that_nobody_reads_are_few_pieces() {
         let mut inbox = Inbox::default();
         for _ in 0..100_000 {
-            inbox.push(b"x", 0, &Buffers::default());
+            inbox.push(b"x", &Bytes::new(), 0, 0, &Buffers::default());
         }
         assert!(inbox.pieces.rest.len() < 40, "{}", inbox.pieces.rest.len());
     }

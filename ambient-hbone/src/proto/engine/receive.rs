@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderMap;
 
 use super::{
@@ -66,8 +67,10 @@ impl Reading {
 }
 
 impl Engine {
-    /// Takes in what the peer has sent, in pieces of whatever size, at this time on any clock that only goes forward.
-    pub(crate) fn receive(&mut self, mut bytes: &[u8], now: Duration) -> Result<(), Broken> {
+    /// Takes in what the peer has sent, in pieces of whatever size, at this time on any clock that only goes forward. Large
+    /// pieces of data are not copied.
+    pub(crate) fn receive(&mut self, piece: &Bytes, now: Duration) -> Result<(), Broken> {
+        let mut bytes = &**piece;
         self.now = now;
         while !bytes.is_empty() {
             let used = match self.reading.state {
@@ -75,7 +78,7 @@ impl Engine {
                 State::Head => self.head(bytes)?,
                 State::Whole(head) => self.whole(head, bytes)?,
                 State::Padding(head) => self.padding(head, bytes[0])?,
-                State::Data(data) => self.data(data, bytes)?,
+                State::Data(data) => self.data(data, bytes, piece)?,
                 State::Skip(left) => {
                     let n = bytes.len().min(left as usize);
                     self.reading.state = match left - n as u32 {
@@ -286,7 +289,7 @@ impl Engine {
         Ok(None)
     }
 
-    fn data(&mut self, mut data: Data, bytes: &[u8]) -> Result<usize, Broken> {
+    fn data(&mut self, mut data: Data, bytes: &[u8], piece: &Bytes) -> Result<usize, Broken> {
         let n = (data.left as usize).min(bytes.len());
         data.left -= n as u32;
         self.manners.earn(n as u32);
@@ -298,7 +301,7 @@ impl Engine {
                     frame::ping(&mut self.control, 0, ROUND);
                 }
                 if slot.handles > 0 {
-                    slot.inbox.push(&bytes[..n], data.left as usize, &self.buffers);
+                    slot.inbox.push(&bytes[..n], piece, self.read, data.left as usize, &self.buffers);
                 }
                 slot.wake_reader();
             }

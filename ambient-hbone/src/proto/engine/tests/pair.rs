@@ -27,7 +27,8 @@ impl Pair {
         let sent = output(&mut self.ends[from]);
         self.wires[to].extend(sent);
         let n = n.min(self.wires[to].len());
-        let bytes: Vec<u8> = self.wires[to].drain(..n).collect();
+        let bytes: Bytes = self.wires[to].drain(..n).collect();
+        self.ends[to].begin_read();
         self.ends[to].receive(&bytes, self.now).unwrap();
     }
 
