@@ -4,6 +4,7 @@
 //! would take other tasks along into the namespace.
 
 mod datagrams;
+mod memory;
 mod names;
 mod netns;
 pub(crate) mod option;
@@ -20,6 +21,7 @@ mod told;
 mod watcher;
 
 pub use datagrams::Datagrams;
+pub use memory::give_back_what_starting_took;
 pub(crate) use names::Names;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;
