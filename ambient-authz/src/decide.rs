@@ -13,11 +13,12 @@ use ambient_core::{PolicyKey, Workload};
 use crate::{
     Peer, Policies,
     index::{
-        Begin, Entry, Place, Reader, Row,
-        scan::{Address, Asked, Listed, Seeker},
+        Begin, Entry, Listed, Place, Reader, Row,
+        scan::{Address, Asked, Seeker},
     },
-    policies::{Kind, Known},
-    policy::Unreadable,
+    policies::{Kind, Known, is_converted},
+    policy::{Refuses, Unreadable},
+    target::Target,
 };
 
 #[cfg(test)]
@@ -129,15 +130,16 @@ impl fmt::Display for DryRun {
 ///
 /// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one, where a
 /// peer of many names is not resolved against these policies, and for a workload that lists more than 2,048 policies.
-/// What a workload lists is looked up key by key, so a decision on its connections takes as much longer.
+/// What a workload lists is looked up key by key each time; whoever decides on many connections to it has that done once, by
+/// a [`Target`].
 pub fn decide(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
-    judge(policies, workload, conn, false)
+    to(policies, workload, conn, |question| question.decide(false))
 }
 
 /// The same for a connection that was let in before: what refuses only new ones ([`Unreadable::only_new`]) is passed
 /// over, and nothing else is.
 pub fn decide_again(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
-    judge(policies, workload, conn, true)
+    to(policies, workload, conn, |question| question.decide(true))
 }
 
 /// What the policies in dry run would have done with a connection, also with one that is refused.
@@ -145,33 +147,16 @@ pub fn decide_again(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -
 /// DENY policies are told always, ALLOW policies only where no enforced DENY policy refuses the connection; of each at
 /// most the first hundred by key.
 pub fn dry_run(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Vec<DryRun> {
-    with_question(policies, workload, conn, |question| {
-        let verdict = question.enforced();
-        question.dry_run(&verdict)
-    })
-}
-
-fn judge(policies: &Policies, workload: &Workload, conn: &Conn<'_>, again: bool) -> Decision {
-    with_question(policies, workload, conn, |question| {
-        let verdict = question.enforced();
-        if let Some(denial) = question.refusal(&verdict, again) {
-            return Decision::Deny(denial);
-        }
-        if verdict.allow.is_none() && question.applies.any(Kind::Allow) {
-            return Decision::Deny(Denial::NoneAllowed);
-        }
-        Decision::Allow(Allowed {
-            by: verdict.allow.as_ref().map(|found| found.entry.key.clone()),
-            dry_run: question.dry_run(&verdict),
-        })
-    })
+    to(policies, workload, conn, |question| question.dry_run())
 }
 
 /// A connection, the policies, and what of them applies.
-struct Question<'a> {
+pub(crate) struct Question<'a> {
     policies: &'a Policies,
     has_identity: bool,
-    applies: Applies<'a>,
+    /// The mesh, and the workload's namespace.
+    places: [Option<&'a Place>; 2],
+    attached: Attached<'a>,
     asked: Asked<'a>,
 }
 
@@ -265,22 +250,49 @@ impl<'a> Seeker<'a> for Told<'a> {
     }
 }
 
-fn with_question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(Question<'_>) -> T) -> T {
+/// Asks about a connection to a workload.
+fn to<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(&Question<'_>) -> T) -> T {
     // What is listed is looked up once; most workloads list a few.
     match workload.policies.len() {
-        few if few <= FEW_LISTED => question(policies, workload, conn, &mut [0; FEW_LISTED], answer),
-        many if many <= MANY_LISTED => with_many_listed(policies, workload, conn, answer),
-        more => question(policies, workload, conn, &mut vec![0; more], answer),
+        few if few <= FEW_LISTED => look_up(policies, workload, conn, &mut [0; FEW_LISTED], answer),
+        many if many <= MANY_LISTED => look_up_many(policies, workload, conn, answer),
+        more => look_up(policies, workload, conn, &mut vec![0; more], answer),
     }
 }
 
+/// The same where that is looked up already.
+pub(crate) fn at<T>(policies: &Policies, target: &Target, conn: &Conn<'_>, answer: impl FnOnce(&Question<'_>) -> T) -> T {
+    if !policies.fits(target) {
+        return to(policies, target.workload(), conn, answer);
+    }
+    ask(policies, target.place(), (target.attached(), target.listed()), conn, answer)
+}
+
 #[inline(never)] // its stack is large
-fn with_many_listed<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(Question<'_>) -> T) -> T {
-    question(policies, workload, conn, &mut [0; MANY_LISTED], answer)
+fn look_up_many<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, answer: impl FnOnce(&Question<'_>) -> T) -> T {
+    look_up(policies, workload, conn, &mut [0; MANY_LISTED], answer)
 }
 
 /// Asks with room for as many numbers as the workload lists policies.
-fn question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, room: &mut [u32], answer: impl FnOnce(Question<'_>) -> T) -> T {
+fn look_up<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, room: &mut [u32], answer: impl FnOnce(&Question<'_>) -> T) -> T {
+    let mut listed = 0;
+    let attached = Attached::new(policies, &workload.policies, |number| {
+        if let Some(place) = room.get_mut(listed) {
+            *place = number;
+            listed += 1;
+        }
+    });
+    let place = policies.index().terms.place(&workload.namespace);
+    ask(policies, place, (attached, Listed::new(&mut room[..listed])), conn, answer)
+}
+
+fn ask<'a, T>(
+    policies: &'a Policies,
+    place: Option<u32>,
+    (attached, listed): (Attached<'a>, Listed<'a>),
+    conn: &Conn<'_>,
+    answer: impl FnOnce(&Question<'_>) -> T,
+) -> T {
     let (index, terms) = (policies.index(), &policies.index().terms);
     let fresh;
     let peer = if policies.knows(conn.peer) {
@@ -290,15 +302,6 @@ fn question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, room: 
         &fresh
     };
     let port = conn.destination.port();
-    let place = terms.place(&workload.namespace);
-    let places = [Some(&*terms.mesh), place.and_then(|place| terms.places.value(place))];
-    let mut listed = 0;
-    let applies = Applies::new(policies, &workload.policies, places, |number| {
-        if let Some(place) = room.get_mut(listed) {
-            *place = number;
-            listed += 1;
-        }
-    });
     let asked = Asked {
         index,
         names: peer.names(),
@@ -306,26 +309,40 @@ fn question<T>(policies: &Policies, workload: &Workload, conn: &Conn<'_>, room: 
         destination: Address::new(conn.destination.ip(), &terms.destinations),
         port: terms.ports.number(&port),
         place,
-        listed: Listed::new(&room[..listed]),
+        listed,
         last_rule: Cell::new(None),
         words_left: Cell::new(0),
     };
-    answer(Question {
+    answer(&Question {
         policies,
         has_identity: conn.peer.identity().is_some(),
-        applies,
+        places: [Some(&*terms.mesh), place.and_then(|place| terms.places.value(place))],
+        attached,
         asked,
     })
 }
 
-/// Of policies in dry run that match, so many of each action are told.
-pub(crate) const MOST_TOLD: usize = 100;
-/// A workload lists some policies.
-const FEW_LISTED: usize = 16;
-/// Room for these is 8 KiB of a stack.
-const MANY_LISTED: usize = 2048;
-
 impl<'a> Question<'a> {
+    /// The decision; on one that was let in before, if it is asked again.
+    pub(crate) fn decide(&self, again: bool) -> Decision {
+        let verdict = self.enforced();
+        if let Some(denial) = self.refusal(&verdict, again) {
+            return Decision::Deny(denial);
+        }
+        if verdict.allow.is_none() && self.any(Kind::Allow) {
+            return Decision::Deny(Denial::NoneAllowed);
+        }
+        Decision::Allow(Allowed {
+            by: verdict.allow.as_ref().map(|found| found.entry.key.clone()),
+            dry_run: self.told(&verdict),
+        })
+    }
+
+    /// What policies in dry run would have done.
+    pub(crate) fn dry_run(&self) -> Vec<DryRun> {
+        self.told(&self.enforced())
+    }
+
     fn enforced(&self) -> Verdict<'a> {
         let mut verdict = Verdict {
             policies: self.policies,
@@ -342,28 +359,23 @@ impl<'a> Question<'a> {
             return Some(Denial::ByPolicy(found.entry.key.clone(), rule));
         }
         if self.policies.unreadable_refuses()
-            && let Some(unreadable) = self.applies.unreadable(self.policies, again)
+            && let Some(unreadable) = self.unreadable(again)
         {
             return Some(Denial::Unreadable {
                 key: unreadable.key.clone(),
                 error: unreadable.error.clone(),
             });
         }
-        if !self.applies.any_missing {
-            return None;
-        }
-        let missing = self.policies.missing(self.applies.listed);
-        let refusing = missing.filter(|(_, refuses)| refuses.concerns(self.has_identity));
-        refusing.map(|(key, _)| key).min().map(|key| Denial::NotArrived(key.clone()))
+        self.missing().map(|key| Denial::NotArrived(key.clone()))
     }
 
-    fn dry_run(&self, verdict: &Verdict<'_>) -> Vec<DryRun> {
+    fn told(&self, verdict: &Verdict<'_>) -> Vec<DryRun> {
         let mut verdicts: Vec<_> = self.keys_matching(Kind::DryDeny).into_iter().map(DryRun::WouldDeny).collect();
-        if !self.applies.any(Kind::DryAllow) || verdict.deny.is_some() {
+        if !self.any(Kind::DryAllow) || verdict.deny.is_some() {
             return verdicts;
         }
         let allowing = self.keys_matching(Kind::DryAllow);
-        if allowing.is_empty() && !self.applies.any(Kind::Allow) {
+        if allowing.is_empty() && !self.any(Kind::Allow) {
             verdicts.push(DryRun::NoneWouldAllow);
         }
         verdicts.extend(allowing.into_iter().map(DryRun::WouldAllow));
@@ -371,7 +383,7 @@ impl<'a> Question<'a> {
     }
 
     fn keys_matching(&self, kind: Kind) -> Vec<PolicyKey> {
-        if !self.applies.any(kind) {
+        if !self.any(kind) {
             return Vec::new();
         }
         let mut told = Told {
@@ -382,65 +394,83 @@ impl<'a> Question<'a> {
         self.asked.seek(&mut told);
         told.keys.into_iter().cloned().collect()
     }
-}
 
-/// What applies to one workload, whatever connects to it.
-struct Applies<'a> {
-    /// The mesh, and the workload's namespace.
-    places: [Option<&'a Place>; 2],
-    listed: &'a [PolicyKey],
-    /// Of what kinds there are policies.
-    kinds: [bool; 4],
-    /// Whether one is listed that is not known.
-    any_missing: bool,
-}
+    /// Whether any policy of a kind applies.
+    fn any(&self, kind: Kind) -> bool {
+        let of_places = self.places.iter().flatten().any(|place| place.kinds[kind as usize] > 0);
+        of_places || self.attached.kinds[kind as usize]
+    }
 
-impl<'a> Applies<'a> {
-    /// Calls for each policy that is listed and in force.
-    fn new(policies: &Policies, listed: &'a [PolicyKey], places: [Option<&'a Place>; 2], mut in_force: impl FnMut(u32)) -> Self {
-        let mut new = Self {
-            places,
-            listed,
-            kinds: [false; 4],
-            any_missing: false,
-        };
-        for place in places.into_iter().flatten() {
-            new.kinds.iter_mut().zip(place.kinds).for_each(|(is, count)| *is |= count > 0);
+    /// The first by key that has no version that could be read.
+    fn unreadable(&self, again: bool) -> Option<&Arc<Unreadable>> {
+        // A place's stand in order, so its first is its least.
+        let refuses = |unreadable: &&Arc<Unreadable>| !(again && unreadable.only_new);
+        let of_places = self.places.iter().flatten();
+        let of_places = of_places.filter_map(|place| place.unreadable.values().find(refuses));
+        of_places
+            .chain(self.attached.unreadable[usize::from(again)])
+            .min_by_key(|unreadable| &unreadable.key)
+    }
+
+    /// The first by key that is listed, not known, and refuses the peer.
+    fn missing(&self) -> Option<&PolicyKey> {
+        let [any, not_converted] = self.attached.missing;
+        match self.policies.refuses_missing() {
+            Refuses::Nobody => None,
+            Refuses::Plaintext if self.has_identity => not_converted,
+            Refuses::Plaintext | Refuses::Everybody => any,
         }
+    }
+}
+
+/// What is known of the policies that a workload lists, whatever connects to it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Attached<'a> {
+    /// Of what kinds there are policies in force.
+    pub(crate) kinds: [bool; 4],
+    /// Of those that are not known the first by key, and the first that no PeerAuthentication was made into.
+    pub(crate) missing: [Option<&'a PolicyKey>; 2],
+    /// Of those that have no version that could be read the first by key, and the first that refuses standing connections
+    /// as well.
+    pub(crate) unreadable: [Option<&'a Arc<Unreadable>>; 2],
+}
+
+impl<'a> Attached<'a> {
+    /// Calls for the number of each that is in force.
+    pub(crate) fn new(policies: &'a Policies, listed: &'a [PolicyKey], mut in_force: impl FnMut(u32)) -> Self {
+        let mut new = Self::default();
         for key in listed {
             match policies.known(key) {
-                Some(known) => {
-                    let Some(number) = known.in_force() else { continue };
-                    in_force(number);
-                    if let Some(entry) = policies.entry(number) {
+                Some(Known::Good(number) | Known::LastGood(number)) => {
+                    in_force(*number);
+                    if let Some(entry) = policies.entry(*number) {
                         new.kinds[entry.kind as usize] = true;
                     }
                 }
-                None => new.any_missing = true,
+                Some(Known::Unreadable(unreadable)) => {
+                    let of_standing = !unreadable.only_new;
+                    least(&mut new.unreadable, unreadable, |one| &one.key, of_standing);
+                }
+                Some(Known::Kept) => {}
+                None => least(&mut new.missing, key, |key| key, !is_converted(key)),
             }
         }
         new
     }
+}
 
-    fn any(&self, kind: Kind) -> bool {
-        self.kinds[kind as usize]
-    }
-
-    /// The first by key that has no version that could be read.
-    fn unreadable(&self, policies: &'a Policies, again: bool) -> Option<&'a Arc<Unreadable>> {
-        let refuses = |unreadable: &&Arc<Unreadable>| !(again && unreadable.only_new);
-        // A place's stand in order, so its first is its least; the listed stand as they were listed.
-        let of_places = self
-            .places
-            .iter()
-            .flatten()
-            .filter_map(|place| place.unreadable.values().find(refuses));
-        let of_workload = self.listed.iter().filter_map(|key| match policies.known(key) {
-            Some(Known::Unreadable(unreadable)) => Some(unreadable),
-            _ => None,
-        });
-        of_places
-            .chain(of_workload.filter(refuses))
-            .min_by_key(|unreadable| &unreadable.key)
+/// Keeps the first of all, and of some of them.
+fn least<'a, T, K: Ord>(firsts: &mut [Option<&'a T>; 2], one: &'a T, key: impl Fn(&T) -> &K, is_of_some: bool) {
+    for (first, _) in firsts.iter_mut().zip([true, is_of_some]).filter(|(_, counts)| *counts) {
+        if first.is_none_or(|first| key(one) < key(first)) {
+            *first = Some(one);
+        }
     }
 }
+
+/// Of policies in dry run that match, so many of each action are told.
+pub(crate) const MOST_TOLD: usize = 100;
+/// A workload lists some policies.
+const FEW_LISTED: usize = 16;
+/// Room for these is 8 KiB of a stack.
+const MANY_LISTED: usize = 2048;

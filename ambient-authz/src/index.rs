@@ -25,6 +25,7 @@ pub(crate) mod blocks;
 mod clauses;
 mod dictionary;
 mod filed;
+mod listed;
 mod names;
 mod nets;
 mod pack;
@@ -48,6 +49,8 @@ use sums::{Changed, ChangedBlocks};
 use term::{Field, Lane, Sort, Term, Word};
 use value::TextField;
 
+pub(crate) use dictionary::whole;
+pub(crate) use listed::{Listed, Together};
 pub(crate) use pack::Reader;
 pub(crate) use shelves::Begin;
 pub(crate) use terms::Terms;
@@ -60,12 +63,15 @@ pub(crate) struct Index {
     entries: Slots<Entry>,
     rows: Shelves<Row>,
     /// For each lane the rows that ask in it, and about its field in no other.
-    used: [Vec<Arc<Bits>>; Lane::ALL.len()],
+    used: [BitsOfBlocks; Lane::ALL.len()],
     /// For each field that is a text the rows that ask about it both from the front and from the back.
-    mixed: [Vec<Arc<Bits>>; TextField::ALL.len()],
+    mixed: [BitsOfBlocks; TextField::ALL.len()],
     /// For each block the rows that are matches of clauses; none where there never were such.
     clauses: Vec<Option<Arc<Clauses>>>,
 }
+
+/// A bitmap for each block where any row ever was in it.
+type BitsOfBlocks = Vec<Option<Arc<Bits>>>;
 
 /// A policy in force.
 #[derive(Clone, Debug)]
@@ -138,13 +144,12 @@ impl Index {
 
     /// The rows of a block that ask in a lane, and about its field in no other; none where no row ever did.
     pub(crate) fn used(&self, lane: Lane, block: u32) -> Option<&Bits> {
-        self.used[lane as usize].get(block as usize).map(|bits| &**bits)
+        self.used[lane as usize].get(block as usize)?.as_deref()
     }
 
-    /// The rows of a block that ask about a text both from the front and from the back, if there are any.
+    /// The rows of a block that ask about a text both from the front and from the back; none where no row ever did.
     pub(crate) fn mixed(&self, field: TextField, block: u32) -> Option<&Bits> {
-        let bits = self.mixed[field as usize].get(block as usize)?;
-        (**bits != [0; WORDS]).then_some(bits)
+        self.mixed[field as usize].get(block as usize)?.as_deref()
     }
 
     /// The rows of a block that are matches of clauses.
@@ -317,8 +322,8 @@ impl<'a> Revision<'a> {
         }
         self.edits.sort_unstable();
         let mut in_sums: Vec<(Sort, Vec<Changed>)> = Vec::new();
-        for of_list in self.edits.chunk_by(|a, b| a.list == b.list) {
-            let List { term, role } = of_list[0].list;
+        for of_list in self.edits.chunk_by(|a, b| a.list() == b.list()) {
+            let (term, role) = of_list[0].list();
             let rows = self.index.edit_list(of_list);
             if self.index.terms.sums_concern(term, rows) {
                 let changed = Changed {
@@ -336,14 +341,14 @@ impl<'a> Revision<'a> {
             let rows = self.index.rows.blocks() * BLOCK as usize;
             self.index.terms.edit_sums(sort, &changes, rows);
         }
-        let mut blocks: Vec<_> = self.edits.iter().map(|edit| edit.row / BLOCK).collect();
+        let mut blocks: Vec<_> = self.edits.iter().map(|edit| edit.row() / BLOCK).collect();
         blocks.sort_unstable();
         blocks.dedup();
         let blocks = ChangedBlocks {
             all: self.index.rows.blocks() as u32,
             changed: &blocks,
         };
-        self.index.terms.renew_fails(&self.index.used, blocks);
+        self.index.terms.renew_fails(&self.index.used, &self.index.mixed, blocks);
         for term in self.released {
             self.index.terms.release(term);
         }
@@ -402,43 +407,51 @@ impl<'a> Revision<'a> {
     }
 
     fn change(&mut self, term: Term, role: Role, row: u32, comes: Option<Word>) {
-        self.edits.push(Change {
-            list: List { term, role },
-            row,
-            comes,
-        });
-    }
-}
-
-impl Change {
-    fn guarded(&self) -> Edit<Word> {
-        Edit {
-            row: self.row,
-            comes: self.comes,
-        }
-    }
-
-    fn bare(&self) -> Edit<()> {
-        Edit {
-            row: self.row,
-            comes: self.comes.map(|_| ()),
-        }
+        self.edits.push(Change::new((term, role), row, comes));
     }
 }
 
 /// A row that comes to a list or leaves it. In the order in which lists take them: of one row, the leaving comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Change {
-    list: List,
-    row: u32,
+    /// The list, and then the row: a million of them are put in order by one comparison each.
+    place: u64,
     /// With what it is filed.
     comes: Option<Word>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct List {
-    term: Term,
-    role: Role,
+impl Change {
+    fn new((term, role): (Term, Role), row: u32, comes: Option<Word>) -> Self {
+        let list = term.bits() << ROLE_BITS | role as u32;
+        Self {
+            place: u64::from(list) << 32 | u64::from(row),
+            comes,
+        }
+    }
+
+    fn list(&self) -> (Term, Role) {
+        let list = (self.place >> 32) as u32;
+        let role = Role::ALL[(list & ((1 << ROLE_BITS) - 1)) as usize % Role::ALL.len()];
+        (Word::from_bits(list >> ROLE_BITS).term(), role)
+    }
+
+    fn row(&self) -> u32 {
+        self.place as u32
+    }
+
+    fn guarded(&self) -> Edit<Word> {
+        Edit {
+            row: self.row(),
+            comes: self.comes,
+        }
+    }
+
+    fn bare(&self) -> Edit<()> {
+        Edit {
+            row: self.row(),
+            comes: self.comes.map(|_| ()),
+        }
+    }
 }
 
 /// Which list of a value a row stands in.
@@ -447,6 +460,10 @@ enum Role {
     Filed,
     Others,
     Negated,
+}
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Filed, Self::Others, Self::Negated];
 }
 
 /// What a row asks about one field.
@@ -473,7 +490,7 @@ impl Index {
 
     /// Changes one list; says how many rows it had or has, whichever is more.
     fn edit_list(&mut self, changes: &[Change]) -> usize {
-        let List { term, role } = changes[0].list;
+        let (term, role) = changes[0].list();
         if role == Role::Filed {
             let filed = match term.sort() {
                 Sort::Listed => self.entries.at_mut(term.number()).map(|entry| &mut entry.filed),
@@ -589,14 +606,17 @@ fn refused(words: &[Word]) -> impl Iterator<Item = &Word> {
     words.iter().filter(|word| word.is_refused())
 }
 
-fn set_bit(rows: &mut Vec<Arc<Bits>>, row: u32, is: bool) {
+fn set_bit(rows: &mut BitsOfBlocks, row: u32, is: bool) {
     let (block, at) = ((row / BLOCK) as usize, row % BLOCK);
     if rows.len() <= block {
-        rows.resize(block + 1, Arc::new([0; WORDS]));
+        rows.resize(block + 1, None);
     }
-    let word = &mut Arc::make_mut(&mut rows[block])[at as usize / 64];
+    let bits = rows[block].get_or_insert_with(|| Arc::new([0; WORDS]));
+    let word = &mut Arc::make_mut(bits)[at as usize / 64];
     *word = if is { *word | 1 << (at % 64) } else { *word & !(1 << (at % 64)) };
 }
 
+/// What the bits of a term leave of a word.
+const ROLE_BITS: u32 = 2;
 /// With these a row is 40 bytes.
 const FEW: usize = 6;

@@ -9,7 +9,8 @@
 //!
 //! A decision costs a few look-ups, however many policies there are, takes no lock and allocates nothing; see [`decide()`].
 //! A change costs what it changes, and [`Policies::advance`] says whose decisions it can turn. Who speaks is looked up
-//! among the names of the policies once, with [`Policies::resolve`], and stands in a [`Peer`].
+//! among the names of the policies once, with [`Policies::resolve`], and stands in a [`Peer`]. What a workload lists is
+//! looked up at each decision, unless it stands in a [`Target`].
 //!
 //! # Kubernetes
 //!
@@ -57,6 +58,7 @@ mod decide;
 mod index;
 mod peer;
 mod policies;
+mod target;
 mod trust;
 
 pub use decide::{Allowed, Conn, Decision, Denial, DryRun, decide, decide_again, dry_run};
@@ -64,3 +66,4 @@ pub use explain::{Explanation, explain, explain_all};
 pub use peer::Peer;
 pub use policies::{Affected, Policies};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
+pub use target::Target;

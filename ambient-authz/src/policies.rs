@@ -6,20 +6,23 @@ use std::{
     sync::Arc,
 };
 
-use ambient_core::{Identity, PolicyKey, Shards};
+use ambient_core::{Identity, PolicyKey, Shards, Workload};
 
 use crate::{
-    Action, Peer, Policy,
+    Action, Peer, Policy, Scope, Target,
     index::{Entry, Index, Revision},
     policy::{Fallback, Refuses, Unreadable, Update},
 };
 
 mod affected;
+mod stamps;
 mod stand;
 #[cfg(test)]
 mod tests;
 
 pub use affected::Affected;
+pub(crate) use stamps::Seen;
+use stamps::Stamps;
 use stand::{InForce, Stand};
 
 /// An immutable snapshot of all policies.
@@ -52,6 +55,8 @@ struct Tables {
     /// Few, and wanted in order.
     unreadable: Arc<BTreeMap<PolicyKey, Arc<Unreadable>>>,
     in_force: usize,
+    /// For those who have looked up what a workload lists.
+    stamps: Stamps,
     istio_exact: bool,
     /// What could never be read refuses nothing.
     lets_unreadable_go: bool,
@@ -208,6 +213,16 @@ impl Policies {
         peer.version() == self.0.index.terms.names.version()
     }
 
+    /// What the policies are that apply to a workload alone. See [`Target`].
+    pub fn target(&self, workload: &Arc<Workload>) -> Target {
+        Target::new(self, workload)
+    }
+
+    /// Whether a target is what these policies would make of its workload.
+    pub fn fits(&self, target: &Target) -> bool {
+        self.0.stamps.are_as(target.seen())
+    }
+
     /// The policy in force under a key: its last good version, where the present one cannot be read.
     ///
     /// Policies are kept in another form, so this makes it anew.
@@ -260,14 +275,20 @@ impl Policies {
     /// Of the policies that a workload lists those that are not known, in the order of the list, and whom each refuses.
     pub fn missing<'a>(&'a self, listed: &'a [PolicyKey]) -> impl Iterator<Item = (&'a PolicyKey, Refuses)> {
         let missing = listed.iter().filter(|key| self.known(key).is_none());
-        missing.map(|key| {
-            let refuses = match self.0.istio_exact {
-                true => Refuses::Nobody,
-                false if self.0.waited && is_converted(key) => Refuses::Plaintext,
-                false => Refuses::Everybody,
-            };
-            (key, refuses)
+        missing.map(|key| match self.refuses_missing() {
+            Refuses::Plaintext if !is_converted(key) => (key, Refuses::Everybody),
+            refuses => (key, refuses),
         })
+    }
+
+    /// Whom what is listed and not known refuses, if it comes from a PeerAuthentication. Any other refuses everybody where
+    /// such a one refuses plaintext.
+    pub(crate) fn refuses_missing(&self) -> Refuses {
+        match self.0.istio_exact {
+            true => Refuses::Nobody,
+            false if self.0.waited => Refuses::Plaintext,
+            false => Refuses::Everybody,
+        }
     }
 
     /// Whether what could never be read refuses everything in its scope.
@@ -285,6 +306,10 @@ impl Policies {
 
     pub(crate) fn index(&self) -> &Index {
         &self.0.index
+    }
+
+    pub(crate) fn stamps(&self) -> &Stamps {
+        &self.0.stamps
     }
 }
 
@@ -356,8 +381,10 @@ impl Tables {
         affected
     }
 
-    fn affected(&self, stands: &[(PolicyKey, Stand)]) -> Affected {
+    /// Whose decisions those turn that stand otherwise than before; what was looked up of them fits no longer.
+    fn affected(&mut self, stands: &[(PolicyKey, Stand)]) -> Affected {
         let mut affected = Affected::default();
+        let mut changed: Vec<&str> = Vec::new();
         for (key, stand) in stands {
             let before = self.known.get(key);
             if stand.decides_as(before) {
@@ -370,9 +397,12 @@ impl Tables {
             });
             for (scope, namespace) in [before, stand.scope()].into_iter().flatten() {
                 affected.note(scope, namespace);
+                changed.extend((scope == Scope::Namespace).then_some(&**namespace));
             }
             affected.note_listed(key);
+            changed.push(key.as_str());
         }
+        self.stamps.note(changed.into_iter());
         affected
     }
 }

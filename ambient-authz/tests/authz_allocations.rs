@@ -41,6 +41,12 @@ fn decided(policies: &Policies, workload: &Workload, peer: &Peer) -> Decision {
     let again = decide_again(policies, workload, &conn);
     assert_eq!(of_this_thread() - before, 0, "{decision}");
     assert_eq!(decision, again);
+    let target = policies.target(&Arc::new(workload.clone()));
+    let before = of_this_thread();
+    let at_target = target.decide(policies, &conn);
+    let again = target.decide_again(policies, &conn);
+    assert_eq!(of_this_thread() - before, 0, "{decision}");
+    assert_eq!([&at_target, &again], [&decision; 2]);
     decision
 }
 
@@ -74,6 +80,25 @@ fn a_decision_allocates_nothing() {
     assert!(!decided(&policies, &stock, &peer).is_allow());
     stock.policies = (0..40).map(|i| format!("shop/late-{i}").as_str().into()).collect();
     assert!(!decided(&policies, &stock, &peer).is_allow());
+
+    // More than are looked up without memory of their own, in the place of which a target is.
+    let of_port = |port: u16| Match {
+        destination_ports: vec![port],
+        ..Match::default()
+    };
+    let many = (8000..11_000).map(|port| policy(&format!("shop/of-{port}"), Scope::Selector, Action::Deny, of_port(port)));
+    let policies = policies.apply(many);
+    stock.policies = (8000..11_000).map(|port| format!("shop/of-{port}").as_str().into()).collect();
+    let target = policies.target(&Arc::new(stock.clone()));
+    let conn = Conn {
+        peer: &policies.resolve(Some(&cart)),
+        source: "10.0.1.2".parse().unwrap(),
+        destination: "10.0.2.2:8080".parse().unwrap(),
+    };
+    let before = of_this_thread();
+    let denied = target.decide(&policies, &conn);
+    assert_eq!(of_this_thread() - before, 0);
+    assert_eq!(denied.to_string(), "explicitly denied by: shop/of-8080");
 
     // So many that match in all but one thing that bitmaps are gone over.
     let nearly = (0..2000).map(|i| {

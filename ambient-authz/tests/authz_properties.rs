@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use ambient_authz::{Conn, Decision, Peer, Policies, Policy, Scope, decide, decide_again, policy::Unreadable, policy::Update};
+use ambient_authz::{
+    Conn, Decision, Peer, Policies, Policy, Scope, Target, decide, decide_again, dry_run, policy::Unreadable, policy::Update,
+};
 use ambient_core::{PolicyKey, Workload};
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -44,6 +46,8 @@ struct History {
     plain: Plain,
     /// Everyone who ever connected, as resolved by some earlier snapshot.
     connections: Vec<(Ends, Peer)>,
+    /// Some workloads, as some earlier snapshot saw them.
+    targets: Vec<Target>,
 }
 
 impl History {
@@ -59,9 +63,11 @@ impl History {
             plain.lets_unreadable_go = true;
             policies = policies.letting_unreadable_go();
         }
-        let connections = (0..connections).map(|_| random::ends(&mut random));
+        let ends: Vec<_> = (0..connections).map(|_| random::ends(&mut random)).collect();
+        let targets = (0..8).map(|_| policies.target(&random::workload(&mut random, shape).into()));
         Self {
-            connections: connections.map(|ends| (ends.clone(), ends.0.into())).collect(),
+            connections: ends.into_iter().map(|ends| (ends.clone(), ends.0.into())).collect(),
+            targets: targets.collect(),
             random,
             shape,
             policies,
@@ -84,6 +90,11 @@ impl History {
                 *peer = self.policies.resolve(ends.0.as_ref());
             }
         }
+        for target in &mut self.targets {
+            if self.random.once_in(3) {
+                *target = self.policies.target(target.workload());
+            }
+        }
     }
 
     /// Compares all connections to some workloads; gives how many pairs that were.
@@ -98,8 +109,18 @@ impl History {
                 let plain = self.plain.decide(workload, &conn, &matching, again);
                 assert_eq!(decision, plain, "{ends:?} to {workload:?}, again: {again}");
             }
+            for target in &self.targets {
+                let (again, workload) = (self.random.once_in(4), target.workload());
+                let decision = match again {
+                    true => target.decide_again(&self.policies, &conn),
+                    false => target.decide(&self.policies, &conn),
+                };
+                let plain = self.plain.decide(workload, &conn, &matching, again);
+                assert_eq!(decision, plain, "{ends:?} to {workload:?}, again: {again}");
+                assert_eq!(target.dry_run(&self.policies, &conn), dry_run(&self.policies, workload, &conn));
+            }
         }
-        self.connections.len() * workloads.len()
+        self.connections.len() * (workloads.len() + self.targets.len())
     }
 }
 
@@ -220,6 +241,9 @@ proptest! {
                 let wanted = decide_plain(&history, workload, &conn(&ends.0.clone().into(), ends));
                 for peer in [&before, &policies].map(|resolved| resolved.resolve(ends.0.as_ref())) {
                     prop_assert_eq!(decide(&policies, workload, &conn(&peer, ends)), wanted.clone());
+                    for target in [&before, &policies].map(|resolved| resolved.target(&workload.clone().into())) {
+                        prop_assert_eq!(target.decide(&policies, &conn(&peer, ends)), wanted.clone());
+                    }
                 }
             }
         }

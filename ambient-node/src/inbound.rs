@@ -324,14 +324,14 @@ impl Tunnel {
         let (registered, cut) = node.watch.register(subject.clone());
         // Decided on what is present after the registration: a change in between is either seen here or cut later.
         let snapshot = node.state.current().unwrap_or(snapshot);
-        let workload = match pod.workload(&snapshot) {
-            Ok(workload) => workload,
+        let target = match pod.target(&snapshot) {
+            Ok(target) => target,
             Err(unknown) => {
                 account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload));
                 return refused(request, StatusCode::SERVICE_UNAVAILABLE);
             }
         };
-        if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
+        if let Decision::Deny(denial) = subject.decide(&snapshot, &target) {
             account.close(&Outcome::failed(
                 Flag::Deny,
                 format_args!("connection closed due to policy rejection: {denial}"),
@@ -349,7 +349,7 @@ impl Tunnel {
         let client = match request {
             Asked::Request(request) => {
                 let mut answer = HeaderMap::new();
-                if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(workload)) {
+                if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(target.workload())) {
                     answer.insert("baggage", baggage);
                 }
                 request.accept(answer).map(Client::Stream).map_err(|error| error.to_string())

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ambient_authz::{Conn, Decision, Peer, decide_again};
+use ambient_authz::{Conn, Decision, Peer};
 use ambient_redirect::{
     KeptConnections,
     pods::{Direction, Kept, PodState},
@@ -60,7 +60,7 @@ fn refused(snapshot: &Snapshot, pod: &PodState) -> Vec<(Kept, String)> {
     let Some(workload) = snapshot.mesh.workload_by_pod(&pod.spec.uid) else {
         return Vec::new();
     };
-    let peer = Peer::plaintext();
+    let (target, peer) = (snapshot.policies.target(workload), Peer::plaintext());
     let inbound = pod.kept.iter().filter(|kept| kept.direction == Direction::Inbound);
     let refused = inbound.filter_map(|kept| {
         let conn = Conn {
@@ -68,7 +68,7 @@ fn refused(snapshot: &Snapshot, pod: &PodState) -> Vec<(Kept, String)> {
             source: kept.remote.ip(),
             destination: kept.local,
         };
-        match decide_again(&snapshot.policies, workload, &conn) {
+        match target.decide_again(&snapshot.policies, &conn) {
             Decision::Allow(_) => None,
             Decision::Deny(denial) => Some((kept.clone(), format!("{kept}: {denial}"))),
         }

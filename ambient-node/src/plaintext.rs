@@ -82,11 +82,11 @@ async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut c
     let (_registered, mut cut) = node.watch.register(subject.clone());
     // Decided on what is present after the registration: a change in between is either seen here or cut later.
     let snapshot = node.state.current().unwrap_or(snapshot);
-    let workload = match pod.workload(&snapshot) {
-        Ok(workload) => workload,
+    let target = match pod.target(&snapshot) {
+        Ok(target) => target,
         Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload)),
     };
-    if let Decision::Deny(denial) = subject.decide(&snapshot, workload) {
+    if let Decision::Deny(denial) = subject.decide(&snapshot, &target) {
         account.close(&Outcome::failed(
             Flag::Deny,
             format_args!("connection closed due to policy rejection: {denial}"),

@@ -10,12 +10,14 @@ use std::{
     },
 };
 
+use ambient_authz::Target;
 use ambient_core::{Health, Identity, PodUid, Workload, ports};
 use ambient_hbone::Speaker;
 use ambient_redirect::{
     PodSpec,
     linux::{Netns, NetnsId},
 };
+use arc_swap::ArcSwapOption;
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{bounds::Room, certificates::Held, outliers::Outliers, state::Snapshot};
@@ -46,6 +48,8 @@ pub(crate) struct Pod {
     pub(crate) room: Room,
     /// Endpoints that it could not reach a moment ago; what keeps it from one may be its own NetworkPolicy.
     pub(crate) outliers: Outliers,
+    /// What policies were last asked about.
+    target: ArcSwapOption<Target>,
     stage: watch::Sender<Stage>,
     /// How often its peers were told to look for somebody else.
     turned: watch::Sender<u64>,
@@ -64,6 +68,7 @@ impl Pod {
             speaker,
             room,
             outliers: Outliers::default(),
+            target: ArcSwapOption::empty(),
             stage: watch::Sender::new(Stage::Serving),
             turned: watch::Sender::new(0),
             well: AtomicBool::new(true),
@@ -75,6 +80,18 @@ impl Pod {
     /// Its workload in a version of the mesh, as long as that is who the pod has a certificate for.
     pub(crate) fn workload<'a>(&self, snapshot: &'a Snapshot) -> Result<&'a Arc<Workload>, UnknownPod> {
         local_workload(snapshot, &self.spec.uid, &self.identity)
+    }
+
+    /// The same as policies see it: what it lists is looked up when those change, or it.
+    pub(crate) fn target(&self, snapshot: &Snapshot) -> Result<Arc<Target>, UnknownPod> {
+        let workload = self.workload(snapshot)?;
+        let fits = |target: &Arc<Target>| Arc::ptr_eq(target.workload(), workload) && snapshot.policies.fits(target);
+        if let Some(target) = self.target.load_full().filter(fits) {
+            return Ok(target);
+        }
+        let target = Arc::new(snapshot.policies.target(workload));
+        self.target.store(Some(target.clone()));
+        Ok(target)
     }
 
     /// Waits until it is at least at a stage. Cancel safe.

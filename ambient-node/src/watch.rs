@@ -9,8 +9,8 @@ use std::{
     },
 };
 
-use ambient_authz::{Conn, Decision, Peer, decide, decide_again};
-use ambient_core::{Identity, PodUid, Workload, WorkloadUid};
+use ambient_authz::{Conn, Decision, Peer, Target};
+use ambient_core::{Identity, PodUid, WorkloadUid};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -37,8 +37,8 @@ pub(crate) struct Subject {
 
 impl Subject {
     /// Whether it may come in.
-    pub(crate) fn decide(&self, snapshot: &Snapshot, workload: &Workload) -> Decision {
-        decide(&snapshot.policies, workload, &self.conn())
+    pub(crate) fn decide(&self, snapshot: &Snapshot, target: &Target) -> Decision {
+        target.decide(&snapshot.policies, &self.conn())
     }
 
     fn conn(&self) -> Conn<'_> {
@@ -49,14 +49,17 @@ impl Subject {
         }
     }
 
-    /// Why it may not go on; `None` if it may.
-    fn refusal(&self, snapshot: &Snapshot) -> Option<String> {
-        match local_workload(snapshot, &self.pod, &self.identity) {
-            Ok(workload) => match decide_again(&snapshot.policies, workload, &self.conn()) {
-                Decision::Allow(_) => None,
-                Decision::Deny(denial) => Some(denial.to_string()),
-            },
-            Err(unknown) => Some(unknown.to_string()),
+    /// Why it may not go on; `None` if it may. Whom the one before went to is known still, and is as a rule the same.
+    fn refusal(&self, snapshot: &Snapshot, before: &mut Option<Target>) -> Option<String> {
+        let workload = match local_workload(snapshot, &self.pod, &self.identity) {
+            Ok(workload) => workload,
+            Err(unknown) => return Some(unknown.to_string()),
+        };
+        let same = before.take().filter(|target| Arc::ptr_eq(target.workload(), workload));
+        let target = before.insert(same.unwrap_or_else(|| snapshot.policies.target(workload)));
+        match target.decide_again(&snapshot.policies, &self.conn()) {
+            Decision::Allow(_) => None,
+            Decision::Deny(denial) => Some(denial.to_string()),
         }
     }
 }
@@ -109,13 +112,13 @@ impl Watch {
         }
         // Decided outside of the lock: new connections must not wait for ten thousand old ones.
         let asked = self.concerned(snapshot, changed);
-        let count = asked.len();
+        let (count, mut target) = (asked.len(), None);
         for mut asked in asked {
             if !snapshot.policies.knows(&asked.subject.peer) {
                 asked.subject.peer = snapshot.policies.resolve(asked.subject.peer.identity());
                 asked.resolved = true;
             }
-            let refused = asked.subject.refusal(snapshot);
+            let refused = asked.subject.refusal(snapshot, &mut target);
             self.answer(asked, refused);
         }
         count

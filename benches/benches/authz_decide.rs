@@ -3,11 +3,13 @@
 //! The walk over all policies that the tests compare decisions with stands beside it, where it ends in time.
 
 use std::{
+    env,
     hint::black_box,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use ambient_authz::{Conn, Peer, Policies, Scope, decide, policy::Update};
+use ambient_authz::{Conn, Peer, Policies, Scope, Target, decide, policy::Update};
 use ambient_core::Workload;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -92,20 +94,25 @@ fn peers(criterion: &mut Criterion) {
 fn worst(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("worst");
     group.sample_size(20);
-    for (name, count, write) in WORST {
-        let policies = sets::in_force(count, write);
-        let identity = format!("spiffe://{}", sets::PRINCIPAL)
-            .parse()
-            .unwrap_or_else(|_| panic!("an identity"));
-        let peer = policies.resolve(Some(&identity));
-        let stock = Workload::new("uid", "shop", "stock");
+    for (name, count, write, scopes) in WORST {
+        let mut made = None;
         group.bench_function(name, |bench| {
-            bench.iter(|| decide(&policies, &stock, black_box(&conn(&peer, [10, 1, 2, 3].into()))));
+            let (policies, target, peer) = made.get_or_insert_with(|| of_worst(count, write, scopes));
+            bench.iter(|| target.decide(policies, black_box(&conn(peer, [10, 1, 2, 3].into()))));
         });
     }
 }
 
-/// A workload that lists a thousand policies, besides which there are 99,000.
+fn of_worst(count: usize, write: Write, scopes: &[Scope]) -> (Policies, Target, Peer) {
+    let (policies, stock) = sets::scoped(count, write, scopes);
+    let identity = format!("spiffe://{}", sets::PRINCIPAL)
+        .parse()
+        .unwrap_or_else(|_| panic!("an identity"));
+    let (target, peer) = (policies.target(&stock.into()), policies.resolve(Some(&identity)));
+    (policies, target, peer)
+}
+
+/// A workload that lists some policies, besides which there are more: looked up once, and at each decision.
 fn listed(criterion: &mut Criterion) {
     let selected = sets::policies(100_000, sets::ordinary).map(|mut policy| {
         policy.scope = Scope::Selector;
@@ -116,9 +123,17 @@ fn listed(criterion: &mut Criterion) {
     for count in [1, 10, 1000] {
         let mut stock = Workload::new("uid", "shop", "stock");
         stock.policies = policies.iter().take(count).map(|policy| policy.key).collect();
-        let peer = policies.resolve(Some(&sets::peer(&mut Random(7))));
+        let stock = Arc::new(stock);
+        let (peer, target) = (policies.resolve(Some(&sets::peer(&mut Random(7)))), policies.target(&stock));
+        let conn = conn(&peer, [10, 1, 2, 3].into());
         group.bench_function(BenchmarkId::from_parameter(count), |bench| {
-            bench.iter(|| decide(&policies, &stock, black_box(&conn(&peer, [10, 1, 2, 3].into()))));
+            bench.iter(|| target.decide(&policies, black_box(&conn)));
+        });
+        group.bench_function(BenchmarkId::new("not_resolved", count), |bench| {
+            bench.iter(|| decide(&policies, &stock, black_box(&conn)));
+        });
+        group.bench_function(BenchmarkId::new("resolving", count), |bench| {
+            bench.iter(|| policies.target(black_box(&stock)))
         });
     }
 }
@@ -142,7 +157,13 @@ fn rounds(_: &mut Criterion) {
             took[rounds / 2]
         );
     };
+    // Where names are given, those alone.
+    let asked: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == "nothing" || name.contains(asked.as_str()));
     for (name, write) in [("ordinary", sets::ordinary as Write), ("names_and_blocks", sets::names_and_blocks)] {
+        if !wanted(name) {
+            continue;
+        }
         for count in [10, 1000, 100_000] {
             let policies = sets::in_force(count, write);
             let mut random = Random(7);
@@ -165,37 +186,42 @@ fn rounds(_: &mut Criterion) {
             tell(&format!("resolve/{name}"), count, 50, PEERS as u32, resolve_all);
         }
     }
-    for (name, count, write) in WORST {
-        let policies = sets::in_force(count, write);
-        let identity = format!("spiffe://{}", sets::PRINCIPAL)
-            .parse()
-            .unwrap_or_else(|_| panic!("an identity"));
-        let peer = policies.resolve(Some(&identity));
+    for (name, count, write, scopes) in WORST.into_iter().filter(|(name, ..)| wanted(name)) {
+        let (policies, target, peer) = of_worst(count, write, scopes);
         let conn = conn(&peer, [10, 1, 2, 3].into());
         let wanted = match name {
             "all_match" => "explicitly denied by: team-0/policy-0",
             _ => "allow policies exist, but none allowed",
         };
-        assert_eq!(decide(&policies, &stock, &conn).to_string(), wanted);
-        tell(&format!("worst/{name}"), count, 50, 1, &mut || {
-            drop(black_box(decide(&policies, &stock, black_box(&conn))))
+        assert_eq!(target.decide(&policies, &conn).to_string(), wanted);
+        tell(&format!("worst/{name}"), count, 100, 1, &mut || {
+            drop(black_box(target.decide(&policies, black_box(&conn))))
         });
     }
 }
 
 /// Sets of rules that one connection nearly matches, but for the last, and of how many policies they are.
-const WORST: [(&str, usize, Write); 10] = [
-    ("every_field", 100_000, sets::every_field),
-    ("refused_port", 100_000, sets::refused_port),
-    ("nested", 100_000, sets::nested),
-    ("asked_twice", 100_000, sets::asked_twice),
-    ("not_multiplied", 10_000, sets::not_multiplied),
-    ("crossed", 1000, sets::crossed),
-    ("crossed_given", 5000, sets::crossed_given),
-    ("twice_given", 50_000, sets::twice_given),
-    ("every_list", 100_000, sets::every_list),
-    ("all_match", 100_000, sets::all_match),
+const WORST: [(&str, usize, Write, &[Scope]); 17] = [
+    ("every_field", 100_000, sets::every_field, MESH),
+    ("refused_port", 100_000, sets::refused_port, MESH),
+    ("nested", 100_000, sets::nested, MESH),
+    ("asked_twice", 100_000, sets::asked_twice, MESH),
+    ("not_multiplied", 10_000, sets::not_multiplied, MESH),
+    ("crossed", 1000, sets::crossed, MESH),
+    ("crossed_given", 5000, sets::crossed_given, MESH),
+    ("twice_given", 50_000, sets::twice_given, MESH),
+    ("sources_and_conditions", 50_000, sets::sources_and_conditions, MESH),
+    ("every_list", 100_000, sets::every_list, MESH),
+    ("all_scopes", 100_000, sets::every_list, ALL),
+    ("both_sides", 100_000, sets::both_sides, MESH),
+    ("few_each", 100_000, sets::few_each, MESH),
+    ("written_anew", 100_000, sets::written_anew, MESH),
+    ("listed_refusing", 1000, sets::refused_port, &[Scope::Selector]),
+    ("listed_every_list", 1000, sets::every_list, &[Scope::Selector]),
+    ("all_match", 100_000, sets::all_match, MESH),
 ];
+const MESH: &[Scope] = &[Scope::Global];
+const ALL: &[Scope] = &[Scope::Global, Scope::Namespace, Scope::Selector];
 
 // First the rounds: the others make their sets even where a filter leaves them out.
 criterion_group!(benches, rounds, decisions, walks, peers, worst, listed);

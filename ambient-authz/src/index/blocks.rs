@@ -1,7 +1,7 @@
 //! The rows that may match a connection, a block at a time, by bitmaps.
 
 use super::{
-    posting::{BLOCK, Bits, Cursor, Posting, WORDS, each_bit, set},
+    posting::{BLOCK, Bits, Block, Many, Posting, WORDS, each_bit, set},
     scan::{Asked, Seeker},
     sums::Sum,
     term::{Lane, Word},
@@ -9,25 +9,30 @@ use super::{
 };
 use crate::policies::Kind;
 
+mod few;
+mod steps;
+
+use few::{Few, MOST_ROWS, Role, SOME_ROWS, Set};
+use steps::Steps;
+
 /// Tells of every row of which each group and no refused value hits, and that may matter, in order of blocks; at most so
 /// many are filed under values that the connection has. Of rules whose clauses have rows of their own it tells by the last
 /// row. False, and nothing is told, where the connection has too many values.
 pub(crate) fn each_candidate<'a>(asked: &Asked<'a>, filed: usize, seeker: &mut impl Seeker<'a>) -> bool {
     // Where about every block has rows that are filed so, to look which costs more than it spares.
-    each_of(asked, filed > asked.index.rows().blocks() * SELDOM, seeker)
+    let all = filed > asked.index.rows().blocks() * SELDOM;
+    each_of::<SOME_ROWS>(asked, all, seeker) || each_of::<MOST_ROWS>(asked, all, seeker)
 }
 
-/// The same, in all blocks or in those only where rows are filed under what the connection has.
+/// The same, in all blocks or in those only where rows are filed under what the connection has; with room for so many rows of
+/// small sets, which is exceeded only where there is no larger.
 #[inline(never)] // its stack is large
-fn each_of<'a>(asked: &Asked<'a>, all: bool, seeker: &mut impl Seeker<'a>) -> bool {
-    let Some(mut cursors) = Cursors::new(asked) else {
+fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, seeker: &mut impl Seeker<'a>) -> bool {
+    let mut few = Few::new();
+    let Some(sets) = Sets::<ROWS>::new(asked, all, &mut few) else {
         return false;
     };
-    let mut scratch = Scratch {
-        of_lanes: [Loose::NONE; LANES],
-        of_texts: [Loose::NONE; TextField::ALL.len()],
-    };
-    let all = all || !cursors.filed_fit;
+    let mut scratch = Scratch::default();
     for kind in Kind::ALL {
         if !seeker.wants(kind) {
             continue;
@@ -36,36 +41,34 @@ fn each_of<'a>(asked: &Asked<'a>, all: bool, seeker: &mut impl Seeker<'a>) -> bo
             if !seeker.may_matter(kind, &shelf.from) {
                 break;
             }
-            cursors.each_of_block(asked, &mut scratch, all, (kind, shelf.block), seeker);
+            sets.each_of_block(asked, &mut scratch, (kind, shelf.block), seeker);
         }
     }
     true
 }
 
-/// The sets of rows that a connection's values are in, each as far as it was read.
-struct Cursors<'a> {
-    filed: Room<Cursor<'a, Word>>,
-    /// Whether all of those had room. Without them every block is gone over.
-    filed_fit: bool,
+/// The sets of rows that a connection's values are in.
+struct Sets<'a, 'f, const ROWS: usize> {
+    /// Whether all blocks are gone over, also those where no row is looked for.
+    all: bool,
+    /// Those of few rows, whatever they are sets of.
+    few: &'f mut Few<'a, ROWS>,
+    /// The rows that are looked for.
+    found: Room<&'a Many>,
     /// For each lane the sum of the innermost value that keeps one.
     sums: [Option<&'a Sum>; LANES],
-    /// What is not in these.
-    refused: Room<Cursor<'a, ()>>,
-    /// In the order of lanes; the sets under which rows are filed stand with those of other rows.
-    wanted: Room<(Lane, Lists<'a>)>,
+    /// What is not in these, and refused.
+    refusing: Room<&'a Many>,
+    /// What is asked for, in the order of lanes.
+    asking: Room<(Lane, &'a Many)>,
 }
 
-/// The rows that ask for a value.
-#[derive(Clone, Copy)]
-struct Lists<'a> {
-    filed: Cursor<'a, Word>,
-    others: Cursor<'a, ()>,
-}
-
-/// Rows that are not kept as bitmaps, as bitmaps.
+/// What is known of a block's rows beside bitmaps that others keep.
+#[derive(Default)]
 struct Scratch {
-    of_lanes: [Loose; LANES],
-    of_texts: [Loose; TextField::ALL.len()],
+    found: Loose,
+    /// For each lane those that ask for what is not in its sum, and last those that refuse.
+    lists: [Loose; LANES + 1],
 }
 
 struct Loose {
@@ -73,14 +76,23 @@ struct Loose {
     any: bool,
 }
 
-impl Loose {
-    const NONE: Self = Self {
-        bits: [0; WORDS],
-        any: false,
-    };
+impl Default for Loose {
+    fn default() -> Self {
+        Self {
+            bits: [0; WORDS],
+            any: false,
+        }
+    }
+}
 
+impl Loose {
     fn note(&mut self, at: u32) {
         set(&mut self.bits, at);
+        self.any = true;
+    }
+
+    fn add(&mut self, rows: &Block) {
+        rows.add_to(&mut self.bits);
         self.any = true;
     }
 
@@ -90,23 +102,41 @@ impl Loose {
 
     fn clear(&mut self) {
         if self.any {
-            *self = Self::NONE;
+            *self = Self::default();
         }
     }
 }
 
-impl<'a> Cursors<'a> {
-    fn new(asked: &Asked<'a>) -> Option<Self> {
-        let (filed, others) = (Cursor::new(&NO_FILED), Cursor::new(&NO_OTHERS));
+impl Scratch {
+    fn note(&mut self, role: Role, at: u32) {
+        if role.is_found() {
+            self.found.note(at);
+        }
+        if let Some(list) = self.lists.get_mut(role.list()) {
+            list.note(at);
+        }
+    }
+
+    fn refusing(&mut self) -> &mut Loose {
+        &mut self.lists[LANES]
+    }
+
+    fn clear(&mut self) {
+        self.lists.iter_mut().chain([&mut self.found]).for_each(Loose::clear);
+    }
+}
+
+impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
+    /// None where there are too many.
+    fn new(asked: &Asked<'a>, all: bool, few: &'f mut Few<'a, ROWS>) -> Option<Self> {
         let mut new = Self {
-            filed: Room::new(filed),
-            filed_fit: true,
+            all,
+            few,
+            found: Room::new(&NO_ROWS),
             sums: [None; LANES],
-            refused: Room::new(others),
-            wanted: Room::new((Lane::Scope, Lists { filed, others })),
+            refusing: Room::new(&NO_ROWS),
+            asking: Room::new((Lane::Scope, &NO_ROWS)),
         };
-        new.filed.push(Cursor::new(asked.index.terms.always.rows()));
-        let mut fits = true;
         let mut summed_to = [None; LANES];
         asked.each_list(|rows| {
             if let Some(sum) = rows.sum
@@ -116,55 +146,69 @@ impl<'a> Cursors<'a> {
                 new.sums[rows.lane as usize] = Some(sum);
             }
         });
+        let mut fit = new.filed(asked.index.terms.always.rows(), None);
         asked.each_list(|rows| {
             let (filed, lists) = (rows.filed.rows(), rows.lists);
-            new.filed_fit &= filed.is_empty() || new.filed.push(Cursor::new(filed));
             if lists.in_sums && summed_to[rows.lane as usize].is_some_and(|deepest| rows.depth <= deepest) {
+                fit &= new.filed(filed, None);
                 return;
             }
-            let (filed, others) = (Cursor::new(filed), Cursor::new(&lists.others));
-            let asks = !(rows.filed.rows().is_empty() && lists.others.is_empty());
-            fits &= lists.negated.is_empty() || new.refused.push(Cursor::new(&lists.negated));
-            fits &= !asks || new.wanted.push((rows.lane, Lists { filed, others }));
+            fit &= new.filed(filed, Some(rows.lane));
+            fit &= new.others(&lists.others, Some(rows.lane)) && new.others(&lists.negated, None);
         });
-        new.wanted.held().sort_unstable_by_key(|(lane, _)| *lane);
-        fits.then_some(new)
+        for sum in new.sums.into_iter().flatten() {
+            // Those fail in any case; bitmaps of them are brought in where it matters.
+            fit &= sum.refused.is_many() || new.others(&sum.refused, None);
+        }
+        new.asking.held_mut().sort_unstable_by_key(|(lane, _)| *lane);
+        let sorted = new.few.sort() || ROWS == MOST_ROWS;
+        (fit && sorted).then_some(new)
     }
 
-    fn each_of_block(
-        &mut self,
-        asked: &Asked<'a>,
-        scratch: &mut Scratch,
-        all: bool,
-        (kind, block): (Kind, u32),
-        seeker: &mut impl Seeker<'a>,
-    ) {
-        let Some(occupied) = asked.index.rows().occupied(block) else {
-            return;
+    /// Takes in rows that are looked for, and ask in a lane for what is not in its sum; says whether there was room.
+    fn filed(&mut self, rows: &'a Posting<Word>, asking: Option<Lane>) -> bool {
+        let (fits, found) = match rows {
+            Posting::None => (true, true),
+            Posting::Many(many) => {
+                let fits = asking.is_none_or(|lane| self.asking.push((lane, many)));
+                (fits, self.all || self.found.push(many))
+            }
+            Posting::One(..) | Posting::Few(_) => match asking {
+                Some(lane) => (self.few.add(Set::Filed(rows), Role::found_asking(lane)), true),
+                None => (true, self.all || self.few.add(Set::Filed(rows), Role::FOUND)),
+            },
         };
-        let mut bits = if all { *occupied } else { [0; WORDS] };
-        for cursor in self.filed.held().iter_mut().filter(|_| !all) {
-            cursor.add_to(&mut bits, block);
+        // Where there is no room for what is only looked for, all blocks are gone over.
+        self.all |= !found;
+        fits
+    }
+
+    /// Takes in other rows, which ask in a lane, or refuse; says whether there was room.
+    fn others(&mut self, rows: &'a Posting<()>, asking: Option<Lane>) -> bool {
+        match (rows, asking) {
+            (Posting::None, _) => true,
+            (Posting::Many(many), Some(lane)) => self.asking.push((lane, many)),
+            (Posting::Many(many), None) => self.refusing.push(many),
+            (Posting::One(..) | Posting::Few(_), _) => self.few.add(Set::Bare(rows), asking.map_or(Role::REFUSING, Role::asking)),
         }
-        if is_empty(&bits) {
-            return;
-        }
-        let clauses = asked.index.clauses(block);
-        if let Some(clauses) = clauses {
-            // Of a rule that is found by one of its clauses the others are wanted too.
-            bits.iter_mut().zip(clauses.members()).for_each(|(bits, members)| *bits |= members);
-        }
-        if !self.keep(asked, scratch, &mut bits, block) {
-            return;
-        }
+    }
+
+    fn each_of_block(&self, asked: &Asked<'a>, scratch: &mut Scratch, (kind, block): (Kind, u32), seeker: &mut impl Seeker<'a>) {
+        self.few.read(block, |role, at| scratch.note(role, at));
+        let bits = self.that_pass(asked, scratch, block);
+        scratch.clear();
+        let Some(mut bits) = bits else { return };
         let mut holds = [0; WORDS];
-        if let Some(clauses) = clauses {
+        if let Some(clauses) = asked.index.clauses(block) {
             holds = clauses.that_hold(&bits);
             bits.iter_mut().zip(clauses.members()).for_each(|(bits, members)| *bits &= !members);
         }
         for (word, (bits, holds)) in bits.into_iter().zip(holds).enumerate() {
-            let from = asked.index.rows().from(block, word);
-            if bits | holds == 0 || from.is_some_and(|from| !seeker.may_matter(kind, from)) {
+            let may_matter = || {
+                let from = asked.index.rows().from(block, word);
+                from.is_none_or(|from| seeker.may_matter(kind, from))
+            };
+            if bits | holds == 0 || !may_matter() {
                 continue;
             }
             let first = block * BLOCK + word as u32 * 64;
@@ -177,169 +221,91 @@ impl<'a> Cursors<'a> {
         }
     }
 
-    /// Takes out the rows that refuse a value that is there, or ask about a field for something else; says whether any is
-    /// left.
-    fn keep(&mut self, asked: &Asked<'a>, scratch: &mut Scratch, bits: &mut Bits, block: u32) -> bool {
+    /// The rows of a block that may match, if there are any: without those that refuse a value that is there, and those that
+    /// ask about a field for something else.
+    fn that_pass(&self, asked: &Asked<'a>, scratch: &mut Scratch, block: u32) -> Option<Bits> {
+        let occupied = asked.index.rows().occupied(block)?;
+        let clauses = asked.index.clauses(block);
+        let mut bits = *occupied;
+        if !self.all {
+            self.found
+                .held()
+                .iter()
+                .filter_map(|many| many.block(block))
+                .for_each(|rows| scratch.found.add(rows));
+            bits = *scratch.found.get()?;
+            if let Some(clauses) = clauses {
+                // Of a rule that is found by one of its clauses the others are wanted too.
+                bits.iter_mut().zip(clauses.members()).for_each(|(bits, members)| *bits |= members);
+            }
+        }
         // First all bitmaps are found, then all are read at once, a piece of each: to wait for memory for one of them after
         // the other would take most of the time.
-        self.gather(asked, scratch, bits, block);
+        let asking = self.gather(scratch, block);
         let mut steps = Steps::new();
-        for cursor in self.refused.held() {
-            steps.push_some(bits, What::Refused, cursor.bitmap(block));
+        for many in self.refusing.held() {
+            if let Some(Block::Dense(rows, _)) = many.block(block) {
+                steps.fail(&mut bits, rows);
+            }
         }
-        let mut rest: &[(Lane, Lists<'_>)] = self.wanted.held();
-        let mut before: &[(Lane, Lists<'_>)] = &[];
+        scratch.lists[LANES].get().into_iter().for_each(|rows| steps.fail(&mut bits, rows));
+        let asking: [Option<&Bits>; LANES] = std::array::from_fn(|lane| asking[lane].or(scratch.lists[lane].get()));
         for lane in Lane::ALL {
-            let (of_lane, after) = rest.split_at(rest.partition_point(|(other, _)| *other <= lane));
-            rest = after;
-            let (sum, loose) = (self.sums[lane as usize], &scratch.of_lanes[lane as usize]);
+            let (sum, asking) = (self.sums[lane as usize], asking[lane as usize]);
             let fails = match sum {
                 Some(sum) => sum.fails.at(block),
                 None => asked.index.used(lane, block),
             };
-            if let Some(fails) = fails {
-                let any = steps.push_lists(bits, of_lane, loose, block);
-                steps.push(bits, What::Used, fails);
-                if let Some(sum) = sum.filter(|_| any) {
-                    // What asks for another value beside the sum's may refuse one of the sum's.
-                    steps.push_some(bits, What::Refused, Cursor::new(&sum.refused).bitmap(block));
-                }
-            }
-            if let Some(text) = is_back(lane)
-                && let Some(mixed) = asked.index.mixed(text, block)
+            let Some(fails) = fails else { continue };
+            let Some(asking) = asking else {
+                steps.fail(&mut bits, fails);
+                continue;
+            };
+            steps.fail_unless(fails, asking);
+            // What asks for another value beside the sum's may refuse one of the sum's.
+            if let Some(Posting::Many(many)) = sum.map(|sum| &sum.refused)
+                && let Some(Block::Dense(rows, _)) = many.block(block)
             {
-                let front = lane as usize - 1;
-                steps.push_lists(bits, before, &scratch.of_lanes[front], block);
-                steps.push_lists(bits, of_lane, loose, block);
-                for sum in self.sums[front..=lane as usize].iter().flatten() {
-                    steps.push_some(bits, What::Asked, Cursor::new(&sum.asked).bitmap(block));
-                }
-                steps.push_some(bits, What::Asked, scratch.of_texts[text as usize].get());
-                steps.push(bits, What::Used, mixed);
+                steps.fail(&mut bits, rows);
             }
-            before = of_lane;
         }
-        steps.take(bits);
-        scratch.of_lanes.iter_mut().chain(&mut scratch.of_texts).for_each(Loose::clear);
-        !is_empty(bits)
+        for text in TextField::ALL {
+            let Some(mixed) = asked.index.mixed(text, block) else { continue };
+            let lanes = [0, 1].map(|side| 2 * text as usize + side);
+            let lacking = lanes.map(|lane| self.sums[lane].map_or(Some(mixed), |sum| sum.lacks.at(block)));
+            if let [Some(front), Some(back)] = lacking {
+                steps.fail_if_both([front, back], lanes.map(|lane| asking[lane]));
+            }
+        }
+        steps.take(&mut bits);
+        (bits != [0; WORDS]).then_some(bits)
     }
 
-    /// Brings together what is not kept as bitmaps.
-    fn gather(&mut self, asked: &Asked<'a>, scratch: &mut Scratch, bits: &mut Bits, block: u32) {
-        let mut refuse = |at: u32| bits[at as usize / 64] &= !(1 << (at % 64));
-        for cursor in self.refused.held() {
-            cursor.each_else(block, &mut refuse);
-        }
-        for (lane, lists) in self.wanted.held() {
-            let loose = &mut scratch.of_lanes[*lane as usize];
-            lists.filed.each_else(block, |at| loose.note(at));
-            lists.others.each_else(block, |at| loose.note(at));
-        }
-        for (lane, sum) in Lane::ALL.into_iter().zip(self.sums) {
-            let Some(sum) = sum else { continue };
-            // Those fail in any case.
-            Cursor::new(&sum.refused).each_else(block, &mut refuse);
-            if let Some(text) = of_text(lane)
-                && asked.index.mixed(text, block).is_some()
+    /// Brings together what is asked for in each lane beside its sum. Gives that of lanes where it is kept in one bitmap.
+    fn gather(&self, scratch: &mut Scratch, block: u32) -> [Option<&'a Bits>; LANES] {
+        let mut alone: [Option<&'a Bits>; LANES] = [None; LANES];
+        for of_lane in self.asking.held().chunk_by(|(a, _), (b, _)| a == b) {
+            let lane = of_lane[0].0 as usize;
+            let loose = &mut scratch.lists[lane];
+            let mut blocks = of_lane.iter().filter_map(|(_, many)| many.block(block)).peekable();
+            if let Some(Block::Dense(rows, _)) = blocks.peek()
+                && of_lane.len() == 1
+                && !loose.any
             {
-                Cursor::new(&sum.asked).each_else(block, |at| scratch.of_texts[text as usize].note(at));
+                alone[lane] = Some(rows);
+                continue;
+            }
+            blocks.for_each(|rows| loose.add(rows));
+        }
+        for (lane, sum) in self.sums.iter().enumerate() {
+            if let Some(Posting::Many(many)) = sum.map(|sum| &sum.refused)
+                && (scratch.lists[lane].any || alone[lane].is_some())
+                && let Some(rows @ Block::Sparse(_)) = many.block(block)
+            {
+                scratch.refusing().add(rows);
             }
         }
-    }
-}
-
-/// The text that a lane is a lane of.
-fn of_text(lane: Lane) -> Option<TextField> {
-    TextField::ALL.get(lane as usize / 2).copied()
-}
-
-/// The same where it is compared from the back.
-fn is_back(lane: Lane) -> Option<TextField> {
-    of_text(lane).filter(|_| lane as usize % 2 == 1)
-}
-
-/// Bitmaps that are to be brought in.
-struct Steps<'a> {
-    steps: [(What, &'a Bits); MOST_STEPS],
-    len: usize,
-    /// What was asked for in the field that the first of them are about.
-    asked: Bits,
-}
-
-/// What a bitmap tells of a block's rows.
-#[derive(Clone, Copy)]
-enum What {
-    /// They refuse what is there.
-    Refused,
-    /// They ask for what is there, in the field that is being looked at.
-    Asked,
-    /// They ask about that field.
-    Used,
-}
-
-impl<'a> Steps<'a> {
-    fn new() -> Self {
-        Self {
-            steps: [(What::Refused, &NO_BITS); MOST_STEPS],
-            len: 0,
-            asked: [0; WORDS],
-        }
-    }
-
-    fn push_some(&mut self, bits: &mut Bits, what: What, rows: Option<&'a Bits>) {
-        if let Some(rows) = rows {
-            self.push(bits, what, rows);
-        }
-    }
-
-    /// The rows that ask for some values; says whether there are any.
-    fn push_lists(&mut self, bits: &mut Bits, lists: &[(Lane, Lists<'a>)], loose: &'a Loose, block: u32) -> bool {
-        let bitmaps = lists
-            .iter()
-            .flat_map(|(_, lists)| [lists.filed.bitmap(block), lists.others.bitmap(block)]);
-        let mut any = false;
-        for rows in bitmaps.chain([loose.get()]).flatten() {
-            self.push(bits, What::Asked, rows);
-            any = true;
-        }
-        any
-    }
-
-    fn push(&mut self, bits: &mut Bits, what: What, rows: &'a Bits) {
-        if self.len == MOST_STEPS {
-            self.take(bits);
-        }
-        self.steps[self.len] = (what, rows);
-        self.len += 1;
-    }
-
-    /// Brings all of them in.
-    fn take(&mut self, bits: &mut Bits) {
-        let steps = &self.steps[..self.len];
-        for (at, (bits, asked)) in bits
-            .as_chunks_mut::<PIECE>()
-            .0
-            .iter_mut()
-            .zip(self.asked.as_chunks_mut().0)
-            .enumerate()
-        {
-            let (mut left, mut of_field): ([u64; PIECE], [u64; PIECE]) = (*bits, *asked);
-            for (what, rows) in steps {
-                let rows: &[u64; PIECE] = &rows.as_chunks().0[at];
-                match what {
-                    What::Refused => left.iter_mut().zip(rows).for_each(|(left, rows)| *left &= !rows),
-                    What::Asked => of_field.iter_mut().zip(rows).for_each(|(of_field, rows)| *of_field |= rows),
-                    What::Used => {
-                        for ((left, of_field), rows) in left.iter_mut().zip(&mut of_field).zip(rows) {
-                            *left &= !rows | *of_field;
-                            *of_field = 0;
-                        }
-                    }
-                }
-            }
-            (*bits, *asked) = (left, of_field);
-        }
-        self.len = 0;
+        alone
     }
 }
 
@@ -364,27 +330,20 @@ impl<T: Copy> Room<T> {
         place.map(|place| *place = value).is_some()
     }
 
-    fn held(&mut self) -> &mut [T] {
+    fn held(&self) -> &[T] {
+        &self.values[..self.len]
+    }
+
+    fn held_mut(&mut self) -> &mut [T] {
         &mut self.values[..self.len]
     }
 }
 
-fn is_empty(bits: &Bits) -> bool {
-    bits.iter().fold(0, |all, word| all | word) == 0
-}
-
-static NO_BITS: Bits = [0; WORDS];
-static NO_FILED: Posting<Word> = Posting::None;
-static NO_OTHERS: Posting<()> = Posting::None;
-
+static NO_ROWS: Many = Many::NONE;
 const LANES: usize = Lane::ALL.len();
-/// More are brought in at several times.
-const MOST_STEPS: usize = 32;
-/// Words that are held in registers.
-const PIECE: usize = 16;
 /// So many rows in a block are found faster than gone over.
 const SELDOM: usize = 16;
-/// Some 40 KiB of a stack.
+/// Each has hundreds of rows; some 16 KiB of a stack.
 const MOST: usize = 512;
 
 #[cfg(test)]
@@ -393,10 +352,7 @@ mod tests {
 
     use crate::{
         Action, Match, Policies, Policy, Rule, Scope, StringMatch,
-        index::{
-            Begin, Row,
-            scan::{Address, Listed},
-        },
+        index::{Begin, Row, listed::Listed, scan::Address},
         policy::Update,
     };
 
@@ -489,14 +445,14 @@ mod tests {
             destination: Address::new([10, 0, 0, 2].into(), &terms.destinations),
             port: terms.ports.number(&80),
             place: None,
-            listed: Listed::new(&[]),
+            listed: Listed::new(&mut []),
             last_rule: Cell::new(None),
             words_left: Cell::new(0),
         };
         let wanted = rules(&policies, |i| i % 3 == 0);
         for all in [true, false] {
             let mut rows = Rows::default();
-            assert!(each_of(&asked, all, &mut rows));
+            assert!(each_of::<MOST_ROWS>(&asked, all, &mut rows));
             assert_eq!(rows.0, wanted);
         }
     }
@@ -514,13 +470,13 @@ mod tests {
             destination: Address::new([10, 0, 0, 2].into(), &terms.destinations),
             port: terms.ports.number(&80),
             place: None,
-            listed: Listed::new(&[]),
+            listed: Listed::new(&mut []),
             last_rule: Cell::new(None),
             words_left: Cell::new(0),
         };
         let [everywhere, where_filed] = [true, false].map(|all| {
             let mut rows = Rows::default();
-            assert!(each_of(&asked, all, &mut rows));
+            assert!(each_of::<MOST_ROWS>(&asked, all, &mut rows));
             rows.0
         });
         let wanted = rules(&policies, |i| i / 3 % 2 == 0 && (i % 5 == 0 || i % 2 == 0) && i % 7 != 0);

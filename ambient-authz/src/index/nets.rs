@@ -13,7 +13,8 @@ mod short;
 
 use short::Short;
 
-/// Blocks by number, and the way from an address to those that cover it.
+/// Blocks by number, and the way from an address to those that cover it. Blocks that cover the same are one, however they are
+/// written behind their length: so an address lies in one of each length at most.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nets {
     pub(crate) blocks: Dictionary<IpNet>,
@@ -25,7 +26,8 @@ pub(crate) struct Nets {
 impl Nets {
     /// Uses a block once more; gives its number.
     pub(crate) fn take(&mut self, block: &IpNet) -> u32 {
-        let (number, new) = self.blocks.take(block);
+        let block = block.trunc();
+        let (number, new) = self.blocks.take(&block);
         if new {
             match block.network() {
                 IpAddr::V4(ip) => self.v4.insert(ip.into(), block.prefix_len(), number),
@@ -42,10 +44,10 @@ impl Nets {
     pub(crate) fn release(&mut self, number: u32) {
         let Some(block) = self.blocks.release(number) else { return };
         match block.network() {
-            IpAddr::V4(ip) => self.v4.remove(ip.into(), block.prefix_len(), number),
+            IpAddr::V4(ip) => self.v4.remove(ip.into(), block.prefix_len()),
             IpAddr::V6(ip) => {
                 let path = Path::new(ip, block.prefix_len());
-                self.v6.change(path, |node| remove(node, path, number));
+                self.v6.change(path, |node| remove(node, path));
             }
         }
     }
@@ -111,24 +113,9 @@ fn side(bits: u128, length: u8) -> usize {
 #[derive(Clone, Debug)]
 struct Node {
     path: Path,
-    /// The blocks that end here: several, where they are written differently behind their length.
-    blocks: Here,
+    /// The block that ends here; none where only two ways part.
+    block: Option<u32>,
     below: [Option<Arc<Self>>; 2],
-}
-
-#[derive(Clone, Debug)]
-enum Here {
-    One(u32),
-    Several(Vec<u32>),
-}
-
-impl Here {
-    fn as_slice(&self) -> &[u32] {
-        match self {
-            Self::One(block) => std::slice::from_ref(block),
-            Self::Several(blocks) => blocks,
-        }
-    }
 }
 
 impl Tree {
@@ -148,7 +135,7 @@ impl Tree {
         let octet = seconds.and_then(|seconds| seconds[second].as_deref());
         for mut next in [self.wide.as_deref(), octet] {
             while let Some(node) = next.filter(|node| node.path.covers(bits)) {
-                node.blocks.as_slice().iter().copied().for_each(&mut call);
+                node.block.into_iter().for_each(&mut call);
                 next = match node.path.length {
                     128 => None,
                     length => node.below[side(bits, length)].as_deref(),
@@ -165,7 +152,7 @@ fn octets(bits: u128) -> (usize, usize) {
 fn leaf(path: Path, block: u32) -> Arc<Node> {
     Arc::new(Node {
         path,
-        blocks: Here::One(block),
+        block: Some(block),
         below: [None, None],
     })
 }
@@ -181,48 +168,37 @@ fn insert(at: &mut Option<Arc<Node>>, path: Path, block: u32) {
         if shared < path.length {
             return insert(&mut node.below[side(path.bits, shared)], path, block);
         }
-        let mut blocks = node.blocks.as_slice().to_vec();
-        blocks.push(block);
-        node.blocks = if blocks.len() == 1 {
-            Here::One(block)
-        } else {
-            Here::Several(blocks)
-        };
+        node.block = Some(block);
         return;
     }
     // The two part before the present one ends: what they share stands above both.
     let mut above = Node {
         path: path.cut(shared),
-        blocks: Here::Several(Vec::new()),
+        block: None,
         below: [None, None],
     };
     above.below[side(present.path.bits, shared)] = Some(present.clone());
     if shared == path.length {
-        above.blocks = Here::One(block);
+        above.block = Some(block);
     } else {
         above.below[side(path.bits, shared)] = Some(leaf(path, block));
     }
     *at = Some(Arc::new(above));
 }
 
-fn remove(at: &mut Option<Arc<Node>>, path: Path, block: u32) {
+fn remove(at: &mut Option<Arc<Node>>, path: Path) {
     let Some(present) = at else { return };
     if present.path.shared(path) < present.path.length {
         return;
     }
     let node = Arc::make_mut(present);
     if node.path.length < path.length {
-        remove(&mut node.below[side(path.bits, node.path.length)], path, block);
+        remove(&mut node.below[side(path.bits, node.path.length)], path);
     } else {
-        let mut blocks = node.blocks.as_slice().to_vec();
-        blocks.retain(|other| *other != block);
-        node.blocks = match blocks[..] {
-            [one] => Here::One(one),
-            _ => Here::Several(blocks),
-        };
+        node.block = None;
     }
     // A node where nothing ends and no two ways part is none.
-    if node.blocks.as_slice().is_empty()
+    if node.block.is_none()
         && let [None, other] | [other, None] = &mut node.below
     {
         *at = other.take();
@@ -261,7 +237,7 @@ mod tests {
             for ip in asked.iter().map(IpNet::addr) {
                 let mut found = Vec::new();
                 nets.covering(ip, |number| found.push(*nets.blocks.value(number).unwrap()));
-                let mut wanted: Vec<_> = held.iter().map(|(b, _)| *b).filter(|b| b.contains(&ip)).collect();
+                let mut wanted: Vec<_> = held.iter().map(|(b, _)| b.trunc()).filter(|b| b.contains(&ip)).collect();
                 found.sort();
                 wanted.sort();
                 wanted.dedup();

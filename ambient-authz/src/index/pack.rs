@@ -1,10 +1,12 @@
 //! Rules as numbers: what a policy is kept as, and the rows that a decision finds it by.
 //!
 //! A packed policy is a list of numbers: for each rule how many clauses it has, for each clause how many matches, for
-//! each match how many lists of values, and for each list which it is, how many values it has and their terms. It says
-//! all that the policy said, so that it can be read back.
+//! each match how many lists, and for each list which it is, how many words it has, and those: the terms of values, or how
+//! values are written that are the same as others. It says all that the policy said, so that it can be read back.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
 
 use super::{
     posting::BLOCK,
@@ -155,13 +157,23 @@ fn pack_match(terms: &mut Taking<'_>, found: &Match, words: &mut Vec<u32>) -> Op
             continue;
         }
         lists += 1;
-        words[head] = (list.0 as u32) << LIST_SHIFT | len as u32;
-        let of_list = words[head + 1..].iter().map(|bits| Word::from_bits(*bits).term());
+        words[head] = list.head(len);
+        let of_list = terms_of(&words[head + 1..]);
         if list.is_negative() {
             way.refuse(of_list);
         } else {
             way.asks |= 1 << list.0;
             way.want(of_list);
+        }
+        let head = words.len();
+        words.push(0);
+        list.write(found, words);
+        match words.len() - head - 1 {
+            0 => words.truncate(head),
+            len => {
+                lists += 1;
+                words[head] = list.written().head(len);
+            }
         }
     }
     words[begin] = lists;
@@ -228,17 +240,17 @@ impl<'a> Reader<'a> {
     fn match_holds(&mut self, hits: &impl Fn(Term) -> bool) -> bool {
         let lists = self.next();
         (0..lists).fold(lists > 0, |all, _| {
-            let (list, mut terms) = self.list();
-            all & (terms.any(hits) != list.is_negative())
+            let (list, words) = self.list();
+            all & (list.is_written() || terms_of(words).any(hits) != list.is_negative())
         })
     }
 
-    fn list(&mut self) -> (List, impl Iterator<Item = Term> + use<'a>) {
+    fn list(&mut self) -> (List, &'a [u32]) {
         let head = self.next();
         let (list, len) = (List((head >> LIST_SHIFT) as u8), head & ((1 << LIST_SHIFT) - 1));
-        let (terms, rest) = self.0.as_slice().split_at(len as usize);
+        let (words, rest) = self.0.as_slice().split_at(len as usize);
         self.0 = rest.iter();
-        (list, terms.iter().map(|bits| Word::from_bits(*bits).term()))
+        (list, words)
     }
 
     /// All rules from here on.
@@ -261,8 +273,12 @@ impl<'a> Reader<'a> {
     fn read_match(&mut self, terms: &Terms) -> Match {
         let mut found = Match::default();
         for _ in 0..self.next() {
-            let (list, of_list) = self.list();
-            of_list.for_each(|term| list.put(terms, term, &mut found));
+            let (list, words) = self.list();
+            if list.is_written() {
+                list.put_written(words, &mut found);
+            } else {
+                terms_of(words).for_each(|term| list.put(terms, term, &mut found));
+            }
         }
         found
     }
@@ -273,7 +289,10 @@ impl<'a> Reader<'a> {
             for _ in 0..self.next() {
                 for _ in 0..self.next() {
                     for _ in 0..self.next() {
-                        self.list().1.for_each(&mut call);
+                        let (list, words) = self.list();
+                        if !list.is_written() {
+                            terms_of(words).for_each(&mut call);
+                        }
                     }
                 }
             }
@@ -292,7 +311,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// One of the lists of a match.
+fn terms_of(words: &[u32]) -> impl Iterator<Item = Term> {
+    words.iter().map(|bits| Word::from_bits(*bits).term())
+}
+
+/// One of the lists of a match; or of a list of blocks those that are written with bits behind their length, which changes
+/// nothing in what they cover: where each stands in its list, and its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct List(u8);
 
@@ -309,6 +333,69 @@ impl List {
 
     fn is_negative(self) -> bool {
         self.0 % 2 == 1
+    }
+
+    fn written(self) -> Self {
+        Self(self.0 | WRITTEN)
+    }
+
+    fn is_written(self) -> bool {
+        self.0 & WRITTEN != 0
+    }
+
+    /// The word before its words.
+    fn head(self, len: usize) -> u32 {
+        u32::from(self.0) << LIST_SHIFT | len as u32
+    }
+
+    /// Its blocks, if it is a list of blocks.
+    fn blocks(self, found: &mut Match) -> Option<&mut Vec<IpNet>> {
+        match self.0 & !WRITTEN {
+            8 => Some(&mut found.source_ips),
+            9 => Some(&mut found.not_source_ips),
+            10 => Some(&mut found.destination_ips),
+            11 => Some(&mut found.not_destination_ips),
+            _ => None,
+        }
+    }
+
+    /// Packs how those of its blocks are written that are not written as they are kept.
+    fn write(self, found: &Match, words: &mut Vec<u32>) {
+        let blocks = match self.0 {
+            8 => &found.source_ips,
+            9 => &found.not_source_ips,
+            10 => &found.destination_ips,
+            11 => &found.not_destination_ips,
+            _ => return,
+        };
+        for (at, block) in blocks.iter().enumerate().filter(|(_, block)| block.addr() != block.network()) {
+            let bits = match block.addr() {
+                IpAddr::V4(ip) => u32::from(ip).into(),
+                IpAddr::V6(ip) => u128::from(ip),
+            };
+            words.extend([
+                at as u32,
+                (bits >> 96) as u32,
+                (bits >> 64) as u32,
+                (bits >> 32) as u32,
+                bits as u32,
+            ]);
+        }
+    }
+
+    /// Writes blocks as they were written.
+    fn put_written(self, words: &[u32], found: &mut Match) {
+        let Some(blocks) = self.blocks(found) else { return };
+        for [at, address @ ..] in words.as_chunks::<5>().0 {
+            let bits = address.iter().fold(0u128, |bits, word| bits << 32 | u128::from(*word));
+            if let Some(block) = blocks.get_mut(*at as usize) {
+                let ip = match block {
+                    IpNet::V4(_) => IpAddr::V4((bits as u32).into()),
+                    IpNet::V6(_) => IpAddr::V6(bits.into()),
+                };
+                *block = IpNet::new(ip, block.prefix_len()).unwrap_or(*block);
+            }
+        }
     }
 
     /// Calls for the names that a match has in it.
@@ -365,10 +452,14 @@ impl List {
             5 => text(&mut found.not_trust_domains),
             6 => account(&mut found.service_accounts),
             7 => account(&mut found.not_service_accounts),
-            8 => found.source_ips.extend(terms.sources.blocks.value(number)),
-            9 => found.not_source_ips.extend(terms.sources.blocks.value(number)),
-            10 => found.destination_ips.extend(terms.destinations.blocks.value(number)),
-            11 => found.not_destination_ips.extend(terms.destinations.blocks.value(number)),
+            8 | 9 => {
+                let block = terms.sources.blocks.value(number);
+                self.blocks(found).into_iter().for_each(|blocks| blocks.extend(block));
+            }
+            10 | 11 => {
+                let block = terms.destinations.blocks.value(number);
+                self.blocks(found).into_iter().for_each(|blocks| blocks.extend(block));
+            }
             12 => found.destination_ports.extend(terms.ports.value(number)),
             _ => found.not_destination_ports.extend(terms.ports.value(number)),
         }
@@ -377,6 +468,8 @@ impl List {
 
 /// The number of a list fits the bits that its length leaves: a list of 2^27 values is none that memory holds.
 const LIST_SHIFT: u32 = 27;
+/// Beside the number of a list of blocks.
+const WRITTEN: u8 = 16;
 
 /// Rules of Kubernetes have some sources, some operations and a few conditions. More are fewer rows in clauses.
 const MOST_WAYS: usize = 16;

@@ -32,8 +32,9 @@ type Group = Arc<[Option<Block>; GROUP]>;
 
 const GROUP: usize = 16;
 
+/// Of a set of many the rows in one block; never none.
 #[derive(Clone, Debug)]
-enum Block {
+pub(crate) enum Block {
     /// Places in the block, in order.
     Sparse(Arc<Vec<u16>>),
     Dense(Arc<Bits>, u16),
@@ -56,10 +57,6 @@ impl<T: Copy + Default> Posting<T> {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        matches!(self, Self::None)
-    }
-
     /// Whether nothing else is known of the rows.
     pub(crate) fn is_many(&self) -> bool {
         matches!(self, Self::Many(_))
@@ -79,6 +76,27 @@ impl<T: Copy + Default> Posting<T> {
                     }
                 }
             }
+        }
+    }
+
+    /// Calls for the rows in a block, by their places in it, where they are few.
+    pub(crate) fn each_of_few(&self, block: u32, mut call: impl FnMut(u32)) {
+        match self {
+            Self::One(row, _) if row / BLOCK == block => call(row % BLOCK),
+            Self::Few(rows) => {
+                let from = rows.partition_point(|(row, _)| row / BLOCK < block);
+                let of_block = rows[from..].iter().take_while(|(row, _)| row / BLOCK == block);
+                of_block.for_each(|(row, _)| call(row % BLOCK));
+            }
+            _ => {}
+        }
+    }
+
+    /// Sets the bits of the rows in a block.
+    pub(crate) fn add_to(&self, bits: &mut Bits, block: u32) {
+        match self {
+            Self::Many(many) => many.block(block).into_iter().for_each(|rows| rows.add_to(bits)),
+            _ => self.each_of_few(block, |at| set(bits, at)),
         }
     }
 
@@ -145,7 +163,12 @@ fn merge<T: Copy>(rows: &[(u32, T)], edits: &[Edit<T>]) -> Vec<(u32, T)> {
 }
 
 impl Many {
-    fn block(&self, block: u32) -> Option<&Block> {
+    pub(crate) const NONE: Self = Self {
+        len: 0,
+        groups: Vec::new(),
+    };
+
+    pub(crate) fn block(&self, block: u32) -> Option<&Block> {
         self.groups.get(block as usize / GROUP)?[block as usize % GROUP].as_ref()
     }
 
@@ -173,6 +196,14 @@ impl Block {
         match self {
             Self::Sparse(rows) => rows.len() as u32,
             Self::Dense(_, len) => u32::from(*len),
+        }
+    }
+
+    /// Sets the bits of the rows.
+    pub(crate) fn add_to(&self, bits: &mut Bits) {
+        match self {
+            Self::Sparse(rows) => rows.iter().for_each(|at| set(bits, u32::from(*at))),
+            Self::Dense(rows, _) => bits.iter_mut().zip(rows.iter()).for_each(|(word, of)| *word |= of),
         }
     }
 
@@ -209,67 +240,6 @@ impl Block {
                     *self = Self::Sparse(Arc::new(rows));
                 }
             }
-        }
-    }
-}
-
-/// A set of rows that is read block after block.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cursor<'a, T> {
-    of: &'a Posting<T>,
-    /// How far a list is read: to this block.
-    at: u32,
-    block: u32,
-}
-
-impl<'a, T> Cursor<'a, T> {
-    pub(crate) fn new(of: &'a Posting<T>) -> Self {
-        Self { of, at: 0, block: 0 }
-    }
-
-    /// The rows in a block as a bitmap, where they are kept as one.
-    pub(crate) fn bitmap(&self, block: u32) -> Option<&'a Bits> {
-        match self.of {
-            Posting::Many(many) => match many.block(block) {
-                Some(Block::Dense(rows, _)) => Some(rows),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// Calls for the rows in a block that are not kept as a bitmap. Blocks are best asked in order.
-    #[inline]
-    pub(crate) fn each_else(&mut self, block: u32, mut call: impl FnMut(u32)) {
-        match self.of {
-            Posting::None => {}
-            Posting::One(row, _) if row / BLOCK == block => call(row % BLOCK),
-            Posting::One(..) => {}
-            Posting::Few(rows) => {
-                if block < self.block {
-                    self.at = rows.partition_point(|(row, _)| row / BLOCK < block) as u32;
-                }
-                self.block = block;
-                while let Some((row, _)) = rows.get(self.at as usize).filter(|(row, _)| row / BLOCK <= block) {
-                    if row / BLOCK == block {
-                        call(row % BLOCK);
-                    }
-                    self.at += 1;
-                }
-            }
-            Posting::Many(many) => {
-                if let Some(Block::Sparse(rows)) = many.block(block) {
-                    rows.iter().for_each(|at| call(u32::from(*at)));
-                }
-            }
-        }
-    }
-
-    /// Sets the bits of the rows in a block. Blocks are best asked in order.
-    pub(crate) fn add_to(&mut self, bits: &mut Bits, block: u32) {
-        match self.bitmap(block) {
-            Some(rows) => bits.iter_mut().zip(rows).for_each(|(word, of)| *word |= of),
-            None => self.each_else(block, |at| set(bits, at)),
         }
     }
 }
@@ -316,18 +286,11 @@ mod tests {
     }
 
     fn by_block(posting: &Posting<()>) -> Vec<u32> {
-        let (mut cursor, mut rows) = (Cursor::new(posting), Vec::new());
+        let mut rows = Vec::new();
         for block in 0..4 {
             let mut bits = [0; WORDS];
-            cursor.add_to(&mut bits, block);
+            posting.add_to(&mut bits, block);
             each_bit_of(&bits, |at| rows.push(block * BLOCK + at));
-            match Cursor::new(posting).bitmap(block) {
-                Some(rows) => assert_eq!(bits, *rows),
-                None => {
-                    Cursor::new(posting).each_else(block, |at| bits[at as usize / 64] ^= 1 << (at % 64));
-                    assert_eq!(bits, [0; WORDS]);
-                }
-            }
         }
         rows
     }
@@ -351,7 +314,7 @@ mod tests {
                 posting.edit(&edits);
                 prop_assert_eq!(rows(&posting), plain.iter().copied().collect::<Vec<_>>());
                 prop_assert_eq!(by_block(&posting), rows(&posting));
-                prop_assert_eq!((posting.len(), posting.is_empty()), (plain.len(), plain.is_empty()));
+                prop_assert_eq!(posting.len(), plain.len());
             }
         }
     }

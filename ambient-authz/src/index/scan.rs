@@ -6,6 +6,7 @@ use super::{
     Begin, Index, Reader, Row, blocks,
     dictionary::Lists,
     filed::Filed,
+    listed::Listed,
     nets::Nets,
     sums::{Nested, Sum},
     term::{Lane, Marks, Sort, Term, Word},
@@ -29,96 +30,26 @@ pub(crate) struct Asked<'a> {
     pub(crate) words_left: Cell<usize>,
 }
 
-/// An address, and the blocks that it lies in.
+/// The blocks that an address lies in.
 pub(crate) struct Address<'a> {
-    ip: IpAddr,
     nets: &'a Nets,
-    blocks: Numbers<MOST_BLOCKS>,
+    blocks: [u32; MOST_BLOCKS],
+    len: usize,
 }
 
 impl<'a> Address<'a> {
     pub(crate) fn new(ip: IpAddr, nets: &'a Nets) -> Self {
+        let (mut blocks, mut len) = ([0; MOST_BLOCKS], 0);
         // Sockets that listen on both families see IPv4 peers as mapped addresses.
-        let ip = ip.to_canonical();
-        let mut blocks = Numbers::new();
-        nets.covering(ip, |block| blocks.push(block));
-        Self { ip, nets, blocks }
+        nets.covering(ip.to_canonical(), |block| {
+            blocks[len] = block;
+            len += 1;
+        });
+        Self { nets, blocks, len }
     }
 
-    fn lies_in(&self, block: u32) -> bool {
-        match self.blocks.all() {
-            Some(blocks) => blocks.contains(&block),
-            None => self.nets.blocks.value(block).is_some_and(|net| net.contains(&self.ip)),
-        }
-    }
-
-    fn each(&self, call: impl FnMut(u32)) {
-        match self.blocks.all() {
-            Some(blocks) => blocks.iter().copied().for_each(call),
-            None => self.nets.covering(self.ip, call),
-        }
-    }
-}
-
-/// The policies that a workload lists and that are in force.
-pub(crate) struct Listed<'a> {
-    numbers: &'a [u32],
-    /// A bit for the number of each, where they are many.
-    filter: [u64; FILTER],
-    marks: Marks,
-}
-
-impl<'a> Listed<'a> {
-    pub(crate) fn new(numbers: &'a [u32]) -> Self {
-        let mut new = Self {
-            numbers,
-            filter: [0; FILTER],
-            marks: Marks::NONE,
-        };
-        for number in numbers {
-            new.filter[*number as usize / 64 % FILTER] |= 1 << (number % 64);
-            new.marks = new.marks.and(Marks::LISTS).and(Marks::of(Term::new(Sort::Listed, *number)));
-        }
-        new
-    }
-
-    fn is_empty(&self) -> bool {
-        self.numbers.is_empty()
-    }
-
-    fn has(&self, wanted: u32) -> bool {
-        self.filter[wanted as usize / 64 % FILTER] >> (wanted % 64) & 1 == 1 && self.numbers.contains(&wanted)
-    }
-
-    fn each(&self, call: impl FnMut(u32)) {
-        self.numbers.iter().copied().for_each(call);
-    }
-}
-
-/// Numbers that need no allocation, as long as they are few.
-struct Numbers<const MOST: usize> {
-    numbers: [u32; MOST],
-    len: usize,
-}
-
-impl<const MOST: usize> Numbers<MOST> {
-    fn new() -> Self {
-        Self {
-            numbers: [0; MOST],
-            len: 0,
-        }
-    }
-
-    fn push(&mut self, number: u32) {
-        if let Some(place) = self.numbers.get_mut(self.len) {
-            *place = number;
-        }
-        self.len += 1;
-    }
-
-    /// All of them, unless there were too many.
-    fn all(&self) -> Option<&[u32]> {
-        self.numbers.get(..self.len)
+    fn blocks(&self) -> &[u32] {
+        &self.blocks[..self.len]
     }
 }
 
@@ -169,13 +100,18 @@ impl<'a> Asked<'a> {
     /// Those of everything that the connection has.
     fn marks(&self) -> Marks {
         let mut marks = self.listed.marks.and(Marks::of(Term::ALWAYS));
-        let mut note = |sort: Sort, number: u32| marks = marks.and(Marks::of(Term::new(sort, number)));
+        self.each_term(|term| marks = marks.and(Marks::of(term)));
+        marks
+    }
+
+    /// Calls for everything that the connection has, but for what its workload lists.
+    pub(super) fn each_term(&self, mut call: impl FnMut(Term)) {
+        let mut note = |sort: Sort, number: u32| call(Term::new(sort, number));
         self.names.iter().for_each(|name| note(Sort::Name, *name));
         self.port.into_iter().for_each(|port| note(Sort::Port, port));
-        self.source.each(|block| note(Sort::Source, block));
-        self.destination.each(|block| note(Sort::Destination, block));
+        self.source.blocks().iter().for_each(|block| note(Sort::Source, *block));
+        self.destination.blocks().iter().for_each(|block| note(Sort::Destination, *block));
         self.place.into_iter().for_each(|place| note(Sort::Place, place));
-        marks
     }
 
     fn look_at_all(&self, filed: &Filed, seeker: &mut impl Seeker<'a>) {
@@ -254,8 +190,8 @@ impl<'a> Asked<'a> {
                 many => many.binary_search(&number).is_ok(),
             },
             Sort::Port => self.port == Some(number),
-            Sort::Source => self.source.lies_in(number),
-            Sort::Destination => self.destination.lies_in(number),
+            Sort::Source => self.source.blocks().contains(&number),
+            Sort::Destination => self.destination.blocks().contains(&number),
             Sort::Place => self.place == Some(number),
             Sort::Listed => self.listed.has(number),
             Sort::Always => true,
@@ -271,17 +207,14 @@ impl<'a> Asked<'a> {
             .for_each(&mut call);
         self.port.and_then(|port| terms.ports.filed(port)).into_iter().for_each(&mut call);
         for address in [&self.source, &self.destination] {
-            address.each(|block| address.nets.blocks.filed(block).into_iter().for_each(&mut call));
+            let blocks = address.blocks().iter();
+            blocks.filter_map(|block| address.nets.blocks.filed(*block)).for_each(&mut call);
         }
         self.place
             .and_then(|place| terms.places.filed(place))
             .into_iter()
             .for_each(&mut call);
-        self.listed.each(|number| {
-            if let Some(entry) = self.index.entry(number) {
-                call(&entry.filed);
-            }
-        });
+        self.listed.each_filed(self, call);
     }
 
     /// Calls for all rows of each value that the connection has.
@@ -300,21 +233,18 @@ impl<'a> Asked<'a> {
             call(Rows::of(Lane::Port, port.depth(), filed, lists).with(|| terms.port_sums.of(0, number)));
         }
         for (address, lane) in [(&self.source, Lane::Source), (&self.destination, Lane::Destination)] {
-            address.each(|number| {
-                if let Some((block, filed, lists)) = address.nets.blocks.item(number) {
-                    let sum = || address.nets.sums.of(0, number);
+            for number in address.blocks() {
+                if let Some((block, filed, lists)) = address.nets.blocks.item(*number) {
+                    let sum = || address.nets.sums.of(0, *number);
                     call(Rows::of(lane, block.depth(), filed, lists).with(sum));
                 }
-            });
+            }
         }
         if let Some((_, filed, lists)) = self.place.and_then(|place| terms.places.item(place)) {
             call(Rows::of(Lane::Scope, 0, filed, lists));
         }
-        self.listed.each(|number| {
-            if let Some(entry) = self.index.entry(number) {
-                call(Rows::of(Lane::Scope, 0, &entry.filed, &entry.listed));
-            }
-        });
+        self.listed
+            .each_list(self.index, |filed, lists| call(Rows::of(Lane::Scope, 0, filed, lists)));
     }
 }
 
@@ -353,9 +283,7 @@ impl<'a> Rows<'a> {
 const MOST_CANDIDATES: usize = 256;
 /// Of whole rules so many words are read in some ten microseconds.
 const MOST_WORDS: usize = 4096;
-/// Of IPv6 an address lies in no more, unless the same block is written in several ways.
-const MOST_BLOCKS: usize = 130;
-/// With so many words one in a few is let through that is not listed, where a thousand are.
-const FILTER: usize = 64;
+/// An address lies in one block of each length at most, and is at most so long.
+const MOST_BLOCKS: usize = 129;
 /// Up to so many are found faster one after the other.
-const LINEAR: usize = 8;
+pub(super) const LINEAR: usize = 8;

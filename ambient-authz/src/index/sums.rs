@@ -16,9 +16,10 @@ use std::{
 };
 
 use super::{
+    BitsOfBlocks,
     dictionary::{Dictionary, Lists, Value},
     filed::Filed,
-    posting::{Bits, Cursor, Edit, Posting, WORDS},
+    posting::{Bits, Edit, Posting, WORDS},
 };
 
 #[cfg(test)]
@@ -33,39 +34,54 @@ pub(crate) struct Sum {
     pub(crate) refused: Posting<()>,
     /// Those that fail by that: that refuse one of them, or ask in this lane alone, and for none of them. So a decision
     /// reads one bitmap in the place of three.
-    pub(crate) fails: Fails,
+    pub(crate) fails: Derived,
+    /// Of a text, those that ask about it from both sides, and in this lane for none of them: which fail if they do in
+    /// the other lane as well.
+    pub(crate) lacks: Derived,
+    /// Whether these are right but for the blocks that are being changed.
+    made: bool,
 }
 
 /// A bitmap for each block where any row is in it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Fails {
-    groups: Vec<Arc<[Option<Arc<Bits>>; GROUP]>>,
-    /// Whether it is right but for the blocks that are being changed.
-    made: bool,
-}
+pub(crate) struct Derived(Vec<Arc<[Option<Arc<Bits>>; GROUP]>>);
 
-impl Fails {
+impl Derived {
     pub(crate) fn at(&self, block: u32) -> Option<&Bits> {
         let (group, at) = (block as usize / GROUP, block as usize % GROUP);
-        self.groups.get(group)?[at].as_deref()
+        self.0.get(group)?[at].as_deref()
     }
 
-    fn put(&mut self, block: u32, bits: Option<Arc<Bits>>) {
-        let (group, at) = (block as usize / GROUP, block as usize % GROUP);
-        if self.groups.len() <= group {
-            self.groups.resize_with(group + 1, || Arc::new([const { None }; GROUP]));
+    fn put(&mut self, block: u32, bits: &Bits) {
+        let bits = (*bits != NO_BITS).then_some(bits);
+        if self.at(block) == bits {
+            return;
         }
-        Arc::make_mut(&mut self.groups[group])[at] = bits;
+        let (group, at) = (block as usize / GROUP, block as usize % GROUP);
+        if self.0.len() <= group {
+            self.0.resize_with(group + 1, || Arc::new([const { None }; GROUP]));
+        }
+        Arc::make_mut(&mut self.0[group])[at] = bits.map(|bits| Arc::new(*bits));
     }
 }
 
 impl Sum {
-    fn failing_in(&self, used: Option<&Bits>, block: u32) -> Option<Bits> {
-        let (mut fails, mut asked) = (used.copied().unwrap_or([0; WORDS]), [0; WORDS]);
-        Cursor::new(&self.asked).add_to(&mut asked, block);
-        fails.iter_mut().zip(asked).for_each(|(fails, asked)| *fails &= !asked);
-        Cursor::new(&self.refused).add_to(&mut fails, block);
-        (fails != [0; WORDS]).then_some(fails)
+    /// What of a block fails, and what lacks, given the rows that ask in this lane alone, and from both sides.
+    fn derive(&self, used: Option<&Bits>, mixed: Option<&Bits>, block: u32) -> [Bits; 2] {
+        let mut asked = [0; WORDS];
+        self.asked.add_to(&mut asked, block);
+        let without = |rows: Option<&Bits>| {
+            let mut rows = rows.copied().unwrap_or(NO_BITS);
+            rows.iter_mut().zip(asked).for_each(|(rows, asked)| *rows &= !asked);
+            rows
+        };
+        let [mut fails, lacks] = [used, mixed].map(without);
+        self.refused.add_to(&mut fails, block);
+        [fails, lacks]
+    }
+
+    fn is(&self, [fails, lacks]: &[Bits; 2], block: u32) -> bool {
+        self.fails.at(block).unwrap_or(&NO_BITS) == fails && self.lacks.at(block).unwrap_or(&NO_BITS) == lacks
     }
 }
 
@@ -186,36 +202,37 @@ impl<const CHAINS: usize> Sums<CHAINS> {
         gone.into_iter().for_each(|number| self.leave(values, number));
     }
 
-    /// Brings up to date in some blocks what fails by each sum; there are the rows of each chain that ask for nothing else in
-    /// its field.
-    pub(crate) fn renew_fails(&mut self, used: &[Vec<Arc<Bits>>], blocks: ChangedBlocks<'_>) {
-        for (chain, used) in self.chains.iter_mut().zip(used) {
-            let bits_of = |block: u32| used.get(block as usize).map(|bits| &**bits);
-            let mut differing = Vec::new();
-            for (at, Kept { sum, .. }) in chain.kept.iter().enumerate() {
-                let mut blocks_of_sum = Vec::new();
-                let mut look = |block| {
-                    let fails = sum.failing_in(bits_of(block), block);
-                    if fails.as_ref() != sum.fails.at(block) {
-                        blocks_of_sum.push((block, fails.map(Arc::new)));
+    /// Brings up to date in some blocks what fails by each sum, given for each chain the rows that ask in its lane alone, and for
+    /// those of texts the rows that ask from both sides.
+    pub(crate) fn renew_fails<'b>(
+        &mut self,
+        rows: impl Fn(usize) -> (&'b BitsOfBlocks, Option<&'b BitsOfBlocks>),
+        blocks: ChangedBlocks<'_>,
+    ) {
+        for (at, chain) in self.chains.iter_mut().enumerate() {
+            let (used, mixed) = rows(at);
+            let of = |rows: &'b BitsOfBlocks, block: u32| rows.get(block as usize)?.as_deref();
+            for at in 0..chain.kept.len() {
+                let (sum, mut differing) = (&chain.kept[at].sum, Vec::new());
+                let mut look = |block: u32| {
+                    let derived = sum.derive(of(used, block), mixed.and_then(|mixed| of(mixed, block)), block);
+                    if !sum.is(&derived, block) {
+                        differing.push((block, derived));
                     }
                 };
-                match sum.fails.made {
+                match sum.made {
                     true => blocks.changed.iter().copied().for_each(&mut look),
                     false => (0..blocks.all).for_each(&mut look),
                 }
-                if !(blocks_of_sum.is_empty() && sum.fails.made) {
-                    differing.push((at, blocks_of_sum));
+                if differing.is_empty() && sum.made {
+                    continue;
                 }
-            }
-            if differing.is_empty() {
-                continue;
-            }
-            let kept = Arc::make_mut(&mut chain.kept);
-            for (at, blocks_of_sum) in differing {
-                let fails = &mut Arc::make_mut(&mut kept[at].sum).fails;
-                fails.made = true;
-                blocks_of_sum.into_iter().for_each(|(block, bits)| fails.put(block, bits));
+                let sum = Arc::make_mut(&mut Arc::make_mut(&mut chain.kept)[at].sum);
+                sum.made = true;
+                for (block, [fails, lacks]) in differing {
+                    sum.fails.put(block, &fails);
+                    sum.lacks.put(block, &lacks);
+                }
             }
         }
     }
@@ -313,7 +330,7 @@ fn bring_in<V: Nested>(values: &Dictionary<V>, kept: &mut Kept, parts: &[Part<'_
     let sum = Arc::make_mut(&mut kept.sum);
     sum.asked.edit(&asked);
     sum.refused.edit(&refused);
-    sum.fails.made &= !anywhere;
+    sum.made &= !anywhere;
 }
 
 /// Values that say the same, and the node that they lie in first.
@@ -389,6 +406,7 @@ fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize, sums: &BTree
     sum
 }
 
+static NO_BITS: Bits = [0; WORDS];
 const GROUP: usize = 16;
 /// Of values with fewer rows the rows are read one by one.
 const HEAVY: usize = 64;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{
+    BitsOfBlocks,
     dictionary::{Dictionary, Lists},
     filed::Filed,
     names::Names,
     nets::Nets,
-    posting::Bits,
     sums::{Changed, ChangedBlocks, Sums},
     term::{Lane, Sort, Term},
-    value::{NameOf, Place},
+    value::{NameOf, Place, TextField},
 };
 use crate::Scope;
 
@@ -114,15 +114,19 @@ impl Terms {
         }
     }
 
-    /// Brings up to date in some blocks what fails by the sums, given the rows of each lane that ask for nothing else.
-    pub(crate) fn renew_fails(&mut self, used: &[Vec<Arc<Bits>>; Lane::ALL.len()], blocks: ChangedBlocks<'_>) {
-        let (names, others) = used.split_at(Lane::Source as usize);
-        self.names.sums.renew_fails(names, blocks);
-        let [source, destination, port, ..] = others else { return };
-        let of = std::slice::from_ref;
-        self.sources.sums.renew_fails(of(source), blocks);
-        self.destinations.sums.renew_fails(of(destination), blocks);
-        self.port_sums.renew_fails(of(port), blocks);
+    /// Brings up to date in some blocks what fails by the sums, given the rows of each lane that ask in it alone, and those that
+    /// ask about a text from both sides.
+    pub(crate) fn renew_fails(
+        &mut self,
+        used: &[BitsOfBlocks; Lane::ALL.len()],
+        mixed: &[BitsOfBlocks; TextField::ALL.len()],
+        blocks: ChangedBlocks<'_>,
+    ) {
+        let of = |lane: Lane| (&used[lane as usize], mixed.get(lane as usize / 2));
+        self.names.sums.renew_fails(|chain| of(Lane::ALL[chain]), blocks);
+        self.sources.sums.renew_fails(|_| of(Lane::Source), blocks);
+        self.destinations.sums.renew_fails(|_| of(Lane::Destination), blocks);
+        self.port_sums.renew_fails(|_| of(Lane::Port), blocks);
     }
 
     /// In which lane a term asks about something.

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::Scope;
 
 fn policy(key: &str, namespace: &str, scope: Scope) -> Update {
     Update::Set(Arc::new(Policy {
@@ -49,6 +48,48 @@ fn snapshots_are_apart() {
         (listed(&one, "a"), listed(&two, "a"), listed(&two, "b")),
         (Some(1), Some(2), Some(1))
     );
+}
+
+/// A target fits until something changes under what its workload lists, or in its namespace.
+#[test]
+fn a_target_fits_until_a_change_concerns_its_workload() {
+    let mut stock = Workload::new("uid", "shop", "stock");
+    stock.policies = vec!["shop/listed".into(), "shop/late".into()];
+    let stock = Arc::new(stock);
+    let before = Policies::default().apply([policy("shop/listed", "shop", Scope::Selector)]);
+    let target = before.target(&stock);
+    let unreadable = |key: &str, scope| {
+        Update::Unreadable(Arc::new(Unreadable {
+            key: key.into(),
+            namespace: "shop".into(),
+            scope,
+            only_new: false,
+            error: "no".into(),
+        }))
+    };
+    for (update, fits) in [
+        (policy("shop/listed", "shop", Scope::Selector), true),
+        (policy("shop/other", "shop", Scope::Selector), true),
+        (policy("mesh/all", "mesh", Scope::Global), true),
+        (policy("office/all", "office", Scope::Namespace), true),
+        (Update::Remove("shop/none".into()), true),
+        // Its last good version stays.
+        (unreadable("shop/listed", Scope::Selector), true),
+        (policy("shop/all", "shop", Scope::Namespace), false),
+        (policy("shop/late", "shop", Scope::Selector), false),
+        (policy("shop/listed", "shop", Scope::Namespace), false),
+        (Update::Remove("shop/listed".into()), false),
+        (unreadable("shop/late", Scope::Selector), false),
+        (unreadable("shop/all", Scope::Namespace), false),
+    ] {
+        let (after, affected) = before.advance([update.clone()]);
+        assert_eq!(after.fits(&target), fits, "{update:?}");
+        assert!(fits || affected.concerns(&stock));
+        assert!(after.fits(&after.target(&stock)) && before.fits(&target));
+        // What changed and came back is another, and so is what changed in the same way elsewhere.
+        assert_eq!(before.apply([update]).fits(&after.target(&stock)), fits);
+    }
+    assert!(before.letting_unreadable_go().stop_waiting().0.fits(&target));
 }
 
 #[test]

@@ -179,6 +179,7 @@ pub(crate) fn workload(random: &mut Random, shape: Shape) -> Workload {
         0..3 => 0,
         // More than a decision has room for at once.
         3 => 20.min(shape.keys * 2),
+        4 => shape.keys / 2,
         _ => 1 + random.below(3),
     };
     workload.policies = (0..listed).map(|_| key(random, shape)).collect();

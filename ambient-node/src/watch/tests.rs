@@ -1,6 +1,6 @@
 use ambient_authz::{Action, Match, Policy, Rule, Scope, StringMatch, policy};
 use ambient_control::{Batch, Change};
-use ambient_core::mesh::Update;
+use ambient_core::{Workload, mesh::Update};
 
 use super::*;
 use crate::{clock, state::State};

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ambient_authz::{Action, Clause, Match, Policies, Policy, Rule, Scope, ServiceAccount, StringMatch, policy::Update};
-use ambient_core::Identity;
+use ambient_core::{Identity, Workload};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::random::Random;
@@ -32,6 +32,22 @@ fn policy(number: usize, random: &mut Random, write: Write) -> Policy {
 /// The same, in force.
 pub(crate) fn in_force(count: usize, write: Write) -> Policies {
     Policies::default().apply(policies(count, write).map(|policy| Update::Set(policy.into())))
+}
+
+/// The same, of which each applies to a workload in one of some scopes, in turn: those of a selector are listed by it.
+pub(crate) fn scoped(count: usize, write: Write, scopes: &[Scope]) -> (Policies, Workload) {
+    let mut stock = Workload::new("uid", "shop", "stock");
+    let updates = policies(count, write).enumerate().map(|(number, mut policy)| {
+        policy.scope = scopes[number % scopes.len()];
+        match policy.scope {
+            Scope::Global => {}
+            Scope::Namespace => policy.namespace = stock.namespace.clone(),
+            Scope::Selector => stock.policies.push(policy.key.clone()),
+        }
+        Update::Set(policy.into())
+    });
+    let updates: Vec<_> = updates.collect();
+    (Policies::default().apply(updates), stock)
 }
 
 fn rule(found: Match) -> Rule {
@@ -265,6 +281,80 @@ pub(crate) fn every_list(random: &mut Random, number: usize) -> Rule {
         _ => found.not_destination_ports = vec![8080],
     }
     rule(found)
+}
+
+/// The same, where every second rule asks about each text from both sides, for something that is not there beside.
+pub(crate) fn both_sides(random: &mut Random, number: usize) -> Rule {
+    let mut rule = every_list(random, number);
+    if number.is_multiple_of(2) {
+        let found = &mut rule.clauses[0].matches[0];
+        for texts in [&mut found.namespaces, &mut found.principals, &mut found.trust_domains] {
+            let beside = match texts[0] {
+                StringMatch::Suffix(_) => StringMatch::Prefix("nobody".into()),
+                _ => StringMatch::Suffix("/nobody".into()),
+            };
+            texts.push(beside);
+        }
+    }
+    rule
+}
+
+/// What all rules ask for is given, and one thing refused, and besides each of the many beginnings, ends and blocks around
+/// what a connection has is asked for by some rules, and refused by some.
+pub(crate) fn few_each(random: &mut Random, number: usize) -> Rule {
+    let mut rule = every_field(random, number);
+    if !number.is_multiple_of(60) {
+        return rule;
+    }
+    let found = &mut rule.clauses[0].matches[0];
+    let any = |random: &mut Random, text: &str| {
+        let at = random.below(text.len());
+        match random.once_in(2) {
+            true => StringMatch::Prefix(text[..at].into()),
+            false => StringMatch::Suffix(text[at..].into()),
+        }
+    };
+    match random.below(10) {
+        0 => found.namespaces = vec![any(random, NAMESPACE)],
+        1 | 2 => found.principals = vec![any(random, PRINCIPAL)],
+        3 => found.trust_domains = vec![any(random, "cluster.local")],
+        4 => found.source_ips = vec![wide(random, [10, 1, 2, 3])],
+        5 => found.destination_ips = vec![wide(random, [10, 9, 8, 7])],
+        6 => found.not_namespaces = vec![any(random, NAMESPACE)],
+        7 | 8 => found.not_principals = vec![any(random, PRINCIPAL)],
+        _ => found.not_source_ips = vec![wide(random, [10, 1, 2, 3])],
+    }
+    rule
+}
+
+/// All rules ask for the same blocks, each written in a way of its own, and refuse the port.
+pub(crate) fn written_anew(random: &mut Random, _: usize) -> Rule {
+    let mut any = |length| {
+        let ip = [10, random.below(256) as u8, random.below(256) as u8, random.below(256) as u8];
+        IpNet::from(Ipv4Net::new_assert(ip.into(), length))
+    };
+    rule(Match {
+        source_ips: vec![any(8)],
+        destination_ips: vec![any(8)],
+        not_source_ips: vec![IpNet::from(Ipv4Net::new_assert([172, 16, 1, 1].into(), 12))],
+        not_destination_ports: vec![8080],
+        ..Match::default()
+    })
+}
+
+/// Each rule asks twice about every field, as sources and conditions do together: once for what is given, and once for what
+/// is but for one field.
+pub(crate) fn sources_and_conditions(random: &mut Random, number: usize) -> Rule {
+    let given = Match {
+        namespaces: vec![part(random, NAMESPACE)],
+        principals: vec![part(random, PRINCIPAL)],
+        source_ips: vec![wide(random, [10, 1, 2, 3])],
+        destination_ports: vec![8080],
+        ..Match::default()
+    };
+    Rule {
+        clauses: vec![given.into(), every_list(random, number).clauses.remove(0)],
+    }
 }
 
 /// Something that a text has: itself, that it is there, or one of its beginnings or ends.

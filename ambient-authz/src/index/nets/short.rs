@@ -20,31 +20,8 @@ struct Node {
     ends: u64,
     /// A bit for each six bits that lead on.
     ways: u64,
-    blocks: Arc<[Here]>,
+    blocks: Arc<[u32]>,
     below: Arc<[Self]>,
-}
-
-/// The blocks that end alike: several, where they are written differently behind their length.
-#[derive(Clone, Debug)]
-enum Here {
-    One(u32),
-    Several(Arc<Vec<u32>>),
-}
-
-impl Here {
-    fn as_slice(&self) -> &[u32] {
-        match self {
-            Self::One(block) => std::slice::from_ref(block),
-            Self::Several(blocks) => blocks,
-        }
-    }
-
-    fn of(blocks: Vec<u32>) -> Self {
-        match blocks[..] {
-            [block] => Self::One(block),
-            _ => Self::Several(Arc::new(blocks)),
-        }
-    }
 }
 
 impl Short {
@@ -59,9 +36,9 @@ impl Short {
         Arc::make_mut(node).insert(bits, DIRECT, length, block);
     }
 
-    pub(super) fn remove(&mut self, bits: u32, length: u8, block: u32) {
+    pub(super) fn remove(&mut self, bits: u32, length: u8) {
         if length < DIRECT {
-            return self.wide.remove(bits, 0, length, block);
+            return self.wide.remove(bits, 0, length);
         }
         let (first, second) = octets(bits);
         let Some(firsts) = &mut self.octets else { return };
@@ -69,7 +46,7 @@ impl Short {
         let node = &mut Arc::make_mut(seconds)[second];
         if let Some(present) = node {
             let present = Arc::make_mut(present);
-            present.remove(bits, DIRECT, length, block);
+            present.remove(bits, DIRECT, length);
             if present.is_empty() {
                 *node = None;
             }
@@ -110,20 +87,19 @@ impl Node {
         }
         let (is, at) = find(self.ends, end(bits, depth, length));
         if is {
-            let here = &mut Arc::make_mut(&mut self.blocks)[at];
-            *here = Here::of(here.as_slice().iter().copied().chain([block]).collect());
+            Arc::make_mut(&mut self.blocks)[at] = block;
             return;
         }
         self.ends |= 1 << end(bits, depth, length);
-        self.blocks = with(&self.blocks, at, Here::One(block));
+        self.blocks = with(&self.blocks, at, block);
     }
 
-    fn remove(&mut self, bits: u32, depth: u8, length: u8, block: u32) {
+    fn remove(&mut self, bits: u32, depth: u8, length: u8) {
         if length - depth >= STEP {
             let (is, at) = find(self.ways, way(bits, depth));
             if is {
                 let below = &mut Arc::make_mut(&mut self.below)[at];
-                below.remove(bits, depth + STEP, length, block);
+                below.remove(bits, depth + STEP, length);
                 if below.is_empty() {
                     self.ways ^= 1 << way(bits, depth);
                     self.below = without(&self.below, at);
@@ -133,14 +109,8 @@ impl Node {
         }
         let (is, at) = find(self.ends, end(bits, depth, length));
         if is {
-            let here = &mut Arc::make_mut(&mut self.blocks)[at];
-            let rest: Vec<_> = here.as_slice().iter().copied().filter(|other| *other != block).collect();
-            if rest.is_empty() {
-                self.ends ^= 1 << end(bits, depth, length);
-                self.blocks = without(&self.blocks, at);
-            } else {
-                *here = Here::of(rest);
-            }
+            self.ends ^= 1 << end(bits, depth, length);
+            self.blocks = without(&self.blocks, at);
         }
     }
 
@@ -151,7 +121,7 @@ impl Node {
             let mut hit = node.ends & beginnings(way);
             while hit != 0 {
                 let (_, at) = find(node.ends, hit.trailing_zeros());
-                node.blocks[at].as_slice().iter().copied().for_each(&mut *call);
+                call(node.blocks[at]);
                 hit &= hit - 1;
             }
             let (is, at) = find(node.ways, way);
