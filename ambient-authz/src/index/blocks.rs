@@ -249,7 +249,7 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
             }
         }
         scratch.lists[LANES].get().into_iter().for_each(|rows| steps.fail(&mut bits, rows));
-        let asking: [Option<&Bits>; LANES] = std::array::from_fn(|lane| asking[lane].or(scratch.lists[lane].get()));
+        let asking: [Option<&Bits>; LANES] = std::array::from_fn(|lane| asking[lane].or_else(|| scratch.lists[lane].get()));
         for lane in Lane::ALL {
             let (sum, asking) = (self.sums[lane as usize], asking[lane as usize]);
             let fails = match sum {

@@ -147,7 +147,7 @@ fn part(block: u32) -> usize {
 /// The place in its block, what it has to do with the connection, and which of the blocks that stand together is its.
 fn pack(row: u32, role: Role) -> u32 {
     let block = row / BLOCK / PARTS as u32;
-    block << BLOCK_SHIFT | u32::from(role.0) << ROLE_SHIFT | row % BLOCK
+    (block << BLOCK_SHIFT) | (u32::from(role.0) << ROLE_SHIFT) | (row % BLOCK)
 }
 
 static NO_ROWS: Posting<()> = Posting::None;
