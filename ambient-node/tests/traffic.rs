@@ -22,8 +22,6 @@ mod peers;
 mod refusals;
 #[path = "traffic/soak.rs"]
 mod soak;
-#[path = "support/spire.rs"]
-mod spire;
 #[path = "traffic/stop.rs"]
 mod stop;
 #[path = "traffic/strain.rs"]

@@ -1,19 +1,12 @@
 //! Replays the corpora of the fuzz targets: responses as they were recorded, and what the fuzzers made of them.
 
-use std::{fs, path::Path};
+use ambient_testkit::corpus;
 
 fn replay(target: &str, run: fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let mut replayed = 0;
-    for entry in fs::read_dir(&corpus).unwrap() {
-        let path = entry.unwrap().path();
-        println!("{}", path.display()); // the last one shown is the one that failed
-        let recorded = fs::read(&path).unwrap();
-        run(&recorded);
-        damaged(&recorded, run);
-        replayed += 1;
-    }
-    assert!(replayed >= 20, "{replayed} files in {}", corpus.display());
+    corpus::replay(env!("CARGO_MANIFEST_DIR"), target, |recorded| {
+        run(recorded);
+        damaged(recorded, run);
+    });
 }
 
 /// The same with each of its bytes another, and without its end; of long ones, with some of them.
@@ -42,6 +35,11 @@ fn authorization() {
 #[test]
 fn response() {
     replay("response", super::response);
+}
+
+#[test]
+fn pieces() {
+    replay("pieces", super::pieces);
 }
 
 #[test]

@@ -1,27 +1,27 @@
 //! Pods whose certificates come from SPIRE.
 
-use std::sync::atomic::Ordering;
-
 use ambient_core::ports;
-use ambient_testkit::{World, harness::Outcome};
+use ambient_testkit::{World, harness::Outcome, spire};
 
-use crate::{
-    mesh::{Family, Mesh, Way, until},
-    spire,
-};
+use crate::mesh::{Family, Mesh, Way, ending, until};
 
 pub(crate) fn spire_says_who_is_who(world: &World) -> Outcome {
     let socket = world.scratch_dir().join("admin.sock");
-    let server = spire::Server::new(&socket);
-    let agent = server.start();
+    let server = spire::Server::new();
+    let agent = server.start(&socket);
     let mesh = Mesh::start_with_spire(world, &socket)?;
     let tunnelled = || mesh.open(Way::Tunnel, Family::V4).converse();
     tunnelled()?;
     let of_a = ["k8s:ns:shop", "k8s:sa:a", "k8s:pod-uid:uid-of-a"];
-    assert!(server.asked.lock().unwrap().iter().any(|selectors| *selectors == of_a));
+    assert!(server.asked().iter().any(|selectors| *selectors == of_a));
 
-    // What is taken back counts at once, also where a tunnel stands.
+    // What is taken back counts at once, also where a tunnel stands, and ends what is open.
+    let mut open = mesh.open(Way::Tunnel, Family::V4);
     server.withdraw("a");
+    assert_eq!(
+        (ending(&mut open.client), ending(&mut open.server)),
+        ("reset".into(), "reset".into())
+    );
     let listener = mesh.b.listen(Family::V4);
     let readiness = || {
         mesh.page(ports::READINESS, "/healthz/ready")
@@ -42,10 +42,8 @@ pub(crate) fn spire_says_who_is_who(world: &World) -> Outcome {
     drop(agent);
     tunnelled()?;
     server.deny();
-    let denying = server.start();
-    until("the node to be denied", || {
-        (server.denied.load(Ordering::Relaxed) > 0).then_some(())
-    });
+    let denying = server.start(&socket);
+    until("the node to be denied", || (server.denied() > 0).then_some(()));
     tunnelled()?;
     drop(denying);
     assert!(!readiness().contains("spiffe://"), "{}", readiness());

@@ -1,5 +1,3 @@
-use std::path::Path;
-
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 
@@ -141,11 +139,5 @@ proptest! {
 /// The corpus of the fuzz target `spiffe`.
 #[test]
 fn the_corpus_is_read_without_a_panic() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/spiffe");
-    let mut replayed = 0;
-    for entry in std::fs::read_dir(&corpus).unwrap() {
-        any_bytes(&std::fs::read(entry.unwrap().path()).unwrap());
-        replayed += 1;
-    }
-    assert!(replayed >= 20, "{replayed} files in {}", corpus.display());
+    ambient_testkit::corpus::replay(env!("CARGO_MANIFEST_DIR"), "spiffe", any_bytes);
 }

@@ -1,10 +1,14 @@
-//! A SPIRE agent's Delegated Identity API that does as it is told. Its messages are written by hand, so that both ends do not
-//! share a mistake.
+//! A SPIRE that does as it is told: agents with the Delegated Identity API, for nodes whose certificates come from there. Its
+//! messages are written by hand, so that both ends do not share a mistake.
+#![allow(
+    clippy::unwrap_used,
+    reason = "it stands in for another process: what goes wrong in it fails the test"
+)]
 
 use std::{
     collections::BTreeSet,
     convert::Infallible,
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -30,29 +34,46 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What it knows: stays while the agent is away.
-pub(crate) struct Server {
-    path: PathBuf,
-    authority: CertifiedIssuer<'static, KeyPair>,
+/// What SPIRE knows, for all its agents: stays while they are away. Every account of a namespace has an entry.
+#[derive(Debug)]
+pub struct Server {
+    authorities: Mutex<Authorities>,
     /// Accounts of whom it knows nothing.
     withdrawn: Mutex<BTreeSet<String>>,
     /// Whether nobody may ask.
     denies: AtomicBool,
-    /// How often somebody was denied.
-    pub(crate) denied: AtomicUsize,
-    /// What every stream was opened with.
-    pub(crate) asked: Mutex<Vec<Vec<String>>>,
+    denied: AtomicUsize,
+    asked: Mutex<Vec<Vec<String>>>,
     changes: watch::Sender<u64>,
 }
 
+/// Whose certificates a bundle holds, and which of them signs.
+struct Authorities {
+    all: Vec<CertifiedIssuer<'static, KeyPair>>,
+    signs: usize,
+}
+
+impl std::fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authorities").field("signs", &self.signs).finish_non_exhaustive()
+    }
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "SPIRE");
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
 impl Server {
-    pub(crate) fn new(path: &Path) -> Arc<Self> {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "SPIRE");
+    /// One with an authority of its own, for the trust domain `cluster.local`.
+    pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            path: path.into(),
-            authority: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+            authorities: Mutex::new(Authorities {
+                all: vec![authority()],
+                signs: 0,
+            }),
             withdrawn: Mutex::default(),
             denies: AtomicBool::new(false),
             denied: AtomicUsize::new(0),
@@ -61,31 +82,72 @@ impl Server {
         })
     }
 
-    pub(crate) fn withdraw(&self, account: &str) {
+    /// Deletes an account's entry.
+    pub fn withdraw(&self, account: &str) {
         self.withdrawn.lock().unwrap().insert(account.into());
-        self.changes.send_modify(|count| *count += 1);
+        self.tell();
     }
 
     /// Gives an account what it had, with a new key.
-    pub(crate) fn give(&self, account: &str) {
+    pub fn give(&self, account: &str) {
         self.withdrawn.lock().unwrap().remove(account);
-        self.changes.send_modify(|count| *count += 1);
+        self.tell();
     }
 
-    pub(crate) fn deny(&self) {
+    /// Lets nobody ask any more.
+    pub fn deny(&self) {
         self.denies.store(true, Ordering::Relaxed);
     }
 
-    /// The agent runs until it is dropped.
-    pub(crate) fn start(self: &Arc<Self>) -> Agent {
-        let _ = std::fs::remove_file(&self.path);
+    /// How often somebody was denied.
+    pub fn denied(&self) -> usize {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    /// The selectors that every stream was opened with.
+    pub fn asked(&self) -> Vec<Vec<String>> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Makes the next authority and tells of it, beside the one that signs.
+    pub fn prepare_authority(&self) {
+        self.authorities.lock().unwrap().all.push(authority());
+        self.tell();
+    }
+
+    /// Has the last authority sign: every certificate is another now.
+    pub fn activate_authority(&self) {
+        let mut authorities = self.authorities.lock().unwrap();
+        authorities.signs = authorities.all.len() - 1;
+        drop(authorities);
+        self.tell();
+    }
+
+    /// Tells no more of any authority but the one that signs.
+    pub fn forget_authorities(&self) {
+        let mut authorities = self.authorities.lock().unwrap();
+        let signs = authorities.signs;
+        authorities.all.drain(..signs);
+        authorities.all.truncate(1);
+        authorities.signs = 0;
+        drop(authorities);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// An agent at a socket; it runs until it is dropped.
+    pub fn start(self: &Arc<Self>, path: &Path) -> Agent {
+        let _ = std::fs::remove_file(path);
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let of = self.clone();
+        let (of, path) = (self.clone(), path.to_owned());
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let listener = UnixListener::bind(&of.path).unwrap();
+                let listener = UnixListener::bind(&path).unwrap();
                 ready.send(()).unwrap();
                 tokio::select! {
                     () = of.serve(listener) => {}
@@ -128,7 +190,11 @@ impl Server {
             let mut changes = self.changes.subscribe();
             loop {
                 let message = match bundles {
-                    true => field(1, &[field(1, b"spiffe://cluster.local"), field(2, self.authority.der())].concat()),
+                    true => {
+                        let authorities = self.authorities.lock().unwrap();
+                        let all: Vec<&[u8]> = authorities.all.iter().map(|authority| authority.der().as_ref()).collect();
+                        field(1, &[field(1, b"spiffe://cluster.local"), field(2, &all.concat())].concat())
+                    }
                     false => self.svids(&selectors),
                 };
                 if answers.send(framed(&message)).await.is_err() {
@@ -157,7 +223,8 @@ impl Server {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let uri = format!("spiffe://cluster.local{path}");
         params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().unwrap())];
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        let authorities = self.authorities.lock().unwrap();
+        let certificate = params.signed_by(&key, &authorities.all[authorities.signs]).unwrap();
         let id = [field(1, b"cluster.local"), field(2, path.as_bytes())].concat();
         let svid = [field(1, certificate.der()), field(2, &id)].concat();
         field(1, &[field(1, &svid), field(2, &key.serialize_der())].concat())
@@ -165,7 +232,8 @@ impl Server {
 }
 
 /// A running agent; it ends when it is dropped, and its socket stays behind as a killed one's does.
-pub(crate) struct Agent {
+#[derive(Debug)]
+pub struct Agent {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
