@@ -91,6 +91,7 @@ pub fn response(data: &[u8]) {
         policies: ambient_authz::wire::Settings::default(),
         settling: std::time::Duration::from_secs(10),
         grace: std::time::Duration::from_secs(30),
+        remembers: true,
     });
     let now = instant();
     session.handle_opened(now);
@@ -99,7 +100,7 @@ pub fn response(data: &[u8]) {
     while session.poll_request().is_some() {}
     for _ in 0..2 {
         let (nonce, came) = (response.nonce.clone(), response.resources.len() + response.removed_resources.len());
-        let received = session.handle_response(now, response.clone());
+        let received = session.handle_whole(now, response.clone());
         let answer = session.poll_request().expect("an answer");
         assert_eq!((answer.response_nonce, &answer.type_url), (nonce, &response.type_url));
         // What nobody asked for is told here, and not refused there.
@@ -118,6 +119,11 @@ pub fn response(data: &[u8]) {
     let _ = session.give_back(&asked);
     session.handle_timeout(now + std::time::Duration::from_secs(60));
     let _ = session.faults();
+}
+
+/// A stream of responses, parted anywhere.
+pub fn pieces(data: &[u8]) {
+    istiod::pieces(data);
 }
 
 /// A certificate service's answer, entries apart by a zero byte: it is believed for nobody's key but ours, so never.

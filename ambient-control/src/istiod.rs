@@ -33,6 +33,7 @@ mod fake;
 mod identity;
 mod join;
 mod memory;
+mod pieces;
 pub(crate) mod read;
 mod reports;
 pub(crate) mod session;
@@ -42,7 +43,7 @@ mod transport;
 /// What of it the fuzz targets reach.
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz {
-    pub(crate) use super::{identity::fuzz_answer as answer, memory::fuzz as memory};
+    pub(crate) use super::{identity::fuzz_answer as answer, memory::fuzz as memory, pieces::fuzz as pieces};
 }
 
 #[cfg(feature = "serve")]

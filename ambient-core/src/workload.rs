@@ -20,6 +20,11 @@ macro_rules! text_key {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// The same text, shared.
+            pub fn to_shared(&self) -> Arc<str> {
+                self.0.clone()
+            }
         }
 
         impl<T: Into<Arc<str>>> From<T> for $name {

@@ -101,6 +101,8 @@ fn batch(updates: Vec<Update>) -> Batch {
 /// The control plane: says where it is and what to show it, then makes so many single changes as each line of its input
 /// says.
 fn serve() {
+    // It is on another machine by rights: it takes what nobody else wants of this one.
+    let _ = rustix::process::nice(19);
     let scratch = tempfile::tempdir().expect("a directory");
     let trust_domain = TrustDomain::default();
     let ca = DirectoryCa::open(scratch.path(), trust_domain.clone(), DirectoryCa::DEFAULT_TTL).expect("an authority");

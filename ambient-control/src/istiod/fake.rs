@@ -64,6 +64,8 @@ pub(super) struct Fake {
     pub(super) scratch: tempfile::TempDir,
     /// Has every connection take no more calls: GOAWAY.
     pub(super) leaves: Arc<Notify>,
+    /// What the next stream is answered with, to the byte; then it ends.
+    pub(super) raw: Arc<Mutex<Option<Vec<u8>>>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -146,6 +148,8 @@ impl Fake {
             signed: signed.clone(),
             sign: sign.clone(),
         };
+        let raw = Arc::<Mutex<Option<Vec<u8>>>>::default();
+        let answering = raw.clone();
         let leaves = Arc::<Notify>::default();
         let leaving = leaves.clone();
         let serving = tokio::spawn(async move {
@@ -153,12 +157,13 @@ impl Fake {
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let Ok((tcp, _)) = listener.accept().await else { return };
-                let (tls, service, leaving) = (tls.clone(), service.clone(), leaving.clone());
+                let (tls, service, leaving, raw) = (tls.clone(), service.clone(), leaving.clone(), answering.clone());
                 connections.spawn(async move {
                     let Ok(stream) = tls.accept(tcp).await else { return };
                     let both = Both {
                         state: AggregatedDiscoveryServiceServer::new(service.clone()),
                         signing: IstioCertificateServiceServer::new(service),
+                        raw,
                     };
                     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(both)));
@@ -182,6 +187,7 @@ impl Fake {
             sign,
             scratch,
             leaves,
+            raw,
             serving,
         }
     }
@@ -267,6 +273,7 @@ impl IstioCertificateService for Service {
 struct Both {
     state: AggregatedDiscoveryServiceServer<Service>,
     signing: IstioCertificateServiceServer<Service>,
+    raw: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
 impl tower::Service<http::Request<hyper::body::Incoming>> for Both {
@@ -279,9 +286,15 @@ impl tower::Service<http::Request<hyper::body::Incoming>> for Both {
     }
 
     fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
-        match request.uri().path().starts_with("/istio.v1.auth.") {
-            true => self.signing.call(request),
-            false => self.state.call(request),
+        if request.uri().path().starts_with("/istio.v1.auth.") {
+            return self.signing.call(request);
+        }
+        match self.raw.lock().unwrap().take() {
+            Some(raw) => {
+                let body = http_body_util::Full::new(bytes::Bytes::from(raw));
+                Box::pin(std::future::ready(Ok(http::Response::new(tonic::body::Body::new(body)))))
+            }
+            None => self.state.call(request),
         }
     }
 }

@@ -24,11 +24,13 @@
 //! Keys and certificates are never in either.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -89,8 +91,8 @@ pub(super) struct Remembered {
 /// One thing to be remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    Put(Kind, String, Kept),
-    Remove(Kind, String),
+    Put(Kind, Arc<str>, Kept),
+    Remove(Kind, Arc<str>),
 }
 
 /// The file.
@@ -98,9 +100,11 @@ pub(super) enum Entry {
 pub(super) struct Memory {
     path: PathBuf,
     file: File,
-    /// How long it is, and how much of that was live when it was made.
+    /// How long it is, and how much of that is not out of date.
     length: u64,
     live: u64,
+    /// How long the record of each resource is, by a hash of its kind and name.
+    records: HashMap<u64, u32>,
 }
 
 impl Memory {
@@ -112,26 +116,28 @@ impl Memory {
     pub(super) fn open(directory: &Path) -> Result<(Self, Result<Remembered, MemoryError>), MemoryError> {
         own_directory(directory)?;
         let path = directory.join("istiod.state");
-        let read = match read_own(&path)? {
-            Some(bytes) => read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at }),
-            None => Ok(Remembered::default()),
-        };
-        let nothing = Remembered::default();
+        let bytes = read_own(&path)?.unwrap_or_default();
+        let read = read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at });
+        let nothing = Said::default();
         let memory = Self::begin(path, read.as_ref().unwrap_or(&nothing))?;
-        Ok((memory, read))
+        Ok((memory, read.map(Remembered::from)))
     }
 
     /// Writes a file anew, whole or not at all.
-    fn begin(path: PathBuf, holding: &Remembered) -> Result<Self, MemoryError> {
-        let bytes = whole(holding);
-        let file = replace(&path, &bytes)?;
-        let length = bytes.len() as u64;
-        Ok(Self {
+    fn begin(path: PathBuf, said: &Said<'_>) -> Result<Self, MemoryError> {
+        let mut file = replace(&path, |file| said.write(file))?;
+        let length = file.stream_position().map_err(io_error("write", &path))?;
+        let mut memory = Self {
             path,
             file,
             length,
-            live: length,
-        })
+            live: 0,
+            records: HashMap::new(),
+        };
+        for ((kind, name), payload) in &said.resources {
+            memory.account(*kind, name, Some(HEAD + payload.len()));
+        }
+        Ok(memory)
     }
 
     /// Remembers what one response has brought, and that istiod was heard of.
@@ -139,31 +145,66 @@ impl Memory {
     /// # Errors
     /// When the file system refuses. Nothing of it is remembered then, and what was before still is.
     pub(super) fn note(&mut self, entries: &[Entry], heard: SystemTime) -> Result<(), MemoryError> {
-        let mut bytes = Vec::new();
-        for entry in entries {
-            let payload = match entry {
-                Entry::Put(kind, name, kept) => put(*kind, name, kept),
-                Entry::Remove(kind, name) => {
-                    let mut payload = vec![b'R', *kind as u8];
-                    text(&mut payload, name.as_bytes());
-                    payload
-                }
-            };
-            record(&mut bytes, &payload);
-        }
-        record(&mut bytes, &mark(heard));
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
+        let written = self.write(entries, heard).and_then(|length| self.file.sync_data().map(|()| length));
+        let written = written.map_err(|error| {
             // Half of it may be there: nothing is to stand behind it.
             let _ = self.file.set_len(self.length);
             let _ = self.file.seek(SeekFrom::Start(self.length));
-            return Err(io_error("write", &self.path)(error));
+            io_error("write", &self.path)(error)
+        })?;
+        self.length += written;
+        for entry in entries {
+            match entry {
+                Entry::Put(kind, name, kept) => {
+                    let length = HEAD + PUT + name.len() + kept.version.len() + kept.body.len();
+                    self.account(*kind, name, Some(length));
+                }
+                Entry::Remove(kind, name) => self.account(*kind, name, None),
+            }
         }
-        self.length += bytes.len() as u64;
         if self.length > 2 * self.live + SPARE {
             self.tidy()?;
         }
         Ok(())
+    }
+
+    /// Writes part by part: what comes at once may be a whole mesh.
+    fn write(&mut self, entries: &[Entry], heard: SystemTime) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        let mut written = 0;
+        for entry in entries {
+            record(
+                &mut bytes,
+                &match entry {
+                    Entry::Put(kind, name, kept) => put(*kind, name, kept),
+                    Entry::Remove(kind, name) => {
+                        let mut payload = vec![b'R', *kind as u8];
+                        text(&mut payload, name.as_bytes());
+                        payload
+                    }
+                },
+            );
+            if bytes.len() > PART {
+                self.file.write_all(&bytes)?;
+                written += bytes.len() as u64;
+                bytes.clear();
+            }
+        }
+        record(&mut bytes, &mark(heard));
+        self.file.write_all(&bytes)?;
+        Ok(written + bytes.len() as u64)
+    }
+
+    /// The record of a resource is another now, or is out of date.
+    fn account(&mut self, kind: Kind, name: &str, length: Option<usize>) {
+        let mut hasher = DefaultHasher::new();
+        (kind as u8, name).hash(&mut hasher);
+        let length = length.map(|length| u32::try_from(length).unwrap_or(u32::MAX));
+        let before = match length {
+            Some(length) => self.records.insert(hasher.finish(), length),
+            None => self.records.remove(&hasher.finish()),
+        };
+        self.live = (self.live + u64::from(length.unwrap_or(0))).saturating_sub(u64::from(before.unwrap_or(0)));
     }
 
     /// Removes the file: what it holds is not what was said last.
@@ -176,12 +217,11 @@ impl Memory {
     /// Makes the file anew of what of it is not out of date.
     fn tidy(&mut self) -> Result<(), MemoryError> {
         let bytes = fs::read(&self.path).map_err(io_error("read", &self.path))?;
-        let holding = read(&bytes).map_err(|at| MemoryError::Damaged {
+        let said = read(&bytes).map_err(|at| MemoryError::Damaged {
             path: self.path.clone(),
             at,
         })?;
-        drop(bytes);
-        *self = Self::begin(self.path.clone(), &holding)?;
+        *self = Self::begin(self.path.clone(), &said)?;
         Ok(())
     }
 }
@@ -217,7 +257,7 @@ impl RootsFile {
 
     /// Writes it anew, whole or not at all.
     pub(super) fn keep(&self, remembered: &RememberedRoots) -> Result<(), MemoryError> {
-        replace(&self.0, &write_roots(remembered)).map(drop)
+        replace(&self.0, |file| file.write_all(&write_roots(remembered))).map(drop)
     }
 }
 
@@ -296,12 +336,13 @@ fn read_own(path: &Path) -> Result<Option<Vec<u8>>, MemoryError> {
 }
 
 /// Writes a file anew, whole or not at all; gives it, open at its end.
-fn replace(path: &Path, bytes: &[u8]) -> Result<File, MemoryError> {
+fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<File, MemoryError> {
     let draft = path.with_extension("new");
     let written = (|| {
         let _ = fs::remove_file(&draft);
-        let mut file = options().create_new(true).open(&draft)?;
-        file.write_all(bytes)?;
+        let mut file = BufWriter::with_capacity(PART, options().create_new(true).open(&draft)?);
+        write(&mut file)?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         fs::rename(&draft, path)?;
         File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
@@ -313,23 +354,17 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<File, MemoryError> {
     })
 }
 
-/// A file's bytes.
-fn whole(holding: &Remembered) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    for ((kind, name), kept) in &holding.resources {
-        record(&mut bytes, &put(*kind, name, kept));
-    }
-    if let Some(heard) = holding.heard {
-        record(&mut bytes, &mark(heard));
-    }
-    bytes
-}
-
 /// Whatever the bytes are: what is read of them is read again from what would be written.
 #[cfg(feature = "fuzz")]
 pub(crate) fn fuzz(bytes: &[u8]) {
-    if let Ok(remembered) = read(bytes) {
-        assert_eq!(read(&whole(&remembered)), Ok(remembered));
+    let again = |said: &Said<'_>| {
+        let mut bytes = Vec::new();
+        said.write(&mut bytes).expect("there is room");
+        assert_eq!(read(&bytes).as_ref(), Ok(said));
+        let _ = format!("{:?}", read(&bytes).map(Remembered::from));
+    };
+    if let Ok(said) = read(bytes) {
+        again(&said);
     }
     if let Ok(remembered) = read_roots(bytes) {
         assert_eq!(read_roots(&write_roots(&remembered)), Ok(remembered));
@@ -340,19 +375,63 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         record(&mut framed, payload);
     }
     record(&mut framed, &mark(UNIX_EPOCH));
-    if let Ok(remembered) = read(&framed) {
-        assert_eq!(read(&whole(&remembered)), Ok(remembered));
+    if let Ok(said) = read(&framed) {
+        again(&said);
+    }
+}
+
+/// What a file says, in its own bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Said<'a> {
+    /// The last payload of each resource that is there.
+    resources: BTreeMap<(Kind, &'a str), &'a [u8]>,
+    heard: Option<SystemTime>,
+}
+
+impl Said<'_> {
+    /// A file that says nothing else.
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(MAGIC)?;
+        for payload in self.resources.values() {
+            to.write_all(&head_of(payload))?;
+            to.write_all(payload)?;
+        }
+        if let Some(heard) = self.heard {
+            let payload = mark(heard);
+            to.write_all(&head_of(&payload))?;
+            to.write_all(&payload)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Said<'_>> for Remembered {
+    fn from(said: Said<'_>) -> Self {
+        let kept = |((kind, name), payload): ((Kind, &str), &[u8])| match parse(payload) {
+            Some(Parsed::Put { version, body, .. }) => Some((
+                (kind, name.to_owned()),
+                Kept {
+                    version: version.into(),
+                    body: body.into(),
+                },
+            )),
+            _ => None,
+        };
+        Self {
+            resources: said.resources.into_iter().filter_map(kept).collect(),
+            heard: said.heard,
+        }
     }
 }
 
 /// Reads a file's bytes; the place of damage where there is any.
-fn read(bytes: &[u8]) -> Result<Remembered, u64> {
+fn read(bytes: &[u8]) -> Result<Said<'_>, u64> {
     let mut rest = match bytes.strip_prefix(MAGIC) {
         Some(rest) => rest,
-        None if MAGIC.starts_with(bytes) => return Ok(Remembered::default()),
+        None if MAGIC.starts_with(bytes) => return Ok(Said::default()),
         None => return Err(0),
     };
-    let (mut held, mut coming) = (Remembered::default(), Vec::new());
+    let (mut said, mut coming) = (Said::default(), Vec::new());
     while !rest.is_empty() {
         let at = (bytes.len() - rest.len()) as u64;
         // What is too short for what it should be is a torn end, and so are zeroes: a file system may have made room for what
@@ -372,24 +451,31 @@ fn read(bytes: &[u8]) -> Result<Remembered, u64> {
             return Err(at);
         }
         match parse(payload).ok_or(at)? {
-            Parsed::Entry(entry) => coming.push(entry),
+            Parsed::Put { kind, name, .. } => coming.push(((kind, name), Some(payload))),
+            Parsed::Removal(kind, name) => coming.push(((kind, name), None)),
             Parsed::Mark(heard) => {
-                for entry in coming.drain(..) {
-                    match entry {
-                        Entry::Put(kind, name, kept) => drop(held.resources.insert((kind, name), kept)),
-                        Entry::Remove(kind, name) => drop(held.resources.remove(&(kind, name))),
+                for (of, payload) in coming.drain(..) {
+                    match payload {
+                        Some(payload) => drop(said.resources.insert(of, payload)),
+                        None => drop(said.resources.remove(&of)),
                     }
                 }
-                held.heard = Some(heard);
+                said.heard = Some(heard);
             }
         }
         rest = after;
     }
-    Ok(held)
+    Ok(said)
 }
 
-enum Parsed {
-    Entry(Entry),
+enum Parsed<'a> {
+    Put {
+        kind: Kind,
+        name: &'a str,
+        version: &'a str,
+        body: &'a [u8],
+    },
+    Removal(Kind, &'a str),
     Mark(SystemTime),
 }
 
@@ -403,7 +489,7 @@ fn head(bytes: &[u8]) -> Option<(usize, u64, &[u8])> {
     right.then_some((u32::from_be_bytes(*length) as usize, u64::from_be_bytes(*checksum), rest))
 }
 
-fn parse(payload: &[u8]) -> Option<Parsed> {
+fn parse(payload: &[u8]) -> Option<Parsed<'_>> {
     let (what, mut rest) = payload.split_first()?;
     if *what == b'M' {
         let seconds = u64::from_be_bytes(rest.try_into().ok()?);
@@ -412,20 +498,18 @@ fn parse(payload: &[u8]) -> Option<Parsed> {
     let (kind, after) = rest.split_first()?;
     let kind = Kind::ALL.into_iter().find(|k| *k as u8 == *kind)?;
     rest = after;
-    let name = String::from_utf8(take(&mut rest)?.to_vec()).ok()?;
-    let entry = match what {
-        b'P' => Entry::Put(
+    let name = std::str::from_utf8(take(&mut rest)?).ok()?;
+    let parsed = match what {
+        b'P' => Parsed::Put {
             kind,
             name,
-            Kept {
-                version: String::from_utf8(take(&mut rest)?.to_vec()).ok()?,
-                body: take(&mut rest)?.to_vec(),
-            },
-        ),
-        b'R' => Entry::Remove(kind, name),
+            version: std::str::from_utf8(take(&mut rest)?).ok()?,
+            body: take(&mut rest)?,
+        },
+        b'R' => Parsed::Removal(kind, name),
         _ => return None,
     };
-    rest.is_empty().then_some(Parsed::Entry(entry))
+    rest.is_empty().then_some(parsed)
 }
 
 fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
@@ -458,12 +542,18 @@ fn text(payload: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 fn record(bytes: &mut Vec<u8>, payload: &[u8]) {
-    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    let mut head = length.to_be_bytes().to_vec();
-    head.extend_from_slice(&fnv(payload).to_be_bytes());
-    bytes.extend_from_slice(&head);
-    bytes.extend_from_slice(&fnv(&head).to_be_bytes()[4..]);
+    bytes.extend_from_slice(&head_of(payload));
     bytes.extend_from_slice(payload);
+}
+
+fn head_of(payload: &[u8]) -> [u8; HEAD] {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    let mut head = [0; HEAD];
+    head[..4].copy_from_slice(&length.to_be_bytes());
+    head[4..12].copy_from_slice(&fnv(payload).to_be_bytes());
+    let check = fnv(&head[..12]).to_be_bytes();
+    head[12..].copy_from_slice(&check[4..]);
+    head
 }
 
 /// FNV-1a: it tells what was torn or has rotted, not what was forged; against that stand the modes of file and directory.
@@ -506,6 +596,10 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Memory
 
 /// The bytes before a payload.
 const HEAD: usize = 16;
+/// What a resource's payload has besides its texts and its body.
+const PUT: usize = 14;
+/// What is written at a time, in bytes.
+const PART: usize = 64 * 1024;
 const MAGIC: &[u8] = b"ambient state 1\n";
 const ROOTS_MAGIC: &[u8] = b"ambient roots 1\n";
 /// What may be out of date before the file is made anew, besides as much again as is not.

@@ -32,7 +32,8 @@ pub(crate) const POD: &str = "ambient.control.v1.Pod";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     Workload(WorkloadUid),
-    Service(NamespacedHostname),
+    /// Apart: most of what is known are workloads.
+    Service(Box<NamespacedHostname>),
     Policy(PolicyKey),
     Trust(TrustDomain),
 }
@@ -94,7 +95,7 @@ pub(crate) fn address(name: &str, body: &[u8]) -> Result<Read, Refused> {
                 return Err(format!("it is {said} by what it says of itself").into());
             }
             Ok(Read {
-                key: Key::Service(service.name.clone()),
+                key: Key::Service(service.name.clone().into()),
                 change: Change::Mesh(Update::Service(service.into())),
             })
         }

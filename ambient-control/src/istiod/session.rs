@@ -1,10 +1,11 @@
 //! What is said on a delta stream, and what it means: pure, time as an argument.
 //!
 //! A [`Session`] outlives its streams. It remembers by name and version what it accepted, so that a new stream begins where
-//! the last one ended. What cannot be read is refused by name, one by one: the rest of the same response counts.
+//! the last one ended. Resources are [read](Session::read) as they come, and count once their response is there whole: half of
+//! one changes nothing. What cannot be read is refused by name, one by one: the rest of the same response counts.
 //!
 //! ```text
-//!              handle_opened          handle_response          handle_closed
+//!              handle_opened     read*, handle_response        handle_closed
 //!   (closed) ---------------> (open) --------+         (open) ---------------> (closed)
 //!                               ^            | poll_request: subscriptions, ACKs, NACKs
 //!                               +------------+
@@ -19,6 +20,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,8 +41,12 @@ use crate::{
     },
 };
 
+mod come;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use come::Come;
+use come::{Content, of_another};
 
 /// The kinds of resources that are asked for, in the order in which that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,6 +100,8 @@ pub(crate) struct Settings {
     pub(crate) settling: Duration,
     /// So long they wait.
     pub(crate) grace: Duration,
+    /// Whether what is to be remembered is told: it is as much again as came.
+    pub(crate) remembers: bool,
 }
 
 /// What a response changes.
@@ -129,7 +137,7 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 struct Known {
     /// What was accepted, by its resource's name.
-    held: HashMap<Box<str>, Held>,
+    held: HashMap<Arc<str>, Held>,
     /// What was refused last, and why.
     refused: HashMap<Box<str>, Refused>,
     /// What was asked for and not answered.
@@ -203,9 +211,13 @@ impl Session {
                 }),
                 ..Resource::default()
             };
-            self.take_in(kind, resource, &mut received);
+            // It stands there already.
+            let come = Come {
+                sent: None,
+                ..self.read(resource)
+            };
+            self.take_in(kind, come, &mut received);
         }
-        received.entries.clear();
         received
     }
 
@@ -319,7 +331,7 @@ impl Session {
         // Some servers take what a stream began with for asked for, each by its own name.
         for name in known.needless() {
             known.let_go(Kind::Address, &name, &mut received);
-            given.push(name.into());
+            given.push(name.to_string());
         }
         if self.opened.is_some() && !given.is_empty() {
             self.requests.push_back(DeltaDiscoveryRequest {
@@ -331,56 +343,60 @@ impl Session {
         received
     }
 
-    /// A response has come. It is answered in any case.
-    pub(crate) fn handle_response(&mut self, now: Instant, response: DeltaDiscoveryResponse) -> Received {
+    /// A response that has come at once.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn handle_whole(&mut self, now: Instant, mut response: DeltaDiscoveryResponse) -> Received {
+        let resources = std::mem::take(&mut response.resources);
+        let come = resources.into_iter().map(|resource| self.read(resource)).collect();
+        self.handle_response(now, &response, come)
+    }
+
+    /// The end of a response has come, and its resources were read. It is answered in any case.
+    pub(crate) fn handle_response(&mut self, now: Instant, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Received {
         let mut received = Received::default();
         let asked_for = |kind: &Kind| self.settings.trust || *kind != Kind::Trust;
         let Some(kind) = Kind::of(&response.type_url).filter(asked_for) else {
             let why = format!("resources of the type {:?}, which were not asked for", response.type_url);
             received.refused.push(why);
-            self.answer(&response, &[]);
+            self.answer(response, &[]);
             return received;
         };
         self.kinds[kind as usize].answered = true;
         self.remove(now, kind, &response.removed_resources, &mut received);
-        let mut response = response;
-        for resource in std::mem::take(&mut response.resources) {
-            self.take_in(kind, resource, &mut received);
+        received.changes.reserve_exact(come.len());
+        for come in come {
+            self.take_in(kind, come, &mut received);
         }
         let refused = received.refused.clone();
-        self.answer(&response, &refused);
+        self.answer(response, &refused);
         received
     }
 
-    fn take_in(&mut self, kind: Kind, resource: Resource, received: &mut Received) {
-        let Err(refused) = self.accept(kind, &resource, received) else {
-            if let Some(body) = resource.resource {
-                let kept = Kept {
-                    version: resource.version,
-                    body: body.value,
-                };
-                received.entries.push(Entry::Put(kind, resource.name, kept));
-            }
+    fn take_in(&mut self, kind: Kind, mut come: Come, received: &mut Received) {
+        let name = come.name.clone();
+        let sent = come.sent.take().map(|body| Kept {
+            version: come.version.to_string(),
+            body,
+        });
+        let Err(refused) = self.accept(kind, come, received) else {
+            received.entries.extend(sent.map(|sent| Entry::Put(kind, name, sent)));
             return;
         };
-        received.refused.push(format!("{}: {}", resource.name, refused.why));
+        received.refused.push(format!("{name}: {}", refused.why));
         if let Some(unreadable) = &refused.unreadable {
             received.changes.push(unreadable.clone());
         }
         let policy = refused.policy();
         let known = &mut self.kinds[kind as usize];
         // A policy of which there is no good version refuses its scope, also after a restart.
-        if policy.is_some()
-            && !known.held.contains_key(&*resource.name)
-            && let Some(body) = resource.resource
-        {
-            let kept = Kept {
+        if policy.is_some() && !known.held.contains_key(&*name) {
+            let none = |sent| Kept {
                 version: String::new(),
-                body: body.value,
+                ..sent
             };
-            received.entries.push(Entry::Put(kind, resource.name.clone(), kept));
+            received.entries.extend(sent.map(|sent| Entry::Put(kind, name.clone(), none(sent))));
         }
-        known.refuse(&resource.name, Refused { why: refused.why, policy });
+        known.refuse(&name, Refused { why: refused.why, policy });
     }
 
     /// What to send next.
@@ -447,40 +463,33 @@ impl Session {
         Kind::ALL.map(|kind| self.kinds[kind as usize].held.len())
     }
 
-    fn accept(&mut self, kind: Kind, resource: &Resource, received: &mut Received) -> Result<(), read::Refused> {
+    fn accept(&mut self, kind: Kind, come: Come, received: &mut Received) -> Result<(), read::Refused> {
         let known = &mut self.kinds[kind as usize];
-        let name = resource.name.as_str();
-        let body = match &resource.resource {
-            Some(body) => body,
-            // A sign of life for what is known.
-            None if known.held.get(name).is_some_and(|held| *held.version == *resource.version) => {
-                known.return_of(name);
+        let name = come.name;
+        let read = match come.content {
+            Content::Of(of, read) if of == kind => read?,
+            Content::Empty if known.held.get(&name).is_some_and(|held| held.version == come.version) => {
+                known.return_of(&name);
                 return Ok(());
             }
-            None => return Err("it has no body".into()),
+            Content::Empty => return Err("it has no body".into()),
+            Content::Of(other, _) => return Err(of_another(other.type_url())),
+            Content::Foreign(type_url) => return Err(of_another(&type_url)),
         };
-        if body.type_url != kind.type_url() {
-            return Err(format!("its body is of the type {:?}", body.type_url).into());
-        }
-        let read = match kind {
-            Kind::Address => read::address(name, &body.value)?,
-            Kind::Authorization => read::authorization(name, &body.value, &self.settings.policies)?,
-            Kind::Trust => read::trust(name, &body.value)?,
-        };
-        known.return_of(name);
-        known.refused.remove(name);
+        known.return_of(&name);
+        known.refused.remove(&*name);
         let reasons = (self.settings.on_demand && kind == Kind::Address)
-            .then(|| Box::new(Reasons::of(&resource.aliases, &read.change, own_node(&self.settings.node))));
-        known.answer(name, received);
+            .then(|| Box::new(Reasons::of(&come.aliases, &read.change, own_node(&self.settings.node))));
+        known.answer(&name, received);
         for alias in reasons.iter().flat_map(|reasons| &reasons.aliases) {
             known.answer(alias, received);
         }
         let held = Held {
-            version: resource.version.as_str().into(),
+            version: come.version,
             key: read.key,
             reasons,
         };
-        known.held.insert(name.into(), held);
+        known.held.insert(name, held);
         match read.change {
             Change::Trust(of_domain) => {
                 self.trust
@@ -522,7 +531,7 @@ impl Session {
             }
             known.held.remove(name.as_str());
             self.trust.remove(&domain);
-            received.entries.push(Entry::Remove(Kind::Trust, name.clone()));
+            received.entries.push(Entry::Remove(Kind::Trust, name.as_str().into()));
             received.changes.push(self.whole_trust());
         }
     }
@@ -543,7 +552,7 @@ impl Session {
                 && let Some(policy) = refused.policy
             {
                 received.changes.push(Change::Policy(ambient_authz::policy::Update::Remove(policy)));
-                received.entries.push(Entry::Remove(kind, name.clone()));
+                received.entries.push(Entry::Remove(kind, name.as_str().into()));
             }
         }
         // Workloads and services are of one kind on the wire alone: all services may be a small part of both.
@@ -642,7 +651,7 @@ impl Known {
     }
 
     /// What is held for nothing that is subscribed to.
-    fn needless(&self) -> Vec<Box<str>> {
+    fn needless(&self) -> Vec<Arc<str>> {
         let subscribed = |name: &str| self.subscribed.contains(name) || self.asked.contains(name);
         let meant = |name: &str, held: &Held| {
             subscribed(name)
@@ -655,7 +664,7 @@ impl Known {
         let services = self.held.iter().filter(|(name, held)| meant(name, held));
         let services: HashSet<&NamespacedHostname> = services
             .filter_map(|(_, held)| match &held.key {
-                Key::Service(name) => Some(name),
+                Key::Service(name) => Some(&**name),
                 _ => None,
             })
             .collect();
@@ -678,9 +687,9 @@ impl Known {
     }
 
     fn let_go(&mut self, kind: Kind, name: &str, received: &mut Received) {
-        if let Some(held) = self.held.remove(name) {
+        if let Some((name, held)) = self.held.remove_entry(name) {
             received.changes.extend(removal(held.key));
-            received.entries.push(Entry::Remove(kind, name.into()));
+            received.entries.push(Entry::Remove(kind, name));
         }
     }
 
@@ -700,7 +709,7 @@ impl Known {
 fn removal(key: Key) -> Option<Change> {
     match key {
         Key::Workload(uid) => Some(Change::Mesh(mesh::Update::RemoveWorkload(uid))),
-        Key::Service(name) => Some(Change::Mesh(mesh::Update::RemoveService(name))),
+        Key::Service(name) => Some(Change::Mesh(mesh::Update::RemoveService(*name))),
         Key::Policy(key) => Some(Change::Policy(ambient_authz::policy::Update::Remove(key))),
         // What is said of trust is said as a whole.
         Key::Trust(_) => None,

@@ -11,24 +11,29 @@ use std::{
 };
 
 use ambient_authz::wire;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, channel};
+use prost::Message as _;
 use prost_types::{Struct, Value, value};
 use tokio::{
     sync::mpsc,
     time::{self, sleep, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, body::Body};
 
 use super::{
+    join::NodeCredential,
     memory::{Entry, Memory, MemoryError},
-    session::{self, Session},
-    transport::{Endpoint, EndpointError},
+    pieces::{Piece, Pieces},
+    session::{self, Come, Session},
+    transport::{Endpoint, EndpointError, OpenError},
 };
 use crate::{
     AskError, Batch, BoxFuture, Fault, LastHeard, OnDemand, Source,
     backoff::Backoff,
     wire::envoy::{
         config::core::v3::Node,
-        service::discovery::v3::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     },
 };
 
@@ -207,6 +212,7 @@ impl State {
             policies: config.policies.clone(),
             settling: config.settling,
             grace: config.grace,
+            remembers: config.memory.is_some(),
         });
         let mut recalled = Recalled::default();
         if let Some(memory) = &config.memory {
@@ -389,28 +395,9 @@ impl Client {
     }
 
     async fn stream(&mut self) -> End {
-        let (channel, shown) = match self.config.endpoint.connect().await {
-            Ok(connected) => connected,
-            Err(error) => return End::Failed(error.to_string()),
-        };
-        let (requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
-        self.session.handle_opened(now());
-        // The first requests go along: servers answer the call itself only then.
-        while let Some(request) = self.session.poll_request() {
-            if requests.send(request).await.is_err() {
-                return End::Failed("the stream was not opened".into());
-            }
-        }
-        let request = match self.config.endpoint.request(ReceiverStream::new(outgoing)).await {
-            Ok(request) => request,
-            Err(error) => return End::Failed(error.to_string()),
-        };
-        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(self.config.longest_message);
-        let opened = timeout(ANSWERING, client.delta_aggregated_resources(request)).await;
-        let mut responses = match opened {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return self.ended(&status),
-            Err(_) => return End::Failed(format!("no answer within {ANSWERING:?}")),
+        let (mut requests, mut responses, shown) = match self.begin().await {
+            Ok(opened) => opened,
+            Err(end) => return end,
         };
         self.open.store(true, Ordering::Relaxed);
         let membership = self.config.endpoint.membership.clone();
@@ -420,9 +407,11 @@ impl Client {
                 _ => std::future::pending().await,
             }
         });
+        // What has come of a response that is not there whole goes with its stream.
+        let (mut pieces, mut come) = (Pieces::new(self.config.longest_message), Vec::new());
         loop {
             while let Some(request) = self.session.poll_request() {
-                match timeout(ANSWERING, requests.send(request)).await {
+                match timeout(ANSWERING, requests.send_data(framed(&request))).await {
                     Ok(Ok(())) => {}
                     // The responses say why.
                     Ok(Err(_)) => break,
@@ -431,26 +420,17 @@ impl Client {
             }
             let wake = self.session.timeout().map(time::Instant::from_std);
             tokio::select! {
-                response = responses.message() => match response {
-                    Ok(Some(response)) => {
-                        self.away = None;
-                        self.expired = false;
-                        self.last_heard.is_there();
-                        let received = self.session.handle_response(now(), response);
-                        if received.waiting > 0 {
-                            let (count, grace) = (received.waiting, self.config.grace);
-                            tracing::warn!(count, ?grace, "the control plane has come back without much of what it had: removals wait");
-                        }
-                        for refused in &received.refused {
-                            tracing::warn!(%refused, "refused of the control plane");
-                        }
-                        tell_empty_matches(&received.changes);
-                        if self.pass_on(received).await.is_err() {
-                            return End::Dropped;
-                        }
+                frame = responses.frame() => {
+                    let data = match frame.map(|frame| frame.map(|frame| frame.into_data())) {
+                        Some(Ok(Ok(data))) => data,
+                        Some(Ok(Err(last))) => return self.closed(last.trailers_ref().and_then(Status::from_header_map)),
+                        Some(Err(status)) => return self.ended(&status),
+                        None => return self.closed(None),
+                    };
+                    pieces.handle_data(&data);
+                    if let Err(end) = self.hear(&mut pieces, &mut come).await {
+                        return end;
                     }
-                    Ok(None) => return End::Usual("the control plane has closed it".into()),
-                    Err(status) => return self.ended(&status),
                 },
                 // The control plane ends a stream with the certificate that was shown for it: it goes on with the next.
                 () = &mut replaced => return End::Usual("this node has another certificate".into()),
@@ -468,6 +448,63 @@ impl Client {
                 () = self.batches.closed() => return End::Dropped,
             }
         }
+    }
+
+    /// Opens a stream that begins with what is known.
+    async fn begin(&mut self) -> Result<(channel::Sender<Bytes>, Body, Option<Arc<NodeCredential>>), End> {
+        let failed = |error: &dyn std::error::Error| End::Failed(super::transport::whole(error));
+        let endpoint = self.config.endpoint.clone();
+        let (channel, shown) = endpoint.connect().await.map_err(|error| End::Failed(error.to_string()))?;
+        let (mut requests, outgoing) = channel::Channel::new(REQUESTS);
+        self.session.handle_opened(now());
+        // The first requests go along: servers answer the call itself only then.
+        while let Some(request) = self.session.poll_request() {
+            if requests.send_data(framed(&request)).await.is_err() {
+                return Err(End::Failed("the stream was not opened".into()));
+            }
+        }
+        match timeout(ANSWERING, endpoint.open(channel, STREAM, Body::new(outgoing))).await {
+            Ok(Ok(responses)) => Ok((requests, responses, shown)),
+            Ok(Err(OpenError::Refused(status))) => Err(self.ended(&status)),
+            Ok(Err(error)) => Err(failed(&error)),
+            Err(_) => Err(End::Failed(format!("no answer within {ANSWERING:?}"))),
+        }
+    }
+
+    /// Takes in what has come whole.
+    async fn hear(&mut self, pieces: &mut Pieces, come: &mut Vec<Come>) -> Result<(), End> {
+        loop {
+            match pieces.poll_piece() {
+                Ok(Some(Piece::Resource(resource))) => come.push(self.session.read(resource)),
+                Ok(Some(Piece::End(response))) => self.take_in(&response, std::mem::take(come)).await.map_err(|()| End::Dropped)?,
+                Ok(None) => break,
+                Err(error) => return Err(End::Failed(error.to_string())),
+            }
+        }
+        // A mesh may come without a pause: others of this thread are not to wait for its end.
+        tokio::task::consume_budget().await;
+        Ok(())
+    }
+
+    /// A response has come.
+    async fn take_in(&mut self, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Result<(), ()> {
+        self.away = None;
+        self.expired = false;
+        self.last_heard.is_there();
+        let received = self.session.handle_response(now(), response, come);
+        if received.waiting > 0 {
+            let (count, grace) = (received.waiting, self.config.grace);
+            tracing::warn!(
+                count,
+                ?grace,
+                "the control plane has come back without much of what it had: removals wait"
+            );
+        }
+        for refused in &received.refused {
+            tracing::warn!(%refused, "refused of the control plane");
+        }
+        tell_empty_matches(&received.changes);
+        self.pass_on(received).await
     }
 
     /// Does what is wished; a batch is sent where that answers anything.
@@ -622,14 +659,32 @@ fn spelled(time: Duration) -> String {
     }
 }
 
+/// A message as gRPC frames it. Room for a long one goes once it is sent.
+fn framed(request: &DeltaDiscoveryRequest) -> Bytes {
+    let message = request.encode_to_vec();
+    let mut framed = Vec::with_capacity(5 + message.len());
+    framed.push(0);
+    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    framed.extend_from_slice(&message);
+    framed.into()
+}
+
 impl Client {
-    fn ended(&self, status: &tonic::Status) -> End {
+    /// The stream was closed, as its last words say.
+    fn closed(&self, status: Option<Status>) -> End {
+        match status.filter(|status| status.code() != tonic::Code::Ok) {
+            Some(status) => self.ended(&status),
+            None => End::Usual("the control plane has closed it".into()),
+        }
+    }
+
+    fn ended(&self, status: &Status) -> End {
         self.config.endpoint.heard(status);
         ended(status)
     }
 }
 
-fn ended(status: &tonic::Status) -> End {
+fn ended(status: &Status) -> End {
     let message = status.message();
     let why = match std::error::Error::source(status) {
         Some(source) => format!("{:?}: {message}: {}", status.code(), super::transport::whole(source)),
@@ -648,6 +703,8 @@ fn now() -> Instant {
     time::Instant::now().into_std()
 }
 
+/// The call.
+const STREAM: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Batches that wait to be taken. One may be a whole mesh.
 const BATCHES: usize = 4;
 /// Requests that wait to be sent.

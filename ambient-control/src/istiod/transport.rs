@@ -2,6 +2,7 @@
 
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
+use http::{HeaderValue, Method, Version, header};
 use hyper_util::rt::TokioIo;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -15,10 +16,12 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
 use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::{
+    Status,
+    body::Body,
     metadata::{Ascii, MetadataKey, MetadataValue},
     transport::{Channel, Endpoint as Grpc, Uri},
 };
-use tower::service_fn;
+use tower::{ServiceExt as _, service_fn};
 
 use super::join::{Membership, NodeCredential};
 
@@ -140,6 +143,20 @@ pub enum EndpointError {
     },
 }
 
+/// Why a call is not open.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// It cannot be made.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// It is refused.
+    #[error(transparent)]
+    Refused(#[from] Status),
+    /// Whoever answers speaks no gRPC.
+    #[error("HTTP status {0}, and nothing of gRPC")]
+    Http(http::StatusCode),
+}
+
 impl Endpoint {
     /// An address with the token and the roots where Istio mounts them.
     pub fn new(address: &str, provider: Arc<CryptoProvider>) -> Self {
@@ -241,9 +258,29 @@ impl Endpoint {
     }
 
     /// What the control plane has answered: where it does not know this node's certificate, another is asked for.
-    pub(super) fn heard(&self, status: &tonic::Status) {
+    pub(super) fn heard(&self, status: &Status) {
         if let Some(membership) = self.membership.as_ref().filter(|_| status.code() == tonic::Code::Unauthenticated) {
             membership.doubt();
+        }
+    }
+
+    /// Opens a call of which whoever asks frames and reads the messages: they need not be in memory as a whole, nor room be
+    /// kept for the longest of them as long as the call is open.
+    pub(super) async fn open(&self, channel: Channel, path: &'static str, messages: Body) -> Result<Body, OpenError> {
+        let (metadata, _, messages) = self.request(messages).await?.into_parts();
+        let mut request = http::Request::new(messages);
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = Uri::from_static(path);
+        *request.headers_mut() = metadata.into_headers();
+        request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+        let grpc = HeaderValue::from_static("application/grpc");
+        request.headers_mut().insert(header::CONTENT_TYPE, grpc);
+        let response = channel.oneshot(request).await.map_err(|error| Status::from_error(error.into()))?;
+        match Status::from_header_map(response.headers()) {
+            Some(status) if status.code() != tonic::Code::Ok => Err(status.into()),
+            None if response.status() != http::StatusCode::OK => Err(OpenError::Http(response.status())),
+            _ => Ok(response.into_body()),
         }
     }
 

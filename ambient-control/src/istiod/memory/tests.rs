@@ -43,7 +43,7 @@ fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
     let (mut memory, _) = Memory::open(scratch.path()).unwrap();
     for n in 0..4u64 {
         memory
-            .note(&[Entry::Put(Kind::Authorization, format!("shop/{n}"), kept("x"))], at(n))
+            .note(&[Entry::Put(Kind::Authorization, format!("shop/{n}").into(), kept("x"))], at(n))
             .unwrap();
     }
     let whole = fs::read(&path).unwrap();
@@ -77,6 +77,37 @@ fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
     let why = remembered.unwrap_err().to_string();
     assert!(why.contains("istiod.state is damaged at byte 16"), "{why}");
     assert_eq!(reopen(scratch.path()), Remembered::default(), "it is begun anew");
+}
+
+#[test]
+fn a_file_is_made_anew_where_most_of_it_is_out_of_date_and_not_before() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let inode = || fs::metadata(scratch.path().join("istiod.state")).unwrap().ino();
+    let names: Vec<Arc<str>> = (0..200).map(|n| Arc::from(format!("shop/{n}"))).collect();
+    let put = |text: &str| -> Vec<Entry> {
+        let put = |name: &Arc<str>| Entry::Put(Kind::Address, name.clone(), kept(text));
+        names.iter().map(put).collect()
+    };
+    let first = inode();
+    memory.note(&put("first"), at(1)).unwrap();
+    assert_eq!(inode(), first, "all of it counts");
+    memory.note(&put("other")[..180], at(2)).unwrap();
+    assert_eq!(inode(), first, "most of it counts");
+    memory.note(&put("third"), at(3)).unwrap();
+    assert_ne!(inode(), first);
+    let second = inode();
+    // What comes and goes under ever new names is out of date as well.
+    for n in 0..2000 {
+        let name: Arc<str> = format!("shop/new-{n}").into();
+        memory.note(&[Entry::Put(Kind::Address, name.clone(), kept("x"))], at(4)).unwrap();
+        memory.note(&[Entry::Remove(Kind::Address, name)], at(4)).unwrap();
+        if inode() != second {
+            break;
+        }
+    }
+    assert_ne!(inode(), second);
+    assert_eq!((memory.records.len(), reopen(scratch.path()).resources.len()), (200, 200));
 }
 
 #[test]
@@ -145,10 +176,10 @@ proptest! {
                 let value = kept(&value.to_string().repeat(20));
                 if put {
                     truth.resources.insert(key.clone(), value.clone());
-                    entries.push(Entry::Put(key.0, key.1, value));
+                    entries.push(Entry::Put(key.0, key.1.into(), value));
                 } else {
                     truth.resources.remove(&key);
-                    entries.push(Entry::Remove(key.0, key.1));
+                    entries.push(Entry::Remove(key.0, key.1.into()));
                 }
             }
             truth.heard = Some(at(time as u64));

@@ -31,6 +31,7 @@ fn session() -> Session {
         policies: ambient_authz::wire::Settings::default(),
         settling: SETTLING,
         grace: GRACE,
+        remembers: true,
     })
 }
 
@@ -109,10 +110,10 @@ fn a_stream_begins_with_who_asks_and_for_what_and_answers_by_nonce() {
         assert!(request.node.as_ref().unwrap().id.starts_with("ztunnel~"));
         assert!(request.resource_names_subscribe.is_empty() && request.response_nonce.is_empty());
     }
-    let received = session.handle_response(now, response(Kind::Address, "n1", vec![resource(1, 1)], &[]));
+    let received = session.handle_whole(now, response(Kind::Address, "n1", vec![resource(1, 1)], &[]));
     assert_eq!(received.changes.len(), 1);
     assert!(!session.is_synced(), "policies have not come");
-    session.handle_response(now, response(Kind::Authorization, "n2", vec![], &[]));
+    session.handle_whole(now, response(Kind::Authorization, "n2", vec![], &[]));
     assert!(session.is_synced());
     let answers = drain(&mut session);
     let said: Vec<_> = answers.iter().map(|r| (&*r.type_url, &*r.response_nonce)).collect();
@@ -125,10 +126,10 @@ fn what_cannot_be_read_is_refused_by_name_and_the_rest_counts() {
     let mut session = session();
     let now = now();
     session.handle_opened(now);
-    session.handle_response(now, response(Kind::Address, "n0", vec![resource(2, 1)], &[]));
+    session.handle_whole(now, response(Kind::Address, "n0", vec![resource(2, 1)], &[]));
     drain(&mut session);
     let mixed = vec![resource(1, 1), resource(2, 13), resource(3, 1)];
-    let received = session.handle_response(now, response(Kind::Address, "n1", mixed, &[]));
+    let received = session.handle_whole(now, response(Kind::Address, "n1", mixed, &[]));
     assert_eq!(received.changes.len(), 2);
     let [answer] = &drain(&mut session)[..] else { panic!() };
     let why = &answer.error_detail.as_ref().unwrap().message;
@@ -137,7 +138,7 @@ fn what_cannot_be_read_is_refused_by_name_and_the_rest_counts() {
     // On the next stream its version is not one that was accepted; it comes again, and all is well.
     session.handle_opened(now);
     assert_eq!(drain(&mut session)[0].initial_resource_versions[&uid(2)], "");
-    session.handle_response(now, response(Kind::Address, "n1", vec![resource(2, 2)], &[]));
+    session.handle_whole(now, response(Kind::Address, "n1", vec![resource(2, 2)], &[]));
     assert!(session.faults().is_empty());
 }
 
@@ -166,7 +167,7 @@ fn a_policy_that_cannot_be_read_refuses_what_it_would_apply_to() {
         ),
     ] {
         let key = sent.name.clone();
-        let received = session.handle_response(now(), response(Kind::Authorization, "n", vec![sent], &[]));
+        let received = session.handle_whole(now(), response(Kind::Authorization, "n", vec![sent], &[]));
         let [Change::Policy(ambient_authz::policy::Update::Unreadable(unreadable))] = &received.changes[..] else {
             panic!("{received:?}")
         };
@@ -176,7 +177,7 @@ fn a_policy_that_cannot_be_read_refuses_what_it_would_apply_to() {
         let fault = session.faults();
         assert_eq!(fault[0].policy.as_ref().unwrap().as_str(), key);
         // Taken back, it refuses nothing any more.
-        let received = session.handle_response(now(), response(Kind::Authorization, "n", vec![], &[key]));
+        let received = session.handle_whole(now(), response(Kind::Authorization, "n", vec![], &[key]));
         assert!(
             matches!(&received.changes[..], [Change::Policy(ambient_authz::policy::Update::Remove(_))]),
             "{received:?}"
@@ -191,7 +192,7 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
     let start = now();
     let all: Vec<usize> = (0..10).collect();
     session.handle_opened(start);
-    session.handle_response(
+    session.handle_whole(
         start,
         response(Kind::Address, "n", all.iter().map(|n| resource(*n, 1)).collect(), &[]),
     );
@@ -200,7 +201,7 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
     let names: Vec<String> = [0, 1].map(uid).into();
     assert_eq!(
         session
-            .handle_response(later, response(Kind::Address, "n", vec![], &names))
+            .handle_whole(later, response(Kind::Address, "n", vec![], &names))
             .changes
             .len(),
         2
@@ -209,11 +210,11 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
     session.handle_closed();
     session.handle_opened(later);
     let names: Vec<String> = (2..10).map(uid).collect();
-    let received = session.handle_response(later, response(Kind::Address, "n", vec![], &names));
+    let received = session.handle_whole(later, response(Kind::Address, "n", vec![], &names));
     assert!(received.changes.is_empty() && received.waiting == 8, "{received:?}");
     assert!(session.faults()[0].what.contains("without 8 of 8"), "{:?}", session.faults());
     // One comes again: it was never gone.
-    session.handle_response(later, response(Kind::Address, "n", vec![resource(5, 2)], &[]));
+    session.handle_whole(later, response(Kind::Address, "n", vec![resource(5, 2)], &[]));
     assert_eq!(session.timeout(), Some(later + GRACE));
     assert!(session.handle_timeout(later + GRACE - Duration::from_millis(1)).changes.is_empty());
     assert_eq!(session.handle_timeout(later + GRACE).changes.len(), 7);
@@ -226,9 +227,9 @@ fn what_the_first_stream_takes_back_is_gone_at_once() {
     let mut session = session();
     let now = now();
     session.handle_opened(now);
-    session.handle_response(now, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
+    session.handle_whole(now, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
     let names: Vec<String> = (0..4).map(uid).collect();
-    let received = session.handle_response(now, response(Kind::Address, "n", vec![], &names));
+    let received = session.handle_whole(now, response(Kind::Address, "n", vec![], &names));
     assert_eq!((received.changes.len(), received.waiting), (4, 0));
 }
 
@@ -239,10 +240,10 @@ fn all_services_are_many_however_many_workloads_stay() {
     session.handle_opened(now);
     let mut all: Vec<Resource> = (0..20).map(|n| resource(n, 1)).collect();
     all.extend((0..3).map(|n| service(&format!("s{n}.shop"), "")));
-    session.handle_response(now, response(Kind::Address, "n", all, &[]));
+    session.handle_whole(now, response(Kind::Address, "n", all, &[]));
     session.handle_opened(now);
     let names: Vec<String> = (0..3).map(|n| format!("shop/s{n}.shop")).chain([uid(1)]).collect();
-    let received = session.handle_response(now, response(Kind::Address, "n", vec![], &names));
+    let received = session.handle_whole(now, response(Kind::Address, "n", vec![], &names));
     assert_eq!((received.changes.len(), received.waiting), (1, 3), "the one workload goes at once");
 }
 
@@ -251,9 +252,9 @@ fn single_removals_never_wait() {
     let mut session = session();
     let now = now();
     session.handle_opened(now);
-    session.handle_response(now, response(Kind::Address, "n", vec![resource(1, 1)], &[]));
+    session.handle_whole(now, response(Kind::Address, "n", vec![resource(1, 1)], &[]));
     session.handle_opened(now);
-    let received = session.handle_response(now, response(Kind::Address, "n", vec![], &[uid(1)]));
+    let received = session.handle_whole(now, response(Kind::Address, "n", vec![], &[uid(1)]));
     assert_eq!(received.changes.len(), 1);
 }
 
@@ -262,10 +263,10 @@ fn removals_that_wait_are_forgotten_with_their_stream_and_said_again_by_the_next
     let mut session = session();
     let now = now();
     session.handle_opened(now);
-    session.handle_response(now, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
+    session.handle_whole(now, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
     session.handle_opened(now);
     let names: Vec<String> = (0..4).map(uid).collect();
-    session.handle_response(now, response(Kind::Address, "n", vec![], &names));
+    session.handle_whole(now, response(Kind::Address, "n", vec![], &names));
     session.handle_opened(now);
     assert!(session.timeout().is_none());
     assert_eq!(drain(&mut session)[0].initial_resource_versions.len(), 4);
@@ -292,7 +293,7 @@ fn asked_one_by_one_names_are_answered_by_resource_alias_or_absence() {
         aliases: vec!["n1/10.0.0.1".into()],
         ..resource(1, 1)
     };
-    let received = session.handle_response(now, response(Kind::Address, "n", vec![found], &["n1/10.0.0.2".into()]));
+    let received = session.handle_whole(now, response(Kind::Address, "n", vec![found], &["n1/10.0.0.2".into()]));
     assert_eq!(received.answered, ["n1/10.0.0.2", "n1/10.0.0.1"]);
     assert_eq!(session.ask("n1/10.0.0.1"), Ask::Answered);
     drain(&mut session);
@@ -364,7 +365,7 @@ fn what_is_given_back_goes_with_what_only_it_was_held_for() {
         endpoint(2, "shop/web", "there"),
         endpoint(3, "shop/web", "here"),
     ];
-    session.handle_response(now, response(Kind::Address, "n", sent, &["/10.0.0.9".into()]));
+    session.handle_whole(now, response(Kind::Address, "n", sent, &["/10.0.0.9".into()]));
     assert_eq!(session.held()[0], 4);
     drain(&mut session);
     let gone = |received: Received| -> Vec<String> {
@@ -372,7 +373,7 @@ fn what_is_given_back_goes_with_what_only_it_was_held_for() {
             .entries
             .iter()
             .map(|entry| match entry {
-                Entry::Remove(_, name) => name.clone(),
+                Entry::Remove(_, name) => name.to_string(),
                 Entry::Put(..) => panic!("{entry:?}"),
             })
             .collect();
@@ -401,7 +402,7 @@ fn asked_one_by_one_all_is_known_once_policies_are() {
     session.settings.on_demand = true;
     session.handle_opened(now());
     assert!(!session.is_synced());
-    session.handle_response(now(), response(Kind::Authorization, "n", vec![], &[]));
+    session.handle_whole(now(), response(Kind::Authorization, "n", vec![], &[]));
     assert!(session.is_synced());
 }
 
@@ -419,7 +420,7 @@ fn too_much_is_neither_asked_for_nor_remembered_nor_said() {
         ..Resource::default()
     };
     let many: Vec<Resource> = (0..REFUSED + 10).map(bad).collect();
-    session.handle_response(now(), response(Kind::Address, "n", many, &[]));
+    session.handle_whole(now(), response(Kind::Address, "n", many, &[]));
     assert_eq!(session.faults().len(), REFUSED);
     let message = &drain(&mut session)[0].error_detail.clone().unwrap().message;
     assert!(message.len() < MESSAGE + 100 && message.ends_with(" more"), "{message}");
@@ -432,13 +433,13 @@ fn what_was_not_asked_for_changes_nothing() {
     drain(&mut session);
     let mut sent = response(Kind::Address, "n", vec![resource(1, 1)], &[]);
     sent.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
-    let received = session.handle_response(now(), sent);
+    let received = session.handle_whole(now(), sent);
     assert!(received.changes.is_empty());
     assert_eq!(drain(&mut session)[0].response_nonce, "n");
     // Nor what is another thing than it was announced as.
     let mut sent = resource(1, 1);
     sent.resource.as_mut().unwrap().type_url = Kind::Authorization.type_url().into();
-    let received = session.handle_response(now(), response(Kind::Address, "n", vec![sent], &[]));
+    let received = session.handle_whole(now(), response(Kind::Address, "n", vec![sent], &[]));
     assert!(received.changes.is_empty() && received.refused.len() == 1);
 }
 
@@ -450,9 +451,9 @@ fn two_names_of_one_workload_are_not_both_taken() {
         name: uid(1).to_uppercase(),
         ..resource(1, 1)
     };
-    let received = session.handle_response(now(), response(Kind::Address, "n", vec![resource(1, 1), shouted], &[]));
+    let received = session.handle_whole(now(), response(Kind::Address, "n", vec![resource(1, 1), shouted], &[]));
     assert_eq!((received.changes.len(), received.refused.len()), (1, 1), "{received:?}");
-    let received = session.handle_response(now(), response(Kind::Address, "n", vec![], &[uid(1).to_uppercase()]));
+    let received = session.handle_whole(now(), response(Kind::Address, "n", vec![], &[uid(1).to_uppercase()]));
     assert!(received.changes.is_empty(), "the one that was taken stays");
 }
 
@@ -460,11 +461,11 @@ fn two_names_of_one_workload_are_not_both_taken() {
 fn what_is_refused_and_sent_again_for_ever_costs_one_answer_each() {
     let mut session = session();
     session.handle_opened(now());
-    session.handle_response(now(), response(Kind::Address, "n", vec![resource(1, 1)], &[]));
+    session.handle_whole(now(), response(Kind::Address, "n", vec![resource(1, 1)], &[]));
     drain(&mut session);
     for n in 0..1000 {
         let nonce = n.to_string();
-        let received = session.handle_response(now(), response(Kind::Address, &nonce, vec![resource(1, 13)], &[]));
+        let received = session.handle_whole(now(), response(Kind::Address, &nonce, vec![resource(1, 13)], &[]));
         assert!(received.changes.is_empty() && received.entries.is_empty());
         let [answer] = &drain(&mut session)[..] else { panic!("one answer") };
         assert_eq!((&*answer.response_nonce, answer.error_detail.is_some()), (&*nonce, true));
@@ -497,7 +498,7 @@ proptest! {
                 (false, None) => drop(truth.remove(&uid(n))),
             }
             for _ in 0..if twice { 2 } else { 1 } {
-                for change in session.handle_response(now(), sent.clone()).changes {
+                for change in session.handle_whole(now(), sent.clone()).changes {
                     match change {
                         Change::Mesh(update) => mesh = mesh.apply([update]),
                         Change::Policy(ambient_authz::policy::Update::Set(policy)) => drop(set.insert(policy.key.to_string())),
@@ -579,7 +580,7 @@ proptest! {
         };
         let take = |session: &mut Session, mesh: &mut Mesh, response: DeltaDiscoveryResponse, now| {
             let nonce = response.nonce.clone();
-            let received = session.handle_response(now, response);
+            let received = session.handle_whole(now, response);
             *mesh = apply(mesh, received.changes);
             let answers = drain(session);
             prop_assert_eq!(answers.len(), 1);

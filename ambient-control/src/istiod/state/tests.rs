@@ -119,6 +119,52 @@ async fn state_comes_is_acknowledged_and_goes_on_where_it_ended() {
 }
 
 #[tokio::test]
+async fn half_of_a_response_changes_nothing_and_garbage_says_why_the_stream_ended() {
+    let mut fake = Fake::start("localhost").await;
+    let whole = response(ADDRESS, "n1", vec![workload("a"), workload("b")]).encode_to_vec();
+    let mut framed = vec![0];
+    framed.extend_from_slice(&u32::try_from(whole.len()).unwrap().to_be_bytes());
+    framed.extend_from_slice(&whole);
+    // The first workload is there as a whole.
+    let half = framed[..framed.len() - 10].to_vec();
+    *fake.raw.lock().unwrap() = Some(half);
+    let mut state = State::connect(config(&fake)).unwrap();
+    let mut stream = fake.opened().await;
+    assert!(stream.request().await.initial_resource_versions.is_empty());
+    stream.responses.send(Ok(response(AUTHORIZATION, "n2", vec![]))).await.unwrap();
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n3", vec![workload("c")])))
+        .await
+        .unwrap();
+    let mut come = Vec::new();
+    while come.is_empty() {
+        come = next(&mut state).await.changes;
+    }
+    let [Change::Mesh(ambient_core::mesh::Update::Workload(workload))] = &come[..] else {
+        panic!("{come:?}")
+    };
+    assert_eq!(workload.uid.as_str(), "c1//Pod/shop/c");
+    for (raw, why) in [
+        (vec![1, 0, 0, 0, 0], "a response is compressed"),
+        (vec![0, 0xff, 0, 0, 0], "4278190080 bytes, and 209715200 are the most"),
+        (vec![0, 0, 0, 0, 2, 0x12, 9], "no DeltaDiscoveryResponse"),
+    ] {
+        *fake.raw.lock().unwrap() = Some(raw);
+        drop(stream);
+        let batch = until(&mut state, |batch| !batch.faults.is_empty()).await;
+        assert!(
+            batch.faults[0].what.contains(why) && batch.changes.is_empty() && batch.synced,
+            "{batch:?}"
+        );
+        stream = fake.opened().await;
+        assert_eq!(stream.request().await.initial_resource_versions.len(), 1);
+        stream.responses.send(Ok(response(AUTHORIZATION, "n4", vec![]))).await.unwrap();
+        until(&mut state, |batch| batch.faults.is_empty()).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_told_until_it_is_mended() {
     let mut fake = Fake::start("localhost").await;
     let (roots, token) = (fake.path("root.pem"), fake.path("token"));

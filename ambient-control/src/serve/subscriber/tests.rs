@@ -196,7 +196,7 @@ impl Pair {
             said = true;
         }
         if let Some(response) = self.subscriber.poll_response(board) {
-            let received = self.session.handle_response(self.now, response);
+            let received = self.session.handle_whole(self.now, response);
             assert!(received.refused.is_empty(), "{received:?}");
             self.take(received.changes);
             said = true;
@@ -224,6 +224,7 @@ proptest! {
             policies: ambient_authz::wire::Settings::default(),
             settling: Duration::from_secs(10),
             grace: Duration::from_secs(30),
+            remembers: true,
         };
         #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
         let now = Instant::now();
@@ -294,6 +295,7 @@ fn asked_one_by_one() -> Settings {
         policies: ambient_authz::wire::Settings::default(),
         settling: Duration::from_secs(10),
         grace: Duration::from_secs(30),
+        remembers: true,
     }
 }
 

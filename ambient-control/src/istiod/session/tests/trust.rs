@@ -33,7 +33,7 @@ fn trusted(received: &Received) -> Vec<(String, usize)> {
         Change::Trust(trust) => Some(trust),
         _ => None,
     });
-    let of = |trust: &std::sync::Arc<TrustBundles>| trust.domains().map(|one| (one.to_string(), trust.roots(one).len())).collect();
+    let of = |trust: &Arc<TrustBundles>| trust.domains().map(|one| (one.to_string(), trust.roots(one).len())).collect();
     last.map(of).unwrap_or_default()
 }
 
@@ -43,17 +43,17 @@ fn they_are_asked_for_where_that_is_wanted_and_are_part_of_the_whole() {
     let urls: Vec<_> = drain(&mut session).into_iter().map(|request| request.type_url).collect();
     assert_eq!(urls, Kind::ALL.map(Kind::type_url));
     for kind in [Kind::Address, Kind::Authorization] {
-        session.handle_response(now(), response(kind, "n", vec![], &[]));
+        session.handle_whole(now(), response(kind, "n", vec![], &[]));
     }
     assert!(!session.is_synced(), "whom to trust has not come");
     let both = [domain("a.example", 1, &[root(), root()]), domain("b.example", 1, &[root()])];
-    let received = session.handle_response(now(), response(Kind::Trust, "n", both.into(), &[]));
+    let received = session.handle_whole(now(), response(Kind::Trust, "n", both.into(), &[]));
     assert!(session.is_synced());
     assert_eq!(trusted(&received), [("a.example".into(), 2), ("b.example".into(), 1)]);
     // What is said of one leaves the other.
-    let received = session.handle_response(now(), response(Kind::Trust, "n", vec![domain("a.example", 2, &[root()])], &[]));
+    let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![domain("a.example", 2, &[root()])], &[]));
     assert_eq!(trusted(&received), [("a.example".into(), 1), ("b.example".into(), 1)]);
-    let received = session.handle_response(now(), response(Kind::Trust, "n", vec![], &["b.example".into()]));
+    let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![], &["b.example".into()]));
     assert_eq!(trusted(&received), [("a.example".into(), 1)]);
     // The next stream begins with what is known.
     session.handle_opened(now());
@@ -64,7 +64,7 @@ fn they_are_asked_for_where_that_is_wanted_and_are_part_of_the_whole() {
 #[test]
 fn what_is_garbage_or_would_leave_nobody_changes_nothing() {
     let mut session = asking();
-    session.handle_response(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
+    session.handle_whole(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
     drain(&mut session);
     let bad_crl = own::Trust {
         roots: vec![root()],
@@ -83,14 +83,14 @@ fn what_is_garbage_or_would_leave_nobody_changes_nothing() {
         (named("a.example", 2, Kind::Trust, &bad_crl), "crls[0]: "),
     ];
     for (resource, why) in cases {
-        let received = session.handle_response(now(), response(Kind::Trust, "n", vec![resource], &[]));
+        let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![resource], &[]));
         assert!(received.changes.is_empty(), "{why}");
         let refused = &received.refused;
         assert!(refused.len() == 1 && refused[0].contains(why), "{refused:?}, and not {why}");
         let answer = drain(&mut session).pop().unwrap();
         assert!(answer.error_detail.unwrap().message.contains(why));
     }
-    let received = session.handle_response(now(), response(Kind::Trust, "n", vec![], &["a.example".into()]));
+    let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![], &["a.example".into()]));
     assert!(received.changes.is_empty() && received.refused[0].contains("nobody would be trusted"));
     assert!(drain(&mut session).pop().unwrap().error_detail.is_some());
     assert_eq!(session.held(), [0, 0, 1]);
@@ -101,7 +101,7 @@ fn whoever_did_not_ask_takes_none() {
     let mut session = session();
     session.handle_opened(now());
     drain(&mut session);
-    let received = session.handle_response(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
+    let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
     assert!(received.changes.is_empty() && received.refused[0].contains("which were not asked for"));
     assert_eq!(drain(&mut session).len(), 1, "it is answered");
 }

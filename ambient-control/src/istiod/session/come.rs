@@ -1,0 +1,74 @@
+//! A resource as it comes: what it says, before its response says that it counts.
+
+use std::sync::Arc;
+
+use super::{
+    super::read::{self, Key, Read},
+    Kind, Session,
+};
+use crate::wire::envoy::service::discovery::v3::Resource;
+
+/// A resource that has come and was read; the rest of its response may still be on its way.
+#[derive(Debug)]
+pub(crate) struct Come {
+    pub(super) name: Arc<str>,
+    pub(super) version: Box<str>,
+    pub(super) aliases: Vec<String>,
+    pub(super) content: Content,
+    /// As it was sent, where it is to be remembered.
+    pub(super) sent: Option<Vec<u8>>,
+}
+
+/// What a resource says.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Nothing: a sign of life for what is known.
+    Empty,
+    /// Something of a kind, as it was read.
+    Of(Kind, Result<Read, read::Refused>),
+    /// Something of a type that is not asked for.
+    Foreign(String),
+}
+
+impl Session {
+    /// Reads a resource. It counts with [`Session::handle_response`].
+    pub(crate) fn read(&self, resource: Resource) -> Come {
+        let name = &resource.name;
+        let (content, sent) = match resource.resource {
+            None => (Content::Empty, None),
+            Some(body) => {
+                let content = match Kind::of(&body.type_url) {
+                    Some(Kind::Address) => Content::Of(Kind::Address, read::address(name, &body.value)),
+                    Some(Kind::Authorization) => {
+                        let read = read::authorization(name, &body.value, &self.settings.policies);
+                        Content::Of(Kind::Authorization, read)
+                    }
+                    Some(Kind::Trust) => Content::Of(Kind::Trust, read::trust(name, &body.value)),
+                    None => Content::Foreign(body.type_url),
+                };
+                (content, self.settings.remembers.then_some(body.value))
+            }
+        };
+        Come {
+            // The one text for both: most of what is known are workloads.
+            name: match &content {
+                Content::Of(
+                    _,
+                    Ok(Read {
+                        key: Key::Workload(uid), ..
+                    }),
+                ) => uid.to_shared(),
+                _ => resource.name.into(),
+            },
+            version: resource.version.into(),
+            aliases: resource.aliases,
+            content,
+            sent,
+        }
+    }
+}
+
+/// Why what is of one type cannot be of another.
+pub(super) fn of_another(type_url: &str) -> read::Refused {
+    format!("its body is of the type {type_url:?}").into()
+}
