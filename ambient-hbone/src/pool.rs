@@ -214,6 +214,23 @@ impl Pool {
         }
     }
 
+    /// Ends the tunnels of an identity at once, as nobody vouches for it any more: their streams end with
+    /// [`TunnelLost::IdentityWithdrawn`](crate::TunnelLost::IdentityWithdrawn), and those who wait for a dial with
+    /// [`ConnectError::Closed`]. New ones are made once the credentials have it again. Gives how many it ended.
+    pub fn withdraw(&self, identity: &Identity) -> usize {
+        let mut ended = 0;
+        self.shared.slots().retain(|key, slot| {
+            let theirs = key.speaker.identity == *identity;
+            if theirs {
+                ended += slot.tunnels.len();
+                slot.tunnels.iter().for_each(|tunnel| tunnel.withdraw());
+                slot.end();
+            }
+            !theirs
+        });
+        ended
+    }
+
     /// Closes the pool: no new streams, tunnels end with their last stream, and what still stands at the deadline is cut.
     ///
     /// # Cancel safety

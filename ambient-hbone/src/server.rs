@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_core::{Authority, Credentials, Identity, Observer, Origin, SpiffeId, observe::Event};
-use ambient_tls::{Accepted, ConfigError, Configs, Handshake, Peer, PeerError};
+use ambient_tls::{Accepted, ConfigError, Configs, Handshake, PeerError};
 use http::{HeaderMap, StatusCode};
 use rustls::{
     crypto::CryptoProvider,
@@ -35,7 +35,7 @@ use crate::{
     wire::Wire,
 };
 
-use self::sessions::{Entry, Sessions};
+use self::sessions::{Entry, Lives, Sessions};
 
 mod sessions;
 
@@ -117,9 +117,19 @@ impl Server {
         if let Err(lost) = poll_fn(|cx| driver.poll_greeting(cx)).await {
             return Err(AcceptError::before_http2(lost));
         }
-        let entry = Sessions::enter(&shared.sessions, &peer, &line);
-        // Trust that has changed meanwhile was asked about the sessions there were, of which this one was none yet.
+        let lives = Lives {
+            own: identity.clone(),
+            peer: peer.clone(),
+            line: Arc::clone(&line),
+        };
+        let entry = Sessions::enter(&shared.sessions, lives);
+        // What has changed meanwhile was asked about the sessions there were, of which this one was none yet.
         shared.configs.trust(&shared.credentials.trust()).check_revocation(&peer)?;
+        if shared.credentials.credential(identity).is_none() {
+            return Err(AcceptError::NoCredential {
+                identity: identity.clone(),
+            });
+        }
         let running = Running {
             driver,
             keepalive: Keepalive::new(shared.limits.dead_peer),
@@ -143,11 +153,21 @@ impl Server {
     pub fn recheck(&self) -> Rechecked {
         let trust = self.shared.configs.trust(&self.shared.credentials.trust());
         let sessions = self.shared.sessions.all();
-        let revoked = |(peer, line): &(Peer, Arc<Line>)| line.end_if_revoked(&trust, peer);
+        let revoked = |session: &&Lives| session.line.end_if_revoked(&trust, &session.peer);
         Rechecked {
-            ended: sessions.iter().filter(|session| revoked(session)).count(),
+            ended: sessions.iter().filter(revoked).count(),
             faults: trust.faults().to_vec(),
         }
+    }
+
+    /// Ends the sessions of an identity of this end at once, as nobody vouches for it any more: with their streams, by
+    /// [`TunnelLost::IdentityWithdrawn`]. Gives how many it ended.
+    pub fn withdraw(&self, identity: &Identity) -> usize {
+        let sessions = self.shared.sessions.all();
+        let theirs = sessions
+            .iter()
+            .filter(|session| session.own == *identity && session.line.lost().is_none());
+        theirs.inspect(|session| session.line.lose(TunnelLost::IdentityWithdrawn)).count()
     }
 }
 

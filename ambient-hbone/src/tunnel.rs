@@ -147,6 +147,10 @@ pub enum TunnelLost {
         /// Whether it is the peer's.
         of_peer: bool,
     },
+    /// Nobody vouches any more for who this end is: [`Pool::withdraw`](crate::Pool::withdraw),
+    /// [`Server::withdraw`](crate::Server::withdraw).
+    #[error("the identity of this end of the tunnel was withdrawn")]
+    IdentityWithdrawn,
     /// The speaker has left, or its owner ended the tunnel.
     #[error("the tunnel was ended by its owner")]
     Ended,
@@ -158,7 +162,7 @@ impl TunnelLost {
         match self {
             Self::Ended | Self::Protocol { by_peer: false, .. } => Origin::Local,
             Self::Closed | Self::Protocol { .. } | Self::PeerRevoked { .. } | Self::CertificateExpired { of_peer: true } => Origin::Peer,
-            Self::CertificateExpired { of_peer: false } => Origin::Control,
+            Self::CertificateExpired { of_peer: false } | Self::IdentityWithdrawn => Origin::Control,
             Self::Io { .. } | Self::PeerSilent => Origin::Network,
         }
     }

@@ -295,6 +295,33 @@ async fn a_server_keeps_no_trace_of_sessions_that_are_gone() {
 }
 
 #[tokio::test]
+async fn an_identity_that_is_withdrawn_ends_its_tunnels_at_either_end_and_no_others() {
+    let mesh = Mesh::new();
+    let mut streams = Vec::new();
+    for (from, to) in [("cart", "stock"), ("other", "stock"), ("other", "till")] {
+        let mut stream = mesh.connect(from, to).await.unwrap();
+        echoes(&mut stream).await;
+        streams.push(stream);
+    }
+    let [cart, other, mut last] = <[Stream; 3]>::try_from(streams).unwrap();
+    let cart = end(cart);
+    assert_eq!(mesh.pool.withdraw(&identity("cart")), 1);
+    let lost = cart.await.unwrap();
+    assert!(matches!(lost, TunnelLost::IdentityWithdrawn), "{lost}");
+    assert_eq!(lost.origin(), ambient_core::Origin::Control);
+    assert_eq!(mesh.pool.withdraw(&identity("cart")), 0, "each is ended once");
+    // The end that was withdrawn knows why, the other sees a lost connection.
+    let other = end(other);
+    assert_eq!(mesh.server.withdraw(&identity("stock")), 1);
+    assert!(matches!(other.await.unwrap(), TunnelLost::Io { .. }));
+    let ends = mesh.ends(2).await;
+    assert!(ends.iter().any(|lost| matches!(lost, TunnelLost::IdentityWithdrawn)), "{ends:?}");
+    echoes(&mut last).await;
+    // It is for whoever holds the credentials to have none: with one all goes on.
+    echoes(&mut mesh.connect("cart", "stock").await.unwrap()).await;
+}
+
+#[tokio::test]
 async fn a_dial_under_way_does_not_slip_through() {
     let mesh = Arc::new(Mesh::new());
     let gate = mesh.pipes.gate.acquire_many(PERMITS).await.unwrap();

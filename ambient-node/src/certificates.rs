@@ -4,7 +4,7 @@
 //! [`queue`] says what is asked for next; here it is asked.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
@@ -80,6 +80,8 @@ struct Asking {
 pub(crate) struct Certificates {
     issuer: Arc<dyn Issuer>,
     present: RwLock<HashMap<Identity, Arc<Credential>>>,
+    /// Identities that were withdrawn since somebody has looked.
+    withdrawn: Mutex<BTreeSet<Identity>>,
     asking: Mutex<Asking>,
     /// Identities, and the pods of this node that bear or will bear them; each of these is one holder.
     expected: Mutex<HashSet<(Identity, PodUid)>>,
@@ -120,6 +122,7 @@ impl Certificates {
             issuer,
             before,
             present: RwLock::default(),
+            withdrawn: Mutex::default(),
             asking: Mutex::default(),
             expected: Mutex::default(),
             trust: ArcSwapOption::empty(),
@@ -346,10 +349,16 @@ impl Certificates {
                     before.wipe(&identity);
                 }
                 if removed.is_some() {
-                    tracing::error!(%identity, why, "certificate withdrawn: what needs it is refused");
+                    tracing::error!(%identity, why, "certificate withdrawn: what needs it is refused, and what is open ends");
+                    self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner).insert(identity);
                 }
             }
         }
+    }
+
+    /// The identities that were withdrawn since the last call: what they have open is to end.
+    pub(crate) fn take_withdrawn(&self) -> BTreeSet<Identity> {
+        std::mem::take(&mut *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn tell(&self, identity: &Identity, error: &CertificateError, retry_in: Duration) {

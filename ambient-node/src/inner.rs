@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use ambient_core::Identity;
 use ambient_hbone::{BoxFuture, BoxedIo, Destination, Dial, NotConnected, Pool, PoolBuilder, Rechecked, Speaker, SpeakerKey, Stream};
 
 use crate::unread::Unread;
@@ -66,6 +67,11 @@ impl InnerTunnels {
     /// As [`Pool::recheck`].
     pub(crate) fn recheck(&self) -> Rechecked {
         self.pool.recheck()
+    }
+
+    /// As [`Pool::withdraw`].
+    pub(crate) fn withdraw(&self, identity: &Identity) -> usize {
+        self.pool.withdraw(identity)
     }
 }
 

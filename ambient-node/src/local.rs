@@ -162,11 +162,20 @@ impl Locals {
                 peer.is_ok_and(|peer| trust.check_revocation(&peer).is_err())
             })
         };
+        self.cut(Cut::Revoked, |credential| is_revoked(credential))
+    }
+
+    /// Ends what somebody speaks in whom nobody vouches for any more. Gives how many it ended.
+    pub(crate) fn withdraw(&self, identity: &Identity) -> usize {
+        self.cut(Cut::Withdrawn, |credential| credential.identity == *identity)
+    }
+
+    fn cut(&self, why: Cut, mut concerns: impl FnMut(&Arc<Credential>) -> bool) -> usize {
         let live = self.live();
-        let ended = live.values().filter(|live| live.shown.iter().flatten().any(&mut is_revoked));
+        let ended = live.values().filter(|live| live.shown.iter().flatten().any(&mut concerns));
         let ended: Vec<_> = ended.filter_map(|live| live.ways.upgrade()).collect();
         drop(live);
-        ended.iter().for_each(|ways| ways.cut(Cut::Revoked));
+        ended.iter().for_each(|ways| ways.cut(why));
         ended.len()
     }
 }

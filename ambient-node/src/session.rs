@@ -163,6 +163,9 @@ fn ended(account: Account, tally: Tally) -> Option<()> {
                 (Some(TunnelLost::PeerRevoked { .. }), _) | (_, Some(Cut::Revoked)) => {
                     Outcome::failed(Flag::Revoked, tally.end).by(Closer::Proxy)
                 }
+                (Some(TunnelLost::IdentityWithdrawn), _) | (_, Some(Cut::Withdrawn)) => {
+                    Outcome::failed(Flag::Identity, tally.end).by(Closer::Proxy)
+                }
                 (Some(TunnelLost::CertificateExpired { .. }), _) | (_, Some(Cut::Expired)) => Outcome::failed(Flag::None, tally.end)
                     .because(Reason::CertExpired)
                     .by(Closer::Proxy),

@@ -1,19 +1,24 @@
-//! Roots and revocations that change while connections live.
+//! Roots, revocations and withdrawals, as far as they concern what lives.
 
 use std::{sync::Arc, time::Duration};
 
-use ambient_core::Credentials as _;
+use ambient_core::{Credentials as _, Identity};
 use rustls_pki_types::CertificateDer;
 use tokio::time;
 
 use crate::node::Shared;
 
-/// Looks whether the issuer's roots or CRLs have changed, and has live connections asked again then. Handshakes look
-/// themselves.
+/// Looks whether the issuer's roots or CRLs have changed, and has live connections asked again then; ends those of identities
+/// that were withdrawn. Handshakes look themselves.
 pub(crate) async fn follow(shared: Arc<Shared>) {
     let mut last = shared.certificates.trust();
     loop {
         time::sleep(BETWEEN_LOOKS).await;
+        shared
+            .certificates
+            .take_withdrawn()
+            .iter()
+            .for_each(|identity| withdraw(&shared, identity));
         let now = shared.certificates.trust();
         // The same value is at the same address for as long as nothing changes.
         if Arc::ptr_eq(&now, &last) || *now == *last {
@@ -53,5 +58,17 @@ pub(crate) fn recheck(shared: &Shared) {
     }
 }
 
-/// A revocation is in force for live connections after that, at most.
+/// Ends what pods of an identity have open by tunnel, in either direction: nobody vouches for it any more.
+fn withdraw(shared: &Shared, identity: &Identity) {
+    let pools = shared
+        .workers
+        .iter()
+        .map(|worker| worker.tunnels.withdraw(identity) + worker.inner.withdraw(identity));
+    let ended = pools.sum::<usize>() + shared.server.withdraw(identity) + shared.locals.withdraw(identity);
+    if ended > 0 {
+        tracing::info!(%identity, ended, "tunnels ended: the identity was withdrawn");
+    }
+}
+
+/// A revocation or a withdrawal is in force for live connections after that, at most.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);

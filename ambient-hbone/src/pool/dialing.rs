@@ -74,6 +74,9 @@ async fn run(
     };
     // Trust that has changed meanwhile was asked about the tunnels in the pool, of which this one was none yet.
     tunnel.end_if_revoked(&shared.trust());
+    if shared.credential(&key.speaker.identity).is_err() {
+        tunnel.withdraw();
+    }
     shared.standing.send_modify(|count| *count += 1);
     tell.send_replace(Some(Ok(Arc::clone(tunnel.line()))));
     let (observer, limits) = (Arc::clone(&shared.observer), shared.limits.clone());

@@ -80,6 +80,11 @@ impl Tunnel {
         self.line.lose(TunnelLost::Ended);
     }
 
+    /// Ends it now, as nobody vouches for its speaker any more.
+    pub(super) fn withdraw(&self) {
+        self.line.lose(TunnelLost::IdentityWithdrawn);
+    }
+
     /// Ends it now if its peer is revoked; whether it did.
     pub(super) fn end_if_revoked(&self, trust: &Trust) -> bool {
         self.line.end_if_revoked(trust, &self.peer)

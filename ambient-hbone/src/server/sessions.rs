@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use ambient_core::Identity;
 use ambient_tls::Peer;
 
 use crate::tunnel::Line;
@@ -19,16 +20,25 @@ pub(super) struct Sessions {
 #[derive(Debug, Default)]
 struct Live {
     last: u64,
-    sessions: HashMap<u64, (Peer, Arc<Line>)>,
+    sessions: HashMap<u64, Lives>,
+}
+
+/// A session that lives.
+#[derive(Clone, Debug)]
+pub(super) struct Lives {
+    /// Who this end is.
+    pub(super) own: Identity,
+    pub(super) peer: Peer,
+    pub(super) line: Arc<Line>,
 }
 
 impl Sessions {
     /// Enters a session, until what this gives is dropped.
-    pub(super) fn enter(this: &Arc<Self>, peer: &Peer, line: &Arc<Line>) -> Entry {
+    pub(super) fn enter(this: &Arc<Self>, lives: Lives) -> Entry {
         let mut live = this.live();
         live.last += 1;
         let number = live.last;
-        live.sessions.insert(number, (peer.clone(), Arc::clone(line)));
+        live.sessions.insert(number, lives);
         Entry {
             of: Arc::clone(this),
             number,
@@ -36,7 +46,7 @@ impl Sessions {
     }
 
     /// All that live now.
-    pub(super) fn all(&self) -> Vec<(Peer, Arc<Line>)> {
+    pub(super) fn all(&self) -> Vec<Lives> {
         self.live().sessions.values().cloned().collect()
     }
 

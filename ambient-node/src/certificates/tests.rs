@@ -290,6 +290,8 @@ async fn what_an_issuer_says_unasked_counts_at_once() {
     })
     .unwrap();
     until(|| certificates.credential(&cart).is_none()).await;
+    assert_eq!(certificates.take_withdrawn(), [cart.clone()].into(), "what it has open is to end");
+    assert!(certificates.take_withdrawn().is_empty(), "once");
     assert_eq!(certificates.lacking(), std::slice::from_ref(&cart));
     let error = certificates.ready(&cart).await.unwrap_err();
     assert!(error.to_string().contains("it is withdrawn"), "{error}");

@@ -41,6 +41,9 @@ pub(crate) enum Cut {
     /// A certificate of one of the two was revoked.
     #[error("peer certificate revoked by CRL")]
     Revoked,
+    /// Nobody vouches for one of the two any more.
+    #[error("the identity of one of the two was withdrawn")]
+    Withdrawn,
     /// A certificate of one of the two has ended.
     #[error("a certificate that the connection was made with has expired")]
     Expired,

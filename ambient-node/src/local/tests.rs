@@ -61,6 +61,10 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
     let waits = time::timeout(Duration::from_millis(20), other_far.read(&mut nothing));
     assert!(waits.await.is_err(), "that of others goes on");
 
+    assert_eq!((locals.withdraw(&identity("stranger")), locals.withdraw(&c)), (0, 1));
+    let error = other_far.read(&mut nothing).await.unwrap_err();
+    assert_eq!(Cut::of(&error), Some(Cut::Withdrawn));
+
     // Roots that know nobody of these.
     certificates.set_trust(Ca::new(&TrustDomain::default()).unwrap().trust().into());
     assert!(!locals.is_in_order(&b, Role::Server));
