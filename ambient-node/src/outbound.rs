@@ -37,7 +37,7 @@ const TRYING: Duration = Duration::from_secs(10);
 /// Names that are looked up for one connection.
 const MOST_LOOKUPS: usize = MOST_TRIES + 1;
 /// Names that the control plane is asked for, for one connection.
-const MOST_NAMES: usize = 8;
+pub(crate) const MOST_NAMES: usize = 8;
 
 /// Serves one connection on a worker.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {

@@ -1,31 +1,40 @@
 //! `/explain`: what would become of a connection: its way, who would prove what, and what policy says.
 //!
 //! It is answered from this node's version of the mesh, by the same functions that route and decide a real connection;
-//! nothing is dialled.
+//! nothing is dialled. Where the mesh does not come whole, what the connection would ask the control plane for is asked for,
+//! and waited for as long as the connection would.
 
 use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
 
 use ambient_authz::{Conn, Explanation, Peer, explain};
 use ambient_core::{
-    Credentials as _, Identity, Mesh, Service, Workload,
+    Credentials as _, Identity, Mesh, PodUid, Service, Workload,
     route::{self, Plan, Route},
 };
 use http::StatusCode;
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use super::{Answer, Asked, Context, answer::JSON};
-use crate::{entropy, state::Snapshot, text::rfc3339};
+use crate::{
+    demand::{self, Demand, DemandError},
+    entropy,
+    outbound::MOST_NAMES,
+    state::Snapshot,
+    text::rfc3339,
+};
 
 /// `GET /explain?from=NAMESPACE/POD&to=ADDRESS:PORT`, or `HOST:PORT`; `&format=json` for programs.
 pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {
-    let Some(now) = at.node.state.current() else {
-        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the mesh's state has not arrived\n");
-    };
     let (Some(from), Some(to)) = (asked.value("from"), asked.value("to")) else {
         return Answer::text(StatusCode::BAD_REQUEST, "?from=NAMESPACE/POD&to=ADDRESS:PORT or &to=HOST:PORT\n");
     };
+    let unknown = at.node.demand.as_ref().and_then(|demand| inform(at, demand, from, to).err());
+    let Some(now) = at.node.state.current() else {
+        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the mesh's state has not arrived\n");
+    };
     let answer = match Answered::new(at, &now, from, to) {
-        Ok(answer) => answer,
+        Ok(answer) => answer.unless(unknown),
         Err(wrong) => return Answer::text(StatusCode::NOT_FOUND, wrong + "\n"),
     };
     match asked.value("format") {
@@ -105,7 +114,58 @@ impl Party {
     }
 }
 
+/// Sees to it that what a connection would hang on is known, as the connection does.
+fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), DemandError> {
+    // The thread is one that may block.
+    let wait = Handle::current();
+    let (mut confirmed, mut learned) = (Vec::new(), false);
+    loop {
+        let Some(now) = at.node.state.current() else { return Ok(()) };
+        let Ok(source) = pod(&now.mesh, from) else { return Ok(()) };
+        let asker = source.pod.clone().unwrap_or_else(|| PodUid::from(source.uid.as_str()));
+        let destination = match destination(at, &now.mesh, source, to) {
+            Ok((destination, _)) => destination,
+            Err(_) if learned => return Ok(()),
+            Err(_) => {
+                learned = true;
+                let (host, _) = to.rsplit_once(':').unwrap_or((to, ""));
+                let names = names(at, source, host);
+                let names = demand::service_names(&names, &source.namespace, &at.node.config.cluster_domain);
+                wait.block_on(demand.learn(&asker, &names));
+                continue;
+            }
+        };
+        let outbound = route::Outbound { source, destination };
+        let hints = route::Hints::default();
+        let needed = demand::needed(&now.mesh, &outbound, &route::outbound(&now.mesh, &outbound, &hints));
+        let Some(name) = needed.filter(|name| !confirmed.contains(name)) else {
+            return Ok(());
+        };
+        let first = demand::destination(&outbound);
+        if confirmed.len() >= MOST_NAMES {
+            return Err(DemandError::TooFar(first.into()));
+        }
+        wait.block_on(demand.know(&asker, &name, (name != first).then_some(&first)))?;
+        confirmed.push(name);
+    }
+}
+
 impl Answered {
+    /// The same, where it is known; else as a connection is refused that nobody says the way of.
+    fn unless(self, unknown: Option<DemandError>) -> Self {
+        let Some(error) = unknown else { return self };
+        Self {
+            route: Way {
+                kind: "refused",
+                text: error.to_string(),
+                ..Way::default()
+            },
+            certificates: Vec::new(),
+            policy: not_asked("not asked: the connection is refused before"),
+            ..self
+        }
+    }
+
     fn new(at: &Context, now: &Snapshot, from: &str, to: &str) -> Result<Self, String> {
         let source = pod(&now.mesh, from)?;
         let (asked, service) = destination(at, &now.mesh, source, to)?;
@@ -167,17 +227,10 @@ fn destination<'a>(at: &Context, mesh: &'a Mesh, source: &Workload, to: &str) ->
     let wanted = || format!("{to:?} is no destination: ADDRESS:PORT or HOST:PORT is wanted");
     let (host, port) = to.rsplit_once(':').ok_or_else(wanted)?;
     let port: u16 = port.parse().map_err(|_| wanted())?;
-    let (host, domain) = (host.to_ascii_lowercase(), &at.node.config.cluster_domain);
-    let host = host.trim_end_matches('.');
     let own = &source.namespace;
-    let names = [
-        host.to_owned(),
-        format!("{host}.{own}.svc.{domain}"),
-        format!("{host}.svc.{domain}"),
-        format!("{host}.{domain}"),
-    ];
+    let names = names(at, source, host);
     let service = names.iter().find_map(|name| mesh.service_by_hostname(name, own));
-    let service = service.ok_or_else(|| format!("the mesh has no service {host:?} that {own} sees"))?;
+    let service = service.ok_or_else(|| format!("the mesh has no service {:?} that {own} sees", names[0]))?;
     let vip = service.vips.iter().find(|vip| vip.network == source.network).map(|vip| vip.ip);
     let endpoint = || {
         // Headless: DNS answers with the pods themselves.
@@ -187,6 +240,18 @@ fn destination<'a>(at: &Context, mesh: &'a Mesh, source: &Workload, to: &str) ->
     };
     let ip = vip.or_else(endpoint).ok_or_else(|| format!("{} has no address", service.name))?;
     Ok((SocketAddr::new(ip, port), Some(service)))
+}
+
+/// What a pod's search list makes of a host's name, that itself first.
+fn names(at: &Context, source: &Workload, host: &str) -> [String; 4] {
+    let (host, domain) = (host.to_ascii_lowercase(), &at.node.config.cluster_domain);
+    let (host, own) = (host.trim_end_matches('.'), &source.namespace);
+    [
+        host.to_owned(),
+        format!("{host}.{own}.svc.{domain}"),
+        format!("{host}.svc.{domain}"),
+        format!("{host}.{domain}"),
+    ]
 }
 
 impl From<Route> for Way {
@@ -270,10 +335,6 @@ fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certifi
 
 /// What the destination's node decides.
 fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route) -> Verdict {
-    let not_asked = |text: &str| Verdict {
-        text: text.into(),
-        explanation: None,
-    };
     let (workload, destination, identity) = match planned {
         Route::Refuse(_) => return not_asked("not asked: the connection is refused before"),
         Route::Go(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
@@ -323,11 +384,15 @@ fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route)
 }
 
 fn not_asked_of(destination: &Workload) -> Verdict {
+    not_asked(&format!(
+        "not asked: no proxy stands before {}/{}, so that nobody decides",
+        destination.namespace, destination.name
+    ))
+}
+
+fn not_asked(text: &str) -> Verdict {
     Verdict {
-        text: format!(
-            "not asked: no proxy stands before {}/{}, so that nobody decides",
-            destination.namespace, destination.name
-        ),
+        text: text.into(),
         explanation: None,
     }
 }

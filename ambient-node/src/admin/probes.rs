@@ -8,6 +8,7 @@ use crate::readiness::Readiness;
 pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
     let metrics = at.node.metrics.clone();
     metrics.certificates_missing(at.node.certificates.lacking().len());
+    metrics.state_faults(at.node.state.faults().len());
     Answer::stream("application/openmetrics-text; version=1.0.0; charset=utf-8", move |out| {
         metrics.write(out)
     })

@@ -65,6 +65,7 @@ pub(crate) struct Metrics {
     state_age: Gauge,
     trust_age: Gauge,
     certificates_missing: Gauge,
+    state_faults: Gauge,
     /// Whom the ages are asked of, and since when.
     ages: OnceLock<Ages>,
 }
@@ -144,6 +145,7 @@ impl Metrics {
             state_age: Gauge::default(),
             trust_age: Gauge::default(),
             certificates_missing: Gauge::default(),
+            state_faults: Gauge::default(),
             ages: OnceLock::new(),
         };
         // Istio's dashboards look for the name of its own proxy.
@@ -174,6 +176,11 @@ impl Metrics {
     /// Identities that are needed here and have no valid certificate.
     pub(crate) fn certificates_missing(&self, count: usize) {
         self.certificates_missing.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// What is wrong with what the source of state says.
+    pub(crate) fn state_faults(&self, count: usize) {
+        self.state_faults.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     fn look_at_ages(&self) {

@@ -29,6 +29,11 @@ fn ages(registry: &mut Registry, metrics: &Metrics) {
         "Identities that this node's pods need and that have no valid certificate (unstable)",
         metrics.certificates_missing.clone(),
     );
+    registry.register(
+        "ambient_state_faults",
+        "What is wrong with what the source of the mesh's state says; readiness names each (unstable)",
+        metrics.state_faults.clone(),
+    );
 }
 
 fn traffic(registry: &mut Registry, metrics: &Metrics) {

@@ -205,6 +205,7 @@ fn the_ages_of_state_and_trust_are_told() {
     let (state, trust) = (LastHeard::default(), LastHeard::default());
     metrics.ask_ages(Some(state.clone()), Some(trust.clone()));
     metrics.certificates_missing(3);
+    metrics.state_faults(2);
     let ages = || {
         let mut page = Vec::new();
         metrics.write(&mut page).unwrap();
@@ -214,6 +215,7 @@ fn the_ages_of_state_and_trust_are_told() {
             line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
         };
         assert_eq!(value("ambient_certificates_missing"), 3);
+        assert_eq!(value("ambient_state_faults"), 2);
         [value("ambient_state_age_seconds"), value("ambient_trust_age_seconds")]
     };
     assert!(ages()[0] < 60, "as old as the node is");
