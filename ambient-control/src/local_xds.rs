@@ -1,5 +1,5 @@
-//! A file in the form of ztunnel's `LOCAL_XDS_PATH` as the control plane: workloads, services and policies as they are, with
-//! nothing to be made of Kubernetes objects.
+//! A file in the form of ztunnel's `LOCAL_XDS_PATH`, or the text itself as in `LOCAL_XDS`, as the control plane: workloads,
+//! services and policies as they are, with nothing to be made of Kubernetes objects.
 //!
 //! ```yaml
 //! workloads:
@@ -25,7 +25,7 @@
 //! differences. One that cannot be read leaves its last good content in force; an entry that cannot be read is its own
 //! matter: its last good version stays, where there is none it does not count, and a policy refuses its scope.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fmt, fs, path::PathBuf, sync::Arc};
 
 use ambient_core::TrustDomain;
 
@@ -46,11 +46,11 @@ mod told;
 
 use told::Told;
 
-/// Which file, and what it does not say.
+/// Which text, and what it does not say.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file.
-    pub path: PathBuf,
+    /// Where it stands.
+    pub place: Place,
     /// The trust domain of workloads that name none, and of policies; `cluster.local` by default.
     pub trust_domain: TrustDomain,
     /// Other names of the trust domain in policies; none by default.
@@ -61,11 +61,34 @@ pub struct Config {
     pub istio_exact: bool,
 }
 
+/// Where a text stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a file, which is watched.
+    File(PathBuf),
+    /// Here: this is it, and it does not change.
+    Inline(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Inline(_) => f.write_str("LOCAL_XDS"),
+        }
+    }
+}
+
 impl Config {
     /// A file with the defaults of Istio.
     pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self::of(Place::File(path.into()))
+    }
+
+    /// A text with the defaults of Istio.
+    pub fn of(place: Place) -> Self {
         Self {
-            path: path.into(),
+            place,
             trust_domain: TrustDomain::default(),
             trust_domain_aliases: Vec::new(),
             root_namespace: "istio-system".into(),
@@ -74,22 +97,32 @@ impl Config {
     }
 }
 
-/// The source of changes that such a file is.
+/// The source of changes that such a text is.
 ///
 /// A task of its own looks at the file; it ends when this is dropped.
 #[derive(Debug)]
 pub struct LocalXds(Batches);
 
 impl LocalXds {
-    /// Reads the file, and begins to watch it. Must be called within a tokio runtime that has its timer.
+    /// Reads the text, and begins to watch it where it is a file. Must be called within a tokio runtime that has its timer.
     ///
     /// # Errors
     /// When there is no such file, when it is neither YAML nor JSON or not of this form, or when it is being written all the
     /// time. An entry that cannot be read is no error here but a fault.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        let path = config.path.clone();
         let failed = |what: String| OpenError::File { what };
+        let place = config.place.clone();
         let mut file = Watched::new(config);
+        let path = match &place {
+            Place::File(path) => path,
+            Place::Inline(text) => {
+                file.read(text.as_bytes());
+                return match file.wrong() {
+                    Some(wrong) => Err(failed(wrong)),
+                    None => Ok(Self(Batches::only(file.first()))),
+                };
+            }
+        };
         let mut looks = looks::looks();
         let mut first = None;
         for _ in 0..looks::OPEN_LOOKS {
@@ -101,7 +134,7 @@ impl LocalXds {
                 return Err(failed(wrong));
             }
             if file.is_settled() {
-                first = Some(file.news().unwrap_or_default());
+                first = Some(file.first());
                 break;
             }
         }
@@ -147,14 +180,43 @@ impl Watched {
     }
 
     fn wrong(&self) -> Option<String> {
-        Some(format!("{}:{}", self.config.path.display(), self.error.as_ref()?))
+        Some(format!("{}:{}", self.config.place, self.error.as_ref()?))
+    }
+
+    /// What there is at the start, if it is nothing.
+    fn first(&mut self) -> Batch {
+        let nothing = Batch {
+            synced: true,
+            ..Batch::default()
+        };
+        self.news().unwrap_or(nothing)
+    }
+
+    /// Reads the text, which has become another.
+    fn read(&mut self, content: &[u8]) {
+        if content.iter().all(u8::is_ascii_whitespace) && self.told.is_something() {
+            self.error = Some("became empty; write `workloads: []` if nothing is meant".into());
+            return;
+        }
+        let entries = match tree::documents(content) {
+            Ok(Ok(documents)) => read::entries(documents, &self.config).map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match entries {
+            Ok(entries) => {
+                self.error = None;
+                self.told.take(entries);
+            }
+            Err(error) => self.error = Some(error),
+        }
     }
 }
 
 impl Looked for Watched {
     /// Takes the file where this look and the one before saw it alike.
     fn look(&mut self) {
-        let path = &self.config.path;
+        let Place::File(path) = &self.config.place else { return };
         let meta = match fs::metadata(path) {
             Ok(meta) => meta,
             Err(error) => {
@@ -183,37 +245,16 @@ impl Looked for Watched {
             return;
         }
         self.taken = seen;
-        if content.iter().all(u8::is_ascii_whitespace) && self.told.is_something() {
-            self.error = Some("became empty; write `workloads: []` if nothing is meant".into());
-            return;
-        }
-        let documents = match tree::documents(&content) {
-            Ok(Ok(documents)) => documents,
-            Ok(Err(error)) => {
-                self.error = Some(error.to_string());
-                return;
-            }
-            Err(error) => {
-                self.error = Some(error.to_string());
-                return;
-            }
-        };
-        match read::entries(documents, &self.config) {
-            Ok(entries) => {
-                self.error = None;
-                self.told.take(entries);
-            }
-            Err(error) => self.error = Some(error.to_string()),
-        }
+        self.read(&content);
     }
 
     fn news(&mut self) -> Option<Batch> {
         let changes = self.told.changes();
         let whole = self.wrong();
         let whole = whole.map(|what| Fault::from(format!("{what}; its last good content stays in force")));
-        let path = self.config.path.display();
+        let place = &self.config.place;
         let entries = self.told.faults().map(|(what, policy)| Fault {
-            what: format!("{path}:{what}"),
+            what: format!("{place}:{what}"),
             policy,
         });
         let faults: Vec<Fault> = whole.into_iter().chain(entries).collect();

@@ -62,6 +62,17 @@ impl Batches {
         }
     }
 
+    /// There is one, and nothing to look at.
+    pub(crate) fn only(first: Batch) -> Self {
+        let (sender, later) = mpsc::channel(1);
+        Self {
+            first: Some(first),
+            later,
+            // Whoever asks for more waits, as for a file that does not change.
+            task: task::spawn(async move { sender.closed().await }),
+        }
+    }
+
     /// The next; `None` where the task has ended. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<Batch> {
         match self.first.take() {

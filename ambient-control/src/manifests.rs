@@ -17,7 +17,8 @@
 //! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
 //! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
 //! missing, that cannot be read, or that a node begins anew. With [`Config::own`] that is kept over a restart too, in
-//! `status/.NODE.known.json`, and the own report is written again when somebody has removed or changed it.
+//! `status/.NODE.known.json`, and the own report is written again when somebody has removed or changed it. An annotation tells
+//! it only of the pods of [`Config::ztunnel_nodes`].
 //!
 //! ```
 //! use ambient_control::{manifests::{Config, Manifests}, Source};
@@ -40,7 +41,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use ambient_core::{Network, PodUid, TrustDomain, mesh};
 
@@ -99,6 +105,8 @@ pub struct Config {
     pub mesh: Option<MeshConfig>,
     /// The revision of the control plane whose place this takes; none by default.
     pub revision: Option<Arc<str>>,
+    /// Nodes whose proxy is Istio's ztunnel ([`objects::Settings::ztunnel_nodes`]); none by default.
+    pub ztunnel_nodes: BTreeSet<Arc<str>>,
     /// What this node itself reports in the directory: pods that were deleted while it was down are taken out of it at the
     /// start. None by default.
     pub own: Option<Status>,
@@ -117,6 +125,7 @@ impl Config {
             trust_domain_aliases,
             istio_exact,
             revision,
+            ztunnel_nodes,
         } = objects::Settings::default();
         Self {
             dir: dir.into(),
@@ -130,6 +139,7 @@ impl Config {
             istio_exact,
             mesh: None,
             revision,
+            ztunnel_nodes,
             own: None,
         }
     }
@@ -145,6 +155,7 @@ impl Config {
             trust_domain_aliases: self.trust_domain_aliases,
             istio_exact: self.istio_exact,
             revision: self.revision,
+            ztunnel_nodes: self.ztunnel_nodes,
         };
         (self.dir, settings, self.own)
     }

@@ -51,6 +51,8 @@ use uses::{Item, Uses};
 use versions::Told;
 use vips::Vips;
 use waypoints::Gateways;
+#[cfg(feature = "manifests")]
+pub(crate) use workload::REDIRECTION;
 
 pub use kinds::Service as ServiceObject;
 pub use kinds::{
@@ -87,6 +89,11 @@ pub struct Settings {
     /// The revision of the control plane whose place this takes: policies that are labelled with another have no effect
     /// ([`kubernetes::Settings::revision`]). None by default.
     pub revision: Option<Arc<str>>,
+    /// Nodes whose proxy is Istio's ztunnel, which reports nothing: their pods count as captured by the annotation
+    /// `ambient.istio.io/redirection: enabled`, which Istio's agent sets, and also by a [report](Objects::report). On other
+    /// nodes the annotation means nothing: whoever may change a pod could take it out of the mesh with it, or into it. None
+    /// by default.
+    pub ztunnel_nodes: BTreeSet<Arc<str>>,
 }
 
 impl Settings {
@@ -117,6 +124,7 @@ impl Default for Settings {
             trust_domain_aliases: Vec::new(),
             istio_exact: false,
             revision: None,
+            ztunnel_nodes: BTreeSet::new(),
         }
     }
 }
@@ -299,7 +307,7 @@ impl Objects {
     }
 
     /// A node has said what it has captured; it replaces what it said before. A pod counts as captured only by the
-    /// report of the node that it is on.
+    /// report of the node that it is on, unless that is one of [`Settings::ztunnel_nodes`].
     pub fn report(&mut self, node: &str, report: Report) {
         if self.reports.get(node) == Some(&report) {
             return;

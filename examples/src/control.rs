@@ -106,6 +106,10 @@ struct Serve {
     /// count. Without it all count.
     #[arg(long, env = "REVISION", value_name = "NAME")]
     revision: Option<Arc<str>>,
+    /// A node whose proxy is Istio's ztunnel: its pods count as captured by their annotation ambient.istio.io/redirection:
+    /// enabled, as it reports nothing itself. On any other node the annotation means nothing. May be given several times.
+    #[arg(long = "ztunnel-node", value_name = "NODE")]
+    ztunnel_nodes: Vec<Arc<str>>,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: Arc<str>,
@@ -202,6 +206,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
     let mesh = Mesh::of(said, Some(&args.mesh), "Kubernetes")?;
     let source = Manifests::open(manifests::Config {
         revision: args.revision,
+        ztunnel_nodes: args.ztunnel_nodes.into_iter().collect(),
         cluster_domain: args.cluster_domain,
         ..mesh.manifests(&args.mesh)
     })

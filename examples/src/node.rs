@@ -14,7 +14,7 @@ use ambient_control::{
     ca::DirectoryCa,
     crls::WithCrls,
     istiod::Membership,
-    local_xds::{self, LocalXds},
+    local_xds::{self, LocalXds, Place},
     manifests::{self, Manifests, Status},
     objects::{Enablement, Selection},
 };
@@ -52,12 +52,15 @@ pub(crate) struct Args {
     #[arg(long, env = "NODE_NAME")]
     node: String,
     /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
-    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address", "local_xds_path"])]
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address", "local_xds_path", "local_xds"])]
     manifests: Option<PathBuf>,
     /// A file of workloads, services and policies in the form of ztunnel's, where state comes from; watched. In the
     /// place of --manifests.
     #[arg(long, env = "LOCAL_XDS_PATH", value_name = "FILE")]
     local_xds_path: Option<PathBuf>,
+    /// The same, itself: YAML or JSON. It does not change as long as this runs.
+    #[arg(long, env = "LOCAL_XDS", value_name = "YAML", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    local_xds: Option<String>,
     /// A directory that is the certificate authority; made on first use, shared by every node of the mesh.
     #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required_unless_present_any = ["control", "ca_address", "spire_admin_socket", "spiffe_socket"])]
     ca_dir: Option<PathBuf>,
@@ -413,18 +416,25 @@ async fn source(
     mesh: &Mesh,
     membership: Option<&Arc<Membership>>,
 ) -> anyhow::Result<(Box<dyn Source>, Arc<dyn Announce>)> {
-    let places = [args.manifests.is_some(), args.local_xds_path.is_some(), args.istiod.gives_state()];
+    let (file, inline) = (&args.local_xds_path, &args.local_xds);
+    let places = [
+        args.manifests.is_some(),
+        file.is_some(),
+        inline.is_some(),
+        args.istiod.gives_state(),
+    ];
     anyhow::ensure!(
         places.iter().filter(|is| **is).count() == 1,
-        "state comes from one place: --manifests, --local-xds-path, or --control or --xds-address"
+        "state comes from one place: --manifests, --local-xds-path, --local-xds, or --control or --xds-address"
     );
-    if let Some(path) = &args.local_xds_path {
+    let place = file.clone().map(Place::File).or_else(|| inline.clone().map(Place::Inline));
+    if let Some(place) = place {
         let source = LocalXds::open(local_xds::Config {
             trust_domain: config.trust_domain.clone(),
             trust_domain_aliases: mesh.trust_domain_aliases.clone(),
             root_namespace: mesh.root_namespace.clone(),
             istio_exact: config.istio_exact,
-            ..local_xds::Config::new(path)
+            ..local_xds::Config::of(place)
         });
         return Ok((Box::new(source.await?), Arc::new(AnnounceNothing)));
     }

@@ -1,5 +1,5 @@
-//! Enrolment as a node's operator meets it: two real nodes (`ambient node`) in a cluster of namespaces, pods that a kubelet
-//! starts, and what is captured on the wire between the nodes.
+//! A mesh as a node's operator meets it: two real nodes (`ambient node`) in a cluster of namespaces, pods that a kubelet
+//! starts, whoever says to the nodes who is who and what there is, and what is captured on the wire between the nodes.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -12,8 +12,12 @@ mod asked;
 mod chaos;
 #[path = "enrolment/ground.rs"]
 mod ground;
+#[path = "enrolment/identities.rs"]
+mod identities;
 #[path = "enrolment/judge.rs"]
 mod judge;
+#[path = "enrolment/needed.rs"]
+mod needed;
 #[path = "enrolment/peer.rs"]
 mod peer;
 #[path = "enrolment/probes.rs"]
@@ -37,6 +41,14 @@ fn main() -> ExitCode {
             (
                 "nothing_leaks_and_nobody_is_mistaken_in_a_storm",
                 chaos::nothing_leaks_and_nobody_is_mistaken_in_a_storm,
+            ),
+            (
+                "what_is_needed_is_asked_for_and_what_nobody_answers_is_refused",
+                needed::what_is_needed_is_asked_for_and_what_nobody_answers_is_refused,
+            ),
+            (
+                "spire_says_who_is_who_on_both_nodes",
+                identities::spire_says_who_is_who_on_both_nodes,
             ),
         ],
         &[("peer", peer::main)],

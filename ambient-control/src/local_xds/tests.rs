@@ -297,3 +297,34 @@ async fn a_file_is_read_and_then_watched() {
         [Change::Mesh(ambient_core::mesh::Update::RemoveWorkload(_))]
     ));
 }
+
+#[tokio::test]
+async fn a_text_that_is_given_itself_is_read_alike_and_told_once() {
+    let text = format!("workloads:\n{WORKLOAD}policies:\n- {{name: odd, namespace: shop}}\n");
+    let mut source = LocalXds::open(Config::of(Place::Inline(text))).await.unwrap();
+    let first = source.next().await.unwrap();
+    assert!(
+        first.synced
+            && matches!(
+                &first.changes[..],
+                [Change::Mesh(_), Change::Policy(_)] | [Change::Policy(_), Change::Mesh(_)]
+            )
+    );
+    assert!(first.faults[0].what.starts_with("LOCAL_XDS:"), "{first:?}");
+    assert_eq!(first.faults[0].policy.as_ref().unwrap().as_str(), "shop/odd");
+    let more = time::timeout(Duration::from_millis(300), source.next()).await;
+    assert!(more.is_err(), "it does not change: {more:?}");
+    for (text, why) in [
+        ("workloads: {", "LOCAL_XDS:"),
+        ("pods: []", "LOCAL_XDS:1: pods: is not known"),
+        ("[]", "a map of workloads"),
+    ] {
+        let error = LocalXds::open(Config::of(Place::Inline(text.into())))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    let mut nothing = LocalXds::open(Config::of(Place::Inline("workloads: []".into()))).await.unwrap();
+    assert!(nothing.next().await.unwrap().synced);
+}

@@ -30,6 +30,7 @@ pub(super) struct Directory {
     dir: PathBuf,
     root_namespace: Arc<str>,
     cluster_id: Arc<str>,
+    ztunnel_nodes: BTreeSet<Arc<str>>,
     /// What the ConfigMap said when the settings were made.
     mesh: Option<MeshConfig>,
     /// Where it says something else now, and what.
@@ -103,6 +104,7 @@ impl Directory {
             dir,
             root_namespace: settings.root_namespace.clone(),
             cluster_id: settings.cluster_id.clone(),
+            ztunnel_nodes: settings.ztunnel_nodes.clone(),
             mesh: None,
             mesh_fault: None,
             objects: Objects::new(settings),
@@ -263,7 +265,9 @@ impl Directory {
             }
         }
         for ignored in content.ignored {
-            tracing::warn!("{}:{ignored}", self.dir.join(name).display());
+            if ignored.node.is_none_or(|node| !self.ztunnel_nodes.contains(&*node)) {
+                tracing::warn!("{}:{}", self.dir.join(name).display(), ignored.what);
+            }
         }
         let mut items = BTreeMap::new();
         let mut repeated = Vec::new();

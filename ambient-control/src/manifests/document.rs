@@ -5,7 +5,7 @@ use std::io;
 use ambient_authz::kubernetes::{AuthorizationPolicy, Envelope, PeerAuthentication};
 
 use super::tree::{Node, TextError, Value, documents};
-use crate::objects::{Bare, Kind, Object, ObjectKey};
+use crate::objects::{Bare, Kind, Object, ObjectKey, REDIRECTION};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -14,9 +14,17 @@ pub(crate) struct Content {
     /// `apiVersion kind` of those that are not read, each once.
     pub(crate) unknown: Vec<String>,
     /// What is ignored, and where.
-    pub(crate) ignored: Vec<TextError>,
+    pub(crate) ignored: Vec<Ignored>,
     /// Objects that are not what they must be. Nothing else of the file is affected.
     pub(crate) broken: Vec<(ObjectKey, TextError)>,
+}
+
+/// What is ignored, unless it is of a certain node.
+#[derive(Debug)]
+pub(crate) struct Ignored {
+    /// The node of the pod that it stands at.
+    pub(crate) node: Option<String>,
+    pub(crate) what: TextError,
 }
 
 /// An object, and where it stands.
@@ -153,10 +161,14 @@ fn read_node(node: Node, content: &mut Content, depth: usize) -> Result<(), Text
     };
     if REDIRECTED.contains(&kind) && is_redirected(&node) {
         let path = format!("metadata.annotations[{REDIRECTION}]");
-        content.ignored.push(TextError {
-            line: node.line_of("metadata.annotations"),
-            path,
-            why: "is ignored: what is captured is told by status/NODE.json alone".into(),
+        let on = node.field("spec").and_then(|spec| spec.text("nodeName"));
+        content.ignored.push(Ignored {
+            node: on.filter(|_| kind == Kind::Pod).map(ToOwned::to_owned),
+            what: TextError {
+                line: node.line_of("metadata.annotations"),
+                path,
+                why: "is ignored: what is captured is told by status/NODE.json alone, but on the nodes of a ztunnel".into(),
+            },
         });
     }
     content.items.push(Item {
@@ -253,8 +265,6 @@ fn misshapen(node: &Node, error: TextError) -> Result<Object, TextError> {
     })
 }
 
-/// Where a control plane with an API server finds what is captured.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Labels and annotations that something may be said of.
 const KEYED: [&str; 8] = [
     "metadata.labels[istio.io/use-waypoint]",

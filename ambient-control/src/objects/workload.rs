@@ -32,7 +32,8 @@ impl Objects {
             workload.pod = None;
         }
         let report = self.reports.get(&workload.node);
-        let captured = |uid: &PodUid| report.is_some_and(|report| report.holds(uid, workload.ambient));
+        let annotated = self.settings.ztunnel_nodes.contains(&workload.node) && pod.metadata.annotation(REDIRECTION) == Some("enabled");
+        let captured = |uid: &PodUid| annotated || report.is_some_and(|report| report.holds(uid, workload.ambient));
         // Also where it is no longer meant to be: until its node has let it go its own rules refuse plaintext.
         if workload.network_mode == NetworkMode::Standard && workload.pod.as_ref().is_some_and(captured) {
             workload.tunnel = TunnelProtocol::Hbone;
@@ -318,6 +319,9 @@ fn canonical(workload: &mut Workload, labels: &Labels) {
     )
     .unwrap_or_else(|| "latest".into());
 }
+
+/// Where Istio's agent says that it has captured a pod.
+pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// `REGION/ZONE/SUBZONE`, of which the last may be absent.
 fn locality(text: &str) -> Locality {

@@ -24,7 +24,7 @@ pub(super) struct Istiod {
     /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
     /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them. The token is
     /// exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
-    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "ca_dir"])]
+    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
     control: Option<String>,
     /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
     #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS")]

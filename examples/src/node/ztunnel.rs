@@ -2,14 +2,13 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 27] = [
+const WITHOUT_EFFECT: [(&str, &str); 26] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
     ("NETWORK", "a pod's network is what the mesh's state says of it"),
     ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
     ("FAKE_CA", "--ca-dir is an authority that makes itself"),
-    ("LOCAL_XDS", "LOCAL_XDS_PATH names a file with the same"),
     ("ZTUNNEL_CPU_LIMIT", THREADS),
     ("ZTUNNEL_RESOURCE_CPU_LIMIT", THREADS),
     ("ZTUNNEL_RESOURCE_CPU_REQUEST", THREADS),
@@ -116,7 +115,7 @@ mod tests {
         let set = [
             "PATH",
             "NODE_NAME",
-            "LOCAL_XDS",
+            "FAKE_CA",
             "ZTUNNEL_WORKER_THREAD",
             "POOL_COLOUR",
             "ZTUNNEL_SERVICE_HOST",
@@ -126,7 +125,7 @@ mod tests {
         assert_eq!(
             warnings(set, &known),
             [
-                "LOCAL_XDS has no effect: LOCAL_XDS_PATH names a file with the same",
+                "FAKE_CA has no effect: --ca-dir is an authority that makes itself",
                 "POOL_COLOUR is set, and nothing reads it",
                 "ZTUNNEL_WORKER_THREAD is set, and nothing reads it; ZTUNNEL_WORKER_THREADS is a name that is known",
             ]

@@ -1,17 +1,18 @@
 //! Two nodes, and the pods on them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use ambient_testkit::{
-    Namespace, Output, Program, World,
+    Namespace, Output, Process, Program, World,
     cluster::{Cluster, DATAPLANE_MODE, Images, Key, residue},
 };
 use serde_json::Value;
@@ -30,27 +31,105 @@ pub(crate) struct Ground {
     pub(crate) netns: PathBuf,
     /// Whom the pods call: a line for each, with its name and addresses.
     pub(crate) peers: PathBuf,
+    /// Where each node has the mesh's state and its certificates from, in flags.
+    sources: BTreeMap<String, Vec<String>>,
+    control: Option<Process>,
 }
 
 impl Ground {
-    /// A namespace `demo`, and both nodes, which run.
+    /// A namespace `demo`, and both nodes, which run: each has its state and its certificates from directories.
     pub(crate) fn new(world: &World) -> Result<Self, Failure> {
+        let mut ground = Self::without_nodes(world)?;
+        let (manifests, ca) = (path(ground.cluster.manifests()), path(&ground.ca));
+        ground.start_all(|_| vec!["--manifests".into(), manifests.clone(), "--ca-dir".into(), ca.clone()])?;
+        Ok(ground)
+    }
+
+    /// The same, of nodes that live on `ambient control`, which runs on the first of them; with more flags.
+    pub(crate) fn on_control(world: &World, more: &[&str]) -> Result<Self, Failure> {
+        let mut ground = Self::without_nodes(world)?;
+        let at = ground.start_control()?;
+        let root = path(&ground.ca.join("root.pem"));
+        let tokens: BTreeMap<&str, String> = NODES
+            .into_iter()
+            .map(|node| {
+                let (code, token, err) = ground.ambient(node, &["control", "token", node, "--ca", &path(&ground.ca)])?;
+                if code == 0 { Ok((node, token)) } else { Err(err.into()) }
+            })
+            .collect::<Result<_, Failure>>()?;
+        ground.start_all(|node| {
+            let flags = [
+                "--control",
+                &at,
+                "--xds-root-ca",
+                &root,
+                "--ca-root-ca",
+                &root,
+                "--auth-token",
+                &tokens[node],
+            ];
+            flags.iter().chain(more).map(ToString::to_string).collect()
+        })?;
+        Ok(ground)
+    }
+
+    /// The same, of nodes whose certificates come from an agent of SPIRE's, each with its socket, and state from a directory.
+    pub(crate) fn on_spire(world: &World, socket: impl Fn(&str) -> PathBuf) -> Result<Self, Failure> {
+        let mut ground = Self::without_nodes(world)?;
+        let manifests = path(ground.cluster.manifests());
+        ground.start_all(|node| {
+            let agent = format!("unix:{}", path(&socket(node)));
+            vec!["--manifests".into(), manifests.clone(), "--spire-admin-socket".into(), agent]
+        })?;
+        Ok(ground)
+    }
+
+    fn start_all(&mut self, source: impl Fn(&str) -> Vec<String>) -> Result<(), Failure> {
+        for node in NODES {
+            self.sources.insert(node.into(), source(node));
+            self.start(node)?;
+        }
+        Ok(())
+    }
+
+    fn without_nodes(world: &World) -> Result<Self, Failure> {
         let images = Images::from([("peer".to_owned(), Program::actor("peer"))]);
         let dir = world.scratch_dir();
         let peers = dir.join("peers");
         fs::write(&peers, "")?;
         let mut cluster = Cluster::build(world, dir.join("cluster"), images)?;
         cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n")?;
-        let mut ground = Self {
+        Ok(Self {
             cluster,
             ca: dir.join("ca"),
             netns: world.netns_dir(),
             peers,
-        };
-        for node in NODES {
-            ground.start(node)?;
-        }
-        Ok(ground)
+            sources: BTreeMap::new(),
+            control: None,
+        })
+    }
+
+    /// Starts `ambient control` on the first node, and gives its address once it serves.
+    pub(crate) fn start_control(&mut self) -> Result<String, Failure> {
+        let (manifests, ca) = (path(self.cluster.manifests()), path(&self.ca));
+        let node = self.cluster.node(NODES[0])?;
+        let host = node.addresses().v4.to_string();
+        let at = format!("{host}:15012");
+        let program = Program::new(AMBIENT)
+            .args(["control", "--listen", &at, "--name", &host, "--mesh", &manifests, "--ca", &ca])
+            .stdout(Output::Null);
+        self.control = Some(node.namespace().spawn(&program)?);
+        let listens = |to: SocketAddr| move || TcpStream::connect(to).map_err(|e| e.to_string());
+        until(Duration::from_secs(20), || {
+            Ok(self.node_namespace(NODES[0])?.run(listens(at.parse()?))?.map(drop))
+        })?;
+        Ok(at)
+    }
+
+    /// Kills `ambient control`.
+    pub(crate) fn kill_control(&mut self) -> Result<(), Failure> {
+        self.control.take().ok_or("it does not run")?.kill()?;
+        Ok(())
     }
 
     /// Starts the process of a node.
@@ -59,10 +138,7 @@ impl Ground {
             .args(["node", "--log", "info", "--log-format", "text", "--node", node, "--leave", "1"])
             .arg("--netns-dir")
             .arg(&self.netns)
-            .arg("--manifests")
-            .arg(self.cluster.manifests())
-            .arg("--ca-dir")
-            .arg(&self.ca);
+            .args(&self.sources[node]);
         Ok(self.cluster.node(node)?.start(program)?)
     }
 
@@ -103,6 +179,24 @@ impl Ground {
         Ok((status.code().ok_or("it was killed")?, out, err))
     }
 
+    /// A page of a node, on its loopback.
+    pub(crate) fn page(&self, node: &str, port: u16, path: &str) -> Result<String, Failure> {
+        let asked = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+        let answer = self.node_namespace(node)?.run(move || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            stream.write_all(asked.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        })??;
+        Ok(answer.split_once("\r\n\r\n").ok_or("no HTTP")?.1.to_owned())
+    }
+
+    /// The first address of a pod.
+    pub(crate) fn address(&self, pod: &str) -> Result<IpAddr, Failure> {
+        Ok(*self.cluster.pod("demo", pod)?.addresses().first().ok_or("it has no address")?)
+    }
+
     /// What the node says of one pod, as JSON.
     pub(crate) fn told(&mut self, node: &str, pod: &str) -> Result<Value, Failure> {
         let (code, out, err) = self.ambient(node, &["pods", pod, "--json"])?;
@@ -117,7 +211,7 @@ impl Ground {
         let mode = if meant { "ambient" } else { "none" };
         let args: Vec<String> = args.iter().map(|arg| format!("{arg:?}")).collect();
         let text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: demo, labels: {{{DATAPLANE_MODE}: {mode}}}}}\nspec: {{serviceAccountName: \
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: demo, labels: {{app: {name}, {DATAPLANE_MODE}: {mode}}}}}\nspec: {{serviceAccountName: \
              {account}, nodeSelector: {{kubernetes.io/hostname: {node}}}, containers: [{{name: peer, image: peer, args: [{}]}}]}}\n",
             args.join(", ")
         );
@@ -176,6 +270,10 @@ impl Ground {
             .map(|node| format!("{}:\n{}\n", node.name(), tail(node.log())))
             .collect()
     }
+}
+
+fn path(path: &Path) -> String {
+    path.display().to_string()
 }
 
 pub(crate) fn key(name: &str) -> Key {

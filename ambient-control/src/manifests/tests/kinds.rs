@@ -146,10 +146,45 @@ fn an_annotation_says_nothing_of_captures() {
                  ambient.istio.io/redirection: enabled\nspec: {address: 10.0.0.2}\n";
     let content = format!("{annotated}---\n{entry}");
     let read = document::read(content.as_bytes()).unwrap().unwrap();
-    let lines: Vec<_> = read.ignored.iter().map(|ignored| ignored.line).collect();
+    let lines: Vec<_> = read.ignored.iter().map(|ignored| ignored.what.line).collect();
     assert_eq!(lines.len(), 2, "each is told");
     let mut f = Fixture::new();
     f.write("a.yaml", &content);
     f.looks();
     assert!(f.mesh.workloads().count() == 2 && f.mesh.workloads().all(|w| w.tunnel == TunnelProtocol::None));
+}
+
+#[test]
+fn on_the_nodes_of_a_ztunnel_the_annotation_says_what_is_captured() {
+    let annotated = |name: &str, uid: &str, ip: &str, node: &str, value: &str| {
+        let annotation = format!("  annotations:\n    ambient.istio.io/redirection: {value}\n  labels:");
+        pod(name, uid, ip).replace("  labels:", &annotation).replace("node-1", node)
+    };
+    let mut f = Fixture::configured(|config| config.ztunnel_nodes = ["node-z".into()].into());
+    f.write("a.yaml", &annotated("cart", "u1", "10.0.0.1", "node-z", "enabled"));
+    f.write("b.yaml", &annotated("odd", "u2", "10.0.0.2", "node-z", "disabled"));
+    f.write("c.yaml", &annotated("ours", "u3", "10.0.0.3", "node-1", "enabled"));
+    f.looks();
+    assert_eq!(["cart", "odd", "ours"].map(|name| f.captured(name)), [true, false, false]);
+    // Taken back by whoever has set it; and one may be reported all the same.
+    f.write("a.yaml", &pod("cart", "u1", "10.0.0.1").replace("node-1", "node-z"));
+    fs::create_dir(f.path().join("status")).unwrap();
+    f.write("status/node-z.json", r#"{"node": "node-z", "pods": {"u2": {}}, "withdrawn": []}"#);
+    f.looks();
+    assert_eq!(["cart", "odd", "ours"].map(|name| f.captured(name)), [false, true, false]);
+    // A pod that shares its node's address is never found by it, captured or not.
+    f.write(
+        "a.yaml",
+        &annotated("cart", "u1", "10.0.0.1", "node-z", "enabled").replace("spec:\n", "spec:\n  hostNetwork: true\n"),
+    );
+    f.looks();
+    assert!(!f.captured("cart"));
+}
+
+#[test]
+fn where_an_annotation_counts_nobody_is_warned_of_it() {
+    let annotated =
+        pod("cart", "u1", "10.0.0.1").replace("  labels:", "  annotations:\n    ambient.istio.io/redirection: enabled\n  labels:");
+    let read = document::read(annotated.as_bytes()).unwrap().unwrap();
+    assert_eq!(read.ignored[0].node.as_deref(), Some("node-1"));
 }
