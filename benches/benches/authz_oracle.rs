@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use ambient_authz::{Conn, Peer, Policies, decide, decide_again};
+use ambient_authz::{Conn, Peer, Policies, Target, decide, decide_again};
 
 #[path = "../../ambient-authz/tests/support/plain.rs"]
 mod plain;
@@ -78,7 +78,7 @@ fn history(seed: u64) -> (u64, u64) {
     }
     let ends = (0..connections).map(|_| random::ends(&mut random));
     let mut ends: Vec<_> = ends.map(|ends| (Peer::from(ends.0.clone()), ends)).collect();
-    let (mut pairs, mut differing) = (0, 0);
+    let (mut pairs, mut differing, mut targets) = (0, 0, Vec::<Target>::new());
     for _ in 0..6 {
         let batch = 1 + random.below(shape.keys / 2);
         let batch: Vec<_> = (0..batch).map(|_| random::update(&mut random, shape)).collect();
@@ -89,6 +89,9 @@ fn history(seed: u64) -> (u64, u64) {
             policies = policies.stop_waiting().0;
         }
         let workloads: Vec<_> = (0..workloads).map(|_| random::workload(&mut random, shape)).collect();
+        // Those of the batch before are kept, so that some of them fit no longer.
+        let made = (0..6).map(|_| policies.target(&random::workload(&mut random, shape).into()));
+        targets = targets.into_iter().rev().take(6).chain(made).collect();
         for (peer, ends) in &mut ends {
             if random.once_in(3) {
                 *peer = policies.resolve(ends.0.as_ref());
@@ -104,6 +107,11 @@ fn history(seed: u64) -> (u64, u64) {
                 let engine = if again { decide_again } else { decide };
                 pairs += 1;
                 differing += u64::from(engine(&policies, workload, &conn) != plain.decide(workload, &conn, &matching, again));
+            }
+            for target in &targets {
+                pairs += 1;
+                let wanted = plain.decide(target.workload(), &conn, &matching, false);
+                differing += u64::from(target.decide(&policies, &conn) != wanted);
             }
         }
     }
