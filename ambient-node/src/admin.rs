@@ -2,7 +2,8 @@
 //! node's loopback.
 //!
 //! **To add a page**, write `fn(&Context, &Asked) -> Answer` in a file of `admin/` and give it a line in
-//! [`routes::ADMIN`]. It runs on a thread that may block, and sees the node through its [`Context`]. What is long is
+//! [`routes`]. It runs on a thread that may block, and sees the node through its [`Context`]; what concerns capture alone takes
+//! any [`Site`], as an enrolment without a proxy has pages too. What is long is
 //! written piece by piece ([`Answer::stream`]), so that no page needs memory that grows with the mesh; what changes the
 //! node takes POST alone ([`Takes::Post`]).
 //!
@@ -19,36 +20,74 @@ mod routes;
 mod serve;
 mod stop;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use ambient_redirect::{pods::PodState, probes::ProbesState};
+use ambient_core::PodUid;
+use ambient_redirect::{linux::Netns, plan::Options, pods::PodState, probes::ProbesState};
 use tokio::sync::watch;
 
-use crate::{Shared, pods::Pods};
+use crate::{Shared, pods::Pods, state::State, telemetry::Metrics};
 
 pub(crate) use answer::{Answer, Asked, Out};
-pub(crate) use listen::{Doors, Given, OpenError};
+pub(crate) use listen::{At, Doors, Given, OpenError};
 pub(crate) use serve::Pages;
 pub(crate) use stop::{Stop, Urgency};
 
-/// What a page may look at.
+/// What pages are served of: what they look at, and which there are.
+pub(crate) trait Site: Send + Sync + Sized + 'static {
+    /// For who is on the node.
+    const ADMIN: &'static [Route<Self>];
+    /// For Prometheus.
+    const METRICS: &'static [Route<Self>];
+    /// For the kubelet.
+    const READINESS: &'static [Route<Self>];
+
+    /// How it stands with the node's pods.
+    fn standing(&self) -> &Standing;
+}
+
+/// What a page of a node may look at.
 #[derive(Debug)]
 pub(crate) struct Context {
     /// State, certificates, metrics, configuration.
     pub(crate) node: Arc<Shared>,
     /// The pods that are served, whoever has captured them.
     pub(crate) pods: Arc<Pods>,
-    /// How far each pod of this node is with its capture.
-    pub(crate) captures: watch::Receiver<Arc<[PodState]>>,
+    pub(crate) standing: Standing,
+}
+
+/// Gives the namespace that a pod is served in.
+pub(crate) type Served = Box<dyn Fn(&PodUid) -> Option<Arc<Netns>> + Send + Sync>;
+
+/// How it stands with a node's pods, whoever serves them.
+pub(crate) struct Standing {
+    /// The node's name.
+    pub(crate) node: Arc<str>,
+    pub(crate) state: Arc<State>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// What is captured, of pods that ask nothing else.
+    pub(crate) capture: Options,
+    /// How far each pod of this node is with its capture; `None` where that is an agent's of others.
+    pub(crate) captures: Option<watch::Receiver<Arc<[PodState]>>>,
     /// How it stands with the kubelet's probes; `None` where they are let through nowhere.
     pub(crate) probes: Option<watch::Receiver<ProbesState>>,
+    /// Whether the proxy is in this process, so that it is known what pods have open.
+    pub(crate) proxied: bool,
+    /// The namespace that a pod is served in.
+    pub(crate) namespace: Served,
     /// Tells the node to stop.
     pub(crate) stop: Stop,
 }
 
+impl fmt::Debug for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Standing").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
 /// A page: where it is, how it is asked for, and what answers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Route {
+pub(crate) struct Route<C> {
     /// The whole path.
     pub(crate) path: &'static str,
     /// How it is asked for.
@@ -56,7 +95,7 @@ pub(crate) struct Route {
     /// What it is, for the index and for who asks in another way.
     pub(crate) about: &'static str,
     /// Gives the answer; may block.
-    pub(crate) answer: fn(&Context, &Asked) -> Answer,
+    pub(crate) answer: fn(&C, &Asked) -> Answer,
 }
 
 /// How a page is asked for. GET never changes anything.

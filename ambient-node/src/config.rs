@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use ambient_core::TrustDomain;
 use ambient_redirect::ExistingConnections;
 
+use crate::admin::At;
+
 /// Where a node's certificates and keys outlive its process, so that a restart while the authority is away serves from them
 /// until their ends. Directories must be in memory (tmpfs or ramfs): keys never touch a disk, and a reboot leaves none.
 /// Memory that is swapped out does reach a disk, unless swap is off or encrypted; ramfs is never swapped.
@@ -30,6 +32,9 @@ pub struct Config {
     /// The socket of another's node agent, such as Istio's `istio-cni`: it then says which pods are served, and makes the rules
     /// in their namespaces, and `netns_dir` is not looked at. Without it the node enrols its pods itself.
     pub zds: Option<PathBuf>,
+    /// A socket at which CNI plugins hand over the network namespaces of new pods, before anything runs in them; none by
+    /// default. Without it they are found by their names, and what runs in them joins.
+    pub cni: Option<PathBuf>,
     /// A `/proc` in which pods' processes are seen, to find network namespaces that have no file there; none by default.
     pub proc: Option<PathBuf>,
     /// Where certificates and keys outlive this process; nowhere by default.
@@ -105,6 +110,16 @@ impl Config {
         self.dns_capture && !self.nameservers.is_empty()
     }
 
+    /// Where its pages are to be served.
+    pub(crate) fn pages(&self) -> At {
+        At {
+            metrics: self.metrics,
+            readiness: self.readiness,
+            admin: self.admin,
+            ipv6: self.ipv6,
+        }
+    }
+
     /// The defaults, which are ztunnel's where it has them.
     pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         let any = |port| SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port);
@@ -112,6 +127,7 @@ impl Config {
             node: node.into(),
             netns_dir: netns_dir.into(),
             zds: None,
+            cni: None,
             proc: None,
             keys: Keys::Nowhere,
             trust_domain: TrustDomain::default(),

@@ -16,20 +16,24 @@ use tokio::{
     time,
 };
 
-use crate::{Shared, state::Snapshot};
+use crate::{
+    state::{Snapshot, State},
+    telemetry::Metrics,
+};
 
 /// Holds them to policy for as long as pods are told of. `changed` is told after every change of policies or workloads.
 pub(crate) async fn hold_to_policy(
-    node: Arc<Shared>,
+    state: Arc<State>,
+    metrics: Arc<Metrics>,
     mut states: watch::Receiver<Arc<[PodState]>>,
     connections: KeptConnections,
     changed: Arc<Notify>,
 ) {
     loop {
         let pods = states.borrow_and_update().clone();
-        node.metrics.kept_connections(pods.iter().map(|pod| pod.kept.len()).sum());
+        metrics.kept_connections(pods.iter().map(|pod| pod.kept.len()).sum());
         let mut refused_some = false;
-        if let Some(snapshot) = node.state.current() {
+        if let Some(snapshot) = state.current() {
             for pod in pods.iter().filter(|pod| !pod.kept.is_empty()) {
                 let refused = refused(&snapshot, pod);
                 let Some((_, why)) = refused.first() else { continue };
@@ -38,7 +42,7 @@ pub(crate) async fn hold_to_policy(
                 refused_some = true;
                 let closed = connections.close(uid.clone(), all).await;
                 if closed > 0 {
-                    node.metrics.kept_connections_closed(closed);
+                    metrics.kept_connections_closed(closed);
                     let name = format_args!("{}/{}", pod.spec.namespace, pod.spec.name);
                     tracing::warn!(pod = %name, %uid, closed, why, "connections from before the pod joined are closed: policy refuses them");
                 }

@@ -1,7 +1,6 @@
 //! The composition: everything below, started in order, fed from one queue, and stopped gently.
 
 use std::{
-    collections::HashMap,
     io,
     net::SocketAddr,
     path::Path,
@@ -11,13 +10,13 @@ use std::{
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, LastHeard, Source};
-use ambient_core::{Identity, NetworkMode, Observer, PodUid, observe::Event};
+use ambient_core::{Identity, Observer, observe::Event};
 use ambient_hbone::{Limits, Pool, Server};
 use ambient_redirect::{
     Announce, Enrolment, PodSpec,
     linux::{self, PreflightError, preflight},
     plan::Options,
-    pods::{PodState, State as PodStage},
+    pods::PodState,
     probes::HostProbes,
     zds::{Client, ClientConfig, ClientState},
 };
@@ -30,10 +29,11 @@ use tokio::{
 
 use crate::{
     Config, Keys, Page,
-    admin::{Context, Doors, Given, OpenError, Pages, Stop, Urgency},
+    admin::{Context, Doors, Given, OpenError, Pages, Standing, Stop, Urgency},
     bounds::Bounds,
     certificates::{Certificates, Keep, Memory},
     clock,
+    cni::{self, Porter},
     demand::Demand,
     dial::Dialler,
     dns, drain,
@@ -44,10 +44,11 @@ use crate::{
     kept,
     local::Locals,
     lookup::Lookups,
+    meant,
     pods::Pods,
     policies::Oversight,
     readiness::Readiness,
-    state::{Changed, Snapshot, State},
+    state::{Changed, State},
     supervise::supervise,
     telemetry::{Direction, Metrics},
     text::rfc3339,
@@ -118,6 +119,14 @@ pub enum StartError {
     /// The process cannot make sockets as a proxy needs them.
     #[error("this node cannot make its sockets in pods' namespaces: {0} (CAP_SYS_ADMIN and CAP_NET_ADMIN are needed)")]
     Sockets(io::Error),
+    /// CNI plugins cannot hand namespaces over.
+    #[error("cannot listen for CNI plugins at {path}: {source} (its directory must be there and writable; name another path with --cni)")]
+    Cni {
+        /// The path.
+        path: String,
+        /// The system's word.
+        source: io::Error,
+    },
     /// Proxies cannot connect.
     #[error(transparent)]
     Zds(#[from] ambient_redirect::zds::BindError),
@@ -163,8 +172,8 @@ pub struct Node {
 
 /// Who says which pods are served.
 enum Enrolling {
-    /// The node itself.
-    Own(Box<Enrolment>),
+    /// The node itself, with a socket for CNI plugins where there is to be one.
+    Own(Box<Enrolment>, Option<cni::Door>),
     /// An agent of others.
     Told(Box<Client>, Arc<dyn Announce>),
     /// Whoever embeds the node.
@@ -195,6 +204,7 @@ pub struct Ground {
     options: Options,
     probes: Option<HostProbes>,
     doors: Doors,
+    plugins: Option<cni::Door>,
 }
 
 impl Ground {
@@ -216,18 +226,23 @@ impl Ground {
             }
             Some(_) => try_sockets().await?,
         }
-        let doors = Doors::open(&config, pages)?;
+        let doors = Doors::open(config.pages(), pages)?;
         // Whoever makes the rules makes the node's too.
         let probes = match &config.zds {
             None => host_probes::prepare(&config.node, config.ipv6, config.probes).await,
             Some(_) => None,
         };
         options.probes = probes.is_some();
+        let plugins = match &config.zds {
+            None => open_to_plugins(config.cni.as_deref())?,
+            Some(_) => None,
+        };
         Ok(Self {
             config,
             options,
             probes,
             doors,
+            plugins,
         })
     }
 
@@ -237,7 +252,8 @@ impl Ground {
         Ok(Self {
             options: options_of(&config),
             probes: None,
-            doors: Doors::open(&config, pages)?,
+            plugins: None,
+            doors: Doors::open(config.pages(), pages)?,
             config,
         })
     }
@@ -250,6 +266,17 @@ fn options_of(config: &Config) -> Options {
         probes: config.probes,
         ..Options::default()
     }
+}
+
+/// The socket for CNI plugins, if there is to be one.
+pub(crate) fn open_to_plugins(path: Option<&Path>) -> Result<Option<cni::Door>, StartError> {
+    let open = |path: &Path| {
+        cni::Door::open(path).map_err(|source| StartError::Cni {
+            path: path.display().to_string(),
+            source,
+        })
+    };
+    path.map(open).transpose()
 }
 
 /// Whether the runtime's directory of namespaces can be read.
@@ -291,6 +318,7 @@ impl Node {
             options,
             probes,
             doors,
+            plugins,
         } = ground;
         let Parts {
             source,
@@ -309,7 +337,7 @@ impl Node {
         let configs = Arc::new(Configs::new(provider.clone()));
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
         let locals = Arc::new(Locals::new(certificates.clone(), configs.clone()));
-        let count = config.workers;
+        let (count, capture) = (config.workers, options.clone());
         // One for all, so that windows grow within one budget.
         let limits = Limits::default();
         let tunnels = {
@@ -336,7 +364,6 @@ impl Node {
             .limits(limits)
             .observer(observer.clone())
             .build();
-        let capture = options.clone();
         let redirect = ambient_redirect::Config {
             options,
             proc: config.proc.clone(),
@@ -372,7 +399,7 @@ impl Node {
             Some(client) => Enrolling::Told(Box::new(client), announce),
             None => {
                 let enrolment = Enrolment::new(redirect, shared.sockets.clone(), pods.clone(), announce, observer)?;
-                Enrolling::Own(Box::new(enrolment))
+                Enrolling::Own(Box::new(enrolment), plugins)
             }
         };
         Ok(Self {
@@ -426,18 +453,28 @@ impl Node {
             doors,
             stop: told,
         } = self;
-        // Of pods that others enrol nothing is proven here.
         let captures = match &enrolling {
-            Enrolling::Own(enrolment) => enrolment.states(),
-            Enrolling::Told(..) | Enrolling::Given(_) => watch::channel(Arc::from([])).1,
+            Enrolling::Own(enrolment, _) => Some(enrolment.states()),
+            // Of pods that others enrol nothing is proven here.
+            Enrolling::Told(..) | Enrolling::Given(_) => None,
         };
+        let served = pods.clone();
         let context = Context {
             node: shared.clone(),
             pods: pods.clone(),
-            captures: captures.clone(),
-            probes: probes.as_ref().map(HostProbes::states),
-            stop: told.clone(),
+            standing: Standing {
+                node: shared.config.node.clone(),
+                state: shared.state.clone(),
+                metrics: shared.metrics.clone(),
+                capture: shared.capture.clone(),
+                captures: captures.clone(),
+                probes: probes.as_ref().map(HostProbes::states),
+                proxied: true,
+                namespace: Box::new(move |uid| served.namespace(uid)),
+                stop: told.clone(),
+            },
         };
+        let captures = captures.unwrap_or_else(|| watch::channel(Arc::from([])).1);
         let pages = Pages::start(doors, context).map_err(|error| RunError { why: error.to_string() })?;
         if shared.config.local_shortcut {
             tracing::warn!(
@@ -499,14 +536,27 @@ fn enrol(
     // An error says that the other half is gone: stop then too.
     let stopped = async move { drop(stopped.await) };
     match enrolling {
-        Enrolling::Own(enrolment) => {
+        Enrolling::Own(enrolment, plugins) => {
+            if let Some(door) = plugins {
+                let porter = Porter {
+                    node: shared.config.node.clone(),
+                    netns_dir: shared.config.netns_dir.clone(),
+                    state: shared.state.clone(),
+                    captures: captures.clone(),
+                    hand_over: enrolment.hand_over(),
+                    no_dns: shared.config.nameservers.is_empty().then_some(meant::NO_DNS),
+                    open_when_unproven: shared.config.open_when_unproven,
+                };
+                tasks.spawn(cni::serve(door, porter));
+            }
             let states = captures.clone();
             tasks.spawn(supervised(shared, "pods", move |shared| {
-                tell_of_pods(move |count| shared.metrics.uncovered_pods(count), states.clone())
+                meant::tell_of_pods(move |count| shared.metrics.uncovered_pods(count), states.clone())
             }));
             let kept = enrolment.kept();
             tasks.spawn(supervised(shared, "kept connections", move |shared| {
-                kept::hold_to_policy(shared, captures.clone(), kept.clone(), changed.clone())
+                let (state, metrics) = (shared.state.clone(), shared.metrics.clone());
+                kept::hold_to_policy(state, metrics, captures.clone(), kept.clone(), changed.clone())
             }));
             tokio::spawn(enrolment.run(wanted, stopped))
         }
@@ -559,7 +609,7 @@ fn supervised<F: Future<Output = ()> + Send + 'static>(
 #[derive(Debug, thiserror::Error)]
 #[error("a part of the node has ended ({why}); start it again: until then its pods' traffic is refused")]
 pub struct RunError {
-    why: String,
+    pub(crate) why: String,
 }
 
 impl RunError {
@@ -636,8 +686,8 @@ async fn follow(
         }
         oversight.look(&shared.config.node, &now, &shared.metrics);
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
-            let no_dns = shared.config.nameservers.is_empty().then_some(NO_DNS);
-            let pods = pods_of(&shared.config.node, no_dns, &now);
+            let no_dns = shared.config.nameservers.is_empty().then_some(meant::NO_DNS);
+            let pods = meant::pods_of(&shared.config.node, no_dns, &now);
             let domain = &shared.config.trust_domain;
             let borne = pods
                 .iter()
@@ -659,36 +709,6 @@ fn take(shared: &Shared, batch: Batch) -> Changed {
         trust::recheck(shared);
     }
     shared.state.apply(batch, clock::steady())
-}
-
-/// Why no pod's DNS can be captured.
-const NO_DNS: &str = "the node knows no DNS server; name a resolv.conf with --resolv-conf";
-
-/// The pods of a node that are meant to be in the mesh; with a reason why their DNS cannot be captured, if it cannot.
-pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snapshot) -> Arc<[PodSpec]> {
-    let ours = now
-        .mesh
-        .workloads_of_node(node)
-        .filter(|w| w.ambient && w.network_mode == NetworkMode::Standard);
-    let spec = |w: &Arc<ambient_core::Workload>| {
-        let uid: PodUid = w.pod.clone()?;
-        let (namespace, name, service_account) = (w.namespace.clone(), w.name.clone(), w.service_account.clone());
-        let mut capture = w.capture.as_deref().cloned().unwrap_or_default();
-        if let Some(why) = no_dns {
-            capture.refuse_dns(why);
-        }
-        // A pod without an address has no namespace yet that could be its own.
-        (!w.addresses.is_empty()).then(|| PodSpec {
-            uid,
-            namespace,
-            name,
-            service_account,
-            addresses: w.addresses.clone(),
-            capture,
-            has_run: w.has_run,
-        })
-    };
-    ours.filter_map(spec).collect()
 }
 
 /// Gives back what nobody asks for any more.
@@ -718,35 +738,6 @@ async fn let_series_go(shared: Arc<Shared>) {
 
 /// Well below the time that a series stays.
 const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
-
-/// Puts into the log how each pod stands, when that changes.
-pub(crate) async fn tell_of_pods(uncovered: impl Fn(usize), mut states: watch::Receiver<Arc<[PodState]>>) {
-    let mut told: HashMap<PodUid, PodStage> = HashMap::new();
-    loop {
-        let now = states.borrow_and_update().clone();
-        let captured = |pod: &&PodState| matches!(pod.state, PodStage::In { .. });
-        uncovered(now.len() - now.iter().filter(captured).count());
-        for pod in now.iter().filter(|pod| told.get(&pod.spec.uid) != Some(&pod.state)) {
-            tell(pod);
-        }
-        told = now.iter().map(|pod| (pod.spec.uid.clone(), pod.state.clone())).collect();
-        if states.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-fn tell(pod: &PodState) {
-    let (name, uid) = (format_args!("{}/{}", pod.spec.namespace, pod.spec.name), &pod.spec.uid);
-    let said = pod.said.as_deref();
-    match &pod.state {
-        PodStage::In { proof, .. } => tracing::info!(pod = %name, uid = %uid, added = said, %proof, "pod captured"),
-        PodStage::Pairing { why } => tracing::info!(pod = %name, uid = %uid, why, "pod waits for its network namespace"),
-        PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
-        PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
-        _ => {}
-    }
-}
 
 fn to_the_millisecond(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

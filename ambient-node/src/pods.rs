@@ -11,7 +11,7 @@ use std::{
 use ambient_core::{Identity, PodUid};
 use ambient_hbone::{Speaker, SpeakerKey};
 use ambient_redirect::{BoxFuture, Drained, PodSpec, Proxy, ProxyError, linux::Netns};
-use tokio::{sync::Notify, time};
+use tokio::{sync::Notify, task::JoinSet, time};
 
 use crate::{
     Shared,
@@ -120,14 +120,20 @@ impl Pods {
         let node = &self.node;
         // What the pod asks may have changed since it is served; a listener that nothing is redirected to any more may stay.
         let dns = spec.capture.dns.unwrap_or_else(|| node.config.captures_dns());
-        let mut bound = Vec::new();
+        // All at once: each is made by a thread that enters the namespace for it, and waited for.
+        let mut binding = JoinSet::new();
         for at in Listening::all(node.config.ipv6, dns).filter(|at| !pod.has(*at)) {
-            let name = || format!("listening on {at} in the pod's namespace");
-            match listener::bind(at, node, pod).await {
+            let (node, pod) = (node.clone(), pod.clone());
+            binding.spawn(async move { (at, listener::bind(at, &node, &pod).await) });
+        }
+        let mut bound = Vec::new();
+        while let Some(ended) = binding.join_next().await {
+            let (at, socket) = ended.map_err(|e| refuse("listening in the pod's namespace", io::Error::other(e)))?;
+            match socket {
                 Ok(socket) => bound.push((at, socket)),
                 // A namespace without IPv6 has no query to redirect to its loopback.
                 Err(error) if at.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) && has_no_such_address(&error) => {}
-                Err(source) => return Err(ProxyError { what: name(), source }),
+                Err(source) => return Err(refuse(&format!("listening on {at} in the pod's namespace"), source)),
             }
         }
         let names = dns::server(node, pod);

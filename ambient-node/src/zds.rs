@@ -4,12 +4,12 @@
 use std::{
     collections::BTreeMap,
     future::Future,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use ambient_authz::Policies;
 use ambient_control::Source;
 use ambient_core::PodUid;
 use ambient_redirect::{
@@ -18,14 +18,24 @@ use ambient_redirect::{
     probes::HostProbes,
     zds::{Client, ClientState, Connected, Server, ServerConfig, workloads::Readiness},
 };
-use tokio::{sync::watch, task::JoinSet, time};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time,
+};
 
 use crate::{
-    RunError, StartError, clock,
+    RunError, StartError,
+    admin::{At, Doors, Given, Pages, Standing, Stop, Urgency},
+    clock,
+    cni::{self, Porter},
     feed::{Feed, News},
-    host_probes,
-    node::{Told, pods_of, read_namespaces, tell_of_pods},
+    host_probes, kept,
+    meant::{pods_of, tell_of_pods},
+    node::{Told, open_to_plugins, read_namespaces},
+    policies,
     state::State,
+    telemetry::Metrics,
 };
 
 /// Settings of an [`Enrol`].
@@ -36,6 +46,29 @@ pub struct EnrolConfig {
     pub redirect: ambient_redirect::Config,
     /// The socket that proxies connect to; made by this, for the own user and root alone.
     pub socket: PathBuf,
+    /// A socket at which CNI plugins hand over the network namespaces of new pods; none by default.
+    pub cni: Option<PathBuf>,
+    /// Where `/metrics` is served; beside a node proxy's in the same network namespace, as the others.
+    pub metrics: SocketAddr,
+    /// Where `/healthz/ready` is served.
+    pub readiness: SocketAddr,
+    /// Where the admin pages are served, `/pods` among them: a loopback address.
+    pub admin: SocketAddr,
+}
+
+impl EnrolConfig {
+    /// Pages on the ports 15014, 15024 and 15004, no socket for CNI plugins.
+    pub fn new(redirect: ambient_redirect::Config, socket: impl Into<PathBuf>) -> Self {
+        let any = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        Self {
+            redirect,
+            socket: socket.into(),
+            cni: None,
+            metrics: any(15014),
+            readiness: any(15024),
+            admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15004),
+        }
+    }
 }
 
 /// Enrolment alone: this node's pods are captured for a proxy that is another process, such as Istio's ztunnel, which is
@@ -46,11 +79,42 @@ pub struct Enrol {
     server: Arc<Server>,
     enrolment: Enrolment,
     probes: Option<HostProbes>,
+    doors: Doors,
+    plugins: Option<cni::Door>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Enrol {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Enrol").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// What the pages of an enrolment look at whose proxy is another process.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    pub(crate) standing: Standing,
+    proxies: watch::Receiver<Arc<[Connected]>>,
+    socket: PathBuf,
+}
+
+impl Apart {
+    /// Whether it is ready, and what is wrong. Without a proxy it is: what can be captured waits for one, and one is started
+    /// once this is.
+    pub(crate) fn readiness(&self) -> (bool, String) {
+        let Standing { state, stop, .. } = &self.standing;
+        if stop.is_told() {
+            return (false, "not ready, pending: the enrolment stops\n".into());
+        }
+        let now = state.current();
+        let (ready, mut text) = policies::readiness(now.as_deref().map(|now| &now.policies), &state.faults());
+        if self.proxies.borrow().is_empty() {
+            let path = self.socket.display();
+            text.push_str(&format!(
+                "no proxy is connected at {path}: until one is, no pod joins, and new ones are refused\n"
+            ));
+        }
+        (ready, text)
     }
 }
 
@@ -62,18 +126,35 @@ impl Enrol {
     pub async fn start(mut config: EnrolConfig, source: Box<dyn Source>, announce: Arc<dyn Announce>) -> Result<Self, StartError> {
         read_namespaces(&config.redirect.netns_dir)?;
         preflight(&config.redirect.options).await?;
-        let server = Server::bind(ServerConfig::new(&config.socket, config.redirect.options.clone()))?;
+        let at = At {
+            metrics: config.metrics,
+            readiness: config.readiness,
+            admin: config.admin,
+            ipv6: config.redirect.options.ipv6,
+        };
+        let doors = Doors::open(at, Given::default())?;
+        let plugins = open_to_plugins(config.cni.as_deref())?;
+        let server = Server::bind(ServerConfig {
+            patience: PATIENCE,
+            ..ServerConfig::new(&config.socket, config.redirect.options.clone())
+        })?;
         let sockets = linux::Sockets::new()?;
         let options = &mut config.redirect.options;
         let probes = host_probes::prepare(&config.redirect.node, options.ipv6, options.probes).await;
         options.probes = probes.is_some();
-        let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, Arc::new(Told(None)))?;
+        let metrics = Arc::new(Metrics::of_enrolment());
+        metrics.ask_ages(source.last_heard(), None);
+        let told = Arc::new(Told(Some(metrics.clone())));
+        let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, told)?;
         Ok(Self {
             config,
             source,
             server,
             enrolment,
             probes,
+            doors,
+            plugins,
+            metrics,
         })
     }
 
@@ -88,20 +169,62 @@ impl Enrol {
             server,
             enrolment,
             probes,
+            doors,
+            plugins,
+            metrics,
         } = self;
+        let (node, state, told) = (config.redirect.node.clone(), Arc::new(State::default()), Stop::default());
+        let (captures, served) = (enrolment.states(), server.clone());
+        let apart = Apart {
+            standing: Standing {
+                node: node.clone(),
+                state: state.clone(),
+                metrics: metrics.clone(),
+                capture: config.redirect.options.clone(),
+                captures: Some(captures.clone()),
+                probes: probes.as_ref().map(HostProbes::states),
+                proxied: false,
+                namespace: Box::new(move |uid| served.namespace(uid)),
+                stop: told.clone(),
+            },
+            proxies: server.proxies(),
+            socket: config.socket.clone(),
+        };
+        let pages = Pages::start(doors, apart).map_err(|error| RunError { why: error.to_string() })?;
         let (desired, wanted) = watch::channel(None);
+        let changed = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(config.redirect.node.clone(), source, desired));
-        tasks.spawn(tell_of_pods(|_| {}, enrolment.states()));
+        tasks.spawn(follow(node.clone(), source, state.clone(), desired, changed.clone()));
+        let counting = metrics.clone();
+        tasks.spawn(tell_of_pods(move |count| counting.uncovered_pods(count), captures.clone()));
         tasks.spawn(tell_of_proxies(server.proxies()));
+        tasks.spawn(kept::hold_to_policy(
+            state.clone(),
+            metrics,
+            captures.clone(),
+            enrolment.kept(),
+            changed,
+        ));
         if let Some(probes) = probes {
             tasks.spawn(host_probes::tell(probes.states()));
-            tasks.spawn(probes.run(enrolment.states(), std::future::pending()));
+            tasks.spawn(probes.run(captures.clone(), std::future::pending()));
+        }
+        if let Some(door) = plugins {
+            let porter = Porter {
+                node,
+                netns_dir: config.redirect.netns_dir.clone(),
+                state,
+                captures: captures.clone(),
+                hand_over: enrolment.hand_over(),
+                no_dns: None,
+                open_when_unproven: config.redirect.open_when_unproven,
+            };
+            tasks.spawn(cni::serve(door, porter));
         }
         let serving = server.clone();
         tasks.spawn(async move { serving.run().await });
-        let (following, states, pods) = (server.clone(), enrolment.states(), wanted.clone());
-        tasks.spawn(async move { following.follow(pods, states).await });
+        let (following, pods) = (server.clone(), wanted.clone());
+        tasks.spawn(async move { following.follow(pods, captures).await });
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
             let _ = stopped.await;
@@ -109,27 +232,42 @@ impl Enrol {
         tracing::info!(socket = %server.path().display(), "waiting for proxies");
         let ran = tokio::select! {
             () = stop => Ok(()),
+            () = told.told(Urgency::Graceful) => Ok(()),
             // None of them ends by itself.
             ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
             ended = &mut enrolling => Err(RunError::of(ended.err())),
         };
+        // For readiness, however it was told.
+        told.tell(Urgency::Graceful);
         tracing::info!("stopping: rules stay, and the proxy goes on with what it has");
         drop(stop_enrolling);
         if !enrolling.is_finished() {
             let _ = enrolling.await;
         }
         tasks.shutdown().await;
+        pages.stop().await;
         ran
     }
 }
 
-/// Takes what the source brings, as far as it says which pods are here.
-async fn follow(node: Arc<str>, source: Box<dyn Source>, desired: watch::Sender<Option<Arc<[PodSpec]>>>) {
-    let (mut feed, state) = (Feed::new(source), State::new(Policies::default()));
+/// Takes what the source brings: which pods are here, and what policies say of connections that were kept.
+async fn follow(
+    node: Arc<str>,
+    source: Box<dyn Source>,
+    state: Arc<State>,
+    desired: watch::Sender<Option<Arc<[PodSpec]>>>,
+    told: Arc<Notify>,
+) {
+    let mut feed = Feed::new(source);
     while let Some(news) = feed.next().await {
-        let News::Batch(batch) = news else { continue };
-        let changed = state.apply(batch, clock::steady());
+        let changed = match news {
+            News::Batch(batch) => state.apply(batch, clock::steady()),
+            News::GraceIsOver => state.stop_waiting(),
+        };
         let Some(now) = state.current() else { continue };
+        if !changed.policies.is_empty() || !changed.workloads.is_empty() {
+            told.notify_one();
+        }
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
             desired.send_replace(Some(pods_of(&node, None, &now)));
         }
@@ -282,5 +420,7 @@ impl Proxy for Obeying {
 
 /// What a proxy that has been asked is said to say until it does.
 const UNANSWERED: &str = ambient_redirect::zds::agent::UNANSWERED;
+/// How long a pod waits for a proxy at a time: less than a CNI plugin, which is then told why.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// How often it is looked whether a pod's addresses are known.
 const GLANCE: Duration = Duration::from_millis(200);

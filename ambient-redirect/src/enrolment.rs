@@ -354,6 +354,16 @@ impl Enrolment {
         match order {
             Order::Take { pod, namespace, answer } => {
                 let id = namespace.id();
+                if self.places.is_own(id) {
+                    let why = format!("{} is the node's own", namespace.path().display());
+                    let _ = answer.send(Err(HandOverError::Refused { pod, why }));
+                    return;
+                }
+                // Its runtime has made it another sandbox, as it does when a plugin has refused the one before.
+                let before = self.pods.namespace_of(&pod.uid).filter(|before| *before != id);
+                if let Some(before) = before.filter(|before| self.places.take_back(*before)) {
+                    self.pods.handle_gone(now(), before);
+                }
                 if let Err(why) = self.pods.handle_given(now(), id, &pod) {
                     let _ = answer.send(Err(HandOverError::Refused { pod, why }));
                     return;

@@ -315,6 +315,13 @@ impl Pods {
         Ok(())
     }
 
+    /// A namespace is not there any more, although it was among those of [`Pods::handle_namespaces`], or was handed over.
+    pub fn handle_gone(&mut self, now: Instant, id: NetnsId) {
+        if self.seen.remove(&id).is_some() {
+            self.reconsider(now);
+        }
+    }
+
     /// Something in a namespace has changed.
     pub fn handle_changed(&mut self, id: NetnsId) {
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -390,9 +397,13 @@ impl Pods {
         entries.chain(self.former.values().map(|(_, until)| *until)).chain(earlier).min()
     }
 
-    /// Whether desired pods lack a namespace, so that addresses are to be looked at again.
+    /// Whether desired pods lack a namespace that could be told by its addresses, so that those are to be looked at again.
     pub fn wants_addresses(&self) -> bool {
         !self.unpaired.is_empty()
+            && self.desired.iter().flat_map(|desired| desired.iter()).any(|spec| {
+                // One without an address is no reason: none could be its own.
+                !spec.addresses.is_empty() && self.unpaired.contains_key(&spec.uid)
+            })
     }
 
     /// Whether a namespace has a pod.
@@ -479,7 +490,7 @@ impl Pods {
             match spec {
                 Some(spec) if !entry.gone && !entry.leaves() => {
                     if *entry.pod != *spec {
-                        entry.become_pod(Arc::new(spec.clone()));
+                        entry.become_pod(spec.clone());
                     }
                     entry.is_meant();
                 }
@@ -574,9 +585,15 @@ impl Pods {
 
     /// Rules that an earlier process left for a pod that is not to be there: announced no more, then taken away.
     fn release_left_behind(&mut self, now: Instant, id: NetnsId, uid: Option<PodUid>) {
+        let leaves_elsewhere = |uid: &PodUid| self.entries.values().any(|e| e.pod.uid == *uid && e.leaves());
+        if uid.as_ref().is_some_and(leaves_elsewhere) {
+            // Its announcement is being taken back: until then its rules stay.
+            return;
+        }
         // A pod that lives elsewhere stays announced.
         let announced = uid.as_ref().is_some_and(|uid| !self.has_entry(uid));
-        let uid = uid.filter(|_| announced).unwrap_or_else(|| format!("left behind in {id}").into());
+        // Else it goes by its namespace's name: no pod has that.
+        let uid = uid.filter(|_| announced).unwrap_or_else(|| id.to_string().into());
         self.earlier.remove(&uid);
         self.entries
             .insert(id, Entry::left_behind(Arc::new(nobody(uid)), announced, now, &self.timing));

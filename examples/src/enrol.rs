@@ -1,6 +1,6 @@
 //! `ambient enrol`: enrolment alone, for a proxy that is somebody else's.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use ambient_control::{
     manifests::{self, Manifests, Status},
@@ -11,7 +11,11 @@ use ambient_redirect::plan::Options;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::node::{Existing, LogFormat, Selectors, Switch, enablement, in_one_line, raise_descriptor_limit};
+use crate::node::{
+    Existing, LogFormat, Selectors, Switch, enablement, in_one_line,
+    mesh::{Mesh, Said},
+    raise_descriptor_limit,
+};
 
 /// Flags, each of which can come from the environment.
 #[derive(Debug, clap::Args)]
@@ -29,6 +33,13 @@ pub(crate) struct Args {
     /// own user and root are let in.
     #[arg(long, env = "ZTUNNEL_UDS_ADDRESS", value_name = "SOCKET", default_value = ambient_redirect::zds::ISTIO_SOCKET)]
     zds: PathBuf,
+    /// Have CNI plugins hand the namespaces of new pods over at this socket, which it makes for its own user and root alone; see
+    /// `ambient node --help`.
+    #[arg(long, env = "AMBIENT_CNI_SOCKET", value_name = "SOCKET")]
+    cni: Option<PathBuf>,
+    /// Find namespaces by the processes of pods as well, in this /proc: it must show the whole machine's.
+    #[arg(long, env = "AMBIENT_PROC", value_name = "DIR")]
+    proc: Option<PathBuf>,
     /// Which pods are meant to be in the mesh; see `ambient node --help`.
     #[arg(long, env = "AMBIENT_ENABLEMENT_SELECTOR", value_name = "YAML", value_parser = enablement)]
     enablement_selector: Option<Selectors>,
@@ -60,6 +71,15 @@ pub(crate) struct Args {
     /// Let a pod's TCP go around the mesh where its capture cannot be upheld; otherwise it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
     open_when_unproven: bool,
+    /// Where /metrics is served.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15014")]
+    metrics: SocketAddr,
+    /// Where /healthz/ready is served.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15024")]
+    readiness: SocketAddr,
+    /// Where the admin pages are served, which `ambient pods --admin` asks: a loopback address.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15004")]
+    admin: SocketAddr,
     /// What is logged.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
@@ -118,8 +138,10 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
             args.manifests.display()
         )
     })?;
+    let mesh = Mesh::of(Said::default(), Some(&args.manifests), "Kubernetes")?;
     let mut selection = Selection {
         excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),
+        system_namespace: mesh.root_namespace.clone(),
         ..Selection::default()
     };
     if let Some(Selectors(enablement)) = args.enablement_selector {
@@ -128,7 +150,7 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
     let source = Manifests::open(manifests::Config {
         own: Some(status.clone()),
         selection,
-        ..manifests::Config::new(&args.manifests)
+        ..mesh.manifests(&args.manifests)
     });
     let redirect = ambient_redirect::Config {
         options: Options {
@@ -140,11 +162,15 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
         existing: args.existing_connections.into(),
         drain: Duration::from_secs(args.leave),
         open_when_unproven: args.open_when_unproven,
+        proc: args.proc,
         ..ambient_redirect::Config::new(&args.node, &args.netns_dir)
     };
     let config = EnrolConfig {
-        redirect,
-        socket: args.zds,
+        cni: args.cni,
+        metrics: args.metrics,
+        readiness: args.readiness,
+        admin: args.admin,
+        ..EnrolConfig::new(redirect, args.zds)
     };
     let announce = Arc::new(AnnounceInDirectory::new(status));
     Ok(Enrol::start(config, Box::new(source.await?), announce).await?)

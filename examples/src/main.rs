@@ -8,6 +8,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 #[cfg(feature = "authz")]
 mod authz;
 mod ca;
+mod cni;
 #[cfg(feature = "control")]
 mod control;
 mod enrol;
@@ -59,6 +60,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A runtime knows a CNI plugin by the name of its file alone.
+    if cni::is_plugin(std::env::args_os().next().as_deref()) {
+        return cni::main();
+    }
     // Before any thread or runtime: a user namespace can only be made by a process with a single thread.
     let settings::Read { matches, settings } = match settings::read(Cli::command(), std::env::args_os().collect()) {
         Ok(read) => read,

@@ -76,6 +76,11 @@ pub(crate) struct Args {
     /// enrolment has a meaning then.
     #[arg(long, env = "INPOD_UDS", value_name = "SOCKET")]
     zds: Option<PathBuf>,
+    /// Have CNI plugins hand the namespaces of new pods over at this socket, before anything runs in them: `ambient-cni`, or
+    /// Istio's with this as its pluginevent.sock. A plugin is answered once the pod is captured and that is proven. It is made
+    /// for the own user and root alone.
+    #[arg(long, env = "AMBIENT_CNI_SOCKET", value_name = "SOCKET")]
+    cni: Option<PathBuf>,
     /// Find namespaces by the processes of pods as well, in this /proc: it must show the whole machine's.
     #[arg(long, env = "AMBIENT_PROC", value_name = "DIR")]
     proc: Option<PathBuf>,
@@ -496,6 +501,7 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
     config.preferred_service_namespace = args.preferred_service_namespace.clone();
     config.proc = args.proc.clone();
+    config.cni = args.cni.clone();
     config.probes = args.probes == Switch::On;
     config.metrics = args.metrics;
     config.readiness = args.readiness;

@@ -12,6 +12,8 @@ mod asked;
 mod chaos;
 #[path = "enrolment/ground.rs"]
 mod ground;
+#[path = "enrolment/handed_over.rs"]
+mod handed_over;
 #[path = "enrolment/identities.rs"]
 mod identities;
 #[path = "enrolment/judge.rs"]
@@ -37,6 +39,14 @@ fn main() -> ExitCode {
             (
                 "the_kubelet_reaches_its_pods_and_nobody_gains_by_it",
                 probes::the_kubelet_reaches_its_pods_and_nobody_gains_by_it,
+            ),
+            (
+                "a_plugin_is_answered_once_its_pod_is_captured",
+                handed_over::a_plugin_is_answered_once_its_pod_is_captured,
+            ),
+            (
+                "an_enrolment_apart_takes_what_is_handed_over_and_tells_how_it_stands",
+                handed_over::an_enrolment_apart_takes_what_is_handed_over_and_tells_how_it_stands,
             ),
             (
                 "nothing_leaks_and_nobody_is_mistaken_in_a_storm",

@@ -257,10 +257,22 @@ fn health_and_ends() {
     for patch in [
         json!({ "status": { "phase": "Succeeded" } }),
         json!({ "status": { "phase": "Failed" } }),
-        json!({ "status": { "podIP": null, "podIPs": null } }),
+        json!({ "status": { "podIP": null, "podIPs": null }, "spec": { "nodeName": null } }),
     ] {
         assert!(told([patched(pod("cart"), &patch)]).workloads().is_empty(), "{patch}");
     }
+}
+
+#[test]
+fn a_pod_without_an_address_is_its_nodes_alone() {
+    let service = json!({ "kind": "Service", "metadata": { "name": "web", "namespace": "shop" }, "spec": {
+        "clusterIP": "10.1.0.1", "selector": { "app": "cart" }, "ports": [{ "port": 80 }], "publishNotReadyAddresses": true } });
+    let pod = patched(pod("cart"), &json!({ "metadata": { "labels": { "app": "cart" } } }));
+    let bare = patched(pod.clone(), &json!({ "status": { "podIP": null, "podIPs": null } }));
+    let one = |pod: Value| told([service.clone(), pod]).workloads().into_values().next().unwrap();
+    assert_eq!(one(pod).services.len(), 1);
+    let bare = one(bare);
+    assert!(bare.addresses.is_empty() && bare.services.is_empty() && bare.health == Health::Unhealthy && !bare.node.is_empty());
 }
 
 #[test]

@@ -16,7 +16,8 @@ use super::{
 };
 
 impl Objects {
-    /// The workload that a pod is; none while it has no address, and once it has ended.
+    /// The workload that a pod is; none before it has a node or an address, and once it has ended. Of one without an address
+    /// its node alone makes something: it may be told any moment that the pod is about to start.
     pub(super) fn of_pod(&self, source: &ObjectKey) -> Made<Vec<Workload>> {
         let mut made = Made::default();
         let Some(space) = self.spaces.get(&source.namespace) else {
@@ -44,8 +45,10 @@ impl Objects {
         workload.network = self.network.clone();
         let labels = &pod.metadata.labels;
         let mut memberships = Memberships::new();
-        self.selecting(space, labels, Ports::Pod(pod), &mut memberships);
-        self.in_slices(space, pod, &mut memberships);
+        if !workload.addresses.is_empty() {
+            self.selecting(space, labels, Ports::Pod(pod), &mut memberships);
+            self.in_slices(space, pod, &mut memberships);
+        }
         self.finish(&mut workload, source, labels, labels, memberships, &mut made);
         made.now.push(workload);
         made
@@ -332,7 +335,8 @@ fn locality(text: &str) -> Locality {
 /// The workload that a pod is by itself: not captured, and of no service.
 fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> Option<Workload> {
     let addresses = addresses(pod);
-    if addresses.is_empty() || is_terminal(pod) {
+    let node = pod.spec.node_name.as_deref().unwrap_or_default();
+    if is_terminal(pod) || (addresses.is_empty() && node.is_empty()) {
         return None;
     }
     let meta = &pod.metadata;
@@ -344,7 +348,7 @@ fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> Option
     if let Some(account) = &pod.spec.service_account_name {
         workload.service_account = account.as_str().into();
     }
-    workload.node = pod.spec.node_name.as_deref().unwrap_or_default().into();
+    workload.node = node.into();
     workload.cluster = settings.cluster_id.clone();
     workload.ambient = is_ambient(settings, pod, namespace_labels);
     let capture = Capture::read(|key| meta.annotations.get(key).map(String::as_str));
@@ -353,7 +357,10 @@ fn workload(settings: &Settings, pod: &Pod, namespace_labels: &Labels) -> Option
     if pod.spec.host_network {
         workload.network_mode = NetworkMode::HostNetwork;
     }
-    workload.health = health(pod);
+    workload.health = match workload.addresses.is_empty() {
+        true => Health::Unhealthy,
+        false => health(pod),
+    };
     (workload.kind, workload.workload_name) = owner(pod);
     if let Some(name) = meta.label(WORKLOAD_NAME) {
         workload.workload_name = name.into();

@@ -57,14 +57,14 @@ struct Pod {
 
 /// Those that are to be captured here, and those that others have captured, sorted by UID.
 fn pods(at: &Context) -> Vec<Pod> {
-    let captures = at.captures.borrow().clone();
+    let captures = at.standing.captures.as_ref().map(|captures| captures.borrow().clone());
     let mut all: BTreeMap<_, Pod> = at
         .pods
         .specs()
         .into_iter()
         .map(|spec| (spec.uid.clone(), Pod { spec, up: true }))
         .collect();
-    for pod in captures.iter() {
+    for pod in captures.iter().flat_map(|captures| captures.iter()) {
         let up = matches!(pod.state, State::In { .. });
         let spec = PodSpec::clone(&pod.spec);
         all.insert(spec.uid.clone(), Pod { spec, up });

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
 };
 
-use crate::{Config, accept::has_no_such_address, builder::unblock};
+use crate::{accept::has_no_such_address, builder::unblock};
 
 /// Why pages cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,16 @@ pub(crate) enum OpenError {
     /// The admin pages change the node and tell all of it: they are for who is on it.
     #[error("the admin pages are served on a loopback address alone, and {0} is none")]
     NotLoopback(SocketAddr),
+}
+
+/// Where pages are to be served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    pub(crate) metrics: SocketAddr,
+    pub(crate) readiness: SocketAddr,
+    /// A loopback address.
+    pub(crate) admin: SocketAddr,
+    pub(crate) ipv6: bool,
 }
 
 /// Listeners that whoever embeds the node has opened.
@@ -42,9 +52,9 @@ pub(crate) struct Doors {
 
 impl Doors {
     /// Takes the ports, in the network namespace of the calling thread, but for those that were given.
-    pub(crate) fn open(config: &Config, given: Given) -> Result<Self, OpenError> {
+    pub(crate) fn open(wanted: At, given: Given) -> Result<Self, OpenError> {
         let at = given.admin.as_ref().and_then(|listener| listener.local_addr().ok());
-        let at = at.unwrap_or(config.admin);
+        let at = at.unwrap_or(wanted.admin);
         if !at.ip().is_loopback() {
             return Err(OpenError::NotLoopback(at));
         }
@@ -57,15 +67,15 @@ impl Doors {
             })
         };
         let is_given = given.admin.is_some();
-        let mut admin = vec![listen(given.admin, config.admin, "the admin pages", "--admin")?];
-        let port = admin[0].local_addr().map_or_else(|_| config.admin.port(), |at| at.port());
-        if !is_given && config.ipv6 && config.admin.ip() == Ipv4Addr::LOCALHOST {
+        let mut admin = vec![listen(given.admin, wanted.admin, "the admin pages", "--admin")?];
+        let port = admin[0].local_addr().map_or_else(|_| wanted.admin.port(), |at| at.port());
+        if !is_given && wanted.ipv6 && wanted.admin.ip() == Ipv4Addr::LOCALHOST {
             // `localhost` is either, for some clients; that somebody else has this one harms nobody.
             admin.extend(bind(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)).ok());
         }
         Ok(Self {
-            metrics: listen(given.metrics, config.metrics, "metrics", "--metrics")?,
-            readiness: listen(given.readiness, config.readiness, "readiness", "--readiness")?,
+            metrics: listen(given.metrics, wanted.metrics, "metrics", "--metrics")?,
+            readiness: listen(given.readiness, wanted.readiness, "readiness", "--readiness")?,
             admin,
         })
     }

@@ -2,7 +2,7 @@
 
 use http::{Method, StatusCode};
 
-use super::{Answer, Asked, Context};
+use super::{Answer, Asked, Site};
 use crate::telemetry::log;
 
 const HELP: &str = "GET tells what is logged.
@@ -12,7 +12,7 @@ POST ?reset, alone or with &level=…, takes back first what was set here.
 ";
 
 /// `GET /logging` and `POST /logging?level=…`, additive as ztunnel's.
-pub(super) fn logging(_: &Context, asked: &Asked) -> Answer {
+pub(super) fn logging<C: Site>(_: &C, asked: &Asked) -> Answer {
     let Some(levels) = log::levels() else {
         return Answer::text(
             StatusCode::NOT_IMPLEMENTED,

@@ -4,8 +4,9 @@ mod look;
 mod table;
 mod wrong;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
+use ambient_core::{Capture, NetworkMode, Workload};
 use ambient_redirect::{
     pods::{PodState, State},
     probes::ProbesState,
@@ -17,34 +18,65 @@ use self::{
     look::{Listener, Look},
     wrong::{Wrong, wrong},
 };
-use super::{Answer, Asked, Context, answer::JSON};
-use crate::{telemetry::Direction, text::rfc3339};
+use super::{Answer, Asked, Site, Standing, answer::JSON};
+use crate::{meant::is_meant, telemetry::Direction, text::rfc3339};
 
 /// `GET /pods`, `?pod=[NAMESPACE/]NAME`; `&format=json` for programs.
-pub(super) fn all(at: &Context, asked: &Asked) -> Answer {
-    let states = at.captures.borrow().clone();
-    let pods: Vec<View> = states.iter().map(|state| View::new(at, state)).collect();
+pub(super) fn all<C: Site>(at: &C, asked: &Asked) -> Answer {
+    let at = at.standing();
+    let states = at.captures.as_ref().map(|captures| captures.borrow().clone());
+    let mut pods: Vec<View> = states
+        .iter()
+        .flat_map(|states| states.iter())
+        .map(|state| View::new(at, state))
+        .collect();
+    pods.extend(others(at, &pods));
+    pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     let probes = Probes::of(at.probes.as_ref().map(|probes| probes.borrow().clone()));
-    let named: Vec<&View> = match asked.value("pod") {
-        None => return write(asked, &Listed { pods, probes }, table::of_all),
-        Some(name) => pods.iter().filter(|pod| pod.is(name)).collect(),
+    let Some(name) = asked.value("pod") else {
+        return write(asked, &Listed { pods, probes }, table::of_all);
     };
+    match named(&pods, name) {
+        Ok(pod) => write(asked, pod, table::of_one),
+        Err((status, why)) => Answer::text(status, why),
+    }
+}
+
+/// The pods of the node that are not to be captured, or of which nothing has come yet, or that an agent of others enrols.
+fn others(at: &Standing, told: &[View]) -> Vec<View> {
+    let Some(now) = at.state.current() else { return Vec::new() };
+    let told: HashSet<&str> = told.iter().map(|view| view.uid.as_str()).collect();
+    let is_told = |workload: &Workload| workload.pod.as_ref().is_some_and(|pod| told.contains(pod.as_str()));
+    let others = now.mesh.workloads_of_node(&at.node).filter(|workload| !is_told(workload));
+    others.map(|workload| View::of_other(at, workload)).collect()
+}
+
+/// The pod that goes by a name; where there is none, or more than one, what to say.
+fn named<'a>(pods: &'a [View], name: &str) -> Result<&'a View, (StatusCode, String)> {
+    let named: Vec<&View> = pods.iter().filter(|pod| pod.is(name)).collect();
+    let list = |pods: &mut dyn Iterator<Item = String>| pods.collect::<Vec<_>>().join(", ");
     match named[..] {
-        [pod] => write(asked, pod, table::of_one),
+        [pod] => Ok(pod),
+        [] if pods.is_empty() => Err((
+            StatusCode::NOT_FOUND,
+            format!("no pod of this node is called {name}: it knows of none\n"),
+        )),
         [] => {
-            let known: Vec<String> = pods.iter().map(View::full_name).collect();
-            let known = match known.len() {
-                0 => "it knows of none".to_owned(),
-                _ => format!("it knows of {}", known.join(", ")),
-            };
-            Answer::text(
-                StatusCode::NOT_FOUND,
-                format!("no pod of this node that is meant to be in the mesh has that name: {known}\n"),
-            )
+            let known = list(&mut pods.iter().map(View::full_name));
+            let why = format!("no pod of this node is called {name}: it knows of {known}\n");
+            Err((StatusCode::NOT_FOUND, why))
         }
-        [..] => {
-            let names: Vec<String> = named.iter().map(|pod| pod.full_name()).collect();
-            Answer::text(StatusCode::CONFLICT, format!("which of them? {}\n", names.join(", ")))
+        [first, ..] => {
+            // One that is leaving, and who comes after it, may have all but the UID in common.
+            let (are, by) = match named.iter().all(|pod| pod.full_name() == first.full_name()) {
+                true => (list(&mut named.iter().map(|pod| pod.uid.clone())), "their UIDs"),
+                false => (list(&mut named.iter().map(|pod| pod.full_name())), "NAMESPACE/NAME"),
+            };
+            let why = format!(
+                "{} pods of this node are called {name}; ask for one of them by {by}: {are}\n",
+                named.len()
+            );
+            Err((StatusCode::CONFLICT, why))
         }
     }
 }
@@ -90,17 +122,19 @@ struct View {
     desired: bool,
     /// Whether its capture is proven and announced.
     captured: bool,
-    /// `waiting`, `unpaired`, `joining`, `in`, `refused` or `leaving`.
+    /// `waiting`, `unpaired`, `joining`, `in`, `refused` or `leaving`; of pods that an agent of others enrols `served` or
+    /// `not served`; `outside` of those that are not meant to be in the mesh.
     state: &'static str,
     network_namespace: Option<String>,
     captured_since: Option<String>,
     proven_at: Option<String>,
     proof: Option<Ways>,
-    /// `in force`, `refusing`, `not proven` or `damaged`.
+    /// `in force`, `refusing`, `not proven` or `damaged`; `the agent's` or `none` of pods that are not captured here.
     rules: &'static str,
     /// As the kernel lists them now; empty where the node does not serve the pod.
     listeners: Vec<Listener>,
-    connections: Connections,
+    /// Those that the proxy has open; none where it is another process.
+    connections: Option<Connections>,
     /// Those from before it joined: outside of the mesh.
     kept: Vec<String>,
     strays: u64,
@@ -108,6 +142,8 @@ struct View {
     last_repair: Option<Repair>,
     /// What was put into its namespace last.
     put: Option<String>,
+    /// Why it is not meant to be in the mesh, or what else is to be said of it.
+    note: Option<String>,
     asks: Asks,
     wrong: Vec<Wrong>,
 }
@@ -141,20 +177,62 @@ struct Asks {
 }
 
 impl View {
-    fn new(at: &Context, pod: &PodState) -> Self {
-        let now = at.node.state.current();
+    fn new(at: &Standing, pod: &PodState) -> Self {
+        let now = at.state.current();
         let workload = now.as_ref().and_then(|now| now.mesh.workload_by_pod(&pod.spec.uid));
-        let mut connections = Connections::default();
-        for open in workload.map(|w| at.node.metrics.live.of(&w.uid)).unwrap_or_default() {
-            match open.direction {
-                Direction::Inbound => connections.inbound += 1,
-                Direction::Outbound => connections.outbound += 1,
-            }
-        }
-        Self::of(pod, connections, Look::into(at, pod))
+        Self::of(pod, connections(at, workload), Look::into(at, pod))
     }
 
-    fn of(pod: &PodState, connections: Connections, look: Look) -> Self {
+    /// One of which nobody here says how its capture goes.
+    fn of_other(at: &Standing, workload: &Arc<Workload>) -> Self {
+        let desired = is_meant(workload);
+        let served = workload.pod.as_ref().and_then(|pod| (at.namespace)(pod));
+        let (state, rules, note) = match (desired, &at.captures) {
+            (false, _) => ("outside", "none", Some(why_outside(workload).to_owned())),
+            (true, None) if served.is_some() => ("served", "the agent's", Some(AGENTS.to_owned())),
+            (true, None) => ("not served", "the agent's", Some(AGENTS.to_owned())),
+            (true, Some(_)) => ("joining", "not proven", None),
+        };
+        let mut wrong = Vec::new();
+        if desired && workload.pod.is_none() {
+            wrong.push(Wrong {
+                what: "it is not captured: where state comes from does not tell its UID, or another pod has the same".into(),
+                remedy: "see that its metadata.uid is there, and no other pod's".into(),
+            });
+        } else if state == "not served" {
+            wrong.push(Wrong {
+                what: "the node agent has not named it".into(),
+                remedy: "see the agent's log; readiness says whether one is connected".into(),
+            });
+        }
+        Self {
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+            uid: workload.pod.as_ref().map_or_else(String::new, ToString::to_string),
+            service_account: workload.service_account.clone(),
+            addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+            desired,
+            captured: false,
+            state,
+            network_namespace: served.as_ref().map(|namespace| namespace.id().to_string()),
+            captured_since: None,
+            proven_at: None,
+            proof: None,
+            rules,
+            listeners: Vec::new(),
+            connections: served.and_then(|_| connections(at, Some(workload))),
+            kept: Vec::new(),
+            strays: 0,
+            repairs: 0,
+            last_repair: None,
+            put: None,
+            note,
+            asks: Asks::of(&workload.capture.as_deref().cloned().unwrap_or_default()),
+            wrong,
+        }
+    }
+
+    fn of(pod: &PodState, connections: Option<Connections>, look: Look) -> Self {
         let spec = &pod.spec;
         let (state, captured_at, proof) = match &pod.state {
             State::In { captured_at, proof } => ("in", Some(*captured_at), Some(*proof)),
@@ -196,11 +274,8 @@ impl View {
                 what: mended.what.clone(),
             }),
             put: pod.said.clone(),
-            asks: Asks {
-                bypass_inbound: spec.capture.bypass_inbound,
-                dns: spec.capture.dns,
-                virtual_interfaces: spec.capture.virtual_interfaces.iter().map(ToString::to_string).collect(),
-            },
+            note: None,
+            asks: Asks::of(&spec.capture),
             wrong: wrong(pod, &look),
             listeners: look.listeners,
         }
@@ -212,9 +287,49 @@ impl View {
     }
 
     fn full_name(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+        match self.name.is_empty() {
+            // Nothing is known of it but what an earlier process has left.
+            true => self.uid.clone(),
+            false => format!("{}/{}", self.namespace, self.name),
+        }
     }
 }
+
+impl Asks {
+    fn of(capture: &Capture) -> Self {
+        Self {
+            bypass_inbound: capture.bypass_inbound,
+            dns: capture.dns,
+            virtual_interfaces: capture.virtual_interfaces.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// What the proxy of this process has open for a pod; `None` where the proxy is another process.
+fn connections(at: &Standing, workload: Option<&Arc<Workload>>) -> Option<Connections> {
+    let mut connections = Connections::default();
+    for open in workload.map(|w| at.metrics.live.of(&w.uid)).unwrap_or_default() {
+        match open.direction {
+            Direction::Inbound => connections.inbound += 1,
+            Direction::Outbound => connections.outbound += 1,
+        }
+    }
+    at.proxied.then_some(connections)
+}
+
+/// Why a pod is not meant to be captured, as far as it is told.
+fn why_outside(workload: &Workload) -> &'static str {
+    match workload.network_mode {
+        NetworkMode::HostNetwork => "it is in its node's network namespace (hostNetwork)",
+        NetworkMode::Standard if workload.native_tunnel => "it speaks HBONE itself, as a waypoint does",
+        NetworkMode::Standard => {
+            "no selector takes it (the label istio.io/dataplane-mode of it or its namespace), it has a sidecar, or its namespace is excluded"
+        }
+    }
+}
+
+const AGENTS: &str =
+    "its rules are made, proven and kept by the node agent: ask that (`ambient enrol`: `ambient pods --admin 127.0.0.1:15004`)";
 
 impl Probes {
     fn of(state: Option<ProbesState>) -> Self {

@@ -2,13 +2,17 @@
 
 use http::StatusCode;
 
-use super::{Answer, Asked, Context, answer::PLAIN};
-use crate::readiness::Readiness;
+use super::{Answer, Asked, Context, Site, answer::PLAIN};
+use crate::{readiness::Readiness, zds::Apart};
 
-pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
-    let metrics = at.node.metrics.clone();
-    metrics.certificates_missing(at.node.certificates.lacking().len());
-    metrics.state_faults(at.node.state.faults().len());
+pub(super) fn metrics(at: &Context, asked: &Asked) -> Answer {
+    at.node.metrics.certificates_missing(at.node.certificates.lacking().len());
+    metrics_of(at, asked)
+}
+
+pub(super) fn metrics_of<C: Site>(at: &C, _: &Asked) -> Answer {
+    let metrics = at.standing().metrics.clone();
+    metrics.state_faults(at.standing().state.faults().len());
     Answer::stream("application/openmetrics-text; version=1.0.0; charset=utf-8", move |out| {
         metrics.write(out)
     })
@@ -17,9 +21,16 @@ pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
 pub(super) fn readiness(at: &Context, _: &Asked) -> Answer {
     let readiness = Readiness {
         node: at.node.clone(),
-        stop: at.stop.clone(),
+        stop: at.standing.stop.clone(),
     };
-    let (ready, text) = readiness.now();
+    told(readiness.now())
+}
+
+pub(super) fn readiness_of_enrolment(at: &Apart, _: &Asked) -> Answer {
+    told(at.readiness())
+}
+
+fn told((ready, text): (bool, String)) -> Answer {
     let status = match ready {
         true => StatusCode::OK,
         false => StatusCode::INTERNAL_SERVER_ERROR,

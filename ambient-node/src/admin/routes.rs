@@ -2,86 +2,129 @@
 
 use http::StatusCode;
 
-use super::{Answer, Asked, Context, Route, Takes, dump, explain, log_level, pods, probes, stop};
+use super::{Answer, Asked, Context, Route, Site, Standing, Takes, dump, explain, log_level, pods, probes, stop};
+use crate::zds::Apart;
 
-/// The admin pages, on the node's loopback. A new one gets a line here.
-pub(super) const ADMIN: &[Route] = &[
+impl Site for Context {
+    /// A new one gets a line here.
+    const ADMIN: &'static [Route<Self>] = &[
+        index(),
+        Route {
+            path: "/config_dump",
+            takes: Takes::Get,
+            about: "workloads, services, policies, certificates and connections, as istioctl ztunnel-config reads them",
+            answer: dump::whole,
+        },
+        Route {
+            path: "/explain",
+            takes: Takes::Get,
+            about: "?from=NAMESPACE/POD&to=ADDRESS:PORT: the way of a connection, its identities, and what policy says",
+            answer: explain::explained,
+        },
+        all_pods(),
+        logging(),
+        quit("stop: new connections go to a successor or are refused, open ones have the drain's time; ?immediate resets them"),
+        Route {
+            path: "/debug/pprof/profile",
+            takes: Takes::Get,
+            about: "not built in: see its answer",
+            answer: no_profiles,
+        },
+        Route {
+            path: "/debug/pprof/heap",
+            takes: Takes::Get,
+            about: "not built in: see its answer",
+            answer: no_profiles,
+        },
+    ];
+    const METRICS: &'static [Route<Self>] = &metrics(probes::metrics);
+    const READINESS: &'static [Route<Self>] = &[ready(probes::readiness)];
+
+    fn standing(&self) -> &Standing {
+        &self.standing
+    }
+}
+
+impl Site for Apart {
+    const ADMIN: &'static [Route<Self>] = &[
+        index(),
+        all_pods(),
+        logging(),
+        quit("stop: rules stay, and the proxy goes on with what it has"),
+    ];
+    const METRICS: &'static [Route<Self>] = &metrics(probes::metrics_of);
+    const READINESS: &'static [Route<Self>] = &[ready(probes::readiness_of_enrolment)];
+
+    fn standing(&self) -> &Standing {
+        &self.standing
+    }
+}
+
+const fn index<C: Site>() -> Route<C> {
     Route {
         path: "/",
         takes: Takes::Get,
         about: "this list",
-        answer: index,
-    },
-    Route {
-        path: "/config_dump",
-        takes: Takes::Get,
-        about: "workloads, services, policies, certificates and connections, as istioctl ztunnel-config reads them",
-        answer: dump::whole,
-    },
-    Route {
-        path: "/explain",
-        takes: Takes::Get,
-        about: "?from=NAMESPACE/POD&to=ADDRESS:PORT: the way of a connection, its identities, and what policy says",
-        answer: explain::explained,
-    },
+        answer: list,
+    }
+}
+
+const fn all_pods<C: Site>() -> Route<C> {
     Route {
         path: "/pods",
         takes: Takes::Get,
         about: "how each pod of the node stands; ?pod=[NAMESPACE/]NAME: all of one, and what is wrong with it",
         answer: pods::all,
-    },
+    }
+}
+
+const fn logging<C: Site>() -> Route<C> {
     Route {
         path: "/logging",
         takes: Takes::Both,
         about: "what is logged; POST ?level=LEVEL or ?level=TARGET=LEVEL[,…] changes it, &reset begins from the start's",
         answer: log_level::logging,
-    },
+    }
+}
+
+const fn quit<C: Site>(about: &'static str) -> Route<C> {
     Route {
         path: "/quitquitquit",
         takes: Takes::Post,
-        about: "stop: new connections go to a successor or are refused, open ones have the drain's time; ?immediate resets them",
+        about,
         answer: stop::quit,
-    },
-    Route {
-        path: "/debug/pprof/profile",
-        takes: Takes::Get,
-        about: "not built in: see its answer",
-        answer: no_profiles,
-    },
-    Route {
-        path: "/debug/pprof/heap",
-        takes: Takes::Get,
-        about: "not built in: see its answer",
-        answer: no_profiles,
-    },
-];
+    }
+}
 
-/// For Prometheus.
-pub(super) const METRICS: &[Route] = &[
-    Route {
-        path: "/metrics",
-        takes: Takes::Get,
-        about: "every metric, as OpenMetrics text",
-        answer: probes::metrics,
-    },
-    Route {
-        path: "/stats/prometheus",
-        takes: Takes::Get,
-        about: "the same",
-        answer: probes::metrics,
-    },
-];
+const fn metrics<C: Site>(answer: fn(&C, &Asked) -> Answer) -> [Route<C>; 2] {
+    let takes = Takes::Get;
+    [
+        Route {
+            path: "/metrics",
+            takes,
+            about: "every metric, as OpenMetrics text",
+            answer,
+        },
+        Route {
+            path: "/stats/prometheus",
+            takes,
+            about: "the same",
+            answer,
+        },
+    ]
+}
 
-/// For the kubelet.
-pub(super) const READINESS: &[Route] = &[Route {
-    path: "/healthz/ready",
-    takes: Takes::Get,
-    about: "whether the node serves, and what is wrong",
-    answer: probes::readiness,
-}];
+const fn ready<C: Site>(answer: fn(&C, &Asked) -> Answer) -> Route<C> {
+    Route {
+        path: "/healthz/ready",
+        takes: Takes::Get,
+        about: "whether the node serves, and what is wrong",
+        answer,
+    }
+}
 
-fn index(_: &Context, _: &Asked) -> Answer {
-    let line = |route: &Route| {
+fn list<C: Site>(_: &C, _: &Asked) -> Answer {
+    let line = |route: &Route<C>| {
         let method = match route.takes {
             Takes::Get => "GET     ",
             Takes::Post => "POST    ",
@@ -89,7 +132,7 @@ fn index(_: &Context, _: &Asked) -> Answer {
         };
         format!("{method}  {:<22}  {}\n", route.path, route.about)
     };
-    Answer::text(StatusCode::OK, ADMIN.iter().map(line).collect::<String>())
+    Answer::text(StatusCode::OK, C::ADMIN.iter().map(line).collect::<String>())
 }
 
 fn no_profiles(_: &Context, _: &Asked) -> Answer {
@@ -104,11 +147,15 @@ mod tests {
 
     #[test]
     fn a_path_stands_once_and_says_what_it_is() {
-        for site in [ADMIN, METRICS, READINESS] {
-            for (at, route) in site.iter().enumerate() {
-                assert!(route.path.starts_with('/') && !route.about.is_empty(), "{}", route.path);
-                assert!(site[..at].iter().all(|other| other.path != route.path), "{}", route.path);
+        fn look<C: Site>() {
+            for pages in [C::ADMIN, C::METRICS, C::READINESS] {
+                for (at, route) in pages.iter().enumerate() {
+                    assert!(route.path.starts_with('/') && !route.about.is_empty(), "{}", route.path);
+                    assert!(pages[..at].iter().all(|other| other.path != route.path), "{}", route.path);
+                }
             }
         }
+        look::<Context>();
+        look::<Apart>();
     }
 }

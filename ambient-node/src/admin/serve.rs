@@ -12,11 +12,7 @@ use tokio::{
     time,
 };
 
-use super::{
-    Answer, Asked, Context, Doors, Route, Takes,
-    answer::Sent,
-    routes::{self, METRICS, READINESS},
-};
+use super::{Answer, Asked, Doors, Route, Site, Takes, answer::Sent};
 use crate::supervise::supervise;
 
 /// How long a client may take over its request.
@@ -38,16 +34,16 @@ pub(crate) struct Pages {
     ended: oneshot::Receiver<()>,
 }
 
-/// A listener, and what is served at it.
-struct Site {
-    routes: &'static [Route],
+/// What is served at a listener.
+struct Door<C: 'static> {
+    routes: &'static [Route<C>],
     /// Whether it is for who is on the node alone: then a page of somebody else's that a browser shows may not ask either.
     private: bool,
 }
 
 impl Pages {
     /// Starts the thread, in the network namespace of the calling one.
-    pub(crate) fn start(doors: Doors, context: Context) -> io::Result<Self> {
+    pub(crate) fn start(doors: Doors, context: impl Site) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (end, ended) = oneshot::channel();
         let runtime = runtime::Builder::new_current_thread()
@@ -76,20 +72,15 @@ impl Pages {
     }
 }
 
-fn serve_all(doors: Doors, context: &Arc<Context>) {
+fn serve_all<C: Site>(doors: Doors, context: &Arc<C>) {
     let Doors { metrics, readiness, admin } = doors;
-    let public = |listener, routes| (listener, Site { routes, private: false });
+    let public = |listener, routes| (listener, Door { routes, private: false });
     let private = |listener| {
-        (
-            listener,
-            Site {
-                routes: routes::ADMIN,
-                private: true,
-            },
-        )
+        let (routes, private) = (C::ADMIN, true);
+        (listener, Door { routes, private })
     };
-    let sites = [public(metrics, METRICS), public(readiness, READINESS)];
-    for (listener, site) in sites.into_iter().chain(admin.into_iter().map(private)) {
+    let sites = [public(metrics, C::METRICS), public(readiness, C::READINESS)];
+    for (listener, door) in sites.into_iter().chain(admin.into_iter().map(private)) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => Arc::new(listener),
             Err(error) => {
@@ -97,39 +88,39 @@ fn serve_all(doors: Doors, context: &Arc<Context>) {
                 continue;
             }
         };
-        let (site, context) = (Arc::new(site), context.clone());
+        let (door, context) = (Arc::new(door), context.clone());
         tokio::spawn(async move {
-            let metrics = context.node.metrics.clone();
-            supervise("pages", &metrics, || serve(listener.clone(), site.clone(), context.clone())).await;
+            let metrics = context.standing().metrics.clone();
+            supervise("pages", &metrics, || serve(listener.clone(), door.clone(), context.clone())).await;
         });
     }
 }
 
-/// Serves a site until it is dropped. One request, whatever becomes of it, ends no other.
-async fn serve(listener: Arc<TcpListener>, site: Arc<Site>, context: Arc<Context>) {
+/// Serves a listener until it is dropped. One request, whatever becomes of it, ends no other.
+async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context: Arc<C>) {
     let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // No descriptor left, or a client that went away: neither ends the listener.
-            context.node.metrics.accept_failed();
+            context.standing().metrics.accept_failed();
             time::sleep(BREATH).await;
             continue;
         };
         let Ok(permit) = clients.clone().try_acquire_owned() else {
             continue;
         };
-        let (site, context) = (site.clone(), context.clone());
+        let (door, context) = (door.clone(), context.clone());
         tokio::spawn(async move {
-            let _ = time::timeout(READING, exchange(stream, site, context)).await;
+            let _ = time::timeout(READING, exchange(stream, door, context)).await;
             drop(permit);
         });
     }
 }
 
-async fn exchange(stream: TcpStream, site: Arc<Site>, context: Arc<Context>) -> hyper::Result<()> {
+async fn exchange<C: Site>(stream: TcpStream, door: Arc<Door<C>>, context: Arc<C>) -> hyper::Result<()> {
     let service = service_fn(|request: Request<Incoming>| {
-        let (site, context) = (site.clone(), context.clone());
-        async move { Ok::<_, Infallible>(respond(&site, &context, &request).await) }
+        let (door, context) = (door.clone(), context.clone());
+        async move { Ok::<_, Infallible>(respond(&door, &context, &request).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -139,10 +130,10 @@ async fn exchange(stream: TcpStream, site: Arc<Site>, context: Arc<Context>) -> 
     http.serve_connection(TokioIo::new(stream), service).await
 }
 
-async fn respond(site: &Site, context: &Arc<Context>, request: &Request<Incoming>) -> Response<Sent> {
+async fn respond<C: Site>(door: &Door<C>, context: &Arc<C>, request: &Request<Incoming>) -> Response<Sent> {
     let path = request.uri().path();
-    let answer = match site.routes.iter().find(|route| route.path == path) {
-        _ if site.private && is_of_another_origin(request.headers()) => {
+    let answer = match door.routes.iter().find(|route| route.path == path) {
+        _ if door.private && is_of_another_origin(request.headers()) => {
             Answer::text(StatusCode::FORBIDDEN, "only for clients on this node that name it by its address\n")
         }
         None => Answer::text(StatusCode::NOT_FOUND, "nothing is here\n"),
@@ -170,7 +161,7 @@ fn takes(takes: Takes, method: &Method) -> bool {
     }
 }
 
-fn not_so(route: &Route) -> Response<Sent> {
+fn not_so<C>(route: &Route<C>) -> Response<Sent> {
     let (methods, word) = match route.takes {
         Takes::Get => ("GET, HEAD", "GET only"),
         Takes::Post => ("POST", "POST only"),

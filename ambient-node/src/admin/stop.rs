@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use tokio::sync::watch;
 
-use super::{Answer, Asked, Context};
+use super::{Answer, Asked, Site};
 
 /// How soon the node is to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +53,7 @@ impl Stop {
 }
 
 /// `POST /quitquitquit`, and with `?immediate` without letting open connections end.
-pub(super) fn quit(at: &Context, asked: &Asked) -> Answer {
+pub(super) fn quit<C: Site>(at: &C, asked: &Asked) -> Answer {
     let urgency = match asked.value("immediate") {
         Some("" | "true") => Urgency::Immediate,
         Some(other) if other != "false" => {
@@ -62,6 +62,6 @@ pub(super) fn quit(at: &Context, asked: &Asked) -> Answer {
         _ => Urgency::Graceful,
     };
     tracing::info!(?urgency, "told to stop by the admin page");
-    at.stop.tell(urgency);
+    at.standing().stop.tell(urgency);
     Answer::text(StatusCode::OK, "shutdown now\n")
 }

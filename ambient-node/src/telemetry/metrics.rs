@@ -112,9 +112,27 @@ impl Default for Metrics {
 impl Metrics {
     fn counting(traffic: Traffic) -> Self {
         let mut registry = Registry::default();
-        let mut new = Self {
+        // Istio's dashboards look for the name of its own proxy.
+        let mut new = Self::unlisted(traffic, &mut registry, "ztunnel");
+        registry::add(&mut registry, &new);
+        new.registry = registry;
+        new
+    }
+
+    /// Those of an enrolment whose proxy is another process: of connections it has none to tell.
+    pub(crate) fn of_enrolment() -> Self {
+        let mut new = Self::unlisted(Traffic::default(), &mut Registry::default(), "ambient-enrol");
+        let mut registry = Registry::default();
+        registry::add_of_enrolment(&mut registry, &new);
+        new.registry = registry;
+        new
+    }
+
+    /// Those of DNS are listed alone.
+    fn unlisted(traffic: Traffic, registry: &mut Registry, component: &'static str) -> Self {
+        let new = Self {
             live: Live::default(),
-            dns: DnsMetrics::new(&mut registry),
+            dns: DnsMetrics::new(registry),
             registry: Registry::default(),
             observer: OnceLock::new(),
             traffic: Arc::new(traffic),
@@ -149,10 +167,8 @@ impl Metrics {
             ages: OnceLock::new(),
         };
         // Istio's dashboards look for the name of its own proxy.
-        let build = [("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))];
+        let build = [("component", component), ("tag", env!("CARGO_PKG_VERSION"))];
         new.build.get_or_create(&build).set(1);
-        registry::add(&mut registry, &new);
-        new.registry = registry;
         new
     }
 

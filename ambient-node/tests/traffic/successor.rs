@@ -186,7 +186,7 @@ fn enrol(world: &World, mesh: &Mesh, socket: PathBuf) {
             runtime.block_on(async {
                 let own = Status::open(&manifests, NODE).unwrap();
                 let source = source(&manifests, &own).await.unwrap();
-                let config = EnrolConfig { redirect, socket };
+                let config = EnrolConfig::new(redirect, socket);
                 let enrol = Enrol::start(config, Box::new(source), Arc::new(AnnounceNothing)).await.unwrap();
                 enrol.run(std::future::pending()).await.unwrap();
             });

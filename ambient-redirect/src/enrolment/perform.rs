@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     ExistingConnections, wall,
-    watch::{Heard, Watch},
+    watch::{Heard, Watch, close},
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
@@ -94,6 +94,24 @@ impl Room {
         (same && stood.at.elapsed() < longest && self.watch.heard().as_ref() == Some(&stood.heard)).then_some(stood)
     }
 
+    /// Begins to watch, unless it is watched. The sockets for what follows are opened on the same way in.
+    async fn begin(&self) -> Result<(), String> {
+        if self.watch.goes_on() {
+            return Ok(());
+        }
+        let (namespace, inside) = (self.namespace.clone(), self.inside.clone());
+        let visit = spawn_blocking(move || {
+            let mut inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
+            let (own, lacking) = (namespace.own().clone(), inside.is_none());
+            let open = || Ok::<_, ApplyError>((Watch::subscribe()?, lacking.then(|| Inside::here(own)).transpose()?));
+            let (events, opened) = namespace.run(open)??;
+            *inside = inside.take().or(opened);
+            Ok::<_, ApplyError>(events)
+        });
+        let events = visit.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        self.watch.begin(events, self.namespace.own().clone()).map_err(|e| e.to_string())
+    }
+
     /// Runs blocking work with the namespace's sockets.
     async fn within<T: Send + 'static>(
         &self,
@@ -114,6 +132,12 @@ impl Room {
             done
         });
         done.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        close(std::mem::take(&mut self.inside));
     }
 }
 
@@ -187,7 +211,7 @@ impl Hands {
 
     async fn close(&self, action: &Action, room: &Room) -> Result<Done, String> {
         // Before anything is in force, so that no change of it is missed.
-        room.watch.start(&room.namespace).await?;
+        room.begin().await?;
         let (plan, mark) = (Plan::closed(&self.options(&action.pod)), self.mark(&action.pod));
         let unless_it_runs = action.unless_it_runs;
         let work = move |inside: &mut Inside| {
@@ -215,7 +239,7 @@ impl Hands {
             return Err(format!("it has the address {v6}, and IPv6 is not captured here"));
         }
         // Before anything is in force, so that no change of it is missed.
-        room.watch.start(&room.namespace).await?;
+        room.begin().await?;
         self.patiently(self.proxy.add(pod, room.namespace.clone())).await
     }
 

@@ -53,8 +53,11 @@ struct Place {
     room: Option<Arc<Room>>,
     /// Nothing of ours has been put into it since that was last seen.
     clear: bool,
-    /// It was handed over: it is there until its pod has left, whether or not it has a name.
+    /// It was handed over: it is there until its pod has left, or has another, whether or not it has a name; if it had one, it is
+    /// gone with that.
     given: bool,
+    /// It has a name, or had one.
+    named: bool,
     /// Pods' processes were seen in it, last at this time. It need not have a name then.
     inhabited: Option<Instant>,
 }
@@ -154,9 +157,14 @@ impl Places {
         } = scan.ok()?;
         self.incomplete = incomplete;
         let now = Tick::now().into_std();
+        for (id, place) in &mut self.places {
+            // Between two containers no process may be there, but names come and go with a pod.
+            let named = found.contains_key(id) && !unnamed.contains(id);
+            place.given &= named || !place.named;
+            place.named |= named;
+        }
         self.places
             .retain(|id, place| found.contains_key(id) || place.room.is_some() || place.given);
-        // Between two containers of a pod no process may be there.
         let lives = |place: &Place| place.inhabited.is_some_and(|then| now < then + LULL);
         let given = self.places.iter().filter(|(_, place)| place.given || lives(place));
         let mut seen: BTreeMap<NetnsId, Seen> = given.map(|(id, place)| (*id, place.seen.clone())).collect();
@@ -184,6 +192,7 @@ impl Places {
                             seen: fresh,
                             room: None,
                             given: false,
+                            named: !unnamed,
                             inhabited: unnamed.then_some(now),
                         },
                     );
@@ -207,9 +216,22 @@ impl Places {
             room: None,
             clear: true,
             given: true,
+            named: false,
             inhabited: None,
         });
         place.given = true;
+    }
+
+    /// Whether it is the namespace of the node itself, which no pod has.
+    pub(super) fn is_own(&self, id: NetnsId) -> bool {
+        self.own.id() == id
+    }
+
+    /// Its pod has another namespace: where nothing but that it was handed over has shown that it is there, it is not there any
+    /// more. Gives whether that is so.
+    pub(super) fn take_back(&mut self, id: NetnsId) -> bool {
+        let place = self.places.get_mut(&id).filter(|place| !place.named);
+        place.is_some_and(|place| std::mem::take(&mut place.given))
     }
 
     /// The room of a namespace that has a pod from now on.

@@ -2,17 +2,19 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::{
+    runtime::Handle,
     sync::Notify,
-    task::{AbortHandle, spawn_blocking},
+    task::{JoinHandle, spawn_blocking},
 };
 
 use crate::{
-    linux::{Netns, NetnsId, Own, Told},
-    netlink::Events,
+    linux::{NetnsId, Own, Told},
+    netlink::{self, Events},
 };
 
 /// The namespaces in which something has changed: each once, however often.
@@ -40,7 +42,17 @@ impl Changes {
     }
 }
 
-/// Watches one namespace from [`Watch::start`] until it is dropped.
+/// Lets go of sockets on a thread that may block: to close one of nftables' the kernel waits until what was deleted last in its
+/// namespace is gone, for some grace periods of its own ([nft_rcv_nl_event]).
+///
+/// [nft_rcv_nl_event]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/net/netfilter/nf_tables_api.c
+pub(super) fn close(sockets: impl Send + 'static) {
+    if Handle::try_current().is_ok() {
+        drop(spawn_blocking(move || drop(sockets)));
+    }
+}
+
+/// Watches one namespace from [`Watch::begin`] until it is dropped.
 #[derive(Debug)]
 pub(super) struct Watch {
     id: NetnsId,
@@ -50,7 +62,7 @@ pub(super) struct Watch {
 
 #[derive(Debug, Default)]
 struct Following {
-    tasks: Vec<AbortHandle>,
+    tasks: Vec<JoinHandle<()>>,
     told: Vec<Arc<Told>>,
     /// How often it was begun.
     begun: u64,
@@ -59,6 +71,20 @@ struct Following {
 impl Following {
     fn goes_on(&self) -> bool {
         !self.tasks.is_empty() && self.tasks.iter().all(|task| !task.is_finished())
+    }
+
+    /// Ends it, and closes its sockets where that may take its time: see [`close`].
+    fn end(self) {
+        let Self { tasks, told, .. } = self;
+        tasks.iter().for_each(JoinHandle::abort);
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            // Each has a socket in its hands until it has ended.
+            for task in tasks {
+                let _ = task.await;
+            }
+            close(told);
+        });
     }
 }
 
@@ -89,36 +115,37 @@ impl Watch {
         })
     }
 
-    /// Begins to watch, unless it does.
-    pub(super) async fn start(&self, namespace: &Arc<Netns>) -> Result<(), String> {
-        if self.following.lock().unwrap_or_else(PoisonError::into_inner).goes_on() {
-            return Ok(());
-        }
-        let own = namespace.own().clone();
-        let namespace = namespace.clone();
-        let open = spawn_blocking(move || namespace.run(|| Ok([Events::nftables()?, Events::routing()?])));
-        let events = open.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-        let events: [Events; 2] = events.map_err(|e: crate::netlink::Error| e.to_string())?;
+    /// Whether it is watched.
+    pub(super) fn goes_on(&self) -> bool {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner).goes_on()
+    }
+
+    /// What is to be watched, of the calling thread's namespace: what changes from here on is told.
+    pub(super) fn subscribe() -> Result<[Events; 2], netlink::Error> {
+        Ok([Events::nftables()?, Events::routing()?])
+    }
+
+    /// Watches these, and the proxy's listeners.
+    pub(super) fn begin(&self, events: [Events; 2], own: Arc<Own>) -> io::Result<()> {
         let mut following = Following::default();
         for events in events {
-            let told = Arc::new(Told::new(events).map_err(|e| e.to_string())?);
+            let told = Arc::new(Told::new(events)?);
             let follow = follow(told.clone(), self.id, self.changes.clone());
-            following.tasks.push(tokio::spawn(follow).abort_handle());
+            following.tasks.push(tokio::spawn(follow));
             following.told.push(told);
         }
         let follow = follow_proxy(own, self.id, self.changes.clone());
-        following.tasks.push(tokio::spawn(follow).abort_handle());
+        following.tasks.push(tokio::spawn(follow));
         let mut former = self.following.lock().unwrap_or_else(PoisonError::into_inner);
         following.begun = former.begun + 1;
-        std::mem::replace(&mut *former, following).tasks.iter().for_each(AbortHandle::abort);
+        std::mem::replace(&mut *former, following).end();
         Ok(())
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let following = self.following.get_mut().unwrap_or_else(PoisonError::into_inner);
-        following.tasks.iter().for_each(AbortHandle::abort);
+        std::mem::take(self.following.get_mut().unwrap_or_else(PoisonError::into_inner)).end();
     }
 }
 

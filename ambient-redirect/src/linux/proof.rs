@@ -113,26 +113,33 @@ impl Prover<'_> {
     /// When a connection from inside does not reach the proxy. One from the node that does not come through is no error: it
     /// may be meant so, and is told.
     pub(crate) async fn prove(&self) -> io::Result<Proof> {
+        let (v4, v6) = tokio::join!(self.of(IpFamily::V4), self.of(IpFamily::V6));
         let mut proof = Proof {
             outbound: Ways::default(),
             inbound: Ways::default(),
         };
-        for family in self.families {
-            let inbound = async {
-                let address = self
-                    .addresses
-                    .iter()
-                    .map(IpAddr::to_canonical)
-                    .find(|ip| ip.is_ipv6() == (*family == IpFamily::V6));
-                Some(self.inbound(address?).await)
-            };
-            let (outbound, inbound) = tokio::join!(self.outbound(*family), inbound);
-            proof.set(Direction::Outbound, *family, outbound?);
-            if let Some(way) = inbound {
-                proof.set(Direction::Inbound, *family, way);
+        for (family, (outbound, inbound)) in [(IpFamily::V4, v4?), (IpFamily::V6, v6?)] {
+            for (direction, way) in [(Direction::Outbound, outbound), (Direction::Inbound, inbound)] {
+                if let Some(way) = way {
+                    proof.set(direction, family, way);
+                }
             }
         }
         Ok(proof)
+    }
+
+    /// Of one family: what goes out, and what comes in; `None` of what is not captured.
+    async fn of(&self, family: IpFamily) -> io::Result<(Option<Way>, Option<Way>)> {
+        if !self.families.contains(&family) {
+            return Ok((None, None));
+        }
+        let inbound = async {
+            let mut addresses = self.addresses.iter().map(IpAddr::to_canonical);
+            let address = addresses.find(|ip| ip.is_ipv6() == (family == IpFamily::V6));
+            Some(self.inbound(address?).await)
+        };
+        let (outbound, inbound) = tokio::join!(self.outbound(family), inbound);
+        Ok((Some(outbound?), inbound))
     }
 
     async fn outbound(&self, family: IpFamily) -> io::Result<Way> {

@@ -123,7 +123,7 @@ impl Inside {
     }
 
     /// Opens the sockets in the calling thread's namespace.
-    pub(super) fn here(own: Arc<Own>) -> Result<Self, ApplyError> {
+    pub(crate) fn here(own: Arc<Own>) -> Result<Self, ApplyError> {
         Ok(Self {
             own,
             stood: None,

@@ -3,22 +3,20 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
-    path::{Path, PathBuf},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use rustix::{
     cmsg_space,
-    fs::{Mode, fchmod},
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with, sockopt,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recvmsg, sendmsg, sockopt,
     },
 };
 use tokio::io::{Interest, unix::AsyncFd};
+
+use super::own_path::{OwnPath, listen_at, socket};
 
 /// A connection.
 #[derive(Debug)]
@@ -30,9 +28,7 @@ pub struct SeqPacket {
 #[derive(Debug)]
 pub struct SeqPacketListener {
     socket: AsyncFd<OwnedFd>,
-    path: PathBuf,
-    /// Device and inode of the path that was made.
-    made: (u64, u64),
+    _path: OwnPath,
 }
 
 /// Who is at the other end of a connection, at the moment when it was made.
@@ -77,7 +73,7 @@ impl SeqPacket {
     /// `NotFound` where there is no such path, `ConnectionRefused` where nobody listens, `WouldBlock` where too many wait to
     /// be accepted.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let socket = socket()?;
+        let socket = socket(SocketType::SEQPACKET)?;
         connect(&socket, &SocketAddrUnix::new(path)?)?;
         Self::new(socket)
     }
@@ -171,17 +167,10 @@ impl SeqPacketListener {
     /// `AddrInUse` where somebody listens there, or where the path is something else than a dead socket of the own user's;
     /// what the kernel says otherwise.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        remove_if_dead(path)?;
-        let socket = socket()?;
-        // Before it has a path, so that nobody else can connect for a moment.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        bind(&socket, &SocketAddrUnix::new(path)?)?;
-        listen(&socket, BACKLOG)?;
-        let made = std::fs::symlink_metadata(path)?;
+        let (socket, path) = listen_at(path, SocketType::SEQPACKET)?;
         Ok(Self {
             socket: registered(socket, Interest::READABLE)?,
-            path: path.into(),
-            made: (made.dev(), made.ino()),
+            _path: path,
         })
     }
 
@@ -199,24 +188,10 @@ impl SeqPacketListener {
     }
 }
 
-impl Drop for SeqPacketListener {
-    fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.made);
-        if ours {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
 impl AsFd for SeqPacket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.get_ref().as_fd()
     }
-}
-
-fn socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 #[allow(unsafe_code, reason = "tokio trusts that the descriptor stays what it is")]
@@ -226,27 +201,5 @@ fn registered(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
-fn remove_if_dead(path: &Path) -> io::Result<()> {
-    let there = match std::fs::symlink_metadata(path) {
-        Ok(there) => there,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    let in_use = |why: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
-    if !there.file_type().is_socket() {
-        return in_use("it is there, and is no socket");
-    }
-    if there.uid() != rustix::process::geteuid().as_raw() {
-        return in_use("it is another user's");
-    }
-    let dead = connect(&socket()?, &SocketAddrUnix::new(path)?) == Err(rustix::io::Errno::CONNREFUSED);
-    match dead {
-        true => std::fs::remove_file(path),
-        false => in_use("somebody listens there"),
-    }
-}
-
 /// More than any packet should have, so that those too many are told from none.
 const MOST_DESCRIPTORS: usize = 4;
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 16;

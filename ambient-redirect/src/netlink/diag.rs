@@ -95,24 +95,16 @@ impl Sockets {
     /// The kernel walks its table of all namespaces: some hundred microseconds on a quiet host, milliseconds on a busy one.
     pub fn connections(&mut self) -> Result<Vec<Connection>, Error> {
         let what = "listing connections";
-        let mut connections = Vec::new();
-        for family in [AF_INET, AF_INET6] {
-            let mut tries = 0;
-            let all = loop {
-                match self
-                    .0
-                    .list(what, ask(family, IPPROTO_TCP, LIVE, &ANY, NLM_F_DUMP, SOCK_DIAG_BY_FAMILY))
-                {
-                    Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
-                    Err(e) if family == AF_INET6 && e.missing() => break Vec::new(),
-                    result => break result?,
-                }
-            };
-            for (_, payload) in all.iter().filter(|(kind, _)| *kind == SOCK_DIAG_BY_FAMILY) {
-                connections.extend(read_connection(what, payload)?);
+        let mut tries = 0;
+        let all = loop {
+            match self.0.list(what, ask_of_all_families(LIVE)) {
+                Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
+                result => break result?,
             }
-        }
-        Ok(connections)
+        };
+        let listed = all.iter().filter(|(kind, _)| *kind == TCPDIAG_GETSOCK);
+        let read = listed.map(|(_, payload)| read_connection(what, payload));
+        read.filter_map(Result::transpose).collect()
     }
 
     /// Whether a connection, told by its socket, is still open.
@@ -186,6 +178,16 @@ fn ask(family: u8, protocol: u8, states: u32, id: &SocketId, flags: u16, kind: u
     header[8..].copy_from_slice(id);
     let mut message = Writer::default();
     message.begin(kind, flags, &header);
+    message
+}
+
+/// `struct inet_diag_req`: the older question, to which IPv4 and IPv6 are listed in one walk of the kernel's.
+fn ask_of_all_families(states: u32) -> Writer {
+    let mut header = [0; 60];
+    header[4..52].copy_from_slice(&ANY);
+    header[52..56].copy_from_slice(&states.to_ne_bytes());
+    let mut message = Writer::default();
+    message.begin(TCPDIAG_GETSOCK, NLM_F_DUMP, &header);
     message
 }
 
@@ -296,6 +298,7 @@ const TCP_CLOSING: u8 = 11;
 const TCP_NEW_SYN_RECV: u8 = 12;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
+const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_SKV6ONLY: u16 = 11;

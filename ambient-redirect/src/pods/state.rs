@@ -205,6 +205,8 @@ pub(super) struct Entry {
     pub(super) pod: Arc<PodSpec>,
     phase: Phase,
     pub(super) busy: Option<Step>,
+    /// Nothing but what is left in its namespace: nobody was told of a pod there.
+    unannounced: bool,
     /// Its namespace has lost its name.
     pub(super) gone: bool,
     leave: bool,
@@ -265,6 +267,7 @@ impl Entry {
             pod,
             phase,
             busy: None,
+            unannounced: false,
             gone: false,
             leave: false,
             cleared: false,
@@ -302,6 +305,7 @@ impl Entry {
     pub(super) fn left_behind(pod: Arc<PodSpec>, announced: bool, now: Instant, timing: &Timing) -> Self {
         Self {
             leave: true,
+            unannounced: !announced,
             phase: if announced { Phase::Withdrawing } else { Phase::Releasing },
             ..Self::new(pod, Birth::Running, now, timing)
         }
@@ -350,11 +354,17 @@ impl Entry {
     }
 
     /// What is told of the pod has changed. Where it is who it speaks for, or what is captured of it, the proxy is asked again;
-    /// rules stay meanwhile.
-    pub(super) fn become_pod(&mut self, pod: Arc<PodSpec>) {
+    /// rules stay meanwhile. Of one whose status has no address the addresses stay that it was paired or handed over with.
+    pub(super) fn become_pod(&mut self, mut pod: PodSpec) {
+        if pod.addresses.is_empty() {
+            pod.addresses.clone_from(&self.pod.addresses);
+        }
+        if pod == *self.pod {
+            return;
+        }
         let serves = |pod: &PodSpec| (pod.namespace.clone(), pod.service_account.clone(), pod.capture.clone());
         self.renew |= self.given_until.is_none() && serves(&pod) != serves(&self.pod);
-        self.pod = pod;
+        self.pod = Arc::new(pod);
     }
 
     /// A pod that was handed over is meant to be in the mesh.
@@ -473,10 +483,7 @@ impl Entry {
         }
         match done {
             Done::Failed(why) => self.failed(now, timing, Refusal { step, why }, output),
-            Done::Well(_) if step == Step::Prove => {
-                let why = "nothing was proven".into();
-                self.failed(now, timing, Refusal { step, why }, output);
-            }
+            Done::Well(_) if step == Step::Prove => return self.advance(now, wall, timing, step, Done::Failed(UNPROVEN.into()), output),
             Done::Proven(proof) => {
                 self.proof = Some(proof);
                 self.proven_at = Some(wall);
@@ -650,14 +657,15 @@ impl Entry {
                 self.phase = Phase::Removing;
             }
             Step::Remove => {
-                output.push_back(Output::Tell(Notice::Released(self.pod.uid.clone())));
+                if !self.unannounced {
+                    output.push_back(Output::Tell(Notice::Released(self.pod.uid.clone())));
+                }
                 return true;
             }
         }
         false
     }
 
-    /// Its capture is proven: it is refused no more, then announced.
     /// A look has found everything as it should be; it says so of the moment at which it was begun.
     fn holds(&mut self, now: Instant, wall: SystemTime) {
         let took = self
@@ -669,6 +677,7 @@ impl Entry {
         }
     }
 
+    /// Its capture is proven: it is refused no more, then announced.
     fn proven(&mut self, now: Instant, wall: SystemTime, timing: &Timing, output: &mut VecDeque<Output>) {
         match self.announced {
             _ if self.closed => self.phase = Phase::Opening,
@@ -753,7 +762,6 @@ impl Entry {
                 proof: *proof,
             },
             (_, Some(error)) => State::Refused { error: error.clone() },
-            (Phase::Waiting, None) => State::Waiting,
             (_, None) if self.given_until.is_some() => State::Waiting,
             (_, None) => State::Joining,
         };
@@ -783,6 +791,7 @@ impl Phase {
     }
 }
 
+const UNPROVEN: &str = "nothing was proven";
 /// A capture that could not be mended so many times is announced no more.
 const MENDINGS: u32 = 3;
 /// The steps after whose failure the pod may not be captured. Of a verification that could not be made nothing follows; but it

@@ -166,10 +166,12 @@ impl Node {
         if matches!(done, Done::Well(_) | Done::Proven(_)) {
             match action.step {
                 Step::Listen => drop(world.listening.insert(n, uid)),
-                Step::Close => {
+                // One that is told of again after it was gone is another.
+                Step::Close if self.seen.contains_key(&n) => {
                     world.closed.insert(n);
                     world.shut.insert(n);
                 }
+                Step::Close => (),
                 Step::Enforce => {
                     world.rules.insert(n, uid);
                     world.open.insert(n);

@@ -387,6 +387,11 @@ impl<F: Clone> Agent<F> {
         self.wanted.values().map(|wanted| &wanted.descriptor)
     }
 
+    /// The namespace of a pod that is wanted.
+    pub fn descriptor(&self, uid: &PodUid) -> Option<&F> {
+        self.wanted.get(uid).map(|wanted| &wanted.descriptor)
+    }
+
     /// Whether a proxy is connected that has said who it is.
     pub fn has_proxy(&self) -> bool {
         self.newest().is_some()

@@ -141,6 +141,11 @@ impl Server {
         self.proxies.subscribe()
     }
 
+    /// The namespace of a pod that is to be served.
+    pub fn namespace(&self, uid: &PodUid) -> Option<Arc<Netns>> {
+        self.lock().agent.descriptor(uid).cloned()
+    }
+
     /// Says which pods are to be in the mesh, whether their namespaces are known or not: see [`Agent::expect`].
     pub fn expect(&self, pods: BTreeSet<PodUid>) {
         self.lock().agent.expect(now(), pods);
@@ -155,7 +160,9 @@ impl Server {
             let wanted = desired.borrow_and_update().clone();
             states.borrow_and_update();
             if let Some(wanted) = wanted {
-                self.expect(wanted.iter().map(|pod| pod.uid.clone()).collect());
+                // One without an address has nothing yet that a proxy could have been told of.
+                let placed = wanted.iter().filter(|pod| !pod.addresses.is_empty());
+                self.expect(placed.map(|pod| pod.uid.clone()).collect());
             }
             tokio::select! {
                 changed = desired.changed() => if changed.is_err() {

@@ -12,8 +12,8 @@ use std::{
 };
 
 use ambient_control::{Batch, BoxFuture, Change, Source, ca::DirectoryCa};
-use ambient_core::{PodUid, Workload, WorkloadUid, mesh::Update};
-use ambient_node::{Config, Ground, Node};
+use ambient_core::{Observer, PodUid, Workload, WorkloadUid, mesh::Update, observe::Event};
+use ambient_node::{Config, Node};
 use ambient_redirect::{Announce, PodSpec};
 use ambient_testkit::World;
 use tokio::{
@@ -27,6 +27,8 @@ pub struct Proxying {
     source: mpsc::UnboundedSender<Batch>,
     wanted: BTreeMap<PodUid, WorkloadUid>,
     announced: watch::Receiver<BTreeSet<PodUid>>,
+    /// How many pods were let go whole.
+    released: watch::Receiver<u64>,
     taken_back: Arc<AtomicU64>,
     _stop: oneshot::Sender<()>,
     _task: JoinHandle<()>,
@@ -55,7 +57,9 @@ impl Proxying {
             set,
             taken_back: taken_back.clone(),
         });
-        let node = Node::start(Ground::prepare(config).await?, Box::new(Queue(batches)), Arc::new(issuer), announce).await?;
+        let (let_go, released) = watch::channel(0);
+        let builder = Node::builder(config).source(Queue(batches)).issuer(issuer);
+        let node = builder.announce(announce).observer(LetGo(let_go)).build().await?;
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let ran = node.run(async {
@@ -67,6 +71,7 @@ impl Proxying {
             source,
             wanted: BTreeMap::new(),
             announced,
+            released,
             taken_back,
             _stop: stop,
             _task: task,
@@ -83,6 +88,7 @@ impl Proxying {
             }
             stays
         });
+        let left = changes.len() as u64;
         for pod in pods.iter().filter(|pod| !self.wanted.contains_key(&pod.uid)) {
             changes.push(Change::Mesh(Update::Workload(Arc::new(workload_of(pod)))));
         }
@@ -93,8 +99,11 @@ impl Proxying {
             ..Batch::default()
         };
         // An error says that the node has ended; then the wait does too.
+        let released = *self.released.borrow() + left;
         let _ = self.source.send(batch);
         let _ = self.announced.wait_for(|announced| *announced == wanted).await;
+        // A pod that comes back before all of it is gone has to wait for that.
+        let _ = self.released.wait_for(|count| *count >= released).await;
     }
 
     pub(super) fn taken_back(&self) -> u64 {
@@ -122,6 +131,16 @@ struct Queue(mpsc::UnboundedReceiver<Batch>);
 impl Source for Queue {
     fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
         Box::pin(self.0.recv())
+    }
+}
+
+struct LetGo(watch::Sender<u64>);
+
+impl Observer for LetGo {
+    fn observe(&self, event: &Event<'_>) {
+        if let Event::PodReleased { .. } = event {
+            self.0.send_modify(|count| *count += 1);
+        }
     }
 }
 

@@ -47,6 +47,7 @@ fn tell(ground: &mut Ground) -> Outcome {
     what_is_wrong(ground)?;
     who_asks_wrongly(ground)?;
     what_was_damaged(ground)?;
+    which_of_them(ground)?;
     // What was in the way is gone, and nobody has to do anything more.
     drop((squatter, kept));
     let table = ground.cluster.pod("demo", "table")?.namespace().ok_or("no namespace")?;
@@ -165,10 +166,7 @@ fn what_is_wrong(ground: &mut Ground) -> Outcome {
 
 fn who_asks_wrongly(ground: &mut Ground) -> Outcome {
     for (args, said) in [
-        (
-            &["pods", "nobody"][..],
-            "no pod of this node that is meant to be in the mesh has that name: it knows of demo/",
-        ),
+        (&["pods", "nobody"][..], "no pod of this node is called nobody: it knows of demo/"),
         (
             &["pods", "--admin", "127.0.0.1:1"],
             "is a node running here? --admin names another address",
@@ -181,6 +179,25 @@ fn who_asks_wrongly(ground: &mut Ground) -> Outcome {
             "{args:?}: {err}"
         );
     }
+    Ok(())
+}
+
+/// A name that two namespaces have.
+fn which_of_them(ground: &mut Ground) -> Outcome {
+    ground.cluster.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: cart, namespace: other}\n\
+         spec: {hostNetwork: true, nodeSelector: {kubernetes.io/hostname: node-1}, containers: [{name: peer, image: peer, args: [cart, \"0\", /dev/null]}]}\n",
+    )?;
+    let err = until(PATIENCE, || {
+        let (code, out, err) = ground.ambient(NODE, &["pods", "cart"])?;
+        Ok(if code == 1 { Ok(err) } else { Err(out) })
+    })?;
+    assert_eq!(
+        err,
+        "ambient pods: 2 pods of this node are called cart; ask for one of them by NAMESPACE/NAME: demo/cart, other/cart\n"
+    );
+    let (code, out, _) = ground.ambient(NODE, &["pods", "other/cart"])?;
+    assert!(code == 0 && out.contains("no (outside)") && out.contains("(hostNetwork)"), "{out}");
     Ok(())
 }
 

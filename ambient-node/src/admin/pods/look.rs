@@ -7,7 +7,7 @@ use ambient_redirect::{
 };
 use serde::Serialize;
 
-use super::super::Context;
+use super::super::Standing;
 
 /// What was seen; nothing of a pod that the node does not serve.
 #[derive(Debug, Default)]
@@ -41,16 +41,16 @@ pub(super) enum Listens {
 
 impl Look {
     /// Looks into the namespace of a pod; some system calls.
-    pub(super) fn into(at: &Context, pod: &PodState) -> Self {
-        let Some(namespace) = at.pods.namespace(&pod.spec.uid) else {
+    pub(super) fn into(at: &Standing, pod: &PodState) -> Self {
+        let Some(namespace) = (at.namespace)(&pod.spec.uid) else {
             return Self::default();
         };
-        let options = at.node.capture.of(&pod.spec.capture);
+        let options = at.capture.of(&pod.spec.capture);
         let plan = match pod.closed {
             true => Plan::new(&options).and_closed(&options),
             false => Plan::new(&options),
         };
-        let mark = Mark::new(&at.node.config.node, &pod.spec.uid);
+        let mark = Mark::new(&at.node, &pod.spec.uid);
         let looked = Inside::open(&namespace).and_then(|mut inside| inside.verify(&plan, &mark));
         match looked {
             Ok(differences) => Self::of(&plan, differences),

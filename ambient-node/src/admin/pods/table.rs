@@ -63,7 +63,10 @@ fn row(pod: &View) -> [String; 11] {
         way(|p| &p.inbound),
         look::in_short(&pod.listeners),
         pod.rules.into(),
-        format!("{}/{}", pod.connections.inbound, pod.connections.outbound),
+        match &pod.connections {
+            Some(open) => format!("{}/{}", open.inbound, open.outbound),
+            None => "-".into(),
+        },
         pod.kept.len().to_string(),
         match &pod.last_repair {
             Some(last) => format!("{} (last {}: {})", pod.repairs, last.at, last.what),
@@ -101,6 +104,9 @@ pub(super) fn of_one(pod: &View) -> String {
     line("addresses", &pod.addresses.join(", "));
     line("network namespace", pod.network_namespace.as_ref().unwrap_or(&none));
     line("desired", if pod.desired { "yes" } else { "no" });
+    if let Some(note) = &pod.note {
+        line("", note);
+    }
     let captured = match (&pod.captured_since, pod.captured) {
         (Some(since), true) => format!("yes, since {since}"),
         _ => format!("no ({})", pod.state),
@@ -126,10 +132,9 @@ pub(super) fn of_one(pod: &View) -> String {
             &format!("what comes from {} is sent by it", pod.asks.virtual_interfaces.join(", ")),
         );
     }
-    line(
-        "connections",
-        &format!("{} in, {} out", pod.connections.inbound, pod.connections.outbound),
-    );
+    if let Some(open) = &pod.connections {
+        line("connections", &format!("{} in, {} out", open.inbound, open.outbound));
+    }
     line("kept connections", &pod.kept.len().to_string());
     for kept in pod.kept.iter().take(KEPT_SHOWN) {
         line("", kept);

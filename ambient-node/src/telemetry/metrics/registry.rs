@@ -9,16 +9,34 @@ pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
     registry.register_collector(Box::new(Written(metrics.traffic.clone())));
     traffic(registry, metrics);
     process(registry, metrics);
-    pods_and_policies(registry, metrics);
-    ages(registry, metrics);
+    served(registry, metrics);
+    captures(registry, metrics);
+    policies(registry, metrics);
+    state(registry, metrics);
+    trust(registry, metrics);
 }
 
-fn ages(registry: &mut Registry, metrics: &Metrics) {
+/// What an enrolment has whose proxy is another process.
+pub(super) fn add_of_enrolment(registry: &mut Registry, metrics: &Metrics) {
+    process(registry, metrics);
+    captures(registry, metrics);
+    state(registry, metrics);
+}
+
+fn state(registry: &mut Registry, metrics: &Metrics) {
     registry.register(
         "ambient_state_age_seconds",
         "How long ago the source of the mesh's state was heard of; 0 while it is there (unstable)",
         metrics.state_age.clone(),
     );
+    registry.register(
+        "ambient_state_faults",
+        "What is wrong with what the source of the mesh's state says; readiness names each (unstable)",
+        metrics.state_faults.clone(),
+    );
+}
+
+fn trust(registry: &mut Registry, metrics: &Metrics) {
     registry.register(
         "ambient_trust_age_seconds",
         "How long ago the authority has said which roots are trusted; 0 where they are the node's own (unstable)",
@@ -28,11 +46,6 @@ fn ages(registry: &mut Registry, metrics: &Metrics) {
         "ambient_certificates_missing",
         "Identities that this node's pods need and that have no valid certificate (unstable)",
         metrics.certificates_missing.clone(),
-    );
-    registry.register(
-        "ambient_state_faults",
-        "What is wrong with what the source of the mesh's state says; readiness names each (unstable)",
-        metrics.state_faults.clone(),
     );
 }
 
@@ -118,7 +131,7 @@ fn process(registry: &mut Registry, metrics: &Metrics) {
     );
 }
 
-fn pods_and_policies(registry: &mut Registry, metrics: &Metrics) {
+fn served(registry: &mut Registry, metrics: &Metrics) {
     registry.register(
         "workload_manager_active_proxy_count",
         "Pods that this node serves (unstable)",
@@ -129,6 +142,9 @@ fn pods_and_policies(registry: &mut Registry, metrics: &Metrics) {
         "Pods that this node is to serve, and that are not captured (unstable)",
         metrics.pods_pending.clone(),
     );
+}
+
+fn captures(registry: &mut Registry, metrics: &Metrics) {
     registry.register(
         "ambient_pods_not_captured",
         "Pods that are meant to be in the mesh and whose capture is not proven (unstable)",
@@ -154,6 +170,9 @@ fn pods_and_policies(registry: &mut Registry, metrics: &Metrics) {
         "Connections that went around the mesh while a capture was broken, found right after its repair and reset (unstable)",
         metrics.connections_around.clone(),
     );
+}
+
+fn policies(registry: &mut Registry, metrics: &Metrics) {
     registry.register(
         "ambient_policies_unreadable",
         "Policies whose present version cannot be read, by what is in force instead (unstable)",

@@ -9,9 +9,7 @@ use std::{
 
 use ambient_core::ports;
 
-use super::{
-    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, none_is_foreign, owner_of, replacement, same_chains,
-};
+use super::{ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, owner_of, replacement, same_chains};
 use crate::{
     netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
     plan::{KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
@@ -25,8 +23,8 @@ impl Inside {
     /// # Errors
     /// When a table of such a name is somebody else's, or the kernel refuses.
     pub(crate) fn add(&mut self, plan: &Plan, mark: &Mark) -> Result<(), ApplyError> {
-        let names: Vec<&'static str> = plan.tables.iter().map(|t| t.name).collect();
-        let differs = self.rules(plan, mark)?.into_iter().any(|d| match d {
+        let names = names_of(plan);
+        let differs = self.tables(plan, mark)?.into_iter().any(|d| match d {
             Difference::Table(name) | Difference::ForeignTable(name) => names.contains(&name),
             _ => false,
         });
@@ -43,9 +41,13 @@ impl Inside {
     /// # Errors
     /// As [`Inside::apply`].
     pub(crate) fn join(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
-        none_is_foreign(&self.rules(plan, mark)?)?;
-        if self.owner()?.is_none() {
-            self.add(&Plan::tracking(), mark)?;
+        let there = self.nftables.tables()?;
+        if let Some((table, _)) = named_as_ours(&there).find(|(_, table)| owner_of(table).is_none()) {
+            return Err(ApplyError::Foreign { table });
+        }
+        if named_as_ours(&there).next().is_none() {
+            let tracking = Plan::tracking();
+            self.transaction(|tables, chains| replacement(&tracking, mark, &names_of(&tracking), tables, chains))?;
         }
         let joined = self.join_tracked(plan, mark);
         if joined.is_err() {
@@ -82,12 +84,19 @@ impl Inside {
         }
         let refused = self.conntrack.remember(&entries, KEPT_MARK)?.count;
         self.conntrack.mark(&seen, KEPT_MARK, MARK_MASK)?;
-        let mut added = self.apply(&plan.coming(), mark)?;
+        let coming = plan.coming();
+        let mut added = self.apply(&coming, mark)?;
         // What was opened before and is still underway passed the place of redirection: it must not meet the guard.
         thread::sleep(UNDERWAY);
         self.forget_outlived(&own)?;
-        added.extend(self.apply(plan, mark)?);
-        added.retain(|d| !Plan::tracking().tables.iter().any(|t| *d == Difference::Leftover(t.name)));
+        let (before, after) = (names_of(&coming), names_of(plan));
+        let only = |those: &[&'static str], others: &[&'static str]| -> Vec<&'static str> {
+            those.iter().filter(|name| !others.contains(name)).copied().collect()
+        };
+        let (come, gone) = (only(&after, &before), only(&before, &after));
+        let others = [&come[..], &gone[..]].concat();
+        self.transaction(|tables, chains| replacement(plan, mark, &others, tables, chains))?;
+        added.extend(come.into_iter().map(Difference::Table));
         Ok(Joined {
             added,
             lost: refused,
@@ -324,6 +333,10 @@ impl Inside {
     fn own_addresses(&mut self) -> Result<HashSet<IpAddr>, ApplyError> {
         Ok(self.routing.addresses()?.into_iter().map(|a| a.ip.to_canonical()).collect())
     }
+}
+
+fn names_of(plan: &Plan) -> Vec<&'static str> {
+    plan.tables.iter().map(|table| table.name).collect()
 }
 
 /// What joining did.

@@ -1,0 +1,61 @@
+use super::*;
+
+#[test]
+fn what_istios_plugin_says_is_understood() {
+    // As Go writes it: fields by their names, masks in Base64, and what is not there as null.
+    let said: Said = serde_json::from_str(
+        r#"{"Netns":"/var/run/netns/x","PodName":"p","PodNamespace":"n","IPs":[{"Interface":0,"Address":{"IP":"10.0.0.5","Mask":"/////w=="},"Gateway":"10.0.0.1"},{"Interface":null,"Address":{"IP":"fd00::5","Mask":"//////////8AAAAAAAAAAA=="},"Gateway":null}]}"#,
+    )
+    .unwrap();
+    assert_eq!((&*said.pod_name, &*said.pod_namespace, said.pod_uid), ("p", "n", None));
+    let ips: Vec<IpAddr> = said.ips.iter().flatten().map(|ip| ip.address.ip).collect();
+    assert_eq!(ips, ["10.0.0.5".parse::<IpAddr>().unwrap(), "fd00::5".parse().unwrap()]);
+    let none: Said = serde_json::from_str(r#"{"Netns":"/x","PodName":"p","PodNamespace":"n","IPs":null}"#).unwrap();
+    assert!(none.ips.is_none());
+    for wrong in [
+        "[]",
+        r#"{"PodName":"p","PodNamespace":"n"}"#,
+        r#"{"Netns":"/x","PodName":"p","PodNamespace":"n","IPs":[{"Address":{"IP":"ten"}}]}"#,
+    ] {
+        assert!(serde_json::from_str::<Said>(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_runtime_is_told_whose_fault_it_is() {
+    let pod = || "shop/cart".to_owned();
+    let unreadable = serde_json::from_str::<Said>("{").unwrap_err();
+    let wrong = Refusal::Wrong {
+        pod: pod(),
+        what: "so".into(),
+    };
+    let unknown = Refusal::Unknown {
+        pod: pod(),
+        node: "node-1".into(),
+    };
+    for (refusal, status) in [
+        (Refusal::Unreadable(unreadable), 400),
+        (wrong, 400),
+        (unknown, 503),
+        (Refusal::Ignorant { pod: pod() }, 503),
+        (Refusal::Taking(HandOverError::Ended), 500),
+        (
+            Refusal::Unproven {
+                pod: pod(),
+                why: "so".into(),
+            },
+            500,
+        ),
+    ] {
+        assert_eq!(refusal.status(), status, "{refusal}");
+    }
+    let unknown = Refusal::Unknown {
+        pod: pod(),
+        node: "node-1".into(),
+    };
+    assert!(
+        unknown
+            .to_string()
+            .starts_with("shop/cart: no pod of this name and UID is known on node node-1 within 4.5 s")
+    );
+}

@@ -1,0 +1,87 @@
+//! Which pods of a node are meant to be in the mesh, and how that goes, as the log tells it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ambient_core::{NetworkMode, PodUid, Workload};
+use ambient_redirect::{
+    PodSpec,
+    pods::{PodState, State as PodStage},
+};
+use tokio::sync::watch;
+
+use crate::state::Snapshot;
+
+/// Why no pod's DNS can be captured.
+pub(crate) const NO_DNS: &str = "the node knows no DNS server; name a resolv.conf with --resolv-conf";
+
+/// The pods of a node that are meant to be in the mesh; with a reason why their DNS cannot be captured, if it cannot.
+pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snapshot) -> Arc<[PodSpec]> {
+    let ours = now.mesh.workloads_of_node(node).filter(|w| is_meant(w));
+    ours.filter_map(|workload| spec_of(workload, no_dns)).collect()
+}
+
+/// A workload as a pod; `None` where its UID is not told.
+pub(crate) fn spec_of(workload: &Workload, no_dns: Option<&'static str>) -> Option<PodSpec> {
+    let uid: PodUid = workload.pod.clone()?;
+    let mut capture = workload.capture.as_deref().cloned().unwrap_or_default();
+    if let Some(why) = no_dns {
+        capture.refuse_dns(why);
+    }
+    Some(PodSpec {
+        uid,
+        namespace: workload.namespace.clone(),
+        name: workload.name.clone(),
+        service_account: workload.service_account.clone(),
+        addresses: workload.addresses.clone(),
+        capture,
+        has_run: workload.has_run,
+    })
+}
+
+/// Whether a workload is a pod to be captured: one that speaks HBONE itself, as a waypoint does, is not, nor one that has its
+/// node's addresses.
+pub(crate) fn is_meant(workload: &Workload) -> bool {
+    workload.ambient && !workload.native_tunnel && workload.network_mode == NetworkMode::Standard
+}
+
+/// Puts into the log how each pod stands, when that changes.
+pub(crate) async fn tell_of_pods(uncovered: impl Fn(usize), mut states: watch::Receiver<Arc<[PodState]>>) {
+    let mut told: HashMap<PodUid, PodStage> = HashMap::new();
+    loop {
+        let now = states.borrow_and_update().clone();
+        let captured = |pod: &&PodState| matches!(pod.state, PodStage::In { .. });
+        uncovered(now.len() - now.iter().filter(captured).count());
+        for pod in now.iter().filter(|pod| told.get(&pod.spec.uid) != Some(&pod.state)) {
+            tell(pod);
+        }
+        told = now.iter().map(|pod| (pod.spec.uid.clone(), pod.state.clone())).collect();
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn tell(pod: &PodState) {
+    if pod.spec.name.is_empty() {
+        // Nothing is known of it but what an earlier process has left.
+        let namespace = pod.namespace.map(|id| id.to_string());
+        let uid = Some(pod.spec.uid.as_str()).filter(|uid| namespace.as_deref() != Some(*uid));
+        return match &pod.state {
+            PodStage::Refused { error } => tracing::error!(uid, namespace, %error, "what an earlier process has left cannot be taken away"),
+            _ => tracing::info!(
+                uid,
+                namespace,
+                "what an earlier process has left is taken away: its pod is not meant to be in the mesh, or not here"
+            ),
+        };
+    }
+    let (name, uid) = (format_args!("{}/{}", pod.spec.namespace, pod.spec.name), &pod.spec.uid);
+    let said = pod.said.as_deref();
+    match &pod.state {
+        PodStage::In { proof, .. } => tracing::info!(pod = %name, uid = %uid, added = said, %proof, "pod captured"),
+        PodStage::Pairing { why } => tracing::info!(pod = %name, uid = %uid, why, "pod waits for its network namespace"),
+        PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
+        PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
+        _ => {}
+    }
+}
