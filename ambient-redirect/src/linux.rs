@@ -4,7 +4,6 @@
 //! would take other tasks along into the namespace.
 
 mod datagrams;
-mod memory;
 mod names;
 mod netns;
 pub(crate) mod option;
@@ -22,7 +21,6 @@ mod told;
 mod watcher;
 
 pub use datagrams::Datagrams;
-pub use memory::give_back_what_starting_took;
 pub(crate) use names::Names;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;

@@ -22,13 +22,10 @@ use ambient_core::TrustDomain;
 use ambient_node::{
     AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, Keys, Node, telemetry::log,
 };
-use ambient_redirect::{Announce, linux::give_back_what_starting_took};
+use ambient_redirect::Announce;
 use anyhow::Context as _;
 use clap::Args as _;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time,
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 mod istiod;
 pub(crate) mod mesh;
@@ -344,12 +341,6 @@ async fn serve(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<()> {
         node = start(args, config, mesh) => node?,
         _ = &mut told => anyhow::bail!("told to stop before it had started"),
     };
-    tokio::spawn(async {
-        time::sleep(STARTED).await;
-        if let Err(error) = give_back_what_starting_took() {
-            tracing::debug!(%error, "what only the start has needed stays in memory");
-        }
-    });
     node.run(async move {
         let Ok((mut terminate, mut interrupt)) = told.await else { return };
         // Who asks twice does not want to wait for open connections.
@@ -573,6 +564,3 @@ pub(crate) fn raise_descriptor_limit() -> usize {
 
 /// Where keys are kept, unless said otherwise.
 const KEYS: &str = "/run/ambient";
-
-/// By then a node has started, and most of what it needed for that is not needed again.
-const STARTED: Duration = Duration::from_secs(2);
