@@ -346,6 +346,79 @@ fn not_for_l4() {
     }
 }
 
+/// What makes a resource none for L4 is looked at before what is in it, in istiod's order: dry run, target, action.
+#[test]
+fn what_is_not_for_l4_is_not_read_further() {
+    let target = json!([{ "kind": "Service", "name": "a" }]);
+    let bad_rules = json!([{ "from": [{ "source": { "ipBlocks": ["x"] } }] }]);
+    for spec in [
+        json!({ "targetRefs": target, "action": "REFUSE" }),
+        json!({ "targetRefs": target, "rules": bad_rules }),
+        json!({ "action": "AUDIT", "rules": bad_rules }),
+    ] {
+        for settings in [Settings::default(), Settings::istio_exact()] {
+            assert_eq!(read(&resource(&spec), &settings).unwrap().policy, None, "{spec}");
+        }
+    }
+    let mut dry = resource(&json!({ "action": "REFUSE" }));
+    dry.metadata.annotations = Some([(DRY_RUN.to_owned(), "true".to_owned())].into());
+    assert!(read(&dry, &Settings::default()).is_err(), "in dry run it is read");
+    let off = read(&dry, &Settings::istio_exact()).unwrap();
+    assert_eq!((off.policy, off.warnings[0].path.as_str()), (None, DRY_RUN_PATH));
+}
+
+/// The annotation is read as Go's `ParseBool` reads it; what is neither true nor false enforces the policy, and is told.
+#[test]
+fn words_of_dry_run() {
+    for (word, dry, told) in [
+        ("1", true, false),
+        ("t", true, false),
+        ("T", true, false),
+        ("TRUE", true, false),
+        ("true", true, false),
+        ("True", true, false),
+        ("0", false, false),
+        ("f", false, false),
+        ("False", false, false),
+        ("", false, true),
+        ("yes", false, true),
+        ("tRUE", false, true),
+        (" true", false, true),
+    ] {
+        let mut resource = resource(&json!({ "rules": [{}] }));
+        resource.metadata.annotations = Some([(DRY_RUN.to_owned(), word.to_owned())].into());
+        let reading = read(&resource, &Settings::default()).unwrap();
+        assert_eq!(
+            (reading.policy.unwrap().dry_run, !reading.warnings.is_empty()),
+            (dry, told),
+            "{word:?}"
+        );
+    }
+}
+
+#[test]
+fn ports_are_decimal_and_may_begin_with_zeros() {
+    let of = |port: &str, settings: &Settings| {
+        let spec = json!({ "rules": [{ "to": [{ "operation": { "ports": ["1", port] } }] }] });
+        let reading = read(&resource(&spec), settings).map_err(|error| error.path.to_string())?;
+        Ok(reading.policy.unwrap().rules[0].clauses[0].matches[0].destination_ports.clone())
+    };
+    for (port, number) in [("0", 0), ("0080", 80), ("65535", 65535)] {
+        for settings in [Settings::default(), Settings::istio_exact()] {
+            assert_eq!(of(port, &settings), Ok(vec![1, number]), "{port}");
+        }
+    }
+    for port in ["", "http", "-1", "+80", "65536", "8 0", "0x50", "8_0", "80.0", "٨٠"] {
+        let path = "spec.rules[0].to[0].operation.ports[1]".to_owned();
+        assert_eq!(of(port, &Settings::default()), Err(path), "{port}");
+        assert_eq!(
+            of(port, &Settings::istio_exact()),
+            Ok(vec![1]),
+            "{port}: dropped, as istiod drops it"
+        );
+    }
+}
+
 #[test]
 fn identities_under_every_name_of_the_mesh() {
     let settings = Settings {
