@@ -14,8 +14,7 @@ mod sharing;
 mod tests;
 
 use few::Few;
-use members::Members;
-pub(crate) use members::{Near, Places, spot};
+pub(crate) use members::{Members, Near, Places, spot};
 
 pub use sharing::Sharing;
 
@@ -182,15 +181,9 @@ impl Mesh {
         self.0.endpoints.get(service).map(|members| &members.all)
     }
 
-    /// The endpoints of a service by place, in the order of the scopes that it prefers by; `None` where they are few or it does
-    /// not matter, or where it lists them itself. Those whose workload is not known are left out.
-    pub(crate) fn places(&self, service: &NamespacedHostname) -> Option<&Places> {
-        self.0.endpoints.get(service).and_then(Members::places)
-    }
-
-    /// Whether every endpoint of a service has the weight 1.
-    pub(crate) fn has_equal_endpoints(&self, service: &NamespacedHostname) -> bool {
-        self.0.endpoints.get(service).is_none_or(|members| members.weighted == 0)
+    /// The same, with what is known of all of them.
+    pub(crate) fn members(&self, service: &NamespacedHostname) -> Option<&Members> {
+        self.0.endpoints.get(service)
     }
 
     /// A workload as an endpoint of a service.
@@ -209,6 +202,9 @@ fn preferred(workloads: &Few<Workload>) -> Option<&Arc<Workload>> {
 }
 
 fn nearest<'a>(services: &'a Few<Service>, namespace: &str) -> Option<&'a Arc<Service>> {
+    if let Few::One(one) = services {
+        return one.is_visible_from(namespace).then_some(one);
+    }
     let seen = services.iter().filter(|service| service.is_visible_from(namespace));
     // The first of equals.
     seen.min_by_key(|service| (*service.name.namespace != *namespace, !service.canonical))

@@ -1,15 +1,13 @@
 //! A map whose versions share all that does not differ between them.
 
-use std::{
-    borrow::Borrow,
-    fmt,
-    hash::{DefaultHasher, Hash, Hasher},
-    iter, slice,
-    sync::Arc,
-};
+use std::{borrow::Borrow, fmt, hash::Hash, iter, slice, sync::Arc};
 
+mod hash;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use hash::Quick;
+use hash::hash;
 
 /// Entries that stand together before they are parted: few enough to look through, many enough to cost little memory.
 const MOST: usize = 32;
@@ -28,8 +26,7 @@ pub struct Shards<K, V>(Link<K, V>);
 /// A tree by the bits of a key's hash, four at each step.
 #[derive(Clone)]
 enum Link<K, V> {
-    Empty,
-    Leaf(Arc<Leaf<K, V>>),
+    Leaf(Leaf<K, V>),
     Branch(Arc<Branch<K, V>>),
 }
 
@@ -39,68 +36,153 @@ struct Branch<K, V> {
     ways: [Link<K, V>; WAYS],
 }
 
-/// Some entries, and marks of the first [`MOST`] of them: of those that are looked at only what may be meant is touched.
+/// Some entries, from the first slot on, and marks of the first [`MOST`] of them.
+///
+/// The marks stand where the leaf is pointed to, so that of a leaf, which in a large map is far away, only the entry that is
+/// meant is touched.
 #[derive(Clone)]
 struct Leaf<K, V> {
-    marks: [u8; MOST],
-    entries: Vec<(K, V)>,
+    marks: Marks,
+    count: usize,
+    slots: Arc<[Option<(K, V)>]>,
+}
+
+/// A byte of each entry's hash.
+#[derive(Clone, Copy, Default)]
+struct Marks([u64; MOST / 8]);
+
+impl Marks {
+    /// The places beyond the last have none.
+    fn set(&mut self, at: usize, mark: u8) {
+        if let Some(eight) = self.0.get_mut(at / 8) {
+            let shift = at % 8 * 8;
+            *eight = (*eight & !(0xff << shift)) | (u64::from(mark) << shift);
+        }
+    }
+
+    /// A bit for each place that bears a mark. All are looked at at once: where one stands in a leaf cannot be foreseen, and a
+    /// processor that has to wait for that looks for nothing else meanwhile.
+    fn places(&self, mark: u8) -> u32 {
+        const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+        let wanted = u64::from_ne_bytes([mark; 8]);
+        let eights = self.0.iter().enumerate().map(|(n, eight)| {
+            let differ = eight ^ wanted;
+            // The upper bit of each byte that is zero, and of no other.
+            let equal = !(((differ & LOW) + LOW) | differ | LOW);
+            // These bits side by side.
+            let bits = (equal >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+            (bits as u32) << (n * 8)
+        });
+        eights.fold(0, |all, eight| all | eight)
+    }
+}
+
+impl<K, V> Default for Leaf<K, V> {
+    fn default() -> Self {
+        Self {
+            marks: Marks::default(),
+            count: 0,
+            slots: Arc::default(),
+        }
+    }
 }
 
 impl<K, V> Leaf<K, V> {
-    fn with_capacity(capacity: usize) -> Self {
-        Self {
-            marks: [0; MOST],
-            entries: Vec::with_capacity(capacity),
-        }
+    fn iter(&self) -> impl Iterator<Item = &(K, V)> {
+        self.slots.iter().flatten()
     }
 
     fn position<Q: Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<usize>
     where
         K: Borrow<Q>,
     {
-        let wanted = mark(hash);
-        let marked = self
-            .entries
-            .iter()
-            .zip(&self.marks)
-            .position(|((of, _), mark)| *mark == wanted && of.borrow() == key);
+        let is_at = |at: usize| matches!(self.slots.get(at), Some(Some((of, _))) if of.borrow() == key);
+        let mut places = self.marks.places(mark(hash));
+        while places != 0 {
+            let at = places.trailing_zeros() as usize;
+            if is_at(at) {
+                return Some(at);
+            }
+            places &= places - 1;
+        }
         // More only share the whole of their hash.
-        let beyond = || {
-            self.entries
-                .iter()
-                .skip(MOST)
-                .position(|(of, _)| of.borrow() == key)
-                .map(|at| MOST + at)
-        };
-        marked.or_else(beyond)
+        (MOST..self.count).find(|at| is_at(*at))
+    }
+
+    fn get<Q: Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        let at = self.position(hash, key)?;
+        self.slots[at].as_ref().map(|(_, value)| value)
+    }
+}
+
+impl<K: Clone, V: Clone> Leaf<K, V> {
+    fn with_capacity(capacity: usize) -> Self {
+        Self {
+            slots: iter::repeat_with(|| None).take(capacity).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// All entries, which go on being another version's where one holds them.
+    fn take(&mut self) -> Vec<(K, V)> {
+        let mut leaf = std::mem::take(self);
+        match Arc::get_mut(&mut leaf.slots) {
+            Some(own) => own.iter_mut().filter_map(Option::take).collect(),
+            None => leaf.iter().cloned().collect(),
+        }
     }
 
     /// Room for half as many again, where a vector would take twice as much: most leaves never fill.
     fn push(&mut self, hash: u64, key: K, value: V) {
-        if self.entries.len() == self.entries.capacity() {
-            self.entries.reserve_exact((self.entries.len() / 2).max(1));
+        if self.count == self.slots.len() {
+            let (marks, count) = (self.marks, self.count);
+            let entries = self.take().into_iter().map(Some);
+            let room = iter::repeat_with(|| None).take((count / 2).max(1));
+            *self = Self {
+                marks,
+                count,
+                slots: entries.chain(room).collect(),
+            };
         }
-        if let Some(place) = self.marks.get_mut(self.entries.len()) {
-            *place = mark(hash);
-        }
-        self.entries.push((key, value));
+        self.marks.set(self.count, mark(hash));
+        Arc::make_mut(&mut self.slots)[self.count] = Some((key, value));
+        self.count += 1;
+    }
+
+    fn entry_mut(&mut self, at: usize) -> Option<&mut (K, V)> {
+        Arc::make_mut(&mut self.slots)[at].as_mut()
     }
 }
 
-impl<K: Hash, V> Leaf<K, V> {
+impl<K: Clone + Hash, V: Clone> Leaf<K, V> {
     /// The last one takes its place.
-    fn swap_remove(&mut self, at: usize) -> V {
-        let (_, value) = self.entries.swap_remove(at);
-        if let (Some(place), Some((moved, _))) = (self.marks.get_mut(at), self.entries.get(at)) {
-            *place = mark(hash(moved));
+    fn swap_remove(&mut self, at: usize) -> Option<V> {
+        let slots = Arc::make_mut(&mut self.slots);
+        let (removed, last) = (slots[at].take(), self.count - 1);
+        self.count = last;
+        if let Some(moved) = slots[last].take() {
+            self.marks.set(at, mark(hash(&moved.0)));
+            slots[at] = Some(moved);
         }
-        value
+        if last == 0 {
+            *self = Self::default();
+        }
+        removed.map(|(_, value)| value)
+    }
+}
+
+impl<K, V> Default for Link<K, V> {
+    fn default() -> Self {
+        Self::Leaf(Leaf::default())
     }
 }
 
 impl<K, V> Default for Shards<K, V> {
     fn default() -> Self {
-        Self(Link::Empty)
+        Self(Link::default())
     }
 }
 
@@ -138,8 +220,7 @@ impl<K, V> Shards<K, V> {
         let mut link = &self.0;
         loop {
             match link {
-                Link::Empty => return None,
-                Link::Leaf(leaf) => return leaf.entries.get(place).map(|(key, value)| (key, value)),
+                Link::Leaf(leaf) => return leaf.slots.get(place)?.as_ref().map(|(key, value)| (key, value)),
                 Link::Branch(branch) => {
                     let mut ways = branch.ways.iter();
                     link = loop {
@@ -166,8 +247,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
         let mut bits = hash;
         loop {
             match link {
-                Link::Empty => return None,
-                Link::Leaf(leaf) => return leaf.position(hash, key).map(|at| &leaf.entries[at].1),
+                Link::Leaf(leaf) => return leaf.get(hash, key),
                 Link::Branch(branch) => {
                     link = &branch.ways[way(bits)];
                     bits >>= BITS;
@@ -188,10 +268,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
         let mut link = &mut self.0;
         loop {
             match link {
-                Link::Empty => return None,
-                Link::Leaf(shared) => {
-                    let at = shared.position(hash, key)?;
-                    return Some(&mut Arc::make_mut(shared).entries[at].1);
+                Link::Leaf(leaf) => {
+                    let at = leaf.position(hash, key)?;
+                    return leaf.entry_mut(at).map(|(_, value)| value);
                 }
                 Link::Branch(shared) => {
                     link = &mut Arc::make_mut(shared).ways[way(bits)];
@@ -229,8 +308,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
 impl<K, V> Link<K, V> {
     fn count(&self) -> usize {
         match self {
-            Self::Empty => 0,
-            Self::Leaf(leaf) => leaf.entries.len(),
+            Self::Leaf(leaf) => leaf.count,
             Self::Branch(branch) => branch.count,
         }
     }
@@ -238,22 +316,16 @@ impl<K, V> Link<K, V> {
 
 fn insert<K: Clone + Eq + Hash, V: Clone>(link: &mut Link<K, V>, hash: u64, depth: u32, key: K, value: V) -> Option<V> {
     match link {
-        Link::Empty => {
-            let mut leaf = Leaf::with_capacity(1);
-            leaf.push(hash, key, value);
-            *link = Link::Leaf(Arc::new(leaf));
-            None
-        }
-        Link::Leaf(shared) => {
-            if let Some(at) = shared.position(hash, &key) {
-                return Some(std::mem::replace(&mut Arc::make_mut(shared).entries[at], (key, value)).1);
+        Link::Leaf(leaf) => {
+            if let Some(entry) = leaf.position(hash, &key).and_then(|at| leaf.entry_mut(at)) {
+                return Some(std::mem::replace(entry, (key, value)).1);
             }
             // Where the bits have come to an end, all that is left stands together.
-            if shared.entries.len() < MOST || depth * BITS >= u64::BITS {
-                Arc::make_mut(shared).push(hash, key, value);
+            if leaf.count < MOST || depth * BITS >= u64::BITS {
+                leaf.push(hash, key, value);
                 return None;
             }
-            *link = part(shared, depth);
+            *link = part(leaf, depth);
             insert(link, hash, depth, key, value)
         }
         Link::Branch(shared) => {
@@ -265,10 +337,10 @@ fn insert<K: Clone + Eq + Hash, V: Clone>(link: &mut Link<K, V>, hash: u64, dept
     }
 }
 
-fn part<K: Clone + Eq + Hash, V: Clone>(shared: &mut Arc<Leaf<K, V>>, depth: u32) -> Link<K, V> {
-    let entries = std::mem::take(&mut Arc::make_mut(shared).entries);
+fn part<K: Clone + Eq + Hash, V: Clone>(leaf: &mut Leaf<K, V>, depth: u32) -> Link<K, V> {
+    let entries = leaf.take();
     let count = entries.len();
-    let mut ways: [Link<K, V>; WAYS] = std::array::from_fn(|_| Link::Empty);
+    let mut ways: [Link<K, V>; WAYS] = std::array::from_fn(|_| Link::default());
     for (key, value) in entries {
         let hash = hash(&key);
         insert(&mut ways[way(hash >> (depth * BITS))], hash, depth + 1, key, value);
@@ -279,14 +351,9 @@ fn part<K: Clone + Eq + Hash, V: Clone>(shared: &mut Arc<Leaf<K, V>>, depth: u32
 /// Only for a key that is there.
 fn remove<K: Clone + Eq + Hash + Borrow<Q>, V: Clone, Q: Eq + ?Sized>(link: &mut Link<K, V>, hash: u64, depth: u32, key: &Q) -> Option<V> {
     match link {
-        Link::Empty => None,
-        Link::Leaf(shared) => {
-            let at = shared.position(hash, key)?;
-            let removed = Arc::make_mut(shared).swap_remove(at);
-            if shared.entries.is_empty() {
-                *link = Link::Empty;
-            }
-            Some(removed)
+        Link::Leaf(leaf) => {
+            let at = leaf.position(hash, key)?;
+            leaf.swap_remove(at)
         }
         Link::Branch(shared) => {
             let branch = Arc::make_mut(shared);
@@ -306,20 +373,17 @@ fn join<K: Clone + Eq + Hash, V: Clone>(branch: &Branch<K, V>) -> Link<K, V> {
     let mut joined = Leaf::with_capacity(branch.count);
     for way in &branch.ways {
         if let Link::Leaf(leaf) = way {
-            for (key, value) in &leaf.entries {
+            for (key, value) in leaf.iter() {
                 joined.push(hash(key), key.clone(), value.clone());
             }
         }
     }
-    match joined.entries.is_empty() {
-        true => Link::Empty,
-        false => Link::Leaf(Arc::new(joined)),
-    }
+    Link::Leaf(joined)
 }
 
 /// The entries of a [`Shards`].
 pub struct Iter<'a, K, V> {
-    leaf: slice::Iter<'a, (K, V)>,
+    leaf: slice::Iter<'a, Option<(K, V)>>,
     ways: Vec<slice::Iter<'a, Link<K, V>>>,
 }
 
@@ -328,13 +392,13 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some((key, value)) = self.leaf.next() {
+            // Behind the last entry of a leaf is room alone.
+            if let Some(Some((key, value))) = self.leaf.next() {
                 return Some((key, value));
             }
             match self.ways.last_mut()?.next() {
                 None => drop(self.ways.pop()),
-                Some(Link::Empty) => {}
-                Some(Link::Leaf(leaf)) => self.leaf = leaf.entries.iter(),
+                Some(Link::Leaf(leaf)) => self.leaf = leaf.slots.iter(),
                 Some(Link::Branch(branch)) => self.ways.push(branch.ways.iter()),
             }
         }
@@ -362,13 +426,6 @@ impl<K, V> fmt::Debug for Shards<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shards").field("entries", &self.len()).finish()
     }
-}
-
-/// Keys come from the control plane, not from peers, so a fixed hash is safe; it keeps snapshots reproducible.
-fn hash<Q: Hash + ?Sized>(key: &Q) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Bits of the hash that hardly any parting looks at.

@@ -5,14 +5,14 @@ use std::{
     collections::HashMap,
     fs,
     hint::black_box,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ambient_benches::state::{OF_ONE_SERVICE, name_of, pod_ip, service, updates, vip, workload};
 use ambient_core::{
-    BalancerMode, Health, HealthPolicy, LoadBalancer, Mesh, NetworkAddress, Scope, Workload,
+    BalancerMode, Health, HealthPolicy, LoadBalancer, Mesh, Network, NetworkAddress, NetworkBlock, Scope, Workload,
     mesh::{Sharing, Update},
     route::{self, Hints, Outbound},
 };
@@ -115,6 +115,16 @@ fn look_up(criterion: &mut Criterion) {
         asked(&mut group, &format!("vip/{size}"), size, vip, |key| {
             mesh.service_by_vip(key, "namespace-1").is_some()
         });
+        let with_blocks = mesh.apply((0..size / OF_ONE_SERVICE).map(|n| {
+            let mut service = service(n);
+            service.vip_blocks = NetworkBlock::new(Network::default(), in_block(n), 24).into_iter().collect();
+            Update::Service(service.into())
+        }));
+        let inside = |n| NetworkAddress::local(in_block(n / OF_ONE_SERVICE));
+        asked(&mut group, &format!("block/{size}"), size, inside, |key| {
+            with_blocks.service_by_vip(key, "namespace-1").is_some()
+        });
+        drop(with_blocks);
         asked(&mut group, &format!("hostname/{size}"), size, hostname, |key| {
             mesh.service_by_hostname(key, "namespace-1").is_some()
         });
@@ -128,6 +138,11 @@ fn look_up(criterion: &mut Criterion) {
             plain.contains_key(key)
         });
     }
+}
+
+/// An address in the block of the service of a number.
+fn in_block(service: usize) -> IpAddr {
+    Ipv4Addr::from_bits(0x6400_0000 + (service as u32) * 256 + 7).into()
 }
 
 fn address_of(workload: &Workload) -> NetworkAddress {

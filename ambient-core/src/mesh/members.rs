@@ -9,10 +9,10 @@ const MANY: usize = 64;
 
 /// The endpoints of a service.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Members {
-    pub(super) all: Shards<WorkloadUid, Endpoint>,
+pub(crate) struct Members {
+    pub(crate) all: Shards<WorkloadUid, Endpoint>,
     /// How many have another weight than 1.
-    pub(super) weighted: usize,
+    weighted: usize,
     /// By what they are told apart, where that is asked for.
     scopes: Option<Arc<[Scope]>>,
     /// There if `scopes` are, and if there are many. Those whose workload is not known are of no place.
@@ -62,9 +62,15 @@ impl Members {
         }
     }
 
-    /// The endpoints by place, where they are many and it matters.
-    pub(super) fn places(&self) -> Option<&Places> {
+    /// The endpoints by place, in the order of the scopes that their service prefers by; `None` where they are few or it does
+    /// not matter, or where it lists them itself. Those whose workload is not known are left out.
+    pub(crate) fn places(&self) -> Option<&Places> {
         self.places.as_ref()
+    }
+
+    /// Whether every one of them has the weight 1.
+    pub(crate) fn are_equal(&self) -> bool {
+        self.weighted == 0
     }
 
     /// Takes one in, or what has become of it. `before` is its workload as it was, if it was one of these.

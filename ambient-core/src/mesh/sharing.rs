@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashSet,
-    hash::{BuildHasherDefault, DefaultHasher, Hash},
+    hash::{BuildHasherDefault, Hash},
     sync::Arc,
 };
 
 use super::Update;
+use crate::shards::Quick;
 use crate::{
     GatewayAddress, GatewayTarget, Membership, NamespacedHostname, Network, NetworkAddress, PolicyKey, PortMap, Service, Workload,
 };
@@ -26,7 +27,7 @@ pub struct Sharing {
 
 #[derive(Debug)]
 struct Held<T> {
-    all: HashSet<T, BuildHasherDefault<DefaultHasher>>,
+    all: HashSet<T, BuildHasherDefault<Quick>>,
     next_look: usize,
 }
 

@@ -127,7 +127,7 @@ proptest! {
                 prop_assert_eq!(mesh.endpoint(name, &uid).cloned(), listed.or(named));
             }
             let equal = mesh.endpoints(name).is_none_or(|all| all.values().all(|e| e.capacity == 1));
-            prop_assert_eq!(mesh.has_equal_endpoints(name), equal);
+            prop_assert_eq!(mesh.members(name).is_none_or(Members::are_equal), equal);
             prop_assert!(mesh.endpoints(name).is_none_or(|endpoints| !endpoints.is_empty()));
         }
         for node in ["", "n1", "n2"] {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::Way;
-use crate::mesh::{Near, Places, spot};
+use crate::mesh::{Members, Near, Places, spot};
 use crate::{BalancerMode, Endpoint, Health, HealthPolicy, LoadBalancer, Mesh, Scope, Service, Shards, Workload, WorkloadUid};
 
-/// A service of more endpoints than this is not looked through where drawing will do.
+/// So many times it is drawn before all are looked through; and of more endpoints than this in places that are preferred
+/// alike one is drawn first.
 const FEW: usize = 64;
 
 /// What is drawn from one random number.
@@ -67,21 +68,22 @@ impl<'a> Choice<'a> {
     /// One at random, in proportion to capacity, of those that are usable, healthy and preferred the most; one that was
     /// found dead a moment ago only where no other is left.
     pub(super) fn pick(&self, usable: impl Fn(&Workload, &Endpoint) -> bool) -> Option<(&'a Arc<Workload>, &'a Endpoint)> {
-        let all = self.mesh.endpoints(&self.service.name)?;
-        if let (Some(balancer), Some(places)) = (&self.service.load_balancer, self.mesh.places(&self.service.name)) {
-            let chosen = self.pick_near(balancer, places, &usable)?;
+        let members = self.mesh.members(&self.service.name)?;
+        if let (Some(balancer), Some(places)) = (&self.service.load_balancer, members.places()) {
+            let chosen = self.pick_near(balancer, members, places, &usable)?;
             return Some((chosen.workload, chosen.endpoint));
         }
-        let drawn = if all.len() > FEW { self.draw_one(all, &usable) } else { None };
-        let chosen = drawn.or_else(|| self.look_through(all, &usable))?;
+        let drawn = self.draw_one(members, &usable);
+        let chosen = drawn.or_else(|| self.look_through(&members.all, &usable))?;
         Some((chosen.workload, chosen.endpoint))
     }
 
     /// Where all are equal, any that is usable will do: it is drawn until one is. What is left out makes none of the others
-    /// likelier than another.
-    fn draw_one(&self, all: &'a Shards<WorkloadUid, Endpoint>, usable: &impl Fn(&Workload, &Endpoint) -> bool) -> Option<Candidate<'a>> {
-        let equal = self.mode() == BalancerMode::Standard && self.mesh.has_equal_endpoints(&self.service.name);
-        let draws = (0..FEW as u64).filter(|_| equal);
+    /// likelier than another. What is not drawn is not touched: in a large mesh each endpoint is some way through memory.
+    fn draw_one(&self, members: &'a Members, usable: &impl Fn(&Workload, &Endpoint) -> bool) -> Option<Candidate<'a>> {
+        let all = &members.all;
+        let equal = self.mode() == BalancerMode::Standard && members.are_equal();
+        let draws = (0..all.len().min(FEW) as u64).filter(|_| equal);
         let mut drawn = draws.filter_map(|n| {
             let at = mix(self.draw, ENDPOINT + n) % all.len() as u64;
             let (uid, endpoint) = all.nth(at as usize)?;
@@ -95,12 +97,13 @@ impl<'a> Choice<'a> {
     fn pick_near(
         &self,
         balancer: &LoadBalancer,
+        members: &Members,
         places: &'a Places,
         usable: &impl Fn(&Workload, &Endpoint) -> bool,
     ) -> Option<Candidate<'a>> {
         let own = spot(&balancer.preferences, self.source);
         // As a rule there are some in the client's own place, which none is preferred to.
-        let nearest = places.get(&own).and_then(|there| self.among(&[there], usable, true));
+        let nearest = places.get(&own).and_then(|there| self.among(members, &[there], usable, true));
         if nearest.is_some() {
             return nearest;
         }
@@ -113,21 +116,22 @@ impl<'a> Choice<'a> {
             .chunk_by(|(a, _), (b, _)| a == b)
             .map(|tier| tier.iter().map(|(_, there)| *there).collect())
             .collect();
-        let mut fresh = tiers.iter().filter_map(|tier| self.among(tier, usable, true));
-        let mut any = tiers.iter().filter_map(|tier| self.among(tier, usable, false));
+        let mut fresh = tiers.iter().filter_map(|tier| self.among(members, tier, usable, true));
+        let mut any = tiers.iter().filter_map(|tier| self.among(members, tier, usable, false));
         fresh.next().or_else(|| any.next())
     }
 
     /// One of those in some places, in proportion to capacity; of the fresh ones alone, or of all.
     fn among(
         &self,
+        members: &Members,
         places: &[&'a Shards<WorkloadUid, Near>],
         usable: &impl Fn(&Workload, &Endpoint) -> bool,
         fresh: bool,
     ) -> Option<Candidate<'a>> {
         let candidate = |near: &'a Near| self.may_be(&near.workload, &near.endpoint, usable, fresh);
         let count: usize = places.iter().map(|there| there.len()).sum();
-        if count > FEW && self.mesh.has_equal_endpoints(&self.service.name) {
+        if count > FEW && members.are_equal() {
             let drawn = (0..FEW as u64).find_map(|n| {
                 let mut at = (mix(self.draw, ENDPOINT + n) % count as u64) as usize;
                 let there = places.iter().find(|there| {

@@ -304,7 +304,7 @@ proptest! {
         let mut now = web.clone();
         now.load_balancer = Some(balanced(mode, &preferences));
         state = state.apply([Update::Service(now.into())]);
-        prop_assert_eq!(state.places(&web.name).is_some(), present.len() > 64);
+        prop_assert_eq!(state.members(&web.name).is_some_and(|all| all.places().is_some()), present.len() > 64);
 
         let source = member_at(9_999, &(client, false, 1), &NamespacedHostname::new("shop", "other"));
         let source = Workload { services: Vec::new(), ..source };
