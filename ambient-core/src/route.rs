@@ -114,7 +114,7 @@ pub struct Tunnel {
 /// outer one names, and carries [`forwarded_network`](crate::headers::forwarded_network).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inner {
-    /// The identities that the far end may prove: the service's; never empty.
+    /// The identities that the far end may prove: the service's, or those of its waypoint; never empty.
     pub accepted: Vec<Identity>,
     /// The network of the far end.
     pub network: Network,
@@ -147,8 +147,8 @@ pub enum Refusal {
     /// The destination has no valid identity, so that nobody could prove to be it.
     #[error("workload {0} has no valid identity")]
     NoIdentity(WorkloadUid),
-    /// Nobody can prove to speak for a service in another network, as it names no identity.
-    #[error("service {0} names no identity of its endpoints in another network")]
+    /// Nobody can prove to speak for a service in another network, as it, or its waypoint there, names no identity.
+    #[error("service {0}, or its waypoint, names no identity of its endpoints in another network")]
     NoServiceIdentity(NamespacedHostname),
     /// A CONNECT names an address that is not the pod's.
     #[error("ip mismatch: {authority} is not an address of {pod}")]
@@ -270,7 +270,7 @@ impl Way<'_> {
         let choice = Choice::of(self, service).pick(usable);
         let (workload, endpoint) = choice.ok_or_else(|| Refusal::NoEndpoint(service.name.clone()))?;
         if workload.network != self.source.network {
-            return self.through_gateway(service, workload);
+            return self.through_gateway(service, workload, &service.subject_alt_names);
         }
         let port = self.target(service, endpoint).unwrap_or_else(|| self.to.port());
         let at = SocketAddr::new(self.address(service, workload)?, port);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Inner, Plan, Refusal, Stop, Tunnel, Way, accepted, balance, balance::Choice, like};
-use crate::{Authority, Endpoint, GatewayAddress, GatewayTarget, Identity, Mesh, Network, Service, Workload};
+use crate::{Authority, Endpoint, GatewayAddress, GatewayTarget, Identity, Mesh, Service, Workload};
 
 /// The waypoint of a service that a draw falls on, if it has any.
 pub(super) fn waypoint(service: &Service, draw: u64) -> Option<&GatewayAddress> {
@@ -39,11 +39,13 @@ fn service_of<'a>(mesh: &'a Mesh, namespace: &str, gateway: &GatewayAddress) -> 
     }
 }
 
-/// A gateway as it is reached.
+/// A gateway that was chosen.
 struct Found<'a> {
     workload: &'a Arc<Workload>,
     service: Option<&'a Arc<Service>>,
-    at: SocketAddr,
+    /// The address that it is named by, where it is not one of a service's.
+    named: Option<IpAddr>,
+    port: u16,
 }
 
 impl Found<'_> {
@@ -53,12 +55,22 @@ impl Found<'_> {
 }
 
 impl Way<'_> {
-    /// Through a waypoint, which is to go on to where the connection was meant to.
+    /// Through a waypoint, which is to go on to where the connection was meant to. A waypoint of a service may be in another
+    /// network, behind the gateway of that.
     pub(super) fn to_waypoint(&self, waypoint: &GatewayAddress, service: Option<&Arc<Service>>) -> Result<Plan, Stop> {
-        let found = self.find(waypoint, &self.source.network);
-        let found = found.ok_or_else(|| Refusal::NoWaypoint(waypoint.target.clone()))?;
+        let unknown = || Refusal::NoWaypoint(waypoint.target.clone());
+        let is_here = |workload: &Workload| workload.network == self.source.network;
+        let found = self.find(waypoint, |workload| match is_here(workload) {
+            true => !workload.addresses.is_empty(),
+            false => service.is_some() && workload.network_gateway.is_some(),
+        });
+        let found = found.ok_or_else(unknown)?;
+        if let (Some(service), false) = (service, is_here(found.workload)) {
+            let inner = found.service.map(|waypoints| &waypoints.subject_alt_names[..]);
+            return self.through_gateway(service, found.workload, inner.unwrap_or_default());
+        }
         Ok(Plan::Tunnel(Tunnel {
-            peer: found.at,
+            peer: self.at(&found).ok_or_else(unknown)?,
             authority: self.to.into(),
             accepted: found.accepted()?,
             destination: found.workload.clone(),
@@ -68,26 +80,28 @@ impl Way<'_> {
         }))
     }
 
-    /// Through the gateway of the network that an endpoint of a service is in: the gateway chooses one itself.
-    pub(super) fn through_gateway(&self, service: &Arc<Service>, endpoint: &Workload) -> Result<Plan, Stop> {
+    /// Through the gateway of the network that an endpoint of a service, or its waypoint, is in: the gateway chooses one itself.
+    /// `inner` is who that one may prove to be.
+    pub(super) fn through_gateway(&self, service: &Arc<Service>, endpoint: &Workload, inner: &[Identity]) -> Result<Plan, Stop> {
         let gateway = endpoint.network_gateway.as_ref();
         let gateway = gateway.ok_or_else(|| Refusal::Unreachable(endpoint.uid.clone()))?;
-        let found = self.find(gateway, &endpoint.network);
-        let found = found.ok_or_else(|| Refusal::NoGateway(gateway.target.clone()))?;
-        if service.subject_alt_names.is_empty() {
+        let unknown = || Refusal::NoGateway(gateway.target.clone());
+        let found = self.find(gateway, |workload| {
+            workload.network == endpoint.network && !workload.addresses.is_empty()
+        });
+        let found = found.ok_or_else(unknown)?;
+        if inner.is_empty() {
             return Err(Refusal::NoServiceIdentity(service.name.clone()).into());
         }
-        let mut outer = found.accepted()?;
-        outer.extend(service.subject_alt_names.iter().cloned());
         Ok(Plan::Tunnel(Tunnel {
-            peer: found.at,
+            peer: self.at(&found).ok_or_else(unknown)?,
             authority: Authority::Host(service.name.hostname.clone(), self.to.port()),
-            accepted: outer,
+            accepted: found.accepted()?,
             destination: found.workload.clone(),
             service: Some(service.clone()),
             waypoint: false,
             inner: Some(Inner {
-                accepted: service.subject_alt_names.clone(),
+                accepted: inner.to_vec(),
                 network: endpoint.network.clone(),
             }),
         }))
@@ -95,36 +109,34 @@ impl Way<'_> {
 
     /// A gateway is itself a workload, or a service with endpoints, in a network; it always speaks HBONE on the port it is
     /// named with, which an endpoint may map to one of its own.
-    fn find(&self, gateway: &GatewayAddress, network: &Network) -> Option<Found<'_>> {
+    fn find(&self, gateway: &GatewayAddress, usable: impl Fn(&Workload) -> bool) -> Option<Found<'_>> {
         let port = gateway.hbone_port;
         if let Some(service) = service_of(self.mesh, &self.source.namespace, gateway) {
             // It need not list the HBONE port: then its endpoints are asked for by address alone.
-            let usable = |workload: &Workload, _: &Endpoint| workload.network == *network && !workload.addresses.is_empty();
-            let (workload, endpoint) = Choice::of(self, service).pick(usable)?;
-            let ip = self.address_of(workload)?;
+            let (workload, endpoint) = Choice::of(self, service).pick(|workload: &Workload, _: &Endpoint| usable(workload))?;
             let target = service.port(port).map(|p| p.target).filter(|target| *target != 0);
-            let port = endpoint.ports.get(port).or(target).unwrap_or(port);
             return Some(Found {
                 workload,
                 service: Some(service),
-                at: SocketAddr::new(ip, port),
+                named: None,
+                port: endpoint.ports.get(port).or(target).unwrap_or(port),
             });
         }
-        let (workload, ip) = match &gateway.target {
-            GatewayTarget::Address(at) => (self.mesh.workload_by_address(at)?, at.ip),
-            GatewayTarget::Hostname(name) => {
-                let workload = self.mesh.workload_by_hostname(name)?;
-                (workload, self.address_of(workload)?)
-            }
+        let (workload, named) = match &gateway.target {
+            GatewayTarget::Address(at) => (self.mesh.workload_by_address(at)?, Some(at.ip)),
+            GatewayTarget::Hostname(name) => (self.mesh.workload_by_hostname(name)?, None),
         };
         Some(Found {
             workload,
             service: None,
-            at: SocketAddr::new(ip, port),
+            named,
+            port,
         })
     }
 
-    fn address_of(&self, workload: &Workload) -> Option<IpAddr> {
-        like(&mut workload.addresses.iter(), self.to.ip())
+    /// Where it is reached: in the family that the client asked in, where it has the choice.
+    fn at(&self, found: &Found<'_>) -> Option<SocketAddr> {
+        let own = || like(&mut found.workload.addresses.iter(), self.to.ip());
+        Some(SocketAddr::new(found.named.or_else(own)?, found.port))
     }
 }

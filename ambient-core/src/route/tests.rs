@@ -411,7 +411,8 @@ fn another_network_is_reached_through_its_gateway() {
             (Route::Go(Plan::Tunnel(plan)), Ok(peer)) => {
                 assert_eq!((plan.peer, plan.waypoint), (peer.parse().unwrap(), false));
                 assert_eq!(plan.authority.to_string(), "web.shop.svc.cluster.local:80");
-                assert_eq!(plan.accepted, [gate.identity().unwrap(), sans[0].clone()]);
+                // Whoever serves the service has no business to be taken for the gateway.
+                assert_eq!(plan.accepted, [gate.identity().unwrap()]);
                 let inner = plan.inner.unwrap();
                 assert_eq!((inner.accepted, inner.network.as_str()), (sans.to_vec(), "far"));
                 assert_eq!(plan.destination.uid, gate.uid);
@@ -419,6 +420,81 @@ fn another_network_is_reached_through_its_gateway() {
             (route, _) => panic!("{route:?}"),
         }
     }
+}
+
+/// A waypoint of a service whose endpoints, or some of them, are in another network: the gateway of that is asked for the
+/// service, and the waypoint proves to be one.
+#[test]
+fn a_waypoint_in_another_network_is_reached_through_its_gateway() {
+    let source = pod("client", &["10.0.0.1"]);
+    let gate = Workload {
+        network: "far".into(),
+        ..captured("gate", &["192.0.2.9"])
+    };
+    let far = Workload {
+        network: "far".into(),
+        network_gateway: Some(GatewayAddress {
+            target: GatewayTarget::Address(NetworkAddress::new("far".into(), "192.0.2.9".parse().unwrap())),
+            hbone_port: 15008,
+        }),
+        ..captured("far-waypoint", &[])
+    };
+    let near = captured("near-waypoint", &["10.0.0.9"]);
+    let cut_off = Workload {
+        network_gateway: None,
+        ..far.clone()
+    };
+    let server = captured("server", &["10.0.0.2"]);
+    let id = near.identity().unwrap();
+    let through_gate = |inner: &[Identity]| Ok((gate.uid.clone(), "192.0.2.9:15008", false, Some(inner.to_vec())));
+    let here = || Ok((near.uid.clone(), "10.0.0.9:15008", true, None));
+    let ids = std::slice::from_ref(&id);
+    for (instances, sans, expected) in [
+        (&[&far][..], ids, through_gate(ids)),
+        (&[&far], &[], Err("names no identity")),
+        (&[&cut_off], ids, Err("unknown waypoint")),
+        (&[&near], ids, here()),
+        (&[&near, &cut_off], ids, here()),
+    ] {
+        let endpoints: Vec<_> = instances.iter().map(|one| (*one, &[][..])).collect();
+        let mut waypoints = service("waypoint", "10.96.0.9", &[(15008, 15008)], &endpoints);
+        waypoints.subject_alt_names = sans.to_vec();
+        let mut web = service("web", "10.96.0.1", &[(80, 8080)], &[(&server, &[])]);
+        web.waypoint = Some(at_name(&waypoints.name));
+        let all: Vec<_> = instances.iter().copied().chain([&gate, &server]).collect();
+        let mesh = mesh(&all, &[&web, &waypoints]);
+        for draw in 0..20 {
+            let hints = Hints { draw, ..Hints::default() };
+            match (ask(&mesh, &source, "10.96.0.1:80", &hints), &expected) {
+                (Route::Refuse(refusal), Err(why)) => assert!(refusal.to_string().contains(why), "{refusal}"),
+                (Route::Go(Plan::Tunnel(plan)), Ok((uid, peer, waypoint, inner))) => {
+                    assert_eq!(
+                        (&plan.destination.uid, plan.peer.to_string(), plan.waypoint),
+                        (uid, peer.to_string(), *waypoint)
+                    );
+                    assert_eq!(plan.inner.map(|inner| inner.accepted), *inner);
+                    let authority = if inner.is_some() {
+                        "web.shop.svc.cluster.local:80"
+                    } else {
+                        "10.96.0.1:80"
+                    };
+                    assert_eq!(plan.authority.to_string(), authority);
+                }
+                (route, _) => panic!("{route:?}"),
+            }
+        }
+    }
+    // Only services are reached across networks: a workload's own waypoint is in its network.
+    let behind = Workload {
+        waypoint: Some(at_name(&NamespacedHostname::new("shop", "waypoint.shop.svc.cluster.local"))),
+        ..server
+    };
+    let waypoints = service("waypoint", "10.96.0.9", &[(15008, 15008)], &[(&far, &[])]);
+    let mesh = mesh(&[&far, &gate, &behind], &[&waypoints]);
+    assert!(matches!(
+        route(&mesh, &source, "10.0.0.2:80"),
+        Route::Refuse(Refusal::NoWaypoint(_))
+    ));
 }
 
 #[test]
