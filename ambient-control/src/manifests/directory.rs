@@ -11,7 +11,7 @@ use std::{
 
 use ambient_authz::{Scope, policy::Unreadable};
 use ambient_core::PolicyKey;
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 
 use super::{
     MeshConfig,
@@ -24,6 +24,9 @@ use crate::{
     Batch, Fault,
     objects::{Kind, Object, ObjectKey, Objects, Settings},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// The directory as it was seen last.
 pub(super) struct Directory {
@@ -60,11 +63,33 @@ struct Manifest {
     /// What is wrong with the content that was read last.
     error: Option<TextError>,
     /// Why the last look could not read it.
-    trouble: Option<TextError>,
+    trouble: Option<Trouble>,
     /// Lines that hold what stands further up.
     repeated: Vec<TextError>,
     /// Objects of it that are not what they must be, and whether an earlier version of each stays in force.
     broken: Vec<(ObjectKey, TextError, bool)>,
+}
+
+/// Why the file system does not let us read a file.
+struct Trouble {
+    error: TextError,
+    /// Looks in a row that could not read it.
+    looks: u32,
+    /// Whether it is this process, or the machine, that is short of something.
+    ours: bool,
+}
+
+impl Trouble {
+    /// Whether the file counts as not seen yet, if nothing of it was ever readable.
+    fn may_pass(&self) -> bool {
+        self.ours && self.looks < LOOKS_FOR_OURS
+    }
+}
+
+/// What says nothing of the file: without descriptors, memory or threads no file can be read.
+fn is_ours(error: &io::Error) -> bool {
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    Errno::from_io_error(error).is_some_and(|errno| ours.contains(&errno))
 }
 
 /// What tells one state of a file from another without reading it.
@@ -93,7 +118,7 @@ impl Sight {
 
 impl Manifest {
     fn wrong(&self) -> Option<&TextError> {
-        self.trouble.as_ref().or(self.error.as_ref())
+        self.trouble.as_ref().map(|trouble| &trouble.error).or(self.error.as_ref())
     }
 }
 
@@ -320,18 +345,25 @@ impl Directory {
     }
 
     /// A file that the file system does not let us read now.
-    fn trouble(&mut self, name: &str, error: &io::Error) {
+    fn trouble(&mut self, name: &str, io: &io::Error) {
         let error = TextError {
             line: 0,
             path: String::new(),
-            why: format!("cannot be read: {error}"),
+            why: format!("cannot be read: {io}"),
         };
         let file = self.files.entry(name.into()).or_default();
-        if file.trouble.as_ref() == Some(&error) {
-            return;
-        }
-        file.trouble = Some(error.clone());
-        if !file.good {
+        let before = file.trouble.take();
+        let looks = before.as_ref().map_or(1, |before| before.looks.saturating_add(1));
+        let trouble = Trouble {
+            ours: is_ours(io),
+            error,
+            looks,
+        };
+        let as_before = |before: Trouble| before.error == trouble.error && before.may_pass() == trouble.may_pass();
+        let news = !before.is_some_and(as_before);
+        let refuse = (news && !file.good && !trouble.may_pass()).then(|| trouble.error.clone());
+        file.trouble = Some(trouble);
+        if let Some(error) = refuse {
             self.refuse(name, &error);
         }
     }
@@ -402,14 +434,15 @@ impl Directory {
             let path = self.dir.join(name);
             let path = path.display();
             if let Some(error) = file.wrong() {
-                let then = if file.good {
-                    "its last good content stays in force"
-                } else {
-                    "new connections to pods of the mesh are refused until it is mended or removed"
+                let waits = file.error.is_none() && file.trouble.as_ref().is_some_and(Trouble::may_pass);
+                let then = match (file.good, waits) {
+                    (true, _) => "its last good content stays in force",
+                    (false, true) => "it counts as not there yet, and is read again",
+                    (false, false) => "new connections to pods of the mesh are refused until it is mended or removed",
                 };
                 faults.push(Fault {
                     what: format!("{path}:{error}; {then}"),
-                    policy: (!file.good).then(|| file_key(name)),
+                    policy: (!file.good && !waits).then(|| file_key(name)),
                 });
             }
             faults.extend(file.repeated.iter().map(|error| format!("{path}:{error}").into()));
@@ -511,5 +544,7 @@ pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
 }
 
 const MAX_FILE: u64 = 64 << 20;
+/// Five seconds: a shortage that lasts is no reason to do without a policy.
+const LOOKS_FOR_OURS: u32 = 50;
 /// Of kinds that are passed over, so many are remembered and named.
 const MAX_PASSED_OVER: usize = 1000;
