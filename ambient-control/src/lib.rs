@@ -42,11 +42,12 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -150,6 +151,11 @@ pub trait Source: Send {
         false
     }
 
+    /// What it has counted of its streams from a control plane; `None` where it has none.
+    fn streams(&self) -> Option<StreamCounts> {
+        None
+    }
+
     /// Where workloads and services are asked for one by one; `None` where all of them come unasked, as a rule.
     fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
         None
@@ -187,6 +193,80 @@ impl LastHeard {
                 Some(now.duration_since(heard).unwrap_or_default())
             }
         }
+    }
+}
+
+/// What has come on streams from a control plane, and how they have ended: shared by whoever hears and whoever tells of it.
+/// Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct StreamCounts(Arc<Mutex<Counted>>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    messages: BTreeMap<&'static str, Messages>,
+    ends: BTreeMap<StreamEnd, u64>,
+}
+
+/// The messages of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    /// How many have come.
+    pub count: u64,
+    /// The bytes of the resources in them.
+    pub bytes: u64,
+}
+
+/// How a stream has ended. The words are those of Istio's `istio_xds_connection_terminations`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum StreamEnd {
+    /// It never came to be: the control plane is not reached.
+    ConnectionError,
+    /// By an error.
+    Error,
+    /// As streams end that are to be opened anew: a control plane closes them every half hour, and when it goes.
+    Reconnect,
+    /// The control plane has closed it in good order.
+    Complete,
+}
+
+impl StreamEnd {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionError => "ConnectionError",
+            Self::Error => "Error",
+            Self::Reconnect => "Reconnect",
+            Self::Complete => "Complete",
+        }
+    }
+}
+
+impl StreamCounts {
+    /// A message of a kind has come, which is told by the type URL of its resources; of so many bytes.
+    pub fn received(&self, kind: &'static str, bytes: u64) {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let messages = counted.messages.entry(kind).or_default();
+        messages.count += 1;
+        messages.bytes += bytes;
+    }
+
+    /// A stream has ended.
+    pub fn ended(&self, how: StreamEnd) {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counted.ends.entry(how).or_default() += 1;
+    }
+
+    /// What has come of each kind.
+    pub fn messages(&self) -> Vec<(&'static str, Messages)> {
+        let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.messages.iter().map(|(kind, messages)| (*kind, *messages)).collect()
+    }
+
+    /// How often streams have ended so.
+    pub fn ends(&self) -> Vec<(StreamEnd, u64)> {
+        let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.ends.iter().map(|(how, count)| (*how, *count)).collect()
     }
 }
 

@@ -328,7 +328,7 @@ impl Node {
             metrics,
             pods: given,
         } = parts;
-        metrics.ask_ages(source.last_heard(), trust_heard(&*source, &*issuer));
+        metrics.ask(&*source, trust_heard(&*source, &*issuer));
         let keep = keep(&config.keys, &config.node)?;
         let certificates = Certificates::keeping(issuer, keep);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);

@@ -9,6 +9,7 @@ pub mod log;
 mod metrics;
 mod reason;
 mod series;
+mod streams;
 
 pub(crate) use dns::DnsSource;
 pub(crate) use ends::{Closer, Direction, Ends, Flag, Outcome};

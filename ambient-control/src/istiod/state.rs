@@ -29,7 +29,7 @@ use super::{
     transport::{Endpoint, EndpointError, OpenError},
 };
 use crate::{
-    AskError, Batch, BoxFuture, Fault, LastHeard, OnDemand, Source,
+    AskError, Batch, BoxFuture, Fault, LastHeard, OnDemand, Source, StreamCounts, StreamEnd,
     backoff::Backoff,
     wire::envoy::{
         config::core::v3::Node,
@@ -151,6 +151,7 @@ pub struct State {
     trust: bool,
     asking: Option<Arc<Asking>>,
     last_heard: LastHeard,
+    streams: StreamCounts,
 }
 
 /// What is needed, or needed no longer, of a mesh that is not sent whole.
@@ -218,7 +219,7 @@ impl State {
         if let Some(memory) = &config.memory {
             recalled = Recalled::open(memory, &mut session)?;
         }
-        let (trust, last_heard) = (config.trust, LastHeard::default());
+        let (trust, last_heard, streams) = (config.trust, LastHeard::default(), StreamCounts::default());
         if let Some(heard) = recalled.heard {
             last_heard.at(heard);
         }
@@ -235,6 +236,8 @@ impl State {
             forgetful: recalled.fault,
             heard: recalled.heard,
             last_heard: last_heard.clone(),
+            streams: streams.clone(),
+            came: 0,
             expired: false,
             told: Vec::new(),
             synced: false,
@@ -245,6 +248,7 @@ impl State {
             trust,
             asking,
             last_heard,
+            streams,
         })
     }
 }
@@ -260,6 +264,10 @@ impl Source for State {
 
     fn gives_trust(&self) -> bool {
         self.trust
+    }
+
+    fn streams(&self) -> Option<StreamCounts> {
+        Some(self.streams.clone())
     }
 
     fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
@@ -329,6 +337,9 @@ struct Client {
     heard: Option<SystemTime>,
     /// The same for others, with whether it is there now.
     last_heard: LastHeard,
+    streams: StreamCounts,
+    /// Bytes of the resources of the response that is coming.
+    came: u64,
     /// Whether what was remembered is too old to be gone by.
     expired: bool,
     /// The faults that were told last.
@@ -339,9 +350,9 @@ struct Client {
 /// Why a stream has ended.
 enum End {
     /// As streams do: the control plane closes them every half hour, and when it goes.
-    Usual(String),
+    Usual(StreamEnd, String),
     /// Something is wrong.
-    Failed(String),
+    Failed(StreamEnd, String),
     /// Nobody listens any more.
     Dropped,
 }
@@ -361,11 +372,12 @@ impl Client {
                 self.last_heard.at(heard);
             }
             self.session.handle_closed();
-            let (why, usual) = match end {
-                End::Usual(why) => (why, true),
-                End::Failed(why) => (why, false),
+            let (how, why, usual) = match end {
+                End::Usual(how, why) => (how, why, true),
+                End::Failed(how, why) => (how, why, false),
                 End::Dropped => return,
             };
+            self.streams.ended(how);
             if usual || now().duration_since(opened) > LONGEST_WAIT {
                 backoff.reset();
             }
@@ -415,7 +427,7 @@ impl Client {
                     Ok(Ok(())) => {}
                     // The responses say why.
                     Ok(Err(_)) => break,
-                    Err(_) => return End::Failed("the control plane reads nothing".into()),
+                    Err(_) => return End::Failed(StreamEnd::Error, "the control plane reads nothing".into()),
                 }
             }
             let wake = self.session.timeout().map(time::Instant::from_std);
@@ -433,7 +445,7 @@ impl Client {
                     }
                 },
                 // The control plane ends a stream with the certificate that was shown for it: it goes on with the next.
-                () = &mut replaced => return End::Usual("this node has another certificate".into()),
+                () = &mut replaced => return End::Usual(StreamEnd::Reconnect, "this node has another certificate".into()),
                 () = async { match wake { Some(at) => time::sleep_until(at).await, None => std::future::pending().await } } => {
                     let received = self.session.handle_timeout(now());
                     if self.pass_on(received).await.is_err() {
@@ -452,22 +464,23 @@ impl Client {
 
     /// Opens a stream that begins with what is known.
     async fn begin(&mut self) -> Result<(channel::Sender<Bytes>, Body, Option<Arc<NodeCredential>>), End> {
-        let failed = |error: &dyn std::error::Error| End::Failed(super::transport::whole(error));
+        let failed = |error: &dyn std::error::Error| End::Failed(StreamEnd::ConnectionError, super::transport::whole(error));
+        self.came = 0;
         let endpoint = self.config.endpoint.clone();
-        let (channel, shown) = endpoint.connect().await.map_err(|error| End::Failed(error.to_string()))?;
+        let (channel, shown) = endpoint.connect().await.map_err(|error| End::Failed(StreamEnd::ConnectionError, error.to_string()))?;
         let (mut requests, outgoing) = channel::Channel::new(REQUESTS);
         self.session.handle_opened(now());
         // The first requests go along: servers answer the call itself only then.
         while let Some(request) = self.session.poll_request() {
             if requests.send_data(framed(&request)).await.is_err() {
-                return Err(End::Failed("the stream was not opened".into()));
+                return Err(End::Failed(StreamEnd::Error, "the stream was not opened".into()));
             }
         }
         match timeout(ANSWERING, endpoint.open(channel, STREAM, Body::new(outgoing))).await {
             Ok(Ok(responses)) => Ok((requests, responses, shown)),
             Ok(Err(OpenError::Refused(status))) => Err(self.ended(&status)),
             Ok(Err(error)) => Err(failed(&error)),
-            Err(_) => Err(End::Failed(format!("no answer within {ANSWERING:?}"))),
+            Err(_) => Err(End::Failed(StreamEnd::Error, format!("no answer within {ANSWERING:?}"))),
         }
     }
 
@@ -475,10 +488,13 @@ impl Client {
     async fn hear(&mut self, pieces: &mut Pieces, come: &mut Vec<Come>) -> Result<(), End> {
         loop {
             match pieces.poll_piece() {
-                Ok(Some(Piece::Resource(resource))) => come.push(self.session.read(resource)),
+                Ok(Some(Piece::Resource(resource))) => {
+                    self.came += resource.resource.as_ref().map_or(0, |any| any.value.len() as u64);
+                    come.push(self.session.read(resource));
+                }
                 Ok(Some(Piece::End(response))) => self.take_in(&response, std::mem::take(come)).await.map_err(|()| End::Dropped)?,
                 Ok(None) => break,
-                Err(error) => return Err(End::Failed(error.to_string())),
+                Err(error) => return Err(End::Failed(StreamEnd::Error, error.to_string())),
             }
         }
         // A mesh may come without a pause: others of this thread are not to wait for its end.
@@ -491,6 +507,10 @@ impl Client {
         self.away = None;
         self.expired = false;
         self.last_heard.is_there();
+        let came = std::mem::take(&mut self.came);
+        if let Some(kind) = session::Kind::of(&response.type_url) {
+            self.streams.received(kind.type_url(), came);
+        }
         let received = self.session.handle_response(now(), response, come);
         if received.waiting > 0 {
             let (count, grace) = (received.waiting, self.config.grace);
@@ -674,7 +694,7 @@ impl Client {
     fn closed(&self, status: Option<Status>) -> End {
         match status.filter(|status| status.code() != tonic::Code::Ok) {
             Some(status) => self.ended(&status),
-            None => End::Usual("the control plane has closed it".into()),
+            None => End::Usual(StreamEnd::Complete, "the control plane has closed it".into()),
         }
     }
 
@@ -695,7 +715,10 @@ fn ended(status: &Status) -> End {
         tonic::Code::Unavailable => message.contains("transport is closing") || message.contains("received prior goaway"),
         _ => false,
     };
-    if usual { End::Usual(why) } else { End::Failed(why) }
+    match usual {
+        true => End::Usual(StreamEnd::Reconnect, why),
+        false => End::Failed(StreamEnd::Error, why),
+    }
 }
 
 fn now() -> Instant {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ambient_core::{Authority, Identity, observe::Event};
+use ambient_hbone::relay::Progress;
 use tracing::Level;
 
 use super::{
@@ -54,9 +55,8 @@ pub(crate) struct Account {
     ends: Arc<Ends>,
     opened: Instant,
     id: ConnId,
-    /// Client to server, and back.
-    requested: u64,
-    answered: u64,
+    /// Client to server as `a` to `b`.
+    progress: Arc<Progress>,
     first_byte: Option<Duration>,
     /// Where it is counted as open, once it is.
     counted: Option<Arc<Series>>,
@@ -72,8 +72,7 @@ impl Account {
             metrics: metrics.clone(),
             ends,
             opened,
-            requested: 0,
-            answered: 0,
+            progress: Arc::default(),
             first_byte: None,
             counted: None,
             established: None,
@@ -109,10 +108,9 @@ impl Account {
         self.metrics.live.renew(self.id, &self.ends, self.opened);
     }
 
-    /// Bytes that reached the server, and bytes that reached the client.
-    pub(crate) fn carried(&mut self, requested: u64, answered: u64) {
-        self.requested = requested;
-        self.answered = answered;
+    /// Where it is noted how much is carried, of the client's bytes as from `a` to `b`.
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     /// The first byte of an answer has come so long after the other end was open.
@@ -130,7 +128,9 @@ impl Account {
     /// All that will be known of its ends is known: it counts as open, under the labels that it will be closed under.
     pub(crate) fn established(&mut self) {
         if self.counted.is_none() {
-            self.counted = Some(self.metrics.opened(&self.ends, self.opened));
+            let series = self.metrics.opened(&self.ends, self.opened);
+            self.metrics.live.carries(self.id, self.progress.clone(), series.clone());
+            self.counted = Some(series);
             self.established = Some(clock::steady());
         }
     }
@@ -141,16 +141,15 @@ impl Account {
         // What never was open on its other side is counted as opened as well, as Istio does, so that the two agree.
         let opened = self.counted.take().unwrap_or_else(|| self.metrics.attempted(&self.ends));
         let reason = outcome.error.as_ref().map(|(reason, _)| *reason);
-        let bytes = (self.requested, self.answered);
-        self.metrics.closed(&opened, &self.ends, outcome.flag, reason, bytes);
+        self.metrics.closed(&opened, &self.ends, outcome.flag, reason);
         self.metrics.observe(&Event::ConnectionEnded {
             outbound: self.ends.direction == Direction::Outbound,
             source: self.ends.source,
             destination: self.ends.destination,
             source_identity: self.ends.source_identity.as_ref(),
             destination_identity: self.ends.destination_identity.as_ref(),
-            requested: self.requested,
-            answered: self.answered,
+            requested: self.progress.a_to_b(),
+            answered: self.progress.b_to_a(),
             error: outcome.error.as_ref().map(|(_, error)| &**error),
         });
         self.log_end(outcome, clock::steady().duration_since(self.opened));
@@ -173,8 +172,8 @@ impl Account {
     fn log_end(&self, outcome: &Outcome, duration: Duration) {
         // `sent` and `received` are this proxy's: towards the other end, and from it.
         let (sent, received) = match self.ends.direction {
-            Direction::Outbound => (self.requested, self.answered),
-            Direction::Inbound => (self.answered, self.requested),
+            Direction::Outbound => (self.progress.a_to_b(), self.progress.b_to_a()),
+            Direction::Inbound => (self.progress.b_to_a(), self.progress.a_to_b()),
         };
         let (ends, first_byte) = (&self.ends, self.first_byte.map(millis));
         let source = ends.source_workload.as_deref();

@@ -11,8 +11,12 @@ use std::{
 };
 
 use ambient_core::WorkloadUid;
+use ambient_hbone::relay::Progress;
 
-use super::ends::{Direction, Ends};
+use super::{
+    ends::{Direction, Ends},
+    series::Series,
+};
 use crate::entropy;
 
 /// Parts, so that connections of different threads seldom wait for each other.
@@ -44,6 +48,27 @@ pub(crate) struct Live {
 struct Open {
     ends: Arc<Ends>,
     opened: Instant,
+    flow: Option<Box<Flow>>,
+}
+
+/// What a connection has carried, and where that is counted.
+#[derive(Debug)]
+struct Flow {
+    progress: Arc<Progress>,
+    series: Arc<Series>,
+    /// What of it is counted: client to server, and back.
+    counted: [u64; 2],
+}
+
+impl Flow {
+    fn count(&mut self) {
+        let now = [self.progress.a_to_b(), self.progress.b_to_a()];
+        let [requested, answered] = [0, 1].map(|n| now[n] - self.counted[n]);
+        if requested > 0 || answered > 0 {
+            self.series.carried(requested, answered);
+            self.counted = now;
+        }
+    }
 }
 
 impl Default for Live {
@@ -73,9 +98,31 @@ impl Live {
         self.put(id.count, ends, opened);
     }
 
-    /// It has ended.
+    /// From now on it carries bytes, client to server as `progress` has `a` to `b`, which are counted there.
+    pub(super) fn carries(&self, id: ConnId, progress: Arc<Progress>, series: Arc<Series>) {
+        let mut part = self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = part.get_mut(&id.count) {
+            let counted = [0; 2];
+            open.flow = Some(Box::new(Flow { progress, series, counted }));
+        }
+    }
+
+    /// It has ended; all that it has carried is counted.
     pub(crate) fn close(&self, id: ConnId) {
-        self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner).remove(&id.count);
+        let closed = self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner).remove(&id.count);
+        if let Some(mut flow) = closed.and_then(|open| open.flow) {
+            flow.count();
+        }
+    }
+
+    /// Counts what was carried since the last time: connections that stand for days are told of while they do.
+    pub(super) fn count_bytes(&self) {
+        for part in &self.parts {
+            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            part.values_mut()
+                .filter_map(|open| open.flow.as_mut())
+                .for_each(|flow| flow.count());
+        }
     }
 
     /// How many are open.
@@ -97,11 +144,14 @@ impl Live {
     }
 
     fn put(&self, count: u64, ends: &Arc<Ends>, opened: Instant) {
+        let mut part = self.part(count).lock().unwrap_or_else(PoisonError::into_inner);
+        let flow = part.remove(&count).and_then(|before| before.flow);
         let open = Open {
             ends: ends.clone(),
             opened,
+            flow,
         };
-        self.part(count).lock().unwrap_or_else(PoisonError::into_inner).insert(count, open);
+        part.insert(count, open);
     }
 
     fn part(&self, count: u64) -> &Mutex<HashMap<u64, Open>> {

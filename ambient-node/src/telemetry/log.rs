@@ -153,8 +153,10 @@ fn write_all(lines: &Receiver<Line>) {
 }
 
 fn hand_over(out: &mut impl Write, text: &mut Vec<u8>) {
-    // A reader that has gone away is no reason to stop: its lines are simply lost.
-    let _ = out.write_all(text).and_then(|()| out.flush());
+    // A reader that has gone away, or a disk that is full, is no reason to stop: the lines are lost, and counted.
+    if out.write_all(text).and_then(|()| out.flush()).is_err() {
+        LINES_LOST.inc_by(text.iter().filter(|byte| **byte == b'\n').count() as u64);
+    }
     text.clear();
     text.shrink_to(AT_ONCE);
 }

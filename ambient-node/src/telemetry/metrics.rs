@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambient_authz::policy::{Fallback, Refuses};
-use ambient_control::LastHeard;
+use ambient_control::{LastHeard, Source, StreamCounts};
 use ambient_core::{Observer, observe::Event};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text},
@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     traffic: Arc<Traffic>,
     sockets_open: Family<Label, Gauge>,
     failures: Family<Labels, Counter>,
+    revoked: Family<Label, Counter>,
     connect_seconds: Family<Labels, Histogram>,
     first_byte_seconds: Family<Labels, Histogram>,
     handshake_seconds: Family<Labels, Histogram>,
@@ -51,6 +52,8 @@ pub(crate) struct Metrics {
     handshakes_refused: Counter,
     connections_shed: Counter,
     pods: Gauge,
+    pods_started: Counter,
+    pods_stopped: Counter,
     pods_pending: Gauge,
     pods_uncovered: Gauge,
     kept: Gauge,
@@ -68,6 +71,8 @@ pub(crate) struct Metrics {
     state_faults: Gauge,
     /// Whom the ages are asked of, and since when.
     ages: OnceLock<Ages>,
+    /// Streams from a control plane, where there are any.
+    streams: Arc<OnceLock<StreamCounts>>,
 }
 
 /// Where state and trust come from, as far as that can be old.
@@ -138,6 +143,7 @@ impl Metrics {
             traffic: Arc::new(traffic),
             sockets_open: Family::default(),
             failures: Family::default(),
+            revoked: Family::default(),
             connect_seconds: seconds(),
             first_byte_seconds: seconds(),
             handshake_seconds: seconds(),
@@ -149,6 +155,8 @@ impl Metrics {
             handshakes_refused: Counter::default(),
             connections_shed: Counter::default(),
             pods: Gauge::default(),
+            pods_started: Counter::default(),
+            pods_stopped: Counter::default(),
             pods_pending: Gauge::default(),
             pods_uncovered: Gauge::default(),
             kept: Gauge::default(),
@@ -165,6 +173,7 @@ impl Metrics {
             certificates_missing: Gauge::default(),
             state_faults: Gauge::default(),
             ages: OnceLock::new(),
+            streams: Arc::default(),
         };
         // Istio's dashboards look for the name of its own proxy.
         let build = [("component", component), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -183,10 +192,23 @@ impl Metrics {
         }
     }
 
+    /// Whom to ask of state, and of what that counts; and how old trust is. The first time that this is said counts.
+    pub(crate) fn ask(&self, source: &dyn Source, trust: Option<LastHeard>) {
+        self.ask_ages(source.last_heard(), trust);
+        if let Some(streams) = source.streams() {
+            self.ask_streams(streams);
+        }
+    }
+
     /// Whom to ask how old state and trust are; the first time that this is said counts.
-    pub(crate) fn ask_ages(&self, state: Option<LastHeard>, trust: Option<LastHeard>) {
+    fn ask_ages(&self, state: Option<LastHeard>, trust: Option<LastHeard>) {
         let begun = clock::wall();
         let _ = self.ages.set(Ages { begun, state, trust });
+    }
+
+    /// Whose streams from a control plane are told of; the first time that this is said counts.
+    fn ask_streams(&self, streams: StreamCounts) {
+        let _ = self.streams.set(streams);
     }
 
     /// Identities that are needed here and have no valid certificate.
@@ -231,18 +253,21 @@ impl Metrics {
     }
 
     /// It has closed.
-    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, reason: Option<Reason>, bytes: (u64, u64)) {
+    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, reason: Option<Reason>) {
         self.sockets_open.get_or_create(&Label("reporter", ends.direction.reporter())).dec();
         if let Some(reason) = reason {
             self.failed(ends.direction, reason);
         }
-        self.traffic.closed(opened, ends, flag, reason.is_some(), bytes, clock::steady());
+        self.traffic.closed(opened, ends, flag, reason.is_some(), clock::steady());
     }
 
     /// A connection was refused or broken off.
     pub(crate) fn failed(&self, direction: Direction, reason: Reason) {
         let labels = [("reporter", direction.reporter()), ("reason", reason.as_str())];
         self.failures.get_or_create(&labels).inc();
+        if reason == Reason::CertRevoked {
+            self.revoked.get_or_create(&Label("reporter", direction.reporter())).inc();
+        }
     }
 
     /// The first byte of an answer has come so long after its connection's opening.
@@ -288,8 +313,14 @@ impl Metrics {
         self.failed(direction, Reason::OverBound);
     }
 
+    /// So many pods are served now; whoever says so lets nobody else say it meanwhile.
     pub(crate) fn serve_pods(&self, count: usize) {
-        self.pods.set(count.try_into().unwrap_or(i64::MAX));
+        let count = count.try_into().unwrap_or(i64::MAX);
+        let more = count - self.pods.set(count);
+        match more {
+            0.. => self.pods_started.inc_by(more.unsigned_abs()),
+            _ => self.pods_stopped.inc_by(more.unsigned_abs()),
+        };
     }
 
     /// Pods that are meant to be in the mesh and whose capture is not proven now.
@@ -351,6 +382,7 @@ impl Metrics {
 
     /// All of it as OpenMetrics text, as it is made.
     pub(crate) fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
+        self.live.count_bytes();
         self.look_at_the_process();
         self.look_at_ages();
         let mut text = Text { out, failed: None };

@@ -94,9 +94,8 @@ impl Traffic {
         series
     }
 
-    /// Counts it as closed, under the word for how it ended. `requested` bytes went from client to server, `answered` back:
-    /// the same at both reporters, as Istio counts.
-    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, failed: bool, bytes: (u64, u64), now: Instant) {
+    /// Counts it as closed, under the word for how it ended.
+    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, failed: bool, now: Instant) {
         let other;
         let series = match flag {
             Flag::None => opened,
@@ -105,11 +104,8 @@ impl Traffic {
                 &other
             }
         };
-        let (requested, answered) = bytes;
         series.closed.fetch_add(1, Ordering::Relaxed);
         series.failed.fetch_add(failed.into(), Ordering::Relaxed);
-        series.received.fetch_add(requested, Ordering::Relaxed);
-        series.sent.fetch_add(answered, Ordering::Relaxed);
         for of in [series, opened] {
             of.used.store(self.millis(now), Ordering::Relaxed);
         }
@@ -214,6 +210,12 @@ impl Default for Series {
 }
 
 impl Series {
+    /// So many more bytes went from client to server, and back: the same at both reporters, as Istio counts.
+    pub(super) fn carried(&self, requested: u64, answered: u64) {
+        self.received.fetch_add(requested, Ordering::Relaxed);
+        self.sent.fetch_add(answered, Ordering::Relaxed);
+    }
+
     fn speaks_of(&self, of: &Ends) {
         let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
         for (end, workload) in ends.iter_mut().zip([&of.source_workload, &of.destination_workload]) {

@@ -199,6 +199,50 @@ pub(crate) fn opened_and_closed_have_the_same_labels(world: &World) -> Outcome {
     Ok(())
 }
 
+/// A connection may stand for days: what it carries is told of at every look, and once.
+pub(crate) fn what_is_open_is_counted_as_it_is_carried(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    for (way, reporters) in [
+        (Way::Tunnel, &["source", "destination"][..]),
+        (Way::Inbound, &["destination"]),
+        (Way::Outbound, &["source"]),
+    ] {
+        until("what was opened before to end", || {
+            (mesh.metric(OPENED, &[]) == mesh.metric(CLOSED, &[])).then_some(())
+        });
+        let counts = || -> Vec<[u64; 2]> {
+            let of = |reporter| [RECEIVED, SENT].map(|name| mesh.metric(name, &[("reporter", reporter)]));
+            reporters.iter().map(|reporter| of(*reporter)).collect()
+        };
+        let before = counts();
+        let mut pair = mesh.open(way, Family::V4);
+        let mut heard = [0; 1_000];
+        for round in 1..=2 {
+            pair.client.write_all(&[1; 1_000])?;
+            pair.server.read_exact(&mut heard)?;
+            pair.server.write_all(&[2; 300])?;
+            pair.client.read_exact(&mut heard[..300])?;
+            let told = until("what was carried to be told of", || {
+                let now = counts();
+                let new: Vec<_> = now
+                    .iter()
+                    .zip(&before)
+                    .map(|(now, before)| [now[0] - before[0], now[1] - before[1]])
+                    .collect();
+                new.iter().all(|new| *new >= [round * 1_000, round * 300]).then_some(new)
+            });
+            assert!(told.iter().all(|new| *new == [round * 1_000, round * 300]), "{way}, {told:?}");
+        }
+        drop(pair);
+        until("the connection to end", || {
+            (mesh.metric(OPENED, &[]) == mesh.metric(CLOSED, &[])).then_some(())
+        });
+        let all: Vec<_> = before.iter().map(|[received, sent]| [received + 2_000, sent + 600]).collect();
+        assert_eq!(counts(), all, "{way}: its end counts nothing twice");
+    }
+    Ok(())
+}
+
 /// What nobody can read refuses what is new.
 pub(crate) fn a_broken_manifest_leaves_alone_what_is_open(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;

@@ -33,7 +33,7 @@ impl fmt::Debug for Levels {
 /// Why a level was not changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LevelError {
-    #[error("{0:?} is no level, and no TARGET=LEVEL")]
+    #[error("{0:?} is no level, and no TARGET=LEVEL or TARGET:LEVEL")]
     Unreadable(String),
     #[error("more than {MOST_TARGETS} targets are set: ?reset takes them back")]
     TooMany,
@@ -55,29 +55,18 @@ impl Levels {
         self.joined(&self.set.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Sets levels, `LEVEL` or `TARGET=LEVEL`, with commas between several; what was set before stays, unless it is taken
+    /// Sets levels, `LEVEL`, `TARGET=LEVEL` or `TARGET:LEVEL` as istioctl writes it, with commas between several; what was set before stays, unless it is taken
     /// back first. All of it or nothing.
     pub(crate) fn change(&self, reset: bool, wanted: &str) -> Result<(), LevelError> {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = if reset { BTreeMap::new() } else { set.clone() };
-        for part in wanted.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let unreadable = || LevelError::Unreadable(part.to_owned());
-            let (target, level) = match part.split_once('=') {
-                Some((target, level)) => (Some(target.trim()), level.trim()),
-                None => (None, part),
-            };
-            let is_target = |target: &str| !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-:".contains(&b));
-            // An empty level would be read as one.
-            if level.is_empty() || target.is_some_and(|target| !is_target(target)) {
-                return Err(unreadable());
-            }
-            let level = level.parse().map_err(|_| unreadable())?;
-            if target.is_none() {
-                // As it is for all, what was set for some has no say any more.
-                next.clear();
-            }
-            next.insert(target.map(str::to_owned), level);
-        }
+        let parts = wanted.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let asked = parts.map(read).collect::<Result<Vec<_>, _>>()?;
+        // As one is for all, what was set for some before has no say any more.
+        let mut next = match reset || asked.iter().any(|(target, _)| target.is_none()) {
+            true => BTreeMap::new(),
+            false => set.clone(),
+        };
+        next.extend(asked);
         if next.len() > MOST_TARGETS {
             return Err(LevelError::TooMany);
         }
@@ -99,6 +88,28 @@ impl Levels {
             .filter_map(|(target, level)| target.as_ref().map(|target| format!("{target}={level}")));
         start.into_iter().chain(some).collect::<Vec<_>>().join(",")
     }
+}
+
+/// `LEVEL`, `TARGET=LEVEL` or `TARGET:LEVEL`, where two colons are within the name of a target.
+fn read(part: &str) -> Result<(Option<String>, LevelFilter), LevelError> {
+    let unreadable = || LevelError::Unreadable(part.to_owned());
+    let by_colon = || part.rsplit_once(':').filter(|(target, _)| !target.ends_with(':'));
+    let (target, level) = match part.split_once('=').or_else(by_colon) {
+        Some((target, level)) => (Some(target.trim()), level.trim()),
+        None => (None, part),
+    };
+    let is_target = |target: &str| !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-:".contains(&b));
+    // An empty level would be read as one.
+    if level.is_empty() || target.is_some_and(|target| !is_target(target)) {
+        return Err(unreadable());
+    }
+    let level = match level {
+        // Words of istioctl's.
+        "warning" => LevelFilter::WARN,
+        "critical" => LevelFilter::ERROR,
+        other => other.parse().map_err(|_| unreadable())?,
+    };
+    Ok((target.map(str::to_owned), level))
 }
 
 /// Reads a filter of `tracing`'s syntax.
@@ -141,6 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn istioctls_words_are_understood() {
+        let levels = Levels::new("info", |_| Ok(()));
+        for (wanted, present) in [
+            ("", "info"),
+            ("access:debug,info", "info,access=debug"),
+            ("ambient_hbone::pool:trace", "info,access=debug,ambient_hbone::pool=trace"),
+            (
+                "access:warning,ambient_dns:critical",
+                "info,access=warn,ambient_dns=error,ambient_hbone::pool=trace",
+            ),
+            ("warning", "warn"),
+        ] {
+            levels.change(false, wanted).unwrap();
+            assert_eq!(levels.present(), present, "{wanted}");
+        }
+    }
+
+    #[test]
     fn what_is_no_level_changes_nothing() {
         let levels = Levels::new("info", |_| Ok(()));
         for wanted in [
@@ -150,6 +179,9 @@ mod tests {
             "a b=debug",
             "access=debug,x=loud",
             "access[span]=debug",
+            "ambient_hbone::pool",
+            ":debug",
+            "access:",
         ] {
             let error = levels.change(true, wanted).unwrap_err();
             assert!(matches!(error, LevelError::Unreadable(_)), "{wanted}: {error}");

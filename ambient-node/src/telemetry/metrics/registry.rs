@@ -2,11 +2,15 @@
 
 use prometheus_client::registry::Registry;
 
-use super::{super::series::Written, Metrics};
+use super::{
+    super::{series::Written, streams::Streams},
+    Metrics,
+};
 
 /// Everything that is written into a page, in its order.
 pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
     registry.register_collector(Box::new(Written(metrics.traffic.clone())));
+    registry.register_collector(Box::new(Streams(metrics.streams.clone())));
     traffic(registry, metrics);
     process(registry, metrics);
     served(registry, metrics);
@@ -59,6 +63,11 @@ fn traffic(registry: &mut Registry, metrics: &Metrics) {
         "ambient_connections_failed",
         "Connections that were refused or broken off, by the reason that the log gives (unstable)",
         metrics.failures.clone(),
+    );
+    registry.register(
+        "istio_crl_policy_rejections",
+        "Connections that were refused or broken off, as a certificate on them is revoked (unstable)",
+        metrics.revoked.clone(),
     );
     registry.register(
         "ambient_connect_seconds",
@@ -136,6 +145,16 @@ fn served(registry: &mut Registry, metrics: &Metrics) {
         "workload_manager_active_proxy_count",
         "Pods that this node serves (unstable)",
         metrics.pods.clone(),
+    );
+    registry.register(
+        "workload_manager_proxies_started",
+        "Pods that this node has begun to serve (unstable)",
+        metrics.pods_started.clone(),
+    );
+    registry.register(
+        "workload_manager_proxies_stopped",
+        "Pods that this node has ceased to serve (unstable)",
+        metrics.pods_stopped.clone(),
     );
     registry.register(
         "workload_manager_pending_proxy_count",

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use ambient_control::StreamEnd;
 use ambient_core::Workload;
 
 use super::*;
@@ -37,9 +38,10 @@ fn bytes_stand_under_istios_names_and_labels() {
     let metrics = Metrics::default();
     let ends_of = ends("cart", Direction::Outbound);
     let opened = metrics.opened(&ends_of, clock::steady());
-    metrics.closed(&opened, &ends_of, Flag::None, None, (10, 20));
+    opened.carried(10, 20);
+    metrics.closed(&opened, &ends_of, Flag::None, None);
     let refused = metrics.attempted(&ends_of);
-    metrics.closed(&refused, &ends_of, Flag::Deny, Some(Reason::PolicyDenied), (0, 0));
+    metrics.closed(&refused, &ends_of, Flag::Deny, Some(Reason::PolicyDenied));
     let text = metrics.text().unwrap();
     let cart = [
         "reporter=\"source\"",
@@ -115,8 +117,15 @@ fn istios_dashboards_find_what_they_ask_for() {
     let metrics = Metrics::default();
     let ends = ends("cart", Direction::Outbound);
     let opened = metrics.opened(&ends, clock::steady());
-    metrics.closed(&opened, &ends, Flag::None, None, (10, 20));
+    opened.carried(10, 20);
+    metrics.closed(&opened, &ends, Flag::None, None);
     metrics.serve_pods(2);
+    metrics.serve_pods(1);
+    let streams = StreamCounts::default();
+    streams.received("type.googleapis.com/istio.workload.Address", 1_000);
+    streams.received("type.googleapis.com/istio.workload.Address", 234);
+    streams.ended(StreamEnd::Reconnect);
+    metrics.ask_streams(streams);
     let text = metrics.text().unwrap();
     let by_workload = [
         "reporter=",
@@ -144,7 +153,16 @@ fn istios_dashboards_find_what_they_ask_for() {
         assert!(value(&text, name, &by_workload).is_some(), "{name}: {text}");
     }
     assert_eq!(value(&text, "istio_build", &["component=\"ztunnel\"", "tag="]), Some(1));
-    assert!(text.contains("\nworkload_manager_active_proxy_count 2\n"));
+    assert!(text.contains("\nworkload_manager_active_proxy_count 1\n"));
+    assert!(text.contains("\nworkload_manager_proxies_started_total 2\n"));
+    assert!(text.contains("\nworkload_manager_proxies_stopped_total 1\n"));
+    let address = ["url=\"type.googleapis.com/istio.workload.Address\""];
+    assert_eq!(value(&text, "istio_xds_message_total", &address), Some(2));
+    assert_eq!(value(&text, "istio_xds_message_bytes_total", &address), Some(1_234));
+    let ends = value(&text, "istio_xds_connection_terminations_total", &["reason=\"Reconnect\""]);
+    assert_eq!(ends, Some(1));
+    assert_eq!(value(&text, "istio_tcp_sockets_open", &["reporter=\"source\""]), Some(0));
+    assert!(text.contains("\nprocess_open_fds "));
     assert!(text.contains("\nworkload_manager_pending_proxy_count 0\n"));
     // A family that is told of has its type, and one that is not Istio's own core says that it may change.
     for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
