@@ -9,6 +9,8 @@ mod config;
 mod connections;
 mod policy;
 mod service;
+#[cfg(test)]
+mod tests;
 mod workload;
 
 use std::{

@@ -7,7 +7,7 @@ use crate::telemetry::log;
 
 const HELP: &str = "GET tells what is logged.
 POST ?level=LEVEL sets it for all: off, error, warn, info, debug or trace.
-POST ?level=TARGET=LEVEL[,TARGET=LEVEL…] sets it for some: access (connections), ambient_hbone, …
+POST ?level=TARGET=LEVEL[,TARGET=LEVEL…] sets it for some: access (connections), ambient_hbone, …; TARGET:LEVEL is the same
 POST ?reset, alone or with &level=…, takes back first what was set here.
 ";
 

@@ -50,6 +50,7 @@ impl Pages {
             .enable_all()
             .max_blocking_threads(MOST_WRITERS)
             .thread_name("page")
+            .on_thread_start(step_back)
             .build()?;
         thread::Builder::new().name("pages".into()).spawn(move || {
             runtime.block_on(async {
@@ -69,6 +70,13 @@ impl Pages {
         drop(self.stop.take());
         // An error says that the thread has ended already.
         let _ = (&mut self.ended).await;
+    }
+}
+
+/// What is written is long, and connections come first: where processors are short, this thread has what they leave.
+fn step_back() {
+    if let Err(error) = rustix::process::nice(10) {
+        tracing::debug!(%error, "a page is written with the priority of connections");
     }
 }
 

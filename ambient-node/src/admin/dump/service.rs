@@ -22,7 +22,7 @@ pub(super) struct View<'a> {
     #[serde(serialize_with = "ports")]
     ports: &'a [ServicePort],
     endpoints: Endpoints<'a>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "texts")]
+    #[serde(serialize_with = "texts")]
     subject_alt_names: &'a [ambient_core::Identity],
     #[serde(skip_serializing_if = "Option::is_none")]
     waypoint: Option<Gateway<'a>>,
@@ -32,10 +32,8 @@ pub(super) struct View<'a> {
     load_balancer: Option<Balancer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ip_families: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    canonical: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    visibility: Option<&'static str>,
+    canonical: bool,
+    visibility: &'static str,
 }
 
 impl<'a> View<'a> {
@@ -58,10 +56,10 @@ impl<'a> View<'a> {
                 IpFamilies::Ipv6Only => Some("IPv6"),
                 IpFamilies::Dual => Some("Dual"),
             },
-            canonical: s.canonical.then_some(true),
+            canonical: s.canonical,
             visibility: match s.visibility {
-                Visibility::Public => None,
-                Visibility::Namespace => Some("Namespace"),
+                Visibility::Public => "Public",
+                Visibility::Namespace => "Namespace",
             },
         }
     }
