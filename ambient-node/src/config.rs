@@ -22,6 +22,33 @@ pub enum Keys {
     Below(PathBuf),
 }
 
+/// How the kernel notices that the other end of a connection has gone without a word. The defaults are ztunnel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Whether silence is asked about; on by default.
+    pub enabled: bool,
+    /// After so long a silence; 180 s by default. The kernel counts in seconds.
+    pub time: Duration,
+    /// So long after the question before; 180 s by default.
+    pub interval: Duration,
+    /// So many questions without an answer end the connection; 9 by default.
+    pub retries: u32,
+    /// Whether what was sent and is not acknowledged within the time of all questions ends it too; off by default.
+    pub user_timeout: bool,
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            time: Duration::from_secs(180),
+            interval: Duration::from_secs(180),
+            retries: 9,
+            user_timeout: false,
+        }
+    }
+}
+
 /// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,6 +113,8 @@ pub struct Config {
     pub localhost_app_tunnel: bool,
     /// How long connecting to an application or to another node's proxy may take.
     pub connect_timeout: Duration,
+    /// How it is noticed that the other end of a connection is gone.
+    pub keep_alive: KeepAlive,
     /// Whether the pods' ports are shared with a node proxy of the same user that shares them too, so that a successor takes
     /// new connections before this one has ended. Off by default: a port that is taken is an error then, and is named.
     pub share_ports: bool,
@@ -149,6 +178,7 @@ impl Config {
             local_shortcut: false,
             localhost_app_tunnel: true,
             connect_timeout: Duration::from_secs(10),
+            keep_alive: KeepAlive::default(),
             share_ports: false,
             pool_streams: 200,
             pool_idle: Duration::from_secs(300),

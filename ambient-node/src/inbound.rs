@@ -266,16 +266,15 @@ impl Tunnel {
             return refused(request, StatusCode::SERVICE_UNAVAILABLE);
         };
         let authority = request.authority().clone();
-        let Some(snapshot) = node.state.current() else {
-            self.early(Reason::NoState, &authority, &"the mesh's state has not arrived");
-            return refused(request, StatusCode::SERVICE_UNAVAILABLE);
-        };
-        let workload = match pod.workload(&snapshot) {
-            Ok(workload) => workload,
+        let snapshot = match pod.known(&node.state).await {
+            Ok(snapshot) => snapshot,
             Err(unknown) => {
-                self.early(Reason::UnknownWorkload, &authority, &unknown);
+                self.early(unknown.reason(), &authority, &unknown);
                 return refused(request, StatusCode::SERVICE_UNAVAILABLE);
             }
+        };
+        let Ok(workload) = pod.workload(&snapshot) else {
+            return refused(request, StatusCode::SERVICE_UNAVAILABLE);
         };
         let to = match route::inbound(
             &snapshot.mesh,

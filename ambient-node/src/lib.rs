@@ -81,7 +81,7 @@ pub use ambient_redirect::{ExistingConnections, PodSpec};
 pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
 pub use builder::{Builder, Page, Unset};
 pub use certificates::{KeysError, NodeKeys};
-pub use config::{Config, Keys};
+pub use config::{Config, KeepAlive, Keys};
 pub use embed::{Arrival, Kind, Listener};
 pub use handle::Running;
 pub use node::{Ground, Node, RunError, StartError};

@@ -19,7 +19,7 @@ use crate::{
     demand::{self, Demand, DemandError},
     embed::Arrival,
     entropy,
-    pod::Pod,
+    pod::{Pod, UnknownPod},
     session::{App, carry, was_cut},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
@@ -147,8 +147,9 @@ impl Outbound {
         let mut account: Option<Account> = None;
         let mut tried = Tried::new(&self.pod, opened);
         loop {
-            let Some(snapshot) = self.node.state.current() else {
-                return self.early(&"the mesh's state has not arrived");
+            let snapshot = match self.pod.known(&self.node.state).await {
+                Ok(snapshot) => snapshot,
+                Err(unknown) => return self.early(&unknown),
             };
             let source = match self.pod.workload(&snapshot) {
                 Ok(source) => source,
@@ -375,12 +376,9 @@ impl Outbound {
         ends
     }
 
-    fn early(&self, error: &dyn std::fmt::Display) -> Way {
-        let reason = match self.node.state.current() {
-            None => Reason::NoState,
-            Some(_) => Reason::UnknownWorkload,
-        };
-        refused_early(&self.node.metrics, reason, Direction::Outbound, self.peer, self.to, None, error);
+    fn early(&self, unknown: &UnknownPod) -> Way {
+        let metrics = &self.node.metrics;
+        refused_early(metrics, unknown.reason(), Direction::Outbound, self.peer, self.to, None, unknown);
         Way::None
     }
 }

@@ -49,16 +49,11 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
 
 async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut client: App, peer: SocketAddr, to: SocketAddr) {
     let opened = clock::steady();
-    let Some(snapshot) = node.state.current() else {
-        return refused_early(
-            &node.metrics,
-            Reason::NoState,
-            Direction::Inbound,
-            peer,
-            to,
-            None,
-            &"the mesh's state has not arrived",
-        );
+    let snapshot = match pod.known(&node.state).await {
+        Ok(snapshot) => snapshot,
+        Err(unknown) => {
+            return refused_early(&node.metrics, unknown.reason(), Direction::Inbound, peer, to, None, &unknown);
+        }
     };
     let account = Account::open(&node.metrics, ends(&snapshot, pod, peer, to), opened);
     if ports::is_proxys_own(to.port()) {

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use ambient_authz::Target;
@@ -18,9 +19,18 @@ use ambient_redirect::{
     linux::{Netns, NetnsId},
 };
 use arc_swap::ArcSwapOption;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time};
 
-use crate::{bounds::Room, certificates::Held, outliers::Outliers, state::Snapshot};
+use crate::{
+    bounds::Room,
+    certificates::Held,
+    outliers::Outliers,
+    state::{Snapshot, State},
+    telemetry::Reason,
+};
+
+#[cfg(test)]
+mod tests;
 
 /// How far a pod, or the node, is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +102,11 @@ impl Pod {
         let target = Arc::new(snapshot.policies.target(workload));
         self.target.store(Some(target.clone()));
         Ok(target)
+    }
+
+    /// The present version of the mesh, once it knows the pod; waited for as [`await_local`] does. Cancel safe.
+    pub(crate) async fn known(&self, state: &State) -> Result<Arc<Snapshot>, UnknownPod> {
+        await_local(state, &self.spec.uid, &self.identity).await
     }
 
     /// Waits until it is at least at a stage. Cancel safe.
@@ -187,15 +202,60 @@ pub(crate) fn local_workload<'a>(snapshot: &'a Snapshot, pod: &PodUid, identity:
     }
 }
 
+/// The present version of the mesh, once it knows a pod: one that has just begun may speak a moment before its node is told of
+/// it, and at its own start the node may be told of nothing yet. Cancel safe.
+pub(crate) async fn await_local(state: &State, pod: &PodUid, identity: &Identity) -> Result<Arc<Snapshot>, UnknownPod> {
+    let look = || -> Result<Arc<Snapshot>, UnknownPod> {
+        let snapshot = state.current().ok_or(UnknownPod::NoState)?;
+        local_workload(&snapshot, pod, identity)?;
+        Ok(snapshot)
+    };
+    let mut found = look();
+    if matches!(found, Err(UnknownPod::NoState | UnknownPod::Absent)) {
+        let mut news = state.news();
+        let known = async {
+            loop {
+                found = look();
+                if !matches!(found, Err(UnknownPod::NoState | UnknownPod::Absent)) {
+                    return;
+                }
+                // An error says that there will be no more, and then there is nothing to wait for either.
+                if news.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What was found last counts.
+        let _ = time::timeout(LATENESS, known).await;
+    }
+    found
+}
+
+/// How long whoever speaks for a pod waits for the mesh to know it: ztunnel's.
+const LATENESS: Duration = Duration::from_secs(5);
+
 /// Why nothing is decided for a pod.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnknownPod {
+    /// Nothing is known.
+    #[error("the mesh's state has not arrived")]
+    NoState,
     /// It is not in the mesh's state.
     #[error("failed to fetch information about local workload: it is not in the mesh's state")]
     Absent,
     /// Its service account or trust domain is another than the one it was captured with.
     #[error("failed to fetch information about local workload: it is {0} no longer")]
     Renamed(Identity),
+}
+
+impl UnknownPod {
+    /// The word for it in the log and the metrics.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::NoState => Reason::NoState,
+            Self::Absent | Self::Renamed(_) => Reason::UnknownWorkload,
+        }
+    }
 }
 
 /// A listener that every pod has.

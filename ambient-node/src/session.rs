@@ -10,14 +10,14 @@ use std::{
 
 use ambient_hbone::{
     Duplex, RelayLimits, StreamError, Tally, TunnelLost,
-    relay::{End, Progress, Side, relay_counted},
+    relay::{End, Side, relay_counted},
 };
 use ambient_redirect::linux;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time};
 
 use crate::{
-    Shared,
+    KeepAlive, Shared,
     bounds::{Kind, Place},
     local::Cut,
     pod::{Pod, Stage},
@@ -69,7 +69,7 @@ pub(crate) async fn dial(node: &Shared, pod: &Pod, from: Option<IpAddr>, to: Soc
         .tcp_connect(&pod.namespace, from, to, node.config.connect_timeout)
         .await?;
     linux::cut_when_dropped(&stream, true)?;
-    keep_alive(&stream)?;
+    keep_alive(&stream, &node.config.keep_alive)?;
     Ok(stream)
 }
 
@@ -109,7 +109,7 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
     mut account: Account,
 ) -> Option<()> {
     account.established();
-    let progress = Progress::default();
+    let progress = account.progress();
     let cut = async {
         match cut {
             Some(cut) => cut.reason().await,
@@ -121,7 +121,6 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
         why = cut => Carried::Cut(why),
         () = pod.reaches(Stage::Cut) => Carried::Stopped,
     };
-    account.carried(progress.a_to_b(), progress.b_to_a());
     match carried {
         Carried::Ended(tally) => {
             if let Some(first_byte) = tally.first_byte {
@@ -183,9 +182,53 @@ pub(crate) async fn was_cut(pod: &Pod) {
     time::sleep(Duration::from_millis(100)).await;
 }
 
-/// Has the kernel notice that the other end is gone, as ztunnel does: after 180 s of silence, then every 180 s, nine times.
-pub(crate) fn keep_alive(stream: &impl AsFd) -> io::Result<()> {
-    let every = Duration::from_secs(180);
-    let probes = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+/// Has the kernel notice that the other end is gone.
+pub(crate) fn keep_alive(stream: &impl AsFd, how: &KeepAlive) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    if how.enabled {
+        let probes = TcpKeepalive::new()
+            .with_time(how.time)
+            .with_interval(how.interval)
+            .with_retries(how.retries);
+        socket.set_tcp_keepalive(&probes)?;
+    }
+    if how.user_timeout {
+        socket.set_tcp_user_timeout(Some(how.time + how.interval * how.retries))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn silence_is_asked_about_as_it_is_configured() {
+        let asked = |how: &KeepAlive| {
+            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+            keep_alive(&socket, how).unwrap();
+            let socket = SockRef::from(&socket);
+            let times = [socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()];
+            (
+                socket.keepalive().unwrap(),
+                times.map(|time| time.as_secs()),
+                socket.tcp_keepalive_retries().unwrap(),
+                socket.tcp_user_timeout().unwrap(),
+            )
+        };
+        assert_eq!(asked(&KeepAlive::default()), (true, [180, 180], 9, None));
+        let other = KeepAlive {
+            time: Duration::from_secs(30),
+            interval: Duration::from_secs(5),
+            retries: 3,
+            user_timeout: true,
+            ..KeepAlive::default()
+        };
+        assert_eq!(asked(&other), (true, [30, 5], 3, Some(Duration::from_secs(45))));
+        let off = KeepAlive { enabled: false, ..other };
+        let (on, .., timeout) = asked(&off);
+        assert_eq!((on, timeout), (false, Some(Duration::from_secs(45))));
+    }
 }

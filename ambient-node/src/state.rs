@@ -57,6 +57,8 @@ pub(crate) struct State {
     faults: watch::Sender<Arc<[Fault]>>,
     /// Whether there has been a whole state.
     arrived: watch::Sender<bool>,
+    /// Told with each version that is published.
+    news: watch::Sender<()>,
     /// Workloads whose way of being reached has changed within [`SETTLING`].
     settling: Mutex<HashMap<WorkloadUid, Instant>>,
 }
@@ -83,6 +85,7 @@ impl State {
             coming: Mutex::new(coming),
             faults: watch::Sender::new(Arc::from([])),
             arrived: watch::Sender::new(false),
+            news: watch::Sender::new(()),
             settling: Mutex::default(),
         }
     }
@@ -136,7 +139,7 @@ impl State {
             self.current.store(None);
             return Changed::default();
         }
-        self.current.store(Some(Arc::new(coming.clone())));
+        self.publish(coming);
         self.arrived.send_replace(true);
         std::mem::take(changed)
     }
@@ -170,7 +173,7 @@ impl State {
         let update = named(mesh::Update::Workload(unnamed.into()), pods, by_name);
         coming.mesh = coming.mesh.apply([update]);
         if self.current.load().is_some() {
-            self.current.store(Some(Arc::new(coming.clone())));
+            self.publish(coming);
         }
     }
 
@@ -192,8 +195,18 @@ impl State {
         if self.current.load().is_none() {
             return Changed::default();
         }
-        self.current.store(Some(Arc::new(coming.clone())));
+        self.publish(coming);
         std::mem::take(changed)
+    }
+
+    fn publish(&self, snapshot: &Snapshot) {
+        self.current.store(Some(Arc::new(snapshot.clone())));
+        self.news.send_replace(());
+    }
+
+    /// Told of each version that is published from now on.
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// Until when a refused dial to a workload may be the news of a change: route again until then.

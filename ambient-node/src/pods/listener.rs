@@ -7,13 +7,13 @@ use ambient_redirect::{BoxFuture, linux};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, UdpSocket},
-    task::JoinHandle,
+    task::{self, JoinHandle},
     time,
 };
 
 use super::Told;
 use crate::{
-    Shared,
+    KeepAlive, Shared,
     accept::{Acceptor, BREATH},
     dns,
     embed::{Arrival, Kind, Listener},
@@ -65,21 +65,21 @@ pub(super) async fn bind(at: Listening, node: &Shared, pod: &Pod) -> io::Result<
         _ => return Ok(Bound::DnsTcp(TcpListener::from_std(listener)?)),
     };
     // What is accepted has them from its listener, and costs no call for each.
-    prepare(&listener, kind)?;
+    prepare(&listener, kind, &node.config.keep_alive)?;
     let worker = node.workers.next().clone();
     let acceptor = worker.within(|| Acceptor::new(listener, node.metrics.accept_failures()))?;
     Ok(Bound::Tcp(acceptor, kind, worker))
 }
 
 /// What every connection of a kind must have, before anything is done with it.
-fn prepare(socket: &impl AsFd, kind: Kind) -> io::Result<()> {
+fn prepare(socket: &impl AsFd, kind: Kind, alive: &KeepAlive) -> io::Result<()> {
     // An application's connection ends as a reset until it is known to have ended well, also when the process is killed. A
     // tunnel's need not: TLS says whether its end is one.
     if kind != Kind::Tunnel {
         linux::cut_when_dropped(socket, true)?;
     }
     SockRef::from(socket).set_tcp_nodelay(true)?;
-    keep_alive(socket)
+    keep_alive(socket, alive)
 }
 
 impl Bound {
@@ -172,6 +172,8 @@ async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, shared: bool, take: Take
             accepted = acceptor.accept() => {
                 let Some((stream, peer)) = accepted else { return };
                 take(stream, peer);
+                // One at a time, and then whatever else waits for this thread: who connects without end gets a turn as others do.
+                task::yield_now().await;
             }
             () = quiet => return,
         }
@@ -187,7 +189,7 @@ pub(super) async fn accept_from(node: Arc<Shared>, pod: Arc<Pod>, listener: Arc<
             arrived = listener.accept() => match arrived {
                 None => return,
                 Some(Ok(arrival)) => {
-                    let prepared = prepare(&arrival.stream, arrival.kind);
+                    let prepared = prepare(&arrival.stream, arrival.kind, &node.config.keep_alive);
                     if let Err(error) = prepared.and_then(|()| arrival.stream.set_nonblocking(true)) {
                         tracing::debug!(%error, "a connection that was given cannot be served");
                         continue;

@@ -69,7 +69,7 @@ fn listener() -> (StdListener, SocketAddr) {
 
 /// Waits on threads that may block.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let done = tokio::task::spawn_blocking(work);
+    let done = task::spawn_blocking(work);
     time::timeout(Duration::from_secs(20), done).await.unwrap().unwrap()
 }
 
@@ -124,7 +124,7 @@ async fn a_listener_that_the_kernel_has_shut_is_told_of() {
     let take: Take = Arc::new(|_, _| {});
     let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), false, take.clone())));
     let task = keep(None, metrics.clone(), told, begin);
-    tokio::task::yield_now().await;
+    task::yield_now().await;
     SockRef::from(&shut).shutdown(std::net::Shutdown::Both).unwrap();
     time::timeout(Duration::from_secs(20), lost.notified()).await.unwrap();
     time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
