@@ -20,7 +20,7 @@ use ambient_control::{
 };
 use ambient_core::TrustDomain;
 use ambient_node::{
-    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, Keys, Node, telemetry::log,
+    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, KeepAlive, Keys, Node, telemetry::log,
 };
 use ambient_redirect::Announce;
 use anyhow::Context as _;
@@ -196,6 +196,21 @@ pub(crate) struct Args {
     /// Connections that one pod may have open in one direction; and never more than a quarter of what the process may have.
     #[arg(long, env = "AMBIENT_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 20_000)]
     connections_per_pod: usize,
+    /// Whether a connection that is silent is asked whether its other end is there.
+    #[arg(long, env = "KEEPALIVE_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    keepalive: bool,
+    /// After how long a silence.
+    #[arg(long, env = "KEEPALIVE_TIME", value_name = "TIME", default_value = "180s", value_parser = settings::time)]
+    keepalive_time: Duration,
+    /// How long after the question before.
+    #[arg(long, env = "KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "180s", value_parser = settings::time)]
+    keepalive_interval: Duration,
+    /// How many questions without an answer end it.
+    #[arg(long, env = "KEEPALIVE_RETRIES", value_name = "N", default_value_t = 9)]
+    keepalive_retries: u32,
+    /// Whether what was sent and is not acknowledged within the time of all questions ends a connection too.
+    #[arg(long, env = "USER_TIMEOUT_ENABLED", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    user_timeout: bool,
     /// Streams that are opened in one tunnel, at most.
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "200")]
     pool_streams: NonZeroU32,
@@ -502,6 +517,13 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.connect_timeout = args.connect_timeout;
     config.connections_per_pod = args.connections_per_pod;
     config.share_ports = args.share_ports;
+    config.keep_alive = KeepAlive {
+        enabled: args.keepalive,
+        time: args.keepalive_time,
+        interval: args.keepalive_interval,
+        retries: args.keepalive_retries,
+        user_timeout: args.user_timeout,
+    };
     config.localhost_app_tunnel = args.localhost_app_tunnel;
     config.pool_streams = args.pool_streams.get();
     config.pool_idle = args.pool_idle;

@@ -71,6 +71,59 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(values(&printed_again), values(&all));
 }
 
+/// The arguments and the environment of the container in Istio's chart for its node proxy.
+#[test]
+fn what_istios_chart_starts_is_understood() {
+    let environment = [
+        ("CA_ADDRESS", "istiod.istio-system.svc:15012"),
+        ("XDS_ADDRESS", "istiod.istio-system.svc:15012"),
+        ("RUST_LOG", "info"),
+        ("LOG_FORMAT", "json"),
+        ("RUST_BACKTRACE", "1"),
+        ("NETWORK", "network1"),
+        ("ISTIO_META_CLUSTER_ID", "cluster-1"),
+        ("INPOD_ENABLED", "true"),
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+        ("POD_NAME", "ztunnel-x"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("NODE_NAME", "node-7"),
+        ("INSTANCE_IP", "10.0.0.7"),
+        ("SERVICE_ACCOUNT", "ztunnel"),
+        ("ZTUNNEL_CPU_LIMIT", "4"),
+    ];
+    let run = |arguments: &[&str], more: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        command.args(arguments).env_clear().envs(environment.iter().chain(more).copied());
+        let output = command.arg("--print-config").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for arguments in [&["proxy", "ztunnel"][..], &["proxy"]] {
+        let all = run(arguments, &[]);
+        assert_eq!(line(&all, "zds"), "zds: /var/run/ztunnel/ztunnel.sock  # ztunnel's default");
+        assert_eq!(line(&all, "share-ports"), "share-ports: true  # ztunnel's default");
+        assert_eq!(
+            line(&all, "xds-address"),
+            "xds-address: \"istiod.istio-system.svc:15012\"  # XDS_ADDRESS"
+        );
+        assert_eq!(
+            line(&all, "ca-address"),
+            "ca-address: \"istiod.istio-system.svc:15012\"  # CA_ADDRESS"
+        );
+        assert_eq!(line(&all, "node"), "node: node-7  # NODE_NAME");
+        assert_eq!(line(&all, "log-format"), "log-format: json  # LOG_FORMAT");
+        assert_eq!(
+            line(&all, "termination-grace-period"),
+            "termination-grace-period: 30  # TERMINATION_GRACE_PERIOD_SECONDS"
+        );
+    }
+    // They are defaults: what is said otherwise counts.
+    let other = run(&["proxy", "ztunnel", "--share-ports", "false"], &[("INPOD_UDS", "/run/zds.sock")]);
+    assert_eq!(line(&other, "zds"), "zds: /run/zds.sock  # INPOD_UDS");
+    assert_eq!(line(&other, "share-ports"), "share-ports: false  # flag");
+    assert!(!run(&["node"], &[]).contains("zds: "), "a node of its own has none");
+}
+
 #[test]
 fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
     let scratch = tempfile::tempdir().unwrap();

@@ -42,8 +42,10 @@ pub(crate) enum Wrong {
     Text(String),
 }
 
-/// Reads a command line. Of the subcommand `node` the environment and the files count too.
-pub(crate) fn read(command: Command, arguments: Vec<OsString>) -> Result<Read, Wrong> {
+/// Reads a command line. Of the subcommand `node` the environment and the files count too; `proxy ztunnel` is a node with
+/// ztunnel's defaults.
+pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Read, Wrong> {
+    let is_proxy = as_node(&mut arguments);
     if arguments.get(1).is_none_or(|verb| verb != "node") {
         let matches = command.try_get_matches_from(arguments).map_err(Wrong::Clap)?;
         return Ok(Read {
@@ -51,7 +53,10 @@ pub(crate) fn read(command: Command, arguments: Vec<OsString>) -> Result<Read, W
             settings: Vec::new(),
         });
     }
-    let found = files(&arguments).map_err(|error| Wrong::Text(format!("{error:#}")))?;
+    let mut found = files(&arguments).map_err(|error| Wrong::Text(format!("{error:#}")))?;
+    if is_proxy {
+        found.extend(OF_PROXY.map(|(name, value)| (name.to_owned(), value.to_owned(), "ztunnel's default".to_owned())));
+    }
     let node = command.find_subcommand("node").cloned().unwrap_or_default();
     let mut defaults: BTreeMap<String, (String, String)> = BTreeMap::new();
     for (name, value, from) in found {
@@ -82,6 +87,21 @@ pub(crate) fn read(command: Command, arguments: Vec<OsString>) -> Result<Read, W
         settings: settings.unwrap_or_default(),
         matches,
     })
+}
+
+/// What a node is otherwise that is started as ztunnel is: the rest of its settings are in ztunnel's own variables.
+const OF_PROXY: [(&str, &str); 2] = [("zds", "/var/run/ztunnel/ztunnel.sock"), ("share-ports", "true")];
+
+/// Istio's charts start their node proxy with the arguments `proxy ztunnel`, of which the second is a name; whether it was so.
+fn as_node(arguments: &mut Vec<OsString>) -> bool {
+    if arguments.get(1).is_none_or(|verb| verb != "proxy") {
+        return false;
+    }
+    arguments[1] = "node".into();
+    if arguments.get(2).is_some_and(|name| !name.to_string_lossy().starts_with('-')) {
+        arguments.remove(2);
+    }
+    true
 }
 
 /// YAML reads `on` and `off` as truths: a setting that has those words gets them back.

@@ -2,9 +2,10 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 26] = [
+const WITHOUT_EFFECT: [(&str, &str); 22] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
+    ("INPOD_ENABLED", "pods are always served in their own network namespaces"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
     ("NETWORK", "a pod's network is what the mesh's state says of it"),
     ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
@@ -16,11 +17,6 @@ const WITHOUT_EFFECT: [(&str, &str); 26] = [
     ("HTTP2_CONNECTION_WINDOW_SIZE", WINDOWS),
     ("HTTP2_FRAME_SIZE", WINDOWS),
     ("ENABLE_ORIG_SRC", "applications always see the client's address"),
-    ("KEEPALIVE_ENABLED", KEEPALIVE),
-    ("KEEPALIVE_TIME", KEEPALIVE),
-    ("KEEPALIVE_INTERVAL", KEEPALIVE),
-    ("KEEPALIVE_RETRIES", KEEPALIVE),
-    ("USER_TIMEOUT_ENABLED", KEEPALIVE),
     (
         "PACKET_MARK",
         "the mark is 1337, which the rules in the pods' namespaces are made for",
@@ -42,7 +38,6 @@ const WITHOUT_EFFECT: [(&str, &str); 26] = [
 
 const THREADS: &str = "threads are those of ZTUNNEL_WORKER_THREADS, else as many as there are cores";
 const WINDOWS: &str = "windows begin at 256 KiB and grow as a stream is read, within one budget";
-const KEEPALIVE: &str = "connections are probed after 180 s of silence, then every 180 s, nine times";
 const OWN_POD: &str = "the node proxy is no workload of the mesh itself";
 
 /// What begins so is meant for a proxy like this one.
