@@ -8,6 +8,8 @@ mod admin;
 mod bounds;
 #[path = "traffic/ends.rs"]
 mod ends;
+#[path = "traffic/envoy.rs"]
+mod envoy;
 #[path = "traffic/identities.rs"]
 mod identities;
 #[path = "traffic/leave.rs"]
@@ -67,6 +69,10 @@ const TESTS: &[Test] = &[
     (
         "opened_and_closed_have_the_same_labels",
         telemetry::opened_and_closed_have_the_same_labels,
+    ),
+    (
+        "what_is_open_is_counted_as_it_is_carried",
+        telemetry::what_is_open_is_counted_as_it_is_carried,
     ),
     ("readiness_names_what_is_wrong", telemetry::readiness_names_what_is_wrong),
     (
@@ -128,6 +134,9 @@ const TESTS: &[Test] = &[
         "within_the_process_all_is_as_on_the_wire",
         ways::within_the_process_all_is_as_on_the_wire,
     ),
+    ("envoy_is_a_waypoint_by_every_name", envoy::envoy_is_a_waypoint_by_every_name),
+    ("envoy_is_a_waypoint_behind_the_node", envoy::envoy_is_a_waypoint_behind_the_node),
+    ("envoy_is_the_gateway_of_a_network", envoy::envoy_is_the_gateway_of_a_network),
     ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
     ("spire_says_who_is_who", identities::spire_says_who_is_who),
     ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
@@ -151,6 +160,7 @@ const TESTS: &[Test] = &[
         "a_log_that_nobody_reads_stalls_nobody",
         strain::a_log_that_nobody_reads_stalls_nobody,
     ),
+    ("a_full_disk_stops_no_traffic", strain::a_full_disk_stops_no_traffic),
     (
         "without_descriptors_it_waits_and_goes_on",
         strain::without_descriptors_it_waits_and_goes_on,

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -70,6 +70,70 @@ impl Drop for Restore {
     }
 }
 
+/// What the node writes lies on a disk on which there is no room: its reports of captures, and its log.
+pub(crate) fn a_full_disk_stops_no_traffic(world: &World) -> Outcome {
+    let disk = world.scratch_dir();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(&disk)
+        .status()?;
+    assert!(mounted.success(), "{mounted}");
+    let mesh = Mesh::start(world)?;
+    let mut open = mesh.open(Way::Tunnel, Family::V4);
+    open.converse()?;
+    let report = || fs::read_to_string(mesh.manifests.join("status/node-1.json")).unwrap_or_default();
+    until("both captures to be reported", || {
+        (report().contains("uid-of-a") && report().contains("uid-of-b")).then_some(())
+    });
+    // The log goes there too.
+    let before = rustix::io::dup(rustix::stdio::stdout())?;
+    let log = fs::File::create(disk.join("log"))?;
+    rustix::stdio::dup2_stdout(&log)?;
+    let restore = Restore(before);
+    let ballast = disk.join("ballast");
+    let full = fs::File::create(&ballast)?;
+    while (&full).write(&[0; 4096]).is_ok() {}
+    assert!(fs::write(disk.join("more"), [1; 8192]).is_err(), "the disk is full");
+
+    let lost = mesh.metric("ambient_log_lines_lost_total", &[]);
+    for way in Way::ALL {
+        mesh.open(way, Family::V4).converse()?;
+    }
+    open.converse()?;
+    until("lines to be missed", || {
+        (mesh.metric("ambient_log_lines_lost_total", &[]) > lost).then_some(())
+    });
+    // A pod that leaves cannot be said to: it stays captured, and reached by tunnel, until there is room for that.
+    mesh.delete("pod-a");
+    thread::sleep(Duration::from_secs(1));
+    assert!(
+        report().contains("uid-of-a"),
+        "nobody was told, and no report was torn: {}",
+        report()
+    );
+    open.converse()?;
+    drop(full);
+    fs::remove_file(ballast)?;
+    until("it to be said", || {
+        (!report().contains("\"uid-of-a\": {") && report().contains("uid-of-b")).then_some(())
+    });
+    mesh.apply("pod-a", &crate::mesh::pod("a", &mesh.a));
+    until("the pod to be reported again", || {
+        report().contains("\"uid-of-a\": {").then_some(())
+    });
+    mesh.open(Way::Tunnel, Family::V4).converse()?;
+    drop(restore);
+    Ok(())
+}
+
+/// Lets in all that is asked of it.
+const NOBODYS_POLICY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: late, namespace: shop}
+spec: {rules: [{}]}
+";
+
 pub(crate) fn without_descriptors_it_waits_and_goes_on(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
     let mut open = mesh.open(Way::Outbound, Family::V4);
@@ -81,6 +145,8 @@ pub(crate) fn without_descriptors_it_waits_and_goes_on(world: &World) -> Outcome
     let clients = (0..3).map(|_| mesh.a.namespace.run(|| Socket::new(Domain::IPV4, Type::STREAM, None)));
     let clients: Vec<Socket> = clients.collect::<Result<Result<_, _>, _>>()??;
     let fill = fs::File::open("/dev/null")?;
+    let late = mesh.manifests.join("late");
+    fs::write(&late, NOBODYS_POLICY)?;
     let limit = getrlimit(Resource::Nofile);
     let used = fs::read_dir("/proc/self/fd")?.filter_map(Result::ok);
     let most = used
@@ -112,6 +178,8 @@ pub(crate) fn without_descriptors_it_waits_and_goes_on(world: &World) -> Outcome
     for client in &clients {
         client.connect_timeout(&outside.address().into(), crate::mesh::PATIENCE)?;
     }
+    // A manifest that cannot be read for want of a descriptor is not there yet.
+    fs::rename(&late, mesh.manifests.join("late.yaml"))?;
     // What is open goes on meanwhile.
     for _ in 0..10 {
         open.converse()?;

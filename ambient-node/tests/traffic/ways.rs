@@ -16,9 +16,9 @@ use ambient_testkit::{World, harness::Outcome};
 
 use crate::mesh::{ALLOW_NOTHING, Family, LABELLED, Listener, Mesh, Pair, Place, Way, ending, reset, until};
 
-const VIP: &str = "10.96.0.1:80";
+pub(crate) const VIP: &str = "10.96.0.1:80";
 
-fn service(endpoints: &[(&Workload, u16)]) -> Service {
+pub(crate) fn service(endpoints: &[(&Workload, u16)]) -> Service {
     let mut service = Service::new(LABELLED, "web.shop.svc.cluster.local");
     let vip: SocketAddr = VIP.parse().unwrap();
     service.vips = vec![NetworkAddress::local(vip.ip())];
@@ -32,19 +32,19 @@ fn service(endpoints: &[(&Workload, u16)]) -> Service {
     service
 }
 
-fn at(network: &str, ip: IpAddr) -> GatewayAddress {
+pub(crate) fn at(network: &str, ip: IpAddr) -> GatewayAddress {
     GatewayAddress {
         target: GatewayTarget::Address(NetworkAddress::new(network.into(), ip)),
         hbone_port: 15008,
     }
 }
 
-fn vip() -> SocketAddr {
+pub(crate) fn vip() -> SocketAddr {
     VIP.parse().unwrap()
 }
 
 /// Connects again until the connection arrives: what was told may not be in force yet.
-fn arrive(from: &Place, to: SocketAddr, at: &Listener) -> Pair {
+pub(crate) fn arrive(from: &Place, to: SocketAddr, at: &Listener) -> Pair {
     until("a connection to arrive by the new way", || {
         let mut client = from.connect(to).ok()?;
         client.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
@@ -283,7 +283,7 @@ pub(crate) fn within_the_process_all_is_as_on_the_wire(world: &World) -> Outcome
 }
 
 /// Whether a connection stands at a place's port of tunnels.
-fn has_tunnel(place: &Place) -> io::Result<bool> {
+pub(crate) fn has_tunnel(place: &Place) -> io::Result<bool> {
     let tables = place.namespace.run(|| {
         let read = |file| std::fs::read_to_string(file).unwrap_or_default();
         read("/proc/thread-self/net/tcp") + &read("/proc/thread-self/net/tcp6")
