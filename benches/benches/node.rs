@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn run(world: World) -> Result<(), Box<dyn Error>> {
-    let ambient = ambient()?;
+    let ambient = Mesh::binary()?;
     let ztunnel = env::var_os("BENCH_ZTUNNEL").map(PathBuf::from);
     if ztunnel.is_none() {
         println!("BENCH_ZTUNNEL names no other node proxy: the nodes are compared with bare TCP alone");
@@ -141,29 +141,6 @@ fn memory(standing: &Standing) -> Result<(), Box<dyn Error>> {
         println!("{:<10} {:>22} {:>28}", mesh.name, idle.join(" and "), each.join(" and "));
     }
     Ok(())
-}
-
-/// The binary of the same profile as this bench, unless `BENCH_AMBIENT` names another.
-fn ambient() -> Result<PathBuf, Box<dyn Error>> {
-    let path = match env::var_os("BENCH_AMBIENT") {
-        Some(path) => path.into(),
-        None => {
-            let here = env::current_exe()?;
-            let profile = here
-                .parent()
-                .and_then(|deps| deps.parent())
-                .ok_or("this bench stands in no target directory")?;
-            profile.join("ambient")
-        }
-    };
-    if path.is_file() {
-        return Ok(path);
-    }
-    Err(format!(
-        "there is no {}: `cargo build --release` makes it, or BENCH_AMBIENT names another",
-        path.display()
-    )
-    .into())
 }
 
 const LOADS: [Load; 10] = [

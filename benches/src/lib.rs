@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod node;
 pub mod report;
 pub mod state;
+pub mod storm;
 mod tls;
 mod way;
 

@@ -47,6 +47,8 @@ pub enum Pods {
     Apart,
     /// On one node, which relays between them in its process.
     Together,
+    /// On a node each, and on the client's node the pod of another client.
+    Beside,
 }
 
 /// A mesh of two nodes, with a client's pod and an application's; dropping it ends all of it.
@@ -55,6 +57,8 @@ pub struct Mesh {
     /// Its name in reports.
     pub name: &'static str,
     sides: Sides,
+    ground: Ground,
+    dir: PathBuf,
     /// What runs on each node; that of the client first.
     nodes: [Vec<Process>; 2],
     /// Which of them carry traffic.
@@ -85,27 +89,50 @@ impl Mesh {
         let mut mesh = Self {
             name,
             sides: ground.sides(),
+            ground,
+            dir: mesh_dir.clone(),
             nodes: Default::default(),
             proxies: Vec::new(),
         };
+        let ground = mesh.ground.clone();
         // What a node enrols is in a directory of its own: it takes the rules out of namespaces in it that no pod of its has.
         for node in NODES {
             fs::create_dir_all(dir.join(node))?;
         }
-        for (pod, node) in [(&ground.client, 0), (&ground.app, ground.app_node)] {
+        for (pod, node) in ground.pods().map(|(_, pod, node)| (pod, node)) {
             symlink(pod.path(), dir.join(NODES[node]).join(pod.name()))?;
         }
         match proxy {
             Proxy::Ambient(ambient) => mesh.start_ambient(&ground, ambient, &dir, pods)?,
             Proxy::Ztunnel { ambient, ztunnel } => mesh.start_ztunnel(&ground, ambient, ztunnel, &dir)?,
         }
-        for (node, uid) in [(0, CLIENT), (ground.app_node, APP)] {
+        for (uid, _, node) in ground.pods() {
             let status = mesh_dir.join("status").join(format!("{}.json", NODES[node]));
             let said = || fs::read_to_string(&status).is_ok_and(|status| status.contains(uid));
             until(&format!("{name}: {uid} is captured"), said)?;
         }
         mesh.prove(&ground, &capture, pods)?;
         Ok(mesh)
+    }
+
+    /// `ambient` of the same profile as the bench that runs, unless `BENCH_AMBIENT` names another.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn binary() -> Result<PathBuf> {
+        let path = match std::env::var_os("BENCH_AMBIENT") {
+            Some(path) => path.into(),
+            None => {
+                let here = std::env::current_exe()?;
+                let profile = here.parent().and_then(Path::parent);
+                profile.ok_or("this bench stands in no target directory")?.join("ambient")
+            }
+        };
+        if path.is_file() {
+            return Ok(path);
+        }
+        let path = path.display();
+        Err(format!("there is no {path}: `cargo build --release` makes it, or BENCH_AMBIENT names another").into())
     }
 
     fn start_ambient(&mut self, ground: &Ground, ambient: &Path, dir: &Path, pods: Pods) -> Result<()> {
@@ -233,6 +260,58 @@ impl Mesh {
         Ok(Ground::build(world, number, Pods::Apart)?.sides())
     }
 
+    /// Pods that nobody enrols, as a mesh without a proxy.
+    ///
+    /// # Errors
+    /// When the world refuses.
+    pub fn bare(world: &World, name: &'static str, number: u8, pods: Pods) -> Result<Self> {
+        let ground = Ground::build(world, number, pods)?;
+        Ok(Self {
+            name,
+            sides: ground.sides(),
+            ground,
+            dir: PathBuf::new(),
+            nodes: Default::default(),
+            proxies: Vec::new(),
+        })
+    }
+
+    /// Where the client's and the application's pods are.
+    pub(crate) fn sides(&self) -> &Sides {
+        &self.sides
+    }
+
+    /// The pod of the other client, if there is one.
+    pub(crate) fn other(&self) -> Option<&Arc<Namespace>> {
+        self.ground.other.as_ref()
+    }
+
+    /// Where the client's node is.
+    pub(crate) fn client_node(&self) -> &Namespace {
+        &self.ground.nodes[0]
+    }
+
+    /// Makes every address of a block one of the application's pod, reached from the client's node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn serve_block(&self, block: Ipv4Net) -> Result<()> {
+        self.ground.app.add_address("lo", block)?;
+        self.ground.nodes[0].add_route(block, Some(self.ground.node_address(1).into()), LINK)?;
+        self.ground.nodes[1].add_route(block, None, "app")?;
+        Ok(())
+    }
+
+    /// More manifests, in a file of that name.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn apply(&self, name: &str, text: &str) -> io::Result<()> {
+        let whole = self.dir.join(format!("{name}.new"));
+        fs::write(&whole, text)?;
+        fs::rename(whole, self.dir.join(format!("{name}.yaml")))
+    }
+
     /// The CPU time that what carries traffic has taken.
     pub(crate) fn cpu(&self) -> Duration {
         self.proxies.iter().map(|carrier| cpu(carrier.pid)).sum()
@@ -269,25 +348,27 @@ impl Mesh {
 }
 
 /// The namespaces of a mesh, before anything runs in them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Ground {
     number: u8,
-    nodes: [Namespace; 2],
+    nodes: [Arc<Namespace>; 2],
     client: Arc<Namespace>,
     app: Arc<Namespace>,
+    other: Option<Arc<Namespace>>,
     app_node: usize,
 }
 
 impl Ground {
     fn build(world: &World, number: u8, pods: Pods) -> Result<Self> {
-        let named = |name: &str| world.namespace(&format!("mesh-{number}-{name}"));
+        let named = |name: &str| world.namespace(&format!("mesh-{number}-{name}")).map(Arc::new);
         let nodes = [named(NODES[0])?, named(NODES[1])?];
-        let app_node = usize::from(pods == Pods::Apart);
+        let app_node = usize::from(pods != Pods::Together);
         let ground = Self {
             number,
             nodes,
-            client: Arc::new(named("client")?),
-            app: Arc::new(named("app")?),
+            client: named("client")?,
+            app: named("app")?,
+            other: (pods == Pods::Beside).then(|| named("other")).transpose()?,
             app_node,
         };
         let end =
@@ -296,7 +377,7 @@ impl Ground {
         for at in [0, 1] {
             ground.nodes[at].forward()?;
         }
-        for pod in [&ground.client, &ground.app] {
+        for (_, pod, _) in ground.pods() {
             // Thousands of short connections a second, each of which would keep its port for a minute: what is measured would
             // soon be how long the kernel looks for a free one.
             pod.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
@@ -304,10 +385,14 @@ impl Ground {
         }
         ground.attach(0, &ground.client, "client", ground.client_address())?;
         ground.attach(app_node, &ground.app, "app", ground.app_address())?;
-        if pods == Pods::Apart {
+        if let Some(other) = &ground.other {
+            ground.attach(0, other, "other", ground.other_address())?;
+        }
+        if app_node == 1 {
             let to = |at: usize, pod: Ipv4Addr, via: Ipv4Addr| ground.nodes[at].add_route(IpAddr::from(pod), Some(via.into()), LINK);
             to(0, ground.app_address(), ground.node_address(1))?;
             to(1, ground.client_address(), ground.node_address(0))?;
+            to(1, ground.other_address(), ground.node_address(0))?;
         }
         Ok(ground)
     }
@@ -331,6 +416,16 @@ impl Ground {
         Ipv4Addr::new(10, self.number, 1, 2)
     }
 
+    fn other_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 1, 3)
+    }
+
+    /// Each by its UID, with the number of its node.
+    fn pods(&self) -> impl Iterator<Item = (&'static str, &Arc<Namespace>, usize)> {
+        let both = [(CLIENT, &self.client, 0), (APP, &self.app, self.app_node)];
+        both.into_iter().chain(self.other.iter().map(|other| (OTHER, other, 0)))
+    }
+
     fn app_address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, self.number, 2, 2)
     }
@@ -345,10 +440,13 @@ impl Ground {
     fn manifests(&self) -> String {
         let mut text =
             String::from("apiVersion: v1\nkind: Namespace\nmetadata: {name: bench, labels: {istio.io/dataplane-mode: ambient}}\n");
-        let pods = [
+        let mut pods = vec![
             (CLIENT, "client", 0, self.client_address()),
             (APP, "app", self.app_node, self.app_address()),
         ];
+        if self.other.is_some() {
+            pods.push((OTHER, "other", 0, self.other_address()));
+        }
         for (uid, name, node, address) in pods {
             text += &format!(
                 "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: bench}}\n---\n\
@@ -429,13 +527,14 @@ fn resident(pid: u32) -> io::Result<u64> {
     Ok(kib << 10)
 }
 
-const NODES: [&str; 2] = ["node-1", "node-2"];
+pub(crate) const NODES: [&str; 2] = ["node-1", "node-2"];
 const LINK: &str = "eth0";
 /// The same for every pod: it knows only this one next hop.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const HBONE_PORT: u16 = 15008;
 const CONTROL_PORT: u16 = 15012;
 const CLIENT: &str = "0c11e17e-0000-4000-8000-000000000001";
+const OTHER: &str = "00711e17-0000-4000-8000-000000000003";
 const APP: &str = "0a550000-0000-4000-8000-000000000002";
 const MARKER: &[u8] = b"what nobody on the way may read";
 /// How long anything may take that has to happen before something is measured, and how often it is looked for.
