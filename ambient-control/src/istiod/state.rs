@@ -467,7 +467,10 @@ impl Client {
         let failed = |error: &dyn std::error::Error| End::Failed(StreamEnd::ConnectionError, super::transport::whole(error));
         self.came = 0;
         let endpoint = self.config.endpoint.clone();
-        let (channel, shown) = endpoint.connect().await.map_err(|error| End::Failed(StreamEnd::ConnectionError, error.to_string()))?;
+        let (channel, shown) = endpoint
+            .connect()
+            .await
+            .map_err(|error| End::Failed(StreamEnd::ConnectionError, error.to_string()))?;
         let (mut requests, outgoing) = channel::Channel::new(REQUESTS);
         self.session.handle_opened(now());
         // The first requests go along: servers answer the call itself only then.
