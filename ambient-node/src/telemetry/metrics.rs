@@ -201,7 +201,7 @@ impl Metrics {
     }
 
     /// Whom to ask how old state and trust are; the first time that this is said counts.
-    fn ask_ages(&self, state: Option<LastHeard>, trust: Option<LastHeard>) {
+    pub(crate) fn ask_ages(&self, state: Option<LastHeard>, trust: Option<LastHeard>) {
         let begun = clock::wall();
         let _ = self.ages.set(Ages { begun, state, trust });
     }
