@@ -63,6 +63,10 @@ const TESTS: &[Test] = &[
     ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
     ("a_peer_that_is_revoked_is_cut", peers::a_peer_that_is_revoked_is_cut),
+    (
+        "a_peer_that_the_source_says_is_revoked_is_cut",
+        peers::a_peer_that_the_source_says_is_revoked_is_cut,
+    ),
     ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
     ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
     ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),

@@ -82,8 +82,12 @@ impl Board {
         before != (self.generation, self.synced)
     }
 
-    /// Takes in whom the authority says to trust; `true` where that became different. A domain without a root is none.
+    /// Takes in whom the authority says to trust; `true` where that became different. A domain without a root is none, and that
+    /// nobody is trusted any more is not believed.
     pub(super) fn set_trust(&mut self, trust: &TrustBundles) -> bool {
+        if trust.domains().next().is_none() {
+            return false;
+        }
         let before = self.generation;
         let served: Vec<Arc<str>> = self.all(Kind::Trust).map(|(name, _)| name.clone()).collect();
         for gone in served

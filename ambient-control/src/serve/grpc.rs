@@ -2,7 +2,10 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,13 +63,15 @@ pub(super) struct Services {
     pub(super) shown: Arc<Shown>,
     /// Ends the connection.
     pub(super) cut: Arc<Notify>,
+    /// Whether whoever is there was admitted once.
+    pub(super) admitted: Arc<AtomicBool>,
 }
 
 impl Services {
     /// The node that calls, for whatever it may do once it is one.
     fn admit(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let door = &self.shared.door;
-        let caller = door.admit(&self.shown, metadata, now())?;
+        let caller = self.admit_to_join(metadata)?;
         if door.is_for_joining(&caller, now()) {
             let why = "this token is good for a node's certificate alone";
             tracing::warn!(node = caller.node, why, "a caller was refused");
@@ -74,6 +79,13 @@ impl Services {
             return Err(Status::unauthenticated(why));
         }
         Ok(caller)
+    }
+
+    /// The node that calls, for a certificate of its own.
+    fn admit_to_join(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        let admitted = self.shared.door.admit(&self.shown, metadata, now());
+        self.admitted.fetch_or(admitted.is_ok(), Ordering::Relaxed);
+        admitted
     }
 
     fn refuse(&self, why: Refusal, status: Status) -> Status {
@@ -263,7 +275,7 @@ fn text<'a>(of: &'a Struct, name: &str) -> Option<&'a str> {
 impl NodeService for Services {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let door = &self.shared.door;
-        let caller = door.admit(&self.shown, request.metadata(), now())?;
+        let caller = self.admit_to_join(request.metadata())?;
         let request = request.into_inner();
         let wrong = |why: String| {
             tracing::warn!(node = caller.node, why, "a node was refused a certificate of its own");

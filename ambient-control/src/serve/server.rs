@@ -5,7 +5,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -284,11 +287,12 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) -> Resu
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     let shown = shared.door.look_at(stream.get_ref().1.peer_certificates());
-    let cut = Arc::<Notify>::default();
+    let (cut, admitted) = (Arc::<Notify>::default(), Arc::<AtomicBool>::default());
     let services = Services {
         shared,
         shown: Arc::new(shown),
         cut: cut.clone(),
+        admitted: admitted.clone(),
     };
     let all = All {
         state: AggregatedDiscoveryServiceServer::new(services.clone()).max_decoding_message_size(LONGEST_REQUEST),
@@ -305,6 +309,16 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) -> Resu
     tokio::select! {
         served = served => Ok(served?),
         () = cut.notified() => Err("its node is known no more".into()),
+        // Whoever is nobody keeps no place of those who are nodes.
+        () = stranger(&admitted) => Err("it has not shown in time that it is a node".into()),
+    }
+}
+
+/// Ends after a while where nobody was admitted until then.
+async fn stranger(admitted: &AtomicBool) {
+    sleep(INTRODUCING).await;
+    if admitted.load(Ordering::Relaxed) {
+        std::future::pending().await
     }
 }
 
@@ -404,6 +418,8 @@ const CONNECTIONS: usize = 4096;
 const STREAMS: u32 = 256;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection may last on which nobody was admitted.
+const INTRODUCING: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
 /// After what cannot be helped at once.
 const BREATH: Duration = Duration::from_millis(100);
 /// The longest request: a client that knows a mesh of 100,000 says so by name.

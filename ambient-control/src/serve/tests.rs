@@ -384,6 +384,15 @@ async fn certificates_are_for_pods_of_the_callers_node() {
         );
     }
     assert_eq!(running.counts.refused(Refusal::Identity), 2);
+    // Once its last pod has gone the node gets none any more.
+    let gone = Batch {
+        changes: vec![Change::Mesh(Update::RemoveWorkload("Kubernetes//Pod/shop/cart".into()))],
+        synced: true,
+        ..Batch::default()
+    };
+    running.feed.send(gone).await.unwrap();
+    let refused = async { while certificates.issue(&identity("cart")).await.is_ok() {} };
+    timeout(Duration::from_secs(20), refused).await.expect("a refusal in time");
     let own = Certificates::new(CertificatesConfig {
         impersonate: false,
         ..CertificatesConfig::new(running.endpoint("node-1"))
@@ -424,6 +433,35 @@ async fn nodes_report_what_they_have_captured_and_nothing_of_others() {
         kept,
         wanted.map(|(pod, captured)| ("node-1".to_owned(), PodUid::from(pod), captured))
     );
+}
+
+#[tokio::test]
+async fn whoever_is_no_node_keeps_no_place() {
+    let running = Running::start().await;
+    let mut node = running.state(running.endpoint("node-1"), "node-1");
+    while !next(&mut node).await.synced {}
+    // It comes by TLS, says nothing more, and is gone before long; the node stays.
+    use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(running.root.as_bytes()).unwrap()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = tokio::net::TcpStream::connect(("127.0.0.1", running.port)).await.unwrap();
+    let connecting = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stranger = connecting.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
+    let mut said = Vec::new();
+    let ended = timeout(
+        Duration::from_secs(10),
+        tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut said),
+    );
+    let _ = ended.await.expect("an end in time");
+    running.change("later").await;
+    let batch = next(&mut node).await;
+    assert!(batch.faults.is_empty() && batch.changes.len() == 1, "{batch:?}");
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use super::{
     svid::Raw,
 };
 use crate::{
-    BoxFuture, IssueError, Issuer, Told,
+    BoxFuture, IssueError, Issuer, LastHeard, Told,
     wire::spire::api::{
         agent::delegatedidentity::v1::{
             SubscribeToX509BundlesRequest, SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse, X509svidWithKey,
@@ -273,6 +273,10 @@ impl Issuer for DelegatedIdentity {
     /// The bundles that the agent tells; none before it is there.
     fn trust(&self) -> Arc<TrustBundles> {
         self.core.desk.trust()
+    }
+
+    fn last_heard(&self) -> Option<LastHeard> {
+        Some(self.core.desk.last_heard())
     }
 
     fn arrives(&self, identity: &Identity, pod: &PodUid) {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -18,7 +21,7 @@ use super::{
     account::{Account, Given, Turn},
     bundles::{Bundles, Told as Bundled},
 };
-use crate::{IssueError, Told};
+use crate::{IssueError, LastHeard, Told};
 
 /// The clock of certificates' dates.
 pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -35,6 +38,9 @@ pub(super) struct Desk {
     new: Notify,
     /// The last failure that was logged; the same one is not logged again.
     logged: Mutex<Option<String>>,
+    /// When the agent has said last which roots these are, and whether it is still there to say otherwise.
+    last_heard: LastHeard,
+    listening: AtomicBool,
 }
 
 struct Known {
@@ -61,6 +67,8 @@ impl Desk {
             news: Mutex::default(),
             new: Notify::new(),
             logged: Mutex::default(),
+            last_heard: LastHeard::default(),
+            listening: AtomicBool::new(false),
         }
     }
 
@@ -116,6 +124,9 @@ impl Desk {
 
     /// The agent has said nothing of one identity, or of any. `refused`: it will not as long as it is configured as it is.
     pub(super) fn failed(&self, identity: Option<&Identity>, why: &str, refused: bool) {
+        if identity.is_none() && self.listening.swap(false, Ordering::Relaxed) {
+            self.last_heard.at((self.clock)());
+        }
         let mut known = self.known();
         let all = known.accounts.iter_mut().filter(|(of, _)| identity.is_none_or(|one| one == *of));
         for (_, account) in all {
@@ -143,6 +154,8 @@ impl Desk {
 
     /// The agent's whole answer as it concerns roots.
     pub(super) fn bundles(&self, own: Option<TrustDomain>, told: Bundled) {
+        self.listening.store(true, Ordering::Relaxed);
+        self.last_heard.is_there();
         let now = (self.clock)();
         let mut known = self.known();
         if let Some(own) = own {
@@ -168,6 +181,11 @@ impl Desk {
         *lock(&self.present) = present;
         drop(known);
         self.changed();
+    }
+
+    /// When roots were heard of last.
+    pub(super) fn last_heard(&self) -> LastHeard {
+        self.last_heard.clone()
     }
 
     pub(super) fn trust(&self) -> Arc<TrustBundles> {

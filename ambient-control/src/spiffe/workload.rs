@@ -20,7 +20,7 @@ use super::{
     svid::{Raw, Svid, SvidError},
 };
 use crate::{
-    BoxFuture, IssueError, Issuer, Told,
+    BoxFuture, IssueError, Issuer, LastHeard, Told,
     wire::spiffe::workload::{X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient},
 };
 
@@ -139,6 +139,10 @@ impl Issuer for WorkloadApi {
     /// The roots of this process's own trust domains and of those federated with them; none before the agent is there.
     fn trust(&self) -> Arc<TrustBundles> {
         self.core.desk.trust()
+    }
+
+    fn last_heard(&self) -> Option<LastHeard> {
+        Some(self.core.desk.last_heard())
     }
 
     fn told(&self) -> BoxFuture<'_, Told> {

@@ -210,7 +210,7 @@ pub(crate) struct Mesh {
     pub(crate) c: Place,
     pub(crate) manifests: PathBuf,
     pub(crate) ca: PathBuf,
-    more: mpsc::UnboundedSender<Vec<Update>>,
+    more: mpsc::UnboundedSender<Vec<Change>>,
     running: Option<Running>,
     _log: log::Flush,
 }
@@ -327,7 +327,12 @@ impl Mesh {
 
     /// Tells the node what no manifest says, after all that manifests have said.
     pub(crate) fn tell(&self, updates: Vec<Update>) {
-        self.more.send(updates).unwrap();
+        self.change(updates.into_iter().map(Change::Mesh).collect());
+    }
+
+    /// The same, whatever it is of.
+    pub(crate) fn change(&self, changes: Vec<Change>) {
+        self.more.send(changes).unwrap();
     }
 
     /// The workload that a captured pod is, to be told otherwise.
@@ -464,7 +469,7 @@ async fn serve(
     config: Config,
     manifests: &Path,
     (ca, life, spire): (&Path, Duration, Option<&Path>),
-    more: mpsc::UnboundedReceiver<Vec<Update>>,
+    more: mpsc::UnboundedReceiver<Vec<Change>>,
     stopped: oneshot::Receiver<()>,
 ) -> Outcome {
     let domain = config.trust_domain.clone();
@@ -500,7 +505,7 @@ pub(crate) async fn source(manifests: &Path, own: &Status) -> Result<Manifests, 
 /// What manifests say, and what a test says besides.
 struct Both {
     manifests: Manifests,
-    more: mpsc::UnboundedReceiver<Vec<Update>>,
+    more: mpsc::UnboundedReceiver<Vec<Change>>,
 }
 
 impl Source for Both {
@@ -508,8 +513,8 @@ impl Source for Both {
         Box::pin(async move {
             tokio::select! {
                 batch = self.manifests.next() => batch,
-                Some(updates) = self.more.recv() => Some(Batch {
-                    changes: updates.into_iter().map(Change::Mesh).collect(),
+                Some(changes) = self.more.recv() => Some(Batch {
+                    changes,
                     synced: true,
                     ..Batch::default()
                 }),

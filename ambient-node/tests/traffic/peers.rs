@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_control::{
-    Issuer,
+    Change, Issuer,
     ca::{self, DirectoryCa, Target},
 };
 use ambient_core::{Authority, Credential, Credentials, Identity, TrustBundles, TrustDomain, ports};
@@ -139,6 +139,40 @@ pub(crate) fn a_peer_that_is_revoked_is_cut(world: &World) -> Outcome {
     assert_eq!(&heard, b"pong");
     let another = Peer::named(&mesh, "another")?;
     open(&another)?;
+    Ok(())
+}
+
+/// The same where the control plane says so and the node's own issuer does not: live connections end by that.
+pub(crate) fn a_peer_that_the_source_says_is_revoked_is_cut(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let listener = mesh.b.listen(Family::V4);
+    let (revoked, other) = (Peer::of_the_mesh(&mesh)?, Peer::named(&mesh, "other")?);
+    let open = |peer: &Peer| -> Result<_, ConnectError> {
+        let stream = peer.run(&mesh, peer.connect(mesh.b.v4, listener.address()))?;
+        Ok((stream, listener.accept()))
+    };
+    let (mut cut, _cut_application) = open(&revoked)?;
+    let (mut kept, mut kept_application) = open(&other)?;
+    // Revoked in a copy of the authority, of which the node's issuer knows nothing.
+    let copy = world.scratch_dir().join("copy-of-ca");
+    let copied = std::process::Command::new("cp").arg("-a").args([&mesh.ca, &copy]).status()?;
+    assert!(copied.success());
+    let authority = ca::Authority::open(&copy)?;
+    authority.revoke(&Target::Identity(revoked.speaker.identity.clone()), std::time::SystemTime::now())?;
+    let told = DirectoryCa::open(&copy, TrustDomain::default(), DirectoryCa::DEFAULT_TTL)?.trust();
+    assert_eq!(told.crls(&TrustDomain::default()).len(), 1);
+    mesh.change(vec![Change::Trust(told)]);
+    let mut rest = Vec::new();
+    let ended = revoked.run(&mesh, async { timeout(PATIENCE, cut.read_to_end(&mut rest)).await })?;
+    assert!(ended.is_err(), "it is a reset, and never looks complete");
+    assert!(revoked.run(&mesh, revoked.connect(mesh.b.v4, listener.address())).is_err());
+    kept_application.write_all(b"pong")?;
+    let mut heard = [0; 4];
+    other.run(&mesh, async {
+        kept.write_all(b"ping").await?;
+        kept.read_exact(&mut heard).await
+    })?;
+    assert_eq!(&heard, b"pong");
     Ok(())
 }
 

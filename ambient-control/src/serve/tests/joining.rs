@@ -145,6 +145,22 @@ async fn a_revoked_node_hears_nothing_more_and_gets_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_nodes_certificate_that_a_list_revokes_is_good_for_nothing() {
+    let running = Running::start().await;
+    let token = running.token("node-1", HOUR, Use::Once);
+    let mut state = running.state(running.joining("node-1", &token, HOUR), "node-1");
+    synced(&mut state).await;
+    let serial = running.nodes.certificates(now()).unwrap()[0].serial.clone();
+    let authority = crate::ca::Authority::open(running.scratch.path().join("ca")).unwrap();
+    let target = crate::ca::Target::Serial { serial, issuer: None };
+    let begun = tokio::time::Instant::now();
+    authority.revoke(&target, now()).unwrap();
+    fault(&mut state, "revoked").await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((running.counts.cut(), running.counts.joined()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_stream_ends_with_the_token_that_it_was_opened_by() {
     let running = Running::start().await;
     let short = running.token("node-1", Duration::from_secs(3), Use::Always);

@@ -49,6 +49,8 @@ async fn it_is_renewed_and_withdrawn_by_the_stream() {
     let other = authority.svid(OTHER, 0, 100);
     stream.gives(&[&authority.svid(CART, 0, 100), &other], &root, &[]).await;
     assert_eq!(told(&api, &OTHER.parse().unwrap()).await.unwrap().not_after, at(100));
+    let age = |now| api.last_heard().unwrap().age(at(now));
+    assert_eq!(age(90), Some(Duration::ZERO), "the agent is there");
     stream.gives(&[&authority.svid(CART, 0, 101), &other], &root, &[]).await;
     assert_eq!(told(&api, &cart()).await.unwrap().not_after, at(101));
     clock.set(50);
@@ -62,8 +64,9 @@ async fn it_is_renewed_and_withdrawn_by_the_stream() {
     stream.end(Status::permission_denied("no identity issued")).await;
     assert!(told(&api, &OTHER.parse().unwrap()).await.is_none());
     assert!(api.identities().is_empty());
-    // The roots stay: what others prove does not hang on what this process is.
+    // The roots stay: what others prove does not hang on what this process is. They are as old as the agent's last word.
     assert_eq!(api.trust().domains().count(), 1);
+    assert_eq!(age(60), Some(Duration::from_secs(10)));
     let stream = fake.own().await;
     stream.gives(&[&authority.svid(CART, 45, 200)], &root, &[]).await;
     assert_eq!(told(&api, &cart()).await.unwrap().not_after, at(200));
