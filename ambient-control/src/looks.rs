@@ -63,6 +63,7 @@ impl Batches {
     }
 
     /// There is one, and nothing to look at.
+    #[cfg(feature = "local-xds")]
     pub(crate) fn only(first: Batch) -> Self {
         let (sender, later) = mpsc::channel(1);
         Self {
