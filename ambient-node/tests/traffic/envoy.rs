@@ -266,7 +266,7 @@ fn refusals(mesh: &Mesh, of_b: &Workload, at_b: &Listener) -> Outcome {
     };
     through(15009);
     until("the impostor to be asked", || {
-        assert!(matches!(&*mesh.a.attempt(vip()), "reset" | "end"));
+        touch(&mesh.a);
         (failed("wrong_peer") > 0).then_some(())
     });
     while !at_b.is_lonely() {}
@@ -284,6 +284,14 @@ fn arrive_from(from: &Place, to: SocketAddr, at: &Listener, source: IpAddr) -> P
         let peer = pair.server.peer_addr().ok()?.ip();
         (peer == source).then_some(pair)
     })
+}
+
+/// Connects and waits a moment for an end: what was told may not be in force yet, and then nobody answers.
+fn touch(from: &Place) {
+    if let Ok(mut client) = from.connect(vip()) {
+        let _ = client.set_read_timeout(Some(Duration::from_millis(200)));
+        ending(&mut client);
+    }
 }
 
 /// An application of others, as a client of the service behind the waypoint.
@@ -447,7 +455,7 @@ pub(crate) fn envoy_is_the_gateway_of_a_network(world: &World) -> Outcome {
         let before = wrong();
         mesh.tell(updates);
         until("somebody to be found wrong", || {
-            assert!(matches!(&*mesh.a.attempt(vip()), "reset" | "end"));
+            touch(&mesh.a);
             (wrong() > before).then_some(())
         });
         while !listener.is_lonely() {}
