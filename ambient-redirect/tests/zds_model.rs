@@ -596,6 +596,27 @@ fn a_proxy_is_upgraded_in_every_order() {
     assert!(states > 1000, "{states}");
 }
 
+#[test]
+fn two_pods_that_change_places_are_both_served() {
+    let mut world = World::new(2);
+    for event in [
+        Event::Want(0, 2),
+        Event::Connect(1),
+        Event::ToAgent(1),
+        Event::ToProxy(1),
+        Event::Finish(1, false),
+        Event::Want(2, 1),
+        Event::ToAgent(1),
+        Event::Unwant(0),
+        Event::Want(2, 2),
+        Event::Want(0, 1),
+    ] {
+        assert!(world.may(event), "{event:?}");
+        world.happen(event);
+    }
+    world.settle();
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (0..3usize, 1..4u64).prop_map(|(pod, n)| Event::Want(pod, n)),

@@ -384,6 +384,8 @@ impl<F: Clone> Workloads<F> {
         match &workload.wanted {
             None => Some(Step::End),
             Some(_) if workload.is_as_wanted() => None,
+            // Those who wait for each other's namespace would wait for ever: where it is no more it lets go of.
+            Some(wanted) if self.in_the_way(uid, workload).is_some() && self.is_waited_for(uid, workload, wanted.place) => Some(Step::End),
             Some(_) if workload.failed.as_ref().is_some_and(|(_, again)| *again > now) => None,
             Some(_) if self.in_the_way(uid, workload).is_some() => None,
             Some(wanted) => Some(Step::Serve(wanted.info.clone(), wanted.place)),
@@ -399,6 +401,13 @@ impl<F: Clone> Workloads<F> {
             let keeps = other.wanted.as_ref().is_some_and(earlier);
             (keeps || other.held.contains(&wanted.place)).then_some((uid, keeps))
         })
+    }
+
+    /// Whether another pod is to be where something of this one may be, which itself is to be here.
+    fn is_waited_for(&self, uid: &PodUid, workload: &Workload<F>, here: NetnsId) -> bool {
+        let left = |place: &NetnsId| *place != here && workload.held.contains(place);
+        let mut others = self.workloads.iter().filter(|(other, _)| *other != uid);
+        others.any(|(_, other)| other.wanted.as_ref().is_some_and(|wanted| left(&wanted.place)))
     }
 
     /// Gives the answer that is waited for, if there is one by now.
