@@ -55,8 +55,11 @@ pub struct Config {
     /// listeners are looked at, as of them it does not tell.
     pub verify_every: Duration,
     /// So often a verification lists everything, whatever the kernel has told, and makes the connections of a proof anew, where
-    /// the proxy is in this process. To another's they are made only when its pod is captured or repaired: they would stand in
-    /// its log.
+    /// the proxy is in this process: those of one family, and the next time those of the other. They show what no listing and no
+    /// event does: a proxy that takes nothing any more, and what is done to packets by other means than nftables and routes,
+    /// such as BPF. After a change in the namespace that the kernel has told of, as of somebody else's rules, all of them are
+    /// made at once, or with the next verification where that was done within the last second. To a proxy of another process
+    /// they are made only when its pod is captured or repaired: they would stand in its log.
     pub prove_every: Duration,
     /// A step of the proxy or of the announcement that takes longer has failed, and is tried again.
     pub patience: Duration,
@@ -287,8 +290,7 @@ impl Enrolment {
             match output {
                 Output::Tell(notice) => self.tell(&notice),
                 Output::Do(action) => {
-                    begun += 1;
-                    self.begin(action, changes, ended.clone());
+                    begun += usize::from(self.begin(action, changes, ended.clone()));
                 }
             }
         }
@@ -312,7 +314,8 @@ impl Enrolment {
         begun
     }
 
-    fn begin(&mut self, action: Action, changes: &Changes, ended: mpsc::UnboundedSender<Ended>) {
+    /// Whether its end is still to be told of.
+    fn begin(&mut self, action: Action, changes: &Changes, ended: mpsc::UnboundedSender<Ended>) -> bool {
         let (namespace, step) = (action.namespace, action.step);
         let hands = self.hands.clone();
         let Some(room) = self.places.room(namespace, changes) else {
@@ -321,18 +324,24 @@ impl Enrolment {
                     let done = elsewhere.await;
                     let _ = ended.send(Ended { namespace, step, done });
                 });
-                return;
+                return true;
             }
             let done = Done::Failed("its namespace is not held open".into());
             let _ = ended.send(Ended { namespace, step, done });
-            return;
+            return true;
         };
+        if let Some(done) = hands.at_a_glance(&action, &room) {
+            // Most that is ever done is this: no task, no message.
+            self.pods.handle_done(now(), wall(), namespace, step, done);
+            return false;
+        }
         tokio::spawn(async move {
             // A task of its own, so that a panic of the embedder's is one pod's failure.
             let work = tokio::spawn(async move { hands.perform(&action, &room).await });
             let done = work.await.unwrap_or_else(|e| Done::Failed(e.to_string()));
             let _ = ended.send(Ended { namespace, step, done });
         });
+        true
     }
 
     fn settle(&mut self, end: &Ended) {

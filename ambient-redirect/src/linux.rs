@@ -31,6 +31,7 @@ pub use probes::{NodeSide, ProbeDifference};
 pub use processes::{FindError, Processes, namespace_of};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
+pub(crate) use rules::Listing;
 pub use rules::{ApplyError, Change, Difference, DryRun, Inside, Line, Mark, Owner, Thing};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
 pub use sockets::{Sockets, cut_when_dropped, leave_to_successor, original_destination};

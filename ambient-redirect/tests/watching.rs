@@ -9,6 +9,8 @@ mod mesh;
 #[path = "support/node.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod node;
+#[path = "support/theirs.rs"]
+mod theirs;
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -75,6 +77,10 @@ fn main() -> ExitCode {
         (
             "a_namespace_behind_the_same_name_is_noticed",
             a_namespace_behind_the_same_name_is_noticed,
+        ),
+        (
+            "rules_of_somebody_else_in_the_way_are_noticed_when_they_come",
+            theirs::rules_of_somebody_else_in_the_way_are_noticed_when_they_come,
         ),
         ("what_comes_in_is_proven_where_it_can_be", what_comes_in_is_proven_where_it_can_be),
         (

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Mark, Netns, Proof, Prover, Sockets, Way},
+    linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, Proof, Prover, Sockets, Way},
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
     pods::{Action, Direction, Done, Kept, Report, Step},
@@ -44,8 +44,7 @@ pub(super) struct Room {
     pub(super) namespace: Arc<Netns>,
     inside: Arc<Mutex<Option<Inside>>>,
     watch: Arc<Watch>,
-    /// When connections proved it last, and whether a look from the node is owed since then.
-    proven: Mutex<Option<(Instant, bool)>>,
+    proven: Mutex<Option<Proven>>,
     stood: Mutex<Option<Stood>>,
     /// What is outside of the mesh, as of the last look.
     kept: Mutex<Arc<[Kept]>>,
@@ -64,6 +63,27 @@ struct Stood {
     families: Vec<IpFamily>,
 }
 
+/// The last proof by connections.
+#[derive(Clone, Copy, Debug)]
+struct Proven {
+    at: Instant,
+    /// Another is owed before its time: one from the node has not come through in haste, or something has changed since.
+    owed: bool,
+    /// Of all families; each as it was proven last.
+    proof: Proof,
+    /// Whose turn was last.
+    turn: usize,
+}
+
+/// How much is to be proven anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// One family, in turn.
+    One,
+    All,
+}
+
 impl Room {
     pub(super) fn new(namespace: Arc<Netns>, watch: Arc<Watch>) -> Self {
         Self {
@@ -76,15 +96,44 @@ impl Room {
         }
     }
 
-    /// Takes note of a proof; `whole` where none is owed before its time.
-    fn proven(&self, whole: bool) {
-        *self.proven.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), whole));
+    fn last_proof(&self) -> Option<Proven> {
+        *self.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether connections are to prove it anew.
-    fn is_due(&self, every: Duration) -> bool {
-        let proven = *self.proven.lock().unwrap_or_else(PoisonError::into_inner);
-        self.namespace.own().has_listeners() && proven.is_none_or(|(at, whole)| !whole || at.elapsed() >= every)
+    /// Takes note of a proof of these families, and whether another is owed before its time. Gives what is proven of all.
+    fn proven(&self, families: &[IpFamily], proof: Proof, owed: bool) -> Proof {
+        let mut last = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, turn) = last.map_or((proof, 0), |last| (last.proof, last.turn + 1));
+        let proof = if let [one] = families { before.renewed(*one, proof) } else { proof };
+        *last = Some(Proven {
+            at: Instant::now(),
+            owed,
+            proof,
+            turn,
+        });
+        proof
+    }
+
+    /// What connections are to prove anew. After a change that the kernel has told of all of it, as somebody else's rules may be
+    /// in the way now; but not at each of many.
+    fn due(&self, every: Duration, told: bool) -> Due {
+        if !self.namespace.own().has_listeners() {
+            return Due::Nothing;
+        }
+        let mut last = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(last) = last.as_mut() else { return Due::All };
+        last.owed |= told;
+        match last.at.elapsed() {
+            age if last.owed && age >= every.min(OFTENEST) => Due::All,
+            age if age >= every => Due::One,
+            _ => Due::Nothing,
+        }
+    }
+
+    /// Whether the kernel has told of a change since all was as it should be.
+    fn is_told(&self) -> bool {
+        let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
+        stood.as_ref().is_none_or(|stood| self.watch.heard().as_ref() != Some(&stood.heard))
     }
 
     /// What was found as it should be and is so still, as the kernel has told of nothing; not for longer than `longest`.
@@ -297,14 +346,11 @@ impl Hands {
     }
 
     async fn prove(&self, action: &Action, room: &Room) -> Done {
-        match self.look(action, room).await {
+        match self.look(action, room, Listing::Whole).await {
             Ok((differences, families)) if differences.is_empty() => {
                 // A pod does not wait for its capture to be announced because a policy drops what comes from the node.
                 match self.connect(&action.pod, room, &families, HASTE).await {
-                    Ok(proof) => {
-                        room.proven(proof.inbound.v4 != Some(Way::Listed) && proof.inbound.v6 != Some(Way::Listed));
-                        Done::Proven(proof)
-                    }
+                    Ok(proof) => Done::Proven(room.proven(&families, proof, !is_whole(&proof))),
                     Err(why) => Done::Failed(why),
                 }
             }
@@ -314,28 +360,19 @@ impl Hands {
     }
 
     async fn verify(&self, action: &Action, room: &Room) -> Done {
-        let due = room.is_due(self.prove_every);
-        let looked = match room.stands(action, self.prove_every).filter(|_| !due) {
+        let told = room.is_told();
+        let due = room.due(self.prove_every, told);
+        let looked = match room.stands(action, self.prove_every).filter(|_| due == Due::Nothing) {
             Some(stood) => self.glance(stood, room).await,
-            None => self.look(action, room).await,
+            None => self.look(action, room, Listing::Descriptors).await,
         };
         let families = match looked {
             Ok((differences, families)) if differences.is_empty() => families,
             Ok((differences, _)) => return differs(&differences),
             Err(why) => return Done::Failed(why),
         };
-        if due {
-            return match self.connect(&action.pod, room, &families, TIME).await {
-                Ok(proof) => {
-                    room.proven(true);
-                    Done::Proven(proof)
-                }
-                Err(what) => Done::Differs {
-                    what,
-                    rules: true,
-                    listeners: true,
-                },
-            };
+        if due != Due::Nothing {
+            return self.prove_anew(action, room, &families, due, told).await;
         }
         let kept = room.kept();
         if kept.is_empty() {
@@ -351,12 +388,38 @@ impl Hands {
         }
     }
 
+    /// By connections: of one family, where it is only time for it, so that each has its turn.
+    async fn prove_anew(&self, action: &Action, room: &Room, families: &[IpFamily], due: Due, told: bool) -> Done {
+        let turn = room.last_proof().map_or(0, |last| last.turn);
+        let one = families.get(turn % families.len().max(1)).filter(|_| due == Due::One);
+        let families = one.map_or(families, std::slice::from_ref);
+        // What changes meanwhile is looked at afterwards.
+        let patience = if told { HASTE } else { TIME };
+        match self.connect(&action.pod, room, families, patience).await {
+            Ok(proof) => Done::Proven(room.proven(families, proof, told && !is_whole(&proof))),
+            Err(what) => Done::Differs {
+                what,
+                rules: true,
+                listeners: true,
+            },
+        }
+    }
+
+    /// A verification for which descriptors alone need be looked at: some microseconds, at once. `None` where it takes more, or
+    /// something is not as it should be.
+    pub(super) fn at_a_glance(&self, action: &Action, room: &Room) -> Option<Done> {
+        let is_simple = action.step == Step::Verify && room.kept().is_empty() && room.due(self.prove_every, false) == Due::Nothing;
+        let stood = is_simple.then(|| room.stands(action, self.prove_every)).flatten()?;
+        let listens = room.namespace.own().listens_at(&stood.listeners, &stood.families);
+        listens.then(|| Done::Well(Report::default()))
+    }
+
     /// What is not as it should be, as the kernel lists it, and the families that are captured.
-    async fn look(&self, action: &Action, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
+    async fn look(&self, action: &Action, room: &Room, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
         let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
         // What is told from here on may or may not be in the listing.
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
-        let (differences, families) = room.within(move |inside| inside.look(&plan, &mark)).await?;
+        let (differences, families) = room.within(move |inside| inside.look(&plan, &mark, listing)).await?;
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
             pod: action.pod.clone(),
             closed: action.closed,
@@ -418,6 +481,11 @@ impl Hands {
             Err(_) => Err(format!("no answer within {} s", self.patience.as_secs_f32())),
         }
     }
+}
+
+/// Whether connections came through from the node wherever one was made.
+fn is_whole(proof: &Proof) -> bool {
+    proof.inbound.v4 != Some(Way::Listed) && proof.inbound.v6 != Some(Way::Listed)
 }
 
 fn differs(differences: &[Difference]) -> Done {
@@ -495,3 +563,5 @@ const SETTLING: Duration = Duration::from_millis(100);
 const HASTE: Duration = Duration::from_millis(50);
 /// One that did not gets more at the next verification, for which nobody waits.
 const TIME: Duration = Duration::from_secs(1);
+/// Between two proofs that changes cause.
+const OFTENEST: Duration = Duration::from_secs(1);

@@ -63,6 +63,17 @@ impl Proof {
             IpFamily::V6 => ways.v6 = Some(way),
         }
     }
+
+    /// The same with what another says of one family.
+    pub(crate) fn renewed(mut self, family: IpFamily, by: Self) -> Self {
+        for (ways, by) in [(&mut self.outbound, by.outbound), (&mut self.inbound, by.inbound)] {
+            match family {
+                IpFamily::V4 => ways.v4 = by.v4,
+                IpFamily::V6 => ways.v6 = by.v6,
+            }
+        }
+        self
+    }
 }
 
 impl fmt::Display for Proof {

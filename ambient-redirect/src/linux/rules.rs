@@ -94,6 +94,15 @@ impl fmt::Display for Difference {
     }
 }
 
+/// How listeners are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listing {
+    /// As socket diagnostics list them: the kernel walks those of every namespace for that.
+    Whole,
+    /// Only where this process's own descriptors do not say that all is well: while those listen, nobody else can.
+    Descriptors,
+}
+
 /// Why a plan could not be put into a namespace or looked for there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -230,14 +239,16 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
     pub fn verify(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        self.look(plan, mark).map(|(differences, _)| differences)
+        self.look(plan, mark, Listing::Whole).map(|(differences, _)| differences)
     }
 
     /// As [`Inside::verify`]; gives the families that are captured as well.
-    pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, Vec<IpFamily>), ApplyError> {
+    pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), ApplyError> {
         let families = self.families(&plan.rules)?;
         let mut differences = self.standing(plan, mark, &families)?;
-        differences.extend(self.unserved(&plan.listeners, &families)?);
+        if listing == Listing::Whole || !self.own.listens_at(&plan.listeners, &families) {
+            differences.extend(self.unserved(&plan.listeners, &families)?);
+        }
         Ok((differences, families))
     }
 

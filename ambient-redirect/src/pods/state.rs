@@ -431,7 +431,7 @@ impl Entry {
             Phase::Proving => Some(Step::Prove),
             Phase::Opening => Some(Step::Open),
             Phase::Announcing => Some(Step::Announce),
-            Phase::In { .. } => (self.dirty || self.verify_at <= now).then_some(Step::Verify),
+            Phase::In { .. } => (self.dirty || self.verify_at <= now + TOGETHER).then_some(Step::Verify),
             Phase::Retracting | Phase::Withdrawing => Some(Step::Withdraw),
             Phase::LettingBy | Phase::Releasing => Some(Step::Release),
             Phase::Draining => Some(Step::Drain),
@@ -794,6 +794,7 @@ impl Phase {
 const UNPROVEN: &str = "nothing was proven";
 /// A capture that could not be mended so many times is announced no more.
 const MENDINGS: u32 = 3;
-/// The steps after whose failure the pod may not be captured. Of a verification that could not be made nothing follows; but it
-/// is tried once more and no oftener.
+/// The steps after whose failure the pod may not be captured. Of a verification that cannot be made that follows at the second.
 const CAPTURES: [Step; 2] = [Step::Enforce, Step::Prove];
+/// What is to be verified within so long is verified along with what is due: to wake for each costs more than the look.
+const TOGETHER: Duration = Duration::from_millis(100);
