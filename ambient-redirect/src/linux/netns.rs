@@ -58,7 +58,7 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// It is something else.
-    #[error("{path} is not a namespace; a bind mount of /proc/PID/ns/net is needed")]
+    #[error("{path} is not a network namespace; a bind mount of /proc/PID/ns/net is needed")]
     NotOne {
         /// Its path.
         path: PathBuf,
@@ -86,9 +86,9 @@ impl Netns {
         let failed = |source| NetnsError::Open { path: path.into(), source };
         let file = std::fs::File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
-        // All namespaces are files of one device of the kernel's own; that it is a *network* namespace, setns asks.
+        // All namespaces are files of one device of the kernel's own; of what kind it is, only they are asked.
         let own = std::fs::metadata(CURRENT).map_err(failed)?;
-        if metadata.dev() != own.dev() {
+        if metadata.dev() != own.dev() || !super::option::is_network_namespace(file.as_fd()) {
             return Err(NetnsError::NotOne { path: path.into() });
         }
         let id = NetnsId {

@@ -111,7 +111,9 @@ pub(crate) fn what_is_said_to_be_a_pods_is_made_sure_of(world: &World) -> Outcom
             assert!(text.starts_with("shop/pod-of-a (a)"), "it names the pod: {text}");
             text
         };
-        assert!(refused(&a, &at(&file)).contains("is not a namespace; a bind mount"));
+        for other in [file.as_path(), Path::new("/proc/self/ns/mnt")] {
+            assert!(refused(&a, &at(other)).contains("is not a network namespace; a bind mount"));
+        }
         assert!(refused(&a, &at(&dir.join("none"))).contains("cannot be opened"));
         assert!(refused(&a, &by(7)).contains("process 7") && refused(&a, &by(7)).contains("has ended"));
         assert!(refused(&a, &at(node.netns.path())).contains("the node's own"));

@@ -289,7 +289,7 @@ fn refused(place: &Place, another: &Namespace, ip: IpAddr) -> Outcome {
             400,
             "demo/late: the network namespace /nowhere cannot be opened",
         ),
-        ("late", Path::new("/etc/hosts"), own, 400, "is not a namespace"),
+        ("late", Path::new("/etc/hosts"), own, 400, "is not a network namespace"),
         ("late", late.path(), "10.9.9.9".parse()?, 400, "has not its address 10.9.9.9"),
         ("late", place.node.path(), "10.9.0.1".parse()?, 409, "is the node's own"),
         ("plain", another.path(), ip, 200, "not meant"),
