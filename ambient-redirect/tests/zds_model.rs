@@ -238,7 +238,11 @@ impl World {
                     }
                     Request::Keep { uid } => drop(proxy.named.insert(uid)),
                     Request::SnapshotSent => {
-                        let unnamed = proxy.serving.keys().filter(|uid| !proxy.named.contains(*uid));
+                        let begun = proxy.doing.iter().filter_map(|output| match output {
+                            workloads::Output::Serve { uid, .. } => Some(uid),
+                            _ => None,
+                        });
+                        let unnamed = proxy.serving.keys().chain(begun).filter(|uid| !proxy.named.contains(*uid));
                         proxy.deleted.extend(unnamed.cloned());
                     }
                 }
