@@ -46,7 +46,8 @@ pub fn server_config(
 }
 
 impl Verifier {
-    /// The configuration of a client whose peers this verifies.
+    /// The configuration of a client whose peers this verifies. rustls gives out the keys of its connections to whoever holds
+    /// them (`enable_secret_extraction`), for [`Records`](crate::Records) go on with them.
     ///
     /// # Errors
     /// When the credential's key or chain cannot be used with this provider.
@@ -55,7 +56,8 @@ impl Verifier {
         self.client_config_of(&credential.identity, key)
     }
 
-    /// The configuration of a server whose peers this verifies.
+    /// The configuration of a server whose peers this verifies. rustls gives out the keys of its connections as for
+    /// [`Verifier::client_config`].
     ///
     /// # Errors
     /// When the credential's key or chain cannot be used with this provider.
@@ -73,7 +75,6 @@ impl Verifier {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_sni = false;
-        // [`Records`](crate::Records) go on with them.
         config.enable_secret_extraction = true;
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))

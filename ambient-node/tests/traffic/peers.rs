@@ -108,23 +108,47 @@ pub(crate) fn peers_of_another_ca_are_refused(world: &World) -> Outcome {
 /// Live connections with a peer end when it is revoked, and it gets no new ones; whoever else there is does not notice.
 pub(crate) fn a_peer_that_is_revoked_is_cut(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
+    whoever_is_revoked_is_cut(&mesh, |identity| {
+        let authority = ca::Authority::open(&mesh.ca)?;
+        authority.revoke(&Target::Identity(identity), std::time::SystemTime::now())?;
+        Ok(())
+    })
+}
+
+/// The same where the control plane says so and the node's own issuer does not.
+pub(crate) fn a_peer_that_the_source_says_is_revoked_is_cut(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    whoever_is_revoked_is_cut(&mesh, |identity| {
+        // In a copy of the authority, of which the node's issuer knows nothing.
+        let copy = world.scratch_dir().join("copy-of-ca");
+        let copied = std::process::Command::new("cp").arg("-a").args([&mesh.ca, &copy]).status()?;
+        assert!(copied.success());
+        let authority = ca::Authority::open(&copy)?;
+        authority.revoke(&Target::Identity(identity), std::time::SystemTime::now())?;
+        let told = DirectoryCa::open(&copy, TrustDomain::default(), DirectoryCa::DEFAULT_TTL)?.trust();
+        assert_eq!(told.crls(&TrustDomain::default()).len(), 1);
+        mesh.change(vec![Change::Trust(told)]);
+        Ok(())
+    })
+}
+
+fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outcome) -> Outcome {
     let listener = mesh.b.listen(Family::V4);
-    let (revoked, other) = (Peer::of_the_mesh(&mesh)?, Peer::named(&mesh, "other")?);
+    let (revoked, other) = (Peer::of_the_mesh(mesh)?, Peer::named(mesh, "other")?);
     let open = |peer: &Peer| -> Result<_, ConnectError> {
-        let stream = peer.run(&mesh, peer.connect(mesh.b.v4, listener.address()))?;
+        let stream = peer.run(mesh, peer.connect(mesh.b.v4, listener.address()))?;
         Ok((stream, listener.accept()))
     };
     let (mut cut, mut cut_application) = open(&revoked)?;
     let (mut kept, mut kept_application) = open(&other)?;
     let before = mesh.metric("ambient_handshakes_refused_total", &[]);
-    let authority = ca::Authority::open(&mesh.ca)?;
-    authority.revoke(&Target::Identity(revoked.speaker.identity.clone()), std::time::SystemTime::now())?;
+    revoke(revoked.speaker.identity.clone())?;
     let mut rest = Vec::new();
-    let ended = revoked.run(&mesh, async { timeout(PATIENCE, cut.read_to_end(&mut rest)).await })?;
+    let ended = revoked.run(mesh, async { timeout(PATIENCE, cut.read_to_end(&mut rest)).await })?;
     assert!(ended.is_err(), "it is a reset, and never looks complete");
     let mut nothing = [0; 1];
     assert!(!matches!(cut_application.read(&mut nothing), Ok(1..)));
-    let refused = revoked.run(&mesh, revoked.connect(mesh.b.v4, listener.address()));
+    let refused = revoked.run(mesh, revoked.connect(mesh.b.v4, listener.address()));
     assert!(refused.is_err(), "{refused:?}");
     until("the refusal to be counted", || {
         (mesh.metric("ambient_handshakes_refused_total", &[]) > before).then_some(())
@@ -132,47 +156,13 @@ pub(crate) fn a_peer_that_is_revoked_is_cut(world: &World) -> Outcome {
     // The other one, in its tunnel and in a new one, and the pods among themselves.
     kept_application.write_all(b"pong")?;
     let mut heard = [0; 4];
-    other.run(&mesh, async {
+    other.run(mesh, async {
         kept.write_all(b"ping").await?;
         kept.read_exact(&mut heard).await
     })?;
     assert_eq!(&heard, b"pong");
-    let another = Peer::named(&mesh, "another")?;
+    let another = Peer::named(mesh, "another")?;
     open(&another)?;
-    Ok(())
-}
-
-/// The same where the control plane says so and the node's own issuer does not: live connections end by that.
-pub(crate) fn a_peer_that_the_source_says_is_revoked_is_cut(world: &World) -> Outcome {
-    let mesh = Mesh::start(world)?;
-    let listener = mesh.b.listen(Family::V4);
-    let (revoked, other) = (Peer::of_the_mesh(&mesh)?, Peer::named(&mesh, "other")?);
-    let open = |peer: &Peer| -> Result<_, ConnectError> {
-        let stream = peer.run(&mesh, peer.connect(mesh.b.v4, listener.address()))?;
-        Ok((stream, listener.accept()))
-    };
-    let (mut cut, _cut_application) = open(&revoked)?;
-    let (mut kept, mut kept_application) = open(&other)?;
-    // Revoked in a copy of the authority, of which the node's issuer knows nothing.
-    let copy = world.scratch_dir().join("copy-of-ca");
-    let copied = std::process::Command::new("cp").arg("-a").args([&mesh.ca, &copy]).status()?;
-    assert!(copied.success());
-    let authority = ca::Authority::open(&copy)?;
-    authority.revoke(&Target::Identity(revoked.speaker.identity.clone()), std::time::SystemTime::now())?;
-    let told = DirectoryCa::open(&copy, TrustDomain::default(), DirectoryCa::DEFAULT_TTL)?.trust();
-    assert_eq!(told.crls(&TrustDomain::default()).len(), 1);
-    mesh.change(vec![Change::Trust(told)]);
-    let mut rest = Vec::new();
-    let ended = revoked.run(&mesh, async { timeout(PATIENCE, cut.read_to_end(&mut rest)).await })?;
-    assert!(ended.is_err(), "it is a reset, and never looks complete");
-    assert!(revoked.run(&mesh, revoked.connect(mesh.b.v4, listener.address())).is_err());
-    kept_application.write_all(b"pong")?;
-    let mut heard = [0; 4];
-    other.run(&mesh, async {
-        kept.write_all(b"ping").await?;
-        kept.read_exact(&mut heard).await
-    })?;
-    assert_eq!(&heard, b"pong");
     Ok(())
 }
 
