@@ -47,6 +47,10 @@ fn main() -> ExitCode {
             nobody_is_refused_while_a_pod_joins_and_leaves,
         ),
         (
+            "nobody_is_refused_who_has_the_ports_of_those_before",
+            nobody_is_refused_who_has_the_ports_of_those_before,
+        ),
+        (
             "what_is_being_opened_when_its_pod_joins_is_opened",
             what_is_being_opened_when_its_pod_joins_is_opened,
         ),
@@ -204,17 +208,31 @@ fn what_was_kept_outlives_the_process(world: &World) -> Outcome {
 /// Ten thousand connections, from inside and from outside, made one after the other by several clients while the pod joins and
 /// leaves again and again: each is answered, by the proxy or by whom it goes to.
 fn nobody_is_refused_while_a_pod_joins_and_leaves(world: &World) -> Outcome {
-    const CONNECTIONS: usize = 10_000;
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    all_are_answered(&node, &pod, 10_000)
+}
+
+/// As before, and clients have so few ports that each is used again at once: what is still remembered of a connection is in the way
+/// of the next.
+fn nobody_is_refused_who_has_the_ports_of_those_before(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    for namespace in [&node.netns, &pod] {
+        namespace.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40009").unwrap())?;
+    }
+    all_are_answered(&node, &pod, 40_000)
+}
+
+fn all_are_answered(node: &Node, pod: &Arc<Netns>, connections: usize) -> Outcome {
     let (plain, captured) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let enough = Arc::new(AtomicBool::new(false));
     peers::telling(&node.netns);
-    peers::telling(&pod);
+    peers::telling(pod);
     let ways: [(&Arc<Netns>, &str); 4] = [
-        (&pod, "10.0.0.1:8082"),
+        (pod, "10.0.0.1:8082"),
         (&node.netns, "10.0.0.2:8082"),
-        (&pod, "[fd00::1]:8082"),
+        (pod, "[fd00::1]:8082"),
         (&node.netns, "[fd00::2]:8082"),
     ];
     let clients = ways.map(|(from, to)| {
@@ -242,7 +260,7 @@ fn nobody_is_refused_while_a_pod_joins_and_leaves(world: &World) -> Outcome {
     node.run(async {
         let mut running = Running::start(node.config(), &Log::default());
         let mut rounds = 0;
-        while plain.load(Ordering::Relaxed) + captured.load(Ordering::Relaxed) < CONNECTIONS {
+        while plain.load(Ordering::Relaxed) + captured.load(Ordering::Relaxed) < connections {
             assert!(
                 clients.iter().all(|c| !c.is_finished()),
                 "a client was refused: {:#?}",

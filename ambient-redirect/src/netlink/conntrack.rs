@@ -22,8 +22,16 @@ pub struct Tracked {
     /// The connection's status; see [`STATUS_DNAT`].
     pub status: u32,
     pub mark: u32,
-    /// Which entry it is: one after it with the same addresses has another.
+    /// Which entry it is. The kernel makes it from the entry's place in its memory and its addresses ([nf_ct_get_id]): one that
+    /// comes after it with the same addresses may get the same place, and bear the same.
+    ///
+    /// [nf_ct_get_id]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/net/netfilter/nf_conntrack_core.c
     pub id: u32,
+    /// The kernel has seen it end: the first packet of another with the same addresses does not match this entry, and gets one of
+    /// its own ([nf_conntrack_tcp_packet]).
+    ///
+    /// [nf_conntrack_tcp_packet]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/net/netfilter/nf_conntrack_proto_tcp.c
+    pub ended: bool,
 }
 
 /// A connection that is to be remembered as if it had been tracked from its beginning.
@@ -74,19 +82,13 @@ impl Conntrack {
         self.0.request("forgetting a connection", message)
     }
 
-    /// Forgets entries, and not those that came after them with the same addresses. Gives how many were refused, as they had
-    /// gone already.
-    ///
-    /// # Errors
-    /// Where nothing can be said at all.
-    pub fn forget_each<'a>(&mut self, entries: impl Iterator<Item = &'a Tracked>) -> Result<Refused, Error> {
-        let messages = entries.map(|entry| {
-            let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, entry.source);
-            tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, entry.source, entry.destination);
-            message.be32(CTA_ID, entry.id);
-            message
-        });
-        self.each("forgetting connections", messages)
+    /// Forgets an entry, so that its connection's next packet is one of a new connection; no other with its addresses is, unless
+    /// it bears the same [identifier](Tracked::id).
+    pub fn forget_entry(&mut self, entry: &Tracked) -> Result<(), Error> {
+        let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, entry.source);
+        tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, entry.source, entry.destination);
+        message.be32(CTA_ID, entry.id);
+        self.0.request("forgetting a connection", message)
     }
 
     /// Forgets everything that is remembered in the namespace; what lives on is tracked anew.
@@ -258,7 +260,20 @@ fn read(attributes: &[u8]) -> Option<Tracked> {
         status: number(CTA_STATUS),
         mark: number(CTA_MARK),
         id: number(CTA_ID),
+        ended: is_seen_to_end(attributes),
     })
+}
+
+/// Both of it are asked for by the kernel before it lets go of an entry for a packet that opens a connection.
+fn is_seen_to_end(attributes: &[u8]) -> bool {
+    let tcp = codec::find(attributes, CTA_PROTOINFO).and_then(|info| codec::find(info, CTA_PROTOINFO_TCP));
+    let first = |kind| {
+        tcp.and_then(|tcp| codec::find(tcp, kind))
+            .and_then(|value| value.first().copied())
+            .unwrap_or(0)
+    };
+    let flags = first(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL) | first(CTA_PROTOINFO_TCP_FLAGS_REPLY);
+    matches!(first(CTA_PROTOINFO_TCP_STATE), TCP_CONNTRACK_TIME_WAIT | TCP_CONNTRACK_CLOSE) && flags & CLOSE_INIT != 0
 }
 
 /// Of a connection's status: something was heard of the other end.
@@ -311,6 +326,8 @@ const TCP_CONNTRACK_ESTABLISHED: u8 = 3;
 const TCP_CONNTRACK_FIN_WAIT: u8 = 4;
 const TCP_CONNTRACK_CLOSE_WAIT: u8 = 5;
 const TCP_CONNTRACK_LAST_ACK: u8 = 6;
+const TCP_CONNTRACK_TIME_WAIT: u8 = 7;
+const TCP_CONNTRACK_CLOSE: u8 = 8;
 const CLOSE_INIT: u8 = 0x04;
 const BE_LIBERAL: u8 = 0x08;
 
@@ -338,8 +355,28 @@ mod tests {
             let bytes = remembered(&entry(progress), 0x6b7).bytes().to_vec();
             let tracked = read(&bytes[codec::HEADER + 4..]).unwrap();
             assert_eq!((tracked.source, tracked.destination, tracked.status), (ends.0, ends.1, status));
-            assert_eq!(tracked.mark, 0x6b7);
+            assert_eq!((tracked.mark, tracked.ended), (0x6b7, false));
         }
+    }
+
+    #[test]
+    fn what_is_seen_to_end_has_closed_in_order() {
+        let ended = |state, original, reply| {
+            let mut message = begin(IPCTNL_MSG_CT_NEW, 0, entry(Progress::Established).local);
+            let Entry { local, remote, .. } = entry(Progress::Established);
+            tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, local, remote);
+            message.nest(CTA_PROTOINFO, |info| {
+                info.nest(CTA_PROTOINFO_TCP, |tcp| {
+                    tcp.attribute(CTA_PROTOINFO_TCP_STATE, &[state]);
+                    tcp.attribute(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &[original, 0]);
+                    tcp.attribute(CTA_PROTOINFO_TCP_FLAGS_REPLY, &[reply, 0]);
+                });
+            });
+            read(&message.bytes()[codec::HEADER + 4..]).unwrap().ended
+        };
+        assert!(ended(7, CLOSE_INIT, 0) && ended(7, 0, CLOSE_INIT | BE_LIBERAL) && ended(8, CLOSE_INIT, 0));
+        // Cut by a reset, and underway.
+        assert!(!ended(8, 0, 0) && !ended(6, CLOSE_INIT, 0) && !ended(3, BE_LIBERAL, BE_LIBERAL));
     }
 
     /// As a trace of `conntrack -U`'s own kind of message shows it: family, tuple, ports in network order.

@@ -118,6 +118,25 @@ impl Sockets {
         }
     }
 
+    /// Whether a socket of no device in particular has these ends, of a connection that is open or being opened.
+    pub(crate) fn holds(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<bool, Error> {
+        let what = "looking for a connection";
+        let any = Connection {
+            local,
+            remote,
+            progress: Progress::Established,
+            mark: None,
+            device: 0,
+            cookie: u64::MAX,
+        };
+        let (family, id) = id_of(&any);
+        match self.0.query(what, ask(family, IPPROTO_TCP, LIVE, &id, 0, SOCK_DIAG_BY_FAMILY)) {
+            Ok((_, payload)) => Ok(read_connection(what, &payload)?.is_some()),
+            Err(e) if e.missing() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Closes a connection, told by its socket, with a reset to the other end; its process is told that it was aborted.
     /// Gives whether it was still there.
     ///

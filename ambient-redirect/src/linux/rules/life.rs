@@ -104,9 +104,9 @@ impl Inside {
         })
     }
 
-    /// Forgets what is remembered of connections that have ended. Their end need not have been seen: nothing was tracked then, or
-    /// only their last packets were, or the kernel was told of them in that moment. Whoever had their addresses and ports next
-    /// would pass for one of them, and be refused.
+    /// Forgets what is remembered of connections whose end was not seen: nothing was tracked then, or only their last packets were,
+    /// or the kernel was told of them in that moment. Whoever had their addresses and ports next would pass for one of them, and be
+    /// refused.
     fn forget_outlived(&mut self, own: &HashSet<IpAddr>) -> Result<(), ApplyError> {
         // Before the sockets: what is remembered, and has none by then, has ended.
         let remembered = self.remembered()?;
@@ -114,8 +114,28 @@ impl Inside {
             return Ok(());
         }
         let live = self.sockets.connections()?;
-        self.conntrack.forget_each(outlived(&remembered, &live, own))?;
+        for entry in outlived(&remembered, &live, own) {
+            let (source, destination) = (entry.source, entry.destination);
+            let (local, remote) = if own.contains(&source.ip()) {
+                (source, destination)
+            } else {
+                (destination, source)
+            };
+            self.forget_unheld(entry, local, remote)?;
+        }
         Ok(())
+    }
+
+    /// Forgets an entry of a connection that has ended and was not seen to. One that was, is left alone: a new connection with its
+    /// addresses and ports takes its place, and with it its identifier. To forget that one would take its redirection from under it.
+    fn forget_unheld(&mut self, entry: &Tracked, local: SocketAddr, remote: SocketAddr) -> Result<(), ApplyError> {
+        if entry.ended || self.sockets.holds(local, remote)? {
+            return Ok(());
+        }
+        match self.conntrack.forget_entry(entry) {
+            Err(e) if !e.missing() => Err(e.into()),
+            _ => Ok(()),
+        }
     }
 
     /// What the kernel tracks here; it is listed only if there is something, as that takes a walk through what it tracks anywhere.
@@ -138,10 +158,7 @@ impl Inside {
                 continue;
             };
             if known.status & STATUS_DNAT == 0 && known.mark & MARK_MASK != REPLY_MARK {
-                match self.conntrack.forget(known.source, known.destination) {
-                    Err(e) if !e.missing() => return Err(e.into()),
-                    _ => (),
-                }
+                self.forget_unheld(&known, local, remote)?;
             }
         }
         Ok(())
@@ -390,7 +407,8 @@ fn is_followed(entry: &Tracked, progress: Progress) -> bool {
     entry.status & STATUS_ANSWERED != 0 || matches!(progress, Progress::Sent | Progress::Received)
 }
 
-/// Of what is remembered of connections of this namespace's own, and is translated by nobody: that whose connection has ended.
+/// Of what is remembered of connections of this namespace's own, and is translated by nobody: that whose connection has ended, and
+/// was not seen to.
 fn outlived<'a>(remembered: &'a [Tracked], live: &[Connection], own: &HashSet<IpAddr>) -> impl Iterator<Item = &'a Tracked> {
     let ends: HashSet<(SocketAddr, SocketAddr)> = live.iter().map(|c| (c.local, c.remote)).collect();
     let own = own.clone();
@@ -398,7 +416,7 @@ fn outlived<'a>(remembered: &'a [Tracked], live: &[Connection], own: &HashSet<Ip
         let (source, destination) = (entry.source, entry.destination);
         let translated = entry.status & (STATUS_DNAT | STATUS_SNAT) != 0;
         let is_own = own.contains(&source.ip()) || own.contains(&destination.ip());
-        is_own && !translated && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
+        is_own && !translated && !entry.ended && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
     })
 }
 
@@ -489,6 +507,7 @@ mod tests {
             status,
             mark: 0,
             id: 1,
+            ended: false,
         };
         let answered = STATUS_ANSWERED;
         let remembered = [
@@ -501,6 +520,10 @@ mod tests {
             entry("10.0.0.2:50003", "10.0.0.9:80", answered | STATUS_DNAT),
             entry("10.0.0.2:50004", "10.0.0.9:80", answered | STATUS_SNAT),
             entry("172.17.0.2:50005", "10.0.0.9:80", answered),
+            Tracked {
+                ended: true,
+                ..entry("10.0.0.2:50006", "10.0.0.9:80", answered)
+            },
         ];
         let outlived: Vec<&Tracked> = outlived(&remembered, &live, &own).collect();
         assert_eq!(outlived, [&remembered[2], &remembered[3], &remembered[4]]);
@@ -514,6 +537,7 @@ mod tests {
             status,
             mark: 0,
             id: 1,
+            ended: false,
         };
         assert!(is_followed(&entry(STATUS_ANSWERED), Progress::Established));
         assert!(is_followed(&entry(0), Progress::Sent) && is_followed(&entry(0), Progress::Received));
