@@ -121,18 +121,22 @@ impl Inside {
             } else {
                 (destination, source)
             };
-            self.forget_unheld(entry, local, remote)?;
+            self.forget_unheld(local, remote)?;
         }
         Ok(())
     }
 
-    /// Forgets an entry of a connection that has ended and was not seen to. One that was, is left alone: a new connection with its
-    /// addresses and ports takes its place, and with it its identifier. To forget that one would take its redirection from under it.
-    fn forget_unheld(&mut self, entry: &Tracked, local: SocketAddr, remote: SocketAddr) -> Result<(), ApplyError> {
-        if entry.ended || self.sockets.holds(local, remote)? {
+    /// Forgets what is remembered of a connection that has ended and was not seen to. Of one that was nothing is in anybody's way: a
+    /// new connection with its addresses and ports takes the entry's place, and with it its identifier. To forget that one would
+    /// take its redirection from under it; therefore all of it is asked again in the last moment.
+    fn forget_unheld(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<(), ApplyError> {
+        let Some(entry) = self.conntrack.connection(local, remote)?.filter(is_in_the_way) else {
+            return Ok(());
+        };
+        if self.sockets.holds(local, remote)? {
             return Ok(());
         }
-        match self.conntrack.forget_entry(entry) {
+        match self.conntrack.forget_entry(&entry) {
             Err(e) if !e.missing() => Err(e.into()),
             _ => Ok(()),
         }
@@ -154,12 +158,7 @@ impl Inside {
     /// When the kernel refuses.
     pub(crate) fn forget_ended(&mut self, ended: impl Iterator<Item = (SocketAddr, SocketAddr)>) -> Result<(), ApplyError> {
         for (local, remote) in ended {
-            let Some(known) = self.conntrack.connection(local, remote)? else {
-                continue;
-            };
-            if known.status & STATUS_DNAT == 0 && known.mark & MARK_MASK != REPLY_MARK {
-                self.forget_unheld(&known, local, remote)?;
-            }
+            self.forget_unheld(local, remote)?;
         }
         Ok(())
     }
@@ -414,10 +413,15 @@ fn outlived<'a>(remembered: &'a [Tracked], live: &[Connection], own: &HashSet<Ip
     let own = own.clone();
     remembered.iter().filter(move |entry| {
         let (source, destination) = (entry.source, entry.destination);
-        let translated = entry.status & (STATUS_DNAT | STATUS_SNAT) != 0;
         let is_own = own.contains(&source.ip()) || own.contains(&destination.ip());
-        is_own && !translated && !entry.ended && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
+        is_own && is_in_the_way(entry) && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
     })
+}
+
+/// Whether whoever had its addresses and ports next would pass for this connection, which is redirected by nobody.
+fn is_in_the_way(entry: &Tracked) -> bool {
+    let translated = entry.status & (STATUS_DNAT | STATUS_SNAT) != 0 || entry.mark & MARK_MASK == REPLY_MARK;
+    !translated && !entry.ended
 }
 
 fn is_captured(c: &Connection, proxys: &HashSet<(SocketAddr, SocketAddr)>, taken_from: &HashSet<SocketAddr>) -> bool {
