@@ -11,6 +11,9 @@
 //! match of each clause is a row, side by side in one block: one of the clauses finds the rule, and bitmaps tell of a
 //! block at once which of its rules hold (`clauses`).
 //!
+//! What a peer's names let through, of all rows, may be kept with the peer, and is told of a block as long as the block is what
+//! it was (`passing`).
+//!
 //! Where a policy applies is one more group: its namespace, or its own name, which a workload lists.
 //!
 //! All of it is made of pieces that snapshots share: a change copies those that it touches.
@@ -29,6 +32,7 @@ mod listed;
 mod names;
 mod nets;
 mod pack;
+mod passing;
 pub(crate) mod posting;
 pub(crate) mod scan;
 mod shelves;
@@ -42,6 +46,7 @@ use clauses::Clauses;
 use dictionary::Lists;
 use filed::Filed;
 use pack::{Way, Ways};
+use passing::{CROWD, Room, Stamps};
 use posting::{BLOCK, Bits, Edit, WORDS, is_set};
 use shelves::Shelves;
 use slots::Slots;
@@ -52,6 +57,7 @@ use value::TextField;
 pub(crate) use dictionary::whole;
 pub(crate) use listed::{Listed, Together};
 pub(crate) use pack::Reader;
+pub(crate) use passing::Passing;
 pub(crate) use shelves::Begin;
 pub(crate) use terms::Terms;
 pub(crate) use value::Place;
@@ -68,6 +74,12 @@ pub(crate) struct Index {
     mixed: [BitsOfBlocks; TextField::ALL.len()],
     /// For each block the rows that are matches of clauses; none where there never were such.
     clauses: Vec<Option<Arc<Clauses>>>,
+    /// For those who have kept something of the blocks.
+    stamps: Stamps,
+    /// How many values have so many rows filed under them that they are a crowd.
+    crowded: usize,
+    /// What peers may keep.
+    room: Arc<Room>,
 }
 
 /// A bitmap for each block where any row ever was in it.
@@ -157,6 +169,11 @@ impl Index {
         self.clauses.get(block as usize)?.as_deref()
     }
 
+    /// Which rows some names let through, where that is worth keeping.
+    pub(crate) fn passing(&self, names: &[u32]) -> Option<Arc<Passing>> {
+        Passing::of(self, names)
+    }
+
     /// Whether a policy is the one under a number.
     pub(crate) fn holds(&self, number: u32, policy: &Policy) -> bool {
         self.entry(number).is_some_and(|entry| {
@@ -209,6 +226,8 @@ impl<'a> Revision<'a> {
         let Some(entry) = self.index.entries.remove(number) else {
             return;
         };
+        // Its list goes with it.
+        self.index.crowded -= usize::from(entry.filed.len() > CROWD);
         Reader::new(&entry.words, 0).each_term(|term| self.released.push(term));
         for row in &*entry.rows {
             // Those of clauses go with the first of their rule.
@@ -344,6 +363,7 @@ impl<'a> Revision<'a> {
         let mut blocks: Vec<_> = self.edits.iter().map(|edit| edit.row() / BLOCK).collect();
         blocks.sort_unstable();
         blocks.dedup();
+        self.index.stamps.note(&blocks);
         let blocks = ChangedBlocks {
             all: self.index.rows.blocks() as u32,
             changed: &blocks,
@@ -499,7 +519,9 @@ impl Index {
             let Some(filed) = filed else { return 0 };
             let before = filed.len();
             filed.edit(&changes.iter().map(Change::guarded).collect::<Vec<_>>());
-            return filed.len().max(before);
+            let after = filed.len();
+            self.crowded = self.crowded + usize::from(after > CROWD) - usize::from(before > CROWD);
+            return after.max(before);
         }
         let lists = match term.sort() {
             Sort::Listed => self.entries.at_mut(term.number()).map(|entry| &mut entry.listed),

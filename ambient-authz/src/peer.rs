@@ -1,6 +1,10 @@
 //! Who speaks, and which of the policies' names that is.
 
+use std::sync::Arc;
+
 use ambient_core::Identity;
+
+use crate::index::Passing;
 
 /// A peer, as decisions see it: who it has proven to be, and which of the names that policies ask for are its.
 ///
@@ -8,6 +12,9 @@ use ambient_core::Identity;
 /// compares a text. It fits every later snapshot until the set of names that policies ask for changes; a decision
 /// notices one that does not fit and looks the names up again, each time, so that it is right all the same, and slower.
 /// [`Policies::knows`](crate::Policies::knows) tells whether it is time to resolve it anew.
+///
+/// Where there are very many rules it may keep which of them its names let through; see
+/// [`Policies::resolve`](crate::Policies::resolve). What it keeps of rules that have changed since is not used.
 ///
 /// Made from an identity alone it fits no policies at all: for those who ask once.
 ///
@@ -27,6 +34,9 @@ pub struct Peer {
     names: Numbers,
     /// Of the names among which these are its; 0 is that of no names.
     version: u64,
+    /// Which rows of the policies these let through, where that is worth keeping; however stale, it says itself of which it
+    /// still tells.
+    passing: Option<Arc<Passing>>,
 }
 
 impl Peer {
@@ -36,6 +46,7 @@ impl Peer {
             identity: None,
             names: Numbers::new(),
             version: 0,
+            passing: None,
         }
     }
 
@@ -49,6 +60,7 @@ impl Peer {
             identity,
             names: Numbers::new(),
             version,
+            passing: None,
         }
     }
 
@@ -63,6 +75,14 @@ impl Peer {
 
     pub(crate) fn name(&mut self, number: u32) {
         self.names.insert(number);
+    }
+
+    pub(crate) fn passing(&self) -> Option<&Passing> {
+        self.passing.as_deref()
+    }
+
+    pub(crate) fn pass(&mut self, passing: Option<Arc<Passing>>) {
+        self.passing = passing;
     }
 }
 

@@ -21,15 +21,60 @@ use steps::Steps;
 pub(crate) fn each_candidate<'a>(asked: &Asked<'a>, filed: usize, seeker: &mut impl Seeker<'a>) -> bool {
     // Where about every block has rows that are filed so, to look which costs more than it spares.
     let all = filed > asked.index.rows().blocks() * SELDOM;
-    each_of::<SOME_ROWS>(asked, all, seeker) || each_of::<MOST_ROWS>(asked, all, seeker)
+    let mut each = |part| each_of::<SOME_ROWS>(asked, all, part, seeker) || each_of::<MOST_ROWS>(asked, all, part, seeker);
+    match asked.passing {
+        None => each(Part::All),
+        Some(passing) => each(Part::ButNames) && (passing.is_whole(asked.index) || each(Part::All)),
+    }
+}
+
+/// Of each block the rows that the names let through. False where there are too many.
+pub(super) fn that_names_pass(asked: &Asked<'_>, blocks: &mut [Bits]) -> bool {
+    names_of::<SOME_ROWS>(asked, blocks) || names_of::<MOST_ROWS>(asked, blocks)
+}
+
+#[inline(never)] // its stack is large
+fn names_of<const ROWS: usize>(asked: &Asked<'_>, blocks: &mut [Bits]) -> bool {
+    let mut few = Few::new();
+    let Some(sets) = Sets::<ROWS>::new(asked, true, Part::Names, &mut few) else {
+        return false;
+    };
+    let mut scratch = Scratch::default();
+    for (block, bits) in (0..).zip(blocks) {
+        sets.few.read(block, |role, at| scratch.note(role, at));
+        *bits = sets.that_pass(asked, &mut scratch, block).unwrap_or([0; WORDS]);
+        scratch.clear();
+    }
+    true
+}
+
+/// What is asked of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All; where the rows are kept that the peer's names let through, of those blocks alone that have changed since.
+    All,
+    /// What they ask about names.
+    Names,
+    /// What they ask beside that, of the rows that are kept.
+    ButNames,
+}
+
+impl Part {
+    fn lanes(self) -> &'static [Lane] {
+        match self {
+            Self::All => &Lane::ALL,
+            Self::Names => Lane::OF_NAMES,
+            Self::ButNames => Lane::BUT_NAMES,
+        }
+    }
 }
 
 /// The same, in all blocks or in those only where rows are filed under what the connection has; with room for so many rows of
 /// small sets, which is exceeded only where there is no larger.
 #[inline(never)] // its stack is large
-fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, seeker: &mut impl Seeker<'a>) -> bool {
+fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, part: Part, seeker: &mut impl Seeker<'a>) -> bool {
     let mut few = Few::new();
-    let Some(sets) = Sets::<ROWS>::new(asked, all, &mut few) else {
+    let Some(sets) = Sets::<ROWS>::new(asked, all, part, &mut few) else {
         return false;
     };
     let mut scratch = Scratch::default();
@@ -41,6 +86,10 @@ fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, seeker: &mut imp
             if !seeker.may_matter(kind, &shelf.from) {
                 break;
             }
+            let is_kept = asked.passing.is_some_and(|passing| passing.at(asked.index, shelf.block).is_some());
+            if is_kept != (part == Part::ButNames) {
+                continue;
+            }
             sets.each_of_block(asked, &mut scratch, (kind, shelf.block), seeker);
         }
     }
@@ -49,6 +98,7 @@ fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, seeker: &mut imp
 
 /// The sets of rows that a connection's values are in.
 struct Sets<'a, 'f, const ROWS: usize> {
+    part: Part,
     /// Whether all blocks are gone over, also those where no row is looked for.
     all: bool,
     /// Those of few rows, whatever they are sets of.
@@ -128,9 +178,11 @@ impl Scratch {
 
 impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
     /// None where there are too many.
-    fn new(asked: &Asked<'a>, all: bool, few: &'f mut Few<'a, ROWS>) -> Option<Self> {
+    fn new(asked: &Asked<'a>, all: bool, part: Part, few: &'f mut Few<'a, ROWS>) -> Option<Self> {
         let mut new = Self {
-            all,
+            part,
+            // What is kept tells better where there is anything.
+            all: all || part != Part::All,
             few,
             found: Room::new(&NO_ROWS),
             sums: [None; LANES],
@@ -138,7 +190,7 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
             asking: Room::new((Lane::Scope, &NO_ROWS)),
         };
         let mut summed_to = [None; LANES];
-        asked.each_list(|rows| {
+        asked.each_list(part, |rows| {
             if let Some(sum) = rows.sum
                 && summed_to[rows.lane as usize].is_none_or(|deepest| deepest < rows.depth)
             {
@@ -147,7 +199,7 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
             }
         });
         let mut fit = new.filed(asked.index.terms.always.rows(), None);
-        asked.each_list(|rows| {
+        asked.each_list(part, |rows| {
             let (filed, lists) = (rows.filed.rows(), rows.lists);
             if lists.in_sums && summed_to[rows.lane as usize].is_some_and(|deepest| rows.depth <= deepest) {
                 fit &= new.filed(filed, None);
@@ -224,7 +276,10 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
     /// The rows of a block that may match, if there are any: without those that refuse a value that is there, and those that
     /// ask about a field for something else.
     fn that_pass(&self, asked: &Asked<'a>, scratch: &mut Scratch, block: u32) -> Option<Bits> {
-        let occupied = asked.index.rows().occupied(block)?;
+        let occupied = match self.part {
+            Part::ButNames => asked.passing?.at(asked.index, block).filter(|bits| **bits != [0; WORDS])?,
+            Part::All | Part::Names => asked.index.rows().occupied(block)?,
+        };
         let clauses = asked.index.clauses(block);
         let mut bits = *occupied;
         if !self.all {
@@ -250,7 +305,7 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
         }
         scratch.lists[LANES].get().into_iter().for_each(|rows| steps.fail(&mut bits, rows));
         let asking: [Option<&Bits>; LANES] = std::array::from_fn(|lane| asking[lane].or_else(|| scratch.lists[lane].get()));
-        for lane in Lane::ALL {
+        for lane in self.part.lanes().iter().copied() {
             let (sum, asking) = (self.sums[lane as usize], asking[lane as usize]);
             let fails = match sum {
                 Some(sum) => sum.fails.at(block),
@@ -269,7 +324,8 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
                 steps.fail(&mut bits, rows);
             }
         }
-        for text in TextField::ALL {
+        let texts: &[TextField] = if self.part == Part::ButNames { &[] } else { &TextField::ALL };
+        for text in texts.iter().copied() {
             let Some(mixed) = asked.index.mixed(text, block) else { continue };
             let lanes = [0, 1].map(|side| 2 * text as usize + side);
             let lacking = lanes.map(|lane| self.sums[lane].map_or(Some(mixed), |sum| sum.lacks.at(block)));
@@ -446,13 +502,14 @@ mod tests {
             port: terms.ports.number(&80),
             place: None,
             listed: Listed::new(&mut []),
+            passing: None,
             last_rule: Cell::new(None),
             words_left: Cell::new(0),
         };
         let wanted = rules(&policies, |i| i % 3 == 0);
         for all in [true, false] {
             let mut rows = Rows::default();
-            assert!(each_of::<MOST_ROWS>(&asked, all, &mut rows));
+            assert!(each_of::<MOST_ROWS>(&asked, all, Part::All, &mut rows));
             assert_eq!(rows.0, wanted);
         }
     }
@@ -471,12 +528,13 @@ mod tests {
             port: terms.ports.number(&80),
             place: None,
             listed: Listed::new(&mut []),
+            passing: None,
             last_rule: Cell::new(None),
             words_left: Cell::new(0),
         };
         let [everywhere, where_filed] = [true, false].map(|all| {
             let mut rows = Rows::default();
-            assert!(each_of::<MOST_ROWS>(&asked, all, &mut rows));
+            assert!(each_of::<MOST_ROWS>(&asked, all, Part::All, &mut rows));
             rows.0
         });
         let wanted = rules(&policies, |i| i / 3 % 2 == 0 && (i % 5 == 0 || i % 2 == 0) && i % 7 != 0);

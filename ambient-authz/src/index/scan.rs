@@ -3,7 +3,8 @@
 use std::{cell::Cell, net::IpAddr};
 
 use super::{
-    Begin, Index, Reader, Row, blocks,
+    Begin, Index, Passing, Reader, Row,
+    blocks::{self, Part},
     dictionary::Lists,
     filed::Filed,
     listed::Listed,
@@ -24,6 +25,8 @@ pub(crate) struct Asked<'a> {
     /// The workload's namespace.
     pub(crate) place: Option<u32>,
     pub(crate) listed: Listed<'a>,
+    /// The rows that the peer's names let through, where it keeps them.
+    pub(crate) passing: Option<&'a Passing>,
     /// The rule that was last asked as a whole, and whether it holds: its rows come one after the other.
     pub(crate) last_rule: Cell<Option<(u32, u32, bool)>>,
     /// How many words of whole rules may still be read.
@@ -48,6 +51,15 @@ impl<'a> Address<'a> {
         Self { nets, blocks, len }
     }
 
+    /// Those of no address.
+    fn none(nets: &'a Nets) -> Self {
+        Self {
+            nets,
+            blocks: [0; MOST_BLOCKS],
+            len: 0,
+        }
+    }
+
     fn blocks(&self) -> &[u32] {
         &self.blocks[..self.len]
     }
@@ -66,6 +78,22 @@ pub(crate) trait Seeker<'a> {
 }
 
 impl<'a> Asked<'a> {
+    /// What is known of a connection where its peer's names are.
+    pub(crate) fn of_names(index: &'a Index, names: &'a [u32], listed: Listed<'a>) -> Self {
+        Self {
+            index,
+            names,
+            source: Address::none(&index.terms.sources),
+            destination: Address::none(&index.terms.destinations),
+            port: None,
+            place: None,
+            listed,
+            passing: None,
+            last_rule: Cell::new(None),
+            words_left: Cell::new(0),
+        }
+    }
+
     /// Tells of every row that matches and may matter, at least once, in no order.
     pub(crate) fn seek(&self, seeker: &mut impl Seeker<'a>) {
         let mut found = 0;
@@ -217,15 +245,19 @@ impl<'a> Asked<'a> {
         self.listed.each_filed(self, call);
     }
 
-    /// Calls for all rows of each value that the connection has.
-    pub(crate) fn each_list(&self, mut call: impl FnMut(Rows<'a>)) {
+    /// Calls for all rows of each value that the connection has, or of a part of them.
+    pub(crate) fn each_list(&self, part: Part, mut call: impl FnMut(Rows<'a>)) {
         let terms = &self.index.terms;
-        for number in self.names {
+        let names = if part == Part::ButNames { &[] } else { self.names };
+        for number in names {
             if let Some((name, filed, lists)) = terms.names.dictionary.item(*number) {
                 let lane = Lane::of_name(name);
                 let sum = || terms.names.sums.of(lane as usize, *number);
                 call(Rows::of(lane, name.depth(), filed, lists).with(sum));
             }
+        }
+        if part == Part::Names {
+            return;
         }
         if let Some(number) = self.port
             && let Some((port, filed, lists)) = terms.ports.item(number)

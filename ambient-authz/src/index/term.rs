@@ -165,6 +165,11 @@ impl Lane {
         Self::Scope,
     ];
 
+    /// Those in which a peer's names are asked for.
+    pub(crate) const OF_NAMES: &[Self] = Self::ALL.split_at(Self::Source as usize).0;
+    /// The others.
+    pub(crate) const BUT_NAMES: &[Self] = Self::ALL.split_at(Self::Source as usize).1;
+
     pub(crate) fn of_name(name: &Name) -> Self {
         match name {
             Name::Text(field, StringMatch::Suffix(_)) => Self::ALL[2 * *field as usize + 1],
