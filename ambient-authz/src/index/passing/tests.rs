@@ -25,12 +25,14 @@ fn text(state: &mut u64) -> StringMatch {
 }
 
 /// One that seldom matches, and is found by a port that all others ask for too, or in clauses.
-fn rule(state: &mut u64) -> Rule {
+fn rule(state: &mut u64, once_in: usize) -> Rule {
     let mut found = Match {
         destination_ports: vec![80],
-        not_source_ips: vec![if below(state, 16) == 0 { "192.0.2.0/24" } else { "10.0.0.0/8" }.parse().unwrap()],
         ..Match::default()
     };
+    if below(state, once_in) > 0 {
+        found.not_source_ips = vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
+    }
     match below(state, 5) {
         0 => found.principals = vec![text(state)],
         1 => found.not_principals = vec![text(state)],
@@ -53,12 +55,14 @@ fn rule(state: &mut u64) -> Rule {
 }
 
 fn policy(state: &mut u64, number: usize) -> Update {
+    // A DENY policy that matches ends everything.
+    let once_in = if number.is_multiple_of(2) { 4000 } else { 100 };
     let policy = Policy {
         key: format!("a/p{number:02}").into(),
         namespace: "a".into(),
         scope: Scope::Global,
         action: if number.is_multiple_of(2) { Action::Deny } else { Action::Allow },
-        rules: (0..150).map(|_| rule(state)).collect(),
+        rules: (0..150).map(|_| rule(state, once_in)).collect(),
         dry_run: false,
     };
     Update::Set(policy.into())
@@ -126,11 +130,20 @@ fn crowds_are_counted_as_they_come_and_go() {
         policy.scope = Scope::Selector;
         policy.rules = vec![Rule { clauses: Vec::new() }; CROWD + 1];
     }
-    let both = Policies::default().apply([listed.clone(), policy(&mut state, 1)]);
+    let mut of_port = policy(&mut state, 1);
+    if let Update::Set(policy) = &mut of_port {
+        let found = Match {
+            destination_ports: vec![80],
+            ..Match::default()
+        };
+        let clauses = vec![found.into()];
+        Arc::make_mut(policy).rules = vec![Rule { clauses }; CROWD + 1];
+    }
+    let both = Policies::default().apply([listed.clone(), of_port]);
     let one = both.apply([Update::Remove("a/p01".into())]);
     let none = one.apply([Update::Remove("a/p00".into())]);
     assert_eq!([&one, &none].map(|policies| policies.index().crowded), [1, 0]);
-    assert!(both.index().crowded > 1);
+    assert_eq!(both.index().crowded, 2);
     assert_eq!(none.apply([listed]).index().crowded, 1);
 }
 
