@@ -38,6 +38,9 @@ mod conntrack;
 mod diag;
 mod error;
 mod events;
+#[cfg(any(test, feature = "fuzz"))]
+#[allow(unreachable_pub, reason = "for the fuzz target alone")]
+pub mod fuzz;
 mod nftables;
 mod redirected;
 mod routing;

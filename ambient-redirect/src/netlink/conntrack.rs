@@ -251,7 +251,7 @@ pub(super) fn read_tuple(attributes: &[u8], kind: u16) -> Option<(u8, SocketAddr
 }
 
 /// A TCP connection; `None` for another.
-fn read(attributes: &[u8]) -> Option<Tracked> {
+pub(super) fn read(attributes: &[u8]) -> Option<Tracked> {
     let (protocol, source, destination) = read_tuple(attributes, CTA_TUPLE_ORIG)?;
     let number = |kind| codec::find(attributes, kind).and_then(codec::read_be32).unwrap_or(0);
     (protocol == IPPROTO_TCP).then(|| Tracked {

@@ -243,7 +243,7 @@ fn id_of(connection: &Connection) -> (u8, SocketId) {
 }
 
 /// `struct inet_diag_msg` of a connection; `None` of one that only waits for late packets.
-fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Connection>, Error> {
+pub(super) fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Connection>, Error> {
     let (header, rest) = fixed(what, payload, 72)?;
     // Asked for one socket, the kernel does not look at its state.
     if LIVE & 1u32.checked_shl(u32::from(header[1])).unwrap_or(0) == 0 {
@@ -280,7 +280,7 @@ fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Connection>, Err
 }
 
 /// `struct inet_diag_msg`.
-fn read(what: &str, transport: Transport, payload: &[u8]) -> Result<Option<Listener>, Error> {
+pub(super) fn read(what: &str, transport: Transport, payload: &[u8]) -> Result<Option<Listener>, Error> {
     let (header, rest) = fixed(what, payload, 72)?;
     let address = match header[0] {
         AF_INET => &header[8..12],

@@ -1,7 +1,7 @@
 //! nf_tables: batches and listings.
 
-mod expr;
-mod sets;
+pub(super) mod expr;
+pub(super) mod sets;
 
 use super::{
     Error,
@@ -373,7 +373,7 @@ fn kept_changing(what: &str) -> Error {
     )
 }
 
-fn read_table(what: &str, payload: &[u8]) -> Result<Table, Error> {
+pub(super) fn read_table(what: &str, payload: &[u8]) -> Result<Table, Error> {
     let (header, rest) = fixed(what, payload, 4)?;
     Ok(Table {
         family: Family::from_number(header[0]),
@@ -383,7 +383,7 @@ fn read_table(what: &str, payload: &[u8]) -> Result<Table, Error> {
     })
 }
 
-fn read_chain(what: &str, payload: &[u8]) -> Result<Chain, Error> {
+pub(super) fn read_chain(what: &str, payload: &[u8]) -> Result<Chain, Error> {
     let (header, rest) = fixed(what, payload, 4)?;
     let hook = codec::find(rest, NFTA_CHAIN_HOOK).and_then(|hook| {
         let number = |kind| codec::find(hook, kind).and_then(codec::read_be32);
@@ -399,7 +399,7 @@ fn read_chain(what: &str, payload: &[u8]) -> Result<Chain, Error> {
     })
 }
 
-fn read_rule(what: &str, payload: &[u8]) -> Result<Rule, Error> {
+pub(super) fn read_rule(what: &str, payload: &[u8]) -> Result<Rule, Error> {
     let (header, rest) = fixed(what, payload, 4)?;
     Ok(Rule {
         family: Family::from_number(header[0]),

@@ -44,7 +44,7 @@ fn question(client: SocketAddr, at: SocketAddr) -> Writer {
 }
 
 /// Where the first datagram of a connection was sent to.
-fn destination(attributes: &[u8]) -> Option<SocketAddr> {
+pub(super) fn destination(attributes: &[u8]) -> Option<SocketAddr> {
     conntrack::read_tuple(attributes, CTA_TUPLE_ORIG).map(|(_, _, destination)| destination)
 }
 

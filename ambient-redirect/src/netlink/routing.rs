@@ -236,17 +236,7 @@ impl Routing {
         let all = self.list(what, &message)?;
         let mut addresses = Vec::new();
         for (_, payload) in all.iter().filter(|(kind, _)| *kind == RTM_NEWADDR) {
-            let (header, rest) = fixed(what, payload, 8)?;
-            // Of a point-to-point device the local end is IFA_LOCAL; IPv6 has IFA_ADDRESS only.
-            let ip = codec::find(rest, IFA_LOCAL)
-                .or_else(|| codec::find(rest, IFA_ADDRESS))
-                .and_then(codec::read_ip);
-            let Some(ip) = ip else { continue };
-            addresses.push(Address {
-                link: codec::read_u32(header, 4).unwrap_or(0),
-                ip,
-                prefix: header[1],
-            });
+            addresses.extend(read_address(what, payload)?);
         }
         Ok(addresses)
     }
@@ -369,7 +359,7 @@ fn address(kind: u16, flags: u16, link: u32, ip: IpAddr, prefix: u8) -> Writer {
     message
 }
 
-fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
+pub(super) fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
     let scope = match route.kind {
         RouteKind::Local => SCOPE_HOST,
         RouteKind::Unicast if route.gateway.is_none() && route.destination.addr().is_ipv4() => SCOPE_LINK,
@@ -398,7 +388,7 @@ fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
     message
 }
 
-fn rule_message(kind: u16, flags: u16, rule: &Rule) -> Writer {
+pub(super) fn rule_message(kind: u16, flags: u16, rule: &Rule) -> Writer {
     let mut header = [0; 12];
     header[0] = if rule.ipv6 { AF_INET6 } else { AF_INET };
     header[4] = u8::try_from(rule.table).unwrap_or(0);
@@ -412,7 +402,20 @@ fn rule_message(kind: u16, flags: u16, rule: &Rule) -> Writer {
     message
 }
 
-fn read_link(payload: &[u8]) -> Result<Link, Error> {
+pub(super) fn read_address(what: &str, payload: &[u8]) -> Result<Option<Address>, Error> {
+    let (header, rest) = fixed(what, payload, 8)?;
+    // Of a point-to-point device the local end is IFA_LOCAL; IPv6 has IFA_ADDRESS only.
+    let ip = codec::find(rest, IFA_LOCAL)
+        .or_else(|| codec::find(rest, IFA_ADDRESS))
+        .and_then(codec::read_ip);
+    Ok(ip.map(|ip| Address {
+        link: codec::read_u32(header, 4).unwrap_or(0),
+        ip,
+        prefix: header[1],
+    }))
+}
+
+pub(super) fn read_link(payload: &[u8]) -> Result<Link, Error> {
     let (header, rest) = fixed("reading a link", payload, 16)?;
     let flags = codec::read_u32(header, 8).unwrap_or(0);
     Ok(Link {
@@ -424,7 +427,7 @@ fn read_link(payload: &[u8]) -> Result<Link, Error> {
     })
 }
 
-fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Error> {
+pub(super) fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Error> {
     let (header, rest) = fixed(what, payload, 12)?;
     let unspecified = match header[0] {
         AF_INET => IpAddr::from([0; 4]),
@@ -447,7 +450,7 @@ fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Error> {
     }))
 }
 
-fn read_rule(what: &str, payload: &[u8]) -> Result<Option<Rule>, Error> {
+pub(super) fn read_rule(what: &str, payload: &[u8]) -> Result<Option<Rule>, Error> {
     let (header, rest) = fixed(what, payload, 12)?;
     if header[7] != FR_ACT_TO_TBL || is_narrowed(header, rest) {
         return Ok(None);

@@ -216,7 +216,7 @@ impl AsRawFd for Socket {
 }
 
 /// What an NLMSG_ERROR says: an errno of 0 is a yes.
-fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
+pub(super) fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
     let Some(errno) = codec::read_u32(message.payload, 0).map(|n| n as i32) else {
         return Err(Error::malformed(what));
     };

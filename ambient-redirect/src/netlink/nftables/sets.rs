@@ -174,7 +174,7 @@ impl SetKey {
     }
 }
 
-fn read_address(element: &[u8]) -> Option<IpAddr> {
+pub(in crate::netlink) fn read_address(element: &[u8]) -> Option<IpAddr> {
     let bytes = codec::find(codec::find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
     let v4 = <[u8; 4]>::try_from(bytes).ok().map(|b| Ipv4Addr::from(b).into());
     v4.or_else(|| <[u8; 16]>::try_from(bytes).ok().map(|b| Ipv6Addr::from(b).into()))

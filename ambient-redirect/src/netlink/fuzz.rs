@@ -1,0 +1,96 @@
+//! What the fuzz target runs, and what the replay of its corpus runs too: every reader of the kernel's answers. No API: only
+//! `fuzz/` sees it.
+
+use super::{
+    codec, conntrack, diag,
+    nftables::{self, expr, sets},
+    redirected, routing, socket,
+};
+use crate::netlink::{Connection, Listener, NftRule, Route, Rule, Table, Transport};
+
+#[cfg(test)]
+mod tests;
+
+/// Any bytes, as a datagram: each of its messages is an answer to every question that is ever asked. What is read of a message
+/// takes no more than a small multiple of its bytes, and what is written again is read as the same.
+pub fn answers(datagram: &[u8]) {
+    let mut read = 0;
+    for message in codec::messages(datagram) {
+        read += message.payload.len() + codec::HEADER;
+        // An errno and words, as every answer may be one.
+        let words = socket::outcome(WHAT, message).err().map_or(0, |error| error.to_string().len());
+        assert!(words <= 3 * message.payload.len() + 300, "{words} bytes of words");
+        rules(message.payload);
+        routes(message.payload);
+        connections(message.payload);
+    }
+    assert!(read <= datagram.len(), "no byte is read twice");
+}
+
+fn rules(payload: &[u8]) {
+    if let Ok(Table { name, userdata, .. }) = nftables::read_table(WHAT, payload) {
+        assert!(name.len() <= 3 * payload.len() && userdata.len() <= payload.len());
+    }
+    if let Ok(chain) = nftables::read_chain(WHAT, payload) {
+        assert!(chain.table.len() + chain.name.len() <= 6 * payload.len());
+    }
+    if let Ok(rule) = nftables::read_rule(WHAT, payload) {
+        held_against_itself(&rule, payload.len());
+    }
+    for (_, element) in codec::attributes(payload) {
+        let _ = sets::read_address(element);
+    }
+}
+
+/// What is listed is what it is, and says nothing that was not listed.
+fn held_against_itself(rule: &NftRule, length: usize) {
+    let comparable = expr::comparable(&rule.expressions);
+    assert!(comparable == expr::comparable(&rule.expressions));
+    let values = comparable
+        .iter()
+        .flat_map(|(_, attributes)| attributes)
+        .map(|(_, value)| value.len());
+    assert!(values.sum::<usize>() <= length, "values are parts of what was listed");
+    let names: usize = comparable.iter().map(|(name, _)| name.len()).sum();
+    assert!(names <= 3 * length);
+}
+
+fn routes(payload: &[u8]) {
+    if let Ok(link) = routing::read_link(payload) {
+        assert!(link.name.len() <= 3 * payload.len());
+    }
+    let _ = routing::read_address(WHAT, payload);
+    if let Ok(Some(route)) = routing::read_route(WHAT, payload) {
+        let whole = Route {
+            destination: route.destination.trunc(),
+            ..route
+        };
+        let written = routing::route_message(0, 0, &whole);
+        let again = routing::read_route(WHAT, &written.bytes()[codec::HEADER..]);
+        assert!(again.is_ok_and(|again| again == Some(whole)));
+    }
+    if let Ok(Some(rule)) = routing::read_rule(WHAT, payload) {
+        let written = routing::rule_message(0, 0, &rule);
+        let again: Option<Rule> = routing::read_rule(WHAT, &written.bytes()[codec::HEADER..]).ok().flatten();
+        assert_eq!(again, Some(rule));
+    }
+}
+
+fn connections(payload: &[u8]) {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        if let Ok(Some(Listener { local, .. })) = diag::read(WHAT, transport, payload) {
+            assert!(payload.len() >= 72, "{local} of nothing");
+        }
+    }
+    if let Ok(Some(Connection { local, remote, .. })) = diag::read_connection(WHAT, payload) {
+        assert_eq!(local.ip(), local.ip().to_canonical());
+        assert_eq!(remote.ip(), remote.ip().to_canonical());
+    }
+    if let Some(attributes) = payload.get(4..) {
+        let tracked = conntrack::read(attributes);
+        let destination = redirected::destination(attributes);
+        assert!(tracked.is_none_or(|tracked| destination == Some(tracked.destination)));
+    }
+}
+
+const WHAT: &str = "reading an answer";
