@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, Proof, Prover, Sockets, Way},
+    linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Way},
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
     pods::{Action, Direction, Done, Kept, Report, Step},
@@ -69,6 +69,8 @@ struct Proven {
     at: Instant,
     /// Another is owed before its time: one from the node has not come through in haste, or something has changed since.
     owed: bool,
+    /// It was of one family, when it was time for it: the next is due after the whole pause, in the pod's own phase.
+    in_turn: bool,
     /// Of all families; each as it was proven last.
     proof: Proof,
     /// Whose turn was last.
@@ -104,10 +106,12 @@ impl Room {
     fn proven(&self, families: &[IpFamily], proof: Proof, owed: bool) -> Proof {
         let mut last = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, turn) = last.map_or((proof, 0), |last| (last.proof, last.turn + 1));
+        let in_turn = last.is_some() && families.len() == 1;
         let proof = if let [one] = families { before.renewed(*one, proof) } else { proof };
         *last = Some(Proven {
             at: Instant::now(),
             owed,
+            in_turn,
             proof,
             turn,
         });
@@ -125,7 +129,7 @@ impl Room {
         last.owed |= told;
         match last.at.elapsed() {
             age if last.owed && age >= every.min(OFTENEST) => Due::All,
-            age if age >= every => Due::One,
+            age if age >= pause(every, last.in_turn, self.namespace.id()) => Due::One,
             _ => Due::Nothing,
         }
     }
@@ -483,6 +487,17 @@ impl Hands {
     }
 }
 
+/// How long a proof is good. Pods that are captured together, as when a node starts, would be proven together for ever after,
+/// hundreds within the same second: so the pause after the first is between a half and the whole, as the namespace's number has
+/// it. These follow each other, and whatever number of them in a row is spread evenly by steps of the golden ratio.
+fn pause(every: Duration, in_turn: bool, id: NetnsId) -> Duration {
+    if in_turn {
+        return every;
+    }
+    let phase = (id.ino as u32).wrapping_mul(GOLDEN);
+    every / 2 + (every / 2).mul_f64(f64::from(phase) / f64::from(u32::MAX))
+}
+
 /// Whether connections came through from the node wherever one was made.
 fn is_whole(proof: &Proof) -> bool {
     proof.inbound.v4 != Some(Way::Listed) && proof.inbound.v6 != Some(Way::Listed)
@@ -565,3 +580,30 @@ const HASTE: Duration = Duration::from_millis(50);
 const TIME: Duration = Duration::from_secs(1);
 /// Between two proofs that changes cause.
 const OFTENEST: Duration = Duration::from_secs(1);
+/// 2³² divided by the golden ratio.
+const GOLDEN: u32 = 0x9e37_79b9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proofs_of_pods_that_joined_together_are_spread() {
+        let every = Duration::from_secs(30);
+        // As numbers of namespaces that were made in a row; other things take numbers in between.
+        for step in [1, 2, 3, 7, 64] {
+            let mut within = [0; 15];
+            for n in 0..250 {
+                let id = NetnsId {
+                    dev: 4,
+                    ino: 4_026_532_000 + n * step,
+                };
+                let pause = pause(every, false, id);
+                assert!(pause >= every / 2 && pause <= every, "{pause:?}");
+                within[((pause - every / 2).as_secs() as usize).min(14)] += 1;
+                assert_eq!(super::pause(every, true, id), every, "and so they stay");
+            }
+            assert!(within.iter().all(|count| (5..=50).contains(count)), "by {step}: {within:?}");
+        }
+    }
+}
