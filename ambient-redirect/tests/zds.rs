@@ -517,13 +517,30 @@ fn an_agent_that_errs_loses_its_connection_alone(world: &World) -> Outcome {
         }
         .encode();
         let (file, own) = (File::open("/dev/null").unwrap(), File::open("/proc/self/ns/mnt").unwrap());
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let snapshot = Request::SnapshotSent.encode();
-        let cases: [(&str, Vec<u8>, Option<BorrowedFd<'_>>, &str); 9] = [
+        let cases: [(&str, Vec<u8>, Option<BorrowedFd<'_>>, &str); 10] = [
             ("garbage", b"\x0a\xff".to_vec(), None, "not understood"),
             ("an unknown message", b"\x42\x00".to_vec(), None, "not understood"),
             ("no descriptor", add("b"), None, "no network namespace for pod b"),
-            ("a file", add("b"), Some(file.as_fd()), "no network namespace"),
-            ("another namespace", add("b"), Some(own.as_fd()), "no network namespace"),
+            (
+                "a file",
+                add("b"),
+                Some(file.as_fd()),
+                "no network namespace for pod b: /dev/null is not a network namespace; a bind mount of /proc/PID/ns/net is needed",
+            ),
+            (
+                "another namespace",
+                add("b"),
+                Some(own.as_fd()),
+                "no network namespace for pod b: mnt:[",
+            ),
+            (
+                "a socket",
+                add("b"),
+                Some(socket.as_fd()),
+                "no network namespace for pod b: socket:[",
+            ),
             ("nobody's name", no_info, Some(b.as_fd()), "no Kubernetes namespace"),
             ("a descriptor too many", keep.clone(), Some(b.as_fd()), "1 descriptors"),
             ("a second snapshot", snapshot.clone(), None, "after the snapshot's end"),

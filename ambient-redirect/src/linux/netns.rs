@@ -1,17 +1,22 @@
 //! A network namespace, held open.
 
 use std::{
-    fmt, io,
+    fmt,
+    fs::{File, Metadata},
+    io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    fs::OFlags,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use super::{own::Own, stock::Stock};
 
@@ -84,12 +89,34 @@ impl Netns {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
         let path = path.as_ref();
         let failed = |source| NetnsError::Open { path: path.into(), source };
-        let file = std::fs::File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        // All namespaces are files of one device of the kernel's own; of what kind it is, only they are asked.
-        let own = std::fs::metadata(CURRENT).map_err(failed)?;
-        if metadata.dev() != own.dev() || !super::option::is_network_namespace(file.as_fd()) {
+        // What is none is not opened: a FIFO would wait for who writes into it, and a device may do something.
+        if !is_namespace(&std::fs::metadata(path).map_err(failed)?).map_err(failed)? {
             return Err(NetnsError::NotOne { path: path.into() });
+        }
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(nonblocking).open(path).map_err(failed)?;
+        Self::from_file(file, path.into())
+    }
+
+    /// A namespace that somebody has passed as a descriptor; its path is told as what the kernel calls it.
+    ///
+    /// # Errors
+    /// [`NetnsError::NotOne`] for a descriptor of anything but a network namespace.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetnsError> {
+        // Of a namespace that is its kind and inode; of anything else it says what was passed.
+        let link = std::fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()));
+        Self::from_file(fd.into(), link.unwrap_or_else(|_| "a descriptor".into()))
+    }
+
+    fn from_file(file: File, path: PathBuf) -> Result<Self, NetnsError> {
+        let failed = |source| NetnsError::Open {
+            path: path.clone(),
+            source,
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        // Of what kind it is, only namespaces are asked.
+        if !is_namespace(&metadata).map_err(failed)? || !super::option::is_network_namespace(file.as_fd()) {
+            return Err(NetnsError::NotOne { path });
         }
         let id = NetnsId {
             dev: metadata.dev(),
@@ -98,39 +125,10 @@ impl Netns {
         Ok(Self {
             fd: file.into(),
             id,
-            path: path.into(),
+            path,
             own: Arc::default(),
             stock: Stock::default(),
         })
-    }
-
-    /// A namespace that somebody has passed as a descriptor; its path is told as what the kernel calls it.
-    ///
-    /// # Errors
-    /// [`NetnsError::NotOne`] for a descriptor of anything but a network namespace.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetnsError> {
-        let file = std::fs::File::from(fd);
-        let failed = |source| NetnsError::Open {
-            path: "a descriptor".into(),
-            source,
-        };
-        let metadata = file.metadata().map_err(failed)?;
-        let id = NetnsId {
-            dev: metadata.dev(),
-            ino: metadata.ino(),
-        };
-        match super::option::is_network_namespace(file.as_fd()) {
-            true => Ok(Self {
-                fd: file.into(),
-                id,
-                path: id.to_string().into(),
-                own: Arc::default(),
-                stock: Stock::default(),
-            }),
-            false => Err(NetnsError::NotOne {
-                path: "a descriptor".into(),
-            }),
-        }
     }
 
     /// The namespace that the calling thread is in.
@@ -207,6 +205,11 @@ impl From<NetnsError> for io::Error {
         };
         Self::new(kind, error)
     }
+}
+
+/// Whether it is a namespace of any kind: all of them are files of one device of the kernel's own.
+fn is_namespace(metadata: &Metadata) -> io::Result<bool> {
+    Ok(metadata.dev() == std::fs::metadata(CURRENT)?.dev())
 }
 
 /// The main thread's would be `/proc/self/ns/net`.

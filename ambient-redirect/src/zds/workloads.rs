@@ -77,8 +77,8 @@ pub enum Ended {
     #[error("the agent has sent {0} descriptors with {1}")]
     Descriptors(usize, &'static str),
     /// A descriptor of something else.
-    #[error("the agent has sent a descriptor that is no network namespace: {0}")]
-    NoNamespace(String),
+    #[error("the agent has sent no network namespace for pod {0}: {1}")]
+    NoNamespace(PodUid, String),
     /// What may come once only, or before the snapshot's end.
     #[error("the agent has sent {0} after the snapshot's end")]
     Late(&'static str),
@@ -470,7 +470,7 @@ impl<F> Given<F> {
         match self {
             Self::Namespace(place, descriptor) => Ok((place, descriptor)),
             Self::Nothing => Err(Ended::NoDescriptor(uid.clone())),
-            Self::Other(why) => Err(Ended::NoNamespace(why)),
+            Self::Other(why) => Err(Ended::NoNamespace(uid.clone(), why)),
             Self::Many(count) => Err(Ended::Descriptors(count, "a pod")),
         }
     }

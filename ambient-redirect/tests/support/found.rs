@@ -111,7 +111,10 @@ pub(crate) fn what_is_said_to_be_a_pods_is_made_sure_of(world: &World) -> Outcom
             assert!(text.starts_with("shop/pod-of-a (a)"), "it names the pod: {text}");
             text
         };
-        for other in [file.as_path(), Path::new("/proc/self/ns/mnt")] {
+        let (socket, fifo) = (dir.join("socket"), dir.join("fifo"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for other in [&*file, Path::new("/proc/self/ns/mnt"), &socket, &fifo, Path::new("/dev/null")] {
             assert!(refused(&a, &at(other)).contains("is not a network namespace; a bind mount"));
         }
         assert!(refused(&a, &at(&dir.join("none"))).contains("cannot be opened"));
