@@ -223,6 +223,10 @@ pub(super) fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
     if errno == 0 {
         return Ok(());
     }
+    // Errors are told as negative numbers.
+    let Some(errno) = errno.checked_neg().filter(|errno| *errno > 0) else {
+        return Err(Error::malformed(what));
+    };
     // The request's header follows, all of the request unless the answer is capped, then attributes with words.
     let copied = codec::read_u32(message.payload, 4).unwrap_or(0) as usize;
     let skip = if message.flags & NLM_F_CAPPED != 0 {
@@ -234,7 +238,7 @@ pub(super) fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
         .payload
         .get(4 + skip..)
         .and_then(|rest| codec::find(rest, NLMSGERR_ATTR_MSG));
-    Err(Error::refused(what, -errno, words.map(codec::read_text)))
+    Err(Error::refused(what, errno, words.map(codec::read_text)))
 }
 
 /// Larger than any datagram of the kernel's: a listing read in smaller pieces can lose rules without a sign.
