@@ -51,14 +51,14 @@ where
 {
     let start = Instant::now();
     // What went along with a request has been delivered since.
-    let mut forth = Way::new(limits, Leg::of(b).take_early());
-    let mut back = Way::new(limits, Leg::of(a).take_early());
+    let mut forth = Way::new(Leg::of(b).take_early());
+    let mut back = Way::new(Leg::of(a).take_early());
     let mut first = None;
     let mut first_byte = None;
     let end = poll_fn(|cx| {
         // A failure of either direction ends both, before anything else is done: TCP tells of a reset once, and to whoever
         // asks after that it looks like an end.
-        let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof());
+        let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof(), limits);
         progress.a_to_b.store(forth.moved(), Ordering::Relaxed);
         if let Poll::Ready(Err((phase, error))) = ahead {
             return Poll::Ready(End::failed(Side::A, phase, error));
@@ -66,7 +66,7 @@ where
         if forth.eof() {
             first.get_or_insert(Side::A);
         }
-        let behind = back.poll(cx, &mut Leg::of(b), &mut Leg::of(a), forth.eof());
+        let behind = back.poll(cx, &mut Leg::of(b), &mut Leg::of(a), forth.eof(), limits);
         progress.b_to_a.store(back.moved(), Ordering::Relaxed);
         if let Poll::Ready(Err((phase, error))) = behind {
             return Poll::Ready(End::failed(Side::B, phase, error));

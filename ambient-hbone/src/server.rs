@@ -428,7 +428,7 @@ impl Request {
         let Held { line, key } = &self.held;
         let accepted = line.engine().respond(*key, StatusCode::OK, &headers);
         accepted.map_err(|cut| StreamError::new(cut, line))?;
-        Ok(Stream::accepted(self.held, self.headers))
+        Ok(Stream::accepted(self.held))
     }
 
     /// Answers with a status, and ends the stream; nothing of what the peer has sent was delivered.

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
 };
 
@@ -42,25 +42,27 @@ use crate::{
 pub struct Stream {
     read: ReadHalf,
     write: WriteHalf,
-    headers: HeaderMap,
+    /// Apart, and only where there are any: most streams stand idle.
+    headers: Option<Box<HeaderMap>>,
     early: u64,
 }
 
 impl Stream {
     /// One that was accepted here.
-    pub(crate) fn accepted(held: Held, headers: HeaderMap) -> Self {
-        Self::new(held, headers, None)
+    pub(crate) fn accepted(held: Held) -> Self {
+        Self::new(held, None)
     }
 
     /// One that was opened here: `early` bytes have gone along with the request, and perhaps the end.
     pub(crate) fn opened(held: Held, headers: HeaderMap, early: u64, finished: bool, lease: Lease) -> Self {
-        let mut stream = Self::new(held, headers, Some(lease));
+        let mut stream = Self::new(held, Some(lease));
+        stream.headers = (!headers.is_empty()).then(|| Box::new(headers));
         stream.early = early;
         stream.write.finished = finished;
         stream
     }
 
-    fn new(held: Held, headers: HeaderMap, lease: Option<Lease>) -> Self {
+    fn new(held: Held, lease: Option<Lease>) -> Self {
         let lease = lease.map(Arc::new);
         let read = ReadHalf {
             held: held.clone(),
@@ -75,14 +77,20 @@ impl Stream {
         Self {
             read,
             write,
-            headers,
+            headers: None,
             early: 0,
         }
     }
 
-    /// The headers that the other end sent with its CONNECT or with its answer.
+    /// The headers that the other end sent with its answer. None of a stream that was accepted here:
+    /// [`Request::headers`](crate::Request::headers) tells what came with its CONNECT.
     pub fn headers(&self) -> &HeaderMap {
-        &self.headers
+        self.headers.as_deref().unwrap_or(&NO_HEADERS)
+    }
+
+    /// Gives the headers away: they may be hundreds of bytes, which a stream holds as long as it stands.
+    pub fn take_headers(&mut self) -> HeaderMap {
+        self.headers.take().map(|headers| *headers).unwrap_or_default()
     }
 
     /// Whom the peer has proven to be: of the identities that were accepted the one that it is. `None` of a stream that was
@@ -105,6 +113,8 @@ impl Stream {
         (&mut self.read, &mut self.write)
     }
 }
+
+static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -16,11 +16,8 @@ use tokio::{
 use super::{ConnectError, Lease, Phase};
 use crate::{
     Destination, Limits, Stream, TunnelLost,
-    proto::{
-        connect::Answer,
-        engine::{Buffers, Cut},
-    },
-    relay::Buffer,
+    proto::{connect::Answer, engine::Cut},
+    relay::{Buffer, RelayLimits},
     tunnel::{Held, Line},
 };
 
@@ -29,6 +26,7 @@ pub(super) struct Early<'r, R> {
     /// Where it comes from; none where nothing is to go along.
     from: Option<&'r mut R>,
     buffer: Buffer,
+    limits: RelayLimits,
     most: usize,
     kept: Vec<Bytes>,
     len: usize,
@@ -39,7 +37,11 @@ impl<'r, R: AsyncRead + Unpin> Early<'r, R> {
     pub(super) fn new(from: Option<&'r mut R>, most: usize) -> Self {
         Self {
             from: from.filter(|_| most > 0),
-            buffer: Buffer::new(most, &Buffers::default()),
+            buffer: Buffer::default(),
+            limits: RelayLimits {
+                buffer: most,
+                ..RelayLimits::default()
+            },
             most,
             kept: Vec::new(),
             len: 0,
@@ -70,7 +72,7 @@ impl<'r, R: AsyncRead + Unpin> Early<'r, R> {
             let Ok(room) = ready!(held.line.engine().poll_room(held.key, cx)) else {
                 return Poll::Pending;
             };
-            let bytes = match ready!(self.buffer.poll_read(cx, &mut **from, room.min(self.most - self.len))) {
+            let bytes = match ready!(self.buffer.poll_read(cx, &mut **from, room.min(self.most - self.len), &self.limits)) {
                 Ok(bytes) => bytes,
                 Err(e) => return Poll::Ready(e),
             };

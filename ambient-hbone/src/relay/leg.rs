@@ -12,10 +12,8 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::{
-    Stream,
-    proto::engine::{Buffers, Pieces},
-};
+use super::RelayLimits;
+use crate::{Stream, proto::engine::Pieces};
 
 /// One end, for a moment.
 pub(super) enum Leg<'l, T> {
@@ -49,6 +47,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
         pieces: &mut Pieces,
         buffer: &mut Buffer,
         most: usize,
+        limits: &RelayLimits,
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Stream(stream) => {
@@ -56,7 +55,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
                 Poll::Ready(Ok(pieces.len()))
             }
             Self::Io(io) => {
-                let read = ready!(buffer.poll_read(cx, io, most))?;
+                let read = ready!(buffer.poll_read(cx, io, most, limits))?;
                 let n = read.len();
                 pieces.push(read);
                 Poll::Ready(Ok(n))
@@ -152,72 +151,91 @@ fn put(pieces: &mut Pieces, n: usize) -> Poll<io::Result<usize>> {
 
 /// What a connection is read into: while it has little to say, a place on the stack, so that an idle one holds nothing;
 /// while it fills that, larger and larger buffers of its own, which it gives away filled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Buffer {
+    /// Apart, and only for those who fill the place on the stack: each relay has room for two of these.
+    large: Option<Box<Large>>,
+}
+
+/// A buffer of one that has much to say.
+#[derive(Debug)]
+struct Large {
     bytes: BytesMut,
     /// There is one, be it that all of it was given away: it can be had again then.
     held: bool,
-    buffers: Buffers,
-    /// Of the next buffer; 0 for the one on the stack.
+    /// Of the next buffer.
     size: usize,
-    largest: usize,
     /// Reads in a row that the stack would have held.
     small: u32,
 }
 
 impl Buffer {
-    pub(crate) fn new(largest: usize, buffers: &Buffers) -> Self {
-        Self {
-            bytes: BytesMut::new(),
-            held: false,
-            buffers: buffers.clone(),
-            size: 0,
-            largest: largest.max(1),
-            small: 0,
-        }
-    }
-
-    /// Nothing comes for now, or ever: an idle connection keeps no memory.
-    fn rest(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        if std::mem::take(&mut self.held) {
-            self.buffers.keep(bytes);
-        }
-    }
-
-    /// Reads at most `most` bytes; none says that `io` has ended.
-    pub(crate) fn poll_read<T: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, io: &mut T, most: usize) -> Poll<io::Result<Bytes>> {
-        let most = most.min(self.largest);
-        if self.size == 0 {
+    /// Reads at most `most` bytes, within the bounds of `limits`, which are the same each time; none says that `io` has ended.
+    pub(crate) fn poll_read<T: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut T,
+        most: usize,
+        limits: &RelayLimits,
+    ) -> Poll<io::Result<Bytes>> {
+        let largest = limits.buffer.max(1);
+        let most = most.min(largest);
+        let Some(large) = &mut self.large else {
             let mut place = [MaybeUninit::uninit(); FIRST];
             let mut place = ReadBuf::uninit(&mut place[..most.min(FIRST)]);
             ready!(Pin::new(io).poll_read(cx, &mut place))?;
             if place.remaining() == 0 {
-                self.size = (FIRST * GROWTH).min(self.largest);
+                self.large = Some(Box::new(Large {
+                    bytes: BytesMut::new(),
+                    held: false,
+                    size: (FIRST * GROWTH).min(largest),
+                    small: 0,
+                }));
             }
             return Poll::Ready(Ok(Bytes::copy_from_slice(place.filled())));
+        };
+        let read = ready!(large.poll_read(cx, io, most, limits));
+        if large.small == SMALL_READS {
+            large.rest(limits);
+            self.large = None;
         }
+        Poll::Ready(read)
+    }
+}
+
+impl Large {
+    fn poll_read<T: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut T,
+        most: usize,
+        limits: &RelayLimits,
+    ) -> Poll<io::Result<Bytes>> {
         if self.bytes.capacity() < self.size / GROWTH && !self.bytes.try_reclaim(self.size) {
-            self.rest();
-            (self.bytes, self.held) = (self.buffers.take(self.size), true);
+            self.rest(limits);
+            (self.bytes, self.held) = (limits.buffers.take(self.size), true);
         }
         let room = self.bytes.capacity().min(most);
         let mut limited = (&mut self.bytes).limit(room);
         let Poll::Ready(read) = pin!(io.read_buf(&mut limited)).poll(cx) else {
-            self.rest();
+            self.rest(limits);
             return Poll::Pending;
         };
         let n = read?;
         let bytes = self.bytes.split().freeze();
         if n == self.size {
-            self.size = (self.size * GROWTH).min(self.largest);
+            self.size = (self.size * GROWTH).min(limits.buffer.max(1));
         }
         self.small = if n <= FIRST { self.small + 1 } else { 0 };
-        if self.small == SMALL_READS {
-            (self.size, self.small) = (0, 0);
-            self.rest();
-        }
         Poll::Ready(Ok(bytes))
+    }
+
+    /// Nothing comes for now, or ever: an idle connection keeps no memory.
+    fn rest(&mut self, limits: &RelayLimits) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if std::mem::take(&mut self.held) {
+            limits.buffers.keep(bytes);
+        }
     }
 }
 
@@ -251,9 +269,9 @@ mod tests {
         }
     }
 
-    fn read(buffer: &mut Buffer, most: usize, source: usize) -> Option<usize> {
+    fn read(limits: &RelayLimits, buffer: &mut Buffer, most: usize, source: usize) -> Option<usize> {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        match buffer.poll_read(&mut cx, &mut Source(source), most) {
+        match buffer.poll_read(&mut cx, &mut Source(source), most, limits) {
             Poll::Ready(bytes) => Some(bytes.unwrap().len()),
             Poll::Pending => None,
         }
@@ -261,23 +279,26 @@ mod tests {
 
     #[test]
     fn a_buffer_grows_for_those_who_fill_it_and_is_gone_when_they_rest() {
-        let mut buffer = Buffer::new(256 << 10, &Buffers::default());
-        let sizes: Vec<_> = (0..6).map(|_| read(&mut buffer, usize::MAX, usize::MAX).unwrap()).collect();
+        let (mut buffer, limits) = (Buffer::default(), RelayLimits::default());
+        let sizes: Vec<_> = (0..6)
+            .map(|_| read(&limits, &mut buffer, usize::MAX, usize::MAX).unwrap())
+            .collect();
         assert_eq!(sizes, [4 << 10, 16 << 10, 64 << 10, 256 << 10, 256 << 10, 256 << 10]);
-        assert_eq!(read(&mut buffer, usize::MAX, 0), None);
-        assert_eq!((buffer.bytes.capacity(), buffer.size), (0, 256 << 10));
+        assert_eq!(read(&limits, &mut buffer, usize::MAX, 0), None);
+        let resting = buffer.large.as_ref().unwrap();
+        assert_eq!((resting.bytes.capacity(), resting.size), (0, 256 << 10));
         for _ in 0..SMALL_READS {
-            assert_eq!(read(&mut buffer, usize::MAX, 100), Some(100));
+            assert_eq!(read(&limits, &mut buffer, usize::MAX, 100), Some(100));
         }
-        assert_eq!((buffer.bytes.capacity(), buffer.size), (0, 0));
+        assert!(buffer.large.is_none());
     }
 
     #[test]
     fn no_more_is_read_than_there_is_room_for() {
-        let mut buffer = Buffer::new(256 << 10, &Buffers::default());
+        let (mut buffer, limits) = (Buffer::default(), RelayLimits::default());
         for most in [1, 5000, 100_000, 1] {
             for _ in 0..3 {
-                assert!(read(&mut buffer, most, usize::MAX).unwrap() <= most);
+                assert!(read(&limits, &mut buffer, most, usize::MAX).unwrap() <= most);
             }
         }
     }

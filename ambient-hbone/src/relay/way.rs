@@ -29,9 +29,9 @@ type Failed = (Phase, io::Error);
 
 impl Way {
     /// One in which `moved` bytes have gone already.
-    pub(super) fn new(limits: &RelayLimits, moved: u64) -> Self {
+    pub(super) fn new(moved: u64) -> Self {
         Self {
-            buffer: Buffer::new(limits.buffer, &limits.buffers),
+            buffer: Buffer::default(),
             pieces: Pieces::default(),
             moved,
             eof: false,
@@ -57,6 +57,7 @@ impl Way {
         reader: &mut Leg<'_, R>,
         writer: &mut Leg<'_, W>,
         writer_eof: bool,
+        limits: &RelayLimits,
     ) -> Poll<Result<(), Failed>>
     where
         R: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -83,7 +84,7 @@ impl Way {
                     Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Write, e))),
                     Poll::Pending => return held_up(cx, reader),
                 };
-                match reader.poll_fetch(cx, &mut self.pieces, &mut self.buffer, room) {
+                match reader.poll_fetch(cx, &mut self.pieces, &mut self.buffer, room, limits) {
                     Poll::Ready(Ok(n)) => self.eof = n == 0,
                     Poll::Ready(Err(e)) => return Poll::Ready(Err((Phase::Read, e))),
                     Poll::Pending => return self.wait(cx, writer, writer_eof),
