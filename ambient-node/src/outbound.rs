@@ -39,33 +39,72 @@ const MOST_LOOKUPS: usize = MOST_TRIES + 1;
 /// Names that the control plane is asked for, for one connection.
 pub(crate) const MOST_NAMES: usize = 8;
 
-/// Serves one connection on a worker.
+/// Serves one connection on a worker. Most stand open for long, and many do: what only the opening needs has gone by then.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
-    let home = worker.clone();
+    let opening = Box::pin(open(node, pod, worker.clone(), arrival));
     worker.spawn(Box::pin(async move {
-        let Arrival {
-            stream, peer, destination, ..
-        } = arrival;
-        let to = destination.map_or_else(|| original_destination(&stream), Ok);
-        // Before it is counted: a pod that has all it may have open is captured as well.
-        if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Outbound, peer, *to)) {
-            return;
-        }
-        let Some(app) = App::take(&node, &pod.room.outbound, stream) else {
-            return;
-        };
-        match to {
-            Ok(to) => {
-                let outbound = Outbound { node, pod, home, peer, to };
-                tokio::select! {
-                    () = outbound.run(app) => {}
-                    // The carrying itself looks for this too, and then says how much it has carried.
-                    () = was_cut(&outbound.pod) => {}
-                }
-            }
-            Err(error) => tracing::debug!(%peer, %error, "outbound connection without an original destination"),
+        if let Some(standing) = opening.await {
+            standing.relay().await;
         }
     }));
+}
+
+async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
+    let Arrival {
+        stream, peer, destination, ..
+    } = arrival;
+    let to = destination.map_or_else(|| original_destination(&stream), Ok);
+    // Before it is counted: a pod that has all it may have open is captured as well.
+    if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Outbound, peer, *to)) {
+        return None;
+    }
+    let app = App::take(&node, &pod.room.outbound, stream)?;
+    match to {
+        Ok(to) => {
+            let outbound = Outbound { node, pod, home, peer, to };
+            tokio::select! {
+                standing = outbound.open_way(app) => standing,
+                // The carrying itself looks for this too, and then says how much it has carried.
+                () = was_cut(&outbound.pod) => None,
+            }
+        }
+        Err(error) => {
+            tracing::debug!(%peer, %error, "outbound connection without an original destination");
+            None
+        }
+    }
+}
+
+/// A connection that is open at both ends.
+struct Standing {
+    pod: Arc<Pod>,
+    home: Arc<Worker>,
+    far: Far,
+    app: App,
+    account: Account,
+}
+
+impl Standing {
+    async fn relay(mut self: Box<Self>) {
+        let Self {
+            pod,
+            home,
+            app,
+            far,
+            account,
+            ..
+        } = &mut *self;
+        let (relays, client) = (&home.relays, &mut app.stream);
+        let well = match far {
+            Far::Tcp(server) => carry(pod, relays, client, server, None, account).await,
+            Far::Local(server, _) => carry(pod, relays, client, server, None, account).await,
+            Far::Tunnel(server) | Far::Inner { stream: server, .. } => carry(pod, relays, client, server, None, account).await,
+        };
+        if well {
+            self.far.ended_well();
+            self.app.ended_well();
+        }
+    }
 }
 
 struct Outbound {
@@ -88,13 +127,12 @@ struct Tried {
     last: Option<Failure>,
 }
 
-/// What became of the opening.
-enum Way {
-    Open(Box<Far>, Account),
+/// Why nothing is open.
+enum Unopened {
     /// By policy: whoever asked is answered with an end, and no reset.
     Refused,
     /// It was told of why.
-    None,
+    Told,
 }
 
 /// Why there is no plan.
@@ -127,33 +165,37 @@ impl Tried {
 }
 
 impl Outbound {
-    /// Most connections stand open for long, and many do: what only the opening needs has gone by then.
-    async fn run(&self, mut app: App) {
-        match Box::pin(self.way(&mut app)).await {
-            Way::Open(mut far, account) => {
-                if self.relay(&mut app, &mut far, account).await {
-                    far.ended_well();
-                    app.ended_well();
-                }
+    /// Opens the way; who is refused by policy is answered.
+    async fn open_way(&self, mut app: App) -> Option<Box<Standing>> {
+        match self.way(&mut app).await {
+            Ok((far, account)) => Some(Box::new(Standing {
+                pod: self.pod.clone(),
+                home: self.home.clone(),
+                far,
+                app,
+                account,
+            })),
+            Err(Unopened::Refused) => {
+                app.refuse_quietly().await;
+                None
             }
-            Way::Refused => app.refuse_quietly().await,
-            Way::None => {}
+            Err(Unopened::Told) => None,
         }
     }
 
     /// Opens the way to the destination, or tells of why there is none.
-    async fn way(&self, app: &mut App) -> Way {
+    async fn way(&self, app: &mut App) -> Result<(Far, Account), Unopened> {
         let opened = clock::steady();
         let mut account: Option<Account> = None;
         let mut tried = Tried::new(&self.pod, opened);
         loop {
             let snapshot = match self.pod.known(&self.node.state).await {
                 Ok(snapshot) => snapshot,
-                Err(unknown) => return self.early(&unknown),
+                Err(unknown) => return Err(self.early(&unknown)),
             };
             let source = match self.pod.workload(&snapshot) {
                 Ok(source) => source,
-                Err(unknown) => return self.early(&unknown),
+                Err(unknown) => return Err(self.early(&unknown)),
             };
             let plan = match self.route(&snapshot, source, &mut tried).await {
                 Ok(plan) if !tried.knows(&plan) => plan,
@@ -162,7 +204,7 @@ impl Outbound {
                 Err(NoPlan::Unknown(error)) => {
                     let account = account.unwrap_or_else(|| self.account(&snapshot, source, None, &tried, opened));
                     account.close(&Outcome::failed(Flag::Connect, error).because(Reason::NoState));
-                    return Way::None;
+                    return Err(Unopened::Told);
                 }
                 Err(NoPlan::Refused(refusal)) => {
                     // What could not be reached is the better reason, where there is nothing else left.
@@ -171,7 +213,7 @@ impl Outbound {
                     }
                     let account = account.unwrap_or_else(|| self.account(&snapshot, source, None, &tried, opened));
                     account.close(&Outcome::failed(Flag::Connect, refusal).because(Reason::NoRoute));
-                    return Way::None;
+                    return Err(Unopened::Told);
                 }
             };
             // Open before the dial, so that one that is cut while it dials is told of too.
@@ -195,7 +237,7 @@ impl Outbound {
                         self.pod.outliers.remove(&destination.uid);
                     }
                     present.proven(far.proven());
-                    return Way::Open(Box::new(far), present);
+                    return Ok((far, present));
                 }
                 Err(failure) => failure,
             };
@@ -216,16 +258,16 @@ impl Outbound {
                 break;
             }
         }
-        Self::give_up(account, tried.last)
+        Err(Self::give_up(account, tried.last))
     }
 
     /// Tells of a connection that could be opened nowhere.
-    fn give_up(account: Option<Account>, failure: Option<Failure>) -> Way {
+    fn give_up(account: Option<Account>, failure: Option<Failure>) -> Unopened {
         let (Some(account), Some(failure)) = (account, failure) else {
-            return Way::None;
+            return Unopened::Told;
         };
         account.close(&failure.outcome);
-        if failure.by_policy { Way::Refused } else { Way::None }
+        if failure.by_policy { Unopened::Refused } else { Unopened::Told }
     }
 
     /// The plan, once all names that it hangs on are looked up.
@@ -298,17 +340,6 @@ impl Outbound {
         tried.failed.len() < MOST_TRIES && now.duration_since(opened) < TRYING
     }
 
-    /// Whether it ended as both ends wanted.
-    async fn relay(&self, app: &mut App, far: &mut Far, account: Account) -> bool {
-        let (pod, relays, client) = (&self.pod, &self.home.relays, &mut app.stream);
-        match far {
-            Far::Tcp(server) => carry(pod, relays, client, server, None, account).await,
-            Far::Local(server, _) => carry(pod, relays, client, server, None, account).await,
-            Far::Tunnel(server) | Far::Inner { stream: server, .. } => carry(pod, relays, client, server, None, account).await,
-        }
-        .is_some()
-    }
-
     /// Whether it would be carried by tunnel if it were routed at this moment.
     fn is_tunnelled_now(&self, hints: &Hints) -> bool {
         let Some(snapshot) = self.node.state.current() else { return false };
@@ -376,9 +407,26 @@ impl Outbound {
         ends
     }
 
-    fn early(&self, unknown: &UnknownPod) -> Way {
+    fn early(&self, unknown: &UnknownPod) -> Unopened {
         let metrics = &self.node.metrics;
         refused_early(metrics, unknown.reason(), Direction::Outbound, self.peer, self.to, None, unknown);
-        Way::None
+        Unopened::Told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What each connection that stands idle holds of its own here, in bytes.
+    #[test]
+    fn a_connection_that_stands_is_small() {
+        let (future, standing) = (size_of_future(|standing: Box<Standing>| standing.relay()), size_of::<Standing>());
+        assert!(future <= 700, "{future}");
+        assert!(standing <= 400, "{standing}");
     }
 }

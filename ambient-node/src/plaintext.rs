@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ambient_authz::{Decision, Peer};
 use ambient_core::{NetworkAddress, ports};
-use ambient_hbone::RelayLimits;
 use ambient_redirect::linux::{Direction as Captured, original_destination};
+use tokio::net::TcpStream;
 
 use crate::{
     Shared, clock,
@@ -14,94 +14,146 @@ use crate::{
     session::{App, carry, dial, settle, source_for, was_cut},
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
-    watch::Subject,
+    watch::{Cut, Registration, Subject},
     workers::Worker,
 };
 
-/// Serves one connection on a worker.
+/// Serves one connection on a worker. What only the opening needs has gone while it stands.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
-    let home = worker.clone();
-    worker.spawn(async move {
-        let Arrival {
-            stream, peer, destination, ..
-        } = arrival;
-        let to = destination.map_or_else(|| original_destination(&stream), Ok);
-        // Before it is counted: a pod that has all it may have open is captured as well.
-        if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Inbound, peer, *to)) {
-            return;
+    let opening = Box::pin(open(node, pod, worker.clone(), arrival));
+    worker.spawn(Box::pin(async move {
+        if let Some(standing) = opening.await {
+            standing.relay().await;
         }
-        let Some(app) = App::take(&node, &pod.room.inbound, stream) else {
-            return;
-        };
-        match to {
-            Ok(to) => {
-                let passed_on = Box::pin(pass_on(&node, &pod, &home.relays, app, peer, to));
-                tokio::select! {
-                    () = passed_on => {}
-                    () = was_cut(&pod) => {}
-                }
-            }
-            // Not captured but dialled: nothing that this port is for.
-            Err(error) => tracing::debug!(%peer, %error, "plaintext connection without an original destination"),
-        }
-    });
+    }));
 }
 
-async fn pass_on(node: &Arc<Shared>, pod: &Arc<Pod>, relays: &RelayLimits, mut client: App, peer: SocketAddr, to: SocketAddr) {
+async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
+    let Arrival {
+        stream, peer, destination, ..
+    } = arrival;
+    let to = destination.map_or_else(|| original_destination(&stream), Ok);
+    // Before it is counted: a pod that has all it may have open is captured as well.
+    if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Inbound, peer, *to)) {
+        return None;
+    }
+    let app = App::take(&node, &pod.room.inbound, stream)?;
+    match to {
+        Ok(to) => tokio::select! {
+            standing = open_way(&node, &pod, &home, app, peer, to) => standing,
+            () = was_cut(&pod) => None,
+        },
+        // Not captured but dialled: nothing that this port is for.
+        Err(error) => {
+            tracing::debug!(%peer, %error, "plaintext connection without an original destination");
+            None
+        }
+    }
+}
+
+/// A connection that is open at both ends.
+struct Standing {
+    pod: Arc<Pod>,
+    home: Arc<Worker>,
+    server: TcpStream,
+    cut: Cut,
+    _registered: Registration,
+    client: App,
+    account: Account,
+}
+
+impl Standing {
+    async fn relay(mut self: Box<Self>) {
+        let Self {
+            pod,
+            home,
+            client,
+            server,
+            cut,
+            account,
+            ..
+        } = &mut *self;
+        if carry(pod, &home.relays, &mut client.stream, server, Some(cut), account).await {
+            self.client.ended_well();
+            settle(&self.server);
+        }
+    }
+}
+
+/// Asks the policies, and connects; or tells of why not.
+async fn open_way(
+    node: &Arc<Shared>,
+    pod: &Arc<Pod>,
+    home: &Arc<Worker>,
+    client: App,
+    peer: SocketAddr,
+    to: SocketAddr,
+) -> Option<Box<Standing>> {
     let opened = clock::steady();
     let snapshot = match pod.known(&node.state).await {
         Ok(snapshot) => snapshot,
         Err(unknown) => {
-            return refused_early(&node.metrics, unknown.reason(), Direction::Inbound, peer, to, None, &unknown);
+            refused_early(&node.metrics, unknown.reason(), Direction::Inbound, peer, to, None, &unknown);
+            return None;
         }
     };
     let account = Account::open(&node.metrics, ends(&snapshot, pod, peer, to), opened);
     if ports::is_proxys_own(to.port()) {
-        return account.close(&Outcome::failed(
+        account.close(&Outcome::failed(
             Flag::Connect,
             format_args!("port {} is the proxy's own", to.port()),
         ));
+        return None;
     }
     let workload = match pod.workload(&snapshot) {
         Ok(workload) => workload,
-        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload)),
+        Err(unknown) => {
+            account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload));
+            return None;
+        }
     };
     let subject = Subject {
-        pod: pod.spec.uid.clone(),
+        server: pod.server.clone(),
         workload: workload.uid.clone(),
-        peer: Peer::plaintext(),
-        identity: pod.identity.clone(),
+        peer: Arc::new(Peer::plaintext()),
         source: peer.ip(),
         destination: to,
     };
-    let (_registered, mut cut) = node.watch.register(subject.clone());
+    let (registered, cut) = node.watch.register(subject.clone());
     // Decided on what is present after the registration: a change in between is either seen here or cut later.
     let snapshot = node.state.current().unwrap_or(snapshot);
     let target = match pod.target(&snapshot) {
         Ok(target) => target,
-        Err(unknown) => return account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload)),
+        Err(unknown) => {
+            account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload));
+            return None;
+        }
     };
     if let Decision::Deny(denial) = subject.decide(&snapshot, &target) {
         account.close(&Outcome::failed(
             Flag::Deny,
             format_args!("connection closed due to policy rejection: {denial}"),
         ));
-        return client.refuse_quietly().await;
+        client.refuse_quietly().await;
+        return None;
     }
-    let mut server = match dial(node, pod, source_for(peer, to), to).await {
+    let server = match dial(node, pod, source_for(peer, to), to).await {
         Ok(server) => server,
         Err(error) => {
             let failed = Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"));
-            return account.close(&failed.because(Reason::of_dial(&error)));
+            account.close(&failed.because(Reason::of_dial(&error)));
+            return None;
         }
     };
-    if carry(pod, relays, &mut client.stream, &mut server, Some(&mut cut), account)
-        .await
-        .is_some()
-    {
-        client.ended_well();
-        settle(&server);
-    }
+    Some(Box::new(Standing {
+        pod: pod.clone(),
+        home: home.clone(),
+        server,
+        cut,
+        _registered: registered,
+        client,
+        account,
+    }))
 }
 
 fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> Ends {

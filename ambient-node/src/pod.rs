@@ -27,6 +27,7 @@ use crate::{
     outliers::Outliers,
     state::{Snapshot, State},
     telemetry::Reason,
+    watch::Server,
 };
 
 #[cfg(test)]
@@ -53,6 +54,8 @@ pub(crate) struct Pod {
     pub(crate) spec: PodSpec,
     pub(crate) namespace: Arc<Netns>,
     pub(crate) identity: Identity,
+    /// Which pod it is, and who: for those who watch its connections.
+    pub(crate) server: Arc<Server>,
     /// Whom its tunnels speak for: never shared with another pod, of whatever identity.
     pub(crate) speaker: Speaker,
     pub(crate) room: Room,
@@ -71,10 +74,15 @@ pub(crate) struct Pod {
 impl Pod {
     /// A pod that begins to be served.
     pub(crate) fn new(spec: PodSpec, namespace: Arc<Netns>, speaker: Speaker, room: Room, certificate: Held) -> Self {
+        let server = Server {
+            pod: spec.uid.clone(),
+            identity: speaker.identity.clone(),
+        };
         Self {
             spec,
             namespace,
             identity: speaker.identity.clone(),
+            server: Arc::new(server),
             speaker,
             room,
             outliers: Outliers::default(),

@@ -97,7 +97,8 @@ pub(crate) enum Carried {
     Stopped,
 }
 
-/// Moves bytes between a client and a server until both are done, or until it must stop; and tells the account.
+/// Moves bytes between a client and a server until both are done, or until it must stop; and tells the account how that ended.
+/// Gives whether that was in good order.
 ///
 /// Whoever calls owns the two ends: after anything but an orderly end dropping them is a reset on both sides.
 pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
@@ -106,10 +107,9 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
     client: &mut C,
     server: &mut S,
     cut: Option<&mut watch::Cut>,
-    mut account: Account,
-) -> Option<()> {
+    account: &mut Account,
+) -> bool {
     account.established();
-    let progress = account.progress();
     let cut = async {
         match cut {
             Some(cut) => cut.reason().await,
@@ -117,7 +117,7 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
         }
     };
     let carried = tokio::select! {
-        tally = relay_counted(client, server, relays, &progress) => Carried::Ended(tally),
+        tally = relay_counted(client, server, relays, account.progress()) => Carried::Ended(tally),
         why = cut => Carried::Cut(why),
         () = pod.reaches(Stage::Cut) => Carried::Stopped,
     };
@@ -126,22 +126,23 @@ pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
             if let Some(first_byte) = tally.first_byte {
                 account.answered_after(first_byte);
             }
-            return ended(account, tally);
+            ended(account, tally)
         }
         Carried::Cut(why) => {
             let changed = Outcome::failed(Flag::Deny, format_args!("connection closed due to policy change: {why}"));
-            account.close(&changed.because(Reason::PolicyChanged).by(Closer::Proxy));
+            account.end(&changed.because(Reason::PolicyChanged).by(Closer::Proxy));
+            false
         }
         Carried::Stopped => {
             let stopped = Outcome::failed(Flag::None, "connection closed due to connection drain");
-            account.close(&stopped.because(Reason::Drain).by(Closer::Proxy));
+            account.end(&stopped.because(Reason::Drain).by(Closer::Proxy));
+            false
         }
     }
-    None
 }
 
 /// By its ends; gives whether that was in good order.
-fn ended(account: Account, tally: Tally) -> Option<()> {
+fn ended(account: &mut Account, tally: Tally) -> bool {
     // The client is the relay's first side.
     let closer = |side| match side {
         Side::A => (Closer::Client, Reason::ClientReset),
@@ -149,8 +150,8 @@ fn ended(account: Account, tally: Tally) -> Option<()> {
     };
     match tally.end {
         End::Orderly { first } => {
-            account.close(&Outcome::orderly().by(closer(first).0));
-            Some(())
+            account.end(&Outcome::orderly().by(closer(first).0));
+            true
         }
         End::Failed { side, ref error, .. } => {
             let (closer, reason) = closer(side);
@@ -170,8 +171,8 @@ fn ended(account: Account, tally: Tally) -> Option<()> {
                     .by(Closer::Proxy),
                 _ => Outcome::failed(Flag::None, tally.end).because(reason).by(closer),
             };
-            account.close(&outcome);
-            None
+            account.end(&outcome);
+            false
         }
     }
 }

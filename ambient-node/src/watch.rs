@@ -24,15 +24,20 @@ mod tests;
 /// An inbound connection as policy sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
-    /// The pod that serves it.
-    pub(crate) pod: PodUid,
+    pub(crate) server: Arc<Server>,
     pub(crate) workload: WorkloadUid,
-    /// Who that pod is: the certificate that the connection was accepted with names it.
-    pub(crate) identity: Identity,
-    /// Who speaks, as far as the policies ask.
-    pub(crate) peer: Peer,
+    /// Who speaks, as far as the policies ask: the same for all streams of a tunnel.
+    pub(crate) peer: Arc<Peer>,
     pub(crate) source: IpAddr,
     pub(crate) destination: SocketAddr,
+}
+
+/// Who serves a connection: the same for all of a pod.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) pod: PodUid,
+    /// Who that pod is: the certificate that the connection was accepted with names it.
+    pub(crate) identity: Identity,
 }
 
 impl Subject {
@@ -51,7 +56,7 @@ impl Subject {
 
     /// Why it may not go on; `None` if it may. Whom the one before went to is known still, and is as a rule the same.
     fn refusal(&self, snapshot: &Snapshot, before: &mut Option<Target>) -> Option<String> {
-        let workload = match local_workload(snapshot, &self.pod, &self.identity) {
+        let workload = match local_workload(snapshot, &self.server.pod, &self.server.identity) {
             Ok(workload) => workload,
             Err(unknown) => return Some(unknown.to_string()),
         };
@@ -115,7 +120,7 @@ impl Watch {
         let (count, mut target) = (asked.len(), None);
         for mut asked in asked {
             if !snapshot.policies.knows(&asked.subject.peer) {
-                asked.subject.peer = snapshot.policies.resolve(asked.subject.peer.identity());
+                asked.subject.peer = Arc::new(snapshot.policies.resolve(asked.subject.peer.identity()));
                 asked.resolved = true;
             }
             let refused = asked.subject.refusal(snapshot, &mut target);

@@ -309,7 +309,7 @@ impl Asks {
 fn connections(at: &Standing, workload: Option<&Arc<Workload>>) -> Option<Connections> {
     let mut connections = Connections::default();
     for open in workload.map(|w| at.metrics.live.of(&w.uid)).unwrap_or_default() {
-        match open.direction {
+        match open.ends.direction {
             Direction::Inbound => connections.inbound += 1,
             Direction::Outbound => connections.outbound += 1,
         }

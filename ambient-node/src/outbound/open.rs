@@ -91,7 +91,9 @@ impl Outbound {
             None => {
                 let destination = self.destination(source, tunnel, tunnel.accepted.clone());
                 let stream = self.home.tunnels.connect_with(&self.pod.speaker, &destination, &mut app.stream);
-                stream.await.map(Far::Tunnel).map_err(|failed| take_back(app, failed))
+                let mut stream = stream.await.map_err(|failed| take_back(app, failed))?;
+                drop(stream.take_headers());
+                Ok(Far::Tunnel(stream))
             }
             Some(inner) => self.open_within(source, tunnel, inner, app).await,
         }
@@ -130,7 +132,8 @@ impl Outbound {
             .home
             .inner
             .connect_with(&self.pod.speaker, outer, &destination, &mut app.stream);
-        let (stream, within) = stream.await.map_err(|failed| take_back(app, failed))?;
+        let (mut stream, within) = stream.await.map_err(|failed| take_back(app, failed))?;
+        drop(stream.take_headers());
         Ok(Far::Inner { stream, _within: within })
     }
 

@@ -13,10 +13,9 @@ use tracing::Level;
 
 use super::{
     ends::{Closer, Direction, Ends, Flag, Outcome},
-    live::ConnId,
+    live::{ConnId, Live, Open},
     metrics::Metrics,
     reason::Reason,
-    series::Series,
 };
 use crate::clock;
 
@@ -52,29 +51,21 @@ pub(crate) struct Account {
     metrics: Arc<Metrics>,
     /// Apart: the account goes from hand to hand, and each future that it passes through has room for it. Those who list
     /// what is open share it.
-    ends: Arc<Ends>,
-    opened: Instant,
+    open: Arc<Open>,
     id: ConnId,
-    /// Client to server as `a` to `b`.
-    progress: Arc<Progress>,
     first_byte: Option<Duration>,
-    /// Where it is counted as open, once it is.
-    counted: Option<Arc<Series>>,
     established: Option<Instant>,
     done: bool,
 }
 
 impl Account {
     pub(crate) fn open(metrics: &Arc<Metrics>, ends: Ends, opened: Instant) -> Self {
-        let ends = Arc::new(ends);
+        let (id, open) = metrics.live.open(ends, opened);
         let account = Self {
-            id: metrics.live.open(&ends, opened),
+            id,
             metrics: metrics.clone(),
-            ends,
-            opened,
-            progress: Arc::default(),
+            open,
             first_byte: None,
-            counted: None,
             established: None,
             done: false,
         };
@@ -84,41 +75,42 @@ impl Account {
 
     /// It goes another way than was thought when it was opened.
     pub(crate) fn reroute(mut self, ends: Ends) -> Self {
-        self.ends = Arc::new(ends);
-        self.metrics.live.renew(self.id, &self.ends, self.opened);
+        self.open = self.metrics.live.renew(self.id, ends, self.open.opened);
         self
     }
 
     /// Whether it is carried within this process.
     pub(crate) fn is_local(&mut self, local: bool) {
-        if self.ends.local != local {
+        if self.open.ends.local != local {
             self.renew(|ends| ends.local = local);
         }
     }
 
     /// The other end has proven who it is.
     pub(crate) fn proven(&mut self, identity: Option<Identity>) {
-        if self.ends.destination_identity != identity {
+        if self.open.ends.destination_identity != identity {
             self.renew(|ends| ends.destination_identity = identity);
         }
     }
 
     fn renew(&mut self, change: impl FnOnce(&mut Ends)) {
-        change(Arc::make_mut(&mut self.ends));
-        self.metrics.live.renew(self.id, &self.ends, self.opened);
+        let mut ends = self.open.ends.clone();
+        change(&mut ends);
+        self.open = self.metrics.live.renew(self.id, ends, self.open.opened);
     }
 
     /// Where it is noted how much is carried, of the client's bytes as from `a` to `b`.
-    pub(crate) fn progress(&self) -> Arc<Progress> {
-        self.progress.clone()
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.open.progress
     }
 
     /// The first byte of an answer has come so long after the other end was open.
     pub(crate) fn answered_after(&mut self, first_byte: Duration) {
-        let until_then = self.established.unwrap_or(self.opened).duration_since(self.opened);
+        let opened = self.open.opened;
+        let until_then = self.established.unwrap_or(opened).duration_since(opened);
         let first_byte = until_then + first_byte;
         self.first_byte = Some(first_byte);
-        self.metrics.answered(&self.ends, first_byte);
+        self.metrics.answered(&self.open.ends, first_byte);
     }
 
     pub(crate) fn close(mut self, outcome: &Outcome) {
@@ -127,36 +119,38 @@ impl Account {
 
     /// All that will be known of its ends is known: it counts as open, under the labels that it will be closed under.
     pub(crate) fn established(&mut self) {
-        if self.counted.is_none() {
-            let series = self.metrics.opened(&self.ends, self.opened);
-            self.metrics.live.carries(self.id, self.progress.clone(), series.clone());
-            self.counted = Some(series);
+        if self.open.series().is_none() {
+            Live::carries(&self.open, self.metrics.opened(&self.open.ends, self.open.opened));
             self.established = Some(clock::steady());
         }
     }
 
-    fn end(&mut self, outcome: &Outcome) {
-        self.done = true;
+    /// As [`Account::close`], for who holds it still. What it is told after that is not told on.
+    pub(crate) fn end(&mut self, outcome: &Outcome) {
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let Open { ends, progress, .. } = &*self.open;
         self.metrics.live.close(self.id);
         // What never was open on its other side is counted as opened as well, as Istio does, so that the two agree.
-        let opened = self.counted.take().unwrap_or_else(|| self.metrics.attempted(&self.ends));
+        let opened = self.open.series().cloned().unwrap_or_else(|| self.metrics.attempted(ends));
         let reason = outcome.error.as_ref().map(|(reason, _)| *reason);
-        self.metrics.closed(&opened, &self.ends, outcome.flag, reason);
+        self.metrics.closed(&opened, ends, outcome.flag, reason);
         self.metrics.observe(&Event::ConnectionEnded {
-            outbound: self.ends.direction == Direction::Outbound,
-            source: self.ends.source,
-            destination: self.ends.destination,
-            source_identity: self.ends.source_identity.as_ref(),
-            destination_identity: self.ends.destination_identity.as_ref(),
-            requested: self.progress.a_to_b(),
-            answered: self.progress.b_to_a(),
+            outbound: ends.direction == Direction::Outbound,
+            source: ends.source,
+            destination: ends.destination,
+            source_identity: ends.source_identity.as_ref(),
+            destination_identity: ends.destination_identity.as_ref(),
+            requested: progress.a_to_b(),
+            answered: progress.b_to_a(),
             error: outcome.error.as_ref().map(|(_, error)| &**error),
         });
-        self.log_end(outcome, clock::steady().duration_since(self.opened));
+        self.log_end(outcome, clock::steady().duration_since(self.open.opened));
     }
 
     fn log_open(&self) {
-        let ends = &self.ends;
+        let ends = &self.open.ends;
         tracing::event!(
             target: "access",
             Level::DEBUG,
@@ -171,11 +165,12 @@ impl Account {
 
     fn log_end(&self, outcome: &Outcome, duration: Duration) {
         // `sent` and `received` are this proxy's: towards the other end, and from it.
-        let (sent, received) = match self.ends.direction {
-            Direction::Outbound => (self.progress.a_to_b(), self.progress.b_to_a()),
-            Direction::Inbound => (self.progress.b_to_a(), self.progress.a_to_b()),
+        let Open { ends, progress, .. } = &*self.open;
+        let (sent, received) = match ends.direction {
+            Direction::Outbound => (progress.a_to_b(), progress.b_to_a()),
+            Direction::Inbound => (progress.b_to_a(), progress.a_to_b()),
         };
-        let (ends, first_byte) = (&self.ends, self.first_byte.map(millis));
+        let first_byte = self.first_byte.map(millis);
         let source = ends.source_workload.as_deref();
         let destination = ends.destination_workload.as_deref();
         macro_rules! line {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -40,33 +40,45 @@ impl fmt::Display for ConnId {
 pub(crate) struct Live {
     process: u32,
     next: AtomicU64,
-    parts: [Mutex<HashMap<u64, Open>>; PARTS],
+    /// Each apart: a table has places for more than are open.
+    parts: [Mutex<HashMap<u64, Arc<Open>>>; PARTS],
 }
 
-/// A connection that is open: what its account knows of it, since a table has places for more than are open.
+/// A connection that is open, as its account and those who list what is open share it.
 #[derive(Debug)]
-struct Open {
-    ends: Arc<Ends>,
-    opened: Instant,
-    flow: Option<Box<Flow>>,
+pub(crate) struct Open {
+    pub(crate) ends: Ends,
+    pub(super) opened: Instant,
+    /// What it has carried: client to server as from `a` to `b`.
+    pub(super) progress: Progress,
+    /// Where that is counted, once it carries.
+    series: OnceLock<Arc<Series>>,
+    /// What of it is counted: client to server, and back. Written under the lock of its part.
+    counted: [AtomicU64; 2],
 }
 
-/// What a connection has carried, and where that is counted.
-#[derive(Debug)]
-struct Flow {
-    progress: Arc<Progress>,
-    series: Arc<Series>,
-    /// What of it is counted: client to server, and back.
-    counted: [u64; 2],
-}
+impl Open {
+    fn new(ends: Ends, opened: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            ends,
+            opened,
+            progress: Progress::default(),
+            series: OnceLock::new(),
+            counted: Default::default(),
+        })
+    }
 
-impl Flow {
-    fn count(&mut self) {
+    /// Where it is counted as open, once it is.
+    pub(super) fn series(&self) -> Option<&Arc<Series>> {
+        self.series.get()
+    }
+
+    fn count(&self) {
+        let Some(series) = self.series.get() else { return };
         let now = [self.progress.a_to_b(), self.progress.b_to_a()];
-        let [requested, answered] = [0, 1].map(|n| now[n] - self.counted[n]);
+        let [requested, answered] = [0, 1].map(|n| now[n] - self.counted[n].swap(now[n], Ordering::Relaxed));
         if requested > 0 || answered > 0 {
-            self.series.carried(requested, answered);
-            self.counted = now;
+            series.carried(requested, answered);
         }
     }
 }
@@ -84,44 +96,42 @@ impl Default for Live {
 
 impl Live {
     /// Takes a connection in, and names it.
-    pub(crate) fn open(&self, ends: &Arc<Ends>, opened: Instant) -> ConnId {
+    pub(super) fn open(&self, ends: Ends, opened: Instant) -> (ConnId, Arc<Open>) {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        self.put(count, ends, opened);
-        ConnId {
+        let id = ConnId {
             process: self.process,
             count,
-        }
+        };
+        (id, self.renew(id, ends, opened))
     }
 
-    /// More is known of it, or something else than was thought.
-    pub(crate) fn renew(&self, id: ConnId, ends: &Arc<Ends>, opened: Instant) {
-        self.put(id.count, ends, opened);
-    }
-
-    /// From now on it carries bytes, client to server as `progress` has `a` to `b`, which are counted there.
-    pub(super) fn carries(&self, id: ConnId, progress: Arc<Progress>, series: Arc<Series>) {
+    /// More is known of it, or something else than was thought; before it carries anything.
+    pub(super) fn renew(&self, id: ConnId, ends: Ends, opened: Instant) -> Arc<Open> {
+        let open = Open::new(ends, opened);
         let mut part = self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = part.get_mut(&id.count) {
-            let counted = [0; 2];
-            open.flow = Some(Box::new(Flow { progress, series, counted }));
-        }
+        part.insert(id.count, open.clone());
+        open
+    }
+
+    /// From now on it carries bytes, which are counted there.
+    pub(super) fn carries(open: &Open, series: Arc<Series>) {
+        // Once: whoever has it already counts there.
+        let _ = open.series.set(series);
     }
 
     /// It has ended; all that it has carried is counted.
-    pub(crate) fn close(&self, id: ConnId) {
-        let closed = self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner).remove(&id.count);
-        if let Some(mut flow) = closed.and_then(|open| open.flow) {
-            flow.count();
+    pub(super) fn close(&self, id: ConnId) {
+        let mut part = self.part(id.count).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = part.remove(&id.count) {
+            open.count();
         }
     }
 
     /// Counts what was carried since the last time: connections that stand for days are told of while they do.
     pub(super) fn count_bytes(&self) {
         for part in &self.parts {
-            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            part.values_mut()
-                .filter_map(|open| open.flow.as_mut())
-                .for_each(|flow| flow.count());
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            part.values().for_each(|open| open.count());
         }
     }
 
@@ -132,29 +142,17 @@ impl Live {
     }
 
     /// Those of a workload, oldest first.
-    pub(crate) fn of(&self, workload: &WorkloadUid) -> Vec<Arc<Ends>> {
+    pub(crate) fn of(&self, workload: &WorkloadUid) -> Vec<Arc<Open>> {
         let mut found = Vec::new();
         for part in &self.parts {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_it = part.values().filter(|open| open.is_of(workload));
-            found.extend(of_it.map(|open| (open.opened, open.ends.clone())));
+            found.extend(part.values().filter(|open| open.is_of(workload)).cloned());
         }
-        found.sort_by_key(|(opened, _)| *opened);
-        found.into_iter().map(|(_, ends)| ends).collect()
+        found.sort_by_key(|open| open.opened);
+        found
     }
 
-    fn put(&self, count: u64, ends: &Arc<Ends>, opened: Instant) {
-        let mut part = self.part(count).lock().unwrap_or_else(PoisonError::into_inner);
-        let flow = part.remove(&count).and_then(|before| before.flow);
-        let open = Open {
-            ends: ends.clone(),
-            opened,
-            flow,
-        };
-        part.insert(count, open);
-    }
-
-    fn part(&self, count: u64) -> &Mutex<HashMap<u64, Open>> {
+    fn part(&self, count: u64) -> &Mutex<HashMap<u64, Arc<Open>>> {
         // Less than the number of parts, whatever the width of a word.
         &self.parts[(count % PARTS as u64) as usize]
     }
@@ -168,5 +166,16 @@ impl Open {
             Direction::Inbound => &self.ends.destination_workload,
         };
         local.as_ref().is_some_and(|local| local.uid == *workload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each connection is in memory as long as that stands.
+    #[test]
+    fn what_is_known_of_a_connection_is_small() {
+        assert!(size_of::<Open>() <= 360, "{}", size_of::<Open>());
     }
 }

@@ -13,10 +13,12 @@ fn server(name: &str) -> Arc<Workload> {
 
 fn subject(name: &str) -> Subject {
     Subject {
-        pod: name.into(),
+        server: Arc::new(Server {
+            pod: name.into(),
+            identity: server(name).identity().unwrap(),
+        }),
         workload: server(name).uid.clone(),
-        identity: server(name).identity().unwrap(),
-        peer: Peer::plaintext(),
+        peer: Arc::new(Peer::plaintext()),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2:80".parse().unwrap(),
     }
@@ -148,7 +150,7 @@ fn only_those_of_the_workloads_concerned_are_asked_again() {
     let mut held: Vec<_> = (0..10_000)
         .map(|i| {
             let subject = Subject {
-                peer: caller.clone().into(),
+                peer: Arc::new(caller.clone().into()),
                 ..subject(&names[i % 100])
             };
             watch.register(subject)
@@ -169,7 +171,7 @@ fn what_is_asked_again_is_resolved_once() {
     apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
     let caller = "spiffe://cluster.local/ns/shop/sa/caller".parse::<Identity>().unwrap();
     let (_held, _cut) = watch.register(Subject {
-        peer: caller.into(),
+        peer: Arc::new(caller.into()),
         ..subject("cart")
     });
     let found = Match {

@@ -52,9 +52,9 @@ pub(super) fn by_pod<'a>(
         let workload = now.mesh.workload_by_pod(&pod.spec.uid);
         let mut connections = Connections::default();
         for open in workload.map(|workload| live.of(&workload.uid)).unwrap_or_default() {
-            match open.direction {
-                Direction::Inbound => connections.inbound.push(inbound(&open)),
-                Direction::Outbound => connections.outbound.push(outbound(&open)),
+            match open.ends.direction {
+                Direction::Inbound => connections.inbound.push(inbound(&open.ends)),
+                Direction::Outbound => connections.outbound.push(outbound(&open.ends)),
             }
         }
         let view = View {
