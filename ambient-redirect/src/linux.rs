@@ -4,6 +4,7 @@
 //! would take other tasks along into the namespace.
 
 mod datagrams;
+mod mapped;
 mod names;
 mod netns;
 pub(crate) mod option;
@@ -21,6 +22,7 @@ mod told;
 mod watcher;
 
 pub use datagrams::Datagrams;
+pub use mapped::unmap_binary;
 pub(crate) use names::Names;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;

@@ -356,6 +356,7 @@ async fn serve(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<()> {
         node = start(args, config, mesh) => node?,
         _ = &mut told => anyhow::bail!("told to stop before it had started"),
     };
+    tokio::spawn(keep_little_mapped());
     node.run(async move {
         let Ok((mut terminate, mut interrupt)) = told.await else { return };
         // Who asks twice does not want to wait for open connections.
@@ -369,6 +370,19 @@ async fn serve(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<()> {
     })
     .await?;
     Ok(())
+}
+
+/// Most of the binary that is in memory was looked at once, by the start, or by what happens seldom.
+async fn keep_little_mapped() {
+    let mut pause = START;
+    loop {
+        tokio::time::sleep(pause).await;
+        match ambient_redirect::linux::unmap_binary() {
+            Ok(bytes) => tracing::debug!(bytes, "pages of the binary are unmapped; what is in use is mapped again"),
+            Err(error) => return tracing::debug!(%error, "pages of the binary stay mapped"),
+        }
+        pause = BETWEEN;
+    }
 }
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
@@ -583,6 +597,12 @@ pub(crate) fn raise_descriptor_limit() -> usize {
     let present = getrlimit(Resource::Nofile).current;
     present.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX))
 }
+
+/// A start is over by then, as a rule.
+const START: Duration = Duration::from_secs(10);
+
+/// Often enough that what was needed once does not stay, and so seldom that to map the rest again costs nothing that counts.
+const BETWEEN: Duration = Duration::from_secs(600);
 
 /// Where keys are kept, unless said otherwise.
 const KEYS: &str = "/run/ambient";
