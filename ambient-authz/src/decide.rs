@@ -451,6 +451,7 @@ impl<'a> Attached<'a> {
                         new.kinds[entry.kind as usize] = true;
                     }
                 }
+                Some(Known::Unreadable(unreadable)) if unreadable.dry_run => {}
                 Some(Known::Unreadable(unreadable)) => {
                     let of_standing = !unreadable.only_new;
                     least(&mut new.unreadable, unreadable, |one| &one.key, of_standing);

@@ -307,8 +307,11 @@ impl<'a> Revision<'a> {
         number
     }
 
-    /// Refuses what a policy applies to that cannot be read.
+    /// Refuses what a policy applies to that cannot be read, unless it is in dry run.
     pub(crate) fn unreadable(&mut self, unreadable: &Arc<Unreadable>) {
+        if unreadable.dry_run {
+            return;
+        }
         let terms = &mut self.index.terms;
         if unreadable.scope == Scope::Namespace {
             terms.take_place(&unreadable.namespace);
@@ -320,6 +323,9 @@ impl<'a> Revision<'a> {
 
     /// Refuses it no longer.
     pub(crate) fn readable(&mut self, unreadable: &Unreadable) {
+        if unreadable.dry_run {
+            return;
+        }
         let terms = &mut self.index.terms;
         if let Some(place) = terms.place_mut(unreadable.scope, &unreadable.namespace) {
             place.unreadable.remove(&unreadable.key);

@@ -165,7 +165,9 @@ pub struct ReadError {
     pub namespace: Arc<str>,
     /// What it would apply to; where its selector cannot be read either, all that the selector could select.
     pub scope: Scope,
-    /// The workloads that it would be attached to.
+    /// Whether it says of itself that it is in dry run (`istio.io/dry-run`), and so refuses nothing.
+    pub dry_run: bool,
+    /// The workloads that it would be attached to; none in dry run.
     pub selector: Option<Selector>,
     /// Where it cannot be read, such as `spec.rules[1].from[0].source.ipBlocks[2]`.
     pub path: Box<str>,
@@ -186,6 +188,7 @@ impl ReadError {
             key: name,
             scope: whole_scope(&namespace, settings),
             namespace,
+            dry_run: envelope.kind == "AuthorizationPolicy" && in_dry_run(&envelope.metadata) == Ok(true),
             selector: None,
             path: "spec".into(),
             why: why.to_string().into(),
@@ -196,6 +199,7 @@ impl ReadError {
     pub fn unreadable(&self) -> Unreadable {
         Unreadable {
             only_new: false,
+            dry_run: self.dry_run,
             key: self.key.clone(),
             namespace: self.namespace.clone(),
             scope: self.scope,
@@ -224,12 +228,25 @@ impl Fault {
             key,
             namespace,
             scope,
+            dry_run: false,
             selector,
             path: self.path.into(),
             why: self.why.into(),
         }
     }
 }
+
+/// What the annotation says, as Go's `ParseBool` reads it; what stands there where that cannot be read.
+fn in_dry_run(metadata: &Metadata) -> Result<bool, &str> {
+    let annotations = metadata.annotations.as_ref();
+    match annotations.and_then(|annotations| annotations.get(DRY_RUN)).map(String::as_str) {
+        Some("1" | "t" | "T" | "TRUE" | "true" | "True") => Ok(true),
+        None | Some("0" | "f" | "F" | "FALSE" | "false" | "False") => Ok(false),
+        Some(other) => Err(other),
+    }
+}
+
+const DRY_RUN: &str = "istio.io/dry-run";
 
 fn key(namespace: &str, name: &str) -> PolicyKey {
     format!("{namespace}/{name}").into()

@@ -284,7 +284,7 @@ impl Policies {
         match self.known(key)? {
             Known::Good(_) => None,
             Known::LastGood(_) | Known::Kept => Some(Fallback::LastGood),
-            Known::Unreadable(_) if self.unreadable_refuses() => Some(Fallback::Refusal),
+            Known::Unreadable(unreadable) if self.unreadable_refuses() && !unreadable.dry_run => Some(Fallback::Refusal),
             Known::Unreadable(_) => Some(Fallback::Nothing),
         }
     }

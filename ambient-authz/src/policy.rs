@@ -46,7 +46,7 @@ pub enum Fallback {
     LastGood,
     /// No version of it could be read: everything in its scope is refused.
     Refusal,
-    /// No version of it could be read, and it is let go: nothing.
+    /// No version of it could be read, and it is in dry run, or let go: nothing.
     Nothing,
 }
 
@@ -83,6 +83,9 @@ pub struct Unreadable {
     /// Whether it refuses only what begins from now on. So it is where not even that it is a policy is known, as of a
     /// file of whatever kinds that cannot be read at all: what was let in before goes on.
     pub only_new: bool,
+    /// Whether it says of itself that its verdict is told and not enforced: then it refuses nothing. A last good version stays
+    /// in force all the same.
+    pub dry_run: bool,
     /// Where it cannot be read and why, such as `spec.rules[1].from[0].source.ipBlocks[2]: …`.
     pub error: String,
 }

@@ -198,6 +198,8 @@ pub struct ReadError {
     pub namespace: Arc<str>,
     /// What it would apply to; where that is what cannot be read, its namespace, or the mesh for the root namespace.
     pub scope: Scope,
+    /// Whether it is in dry run, and so refuses nothing.
+    pub dry_run: bool,
     /// Where, such as `rules[0].clauses[1].matches[0].source_ips[2]`.
     pub path: Box<str>,
     /// Why.
@@ -212,6 +214,7 @@ impl ReadError {
             namespace: self.namespace.clone(),
             scope: self.scope,
             only_new: false,
+            dry_run: self.dry_run,
             error: self.to_string(),
         }
     }
@@ -239,6 +242,7 @@ pub fn read(sent: &Authorization, settings: &Settings) -> Result<Policy, ReadErr
         key: key.clone(),
         namespace: namespace.clone(),
         scope: scope.unwrap_or(widest),
+        dry_run: sent.dry_run,
         path: fault.path.into(),
         why: fault.why.into(),
     })

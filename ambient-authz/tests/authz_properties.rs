@@ -209,6 +209,7 @@ fn namespace_of(key: &PolicyKey) -> Arc<str> {
 fn unreadable(key: PolicyKey, scope: Scope) -> Update {
     Update::Unreadable(Arc::new(Unreadable {
         only_new: false,
+        dry_run: false,
         namespace: namespace_of(&key),
         key,
         scope,

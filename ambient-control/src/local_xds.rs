@@ -55,6 +55,9 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Other names of the trust domain in policies; none by default.
     pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether `cluster.local` in a policy means the trust domain, whatever its name; off by default: the text says what it
+    /// means.
+    pub cluster_local: bool,
     /// The namespace whose policies hold for the whole mesh; `istio-system` by default.
     pub root_namespace: Arc<str>,
     /// Whether policies are read as ztunnel reads them, also where that lets through more than is written; off by default.
@@ -91,6 +94,7 @@ impl Config {
             place,
             trust_domain: TrustDomain::default(),
             trust_domain_aliases: Vec::new(),
+            cluster_local: false,
             root_namespace: "istio-system".into(),
             istio_exact: false,
         }

@@ -98,6 +98,9 @@ pub struct Config {
     pub selection: objects::Selection,
     /// Other names of the trust domain in policies; none by default.
     pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether `cluster.local` in a policy means the trust domain, whatever its name; none by default, and then it does unless
+    /// policies are read as istiod reads them.
+    pub cluster_local: Option<bool>,
     /// Whether policies are read as istiod reads them, also where that lets through more than is written; off by default.
     pub istio_exact: bool,
     /// What the ConfigMap `istio` said when these settings were made of it: where it says something else, now or later, that is
@@ -123,6 +126,7 @@ impl Config {
             network,
             selection,
             trust_domain_aliases,
+            cluster_local,
             istio_exact,
             revision,
             ztunnel_nodes,
@@ -136,6 +140,7 @@ impl Config {
             network,
             selection,
             trust_domain_aliases,
+            cluster_local,
             istio_exact,
             mesh: None,
             revision,
@@ -153,6 +158,7 @@ impl Config {
             network: self.network,
             selection: self.selection,
             trust_domain_aliases: self.trust_domain_aliases,
+            cluster_local: self.cluster_local,
             istio_exact: self.istio_exact,
             revision: self.revision,
             ztunnel_nodes: self.ztunnel_nodes,

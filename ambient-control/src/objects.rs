@@ -83,6 +83,9 @@ pub struct Settings {
     /// Other names of the trust domain: a policy that names one of them, or the domain itself, means all; not
     /// where policies are read as istiod reads them. None by default.
     pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether `cluster.local` in a policy means the trust domain, whatever its name
+    /// ([`kubernetes::Settings::cluster_local`]). None by default: it does, but where policies are read as istiod reads them.
+    pub cluster_local: Option<bool>,
     /// Whether policies are read as istiod reads them, also where that lets through more than is written
     /// ([`kubernetes::Settings::istio_exact`]). Off by default.
     pub istio_exact: bool,
@@ -106,6 +109,7 @@ impl Settings {
             root_namespace: self.root_namespace.clone(),
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone(),
+            cluster_local: self.cluster_local.unwrap_or(mode.cluster_local),
             revision: self.revision.clone(),
             ..mode
         }
@@ -122,6 +126,7 @@ impl Default for Settings {
             network: None,
             selection: Selection::default(),
             trust_domain_aliases: Vec::new(),
+            cluster_local: None,
             istio_exact: false,
             revision: None,
             ztunnel_nodes: BTreeSet::new(),

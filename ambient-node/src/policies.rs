@@ -64,7 +64,7 @@ fn effect(fallback: Option<Fallback>) -> &'static str {
     match fallback {
         Some(Fallback::LastGood) => "its last good version stays in force",
         Some(Fallback::Refusal) | None => "everything in its scope is refused until it can be read or is withdrawn",
-        Some(Fallback::Nothing) => "it is let go, as if it were not there",
+        Some(Fallback::Nothing) => "it is in dry run or let go, and refuses nothing",
     }
 }
 

@@ -19,6 +19,8 @@ use ambient_authz::kubernetes::Settings;
 use ambient_core::TrustDomain;
 use clap::{Args, Subcommand};
 
+use crate::cluster_local::ClusterLocal;
+
 /// What `ambient authz` is asked to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -66,6 +68,9 @@ struct Mode {
     /// Another name of the mesh's trust domain; may be given several times.
     #[arg(long = "trust-domain-alias", value_name = "DOMAIN")]
     trust_domain_aliases: Vec<TrustDomain>,
+    /// What cluster.local in a policy means where the trust domain has another name. By default own; literal with --istio-exact.
+    #[arg(long, value_name = "MEANING")]
+    cluster_local: Option<ClusterLocal>,
     /// The revision of the control plane: of the policies that are labelled with one (istio.io/rev) only those of this one
     /// count. Without it all count.
     #[arg(long, value_name = "NAME")]
@@ -85,6 +90,7 @@ impl Mode {
             root_namespace: self.root_namespace.clone(),
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone(),
+            cluster_local: self.cluster_local.map_or(mode.cluster_local, ClusterLocal::is_own),
             revision: self.revision.clone(),
             ..mode
         }

@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Where to: an address or the name of a service, with a port.
     #[arg(long, value_name = "ADDRESS:PORT|HOST:PORT")]
     to: String,
+    /// Tell all policies that apply, all their rules and all keys, however many; without it ten of each.
+    #[arg(long)]
+    all: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -25,5 +28,10 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> ExitCode {
     let format = if args.json { "json" } else { "text" };
     let (from, to) = (page::encoded(&args.from), page::encoded(&args.to));
-    page::print("explain", args.admin, &format!("/explain?from={from}&to={to}&format={format}"))
+    let all = args.all;
+    page::print(
+        "explain",
+        args.admin,
+        &format!("/explain?from={from}&to={to}&format={format}&all={all}"),
+    )
 }

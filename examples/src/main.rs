@@ -8,6 +8,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 #[cfg(feature = "authz")]
 mod authz;
 mod ca;
+mod cluster_local;
 mod cni;
 #[cfg(feature = "control")]
 mod control;

@@ -27,6 +27,8 @@ use anyhow::Context as _;
 use clap::Args as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cluster_local::ClusterLocal;
+
 mod istiod;
 pub(crate) mod mesh;
 pub(crate) mod settings;
@@ -107,6 +109,10 @@ pub(crate) struct Args {
         value_delimiter = ','
     )]
     trust_domain_aliases: Vec<TrustDomain>,
+    /// What cluster.local in a policy means where the trust domain has another name. By default own for manifests, and literal
+    /// for what comes over xDS or in its form, and with --istio-exact.
+    #[arg(long, env = "AMBIENT_CLUSTER_LOCAL", value_name = "MEANING")]
+    cluster_local: Option<ClusterLocal>,
     /// The namespace whose policies apply to the whole mesh. By default what the ConfigMap istio of the manifests says, else
     /// istio-system.
     #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
@@ -458,6 +464,7 @@ async fn source(
             trust_domain: config.trust_domain.clone(),
             trust_domain_aliases: mesh.trust_domain_aliases.clone(),
             root_namespace: mesh.root_namespace.clone(),
+            cluster_local: args.cluster_local.is_some_and(ClusterLocal::is_own),
             istio_exact: config.istio_exact,
             ..local_xds::Config::of(place)
         });
@@ -468,6 +475,7 @@ async fn source(
             &config.trust_domain,
             &mesh.trust_domain_aliases,
             &mesh.root_namespace,
+            args.cluster_local,
             config.istio_exact,
         );
         let announce: Arc<dyn Announce> = match args.istiod.reports(membership)? {
@@ -498,6 +506,7 @@ fn source_config(args: &Args, config: &Config, mesh: &Mesh, manifests: &Path, ow
         own: Some(own),
         cluster_domain: config.cluster_domain.clone(),
         istio_exact: config.istio_exact,
+        cluster_local: args.cluster_local.map(ClusterLocal::is_own),
         revision: args.revision.clone(),
         selection,
         cluster_id: args.istiod.cluster(),

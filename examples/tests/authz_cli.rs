@@ -700,4 +700,12 @@ fn decide_under_other_names() {
     assert!(!ask(named, "spiffe://mesh.example/ns/a/sa/c") && !ask(named, "spiffe://cluster.local/ns/a/sa/b"));
     let exact = &[&named[..], &["--istio-exact"]].concat();
     assert!(!ask(exact, "spiffe://mesh.example/ns/a/sa/b") && ask(exact, "spiffe://cluster.local/ns/a/sa/b"));
+    for literal in [
+        &["--trust-domain", "mesh.example", "--cluster-local", "literal"][..],
+        &["--cluster-local", "own"],
+    ] {
+        assert!(!ask(literal, "spiffe://mesh.example/ns/a/sa/b") && ask(literal, "spiffe://cluster.local/ns/a/sa/b"));
+    }
+    let own = &["--trust-domain", "mesh.example", "--cluster-local", "own", "--istio-exact"];
+    assert!(ask(own, "spiffe://mesh.example/ns/a/sa/b") && !ask(own, "spiffe://cluster.local/ns/a/sa/b"));
 }

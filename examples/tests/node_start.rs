@@ -61,6 +61,8 @@ fn how_policies_are_read_is_told_by_flags_or_the_environment() {
         (&[][..], &[][..]),
         (&["--istio-exact", "--let-unreadable-policies-go", "--root-namespace", "mesh"], &[]),
         (&["--trust-domain-alias", "a.example", "--trust-domain-alias", "b.example"], &[]),
+        (&["--cluster-local", "literal"], &[]),
+        (&[], &[("AMBIENT_CLUSTER_LOCAL", "own")]),
         (&["--revision", "stable"], &[]),
         (&[], &[("REVISION", "stable")]),
         (&[], &[("ISTIO_EXACT", "true"), ("TRUST_DOMAIN_ALIASES", "a.example,b.example")]),
@@ -79,6 +81,7 @@ fn how_policies_are_read_is_told_by_flags_or_the_environment() {
     for (env, words) in [
         (("ISTIO_EXACT", "perhaps"), ["perhaps", "--istio-exact"]),
         (("TRUST_DOMAIN_ALIASES", "a.example,b/c"), ["b/c", "--trust-domain-alias"]),
+        (("AMBIENT_CLUSTER_LOCAL", "mine"), ["mine", "--cluster-local"]),
         (("AMBIENT_LET_UNREADABLE_POLICIES_GO", "2"), ["2", "--let-unreadable-policies-go"]),
     ] {
         let (code, text) = start_with(&[], &[env]);

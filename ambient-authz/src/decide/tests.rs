@@ -34,6 +34,7 @@ fn from_namespace(namespace: &str) -> Vec<Rule> {
 fn unreadable(key: &str, scope: Scope) -> Update {
     Update::Unreadable(Arc::new(Unreadable {
         only_new: false,
+        dry_run: false,
         key: key.into(),
         namespace: key.split_once('/').unwrap().0.into(),
         scope,
@@ -262,6 +263,7 @@ fn what_refuses_only_new_connections_ends_no_standing_one() {
         namespace: "istio-system".into(),
         scope: Scope::Global,
         only_new: true,
+        dry_run: false,
         error: "no".into(),
     }));
     let policies = Policies::default().apply([unknown]);

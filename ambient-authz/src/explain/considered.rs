@@ -137,7 +137,7 @@ pub(super) fn refusals(policies: &Policies, workload: &Workload, conn: &Conn<'_>
             why: RefusalReason::Unreadable {
                 error: unreadable.error.clone(),
             },
-            refuses: policies.unreadable_refuses(),
+            refuses: policies.unreadable_refuses() && !unreadable.dry_run,
         })
     });
     let has_identity = conn.peer.identity().is_some();

@@ -150,6 +150,7 @@ fn what_is_missing_or_cannot_be_read() {
         namespace: "shop".into(),
         scope: Scope::Namespace,
         only_new: false,
+        dry_run: false,
         error: "spec.rules[0]: no".into(),
     };
     let updates = || {

@@ -6,8 +6,8 @@ use ambient_core::PolicyKey;
 use ipnet::IpNet;
 
 use super::{
-    AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Fault, From, Operation, ReadError, Reading, Settings, Source, To,
-    Unknown, Warning, head, join, key, labelled, unknown_around, unknown_fields, value, whole_scope,
+    AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Fault, From, Operation, ReadError, Reading, Selector, Settings,
+    Source, To, Unknown, Warning, head, in_dry_run, join, key, labelled, unknown_around, unknown_fields, value, whole_scope,
 };
 use crate::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
 
@@ -22,7 +22,7 @@ mod tests;
 /// One for another revision ([`Settings::concerns`]) is no policy, whatever is in it.
 ///
 /// # Errors
-/// At the first value that cannot be read.
+/// At the first value that cannot be read. One in dry run refuses nothing ([`ReadError::dry_run`]).
 pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading, ReadError> {
     if !settings.concerns(&policy.metadata) {
         return Ok(Reading {
@@ -36,6 +36,11 @@ pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading
     let key = key(&namespace, &policy.metadata.name);
     let default = AuthorizationSpec::default();
     let spec = policy.spec.as_ref().unwrap_or(&default);
+    let dry_run = in_dry_run(&policy.metadata) == Ok(true);
+    let of = |fault: Fault, (key, namespace, scope, selector): (PolicyKey, Arc<str>, Scope, Option<Selector>)| ReadError {
+        dry_run,
+        ..fault.of(key, namespace, scope, selector.filter(|_| !dry_run))
+    };
     // The scope comes first: an error in the rest needs it.
     let whole = whole_scope(&namespace, settings);
     let (scope, selector) = match labelled(spec.selector.as_ref(), settings) {
@@ -43,7 +48,7 @@ pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading
         // Istiod takes a selector without labels for one that selects nothing.
         Ok(None) if settings.istio_exact && spec.selector.is_some() => (Scope::Selector, None),
         Ok(None) => (whole, None),
-        Err(fault) => return Err(fault.of(key, namespace, whole, None)),
+        Err(fault) => return Err(of(fault, (key, namespace, whole, None))),
     };
     let mut reader = Reader {
         settings,
@@ -60,7 +65,7 @@ pub fn read(policy: &AuthorizationPolicy, settings: &Settings) -> Result<Reading
             rules: reader.rules,
             warnings: reader.warnings,
         }),
-        Err(fault) => Err(fault.of(key, namespace, scope, selector)),
+        Err(fault) => Err(of(fault, (key, namespace, scope, selector))),
     }
 }
 
@@ -133,17 +138,11 @@ impl Reader<'_> {
         }))
     }
 
-    /// The annotation, as Go's `ParseBool` reads it.
     fn dry_run(&mut self, resource: &AuthorizationPolicy) -> bool {
-        let annotations = resource.metadata.annotations.as_ref();
-        match annotations.and_then(|a| a.get(DRY_RUN)).map(String::as_str) {
-            Some("1" | "t" | "T" | "TRUE" | "true" | "True") => true,
-            None | Some("0" | "f" | "F" | "FALSE" | "false" | "False") => false,
-            Some(other) => {
-                self.warn(DRY_RUN_PATH, format!("{other:?} is neither true nor false: the policy is enforced"));
-                false
-            }
-        }
+        in_dry_run(&resource.metadata).unwrap_or_else(|other| {
+            self.warn(DRY_RUN_PATH, format!("{other:?} is neither true nor false: the policy is enforced"));
+            false
+        })
     }
 
     fn rules(&mut self, spec: &AuthorizationSpec) -> Result<Vec<Rule>, Fault> {
@@ -515,5 +514,4 @@ enum Side {
     Negative,
 }
 
-const DRY_RUN: &str = "istio.io/dry-run";
 const DRY_RUN_PATH: &str = "metadata.annotations[istio.io/dry-run]";

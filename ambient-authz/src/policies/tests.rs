@@ -64,6 +64,7 @@ fn a_target_fits_until_a_change_concerns_its_workload() {
             namespace: "shop".into(),
             scope,
             only_new: false,
+            dry_run: false,
             error: "no".into(),
         }))
     };

@@ -248,6 +248,13 @@ fn a_refused_policy_refuses_its_scope_and_its_last_good_version_stays() {
     };
     assert!(matches!(decide(&refused, &stock, &conn), Decision::Deny(Denial::Unreadable { .. })));
 
+    let tried = safely(&Authorization { dry_run: true, ..bad }).unwrap_err();
+    let told = Policies::default().apply([Update::Unreadable(tried.unreadable().into())]);
+    assert!(
+        decide(&told, &stock, &conn).is_allow() && told.unreadable().count() == 1,
+        "in dry run it is told alone"
+    );
+
     let good = safely(&good).unwrap();
     let kept = Policies::default().apply([Update::Set(good.into()), Update::Unreadable(error.unreadable().into())]);
     assert_eq!(

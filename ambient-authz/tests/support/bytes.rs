@@ -213,6 +213,7 @@ impl<'a> Bytes<'a> {
                     namespace: namespace.into(),
                     scope: b.of(&[Scope::Global, Scope::Namespace, Scope::Selector]),
                     only_new: b.byte() % 2 == 1,
+                    dry_run: false,
                     error: "no".into(),
                 });
                 Some(match what {

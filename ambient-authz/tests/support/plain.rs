@@ -101,7 +101,8 @@ impl Plain {
     /// The refusal of what applies and is not known.
     fn unknown(&self, workload: &Workload, has_identity: bool, again: bool) -> Option<Denial> {
         for (key, (unreadable, kept)) in &self.bad {
-            let passed_over = self.lets_unreadable_go || *kept || self.good.contains_key(key) || (again && unreadable.only_new);
+            let passed_over =
+                self.lets_unreadable_go || unreadable.dry_run || *kept || self.good.contains_key(key) || (again && unreadable.only_new);
             if !passed_over && applies(unreadable.scope, &unreadable.namespace, key, workload) {
                 return Some(Denial::Unreadable {
                     key: key.clone(),

@@ -84,6 +84,7 @@ fn unreadable(random: &mut Random, key: PolicyKey) -> Unreadable {
             random.of(&[Scope::Namespace, Scope::Selector])
         },
         only_new: random.once_in(2),
+        dry_run: random.once_in(5),
         error: format!("no {}", random.below(2)),
     }
 }

@@ -143,6 +143,7 @@ pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings)
                 ambient_authz::Scope::Namespace
             },
             only_new: false,
+            dry_run: false,
             error: why.clone(),
         };
         Refused {

@@ -131,7 +131,7 @@ fn add_policy(entries: &mut Entries, at: usize, node: &Node, config: &Config) {
         root_namespace: config.root_namespace.clone(),
         trust_domain: config.trust_domain.clone(),
         trust_domain_aliases: config.trust_domain_aliases.clone(),
-        cluster_local: false,
+        cluster_local: config.cluster_local,
     };
     let written = node.read::<WrittenPolicy>();
     let read = written.and_then(|written| {
@@ -161,6 +161,7 @@ fn add_policy(entries: &mut Entries, at: usize, node: &Node, config: &Config) {
                 namespace: if of_mesh { config.root_namespace.clone() } else { namespace.into() },
                 scope: if of_mesh { Scope::Global } else { Scope::Namespace },
                 only_new: false,
+                dry_run: matches!(node.field("dryRun").map(|field| &field.value), Some(Value::Bool(true))),
                 error: error.to_string(),
             };
             // Also beside one that can be read: what it would have refused is not known.

@@ -375,6 +375,7 @@ impl Directory {
             namespace: self.root_namespace.clone(),
             scope: Scope::Global,
             only_new: true,
+            dry_run: false,
             error: format!("{}:{error}", self.dir.join(name).display()),
         });
     }

@@ -239,8 +239,11 @@ impl Board {
     fn policy_update(&mut self, update: &policy::Update) {
         match update {
             policy::Update::Set(policy) => self.put(Kind::Authorization, policy.key.as_str(), (Vec::new(), encode::policy(policy))),
-            // What was served of it last stays; where that is nothing, everything in its scope is to be refused.
-            policy::Update::Unreadable(unreadable) if self.get(Kind::Authorization, unreadable.key.as_str()).is_none() => {
+            // What was served of it last stays; where that is nothing, everything in its scope is to be refused, unless it is in
+            // dry run.
+            policy::Update::Unreadable(unreadable)
+                if !unreadable.dry_run && self.get(Kind::Authorization, unreadable.key.as_str()).is_none() =>
+            {
                 let body = encode::refusal(unreadable.key.as_str(), &unreadable.namespace, unreadable.scope);
                 self.put(Kind::Authorization, unreadable.key.as_str(), (Vec::new(), body));
             }

@@ -6,7 +6,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
 
-use ambient_authz::{Conn, Explanation, Peer, explain};
+use ambient_authz::{Conn, Explanation, Peer, Policies, explain, explain_all};
 use ambient_core::{
     Credentials as _, Identity, Mesh, PodUid, Service, Workload,
     route::{self, Plan, Route},
@@ -24,16 +24,22 @@ use crate::{
     text::rfc3339,
 };
 
-/// `GET /explain?from=NAMESPACE/POD&to=ADDRESS:PORT`, or `HOST:PORT`; `&format=json` for programs.
+/// `GET /explain?from=NAMESPACE/POD&to=ADDRESS:PORT`, or `HOST:PORT`; `&format=json` for programs, `&all=true` for every policy,
+/// rule and key, however many there are.
 pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {
     let (Some(from), Some(to)) = (asked.value("from"), asked.value("to")) else {
         return Answer::text(StatusCode::BAD_REQUEST, "?from=NAMESPACE/POD&to=ADDRESS:PORT or &to=HOST:PORT\n");
+    };
+    let tell = match asked.value("all") {
+        None | Some("false") => explain,
+        Some("" | "true") => explain_all,
+        Some(other) => return Answer::text(StatusCode::BAD_REQUEST, format!("all is true or false, and not {other:?}\n")),
     };
     let unknown = at.node.demand.as_ref().and_then(|demand| inform(at, demand, from, to).err());
     let Some(now) = at.node.state.current() else {
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the mesh's state has not arrived\n");
     };
-    let answer = match Answered::new(at, &now, from, to) {
+    let answer = match Answered::new(at, &now, (from, to), tell) {
         Ok(answer) => answer.unless(unknown),
         Err(wrong) => return Answer::text(StatusCode::NOT_FOUND, wrong + "\n"),
     };
@@ -46,6 +52,9 @@ pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {
         Some(other) => Answer::text(StatusCode::BAD_REQUEST, format!("format is text or json, and not {other:?}\n")),
     }
 }
+
+/// A page of it, or all.
+type Tell = fn(&Policies, &Workload, &Conn<'_>) -> Explanation;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -166,7 +175,7 @@ impl Answered {
         }
     }
 
-    fn new(at: &Context, now: &Snapshot, from: &str, to: &str) -> Result<Self, String> {
+    fn new(at: &Context, now: &Snapshot, (from, to): (&str, &str), tell: Tell) -> Result<Self, String> {
         let source = pod(&now.mesh, from)?;
         let (asked, service) = destination(at, &now.mesh, source, to)?;
         let outbound = route::Outbound {
@@ -183,7 +192,7 @@ impl Answered {
             asked,
             service: service.map(|service| service.name.to_string()),
             certificates: certificates(at, source, &planned),
-            policy: policy(now, source, asked, &planned),
+            policy: policy(now, source, asked, &planned, tell),
             route: Way::from(planned),
         })
     }
@@ -334,7 +343,7 @@ fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certifi
 }
 
 /// What the destination's node decides.
-fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route) -> Verdict {
+fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route, tell: Tell) -> Verdict {
     let (workload, destination, identity) = match planned {
         Route::Refuse(_) => return not_asked("not asked: the connection is refused before"),
         Route::Go(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
@@ -376,7 +385,7 @@ fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route)
         source: *from,
         destination,
     };
-    let explanation = explain(&now.policies, workload, &conn);
+    let explanation = tell(&now.policies, workload, &conn);
     Verdict {
         text: if explanation.allowed { "it may pass" } else { "it is refused" }.into(),
         explanation: Some(explanation),

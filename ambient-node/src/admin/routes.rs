@@ -18,7 +18,7 @@ impl Site for Context {
         Route {
             path: "/explain",
             takes: Takes::Get,
-            about: "?from=NAMESPACE/POD&to=ADDRESS:PORT: the way of a connection, its identities, and what policy says",
+            about: "?from=NAMESPACE/POD&to=ADDRESS:PORT: the way of a connection, its identities, and what policy says; &all=true: all of that",
             answer: explain::explained,
         },
         all_pods(),

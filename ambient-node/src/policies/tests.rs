@@ -22,6 +22,7 @@ fn bad(key: &str, scope: Scope) -> Update {
         namespace: "shop".into(),
         scope,
         only_new: false,
+        dry_run: false,
         error: "spec.rules[0]: no\nat all".into(),
     }))
 }
@@ -67,7 +68,7 @@ fn a_node_that_refuses_all_is_not_ready() {
     assert!(!ready && text.starts_with("not ready, pending: root/all "), "{text}");
     let (ready, text) = readiness(Some(&refusing.letting_unreadable_go()), &[fault("c.yaml:1: no", Some("root/all"))]);
     assert!(
-        ready && text.ends_with("c.yaml:1: no: it is let go, as if it were not there\n"),
+        ready && text.ends_with("c.yaml:1: no: it is in dry run or let go, and refuses nothing\n"),
         "{text}"
     );
     let good = Policies::default().apply([good("root/all"), bad("root/all", Scope::Global)]);

@@ -382,6 +382,19 @@ pub(crate) fn a_connection_is_explained_as_it_is_decided(world: &World) -> Outco
         assert_eq!(status, 404, "{from} {to}: {text}");
     }
     assert_eq!(mesh.page(ports::ADMIN, "/explain?from=shop/a")?.0, 400);
+    assert_eq!(ask(&format!("{to_b}&all=perhaps"))?.0, 400);
+    // More policies than a page tells of.
+    let many = (0..12).map(|i| crate::mesh::ALLOW_NOTHING.replace("allow-nothing", &format!("none-{i}")));
+    mesh.apply("many", &many.collect::<Vec<_>>().join("\n---\n"));
+    let told = |more: &str| -> Option<usize> {
+        let (_, text) = mesh
+            .page(ports::ADMIN, &format!("/explain?format=json&from=shop/a&to={to_b}{more}"))
+            .ok()?;
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        Some(answer["policy"]["explanation"]["policies"].as_array()?.len())
+    };
+    until("all policies to be told", || (told("&all=true") == Some(13)).then_some(()));
+    assert_eq!((told(""), told("&all"), told("&all=false")), (Some(10), Some(13), Some(10)));
     Ok(())
 }
 

@@ -18,6 +18,8 @@ use ambient_core::TrustDomain;
 use ambient_node::{Config, NodeKeys};
 use anyhow::Context as _;
 
+use crate::cluster_local::ClusterLocal;
+
 /// Flags, each of which can come from the environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Istiod {
@@ -196,6 +198,7 @@ pub(super) fn policies(
     trust_domain: &TrustDomain,
     aliases: &[TrustDomain],
     root_namespace: &Arc<str>,
+    cluster_local: Option<ClusterLocal>,
     exact: bool,
 ) -> ambient_authz::wire::Settings {
     let settings = match exact {
@@ -206,6 +209,7 @@ pub(super) fn policies(
         trust_domain: trust_domain.clone(),
         trust_domain_aliases: aliases.to_vec(),
         root_namespace: root_namespace.clone(),
+        cluster_local: cluster_local.map_or(settings.cluster_local, ClusterLocal::is_own),
         ..settings
     }
 }

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{Conn, Peer};
+use crate::{Conn, Peer, kubernetes::DRY_RUN};
 
 fn resource(spec: &Value) -> AuthorizationPolicy {
     serde_json::from_value(json!({

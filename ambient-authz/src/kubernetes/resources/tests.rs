@@ -2,7 +2,7 @@ use ambient_core::Workload;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{Conn, Decision, Denial, decide, kubernetes::Envelope};
+use crate::{Conn, Decision, Denial, Policies, decide, kubernetes::Envelope, policy::Fallback};
 
 fn authorization(namespace: &str, name: &str, spec: &Value) -> AuthorizationPolicy {
     serde_json::from_value(json!({
@@ -104,6 +104,42 @@ fn what_cannot_be_read_refuses_those_whom_it_selects() {
     let error = ReadError::of_shape(&envelope, &"it is none", resources.settings());
     resources.misshapen("AuthorizationPolicy", "shapeless", error);
     assert!(unreadable(ask(&resources, "ops", &Labels::new())));
+}
+
+/// It is told, and refuses nobody: enforced it would not be either. A last good version stays.
+#[test]
+fn what_cannot_be_read_in_dry_run_refuses_nobody() {
+    let bad = json!([{ "from": [{ "source": { "ipBlocks": ["x"] } }] }]);
+    let mut selecting = for_app("a");
+    selecting["rules"] = bad.clone();
+    let unknown_selector = json!({ "selector": { "matchLabel": { "app": "a" } } });
+    for spec in [json!({ "rules": bad }), selecting, unknown_selector, json!({ "action": "REFUSE" })] {
+        for (namespace, word) in [("shop", "true"), ("istio-system", "T")] {
+            let mut resource = authorization(namespace, "tried", &spec);
+            resource.metadata.annotations = Some([("istio.io/dry-run".to_owned(), word.to_owned())].into());
+            let mut resources = Resources::new(Settings::default());
+            let error = resources.authorization(&resource).unwrap_err();
+            assert!(error.dry_run && error.unreadable().dry_run);
+            assert!(ask(&resources, "shop", &labels("a")).is_allow(), "{spec}");
+            assert!(resources.attached("shop", &labels("a")).is_empty());
+            let policies = Policies::default().apply(resources.updates());
+            assert_eq!(policies.unreadable().count(), 1, "it is told");
+            assert_eq!(policies.fallback(&error.key), Some(Fallback::Nothing));
+            // Enforced, it refuses.
+            resource.metadata.annotations = None;
+            assert!(!resources.authorization(&resource).unwrap_err().dry_run);
+            assert!(!ask(&resources, "shop", &labels("a")).is_allow(), "{spec}");
+        }
+    }
+    let envelope: Envelope = serde_json::from_value(json!({
+        "kind": "AuthorizationPolicy",
+        "metadata": { "name": "shapeless", "namespace": "ops", "annotations": { "istio.io/dry-run": "true" } },
+    }))
+    .unwrap();
+    let mut resources = Resources::new(Settings::default());
+    let error = ReadError::of_shape(&envelope, &"it is none", resources.settings());
+    resources.misshapen("AuthorizationPolicy", "shapeless", error);
+    assert!(ask(&resources, "ops", &Labels::new()).is_allow());
 }
 
 #[test]

@@ -69,15 +69,19 @@ fn an_address_means_whoever_has_it_now() {
 fn a_policy_that_cannot_be_read_stays_or_refuses_its_scope() {
     let mut board = Board::default();
     let key = PolicyKey::from("shop/p");
-    let unreadable = || {
+    let unreadable_in = |dry_run| {
         Change::Policy(policy::Update::Unreadable(Arc::new(policy::Unreadable {
             key: "shop/p".into(),
             namespace: "shop".into(),
             scope: Scope::Namespace,
             only_new: false,
+            dry_run,
             error: "spec".into(),
         })))
     };
+    let unreadable = || unreadable_in(false);
+    board.apply(&[unreadable_in(true)], true);
+    assert!(board.get(Kind::Authorization, "shop/p").is_none(), "in dry run it refuses nothing");
     assert!(board.apply(&[unreadable()], true));
     let body = board.get(Kind::Authorization, "shop/p").unwrap().1.body.clone();
     let read = crate::istiod::read::authorization("shop/p", &body, &ambient_authz::wire::Settings::default()).unwrap();
