@@ -299,6 +299,44 @@ pub enum OpenError {
     },
 }
 
+/// See [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(data: &[u8]) {
+    use std::{
+        os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+        sync::atomic::{AtomicU64, Ordering},
+    };
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("ambient-fuzz-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let directory = std::env::temp_dir().join(name);
+    let mut make = std::fs::DirBuilder::new();
+    make.recursive(true).mode(0o700);
+    for within in ["", "intermediates/node-1", "issued"] {
+        make.create(directory.join(within)).expect("a directory");
+    }
+    let files = [
+        "root.pem",
+        "root-key.pem",
+        "revoked.json",
+        "intermediates/node-1/1.pem",
+        "issued/1.jsonl",
+    ];
+    for (name, content) in files
+        .iter()
+        .zip(data.split(|byte| *byte == 0))
+        .filter(|(_, content)| !content.is_empty())
+    {
+        // Without the waits for a disk that whoever writes for good makes.
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(directory.join(name));
+        std::io::Write::write_all(&mut file.expect("a file"), content).expect("room");
+    }
+    let shown = Authority::open(&directory).and_then(|authority| authority.show(now()));
+    let error = shown.map(drop).err().map(|error| error.to_string());
+    std::fs::remove_dir_all(&directory).expect("it goes");
+    assert!(error.is_none_or(|error| error.contains("ambient-fuzz-") || error.contains("crypto")));
+}
+
 /// A certificate in PEM.
 #[cfg(feature = "serve")]
 pub(crate) fn pem(der: &[u8]) -> String {

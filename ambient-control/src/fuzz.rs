@@ -144,6 +144,26 @@ pub fn memory(data: &[u8]) {
     istiod::memory(data);
 }
 
+/// What was remembered of whom to trust.
+pub fn trust(data: &[u8]) {
+    crate::disk::trust::fuzz(data);
+}
+
+/// A file of manifests: what is read of it is told, is nothing new when it is read again, and is gone when it is gone.
+pub fn manifests(data: &[u8]) {
+    crate::manifests::fuzz_document(data);
+}
+
+/// A text in ztunnel's form: what is read of it is told, is nothing new when it is read again, and is gone when it is gone.
+pub fn local_xds(data: &[u8]) {
+    crate::local_xds::fuzz(data);
+}
+
+/// The files of a certificate authority, apart by a zero byte: whatever they hold, it is shown or refused.
+pub fn authority(data: &[u8]) {
+    crate::ca::fuzz(data);
+}
+
 /// A node's report of its captures.
 pub fn status(data: &[u8]) {
     crate::manifests::fuzz_status(data);

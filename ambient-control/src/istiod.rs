@@ -30,6 +30,7 @@
 
 #[cfg(test)]
 mod fake;
+mod files;
 mod identity;
 mod join;
 mod memory;
@@ -55,9 +56,10 @@ pub(crate) use read::POD;
 #[cfg(feature = "serve")]
 pub(crate) use session::Kind;
 
+pub use crate::disk::{MemoryConfig, MemoryError};
+pub use files::Files;
 pub use identity::{Certificates, CertificatesConfig};
 pub use join::{KeepNode, Membership, MembershipConfig, NodeCredential};
-pub use memory::MemoryError;
 pub use reports::{ReportError, Reports};
-pub use state::{Asker, ConnectError, MemoryConfig, State, StateConfig};
+pub use state::{Asker, ConnectError, State, StateConfig};
 pub use transport::{Endpoint, EndpointError, Roots, Token};

@@ -62,6 +62,8 @@ mod backoff;
 pub mod ca;
 #[cfg(feature = "istiod")]
 pub mod crls;
+#[cfg(any(feature = "istiod", feature = "spiffe"))]
+mod disk;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
@@ -151,6 +153,12 @@ pub trait Source: Send {
         false
     }
 
+    /// Asks until when the certificate is valid by which a control plane knows this process; `None` where it is known otherwise,
+    /// or by nobody.
+    fn known_until(&self) -> Option<KnownUntil> {
+        None
+    }
+
     /// What it has counted of its streams from a control plane; `None` where it has none.
     fn streams(&self) -> Option<StreamCounts> {
         None
@@ -161,6 +169,9 @@ pub trait Source: Send {
         None
     }
 }
+
+/// Says until when a certificate is valid; `None` where there is none now.
+pub type KnownUntil = Arc<dyn Fn() -> Option<SystemTime> + Send + Sync>;
 
 /// When something was heard of last: shared by whoever hears and whoever asks how old it is. Clones are the same.
 #[derive(Clone, Debug, Default)]

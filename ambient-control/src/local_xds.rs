@@ -156,6 +156,23 @@ impl Source for LocalXds {
     }
 }
 
+/// See [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(data: &[u8]) {
+    let mut text = Watched::new(Config::of(Place::Inline(String::new())));
+    text.read(data);
+    let first = text.news();
+    text.read(data);
+    if text.error.is_none() {
+        let again = text.news();
+        assert!(again.is_none(), "{first:?}, then {again:?}");
+    }
+    text.read(b"workloads: []");
+    assert!(text.error.is_none());
+    let _ = text.news();
+    assert!(!text.told.is_something());
+}
+
 /// The file as it was seen last.
 struct Watched {
     config: Config,

@@ -70,6 +70,8 @@ mod statuses;
 mod tests;
 
 use directory::Directory;
+#[cfg(feature = "fuzz")]
+pub(crate) use document::fuzz as fuzz_document;
 pub use enablement::{EnablementError, read_enablement};
 pub use mesh_config::MeshConfig;
 #[cfg(feature = "fuzz")]

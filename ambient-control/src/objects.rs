@@ -397,8 +397,8 @@ impl Objects {
     }
 
     /// Whether nothing is known, told or kept, but for what nodes have reported.
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn is_empty(&self) -> bool {
         let known = self.spaces.is_empty() && self.nodes.is_empty() && self.gateways.is_empty() && self.refusals.is_empty();
         let found = self.hosts.is_empty() && self.vips.is_empty() && self.by_node.is_empty() && self.by_uid.is_empty();
         let told = self.told_policies.is_empty() && self.told_workloads.is_empty() && self.told_services.is_empty();

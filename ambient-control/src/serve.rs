@@ -32,6 +32,7 @@ mod grpc;
 mod metrics;
 mod nodes;
 mod server;
+mod strangers;
 mod subscriber;
 #[cfg(test)]
 mod tests;

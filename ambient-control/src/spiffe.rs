@@ -11,7 +11,8 @@
 //! the roots that the agent tells. What it takes back is withdrawn at once; what merely fails, such as an agent that is away,
 //! takes nothing away, and what is valid stays so until its own end.
 //!
-//! Roots are kept apart for each trust domain, also for federated ones: a root of one vouches for no ID of another.
+//! Roots are kept apart for each trust domain, also for federated ones: a root of one vouches for no ID of another. Where a
+//! [`MemoryConfig`] says so, they are remembered on disk for a restart while the agent is away; keys and certificates never are.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -20,7 +21,7 @@
 //! # async fn f(provider: Arc<rustls::crypto::CryptoProvider>) -> Result<(), Box<dyn std::error::Error>> {
 //! let socket = Socket::new("unix:///run/spire/agent-sockets/admin.sock")?;
 //! let config = DelegatedConfig::new(socket, "example.org".parse()?, provider);
-//! let spire = DelegatedIdentity::new(config);
+//! let spire = DelegatedIdentity::new(config)?;
 //! let cart = spire.issue(&"spiffe://example.org/ns/shop/sa/cart".parse()?).await?;
 //! println!("{} until {:?}", cart.identity, cart.not_after);
 //! # Ok(()) }
@@ -32,11 +33,13 @@ mod delegated;
 mod desk;
 #[cfg(test)]
 mod fake;
+mod kept;
 mod socket;
 mod subscription;
 mod svid;
 mod workload;
 
+pub use crate::disk::{MemoryConfig, MemoryError};
 pub use delegated::{DelegatedConfig, DelegatedIdentity, Describe, Selector, SelectorError, Subject};
 pub use socket::{Socket, SocketError};
 pub use workload::{WorkloadApi, WorkloadConfig};

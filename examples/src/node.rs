@@ -418,7 +418,7 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
         Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)?),
-        None => match args.spiffe.certificates(&trust_domain) {
+        None => match args.spiffe.certificates(&trust_domain, args.istiod.memory())? {
             Some(issuer) => issuer,
             None => args.istiod.certificates(args.secret_ttl, membership.as_ref())?,
         },

@@ -56,3 +56,23 @@ fn memory() {
 fn status() {
     replay("status", super::status);
 }
+
+#[test]
+fn trust() {
+    replay("trust", super::trust);
+}
+
+#[test]
+fn manifests() {
+    replay("manifests", super::manifests);
+}
+
+#[test]
+fn local_xds() {
+    replay("local_xds", super::local_xds);
+}
+
+#[test]
+fn authority() {
+    replay("authority", super::authority);
+}

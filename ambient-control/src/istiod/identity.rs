@@ -21,12 +21,12 @@ use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    memory::{RememberedRoots, RootsFile},
     state::ConnectError,
     transport::{Endpoint, Line},
 };
 use crate::{
     BoxFuture, IssueError, Issuer, LastHeard,
+    disk::trust::{KeptTrust, Root, TrustFile},
     wire::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
 };
 
@@ -80,8 +80,8 @@ pub struct Certificates {
 
 /// Where roots are kept, and what was last.
 struct KeptRoots {
-    file: Arc<RootsFile>,
-    last: Mutex<RememberedRoots>,
+    file: Arc<TrustFile>,
+    last: Mutex<KeptTrust>,
 }
 
 impl fmt::Debug for Certificates {
@@ -101,7 +101,7 @@ impl Certificates {
         let (mut roots, last_heard) = (Roots::default(), LastHeard::default());
         let mut kept = None;
         if let Some(directory) = &config.memory {
-            let (file, remembered) = RootsFile::open(directory)?;
+            let (file, remembered) = TrustFile::open(directory, "istiod.roots")?;
             if let Some(remembered) = remembered {
                 last_heard.at(remembered.heard);
                 roots.known = remembered.roots;
@@ -109,9 +109,10 @@ impl Certificates {
             }
             kept = Some(KeptRoots {
                 file: Arc::new(file),
-                last: Mutex::new(RememberedRoots {
+                last: Mutex::new(KeptTrust {
                     heard: SystemTime::UNIX_EPOCH,
                     roots: Vec::new(),
+                    lists: Vec::new(),
                 }),
             });
         }
@@ -138,7 +139,11 @@ impl Certificates {
             if recent && last.roots.len() == roots.len() && last.roots.iter().zip(&roots).all(alike) {
                 return;
             }
-            *last = RememberedRoots { heard, roots };
+            *last = KeptTrust {
+                heard,
+                roots,
+                lists: Vec::new(),
+            };
             last.clone()
         };
         let file = kept.file.clone();
@@ -202,7 +207,8 @@ impl Certificates {
                 Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => {}
                 Ok(Err(status)) => {
                     self.line.endpoint().heard(&status);
-                    return Err(refusal(identity, &status));
+                    let shown = self.line.endpoint().token_shown();
+                    return Err(refusal(identity, &status, shown.as_deref()));
                 }
                 Err(_) => {
                     self.line.hang_up().await;
@@ -243,8 +249,11 @@ pub(super) fn request(identity: Option<&Identity>) -> Result<(KeyPair, String), 
     Ok((key, csr))
 }
 
-fn refusal(identity: &Identity, status: &tonic::Status) -> IssueError {
-    let (identity, why) = (identity.clone(), format!("istiod says {:?}: {}", status.code(), status.message()));
+fn refusal(identity: &Identity, status: &tonic::Status, shown: Option<&str>) -> IssueError {
+    let (identity, mut why) = (identity.clone(), format!("istiod says {:?}: {}", status.code(), status.message()));
+    if let (Code::Unauthenticated, Some(shown)) = (status.code(), shown) {
+        why = format!("{why}; {shown}");
+    }
     match status.code() {
         Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unimplemented => {
             IssueError::Refused { identity, why }
@@ -365,14 +374,6 @@ fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, S
 struct Roots {
     known: Vec<Root>,
     present: Arc<TrustBundles>,
-}
-
-/// A root, and until when it is trusted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Root {
-    pub(super) of: ambient_core::TrustDomain,
-    pub(super) der: Vec<u8>,
-    pub(super) until: SystemTime,
 }
 
 impl Roots {

@@ -181,6 +181,11 @@ impl Membership {
         }
     }
 
+    /// Until when the certificate of now is valid; `None` before the first.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        self.inner.present.borrow().as_ref().map(|present| present.not_after)
+    }
+
     /// Whether another certificate has taken the place of one.
     pub(super) fn is_present(&self, credential: &Arc<NodeCredential>) -> bool {
         self.inner
@@ -361,10 +366,11 @@ impl Inner {
         let answer = match answered {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => {
-                return Err(JoinError::Refused {
-                    code: status.code(),
-                    message: status.message().into(),
-                });
+                let (code, mut message) = (status.code(), status.message().to_owned());
+                if let (Code::Unauthenticated, None, Some(shown)) = (code, shown, endpoint.token_shown()) {
+                    message = format!("{message}; {shown}");
+                }
+                return Err(JoinError::Refused { code, message });
             }
             Err(_) => return Err(JoinError::Silent),
         };

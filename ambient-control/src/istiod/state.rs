@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,15 +21,16 @@ use tokio::{
 use tonic::{Status, body::Body};
 
 use super::{
-    join::NodeCredential,
-    memory::{Entry, Memory, MemoryError},
+    join::{Membership, NodeCredential},
+    memory::{Entry, Memory},
     pieces::{Piece, Pieces},
     session::{self, Come, Session},
     transport::{Endpoint, EndpointError, OpenError},
 };
 use crate::{
-    AskError, Batch, BoxFuture, Fault, LastHeard, OnDemand, Source, StreamCounts, StreamEnd,
+    AskError, Batch, BoxFuture, Fault, KnownUntil, LastHeard, OnDemand, Source, StreamCounts, StreamEnd,
     backoff::Backoff,
+    disk::{MemoryConfig, MemoryError},
     wire::envoy::{
         config::core::v3::Node,
         service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
@@ -62,26 +62,6 @@ pub struct StateConfig {
     pub grace: Duration,
     /// Where what was known last is kept for a restart while istiod is away; nowhere by default.
     pub memory: Option<MemoryConfig>,
-}
-
-/// Where what istiod said last is kept, and for how long it is believed after a restart.
-#[derive(Clone, Debug)]
-pub struct MemoryConfig {
-    /// A directory of the process's own; made (mode 0700) if it is not there.
-    pub directory: PathBuf,
-    /// When istiod has not been heard of for so long, what is kept is not taken for the state of things any more, and new
-    /// connections are refused rather than decided by guess; 24 hours by default.
-    pub longest: Duration,
-}
-
-impl MemoryConfig {
-    /// A directory, with the defaults.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self {
-            directory: directory.into(),
-            longest: Duration::from_secs(24 * 60 * 60),
-        }
-    }
 }
 
 impl StateConfig {
@@ -150,6 +130,7 @@ pub struct State {
     batches: mpsc::Receiver<Batch>,
     trust: bool,
     asking: Option<Arc<Asking>>,
+    membership: Option<Arc<Membership>>,
     last_heard: LastHeard,
     streams: StreamCounts,
 }
@@ -223,6 +204,7 @@ impl State {
         if let Some(heard) = recalled.heard {
             last_heard.at(heard);
         }
+        let membership = config.endpoint.membership.clone();
         let client = Client {
             config,
             session,
@@ -247,6 +229,7 @@ impl State {
             batches,
             trust,
             asking,
+            membership,
             last_heard,
             streams,
         })
@@ -264,6 +247,11 @@ impl Source for State {
 
     fn gives_trust(&self) -> bool {
         self.trust
+    }
+
+    fn known_until(&self) -> Option<KnownUntil> {
+        let membership = self.membership.clone()?;
+        Some(Arc::new(move || membership.not_after()))
     }
 
     fn streams(&self) -> Option<StreamCounts> {
@@ -453,7 +441,13 @@ impl Client {
                     }
                 }
                 // A control plane that has nothing to say is there all the same.
-                () = sleep(MARKING) => self.note(Vec::new()).await,
+                () = sleep(MARKING) => {
+                    self.note(Vec::new()).await;
+                    // What is wrong with files is found out by calls too.
+                    if self.tell(Vec::new()).await.is_err() {
+                        return End::Dropped;
+                    }
+                }
                 Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
                     return End::Dropped;
                 },
@@ -624,6 +618,7 @@ impl Client {
             let known = self.heard.map(|_| format!("; what is known is {} old", self.age()));
             faults.push(Fault::from(format!("{away}{}", known.unwrap_or_default())));
         }
+        faults.extend(self.config.endpoint.files.faults().into_iter().map(Fault::from));
         faults.extend(self.forgetful.clone().map(Fault::from));
         if self.session.is_remembered() {
             let longest = self.config.memory.as_ref().map(|memory| spelled(memory.longest));
@@ -703,7 +698,12 @@ impl Client {
 
     fn ended(&self, status: &Status) -> End {
         self.config.endpoint.heard(status);
-        ended(status)
+        match (ended(status), self.config.endpoint.token_shown()) {
+            (End::Failed(how, why), Some(shown)) if status.code() == tonic::Code::Unauthenticated => {
+                End::Failed(how, format!("{why}; {shown}"))
+            }
+            (end, _) => end,
+        }
     }
 }
 

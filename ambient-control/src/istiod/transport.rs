@@ -23,7 +23,10 @@ use tonic::{
 };
 use tower::{ServiceExt as _, service_fn};
 
-use super::join::{Membership, NodeCredential};
+use super::{
+    files::Files,
+    join::{Membership, NodeCredential},
+};
 
 /// How a control plane is reached.
 #[derive(Clone, Debug)]
@@ -44,12 +47,14 @@ pub struct Endpoint {
     pub headers: Vec<(String, String)>,
     /// How TLS is done.
     pub provider: Arc<CryptoProvider>,
+    /// What was read last of the files of roots and token: it counts where they cannot be used.
+    pub files: Files,
 }
 
 /// Who vouches for a control plane.
 #[derive(Clone, Debug)]
 pub enum Roots {
-    /// The certificates of a PEM file.
+    /// The certificates of a PEM file. Where there are none to be read, those before count.
     File(PathBuf),
     /// These, in PEM.
     Pem(String),
@@ -60,7 +65,8 @@ pub enum Roots {
 /// What is shown to a control plane.
 #[derive(Clone)]
 pub enum Token {
-    /// The contents of a file, read anew for each call: projected service account tokens are replaced before they end.
+    /// The contents of a file, read anew for each call: projected service account tokens are replaced before they end. Where
+    /// there is none to be read, the one before is shown.
     File(PathBuf),
     /// This one.
     Literal(String),
@@ -92,7 +98,7 @@ pub enum EndpointError {
         name: String,
     },
     /// The roots cannot be read.
-    #[error("cannot read the roots of the control plane from {from}: {source}")]
+    #[error("cannot read the roots of the control plane from {from}: {source}: {ROOTS_REMEDY}")]
     Roots {
         /// Where they were to be.
         from: String,
@@ -100,13 +106,13 @@ pub enum EndpointError {
         source: io::Error,
     },
     /// The roots are none.
-    #[error("{from} holds no root certificate for the control plane")]
+    #[error("{from} holds no root certificate for the control plane: {ROOTS_REMEDY}")]
     NoRoots {
         /// Where they were to be.
         from: String,
     },
     /// The token cannot be read.
-    #[error("cannot read the token from {path}: {source}")]
+    #[error("cannot read the token from {}: {source}: {TOKEN_REMEDY}", path.display())]
     Token {
         /// The file.
         path: PathBuf,
@@ -169,6 +175,7 @@ impl Endpoint {
             cluster: "Kubernetes".into(),
             headers: Vec::new(),
             provider,
+            files: Files::default(),
         }
     }
 
@@ -231,7 +238,7 @@ impl Endpoint {
     pub(super) async fn request<T>(&self, message: T) -> Result<tonic::Request<T>, EndpointError> {
         let mut request = self.bare_request(message)?;
         if let (Some(token), None) = (&self.token, &self.membership) {
-            request.metadata_mut().insert("authorization", token.read().await?);
+            request.metadata_mut().insert("authorization", token.read(&self.files).await?);
         }
         Ok(request)
     }
@@ -255,6 +262,12 @@ impl Endpoint {
             (None, None) => true,
             _ => false,
         }
+    }
+
+    /// What was shown with a call, for who is told that it is no good; nothing where that was a certificate.
+    pub(super) fn token_shown(&self) -> Option<String> {
+        let token = self.token.as_ref().filter(|_| self.membership.is_none())?;
+        Some(format!("shown was the token from {token}: put one there that is good now"))
     }
 
     /// What the control plane has answered: where it does not know this node's certificate, another is asked for.
@@ -314,8 +327,8 @@ impl Endpoint {
     async fn tls(&self, shown: Option<&NodeCredential>, roots: &[Vec<u8>]) -> Result<TlsConnector, EndpointError> {
         let from = self.roots.to_string();
         let mut store = RootCertStore::empty();
-        match self.roots.read().await {
-            Ok(pem) => drop(store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten())),
+        match self.roots.read(&self.files).await {
+            Ok(certificates) => drop(store.add_parsable_certificates(certificates)),
             // What the control plane itself has told of will do.
             Err(_) if !roots.is_empty() => {}
             Err(source) => return Err(EndpointError::Roots { from, source }),
@@ -400,21 +413,34 @@ struct Place {
 }
 
 impl Roots {
-    async fn read(&self) -> io::Result<Vec<u8>> {
+    async fn read(&self, files: &Files) -> io::Result<Vec<CertificateDer<'static>>> {
+        let unusable = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         match self {
-            Self::File(path) => tokio::fs::read(path).await,
-            Self::Pem(pem) => Ok(pem.clone().into_bytes()),
+            Self::File(path) => files.read(path, MOST_ROOTS, ROOTS_REMEDY, read_roots).await,
+            Self::Pem(pem) => read_roots(pem.as_bytes()).map_err(unusable),
             Self::System => {
                 let mut last = io::Error::from(io::ErrorKind::NotFound);
                 for path in SYSTEM_ROOTS {
                     match tokio::fs::read(path).await {
-                        Ok(pem) => return Ok(pem),
+                        // Whatever of them can be used: not all that a system has is written by one hand.
+                        Ok(pem) => return Ok(CertificateDer::pem_slice_iter(&pem).flatten().collect()),
                         Err(error) => last = error,
                     }
                 }
                 Err(last)
             }
         }
+    }
+}
+
+/// The certificates in PEM, of which at least one can vouch for somebody. Half of a file is none: who is missing could be the
+/// one that counts.
+fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = read.map_err(|e| format!("it is no PEM: {e}"))?;
+    match RootCertStore::empty().add_parsable_certificates(certificates.iter().cloned()) {
+        (0, _) => Err("it holds no certificate of an authority".into()),
+        _ => Ok(certificates),
     }
 }
 
@@ -429,22 +455,38 @@ impl fmt::Display for Roots {
 }
 
 impl Token {
-    async fn read(&self) -> Result<MetadataValue<Ascii>, EndpointError> {
-        let (text, from) = match self {
+    async fn read(&self, files: &Files) -> Result<MetadataValue<Ascii>, EndpointError> {
+        match self {
             Self::File(path) => {
-                let text = tokio::fs::read_to_string(path).await.map_err(|source| EndpointError::Token {
+                let read = files.read(path, LONGEST_TOKEN, TOKEN_REMEDY, bearer).await;
+                read.map_err(|source| EndpointError::Token {
                     path: path.clone(),
                     source,
-                })?;
-                (text, path.display().to_string())
+                })
             }
-            Self::Literal(text) => (text.clone(), "the configuration".into()),
-        };
-        let text = text.trim();
-        let value = (!text.is_empty()).then(|| format!("Bearer {text}").parse::<MetadataValue<Ascii>>().ok());
-        let mut value = value.flatten().ok_or(EndpointError::NoToken { from })?;
-        value.set_sensitive(true);
-        Ok(value)
+            Self::Literal(text) => bearer(text.as_bytes()).map_err(|_| EndpointError::NoToken { from: self.to_string() }),
+        }
+    }
+}
+
+/// A token as it is sent.
+fn bearer(text: &[u8]) -> Result<MetadataValue<Ascii>, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "it is no text")?.trim();
+    if text.is_empty() {
+        return Err("it is empty".into());
+    }
+    let value = format!("Bearer {text}").parse::<MetadataValue<Ascii>>();
+    let mut value = value.map_err(|_| "it holds what cannot be sent, and so no token")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Literal(_) => f.write_str("the configuration"),
+        }
     }
 }
 
@@ -523,6 +565,11 @@ fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(tcp).set_tcp_keepalive(&idle)
 }
 
+/// The longest file of roots, and the longest token: longer than any.
+const MOST_ROOTS: u64 = 16 << 20;
+const LONGEST_TOKEN: u64 = 256 << 10;
+const ROOTS_REMEDY: &str = "put the PEM certificates there of who vouches for it";
+const TOKEN_REMEDY: &str = "put a token there";
 /// How long a connection may take, TLS included.
 const CONNECTING: Duration = Duration::from_secs(5);
 /// What may be under way of a message.

@@ -88,6 +88,11 @@ impl Entries {
         new
     }
 
+    /// An entry that cannot be read counts as the first of its key, too.
+    fn stands(&mut self, list: &str, key: Option<String>) {
+        self.keys.extend(key.map(|key| (list.to_owned(), key)));
+    }
+
     fn broken(&mut self, list: &str, at: usize, mut error: TextError, key: Option<Key>) {
         let dot = if error.path.is_empty() { "" } else { "." };
         error.path = format!("{list}[{at}]{dot}{}", error.path);
@@ -105,6 +110,7 @@ fn add_workload(entries: &mut Entries, at: usize, node: &Node, config: &Config) 
         }
         Err(error) => {
             let key = node.text("uid").map(|uid| Key::Workload(uid.into()));
+            entries.stands("workloads", node.text("uid").map(str::to_owned));
             entries.broken("workloads", at, error, key);
         }
     }
@@ -119,7 +125,9 @@ fn add_service(entries: &mut Entries, at: usize, node: &Node) {
         }
         Err(error) => {
             let names = node.text("namespace").zip(node.text("hostname"));
-            let key = names.map(|(namespace, host)| Key::Service(NamespacedHostname::new(namespace, host)));
+            let name = names.map(|(namespace, host)| NamespacedHostname::new(namespace, host));
+            entries.stands("services", name.as_ref().map(ToString::to_string));
+            let key = name.map(Key::Service);
             entries.broken("services", at, error, key);
         }
     }
@@ -164,7 +172,8 @@ fn add_policy(entries: &mut Entries, at: usize, node: &Node, config: &Config) {
                 dry_run: matches!(node.field("dryRun").map(|field| &field.value), Some(Value::Bool(true))),
                 error: error.to_string(),
             };
-            // Also beside one that can be read: what it would have refused is not known.
+            // One of its name further down does not take its place: what it would have refused is not known.
+            entries.stands("policies", Some(key.to_string()));
             entries.policies.push(policy::Update::Unreadable(Arc::new(unreadable)));
             entries.broken("policies", at, error, Some(Key::Policy(key)));
         }

@@ -275,6 +275,28 @@ fn an_entry_that_cannot_be_read_is_its_own_matter() {
     );
 }
 
+/// What one that cannot be read would have refused is not let by for the sake of another of its name.
+#[test]
+fn of_two_of_a_name_the_first_counts_also_where_it_cannot_be_read() {
+    let mut fixture = Fixture::new();
+    let unreadable = POLICY.replace("WorkloadSelector", "Nowhere");
+    let text = format!("policies:\n{unreadable}{POLICY}");
+    assert_eq!(fixture.write(&text), 1);
+    let told = |words: &str| fixture.faults.iter().filter(|fault| fault.contains(words)).count();
+    assert_eq!(
+        (
+            told("everything in its scope is refused"),
+            told("shop/cart-allow stands further up already")
+        ),
+        (1, 1),
+        "{:?}",
+        fixture.faults
+    );
+    let before = fixture.faults.clone();
+    assert_eq!(fixture.write(&text), 0, "the same again is nothing new");
+    assert_eq!(fixture.faults, before);
+}
+
 #[tokio::test]
 async fn a_file_is_read_and_then_watched() {
     let scratch = tempfile::tempdir().unwrap();

@@ -87,6 +87,29 @@ impl Places {
     }
 }
 
+/// See [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(data: &[u8]) {
+    let content = match read(data) {
+        Ok(Ok(content)) => content,
+        Ok(Err(error)) => return assert!(!error.why.is_empty()),
+        Err(_) => return,
+    };
+    assert!(content.broken.iter().all(|(_, error)| !error.why.is_empty()));
+    let items: Vec<_> = content.items.into_iter().map(|item| (item.key, item.object)).collect();
+    let mut objects = crate::objects::Objects::new(crate::objects::Settings::default());
+    for _ in 0..2 {
+        items.iter().for_each(|(_, object)| objects.set(object.clone()));
+        let _ = (objects.changes(), objects.warnings(), objects.unread().count());
+    }
+    items.iter().for_each(|(_, object)| objects.set(object.clone()));
+    let again = objects.changes();
+    assert!(again.is_empty(), "{again:?}");
+    items.iter().for_each(|(key, _)| objects.remove(key));
+    let _ = (objects.changes(), objects.warnings());
+    assert!(objects.is_empty());
+}
+
 /// Reads every object of a file, or says what is wrong with the first that is none. The outer error is that of
 /// [`documents`].
 pub(crate) fn read(content: &[u8]) -> io::Result<Result<Content, TextError>> {

@@ -23,11 +23,13 @@ pub enum Refusal {
     Authority,
     /// There was no room for another connection.
     Room,
+    /// There was none for another connection of whoever has not shown to be a node.
+    Strangers,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Credential,
         Self::Node,
         Self::Identity,
@@ -35,6 +37,7 @@ impl Refusal {
         Self::Request,
         Self::Authority,
         Self::Room,
+        Self::Strangers,
     ];
 
     /// As a label bears it.
@@ -47,6 +50,7 @@ impl Refusal {
             Self::Request => "request",
             Self::Authority => "authority",
             Self::Room => "room",
+            Self::Strangers => "strangers",
         }
     }
 }

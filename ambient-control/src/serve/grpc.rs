@@ -2,10 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -25,6 +22,7 @@ use super::{
     board::Board,
     counts::Refusal,
     nodes,
+    strangers::Stranger,
     subscriber::Subscriber,
 };
 use crate::{
@@ -63,8 +61,8 @@ pub(super) struct Services {
     pub(super) shown: Arc<Shown>,
     /// Ends the connection.
     pub(super) cut: Arc<Notify>,
-    /// Whether whoever is there was admitted once.
-    pub(super) admitted: Arc<AtomicBool>,
+    /// Whoever is there, until it was admitted once.
+    pub(super) caller: Arc<Stranger>,
 }
 
 impl Services {
@@ -84,7 +82,9 @@ impl Services {
     /// The node that calls, for a certificate of its own.
     fn admit_to_join(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let admitted = self.shared.door.admit(&self.shown, metadata, now());
-        self.admitted.fetch_or(admitted.is_ok(), Ordering::Relaxed);
+        if admitted.is_ok() {
+            self.caller.is_known();
+        }
         admitted
     }
 

@@ -5,10 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -30,9 +27,9 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -42,6 +39,7 @@ use super::{
     board::Board,
     counts::{Counts, Refusal},
     grpc::{Services, Shared},
+    strangers::{Full, MOST, MOST_OF_A_PLACE, Stranger, Strangers},
 };
 use crate::{
     Source,
@@ -204,8 +202,8 @@ impl ControlPlane {
         } = self;
         let mut stop = std::pin::pin!(stop);
         let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut connections = JoinSet::new();
-        let mut source_lives = true;
+        let (mut connections, strangers) = (JoinSet::new(), Strangers::default());
+        let (mut source_lives, mut full) = (true, None::<(Refusal, Instant)>);
         let trust_changed = Notify::new();
         let mut renewing = std::pin::pin!(certificate.keep(&*shared.door.ca, &names, &provider, &trust_changed));
         let mut looking = std::pin::pin!(look(&shared, &trust_changed));
@@ -221,21 +219,27 @@ impl ControlPlane {
                         source_lives = false;
                     }
                 },
-                accepted = listener.accept() => match (accepted, room.clone().try_acquire_owned()) {
-                    (Ok((stream, from)), Ok(place)) => {
-                        let serving = serve(stream, tls.clone(), shared.clone());
-                        connections.spawn(async move {
-                            if let Err(error) = serving.await {
-                                tracing::debug!(%from, %error, "a connection has ended");
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, from)) => match take_in(&room, &strangers, from) {
+                        Ok((place, stranger)) => {
+                            let serving = serve(stream, tls.clone(), shared.clone(), stranger);
+                            connections.spawn(async move {
+                                if let Err(error) = serving.await {
+                                    tracing::debug!(%from, %error, "a connection has ended");
+                                }
+                                drop(place);
+                            });
+                        }
+                        Err((refusal, why)) => {
+                            shared.door.counts.refuse(refusal);
+                            // What anybody can cause is told once in a while.
+                            if full.is_none_or(|(of, at)| of != refusal || at.elapsed() > SILENCE) {
+                                tracing::warn!(%from, why, "no room for another connection");
+                                full = Some((refusal, Instant::now()));
                             }
-                            drop(place);
-                        });
-                    }
-                    (Ok((_, from)), Err(_)) => {
-                        shared.door.counts.refuse(Refusal::Room);
-                        tracing::warn!(%from, "no room for another connection ({CONNECTIONS} are open)");
-                    }
-                    (Err(error), _) => {
+                        }
+                    },
+                    Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         sleep(BREATH).await;
                     }
@@ -244,6 +248,20 @@ impl ControlPlane {
             }
         }
     }
+}
+
+/// A connection's places: one of all, and one of those who are not known yet.
+fn take_in(room: &Arc<Semaphore>, strangers: &Strangers, from: SocketAddr) -> Result<(OwnedSemaphorePermit, Stranger), (Refusal, String)> {
+    let no_room = |_| (Refusal::Room, format!("{CONNECTIONS} are open"));
+    let place = room.clone().try_acquire_owned().map_err(no_room)?;
+    let stranger = strangers.admit(from.ip()).map_err(|full| {
+        let why = match full {
+            Full::Place => format!("{MOST_OF_A_PLACE} have come from there and have not shown that they are nodes"),
+            Full::Everywhere => format!("{MOST} are open and have not shown that they are nodes"),
+        };
+        (Refusal::Strangers, why)
+    })?;
+    Ok((place, stranger))
 }
 
 fn take(shared: &Shared, batch: &crate::Batch) {
@@ -283,16 +301,21 @@ async fn look(shared: &Shared, trust_changed: &Notify) {
     }
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn serve(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    shared: Arc<Shared>,
+    caller: Stranger,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     let shown = shared.door.look_at(stream.get_ref().1.peer_certificates());
-    let (cut, admitted) = (Arc::<Notify>::default(), Arc::<AtomicBool>::default());
+    let (cut, caller) = (Arc::<Notify>::default(), Arc::new(caller));
     let services = Services {
         shared,
         shown: Arc::new(shown),
         cut: cut.clone(),
-        admitted: admitted.clone(),
+        caller: caller.clone(),
     };
     let all = All {
         state: AggregatedDiscoveryServiceServer::new(services.clone()).max_decoding_message_size(LONGEST_REQUEST),
@@ -310,14 +333,14 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) -> Resu
         served = served => Ok(served?),
         () = cut.notified() => Err("its node is known no more".into()),
         // Whoever is nobody keeps no place of those who are nodes.
-        () = stranger(&admitted) => Err("it has not shown in time that it is a node".into()),
+        () = stranger(&caller) => Err("it has not shown in time that it is a node".into()),
     }
 }
 
 /// Ends after a while where nobody was admitted until then.
-async fn stranger(admitted: &AtomicBool) {
+async fn stranger(caller: &Stranger) {
     sleep(INTRODUCING).await;
-    if admitted.load(Ordering::Relaxed) {
+    if !caller.is_stranger() {
         std::future::pending().await
     }
 }
@@ -413,13 +436,15 @@ impl ResolvesServerCert for Certificate {
 }
 
 /// Connections at a time.
-const CONNECTIONS: usize = 4096;
+pub(super) const CONNECTIONS: usize = 4096;
 /// Calls at a time of one connection: a stream, and certificates.
 const STREAMS: u32 = 256;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may last on which nobody was admitted.
 const INTRODUCING: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
+/// Between two lines of the log that say the same of no room.
+const SILENCE: Duration = Duration::from_secs(10);
 /// After what cannot be helped at once.
 const BREATH: Duration = Duration::from_millis(100);
 /// The longest request: a client that knows a mesh of 100,000 says so by name.

@@ -464,6 +464,39 @@ async fn whoever_is_no_node_keeps_no_place() {
     assert!(batch.faults.is_empty() && batch.changes.len() == 1, "{batch:?}");
 }
 
+/// One address that opens all it can has few places, however it goes on; nodes come all the same, from there too, once what
+/// was held has ended.
+#[tokio::test]
+async fn strangers_from_one_address_leave_room_for_nodes() {
+    use tokio::io::AsyncReadExt as _;
+    let running = Running::start().await;
+    let mut node = running.state(running.endpoint("node-1"), "node-1");
+    while !next(&mut node).await.synced {}
+    let mut strangers = Vec::new();
+    for _ in 0..40 {
+        strangers.push(tokio::net::TcpStream::connect(("127.0.0.1", running.port)).await.unwrap());
+    }
+    let refused = async {
+        while running.counts.refused(Refusal::Strangers) < 30 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), refused).await.expect("most are refused");
+    // A node that is known is not disturbed, and one that comes from elsewhere has room.
+    running.change("later").await;
+    let batch = next(&mut node).await;
+    assert!(batch.faults.is_empty() && batch.changes.len() == 1, "{batch:?}");
+    let tcp = tokio::net::TcpSocket::new_v4().unwrap();
+    tcp.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = tcp.connect(([127, 0, 0, 1], running.port).into()).await.unwrap();
+    let read = timeout(Duration::from_millis(300), other.read(&mut [0])).await;
+    assert!(read.is_err(), "it is not hung up on: {read:?}");
+    drop(strangers);
+    let mut late = running.state(running.endpoint("node-2"), "node-2");
+    while !next(&mut late).await.synced {}
+    assert_eq!(running.counts.refused(Refusal::Room), 0);
+}
+
 #[tokio::test]
 async fn what_is_no_tls_or_no_call_of_ours_ends_alone() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -46,6 +46,14 @@ impl Bundles {
         }
     }
 
+    /// What an earlier process was told, until an update says otherwise.
+    pub(super) fn recall(&mut self, bundles: TrustBundles) {
+        for domain in bundles.domains().take(MOST_DOMAINS) {
+            self.known.insert(domain.clone(), bundles.roots(domain).to_vec());
+        }
+        self.present = Arc::new(bundles);
+    }
+
     pub(super) fn set_own(&mut self, own: TrustDomain) {
         self.own = Some(own);
     }

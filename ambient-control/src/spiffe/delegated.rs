@@ -21,11 +21,13 @@ use zeroize::Zeroizing;
 use super::{
     Socket, bundles,
     desk::{self, Desk, lock},
+    kept::Kept,
     subscription::{ANSWERING, Came, Failure, follow},
     svid::Raw,
 };
 use crate::{
     BoxFuture, IssueError, Issuer, LastHeard, Told,
+    disk::{MemoryConfig, MemoryError},
     wire::spire::api::{
         agent::delegatedidentity::v1::{
             SubscribeToX509BundlesRequest, SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse, X509svidWithKey,
@@ -145,6 +147,8 @@ pub struct DelegatedConfig {
     pub identities: usize,
     /// How long the first certificate of an identity is waited for; 8 s by default.
     pub patience: Duration,
+    /// Where roots are kept for a restart while the agent is away; nowhere by default. Never keys, nor certificates.
+    pub memory: Option<MemoryConfig>,
 }
 
 impl DelegatedConfig {
@@ -157,6 +161,7 @@ impl DelegatedConfig {
             describe: Arc::new(Subject::kubernetes),
             identities: 1024,
             patience: Duration::from_secs(8),
+            memory: None,
         }
     }
 }
@@ -226,26 +231,41 @@ impl Drop for DelegatedIdentity {
 }
 
 impl DelegatedIdentity {
-    /// Begins to ask for roots. That the agent is away is no error: it is looked for until it is there.
+    /// Begins to ask for roots. That the agent is away is no error: it is looked for until it is there, and those that are
+    /// remembered are trusted meanwhile.
+    ///
+    /// # Errors
+    /// When [`DelegatedConfig::memory`] names no place that can be kept.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(config: DelegatedConfig) -> Self {
+    pub fn new(config: DelegatedConfig) -> Result<Self, MemoryError> {
         Self::with_clock(config, desk::system())
     }
 
-    fn with_clock(config: DelegatedConfig, clock: desk::Clock) -> Self {
+    pub(super) fn with_clock(config: DelegatedConfig, clock: desk::Clock) -> Result<Self, MemoryError> {
+        let mut kept = config.memory.as_ref().map(|memory| Kept::open(memory, clock())).transpose()?;
+        let recalled = kept.as_mut().and_then(Kept::take_recalled);
         let agent = format!("the SPIRE agent at {}", config.socket);
         let own = Some(config.trust_domain.clone());
         let core = Arc::new(Core {
-            desk: Desk::new(agent, &config.provider, own, clock),
+            desk: Desk::new(agent, &config.provider, own, clock, recalled),
             channel: config.socket.channel(),
             streams: Mutex::default(),
             config,
         });
         let of = core.clone();
-        let bundles = tokio::spawn(async move { of.follow_bundles().await }).abort_handle();
-        Self { core, bundles }
+        let bundles = tokio::spawn(async move {
+            let keeping = async {
+                match kept {
+                    Some(kept) => kept.follow(&of.desk).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::join!(of.follow_bundles(), keeping)
+        });
+        let bundles = bundles.abort_handle();
+        Ok(Self { core, bundles })
     }
 
     async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {

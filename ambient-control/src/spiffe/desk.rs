@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     account::{Account, Given, Turn},
     bundles::{Bundles, Told as Bundled},
+    kept::Recalled,
 };
 use crate::{IssueError, LastHeard, Told};
 
@@ -50,8 +51,24 @@ struct Known {
 }
 
 impl Desk {
-    pub(super) fn new(agent: String, provider: &Arc<CryptoProvider>, own: Option<TrustDomain>, clock: Clock) -> Self {
-        let bundles = Bundles::new(own);
+    /// Nothing is known but what an earlier process has left.
+    pub(super) fn new(
+        agent: String,
+        provider: &Arc<CryptoProvider>,
+        own: Option<TrustDomain>,
+        clock: Clock,
+        recalled: Option<Recalled>,
+    ) -> Self {
+        let (mut bundles, last_heard) = (Bundles::new(own), LastHeard::default());
+        if let Some(Recalled { heard, bundles: kept }) = recalled {
+            let domains = kept.domains().count();
+            tracing::info!(
+                domains,
+                "the roots of before this start are trusted until the SPIFFE agent says otherwise"
+            );
+            last_heard.at(heard);
+            bundles.recall(kept);
+        }
         let present = bundles.present().clone();
         let known = Known {
             trust: Arc::new(Trust::new(provider, &present)),
@@ -67,7 +84,7 @@ impl Desk {
             news: Mutex::default(),
             new: Notify::new(),
             logged: Mutex::default(),
-            last_heard: LastHeard::default(),
+            last_heard,
             listening: AtomicBool::new(false),
         }
     }
@@ -166,6 +183,9 @@ impl Desk {
             tracing::warn!(agent = self.agent, %fault, "not taken of the SPIFFE agent");
         }
         if !updated.changed {
+            drop(known);
+            // That the agent is there to say so may be news.
+            self.changed();
             return;
         }
         let present = known.bundles.present().clone();
@@ -181,6 +201,20 @@ impl Desk {
         *lock(&self.present) = present;
         drop(known);
         self.changed();
+    }
+
+    /// Told whenever something is known that was not.
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether the agent has told roots, and is there to say otherwise.
+    pub(super) fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
     }
 
     /// When roots were heard of last.

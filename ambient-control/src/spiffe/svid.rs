@@ -142,7 +142,7 @@ pub(super) fn whole(error: &dyn std::error::Error) -> String {
 }
 
 /// A moment of X.509; before 1970 is taken for 1970.
-fn moment(timestamp: i64) -> SystemTime {
+pub(super) fn moment(timestamp: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(timestamp.try_into().unwrap_or(0))
 }
 

@@ -16,11 +16,13 @@ use super::{
     Socket, bundles,
     delegated::{LONGEST_MESSAGE, MOST_SVIDS},
     desk::{self, Desk, lock},
+    kept::Kept,
     subscription::{Came, Failure, follow},
     svid::{Raw, Svid, SvidError},
 };
 use crate::{
     BoxFuture, IssueError, Issuer, LastHeard, Told,
+    disk::{MemoryConfig, MemoryError},
     wire::spiffe::workload::{X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient},
 };
 
@@ -37,6 +39,8 @@ pub struct WorkloadConfig {
     pub provider: Arc<CryptoProvider>,
     /// How long the first certificate is waited for; 8 s by default.
     pub patience: Duration,
+    /// Where roots are kept for a restart while the agent is away; nowhere by default. Never keys, nor certificates.
+    pub memory: Option<MemoryConfig>,
 }
 
 impl WorkloadConfig {
@@ -46,6 +50,7 @@ impl WorkloadConfig {
             socket,
             provider,
             patience: Duration::from_secs(8),
+            memory: None,
         }
     }
 }
@@ -88,24 +93,40 @@ impl Drop for WorkloadApi {
 }
 
 impl WorkloadApi {
-    /// Begins to ask. That the agent is away is no error: it is looked for until it is there.
+    /// Begins to ask. That the agent is away is no error: it is looked for until it is there, and roots that are remembered
+    /// are trusted meanwhile.
+    ///
+    /// # Errors
+    /// When [`WorkloadConfig::memory`] names no place that can be kept.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(config: WorkloadConfig) -> Self {
+    pub fn new(config: WorkloadConfig) -> Result<Self, MemoryError> {
         Self::with_clock(config, desk::system())
     }
 
-    fn with_clock(config: WorkloadConfig, clock: desk::Clock) -> Self {
+    pub(super) fn with_clock(config: WorkloadConfig, clock: desk::Clock) -> Result<Self, MemoryError> {
+        let mut kept = config.memory.as_ref().map(|memory| Kept::open(memory, clock())).transpose()?;
+        let recalled = kept.as_mut().and_then(Kept::take_recalled);
+        let agent = format!("the SPIFFE agent at {}", config.socket);
         let core = Arc::new(Core {
-            desk: Desk::new(format!("the SPIFFE agent at {}", config.socket), &config.provider, None, clock),
+            desk: Desk::new(agent, &config.provider, None, clock, recalled),
             channel: config.socket.channel(),
             given: Mutex::default(),
             config,
         });
         let of = core.clone();
-        let stream = tokio::spawn(async move { of.follow().await }).abort_handle();
-        Self { core, stream }
+        let stream = tokio::spawn(async move {
+            let keeping = async {
+                match kept {
+                    Some(kept) => kept.follow(&of.desk).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::join!(of.follow(), keeping)
+        });
+        let stream = stream.abort_handle();
+        Ok(Self { core, stream })
     }
 
     /// Whom the agent takes this process for now: its default first.

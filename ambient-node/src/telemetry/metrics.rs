@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambient_authz::policy::{Fallback, Refuses};
-use ambient_control::{LastHeard, Source, StreamCounts};
+use ambient_control::{KnownUntil, LastHeard, Source, StreamCounts};
 use ambient_core::{Observer, observe::Event};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text},
@@ -69,10 +69,13 @@ pub(crate) struct Metrics {
     trust_age: Gauge,
     certificates_missing: Gauge,
     state_faults: Gauge,
+    known_until: Gauge,
     /// Whom the ages are asked of, and since when.
     ages: OnceLock<Ages>,
     /// Streams from a control plane, where there are any.
     streams: Arc<OnceLock<StreamCounts>>,
+    /// Whom the end of this node's own certificate is asked of.
+    knows: OnceLock<KnownUntil>,
 }
 
 /// Where state and trust come from, as far as that can be old.
@@ -172,8 +175,10 @@ impl Metrics {
             trust_age: Gauge::default(),
             certificates_missing: Gauge::default(),
             state_faults: Gauge::default(),
+            known_until: Gauge::default(),
             ages: OnceLock::new(),
             streams: Arc::default(),
+            knows: OnceLock::new(),
         };
         // Istio's dashboards look for the name of its own proxy.
         let build = [("component", component), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -198,6 +203,14 @@ impl Metrics {
         if let Some(streams) = source.streams() {
             self.ask_streams(streams);
         }
+        if let Some(known_until) = source.known_until() {
+            self.ask_until(known_until);
+        }
+    }
+
+    /// Until when a control plane knows this node; the first time that this is said counts.
+    fn ask_until(&self, known_until: KnownUntil) {
+        let _ = self.knows.set(known_until);
     }
 
     /// Whom to ask how old state and trust are; the first time that this is said counts.
@@ -230,6 +243,11 @@ impl Metrics {
             let age = heard.as_ref().map_or(Duration::ZERO, |heard| heard.age(now).unwrap_or(never));
             age.as_secs().try_into().unwrap_or(i64::MAX)
         };
+        let until = self.knows.get().and_then(|ask| ask());
+        let until = until.map_or(0, |until| {
+            until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+        });
+        self.known_until.set(until.try_into().unwrap_or(i64::MAX));
         self.state_age.set(seconds(&ages.state));
         self.trust_age.set(seconds(&ages.trust));
     }

@@ -476,7 +476,11 @@ async fn serve(
     let issuer: Arc<dyn Issuer> = match spire.and_then(Path::to_str) {
         Some(socket) => {
             let provider = Arc::new(ambient_tls::provider());
-            Arc::new(DelegatedIdentity::new(DelegatedConfig::new(Socket::new(socket)?, domain, provider)))
+            Arc::new(DelegatedIdentity::new(DelegatedConfig::new(
+                Socket::new(socket)?,
+                domain,
+                provider,
+            ))?)
         }
         None => Arc::new(DirectoryCa::open(ca, domain, life)?),
     };

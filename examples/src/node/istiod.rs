@@ -10,8 +10,8 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     istiod::{
-        Asker, Certificates, CertificatesConfig, Endpoint, KeepNode, Membership, MembershipConfig, MemoryConfig, Reports, Roots, State,
-        StateConfig, Token,
+        Asker, Certificates, CertificatesConfig, Endpoint, Files, KeepNode, Membership, MembershipConfig, MemoryConfig, Reports, Roots,
+        State, StateConfig, Token,
     },
 };
 use ambient_core::TrustDomain;
@@ -57,12 +57,16 @@ pub(super) struct Istiod {
     /// node needs a small part. A connection to an address that was not asked for yet waits for the answer.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     xds_on_demand: bool,
-    /// A directory of this node's own where what was said last is kept, for a restart while istiod is away.
+    /// A directory of this node's own where what was said last is kept, for a restart while istiod or SPIRE is away: state,
+    /// policies and whom to trust.
     #[arg(long, env = "AMBIENT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// For how long that is gone by when istiod stays away; then new connections are refused.
+    /// For how long that is gone by when they stay away; then new connections are refused.
     #[arg(long, env = "AMBIENT_STATE_LONGEST", value_name = "TIME", default_value = "24h", value_parser = super::settings::time)]
     state_longest: Duration,
+    /// What was read of the files that these name.
+    #[arg(skip)]
+    files: Files,
 }
 
 impl Istiod {
@@ -129,10 +133,7 @@ impl Istiod {
             node: node.into(),
             metadata: prefixed("ISTIO_META_").into_iter().collect::<BTreeMap<_, _>>(),
         };
-        let memory = self.state_dir.as_ref().map(|directory| MemoryConfig {
-            longest: self.state_longest,
-            ..MemoryConfig::new(directory)
-        });
+        let memory = self.memory();
         let config = StateConfig {
             on_demand: self.xds_on_demand,
             trust,
@@ -141,6 +142,15 @@ impl Istiod {
             ..StateConfig::new(endpoint, asker)
         };
         Ok(Box::new(State::connect(config)?))
+    }
+
+    /// Where what was said last is kept for a restart, of whoever says it.
+    pub(super) fn memory(&self) -> Option<MemoryConfig> {
+        let config = |directory| MemoryConfig {
+            longest: self.state_longest,
+            ..MemoryConfig::new(directory)
+        };
+        self.state_dir.as_ref().map(config)
     }
 
     /// The source of certificates.
@@ -186,6 +196,7 @@ impl Istiod {
             token,
             cluster: self.cluster_id.clone(),
             headers: prefixed(headers),
+            files: self.files.clone(),
             ..Endpoint::new(address, Arc::new(ambient_tls::provider()))
         };
         endpoint.check()?;

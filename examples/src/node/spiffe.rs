@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ambient_control::{
     Issuer,
-    spiffe::{DelegatedConfig, DelegatedIdentity, Socket, WorkloadApi, WorkloadConfig},
+    spiffe::{DelegatedConfig, DelegatedIdentity, MemoryConfig, Socket, WorkloadApi, WorkloadConfig},
 };
 use ambient_core::TrustDomain;
 
@@ -43,18 +43,21 @@ impl Spiffe {
         self.admin_socket().is_some() || self.socket().is_some()
     }
 
-    /// The source of certificates, if it is one.
-    pub(super) fn certificates(&self, trust_domain: &TrustDomain) -> Option<Arc<dyn Issuer>> {
+    /// The source of certificates, if it is one, which remembers whom to trust.
+    pub(super) fn certificates(&self, trust_domain: &TrustDomain, memory: Option<MemoryConfig>) -> anyhow::Result<Option<Arc<dyn Issuer>>> {
         let provider = Arc::new(ambient_tls::provider());
         if let Some(socket) = self.admin_socket() {
             if self.socket().is_some() {
                 tracing::warn!("--spiffe-socket has no meaning beside --spire-admin-socket, which gives every certificate");
             }
-            let config = DelegatedConfig::new(socket, trust_domain.clone(), provider);
-            return Some(Arc::new(DelegatedIdentity::new(config)));
+            let mut config = DelegatedConfig::new(socket, trust_domain.clone(), provider);
+            config.memory = memory;
+            return Ok(Some(Arc::new(DelegatedIdentity::new(config)?)));
         }
-        let socket = self.socket()?;
-        Some(Arc::new(WorkloadApi::new(WorkloadConfig::new(socket, provider))))
+        let Some(socket) = self.socket() else { return Ok(None) };
+        let mut config = WorkloadConfig::new(socket, provider);
+        config.memory = memory;
+        Ok(Some(Arc::new(WorkloadApi::new(config)?)))
     }
 
     fn admin_socket(&self) -> Option<Socket> {

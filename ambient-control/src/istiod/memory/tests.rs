@@ -1,4 +1,7 @@
-use std::os::unix::fs::PermissionsExt;
+use std::{
+    os::unix::fs::{MetadataExt as _, PermissionsExt},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use proptest::prelude::*;
 
@@ -108,40 +111,6 @@ fn a_file_is_made_anew_where_most_of_it_is_out_of_date_and_not_before() {
     }
     assert_ne!(inode(), second);
     assert_eq!((memory.records.len(), reopen(scratch.path()).resources.len()), (200, 200));
-}
-
-#[test]
-fn roots_are_remembered_as_they_came_and_nothing_of_a_damaged_file() {
-    let scratch = tempfile::tempdir().unwrap();
-    let directory = scratch.path().join("state");
-    let (file, nothing) = RootsFile::open(&directory).unwrap();
-    assert_eq!(nothing, None);
-    let root = |domain: &str, der: &[u8], until| Root {
-        of: domain.parse().unwrap(),
-        der: der.into(),
-        until: at(until),
-    };
-    let known = RememberedRoots {
-        heard: at(5),
-        roots: vec![root("cluster.local", b"one", 100), root("other.example", b"", 200)],
-    };
-    file.keep(&known).unwrap();
-    let (_, again) = RootsFile::open(&directory).unwrap();
-    assert_eq!(again, Some(known));
-    let path = directory.join("istiod.roots");
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    let whole = fs::read(&path).unwrap();
-    for cut in 0..whole.len() {
-        let read = read_roots(&whole[..cut]);
-        assert!(read.as_ref().map_or(true, |read| read.roots.len() < 2), "{cut}: {read:?}");
-    }
-    for at in 0..whole.len() {
-        let mut damaged = whole.clone();
-        damaged[at] ^= 1;
-        fs::write(&path, damaged).unwrap();
-        let (_, read) = RootsFile::open(&directory).unwrap();
-        assert_eq!(read, None, "byte {at}");
-    }
 }
 
 #[test]

@@ -45,6 +45,16 @@ async fn synced(state: &mut State) {
     while !next(state).await.synced {}
 }
 
+/// The batch that makes it whole.
+async fn first_whole(state: &mut State) -> Batch {
+    loop {
+        let batch = next(state).await;
+        if batch.synced {
+            return batch;
+        }
+    }
+}
+
 /// Waits for a fault with these words.
 async fn fault(state: &mut State, words: &str) {
     let waited = timeout(Duration::from_secs(20), async {
@@ -72,6 +82,8 @@ async fn a_token_is_exchanged_for_a_certificate_that_stands_for_itself() {
     let given = running.nodes.certificates(now()).unwrap();
     assert_eq!((given.len(), &*given[0].node), (1, "node-1"));
     assert!(given[0].expires <= nodes::seconds(now()) + HOUR.as_secs());
+    let until = state.known_until().expect("it is known by a certificate");
+    assert_eq!(until().map(nodes::seconds), Some(given[0].expires));
     // The token's end is none of the certificate's.
     let id = running.nodes.tokens(now()).unwrap()[0].id.clone();
     running.nodes.revoke_token(&id, now()).unwrap();
@@ -200,6 +212,74 @@ async fn a_token_makes_a_member_of_its_own_node_alone() {
     fault(&mut state, "the token is for the node node-1, and not for node-2").await;
     let mut none = running.state(running.joining("node-2", "ambient-0.0", HOUR), "node-2");
     fault(&mut none, "this token is none, has ended, or was revoked").await;
+}
+
+/// Whatever becomes of the files while streams come and go: what was read of them before counts, and each is told.
+#[tokio::test]
+async fn files_of_token_and_roots_may_vanish_and_come_back() {
+    let running = Running::start().await;
+    let (token, roots) = (running.scratch.path().join("token"), running.scratch.path().join("node-root.pem"));
+    let good = running.token("node-1", HOUR, Use::Always);
+    let endpoint = Endpoint {
+        roots: Roots::File(roots.clone()),
+        token: Some(Token::File(token.clone())),
+        ..running.showing("")
+    };
+    // Neither is there yet: each is named, with what to do.
+    let mut state = running.state(endpoint.clone(), "node-1");
+    fault(
+        &mut state,
+        "node-root.pem: No such file or directory (os error 2): put the PEM certificates there",
+    )
+    .await;
+    std::fs::write(&roots, &running.root).unwrap();
+    fault(&mut state, "token: No such file or directory (os error 2): put a token there").await;
+    std::fs::write(&token, &good).unwrap();
+    let mut batch = next(&mut state).await;
+    while !batch.synced || !batch.faults.is_empty() {
+        batch = next(&mut state).await;
+    }
+    // Now they break, one after the other. A new stream and a new certificate are had all the same.
+    let torn = running.root[..running.root.len() / 2].to_owned();
+    let breaks: [(&std::path::Path, Option<&str>, &str); 6] = [
+        (&token, None, "token: No such file"),
+        (&token, Some(" \n"), "token: it is empty"),
+        (&token, Some("a\u{1}b"), "token: it holds what cannot be sent"),
+        (&roots, None, "node-root.pem: No such file"),
+        (&roots, Some(""), "node-root.pem: it holds no certificate"),
+        (&roots, Some(&torn), "node-root.pem: it is no PEM"),
+    ];
+    for (n, (path, holds, words)) in breaks.into_iter().enumerate() {
+        match holds {
+            None => std::fs::remove_file(path).unwrap(),
+            Some(text) => std::fs::write(path, text).unwrap(),
+        }
+        let mut again = running.state(endpoint.clone(), "node-1");
+        let batch = first_whole(&mut again).await;
+        let told = &batch.faults[..];
+        assert!(told.len() == 1 && told[0].what.contains(words), "{words}: {told:?}");
+        assert!(told[0].what.contains("; what was there before is used"), "{told:?}");
+        let certificates = Certificates::new(CertificatesConfig::new(endpoint.clone())).unwrap();
+        certificates.issue(&identity("cart")).await.unwrap();
+        let whole = if path == token { &good } else { &running.root };
+        std::fs::write(path, whole).unwrap();
+        let mut again = running.state(endpoint.clone(), "node-1");
+        let batch = first_whole(&mut again).await;
+        assert!(batch.faults.is_empty(), "{n}: {batch:?}");
+    }
+    // Another token that can be sent is sent; who refuses it does not know the file, so that is named here.
+    std::fs::write(&token, "ambient-0.0").unwrap();
+    let mut other = running.state(endpoint.clone(), "node-1");
+    fault(&mut other, &format!("shown was the token from {}", token.display())).await;
+    let certificates = Certificates::new(CertificatesConfig::new(endpoint)).unwrap();
+    let error = certificates.issue(&identity("cart")).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("shown was the token from {}", token.display())), "{error}");
+    std::fs::write(&token, &good).unwrap();
+    synced(&mut other).await;
+    // The first stream has gone on all the while.
+    running.change("later").await;
+    told_of(&mut state, "later").await;
+    assert_eq!(running.counts.cut(), 0);
 }
 
 #[derive(Clone, Default)]

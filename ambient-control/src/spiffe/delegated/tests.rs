@@ -22,7 +22,7 @@ fn pod(uid: &str) -> PodUid {
 
 /// A node that has its roots, whose `cart` is borne by one pod and has its first SVID.
 async fn with_cart(fake: &mut Fake, authority: &Authority, clock: &Clock) -> (DelegatedIdentity, Roots, Svids) {
-    let spire = DelegatedIdentity::with_clock(config(fake.socket()), clock.read());
+    let spire = DelegatedIdentity::with_clock(config(fake.socket()), clock.read()).unwrap();
     let roots = fake.roots().await;
     roots.gives(&[("spiffe://example.org", authority.root())]).await;
     spire.arrives(&cart(), &pod("uid-1"));
@@ -97,7 +97,7 @@ async fn what_the_agent_renews_is_told_and_what_it_takes_back_too() {
 #[tokio::test]
 async fn the_identity_that_comes_must_be_the_one_asked_for() {
     let (mut fake, authority) = (Fake::start(), Authority::new());
-    let spire = DelegatedIdentity::with_clock(hasty(fake.socket()), Clock::default().read());
+    let spire = DelegatedIdentity::with_clock(hasty(fake.socket()), Clock::default().read()).unwrap();
     let roots = fake.roots().await;
     roots.gives(&[("example.org", authority.root())]).await;
     spire.arrives(&cart(), &pod("uid-1"));
@@ -145,7 +145,7 @@ async fn a_denial_says_what_to_do_and_takes_nothing_away() {
 async fn the_wrong_socket_is_told_from_an_absence() {
     let fake = Fake::start();
     *fake.refuses.lock().unwrap() = Some(Status::unimplemented("unknown service"));
-    let spire = DelegatedIdentity::new(hasty(fake.socket()));
+    let spire = DelegatedIdentity::new(hasty(fake.socket())).unwrap();
     let error = soon(spire.issue(&cart())).await.unwrap_err();
     assert!(
         matches!(&error, IssueError::Refused { why, .. } if why.contains("admin_socket_path")),
@@ -153,7 +153,7 @@ async fn the_wrong_socket_is_told_from_an_absence() {
     );
     let directory = fake.stop().await;
     std::fs::remove_file(directory.path().join("agent.sock")).unwrap();
-    let spire = DelegatedIdentity::new(hasty(socket_in(&directory)));
+    let spire = DelegatedIdentity::new(hasty(socket_in(&directory))).unwrap();
     let error = soon(spire.issue(&cart())).await.unwrap_err();
     assert!(
         matches!(&error, IssueError::Unavailable { why, .. } if why.contains("No such file") && why.contains("is it running")),
@@ -165,7 +165,7 @@ async fn the_wrong_socket_is_told_from_an_absence() {
 async fn an_agent_that_appears_late_is_found() {
     let directory = Arc::new(tempfile::tempdir().unwrap());
     let authority = Authority::new();
-    let spire = DelegatedIdentity::with_clock(config(socket_in(&directory)), Clock::default().read());
+    let spire = DelegatedIdentity::with_clock(config(socket_in(&directory)), Clock::default().read()).unwrap();
     let whom = cart();
     let waiting = spire.issue(&whom);
     let agent = async {
@@ -266,7 +266,7 @@ async fn an_entry_for_each_pod_outlives_the_pod_that_was_asked_for() {
 #[tokio::test]
 async fn a_pod_whose_entry_is_younger_is_asked_for_when_it_comes() {
     let (mut fake, authority) = (Fake::start(), Authority::new());
-    let spire = DelegatedIdentity::with_clock(hasty(fake.socket()), Clock::default().read());
+    let spire = DelegatedIdentity::with_clock(hasty(fake.socket()), Clock::default().read()).unwrap();
     let roots = fake.roots().await;
     roots.gives(&[("example.org", authority.root())]).await;
     spire.arrives(&cart(), &pod("uid-1"));
@@ -289,7 +289,7 @@ async fn an_agent_of_another_user_is_not_believed() {
     let fake = Fake::start();
     let own = rustix::process::geteuid().as_raw();
     let socket = fake.socket().with_owners([own + 1]);
-    let spire = DelegatedIdentity::new(hasty(socket));
+    let spire = DelegatedIdentity::new(hasty(socket)).unwrap();
     let error = soon(spire.issue(&cart())).await.unwrap_err();
     let listens = format!("a process of user {own} listens there");
     assert!(error.to_string().contains(&listens), "{error}");
@@ -302,7 +302,7 @@ async fn streams_are_bounded_and_end_with_their_asker() {
         identities: 1,
         ..hasty(fake.socket())
     };
-    let spire = DelegatedIdentity::new(config);
+    let spire = DelegatedIdentity::new(config).unwrap();
     // What nobody bears is let go when nothing comes of it.
     assert!(spire.issue(&cart()).await.is_err());
     fake.svids().await.gone().await;
@@ -324,7 +324,7 @@ async fn a_workload_may_be_described_by_a_process() {
         describe: Arc::new(|_, _| Subject::Process(4711)),
         ..hasty(fake.socket())
     };
-    let spire = DelegatedIdentity::new(config);
+    let spire = DelegatedIdentity::new(config).unwrap();
     assert!(spire.issue(&cart()).await.is_err());
     let stream = fake.svids().await;
     assert_eq!((stream.request.pid, stream.selectors().len()), (4711, 0));

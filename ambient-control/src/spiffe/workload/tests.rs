@@ -24,7 +24,7 @@ async fn told(api: &WorkloadApi, whom: &Identity) -> Option<Arc<Credential>> {
 #[tokio::test]
 async fn a_process_gets_all_that_is_its_own() {
     let (mut fake, authority, foreign) = (Fake::start(), Authority::new(), Authority::new());
-    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), Clock::default().read());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), Clock::default().read()).unwrap();
     let stream = fake.own().await;
     assert!(stream.request, "the header that agents demand");
     let node = authority.fresh("spiffe://example.org/node/a");
@@ -43,7 +43,7 @@ async fn a_process_gets_all_that_is_its_own() {
 #[tokio::test]
 async fn it_is_renewed_and_withdrawn_by_the_stream() {
     let (mut fake, authority, clock) = (Fake::start(), Authority::new(), Clock::default());
-    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), clock.read());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), clock.read()).unwrap();
     let stream = fake.own().await;
     let root = authority.root();
     let other = authority.svid(OTHER, 0, 100);
@@ -75,7 +75,7 @@ async fn it_is_renewed_and_withdrawn_by_the_stream() {
 #[tokio::test]
 async fn who_is_not_among_them_is_refused_with_those_who_are() {
     let (mut fake, authority) = (Fake::start(), Authority::new());
-    let api = WorkloadApi::with_clock(config(fake.socket(), 300), Clock::default().read());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 300), Clock::default().read()).unwrap();
     let stream = fake.own().await;
     stream.gives(&[&authority.fresh(OTHER)], &authority.root(), &[]).await;
     told(&api, &OTHER.parse().unwrap()).await;
@@ -89,7 +89,7 @@ async fn who_is_not_among_them_is_refused_with_those_who_are() {
 #[tokio::test]
 async fn a_failure_takes_nothing_away() {
     let (mut fake, authority, clock) = (Fake::start(), Authority::new(), Clock::default());
-    let api = WorkloadApi::with_clock(config(fake.socket(), 300), clock.read());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 300), clock.read()).unwrap();
     let stream = fake.own().await;
     stream.gives(&[&authority.svid(CART, 0, 100)], &authority.root(), &[]).await;
     told(&api, &cart()).await;
@@ -113,7 +113,7 @@ async fn a_failure_takes_nothing_away() {
 async fn without_an_entry_it_is_told_what_is_missing() {
     let fake = Fake::start();
     *fake.refuses.lock().unwrap() = Some(Status::permission_denied("no identity issued"));
-    let api = WorkloadApi::new(config(fake.socket(), 300));
+    let api = WorkloadApi::new(config(fake.socket(), 300)).unwrap();
     let error = soon(api.issue(&cart())).await.unwrap_err();
     assert!(
         matches!(&error, IssueError::Refused { why, .. } if why.contains("registration entry") && why.contains("no identity issued")),

@@ -47,6 +47,11 @@ fn trust(registry: &mut Registry, metrics: &Metrics) {
         metrics.trust_age.clone(),
     );
     registry.register(
+        "ambient_node_certificate_end_seconds",
+        "When this node's own certificate for its control plane ends, in seconds since 1970; 0 without one (unstable)",
+        metrics.known_until.clone(),
+    );
+    registry.register(
         "ambient_certificates_missing",
         "Identities that this node's pods need and that have no valid certificate (unstable)",
         metrics.certificates_missing.clone(),

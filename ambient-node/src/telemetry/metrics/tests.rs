@@ -234,11 +234,18 @@ fn the_ages_of_state_and_trust_are_told() {
         };
         assert_eq!(value("ambient_certificates_missing"), 3);
         assert_eq!(value("ambient_state_faults"), 2);
-        [value("ambient_state_age_seconds"), value("ambient_trust_age_seconds")]
+        [
+            value("ambient_state_age_seconds"),
+            value("ambient_trust_age_seconds"),
+            value("ambient_node_certificate_end_seconds"),
+        ]
     };
     assert!(ages()[0] < 60, "as old as the node is");
+    assert_eq!(ages()[2], 0, "it has none");
+    metrics.ask_until(Arc::new(|| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))));
     state.is_there();
     trust.at(clock::wall() - Duration::from_secs(3600));
-    let [state, trust] = ages();
+    let [state, trust, until] = ages();
+    assert_eq!(until, 1_800_000_000);
     assert!(state == 0 && (3600..3660).contains(&trust), "{state} {trust}");
 }

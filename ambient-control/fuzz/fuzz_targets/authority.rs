@@ -1,0 +1,4 @@
+//! The files of a certificate authority from any bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ambient_control::fuzz::authority(data));

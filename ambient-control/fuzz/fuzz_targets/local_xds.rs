@@ -1,0 +1,4 @@
+//! A text in ztunnel's form from any bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ambient_control::fuzz::local_xds(data));

@@ -1,0 +1,4 @@
+//! What was remembered of whom to trust, from any bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ambient_control::fuzz::trust(data));

@@ -1,0 +1,154 @@
+//! The files that an endpoint names, as they were read last: what is replaced while the process runs may be gone for a moment,
+//! or for longer.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{io::AsyncReadExt as _, time::timeout};
+use zeroize::Zeroizing;
+
+/// What was read last of the files that an [`Endpoint`](super::Endpoint) names, and could be used: gone by where a file is no
+/// more, is empty, or holds something else. Clones are the same; in memory alone.
+#[derive(Clone, Default)]
+pub struct Files(Arc<Mutex<BTreeMap<PathBuf, Seen>>>);
+
+#[derive(Default)]
+struct Seen {
+    good: Option<Arc<Zeroizing<Vec<u8>>>>,
+    /// What is wrong with it now, and what to do.
+    wrong: Option<String>,
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.seen().keys()).finish()
+    }
+}
+
+impl Files {
+    /// What is wrong with those that were read last, each with its name and what to do.
+    pub fn faults(&self) -> Vec<String> {
+        self.seen().values().filter_map(|seen| seen.wrong.clone()).collect()
+    }
+
+    /// Reads a file anew, and gives what is made of it. Where nothing can be made of it that is told, and what was read before
+    /// counts.
+    ///
+    /// # Errors
+    /// Where nothing was read before: why nothing can be made of it.
+    pub(super) async fn read<T>(
+        &self,
+        path: &Path,
+        most: u64,
+        remedy: &str,
+        make: impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Result<T, io::Error> {
+        let unusable = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+        let read = match timeout(READING, bytes(path, most)).await {
+            Ok(read) => read,
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it was not read within {READING:?}"),
+            )),
+        };
+        let made = read.and_then(|bytes| Ok((make(&bytes).map_err(unusable)?, bytes)));
+        let (error, good) = {
+            let mut all = self.seen();
+            let seen = all.entry(path.to_owned()).or_default();
+            match made {
+                Ok((made, bytes)) => {
+                    if seen.wrong.take().is_some() {
+                        tracing::info!(path = %path.display(), "it can be used again");
+                    }
+                    seen.good = Some(Arc::new(bytes));
+                    return Ok(made);
+                }
+                Err(error) => {
+                    let instead = if seen.good.is_some() {
+                        "; what was there before is used"
+                    } else {
+                        ""
+                    };
+                    let wrong = format!("{}: {error}: {remedy}{instead}", path.display());
+                    if seen.wrong.as_ref() != Some(&wrong) {
+                        tracing::error!("{wrong}");
+                        seen.wrong = Some(wrong);
+                    }
+                    (error, seen.good.clone())
+                }
+            }
+        };
+        let Some(good) = good else { return Err(error) };
+        // It could be made before.
+        make(&good).map_err(unusable)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn bytes(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let mut file = tokio::fs::File::open(path).await?.take(most + 1);
+    file.read_to_end(&mut bytes).await?;
+    match bytes.len() as u64 > most {
+        true => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it is longer than the {most} bytes that are read"),
+        )),
+        false => Ok(bytes),
+    }
+}
+
+/// How long a file may take: one on a network may hang.
+const READING: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn text(bytes: &[u8]) -> Result<String, String> {
+        match std::str::from_utf8(bytes) {
+            Ok("") => Err("it is empty".into()),
+            Ok(text) => Ok(text.into()),
+            Err(_) => Err("it is no text".into()),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_there_before_counts_until_the_file_can_be_used_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("token");
+        let files = Files::default();
+        let read = async || files.read(&path, 10, "put one there", text).await;
+        assert_eq!(read().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, "first").unwrap();
+        assert_eq!(read().await.unwrap(), "first");
+        assert!(files.faults().is_empty());
+        let breaks: [(&dyn Fn(), &str); 4] = [
+            (&|| fs::remove_file(&path).unwrap(), "No such file"),
+            (&|| fs::write(&path, "").unwrap(), "it is empty"),
+            (&|| fs::write(&path, [0xff]).unwrap(), "it is no text"),
+            (&|| fs::write(&path, "eleven byte").unwrap(), "longer than the 10 bytes"),
+        ];
+        for (n, (break_it, why)) in breaks.into_iter().enumerate() {
+            break_it();
+            assert_eq!(read().await.unwrap(), if n == 0 { "first" } else { "again" });
+            let faults = files.faults();
+            assert_eq!(faults.len(), 1);
+            for part in [path.to_str().unwrap(), why, "put one there", "what was there before is used"] {
+                assert!(faults[0].contains(part), "{faults:?} does not say {part:?}");
+            }
+            fs::write(&path, "again").unwrap();
+            assert_eq!((read().await.unwrap(), files.clone().faults()), ("again".into(), Vec::new()));
+        }
+    }
+}
