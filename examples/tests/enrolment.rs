@@ -24,6 +24,8 @@ mod needed;
 mod peer;
 #[path = "enrolment/probes.rs"]
 mod probes;
+#[path = "enrolment/roots.rs"]
+mod roots;
 
 use std::process::ExitCode;
 
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
             (
                 "spire_says_who_is_who_on_both_nodes",
                 identities::spire_says_who_is_who_on_both_nodes,
+            ),
+            (
+                "a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing",
+                roots::a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing,
             ),
         ],
         &[("peer", peer::main)],

@@ -26,7 +26,7 @@ pub(crate) type Failure = Box<dyn Error>;
 
 pub(crate) struct Ground {
     pub(crate) cluster: Cluster,
-    ca: PathBuf,
+    pub(crate) ca: PathBuf,
     /// Where namespaces have names.
     pub(crate) netns: PathBuf,
     /// Whom the pods call: a line for each, with its name and addresses.
@@ -34,6 +34,8 @@ pub(crate) struct Ground {
     /// Where each node has the mesh's state and its certificates from, in flags.
     sources: BTreeMap<String, Vec<String>>,
     control: Option<Process>,
+    /// What it is told besides.
+    control_flags: Vec<String>,
 }
 
 impl Ground {
@@ -45,9 +47,11 @@ impl Ground {
         Ok(ground)
     }
 
-    /// The same, of nodes that live on `ambient control`, which runs on the first of them; with more flags.
-    pub(crate) fn on_control(world: &World, more: &[&str]) -> Result<Self, Failure> {
+    /// The same, of nodes that live on `ambient control`, which runs on the first of them; with more flags for that, and for
+    /// the nodes.
+    pub(crate) fn on_control(world: &World, control: &[&str], more: &[&str]) -> Result<Self, Failure> {
         let mut ground = Self::without_nodes(world)?;
+        ground.control_flags = control.iter().map(ToString::to_string).collect();
         let at = ground.start_control()?;
         let root = path(&ground.ca.join("root.pem"));
         let tokens: BTreeMap<&str, String> = NODES
@@ -106,6 +110,7 @@ impl Ground {
             peers,
             sources: BTreeMap::new(),
             control: None,
+            control_flags: Vec::new(),
         })
     }
 
@@ -117,6 +122,7 @@ impl Ground {
         let at = format!("{host}:15012");
         let program = Program::new(AMBIENT)
             .args(["control", "--listen", &at, "--name", &host, "--mesh", &manifests, "--ca", &ca])
+            .args(&self.control_flags)
             .stdout(Output::Null);
         self.control = Some(node.namespace().spawn(&program)?);
         let listens = |to: SocketAddr| move || TcpStream::connect(to).map_err(|e| e.to_string());
@@ -272,7 +278,7 @@ impl Ground {
     }
 }
 
-fn path(path: &Path) -> String {
+pub(crate) fn path(path: &Path) -> String {
     path.display().to_string()
 }
 

@@ -51,7 +51,7 @@ fn live(ground: &mut Ground, server: &spire::Server) -> Outcome {
 }
 
 /// Whether what a pod has called went by tunnel in the end.
-fn by_tunnel(ground: &Ground, node: &str, pod: &str) -> Outcome {
+pub(crate) fn by_tunnel(ground: &Ground, node: &str, pod: &str) -> Outcome {
     until(PATIENCE, || {
         call(ground, pod)?.map_err(|error| format!("{pod} was refused: {error}"))?;
         let metrics = ground.page(node, 15020, "/metrics")?;
@@ -162,7 +162,7 @@ fn withdrawn(ground: &Ground, server: &spire::Server) -> Outcome {
 }
 
 /// The name of who answers a pod that calls `back`; why nobody does, otherwise.
-fn call(ground: &Ground, pod: &str) -> Result<Result<String, String>, Failure> {
+pub(crate) fn call(ground: &Ground, pod: &str) -> Result<Result<String, String>, Failure> {
     let to = SocketAddr::from((ground.address("back")?, FIRST_PORT));
     let name = pod.to_owned();
     let heard = ground.pod_namespace(pod)?.run(move || peer::ask(to, &name))?;

@@ -22,7 +22,7 @@ const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, name
                        selector: {app: third}, ports: [{port: 80, targetPort: 8000}]}\n";
 
 pub(crate) fn what_is_needed_is_asked_for_and_what_nobody_answers_is_refused(world: &World) -> Outcome {
-    let mut ground = Ground::on_control(world, &["--xds-on-demand", "true"])?;
+    let mut ground = Ground::on_control(world, &[], &["--xds-on-demand", "true"])?;
     let asked = ask(&mut ground);
     if asked.is_err() {
         println!("{}", ground.logs());

@@ -102,8 +102,13 @@ pub(crate) fn ask(to: SocketAddr, name: &str) -> io::Result<String> {
 }
 
 /// The same over a connection.
-pub(crate) fn hear(mut stream: TcpStream, name: &str) -> io::Result<String> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+pub(crate) fn hear(stream: TcpStream, name: &str) -> io::Result<String> {
+    hear_within(stream, name, PATIENCE)
+}
+
+/// The same with other patience.
+pub(crate) fn hear_within(mut stream: TcpStream, name: &str, patience: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(patience))?;
     // At once: who speaks is told by one segment, whenever the wire is looked at.
     stream.write_all(format!("{HELLO}{name}\n").as_bytes())?;
     let mut answer = String::new();
