@@ -439,7 +439,7 @@ fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certificates = read.map_err(|e| format!("it is no PEM: {e}"))?;
     match RootCertStore::empty().add_parsable_certificates(certificates.iter().cloned()) {
-        (0, _) => Err("it holds no certificate of an authority".into()),
+        (0, _) => Err("it holds no root certificate".into()),
         _ => Ok(certificates),
     }
 }

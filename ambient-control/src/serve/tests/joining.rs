@@ -246,7 +246,7 @@ async fn files_of_token_and_roots_may_vanish_and_come_back() {
         (&token, Some(" \n"), "token: it is empty"),
         (&token, Some("a\u{1}b"), "token: it holds what cannot be sent"),
         (&roots, None, "node-root.pem: No such file"),
-        (&roots, Some(""), "node-root.pem: it holds no certificate"),
+        (&roots, Some(""), "node-root.pem: it holds no root certificate"),
         (&roots, Some(&torn), "node-root.pem: it is no PEM"),
     ];
     for (n, (path, holds, words)) in breaks.into_iter().enumerate() {
