@@ -71,6 +71,14 @@ pub enum MemoryError {
     },
 }
 
+impl MemoryError {
+    /// Whether there may be room later.
+    pub(crate) fn is_want_of_room(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// Makes a directory of the process's own, or sees that it is one.
 pub(crate) fn own_directory(directory: &Path) -> Result<(), MemoryError> {
     let mut builder = DirBuilder::new();
@@ -97,12 +105,16 @@ pub(crate) fn read_own(path: &Path) -> Result<Option<Vec<u8>>, MemoryError> {
     }
 }
 
+/// A name of a file's own: the files of a directory are written at the same time.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
 /// Writes a file anew, whole or not at all; gives it, open at its end.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<File, MemoryError> {
-    // Of this file alone: those beside it may be written at the same time.
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let draft = PathBuf::from(draft);
+    let draft = beside(path, ".new");
     let written = (|| {
         let _ = fs::remove_file(&draft);
         let mut file = BufWriter::with_capacity(PART, options().create_new(true).open(&draft)?);

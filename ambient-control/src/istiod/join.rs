@@ -442,7 +442,7 @@ fn named(chain: &[Vec<u8>]) -> Result<(TrustDomain, String), String> {
 }
 
 /// What a node's certificate bears.
-#[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for who gives them"))]
+#[cfg_attr(not(any(feature = "serve", test)), expect(dead_code, reason = "for who gives them"))]
 pub(crate) fn node_id(domain: &TrustDomain, node: &str) -> Result<SpiffeId, SpiffeIdError> {
     format!("spiffe://{domain}{NODES}{node}").parse()
 }

@@ -385,6 +385,12 @@ impl Client {
             loop {
                 tokio::select! {
                     () = &mut pause => break,
+                    () = sleep(FOR_ROOM), if self.owes() => {
+                        self.remember(Vec::new()).await;
+                        if self.tell(Vec::new()).await.is_err() {
+                            return;
+                        }
+                    }
                     Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
                         return;
                     },
@@ -441,13 +447,10 @@ impl Client {
                     }
                 }
                 // A control plane that has nothing to say is there all the same.
-                () = sleep(MARKING) => {
-                    self.note(Vec::new()).await;
-                    // What is wrong with files is found out by calls too.
-                    if self.tell(Vec::new()).await.is_err() {
-                        return End::Dropped;
-                    }
-                }
+                // And what is wrong with files is found out by calls too.
+                () = sleep(self.marking()) => if self.mark().await.is_err() {
+                    return End::Dropped;
+                },
                 Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
                     return End::Dropped;
                 },
@@ -559,6 +562,21 @@ impl Client {
         self.remember(entries).await;
     }
 
+    /// The same where nothing has come. Whether that is remembered may be news.
+    async fn mark(&mut self) -> Result<(), ()> {
+        self.note(Vec::new()).await;
+        self.tell(Vec::new()).await
+    }
+
+    /// How long until it is noted again that istiod is there, or written what there was no room for.
+    fn marking(&self) -> Duration {
+        if self.owes() { FOR_ROOM } else { MARKING }
+    }
+
+    fn owes(&self) -> bool {
+        self.forgetful.is_some() && self.memory.is_some()
+    }
+
     /// Remembers what is to be remembered, and when istiod was heard of last.
     async fn remember(&mut self, entries: Vec<Entry>) {
         let Some(heard) = self.heard else { return };
@@ -574,13 +592,20 @@ impl Client {
         match noted {
             Ok(()) => {
                 self.memory = Some(memory);
-                self.forgetful = None;
+                if self.forgetful.take().is_some() {
+                    tracing::info!("what istiod says is remembered again");
+                }
             }
             Err(error) => {
-                // What is remembered would lack this, and might lack what refuses: it is not gone on with.
-                tracing::error!(%error, "what istiod says is not remembered: a restart without it begins with nothing");
-                memory.discard();
-                self.forgetful = Some(error.to_string());
+                let why = format!("what istiod says is not remembered: a restart without it begins with nothing: {error}");
+                if self.forgetful.as_ref() != Some(&why) {
+                    tracing::error!("{why}");
+                }
+                self.forgetful = Some(why);
+                match memory.is_lost() {
+                    true => memory.discard(),
+                    false => self.memory = Some(memory),
+                }
             }
         }
     }
@@ -739,6 +764,8 @@ const REQUESTS: usize = 16;
 const WISHES: usize = 4096;
 /// How often it is noted that the control plane is there.
 const MARKING: Duration = Duration::from_secs(60);
+/// How often it is looked whether there is room by now for what could not be remembered.
+const FOR_ROOM: Duration = Duration::from_secs(2);
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(10);

@@ -131,6 +131,136 @@ fn places_that_others_can_write_are_refused() {
     );
 }
 
+/// As where there is no room: what is written does not come.
+fn without_room(memory: &mut Memory) -> File {
+    let no_room = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    memory.file.replace(no_room).unwrap()
+}
+
+#[test]
+fn without_room_a_start_finds_nothing_and_with_room_all_of_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| Entry::Put(Kind::Address, name.into(), kept(text));
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    memory.note(&[put("a", "1"), put("b", "1")], at(5)).unwrap();
+    let whole = fs::read(scratch.path().join("istiod.state")).unwrap();
+    let file = without_room(&mut memory);
+    let told = memory.note(&[], at(6)).unwrap_err().to_string();
+    assert!(told.contains("istiod.state: No space left on device"), "{told}");
+    assert_eq!(
+        fs::read(scratch.path().join("istiod.state")).unwrap(),
+        whole,
+        "nothing that was said is missing"
+    );
+    memory
+        .note(&[put("a", "2"), Entry::Remove(Kind::Address, "b".into())], at(7))
+        .unwrap_err();
+    memory.note(&[put("a", "3"), put("c", "1")], at(8)).unwrap_err();
+    assert!(!memory.is_lost());
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(scratch.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(names(), ["istiod.state.behind"], "what is out of date is nowhere to be found");
+    memory.file = Some(file);
+    memory.note(&[], at(9)).unwrap();
+    memory.note(&[put("d", "1")], at(10)).unwrap();
+    assert_eq!(names(), ["istiod.state"]);
+    drop(memory);
+    let remembered = reopen(scratch.path());
+    let found: Vec<_> = remembered
+        .resources
+        .iter()
+        .map(|((_, name), kept)| format!("{name}{}", kept.version))
+        .collect();
+    assert_eq!((found.join(" "), remembered.heard), ("a3 c1 d1".into(), Some(at(10))));
+    // A process that ends before there is room leaves nothing for the next.
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    without_room(&mut memory);
+    memory.note(&[put("a", "4")], at(11)).unwrap_err();
+    drop(memory);
+    assert_eq!(reopen(scratch.path()), Remembered::default());
+    assert_eq!(names(), ["istiod.state"]);
+}
+
+#[test]
+fn a_start_without_room_goes_on_with_the_file_that_is_there_or_waits_for_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let put = |name: &str| Entry::Put(Kind::Address, name.into(), kept("x"));
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    memory.note(&[put("a")], at(5)).unwrap();
+    drop(memory);
+    let path = scratch.path().join("istiod.state");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend_from_slice(&[7; 5]);
+    fs::write(&path, &bytes).unwrap();
+    let (said, end) = read_up_to(&bytes).unwrap();
+    assert_eq!(end, bytes.len() as u64 - 5);
+    let mut memory = Memory::go_on_with(path.clone(), &said, end).unwrap();
+    memory.note(&[put("b")], at(6)).unwrap();
+    drop(memory);
+    let names: Vec<_> = reopen(scratch.path()).resources.into_keys().map(|(_, name)| name).collect();
+    assert_eq!(names, ["a", "b"]);
+    // Where there was none, all that is noted is owed.
+    let elsewhere = scratch.path().join("not-yet");
+    let mut memory = Memory::owing(elsewhere.join("istiod.state"));
+    fs::write(&elsewhere, "in the way").unwrap();
+    memory.note(&[put("c")], at(7)).unwrap_err();
+    fs::remove_file(&elsewhere).unwrap();
+    memory.note(&[put("d")], at(8)).unwrap();
+    drop(memory);
+    let names: Vec<_> = reopen(&elsewhere).resources.into_keys().map(|(_, name)| name).collect();
+    assert_eq!(names, ["c", "d"]);
+}
+
+#[test]
+fn what_is_owed_is_bounded() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    without_room(&mut memory);
+    let large = |name: &str| {
+        let body = vec![0; 20 << 20];
+        Entry::Put(Kind::Address, name.into(), Kept { version: "1".into(), body })
+    };
+    for _ in 0..5 {
+        memory.note(&[large("the same")], at(5)).unwrap_err();
+        assert!(!memory.is_lost());
+    }
+    for name in ["a", "b", "c"] {
+        memory.note(&[large(name)], at(5)).unwrap_err();
+    }
+    assert!(memory.is_lost());
+    memory.discard();
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+/// State and roots are written at the same time, into the same directory.
+#[test]
+fn no_file_is_written_through_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let (roots, _) = RootsFile::open(scratch.path()).unwrap();
+    memory.note(&[Entry::Put(Kind::Address, "a".into(), kept("x"))], at(5)).unwrap();
+    let root = Root {
+        of: "cluster.local".parse().unwrap(),
+        der: vec![1; 1000],
+        until: at(100),
+    };
+    let known = RememberedRoots {
+        heard: at(5),
+        roots: vec![root],
+    };
+    std::thread::scope(|scope| {
+        let keeping = scope.spawn(|| (0..200).try_for_each(|_| roots.keep(&known)));
+        for _ in 0..200 {
+            memory.tidy().unwrap();
+        }
+        keeping.join().unwrap().unwrap();
+    });
+    assert_eq!(reopen(scratch.path()).resources.len(), 1);
+    assert_eq!(RootsFile::open(scratch.path()).unwrap().1, Some(known));
+}
+
 proptest! {
     /// Whatever is noted, over whatever number of rewritings: the last word for each name is what is remembered.
     #[test]
