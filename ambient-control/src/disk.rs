@@ -96,13 +96,18 @@ pub(crate) fn read_own(path: &Path) -> Result<Option<Vec<u8>>, MemoryError> {
         Ok(_) => {
             own(path, "others can write it: remove it")?;
             let mut bytes = Vec::new();
-            let mut file = options().open(path).map_err(io_error("open", path))?;
+            let mut file = open_own(path)?;
             file.read_to_end(&mut bytes).map_err(io_error("read", path))?;
             Ok(Some(bytes))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(io_error("look at", path)(e)),
     }
+}
+
+/// Opens a file that is there, to be read and written.
+pub(crate) fn open_own(path: &Path) -> Result<File, MemoryError> {
+    options().open(path).map_err(io_error("open", path))
 }
 
 /// A name of a file's own: the files of a directory are written at the same time.

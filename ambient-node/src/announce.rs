@@ -1,13 +1,16 @@
 //! Telling the other nodes which pods are captured here: in a mesh directory, through a control plane, or not at all.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use ambient_control::{istiod::Reports, manifests::Status};
-use ambient_core::PodUid;
+use ambient_core::{NetworkMode, PodUid, TunnelProtocol, Workload};
 use ambient_redirect::{Announce, BoxFuture, PodSpec};
 use tokio::time;
 
-use crate::clock;
+use crate::{clock, state::State};
+
+#[cfg(test)]
+mod tests;
 
 /// How long a withdrawal takes to reach every node that watches the directory: they look every 200 ms.
 ///
@@ -26,8 +29,8 @@ impl AnnounceInDirectory {
 }
 
 impl Announce for AnnounceInDirectory {
-    fn announced(&self) -> Vec<PodUid> {
-        self.0.pods()
+    fn announced(&self) -> Option<Vec<PodUid>> {
+        Some(self.0.pods())
     }
 
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
@@ -58,6 +61,11 @@ impl AnnounceToControl {
 }
 
 impl Announce for AnnounceToControl {
+    /// The control plane tells that of every pod to every node alike.
+    fn announced(&self) -> Option<Vec<PodUid>> {
+        None
+    }
+
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
         let told = self.0.report(&pod.uid, &pod.addresses, true);
         Box::pin(async move { told.await.map_err(io::Error::other) })
@@ -70,6 +78,48 @@ impl Announce for AnnounceToControl {
             Ok(())
         })
     }
+}
+
+/// Announces as is said, and knows from the mesh's state what an earlier process has announced, where that is told nowhere else.
+pub(crate) struct ByState {
+    announce: Arc<dyn Announce>,
+    /// The name of this node.
+    node: Arc<str>,
+    state: Arc<State>,
+}
+
+impl ByState {
+    pub(crate) fn over(announce: Arc<dyn Announce>, node: &Arc<str>, state: &Arc<State>) -> Arc<Self> {
+        Arc::new(Self {
+            announce,
+            node: node.clone(),
+            state: state.clone(),
+        })
+    }
+}
+
+impl Announce for ByState {
+    fn announced(&self) -> Option<Vec<PodUid>> {
+        self.announce.announced().or_else(|| {
+            let now = self.state.current()?;
+            let ours = now.mesh.workloads_of_node(&self.node).filter(|workload| is_announced(workload));
+            Some(ours.filter_map(|workload| workload.pod.clone()).collect())
+        })
+    }
+
+    fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
+        self.announce.captured(pod)
+    }
+
+    fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>> {
+        self.announce.withdrawn(uid)
+    }
+}
+
+/// Whether a pod is reached by tunnel because its node has said so: what speaks HBONE itself, as a waypoint does, is so by its
+/// own word.
+fn is_announced(workload: &Workload) -> bool {
+    workload.tunnel == TunnelProtocol::Hbone && !workload.native_tunnel && workload.network_mode == NetworkMode::Standard
 }
 
 /// Announces nothing: who is captured is told by somebody else, as Istio's istio-cni does by an annotation.

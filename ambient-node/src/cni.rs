@@ -133,10 +133,11 @@ enum Refusal {
 }
 
 impl Refusal {
+    /// Below 500 where to ask again is of no use.
     fn status(&self) -> StatusCode {
         match self {
             Self::Unreadable(_) | Self::Wrong { .. } => StatusCode::BAD_REQUEST,
-            Self::Unknown { .. } | Self::Ignorant { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unknown { .. } | Self::Ignorant { .. } | Self::Taking(HandOverError::Passing { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Taking(HandOverError::Refused { .. }) => StatusCode::CONFLICT,
             Self::Taking(_) | Self::Unproven { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -267,8 +268,7 @@ impl Porter {
         loop {
             match self.hand_over.take(spec.clone(), namespace.clone()).await {
                 Ok(()) => break,
-                // What the pod had before may be about to be let go.
-                Err(HandOverError::Refused { .. }) if Instant::now() + GLANCE < deadline => time::sleep(GLANCE).await,
+                Err(HandOverError::Passing { .. }) if Instant::now() + GLANCE < deadline => time::sleep(GLANCE).await,
                 Err(error) => return Err(error.into()),
             }
         }

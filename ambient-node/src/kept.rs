@@ -1,8 +1,10 @@
 //! Connections that were open when their pod joined: outside of the mesh, and closed once a policy would refuse them.
 //!
 //! Nobody knows who speaks in them, so that they are asked about as connections without an identity; and only those that came
-//! to the pod, as it is the server's policies that decide. Those that the pod opened go on: what the server's side thinks of
-//! them is for its own node to say.
+//! to the pod, as it is the server's policies that decide. Those that the pod opened are for the server's node, whatever they
+//! are there: kept as well, or taken in plaintext, and asked about at every change. Where no node captures the server no policy
+//! is in force there. This node could not say it as well: what it sees may be a service's address, and which policies hold at
+//! the other end it need not know.
 
 use std::{sync::Arc, time::Duration};
 

@@ -30,6 +30,7 @@ use tokio::{
 use crate::{
     Config, Keys, Page,
     admin::{Context, Doors, Given, OpenError, Pages, Standing, Stop, Urgency},
+    announce::ByState,
     bounds::Bounds,
     certificates::{Certificates, Keep, Memory},
     clock,
@@ -268,6 +269,18 @@ fn options_of(config: &Config) -> Options {
     }
 }
 
+/// How pods are captured.
+fn redirection(config: &Config, options: Options) -> ambient_redirect::Config {
+    ambient_redirect::Config {
+        options,
+        proc: config.proc.clone(),
+        existing: config.existing_connections,
+        drain: config.leave,
+        open_when_unproven: config.open_when_unproven,
+        ..ambient_redirect::Config::new(&config.node, &config.netns_dir)
+    }
+}
+
 /// The socket for CNI plugins, if there is to be one.
 pub(crate) fn open_to_plugins(path: Option<&Path>) -> Result<Option<cni::Door>, StartError> {
     let open = |path: &Path| {
@@ -364,14 +377,7 @@ impl Node {
             .limits(limits)
             .observer(observer.clone())
             .build();
-        let redirect = ambient_redirect::Config {
-            options,
-            proc: config.proc.clone(),
-            existing: config.existing_connections,
-            drain: config.leave,
-            open_when_unproven: config.open_when_unproven,
-            ..ambient_redirect::Config::new(&config.node, &config.netns_dir)
-        };
+        let redirect = redirection(&config, options);
         let client = config.zds.as_ref().map(|path| Client::new(ClientConfig::new(path)));
         let bounds = Bounds::new(config.connections, config.connections_per_pod);
         let shared = Arc::new(Shared {
@@ -394,6 +400,7 @@ impl Node {
             capture,
         });
         let pods = Pods::new(shared.clone());
+        let announce = ByState::over(announce, &shared.config.node, &shared.state);
         let enrolling = match client {
             _ if !given.is_empty() => Enrolling::Given(given),
             Some(client) => Enrolling::Told(Box::new(client), announce),

@@ -2,7 +2,7 @@
 //! somebody else enrols.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     RunError, StartError,
     admin::{At, Doors, Given, Pages, Standing, Stop, Urgency},
+    announce::ByState,
     clock,
     cni::{self, Porter},
     feed::{Feed, News},
@@ -76,6 +77,7 @@ impl EnrolConfig {
 pub struct Enrol {
     config: EnrolConfig,
     source: Box<dyn Source>,
+    state: Arc<State>,
     server: Arc<Server>,
     enrolment: Enrolment,
     probes: Option<HostProbes>,
@@ -145,10 +147,13 @@ impl Enrol {
         let metrics = Arc::new(Metrics::of_enrolment());
         metrics.ask_ages(source.last_heard(), None);
         let told = Arc::new(Told(Some(metrics.clone())));
+        let state = Arc::new(State::default());
+        let announce = ByState::over(announce, &config.redirect.node, &state);
         let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, told)?;
         Ok(Self {
             config,
             source,
+            state,
             server,
             enrolment,
             probes,
@@ -166,6 +171,7 @@ impl Enrol {
         let Self {
             config,
             source,
+            state,
             server,
             enrolment,
             probes,
@@ -173,7 +179,7 @@ impl Enrol {
             plugins,
             metrics,
         } = self;
-        let (node, state, told) = (config.redirect.node.clone(), Arc::new(State::default()), Stop::default());
+        let (node, told) = (config.redirect.node.clone(), Stop::default());
         let (captures, served) = (enrolment.states(), server.clone());
         let apart = Apart {
             standing: Standing {
@@ -347,14 +353,10 @@ pub(crate) fn unready(state: &ClientState) -> Option<String> {
 
 /// Serves pods as an agent says, until it is dropped.
 pub(crate) async fn obey(client: Client, pods: Arc<dyn Proxy>, announce: Arc<dyn Announce>, state: Arc<State>) {
-    let obeying = Arc::new(Obeying {
-        pods,
-        announce,
-        unannounced: Mutex::default(),
-    });
+    let (agent, obeying) = (client.state(), Arc::new(Obeying::new(pods, announce)));
     tokio::select! {
         () = client.run(obeying.clone()) => {}
-        () = obeying.announce_all(&state) => {}
+        () = obeying.announce_all(&state, agent) => {}
     }
 }
 
@@ -362,16 +364,49 @@ pub(crate) async fn obey(client: Client, pods: Arc<dyn Proxy>, announce: Arc<dyn
 struct Obeying {
     pods: Arc<dyn Proxy>,
     announce: Arc<dyn Announce>,
+    /// One thing is told at a time, and what is to be told is looked at first: so what is told last is what is so.
+    telling: tokio::sync::Mutex<()>,
+    untold: Mutex<Untold>,
+}
+
+#[derive(Default)]
+struct Untold {
+    /// What the agent has named and not removed.
+    named: BTreeSet<PodUid>,
     /// Served, and not announced as long as it is not known what its addresses are.
-    unannounced: Mutex<BTreeMap<PodUid, PodSpec>>,
+    waiting: BTreeMap<PodUid, PodSpec>,
+    /// Announced, by this process or an earlier one, and to be so no more.
+    owed: BTreeSet<PodUid>,
 }
 
 impl Obeying {
-    async fn announce_all(&self, state: &State) {
+    fn new(pods: Arc<dyn Proxy>, announce: Arc<dyn Announce>) -> Self {
+        Self {
+            pods,
+            announce,
+            telling: tokio::sync::Mutex::default(),
+            untold: Mutex::default(),
+        }
+    }
+
+    async fn announce_all(&self, state: &State, agent: watch::Receiver<ClientState>) {
         let mut glances = time::interval(GLANCE);
+        let (mut knows_earlier, mut withdrawals) = (false, time::Instant::now());
         loop {
             glances.tick().await;
-            let waiting: Vec<PodSpec> = self.waiting().values().cloned().collect();
+            if !knows_earlier && let Some(earlier) = self.earlier(&agent.borrow()) {
+                knows_earlier = true;
+                self.untold().owed.extend(earlier);
+            }
+            if withdrawals <= time::Instant::now() {
+                let owed = self.untold().owed.clone();
+                for uid in owed {
+                    if !self.withdraw(&uid).await {
+                        withdrawals = time::Instant::now() + AGAIN;
+                    }
+                }
+            }
+            let waiting: Vec<PodSpec> = self.untold().waiting.values().cloned().collect();
             for pod in waiting {
                 let addresses = state
                     .current()
@@ -379,36 +414,77 @@ impl Obeying {
                 let Some(addresses) = addresses.filter(|addresses| !addresses.is_empty()) else {
                     continue;
                 };
+                let _telling = self.telling.lock().await;
+                if !self.untold().waiting.contains_key(&pod.uid) {
+                    continue;
+                }
                 let known = PodSpec { addresses, ..pod };
                 match self.announce.captured(&known).await {
-                    // It may have been removed meanwhile, and is withdrawn after that.
-                    Ok(()) => drop(self.waiting().remove(&known.uid)),
+                    Ok(()) => drop(self.untold().waiting.remove(&known.uid)),
                     Err(error) => tracing::error!(uid = %known.uid, %error, "a pod cannot be announced; it is tried again"),
                 }
             }
         }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<PodUid, PodSpec>> {
-        self.unannounced.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What an earlier process has announced of pods that the agent does not name; `None` before it is known whom it names.
+    fn earlier(&self, agent: &ClientState) -> Option<Vec<PodUid>> {
+        let pending = match &agent.readiness {
+            Readiness::Ready => &[][..],
+            Readiness::Pending(told, count) if told.len() == *count => told,
+            Readiness::Pending(..) | Readiness::Naming | Readiness::Alone => return None,
+        };
+        let mut earlier = self.announce.announced()?;
+        let untold = self.untold();
+        earlier.retain(|uid| !untold.named.contains(uid) && pending.iter().all(|(pending, _)| pending != uid));
+        Some(earlier)
+    }
+
+    /// Takes an announcement back if that is owed; what fails is owed still.
+    async fn withdraw(&self, uid: &PodUid) -> bool {
+        let _telling = self.telling.lock().await;
+        if !self.untold().owed.contains(uid) {
+            return true;
+        }
+        match self.announce.withdrawn(uid).await {
+            Ok(()) => {
+                self.untold().owed.remove(uid);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%uid, %error, "a pod's announcement cannot be taken back; it is tried again");
+                false
+            }
+        }
+    }
+
+    fn untold(&self) -> std::sync::MutexGuard<'_, Untold> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Proxy for Obeying {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
         Box::pin(async move {
+            self.untold().named.insert(pod.uid.clone());
             self.pods.add(pod, namespace).await?;
-            self.waiting().insert(pod.uid.clone(), pod.clone());
+            let mut untold = self.untold();
+            untold.owed.remove(&pod.uid);
+            untold.waiting.insert(pod.uid.clone(), pod.clone());
             Ok(())
         })
     }
 
     fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            self.waiting().remove(uid);
-            if let Err(error) = self.announce.withdrawn(uid).await {
-                tracing::error!(%uid, %error, "a pod's announcement cannot be taken back");
+            {
+                let mut untold = self.untold();
+                untold.named.remove(uid);
+                untold.waiting.remove(uid);
+                untold.owed.insert(uid.clone());
             }
+            // What takes longer is told later; the agent waits for what is open to be cut.
+            let _ = time::timeout(TELLING, self.withdraw(uid)).await;
             self.pods.cut(uid).await;
         })
     }
@@ -424,3 +500,7 @@ const UNANSWERED: &str = ambient_redirect::zds::agent::UNANSWERED;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How often it is looked whether a pod's addresses are known.
 const GLANCE: Duration = Duration::from_millis(200);
+/// How long a removal waits for the announcement to be taken back: an agent gives an answer up after 5 s.
+const TELLING: Duration = Duration::from_secs(3);
+/// Between two attempts to take announcements back.
+const AGAIN: Duration = Duration::from_secs(5);

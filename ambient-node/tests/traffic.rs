@@ -100,6 +100,10 @@ const TESTS: &[Test] = &[
         leave::what_a_pod_that_leaves_has_open_goes_on,
     ),
     ("what_was_kept_is_closed_by_policy", leave::what_was_kept_is_closed_by_policy),
+    (
+        "what_a_pod_keeps_to_another_is_closed_at_the_others_side",
+        leave::what_a_pod_keeps_to_another_is_closed_at_the_others_side,
+    ),
     ("a_pod_that_leaves_is_cut_in_the_end", leave::a_pod_that_leaves_is_cut_in_the_end),
     (
         "a_pod_that_is_back_before_it_left_is_served",

@@ -33,7 +33,7 @@ use crate::{
     Announce, PodSpec, Proxy,
     linux::{NetnsError, NetnsId, Sockets},
     plan::Options,
-    pods::{Action, Done, Notice, Output, PodState, Pods, Step, Timing},
+    pods::{Action, Done, NotGiven, Notice, Output, PodState, Pods, Step, Timing},
 };
 
 /// Settings of an [`Enrolment`].
@@ -54,12 +54,12 @@ pub struct Config {
     /// A captured pod is verified so often, besides whenever the kernel tells of a change. Where it has told of none only the
     /// listeners are looked at, as of them it does not tell.
     pub verify_every: Duration,
-    /// So often a verification lists everything, whatever the kernel has told, and makes the connections of a proof anew, where
-    /// the proxy is in this process: those of one family, and the next time those of the other. They show what no listing and no
-    /// event does: a proxy that takes nothing any more, and what is done to packets by other means than nftables and routes,
-    /// such as BPF. After a change in the namespace that the kernel has told of, as of somebody else's rules, all of them are
-    /// made at once, or with the next verification where that was done within the last second. To a proxy of another process
-    /// they are made only when its pod is captured or repaired: they would stand in its log.
+    /// So often at least a verification lists everything, whatever the kernel has told, and makes the connections of a proof anew,
+    /// where the proxy is in this process: those of one family, and the next time those of the other. They show what no listing and
+    /// no event does: a proxy that takes nothing any more, and what is done to packets by other means than nftables and routes,
+    /// such as BPF. After a change in the namespace that the kernel has told of, as of somebody else's rules, all of them are made
+    /// at once, or with the next verification where that was done within the last second. To a proxy of another process they are
+    /// made only when its pod is captured or repaired: they would stand in its log.
     pub prove_every: Duration,
     /// A step of the proxy or of the announcement that takes longer has failed, and is tried again.
     pub patience: Duration,
@@ -123,6 +123,8 @@ pub struct Enrolment {
     observer: Arc<dyn Observer>,
     states: Sender<Arc<[PodState]>>,
     orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    /// Whether it is known what an earlier process has announced.
+    knows_announced: bool,
     /// Who waits for a namespace that was handed over to be closed.
     handing_over: BTreeMap<NetnsId, Vec<HandingOver>>,
     /// Whether a pod was proven since states were told, and when that was.
@@ -172,6 +174,7 @@ impl Enrolment {
             observer,
             states: channel(Arc::from([])).0,
             orders: mpsc::channel(ORDERS),
+            knows_announced: false,
             handing_over: BTreeMap::new(),
             proven: false,
             told: None,
@@ -212,7 +215,6 @@ impl Enrolment {
         self.places.listen();
         let mut stop = std::pin::pin!(stop);
         desired.mark_changed();
-        self.pods.handle_announced(now(), self.hands.announce.announced());
 
         loop {
             under_way += self.act(&changes, &ended);
@@ -222,7 +224,7 @@ impl Enrolment {
                 changed = desired.changed(), if source_lives => {
                     source_lives = changed.is_ok();
                     let now_desired = desired.borrow_and_update().clone();
-                    self.pods.handle_desired(now(), now_desired);
+                    self.desire(now_desired);
                 }
                 Some(end) = endings.recv() => {
                     under_way -= 1;
@@ -263,7 +265,7 @@ impl Enrolment {
         mut under_way: usize,
     ) {
         if self.config.release_at_end {
-            self.pods.handle_desired(now(), Some(Arc::from([])));
+            self.desire(Some(Arc::from([])));
         }
         loop {
             if self.config.release_at_end {
@@ -281,6 +283,18 @@ impl Enrolment {
                 () = sleep_until(wake.map_or_else(far, Tick::from_std)), if wake.is_some() => (),
             }
         }
+    }
+
+    /// Takes what is meant to be in the mesh; what an earlier process has announced is known before that.
+    fn desire(&mut self, desired: Option<Arc<[PodSpec]>>) {
+        if desired.is_some()
+            && !self.knows_announced
+            && let Some(announced) = self.hands.announce.announced()
+        {
+            self.knows_announced = true;
+            self.pods.handle_announced(now(), announced);
+        }
+        self.pods.handle_desired(now(), desired);
     }
 
     /// Begins what is to be done, tells what is to be told, and gives the number of steps begun.
@@ -373,8 +387,18 @@ impl Enrolment {
                 if let Some(before) = before.filter(|before| self.places.take_back(*before)) {
                     self.pods.handle_gone(now(), before);
                 }
-                if let Err(why) = self.pods.handle_given(now(), id, &pod) {
-                    let _ = answer.send(Err(HandOverError::Refused { pod, why }));
+                if let Err(error) = self.pods.handle_given(now(), id, &pod) {
+                    let passes = match &error {
+                        NotGiven::Passing(_) => true,
+                        // That its name is gone the kernel has told, or is about to tell.
+                        NotGiven::Elsewhere(before, _) => !self.places.is_named_still(*before),
+                        NotGiven::Taken(_) => false,
+                    };
+                    let why = error.to_string();
+                    let _ = answer.send(Err(match passes {
+                        true => HandOverError::Passing { pod, why },
+                        false => HandOverError::Refused { pod, why },
+                    }));
                     return;
                 }
                 self.places.give(namespace, &pod.addresses);

@@ -135,6 +135,20 @@ pub struct Seen {
     pub whose: Option<Whose>,
 }
 
+/// Why a namespace that is handed over is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotGiven {
+    /// What stands in the way is being let go: asked again a moment later it may be taken.
+    #[error("{0}")]
+    Passing(String),
+    /// The pod has another namespace, as far as is known: it stays so unless that one is gone.
+    #[error("{1}")]
+    Elsewhere(NetnsId, String),
+    /// It is another pod's, and stays so.
+    #[error("{0}")]
+    Taken(String),
+}
+
 /// What is known of a namespace's past.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Birth {
@@ -276,19 +290,26 @@ impl Pods {
     /// [`Step::Close`] that follows, until the pod is captured. The namespace must be among those of
     /// [`Pods::handle_namespaces`] as well, from then on.
     ///
-    /// Refused, with the reason, where the namespace is another pod's, or the pod is elsewhere.
-    pub fn handle_given(&mut self, now: Instant, id: NetnsId, pod: &PodSpec) -> Result<(), String> {
+    /// # Errors
+    /// Where the namespace is another pod's, or the pod is elsewhere.
+    pub fn handle_given(&mut self, now: Instant, id: NetnsId, pod: &PodSpec) -> Result<(), NotGiven> {
         if let Some(entry) = self.entries.get_mut(&id) {
-            if entry.pod.uid != pod.uid || entry.leaves() {
-                return Err(format!("the namespace {id} is {}'s", entry.pod));
+            if entry.leaves() {
+                return Err(NotGiven::Passing(format!("the namespace {id} is being let go by {}", entry.pod)));
+            }
+            if entry.pod.uid != pod.uid {
+                return Err(NotGiven::Taken(format!("the namespace {id} is {}'s", entry.pod)));
             }
             if !self.timing.open {
                 entry.is_new();
             }
             return Ok(());
         }
-        if self.has_entry(&pod.uid) {
-            return Err(format!("{pod} is in another namespace"));
+        if let Some((elsewhere, entry)) = self.entries.iter().find(|(_, entry)| entry.pod.uid == pod.uid) {
+            return Err(match entry.leaves() || entry.gone {
+                true => NotGiven::Passing(format!("{pod} is leaving the namespace {elsewhere}")),
+                false => NotGiven::Elsewhere(*elsewhere, format!("{pod} is in the namespace {elsewhere}")),
+            });
         }
         let seen = self.seen.entry(id).or_insert_with(|| Seen {
             whose: None,
@@ -297,10 +318,12 @@ impl Pods {
             birth: Birth::New,
         });
         if let Some(others) = seen.left_behind.clone().filter(|uid| uid.as_ref() != Some(&pod.uid)) {
-            return Err(format!(
-                "the namespace {id} holds rules of {}",
-                others.as_ref().map_or("somebody", PodUid::as_str)
-            ));
+            let whose = others.as_ref().map_or("somebody", PodUid::as_str);
+            let why = format!("the namespace {id} holds rules of {whose}");
+            // They are taken away unless their pod is to be here, which is decided once that can be known.
+            let is_meant = |desired: &Arc<[PodSpec]>| desired.iter().any(|spec| Some(&spec.uid) == others.as_ref());
+            let stays = self.desired.as_ref().is_some_and(is_meant) && !others.as_ref().is_some_and(|uid| self.has_entry(uid));
+            return Err(if stays { NotGiven::Taken(why) } else { NotGiven::Passing(why) });
         }
         if self.timing.open {
             // Found by its address once it is meant.

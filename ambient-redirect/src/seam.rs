@@ -94,10 +94,14 @@ pub struct ProxyError {
 
 /// Where it stands which pods are captured, for other nodes to see.
 pub trait Announce: Send + Sync {
-    /// The pods that an earlier process announced and did not take back, where that can be known. Asked once, at the start: what
-    /// is among them and not to be captured any more is [withdrawn](Self::withdrawn), also where nothing is left of it.
-    fn announced(&self) -> Vec<PodUid> {
-        Vec::new()
+    /// The pods that an earlier process announced and did not take back: what is among them and not to be captured any more is
+    /// [withdrawn](Self::withdrawn), also where nothing is left of it. Asked when it is first known which pods are meant to be in
+    /// the mesh, before anything is done to any; where the answer is `None`, whenever that changes, until there is another.
+    ///
+    /// `None` says that it is not known here: where announcements go to a control plane, the mesh's state alone tells what has
+    /// become of them.
+    fn announced(&self) -> Option<Vec<PodUid>> {
+        Some(Vec::new())
     }
 
     /// Says that a pod is captured; durable when the future ends. Called after proof; again only after

@@ -140,6 +140,12 @@ fn add(variable: &dyn Fn(&str) -> Option<String>, config: Config) -> Result<Valu
     let (status, answer) = ask(&config.socket, &said.to_string()).map_err(|e| away(&config.socket, &e, TRY_AGAIN))?;
     match status {
         200 => Ok(given),
+        // What the plugin says is wrong, or the namespace is another pod's: that does not pass.
+        400..500 => Err(Failure::new(
+            REFUSED,
+            format!("the node refuses {namespace}/{name}"),
+            answer.trim_end(),
+        )),
         _ => Err(Failure::new(
             TRY_AGAIN,
             format!("the node does not take {namespace}/{name}"),
@@ -209,6 +215,8 @@ const UNREADABLE: u32 = 6;
 const CONFIGURATION: u32 = 7;
 const TRY_AGAIN: u32 = 11;
 const NOT_AVAILABLE: u32 = 50;
+/// From here on codes are the plugins' own.
+const REFUSED: u32 = 100;
 
 #[cfg(test)]
 mod tests {

@@ -24,6 +24,8 @@ mod needed;
 mod peer;
 #[path = "enrolment/probes.rs"]
 mod probes;
+#[path = "enrolment/restarted.rs"]
+mod restarted;
 #[path = "enrolment/roots.rs"]
 mod roots;
 
@@ -57,6 +59,10 @@ fn main() -> ExitCode {
             (
                 "what_is_needed_is_asked_for_and_what_nobody_answers_is_refused",
                 needed::what_is_needed_is_asked_for_and_what_nobody_answers_is_refused,
+            ),
+            (
+                "what_an_earlier_process_announced_is_known_from_control",
+                restarted::what_an_earlier_process_announced_is_known_from_control,
             ),
             (
                 "spire_says_who_is_who_on_both_nodes",

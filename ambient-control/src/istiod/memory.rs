@@ -27,7 +27,8 @@ use std::{
 
 use super::session::Kind;
 use crate::disk::{
-    HEAD, MemoryError, PART, beside, fnv, head, head_of, io_error, mark, own_directory, read_mark, read_own, record, replace, take, text,
+    HEAD, MemoryError, PART, beside, fnv, head, head_of, io_error, mark, open_own, own_directory, read_mark, read_own, record, replace,
+    take, text,
 };
 
 #[cfg(test)]
@@ -162,7 +163,7 @@ impl Memory {
 
     /// Goes on with the file that is there, of which so much counts.
     fn go_on_with(path: PathBuf, said: &Said<'_>, end: u64) -> Result<Self, MemoryError> {
-        let mut file = options().open(&path).map_err(io_error("open", &path))?;
+        let mut file = open_own(&path)?;
         let cut = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
         cut.map_err(io_error("write", &path))?;
         let mut memory = Self::of(path, Some(file), end);
@@ -496,6 +497,12 @@ fn parse(payload: &[u8]) -> Option<Parsed<'_>> {
         _ => return None,
     };
     rest.is_empty().then_some(parsed)
+}
+
+fn removal(kind: Kind, name: &str) -> Vec<u8> {
+    let mut payload = vec![b'R', kind as u8];
+    text(&mut payload, name.as_bytes());
+    payload
 }
 
 fn put(kind: Kind, name: &str, kept: &Kept) -> Vec<u8> {

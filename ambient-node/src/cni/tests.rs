@@ -23,7 +23,12 @@ fn what_istios_plugin_says_is_understood() {
 
 #[test]
 fn a_runtime_is_told_whose_fault_it_is() {
-    let pod = || "shop/cart".to_owned();
+    let (pod, why) = (|| "shop/cart".to_owned(), || "so".to_owned());
+    let spec = || {
+        let mut workload = Workload::new("u", "shop", "cart");
+        workload.pod = Some("u".into());
+        Box::new(spec_of(&workload, None).unwrap())
+    };
     let unreadable = serde_json::from_str::<Said>("{").unwrap_err();
     let wrong = Refusal::Wrong {
         pod: pod(),
@@ -39,6 +44,8 @@ fn a_runtime_is_told_whose_fault_it_is() {
         (unknown, 503),
         (Refusal::Ignorant { pod: pod() }, 503),
         (Refusal::Taking(HandOverError::Ended), 500),
+        (Refusal::Taking(HandOverError::Passing { pod: spec(), why: why() }), 503),
+        (Refusal::Taking(HandOverError::Refused { pod: spec(), why: why() }), 409),
         (
             Refusal::Unproven {
                 pod: pod(),

@@ -9,10 +9,12 @@ use std::{
 use ambient_redirect::netlink::Nftables;
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, Pair, Way, ending, pod, until};
+use crate::mesh::{Family, LABELLED, Mesh, Pair, Way, ending, pod, until};
 
 const NOT_LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
-const LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}";
+const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop},
+    spec: {mtls: {mode: STRICT}}}";
+const IN_THE_MESH: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}";
 
 /// What is captured ends when its two ends want it, through the proxy; what is new goes as if there had never been a mesh, and
 /// nobody is refused in between.
@@ -60,10 +62,76 @@ pub(crate) fn a_pod_that_is_back_before_it_left_is_served(world: &World) -> Outc
         };
         until("plaintext", || is_plain().then_some(()));
         thread::sleep(Duration::from_millis(150));
-        mesh.apply("namespace", LABELLED);
+        mesh.apply("namespace", IN_THE_MESH);
         until("capture", || (!is_plain()).then_some(()));
         old.converse()?;
         mesh.open(Way::Inbound, Family::V6).converse()?;
+    }
+    Ok(())
+}
+
+/// What a pod keeps that it has opened itself ends as well once policy refuses it: whoever has it open at the server's side,
+/// kept or taken in plaintext, asks. The node of the client's side need not know what the other is called, nor its policies.
+pub(crate) fn what_a_pod_keeps_to_another_is_closed_at_the_others_side(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let member = |name: &str, meant: bool| {
+        let place = if name == "a" { &mesh.a } else { &mesh.b };
+        let mode = if meant { "ambient" } else { "none" };
+        let label = format!("labels: {{istio.io/dataplane-mode: {mode}, app: {name}}}");
+        let text = pod(name, place).replace(&format!("labels: {{app: {name}}}"), &label);
+        assert!(text.contains(&label));
+        mesh.apply(&format!("pod-{name}"), &text);
+    };
+    let kept = |count: u64| {
+        until("what is kept to be counted", || {
+            (mesh.metric("ambient_connections_kept", &[]) == count).then_some(())
+        })
+    };
+    let captured = |name: &str, is: bool| {
+        until("capture", || {
+            let (_, page) = mesh
+                .page(ambient_core::ports::ADMIN, &format!("/pods?pod={LABELLED}/{name}&format=json"))
+                .ok()?;
+            let told: serde_json::Value = serde_json::from_str(&page).ok()?;
+            let outside = told["state"] == "outside";
+            (if is { told["state"] == "in" } else { outside }).then_some(())
+        });
+    };
+    for (family, server_first) in [(Family::V4, true), (Family::V6, false)] {
+        for name in ["a", "b"] {
+            member(name, false);
+            captured(name, false);
+        }
+        // The server goes on listening: by that it is known who opened a connection.
+        let listener = mesh.b.listen(family);
+        let connect = || -> io::Result<Pair> {
+            let client = mesh.a.connect(listener.address())?;
+            Ok(Pair {
+                client,
+                server: listener.accept(),
+            })
+        };
+        let mut open = vec![("kept at both sides", connect()?)];
+        if server_first {
+            member("b", true);
+            captured("b", true);
+            open.push(("taken in plaintext", connect()?));
+        }
+        member("a", true);
+        captured("a", true);
+        member("b", true);
+        captured("b", true);
+        kept(if server_first { 3 } else { 2 });
+        for (what, pair) in &mut open {
+            pair.converse().map_err(|e| format!("{what}: {e}"))?;
+        }
+        mesh.apply("strict", STRICT);
+        for (what, pair) in &mut open {
+            assert_eq!(ending(&mut pair.client), "reset", "{what}");
+            assert_ne!(ending(&mut pair.server), "end", "{what}");
+        }
+        kept(0);
+        mesh.delete("strict");
     }
     Ok(())
 }
@@ -85,7 +153,7 @@ pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
         let server = listener.accept();
         open.push((*way, Pair { client, server }));
     }
-    mesh.apply("namespace", LABELLED);
+    mesh.apply("namespace", IN_THE_MESH);
     until("capture", || (mesh.metric("ambient_connections_kept", &[]) == 4).then_some(()));
     for (way, pair) in &mut open {
         pair.converse().map_err(|e| format!("{way}: {e}"))?;
@@ -99,11 +167,7 @@ pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
     for (way, pair) in &mut open {
         pair.converse().map_err(|e| format!("{way}: {e}"))?;
     }
-    mesh.apply(
-        "strict",
-        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop},
-          spec: {mtls: {mode: STRICT}}}",
-    );
+    mesh.apply("strict", STRICT);
     for (way, pair) in &mut open {
         match way {
             Way::Inbound => {

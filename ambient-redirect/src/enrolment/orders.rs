@@ -20,7 +20,16 @@ pub struct KeptConnections(pub(super) mpsc::Sender<Order>);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandOverError {
-    /// It is another pod's, or the pod has another.
+    /// It is another pod's, or the pod has another, as what stood there before is still being let go: asked again a moment later
+    /// it may be taken.
+    #[error("the namespace of {pod} is not taken yet: {why}")]
+    Passing {
+        /// The pod.
+        pod: Box<PodSpec>,
+        /// Why.
+        why: String,
+    },
+    /// It is another pod's, or the node's own, or the pod has another: to ask again is of no use.
     #[error("the namespace of {pod} is not taken: {why}")]
     Refused {
         /// The pod.
@@ -64,7 +73,8 @@ impl HandOver {
     /// [`ExistingConnections`](super::ExistingConnections) and [`PodSpec::has_run`].
     ///
     /// # Errors
-    /// Where the namespace is another pod's, or the rules cannot be put in force. Nothing may be started in it then.
+    /// Where the namespace is another pod's, or the rules cannot be put in force. Nothing may be started in it then. Only
+    /// [`HandOverError::Passing`] passes by itself.
     ///
     /// # Cancel safety
     /// The namespace may be taken although the future was dropped.

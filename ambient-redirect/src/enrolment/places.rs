@@ -234,6 +234,13 @@ impl Places {
         place.is_some_and(|place| std::mem::take(&mut place.given))
     }
 
+    /// Whether a namespace stands where it was found: by its name, or by a process in it.
+    pub(super) fn is_named_still(&self, id: NetnsId) -> bool {
+        let place = self.places.get(&id);
+        let there = place.and_then(|place| std::fs::metadata(place.namespace.path()).ok());
+        there.is_some_and(|there| (there.dev(), there.ino()) == (id.dev, id.ino))
+    }
+
     /// The room of a namespace that has a pod from now on.
     pub(super) fn room(&mut self, id: NetnsId, changes: &Changes) -> Option<Arc<Room>> {
         let place = self.places.get_mut(&id)?;

@@ -289,7 +289,27 @@ fn refused(place: &Place, another: &Namespace, ip: IpAddr) -> Outcome {
             400,
             "demo/late: the network namespace /nowhere cannot be opened",
         ),
-        ("late", Path::new("/etc/hosts"), own, 400, "is not a network namespace"),
+        (
+            "late",
+            Path::new("/etc/hosts"),
+            own,
+            400,
+            "demo/late: /etc/hosts is not a network namespace; a bind mount of /proc/PID/ns/net is needed",
+        ),
+        (
+            "late",
+            Path::new("/proc/self/ns/mnt"),
+            own,
+            400,
+            "demo/late: /proc/self/ns/mnt is not a network namespace; a bind mount",
+        ),
+        (
+            "late",
+            &place.socket(),
+            own,
+            400,
+            "cni.sock is not a network namespace; a bind mount",
+        ),
         ("late", late.path(), "10.9.9.9".parse()?, 400, "has not its address 10.9.9.9"),
         ("late", place.node.path(), "10.9.0.1".parse()?, 409, "is the node's own"),
         ("plain", another.path(), ip, 200, "not meant"),
@@ -316,10 +336,43 @@ fn refused(place: &Place, another: &Namespace, ip: IpAddr) -> Outcome {
         let (status, text) = place.ask(body)?;
         assert!(status == 400 && text.contains(said), "{status} {text}");
     }
-    // A pod of another one's namespace: never mixed up.
+    // A pod of another one's namespace: never mixed up, and what stays so is said at once.
     place.pod("thief", "ambient", "")?;
-    let (status, text) = place.istio("thief", late.path(), own)?;
+    let begun = Instant::now();
+    let (status, text) = until(PATIENCE, || {
+        let (status, text) = place.istio("thief", late.path(), own)?;
+        // Its manifest may not have been read yet.
+        Ok(if status == 503 { Err(text) } else { Ok((status, text)) })
+    })?;
     assert!(status == 409 && text.contains("demo/late"), "{status} {text}");
+    let known = Instant::now();
+    let (well, failure) = place.add("thief", late.path(), own)?;
+    assert!(
+        !well && failure["code"] == 100 && failure["details"].as_str().is_some_and(|told| told.contains("is demo/late")),
+        "{failure}"
+    );
+    // A pod that is in a namespace that stands is not in another as well.
+    let (other, ip) = place.sandbox("late-2", 6)?;
+    let (well, failure) = place.add("late", other.path(), ip)?;
+    assert!(
+        !well
+            && failure["code"] == 100
+            && failure["details"]
+                .as_str()
+                .is_some_and(|told| told.contains("is in the namespace net:[")),
+        "{failure}"
+    );
+    // Whoever waits for what passes waits for longer than that.
+    assert!(
+        known.elapsed() < Duration::from_secs(4),
+        "{:?} of {:?}",
+        known.elapsed(),
+        begun.elapsed()
+    );
+    // Where that is gone it may.
+    late.delete()?;
+    let (well, failure) = place.add("late", other.path(), ip)?;
+    assert!(well, "{failure}");
     Ok(())
 }
 

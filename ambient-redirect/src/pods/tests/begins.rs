@@ -33,11 +33,48 @@ fn what_is_handed_over_is_refused_until_it_is_proven() {
         ..spec(0)
     };
     let refused = node.pods.handle_given(node.now, id(1), &other);
-    assert_eq!(refused.unwrap_err(), format!("the namespace {} is shop/a (a)'s", id(1)));
-    assert!(
-        node.pods.handle_given(node.now, id(2), &spec(0)).is_err(),
-        "it is in another namespace"
+    assert_eq!(
+        refused.unwrap_err(),
+        NotGiven::Taken(format!("the namespace {} is shop/a (a)'s", id(1)))
     );
+    let refused = node.pods.handle_given(node.now, id(2), &spec(0));
+    assert_eq!(
+        refused.unwrap_err(),
+        NotGiven::Elsewhere(id(1), format!("shop/a (a) is in the namespace {}", id(1)))
+    );
+    // What is being let go is in the way for a while only.
+    node.want(&[]);
+    for (n, pod) in [(1, &other), (1, &spec(0)), (2, &spec(0))] {
+        let refused = node.pods.handle_given(node.now, id(n), pod);
+        assert!(matches!(refused, Err(NotGiven::Passing(_))), "{n}: {refused:?}");
+    }
+    node.settle();
+    assert!(node.pods.is_empty());
+    // Somebody else had it a moment ago; whoever hands it over knows better.
+    node.pods.handle_given(node.now, id(1), &other).unwrap();
+}
+
+#[test]
+fn rules_of_others_are_in_the_way_for_as_long_as_they_stay() {
+    let mut node = Node::new(&[(1, 2)]);
+    node.see(&[(1, 0)]);
+    let refused = node.pods.handle_given(node.now, id(1), &spec(0));
+    assert!(
+        matches!(&refused, Err(NotGiven::Passing(why)) if why.contains("holds rules of c")),
+        "it is not known yet who is meant: {refused:?}"
+    );
+    // It is meant, and may turn out to be in this one.
+    node.want(&[2]);
+    let refused = node.pods.handle_given(node.now, id(1), &spec(0));
+    assert!(
+        matches!(&refused, Err(NotGiven::Taken(why)) if why.contains("holds rules of c")),
+        "{refused:?}"
+    );
+    node.want(&[]);
+    let refused = node.pods.handle_given(node.now, id(1), &spec(0));
+    assert!(matches!(&refused, Err(NotGiven::Passing(_))), "{refused:?}");
+    node.settle();
+    node.pods.handle_given(node.now, id(1), &spec(0)).unwrap();
 }
 
 #[test]
