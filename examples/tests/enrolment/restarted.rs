@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const NODE: &str = "node-1";
 
 pub(crate) fn what_an_earlier_process_announced_is_known_from_control(world: &World) -> Outcome {
-    let mut ground = Ground::on_control(world, &[])?;
+    let mut ground = Ground::on_control(world, &[], &[])?;
     let known = restart(&mut ground);
     if known.is_err() {
         println!("{}", ground.logs());
@@ -80,7 +80,11 @@ fn restart(ground: &mut Ground) -> Outcome {
     .and_then(|told| was_captured(&told))?;
     // It was captured all the while, by whatever was known to others: what went around that does not go on.
     let ended = around.read(&mut heard);
-    assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+    assert_eq!(
+        ended.map_err(|error| error.kind()),
+        Err(io::ErrorKind::ConnectionAborted),
+        "closed here, as a stray"
+    );
     assert_eq!(
         ground.captured()?,
         BTreeSet::from([stays.clone(), afar.clone()]),

@@ -1,4 +1,5 @@
 use std::{
+    fs::OpenOptions,
     os::unix::fs::{MetadataExt as _, PermissionsExt},
     time::{Duration, UNIX_EPOCH},
 };
@@ -6,6 +7,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::trust::{KeptTrust, Root, TrustFile};
 
 fn kept(text: &str) -> Kept {
     Kept {
@@ -239,16 +241,17 @@ fn what_is_owed_is_bounded() {
 fn no_file_is_written_through_another() {
     let scratch = tempfile::tempdir().unwrap();
     let (mut memory, _) = Memory::open(scratch.path()).unwrap();
-    let (roots, _) = RootsFile::open(scratch.path()).unwrap();
+    let (roots, _) = TrustFile::open(scratch.path(), "istiod.roots").unwrap();
     memory.note(&[Entry::Put(Kind::Address, "a".into(), kept("x"))], at(5)).unwrap();
     let root = Root {
         of: "cluster.local".parse().unwrap(),
         der: vec![1; 1000],
         until: at(100),
     };
-    let known = RememberedRoots {
+    let known = KeptTrust {
         heard: at(5),
         roots: vec![root],
+        lists: Vec::new(),
     };
     std::thread::scope(|scope| {
         let keeping = scope.spawn(|| (0..200).try_for_each(|_| roots.keep(&known)));
@@ -258,7 +261,7 @@ fn no_file_is_written_through_another() {
         keeping.join().unwrap().unwrap();
     });
     assert_eq!(reopen(scratch.path()).resources.len(), 1);
-    assert_eq!(RootsFile::open(scratch.path()).unwrap().1, Some(known));
+    assert_eq!(TrustFile::open(scratch.path(), "istiod.roots").unwrap().1, Some(known));
 }
 
 proptest! {
