@@ -7,7 +7,7 @@ use ambient_benches::{
     app::Work,
     mesh::{Mesh, Pods, Proxy},
     report,
-    storm::{Bystander, Ill, Scrapes, Seen, Storm, meet_many, scrape},
+    storm::{Bystander, Ill, Means, Scrapes, Seen, Storm, meet_many, scrape},
 };
 use ambient_testkit::{World, world};
 
@@ -28,7 +28,10 @@ fn main() -> Result {
 }
 
 fn run(world: &World) -> Result {
-    let scale = if report::is_whole_run() { Scale::WHOLE } else { Scale::SMOKE };
+    let mut scale = if report::is_whole_run() { Scale::WHOLE } else { Scale::SMOKE };
+    if let Ok(rounds) = env::var("BENCH_ROUNDS") {
+        scale.rounds = rounds.parse()?;
+    }
     let proxy = Proxy::Ambient(Mesh::binary()?);
     let mesh = Arc::new(Mesh::start(world, "ambient", 1, &proxy, Pods::Beside)?);
     let bare = Mesh::bare(world, "no mesh", 2, Pods::Beside)?;
@@ -36,12 +39,14 @@ fn run(world: &World) -> Result {
         "\nmedians of {} rounds; a ratio is to the same alone, in its round\n{:<34} {:<8} {:>10} {:>10} {:>8} {:>8} {:>12}",
         scale.rounds, "load", "way", "rate", "p99", "rate x", "p99 x", "storm"
     );
-    for (name, ill) in [("connects", Ill::Connects), ("is refused", Ill::IsRefused), ("sends", Ill::Sends)] {
-        for (beside, work, connections) in [("echo/8", Work::Echo, 8), ("connect/1", Work::Touch, 1)] {
-            let name = format!("storm/{name}/{beside}");
-            if report::is_asked_for(&name) {
-                for mesh in [&bare, &mesh] {
-                    storm(mesh, &name, ill, &Bystander::new(mesh, work, connections), &scale);
+    for (kind, means) in [("storm", Means::Leavings), ("harsh", Means::Equal)] {
+        for (name, ill) in [("connects", Ill::Connects), ("is refused", Ill::IsRefused), ("sends", Ill::Sends)] {
+            for (beside, work, connections) in [("echo/8", Work::Echo, 8), ("connect/1", Work::Touch, 1)] {
+                let name = format!("{kind}/{name}/{beside}");
+                if report::is_asked_for(&name) {
+                    for mesh in [&bare, &mesh] {
+                        storm(mesh, &name, (ill, means), &Bystander::new(mesh, work, connections), &scale);
+                    }
                 }
             }
         }
@@ -75,12 +80,12 @@ impl Scale {
     };
 }
 
-fn storm(mesh: &Mesh, name: &str, ill: Ill, bystander: &Bystander, scale: &Scale) {
+fn storm(mesh: &Mesh, name: &str, (ill, means): (Ill, Means), bystander: &Bystander, scale: &Scale) {
     let mut rounds = Vec::new();
     let mut rates = Vec::new();
     for _ in 0..scale.rounds {
         let alone = bystander.look(scale.span);
-        let storm = Storm::begin(mesh, ill, scale.at_once);
+        let storm = Storm::begin(mesh, ill, means, scale.at_once);
         // Once it is in full swing.
         std::thread::sleep(scale.span / 4);
         let before = storm.done();

@@ -298,7 +298,9 @@ impl Mesh {
     pub(crate) fn serve_block(&self, block: Ipv4Net) -> Result<()> {
         self.ground.app.add_address("lo", block)?;
         self.ground.nodes[0].add_route(block, Some(self.ground.node_address(1).into()), LINK)?;
-        self.ground.nodes[1].add_route(block, None, "app")?;
+        // By the pod's one address: a neighbour for each of thousands is more than the kernel keeps, and what goes to the others is
+        // lost then.
+        self.ground.nodes[1].add_route(block, Some(self.ground.app_address().into()), "app")?;
         Ok(())
     }
 

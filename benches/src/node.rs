@@ -172,6 +172,14 @@ impl Node {
         self.ask(heap::held)
     }
 
+    /// From now on its thread has what processor time others leave; not to be taken back.
+    ///
+    /// # Panics
+    /// When the thread has panicked.
+    pub(crate) fn step_back(&self) {
+        self.ask(step_back);
+    }
+
     /// What its thread answers, between other things that it does.
     fn ask<T: Send + 'static>(&self, question: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
@@ -188,6 +196,11 @@ impl Drop for Node {
         // A panic has been printed where it happened.
         self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// From now on the calling thread has what processor time others leave.
+pub(crate) fn step_back() {
+    rustix::process::nice(19).expect("anybody may step back");
 }
 
 /// A runtime on the thread that uses it.

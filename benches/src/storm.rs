@@ -113,6 +113,15 @@ pub enum Ill {
     Sends,
 }
 
+/// What the processes of a bad pod, and of whom it talks to, may take of the machine's processors themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// What others leave: then what the others lose is what is done for the storm on the way.
+    Leavings,
+    /// As much as any.
+    Equal,
+}
+
 /// A storm out of the other client's pod, until it is dropped.
 #[derive(Debug)]
 pub struct Storm {
@@ -127,9 +136,12 @@ impl Storm {
     ///
     /// # Panics
     /// When the mesh has no pod for it.
-    pub fn begin(mesh: &Mesh, ill: Ill, at_once: usize) -> Self {
+    pub fn begin(mesh: &Mesh, ill: Ill, means: Means, at_once: usize) -> Self {
         let bad = mesh.other().expect("a mesh with another client").clone();
         let app = app::start(&mesh.sides().far);
+        if means == Means::Leavings {
+            app.step_back();
+        }
         let to = match ill {
             Ill::IsRefused => SocketAddr::new(app.address.ip(), 1),
             Ill::Connects | Ill::Sends => app.address,
@@ -137,6 +149,9 @@ impl Storm {
         let (over, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (until, count) = (over.clone(), done.clone());
         let storm = move || {
+            if means == Means::Leavings {
+                node::step_back();
+            }
             node::runtime().block_on(async {
                 let mut all = JoinSet::new();
                 for _ in 0..at_once {
