@@ -336,6 +336,10 @@ fn refused(place: &Place, another: &Namespace, ip: IpAddr) -> Outcome {
         let (status, text) = place.ask(body)?;
         assert!(status == 400 && text.contains(said), "{status} {text}");
     }
+    refused_for_good(place, late, own)
+}
+
+fn refused_for_good(place: &Place, late: Namespace, own: IpAddr) -> Outcome {
     // A pod of another one's namespace: never mixed up, and what stays so is said at once.
     place.pod("thief", "ambient", "")?;
     let begun = Instant::now();
