@@ -292,8 +292,9 @@ fn convert_under_another_trust_domain() {
         rules(&expected)
     );
     let exact = Settings {
-        istio_exact: true,
-        ..settings
+        trust_domain: settings.trust_domain.clone(),
+        trust_domain_aliases: settings.trust_domain_aliases.clone(),
+        ..Settings::istio_exact()
     };
     assert_eq!(
         kubernetes::read(&resource(case), &exact).unwrap().policy.unwrap().rules,

@@ -355,7 +355,7 @@ impl Reader<'_> {
     fn principals(&mut self, list: &List, path: &str, name: &str, side: Side) -> Result<Vec<StringMatch>, Fault> {
         self.list(list, path, name, |reader, text, at| {
             if reader.settings.istio_exact {
-                return Ok(vec![value::string(text)]);
+                return Ok(reader.settings.names().principals(value::string(text)));
             }
             let plain = text.strip_prefix("spiffe://").unwrap_or(text);
             if plain.len() != text.len() {
