@@ -57,7 +57,7 @@ impl Uses {
         self.by.get(need).into_iter().flatten()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn is_empty(&self) -> bool {
         self.of.is_empty() && self.by.is_empty()
     }

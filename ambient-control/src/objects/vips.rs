@@ -53,7 +53,7 @@ impl Vips {
         self.claims.get(&v4(host))?.keys().next().filter(|holder| *holder != host)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }

@@ -368,7 +368,7 @@ impl Gateways {
         self.all.get(name).map(|known| &*known.object)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn is_empty(&self) -> bool {
         let none = self.all.is_empty() && self.classes.is_empty();
         none && self.at_host.is_empty() && self.at_ip.is_empty() && self.networks.is_empty()
