@@ -174,7 +174,7 @@ pub(crate) fn a_node_that_is_exactly_istio_lets_it_go_too(world: &World) -> Outc
 }
 
 fn unreadable_is_let_go(mesh: &Mesh) -> Outcome {
-    policy_is_named(mesh, UNREADABLE, "it is let go", "nothing");
+    policy_is_named(mesh, UNREADABLE, "it is in dry run or let go, and refuses nothing", "nothing");
     for way in Way::ALL {
         mesh.open(way, Family::V4).converse()?;
     }
