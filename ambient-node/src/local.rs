@@ -136,6 +136,10 @@ impl Locals {
         let ways = far.ways();
         let live = Live { shown, ways: ways.clone() };
         self.live().insert(id, live);
+        // Connecting to the application takes a while: whoever was revoked meanwhile was looked for before this was on the list.
+        if !self.is_in_order(source, Role::Client) || !self.is_in_order(destination, Role::Server) {
+            self.recheck();
+        }
         let joined = Joined {
             of: self.clone(),
             id,

@@ -57,6 +57,9 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
     assert!(!locals.is_in_order(&a, Role::Client) && locals.is_in_order(&b, Role::Server) && locals.is_in_order(&c, Role::Client));
     let error = far.read(&mut [0]).await.unwrap_err();
     assert_eq!(Cut::of(&error), Some(Cut::Revoked));
+    // One that was asked for before, and joins only now.
+    let (_late_near, mut late, _late) = locals.join(&a, &b);
+    assert_eq!(Cut::of(&late.read(&mut [0]).await.unwrap_err()), Some(Cut::Revoked));
     let mut nothing = [0];
     let waits = time::timeout(Duration::from_millis(20), other_far.read(&mut nothing));
     assert!(waits.await.is_err(), "that of others goes on");
