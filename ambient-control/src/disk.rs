@@ -71,6 +71,7 @@ pub enum MemoryError {
     },
 }
 
+#[cfg(feature = "istiod")]
 impl MemoryError {
     /// Whether there may be room later.
     pub(crate) fn is_want_of_room(&self) -> bool {

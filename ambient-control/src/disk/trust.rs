@@ -12,7 +12,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ambient_core::{TrustBundles, TrustDomain};
+#[cfg(any(feature = "spiffe", feature = "fuzz"))]
+use ambient_core::TrustBundles;
+use ambient_core::TrustDomain;
 
 use super::{MemoryError, fnv, head, mark, own_directory, read_mark, read_own, record, replace, take, text};
 
@@ -66,6 +68,7 @@ impl TrustFile {
     }
 }
 
+#[cfg(any(feature = "spiffe", feature = "fuzz"))]
 impl KeptTrust {
     /// Those of its roots that are trusted at a time, and its lists.
     pub(crate) fn bundles(&self, now: SystemTime) -> TrustBundles {
