@@ -10,7 +10,7 @@ use ambient_core::{
     Workload, WorkloadUid,
     route::{self, Hints, Plan, Route},
 };
-use ambient_redirect::linux::{Direction as Captured, original_destination};
+use ambient_redirect::linux::Direction as Captured;
 use tokio::time;
 
 use self::open::{Failure, Far};
@@ -50,28 +50,12 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
-    let Arrival {
-        stream, peer, destination, ..
-    } = arrival;
-    let to = destination.map_or_else(|| original_destination(&stream), Ok);
-    // Before it is counted: a pod that has all it may have open is captured as well.
-    if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Outbound, peer, *to)) {
-        return None;
-    }
-    let app = App::take(&node, &pod.room.outbound, stream)?;
-    match to {
-        Ok(to) => {
-            let outbound = Outbound { node, pod, home, peer, to };
-            tokio::select! {
-                standing = outbound.open_way(app) => standing,
-                // The carrying itself looks for this too, and then says how much it has carried.
-                () = was_cut(&outbound.pod) => None,
-            }
-        }
-        Err(error) => {
-            tracing::debug!(%peer, %error, "outbound connection without an original destination");
-            None
-        }
+    let (app, peer, to) = App::captured(&node, &pod, Captured::Outbound, arrival)?;
+    let outbound = Outbound { node, pod, home, peer, to };
+    tokio::select! {
+        standing = outbound.open_way(app) => standing,
+        // The carrying itself looks for this too, and then says how much it has carried.
+        () = was_cut(&outbound.pod) => None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ambient_authz::{Decision, Peer};
 use ambient_core::{NetworkAddress, ports};
-use ambient_redirect::linux::{Direction as Captured, original_destination};
+use ambient_redirect::linux::Direction as Captured;
 use tokio::net::TcpStream;
 
 use crate::{
@@ -29,25 +29,10 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
-    let Arrival {
-        stream, peer, destination, ..
-    } = arrival;
-    let to = destination.map_or_else(|| original_destination(&stream), Ok);
-    // Before it is counted: a pod that has all it may have open is captured as well.
-    if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(Captured::Inbound, peer, *to)) {
-        return None;
-    }
-    let app = App::take(&node, &pod.room.inbound, stream)?;
-    match to {
-        Ok(to) => tokio::select! {
-            standing = open_way(&node, &pod, &home, app, peer, to) => standing,
-            () = was_cut(&pod) => None,
-        },
-        // Not captured but dialled: nothing that this port is for.
-        Err(error) => {
-            tracing::debug!(%peer, %error, "plaintext connection without an original destination");
-            None
-        }
+    let (app, peer, to) = App::captured(&node, &pod, Captured::Inbound, arrival)?;
+    tokio::select! {
+        standing = open_way(&node, &pod, &home, app, peer, to) => standing,
+        () = was_cut(&pod) => None,
     }
 }
 

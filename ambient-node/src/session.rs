@@ -12,13 +12,14 @@ use ambient_hbone::{
     Duplex, RelayLimits, StreamError, Tally, TunnelLost,
     relay::{End, Side, relay_counted},
 };
-use ambient_redirect::linux;
+use ambient_redirect::linux::{self, Direction as Captured};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time};
 
 use crate::{
     KeepAlive, Shared,
     bounds::{Kind, Place},
+    embed::Arrival,
     local::Cut,
     pod::{Pod, Stage},
     telemetry::{Account, Closer, Flag, Outcome, Reason},
@@ -48,6 +49,31 @@ impl App {
             stream: Unread::new(TcpStream::from_std(stream).ok()?),
             _place: place,
         })
+    }
+
+    /// Takes a connection in that was captured, with who opened it and whom it was meant for. None of one that only proves the
+    /// capture, of one too many, and of one that was not captured but dialled: nothing that these ports are for.
+    pub(crate) fn captured(node: &Shared, pod: &Pod, direction: Captured, arrival: Arrival) -> Option<(Self, SocketAddr, SocketAddr)> {
+        let Arrival {
+            stream, peer, destination, ..
+        } = arrival;
+        let to = destination.map_or_else(|| linux::original_destination(&stream), Ok);
+        // Before it is counted: a pod that has all it may have open is captured as well.
+        if to.as_ref().is_ok_and(|to| pod.namespace.is_probe(direction, peer, *to)) {
+            return None;
+        }
+        let kind = match direction {
+            Captured::Inbound => &pod.room.inbound,
+            Captured::Outbound => &pod.room.outbound,
+        };
+        let app = Self::take(node, kind, stream)?;
+        match to {
+            Ok(to) => Some((app, peer, to)),
+            Err(error) => {
+                tracing::debug!(%peer, %error, "{direction:?} connection without an original destination");
+                None
+            }
+        }
     }
 
     /// Closing it is a close from now on.
