@@ -15,6 +15,7 @@ use crate::{
         engine::{Broken, Frames},
     },
     tunnel::Line,
+    turns,
     wire::{Next, Wire},
 };
 
@@ -67,6 +68,7 @@ impl Driver {
         for _ in 0..TURNS {
             match self.poll_turn(cx) {
                 Ok(Poll::Ready(much)) if much => break,
+                Ok(Poll::Ready(_)) if turns::is_over() => break,
                 Ok(Poll::Ready(_)) => {}
                 Ok(Poll::Pending) => return Poll::Pending,
                 Err(lost) => return Poll::Ready(self.because(lost)),
@@ -100,7 +102,7 @@ impl Driver {
         }
     }
 
-    /// Ready when there is more to do at once, and whether much has come.
+    /// Ready when there is more to do at once, and whether much has come or gone.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, TunnelLost> {
         if self.closing {
             return match self.wire.poll_close(cx) {
@@ -113,6 +115,9 @@ impl Driver {
             return Ok(read);
         }
         let written = self.poll_write(cx)?;
+        if written == Poll::Ready(Written::Much) {
+            return Ok(Poll::Ready(true));
+        }
         let mut engine = self.line.engine();
         self.closing = written.is_ready() && engine.is_finished();
         if read.is_ready() {
@@ -162,17 +167,24 @@ impl Driver {
         }
     }
 
-    /// Writes what is to go, through to the socket; pending where the peer does not take it.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
+    /// Writes what is to go, through to the socket; pending where the peer does not take it. Ready as well once it was much and
+    /// there is more: there may always be.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<Written>> {
+        let mut went = 0;
         loop {
             if self.wire.poll_send(cx)?.is_pending() {
                 return Ok(Poll::Pending);
             }
             if self.frames.is_empty() {
-                self.line.engine().transmit(&mut self.frames);
+                let mut engine = self.line.engine();
+                if (went >= BATCH || went > 0 && turns::is_over()) && engine.has_something_to_send() {
+                    return Ok(Poll::Ready(Written::Much));
+                }
+                engine.transmit(&mut self.frames);
+                went += self.frames.len();
             }
             if self.frames.is_empty() {
-                return Ok(self.wire.poll_flush(cx)?);
+                return Ok(self.wire.poll_flush(cx)?.map(|()| Written::All));
             }
             self.wire.seal(&mut self.frames)?;
         }
@@ -189,5 +201,17 @@ impl Driver {
 /// Rounds of reading and writing before others get a turn.
 const TURNS: u32 = 4;
 
+/// What writing came to.
+#[derive(PartialEq, Eq)]
+enum Written {
+    /// All has gone.
+    All,
+    /// Enough for now.
+    Much,
+}
+
 /// Bytes of one read from which on others get it at once.
 const MUCH: usize = 64 << 10;
+
+/// Bytes after which writing is enough for now: the engine gives up to twice as many at once.
+const BATCH: usize = 128 << 10;

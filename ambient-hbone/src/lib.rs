@@ -79,6 +79,7 @@ mod server;
 mod stream;
 mod term;
 mod tunnel;
+mod turns;
 mod wire;
 
 pub mod relay;
@@ -94,3 +95,4 @@ pub use relay::{RelayLimits, Tally, refuse_quietly, relay};
 pub use server::{AcceptError, Request, Server, ServerBuilder, Session};
 pub use stream::{ReadHalf, Stream, StreamError, WriteHalf};
 pub use tunnel::{Rechecked, TunnelLost};
+pub use turns::{InTurn, Share, Turns};

@@ -8,3 +8,4 @@ pub(crate) mod frame;
 pub(crate) mod hpack;
 pub(crate) mod lifetime;
 pub(crate) mod liveness;
+pub(crate) mod rota;

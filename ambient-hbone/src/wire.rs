@@ -8,13 +8,14 @@ use std::{
 };
 
 use ambient_tls::{Established, Handshake, Opened, Records, Sealed};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use rustls::{crypto::cipher::OutboundChunks, pki_types::CertificateDer};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
     BoxedIo,
     proto::engine::{Buffers, Frames},
+    turns,
 };
 
 /// One end of a TLS connection, after its handshake.
@@ -121,7 +122,9 @@ impl Wire {
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.make_room();
         let room = self.incoming.capacity() - self.incoming.len();
-        let Poll::Ready(read) = pin!(self.io.read_buf(&mut self.incoming)).poll(cx) else {
+        let most = if turns::is_shared() { SHARED } else { usize::MAX };
+        let mut limited = (&mut self.incoming).limit(most);
+        let Poll::Ready(read) = pin!(self.io.read_buf(&mut limited)).poll(cx) else {
             self.rest();
             return Poll::Pending;
         };
@@ -250,6 +253,9 @@ const SMALLEST: usize = 17 << 10;
 
 /// The largest: what is read at once, opened, and handed on while it is still in a cache.
 const LARGEST: usize = 256 << 10;
+
+/// What is read at once where others wait for the thread.
+const SHARED: usize = 64 << 10;
 
 /// By how much buffers grow.
 const GROWTH: usize = 4;

@@ -12,7 +12,7 @@ use ambient_core::{
     Authority, Identity, NetworkAddress, Service, headers, proxy_header,
     route::{self, Delivery},
 };
-use ambient_hbone::{BoxFuture, Request, Session, Stream};
+use ambient_hbone::{BoxFuture, Request, Session, Share, Stream};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -24,6 +24,7 @@ use crate::{
     local::{Call, Joined, Pipe},
     pod::{Pod, Stage},
     session::{carry, dial, settle, source_for},
+    shares::Whose,
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     watch::{Cut, Registration, Subject},
@@ -35,8 +36,9 @@ const IDLE: Duration = Duration::from_secs(900);
 
 /// Serves one tunnel on a worker; its streams stay there.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
-    let home = worker.clone();
-    worker.spawn(Box::pin(async move {
+    let (home, share) = (worker.clone(), worker.share(&Whose::Peer(arrival.peer.ip())));
+    let own = share.clone();
+    let serving = Box::pin(async move {
         let Arrival {
             stream, peer, destination, ..
         } = arrival;
@@ -68,6 +70,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
                     node,
                     pod: pod.clone(),
                     home,
+                    share: own,
                     peer,
                     at,
                     local: false,
@@ -80,24 +83,27 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
                 refused_early(&node.metrics, Reason::HandshakeFailed, Direction::Inbound, peer, at, None, &error);
             }
         }
-    }));
+    });
+    worker.spawn(&share, serving);
 }
 
-/// Serves a connection from another pod of this node on a worker, as a stream of a tunnel would be.
-pub(crate) fn serve_call(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, call: Call) {
+/// Serves a connection from another pod of this node on a worker, as a stream of a tunnel would be; in the share of who calls.
+pub(crate) fn serve_call(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, share: Share, call: Call) {
     let tunnel = Tunnel {
         node,
         pod,
         home: worker.clone(),
+        share: share.clone(),
         peer: call.from,
         at: call.to,
         local: true,
     };
-    worker.spawn(Box::pin(async move {
+    let serving = Box::pin(async move {
         let mut peer = Arc::new(Peer::from(call.source.clone()));
         tunnel.resolve(&mut peer);
         Arc::new(tunnel).serve(Asked::Call(call), peer).await;
-    }));
+    });
+    worker.spawn(&share, serving);
 }
 
 /// One tunnel of a peer, or what stands for it within this process.
@@ -105,6 +111,8 @@ struct Tunnel {
     node: Arc<Shared>,
     pod: Arc<Pod>,
     home: Arc<Worker>,
+    /// Of the worker's thread: that of the peer, for the tunnel and all its streams.
+    share: Share,
     peer: SocketAddr,
     at: SocketAddr,
     local: bool,
@@ -191,7 +199,8 @@ impl Tunnel {
                     let Some(request) = request else { return };
                     quiet = 0;
                     tunnel.resolve(&mut peer);
-                    tunnel.home.spawn(tunnel.clone().serve(Asked::Request(request), peer.clone()));
+                    let serving = tunnel.clone().serve(Asked::Request(request), peer.clone());
+                    tunnel.home.spawn(&tunnel.share, serving);
                 }
                 () = tunnel.pod.reaches(Stage::Leaving), if !ending => {
                     ending = true;

@@ -67,6 +67,7 @@ mod pods;
 mod policies;
 mod readiness;
 mod session;
+mod shares;
 mod state;
 mod supervise;
 pub mod telemetry;

@@ -41,12 +41,14 @@ pub(crate) const MOST_NAMES: usize = 8;
 
 /// Serves one connection on a worker. Most stand open for long, and many do: what only the opening needs has gone by then.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
+    let share = worker.share(&pod.whose());
     let opening = Box::pin(open(node, pod, worker.clone(), arrival));
-    worker.spawn(Box::pin(async move {
+    let serving = Box::pin(async move {
         if let Some(standing) = opening.await {
             standing.relay().await;
         }
-    }));
+    });
+    worker.spawn(&share, serving);
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {

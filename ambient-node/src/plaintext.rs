@@ -12,6 +12,7 @@ use crate::{
     embed::Arrival,
     pod::Pod,
     session::{App, carry, dial, settle, source_for, was_cut},
+    shares::Whose,
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
     watch::{Cut, Registration, Subject},
@@ -20,12 +21,14 @@ use crate::{
 
 /// Serves one connection on a worker. What only the opening needs has gone while it stands.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
+    let share = worker.share(&Whose::Peer(arrival.peer.ip()));
     let opening = Box::pin(open(node, pod, worker.clone(), arrival));
-    worker.spawn(Box::pin(async move {
+    let serving = Box::pin(async move {
         if let Some(standing) = opening.await {
             standing.relay().await;
         }
-    }));
+    });
+    worker.spawn(&share, serving);
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {

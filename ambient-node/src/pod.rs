@@ -25,6 +25,7 @@ use crate::{
     bounds::Room,
     certificates::Held,
     outliers::Outliers,
+    shares::Whose,
     state::{Snapshot, State},
     telemetry::Reason,
     watch::Server,
@@ -93,6 +94,11 @@ impl Pod {
             listening: Mutex::default(),
             _certificate: certificate,
         }
+    }
+
+    /// On whose behalf its connections are served, where it opens them.
+    pub(crate) fn whose(&self) -> Whose {
+        Whose::Pod(self.speaker.key.clone())
     }
 
     /// Its workload in a version of the mesh, as long as that is who the pod has a certificate for.

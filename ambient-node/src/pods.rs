@@ -144,7 +144,8 @@ impl Pods {
             };
             let home = socket.home();
             let begin = socket.begin(node, pod, &names);
-            pod.listens(at, listener::keep(home.as_deref(), node.metrics.clone(), told, begin));
+            let home = home.as_deref().map(|worker| (worker, pod.whose()));
+            pod.listens(at, listener::keep(home, node.metrics.clone(), told, begin));
         }
         Ok(())
     }

@@ -14,10 +14,13 @@ use std::{
     thread,
 };
 
-use ambient_hbone::{Pool, RelayLimits};
+use ambient_hbone::{BoxFuture, Pool, RelayLimits, Share, Turns};
 use tokio::{runtime, sync::oneshot, task::JoinHandle};
 
-use crate::inner::InnerTunnels;
+use crate::{
+    inner::InnerTunnels,
+    shares::{Shares, Whose},
+};
 
 /// A thread, its runtime and its tunnels.
 #[derive(Debug)]
@@ -27,6 +30,7 @@ pub(crate) struct Worker {
     pub(crate) inner: Arc<InnerTunnels>,
     /// For all that is relayed here: buffers go from hand to hand on one core.
     pub(crate) relays: RelayLimits,
+    shares: Shares,
     load: AtomicUsize,
     /// Dropped to end the thread.
     _stop: oneshot::Sender<()>,
@@ -48,12 +52,18 @@ impl Worker {
         self.load.load(Ordering::Relaxed)
     }
 
-    /// Runs a future on this thread; it counts as load until it ends.
-    pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+    /// Somebody's share of this thread.
+    pub(crate) fn share(&self, whose: &Whose) -> Share {
+        self.shares.of(whose)
+    }
+
+    /// Runs a future on this thread, in a share of it; it counts as load until it ends.
+    pub(crate) fn spawn(self: &Arc<Self>, share: &Share, future: BoxFuture<'static, ()>) {
         self.load.fetch_add(1, Ordering::Relaxed);
         let load = Load(self.clone());
+        let running = share.run(future);
         self.runtime.spawn(async move {
-            future.await;
+            running.await;
             drop(load);
         });
     }
@@ -88,13 +98,15 @@ impl Workers {
                 .spawn(move || run(&*tunnels, &ready, stopped))?;
             // A thread that ended without a word panicked: that is on standard error.
             let (runtime, (tunnels, inner)) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
-            let load = AtomicUsize::new(0);
+            let turns = Turns::new();
+            runtime.spawn(turns.clone().rounds());
             Ok(Arc::new(Worker {
                 runtime,
                 tunnels,
                 inner: Arc::new(inner),
                 relays: RelayLimits::default(),
-                load,
+                shares: Shares::new(turns),
+                load: AtomicUsize::new(0),
                 _stop: stop,
             }))
         };

@@ -47,7 +47,7 @@ pub enum Pods {
     Apart,
     /// On one node, which relays between them in its process.
     Together,
-    /// On a node each, and on the client's node the pod of another client.
+    /// On a node each, and on the client's node the pod of another client; each node with all its pods has a core of its own.
     Beside,
 }
 
@@ -215,6 +215,8 @@ impl Mesh {
         };
         let process = node.spawn(&program.stdout(output.clone()).stderr(output))?;
         let pid = process.pid();
+        // Before it looks how many it has, and makes threads accordingly.
+        bind(pid, &[&self.sides.near, &self.sides.far][at].cores());
         self.nodes[at].push(process);
         Ok(pid)
     }
@@ -433,10 +435,12 @@ impl Ground {
     }
 
     fn sides(&self) -> Sides {
-        Sides {
+        let sides = Sides {
             near: Place::namespace(&self.client, self.client_address().into()),
             far: Place::namespace(&self.app, self.app_address().into()),
-        }
+        };
+        // What one pod leaves another is a matter of their node: two that take each other's cores away would hide it.
+        if self.other.is_some() { sides.apart() } else { sides }
     }
 
     fn manifests(&self) -> String {

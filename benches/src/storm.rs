@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_testkit::Namespace;
 use ipnet::Ipv4Net;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -25,7 +24,7 @@ use tokio::{
 use crate::{
     app::{self, Work},
     mesh::{Mesh, NODES},
-    node::{self, Node},
+    node::{self, Node, Place},
 };
 
 /// What somebody saw within a time.
@@ -40,7 +39,7 @@ pub struct Seen {
 /// A client that minds its own business: messages there and back over connections that stand, or a connection for each.
 #[derive(Debug)]
 pub struct Bystander {
-    client: Arc<Namespace>,
+    client: Place,
     app: Node,
     work: Work,
     connections: usize,
@@ -53,7 +52,7 @@ impl Bystander {
     /// When the machine refuses.
     pub fn new(mesh: &Mesh, work: Work, connections: usize) -> Self {
         Self {
-            client: mesh.sides().near.elsewhere().expect("the client's pod has a namespace"),
+            client: mesh.sides().near.clone(),
             app: app::start(&mesh.sides().far),
             work,
             connections,
@@ -67,6 +66,7 @@ impl Bystander {
     pub fn look(&self, span: Duration) -> Seen {
         let (work, entrance, connections) = (self.work, self.app.address, self.connections);
         let look = || {
+            self.client.enter();
             node::runtime().block_on(async {
                 let end = now() + span;
                 let mut all = JoinSet::new();
@@ -76,7 +76,8 @@ impl Bystander {
                 all.join_all().await.concat()
             })
         };
-        let mut took = self.client.run(look).expect("the namespace can be entered");
+        let pod = self.client.elsewhere().expect("the client's pod has a namespace");
+        let mut took = pod.run(look).expect("the namespace can be entered");
         took.sort();
         Seen {
             rate: took.len() as f64 / span.as_secs_f64(),
@@ -147,8 +148,9 @@ impl Storm {
             Ill::Connects | Ill::Sends => app.address,
         };
         let (over, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (until, count) = (over.clone(), done.clone());
+        let (until, count, near) = (over.clone(), done.clone(), mesh.sides().near.clone());
         let storm = move || {
+            near.enter();
             if means == Means::Leavings {
                 node::step_back();
             }
@@ -237,7 +239,7 @@ pub fn meet_many(mesh: &Mesh, count: u16) -> Result<(), Box<dyn Error>> {
         )?;
     }
     mesh.apply("met", &text)?;
-    let app = app::start(&node::Place::namespace(
+    let app = app::start(&Place::namespace(
         &mesh.sides().far.elsewhere().ok_or("the application's pod has a namespace")?,
         Ipv4Addr::UNSPECIFIED.into(),
     ));

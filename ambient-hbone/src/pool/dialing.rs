@@ -18,12 +18,13 @@ use super::{
     ConnectError, Dialing, Key, Phase, Shared,
     tunnel::{self, Tunnel},
 };
-use crate::{driver::Driver, proto::engine::Role, term::Term, tunnel::Line, wire::Wire};
+use crate::{driver::Driver, proto::engine::Role, term::Term, tunnel::Line, turns, wire::Wire};
 
-/// Starts a dial as a task of its own, so that it outlives whoever asked first; `waiting` wait for it.
+/// Starts a dial as a task of its own, so that it outlives whoever asked first; `waiting` wait for it. It is in the share of who
+/// asks first, and so is the tunnel: both are of the same speaker as all who join.
 pub(super) fn start(shared: &Arc<Shared>, key: &Arc<Key>, credential: &Arc<Credential>, waiting: usize) -> Dialing {
     let (tell, outcome) = watch::channel(None);
-    let task = tokio::spawn(run(Arc::clone(shared), Arc::clone(key), Arc::clone(credential), tell));
+    let task = turns::spawn(run(Arc::clone(shared), Arc::clone(key), Arc::clone(credential), tell));
     Dialing {
         outcome,
         task: task.abort_handle(),

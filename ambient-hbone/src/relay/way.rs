@@ -11,7 +11,7 @@ use super::{
     Phase, RelayLimits,
     leg::{Buffer, Leg},
 };
-use crate::proto::engine::Pieces;
+use crate::{proto::engine::Pieces, turns};
 
 /// One direction.
 pub(super) struct Way {
@@ -66,7 +66,12 @@ impl Way {
         if self.done {
             return Poll::Ready(Ok(()));
         }
+        let before = self.moved;
         for _ in 0..TURNS {
+            let moved = self.moved - before;
+            if moved >= MUCH || moved > 0 && turns::is_over() {
+                break;
+            }
             if !self.pieces.is_empty() {
                 match writer.poll_put(cx, &mut self.pieces) {
                     Poll::Ready(Ok(n)) => self.put(n, reader),
@@ -134,3 +139,6 @@ fn held_up<R: AsyncRead + AsyncWrite + Unpin + 'static>(cx: &mut Context<'_>, re
 
 /// Reads and writes of one direction before others get a turn.
 const TURNS: u32 = 32;
+
+/// Bytes of one direction after which others get a turn: a large read, and what it takes to open or seal it is a tunnel's.
+const MUCH: u64 = 256 << 10;

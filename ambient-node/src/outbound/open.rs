@@ -104,7 +104,8 @@ impl Outbound {
         let (peer, identity) = (tunnel.peer, pod.identity.clone());
         let headers = self.headers(source, tunnel.service.as_ref());
         let (call, answer) = Call::new(tunnel.authority.clone(), headers, self.pod.identity.clone(), self.peer, peer);
-        inbound::serve_call(self.node.clone(), pod, self.home.clone(), call);
+        let share = self.home.share(&self.pod.whose());
+        inbound::serve_call(self.node.clone(), pod, self.home.clone(), share, call);
         let limit = self.node.config.connect_timeout * 2;
         match time::timeout(limit, answer).await {
             Ok(Ok(Ok(pipe))) => Ok(Far::Local(pipe, identity)),

@@ -20,6 +20,7 @@ use crate::{
     inbound, outbound, plaintext,
     pod::{Listening, Pod, Stage},
     session::keep_alive,
+    shares::Whose,
     supervise::supervise,
     telemetry::Metrics,
     workers::Worker,
@@ -122,14 +123,22 @@ impl Bound {
     }
 }
 
-/// Serves a listener on a task of its own, on a worker or here. However it ends, whoever keeps the pod captured looks at once.
-pub(super) fn keep(worker: Option<&Worker>, metrics: Arc<Metrics>, told: Told, begin: Begin) -> JoinHandle<()> {
+/// Serves a listener on a task of its own, on a worker's thread in the share of who is named, or here. However it ends, whoever
+/// keeps the pod captured looks at once.
+pub(super) fn keep(home: Option<(&Worker, Whose)>, metrics: Arc<Metrics>, told: Told, begin: Begin) -> JoinHandle<()> {
+    let share = home.as_ref().map(|(worker, whose)| worker.share(whose));
+    let begin = move || -> BoxFuture<'static, ()> {
+        match &share {
+            Some(share) => Box::pin(share.run(begin())),
+            None => begin(),
+        }
+    };
     let serving = async move {
         let _told = told;
         supervise("a pod's listener", &metrics, begin).await;
     };
-    match worker {
-        Some(worker) => worker.keep(serving),
+    match home {
+        Some((worker, _)) => worker.keep(serving),
         None => tokio::spawn(serving),
     }
 }
