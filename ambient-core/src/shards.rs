@@ -19,7 +19,7 @@ const BITS: u32 = WAYS.ilog2();
 ///
 /// Cloning is one reference count. A look-up, a change and [`Shards::nth`] take steps that grow with the logarithm of the
 /// size: a change copies some dozens of entries, and only where another version still holds them. The order of entries
-/// depends on the entries alone and means nothing.
+/// depends on the entries and on the process, and means nothing: no one who chooses keys can choose where they come to stand.
 #[derive(Clone)]
 pub struct Shards<K, V>(Link<K, V>);
 
