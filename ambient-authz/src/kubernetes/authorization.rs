@@ -271,7 +271,42 @@ impl Reader<'_> {
             ..Match::default()
         };
         self.source_trust_domains(source, path, &mut found)?;
+        self.account_combinations(source, path);
         Ok((found, checked))
+    }
+
+    /// What Istio's admission refuses, and so no cluster with it holds; where nobody asks it the fields are read as they stand.
+    fn account_combinations(&mut self, source: &Source, path: &str) {
+        let is_used = |list: &List| list.as_ref().is_some_and(|list| !list.is_empty());
+        let accounts = [
+            ("serviceAccounts", &source.service_accounts),
+            ("notServiceAccounts", &source.not_service_accounts),
+        ];
+        let beside = [
+            ("principals", &source.principals),
+            ("notPrincipals", &source.not_principals),
+            ("namespaces", &source.namespaces),
+            ("notNamespaces", &source.not_namespaces),
+        ];
+        let beside: Vec<_> = beside.iter().filter(|(_, list)| is_used(list)).map(|(name, _)| *name).collect();
+        if let Some((name, _)) = accounts.iter().find(|(_, list)| is_used(list))
+            && !beside.is_empty()
+        {
+            let text = format!(
+                "Istio refuses it beside {} in one source; here all of them must hold",
+                beside.join(" and ")
+            );
+            self.warn(join(path, name), text);
+        }
+        for (name, list) in accounts {
+            let values = list.as_ref().map_or(0, Vec::len);
+            if values > MOST_ACCOUNTS {
+                self.warn(
+                    join(path, name),
+                    format!("it has {values} values, and Istio refuses more than {MOST_ACCOUNTS}; here all count"),
+                );
+            }
+        }
     }
 
     fn source_trust_domains(&mut self, source: &Source, path: &str, found: &mut Match) -> Result<(), Fault> {
@@ -514,4 +549,6 @@ enum Side {
     Negative,
 }
 
+/// Of accounts in a list Istio's admission takes so many.
+const MOST_ACCOUNTS: usize = 16;
 const DRY_RUN_PATH: &str = "metadata.annotations[istio.io/dry-run]";

@@ -511,6 +511,68 @@ fn a_star_that_hits_nothing_is_told_where_it_is_safe() {
     assert_eq!(&*safely(&deny).unwrap_err().path, "spec.rules[0].from[0].source.principals[0]");
 }
 
+/// Istio's admission refuses it, so nothing says what it would mean there; here all must hold.
+#[test]
+fn accounts_beside_names_in_one_source_are_told() {
+    let path = "spec.rules[0].from[0].source";
+    let many: Vec<_> = (0..17).map(|i| format!("shop/a{i}")).collect();
+    let cases = [
+        (
+            json!({ "serviceAccounts": ["shop/a"], "principals": ["cluster.local/*"] }),
+            Some(("serviceAccounts", "principals")),
+        ),
+        (
+            json!({ "serviceAccounts": ["shop/a"], "notNamespaces": ["b"] }),
+            Some(("serviceAccounts", "notNamespaces")),
+        ),
+        (
+            json!({ "notServiceAccounts": ["shop/a"], "namespaces": ["b"], "notPrincipals": ["*/ns/b/sa/x"] }),
+            Some(("notServiceAccounts", "notPrincipals and namespaces")),
+        ),
+        (json!({ "serviceAccounts": many }), Some(("serviceAccounts", "more than 16"))),
+        (json!({ "serviceAccounts": many[..16] }), None),
+        (
+            json!({ "serviceAccounts": ["shop/a"], "notServiceAccounts": ["shop/b"], "ipBlocks": ["10.0.0.0/8"] }),
+            None,
+        ),
+        (json!({ "serviceAccounts": ["shop/a"], "trustDomains": ["cluster.local"] }), None),
+        (json!({ "principals": ["cluster.local/*"], "namespaces": ["b"] }), None),
+    ];
+    for (written, told) in cases {
+        for settings in [Settings::default(), Settings::istio_exact()] {
+            let reading = read(&resource(&source(&written)), &settings).unwrap();
+            let of_istio: Vec<_> = reading
+                .warnings
+                .iter()
+                .filter(|warning| warning.text.contains("Istio refuses"))
+                .collect();
+            match (told, &of_istio[..]) {
+                (None, []) => {}
+                (Some((field, word)), [warning]) => {
+                    assert_eq!(warning.path, format!("{path}.{field}"));
+                    assert!(warning.text.contains(word), "{warning}");
+                }
+                _ => panic!("{written}: {of_istio:?}"),
+            }
+        }
+    }
+    // In sources beside each other it is no combination, and together they are read as all of them.
+    let apart = json!({ "rules": [{ "from": [
+        { "source": { "serviceAccounts": ["shop/a"] } },
+        { "source": { "principals": ["cluster.local/ns/b/sa/x"] } },
+    ] }] });
+    assert_eq!(safely(&apart).unwrap().warnings, []);
+    let both = source(&json!({ "serviceAccounts": ["shop/a"], "namespaces": ["b"] }));
+    let policy = safely(&both).unwrap().policy.unwrap();
+    let peer = Peer::from("spiffe://cluster.local/ns/shop/sa/a".parse::<ambient_core::Identity>().ok());
+    let conn = Conn {
+        peer: &peer,
+        source: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    assert_eq!(policy.matching_rule(&conn), None);
+}
+
 /// Of attributes that both readings know, the safe one never admits what Istio's refuses.
 #[test]
 fn the_safe_reading_is_never_wider() {
