@@ -8,12 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use ambient_core::{PolicyKey, Workload};
+use ambient_core::{Identity, PolicyKey, Workload};
 
 use crate::{
     Peer, Policies,
     index::{
-        Begin, Entry, Listed, Place, Reader, Row,
+        Begin, Entry, Listed, Passing, Place, Reader, Row,
         scan::{Address, Asked, Seeker},
     },
     policies::{Kind, Known, is_converted},
@@ -88,13 +88,8 @@ pub enum Denial {
     #[error("allow policies exist, but none allowed")]
     NoneAllowed,
     /// A policy that applies to the workload cannot be read, and no version of it ever could.
-    #[error("policy {key} cannot be read: {error}")]
-    Unreadable {
-        /// The policy.
-        key: PolicyKey,
-        /// Where it cannot be read and why.
-        error: String,
-    },
+    #[error("policy {} cannot be read: {}", .0.key, .0.error)]
+    Unreadable(Arc<Unreadable>),
     /// The workload lists a policy that is not known. Once nobody waits for it any more, one that comes from a
     /// PeerAuthentication refuses peers without an identity only; see [`Policies::stop_waiting`].
     #[error("policy {0} is attached to the workload and has not arrived")]
@@ -128,11 +123,11 @@ impl fmt::Display for DryRun {
 /// that the workload lists and that has not come ([`Policies::missing`] says whom it refuses); it passes if no ALLOW policy applies, or any of them matches; else
 /// it is refused. Of several policies that would decide the same it names the first by key, always the same.
 ///
-/// How long it takes is bounded for a peer that was resolved ([`Policies::resolve`]); for one that was not, and in plaintext, it
-/// may take some three times as long where hundreds of thousands of rules nearly match.
+/// How long it takes is bounded for a peer that was resolved ([`Policies::resolve`]), and in plaintext; for one that was not resolved
+/// it may take some three times as long where hundreds of thousands of rules nearly match.
 ///
-/// It does not allocate, except to tell the verdicts of policies in dry run and the text of an unreadable one, where a
-/// peer of many names is not resolved against these policies, and for a workload that lists more than 2,048 policies.
+/// It does not allocate, except to tell the verdicts of policies in dry run, and for a workload that lists more than 2,048
+/// policies and is no [`Target`].
 /// What a workload lists is looked up key by key each time; whoever decides on many connections to it has that done once, by
 /// a [`Target`].
 pub fn decide(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
@@ -296,24 +291,53 @@ fn ask<'a, T>(
     conn: &Conn<'_>,
     answer: impl FnOnce(&Question<'_>) -> T,
 ) -> T {
-    let (index, terms) = (policies.index(), &policies.index().terms);
-    let fresh;
-    let peer = if policies.knows_names(conn.peer) {
-        conn.peer
-    } else {
-        fresh = policies.names_of(conn.peer.identity());
-        &fresh
+    let mut room = [0; FEW_NAMES];
+    let (names, passing) = match conn.peer.identity() {
+        // Whatever it was resolved against, if it was.
+        None => (policies.nobody().names(), policies.nobody().passing()),
+        Some(_) if policies.knows_names(conn.peer) => (conn.peer.names(), conn.peer.passing()),
+        Some(identity) => match policies.index().terms.names.numbers(identity, &mut room) {
+            Some(names) => (names, conn.peer.passing()),
+            None => {
+                return with_many_names(policies, identity, |names| {
+                    ask_of(policies, place, (attached, listed), conn, (names, conn.peer.passing()), answer)
+                });
+            }
+        },
     };
+    ask_of(policies, place, (attached, listed), conn, (names, passing), answer)
+}
+
+/// Looks the names of a peer up that has more than a few. Identities are of 2,048 bytes at most, says SPIFFE, and have no more
+/// than there is room for.
+#[inline(never)] // its stack is large
+fn with_many_names<T>(policies: &Policies, identity: &Identity, ask: impl FnOnce(&[u32]) -> T) -> T {
+    let mut room = [0; MANY_NAMES];
+    match policies.index().terms.names.numbers(identity, &mut room) {
+        Some(names) => ask(names),
+        None => ask(policies.names_of(Some(identity)).names()),
+    }
+}
+
+fn ask_of<'a, T>(
+    policies: &'a Policies,
+    place: Option<u32>,
+    (attached, listed): (Attached<'a>, Listed<'a>),
+    conn: &Conn<'_>,
+    (names, passing): (&'a [u32], Option<&'a Passing>),
+    answer: impl FnOnce(&Question<'_>) -> T,
+) -> T {
+    let (index, terms) = (policies.index(), &policies.index().terms);
     let port = conn.destination.port();
     let asked = Asked {
         index,
-        names: peer.names(),
+        names,
         source: Address::new(conn.source, &terms.sources),
         destination: Address::new(conn.destination.ip(), &terms.destinations),
         port: terms.ports.number(&port),
         place,
         listed,
-        passing: conn.peer.passing(),
+        passing,
         last_rule: Cell::new(None),
         words_left: Cell::new(0),
     };
@@ -365,10 +389,7 @@ impl<'a> Question<'a> {
         if self.policies.unreadable_refuses()
             && let Some(unreadable) = self.unreadable(again)
         {
-            return Some(Denial::Unreadable {
-                key: unreadable.key.clone(),
-                error: unreadable.error.clone(),
-            });
+            return Some(Denial::Unreadable(unreadable.clone()));
         }
         self.missing().map(|key| Denial::NotArrived(key.clone()))
     }
@@ -479,3 +500,7 @@ pub(crate) const MOST_TOLD: usize = 100;
 const FEW_LISTED: usize = 16;
 /// Room for these is 8 KiB of a stack.
 const MANY_LISTED: usize = 2048;
+/// A whole name, its namespace, account and trust domain, and some beginnings and ends.
+const FEW_NAMES: usize = 32;
+/// All beginnings and all ends of a principal, and once more of what it consists of, at 2,048 bytes; 32 KiB of a stack.
+const MANY_NAMES: usize = 8208;

@@ -113,7 +113,8 @@ fn decided_by(decision: &Decision, weighed: &[Weighed<'_>]) -> (Option<PolicyKey
             (allowed.by.clone(), by.and_then(|of| of.matching))
         }
         Decision::Deny(Denial::ByPolicy(key, rule)) => (Some(key.clone()), Some(*rule)),
-        Decision::Deny(Denial::Unreadable { key, .. } | Denial::NotArrived(key)) => (Some(key.clone()), None),
+        Decision::Deny(Denial::Unreadable(unreadable)) => (Some(unreadable.key.clone()), None),
+        Decision::Deny(Denial::NotArrived(key)) => (Some(key.clone()), None),
         Decision::Deny(Denial::NoneAllowed) => (None, None),
     }
 }

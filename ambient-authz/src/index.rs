@@ -9,16 +9,19 @@
 //!
 //! A rule with several clauses is multiplied out into rows where they are few and ask about different fields. Else each
 //! match of each clause is a row, side by side in one block: one of the clauses finds the rule, and bitmaps tell of a
-//! block at once which of its rules hold (`clauses`).
+//! block at once which of its rules hold (`clauses`). What is too long for a block has several to itself (`pieces`).
 //!
 //! What a peer's names let through, of all rows, may be kept with the peer, and is told of a block as long as the block is what
-//! it was (`passing`).
+//! it was (`passing`). Of who has no names, as in plaintext, it is kept with the policies.
+//!
+//! Values are found by hashes that hang on numbers of the process's own (`keys`): nobody who writes policies can choose names that
+//! lie together.
 //!
 //! Where a policy applies is one more group: its namespace, or its own name, which a workload lists.
 //!
 //! All of it is made of pieces that snapshots share: a change copies those that it touches.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use ambient_core::PolicyKey;
 
@@ -28,11 +31,15 @@ pub(crate) mod blocks;
 mod clauses;
 mod dictionary;
 mod filed;
+mod keys;
+mod lengths;
+mod limits;
 mod listed;
 mod names;
 mod nets;
 mod pack;
 mod passing;
+mod pieces;
 pub(crate) mod posting;
 pub(crate) mod scan;
 mod shelves;
@@ -45,8 +52,10 @@ mod value;
 use clauses::Clauses;
 use dictionary::Lists;
 use filed::Filed;
+use limits::Limits;
 use pack::{Way, Ways};
 use passing::{CROWD, Room, Stamps};
+use pieces::{Piece, Pieces};
 use posting::{BLOCK, Bits, Edit, WORDS, is_set};
 use shelves::Shelves;
 use slots::Slots;
@@ -54,7 +63,7 @@ use sums::{Changed, ChangedBlocks};
 use term::{Field, Lane, Sort, Term, Word};
 use value::TextField;
 
-pub(crate) use dictionary::whole;
+pub(crate) use keys::Keys;
 pub(crate) use listed::{Listed, Together};
 pub(crate) use pack::Reader;
 pub(crate) use passing::Passing;
@@ -74,12 +83,15 @@ pub(crate) struct Index {
     mixed: [BitsOfBlocks; TextField::ALL.len()],
     /// For each block the rows that are matches of clauses; none where there never were such.
     clauses: Vec<Option<Arc<Clauses>>>,
+    /// For each block whether it is a piece of one rule.
+    pieces: Pieces,
     /// For those who have kept something of the blocks.
     stamps: Stamps,
     /// How many values have so many rows filed under them that they are a crowd.
     crowded: usize,
     /// What peers may keep.
     room: Arc<Room>,
+    limits: Limits,
 }
 
 /// A bitmap for each block where any row ever was in it.
@@ -164,6 +176,11 @@ impl Index {
         self.mixed[field as usize].get(block as usize)?.as_deref()
     }
 
+    /// What a block is a piece of, if it is one.
+    pub(crate) fn piece(&self, block: u32) -> Option<Piece> {
+        self.pieces.at(block)
+    }
+
     /// The rows of a block that are matches of clauses.
     pub(crate) fn clauses(&self, block: u32) -> Option<&Clauses> {
         self.clauses.get(block as usize)?.as_deref()
@@ -172,6 +189,19 @@ impl Index {
     /// Which rows some names let through, where that is worth keeping.
     pub(crate) fn passing(&self, names: &[u32]) -> Option<Arc<Passing>> {
         Passing::of(self, names)
+    }
+
+    /// The same for the one peer of whom it is kept here, given what that was before.
+    pub(crate) fn kept_passing(&self, names: &[u32], before: Option<&Arc<Passing>>) -> Option<Arc<Passing>> {
+        Passing::kept(self, names, before)
+    }
+
+    /// The same rows, which are gone over by bitmaps however few they are.
+    pub(crate) fn by_bitmaps(self) -> Self {
+        Self {
+            limits: Limits::NONE,
+            ..self
+        }
     }
 
     /// Whether a policy is the one under a number.
@@ -206,8 +236,8 @@ pub(crate) struct Revision<'a> {
     released: Vec<Term>,
     /// Rows that are not filed yet.
     fresh: Vec<u32>,
-    /// Those that are matches of clauses: where a rule's begin, and how many each clause has.
-    fresh_clauses: Vec<(u32, Vec<usize>)>,
+    /// Those that are matches of clauses: of a rule each clause with its rows.
+    fresh_clauses: Vec<Vec<Vec<Range<u32>>>>,
 }
 
 impl<'a> Revision<'a> {
@@ -234,6 +264,7 @@ impl<'a> Revision<'a> {
             let run = self.index.remove_clauses(*row);
             for row in *row..row + run.max(1) {
                 if let Some(gone) = self.index.rows.remove(entry.kind, row) {
+                    self.index.pieces.remove(row / BLOCK);
                     self.take_off(row, gone.words());
                 }
             }
@@ -285,19 +316,17 @@ impl<'a> Revision<'a> {
                 Ways::One(mut ways) => {
                     for way in &mut ways {
                         index.narrow(way, &scope);
-                        let row = index.rows.insert(kind, &begin, std::iter::once(new(way, way.partial)));
+                        let row = index.rows.insert(kind, &begin, std::iter::once(new(way, false)));
                         rows.push(row);
                         self.fresh.push(row);
                     }
                 }
                 Ways::OneOfEach(mut clauses) => {
                     clauses.iter_mut().flatten().for_each(|way| index.narrow(way, &scope));
-                    let run: Vec<_> = clauses.iter().flatten().map(|way| new(way, true)).collect();
-                    let (len, lens): (_, Vec<_>) = (run.len() as u32, clauses.iter().map(Vec::len).collect());
-                    let first = index.rows.insert(kind, &begin, run.into_iter());
-                    index.insert_clauses(first, &lens);
-                    rows.extend(first..first + len);
-                    self.fresh_clauses.push((first, lens));
+                    let clauses = clauses.iter().map(|clause| clause.iter().map(|way| new(way, true)).collect());
+                    let clauses = index.insert_clauses(kind, &begin, clauses.collect());
+                    clauses.iter().flatten().cloned().for_each(|of_block| rows.extend(of_block));
+                    self.fresh_clauses.push(clauses);
                 }
             }
         }
@@ -342,15 +371,15 @@ impl<'a> Revision<'a> {
         for row in std::mem::take(&mut self.fresh) {
             self.file(row, true);
         }
-        for (first, clauses) in std::mem::take(&mut self.fresh_clauses) {
-            self.file_clauses(first, &clauses);
+        for clauses in std::mem::take(&mut self.fresh_clauses) {
+            self.file_clauses(&clauses);
         }
         self.edits.sort_unstable();
         let mut in_sums: Vec<(Sort, Vec<Changed>)> = Vec::new();
         for of_list in self.edits.chunk_by(|a, b| a.list() == b.list()) {
             let (term, role) = of_list[0].list();
-            let rows = self.index.edit_list(of_list);
-            if self.index.terms.sums_concern(term, rows) {
+            self.index.edit_list(of_list);
+            if self.index.terms.sums_concern(term) {
                 let changed = Changed {
                     number: term.number(),
                     refused: role == Role::Negated,
@@ -382,16 +411,16 @@ impl<'a> Revision<'a> {
     }
 
     /// Files those of the clause for which the fewest ask.
-    fn file_clauses(&mut self, first: u32, clauses: &[usize]) {
-        let begin_of = |at: usize| first + clauses[..at].iter().sum::<usize>() as u32;
+    fn file_clauses(&mut self, clauses: &[Vec<Range<u32>>]) {
+        let rows = |at: usize| clauses[at].iter().cloned().flatten();
         let weight = |at: &usize| -> usize {
-            let rows = begin_of(*at)..begin_of(*at + 1);
-            rows.map(|row| self.index.row(row).map_or(0, |row| self.index.least_weight(row)))
+            rows(*at)
+                .map(|row| self.index.row(row).map_or(0, |row| self.index.least_weight(row)))
                 .sum()
         };
         let filed = (0..clauses.len()).min_by_key(weight);
         for at in 0..clauses.len() {
-            (begin_of(at)..begin_of(at + 1)).for_each(|row| self.file(row, filed == Some(at)));
+            rows(at).for_each(|row| self.file(row, filed == Some(at)));
         }
     }
 
@@ -514,33 +543,31 @@ impl Index {
         }
     }
 
-    /// Changes one list; says how many rows it had or has, whichever is more.
-    fn edit_list(&mut self, changes: &[Change]) -> usize {
+    /// Changes one list.
+    fn edit_list(&mut self, changes: &[Change]) {
         let (term, role) = changes[0].list();
         if role == Role::Filed {
             let filed = match term.sort() {
                 Sort::Listed => self.entries.at_mut(term.number()).map(|entry| &mut entry.filed),
                 _ => self.terms.filed_mut(term),
             };
-            let Some(filed) = filed else { return 0 };
+            let Some(filed) = filed else { return };
             let before = filed.len();
             filed.edit(&changes.iter().map(Change::guarded).collect::<Vec<_>>());
             let after = filed.len();
             self.crowded = self.crowded + usize::from(after > CROWD) - usize::from(before > CROWD);
-            return after.max(before);
+            return;
         }
         let lists = match term.sort() {
             Sort::Listed => self.entries.at_mut(term.number()).map(|entry| &mut entry.listed),
             _ => self.terms.lists_mut(term),
         };
-        let Some(lists) = lists else { return 0 };
+        let Some(lists) = lists else { return };
         let list = match role {
             Role::Others => &mut lists.others,
             _ => &mut lists.negated,
         };
-        let before = list.len();
         list.edit(&changes.iter().map(Change::bare).collect::<Vec<_>>());
-        list.len().max(before)
     }
 
     /// Lets a way apply to some workloads only.
@@ -564,13 +591,83 @@ impl Index {
         set_bit(bits, row, is);
     }
 
-    fn insert_clauses(&mut self, first: u32, clauses: &[usize]) {
+    /// Takes in the matches of a rule's clauses; gives of each clause its rows.
+    fn insert_clauses(&mut self, kind: Kind, begin: &Begin, clauses: Vec<Vec<Row>>) -> Vec<Vec<Range<u32>>> {
+        if clauses.iter().map(Vec::len).sum::<usize>() <= self.limits.in_block {
+            let lens: Vec<_> = clauses.iter().map(Vec::len).collect();
+            let run: Vec<_> = clauses.into_iter().flatten().collect();
+            let first = self.rows.insert(kind, begin, run.into_iter());
+            return self.note_clauses(first, &lens);
+        }
+        self.insert_pieces(kind, begin, clauses)
+    }
+
+    /// The same of a rule that does not fit into a block: what is too long for one takes several, and has them alone; of the
+    /// others as many stand together as fit.
+    fn insert_pieces(&mut self, kind: Kind, begin: &Begin, clauses: Vec<Vec<Row>>) -> Vec<Vec<Range<u32>>> {
+        let (most, mut placed, mut blocks) = (self.limits.in_block, Vec::with_capacity(clauses.len()), Vec::new());
+        let mut together: Vec<Vec<Row>> = Vec::new();
+        let mut flush = |index: &mut Self, together: &mut Vec<Vec<Row>>, placed: &mut Vec<_>| {
+            if together.is_empty() {
+                return;
+            }
+            let lens: Vec<_> = together.iter().map(Vec::len).collect();
+            let run: Vec<_> = together.drain(..).flatten().collect();
+            let first = index.rows.insert_alone(kind, begin, run.into_iter());
+            placed.extend(index.note_clauses(first, &lens));
+            blocks.push((first / BLOCK, true));
+        };
+        let mut long = Vec::new();
+        for clause in clauses {
+            if clause.len() > most {
+                long.push(clause);
+                continue;
+            }
+            if together.iter().map(Vec::len).sum::<usize>() + clause.len() > most {
+                flush(self, &mut together, &mut placed);
+            }
+            together.push(clause);
+        }
+        flush(self, &mut together, &mut placed);
+        for clause in long {
+            let mut ranges = Vec::new();
+            let (mut rest, mut pieces) = (clause.as_slice(), clause.len().div_ceil(most));
+            while let Some((piece, after)) = rest.split_at_checked(rest.len().min(most)).filter(|(piece, _)| !piece.is_empty()) {
+                let first = self.rows.insert_alone(kind, begin, piece.iter().cloned());
+                ranges.push(first..first + piece.len() as u32);
+                pieces -= 1;
+                blocks.push((first / BLOCK, pieces == 0));
+                rest = after;
+            }
+            placed.push(ranges);
+        }
+        let last = blocks.len() - 1;
+        for (at, (block, ends_clause)) in blocks.into_iter().enumerate() {
+            self.pieces.put(
+                block,
+                Piece {
+                    ends_clause,
+                    ends_rule: at == last,
+                },
+            );
+        }
+        placed
+    }
+
+    /// Notes where the clauses of a rule stand that are all in one block.
+    fn note_clauses(&mut self, first: u32, lens: &[usize]) -> Vec<Vec<Range<u32>>> {
         let block = (first / BLOCK) as usize;
         if self.clauses.len() <= block {
             self.clauses.resize(block + 1, None);
         }
         let of_block = Arc::make_mut(self.clauses[block].get_or_insert_default());
-        of_block.insert(first % BLOCK, clauses.iter().copied());
+        of_block.insert(first % BLOCK, lens.iter().copied());
+        let mut next = first;
+        let rows = |len: &usize| {
+            next += *len as u32;
+            next - *len as u32..next
+        };
+        lens.iter().map(rows).map(|rows| Vec::from([rows])).collect()
     }
 
     /// Takes out the rule whose rows of clauses begin so; gives how many they are, 0 where the row is none of a clause.

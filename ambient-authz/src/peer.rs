@@ -40,7 +40,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// One who speaks in plaintext: nobody, for all that is proven.
+    /// One who speaks in plaintext: nobody, for all that is proven. It need not be resolved: what these have for names, policies
+    /// know themselves.
     pub const fn plaintext() -> Self {
         Self {
             identity: None,
@@ -79,6 +80,11 @@ impl Peer {
 
     pub(crate) fn passing(&self) -> Option<&Passing> {
         self.passing.as_deref()
+    }
+
+    /// The same, to be shared.
+    pub(crate) fn kept(&self) -> Option<&Arc<Passing>> {
+        self.passing.as_ref()
     }
 
     pub(crate) fn pass(&mut self, passing: Option<Arc<Passing>>) {

@@ -55,6 +55,7 @@ struct Tables {
     /// Few, and wanted in order.
     unreadable: Arc<BTreeMap<PolicyKey, Arc<Unreadable>>>,
     in_force: usize,
+    nobody: Nobody,
     /// For those who have looked up what a workload lists.
     stamps: Stamps,
     istio_exact: bool,
@@ -62,6 +63,16 @@ struct Tables {
     lets_unreadable_go: bool,
     /// What is listed and has not come counts as never coming.
     waited: bool,
+}
+
+/// Who speaks in plaintext, resolved with every change: there is no handshake at which it could be done.
+#[derive(Clone)]
+struct Nobody(Peer);
+
+impl Default for Nobody {
+    fn default() -> Self {
+        Self(Peer::plaintext())
+    }
 }
 
 /// What is known under one key. A policy in force is told by its number in the index.
@@ -167,6 +178,20 @@ impl Policies {
         (Self(Arc::new(waited)), affected)
     }
 
+    /// The same snapshot, and every later one, decides as if there were very many policies: over bitmaps, of which every peer keeps
+    /// what its names let through. For those who compare decisions; they are the same, and slower.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn by_bitmaps(&self) -> Self {
+        let tables = Tables::clone(&self.0);
+        let mut tables = Tables {
+            index: tables.index.by_bitmaps(),
+            ..tables
+        };
+        tables.resolve_nobody();
+        Self(Arc::new(tables))
+    }
+
     /// Whether what workloads list and is not known may still come: until [`Policies::stop_waiting`].
     pub fn is_waiting(&self) -> bool {
         !self.0.waited
@@ -205,8 +230,11 @@ impl Policies {
     /// It takes some microseconds. Where there are more than 262,144 ways in which rules can match, and so many are found by one
     /// thing that a decision has to go over all of them, it takes up to some hundred: the peer then keeps which of them its names
     /// let through, a bit for each, so that its decisions need not. All peers together keep 64 MiB of that at most; those beyond
-    /// keep none, and their decisions take longer.
+    /// keep none, and their decisions take longer. Of peers without an identity the policies themselves keep it.
     pub fn resolve(&self, identity: Option<&Identity>) -> Peer {
+        if identity.is_none() {
+            return self.nobody().clone();
+        }
         let mut peer = self.names_of(identity);
         let passing = self.0.index.passing(peer.names());
         peer.pass(passing);
@@ -215,14 +243,20 @@ impl Policies {
 
     /// The same without what is kept of rows.
     pub(crate) fn names_of(&self, identity: Option<&Identity>) -> Peer {
-        let names = &self.0.index.terms.names;
-        let mut peer = Peer::new(identity.cloned(), names.version());
-        names.of(identity, |name| peer.name(name));
-        peer
+        self.0.names_of(identity)
+    }
+
+    /// Whoever speaks in plaintext.
+    pub(crate) fn nobody(&self) -> &Peer {
+        &self.0.nobody.0
     }
 
     /// Whether a peer was resolved against the names that these policies ask for, and what it keeps is not far behind them.
+    /// One without an identity is known to all.
     pub fn knows(&self, peer: &Peer) -> bool {
+        if peer.identity().is_none() {
+            return true;
+        }
         self.knows_names(peer) && !peer.passing().is_some_and(|passing| passing.is_stale(&self.0.index))
     }
 
@@ -331,6 +365,21 @@ impl Policies {
 }
 
 impl Tables {
+    fn names_of(&self, identity: Option<&Identity>) -> Peer {
+        let names = &self.index.terms.names;
+        let mut peer = Peer::new(identity.cloned(), names.version());
+        names.of(identity, |name| peer.name(name));
+        peer
+    }
+
+    /// Must be called after rows or names have changed.
+    fn resolve_nobody(&mut self) {
+        let mut nobody = self.names_of(None);
+        let passing = self.index.kept_passing(nobody.names(), self.nobody.0.kept());
+        nobody.pass(passing);
+        self.nobody = Nobody(nobody);
+    }
+
     /// Keeps the list of what cannot be read.
     fn note_unreadable(&mut self, update: &Update) {
         match update {
@@ -395,6 +444,7 @@ impl Tables {
         }
         revision.finish();
         self.in_force = in_force;
+        self.resolve_nobody();
         affected
     }
 

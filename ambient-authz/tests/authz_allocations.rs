@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use ambient_authz::{
-    Action, Conn, Decision, Match, Peer, Policies, Policy, Rule, Scope, StringMatch, decide, decide_again, policy::Update,
+    Action, Conn, Decision, Match, Peer, Policies, Policy, Rule, Scope, StringMatch, decide, decide_again,
+    policy::{Unreadable, Update},
 };
 use ambient_core::{Identity, Workload};
 use ambient_testkit::allocations::{Counting, of_this_thread};
@@ -115,4 +116,44 @@ fn a_decision_allocates_nothing() {
     assert!(decided(&policies, &stock, &peer).is_allow());
     let denied = policies.apply([policy("shop/cart-no-more", Scope::Namespace, Action::Deny, from_cart)]);
     assert!(!decided(&denied, &stock, &peer).is_allow());
+}
+
+#[test]
+fn nor_does_one_that_names_what_cannot_be_read() {
+    let unreadable = Update::Unreadable(Arc::new(Unreadable {
+        key: "shop/broken".into(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace,
+        only_new: false,
+        dry_run: false,
+        error: "spec.rules[0].from[0].source.ipBlocks[0]: \"10.0.0.0/33\" is neither an IP address nor a CIDR block".into(),
+    }));
+    let policies = Policies::default().apply([unreadable]);
+    let stock = Workload::new("uid", "shop", "stock");
+    let refused = decided(&policies, &stock, &Peer::plaintext());
+    assert!(refused.to_string().starts_with("policy shop/broken cannot be read: spec.rules[0]"));
+}
+
+/// A peer that has hundreds of names, and was resolved against none of them; and where bitmaps are gone over for it.
+#[test]
+fn nor_does_one_on_a_peer_of_very_many_names() {
+    let identity: Identity = format!("spiffe://cluster.local/ns/shop/sa/{}", "cart".repeat(60)).parse().unwrap();
+    let name = identity.principal().to_owned();
+    let beginnings = (0..name.len()).map(|at| {
+        let found = Match {
+            principals: vec![StringMatch::Prefix(name[..at].into()), StringMatch::Suffix(name[at..].into())],
+            not_destination_ports: vec![8080],
+            ..Match::default()
+        };
+        policy(&format!("shop/beginning-{at}"), Scope::Global, Action::Deny, found)
+    });
+    let policies = Policies::default().apply(beginnings);
+    let stock = Workload::new("uid", "shop", "stock");
+    for policies in [policies.by_bitmaps(), policies] {
+        let stale = Peer::from(identity.clone());
+        assert!(!policies.knows(&stale));
+        for peer in [stale, policies.resolve(Some(&identity)), policies.resolve(None), Peer::plaintext()] {
+            assert!(decided(&policies, &stock, &peer).is_allow());
+        }
+    }
 }

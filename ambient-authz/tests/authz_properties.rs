@@ -63,6 +63,9 @@ impl History {
             plain.lets_unreadable_go = true;
             policies = policies.letting_unreadable_go();
         }
+        if random.once_in(2) {
+            policies = policies.by_bitmaps();
+        }
         let ends: Vec<_> = (0..connections).map(|_| random::ends(&mut random)).collect();
         let targets = (0..8).map(|_| policies.target(&random::workload(&mut random, shape).into()));
         Self {
@@ -233,9 +236,11 @@ proptest! {
         cut in 0..8usize,
         workloads in vec(workload(), 1..4),
         connections in vec(ends(), 1..8),
+        by_bitmaps in any::<bool>(),
     ) {
         let (first, second) = history.split_at(cut.min(history.len()));
-        let before = Policies::default().apply(first.to_vec());
+        let empty = if by_bitmaps { Policies::default().by_bitmaps() } else { Policies::default() };
+        let before = empty.apply(first.to_vec());
         let policies = before.apply(second.to_vec());
         for workload in &workloads {
             for ends in &connections {

@@ -1,7 +1,7 @@
 //! What policies cost to take in: all at once, one among many, and in memory.
 
 use std::{
-    fs,
+    env, fs,
     hint::black_box,
     time::{Duration, Instant},
 };
@@ -24,10 +24,13 @@ use sets::Write;
 static ALLOCATOR: Counting = Counting;
 
 const COUNT: usize = 100_000;
-const SETS: [(&str, Write); 3] = [
+const SETS: [(&str, Write); 6] = [
     ("ordinary", sets::ordinary),
     ("names_and_blocks", sets::names_and_blocks),
     ("nested", sets::nested),
+    ("every_list", sets::every_list),
+    ("few_each", sets::few_each),
+    ("addresses", sets::addresses),
 ];
 
 /// From parsed values, which are given away.
@@ -60,6 +63,41 @@ fn on_cpu() -> Duration {
     Duration::from_nanos(told.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or_default())
 }
 
+/// The same without a harness: also how long the longest of all took, as some changes have more to do than others.
+#[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
+fn each_of_many(_: &mut Criterion) {
+    // Where names are given, those alone.
+    let asked: Vec<String> = env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-') && arg != "nothing")
+        .collect();
+    for (name, write) in SETS {
+        if !asked.is_empty() && !asked.iter().any(|asked| name.contains(asked.as_str())) {
+            continue;
+        }
+        let mut policies = sets::in_force(COUNT, write);
+        let keys: Vec<_> = policies.iter().map(|policy| policy.key).collect();
+        let mut random = Random(9);
+        let mut took: Vec<_> = (0..CHANGES)
+            .map(|_| {
+                let mut policy = policies_of_one(&mut random, write);
+                policy.key = keys[random.below(COUNT)].clone();
+                let start = Instant::now();
+                policies = policies.apply([Update::Set(policy.into())]);
+                start.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        println!(
+            "change/{name}/{COUNT}: least {:.2?}, median {:.2?}, of a hundred the longest {:.2?}, longest {:.2?} of {CHANGES}",
+            took[0],
+            took[CHANGES / 2],
+            took[CHANGES * 99 / 100],
+            took[CHANGES - 1]
+        );
+    }
+}
+
 /// Another version of one policy, with rules of its own, until decisions see it; the version before is let go as well.
 fn one_of_many(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("change");
@@ -89,5 +127,7 @@ fn policies_of_one(random: &mut Random, write: Write) -> ambient_authz::Policy {
     policy
 }
 
-criterion_group!(benches, all_at_once, one_of_many);
+const CHANGES: usize = 500;
+
+criterion_group!(benches, all_at_once, each_of_many, one_of_many);
 criterion_main!(benches);

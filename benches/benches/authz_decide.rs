@@ -97,19 +97,33 @@ fn worst(criterion: &mut Criterion) {
     for (name, count, write, scopes) in WORST {
         let mut made = None;
         group.bench_function(name, |bench| {
-            let (policies, target, peer) = made.get_or_insert_with(|| of_worst(count, write, scopes));
-            bench.iter(|| target.decide(policies, black_box(&conn(peer, [10, 1, 2, 3].into()))));
+            let (policies, target, peer) = made.get_or_insert_with(|| of_worst(name, count, write, scopes));
+            bench.iter(|| target.decide(policies, black_box(&worst_conn(name, peer))));
         });
     }
 }
 
-fn of_worst(count: usize, write: Write, scopes: &[Scope]) -> (Policies, Target, Peer) {
+fn of_worst(name: &str, count: usize, write: Write, scopes: &[Scope]) -> (Policies, Target, Peer) {
     let (policies, stock) = sets::scoped(count, write, scopes);
-    let identity = format!("spiffe://{}", sets::PRINCIPAL)
-        .parse()
-        .unwrap_or_else(|_| panic!("an identity"));
+    let principal = match name {
+        "few_names" => sets::long_principal(),
+        _ => sets::PRINCIPAL.to_owned(),
+    };
+    let identity = format!("spiffe://{principal}").parse().unwrap_or_else(|_| panic!("an identity"));
     let (target, peer) = (policies.target(&stock.into()), policies.resolve(Some(&identity)));
     (policies, target, peer)
+}
+
+/// The connection that nearly matches all rules of a set.
+fn worst_conn<'a>(name: &str, peer: &'a Peer) -> Conn<'a> {
+    match name {
+        "addresses" | "few_addresses" => Conn {
+            peer,
+            source: sets::SOURCE.into(),
+            destination: (sets::DESTINATION, 8080).into(),
+        },
+        _ => conn(peer, [10, 1, 2, 3].into()),
+    }
 }
 
 /// A workload that lists some policies, besides which there are more: looked up once, and at each decision.
@@ -187,21 +201,28 @@ fn rounds(_: &mut Criterion) {
         }
     }
     for (name, count, write, scopes) in WORST.into_iter().filter(|(name, ..)| wanted(name)) {
-        let (policies, target, peer) = of_worst(count, write, scopes);
-        let conn = conn(&peer, [10, 1, 2, 3].into());
+        let (policies, target, peer) = of_worst(name, count, write, scopes);
+        let conn = worst_conn(name, &peer);
         let wanted = match name {
             "all_match" => "explicitly denied by: team-0/policy-0",
             _ => "allow policies exist, but none allowed",
         };
         assert_eq!(target.decide(&policies, &conn).to_string(), wanted);
-        tell(&format!("worst/{name}"), count, 100, 1, &mut || {
-            drop(black_box(target.decide(&policies, black_box(&conn))))
+        let stranger = Peer::from(peer.identity().cloned());
+        for (who, peer) in [("", &peer), ("/plaintext", &Peer::plaintext()), ("/not_resolved", &stranger)] {
+            let conn = Conn { peer, ..conn };
+            tell(&format!("worst/{name}{who}"), count, 400, 1, &mut || {
+                drop(black_box(target.decide(&policies, black_box(&conn))))
+            });
+        }
+        tell(&format!("worst/{name}/resolving"), count, 50, 1, &mut || {
+            drop(black_box(policies.resolve(black_box(peer.identity()))))
         });
     }
 }
 
 /// Sets of rules that one connection nearly matches, but for the last, and of how many policies they are.
-const WORST: [(&str, usize, Write, &[Scope]); 17] = [
+const WORST: [(&str, usize, Write, &[Scope]); 21] = [
     ("every_field", 100_000, sets::every_field, MESH),
     ("refused_port", 100_000, sets::refused_port, MESH),
     ("nested", 100_000, sets::nested, MESH),
@@ -209,12 +230,16 @@ const WORST: [(&str, usize, Write, &[Scope]); 17] = [
     ("not_multiplied", 10_000, sets::not_multiplied, MESH),
     ("crossed", 1000, sets::crossed, MESH),
     ("crossed_given", 5000, sets::crossed_given, MESH),
+    ("long_clauses", 24, sets::long_clauses, MESH),
     ("twice_given", 50_000, sets::twice_given, MESH),
     ("sources_and_conditions", 50_000, sets::sources_and_conditions, MESH),
     ("every_list", 100_000, sets::every_list, MESH),
     ("all_scopes", 100_000, sets::every_list, ALL),
     ("both_sides", 100_000, sets::both_sides, MESH),
     ("few_each", 100_000, sets::few_each, MESH),
+    ("addresses", 100_000, sets::addresses, MESH),
+    ("few_addresses", 100_000, sets::few_addresses, MESH),
+    ("few_names", 100_000, sets::few_names, MESH),
     ("written_anew", 100_000, sets::written_anew, MESH),
     ("listed_refusing", 1000, sets::refused_port, &[Scope::Selector]),
     ("listed_every_list", 1000, sets::every_list, &[Scope::Selector]),

@@ -1,6 +1,9 @@
 //! Random decisions against the plain evaluator of the tests, as many as asked for:
 //!
 //!     cargo bench -p ambient-benches --bench authz_oracle -- 100000000
+//!
+//! Half of the sets are decided on over bitmaps, though they are small ([`Policies::by_bitmaps`]); the others as any are. Every
+//! million pairs it says how many there were. With `AMBIENT_ORACLE_THREADS` it takes so many threads, else one a core.
 
 use std::{
     env,
@@ -29,20 +32,30 @@ const CROWDED: Shape = Shape {
     most_rules: 10,
     sparse: 3,
 };
+/// So many rules that lists of them become bitmaps.
+const VAST: Shape = Shape {
+    keys: 3000,
+    most_rules: 12,
+    sparse: 3,
+};
 
 fn main() -> ExitCode {
     // What cargo passes on beside the number is for other harnesses.
     let wanted = env::args().find_map(|arg| arg.parse().ok()).unwrap_or(100_000);
     let (done, differing) = (AtomicU64::new(0), AtomicU64::new(0));
     let next = AtomicU64::new(1);
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = env::var("AMBIENT_ORACLE_THREADS").ok().and_then(|threads| threads.parse().ok());
+    let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 while done.load(Relaxed) < wanted && differing.load(Relaxed) == 0 {
                     let seed = next.fetch_add(1, Relaxed);
                     let (pairs, wrong) = history(seed);
-                    done.fetch_add(pairs, Relaxed);
+                    let before = done.fetch_add(pairs, Relaxed);
+                    if before / TOLD != (before + pairs) / TOLD {
+                        println!("{} pairs so far, {seed} histories", before + pairs);
+                    }
                     differing.fetch_add(wrong, Relaxed);
                     if wrong > 0 {
                         println!("seed {seed}: {wrong} of {pairs} pairs differ");
@@ -63,7 +76,11 @@ fn main() -> ExitCode {
 /// of them differ.
 fn history(seed: u64) -> (u64, u64) {
     let mut random = Random(seed << 20);
-    let shape = if seed.is_multiple_of(50) { CROWDED } else { SMALL };
+    let shape = match seed {
+        vast if vast.is_multiple_of(1000) => VAST,
+        crowded if crowded.is_multiple_of(50) => CROWDED,
+        _ => SMALL,
+    };
     let (connections, workloads) = (40, 40);
     let istio_exact = random.once_in(4);
     let mut policies = if istio_exact {
@@ -75,6 +92,10 @@ fn history(seed: u64) -> (u64, u64) {
     if random.once_in(4) {
         plain.lets_unreadable_go = true;
         policies = policies.letting_unreadable_go();
+    }
+    // Half of all are decided as very many policies are, with what peers keep.
+    if random.once_in(2) {
+        policies = policies.by_bitmaps();
     }
     let ends = (0..connections).map(|_| random::ends(&mut random));
     let mut ends: Vec<_> = ends.map(|ends| (Peer::from(ends.0.clone()), ends)).collect();
@@ -117,3 +138,6 @@ fn history(seed: u64) -> (u64, u64) {
     }
     (pairs, differing)
 }
+
+/// After so many pairs it says how many.
+const TOLD: u64 = 1_000_000;

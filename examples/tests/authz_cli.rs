@@ -173,6 +173,32 @@ fn check_points_at_file_line_and_field() {
     );
 }
 
+/// Istio's admission would have refused it; a file that no cluster has seen is told so, at its line.
+#[test]
+fn check_tells_of_accounts_beside_names_in_one_source() {
+    let policy = r#"apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: both, namespace: shop }
+spec:
+  rules:
+  - from:
+    - source:
+        namespaces: [shop]
+        serviceAccounts:
+        - shop/buyer
+"#;
+    let files = Files::new(&[("both.yaml", policy)]);
+    for arguments in [&["check", "both.yaml"][..], &["check", "--istio-exact", "both.yaml"]] {
+        let told = authz(files.0.path(), arguments, "");
+        let wanted = "both.yaml:9: warning: AuthorizationPolicy shop/both: spec.rules[0].from[0].source.serviceAccounts: \
+                      Istio refuses it beside namespaces in one source";
+        assert!(told.out.starts_with(wanted) && told.code == 0, "{}", told.out);
+    }
+    let told = authz(files.0.path(), &["check", "--json", "both.yaml"], "");
+    let report: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!((&report["warnings"], &report["findings"][0]["line"]), (&json!(1), &json!(9)));
+}
+
 /// Not even where it cannot be read.
 #[test]
 fn what_is_for_another_revision_has_no_effect() {

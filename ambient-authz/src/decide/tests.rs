@@ -124,7 +124,7 @@ fn what_is_let_go_refuses_nothing() {
 #[test]
 fn what_never_comes_refuses_plaintext_or_everybody() {
     let (converted, other) = ("shop/converted_peer_authentication_ports", "shop/late");
-    let identity = "spiffe://cluster.local/ns/shop/sa/cart".parse::<ambient_core::Identity>().unwrap();
+    let identity = "spiffe://cluster.local/ns/shop/sa/cart".parse::<Identity>().unwrap();
     let passes = |policies: &Policies, peer: &Peer, listed: &[&str]| {
         let conn = Conn {
             peer,
@@ -276,10 +276,10 @@ fn what_refuses_only_new_connections_ends_no_standing_one() {
     assert!(decide_again(&policies, &workload(&[]), &conn).is_allow());
     // What else refuses it does so before and beside it.
     let closed = policies.apply([unreadable("shop/p", Scope::Namespace)]);
-    let Decision::Deny(Denial::Unreadable { key, .. }) = decide_again(&closed, &workload(&[]), &conn) else {
+    let Decision::Deny(Denial::Unreadable(refusing)) = decide_again(&closed, &workload(&[]), &conn) else {
         panic!("an unreadable policy ends what it applies to")
     };
-    assert_eq!(key.as_str(), "shop/p");
+    assert_eq!(refusing.key.as_str(), "shop/p");
 }
 
 /// However many policies match: the first by key, by the first of its rules, and of those in dry run a hundred.

@@ -50,8 +50,8 @@ impl Explanation {
                     None => self.reason.clone(),
                 },
             },
-            (Decision::Deny(Denial::Unreadable { key, .. }), _) => {
-                format!("policy {key} cannot be read, so it refuses all that it applies to")
+            (Decision::Deny(Denial::Unreadable(unreadable)), _) => {
+                format!("policy {} cannot be read, so it refuses all that it applies to", unreadable.key)
             }
             (Decision::Deny(Denial::NotArrived(_)), _) => self.reason.clone(),
             (Decision::Allow(allowed), None) => match (&allowed.by, self.policies.is_empty()) {

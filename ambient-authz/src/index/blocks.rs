@@ -1,6 +1,7 @@
 //! The rows that may match a connection, a block at a time, by bitmaps.
 
 use super::{
+    pieces::{Piece, Reading},
     posting::{BLOCK, Bits, Block, Many, Posting, WORDS, each_bit, set},
     scan::{Asked, Seeker},
     sums::Sum,
@@ -12,7 +13,7 @@ use crate::policies::Kind;
 mod few;
 mod steps;
 
-use few::{Few, MOST_ROWS, Role, SOME_ROWS, Set};
+use few::{Few, MOST_ROWS, MOST_SETS, Role, SOME_ROWS, SOME_SETS, Set};
 use steps::Steps;
 
 /// Tells of every row of which each group and no refused value hits, and that may matter, in order of blocks; at most so
@@ -21,28 +22,29 @@ use steps::Steps;
 pub(crate) fn each_candidate<'a>(asked: &Asked<'a>, filed: usize, seeker: &mut impl Seeker<'a>) -> bool {
     // Where about every block has rows that are filed so, to look which costs more than it spares.
     let all = filed > asked.index.rows().blocks() * SELDOM;
-    let mut each = |part| each_of::<SOME_ROWS>(asked, all, part, seeker) || each_of::<MOST_ROWS>(asked, all, part, seeker);
+    let mut each =
+        |part| each_of::<SOME_SETS, SOME_ROWS>(asked, all, part, seeker) || each_of::<MOST_SETS, MOST_ROWS>(asked, all, part, seeker);
     match asked.passing {
         None => each(Part::All),
         Some(passing) => each(Part::ButNames) && (passing.is_whole(asked.index) || each(Part::All)),
     }
 }
 
-/// Of each block the rows that the names let through. False where there are too many.
-pub(super) fn that_names_pass(asked: &Asked<'_>, blocks: &mut [Bits]) -> bool {
-    names_of::<SOME_ROWS>(asked, blocks) || names_of::<MOST_ROWS>(asked, blocks)
+/// Of each of some blocks the rows that the names let through. False, and nothing is told, where there are too many names.
+pub(super) fn that_names_pass<'b>(asked: &Asked<'_>, mut blocks: impl Iterator<Item = (u32, &'b mut Bits)>) -> bool {
+    names_of::<SOME_SETS, SOME_ROWS>(asked, &mut blocks) || names_of::<MOST_SETS, MOST_ROWS>(asked, &mut blocks)
 }
 
 #[inline(never)] // its stack is large
-fn names_of<const ROWS: usize>(asked: &Asked<'_>, blocks: &mut [Bits]) -> bool {
+fn names_of<'b, const SETS: usize, const ROWS: usize>(asked: &Asked<'_>, blocks: &mut impl Iterator<Item = (u32, &'b mut Bits)>) -> bool {
     let mut few = Few::new();
-    let Some(sets) = Sets::<ROWS>::new(asked, true, Part::Names, &mut few) else {
+    let Some(sets) = Sets::<SETS, ROWS>::new(asked, true, Part::Names, &mut few) else {
         return false;
     };
     let mut scratch = Scratch::default();
-    for (block, bits) in (0..).zip(blocks) {
+    for (block, bits) in blocks {
         sets.few.read(block, |role, at| scratch.note(role, at));
-        *bits = sets.that_pass(asked, &mut scratch, block).unwrap_or([0; WORDS]);
+        *bits = sets.that_pass(asked, &mut scratch, block, true).unwrap_or([0; WORDS]);
         scratch.clear();
     }
     true
@@ -69,12 +71,12 @@ impl Part {
     }
 }
 
-/// The same, in all blocks or in those only where rows are filed under what the connection has; with room for so many rows of
-/// small sets, which is exceeded only where there is no larger.
+/// The same, in all blocks or in those only where rows are filed under what the connection has; with room for so many small sets
+/// and so many rows of them, which is exceeded only where there is no larger.
 #[inline(never)] // its stack is large
-fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, part: Part, seeker: &mut impl Seeker<'a>) -> bool {
+fn each_of<'a, const SETS: usize, const ROWS: usize>(asked: &Asked<'a>, all: bool, part: Part, seeker: &mut impl Seeker<'a>) -> bool {
     let mut few = Few::new();
-    let Some(sets) = Sets::<ROWS>::new(asked, all, part, &mut few) else {
+    let Some(sets) = Sets::<SETS, ROWS>::new(asked, all, part, &mut few) else {
         return false;
     };
     let mut scratch = Scratch::default();
@@ -82,6 +84,7 @@ fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, part: Part, seek
         if !seeker.wants(kind) {
             continue;
         }
+        let mut reading = Reading::new();
         for shelf in asked.index.rows().order(kind) {
             if !seeker.may_matter(kind, &shelf.from) {
                 break;
@@ -90,19 +93,22 @@ fn each_of<'a, const ROWS: usize>(asked: &Asked<'a>, all: bool, part: Part, seek
             if is_kept != (part == Part::ButNames) {
                 continue;
             }
-            sets.each_of_block(asked, &mut scratch, (kind, shelf.block), seeker);
+            match asked.index.piece(shelf.block) {
+                Some(piece) => sets.of_piece(asked, &mut scratch, (piece, shelf.block), &mut reading, seeker),
+                None => sets.each_of_block(asked, &mut scratch, (kind, shelf.block), seeker),
+            }
         }
     }
     true
 }
 
 /// The sets of rows that a connection's values are in.
-struct Sets<'a, 'f, const ROWS: usize> {
+struct Sets<'a, 'f, const SETS: usize, const ROWS: usize> {
     part: Part,
     /// Whether all blocks are gone over, also those where no row is looked for.
     all: bool,
     /// Those of few rows, whatever they are sets of.
-    few: &'f mut Few<'a, ROWS>,
+    few: &'f mut Few<'a, SETS, ROWS>,
     /// The rows that are looked for.
     found: Room<&'a Many>,
     /// For each lane the sum of the innermost value that keeps one.
@@ -176,9 +182,9 @@ impl Scratch {
     }
 }
 
-impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
+impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
     /// None where there are too many.
-    fn new(asked: &Asked<'a>, all: bool, part: Part, few: &'f mut Few<'a, ROWS>) -> Option<Self> {
+    fn new(asked: &Asked<'a>, all: bool, part: Part, few: &'f mut Few<'a, SETS, ROWS>) -> Option<Self> {
         let mut new = Self {
             part,
             // What is kept tells better where there is anything.
@@ -245,9 +251,30 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
         }
     }
 
+    /// Reads a block that is a piece of one rule: all rows of it, also where none is looked for.
+    fn of_piece(
+        &self,
+        asked: &Asked<'a>,
+        scratch: &mut Scratch,
+        (piece, block): (Piece, u32),
+        reading: &mut Reading,
+        seeker: &mut impl Seeker<'a>,
+    ) {
+        let rows = reading.needs().then(|| {
+            self.few.read(block, |role, at| scratch.note(role, at));
+            let rows = self.that_pass(asked, scratch, block, true);
+            scratch.clear();
+            rows
+        });
+        let holds = reading.take(piece, asked.index.clauses(block), rows.flatten().as_ref());
+        if holds && let Some(row) = asked.index.row(block * BLOCK) {
+            seeker.found(row);
+        }
+    }
+
     fn each_of_block(&self, asked: &Asked<'a>, scratch: &mut Scratch, (kind, block): (Kind, u32), seeker: &mut impl Seeker<'a>) {
         self.few.read(block, |role, at| scratch.note(role, at));
-        let bits = self.that_pass(asked, scratch, block);
+        let bits = self.that_pass(asked, scratch, block, self.all);
         scratch.clear();
         let Some(mut bits) = bits else { return };
         let mut holds = [0; WORDS];
@@ -274,15 +301,15 @@ impl<'a, 'f, const ROWS: usize> Sets<'a, 'f, ROWS> {
     }
 
     /// The rows of a block that may match, if there are any: without those that refuse a value that is there, and those that
-    /// ask about a field for something else.
-    fn that_pass(&self, asked: &Asked<'a>, scratch: &mut Scratch, block: u32) -> Option<Bits> {
+    /// ask about a field for something else. Of all of them, or of those that are looked for.
+    fn that_pass(&self, asked: &Asked<'a>, scratch: &mut Scratch, block: u32, all: bool) -> Option<Bits> {
         let occupied = match self.part {
             Part::ButNames => asked.passing?.at(asked.index, block).filter(|bits| **bits != [0; WORDS])?,
             Part::All | Part::Names => asked.index.rows().occupied(block)?,
         };
         let clauses = asked.index.clauses(block);
         let mut bits = *occupied;
-        if !self.all {
+        if !all {
             self.found
                 .held()
                 .iter()
@@ -509,7 +536,7 @@ mod tests {
         let wanted = rules(&policies, |i| i % 3 == 0);
         for all in [true, false] {
             let mut rows = Rows::default();
-            assert!(each_of::<MOST_ROWS>(&asked, all, Part::All, &mut rows));
+            assert!(each_of::<MOST_SETS, MOST_ROWS>(&asked, all, Part::All, &mut rows));
             assert_eq!(rows.0, wanted);
         }
     }
@@ -534,7 +561,7 @@ mod tests {
         };
         let [everywhere, where_filed] = [true, false].map(|all| {
             let mut rows = Rows::default();
-            assert!(each_of::<MOST_ROWS>(&asked, all, Part::All, &mut rows));
+            assert!(each_of::<MOST_SETS, MOST_ROWS>(&asked, all, Part::All, &mut rows));
             rows.0
         });
         let wanted = rules(&policies, |i| i / 3 % 2 == 0 && (i % 5 == 0 || i % 2 == 0) && i % 7 != 0);

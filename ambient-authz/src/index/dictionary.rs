@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     filed::{Filed, Table},
+    keys::Keys,
     posting::Posting,
     slots::Slots,
 };
@@ -21,8 +22,8 @@ pub(crate) struct Lists {
 
 /// What has a number in a dictionary.
 pub(crate) trait Value: Clone + Eq {
-    /// Equal values have equal hashes. What is looked up often hashes well in all bits.
-    fn hash(&self) -> u64;
+    /// Equal values have equal hashes.
+    fn hash(&self, keys: &Keys) -> u64;
 
     /// What a number tells of its value without the value's being read.
     fn tag(&self) -> u8 {
@@ -33,6 +34,7 @@ pub(crate) trait Value: Clone + Eq {
 /// Values by number, and numbers by value. A value is kept as long as it is used.
 #[derive(Clone, Debug)]
 pub(crate) struct Dictionary<V> {
+    keys: Keys,
     items: Slots<Item<V>>,
     uses: Uses,
     filed: Table,
@@ -77,6 +79,7 @@ impl<V> Default for Dictionary<V> {
     fn default() -> Self {
         let piece: Arc<[Bucket]> = std::iter::repeat_n(Bucket::from([]), PIECES).collect();
         Self {
+            keys: Keys::of_this_process(),
             items: Slots::default(),
             uses: Uses::default(),
             filed: Table::default(),
@@ -86,9 +89,14 @@ impl<V> Default for Dictionary<V> {
 }
 
 impl<V: Value> Dictionary<V> {
+    /// What the hashes hang on by which values are found.
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The number of a value.
     pub(crate) fn number(&self, value: &V) -> Option<u32> {
-        self.find(value.hash(), |other| other == value)
+        self.find(value.hash(&self.keys), |other| other == value)
     }
 
     /// The number of the value that has a hash and is the one.
@@ -173,7 +181,7 @@ impl<V: Value> Dictionary<V> {
 
     /// Uses a value once more; gives its number, and whether it is new.
     pub(crate) fn take(&mut self, value: &V) -> (u32, bool) {
-        self.take_by(value.hash(), |other| other == value, || value.clone())
+        self.take_by(value.hash(&self.keys), |other| other == value, || value.clone())
     }
 
     /// The same of the value that has a hash and is the one.
@@ -208,7 +216,7 @@ impl<V: Value> Dictionary<V> {
             return None;
         }
         let value = self.items.remove(number)?.value;
-        let bucket = self.bucket(value.hash());
+        let bucket = self.bucket(value.hash(&self.keys));
         *bucket = bucket.iter().copied().filter(|(_, other)| *other != number).collect();
         Some(value)
     }
@@ -223,49 +231,6 @@ fn split(hash: u64) -> (usize, usize, u32) {
     let piece = hash >> (64 - PIECES.ilog2());
     let bucket = (hash >> 32) % PIECES as u64;
     (piece as usize, bucket as usize, hash as u32)
-}
-
-/// A hash that can be taken of every beginning of a text in one pass, or of every end.
-///
-/// Values come from the control plane and not from peers, so a fixed one is safe.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rolling(u64);
-
-impl Rolling {
-    pub(crate) fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub(crate) fn byte(&mut self, byte: u8) {
-        self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-
-    pub(crate) fn bytes(mut self, bytes: impl IntoIterator<Item = u8>) -> Self {
-        bytes.into_iter().for_each(|byte| self.byte(byte));
-        self
-    }
-
-    /// The hash of what was taken in so far, as a value of a sort.
-    pub(crate) fn of(self, sort: u8) -> u64 {
-        mix(self.0 ^ u64::from(sort) << 56)
-    }
-}
-
-/// The hash of a text of which no part is asked for: eight bytes a step.
-pub(crate) fn whole(text: &[u8]) -> u64 {
-    let (eights, rest) = text.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let step = |hash: u64, bytes: &[u8; 8]| (hash.rotate_left(29) ^ u64::from_le_bytes(*bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let hash = eights.iter().fold(text.len() as u64, step);
-    mix(step(hash, &last))
-}
-
-/// Spreads what differs anywhere over all bits.
-pub(crate) fn mix(bits: u64) -> u64 {
-    let bits = (bits ^ bits >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let bits = (bits ^ bits >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits ^ bits >> 32
 }
 
 static NO_ROWS: Filed = Filed::NONE;

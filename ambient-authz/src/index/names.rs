@@ -1,14 +1,12 @@
 //! What rules ask of identities, and which of it an identity has.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ambient_core::Identity;
 
 use super::{
-    dictionary::{Dictionary, Rolling},
+    dictionary::Dictionary,
+    lengths::Lengths,
     sums::Sums,
     value::{Name, NameOf, TextField, account, exact, prefix, presence, suffix},
 };
@@ -20,16 +18,13 @@ pub(crate) struct Names {
     pub(crate) dictionary: Dictionary<Name>,
     pub(crate) sums: Sums<CHAINS>,
     /// For each field how long the beginnings are that rules ask for, and the ends.
-    lengths: [[Arc<Lengths>; 2]; 3],
+    lengths: [[Lengths; 2]; 3],
     /// Another one for each other set of names, in the whole process; 0 for none.
     version: u64,
 }
 
 /// What is compared from the front and from the back of each field, and accounts.
 pub(crate) const CHAINS: usize = 2 * TextField::ALL.len() + 1;
-
-/// Lengths in their order, each with how many names have it.
-type Lengths = Vec<(usize, u32)>;
 
 impl Names {
     /// Moves whenever a name comes or goes, and only then.
@@ -39,7 +34,7 @@ impl Names {
 
     /// The numbers of some names, of those that have any.
     pub(crate) fn find_all(&self, names: &[NameOf<'_>]) -> Vec<Option<u32>> {
-        let hashes: Vec<_> = names.iter().map(|name| name.hash()).collect();
+        let hashes: Vec<_> = names.iter().map(|name| name.hash(self.dictionary.keys())).collect();
         self.dictionary.find_all(&hashes, |at, name| names[at].is(name))
     }
 
@@ -49,12 +44,10 @@ impl Names {
             self.dictionary.use_again(number);
             return (number, false);
         }
-        let (number, new) = self.dictionary.take_by(name.hash(), |other| name.is(other), || name.to_keep());
+        let hash = name.hash(self.dictionary.keys());
+        let (number, new) = self.dictionary.take_by(hash, |other| name.is(other), || name.to_keep());
         if new && let Some((lengths, length)) = self.lengths(name) {
-            match lengths.binary_search_by_key(&length, |(length, _)| *length) {
-                Ok(at) => lengths[at].1 += 1,
-                Err(at) => lengths.insert(at, (length, 1)),
-            }
+            lengths.take(length);
         }
         (number, new)
     }
@@ -68,15 +61,21 @@ impl Names {
             Name::Text(field, one) => NameOf::Text(*field, one),
             Name::Account(one) => NameOf::Account(one),
         };
-        if let Some((lengths, length)) = self.lengths(name)
-            && let Ok(at) = lengths.binary_search_by_key(&length, |(length, _)| *length)
-        {
-            lengths[at].1 -= 1;
-            if lengths[at].1 == 0 {
-                lengths.remove(at);
-            }
+        if let Some((lengths, length)) = self.lengths(name) {
+            lengths.release(length);
         }
         true
+    }
+
+    /// In how many names at most a name lies that lies in others as this one may.
+    pub(crate) fn depth(&self, number: u32) -> usize {
+        let side = |field: TextField, side: usize| self.lengths[field as usize][side].depth();
+        match self.dictionary.value(number) {
+            Some(Name::Text(field, StringMatch::Prefix(_))) => side(*field, 0),
+            Some(Name::Text(field, StringMatch::Suffix(_))) => side(*field, 1),
+            // No other lies in one of these.
+            _ => 1,
+        }
     }
 
     /// Must be called after names have come or gone.
@@ -85,7 +84,21 @@ impl Names {
         self.version = LAST.fetch_add(1, Ordering::Relaxed) + 1;
     }
 
-    /// Calls for each name that a peer has.
+    /// The numbers of all names that a peer has, in order; none where there is no room for them.
+    pub(crate) fn numbers<'r>(&self, peer: &Identity, room: &'r mut [u32]) -> Option<&'r [u32]> {
+        let mut found = 0;
+        self.of(Some(peer), |name| {
+            if let Some(place) = room.get_mut(found) {
+                *place = name;
+            }
+            found += 1;
+        });
+        let numbers = room.get_mut(..found)?;
+        numbers.sort_unstable();
+        Some(numbers)
+    }
+
+    /// Calls for each name that a peer has, once.
     pub(crate) fn of(&self, peer: Option<&Identity>, mut call: impl FnMut(u32)) {
         for field in TextField::ALL {
             if let Some(text) = field.of(peer) {
@@ -98,7 +111,10 @@ impl Names {
                 Name::Account(ServiceAccount { namespace: ns, name: n }) => **ns == *namespace && **n == *name,
                 Name::Text(..) => false,
             };
-            self.dictionary.find(account(namespace, name), is).into_iter().for_each(&mut call);
+            self.dictionary
+                .find(account(self.dictionary.keys(), namespace, name), is)
+                .into_iter()
+                .for_each(&mut call);
         }
     }
 
@@ -107,32 +123,33 @@ impl Names {
             let is = |name: &Name| matches!(name, Name::Text(of, one) if *of == field && wanted(one));
             self.dictionary.find(hash, is).into_iter().for_each(&mut *call);
         };
+        let keys = self.dictionary.keys();
         let [prefixes, suffixes] = &self.lengths[field as usize];
-        let (mut hash, mut done) = (Rolling::new(), 0);
-        for (length, _) in prefixes.iter().take_while(|(length, _)| *length <= text.len()) {
-            hash = hash.bytes(text.as_bytes()[done..*length].iter().copied());
-            done = *length;
+        let (mut hash, mut done) = (keys.rolling(), 0);
+        for length in prefixes.iter().take_while(|length| *length <= text.len()) {
+            hash = hash.bytes(text.as_bytes()[done..length].iter().copied());
+            done = length;
             note(
                 prefix(field, hash),
-                &|one| matches!(one, StringMatch::Prefix(start) if start.len() == *length && text.starts_with(&**start)),
+                &|one| matches!(one, StringMatch::Prefix(start) if start.len() == length && text.starts_with(&**start)),
             );
         }
         note(
-            exact(field, text),
+            exact(keys, field, text),
             &|one| matches!(one, StringMatch::Exact(whole) if **whole == *text),
         );
         if !text.is_empty() {
-            note(presence(field), &|one| matches!(one, StringMatch::Presence));
+            note(presence(keys, field), &|one| matches!(one, StringMatch::Presence));
         }
 
-        let (mut hash, mut done) = (Rolling::new(), text.len());
-        for (length, _) in suffixes.iter().take_while(|(length, _)| *length <= text.len()) {
+        let (mut hash, mut done) = (keys.rolling(), text.len());
+        for length in suffixes.iter().take_while(|length| *length <= text.len()) {
             let from = text.len() - length;
             hash = hash.bytes(text.as_bytes()[from..done].iter().rev().copied());
             done = from;
             note(
                 suffix(field, hash),
-                &|one| matches!(one, StringMatch::Suffix(end) if end.len() == *length && text.ends_with(&**end)),
+                &|one| matches!(one, StringMatch::Suffix(end) if end.len() == length && text.ends_with(&**end)),
             );
         }
     }
@@ -143,6 +160,6 @@ impl Names {
             NameOf::Text(field, StringMatch::Suffix(text)) => (field, 1, text.len()),
             NameOf::Text(..) | NameOf::Account(_) => return None,
         };
-        Some((Arc::make_mut(&mut self.lengths[field as usize][side]), length))
+        Some((&mut self.lengths[field as usize][side], length))
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{dictionary::Dictionary, sums::Sums};
+use super::{dictionary::Dictionary, lengths::Lengths, sums::Sums};
 
 mod short;
 
@@ -19,6 +19,8 @@ use short::Short;
 pub(crate) struct Nets {
     pub(crate) blocks: Dictionary<IpNet>,
     pub(crate) sums: Sums<1>,
+    /// Of each family.
+    lengths: [Lengths; 2],
     v4: Short,
     v6: Tree,
 }
@@ -29,6 +31,7 @@ impl Nets {
         let block = block.trunc();
         let (number, new) = self.blocks.take(&block);
         if new {
+            self.lengths(&block).take(block.prefix_len().into());
             match block.network() {
                 IpAddr::V4(ip) => self.v4.insert(ip.into(), block.prefix_len(), number),
                 IpAddr::V6(ip) => {
@@ -43,6 +46,7 @@ impl Nets {
     /// Uses a block once less.
     pub(crate) fn release(&mut self, number: u32) {
         let Some(block) = self.blocks.release(number) else { return };
+        self.lengths(&block).release(block.prefix_len().into());
         match block.network() {
             IpAddr::V4(ip) => self.v4.remove(ip.into(), block.prefix_len()),
             IpAddr::V6(ip) => {
@@ -52,6 +56,16 @@ impl Nets {
         }
     }
 
+    /// Whether a change of a block's rows is to be brought into sums.
+    pub(crate) fn sums_concern(&self, number: u32) -> bool {
+        let depth = self.blocks.value(number).map_or(1, |block| self.lengths[family(block)].depth());
+        self.sums.concern(&self.blocks, number, depth)
+    }
+
+    fn lengths(&mut self, block: &IpNet) -> &mut Lengths {
+        &mut self.lengths[family(block)]
+    }
+
     /// Calls for each block that an address lies in. One family never lies in blocks of the other.
     pub(crate) fn covering(&self, ip: IpAddr, call: impl FnMut(u32)) {
         match ip {
@@ -59,6 +73,10 @@ impl Nets {
             IpAddr::V6(ip) => self.v6.covering(u128::from(ip), call),
         }
     }
+}
+
+fn family(block: &IpNet) -> usize {
+    usize::from(block.addr().is_ipv6())
 }
 
 /// Blocks of IPv6: a tree for each two first octets, as a mesh's addresses often share the first, and one for the

@@ -9,7 +9,6 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    posting::BLOCK,
     term::{Term, Word},
     terms::Terms,
     value::{Name, NameOf, TextField},
@@ -28,8 +27,6 @@ pub(crate) struct Way {
     wanted: usize,
     /// A bit for each list of which it asks for something.
     asks: u16,
-    /// Whether it is not all of its rule, which has to be asked as well.
-    pub(crate) partial: bool,
 }
 
 impl Way {
@@ -62,7 +59,6 @@ impl Way {
             words: [wanted, also_wanted, refused, also_refused].concat(),
             wanted: self.wanted + other.wanted,
             asks: self.asks | other.asks,
-            partial: self.partial,
         };
         sort_from(&mut joined.words, joined.wanted);
         joined
@@ -200,13 +196,7 @@ fn ways_of(mut clauses: Vec<Vec<Way>>) -> Ways {
         let product = |ways: Vec<Way>, clause: Vec<Way>| ways.iter().flat_map(|way| clause.iter().map(|other| way.joined(other))).collect();
         return Ways::One(clauses.into_iter().reduce(product).unwrap_or_default());
     }
-    if in_clauses <= MOST_IN_CLAUSES {
-        return Ways::OneOfEach(clauses);
-    }
-    // Thousands of matches: what the shortest clause asks for finds the rule, and then all of it is asked.
-    let mut shortest = clauses.into_iter().min_by_key(Vec::len).unwrap_or_default();
-    shortest.iter_mut().for_each(|way| way.partial = true);
-    Ways::One(shortest)
+    Ways::OneOfEach(clauses)
 }
 
 /// Reads packed rules.
@@ -473,5 +463,3 @@ const WRITTEN: u8 = 16;
 
 /// Rules of Kubernetes have some sources, some operations and a few conditions. More are fewer rows in clauses.
 const MOST_WAYS: usize = 16;
-/// The rows of a rule are in one block.
-const MOST_IN_CLAUSES: usize = BLOCK as usize;

@@ -50,26 +50,45 @@ pub(crate) struct Passing {
     /// As what the blocks were when that was.
     stamps: Stamps,
     rows: Box<[Bits]>,
-    /// Gives the room back.
-    _taken: Taken,
+    /// Gives the room back; what is kept with the policies themselves takes none.
+    _taken: Option<Taken>,
 }
 
 impl Passing {
     /// None where decisions are quick without it, and where there is no room.
     pub(super) fn of(index: &Index, names: &[u32]) -> Option<Arc<Self>> {
-        let is_wanted = index.rows.blocks() >= LEAST_BLOCKS && is_dear(index, names);
-        is_wanted.then(|| Self::made(index, names)).flatten()
+        let is_wanted = index.rows.blocks() >= index.limits.kept_blocks && is_dear(index, names);
+        if !is_wanted {
+            return None;
+        }
+        let taken = index.room.take(index.rows.blocks() * size_of::<Bits>())?;
+        Self::made(index, names, None, Some(taken))
     }
 
-    fn made(index: &Index, names: &[u32]) -> Option<Arc<Self>> {
-        let blocks = index.rows.blocks();
-        let taken = index.room.take(blocks * size_of::<Bits>())?;
-        let mut rows = vec![[0; WORDS]; blocks].into_boxed_slice();
+    /// The same for the one peer of whom it is kept with the policies, whoever connects: what that was before is kept where it
+    /// still holds. None where there are few rows.
+    pub(super) fn kept(index: &Index, names: &[u32], before: Option<&Arc<Self>>) -> Option<Arc<Self>> {
+        if index.rows.blocks() < index.limits.kept_blocks / SMALLER {
+            return None;
+        }
+        match before {
+            Some(before) if before.is_whole(index) => Some(before.clone()),
+            _ => Self::made(index, names, before, None),
+        }
+    }
+
+    /// In blocks that are what they were, names are too: a name is held as long as any row asks for it.
+    fn made(index: &Index, names: &[u32], before: Option<&Arc<Self>>, taken: Option<Taken>) -> Option<Arc<Self>> {
+        let kept = |block| before.and_then(|before| before.at(index, block));
+        let mut rows: Vec<_> = (0..index.rows.blocks() as u32)
+            .map(|block| kept(block).copied().unwrap_or(NO_ROWS))
+            .collect();
+        let anew = (0..).zip(&mut rows).filter(|(block, _)| kept(*block).is_none());
         let asked = Asked::of_names(index, names, Listed::new(&mut []));
-        blocks::that_names_pass(&asked, &mut rows).then(|| {
+        blocks::that_names_pass(&asked, anew).then(|| {
             Arc::new(Self {
                 stamps: index.stamps.clone(),
-                rows,
+                rows: rows.into_boxed_slice(),
                 _taken: taken,
             })
         })
@@ -103,7 +122,7 @@ fn is_dear(index: &Index, names: &[u32]) -> bool {
         let filed = names.iter().filter_map(|name| index.terms.names.dictionary.filed(*name));
         filed.map(|filed| filed.len()).sum()
     };
-    lanes >= SEVERAL_LANES && (index.crowded > 0 || found() > CROWD)
+    lanes >= index.limits.kept_lanes && (index.crowded > 0 || found() >= index.limits.kept_found)
 }
 
 /// How much all peers of some snapshots keep.
@@ -130,10 +149,9 @@ impl Drop for Taken {
     }
 }
 
-/// Where there are fewer rows, their bitmaps stay in a near cache.
-const LEAST_BLOCKS: usize = 64;
-/// One bitmap more or less is not worth it.
-const SEVERAL_LANES: usize = 3;
+static NO_ROWS: Bits = [0; WORDS];
+/// What is kept once, for whoever has no names, is worth it where there are so much fewer rows.
+const SMALLER: usize = 4;
 /// A list of so many rows may, with a few like it, have all rows gone over.
 pub(super) const CROWD: usize = 64;
 /// For peers that are not let go: of a million rows, 512 peers.

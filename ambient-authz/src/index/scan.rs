@@ -98,19 +98,20 @@ impl<'a> Asked<'a> {
     pub(crate) fn seek(&self, seeker: &mut impl Seeker<'a>) {
         let mut found = 0;
         let marks = self.marks();
-        self.words_left.set(MOST_WORDS);
+        let limits = &self.index.limits;
+        self.words_left.set(limits.words);
         let mut look = |filed: &'a Filed| {
             if !filed.may_match(marks) {
                 return;
             }
             found += filed.len();
-            if found <= MOST_CANDIDATES && self.words_left.get() > 0 {
+            if found <= limits.candidates && self.words_left.get() > 0 {
                 self.look_at_all(filed, seeker);
             }
         };
         look(&self.index.terms.always);
         self.each_filed(look);
-        if found > MOST_CANDIDATES || self.words_left.get() == 0 {
+        if found > limits.candidates || self.words_left.get() == 0 {
             self.seek_by_blocks(found, seeker);
         }
     }
@@ -311,10 +312,6 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// One by one these cost some microseconds; more are cheaper in blocks.
-const MOST_CANDIDATES: usize = 256;
-/// Of whole rules so many words are read in some ten microseconds.
-const MOST_WORDS: usize = 4096;
 /// An address lies in one block of each length at most, and is at most so long.
 const MOST_BLOCKS: usize = 129;
 /// Up to so many are found faster one after the other.

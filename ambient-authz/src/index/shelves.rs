@@ -50,6 +50,8 @@ pub(crate) struct Shelf {
     free: u32,
     /// No place is free before this word.
     open: u32,
+    /// Where the block is a piece of one rule alone, how many of its rows stand here; no place is free then.
+    own: u32,
 }
 
 impl<T> Default for Shelves<T> {
@@ -111,6 +113,27 @@ impl<T: Clone> Shelves<T> {
         block * BLOCK + place
     }
 
+    /// Takes values in that have a block to themselves; gives the first number. Blocks that are taken so one after the other for the
+    /// same place in the order stand there one after the other.
+    pub(crate) fn insert_alone(&mut self, kind: Kind, begin: &Begin, values: impl ExactSizeIterator<Item = T>) -> u32 {
+        let shelf = Shelf {
+            block: self.unused_block(),
+            from: begin.clone(),
+            free: 0,
+            open: WORDS as u32,
+            own: values.len() as u32,
+        };
+        let block = shelf.block;
+        let order = Arc::make_mut(&mut self.orders[kind as usize]);
+        let behind = order.partition_point(|shelf| shelf.from <= *begin);
+        order.insert(behind, shelf);
+        for (place, value) in (0..).zip(values) {
+            self.put(block, place, Some(value));
+            *self.begin_mut(block * BLOCK + place) = Some(begin.clone());
+        }
+        block * BLOCK
+    }
+
     /// Takes the value of a kind out.
     pub(crate) fn remove(&mut self, kind: Kind, number: u32) -> Option<T> {
         self.at(number)?; // a miss must copy nothing
@@ -121,9 +144,15 @@ impl<T: Clone> Shelves<T> {
         }
         let at = self.position_of(kind, block)?;
         let order = Arc::make_mut(&mut self.orders[kind as usize]);
-        order[at].free += 1;
-        order[at].open = order[at].open.min(place / 64);
-        if order[at].free == BLOCK {
+        let shelf = &mut order[at];
+        if shelf.own > 0 {
+            shelf.own -= 1;
+        } else {
+            shelf.free += 1;
+            shelf.open = shelf.open.min(place / 64);
+        }
+        // Where rows stood alone, none is left once the last has gone.
+        if shelf.free == BLOCK || (shelf.free == 0 && shelf.own == 0 && self.occupied[block as usize][..] == [0; WORDS]) {
             order.remove(at);
             Arc::make_mut(&mut self.unused).push(block);
         }
@@ -175,6 +204,7 @@ impl<T: Clone> Shelves<T> {
                     from: begin.clone(),
                     free: BLOCK,
                     open: 0,
+                    own: 0,
                 };
                 Arc::make_mut(&mut self.orders[kind as usize]).insert(behind, shelf);
                 (behind, 0)

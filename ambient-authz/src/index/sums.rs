@@ -156,9 +156,9 @@ impl<const CHAINS: usize> Sums<CHAINS> {
         Some(&kept[at].sum)
     }
 
-    /// Whether a change of a list with so many rows, before or after, is to be brought in.
-    pub(crate) fn concern(&self, number: u32, rows: usize) -> bool {
-        rows >= HEAVY || self.heavy.contains(&number)
+    /// Whether a change of a value's rows is to be brought in, of which so many lie one in the other at most.
+    pub(crate) fn concern<V: Value>(&self, values: &Dictionary<V>, number: u32, depth: usize) -> bool {
+        values.listed(number) >= heavy(depth) || self.heavy.contains(&number)
     }
 
     /// Brings changes in, of values that they concern; the lists have changed already, and there are so many rows in all.
@@ -406,9 +406,16 @@ fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize, sums: &BTree
     sum
 }
 
+/// How many rows a value has whose rows are not read one by one, where so many lie one in the other at most.
+fn heavy(depth: usize) -> usize {
+    (MOST_LIGHT / depth.max(1)).clamp(1, HEAVY)
+}
+
 static NO_BITS: Bits = [0; WORDS];
 const GROUP: usize = 16;
-/// Of values with fewer rows the rows are read one by one.
+/// Of values with fewer rows the rows are read one by one,
 const HEAVY: usize = 64;
+/// and about so many in all.
+const MOST_LIGHT: usize = 2048;
 /// Of all rows this part may be read beside a sum.
 const SHARE: usize = 256;

@@ -55,7 +55,8 @@ impl Terms {
 
     /// The number of a namespace where something applies.
     pub(crate) fn place(&self, name: &str) -> Option<u32> {
-        self.places.find(Place::hash_of(name), |place| *place.name == *name)
+        self.places
+            .find(Place::hash_of(self.places.keys(), name), |place| *place.name == *name)
     }
 
     /// Uses a namespace once more; gives its number.
@@ -91,14 +92,14 @@ impl Terms {
         }
     }
 
-    /// Whether a change of a value's list, which has so many rows, is to be brought into sums.
-    pub(crate) fn sums_concern(&self, term: Term, rows: usize) -> bool {
+    /// Whether a change of a value's list, which was made already, is to be brought into sums.
+    pub(crate) fn sums_concern(&self, term: Term) -> bool {
         let number = term.number();
         match term.sort() {
-            Sort::Name => self.names.sums.concern(number, rows),
-            Sort::Source => self.sources.sums.concern(number, rows),
-            Sort::Destination => self.destinations.sums.concern(number, rows),
-            Sort::Port => self.port_sums.concern(number, rows),
+            Sort::Name => self.names.sums.concern(&self.names.dictionary, number, self.names.depth(number)),
+            Sort::Source => self.sources.sums_concern(number),
+            Sort::Destination => self.destinations.sums_concern(number),
+            Sort::Port => self.port_sums.concern(&self.ports, number, 1),
             Sort::Place | Sort::Listed | Sort::Always => false,
         }
     }

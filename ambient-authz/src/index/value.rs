@@ -6,7 +6,8 @@ use ambient_core::{Identity, PolicyKey};
 use ipnet::IpNet;
 
 use super::{
-    dictionary::{Rolling, Value, mix, whole},
+    dictionary::Value,
+    keys::{Keys, Rolling},
     sums::Nested,
     term::Lane,
 };
@@ -48,13 +49,13 @@ pub(crate) enum NameOf<'a> {
 }
 
 impl NameOf<'_> {
-    pub(crate) fn hash(self) -> u64 {
+    pub(crate) fn hash(self, keys: &Keys) -> u64 {
         match self {
-            Self::Text(field, StringMatch::Exact(text)) => exact(field, text),
-            Self::Text(field, StringMatch::Prefix(text)) => prefix(field, Rolling::new().bytes(text.bytes())),
-            Self::Text(field, StringMatch::Suffix(text)) => suffix(field, Rolling::new().bytes(text.bytes().rev())),
-            Self::Text(field, StringMatch::Presence) => presence(field),
-            Self::Account(ServiceAccount { namespace, name }) => account(namespace, name),
+            Self::Text(field, StringMatch::Exact(text)) => exact(keys, field, text),
+            Self::Text(field, StringMatch::Prefix(text)) => prefix(field, keys.rolling().bytes(text.bytes())),
+            Self::Text(field, StringMatch::Suffix(text)) => suffix(field, keys.rolling().bytes(text.bytes().rev())),
+            Self::Text(field, StringMatch::Presence) => presence(keys, field),
+            Self::Account(ServiceAccount { namespace, name }) => account(keys, namespace, name),
         }
     }
 
@@ -88,10 +89,10 @@ impl NameOf<'_> {
 }
 
 impl Value for Name {
-    fn hash(&self) -> u64 {
+    fn hash(&self, keys: &Keys) -> u64 {
         match self {
-            Self::Text(field, one) => NameOf::Text(*field, one).hash(),
-            Self::Account(one) => NameOf::Account(one).hash(),
+            Self::Text(field, one) => NameOf::Text(*field, one).hash(keys),
+            Self::Account(one) => NameOf::Account(one).hash(keys),
         }
     }
 
@@ -155,8 +156,8 @@ fn from_front(wanted: &StringMatch) -> (u8, &str, u8) {
 }
 
 /// The hash of a text as a whole value of a field.
-pub(crate) fn exact(field: TextField, text: &str) -> u64 {
-    whole(text.as_bytes()) ^ u64::from(field as u8) << 56
+pub(crate) fn exact(keys: &Keys, field: TextField, text: &str) -> u64 {
+    keys.whole(text.as_bytes()) ^ u64::from(field as u8) << 56
 }
 
 /// The same as the beginning of one.
@@ -169,18 +170,18 @@ pub(crate) fn suffix(field: TextField, text: Rolling) -> u64 {
     text.of(6 + field as u8)
 }
 
-pub(crate) fn presence(field: TextField) -> u64 {
-    Rolling::new().of(9 + field as u8)
+pub(crate) fn presence(keys: &Keys, field: TextField) -> u64 {
+    keys.rolling().of(9 + field as u8)
 }
 
-pub(crate) fn account(namespace: &str, name: &str) -> u64 {
+pub(crate) fn account(keys: &Keys, namespace: &str, name: &str) -> u64 {
     // A byte that no text has keeps the two apart.
-    Rolling::new().bytes(namespace.bytes()).bytes([0xff]).bytes(name.bytes()).of(12)
+    keys.rolling().bytes(namespace.bytes()).bytes([0xff]).bytes(name.bytes()).of(12)
 }
 
 impl Value for u16 {
-    fn hash(&self) -> u64 {
-        mix(u64::from(*self) + 1)
+    fn hash(&self, keys: &Keys) -> u64 {
+        keys.number(u64::from(*self))
     }
 }
 
@@ -204,14 +205,11 @@ impl Nested for u16 {
 }
 
 impl Value for IpNet {
-    fn hash(&self) -> u64 {
-        let length = u64::from(self.prefix_len());
+    fn hash(&self, keys: &Keys) -> u64 {
+        let length = self.prefix_len();
         match self.addr() {
-            IpAddr::V4(ip) => mix(u64::from(u32::from(ip)) << 8 | length),
-            IpAddr::V6(ip) => {
-                let bits = u128::from(ip);
-                mix(mix((bits >> 64) as u64) ^ bits as u64 ^ length << 56)
-            }
+            IpAddr::V4(ip) => keys.number(u64::from(u32::from(ip)) << 8 | u64::from(length)),
+            IpAddr::V6(ip) => keys.long_number(ip.into(), length),
         }
     }
 }
@@ -251,8 +249,8 @@ impl Place {
         Self { name, ..Self::default() }
     }
 
-    pub(crate) fn hash_of(name: &str) -> u64 {
-        Rolling::new().bytes(name.bytes()).of(0)
+    pub(crate) fn hash_of(keys: &Keys, name: &str) -> u64 {
+        keys.whole(name.as_bytes())
     }
 }
 
@@ -265,7 +263,7 @@ impl PartialEq for Place {
 impl Eq for Place {}
 
 impl Value for Place {
-    fn hash(&self) -> u64 {
-        Self::hash_of(&self.name)
+    fn hash(&self, keys: &Keys) -> u64 {
+        Self::hash_of(keys, &self.name)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use crate::index::whole;
+use crate::index::Keys;
 
 /// For each part of all keys and namespaces when something changed there last: a number that no other change in the whole
 /// process has. So a part whose number is the same in two snapshots is the same in both.
@@ -63,7 +63,7 @@ pub(crate) struct Seen {
 }
 
 fn part(text: &str) -> usize {
-    (whole(text.as_bytes()) >> (64 - PARTS.ilog2())) as usize
+    (Keys::of_this_process().whole(text.as_bytes()) >> (64 - PARTS.ilog2())) as usize
 }
 
 /// A change copies 32 KiB, and takes one of so many keys for another.

@@ -104,10 +104,7 @@ impl Plain {
             let passed_over =
                 self.lets_unreadable_go || unreadable.dry_run || *kept || self.good.contains_key(key) || (again && unreadable.only_new);
             if !passed_over && applies(unreadable.scope, &unreadable.namespace, key, workload) {
-                return Some(Denial::Unreadable {
-                    key: key.clone(),
-                    error: unreadable.error.clone(),
-                });
+                return Some(Denial::Unreadable(unreadable.clone()));
             }
         }
         let mut listed = workload.policies.clone();

@@ -115,8 +115,9 @@ fn rule(random: &mut Random, shape: Shape) -> Rule {
 fn clause(random: &mut Random, shape: Shape) -> Clause {
     let matches = match random.below(24) {
         0 => 0,
-        // With others these are not multiplied out.
-        1 | 2 => 9,
+        // With others these are not multiplied out, and the latter stand in several blocks where those are small.
+        1 => 9,
+        2 => 14,
         3..7 => 2,
         _ => 1,
     };

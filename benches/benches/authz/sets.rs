@@ -1,10 +1,13 @@
 //! Sets of policies of ten rules each, and those who connect.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ambient_authz::{Action, Clause, Match, Policies, Policy, Rule, Scope, ServiceAccount, StringMatch, policy::Update};
 use ambient_core::{Identity, Workload};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::random::Random;
 
@@ -227,6 +230,23 @@ pub(crate) fn crossed_given(random: &mut Random, number: usize) -> Rule {
     rule
 }
 
+/// Clauses of so many matches that no block holds them: all of the first are given, and of the second each but for the namespace.
+pub(crate) fn long_clauses(random: &mut Random, _: usize) -> Rule {
+    let mut of = |namespace: Option<&str>| Clause {
+        matches: (0..2100)
+            .map(|_| Match {
+                principals: vec![StringMatch::Prefix(PRINCIPAL[..random.below(PRINCIPAL.len())].into())],
+                source_ips: vec![wide(random, [10, 1, 2, 3])],
+                namespaces: namespace.map(|name| StringMatch::Exact(name.into())).into_iter().collect(),
+                ..Match::default()
+            })
+            .collect(),
+    };
+    Rule {
+        clauses: vec![of(None), of(Some("nobodys"))],
+    }
+}
+
 /// Each rule is found by a beginning of the name, and asks for another name as well, which more rules ask for.
 pub(crate) fn twice_given(random: &mut Random, number: usize) -> Rule {
     let named = |wanted: StringMatch| Match {
@@ -327,6 +347,92 @@ pub(crate) fn few_each(random: &mut Random, number: usize) -> Rule {
     rule
 }
 
+/// Nothing is asked of names, and every rule asks for blocks at either end, of each of the 129 lengths that there are, and refuses
+/// some; one thing fails.
+pub(crate) fn addresses(random: &mut Random, number: usize) -> Rule {
+    let mut found = Match {
+        source_ips: vec![around(random, SOURCE)],
+        not_source_ips: vec![around(random, ELSEWHERE)],
+        destination_ips: vec![around(random, DESTINATION)],
+        not_destination_ips: vec![around(random, ELSEWHERE)],
+        destination_ports: vec![8080],
+        not_destination_ports: vec![1 + (number % 8000) as u16],
+        ..Match::default()
+    };
+    match random.below(6) {
+        0 => found.source_ips = vec![around(random, ELSEWHERE)],
+        1 => found.not_source_ips = vec![around(random, SOURCE)],
+        2 => found.destination_ips = vec![around(random, ELSEWHERE)],
+        3 => found.not_destination_ips = vec![around(random, DESTINATION)],
+        4 => found.destination_ports = vec![9000],
+        _ => found.not_destination_ports = vec![8080],
+    }
+    rule(found)
+}
+
+/// All rules ask for the same, which is given, and refuse the port; and each of the blocks around both addresses is asked for by so
+/// few rules, and refused by so few, that they would be read one by one.
+pub(crate) fn few_addresses(random: &mut Random, number: usize) -> Rule {
+    let mut found = Match {
+        source_ips: vec![IpNet::from(Ipv6Net::new_assert(SOURCE, 16))],
+        destination_ips: vec![IpNet::from(Ipv6Net::new_assert(DESTINATION, 16))],
+        not_destination_ports: vec![8080],
+        ..Match::default()
+    };
+    if number.is_multiple_of(40) {
+        match random.below(4) {
+            0 => found.source_ips = vec![around(random, SOURCE)],
+            1 => found.not_source_ips = vec![around(random, SOURCE)],
+            2 => found.destination_ips = vec![around(random, DESTINATION)],
+            _ => found.not_destination_ips = vec![around(random, DESTINATION)],
+        }
+    }
+    rule(found)
+}
+
+/// The same of the beginnings and the ends of names as long as Kubernetes lets them be: there are some 800.
+pub(crate) fn few_names(random: &mut Random, number: usize) -> Rule {
+    let mut found = Match {
+        principals: vec![StringMatch::Prefix("cluster.local/".into())],
+        namespaces: vec![StringMatch::Prefix("team".into())],
+        not_destination_ports: vec![8080],
+        ..Match::default()
+    };
+    if number.is_multiple_of(12) {
+        let mut any = |text: &str| {
+            let at = random.below(text.len());
+            match random.once_in(2) {
+                true => StringMatch::Prefix(text[..at].into()),
+                false => StringMatch::Suffix(text[at..].into()),
+            }
+        };
+        let principal = long_principal();
+        match number / 12 % 4 {
+            0 => found.principals = vec![any(&principal)],
+            1 => found.not_principals = vec![any(&principal)],
+            2 => found.namespaces = vec![any(LONG_NAMESPACE)],
+            _ => found.not_namespaces = vec![any(LONG_NAMESPACE)],
+        }
+    }
+    rule(found)
+}
+
+/// With a namespace of 63 letters, and an account of 253.
+pub(crate) fn long_principal() -> String {
+    format!("cluster.local/ns/{LONG_NAMESPACE}/sa/{}", "caller-".repeat(36) + "x")
+}
+
+/// A block around an address, of any length.
+fn around(random: &mut Random, ip: Ipv6Addr) -> IpNet {
+    let length = random.below(129) as u8;
+    let net = Ipv6Net::new(ip, length).unwrap_or_else(|_| panic!("{length}"));
+    // The whole of the addresses would be given in any case.
+    match (length, ip == ELSEWHERE) {
+        (0, true) => IpNet::from(Ipv6Net::new_assert(ELSEWHERE, 1)),
+        _ => net.trunc().into(),
+    }
+}
+
 /// All rules ask for the same blocks, each written in a way of its own, and refuse the port.
 pub(crate) fn written_anew(random: &mut Random, _: usize) -> Rule {
     let mut any = |length| {
@@ -384,3 +490,9 @@ fn wide(random: &mut Random, ip: [u8; 4]) -> IpNet {
 
 pub(crate) const NAMESPACE: &str = "team-042-of-the-mesh-that-is-watched";
 pub(crate) const PRINCIPAL: &str = "cluster.local/ns/team-042-of-the-mesh-that-is-watched/sa/caller";
+/// 63 letters.
+const LONG_NAMESPACE: &str = "team-042-of-the-mesh-that-is-watched-by-all-of-its-neighbours-x";
+pub(crate) const SOURCE: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 3, 4, 5, 6, 7);
+pub(crate) const DESTINATION: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 8, 7, 6, 5, 4, 3);
+/// It shares no bit with those.
+const ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 1, 1, 1, 1, 1);

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use ambient_authz::{Conn, Decision, Denial, Peer, decide, explain::one_line, kubernetes::Labels};
+use ambient_authz::{Conn, Decision, Denial, Peer, Target, explain::one_line, kubernetes::Labels};
 use ambient_core::{Identity, PolicyKey, Workload};
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,7 @@ struct Deciding<'a> {
     files: &'a Files,
     policies: ambient_authz::Policies,
     /// What was attached is remembered: many connections go to few workloads.
-    workloads: HashMap<(String, Labels), Arc<Workload>>,
+    workloads: HashMap<(String, Labels), Target>,
     peers: HashMap<String, Peer>,
 }
 
@@ -161,7 +161,7 @@ impl<'a> Deciding<'a> {
             source: question.source.ip,
             destination: SocketAddr::new(ip, port),
         };
-        let decision = decide(&self.policies, &workload, &conn);
+        let decision = workload.decide(&self.policies, &conn);
         let answer = Answer {
             id: &question.id,
             allowed: decision.is_allow(),
@@ -184,7 +184,7 @@ impl<'a> Deciding<'a> {
         Ok(self.peers.entry(text.into()).or_insert(peer).clone())
     }
 
-    fn workload(&mut self, namespace: String, labels: Labels) -> Arc<Workload> {
+    fn workload(&mut self, namespace: String, labels: Labels) -> Target {
         let key = (namespace, labels);
         if let Some(known) = self.workloads.get(&key) {
             return known.clone();
@@ -194,7 +194,8 @@ impl<'a> Deciding<'a> {
         }
         let mut workload = Workload::new("cluster//Pod", &key.0, "any");
         workload.policies = self.files.resources.attached(&key.0, &key.1);
-        self.workloads.entry(key).or_insert_with(|| Arc::new(workload)).clone()
+        let target = self.policies.target(&Arc::new(workload));
+        self.workloads.entry(key).or_insert(target).clone()
     }
 }
 
@@ -202,7 +203,8 @@ impl<'a> Deciding<'a> {
 fn policy(decision: &Decision) -> Option<&PolicyKey> {
     match decision {
         Decision::Allow(allowed) => allowed.by.as_ref(),
-        Decision::Deny(Denial::ByPolicy(key, _) | Denial::Unreadable { key, .. } | Denial::NotArrived(key)) => Some(key),
+        Decision::Deny(Denial::ByPolicy(key, _) | Denial::NotArrived(key)) => Some(key),
+        Decision::Deny(Denial::Unreadable(unreadable)) => Some(&unreadable.key),
         Decision::Deny(Denial::NoneAllowed) => None,
     }
 }

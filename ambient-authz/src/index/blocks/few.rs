@@ -7,8 +7,8 @@ use super::super::{
 
 /// Sets of few rows, and the rows of most of them, those of a block together: to look in each block for the next row of each
 /// of hundreds of sets takes longer than all the rest.
-pub(super) struct Few<'a, const ROWS: usize> {
-    sets: [(Set<'a>, Role); MOST],
+pub(super) struct Few<'a, const SETS: usize, const ROWS: usize> {
+    sets: [(Set<'a>, Role); SETS],
     len: usize,
     /// The rows of the first sets, each with its role, by their blocks, several of which stand together.
     rows: [u32; ROWS],
@@ -77,10 +77,10 @@ impl Set<'_> {
     }
 }
 
-impl<'a, const ROWS: usize> Few<'a, ROWS> {
+impl<'a, const SETS: usize, const ROWS: usize> Few<'a, SETS, ROWS> {
     pub(super) fn new() -> Self {
         Self {
-            sets: [(Set::Bare(&NO_ROWS), Role::FOUND); MOST],
+            sets: [(Set::Bare(&NO_ROWS), Role::FOUND); SETS],
             len: 0,
             rows: [0; ROWS],
             starts: [0; PARTS + 1],
@@ -160,7 +160,10 @@ const BLOCK_SHIFT: u32 = ROLE_SHIFT + 5;
 /// Of a million rows each block stands alone.
 const PARTS: usize = 256;
 /// Some 24 KiB of a stack.
-const MOST: usize = 1024;
+pub(super) const SOME_SETS: usize = 1024;
+/// All that an identity of a thousand bytes can have of the names that rules ask for, and all blocks around two addresses: some 96 KiB of
+/// a stack.
+pub(super) const MOST_SETS: usize = 4608;
 /// What there is room for as a rule.
 pub(super) const SOME_ROWS: usize = 1 << 10;
 /// Some 64 KiB of a stack.
@@ -197,7 +200,7 @@ mod tests {
             }
             let filed: Vec<Posting<Word>> = sets.iter().map(|rows| posting(rows)).collect();
             let bare: Vec<Posting<()>> = sets.iter().map(|rows| posting(rows)).collect();
-            let mut few = Few::<SOME_ROWS>::new();
+            let mut few = Few::<SOME_SETS, SOME_ROWS>::new();
             for (filed, bare) in filed.iter().zip(&bare) {
                 prop_assert!(few.add(Set::Filed(filed), Role::found_asking(Lane::Port)) && few.add(Set::Bare(bare), Role::REFUSING));
             }

@@ -59,14 +59,6 @@ fn clauses_are_multiplied_out_where_that_is_small_and_no_field_is_asked_twice() 
 }
 
 #[test]
-fn more_matches_than_a_block_has_rows_leave_the_shortest_clause() {
-    let Ways::One(ways) = ways(vec![clause(0..4000), named(clause(0..50)), clause(0..60)]) else {
-        panic!("one of the ways of one clause");
-    };
-    assert!(ways.len() == 50 && ways.iter().all(|way| way.partial));
-}
-
-#[test]
 fn the_place_of_a_rule_tells_its_number() {
     let rule = |clauses| Rule { clauses };
     let rules = [

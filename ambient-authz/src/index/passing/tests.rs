@@ -72,13 +72,16 @@ fn policy(state: &mut u64, number: usize) -> Update {
 #[test]
 fn decisions_are_what_they_are_without_it() {
     let mut state = 7;
-    let mut policies = Policies::default().apply((0..60).map(|number| policy(&mut state, number)));
+    let updates: Vec<_> = (0..60).map(|number| policy(&mut state, number)).collect();
+    let mut without = Policies::default().apply(updates.clone());
+    // Of who has no names it is kept with these.
+    let mut policies = Policies::default().by_bitmaps().apply(updates);
     let identities = ["spiffe://td/ns/a/sa/x", "spiffe://td/ns/b/sa/x", "spiffe://other/ns/c/sa/z"];
     let identities = identities.map(|id| Some(id.parse::<Identity>().unwrap())).into_iter().chain([None]);
     let identities: Vec<Option<Identity>> = identities.collect();
     let keeping = |policies: &Policies, identity: &Option<Identity>| {
         let mut peer = policies.names_of(identity.as_ref());
-        let made = Passing::made(policies.index(), peer.names());
+        let made = Passing::made(policies.index(), peer.names(), None, None);
         peer.pass(Some(made.unwrap()));
         peer
     };
@@ -94,7 +97,8 @@ fn decisions_are_what_they_are_without_it() {
                     source: source.parse().unwrap(),
                     destination: "10.0.0.2:80".parse().unwrap(),
                 };
-                let wanted = decide(&policies, &stock, &conn(&bare));
+                let wanted = decide(&without, &stock, &conn(&bare));
+                assert_eq!(decide(&policies, &stock, &conn(&bare)), wanted, "round {round}");
                 assert_eq!(decide(&policies, &stock, &conn(peer)), wanted, "round {round}");
                 (allowed, asked) = (allowed + usize::from(wanted.is_allow()), asked + 1);
             }
@@ -112,7 +116,10 @@ fn decisions_are_what_they_are_without_it() {
             0 => Update::Remove(format!("a/p{number:02}").as_str().into()),
             _ => policy(&mut state, number),
         };
+        without = without.apply([update.clone()]);
         policies = policies.apply([update]);
+        assert!(policies.nobody().passing().is_some_and(|kept| kept.is_whole(policies.index())));
+        assert!(without.nobody().passing().is_none());
     }
     assert!(
         policies.index().rows.blocks() > 2 && partly > 10 && (1..asked).contains(&allowed),
