@@ -466,6 +466,7 @@ impl Node {
             Enrolling::Told(..) | Enrolling::Given(_) => None,
         };
         let served = pods.clone();
+        shared.metrics.ask_runtimes(shared.workers.runtimes());
         let context = Context {
             node: shared.clone(),
             pods: pods.clone(),

@@ -275,6 +275,7 @@ impl Outbound {
                 }
                 Route::Need(lookup) => {
                     tried.lookups += 1;
+                    self.node.metrics.name_asked(source, &self.pod.identity, &lookup.0);
                     let found = self.node.lookups.find(&lookup).await;
                     tried.hints.resolved = Some((lookup, found));
                 }

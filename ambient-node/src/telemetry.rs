@@ -6,8 +6,10 @@ mod flow;
 mod labels;
 mod live;
 pub mod log;
+mod lookups;
 mod metrics;
 mod reason;
+mod runtimes;
 mod series;
 mod streams;
 

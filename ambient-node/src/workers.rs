@@ -131,6 +131,11 @@ impl Workers {
         &self.all[self.turn.fetch_add(1, Ordering::Relaxed) % self.all.len()]
     }
 
+    /// Their runtimes, in the order of their names.
+    pub(crate) fn runtimes(&self) -> Vec<runtime::Handle> {
+        self.iter().map(|worker| worker.runtime.clone()).collect()
+    }
+
     /// Every one of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.all.iter()

@@ -76,6 +76,49 @@ impl TrafficLabels {
     }
 }
 
+/// The values of the labels of names that are looked up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LookupLabels {
+    source: End,
+    hostname: Arc<str>,
+}
+
+impl LookupLabels {
+    pub(super) fn new(source: &Workload, identity: &Identity, hostname: &Arc<str>) -> Self {
+        Self {
+            source: End::new(Some(source), Some(identity)),
+            hostname: hostname.clone(),
+        }
+    }
+
+    /// What stands for everything when no more series may be made.
+    pub(super) fn overflow() -> Self {
+        Self {
+            source: End::new(None, None),
+            hostname: UNKNOWN.clone(),
+        }
+    }
+}
+
+impl EncodeLabelSet for LookupLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let source = &self.source;
+        // Istio's names, in Istio's order.
+        let pairs: [(&str, &str); 9] = [
+            ("source_workload", &source.workload),
+            ("source_canonical_service", &source.canonical),
+            ("source_canonical_revision", &source.revision),
+            ("source_workload_namespace", &source.namespace),
+            ("source_principal", &source.principal),
+            ("source_app", &source.canonical),
+            ("source_version", &source.revision),
+            ("source_cluster", &source.cluster),
+            ("hostname", &self.hostname),
+        ];
+        pairs.encode(encoder)
+    }
+}
+
 impl End {
     fn new(workload: Option<&Workload>, identity: Option<&Identity>) -> Self {
         let take = |value: Option<&Arc<str>>| value.filter(|v| !v.is_empty()).unwrap_or(&UNKNOWN).clone();

@@ -8,17 +8,19 @@ use std::{
 
 use ambient_authz::policy::{Fallback, Refuses};
 use ambient_control::{KnownUntil, LastHeard, Source, StreamCounts};
-use ambient_core::{Observer, observe::Event};
+use ambient_core::{Identity, Observer, Workload, observe::Event};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tokio::runtime::Handle;
 
 use super::{
     dns::DnsMetrics,
     ends::{Direction, Ends, Flag},
     live::Live,
+    lookups::NamesAsked,
     reason::Reason,
     series::{Series, Traffic},
 };
@@ -41,6 +43,7 @@ pub(crate) struct Metrics {
     sockets_open: Family<Label, Gauge>,
     failures: Family<Labels, Counter>,
     revoked: Family<Label, Counter>,
+    names_asked: Arc<NamesAsked>,
     connect_seconds: Family<Labels, Histogram>,
     first_byte_seconds: Family<Labels, Histogram>,
     handshake_seconds: Family<Labels, Histogram>,
@@ -76,6 +79,8 @@ pub(crate) struct Metrics {
     streams: Arc<OnceLock<StreamCounts>>,
     /// Whom the end of this node's own certificate is asked of.
     knows: OnceLock<KnownUntil>,
+    /// Of the threads that move bytes.
+    runtimes: Arc<OnceLock<Vec<Handle>>>,
 }
 
 /// Where state and trust come from, as far as that can be old.
@@ -147,6 +152,7 @@ impl Metrics {
             sockets_open: Family::default(),
             failures: Family::default(),
             revoked: Family::default(),
+            names_asked: Arc::default(),
             connect_seconds: seconds(),
             first_byte_seconds: seconds(),
             handshake_seconds: seconds(),
@@ -179,6 +185,7 @@ impl Metrics {
             ages: OnceLock::new(),
             streams: Arc::default(),
             knows: OnceLock::new(),
+            runtimes: Arc::default(),
         };
         // Istio's dashboards look for the name of its own proxy.
         let build = [("component", component), ("tag", env!("CARGO_PKG_VERSION"))];
@@ -222,6 +229,16 @@ impl Metrics {
     /// Whose streams from a control plane are told of; the first time that this is said counts.
     fn ask_streams(&self, streams: StreamCounts) {
         let _ = self.streams.set(streams);
+    }
+
+    /// Whose tasks are counted; the first time that this is said counts.
+    pub(crate) fn ask_runtimes(&self, handles: Vec<Handle>) {
+        let _ = self.runtimes.set(handles);
+    }
+
+    /// A connection has had the name of an endpoint looked up.
+    pub(crate) fn name_asked(&self, source: &Workload, identity: &Identity, hostname: &Arc<str>) {
+        self.names_asked.count(source, identity, hostname, clock::steady());
     }
 
     /// Identities that are needed here and have no valid certificate.
@@ -317,6 +334,7 @@ impl Metrics {
 
     /// Lets go the series whose workloads have gone.
     pub(crate) fn sweep(&self, now: &Snapshot) {
+        self.names_asked.sweep(&now.mesh, clock::steady());
         let left = self.traffic.sweep(&now.mesh, clock::steady());
         self.series.set(left.try_into().unwrap_or(i64::MAX));
     }

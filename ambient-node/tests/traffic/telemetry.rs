@@ -81,6 +81,10 @@ pub(crate) fn metrics_have_the_bytes(world: &World) -> Outcome {
         }
     }
     assert_eq!(mesh.metric("workload_manager_active_proxy_count", &[]), 2);
+    assert_eq!(mesh.metric("tokio_num_workers", &[]), 2);
+    for worker in ["0", "1"] {
+        assert!(mesh.metric("tokio_worker_park_count_total", &[("worker", worker)]) > 0, "{worker}");
+    }
     assert_eq!(mesh.page(ports::METRICS, "/elsewhere")?.0, 404);
     Ok(())
 }

@@ -227,6 +227,12 @@ pub(crate) fn an_endpoint_with_a_name_alone_is_reached(world: &World) -> Outcome
     let web = service(&[(&outside, listener.address().port())]);
     mesh.tell(vec![Update::Workload(outside.into()), Update::Service(web.into())]);
     arrive(&mesh.a, vip(), &listener).converse()?;
+    let asked = [
+        ("source_workload_namespace", LABELLED),
+        ("source_principal", "spiffe://cluster.local/ns/shop/sa/a"),
+        ("hostname", "localhost"),
+    ];
+    assert_eq!(mesh.metric("istio_on_demand_dns_total", &asked), 1);
     Ok(())
 }
 

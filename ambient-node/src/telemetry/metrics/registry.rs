@@ -3,7 +3,7 @@
 use prometheus_client::registry::Registry;
 
 use super::{
-    super::{series::Written, streams::Streams},
+    super::{lookups, runtimes::Runtimes, series::Written, streams::Streams},
     Metrics,
 };
 
@@ -11,6 +11,8 @@ use super::{
 pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
     registry.register_collector(Box::new(Written(metrics.traffic.clone())));
     registry.register_collector(Box::new(Streams(metrics.streams.clone())));
+    registry.register_collector(Box::new(lookups::Written(metrics.names_asked.clone())));
+    registry.register_collector(Box::new(Runtimes(metrics.runtimes.clone())));
     traffic(registry, metrics);
     process(registry, metrics);
     served(registry, metrics);

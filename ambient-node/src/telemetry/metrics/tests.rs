@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use ambient_control::StreamEnd;
 use ambient_core::Workload;
+use ambient_dns::observe;
 
 use super::*;
 use crate::telemetry::ends::{Direction, Ends, Flag};
@@ -249,3 +250,102 @@ fn the_ages_of_state_and_trust_are_told() {
     assert_eq!(until, 1_800_000_000);
     assert!(state == 0 && (3600..3660).contains(&trust), "{state} {trust}");
 }
+
+/// What is told stands in the table, with its type, and so does all that Istio's node proxy tells.
+#[test]
+fn the_table_of_metrics_is_whole() {
+    let table = include_str!("../../../TELEMETRY.md");
+    let rows = || table.lines().filter(|line| line.starts_with("| `"));
+    let is_told = |name: &str, kind: &str| {
+        rows().any(|row| {
+            let mut cells = row.split('|').skip(1);
+            cells.next().is_some_and(|names| names.contains(&format!("`{name}`"))) && cells.next().is_some_and(|types| types.contains(kind))
+        })
+    };
+    let metrics = Metrics::default();
+    let ends = ends("cart", Direction::Outbound);
+    let opened = metrics.opened(&ends, clock::steady());
+    metrics.closed(&opened, &ends, Flag::Deny, Some(Reason::CertRevoked));
+    metrics.answered(&ends, Duration::ZERO);
+    metrics.handshaken(Direction::Inbound, true, Duration::ZERO);
+    metrics.unreadable_policies(std::iter::empty());
+    metrics.missing_policies(std::iter::empty());
+    let cart = Workload::new("u", "shop", "cart");
+    metrics.name_asked(&cart, &"spiffe://cluster.local/ns/shop/sa/a".parse().unwrap(), &"db.example".into());
+    let streams = StreamCounts::default();
+    streams.received("type.googleapis.com/istio.workload.Address", 1);
+    streams.ended(StreamEnd::Reconnect);
+    metrics.ask_streams(streams);
+    let (query, took) = (
+        observe::Query {
+            kind: "A",
+            transport: ambient_dns::Transport::Udp,
+        },
+        Duration::ZERO,
+    );
+    for event in [
+        observe::Event::Asked(query),
+        observe::Event::Forwarded(query),
+        observe::Event::Took { query, took },
+        observe::Event::Failed {
+            query,
+            failure: observe::Failure::Silent,
+        },
+        observe::Event::Answered {
+            query,
+            source: observe::Source::Mesh,
+            code: "NOERROR",
+        },
+    ] {
+        metrics.dns.count(None, &event);
+    }
+    let thread = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    metrics.ask_runtimes(vec![thread.handle().clone()]);
+    let text = metrics.text().unwrap();
+    let mut told = Vec::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (family, kind) = line.split_once(' ').unwrap();
+        let name = if kind == "counter" {
+            format!("{family}_total")
+        } else {
+            family.to_owned()
+        };
+        assert!(is_told(&name, kind), "{name}, a {kind}, does not stand in TELEMETRY.md");
+        told.push(name);
+    }
+    for name in ISTIOS {
+        assert!(told.iter().any(|told| told == name), "{name} is not told: {text}");
+    }
+}
+
+/// What Istio's node proxy tells, but for what there is none of here.
+const ISTIOS: [&str; 28] = [
+    "istio_tcp_connections_opened_total",
+    "istio_tcp_connections_closed_total",
+    "istio_tcp_connections_failed_total",
+    "istio_tcp_received_bytes_total",
+    "istio_tcp_sent_bytes_total",
+    "istio_tcp_sockets_open",
+    "istio_crl_policy_rejections_total",
+    "istio_on_demand_dns_total",
+    "istio_dns_requests_total",
+    "istio_dns_upstream_requests_total",
+    "istio_dns_upstream_failures_total",
+    "istio_dns_upstream_request_duration_seconds",
+    "istio_xds_connection_terminations_total",
+    "istio_xds_message_total",
+    "istio_xds_message_bytes_total",
+    "istio_build",
+    "workload_manager_active_proxy_count",
+    "workload_manager_pending_proxy_count",
+    "workload_manager_proxies_started_total",
+    "workload_manager_proxies_stopped_total",
+    "process_open_fds",
+    "process_max_fds",
+    "tokio_num_workers",
+    "tokio_global_queue_depth",
+    "tokio_num_alive_tasks",
+    "tokio_worker_total_busy_duration_seconds_total",
+    "tokio_worker_park_count_total",
+    "tokio_worker_park_unpark_count_total",
+];
