@@ -76,7 +76,16 @@ impl Mesh {
     /// The snapshot after some updates, in their order.
     #[must_use]
     pub fn apply(&self, updates: impl IntoIterator<Item = Update>) -> Self {
-        let mut next = Indexes::clone(&self.0);
+        let mut next = self.clone();
+        next.update(updates);
+        next
+    }
+
+    /// Becomes the snapshot after some updates, in their order.
+    ///
+    /// What no other snapshot shares is changed where it stands: many updates cost the same part by part as at once.
+    pub fn update(&mut self, updates: impl IntoIterator<Item = Update>) {
+        let next = Arc::make_mut(&mut self.0);
         for update in updates {
             match update {
                 Update::Workload(workload) => next.put_workload(workload),
@@ -85,7 +94,6 @@ impl Mesh {
                 Update::RemoveService(name) => next.remove_service(&name),
             }
         }
-        Self(Arc::new(next))
     }
 
     /// The workload of a UID.

@@ -23,7 +23,7 @@ use ambient_redirect::{
 use ambient_tls::Configs;
 use tokio::{
     sync::{Notify, watch},
-    task::{JoinHandle, JoinSet},
+    task::{self, JoinHandle, JoinSet},
     time,
 };
 
@@ -367,7 +367,7 @@ impl Node {
                 (pool(dialler.clone()).build(), InnerTunnels::new(pool))
             }
         };
-        let workers = tokio::task::spawn_blocking(move || Workers::start(count, tunnels)).await;
+        let workers = task::spawn_blocking(move || Workers::start(count, tunnels)).await;
         let workers = workers
             .map_err(io::Error::other)
             .and_then(|started| started)
@@ -621,7 +621,7 @@ pub struct RunError {
 }
 
 impl RunError {
-    pub(crate) fn of(error: Option<tokio::task::JoinError>) -> Self {
+    pub(crate) fn of(error: Option<task::JoinError>) -> Self {
         let why = error.map_or_else(|| "without a reason".into(), |error| error.to_string());
         Self { why }
     }
@@ -676,7 +676,7 @@ async fn follow(
         let changed = match news {
             News::Batch(mut batch) => {
                 let answered = std::mem::take(&mut batch.answered);
-                let changed = take(&shared, batch);
+                let changed = take(&shared, batch).await;
                 if let Some(demand) = &shared.demand {
                     demand.answered(&answered);
                 }
@@ -707,7 +707,7 @@ async fn follow(
     tracing::error!("the source of the mesh's state has ended: nothing new is taken, so the node stops");
 }
 
-fn take(shared: &Shared, batch: Batch) -> Changed {
+async fn take(shared: &Shared, batch: Batch) -> Changed {
     let mut trust = batch.changes.iter().filter_map(|change| match change {
         Change::Trust(trust) => Some(trust),
         _ => None,
@@ -716,7 +716,7 @@ fn take(shared: &Shared, batch: Batch) -> Changed {
         shared.certificates.set_trust(trust.clone());
         trust::recheck(shared);
     }
-    shared.state.apply(batch, clock::steady())
+    shared.state.apply_in_turns(batch, clock::steady()).await
 }
 
 /// Gives back what nobody asks for any more.
@@ -739,7 +739,7 @@ async fn let_series_go(shared: Arc<Shared>) {
         if let Some(now) = shared.state.current() {
             let metrics = shared.metrics.clone();
             // Not for the thread that accepts connections.
-            let _ = tokio::task::spawn_blocking(move || metrics.sweep(&now)).await;
+            let _ = task::spawn_blocking(move || metrics.sweep(&now)).await;
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -10,13 +10,17 @@ use ambient_authz::{Affected, Policies};
 use ambient_control::{Batch, Change, Fault};
 use ambient_core::{Mesh, PodUid, TunnelProtocol, Workload, WorkloadUid, mesh};
 use arc_swap::ArcSwapOption;
-use tokio::sync::watch;
+use tokio::{sync::watch, task};
 
 #[cfg(test)]
 mod tests;
 
 /// A refused dial is taken for the news of a change that is still under way within this time of the change.
 pub(crate) const SETTLING: Duration = Duration::from_secs(2);
+
+/// Changes that are taken in at a time: some 5 ms of work. A whole mesh at once would keep this thread from all else, as
+/// answering DNS, for half a second.
+const AT_ONCE: usize = 1_000;
 
 /// One version of all that decisions are made on.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +49,8 @@ struct Coming {
     pods: HashMap<WorkloadUid, PodUid>,
     /// Those of which it was so that the pod's UID came to be known.
     named: HashSet<WorkloadUid>,
+    /// More of the same batch is to come: nobody is to see it before.
+    is_half: bool,
 }
 
 /// The present [`Snapshot`], and what of the next has come.
@@ -103,35 +109,9 @@ impl State {
     /// Takes a batch in, and publishes the version that it makes once the source is in sync. Gives what has changed since
     /// the version before.
     pub(crate) fn apply(&self, batch: Batch, now: Instant) -> Changed {
-        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
-        let Coming {
-            snapshot: coming,
-            changed,
-            sharing,
-            pods,
-            named: by_name,
-        } = &mut *guard;
-        let (mut meshes, mut policies) = (Vec::new(), Vec::new());
-        for change in batch.changes {
-            match change {
-                Change::Mesh(update) => {
-                    match &update {
-                        mesh::Update::Workload(workload) => changed.workloads.push(workload.uid.clone()),
-                        mesh::Update::RemoveWorkload(uid) => changed.workloads.push(uid.clone()),
-                        mesh::Update::Service(_) | mesh::Update::RemoveService(_) => {}
-                    }
-                    meshes.push(sharing.share(named(update, pods, by_name)));
-                }
-                Change::Policy(update) => policies.push(update),
-                // Handshakes look it up where they look up certificates; no decision depends on it.
-                Change::Trust(_) => {}
-            }
-        }
-        self.note_settling(&coming.mesh, &meshes, now);
-        coming.mesh = coming.mesh.apply(meshes);
-        let affected;
-        (coming.policies, affected) = coming.policies.advance(policies);
-        changed.policies.extend(affected);
+        let mut coming = self.coming();
+        coming.take_in(batch.changes, now, &self.settling);
+        coming.is_half = false;
         self.faults
             .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
         if !batch.synced {
@@ -139,9 +119,26 @@ impl State {
             self.current.store(None);
             return Changed::default();
         }
-        self.publish(coming);
+        self.publish(&coming.snapshot);
         self.arrived.send_replace(true);
-        std::mem::take(changed)
+        std::mem::take(&mut coming.changed)
+    }
+
+    /// [Applies](Self::apply) a batch, a large one part by part, with turns for others on this thread in between. Nobody sees a
+    /// part of it. Not cancel safe: what was taken in of it would be published with the next batch.
+    pub(crate) async fn apply_in_turns(&self, mut batch: Batch, now: Instant) -> Changed {
+        let mut changes = std::mem::take(&mut batch.changes).into_iter();
+        while changes.len() > AT_ONCE {
+            let part = changes.by_ref().take(AT_ONCE).collect();
+            self.coming().take_in(part, now, &self.settling);
+            task::yield_now().await;
+        }
+        batch.changes = changes.collect();
+        self.apply(batch, now)
+    }
+
+    fn coming(&self) -> MutexGuard<'_, Coming> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the first whole state is here. Cancel safe.
@@ -153,11 +150,12 @@ impl State {
     /// A pod is served here from now on: istiod tells of workloads by their names alone (`CLUSTER//Pod/NAMESPACE/NAME`), and
     /// whoever hands the pod over knows its UID.
     pub(crate) fn serve(&self, workload: WorkloadUid, pod: &PodUid) {
-        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.coming();
         let Coming {
             snapshot: coming,
             pods,
             named: by_name,
+            is_half,
             ..
         } = &mut *guard;
         pods.insert(workload.clone(), pod.clone());
@@ -171,21 +169,22 @@ impl State {
             ..Workload::clone(known)
         };
         let update = named(mesh::Update::Workload(unnamed.into()), pods, by_name);
-        coming.mesh = coming.mesh.apply([update]);
-        if self.current.load().is_some() {
+        coming.mesh.update([update]);
+        // What is there of half a batch is published with the rest of it.
+        if self.current.load().is_some() && !*is_half {
             self.publish(coming);
         }
     }
 
     /// A pod is served no more.
     pub(crate) fn let_go(&self, pod: &PodUid) {
-        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.coming();
         guard.pods.retain(|_, served| served != pod);
     }
 
     /// Policies that workloads list and that have not come count as never coming from now on. Gives whom that concerns.
     pub(crate) fn stop_waiting(&self) -> Changed {
-        let mut guard = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.coming();
         let Coming {
             snapshot: coming, changed, ..
         } = &mut *guard;
@@ -214,16 +213,47 @@ impl State {
         let settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         settling.get(workload).map(|changed| *changed + SETTLING)
     }
+}
 
-    fn note_settling(&self, before: &Mesh, updates: &[mesh::Update], now: Instant) {
-        let mut settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        settling.retain(|_, changed| now.duration_since(*changed) < SETTLING);
-        for update in updates {
-            let mesh::Update::Workload(workload) = update else { continue };
-            let was = before.workload(&workload.uid).map_or(TunnelProtocol::None, |old| old.tunnel);
-            if was != workload.tunnel {
-                settling.insert(workload.uid.clone(), now);
+impl Coming {
+    /// Takes some changes in, which nobody sees yet.
+    fn take_in(&mut self, changes: Vec<Change>, now: Instant, settling: &Mutex<HashMap<WorkloadUid, Instant>>) {
+        self.is_half = true;
+        let (mut meshes, mut policies) = (Vec::new(), Vec::new());
+        for change in changes {
+            match change {
+                Change::Mesh(update) => {
+                    match &update {
+                        mesh::Update::Workload(workload) => self.changed.workloads.push(workload.uid.clone()),
+                        mesh::Update::RemoveWorkload(uid) => self.changed.workloads.push(uid.clone()),
+                        mesh::Update::Service(_) | mesh::Update::RemoveService(_) => {}
+                    }
+                    meshes.push(self.sharing.share(named(update, &self.pods, &mut self.named)));
+                }
+                Change::Policy(update) => policies.push(update),
+                // Handshakes look it up where they look up certificates; no decision depends on it.
+                Change::Trust(_) => {}
             }
+        }
+        note_settling(settling, &self.snapshot.mesh, &meshes, now);
+        self.snapshot.mesh.update(meshes);
+        if policies.is_empty() {
+            return;
+        }
+        let affected;
+        (self.snapshot.policies, affected) = self.snapshot.policies.advance(policies);
+        self.changed.policies.extend(affected);
+    }
+}
+
+fn note_settling(settling: &Mutex<HashMap<WorkloadUid, Instant>>, before: &Mesh, updates: &[mesh::Update], now: Instant) {
+    let mut settling = settling.lock().unwrap_or_else(PoisonError::into_inner);
+    settling.retain(|_, changed| now.duration_since(*changed) < SETTLING);
+    for update in updates {
+        let mesh::Update::Workload(workload) = update else { continue };
+        let was = before.workload(&workload.uid).map_or(TunnelProtocol::None, |old| old.tunnel);
+        if was != workload.tunnel {
+            settling.insert(workload.uid.clone(), now);
         }
     }
 }

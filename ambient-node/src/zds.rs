@@ -267,7 +267,7 @@ async fn follow(
     let mut feed = Feed::new(source);
     while let Some(news) = feed.next().await {
         let changed = match news {
-            News::Batch(batch) => state.apply(batch, clock::steady()),
+            News::Batch(batch) => state.apply_in_turns(batch, clock::steady()).await,
             News::GraceIsOver => state.stop_waiting(),
         };
         let Some(now) = state.current() else { continue };

@@ -94,7 +94,13 @@ proptest! {
         for batch in batches {
             let before = mesh.clone();
             let count = (before.workloads().count(), before.services().count());
-            mesh = mesh.apply(batch.clone());
+            if batch.len() % 2 == 0 {
+                mesh = mesh.apply(batch.clone());
+            } else {
+                let (first, second) = batch.split_at(batch.len() / 2);
+                mesh.update(first.iter().cloned());
+                mesh.update(second.iter().cloned());
+            }
             prop_assert_eq!(count, (before.workloads().count(), before.services().count()), "an old snapshot has changed");
             for update in batch {
                 match update {

@@ -33,6 +33,42 @@ fn nothing_is_published_before_the_first_whole_state() {
     );
 }
 
+#[tokio::test]
+async fn a_large_batch_leaves_turns_to_others_and_is_seen_as_a_whole() {
+    let named = |n: usize| format!("c//Pod/shop/{n}");
+    let told = |n: usize| Change::Mesh(Update::Workload(Workload::new(&named(n), "shop", &n.to_string()).into()));
+    let knows = |state: &State, n: usize| state.current().unwrap().mesh.workload(&named(n).as_str().into()).is_some();
+    let (state, now) = (State::default(), clock::steady());
+    state.apply(batch(vec![told(0)], true), now);
+    let parts = 5;
+    let count = AT_ONCE * parts;
+    let (mut turns, mut applying) = (0, Box::pin(state.apply_in_turns(batch((1..=count).map(told).collect(), true), now)));
+    let changed = std::future::poll_fn(|context| {
+        let polled = applying.as_mut().poll(context);
+        if polled.is_pending() {
+            turns += 1;
+            // Whoever has this turn sees nothing of it, not even by a pod that comes meanwhile.
+            state.serve(named(0).as_str().into(), &"one".into());
+            state.serve(named(1).as_str().into(), &"two".into());
+            assert!(knows(&state, 0) && !knows(&state, 1) && !knows(&state, count), "turn {turns}");
+        }
+        polled
+    })
+    .await;
+    assert_eq!(turns, parts - 1);
+    let uids: Vec<WorkloadUid> = (1..=count).map(|n| named(n).as_str().into()).collect();
+    assert_eq!(changed.workloads, uids);
+    assert!(uids.iter().all(|uid| state.current().unwrap().mesh.workload(uid).is_some()));
+    for (pod, n) in [("one", 0), ("two", 1)] {
+        let published = state.current().unwrap();
+        let workload = published.mesh.workload_by_pod(&pod.into()).unwrap();
+        assert_eq!(workload.uid, named(n).as_str().into());
+    }
+    // And whoever comes after it is published at once.
+    state.serve(named(2).as_str().into(), &"three".into());
+    assert!(state.current().unwrap().mesh.workload_by_pod(&"three".into()).is_some());
+}
+
 #[test]
 fn what_is_too_old_to_go_by_is_published_no_more() {
     let state = State::default();
