@@ -35,6 +35,8 @@ const ASKING: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a connection does, whose pod has none that is valid (any more).
 const BRIEFLY: Duration = Duration::from_secs(10);
+/// How often it is looked whether there is room by now for what could not be kept.
+const FOR_ROOM: Duration = Duration::from_secs(2);
 /// Between two looks at the wall clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -101,6 +103,22 @@ struct Before {
     trust: Option<Arc<TrustBundles>>,
     /// The trust that was kept last.
     kept: Mutex<Option<Arc<TrustBundles>>>,
+    owed: Mutex<Owed>,
+}
+
+/// What a restart would lack, because the file system has refused it.
+#[derive(Debug, Default)]
+struct Owed {
+    identities: BTreeSet<Identity>,
+    trust: bool,
+    /// The last refusal.
+    why: String,
+}
+
+impl Owed {
+    fn is_empty(&self) -> bool {
+        self.identities.is_empty() && !self.trust
+    }
 }
 
 impl std::fmt::Debug for Certificates {
@@ -157,8 +175,46 @@ impl Certificates {
             return;
         }
         match before.keep.put_trust(&present) {
-            Ok(()) => *kept = Some(present),
-            Err(error) => tracing::warn!(%error, "the roots are not kept for a restart"),
+            Ok(()) => {
+                *kept = Some(present);
+                locked(&before.owed).trust = false;
+            }
+            Err(error) => {
+                let mut owed = locked(&before.owed);
+                owed.why = error.to_string();
+                if !std::mem::replace(&mut owed.trust, true) {
+                    tracing::warn!(%error, "the roots are not kept for a restart, until there is room for them");
+                }
+            }
+        }
+    }
+
+    /// How many certificates a restart would lack, whether the roots too, and why, where it would lack any.
+    pub(crate) fn unkept(&self) -> Option<(usize, bool, String)> {
+        let owed = locked(&self.before.as_ref()?.owed);
+        (!owed.is_empty()).then(|| (owed.identities.len(), owed.trust, owed.why.clone()))
+    }
+
+    /// Keeps what there was no room for, if there is by now.
+    fn keep_owed(&self) {
+        let Some(before) = &self.before else { return };
+        let (identities, trust) = {
+            let owed = locked(&before.owed);
+            (owed.identities.clone(), owed.trust)
+        };
+        for identity in identities {
+            // Held until it is written: whoever withdraws it meanwhile wipes it after that.
+            let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+            match present.get(&identity) {
+                Some(credential) => before.keep(credential),
+                None => drop(locked(&before.owed).identities.remove(&identity)),
+            }
+        }
+        if trust {
+            self.keep_trust();
+        }
+        if self.unkept().is_none() {
+            tracing::info!("what there was no room for is kept for a restart now");
         }
     }
 
@@ -253,7 +309,13 @@ impl Certificates {
         // What was being asked for when a former run ended is asked for again.
         self.asking().queue.restart();
         let mut requests = JoinSet::new();
+        let mut room_at = time::Instant::now() + FOR_ROOM;
         loop {
+            let owes = self.unkept().is_some();
+            if owes && time::Instant::now() >= room_at {
+                self.keep_owed();
+                room_at = time::Instant::now() + FOR_ROOM;
+            }
             while let Some(identity) = self.next() {
                 let of = self.clone();
                 requests.spawn(async move { of.request(identity).await });
@@ -262,6 +324,7 @@ impl Certificates {
             let wait = self.asking().queue.timeout(now()).unwrap_or(LONGEST_SLEEP);
             tokio::select! {
                 () = time::sleep(wait.min(LONGEST_SLEEP)) => {}
+                () = time::sleep_until(room_at), if owes => {}
                 () = self.changed.notified() => {}
                 Some(_) = requests.join_next() => {}
                 told = self.issuer.told() => self.hear(told),
@@ -472,6 +535,7 @@ impl Before {
             used: Mutex::default(),
             trust: loaded.trust.map(Arc::new),
             kept: Mutex::default(),
+            owed: Mutex::default(),
         }
     }
 
@@ -482,16 +546,26 @@ impl Before {
     }
 
     fn keep(&self, credential: &Credential) {
-        locked(&self.used).remove(&credential.identity);
-        if let Err(error) = self.keep.put(credential) {
-            // What is there of before would come back with the next start.
-            let _ = self.keep.remove(&credential.identity);
-            tracing::warn!(identity = %credential.identity, %error, "a certificate is not kept for a restart");
+        let identity = &credential.identity;
+        locked(&self.used).remove(identity);
+        let put = self.keep.put(credential);
+        let mut owed = locked(&self.owed);
+        match put {
+            Ok(()) => drop(owed.identities.remove(identity)),
+            Err(error) => {
+                // What is there of before would come back with the next start.
+                let _ = self.keep.remove(identity);
+                owed.why = error.to_string();
+                if owed.identities.insert(identity.clone()) {
+                    tracing::warn!(%identity, %error, "a certificate is not kept for a restart, until there is room for it");
+                }
+            }
         }
     }
 
     fn wipe(&self, identity: &Identity) {
         locked(&self.used).remove(identity);
+        locked(&self.owed).identities.remove(identity);
         if let Err(error) = self.keep.remove(identity) {
             tracing::error!(%identity, %error, "a key that is needed no more cannot be wiped");
         }

@@ -32,6 +32,7 @@ impl Readiness {
         }
         text.push_str(&lacking(&node.certificates.lacking()));
         text.push_str(&of_before(&node.certificates.of_before()));
+        text.push_str(&unkept(node.certificates.unkept()));
         (ready, text)
     }
 }
@@ -66,6 +67,23 @@ fn of_before(identities: &[(Identity, SystemTime)]) -> String {
     )
 }
 
+/// What a restart would lack, where it would lack anything.
+fn unkept(owed: Option<(usize, bool, String)>) -> String {
+    let Some((certificates, roots, why)) = owed else {
+        return String::new();
+    };
+    let count = match certificates {
+        0 => None,
+        1 => Some("1 certificate".to_owned()),
+        many => Some(format!("{many} certificates")),
+    };
+    let what: Vec<_> = count.into_iter().chain(roots.then(|| "the roots".into())).collect();
+    format!(
+        "not kept for a restart: {}, as {why}; it is tried again until that is done\n",
+        what.join(" and ")
+    )
+}
+
 /// Identities that are named.
 const NAMED: usize = 20;
 
@@ -84,6 +102,17 @@ mod tests {
             text.starts_with("2 served") && text.ends_with("ends at 2027-01-15T08:00:00Z\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_is_not_kept_is_told_of() {
+        assert_eq!(unkept(None), "");
+        let told = |certificates, roots| unkept(Some((certificates, roots, "no room".into())));
+        assert_eq!(
+            told(2, true),
+            "not kept for a restart: 2 certificates and the roots, as no room; it is tried again until that is done\n"
+        );
+        assert!(told(0, true).contains(": the roots, as") && told(1, false).contains(": 1 certificate, as"));
     }
 
     #[test]

@@ -18,6 +18,8 @@ mod handed_over;
 mod identities;
 #[path = "enrolment/judge.rs"]
 mod judge;
+#[path = "enrolment/kept.rs"]
+mod kept;
 #[path = "enrolment/needed.rs"]
 mod needed;
 #[path = "enrolment/peer.rs"]
@@ -59,6 +61,11 @@ fn main() -> ExitCode {
             (
                 "what_is_needed_is_asked_for_and_what_nobody_answers_is_refused",
                 needed::what_is_needed_is_asked_for_and_what_nobody_answers_is_refused,
+            ),
+            ("what_a_killed_node_keeps_is_whole", kept::what_a_killed_node_keeps_is_whole),
+            (
+                "a_disk_without_room_stops_nothing_and_is_told",
+                kept::a_disk_without_room_stops_nothing_and_is_told,
             ),
             (
                 "what_an_earlier_process_announced_is_known_from_control",

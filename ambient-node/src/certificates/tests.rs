@@ -429,4 +429,11 @@ async fn what_cannot_be_kept_is_served_all_the_same_and_nothing_old_comes_back()
     })
     .await;
     until(|| shelf.names().is_empty()).await;
+    let (count, roots, why) = certificates.unkept().unwrap();
+    assert_eq!((count, roots), (1, false));
+    assert!(why.contains("storage"), "{why}");
+    // Kept as soon as there is room, and not with the next certificate.
+    shelf.1.store(false, Ordering::Relaxed);
+    until(|| shelf.names() == [named("cart")]).await;
+    assert_eq!(certificates.unkept(), None);
 }

@@ -48,7 +48,7 @@ impl Ground {
     }
 
     /// The same, of nodes that live on `ambient control`, which runs on the first of them; with more flags for that, and for
-    /// the nodes.
+    /// the nodes, in which `{node}` stands for the node's name.
     pub(crate) fn on_control(world: &World, control: &[&str], more: &[&str]) -> Result<Self, Failure> {
         let mut ground = Self::without_nodes(world)?;
         ground.control_flags = control.iter().map(ToString::to_string).collect();
@@ -72,7 +72,8 @@ impl Ground {
                 "--auth-token",
                 &tokens[node],
             ];
-            flags.iter().chain(more).map(ToString::to_string).collect()
+            let more = more.iter().map(|flag| flag.replace("{node}", node));
+            flags.iter().map(ToString::to_string).chain(more).collect()
         })?;
         Ok(ground)
     }

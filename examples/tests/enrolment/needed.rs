@@ -177,7 +177,7 @@ fn explained(ground: &mut Ground, to: &str) -> Result<String, Failure> {
 }
 
 /// The name of who answers `front`; why nobody does, otherwise. More patient than the pods are with each other.
-fn call(ground: &Ground, to: SocketAddr) -> Result<Result<String, String>, Failure> {
+pub(crate) fn call(ground: &Ground, to: SocketAddr) -> Result<Result<String, String>, Failure> {
     let ask = move || -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
