@@ -86,6 +86,9 @@ pub struct Config {
     /// Whether a policy that cannot be read, and of which no good version is known, is let go as if it were not there; else
     /// everything in its scope is refused. Off by default.
     pub let_unreadable_policies_go: bool,
+    /// Whether tunnels are made with nobody who does not agree on keys by X25519MLKEM768, which quantum computers cannot undo;
+    /// else that is preferred. Off by default. How a control plane is spoken to is its source's and issuer's matter.
+    pub post_quantum_only: bool,
     /// Whether pods' IPv6 is captured.
     pub ipv6: bool,
     /// Whether what processes of the node's own namespace send to its pods reaches them under any policy, as the kubelet's
@@ -98,7 +101,8 @@ pub struct Config {
     /// Where the admin pages are served, in the node's own namespace; a loopback address. For 127.0.0.1 the same port of
     /// `::1` too, where there is one.
     pub admin: SocketAddr,
-    /// Threads that move bytes.
+    /// Threads that move bytes; by default a quarter of the cores, and two at least where there are as many: most of a machine is
+    /// its pods'.
     pub workers: usize,
     /// Connections that all pods may have open together; more are reset at once. Each takes two descriptors of the process.
     pub connections: usize,
@@ -167,12 +171,13 @@ impl Config {
             dns_capture: true,
             istio_exact: false,
             let_unreadable_policies_go: false,
+            post_quantum_only: false,
             ipv6: true,
             probes: true,
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),
             admin: SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), ambient_core::ports::ADMIN),
-            workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            workers: workers(std::thread::available_parallelism().map_or(2, std::num::NonZero::get)),
             connections: 100_000,
             connections_per_pod: 20_000,
             local_shortcut: false,
@@ -180,12 +185,28 @@ impl Config {
             connect_timeout: Duration::from_secs(10),
             keep_alive: KeepAlive::default(),
             share_ports: false,
-            pool_streams: 200,
+            pool_streams: 100,
             pool_idle: Duration::from_secs(300),
             drain: Duration::from_secs(5),
             existing_connections: ExistingConnections::default(),
             leave: Duration::from_secs(30),
             open_when_unproven: false,
         }
+    }
+}
+
+/// ztunnel's reckoning, but for a machine of one core.
+fn workers(cores: usize) -> usize {
+    cores.div_ceil(4).max(2).min(cores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_of_a_machine_is_its_pods() {
+        let counts = [1, 2, 3, 8, 9, 64].map(workers);
+        assert_eq!(counts, [1, 2, 2, 2, 3, 16]);
     }
 }

@@ -345,7 +345,10 @@ impl Node {
         let keep = keep(&config.keys, &config.node)?;
         let certificates = Certificates::keeping(issuer, keep);
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
-        let provider = Arc::new(ambient_tls::provider());
+        let provider = Arc::new(match config.post_quantum_only {
+            true => ambient_tls::post_quantum_provider(),
+            false => ambient_tls::provider(),
+        });
         // One for all: a CRL is read once, however many threads there are.
         let configs = Arc::new(Configs::new(provider.clone()));
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));

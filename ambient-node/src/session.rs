@@ -220,10 +220,14 @@ pub(crate) fn keep_alive(stream: &impl AsFd, how: &KeepAlive) -> io::Result<()> 
         socket.set_tcp_keepalive(&probes)?;
     }
     if how.user_timeout {
-        socket.set_tcp_user_timeout(Some(how.time + how.interval * how.retries))?;
+        let all = how.time.saturating_add(how.interval.saturating_mul(how.retries));
+        socket.set_tcp_user_timeout(Some(all.min(LONGEST)))?;
     }
     Ok(())
 }
+
+/// The kernel counts milliseconds, in 31 bits.
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
 #[cfg(test)]
 mod tests {
@@ -257,5 +261,12 @@ mod tests {
         let off = KeepAlive { enabled: false, ..other };
         let (on, .., timeout) = asked(&off);
         assert_eq!((on, timeout), (false, Some(Duration::from_secs(45))));
+        let longest = KeepAlive {
+            time: Duration::from_secs(32_767),
+            interval: Duration::from_secs(32_767),
+            retries: 127,
+            ..other
+        };
+        assert_eq!(asked(&longest), (true, [32_767, 32_767], 127, Some(LONGEST)));
     }
 }

@@ -62,6 +62,10 @@ const TESTS: &[Test] = &[
     ("a_new_policy_cuts_what_is_open", refusals::a_new_policy_cuts_what_is_open),
     ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
+    (
+        "without_post_quantum_keys_there_is_no_tunnel",
+        peers::without_post_quantum_keys_there_is_no_tunnel,
+    ),
     ("a_peer_that_is_revoked_is_cut", peers::a_peer_that_is_revoked_is_cut),
     (
         "a_peer_that_the_source_says_is_revoked_is_cut",

@@ -68,7 +68,7 @@ pub use error::{ChainError, PeerError, Revoked};
 pub use handshake::{Established, Handshake};
 pub use peer::{Peer, peer_id};
 #[cfg(feature = "aws-lc-rs")]
-pub use provider::provider;
+pub use provider::{post_quantum_provider, provider};
 pub use records::{Opened, Records, Sealed};
 pub use trust::{Trust, TrustFault};
 pub use verify::{Accepted, Role, Verifier};

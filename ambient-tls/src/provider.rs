@@ -21,3 +21,12 @@ pub fn provider() -> CryptoProvider {
         ..aws_lc_rs::default_provider()
     }
 }
+
+/// The same with the group X25519MLKEM768 alone: nobody is spoken to who does not agree on keys by it, which quantum computers
+/// cannot undo.
+pub fn post_quantum_provider() -> CryptoProvider {
+    CryptoProvider {
+        kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768],
+        ..provider()
+    }
+}

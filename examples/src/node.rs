@@ -51,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long, env = "NODE_NAME")]
     node: String,
     /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
-    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required_unless_present_any = ["control", "xds_address", "local_xds_path", "local_xds"])]
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR")]
     manifests: Option<PathBuf>,
     /// A file of workloads, services and policies in the form of ztunnel's, where state comes from; watched. In the
     /// place of --manifests.
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     #[arg(long, env = "LOCAL_XDS", value_name = "YAML", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     local_xds: Option<String>,
     /// A directory that is the certificate authority; made on first use, shared by every node of the mesh.
-    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required_unless_present_any = ["control", "ca_address", "spire_admin_socket", "spiffe_socket"])]
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
     ca_dir: Option<PathBuf>,
     #[command(flatten)]
     istiod: istiod::Istiod,
@@ -141,7 +141,7 @@ pub(crate) struct Args {
     preferred_service_namespace: Option<Arc<str>>,
     /// How long a certificate is valid; it is renewed at half of that. No authority of this project gives more than 24 hours, nor
     /// more than its own setting; where less is given than asked for, the log says so once.
-    #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::time)]
+    #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::patience)]
     secret_ttl: Duration,
     /// A file of revocations (CRLs, PEM or DER) for the trust domain of the mesh; watched. What `ambient control` or --ca-dir
     /// gives has its own.
@@ -165,6 +165,10 @@ pub(crate) struct Args {
     /// Leave pods' DNS alone: the same as --dns-capture false.
     #[arg(long)]
     no_dns_capture: bool,
+    /// What cryptography must be: `pqc` speaks with nobody, neither other nodes nor a control plane, who does not agree on keys by
+    /// X25519MLKEM768, which quantum computers cannot undo. Without it that is preferred.
+    #[arg(long, env = "COMPLIANCE_POLICY", value_name = "POLICY", value_parser = compliance)]
+    compliance_policy: Option<Compliance>,
     /// Whether pods' IPv6 is captured.
     #[arg(long, env = "IPV6_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     ipv6: bool,
@@ -177,8 +181,9 @@ pub(crate) struct Args {
     /// Where the admin pages are served, such as /config_dump: a loopback address.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
-    /// Threads that move bytes: a number, a share of the cores such as 50%, or 0 for as many as there are cores.
-    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", default_value = "0", value_parser = settings::workers)]
+    /// Threads that move bytes: a number, a share of the cores such as 50%, 0 for as many as there are cores, or auto: a quarter
+    /// of them, and two at least.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", default_value = settings::AUTO, value_parser = settings::workers)]
     workers: usize,
     /// How long open connections may go on after SIGTERM. If it is not given, five seconds; or, with
     /// --termination-grace-period, so much less than that as is left to end.
@@ -189,15 +194,16 @@ pub(crate) struct Args {
     #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "SECONDS")]
     termination_grace_period: Option<u64>,
     /// Whether the pods' ports are shared with another node proxy of the same user, so that a successor takes new connections
-    /// before this one has ended. Not for a node that enrols pods itself: two would contend for their rules.
-    #[arg(long, env = "INPOD_PORT_REUSE", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
-    share_ports: bool,
+    /// before this one has ended. By default so with --zds; not for a node that enrols pods itself, as two would contend for
+    /// their rules.
+    #[arg(long, env = "INPOD_PORT_REUSE", value_name = "BOOL", action = clap::ArgAction::Set)]
+    share_ports: Option<bool>,
     /// Whether an application that is told who speaks by a PROXY protocol header, as a waypoint may be, is reached on its pod's
     /// loopback address; else on the pod's own.
     #[arg(long, env = "LOCALHOST_APP_TUNNEL", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     localhost_app_tunnel: bool,
     /// How long connecting to an application or to another node's proxy may take.
-    #[arg(long, env = "AMBIENT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = settings::time)]
+    #[arg(long, env = "AMBIENT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = settings::patience)]
     connect_timeout: Duration,
     /// Connections that one pod may have open in one direction; and never more than a quarter of what the process may have.
     #[arg(long, env = "AMBIENT_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 20_000)]
@@ -206,19 +212,19 @@ pub(crate) struct Args {
     #[arg(long, env = "KEEPALIVE_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     keepalive: bool,
     /// After how long a silence.
-    #[arg(long, env = "KEEPALIVE_TIME", value_name = "TIME", default_value = "180s", value_parser = settings::time)]
+    #[arg(long, env = "KEEPALIVE_TIME", value_name = "TIME", default_value = "180s", value_parser = settings::kernel_seconds)]
     keepalive_time: Duration,
     /// How long after the question before.
-    #[arg(long, env = "KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "180s", value_parser = settings::time)]
+    #[arg(long, env = "KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "180s", value_parser = settings::kernel_seconds)]
     keepalive_interval: Duration,
     /// How many questions without an answer end it.
-    #[arg(long, env = "KEEPALIVE_RETRIES", value_name = "N", default_value_t = 9)]
+    #[arg(long, env = "KEEPALIVE_RETRIES", value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=127))]
     keepalive_retries: u32,
     /// Whether what was sent and is not acknowledged within the time of all questions ends a connection too.
     #[arg(long, env = "USER_TIMEOUT_ENABLED", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     user_timeout: bool,
     /// Streams that are opened in one tunnel, at most.
-    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "200")]
+    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "100")]
     pool_streams: NonZeroU32,
     /// A tunnel to a peer without a stream is closed after between once and twice this time.
     #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = settings::time)]
@@ -247,6 +253,22 @@ pub(crate) struct Selectors(pub(crate) Vec<Enablement>);
 
 pub(crate) fn enablement(text: &str) -> Result<Selectors, manifests::EnablementError> {
     manifests::read_enablement(text).map(Selectors)
+}
+
+/// What cryptography must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compliance {
+    /// As an empty text says, which an empty variable is.
+    Any,
+    PostQuantum,
+}
+
+fn compliance(text: &str) -> Result<Compliance, String> {
+    match text {
+        "" => Ok(Compliance::Any),
+        "pqc" => Ok(Compliance::PostQuantum),
+        other => Err(format!("pqc is the one policy that this program keeps to, and {other:?} is wanted")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -307,7 +329,8 @@ pub(crate) fn in_one_line(error: &anyhow::Error) -> String {
         })
 }
 
-fn run(args: Args) -> anyhow::Result<()> {
+fn run(mut args: Args) -> anyhow::Result<()> {
+    args.istiod.post_quantum_only = args.compliance_policy == Some(Compliance::PostQuantum);
     let format = match args.log_format {
         LogFormat::Text => log::Format::Text,
         LogFormat::Json => log::Format::Json,
@@ -316,7 +339,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     for warning in ztunnel::warnings(variables().iter().map(String::as_str), &known_variables()) {
         tracing::warn!("{warning}");
     }
-    let descriptors = raise_descriptor_limit();
+    let connections = connections_within(raise_descriptor_limit());
     let said = Said {
         trust_domain: args.trust_domain.clone(),
         trust_domain_aliases: args.trust_domain_aliases.clone(),
@@ -324,8 +347,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     };
     let mesh = Mesh::of(said, args.manifests.as_deref(), &args.istiod.cluster())?;
     let mut config = config(&args, &mesh)?;
-    // Two for each connection, and some for everything else.
-    config.connections = descriptors.saturating_sub(1024) / 2;
+    config.connections = connections;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -343,7 +365,8 @@ fn known_variables() -> Vec<String> {
     let command = Args::augment_args(clap::Command::new("node"));
     let names = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
     names
-        .chain(["PROXY_CONFIG", "INSTANCE_IP", "POD_NAME", "POD_NAMESPACE"].map(str::to_owned))
+        .chain(["INSTANCE_IP", "POD_NAME", "POD_NAMESPACE"].map(str::to_owned))
+        .chain(settings::OTHER_VARIABLES.map(str::to_owned))
         .collect()
 }
 
@@ -412,6 +435,10 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
         places.iter().filter(|given| **given).count() < 2,
         "certificates come from one place: leave out all but one of --ca-dir, --ca-address, and --spire-admin-socket or --spiffe-socket"
     );
+    anyhow::ensure!(
+        places.contains(&true) || args.istiod.gives_certificates(),
+        "nothing says where certificates come from: give --control, or one of --ca-dir, --ca-address, --spire-admin-socket and --spiffe-socket"
+    );
     let membership = args.istiod.membership(&config)?;
     let (source, announce) = source(&args, &config, &mesh, membership.as_ref()).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
@@ -454,6 +481,10 @@ async fn source(
         inline.is_some(),
         args.istiod.gives_state(),
     ];
+    anyhow::ensure!(
+        places.contains(&true),
+        "nothing says where state comes from: give one of --manifests, --control, --xds-address, --local-xds-path and --local-xds"
+    );
     anyhow::ensure!(
         places.iter().filter(|is| **is).count() == 1,
         "state comes from one place: --manifests, --local-xds-path, --local-xds, or --control or --xds-address"
@@ -536,10 +567,11 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.readiness = args.readiness;
     config.admin = args.admin;
     config.drain = args.drain.unwrap_or_else(|| drain_within(args.termination_grace_period));
+    config.post_quantum_only = args.istiod.post_quantum_only;
     config.ipv6 = args.ipv6;
     config.connect_timeout = args.connect_timeout;
     config.connections_per_pod = args.connections_per_pod;
-    config.share_ports = args.share_ports;
+    config.share_ports = args.share_ports.unwrap_or_else(|| args.zds.is_some());
     config.keep_alive = KeepAlive {
         enabled: args.keepalive,
         time: args.keepalive_time,
@@ -597,6 +629,19 @@ fn owned(directory: &Path, flag: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How many connections there may be with so many descriptors: two for each, and some are left for everything else.
+fn connections_within(descriptors: usize) -> usize {
+    let connections = (descriptors - 1024.min(descriptors / 2)) / 2;
+    if connections < FEW {
+        tracing::warn!(
+            descriptors,
+            connections,
+            "this process may have few files open, and takes no more connections than that allows, a pod a quarter of them: raise its limit (LimitNOFILE of systemd, ulimit -n)"
+        );
+    }
+    connections
+}
+
 /// Every connection is two descriptors: what the system allows is taken. Gives what the process may have now.
 pub(crate) fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
@@ -606,6 +651,9 @@ pub(crate) fn raise_descriptor_limit() -> usize {
     let present = getrlimit(Resource::Nofile).current;
     present.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX))
 }
+
+/// Of all pods together: with as many a busy node is short of them.
+const FEW: usize = 4_000;
 
 /// A start is over by then, as a rule.
 const START: Duration = Duration::from_secs(10);

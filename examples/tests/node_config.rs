@@ -64,6 +64,17 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(line(&all, "metrics"), "metrics: \"[::]:16020\"  # PROXY_CONFIG: statsPort");
     assert_eq!(line(&all, "admin"), "admin: \"127.0.0.1:15000\"  # default");
 
+    let limits = [("ZTUNNEL_RESOURCE_CPU_LIMIT", "2500m"), ("ZTUNNEL_RESOURCE_CPU_REQUEST", "100m")];
+    assert_eq!(
+        line(&printed(&["--node", "n"], &limits), "workers"),
+        "workers: 3  # ZTUNNEL_RESOURCE_CPU_LIMIT"
+    );
+    let all_of_them = [&environment[2..], &limits].concat();
+    assert_eq!(
+        line(&printed(&["--node", "n"], &all_of_them), "workers"),
+        "workers: 7  # PROXY_CONFIG: concurrency"
+    );
+
     // What is printed is a file that says the same.
     let again = self::file(scratch.path(), &all);
     let printed_again = printed(&["--config", &again], &[]);
@@ -117,6 +128,34 @@ fn what_istios_chart_starts_is_understood() {
             "termination-grace-period: 30  # TERMINATION_GRACE_PERIOD_SECONDS"
         );
     }
+    // Istiod is where ztunnel looks for it, unless something else is named.
+    let bare = |more: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        command
+            .args(["proxy", "ztunnel", "--print-config"])
+            .env_clear()
+            .env("NODE_NAME", "n");
+        let output = command.envs(more.iter().copied()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let both = |all: &str, address: &str, from: &str| {
+        for name in ["xds-address", "ca-address"] {
+            assert_eq!(line(all, name), format!("{name}: \"{address}\"  # {from}"));
+        }
+    };
+    both(&bare(&[]), "localhost:15012", "ztunnel's default");
+    let in_a_cluster = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+    both(&bare(&[in_a_cluster]), "istiod.istio-system.svc:15012", "ztunnel's default");
+    let told = ("PROXY_CONFIG", "{discoveryAddress: 'istiod-rev0.istio-system:15012'}");
+    both(
+        &bare(&[in_a_cluster, told]),
+        "istiod-rev0.istio-system:15012",
+        "PROXY_CONFIG: discoveryAddress",
+    );
+    let other = bare(&[in_a_cluster, ("LOCAL_XDS_PATH", "/mesh.yaml"), ("AMBIENT_CA_DIR", "/ca")]);
+    assert!(!other.contains("xds-address: ") && !other.contains("ca-address: "), "{other}");
+    assert!(!bare(&[("XDS_ADDRESS", "")]).contains("istiod"), "an empty one is none");
     // They are defaults: what is said otherwise counts.
     let other = run(&["proxy", "ztunnel", "--share-ports", "false"], &[("INPOD_UDS", "/run/zds.sock")]);
     assert_eq!(line(&other, "zds"), "zds: /run/zds.sock  # INPOD_UDS");
@@ -142,6 +181,20 @@ fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
         variable.contains("the environment variable IPV6_ENABLED: ") && variable.contains("true, false"),
         "{variable}"
     );
+    for (name, value, wanted) in [
+        ("KEEPALIVE_TIME", "10h", "32767"),
+        ("KEEPALIVE_INTERVAL", "0", "32767"),
+        ("KEEPALIVE_RETRIES", "128", "127"),
+        ("AMBIENT_CONNECT_TIMEOUT", "0s", "more than nothing"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "0", "zero"),
+        ("ZTUNNEL_WORKER_THREADS", "two", "such as 4"),
+    ] {
+        let variable = refused(&[], &[(name, value)]);
+        assert!(
+            variable.contains(&format!("the environment variable {name}: ")) && variable.contains(value) && variable.contains(wanted),
+            "{variable}"
+        );
+    }
     let path = file(scratch.path(), "drain: soon\n");
     let field = refused(&["--config", &path], &[]);
     assert!(
@@ -156,6 +209,69 @@ fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
     assert!(refused(&["--config", "/nowhere/node.yaml"], &[]).contains("/nowhere/node.yaml"));
     let port = refused(&[], &[("PROXY_CONFIG", "{statsPort: 99999}")]);
     assert!(port.contains("PROXY_CONFIG") && port.contains("statsPort"), "{port}");
+}
+
+/// The flags that say where state and certificates come from are in the file alone.
+#[test]
+fn a_file_says_all_that_is_needed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let said = |text: &str| {
+        let path = file(scratch.path(), text);
+        let output = node(&["--config", &path, "--no-dns-capture", "--netns-dir", "/"], &[]);
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let missing = scratch.path().join("no-such-directory");
+    let needed = format!("node: n\nmanifests: {0}\nca-dir: {0}\n", missing.display());
+    // As editors elsewhere write it: it is read, and the start gets as far as the manifests.
+    for text in [
+        needed.clone(),
+        needed.replace('\n', "\r\n"),
+        format!("\u{feff}{needed}"),
+        format!("---\n{needed}...\n"),
+    ] {
+        let said = said(&text);
+        assert!(said.contains("no-such-directory") && said.lines().count() == 1, "{said}");
+    }
+    let without = |what: &str| {
+        said(
+            &needed
+                .lines()
+                .filter(|line| !line.starts_with(what))
+                .map(|line| format!("{line}\n"))
+                .collect::<String>(),
+        )
+    };
+    let state = without("manifests");
+    assert!(
+        state.contains("nothing says where state comes from") && state.contains("--xds-address"),
+        "{state}"
+    );
+    let certificates = without("ca-dir");
+    assert!(
+        certificates.contains("nothing says where certificates come from") && certificates.contains("--ca-dir"),
+        "{certificates}"
+    );
+    let twice = said(&format!("{needed}node: m\n"));
+    assert!(
+        twice.contains("node.yaml") && twice.contains("node") && twice.contains("line 4"),
+        "{twice}"
+    );
+    let both = said(&format!("{needed}xds-address: istiod:15012\n"));
+    assert!(both.contains("state comes from one place"), "{both}");
+}
+
+#[test]
+fn a_policy_for_cryptography_that_is_not_kept_to_ends_the_start() {
+    let fips = refused(&[], &[("COMPLIANCE_POLICY", "fips-140-2")]);
+    assert!(
+        fips.contains("COMPLIANCE_POLICY") && fips.contains("fips-140-2") && fips.contains("pqc"),
+        "{fips}"
+    );
+    for policy in ["pqc", ""] {
+        let said = refused(&[], &[("COMPLIANCE_POLICY", policy)]);
+        assert!(said.contains("/nowhere") && !said.contains("COMPLIANCE_POLICY"), "{said}");
+    }
 }
 
 #[test]

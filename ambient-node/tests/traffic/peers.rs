@@ -16,13 +16,14 @@ use ambient_control::{
 use ambient_core::{Authority, Credential, Credentials, Identity, TrustBundles, TrustDomain, ports};
 use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Speaker, Stream};
 use ambient_testkit::{World, ca::Ca, harness::Outcome};
+use rustls::{NamedGroup, crypto::CryptoProvider};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
 
-use crate::mesh::{Family, LABELLED, Mesh, PATIENCE, until};
+use crate::mesh::{Family, LABELLED, Mesh, PATIENCE, Way, until};
 
 /// Refuses one port of a pod.
 const NOT_THIS_PORT: &str = "
@@ -105,6 +106,37 @@ pub(crate) fn peers_of_another_ca_are_refused(world: &World) -> Outcome {
     Ok(())
 }
 
+/// A node that keeps to such keys alone serves its own pods and peers that have them, and nobody else.
+pub(crate) fn without_post_quantum_keys_there_is_no_tunnel(world: &World) -> Outcome {
+    let mesh = Mesh::start_with(world, |config| config.post_quantum_only = true)?;
+    mesh.open(Way::Tunnel, Family::V4).converse()?;
+    let listener = mesh.b.listen(Family::V4);
+    let of_old = || {
+        let all = ambient_tls::provider();
+        let classical = all
+            .kx_groups
+            .iter()
+            .copied()
+            .filter(|group| group.name() != NamedGroup::X25519MLKEM768);
+        CryptoProvider {
+            kx_groups: classical.collect(),
+            ..all.clone()
+        }
+    };
+    assert_eq!(of_old().kx_groups.len(), 3);
+    for (provider, answer) in [(of_old(), None), (ambient_tls::provider(), Some(200)), (of_old(), None)] {
+        let peer = Peer::with(&mesh, provider)?;
+        let answered = peer.answer(&mesh, mesh.b.v4, listener.address());
+        assert_eq!(answered.as_ref().ok().copied(), answer, "{answered:?}");
+        match answer {
+            Some(_) => drop(listener.accept()),
+            None => assert!(matches!(answered, Err(ConnectError::Handshake { .. })), "{answered:?}"),
+        }
+    }
+    assert!(listener.is_lonely());
+    Ok(())
+}
+
 /// Live connections with a peer end when it is revoked, and it gets no new ones; whoever else there is does not notice.
 pub(crate) fn a_peer_that_is_revoked_is_cut(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
@@ -180,12 +212,20 @@ impl Peer {
     }
 
     fn named(mesh: &Mesh, account: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::made(mesh, account, ambient_tls::provider())
+    }
+
+    fn with(mesh: &Mesh, provider: CryptoProvider) -> Result<Self, Box<dyn std::error::Error>> {
+        Self::made(mesh, "peer", provider)
+    }
+
+    fn made(mesh: &Mesh, account: &str, provider: CryptoProvider) -> Result<Self, Box<dyn std::error::Error>> {
         let runtime = runtime()?;
         let domain = TrustDomain::default();
         let identity = Identity::new(&domain, "elsewhere", account)?;
         let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
         let credential = runtime.block_on(ca.issue(&identity))?;
-        Self::new(runtime, credential, ca.trust())
+        Self::new(runtime, credential, ca.trust(), provider)
     }
 
     /// It trusts the mesh, and the mesh does not trust it, whatever it calls itself.
@@ -193,18 +233,19 @@ impl Peer {
         let domain = TrustDomain::default();
         let credential = Ca::new(&domain)?.issue(&Identity::new(&domain, LABELLED, "a")?)?;
         let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
-        Self::new(runtime()?, credential.into(), ca.trust())
+        Self::new(runtime()?, credential.into(), ca.trust(), ambient_tls::provider())
     }
 
     fn new(
         runtime: tokio::runtime::Runtime,
         credential: Arc<Credential>,
         trust: Arc<TrustBundles>,
+        provider: CryptoProvider,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let speaker = Speaker::new("peer", credential.identity.clone());
         let held = Held(HashMap::from([(credential.identity.clone(), credential)]), trust);
         let guard = runtime.enter();
-        let pool = Pool::builder(Arc::new(Tcp), Arc::new(held), Arc::new(ambient_tls::provider())).build();
+        let pool = Pool::builder(Arc::new(Tcp), Arc::new(held), Arc::new(provider)).build();
         drop(guard);
         Ok(Self {
             pool,

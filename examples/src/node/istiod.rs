@@ -67,6 +67,9 @@ pub(super) struct Istiod {
     /// What was read of the files that these name.
     #[arg(skip)]
     files: Files,
+    /// Whether it is spoken to by X25519MLKEM768 alone.
+    #[arg(skip)]
+    pub(super) post_quantum_only: bool,
 }
 
 impl Istiod {
@@ -78,6 +81,11 @@ impl Istiod {
     /// Whether an authority is named that gives certificates and nothing else.
     pub(super) fn names_an_authority(&self) -> bool {
         self.ca_address.as_deref().is_some_and(|address| !address.is_empty())
+    }
+
+    /// Whether certificates come from there, unless somebody else is named.
+    pub(super) fn gives_certificates(&self) -> bool {
+        self.certificate_address().is_some()
     }
 
     /// The cluster that this node belongs to.
@@ -191,13 +199,17 @@ impl Istiod {
             pem if pem.contains("-----BEGIN") => Roots::Pem(pem.into()),
             file => Roots::File(file.into()),
         };
+        let provider = match self.post_quantum_only {
+            true => ambient_tls::post_quantum_provider(),
+            false => ambient_tls::provider(),
+        };
         let endpoint = Endpoint {
             roots,
             token,
             cluster: self.cluster_id.clone(),
             headers: prefixed(headers),
             files: self.files.clone(),
-            ..Endpoint::new(address, Arc::new(ambient_tls::provider()))
+            ..Endpoint::new(address, Arc::new(provider))
         };
         endpoint.check()?;
         Ok(endpoint)

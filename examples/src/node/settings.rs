@@ -15,6 +15,11 @@ use serde_json::Value;
 const FILE_VARIABLE: &str = "AMBIENT_CONFIG";
 /// Istio's: YAML with `concurrency`, `proxyAdminPort` and so on.
 const PROXY_CONFIG: &str = "PROXY_CONFIG";
+/// How much of the processors the container is given, as Kubernetes writes it.
+const CPU_LIMIT: &str = "ZTUNNEL_RESOURCE_CPU_LIMIT";
+const CPU_REQUEST: &str = "ZTUNNEL_RESOURCE_CPU_REQUEST";
+/// What is read besides the variables of flags.
+pub(crate) const OTHER_VARIABLES: [&str; 3] = [PROXY_CONFIG, CPU_LIMIT, CPU_REQUEST];
 /// Not settings themselves.
 const NOT_SETTINGS: [&str; 3] = ["config", "print-config", "help"];
 
@@ -53,11 +58,13 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
             settings: Vec::new(),
         });
     }
+    let node = command.find_subcommand("node").cloned().unwrap_or_default();
     let mut found = files(&arguments).map_err(|error| Wrong::Text(format!("{error:#}")))?;
     if is_proxy {
-        found.extend(OF_PROXY.map(|(name, value)| (name.to_owned(), value.to_owned(), "ztunnel's default".to_owned())));
+        let said = |name: &&str| is_said(&node, &arguments, &found, name);
+        let of_proxy = of_proxy(said, &istiod());
+        found.extend(of_proxy);
     }
-    let node = command.find_subcommand("node").cloned().unwrap_or_default();
     let mut defaults: BTreeMap<String, (String, String)> = BTreeMap::new();
     for (name, value, from) in found {
         let known = node.get_arguments().any(|arg| arg.get_long() == Some(&name));
@@ -90,7 +97,53 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
 }
 
 /// What a node is otherwise that is started as ztunnel is: the rest of its settings are in ztunnel's own variables.
-const OF_PROXY: [(&str, &str); 2] = [("zds", "/var/run/ztunnel/ztunnel.sock"), ("share-ports", "true")];
+fn of_proxy(is_said: impl Fn(&&str) -> bool, istiod: &(String, String)) -> Vec<(String, String, String)> {
+    let fixed = [("zds", "/var/run/ztunnel/ztunnel.sock"), ("share-ports", "true")];
+    let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned(), "ztunnel's default".to_owned()));
+    // Whoever says nothing else means istiod.
+    let istiods = [("xds-address", &STATE[..]), ("ca-address", &CERTIFICATES[..])]
+        .into_iter()
+        .filter(|(_, sources)| !sources.iter().any(&is_said))
+        .map(|(name, _)| (name.to_owned(), istiod.0.clone(), istiod.1.clone()));
+    fixed.into_iter().chain(istiods).collect()
+}
+
+/// Where istiod is, as ztunnel takes it, and who says so.
+fn istiod() -> (String, String) {
+    let of_proxy_config = std::env::var(PROXY_CONFIG).ok().and_then(|text| {
+        let fields: BTreeMap<String, Value> = serde_saphyr::from_str(&text).ok()?;
+        let address = fields.get("discoveryAddress")?.as_str()?.to_owned();
+        Some((address, format!("{PROXY_CONFIG}: discoveryAddress")))
+    });
+    let host = match std::env::var_os("KUBERNETES_SERVICE_HOST") {
+        Some(_) => "istiod.istio-system.svc",
+        None => "localhost",
+    };
+    of_proxy_config.unwrap_or_else(|| (format!("{host}:15012"), "ztunnel's default".to_owned()))
+}
+
+/// Each names where state comes from.
+const STATE: [&str; 5] = ["control", "manifests", "local-xds-path", "local-xds", "xds-address"];
+/// Each names where certificates come from.
+const CERTIFICATES: [&str; 5] = ["control", "ca-dir", "spire-admin-socket", "spiffe-socket", "ca-address"];
+
+/// Whether a flag, a variable or a file says something of a setting.
+fn is_said(node: &Command, arguments: &[OsString], found: &[(String, String, String)], name: &str) -> bool {
+    let by_variable = node.get_arguments().any(|arg| {
+        let of_it = arg.get_long() == Some(name);
+        of_it && arg.get_env().is_some_and(|variable| std::env::var_os(variable).is_some())
+    });
+    by_variable || is_flag(arguments, name) || found.iter().any(|(of, ..)| of == name)
+}
+
+/// Whether a flag stands on the command line.
+fn is_flag(arguments: &[OsString], name: &str) -> bool {
+    let flag = format!("--{name}");
+    arguments.iter().any(|argument| {
+        let argument = argument.to_string_lossy();
+        argument == flag || argument.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('='))
+    })
+}
 
 /// Istio's charts start their node proxy with the arguments `proxy ztunnel`, of which the second is a name; whether it was so.
 fn as_node(arguments: &mut Vec<OsString>) -> bool {
@@ -173,16 +226,11 @@ fn named(error: clap::Error, node: &Command, arguments: &[OsString], defaults: &
         .unwrap_or_default()
         .trim_start_matches("--")
         .to_owned();
-    let flag = format!("--{name}");
-    let is_flag = |argument: &OsString| {
-        let argument = argument.to_string_lossy();
-        argument == flag || argument.starts_with(&format!("{flag}="))
-    };
     let variable = node.get_arguments().find(|arg| arg.get_long() == Some(&name)).and_then(|arg| {
         let variable = arg.get_env()?.to_string_lossy().into_owned();
         std::env::var_os(&variable).map(|_| variable)
     });
-    let from = match (arguments.iter().any(is_flag), variable, defaults.get(&name)) {
+    let from = match (is_flag(arguments, &name), variable, defaults.get(&name)) {
         (true, ..) => return Wrong::Clap(error),
         (false, Some(variable), _) => format!("the environment variable {variable}"),
         (false, None, Some((_, from))) => from.clone(),
@@ -212,12 +260,45 @@ fn files(arguments: &[OsString]) -> anyhow::Result<Vec<(String, String, String)>
     if let Ok(text) = std::env::var(PROXY_CONFIG) {
         found.extend(of_proxy_config(&text).with_context(|| format!("the environment variable {PROXY_CONFIG}"))?);
     }
+    let quantity = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    found.extend(of_share(quantity(CPU_LIMIT), quantity(CPU_REQUEST))?);
     Ok(found)
+}
+
+/// As many threads as the container's share of the cores, where it has one: all of its limit, at least its request.
+fn of_share(limit: Option<String>, request: Option<String>) -> anyhow::Result<Option<(String, String, String)>> {
+    let read = |name: &str, text: Option<String>| {
+        let cores = |text: String| {
+            cores(&text).with_context(|| format!("the environment variable {name}: {text:?} is no quantity of CPU, such as 2 or 500m"))
+        };
+        text.map(cores).transpose()
+    };
+    let (limit, request) = (read(CPU_LIMIT, limit)?, read(CPU_REQUEST, request)?.unwrap_or(0));
+    let (count, from) = match limit {
+        Some(limit) => (limit.max(request), CPU_LIMIT),
+        None if request > auto_workers() => (request, CPU_REQUEST),
+        None => return Ok(None),
+    };
+    Ok(Some(("workers".to_owned(), count.max(1).to_string(), from.to_owned())))
+}
+
+/// Whole cores, of a quantity of Kubernetes'.
+fn cores(text: &str) -> Option<usize> {
+    let (number, per_core) = match text.strip_suffix('m') {
+        Some(thousandths) => (thousandths, 1000.0),
+        None => (text, 1.0),
+    };
+    let is_plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let cores = number.parse::<f64>().ok().filter(|_| is_plain)? / per_core;
+    // Nobody has more, and nothing is cut off below that.
+    (cores <= 1024.0).then_some(cores.ceil() as usize)
 }
 
 fn of_file(path: &Path) -> anyhow::Result<Vec<(String, String, String)>> {
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
+    // Some editors begin a file with a mark of its encoding.
+    let text = text.trim_start_matches('\u{feff}');
     let fields: BTreeMap<String, Value> = match text.trim() {
         "" => BTreeMap::new(),
         text => serde_saphyr::from_str(text).with_context(|| format!("{shown} is no YAML map of settings"))?,
@@ -292,9 +373,40 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     Ok(sum)
 }
 
-/// Threads: `N`, a share of the cores as `P%`, or 0 for as many as there are cores.
+/// A time that is waited for: none at all would be no time to do anything in.
+pub(crate) fn patience(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    match time.is_zero() {
+        true => Err(format!("a time of more than nothing is wanted, and not {text:?}")),
+        false => Ok(time),
+    }
+}
+
+/// A time that the kernel counts in seconds: tcp(7) takes from 1 to 32,767.
+pub(crate) fn kernel_seconds(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    match (1..=32_767).contains(&time.as_secs()) && time.subsec_nanos() == 0 {
+        true => Ok(time),
+        false => Err(format!(
+            "whole seconds from 1 to 32767 are wanted, which is what the kernel takes, and not {text:?}"
+        )),
+    }
+}
+
+/// As ztunnel reckons: most of a machine is its pods'.
+pub(crate) const AUTO: &str = "auto";
+
+fn auto_workers() -> usize {
+    ambient_node::Config::new("", "").workers
+}
+
+/// Threads: `N`, a share of the cores as `P%`, 0 for as many as there are cores, or `auto`.
 pub(crate) fn workers(text: &str) -> Result<usize, String> {
-    let wanted = || format!("a number of threads or a share of the cores is wanted, such as 4, 50% or 0 for all cores, and not {text:?}");
+    let wanted =
+        || format!("a number of threads or a share of the cores is wanted, such as 4, 50%, 0 for all cores or auto, and not {text:?}");
+    if text.trim() == AUTO {
+        return Ok(auto_workers());
+    }
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let count = match text.trim().strip_suffix('%') {
         Some(share) => {
@@ -328,15 +440,66 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_kept_to_is_refused() {
+        assert_eq!(patience("1ms"), Ok(Duration::from_millis(1)));
+        assert!(patience("0").unwrap_err().contains("\"0\""));
+        assert_eq!(kernel_seconds("9h").map(|time| time.as_secs()), Ok(32_400));
+        for text in ["0", "32768", "10h", "1500ms", "soon"] {
+            assert!(kernel_seconds(text).unwrap_err().contains(text), "{text}");
+        }
+    }
+
+    #[test]
     fn threads_are_a_number_or_a_share() {
         let cores = std::thread::available_parallelism().unwrap().get();
         assert_eq!(workers("3"), Ok(3));
         assert_eq!(workers("0"), Ok(cores));
         assert_eq!(workers("100%"), Ok(cores));
         assert_eq!(workers("1%"), Ok(1));
+        assert_eq!(workers("auto"), Ok(cores.div_ceil(4).max(2).min(cores)));
         for text in ["", "%", "0%", "-1", "two", "1025"] {
             assert!(workers(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_containers_share_of_the_processors_says_how_many_threads() {
+        let threads = |limit: Option<&str>, request: Option<&str>| {
+            let found = of_share(limit.map(str::to_owned), request.map(str::to_owned));
+            found.map(|found| found.map(|(name, value, from)| (name, value.parse::<usize>().unwrap(), from)))
+        };
+        let of = |count, from: &str| Some(("workers".to_owned(), count, from.to_owned()));
+        assert_eq!(threads(None, None).unwrap(), None);
+        assert_eq!(threads(Some("3"), None).unwrap(), of(3, CPU_LIMIT));
+        assert_eq!(threads(Some("1500m"), Some("100m")).unwrap(), of(2, CPU_LIMIT));
+        assert_eq!(
+            threads(Some("1"), Some("2.5")).unwrap(),
+            of(3, CPU_LIMIT),
+            "what was asked for is had"
+        );
+        assert_eq!(threads(Some("0"), None).unwrap(), of(1, CPU_LIMIT));
+        assert_eq!(threads(None, Some("100m")).unwrap(), None, "less than is taken anyhow");
+        assert_eq!(threads(None, Some("999")).unwrap(), of(999, CPU_REQUEST));
+        for (limit, request, named) in [
+            (Some("two"), None, CPU_LIMIT),
+            (None, Some("-1"), CPU_REQUEST),
+            (Some("1e9"), None, CPU_LIMIT),
+        ] {
+            let why = threads(limit, request).unwrap_err().to_string();
+            assert!(why.contains(named) && why.contains("500m"), "{why}");
+        }
+    }
+
+    #[test]
+    fn who_says_nothing_else_means_istiod() {
+        let names = |said: &[&str]| -> Vec<String> {
+            let all = of_proxy(|name| said.iter().any(|said| said == name), &("istiod:15012".into(), "x".into()));
+            all.into_iter().skip(2).map(|(name, value, _)| format!("{name}={value}")).collect()
+        };
+        assert_eq!(names(&[]), ["xds-address=istiod:15012", "ca-address=istiod:15012"]);
+        assert_eq!(names(&["local-xds-path"]), ["ca-address=istiod:15012"]);
+        assert_eq!(names(&["xds-address", "spire-admin-socket"]), [""; 0]);
+        assert_eq!(names(&["control"]), [""; 0]);
     }
 
     #[test]

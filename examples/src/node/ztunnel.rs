@@ -2,7 +2,7 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 22] = [
+const WITHOUT_EFFECT: [(&str, &str); 19] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("INPOD_ENABLED", "pods are always served in their own network namespaces"),
@@ -10,9 +10,7 @@ const WITHOUT_EFFECT: [(&str, &str); 22] = [
     ("NETWORK", "a pod's network is what the mesh's state says of it"),
     ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
     ("FAKE_CA", "--ca-dir is an authority that makes itself"),
-    ("ZTUNNEL_CPU_LIMIT", THREADS),
-    ("ZTUNNEL_RESOURCE_CPU_LIMIT", THREADS),
-    ("ZTUNNEL_RESOURCE_CPU_REQUEST", THREADS),
+    ("ZTUNNEL_CPU_LIMIT", "the system says how many cores this process may use"),
     ("HTTP2_STREAM_WINDOW_SIZE", WINDOWS),
     ("HTTP2_CONNECTION_WINDOW_SIZE", WINDOWS),
     ("HTTP2_FRAME_SIZE", WINDOWS),
@@ -29,14 +27,9 @@ const WITHOUT_EFFECT: [(&str, &str); 22] = [
         "AUTHZ_POLICY_INFO_LOGGING",
         "a refusal is in the access log with its policy; RUST_LOG sets the level of all else",
     ),
-    (
-        "COMPLIANCE_POLICY",
-        "X25519MLKEM768 is preferred where the peer has it, and not enforced",
-    ),
     ("TLS12_ENABLED", "TLS 1.3 is spoken alone"),
 ];
 
-const THREADS: &str = "threads are those of ZTUNNEL_WORKER_THREADS, else as many as there are cores";
 const WINDOWS: &str = "windows begin at 256 KiB and grow as a stream is read, within one budget";
 const OWN_POD: &str = "the node proxy is no workload of the mesh itself";
 
