@@ -81,11 +81,21 @@ impl Running {
     /// # Cancel safety
     /// Dropping the future has the node drain.
     pub async fn join(mut self) -> Result<(), RunError> {
+        self.ended().await
+    }
+
+    /// The same, of one that may have to be told something still. Once it has ended, that it has ended is all that is said again.
+    ///
+    /// # Errors
+    /// When a part of the node has failed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ended(&mut self) -> Result<(), RunError> {
         let Some(task) = &mut self.task else { return Ok(()) };
-        match task.await {
-            Ok(ran) => ran,
-            Err(error) => Err(RunError::of(Some(error))),
-        }
+        let ran = task.await;
+        self.task = None;
+        ran.unwrap_or_else(|error| Err(RunError::of(Some(error))))
     }
 }
 

@@ -25,7 +25,7 @@ use ambient_node::{
 use ambient_redirect::Announce;
 use anyhow::Context as _;
 use clap::Args as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cluster_local::ClusterLocal;
 
@@ -371,34 +371,53 @@ fn known_variables() -> Vec<String> {
 }
 
 async fn serve(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     // From the first moment on, and also while the start takes long.
-    let mut told = tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        (terminate, interrupt)
-    });
+    let mut signals = Signals::listen()?;
     let node = tokio::select! {
         node = start(args, config, mesh) => node?,
-        _ = &mut told => anyhow::bail!("told to stop before it had started"),
+        signal = signals.next() => anyhow::bail!("told to stop by {signal} before it had started"),
     };
     tokio::spawn(keep_little_mapped());
-    node.run(async move {
-        let Ok((mut terminate, mut interrupt)) = told.await else { return };
-        // Who asks twice does not want to wait for open connections.
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            std::process::exit(1);
-        });
-    })
-    .await?;
-    Ok(())
+    let mut running = node.spawn();
+    tokio::select! {
+        ended = running.ended() => return Ok(ended?),
+        _ = signals.next() => running.drain(),
+    }
+    tokio::select! {
+        ended = running.ended() => return Ok(ended?),
+        signal = signals.next() => {
+            // Who asks twice does not want to wait for open connections.
+            tracing::warn!(signal, "told to stop once more: what is open is reset now");
+            running.shutdown();
+        }
+    }
+    tokio::select! {
+        ended = running.ended() => Ok(ended?),
+        _ = signals.next() => std::process::exit(1),
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+        })
+    }
+
+    /// Waits for one of them, and gives its name. Cancel safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// Most of the binary that is in memory was looked at once, by the start, or by what happens seldom.

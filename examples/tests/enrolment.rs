@@ -8,6 +8,8 @@
 
 #[path = "enrolment/asked.rs"]
 mod asked;
+#[path = "enrolment/attacks.rs"]
+mod attacks;
 #[path = "enrolment/chaos.rs"]
 mod chaos;
 #[path = "enrolment/ground.rs"]
@@ -66,6 +68,21 @@ fn main() -> ExitCode {
             (
                 "a_disk_without_room_stops_nothing_and_is_told",
                 kept::a_disk_without_room_stops_nothing_and_is_told,
+            ),
+            ("a_node_that_is_told_twice_ends_now", attacks::a_node_that_is_told_twice_ends_now),
+            ("a_start_is_ended_at_any_moment", attacks::a_start_is_ended_at_any_moment),
+            (
+                "a_second_process_says_that_there_is_one",
+                attacks::a_second_process_says_that_there_is_one,
+            ),
+            (
+                "a_mesh_that_vanishes_is_gone_by_until_it_is_back",
+                attacks::a_mesh_that_vanishes_is_gone_by_until_it_is_back,
+            ),
+            ("without_a_log_everything_goes_on", attacks::without_a_log_everything_goes_on),
+            (
+                "with_few_descriptors_it_says_so_and_never_spins",
+                attacks::with_few_descriptors_it_says_so_and_never_spins,
             ),
             (
                 "what_an_earlier_process_announced_is_known_from_control",

@@ -36,6 +36,12 @@ impl Site for Context {
             about: "not built in: see its answer",
             answer: no_profiles,
         },
+        Route {
+            path: "/debug/pprof/heap/profiling",
+            takes: Takes::Both,
+            about: "not built in: see its answer",
+            answer: no_profiles,
+        },
     ];
     const METRICS: &'static [Route<Self>] = &metrics(probes::metrics);
     const READINESS: &'static [Route<Self>] = &[ready(probes::readiness)];

@@ -141,12 +141,25 @@ impl Ground {
 
     /// Starts the process of a node.
     pub(crate) fn start(&mut self, node: &str) -> Result<(), Failure> {
-        let program = Program::new(AMBIENT)
-            .args(["node", "--log", "info", "--log-format", "text", "--node", node, "--leave", "1"])
-            .arg("--netns-dir")
-            .arg(&self.netns)
-            .args(&self.sources[node]);
+        let program = Program::new(AMBIENT).args(self.arguments(node));
         Ok(self.cluster.node(node)?.start(program)?)
+    }
+
+    /// The same from a line for a shell, in which `"$0" "$@"` is the command.
+    pub(crate) fn start_by(&mut self, node: &str, line: &str) -> Result<(), Failure> {
+        let program = Program::new("sh").args(["-c", line, AMBIENT]).args(self.arguments(node));
+        Ok(self.cluster.node(node)?.start(program)?)
+    }
+
+    /// What the process of a node is started with.
+    pub(crate) fn arguments(&self, node: &str) -> Vec<String> {
+        let own = ["node", "--log", "info", "--log-format", "text", "--node", node, "--leave", "1"];
+        let netns = ["--netns-dir".to_owned(), path(&self.netns)];
+        own.into_iter()
+            .map(str::to_owned)
+            .chain(netns)
+            .chain(self.sources[node].iter().cloned())
+            .collect()
     }
 
     /// Waits until a node's process says that it is ready.
