@@ -46,7 +46,7 @@ mod redirected;
 mod routing;
 mod socket;
 
-pub use conntrack::{Conntrack, Entry, Refused, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked};
+pub use conntrack::{Conntrack, Entry, KnownBy, Refused, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked};
 pub use diag::{Connection, Listener, Progress, Sockets, Transport};
 pub use error::Error;
 pub use events::{Events, Notice};

@@ -25,6 +25,7 @@ use ambient_redirect::{
     Config, ExistingConnections, PodSpec,
     linux::Netns,
     netlink::{Batch, Conntrack, Family, Nftables},
+    plan::KEPT_MARK,
     pods::{Direction, PodState, State},
 };
 use ambient_testkit::{
@@ -42,6 +43,14 @@ fn main() -> ExitCode {
         ("what_is_open_is_closed_if_asked", what_is_open_is_closed_if_asked),
         ("what_was_kept_can_be_closed", what_was_kept_can_be_closed),
         ("what_was_kept_outlives_the_process", what_was_kept_outlives_the_process),
+        (
+            "what_came_to_a_listener_that_is_closed_came_in",
+            what_came_to_a_listener_that_is_closed_came_in,
+        ),
+        (
+            "what_a_pod_hears_while_it_joins_it_has_asked_for",
+            what_a_pod_hears_while_it_joins_it_has_asked_for,
+        ),
         (
             "nobody_is_refused_while_a_pod_joins_and_leaves",
             nobody_is_refused_while_a_pod_joins_and_leaves,
@@ -201,6 +210,90 @@ fn what_was_kept_outlives_the_process(world: &World) -> Outcome {
         for pair in &mut idle {
             pair.converse().unwrap_or_else(|e| panic!("{pair:?}: {e}"));
         }
+        running.stop().await;
+    })
+}
+
+/// Whoever could choose the port he comes from, or has the server close its listener, is told from whom the pod has called, and can
+/// be closed.
+fn what_came_to_a_listener_that_is_closed_came_in(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    echo(&node.netns);
+    pod.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "45000").unwrap())?;
+    let called = pod.run(|| Pair::open("10.0.0.1:8081".parse().unwrap(), false).unwrap())?;
+    let mut came = Vec::new();
+    for (to, from) in [
+        ("10.0.0.2:9090", 0),
+        ("[fd00::2]:9090", 0),
+        // As if it were a server.
+        ("10.0.0.2:9091", 443),
+        ("[fd00::2]:9091", 443),
+        // Among the ports of clients, and kept for servers.
+        ("10.0.0.2:45000", 0),
+    ] {
+        let (listener, ends) = peers::come(&node.netns, &pod, to, from);
+        drop(listener);
+        came.push(ends);
+    }
+    // One that clients may be given is known by its listener, and then remembered.
+    let (listener, ends) = peers::come(&node.netns, &pod, "10.0.0.2:46000", 0);
+    came.push(ends);
+    node.run(async {
+        let log = Log::default();
+        let mut running = Running::start(node.config(), &log);
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        drop(listener);
+        running.kill().await;
+        let mut running = Running::start(node.config(), &log);
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        let kept = running.states.borrow()[0].kept.clone();
+        let way = |pair: &Pair| {
+            kept.iter()
+                .find(|k| (k.local, k.remote) == (pair.pods, pair.others))
+                .map(|k| k.direction)
+        };
+        assert_eq!(way(&called), Some(Direction::Outbound));
+        for pair in &came {
+            assert_eq!(way(pair), Some(Direction::Inbound), "{pair:?}");
+        }
+        let inbound: Vec<_> = kept.iter().filter(|k| k.direction == Direction::Inbound).cloned().collect();
+        assert_eq!(running.kept.close(UID.into(), inbound).await, came.len());
+        for pair in &mut came {
+            assert!(pair.is_cut(), "{pair:?}");
+        }
+        running.stop().await;
+    })
+}
+
+/// The first packet that the kernel sees of a download comes from the server: that does not make the server a client, who would be
+/// asked of the pod's policies.
+fn what_a_pod_hears_while_it_joins_it_has_asked_for(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let enough = Arc::new(AtomicBool::new(false));
+    let heard = ["10.0.0.1", "fd00::1"].map(|at| peers::download(&node.netns, &pod, at, &enough));
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        let kept = running.states.borrow()[0].kept.clone();
+        assert_eq!(kept.len(), heard.len(), "{kept:#?}");
+        let known = pod.run(|| Conntrack::open().unwrap().connections().unwrap()).unwrap();
+        let known: Vec<_> = known
+            .iter()
+            .filter(|c| c.mark == KEPT_MARK)
+            .map(|c| (c.source, c.known_by))
+            .collect();
+        println!("{known:?}");
+        assert!(kept.iter().all(|k| k.direction == Direction::Outbound), "{kept:#?}\n{known:?}");
+        let before = heard.each_ref().map(|count| count.load(Ordering::Relaxed));
+        for (count, before) in heard.iter().zip(before) {
+            peers::until("more of it", || count.load(Ordering::Relaxed) > before).await;
+        }
+        enough.store(true, Ordering::Relaxed);
         running.stop().await;
     })
 }

@@ -340,8 +340,8 @@ impl Hands {
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
         let (before, now) = (room.kept(), wall());
-        let since = |cookie| before.iter().find(|k| k.cookie == cookie).map_or(now, |k| k.since);
-        let kept = outsiders.iter().map(|o| o.kept_since(since(o.connection.cookie))).collect();
+        let known = |cookie| before.iter().find(|k| k.cookie == cookie);
+        let kept = outsiders.iter().map(|o| o.kept(known(o.connection.cookie), now)).collect();
         Ok(Report {
             kept: Some(room.keep(kept)),
             strays: if enforced { strays } else { 0 },

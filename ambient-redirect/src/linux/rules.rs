@@ -3,6 +3,7 @@
 mod compile;
 mod dry_run;
 mod life;
+mod opened;
 
 use std::{fmt, io, net::IpAddr, sync::Arc};
 
@@ -10,6 +11,7 @@ use ambient_core::PodUid;
 
 pub(super) use self::compile::{base_chain, compile};
 pub use self::dry_run::{Change, DryRun, Line, Thing};
+use self::opened::ClientPorts;
 use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
@@ -27,6 +29,7 @@ pub struct Inside {
     /// The last generation of nftables in which the tables were those of a plan.
     stood: Option<(Generation, Plan, Mark)>,
     conntrack: Conntrack,
+    clients: ClientPorts,
 }
 
 /// For whom tables are made: what stands in them as their mark.
@@ -140,6 +143,7 @@ impl Inside {
             nftables: Nftables::open()?,
             sockets: netlink::Sockets::open()?,
             conntrack: Conntrack::open()?,
+            clients: ClientPorts::here(),
         })
     }
 

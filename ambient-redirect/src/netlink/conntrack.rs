@@ -15,7 +15,7 @@ pub struct Conntrack(Socket);
 /// What the kernel remembers of a TCP connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracked {
-    /// Whence its first packet came, as far as is known.
+    /// Whence its first packet came, as far as [is known](Self::known_by).
     pub source: SocketAddr,
     /// Whereto that went, before anything was translated.
     pub destination: SocketAddr,
@@ -32,6 +32,22 @@ pub struct Tracked {
     ///
     /// [nf_conntrack_tcp_packet]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/net/netfilter/nf_conntrack_proto_tcp.c
     pub ended: bool,
+    /// What is known of its beginning.
+    pub known_by: KnownBy,
+}
+
+/// By what the kernel knows a TCP connection, and so whether it knows who opened it. It says so by the flags that it keeps of either
+/// end ([tcp_new]): what it takes up in the middle it gives leave to be out of its window, and to acknowledge selectively.
+///
+/// [tcp_new]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/net/netfilter/nf_conntrack_proto_tcp.c
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KnownBy {
+    /// It has seen the first packet.
+    Beginning,
+    /// It was told ([`Conntrack::remember`]).
+    Word,
+    /// It has seen a packet in the middle: the source is who spoke next.
+    Middle,
 }
 
 /// A connection that is to be remembered as if it had been tracked from its beginning.
@@ -41,6 +57,8 @@ pub struct Entry {
     pub remote: SocketAddr,
     /// How far it is.
     pub progress: Progress,
+    /// The other end has opened it.
+    pub inbound: bool,
 }
 
 impl Conntrack {
@@ -176,11 +194,15 @@ pub struct Refused {
 }
 
 fn remembered(entry: &Entry, mark: u32) -> Writer {
-    // Of what stands it does not matter who opened it; of what is being opened the kernel asks who sends what. The times are those
-    // that the kernel gives by itself.
-    let (first, second) = match entry.progress {
-        Progress::Received => (entry.remote, entry.local),
-        _ => (entry.local, entry.remote),
+    // Of what is being opened the kernel asks who sends what. The times are those that the kernel gives by itself.
+    let inbound = match entry.progress {
+        Progress::Received => true,
+        Progress::Sent => false,
+        _ => entry.inbound,
+    };
+    let (first, second) = match inbound {
+        true => (entry.remote, entry.local),
+        false => (entry.local, entry.remote),
     };
     let mut message = begin(IPCTNL_MSG_CT_NEW, NLM_F_CREATE, first);
     tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, first, second);
@@ -254,26 +276,41 @@ pub(super) fn read_tuple(attributes: &[u8], kind: u16) -> Option<(u8, SocketAddr
 pub(super) fn read(attributes: &[u8]) -> Option<Tracked> {
     let (protocol, source, destination) = read_tuple(attributes, CTA_TUPLE_ORIG)?;
     let number = |kind| codec::find(attributes, kind).and_then(codec::read_be32).unwrap_or(0);
+    let tcp = codec::find(attributes, CTA_PROTOINFO).and_then(|info| codec::find(info, CTA_PROTOINFO_TCP));
     (protocol == IPPROTO_TCP).then(|| Tracked {
         source,
         destination,
         status: number(CTA_STATUS),
         mark: number(CTA_MARK),
         id: number(CTA_ID),
-        ended: is_seen_to_end(attributes),
+        ended: tcp.is_some_and(is_seen_to_end),
+        known_by: tcp.map_or(KnownBy::Middle, known_by),
     })
 }
 
 /// Both of it are asked for by the kernel before it lets go of an entry for a packet that opens a connection.
-fn is_seen_to_end(attributes: &[u8]) -> bool {
-    let tcp = codec::find(attributes, CTA_PROTOINFO).and_then(|info| codec::find(info, CTA_PROTOINFO_TCP));
-    let first = |kind| {
-        tcp.and_then(|tcp| codec::find(tcp, kind))
-            .and_then(|value| value.first().copied())
-            .unwrap_or(0)
-    };
-    let flags = first(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL) | first(CTA_PROTOINFO_TCP_FLAGS_REPLY);
-    matches!(first(CTA_PROTOINFO_TCP_STATE), TCP_CONNTRACK_TIME_WAIT | TCP_CONNTRACK_CLOSE) && flags & CLOSE_INIT != 0
+fn is_seen_to_end(tcp: &[u8]) -> bool {
+    let [original, reply] = flags(tcp);
+    matches!(first(tcp, CTA_PROTOINFO_TCP_STATE), TCP_CONNTRACK_TIME_WAIT | TCP_CONNTRACK_CLOSE) && (original | reply) & CLOSE_INIT != 0
+}
+
+fn known_by(tcp: &[u8]) -> KnownBy {
+    let [original, reply] = flags(tcp);
+    match original & reply & (BE_LIBERAL | SACK_PERM) {
+        BE_LIBERAL => KnownBy::Word,
+        both if both & BE_LIBERAL != 0 => KnownBy::Middle,
+        _ => KnownBy::Beginning,
+    }
+}
+
+/// Of both ends.
+fn flags(tcp: &[u8]) -> [u8; 2] {
+    [CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, CTA_PROTOINFO_TCP_FLAGS_REPLY].map(|kind| first(tcp, kind))
+}
+
+/// The first byte of an attribute.
+fn first(tcp: &[u8], kind: u16) -> u8 {
+    codec::find(tcp, kind).and_then(|value| value.first().copied()).unwrap_or(0)
 }
 
 /// Of a connection's status: something was heard of the other end.
@@ -328,6 +365,7 @@ const TCP_CONNTRACK_CLOSE_WAIT: u8 = 5;
 const TCP_CONNTRACK_LAST_ACK: u8 = 6;
 const TCP_CONNTRACK_TIME_WAIT: u8 = 7;
 const TCP_CONNTRACK_CLOSE: u8 = 8;
+const SACK_PERM: u8 = 0x02;
 const CLOSE_INIT: u8 = 0x04;
 const BE_LIBERAL: u8 = 0x08;
 
@@ -340,6 +378,7 @@ mod tests {
             local: "10.0.0.2:40000".parse().unwrap(),
             remote: "10.0.0.1:80".parse().unwrap(),
             progress,
+            inbound: false,
         }
     }
 
@@ -355,8 +394,38 @@ mod tests {
             let bytes = remembered(&entry(progress), 0x6b7).bytes().to_vec();
             let tracked = read(&bytes[codec::HEADER + 4..]).unwrap();
             assert_eq!((tracked.source, tracked.destination, tracked.status), (ends.0, ends.1, status));
-            assert_eq!((tracked.mark, tracked.ended), (0x6b7, false));
+            assert_eq!((tracked.mark, tracked.ended, tracked.known_by), (0x6b7, false, KnownBy::Word));
+            // What is being opened tells by itself who opens it.
+            let inbound = Entry {
+                inbound: true,
+                ..entry(progress)
+            };
+            let tracked = read(&remembered(&inbound, 0).bytes()[codec::HEADER + 4..]).unwrap();
+            assert_eq!(tracked.source == remote, progress != Progress::Sent);
         }
+    }
+
+    #[test]
+    fn what_was_taken_up_in_the_middle_does_not_say_who_opened_it() {
+        let known = |original: u8, reply: u8| {
+            let mut message = Writer::default();
+            message.begin(0, 0, &[0; 4]);
+            message.attribute(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &[original, 0]);
+            message.attribute(CTA_PROTOINFO_TCP_FLAGS_REPLY, &[reply, 0]);
+            known_by(&message.bytes()[codec::HEADER + 4..])
+        };
+        // As the kernel lists them: with and without scaled windows and selective acknowledgements, told, taken up.
+        for (original, reply) in [(0, 0), (0x03, 0x03), (0x23, 0x21), (0x03, 0)] {
+            assert_eq!(known(original, reply), KnownBy::Beginning);
+        }
+        assert_eq!(known(BE_LIBERAL, BE_LIBERAL), KnownBy::Word);
+        assert_eq!(known(BE_LIBERAL | CLOSE_INIT, BE_LIBERAL), KnownBy::Word);
+        assert_eq!(known(BE_LIBERAL | SACK_PERM, BE_LIBERAL | SACK_PERM), KnownBy::Middle);
+        // Of TCP it says nothing.
+        let Entry { local, remote, .. } = entry(Progress::Established);
+        let mut message = begin(IPCTNL_MSG_CT_NEW, 0, local);
+        tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, local, remote);
+        assert_eq!(read(&message.bytes()[codec::HEADER + 4..]).unwrap().known_by, KnownBy::Middle);
     }
 
     #[test]

@@ -116,8 +116,12 @@ pub(crate) fn an_old_tuple_does_not_go_around(world: &World) -> Outcome {
             let entries = guarded.iter().map(|(from, to, client)| {
                 let to = to.parse().unwrap();
                 let (local, remote) = if client.id() == pod.id() { (*from, to) } else { (to, *from) };
-                let progress = Progress::Established;
-                Entry { local, remote, progress }
+                Entry {
+                    local,
+                    remote,
+                    progress: Progress::Established,
+                    inbound: local != *from,
+                }
             });
             let refused = Conntrack::open().unwrap().remember(&entries.collect::<Vec<_>>(), 0).unwrap();
             assert_eq!(refused.count, 0, "{refused:?}");

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -146,7 +146,10 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn open(to: SocketAddr, inbound: bool) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        Self::of(TcpStream::connect_timeout(&to, PATIENCE)?, inbound)
+    }
+
+    fn of(stream: TcpStream, inbound: bool) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
@@ -173,6 +176,48 @@ impl Pair {
         let cut = [io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionAborted];
         matches!(self.stream.read(&mut [0; 8]), Err(e) if cut.contains(&e.kind()))
     }
+}
+
+/// Opens a connection from a namespace, and from a port unless that is 0, to a listener of a pod's, which is given as well. Who took
+/// it keeps it, and says nothing.
+pub(crate) fn come(from: &Arc<Netns>, pod: &Arc<Netns>, to: &str, port: u16) -> (TcpListener, Pair) {
+    let to: SocketAddr = to.parse().unwrap();
+    let listener = pod.run(|| TcpListener::bind(to).unwrap()).unwrap();
+    let connect = || {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None).unwrap();
+        let unspecified: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
+        if to.is_ipv6() {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&SocketAddr::new(unspecified, port).into()).unwrap();
+        socket.connect_timeout(&to.into(), PATIENCE).unwrap();
+        Pair::of(socket.into(), true).unwrap()
+    };
+    let pair = from.run(connect).unwrap();
+    let (taken, _) = listener.accept().unwrap();
+    thread::spawn(move || {
+        let mut taken = taken;
+        // Until it is cut.
+        let _ = taken.read(&mut [0]);
+    });
+    (listener, pair)
+}
+
+/// A pod hears from a server elsewhere without end until it is enough, and says nothing itself; counts what it hears.
+pub(crate) fn download(server: &Arc<Netns>, pod: &Arc<Netns>, at: &str, enough: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
+    let listener = server.run(|| TcpListener::bind((at, 0)).unwrap()).unwrap();
+    let to = listener.local_addr().unwrap();
+    let mut stream = pod.run(|| TcpStream::connect_timeout(&to, PATIENCE).unwrap()).unwrap();
+    let (mut taken, _) = listener.accept().unwrap();
+    let (ends, heard) = (enough.clone(), Arc::new(AtomicUsize::new(0)));
+    thread::spawn(move || while !ends.load(Ordering::Relaxed) && taken.write_all(&[0; 16_000]).is_ok() {});
+    let count = heard.clone();
+    thread::spawn(move || {
+        while let Ok(n @ 1..) = stream.read(&mut [0; 16_000]) {
+            count.fetch_add(n, Ordering::Relaxed);
+        }
+    });
+    heard
 }
 
 /// IPv4 and IPv6, from a pod and to it, two of each.

@@ -9,7 +9,9 @@ use std::{
 
 use ambient_core::ports;
 
-use super::{ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, owner_of, replacement, same_chains};
+use super::{
+    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, opened::direction, owner_of, replacement, same_chains,
+};
 use crate::{
     netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
     plan::{KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
@@ -70,6 +72,7 @@ impl Inside {
         let tracked = self.remembered()?;
         let known: HashMap<(SocketAddr, SocketAddr), &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
         let live = self.sockets.connections()?;
+        let listening = self.listening()?;
         let (mut entries, mut seen) = (Vec::new(), Vec::new());
         for c in live.iter().filter(|c| !is_marked(c.mark) && leaves(c, &own)) {
             let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
@@ -79,6 +82,7 @@ impl Inside {
                     local: c.local,
                     remote: c.remote,
                     progress: c.progress,
+                    inbound: direction(c, None, &listening, &self.clients) == Direction::Inbound,
                 }),
             }
         }
@@ -208,7 +212,8 @@ impl Inside {
         }
         let tracked = self.conntrack.connections()?;
         let known: HashMap<(SocketAddr, SocketAddr), &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
-        let listening: HashSet<u16> = self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect();
+        let listening = self.listening()?;
+        let clients = &self.clients;
         let outsider = |connection: Connection| {
             let ends = [
                 (connection.local, connection.remote, Direction::Outbound),
@@ -217,7 +222,7 @@ impl Inside {
             let (entry, first) = ends.into_iter().find_map(|(a, b, way)| Some((*known.get(&(a, b))?, way)))?;
             let around = entry.status & STATUS_DNAT == 0 && entry.mark & MARK_MASK != REPLY_MARK;
             around.then(|| Outsider {
-                direction: direction(&connection, &listening, first),
+                direction: direction(&connection, Some((entry, first)), &listening, clients),
                 kept: entry.mark & MARK_MASK == KEPT_MARK,
                 tuple: (entry.source, entry.destination),
                 connection,
@@ -263,14 +268,14 @@ impl Inside {
             .filter(|(local, _)| ports::is_proxys_own(local.port()))
             .map(|(_, remote)| *remote)
             .collect();
-        let listening: HashSet<u16> = self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect();
+        let listening = self.listening()?;
         let is_around = |c: &Connection| {
             c.progress == Progress::Established && !is_marked(c.mark) && leaves(c, &own) && !is_captured(c, &proxys, &taken_from)
         };
         let outside = live.into_iter().filter(is_around);
         Ok(outside
             .map(|c| {
-                let direction = direction(&c, &listening, Direction::Outbound);
+                let direction = direction(&c, None, &listening, &self.clients);
                 (c, direction)
             })
             .collect())
@@ -346,6 +351,11 @@ impl Inside {
             .count())
     }
 
+    /// The ports on which somebody listens.
+    fn listening(&mut self) -> Result<HashSet<u16>, ApplyError> {
+        Ok(self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect())
+    }
+
     fn own_addresses(&mut self) -> Result<HashSet<IpAddr>, ApplyError> {
         Ok(self.routing.addresses()?.into_iter().map(|a| a.ip.to_canonical()).collect())
     }
@@ -376,12 +386,14 @@ pub(crate) struct Outsider {
 }
 
 impl Outsider {
-    pub(crate) fn kept_since(&self, since: SystemTime) -> Kept {
+    /// As one that is kept, and was known as such `before` or becomes so `now`. Who opened it stays as it was first told: a server
+    /// may close its listener meanwhile.
+    pub(crate) fn kept(&self, before: Option<&Kept>, now: SystemTime) -> Kept {
         Kept {
-            direction: self.direction,
+            direction: before.map_or(self.direction, |before| before.direction),
             local: self.connection.local,
             remote: self.connection.remote,
-            since,
+            since: before.map_or(now, |before| before.since),
             device: self.connection.device,
             cookie: self.connection.cookie,
         }
@@ -435,27 +447,13 @@ fn leaves(connection: &Connection, own: &HashSet<IpAddr>) -> bool {
     !remote.is_loopback() && !own.contains(&remote) && !probe
 }
 
-/// Who opened a connection. What the kernel has seen begin it knows; of what it was told later, the port tells: one that is
-/// listened on, or that no client is given (`ip_local_port_range`, as it is unless changed).
-fn direction(connection: &Connection, listening: &HashSet<u16>, first: Direction) -> Direction {
-    let port = connection.local.port();
-    if first == Direction::Inbound || listening.contains(&port) {
-        return Direction::Inbound;
-    }
-    if port < FIRST_EPHEMERAL && connection.remote.port() >= FIRST_EPHEMERAL {
-        return Direction::Inbound;
-    }
-    Direction::Outbound
-}
-
 /// A packet's way from one hook to the next takes microseconds; this is for a machine that pauses.
 const UNDERWAY: Duration = Duration::from_millis(2);
-/// What clients are given begins here.
-const FIRST_EPHEMERAL: u16 = 32768;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::KnownBy;
 
     fn connection(local: &str, remote: &str) -> Connection {
         Connection {
@@ -466,20 +464,6 @@ mod tests {
             device: 0,
             cookie: 1,
         }
-    }
-
-    #[test]
-    fn who_opened_a_connection_is_told_by_its_ports() {
-        let listening = HashSet::from([40_000, 8080]);
-        let way = |local: &str, remote: &str| direction(&connection(local, remote), &listening, Direction::Outbound);
-        assert_eq!(way("10.0.0.2:8080", "10.0.0.9:50000"), Direction::Inbound);
-        assert_eq!(way("10.0.0.2:40000", "10.0.0.9:50000"), Direction::Inbound);
-        // Its listener is closed by now.
-        assert_eq!(way("10.0.0.2:9090", "10.0.0.9:50000"), Direction::Inbound);
-        assert_eq!(way("10.0.0.2:50000", "10.0.0.9:443"), Direction::Outbound);
-        assert_eq!(way("10.0.0.2:50000", "10.0.0.9:50001"), Direction::Outbound);
-        let seen = direction(&connection("10.0.0.2:50000", "10.0.0.9:443"), &listening, Direction::Inbound);
-        assert_eq!(seen, Direction::Inbound);
     }
 
     #[test]
@@ -512,6 +496,7 @@ mod tests {
             mark: 0,
             id: 1,
             ended: false,
+            known_by: KnownBy::Beginning,
         };
         let answered = STATUS_ANSWERED;
         let remembered = [
@@ -542,6 +527,7 @@ mod tests {
             mark: 0,
             id: 1,
             ended: false,
+            known_by: KnownBy::Beginning,
         };
         assert!(is_followed(&entry(STATUS_ANSWERED), Progress::Established));
         assert!(is_followed(&entry(0), Progress::Sent) && is_followed(&entry(0), Progress::Received));
