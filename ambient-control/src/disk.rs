@@ -11,11 +11,13 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufWriter, Read},
+    io::{self, BufWriter, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use crate::whole;
 
 pub(crate) mod trust;
 
@@ -119,22 +121,13 @@ pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 /// Writes a file anew, whole or not at all; gives it, open at its end.
-pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<File, MemoryError> {
-    let draft = beside(path, ".new");
-    let written = (|| {
-        let _ = fs::remove_file(&draft);
-        let mut file = BufWriter::with_capacity(PART, options().create_new(true).open(&draft)?);
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> Result<File, MemoryError> {
+    let written = whole::replace(path, &beside(path, ".new"), 0o600, |file| {
+        let mut file = BufWriter::with_capacity(PART, file);
         write(&mut file)?;
-        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()?;
-        Ok(file)
-    })();
-    written.map_err(|e| {
-        let _ = fs::remove_file(&draft);
-        io_error("write", path)(e)
-    })
+        file.flush()
+    });
+    written.map_err(io_error("write", path))
 }
 
 /// Length and checksum of a payload; `None` if the head is not what was written.

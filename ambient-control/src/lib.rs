@@ -81,6 +81,8 @@ pub mod objects;
 pub mod serve;
 #[cfg(feature = "spiffe")]
 pub mod spiffe;
+#[cfg(any(feature = "ca", feature = "istiod", feature = "manifests", feature = "spiffe"))]
+mod whole;
 #[cfg(any(feature = "istiod", feature = "spiffe"))]
 mod wire;
 

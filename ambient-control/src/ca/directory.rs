@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
 use super::OpenError;
+use crate::whole;
 
 /// Makes a directory where there is none, and refuses one that others could write to.
 pub(super) fn make(directory: &Path) -> Result<(), OpenError> {
@@ -89,22 +90,8 @@ pub(super) fn try_lock(directory: &Path) -> Result<Option<File>, OpenError> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), OpenError> {
-    let draft = path.with_extension("new");
-    match fs::remove_file(&draft) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &draft)(e)),
-        _ => {}
-    }
-    let written = options().create_new(true).mode(mode).open(&draft).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
-    });
-    written.map_err(|e| {
-        // A full disk leaves no half of a key behind.
-        let _ = fs::remove_file(&draft);
-        io_error("write", path)(e)
-    })
+    let written = whole::replace(path, &path.with_extension("new"), mode, |file| file.write_all(content));
+    written.map(drop).map_err(io_error("write", path))
 }
 
 /// Adds a line to a file that only grows. What is cut short there spoils one line.

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Write},
     path::PathBuf,
 };
 
@@ -10,7 +11,10 @@ use ambient_core::PodUid;
 use serde::Deserialize;
 
 use super::directory::{Sight, names, read};
-use crate::objects::{Objects, Report};
+use crate::{
+    objects::{Objects, Report},
+    whole,
+};
 
 /// The reports of all nodes.
 pub(super) struct Reports {
@@ -40,11 +44,9 @@ impl Memory {
         }
         let draft = self.path.with_extension("draft");
         let content = serde_json::to_vec(&known).map_err(io::Error::from);
-        let written = content
-            .and_then(|content| fs::write(&draft, content))
-            .and_then(|()| fs::rename(&draft, &self.path));
+        let written = content.and_then(|content| whole::replace(&self.path, &draft, 0o666, |file| file.write_all(&content)));
         match written {
-            Ok(()) => self.kept = known,
+            Ok(_) => self.kept = known,
             // Tried again at the next look; until then only a restart would miss it.
             Err(error) => tracing::warn!(path = %self.path.display(), %error, "what other nodes have captured cannot be written down"),
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions},
+    fs,
     io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,6 +13,8 @@ use std::{
 use ambient_core::PodUid;
 use serde::{Deserialize, Serialize};
 use tokio::task;
+
+use crate::whole;
 
 /// What a node tells the other nodes of the same directory: which pods it has captured, and of which it has taken that
 /// back.
@@ -209,11 +211,7 @@ impl Inner {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&draft)?;
-            file.write_all(&content)?;
-            file.sync_all()?;
-            fs::rename(&draft, &self.path)?;
-            File::open(dir)?.sync_all()
+            whole::replace(&self.path, &draft, 0o666, |file| file.write_all(&content)).map(drop)
         })();
         result.map_err(named)
     }

@@ -1,0 +1,92 @@
+//! Files that are written whole or not at all.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+/// Puts a file in the place of whatever has its name, by a draft in the same directory: who reads it sees what was there before or
+/// all that is written, also where the process is killed, the machine loses its power, or there is no more room. It is on the disk
+/// when this ends. Gives it, open at its end.
+///
+/// The draft is made anew with this mode, less the process's mask; one that was left behind is removed, and where it is a link what it
+/// leads to is not touched. Two that have the same draft at the same time undo each other.
+pub(crate) fn replace(path: &Path, draft: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
+    match fs::remove_file(draft) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            let text = format!("{}, which stands in the way, cannot be removed: {e}", draft.display());
+            return Err(io::Error::new(e.kind(), text));
+        }
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(mode);
+    let written = options.open(draft).and_then(|mut file| {
+        write(&mut file)?;
+        file.sync_all()?;
+        fs::rename(draft, path)?;
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        // Else the name may be lost although the content is not.
+        File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        Ok(file)
+    });
+    written.inspect_err(|_| {
+        // Half of a file is of no use to anybody, least of all half of a key.
+        let _ = fs::remove_file(draft);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Seek, Write},
+        os::unix::fs::{MetadataExt, symlink},
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_whole_changes_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (file, draft) = (scratch.path().join("a"), scratch.path().join("a.new"));
+        replace(&file, &draft, 0o600, |file| file.write_all(b"before")).unwrap();
+        let no_room = |file: &mut File| {
+            file.write_all(b"af")?;
+            Err(io::ErrorKind::StorageFull.into())
+        };
+        let error = replace(&file, &draft, 0o600, no_room).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&file).unwrap(), b"before");
+        assert!(!draft.exists(), "no half of it is left");
+        // Its place is taken by what is no file.
+        let taken = scratch.path().join("taken");
+        fs::create_dir(&taken).unwrap();
+        replace(&taken, &draft, 0o600, |file| file.write_all(b"after")).unwrap_err();
+        assert!(taken.is_dir() && !draft.exists());
+    }
+
+    #[test]
+    fn what_was_left_behind_is_no_hindrance_and_leads_nowhere() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (file, draft, other) = (scratch.path().join("a"), scratch.path().join("a.new"), scratch.path().join("other"));
+        fs::write(&other, "another's").unwrap();
+        symlink(&other, &draft).unwrap();
+        let mut written = replace(&file, &draft, 0o640, |file| file.write_all(b"all of it")).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"another's");
+        assert_eq!(fs::read(&file).unwrap(), b"all of it");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o137, 0, "no more than was asked for");
+        // It goes on where it ends.
+        assert_eq!(written.stream_position().unwrap(), 9);
+        written.write_all(b", and more").unwrap();
+        written.rewind().unwrap();
+        let mut text = String::new();
+        written.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "all of it, and more");
+        fs::create_dir(&draft).unwrap();
+        let error = replace(&file, &draft, 0o600, |file| file.write_all(b"never")).unwrap_err();
+        assert!(error.to_string().contains("a.new, which stands in the way"), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), b"all of it, and more");
+    }
+}
