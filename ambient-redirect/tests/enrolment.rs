@@ -1,6 +1,8 @@
 //! Pods in real namespaces, real packets, real rules.
 #![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 
+#[path = "support/families.rs"]
+mod families;
 #[path = "support/guard.rs"]
 mod guard;
 #[path = "support/mesh.rs"]
@@ -69,6 +71,10 @@ fn main() -> ExitCode {
             everything_is_released_at_the_end_if_asked,
         ),
         ("many_pods_at_once", many_pods_at_once),
+        (
+            "a_pod_of_one_family_is_captured_and_proven",
+            families::a_pod_of_one_family_is_captured_and_proven,
+        ),
     ])
 }
 

@@ -139,7 +139,12 @@ impl TellingProxy {
             });
         }
         for ip in ["127.0.0.1", "::1"] {
-            let socket = UdpSocket::from_std(self.sockets.udp(namespace, SocketAddr::new(ip.parse().unwrap(), 15053)).await?)?;
+            let socket = match self.sockets.udp(namespace, SocketAddr::new(ip.parse().unwrap(), 15053)).await {
+                Ok(socket) => UdpSocket::from_std(socket)?,
+                // A namespace without IPv6 has no query to redirect to its loopback.
+                Err(e) if ip == "::1" && e.kind() == io::ErrorKind::AddrNotAvailable => continue,
+                Err(e) => return Err(e),
+            };
             tasks.spawn(async move {
                 let mut buffer = [0; 512];
                 while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
