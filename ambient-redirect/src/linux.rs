@@ -22,6 +22,9 @@ mod told;
 mod watcher;
 
 pub use datagrams::Datagrams;
+// Of the process, and of no namespace: it is here because `unsafe` stands nowhere else that a program may ask. A tool of this
+// workspace, not a promise to others.
+#[doc(hidden)]
 pub use mapped::unmap_binary;
 pub(crate) use names::Names;
 pub use netns::{Netns, NetnsError, NetnsId};
