@@ -51,12 +51,12 @@ pub struct Config {
     /// That directory is read so often at most: while a pod's namespace is not found, and when mounts change. What nobody tells
     /// of, as a name that is a link, is found within 5 s.
     pub scan_every: Duration,
-    /// A captured pod is verified so often, besides whenever the kernel tells of a change. Where it has told of none only the
-    /// listeners are looked at, as of them it does not tell.
+    /// A captured pod is verified so often, or up to a fifth sooner together with others, besides whenever the kernel tells of a
+    /// change. Where it has told of none only the listeners are looked at, as of them it does not tell.
     pub verify_every: Duration,
-    /// So often at least a verification lists everything, whatever the kernel has told, and makes the connections of a proof anew,
-    /// where the proxy is in this process: those of one family, and the next time those of the other. They show what no listing and
-    /// no event does: a proxy that takes nothing any more, and what is done to packets by other means than nftables and routes,
+    /// So often a verification makes the connections of a proof anew, where the proxy is in this process: those of one family, and
+    /// the next time those of the other; and half as often, whatever the kernel has told, it lists everything. Connections show what
+    /// no listing and no event does: a proxy that takes nothing any more, and what is done to packets by other means than nftables and routes,
     /// such as BPF. After a change in the namespace that the kernel has told of, as of somebody else's rules, all of them are made
     /// at once, or with the next verification where that was done within the last second. To a proxy of another process they are
     /// made only when its pod is captured or repaired: they would stand in its log.
@@ -217,7 +217,13 @@ impl Enrolment {
         desired.mark_changed();
 
         loop {
-            under_way += self.act(&changes, &ended);
+            let begun = self.act(&changes, &ended);
+            under_way += begun.steps;
+            if begun.more {
+                // What else is done on this thread waits no longer than for so many looks.
+                tokio::task::yield_now().await;
+                continue;
+            }
             let wake = self.pods.timeout();
             tokio::select! {
                 () = &mut stop => break,
@@ -269,7 +275,11 @@ impl Enrolment {
         }
         loop {
             if self.config.release_at_end {
-                under_way += self.act(changes, ended);
+                let begun = self.act(changes, ended);
+                under_way += begun.steps;
+                if begun.more {
+                    continue;
+                }
             }
             if under_way == 0 && (!self.config.release_at_end || self.pods.is_empty()) {
                 return;
@@ -297,16 +307,16 @@ impl Enrolment {
         self.pods.handle_desired(now(), desired);
     }
 
-    /// Begins what is to be done, tells what is to be told, and gives the number of steps begun.
-    fn act(&mut self, changes: &Changes, ended: &mpsc::UnboundedSender<Ended>) -> usize {
-        let mut begun = 0;
-        while let Some(output) = self.pods.poll(now()) {
-            match output {
-                Output::Tell(notice) => self.tell(&notice),
-                Output::Do(action) => {
-                    begun += usize::from(self.begin(action, changes, ended.clone()));
-                }
+    /// Begins what is to be done, as much as may be done at once, and tells what is to be told.
+    fn act(&mut self, changes: &Changes, ended: &mpsc::UnboundedSender<Ended>) -> Begun {
+        let mut begun = Begun::default();
+        for left in (0..AT_ONCE).rev() {
+            match self.pods.poll(now()) {
+                Some(Output::Tell(notice)) => self.tell(&notice),
+                Some(Output::Do(action)) => begun.steps += usize::from(self.begin(action, changes, ended.clone())),
+                None => break,
             }
+            begun.more = left == 0;
         }
         self.proven |= self.pods.proven();
         let told = self.told.get_or_insert_with(now);
@@ -449,6 +459,13 @@ impl Enrolment {
     }
 }
 
+/// What was begun, and whether more is to be.
+#[derive(Debug, Default)]
+struct Begun {
+    steps: usize,
+    more: bool,
+}
+
 #[derive(Debug)]
 struct Ended {
     namespace: NetnsId,
@@ -476,3 +493,6 @@ fn far() -> Tick {
 fn wall() -> SystemTime {
     SystemTime::now()
 }
+
+/// Most of it takes some microseconds.
+const AT_ONCE: usize = 64;

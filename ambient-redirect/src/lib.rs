@@ -100,7 +100,7 @@
 //! | listings of UDP sockets with marks | 4.10 | inet_diag, udp_diag |
 //!
 //! Asked by the sockets themselves: SO_MARK (2.6.25), IP_TRANSPARENT (2.6.28) and IPV6_TRANSPARENT (2.6.37), SO_ORIGINAL_DST (2.4)
-//! and its like for IPv6 (3.7), IP_BIND_ADDRESS_NO_PORT (4.2), setns (3.0); where ports are shared SO_REUSEPORT (3.9) and
+//! and its like for IPv6 (3.7), IP_BIND_ADDRESS_NO_PORT (4.2), SO_COOKIE (4.12), setns (3.0); where ports are shared SO_REUSEPORT (3.9) and
 //! SO_ATTACH_REUSEPORT_CBPF (4.5); of a namespace that comes as a descriptor NS_GET_NSTYPE (4.11). Every kernel that has the above has: transactions
 //! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing.
 //!
@@ -116,8 +116,8 @@
 //! devices and addresses that take routes along), when a proxy in the same process says that a listener has ended, and every
 //! [`Config::verify_every`]: the namespace is the one that was paired, tables, chains and rules are as they were put there, routing
 //! rules and routes too, and the listeners are the proxy's own. What the kernel tells of is listed again only if it has told of
-//! something, or lost count, since it was listed last, and every [`Config::prove_every`]. Listeners, of which it does not tell, are
-//! looked at each time: those of this process by their descriptors, others' as the kernel lists them. Connections prove a capture
+//! something, or lost count, since it was listed last, and every second [`Config::prove_every`]. Listeners, of which it does not
+//! tell, are looked at each time: those of this process by their descriptors, others' as the kernel lists them. Connections prove a capture
 //! when it begins, after a repair, when the kernel has told of a change (which may be somebody else's rules, in the way of ours),
 //! and every [`Config::prove_every`], in turn by IPv4 and by IPv6 ([`linux::Proof`]). What differs is put back at once;
 //! [`pods::Repair`] says until when it held, when that was noticed and when it was proven again. What went

@@ -29,10 +29,12 @@
 mod kept;
 mod pairing;
 mod state;
+mod step;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
+    ops::Bound,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -47,7 +49,8 @@ use crate::{
 };
 
 pub use kept::{Direction, Kept};
-pub use state::{PodState, Refusal, Repair, State, Step};
+pub use state::{PodState, Refusal, Repair, State};
+pub use step::Step;
 
 /// All pods of a node and their namespaces.
 #[derive(Debug)]
@@ -70,6 +73,8 @@ pub struct Pods {
     /// Whom a namespace served before, and until when it is not given to another.
     former: BTreeMap<NetnsId, (PodUid, Instant)>,
     output: VecDeque<Output>,
+    /// Of which entry a step was begun last, since [`Pods::poll`] gave nothing.
+    begun: Option<NetnsId>,
     /// Whether a pod may stand otherwise than when [`Pods::changed`] was asked last.
     changed: bool,
     /// Whether one was proven anew since [`Pods::proven`] was asked last.
@@ -252,6 +257,7 @@ impl Pods {
             lost: 0,
             former: BTreeMap::new(),
             output: VecDeque::new(),
+            begun: None,
             changed: true,
             proven: false,
         }
@@ -358,9 +364,14 @@ impl Pods {
         if entry.busy.take() != Some(step) {
             return;
         }
+        if step == Step::Verify && entry.is_well() && matches!(&done, Done::Well(found) if *found == Report::default()) {
+            // Most that ends is this, and nothing of what is told of the pod changes by it.
+            entry.advance(now, wall, &self.timing, step, done, &mut self.output);
+            return;
+        }
         let before = entry.state(id);
         let ended = entry.advance(now, wall, &self.timing, step, done, &mut self.output);
-        // Who is where is another question only where a pod goes; most that ends is a verification.
+        // Who is where is another question only where a pod goes.
         let goes = ended || entry.leaves();
         let now_is = entry.state(id);
         self.proven |= now_is.proven_at != before.proven_at;
@@ -392,25 +403,40 @@ impl Pods {
             self.earlier_until = None;
             self.reconsider(now);
         }
-        let waited = |entry: &Entry| entry.given_until.is_some_and(|until| until <= now) && !entry.leaves();
-        for entry in self.entries.values_mut().filter(|entry| waited(entry)) {
-            entry.leave();
-            self.changed = true;
+        if self.begun.is_none() {
+            let waited = |entry: &Entry| entry.given_until.is_some_and(|until| until <= now) && !entry.leaves();
+            for entry in self.entries.values_mut().filter(|entry| waited(entry)) {
+                entry.leave();
+                self.changed = true;
+            }
         }
-        self.entries.iter_mut().find_map(|(id, entry)| {
-            let step = entry.begin(now)?;
-            self.changed |= step != Step::Verify;
+        let (namespace, step) = self.begin(now)?;
+        self.changed |= step != Step::Verify;
+        let entry = self.entries.get_mut(&namespace)?;
+        Some(Output::Do(Action {
+            namespace,
+            pod: entry.pod.clone(),
+            step,
+            closed: entry.closed,
             // Once it was looked at, what is refused is refused whatever runs.
-            let unless_it_runs = step == Step::Close && std::mem::take(&mut entry.presumed_new);
-            Some(Output::Do(Action {
-                namespace: *id,
-                pod: entry.pod.clone(),
-                step,
-                closed: entry.closed,
-                unless_it_runs,
-                enforced: entry.enforced,
-            }))
-        })
+            unless_it_runs: step == Step::Close && std::mem::take(&mut entry.presumed_new),
+            enforced: entry.enforced,
+        }))
+    }
+
+    /// Begins a step that is due: of an entry after the one that was begun last, so that of many each is looked at once, then of
+    /// any.
+    fn begin(&mut self, now: Instant) -> Option<(NetnsId, Step)> {
+        let begin = |(id, entry): (&NetnsId, &mut Entry)| Some((*id, entry.begin(now)?));
+        let begun = match self.begun {
+            Some(last) => {
+                let after = self.entries.range_mut((Bound::Excluded(last), Bound::Unbounded)).find_map(begin);
+                after.or_else(|| self.entries.range_mut(..=last).find_map(begin))
+            }
+            None => self.entries.iter_mut().find_map(begin),
+        };
+        self.begun = begun.map(|(id, _)| id);
+        begun
     }
 
     /// When [`Pods::poll`] has something to give although nothing happens.

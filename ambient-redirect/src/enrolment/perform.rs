@@ -137,14 +137,15 @@ impl Room {
     /// Whether the kernel has told of a change since all was as it should be.
     fn is_told(&self) -> bool {
         let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
-        stood.as_ref().is_none_or(|stood| self.watch.heard().as_ref() != Some(&stood.heard))
+        stood.as_ref().is_none_or(|stood| self.watch.heard() != Some(stood.heard))
     }
 
-    /// What was found as it should be and is so still, as the kernel has told of nothing; not for longer than `longest`.
-    fn stands(&self, action: &Action, longest: Duration) -> Option<Stood> {
-        let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+    /// Looks at what was found as it should be and is so still, as the kernel has told of nothing; not for longer than `longest`.
+    fn stands<T>(&self, action: &Action, longest: Duration, look: impl FnOnce(&Stood) -> T) -> Option<T> {
+        let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
+        let stood = stood.as_ref()?;
         let same = stood.pod == action.pod && stood.closed == action.closed;
-        (same && stood.at.elapsed() < longest && self.watch.heard().as_ref() == Some(&stood.heard)).then_some(stood)
+        (same && stood.at.elapsed() < longest && self.watch.heard() == Some(stood.heard)).then(|| look(stood))
     }
 
     /// Begins to watch, unless it is watched. The sockets for what follows are opened on the same way in.
@@ -366,7 +367,12 @@ impl Hands {
     async fn verify(&self, action: &Action, room: &Room) -> Done {
         let told = room.is_told();
         let due = room.due(self.prove_every, told);
-        let looked = match room.stands(action, self.prove_every).filter(|_| due == Due::Nothing) {
+        // What connections are to show because of a change, a listing may show as well.
+        let stood = match due {
+            Due::All => None,
+            _ => room.stands(action, self.list_every(), Stood::clone),
+        };
+        let looked = match stood {
             Some(stood) => self.glance(stood, room).await,
             None => self.look(action, room, Listing::Descriptors).await,
         };
@@ -413,9 +419,15 @@ impl Hands {
     /// something is not as it should be.
     pub(super) fn at_a_glance(&self, action: &Action, room: &Room) -> Option<Done> {
         let is_simple = action.step == Step::Verify && room.kept().is_empty() && room.due(self.prove_every, false) == Due::Nothing;
-        let stood = is_simple.then(|| room.stands(action, self.prove_every)).flatten()?;
-        let listens = room.namespace.own().listens_at(&stood.listeners, &stood.families);
-        listens.then(|| Done::Well(Report::default()))
+        let listens = |stood: &Stood| room.namespace.own().listens_at(&stood.listeners, &stood.families);
+        let well = is_simple && room.stands(action, self.list_every(), listens)?;
+        well.then(|| Done::Well(Report::default()))
+    }
+
+    /// What the kernel tells of is listed anew so often, told or not: once for each turn of the families' connections, which show
+    /// more.
+    fn list_every(&self) -> Duration {
+        self.prove_every * 2
     }
 
     /// What is not as it should be, as the kernel lists it, and the families that are captured.

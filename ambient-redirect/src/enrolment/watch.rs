@@ -89,10 +89,10 @@ impl Following {
 }
 
 /// What was told of a namespace until some moment: compared with a later one it says whether anything changed in between.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Heard {
     begun: u64,
-    told: Vec<u64>,
+    told: [u64; 2],
 }
 
 impl Watch {
@@ -108,10 +108,11 @@ impl Watch {
     /// at in a moment.
     pub(super) fn heard(&self) -> Option<Heard> {
         let following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = following.told.iter().map(|told| told.heard()).collect::<Option<_>>();
+        let [nftables, routing] = &following.told[..] else { return None };
+        let told = [nftables.heard()?, routing.heard()?];
         following.goes_on().then_some(Heard {
             begun: following.begun,
-            told: told?,
+            told,
         })
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
@@ -58,25 +57,32 @@ pub(crate) fn inode(socket: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(rustix::fs::fstat(socket)?.st_ino as u32)
 }
 
-/// Whether a number is still the descriptor of the socket with this inode, and whether that listens where it is to be one of
+/// The number that a socket has for as long as the system runs, and no other ever gets.
+pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    cookie_of(socket.as_raw_fd()).ok_or_else(io::Error::last_os_error)
+}
+
+/// Whether a number is still the descriptor of the socket with this cookie, and whether that listens where it is to be one of
 /// TCP. It may be nobody's by now, or another file's: that is a no.
 #[allow(unsafe_code, reason = "a number of a descriptor that somebody else may have closed")]
-pub(crate) fn is_still(number: RawFd, inode: u32, listens: bool) -> bool {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: the kernel takes any number, and fills the structure that the pointer is to when it says that it has.
-    if unsafe { libc::fstat(number, stat.as_mut_ptr()) } != 0 {
-        return false;
-    }
-    // SAFETY: fstat has said that it has filled it.
-    let stat = unsafe { stat.assume_init() };
-    // As `inode` has it.
-    if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK || stat.st_ino as u32 != inode {
+pub(crate) fn is_still(number: RawFd, cookie: u64, listens: bool) -> bool {
+    if cookie_of(number) != Some(cookie) {
         return false;
     }
     let (mut answer, mut length): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
     let into = std::ptr::from_mut(&mut answer).cast();
     // SAFETY: the kernel takes any number, and writes at most the length that is given, which is that of the integer.
     !listens || (unsafe { libc::getsockopt(number, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, into, &raw mut length) } == 0 && answer != 0)
+}
+
+/// `None` where the number is no socket's.
+#[allow(unsafe_code, reason = "a number of a descriptor that somebody else may have closed")]
+fn cookie_of(number: RawFd) -> Option<u64> {
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    let into = std::ptr::from_mut(&mut cookie).cast();
+    // SAFETY: the kernel takes any number, and writes at most the length that is given, which is that of the integer.
+    let told = unsafe { libc::getsockopt(number, libc::SOL_SOCKET, libc::SO_COOKIE, into, &raw mut length) } == 0;
+    told.then_some(cookie)
 }
 
 /// Whether a descriptor is one of a network namespace's.

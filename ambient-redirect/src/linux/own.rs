@@ -40,6 +40,7 @@ pub enum Direction {
 #[derive(Clone, Debug)]
 struct Made {
     number: RawFd,
+    cookie: u64,
     /// As the kernel lists it; of the mark nothing is said.
     as_listed: Listener,
     /// Others may listen on the port as well.
@@ -96,6 +97,7 @@ impl Own {
         let local = local.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no address of IP"))?;
         let made = Made {
             number: socket.as_fd().as_raw_fd(),
+            cookie: option::cookie(socket.as_fd())?,
             as_listed: Listener {
                 transport,
                 local,
@@ -130,7 +132,7 @@ impl Own {
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let open: Vec<&Made> = listeners
             .iter()
-            .filter(|made| option::is_still(made.number, made.as_listed.inode, made.as_listed.transport == Transport::Tcp))
+            .filter(|made| option::is_still(made.number, made.cookie, made.as_listed.transport == Transport::Tcp))
             .collect();
         let taken = |port: &Port, family: &IpFamily| {
             open.iter()
@@ -306,6 +308,7 @@ mod tests {
         for inode in 0..2000 {
             own.take_note(Made {
                 number: -1,
+                cookie: 0,
                 as_listed: Listener {
                     transport: Transport::Tcp,
                     local: "[::]:15001".parse().unwrap(),

@@ -2,12 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Birth, Done, Kept, Notice, Output, Report, Timing};
+use super::{Birth, Done, Kept, Notice, Output, Report, Step, Timing};
 use crate::{
     PodSpec,
     linux::{NetnsId, Proof},
@@ -123,58 +122,6 @@ pub struct Refusal {
     pub why: String,
 }
 
-/// What is done for a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Step {
-    /// The pod's TCP is refused.
-    Close,
-    /// The proxy is asked to listen.
-    Listen,
-    /// Rules and routes are put in force.
-    Enforce,
-    /// It is proven that all of it stands.
-    Prove,
-    /// The pod's TCP is refused no more: it is captured.
-    Open,
-    /// It is announced that the pod is captured.
-    Announce,
-    /// It is verified that all of it still stands.
-    Verify,
-    /// The announcement is taken back.
-    Withdraw,
-    /// New connections go as they would without a mesh; what is captured stays so.
-    Release,
-    /// What is captured is waited for.
-    Drain,
-    /// The proxy is told to reset what the pod has open, and to take no other.
-    Cut,
-    /// Rules and routes are taken away.
-    Clear,
-    /// The proxy is told to let go.
-    Remove,
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Close => "its TCP cannot be refused",
-            Self::Listen => "the proxy cannot listen",
-            Self::Enforce => "the rules cannot be put in force",
-            Self::Prove => "the capture cannot be proven",
-            Self::Open => "its TCP is still refused",
-            Self::Announce => "the capture cannot be announced",
-            Self::Verify => "the capture cannot be verified",
-            Self::Withdraw => "the announcement cannot be taken back",
-            Self::Release => "new connections cannot be let by",
-            Self::Drain => "open connections cannot be waited for",
-            Self::Cut => "the proxy does not cut what is open",
-            Self::Clear => "the rules cannot be taken away",
-            Self::Remove => "the proxy does not let go",
-        })
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Closing,
@@ -245,6 +192,8 @@ pub(super) struct Entry {
     error: Option<Refusal>,
     not_before: Option<Instant>,
     verify_at: Instant,
+    /// What is to be verified within so long is verified along with what is due: to wake for each costs more than the look.
+    together: Duration,
     /// Rules are put back, while there is something else to wait for, not before.
     hold_at: Instant,
     drain_until: Option<Instant>,
@@ -290,6 +239,7 @@ impl Entry {
             error: None,
             not_before: None,
             verify_at: now + timing.verify_every,
+            together: timing.verify_every / 5,
             hold_at: now,
             drain_until: None,
             said: None,
@@ -382,6 +332,11 @@ impl Entry {
         self.close_next = !self.closed && !self.enforced;
     }
 
+    /// Whether it is in, and nothing is wrong.
+    pub(super) fn is_well(&self) -> bool {
+        matches!(self.phase, Phase::In { .. }) && self.error.is_none() && !self.leave && !self.gone
+    }
+
     /// Begins the step that is due.
     pub(super) fn begin(&mut self, now: Instant) -> Option<Step> {
         if self.renew && self.busy.is_none() && !self.leave {
@@ -431,7 +386,7 @@ impl Entry {
             Phase::Proving => Some(Step::Prove),
             Phase::Opening => Some(Step::Open),
             Phase::Announcing => Some(Step::Announce),
-            Phase::In { .. } => (self.dirty || self.verify_at <= now + TOGETHER).then_some(Step::Verify),
+            Phase::In { .. } => (self.dirty || self.verify_at <= now + self.together).then_some(Step::Verify),
             Phase::Retracting | Phase::Withdrawing => Some(Step::Withdraw),
             Phase::LettingBy | Phase::Releasing => Some(Step::Release),
             Phase::Draining => Some(Step::Drain),
@@ -796,5 +751,3 @@ const UNPROVEN: &str = "nothing was proven";
 const MENDINGS: u32 = 3;
 /// The steps after whose failure the pod may not be captured. Of a verification that cannot be made that follows at the second.
 const CAPTURES: [Step; 2] = [Step::Enforce, Step::Prove];
-/// What is to be verified within so long is verified along with what is due: to wake for each costs more than the look.
-const TOGETHER: Duration = Duration::from_millis(100);

@@ -1,4 +1,5 @@
 mod begins;
+mod verified;
 
 use std::collections::{BTreeMap, BTreeSet};
 
