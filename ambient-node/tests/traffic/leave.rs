@@ -1,15 +1,17 @@
 //! How a pod leaves the mesh.
 
 use std::{
-    io::{self, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use ambient_redirect::netlink::Nftables;
+use ambient_redirect::netlink::{Family as NftFamily, Nftables};
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, LABELLED, Mesh, Pair, Way, ending, pod, until};
+use crate::mesh::{Family, LABELLED, Listener, Mesh, Pair, Place, Way, ending, pod, until};
 
 const NOT_LABELLED: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
 const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop},
@@ -40,13 +42,115 @@ pub(crate) fn what_a_pod_that_leaves_has_open_goes_on(world: &World) -> Outcome 
     }
     assert!(has_tables(&mesh), "what translates them stands");
     for (way, mut pair) in open {
-        pair.client.shutdown(std::net::Shutdown::Write)?;
+        pair.client.shutdown(Shutdown::Write)?;
         assert_eq!(ending(&mut pair.server), "end", "{way}");
-        pair.server.shutdown(std::net::Shutdown::Write)?;
+        pair.server.shutdown(Shutdown::Write)?;
         assert_eq!(ending(&mut pair.client), "end", "{way}");
     }
     until("all to be gone", || (!has_tables(&mesh)).then_some(()));
     Ok(())
+}
+
+/// Transfers in both directions at once, and connections on which nothing is said: those from before the pods join outlive that and
+/// the pods' leaving, and those that were captured outlive the leaving. Every byte arrives, once and in its place.
+pub(crate) fn what_is_long_and_what_is_idle_goes_on_as_pods_join_and_leave(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    mesh.apply("namespace", NOT_LABELLED);
+    until("all to be gone", || (!has_tables(&mesh)).then_some(()));
+    let enough = AtomicBool::new(false);
+    let open = |listening: &Listener, way: Way| -> io::Result<Pair> {
+        let client = mesh.ends(way).0.connect(listening.address())?;
+        let server = listening.accept();
+        Ok(Pair { client, server })
+    };
+    let listening: Vec<_> = Way::ALL
+        .into_iter()
+        .flat_map(|way| [Family::V4, Family::V6].map(|family| (way, mesh.ends(way).1.listen(family))))
+        .collect();
+    thread::scope(|scope| -> Outcome {
+        let _ends = Ends(&enough);
+        let (mut idle, mut long) = (Vec::new(), Vec::new());
+        for joined in [false, true] {
+            for (way, listener) in &listening {
+                idle.push((*way, joined, open(listener, *way)?));
+                let Pair { client, server } = open(listener, *way)?;
+                for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+                    let enough = &enough;
+                    let ends = (scope.spawn(move || pour(from, enough)), scope.spawn(move || drink(to)));
+                    long.push((*way, joined, ends));
+                }
+            }
+            thread::sleep(Duration::from_millis(300));
+            if joined {
+                mesh.apply("namespace", NOT_LABELLED);
+                until("redirection to end", || (!is_redirected(&mesh.a)).then_some(()));
+            } else {
+                mesh.apply("namespace", IN_THE_MESH);
+                // Of those between the two pods each pod has an end.
+                let kept = listening.len() as u64 * 2 + 4;
+                until("capture", || (mesh.metric("ambient_connections_kept", &[]) == kept).then_some(()));
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        for (way, joined, pair) in &mut idle {
+            pair.converse().map_err(|e| format!("{way}, captured: {joined}: {e}"))?;
+        }
+        enough.store(true, Ordering::Relaxed);
+        for (way, joined, (poured, drunk)) in long {
+            let (poured, drunk) = (poured.join().unwrap(), drunk.join().unwrap());
+            let (poured, drunk) = (
+                poured.map_err(|e| format!("{way}, captured: {joined}: {e}"))?,
+                drunk.map_err(|e| format!("{way}, captured: {joined}: {e}"))?,
+            );
+            assert!(
+                poured > 0 && poured == drunk,
+                "{way}, captured: {joined}: {poured} written, {drunk} read"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Writes numbers, one after the other, until it is enough; gives how many.
+fn pour(mut to: TcpStream, enough: &AtomicBool) -> io::Result<u64> {
+    let mut next = 0u64;
+    while !enough.load(Ordering::Relaxed) {
+        let some: Vec<u8> = (next..next + 2048).flat_map(u64::to_be_bytes).collect();
+        to.write_all(&some)?;
+        next += 2048;
+        // There are many, and others have the processor too.
+        thread::sleep(Duration::from_millis(10));
+    }
+    to.shutdown(Shutdown::Write)?;
+    Ok(next)
+}
+
+/// Reads them, until their end; gives how many came in their order.
+fn drink(from: TcpStream) -> io::Result<u64> {
+    let (mut from, mut number, mut next) = (BufReader::with_capacity(1 << 16, from), [0; 8], 0u64);
+    while !from.fill_buf()?.is_empty() {
+        from.read_exact(&mut number)?;
+        assert_eq!(u64::from_be_bytes(number), next);
+        next += 1;
+    }
+    Ok(next)
+}
+
+/// Says that something is to end, at the latest when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether something that a pod sends, or that comes to it, is redirected.
+fn is_redirected(pod: &Place) -> bool {
+    let rules = || Nftables::open().unwrap().rules(NftFamily::Inet, "ambient-nat");
+    // Where there is no such table there is no rule.
+    let rules = pod.namespace.run(rules).unwrap().unwrap_or_default();
+    rules.iter().any(|rule| rule.steps().iter().any(|step| step == "redir"))
 }
 
 pub(crate) fn a_pod_that_is_back_before_it_left_is_served(world: &World) -> Outcome {
@@ -142,7 +246,7 @@ pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
     // The pods leave and are back, so that these are from before.
     mesh.apply("namespace", NOT_LABELLED);
     until("all to be gone", || (!has_tables(&mesh)).then_some(()));
-    // Servers go on listening: by that it is known who opened a connection.
+    // Most servers go on listening: by that it is known who opened a connection.
     let ways = [Way::Inbound, Way::Outbound].into_iter();
     let listening: Vec<_> = ways
         .flat_map(|way| [Family::V4, Family::V6].map(|family| (way, mesh.ends(way).1.listen(family))))
@@ -153,8 +257,15 @@ pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
         let server = listener.accept();
         open.push((*way, Pair { client, server }));
     }
+    // Where the server does not, its port tells: no client is given such a one.
+    let (client, server) = mesh.ends(Way::Inbound);
+    let listener = server.listen_at(SocketAddr::new(server.ip(Family::V4), 9090));
+    let client = client.connect(listener.address())?;
+    let server = listener.accept();
+    drop(listener);
+    open.push((Way::Inbound, Pair { client, server }));
     mesh.apply("namespace", IN_THE_MESH);
-    until("capture", || (mesh.metric("ambient_connections_kept", &[]) == 4).then_some(()));
+    until("capture", || (mesh.metric("ambient_connections_kept", &[]) == 5).then_some(()));
     for (way, pair) in &mut open {
         pair.converse().map_err(|e| format!("{way}: {e}"))?;
     }
@@ -179,7 +290,7 @@ pub(crate) fn what_was_kept_is_closed_by_policy(world: &World) -> Outcome {
     }
     // Counted once they are closed, which their ends may see before.
     until("what was closed to be counted", || {
-        (mesh.metric("ambient_connections_kept_closed_total", &[]) == 2).then_some(())
+        (mesh.metric("ambient_connections_kept_closed_total", &[]) == 3).then_some(())
     });
     until("the list to be right", || {
         (mesh.metric("ambient_connections_kept", &[]) == 2).then_some(())
@@ -230,7 +341,7 @@ fn tunnels(mesh: &Mesh) -> usize {
 }
 
 fn has_tables(mesh: &Mesh) -> bool {
-    let tables = |place: &crate::mesh::Place| place.namespace.run(|| Nftables::open().unwrap().tables().unwrap().len()).unwrap();
+    let tables = |place: &Place| place.namespace.run(|| Nftables::open().unwrap().tables().unwrap().len()).unwrap();
     tables(&mesh.a) + tables(&mesh.b) > 0
 }
 
