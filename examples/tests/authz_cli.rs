@@ -190,13 +190,13 @@ spec:
     let files = Files::new(&[("both.yaml", policy)]);
     for arguments in [&["check", "both.yaml"][..], &["check", "--istio-exact", "both.yaml"]] {
         let told = authz(files.0.path(), arguments, "");
-        let wanted = "both.yaml:9: warning: AuthorizationPolicy shop/both: spec.rules[0].from[0].source.serviceAccounts: \
+        let wanted = "both.yaml:10: warning: AuthorizationPolicy shop/both: spec.rules[0].from[0].source.serviceAccounts: \
                       Istio refuses it beside namespaces in one source";
         assert!(told.out.starts_with(wanted) && told.code == 0, "{}", told.out);
     }
     let told = authz(files.0.path(), &["check", "--json", "both.yaml"], "");
     let report: Value = serde_json::from_str(&told.out).unwrap();
-    assert_eq!((&report["warnings"], &report["findings"][0]["line"]), (&json!(1), &json!(9)));
+    assert_eq!((&report["warnings"], &report["findings"][0]["line"]), (&json!(1), &json!(10)));
 }
 
 /// Not even where it cannot be read.
