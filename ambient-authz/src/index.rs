@@ -379,7 +379,7 @@ impl<'a> Revision<'a> {
         for of_list in self.edits.chunk_by(|a, b| a.list() == b.list()) {
             let (term, role) = of_list[0].list();
             self.index.edit_list(of_list);
-            if self.index.terms.sums_concern(term) {
+            if self.index.terms.sums_concern(term, self.index.limits.heavy) {
                 let changed = Changed {
                     number: term.number(),
                     refused: role == Role::Negated,
@@ -393,7 +393,7 @@ impl<'a> Revision<'a> {
         }
         for (sort, changes) in in_sums {
             let rows = self.index.rows.blocks() * BLOCK as usize;
-            self.index.terms.edit_sums(sort, &changes, rows);
+            self.index.terms.edit_sums(sort, &changes, rows, self.index.limits.heavy);
         }
         let mut blocks: Vec<_> = self.edits.iter().map(|edit| edit.row() / BLOCK).collect();
         blocks.sort_unstable();

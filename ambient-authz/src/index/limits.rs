@@ -9,6 +9,8 @@ pub(super) struct Limits {
     pub(super) words: usize,
     /// The rows of a rule's clauses stand in one block where they are so many at most, else in blocks of their own.
     pub(super) in_block: usize,
+    /// Of values with fewer rows the rows are read one by one, and not summed.
+    pub(super) heavy: usize,
     /// A peer keeps what its names let through where there are so many blocks,
     pub(super) kept_blocks: usize,
     /// rows ask about names in so many lanes,
@@ -23,6 +25,7 @@ impl Limits {
         candidates: 0,
         words: 0,
         in_block: 12,
+        heavy: 2,
         kept_blocks: 0,
         kept_lanes: 0,
         kept_found: 0,
@@ -37,6 +40,7 @@ impl Default for Limits {
             // Some ten microseconds.
             words: 4096,
             in_block: super::BLOCK as usize,
+            heavy: super::sums::HEAVY,
             // Where there are fewer rows, their bitmaps stay in a near cache.
             kept_blocks: 64,
             // One bitmap more or less is not worth it.

@@ -57,9 +57,9 @@ impl Nets {
     }
 
     /// Whether a change of a block's rows is to be brought into sums.
-    pub(crate) fn sums_concern(&self, number: u32) -> bool {
+    pub(crate) fn sums_concern(&self, number: u32, heavy: usize) -> bool {
         let depth = self.blocks.value(number).map_or(1, |block| self.lengths[family(block)].depth());
-        self.sums.concern(&self.blocks, number, depth)
+        self.sums.concern(&self.blocks, number, depth, heavy)
     }
 
     fn lengths(&mut self, block: &IpNet) -> &mut Lengths {

@@ -157,12 +157,12 @@ impl<const CHAINS: usize> Sums<CHAINS> {
     }
 
     /// Whether a change of a value's rows is to be brought in, of which so many lie one in the other at most.
-    pub(crate) fn concern<V: Value>(&self, values: &Dictionary<V>, number: u32, depth: usize) -> bool {
-        values.listed(number) >= heavy(depth) || self.heavy.contains(&number)
+    pub(crate) fn concern<V: Value>(&self, values: &Dictionary<V>, number: u32, depth: usize, heavy: usize) -> bool {
+        values.listed(number) >= least(depth, heavy) || self.heavy.contains(&number)
     }
 
     /// Brings changes in, of values that they concern; the lists have changed already, and there are so many rows in all.
-    pub(crate) fn edit<V: Nested>(&mut self, values: &mut Dictionary<V>, changes: &[Changed], rows: usize) {
+    pub(crate) fn edit<V: Nested>(&mut self, values: &mut Dictionary<V>, changes: &[Changed], rows: usize, heavy: usize) {
         let mut of_chains = [const { Vec::new() }; CHAINS];
         for of_value in changes.chunk_by(|a, b| a.number == b.number) {
             let number = of_value[0].number;
@@ -179,7 +179,7 @@ impl<const CHAINS: usize> Sums<CHAINS> {
                 of_chains[chain].push(Part::All(number));
             }
         }
-        let most = (rows / SHARE).max(HEAVY);
+        let most = (rows / SHARE).max(heavy);
         for (at, parts) in of_chains.iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
             let came: usize = parts.iter().map(|part| part.rows(values)).sum();
             if came > most * SHARE / 4 {
@@ -407,14 +407,14 @@ fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize, sums: &BTree
 }
 
 /// How many rows a value has whose rows are not read one by one, where so many lie one in the other at most.
-fn heavy(depth: usize) -> usize {
-    (MOST_LIGHT / depth.max(1)).clamp(1, HEAVY)
+fn least(depth: usize, heavy: usize) -> usize {
+    (MOST_LIGHT / depth.max(1)).clamp(1, heavy)
 }
 
 static NO_BITS: Bits = [0; WORDS];
 const GROUP: usize = 16;
 /// Of values with fewer rows the rows are read one by one,
-const HEAVY: usize = 64;
+pub(super) const HEAVY: usize = 64;
 /// and about so many in all.
 const MOST_LIGHT: usize = 2048;
 /// Of all rows this part may be read beside a sum.

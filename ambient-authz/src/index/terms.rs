@@ -93,24 +93,27 @@ impl Terms {
     }
 
     /// Whether a change of a value's list, which was made already, is to be brought into sums.
-    pub(crate) fn sums_concern(&self, term: Term) -> bool {
+    pub(crate) fn sums_concern(&self, term: Term, heavy: usize) -> bool {
         let number = term.number();
         match term.sort() {
-            Sort::Name => self.names.sums.concern(&self.names.dictionary, number, self.names.depth(number)),
-            Sort::Source => self.sources.sums_concern(number),
-            Sort::Destination => self.destinations.sums_concern(number),
-            Sort::Port => self.port_sums.concern(&self.ports, number, 1),
+            Sort::Name => self
+                .names
+                .sums
+                .concern(&self.names.dictionary, number, self.names.depth(number), heavy),
+            Sort::Source => self.sources.sums_concern(number, heavy),
+            Sort::Destination => self.destinations.sums_concern(number, heavy),
+            Sort::Port => self.port_sums.concern(&self.ports, number, 1, heavy),
             Sort::Place | Sort::Listed | Sort::Always => false,
         }
     }
 
     /// Brings such changes in, of values of one sort, of lists that have changed already; there are so many rows in all.
-    pub(crate) fn edit_sums(&mut self, sort: Sort, changes: &[Changed], rows: usize) {
+    pub(crate) fn edit_sums(&mut self, sort: Sort, changes: &[Changed], rows: usize, heavy: usize) {
         match sort {
-            Sort::Name => self.names.sums.edit(&mut self.names.dictionary, changes, rows),
-            Sort::Source => self.sources.sums.edit(&mut self.sources.blocks, changes, rows),
-            Sort::Destination => self.destinations.sums.edit(&mut self.destinations.blocks, changes, rows),
-            Sort::Port => self.port_sums.edit(&mut self.ports, changes, rows),
+            Sort::Name => self.names.sums.edit(&mut self.names.dictionary, changes, rows, heavy),
+            Sort::Source => self.sources.sums.edit(&mut self.sources.blocks, changes, rows, heavy),
+            Sort::Destination => self.destinations.sums.edit(&mut self.destinations.blocks, changes, rows, heavy),
+            Sort::Port => self.port_sums.edit(&mut self.ports, changes, rows, heavy),
             Sort::Place | Sort::Listed | Sort::Always => {}
         }
     }
