@@ -393,7 +393,9 @@ impl<'a> Revision<'a> {
         }
         for (sort, changes) in in_sums {
             let rows = self.index.rows.blocks() * BLOCK as usize;
-            self.index.terms.edit_sums(sort, &changes, rows, self.index.limits.heavy);
+            let limits = &self.index.limits;
+            let most = (rows / limits.share).max(limits.heavy);
+            self.index.terms.edit_sums(sort, &changes, most);
         }
         let mut blocks: Vec<_> = self.edits.iter().map(|edit| edit.row() / BLOCK).collect();
         blocks.sort_unstable();

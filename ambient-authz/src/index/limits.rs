@@ -11,6 +11,8 @@ pub(super) struct Limits {
     pub(super) in_block: usize,
     /// Of values with fewer rows the rows are read one by one, and not summed.
     pub(super) heavy: usize,
+    /// Beside a sum this part of all rows may be read.
+    pub(super) share: usize,
     /// A peer keeps what its names let through where there are so many blocks,
     pub(super) kept_blocks: usize,
     /// rows ask about names in so many lanes,
@@ -26,6 +28,7 @@ impl Limits {
         words: 0,
         in_block: 12,
         heavy: 2,
+        share: usize::MAX,
         kept_blocks: 0,
         kept_lanes: 0,
         kept_found: 0,
@@ -41,6 +44,7 @@ impl Default for Limits {
             words: 4096,
             in_block: super::BLOCK as usize,
             heavy: super::sums::HEAVY,
+            share: super::sums::SHARE,
             // Where there are fewer rows, their bitmaps stay in a near cache.
             kept_blocks: 64,
             // One bitmap more or less is not worth it.

@@ -161,8 +161,8 @@ impl<const CHAINS: usize> Sums<CHAINS> {
         values.listed(number) >= least(depth, heavy) || self.heavy.contains(&number)
     }
 
-    /// Brings changes in, of values that they concern; the lists have changed already, and there are so many rows in all.
-    pub(crate) fn edit<V: Nested>(&mut self, values: &mut Dictionary<V>, changes: &[Changed], rows: usize, heavy: usize) {
+    /// Brings changes in, of values that they concern; the lists have changed already, and beside a sum so many rows may be read at most.
+    pub(crate) fn edit<V: Nested>(&mut self, values: &mut Dictionary<V>, changes: &[Changed], most: usize) {
         let mut of_chains = [const { Vec::new() }; CHAINS];
         for of_value in changes.chunk_by(|a, b| a.number == b.number) {
             let number = of_value[0].number;
@@ -179,10 +179,9 @@ impl<const CHAINS: usize> Sums<CHAINS> {
                 of_chains[chain].push(Part::All(number));
             }
         }
-        let most = (rows / SHARE).max(heavy);
         for (at, parts) in of_chains.iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
             let came: usize = parts.iter().map(|part| part.rows(values)).sum();
-            if came > most * SHARE / 4 {
+            if came > most.saturating_mul(SHARE) / 4 {
                 // To begin anew costs less.
                 self.chains[at].kept = Arc::default();
             }
@@ -418,4 +417,4 @@ pub(super) const HEAVY: usize = 64;
 /// and about so many in all.
 const MOST_LIGHT: usize = 2048;
 /// Of all rows this part may be read beside a sum.
-const SHARE: usize = 256;
+pub(super) const SHARE: usize = 256;

@@ -107,13 +107,13 @@ impl Terms {
         }
     }
 
-    /// Brings such changes in, of values of one sort, of lists that have changed already; there are so many rows in all.
-    pub(crate) fn edit_sums(&mut self, sort: Sort, changes: &[Changed], rows: usize, heavy: usize) {
+    /// Brings such changes in, of values of one sort, of lists that have changed already; beside a sum so many rows may be read at most.
+    pub(crate) fn edit_sums(&mut self, sort: Sort, changes: &[Changed], most: usize) {
         match sort {
-            Sort::Name => self.names.sums.edit(&mut self.names.dictionary, changes, rows, heavy),
-            Sort::Source => self.sources.sums.edit(&mut self.sources.blocks, changes, rows, heavy),
-            Sort::Destination => self.destinations.sums.edit(&mut self.destinations.blocks, changes, rows, heavy),
-            Sort::Port => self.port_sums.edit(&mut self.ports, changes, rows, heavy),
+            Sort::Name => self.names.sums.edit(&mut self.names.dictionary, changes, most),
+            Sort::Source => self.sources.sums.edit(&mut self.sources.blocks, changes, most),
+            Sort::Destination => self.destinations.sums.edit(&mut self.destinations.blocks, changes, most),
+            Sort::Port => self.port_sums.edit(&mut self.ports, changes, most),
             Sort::Place | Sort::Listed | Sort::Always => {}
         }
     }
