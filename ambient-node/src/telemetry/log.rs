@@ -129,7 +129,8 @@ enum Line {
 
 /// Writes lines as they come, those of a short while together: a line that wakes this thread costs more than to write it.
 fn write_all(lines: &Receiver<Line>) {
-    let mut out = io::stdout().lock();
+    // Not locked for good: whoever embeds a node may have something to print.
+    let mut out = io::stdout();
     let mut text = Vec::new();
     while let Ok(Line::Text(first)) = lines.recv() {
         let mut end = false;
