@@ -1,7 +1,7 @@
 //! Revocations out of a file, beside the roots of whichever issuer: ztunnel's `CRL_PATH`.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -9,7 +9,7 @@ use std::{
 
 use ambient_core::{Credential, Identity, PodUid, TrustBundles, TrustDomain};
 
-use crate::{BoxFuture, IssueError, Issuer, LastHeard, Told};
+use crate::{BoxFuture, IssueError, Issuer, LastHeard, Told, plain};
 
 /// An issuer, and the CRLs of a file (PEM, one or many, or one in DER) that count for its trust domain.
 ///
@@ -138,11 +138,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 fn read(path: &Path) -> Result<Vec<Vec<u8>>, CrlFileError> {
     let wrong = |why: String| CrlFileError { path: path.into(), why };
-    let size = fs::metadata(path).map_err(|e| wrong(e.to_string()))?.len();
-    if size > MOST {
-        return Err(wrong(io::Error::from(io::ErrorKind::FileTooLarge).to_string()));
-    }
-    let bytes = fs::read(path).map_err(|e| wrong(e.to_string()))?;
+    let (bytes, _) = plain::read(path, MOST).map_err(|e| wrong(e.to_string()))?;
     // A mounted file may be there before there is anything to say.
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
@@ -197,6 +193,11 @@ mod tests {
         }
         fs::copy(&lists, &file).unwrap();
         assert_eq!(with.trust().crls(&domain).len(), 1);
+        fs::remove_file(&file).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(with.trust().crls(&domain).len(), 1, "a pipe is not waited for, and lifts nothing");
+        let error = WithCrls::open(ca.clone(), &file, domain.clone()).unwrap_err().to_string();
+        assert!(error.contains("crl.pem") && error.contains("a pipe"), "{error}");
         fs::remove_file(&file).unwrap();
         assert_eq!(with.trust().crls(&domain).len(), 1, "a file that goes lifts nothing");
     }

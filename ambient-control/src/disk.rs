@@ -11,13 +11,13 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::whole;
+use crate::{plain, whole};
 
 pub(crate) mod trust;
 
@@ -98,9 +98,7 @@ pub(crate) fn read_own(path: &Path) -> Result<Option<Vec<u8>>, MemoryError> {
     match fs::symlink_metadata(path) {
         Ok(_) => {
             own(path, "others can write it: remove it")?;
-            let mut bytes = Vec::new();
-            let mut file = open_own(path)?;
-            file.read_to_end(&mut bytes).map_err(io_error("read", path))?;
+            let (bytes, _) = plain::read(path, MOST).map_err(io_error("read", path))?;
             Ok(Some(bytes))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -222,5 +220,7 @@ pub(crate) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error
 
 /// The bytes before a payload.
 pub(crate) const HEAD: usize = 16;
+/// Longer than anything that is kept: a mesh of millions.
+const MOST: u64 = 4 << 30;
 /// What is written at a time, in bytes.
 pub(crate) const PART: usize = 64 * 1024;

@@ -77,6 +77,8 @@ mod looks;
 pub mod manifests;
 #[cfg(feature = "objects")]
 pub mod objects;
+#[cfg(any(feature = "ca", feature = "istiod", feature = "manifests", feature = "spiffe"))]
+pub mod plain;
 #[cfg(feature = "serve")]
 pub mod serve;
 #[cfg(feature = "spiffe")]

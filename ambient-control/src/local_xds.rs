@@ -37,6 +37,7 @@ use crate::{
         directory::{self, Sight},
         tree,
     },
+    plain,
 };
 
 mod read;
@@ -216,7 +217,7 @@ impl Watched {
     /// Reads the text, which has become another.
     fn read(&mut self, content: &[u8]) {
         if content.iter().all(u8::is_ascii_whitespace) && self.told.is_something() {
-            self.error = Some("became empty; write `workloads: []` if nothing is meant".into());
+            self.error = Some(" became empty; write `workloads: []` if nothing is meant".into());
             return;
         }
         let entries = match tree::documents(content) {
@@ -242,23 +243,25 @@ impl Looked for Watched {
             Ok(meta) => meta,
             Err(error) => {
                 self.seen = None;
-                self.error = Some(error.to_string());
+                self.error = Some(format!(" {error}"));
                 return;
             }
         };
+        if let Err(error) = plain::is_plain(&meta) {
+            self.seen = None;
+            self.error = Some(format!(" {error}"));
+            return;
+        }
         let seen = Sight::of(&meta);
         let agreed = self.seen == seen;
         self.seen = seen;
-        if !agreed || seen.is_none() || self.taken == seen {
-            if seen.is_none() {
-                self.error = Some("is no plain file".into());
-            }
+        if !agreed || self.taken == seen {
             return;
         }
         let (content, read) = match directory::read(path) {
             Ok(read) => read,
             Err(error) => {
-                self.error = Some(error.to_string());
+                self.error = Some(format!(" {error}"));
                 return;
             }
         };

@@ -114,10 +114,7 @@ impl Authority {
                 of: roots.trust_domain,
             });
         }
-        if let Some(foreign) = foreign(directory)?.into_iter().next() {
-            return Err(OpenError::Foreign { path: foreign });
-        }
-        Roots::begin(directory, &trust_domain, now)?;
+        begin(directory, &trust_domain, now)?;
         Ok(Self {
             directory: directory.into(),
             trust_domain,
@@ -274,6 +271,14 @@ impl Authority {
     /// When nothing that is meant is known, the key of its issuer is not here, or files cannot be read or written.
     pub fn revoke(&self, target: &Target, now: SystemTime) -> Result<Revocation, OpenError> {
         let _lock = directory::lock(&self.directory)?;
+        if let Target::Identity(identity) = target
+            && *identity.trust_domain() != self.trust_domain
+        {
+            return Err(OpenError::Unknown {
+                what: identity.as_str().into(),
+                hint: "it is of another trust domain than this authority, which gives it nothing",
+            });
+        }
         let roots = self.roots()?;
         let intermediates = self.intermediates(now)?;
         let mut revoked = Revoked::read(&self.directory)?;
@@ -473,6 +478,14 @@ impl<'a> Issuers<'a> {
             issuer: &one.issuer,
         });
         roots.chain(intermediates).collect()
+    }
+}
+
+/// Makes the first root of an authority, where nothing else is: a directory that was named by mistake gets no keys.
+pub(super) fn begin(directory: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<(), OpenError> {
+    match foreign(directory)?.into_iter().next() {
+        Some(path) => Err(OpenError::Foreign { path }),
+        None => Roots::begin(directory, trust_domain, now),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     thread,
@@ -13,10 +13,13 @@ use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
 use super::OpenError;
-use crate::whole;
+use crate::{plain, whole};
 
 /// Makes a directory where there is none, and refuses one that others could write to.
 pub(super) fn make(directory: &Path) -> Result<(), OpenError> {
+    if stamp(directory).is_some() {
+        return check(directory);
+    }
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(directory).map_err(io_error("make the directory", directory))?;
@@ -123,15 +126,8 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> 
 /// The content of a file, of which nobody but its owner may have written.
 pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let mut content = Zeroizing::new(Vec::new());
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(no_follow());
-    let file = options.open(path).map_err(io_error("open", path))?;
-    let read = file.take(MAX_FILE + 1).read_to_end(&mut content);
-    let read = u64::try_from(read.map_err(io_error("read", path))?).unwrap_or(u64::MAX);
-    match read > MAX_FILE {
-        true => Err(io_error("read", path)(io::ErrorKind::FileTooLarge.into())),
-        false => Ok(content),
-    }
+    plain::read_no_link(path, MAX_FILE, &mut content).map_err(io_error("read", path))?;
+    Ok(content)
 }
 
 /// The same; `None` if there is no such file.

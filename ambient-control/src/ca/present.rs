@@ -10,7 +10,7 @@ use std::{
 use ambient_core::{TrustBundles, TrustDomain};
 
 use super::{
-    Authority, OpenError, RequestError,
+    Authority, OpenError, RequestError, authority,
     directory::{self, Stamp},
     intermediates::{self, Intermediate},
     issued,
@@ -48,7 +48,7 @@ impl Holder {
         directory::make(directory)?;
         let _lock = directory::lock(directory)?;
         if Roots::read(directory)?.is_none() {
-            Roots::begin(directory, trust_domain, now)?;
+            authority::begin(directory, trust_domain, now)?;
         }
         let place = Place {
             directory,

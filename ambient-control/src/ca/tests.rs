@@ -209,7 +209,7 @@ fn what_others_could_have_written_is_refused() {
     assert!(matches!(open(&link).unwrap_err(), OpenError::Unsafe { .. }));
     let file = scratch.path().join("file");
     fs::write(&file, "").unwrap();
-    assert!(matches!(open(&file).unwrap_err(), OpenError::Io { .. }));
+    assert!(matches!(open(&file).unwrap_err(), OpenError::Unsafe { .. }));
 }
 
 #[test]
@@ -263,4 +263,22 @@ fn a_start_that_was_cut_short_begins_again() {
     let ca = open(dir).unwrap();
     assert_eq!(ca.trust(), open(dir).unwrap().trust());
     assert!(!dir.join("root-key.new").exists());
+}
+
+/// Whatever stands in the place of an authority's file: it is refused by name, and never waited for.
+#[test]
+fn what_is_no_plain_file_is_none_of_an_authority() {
+    for name in ["root.pem", "root-key.pem"] {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("ca");
+        open(&dir).unwrap();
+        fs::remove_file(dir.join(name)).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, dir.join(name), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let (sender, opened) = std::sync::mpsc::channel();
+        let of = dir.clone();
+        std::thread::spawn(move || sender.send(open(&of).map(drop).map_err(|error| error.to_string())));
+        let opened = opened.recv_timeout(Duration::from_secs(10)).expect("it does not wait");
+        let error = opened.unwrap_err();
+        assert!(error.contains(name) && error.contains("a pipe"), "{error}");
+    }
 }

@@ -5,12 +5,17 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::{io::AsyncReadExt as _, time::timeout};
+use tokio::{task, time::timeout};
 use zeroize::Zeroizing;
+
+use crate::plain;
 
 /// What was read last of the files that an [`Endpoint`](super::Endpoint) names, and could be used: gone by where a file is no
 /// more, is empty, or holds something else. Clones are the same; in memory alone.
@@ -22,6 +27,8 @@ struct Seen {
     good: Option<Arc<Zeroizing<Vec<u8>>>>,
     /// What is wrong with it now, and what to do.
     wrong: Option<String>,
+    /// Whether a read of it that took too long is still under way.
+    hangs: Option<Arc<AtomicBool>>,
 }
 
 impl std::fmt::Debug for Files {
@@ -49,13 +56,7 @@ impl Files {
         make: impl Fn(&[u8]) -> Result<T, String>,
     ) -> Result<T, io::Error> {
         let unusable = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-        let read = match timeout(READING, bytes(path, most)).await {
-            Ok(read) => read,
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("it was not read within {READING:?}"),
-            )),
-        };
+        let read = self.bytes(path, most).await;
         let made = read.and_then(|bytes| Ok((make(&bytes).map_err(unusable)?, bytes)));
         let (error, good) = {
             let mut all = self.seen();
@@ -88,21 +89,32 @@ impl Files {
         make(&good).map_err(unusable)
     }
 
+    /// A file's bytes, within a time. Of a file that hangs, as one on a network may, one thread at a time is lost to it.
+    pub(super) async fn bytes(&self, path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("it was not read within {READING:?}"));
+        let hangs = self.seen().get(path).and_then(|seen| seen.hangs.clone());
+        if hangs.is_some_and(|hangs| hangs.load(Ordering::Acquire)) {
+            return Err(late());
+        }
+        let reading = Arc::new(AtomicBool::new(true));
+        let (of, done) = (path.to_owned(), reading.clone());
+        let read = task::spawn_blocking(move || {
+            let mut bytes = Zeroizing::new(Vec::new());
+            let read = plain::read_into(&of, most, &mut bytes);
+            done.store(false, Ordering::Release);
+            read.map(|_| bytes)
+        });
+        match timeout(READING, read).await {
+            Ok(read) => read.map_err(io::Error::other)?,
+            Err(_) => {
+                self.seen().entry(path.to_owned()).or_default().hangs = Some(reading);
+                Err(late())
+            }
+        }
+    }
+
     fn seen(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Seen>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn bytes(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    let mut file = tokio::fs::File::open(path).await?.take(most + 1);
-    file.read_to_end(&mut bytes).await?;
-    match bytes.len() as u64 > most {
-        true => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("it is longer than the {most} bytes that are read"),
-        )),
-        false => Ok(bytes),
     }
 }
 
@@ -150,5 +162,25 @@ mod tests {
             fs::write(&path, "again").unwrap();
             assert_eq!((read().await.unwrap(), files.clone().faults()), ("again".into(), Vec::new()));
         }
+    }
+
+    #[tokio::test]
+    async fn what_has_no_end_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("token");
+        let files = Files::default();
+        fs::write(&path, "good").unwrap();
+        let read = async || timeout(READING, files.read(&path, 10, "put one there", text)).await.expect("at once");
+        assert_eq!(read().await.unwrap(), "good");
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(read().await.unwrap(), "good");
+        let faults = files.faults();
+        let named = path.to_str().unwrap();
+        assert!(faults[0].contains(named) && faults[0].contains("it is a pipe"), "{faults:?}");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(read().await.unwrap(), "good");
+        assert!(files.faults()[0].contains("it is a directory"));
     }
 }

@@ -350,3 +350,21 @@ async fn a_text_that_is_given_itself_is_read_alike_and_told_once() {
     let mut nothing = LocalXds::open(Config::of(Place::Inline("workloads: []".into()))).await.unwrap();
     assert!(nothing.next().await.unwrap().synced);
 }
+
+/// A pipe in the file's place is not waited for, and takes nothing away.
+#[test]
+fn a_pipe_is_told_and_not_waited_for() {
+    let mut fixture = Fixture::new();
+    let workloads = format!("workloads:\n{WORKLOAD}");
+    assert_eq!(fixture.write(&workloads), 1);
+    let path = fixture.scratch.path().join("local.yaml");
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(fixture.looks(), 0);
+    let [fault] = &fixture.faults[..] else { panic!("{:?}", fixture.faults) };
+    assert!(fault.contains("local.yaml: it is a pipe"), "{fault}");
+    assert_eq!(fixture.mesh.workloads().count(), 1);
+    fs::remove_file(&path).unwrap();
+    fixture.write(&workloads);
+    assert!(fixture.faults.is_empty());
+}

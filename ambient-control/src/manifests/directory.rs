@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, Metadata, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use ambient_authz::{Scope, policy::Unreadable};
 use ambient_core::PolicyKey;
-use rustix::{fs::OFlags, io::Errno};
+use rustix::io::Errno;
 
 use super::{
     MeshConfig,
@@ -23,6 +23,7 @@ use super::{
 use crate::{
     Batch, Fault,
     objects::{Kind, Object, ObjectKey, Objects, Settings},
+    plain,
 };
 
 #[cfg(test)]
@@ -224,8 +225,13 @@ impl Directory {
 
     fn look_at(&mut self, name: &str) {
         let path = self.dir.join(name);
-        let seen = match fs::metadata(&path) {
-            Ok(meta) => Sight::of(&meta),
+        let looked = fs::metadata(&path).and_then(|meta| match meta.is_dir() {
+            // Directories are left alone.
+            true => Ok(None),
+            false => plain::is_plain(&meta).map(|()| Sight::of(&meta)),
+        });
+        let seen = match looked {
+            Ok(seen) => seen,
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return self.trouble(name, &error),
         };
@@ -530,18 +536,8 @@ pub(super) fn names(dir: &Path, extensions: &[&str]) -> io::Result<BTreeSet<Stri
 
 /// A file's content, and what it looked like when all of it had been read.
 pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
-    // Never waits for the other end of a pipe that took the file's place.
-    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
-    let mut file: File = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
-    if Sight::of(&file.metadata()?).is_none() {
-        return Ok((Vec::new(), None));
-    }
-    let mut content = Vec::new();
-    file.by_ref().take(MAX_FILE + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 64 MiB: split it"));
-    }
-    Ok((content, Sight::of(&file.metadata()?)))
+    let (content, meta) = plain::read(path, MAX_FILE)?;
+    Ok((content, Sight::of(&meta)))
 }
 
 const MAX_FILE: u64 = 64 << 20;

@@ -98,14 +98,18 @@ impl Reports {
     /// Begins with what this node wrote down before it was restarted, and goes on writing it down.
     pub(super) fn remember(&mut self, node: &str, objects: &mut Objects) {
         let path = self.dir.join(format!(".{node}.known.json"));
-        let kept: BTreeMap<String, BTreeSet<PodUid>> = match fs::read(&path).map(|content| serde_json::from_slice(&content)) {
+        let kept: BTreeMap<String, BTreeSet<PodUid>> = match read(&path).map(|(content, _)| serde_json::from_slice(&content)) {
             Ok(Ok(kept)) => kept,
             Ok(Err(error)) => {
                 tracing::warn!(path = %path.display(), %error, "what was known of other nodes before the restart cannot be read");
                 BTreeMap::new()
             }
             // The first start.
-            Err(_) => BTreeMap::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "what was known of other nodes before the restart cannot be read");
+                BTreeMap::new()
+            }
         };
         for (node, pods) in &kept {
             objects.report(node, Report::Captured(pods.clone()));

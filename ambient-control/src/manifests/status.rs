@@ -14,6 +14,7 @@ use ambient_core::PodUid;
 use serde::{Deserialize, Serialize};
 use tokio::task;
 
+use super::directory;
 use crate::whole;
 
 /// What a node tells the other nodes of the same directory: which pods it has captured, and of which it has taken that
@@ -72,8 +73,8 @@ impl Status {
         // One that is not there was misnamed; nothing is made before there is something to say.
         let parent = dir.parent().unwrap_or(&dir);
         fs::read_dir(parent).map_err(|e| self::named(parent, e))?;
-        let written = match fs::read(&path) {
-            Ok(content) => serde_json::from_slice::<Written>(&content)
+        let written = match directory::read(&path) {
+            Ok((content, _)) => serde_json::from_slice::<Written>(&content)
                 .ok()
                 .filter(|written| written.node == node)
                 .ok_or_else(|| {
@@ -194,8 +195,8 @@ impl Inner {
 
     /// Whether the file says just this; one with nothing to say need not be there.
     fn holds(&self, wanted: &Written) -> bool {
-        match fs::read(&self.path) {
-            Ok(content) => serde_json::from_slice::<Written>(&content).is_ok_and(|found| found == *wanted),
+        match directory::read(&self.path) {
+            Ok((content, _)) => serde_json::from_slice::<Written>(&content).is_ok_and(|found| found == *wanted),
             Err(e) => e.kind() == io::ErrorKind::NotFound && wanted.pods.is_empty() && wanted.withdrawn.is_empty(),
         }
     }

@@ -47,3 +47,52 @@ fn a_shortage_of_ours_refuses_nobody_at_once() {
     directory.trouble("new.yaml", &io::Error::from_raw_os_error(Errno::IO.raw_os_error()));
     assert_eq!(refusals(&directory.batch(true).unwrap()).len(), 1);
 }
+
+/// What has no end, or is no file, is not waited for: it is told, and what its place held before stays.
+#[test]
+fn what_is_no_plain_file_is_told_and_takes_nothing_away() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::write(at("old.yaml"), POLICY).unwrap();
+    let mut directory = Directory::new(scratch.path().into(), Settings::default());
+    let mut looks = |count: usize| {
+        (0..count).for_each(|_| directory.look());
+        directory.batch(true).unwrap()
+    };
+    assert_eq!(looks(2).changes.len(), 1);
+    let pipe = |name: &str| rustix::fs::mknodat(rustix::fs::CWD, at(name), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    pipe("draft");
+    fs::rename(at("draft"), at("old.yaml")).unwrap();
+    // A directory is left alone, whatever its name.
+    fs::create_dir(at("other.yaml")).unwrap();
+    let batch = looks(3);
+    assert!(batch.changes.is_empty() && refusals(&batch).is_empty(), "{batch:?}");
+    let [fault] = &*batch.faults else { panic!("{batch:?}") };
+    for part in ["old.yaml: cannot be read: it is a pipe", "its last good content stays in force"] {
+        assert!(fault.what.contains(part), "{fault}");
+    }
+    // One that was never anything else could hold a policy.
+    std::os::unix::fs::symlink("/dev/zero", at("new.yaml")).unwrap();
+    let batch = looks(2);
+    assert_eq!(refusals(&batch).len(), 1);
+    assert!(batch.faults.iter().any(|fault| fault.what.contains("new.yaml: cannot be read: it is a device")));
+    fs::remove_file(at("new.yaml")).unwrap();
+    fs::write(at("draft"), POLICY).unwrap();
+    fs::rename(at("draft"), at("old.yaml")).unwrap();
+    assert!(looks(3).faults.is_empty());
+}
+
+/// Of a file that is too long nothing is read, however often it is looked at.
+#[test]
+fn a_file_that_is_too_long_is_not_read() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("long.yaml");
+    fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
+    let mut directory = Directory::new(scratch.path().into(), Settings::default());
+    #[expect(clippy::disallowed_methods, reason = "it is about time")]
+    let begun = std::time::Instant::now();
+    (0..1000).for_each(|_| directory.look());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    let batch = directory.batch(true).unwrap();
+    assert!(batch.faults[0].what.contains("longer than the 64 MiB"), "{batch:?}");
+}
