@@ -90,7 +90,7 @@ impl Objects {
             let Some(host) = slice.service().map(|service| self.host_of(pod.metadata.namespace(), service)) else {
                 continue;
             };
-            if let Some(service) = self.service_at(&host) {
+            if let Some(service) = self.service_at(&host).filter(|_| slice.names(pod)) {
                 into.entry(host).or_insert_with(|| Ports::Pod(pod).of_service(service));
             }
         }

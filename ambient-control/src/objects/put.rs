@@ -153,8 +153,9 @@ impl Objects {
             None => space.slices.remove(&key.name),
         };
         let (old_service, old_pods) = (service_of(before.as_deref()), pods_of(before.as_deref()));
+        let (old_targets, targets) = (targets_of(before.as_deref()), targets_of(space.slices.get(&key.name).map(|slice| &**slice)));
         let touched: BTreeSet<Arc<str>> = match old_service == service {
-            true => old_pods.symmetric_difference(&pods).cloned().collect(),
+            true => old_targets.symmetric_difference(&targets).map(|(name, _)| name.as_str().into()).collect(),
             false => old_pods.union(&pods).cloned().collect(),
         };
         if let Some(service) = old_service {
@@ -316,9 +317,26 @@ impl Objects {
 impl EndpointSlice {
     /// The pods that are endpoints of it.
     pub(super) fn pods(&self) -> impl Iterator<Item = &str> {
-        let targets = self.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
-        targets.filter_map(|target| target.pod(self.metadata.namespace()))
+        self.targets().map(|(name, _)| name)
     }
+
+    /// Whether it means a pod, and not another that had its name before.
+    pub(super) fn names(&self, pod: &Pod) -> bool {
+        let (name, own) = (&pod.metadata.name, pod.metadata.uid.as_deref());
+        self.targets().any(|(of, uid)| of == name && uid.is_none_or(|uid| own == Some(uid)))
+    }
+
+    /// The names of pods, and their UIDs where it has them.
+    fn targets(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let targets = self.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
+        targets.filter_map(|target| Some((target.pod(self.metadata.namespace())?, target.uid.as_deref())))
+    }
+}
+
+fn targets_of(slice: Option<&EndpointSlice>) -> BTreeSet<(String, Option<String>)> {
+    let of_service = slice.filter(|slice| slice.service().is_some()).into_iter();
+    let targets = of_service.flat_map(EndpointSlice::targets);
+    targets.map(|(name, uid)| (name.to_owned(), uid.map(str::to_owned))).collect()
 }
 
 fn touch_space(stale: &mut super::Stale, name: &Arc<str>, space: &Space, domain: &str) {

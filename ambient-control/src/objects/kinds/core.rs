@@ -399,6 +399,9 @@ pub struct TargetRef {
     /// Its name.
     #[serde(default)]
     pub name: Option<String>,
+    /// Its UID; absent, whichever has the name.
+    #[serde(default)]
+    pub uid: Option<String>,
 }
 
 impl TargetRef {

@@ -287,6 +287,33 @@ fn slices_name_endpoints_of_services_without_a_selector() {
     assert!(told([external, slice]).workloads().is_empty());
 }
 
+/// The next pod of a name is not what a slice means that was written for the one before, until the slice says so.
+#[test]
+fn a_slice_means_the_pod_with_its_uid() {
+    let service = json!({ "kind": "Service", "metadata": { "name": "db", "namespace": "shop" },
+                          "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] } });
+    let slice = |uid: Option<&str>| {
+        json!({ "kind": "EndpointSlice",
+            "metadata": { "name": "db-1", "namespace": "shop", "labels": { "kubernetes.io/service-name": "db" } },
+            "addressType": "IPv4", "ports": [{ "name": "", "port": 80 }],
+            "endpoints": [{ "addresses": ["10.0.0.1"], "targetRef": { "kind": "Pod", "name": "cart", "namespace": "shop", "uid": uid } }] })
+    };
+    let mut objects = Objects::new(Settings::default());
+    let mut sum = Sum::default();
+    let mut count = |value: Value| {
+        objects.set(object(value));
+        sum.add(objects.changes());
+        endpoints(&sum, "db.shop.svc.cluster.local").len()
+    };
+    count(service);
+    count(pod("cart"));
+    let steps = [slice(Some("uid-of-old")), slice(Some("uid-cart")), slice(Some("uid-next")), slice(None)];
+    assert_eq!(steps.map(&mut count), [0, 1, 0, 1]);
+    count(slice(Some("uid-next")));
+    let next = patched(pod("cart"), &json!({ "metadata": { "uid": "uid-next" } }));
+    assert_eq!(count(next), 1);
+}
+
 #[test]
 fn pods_stand_where_their_node_stands() {
     let node = |labels: Value| json!({ "kind": "Node", "metadata": { "name": "node-1", "labels": labels } });
