@@ -126,6 +126,11 @@ pub fn pieces(data: &[u8]) {
     istiod::pieces(data);
 }
 
+/// A stream of requests, parted anywhere.
+pub fn asked(data: &[u8]) {
+    crate::serve::fuzz_asked(data);
+}
+
 /// A certificate service's answer, entries apart by a zero byte: it is believed for nobody's key but ours, so never.
 pub fn certificate(data: &[u8]) {
     static KEY: OnceLock<Vec<u8>> = OnceLock::new();

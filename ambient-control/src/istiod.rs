@@ -29,12 +29,12 @@
 //! ```
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod files;
 mod identity;
 mod join;
 mod memory;
-mod pieces;
+pub(crate) mod pieces;
 pub(crate) mod read;
 mod reports;
 pub(crate) mod session;

@@ -152,7 +152,10 @@ mod tests {
         }
         // The kernel says of these that they are empty.
         assert!(!read(Path::new("/proc/self/status"), 1 << 20).unwrap().0.is_empty());
-        assert_eq!(read(Path::new("/proc/self/status"), 10).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(
+            read(Path::new("/proc/self/status"), 10).unwrap_err().kind(),
+            io::ErrorKind::FileTooLarge
+        );
         let mut content = b"before ".to_vec();
         fs::write(&path, "behind").unwrap();
         read_into(&path, 6, &mut content).unwrap();

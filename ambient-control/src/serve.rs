@@ -25,17 +25,23 @@
 //! next process. What a policy says that the wire has no words for makes it admit less or refuse more, never the other way.
 
 mod admission;
+mod asked;
 mod board;
 mod counts;
 pub(crate) mod encode;
 mod grpc;
 mod metrics;
 mod nodes;
+mod response;
 mod server;
 mod strangers;
+mod streams;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+
+#[cfg(feature = "fuzz")]
+pub(crate) use asked::fuzz as fuzz_asked;
 
 use std::{io, net::IpAddr};
 

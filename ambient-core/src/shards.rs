@@ -109,12 +109,12 @@ impl<K, V> Leaf<K, V> {
         (MOST..self.count).find(|at| is_at(*at))
     }
 
-    fn get<Q: Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<&V>
+    fn get<Q: Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<(&K, &V)>
     where
         K: Borrow<Q>,
     {
         let at = self.position(hash, key)?;
-        self.slots[at].as_ref().map(|(_, value)| value)
+        self.slots[at].as_ref().map(|(key, value)| (key, value))
     }
 }
 
@@ -239,6 +239,14 @@ impl<K, V> Shards<K, V> {
 impl<K: Clone + Eq + Hash, V: Clone> Shards<K, V> {
     /// The value of a key.
     pub fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.entry(key).map(|(_, value)| value)
+    }
+
+    /// A key as it stands here, and its value.
+    pub fn entry<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
     where
         K: Borrow<Q>,
     {

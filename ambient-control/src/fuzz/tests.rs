@@ -43,6 +43,11 @@ fn pieces() {
 }
 
 #[test]
+fn asked() {
+    replay("asked", super::asked);
+}
+
+#[test]
 fn certificate() {
     replay("certificate", super::certificate);
 }

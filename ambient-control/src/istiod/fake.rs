@@ -19,8 +19,13 @@ use rcgen::{
 use rustls::ServerConfig;
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use tokio::{
-    net::TcpListener,
-    sync::{Notify, mpsc},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Notify, mpsc, watch},
+    time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -295,6 +300,71 @@ impl tower::Service<http::Request<hyper::body::Incoming>> for Both {
                 Box::pin(std::future::ready(Ok(http::Response::new(tonic::body::Body::new(body)))))
             }
             None => self.state.call(request),
+        }
+    }
+}
+
+/// A way to a server that can fall silent: then nothing comes through any more, and nothing is closed either, as where a
+/// machine has lost its power or a firewall its memory.
+pub(crate) struct Relay {
+    pub(crate) port: u16,
+    silent: watch::Sender<bool>,
+    /// When each connection was made.
+    pub(crate) made: Arc<Mutex<Vec<Instant>>>,
+    relaying: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.relaying.abort();
+    }
+}
+
+impl Relay {
+    pub(crate) async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let silent = watch::Sender::new(false);
+        let made = Arc::<Mutex<Vec<_>>>::default();
+        let (is_silent, times) = (silent.subscribe(), made.clone());
+        let relaying = tokio::spawn(async move {
+            let mut ways = tokio::task::JoinSet::new();
+            loop {
+                let Ok((near, _)) = listener.accept().await else { return };
+                times.lock().unwrap().push(Instant::now());
+                let Ok(far) = TcpStream::connect(server).await else { continue };
+                let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                ways.spawn(one_way(near_in, far_out, is_silent.clone()));
+                ways.spawn(one_way(far_in, near_out, is_silent.clone()));
+            }
+        });
+        Self {
+            port,
+            silent,
+            made,
+            relaying,
+        }
+    }
+
+    /// Nothing comes through, also of new connections, or it does. What is silent once stays so.
+    pub(crate) fn is_silent(&self, silent: bool) {
+        self.silent.send_replace(silent);
+    }
+}
+
+async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut silent: watch::Receiver<bool>) {
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        let read = tokio::select! {
+            biased;
+            _ = silent.wait_for(|silent| *silent) => None,
+            read = from.read(&mut bytes) => Some(read.unwrap_or(0)),
+        };
+        let Some(read) = read else {
+            return std::future::pending().await;
+        };
+        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+            return;
         }
     }
 }

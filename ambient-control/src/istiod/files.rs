@@ -170,7 +170,11 @@ mod tests {
         let path = scratch.path().join("token");
         let files = Files::default();
         fs::write(&path, "good").unwrap();
-        let read = async || timeout(READING, files.read(&path, 10, "put one there", text)).await.expect("at once");
+        let read = async || {
+            timeout(READING, files.read(&path, 10, "put one there", text))
+                .await
+                .expect("at once")
+        };
         assert_eq!(read().await.unwrap(), "good");
         fs::remove_file(&path).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();

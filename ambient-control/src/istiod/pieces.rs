@@ -1,6 +1,6 @@
 //! A delta stream taken apart as it comes: pure.
 //!
-//! Of a response no more is held than what has come of one resource, and never the whole: that may be a mesh. What a response
+//! Of a message no more is held than what has come of one field, and never the whole: that may be a mesh. What a response
 //! says counts once its end has come.
 //!
 //! ```text
@@ -28,38 +28,102 @@ pub(crate) enum Piece {
 /// What comes is no delta stream: nothing more of it can be understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PieceError {
-    #[error("a response is compressed, which was not asked for")]
+    #[error("a message is compressed, which was not asked for")]
     Compressed,
-    #[error("a response has {length} bytes, and {longest} are the most that is taken")]
+    #[error("a message has {length} bytes, and {longest} are the most that is taken")]
     TooLong { length: usize, longest: usize },
-    #[error("a response is no DeltaDiscoveryResponse")]
+    #[error("a field of a message has more than the {longest} bytes that are taken")]
+    FieldTooLong { longest: usize },
+    #[error("a message is none of the delta protocol")]
     Malformed,
-    #[error("a response is no DeltaDiscoveryResponse: {0}")]
+    #[error("a message is none of the delta protocol: {0}")]
     Unreadable(#[from] DecodeError),
 }
 
-/// What has come of a stream and was not given yet.
+/// What has come of a stream of responses and was not given yet.
 ///
 /// [`Pieces::handle_data`] whenever something comes, then [`Pieces::poll_piece`] until it gives nothing.
 #[derive(Debug)]
 pub(crate) struct Pieces {
-    longest: usize,
-    come: BytesMut,
-    /// How much of the present response is still to be taken; `None` between two.
-    left: Option<usize>,
-    /// Its fields but resources, as they came.
+    fields: Fields,
+    /// The fields of the present response but resources, as they came.
     others: Vec<u8>,
+}
+
+/// What has come of a stream of messages and was not given yet, whatever they say.
+///
+/// [`Fields::handle_data`] whenever something comes, then [`Fields::poll_field`] until it gives nothing.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    longest: usize,
+    longest_field: usize,
+    come: BytesMut,
+    /// How much of the present message is still to be taken; `None` between two.
+    left: Option<usize>,
+}
+
+/// What comes next of a stream of messages.
+#[derive(Debug)]
+pub(crate) enum Next<T> {
+    /// A field, as what it was made.
+    Field(T),
+    /// The end of the message.
+    End,
 }
 
 impl Pieces {
     /// Of a stream that begins; of responses that are longer nothing is taken.
     pub(crate) fn new(longest: usize) -> Self {
         Self {
-            longest,
-            come: BytesMut::new(),
-            left: None,
+            fields: Fields::new(longest),
             others: Vec::new(),
         }
+    }
+
+    /// Some bytes have come.
+    pub(crate) fn handle_data(&mut self, data: &[u8]) {
+        self.fields.handle_data(data);
+    }
+
+    /// The next piece, if it has come whole.
+    pub(crate) fn poll_piece(&mut self) -> Result<Option<Piece>, PieceError> {
+        loop {
+            let Self { fields, others } = self;
+            let next = fields.poll_field(|field| {
+                if field.is(RESOURCES) {
+                    return Ok(Some(Piece::Resource(Resource::decode(field.value())?)));
+                }
+                others.extend_from_slice(field.bytes);
+                Ok(None)
+            })?;
+            match next {
+                None => return Ok(None),
+                Some(Next::Field(None)) => {}
+                Some(Next::Field(piece)) => return Ok(piece),
+                Some(Next::End) => {
+                    let others = std::mem::take(&mut self.others);
+                    return Ok(Some(Piece::End(DeltaDiscoveryResponse::decode(&*others)?)));
+                }
+            }
+        }
+    }
+}
+
+impl Fields {
+    /// Of a stream that begins; of messages that are longer nothing is taken.
+    pub(crate) fn new(longest: usize) -> Self {
+        Self {
+            longest,
+            longest_field: longest,
+            come: BytesMut::new(),
+            left: None,
+        }
+    }
+
+    /// Of fields that are longer nothing is taken either: so much is held at a time.
+    #[cfg(feature = "serve")]
+    pub(crate) fn with_longest_field(self, longest_field: usize) -> Self {
+        Self { longest_field, ..self }
     }
 
     /// Some bytes have come.
@@ -70,40 +134,36 @@ impl Pieces {
         self.come.extend_from_slice(data);
     }
 
-    /// The next piece, if it has come whole.
-    pub(crate) fn poll_piece(&mut self) -> Result<Option<Piece>, PieceError> {
-        loop {
-            let left = match self.left {
-                Some(0) => return self.end().map(Some),
-                Some(left) => left,
-                None => match self.begin()? {
-                    Some(length) => {
-                        self.left = Some(length);
-                        continue;
-                    }
-                    None => return Ok(None),
-                },
-            };
-            let here = &self.come[..left.min(self.come.len())];
-            let Some(field) = field(here, left)? else {
-                return Ok(None);
-            };
-            let piece = match field.is_resource {
-                true => Some(Piece::Resource(Resource::decode(&here[field.head..field.length])?)),
-                false => {
-                    self.others.extend_from_slice(&here[..field.length]);
-                    None
-                }
-            };
-            self.come.advance(field.length);
-            self.left = Some(left - field.length);
-            if piece.is_some() {
-                return Ok(piece);
-            }
+    /// What is made of the next field, if that has come whole, or the end of a message.
+    pub(crate) fn poll_field<T>(&mut self, make: impl FnOnce(Field<'_>) -> Result<T, PieceError>) -> Result<Option<Next<T>>, PieceError> {
+        let left = match self.left {
+            Some(left) => left,
+            None => match self.begin()? {
+                Some(length) => *self.left.insert(length),
+                None => return Ok(None),
+            },
+        };
+        if left == 0 {
+            self.left = None;
+            return Ok(Some(Next::End));
         }
+        let here = &self.come[..left.min(self.come.len())];
+        let Some(field) = field(here, left)? else {
+            let longest = self.longest_field;
+            return if here.len() > longest {
+                Err(PieceError::FieldTooLong { longest })
+            } else {
+                Ok(None)
+            };
+        };
+        let length = field.bytes.len();
+        let made = make(field)?;
+        self.come.advance(length);
+        self.left = Some(left - length);
+        Ok(Some(Next::Field(made)))
     }
 
-    /// The length of the next response.
+    /// The length of the next message.
     fn begin(&mut self) -> Result<Option<usize>, PieceError> {
         let Some((head, _)) = self.come.split_first_chunk::<5>() else {
             return Ok(None);
@@ -120,25 +180,32 @@ impl Pieces {
         self.come.advance(head.len());
         Ok(Some(length))
     }
-
-    fn end(&mut self) -> Result<Piece, PieceError> {
-        self.left = None;
-        let others = std::mem::take(&mut self.others);
-        Ok(Piece::End(DeltaDiscoveryResponse::decode(&*others)?))
-    }
 }
 
 /// A field that has come whole.
-struct Field {
-    is_resource: bool,
+#[derive(Debug)]
+pub(crate) struct Field<'a> {
+    key: u64,
     /// Its key, and the length of its value where one is said.
     head: usize,
-    /// All of it.
-    length: usize,
+    /// All of it, as it stands in the message.
+    pub(crate) bytes: &'a [u8],
 }
 
-/// The first field of a response of which so many bytes are left and these are here.
-fn field(here: &[u8], left: usize) -> Result<Option<Field>, PieceError> {
+impl<'a> Field<'a> {
+    /// Whether it is the text, the bytes or the message of a number.
+    pub(crate) fn is(&self, number: u64) -> bool {
+        self.key == number << 3 | DELIMITED
+    }
+
+    /// What it says.
+    pub(crate) fn value(&self) -> &'a [u8] {
+        &self.bytes[self.head..]
+    }
+}
+
+/// The first field of a message of which so many bytes are left and these are here.
+fn field(here: &[u8], left: usize) -> Result<Option<Field<'_>>, PieceError> {
     let Some((key, head)) = varint(here, left)? else {
         return Ok(None);
     };
@@ -160,8 +227,7 @@ fn field(here: &[u8], left: usize) -> Result<Option<Field>, PieceError> {
         .checked_add(head)
         .filter(|length| *length <= left)
         .ok_or(PieceError::Malformed)?;
-    let is_resource = key == RESOURCES << 3 | DELIMITED;
-    Ok((length <= here.len()).then_some(Field { is_resource, head, length }))
+    Ok(here.get(..length).map(|bytes| Field { key, head, bytes }))
 }
 
 /// A number and how many bytes it takes, if it is here.

@@ -361,7 +361,9 @@ fn a_pipe_is_told_and_not_waited_for() {
     fs::remove_file(&path).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     assert_eq!(fixture.looks(), 0);
-    let [fault] = &fixture.faults[..] else { panic!("{:?}", fixture.faults) };
+    let [fault] = &fixture.faults[..] else {
+        panic!("{:?}", fixture.faults)
+    };
     assert!(fault.contains("local.yaml: it is a pipe"), "{fault}");
     assert_eq!(fixture.mesh.workloads().count(), 1);
     fs::remove_file(&path).unwrap();

@@ -153,9 +153,15 @@ impl Objects {
             None => space.slices.remove(&key.name),
         };
         let (old_service, old_pods) = (service_of(before.as_deref()), pods_of(before.as_deref()));
-        let (old_targets, targets) = (targets_of(before.as_deref()), targets_of(space.slices.get(&key.name).map(|slice| &**slice)));
+        let (old_targets, targets) = (
+            targets_of(before.as_deref()),
+            targets_of(space.slices.get(&key.name).map(|slice| &**slice)),
+        );
         let touched: BTreeSet<Arc<str>> = match old_service == service {
-            true => old_targets.symmetric_difference(&targets).map(|(name, _)| name.as_str().into()).collect(),
+            true => old_targets
+                .symmetric_difference(&targets)
+                .map(|(name, _)| name.as_str().into())
+                .collect(),
             false => old_pods.union(&pods).cloned().collect(),
         };
         if let Some(service) = old_service {

@@ -1,15 +1,17 @@
 //! All resources as they are served: made from changes, each in time that its own size takes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
 use ambient_authz::policy;
-use ambient_core::{Endpoints, Health, Identity, Membership, Mesh, NamespacedHostname, TrustBundles, Workload, WorkloadUid, mesh::Update};
+use ambient_core::{
+    Endpoints, Health, Identity, Membership, Mesh, NamespacedHostname, Shards, TrustBundles, Workload, WorkloadUid, mesh::Update,
+};
 
-use super::encode;
+use super::{encode, response};
 use crate::{Change, istiod::Kind};
 
 #[cfg(test)]
@@ -20,10 +22,17 @@ mod tests;
 pub(super) struct Resource {
     /// Tells contents apart, and is the same for the same contents whoever serves them: a client that comes to another
     /// process, or to the next one, has not to be told anew what it has.
-    pub(super) version: Arc<str>,
-    pub(super) aliases: Arc<[String]>,
-    pub(super) body: Arc<[u8]>,
+    pub(super) version: u64,
+    /// The board's generation since which it is as it is.
+    pub(super) changed: u64,
+    pub(super) aliases: Arc<[Arc<str>]>,
+    /// It as a field of a response: written once, whoever is told of it.
+    pub(super) field: Arc<[u8]>,
 }
+
+/// Every resource of a kind by its name. A clone is one reference count: a response that is on its way holds the version that
+/// it says, and shares with the present one all that has not changed since.
+pub(super) type All = Shards<Arc<str>, Resource>;
 
 /// What is served.
 #[derive(Debug, Default)]
@@ -40,6 +49,10 @@ pub(super) struct Board {
     generation: u64,
     /// What has changed last, one generation each.
     log: VecDeque<(Kind, Arc<str>)>,
+    /// What was taken away last, and in which generation.
+    removals: VecDeque<(u64, Kind, Arc<str>)>,
+    /// Up to which generation of removals some are not remembered any more.
+    forgotten: u64,
     synced: bool,
 }
 
@@ -52,9 +65,9 @@ struct Touched {
 
 #[derive(Debug, Default)]
 struct Resources {
-    all: BTreeMap<Arc<str>, Resource>,
+    all: All,
     /// Whom an alias means.
-    aliases: HashMap<String, Arc<str>>,
+    aliases: HashMap<Arc<str>, Arc<str>>,
 }
 
 impl Board {
@@ -62,6 +75,7 @@ impl Board {
     pub(super) fn apply(&mut self, changes: &[Change], synced: bool) -> bool {
         let before = (self.generation, self.synced);
         self.synced |= synced;
+        self.forget();
         let (mut touched, mut updates) = (Touched::default(), Vec::new());
         for change in changes {
             match change {
@@ -89,7 +103,8 @@ impl Board {
             return false;
         }
         let before = self.generation;
-        let served: Vec<Arc<str>> = self.all(Kind::Trust).map(|(name, _)| name.clone()).collect();
+        self.forget();
+        let served: Vec<Arc<str>> = self.all(Kind::Trust).keys().cloned().collect();
         for gone in served
             .iter()
             .filter(|name| trust.domains().all(|domain| domain.as_str() != &***name))
@@ -123,24 +138,34 @@ impl Board {
         self.generation
     }
 
-    /// What has changed since a generation; `None` where that is not remembered.
-    pub(super) fn since(&self, generation: u64) -> Option<impl Iterator<Item = &(Kind, Arc<str>)>> {
+    /// What has changed since a generation; `None` where that is not remembered one by one.
+    pub(super) fn since(&self, generation: u64) -> Option<impl ExactSizeIterator<Item = &(Kind, Arc<str>)>> {
         let behind = usize::try_from(self.generation.checked_sub(generation)?).ok()?;
         let from = self.log.len().checked_sub(behind)?;
         Some(self.log.range(from..))
     }
 
+    /// What of a kind was taken away since a generation, and is not back; `None` where that is not remembered. A name may come
+    /// twice.
+    pub(super) fn removed_since(&self, kind: Kind, generation: u64) -> Option<impl Iterator<Item = &Arc<str>>> {
+        let from = self.removals.partition_point(|(at, ..)| *at <= generation);
+        let removals = self.removals.range(from..).filter(move |(_, of, _)| *of == kind);
+        let gone = removals
+            .map(|(.., name)| name)
+            .filter(move |name| !self.all(kind).contains_key(&***name));
+        (generation >= self.forgotten).then_some(gone)
+    }
+
     /// Every resource of a kind.
-    pub(super) fn all(&self, kind: Kind) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
-        self.kinds[kind as usize].all.iter()
+    pub(super) fn all(&self, kind: Kind) -> &All {
+        &self.kinds[kind as usize].all
     }
 
     /// A resource by its name or an alias, with its name.
     pub(super) fn get(&self, kind: Kind, name: &str) -> Option<(&Arc<str>, &Resource)> {
         let kind = &self.kinds[kind as usize];
-        kind.all
-            .get_key_value(name)
-            .or_else(|| kind.all.get_key_value(&**kind.aliases.get(name)?))
+        let entry = |name: &str| kind.all.entry(name);
+        entry(name).or_else(|| entry(kind.aliases.get(name)?))
     }
 
     /// The workload that a resource is.
@@ -255,20 +280,25 @@ impl Board {
     fn put(&mut self, kind: Kind, name: &str, (aliases, body): (Vec<String>, Vec<u8>)) {
         let mut hasher = DefaultHasher::new();
         (&aliases, &body).hash(&mut hasher);
-        let resource = Resource {
-            version: format!("{:016x}", hasher.finish()).into(),
-            aliases: aliases.into(),
-            body: body.into(),
-        };
+        let version = hasher.finish();
         let resources = &mut self.kinds[kind as usize];
-        if resources.all.get(name) == Some(&resource) {
+        let before = resources.all.entry(name);
+        let field = response::field(kind, name, version, &aliases, body);
+        if before.is_some_and(|(_, before)| before.field == field) {
             return;
         }
-        resources.forget_aliases(name);
-        let name: Arc<str> = name.into();
-        for alias in &*resource.aliases {
+        let name = before.map_or_else(|| name.into(), |(name, _)| name.clone());
+        resources.forget_aliases(&name);
+        let aliases: Arc<[Arc<str>]> = aliases.into_iter().map(Arc::from).collect();
+        for alias in &*aliases {
             resources.aliases.insert(alias.clone(), name.clone());
         }
+        let resource = Resource {
+            version,
+            changed: self.generation + 1,
+            aliases,
+            field,
+        };
         resources.all.insert(name.clone(), resource);
         self.note(kind, name);
     }
@@ -276,9 +306,12 @@ impl Board {
     fn take(&mut self, kind: Kind, name: &str) {
         let resources = &mut self.kinds[kind as usize];
         resources.forget_aliases(name);
-        if let Some((name, _)) = resources.all.remove_entry(name) {
-            self.note(kind, name);
-        }
+        let Some(name) = resources.all.entry(name).map(|(name, _)| name.clone()) else {
+            return;
+        };
+        resources.all.remove(&*name);
+        self.note(kind, name.clone());
+        self.removals.push_back((self.generation, kind, name));
     }
 
     fn note(&mut self, kind: Kind, name: Arc<str>) {
@@ -286,6 +319,16 @@ impl Board {
         self.log.push_back((kind, name));
         if self.log.len() > LOG {
             self.log.pop_front();
+        }
+    }
+
+    /// Forgets old removals, but nothing of the last change, however much that took away: whoever keeps up has heard of all
+    /// that was before it.
+    fn forget(&mut self) {
+        while self.removals.len() > LOG {
+            if let Some((at, ..)) = self.removals.pop_front() {
+                self.forgotten = at;
+            }
         }
     }
 }
@@ -310,12 +353,13 @@ impl Resources {
         let Some(old) = self.all.get(name) else { return };
         for alias in &*old.aliases {
             // Another may have taken the address over meanwhile.
-            if self.aliases.get(alias).is_some_and(|owner| **owner == *name) {
-                self.aliases.remove(alias);
+            if self.aliases.get(&**alias).is_some_and(|owner| **owner == *name) {
+                self.aliases.remove(&**alias);
             }
         }
     }
 }
 
-/// Changes that are remembered one by one: who is further behind is compared whole.
-const LOG: usize = if cfg!(test) { 64 } else { 65_536 };
+/// Changes, and removals, that are remembered one by one: who is further behind is told whatever has changed since, and where
+/// even the removals are forgotten it has to say anew what it has.
+pub(super) const LOG: usize = if cfg!(test) { 64 } else { 65_536 };

@@ -21,7 +21,7 @@ pub enum Refusal {
     Request,
     /// The authority did not sign.
     Authority,
-    /// There was no room for another connection.
+    /// There was no room for another connection, or another stream of a node.
     Room,
     /// There was none for another connection of whoever has not shown to be a node.
     Strangers,

@@ -1,7 +1,6 @@
 //! The services, each call by a node that is known by its certificate or its token.
 
 use std::{
-    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -10,11 +9,10 @@ use ambient_core::{Identity, PodUid, SpiffeId};
 use prost_types::{Struct, value};
 use rcgen::{CertificateSigningRequestParams, PublicKeyData as _};
 use tokio::{
-    sync::{Notify, mpsc, watch},
-    time::{sleep, timeout},
+    sync::{Notify, watch},
+    time::timeout,
 };
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     Captures, NodeCertificate,
@@ -23,7 +21,7 @@ use super::{
     counts::Refusal,
     nodes,
     strangers::Stranger,
-    subscriber::Subscriber,
+    streams::OpenStreams,
 };
 use crate::{
     ca::{self, DirectoryCa, Request as ToSign, RequestError, Whom},
@@ -33,12 +31,7 @@ use crate::{
             CaptureReceipt, CaptureReport, JoinRequest, JoinResponse, capture_service_server::CaptureService,
             node_service_server::NodeService,
         },
-        envoy::{
-            config::core::v3::Node,
-            service::discovery::v3::{
-                DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_server::AggregatedDiscoveryService,
-            },
-        },
+        envoy::config::core::v3::Node,
         istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService},
     },
 };
@@ -52,6 +45,7 @@ pub(super) struct Shared {
     /// Counts the changes of what callers are admitted by.
     pub(super) admission: watch::Sender<u64>,
     pub(super) captures: Option<Arc<dyn Captures>>,
+    pub(super) streams: OpenStreams,
 }
 
 /// The services of one connection.
@@ -67,7 +61,7 @@ pub(super) struct Services {
 
 impl Services {
     /// The node that calls, for whatever it may do once it is one.
-    fn admit(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    pub(super) fn admit(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let door = &self.shared.door;
         let caller = self.admit_to_join(metadata)?;
         if door.is_for_joining(&caller, now()) {
@@ -88,7 +82,7 @@ impl Services {
         admitted
     }
 
-    fn refuse(&self, why: Refusal, status: Status) -> Status {
+    pub(super) fn refuse(&self, why: Refusal, status: Status) -> Status {
         self.shared.door.counts.refuse(why);
         status
     }
@@ -120,7 +114,7 @@ impl Services {
 }
 
 impl Shared {
-    fn board(&self) -> std::sync::RwLockReadGuard<'_, Board> {
+    pub(super) fn board(&self) -> std::sync::RwLockReadGuard<'_, Board> {
         self.board.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,137 +124,8 @@ impl Shared {
     }
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Services {
-    type DeltaAggregatedResourcesStream = Responses;
-
-    async fn delta_aggregated_resources(&self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Responses>, Status> {
-        let caller = self.admit(request.metadata())?;
-        let (sender, responses) = mpsc::channel(RESPONSES);
-        let client = Client {
-            subscriber: Subscriber::new(&caller.node),
-            caller,
-            shared: self.shared.clone(),
-            responses: sender,
-            cut: self.cut.clone(),
-        };
-        tokio::spawn(client.run(request.into_inner()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
-    }
-}
-
-/// One stream.
-struct Client {
-    caller: Caller,
-    shared: Arc<Shared>,
-    subscriber: Subscriber,
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    cut: Arc<Notify>,
-}
-
-impl Client {
-    async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
-        let shared = self.shared.clone();
-        let (node, counts) = (self.caller.node.clone(), &shared.door.counts);
-        tracing::info!(node, "a node has opened a stream");
-        counts.open();
-        let why = self.talk(&mut requests).await;
-        counts.close();
-        if let Err(status) = &why {
-            tracing::warn!(node, why = status.message(), "a node's stream was ended");
-            let _ = self.responses.try_send(Err(status.clone()));
-            if status.code() == tonic::Code::Unauthenticated {
-                // What waits to be read is not for it any more. It gets a moment to hear why.
-                let _ = timeout(PARTING, self.responses.closed()).await;
-                self.cut.notify_one();
-            }
-        } else {
-            tracing::info!(node, "a node's stream has ended");
-        }
-    }
-
-    async fn talk(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
-        let (mut changed, mut admission) = (self.shared.changed.subscribe(), self.shared.admission.subscribe());
-        // What has changed between its admission and now.
-        self.still()?;
-        loop {
-            // By the wall clock, which may be set: never long.
-            let good = self.caller.good_for(now()).clamp(LEAST_LOOK, LONGEST_LOOK);
-            tokio::select! {
-                request = requests.message() => match request {
-                    Ok(Some(request)) => self.hear(request)?,
-                    // It has hung up, in whatever way.
-                    Ok(None) | Err(_) => return Ok(()),
-                },
-                changed = changed.changed() => if changed.is_err() {
-                    return Err(Status::unavailable("the control plane is stopping"));
-                },
-                _ = admission.changed() => self.still()?,
-                () = sleep(good) => self.still()?,
-                () = self.responses.closed() => return Ok(()),
-            }
-            while let Some(response) = self.next() {
-                tokio::select! {
-                    sent = timeout(READING, self.responses.send(Ok(response))) => match sent {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Ok(()),
-                        Err(_) => return Err(Status::deadline_exceeded("nothing was read for a while")),
-                    },
-                    // A node that reads nothing is not heard of again: it is not told more meanwhile.
-                    Err(ended) = self.until_it_ends(&mut admission) => return Err(ended),
-                }
-            }
-        }
-    }
-
-    /// A stream lives no longer than what its node is known by: whoever is revoked hears nothing more of the mesh.
-    fn still(&self) -> Result<(), Status> {
-        let door = &self.shared.door;
-        door.still(&self.caller, now()).inspect_err(|_| door.counts.cut_one())
-    }
-
-    async fn until_it_ends(&self, admission: &mut watch::Receiver<u64>) -> Result<(), Status> {
-        loop {
-            if admission.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-            self.still()?;
-        }
-    }
-
-    fn hear(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        let (node, counts) = (&self.caller.node, &self.shared.door.counts);
-        if let Some(said) = request.node.as_ref().and_then(node_name)
-            && said != node
-        {
-            counts.refuse(Refusal::Node);
-            let why = format!("its credential is for the node {node}, and not for {said}");
-            return Err(Status::permission_denied(why));
-        }
-        match self.subscriber.handle_request(request) {
-            Ok(None) => Ok(()),
-            Ok(Some(refusal)) => {
-                let why = &refusal.why;
-                tracing::warn!(node, kind = refusal.kind.type_url(), why, "a node has refused what it was told");
-                Ok(())
-            }
-            Err(error) => {
-                counts.refuse(Refusal::Request);
-                Err(Status::invalid_argument(error.to_string()))
-            }
-        }
-    }
-
-    fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
-        let board = self.shared.board.read().unwrap_or_else(PoisonError::into_inner);
-        self.subscriber.poll_response(&board)
-    }
-}
-
 /// The name that a node says of itself.
-fn node_name(node: &Node) -> Option<&str> {
+pub(super) fn node_name(node: &Node) -> Option<&str> {
     text(node.metadata.as_ref()?, "NODE_NAME").filter(|name| !name.is_empty())
 }
 
@@ -419,18 +284,9 @@ impl CaptureService for Services {
     }
 }
 
-/// Responses that wait to be read; each may be a whole mesh.
-const RESPONSES: usize = 2;
-/// How long a client may take to read a response.
-const READING: Duration = Duration::from_secs(60);
 /// How long a report may take to be kept.
 const KEEPING: Duration = Duration::from_secs(5);
 /// How long the authority may take to sign.
 const SIGNING: Duration = Duration::from_secs(10);
 /// How long a node's certificate is valid, at most.
 const NODE_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Between two looks at whether a stream's node is still known, where nothing is told to have changed.
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
-const LEAST_LOOK: Duration = Duration::from_millis(50);
-/// How long a stream that is cut has to hear why.
-const PARTING: Duration = Duration::from_millis(500);

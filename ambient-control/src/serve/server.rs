@@ -40,6 +40,7 @@ use super::{
     counts::{Counts, Refusal},
     grpc::{Services, Shared},
     strangers::{Full, MOST, MOST_OF_A_PLACE, Stranger, Strangers},
+    streams::{self, OpenStreams},
 };
 use crate::{
     Source,
@@ -47,7 +48,6 @@ use crate::{
     istiod::now,
     wire::{
         ambient::control::v1::{capture_service_server::CaptureServiceServer, node_service_server::NodeServiceServer},
-        envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
         istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
     },
 };
@@ -161,6 +161,7 @@ impl ControlPlane {
             },
             admission: watch::channel(0).0,
             captures: config.captures,
+            streams: OpenStreams::default(),
         });
         Ok(Self {
             listener,
@@ -318,7 +319,7 @@ async fn serve(
         caller: caller.clone(),
     };
     let all = All {
-        state: AggregatedDiscoveryServiceServer::new(services.clone()).max_decoding_message_size(LONGEST_REQUEST),
+        state: services.clone(),
         signing: IstioCertificateServiceServer::new(services.clone()),
         captures: CaptureServiceServer::new(services.clone()),
         nodes: NodeServiceServer::new(services),
@@ -348,7 +349,7 @@ async fn stranger(caller: &Stranger) {
 /// The services by their paths; tonic's own router would bring a web framework along.
 #[derive(Clone)]
 struct All {
-    state: AggregatedDiscoveryServiceServer<Services>,
+    state: Services,
     signing: IstioCertificateServiceServer<Services>,
     captures: CaptureServiceServer<Services>,
     nodes: NodeServiceServer<Services>,
@@ -365,15 +366,15 @@ impl tower::Service<http::Request<Incoming>> for All {
 
     fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
         let path = request.uri().path();
-        if path.starts_with("/istio.v1.auth.IstioCertificateService/") {
-            self.signing.call(request)
+        if path == streams::PATH {
+            Box::pin(std::future::ready(Ok(self.state.open_stream(request))))
         } else if path.starts_with("/ambient.control.v1.CaptureService/") {
             self.captures.call(request)
         } else if path.starts_with("/ambient.control.v1.NodeService/") {
             self.nodes.call(request)
         } else {
             // This one says of all others that they are not implemented.
-            self.state.call(request)
+            self.signing.call(request)
         }
     }
 }
@@ -447,8 +448,6 @@ const INTRODUCING: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 
 const SILENCE: Duration = Duration::from_secs(10);
 /// After what cannot be helped at once.
 const BREATH: Duration = Duration::from_millis(100);
-/// The longest request: a client that knows a mesh of 100,000 says so by name.
-const LONGEST_REQUEST: usize = 64 * 1024 * 1024;
 /// A change of roots, of revocations or of who is a node is in force after that, at most.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// How long the signer may take.

@@ -3,16 +3,23 @@
 //! A client that asks for everything is told everything. One that asks by name is told of what it names, by a resource's
 //! name or an alias; of the endpoints of the services that it names; and of the workloads of its own node, which it cannot
 //! know to ask for.
+//!
+//! Of a client that asks for everything nothing is kept but up to where it was told: it has what the board has, and whatever
+//! has changed since it is told. Of one that asks by name its names are kept, and those of what it has.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
 };
 
-use super::board::Board;
+use super::{
+    asked::Claims,
+    board::{Board, Resource},
+    response::{Response, Scan},
+};
 use crate::{
-    istiod::Kind,
-    wire::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
+    istiod::{Kind, pieces::PieceError},
+    wire::envoy::service::discovery::v3::DeltaDiscoveryRequest,
 };
 
 #[cfg(test)]
@@ -28,7 +35,7 @@ pub(super) struct Subscriber {
 }
 
 /// What is wrong with a request: the stream ends.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
     /// It asks for what is not served.
     #[error("resources of the type {0:?} are not served here")]
@@ -36,7 +43,21 @@ pub(super) enum RequestError {
     /// It asks for too much by name.
     #[error("more than {NAMES} names are asked for")]
     Names,
+    /// A name is none.
+    #[error("a name of more than {LONGEST_NAME} bytes is no resource's")]
+    Name,
+    /// It says that it has more than can be.
+    #[error("a client cannot have more than {CLAIMS} resources")]
+    Claims,
+    /// It cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] PieceError),
 }
+
+/// A client is so far behind that it is not remembered what was taken away since: it has to say what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more was removed since the last answer than is remembered: begin again with what is known")]
+pub(super) struct Behind;
 
 /// What a client has refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,13 +70,17 @@ pub(super) struct Refusal {
 struct Subscription {
     /// All of it, or what is named.
     wildcard: bool,
-    names: BTreeSet<String>,
+    /// It was told all until now, and asks by name from now on.
+    was_wildcard: bool,
+    names: BTreeSet<Arc<str>>,
     /// Names to be answered even where nothing of them is new.
-    owed: BTreeSet<String>,
+    owed: BTreeSet<Arc<str>>,
     /// Names that are asked for no longer; what is given back by its own name the client holds no more.
     forgotten: Vec<String>,
-    /// What the client has, by name and version.
-    sent: HashMap<Arc<str>, Arc<str>>,
+    /// What a client has that asks by name.
+    has: HashSet<Arc<str>>,
+    /// What it has said that it has, and was not yet looked at.
+    claims: Claims,
     /// Up to where it was compared with the board; `None` where it was not yet.
     seen: Option<u64>,
     /// The response that is not answered yet.
@@ -71,8 +96,8 @@ impl Subscriber {
         }
     }
 
-    /// A request has come: a subscription, an answer to a response, or both.
-    pub(super) fn handle_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Option<Refusal>, RequestError> {
+    /// A request has come: a subscription, an answer to a response, or both; what it says that it has, apart.
+    pub(super) fn handle_request(&mut self, request: DeltaDiscoveryRequest, claims: Claims) -> Result<Option<Refusal>, RequestError> {
         let kind = Kind::of(&request.type_url).ok_or(RequestError::Type(request.type_url))?;
         let slot = &mut self.kinds[kind as usize];
         let first = slot.is_none();
@@ -80,37 +105,11 @@ impl Subscriber {
         if first {
             // Nothing named is everything, and only in the first request.
             subscription.wildcard = request.resource_names_subscribe.is_empty();
-            for (name, version) in request.initial_resource_versions {
-                // What a client knows it asks for, or would not say that it does.
-                if !subscription.wildcard {
-                    subscription.names.insert(name.clone());
-                }
-                if !version.is_empty() {
-                    subscription.sent.insert(name.into(), version.into());
-                } else if !subscription.wildcard {
-                    subscription.owed.insert(name);
-                }
-            }
         }
-        for name in request.resource_names_subscribe {
-            if name == "*" {
-                subscription.wildcard = true;
-                continue;
-            }
-            // Of what it has just said to have it is told where that is out of date.
-            if !(first && subscription.sent.contains_key(&*name)) {
-                subscription.owed.insert(name.clone());
-            }
-            subscription.names.insert(name);
-        }
-        for name in request.resource_names_unsubscribe {
-            if name == "*" {
-                subscription.wildcard = false;
-                continue;
-            }
-            subscription.names.remove(&name);
-            subscription.owed.remove(&name);
-            subscription.forgotten.push(name);
+        subscription.subscribe(request.resource_names_subscribe, first.then_some(&claims));
+        subscription.unsubscribe(request.resource_names_unsubscribe);
+        if first {
+            subscription.claim(claims);
         }
         if subscription.names.len() > NAMES {
             return Err(RequestError::Names);
@@ -122,9 +121,9 @@ impl Subscriber {
     }
 
     /// The next response, if there is anything to say that the client can take now.
-    pub(super) fn poll_response(&mut self, board: &Board) -> Option<DeltaDiscoveryResponse> {
+    pub(super) fn poll_response(&mut self, board: &Board) -> Result<Option<Response>, Behind> {
         if !board.is_synced() {
-            return None;
+            return Ok(None);
         }
         // Whom to trust, and policies before the workloads that list them.
         for kind in [Kind::Trust, Kind::Authorization, Kind::Address] {
@@ -135,108 +134,214 @@ impl Subscriber {
                 continue;
             }
             let first = subscription.seen.is_none();
-            let (resources, removed) = subscription.differences(&self.node, kind, board);
+            let mut response = subscription.differences(&self.node, kind, board)?;
             // The first answer is owed, if it is that there is nothing: until then the client knows of nothing.
-            if resources.is_empty() && removed.is_empty() && !first {
+            if response.is_empty() && !first {
                 continue;
             }
             self.nonce += 1;
-            let nonce = self.nonce.to_string();
-            subscription.in_flight = Some(nonce.clone());
-            return Some(DeltaDiscoveryResponse {
-                system_version_info: board.generation().to_string(),
-                resources,
-                type_url: kind.type_url().into(),
-                nonce,
-                removed_resources: removed,
-            });
+            response.nonce = self.nonce.to_string();
+            subscription.in_flight = Some(response.nonce.clone());
+            return Ok(Some(response));
         }
-        None
+        Ok(None)
     }
 }
 
 impl Subscription {
-    /// What the client is to be told, which counts as told.
-    fn differences(&mut self, node: &str, kind: Kind, board: &Board) -> (Vec<Resource>, Vec<String>) {
-        let mut names: BTreeSet<Arc<str>> = BTreeSet::new();
-        let recent = self.seen.and_then(|seen| board.since(seen));
-        match recent {
-            Some(changes) => names.extend(changes.filter(|(of, _)| *of == kind).map(|(_, name)| name.clone())),
-            None => {
-                names.extend(board.all(kind).map(|(name, _)| name.clone()));
-                names.extend(self.sent.keys().cloned());
+    fn subscribe(&mut self, names: Vec<String>, claims: Option<&Claims>) {
+        for name in names {
+            if name == "*" {
+                self.become_wildcard();
+                continue;
             }
+            let name: Arc<str> = name.into();
+            // Of what it has just said to have it is told where that is out of date.
+            if claims.is_none_or(|claims| !claims.has(&name)) {
+                self.owed.insert(name.clone());
+            }
+            self.names.insert(name);
+        }
+    }
+
+    fn unsubscribe(&mut self, names: Vec<String>) {
+        for name in names {
+            if name == "*" {
+                self.was_wildcard |= std::mem::take(&mut self.wildcard) && self.seen.is_some();
+                continue;
+            }
+            self.names.remove(&*name);
+            self.owed.remove(&*name);
+            self.forgotten.push(name);
+        }
+    }
+
+    /// What it has it need not be told.
+    fn become_wildcard(&mut self) {
+        if std::mem::replace(&mut self.wildcard, true) || std::mem::take(&mut self.was_wildcard) {
+            return;
+        }
+        if let Some(seen) = self.seen.take() {
+            self.claims = Claims::of(seen, std::mem::take(&mut self.has));
+        }
+    }
+
+    /// What a client says that it has, as it comes.
+    fn claim(&mut self, mut claims: Claims) {
+        if !self.wildcard {
+            // What a client knows it asks for, or would not say that it does.
+            self.names.extend(claims.names().cloned());
+            self.owed.extend(claims.without_version.drain());
+        }
+        self.claims = claims;
+    }
+
+    /// What the client is to be told, which counts as told.
+    fn differences(&mut self, node: &str, kind: Kind, board: &Board) -> Result<Response, Behind> {
+        let mut told = Told::new(kind, board);
+        let wildcard = self.wildcard || self.was_wildcard;
+        let claims = std::mem::take(&mut self.claims);
+        let after = self.seen.or(claims.since).unwrap_or(0);
+        match wildcard {
+            true => self.whole(claims, after, board, &mut told)?,
+            false => self.named(claims, after, (node, board), &mut told),
         }
         self.seen = Some(board.generation());
+        if std::mem::take(&mut self.was_wildcard) && !self.wildcard {
+            self.has = board.all(kind).keys().cloned().collect();
+        }
+        Ok(told.response)
+    }
+
+    /// Of everything what has changed.
+    fn whole(&mut self, claims: Claims, after: u64, board: &Board, told: &mut Told) -> Result<(), Behind> {
+        let kind = told.response.kind;
+        let recent = self.seen.and_then(|_| board.since(after)).filter(|recent| recent.len() <= FEW);
+        if let Some(recent) = recent {
+            for (_, name) in recent.filter(|(of, _)| *of == kind) {
+                match board.get(kind, name) {
+                    Some((name, resource)) => told.tell(name, resource),
+                    None => told.remove(name),
+                }
+            }
+        } else {
+            // At first it has nothing, or what it says.
+            let has = (self.seen.is_none() && claims.since.is_some()).then_some(claims.has);
+            let gone = board.removed_since(kind, after).ok_or(Behind);
+            if has.is_some() || self.seen.is_some() {
+                gone?.for_each(|name| told.remove(name));
+            }
+            told.response.scan = Some(Scan {
+                of: board.all(kind).clone(),
+                after,
+                has,
+            });
+        }
+        for name in &claims.unknown {
+            if board.get(kind, name).is_none() {
+                told.remove(name);
+            }
+        }
+        for name in std::mem::take(&mut self.forgotten) {
+            if let Some((name, resource)) = board.get(kind, &name).filter(|(of, _)| ***of == *name) {
+                told.tell(name, resource);
+            }
+        }
+        for name in std::mem::take(&mut self.owed) {
+            match board.get(kind, &name) {
+                Some((name, resource)) => told.tell(name, resource),
+                // Asked for by name it is to be told that there is nothing.
+                None => told.remove(&name),
+            }
+        }
+        Ok(())
+    }
+
+    /// Of what is named, and what comes along with that, what has changed.
+    fn named(&mut self, claims: Claims, after: u64, (node, board): (&str, &Board), told: &mut Told) {
+        let kind = told.response.kind;
+        for name in &claims.unknown {
+            if board.get(kind, name).is_none() {
+                told.remove(name);
+            }
+        }
+        self.has.extend(claims.has);
+        self.has.extend(claims.stale.iter().cloned());
+        let owed = std::mem::take(&mut self.owed);
+        let recent = self.seen.and_then(|seen| board.since(seen));
+        let mut names: BTreeSet<Arc<str>> = claims.stale.into_iter().collect();
+        let all = recent.is_none();
+        names.extend(
+            recent
+                .into_iter()
+                .flatten()
+                .filter(|(of, _)| *of == kind)
+                .map(|(_, name)| name.clone()),
+        );
         for given in std::mem::take(&mut self.forgotten) {
             // By an alias nothing is forgotten that may be held for something else.
             if let Some((name, resource)) = board.get(kind, &given)
                 && **name == *given
             {
-                self.sent.remove(name);
+                self.has.remove(name);
                 // Let go before it knew that something else leads there.
                 if self.asks_for(node, board, name, resource) {
                     names.insert(name.clone());
                 }
             }
         }
-        let mut told = Told::default();
-        for name in std::mem::take(&mut self.owed) {
+        for name in owed {
             match board.get(kind, &name) {
-                Some((name, resource)) => {
-                    names.remove(name);
-                    self.tell(kind, board, (name, resource), &mut told);
-                }
+                Some((name, resource)) => self.tell(after, board, (name, resource), told),
                 // Asked for by name it is to be told that there is nothing.
-                None => told.removed.push(name),
+                None => told.remove(&name),
+            }
+        }
+        if all {
+            let gone = self.has.extract_if(|name| !board.all(kind).contains_key(&**name));
+            gone.for_each(|name| told.remove(&name));
+            for (name, resource) in board.all(kind) {
+                let has = self.has.contains(name);
+                if (has && resource.changed > after) || (!has && self.asks_for(node, board, name, resource)) {
+                    self.tell(after, board, (name, resource), told);
+                }
             }
         }
         for name in names {
-            match board.get(kind, &name) {
-                Some((name, resource)) if self.wants(node, board, name, resource) => {
-                    if self.sent.get(name) != Some(&resource.version) {
-                        self.tell(kind, board, (name, resource), &mut told);
-                    }
+            match board.all(kind).entry(&*name) {
+                Some((name, resource)) if self.has.contains(name) || self.asks_for(node, board, name, resource) => {
+                    self.tell(after, board, (name, resource), told);
                 }
                 Some(_) => {}
                 None => {
-                    if self.sent.remove(&*name).is_some() {
-                        told.removed.push(name.to_string());
+                    if self.has.remove(&*name) {
+                        told.remove(&name);
                     }
                 }
             }
         }
-        (told.resources, told.removed)
     }
 
-    /// Tells of a resource; of a service that it did not know to a client that asks by name, with its endpoints.
-    fn tell(&mut self, kind: Kind, board: &Board, (name, resource): (&Arc<str>, &super::board::Resource), told: &mut Told) {
-        let new = self.sent.insert(name.clone(), resource.version.clone()).is_none();
-        if told.names.insert(name.clone()) {
-            told.resources.push(wire(name, resource, kind));
-        }
-        if !new || self.wildcard || kind != Kind::Address {
+    /// Tells of a resource; of a service that it did not know with its endpoints.
+    fn tell(&mut self, after: u64, board: &Board, (name, resource): (&Arc<str>, &Resource), told: &mut Told) {
+        let kind = told.response.kind;
+        told.tell(name, resource);
+        if !self.has.insert(name.clone()) || kind != Kind::Address {
             return;
         }
         for endpoint in board.endpoints_of(name) {
             let Some((name, resource)) = board.get(kind, endpoint) else {
                 continue;
             };
-            if self.sent.get(name) != Some(&resource.version) {
-                self.sent.insert(name.clone(), resource.version.clone());
-                if told.names.insert(name.clone()) {
-                    told.resources.push(wire(name, resource, kind));
-                }
+            if self.has.insert(name.clone()) || resource.changed > after {
+                told.tell(name, resource);
             }
         }
     }
 
-    fn wants(&self, node: &str, board: &Board, name: &Arc<str>, resource: &super::board::Resource) -> bool {
-        self.sent.contains_key(name) || self.asks_for(node, board, name, resource)
-    }
-
-    fn asks_for(&self, node: &str, board: &Board, name: &Arc<str>, resource: &super::board::Resource) -> bool {
-        self.wildcard || self.names_it(name, resource) || {
+    /// Whether what is named, or comes along with that, is this.
+    fn asks_for(&self, node: &str, board: &Board, name: &Arc<str>, resource: &Resource) -> bool {
+        self.names_it(name, resource) || {
             let workload = board.workload(name);
             workload.is_some_and(|workload| {
                 let mut services = board.services_of(workload);
@@ -250,30 +355,52 @@ impl Subscription {
     }
 
     /// Whether it is asked for by its name or by an alias.
-    fn names_it(&self, name: &Arc<str>, resource: &super::board::Resource) -> bool {
-        self.names.contains(&**name) || resource.aliases.iter().any(|alias| self.names.contains(alias))
+    fn names_it(&self, name: &Arc<str>, resource: &Resource) -> bool {
+        self.names.contains(&**name) || resource.aliases.iter().any(|alias| self.names.contains(&**alias))
     }
 }
 
-/// What a response says.
-#[derive(Debug, Default)]
+/// A response that is being made, in which nothing stands twice.
 struct Told {
-    names: BTreeSet<Arc<str>>,
-    resources: Vec<Resource>,
-    removed: Vec<String>,
+    response: Response,
+    names: HashSet<Arc<str>>,
 }
 
-fn wire(name: &Arc<str>, resource: &super::board::Resource, kind: Kind) -> Resource {
-    Resource {
-        version: resource.version.to_string(),
-        resource: Some(prost_types::Any {
-            type_url: kind.type_url().into(),
-            value: resource.body.to_vec(),
-        }),
-        name: name.to_string(),
-        aliases: resource.aliases.to_vec(),
+impl Told {
+    fn new(kind: Kind, board: &Board) -> Self {
+        let response = Response {
+            kind,
+            generation: board.generation(),
+            nonce: String::new(),
+            some: Vec::new(),
+            scan: None,
+            removed: Vec::new(),
+        };
+        Self {
+            response,
+            names: HashSet::new(),
+        }
+    }
+
+    fn tell(&mut self, name: &Arc<str>, resource: &Resource) {
+        let scanned = self.response.scan.as_ref().is_some_and(|scan| scan.tells(name, resource));
+        if !scanned && self.names.insert(name.clone()) {
+            self.response.some.push(resource.field.clone());
+        }
+    }
+
+    fn remove(&mut self, name: &Arc<str>) {
+        if self.names.insert(name.clone()) {
+            self.response.removed.push(name.clone());
+        }
     }
 }
 
 /// Names that one client may ask for.
-const NAMES: usize = 100_000;
+pub(super) const NAMES: usize = 100_000;
+/// The longest name of a resource, in bytes: of hostnames, clusters, namespaces and the like together.
+pub(super) const LONGEST_NAME: usize = 2048;
+/// Resources that a client may say to have.
+pub(super) const CLAIMS: usize = 1_000_000;
+/// Changes that are told one by one: more are looked for among all, which takes no memory.
+const FEW: usize = if cfg!(test) { 8 } else { 4096 };

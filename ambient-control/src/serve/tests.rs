@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod joining;
+mod silence;
 mod trust;
 
 struct Fed(mpsc::Receiver<Batch>);

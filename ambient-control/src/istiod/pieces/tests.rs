@@ -38,7 +38,10 @@ fn a_resource_is_given_once_it_is_there_and_not_held_until_the_end() {
     for part in framed(&response.encode_to_vec()).chunks(700) {
         pieces.handle_data(part);
         given.extend(take(&mut pieces).unwrap());
-        assert!(pieces.come.len() < 1200 && pieces.come.capacity() < 8192, "{pieces:?}");
+        assert!(
+            pieces.fields.come.len() < 1200 && pieces.fields.come.capacity() < 8192,
+            "{pieces:?}"
+        );
     }
     assert_eq!(given.len(), 101);
     let Some(Piece::End(end)) = given.pop() else { panic!() };
@@ -57,7 +60,7 @@ fn what_was_large_is_let_go() {
     }
     assert_eq!(take(&mut pieces).unwrap().len(), 2);
     pieces.handle_data(&[0]);
-    assert!(pieces.come.capacity() <= ROOM, "{}", pieces.come.capacity());
+    assert!(pieces.fields.come.capacity() <= ROOM, "{}", pieces.fields.come.capacity());
 }
 
 #[test]
@@ -71,12 +74,12 @@ fn what_is_no_stream_is_refused_with_the_reason() {
     let mut compressed = vec![1, 0, 0, 0, 0];
     let mut too_long = vec![0, 0, 1, 0, 0];
     for (bytes, why) in [
-        (&mut key_of_a_group, "no DeltaDiscoveryResponse"),
-        (&mut over_the_end, "no DeltaDiscoveryResponse"),
-        (&mut no_number, "no DeltaDiscoveryResponse"),
-        (&mut half_a_number, "no DeltaDiscoveryResponse"),
-        (&mut no_resource, "no DeltaDiscoveryResponse: "),
-        (&mut no_text, "no DeltaDiscoveryResponse: "),
+        (&mut key_of_a_group, "none of the delta protocol"),
+        (&mut over_the_end, "none of the delta protocol"),
+        (&mut no_number, "none of the delta protocol"),
+        (&mut half_a_number, "none of the delta protocol"),
+        (&mut no_resource, "none of the delta protocol: "),
+        (&mut no_text, "none of the delta protocol: "),
         (&mut compressed, "is compressed"),
         (&mut too_long, "65536 bytes, and 1000 are the most"),
     ] {

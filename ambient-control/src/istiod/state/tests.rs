@@ -1,4 +1,4 @@
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use prost::Message;
 use prost_types::Any;
@@ -146,9 +146,9 @@ async fn half_of_a_response_changes_nothing_and_garbage_says_why_the_stream_ende
     };
     assert_eq!(workload.uid.as_str(), "c1//Pod/shop/c");
     for (raw, why) in [
-        (vec![1, 0, 0, 0, 0], "a response is compressed"),
+        (vec![1, 0, 0, 0, 0], "a message is compressed"),
         (vec![0, 0xff, 0, 0, 0], "4278190080 bytes, and 209715200 are the most"),
-        (vec![0, 0, 0, 0, 2, 0x12, 9], "no DeltaDiscoveryResponse"),
+        (vec![0, 0, 0, 0, 2, 0x12, 9], "is none of the delta protocol"),
     ] {
         *fake.raw.lock().unwrap() = Some(raw);
         drop(stream);
@@ -395,3 +395,68 @@ async fn a_damaged_memory_is_told_and_begun_anew() {
     let first = next(&mut state).await;
     assert!(!first.synced && first.faults[0].what.contains("is damaged at byte 0"), "{first:?}");
 }
+
+/// A control plane that neither speaks nor hangs up, nor does its machine: that is found out by pings, by a virtual clock.
+#[tokio::test]
+async fn a_control_plane_that_falls_silent_is_given_up_in_time_and_tried_again_without_a_rush() {
+    let mut fake = Fake::start("localhost").await;
+    let relay = Relay::to(fake.address).await;
+    let mut config = config(&fake);
+    config.endpoint.address = format!("https://localhost:{}", relay.port);
+    let mut state = State::connect(config).unwrap();
+    let stream = fake.opened().await;
+    stream
+        .responses
+        .send(Ok(response(ADDRESS, "n1", vec![workload("a")])))
+        .await
+        .unwrap();
+    stream.responses.send(Ok(response(AUTHORIZATION, "n2", vec![]))).await.unwrap();
+    until(&mut state, |batch| batch.synced).await;
+
+    time::pause();
+    let silent = time::Instant::now();
+    relay.is_silent(true);
+    let told = async {
+        loop {
+            let batch = state.next().await.expect("it goes on");
+            assert!(batch.synced && batch.changes.is_empty(), "what is known stays: {batch:?}");
+            if batch.faults.iter().any(|fault| fault.what.contains("no stream from")) {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(600), told).await.expect("it is told");
+    let noticed = relay.made.lock().unwrap()[1] - silent;
+    let about = PINGED - Duration::from_secs(1)..=PINGED + Duration::from_secs(1);
+    assert!(about.contains(&noticed), "{noticed:?}");
+    let told = silent.elapsed();
+    assert!(
+        told <= PINGED + Duration::from_secs(6),
+        "another connection is waited for no longer than that: {told:?}"
+    );
+    // It is tried again, each time after a longer wait up to the longest, and after whatever an attempt takes.
+    sleep(Duration::from_secs(300)).await;
+    let made = relay.made.lock().unwrap().clone();
+    let waits: Vec<Duration> = made[1..].windows(2).map(|two| two[1] - two[0]).collect();
+    let attempt = Duration::from_secs(5);
+    let slack = Duration::from_millis(50);
+    assert!(waits[0] <= attempt + FIRST_WAIT * 2 + slack, "{waits:?}");
+    assert!((16..60).contains(&waits.len()), "{waits:?}");
+    let late: BTreeSet<_> = waits[12..].iter().collect();
+    assert!(
+        late.iter()
+            .all(|wait| **wait >= attempt + LONGEST_WAIT / 2 && **wait <= attempt + LONGEST_WAIT + slack),
+        "{waits:?}"
+    );
+    assert!(late.len() > 1, "not all who wait come at once: {waits:?}");
+
+    relay.is_silent(false);
+    time::resume();
+    let mut again = fake.opened().await;
+    assert_eq!(again.request().await.initial_resource_versions.len(), 1);
+    again.responses.send(Ok(response(AUTHORIZATION, "n3", vec![]))).await.unwrap();
+    until(&mut state, |batch| batch.faults.is_empty()).await;
+}
+
+/// Between the last that was heard and the end of a connection: a ping, and how long its answer may take.
+const PINGED: Duration = Duration::from_secs(40);

@@ -75,7 +75,12 @@ fn what_is_no_plain_file_is_told_and_takes_nothing_away() {
     std::os::unix::fs::symlink("/dev/zero", at("new.yaml")).unwrap();
     let batch = looks(2);
     assert_eq!(refusals(&batch).len(), 1);
-    assert!(batch.faults.iter().any(|fault| fault.what.contains("new.yaml: cannot be read: it is a device")));
+    assert!(
+        batch
+            .faults
+            .iter()
+            .any(|fault| fault.what.contains("new.yaml: cannot be read: it is a device"))
+    );
     fs::remove_file(at("new.yaml")).unwrap();
     fs::write(at("draft"), POLICY).unwrap();
     fs::rename(at("draft"), at("old.yaml")).unwrap();

@@ -307,7 +307,12 @@ fn a_slice_means_the_pod_with_its_uid() {
     };
     count(service);
     count(pod("cart"));
-    let steps = [slice(Some("uid-of-old")), slice(Some("uid-cart")), slice(Some("uid-next")), slice(None)];
+    let steps = [
+        slice(Some("uid-of-old")),
+        slice(Some("uid-cart")),
+        slice(Some("uid-next")),
+        slice(None),
+    ];
     assert_eq!(steps.map(&mut count), [0, 1, 0, 1]);
     count(slice(Some("uid-next")));
     let next = patched(pod("cart"), &json!({ "metadata": { "uid": "uid-next" } }));

@@ -22,6 +22,11 @@ fn service(endpoints: &[(&str, Health)]) -> Arc<Service> {
     service.into()
 }
 
+/// What of a resource is not xDS.
+fn body(resource: &Resource) -> Vec<u8> {
+    response::tests::resource(&resource.field).resource.unwrap().value
+}
+
 fn names(board: &Board, from: u64) -> Vec<String> {
     board.since(from).unwrap().map(|(_, name)| name.to_string()).collect()
 }
@@ -83,7 +88,7 @@ fn a_policy_that_cannot_be_read_stays_or_refuses_its_scope() {
     board.apply(&[unreadable_in(true)], true);
     assert!(board.get(Kind::Authorization, "shop/p").is_none(), "in dry run it refuses nothing");
     assert!(board.apply(&[unreadable()], true));
-    let body = board.get(Kind::Authorization, "shop/p").unwrap().1.body.clone();
+    let body = body(board.get(Kind::Authorization, "shop/p").unwrap().1);
     let read = crate::istiod::read::authorization("shop/p", &body, &ambient_authz::wire::Settings::default()).unwrap();
     let Change::Policy(policy::Update::Set(read)) = read.change else {
         panic!()
@@ -115,8 +120,42 @@ fn who_is_too_far_behind_is_told_so() {
     assert!(board.since(board.generation() + 1).is_none());
 }
 
+#[test]
+fn removals_are_remembered_those_of_the_last_change_all() {
+    let mut board = Board::default();
+    let many = || (0..2 * LOG).map(|n| n.to_string());
+    let put: Vec<_> = many().map(|n| Change::Mesh(Update::Workload(workload(&n)))).collect();
+    let take: Vec<_> = many()
+        .map(|n| Change::Mesh(Update::RemoveWorkload(format!("c//Pod/shop/{n}").as_str().into())))
+        .collect();
+    board.apply(&put, true);
+    let before = board.generation();
+    board.apply(&take, true);
+    let removed = |board: &Board, since| {
+        let names = board.removed_since(Kind::Address, since)?;
+        Some(names.map(ToString::to_string).collect::<BTreeSet<_>>())
+    };
+    assert_eq!(removed(&board, before).unwrap().len(), 2 * LOG, "whoever kept up hears of all");
+    // What is back is not gone, and what is not remembered is not told wrongly.
+    let after = board.generation();
+    board.apply(&put[..1], true);
+    assert!(removed(&board, before).is_none());
+    assert_eq!(removed(&board, after), Some(BTreeSet::new()));
+    let last: Vec<_> = removed(&board, after - 2).unwrap().into_iter().collect();
+    assert_eq!(last.len(), 2);
+    let back = last[0].rsplit('/').next().unwrap();
+    board.apply(&[Change::Mesh(Update::Workload(workload(back)))], true);
+    assert_eq!(
+        removed(&board, after - 2),
+        Some(BTreeSet::from([last[1].clone()])),
+        "the other is there again"
+    );
+}
+
 #[cfg(feature = "objects")]
 mod from_objects {
+    use std::collections::BTreeMap;
+
     use ambient_core::Service;
     use proptest::prelude::*;
 
@@ -131,10 +170,10 @@ mod from_objects {
 
     /// The mesh as a client reads it.
     fn read(board: &Board) -> (Mesh, usize) {
-        let all: Vec<_> = board.all(Kind::Address).collect();
+        let all: Vec<_> = board.all(Kind::Address).iter().collect();
         let updates = all
             .iter()
-            .map(|(name, resource)| match read::address(name, &resource.body).unwrap().change {
+            .map(|(name, resource)| match read::address(name, &body(resource)).unwrap().change {
                 Change::Mesh(update) => update,
                 other => panic!("{other:?}"),
             });
@@ -175,7 +214,7 @@ mod from_objects {
                 wanted.resource = service.short_name().into();
                 prop_assert_eq!(heard.service(&service.name).map(AsRef::as_ref), Some(&wanted));
                 let (here, there) = (meant.endpoints(&service.name), heard.endpoints(&service.name));
-                let members = |all: Option<&ambient_core::Shards<WorkloadUid, Endpoint>>| -> BTreeMap<WorkloadUid, Endpoint> {
+                let members = |all: Option<&Shards<WorkloadUid, Endpoint>>| -> BTreeMap<WorkloadUid, Endpoint> {
                     let all = all.into_iter().flat_map(|all| all.iter());
                     all.map(|(uid, endpoint)| (uid.clone(), endpoint.clone())).collect()
                 };

@@ -1,13 +1,33 @@
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use ambient_core::{Endpoint, Mesh, Service, Workload, WorkloadUid, mesh::Update};
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::response::tests::whole, *};
 use crate::{
     Change,
     istiod::session::{Session, Settings},
+    wire::envoy::service::discovery::v3::DeltaDiscoveryResponse,
 };
+
+/// As the stream does: what a client says that it has is compared with the board first.
+fn hear(subscriber: &mut Subscriber, mut request: DeltaDiscoveryRequest, board: &Board) -> Result<Option<Refusal>, RequestError> {
+    let mut claims = Claims::default();
+    if let Some(kind) = Kind::of(&request.type_url) {
+        for (name, version) in std::mem::take(&mut request.initial_resource_versions) {
+            claims.note(board, kind, &name, &version)?;
+        }
+    }
+    subscriber.handle_request(request, claims)
+}
+
+/// The next response, as it is on the wire.
+fn poll(subscriber: &mut Subscriber, board: &Board) -> Option<DeltaDiscoveryResponse> {
+    subscriber.poll_response(board).expect("it keeps up").map(whole)
+}
 
 fn request(kind: Kind) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
@@ -41,41 +61,43 @@ fn board(updates: impl IntoIterator<Item = Update>) -> Board {
 }
 
 fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
-    response.resources.iter().map(|r| r.name.as_str()).collect()
+    let names: BTreeSet<_> = response.resources.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names.len(), response.resources.len(), "nothing stands twice in a response");
+    names.into_iter().collect()
 }
 
 #[test]
 fn nothing_is_said_before_all_is_known_and_nothing_is_said_twice() {
     let mut subscriber = Subscriber::default();
-    subscriber.handle_request(request(Kind::Address)).unwrap();
-    assert!(subscriber.poll_response(&Board::default()).is_none());
+    hear(&mut subscriber, request(Kind::Address), &Board::default()).unwrap();
+    assert!(poll(&mut subscriber, &Board::default()).is_none());
     let mut board = board([workload(1, 1)]);
-    let first = subscriber.poll_response(&board).unwrap();
+    let first = poll(&mut subscriber, &board).unwrap();
     assert_eq!(names(&first), ["c//Pod/shop/1"]);
     // Not before the first is answered.
     board.apply(&[Change::Mesh(workload(2, 1)), Change::Mesh(workload(2, 2))], true);
-    assert!(subscriber.poll_response(&board).is_none());
+    assert!(poll(&mut subscriber, &board).is_none());
     let ack = DeltaDiscoveryRequest {
         response_nonce: first.nonce,
         ..request(Kind::Address)
     };
-    assert_eq!(subscriber.handle_request(ack), Ok(None));
-    let second = subscriber.poll_response(&board).unwrap();
+    assert_eq!(hear(&mut subscriber, ack, &board).unwrap(), None);
+    let second = poll(&mut subscriber, &board).unwrap();
     assert_eq!(names(&second), ["c//Pod/shop/2"]);
-    assert!(subscriber.poll_response(&board).is_none());
+    assert!(poll(&mut subscriber, &board).is_none());
 }
 
 #[test]
 fn an_empty_mesh_is_said_to_be_so() {
     let mut subscriber = Subscriber::default();
-    for kind in [Kind::Address, Kind::Authorization] {
-        subscriber.handle_request(request(kind)).unwrap();
-    }
     let board = board([]);
-    let first = subscriber.poll_response(&board).unwrap();
+    for kind in [Kind::Address, Kind::Authorization] {
+        hear(&mut subscriber, request(kind), &board).unwrap();
+    }
+    let first = poll(&mut subscriber, &board).unwrap();
     assert_eq!(first.type_url, Kind::Authorization.type_url(), "policies come first");
-    assert_eq!(subscriber.poll_response(&board).unwrap().type_url, Kind::Address.type_url());
-    assert!(subscriber.poll_response(&board).is_none());
+    assert_eq!(poll(&mut subscriber, &board).unwrap().type_url, Kind::Address.type_url());
+    assert!(poll(&mut subscriber, &board).is_none());
 }
 
 #[test]
@@ -88,8 +110,8 @@ fn who_asks_by_name_is_told_of_what_it_asked_for() {
         resource_names_unsubscribe: both,
         ..request(Kind::Address)
     };
-    subscriber.handle_request(first).unwrap();
-    let first = subscriber.poll_response(&board).expect("the first answer is owed");
+    hear(&mut subscriber, first, &board).unwrap();
+    let first = poll(&mut subscriber, &board).expect("the first answer is owed");
     assert!(first.resources.is_empty() && first.removed_resources.is_empty());
     let ask = |subscriber: &mut Subscriber, names: &[&str], nonce: String| {
         let ask = DeltaDiscoveryRequest {
@@ -97,10 +119,10 @@ fn who_asks_by_name_is_told_of_what_it_asked_for() {
             response_nonce: nonce,
             ..request(Kind::Address)
         };
-        subscriber.handle_request(ask).unwrap();
+        subscriber.handle_request(ask, Claims::default()).unwrap();
     };
     ask(&mut subscriber, &["/10.0.0.1", "/10.0.0.9"], first.nonce);
-    let response = subscriber.poll_response(&board).unwrap();
+    let response = poll(&mut subscriber, &board).unwrap();
     assert_eq!(names(&response), ["c//Pod/shop/1"]);
     assert_eq!(response.removed_resources, ["/10.0.0.9"]);
     // Of what it has asked for it hears again, also of what was not there.
@@ -113,19 +135,19 @@ fn who_asks_by_name_is_told_of_what_it_asked_for() {
         true,
     );
     ask(&mut subscriber, &[], response.nonce);
-    let response = subscriber.poll_response(&board).unwrap();
+    let response = poll(&mut subscriber, &board).unwrap();
     assert_eq!(names(&response), ["c//Pod/shop/1", "c//Pod/shop/9"]);
     // Asked for again it is said again: whoever asks may have lost it.
     ask(&mut subscriber, &["/10.0.0.1"], response.nonce);
-    assert_eq!(names(&subscriber.poll_response(&board).unwrap()), ["c//Pod/shop/1"]);
+    assert_eq!(names(&poll(&mut subscriber, &board).unwrap()), ["c//Pod/shop/1"]);
 }
 
 #[test]
 fn refusals_are_told_and_what_is_not_served_ends_the_stream() {
     let mut subscriber = Subscriber::default();
-    subscriber.handle_request(request(Kind::Address)).unwrap();
     let board = board([workload(1, 1)]);
-    let nonce = subscriber.poll_response(&board).unwrap().nonce;
+    hear(&mut subscriber, request(Kind::Address), &board).unwrap();
+    let nonce = poll(&mut subscriber, &board).unwrap().nonce;
     let nack = DeltaDiscoveryRequest {
         response_nonce: nonce,
         error_detail: Some(crate::wire::google::rpc::Status {
@@ -134,20 +156,20 @@ fn refusals_are_told_and_what_is_not_served_ends_the_stream() {
         }),
         ..request(Kind::Address)
     };
-    let refusal = subscriber.handle_request(nack).unwrap().unwrap();
+    let refusal = hear(&mut subscriber, nack, &board).unwrap().unwrap();
     assert_eq!((refusal.kind, &*refusal.why), (Kind::Address, "c//Pod/shop/1: no"));
     assert!(
-        subscriber.poll_response(&board).is_none(),
+        poll(&mut subscriber, &board).is_none(),
         "what was refused is not said again as it is"
     );
     let mut other = request(Kind::Address);
     other.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
-    assert!(matches!(subscriber.handle_request(other), Err(RequestError::Type(_))));
+    assert!(matches!(hear(&mut subscriber, other, &board), Err(RequestError::Type(_))));
     let many = DeltaDiscoveryRequest {
         resource_names_subscribe: (0..=NAMES).map(|n| n.to_string()).collect(),
         ..request(Kind::Address)
     };
-    assert_eq!(subscriber.handle_request(many), Err(RequestError::Names));
+    assert!(matches!(hear(&mut subscriber, many, &board), Err(RequestError::Names)));
 }
 
 #[derive(Clone, Debug)]
@@ -192,10 +214,10 @@ impl Pair {
     fn talk(&mut self, board: &Board) -> bool {
         let mut said = false;
         while let Some(request) = self.session.poll_request() {
-            self.subscriber.handle_request(request).unwrap();
+            hear(&mut self.subscriber, request, board).unwrap();
             said = true;
         }
-        if let Some(response) = self.subscriber.poll_response(board) {
+        if let Some(response) = poll(&mut self.subscriber, board) {
             let received = self.session.handle_whole(self.now, response);
             assert!(received.refused.is_empty(), "{received:?}");
             self.take(received.changes);
@@ -245,7 +267,7 @@ proptest! {
                 }
                 Step::Break => {
                     // What was said last is lost.
-                    pair.subscriber.poll_response(&board);
+                    poll(&mut pair.subscriber, &board);
                     pair.reopen();
                     None
                 }
@@ -359,7 +381,7 @@ proptest! {
                     None
                 }
                 Wish::Change(Step::Break) => {
-                    pair.subscriber.poll_response(&board);
+                    poll(&mut pair.subscriber, &board);
                     pair.reopen();
                     None
                 }
