@@ -1,5 +1,5 @@
-//! A SPIRE that does as it is told: agents with the Delegated Identity API, for nodes whose certificates come from there. Its
-//! messages are written by hand, so that both ends do not share a mistake.
+//! A SPIRE that does as it is told: agents with the Delegated Identity API and the Workload API, for nodes whose certificates
+//! come from there. Its messages are written by hand, so that both ends do not share a mistake.
 #![allow(
     clippy::unwrap_used,
     reason = "it stands in for another process: what goes wrong in it fails the test"
@@ -16,6 +16,7 @@ use std::{
     },
     task::{Context, Poll},
     thread,
+    time::{Duration, SystemTime},
 };
 
 use http_body_util::BodyExt as _;
@@ -43,6 +44,12 @@ pub struct Server {
     /// Whether nobody may ask.
     denies: AtomicBool,
     denied: AtomicUsize,
+    /// How many more calls are answered with half of a message, and then with nothing.
+    halves: AtomicUsize,
+    /// For how long what is given is valid from then on.
+    life: Mutex<Duration>,
+    /// The account whose process calls the Workload API.
+    caller: Mutex<(String, String)>,
     asked: Mutex<Vec<Vec<String>>>,
     changes: watch::Sender<u64>,
 }
@@ -77,6 +84,9 @@ impl Server {
             withdrawn: Mutex::default(),
             denies: AtomicBool::new(false),
             denied: AtomicUsize::new(0),
+            halves: AtomicUsize::new(0),
+            life: Mutex::new(Duration::from_secs(24 * 60 * 60)),
+            caller: Mutex::default(),
             asked: Mutex::default(),
             changes: watch::Sender::new(0),
         })
@@ -102,6 +112,27 @@ impl Server {
     /// How often somebody was denied.
     pub fn denied(&self) -> usize {
         self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Has the next calls be answered with half of a message, after which the agent says nothing more.
+    pub fn give_halves(&self, calls: usize) {
+        self.halves.store(calls, Ordering::Relaxed);
+    }
+
+    /// How many such calls there will be yet.
+    pub fn halves(&self) -> usize {
+        self.halves.load(Ordering::Relaxed)
+    }
+
+    /// Has what is given from now on be valid for so long.
+    pub fn give_for(&self, life: Duration) {
+        *self.life.lock().unwrap() = life;
+        self.tell();
+    }
+
+    /// Says whose process it is that calls the Workload API.
+    pub fn is_called_by(&self, namespace: &str, account: &str) {
+        *self.caller.lock().unwrap() = (namespace.into(), account.into());
     }
 
     /// The selectors that every stream was opened with.
@@ -183,20 +214,25 @@ impl Server {
             return Ok(denied.body(Answers(incoming)).unwrap());
         }
         let bundles = request.uri().path().ends_with("/SubscribeToX509Bundles");
+        let own = request.uri().path().ends_with("/FetchX509SVID");
         let asked = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let selectors = selectors(asked.get(5..).unwrap_or_default());
         self.asked.lock().unwrap().push(selectors.clone());
         tokio::spawn(async move {
             let mut changes = self.changes.subscribe();
             loop {
-                let message = match bundles {
-                    true => {
-                        let authorities = self.authorities.lock().unwrap();
-                        let all: Vec<&[u8]> = authorities.all.iter().map(|authority| authority.der().as_ref()).collect();
-                        field(1, &[field(1, b"spiffe://cluster.local"), field(2, &all.concat())].concat())
-                    }
-                    false => self.svids(&selectors),
+                let message = match (bundles, own) {
+                    (true, _) => field(1, &[field(1, b"spiffe://cluster.local"), field(2, &self.bundle())].concat()),
+                    (_, true) => self.own_svid(),
+                    (false, false) => self.svids(&selectors),
                 };
+                let less = |calls: usize| calls.checked_sub(1);
+                if self.halves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+                    let mut half = framed(&message);
+                    half.truncate(half.len() / 2);
+                    let _ = answers.send(half).await;
+                    return answers.closed().await;
+                }
                 if answers.send(framed(&message)).await.is_err() {
                     return;
                 }
@@ -209,11 +245,44 @@ impl Server {
         Ok(response.body(Answers(incoming)).unwrap())
     }
 
+    /// Every authority, one behind the other.
+    fn bundle(&self) -> Vec<u8> {
+        let authorities = self.authorities.lock().unwrap();
+        let all: Vec<&[u8]> = authorities.all.iter().map(|authority| authority.der().as_ref()).collect();
+        all.concat()
+    }
+
+    /// What the Workload API says to the process of an account.
+    fn own_svid(&self) -> Vec<u8> {
+        let (namespace, account) = self.caller.lock().unwrap().clone();
+        let Some((uri, certificate, key)) = self.sign(&namespace, &account) else {
+            return Vec::new();
+        };
+        let svid = [
+            field(1, uri.as_bytes()),
+            field(2, &certificate),
+            field(3, &key),
+            field(4, &self.bundle()),
+        ];
+        field(1, &svid.concat())
+    }
+
     fn svids(&self, selectors: &[String]) -> Vec<u8> {
         let part = |prefix: &str| selectors.iter().find_map(|s| s.strip_prefix(prefix)).unwrap_or_default();
         let (namespace, account) = (part("k8s:ns:"), part("k8s:sa:"));
-        if self.withdrawn.lock().unwrap().contains(account) {
+        let Some((_, certificate, key)) = self.sign(namespace, account) else {
             return Vec::new();
+        };
+        let path = format!("/ns/{namespace}/sa/{account}");
+        let id = [field(1, b"cluster.local"), field(2, path.as_bytes())].concat();
+        let svid = [field(1, &certificate), field(2, &id)].concat();
+        field(1, &[field(1, &svid), field(2, &key)].concat())
+    }
+
+    /// The SPIFFE ID, the certificate and the key of an account, unless it was taken out.
+    fn sign(&self, namespace: &str, account: &str) -> Option<(String, Vec<u8>, Vec<u8>)> {
+        if self.withdrawn.lock().unwrap().contains(account) {
+            return None;
         }
         let path = format!("/ns/{namespace}/sa/{account}");
         let key = KeyPair::generate().unwrap();
@@ -223,11 +292,13 @@ impl Server {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let uri = format!("spiffe://cluster.local{path}");
         params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().unwrap())];
+        #[expect(clippy::disallowed_methods, reason = "certificates bear the time of day")]
+        let now = SystemTime::now();
+        params.not_before = (now - Duration::from_secs(10)).into();
+        params.not_after = (now + *self.life.lock().unwrap()).into();
         let authorities = self.authorities.lock().unwrap();
         let certificate = params.signed_by(&key, &authorities.all[authorities.signs]).unwrap();
-        let id = [field(1, b"cluster.local"), field(2, path.as_bytes())].concat();
-        let svid = [field(1, certificate.der()), field(2, &id)].concat();
-        field(1, &[field(1, &svid), field(2, &key.serialize_der())].concat())
+        Some((uri, certificate.der().to_vec(), key.serialize_der()))
     }
 }
 

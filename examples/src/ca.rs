@@ -10,7 +10,7 @@ use ambient_control::ca::{Authority, Given, OpenError, Revocation, Rotation, Sho
 use ambient_core::{Identity, TrustDomain};
 use anyhow::Context as _;
 
-use crate::settings::time;
+use crate::{node::in_one_line, settings::time};
 
 /// What is done with the authority.
 #[derive(Debug, clap::Subcommand)]
@@ -118,7 +118,7 @@ pub(crate) fn main(verb: Verb) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("ambient ca: {error:#}");
+            eprintln!("ambient ca: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }

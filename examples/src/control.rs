@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_control::{
-    ca::DirectoryCa,
+    ca::{Authority, DirectoryCa},
     manifests::{self, Manifests, Statuses},
     serve::{Config, ControlPlane, Nodes, Use, serve_metrics},
 };
@@ -22,7 +22,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::node::mesh::{Mesh, Said};
+use crate::node::{
+    in_one_line,
+    mesh::{Mesh, Said},
+};
 
 /// Serve, or see to the tokens of nodes.
 #[derive(Debug, clap::Args)]
@@ -46,7 +49,7 @@ enum Verb {
         #[command(flatten)]
         ca: CaDir,
         /// How long it is good for, in days.
-        #[arg(long, value_name = "DAYS", default_value_t = 30)]
+        #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
         days: u64,
         /// Have the first that exchanges it be the only one. A node whose machine was started anew needs another token then,
         /// and ztunnel cannot use it.
@@ -131,25 +134,26 @@ pub(crate) fn main(args: Args) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ambient control: {error:#}");
+            eprintln!("ambient control: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }
 }
 
 fn tokens(verb: &Verb) -> anyhow::Result<()> {
-    let of = |ca: &CaDir| nodes(&ca.ca);
+    // Where there is no authority a token would be good for nothing.
+    let of = |ca: &CaDir| Authority::open(&ca.ca).map(|_| nodes(&ca.ca));
     match verb {
         Verb::Token { node, ca, days, once } => {
-            let life = Duration::from_secs(days.saturating_mul(24 * 60 * 60).min(LONGEST));
+            let life = Duration::from_secs(days * 24 * 60 * 60);
             let how = if *once { Use::Once } else { Use::Always };
-            let token = of(ca).create(node, life, how, now())?;
+            let token = of(ca)?.create(node, life, how, now())?;
             // Into a file without a line's end: ztunnel takes every byte of it for the token.
             let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
             print!("{token}{end}");
         }
         Verb::Tokens { ca } => {
-            let nodes = of(ca);
+            let nodes = of(ca)?;
             println!("{:<14} {:<32} {:<20} USE", "TOKEN", "NODE", "GOOD FOR");
             for token in nodes.tokens(now())? {
                 let how = if token.once { "once" } else { "always" };
@@ -160,10 +164,10 @@ fn tokens(verb: &Verb) -> anyhow::Result<()> {
                 println!("{:<34} {:<32} {}", one.serial, one.node, good_for(one.expires));
             }
         }
-        Verb::Revoke { ca, id: Some(id), .. } => of(ca).revoke_token(id, now())?,
+        Verb::Revoke { ca, id: Some(id), .. } => of(ca)?.revoke_token(id, now())?,
         Verb::Revoke { ca, node, .. } => {
             let node = node.as_deref().unwrap_or_default();
-            let revoked = of(ca).revoke(node, now())?;
+            let revoked = of(ca)?.revoke(node, now())?;
             let (tokens, certificates) = (revoked.tokens, revoked.certificates);
             anyhow::ensure!(
                 tokens + certificates > 0,
@@ -248,5 +252,5 @@ fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// Ten years, in seconds.
-const LONGEST: u64 = 10 * 365 * 24 * 60 * 60;
+/// Ten years, in days.
+const LONGEST: u64 = 10 * 365;

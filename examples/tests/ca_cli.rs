@@ -134,3 +134,71 @@ fn what_is_not_its_own_is_refused() {
         assert_eq!(ca(dir, arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
+
+/// What was named by mistake gets no keys, and is said in a line.
+#[test]
+fn a_directory_that_was_named_by_mistake_is_left_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = refused(&file, &["init"]);
+    assert!(error.contains("is no directory") && !error.contains("os error"), "{error}");
+    let dir = &scratch.path().join("ca");
+    said(dir, &["init"]);
+    let error = refused(dir, &["issue", "--node", "a", "--out", file.to_str().unwrap()]);
+    assert!(error.contains("is no directory"), "{error}");
+    let error = refused(dir, &["revoke", "--identity", "spiffe://elsewhere/ns/shop/sa/cart"]);
+    assert!(error.contains("another trust domain"), "{error}");
+    // A cause is told once.
+    std::fs::remove_file(dir.join("root-key.pem")).unwrap();
+    std::fs::create_dir(dir.join("root-key.pem")).unwrap();
+    let error = refused(dir, &["rotate"]);
+    assert!(error.contains("root-key.pem") && error.matches("directory").count() <= 1, "{error}");
+}
+
+/// Killed at any moment: what was begun is taken up, or can be begun again; nothing is left that nobody can use.
+#[test]
+fn a_command_that_is_killed_leaves_what_the_next_goes_on_with() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let out = out.to_str().unwrap();
+    let issue = ["issue", "--identity", CART, "--out", out];
+    let verbs = [&["init"][..], &["rotate", "--grace", "0"], &issue, &["revoke", "--node", "a"]];
+    let mut killed = 0;
+    for round in 0..10_u64 {
+        let dir = &scratch.path().join(round.to_string());
+        for (n, verb) in verbs.iter().enumerate() {
+            if n == 3 {
+                said(dir, &["issue", "--node", "a", "--out", out]);
+            }
+            let mut process = Command::new(env!("CARGO_BIN_EXE_ambient"))
+                .arg("ca")
+                .args(*verb)
+                .arg("--ca")
+                .arg(dir)
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(round * 7 + 3));
+            let _ = process.kill();
+            killed += usize::from(!process.wait().unwrap().success());
+            if n == 0 {
+                // What was done is said to be.
+                let again = ca(dir, verb);
+                let text = String::from_utf8_lossy(&again.stderr).into_owned();
+                assert!(again.status.success() || text.contains("already"), "{text}");
+            }
+            said(dir, &["show"]);
+        }
+        for _ in 0..3 {
+            said(dir, &["rotate", "--grace", "0"]);
+        }
+        let shown = json(dir, &["show"]);
+        let left = shown["foreign"].as_array().unwrap();
+        assert!(left.is_empty() && !shown["roots"].as_array().unwrap().is_empty(), "{shown}");
+        said(dir, &issue);
+        std::fs::remove_dir_all(out).unwrap();
+    }
+    assert!(killed > 0, "none was killed");
+}

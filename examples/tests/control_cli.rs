@@ -10,8 +10,10 @@ use std::{
 
 use ambient_control::{
     IssueError, Issuer, Source,
+    ca::DirectoryCa,
     istiod::{Asker, Certificates, CertificatesConfig, Endpoint, Membership, MembershipConfig, Reports, Roots, State, StateConfig, Token},
 };
+use ambient_core::TrustDomain;
 use tokio::time::{sleep, timeout};
 
 const POD: &str = r"
@@ -39,6 +41,19 @@ fn said(output: &Output) -> String {
 fn tokens_are_made_listed_and_revoked() {
     let scratch = tempfile::tempdir().unwrap();
     let ca = scratch.path().to_str().unwrap();
+    // A directory that was named by mistake is told, and nothing is put there.
+    for arguments in [&["token", "node-1"][..], &["tokens"], &["revoke", "x"], &["revoke", "--node", "x"]] {
+        let refused = control(&[arguments, &["--ca", ca]].concat());
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && text.contains("there is no authority here"), "{text}");
+    }
+    assert_eq!(std::fs::read_dir(ca).unwrap().count(), 0);
+    DirectoryCa::open(ca, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
+    for days in ["0", "3651", "x"] {
+        let refused = control(&["token", "node-1", "--days", days, "--ca", ca]);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && text.contains("--days"), "{text}");
+    }
     let token = said(&control(&["token", "node-1", "--ca", ca]));
     let (id, _) = token.strip_prefix("ambient-").unwrap().split_once('.').unwrap();
     let listed = said(&control(&["tokens", "--ca", ca]));

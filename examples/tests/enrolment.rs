@@ -10,6 +10,8 @@
 mod asked;
 #[path = "enrolment/attacks.rs"]
 mod attacks;
+#[path = "enrolment/away.rs"]
+mod away;
 #[path = "enrolment/chaos.rs"]
 mod chaos;
 #[path = "enrolment/ground.rs"]
@@ -91,6 +93,10 @@ fn main() -> ExitCode {
             (
                 "spire_says_who_is_who_on_both_nodes",
                 identities::spire_says_who_is_who_on_both_nodes,
+            ),
+            (
+                "nodes_are_started_anew_while_spire_is_away",
+                away::nodes_are_started_anew_while_spire_is_away,
             ),
             (
                 "a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing",

@@ -78,14 +78,11 @@ impl Ground {
         Ok(ground)
     }
 
-    /// The same, of nodes whose certificates come from an agent of SPIRE's, each with its socket, and state from a directory.
-    pub(crate) fn on_spire(world: &World, socket: impl Fn(&str) -> PathBuf) -> Result<Self, Failure> {
+    /// The same, of nodes whose certificates come from SPIRE, as the flags of each say, and state from a directory.
+    pub(crate) fn on_spire(world: &World, agent: impl Fn(&str) -> Vec<String>) -> Result<Self, Failure> {
         let mut ground = Self::without_nodes(world)?;
         let manifests = path(ground.cluster.manifests());
-        ground.start_all(|node| {
-            let agent = format!("unix:{}", path(&socket(node)));
-            vec!["--manifests".into(), manifests.clone(), "--spire-admin-socket".into(), agent]
-        })?;
+        ground.start_all(|node| [vec!["--manifests".into(), manifests.clone()], agent(node)].concat())?;
         Ok(ground)
     }
 

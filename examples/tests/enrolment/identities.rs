@@ -26,7 +26,8 @@ pub(crate) fn spire_says_who_is_who_on_both_nodes(world: &World) -> Outcome {
     let dir = world.scratch_dir();
     let socket = |node: &str| dir.join(format!("{node}.sock"));
     let _agents = NODES.map(|node| server.start(&socket(node)));
-    let mut ground = Ground::on_spire(world, socket)?;
+    let agent = |node: &str| vec!["--spire-admin-socket".into(), format!("unix:{}", socket(node).display())];
+    let mut ground = Ground::on_spire(world, agent)?;
     let lived = live(&mut ground, &server);
     if lived.is_err() {
         println!("{}", ground.logs());
