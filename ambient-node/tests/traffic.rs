@@ -107,6 +107,10 @@ const TESTS: &[Test] = &[
         "what_is_long_and_what_is_idle_goes_on_as_pods_join_and_leave",
         leave::what_is_long_and_what_is_idle_goes_on_as_pods_join_and_leave,
     ),
+    (
+        "what_a_pod_that_leaves_had_goes_in_its_order",
+        leave::what_a_pod_that_leaves_had_goes_in_its_order,
+    ),
     ("what_was_kept_is_closed_by_policy", leave::what_was_kept_is_closed_by_policy),
     (
         "what_a_pod_keeps_to_another_is_closed_at_the_others_side",

@@ -1,6 +1,8 @@
 //! How a pod leaves the mesh.
 
 use std::{
+    collections::BTreeSet,
+    error::Error,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
@@ -8,7 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_redirect::netlink::{Family as NftFamily, Nftables};
+use ambient_core::ports;
+use ambient_redirect::{
+    netlink::{Family as NftFamily, Nftables, Routing, Sockets, Transport},
+    plan::ROUTE_TABLE,
+};
 use ambient_testkit::{World, harness::Outcome};
 
 use crate::mesh::{Family, LABELLED, Listener, Mesh, Pair, Place, Way, ending, pod, until};
@@ -83,7 +89,7 @@ pub(crate) fn what_is_long_and_what_is_idle_goes_on_as_pods_join_and_leave(world
             thread::sleep(Duration::from_millis(300));
             if joined {
                 mesh.apply("namespace", NOT_LABELLED);
-                until("redirection to end", || (!is_redirected(&mesh.a)).then_some(()));
+                until("redirection to end", || (!stands(&mesh.a).redirects).then_some(()));
             } else {
                 mesh.apply("namespace", IN_THE_MESH);
                 // Of those between the two pods each pod has an end.
@@ -136,6 +142,90 @@ fn drink(from: TcpStream) -> io::Result<u64> {
     Ok(next)
 }
 
+/// Nothing is redirected any more; then the listeners close, once nothing has come for 100 ms; then, when the last captured
+/// connection has ended, the tables go; then the routing. At no moment is a later one gone while an earlier one stands.
+pub(crate) fn what_a_pod_that_leaves_had_goes_in_its_order(world: &World) -> Outcome {
+    for _ in 0..10 {
+        if goes_in_its_order(world)? {
+            return Ok(());
+        }
+    }
+    Err("this machine is too slow to knock often enough".into())
+}
+
+/// Whether somebody knocked all the time that was meant to: else it says nothing.
+fn goes_in_its_order(world: &World) -> Result<bool, Box<dyn Error>> {
+    let mesh = Mesh::start(world)?;
+    let mut open = mesh.open(Way::Outbound, Family::V4);
+    open.converse()?;
+    let hbone = SocketAddr::new(mesh.a.ip(Family::V4), ports::HBONE);
+    let [enough_knocks, enough_samples] = [AtomicBool::new(false), AtomicBool::new(false)];
+    thread::scope(|scope| {
+        // Else what fails here would wait for them for ever.
+        let _ends = [&enough_knocks, &enough_samples].map(Ends);
+        let sampling = scope.spawn(|| {
+            let mut seen = vec![stands(&mesh.a)];
+            while !enough_samples.load(Ordering::Relaxed) {
+                let now = stands(&mesh.a);
+                if seen.last() != Some(&now) {
+                    seen.push(now);
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            seen
+        });
+        // To this port nothing is ever redirected: a pod that leaves or not, who comes finds the listener.
+        let knocking = scope.spawn(|| {
+            let mut last = Instant::now();
+            while !enough_knocks.load(Ordering::Relaxed) {
+                let (before, now) = (last, Instant::now());
+                last = now;
+                if let Err(error) = mesh.c.connect(hbone) {
+                    assert!(now - before > QUIET, "refused {:?} after one that was taken: {error}", now - before);
+                    return None;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            Some(last)
+        });
+        mesh.apply("namespace", NOT_LABELLED);
+        until("redirection to end", || (!stands(&mesh.a).redirects).then_some(()));
+        thread::sleep(QUIET * 6);
+        let listens = stands(&mesh.a).listens.contains(&ports::HBONE);
+        enough_knocks.store(true, Ordering::Relaxed);
+        let Some(last) = knocking.join().unwrap() else {
+            return Ok(false);
+        };
+        assert!(listens, "somebody comes all the time");
+        until("the listeners to close", || stands(&mesh.a).listens.is_empty().then_some(()));
+        let after = last.elapsed();
+        assert!(after >= QUIET, "closed {after:?} after somebody came");
+        for _ in 0..20 {
+            open.converse().unwrap();
+            thread::sleep(Duration::from_millis(20));
+        }
+        let before = stands(&mesh.a);
+        assert!(before.tables > 0 && before.routing, "{before:?}");
+        drop(open);
+        until("all to be gone", || stands(&mesh.a).is_nothing().then_some(()));
+        enough_samples.store(true, Ordering::Relaxed);
+        let seen = sampling.join().unwrap();
+        for now in &seen {
+            assert!(now.routing || now.tables == 0, "tables without routing: {now:?}");
+            assert!(now.tables > 0 || now.listens.is_empty(), "listeners without tables: {now:?}");
+            assert!(
+                !now.redirects || now.listens.len() == CAPTURE.len(),
+                "redirected to nobody: {now:?}"
+            );
+        }
+        let stages = |stage: fn(&Stands) -> bool| assert!(seen.iter().any(stage), "{seen:#?}");
+        stages(|now| now.redirects);
+        stages(|now| !now.redirects && now.listens.contains(&ports::HBONE));
+        stages(|now| now.listens.is_empty() && now.tables > 0);
+        Ok(true)
+    })
+}
+
 /// Says that something is to end, at the latest when it is dropped.
 struct Ends<'a>(&'a AtomicBool);
 
@@ -145,13 +235,45 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Whether something that a pod sends, or that comes to it, is redirected.
-fn is_redirected(pod: &Place) -> bool {
-    let rules = || Nftables::open().unwrap().rules(NftFamily::Inet, "ambient-nat");
-    // Where there is no such table there is no rule.
-    let rules = pod.namespace.run(rules).unwrap().unwrap_or_default();
-    rules.iter().any(|rule| rule.steps().iter().any(|step| step == "redir"))
+/// What stands of a pod's capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stands {
+    routing: bool,
+    tables: usize,
+    listens: BTreeSet<u16>,
+    redirects: bool,
 }
+
+impl Stands {
+    fn is_nothing(&self) -> bool {
+        !self.routing && self.tables == 0 && self.listens.is_empty() && !self.redirects
+    }
+}
+
+/// In the order in which they are to be gone last: whatever is seen of one, what is seen of those after it is not older.
+fn stands(pod: &Place) -> Stands {
+    let look = || {
+        let (mut routing, mut nftables) = (Routing::open().unwrap(), Nftables::open().unwrap());
+        let rule = routing.rules().unwrap().iter().any(|rule| rule.table == ROUTE_TABLE);
+        let routing = rule || !routing.routes(ROUTE_TABLE).unwrap().is_empty();
+        let tables = nftables.tables().unwrap().len();
+        let listeners = Sockets::open().unwrap().listeners(Transport::Tcp).unwrap();
+        let listens = listeners.iter().map(|listener| listener.local.port());
+        let listens = listens.filter(|port| CAPTURE.contains(port)).collect();
+        // Where there is no such table there is no rule.
+        let rules = nftables.rules(NftFamily::Inet, "ambient-nat").unwrap_or_default();
+        Stands {
+            routing,
+            tables,
+            listens,
+            redirects: rules.iter().any(|rule| rule.steps().iter().any(|step| step == "redir")),
+        }
+    };
+    pod.namespace.run(look).unwrap()
+}
+
+const CAPTURE: [u16; 3] = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE];
+const QUIET: Duration = Duration::from_millis(100);
 
 pub(crate) fn a_pod_that_is_back_before_it_left_is_served(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
@@ -193,9 +315,7 @@ pub(crate) fn what_a_pod_keeps_to_another_is_closed_at_the_others_side(world: &W
     };
     let captured = |name: &str, is: bool| {
         until("capture", || {
-            let (_, page) = mesh
-                .page(ambient_core::ports::ADMIN, &format!("/pods?pod={LABELLED}/{name}&format=json"))
-                .ok()?;
+            let (_, page) = mesh.page(ports::ADMIN, &format!("/pods?pod={LABELLED}/{name}&format=json")).ok()?;
             let told: serde_json::Value = serde_json::from_str(&page).ok()?;
             let outside = told["state"] == "outside";
             (if is { told["state"] == "in" } else { outside }).then_some(())
