@@ -33,7 +33,9 @@ pub(crate) fn answer(data: &[u8]) {
     assert_eq!(answer == Answer::Drop, !is_query);
     let Answer::Reply(bytes) = answer else { return };
     // Another decoder reads both, and finds them to belong together.
-    let asked = Message::from_vec(query).expect("what is answered is a query");
+    // Options are skipped by their length all together: they may be what another decoder refuses.
+    let asked = Message::from_vec(query).or_else(|_| Message::from_vec(&without_options(query)));
+    let asked = asked.expect("what is answered is a query");
     let reply = Message::from_vec(&bytes).expect("an answer is one");
     let payload = asked.edns.as_ref().map_or(512, |edns| edns.max_payload().max(512));
     let limit = if transport == Transport::Udp { payload.into() } else { 65_535 };
@@ -57,6 +59,18 @@ pub(crate) fn answer(data: &[u8]) {
         assert!(record.record_type() == kind || record.record_type() == RecordType::CNAME && is_alias(at));
         assert_eq!((record.ttl, record.dns_class), (30, DNSClass::IN));
     }
+}
+
+/// A query of one question and an EDNS record after it, without what that record holds.
+fn without_options(query: &[u8]) -> Vec<u8> {
+    let mut end = 12;
+    while query[end] != 0 {
+        end += 1 + usize::from(query[end]);
+    }
+    // The name's end, type and class; the root's name, type, payload and flags.
+    let mut bare = query[..end + 5 + 9].to_vec();
+    bare.extend([0, 0]);
+    bare
 }
 
 /// A query on its way upstream, and what comes back. The first two bytes: how long the query is, and the ID that is drawn.
