@@ -10,9 +10,9 @@
 //! Keys and certificates are never in any.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File},
     io::{self, BufWriter, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -106,11 +106,6 @@ pub(crate) fn read_own(path: &Path) -> Result<Option<Vec<u8>>, MemoryError> {
     }
 }
 
-/// Opens a file that is there, to be read and written.
-pub(crate) fn open_own(path: &Path) -> Result<File, MemoryError> {
-    options().open(path).map_err(io_error("open", path))
-}
-
 /// A name of a file's own: the files of a directory are written at the same time.
 pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -201,16 +196,6 @@ fn own(path: &Path, why: &'static str) -> Result<(), MemoryError> {
         0 => Ok(()),
         _ => refuse(why),
     }
-}
-
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    options
 }
 
 pub(crate) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MemoryError {

@@ -17,9 +17,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -27,8 +28,7 @@ use std::{
 
 use super::session::Kind;
 use crate::disk::{
-    HEAD, MemoryError, PART, beside, fnv, head, head_of, io_error, mark, open_own, own_directory, read_mark, read_own, record, replace,
-    take, text,
+    HEAD, MemoryError, PART, beside, fnv, head, head_of, io_error, mark, own_directory, read_mark, read_own, record, replace, take, text,
 };
 
 #[cfg(test)]
@@ -163,7 +163,9 @@ impl Memory {
 
     /// Goes on with the file that is there, of which so much counts.
     fn go_on_with(path: PathBuf, said: &Said<'_>, end: u64) -> Result<Self, MemoryError> {
-        let mut file = open_own(&path)?;
+        let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(nofollow).open(&path);
+        let mut file = opened.map_err(io_error("open", &path))?;
         let cut = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
         cut.map_err(io_error("write", &path))?;
         let mut memory = Self::of(path, Some(file), end);
