@@ -186,6 +186,8 @@ impl Pair {
                 for (engine, end) in self.ends.iter_mut().zip(stream) {
                     let Some(key) = end.key else { continue };
                     read |= end.take(engine);
+                    // Also what was taken before makes room for more.
+                    read |= end.taken > 0;
                     engine.give_back(key, std::mem::take(&mut end.taken));
                 }
             }
