@@ -35,7 +35,8 @@ struct Shared {
 /// One's share of a thread's time: clones of it are one share.
 ///
 /// What it [runs](Self::run), and the tunnels that a [`Pool`](crate::Pool) makes for that, wait for the next round once they have had
-/// the thread for [a quantum](Turns::QUANTUM) together. A single turn is as long as its task makes it.
+/// the thread for [a quantum](Turns::QUANTUM) together. A single turn is as long as its task makes it; tunnels and relays end theirs
+/// after a quantum where others have turns too.
 #[derive(Clone, Debug)]
 pub struct Share {
     lane: Arc<Lane>,
