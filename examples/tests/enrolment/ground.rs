@@ -201,11 +201,13 @@ impl Ground {
         let asked = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
         let answer = self.node_namespace(node)?.run(move || {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            // That the machine is slow is no failure of a page.
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
             stream.write_all(asked.as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).map(|_| answer)
-        })??;
+        })?;
+        let answer = answer.map_err(|why| format!("{path} of {node}: {why}"))?;
         Ok(answer.split_once("\r\n\r\n").ok_or("no HTTP")?.1.to_owned())
     }
 

@@ -62,14 +62,15 @@ fn change(ground: &mut Ground, world: &World) -> Outcome {
 
     let callers = Callers::begin(ground)?;
     let to = SocketAddr::from((ground.address("back")?, PORT));
-    let listener = ground.pod_namespace("back")?.run(move || TcpListener::bind(to))??;
+    let listener = ground.pod_namespace("back")?.run(move || TcpListener::bind(to))?;
+    let listener = listener.map_err(|why| format!("no listener at {to}: {why}"))?;
     // Each ends with the certificates that it began with: this one goes on through the stages that they live through.
     let mut early = Open::begin(ground, &listener, to)?;
     stage(ground, "stage 1 of 3", "beside", 2, &callers)?;
-    early.speak()?;
+    early.speak().map_err(|why| format!("before stage 2: {why}"))?;
     let before = serials(ground)?;
     stage(ground, "stage 2 of 3", "signs", 2, &callers)?;
-    early.speak()?;
+    early.speak().map_err(|why| format!("after stage 2: {why}"))?;
     // Everybody has what the new root vouches for, by itself at half the life of what was before.
     until(LIFE, || {
         let now = serials(ground)?;
@@ -81,7 +82,7 @@ fn change(ground: &mut Ground, world: &World) -> Outcome {
         })
     })?;
     speak(ground, &stolen, whom)?.map_err(|why| format!("before the old root is withdrawn it is good: {why}"))?;
-    let mut late = Open::begin(ground, &listener, to)?;
+    let mut late = Open::begin(ground, &listener, to).map_err(|why| format!("begun late: {why}"))?;
     assert_eq!(refused_handshakes(ground)?, 0, "before the old root is withdrawn");
     stage(ground, "stage 3 of 3", "alone", 1, &callers)?;
     late.speak()?;
@@ -236,10 +237,11 @@ impl Open {
     fn begin(ground: &Ground, listener: &TcpListener, to: SocketAddr) -> Result<Self, Failure> {
         let near = ground
             .pod_namespace("front")?
-            .run(move || TcpStream::connect_timeout(&to, PATIENCE))??;
+            .run(move || TcpStream::connect_timeout(&to, PATIENCE))?
+            .map_err(|e| format!("connect: {e}"))?;
         let (far, _) = listener.accept()?;
         for end in [&near, &far] {
-            end.set_read_timeout(Some(PATIENCE))?;
+            end.set_read_timeout(Some(2 * PATIENCE))?;
         }
         let mut open = Self { near, far };
         open.speak()?;
@@ -250,9 +252,9 @@ impl Open {
     fn speak(&mut self) -> Outcome {
         let mut heard = [0; 4];
         self.near.write_all(b"ping")?;
-        self.far.read_exact(&mut heard)?;
+        self.far.read_exact(&mut heard).map_err(|e| format!("there: {e}"))?;
         self.far.write_all(&heard)?;
-        self.near.read_exact(&mut heard)?;
+        self.near.read_exact(&mut heard).map_err(|e| format!("back: {e}"))?;
         assert_eq!(&heard, b"ping");
         Ok(())
     }
