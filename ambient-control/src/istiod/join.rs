@@ -265,8 +265,10 @@ impl Inner {
             match self.join(&mut key).await {
                 Ok(credential) => {
                     key = None;
+                    let life = credential.not_after.duration_since(credential.not_before).unwrap_or_default();
                     self.take(credential);
-                    sleep(backoff.next()).await;
+                    // However short it lives, the next one is not late for that.
+                    sleep(backoff.next().min(life / 4)).await;
                 }
                 Err(error) => {
                     let wait = backoff.next();
