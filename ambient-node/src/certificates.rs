@@ -366,6 +366,9 @@ impl Certificates {
                     if let Some(before) = &self.before {
                         before.keep(&credential);
                     }
+                } else if !queue.is_held(identity, clock::wall()) {
+                    // It was withdrawn meanwhile: who waits, waits for the next answer.
+                    return;
                 }
                 Ok(())
             }
@@ -409,6 +412,7 @@ impl Certificates {
                 let removed = present.remove(&identity);
                 drop(present);
                 if let Some(before) = &self.before {
+                    locked(&before.left).remove(&identity);
                     before.wipe(&identity);
                 }
                 if removed.is_some() {
@@ -447,10 +451,7 @@ impl Certificates {
         queue.want(identity);
         let found = self.before.as_ref().and_then(|before| before.take(identity));
         if let Some(found) = found.filter(|found| found.is_valid_at(clock::wall())) {
-            queue.found(
-                identity,
-                Life::issued(found.not_before, found.not_after, clock::wall(), entropy::word()),
-            );
+            queue.found(identity, found.not_after, clock::wall());
             let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
             present.insert(identity.clone(), found);
         }
@@ -526,7 +527,7 @@ impl Before {
         if !left.is_empty() {
             tracing::info!(
                 count = left.len(),
-                "certificates of before this start are used until their ends, or the issuer gives others"
+                "certificates of before this start are used until the issuer gives others, or their ends"
             );
         }
         Self {

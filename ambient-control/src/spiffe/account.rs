@@ -19,7 +19,7 @@ mod tests;
 ///   nothing ───────────────▶ waiting ───────────────────────▶ present ◀─┐ update with it
 ///      ▲                        │                                │  └───┘
 ///      └────────────────────────┴────────────────────────────────┘
-///                  update without it: it is withdrawn
+///                  update without it: it is withdrawn, also where nothing was
 /// ```
 ///
 /// A failure moves nothing: what is present stays until its own end.
@@ -29,6 +29,8 @@ pub(super) struct Account {
     /// Came, but the known roots do not vouch for any of it yet: new roots may come after what they sign. The newest first.
     waiting: Vec<Svid>,
     why: Why,
+    /// The authority has said that it gives nothing, and this was told.
+    told: bool,
 }
 
 /// Why there is no certificate, or no newer one.
@@ -63,6 +65,7 @@ impl Account {
                 text: "the agent has not answered yet".into(),
                 refused: false,
             },
+            told: false,
         }
     }
 
@@ -106,13 +109,15 @@ impl Account {
         self.why = Why { text, refused: true };
     }
 
-    /// The authority takes back what it gave.
+    /// The authority takes back what it gave. That is news where it has given nothing yet, too: it may have given something to a
+    /// process before this one.
     pub(super) fn withdrawn(&mut self, text: String) -> Turn {
         self.why = Why { text, refused: true };
         self.waiting.clear();
-        match self.present.take() {
-            Some(_) => Turn::Withdrawn,
-            None => Turn::Same,
+        self.present = None;
+        match std::mem::replace(&mut self.told, true) {
+            true => Turn::Same,
+            false => Turn::Withdrawn,
         }
     }
 
@@ -163,6 +168,7 @@ impl Account {
             return Turn::Same;
         }
         self.present = Some(Arc::new(credential));
+        self.told = false;
         Turn::Renewed
     }
 }

@@ -74,8 +74,18 @@ struct Core {
     config: WorkloadConfig,
     channel: Channel,
     desk: Desk,
-    /// Whom the last answer was about; `None` before the first.
-    given: Mutex<Option<Vec<SpiffeId>>>,
+    given: Mutex<Last>,
+}
+
+/// What the agent has said last.
+#[derive(Debug, Default)]
+enum Last {
+    #[default]
+    Nothing,
+    /// That this process has no identity, and what to do about it.
+    Denied(String),
+    /// Whom it takes this process for.
+    Given(Vec<SpiffeId>),
 }
 
 impl fmt::Debug for WorkloadApi {
@@ -131,7 +141,10 @@ impl WorkloadApi {
 
     /// Whom the agent takes this process for now: its default first.
     pub fn identities(&self) -> Vec<SpiffeId> {
-        lock(&self.core.given).clone().unwrap_or_default()
+        match &*lock(&self.core.given) {
+            Last::Given(ids) => ids.clone(),
+            Last::Nothing | Last::Denied(_) => Vec::new(),
+        }
     }
 
     async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {
@@ -224,7 +237,7 @@ impl Core {
     }
 
     fn take(&self, given: &[Result<Svid, SvidError>]) {
-        *lock(&self.given) = Some(given.iter().flatten().map(|svid| svid.id.clone()).collect());
+        *lock(&self.given) = Last::Given(given.iter().flatten().map(|svid| svid.id.clone()).collect());
         let mine = given.iter().flatten().filter_map(|svid| Identity::try_from(svid.id.clone()).ok());
         for identity in mine {
             self.desk.open(&identity, MOST_IDENTITIES);
@@ -235,25 +248,26 @@ impl Core {
     }
 
     fn gives(&self, identity: &Identity) -> bool {
-        lock(&self.given).as_ref().is_some_and(|given| given.contains(identity.spiffe_id()))
+        matches!(&*lock(&self.given), Last::Given(ids) if ids.contains(identity.spiffe_id()))
     }
 
     fn refuse_unless_given(&self, identity: &Identity) {
-        let given = lock(&self.given).clone();
-        if let Some(given) = given
-            && !given.contains(identity.spiffe_id())
-        {
-            let given: Vec<_> = given.iter().take(NAMED).map(SpiffeId::as_str).collect();
-            let why = format!("it takes this process for {:?} alone", given.join(", "));
-            self.desk.withdraw(identity, &why);
-        }
+        let why = match &*lock(&self.given) {
+            Last::Denied(why) => why.clone(),
+            Last::Given(ids) if !ids.contains(identity.spiffe_id()) => {
+                let ids: Vec<_> = ids.iter().take(NAMED).map(SpiffeId::as_str).collect();
+                format!("it takes this process for {:?} alone", ids.join(", "))
+            }
+            Last::Nothing | Last::Given(_) => return,
+        };
+        self.desk.withdraw(identity, &why);
     }
 
     fn fail(&self, failure: &Failure) {
         match failure.code {
             Some(Code::PermissionDenied) => {
                 let why = format!("{}: this process needs a registration entry whose selectors fit it", failure.text);
-                lock(&self.given).take();
+                *lock(&self.given) = Last::Denied(why.clone());
                 for identity in self.desk.identities() {
                     self.desk.withdraw(&identity, &why);
                 }

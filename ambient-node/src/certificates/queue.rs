@@ -7,7 +7,8 @@
 //!      +------ failed ----+                  +-- its end, or withdrawn --> (wanted)
 //! ```
 //!
-//! One may also come unasked; then it is held, whatever is under way.
+//! One may also come unasked; then it is held, and what is under way counts no more, as it may be older. One that a process
+//! before this has left is held too, and asked for at once: that authority may have said something else since.
 //!
 //! A name is asked for once at a time, and all who want it share that. What is held is held until its end, whatever becomes of
 //! the requests for the next one. Call [`Queue::next`] until it gives nothing, whenever something has changed and after
@@ -103,6 +104,8 @@ struct Entry {
     waiting: usize,
     held: Option<Life>,
     asked: Option<Urgency>,
+    /// The authority has spoken of it unasked since it was asked.
+    overtaken: bool,
     failures: u32,
     again: Option<Instant>,
     arrival: u64,
@@ -149,6 +152,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             waiting: 0,
             held: None,
             asked: None,
+            overtaken: false,
             failures: 0,
             again: None,
             arrival: arrive(&mut self.arrivals),
@@ -206,25 +210,29 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         });
         let ((urgency, ..), key) = due.min_by_key(|(order, _)| *order)?;
         let key = key.clone();
-        self.entries.get_mut(&key)?.asked = Some(urgency);
+        let entry = self.entries.get_mut(&key)?;
+        (entry.asked, entry.overtaken) = (Some(urgency), false);
         self.under_way += 1;
         self.unhurried += usize::from(urgency != Urgency::Waiting);
         Some(key)
     }
 
-    /// It has come; `false` where nobody wants it any more.
+    /// It has come; `false` where nobody wants it any more, or something was said of it that may be newer.
     pub(super) fn issued(&mut self, key: &K, life: Life) -> bool {
-        let Some(entry) = self.answered(key) else { return false };
+        let Some(entry) = self.answered(key).filter(|entry| !entry.overtaken) else {
+            return false;
+        };
         entry.failures = 0;
         entry.again = None;
         entry.held = Some(life);
         true
     }
 
-    /// There is one from elsewhere, as if it had been asked for.
-    pub(super) fn found(&mut self, key: &K, life: Life) {
+    /// There is one that a process before this has left. It is held until its end, and the next one is asked for now: until
+    /// then nobody knows whether the authority still stands by it.
+    pub(super) fn found(&mut self, key: &K, end: SystemTime, now: SystemTime) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) {
-            entry.held = Some(life);
+            entry.held = Some(Life { renew: now, end });
         }
     }
 
@@ -247,7 +255,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         Some(wait)
     }
 
-    /// A newer one has come unasked; `false` where nobody wants it. What is being asked for is let come as well.
+    /// A newer one has come unasked; `false` where nobody wants it. What is being asked for is let come, and not taken.
     pub(super) fn renewed(&mut self, key: &K, life: Life) -> bool {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) else {
             return false;
@@ -255,14 +263,21 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         entry.failures = 0;
         entry.again = None;
         entry.held = Some(life);
+        entry.overtaken = true;
         true
     }
 
-    /// What is held does not count any more.
+    /// What is held does not count any more, nor what is being asked for: it may have been given before this was said.
     pub(super) fn withdrawn(&mut self, key: &K) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.held = None;
+            entry.overtaken = true;
         }
+    }
+
+    /// Whether there is one that counts.
+    pub(super) fn is_held(&self, key: &K, now: SystemTime) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.is_held(now))
     }
 
     /// How long [`Queue::next`] gives nothing, unless something else happens; `None` where that alone could help.

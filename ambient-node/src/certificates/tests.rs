@@ -383,7 +383,6 @@ async fn a_process_goes_on_with_the_certificates_of_the_one_before_while_the_iss
     let (second, _keeping) = shelf.begin(issuer.clone());
     let asked = issuer.asked.load(Ordering::Relaxed);
     let held = second.hold(&named("cart"), &pod()).await.unwrap();
-    assert_eq!(issuer.asked.load(Ordering::Relaxed), asked, "there was one");
     assert!(second.credential(&named("cart")).is_some());
     assert_eq!(*second.trust(), roots);
     assert!(matches!(&second.of_before()[..], [(identity, _)] if *identity == named("cart")));
@@ -393,9 +392,130 @@ async fn a_process_goes_on_with_the_certificates_of_the_one_before_while_the_iss
     drop(held);
 
     issuer.fails.store(false, Ordering::Relaxed);
-    second.renew(&named("cart"));
     until(|| second.of_before().is_empty()).await;
     assert!(issuer.asked.load(Ordering::Relaxed) > asked);
+}
+
+/// An agent as SPIRE's: it speaks of whom it was asked for, unasked from then on, if it is there.
+struct Agent {
+    subscribed: Mutex<BTreeSet<Identity>>,
+    /// How long what it gives lives; `None` while it is away, `Some(None)` where it gives nothing.
+    gives: watch::Sender<Option<Option<Duration>>>,
+    told: Mutex<BTreeSet<Identity>>,
+}
+
+impl Agent {
+    fn away() -> Arc<Self> {
+        Arc::new(Self {
+            subscribed: Mutex::default(),
+            gives: watch::Sender::new(None),
+            told: Mutex::default(),
+        })
+    }
+}
+
+impl Issuer for Agent {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        Box::pin(async move {
+            self.subscribed.lock().unwrap().insert(identity.clone());
+            self.gives.send_modify(|_| {});
+            // It is waited for, as for one that starts.
+            time::sleep(Duration::from_secs(8)).await;
+            let identity = identity.clone();
+            let why = "it does not answer".into();
+            Err(IssueError::Unavailable { identity, why })
+        })
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        Arc::default()
+    }
+
+    fn told(&self) -> BoxFuture<'_, Told> {
+        Box::pin(async {
+            let mut gives = self.gives.subscribe();
+            loop {
+                let given = *gives.borrow_and_update();
+                let new = self
+                    .subscribed
+                    .lock()
+                    .unwrap()
+                    .difference(&self.told.lock().unwrap())
+                    .next()
+                    .cloned();
+                if let (Some(given), Some(identity)) = (given, new) {
+                    self.told.lock().unwrap().insert(identity.clone());
+                    return match given {
+                        Some(life) => Told::Renewed(Fixed::new(life).issue(&identity).await.unwrap()),
+                        None => Told::Withdrawn {
+                            identity,
+                            why: "there is no entry".into(),
+                        },
+                    };
+                }
+                gives.changed().await.unwrap();
+            }
+        })
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A process that has begun with certificates of a day that one before has left, of more than are asked for at a time.
+async fn begun_with_a_day(agent: &Arc<Agent>) -> (Shelf, Arc<Certificates>, JoinSet<()>) {
+    let (shelf, issuer) = (Shelf::default(), Fixed::new(DAY));
+    let all = || (10..30).map(|n| borne(&format!("a{n}")));
+    let (first, keeping) = shelf.begin(issuer);
+    first.expect(all());
+    until(|| first.lacking().is_empty()).await;
+    drop((first, keeping));
+    let (second, keeping) = shelf.begin(agent.clone());
+    second.expect(all());
+    assert_eq!((second.of_before().len(), second.lacking().len()), (20, 0));
+    (shelf, second, keeping)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_gives_takes_the_place_of_what_is_left_as_soon_as_it_is_there_however_long_that_lives() {
+    let agent = Agent::away();
+    let (shelf, certificates, _keeping) = begun_with_a_day(&agent).await;
+    time::sleep(Duration::from_secs(120)).await;
+    assert_eq!((certificates.of_before().len(), certificates.lacking().len()), (20, 0));
+    let back = time::Instant::now();
+    agent.gives.send_replace(Some(Some(Duration::from_secs(45))));
+    until(|| certificates.of_before().is_empty()).await;
+    assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
+    let end = clock::wall() + Duration::from_secs(45);
+    assert!(certificates.present().iter().all(|one| one.not_after <= end));
+    assert!(shelf.0.lock().unwrap().0.values().all(|one| one.not_after <= end), "so it is kept");
+    assert!(certificates.lacking().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_vouches_for_no_more_goes_though_a_process_before_was_given_it() {
+    let agent = Agent::away();
+    let (shelf, certificates, _keeping) = begun_with_a_day(&agent).await;
+    time::sleep(Duration::from_secs(60)).await;
+    agent.gives.send_replace(Some(None));
+    until(|| certificates.lacking().len() == 20).await;
+    assert_eq!((certificates.of_before(), certificates.present().len()), (vec![], 0));
+    assert_eq!(certificates.take_withdrawn().len(), 20, "what they have open is to end");
+    assert!(shelf.names().is_empty(), "their keys are wiped");
+}
+
+#[tokio::test]
+async fn what_is_withdrawn_before_its_pod_is_known_is_not_taken_for_it_later() {
+    let shelf = Shelf::default();
+    let (first, keeping) = shelf.begin(Fixed::new(DAY));
+    first.expect([borne("cart")]);
+    until(|| first.lacking().is_empty()).await;
+    drop((first, keeping));
+    let second = Certificates::keeping(Agent::away(), Some(Box::new(shelf.clone())));
+    let (identity, why) = (named("cart"), "there is no entry".into());
+    second.hear(Told::Withdrawn { identity, why });
+    second.expect([borne("cart")]);
+    assert_eq!(second.lacking(), [named("cart")]);
+    assert!(shelf.names().is_empty());
 }
 
 #[tokio::test]

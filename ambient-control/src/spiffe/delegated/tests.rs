@@ -95,6 +95,27 @@ async fn what_the_agent_renews_is_told_and_what_it_takes_back_too() {
 }
 
 #[tokio::test]
+async fn what_a_process_before_was_given_is_taken_back_too() {
+    let (mut fake, authority) = (Fake::start(), Authority::new());
+    let spire = DelegatedIdentity::with_clock(config(fake.socket()), Clock::default().read()).unwrap();
+    fake.roots().await.gives(&[("spiffe://example.org", authority.root())]).await;
+    spire.arrives(&cart(), &pod("uid-1"));
+    let whom = cart();
+    let (issued, why) = tokio::join!(spire.issue(&whom), async {
+        let stream = fake.svids().await;
+        stream.gives(&[]).await;
+        let why = withdrawn(&spire).await;
+        // It is said once, however often the agent says it.
+        stream.gives(&[]).await;
+        stream.gives(&[&authority.svid(CART, 0, 1000)]).await;
+        assert_eq!(renewed(&spire).await.not_after, at(1000));
+        why
+    });
+    assert!(why.contains("no registration entry"), "{why}");
+    issued.unwrap();
+}
+
+#[tokio::test]
 async fn the_identity_that_comes_must_be_the_one_asked_for() {
     let (mut fake, authority) = (Fake::start(), Authority::new());
     let spire = DelegatedIdentity::with_clock(hasty(fake.socket()), Clock::default().read()).unwrap();
@@ -112,6 +133,7 @@ async fn the_identity_that_comes_must_be_the_one_asked_for() {
     for part in ["sa/other", "must name spiffe://example.org/ns/shop/sa/cart", "agent.sock"] {
         assert!(error.to_string().contains(part), "{error}");
     }
+    assert!(withdrawn(&spire).await.contains("sa/other"), "also what a process before was given");
     // Its pod is there, and the stream stays.
     stream.gives(&[&authority.fresh(CART)]).await;
     assert_eq!(renewed(&spire).await.identity, cart());
@@ -277,6 +299,7 @@ async fn a_pod_whose_entry_is_younger_is_asked_for_when_it_comes() {
         stream
     });
     assert!(issued.is_err());
+    withdrawn(&spire).await;
     spire.arrives(&cart(), &pod("uid-2"));
     stream.gone().await;
     let stream = fake.svids().await;

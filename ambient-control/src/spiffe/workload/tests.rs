@@ -120,3 +120,21 @@ async fn without_an_entry_it_is_told_what_is_missing() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_denial_takes_back_what_a_process_before_was_given() {
+    let fake = Fake::start();
+    *fake.refuses.lock().unwrap() = Some(Status::permission_denied("no identity issued"));
+    let api = WorkloadApi::new(config(fake.socket(), 20_000)).unwrap();
+    // It is said before anybody asks, and once: the next time is seconds away.
+    soon(async {
+        while !matches!(&*lock(&api.core.given), Last::Denied(_)) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let whom = cart();
+    let (issued, told) = tokio::join!(api.issue(&whom), told(&api, &whom));
+    assert!(matches!(issued, Err(IssueError::Refused { .. })), "{issued:?}");
+    assert!(told.is_none());
+}

@@ -130,6 +130,44 @@ fn what_was_under_way_when_the_asking_ended_is_asked_for_again() {
 }
 
 #[test]
+fn what_is_left_of_before_is_held_and_asked_for_at_once_after_all_that_is_more_urgent() {
+    let (mut queue, now) = (Queue::default(), start());
+    for key in ["left", "warm", "urgent"] {
+        queue.want(&key);
+    }
+    queue.found(&"left", now.wall + DAY, now.wall);
+    assert_eq!(queue.wait(&"left", now), Wait::Held);
+    assert_eq!(queue.wait(&"urgent", now), Wait::Joined);
+    let order: Vec<_> = std::iter::from_fn(|| queue.next(now)).collect();
+    assert_eq!(order, ["urgent", "warm", "left"]);
+    // An authority that is away takes nothing, and is asked again.
+    let wait = queue.failed(&"left", now, 0).unwrap();
+    let later = after(now, wait);
+    assert_eq!((queue.wait(&"left", later), queue.next(later)), (Wait::Held, Some("left")));
+    queue.found(&"nobody wants it", now.wall + DAY, now.wall);
+    assert_eq!(queue.wait(&"nobody wants it", now), Wait::Unknown);
+}
+
+#[test]
+fn what_was_asked_for_before_something_was_said_does_not_undo_that() {
+    let (mut queue, now) = (Queue::default(), start());
+    queue.want(&1);
+    assert_eq!(queue.next(now), Some(1));
+    let newer = day(after(now, DAY));
+    assert!(queue.renewed(&1, newer));
+    assert!(!queue.issued(&1, day(now)), "the newer one stays");
+    assert_eq!(queue.entries[&1].held, Some(newer));
+    queue.spoilt(&1, now.wall);
+    assert_eq!(queue.next(now), Some(1));
+    queue.withdrawn(&1);
+    assert!(!queue.issued(&1, day(now)), "it was withdrawn");
+    assert!(!queue.is_held(&1, now.wall));
+    // Asked for after that, it counts.
+    assert_eq!(queue.next(now), Some(1));
+    assert!(queue.issued(&1, day(now)));
+}
+
+#[test]
 fn a_wrong_clock_makes_no_storm_of_renewals() {
     let now = start().wall;
     let hour = Duration::from_secs(3600);
@@ -164,6 +202,9 @@ enum Step {
     Ask,
     Issued(u8, u64),
     Failed(u8, u64),
+    Found(u8, u64),
+    Renewed(u8, u64),
+    Withdrawn(u8),
     Pass(u64),
     Restart,
 }
@@ -177,7 +218,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => key.clone().prop_map(Step::Leave),
         6 => Just(Step::Ask),
         4 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Issued(key, life)),
-        3 => (key, any::<u64>()).prop_map(|(key, draw)| Step::Failed(key, draw)),
+        3 => (key.clone(), any::<u64>()).prop_map(|(key, draw)| Step::Failed(key, draw)),
+        1 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Found(key, life)),
+        2 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Renewed(key, life)),
+        2 => key.prop_map(Step::Withdrawn),
         3 => (0..120u64).prop_map(Step::Pass),
         1 => Just(Step::Restart),
     ]
@@ -192,6 +236,8 @@ struct Told {
     came: u64,
     life: Option<Life>,
     under_way: Option<Urgency>,
+    /// What came or was taken since it was asked for.
+    spoken: bool,
     failed: u32,
     again: Option<Instant>,
 }
@@ -276,7 +322,7 @@ proptest! {
                     let asked = queue.next(now);
                     prop_assert_eq!(asked.map(usize::from), first.map(|(_, key)| key));
                     let Some(((urgency, ..), key)) = first else { break };
-                    told[key].under_way = Some(urgency);
+                    (told[key].under_way, told[key].spoken) = (Some(urgency), false);
                 },
                 Step::Issued(key, seconds) => {
                     let one = &mut told[usize::from(key)];
@@ -284,11 +330,33 @@ proptest! {
                         continue;
                     }
                     let life = Life::issued(now.wall, now.wall + Duration::from_secs(seconds), now.wall, 0);
-                    prop_assert_eq!(queue.issued(&key, life), one.wanted);
-                    match one.wanted {
-                        true => (one.life, one.failed, one.again) = (Some(life), 0, None),
-                        false => *one = Told::default(),
+                    prop_assert_eq!(queue.issued(&key, life), one.wanted && !one.spoken);
+                    match (one.wanted, one.spoken) {
+                        (true, false) => (one.life, one.failed, one.again) = (Some(life), 0, None),
+                        (true, true) => {}
+                        (false, _) => *one = Told::default(),
                     }
+                }
+                Step::Found(key, seconds) => {
+                    let end = now.wall + Duration::from_secs(seconds);
+                    queue.found(&key, end, now.wall);
+                    let one = &mut told[usize::from(key)];
+                    if one.wanted {
+                        one.life = Some(Life { renew: now.wall, end });
+                    }
+                }
+                Step::Renewed(key, seconds) => {
+                    let life = Life::issued(now.wall, now.wall + Duration::from_secs(seconds), now.wall, 0);
+                    let one = &mut told[usize::from(key)];
+                    prop_assert_eq!(queue.renewed(&key, life), one.wanted);
+                    if one.wanted {
+                        (one.life, one.failed, one.again, one.spoken) = (Some(life), 0, None, true);
+                    }
+                }
+                Step::Withdrawn(key) => {
+                    queue.withdrawn(&key);
+                    let one = &mut told[usize::from(key)];
+                    (one.life, one.spoken) = (None, true);
                 }
                 Step::Failed(key, draw) => {
                     let one = &mut told[usize::from(key)];
