@@ -22,6 +22,7 @@ use ambient_core::{Capture, Credential, Credentials as _, Identity, PolicyKey, T
 use ambient_hbone::{BoxFuture, BoxedIo, Destination, Dial, Limits, Pool, Speaker, Stream};
 use ambient_node::{Arrival, Config, Listener, Node, Page, PodSpec};
 use ambient_testkit::{World, world};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -42,6 +43,8 @@ const HBONE: u16 = 15008;
 const CUT: usize = 100;
 const APPLICATION: &str = "AMBIENT_BENCH_APPLICATION";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Descriptors of a process besides one for each connection that stands.
+const OTHERS: u64 = 1_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     if env::args().any(|arg| arg == "--list") || !report::is_asked_for("live") {
@@ -62,6 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn run(world: &World) -> Result<(), Box<dyn Error>> {
     let (standing, rounds) = if report::is_whole_run() { (10_000, 7) } else { (200, 1) };
+    let standing = allowed(standing)?;
     let here = world.namespace("here")?;
     here.run(|| -> Result<(), Failure> {
         let mut application = start_application()?;
@@ -71,6 +75,21 @@ fn run(world: &World) -> Result<(), Box<dyn Error>> {
         measured
     })?
     .map_err(|error| error as Box<dyn Error>)
+}
+
+/// As many as there are descriptors for, of which a connection takes one in this process and one in the applications'.
+fn allowed(standing: usize) -> io::Result<usize> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit)?;
+    let room = most.map_or(standing, |most| usize::try_from(most.saturating_sub(OTHERS)).unwrap_or(standing));
+    if room < standing {
+        println!("the limit of open files leaves room for {room} connections");
+    }
+    Ok(standing.min(room))
 }
 
 fn single_threaded() -> io::Result<Runtime> {
