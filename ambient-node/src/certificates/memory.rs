@@ -120,7 +120,7 @@ impl Memory {
         let name = identity.as_str().trim_start_matches("spiffe://").replace('/', "~");
         match name.len() <= LONGEST_NAME {
             true => Ok(self.0.join(format!("{name}{ENDING}"))),
-            false => Err(io::ErrorKind::InvalidFilename.into()),
+            false => Err(of(&self.0)(io::ErrorKind::InvalidFilename.into())),
         }
     }
 
@@ -154,7 +154,11 @@ impl Memory {
     }
 
     /// Written whole or not at all; what was there before is wiped.
-    fn write(&self, path: &Path, payload: &[u8]) -> io::Result<()> {
+    fn write(path: &Path, payload: &[u8]) -> io::Result<()> {
+        Self::replace(path, payload).map_err(of(path))
+    }
+
+    fn replace(path: &Path, payload: &[u8]) -> io::Result<()> {
         let draft = path.with_extension("new");
         let _ = fs::remove_file(&draft);
         let before = writable(path).ok();
@@ -190,13 +194,13 @@ impl Memory {
 
     fn wipe(path: &Path) -> io::Result<()> {
         match writable(path) {
-            Ok(file) => wipe(file)?,
+            Ok(file) => wipe(file).map_err(of(path))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             // A link: what it leads to is not ours.
             Err(_) => {}
         }
         match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(of(path)(e)),
             _ => Ok(()),
         }
     }
@@ -253,7 +257,7 @@ impl Keep for Memory {
     }
 
     fn put(&self, credential: &Credential) -> io::Result<()> {
-        self.write(&self.file(&credential.identity)?, &encode(credential))
+        Self::write(&self.file(&credential.identity)?, &encode(credential))
     }
 
     fn put_trust(&self, trust: &TrustBundles) -> io::Result<()> {
@@ -267,7 +271,7 @@ impl Keep for Memory {
                 }
             }
         }
-        self.write(&self.0.join(TRUST), &payload)
+        Self::write(&self.0.join(TRUST), &payload)
     }
 
     fn remove(&self, identity: &Identity) -> io::Result<()> {
@@ -404,6 +408,11 @@ fn fnv(of: &[u8]) -> u64 {
     of.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+/// Says which file it is about: whoever reads of it must not have to guess.
+fn of(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeysError {

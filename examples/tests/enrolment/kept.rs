@@ -180,7 +180,11 @@ pub(crate) fn a_disk_without_room_stops_nothing_and_is_told(world: &World) -> Ou
                 "No space left on device",
             ],
         )?;
-        told(ground, &["not kept for a restart: 1 certificate, as No space left on device"])?;
+        let file = format!("as {}/", disk.display());
+        told(
+            ground,
+            &["not kept for a restart: 1 certificate, ", &file, ".kept: No space left on device"],
+        )?;
         let faults = ground.page("node-2", 15020, "/metrics")?;
         assert!(faults.lines().any(|line| line == "ambient_state_faults 1"), "{faults}");
         // One that starts meanwhile serves as well.

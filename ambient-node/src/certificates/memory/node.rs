@@ -52,7 +52,7 @@ impl KeepNode for NodeKeys {
     }
 
     fn put(&self, credential: &NodeCredential) -> io::Result<()> {
-        self.0.write(&self.path(), &encode(credential))
+        Memory::write(&self.path(), &encode(credential))
     }
 
     fn wipe(&self) {
