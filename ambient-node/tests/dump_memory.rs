@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 
 use std::{
-    io,
+    env, io,
     net::{Ipv4Addr, SocketAddr},
     process::ExitCode,
     sync::Arc,
@@ -26,8 +26,9 @@ use tokio::{
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// How many workloads, unless `AMBIENT_DUMP_WORKLOADS` says otherwise, and for so many there is one service.
 const WORKLOADS: usize = 20_000;
-const SERVICES: usize = 2_000;
+const TO_A_SERVICE: usize = 10;
 /// Two pieces of 32 KiB that wait, the one that is written, and what an HTTP server and a client hold besides.
 const MOST: usize = 512 << 10;
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -49,9 +50,12 @@ fn a_dump_of_a_large_mesh_takes_no_memory_that_grows_with_it(world: &World) -> O
 
 async fn read_one() -> Result<(), String> {
     let fail = |error: &dyn std::error::Error| error.to_string();
+    let asked_for = env::var("AMBIENT_DUMP_WORKLOADS").ok().and_then(|text| text.parse().ok());
+    let workloads = asked_for.unwrap_or(WORKLOADS);
+    let services = workloads / TO_A_SERVICE;
     let page = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| fail(&e));
     let node = Node::builder(Config::new("here", "/nowhere"))
-        .source(Told(Some(mesh())))
+        .source(Told(Some(mesh(workloads, services))))
         .issuer(Nobody)
         .page(Page::Metrics, page()?)
         .page(Page::Readiness, page()?)
@@ -72,7 +76,7 @@ async fn read_one() -> Result<(), String> {
     let more = allocations::peak().saturating_sub(before);
     println!("{length} bytes, with {more} more allocated at the peak");
     // Each object has a line of its own.
-    assert!(lines > WORKLOADS + SERVICES && length > 8 * MOST, "{lines} lines, {length} bytes");
+    assert!(lines > workloads + services && length > 8 * MOST, "{lines} lines, {length} bytes");
     assert!(more < MOST, "{more} bytes more were allocated while {length} were read");
     running.shutdown();
     time::timeout(PATIENCE, running.join())
@@ -113,18 +117,18 @@ async fn read(from: SocketAddr, path: &str) -> io::Result<(usize, usize)> {
     }
 }
 
-fn mesh() -> Batch {
+fn mesh(workloads: usize, services: usize) -> Batch {
     let name = |n: usize| NamespacedHostname::new("shop", &format!("service-{n}.shop.svc.cluster.local"));
-    let workloads = (0..WORKLOADS).map(|n| {
+    let workloads = (0..workloads).map(|n| {
         let mut workload = Workload::new(&format!("Kubernetes//Pod/shop/pod-{n}"), "shop", &format!("pod-{n}"));
         workload.addresses = vec![Ipv4Addr::from_bits(0x0a00_0000 + n as u32).into()];
         workload.services = vec![Membership {
-            service: name(n % SERVICES),
+            service: name(n % services),
             ports: [(80, 8080)].into_iter().collect(),
         }];
         Update::Workload(workload.into())
     });
-    let services = (0..SERVICES).map(|n| Update::Service(Service::new("shop", &name(n).hostname).into()));
+    let services = (0..services).map(|n| Update::Service(Service::new("shop", &name(n).hostname).into()));
     Batch {
         changes: workloads.chain(services).map(Change::Mesh).collect(),
         synced: true,
