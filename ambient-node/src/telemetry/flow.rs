@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_core::{Authority, Identity, observe::Event};
+use ambient_core::{Authority, Identity, Workload, observe::Event};
 use ambient_hbone::relay::Progress;
 use tracing::Level;
 
@@ -18,6 +18,9 @@ use super::{
     reason::Reason,
 };
 use crate::clock;
+
+#[cfg(test)]
+mod tests;
 
 /// Tells of a connection that ended before both its ends were known: it is counted by its reason alone.
 pub(crate) fn refused_early(
@@ -171,8 +174,9 @@ impl Account {
             Direction::Inbound => (progress.b_to_a(), progress.a_to_b()),
         };
         let first_byte = self.first_byte.map(millis);
-        let source = ends.source_workload.as_deref();
-        let destination = ends.destination_workload.as_deref();
+        let source = ends.source_workload.as_deref().map(Named::from);
+        let destination = ends.destination_workload.as_deref().map(Named::from);
+        let (source, destination) = (source.unwrap_or_default(), destination.unwrap_or_default());
         macro_rules! line {
             ($level:ident $(, $error:ident)?) => {
                 tracing::event!(
@@ -180,17 +184,17 @@ impl Account {
                     Level::$level,
                     conn.id = %self.id,
                     src.addr = %ends.source,
-                    src.workload = source.map(|w| &*w.name),
-                    src.namespace = source.map(|w| &*w.namespace),
+                    src.workload = source.name,
+                    src.namespace = source.namespace,
                     src.identity = ends.source_identity.as_ref().map(Identity::as_str),
-                    src.cluster = source.map(|w| &*w.cluster),
+                    src.cluster = source.cluster,
                     dst.addr = %ends.destination,
                     dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
                     dst.service = ends.service.as_deref().map(|s| &*s.name.hostname),
-                    dst.workload = destination.map(|w| &*w.name),
-                    dst.namespace = destination.map(|w| &*w.namespace),
+                    dst.workload = destination.name,
+                    dst.namespace = destination.namespace,
                     dst.identity = ends.destination_identity.as_ref().map(Identity::as_str),
-                    dst.cluster = destination.map(|w| &*w.cluster),
+                    dst.cluster = destination.cluster,
                     direction = ends.direction.as_str(),
                     waypoint = ends.waypoint,
                     transport = ends.local.then_some("local"),
@@ -209,6 +213,26 @@ impl Account {
         match &outcome.error {
             None => line!(INFO),
             Some(error) => line!(ERROR, error),
+        }
+    }
+}
+
+/// What a line says of a workload: nothing of what nobody knows.
+#[derive(Default)]
+struct Named<'a> {
+    /// The pod's, or where there is none the service's that it goes by.
+    name: Option<&'a str>,
+    namespace: Option<&'a str>,
+    cluster: Option<&'a str>,
+}
+
+impl<'a> From<&'a Workload> for Named<'a> {
+    fn from(workload: &'a Workload) -> Self {
+        let known = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+        Self {
+            name: known(&workload.name).or_else(|| known(&workload.canonical_name)),
+            namespace: known(&workload.namespace),
+            cluster: known(&workload.cluster),
         }
     }
 }
