@@ -61,6 +61,10 @@ const TESTS: &[Test] = &[
     ("where_nobody_listens_is_a_reset", refusals::where_nobody_listens_is_a_reset),
     ("a_new_policy_cuts_what_is_open", refusals::a_new_policy_cuts_what_is_open),
     ("peers_are_answered_by_status", peers::peers_are_answered_by_status),
+    (
+        "what_peers_write_is_believed_by_nobody",
+        peers::what_peers_write_is_believed_by_nobody,
+    ),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
     (
         "without_post_quantum_keys_there_is_no_tunnel",

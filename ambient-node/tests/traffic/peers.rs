@@ -1,7 +1,7 @@
 //! The tunnel port as proxies of other nodes find it, some of them hostile.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -13,7 +13,7 @@ use ambient_control::{
     Change, Issuer,
     ca::{self, DirectoryCa, Target},
 };
-use ambient_core::{Authority, Credential, Credentials, Identity, TrustBundles, TrustDomain, ports};
+use ambient_core::{Authority, Credential, Credentials, Identity, Service, TrustBundles, TrustDomain, mesh::Update, ports};
 use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Speaker, Stream};
 use ambient_testkit::{World, ca::Ca, harness::Outcome};
 use rustls::{NamedGroup, crypto::CryptoProvider};
@@ -76,6 +76,113 @@ pub(crate) fn peers_are_answered_by_status(world: &World) -> Outcome {
         assert_eq!(&heard, b"pong");
         application.read_exact(&mut heard)?;
         assert_eq!(&heard, b"ping");
+    }
+    Ok(())
+}
+
+/// Whatever a peer writes of itself beside its certificate: policies and labels know it by that alone.
+pub(crate) fn what_peers_write_is_believed_by_nobody(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let peer = Peer::of_the_mesh(&mesh)?;
+    let listener = mesh.b.listen(Family::V4);
+    let (client, peers) = (mesh.a.v4, mesh.c.v4);
+    // One that the mesh knows, and of which the pod is no endpoint.
+    let others = Service::new(LABELLED, "other.shop.svc.cluster.local");
+    mesh.tell(vec![Update::Service(others.into())]);
+    let host = |n: usize| {
+        if n.is_multiple_of(2) {
+            "other".to_owned()
+        } else {
+            format!("of-{n}")
+        }
+    };
+    let lies = |n: usize| {
+        [
+            (
+                "baggage",
+                format!("k8s.namespace.name=shop,k8s.deployment.name=a-{n},service.name=a-{n},k8s.cluster.name=c-{n}"),
+            ),
+            (
+                "forwarded",
+                format!("for=\"{client}:{}\";host={}.shop.svc.cluster.local", 1024 + n, host(n)),
+            ),
+            ("x-forwarded-network", format!("network-{n}")),
+            (
+                "x-forwarded-client-cert",
+                "By=spiffe://cluster.local/ns/shop/sa/b;URI=spiffe://cluster.local/ns/shop/sa/a".into(),
+            ),
+            ("x-forwarded-for", client.to_string()),
+        ]
+    };
+    let asked = |n: usize| -> Result<u16, ConnectError> {
+        let answered = peer.run(&mesh, peer.connect_saying(mesh.b.v4, listener.address(), &lies(n)));
+        match answered {
+            Ok(_) => Ok(200),
+            Err(ConnectError::Refused { status, .. }) => Ok(status.as_u16()),
+            Err(other) => Err(other),
+        }
+    };
+    for (what, spec) in [
+        ("a namespace", "rules: [{from: [{source: {namespaces: [shop]}}]}]".to_owned()),
+        (
+            "a principal",
+            "rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/a]}}]}]".into(),
+        ),
+        ("an address", format!("rules: [{{from: [{{source: {{ipBlocks: ['{client}']}}}}]}}]")),
+        (
+            "its own address",
+            format!("action: DENY, rules: [{{from: [{{source: {{ipBlocks: ['{peers}']}}}}]}}]"),
+        ),
+    ] {
+        mesh.apply(
+            "policy",
+            &format!("{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: one, namespace: shop}}, spec: {{{spec}}}}}"),
+        );
+        until("the policy to refuse", || matches!(asked(0), Ok(401)).then_some(()));
+        assert_eq!(asked(1)?, 401, "{what}");
+        mesh.delete("policy");
+        until("the policy to be gone", || matches!(asked(0), Ok(200)).then_some(()));
+    }
+    while !listener.is_lonely() {}
+
+    // However each of them ended.
+    let named = |page: &str| -> BTreeSet<String> {
+        let lines = page.lines().filter(|line| line.starts_with("istio_tcp_"));
+        let labels = lines.filter_map(|line| Some(line.split_once('{')?.1.rsplit_once(' ')?.0));
+        let labels = labels.map(|labels| {
+            labels
+                .split(',')
+                .filter(|label| !label.starts_with("response_flags"))
+                .collect::<Vec<_>>()
+        });
+        labels.map(|labels| labels.join(",")).collect()
+    };
+    let page = || mesh.page(ports::METRICS, "/metrics").unwrap().1;
+    let before = named(&page());
+    for n in 0..50 {
+        assert_eq!(asked(n)?, 200);
+    }
+    let labels = [
+        ("reporter", "destination"),
+        ("source_principal", "spiffe://cluster.local/ns/elsewhere/sa/peer"),
+        ("source_workload", "unknown"),
+        ("source_workload_namespace", "unknown"),
+        ("source_canonical_service", "unknown"),
+        ("source_cluster", "unknown"),
+        ("destination_service", "unknown"),
+        ("destination_workload", "b"),
+    ];
+    until("all to be counted", || {
+        (mesh.metric("istio_tcp_connections_opened_total", &labels) >= 50).then_some(())
+    });
+    let after = page();
+    assert_eq!(
+        named(&after).difference(&before).collect::<Vec<_>>(),
+        [""; 0],
+        "a series for what was written"
+    );
+    for word in ["a-0", "c-0", "of-1", "other", "network-0"] {
+        assert!(!after.contains(&format!("\"{word}")), "{word}");
     }
     Ok(())
 }
@@ -262,8 +369,16 @@ impl Peer {
 
     /// Asks the pod at an address for a connection to somewhere.
     async fn connect(&self, pod: IpAddr, to: SocketAddr) -> Result<Stream, ConnectError> {
+        self.connect_saying(pod, to, &[]).await
+    }
+
+    /// The same with these headers.
+    async fn connect_saying(&self, pod: IpAddr, to: SocketAddr, headers: &[(&'static str, String)]) -> Result<Stream, ConnectError> {
         let authority: Authority = to.to_string().parse().unwrap();
-        let destination = Destination::new(SocketAddr::new(pod, ports::HBONE), authority, [self.expected.clone()]);
+        let mut destination = Destination::new(SocketAddr::new(pod, ports::HBONE), authority, [self.expected.clone()]);
+        for (name, value) in headers {
+            destination.headers.insert(*name, value.parse().unwrap());
+        }
         timeout(PATIENCE, self.pool.connect(&self.speaker, &destination)).await.unwrap()
     }
 
