@@ -31,6 +31,7 @@ use crate::cluster_local::ClusterLocal;
 
 mod istiod;
 pub(crate) mod mesh;
+mod proxy_config;
 pub(crate) mod settings;
 mod spiffe;
 mod ztunnel;

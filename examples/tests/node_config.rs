@@ -163,6 +163,58 @@ fn what_istios_chart_starts_is_understood() {
     assert!(!run(&["node"], &[]).contains("zds: "), "a node of its own has none");
 }
 
+/// What Istio's charts mount beside its proxies counts for a node that is started as one of them, and for no other.
+#[test]
+fn the_meshs_configuration_counts_where_istio_mounts_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mounted = scratch.path().join("etc/istio/config");
+    fs::create_dir_all(&mounted).unwrap();
+    let mesh = |text: &str| fs::write(mounted.join("mesh"), text).unwrap();
+    let run = |verb: &str, environment: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        command.args([verb, "--print-config"]).current_dir(scratch.path()).env_clear();
+        let needed = [("NODE_NAME", "n"), ("AMBIENT_CA_DIR", "/c"), ("LOCAL_XDS_PATH", "/m")];
+        command.envs(needed).envs(environment.iter().copied()).output().unwrap()
+    };
+    let said = |verb: &str, environment: &[(&str, &str)]| {
+        let output = run(verb, environment);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    mesh(
+        "trustDomain: td\ndefaultConfig:\n  discoveryAddress: of-mesh:15012\n  statsPort: 15888\n  proxyMetadata: {ISTIO_META_A: b, \
+         ISTIO_META_DNS_CAPTURE: 'false'}\n",
+    );
+    let all = said("proxy", &[]);
+    let from = "./etc/istio/config/mesh: defaultConfig.";
+    assert_eq!(line(&all, "metrics"), format!("metrics: \"[::]:15888\"  # {from}statsPort"));
+    assert_eq!(line(&all, "dns-capture"), format!("dns-capture: false  # {from}proxyMetadata"));
+    assert_eq!(
+        line(&all, "node-metadata"),
+        format!("node-metadata: \"{{\\\"A\\\":\\\"b\\\",\\\"DNS_CAPTURE\\\":\\\"false\\\"}}\"  # {from}proxyMetadata")
+    );
+    let own = [
+        ("PROXY_CONFIG", "{statsPort: 16020}"),
+        ("ISTIO_META_DNS_CAPTURE", "true"),
+        ("CLUSTER_ID", "one"),
+    ];
+    let all = said("proxy", &own);
+    assert_eq!(line(&all, "metrics"), "metrics: \"[::]:16020\"  # PROXY_CONFIG: statsPort");
+    assert_eq!(line(&all, "dns-capture"), "dns-capture: true  # ISTIO_META_DNS_CAPTURE");
+    assert_eq!(line(&all, "cluster-id"), "cluster-id: one  # CLUSTER_ID");
+    let all = said("proxy", &[("CLUSTER_ID", "one"), ("ISTIO_META_CLUSTER_ID", "two")]);
+    assert_eq!(line(&all, "cluster-id"), "cluster-id: two  # ISTIO_META_CLUSTER_ID");
+    let all = said("node", &[]);
+    assert_eq!(line(&all, "metrics"), "metrics: \"[::]:15020\"  # default");
+    assert!(!all.contains("node-metadata"), "{all}");
+
+    mesh("defaultConfig: [");
+    assert!(run("node", &[]).status.success());
+    let refused = run("proxy", &[]);
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && why.contains("./etc/istio/config/mesh"), "{why}");
+}
+
 #[test]
 fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
     let scratch = tempfile::tempdir().unwrap();

@@ -53,6 +53,10 @@ pub(super) struct Istiod {
     /// The cluster that this node belongs to.
     #[arg(long, env = "ISTIO_META_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
     cluster_id: String,
+    /// What istiod is told of this node besides the variables that begin with ISTIO_META_, which count before it: a YAML map of
+    /// names and texts.
+    #[arg(long, env = "AMBIENT_NODE_METADATA", value_name = "MAP", value_parser = metadata)]
+    node_metadata: Option<Metadata>,
     /// Whether workloads and services are asked for as connections need them, instead of all at once: for meshes of which a
     /// node needs a small part. A connection to an address that was not asked for yet waits for the answer.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
@@ -139,7 +143,7 @@ impl Istiod {
             pod: variable("POD_NAME", ""),
             namespace: variable("POD_NAMESPACE", ""),
             node: node.into(),
-            metadata: prefixed("ISTIO_META_").into_iter().collect::<BTreeMap<_, _>>(),
+            metadata: self.metadata(),
         };
         let memory = self.memory();
         let config = StateConfig {
@@ -150,6 +154,12 @@ impl Istiod {
             ..StateConfig::new(endpoint, asker)
         };
         Ok(Box::new(State::connect(config)?))
+    }
+
+    fn metadata(&self) -> Metadata {
+        let mut all = self.node_metadata.clone().unwrap_or_default();
+        all.extend(prefixed("ISTIO_META_"));
+        all
     }
 
     /// Where what was said last is kept for a restart, of whoever says it.
@@ -214,6 +224,13 @@ impl Istiod {
         endpoint.check()?;
         Ok(endpoint)
     }
+}
+
+/// Names and texts.
+type Metadata = BTreeMap<String, String>;
+
+fn metadata(text: &str) -> Result<Metadata, String> {
+    serde_saphyr::from_str(text).map_err(|error| format!("a YAML map of names and texts is wanted: {error}"))
 }
 
 /// How policies of the wire are read.

@@ -11,15 +11,17 @@ use clap::{
 };
 use serde_json::Value;
 
+use super::proxy_config::{self, ProxyConfig};
+
 /// Names the file, besides `--config`.
 const FILE_VARIABLE: &str = "AMBIENT_CONFIG";
-/// Istio's: YAML with `concurrency`, `proxyAdminPort` and so on.
-const PROXY_CONFIG: &str = "PROXY_CONFIG";
+/// ztunnel's, where `ISTIO_META_CLUSTER_ID` says nothing.
+const CLUSTER: &str = "CLUSTER_ID";
 /// How much of the processors the container is given, as Kubernetes writes it.
 const CPU_LIMIT: &str = "ZTUNNEL_RESOURCE_CPU_LIMIT";
 const CPU_REQUEST: &str = "ZTUNNEL_RESOURCE_CPU_REQUEST";
 /// What is read besides the variables of flags.
-pub(crate) const OTHER_VARIABLES: [&str; 3] = [PROXY_CONFIG, CPU_LIMIT, CPU_REQUEST];
+pub(crate) const OTHER_VARIABLES: [&str; 4] = [proxy_config::VARIABLE, CLUSTER, CPU_LIMIT, CPU_REQUEST];
 /// Not settings themselves.
 const NOT_SETTINGS: [&str; 3] = ["config", "print-config", "help"];
 
@@ -30,6 +32,9 @@ pub(crate) struct Read {
     /// The settings of the subcommand and where they come from, in the order of the flags.
     pub(crate) settings: Vec<Setting>,
 }
+
+/// What is said of a setting: its name, the value, and where that stands.
+pub(super) type Found = (String, String, String);
 
 /// A setting that has a value.
 #[derive(Clone, Debug)]
@@ -59,10 +64,12 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
         });
     }
     let node = command.find_subcommand("node").cloned().unwrap_or_default();
-    let mut found = files(&arguments).map_err(|error| Wrong::Text(format!("{error:#}")))?;
+    let wrong = |error: anyhow::Error| Wrong::Text(format!("{error:#}"));
+    let of_istio = ProxyConfig::read(is_proxy).map_err(wrong)?;
+    let mut found = files(&arguments, &of_istio).map_err(wrong)?;
     if is_proxy {
         let said = |name: &&str| is_said(&node, &arguments, &found, name);
-        let of_proxy = of_proxy(said, &istiod());
+        let of_proxy = of_proxy(said, &istiod(&of_istio));
         found.extend(of_proxy);
     }
     let mut defaults: BTreeMap<String, (String, String)> = BTreeMap::new();
@@ -97,7 +104,7 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
 }
 
 /// What a node is otherwise that is started as ztunnel is: the rest of its settings are in ztunnel's own variables.
-fn of_proxy(is_said: impl Fn(&&str) -> bool, istiod: &(String, String)) -> Vec<(String, String, String)> {
+fn of_proxy(is_said: impl Fn(&&str) -> bool, istiod: &(String, String)) -> Vec<Found> {
     let fixed = [("zds", "/var/run/ztunnel/ztunnel.sock"), ("share-ports", "true")];
     let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned(), "ztunnel's default".to_owned()));
     // Whoever says nothing else means istiod.
@@ -109,17 +116,13 @@ fn of_proxy(is_said: impl Fn(&&str) -> bool, istiod: &(String, String)) -> Vec<(
 }
 
 /// Where istiod is, as ztunnel takes it, and who says so.
-fn istiod() -> (String, String) {
-    let of_proxy_config = std::env::var(PROXY_CONFIG).ok().and_then(|text| {
-        let fields: BTreeMap<String, Value> = serde_saphyr::from_str(&text).ok()?;
-        let address = fields.get("discoveryAddress")?.as_str()?.to_owned();
-        Some((address, format!("{PROXY_CONFIG}: discoveryAddress")))
-    });
+fn istiod(said: &ProxyConfig) -> (String, String) {
     let host = match std::env::var_os("KUBERNETES_SERVICE_HOST") {
         Some(_) => "istiod.istio-system.svc",
         None => "localhost",
     };
-    of_proxy_config.unwrap_or_else(|| (format!("{host}:15012"), "ztunnel's default".to_owned()))
+    said.address()
+        .unwrap_or_else(|| (format!("{host}:15012"), "ztunnel's default".to_owned()))
 }
 
 /// Each names where state comes from.
@@ -128,7 +131,7 @@ const STATE: [&str; 5] = ["control", "manifests", "local-xds-path", "local-xds",
 const CERTIFICATES: [&str; 5] = ["control", "ca-dir", "spire-admin-socket", "spiffe-socket", "ca-address"];
 
 /// Whether a flag, a variable or a file says something of a setting.
-fn is_said(node: &Command, arguments: &[OsString], found: &[(String, String, String)], name: &str) -> bool {
+fn is_said(node: &Command, arguments: &[OsString], found: &[Found], name: &str) -> bool {
     let by_variable = node.get_arguments().any(|arg| {
         let of_it = arg.get_long() == Some(name);
         of_it && arg.get_env().is_some_and(|variable| std::env::var_os(variable).is_some())
@@ -245,7 +248,7 @@ fn named(error: clap::Error, node: &Command, arguments: &[OsString], defaults: &
 }
 
 /// What the files say: name, value, and where it stands; what counts more comes first.
-fn files(arguments: &[OsString]) -> anyhow::Result<Vec<(String, String, String)>> {
+fn files(arguments: &[OsString], of_istio: &ProxyConfig) -> anyhow::Result<Vec<Found>> {
     let mut found = Vec::new();
     let flag = arguments.iter().enumerate().find_map(|(at, argument)| {
         let argument = argument.to_str()?;
@@ -257,8 +260,9 @@ fn files(arguments: &[OsString]) -> anyhow::Result<Vec<(String, String, String)>
     if let Some(file) = flag.or_else(|| std::env::var_os(FILE_VARIABLE)) {
         found.extend(of_file(Path::new(&file))?);
     }
-    if let Ok(text) = std::env::var(PROXY_CONFIG) {
-        found.extend(of_proxy_config(&text).with_context(|| format!("the environment variable {PROXY_CONFIG}"))?);
+    found.extend(of_istio.settings()?);
+    if let Ok(cluster) = std::env::var(CLUSTER) {
+        found.push(("cluster-id".to_owned(), cluster, CLUSTER.to_owned()));
     }
     let quantity = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     found.extend(of_share(quantity(CPU_LIMIT), quantity(CPU_REQUEST))?);
@@ -266,7 +270,7 @@ fn files(arguments: &[OsString]) -> anyhow::Result<Vec<(String, String, String)>
 }
 
 /// As many threads as the container's share of the cores, where it has one: all of its limit, at least its request.
-fn of_share(limit: Option<String>, request: Option<String>) -> anyhow::Result<Option<(String, String, String)>> {
+fn of_share(limit: Option<String>, request: Option<String>) -> anyhow::Result<Option<Found>> {
     let read = |name: &str, text: Option<String>| {
         let cores = |text: String| {
             cores(&text).with_context(|| format!("the environment variable {name}: {text:?} is no quantity of CPU, such as 2 or 500m"))
@@ -294,7 +298,7 @@ fn cores(text: &str) -> Option<usize> {
     (cores <= 1024.0).then_some(cores.ceil() as usize)
 }
 
-fn of_file(path: &Path) -> anyhow::Result<Vec<(String, String, String)>> {
+fn of_file(path: &Path) -> anyhow::Result<Vec<Found>> {
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
     // Some editors begin a file with a mark of its encoding.
@@ -322,27 +326,6 @@ fn text_of(value: &Value) -> Option<String> {
         // JSON is YAML.
         other => Some(other.to_string()),
     }
-}
-
-/// What of Istio's ProxyConfig has a meaning here.
-fn of_proxy_config(text: &str) -> anyhow::Result<Vec<(String, String, String)>> {
-    let fields: BTreeMap<String, Value> = serde_saphyr::from_str(text).context("it is no YAML map")?;
-    let port = |name: &str, value: &Value| {
-        let port = value.as_u64().and_then(|port| u16::try_from(port).ok());
-        port.with_context(|| format!("{name}: a port is wanted, and not {value}"))
-    };
-    let mut found = Vec::new();
-    for (name, value) in &fields {
-        let (setting, text) = match &**name {
-            "concurrency" => ("workers", value.to_string()),
-            "proxyAdminPort" => ("admin", format!("127.0.0.1:{}", port(name, value)?)),
-            "statsPort" => ("metrics", format!("[::]:{}", port(name, value)?)),
-            // Of the control plane and of other proxies.
-            _ => continue,
-        };
-        found.push((setting.to_owned(), text, format!("{PROXY_CONFIG}: {name}")));
-    }
-    Ok(found)
 }
 
 /// A time: `5s`, `1h30m`, `500ms`; a bare number is seconds.
@@ -500,19 +483,5 @@ mod tests {
         assert_eq!(names(&["local-xds-path"]), ["ca-address=istiod:15012"]);
         assert_eq!(names(&["xds-address", "spire-admin-socket"]), [""; 0]);
         assert_eq!(names(&["control"]), [""; 0]);
-    }
-
-    #[test]
-    fn a_proxy_config_says_what_has_a_meaning_here() {
-        let found = of_proxy_config("{concurrency: 3, proxyAdminPort: 15999, discoveryAddress: x, proxyMetadata: {A: b}}").unwrap();
-        let found: Vec<_> = found.iter().map(|(name, value, _)| (&**name, &**value)).collect();
-        assert_eq!(found, [("workers", "3"), ("admin", "127.0.0.1:15999")]);
-        assert!(
-            of_proxy_config("{proxyAdminPort: 99999}")
-                .unwrap_err()
-                .to_string()
-                .contains("proxyAdminPort")
-        );
-        assert!(of_proxy_config("[]").is_err());
     }
 }

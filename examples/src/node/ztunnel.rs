@@ -2,13 +2,12 @@
 //! have none, and of those that nobody knows, the log says so.
 
 /// Variables of ztunnel's that have no effect here, and why.
-const WITHOUT_EFFECT: [(&str, &str); 19] = [
+const WITHOUT_EFFECT: [(&str, &str); 18] = [
     ("ENABLE_PROXY", "a node always carries its pods' traffic"),
     ("PROXY_MODE", "there is the shared mode alone: a node serves all its pods"),
     ("INPOD_ENABLED", "pods are always served in their own network namespaces"),
     ("PROXY_WORKLOAD_INFO", "it is of the dedicated mode, which there is not"),
     ("NETWORK", "a pod's network is what the mesh's state says of it"),
-    ("CLUSTER_ID", "ISTIO_META_CLUSTER_ID names the cluster"),
     ("FAKE_CA", "--ca-dir is an authority that makes itself"),
     ("ZTUNNEL_CPU_LIMIT", "the system says how many cores this process may use"),
     ("HTTP2_STREAM_WINDOW_SIZE", WINDOWS),
