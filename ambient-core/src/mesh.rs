@@ -12,9 +12,11 @@ mod members;
 mod sharing;
 #[cfg(test)]
 mod tests;
+mod workloads;
 
 use few::Few;
 pub(crate) use members::{Members, Near, Places, spot};
+use workloads::Workloads;
 
 pub use sharing::Sharing;
 
@@ -40,7 +42,7 @@ pub struct Mesh(Arc<Indexes>);
 
 #[derive(Clone, Default)]
 struct Indexes {
-    workloads: Shards<WorkloadUid, Arc<Workload>>,
+    workloads: Workloads,
     /// Whoever claims an address: two may do so while one pod takes over the address of another.
     claims: Shards<NetworkAddress, Few<Workload>>,
     pods: Shards<PodUid, Arc<Workload>>,
@@ -220,7 +222,7 @@ fn nearest<'a>(services: &'a Few<Service>, namespace: &str) -> Option<&'a Arc<Se
 
 impl Indexes {
     fn put_workload(&mut self, workload: Arc<Workload>) {
-        let old = self.workloads.insert(workload.uid.clone(), workload.clone());
+        let old = self.workloads.insert(workload.clone());
         if let Some(old) = &old {
             self.forget_names(old);
         }

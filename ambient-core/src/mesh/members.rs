@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::workloads::Workloads;
 use crate::{BalancerMode, Endpoint, Scope, Service, Shards, Workload, WorkloadUid};
 
 /// A service of more endpoints than this has them by place too.
@@ -74,13 +75,7 @@ impl Members {
     }
 
     /// Takes one in, or what has become of it. `before` is its workload as it was, if it was one of these.
-    pub(super) fn put(
-        &mut self,
-        uid: WorkloadUid,
-        endpoint: Endpoint,
-        before: Option<&Workload>,
-        workloads: &Shards<WorkloadUid, Arc<Workload>>,
-    ) {
+    pub(super) fn put(&mut self, uid: WorkloadUid, endpoint: Endpoint, before: Option<&Workload>, workloads: &Workloads) {
         self.weighted += usize::from(endpoint.capacity != 1);
         if let (Some(scopes), Some(places)) = (&self.scopes, &mut self.places) {
             let workload = workloads.get(&uid);
@@ -117,7 +112,7 @@ impl Members {
     }
 
     /// The service is another now.
-    pub(super) fn serve(&mut self, service: Option<&Service>, workloads: &Shards<WorkloadUid, Arc<Workload>>) {
+    pub(super) fn serve(&mut self, service: Option<&Service>, workloads: &Workloads) {
         let scopes = service.and_then(scopes_of);
         if self.scopes.as_deref() != scopes {
             self.scopes = scopes.map(Into::into);
@@ -127,7 +122,7 @@ impl Members {
     }
 
     /// Makes the places once they are worth it.
-    fn tidy(&mut self, workloads: &Shards<WorkloadUid, Arc<Workload>>) {
+    fn tidy(&mut self, workloads: &Workloads) {
         let Some(scopes) = self.scopes.as_ref().filter(|_| self.places.is_none() && self.all.len() > MANY) else {
             return;
         };
