@@ -183,7 +183,7 @@ impl Certificates {
                 let mut owed = locked(&before.owed);
                 owed.why = error.to_string();
                 if !std::mem::replace(&mut owed.trust, true) {
-                    tracing::warn!(%error, "the roots are not kept for a restart, until there is room for them");
+                    tracing::warn!(%error, "the roots are not kept for a restart, until they can be written");
                 }
             }
         }
@@ -214,7 +214,7 @@ impl Certificates {
             self.keep_trust();
         }
         if self.unkept().is_none() {
-            tracing::info!("what there was no room for is kept for a restart now");
+            tracing::info!("what could not be written is kept for a restart now");
         }
     }
 
@@ -558,7 +558,7 @@ impl Before {
                 let _ = self.keep.remove(identity);
                 owed.why = error.to_string();
                 if owed.identities.insert(identity.clone()) {
-                    tracing::warn!(%identity, %error, "a certificate is not kept for a restart, until there is room for it");
+                    tracing::warn!(%identity, %error, "a certificate is not kept for a restart, until it can be written");
                 }
             }
         }
