@@ -18,7 +18,7 @@ use tokio::{
     time,
 };
 
-use crate::{clock, entropy};
+use crate::{clock, entropy, text::rfc3339};
 use queue::{Life, Now, Queue, Wait};
 
 pub(crate) use memory::{Keep, Memory};
@@ -58,6 +58,9 @@ pub(crate) enum CertificateError {
     /// The request broke off.
     #[error("no certificate for {0}: the request for it has broken off")]
     Broken(Identity),
+    /// What the issuer gave does not hold at this moment.
+    #[error("no certificate for {0}: what was issued holds from {1} to {2}, and this machine's clock says {3}: set that, or the issuer's")]
+    NotNow(Identity, String, String, String),
 }
 
 /// How the last request went; counts up, so that each is news.
@@ -358,8 +361,10 @@ impl Certificates {
         let Asking { queue, slots } = &mut *asking;
         let result = match outcome {
             Ok(credential) => {
-                let life = Life::issued(credential.not_before, credential.not_after, clock::wall(), entropy::word());
-                if queue.issued(identity, life) {
+                let now = now();
+                let life = Life::issued(credential.not_before, credential.not_after, now.wall, entropy::word());
+                let taken = queue.issued(identity, life, now, entropy::word());
+                if taken {
                     let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
                     present.insert(identity.clone(), credential.clone());
                     drop(present);
@@ -370,7 +375,11 @@ impl Certificates {
                     // It was withdrawn meanwhile: who waits, waits for the next answer.
                     return;
                 }
-                Ok(())
+                if !taken || life.holds(now.wall) {
+                    Ok(())
+                } else {
+                    Err(not_now(&credential, now.wall))
+                }
             }
             Err(error) => {
                 if let Some(retry_in) = queue.failed(identity, now(), entropy::word()) {
@@ -451,7 +460,7 @@ impl Certificates {
         queue.want(identity);
         let found = self.before.as_ref().and_then(|before| before.take(identity));
         if let Some(found) = found.filter(|found| found.is_valid_at(clock::wall())) {
-            queue.found(identity, found.not_after, clock::wall());
+            queue.found(identity, [found.not_before, found.not_after], clock::wall());
             let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
             present.insert(identity.clone(), found);
         }
@@ -483,6 +492,16 @@ impl Certificates {
     fn asking(&self) -> MutexGuard<'_, Asking> {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_now(credential: &Credential, now: SystemTime) -> CertificateError {
+    let [from, to, now] = [credential.not_before, credential.not_after, now].map(|at| {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        rfc3339(since.as_secs())
+    });
+    let error = CertificateError::NotNow(credential.identity.clone(), from, to, now);
+    tracing::warn!(identity = %credential.identity, %error, "a certificate does not hold now");
+    error
 }
 
 fn now() -> Now {

@@ -43,6 +43,8 @@ pub(super) struct Now {
 /// How long what was issued holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Life {
+    /// Before it by this clock, where that is behind the authority's or was set back.
+    pub(super) begin: SystemTime,
     /// When the next one is asked for.
     pub(super) renew: SystemTime,
     pub(super) end: SystemTime,
@@ -60,7 +62,11 @@ impl Life {
         let until = middle.duration_since(now).unwrap_or_default();
         let until = until - until / 10_000 * u32::try_from(draw % 1000).unwrap_or(0);
         let renew = now + until.max(LEAST_LIFE);
-        Self { renew, end }
+        Self { begin, renew, end }
+    }
+
+    pub(super) fn holds(self, at: SystemTime) -> bool {
+        self.begin <= at && at < self.end
     }
 }
 
@@ -113,7 +119,7 @@ struct Entry {
 
 impl Entry {
     fn is_held(&self, now: SystemTime) -> bool {
-        self.held.is_some_and(|life| now < life.end)
+        self.held.is_some_and(|life| life.holds(now))
     }
 
     /// What it is to be asked for with, if now.
@@ -121,7 +127,7 @@ impl Entry {
         if self.asked.is_some() || !self.wanted || self.again.is_some_and(|again| now.steady < again) {
             return None;
         }
-        match self.held.filter(|life| now.wall < life.end) {
+        match self.held.filter(|life| life.holds(now.wall)) {
             None if self.waiting > 0 => Some(Urgency::Waiting),
             None => Some(Urgency::WarmUp),
             Some(life) => (life.renew <= now.wall).then_some(Urgency::Renewal),
@@ -217,22 +223,27 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         Some(key)
     }
 
-    /// It has come; `false` where nobody wants it any more, or something was said of it that may be newer.
-    pub(super) fn issued(&mut self, key: &K, life: Life) -> bool {
+    /// It has come; `false` where nobody wants it any more, or something was said of it that may be newer. One that does not hold
+    /// now is kept, as it may in a moment; but it is no success, and another is asked for as after a failure.
+    pub(super) fn issued(&mut self, key: &K, life: Life, now: Now, draw: u64) -> bool {
         let Some(entry) = self.answered(key).filter(|entry| !entry.overtaken) else {
             return false;
         };
-        entry.failures = 0;
-        entry.again = None;
         entry.held = Some(life);
+        if life.holds(now.wall) {
+            entry.failures = 0;
+            entry.again = None;
+        } else {
+            self.rest(key, now, draw);
+        }
         true
     }
 
     /// There is one that a process before this has left. It is held until its end, and the next one is asked for now: until
     /// then nobody knows whether the authority still stands by it.
-    pub(super) fn found(&mut self, key: &K, end: SystemTime, now: SystemTime) {
+    pub(super) fn found(&mut self, key: &K, [begin, end]: [SystemTime; 2], now: SystemTime) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) {
-            entry.held = Some(Life { renew: now, end });
+            entry.held = Some(Life { begin, renew: now, end });
         }
     }
 
@@ -245,13 +256,17 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     /// It has not come; gives how long it is not asked for now, where somebody still wants it.
     pub(super) fn failed(&mut self, key: &K, now: Now, draw: u64) -> Option<Duration> {
-        let arrival = arrive(&mut self.arrivals);
-        let entry = self.answered(key)?;
+        self.answered(key)?;
+        self.rest(key, now, draw)
+    }
+
+    fn rest(&mut self, key: &K, now: Now, draw: u64) -> Option<Duration> {
+        let entry = self.entries.get_mut(key)?;
         let doubled = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
         let wait = doubled / 1000 * u32::try_from(800 + draw % 401).unwrap_or(1000);
         entry.failures = entry.failures.saturating_add(1);
         entry.again = Some(now.steady + wait);
-        entry.arrival = arrival;
+        entry.arrival = arrive(&mut self.arrivals);
         Some(wait)
     }
 
@@ -289,7 +304,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             if entry.asked.is_some() || !entry.wanted {
                 return None;
             }
-            let held = entry.held.filter(|life| now.wall < life.end);
+            let held = entry.held.filter(|life| life.holds(now.wall));
             if self.unhurried >= UNHURRIED && (entry.waiting == 0 || held.is_some()) {
                 return None;
             }

@@ -30,7 +30,7 @@ fn who_waits_goes_before_a_warm_up_and_that_before_a_renewal() {
     let (mut queue, now) = (Queue::default(), start());
     queue.want(&"old");
     assert_eq!(queue.next(now), Some("old"));
-    assert!(queue.issued(&"old", day(now)));
+    assert!(queue.issued(&"old", day(now), now, 0));
     queue.want(&"warm");
     queue.want(&"urgent");
     assert_eq!(queue.wait(&"urgent", now), Wait::Joined);
@@ -70,7 +70,7 @@ fn room_is_kept_for_those_who_wait() {
     assert_eq!(queue.timeout(now), Some(Duration::ZERO));
     let waiting: Vec<_> = std::iter::from_fn(|| queue.next(now)).collect();
     assert_eq!(waiting, [10, 11]);
-    assert!(queue.issued(&10, day(now)));
+    assert!(queue.issued(&10, day(now), now, 0));
     assert_eq!(queue.next(now), Some(12));
 }
 
@@ -89,7 +89,7 @@ fn a_failure_is_waited_out_longer_each_time_and_told_to_who_comes_meanwhile() {
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 150, 150]);
     assert_eq!(queue.next(now), Some(1));
-    assert!(queue.issued(&1, day(now)));
+    assert!(queue.issued(&1, day(now), now, 0));
     // All is well again: the next failure begins with the shortest wait.
     let half = after(now, DAY / 2);
     assert_eq!(queue.next(half), Some(1));
@@ -109,12 +109,12 @@ fn who_is_wanted_again_while_it_is_asked_for_has_what_comes() {
     assert_eq!(queue.wait(&1, now), Wait::Unknown);
     queue.want(&1);
     assert_eq!(queue.next(now), None);
-    assert!(queue.issued(&1, day(now)));
+    assert!(queue.issued(&1, day(now), now, 0));
     queue.forget(&1);
     queue.want(&1);
     assert_eq!(queue.next(now), Some(1));
     queue.forget(&1);
-    assert!(!queue.issued(&1, day(now)), "nobody wants it");
+    assert!(!queue.issued(&1, day(now), now, 0), "nobody wants it");
     assert!(queue.entries.is_empty());
 }
 
@@ -135,7 +135,7 @@ fn what_is_left_of_before_is_held_and_asked_for_at_once_after_all_that_is_more_u
     for key in ["left", "warm", "urgent"] {
         queue.want(&key);
     }
-    queue.found(&"left", now.wall + DAY, now.wall);
+    queue.found(&"left", [now.wall, now.wall + DAY], now.wall);
     assert_eq!(queue.wait(&"left", now), Wait::Held);
     assert_eq!(queue.wait(&"urgent", now), Wait::Joined);
     let order: Vec<_> = std::iter::from_fn(|| queue.next(now)).collect();
@@ -144,7 +144,7 @@ fn what_is_left_of_before_is_held_and_asked_for_at_once_after_all_that_is_more_u
     let wait = queue.failed(&"left", now, 0).unwrap();
     let later = after(now, wait);
     assert_eq!((queue.wait(&"left", later), queue.next(later)), (Wait::Held, Some("left")));
-    queue.found(&"nobody wants it", now.wall + DAY, now.wall);
+    queue.found(&"nobody wants it", [now.wall, now.wall + DAY], now.wall);
     assert_eq!(queue.wait(&"nobody wants it", now), Wait::Unknown);
 }
 
@@ -155,16 +155,16 @@ fn what_was_asked_for_before_something_was_said_does_not_undo_that() {
     assert_eq!(queue.next(now), Some(1));
     let newer = day(after(now, DAY));
     assert!(queue.renewed(&1, newer));
-    assert!(!queue.issued(&1, day(now)), "the newer one stays");
+    assert!(!queue.issued(&1, day(now), now, 0), "the newer one stays");
     assert_eq!(queue.entries[&1].held, Some(newer));
     queue.spoilt(&1, now.wall);
     assert_eq!(queue.next(now), Some(1));
     queue.withdrawn(&1);
-    assert!(!queue.issued(&1, day(now)), "it was withdrawn");
+    assert!(!queue.issued(&1, day(now), now, 0), "it was withdrawn");
     assert!(!queue.is_held(&1, now.wall));
     // Asked for after that, it counts.
     assert_eq!(queue.next(now), Some(1));
-    assert!(queue.issued(&1, day(now)));
+    assert!(queue.issued(&1, day(now), now, 0));
 }
 
 #[test]
@@ -179,6 +179,53 @@ fn a_wrong_clock_makes_no_storm_of_renewals() {
     assert_eq!(life.renew, now + 13 * hour);
     let life = Life::issued(now, now, now, 999);
     assert_eq!(life.renew, now + LEAST_LIFE);
+}
+
+/// An authority whose clock is another gives what holds later, or held before: it is asked again, and not without end.
+#[test]
+fn what_does_not_hold_now_is_asked_for_again_without_a_storm() {
+    let hour = Duration::from_secs(3600);
+    for (begin, end) in [(hour, DAY), (hour / 2, hour)] {
+        let (mut queue, start) = (Queue::default(), start());
+        queue.want(&1);
+        // Of the first pair it begins in an hour, of the second it ended half an hour ago.
+        let (begin, end) = match end == DAY {
+            true => (start.wall + begin, start.wall + end),
+            false => (start.wall - end, start.wall - begin),
+        };
+        let (mut now, mut asked) = (start, 0);
+        while now.wall < start.wall + hour / 2 {
+            if let Some(key) = queue.next(now) {
+                asked += 1;
+                assert!(queue.issued(&key, Life::issued(begin, end, now.wall, 0), now, 500));
+                assert_eq!((queue.next(now), queue.lacking(now.wall).count()), (None, 1));
+                assert!(matches!(queue.wait(&1, now), Wait::Failed(_)));
+            }
+            now = after(now, queue.timeout(now).unwrap().max(Duration::from_millis(1)));
+        }
+        assert!((15..25).contains(&asked), "{asked} requests in half an hour");
+        // What begins later holds then, whatever was asked for since.
+        let then = after(start, hour);
+        assert_eq!(queue.wait(&1, then) == Wait::Held, begin <= then.wall && then.wall < end);
+    }
+}
+
+/// A clock that is set back past the beginning of what is held.
+#[test]
+fn what_a_clock_that_is_set_back_leaves_without_is_asked_for_at_once() {
+    let (mut queue, now) = (Queue::default(), start());
+    queue.want(&1);
+    assert_eq!(queue.next(now), Some(1));
+    assert!(queue.issued(&1, day(now), now, 0));
+    assert_eq!((queue.next(now), queue.wait(&1, now)), (None, Wait::Held));
+    let back = Now {
+        wall: now.wall - DAY,
+        ..now
+    };
+    assert_eq!((queue.lacking(back.wall).count(), queue.timeout(back)), (1, Some(Duration::ZERO)));
+    assert_eq!((queue.wait(&1, back), queue.next(back)), (Wait::Joined, Some(1)));
+    assert!(queue.issued(&1, day(back), back, 0));
+    assert_eq!(queue.wait(&1, back), Wait::Held);
 }
 
 proptest! {
@@ -244,7 +291,7 @@ struct Told {
 
 impl Told {
     fn held(&self, now: Now) -> bool {
-        self.life.is_some_and(|life| now.wall < life.end)
+        self.life.is_some_and(|life| life.begin <= now.wall && now.wall < life.end)
     }
 
     fn order(&self, now: Now) -> Option<(Urgency, u64, u64)> {
@@ -330,8 +377,9 @@ proptest! {
                         continue;
                     }
                     let life = Life::issued(now.wall, now.wall + Duration::from_secs(seconds), now.wall, 0);
-                    prop_assert_eq!(queue.issued(&key, life), one.wanted && !one.spoken);
+                    prop_assert_eq!(queue.issued(&key, life, now, 0), one.wanted && !one.spoken);
                     match (one.wanted, one.spoken) {
+                        // They begin when they come, and none is set back here.
                         (true, false) => (one.life, one.failed, one.again) = (Some(life), 0, None),
                         (true, true) => {}
                         (false, _) => *one = Told::default(),
@@ -339,10 +387,14 @@ proptest! {
                 }
                 Step::Found(key, seconds) => {
                     let end = now.wall + Duration::from_secs(seconds);
-                    queue.found(&key, end, now.wall);
+                    queue.found(&key, [now.wall, end], now.wall);
                     let one = &mut told[usize::from(key)];
                     if one.wanted {
-                        one.life = Some(Life { renew: now.wall, end });
+                        one.life = Some(Life {
+                            begin: now.wall,
+                            renew: now.wall,
+                            end,
+                        });
                     }
                 }
                 Step::Renewed(key, seconds) => {
