@@ -18,7 +18,7 @@ use tokio::{
     time,
 };
 
-use crate::{clock, entropy, text::rfc3339};
+use crate::{clock, entropy, text::rfc3339_of};
 use queue::{Life, Now, Queue, Wait};
 
 pub(crate) use memory::{Keep, Memory};
@@ -432,6 +432,15 @@ impl Certificates {
         }
     }
 
+    /// Why the last request for an identity has failed, if it has.
+    pub(crate) fn failure(&self, identity: &Identity) -> Option<String> {
+        match &self.asking().slots.get(identity)?.news.borrow().1 {
+            // Nobody was asked yet.
+            Ok(()) | Err(CertificateError::Unknown(_)) => None,
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     /// The identities that were withdrawn since the last call: what they have open is to end.
     pub(crate) fn take_withdrawn(&self) -> BTreeSet<Identity> {
         std::mem::take(&mut *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner))
@@ -495,10 +504,7 @@ impl Certificates {
 }
 
 fn not_now(credential: &Credential, now: SystemTime) -> CertificateError {
-    let [from, to, now] = [credential.not_before, credential.not_after, now].map(|at| {
-        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        rfc3339(since.as_secs())
-    });
+    let [from, to, now] = [credential.not_before, credential.not_after, now].map(rfc3339_of);
     let error = CertificateError::NotNow(credential.identity.clone(), from, to, now);
     tracing::warn!(identity = %credential.identity, %error, "a certificate does not hold now");
     error

@@ -1,5 +1,7 @@
 //! Texts that pages and log lines are made of.
 
+use std::time::SystemTime;
+
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// RFC 4648, with padding.
@@ -32,6 +34,11 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
     let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = 400 * era + year_of_era + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// The same of a moment, to the second.
+pub(crate) fn rfc3339_of(at: SystemTime) -> String {
+    rfc3339(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 #[cfg(test)]

@@ -82,6 +82,59 @@ async fn until(mut done: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
+async fn why_there_is_none_is_told_until_there_is_one() {
+    let issuer = Fixed::new(Duration::from_secs(60));
+    issuer.fails.store(true, Ordering::Relaxed);
+    let certificates = Certificates::new(issuer.clone());
+    certificates.want(&cart(), &pod());
+    assert_eq!(certificates.failure(&cart()), None, "nobody was asked");
+    let mut keeping = JoinSet::new();
+    keeping.spawn(certificates.clone().keep_fresh());
+    until(|| certificates.failure(&cart()).is_some_and(|why| why.contains("told to"))).await;
+    issuer.fails.store(false, Ordering::Relaxed);
+    until(|| certificates.credential(&cart()).is_some()).await;
+    assert_eq!(certificates.failure(&cart()), None);
+}
+
+/// The authority's clock is an hour ahead of this machine's.
+#[tokio::test]
+async fn what_holds_later_is_no_certificate_and_says_so() {
+    struct Ahead(AtomicUsize);
+    impl Issuer for Ahead {
+        fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let begin = clock::wall() + Duration::from_secs(3600);
+            let credential = Credential {
+                identity: identity.clone(),
+                chain: vec![],
+                key: Arc::new(vec![0].into()),
+                not_before: begin,
+                not_after: begin + Duration::from_secs(3600),
+            };
+            Box::pin(async move { Ok(Arc::new(credential)) })
+        }
+
+        fn trust(&self) -> Arc<TrustBundles> {
+            Arc::default()
+        }
+    }
+    let issuer = Arc::new(Ahead(AtomicUsize::new(0)));
+    let (certificates, _keeping) = kept(issuer.clone());
+    let refused = certificates.hold(&cart(), &pod()).await.unwrap_err();
+    assert!(
+        matches!(refused, CertificateError::NotNow(..)) && refused.to_string().contains("clock"),
+        "{refused}"
+    );
+    certificates.want(&cart(), &pod());
+    until(|| certificates.failure(&cart()).is_some()).await;
+    assert!(matches!(certificates.ready(&cart()).await, Err(CertificateError::NotNow(..))));
+    assert!(certificates.credential(&cart()).is_none());
+    time::sleep(Duration::from_millis(500)).await;
+    let asked = issuer.0.load(Ordering::Relaxed);
+    assert!((2..=3).contains(&asked), "{asked} requests");
+}
+
+#[tokio::test]
 async fn pods_of_one_account_share_a_certificate_until_the_last_is_gone() {
     let issuer = Fixed::new(Duration::from_secs(60));
     let (certificates, _keeping) = kept(issuer.clone());

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use ambient_core::{Credential, Credentials as _, Identity, TrustDomain};
 use serde::Serialize;
@@ -7,7 +7,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::Pod;
 use crate::{
     certificates::Certificates,
-    text::{base64, rfc3339},
+    clock,
+    text::{base64, rfc3339, rfc3339_of},
 };
 
 /// Certificates of an identity: its chain, and the roots of its trust domain.
@@ -15,7 +16,7 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub(super) struct View {
     identity: String,
-    state: &'static str,
+    state: Cow<'static, str>,
     cert_chain: Vec<Certificate>,
     root_certs: Vec<Certificate>,
 }
@@ -33,6 +34,7 @@ struct Certificate {
 
 /// Sorted by identity. Those of pods that wait for theirs are there too.
 pub(super) fn of(certificates: &Certificates, ours: &TrustDomain, pods: &[Pod]) -> impl Iterator<Item = View> {
+    let now = clock::wall();
     let mut all: BTreeMap<Identity, Option<Arc<Credential>>> = pods
         .iter()
         .filter_map(|pod| Identity::new(ours, &pod.spec.namespace, &pod.spec.service_account).ok())
@@ -46,10 +48,7 @@ pub(super) fn of(certificates: &Certificates, ours: &TrustDomain, pods: &[Pod]) 
     );
     let trust = certificates.trust();
     all.into_iter().map(move |(identity, credential)| View {
-        state: match credential {
-            Some(_) => "Available",
-            None => "Initializing",
-        },
+        state: state(credential.as_deref(), || certificates.failure(&identity), now),
         cert_chain: credential
             .iter()
             .flat_map(|c| &c.chain)
@@ -65,6 +64,21 @@ pub(super) fn of(certificates: &Certificates, ours: &TrustDomain, pods: &[Pod]) 
         },
         identity: identity.to_string(),
     })
+}
+
+/// ztunnel's words, of which the last has a reason behind it.
+fn state(credential: Option<&Credential>, failure: impl FnOnce() -> Option<String>, now: SystemTime) -> Cow<'static, str> {
+    if credential.is_some_and(|credential| credential.is_valid_at(now)) {
+        return "Available".into();
+    }
+    let of_another_time = |of: &Credential| {
+        let [from, to] = [of.not_before, of.not_after].map(rfc3339_of);
+        format!("it is {}, and the one that is there holds from {from} to {to}", rfc3339_of(now))
+    };
+    match failure().or_else(|| credential.map(of_another_time)) {
+        Some(why) => format!("Unavailable: {why}").into(),
+        None => "Initializing".into(),
+    }
 }
 
 impl From<&[u8]> for Certificate {
@@ -93,4 +107,33 @@ fn pem(der: &[u8]) -> String {
         rest = more;
     }
     pem + "-----END CERTIFICATE-----\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_hold_is_not_available() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let held = Credential {
+            identity: "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap(),
+            chain: vec![],
+            key: Arc::new(vec![0].into()),
+            not_before: at(100),
+            not_after: at(200),
+        };
+        let told = |held, failure: Option<&str>, now| state(held, || failure.map(str::to_owned), at(now)).into_owned();
+        assert_eq!(told(None, None, 150), "Initializing");
+        assert_eq!(told(None, Some("nobody answers"), 150), "Unavailable: nobody answers");
+        assert_eq!(told(Some(&held), Some("nobody answers"), 150), "Available");
+        assert_eq!(told(Some(&held), Some("nobody answers"), 200), "Unavailable: nobody answers");
+        for now in [99, 200] {
+            let told = told(Some(&held), None, now);
+            assert!(told.starts_with("Unavailable: it is 1970-01-01T00:0"), "{told}");
+            assert!(told.ends_with("holds from 1970-01-01T00:01:40Z to 1970-01-01T00:03:20Z"), "{told}");
+        }
+    }
 }
