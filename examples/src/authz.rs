@@ -9,6 +9,7 @@ mod place;
 mod target;
 
 use std::{
+    fmt::Display,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -36,7 +37,9 @@ pub(crate) enum Verb {
     ///      "destination":{"namespace":"…","labels":{…},"ip":"…","port":8080}}
     /// Out: {"id":…,"allowed":true or false,"policy":"NAMESPACE/NAME" or null,"reason":"…"}
     ///
-    /// A line that cannot be read is told on stderr, and the exit code is then 1.
+    /// The id is any JSON, and is given back as it is written. A null identity is plaintext; that it is not there is an error.
+    /// Labels may be left out where there are none. A line that cannot be read is told on stderr with its number and the
+    /// field, and the exit code is then 1.
     #[command(verbatim_doc_comment)]
     Decide(decide::Args),
 }
@@ -48,7 +51,7 @@ pub(crate) fn main(verb: Verb) -> ExitCode {
         Verb::Decide(args) => decide::run(&args),
     };
     done.unwrap_or_else(|failure| {
-        eprintln!("ambient authz: {}", failure.why);
+        tell(format_args!("ambient authz: {}", failure.why));
         ExitCode::from(failure.code)
     })
 }
@@ -112,6 +115,12 @@ fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::input(format!("<stdout>: {error}"))),
         _ => Ok(()),
     }
+}
+
+/// Says on stderr what is wrong. Whoever closed that does not want to know.
+fn tell(what: impl Display) {
+    // Nobody is left to be told that nobody can be told.
+    let _ = writeln!(io::stderr(), "{what}");
 }
 
 /// Why there is no answer.

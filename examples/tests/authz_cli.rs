@@ -10,6 +10,9 @@ use std::{
 
 use serde_json::{Value, json};
 
+#[path = "authz_cli/decide.rs"]
+mod decide;
+
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -610,15 +613,6 @@ fn a_reader_that_ends_early_is_no_failure() {
     }
 }
 
-#[test]
-fn decide_tells_a_hundred_bad_lines_and_counts_the_rest() {
-    let files = Files::new(&[("shop.yaml", SHOP)]);
-    let arguments = ["decide", "--policies", "shop.yaml", "--connections", "-"];
-    let told = authz(files.0.path(), &arguments, &"{ \"id\": 1 }\n".repeat(250));
-    assert_eq!((told.code, told.err.lines().count()), (1, 101), "{}", told.err);
-    assert!(told.err.ends_with("150 more lines cannot be read\n"), "{}", told.err);
-}
-
 fn line(id: impl Into<Value>, identity: Option<&str>, labels: &Value, port: u16) -> String {
     let line = json!({
         "id": id.into(),
@@ -626,112 +620,4 @@ fn line(id: impl Into<Value>, identity: Option<&str>, labels: &Value, port: u16)
         "destination": { "namespace": "shop", "labels": labels, "ip": "10.0.2.2", "port": port },
     });
     format!("{line}\n")
-}
-
-#[test]
-fn decide_answers_in_order_and_goes_on_after_a_bad_line() {
-    let files = Files::new(&[("shop.yaml", SHOP)]);
-    let (buyer, ops) = (
-        Some("spiffe://cluster.local/ns/shop/sa/buyer"),
-        Some("spiffe://cluster.local/ns/ops/sa/root"),
-    );
-    let stock = json!({ "app": "stock" });
-    let questions = [
-        line(1, buyer, &stock, 8080),
-        line("two", buyer, &stock, 80),
-        "\n".into(),
-        "{ \"id\": 3 }\n".into(),
-        line(4, Some("spiffe://nobody"), &stock, 80),
-        line(5, ops, &Value::Null, 80),
-        line(6, None, &json!({ "app": "cart" }), 80),
-        line(json!({ "x": [7] }), None, &json!({}), 80),
-        line(8, buyer, &stock, 8080).replace("\"identity\"", "\"identiti\""),
-        line(9, buyer, &stock, 8080).trim_end().to_owned(),
-    ];
-    fs::write(files.path("connections"), questions.concat()).unwrap();
-    let arguments = ["decide", "--policies", "shop.yaml", "--connections", "connections"];
-    let told = authz(files.0.path(), &arguments, "");
-    assert_eq!(told.code, 1);
-    let answers: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let expected = json!([
-        { "id": 1, "allowed": true, "policy": "shop/stock", "reason": "allowed by: shop/stock" },
-        { "id": "two", "allowed": false, "policy": null, "reason": "allow policies exist, but none allowed" },
-        { "id": 5, "allowed": false, "policy": "istio-system/no-ops", "reason": "explicitly denied by: istio-system/no-ops" },
-        {
-            "id": 6, "allowed": false, "policy": "istio-system/istio_converted_static_strict",
-            "reason": "explicitly denied by: istio-system/istio_converted_static_strict",
-        },
-        { "id": { "x": [7] }, "allowed": true, "policy": null, "reason": "allowed, as no allow policy applies" },
-        { "id": 9, "allowed": true, "policy": "shop/stock", "reason": "allowed by: shop/stock" },
-    ]);
-    assert_eq!(Value::from(answers), expected, "{}", told.out);
-    let errors: Vec<_> = told.err.lines().map(|line| line.split(": ").next().unwrap()).collect();
-    assert_eq!(errors, ["connections:4", "connections:5", "connections:9"], "{}", told.err);
-
-    let piped = authz(
-        files.0.path(),
-        &["decide", "--policies", "shop.yaml", "--connections", "-"],
-        &line(1, buyer, &stock, 8080),
-    );
-    assert_eq!((piped.code, piped.out.lines().count()), (0, 1), "{}", piped.err);
-}
-
-/// A question is answered before the next one is asked.
-#[test]
-fn decide_streams() {
-    use std::io::{BufRead, BufReader};
-    let files = Files::new(&[("shop.yaml", SHOP)]);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ambient"))
-        .current_dir(files.0.path())
-        .args(["authz", "decide", "--policies", "shop.yaml", "--connections", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let stdout = BufReader::new(child.stdout.take().unwrap());
-    let (send, answers) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-    for id in 0..3 {
-        stdin.write_all(line(id, None, &json!({}), 80).as_bytes()).unwrap();
-        let answer = answers
-            .recv_timeout(std::time::Duration::from_secs(20))
-            .expect("an answer before the next question");
-        assert!(answer.starts_with(&format!("{{\"id\":{id},")), "{answer}");
-    }
-    drop(stdin);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    reader.join().unwrap().unwrap();
-}
-
-#[test]
-fn decide_under_other_names() {
-    let policy = r#"{ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-        "metadata": { "name": "p", "namespace": "roots" },
-        "spec": { "rules": [{ "from": [{ "source": { "principals": ["cluster.local/ns/a/sa/b"] } }] }] } }"#;
-    let files = Files::new(&[("p.json", policy)]);
-    let ask = |more: &[&str], identity| {
-        let arguments = [
-            &["decide", "--policies", "p.json", "--connections", "-", "--root-namespace", "roots"],
-            more,
-        ]
-        .concat();
-        let told = authz(files.0.path(), &arguments, &line(1, Some(identity), &json!({}), 80));
-        assert_eq!(told.code, 0, "{}", told.err);
-        let answer: Value = serde_json::from_str(&told.out).unwrap();
-        answer["allowed"].as_bool().unwrap()
-    };
-    let named = &["--trust-domain", "mesh.example", "--trust-domain-alias", "old.example"];
-    assert!(ask(named, "spiffe://mesh.example/ns/a/sa/b") && ask(named, "spiffe://old.example/ns/a/sa/b"));
-    assert!(!ask(named, "spiffe://mesh.example/ns/a/sa/c") && !ask(named, "spiffe://cluster.local/ns/a/sa/b"));
-    let exact = &[&named[..], &["--istio-exact"]].concat();
-    assert!(!ask(exact, "spiffe://mesh.example/ns/a/sa/b") && ask(exact, "spiffe://cluster.local/ns/a/sa/b"));
-    for literal in [
-        &["--trust-domain", "mesh.example", "--cluster-local", "literal"][..],
-        &["--cluster-local", "own"],
-    ] {
-        assert!(!ask(literal, "spiffe://mesh.example/ns/a/sa/b") && ask(literal, "spiffe://cluster.local/ns/a/sa/b"));
-    }
-    let own = &["--trust-domain", "mesh.example", "--cluster-local", "own", "--istio-exact"];
-    assert!(ask(own, "spiffe://mesh.example/ns/a/sa/b") && !ask(own, "spiffe://cluster.local/ns/a/sa/b"));
 }

@@ -1,11 +1,12 @@
 //! `ambient authz decide`.
 
+mod question;
+
 use std::{
-    borrow::Cow,
     collections::HashMap,
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Read},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -13,9 +14,11 @@ use std::{
 
 use ambient_authz::{Conn, Decision, Denial, Peer, Target, explain::one_line, kubernetes::Labels};
 use ambient_core::{Identity, PolicyKey, Workload};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
-use super::{Failure, Mode, Policies, files::Files};
+use self::question::{Destination, Unread};
+use super::{Failure, Mode, Policies, files::Files, tell};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -29,38 +32,9 @@ pub(crate) struct Args {
     mode: Mode,
 }
 
-#[derive(Debug, Deserialize)]
-struct Question<'a> {
-    #[serde(default)]
-    id: serde_json::Value,
-    #[serde(borrow)]
-    source: Source<'a>,
-    destination: Destination,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)] // an identity with a typing error must not pass for plaintext
-struct Source<'a> {
-    #[serde(borrow)]
-    identity: Option<Cow<'a, str>>,
-    ip: IpAddr,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Destination {
-    namespace: String,
-    #[serde(default)]
-    labels: Option<Labels>,
-    ip: IpAddr,
-    port: u16,
-    #[serde(default, rename = "name")]
-    _name: Option<serde::de::IgnoredAny>,
-}
-
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
-    id: &'a serde_json::Value,
+    id: Option<&'a RawValue>,
     allowed: bool,
     policy: Option<&'a PolicyKey>,
     reason: String,
@@ -69,7 +43,7 @@ struct Answer<'a> {
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let files = Files::read(&args.policies.files, args.mode.settings())?;
     files.whole()?;
-    files.errors().for_each(|finding| eprintln!("{finding}"));
+    files.errors().for_each(tell);
     let path = &args.connections;
     let (name, input): (_, Box<dyn Read>) = if path.as_os_str() == "-" {
         if args.policies.files.iter().any(|file| file.as_os_str() == "-") {
@@ -85,9 +59,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     match Deciding::new(&files).all(&name, input, &mut output) {
         Ok(bad) => Ok(ExitCode::from(u8::from(bad > 0))),
         // Whoever reads has read enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(Failure::input(format!("{name}: {error}"))),
+        Err(Stopped::Writing(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(Stopped::Writing(error)) => Err(Failure::input(format!("<stdout>: {error}"))),
+        Err(Stopped::Reading(error)) => Err(Failure::input(format!("{name}: {error}"))),
     }
+}
+
+/// Why not all lines are answered.
+enum Stopped {
+    Reading(io::Error),
+    Writing(io::Error),
 }
 
 struct Deciding<'a> {
@@ -109,45 +90,52 @@ impl<'a> Deciding<'a> {
     }
 
     /// Answers every line, and returns how many could not be read.
-    fn all(mut self, name: &str, mut input: BufReader<impl Read>, output: &mut impl io::Write) -> io::Result<u64> {
+    fn all(mut self, name: &str, mut input: BufReader<impl Read>, output: &mut impl io::Write) -> Result<u64, Stopped> {
         let (mut number, mut bad) = (0u64, 0);
-        let mut line = Vec::new();
-        while read_line(&mut input, &mut line)? {
+        let (mut line, mut answers) = (Vec::new(), Vec::new());
+        while read_line(&mut input, &mut line).map_err(Stopped::Reading)? {
             number += 1;
+            let line = match number {
+                1 => line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line),
+                _ => &line,
+            };
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            if let Err(why) = self.one(&line, output)? {
+            answers.clear();
+            if let Err(unread) = self.one(line, &mut answers) {
                 bad += 1;
                 if bad <= MOST_TOLD {
-                    eprintln!("{name}:{number}: error: {}", one_line(&why));
+                    tell(format_args!("{name}:{number}: error: {}", one_line(&unread.words(line))));
                 }
             }
+            output.write_all(&answers).map_err(Stopped::Writing)?;
             // Who waits for an answer before asking again gets it.
             if input.buffer().is_empty() {
-                output.flush()?;
+                output.flush().map_err(Stopped::Writing)?;
             }
         }
-        output.flush()?;
+        output.flush().map_err(Stopped::Writing)?;
         match bad.saturating_sub(MOST_TOLD) {
             0 => {}
-            more => eprintln!("{name}: error: {more} more lines cannot be read"),
+            more => tell(format_args!("{name}: error: {more} more lines cannot be read")),
         }
         Ok(bad)
     }
 
-    fn one(&mut self, line: &[u8], output: &mut impl io::Write) -> io::Result<Result<(), String>> {
+    fn one(&mut self, line: &[u8], answers: &mut Vec<u8>) -> Result<(), Unread> {
         if line.len() > MAX_LINE {
-            return Ok(Err(format!("it is longer than {MAX_LINE} bytes")));
+            return Err(Unread::Other(format!("it is longer than {MAX_LINE} bytes")));
         }
-        let question: Question<'_> = match serde_json::from_slice(line) {
-            Ok(question) => question,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let peer = match question.source.identity.as_deref().map(|text| self.peer(text)).transpose() {
-            Ok(peer) => peer.unwrap_or(Peer::plaintext()),
-            Err(why) => return Ok(Err(why)),
-        };
+        let question = question::read(line)?;
+        let peer = question
+            .source
+            .identity
+            .as_deref()
+            .map(|text| self.peer(text))
+            .transpose()
+            .map_err(Unread::Other)?;
+        let peer = peer.unwrap_or(Peer::plaintext());
         let Destination {
             namespace,
             labels,
@@ -155,7 +143,7 @@ impl<'a> Deciding<'a> {
             port,
             ..
         } = question.destination;
-        let workload = self.workload(namespace, labels.unwrap_or_default());
+        let workload = self.workload(namespace, labels);
         let conn = Conn {
             peer: &peer,
             source: question.source.ip,
@@ -163,13 +151,14 @@ impl<'a> Deciding<'a> {
         };
         let decision = workload.decide(&self.policies, &conn);
         let answer = Answer {
-            id: &question.id,
+            id: question.id,
             allowed: decision.is_allow(),
             policy: policy(&decision),
             reason: decision.to_string(),
         };
-        serde_json::to_writer(&mut *output, &answer)?;
-        output.write_all(b"\n").map(Ok)
+        serde_json::to_writer(&mut *answers, &answer).map_err(|error| Unread::Other(error.to_string()))?;
+        answers.push(b'\n');
+        Ok(())
     }
 
     fn peer(&mut self, text: &str) -> Result<Peer, String> {
@@ -222,6 +211,8 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     Ok(true)
 }
 
+/// What some editors begin a file with.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 const BUFFER: usize = 256 << 10;
 const MAX_LINE: usize = 1 << 20;
 /// Of lines that cannot be read so many are told one by one.
