@@ -112,7 +112,7 @@ struct Sets<'a, 'f, const SETS: usize, const ROWS: usize> {
     /// The rows that are looked for.
     found: Room<&'a Many>,
     /// For each lane the sum of the innermost value that keeps one.
-    sums: [Option<&'a Sum>; LANES],
+    sums: [Option<Sum<'a>>; LANES],
     /// What is not in these, and refused.
     refusing: Room<&'a Many>,
     /// What is asked for, in the order of lanes.
@@ -214,10 +214,6 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
             fit &= new.filed(filed, Some(rows.lane));
             fit &= new.others(&lists.others, Some(rows.lane)) && new.others(&lists.negated, None);
         });
-        for sum in new.sums.into_iter().flatten() {
-            // Those fail in any case; bitmaps of them are brought in where it matters.
-            fit &= sum.refused.is_many() || new.others(&sum.refused, None);
-        }
         new.asking.held_mut().sort_unstable_by_key(|(lane, _)| *lane);
         let sorted = new.few.sort() || ROWS == MOST_ROWS;
         (fit && sorted).then_some(new)
@@ -335,7 +331,7 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
         for lane in self.part.lanes().iter().copied() {
             let (sum, asking) = (self.sums[lane as usize], asking[lane as usize]);
             let fails = match sum {
-                Some(sum) => sum.fails.at(block),
+                Some(sum) => sum.fails(block),
                 None => asked.index.used(lane, block),
             };
             let Some(fails) = fails else { continue };
@@ -345,9 +341,7 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
             };
             steps.fail_unless(fails, asking);
             // What asks for another value beside the sum's may refuse one of the sum's.
-            if let Some(Posting::Many(many)) = sum.map(|sum| &sum.refused)
-                && let Some(Block::Dense(rows, _)) = many.block(block)
-            {
+            if let Some(Block::Dense(rows, _)) = sum.and_then(|sum| sum.refused(block)) {
                 steps.fail(&mut bits, rows);
             }
         }
@@ -355,7 +349,7 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
         for text in texts.iter().copied() {
             let Some(mixed) = asked.index.mixed(text, block) else { continue };
             let lanes = [0, 1].map(|side| 2 * text as usize + side);
-            let lacking = lanes.map(|lane| self.sums[lane].map_or(Some(mixed), |sum| sum.lacks.at(block)));
+            let lacking = lanes.map(|lane| self.sums[lane].map_or(Some(mixed), |sum| sum.lacks(block)));
             if let [Some(front), Some(back)] = lacking {
                 steps.fail_if_both([front, back], lanes.map(|lane| asking[lane]));
             }
@@ -381,9 +375,8 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
             blocks.for_each(|rows| loose.add(rows));
         }
         for (lane, sum) in self.sums.iter().enumerate() {
-            if let Some(Posting::Many(many)) = sum.map(|sum| &sum.refused)
-                && (scratch.lists[lane].any || alone[lane].is_some())
-                && let Some(rows @ Block::Sparse(_)) = many.block(block)
+            if (scratch.lists[lane].any || alone[lane].is_some())
+                && let Some(rows @ Block::Sparse(_)) = sum.and_then(|sum| sum.refused(block))
             {
                 scratch.refusing().add(rows);
             }

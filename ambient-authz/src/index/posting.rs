@@ -92,26 +92,6 @@ impl<T: Copy + Default> Posting<T> {
         }
     }
 
-    /// Sets the bits of the rows in a block.
-    pub(crate) fn add_to(&self, bits: &mut Bits, block: u32) {
-        match self {
-            Self::Many(many) => many.block(block).into_iter().for_each(|rows| rows.add_to(bits)),
-            _ => self.each_of_few(block, |at| set(bits, at)),
-        }
-    }
-
-    /// Takes in all rows of another set.
-    pub(crate) fn add_all<U: Copy + Default>(&mut self, other: &Posting<U>) {
-        let mut edits = Vec::with_capacity(other.len());
-        other.each(|row, _| {
-            edits.push(Edit {
-                row,
-                comes: Some(T::default()),
-            })
-        });
-        self.edit(&edits);
-    }
-
     /// Brings edits in, which are in order of rows; of one row the leaving comes first.
     pub(crate) fn edit(&mut self, edits: &[Edit<T>]) {
         let next = match self {
@@ -180,18 +160,23 @@ impl Many {
                 self.groups.resize(group + 1, Group::default());
             }
             let slot = &mut Arc::make_mut(&mut self.groups[group])[block];
-            let present = slot.get_or_insert_with(|| Block::Sparse(Arc::default()));
-            let before = present.len();
-            present.edit((row % BLOCK) as u16, comes);
-            self.len = self.len + present.len() - before;
-            if present.len() == 0 {
-                *slot = None;
-            }
+            let before = slot.as_ref().map_or(0, Block::len);
+            Block::edit_in(slot, (row % BLOCK) as u16, comes);
+            self.len = self.len + slot.as_ref().map_or(0, Block::len) - before;
         }
     }
 }
 
 impl Block {
+    /// Brings a row into a block, or takes it out; where there was none, or is none left, there is no block.
+    pub(crate) fn edit_in(slot: &mut Option<Self>, at: u16, comes: bool) {
+        let block = slot.get_or_insert_with(|| Self::Sparse(Arc::default()));
+        block.edit(at, comes);
+        if block.len() == 0 {
+            *slot = None;
+        }
+    }
+
     fn len(&self) -> u32 {
         match self {
             Self::Sparse(rows) => rows.len() as u32,
@@ -207,7 +192,7 @@ impl Block {
         }
     }
 
-    fn each(&self, mut call: impl FnMut(u16)) {
+    pub(crate) fn each(&self, mut call: impl FnMut(u16)) {
         match self {
             Self::Sparse(rows) => rows.iter().copied().for_each(call),
             Self::Dense(bits, _) => each_bit_of(bits, |at| call(at as u16)),
@@ -289,7 +274,10 @@ mod tests {
         let mut rows = Vec::new();
         for block in 0..4 {
             let mut bits = [0; WORDS];
-            posting.add_to(&mut bits, block);
+            match posting {
+                Posting::Many(many) => many.block(block).into_iter().for_each(|rows| rows.add_to(&mut bits)),
+                _ => posting.each_of_few(block, |at| set(&mut bits, at)),
+            }
             each_bit_of(&bits, |at| rows.push(block * BLOCK + at));
         }
         rows

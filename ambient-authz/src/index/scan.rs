@@ -290,7 +290,7 @@ pub(crate) struct Rows<'a> {
     pub(crate) filed: &'a Filed,
     pub(crate) lists: &'a Lists,
     /// The sum that the value keeps.
-    pub(crate) sum: Option<&'a Sum>,
+    pub(crate) sum: Option<Sum<'a>>,
 }
 
 impl<'a> Rows<'a> {
@@ -304,7 +304,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn with(mut self, sum: impl FnOnce() -> Option<&'a Sum>) -> Self {
+    fn with(mut self, sum: impl FnOnce() -> Option<Sum<'a>>) -> Self {
         if self.lists.in_sums {
             self.sum = sum();
         }

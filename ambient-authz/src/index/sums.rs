@@ -17,73 +17,17 @@ use std::{
 
 use super::{
     BitsOfBlocks,
-    dictionary::{Dictionary, Lists, Value},
-    filed::Filed,
-    posting::{Bits, Edit, Posting, WORDS},
+    dictionary::{Dictionary, Value},
+    posting::{BLOCK, Edit},
 };
 
+mod table;
 #[cfg(test)]
 mod tests;
 
-/// The rows of a value and of all that it lies in.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sum {
-    /// Those that ask for one of them.
-    pub(crate) asked: Posting<()>,
-    /// Those that refuse one of them.
-    pub(crate) refused: Posting<()>,
-    /// Those that fail by that: that refuse one of them, or ask in this lane alone, and for none of them. So a decision
-    /// reads one bitmap in the place of three.
-    pub(crate) fails: Derived,
-    /// Of a text, those that ask about it from both sides, and in this lane for none of them: which fail if they do in
-    /// the other lane as well.
-    pub(crate) lacks: Derived,
-    /// Whether these are right but for the blocks that are being changed.
-    made: bool,
-}
+use table::{Column, Derived, Table};
 
-/// A bitmap for each block where any row is in it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Derived(Vec<Arc<[Option<Arc<Bits>>; GROUP]>>);
-
-impl Derived {
-    pub(crate) fn at(&self, block: u32) -> Option<&Bits> {
-        let (group, at) = (block as usize / GROUP, block as usize % GROUP);
-        self.0.get(group)?[at].as_deref()
-    }
-
-    fn put(&mut self, block: u32, bits: &Bits) {
-        let bits = (*bits != NO_BITS).then_some(bits);
-        if self.at(block) == bits {
-            return;
-        }
-        let (group, at) = (block as usize / GROUP, block as usize % GROUP);
-        if self.0.len() <= group {
-            self.0.resize_with(group + 1, || Arc::new([const { None }; GROUP]));
-        }
-        Arc::make_mut(&mut self.0[group])[at] = bits.map(|bits| Arc::new(*bits));
-    }
-}
-
-impl Sum {
-    /// What of a block fails, and what lacks, given the rows that ask in this lane alone, and from both sides.
-    fn derive(&self, used: Option<&Bits>, mixed: Option<&Bits>, block: u32) -> [Bits; 2] {
-        let mut asked = [0; WORDS];
-        self.asked.add_to(&mut asked, block);
-        let without = |rows: Option<&Bits>| {
-            let mut rows = rows.copied().unwrap_or(NO_BITS);
-            rows.iter_mut().zip(asked).for_each(|(rows, asked)| *rows &= !asked);
-            rows
-        };
-        let [mut fails, lacks] = [used, mixed].map(without);
-        self.refused.add_to(&mut fails, block);
-        [fails, lacks]
-    }
-
-    fn is(&self, [fails, lacks]: &[Bits; 2], block: u32) -> bool {
-        self.fails.at(block).unwrap_or(&NO_BITS) == fails && self.lacks.at(block).unwrap_or(&NO_BITS) == lacks
-    }
-}
+pub(crate) use table::Sum;
 
 /// A value that lies in others.
 pub(crate) trait Nested: Value {
@@ -113,14 +57,38 @@ pub(crate) struct Sums<const CHAINS: usize> {
 struct Chain {
     /// The values that keep sums, in the order of their numbers.
     kept: Arc<Vec<Kept>>,
+    /// The sums, in the same order.
+    table: Table,
     /// How many rows came and went since those were chosen.
     drift: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Kept {
     number: u32,
-    sum: Arc<Sum>,
+    /// Whether what fails by the sum is right but for the blocks that are being changed.
+    made: bool,
+}
+
+impl Chain {
+    fn find(&self, number: u32) -> Option<usize> {
+        self.kept.binary_search_by_key(&number, |kept| kept.number).ok()
+    }
+
+    /// Lets other values keep sums, in the order of their numbers: those that do already, and some with what they are.
+    fn keep(&mut self, numbers: &[u32], mut columns: BTreeMap<u32, Column>) {
+        let sums: Vec<_> = numbers
+            .iter()
+            .map(|number| self.find(*number).ok_or_else(|| columns.remove(number).unwrap_or_default()))
+            .collect();
+        let kept = numbers.iter().zip(&sums).map(|(number, sum)| Kept {
+            number: *number,
+            made: sum.as_ref().is_ok_and(|at| self.kept[*at].made),
+        });
+        let kept = Arc::new(kept.collect());
+        self.table = self.table.of_others(&sums);
+        self.kept = kept;
+    }
 }
 
 /// What has changed in one list of a value: rows that came or left.
@@ -150,10 +118,9 @@ impl<const CHAINS: usize> Default for Sums<CHAINS> {
 
 impl<const CHAINS: usize> Sums<CHAINS> {
     /// The sum that a value keeps; one that has none in sums keeps none.
-    pub(crate) fn of(&self, chain: usize, number: u32) -> Option<&Sum> {
-        let kept = &self.chains[chain].kept;
-        let at = kept.binary_search_by_key(&number, |kept| kept.number).ok()?;
-        Some(&kept[at].sum)
+    pub(crate) fn of(&self, chain: usize, number: u32) -> Option<Sum<'_>> {
+        let chain = &self.chains[chain];
+        Some(Sum::new(&chain.table, chain.find(number)?))
     }
 
     /// Whether a change of a value's rows is to be brought in, of which so many lie one in the other at most.
@@ -170,23 +137,25 @@ impl<const CHAINS: usize> Sums<CHAINS> {
                 continue;
             };
             if self.heavy.contains(&number) {
-                of_chains[chain].extend(of_value.iter().map(Part::Edits));
+                of_chains[chain].extend(of_value.iter().map(Change::Edits));
             } else {
                 Arc::make_mut(&mut self.heavy).insert(number);
                 if let Some(lists) = values.lists_mut(number) {
                     lists.in_sums = true;
                 }
-                of_chains[chain].push(Part::All(number));
+                of_chains[chain].push(Change::All(number));
             }
         }
         for (at, parts) in of_chains.iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
             let came: usize = parts.iter().map(|part| part.rows(values)).sum();
             if came > most.saturating_mul(SHARE) / 4 {
                 // To begin anew costs less.
-                self.chains[at].kept = Arc::default();
+                self.chains[at] = Chain::default();
             }
-            for kept in Arc::make_mut(&mut self.chains[at].kept) {
-                bring_in(values, kept, parts);
+            let mut edits = Vec::new();
+            for sum in 0..self.chains[at].kept.len() {
+                edits.clear();
+                bring_in(values, &mut self.chains[at], sum, parts, &mut edits);
             }
             self.chains[at].drift += came;
             if self.chains[at].drift > most / 2 {
@@ -198,7 +167,9 @@ impl<const CHAINS: usize> Sums<CHAINS> {
             .map(|change| change.number)
             .filter(|n| values.listed(*n) == 0)
             .collect();
-        gone.into_iter().for_each(|number| self.leave(values, number));
+        if !gone.is_empty() {
+            self.leave(values, &gone);
+        }
     }
 
     /// Brings up to date in some blocks what fails by each sum, given for each chain the rows that ask in its lane alone, and for
@@ -211,41 +182,39 @@ impl<const CHAINS: usize> Sums<CHAINS> {
         for (at, chain) in self.chains.iter_mut().enumerate() {
             let (used, mixed) = rows(at);
             let of = |rows: &'b BitsOfBlocks, block: u32| rows.get(block as usize)?.as_deref();
-            for at in 0..chain.kept.len() {
-                let (sum, mut differing) = (&chain.kept[at].sum, Vec::new());
+            let Chain { kept, table, .. } = chain;
+            for sum in 0..kept.len() {
                 let mut look = |block: u32| {
-                    let derived = sum.derive(of(used, block), mixed.and_then(|mixed| of(mixed, block)), block);
-                    if !sum.is(&derived, block) {
-                        differing.push((block, derived));
+                    let part = table.at(sum, block);
+                    let derived = Derived::of(part, of(used, block), mixed.and_then(|mixed| of(mixed, block)));
+                    if !derived.is_in(part) {
+                        table.change((sum, kept.len()), block, |part| derived.put_in(part));
                     }
                 };
-                match sum.made {
-                    true => blocks.changed.iter().copied().for_each(&mut look),
-                    false => (0..blocks.all).for_each(&mut look),
-                }
-                if differing.is_empty() && sum.made {
-                    continue;
-                }
-                let sum = Arc::make_mut(&mut Arc::make_mut(&mut chain.kept)[at].sum);
-                sum.made = true;
-                for (block, [fails, lacks]) in differing {
-                    sum.fails.put(block, &fails);
-                    sum.lacks.put(block, &lacks);
+                if kept[sum].made {
+                    blocks.changed.iter().copied().for_each(look);
+                } else {
+                    (0..blocks.all).for_each(&mut look);
+                    Arc::make_mut(kept)[sum].made = true;
                 }
             }
         }
     }
 
-    /// A value that no row asks for any more.
-    fn leave<V: Nested>(&mut self, values: &mut Dictionary<V>, number: u32) {
-        Arc::make_mut(&mut self.heavy).remove(&number);
-        for chain in &mut self.chains {
-            if chain.kept.iter().any(|kept| kept.number == number) {
-                Arc::make_mut(&mut chain.kept).retain(|kept| kept.number != number);
+    /// Values that no row asks for any more.
+    fn leave<V: Nested>(&mut self, values: &mut Dictionary<V>, gone: &[u32]) {
+        let heavy = Arc::make_mut(&mut self.heavy);
+        for number in gone {
+            heavy.remove(number);
+            if let Some(lists) = values.lists_mut(*number) {
+                lists.in_sums = false;
             }
         }
-        if let Some(lists) = values.lists_mut(number) {
-            lists.in_sums = false;
+        for chain in &mut self.chains {
+            if gone.iter().any(|number| chain.find(*number).is_some()) {
+                let left = chain.kept.iter().map(|kept| kept.number).filter(|number| !gone.contains(number));
+                chain.keep(&left.collect::<Vec<_>>(), BTreeMap::new());
+            }
         }
     }
 
@@ -253,31 +222,37 @@ impl<const CHAINS: usize> Sums<CHAINS> {
     fn choose<V: Nested>(&mut self, values: &Dictionary<V>, chain: usize, most: usize) {
         let nodes = nodes(values, self.heavy.iter().copied(), chain);
         let keeps = keepers(&nodes, most);
-        let before = std::mem::take(&mut self.chains[chain].kept);
+        let chain = &mut self.chains[chain];
+        chain.drift = 0;
+        let mut numbers = Vec::new();
+        let mut columns = BTreeMap::new();
         // Those further out come first.
-        let mut sums = BTreeMap::new();
         for (at, node) in nodes.iter().enumerate().filter(|(at, _)| keeps[*at]) {
             let number = node.values[0];
-            let kept = before.binary_search_by_key(&number, |kept| kept.number);
-            let sum = kept.map_or_else(|_| Arc::new(sum(values, &nodes, at, &sums)), |at| before[at].sum.clone());
-            sums.insert(number, sum);
+            numbers.push(number);
+            if chain.find(number).is_none() {
+                let column = column(values, (&nodes, &keeps), at, |outer| match chain.find(outer) {
+                    Some(sum) => chain.table.column(sum),
+                    None => columns.get(&outer).cloned().unwrap_or_default(),
+                });
+                columns.insert(number, column);
+            }
         }
-        let kept = sums.into_iter().map(|(number, sum)| Kept { number, sum });
-        self.chains[chain] = Chain {
-            kept: Arc::new(kept.collect()),
-            drift: 0,
-        };
+        numbers.sort_unstable();
+        if !numbers.iter().copied().eq(chain.kept.iter().map(|kept| kept.number)) {
+            chain.keep(&numbers, columns);
+        }
     }
 }
 
 /// What of a value is to be brought into sums.
-enum Part<'c> {
+enum Change<'c> {
     Edits(&'c Changed),
     /// All its rows.
     All(u32),
 }
 
-impl Part<'_> {
+impl Change<'_> {
     fn number(&self) -> u32 {
         match self {
             Self::Edits(changed) => changed.number,
@@ -293,43 +268,48 @@ impl Part<'_> {
     }
 }
 
-/// Brings what has changed into the sum that a value keeps.
-fn bring_in<V: Nested>(values: &Dictionary<V>, kept: &mut Kept, parts: &[Part<'_>]) {
-    let Some(inner) = values.value(kept.number) else { return };
-    let mut edits = [Vec::new(), Vec::new()];
+/// A row of a sum, whether it refuses, and whether it comes: of one row the leaving is first.
+type RowEdit = (u32, bool, bool);
+
+/// Brings what has changed into a sum, given room for edits.
+fn bring_in<V: Nested>(values: &Dictionary<V>, chain: &mut Chain, sum: usize, parts: &[Change<'_>], edits: &mut Vec<RowEdit>) {
+    let Some(inner) = values.value(chain.kept[sum].number) else {
+        return;
+    };
     let mut anywhere = false;
     for part in parts {
         if !values.value(part.number()).is_some_and(|outer| outer.covers(inner)) {
             continue;
         }
         match part {
-            Part::Edits(changed) => edits[usize::from(changed.refused)].extend(changed.edits.iter().map(|e| (e.row, e.comes.is_some()))),
-            Part::All(number) => {
+            Change::Edits(changed) => edits.extend(changed.edits.iter().map(|edit| (edit.row, changed.refused, edit.comes.is_some()))),
+            Change::All(number) => {
                 anywhere = true;
-                if let Some((_, filed, lists)) = values.item(*number) {
-                    filed.rows().each(|row, _| edits[0].push((row, true)));
-                    lists.others.each(|row, ()| edits[0].push((row, true)));
-                    lists.negated.each(|row, ()| edits[1].push((row, true)));
-                }
+                each_row(values, *number, |row, refused| edits.push((row, refused, true)));
             }
         }
     }
-    let [asked, refused] = edits.map(|mut edits| {
-        // A row leaves before another comes under its number.
-        edits.sort_unstable();
-        let edit = |(row, comes): (u32, bool)| Edit {
-            row,
-            comes: comes.then_some(()),
-        };
-        edits.into_iter().map(edit).collect::<Vec<_>>()
-    });
-    if asked.is_empty() && refused.is_empty() {
-        return;
+    edits.sort_unstable();
+    let sums = chain.kept.len();
+    for of_block in edits.chunk_by(|a, b| a.0 / BLOCK == b.0 / BLOCK) {
+        chain.table.change((sum, sums), of_block[0].0 / BLOCK, |part| {
+            for (row, refused, comes) in of_block {
+                part.edit(*row, *refused, *comes);
+            }
+        });
     }
-    let sum = Arc::make_mut(&mut kept.sum);
-    sum.asked.edit(&asked);
-    sum.refused.edit(&refused);
-    sum.made &= !anywhere;
+    if anywhere && chain.kept[sum].made {
+        Arc::make_mut(&mut chain.kept)[sum].made = false;
+    }
+}
+
+/// Calls for all rows of a value, and whether each refuses it.
+fn each_row<V: Value>(values: &Dictionary<V>, number: u32, mut call: impl FnMut(u32, bool)) {
+    if let Some((_, filed, lists)) = values.item(number) {
+        filed.rows().each(|row, _| call(row, false));
+        lists.others.each(|row, ()| call(row, false));
+        lists.negated.each(|row, ()| call(row, true));
+    }
 }
 
 /// Values that say the same, and the node that they lie in first.
@@ -383,26 +363,19 @@ fn keepers(nodes: &[Node], most: usize) -> Vec<bool> {
     keeps
 }
 
-/// The sum of a node: of the next one outwards that keeps one, and of all between.
-fn sum<V: Value>(values: &Dictionary<V>, nodes: &[Node], at: usize, sums: &BTreeMap<u32, Arc<Sum>>) -> Sum {
-    let mut sum = Sum::default();
-    let mut next = Some(at);
-    let mut between: Vec<(&Filed, &Lists)> = Vec::new();
-    while let Some(node) = next.map(|at| &nodes[at]) {
-        if let Some(kept) = sums.get(&node.values[0]) {
-            (sum.asked, sum.refused) = (kept.asked.clone(), kept.refused.clone());
-            break;
-        }
-        let items = node.values.iter().filter_map(|number| values.item(*number));
-        between.extend(items.map(|(_, filed, lists)| (filed, lists)));
-        next = node.inside;
+/// What the sum of a node is: of the next one outwards that keeps one, which is given, and of all between.
+fn column<V: Value>(values: &Dictionary<V>, (nodes, keeps): (&[Node], &[bool]), at: usize, kept: impl FnOnce(u32) -> Column) -> Column {
+    let mut between = vec![at];
+    let mut next = nodes[at].inside;
+    while let Some(outer) = next.filter(|outer| !keeps[*outer]) {
+        between.push(outer);
+        next = nodes[outer].inside;
     }
-    for (filed, lists) in between {
-        sum.asked.add_all(filed.rows());
-        sum.asked.add_all(&lists.others);
-        sum.refused.add_all(&lists.negated);
+    let mut column = next.map_or_else(Column::new, |outer| kept(nodes[outer].values[0]));
+    for number in between.iter().flat_map(|at| &nodes[*at].values) {
+        each_row(values, *number, |row, refused| table::add(&mut column, row, refused));
     }
-    sum
+    column
 }
 
 /// How many rows a value has whose rows are not read one by one, where so many lie one in the other at most.
@@ -410,8 +383,6 @@ fn least(depth: usize, heavy: usize) -> usize {
     (MOST_LIGHT / depth.max(1)).clamp(1, heavy)
 }
 
-static NO_BITS: Bits = [0; WORDS];
-const GROUP: usize = 16;
 /// Of values with fewer rows the rows are read one by one,
 pub(super) const HEAVY: usize = 64;
 /// and about so many in all.

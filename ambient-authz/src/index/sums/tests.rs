@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::*;
+use super::{super::posting::Posting, *};
 use crate::{Action, Match, Policies, Policy, Rule, Scope, StringMatch, policy::Update};
 
 const TEXT: &str = "cluster.local/ns/team/sa/caller";
@@ -72,6 +72,17 @@ fn rows<T: Copy + Default>(posting: &Posting<T>) -> BTreeSet<u32> {
     rows
 }
 
+/// The rows of a sum in all blocks: those that ask, and those that refuse.
+fn rows_of(column: &Column) -> [BTreeSet<u32>; 2] {
+    let mut rows = [BTreeSet::new(), BTreeSet::new()];
+    for (part, first) in column.iter().zip((0..).step_by(BLOCK as usize)) {
+        part.each_row(|at, refused| {
+            rows[usize::from(refused)].insert(first + at);
+        });
+    }
+    rows
+}
+
 /// Compares every sum with the lists that it is of, and what fails by it with the rows, and looks that no chain is left with much beside sums; gives how many
 /// sums there are.
 fn check<V: Nested + std::fmt::Debug, const CHAINS: usize>(
@@ -82,18 +93,23 @@ fn check<V: Nested + std::fmt::Debug, const CHAINS: usize>(
 ) -> usize {
     let heavy: Vec<_> = sums.heavy.iter().map(|number| (values.item(*number).unwrap(), *number)).collect();
     assert!(heavy.iter().all(|((_, _, lists), _)| lists.in_sums));
-    let all: Vec<_> = sums.chains.iter().flat_map(|chain| chain.kept.iter()).collect();
+    let all = sums
+        .chains
+        .iter()
+        .flat_map(|chain| chain.kept.iter().map(move |kept| (chain, kept)));
+    let all: Vec<_> = all.collect();
     assert!(sums.chains.iter().all(|chain| chain.kept.is_sorted_by_key(|kept| kept.number)));
-    let kept: Vec<u32> = all.iter().map(|kept| kept.number).collect();
-    for Kept { number, sum } in all {
+    let kept: Vec<u32> = all.iter().map(|(_, kept)| kept.number).collect();
+    for (of_chain, Kept { number, made }) in all {
         let (inner, ..) = values.item(*number).unwrap();
         let chain = inner.chain().unwrap();
-        assert!(sum.made);
+        let sum = of_chain.find(*number).unwrap();
+        assert!(made);
         for block in 0..40 {
             let of = |rows: &BitsOfBlocks| rows.get(block as usize).cloned().flatten();
             let (used, mixed) = (of(&used[chain]), mixed.get(chain / 2).and_then(of));
-            let derived = sum.derive(used.as_deref(), mixed.as_deref(), block);
-            assert!(sum.is(&derived, block), "{inner:?}");
+            let part = of_chain.table.at(sum, block);
+            assert!(Derived::of(part, used.as_deref(), mixed.as_deref()).is_in(part), "{inner:?}");
         }
         let outer = heavy
             .iter()
@@ -104,7 +120,8 @@ fn check<V: Nested + std::fmt::Debug, const CHAINS: usize>(
             asked.extend(rows(&lists.others));
             refused.extend(rows(&lists.negated));
         }
-        assert_eq!((rows(&sum.asked), rows(&sum.refused)), (asked, refused), "{inner:?}");
+        let column = of_chain.table.column(sum);
+        assert_eq!(rows_of(&column), [asked, refused], "{inner:?}");
     }
     for ((inner, ..), _) in &heavy {
         let covering = |number: &u32| {
