@@ -6,8 +6,9 @@
 //! it what lies further in, and what few rows ask for.
 //!
 //! Which values keep sums is so chosen that on no chain more than `rows / SHARE` rows are to be read beside one, by as
-//! few sums as that takes: each stands for more than as many rows of its own. So all of them together take no more
-//! than `SHARE / 8` bytes for each time that a row asks for a value or refuses it, mostly far less.
+//! few sums as that takes: each stands for more than as many rows of its own, and is four bitmaps of all rows at most. So
+//! all of them together take no more than `SHARE / 2` bytes for each time that a row asks for a value or refuses it,
+//! mostly far less.
 
 use std::{
     cmp::Ordering,
