@@ -104,7 +104,8 @@
 //! SO_ATTACH_REUSEPORT_CBPF (4.5); of a namespace that comes as a descriptor NS_GET_NSTYPE (4.11). Every kernel that has the above has: transactions
 //! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing.
 //!
-//! What a kernel may lack: the words of NETLINK_EXT_ACK in errors (4.12); comments on tables (5.10), which hold the mark of the
+//! What a kernel may lack: the counters of bytes sent in what it tells of a socket (4.19): without them who opened a connection is told
+//! by its port where conntrack has not seen it begin; the words of NETLINK_EXT_ACK in errors (4.12); comments on tables (5.10), which hold the mark of the
 //! node and the pod: an earlier kernel drops them, and then takes our own tables for somebody else's, so that 5.10 is the
 //! least. They are what `nft` writes and reads as a table's `comment` since 0.9.7, and nothing else is written beside a table, a
 //! chain or a rule, so that no `nft` meets what it cannot read. SOCK_DESTROY (4.5, INET_DIAG_DESTROY): without it connections are

@@ -24,7 +24,7 @@ use std::{
 use ambient_redirect::{
     Config, ExistingConnections, PodSpec,
     linux::Netns,
-    netlink::{Batch, Conntrack, Family, Nftables},
+    netlink::{Batch, Conntrack, Family, Nftables, Sockets},
     plan::KEPT_MARK,
     pods::{Direction, PodState, State},
 };
@@ -46,6 +46,10 @@ fn main() -> ExitCode {
         (
             "what_came_to_a_listener_that_is_closed_came_in",
             what_came_to_a_listener_that_is_closed_came_in,
+        ),
+        (
+            "a_socket_tells_who_opened_it_whatever_it_has_done_since",
+            a_socket_tells_who_opened_it_whatever_it_has_done_since,
         ),
         (
             "what_a_pod_hears_while_it_joins_it_has_asked_for",
@@ -221,7 +225,10 @@ fn what_came_to_a_listener_that_is_closed_came_in(world: &World) -> Outcome {
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     echo(&node.netns);
     pod.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "45000").unwrap())?;
-    let called = pod.run(|| Pair::open("10.0.0.1:8081".parse().unwrap(), false).unwrap())?;
+    let mut called = pod.run(|| Pair::open("10.0.0.1:8081".parse().unwrap(), false).unwrap())?;
+    called.converse()?;
+    // A client that comes from a server's port.
+    let also_called = pod.run(|| call_from(9200))?;
     let mut came = Vec::new();
     for (to, from) in [
         ("10.0.0.2:9090", 0),
@@ -229,14 +236,16 @@ fn what_came_to_a_listener_that_is_closed_came_in(world: &World) -> Outcome {
         // As if it were a server.
         ("10.0.0.2:9091", 443),
         ("[fd00::2]:9091", 443),
-        // Among the ports of clients, and kept for servers.
+        // Among the ports of clients, kept for servers and not.
         ("10.0.0.2:45000", 0),
+        ("10.0.0.2:46001", 0),
+        ("[fd00::2]:46001", 444),
     ] {
         let (listener, ends) = peers::come(&node.netns, &pod, to, from);
         drop(listener);
         came.push(ends);
     }
-    // One that clients may be given is known by its listener, and then remembered.
+    // One whose listener is there yet, and goes later.
     let (listener, ends) = peers::come(&node.netns, &pod, "10.0.0.2:46000", 0);
     came.push(ends);
     node.run(async {
@@ -255,7 +264,9 @@ fn what_came_to_a_listener_that_is_closed_came_in(world: &World) -> Outcome {
                 .find(|k| (k.local, k.remote) == (pair.pods, pair.others))
                 .map(|k| k.direction)
         };
-        assert_eq!(way(&called), Some(Direction::Outbound));
+        for pair in [&called, &also_called] {
+            assert_eq!(way(pair), Some(Direction::Outbound), "{pair:?}");
+        }
         for pair in &came {
             assert_eq!(way(pair), Some(Direction::Inbound), "{pair:?}");
         }
@@ -266,6 +277,73 @@ fn what_came_to_a_listener_that_is_closed_came_in(world: &World) -> Outcome {
         }
         running.stop().await;
     })
+}
+
+/// Opens a connection from this namespace, and from a port, to where all is given back.
+fn call_from(port: u16) -> Pair {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([0, 0, 0, 0], port)).into()).unwrap();
+    socket.connect(&std::net::SocketAddr::from(([10, 0, 0, 1], 8081)).into()).unwrap();
+    Pair::of(socket.into(), false).unwrap()
+}
+
+/// By the running kernel: both ends of connections that are fresh, have spoken, are full in either direction, have lost packets, or
+/// are half closed.
+fn a_socket_tells_who_opened_it_whatever_it_has_done_since(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    for address in ["10.0.0.2", "[fd00::2]"] {
+        let listener = pod.run(|| std::net::TcpListener::bind(format!("{address}:7000")).unwrap())?;
+        let to = listener.local_addr()?;
+        let mut pairs = Vec::new();
+        for _ in 0..8 {
+            let caller = node.netns.run(|| std::net::TcpStream::connect(to).unwrap())?;
+            pairs.push([caller, listener.accept()?.0]);
+        }
+        drop(listener);
+        let say = |mut from: &std::net::TcpStream, mut to: &std::net::TcpStream| {
+            use std::io::{Read, Write};
+            from.write_all(&[7; 3000]).unwrap();
+            to.read_exact(&mut [0; 3000]).unwrap();
+        };
+        let fill = |mut from: &std::net::TcpStream| {
+            use std::io::Write;
+            from.set_nonblocking(true).unwrap();
+            while from.write(&[7; 65_536]).is_ok() {}
+        };
+        for pair in &pairs[1..] {
+            say(&pair[0], &pair[1]);
+            say(&pair[1], &pair[0]);
+        }
+        fill(&pairs[2][0]);
+        fill(&pairs[3][1]);
+        // What is on its way is lost, and sent again for ever.
+        peers::lose(&node.netns, 7000, true);
+        for end in &pairs[4] {
+            fill(end);
+        }
+        thread::sleep(Duration::from_millis(700));
+        let check = |which: &[usize]| {
+            for (at, whose, opened_here) in [(&node.netns, 0, true), (&pod, 1, false)] {
+                let all = at.run(|| Sockets::open().unwrap().connections().unwrap()).unwrap();
+                for n in which {
+                    let ends = &pairs[*n];
+                    let local = ends[whose].local_addr().unwrap();
+                    let remote = ends[1 - whose].local_addr().unwrap();
+                    let found = all.iter().find(|c| (c.local, c.remote) == (local, remote));
+                    let told = found.unwrap_or_else(|| panic!("{n} is not there")).opened_here;
+                    assert_eq!(told, Some(opened_here), "{n} of {address}");
+                }
+            }
+        };
+        check(&[0, 1, 2, 3, 4]);
+        peers::lose(&node.netns, 7000, false);
+        pairs[5][0].shutdown(std::net::Shutdown::Write)?;
+        pairs[6][1].shutdown(std::net::Shutdown::Write)?;
+        thread::sleep(Duration::from_millis(100));
+        check(&[0, 1, 2, 3, 5, 6, 7]);
+    }
+    Ok(())
 }
 
 /// The first packet that the kernel sees of a download comes from the server: that does not make the server a client, who would be

@@ -83,6 +83,8 @@ pub struct Connection {
     pub progress: Progress,
     /// SO_MARK; `None` where the kernel does not tell it (no CAP_NET_ADMIN).
     pub mark: Option<u32>,
+    /// Whether this end has opened it, as far as its socket tells.
+    pub opened_here: Option<bool>,
     /// The device that it is bound to, or 0.
     pub device: u32,
     /// Which socket it is: one after it with the same addresses has another.
@@ -126,6 +128,7 @@ impl Sockets {
             remote,
             progress: Progress::Established,
             mark: None,
+            opened_here: None,
             device: 0,
             cookie: u64::MAX,
         };
@@ -200,9 +203,11 @@ fn ask(family: u8, protocol: u8, states: u32, id: &SocketId, flags: u16, kind: u
     message
 }
 
-/// `struct inet_diag_req`: the older question, to which IPv4 and IPv6 are listed in one walk of the kernel's.
+/// `struct inet_diag_req`: the older question, to which IPv4 and IPv6 are listed in one walk of the kernel's. What each has counted
+/// is asked for as well.
 fn ask_of_all_families(states: u32) -> Writer {
     let mut header = [0; 60];
+    header[3] = 1 << (INET_DIAG_INFO - 1);
     header[4..52].copy_from_slice(&ANY);
     header[52..56].copy_from_slice(&states.to_ne_bytes());
     let mut message = Writer::default();
@@ -274,9 +279,45 @@ pub(super) fn read_connection(what: &str, payload: &[u8]) -> Result<Option<Conne
             _ => Progress::Established,
         },
         mark: codec::find(rest, INET_DIAG_MARK).and_then(|b| codec::read_u32(b, 0)),
+        opened_here: opened_here(
+            header[1],
+            codec::read_u32(header, 60).unwrap_or(0),
+            codec::find(rest, INET_DIAG_INFO),
+        ),
         device: half(40) as u32,
         cookie: half(44) | half(48) << 32,
     }))
+}
+
+/// Who has opened a connection, by what its socket has counted (`struct tcp_info`): the first packet of who opens one takes a number
+/// of its sequence, as a byte does, and its acknowledgement is counted with those of bytes. Who was called begins to count after
+/// that. So the acknowledged and those under way are one more than what was sent, or just as many.
+///
+/// `None` where the kernel does not tell, or tells of two moments.
+fn opened_here(state: u8, waiting: u32, info: Option<&[u8]>) -> Option<bool> {
+    // The end of what this end says takes a number as well.
+    let end = match state {
+        TCP_SYN_SENT => return Some(true),
+        TCP_SYN_RECV | TCP_NEW_SYN_RECV => return Some(false),
+        TCP_ESTABLISHED | TCP_CLOSE_WAIT => 0,
+        TCP_FIN_WAIT2 => 1,
+        // Whether that is under way is not told.
+        _ => return None,
+    };
+    let info = info?;
+    let number = |at: usize| Some(u64::from_ne_bytes(info.get(at..at + 8)?.try_into().ok()?));
+    let (acknowledged, sent, again) = (number(120)?, number(200)?, number(208)?);
+    let under_way = match codec::read_u32(info, 24)? {
+        0 => 0,
+        // What waits to be acknowledged without what was not sent yet.
+        _ => waiting.wrapping_sub(codec::read_u32(info, 144)?),
+    };
+    let counted = acknowledged.wrapping_add(under_way.into());
+    match counted.wrapping_sub(sent.wrapping_sub(again)).wrapping_sub(end) {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
 }
 
 /// `struct inet_diag_msg`.
@@ -307,6 +348,7 @@ const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 /// ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING; and SYN_RECV before it is accepted.
 const LIVE: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12;
+const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_SYN_RECV: u8 = 3;
 const TCP_FIN_WAIT1: u8 = 4;
@@ -320,5 +362,52 @@ const TCP_LISTEN: u32 = 10;
 const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
+const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_MARK: u16 = 15;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket's counters: acknowledged, sent, of that again, packets and bytes under way, bytes that wait to be sent.
+    fn info(acknowledged: u64, sent: u64, again: u64, packets: u32, unsent: u32) -> Vec<u8> {
+        let mut info = vec![0; 240];
+        info[24..28].copy_from_slice(&packets.to_ne_bytes());
+        info[120..128].copy_from_slice(&acknowledged.to_ne_bytes());
+        info[144..148].copy_from_slice(&unsent.to_ne_bytes());
+        info[200..208].copy_from_slice(&sent.to_ne_bytes());
+        info[208..216].copy_from_slice(&again.to_ne_bytes());
+        info
+    }
+
+    #[test]
+    fn who_opened_a_connection_is_told_by_what_its_socket_has_counted() {
+        let (caller, called, unknown) = (Some(true), Some(false), None);
+        for (state, waiting, info, who) in [
+            (TCP_ESTABLISHED, 0, info(1, 0, 0, 0, 0), caller),
+            (TCP_ESTABLISHED, 0, info(0, 0, 0, 0, 0), called),
+            (TCP_ESTABLISHED, 0, info(1001, 1000, 0, 0, 0), caller),
+            (TCP_ESTABLISHED, 0, info(1000, 1000, 0, 0, 0), called),
+            // Of 1500 some were sent twice, and 200 are on their way; 300 wait behind them.
+            (TCP_ESTABLISHED, 500, info(1001, 1500, 300, 2, 300), caller),
+            (TCP_ESTABLISHED, 500, info(1000, 1500, 300, 2, 300), called),
+            // Nothing is on its way, and the other end takes nothing.
+            (TCP_ESTABLISHED, 300, info(1000, 1000, 0, 0, 300), called),
+            (TCP_CLOSE_WAIT, 0, info(11, 10, 0, 0, 0), caller),
+            (TCP_FIN_WAIT2, 0, info(12, 10, 0, 0, 0), caller),
+            (TCP_FIN_WAIT2, 0, info(11, 10, 0, 0, 0), called),
+            // Of two moments, or of one that was taken over from another machine.
+            (TCP_ESTABLISHED, 500, info(900, 1500, 300, 2, 300), unknown),
+            (TCP_ESTABLISHED, 0, info(7, 0, 0, 0, 0), unknown),
+            (TCP_FIN_WAIT1, 0, info(11, 10, 0, 0, 0), unknown),
+        ] {
+            assert_eq!(opened_here(state, waiting, Some(&info)), who, "{state} {waiting} {info:?}");
+            // A kernel before 4.19 does not tell all of it.
+            assert_eq!(opened_here(state, waiting, Some(&info[..200])), unknown);
+            assert_eq!(opened_here(state, waiting, None), unknown);
+        }
+        assert_eq!(opened_here(TCP_SYN_SENT, 0, None), caller);
+        assert_eq!(opened_here(TCP_NEW_SYN_RECV, 0, None), called);
+    }
+}

@@ -20,8 +20,9 @@ pub struct Kept {
     pub(crate) cookie: u64,
 }
 
-/// Who opened a connection: as the kernel has seen it begin, or, of one that was open before it was tracked, as its port in the pod
-/// tells. That is the pod's own only where it is one that the namespace gives to clients (`ip_local_port_range`, without
+/// Who opened a connection: as the kernel has seen it begin, or, of one that was open before it was tracked, as its socket has counted
+/// (the first packet of who opens one is acknowledged as a byte is). Where that is not told, as of one that is just being closed, its
+/// port in the pod tells: it is the pod's own only where it is one that the namespace gives to clients (`ip_local_port_range`, without
 /// `ip_local_reserved_ports`) and nobody listens on it; what is in doubt counts as inbound, and is asked of the pod's policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {

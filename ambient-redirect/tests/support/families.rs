@@ -67,6 +67,70 @@ pub(crate) fn a_pod_of_one_family_is_captured_and_proven(world: &World) -> Outco
     })
 }
 
+/// IPv6 is switched off in a pod that is captured, and on again: the other family stays captured meanwhile, and of what comes back
+/// nothing goes around, though the kernel has taken its route and its routing rule along.
+pub(crate) fn a_family_that_goes_and_comes_back_is_captured_again(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let named = world.namespace("a")?;
+    let pod = node.join(&named, "10.0.0.2", "fd00::2")?;
+    let (own, via): (IpAddr, IpAddr) = ("fd00::2".parse()?, "fd00::1".parse()?);
+    let switch_off = |off: bool| {
+        let write = || {
+            for device in ["all", "default", "lo", "eth0"] {
+                std::fs::write(
+                    format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"),
+                    if off { "1" } else { "0" },
+                )
+                .unwrap();
+            }
+        };
+        pod.run(write).unwrap();
+    };
+    node.run(async {
+        for at in ["10.0.0.1:80", "[fd00::1]:80"] {
+            let server = std::net::TcpListener::bind(at).unwrap();
+            std::thread::spawn(move || {
+                for stream in server.incoming().flatten() {
+                    let _ = std::io::Write::write_all(&mut &stream, b"plain");
+                }
+            });
+        }
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        for round in 0..2 {
+            switch_off(true);
+            for _ in 0..10 {
+                assert_eq!(
+                    ask(&pod, "10.0.0.1:80").await.unwrap(),
+                    "out 10.0.0.1:80 from 10.0.0.2",
+                    "round {round}"
+                );
+                assert!(ask(&pod, "[fd00::1]:80").await.is_err());
+            }
+            switch_off(false);
+            named.add_address("eth0", IpNet::from(own)).unwrap();
+            named.add_route("::/0".parse::<IpNet>().unwrap(), Some(via), "eth0").unwrap();
+            let back = async {
+                loop {
+                    match ask(&pod, "[fd00::1]:80").await {
+                        Ok(text) if text.is_empty() => {}
+                        Ok(text) => return assert_eq!(text, "out [fd00::1]:80 from fd00::2", "round {round}"),
+                        Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+                    }
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(5), back)
+                .await
+                .expect("it is captured again");
+            running.until_in(&["a"]).await;
+            // What comes in as well.
+            assert_eq!(ask(&node.netns, "[fd00::2]:8081").await.unwrap(), "in [fd00::2]:8081 from fd00::1");
+        }
+        running.stop().await;
+    })
+}
+
 fn pod(world: &World, node: &Node, name: &str, own: &str) -> Result<Arc<Netns>, Box<dyn Error>> {
     let pod = world.namespace(name)?;
     let own = IpNet::from(own.parse::<IpAddr>()?);

@@ -149,7 +149,7 @@ impl Pair {
         Self::of(TcpStream::connect_timeout(&to, PATIENCE)?, inbound)
     }
 
-    fn of(stream: TcpStream, inbound: bool) -> io::Result<Self> {
+    pub(crate) fn of(stream: TcpStream, inbound: bool) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);

@@ -407,6 +407,7 @@ impl Kept {
             remote: self.remote,
             progress: Progress::Established,
             mark: None,
+            opened_here: None,
             device: self.device,
             cookie: self.cookie,
         }
@@ -461,6 +462,7 @@ mod tests {
             remote: remote.parse().unwrap(),
             progress: Progress::Established,
             mark: None,
+            opened_here: None,
             device: 0,
             cookie: 1,
         }

@@ -41,8 +41,8 @@ impl ClientPorts {
     }
 }
 
-/// Who opened a connection: as the kernel has seen it begin, or as it was once told that the other end did. Else its port tells: it is
-/// the pod's only where it is one that clients are given, and nobody listens on it. All else has come to the pod, so that its
+/// Who opened a connection: as the kernel has seen it begin, as its socket has counted, or as it was once told that the other end did.
+/// Else its port tells: it is the pod's only where it is one that clients are given, and nobody listens on it. All else has come to the pod, so that its
 /// policies are asked: a server that has closed its listener is no way around them, nor is a client whose own port looks like a
 /// server's.
 pub(super) fn direction(
@@ -51,9 +51,10 @@ pub(super) fn direction(
     listening: &HashSet<u16>,
     clients: &ClientPorts,
 ) -> Direction {
-    match tracked.map(|(tracked, first)| (tracked.known_by, first)) {
-        Some((KnownBy::Beginning, first)) => return first,
-        Some((KnownBy::Word, Direction::Inbound)) => return Direction::Inbound,
+    match (tracked.map(|(tracked, first)| (tracked.known_by, first)), connection.opened_here) {
+        (Some((KnownBy::Beginning, first)), _) => return first,
+        (_, Some(true)) => return Direction::Outbound,
+        (_, Some(false)) | (Some((KnownBy::Word, Direction::Inbound)), _) => return Direction::Inbound,
         _ => (),
     }
     let port = connection.local.port();
@@ -79,6 +80,7 @@ mod tests {
             remote: remote.parse().unwrap(),
             progress: Progress::Established,
             mark: None,
+            opened_here: None,
             device: 0,
             cookie: 1,
         }
@@ -116,6 +118,25 @@ mod tests {
         ] {
             let way = direction(&connection(local, remote), None, &listening, &clients);
             assert_eq!(way, opened, "{local} {remote}");
+        }
+    }
+
+    #[test]
+    fn what_a_socket_has_counted_goes_before_what_its_port_looks_like() {
+        let clients = ClientPorts::read("", "");
+        let listening = HashSet::from([8080]);
+        for (opened_here, way) in [(true, Direction::Outbound), (false, Direction::Inbound)] {
+            for local in ["10.0.0.2:50000", "10.0.0.2:8080", "10.0.0.2:443"] {
+                let counted = Connection {
+                    opened_here: Some(opened_here),
+                    ..connection(local, "10.0.0.9:443")
+                };
+                assert_eq!(direction(&counted, None, &listening, &clients), way, "{local}");
+                for first in [Direction::Inbound, Direction::Outbound] {
+                    let of = |known_by| direction(&counted, Some((&tracked(known_by), first)), &listening, &clients);
+                    assert_eq!((of(KnownBy::Middle), of(KnownBy::Word), of(KnownBy::Beginning)), (way, way, first));
+                }
+            }
         }
     }
 
