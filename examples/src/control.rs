@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[command(subcommand)]
     verb: Option<Verb>,
     #[command(flatten)]
-    serve: Option<Serve>,
+    serve: Serve,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -84,11 +84,12 @@ struct CaDir {
 #[derive(Debug, clap::Args)]
 struct Serve {
     /// The directory of Kubernetes manifests that is served.
-    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR")]
-    mesh: PathBuf,
+    // Required unless there is a verb: a setting that the environment has for it makes nothing else wanted then.
+    #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR", required = true)]
+    mesh: Option<PathBuf>,
     /// The directory of the certificate authority; made on first use.
-    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR")]
-    ca: PathBuf,
+    #[arg(long, env = "AMBIENT_CA_DIR", value_name = "DIR", required = true)]
+    ca: Option<PathBuf>,
     /// Where to listen.
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15012")]
     listen: SocketAddr,
@@ -126,10 +127,11 @@ struct Serve {
 
 /// Serves or sees to tokens; what goes wrong is one line on standard error.
 pub(crate) fn main(args: Args) -> ExitCode {
-    let done = match (args.verb, args.serve) {
-        (Some(verb), _) => tokens(&verb),
-        (None, Some(serve)) => run(serve),
-        (None, None) => Err(anyhow::anyhow!("--mesh and --ca name what is served")),
+    let Args { verb, mut serve } = args;
+    let done = match (verb, serve.mesh.take(), serve.ca.take()) {
+        (Some(verb), ..) => tokens(&verb),
+        (None, Some(mesh), Some(ca)) => run(serve, &mesh, &ca),
+        (None, ..) => Err(anyhow::anyhow!("--mesh and --ca name what is served")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -190,16 +192,16 @@ fn good_for(expires: u64) -> String {
     format!("{} days {} hours", hours / 24, hours % 24)
 }
 
-fn run(args: Serve) -> anyhow::Result<()> {
+fn run(args: Serve, mesh: &Path, ca: &Path) -> anyhow::Result<()> {
     let _flush = log::to_stdout(&args.log, log::Format::Text)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("no runtime")?;
-    runtime.block_on(serve(args))
+    runtime.block_on(serve(args, mesh, ca))
 }
 
-async fn serve(args: Serve) -> anyhow::Result<()> {
+async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let said = Said {
@@ -207,25 +209,25 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         root_namespace: args.root_namespace,
         ..Said::default()
     };
-    let mesh = Mesh::of(said, Some(&args.mesh), "Kubernetes")?;
+    let mesh = Mesh::of(said, Some(directory), "Kubernetes")?;
     let source = Manifests::open(manifests::Config {
         revision: args.revision,
         ztunnel_nodes: args.ztunnel_nodes.into_iter().collect(),
         cluster_domain: args.cluster_domain,
-        ..mesh.manifests(&args.mesh)
+        ..mesh.manifests(directory)
     })
     .await?;
     let provider = Arc::new(ambient_tls::provider());
     let trust_domain = mesh.trust_domain;
-    let ca = DirectoryCa::open_for(&args.ca, trust_domain.clone(), Duration::from_secs(args.secret_ttl), "control")?;
+    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), Duration::from_secs(args.secret_ttl), "control")?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,
         trust_domain,
         source: Box::new(source),
         ca: Arc::new(ca),
-        nodes: Nodes::new(&args.ca, provider.clone()),
-        captures: Some(Statuses::new(&args.mesh, now)),
+        nodes: Nodes::new(ca_directory, provider.clone()),
+        captures: Some(Statuses::new(directory, now)),
         provider,
     })
     .await?;

@@ -202,3 +202,144 @@ fn a_command_that_is_killed_leaves_what_the_next_goes_on_with() {
     }
     assert!(killed > 0, "none was killed");
 }
+
+/// Runs a script with a file system of its own at `$DISK`, where the kernel lets us have one; it calls `$AMBIENT`.
+fn apart(disk: &Path, script: &str) -> Option<String> {
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    let run = |script: &str| {
+        let mut unshare = Command::new("unshare");
+        unshare.arg("--mount");
+        if !is_root {
+            unshare.args(["--user", "--map-root-user"]);
+        }
+        unshare
+            .args(["sh", "-c", script])
+            .env("DISK", disk)
+            .env("AMBIENT", env!("CARGO_BIN_EXE_ambient"))
+            .env("CART", CART)
+            .env_remove("AMBIENT_CA_DIR")
+            .env_remove("TRUST_DOMAIN")
+            .output()
+    };
+    let mounted = "mount -t tmpfs -o size=64k,mode=700 none \"$DISK\"";
+    if !run(mounted).is_ok_and(|output| output.status.success()) {
+        println!("skipped: there is no `unshare`, or it may mount nothing");
+        return None;
+    }
+    let output = run(&format!("{mounted} && cd \"$DISK\" && {script}")).ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    Some(text)
+}
+
+/// Each verb with what it says, in a line, and what it ends with.
+const VERBS: &str = r#"
+verbs() {
+    for verb in "rotate" "issue --identity $CART --out $DISK/out" "issue --node a --out $DISK/a" \
+        "revoke --identity $CART" "init --trust-domain other.example --ca $DISK/new"; do
+        said=$("$AMBIENT" ca $verb 2>&1) && echo "done: $verb"
+        echo "$verb: $said"
+    done
+    said=$("$AMBIENT" control token a --ca "$DISK/ca" 2>&1) && echo "done: token"
+    echo "token: $said"
+}
+content() { (cd ca && find . -type f | sort | xargs sha256sum); }
+export AMBIENT_CA_DIR="$DISK/ca" RUST_LOG=info TRUST_DOMAIN=cluster.local
+"$AMBIENT" ca init >/dev/null
+before=$(content)
+"#;
+
+/// What a verb has said; nothing was done.
+fn said_of<'a>(text: &'a str, verb: &str) -> &'a str {
+    assert!(!text.contains("done:"), "{text}");
+    let line = text.lines().find_map(|line| line.strip_prefix(verb)?.split_once(": "));
+    line.unwrap_or_else(|| panic!("nothing of {verb}: {text}")).1
+}
+
+const WRITING: [&str; 5] = ["rotate", "issue --identity", "issue --node", "revoke", "token"];
+
+#[test]
+fn a_disk_that_cannot_be_written_is_named_and_what_is_there_can_be_shown() {
+    let scratch = tempfile::tempdir().unwrap();
+    let script = format!(
+        r#"{VERBS}
+mkdir new && mount --bind ca ca && mount -o remount,ro,bind ca && mount --bind new new && mount -o remount,ro,bind new || exit 1
+verbs
+"$AMBIENT" ca show && "$AMBIENT" control tokens || exit 1
+[ "$before" = "$(content)" ] && [ ! -e out ] && [ ! -e a ] && [ -z "$(ls new)" ] && echo "nothing has changed""#
+    );
+    let Some(text) = apart(scratch.path(), &script) else { return };
+    for verb in WRITING {
+        let said = said_of(&text, verb);
+        assert!(said.contains("/ca/.lock: Read-only file system"), "{verb}: {said}");
+    }
+    assert!(said_of(&text, "init").contains("/new"), "{text}");
+    assert!(text.contains("cluster.local") && text.contains("signs"), "{text}");
+    assert!(text.contains("nothing has changed"), "{text}");
+}
+
+#[test]
+fn a_disk_without_room_is_named_and_nothing_half_is_left() {
+    let scratch = tempfile::tempdir().unwrap();
+    let script = format!(
+        r#"{VERBS}
+dd if=/dev/zero of=fill bs=1k count=128 2>/dev/null
+verbs
+[ "$before" = "$(content)" ] && [ -z "$(find out a new -name '*.pem*' 2>/dev/null)" ] && echo "nothing has changed"
+rm fill
+verbs | sed 's/^done:/then:/'
+"$AMBIENT" ca show || exit 1"#
+    );
+    let Some(text) = apart(scratch.path(), &script) else { return };
+    let (full, then) = text.split_once("nothing has changed").unwrap_or_else(|| panic!("{text}"));
+    for verb in WRITING.iter().chain(&["init"]) {
+        let said = said_of(full, verb);
+        assert!(
+            said.contains("No space left on device") && said.contains("cannot write /"),
+            "{verb}: {said}"
+        );
+    }
+    // With room again all of it is done, where it was begun too.
+    assert_eq!(then.matches("then: ").count(), 6, "{then}");
+    assert!(then.contains(CART), "{then}");
+}
+
+#[test]
+fn another_user_is_told_whose_it_is() {
+    if std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) != 0) {
+        println!("skipped: only root can be another user");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = &scratch.path().join("ca");
+    said(dir, &["init"]);
+    let as_nobody = |verb: &[&str]| {
+        let mut ca = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        std::os::unix::process::CommandExt::uid(&mut ca, 65_534);
+        ca.arg("ca").args(verb).arg("--ca").arg(dir).current_dir("/").output().unwrap()
+    };
+    let out = scratch.path().join("out");
+    let verbs = [
+        &["show"][..],
+        &["rotate"],
+        &["revoke", "--node", "a"],
+        &["issue", "--identity", CART, "--out", out.to_str().unwrap()],
+    ];
+    // First it may not even look there: that is not said to be no authority, as it would be told to make one.
+    for (mode, why) in [(0o700, "Permission denied"), (0o755, "belongs to the user 0")] {
+        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        for verb in verbs {
+            let output = as_nobody(verb);
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                !output.status.success() && text.contains(why) && text.contains("/ca"),
+                "{verb:?}: {text}"
+            );
+            assert!(text.lines().count() == 1 && !text.contains("ca init"), "{verb:?}: {text}");
+        }
+    }
+    assert!(!out.exists());
+    // Root itself takes none of another user's, who could be the authority.
+    std::os::unix::fs::chown(dir, Some(65_534), None).unwrap();
+    assert!(refused(dir, &["rotate"]).contains("belongs to the user 65534"));
+}

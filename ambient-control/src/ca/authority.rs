@@ -1,7 +1,7 @@
 //! Seeing to an authority: making one, giving to nodes elsewhere, changing the root, revoking.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -128,9 +128,12 @@ impl Authority {
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, OpenError> {
         let directory = directory.as_ref();
         let missing = || OpenError::Missing { path: directory.into() };
-        if directory::stamp(directory).is_none() {
+        let looked = fs::symlink_metadata(directory);
+        if looked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return Err(missing());
         }
+        // What cannot be looked at may be one.
+        looked.map_err(directory::io_error("look at", directory))?;
         directory::check(directory)?;
         let roots = Roots::read(directory)?.ok_or_else(missing)?;
         Ok(Self {

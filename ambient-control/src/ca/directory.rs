@@ -76,6 +76,15 @@ pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
     })
 }
 
+/// The same for whoever only reads; `None` where the directory cannot be written, and so changes under nobody's eyes.
+pub(super) fn lock_to_read(directory: &Path) -> Result<Option<File>, OpenError> {
+    match lock(directory) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The lock of a directory, if nobody else has it.
 pub(super) fn try_lock(directory: &Path) -> Result<Option<File>, OpenError> {
     let path = directory.join(LOCK);

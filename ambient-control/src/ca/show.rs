@@ -85,7 +85,7 @@ impl Authority {
     /// # Errors
     /// When a file cannot be read or used.
     pub fn show(&self, now: SystemTime) -> Result<Shown, OpenError> {
-        let _lock = directory::lock(&self.directory)?;
+        let _lock = directory::lock_to_read(&self.directory)?;
         let roots = self.roots()?;
         let revoked = Revoked::read(&self.directory)?;
         let mut roles = Vec::new();

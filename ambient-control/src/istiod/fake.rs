@@ -304,11 +304,12 @@ impl tower::Service<http::Request<hyper::body::Incoming>> for Both {
     }
 }
 
-/// A way to a server that can fall silent: then nothing comes through any more, and nothing is closed either, as where a
+/// A way to a server that can be slow, and fall silent: then nothing comes through any more, and nothing is closed either, as where a
 /// machine has lost its power or a firewall its memory.
 pub(crate) struct Relay {
     pub(crate) port: u16,
     silent: watch::Sender<bool>,
+    late: watch::Sender<Duration>,
     /// When each connection was made.
     pub(crate) made: Arc<Mutex<Vec<Instant>>>,
     relaying: tokio::task::JoinHandle<()>,
@@ -324,9 +325,10 @@ impl Relay {
     pub(crate) async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let silent = watch::Sender::new(false);
+        let (silent, late) = (watch::Sender::new(false), watch::Sender::new(Duration::ZERO));
         let made = Arc::<Mutex<Vec<_>>>::default();
-        let (is_silent, times) = (silent.subscribe(), made.clone());
+        let (is_silent, is_late, times) = (silent.subscribe(), late.subscribe(), made.clone());
+        let mut dice = 88_172_645_463_325_252_u64;
         let relaying = tokio::spawn(async move {
             let mut ways = tokio::task::JoinSet::new();
             loop {
@@ -334,13 +336,18 @@ impl Relay {
                 times.lock().unwrap().push(Instant::now());
                 let Ok(far) = TcpStream::connect(server).await else { continue };
                 let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                ways.spawn(one_way(near_in, far_out, is_silent.clone()));
-                ways.spawn(one_way(far_in, near_out, is_silent.clone()));
+                for (from, to) in [(near_in, far_out), (far_in, near_out)] {
+                    dice = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                    let (sender, receiver) = mpsc::unbounded_channel();
+                    ways.spawn(arriving(receiver, to));
+                    ways.spawn(one_way(from, sender, is_silent.clone(), (is_late.clone(), dice)));
+                }
             }
         });
         Self {
             port,
             silent,
+            late,
             made,
             relaying,
         }
@@ -350,20 +357,53 @@ impl Relay {
     pub(crate) fn is_silent(&self, silent: bool) {
         self.silent.send_replace(silent);
     }
+
+    /// Whatever comes from now on arrives in pieces, in its order, each later than it came by any time up to this.
+    pub(crate) fn is_late(&self, by: Duration) {
+        self.late.send_replace(by);
+    }
 }
 
-async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut silent: watch::Receiver<bool>) {
+/// Takes what comes in pieces of any length, and has each arrive after what came before it.
+async fn one_way(
+    mut from: OwnedReadHalf,
+    to: mpsc::UnboundedSender<(Instant, Vec<u8>)>,
+    mut silent: watch::Receiver<bool>,
+    (late, mut dice): (watch::Receiver<Duration>, u64),
+) {
     let mut bytes = vec![0; 16 * 1024];
+    let mut last = Instant::now();
     loop {
+        // Marsaglia's xorshift.
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        let most = *late.borrow();
+        let (length, by) = match most.is_zero() {
+            true => (bytes.len(), most),
+            false => (1 + dice as usize % 3000, most.mul_f64((dice >> 32) as f64 / f64::from(u32::MAX))),
+        };
         let read = tokio::select! {
             biased;
             _ = silent.wait_for(|silent| *silent) => None,
-            read = from.read(&mut bytes) => Some(read.unwrap_or(0)),
+            read = from.read(&mut bytes[..length]) => Some(read.unwrap_or(0)),
         };
         let Some(read) = read else {
             return std::future::pending().await;
         };
-        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+        last = last.max(Instant::now() + by);
+        if read == 0 || to.send((last, bytes[..read].to_vec())).is_err() {
+            return;
+        }
+    }
+}
+
+async fn arriving(mut from: mpsc::UnboundedReceiver<(Instant, Vec<u8>)>, mut to: OwnedWriteHalf) {
+    while let Some((at, bytes)) = from.recv().await {
+        if at > Instant::now() {
+            tokio::time::sleep_until(at).await;
+        }
+        if to.write_all(&bytes).await.is_err() {
             return;
         }
     }

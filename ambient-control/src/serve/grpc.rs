@@ -74,7 +74,7 @@ impl Services {
     }
 
     /// The node that calls, for a certificate of its own.
-    fn admit_to_join(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    pub(super) fn admit_to_join(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let admitted = self.shared.door.admit(&self.shown, metadata, now());
         if admitted.is_ok() {
             self.caller.is_known();

@@ -32,6 +32,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
+use tonic::metadata::MetadataMap;
 
 use super::{
     Captures, Nodes,
@@ -320,15 +321,17 @@ async fn serve(
     };
     let all = All {
         state: services.clone(),
-        signing: IstioCertificateServiceServer::new(services.clone()),
-        captures: CaptureServiceServer::new(services.clone()),
-        nodes: NodeServiceServer::new(services),
+        signing: IstioCertificateServiceServer::new(services.clone()).max_decoding_message_size(LONGEST_MESSAGE),
+        captures: CaptureServiceServer::new(services.clone()).max_decoding_message_size(LONGEST_MESSAGE),
+        nodes: NodeServiceServer::new(services).max_decoding_message_size(LONGEST_MESSAGE),
     };
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20))
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(UNREAD)
+        .initial_connection_window_size(UNREAD_IN_ALL)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(all));
     tokio::select! {
         served = served => Ok(served?),
@@ -367,8 +370,15 @@ impl tower::Service<http::Request<Incoming>> for All {
     fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
         let path = request.uri().path();
         if path == streams::PATH {
-            Box::pin(std::future::ready(Ok(self.state.open_stream(request))))
-        } else if path.starts_with("/ambient.control.v1.CaptureService/") {
+            return Box::pin(std::future::ready(Ok(self.state.open_stream(request))));
+        }
+        // Nothing is read of who is nobody: the services would have the whole message first.
+        if self.state.caller.is_stranger()
+            && let Err(status) = self.state.admit_to_join(&MetadataMap::from_headers(request.headers().clone()))
+        {
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        if path.starts_with("/ambient.control.v1.CaptureService/") {
             self.captures.call(request)
         } else if path.starts_with("/ambient.control.v1.NodeService/") {
             self.nodes.call(request)
@@ -440,6 +450,12 @@ impl ResolvesServerCert for Certificate {
 pub(super) const CONNECTIONS: usize = 4096;
 /// Calls at a time of one connection: a stream, and certificates.
 const STREAMS: u32 = 256;
+/// What may wait to be read of one call, and of all calls of a connection: a node that comes back says what it has, and that is
+/// not read before there is something to compare it with.
+const UNREAD: u32 = 64 * 1024;
+const UNREAD_IN_ALL: u32 = 2 * UNREAD;
+/// A request to sign or a report, in bytes.
+const LONGEST_MESSAGE: usize = 64 * 1024;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may last on which nobody was admitted.

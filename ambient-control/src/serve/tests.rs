@@ -73,6 +73,23 @@ impl Running {
 
     /// With whoever signs by an authority.
     async fn signed_by(signer: impl FnOnce(DirectoryCa) -> Arc<dyn Signer>) -> Self {
+        let running = Self::unsynced(signer).await;
+        running.sync().await;
+        running
+    }
+
+    /// The first whole state: until it is there nothing is served.
+    async fn sync(&self) {
+        let batch = Batch {
+            changes: vec![pod("cart", "node-1"), pod("stock", "node-2")],
+            synced: true,
+            ..Batch::default()
+        };
+        self.feed.send(batch).await.unwrap();
+    }
+
+    /// Whose source has said nothing yet.
+    async fn unsynced(signer: impl FnOnce(DirectoryCa) -> Arc<dyn Signer>) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("ca");
         let ca = DirectoryCa::open(&directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
@@ -91,12 +108,6 @@ impl Running {
         };
         let plane = ControlPlane::bind(config).await.unwrap();
         let port = plane.local_addr().unwrap().port();
-        let batch = Batch {
-            changes: vec![pod("cart", "node-1"), pod("stock", "node-2")],
-            synced: true,
-            ..Batch::default()
-        };
-        feed.send(batch).await.unwrap();
         Self {
             feed,
             nodes: Nodes::new(&directory, provider()),

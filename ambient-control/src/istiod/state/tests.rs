@@ -458,5 +458,69 @@ async fn a_control_plane_that_falls_silent_is_given_up_in_time_and_tried_again_w
     until(&mut state, |batch| batch.faults.is_empty()).await;
 }
 
+/// Nothing is lost, and all of it is late and in pieces: nobody is given up, and what comes is what was said, in its order.
+#[tokio::test]
+async fn what_is_late_is_waited_for_and_comes_as_it_was_said() {
+    let mut fake = Fake::start("localhost").await;
+    let relay = Relay::to(fake.address).await;
+    let mut config = config(&fake);
+    config.endpoint.address = format!("https://localhost:{}", relay.port);
+    relay.is_late(Duration::from_millis(150));
+    let begun = time::Instant::now();
+    let mut state = State::connect(config).unwrap();
+    let mut stream = fake.opened().await;
+    stream.request().await;
+    stream.request().await;
+    let names: Vec<_> = (0..ROUNDS * 40).map(|n| format!("w{n}")).collect();
+    let said = stream.responses.clone();
+    let all = names.clone();
+    let saying = tokio::spawn(async move {
+        for (round, some) in all.chunks(40).enumerate() {
+            let workloads = some.iter().map(|name| workload(name)).collect();
+            let mut told = response(ADDRESS, &format!("a{round}"), workloads);
+            if round > 0 {
+                // The first of the round before goes.
+                told.removed_resources = vec![format!("c1//Pod/shop/w{}", (round - 1) * 40)];
+            }
+            said.send(Ok(told)).await.unwrap();
+            said.send(Ok(response(AUTHORIZATION, &format!("p{round}"), vec![]))).await.unwrap();
+            sleep(Duration::from_millis(round as u64 * 40)).await;
+        }
+    });
+    let answering = tokio::spawn(async move {
+        let mut nonces = Vec::new();
+        while nonces.len() < ROUNDS * 2 {
+            let answer = timeout(Duration::from_secs(200), stream.requests.message()).await.expect("in time");
+            let answer = answer.unwrap().expect("the stream stays");
+            assert_eq!(answer.error_detail, None);
+            nonces.push(answer.response_nonce);
+        }
+        (nonces, stream)
+    });
+    let (mut mesh, mut synced) = (ambient_core::Mesh::default(), false);
+    let left = names.len() - (ROUNDS - 1);
+    let last = ambient_core::WorkloadUid::from(format!("c1//Pod/shop/{}", names[names.len() - 1]).as_str());
+    while mesh.workload(&last).is_none() || mesh.workloads().count() != left {
+        let batch = timeout(Duration::from_secs(200), state.next()).await.expect("in time").unwrap();
+        assert!(batch.faults.is_empty(), "{batch:?}");
+        relay.is_late(Duration::from_millis(400));
+        assert!(batch.synced || !synced);
+        synced = batch.synced;
+        mesh = mesh.apply(batch.changes.into_iter().filter_map(|change| match change {
+            Change::Mesh(update) => Some(update),
+            _ => None,
+        }));
+    }
+    assert!(synced);
+    saying.await.unwrap();
+    let (nonces, _stream) = answering.await.unwrap();
+    let wanted: Vec<_> = (0..ROUNDS).flat_map(|round| [format!("a{round}"), format!("p{round}")]).collect();
+    assert_eq!(nonces, wanted, "each is answered, in their order");
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(relay.made.lock().unwrap().len(), 1, "it is the same connection");
+}
+
+const ROUNDS: usize = 8;
+
 /// Between the last that was heard and the end of a connection: a ping, and how long its answer may take.
 const PINGED: Duration = Duration::from_secs(40);

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, channel};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use prost::Message as _;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::time::{Instant, sleep};
 
@@ -44,16 +43,8 @@ async fn a_node_that_is_there_no_more_is_let_go() {
     assert!((Duration::from_secs(49)..Duration::from_secs(52)).contains(&after), "{after:?}");
 }
 
-/// One that takes part, and does not read what it asked for: it is not kept for it for ever.
-#[tokio::test]
-async fn whoever_reads_nothing_is_let_go() {
-    let running = Running::start().await;
-    let many = Batch {
-        changes: (0..1000).map(|n| pod(&format!("many-{n}"), "node-2")).collect(),
-        synced: true,
-        ..Batch::default()
-    };
-    running.feed.send(many).await.unwrap();
+/// A connection as a client of any make has it, and what moves it.
+async fn connect(running: &Running) -> (http2::SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(running.root.as_bytes()).flatten());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
@@ -65,26 +56,146 @@ async fn whoever_reads_nothing_is_let_go() {
     let tcp = tokio::net::TcpStream::connect(("127.0.0.1", running.port)).await.unwrap();
     let tls = tokio_rustls::TlsConnector::from(Arc::new(tls));
     let stream = tls.connect("127.0.0.1".try_into().unwrap(), tcp).await.unwrap();
-    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(16 * 1024)
         .handshake(TokioIo::new(stream))
         .await
         .unwrap();
-    let connection = tokio::spawn(connection);
-    let (mut requests, body) = channel::Channel::<Bytes>::new(4);
+    (sender, tokio::spawn(connection))
+}
+
+type Body = channel::Channel<Bytes>;
+
+fn framed(message: &impl prost::Message) -> Bytes {
+    let message = message.encode_to_vec();
+    [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message]
+        .concat()
+        .into()
+}
+
+fn call(running: &Running, path: &str, token: Option<&str>, body: Body) -> http::Request<Body> {
+    let request = http::Request::post(format!("https://localhost:{}{path}", running.port)).header("content-type", "application/grpc");
+    let request = match token {
+        Some(token) => request.header("authorization", format!("Bearer {token}")),
+        None => request,
+    };
+    request.body(body).unwrap()
+}
+
+/// Sends as much of something as is taken within a second without any, and gives how much that is.
+async fn push(requests: &mut channel::Sender<Bytes>, of: &mut Bytes) -> usize {
+    let before = of.len();
+    while !of.is_empty() {
+        let part = of.slice(..of.len().min(PART));
+        match timeout(Duration::from_secs(1), requests.send_data(part.clone())).await {
+            Ok(sent) => sent.unwrap(),
+            Err(_) => break,
+        }
+        drop(of.split_to(part.len()));
+    }
+    before - of.len()
+}
+
+const PART: usize = 4 * 1024;
+
+/// Nodes that come back say what they have, and there may be nothing to compare it with for long: what they say stays with them.
+#[tokio::test]
+async fn what_cannot_be_read_yet_is_not_taken_and_holds_up_nothing_else() {
+    let running = Running::unsynced(|ca| Arc::new(ca)).await;
+    let token = running.token("node-1", Duration::from_secs(600), Use::Always);
+    let (mut sender, _connection) = connect(&running).await;
+    let claims = (0..20_000).map(|n| (format!("Kubernetes//Pod/shop/{n:060}"), "1".to_owned()));
+    let mut said = framed(&DeltaDiscoveryRequest {
+        type_url: Kind::Address.type_url().into(),
+        initial_resource_versions: claims.collect(),
+        ..DeltaDiscoveryRequest::default()
+    });
+    assert!(said.len() > 1_500_000);
+    let (mut requests, body) = Body::new(1);
+    let mut response = sender
+        .send_request(call(&running, streams::PATH, Some(&token), body))
+        .await
+        .unwrap()
+        .into_body();
+    let taken = push(&mut requests, &mut said).await;
+    // What waits at this end is in it.
+    assert!((60 * 1024..96 * 1024).contains(&taken), "{taken}");
+
+    // On the same connection others are answered.
+    let (mut report, body) = Body::new(1);
+    let path = "/ambient.control.v1.CaptureService/Report";
+    let answer = sender.send_request(call(&running, path, Some(&token), body));
+    report
+        .send_data(framed(&crate::wire::ambient::control::v1::CaptureReport {
+            pod_uid: "uid-gone".into(),
+            ..Default::default()
+        }))
+        .await
+        .unwrap();
+    drop(report);
+    let answer = timeout(Duration::from_secs(5), answer).await.expect("nothing holds it up").unwrap();
+    assert_eq!(answer.status(), 200);
+
+    running.sync().await;
+    push(&mut requests, &mut said).await;
+    assert!(said.is_empty(), "{} of it are not taken", said.len());
+    let told = timeout(Duration::from_secs(10), response.frame()).await.expect("an answer");
+    assert!(!told.unwrap().unwrap().into_data().unwrap().is_empty());
+}
+
+/// Who is nobody is told so before it has said anything, and a node cannot send what no request of its kind can be.
+#[tokio::test]
+async fn nothing_is_read_of_who_is_nobody_nor_what_is_too_long() {
+    let running = Running::start().await;
+    let (mut sender, _connection) = connect(&running).await;
+    let paths = [
+        "/istio.v1.auth.IstioCertificateService/CreateCertificate",
+        "/ambient.control.v1.CaptureService/Report",
+        "/ambient.control.v1.NodeService/Join",
+        streams::PATH,
+    ];
+    let status = |of: &http::HeaderMap| of.get("grpc-status").map(|status| status.to_str().unwrap().to_owned());
+    for path in paths {
+        let (_open, body) = Body::new(1);
+        let answer = timeout(Duration::from_secs(5), sender.send_request(call(&running, path, None, body))).await;
+        let answer = answer.expect("it is not waited for what it says").unwrap();
+        assert_eq!(status(answer.headers()).as_deref(), Some("16"), "{path}");
+    }
+    let token = running.token("node-1", Duration::from_secs(600), Use::Always);
+    for path in &paths[..3] {
+        let (mut requests, body) = Body::new(1);
+        // So long will it be, and it ends when that is known.
+        requests.send_data(Bytes::from_static(&[0, 0, 1, 0, 1])).await.unwrap();
+        let answer = timeout(
+            Duration::from_secs(5),
+            sender.send_request(call(&running, path, Some(&token), body)),
+        )
+        .await;
+        let answer = answer.expect("it is not waited for the rest").unwrap();
+        assert_eq!(status(answer.headers()).as_deref(), Some("11"), "{path}");
+    }
+}
+
+/// One that takes part, and does not read what it asked for: it is not kept for it for ever.
+#[tokio::test]
+async fn whoever_reads_nothing_is_let_go() {
+    let running = Running::start().await;
+    let many = Batch {
+        changes: (0..1000).map(|n| pod(&format!("many-{n}"), "node-2")).collect(),
+        synced: true,
+        ..Batch::default()
+    };
+    running.feed.send(many).await.unwrap();
+    let (mut sender, connection) = connect(&running).await;
+    let (mut requests, body) = Body::new(4);
     let message = DeltaDiscoveryRequest {
         type_url: Kind::Address.type_url().into(),
         ..DeltaDiscoveryRequest::default()
-    }
-    .encode_to_vec();
-    let framed = [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat();
-    requests.send_data(framed.into()).await.unwrap();
+    };
+    requests.send_data(framed(&message)).await.unwrap();
     let token = running.token("node-1", Duration::from_secs(600), Use::Always);
-    let request = http::Request::post(format!("https://localhost{}", streams::PATH))
-        .header("authorization", format!("Bearer {token}"))
-        .body(body)
-        .unwrap();
+    let request = call(&running, streams::PATH, Some(&token), body);
     let mut response = sender.send_request(request).await.unwrap().into_body();
     // Something has come.
     assert!(!response.frame().await.unwrap().unwrap().into_data().unwrap().is_empty());
