@@ -359,6 +359,14 @@ impl Certificates {
     fn answered(&self, identity: &Identity, outcome: Result<Arc<Credential>, CertificateError>) {
         let mut asking = self.asking();
         let Asking { queue, slots } = &mut *asking;
+        let outcome = outcome.and_then(|issued| {
+            // It does not take the place of one that holds.
+            let now = clock::wall();
+            match !issued.is_valid_at(now) && self.credential(identity).is_some() {
+                true => Err(not_now(&issued, now)),
+                false => Ok(issued),
+            }
+        });
         let result = match outcome {
             Ok(credential) => {
                 let now = now();
@@ -378,7 +386,9 @@ impl Certificates {
                 if !taken || life.holds(now.wall) {
                     Ok(())
                 } else {
-                    Err(not_now(&credential, now.wall))
+                    let error = not_now(&credential, now.wall);
+                    tracing::warn!(%identity, %error, "a certificate does not hold now");
+                    Err(error)
                 }
             }
             Err(error) => {
@@ -505,9 +515,7 @@ impl Certificates {
 
 fn not_now(credential: &Credential, now: SystemTime) -> CertificateError {
     let [from, to, now] = [credential.not_before, credential.not_after, now].map(rfc3339_of);
-    let error = CertificateError::NotNow(credential.identity.clone(), from, to, now);
-    tracing::warn!(identity = %credential.identity, %error, "a certificate does not hold now");
-    error
+    CertificateError::NotNow(credential.identity.clone(), from, to, now)
 }
 
 fn now() -> Now {

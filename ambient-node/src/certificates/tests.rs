@@ -96,29 +96,37 @@ async fn why_there_is_none_is_told_until_there_is_one() {
     assert_eq!(certificates.failure(&cart()), None);
 }
 
-/// The authority's clock is an hour ahead of this machine's.
+/// An authority whose clock is an hour ahead of this machine's, but for the first so many certificates.
+struct Ahead {
+    good: usize,
+    asked: AtomicUsize,
+}
+
+impl Issuer for Ahead {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        let ahead = self.asked.fetch_add(1, Ordering::Relaxed) >= self.good;
+        let begin = clock::wall() + Duration::from_secs(if ahead { 3600 } else { 0 });
+        let credential = Credential {
+            identity: identity.clone(),
+            chain: vec![],
+            key: Arc::new(vec![0].into()),
+            not_before: begin,
+            not_after: begin + Duration::from_secs(3600),
+        };
+        Box::pin(async move { Ok(Arc::new(credential)) })
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        Arc::default()
+    }
+}
+
 #[tokio::test]
 async fn what_holds_later_is_no_certificate_and_says_so() {
-    struct Ahead(AtomicUsize);
-    impl Issuer for Ahead {
-        fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            let begin = clock::wall() + Duration::from_secs(3600);
-            let credential = Credential {
-                identity: identity.clone(),
-                chain: vec![],
-                key: Arc::new(vec![0].into()),
-                not_before: begin,
-                not_after: begin + Duration::from_secs(3600),
-            };
-            Box::pin(async move { Ok(Arc::new(credential)) })
-        }
-
-        fn trust(&self) -> Arc<TrustBundles> {
-            Arc::default()
-        }
-    }
-    let issuer = Arc::new(Ahead(AtomicUsize::new(0)));
+    let issuer = Arc::new(Ahead {
+        good: 0,
+        asked: AtomicUsize::new(0),
+    });
     let (certificates, _keeping) = kept(issuer.clone());
     let refused = certificates.hold(&cart(), &pod()).await.unwrap_err();
     assert!(
@@ -130,8 +138,22 @@ async fn what_holds_later_is_no_certificate_and_says_so() {
     assert!(matches!(certificates.ready(&cart()).await, Err(CertificateError::NotNow(..))));
     assert!(certificates.credential(&cart()).is_none());
     time::sleep(Duration::from_millis(500)).await;
-    let asked = issuer.0.load(Ordering::Relaxed);
+    let asked = issuer.asked.load(Ordering::Relaxed);
     assert!((2..=3).contains(&asked), "{asked} requests");
+}
+
+#[tokio::test]
+async fn what_holds_later_does_not_take_the_place_of_what_holds() {
+    let (certificates, _keeping) = kept(Arc::new(Ahead {
+        good: 1,
+        asked: AtomicUsize::new(0),
+    }));
+    let _held = certificates.hold(&cart(), &pod()).await.unwrap();
+    let present = certificates.credential(&cart()).unwrap();
+    certificates.renew(&cart());
+    until(|| certificates.failure(&cart()).is_some_and(|why| why.contains("clock"))).await;
+    assert!(Arc::ptr_eq(&certificates.credential(&cart()).unwrap(), &present));
+    certificates.ready(&cart()).await.unwrap();
 }
 
 #[tokio::test]
