@@ -161,10 +161,12 @@ impl Certificates {
     /// their names, with its end.
     pub(crate) fn of_before(&self) -> Vec<(Identity, SystemTime)> {
         let Some(before) = &self.before else { return Vec::new() };
-        let used = locked(&before.used);
-        let ends = used
-            .iter()
-            .filter_map(|identity| Some((identity.clone(), self.credential(identity)?.not_after)));
+        // Not held on: who keeps a certificate holds those that are present, and then asks for this.
+        let used = locked(&before.used).clone();
+        let ends = used.into_iter().filter_map(|identity| {
+            let end = self.credential(&identity)?.not_after;
+            Some((identity, end))
+        });
         let mut ends: Vec<_> = ends.collect();
         ends.sort_unstable();
         ends

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "a hook between fork and exec")]
 
 mod options;
+mod scene;
 
 use std::{
     env,
@@ -81,6 +82,12 @@ pub fn main_with_actors(tests: &[Test], actors: &[Actor]) -> ExitCode {
     } else {
         run_all(&chosen, tests.len(), &options)
     }
+}
+
+/// What the machine, and this process with all that it has begun, are at now: for a test that has waited in vain, before what it
+/// waited for is gone. A test that takes too long is killed with the same words.
+pub fn scene() -> String {
+    scene::of(std::process::id())
 }
 
 impl Program {
@@ -175,7 +182,9 @@ fn run_apart(name: &str, nocapture: bool) -> io::Result<Verdict> {
     let mut child = command.spawn()?;
     let pidfd = rustix::process::pidfd_open(rustix::process::Pid::from_child(&child), rustix::process::PidfdFlags::empty())?;
     let ended = sys::readable([pidfd.as_fd()], Some(deadline()))?[0];
+    let mut scene = String::new();
     if !ended {
+        scene = scene::of(child.id());
         child.kill()?;
     }
     let status = child.wait()?;
@@ -193,7 +202,7 @@ fn run_apart(name: &str, nocapture: bool) -> io::Result<Verdict> {
     text.push_str(&if ended {
         format!("(ended by {status})\n")
     } else {
-        format!("(killed after {} s)\n", deadline().as_secs())
+        format!("{scene}(killed after {} s)\n", deadline().as_secs())
     });
     Ok(Verdict::Failed(text))
 }

@@ -14,6 +14,7 @@ use std::{
 use ambient_testkit::{
     Namespace, Output, Process, Program, World,
     cluster::{Cluster, DATAPLANE_MODE, Images, Key, residue},
+    harness,
 };
 use serde_json::Value;
 
@@ -276,20 +277,25 @@ impl Ground {
         Ok(self.cluster.pod("demo", name)?.namespace().ok_or("it is on the host's network")?)
     }
 
-    /// The ends of the nodes' logs.
+    /// The ends of the nodes' logs, of each line the beginning, and what their processes are at: so much that whoever keeps but a
+    /// part of what is printed has all of it.
     pub(crate) fn logs(&self) -> String {
         let tail = |path: &Path| {
             let text = fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().filter(|line| !line.contains("\taccess\t")).collect();
-            lines[lines.len().saturating_sub(60)..].join("\n")
+            let last = &lines[lines.len().saturating_sub(LINES)..];
+            let cut = last.iter().map(|line| line.chars().take(LENGTH).collect::<String>() + "\n");
+            cut.collect::<String>()
         };
-        self.cluster
-            .nodes()
-            .iter()
-            .map(|node| format!("{}:\n{}\n", node.name(), tail(node.log())))
-            .collect()
+        let nodes = self.cluster.nodes().iter();
+        let logs: String = nodes.map(|node| format!("{}:\n{}", node.name(), tail(node.log()))).collect();
+        logs + &harness::scene()
     }
 }
+
+/// Of a log, and of a line.
+const LINES: usize = 24;
+const LENGTH: usize = 240;
 
 pub(crate) fn path(path: &Path) -> String {
     path.display().to_string()
