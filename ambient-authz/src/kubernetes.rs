@@ -40,7 +40,7 @@ pub use resource::{
     AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Envelope, From, Metadata, MutualTls, Operation,
     PeerAuthentication, PeerAuthenticationSpec, Selector, Source, To, Unknown,
 };
-pub use resources::{Resources, attached};
+pub use resources::{Resources, Selecting, SelectingKind, attached};
 
 /// How resources are read.
 #[derive(Clone, Debug)]

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 #[path = "authz_cli/decide.rs"]
 mod decide;
+#[path = "authz_cli/open.rs"]
+mod open;
 
 struct Files(tempfile::TempDir);
 

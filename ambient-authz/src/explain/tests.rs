@@ -99,7 +99,7 @@ to be allowed, the ALLOW rule that came closest has to match, or another:
   shop/b, rule 1: 1 field fails
     source service account is shop/cart
       wanted: shop/billing
-or all 2 ALLOW policies that apply have to go
+or both ALLOW policies that apply have to go
 
 2 policies apply:
   ALLOW shop/a  (for its namespace)

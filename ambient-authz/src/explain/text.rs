@@ -359,6 +359,7 @@ fn not_allowed(f: &mut fmt::Formatter<'_>, not_allowed: &NotAllowed) -> fmt::Res
     }
     match not_allowed.policies.len() {
         1 => line(f, format_args!("or the one ALLOW policy that applies has to go")),
+        2 => line(f, format_args!("or both ALLOW policies that apply have to go")),
         all => line(f, format_args!("or all {all} ALLOW policies that apply have to go")),
     }
 }

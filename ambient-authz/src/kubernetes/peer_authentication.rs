@@ -276,7 +276,13 @@ impl Set {
     /// The object for the workloads with these labels alone.
     fn of_workload(&self, namespace: &str, labels: &Labels) -> Option<&Object> {
         let selects = |o: &&Object| o.selector.as_ref().is_some_and(|s| s.selects(labels));
-        self.of(namespace).iter().filter(|_| *namespace != *self.root).find(selects)
+        self.selecting(namespace).find(selects)
+    }
+
+    /// The objects that are for some workloads of a namespace; in the root namespace a selector selects nothing.
+    pub(super) fn selecting(&self, namespace: &str) -> impl Iterator<Item = &Object> {
+        let own = self.of(namespace).iter().filter(|o| o.selector.is_some());
+        own.filter(|o| *o.namespace != *self.root)
     }
 
     fn of(&self, namespace: &str) -> &[Object] {

@@ -9,7 +9,7 @@ use super::{
     peer_authentication::{self, Set},
     read,
 };
-use crate::{Policies, Scope, policy::Update};
+use crate::{Action, Policies, Scope, policy::Update};
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +45,40 @@ pub struct Resources {
     authorizations: ByName<Result<Reading, ReadError>>,
     peers: Set,
     unread_peers: ByName<ReadError>,
+}
+
+/// A resource that selects workloads by their labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selecting<'a> {
+    /// What it is.
+    pub kind: SelectingKind,
+    /// What a workload lists that it selects; of a PeerAuthentication the key that it goes by where it cannot be read
+    /// ([`peer_authentication::unreadable_key`]): what is listed for it hangs on others as well.
+    pub key: PolicyKey,
+    /// The labels that a workload must have.
+    pub selector: &'a Selector,
+}
+
+/// What kind of resource selects workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectingKind {
+    /// An AuthorizationPolicy.
+    Policy {
+        /// What it does with a connection that it matches.
+        action: Action,
+        /// Whether its verdict is only told.
+        dry_run: bool,
+    },
+    /// A PeerAuthentication.
+    PeerAuthentication,
+    /// One of either kind that cannot be read, and refuses what it selects.
+    Unreadable,
+}
+
+impl<'a> Selecting<'a> {
+    fn new(kind: SelectingKind, key: PolicyKey, selector: &'a Selector) -> Self {
+        Self { kind, key, selector }
+    }
 }
 
 /// By namespace and name.
@@ -147,6 +181,41 @@ impl Resources {
         });
         let unread = self.in_reach(&self.unread_peers, namespace);
         attached(authorizations, unread, &self.peers, namespace, labels)
+    }
+
+    /// The keys that a workload of a namespace lists that no selector selects.
+    pub fn attached_unselected(&self, namespace: &str) -> Vec<PolicyKey> {
+        peer_authentication::keys(&self.peers, namespace, &Labels::new())
+    }
+
+    /// What selects workloads of a namespace by their labels: AuthorizationPolicies first, each kind by namespace and name,
+    /// those of the root namespace last. For whoever does not know a workload's labels: [`Resources::attached`] without
+    /// labels leaves these out.
+    pub fn selecting(&self, namespace: &str) -> Vec<Selecting<'_>> {
+        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(|read| match read {
+            Ok(reading) => {
+                let policy = reading.policy.as_ref()?;
+                let kind = SelectingKind::Policy {
+                    action: policy.action,
+                    dry_run: policy.dry_run,
+                };
+                Some(Selecting::new(kind, policy.key.clone(), reading.selector.as_ref()?))
+            }
+            Err(error) => Some(Selecting::new(
+                SelectingKind::Unreadable,
+                error.key.clone(),
+                error.selector.as_ref()?,
+            )),
+        });
+        let peers = self.peers.selecting(namespace).filter_map(|object| {
+            let key = peer_authentication::unreadable_key(object.namespace(), object.name());
+            Some(Selecting::new(SelectingKind::PeerAuthentication, key, object.selector()?))
+        });
+        let unread = self.in_reach(&self.unread_peers, namespace).filter_map(|error| {
+            let selector = error.selector.as_ref().filter(|_| error.scope == Scope::Selector)?;
+            Some(Selecting::new(SelectingKind::Unreadable, error.key.clone(), selector))
+        });
+        authorizations.chain(peers).chain(unread).collect()
     }
 
     /// Where a rule of a policy stands in its resource's `spec.rules`, as [`Reading::rules`] tells; the same number for a

@@ -1,7 +1,7 @@
 //! `ambient authz explain`.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
 };
@@ -17,7 +17,9 @@ use serde::Serialize;
 
 use super::{
     Failure, Mode, Policies,
-    files::Files,
+    files::{Files, Found},
+    open::{Open, Verdict},
+    outside,
     peer::Peer,
     place::{Finding, Level},
     print,
@@ -29,13 +31,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     policies: Policies,
     /// Who asks: plaintext, a SPIFFE identity with or without `spiffe://`, NAMESPACE/ACCOUNT, or NAMESPACE/NAME of a pod in
-    /// the files.
+    /// the files, where the name alone will do if it is in one namespace only.
     #[arg(long, value_name = "IDENTITY")]
     from: String,
     /// The address that the connection comes from.
     #[arg(long, value_name = "IP")]
     from_ip: Option<IpAddr>,
-    /// Who is asked: NAMESPACE/NAME of a pod or workload in the files, or NAMESPACE with --labels.
+    /// Who is asked: NAMESPACE/NAME of a pod or workload in the files, or NAMESPACE with --labels. For a NAMESPACE alone it is
+    /// told what holds for all of its pods, what for each of those in the files, and what was not asked.
     #[arg(long, value_name = "WORKLOAD")]
     to: String,
     /// The labels of the pod, such as app=web,version=v1; those in the files do not count then.
@@ -55,11 +58,23 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Told<'a> {
+struct Told<'a, E> {
     #[serde(flatten)]
-    explanation: &'a Explanation,
+    explanation: E,
+    #[serde(flatten)]
+    open: &'a Open,
     /// What of the policies that were asked is not in force as it is written.
     findings: &'a [&'a Finding],
+}
+
+/// An explanation where the answer hangs on the pod.
+#[derive(Debug, Serialize)]
+struct Unsettled {
+    allowed: Option<bool>,
+    reason: String,
+    /// All else is of a pod that nothing selects.
+    #[serde(flatten)]
+    unselected: serde_json::Map<String, serde_json::Value>,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
@@ -69,31 +84,38 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     files.whole()?;
     let target = Target::find(&args.to, args.labels.clone(), &files)?;
     let peer = Peer::find(&args.from, &domain, &files)?;
-    let (source, destination) = (args.from_ip.or(peer.ip), args.to_ip.or(target.ip));
-    let speaker = peer.identity.clone().into();
-    let conn = Conn {
-        peer: &speaker,
-        source: source.unwrap_or(UNKNOWN),
-        destination: SocketAddr::new(destination.unwrap_or(UNKNOWN), args.port),
-    };
-    let explain = if args.all { explain_all } else { ambient_authz::explain };
-    let mut explanation = explain(&files.resources.policies(), &target.workload, &conn);
-    explanation.trace_to(&Written {
+    let asked = Asked {
+        args,
         files: &files,
-        target: &target,
-        port: args.port,
-    });
+        policies: files.resources.policies(),
+        source: args.from_ip.or(peer.ip),
+        speaker: peer.identity.clone().into(),
+    };
+    let destination = args.to_ip.or(target.ip);
+    let mut explanation = asked.explain(&target);
+    let mut open = Open::of(&target, &files, &asked.policies, &asked.conn(&target));
+    if !open.settled {
+        asked.pods(&target.workload.namespace, &mut open);
+    }
 
     let mut notes = target.notes.clone();
     notes.extend(peer.note);
+    notes.extend(outside::notes(peer.outside.as_ref(), target.outside.as_ref()));
     notes.extend(target.port_note(args.port, &files));
     for (known, field, flag) in [
-        (source.is_some(), Field::SourceIps, "--from-ip"),
+        (asked.source.is_some(), Field::SourceIps, "--from-ip"),
         (destination.is_some(), Field::DestinationIps, "--to-ip"),
     ] {
         if !known && compares(&explanation, field) {
             notes.push(format!("the {field} counts here and is not known: give {flag}"));
         }
+    }
+    match (open.settled, open.unasked.len()) {
+        (false, _) | (true, 0) => {}
+        (true, 1) => notes.push("1 policy that selects pods by their labels was not asked: it would not turn the answer".into()),
+        (true, all) => notes.push(format!(
+            "{all} policies that select pods by their labels were not asked: none of them would turn the answer"
+        )),
     }
     if files.authorization_policies + files.peer_authentications == 0 {
         notes.push("no AuthorizationPolicy and no PeerAuthentication is in the files".into());
@@ -101,16 +123,100 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     explanation.notes = notes;
     let findings = concerning(&explanation, &files);
     if args.mode.json {
-        let told = Told {
-            explanation: &explanation,
-            findings: &findings,
-        };
-        let json = serde_json::to_string_pretty(&told).map_err(|error| Failure::input(error.to_string()))?;
-        print(&(json + "\n"))?;
+        print(&json(&explanation, &open, &findings)?)?;
     } else {
+        if !open.settled {
+            print(&open.text(&target.workload.namespace, asked.most()))?;
+        }
         print(&text(&explanation, &findings, &files))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The question, whichever pod it is put to.
+struct Asked<'a> {
+    args: &'a Args,
+    files: &'a Files,
+    policies: ambient_authz::Policies,
+    source: Option<IpAddr>,
+    speaker: ambient_authz::Peer,
+}
+
+impl Asked<'_> {
+    fn conn(&self, target: &Target) -> Conn<'_> {
+        let destination = self.args.to_ip.or(target.ip);
+        Conn {
+            peer: &self.speaker,
+            source: self.source.unwrap_or(UNKNOWN),
+            destination: SocketAddr::new(destination.unwrap_or(UNKNOWN), self.args.port),
+        }
+    }
+
+    fn explain(&self, target: &Target) -> Explanation {
+        let explain = if self.args.all { explain_all } else { ambient_authz::explain };
+        let mut explanation = explain(&self.policies, &target.workload, &self.conn(target));
+        explanation.trace_to(&Written {
+            files: self.files,
+            target,
+            port: self.args.port,
+        });
+        explanation
+    }
+
+    /// Asks for the pods of a namespace one by one.
+    fn pods(&self, namespace: &str, open: &mut Open) {
+        let of_namespace = self.files.workloads.iter().filter(|w| w.namespace == namespace);
+        let by_name: BTreeMap<&str, &Found> = of_namespace.map(|w| (w.name.as_str(), w)).collect();
+        let most = self.most().min(by_name.len());
+        open.more_pods = by_name.len() - most;
+        open.pods.extend(by_name.values().take(most).map(|found| {
+            let explanation = self.explain(&Target::of(found, self.files));
+            Verdict {
+                pod: format!("{namespace}/{}", found.name),
+                allowed: explanation.allowed,
+                reason: explanation.to_string().lines().next().unwrap_or_default().to_owned(),
+                outside: self.files.outside(found).and_then(|outside| outside.of_itself()),
+            }
+        }));
+    }
+
+    /// So many pods and policies are told.
+    fn most(&self) -> usize {
+        if self.args.all { usize::MAX } else { MOST_TOLD }
+    }
+}
+
+fn json(explanation: &Explanation, open: &Open, findings: &[&Finding]) -> Result<String, Failure> {
+    let json = if open.settled {
+        let told = Told {
+            explanation,
+            open,
+            findings,
+        };
+        serde_json::to_string_pretty(&told)
+    } else {
+        serde_json::to_value(explanation).and_then(|value| {
+            let mut unselected = match value {
+                serde_json::Value::Object(fields) => fields,
+                _ => serde_json::Map::new(),
+            };
+            for told in ["allowed", "reason"] {
+                unselected.remove(told);
+            }
+            let explanation = Unsettled {
+                allowed: None,
+                reason: open.reason(&explanation.connection.namespace),
+                unselected,
+            };
+            let told = Told {
+                explanation,
+                open,
+                findings,
+            };
+            serde_json::to_string_pretty(&told)
+        })
+    };
+    Ok(json.map_err(|error| Failure::input(error.to_string()))? + "\n")
 }
 
 fn text(explanation: &Explanation, findings: &[&Finding], files: &Files) -> String {
@@ -157,7 +263,9 @@ impl Origin for Written<'_> {
         // Its own ports have no say where all of a workload is strict.
         let port = own.map(|_| self.port);
         let set = self.files.resources.peer_authentications();
-        let strict = peer_authentication::strict_by(set, &self.target.workload.namespace, &self.target.labels, port);
+        let none = Labels::new();
+        let labels = self.target.labels.as_ref().unwrap_or(&none);
+        let strict = peer_authentication::strict_by(set, &self.target.workload.namespace, labels, port);
         let (namespace, name) = match strict {
             Some(object) => (object.namespace(), object.name()),
             None => (namespace, own?),
@@ -198,3 +306,5 @@ fn labels(text: &str) -> Result<Labels, String> {
 
 /// Stands for an address that nobody has told.
 const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Of pods, and of policies that were not asked, so many are told.
+const MOST_TOLD: usize = 10;

@@ -35,6 +35,8 @@ pub(super) struct Files {
     pub(super) others: usize,
     /// Namespaces that anything is in.
     pub(super) namespaces: BTreeSet<String>,
+    /// The labels of the namespaces that are in the files themselves.
+    pub(super) namespace_labels: HashMap<String, Labels>,
     /// Service accounts, by namespace and name.
     accounts: BTreeSet<(String, String)>,
     /// Where each resource stands, by what it is called.
@@ -52,6 +54,8 @@ pub(super) struct Found {
     pub(super) labels: Labels,
     pub(super) ip: Option<IpAddr>,
     pub(super) account: String,
+    pub(super) annotations: Labels,
+    pub(super) host_network: bool,
 }
 
 impl Files {
@@ -68,6 +72,7 @@ impl Files {
             peer_authentications: 0,
             others: 0,
             namespaces: BTreeSet::new(),
+            namespace_labels: HashMap::new(),
             accounts: BTreeSet::new(),
             seen: HashMap::new(),
             rules: HashMap::new(),
@@ -128,6 +133,24 @@ impl Files {
                 }
             ))),
         }
+    }
+
+    /// What is called so, by namespace: a pod, what makes pods, or an account.
+    pub(super) fn namespaces_of(&self, name: &str) -> BTreeSet<&str> {
+        let workloads = self.workloads.iter().filter(|w| w.name == name).map(|w| &*w.namespace);
+        let accounts = self
+            .accounts
+            .iter()
+            .filter(|(_, account)| account == name)
+            .map(|(namespace, _)| &**namespace);
+        workloads.chain(accounts).collect()
+    }
+
+    /// Every pod, what makes pods, and account of the files, as `NAMESPACE/NAME`.
+    pub(super) fn peers(&self) -> BTreeSet<String> {
+        let workloads = self.workloads.iter().map(|w| format!("{}/{}", w.namespace, w.name));
+        let accounts = self.accounts.iter().map(|(namespace, name)| format!("{namespace}/{name}"));
+        workloads.chain(accounts).collect()
     }
 
     /// Whether an account is in the files, or nothing that would tell which accounts there are.
@@ -238,6 +261,9 @@ impl Files {
                 if kind == "ServiceAccount" {
                     self.accounts.insert(name_of(&node));
                 }
+                if kind == "Namespace" {
+                    self.namespace_labels.insert(name_of(&node).1, map_of(&node, "labels"));
+                }
                 self.workloads.extend(Found::of(&kind, &node));
                 if known == Some(Kind::Service) {
                     self.services.push(node);
@@ -346,16 +372,18 @@ impl Found {
             _ => return None,
         };
         let (namespace, name) = name_of(node);
-        let labels = template.field("metadata").and_then(|m| m.field("labels"));
+        let host_network = template.field("spec").and_then(|spec| spec.field("hostNetwork"));
         let text = |node: Option<&Node>, name: &str| node.and_then(|n| n.text(name)).map(str::to_owned);
         let ip = text(node.field("status"), "podIP").or_else(|| first_ip(node));
         Some(Self {
             kind: kind.into(),
             namespace,
             name,
-            labels: labels.and_then(|l| l.read().ok()).unwrap_or_default(),
+            labels: map_of(template, "labels"),
             ip: ip.and_then(|ip| ip.parse().ok()),
             account: text(template.field("spec"), "serviceAccountName").unwrap_or_else(|| "default".into()),
+            annotations: map_of(template, "annotations"),
+            host_network: host_network.is_some_and(|of| matches!(of.value, Value::Bool(true))),
         })
     }
 }
@@ -366,6 +394,12 @@ fn key_of(kind: &str, namespace: &str, name: &str) -> String {
         "PeerAuthentication" => peer_authentication::unreadable_key(namespace, name).to_string(),
         _ => format!("{namespace}/{name}"),
     }
+}
+
+/// The labels or annotations of an object.
+fn map_of(node: &Node, field: &str) -> Labels {
+    let map = node.field("metadata").and_then(|metadata| metadata.field(field));
+    map.and_then(|map| map.read().ok()).unwrap_or_default()
 }
 
 fn first_ip(pod: &Node) -> Option<String> {

@@ -9,15 +9,20 @@ use ambient_core::Workload;
 use super::{
     Failure,
     files::{Files, Found, name_of},
+    near::{meant, or_there},
+    outside::Outside,
 };
 
 /// The workload that is asked about.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) workload: Workload,
-    pub(super) labels: Labels,
+    /// Where they are known: else nothing is asked that selects pods by them.
+    pub(super) labels: Option<Labels>,
     /// Where it is known.
     pub(super) ip: Option<IpAddr>,
+    /// Why the files say that it is not in the mesh, if they do.
+    pub(super) outside: Option<Outside>,
     /// What should be known about how it was found.
     pub(super) notes: Vec<String>,
 }
@@ -46,25 +51,44 @@ impl Target {
             (None, None, None) => notes.push(format!("there are no --labels: only what applies to all of {namespace} is asked")),
             _ => {}
         }
-        let labels = labels.or_else(|| found.map(|f| f.labels.clone())).unwrap_or_default();
-        let name = name.unwrap_or("any");
+        if !files.namespaces.contains(namespace) && *namespace != *files.resources.settings().root_namespace {
+            let others = or_there(namespace, &files.namespaces, "they name none");
+            notes.push(format!(
+                "nothing in the files is in a namespace {namespace}: only what applies to the whole mesh is asked; {others}"
+            ));
+        }
+        Ok(Self::new(namespace, name.unwrap_or("*"), labels, found, notes, files))
+    }
+
+    /// A pod or workload of the files.
+    pub(super) fn of(found: &Found, files: &Files) -> Self {
+        Self::new(&found.namespace, &found.name, None, Some(found), Vec::new(), files)
+    }
+
+    fn new(namespace: &str, name: &str, labels: Option<Labels>, found: Option<&Found>, notes: Vec<String>, files: &Files) -> Self {
+        let labels = labels.or_else(|| found.map(|f| f.labels.clone()));
         let mut workload = Workload::new(&format!("cluster//Pod/{namespace}/{name}"), namespace, name);
-        workload.policies = files.resources.attached(namespace, &labels);
-        Ok(Self {
+        workload.policies = match &labels {
+            Some(labels) => files.resources.attached(namespace, labels),
+            None => files.resources.attached_unselected(namespace),
+        };
+        Self {
             workload,
             labels,
             ip: found.and_then(|f| f.ip),
+            outside: found.map_or_else(|| files.namespace_outside(namespace), |f| files.outside(f)),
             notes,
-        })
+        }
     }
 
     /// What is to be said where a port is asked about that a service has and the pod has not.
     pub(super) fn port_note(&self, port: u16, files: &Files) -> Option<String> {
+        let labels = self.labels.as_ref()?;
         let services = files.services.iter().filter(|s| name_of(s).0 == *self.workload.namespace);
         services.into_iter().find_map(|service| {
             let spec = service.field("spec")?;
             let selector: Labels = spec.field("selector")?.read().ok()?;
-            let selects = !selector.is_empty() && selector.iter().all(|(k, v)| self.labels.get(k) == Some(v));
+            let selects = !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v));
             let Value::List(ports) = &spec.field("ports").filter(|_| selects)?.value else {
                 return None;
             };
@@ -106,10 +130,22 @@ fn names<'a>(text: &'a str, files: &'a Files, labelled: bool) -> Result<(&'a str
     }
     let called: Vec<&Found> = files.workloads.iter().filter(|w| w.name == text).collect();
     match called[..] {
-        [] if files.workloads.is_empty() || labelled => Ok((text, None)),
-        [] => Err(Failure::usage(format!(
-            "--to {text}: no namespace and no workload of the files is called so; write NAMESPACE/NAME, or give --labels"
-        ))),
+        [] if labelled => Ok((text, None)),
+        [] if files.workloads.is_empty() => refuse_selected(text, files).map(|()| (text, None)),
+        [] => {
+            let names = files.workloads.iter().map(|w| &w.name).chain(&files.namespaces).cloned();
+            let there = match meant(text, &names.collect()) {
+                Some(meant) => format!("perhaps {meant} is meant"),
+                None => {
+                    let workloads = files.workloads.iter().map(|w| format!("{}/{}", w.namespace, w.name));
+                    let namespaces = or_there(text, &files.namespaces, "");
+                    format!("of namespaces {namespaces}, of workloads {}", or_there(text, workloads, ""))
+                }
+            };
+            Err(Failure::usage(format!(
+                "--to {text}: no namespace and no workload of the files is called so: {there}; write NAMESPACE/NAME, or give --labels"
+            )))
+        }
         [one] => Ok((&one.namespace, Some(text))),
         [first, second, ..] if first.namespace != second.namespace => Err(Failure::usage(format!(
             "--to {text}: there is {}/{text} and {}/{text}: write which",
@@ -124,24 +160,33 @@ fn refuse_unknown(namespace: &str, name: &str, files: &Files) -> Result<(), Fail
     if files.workloads.is_empty() {
         return Ok(());
     }
-    let mut there: Vec<&str> = files
-        .workloads
-        .iter()
-        .filter(|w| w.namespace == namespace)
-        .map(|w| &*w.name)
-        .collect();
-    there.sort_unstable();
-    there.dedup();
-    let there = match &there[..] {
-        [] => "none is in that namespace".to_owned(),
-        all => {
-            let more = if all.len() > MOST_NAMED { ", …" } else { "" };
-            format!("there is {}{more}", all[..all.len().min(MOST_NAMED)].join(", "))
-        }
+    let of_namespace = files.workloads.iter().filter(|w| w.namespace == namespace);
+    let mut names = of_namespace.map(|w| &w.name).peekable();
+    let there = if names.peek().is_some() {
+        or_there(name, names, "")
+    } else {
+        let namespaces = files.workloads.iter().map(|w| &w.namespace);
+        format!("none is in that namespace, {}", or_there(namespace, namespaces, ""))
     };
     Err(Failure::usage(format!(
         "--to {namespace}/{name}: no such pod or workload is in the files: {there}; or give its --labels"
     )))
+}
+
+/// A name that no namespace of the files has and by which policies select pods is that of a pod.
+fn refuse_selected(name: &str, files: &Files) -> Result<(), Failure> {
+    let by_label = files.namespaces.iter().find_map(|namespace| {
+        let selecting = files.resources.selecting(namespace).into_iter();
+        let mut labels = selecting.flat_map(|s| &s.selector.match_labels);
+        labels.find(|(_, value)| *value == name).map(|(key, _)| (namespace, key))
+    });
+    match by_label {
+        Some((namespace, key)) => Err(Failure::usage(format!(
+            "--to {name}: no namespace of the files is called so, and policies select pods by {key}={name}: \
+             ask --to {namespace} --labels {key}={name}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A service is no destination for policies: its pods are.
@@ -172,6 +217,3 @@ fn refuse_service(namespace: &str, name: &str, files: &Files) -> Result<(), Fail
         "--to {namespace}/{name}: that is a Service, and policies are asked for a pod: name one of its pods, {hint}"
     )))
 }
-
-/// Of the workloads that may have been meant so many are named.
-const MOST_NAMED: usize = 8;

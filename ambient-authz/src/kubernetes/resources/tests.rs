@@ -193,3 +193,49 @@ fn another_revisions_resources_have_no_effect() {
     assert_eq!(resources.peer_authentication(&strict).unwrap().len(), 1);
     assert!(ask(&resources, "shop", &labels("a")).is_allow(), "it is of another revision now");
 }
+
+#[test]
+fn what_selects_by_labels_is_told_and_left_out_for_a_workload_that_nothing_selects() {
+    for settings in [Settings::default(), Settings::istio_exact()] {
+        let mut resources = Resources::new(settings);
+        for (namespace, name) in [("shop", "z"), ("istio-system", "m"), ("ops", "x")] {
+            resources.authorization(&authorization(namespace, name, &for_app("a"))).unwrap();
+        }
+        resources.authorization(&authorization("shop", "all", &json!({}))).unwrap();
+        let strict = json!({ "mtls": { "mode": "STRICT" } });
+        resources.peer_authentication(&peer_authentication("shop", "p", &strict)).unwrap();
+        let mut open = for_app("b");
+        open["mtls"] = json!({ "mode": "PERMISSIVE" });
+        for namespace in ["shop", "istio-system"] {
+            resources
+                .peer_authentication(&peer_authentication(namespace, "open", &open))
+                .unwrap();
+        }
+        open["mtls"] = json!({ "mode": "OPEN" });
+        resources
+            .peer_authentication(&peer_authentication("shop", "bad", &open))
+            .unwrap_err();
+
+        let selecting = resources.selecting("shop");
+        let told: Vec<_> = selecting.iter().map(|s| (s.key.as_str(), s.kind)).collect();
+        let policy = SelectingKind::Policy {
+            action: Action::Allow,
+            dry_run: false,
+        };
+        let expected = [
+            ("shop/z", policy),
+            ("istio-system/m", policy),
+            ("shop/peer_authentication_open", SelectingKind::PeerAuthentication),
+            ("shop/peer_authentication_bad", SelectingKind::Unreadable),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(selecting[2].selector.match_labels, labels("b"));
+        // Also where a workload without labels is one that every selector selects.
+        assert_eq!(
+            texts(&resources.attached_unselected("shop")),
+            ["istio-system/istio_converted_static_strict"]
+        );
+        let all = resources.attached("shop", &Labels::new()).len();
+        assert_eq!(all, if resources.settings().istio_exact { 3 } else { 1 });
+    }
+}
