@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "a hook between fork and exec")]
 
 mod options;
+mod pulse;
 mod scene;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::options::Options;
+use self::{options::Options, pulse::Pulse};
 use crate::{Program, World, sys, world};
 
 /// What a test gives back: an error is a failure and is printed.
@@ -112,9 +113,11 @@ fn run_all(chosen: &[Test], all: usize, options: &Options) -> ExitCode {
     let begun = Instant::now();
     println!("\nrunning {} test{}", chosen.len(), if chosen.len() == 1 { "" } else { "s" });
     let (mut passed, mut ignored, mut failures) = (0, 0, Vec::new());
+    let pulse = Pulse::begin();
     for (name, _) in chosen {
         print!("test {name} ... ");
         let _ = io::stdout().flush();
+        pulse.take();
         match run_apart(name, options.nocapture) {
             Ok(Verdict::Passed) => {
                 passed += 1;
@@ -126,7 +129,7 @@ fn run_all(chosen: &[Test], all: usize, options: &Options) -> ExitCode {
             }
             Ok(Verdict::Failed(output)) => {
                 println!("FAILED");
-                failures.push((name, output));
+                failures.push((name, output + &pulse.take()));
             }
             Err(e) => {
                 println!("FAILED");

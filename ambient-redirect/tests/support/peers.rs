@@ -18,7 +18,7 @@ use ambient_redirect::{
 
 use crate::node::Node;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Gives back all that it hears, on port 8081.
 pub(crate) fn echo(at: &Arc<Netns>) {

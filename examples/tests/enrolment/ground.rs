@@ -197,19 +197,31 @@ impl Ground {
         Ok((status.code().ok_or("it was killed")?, out, err))
     }
 
-    /// A page of a node, on its loopback.
+    /// A page of a node, on its loopback. One that does not come is told of, and asked for once more: that a machine stands is no
+    /// failure of a page.
     pub(crate) fn page(&self, node: &str, port: u16, path: &str) -> Result<String, Failure> {
+        self.page_once(node, port, path).or_else(|why| {
+            eprintln!("{why}\n{}", harness::scene());
+            self.page_once(node, port, path)
+        })
+    }
+
+    fn page_once(&self, node: &str, port: u16, path: &str) -> Result<String, Failure> {
         let asked = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-        let answer = self.node_namespace(node)?.run(move || {
-            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-            // That the machine is slow is no failure of a page.
-            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-            stream.write_all(asked.as_bytes())?;
+        let begun = Instant::now();
+        let (answer, heard) = self.node_namespace(node)?.run(move || {
             let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
+            let heard = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
+                stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+                stream.write_all(asked.as_bytes())?;
+                stream.read_to_string(&mut answer)
+            });
+            (answer, heard)
         })?;
-        let answer = answer.map_err(|why| format!("{path} of {node}: {why}"))?;
-        Ok(answer.split_once("\r\n\r\n").ok_or("no HTTP")?.1.to_owned())
+        let of = || format!("{path} of {node}, after {:?} and {} bytes", begun.elapsed(), answer.len());
+        heard.map_err(|why| format!("{}: {why}", of()))?;
+        let (_, page) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{}: no HTTP", of()))?;
+        Ok(page.to_owned())
     }
 
     /// The first address of a pod.
@@ -305,13 +317,15 @@ pub(crate) fn key(name: &str) -> Key {
     Key::new("Pod", "demo", name)
 }
 
-/// Looks until something is so; gives what was seen last where it never was.
+/// Looks until something is so; gives what was seen last where it never was. The last look begins after the end: one that took
+/// long says nothing of that.
 pub(crate) fn until<T>(patience: Duration, mut look: impl FnMut() -> Result<Result<T, String>, Failure>) -> Result<T, Failure> {
     let end = Instant::now() + patience;
     loop {
+        let last = Instant::now() > end;
         match look()? {
             Ok(found) => return Ok(found),
-            Err(seen) if Instant::now() > end => return Err(format!("after {patience:?}: {seen}").into()),
+            Err(seen) if last => return Err(format!("after {patience:?}: {seen}").into()),
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
