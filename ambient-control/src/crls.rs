@@ -120,6 +120,10 @@ impl Issuer for WithCrls {
         self.issuer.leaves(identity, pod);
     }
 
+    fn takes_back(&self) -> bool {
+        self.issuer.takes_back()
+    }
+
     fn told(&self) -> BoxFuture<'_, Told> {
         self.issuer.told()
     }

@@ -339,6 +339,13 @@ pub trait Issuer: Send + Sync {
     /// A pod that was told of bears it no more; after its last pod an identity needs no credential.
     fn leaves(&self, _identity: &Identity, _pod: &PodUid) {}
 
+    /// Whether it may [withdraw](Told::Withdrawn) what it gave, and says so of those alone that it was asked for since this process
+    /// began; most withdraw nothing. Then what an earlier process was given is asked for at once. Elsewhere that has no
+    /// hurry, and many nodes that start together need not ask together.
+    fn takes_back(&self) -> bool {
+        false
+    }
+
     /// Waits for what the authority says unasked; for ever where it only answers, as most do. There is one listener at a time.
     ///
     /// Cancel safe: what is not delivered by this call is by a later one. Of several words on one identity the last counts.

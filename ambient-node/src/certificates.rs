@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{clock, entropy, text::rfc3339_of};
-use queue::{Life, Now, Queue, Wait};
+use queue::{Failure, Life, Now, Queue, Wait};
 
 pub(crate) use memory::{Keep, Memory};
 pub use memory::{KeysError, NodeKeys};
@@ -61,6 +61,16 @@ pub(crate) enum CertificateError {
     /// What the issuer gave does not hold at this moment.
     #[error("no certificate for {0}: what was issued holds from {1} to {2}, and this machine's clock says {3}: set that, or the issuer's")]
     NotNow(Identity, String, String, String),
+}
+
+impl CertificateError {
+    /// Whether the issuer has said so.
+    fn says(&self) -> Failure {
+        match self {
+            Self::Issue(IssueError::Refused { .. }) | Self::Unknown(_) | Self::NotNow(..) => Failure::Answered,
+            Self::Issue(IssueError::Unavailable { .. }) | Self::Timeout(_) | Self::Waited(..) | Self::Broken(_) => Failure::Silence,
+        }
+    }
 }
 
 /// How the last request went; counts up, so that each is news.
@@ -394,7 +404,7 @@ impl Certificates {
                 }
             }
             Err(error) => {
-                if let Some(retry_in) = queue.failed(identity, now(), entropy::word()) {
+                if let Some(retry_in) = queue.failed(identity, error.says(), now(), entropy::word()) {
                     self.tell(identity, &error, retry_in);
                 }
                 Err(error)
@@ -481,7 +491,8 @@ impl Certificates {
         queue.want(identity);
         let found = self.before.as_ref().and_then(|before| before.take(identity));
         if let Some(found) = found.filter(|found| found.is_valid_at(clock::wall())) {
-            queue.found(identity, [found.not_before, found.not_after], clock::wall());
+            let spread = (!self.issuer.takes_back()).then(entropy::word);
+            queue.found(identity, Life::left([found.not_before, found.not_after], clock::wall(), spread));
             let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
             present.insert(identity.clone(), found);
         }

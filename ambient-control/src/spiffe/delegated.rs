@@ -22,7 +22,7 @@ use super::{
     Socket, bundles,
     desk::{self, Desk, lock},
     kept::Kept,
-    subscription::{ANSWERING, Came, Failure, follow},
+    subscription::{ANSWERING, Away, Came, Failure, Presence, follow},
     svid::Raw,
 };
 use crate::{
@@ -193,6 +193,7 @@ struct Core {
     config: DelegatedConfig,
     channel: Channel,
     desk: Desk,
+    presence: Presence,
     streams: Mutex<HashMap<Identity, Stream>>,
 }
 
@@ -251,6 +252,7 @@ impl DelegatedIdentity {
         let core = Arc::new(Core {
             desk: Desk::new(agent, &config.provider, own, clock, recalled),
             channel: config.socket.channel(),
+            presence: Presence::new(),
             streams: Mutex::default(),
             config,
         });
@@ -326,6 +328,10 @@ impl Issuer for DelegatedIdentity {
         }
     }
 
+    fn takes_back(&self) -> bool {
+        true
+    }
+
     fn told(&self) -> BoxFuture<'_, Told> {
         Box::pin(self.core.desk.told())
     }
@@ -365,7 +371,7 @@ impl Core {
                 Came::Failure(failure) => self.fail(Some(&identity), &failure),
             };
             tokio::select! {
-                never = follow(open, hear) => match never {},
+                never = follow(&self.presence, Away::Waits, open, hear) => match never {},
                 () = again.notified() => {}
             }
             // Pods come and go in groups.
@@ -378,7 +384,7 @@ impl Core {
             let mut client = self.client();
             async move { client.subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {}).await }
         };
-        let never = follow(open, |came| match came {
+        let never = follow(&self.presence, Away::Looks, open, |came| match came {
             Came::Answer(answer) => {
                 self.desk.heard();
                 let told = bundles::Told {

@@ -1,8 +1,15 @@
 //! A stream of an agent's that is opened again whenever it ends.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tonic::{Code, Response, Status, Streaming};
 
 use super::svid::whole;
@@ -45,13 +52,59 @@ impl Failure {
     }
 }
 
-/// Keeps a subscription open for as long as it is polled: after every end it waits, longer each time that nothing has come.
-pub(super) async fn follow<R, F>(open: impl Fn() -> F, mut hear: impl FnMut(Came<R>)) -> std::convert::Infallible
+/// Whether an agent is there, as its streams find out: one for all of them.
+#[derive(Debug)]
+pub(super) struct Presence {
+    /// Nobody was there when one of them was opened last.
+    away: AtomicBool,
+    /// Counts how often it came back.
+    back: watch::Sender<u64>,
+}
+
+impl Presence {
+    pub(super) fn new() -> Self {
+        Self {
+            away: AtomicBool::new(false),
+            back: watch::Sender::new(0),
+        }
+    }
+
+    fn lost(&self) {
+        self.away.store(true, Ordering::Relaxed);
+    }
+
+    fn heard(&self) {
+        if self.away.swap(false, Ordering::Relaxed) {
+            self.back.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+}
+
+/// What a stream does while nobody is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Away {
+    /// It looks often whether somebody is. A socket on this machine costs nobody anything.
+    Looks,
+    /// It looks now and then, and waits for those that look often.
+    Waits,
+}
+
+/// Keeps a subscription open for as long as it is polled: after every end it waits, longer each time that nothing has come, and
+/// no longer once the agent has come back.
+pub(super) async fn follow<R, F>(
+    presence: &Presence,
+    away: Away,
+    open: impl Fn() -> F,
+    mut hear: impl FnMut(Came<R>),
+) -> std::convert::Infallible
 where
     F: Future<Output = Result<Response<Streaming<R>>, Status>>,
 {
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut spread = Backoff::new(BACK, BACK);
+    let mut back = presence.back.subscribe();
     loop {
+        back.mark_unchanged();
         let failure = match timeout(ANSWERING, open()).await {
             Ok(Ok(stream)) => {
                 let mut stream = stream.into_inner();
@@ -62,6 +115,7 @@ where
                         Ok(Ok(Some(answer))) => {
                             heard = true;
                             backoff.reset();
+                            presence.heard();
                             hear(Came::Answer(answer));
                         }
                         Ok(Ok(None)) => break Failure::local("it has closed the stream".into()),
@@ -74,8 +128,21 @@ where
             Ok(Err(status)) => Failure::of(&status),
             Err(_) => Failure::local(format!("no answer within {ANSWERING:?}")),
         };
+        let mut wait = backoff.next();
+        if failure.code.is_none() {
+            presence.lost();
+            if away == Away::Looks {
+                wait = wait.min(LOOKING);
+            }
+        }
         hear(Came::Failure(failure));
-        sleep(backoff.next()).await;
+        tokio::select! {
+            () = sleep(wait) => {}
+            Ok(()) = back.changed() => {
+                backoff.reset();
+                sleep(spread.next()).await;
+            }
+        }
     }
 }
 
@@ -87,6 +154,10 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 60 * 60);
 /// The first wait after an end, doubled up to the longest; each is spread.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// The longest wait of a stream that looks whether somebody is there.
+const LOOKING: Duration = Duration::from_secs(1);
+/// How long after an agent has come back its streams are opened at the latest: there may be a thousand, and not in one moment.
+const BACK: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -111,7 +182,8 @@ mod tests {
             Came::Failure(failure) => failures.lock().unwrap().push(failure),
             Came::Answer(()) => unreachable!("it never answers"),
         };
-        let ended = timeout(Duration::from_secs(600), follow(open, hear)).await;
+        let presence = Presence::new();
+        let ended = timeout(Duration::from_secs(600), follow(&presence, Away::Waits, open, hear)).await;
         assert!(ended.is_err());
         let times = times.lock().unwrap().clone();
         (times, failures.into_inner().unwrap())
@@ -142,5 +214,53 @@ mod tests {
             failures.iter().all(|f| f.code.is_none() && f.text.contains("no answer within 30s")),
             "{failures:?}"
         );
+    }
+
+    /// Nobody is there for ten minutes. Whoever looks finds the next one within a second, by which all others know.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_comes_back_is_found_in_a_second_and_by_all() {
+        let (start, presence) = (Instant::now(), Presence::new());
+        let away = Duration::from_secs(600);
+        let (looks, waits) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        let open = |asked: &Mutex<Vec<Duration>>| {
+            asked.lock().unwrap().push(start.elapsed());
+            let there = start.elapsed() >= away;
+            async move {
+                match there {
+                    true => Ok(answering().await),
+                    false => Err(gone()),
+                }
+            }
+        };
+        let (looking, waiting) = (
+            follow(&presence, Away::Looks, || open(&looks), |_: Came<()>| {}),
+            follow(&presence, Away::Waits, || open(&waits), |_: Came<()>| {}),
+        );
+        let until = away + Duration::from_secs(3);
+        let ended = timeout(until, async { tokio::join!(looking, waiting) }).await;
+        assert!(ended.is_err());
+        let (looks, waits) = (looks.into_inner().unwrap(), waits.into_inner().unwrap());
+        let found = *looks.last().unwrap();
+        let slack = Duration::from_millis(5);
+        assert!(found >= away && found <= away + LOOKING + slack, "{found:?}");
+        let told = *waits.last().unwrap();
+        assert!(told >= away && told <= found + BACK + slack, "{told:?} after {found:?}");
+        assert!((300..1300).contains(&looks.len()), "{} looks", looks.len());
+        assert!((40..100).contains(&waits.len()), "{} by the other", waits.len());
+    }
+
+    /// As tonic says it where nobody listens.
+    fn gone() -> Status {
+        Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::NotFound)))
+    }
+
+    /// A stream that has said one thing, and stays.
+    async fn answering() -> Response<Streaming<()>> {
+        let (mut says, body) = http_body_util::channel::Channel::<bytes::Bytes, Status>::new(1);
+        says.send_data(bytes::Bytes::from_static(&[0; 5])).await.unwrap();
+        // It is never ended.
+        std::mem::forget(says);
+        let decoder = tonic_prost::ProstCodec::<(), ()>::raw_decoder(Default::default());
+        Response::new(Streaming::new_request(decoder, body, None, None))
     }
 }

@@ -17,7 +17,7 @@ use super::{
     delegated::{LONGEST_MESSAGE, MOST_SVIDS},
     desk::{self, Desk, lock},
     kept::Kept,
-    subscription::{Came, Failure, follow},
+    subscription::{Away, Came, Failure, Presence, follow},
     svid::{Raw, Svid, SvidError},
 };
 use crate::{
@@ -179,6 +179,10 @@ impl Issuer for WorkloadApi {
         Some(self.core.desk.last_heard())
     }
 
+    fn takes_back(&self) -> bool {
+        true
+    }
+
     fn told(&self) -> BoxFuture<'_, Told> {
         Box::pin(self.core.desk.told())
     }
@@ -198,7 +202,8 @@ impl Core {
                 client.fetch_x509svid(request).await
             }
         };
-        let never = follow(open, |came| match came {
+        let presence = Presence::new();
+        let never = follow(&presence, Away::Looks, open, |came| match came {
             Came::Answer(answer) => self.answer(answer),
             Came::Failure(failure) => self.fail(&failure),
         });

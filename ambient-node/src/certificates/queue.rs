@@ -8,7 +8,11 @@
 //! ```
 //!
 //! One may also come unasked; then it is held, and what is under way counts no more, as it may be older. One that a process
-//! before this has left is held too, and asked for at once: that authority may have said something else since.
+//! before this has left is held too, and asked for soon: that authority may have said something else since.
+//!
+//! A failure says something of its name alone, or of the authority: that nobody answers. Then what is lacking is not left to
+//! waits that grow: one of those names is asked for every now and then, whatever its own wait, and with the first answer to
+//! anybody all are that nobody has answered; what is held meanwhile not in the same moment.
 //!
 //! A name is asked for once at a time, and all who want it share that. What is held is held until its end, whatever becomes of
 //! the requests for the next one. Call [`Queue::next`] until it gives nothing, whenever something has changed and after
@@ -30,6 +34,13 @@ pub(super) const UNHURRIED: usize = 6;
 /// The first wait after a failure, doubled up to [`LONGEST_WAIT`], and each a fifth less or more.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(1);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(150);
+/// The same between two looks whether an authority is there again that does not answer, while something is lacking.
+pub(super) const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// However often an authority answers others, one that it does not answer is not asked for sooner after a failure.
+const LEAST_REST: Duration = Duration::from_secs(5);
+/// What is there and good until its end is asked for within this time, at a moment of its own, where all nodes of a mesh may
+/// have a reason to ask in the same one: they have started, or the authority is there again.
+pub(super) const SPREAD: Duration = Duration::from_secs(60);
 /// No certificate is asked for again sooner, however short it lives.
 const LEAST_LIFE: Duration = Duration::from_millis(100);
 
@@ -65,6 +76,18 @@ impl Life {
         Self { begin, renew, end }
     }
 
+    /// Of what a process before this has left. Nobody knows whether the authority still stands by it: the next one is asked for
+    /// now, or in the time in which all nodes are [spread](SPREAD).
+    pub(super) fn left([begin, end]: [SystemTime; 2], now: SystemTime, spread: Option<u64>) -> Self {
+        let left = end.duration_since(now).unwrap_or_default();
+        let wait = spread.map_or(Duration::ZERO, |draw| part(SPREAD.min(left / 2), draw));
+        Self {
+            begin,
+            renew: now + wait,
+            end,
+        }
+    }
+
     pub(super) fn holds(self, at: SystemTime) -> bool {
         self.begin <= at && at < self.end
     }
@@ -94,14 +117,32 @@ pub(super) enum Wait {
     Unknown,
 }
 
+/// What a failure says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The authority has answered: it is there, and gives no such certificate now.
+    Answered,
+    /// Nobody has answered.
+    Silence,
+}
+
 /// All that is wanted.
 #[derive(Debug)]
 pub(super) struct Queue<K> {
     entries: HashMap<K, Entry>,
+    /// Nobody answers: since the last answer to anybody there was none to the last request.
+    silence: Option<Silence>,
     under_way: usize,
     unhurried: usize,
     /// Counts what comes, so that equals go in the order in which they came.
     arrivals: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    wait: Duration,
+    /// When it is looked again whether somebody is there.
+    again: Instant,
 }
 
 #[derive(Debug)]
@@ -114,6 +155,8 @@ struct Entry {
     overtaken: bool,
     failures: u32,
     again: Option<Instant>,
+    /// When nobody has answered, where that is the last that is known of it.
+    unanswered: Option<Instant>,
     arrival: u64,
 }
 
@@ -122,12 +165,15 @@ impl Entry {
         self.held.is_some_and(|life| life.holds(now))
     }
 
-    /// What it is to be asked for with, if now.
-    fn urgency(&self, now: Now) -> Option<Urgency> {
-        if self.asked.is_some() || !self.wanted || self.again.is_some_and(|again| now.steady < again) {
+    /// What it is to be asked for with, if now; with `looks`, it is looked for whoever might answer.
+    fn urgency(&self, now: Now, looks: bool) -> Option<Urgency> {
+        let held = self.held.filter(|life| life.holds(now.wall));
+        let looked_for = looks && self.unanswered.is_some() && held.is_none();
+        let rests = !looked_for && self.again.is_some_and(|again| now.steady < again);
+        if self.asked.is_some() || !self.wanted || rests {
             return None;
         }
-        match self.held.filter(|life| life.holds(now.wall)) {
+        match held {
             None if self.waiting > 0 => Some(Urgency::Waiting),
             None => Some(Urgency::WarmUp),
             Some(life) => (life.renew <= now.wall).then_some(Urgency::Renewal),
@@ -139,6 +185,7 @@ impl<K> Default for Queue<K> {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
+            silence: None,
             under_way: 0,
             unhurried: 0,
             arrivals: 0,
@@ -161,6 +208,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             overtaken: false,
             failures: 0,
             again: None,
+            unanswered: None,
             arrival: arrive(&mut self.arrivals),
         };
         self.entries.insert(key.clone(), entry);
@@ -209,8 +257,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             return None;
         }
         let hurried_only = self.unhurried >= UNHURRIED;
+        let looks = self.under_way == 0 && self.silence.is_some_and(|silence| silence.again <= now.steady);
         let due = self.entries.iter().filter_map(|(key, entry)| {
-            let urgency = entry.urgency(now)?;
+            let urgency = entry.urgency(now, looks)?;
             let due = entry.held.filter(|_| urgency == Urgency::Renewal).map(|life| life.renew);
             (urgency == Urgency::Waiting || !hurried_only).then_some(((urgency, due, entry.arrival), key))
         });
@@ -232,18 +281,18 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         entry.held = Some(life);
         if life.holds(now.wall) {
             entry.failures = 0;
-            entry.again = None;
+            (entry.again, entry.unanswered) = (None, None);
+            self.heard(now, draw);
         } else {
-            self.rest(key, now, draw);
+            self.rest(key, Failure::Answered, now, draw);
         }
         true
     }
 
-    /// There is one that a process before this has left. It is held until its end, and the next one is asked for now: until
-    /// then nobody knows whether the authority still stands by it.
-    pub(super) fn found(&mut self, key: &K, [begin, end]: [SystemTime; 2], now: SystemTime) {
+    /// There is one that a process before this has left. It is held until its end.
+    pub(super) fn found(&mut self, key: &K, left: Life) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) {
-            entry.held = Some(Life { begin, renew: now, end });
+            entry.held = Some(left);
         }
     }
 
@@ -254,20 +303,57 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// It has not come; gives how long it is not asked for now, where somebody still wants it.
-    pub(super) fn failed(&mut self, key: &K, now: Now, draw: u64) -> Option<Duration> {
+    /// It has not come; gives how long it is not asked for now at most, where somebody still wants it.
+    pub(super) fn failed(&mut self, key: &K, failure: Failure, now: Now, draw: u64) -> Option<Duration> {
         self.answered(key)?;
-        self.rest(key, now, draw)
+        self.rest(key, failure, now, draw)
     }
 
-    fn rest(&mut self, key: &K, now: Now, draw: u64) -> Option<Duration> {
+    fn rest(&mut self, key: &K, failure: Failure, now: Now, draw: u64) -> Option<Duration> {
         let entry = self.entries.get_mut(key)?;
-        let doubled = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
-        let wait = doubled / 1000 * u32::try_from(800 + draw % 401).unwrap_or(1000);
+        let wait = spread(FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT), draw);
         entry.failures = entry.failures.saturating_add(1);
         entry.again = Some(now.steady + wait);
+        entry.unanswered = (failure == Failure::Silence).then_some(now.steady);
         entry.arrival = arrive(&mut self.arrivals);
+        match failure {
+            Failure::Answered => self.heard(now, draw),
+            Failure::Silence => self.silent(now, draw),
+        }
         Some(wait)
+    }
+
+    /// Nobody has answered. What was under way beside the last look says nothing more than that.
+    fn silent(&mut self, now: Now, draw: u64) {
+        let silence = self.silence.get_or_insert(Silence {
+            wait: Duration::ZERO,
+            again: now.steady,
+        });
+        if silence.again <= now.steady {
+            silence.wait = (silence.wait * 2).clamp(FIRST_WAIT, LONGEST_SILENCE);
+            silence.again = now.steady + spread(silence.wait, draw);
+        }
+    }
+
+    /// The authority has answered somebody: who was not answered need not wait on. What is held is asked for with less hurry, as
+    /// all nodes hear of it now.
+    fn heard(&mut self, now: Now, draw: u64) {
+        if self.silence.take().is_none() {
+            return;
+        }
+        for (n, entry) in (0..).zip(self.entries.values_mut()) {
+            let (Some(unanswered), Some(again)) = (entry.unanswered.take(), entry.again) else {
+                continue;
+            };
+            let soon = match entry.held.filter(|life| life.holds(now.wall)) {
+                None => now.steady.max(unanswered + LEAST_REST),
+                Some(life) => {
+                    let left = life.end.duration_since(now.wall).unwrap_or_default();
+                    now.steady + part(SPREAD.min(left / 2), scattered(draw, n))
+                }
+            };
+            entry.again = Some(again.min(soon));
+        }
     }
 
     /// A newer one has come unasked; `false` where nobody wants it. What is being asked for is let come, and not taken.
@@ -276,7 +362,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             return false;
         };
         entry.failures = 0;
-        entry.again = None;
+        (entry.again, entry.unanswered) = (None, None);
         entry.held = Some(life);
         entry.overtaken = true;
         true
@@ -309,10 +395,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 return None;
             }
             let by_date = held.map_or(Duration::ZERO, |life| life.renew.duration_since(now.wall).unwrap_or_default());
-            let by_wait = entry
-                .again
-                .map_or(Duration::ZERO, |again| again.saturating_duration_since(now.steady));
-            Some(by_date.max(by_wait))
+            let until = |moment: Instant| moment.saturating_duration_since(now.steady);
+            let by_wait = entry.again.map_or(Duration::ZERO, until);
+            let by_look = self
+                .silence
+                .filter(|_| self.under_way == 0 && entry.unanswered.is_some() && held.is_none())
+                .map_or(by_wait, |silence| until(silence.again));
+            Some(by_date.max(by_wait.min(by_look)))
         };
         self.entries.values().filter_map(due).min()
     }
@@ -344,6 +433,21 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
         self.entries.get_mut(key)
     }
+}
+
+/// A wait, a fifth less or more.
+fn spread(wait: Duration, draw: u64) -> Duration {
+    wait / 1000 * u32::try_from(800 + draw % 401).unwrap_or(1000)
+}
+
+/// Some part of a time.
+fn part(of: Duration, draw: u64) -> Duration {
+    of / 1000 * u32::try_from(draw % 1000).unwrap_or(0)
+}
+
+/// Of one draw many, for those that come one after the other: the multiples of the golden ratio lie everywhere.
+fn scattered(draw: u64, n: u64) -> u64 {
+    draw.wrapping_add(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 fn arrive(arrivals: &mut u64) -> u64 {

@@ -9,6 +9,8 @@ struct Fixed {
     life: Duration,
     asked: AtomicUsize,
     fails: std::sync::atomic::AtomicBool,
+    /// Whether what an earlier process was given is asked for at once.
+    hurried: std::sync::atomic::AtomicBool,
 }
 
 impl Fixed {
@@ -17,11 +19,16 @@ impl Fixed {
             life,
             asked: AtomicUsize::new(0),
             fails: false.into(),
+            hurried: true.into(),
         })
     }
 }
 
 impl Issuer for Fixed {
+    fn takes_back(&self) -> bool {
+        self.hurried.load(Ordering::Relaxed)
+    }
+
     fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::Relaxed);
@@ -471,6 +478,33 @@ async fn a_process_goes_on_with_the_certificates_of_the_one_before_while_the_iss
     assert!(issuer.asked.load(Ordering::Relaxed) > asked);
 }
 
+/// Many nodes may start together: only of an authority that would take something back what is left is asked for at once.
+#[tokio::test]
+async fn what_is_left_of_before_does_not_fall_upon_an_authority_that_only_answers() {
+    let (shelf, issuer) = (Shelf::default(), Fixed::new(Duration::from_secs(600)));
+    let all = || (100..140).map(|n| borne(&format!("a{n}")));
+    for hurried in [true, false] {
+        let (first, keeping) = shelf.begin(issuer.clone());
+        first.expect(all());
+        until(|| first.lacking().is_empty() && first.of_before().is_empty()).await;
+        drop((first, keeping));
+        issuer.hurried.store(hurried, Ordering::Relaxed);
+        issuer.asked.store(0, Ordering::Relaxed);
+        let (second, _keeping) = shelf.begin(issuer.clone());
+        second.expect(all());
+        assert!(second.lacking().is_empty());
+        if hurried {
+            until(|| second.of_before().is_empty()).await;
+        } else {
+            time::sleep(Duration::from_millis(300)).await;
+            let asked = issuer.asked.load(Ordering::Relaxed);
+            assert!(asked <= 10, "{asked} of 40 at once, where they have a minute");
+            // Who lacks something does not wait for that.
+            second.hold(&named("new"), &pod()).await.unwrap();
+        }
+    }
+}
+
 /// An agent as SPIRE's: it speaks of whom it was asked for, unasked from then on, if it is there.
 struct Agent {
     subscribed: Mutex<BTreeSet<Identity>>,
@@ -504,6 +538,10 @@ impl Issuer for Agent {
 
     fn trust(&self) -> Arc<TrustBundles> {
         Arc::default()
+    }
+
+    fn takes_back(&self) -> bool {
+        true
     }
 
     fn told(&self) -> BoxFuture<'_, Told> {

@@ -81,7 +81,7 @@ fn a_failure_is_waited_out_longer_each_time_and_told_to_who_comes_meanwhile() {
     let mut waits = Vec::new();
     for _ in 0..10 {
         assert_eq!(queue.next(now), Some(1));
-        let wait = queue.failed(&1, now, 200).unwrap();
+        let wait = queue.failed(&1, Failure::Answered, now, 200).unwrap();
         waits.push(wait.as_secs());
         assert_eq!(queue.wait(&1, now), Wait::Failed(wait));
         assert_eq!((queue.next(now), queue.timeout(now)), (None, Some(wait)));
@@ -93,7 +93,7 @@ fn a_failure_is_waited_out_longer_each_time_and_told_to_who_comes_meanwhile() {
     // All is well again: the next failure begins with the shortest wait.
     let half = after(now, DAY / 2);
     assert_eq!(queue.next(half), Some(1));
-    assert_eq!(queue.failed(&1, half, 0), Some(FIRST_WAIT * 4 / 5));
+    assert_eq!(queue.failed(&1, Failure::Answered, half, 0), Some(FIRST_WAIT * 4 / 5));
     assert_eq!(queue.wait(&1, half), Wait::Held, "it is held until its end");
     let end = after(now, DAY);
     assert_eq!(queue.lacking(end.wall).collect::<Vec<_>>(), [&1]);
@@ -135,17 +135,129 @@ fn what_is_left_of_before_is_held_and_asked_for_at_once_after_all_that_is_more_u
     for key in ["left", "warm", "urgent"] {
         queue.want(&key);
     }
-    queue.found(&"left", [now.wall, now.wall + DAY], now.wall);
+    let left = Life::left([now.wall, now.wall + DAY], now.wall, None);
+    queue.found(&"left", left);
     assert_eq!(queue.wait(&"left", now), Wait::Held);
     assert_eq!(queue.wait(&"urgent", now), Wait::Joined);
     let order: Vec<_> = std::iter::from_fn(|| queue.next(now)).collect();
     assert_eq!(order, ["urgent", "warm", "left"]);
     // An authority that is away takes nothing, and is asked again.
-    let wait = queue.failed(&"left", now, 0).unwrap();
+    let wait = queue.failed(&"left", Failure::Answered, now, 0).unwrap();
     let later = after(now, wait);
     assert_eq!((queue.wait(&"left", later), queue.next(later)), (Wait::Held, Some("left")));
-    queue.found(&"nobody wants it", [now.wall, now.wall + DAY], now.wall);
+    queue.found(&"nobody wants it", left);
     assert_eq!(queue.wait(&"nobody wants it", now), Wait::Unknown);
+}
+
+/// A node by a virtual clock: an authority that answers nobody from the start on, for a time, and then everybody in a tenth of a
+/// second. Gives when each request was begun, and when each name was given something.
+fn lives_through(queue: &mut Queue<u32>, away: Duration, until: Duration) -> (Vec<Duration>, Vec<(u32, Duration)>) {
+    let begin = start();
+    let (mut now, mut asked, mut given) = (begin, Vec::new(), Vec::new());
+    let mut under_way: Vec<(Duration, u32)> = Vec::new();
+    let mut draw = 7u64;
+    while now.steady - begin.steady < until {
+        let passed = now.steady - begin.steady;
+        while let Some(key) = queue.next(now) {
+            asked.push(passed);
+            under_way.push((passed + Duration::from_millis(100), key));
+        }
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let done = under_way.iter().map(|(at, _)| *at).min();
+        let due = queue.timeout(now).map(|wait| passed + wait.max(Duration::from_millis(1)));
+        let Some(next) = done.into_iter().chain(due).min() else { break };
+        now = after(begin, next);
+        let ended: Vec<u32> = under_way.extract_if(.., |(at, _)| *at <= next).map(|(_, key)| key).collect();
+        for key in ended {
+            if next < away {
+                queue.failed(&key, Failure::Silence, now, draw >> 33);
+            } else {
+                assert!(queue.issued(&key, day(now), now, draw >> 33));
+                given.push((key, next));
+            }
+        }
+    }
+    (asked, given)
+}
+
+#[test]
+fn once_an_authority_answers_again_whoever_lacks_something_has_it_in_moments() {
+    for (count, away) in [(1, 600), (1, 3600), (40, 600), (40, 7)] {
+        let (mut queue, away) = (Queue::default(), Duration::from_secs(away));
+        for key in 0..count {
+            queue.want(&key);
+        }
+        let (asked, given) = lives_through(&mut queue, away, away + Duration::from_secs(200));
+        assert_eq!(given.len(), count as usize);
+        let last = given.iter().map(|(_, at)| *at).max().unwrap();
+        // A look is a request of a tenth of a second, and then all that six at a time take.
+        assert!(
+            last <= away + LONGEST_SILENCE * 12 / 10 + LEAST_REST,
+            "{count} after {away:?}: {last:?}"
+        );
+        // And nobody was stormed meanwhile: the looks, and what each name does by itself.
+        let asked = asked.iter().filter(|at| **at < away).count() as u64;
+        let most = away.as_secs() / 8 + 6 + u64::from(count) * (8 + away.as_secs() / 120);
+        assert!(asked <= most, "{count} in {away:?}: {asked} requests");
+    }
+}
+
+/// What a process before has left, of nodes that start together, or whose authority is there again: it is not asked of all in
+/// the same moment, nor later than what is left of it allows.
+#[test]
+fn what_is_good_is_asked_for_within_a_minute_and_not_in_one_moment() {
+    for away in [0, 900] {
+        let (mut queue, now, away) = (Queue::default(), start(), Duration::from_secs(away));
+        for key in 0..60 {
+            queue.want(&key);
+            // Draws as chance has them.
+            let draw = u64::from(key).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+            queue.found(&key, Life::left([now.wall - DAY / 4, now.wall + DAY / 4], now.wall, Some(draw)));
+        }
+        let (asked, given) = lives_through(&mut queue, away, away + Duration::from_secs(400));
+        assert_eq!(given.len(), 60, "each once: nothing is asked for twice");
+        let first = given.iter().map(|(_, at)| *at).min().unwrap();
+        let last = given.iter().map(|(_, at)| *at).max().unwrap();
+        assert!(last <= first + SPREAD + Duration::from_secs(1), "{first:?} to {last:?}");
+        // Of a name that is held nobody needs to know within seconds whether the authority is there.
+        assert!(first <= away + Duration::from_secs(20), "{first:?}");
+        for second in 0..60 {
+            let from = first + Duration::from_secs(second);
+            let in_one = asked
+                .iter()
+                .filter(|at| (from..from + Duration::from_secs(1)).contains(*at))
+                .count();
+            assert!(in_one <= 6, "{in_one} in the second {second} of {away:?}");
+        }
+    }
+    // One that ends soon is asked for before that.
+    let now = start();
+    let minute = Duration::from_secs(60);
+    for draw in 0..1000 {
+        let left = Life::left([now.wall - minute, now.wall + minute / 2], now.wall, Some(draw));
+        assert!(left.renew <= now.wall + minute / 4, "{left:?}");
+    }
+}
+
+/// An authority that answers others and not one: that one is not asked for whenever others are answered.
+#[test]
+fn answers_to_others_hasten_nobody_for_ever() {
+    let (mut queue, begin) = (Queue::default(), start());
+    queue.want(&0);
+    let mut asked = 0;
+    for n in 1..=600u32 {
+        let now = after(begin, Duration::from_millis(100) * n);
+        queue.want(&n);
+        while let Some(key) = queue.next(now) {
+            if key == 0 {
+                asked += 1;
+                queue.failed(&0, Failure::Silence, now, 200);
+            } else {
+                assert!(queue.issued(&key, day(now), now, 0));
+            }
+        }
+    }
+    assert!((6..=16).contains(&asked), "{asked} times in a minute");
 }
 
 #[test]
@@ -248,7 +360,7 @@ enum Step {
     /// Asks for all there is room for.
     Ask,
     Issued(u8, u64),
-    Failed(u8, u64),
+    Failed(u8, bool, u64),
     Found(u8, u64),
     Renewed(u8, u64),
     Withdrawn(u8),
@@ -265,7 +377,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => key.clone().prop_map(Step::Leave),
         6 => Just(Step::Ask),
         4 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Issued(key, life)),
-        3 => (key.clone(), any::<u64>()).prop_map(|(key, draw)| Step::Failed(key, draw)),
+        3 => (key.clone(), any::<bool>(), any::<u64>()).prop_map(|(key, silence, draw)| Step::Failed(key, silence, draw)),
         1 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Found(key, life)),
         2 => (key.clone(), 1..300u64).prop_map(|(key, life)| Step::Renewed(key, life)),
         2 => key.prop_map(Step::Withdrawn),
@@ -287,6 +399,8 @@ struct Told {
     spoken: bool,
     failed: u32,
     again: Option<Instant>,
+    /// When nobody has answered, where that was the last of it.
+    unanswered: Option<Instant>,
 }
 
 impl Told {
@@ -294,8 +408,9 @@ impl Told {
         self.life.is_some_and(|life| life.begin <= now.wall && now.wall < life.end)
     }
 
-    fn order(&self, now: Now) -> Option<(Urgency, u64, u64)> {
-        let rests = self.again.is_some_and(|again| now.steady < again);
+    fn order(&self, now: Now, looks: bool) -> Option<(Urgency, u64, u64)> {
+        let looked_for = looks && self.unanswered.is_some() && !self.held(now);
+        let rests = self.again.is_some_and(|again| now.steady < again) && !looked_for;
         if !self.wanted || self.under_way.is_some() || rests {
             return None;
         }
@@ -312,11 +427,32 @@ impl Told {
     }
 }
 
+/// After a silence somebody was answered: none of those who were not waits for longer than it takes to spread what is held.
+fn answered(told: &mut [Told], queue: &Queue<u8>, now: Now) -> Result<(), TestCaseError> {
+    for (key, one) in (0..).zip(told) {
+        let held = one.held(now);
+        let (Some(unanswered), Some(again)) = (one.unanswered.take(), one.again) else {
+            continue;
+        };
+        let present = queue.entries[&key].again.unwrap();
+        if held {
+            prop_assert!(present <= again && present <= now.steady + SPREAD);
+            one.again = Some(present);
+        } else {
+            one.again = Some(again.min(now.steady.max(unanswered + Duration::from_secs(5))));
+            prop_assert_eq!(Some(present), one.again);
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn the_queue_does_as_the_oracle_says(steps in prop::collection::vec(step(), 0..120)) {
         let mut now = start();
         let (mut queue, mut told) = (Queue::default(), vec![Told::default(); 14]);
+        // Since when nobody answers, by how often it was looked, and when it is again.
+        let mut silence: Option<(u32, Instant)> = None;
         let mut clock = 0;
         for step in steps {
             clock += 1;
@@ -361,7 +497,8 @@ proptest! {
                 Step::Ask => loop {
                     let under_way: Vec<_> = told.iter().filter_map(|one| one.under_way).collect();
                     let unhurried = under_way.iter().filter(|urgency| **urgency != Urgency::Waiting).count();
-                    let eligible = told.iter().enumerate().filter_map(|(key, one)| Some((one.order(now)?, key)));
+                    let looks = under_way.is_empty() && silence.is_some_and(|(_, again)| again <= now.steady);
+                    let eligible = told.iter().enumerate().filter_map(|(key, one)| Some((one.order(now, looks)?, key)));
                     let first = eligible
                         .filter(|((urgency, ..), _)| *urgency == Urgency::Waiting || unhurried < UNHURRIED)
                         .min()
@@ -380,14 +517,17 @@ proptest! {
                     prop_assert_eq!(queue.issued(&key, life, now, 0), one.wanted && !one.spoken);
                     match (one.wanted, one.spoken) {
                         // They begin when they come, and none is set back here.
-                        (true, false) => (one.life, one.failed, one.again) = (Some(life), 0, None),
+                        (true, false) => {
+                            (one.life, one.failed, one.again, one.unanswered) = (Some(life), 0, None, None);
+                            silence.take().is_some().then(|| answered(&mut told, &queue, now)).transpose()?;
+                        }
                         (true, true) => {}
                         (false, _) => *one = Told::default(),
                     }
                 }
                 Step::Found(key, seconds) => {
                     let end = now.wall + Duration::from_secs(seconds);
-                    queue.found(&key, [now.wall, end], now.wall);
+                    queue.found(&key, Life::left([now.wall, end], now.wall, None));
                     let one = &mut told[usize::from(key)];
                     if one.wanted {
                         one.life = Some(Life {
@@ -403,6 +543,7 @@ proptest! {
                     prop_assert_eq!(queue.renewed(&key, life), one.wanted);
                     if one.wanted {
                         (one.life, one.failed, one.again, one.spoken) = (Some(life), 0, None, true);
+                        one.unanswered = None;
                     }
                 }
                 Step::Withdrawn(key) => {
@@ -410,12 +551,13 @@ proptest! {
                     let one = &mut told[usize::from(key)];
                     (one.life, one.spoken) = (None, true);
                 }
-                Step::Failed(key, draw) => {
+                Step::Failed(key, silent, draw) => {
                     let one = &mut told[usize::from(key)];
                     if one.under_way.take().is_none() {
                         continue;
                     }
-                    let wait = queue.failed(&key, now, draw);
+                    let failure = if silent { Failure::Silence } else { Failure::Answered };
+                    let wait = queue.failed(&key, failure, now, draw);
                     prop_assert_eq!(wait.is_some(), one.wanted);
                     let Some(wait) = wait else {
                         *one = Told::default();
@@ -426,6 +568,24 @@ proptest! {
                     prop_assert!((0.79..=1.21).contains(&(wait.as_secs_f64() / wanted)), "{wait:?}, and not about {wanted} s");
                     one.failed += 1;
                     (one.again, one.came) = (Some(now.steady + wait), clock);
+                    one.unanswered = silent.then_some(now.steady);
+                    match (silent, silence) {
+                        (false, None) => {}
+                        (false, Some(_)) => {
+                            silence = None;
+                            answered(&mut told, &queue, now)?;
+                        }
+                        (true, Some((_, again))) if now.steady < again => {}
+                        (true, _) => {
+                            let looks = silence.map_or(0, |(looks, _)| looks + 1);
+                            let wanted = FIRST_WAIT.as_secs_f64() * 2f64.powi(looks.try_into().unwrap());
+                            let wanted = wanted.min(LONGEST_SILENCE.as_secs_f64());
+                            let again = queue.silence.unwrap().again;
+                            let wait = (again - now.steady).as_secs_f64();
+                            prop_assert!((0.79..=1.21).contains(&(wait / wanted)), "{wait} s, and not about {wanted} s");
+                            silence = Some((looks, again));
+                        }
+                    }
                 }
                 Step::Pass(seconds) => now = after(now, Duration::from_secs(seconds)),
                 Step::Restart => {
@@ -443,7 +603,9 @@ proptest! {
             // Whoever sleeps as long as it is told to misses nothing, and is not woken for nothing.
             let mut then = queue.timeout(now).map(|wait| after(now, wait));
             if let Some(then) = then.take() {
-                let due = told.iter().any(|one| one.order(then).is_some());
+                let idle = told.iter().all(|one| one.under_way.is_none());
+                let looks = idle && silence.is_some_and(|(_, again)| again <= then.steady);
+                let due = told.iter().any(|one| one.order(then, looks).is_some());
                 prop_assert!(due, "nothing is due at {then:?}");
             }
         }
