@@ -38,13 +38,16 @@ impl Pulse {
         Self { late, ended }
     }
 
-    /// The longest that each was late since this was asked last.
-    pub(super) fn take(&self) -> String {
+    /// The longest that each was late since this was asked last, in words; and the longest of all.
+    pub(super) fn take(&self) -> (String, Duration) {
         let mut text = String::from("a thread that is to wake did so at the latest, after it should:");
+        let mut longest = 0;
         for (cpu, late) in &self.late {
-            let _ = write!(text, " {} ms on processor {cpu};", late.swap(0, Ordering::Relaxed));
+            let late = late.swap(0, Ordering::Relaxed);
+            longest = longest.max(late);
+            let _ = write!(text, " {late} ms on processor {cpu};");
         }
-        text + "\n"
+        (text + "\n", Duration::from_millis(longest))
     }
 }
 
@@ -77,7 +80,7 @@ mod tests {
     fn every_processor_is_told_of() {
         let pulse = Pulse::begin();
         thread::sleep(BEAT * 3);
-        let told = pulse.take();
+        let (told, _) = pulse.take();
         let count = thread::available_parallelism().unwrap().get();
         assert!(told.matches("on processor").count() >= count, "{told}");
     }
