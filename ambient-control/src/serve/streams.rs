@@ -180,14 +180,16 @@ impl Client {
         }
     }
 
-    /// When a response is overdue of which nothing goes any more: whoever reads nothing would keep what it is told for ever.
+    /// When to look again whether a response is overdue of which nothing goes any more: whoever reads nothing would keep what it
+    /// is told for ever. That something goes is not told, and so is seen by looking.
     fn moves(&mut self) -> Result<Instant, Status> {
         let (waits, moved) = (self.flow.waits.load(Ordering::Relaxed), self.flow.moved.load(Ordering::Relaxed));
         if waits == 0 || moved != self.moved {
             (self.moved, self.moved_at) = (moved, Instant::now());
         }
+        let next = if waits == 0 { READING } else { MOVING };
         match self.moved_at.elapsed() < READING {
-            true => Ok(self.moved_at + READING),
+            true => Ok((self.moved_at + READING).min(Instant::now() + next)),
             false => Err(Status::deadline_exceeded("nothing was read for a while")),
         }
     }
@@ -311,6 +313,8 @@ const STREAMS: usize = 16;
 const RESPONSES: usize = 4;
 /// How long a client may read nothing of what it is told.
 const READING: Duration = Duration::from_secs(60);
+/// Between two looks whether something goes of what waits.
+const MOVING: Duration = Duration::from_secs(1);
 /// Between two looks at whether a stream's node is still known, where nothing is told to have changed.
 const LONGEST_LOOK: Duration = Duration::from_secs(60);
 const LEAST_LOOK: Duration = Duration::from_millis(50);

@@ -20,6 +20,7 @@ use ambient_testkit::{
 
 use super::{
     ground::{Failure, Ground, NODES, until},
+    identities::by_tunnel,
     needed::call,
     peer::{FIRST_PORT, HELLO, now},
 };
@@ -44,6 +45,8 @@ fn keeping(world: &World, below: &Path) -> Result<Ground, Failure> {
     ground.idle("node-1", "front", true)?;
     ground.idle("node-2", "back", true)?;
     answers(&ground, "back")?;
+    // Until the client's node has heard of the capture it may go past the mesh, and whoever was to say so may be killed.
+    by_tunnel(&ground, "node-1", "front")?;
     Ok(ground)
 }
 

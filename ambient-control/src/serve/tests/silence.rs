@@ -9,7 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::{
-    istiod::{Kind, fake::Relay},
+    istiod::{
+        Kind,
+        fake::{FastClock, Relay},
+    },
     wire::envoy::service::discovery::v3::DeltaDiscoveryRequest,
 };
 
@@ -36,7 +39,7 @@ async fn a_node_that_is_there_no_more_is_let_go() {
     let mut state = running.state(endpoint, "node-1");
     while !next(&mut state).await.synced {}
     assert_eq!(running.counts.streams(), 1);
-    tokio::time::pause();
+    let _clock = FastClock::begin();
     relay.is_silent(true);
     // A ping, and how long its answer may take.
     let after = ended(&running).await;
@@ -199,8 +202,14 @@ async fn whoever_reads_nothing_is_let_go() {
     let mut response = sender.send_request(request).await.unwrap().into_body();
     // Something has come.
     assert!(!response.frame().await.unwrap().unwrap().into_data().unwrap().is_empty());
-    tokio::time::pause();
+    let clock = FastClock::begin();
+    // It reads on, a little, and then nothing more: from then on it counts.
+    sleep(Duration::from_secs(30)).await;
+    for _ in 0..2 {
+        assert!(!response.frame().await.unwrap().unwrap().into_data().unwrap().is_empty());
+    }
     let after = ended(&running).await;
+    drop(clock);
     assert!((Duration::from_secs(59)..Duration::from_secs(62)).contains(&after), "{after:?}");
     // Its connection too, and with it what waits.
     timeout(Duration::from_secs(5), connection)
