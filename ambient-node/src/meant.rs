@@ -1,15 +1,16 @@
 //! Which pods of a node are meant to be in the mesh, and how that goes, as the log tells it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 
 use ambient_core::{NetworkMode, PodUid, Workload};
 use ambient_redirect::{
     PodSpec,
+    linux::Stranger,
     pods::{PodState, State as PodStage},
 };
 use tokio::sync::watch;
 
-use crate::state::Snapshot;
+use crate::{state::Snapshot, telemetry::Metrics};
 
 /// Why no pod's DNS can be captured.
 pub(crate) const NO_DNS: &str = "the node knows no DNS server; name a resolv.conf with --resolv-conf";
@@ -44,22 +45,73 @@ pub(crate) fn is_meant(workload: &Workload) -> bool {
     workload.ambient && !workload.native_tunnel && workload.network_mode == NetworkMode::Standard
 }
 
-/// Puts into the log how each pod stands, when that changes.
-pub(crate) async fn tell_of_pods(uncovered: impl Fn(usize), mut states: watch::Receiver<Arc<[PodState]>>) {
-    let mut told: HashMap<PodUid, PodStage> = HashMap::new();
+/// Puts into the log how each pod stands, when that changes, and counts.
+pub(crate) async fn tell_of_pods(metrics: Arc<Metrics>, mut states: watch::Receiver<Arc<[PodState]>>) {
+    let mut told: HashMap<PodUid, (PodStage, Arc<[Stranger]>)> = HashMap::new();
     loop {
         let now = states.borrow_and_update().clone();
         let captured = |pod: &&PodState| matches!(pod.state, PodStage::In { .. });
-        uncovered(now.len() - now.iter().filter(captured).count());
-        for pod in now.iter().filter(|pod| told.get(&pod.spec.uid) != Some(&pod.state)) {
-            tell(pod);
+        metrics.uncovered_pods(now.len() - now.iter().filter(captured).count());
+        metrics.pods_with_strangers(now.iter().filter(|pod| !pod.strangers.is_empty()).count());
+        for pod in now.iter() {
+            let before = told.get(&pod.spec.uid);
+            if before.map(|(stage, _)| stage) != Some(&pod.state) {
+                tell(pod);
+            }
+            if before.map_or(&[][..], |(_, strangers)| strangers) != &pod.strangers[..] {
+                tell_of_strangers(pod);
+            }
         }
-        told = now.iter().map(|pod| (pod.spec.uid.clone(), pod.state.clone())).collect();
+        let of = |pod: &PodState| (pod.spec.uid.clone(), (pod.state.clone(), pod.strangers.clone()));
+        told = now.iter().map(of).collect();
         if states.changed().await.is_err() {
             return;
         }
     }
 }
+
+fn tell_of_strangers(pod: &PodState) {
+    let (name, uid) = (format_args!("{}/{}", pod.spec.namespace, pod.spec.name), &pod.spec.uid);
+    let rules: Vec<String> = pod.strangers.iter().map(ToString::to_string).collect();
+    match rules.is_empty() {
+        true => tracing::info!(pod = %name, uid = %uid, "no rules of others come before the pod's capture any more"),
+        false => tracing::warn!(
+            pod = %name,
+            uid = %uid,
+            rules = rules.join("; "),
+            "rules of others come before the pod's capture: what they take does not reach the proxy"
+        ),
+    }
+}
+
+/// What readiness says of rules of others that come before captures; nothing where there are none.
+pub(crate) fn strangers(pods: &[PodState]) -> String {
+    let with: Vec<&PodState> = pods.iter().filter(|pod| !pod.strangers.is_empty()).collect();
+    let mut text = String::new();
+    if with.is_empty() {
+        return text;
+    }
+    let named = with
+        .iter()
+        .take(NAMED)
+        .map(|pod| format!("{}/{}", pod.spec.namespace, pod.spec.name));
+    let named: Vec<String> = named.collect();
+    let more = match with.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let _ = writeln!(
+        text,
+        "{} of the pods have rules of others before their capture, and what those take does not reach the proxy (`ambient pods` tells \
+         which): {}{more}",
+        with.len(),
+        named.join(", ")
+    );
+    text
+}
+
+/// Pods that readiness names.
+const NAMED: usize = 20;
 
 fn tell(pod: &PodState) {
     if pod.spec.name.is_empty() {
@@ -83,5 +135,52 @@ fn tell(pod: &PodState) {
         PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
         PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ambient_core::Capture;
+    use ambient_redirect::pods::Direction;
+
+    use super::*;
+
+    #[test]
+    fn pods_with_rules_of_others_are_named_and_not_all_of_very_many() {
+        let pod = |n: usize, strangers: bool| PodState {
+            spec: Arc::new(PodSpec {
+                uid: format!("uid-{n}").as_str().into(),
+                namespace: "shop".into(),
+                name: format!("p{n}").into(),
+                service_account: "default".into(),
+                addresses: Vec::new(),
+                capture: Capture::default(),
+                has_run: true,
+            }),
+            namespace: None,
+            state: PodStage::Joining,
+            said: None,
+            proven_at: None,
+            repairs: 0,
+            kept: Arc::from([]),
+            closed: false,
+            strays: 0,
+            mended: None,
+            strangers: match strangers {
+                true => Arc::from([Stranger {
+                    table: "ip nat".into(),
+                    chain: "OUTPUT".into(),
+                    direction: Direction::Outbound,
+                    does: "TCP is redirected".into(),
+                }]),
+                false => Arc::from([]),
+            },
+        };
+        assert_eq!(strangers(&[pod(0, false)]), "");
+        let few = strangers(&[pod(0, false), pod(1, true)]);
+        assert!(few.starts_with("1 of the pods") && few.ends_with(": shop/p1\n"), "{few}");
+        let many: Vec<PodState> = (10..40).map(|n| pod(n, true)).collect();
+        let text = strangers(&many);
+        assert!(text.starts_with("30 of") && text.ends_with("shop/p29, and 10 more\n"), "{text}");
     }
 }

@@ -265,6 +265,7 @@ fn options_of(config: &Config) -> Options {
         ipv6: config.ipv6,
         dns: config.captures_dns(),
         probes: config.probes,
+        yields: config.open_when_unproven,
         ..Options::default()
     }
 }
@@ -562,7 +563,7 @@ fn enrol(
             }
             let states = captures.clone();
             tasks.spawn(supervised(shared, "pods", move |shared| {
-                meant::tell_of_pods(move |count| shared.metrics.uncovered_pods(count), states.clone())
+                meant::tell_of_pods(shared.metrics.clone(), states.clone())
             }));
             let kept = enrolment.kept();
             tasks.spawn(supervised(shared, "kept connections", move |shared| {

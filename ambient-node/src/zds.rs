@@ -201,8 +201,7 @@ impl Enrol {
         let changed = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(node.clone(), source, state.clone(), desired, changed.clone()));
-        let counting = metrics.clone();
-        tasks.spawn(tell_of_pods(move |count| counting.uncovered_pods(count), captures.clone()));
+        tasks.spawn(tell_of_pods(metrics.clone(), captures.clone()));
         tasks.spawn(tell_of_proxies(server.proxies()));
         tasks.spawn(kept::hold_to_policy(
             state.clone(),

@@ -69,7 +69,8 @@ pub struct Config {
     pub drain: Duration,
     /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, whenever its capture cannot be upheld, and until
     /// a new pod is captured. Without it (the default) that TCP is refused with a reset. Whether or not: while no process
-    /// enrols, the rules of captured pods stand, and their TCP is refused.
+    /// enrols, the rules of captured pods stand, and their TCP is refused. What rules of others translate of a captured pod
+    /// [`Options::yields`] says.
     pub open_when_unproven: bool,
     /// Let all pods go at the end. Without it their rules stay, and their traffic is refused until the next process serves
     /// them.
@@ -377,6 +378,11 @@ impl Enrolment {
             self.answer(end.namespace, &end.done);
         }
         self.pods.handle_done(now(), wall(), end.namespace, end.step, end.done.clone());
+        if matches!(end.step, Step::Prove | Step::Verify)
+            && let Some(strangers) = self.places.strangers(end.namespace)
+        {
+            self.pods.handle_strangers(end.namespace, strangers);
+        }
         if !self.pods.is_paired(end.namespace) {
             self.answer(end.namespace, &Done::Failed("its pod has left".into()));
             self.places.leave(end.namespace);

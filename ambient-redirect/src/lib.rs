@@ -64,6 +64,11 @@
 //! and counted. Where they cannot be put back, or the proof fails, a table of its own refuses everything but what was captured
 //! or kept before ([`Config::open_when_unproven`] has it go around instead).
 //!
+//! Others may have rules in the pod's namespace too, and those may be asked before ours. What they translate does not reach the
+//! proxy: where it would leave the pod by another device than the loopback one, or come to another of its ports, it is refused, and
+//! where it goes to a loopback address it goes on ([`plan::Options::yields`] has all of it go on). Their rules are never touched; which
+//! they are is told ([`linux::Stranger`], [`pods::PodState::strangers`]).
+//!
 //! What an earlier process has announced ([`Announce::announced`]) is *in* too: whatever is left of its capture is put right
 //! before anything else is done, and what went around meanwhile is reset. Where that does not come about the pod is refused, and
 //! what was announced is taken back after half a minute.

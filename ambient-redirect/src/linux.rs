@@ -37,7 +37,7 @@ pub use processes::{FindError, Processes, namespace_of};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
 pub(crate) use rules::Listing;
-pub use rules::{ApplyError, Change, Difference, DryRun, Inside, Line, Mark, Owner, Thing};
+pub use rules::{ApplyError, Change, Difference, DryRun, Inside, Line, Mark, Owner, Stranger, Thing};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
 pub use sockets::{Sockets, cut_when_dropped, leave_to_successor, original_destination};
 pub(crate) use told::Told;

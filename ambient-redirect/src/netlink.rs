@@ -51,8 +51,8 @@ pub use diag::{Connection, Listener, Progress, Sockets, Transport};
 pub use error::Error;
 pub use events::{Events, Notice};
 pub use nftables::{
-    BaseChain, Batch, Chain, ChainKind, Cmp, CtKey, Expr, Family, Generation, Hook, MetaKey, Nftables, PayloadBase, Rule as NftRule, Set,
-    SetKey, Table, Verdict,
+    BaseChain, Batch, Chain, ChainKind, Cmp, CtKey, Does, Expr, Family, Generation, Hook, MetaKey, Nftables, PayloadBase, Reading,
+    Rule as NftRule, Set, SetKey, Table, Verdict,
 };
 pub use redirected::Redirected;
 pub use routing::{Address, Link, Route, RouteKind, Routing, Rule};

@@ -71,6 +71,9 @@ pub struct Options {
     pub inbound: bool,
     /// What comes by TCP from these devices is captured as if the pod had sent it.
     pub virtual_interfaces: Vec<InterfaceName>,
+    /// Let rules of others in the namespace have what they translate before ours do: it goes around the proxy. Without it such a
+    /// connection is refused, unless it goes to a process of the pod's own.
+    pub yields: bool,
 }
 
 impl Options {
@@ -89,7 +92,7 @@ impl Options {
 }
 
 impl Default for Options {
-    /// IPv6 and DNS, what comes and what goes, and no way around for probes.
+    /// IPv6 and DNS, what comes and what goes, and no way around for probes nor for what others translate.
     fn default() -> Self {
         Self {
             ipv6: true,
@@ -97,6 +100,7 @@ impl Default for Options {
             probes: false,
             inbound: true,
             virtual_interfaces: Vec::new(),
+            yields: false,
         }
     }
 }
@@ -488,6 +492,9 @@ fn raw() -> Table {
 /// What opens a connection is redirected or exempt, or it is refused. The packet that conntrack takes for part of something
 /// else, or cannot place at all, sees no `nat` chain; therefore what is redirected is let through, and not what is known to
 /// be unredirected refused: the untracked is neither.
+///
+/// Rules of others may have translated it, whose chain stands before ours, or has come later and stands at the same priority: so
+/// it counts as redirected only where it goes to the proxy, or does not leave.
 fn guard(options: &Options, families: &[IpFamily]) -> Table {
     use Match as M;
     let tcp = M::Protocol(Protocol::Tcp);
@@ -502,6 +509,11 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
         Rule::new(matches, Action::Reset, why)
     };
     let redirected = Rule::new([M::Redirected], Action::Accept, "what is redirected");
+    let to_proxy = |port| Rule::new([tcp, M::Redirected, M::DestinationPort(port)], Action::Accept, "what is redirected");
+    let within = |f: &IpFamily| {
+        let matches = [M::Redirected, M::Destination(f.loopback())];
+        Rule::new(matches, Action::Accept, "what is redirected and stays here")
+    };
     // Its first packet may have been lost.
     let opening = Rule::new(
         [M::ConnectionMark(KEPT_MARK), M::Unassured],
@@ -512,14 +524,26 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
     let mut input = Vec::new();
     if options.inbound {
         input.extend(probes(&M::Source, "the kubelet's probes"));
-        input.extend([redirected.clone(), opening.clone()]);
+        match options.yields {
+            true => input.push(redirected.clone()),
+            false => {
+                input.push(to_proxy(ports::INBOUND_PLAINTEXT));
+                let machines = !options.virtual_interfaces.is_empty();
+                input.extend(machines.then(|| to_proxy(ports::OUTBOUND)));
+            }
+        }
+        input.push(opening.clone());
         input.push(refusal(
             &[M::NotFromLoopback, M::NotDestinationPort(ports::HBONE), M::NotMark(PROXY_MARK)],
             "what would come to the pod around the proxy",
         ));
     }
     let mut output = probes(&M::Destination, "replies to the kubelet's probes");
-    output.extend([redirected, opening]);
+    match options.yields {
+        true => output.push(redirected),
+        false => output.extend(families.iter().map(within)),
+    }
+    output.push(opening);
     output.push(refusal(
         &[M::NotToLoopback, M::NotMark(PROXY_MARK), M::NotMark(REPLY_MARK)],
         "what the pod would send around the proxy",

@@ -45,7 +45,7 @@ use self::state::Entry;
 use crate::{
     PodSpec,
     find::Whose,
-    linux::{NetnsId, Proof},
+    linux::{NetnsId, Proof, Stranger},
 };
 
 pub use kept::{Direction, Kept};
@@ -358,6 +358,12 @@ impl Pods {
         }
     }
 
+    /// These rules of others come before those of the capture in a namespace.
+    pub fn handle_strangers(&mut self, id: NetnsId, strangers: Arc<[Stranger]>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        self.changed |= entry.meets(strangers);
+    }
+
     /// An action has ended. `wall` is the time of day, for people.
     pub fn handle_done(&mut self, now: Instant, wall: SystemTime, id: NetnsId, step: Step, done: Done) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
@@ -511,6 +517,7 @@ impl Pods {
                 closed: false,
                 strays: 0,
                 mended: None,
+                strangers: Arc::from([]),
             };
             states.insert(spec.uid.clone(), state);
         }

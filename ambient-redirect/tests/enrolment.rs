@@ -91,6 +91,7 @@ fn preflight_leaves_no_trace(world: &World) -> Outcome {
             probes: true,
             inbound: false,
             virtual_interfaces: vec!["tap0".parse().unwrap()],
+            yields: true,
         })
         .await
         .unwrap();

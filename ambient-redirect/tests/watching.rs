@@ -82,6 +82,23 @@ fn main() -> ExitCode {
             "rules_of_somebody_else_in_the_way_are_noticed_when_they_come",
             theirs::rules_of_somebody_else_in_the_way_are_noticed_when_they_come,
         ),
+        (
+            "a_port_that_somebody_else_takes_is_refused_and_told",
+            theirs::a_port_that_somebody_else_takes_is_refused_and_told,
+        ),
+        (
+            "what_others_translate_within_the_pod_goes_on",
+            theirs::what_others_translate_within_the_pod_goes_on,
+        ),
+        (
+            "what_others_translate_of_a_new_pod_is_refused_too",
+            theirs::what_others_translate_of_a_new_pod_is_refused_too,
+        ),
+        (
+            "where_that_is_asked_for_others_have_what_they_translate",
+            theirs::where_that_is_asked_for_others_have_what_they_translate,
+        ),
+        ("what_others_write_by_hand_is_read", theirs::what_others_write_by_hand_is_read),
         ("what_comes_in_is_proven_where_it_can_be", what_comes_in_is_proven_where_it_can_be),
         (
             "without_privilege_it_is_said_what_is_missing",

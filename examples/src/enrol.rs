@@ -68,7 +68,8 @@ pub(crate) struct Args {
     /// How long what is captured of a pod that leaves the mesh may go on before it is reset, in seconds.
     #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "SECONDS", default_value_t = 30)]
     leave: u64,
-    /// Let a pod's TCP go around the mesh where its capture cannot be upheld; otherwise it is refused.
+    /// Let a pod's TCP go around the mesh where its capture cannot be upheld, and where rules of others in its namespace send it
+    /// elsewhere; otherwise it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
     open_when_unproven: bool,
     /// Where /metrics is served.
@@ -157,6 +158,7 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
             ipv6: !args.no_ipv6,
             dns: !args.no_dns_capture,
             probes: args.probes == Switch::On,
+            yields: args.open_when_unproven,
             ..Options::default()
         },
         existing: args.existing_connections.into(),

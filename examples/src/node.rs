@@ -236,8 +236,8 @@ pub(crate) struct Args {
     /// How long what is captured of a pod that leaves the mesh may go on before it is reset, in seconds.
     #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "SECONDS", default_value_t = 30)]
     leave: u64,
-    /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld; otherwise
-    /// it is refused.
+    /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld, and where rules
+    /// of others in its namespace send it elsewhere; otherwise it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
     open_when_unproven: bool,
     /// What is logged.

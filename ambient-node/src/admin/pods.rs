@@ -138,6 +138,8 @@ struct View {
     /// Those from before it joined: outside of the mesh.
     kept: Vec<String>,
     strays: u64,
+    /// Rules of others in its namespace that come before those that capture it.
+    foreign_rules: Vec<String>,
     repairs: u64,
     last_repair: Option<Repair>,
     /// What was put into its namespace last.
@@ -223,6 +225,7 @@ impl View {
             connections: served.and_then(|_| connections(at, Some(workload))),
             kept: Vec::new(),
             strays: 0,
+            foreign_rules: Vec::new(),
             repairs: 0,
             last_repair: None,
             put: None,
@@ -268,6 +271,7 @@ impl View {
             connections,
             kept: pod.kept.iter().map(ToString::to_string).collect(),
             strays: pod.strays,
+            foreign_rules: pod.strangers.iter().map(ToString::to_string).collect(),
             repairs: pod.repairs,
             last_repair: pod.mended.as_ref().map(|mended| Repair {
                 at: time(mended.repaired),

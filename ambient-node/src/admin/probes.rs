@@ -3,7 +3,7 @@
 use http::StatusCode;
 
 use super::{Answer, Asked, Context, Site, answer::PLAIN};
-use crate::{readiness::Readiness, zds::Apart};
+use crate::{meant::strangers, readiness::Readiness, zds::Apart};
 
 pub(super) fn metrics(at: &Context, asked: &Asked) -> Answer {
     at.node.metrics.certificates_missing(at.node.certificates.lacking().len());
@@ -23,14 +23,18 @@ pub(super) fn readiness(at: &Context, _: &Asked) -> Answer {
         node: at.node.clone(),
         stop: at.standing.stop.clone(),
     };
-    told(readiness.now())
+    told(readiness.now(), at)
 }
 
 pub(super) fn readiness_of_enrolment(at: &Apart, _: &Asked) -> Answer {
-    told(at.readiness())
+    told(at.readiness(), at)
 }
 
-fn told((ready, text): (bool, String)) -> Answer {
+/// What is said of captures besides makes nobody unready.
+fn told<C: Site>((ready, mut text): (bool, String), at: &C) -> Answer {
+    if let Some(captures) = &at.standing().captures {
+        text.push_str(&strangers(&captures.borrow()));
+    }
     let status = match ready {
         true => StatusCode::OK,
         false => StatusCode::INTERNAL_SERVER_ERROR,

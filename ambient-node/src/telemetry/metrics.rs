@@ -59,6 +59,7 @@ pub(crate) struct Metrics {
     pods_stopped: Counter,
     pods_pending: Gauge,
     pods_uncovered: Gauge,
+    pods_with_strangers: Gauge,
     kept: Gauge,
     kept_closed: Counter,
     pods_repaired: Counter,
@@ -168,6 +169,7 @@ impl Metrics {
             pods_stopped: Counter::default(),
             pods_pending: Gauge::default(),
             pods_uncovered: Gauge::default(),
+            pods_with_strangers: Gauge::default(),
             kept: Gauge::default(),
             kept_closed: Counter::default(),
             pods_repaired: Counter::default(),
@@ -363,6 +365,11 @@ impl Metrics {
     pub(crate) fn uncovered_pods(&self, count: usize) {
         self.pods_pending.set(count.try_into().unwrap_or(i64::MAX));
         self.pods_uncovered.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Pods in whose namespace rules of others come before those that capture.
+    pub(crate) fn pods_with_strangers(&self, count: usize) {
+        self.pods_with_strangers.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// Connections that are outside of the mesh although their pod is in it.

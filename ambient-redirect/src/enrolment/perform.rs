@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Way},
+    linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Stranger, Way},
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
     pods::{Action, Direction, Done, Kept, Report, Step},
@@ -48,6 +48,8 @@ pub(super) struct Room {
     stood: Mutex<Option<Stood>>,
     /// What is outside of the mesh, as of the last look.
     kept: Mutex<Arc<[Kept]>>,
+    /// What others have in the way, as of the last look.
+    strangers: Mutex<Arc<[Stranger]>>,
 }
 
 /// What was found as it should be when all of it was listed last. Unless the kernel has told of a change since, it is so.
@@ -95,6 +97,7 @@ impl Room {
             proven: Mutex::default(),
             stood: Mutex::default(),
             kept: Mutex::new(Arc::from([])),
+            strangers: Mutex::new(Arc::from([])),
         }
     }
 
@@ -198,6 +201,11 @@ impl Drop for Room {
 impl Room {
     fn kept(&self) -> Arc<[Kept]> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What others have in the way.
+    pub(super) fn strangers(&self) -> Arc<[Stranger]> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn keep(&self, mut kept: Vec<Kept>) -> Arc<[Kept]> {
@@ -435,7 +443,9 @@ impl Hands {
         let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
         // What is told from here on may or may not be in the listing.
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
-        let (differences, families) = room.within(move |inside| inside.look(&plan, &mark, listing)).await?;
+        let look = move |inside: &mut Inside| Ok((inside.look(&plan, &mark, listing)?, inside.strangers().clone()));
+        let ((differences, families), strangers) = room.within(look).await?;
+        *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
             pod: action.pod.clone(),
             closed: action.closed,

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     find::Whose,
-    linux::{Inside, Names, Netns, NetnsError, NetnsId, Processes},
+    linux::{Inside, Names, Netns, NetnsError, NetnsId, Processes, Stranger},
     pods::{Birth, Seen},
 };
 
@@ -252,6 +252,11 @@ impl Places {
                 .get_or_insert_with(|| Arc::new(Room::new(namespace, Arc::new(Watch::new(id, changes.clone())))))
                 .clone(),
         )
+    }
+
+    /// What others have in the way in a namespace, as it was looked at last.
+    pub(super) fn strangers(&self, id: NetnsId) -> Option<Arc<[Stranger]>> {
+        Some(self.places.get(&id)?.room.as_ref()?.strangers())
     }
 
     /// Nothing of ours is in a namespace any more.

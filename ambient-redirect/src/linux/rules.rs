@@ -4,6 +4,7 @@ mod compile;
 mod dry_run;
 mod life;
 mod opened;
+mod strangers;
 
 use std::{fmt, io, net::IpAddr, sync::Arc};
 
@@ -12,6 +13,7 @@ use ambient_core::PodUid;
 pub(super) use self::compile::{base_chain, compile};
 pub use self::dry_run::{Change, DryRun, Line, Thing};
 use self::opened::ClientPorts;
+pub use self::strangers::Stranger;
 use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
@@ -28,6 +30,8 @@ pub struct Inside {
     own: Arc<Own>,
     /// The last generation of nftables in which the tables were those of a plan.
     stood: Option<(Generation, Plan, Mark)>,
+    /// What others had in the way when tables were listed last.
+    strangers: Arc<[Stranger]>,
     conntrack: Conntrack,
     clients: ClientPorts,
 }
@@ -139,6 +143,7 @@ impl Inside {
         Ok(Self {
             own,
             stood: None,
+            strangers: Arc::from([]),
             routing: Routing::open()?,
             nftables: Nftables::open()?,
             sockets: netlink::Sockets::open()?,
@@ -246,6 +251,12 @@ impl Inside {
         self.look(plan, mark, Listing::Whole).map(|(differences, _)| differences)
     }
 
+    /// The rules of others that come before those of the plan that was verified or applied last, as they were then. They are no
+    /// difference: what they send elsewhere is refused, or stays in the pod, as [`Stranger`] says.
+    pub fn strangers(&self) -> &Arc<[Stranger]> {
+        &self.strangers
+    }
+
     /// As [`Inside::verify`]; gives the families that are captured as well.
     pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), ApplyError> {
         let families = self.families(&plan.rules)?;
@@ -336,7 +347,8 @@ impl Inside {
         {
             return Ok(Vec::new());
         }
-        let (differences, generation) = self.nftables.steadily(|nftables| compare(nftables, plan, mark))?;
+        let ((differences, strangers), generation) = self.nftables.steadily(|nftables| compare(nftables, plan, mark))?;
+        self.strangers = strangers.into();
         self.stood = differences.is_empty().then(|| (generation, plan.clone(), mark.clone()));
         Ok(differences)
     }
@@ -355,7 +367,7 @@ impl Inside {
     }
 }
 
-fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, netlink::Error> {
+fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, Vec<Stranger>), netlink::Error> {
     let mut differences = Vec::new();
     let tables = nftables.tables()?;
     let chains = nftables.chains()?;
@@ -377,7 +389,8 @@ fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<Vec<Diff
             }
         }
     }
-    Ok(differences)
+    let strangers = strangers::look(nftables, plan, &chains)?;
+    Ok((differences, strangers))
 }
 
 fn same_rules(nftables: &mut Nftables, table: &plan::Table) -> Result<bool, netlink::Error> {

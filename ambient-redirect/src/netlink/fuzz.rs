@@ -3,7 +3,7 @@
 
 use super::{
     codec, conntrack, diag,
-    nftables::{self, expr, sets},
+    nftables::{self, expr, sets, theirs},
     redirected, routing, socket,
 };
 use crate::netlink::{Connection, Listener, NftRule, Route, Rule, Table, Transport};
@@ -51,6 +51,8 @@ fn held_against_itself(rule: &NftRule, length: usize) {
         .flat_map(|(_, attributes)| attributes)
         .map(|(_, value)| value.len());
     assert!(values.sum::<usize>() <= length, "values are parts of what was listed");
+    let reading = theirs::read(&rule.expressions);
+    assert!(reading.leads_to.iter().map(String::len).sum::<usize>() <= 3 * length);
     let names: usize = comparable.iter().map(|(name, _)| name.len()).sum();
     assert!(names <= 3 * length);
 }

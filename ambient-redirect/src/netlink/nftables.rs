@@ -2,6 +2,7 @@
 
 pub(super) mod expr;
 pub(super) mod sets;
+pub(super) mod theirs;
 
 use super::{
     Error,
@@ -11,6 +12,7 @@ use super::{
 
 pub use expr::{Cmp, CtKey, Expr, MetaKey, PayloadBase, Verdict};
 pub use sets::{Set, SetKey};
+pub use theirs::{Does, Reading};
 
 /// The tables, chains and rules of one network namespace.
 #[derive(Debug)]
@@ -148,9 +150,12 @@ pub struct Batch {
 impl Rule {
     /// Whether it is what these expressions make, whatever its counters have counted.
     pub fn is(&self, expressions: &[Expr]) -> bool {
-        let mut list = Writer::default();
-        expressions.iter().for_each(|e| e.write(&mut list));
-        expr::comparable(&self.expressions) == expr::comparable(list.bytes())
+        expr::comparable(&self.expressions) == expr::comparable(&Batch::list(expressions))
+    }
+
+    /// What it does, of one that was written by others.
+    pub fn reading(&self) -> Reading {
+        theirs::read(&self.expressions)
     }
 
     /// The kernel's names of its expressions.
@@ -224,6 +229,13 @@ impl Batch {
                 expression.write(list);
             }
         });
+    }
+
+    /// Expressions as the kernel lists those of a rule, but for what it fills in.
+    pub fn list(expressions: &[Expr]) -> Vec<u8> {
+        let mut list = Writer::default();
+        expressions.iter().for_each(|e| e.write(&mut list));
+        list.bytes().to_vec()
     }
 
     /// Whether nothing is to be changed.
@@ -345,6 +357,17 @@ impl Nftables {
             true => Ok(rules),
             false => Err(kept_changing(what)),
         }
+    }
+
+    /// The rules of a table of somebody else's, as many as `most`, and whether there are more; for [`Nftables::steadily`].
+    pub fn rules_of_others(&mut self, family: Family, table: &str, most: usize) -> Result<(Vec<Rule>, bool), Error> {
+        let what = "listing rules of others";
+        let mut request = Writer::default();
+        request.begin(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, NLM_F_DUMP, &nfgen(family.number(), 0));
+        request.text(NFTA_RULE_TABLE, table);
+        let (listed, more) = self.0.list_some(what, request, most)?;
+        let rules = listed.iter().map(|(_, payload)| read_rule(what, payload));
+        Ok((rules.collect::<Result<_, _>>()?, more))
     }
 
     fn list(&mut self, what: &str, message: u16, fill: impl Fn(&mut Writer)) -> Result<Vec<Listed>, Error> {

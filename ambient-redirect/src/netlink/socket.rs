@@ -109,9 +109,14 @@ impl Socket {
     ///
     /// A listing that a change has overtaken is an error for which [`Error::interrupted`] holds.
     pub(crate) fn list(&mut self, what: &str, message: Writer) -> Result<Vec<Listed>, Error> {
+        self.list_some(what, message, usize::MAX).map(|(all, _)| all)
+    }
+
+    /// As [`Socket::list`], and of what is longer the first so many; gives whether there is more.
+    pub(crate) fn list_some(&mut self, what: &str, message: Writer, most: usize) -> Result<(Vec<Listed>, bool), Error> {
         let first = self.send(what, message)?;
         let mut all = Vec::new();
-        let mut torn = false;
+        let (mut torn, mut more) = (false, false);
         self.receive(what, |m| {
             if m.sequence != first {
                 return None;
@@ -121,7 +126,11 @@ impl Socket {
                 NLMSG_ERROR => Some(outcome(what, m)),
                 NLMSG_DONE => Some(Ok(())),
                 _ => {
-                    all.push((m.kind, m.payload.to_vec()));
+                    match all.len() < most {
+                        true => all.push((m.kind, m.payload.to_vec())),
+                        // What was asked for comes whole.
+                        false => more = true,
+                    }
                     // Some answers to a listing of one thing are not marked as parts of many.
                     (m.flags & NLM_F_MULTI == 0).then_some(Ok(()))
                 }
@@ -133,7 +142,7 @@ impl Socket {
                 io::Error::new(io::ErrorKind::Interrupted, "changed while it was being listed"),
             ));
         }
-        Ok(all)
+        Ok((all, more))
     }
 
     /// Sends a batch whose last message but one asks for an answer, and waits for the outcome of all of it.

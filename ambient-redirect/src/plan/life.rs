@@ -116,10 +116,12 @@ fn closed(options: &Options) -> Table {
     });
     let mut output: Vec<Rule> = probes.collect();
     output.extend([
-        // Asked before destinations are changed, so that it holds for what is redirected since before.
-        Rule::new([M::Redirected], Action::Accept, "what is captured already"),
         Rule::new([M::ConnectionMark(REPLY_MARK)], Action::Accept, "replies to the proxy"),
         Rule::new([M::ConnectionMark(KEPT_MARK)], Action::Accept, "what was open before"),
+        // Somebody else's rules may have translated it already.
+        refusal(&[M::Opens, M::NotToLoopback, M::NotMark(PROXY_MARK)], "what the pod would open"),
+        // Asked before destinations are changed, so that it holds for what is redirected since before.
+        Rule::new([M::Redirected], Action::Accept, "what is captured already"),
         refusal(
             &[M::NotToLoopback, M::NotMark(PROXY_MARK), M::NotReset],
             "what the pod would send around the proxy",
@@ -161,9 +163,9 @@ mod tests {
     fn what_is_closed_refuses_whether_or_not_it_is_captured() {
         let options = Options::default();
         let (closed, whole) = (Plan::closed(&options), Plan::new(&options));
-        assert_eq!((closed.tables.len(), refusals(&closed)), (1, 2));
+        assert_eq!((closed.tables.len(), refusals(&closed)), (1, 3));
         let both = whole.clone().and_closed(&options);
-        assert_eq!(refusals(&both), refusals(&whole) + 2);
+        assert_eq!(refusals(&both), refusals(&whole) + 3);
         assert_eq!((both.rules, both.listeners), (whole.rules, whole.listeners));
     }
 

@@ -144,11 +144,24 @@ fn what_is_refused_opens_a_connection_and_nobody_exempt_is_meant() {
                 );
                 let before = &chain.rules[..at];
                 assert!(before.iter().all(|r| r.action == Action::Accept), "{before:?}");
-                let [.., redirected, opening] = before else { panic!("{before:?}") };
-                assert_eq!(redirected.matches, [Match::Redirected]);
+                let Some((opening, before)) = before.split_last() else {
+                    panic!("{before:?}")
+                };
                 assert_eq!(opening.matches, [Match::ConnectionMark(KEPT_MARK), Match::Unassured]);
-                let exempt = if ipv6 { 2 } else { 1 };
-                assert_eq!(before.len(), 2 + if probes { exempt } else { 0 }, "{before:?}");
+                let families = if ipv6 { 2 } else { 1 };
+                let redirected = &before[if probes { families } else { 0 }..];
+                let wanted: Vec<Vec<Match>> = match input {
+                    true => vec![vec![
+                        Match::Protocol(Protocol::Tcp),
+                        Match::Redirected,
+                        Match::DestinationPort(ports::INBOUND_PLAINTEXT),
+                    ]],
+                    false => [IpFamily::V4, IpFamily::V6][..families]
+                        .iter()
+                        .map(|f| vec![Match::Redirected, Match::Destination(f.loopback())])
+                        .collect(),
+                };
+                assert_eq!(redirected.iter().map(|r| r.matches.clone()).collect::<Vec<_>>(), wanted);
             }
             // It must see what a redirection has done: nothing that redirects comes after it.
             if chain.rules.iter().any(|r| r.action == Action::Reset) {
@@ -157,6 +170,28 @@ fn what_is_refused_opens_a_connection_and_nobody_exempt_is_meant() {
             }
         }
         assert_eq!(refusals, 2, "one for what comes, one for what goes");
+    }
+}
+
+/// What machines in the pod send comes in by the guard of what comes to it; and who prefers an open way has it.
+#[test]
+fn what_is_redirected_to_the_proxy_is_let_through_and_of_others_what_is_asked_for() {
+    let accepted = |options: &Options, hook| {
+        let plan = Plan::new(options);
+        let guard = plan.tables.into_iter().find(|t| t.name == TABLES[3]).unwrap();
+        let chain = guard.chains.into_iter().find(|c| c.hook == hook).unwrap();
+        let redirected = chain.rules.into_iter().filter(|r| r.matches.contains(&Match::Redirected));
+        redirected.map(|r| r.matches).collect::<Vec<_>>()
+    };
+    let machines = options(true, true, &[(REROUTE, "tap0")]);
+    let ports: Vec<Match> = accepted(&machines, Hook::Input).iter().map(|m| m[2]).collect();
+    assert_eq!(ports, [15006, 15001].map(Match::DestinationPort));
+    let open = Options {
+        yields: true,
+        ..Options::default()
+    };
+    for hook in [Hook::Input, Hook::Output] {
+        assert_eq!(accepted(&open, hook), [[Match::Redirected]]);
     }
 }
 

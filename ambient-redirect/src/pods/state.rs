@@ -9,7 +9,7 @@ use std::{
 use super::{Birth, Done, Kept, Notice, Output, Report, Step, Timing};
 use crate::{
     PodSpec,
-    linux::{NetnsId, Proof},
+    linux::{NetnsId, Proof, Stranger},
 };
 
 /// How a pod stands.
@@ -36,6 +36,9 @@ pub struct PodState {
     pub strays: u64,
     /// The last repair whole: its times, and what went around the proxy meanwhile.
     pub mended: Option<Arc<Repair>>,
+    /// Rules of others in its namespace that come before those that capture it: what they send elsewhere does not reach the proxy.
+    /// It is refused, unless it stays in the pod. As of the last look, which follows a change at once.
+    pub strangers: Arc<[Stranger]>,
 }
 
 impl PodState {
@@ -52,9 +55,11 @@ impl PodState {
             closed,
             strays,
             mended,
+            strangers,
         } = self;
         (spec, namespace, state, said, repairs) == (&other.spec, &other.namespace, &other.state, &other.said, &other.repairs)
             && (kept, closed, strays, mended) == (&other.kept, &other.closed, &other.strays, &other.mended)
+            && *strangers == other.strangers
     }
 }
 
@@ -204,6 +209,7 @@ pub(super) struct Entry {
     wall: SystemTime,
     kept: Arc<[Kept]>,
     strays: u64,
+    strangers: Arc<[Stranger]>,
 }
 
 impl Entry {
@@ -248,6 +254,7 @@ impl Entry {
             wall: SystemTime::UNIX_EPOCH,
             kept: Arc::from([]),
             strays: 0,
+            strangers: Arc::from([]),
         }
     }
 
@@ -330,6 +337,13 @@ impl Entry {
         // Whoever hands it over knows.
         self.presumed_new = false;
         self.close_next = !self.closed && !self.enforced;
+    }
+
+    /// Gives whether these are others than before.
+    pub(super) fn meets(&mut self, strangers: Arc<[Stranger]>) -> bool {
+        let changed = self.strangers != strangers;
+        self.strangers = strangers;
+        changed
     }
 
     /// Whether it is in, and nothing is wrong.
@@ -732,6 +746,7 @@ impl Entry {
             closed: self.closed,
             strays: self.strays,
             mended: self.mended.clone(),
+            strangers: self.strangers.clone(),
         }
     }
 }

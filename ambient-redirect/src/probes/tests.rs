@@ -24,6 +24,7 @@ fn pod(uid: &str, addresses: &[&str], placed: bool) -> PodState {
         proven_at: None,
         repairs: 0,
         mended: None,
+        strangers: Arc::from([]),
         kept: Arc::from([]),
         closed: false,
         strays: 0,

@@ -1,11 +1,12 @@
 //! `ambient pods`, as somebody asks it who does not know what is wrong.
 
 use std::{
+    fs,
     net::{TcpListener, TcpStream},
     time::Duration,
 };
 
-use ambient_redirect::netlink::{Batch, Family, Nftables};
+use ambient_redirect::netlink::{BaseChain, Batch, Expr, Family, Nftables};
 use ambient_testkit::{World, harness::Outcome};
 use serde_json::{Value, json};
 
@@ -46,6 +47,7 @@ fn tell(ground: &mut Ground) -> Outcome {
     one_of_them(ground)?;
     what_is_wrong(ground)?;
     who_asks_wrongly(ground)?;
+    what_others_put_before(ground)?;
     what_was_damaged(ground)?;
     which_of_them(ground)?;
     // What was in the way is gone, and nobody has to do anything more.
@@ -179,6 +181,70 @@ fn who_asks_wrongly(ground: &mut Ground) -> Outcome {
             "{args:?}: {err}"
         );
     }
+    Ok(())
+}
+
+/// Rules of somebody else that the kernel asks before the capture's: the pod stays captured, and whose they are is told everywhere.
+fn what_others_put_before(ground: &mut Ground) -> Outcome {
+    let cart = ground.cluster.pod("demo", "cart")?.namespace().ok_or("no namespace")?;
+    cart.run(|| {
+        let mut batch = Batch::default();
+        batch.add_table(Family::Inet, "theirs", b"");
+        batch.add_base_chain(Family::Inet, "theirs", "output", &BaseChain::nat_output());
+        let mut rule = Expr::tcp_to([10, 9, 9, 9].into(), 5432);
+        rule.extend(Expr::dnat(([10, 9, 9, 8], 5433).into()));
+        batch.add_rule(Family::Inet, "theirs", "output", &rule);
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+    })?;
+    let rule = "table inet theirs, chain output: of what goes out, TCP to port 5432 gets another destination, port 5433";
+    let told = until(PATIENCE, || {
+        let told = ground.told(NODE, "demo/cart")?;
+        Ok(if told["foreignRules"] == json!([rule]) {
+            Ok(told)
+        } else {
+            Err(told.to_string())
+        })
+    })?;
+    assert_eq!((&told["captured"], &told["repairs"]), (&json!(true), &json!(0)), "{told}");
+    let (_, out, _) = ground.ambient(NODE, &["pods", "cart"])?;
+    assert!(
+        out.contains(&format!(
+            "what they take does not reach the proxy: {rule}\n   ->  what they send out of the pod"
+        )),
+        "{out}"
+    );
+    let metric = |ground: &Ground, count| {
+        let line = format!("\nambient_pods_with_foreign_rules {count}\n");
+        until(PATIENCE, || {
+            let page = ground.page(NODE, 15020, "/metrics")?;
+            Ok(if page.contains(&line) { Ok(()) } else { Err(page) })
+        })
+    };
+    metric(ground, 1)?;
+    let ready = ground.page(NODE, 15021, "/healthz/ready")?;
+    assert!(
+        ready.contains("1 of the pods have rules of others") && ready.contains("demo/cart"),
+        "{ready}"
+    );
+    let log = fs::read_to_string(ground.cluster.node(NODE)?.log())?;
+    let line = log
+        .lines()
+        .find(|line| line.contains("rules of others come before the pod's capture"));
+    assert!(
+        line.is_some_and(|line| line.contains(rule) && line.contains("demo/cart")),
+        "{line:?}"
+    );
+    let cart = ground.cluster.pod("demo", "cart")?.namespace().ok_or("no namespace")?;
+    cart.run(|| {
+        let mut batch = Batch::default();
+        batch.delete_table(Family::Inet, "theirs");
+        Nftables::open().unwrap().commit(batch, None).unwrap();
+    })?;
+    metric(ground, 0)?;
+    let ready = ground.page(NODE, 15021, "/healthz/ready")?;
+    assert!(!ready.contains("rules of others"), "{ready}");
+    let (_, out, _) = ground.ambient(NODE, &["pods", "cart"])?;
+    assert!(out.contains("\nnothing is wrong\n"), "{out}");
     Ok(())
 }
 

@@ -53,6 +53,17 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
             "it is mended by itself, within a second; ask again",
         );
     }
+    if !pod.strangers.is_empty() {
+        let rules: Vec<String> = pod.strangers.iter().map(ToString::to_string).collect();
+        say(
+            format!(
+                "rules of somebody else in its namespace come before those that capture it, and what they take does not reach the proxy: {}",
+                rules.join("; ")
+            ),
+            "what they send out of the pod, or to another of its ports, is refused; what stays in the pod goes on. Remove them \
+             (`nft list ruleset` in its namespace shows them), or take the pod out of the mesh",
+        );
+    }
     if pod.closed && !matches!(pod.state, State::Waiting) {
         say(
             "its TCP is refused until its capture is proven".into(),
@@ -130,8 +141,8 @@ mod tests {
     use ambient_core::Capture;
     use ambient_redirect::{
         PodSpec,
-        linux::{Difference, Proof, Ways},
-        pods::Repair,
+        linux::{Difference, Proof, Stranger, Ways},
+        pods::{Direction, Repair},
     };
 
     use super::*;
@@ -153,6 +164,7 @@ mod tests {
             proven_at: None,
             repairs: 0,
             mended: None,
+            strangers: Arc::from([]),
             kept: Arc::from([]),
             closed: false,
             strays: 0,
@@ -221,6 +233,18 @@ mod tests {
         let said = wrong(&sick, &Look::default());
         assert_eq!(said.len(), 4);
         assert!(said[1].what.contains("refused") && said[2].what.starts_with("3 connections") && said[3].what.contains("2 times"));
+        let mut beside = pod(captured(Way::Recognised));
+        beside.strangers = Arc::from([Stranger {
+            table: "ip nat".into(),
+            chain: "OUTPUT".into(),
+            direction: Direction::Outbound,
+            does: "TCP to port 5432 is redirected to the pod itself".into(),
+        }]);
+        let said = wrong(&beside, &Look::default()).remove(0);
+        assert!(
+            said.what.contains("ip nat, chain OUTPUT") && said.what.contains("5432") && said.remedy.contains("refused"),
+            "{said:?}"
+        );
         let mut odd = pod(captured(Way::Recognised));
         let spec = PodSpec {
             capture: Capture::read(|key| (key == "istio.io/reroute-virtual-interfaces").then_some("a/b")),

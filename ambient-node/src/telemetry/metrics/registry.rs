@@ -177,6 +177,11 @@ fn captures(registry: &mut Registry, metrics: &Metrics) {
         metrics.pods_uncovered.clone(),
     );
     registry.register(
+        "ambient_pods_with_foreign_rules",
+        "Pods in whose namespace rules of others come before those that capture; what they take does not reach the proxy (unstable)",
+        metrics.pods_with_strangers.clone(),
+    );
+    registry.register(
         "ambient_connections_kept",
         "Connections from before their pod joined the mesh that are open still, outside of it (unstable)",
         metrics.kept.clone(),

@@ -46,7 +46,7 @@ fn the_rules_are_those_of_the_reference() {
 }
 
 /// As `nft --debug=netlink` compiles
-/// `ct status & dnat == dnat counter accept` and
+/// `ct status & dnat == dnat ip daddr 127.0.0.1 counter accept`, the same of `ip6 daddr ::1`, and
 /// `meta l4proto tcp tcp flags & (fin|syn|rst|ack) == syn oifname != lo mark & 0xfff != 0x539 mark & 0xfff != 0x111 counter
 /// reject with tcp reset`.
 #[test]
@@ -60,6 +60,19 @@ fn the_guard_is_what_nft_would_make() {
             "  [ ct load status => reg 1 ]
   [ bitwise reg 1 = ( reg 1 & 0x00000020 ) ^ 0x00000000 ]
   [ cmp eq reg 1 0x00000020 ]
+  [ meta load nfproto => reg 1 ]
+  [ cmp eq reg 1 0x00000002 ]
+  [ payload load 4b @ network header + 16 => reg 1 ]
+  [ cmp eq reg 1 0x0100007f ]
+  [ counter pkts 0 bytes 0 ]
+  [ immediate reg 0 accept ]",
+            "  [ ct load status => reg 1 ]
+  [ bitwise reg 1 = ( reg 1 & 0x00000020 ) ^ 0x00000000 ]
+  [ cmp eq reg 1 0x00000020 ]
+  [ meta load nfproto => reg 1 ]
+  [ cmp eq reg 1 0x0000000a ]
+  [ payload load 16b @ network header + 24 => reg 1 ]
+  [ cmp eq reg 1 0x00000000 0x00000000 0x00000000 0x01000000 ]
   [ counter pkts 0 bytes 0 ]
   [ immediate reg 0 accept ]",
             "  [ ct load mark => reg 1 ]
