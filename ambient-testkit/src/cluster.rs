@@ -33,7 +33,7 @@ use self::{dns::ClusterDns, store::Store};
 pub use self::{
     node::{NODE_INTERFACE, Node},
     object::{DATAPLANE_MODE, Key, Object, ObjectError, is_meant_for_mesh},
-    plan::{CLUSTER_DNS, Pair},
+    plan::{CLUSTER_DNS, Families, Pair},
     pod::Pod,
     residue::residue,
 };
@@ -62,18 +62,26 @@ impl Cluster {
     /// # Errors
     /// When the machine does not allow it; what was made ends with the world.
     pub fn build(world: &World, dir: PathBuf, images: Images) -> Result<Self, ClusterError> {
+        Self::build_of(world, Families::Both, dir, images)
+    }
+
+    /// The same, of the families that are named.
+    ///
+    /// # Errors
+    /// As [`Cluster::build`].
+    pub fn build_of(world: &World, families: Families, dir: PathBuf, images: Images) -> Result<Self, ClusterError> {
         let store = Store::create(dir.join("manifests")).map_err(ClusterError::io("making the manifests directory"))?;
         let logs = dir.join("logs");
         fs::create_dir_all(&logs).map_err(ClusterError::io("making the log directory"))?;
-        let nodes = vec![Node::new(world, 1, &logs)?, Node::new(world, 2, &logs)?];
+        let nodes = vec![Node::new(world, 1, families, &logs)?, Node::new(world, 2, families, &logs)?];
         node::join(&nodes[0], &nodes[1])?;
         let dns = ClusterDns::default();
         let dns_namespace = world.namespace("cluster-dns")?;
-        nodes[0].attach(&dns_namespace, "dns", &[CLUSTER_DNS.into()])?;
-        nodes[1]
-            .namespace()
-            .add_route(plan::net(CLUSTER_DNS, 32), Some(nodes[0].addresses().v4.into()), NODE_INTERFACE)?;
-        let sockets = dns_namespace.run(|| Ok((UdpSocket::bind((CLUSTER_DNS, 53))?, TcpListener::bind((CLUSTER_DNS, 53))?)))?;
+        let server = families.cluster_dns();
+        nodes[0].attach(&dns_namespace, "dns", &[server])?;
+        let way = nodes[0].ips().into_iter().find(|ip| ip.is_ipv4() == server.is_ipv4());
+        nodes[1].namespace().add_route(server, way, NODE_INTERFACE)?;
+        let sockets = dns_namespace.run(|| Ok((UdpSocket::bind((server, 53))?, TcpListener::bind((server, 53))?)))?;
         let serving = sockets.and_then(|(udp, tcp)| dns.serve(udp, tcp));
         serving.map_err(ClusterError::io("starting the cluster DNS"))?;
         Ok(Self {

@@ -14,6 +14,8 @@ mod attacks;
 mod away;
 #[path = "enrolment/chaos.rs"]
 mod chaos;
+#[path = "enrolment/families.rs"]
+mod families;
 #[path = "enrolment/ground.rs"]
 mod ground;
 #[path = "enrolment/handed_over.rs"]
@@ -71,6 +73,11 @@ fn main() -> ExitCode {
                 "a_disk_without_room_stops_nothing_and_is_told",
                 kept::a_disk_without_room_stops_nothing_and_is_told,
             ),
+            ("a_mesh_of_ipv6_alone_is_a_mesh", families::a_mesh_of_ipv6_alone_is_a_mesh),
+            (
+                "a_mesh_where_ipv6_is_switched_off_is_a_mesh",
+                families::a_mesh_where_ipv6_is_switched_off_is_a_mesh,
+            ),
             ("a_node_that_is_told_twice_ends_now", attacks::a_node_that_is_told_twice_ends_now),
             ("a_start_is_ended_at_any_moment", attacks::a_start_is_ended_at_any_moment),
             (
@@ -103,6 +110,6 @@ fn main() -> ExitCode {
                 roots::a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing,
             ),
         ],
-        &[("peer", peer::main)],
+        &[("peer", peer::main), ("resolve", families::resolve)],
     )
 }

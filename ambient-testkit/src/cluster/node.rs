@@ -6,7 +6,7 @@ use crate::{End, Namespace, Output, Process, Program, Resolution, View, World, l
 
 use super::{
     ClusterError,
-    plan::{self, Addresses, CLUSTER_DNS, Pair, net},
+    plan::{self, Addresses, Families, Pair, net},
     services::resolv_conf,
 };
 
@@ -15,6 +15,7 @@ use super::{
 pub struct Node {
     name: String,
     number: u8,
+    families: Families,
     namespace: Namespace,
     view: View,
     log: PathBuf,
@@ -23,12 +24,13 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn new(world: &World, number: u8, logs: &std::path::Path) -> Result<Self, ClusterError> {
+    pub(super) fn new(world: &World, number: u8, families: Families, logs: &std::path::Path) -> Result<Self, ClusterError> {
         let name = format!("node-{number}");
         let namespace = world.namespace(&name)?;
         namespace.forward()?;
+        without_ipv6(families, &namespace)?;
         let resolution = Resolution {
-            resolv_conf: resolv_conf(CLUSTER_DNS, "default"),
+            resolv_conf: resolv_conf(families.cluster_dns(), "default"),
             hosts: String::new(),
         };
         let view = world
@@ -38,6 +40,7 @@ impl Node {
         Ok(Self {
             name,
             number,
+            families,
             namespace,
             view,
             log,
@@ -61,9 +64,19 @@ impl Node {
         &self.view
     }
 
-    /// Its addresses on the link between the nodes.
+    /// Its addresses on the link between the nodes, in a cluster of both families.
     pub fn addresses(&self) -> Pair {
         plan::node(self.number)
+    }
+
+    /// Those that it has; IPv4 first.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        self.families.of(self.addresses())
+    }
+
+    /// Those of the cluster.
+    pub(super) fn families(&self) -> Families {
+        self.families
     }
 
     /// The file that everything goes to which its mesh process writes.
@@ -108,9 +121,12 @@ impl Node {
             inner = inner.address(*address);
         }
         // The same on every interface: a pod knows only this one next hop of each family.
-        let outer = End::new(&self.namespace, interface)
-            .address(net(plan::GATEWAY_V4, 32))
-            .address(net(plan::GATEWAY_V6, 64));
+        let gateways = [net(plan::GATEWAY_V4, 32), net(plan::GATEWAY_V6, 64)];
+        let outer = gateways
+            .into_iter()
+            .filter(|gateway| self.families.has(gateway.addr()))
+            .fold(End::new(&self.namespace, interface), End::address);
+        without_ipv6(self.families, pod)?;
         link(&inner, &outer)?;
         for address in addresses {
             self.namespace.add_route(*address, None, interface)?;
@@ -124,24 +140,39 @@ impl Node {
     }
 }
 
+/// A node's end of the link between them.
+fn end(node: &Node) -> End<'_> {
+    let Pair { v4, v6 } = plan::node(node.number);
+    let addresses = [net(v4, 24), net(v6, 64), net(plan::node_link_local(node.number), 64)];
+    addresses
+        .into_iter()
+        .filter(|address| node.families.has(address.addr()))
+        .fold(End::new(&node.namespace, NODE_INTERFACE), End::address)
+}
+
 /// Joins two nodes, and tells each where the other's pods are.
 pub(super) fn join(a: &Node, b: &Node) -> Result<(), ClusterError> {
-    let addressed = |node: &'_ Node| {
-        let Pair { v4, v6 } = plan::node(node.number);
-        [net(v4, 24), net(v6, 64), net(plan::node_link_local(node.number), 64)]
-    };
-    let end = |node| {
-        addressed(node)
-            .into_iter()
-            .fold(End::new(&node.namespace, NODE_INTERFACE), End::address)
-    };
     link(&end(a), &end(b))?;
     for (here, there) in [(a, b), (b, a)] {
         for (network, via) in plan::pod_networks(there.number).into_iter().zip(plan::node(there.number).both()) {
-            here.namespace.add_route(network, Some(via), NODE_INTERFACE)?;
+            if here.families.has(via) {
+                here.namespace.add_route(network, Some(via), NODE_INTERFACE)?;
+            }
         }
-        for network in plan::service_networks() {
+        for network in plan::service_networks()
+            .into_iter()
+            .filter(|network| here.families.has(network.addr()))
+        {
             here.namespace.add_route(network, None, NODE_INTERFACE)?;
+        }
+    }
+    Ok(())
+}
+
+fn without_ipv6(families: Families, namespace: &Namespace) -> Result<(), ClusterError> {
+    if families == Families::V4 {
+        for which in ["all", "default"] {
+            namespace.sysctl(&format!("net/ipv6/conf/{which}/disable_ipv6"), "1")?;
         }
     }
     Ok(())

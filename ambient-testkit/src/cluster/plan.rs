@@ -7,6 +7,42 @@ use std::{
 
 use ipnet::IpNet;
 
+/// The IP families of a cluster, as its nodes, pods and DNS have addresses of them. `127.0.0.1` and `::1` are beside that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Families {
+    /// Both, IPv4 first.
+    #[default]
+    Both,
+    /// IPv4; IPv6 is switched off in every namespace.
+    V4,
+    /// IPv6; there is no IPv4 address but on the loopback devices.
+    V6,
+}
+
+impl Families {
+    /// Whether an address is of one of them.
+    pub fn has(self, address: IpAddr) -> bool {
+        match self {
+            Self::Both => true,
+            Self::V4 => address.is_ipv4(),
+            Self::V6 => address.is_ipv6(),
+        }
+    }
+
+    /// Of a pair, what is of them.
+    pub(crate) fn of(self, pair: Pair) -> Vec<IpAddr> {
+        pair.both().into_iter().filter(|address| self.has(*address)).collect()
+    }
+
+    /// The cluster DNS, whose address every `resolv.conf` names.
+    pub fn cluster_dns(self) -> IpAddr {
+        match self {
+            Self::Both | Self::V4 => CLUSTER_DNS.into(),
+            Self::V6 => CLUSTER_DNS_V6.into(),
+        }
+    }
+}
+
 /// One address of each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pair {
@@ -23,8 +59,9 @@ impl Pair {
     }
 }
 
-/// The cluster DNS, whose address every `resolv.conf` names.
+/// The cluster DNS, where there is IPv4.
 pub const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const CLUSTER_DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 10);
 
 /// Where a pod's default route for IPv6 leads: the link-local address of its node's end of the veth pair.
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);

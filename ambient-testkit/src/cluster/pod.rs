@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{Namespace, Output, Process, Program, Resolution, View, World};
 
 use super::{
-    CLUSTER_DNS, ClusterError, Images,
+    ClusterError, Images,
     clock::{rfc3339, time_of_day},
     node::Node,
     object::{Key, Object},
@@ -97,7 +97,7 @@ impl Pod {
             .trim()
             .to_owned();
         let resolution = Resolution {
-            resolv_conf: resolv_conf(CLUSTER_DNS, &key.namespace),
+            resolv_conf: resolv_conf(node.families().cluster_dns(), &key.namespace),
             hosts: String::new(),
         };
         let view = world
@@ -105,7 +105,7 @@ impl Pod {
             .map_err(ClusterError::io("laying out a pod's files"))?;
         let log = logs.join(format!("{}_{}.log", key.namespace, key.name));
         let sandbox = if on_host { None } else { Some(Sandbox::make(world, &key, node)?) };
-        let addresses = sandbox.as_ref().map_or_else(|| node.addresses(), |s| s.pair).both().to_vec();
+        let addresses = sandbox.as_ref().map_or_else(|| node.ips(), |s| node.families().of(s.pair));
         Ok(Self {
             key,
             uid,
@@ -122,7 +122,7 @@ impl Pod {
     pub(super) fn describe(&self, mut object: Object, node: &Node, runs: bool) -> Object {
         let now = rfc3339(time_of_day(), 0);
         let ips = |addresses: &[IpAddr]| addresses.iter().map(|ip| json!({"ip": ip})).collect::<Value>();
-        let host = node.addresses().both();
+        let host = node.ips();
         object.set(&["metadata", "uid"], self.uid.as_str().into());
         if object.text("/metadata/creationTimestamp").is_none() {
             object.set(&["metadata", "creationTimestamp"], now.as_str().into());
@@ -154,7 +154,7 @@ impl Pod {
             "phase": if runs { "Running" } else { "Pending" },
             "conditions": conditions,
             "containerStatuses": containers,
-            "hostIP": host[0],
+            "hostIP": host.first(),
             "hostIPs": ips(&host),
             "podIP": self.addresses.first(),
             "podIPs": ips(&self.addresses),
@@ -231,7 +231,7 @@ impl Sandbox {
         };
         let interface = format!("veth{}", pair.v4.octets()[3]);
         let made = world.namespace(&key.name).map_err(ClusterError::from).and_then(|namespace| {
-            match node.attach(&namespace, &interface, &pair.both()) {
+            match node.attach(&namespace, &interface, &node.families().of(pair)) {
                 Ok(()) => Ok(Self {
                     namespace,
                     interface,

@@ -13,7 +13,7 @@ use std::{
 
 use ambient_testkit::{
     Namespace, Output, Process, Program, World,
-    cluster::{Cluster, DATAPLANE_MODE, Images, Key, residue},
+    cluster::{Cluster, DATAPLANE_MODE, Families, Images, Key, residue},
     harness,
 };
 use serde_json::Value;
@@ -42,7 +42,7 @@ pub(crate) struct Ground {
 impl Ground {
     /// A namespace `demo`, and both nodes, which run: each has its state and its certificates from directories.
     pub(crate) fn new(world: &World) -> Result<Self, Failure> {
-        let mut ground = Self::without_nodes(world)?;
+        let mut ground = Self::without_nodes(world, Families::Both)?;
         let (manifests, ca) = (path(ground.cluster.manifests()), path(&ground.ca));
         ground.start_all(|_| vec!["--manifests".into(), manifests.clone(), "--ca-dir".into(), ca.clone()])?;
         Ok(ground)
@@ -51,7 +51,12 @@ impl Ground {
     /// The same, of nodes that live on `ambient control`, which runs on the first of them; with more flags for that, and for
     /// the nodes, in which `{node}` stands for the node's name.
     pub(crate) fn on_control(world: &World, control: &[&str], more: &[&str]) -> Result<Self, Failure> {
-        let mut ground = Self::without_nodes(world)?;
+        Self::on_control_of(world, Families::Both, control, more)
+    }
+
+    /// The same, in a cluster of these families.
+    pub(crate) fn on_control_of(world: &World, families: Families, control: &[&str], more: &[&str]) -> Result<Self, Failure> {
+        let mut ground = Self::without_nodes(world, families)?;
         ground.control_flags = control.iter().map(ToString::to_string).collect();
         let at = ground.start_control()?;
         let root = path(&ground.ca.join("root.pem"));
@@ -81,7 +86,7 @@ impl Ground {
 
     /// The same, of nodes whose certificates come from SPIRE, as the flags of each say, and state from a directory.
     pub(crate) fn on_spire(world: &World, agent: impl Fn(&str) -> Vec<String>) -> Result<Self, Failure> {
-        let mut ground = Self::without_nodes(world)?;
+        let mut ground = Self::without_nodes(world, Families::Both)?;
         let manifests = path(ground.cluster.manifests());
         ground.start_all(|node| [vec!["--manifests".into(), manifests.clone()], agent(node)].concat())?;
         Ok(ground)
@@ -95,12 +100,12 @@ impl Ground {
         Ok(())
     }
 
-    fn without_nodes(world: &World) -> Result<Self, Failure> {
+    fn without_nodes(world: &World, families: Families) -> Result<Self, Failure> {
         let images = Images::from([("peer".to_owned(), Program::actor("peer"))]);
         let dir = world.scratch_dir();
         let peers = dir.join("peers");
         fs::write(&peers, "")?;
-        let mut cluster = Cluster::build(world, dir.join("cluster"), images)?;
+        let mut cluster = Cluster::build_of(world, families, dir.join("cluster"), images)?;
         cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n")?;
         Ok(Self {
             cluster,
@@ -117,8 +122,8 @@ impl Ground {
     pub(crate) fn start_control(&mut self) -> Result<String, Failure> {
         let (manifests, ca) = (path(self.cluster.manifests()), path(&self.ca));
         let node = self.cluster.node(NODES[0])?;
-        let host = node.addresses().v4.to_string();
-        let at = format!("{host}:15012");
+        let host = *node.ips().first().ok_or("it has no address")?;
+        let (at, host) = (SocketAddr::new(host, 15012).to_string(), host.to_string());
         let program = Program::new(AMBIENT)
             .args(["control", "--listen", &at, "--name", &host, "--mesh", &manifests, "--ca", &ca])
             .args(&self.control_flags)
