@@ -194,6 +194,9 @@ fn good_for(expires: u64) -> String {
 
 fn run(args: Serve, mesh: &Path, ca: &Path) -> anyhow::Result<()> {
     let _flush = log::to_stdout(&args.log, log::Format::Text)?;
+    // One for each processor, and of what is read and written.
+    let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    crate::threads::can_be_had(workers + 4)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

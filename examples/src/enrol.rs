@@ -106,6 +106,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         LogFormat::Json => log::Format::Json,
     };
     let _flush = log::to_stdout(&args.log, format)?;
+    // Of pages, namespaces, and of what is read.
+    crate::threads::can_be_had(8)?;
     // Each pod takes some.
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -19,6 +19,7 @@ mod lab;
 mod node;
 mod page;
 mod pods;
+mod threads;
 
 use node::settings;
 

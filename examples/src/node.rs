@@ -340,6 +340,7 @@ fn run(mut args: Args) -> anyhow::Result<()> {
     for warning in ztunnel::warnings(variables().iter().map(String::as_str), &known_variables()) {
         tracing::warn!("{warning}");
     }
+    crate::threads::can_be_had(args.workers + BESIDE_WORKERS)?;
     let connections = connections_within(raise_descriptor_limit());
     let said = Said {
         trust_domain: args.trust_domain.clone(),
@@ -674,6 +675,9 @@ pub(crate) fn raise_descriptor_limit() -> usize {
 
 /// Of all pods together: with as many a busy node is short of them.
 const FEW: usize = 4_000;
+
+/// Threads besides those that move bytes: of pages, of sockets and namespaces, of what is read from disks.
+const BESIDE_WORKERS: usize = 8;
 
 /// A start is over by then, as a rule.
 const START: Duration = Duration::from_secs(10);
