@@ -9,7 +9,8 @@ use ambient_testkit::{World, harness::Outcome};
 
 use crate::mesh::{Family, Mesh, Way, ending, until};
 
-const DRAIN: Duration = Duration::from_secs(1);
+/// So long that what is done meanwhile is over by then also where the machine is busy.
+const DRAIN: Duration = Duration::from_secs(4);
 
 pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
     let mut mesh = Mesh::start_with(world, |config| config.drain = DRAIN)?;
@@ -54,10 +55,10 @@ pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
         assert_eq!(ending(&mut pair.client), "reset", "the client, stalled {way}");
     }
     let cut = told.elapsed();
-    assert!(cut >= DRAIN && cut < DRAIN + Duration::from_secs(1), "cut after {cut:?}");
+    assert!(cut >= DRAIN && cut < DRAIN + Duration::from_secs(2), "cut after {cut:?}");
     until("the node to end", || stopping.is_over().then_some(()));
     let ended = told.elapsed();
-    assert!(ended < DRAIN + Duration::from_secs(2), "ended after {ended:?}");
+    assert!(ended < DRAIN + Duration::from_secs(4), "ended after {ended:?}");
     for (way, pair) in &mut stalled {
         assert_eq!(pair.ending_of_stalled(), "reset", "the server, stalled {way}");
     }
