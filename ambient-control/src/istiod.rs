@@ -28,6 +28,7 @@
 //! # Ok(()) }
 //! ```
 
+mod asker;
 #[cfg(test)]
 pub(crate) mod fake;
 mod files;
@@ -57,9 +58,10 @@ pub(crate) use read::POD;
 pub(crate) use session::Kind;
 
 pub use crate::disk::{MemoryConfig, MemoryError};
+pub use asker::{Asker, Metadata};
 pub use files::Files;
 pub use identity::{Certificates, CertificatesConfig};
 pub use join::{KeepNode, Membership, MembershipConfig, NodeCredential};
 pub use reports::{ReportError, Reports};
-pub use state::{Asker, ConnectError, State, StateConfig};
+pub use state::{ConnectError, State, StateConfig};
 pub use transport::{Endpoint, EndpointError, Roots, Token};

@@ -148,11 +148,15 @@ fn what_istios_chart_starts_is_understood() {
     let in_a_cluster = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
     both(&bare(&[in_a_cluster]), "istiod.istio-system.svc:15012", "ztunnel's default");
     let told = ("PROXY_CONFIG", "{discoveryAddress: 'istiod-rev0.istio-system:15012'}");
-    both(
-        &bare(&[in_a_cluster, told]),
-        "istiod-rev0.istio-system:15012",
-        "PROXY_CONFIG: discoveryAddress",
-    );
+    // Where state comes from says nothing of certificates.
+    let all = bare(&[in_a_cluster, told]);
+    let lines = [
+        ("xds-address", "istiod-rev0.istio-system:15012", "PROXY_CONFIG: discoveryAddress"),
+        ("ca-address", "istiod.istio-system.svc:15012", "ztunnel's default"),
+    ];
+    for (name, address, from) in lines {
+        assert_eq!(line(&all, name), format!("{name}: \"{address}\"  # {from}"));
+    }
     let other = bare(&[in_a_cluster, ("LOCAL_XDS_PATH", "/mesh.yaml"), ("AMBIENT_CA_DIR", "/ca")]);
     assert!(!other.contains("xds-address: ") && !other.contains("ca-address: "), "{other}");
     assert!(!bare(&[("XDS_ADDRESS", "")]).contains("istiod"), "an empty one is none");

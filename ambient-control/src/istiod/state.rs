@@ -1,7 +1,6 @@
 //! The client: connects, lets the session speak, and begins again when the stream ends.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +12,6 @@ use ambient_authz::wire;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, channel};
 use prost::Message as _;
-use prost_types::{Struct, Value, value};
 use tokio::{
     sync::mpsc,
     time::{self, sleep, timeout},
@@ -21,6 +19,7 @@ use tokio::{
 use tonic::{Status, body::Body};
 
 use super::{
+    asker::Asker,
     join::{Membership, NodeCredential},
     memory::{Entry, Memory},
     pieces::{Piece, Pieces},
@@ -31,10 +30,7 @@ use crate::{
     AskError, Batch, BoxFuture, Fault, KnownUntil, LastHeard, OnDemand, Source, StreamCounts, StreamEnd,
     backoff::Backoff,
     disk::{MemoryConfig, MemoryError},
-    wire::envoy::{
-        config::core::v3::Node,
-        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
-    },
+    wire::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 
 #[cfg(test)]
@@ -77,46 +73,6 @@ impl StateConfig {
             settling: Duration::from_secs(10),
             grace: Duration::from_secs(30),
             memory: None,
-        }
-    }
-}
-
-/// Who asks for state: istiod's node.
-#[derive(Clone, Debug, Default)]
-pub struct Asker {
-    /// The address of the proxy's own pod.
-    pub instance_ip: String,
-    /// The proxy's own pod.
-    pub pod: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// The Kubernetes node it runs on.
-    pub node: String,
-    /// More metadata: each becomes a string of the node's.
-    pub metadata: BTreeMap<String, String>,
-}
-
-impl Asker {
-    fn node(&self) -> Node {
-        let own = [
-            ("NAME", &self.pod),
-            ("NAMESPACE", &self.namespace),
-            ("INSTANCE_IPS", &self.instance_ip),
-            ("NODE_NAME", &self.node),
-        ];
-        let text = |text: &String| Value {
-            kind: Some(value::Kind::StringValue(text.clone())),
-        };
-        let mut fields: BTreeMap<String, Value> = own.map(|(name, of)| (name.to_owned(), text(of))).into();
-        for (name, of) in &self.metadata {
-            fields.entry(name.clone()).or_insert_with(|| text(of));
-        }
-        let (ip, pod, namespace) = (&self.instance_ip, &self.pod, &self.namespace);
-        Node {
-            // The form that istiod takes apart; the domain in it is not the cluster's but fixed.
-            id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
-            cluster: String::new(),
-            metadata: Some(Struct { fields }),
         }
     }
 }

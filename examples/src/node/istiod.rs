@@ -10,8 +10,8 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     istiod::{
-        Asker, Certificates, CertificatesConfig, Endpoint, Files, KeepNode, Membership, MembershipConfig, MemoryConfig, Reports, Roots,
-        State, StateConfig, Token,
+        Asker, Certificates, CertificatesConfig, Endpoint, Files, KeepNode, Membership, MembershipConfig, MemoryConfig, Metadata, Reports,
+        Roots, State, StateConfig, Token,
     },
 };
 use ambient_core::TrustDomain;
@@ -53,10 +53,10 @@ pub(super) struct Istiod {
     /// The cluster that this node belongs to.
     #[arg(long, env = "ISTIO_META_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
     cluster_id: String,
-    /// What istiod is told of this node besides the variables that begin with ISTIO_META_, which count before it: a YAML map of
-    /// names and texts.
+    /// What istiod is told of this node besides the variables that begin with ISTIO_META_ or ISTIO_METAJSON_, which count before
+    /// it: a YAML map of names and texts.
     #[arg(long, env = "AMBIENT_NODE_METADATA", value_name = "MAP", value_parser = metadata)]
-    node_metadata: Option<Metadata>,
+    node_metadata: Option<Texts>,
     /// Whether workloads and services are asked for as connections need them, instead of all at once: for meshes of which a
     /// node needs a small part. A connection to an address that was not asked for yet waits for the answer.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
@@ -143,7 +143,11 @@ impl Istiod {
             pod: variable("POD_NAME", ""),
             namespace: variable("POD_NAMESPACE", ""),
             node: node.into(),
-            metadata: self.metadata(),
+            metadata: all_metadata(
+                self.node_metadata.clone().unwrap_or_default(),
+                prefixed("ISTIO_META_"),
+                prefixed(JSON),
+            )?,
         };
         let memory = self.memory();
         let config = StateConfig {
@@ -154,12 +158,6 @@ impl Istiod {
             ..StateConfig::new(endpoint, asker)
         };
         Ok(Box::new(State::connect(config)?))
-    }
-
-    fn metadata(&self) -> Metadata {
-        let mut all = self.node_metadata.clone().unwrap_or_default();
-        all.extend(prefixed("ISTIO_META_"));
-        all
     }
 
     /// Where what was said last is kept for a restart, of whoever says it.
@@ -226,10 +224,37 @@ impl Istiod {
     }
 }
 
-/// Names and texts.
-type Metadata = BTreeMap<String, String>;
+/// Begins the names of variables that are metadata in JSON.
+const JSON: &str = "ISTIO_METAJSON_";
 
-fn metadata(text: &str) -> Result<Metadata, String> {
+/// What is told of a node: of a name that is said twice the one in JSON counts, then the variable's.
+fn all_metadata(said: Texts, variables: Vec<(String, String)>, json: Vec<(String, String)>) -> anyhow::Result<BTreeMap<String, Metadata>> {
+    let texts = said.into_iter().chain(variables);
+    let mut all: BTreeMap<_, _> = texts.map(|(name, text)| (name, Metadata::from(text))).collect();
+    for (name, text) in json {
+        let value = serde_json::from_str(&text).with_context(|| format!("the environment variable {JSON}{name}: no JSON"))?;
+        all.insert(name, of_json(value));
+    }
+    Ok(all)
+}
+
+fn of_json(value: serde_json::Value) -> Metadata {
+    use serde_json::Value;
+    match value {
+        Value::Null => Metadata::Null,
+        Value::Bool(is) => Metadata::Bool(is),
+        // As doubles are all numbers of the wire.
+        Value::Number(number) => number.as_f64().map_or(Metadata::Null, Metadata::Number),
+        Value::String(text) => Metadata::Text(text),
+        Value::Array(list) => Metadata::List(list.into_iter().map(of_json).collect()),
+        Value::Object(map) => Metadata::Map(map.into_iter().map(|(name, value)| (name, of_json(value))).collect()),
+    }
+}
+
+/// Names and texts.
+type Texts = BTreeMap<String, String>;
+
+fn metadata(text: &str) -> Result<Texts, String> {
     serde_saphyr::from_str(text).map_err(|error| format!("a YAML map of names and texts is wanted: {error}"))
 }
 
@@ -268,3 +293,29 @@ fn prefixed(prefix: &str) -> Vec<(String, String)> {
 
 const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_texts_and_json() {
+        let said = metadata("{A: of the flag, B: of the flag, C: of the flag}").unwrap();
+        let pairs =
+            |pairs: &[(&str, &str)]| -> Vec<_> { pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect() };
+        let texts = pairs(&[("B", "of a variable"), ("C", "of a variable")]);
+        let json = pairs(&[("C", r#"{"app": ["z", 1, true, null]}"#), ("D", "2")]);
+        let all = all_metadata(said, texts.clone(), json).unwrap();
+        let text = |text: &str| Metadata::Text(text.into());
+        assert_eq!((&all["A"], &all["B"]), (&text("of the flag"), &text("of a variable")));
+        let list = vec![text("z"), Metadata::Number(1.0), Metadata::Bool(true), Metadata::Null];
+        assert_eq!(all["C"], Metadata::Map([("app".to_owned(), Metadata::List(list))].into()));
+        assert_eq!(all["D"], Metadata::Number(2.0));
+        let error = all_metadata(Texts::new(), texts, pairs(&[("LABELS", "{app: z}")])).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("ISTIO_METAJSON_LABELS: no JSON: ") && error.contains("line 1 column 2"),
+            "{error}"
+        );
+    }
+}

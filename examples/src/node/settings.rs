@@ -69,7 +69,7 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
     let mut found = files(&arguments, &of_istio).map_err(wrong)?;
     if is_proxy {
         let said = |name: &&str| is_said(&node, &arguments, &found, name);
-        let of_proxy = of_proxy(said, &istiod(&of_istio));
+        let of_proxy = of_proxy(said, &of_istio);
         found.extend(of_proxy);
     }
     let mut defaults: BTreeMap<String, (String, String)> = BTreeMap::new();
@@ -104,25 +104,26 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
 }
 
 /// What a node is otherwise that is started as ztunnel is: the rest of its settings are in ztunnel's own variables.
-fn of_proxy(is_said: impl Fn(&&str) -> bool, istiod: &(String, String)) -> Vec<Found> {
+fn of_proxy(is_said: impl Fn(&&str) -> bool, said: &ProxyConfig) -> Vec<Found> {
     let fixed = [("zds", "/var/run/ztunnel/ztunnel.sock"), ("share-ports", "true")];
     let fixed = fixed.map(|(name, value)| (name.to_owned(), value.to_owned(), "ztunnel's default".to_owned()));
-    // Whoever says nothing else means istiod.
-    let istiods = [("xds-address", &STATE[..]), ("ca-address", &CERTIFICATES[..])]
+    // Whoever says nothing else means istiod. As ztunnel takes it, `discoveryAddress` is where state comes from, and says
+    // nothing of certificates: those are `CA_ADDRESS`'s.
+    let state = said.address().unwrap_or_else(istiod);
+    let istiods = [("xds-address", &STATE[..], state), ("ca-address", &CERTIFICATES[..], istiod())]
         .into_iter()
-        .filter(|(_, sources)| !sources.iter().any(&is_said))
-        .map(|(name, _)| (name.to_owned(), istiod.0.clone(), istiod.1.clone()));
+        .filter(|(_, sources, _)| !sources.iter().any(&is_said))
+        .map(|(name, _, (address, from))| (name.to_owned(), address, from));
     fixed.into_iter().chain(istiods).collect()
 }
 
-/// Where istiod is, as ztunnel takes it, and who says so.
-fn istiod(said: &ProxyConfig) -> (String, String) {
+/// Where istiod is where nobody says it, and who says so.
+fn istiod() -> (String, String) {
     let host = match std::env::var_os("KUBERNETES_SERVICE_HOST") {
         Some(_) => "istiod.istio-system.svc",
         None => "localhost",
     };
-    said.address()
-        .unwrap_or_else(|| (format!("{host}:15012"), "ztunnel's default".to_owned()))
+    (format!("{host}:15012"), "ztunnel's default".to_owned())
 }
 
 /// Each names where state comes from.
@@ -476,11 +477,11 @@ mod tests {
     #[test]
     fn who_says_nothing_else_means_istiod() {
         let names = |said: &[&str]| -> Vec<String> {
-            let all = of_proxy(|name| said.iter().any(|said| said == name), &("istiod:15012".into(), "x".into()));
-            all.into_iter().skip(2).map(|(name, value, _)| format!("{name}={value}")).collect()
+            let all = of_proxy(|name| said.iter().any(|said| said == name), &ProxyConfig::default());
+            all.into_iter().skip(2).map(|(name, ..)| name).collect()
         };
-        assert_eq!(names(&[]), ["xds-address=istiod:15012", "ca-address=istiod:15012"]);
-        assert_eq!(names(&["local-xds-path"]), ["ca-address=istiod:15012"]);
+        assert_eq!(names(&[]), ["xds-address", "ca-address"]);
+        assert_eq!(names(&["local-xds-path"]), ["ca-address"]);
         assert_eq!(names(&["xds-address", "spire-admin-socket"]), [""; 0]);
         assert_eq!(names(&["control"]), [""; 0]);
     }

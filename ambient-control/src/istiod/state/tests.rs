@@ -23,7 +23,7 @@ fn config(fake: &Fake) -> StateConfig {
         pod: "z".into(),
         namespace: "istio-system".into(),
         node: "node-a".into(),
-        metadata: [("DNS_CAPTURE".to_owned(), "true".to_owned())].into(),
+        metadata: [("DNS_CAPTURE".to_owned(), "true".to_owned().into())].into(),
     };
     StateConfig::new(fake.endpoint(), asker)
 }
