@@ -9,6 +9,8 @@ mod found;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
+#[path = "support/names.rs"]
+mod names;
 #[path = "support/node.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod node;
@@ -52,6 +54,11 @@ fn main() -> ExitCode {
         (
             "what_is_said_to_be_a_pods_is_made_sure_of",
             found::what_is_said_to_be_a_pods_is_made_sure_of,
+        ),
+        ("a_name_is_not_the_namespace", names::a_name_is_not_the_namespace),
+        (
+            "a_name_that_leads_nowhere_hides_no_other",
+            names::a_name_that_leads_nowhere_hides_no_other,
         ),
         ("a_strangers_table_is_left_alone", probed::a_strangers_table_is_left_alone),
     ])

@@ -78,6 +78,8 @@ pub(super) struct Found {
     unnamed: BTreeSet<NetnsId>,
     /// Some could not be looked into.
     incomplete: bool,
+    /// Of a name it could not be seen what is behind it: not to see is not to know, and what was there stays.
+    blind: bool,
 }
 
 impl Places {
@@ -131,6 +133,8 @@ impl Places {
             .map(|(id, place)| (*id, (again && !paired(*id)).then(|| place.namespace.clone())))
             .collect();
         let (directory, node, own) = (self.directory.clone(), self.node.clone(), self.own.id());
+        let named = self.places.iter().filter(|(_, place)| place.named).map(|(id, _)| *id);
+        let named: Vec<NetnsId> = named.collect();
         // Those that have a pod are asked for only where nothing but processes shows that they are there.
         let by_processes = again || self.places.values().any(|place| place.inhabited.is_some());
         let processes = self.processes.clone().filter(|_| by_processes);
@@ -138,6 +142,10 @@ impl Places {
         spawn_blocking(move || {
             let mut found = Found::default();
             look(&directory, &node, own, &known, &mut found)?;
+            if named.iter().any(|id| !found.found.contains_key(id)) {
+                // Names that change while they are listed can be missed, as of one that is exchanged with another.
+                look(&directory, &node, own, &known, &mut found)?;
+            }
             if let Some(processes) = processes {
                 let mut processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
                 around(&mut processes, &node, &known, &mut found)?;
@@ -150,14 +158,19 @@ impl Places {
     pub(super) fn take(&mut self, scan: Scan) -> Option<BTreeMap<NetnsId, Seen>> {
         self.changed |= scan.is_err();
         let Found {
-            found,
+            mut found,
             inhabited,
             unnamed,
             incomplete,
+            blind,
         } = scan.ok()?;
         self.incomplete = incomplete;
         let now = Tick::now().into_std();
         for (id, place) in &mut self.places {
+            if blind && !found.contains_key(id) {
+                found.insert(*id, None);
+                continue;
+            }
             // Between two containers no process may be there, but names come and go with a pod.
             let named = found.contains_key(id) && !unnamed.contains(id);
             place.given &= named || !place.named;
@@ -313,16 +326,21 @@ fn look(
     node: &str,
     own: NetnsId,
     known: &BTreeMap<NetnsId, Option<Arc<Netns>>>,
-    Found { found, incomplete, .. }: &mut Found,
+    Found {
+        found, incomplete, blind, ..
+    }: &mut Found,
 ) -> io::Result<()> {
     let device = std::fs::metadata("/proc/thread-self/ns/net")?.dev();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            // Not to see is not to know: what was there stays.
-            Err(e) => return Err(e),
+            Err(e) if leads_nowhere(&e) => continue,
+            Err(_) => {
+                // One name must not hide the others.
+                (*incomplete, *blind) = (true, true);
+                continue;
+            }
         };
         let id = NetnsId {
             dev: metadata.dev(),
@@ -350,6 +368,14 @@ fn look(
         }
     }
     Ok(())
+}
+
+/// Whether a name, most often a link, names nothing at all.
+fn leads_nowhere(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG)
+    )
 }
 
 /// Addresses, and at the first look what a node of that name has left behind there.
