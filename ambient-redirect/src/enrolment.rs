@@ -249,6 +249,7 @@ impl Enrolment {
                 seen = finished(&mut scan) => {
                     scan = None;
                     if let Some(seen) = seen.and_then(|seen| self.places.take(seen)) {
+                        self.pods.handle_unseen(now(), self.places.unseen());
                         self.pods.handle_namespaces(now(), seen);
                     }
                 }

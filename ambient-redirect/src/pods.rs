@@ -61,6 +61,8 @@ pub struct Pods {
     /// Whether namespaces were ever told of.
     looked: bool,
     seen: BTreeMap<NetnsId, Seen>,
+    /// Why there may be a namespace that is not among them.
+    unseen: Option<String>,
     entries: BTreeMap<NetnsId, Entry>,
     /// Why a desired pod has no namespace.
     unpaired: BTreeMap<PodUid, String>,
@@ -250,6 +252,7 @@ impl Pods {
             desired: None,
             looked: false,
             seen: BTreeMap::new(),
+            unseen: None,
             entries: BTreeMap::new(),
             unpaired: BTreeMap::new(),
             earlier: BTreeSet::new(),
@@ -290,6 +293,17 @@ impl Pods {
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
         self.reconsider(now);
+    }
+
+    /// Some namespace could not be looked into, for this reason; `None` where all could. It is told of pods of which none is found.
+    pub fn handle_unseen(&mut self, now: Instant, why: Option<String>) {
+        if self.unseen == why {
+            return;
+        }
+        self.unseen = why;
+        if !self.unpaired.is_empty() {
+            self.reconsider(now);
+        }
     }
 
     /// A namespace is handed over before anything runs in it: what is opened in it is refused from the end of the
@@ -568,6 +582,10 @@ impl Pods {
             |id, uid| self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now),
         );
         self.unpaired = found.unpaired;
+        if let Some(unseen) = &self.unseen {
+            let nowhere = self.unpaired.values_mut().filter(|why| *why == pairing::NOWHERE);
+            nowhere.for_each(|why| *why = format!("{why}; not every one can be looked into: {unseen}"));
+        }
         let mut beginning = Vec::new();
         for (id, spec) in found.pairs {
             let others = self

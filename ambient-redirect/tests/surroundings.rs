@@ -18,6 +18,8 @@ mod node;
 mod oracle;
 #[path = "support/probed.rs"]
 mod probed;
+#[path = "support/rights.rs"]
+mod rights;
 
 use std::{
     io::{self, Read, Write},
@@ -55,6 +57,10 @@ fn main() -> ExitCode {
             "what_is_said_to_be_a_pods_is_made_sure_of",
             found::what_is_said_to_be_a_pods_is_made_sure_of,
         ),
+        (
+            "a_process_that_loses_a_right_says_so_and_lets_nothing_by",
+            rights::a_process_that_loses_a_right_says_so_and_lets_nothing_by,
+        ),
         ("a_name_is_not_the_namespace", names::a_name_is_not_the_namespace),
         (
             "a_name_that_leads_nowhere_hides_no_other",
@@ -67,16 +73,19 @@ fn main() -> ExitCode {
 /// Connects from a namespace and gives all that is heard.
 async fn ask(from: &Arc<Netns>, to: &str) -> io::Result<String> {
     let (from, to): (_, SocketAddr) = (from.clone(), to.parse().unwrap());
-    let asked = tokio::task::spawn_blocking(move || {
-        from.run(|| {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })
-    });
-    asked.await.unwrap().unwrap()
+    tokio::task::spawn_blocking(move || from.run(|| exchange(to)))
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+/// Connects and gives all that is heard.
+fn exchange(to: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Asks until the answer is as wanted, for five seconds.

@@ -634,12 +634,15 @@ fn a_port_and_a_mark_do_not_make_the_proxy(world: &World) -> Outcome {
         let (sockets, same) = (Sockets::new().unwrap(), Arc::new(Netns::open(pod.path()).unwrap()));
         let mut theirs = Vec::new();
         for port in [15001, 15006, 15008] {
-            theirs.push(
-                sockets
-                    .tcp_listener(&same, SocketAddr::new("::".parse().unwrap(), port), 16)
-                    .await
-                    .unwrap(),
-            );
+            let at = SocketAddr::new("::".parse().unwrap(), port);
+            // What listened there ends in its turn.
+            let listener = loop {
+                match sockets.tcp_listener(&same, at, 16).await {
+                    Err(e) if e.kind() == ErrorKind::AddrInUse => tokio::task::yield_now().await,
+                    taken => break taken.unwrap(),
+                }
+            };
+            theirs.push(listener);
         }
         let marked = pod.run(|| Listed::open().unwrap().listeners(Transport::Tcp).unwrap()).unwrap();
         assert!(marked.iter().any(|l| l.local.port() == 15001 && l.mark == Some(0x539)));

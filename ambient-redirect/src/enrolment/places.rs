@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     find::Whose,
-    linux::{Inside, Names, Netns, NetnsError, NetnsId, Processes, Stranger},
+    linux::{ApplyError, Inside, Names, Netns, NetnsError, NetnsId, Processes, Stranger},
     pods::{Birth, Seen},
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Places {
     looked: Option<Instant>,
     /// Not all of what it saw could be looked into.
     incomplete: bool,
+    /// Why, of one of them.
+    unseen: Option<String>,
 }
 
 #[derive(Debug)]
@@ -78,8 +80,17 @@ pub(super) struct Found {
     unnamed: BTreeSet<NetnsId>,
     /// Some could not be looked into.
     incomplete: bool,
+    /// Why, of the first of them that is a network namespace.
+    unseen: Option<String>,
     /// Of a name it could not be seen what is behind it: not to see is not to know, and what was there stays.
     blind: bool,
+}
+
+impl Found {
+    /// What was seen in a namespace; where nothing could be, why is taken note of.
+    fn seen(&mut self, looked: Result<(Arc<Netns>, Seen), ApplyError>) -> Option<(Arc<Netns>, Seen)> {
+        looked.map_err(|error| self.unseen.get_or_insert_with(|| error.to_string())).ok()
+    }
 }
 
 impl Places {
@@ -94,6 +105,7 @@ impl Places {
             changed: true,
             looked: None,
             incomplete: false,
+            unseen: None,
         })
     }
 
@@ -163,8 +175,10 @@ impl Places {
             unnamed,
             incomplete,
             blind,
+            unseen,
         } = scan.ok()?;
         self.incomplete = incomplete;
+        self.unseen = unseen;
         let now = Tick::now().into_std();
         for (id, place) in &mut self.places {
             if blind && !found.contains_key(id) {
@@ -214,6 +228,11 @@ impl Places {
             }
         }
         Some(seen)
+    }
+
+    /// Why a namespace could not be looked into at the last look; `None` where all could.
+    pub(super) fn unseen(&self) -> Option<String> {
+        self.unseen.clone()
     }
 
     /// A namespace is handed over, in which nothing has run.
@@ -302,11 +321,12 @@ fn around(processes: &mut Processes, node: &str, known: &BTreeMap<NetnsId, Optio
         if !found.found.contains_key(&id) && found.found.len() < MOST {
             let looked = match known.get(&id) {
                 Some(None) => None,
-                Some(Some(namespace)) => look_into(namespace.clone(), None),
+                Some(Some(namespace)) => look_into(namespace.clone(), None).ok(),
                 None => {
                     // The process may have ended, and its number be another's.
                     let open = Netns::open(&path).ok().filter(|n| n.id() == id);
-                    let Some(fresh) = open.and_then(|n| look_into(Arc::new(n), Some(node))) else {
+                    let fresh = open.map(|n| look_into(Arc::new(n), Some(node)));
+                    let Some(fresh) = fresh.and_then(|fresh| found.seen(fresh)) else {
                         found.incomplete = true;
                         continue;
                     };
@@ -321,15 +341,7 @@ fn around(processes: &mut Processes, node: &str, known: &BTreeMap<NetnsId, Optio
     Ok(())
 }
 
-fn look(
-    directory: &Path,
-    node: &str,
-    own: NetnsId,
-    known: &BTreeMap<NetnsId, Option<Arc<Netns>>>,
-    Found {
-        found, incomplete, blind, ..
-    }: &mut Found,
-) -> io::Result<()> {
+fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>, all: &mut Found) -> io::Result<()> {
     let device = std::fs::metadata("/proc/thread-self/ns/net")?.dev();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
@@ -338,7 +350,7 @@ fn look(
             Err(e) if leads_nowhere(&e) => continue,
             Err(_) => {
                 // One name must not hide the others.
-                (*incomplete, *blind) = (true, true);
+                (all.incomplete, all.blind) = (true, true);
                 continue;
             }
         };
@@ -347,6 +359,7 @@ fn look(
             ino: metadata.ino(),
         };
         // A name is made before the namespace is mounted on it, and is a plain file until then.
+        let found = &mut all.found;
         if id.dev != device || id == own || found.contains_key(&id) || found.len() >= MOST {
             continue;
         }
@@ -355,15 +368,16 @@ fn look(
                 found.insert(id, None);
             }
             Some(Some(namespace)) => {
-                found.insert(id, look_into(namespace.clone(), None));
+                found.insert(id, look_into(namespace.clone(), None).ok());
             }
             None => {
                 // One that is gone by now, or no network namespace, is none of ours.
-                let Some(fresh) = Netns::open(&path).ok().and_then(|n| look_into(Arc::new(n), Some(node))) else {
-                    *incomplete = true;
+                let fresh = Netns::open(&path).ok().map(|n| look_into(Arc::new(n), Some(node)));
+                let Some(fresh) = fresh.and_then(|fresh| all.seen(fresh)) else {
+                    all.incomplete = true;
                     continue;
                 };
-                found.insert(fresh.0.id(), Some(fresh));
+                all.found.insert(fresh.0.id(), Some(fresh));
             }
         }
     }
@@ -379,11 +393,11 @@ fn leads_nowhere(error: &io::Error) -> bool {
 }
 
 /// Addresses, and at the first look what a node of that name has left behind there.
-fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Option<(Arc<Netns>, Seen)> {
-    let mut inside = Inside::open(&namespace).ok()?;
-    let addresses: Vec<IpAddr> = inside.addresses().ok()?;
+fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Result<(Arc<Netns>, Seen), ApplyError> {
+    let mut inside = Inside::open(&namespace)?;
+    let addresses: Vec<IpAddr> = inside.addresses()?;
     let left_behind: Option<Option<PodUid>> = match first {
-        Some(node) => inside.owner().ok()?.filter(|owner| owner.is_node(node)).map(|owner| owner.pod),
+        Some(node) => inside.owner()?.filter(|owner| owner.is_node(node)).map(|owner| owner.pod),
         None => None,
     };
     let seen = Seen {
@@ -392,7 +406,7 @@ fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Option<(Arc<Netns>, 
         birth: Birth::Running,
         whose: None,
     };
-    Some((namespace, seen))
+    Ok((namespace, seen))
 }
 
 /// A namespace that only processes show is there for so long after the last of them.

@@ -67,9 +67,11 @@ impl Error {
     }
 
     fn said(&self) -> String {
-        self.message
-            .as_ref()
-            .map_or_else(String::new, |m| format!(" (the kernel says: {m})"))
+        match &self.message {
+            Some(words) => format!(" (the kernel says: {words})"),
+            None if self.forbidden() => " (CAP_NET_ADMIN is needed, in the user namespace that owns the network namespace)".into(),
+            None => String::new(),
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use ambient_core::PodUid;
 use super::Seen;
 use crate::{PodSpec, linux::NetnsId};
 
+/// What is said of a pod of which nothing is found.
+pub(super) const NOWHERE: &str = "no network namespace with its addresses is to be seen";
+
 pub(super) struct Found {
     pub(super) pairs: Vec<(NetnsId, PodSpec)>,
     pub(super) unpaired: BTreeMap<PodUid, String>,
@@ -62,7 +65,7 @@ fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: im
     match claim {
         Some((id, address, (_, true))) => format!("the namespace {id} with its address {address} is being let go by another pod"),
         Some((id, address, (other, false))) => format!("{other} has the same address {address}, and the namespace {id}"),
-        None => "no network namespace with its addresses is to be seen".into(),
+        None => NOWHERE.into(),
     }
 }
 

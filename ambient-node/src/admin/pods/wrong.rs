@@ -109,7 +109,9 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
 }
 
 fn pairing_remedy(pod: &PodState, why: &str) -> &'static str {
-    if pod.spec.addresses.is_empty() {
+    if lacks_rights(why) {
+        RIGHTS
+    } else if pod.spec.addresses.is_empty() {
         "wait until its status has an address, or write one"
     } else if why.contains("same address") {
         "two pods claim one address: delete the one that is stale, or correct the addresses in its status"
@@ -120,8 +122,18 @@ fn pairing_remedy(pod: &PodState, why: &str) -> &'static str {
     }
 }
 
+/// Whether the process may not do what it has to, whatever it was about.
+fn lacks_rights(why: &str) -> bool {
+    why.contains("Operation not permitted") || why.contains("CAP_")
+}
+
+const RIGHTS: &str = "give the node's process CAP_NET_ADMIN and CAP_SYS_ADMIN, over the user namespace of the pod too, and start it anew if \
+                      it had them; until then the rules stand as they are, and refuse what the proxy does not take";
+
 fn step_remedy(error: &Refusal) -> &'static str {
     match error.step {
+        Step::Announce | Step::Withdraw => "see that the node can write its status in the directory of manifests",
+        _ if lacks_rights(&error.why) => RIGHTS,
         Step::Listen => "free the ports 15001, 15006, 15008 and 15053 in the pod, and see that it has a certificate",
         Step::Close | Step::Enforce | Step::Open => {
             "remove a table of the same name that is somebody else's, and give the node CAP_NET_ADMIN and CAP_SYS_ADMIN"
@@ -129,7 +141,6 @@ fn step_remedy(error: &Refusal) -> &'static str {
         Step::Prove | Step::Verify => {
             "see what in its namespace changes rules or keeps connections from the proxy: `nft list ruleset` there"
         }
-        Step::Announce | Step::Withdraw => "see that the node can write its status in the directory of manifests",
         _ => "it is tried again by itself; the node's log says how it goes on",
     }
 }
@@ -218,6 +229,27 @@ mod tests {
             let said = why(refused(step));
             assert!(said.what.contains("it is so") && said.remedy.contains(remedy), "{said:?}");
         }
+        let unprivileged = |step| {
+            let why = "asking for the generation of nftables: Operation not permitted (os error 1) (CAP_NET_ADMIN is needed)".into();
+            wrong(
+                &pod(State::Refused {
+                    error: Refusal { step, why },
+                }),
+                &Look::default(),
+            )
+            .remove(0)
+        };
+        for step in [Step::Listen, Step::Close, Step::Enforce, Step::Prove, Step::Verify] {
+            assert!(
+                unprivileged(step).remedy.starts_with("give the node's process CAP_NET_ADMIN"),
+                "{step:?}"
+            );
+        }
+        let said = why(State::Pairing {
+            why: "no network namespace with its addresses is to be seen; not every one can be looked into: … (CAP_SYS_ADMIN is needed)"
+                .into(),
+        });
+        assert!(said.remedy.contains("CAP_SYS_ADMIN"), "{said:?}");
         assert!(why(captured(Way::Listed)).what.contains("listings"));
         let mut sick = pod(refused(Step::Listen));
         sick.closed = true;
