@@ -9,7 +9,7 @@ use std::{
 
 use ambient_authz::{Decision, Peer};
 use ambient_core::{
-    Authority, Identity, NetworkAddress, Service, headers, proxy_header,
+    Authority, Identity, NetworkAddress, headers, proxy_header,
     route::{self, Delivery},
 };
 use ambient_hbone::{BoxFuture, Request, Session, Share, Stream};
@@ -303,7 +303,7 @@ impl Tunnel {
                 );
             }
         };
-        let ends = self.ends(&snapshot, &request, peer.identity(), authority, to.service.clone());
+        let ends = self.ends(&snapshot, &request, peer.identity(), authority, &to);
         let account = Account::open(&node.metrics, ends, opened);
         self.deliver(request, peer, to, snapshot, account, place).await
     }
@@ -402,14 +402,7 @@ impl Tunnel {
     }
 
     /// Both ends as the mesh knows them. What the peer wrote in headers only picks from what is looked up.
-    fn ends(
-        &self,
-        snapshot: &Snapshot,
-        request: &Asked,
-        identity: Option<&Identity>,
-        authority: Authority,
-        named: Option<Arc<Service>>,
-    ) -> Ends {
+    fn ends(&self, snapshot: &Snapshot, request: &Asked, identity: Option<&Identity>, authority: Authority, to: &Delivery) -> Ends {
         let mesh = &snapshot.mesh;
         let destination = self.pod.workload(snapshot).ok().cloned();
         let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
@@ -428,19 +421,20 @@ impl Tunnel {
         let service = service
             .filter(|s| destination.as_ref().is_some_and(|w| mesh.endpoint(&s.name, &w.uid).is_some()))
             .cloned();
-        let service = named.or(service);
+        let service = to.service.clone().or(service);
         Ends {
             direction: Direction::Inbound,
             source: self.peer,
             source_workload: source,
             source_identity: identity.cloned(),
-            asked: self.at,
+            application: to.to,
             destination: self.at,
             hbone: Some(authority),
             service,
             destination_workload: destination,
             destination_identity: Some(self.pod.identity.clone()),
             waypoint: false,
+            double: false,
             mutual_tls: true,
             local: self.local,
             retries: 0,

@@ -357,13 +357,14 @@ impl Outbound {
             source: self.peer,
             source_workload: Some(source.clone()),
             source_identity: None,
-            asked: self.to,
+            application: self.to,
             destination: self.to,
             hbone: None,
             service: None,
             destination_workload: None,
             destination_identity: None,
             waypoint: false,
+            double: false,
             mutual_tls: false,
             local: false,
             retries: tried.failed.len(),
@@ -384,6 +385,7 @@ impl Outbound {
                 ends.service = tunnel.service.clone();
                 ends.source_identity = Some(self.pod.identity.clone());
                 ends.waypoint = tunnel.waypoint;
+                ends.double = tunnel.inner.is_some();
                 ends.mutual_tls = true;
             }
         }

@@ -78,6 +78,7 @@ async fn read_one() -> Result<(), String> {
     // Each object has a line of its own.
     assert!(lines > workloads + services && length > 8 * MOST, "{lines} lines, {length} bytes");
     assert!(more < MOST, "{more} bytes more were allocated while {length} were read");
+    is_in_order(admin, workloads).await?;
     running.shutdown();
     time::timeout(PATIENCE, running.join())
         .await
@@ -90,6 +91,28 @@ async fn asked(from: SocketAddr, path: &str) -> Result<(usize, usize), String> {
         .await
         .map_err(|_| format!("{path} takes too long"))?;
     read.map_err(|error| format!("{path}: {error}"))
+}
+
+/// So that dumps of two nodes can be compared: each process keeps what it knows in an order of its own.
+async fn is_in_order(admin: SocketAddr, workloads: usize) -> Result<(), String> {
+    let mut stream = TcpStream::connect(admin).await.map_err(|e| e.to_string())?;
+    stream
+        .write_all(b"GET /config_dump HTTP/1.0\r\n\r\n")
+        .await
+        .map_err(|e| e.to_string())?;
+    let mut answer = String::new();
+    let read = time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let (_, dump) = answer.split_once("\r\n\r\n").ok_or("no page has come")?;
+    let dump: serde_json::Value = serde_json::from_str(dump).map_err(|e| e.to_string())?;
+    let texts = |list: &str, name: &str| -> Vec<String> {
+        let all = dump[list].as_array().into_iter().flatten();
+        all.filter_map(|one| Some(one[name].as_str()?.to_owned())).collect()
+    };
+    let (uids, hostnames) = (texts("workloads", "uid"), texts("services", "hostname"));
+    assert_eq!((uids.len(), hostnames.len()), (workloads, workloads / TO_A_SERVICE));
+    assert!(uids.is_sorted() && hostnames.is_sorted());
+    Ok(())
 }
 
 /// Reads a page as somebody would who stops to think at times; gives how many bytes it has, and how many lines.

@@ -167,6 +167,10 @@ const TESTS: &[Test] = &[
     ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
     ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),
     (
+        "the_dump_tells_where_what_came_is_delivered",
+        admin::the_dump_tells_where_what_came_is_delivered,
+    ),
+    (
         "what_changes_the_node_takes_post_alone",
         admin::what_changes_the_node_takes_post_alone,
     ),

@@ -1,12 +1,14 @@
 //! `/config_dump`: all that the node knows, in the form that `istioctl ztunnel-config` reads.
 //!
 //! It is written object by object from the immutable version of the mesh that is present when it is asked for, so that it
-//! needs no memory that grows with the mesh and holds up nobody. No key and no token is in it: what is shown of a
-//! certificate is its chain.
+//! needs no memory that grows with the mesh and holds up nobody. What is listed is sorted: workloads by UID, services by
+//! namespace and name, policies by key, certificates by identity, the node's own pods by their UID. No key and no token is
+//! in it: what is shown of a certificate is its chain.
 
 mod certificates;
 mod config;
 mod connections;
+mod order;
 mod policy;
 mod service;
 #[cfg(test)]
@@ -30,8 +32,11 @@ pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
     Answer::stream(JSON, move |out| {
         let now = node.state.current().unwrap_or_default();
         let mut dump = Object::begin(out)?;
-        dump.list("workloads", now.mesh.workloads().map(|w| workload::View::from(&**w)))?;
-        dump.list("services", now.mesh.services().map(|s| service::View::new(s, &now.mesh)))?;
+        let mesh = &now.mesh;
+        let workloads = order::sorted(|| mesh.workloads().map(|w| &w.uid)).filter_map(|uid| mesh.workload(uid));
+        dump.list("workloads", workloads.map(|w| workload::View::from(&**w)))?;
+        let services = order::sorted(|| mesh.services().map(|s| &s.name)).filter_map(|name| mesh.service(name));
+        dump.list("services", services.map(|s| service::View::new(s, mesh)))?;
         dump.list("policies", now.policies.iter().map(|p| policy::View::from(&p)))?;
         // Ours: those that are not in force as they were meant.
         dump.list("unreadablePolicies", policy::unreadable(&now.policies))?;

@@ -40,8 +40,8 @@ pub(crate) struct Ends {
     pub(crate) source_workload: Option<Arc<Workload>>,
     /// Proven by TLS, or our own pod's when TLS carries it.
     pub(crate) source_identity: Option<Identity>,
-    /// What the client dialled.
-    pub(crate) asked: SocketAddr,
+    /// The address at this node's own end: what the pod dialled, or where at the pod it is delivered.
+    pub(crate) application: SocketAddr,
     /// Where it is carried to.
     pub(crate) destination: SocketAddr,
     pub(crate) hbone: Option<Authority>,
@@ -50,6 +50,8 @@ pub(crate) struct Ends {
     pub(crate) destination_identity: Option<Identity>,
     /// Whether a waypoint is on the way.
     pub(crate) waypoint: bool,
+    /// Whether there is a tunnel within the tunnel, which ends at the gateway of another network.
+    pub(crate) double: bool,
     pub(crate) mutual_tls: bool,
     /// Whether it is carried within this process.
     pub(crate) local: bool,

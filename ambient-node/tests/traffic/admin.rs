@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use ambient_core::ports;
+use ambient_core::{mesh::Update, ports};
 use ambient_testkit::{World, harness::Outcome};
 use serde::Deserialize;
 
-use crate::mesh::{Family, Mesh, Way, until};
+use crate::{
+    mesh::{Family, Mesh, Way, until},
+    ways,
+};
 
 /// What `istioctl ztunnel-config` reads of a dump, and what else stands in ztunnel's.
 #[derive(Debug, Deserialize)]
@@ -267,6 +270,46 @@ fn connections(mesh: &Mesh, dump: &Dump) -> Outcome {
     assert_eq!(outbound.original_dst.as_ref(), Some(&inbound.actual_dst));
     assert!(outbound.src.starts_with(&format!("{}:", mesh.a.v4)) && inbound.src.starts_with(&format!("{}:", mesh.a.v4)));
     assert_eq!(inbound.original_dst, None);
+    Ok(())
+}
+
+/// What came by a name, or for somebody else than the pod, is told of by where it arrived, as istioctl looks that up.
+pub(crate) fn the_dump_tells_where_what_came_is_delivered(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let states = || -> Result<BTreeMap<String, WorkloadState>, Box<dyn std::error::Error>> {
+        Ok(serde_json::from_str::<Dump>(&mesh.page(ports::ADMIN, "/config_dump")?.1)?.workload_state)
+    };
+    let last = |all: &[Connection]| -> Option<[String; 4]> {
+        let Connection {
+            src,
+            original_dst,
+            actual_dst,
+            protocol,
+        } = all.last()?;
+        let source = src.rsplit_once(':')?.0.to_owned();
+        Some([source, original_dst.clone()?, actual_dst.clone(), protocol.clone()])
+    };
+    let told = |of: [&dyn std::fmt::Display; 4]| Some(of.map(|part| part.to_string()));
+    let (a, b, host) = (mesh.a.v4, mesh.b.v4, "web.shop.svc.cluster.local");
+
+    let (pair, at) = ways::through_a_waypoint(&mesh)?;
+    let states_now = states()?;
+    let of = |pod: &str| &states_now[pod].connections;
+    let proxy = format!("{b}:15008");
+    assert_eq!(last(&of("uid-of-a").outbound), told([&a, &ways::VIP, &proxy, &"HBONE"]));
+    let port = at.port();
+    assert_eq!(last(&of("uid-of-b").inbound), told([&a, &host, &format!("{b}:{port}"), &"HBONE"]));
+    drop(pair);
+
+    // The waypoint is none any more.
+    mesh.tell(vec![Update::Workload(Mesh::workload("b", &mesh.b).into())]);
+    let (mut pair, [gate, served]) = ways::by_a_tunnel_in_a_tunnel(&mesh)?;
+    pair.converse()?;
+    let states_now = states()?;
+    let of = |pod: &str| &states_now[pod].connections;
+    assert_eq!(last(&of("uid-of-a").outbound), told([&a, &ways::VIP, &proxy, &"DOUBLEHBONE"]));
+    assert_eq!(last(&of("uid-of-b").inbound), told([&a, &host, &gate, &"HBONE"]));
+    assert_eq!(last(&of("uid-of-a").inbound), told([&mesh.c.v4, &host, &served, &"HBONE"]));
     Ok(())
 }
 

@@ -58,9 +58,8 @@ fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-pub(crate) fn a_waypoint_is_told_who_speaks_and_to_whom(world: &World) -> Outcome {
-    let mesh = Mesh::start(world)?;
-    // Nobody of the pod's own address needs to listen.
+/// Makes b the waypoint of a service, whose application listens for nobody of the pod's own address and is told who speaks.
+pub(crate) fn through_a_waypoint(mesh: &Mesh) -> Result<(Pair, SocketAddr), Box<dyn std::error::Error>> {
     let listener = mesh.b.listen_at("127.0.0.1:0".parse()?);
     let gate = Workload {
         application_tunnel: Some(ApplicationTunnel {
@@ -72,8 +71,12 @@ pub(crate) fn a_waypoint_is_told_who_speaks_and_to_whom(world: &World) -> Outcom
     let mut web = service(&[]);
     web.waypoint = Some(at("", mesh.b.v4));
     mesh.tell(vec![Update::Workload(gate.into()), Update::Service(web.into())]);
+    Ok((arrive(&mesh.a, vip(), &listener), listener.address()))
+}
 
-    let mut pair = arrive(&mesh.a, vip(), &listener);
+pub(crate) fn a_waypoint_is_told_who_speaks_and_to_whom(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let (mut pair, _) = through_a_waypoint(&mesh)?;
     let mut header = [0; 28];
     pair.server.read_exact(&mut header)?;
     assert_eq!(&header[..14], b"\r\n\r\n\0\r\nQUIT\n\x21\x11");
@@ -137,10 +140,9 @@ pub(crate) fn another_endpoint_takes_what_one_cannot(world: &World) -> Outcome {
     Ok(())
 }
 
-/// The gateway is an application of b that passes bytes on; behind it, a pod that is an endpoint of the service too: a itself,
-/// whose node's proxy does not know its client again.
-pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) -> Outcome {
-    let mesh = Mesh::start(world)?;
+/// From a to a service of another network. The gateway is an application of b that passes bytes on; behind it, a pod that is an
+/// endpoint of the service too: a itself, whose node's proxy does not know its client again. Gives where b and a listen, too.
+pub(crate) fn by_a_tunnel_in_a_tunnel(mesh: &Mesh) -> Result<(Pair, [SocketAddr; 2]), Box<dyn std::error::Error>> {
     let (gate, served) = (mesh.b.listen(Family::V4), mesh.a.listen(Family::V4));
     let sick = |name, place| Workload {
         health: Health::Unhealthy,
@@ -176,7 +178,7 @@ pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) 
     ]);
     // From where nothing is captured, as the gateway of a network is no pod of this node.
     let inner = SocketAddr::new(mesh.a.v4, 15008);
-    let mut pair = until("a connection through both tunnels", || {
+    let pair = until("a connection through both tunnels", || {
         let mut client = mesh.a.connect(vip()).ok()?;
         client.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
         let outer = gate.accept_unless(|| !matches!(client.read(&mut [0]), Err(error) if is_late(&error)))?;
@@ -185,6 +187,12 @@ pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) 
         client.set_read_timeout(Some(crate::mesh::PATIENCE)).ok()?;
         Some(Pair { client, server })
     });
+    Ok((pair, [gate.address(), served.address()]))
+}
+
+pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let (mut pair, _) = by_a_tunnel_in_a_tunnel(&mesh)?;
     pair.converse()?;
     // The address is the gateway's.
     assert_eq!(pair.server.peer_addr()?.ip(), mesh.c.v4);

@@ -1,6 +1,5 @@
 use std::net::SocketAddr;
 
-use ambient_core::Authority;
 use serde::Serialize;
 
 use super::Pod;
@@ -27,8 +26,10 @@ struct Connections {
 #[serde(rename_all = "camelCase")]
 struct Connection {
     src: SocketAddr,
+    /// What the pod dialled; of one that came, the service that was asked for, where that is known.
     original_dst: Option<String>,
-    actual_dst: String,
+    /// The proxy or the application at the other end; of one that came, where it is delivered.
+    actual_dst: SocketAddr,
     protocol: &'static str,
 }
 
@@ -74,29 +75,24 @@ pub(super) fn by_pod<'a>(
 fn outbound(open: &Ends) -> Connection {
     Connection {
         src: open.source,
-        original_dst: Some(open.asked.to_string()),
-        actual_dst: open.destination.to_string(),
+        original_dst: Some(open.application.to_string()),
+        actual_dst: open.destination,
         protocol: protocol(open),
     }
 }
 
-/// Where it is delivered stands in its authority, where it has one; the service that was asked for is told by the peer.
 fn inbound(open: &Ends) -> Connection {
-    let actual = match &open.hbone {
-        Some(Authority::Address(at)) => at.to_string(),
-        Some(host) => host.to_string(),
-        None => open.destination.to_string(),
-    };
     Connection {
         src: open.source,
         original_dst: open.service.as_ref().map(|service| service.name.hostname.to_string()),
-        actual_dst: actual,
+        actual_dst: open.application,
         protocol: protocol(open),
     }
 }
 
 fn protocol(open: &Ends) -> &'static str {
     match open.hbone {
+        Some(_) if open.double => "DOUBLEHBONE",
         Some(_) => "HBONE",
         None => "TCP",
     }

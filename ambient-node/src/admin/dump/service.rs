@@ -6,7 +6,10 @@ use ambient_core::{
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use super::workload::{Gateway, health};
+use super::{
+    order,
+    workload::{Gateway, health},
+};
 
 /// A service with its endpoints; what has its default value is left out, as ztunnel leaves it out.
 #[derive(Serialize)]
@@ -155,8 +158,11 @@ struct EndpointView<'a> {
 impl Serialize for Endpoints<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(None)?;
-        for (uid, endpoint) in self.mesh.endpoints(&self.of.name).into_iter().flat_map(|all| all.iter()) {
-            map.serialize_entry(uid.as_str(), &EndpointView::new(uid.as_str(), endpoint))?;
+        if let Some(all) = self.mesh.endpoints(&self.of.name) {
+            for uid in order::sorted(|| all.keys()) {
+                let endpoint = all.get(uid).map(|endpoint| EndpointView::new(uid.as_str(), endpoint));
+                map.serialize_entry(uid.as_str(), &endpoint)?;
+            }
         }
         map.end()
     }

@@ -194,6 +194,18 @@ fn a_service_has_every_field() {
     );
 }
 
+/// In each process the mesh has them in another order.
+#[test]
+fn endpoints_are_sorted() {
+    let uids: Vec<String> = (10..60).map(|n| format!("c1//Pod/shop/cart-{n}")).collect();
+    let mut service = Service::new("shop", "cart.shop.svc.cluster.local");
+    service.endpoints = Arc::new(uids.iter().map(|uid| (uid.as_str().into(), Endpoint::default())).collect());
+    let mesh = Mesh::default().apply([Update::Service(service.clone().into())]);
+    let text = serde_json::to_string(&service::View::new(&service, &mesh)).unwrap();
+    let named = text.split("\"workloadUid\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    assert_eq!(named.collect::<Vec<_>>(), uids);
+}
+
 #[test]
 fn a_service_of_defaults_has_what_is_always_there() {
     let plain = Service::new("shop", "a.shop.svc.cluster.local");
