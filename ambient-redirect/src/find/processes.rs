@@ -31,33 +31,66 @@ pub struct Whose {
 /// The processes that were seen.
 #[derive(Debug, Default)]
 pub struct Memory {
-    known: BTreeMap<u32, (u64, Process)>,
+    known: BTreeMap<u32, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    inode: u64,
+    process: Process,
+    /// At how many looks it has been there since it was young; `None` once it stays what it is.
+    young: Option<u32>,
 }
 
 impl Memory {
     /// Takes a listing of all processes: of each its number, and the inode of its directory, which no later process under that number
-    /// has. What is new is read, and nothing else: a listing costs no more reads than there are processes that began since the
-    /// last.
+    /// has. What is new is read, and again a few times while it is young and no pod's: a runtime may begin the process of a
+    /// container before it puts it into its control group and its namespace. So a listing costs no more reads than a small
+    /// multiple of the processes that began since the last ones.
     pub fn look(&mut self, listed: impl IntoIterator<Item = (u32, u64)>, mut read: impl FnMut(u32) -> Option<Process>) {
         let listed: BTreeMap<u32, u64> = listed.into_iter().take(MOST).collect();
         self.known.retain(|pid, _| listed.contains_key(pid));
+        let first = self.known.is_empty();
         for (pid, inode) in listed {
+            let known = self.known.get_mut(&pid).filter(|known| known.inode == inode);
             // The kernel says 1 of one that it had no room for.
-            if inode > 1 && self.known.get(&pid).is_some_and(|(known, _)| *known == inode) {
-                continue;
-            }
+            let young = match known {
+                Some(known) if inode > 1 => {
+                    let Some(looks) = &mut known.young else { continue };
+                    *looks += 1;
+                    if !looks.is_power_of_two() {
+                        continue;
+                    }
+                    *looks
+                }
+                _ => 0,
+            };
             match read(pid) {
-                Some(process) => drop(self.known.insert(pid, (inode, process))),
+                Some(process) => {
+                    let young = (process.pod.is_none() && young < YOUNG_LOOKS).then_some(young);
+                    self.known.insert(pid, Known { inode, process, young });
+                }
                 // It has ended, or is not to be seen.
                 None => drop(self.known.remove(&pid)),
             }
+        }
+        if first {
+            self.grow_old();
+        }
+    }
+
+    /// Of what was there at the first look only the latest to begin may still become another's.
+    fn grow_old(&mut self) {
+        let latest = self.known.values().map(|known| known.process.started).max().unwrap_or(0);
+        for known in self.known.values_mut() {
+            known.young = known.young.filter(|_| latest - known.process.started < YOUNG_TICKS);
         }
     }
 
     /// Whose each namespace is in which a pod's process runs. A namespace of another is nobody's: `not` names the node's own.
     pub fn namespaces(&self, not: &[NetnsId]) -> BTreeMap<NetnsId, Whose> {
         let mut found: BTreeMap<NetnsId, Whose> = BTreeMap::new();
-        for (pid, (_, process)) in &self.known {
+        for (pid, Known { process, .. }) in &self.known {
             let Some(pod) = process.pod.as_ref().filter(|_| !not.contains(&process.namespace)) else {
                 continue;
             };
@@ -79,6 +112,11 @@ impl Memory {
 
 /// More processes than a node has, by far.
 const MOST: usize = 1 << 18;
+/// Looks for which one that is no pod's may become a pod's: those are some hundred milliseconds apart at least. It is read again at
+/// each whose number is a power of two.
+const YOUNG_LOOKS: u32 = 64;
+/// Ten seconds, in the unit of [`started`](crate::find::started).
+const YOUNG_TICKS: u64 = 1000;
 
 #[cfg(test)]
 mod tests {
@@ -131,13 +169,37 @@ mod tests {
             reads
         };
         assert_eq!(look(&listed), 10_000);
+        let mut all = 0;
         for event in 0..100 {
             // One has ended, and another has begun.
             listed.remove(usize::try_from(event).unwrap() * 7);
             listed.push((20_000 + event, u64::from(event) + 50_000));
-            assert_eq!(look(&listed), 1, "{event}");
+            let reads = look(&listed);
+            assert!(reads >= 1, "{event}");
+            all += reads;
+        }
+        // Each of the new ones, and of those that were young at first, once and seven times more.
+        assert!(all <= 100 * 8 + 1000 * 7, "{all}");
+        for _ in 0..YOUNG_LOOKS {
+            look(&listed);
         }
         assert_eq!(look(&listed), 0);
+    }
+
+    /// As `crun` begins a container: its process is in the node's namespace and group at first.
+    #[test]
+    fn a_process_that_becomes_a_pods_is_found() {
+        for after in [1, 2, 3, 7, 40, 63] {
+            let (mut memory, mut looks) = (Memory::default(), 0);
+            memory.look([(1, 100)], |_| Some(process(1, 1, None)));
+            for _ in 0..=64 {
+                looks += 1;
+                let whose = (looks > after).then_some("a");
+                let read = |_| Some(process(5, if whose.is_some() { 7 } else { 1 }, whose));
+                memory.look([(1, 100), (9, 900)], read);
+            }
+            assert_eq!(memory.namespaces(&[net(1)]).len(), 1, "after {after} looks");
+        }
     }
 
     #[test]
