@@ -27,6 +27,8 @@ pub struct WithCrls {
 struct Held {
     /// The file that was read last, or could not be.
     stamp: Option<Stamp>,
+    /// Why it could not be, where the revocations are those of before.
+    wrong: Option<String>,
     crls: Vec<Vec<u8>>,
     /// What the issuer said, and that with the lists.
     of: Arc<TrustBundles>,
@@ -97,9 +99,12 @@ impl Issuer for WithCrls {
             match read(&self.path) {
                 Ok(crls) => {
                     tracing::info!(path = %self.path.display(), lists = crls.len(), "revocations have changed");
-                    held.crls = crls;
+                    (held.crls, held.wrong) = (crls, None);
                 }
-                Err(error) => tracing::error!(%error, "the revocations of before stay in force"),
+                Err(error) => {
+                    tracing::error!(%error, "the revocations of before stay in force");
+                    held.wrong = Some(format!("{error}; the revocations of before stay in force"));
+                }
             }
         }
         if present.is_some() || !Arc::ptr_eq(&held.of, &of) {
@@ -118,6 +123,11 @@ impl Issuer for WithCrls {
 
     fn leaves(&self, identity: &Identity, pod: &PodUid) {
         self.issuer.leaves(identity, pod);
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let wrong = self.held.lock().unwrap_or_else(PoisonError::into_inner).wrong.clone();
+        self.issuer.faults().into_iter().chain(wrong).collect()
     }
 
     fn takes_back(&self) -> bool {
@@ -194,6 +204,14 @@ mod tests {
             fs::write(&file, broken).unwrap();
             let lists = with.trust().crls(&domain).len();
             assert_eq!(lists, usize::from(broken == "torn"), "{broken:?}");
+            let faults = with.faults();
+            assert_eq!(faults.len(), lists, "{faults:?}");
+            assert!(
+                faults
+                    .iter()
+                    .all(|fault| fault.contains("crl.pem") && fault.contains("of before stay")),
+                "{faults:?}"
+            );
         }
         fs::copy(&lists, &file).unwrap();
         assert_eq!(with.trust().crls(&domain).len(), 1);

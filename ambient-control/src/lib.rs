@@ -332,6 +332,12 @@ pub trait Issuer: Send + Sync {
         None
     }
 
+    /// What is wrong with what it goes by, though it may still give credentials, until that is mended: such as a file of which what
+    /// was there before is used. Each names the place, and what to do.
+    fn faults(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// A pod of this node bears an identity from now on. Told before a credential is asked for it, for authorities that must
     /// know for whom; most need not.
     fn arrives(&self, _identity: &Identity, _pod: &PodUid) {}

@@ -12,6 +12,7 @@ use std::{
 use ambient_control::{IssueError, Issuer, Told};
 use ambient_core::{Credential, Credentials, Identity, PodUid, TrustBundles};
 use arc_swap::ArcSwapOption;
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -90,6 +91,9 @@ struct Asking {
     slots: HashMap<Identity, Slot>,
 }
 
+/// How often requests to the issuer have ended so.
+pub(crate) type Outcomes = Family<[(&'static str, &'static str); 1], Counter>;
+
 /// The certificates of this node's pods. Implements [`Credentials`]: a handshake looks at what is here, and never
 /// waits on the issuer.
 pub(crate) struct Certificates {
@@ -101,6 +105,7 @@ pub(crate) struct Certificates {
     /// Identities, and the pods of this node that bear or will bear them; each of these is one holder.
     expected: Mutex<HashSet<(Identity, PodUid)>>,
     trust: ArcSwapOption<TrustBundles>,
+    outcomes: Outcomes,
     before: Option<Before>,
     changed: Notify,
 }
@@ -143,14 +148,15 @@ impl std::fmt::Debug for Certificates {
 impl Certificates {
     #[cfg(test)]
     pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Arc<Self> {
-        Self::keeping(issuer, None)
+        Self::keeping(issuer, None, Outcomes::default())
     }
 
-    /// With what a process before has kept.
-    pub(crate) fn keeping(issuer: Arc<dyn Issuer>, keep: Option<Box<dyn Keep>>) -> Arc<Self> {
+    /// With what a process before has kept; requests are counted in `outcomes`.
+    pub(crate) fn keeping(issuer: Arc<dyn Issuer>, keep: Option<Box<dyn Keep>>, outcomes: Outcomes) -> Arc<Self> {
         let before = keep.map(|keep| Before::load(keep, &issuer.trust()));
         Arc::new(Self {
             issuer,
+            outcomes,
             before,
             present: RwLock::default(),
             withdrawn: Mutex::default(),
@@ -202,6 +208,26 @@ impl Certificates {
                 }
             }
         }
+    }
+
+    /// What is wrong with what certificates come from.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        self.issuer.faults()
+    }
+
+    /// Identities whose certificate holds, and of which the last request for another has failed; in the order of their names, with
+    /// the reason.
+    pub(crate) fn unrenewed(&self) -> Vec<(Identity, String)> {
+        let (asking, now) = (self.asking(), clock::wall());
+        let held = asking.slots.iter().filter(|(identity, _)| asking.queue.is_held(identity, now));
+        let failed = held.filter_map(|(identity, slot)| match &slot.news.borrow().1 {
+            // Nobody was asked yet.
+            Ok(()) | Err(CertificateError::Unknown(_)) => None,
+            Err(error) => Some((identity.clone(), error.to_string())),
+        });
+        let mut failed: Vec<_> = failed.collect();
+        failed.sort_unstable();
+        failed
     }
 
     /// How many certificates a restart would lack, whether the roots too, and why, where it would lack any.
@@ -369,6 +395,12 @@ impl Certificates {
 
     /// Takes what has come of a request.
     fn answered(&self, identity: &Identity, outcome: Result<Arc<Credential>, CertificateError>) {
+        let word = match outcome.as_ref().map_err(CertificateError::says) {
+            Ok(_) => "issued",
+            Err(Failure::Answered) => "refused",
+            Err(Failure::Silence) => "unanswered",
+        };
+        self.outcomes.get_or_create(&[("outcome", word)]).inc();
         let mut asking = self.asking();
         let Asking { queue, slots } = &mut *asking;
         let outcome = outcome.and_then(|issued| {

@@ -344,7 +344,7 @@ impl Node {
         } = parts;
         metrics.ask(&*source, trust_heard(&*source, &*issuer));
         let keep = keep(&config.keys, &config.node)?;
-        let certificates = Certificates::keeping(issuer, keep);
+        let certificates = Certificates::keeping(issuer, keep, metrics.certificate_requests());
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let provider = Arc::new(match config.post_quantum_only {
             true => ambient_tls::post_quantum_provider(),

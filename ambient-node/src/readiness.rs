@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use ambient_control::Fault;
 use ambient_core::Identity;
 
 use crate::{Shared, admin::Stop, policies, text::rfc3339, zds};
@@ -30,28 +31,61 @@ impl Readiness {
             ready = false;
             text = format!("{why}\n{text}");
         }
+        for fault in faults_beside(&node.state.faults(), node.certificates.faults()) {
+            text.push_str(&line(&fault));
+        }
         text.push_str(&lacking(&node.certificates.lacking()));
+        text.push_str(&unrenewed(&node.certificates.unrenewed()));
         text.push_str(&of_before(&node.certificates.of_before()));
         text.push_str(&unkept(node.certificates.unkept()));
         (ready, text)
     }
 }
 
-/// Whose certificates are missing, where any are; a mesh of many is not told of in full.
+/// What is wrong with what certificates come from, without what is told of the source of state already: both may go by the same
+/// files.
+pub(crate) fn faults_beside(of_state: &[Fault], of_certificates: Vec<String>) -> Vec<String> {
+    let told = |fault: &String| of_state.iter().any(|told| told.what == *fault);
+    of_certificates.into_iter().filter(|fault| !told(fault)).collect()
+}
+
+/// Whatever it holds, it is one line.
+fn line(what: &str) -> String {
+    what.replace(['\n', '\r'], " ") + "\n"
+}
+
+/// Whose certificates are missing, where any are.
 fn lacking(identities: &[Identity]) -> String {
     if identities.is_empty() {
         return String::new();
     }
-    let few: Vec<&str> = identities.iter().take(NAMED).map(Identity::as_str).collect();
+    format!(
+        "{} waiting for a certificate, and what needs it is refused until then: {}\n",
+        identities.len(),
+        few(identities.iter())
+    )
+}
+
+/// Whose certificates were not renewed, where any were not, and why that of the first was not.
+fn unrenewed(identities: &[(Identity, String)]) -> String {
+    let Some((_, why)) = identities.first() else {
+        return String::new();
+    };
+    let names = few(identities.iter().map(|(identity, _)| identity));
+    line(&format!(
+        "{} served until the end of a certificate that was not renewed yet: {names}; the first as {why}",
+        identities.len()
+    ))
+}
+
+/// Some of their names: a mesh of many is not told of in full.
+fn few<'a>(identities: impl ExactSizeIterator<Item = &'a Identity>) -> String {
     let more = match identities.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(", and {more} more"),
     };
-    format!(
-        "{} waiting for a certificate, and what needs it is refused until then: {}{more}\n",
-        identities.len(),
-        few.join(", ")
-    )
+    let few: Vec<&str> = identities.take(NAMED).map(Identity::as_str).collect();
+    few.join(", ") + &more
 }
 
 /// Whose certificates are of before the process's start, where any are.
@@ -102,6 +136,30 @@ mod tests {
             text.starts_with("2 served") && text.ends_with("ends at 2027-01-15T08:00:00Z\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn certificates_that_were_not_renewed_are_told_of_with_a_reason() {
+        assert_eq!(unrenewed(&[]), "");
+        let one = |name: &str| {
+            (
+                format!("spiffe://d/ns/shop/sa/{name}").parse().unwrap(),
+                "istiod says:\nno".to_owned(),
+            )
+        };
+        assert_eq!(
+            unrenewed(&[one("a"), one("b")]),
+            "2 served until the end of a certificate that was not renewed yet: spiffe://d/ns/shop/sa/a, spiffe://d/ns/shop/sa/b; the \
+             first as istiod says: no\n"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_of_both_is_told_once() {
+        let texts = |texts: &[&str]| -> Vec<String> { texts.iter().map(ToString::to_string).collect() };
+        let of_state = [Fault::from("token: gone".to_owned())];
+        assert_eq!(faults_beside(&of_state, texts(&["token: gone", "crl: torn"])), ["crl: torn"]);
+        assert_eq!(line("a\r\nb"), "a  b\n");
     }
 
     #[test]

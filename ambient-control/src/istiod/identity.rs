@@ -234,6 +234,11 @@ impl Issuer for Certificates {
     fn last_heard(&self) -> Option<LastHeard> {
         Some(self.last_heard.clone())
     }
+
+    /// Of the files that the endpoint names.
+    fn faults(&self) -> Vec<String> {
+        self.line.endpoint().files.faults()
+    }
 }
 
 /// A key, and the request to sign it for an identity: no subject, one critical URI name. Without one the other side knows

@@ -162,6 +162,12 @@ impl Desk {
         self.changed();
     }
 
+    /// Why the agent does not answer, where it does not.
+    pub(super) fn fault(&self) -> Option<String> {
+        let why = lock(&self.logged).clone()?;
+        Some(format!("{}: {why}", self.agent))
+    }
+
     /// The agent is there.
     pub(super) fn heard(&self) {
         if lock(&self.logged).take().is_some() {

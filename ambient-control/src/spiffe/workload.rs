@@ -183,6 +183,11 @@ impl Issuer for WorkloadApi {
         true
     }
 
+    /// That the agent does not answer, and why.
+    fn faults(&self) -> Vec<String> {
+        self.core.desk.fault().into_iter().collect()
+    }
+
     fn told(&self) -> BoxFuture<'_, Told> {
         Box::pin(self.core.desk.told())
     }

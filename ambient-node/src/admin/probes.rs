@@ -3,16 +3,25 @@
 use http::StatusCode;
 
 use super::{Answer, Asked, Context, Site, answer::PLAIN};
-use crate::{meant::strangers, readiness::Readiness, zds::Apart};
+use crate::{
+    meant::strangers,
+    readiness::{Readiness, faults_beside},
+    zds::Apart,
+};
 
-pub(super) fn metrics(at: &Context, asked: &Asked) -> Answer {
+pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
     at.node.metrics.certificates_missing(at.node.certificates.lacking().len());
-    metrics_of(at, asked)
+    let of_certificates = faults_beside(&at.node.state.faults(), at.node.certificates.faults());
+    metrics_with(at, of_certificates.len())
 }
 
 pub(super) fn metrics_of<C: Site>(at: &C, _: &Asked) -> Answer {
+    metrics_with(at, 0)
+}
+
+fn metrics_with<C: Site>(at: &C, more_faults: usize) -> Answer {
     let metrics = at.standing().metrics.clone();
-    metrics.state_faults(at.standing().state.faults().len());
+    metrics.state_faults(at.standing().state.faults().len() + more_faults);
     Answer::stream("application/openmetrics-text; version=1.0.0; charset=utf-8", move |out| {
         metrics.write(out)
     })

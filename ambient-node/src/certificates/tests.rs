@@ -190,6 +190,9 @@ async fn a_certificate_is_renewed_at_half_its_life_and_kept_through_failures() {
     let asked = issuer.asked.load(Ordering::Relaxed);
     until(|| issuer.asked.load(Ordering::Relaxed) > asked).await;
     let present = certificates.present().remove(0);
+    until(|| !certificates.unrenewed().is_empty() || certificates.credential(&cart()).is_none()).await;
+    let outcome = |word| certificates.outcomes.get_or_create(&[("outcome", word)]).get();
+    assert!(outcome("issued") >= 2 && outcome("unanswered") >= 1 && outcome("refused") == 0);
     while certificates.credential(&cart()).is_some() {
         assert!(
             clock::wall() < present.not_after + Duration::from_secs(5),
@@ -205,6 +208,26 @@ async fn a_certificate_is_renewed_at_half_its_life_and_kept_through_failures() {
     issuer.fails.store(false, Ordering::Relaxed);
     until(|| certificates.credential(&cart()).is_some()).await;
     certificates.ready(&cart()).await.unwrap();
+    assert_eq!(certificates.unrenewed(), []);
+}
+
+/// One that holds for long and is not renewed is told of with the reason, until it is.
+#[tokio::test]
+async fn what_is_not_renewed_is_told_of_while_it_holds() {
+    let issuer = Fixed::new(Duration::from_secs(600));
+    let (certificates, _keeping) = kept(issuer.clone());
+    certificates.expect(["a", "b"].map(borne));
+    until(|| certificates.lacking().is_empty()).await;
+    issuer.fails.store(true, Ordering::Relaxed);
+    certificates.renew(&named("b"));
+    until(|| !certificates.unrenewed().is_empty()).await;
+    let told = certificates.unrenewed();
+    assert!(
+        matches!(&told[..], [(whose, why)] if *whose == named("b") && why.contains("told to")),
+        "{told:?}"
+    );
+    issuer.fails.store(false, Ordering::Relaxed);
+    until(|| certificates.unrenewed().is_empty()).await;
 }
 
 #[tokio::test]
@@ -435,7 +458,7 @@ impl Shelf {
     }
 
     fn begin(&self, issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
-        let certificates = Certificates::keeping(issuer, Some(Box::new(self.clone())));
+        let certificates = Certificates::keeping(issuer, Some(Box::new(self.clone())), Outcomes::default());
         let mut keeping = JoinSet::new();
         keeping.spawn(certificates.clone().keep_fresh());
         (certificates, keeping)
@@ -623,7 +646,7 @@ async fn what_is_withdrawn_before_its_pod_is_known_is_not_taken_for_it_later() {
     first.expect([borne("cart")]);
     until(|| first.lacking().is_empty()).await;
     drop((first, keeping));
-    let second = Certificates::keeping(Agent::away(), Some(Box::new(shelf.clone())));
+    let second = Certificates::keeping(Agent::away(), Some(Box::new(shelf.clone())), Outcomes::default());
     let (identity, why) = (named("cart"), "there is no entry".into());
     second.hear(Told::Withdrawn { identity, why });
     second.expect([borne("cart")]);

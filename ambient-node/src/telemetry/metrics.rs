@@ -24,7 +24,7 @@ use super::{
     reason::Reason,
     series::{Series, Traffic},
 };
-use crate::{clock, state::Snapshot};
+use crate::{certificates::Outcomes, clock, state::Snapshot};
 
 mod registry;
 #[cfg(test)]
@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     state_age: Gauge,
     trust_age: Gauge,
     certificates_missing: Gauge,
+    certificate_requests: Outcomes,
     state_faults: Gauge,
     known_until: Gauge,
     /// Whom the ages are asked of, and since when.
@@ -182,6 +183,7 @@ impl Metrics {
             state_age: Gauge::default(),
             trust_age: Gauge::default(),
             certificates_missing: Gauge::default(),
+            certificate_requests: Outcomes::default(),
             state_faults: Gauge::default(),
             known_until: Gauge::default(),
             ages: OnceLock::new(),
@@ -248,7 +250,12 @@ impl Metrics {
         self.certificates_missing.set(count.try_into().unwrap_or(i64::MAX));
     }
 
-    /// What is wrong with what the source of state says.
+    /// How requests for certificates have ended, for who counts them.
+    pub(crate) fn certificate_requests(&self) -> Outcomes {
+        self.certificate_requests.clone()
+    }
+
+    /// What is wrong with what state and certificates come from.
     pub(crate) fn state_faults(&self, count: usize) {
         self.state_faults.set(count.try_into().unwrap_or(i64::MAX));
     }

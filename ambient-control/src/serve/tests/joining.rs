@@ -261,11 +261,17 @@ async fn files_of_token_and_roots_may_vanish_and_come_back() {
         assert!(told[0].what.contains("; what was there before is used"), "{told:?}");
         let certificates = Certificates::new(CertificatesConfig::new(endpoint.clone())).unwrap();
         certificates.issue(&identity("cart")).await.unwrap();
+        assert_eq!(
+            certificates.faults(),
+            [told[0].what.clone()],
+            "also where state comes from elsewhere"
+        );
         let whole = if path == token { &good } else { &running.root };
         std::fs::write(path, whole).unwrap();
         let mut again = running.state(endpoint.clone(), "node-1");
         let batch = first_whole(&mut again).await;
         assert!(batch.faults.is_empty(), "{n}: {batch:?}");
+        assert!(certificates.faults().is_empty());
     }
     // Another token that can be sent is sent; who refuses it does not know the file, so that is named here.
     std::fs::write(&token, "ambient-0.0").unwrap();

@@ -93,6 +93,7 @@ async fn a_failure_takes_nothing_away() {
     let stream = fake.own().await;
     stream.gives(&[&authority.svid(CART, 0, 100)], &authority.root(), &[]).await;
     told(&api, &cart()).await;
+    assert!(api.faults().is_empty());
     // Empty answers would be a withdrawal, garbage is none.
     let mut garbage = authority.svid(CART, 0, 200);
     garbage.key = vec![1, 2, 3];
@@ -100,6 +101,7 @@ async fn a_failure_takes_nothing_away() {
     stream.end(Status::unavailable("restarting")).await;
     let again = fake.own().await;
     drop(again);
+    assert_eq!(api.faults().len(), 1, "it does not answer");
     fake.stop().await;
     clock.set(99);
     assert_eq!(api.core.desk.credential(&cart()).unwrap().not_after, at(100));

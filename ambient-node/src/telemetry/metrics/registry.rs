@@ -37,7 +37,7 @@ fn state(registry: &mut Registry, metrics: &Metrics) {
     );
     registry.register(
         "ambient_state_faults",
-        "What is wrong with what the source of the mesh's state says; readiness names each (unstable)",
+        "What is wrong with what state and certificates come from; readiness names each (unstable)",
         metrics.state_faults.clone(),
     );
 }
@@ -57,6 +57,11 @@ fn trust(registry: &mut Registry, metrics: &Metrics) {
         "ambient_certificates_missing",
         "Identities that this node's pods need and that have no valid certificate (unstable)",
         metrics.certificates_missing.clone(),
+    );
+    registry.register(
+        "ambient_certificate_requests",
+        "Requests for certificates, by how they have ended (unstable)",
+        metrics.certificate_requests.clone(),
     );
 }
 
