@@ -362,6 +362,9 @@ impl Node {
             let configs = configs.clone();
             let mut limits = limits.clone();
             limits.streams = config.pool_streams;
+            // What bounds a pod is its connections: a tunnel is made only where all others to that peer are full, and a peer may
+            // allow one stream in each.
+            limits.tunnels = config.connections_per_pod.max(1);
             limits.idle = config.pool_idle;
             move || {
                 let pool = |dial| {

@@ -14,6 +14,8 @@ mod attacks;
 mod away;
 #[path = "enrolment/chaos.rs"]
 mod chaos;
+#[path = "enrolment/crowd.rs"]
+mod crowd;
 #[path = "enrolment/families.rs"]
 mod families;
 #[path = "enrolment/ground.rs"]
@@ -78,6 +80,10 @@ fn main() -> ExitCode {
                 "a_mesh_where_ipv6_is_switched_off_is_a_mesh",
                 families::a_mesh_where_ipv6_is_switched_off_is_a_mesh,
             ),
+            (
+                "a_crowd_of_connections_is_carried_and_leaves_nothing",
+                crowd::a_crowd_of_connections_is_carried_and_leaves_nothing,
+            ),
             ("a_node_that_is_told_twice_ends_now", attacks::a_node_that_is_told_twice_ends_now),
             ("a_start_is_ended_at_any_moment", attacks::a_start_is_ended_at_any_moment),
             (
@@ -110,6 +116,6 @@ fn main() -> ExitCode {
                 roots::a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing,
             ),
         ],
-        &[("peer", peer::main), ("resolve", families::resolve)],
+        &[("peer", peer::main), ("resolve", families::resolve), ("crowd", crowd::main)],
     )
 }

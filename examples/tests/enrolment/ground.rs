@@ -302,7 +302,14 @@ impl Ground {
             let lines: Vec<&str> = text.lines().filter(|line| !line.contains("\taccess\t")).collect();
             let last = &lines[lines.len().saturating_sub(LINES)..];
             let cut = last.iter().map(|line| line.chars().take(LENGTH).collect::<String>() + "\n");
-            cut.collect::<String>()
+            let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+            for access in text.lines().filter(|line| line.contains("\taccess\t")) {
+                *reasons
+                    .entry(access.split_once(" reason=").map_or("", |(_, reason)| reason))
+                    .or_default() += 1;
+            }
+            let of = reasons.iter().map(|(reason, count)| format!("{count} times {reason:.LENGTH$}\n"));
+            cut.chain(of).collect::<String>()
         };
         let nodes = self.cluster.nodes().iter();
         let logs: String = nodes.map(|node| format!("{}:\n{}", node.name(), tail(node.log()))).collect();
