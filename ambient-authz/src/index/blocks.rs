@@ -22,8 +22,10 @@ use steps::Steps;
 pub(crate) fn each_candidate<'a>(asked: &Asked<'a>, filed: usize, seeker: &mut impl Seeker<'a>) -> bool {
     // Where about every block has rows that are filed so, to look which costs more than it spares.
     let all = filed > asked.index.rows().blocks() * SELDOM;
-    let mut each =
-        |part| each_of::<SOME_SETS, SOME_ROWS>(asked, all, part, seeker) || each_of::<MOST_SETS, MOST_ROWS>(asked, all, part, seeker);
+    let mut each = |part| {
+        let some = asked.values(part) <= SOME_VALUES && each_of::<SOME_SETS, SOME_ROWS>(asked, all, part, seeker);
+        some || each_of::<MOST_SETS, MOST_ROWS>(asked, all, part, seeker)
+    };
     match asked.passing {
         None => each(Part::All),
         Some(passing) => each(Part::ButNames) && (passing.is_whole(asked.index) || each(Part::All)),
@@ -32,7 +34,8 @@ pub(crate) fn each_candidate<'a>(asked: &Asked<'a>, filed: usize, seeker: &mut i
 
 /// Of each of some blocks the rows that the names let through. False, and nothing is told, where there are too many names.
 pub(super) fn that_names_pass<'b>(asked: &Asked<'_>, mut blocks: impl Iterator<Item = (u32, &'b mut Bits)>) -> bool {
-    names_of::<SOME_SETS, SOME_ROWS>(asked, &mut blocks) || names_of::<MOST_SETS, MOST_ROWS>(asked, &mut blocks)
+    let some = asked.values(Part::Names) <= SOME_VALUES && names_of::<SOME_SETS, SOME_ROWS>(asked, &mut blocks);
+    some || names_of::<MOST_SETS, MOST_ROWS>(asked, &mut blocks)
 }
 
 #[inline(never)] // its stack is large
@@ -173,10 +176,6 @@ impl Scratch {
         }
     }
 
-    fn refusing(&mut self) -> &mut Loose {
-        &mut self.lists[LANES]
-    }
-
     fn clear(&mut self) {
         self.lists.iter_mut().chain([&mut self.found]).for_each(Loose::clear);
     }
@@ -197,8 +196,8 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
         };
         let mut summed_to = [None; LANES];
         asked.each_list(part, |rows| {
-            if let Some(sum) = rows.sum
-                && summed_to[rows.lane as usize].is_none_or(|deepest| deepest < rows.depth)
+            if summed_to[rows.lane as usize].is_none_or(|deepest| deepest < rows.depth)
+                && let Some(sum) = asked.sum(&rows)
             {
                 summed_to[rows.lane as usize] = Some(rows.depth);
                 new.sums[rows.lane as usize] = Some(sum);
@@ -340,10 +339,6 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
                 continue;
             };
             steps.fail_unless(fails, asking);
-            // What asks for another value beside the sum's may refuse one of the sum's.
-            if let Some(Block::Dense(rows, _)) = sum.and_then(|sum| sum.refused(block)) {
-                steps.fail(&mut bits, rows);
-            }
         }
         let texts: &[TextField] = if self.part == Part::ButNames { &[] } else { &TextField::ALL };
         for text in texts.iter().copied() {
@@ -355,6 +350,14 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
             }
         }
         steps.take(&mut bits);
+        if bits == [0; WORDS] {
+            return None;
+        }
+        for lane in self.part.lanes().iter().map(|lane| *lane as usize) {
+            if let (Some(sum), Some(asking)) = (self.sums[lane], asking[lane]) {
+                refuse(&mut bits, asking, || sum.refused(block));
+            }
+        }
         (bits != [0; WORDS]).then_some(bits)
     }
 
@@ -374,14 +377,20 @@ impl<'a, 'f, const SETS: usize, const ROWS: usize> Sets<'a, 'f, SETS, ROWS> {
             }
             blocks.for_each(|rows| loose.add(rows));
         }
-        for (lane, sum) in self.sums.iter().enumerate() {
-            if (scratch.lists[lane].any || alone[lane].is_some())
-                && let Some(rows @ Block::Sparse(_)) = sum.and_then(|sum| sum.refused(block))
-            {
-                scratch.refusing().add(rows);
-            }
-        }
         alone
+    }
+}
+
+/// What asks for another value beside a sum's may refuse one of the sum's, and is let through by what it asks. It is looked for
+/// last, where such rows are left: mostly none are, and to find what refuses is to wait for memory.
+fn refuse<'a>(bits: &mut Bits, asking: &Bits, refused: impl FnOnce() -> Option<&'a Block>) {
+    if bits.iter().zip(asking).all(|(bits, asking)| bits & asking == 0) {
+        return;
+    }
+    match refused() {
+        None => {}
+        Some(Block::Sparse(rows)) => rows.iter().for_each(|at| bits[usize::from(*at) / 64] &= !(1 << (at % 64))),
+        Some(Block::Dense(rows, _)) => bits.iter_mut().zip(rows.iter()).for_each(|(bits, rows)| *bits &= !rows),
     }
 }
 
@@ -419,6 +428,8 @@ static NO_ROWS: Many = Many::NONE;
 const LANES: usize = Lane::ALL.len();
 /// So many rows in a block are found faster than gone over.
 const SELDOM: usize = 16;
+/// With more values there are mostly more of their rows than the smaller room is for.
+const SOME_VALUES: usize = 256;
 /// Each has hundreds of rows; some 16 KiB of a stack.
 const MOST: usize = 512;
 

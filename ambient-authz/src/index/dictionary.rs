@@ -136,6 +136,29 @@ impl<V: Value> Dictionary<V> {
         .collect()
     }
 
+    /// Calls for the number of each value of which the hash is given and that is the one: at most [`AT_ONCE`] of them, of which
+    /// again each step is done for all before the next.
+    pub(crate) fn find_each(&self, hashes: &[u64], is: impl Fn(usize, &V) -> bool, mut call: impl FnMut(u32)) {
+        let mut candidates = [None; AT_ONCE];
+        for (place, hash) in candidates.iter_mut().zip(hashes) {
+            let (piece, bucket, part) = split(*hash);
+            let candidate = self.buckets[piece][bucket].iter().find(|(other, _)| *other == part);
+            *place = candidate.map(|(_, number)| *number);
+        }
+        let mut values = [None; AT_ONCE];
+        for ((place, number), _) in values.iter_mut().zip(candidates).zip(hashes) {
+            *place = number.and_then(|number| self.value(number));
+        }
+        for (at, hash) in hashes.iter().enumerate().take(AT_ONCE) {
+            let number = match values[at] {
+                Some(value) if is(at, value) => candidates[at],
+                Some(_) => self.find(*hash, |value| is(at, value)),
+                None => None,
+            };
+            number.into_iter().for_each(&mut call);
+        }
+    }
+
     pub(crate) fn value(&self, number: u32) -> Option<&V> {
         self.items.at(number).map(|item| &item.value)
     }
@@ -233,6 +256,8 @@ fn split(hash: u64) -> (usize, usize, u32) {
     (piece as usize, bucket as usize, hash as u32)
 }
 
+/// So many values are found together.
+pub(crate) const AT_ONCE: usize = 32;
 static NO_ROWS: Filed = Filed::NONE;
 /// A change copies 512 bytes, and each snapshot a pointer for so many values.
 const USES: usize = 64;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ambient_core::Identity;
 
 use super::{
-    dictionary::Dictionary,
+    dictionary::{AT_ONCE, Dictionary},
     lengths::Lengths,
     sums::Sums,
     value::{Name, NameOf, TextField, account, exact, prefix, presence, suffix},
@@ -119,21 +119,23 @@ impl Names {
     }
 
     fn of_text(&self, field: TextField, text: &str, call: &mut impl FnMut(u32)) {
+        let keys = self.dictionary.keys();
+        let [prefixes, suffixes] = &self.lengths[field as usize];
+        let (mut hash, mut done) = (keys.rolling(), 0);
+        let hash_of = |length: usize| {
+            hash = hash.bytes(text.as_bytes()[done..length].iter().copied());
+            done = length;
+            prefix(field, hash)
+        };
+        self.of_lengths((prefixes, text), hash_of, call, |name, length| match name {
+            Name::Text(of, StringMatch::Prefix(start)) => *of == field && start.len() == length && text.starts_with(&**start),
+            _ => false,
+        });
+
         let mut note = |hash: u64, wanted: &dyn Fn(&StringMatch) -> bool| {
             let is = |name: &Name| matches!(name, Name::Text(of, one) if *of == field && wanted(one));
             self.dictionary.find(hash, is).into_iter().for_each(&mut *call);
         };
-        let keys = self.dictionary.keys();
-        let [prefixes, suffixes] = &self.lengths[field as usize];
-        let (mut hash, mut done) = (keys.rolling(), 0);
-        for length in prefixes.iter().take_while(|length| *length <= text.len()) {
-            hash = hash.bytes(text.as_bytes()[done..length].iter().copied());
-            done = length;
-            note(
-                prefix(field, hash),
-                &|one| matches!(one, StringMatch::Prefix(start) if start.len() == length && text.starts_with(&**start)),
-            );
-        }
         note(
             exact(keys, field, text),
             &|one| matches!(one, StringMatch::Exact(whole) if **whole == *text),
@@ -143,14 +145,34 @@ impl Names {
         }
 
         let (mut hash, mut done) = (keys.rolling(), text.len());
-        for length in suffixes.iter().take_while(|length| *length <= text.len()) {
+        let hash_of = |length: usize| {
             let from = text.len() - length;
             hash = hash.bytes(text.as_bytes()[from..done].iter().rev().copied());
             done = from;
-            note(
-                suffix(field, hash),
-                &|one| matches!(one, StringMatch::Suffix(end) if end.len() == length && text.ends_with(&**end)),
-            );
+            suffix(field, hash)
+        };
+        self.of_lengths((suffixes, text), hash_of, call, |name, length| match name {
+            Name::Text(of, StringMatch::Suffix(end)) => *of == field && end.len() == length && text.ends_with(&**end),
+            _ => false,
+        });
+    }
+
+    /// Calls for each name that a text has of some lengths, given in their order what its hashes are and which it is.
+    fn of_lengths(
+        &self,
+        (lengths, text): (&Lengths, &str),
+        mut hash_of: impl FnMut(usize) -> u64,
+        call: &mut impl FnMut(u32),
+        is: impl Fn(&Name, usize) -> bool,
+    ) {
+        let mut rest = lengths.iter().take_while(|length| *length <= text.len()).peekable();
+        while rest.peek().is_some() {
+            let (mut hashes, mut of, mut len) = ([0; AT_ONCE], [0; AT_ONCE], 0);
+            for ((hash, of), length) in hashes.iter_mut().zip(&mut of).zip(rest.by_ref()) {
+                (*hash, *of) = (hash_of(length), length);
+                len += 1;
+            }
+            self.dictionary.find_each(&hashes[..len], |at, name| is(name, of[at]), &mut *call);
         }
     }
 

@@ -252,9 +252,7 @@ impl<'a> Asked<'a> {
         let names = if part == Part::ButNames { &[] } else { self.names };
         for number in names {
             if let Some((name, filed, lists)) = terms.names.dictionary.item(*number) {
-                let lane = Lane::of_name(name);
-                let sum = || terms.names.sums.of(lane as usize, *number);
-                call(Rows::of(lane, name.depth(), filed, lists).with(sum));
+                call(Rows::of(Lane::of_name(name), (*number, name.depth()), filed, lists));
             }
         }
         if part == Part::Names {
@@ -263,21 +261,44 @@ impl<'a> Asked<'a> {
         if let Some(number) = self.port
             && let Some((port, filed, lists)) = terms.ports.item(number)
         {
-            call(Rows::of(Lane::Port, port.depth(), filed, lists).with(|| terms.port_sums.of(0, number)));
+            call(Rows::of(Lane::Port, (number, port.depth()), filed, lists));
         }
         for (address, lane) in [(&self.source, Lane::Source), (&self.destination, Lane::Destination)] {
             for number in address.blocks() {
                 if let Some((block, filed, lists)) = address.nets.blocks.item(*number) {
-                    let sum = || address.nets.sums.of(0, *number);
-                    call(Rows::of(lane, block.depth(), filed, lists).with(sum));
+                    call(Rows::of(lane, (*number, block.depth()), filed, lists));
                 }
             }
         }
         if let Some((_, filed, lists)) = self.place.and_then(|place| terms.places.item(place)) {
-            call(Rows::of(Lane::Scope, 0, filed, lists));
+            call(Rows::of(Lane::Scope, (0, 0), filed, lists));
         }
         self.listed
-            .each_list(self.index, |filed, lists| call(Rows::of(Lane::Scope, 0, filed, lists)));
+            .each_list(self.index, |filed, lists| call(Rows::of(Lane::Scope, (0, 0), filed, lists)));
+    }
+
+    /// The sum that a value keeps.
+    pub(crate) fn sum(&self, rows: &Rows<'a>) -> Option<Sum<'a>> {
+        let terms = &self.index.terms;
+        match rows.lane {
+            _ if !rows.lists.in_sums => None,
+            Lane::Scope => None,
+            Lane::Port => terms.port_sums.of(0, rows.number),
+            Lane::Source => self.source.nets.sums.of(0, rows.number),
+            Lane::Destination => self.destination.nets.sums.of(0, rows.number),
+            of_name => terms.names.sums.of(of_name as usize, rows.number),
+        }
+    }
+
+    /// How many values the connection has that rows may ask for, but for what its workload lists.
+    pub(crate) fn values(&self, part: Part) -> usize {
+        let names = if part == Part::ButNames { 0 } else { self.names.len() };
+        let addresses = if part == Part::Names {
+            0
+        } else {
+            self.source.len + self.destination.len
+        };
+        names + addresses
     }
 }
 
@@ -289,26 +310,19 @@ pub(crate) struct Rows<'a> {
     pub(crate) depth: u32,
     pub(crate) filed: &'a Filed,
     pub(crate) lists: &'a Lists,
-    /// The sum that the value keeps.
-    pub(crate) sum: Option<Sum<'a>>,
+    /// Among the values of its sort.
+    number: u32,
 }
 
 impl<'a> Rows<'a> {
-    fn of(lane: Lane, depth: u32, filed: &'a Filed, lists: &'a Lists) -> Self {
+    fn of(lane: Lane, (number, depth): (u32, u32), filed: &'a Filed, lists: &'a Lists) -> Self {
         Self {
             lane,
             depth,
             filed,
             lists,
-            sum: None,
+            number,
         }
-    }
-
-    fn with(mut self, sum: impl FnOnce() -> Option<Sum<'a>>) -> Self {
-        if self.lists.in_sums {
-            self.sum = sum();
-        }
-        self
     }
 }
 

@@ -8,7 +8,7 @@
 //! Which values keep sums is so chosen that on no chain more than `rows / SHARE` rows are to be read beside one, by as
 //! few sums as that takes: each stands for more than as many rows of its own, and is four bitmaps of all rows at most. So
 //! all of them together take no more than `SHARE / 2` bytes for each time that a row asks for a value or refuses it,
-//! mostly far less.
+//! mostly far less. A chain that needs no more than `FEW_SUMS` of them may have that many, where it leaves fewer rows to read.
 
 use std::{
     cmp::Ordering,
@@ -222,7 +222,7 @@ impl<const CHAINS: usize> Sums<CHAINS> {
     /// Chooses the values of a chain that keep sums, so that beside them there are at most so many rows.
     fn choose<V: Nested>(&mut self, values: &Dictionary<V>, chain: usize, most: usize) {
         let nodes = nodes(values, self.heavy.iter().copied(), chain);
-        let keeps = keepers(&nodes, most);
+        let keeps = finest(&nodes, most);
         let chain = &mut self.chains[chain];
         chain.drift = 0;
         let mut numbers = Vec::new();
@@ -364,6 +364,20 @@ fn keepers(nodes: &[Node], most: usize) -> Vec<bool> {
     keeps
 }
 
+/// The same, where so few sums are needed that more of them leave less to read beside one.
+fn finest(nodes: &[Node], most: usize) -> Vec<bool> {
+    let (mut keeps, mut most) = (keepers(nodes, most), most);
+    while most > FINEST {
+        most /= 2;
+        let finer = keepers(nodes, most);
+        if finer.iter().filter(|keeps| **keeps).count() > FEW_SUMS {
+            break;
+        }
+        keeps = finer;
+    }
+    keeps
+}
+
 /// What the sum of a node is: of the next one outwards that keeps one, which is given, and of all between.
 fn column<V: Value>(values: &Dictionary<V>, (nodes, keeps): (&[Node], &[bool]), at: usize, kept: impl FnOnce(u32) -> Column) -> Column {
     let mut between = vec![at];
@@ -387,6 +401,10 @@ fn least(depth: usize, heavy: usize) -> usize {
 /// Of values with fewer rows the rows are read one by one,
 pub(super) const HEAVY: usize = 64;
 /// and about so many in all.
-const MOST_LIGHT: usize = 2048;
+const MOST_LIGHT: usize = 1024;
+/// A chain with so few sums has them so close
+const FEW_SUMS: usize = 32;
+/// that not much more than so many rows are read beside one.
+const FINEST: usize = 256;
 /// Of all rows this part may be read beside a sum.
 pub(super) const SHARE: usize = 256;

@@ -164,3 +164,38 @@ fn sums_are_those_of_what_they_lie_in_however_policies_come_and_go() {
     }
     assert!(most_sums > 50, "{most_sums} sums");
 }
+
+/// Some values that lie one in the other, each with so many rows.
+fn nested(values: u32, rows: usize) -> Vec<Node> {
+    let node = |number: u32| Node {
+        values: vec![number],
+        rows,
+        inside: number.checked_sub(1).map(|outer| outer as usize),
+    };
+    (0..values).map(node).collect()
+}
+
+/// The most rows that are beside any sum, or beside none, and how many sums there are.
+fn beside(nodes: &[Node], keeps: &[bool]) -> (usize, usize) {
+    let (mut rows, mut most) = (0, 0);
+    for (node, keeps) in nodes.iter().zip(keeps) {
+        rows = if *keeps { 0 } else { rows + node.rows };
+        most = most.max(rows);
+    }
+    (most, keeps.iter().filter(|keeps| **keeps).count())
+}
+
+#[test]
+fn where_few_sums_are_needed_they_stand_closer() {
+    // Of very many values with few rows, as of each few rules ask: one sum would do, and leave thousands of rows beside it.
+    let few_rows = nested(333, 62);
+    assert_eq!(beside(&few_rows, &keepers(&few_rows, 20_000)), (19_964, 1));
+    let (rows, sums) = beside(&few_rows, &finest(&few_rows, 20_000));
+    assert!(rows <= 1000 && (16..=FEW_SUMS).contains(&sums), "{rows} rows, {sums} sums");
+    // Where each needs one there are no more of them.
+    let many_rows = nested(129, 5000);
+    assert_eq!(finest(&many_rows, 3906), keepers(&many_rows, 3906));
+    // And never so close that nothing is left beside.
+    let small = nested(40, 10);
+    assert!(beside(&small, &finest(&small, 20_000)).1 <= 400 / (FINEST / 2));
+}
