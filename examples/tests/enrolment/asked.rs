@@ -285,7 +285,7 @@ fn what_was_damaged(ground: &mut Ground) -> Outcome {
     );
     let (_, out, _) = ground.ambient(NODE, &["pods", "demo/cart"])?;
     assert!(
-        out.contains("its capture was found broken 1 times") && out.contains("nft monitor"),
+        out.contains("its capture was found broken once") && out.contains("nft monitor"),
         "{out}"
     );
     Ok(())

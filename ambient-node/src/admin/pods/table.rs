@@ -87,6 +87,7 @@ fn short(way: &str) -> String {
 
 fn repairs(count: u64, last: Option<&Repair>) -> String {
     match last {
+        Some(last) if count == 1 => format!("; mended once, at {}: {}", last.at, last.what),
         Some(last) => format!("; mended {count} times, last at {}: {}", last.at, last.what),
         None => String::new(),
     }

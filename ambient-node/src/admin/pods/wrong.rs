@@ -90,7 +90,10 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     }
     if let Some(mended) = &pod.mended {
         say(
-            format!("its capture was found broken {} times; the last time: {}", pod.repairs, mended.what),
+            match pod.repairs {
+                1 => format!("its capture was found broken once: {}", mended.what),
+                times => format!("its capture was found broken {times} times; the last time: {}", mended.what),
+            },
             "it is mended. Find what changes rules, routes or listeners in its namespace: `nft monitor` there shows it",
         );
     }
@@ -115,6 +118,13 @@ fn pairing_remedy(pod: &PodState, why: &str) -> &'static str {
         "wait until its status has an address, or write one"
     } else if why.contains("same address") {
         "two pods claim one address: delete the one that is stale, or correct the addresses in its status"
+    } else if why.contains("being let go") || why.contains("until now") || why.contains("looked into yet") {
+        "wait: it is captured as soon as that is over, which takes as long as a pod that leaves may take (--leave) at most"
+    } else if why.contains("two namespaces") {
+        "take the address away from the namespace that is not the pod's, or the name of one that is stale; a node that sees pods' processes \
+         (--proc) tells them apart by itself"
+    } else if why.contains("processes run in it") || why.contains("no pod's address") {
+        "correct the addresses in its status: they are another's"
     } else if why.contains("lacks") {
         "its status lists an address that its network namespace does not have: correct either"
     } else {
@@ -134,6 +144,10 @@ fn step_remedy(error: &Refusal) -> &'static str {
     match error.step {
         Step::Announce | Step::Withdraw => "see that the node can write its status in the directory of manifests",
         _ if lacks_rights(&error.why) => RIGHTS,
+        Step::Listen if error.why.contains("IPv6 is not captured") => {
+            "let IPv6 be captured, or take that address away: what went by it would go around the mesh"
+        }
+        Step::Listen if error.why.contains("no proxy is connected") => "start the proxy, and see in its log whether it reaches that socket",
         Step::Listen => "free the ports 15001, 15006, 15008 and 15053 in the pod, and see that it has a certificate",
         Step::Close | Step::Enforce | Step::Open => {
             "remove a table of the same name that is somebody else's, and give the node CAP_NET_ADMIN and CAP_SYS_ADMIN"
@@ -286,6 +300,43 @@ mod tests {
         let said = wrong(&odd, &Look::default()).remove(0);
         assert!(said.what.contains("a/b") && said.remedy.contains("annotation"), "{said:?}");
     }
+
+    #[test]
+    fn each_reason_has_a_remedy_of_its_own() {
+        let why = |state: State| wrong(&pod(state), &Look::default()).remove(0);
+        for (reason, remedy) in [
+            (
+                "the namespace net:[1] with its address 10.0.0.2 is being let go by another pod",
+                "wait",
+            ),
+            ("its namespace served another pod until now", "wait"),
+            ("no network namespace has been looked into yet", "wait"),
+            ("two namespaces, net:[1] and net:[2], have its address", "--proc"),
+            (
+                "the namespace net:[1] with its address is that of shop/b (y), whose processes run in it",
+                "correct the addresses",
+            ),
+            ("127.0.0.1 is no pod's address", "correct the addresses"),
+            ("the namespace net:[1] lacks its address 10.0.0.3", "correct either"),
+        ] {
+            let said = why(State::Pairing { why: reason.into() });
+            assert!(said.what.contains(reason) && said.remedy.contains(remedy), "{said:?}");
+        }
+        for (reason, remedy) in [
+            (
+                "it has the address fd00::2, and IPv6 is not captured here",
+                "take that address away",
+            ),
+            ("no proxy is connected at /run/zds: start it", "reaches that socket"),
+        ] {
+            let error = Refusal {
+                step: Step::Listen,
+                why: reason.into(),
+            };
+            assert!(why(State::Refused { error }).remedy.contains(remedy), "{reason}");
+        }
+    }
+
     #[test]
     fn what_the_kernel_tells_is_said_once_the_pod_is_captured() {
         let listener = |port, state| Listener {
