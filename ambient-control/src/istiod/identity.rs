@@ -197,14 +197,15 @@ impl Certificates {
             identity: identity.clone(),
             why,
         };
-        for fresh in [false, true] {
-            let channel = self.line.channel(fresh).await.map_err(|e| unavailable(e.to_string()))?;
+        let mut dead = None;
+        loop {
+            let (channel, number) = self.line.channel(dead).await.map_err(|e| unavailable(e.to_string()))?;
             let request = self.line.endpoint().request(message.clone()).await;
             let request = request.map_err(|e| unavailable(e.to_string()))?;
             let mut client = IstioCertificateServiceClient::new(channel);
             match timeout(ANSWERING, client.create_certificate(request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner().cert_chain),
-                Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => {}
+                Ok(Err(status)) if dead.is_none() && status.code() == Code::Unavailable => dead = Some(number),
                 Ok(Err(status)) => {
                     self.line.endpoint().heard(&status);
                     let shown = self.line.endpoint().token_shown();
@@ -216,7 +217,6 @@ impl Certificates {
                 }
             }
         }
-        Err(unavailable("istiod is not there".into()))
     }
 }
 

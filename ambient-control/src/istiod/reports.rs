@@ -55,15 +55,15 @@ impl Reports {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             captured,
         };
-        let mut fresh = false;
+        let mut dead = None;
         loop {
-            let channel = self.0.channel(fresh).await?;
+            let (channel, number) = self.0.channel(dead).await?;
             let request = self.0.endpoint().request(report.clone()).await?;
             let mut client = CaptureServiceClient::new(channel);
             match timeout(ANSWERING, client.report(request)).await {
                 Ok(Ok(_)) => return Ok(()),
                 // The connection of an earlier call, and dead since.
-                Ok(Err(status)) if !fresh && status.code() == Code::Unavailable => fresh = true,
+                Ok(Err(status)) if dead.is_none() && status.code() == Code::Unavailable => dead = Some(number),
                 Ok(Err(status)) => {
                     self.0.endpoint().heard(&status);
                     return Err(ReportError::Refused {

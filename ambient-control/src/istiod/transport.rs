@@ -3,7 +3,10 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -371,18 +374,31 @@ impl Endpoint {
     }
 }
 
-/// A connection that is made when it is needed, and kept for the next call.
+/// A connection that is made when it is needed, and kept for the next call. Whoever needs one while it is being made waits for that
+/// and shares what comes of it.
 #[derive(Debug)]
 pub(super) struct Line {
     endpoint: Endpoint,
-    channel: Mutex<Option<(Channel, Option<Arc<NodeCredential>>)>>,
+    /// Attempts that have ended.
+    tried: AtomicU64,
+    present: Mutex<Present>,
+}
+
+#[derive(Debug, Default)]
+struct Present {
+    channel: Option<(Channel, Option<Arc<NodeCredential>>)>,
+    /// Which attempt has made it, or has failed.
+    attempt: u64,
+    /// Why the last attempt has failed, if it has.
+    why: String,
 }
 
 impl Line {
     pub(super) fn new(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
-            channel: Mutex::default(),
+            tried: AtomicU64::new(0),
+            present: Mutex::default(),
         }
     }
 
@@ -390,21 +406,43 @@ impl Line {
         &self.endpoint
     }
 
-    /// The connection that is there, or a new one: also where the node has another certificate now.
-    pub(super) async fn channel(&self, fresh: bool) -> Result<Channel, EndpointError> {
-        let mut present = self.channel.lock().await;
-        if let Some((channel, _)) = present.as_ref().filter(|(_, shown)| !fresh && self.endpoint.shows(shown.as_ref())) {
-            return Ok(channel.clone());
+    /// The connection that is there, with its number, or a new one: where that number is the one that turned out to be dead, or the
+    /// node has another certificate now.
+    pub(super) async fn channel(&self, dead: Option<u64>) -> Result<(Channel, u64), EndpointError> {
+        let tried = self.tried.load(Ordering::Relaxed);
+        let mut present = self.present.lock().await;
+        let good = |shown: &Option<Arc<NodeCredential>>| dead != Some(present.attempt) && self.endpoint.shows(shown.as_ref());
+        if let Some((channel, _)) = present.channel.as_ref().filter(|(_, shown)| good(shown)) {
+            return Ok((channel.clone(), present.attempt));
         }
-        let connected = self.endpoint.connect().await?;
-        let channel = connected.0.clone();
-        *present = Some(connected);
-        Ok(channel)
+        if present.channel.is_none() && present.attempt > tried {
+            return Err(EndpointError::Connect {
+                address: self.endpoint.address.clone(),
+                source: present.why.clone().into(),
+            });
+        }
+        let connected = self.endpoint.connect().await;
+        present.attempt = self.tried.fetch_add(1, Ordering::Relaxed) + 1;
+        match connected {
+            Ok(connected) => {
+                let channel = connected.0.clone();
+                present.channel = Some(connected);
+                Ok((channel, present.attempt))
+            }
+            Err(error) => {
+                present.channel = None;
+                present.why = match &error {
+                    EndpointError::Connect { source, .. } => source.to_string(),
+                    other => other.to_string(),
+                };
+                Err(error)
+            }
+        }
     }
 
     /// Whatever waits on the connection that is there may wait for ever: the next call makes another.
     pub(super) async fn hang_up(&self) {
-        self.channel.lock().await.take();
+        self.present.lock().await.channel.take();
     }
 }
 

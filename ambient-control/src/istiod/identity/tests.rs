@@ -196,3 +196,62 @@ fn a_root_that_comes_no_more_is_trusted_until_what_it_came_with_ends() {
     assert_eq!(count(&mut roots, at(100)), ROOTS);
     assert_eq!(roots.at(at(100)).roots(identity().trust_domain())[0], [2]);
 }
+
+/// Many who find the connection dead make one, and many who find nobody there do not wait one after the other.
+#[tokio::test]
+async fn connections_are_made_once_for_all_who_need_one() {
+    let fake = Fake::start("localhost").await;
+    let certificates = Certificates::new(CertificatesConfig::new(fake.endpoint())).unwrap();
+    certificates.ask(&identity()).await.unwrap();
+    let (_, first) = certificates.line.channel(None).await.unwrap();
+    let again: Vec<_> = (0..8).map(|_| certificates.line.channel(Some(first))).collect();
+    let mut numbers = Vec::new();
+    for made in futures(again).await {
+        numbers.push(made.unwrap().1);
+    }
+    assert!(
+        numbers.iter().all(|number| *number == numbers[0] && *number != first),
+        "{numbers:?}"
+    );
+    certificates.ask(&identity()).await.unwrap();
+    assert_eq!(certificates.line.channel(None).await.unwrap().1, numbers[0]);
+
+    // Connections are taken there, and nothing is said.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Endpoint {
+        address: format!("https://localhost:{}", mute.local_addr().unwrap().port()),
+        ..fake.endpoint()
+    };
+    let certificates = Certificates::new(CertificatesConfig::new(endpoint)).unwrap();
+    let whom = identity();
+    let clock = FastClock::begin();
+    for _ in 0..2 {
+        let begun = tokio::time::Instant::now();
+        let asked: Vec<_> = (0..8).map(|_| certificates.ask(&whom)).collect();
+        for asked in futures(asked).await {
+            let error = asked.unwrap_err().to_string();
+            assert_eq!(error.matches("cannot connect to https://localhost").count(), 1, "{error}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    }
+    drop(clock);
+}
+
+/// All of them, at once.
+async fn futures<F: Future>(all: Vec<F>) -> Vec<F::Output> {
+    let mut all: Vec<_> = all.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<F::Output>> = all.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (one, done) in all.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            if let std::task::Poll::Ready(output) = one.as_mut().poll(context) {
+                *done = Some(output);
+            }
+        }
+        match done.iter().all(Option::is_some) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
