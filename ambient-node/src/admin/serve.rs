@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client may take to read a page: one of the whole mesh is long, and a reader that never reads must not keep
 /// its place, nor the version of the mesh that it is being told of.
 const READING: Duration = Duration::from_secs(60);
+/// What of a page may wait in memory for a client that does not read for a while, beside the pieces on their way there; and the
+/// most that a request's head may have. In bytes.
+const BUFFERED: usize = 64 << 10;
 /// Clients of one listener at once.
 const MOST_CLIENTS: usize = 8;
 /// Threads that write pages, for all listeners.
@@ -134,7 +137,8 @@ async fn exchange<C: Site>(stream: TcpStream, door: Arc<Door<C>>, context: Arc<C
     http.timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .keep_alive(false)
-        .half_close(true);
+        .half_close(true)
+        .max_buf_size(BUFFERED);
     http.serve_connection(TokioIo::new(stream), service).await
 }
 
