@@ -17,6 +17,7 @@ mod proof;
 mod rules;
 mod seqpacket;
 mod sockets;
+mod source_ports;
 mod stock;
 mod told;
 mod watcher;

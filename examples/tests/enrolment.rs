@@ -84,6 +84,10 @@ fn main() -> ExitCode {
                 "a_crowd_of_connections_is_carried_and_leaves_nothing",
                 crowd::a_crowd_of_connections_is_carried_and_leaves_nothing,
             ),
+            (
+                "a_crowd_from_outside_is_carried_and_leaves_nothing",
+                crowd::a_crowd_from_outside_is_carried_and_leaves_nothing,
+            ),
             ("a_node_that_is_told_twice_ends_now", attacks::a_node_that_is_told_twice_ends_now),
             ("a_start_is_ended_at_any_moment", attacks::a_start_is_ended_at_any_moment),
             (

@@ -19,8 +19,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Netns, NetnsError, option, stock::Total};
+use super::{Netns, NetnsError, option, source_ports::SourcePorts, stock::Total};
 use crate::{netlink::Transport, plan::PROXY_MARK};
+
+/// Ports of our own that are tried for a connection, before the kernel is asked for any.
+const OWN_PORTS: usize = 4;
 
 /// Makes sockets in namespaces, on threads of its own. Clones share the threads, which end with the last of them.
 ///
@@ -30,6 +33,7 @@ use crate::{netlink::Transport, plan::PROXY_MARK};
 pub struct Sockets {
     jobs: mpsc::Sender<Job>,
     share: bool,
+    ports: Arc<SourcePorts>,
 }
 
 impl Sockets {
@@ -53,7 +57,11 @@ impl Sockets {
                 .spawn(move || shop.work())
                 .map_err(NetnsError::Thread)?;
         }
-        Ok(Self { jobs, share: false })
+        Ok(Self {
+            jobs,
+            share: false,
+            ports: Arc::new(SourcePorts::new()),
+        })
     }
 
     /// The same, whose listeners share their ports with those of another process of the same user that shares them too
@@ -106,10 +114,12 @@ impl Sockets {
     }
 
     /// Connects by TCP from a namespace. With `from` the connection has that source address, which need not be the
-    /// namespace's own, and a port that the kernel chooses.
+    /// namespace's own, and a port that who has the address is not likely to use as well: the kernel would take two
+    /// connections with the same addresses and ports for one, though one of them is redirected.
     ///
     /// # Errors
-    /// `TimedOut` when there is no answer within `patience`; what setns and the socket calls say otherwise.
+    /// `TimedOut` when there is no answer within `patience`; `AddrNotAvailable` when no port is left; what setns and the socket
+    /// calls say otherwise.
     ///
     /// # Cancel safety
     /// Dropping the future ends the attempt.
@@ -128,27 +138,62 @@ impl Sockets {
                 "source and destination are of different families",
             ));
         }
-        let domain = Domain::for_address(to);
+        let Some(from) = from else {
+            let socket = self.outgoing(namespace, Domain::for_address(to)).await?;
+            return connected(socket, to, patience).await;
+        };
+        for _ in 0..OWN_PORTS {
+            let socket = self.foreign(namespace, from).await?;
+            if !self.bind_to_a_port(&socket, from)? {
+                break;
+            }
+            match connected(socket, to, patience).await {
+                // The port has a connection of these addresses, or had one a moment ago.
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                other => return other,
+            }
+        }
+        // The kernel knows which are left. It chooses at connect, when the destination is known: more connections than ports are
+        // then possible.
+        let socket = self.foreign(namespace, from).await?;
+        option::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        connected(socket, to, patience).await
+    }
+
+    /// Binds to an address and one of [our ports](SourcePorts); gives `false` where those that were tried are all taken.
+    fn bind_to_a_port(&self, socket: &Socket, from: IpAddr) -> io::Result<bool> {
+        // Others of ours may have it too, to other destinations.
+        socket.set_reuse_address(true)?;
+        for _ in 0..OWN_PORTS {
+            match socket.bind(&SocketAddr::new(from, self.ports.next()).into()) {
+                // Somebody listens there, or does not share it.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => return bound.map(|()| true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// A socket that may have an address which is not the namespace's.
+    async fn foreign(&self, namespace: &Arc<Netns>, from: IpAddr) -> io::Result<Socket> {
+        let socket = self.outgoing(namespace, Domain::for_address(SocketAddr::new(from, 0))).await?;
+        match from {
+            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+        Ok(socket)
+    }
+
+    /// A marked socket for a connection.
+    async fn outgoing(&self, namespace: &Arc<Netns>, domain: Domain) -> io::Result<Socket> {
         let socket = match namespace.stock().take(domain) {
             Some(socket) => socket,
             None => self.made(namespace, domain, Type::STREAM, true).await?,
         };
         socket.set_mark(PROXY_MARK)?;
         socket.set_tcp_nodelay(true)?;
-        if let Some(from) = from {
-            match from {
-                IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-                IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-            }
-            // The port is chosen at connect, when the destination is known: more connections than ports are then possible.
-            option::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-            socket.bind(&SocketAddr::new(from, 0).into())?;
-        }
-        let socket = TcpSocket::from_std_stream(socket.into());
-        timeout(patience, socket.connect(to)).await.map_err(|_| {
-            let seconds = patience.as_secs_f32();
-            io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {to} within {seconds} s"))
-        })?
+        Ok(socket)
     }
 
     /// A marked socket that does not block.
@@ -194,6 +239,14 @@ impl Sockets {
             Err(e) => Err(e),
         }
     }
+}
+
+async fn connected(socket: Socket, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let socket = TcpSocket::from_std_stream(socket.into());
+    timeout(patience, socket.connect(to)).await.map_err(|_| {
+        let seconds = patience.as_secs_f32();
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {to} within {seconds} s"))
+    })?
 }
 
 /// Has a listener whose port is [shared](Sockets::sharing_ports) take no more than what is on its way to it already: what comes

@@ -82,8 +82,9 @@ pub(crate) fn a_process_that_loses_a_right_says_so_and_lets_nothing_by(world: &W
                 .await;
             println!("{named}: {}", why(&running, "a"));
             running.until_logged("withdrawn a").await;
-            // Of the other nothing has changed, and what stands is seen without a right.
-            assert!(is_in(&running.states.borrow(), "b"), "{}", why(&running, "b"));
+            // Of the other nothing has changed, and what stands is seen without a right; unless the kernel has told of something there.
+            let told = why(&running, "b");
+            assert!(is_in(&running.states.borrow(), "b") || told.contains(named), "{told}");
             for pod in [&a, &b] {
                 let heard = hears(pod, "10.0.0.1:80").await;
                 assert!(heard.as_deref().map_or(true, |heard| heard.starts_with("out")), "{heard:?}");

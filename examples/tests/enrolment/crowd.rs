@@ -37,23 +37,33 @@ const STREAMS: usize = 10;
 const AT_ONCE: usize = 64;
 
 pub(crate) fn a_crowd_of_connections_is_carried_and_leaves_nothing(world: &World) -> Outcome {
+    crowd(world, true)
+}
+
+/// Who calls is not in the mesh: each connection is one on the wire, and one of the proxy's to the application from the caller's
+/// address. No two of them may be taken for one another.
+pub(crate) fn a_crowd_from_outside_is_carried_and_leaves_nothing(world: &World) -> Outcome {
+    crowd(world, false)
+}
+
+fn crowd(world: &World, callers_meant: bool) -> Outcome {
     // Tunnels are as many as that takes, few as the streams of each may be.
     let mut ground = Ground::on_control(world, &[], &["--pool-streams", &STREAMS.to_string()])?;
-    let carried = carry(&mut ground);
+    let carried = carry(&mut ground, callers_meant);
     if carried.is_err() {
         println!("{}", ground.logs());
     }
     carried
 }
 
-fn carry(ground: &mut Ground) -> Outcome {
+fn carry(ground: &mut Ground, callers_meant: bool) -> Outcome {
     let many = std::env::var("AMBIENT_CROWD").ok().map_or(Ok(MANY), |many| many.parse())?;
     // A pod may have a quarter of what its node may.
     let each = many / PAIRS;
     let (mut servers, mut ways) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         let (front, back) = (format!("front-{pair}"), format!("back-{pair}"));
-        ground.idle("node-1", &front, true)?;
+        ground.idle("node-1", &front, callers_meant)?;
         ground.idle("node-2", &back, true)?;
         let at = SocketAddr::from((ground.address(&back)?, FIRST_PORT));
         let ask = |name: &str| -> Result<Result<String, String>, Failure> {
@@ -78,7 +88,8 @@ fn carry(ground: &mut Ground) -> Outcome {
     all_have(&mut clients, each)?;
     let opened = begun.elapsed();
     let open = stand(ground)?;
-    for (node, (before, open)) in NODES.iter().zip(before.iter().zip(&open)) {
+    let nodes = NODES.iter().zip(before.iter().zip(&open)).skip(usize::from(!callers_meant));
+    for (node, (before, open)) in nodes {
         // Besides the tunnels.
         assert!(
             open.descriptors >= before.descriptors + each * PAIRS,
