@@ -1,6 +1,6 @@
 //! Which pods of a node are meant to be in the mesh, and how that goes, as the log tells it.
 
-use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use ambient_core::{NetworkMode, PodUid, Workload};
 use ambient_redirect::{
@@ -84,35 +84,6 @@ fn tell_of_strangers(pod: &PodState) {
     }
 }
 
-/// What readiness says of rules of others that come before captures; nothing where there are none.
-pub(crate) fn strangers(pods: &[PodState]) -> String {
-    let with: Vec<&PodState> = pods.iter().filter(|pod| !pod.strangers.is_empty()).collect();
-    let mut text = String::new();
-    if with.is_empty() {
-        return text;
-    }
-    let named = with
-        .iter()
-        .take(NAMED)
-        .map(|pod| format!("{}/{}", pod.spec.namespace, pod.spec.name));
-    let named: Vec<String> = named.collect();
-    let more = match with.len().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!(", and {more} more"),
-    };
-    let _ = writeln!(
-        text,
-        "{} of the pods have rules of others before their capture, and what those take does not reach the proxy (`ambient pods` tells \
-         which): {}{more}",
-        with.len(),
-        named.join(", ")
-    );
-    text
-}
-
-/// Pods that readiness names.
-const NAMED: usize = 20;
-
 fn tell(pod: &PodState) {
     if pod.spec.name.is_empty() {
         // Nothing is known of it but what an earlier process has left.
@@ -135,52 +106,5 @@ fn tell(pod: &PodState) {
         PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
         PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
         _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ambient_core::Capture;
-    use ambient_redirect::pods::Direction;
-
-    use super::*;
-
-    #[test]
-    fn pods_with_rules_of_others_are_named_and_not_all_of_very_many() {
-        let pod = |n: usize, strangers: bool| PodState {
-            spec: Arc::new(PodSpec {
-                uid: format!("uid-{n}").as_str().into(),
-                namespace: "shop".into(),
-                name: format!("p{n}").into(),
-                service_account: "default".into(),
-                addresses: Vec::new(),
-                capture: Capture::default(),
-                has_run: true,
-            }),
-            namespace: None,
-            state: PodStage::Joining,
-            said: None,
-            proven_at: None,
-            repairs: 0,
-            kept: Arc::from([]),
-            closed: false,
-            strays: 0,
-            mended: None,
-            strangers: match strangers {
-                true => Arc::from([Stranger {
-                    table: "ip nat".into(),
-                    chain: "OUTPUT".into(),
-                    direction: Direction::Outbound,
-                    does: "TCP is redirected".into(),
-                }]),
-                false => Arc::from([]),
-            },
-        };
-        assert_eq!(strangers(&[pod(0, false)]), "");
-        let few = strangers(&[pod(0, false), pod(1, true)]);
-        assert!(few.starts_with("1 of the pods") && few.ends_with(": shop/p1\n"), "{few}");
-        let many: Vec<PodState> = (10..40).map(|n| pod(n, true)).collect();
-        let text = strangers(&many);
-        assert!(text.starts_with("30 of") && text.ends_with("shop/p29, and 10 more\n"), "{text}");
     }
 }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use ambient_control::Fault;
 use ambient_core::Identity;
+use ambient_redirect::pods::PodState;
 
 use crate::{Shared, admin::Stop, policies, text::rfc3339, zds};
 
@@ -62,7 +63,7 @@ fn lacking(identities: &[Identity]) -> String {
     format!(
         "{} waiting for a certificate, and what needs it is refused until then: {}\n",
         identities.len(),
-        few(identities.iter())
+        few(identities.iter().map(Identity::as_str))
     )
 }
 
@@ -71,20 +72,35 @@ fn unrenewed(identities: &[(Identity, String)]) -> String {
     let Some((_, why)) = identities.first() else {
         return String::new();
     };
-    let names = few(identities.iter().map(|(identity, _)| identity));
+    let names = few(identities.iter().map(|(identity, _)| identity.as_str()));
     line(&format!(
         "{} served until the end of a certificate that was not renewed yet: {names}; the first as {why}",
         identities.len()
     ))
 }
 
+/// Rules of others that come before captures; nothing where there are none.
+pub(crate) fn strangers(pods: &[PodState]) -> String {
+    let with = pods.iter().filter(|pod| !pod.strangers.is_empty());
+    let names: Vec<String> = with.map(|pod| format!("{}/{}", pod.spec.namespace, pod.spec.name)).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(
+        "{} of the pods have rules of others before their capture, and what those take does not reach the proxy (`ambient pods` tells \
+         which): {}\n",
+        names.len(),
+        few(names.iter().map(String::as_str))
+    )
+}
+
 /// Some of their names: a mesh of many is not told of in full.
-fn few<'a>(identities: impl ExactSizeIterator<Item = &'a Identity>) -> String {
-    let more = match identities.len().saturating_sub(NAMED) {
+fn few<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = match names.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(", and {more} more"),
     };
-    let few: Vec<&str> = identities.take(NAMED).map(Identity::as_str).collect();
+    let few: Vec<&str> = names.take(NAMED).collect();
     few.join(", ") + &more
 }
 
@@ -118,11 +134,18 @@ fn unkept(owed: Option<(usize, bool, String)>) -> String {
     )
 }
 
-/// Identities that are named.
+/// Identities, or pods, that are named.
 const NAMED: usize = 20;
 
 #[cfg(test)]
 mod tests {
+    use ambient_core::Capture;
+    use ambient_redirect::{
+        PodSpec,
+        linux::Stranger,
+        pods::{Direction, State},
+    };
+
     use super::*;
 
     #[test]
@@ -160,6 +183,37 @@ mod tests {
         let of_state = [Fault::from("token: gone".to_owned())];
         assert_eq!(faults_beside(&of_state, texts(&["token: gone", "crl: torn"])), ["crl: torn"]);
         assert_eq!(line("a\r\nb"), "a  b\n");
+    }
+
+    #[test]
+    fn pods_with_rules_of_others_are_named_and_not_all_of_very_many() {
+        let pod = |n: usize, with: bool| {
+            let spec = PodSpec {
+                uid: format!("uid-{n}").as_str().into(),
+                namespace: "shop".into(),
+                name: format!("p{n}").into(),
+                service_account: "default".into(),
+                addresses: Vec::new(),
+                capture: Capture::default(),
+                has_run: true,
+            };
+            let stranger = Stranger {
+                table: "ip nat".into(),
+                chain: "OUTPUT".into(),
+                direction: Direction::Outbound,
+                does: "TCP is redirected".into(),
+            };
+            PodState {
+                strangers: with.then_some(stranger).into_iter().collect(),
+                ..PodState::new(spec, State::Joining)
+            }
+        };
+        assert_eq!(strangers(&[pod(0, false)]), "");
+        let few = strangers(&[pod(0, false), pod(1, true)]);
+        assert!(few.starts_with("1 of the pods") && few.ends_with(": shop/p1\n"), "{few}");
+        let many: Vec<PodState> = (10..40).map(|n| pod(n, true)).collect();
+        let text = strangers(&many);
+        assert!(text.starts_with("30 of") && text.ends_with("shop/p29, and 10 more\n"), "{text}");
     }
 
     #[test]

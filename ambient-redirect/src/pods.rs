@@ -520,20 +520,7 @@ impl Pods {
                 .get(&spec.uid)
                 .cloned()
                 .unwrap_or_else(|| "its namespace is being let go by another pod".into());
-            let state = PodState {
-                spec: Arc::new(spec.clone()),
-                namespace: None,
-                state: State::Pairing { why },
-                said: None,
-                proven_at: None,
-                repairs: 0,
-                kept: Arc::from([]),
-                closed: false,
-                strays: 0,
-                mended: None,
-                strangers: Arc::from([]),
-            };
-            states.insert(spec.uid.clone(), state);
+            states.insert(spec.uid.clone(), PodState::new(spec.clone(), State::Pairing { why }));
         }
         for (id, entry) in &self.entries {
             states.insert(entry.pod.uid.clone(), entry.state(*id));

@@ -189,6 +189,8 @@ fn applications_see_the_client(world: &World) -> Outcome {
         let served = std::thread::spawn(move || {
             for _ in 0..4 {
                 let (mut stream, peer) = application.accept().unwrap();
+                // One that a client's kernel does not give.
+                assert!(peer.port() >= 61_000 || peer.port() % 2 == 1, "{peer}");
                 stream.write_all(peer.ip().to_canonical().to_string().as_bytes()).unwrap();
             }
         });

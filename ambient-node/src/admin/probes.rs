@@ -4,8 +4,7 @@ use http::StatusCode;
 
 use super::{Answer, Asked, Context, Site, answer::PLAIN};
 use crate::{
-    meant::strangers,
-    readiness::{Readiness, faults_beside},
+    readiness::{Readiness, faults_beside, strangers},
     zds::Apart,
 };
 

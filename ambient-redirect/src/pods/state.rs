@@ -42,6 +42,23 @@ pub struct PodState {
 }
 
 impl PodState {
+    /// A pod of which nothing is known yet but how it stands.
+    pub fn new(spec: impl Into<Arc<PodSpec>>, state: State) -> Self {
+        Self {
+            spec: spec.into(),
+            namespace: None,
+            state,
+            said: None,
+            proven_at: None,
+            repairs: 0,
+            kept: Arc::from([]),
+            closed: false,
+            strays: 0,
+            mended: None,
+            strangers: Arc::from([]),
+        }
+    }
+
     /// Whether two differ in nothing, or in [`PodState::proven_at`] alone.
     pub(super) fn is_but_for_proof(&self, other: &Self) -> bool {
         let Self {

@@ -8,26 +8,18 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn pod(uid: &str, addresses: &[&str], placed: bool) -> PodState {
+    let spec = PodSpec {
+        uid: uid.into(),
+        namespace: "shop".into(),
+        name: uid.into(),
+        service_account: "default".into(),
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        capture: Capture::default(),
+        has_run: true,
+    };
     PodState {
-        spec: Arc::new(PodSpec {
-            uid: uid.into(),
-            namespace: "shop".into(),
-            name: uid.into(),
-            service_account: "default".into(),
-            addresses: addresses.iter().map(|a| ip(a)).collect(),
-            capture: Capture::default(),
-            has_run: true,
-        }),
         namespace: placed.then_some(NetnsId { dev: 1, ino: 2 }),
-        state: State::Joining,
-        said: None,
-        proven_at: None,
-        repairs: 0,
-        mended: None,
-        strangers: Arc::from([]),
-        kept: Arc::from([]),
-        closed: false,
-        strays: 0,
+        ..PodState::new(spec, State::Joining)
     }
 }
 

@@ -173,27 +173,16 @@ mod tests {
     use super::*;
 
     fn pod(state: State) -> PodState {
-        PodState {
-            spec: Arc::new(PodSpec {
-                uid: "uid".into(),
-                namespace: "shop".into(),
-                name: "cart".into(),
-                service_account: "default".into(),
-                addresses: vec!["10.0.0.2".parse().unwrap()],
-                capture: Capture::default(),
-                has_run: true,
-            }),
-            namespace: None,
-            state,
-            said: None,
-            proven_at: None,
-            repairs: 0,
-            mended: None,
-            strangers: Arc::from([]),
-            kept: Arc::from([]),
-            closed: false,
-            strays: 0,
-        }
+        let spec = PodSpec {
+            uid: "uid".into(),
+            namespace: "shop".into(),
+            name: "cart".into(),
+            service_account: "default".into(),
+            addresses: vec!["10.0.0.2".parse().unwrap()],
+            capture: Capture::default(),
+            has_run: true,
+        };
+        PodState::new(spec, state)
     }
 
     fn captured(inbound: Way) -> State {
