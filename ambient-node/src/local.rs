@@ -40,6 +40,9 @@ pub(crate) struct Locals {
     certificates: Arc<Certificates>,
     configs: Arc<Configs>,
     pods: RwLock<HashMap<PodUid, Weak<Pod>>>,
+    /// Whom to trust, as of the last [`recheck`](Self::recheck): streams of a tunnel that stands are begun by no other. To ask for what
+    /// is so now may be to look at files.
+    trust: RwLock<Arc<Trust>>,
     /// What was found in order, with the very trust and certificate that it was found with.
     verified: Mutex<HashMap<(Identity, bool), Verified>>,
     live: Mutex<HashMap<u64, Live>>,
@@ -59,10 +62,12 @@ struct Live {
 impl Locals {
     /// Nothing yet; certificates are those of a node, and what is read of trust is shared with its handshakes.
     pub(crate) fn new(certificates: Arc<Certificates>, configs: Arc<Configs>) -> Self {
+        let trust = RwLock::new(configs.trust(&certificates.trust()));
         Self {
             certificates,
             configs,
             pods: RwLock::default(),
+            trust,
             verified: Mutex::default(),
             live: Mutex::default(),
             next: AtomicU64::new(0),
@@ -91,12 +96,13 @@ impl Locals {
         in_order.then_some(pod)
     }
 
-    /// Whether an identity has a certificate that the other end of a handshake would accept now.
+    /// Whether an identity has a certificate now that the other end of a handshake would accept, by the trust of the last
+    /// [`recheck`](Self::recheck).
     fn is_in_order(&self, identity: &Identity, role: Role) -> bool {
         let Some(credential) = self.certificates.credential(identity) else {
             return false;
         };
-        let trust = self.configs.trust(&self.certificates.trust());
+        let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner).clone();
         let key = (identity.clone(), role == Role::Client);
         let known = self.verified().get(&key).is_some_and(|(of_trust, of)| {
             std::ptr::eq(of_trust.as_ptr(), Arc::as_ptr(&trust)) && std::ptr::eq(of.as_ptr(), Arc::as_ptr(&credential))
@@ -159,6 +165,8 @@ impl Locals {
         // Asked for each certificate once, however many connections it has.
         let mut revoked: HashMap<*const Credential, bool> = HashMap::new();
         let trust = self.configs.trust(&self.certificates.trust());
+        // Before what lives is looked at: what joins from now on looks at this.
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = trust.clone();
         let mut is_revoked = |credential: &Arc<Credential>| {
             *revoked.entry(Arc::as_ptr(credential)).or_insert_with(|| {
                 let chain: Vec<_> = credential.chain.iter().map(|der| der.as_slice().into()).collect();

@@ -12,6 +12,8 @@ use crate::node::Shared;
 /// that were withdrawn. Handshakes look themselves.
 pub(crate) async fn follow(shared: Arc<Shared>) {
     let mut last = shared.certificates.trust();
+    // It may have changed since the node was made.
+    shared.locals.recheck();
     loop {
         time::sleep(BETWEEN_LOOKS).await;
         shared

@@ -9,13 +9,14 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use ambient_benches::{
     Contender, Load, Sides, Way,
     app::Work,
-    mesh::{Mesh, Pods, Proxy},
+    mesh::{Mesh, Pods, Proxy, Resident},
     report,
 };
 use ambient_testkit::{World, world};
@@ -120,25 +121,40 @@ impl Rig {
     }
 }
 
-/// What a node has in memory with nothing to do, and for each connection with nothing to do.
+/// What a node has in memory once it has had nothing to do for a while, and for each connection with nothing to do.
 fn memory(standing: &Standing) -> Result<(), Box<dyn Error>> {
     if !report::is_asked_for("memory") {
         return Ok(());
     }
-    let connections = if report::is_whole_run() { 2000 } else { 20 };
-    println!("\n{:<10} {:>22} {:>28}", "memory", "idle process, MiB", "idle connection, KiB");
+    let (connections, quiet) = if report::is_whole_run() {
+        (2000, QUIET)
+    } else {
+        (20, Duration::ZERO)
+    };
+    thread::sleep(quiet);
+    println!(
+        "\n{:<10} {:>24} {:>24} {:>26}",
+        "memory", "idle process, MiB", "of it in no file", "idle connection, KiB"
+    );
     for mesh in [Some(&standing.ours), standing.theirs.as_ref()].into_iter().flatten() {
-        let idle: Vec<String> = mesh
-            .resident()?
-            .iter()
-            .map(|bytes| format!("{:.1}", *bytes as f64 / f64::from(1 << 20)))
-            .collect();
+        let idle = mesh.resident()?;
+        let mib = |bytes: fn(&Resident) -> u64| -> Vec<String> {
+            let each = idle.iter().map(|resident| bytes(resident) as f64 / f64::from(1 << 20));
+            each.map(|mib| format!("{mib:.1}")).collect()
+        };
+        let (all, own) = (mib(|resident| resident.all), mib(|resident| resident.own));
         let each: Vec<String> = mesh
             .idle_connections(connections)?
             .iter()
             .map(|bytes| format!("{:.1}", bytes / 1024.0))
             .collect();
-        println!("{:<10} {:>22} {:>28}", mesh.name, idle.join(" and "), each.join(" and "));
+        println!(
+            "{:<10} {:>24} {:>24} {:>26}",
+            mesh.name,
+            all.join(" and "),
+            own.join(" and "),
+            each.join(" and ")
+        );
     }
     Ok(())
 }
@@ -159,6 +175,9 @@ const LOADS: [Load; 10] = [
         .beside_stalled(99)
         .sampled_for(SECOND),
 ];
+
+/// After its start a process goes on doing for a while what only the start needs, and gives memory back later still.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// CPU time of processes comes in hundredths of a second.
 const SECOND: Duration = Duration::from_secs(1);

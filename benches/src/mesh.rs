@@ -325,8 +325,8 @@ impl Mesh {
     ///
     /// # Errors
     /// When a process has ended.
-    pub fn resident(&self) -> io::Result<Vec<u64>> {
-        self.proxies.iter().map(|carrier| resident(carrier.pid)).collect()
+    pub fn resident(&self) -> io::Result<Vec<Resident>> {
+        self.proxies.iter().map(|carrier| Resident::of(carrier.pid)).collect()
     }
 
     /// So many connections from the client's pod to the application's on each of which a message has gone there and back,
@@ -346,7 +346,7 @@ impl Mesh {
         thread::sleep(Duration::from_secs(1));
         let after = self.resident()?;
         drop((warm, held));
-        let each = |(before, after): (&u64, u64)| (after as f64 - *before as f64) / f64::from(connections);
+        let each = |(before, after): (&Resident, Resident)| (after.all as f64 - before.all as f64) / f64::from(connections);
         Ok(before.iter().zip(after).map(each).collect())
     }
 }
@@ -526,11 +526,28 @@ fn cpu(pid: u32) -> Duration {
     Duration::from_secs(ticks(11) + ticks(12)) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("100 mostly")
 }
 
-fn resident(pid: u32) -> io::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().map_err(io::Error::other)?;
-    Ok(kib << 10)
+/// What a process has in memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Resident {
+    /// All of it, the pages of its binary and of libraries among them.
+    pub all: u64,
+    /// What is in no file.
+    pub own: u64,
+}
+
+impl Resident {
+    fn of(pid: u32) -> io::Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            let kib: u64 = line.trim().trim_end_matches(" kB").parse().map_err(io::Error::other)?;
+            io::Result::Ok(kib << 10)
+        };
+        Ok(Self {
+            all: bytes("VmRSS:")?,
+            own: bytes("RssAnon:")?,
+        })
+    }
 }
 
 pub(crate) const NODES: [&str; 2] = ["node-1", "node-2"];

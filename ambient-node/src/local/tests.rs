@@ -5,8 +5,15 @@ use tokio::io::AsyncReadExt as _;
 
 use super::*;
 
-/// Issues certificates with serial numbers from 1 on.
-struct Numbered(Ca, AtomicU64);
+/// Issues certificates with serial numbers from 1 on, and counts how often it is asked whom to trust.
+struct Numbered(Ca, AtomicU64, AtomicU64);
+
+impl Numbered {
+    fn new() -> Arc<Self> {
+        let ca = Ca::new(&TrustDomain::default()).unwrap();
+        Arc::new(Self(ca, AtomicU64::default(), AtomicU64::default()))
+    }
+}
 
 impl Issuer for Numbered {
     fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
@@ -20,6 +27,7 @@ impl Issuer for Numbered {
     }
 
     fn trust(&self) -> Arc<TrustBundles> {
+        self.2.fetch_add(1, Ordering::Relaxed);
         self.0.trust().into()
     }
 }
@@ -30,7 +38,7 @@ fn identity(name: &str) -> Identity {
 
 #[tokio::test]
 async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
-    let issuer = Arc::new(Numbered(Ca::new(&TrustDomain::default()).unwrap(), AtomicU64::new(0)));
+    let issuer = Numbered::new();
     let certificates = Certificates::new(issuer.clone());
     let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
     let locals = Arc::new(Locals::new(certificates.clone(), configs));
@@ -40,9 +48,11 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
     for identity in [&a, &b, &c] {
         held.push(certificates.hold(identity, &"uid-1".into()).await.unwrap());
     }
+    let asked = issuer.2.load(Ordering::Relaxed);
     for _ in 0..2 {
         assert!([&a, &b, &c].into_iter().all(|identity| locals.is_in_order(identity, Role::Client)));
     }
+    assert_eq!(issuer.2.load(Ordering::Relaxed), asked, "no connection has the issuer look");
     assert!(!locals.is_in_order(&identity("stranger"), Role::Server), "it has no certificate");
     let (_near, mut far, _joined) = locals.join(&a, &b);
     let (_other_near, mut other_far, _other) = locals.join(&c, &b);
@@ -70,6 +80,7 @@ async fn who_is_revoked_begins_nothing_and_what_it_has_is_cut() {
 
     // Roots that know nobody of these.
     certificates.set_trust(Ca::new(&TrustDomain::default()).unwrap().trust().into());
+    locals.recheck();
     assert!(!locals.is_in_order(&b, Role::Server));
 }
 
@@ -120,7 +131,7 @@ async fn what_began_with_a_certificate_that_ends_ends_with_it_though_there_is_an
 
 #[tokio::test]
 async fn a_certificate_that_is_revoked_once_there_is_another_ends_what_it_has_begun() {
-    let issuer = Arc::new(Numbered(Ca::new(&TrustDomain::default()).unwrap(), AtomicU64::new(0)));
+    let issuer = Numbered::new();
     let certificates = Certificates::new(issuer.clone());
     let configs = Arc::new(Configs::new(Arc::new(ambient_tls::provider())));
     let locals = Arc::new(Locals::new(certificates.clone(), configs));
@@ -135,7 +146,7 @@ async fn a_certificate_that_is_revoked_once_there_is_another_ends_what_it_has_be
     let mut trust = issuer.0.trust();
     trust.add_crl(TrustDomain::default(), issuer.0.revoke(&[1]).unwrap());
     certificates.set_trust(trust.into());
-    assert!(locals.is_in_order(&a, Role::Client), "its present one is not revoked");
     assert_eq!(locals.recheck(), 1);
+    assert!(locals.is_in_order(&a, Role::Client), "its present one is not revoked");
     assert_eq!(Cut::of(&far.read(&mut [0]).await.unwrap_err()), Some(Cut::Revoked));
 }
