@@ -9,7 +9,8 @@
 //! that is somebody else's, such as Istio's ztunnel. [`Client`] is the proxy's end: it drives a [`Proxy`](crate::Proxy) of
 //! yours as somebody else's agent says, such as Istio's `istio-cni`. Both ask who is at the other end and refuse strangers:
 //! whoever speaks for an agent decides which identity serves which pod, and whoever speaks for a proxy gets every pod's
-//! namespace. A packet that is not understood ends its connection and nothing else.
+//! namespace. A packet that is not understood ends its connection and nothing else. A pod that comes with what is no pod's namespace,
+//! as the node's own, is refused alone ([`workloads::Misplaced`]): the others that are named over that connection go on.
 //!
 //! The decisions of both are pure and can be used alone: [`agent::Agent`] and [`workloads::Workloads`].
 

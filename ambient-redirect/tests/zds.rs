@@ -11,7 +11,8 @@ mod node;
 use std::{
     collections::BTreeSet,
     fs::File,
-    io,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::PermissionsExt,
@@ -28,7 +29,7 @@ use ambient_redirect::{
     linux::{Netns, SeqPacket, SeqPacketListener},
     plan::Options,
     zds::{
-        Allowed, Client, ClientConfig, Server, ServerConfig, agent,
+        Allowed, Client, ClientConfig, ClientState, Server, ServerConfig, agent,
         wire::{Ack, Hello, Request, WorkloadInfo},
         workloads::Readiness,
     },
@@ -39,7 +40,12 @@ use ambient_testkit::{
 };
 use mesh::{Log, Running};
 use node::{Node, spec};
+use rustix::{
+    cmsg_space,
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
 use tokio::{
+    sync::watch,
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -59,6 +65,10 @@ fn main() -> ExitCode {
         (
             "an_agent_that_errs_loses_its_connection_alone",
             an_agent_that_errs_loses_its_connection_alone,
+        ),
+        (
+            "a_pod_that_is_nowhere_keeps_no_other_from_being_served",
+            a_pod_that_is_nowhere_keeps_no_other_from_being_served,
         ),
         ("what_hangs_is_let_go", what_hangs_is_let_go),
         ("strangers_are_refused_at_both_ends", strangers_are_refused_at_both_ends),
@@ -131,7 +141,7 @@ fn server(world: &World) -> (Arc<Server>, JoinHandle<()>) {
     (server, tokio::spawn(async move { running.run().await }))
 }
 
-fn client(world: &World, proxy: Arc<dyn Proxy>) -> (JoinHandle<()>, tokio::sync::watch::Receiver<ambient_redirect::zds::ClientState>) {
+fn client(world: &World, proxy: Arc<dyn Proxy>) -> (JoinHandle<()>, watch::Receiver<ClientState>) {
     let mut config = ClientConfig::new(path(world));
     config.pause_most = Duration::from_millis(100);
     let client = Client::new(config);
@@ -149,7 +159,7 @@ async fn until(what: &str, mut is: impl FnMut() -> bool) {
     panic!("waited for {what} in vain");
 }
 
-async fn until_ready(state: &mut tokio::sync::watch::Receiver<ambient_redirect::zds::ClientState>) {
+async fn until_ready(state: &mut watch::Receiver<ClientState>) {
     let ready = timeout(Duration::from_secs(10), state.wait_for(|state| state.readiness == Readiness::Ready))
         .await
         .is_ok();
@@ -473,8 +483,21 @@ async fn accept(listener: &SeqPacketListener) -> SeqPacket {
 
 async fn ask(link: &SeqPacket, packet: &[u8], descriptor: Option<BorrowedFd<'_>>) -> String {
     link.send(packet, descriptor).await.unwrap();
+    heard(link).await
+}
+
+/// The answer to a request; empty where it is that all is well.
+async fn heard(link: &SeqPacket) -> String {
     let answer = timeout(Duration::from_secs(10), link.receive(1024)).await.unwrap().unwrap();
     Ack::decode(&answer.expect("an answer").bytes).unwrap().error
+}
+
+/// What no end of ours sends.
+fn send_many(link: &SeqPacket, packet: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(9))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    sendmsg(link, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL).unwrap();
 }
 
 fn add(uid: &str) -> Vec<u8> {
@@ -516,31 +539,12 @@ fn an_agent_that_errs_loses_its_connection_alone(world: &World) -> Outcome {
             info: None,
         }
         .encode();
-        let (file, own) = (File::open("/dev/null").unwrap(), File::open("/proc/self/ns/mnt").unwrap());
-        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let snapshot = Request::SnapshotSent.encode();
-        let cases: [(&str, Vec<u8>, Option<BorrowedFd<'_>>, &str); 10] = [
+        let cases: [(&str, Vec<u8>, Option<BorrowedFd<'_>>, &str); 8] = [
             ("garbage", b"\x0a\xff".to_vec(), None, "not understood"),
+            ("a packet that ends within a text", add("b")[..9].to_vec(), Some(b.as_fd()), "ends within a field"),
             ("an unknown message", b"\x42\x00".to_vec(), None, "not understood"),
             ("no descriptor", add("b"), None, "no network namespace for pod b"),
-            (
-                "a file",
-                add("b"),
-                Some(file.as_fd()),
-                "no network namespace for pod b: /dev/null is not a network namespace; a bind mount of /proc/PID/ns/net is needed",
-            ),
-            (
-                "another namespace",
-                add("b"),
-                Some(own.as_fd()),
-                "no network namespace for pod b: mnt:[",
-            ),
-            (
-                "a socket",
-                add("b"),
-                Some(socket.as_fd()),
-                "no network namespace for pod b: socket:[",
-            ),
             ("nobody's name", no_info, Some(b.as_fd()), "no Kubernetes namespace"),
             ("a descriptor too many", keep.clone(), Some(b.as_fd()), "1 descriptors"),
             ("a second snapshot", snapshot.clone(), None, "after the snapshot's end"),
@@ -560,6 +564,20 @@ fn an_agent_that_errs_loses_its_connection_alone(world: &World) -> Outcome {
         let link = accept(&listener).await;
         link.send(&[0x0a; 5000], None).await.unwrap();
         closes(&link).await;
+        // Two namespaces for one pod; and more than are taken.
+        let link = accept(&listener).await;
+        send_many(&link, &add("b"), &[a.as_fd(), b.as_fd()]);
+        let refused = heard(&link).await;
+        assert!(refused.contains("2 descriptors with pod b"), "{refused}");
+        closes(&link).await;
+        let link = accept(&listener).await;
+        send_many(&link, &add("b"), &[a.as_fd(); 9]);
+        closes(&link).await;
+        until("what is wrong to be told", || {
+            let state = state.borrow();
+            state.trouble.as_ref().is_some_and(|why| why.contains("more than 4 descriptors"))
+        })
+        .await;
         assert_eq!(state.borrow().served, 1, "what is served is served still");
         let link = accept(&listener).await;
         assert_eq!(ask(&link, &keep, None).await, "");
@@ -575,6 +593,61 @@ fn an_agent_that_errs_loses_its_connection_alone(world: &World) -> Outcome {
         // Another namespace for a pod is where it is from then on.
         assert_eq!(ask(&link, &add("a"), Some(b.as_fd())).await, "");
         assert!(log.lines().last().unwrap().ends_with(&b.id().to_string()));
+        proxy.abort();
+    })
+}
+
+/// Where an agent sends what is no pod's namespace, that pod is refused and named; others are served over the same connection.
+fn a_pod_that_is_nowhere_keeps_no_other_from_being_served(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    node.run(async {
+        let log = Log::default();
+        let listener = SeqPacketListener::bind(&path(world)).unwrap();
+        let (proxy, mut state) = client(world, Recorder::new("p", &log));
+        let link = accept(&listener).await;
+        let (file, mounts) = (File::open("/dev/null").unwrap(), File::open("/proc/self/ns/mnt").unwrap());
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        // Of the first process, which not every machine lets others look at.
+        let first = Netns::open("/proc/1/ns/net").inspect_err(|why| println!("not asked here: {why}")).ok();
+        let nodes = |own: &Netns| format!("the node's own network namespace {} for pod a", own.id());
+        let mut cases: Vec<(BorrowedFd<'_>, String)> = vec![
+            (
+                file.as_fd(),
+                "no network namespace for pod a: /dev/null is not a network namespace; a bind mount of /proc/PID/ns/net is needed".into(),
+            ),
+            (mounts.as_fd(), "no network namespace for pod a: mnt:[".into()),
+            (socket.as_fd(), "no network namespace for pod a: socket:[".into()),
+            (node.netns.as_fd(), nodes(&node.netns)),
+        ];
+        cases.extend(first.iter().map(|first| (first.as_fd(), nodes(first))));
+        for (n, (descriptor, says)) in cases.iter().enumerate() {
+            let refused = ask(&link, &add("a"), Some(*descriptor)).await;
+            assert!(refused.contains(says), "{refused}");
+            // Before the snapshot's end and after it.
+            let uid = format!("b{n}");
+            assert_eq!(ask(&link, &add(&uid), Some(b.as_fd())).await, "", "{says}");
+            if n == 2 {
+                assert_eq!(ask(&link, &Request::SnapshotSent.encode(), None).await, "");
+            }
+            assert_eq!(ask(&link, &Request::Del { uid: uid.as_str().into() }.encode(), None).await, "");
+        }
+        let pending = |state: &ClientState, says: &str| match &state.readiness {
+            Readiness::Pending(pods, 1) => pods[0].0.as_str() == "a" && pods[0].1.contains(says),
+            _ => false,
+        };
+        until("the pod to be told of", || pending(&state.borrow(), "the node's own")).await;
+        assert_eq!(log.count("p add a"), 0, "nothing is served there: {:#?}", log.lines());
+        // Named where it is, it is served; and what is said wrongly of it later ends nothing.
+        assert_eq!(ask(&link, &add("a"), Some(a.as_fd())).await, "");
+        until_ready(&mut state).await;
+        let refused = ask(&link, &add("a"), Some(node.netns.as_fd())).await;
+        assert!(refused.contains("the node's own"), "{refused}");
+        until("the pod to be told of", || pending(&state.borrow(), "the node's own")).await;
+        assert_eq!((log.count("p add a"), log.count("p cut a"), state.borrow().served), (1, 0, 1));
+        assert_eq!(ask(&link, &Request::Del { uid: "a".into() }.encode(), None).await, "");
+        until_ready(&mut state).await;
+        assert_eq!(log.count("p remove a"), 1);
         proxy.abort();
     })
 }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     PodSpec, Proxy,
-    linux::{Netns, Packet, SeqPacket},
+    linux::{Netns, NetnsId, Packet, SeqPacket},
 };
 
 /// Settings of a [`Client`].
@@ -80,6 +80,8 @@ pub struct ClientState {
 pub struct Client {
     config: ClientConfig,
     workloads: Workloads<Arc<Netns>>,
+    /// The namespaces in which no pod of the mesh is.
+    own: Vec<NetnsId>,
     state: Sender<ClientState>,
     trouble: Option<String>,
 }
@@ -94,6 +96,7 @@ impl Client {
         };
         Self {
             workloads: Workloads::new(config.timing),
+            own: nodes_own(),
             state: channel(state).0,
             trouble: None,
             config,
@@ -205,6 +208,7 @@ impl Client {
         let mut descriptors = packet.descriptors;
         let given = match (descriptors.len(), descriptors.pop()) {
             (1, Some(descriptor)) => match Netns::from_fd(descriptor) {
+                Ok(namespace) if self.own.contains(&namespace.id()) => Given::Own(namespace.id()),
                 Ok(namespace) => Given::Namespace(namespace.id(), Arc::new(namespace)),
                 Err(error) => Given::Other(error.to_string()),
             },
@@ -281,6 +285,12 @@ async fn receive(link: Option<&SeqPacket>) -> Result<Packet, String> {
     }
 }
 
+/// The namespace of this process, and that of the first one, which is the node's where the node's processes are seen from here.
+fn nodes_own() -> Vec<NetnsId> {
+    let seen = [Netns::current(), Netns::open(FIRST)];
+    seen.into_iter().flatten().map(|namespace| namespace.id()).collect()
+}
+
 fn spec(uid: &PodUid, info: &WorkloadInfo) -> PodSpec {
     PodSpec {
         uid: uid.clone(),
@@ -303,6 +313,7 @@ fn now() -> Instant {
     Tick::now().into_std()
 }
 
+const FIRST: &str = "/proc/1/ns/net";
 /// An agent's request may be longer than it should, as long as it is understood.
 const LONGEST_REQUEST: usize = 4096;
 /// Steps that have ended and are not looked at; more wait.

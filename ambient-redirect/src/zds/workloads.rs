@@ -71,20 +71,33 @@ pub enum Ended {
     #[error("the agent has named no Kubernetes namespace and service account for pod {0}: it is not known who that is")]
     NoInfo(PodUid),
     /// A workload without its namespace.
-    #[error("the agent has sent no network namespace for pod {0}")]
+    #[error("the agent has sent no network namespace for pod {0}: one descriptor goes along with each that is to be served")]
     NoDescriptor(PodUid),
     /// A descriptor too many, or where there should be none.
     #[error("the agent has sent {0} descriptors with {1}")]
-    Descriptors(usize, &'static str),
-    /// A descriptor of something else.
-    #[error("the agent has sent no network namespace for pod {0}: {1}")]
-    NoNamespace(PodUid, String),
+    Descriptors(usize, String),
     /// What may come once only, or before the snapshot's end.
     #[error("the agent has sent {0} after the snapshot's end")]
     Late(&'static str),
     /// Two requests at once.
     #[error("the agent has not waited for the answer to its last request")]
     Hasty,
+}
+
+/// Why a pod cannot be served where the agent says. It is refused that pod alone, and the connection goes on: else one pod would keep
+/// all that are named after it from being served, at every attempt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Misplaced {
+    /// A descriptor of something else.
+    #[error("the agent has sent no network namespace for pod {0}: {1}")]
+    NoNamespace(PodUid, String),
+    /// The namespace of the node, whose own connections would be taken for the pod's.
+    #[error(
+        "the agent has sent the node's own network namespace {1} for pod {0}: no pod of the mesh is in it; see which one the agent finds for \
+         the pod, and take one with hostNetwork out of the mesh"
+    )]
+    Own(PodUid, NetnsId),
 }
 
 /// What came with a packet.
@@ -94,6 +107,8 @@ pub enum Given<F> {
     Nothing,
     /// A network namespace.
     Namespace(NetnsId, F),
+    /// One descriptor, of the namespace that the proxy itself is in, or the node.
+    Own(NetnsId),
     /// One descriptor, of something else: what is wrong with it.
     Other(String),
     /// Several descriptors.
@@ -127,6 +142,8 @@ pub struct Workloads<F> {
 struct Session {
     /// What the snapshot has named until now; `None` after its end.
     named: Option<BTreeSet<PodUid>>,
+    /// Workloads that were named last with a place where they cannot be served, and why; [`MOST`] at most.
+    misplaced: BTreeMap<PodUid, Misplaced>,
     /// The workload that an answer waits for, whether it is to be served, and until when.
     asked: Option<(PodUid, bool, Instant)>,
 }
@@ -172,6 +189,7 @@ impl<F: Clone> Workloads<F> {
     pub fn handle_connected(&mut self) {
         self.session = Some(Session {
             named: Some(BTreeSet::new()),
+            misplaced: BTreeMap::new(),
             asked: None,
         });
         self.output.retain(|output| !matches!(output, Output::Send(_) | Output::Close(_)));
@@ -281,20 +299,19 @@ impl<F: Clone> Workloads<F> {
 
     /// Whether all is served that is to be.
     pub fn readiness(&self) -> Readiness {
-        match &self.session {
+        let misplaced = match &self.session {
             None => return Readiness::Alone,
             Some(session) if session.named.is_some() => return Readiness::Naming,
-            Some(_) => (),
-        }
+            Some(session) => &session.misplaced,
+        };
         let pending = self.workloads.iter().filter(|(_, w)| w.wanted.is_some() && !w.is_as_wanted());
-        let told: Vec<_> = pending
-            .clone()
-            .take(MOST_TOLD)
-            .map(|(uid, w)| (uid.clone(), self.why_not(uid, w)))
-            .collect();
+        let pending = pending.filter(|(uid, _)| !misplaced.contains_key(*uid));
+        let nowhere = misplaced.iter().map(|(uid, why)| (uid.clone(), why.to_string()));
+        let told = nowhere.chain(pending.clone().map(|(uid, w)| (uid.clone(), self.why_not(uid, w))));
+        let told: Vec<_> = told.take(MOST_TOLD).collect();
         match told.is_empty() {
             true => Readiness::Ready,
-            false => Readiness::Pending(told, pending.count()),
+            false => Readiness::Pending(told, misplaced.len() + pending.count()),
         }
     }
 
@@ -308,11 +325,22 @@ impl<F: Clone> Workloads<F> {
         let until = now + self.timing.answer;
         match request {
             Request::Add { uid, info } => {
-                let (place, descriptor) = given.one(&uid)?;
+                let given = given.one(&uid)?;
                 let info = info.ok_or_else(|| Ended::NoInfo(uid.clone()))?;
                 if let Some(named) = &mut session.named {
                     named.insert(uid.clone());
                 }
+                session.misplaced.remove(&uid);
+                let (place, descriptor) = match given {
+                    Ok(placed) => placed,
+                    Err(why) => {
+                        self.output.push_back(Output::Send(Ack::refusal(&why.to_string()).encode()));
+                        if session.misplaced.len() < MOST {
+                            session.misplaced.insert(uid, why);
+                        }
+                        return Ok(());
+                    }
+                };
                 session.asked = Some((uid.clone(), true, until));
                 self.want(now, uid, info, place, descriptor);
             }
@@ -326,6 +354,7 @@ impl<F: Clone> Workloads<F> {
                 if let Some(named) = &mut session.named {
                     named.remove(&uid);
                 }
+                session.misplaced.remove(&uid);
                 session.asked = Some((uid.clone(), false, until));
                 self.end(&uid);
             }
@@ -466,21 +495,24 @@ impl<F> Workload<F> {
 }
 
 impl<F> Given<F> {
-    fn one(self, uid: &PodUid) -> Result<(NetnsId, F), Ended> {
+    /// The one namespace that comes with a pod, or why the pod cannot be served there.
+    fn one(self, uid: &PodUid) -> Result<Result<(NetnsId, F), Misplaced>, Ended> {
         match self {
-            Self::Namespace(place, descriptor) => Ok((place, descriptor)),
+            Self::Namespace(place, descriptor) => Ok(Ok((place, descriptor))),
+            Self::Own(place) => Ok(Err(Misplaced::Own(uid.clone(), place))),
+            Self::Other(why) => Ok(Err(Misplaced::NoNamespace(uid.clone(), why))),
             Self::Nothing => Err(Ended::NoDescriptor(uid.clone())),
-            Self::Other(why) => Err(Ended::NoNamespace(uid.clone(), why)),
-            Self::Many(count) => Err(Ended::Descriptors(count, "a pod")),
+            Self::Many(count) => Err(Ended::Descriptors(count, format!("pod {uid}, and one is to go along"))),
         }
     }
 
-    fn none(&self, with: &'static str) -> Result<(), Ended> {
-        match self {
-            Self::Nothing => Ok(()),
-            Self::Namespace(..) | Self::Other(_) => Err(Ended::Descriptors(1, with)),
-            Self::Many(count) => Err(Ended::Descriptors(*count, with)),
-        }
+    fn none(&self, with: &str) -> Result<(), Ended> {
+        let count = match self {
+            Self::Nothing => return Ok(()),
+            Self::Namespace(..) | Self::Own(_) | Self::Other(_) => 1,
+            Self::Many(count) => *count,
+        };
+        Err(Ended::Descriptors(count, format!("{with}, and none is to go along")))
     }
 }
 

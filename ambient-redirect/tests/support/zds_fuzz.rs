@@ -50,6 +50,7 @@ fn obeys(packets: &[&[u8]]) {
             0 => Given::Nothing,
             1 => Given::Other("a file".into()),
             2 => Given::Many(2),
+            3 => Given::Own(NetnsId { dev: 4, ino: 1 }),
             _ => Given::Namespace(NetnsId { dev: 4, ino: n as u64 % 3 }, n as u64),
         };
         workloads.handle_packet(now, packet, given);
