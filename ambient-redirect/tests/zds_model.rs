@@ -12,7 +12,7 @@ use ambient_redirect::{
     linux::NetnsId,
     zds::{
         agent::{self, Agent, ProxyId, Ticket},
-        wire::{Request, WorkloadInfo},
+        wire::{Ack, Request, WorkloadInfo},
         workloads::{self, Given, Readiness, Workloads},
     },
 };
@@ -45,8 +45,24 @@ enum Event {
     Finish(usize, bool),
     /// A proxy's process is another one.
     Kill(usize),
+    /// A proxy hears what it does not understand: instead of the next request, if there is one.
+    Garble(usize),
+    /// A pod comes to a proxy with what is no pod's namespace.
+    Misplace(usize),
+    /// The agent hears from a proxy what it does not understand.
+    Babble(usize, Babble),
     /// So much time passes that something is due.
     Pass,
+}
+
+/// What no proxy sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Babble {
+    Garbage,
+    /// An answer that a descriptor comes with.
+    Descriptor,
+    /// One that nothing was asked for.
+    Unasked,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +89,8 @@ struct Connection {
     proxy: Option<usize>,
     /// The request that no answer has come for.
     outstanding: Option<u64>,
+    /// What its proxy has sent before it closed it.
+    last: VecDeque<(Vec<u8>, Option<u64>)>,
     /// When it was last asked to serve a pod, and where.
     added: BTreeMap<PodUid, (u64, u64)>,
     /// Whom it was told to keep.
@@ -172,12 +190,44 @@ impl World {
             Event::Notice => self.connections.iter().any(|c| c.proxy.is_none()),
             Event::Finish(p, _) => !self.proxies[p].doing.is_empty(),
             Event::Kill(_) => true,
+            Event::Garble(p) => self.proxies[p].connection.is_some(),
+            Event::Misplace(p) => self.may(Event::ToProxy(p)) && self.proxies[p].to_proxy[0].1.is_some(),
+            Event::Babble(p, what) => {
+                let id = self.proxies[p].connection;
+                let connection = self.connections.iter().find(|c| Some(c.id) == id);
+                // An answer to what was asked cannot be told from another.
+                connection.is_some_and(|c| what != Babble::Unasked || c.outstanding.is_none())
+            }
             Event::Pass => self.due().is_some(),
         }
     }
 
     fn happen(&mut self, event: Event) {
         self.history.push(event);
+        let before = self.clone();
+        self.begin(event);
+        self.run();
+        match event {
+            Event::Garble(p) | Event::Babble(p, _) => {
+                assert_eq!(self.proxies[p].connection, None, "{event:?} is gone on with");
+                self.is_unmoved(&before, Some(p));
+            }
+            Event::Misplace(_) => self.is_unmoved(&before, None),
+            _ => (),
+        }
+    }
+
+    /// What is served is as it was, nothing more is to end, and every connection but one goes on.
+    fn is_unmoved(&self, before: &Self, but: Option<usize>) {
+        let ends = |proxy: &Proxy| proxy.doing.iter().filter(|o| matches!(o, workloads::Output::End { .. })).count();
+        for (p, (now, then)) in self.proxies.iter().zip(&before.proxies).enumerate() {
+            let same = now.serving.keys().eq(then.serving.keys()) && ends(now) == ends(then);
+            assert!(same, "a wrong message ends what is served by proxy {p}: {:#?}", self.history);
+            assert!(Some(p) == but || now.connection == then.connection, "or its connection");
+        }
+    }
+
+    fn begin(&mut self, event: Event) {
         match event {
             Event::Want(pod, n) => {
                 self.excuse(pod);
@@ -213,6 +263,7 @@ impl World {
                     id,
                     proxy: Some(p),
                     outstanding: None,
+                    last: VecDeque::new(),
                     added: BTreeMap::new(),
                     kept: BTreeSet::new(),
                     unlisted: BTreeMap::new(),
@@ -223,46 +274,52 @@ impl World {
                 self.proxies[p].workloads.handle_connected();
             }
             Event::ToProxy(p) => {
-                let proxy = &mut self.proxies[p];
-                let (packet, descriptor, serial) = proxy.to_proxy.pop_front().unwrap();
-                assert_eq!(proxy.asked, None, "a request before the answer to the last");
-                proxy.asked = Some(serial);
-                match Request::decode(&packet).unwrap() {
-                    Request::Del { uid } => {
-                        proxy.named.remove(&uid);
-                        proxy.deleted.insert(uid);
-                    }
-                    Request::Add { uid, .. } => {
-                        proxy.deleted.remove(&uid);
-                        proxy.named.insert(uid);
-                    }
-                    Request::Keep { uid } => drop(proxy.named.insert(uid)),
-                    Request::SnapshotSent => {
-                        let begun = proxy.doing.iter().filter_map(|output| match output {
-                            workloads::Output::Serve { uid, .. } => Some(uid),
-                            _ => None,
-                        });
-                        let unnamed = proxy.serving.keys().chain(begun).filter(|uid| !proxy.named.contains(*uid));
-                        proxy.deleted.extend(unnamed.cloned());
-                    }
-                }
+                let (packet, descriptor, serial) = self.proxies[p].to_proxy.pop_front().unwrap();
                 let given = descriptor.map_or(Given::Nothing, |n| Given::Namespace(place(n), n));
-                proxy.workloads.handle_packet(self.now, &packet, given);
+                self.deliver(p, &packet, serial, given);
+            }
+            Event::Misplace(p) => {
+                let (packet, _, serial) = self.proxies[p].to_proxy.pop_front().unwrap();
+                self.deliver(p, &packet, serial, Given::Own(place(9)));
+            }
+            Event::Garble(p) => {
+                let proxy = &mut self.proxies[p];
+                proxy.asked = proxy.to_proxy.pop_front().map(|(_, _, serial)| serial);
+                proxy.workloads.handle_packet(self.now, b"\x0a\xff", Given::Nothing);
+            }
+            Event::Babble(p, what) => {
+                let id = self.proxies[p].connection.unwrap();
+                let (packet, descriptors) = match what {
+                    Babble::Garbage => (b"\x0a\xff".to_vec(), 0),
+                    Babble::Descriptor => (Ack::well().encode(), 1),
+                    Babble::Unasked => (Ack::well().encode(), 0),
+                };
+                self.agent.handle_packet(self.now, id, &packet, descriptors);
             }
             Event::ToAgent(p) => {
                 let (packet, answers) = self.proxies[p].to_agent.pop_front().unwrap();
                 let id = self.proxies[p].connection.unwrap();
-                if let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) {
-                    assert_eq!(connection.outstanding.take(), answers, "an answer is taken for another request's");
-                    self.agent.handle_packet(self.now, id, &packet, 0);
+                if let Some(at) = self.connections.iter().position(|c| c.id == id) {
+                    self.hear(at, &packet, answers);
                 }
             }
             Event::Lose(p) => drop(self.proxies[p].to_agent.pop_front()),
             Event::Break(p) => self.cut(p),
             Event::Notice => {
                 let at = self.connections.iter().position(|c| c.proxy.is_none()).unwrap();
-                let id = self.connections.remove(at).id;
-                self.agent.handle_closed(id);
+                let id = self.connections[at].id;
+                while let Some(at) = self.connections.iter().position(|c| c.id == id) {
+                    let Some((packet, answers)) = self.connections[at].last.pop_front() else {
+                        self.connections.remove(at);
+                        self.agent.handle_closed(id);
+                        break;
+                    };
+                    // A refusal of what was not asked may come when something else has been: it is for that then.
+                    let unasked = answers.is_none() && self.connections[at].outstanding.is_some();
+                    let answers = if unasked { self.connections[at].outstanding } else { answers };
+                    self.hear(at, &packet, answers);
+                    self.run();
+                }
             }
             Event::Finish(p, well) => self.finish(p, well),
             Event::Kill(p) => {
@@ -271,7 +328,40 @@ impl World {
             }
             Event::Pass => self.now = self.due().unwrap().max(self.now),
         }
-        self.run();
+    }
+
+    /// A request arrives at a proxy.
+    fn deliver(&mut self, p: usize, packet: &[u8], serial: u64, given: Given<u64>) {
+        let proxy = &mut self.proxies[p];
+        assert_eq!(proxy.asked, None, "a request before the answer to the last");
+        proxy.asked = Some(serial);
+        match Request::decode(packet).unwrap() {
+            Request::Del { uid } => {
+                proxy.named.remove(&uid);
+                proxy.deleted.insert(uid);
+            }
+            Request::Add { uid, .. } => {
+                proxy.deleted.remove(&uid);
+                proxy.named.insert(uid);
+            }
+            Request::Keep { uid } => drop(proxy.named.insert(uid)),
+            Request::SnapshotSent => {
+                let begun = proxy.doing.iter().filter_map(|output| match output {
+                    workloads::Output::Serve { uid, .. } => Some(uid),
+                    _ => None,
+                });
+                let unnamed = proxy.serving.keys().chain(begun).filter(|uid| !proxy.named.contains(*uid));
+                proxy.deleted.extend(unnamed.cloned());
+            }
+        }
+        proxy.workloads.handle_packet(self.now, packet, given);
+    }
+
+    /// An answer, or a greeting, arrives at the agent.
+    fn hear(&mut self, at: usize, packet: &[u8], answers: Option<u64>) {
+        let connection = &mut self.connections[at];
+        assert_eq!(connection.outstanding.take(), answers, "an answer is taken for another request's");
+        self.agent.handle_packet(self.now, connection.id, packet, 0);
     }
 
     fn want(&mut self, pod: usize, anew: bool) {
@@ -406,7 +496,15 @@ impl World {
                             proxy.to_agent.push_back((packet, answers));
                         }
                     }
-                    workloads::Output::Close(why) => panic!("our own agent is not understood: {why}"),
+                    workloads::Output::Close(why) => {
+                        let garbled = matches!(self.history.last(), Some(Event::Garble(at)) if *at == p);
+                        assert!(garbled, "our own agent is not understood: {why}");
+                        let last = std::mem::take(&mut proxy.to_agent);
+                        let id = proxy.connection;
+                        self.cut(p);
+                        let connection = self.connections.iter_mut().find(|c| Some(c.id) == id);
+                        connection.unwrap().last = last;
+                    }
                     workloads::Output::End { ref uid } => {
                         let innocent = proxy.serving.get(uid).is_some_and(|served| !served.excused) && !proxy.deleted.contains(uid);
                         assert!(
@@ -454,7 +552,12 @@ impl World {
                 // It need not have all, and has nothing else.
                 false => serving.iter().all(|(uid, n)| desired.get(uid) == Some(n)),
             };
-            all && proxy.workloads.readiness() == Readiness::Ready
+            all && match proxy.workloads.readiness() {
+                Readiness::Ready => true,
+                // Where a pod is it is told anew only while it is the newest.
+                Readiness::Pending(pods, _) => Some(p) != newest && pods.iter().all(|(_, why)| why.contains("the node's own")),
+                _ => false,
+            }
         };
         let every = self.proxies.iter().enumerate().all(|(p, proxy)| holds(p, proxy));
         every && self.tickets.is_empty() && self.connections.len() == self.proxies.len()
@@ -600,6 +703,88 @@ fn a_proxy_is_upgraded_in_every_order() {
     assert!(states > 1000, "{states}");
 }
 
+/// Two proxies that have been told all, the second of them the newest.
+fn two() -> World {
+    let mut world = quiet();
+    world.proxies.push(Proxy::new());
+    world.happen(Event::Connect(1));
+    while let Some(event) = [Event::Finish(1, true), Event::ToAgent(1), Event::ToProxy(1)]
+        .into_iter()
+        .find(|e| world.may(*e))
+    {
+        world.happen(event);
+    }
+    assert!(world.is_settled());
+    world
+}
+
+#[test]
+fn the_agent_of_two_proxies_restarts_in_every_order() {
+    let events = [
+        Event::RestartAgent,
+        Event::Remember(0),
+        Event::Connect(0),
+        Event::Connect(1),
+        Event::ToProxy(0),
+        Event::ToProxy(1),
+        Event::ToAgent(0),
+        Event::ToAgent(1),
+        Event::Want(0, 2),
+        Event::Unwant(0),
+        Event::Kill(1),
+        Event::Pass,
+    ];
+    // Its end and the proxies' return come first: what they are told then comes in every order.
+    let mut start = two();
+    start.happen(Event::RestartAgent);
+    let states = explore(start, &events[1..], 8);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
+#[test]
+fn a_wrong_message_at_any_moment_ends_its_connection_alone() {
+    let events = [
+        Event::Connect(0),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::Finish(0, true),
+        Event::Want(0, 1),
+        Event::Want(1, 2),
+        Event::Unwant(0),
+        Event::Garble(0),
+        Event::Misplace(0),
+        Event::Babble(0, Babble::Garbage),
+        Event::Babble(0, Babble::Descriptor),
+        Event::Babble(0, Babble::Unasked),
+        Event::Notice,
+        Event::Pass,
+    ];
+    let states = explore(World::new(1), &events, 7);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+    let events = [
+        Event::Connect(1),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::ToProxy(1),
+        Event::ToAgent(1),
+        Event::Finish(1, true),
+        Event::Want(1, 2),
+        Event::WantAnew(0),
+        Event::Unwant(0),
+        Event::Garble(0),
+        Event::Garble(1),
+        Event::Misplace(1),
+        Event::Babble(0, Babble::Garbage),
+        Event::Babble(1, Babble::Garbage),
+        Event::Notice,
+    ];
+    let states = explore(two(), &events, 6);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
 #[test]
 fn two_pods_that_change_places_are_both_served() {
     let mut world = World::new(2);
@@ -636,6 +821,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Notice),
         6 => (0..2usize, proptest::bool::weighted(0.8)).prop_map(|(p, well)| Event::Finish(p, well)),
         1 => (0..2usize).prop_map(Event::Kill),
+        1 => (0..2usize).prop_map(Event::Garble),
+        1 => (0..2usize).prop_map(Event::Misplace),
+        1 => (0..2usize, prop_oneof![Just(Babble::Garbage), Just(Babble::Descriptor), Just(Babble::Unasked)])
+            .prop_map(|(p, what)| Event::Babble(p, what)),
         2 => Just(Event::Pass),
     ]
 }

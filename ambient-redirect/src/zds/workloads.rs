@@ -338,11 +338,13 @@ impl<F: Clone> Workloads<F> {
                         if session.misplaced.len() < MOST {
                             session.misplaced.insert(uid, why);
                         }
+                        self.give_way();
                         return Ok(());
                     }
                 };
                 session.asked = Some((uid.clone(), true, until));
                 self.want(now, uid, info, place, descriptor);
+                self.give_way();
             }
             Request::Keep { uid } => {
                 given.none("a request to keep a pod")?;
@@ -395,6 +397,18 @@ impl<F: Clone> Workloads<F> {
             descriptor,
             claim,
         });
+    }
+
+    /// A pod that was named elsewhere, where it cannot be, goes on where it is; until that is another's.
+    fn give_way(&mut self) {
+        let Some(session) = &self.session else { return };
+        let wanted = |uid: &PodUid| Some(self.workloads.get(uid)?.wanted.as_ref()?.place);
+        let is_anothers = |uid: &&PodUid| {
+            let mut others = self.workloads.keys().filter(|other| other != uid);
+            wanted(uid).is_some_and(|place| others.any(|other| wanted(other) == Some(place)))
+        };
+        let strays: Vec<PodUid> = session.misplaced.keys().filter(is_anothers).cloned().collect();
+        strays.iter().for_each(|uid| self.end(uid));
     }
 
     fn end(&mut self, uid: &PodUid) {
