@@ -252,8 +252,9 @@ impl From<Refusal> for Stop {
 
 impl Way<'_> {
     fn to_service(&self, service: &Arc<Service>) -> Result<Plan, Stop> {
+        // One of several waypoints goes on, whichever the draw falls on: two would send it to each other and back.
         if let Some(waypoint) = gateway::waypoint(service, self.hints.draw)
-            && !gateway::is(self.mesh, self.source, waypoint)
+            && !gateway::is_one_of(self.mesh, self.source, service)
         {
             return self.to_waypoint(waypoint, Some(service));
         }

@@ -33,7 +33,8 @@ pub struct Delivery {
     pub service: Option<Arc<Service>>,
 }
 
-/// Where a CONNECT is delivered: only to the pod whose namespace accepted it, which is what it names or a waypoint of it.
+/// Where a CONNECT is delivered: only to the pod whose namespace accepted it, which is what it names, a waypoint of it, or an
+/// application with a tunnel of its own.
 ///
 /// # Errors
 /// When it names another address (400), one of the proxy's own ports, or a service that the pod neither serves nor is a
@@ -60,7 +61,13 @@ pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<Delivery, Refusal> 
             match pod.has_address(named.ip()) {
                 true => (named, None),
                 false => {
-                    let service = behind(mesh, pod, named.ip()).ok_or_else(not_here)?;
+                    let service = match behind(mesh, pod, named.ip()) {
+                        Some(service) => service,
+                        // An application that has a tunnel of its own decides itself what it is asked for; it is reached as
+                        // by its own address.
+                        None if pod.application_tunnel.is_some() => None,
+                        None => return Err(not_here()),
+                    };
                     (SocketAddr::new(own().ok_or_else(not_here)?, named.port()), service)
                 }
             }

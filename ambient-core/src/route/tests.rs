@@ -335,6 +335,28 @@ fn several_waypoints_share_by_weight() {
 }
 
 #[test]
+fn one_of_several_waypoints_goes_on_whichever_the_draw_falls_on() {
+    let (a, b) = (captured("a", &["10.0.0.7"]), captured("b", &["10.0.0.8"]));
+    let (server, old) = (captured("server", &["10.0.0.2"]), captured("old", &["10.0.0.9"]));
+    let mut web = service("web", "10.96.0.1", &[(80, 8080)], &[(&server, &[])]);
+    web.waypoint = Some(at_address("10.0.0.9"));
+    web.weighted_waypoints = ["10.0.0.7", "10.0.0.8"]
+        .map(|ip| WeightedWaypoint {
+            destination: at_address(ip),
+            weight: 1,
+        })
+        .into();
+    let mesh = mesh(&[&server, &a, &b, &old], &[&web]);
+    for gate in [&a, &b, &old] {
+        for draw in 0..20 {
+            let hints = Hints { draw, ..Hints::default() };
+            let plan = tunnel(ask(&mesh, gate, "10.96.0.1:80", &hints));
+            assert_eq!((plan.waypoint, &plan.destination.uid), (false, &server.uid), "{} {draw}", gate.name);
+        }
+    }
+}
+
+#[test]
 fn a_waypoint_may_be_a_workload_with_a_name_or_a_service_of_another_port() {
     let source = pod("client", &["10.0.0.1"]);
     let named = Workload {

@@ -135,6 +135,13 @@ fn an_application_may_want_another_port_and_be_told_where_it_went() {
             "web.shop.svc.cluster.local:80",
             Ok(("10.0.0.9:15088", Some("10.96.0.1:80"))),
         ),
+        // What it is not a waypoint of, it is told of too: Istio's rule.
+        (
+            tunnel(proxy, Some(15088)),
+            "192.0.2.7:80",
+            Ok(("10.0.0.9:15088", Some("192.0.2.7:80"))),
+        ),
+        (tunnel(none, Some(90)), "192.0.2.7:80", Ok(("10.0.0.9:90", None))),
         (tunnel(none, Some(15008)), "10.0.0.2:80", Err(Refusal::OwnPort(15008))),
         (tunnel(proxy, Some(15088)), "10.0.0.9:15001", Err(Refusal::OwnPort(15001))),
     ] {
