@@ -45,7 +45,7 @@ use std::{
     collections::{BTreeSet, HashSet},
     io,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ambient_core::{Network, PodUid, TrustDomain, mesh};
@@ -191,7 +191,8 @@ impl Manifests {
         if let Some(own) = &own {
             directory.remember(&own.node());
         }
-        let mut watched = Watched { directory, own };
+        let failing = Failing::default();
+        let mut watched = Watched { directory, own, failing };
         let mut looks = looks::looks();
         // Two looks must agree on every file.
         let mut settled = false;
@@ -206,7 +207,7 @@ impl Manifests {
                 break;
             }
         }
-        let Watched { directory, own } = &mut watched;
+        let Watched { directory, own, .. } = &mut watched;
         if !settled {
             let files = directory.unsettled().join(", ");
             return Err(OpenError::Unsettled { dir, files });
@@ -234,6 +235,27 @@ impl Source for Manifests {
 struct Watched {
     directory: Directory,
     own: Option<Status>,
+    failing: Failing,
+}
+
+/// What is tried at every look, and fails: told of once, however often it fails alike.
+#[derive(Debug, Default)]
+struct Failing(Mutex<Option<String>>);
+
+impl Failing {
+    /// What is to be told after another attempt, if anything.
+    fn after(&self, failure: Option<String>) -> Option<String> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == failure {
+            return None;
+        }
+        let told = match &failure {
+            Some(error) => format!("{error}; it is tried again"),
+            None => "what this node reports is written again".to_owned(),
+        };
+        *known = failure;
+        Some(told)
+    }
 }
 
 impl Looked for Watched {
@@ -247,10 +269,10 @@ impl Looked for Watched {
 
     fn before(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if let Some(own) = &self.own
-                && let Err(error) = own.mend().await
-            {
-                tracing::warn!("{error}; it is tried again");
+            let Some(own) = &self.own else { return };
+            let failure = own.mend().await.err().map(|error| error.to_string());
+            if let Some(told) = self.failing.after(failure) {
+                tracing::warn!("{told}");
             }
         })
     }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use crate::{
-    Endpoint, Membership, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol, Workload,
-    WorkloadUid,
+    Endpoint, Identity, Membership, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol,
+    Workload, WorkloadUid, headers::Baggage,
 };
 
+mod afar;
 mod few;
 mod members;
 mod sharing;
@@ -14,6 +15,7 @@ mod sharing;
 mod tests;
 mod workloads;
 
+use afar::Afar;
 use few::Few;
 pub(crate) use members::{Members, Near, Places, spot};
 use workloads::Workloads;
@@ -49,6 +51,7 @@ struct Indexes {
     nodes: Shards<Arc<str>, Shards<WorkloadUid, Arc<Workload>>>,
     /// Workloads that are reached by a name.
     named: Shards<NamespacedHostname, Few<Workload>>,
+    afar: Afar,
     services: Shards<NamespacedHostname, Arc<Service>>,
     vips: Shards<NetworkAddress, Few<Service>>,
     blocks: Shards<NetworkBlock, Few<Service>>,
@@ -124,6 +127,12 @@ impl Mesh {
     /// The workload that is reached by a name; where several are, as [`Mesh::workload_by_address`] chooses.
     pub fn workload_by_hostname(&self, name: &NamespacedHostname) -> Option<&Arc<Workload>> {
         self.0.named.get(name).and_then(preferred)
+    }
+
+    /// A workload behind the gateway of a network, by what it says of itself and the identity that it has proven: one of which all
+    /// that is said is so, and whose identity that is. Several of one owner may be so alike, and it is one of them.
+    pub fn workload_afar(&self, said: &Baggage, proven: &Identity) -> Option<&Arc<Workload>> {
+        self.0.afar.find(said, proven)
     }
 
     /// The workloads of a node, in no order; none of those whose node is not known.
@@ -232,6 +241,7 @@ impl Indexes {
         if !workload.hostname.is_empty() {
             put(&mut self.named, name_of(&workload), workload.clone());
         }
+        self.afar.put(&workload);
         if let Some(pod) = &workload.pod {
             self.pods.insert(pod.clone(), workload.clone());
         }
@@ -259,6 +269,7 @@ impl Indexes {
     }
 
     fn forget_names(&mut self, old: &Workload) {
+        self.afar.take(old);
         for address in indexed_addresses(old) {
             take(&mut self.claims, &address, &old.uid);
         }

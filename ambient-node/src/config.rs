@@ -1,6 +1,6 @@
 //! What a node is told at its start.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ambient_core::TrustDomain;
 use ambient_redirect::ExistingConnections;
@@ -47,6 +47,52 @@ impl Default for KeepAlive {
             user_timeout: false,
         }
     }
+}
+
+/// Where a node's state and certificates come from, for who asks: `/config_dump` tells it, and nothing else depends on it, as
+/// sources and issuers are given to the builder. It holds no secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Where state is asked for, over the network.
+    pub state: Option<ControlPlane>,
+    /// Where certificates are asked for, over the network.
+    pub certificates: Option<ControlPlane>,
+    /// Where both come from else: what says so, such as `manifests`, and what it names.
+    pub others: Vec<(&'static str, String)>,
+    /// Whether state is asked for as it is needed.
+    pub on_demand: bool,
+    /// How long certificates are asked for.
+    pub certificate_life: Option<Duration>,
+    /// A file of revocations.
+    pub crls: Option<PathBuf>,
+    /// What a control plane is told of the node, but for what it is told as JSON.
+    pub metadata: BTreeMap<String, String>,
+    /// How the process was started, without flags.
+    pub arguments: String,
+}
+
+/// Somebody whom a node believes, and asks over the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPlane {
+    /// Its address, such as `https://istiod.istio-system.svc:15012`.
+    pub address: String,
+    /// Who vouches for it.
+    pub roots: Vouchers,
+    /// Another name that its certificate may bear.
+    pub other_name: Option<String>,
+    /// The names of the headers that it is sent besides.
+    pub headers: Vec<String>,
+}
+
+/// Who vouches for somebody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vouchers {
+    /// Whose certificates are in a file.
+    File(PathBuf),
+    /// Whom the system trusts.
+    System,
+    /// Whose certificates were given.
+    Given,
 }
 
 /// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
@@ -135,6 +181,8 @@ pub struct Config {
     /// Whether a pod's TCP goes around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld; else
     /// it is refused with a reset. Off by default.
     pub open_when_unproven: bool,
+    /// Where state and certificates come from, as far as that is to be told.
+    pub sources: Sources,
 }
 
 impl Config {
@@ -191,6 +239,7 @@ impl Config {
             existing_connections: ExistingConnections::default(),
             leave: Duration::from_secs(30),
             open_when_unproven: false,
+            sources: Sources::default(),
         }
     }
 }

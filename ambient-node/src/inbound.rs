@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    Shared,
+    Shared, afar,
     bounds::Place,
     clock,
     embed::Arrival,
@@ -408,11 +408,13 @@ impl Tunnel {
         let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
         // Through a gateway, whose address this is: it says nothing of who speaks.
         let mut networks = request.headers().get_all("x-forwarded-network").iter();
-        let afar = networks.any(|value| headers::is_from_other_network(value.as_bytes(), network.as_str()));
-        let address = NetworkAddress::new(network, self.peer.ip());
-        let source = mesh.workload_by_address(&address).filter(|_| !afar);
-        // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
-        let source = source.filter(|w| w.identity().is_ok_and(|of| Some(&of) == identity)).cloned();
+        let source = if networks.any(|value| headers::is_from_other_network(value.as_bytes(), network.as_str())) {
+            afar::workload(mesh, request.headers(), identity)
+        } else {
+            let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
+            // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
+            source.filter(|w| w.identity().is_ok_and(|of| Some(&of) == identity)).cloned()
+        };
         let host = request
             .headers()
             .get("forwarded")

@@ -36,6 +36,7 @@
 
 mod accept;
 mod admin;
+mod afar;
 mod announce;
 mod bounds;
 mod builder;
@@ -82,7 +83,7 @@ pub use ambient_redirect::{ExistingConnections, PodSpec};
 pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
 pub use builder::{Builder, Page, Unset};
 pub use certificates::{KeysError, NodeKeys};
-pub use config::{Config, KeepAlive, Keys};
+pub use config::{Config, ControlPlane, KeepAlive, Keys, Sources, Vouchers};
 pub use embed::{Arrival, Kind, Listener};
 pub use handle::Running;
 pub use node::{Ground, Node, RunError, StartError};

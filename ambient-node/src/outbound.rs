@@ -223,6 +223,9 @@ impl Outbound {
                         self.pod.outliers.remove(&destination.uid);
                     }
                     present.proven(far.proven());
+                    if let Some(workload) = far.found() {
+                        present.found(workload);
+                    }
                     return Ok((far, present));
                 }
                 Err(failure) => failure,

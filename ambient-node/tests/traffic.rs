@@ -65,6 +65,10 @@ const TESTS: &[Test] = &[
         "what_peers_write_is_believed_by_nobody",
         peers::what_peers_write_is_believed_by_nobody,
     ),
+    (
+        "who_comes_through_a_gateway_is_looked_up",
+        peers::who_comes_through_a_gateway_is_looked_up,
+    ),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
     (
         "without_post_quantum_keys_there_is_no_tunnel",

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -20,7 +20,8 @@ use ambient_control::{
 };
 use ambient_core::TrustDomain;
 use ambient_node::{
-    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, KeepAlive, Keys, Node, telemetry::log,
+    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, KeepAlive, Keys, Node, Sources,
+    telemetry::log,
 };
 use ambient_redirect::Announce;
 use anyhow::Context as _;
@@ -49,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long)]
     print_config: bool,
     /// The name of this Kubernetes node: pods with this `spec.nodeName` are served.
-    #[arg(long, env = "NODE_NAME")]
+    #[arg(long, env = "NODE_NAME", value_parser = settings::node_name)]
     node: String,
     /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
     #[arg(long, env = "AMBIENT_MANIFESTS", value_name = "DIR")]
@@ -134,7 +135,7 @@ pub(crate) struct Args {
     #[arg(long, env = "AMBIENT_LOCAL_SHORTCUT")]
     local_shortcut: bool,
     /// The DNS domain of the cluster.
-    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = settings::domain)]
     cluster_domain: String,
     /// Whose service a DNS name means that several namespaces have one of, if neither the client's has one nor one is
     /// canonical. (The name of the variable is Istio's.)
@@ -161,7 +162,7 @@ pub(crate) struct Args {
     #[arg(long, env = "AMBIENT_PROBES", value_enum, default_value_t = Switch::On)]
     probes: Switch,
     /// Whether pods' DNS is captured; where it is not, a pod may ask for it by an annotation.
-    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_name = "BOOL", default_value = "true", value_parser = settings::truth, action = clap::ArgAction::Set)]
     dns_capture: bool,
     /// Leave pods' DNS alone: the same as --dns-capture false.
     #[arg(long)]
@@ -207,8 +208,8 @@ pub(crate) struct Args {
     #[arg(long, env = "AMBIENT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = settings::patience)]
     connect_timeout: Duration,
     /// Connections that one pod may have open in one direction; and never more than a quarter of what the process may have.
-    #[arg(long, env = "AMBIENT_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 20_000)]
-    connections_per_pod: usize,
+    #[arg(long, env = "AMBIENT_CONNECTIONS_PER_POD", value_name = "N", default_value = "20000")]
+    connections_per_pod: NonZeroUsize,
     /// Whether a connection that is silent is asked whether its other end is there.
     #[arg(long, env = "KEEPALIVE_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     keepalive: bool,
@@ -241,7 +242,7 @@ pub(crate) struct Args {
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
     open_when_unproven: bool,
     /// What is logged.
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = settings::log_filter)]
     log: String,
     /// How it is logged: text or json.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -579,7 +580,7 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.istio_exact = args.istio_exact;
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
     config.local_shortcut = args.local_shortcut;
-    config.cluster_domain = args.cluster_domain.to_ascii_lowercase().into();
+    config.cluster_domain = args.cluster_domain.as_str().into();
     config.preferred_service_namespace = args.preferred_service_namespace.clone();
     config.proc = args.proc.clone();
     config.cni = args.cni.clone();
@@ -591,7 +592,7 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.post_quantum_only = args.istiod.post_quantum_only;
     config.ipv6 = args.ipv6;
     config.connect_timeout = args.connect_timeout;
-    config.connections_per_pod = args.connections_per_pod;
+    config.connections_per_pod = args.connections_per_pod.get();
     config.share_ports = args.share_ports.unwrap_or_else(|| args.zds.is_some());
     config.keep_alive = KeepAlive {
         enabled: args.keepalive,
@@ -604,6 +605,7 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.pool_streams = args.pool_streams.get();
     config.pool_idle = args.pool_idle;
     config.workers = args.workers;
+    config.sources = sources(args);
     config.existing_connections = args.existing_connections.into();
     config.leave = Duration::from_secs(args.leave);
     config.open_when_unproven = args.open_when_unproven;
@@ -626,6 +628,29 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// Where state and certificates come from, for who looks at the admin pages.
+fn sources(args: &Args) -> Sources {
+    let shown = |path: &Path| path.display().to_string();
+    let others = [
+        ("manifests", args.manifests.as_deref().map(shown)),
+        ("localXdsPath", args.local_xds_path.as_deref().map(shown)),
+        ("localXds", args.local_xds.as_ref().map(|_| "(inline)".to_owned())),
+        ("caDir", args.ca_dir.as_deref().map(shown)),
+    ];
+    let words = std::env::args().skip(1).take_while(|word| !word.starts_with('-'));
+    Sources {
+        others: others
+            .into_iter()
+            .filter_map(|(by, what)| Some((by, what?)))
+            .chain(args.spiffe.sources())
+            .collect(),
+        certificate_life: Some(args.secret_ttl),
+        crls: args.crl_path.clone().filter(|path| !path.as_os_str().is_empty()),
+        arguments: words.collect::<Vec<_>>().join(" "),
+        ..args.istiod.sources()
+    }
+}
+
 /// What is left of the time until the process is killed, less what it takes to end: as ztunnel reckons, and never nothing.
 fn drain_within(grace_period: Option<u64>) -> Duration {
     match grace_period {
@@ -635,7 +660,8 @@ fn drain_within(grace_period: Option<u64>) -> Duration {
     }
 }
 
-/// Refuses a directory that anybody but its owner may write to: what lies there decides who is trusted.
+/// Refuses a directory that anybody but its owner may write to, or that anybody may put another in the place of: what lies there
+/// decides who is trusted.
 fn owned(directory: &Path, flag: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     // What is not there is told of, or made, by whoever opens it.
@@ -647,6 +673,19 @@ fn owned(directory: &Path, flag: &str) -> anyhow::Result<()> {
          chmod go-w it",
         directory.display()
     );
+    let whole = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    for above in whole.ancestors().skip(1) {
+        let Ok(found) = std::fs::metadata(above) else { continue };
+        let mode = found.permissions().mode() & 0o7777;
+        // Where that bit is set, as on /tmp, names of others are not to be changed.
+        anyhow::ensure!(
+            mode & 0o002 == 0 || mode & 0o1000 != 0,
+            "anybody may put another directory in the place of {}, which {flag} names and which decides who is trusted, as {} may be \
+             written to by all (mode {mode:04o}): chmod o-w it",
+            directory.display(),
+            above.display()
+        );
+    }
     Ok(())
 }
 

@@ -244,11 +244,26 @@ fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
         ("AMBIENT_CONNECT_TIMEOUT", "0s", "more than nothing"),
         ("POOL_MAX_STREAMS_PER_CONNECTION", "0", "zero"),
         ("ZTUNNEL_WORKER_THREADS", "two", "such as 4"),
+        ("CLUSTER_DOMAIN", "cluster local", "such as cluster.local"),
+        ("CLUSTER_DOMAIN", "", "such as cluster.local"),
+        ("AMBIENT_CONNECTIONS_PER_POD", "0", "zero"),
+        ("ISTIO_META_DNS_CAPTURE", "perhaps", "true or false"),
+        ("RUST_LOG", "access=loud", "an example"),
     ] {
         let variable = refused(&[], &[(name, value)]);
         assert!(
             variable.contains(&format!("the environment variable {name}: ")) && variable.contains(value) && variable.contains(wanted),
             "{variable}"
+        );
+    }
+    for (name, environment) in [("a/b", None), ("", Some(("NODE_NAME", "")))] {
+        let arguments = ["--node", name].into_iter().filter(|_| environment.is_none());
+        let output = node(&arguments.collect::<Vec<_>>(), environment.as_slice());
+        let said = String::from_utf8_lossy(&output.stderr);
+        let named = environment.map_or("--node", |(variable, _)| variable);
+        assert!(
+            !output.status.success() && said.contains(named) && said.contains(&format!("not {name:?}")),
+            "{said}"
         );
     }
     let path = file(scratch.path(), "drain: soon\n");
@@ -362,5 +377,34 @@ fn directories_that_others_may_write_to_are_refused() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(flag) && said.contains("0775"), "{said}");
         assert!(fs::read_dir(directory).unwrap().next().is_none(), "nothing is touched");
+    }
+}
+
+/// Whoever may write to the directory above may put another there, and one of theirs would be owned by them alone.
+#[test]
+fn directories_that_others_may_exchange_are_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scratch = tempfile::tempdir().unwrap();
+    let (above, other) = (scratch.path().join("above"), scratch.path().join("other"));
+    let inside = above.join("one").join("manifests");
+    fs::create_dir_all(&inside).unwrap();
+    fs::create_dir(&other).unwrap();
+    let said = |mode| {
+        fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+        let (inside, missing) = (inside.to_str().unwrap(), other.join("ca"));
+        let arguments = ["--node", "n", "--manifests", inside, "--no-dns-capture", "--netns-dir", "/nowhere"];
+        let output = node(&[&arguments[..], &["--ca-dir", missing.to_str().unwrap()]].concat(), &[]);
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let refused = said(0o777);
+    let named = above.display().to_string();
+    assert!(
+        refused.contains("--manifests") && refused.contains(&format!("{named} may be written to by all (mode 0777)")),
+        "{refused}"
+    );
+    for mode in [0o1777, 0o775, 0o755] {
+        let further = said(mode);
+        assert!(further.contains("/nowhere"), "{mode:o}: {further}");
     }
 }

@@ -328,7 +328,7 @@ impl Client {
             let wait = backoff.next();
             match usual {
                 true => tracing::debug!(%why, "the stream of the control plane has ended"),
-                false => tracing::warn!(%why, ?wait, age = %self.age(), "no stream of the control plane; what is known stays"),
+                false => tracing::warn!(%why, ?wait, heard_of = %self.age(), "no stream of the control plane; what is known stays"),
             }
             self.away = Some(format!("no stream from {}: {why}", self.config.endpoint.address));
             self.expire();
@@ -581,8 +581,10 @@ impl Client {
 
     /// How long ago istiod was heard of.
     fn age(&self) -> String {
-        let heard = self.heard.unwrap_or(SystemTime::UNIX_EPOCH);
-        spelled(super::identity::now().duration_since(heard).unwrap_or_default())
+        match self.heard {
+            Some(heard) => spelled(super::identity::now().duration_since(heard).unwrap_or_default()),
+            None => "never".to_owned(),
+        }
     }
 
     /// Hands changes on, and what is wrong where that is new.

@@ -13,6 +13,7 @@ use tokio::{net::TcpStream, time};
 
 use super::Outbound;
 use crate::{
+    afar,
     certificates::CertificateError,
     entropy, inbound,
     inner::Within,
@@ -30,6 +31,8 @@ pub(super) enum Far {
     Inner {
         stream: Stream,
         _within: Within,
+        /// Who the gateway has chosen, where the mesh knows it.
+        who: Option<Arc<Workload>>,
     },
     /// Within this process, to a pod that has proven as much as it would have on the wire.
     Local(Pipe, Identity),
@@ -40,6 +43,14 @@ impl Far {
     pub(super) fn ended_well(&self) {
         if let Self::Tcp(server) = self {
             settle(server);
+        }
+    }
+
+    /// Who is at the far end, where that was not known before.
+    pub(super) fn found(&self) -> Option<Arc<Workload>> {
+        match self {
+            Self::Inner { who, .. } => who.clone(),
+            Self::Tcp(_) | Self::Tunnel(_) | Self::Local(..) => None,
         }
     }
 
@@ -134,8 +145,15 @@ impl Outbound {
             .inner
             .connect_with(&self.pod.speaker, outer, &destination, &mut app.stream);
         let (mut stream, within) = stream.await.map_err(|failed| take_back(app, failed))?;
-        drop(stream.take_headers());
-        Ok(Far::Inner { stream, _within: within })
+        let proven = stream.peer().cloned().and_then(|peer| Identity::try_from(peer).ok());
+        let said = stream.take_headers();
+        let now = self.node.state.current();
+        let who = now.and_then(|now| afar::workload(&now.mesh, &said, proven.as_ref()));
+        Ok(Far::Inner {
+            stream,
+            _within: within,
+            who,
+        })
     }
 
     fn destination(&self, source: &Workload, tunnel: &Tunnel, accepted: Vec<Identity>) -> Destination {

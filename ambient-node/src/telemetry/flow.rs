@@ -96,6 +96,11 @@ impl Account {
         }
     }
 
+    /// Who is at the other end is known only now.
+    pub(crate) fn found(&mut self, workload: Arc<Workload>) {
+        self.renew(|ends| ends.destination_workload = Some(workload));
+    }
+
     fn renew(&mut self, change: impl FnOnce(&mut Ends)) {
         let mut ends = self.open.ends.clone();
         change(&mut ends);

@@ -69,6 +69,14 @@ pub enum LogError {
     Twice(String),
 }
 
+/// Whether a filter can be read: for who asks before the log is set up.
+///
+/// # Errors
+/// When it cannot.
+pub fn check(filter: &str) -> Result<(), LogError> {
+    levels::filter(filter).map(drop)
+}
+
 /// Sets up the log of this process; for binaries. What is still queued is written when the answer is dropped.
 ///
 /// # Errors

@@ -229,7 +229,7 @@ pub(crate) fn the_dump_is_what_istioctl_reads(world: &World) -> Outcome {
     ] {
         assert!(dump.version.contains_key(key), "{key}");
     }
-    assert_eq!(dump.config["node"], "node-1");
+    assert_eq!(dump.config["localNode"], "node-1");
     assert!(dump.staged_services.is_empty() && dump.static_config.contains_key("workloads"));
     Ok(())
 }

@@ -13,7 +13,9 @@ use ambient_control::{
     Change, Issuer,
     ca::{self, DirectoryCa, Target},
 };
-use ambient_core::{Authority, Credential, Credentials, Identity, Service, TrustBundles, TrustDomain, mesh::Update, ports};
+use ambient_core::{
+    Authority, Credential, Credentials, Identity, Service, TrustBundles, TrustDomain, Workload, WorkloadKind, headers, mesh::Update, ports,
+};
 use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Speaker, Stream};
 use ambient_testkit::{World, ca::Ca, harness::Outcome};
 use rustls::{NamedGroup, crypto::CryptoProvider};
@@ -23,7 +25,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::mesh::{Family, LABELLED, Mesh, PATIENCE, Way, until};
+use crate::{
+    mesh::{Family, LABELLED, Mesh, PATIENCE, Way, until},
+    ways::at,
+};
 
 /// Refuses one port of a pod.
 const NOT_THIS_PORT: &str = "
@@ -184,6 +189,54 @@ pub(crate) fn what_peers_write_is_believed_by_nobody(world: &World) -> Outcome {
     for word in ["a-0", "c-0", "of-1", "other", "network-0"] {
         assert!(!after.contains(&format!("\"{word}")), "{word}");
     }
+    Ok(())
+}
+
+/// What comes through a gateway says who it is: labels know it where the mesh knows one of which that is so, and nobody else.
+pub(crate) fn who_comes_through_a_gateway_is_looked_up(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let peer = Peer::of_the_mesh(&mesh)?;
+    let listener = mesh.b.listen(Family::V4);
+    let behind = |account: &str, owner: &str| Workload {
+        network: "far".into(),
+        network_gateway: Some(at("far", mesh.c.v4)),
+        service_account: account.into(),
+        cluster: "c2".into(),
+        kind: WorkloadKind::Deployment,
+        workload_name: owner.into(),
+        canonical_name: format!("{owner}-service").as_str().into(),
+        canonical_revision: "v7".into(),
+        ..Workload::new(&format!("c2//Pod/elsewhere/{owner}-1"), "elsewhere", &format!("{owner}-1"))
+    };
+    let (own, others) = (behind("peer", "own"), behind("another", "others"));
+    mesh.tell(vec![Update::Workload(own.clone().into()), Update::Workload(others.clone().into())]);
+    let counted = |workload: &str, service: &str| {
+        let labels = [
+            ("reporter", "destination"),
+            ("source_principal", "spiffe://cluster.local/ns/elsewhere/sa/peer"),
+            ("source_workload", workload),
+            ("source_canonical_service", service),
+        ];
+        mesh.metric("istio_tcp_connections_opened_total", &labels)
+    };
+    let say = |baggage: String, network: &str| {
+        let headers = [("baggage", baggage), ("x-forwarded-network", network.to_owned())];
+        peer.run(&mesh, peer.connect_saying(mesh.b.v4, listener.address(), &headers))
+    };
+    until("it to be known", || {
+        say(headers::baggage(&own), "far").ok()?;
+        (counted("own", "own-service") > 0).then_some(())
+    });
+    let (known, unknown) = (counted("own", "own-service"), counted("unknown", "unknown"));
+    // Somebody else, one that is not quite so, and one whose address is said to be its own.
+    say(headers::baggage(&others), "far")?;
+    say(headers::baggage(&own).replace("v7", "v8"), "far")?;
+    say(headers::baggage(&own), "")?;
+    until("the others to be counted", || {
+        (counted("unknown", "unknown") >= unknown + 3).then_some(())
+    });
+    assert_eq!(counted("own", "own-service"), known);
+    assert_eq!(counted("others", "others-service"), 0);
     Ok(())
 }
 

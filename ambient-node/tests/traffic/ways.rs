@@ -165,6 +165,11 @@ pub(crate) fn by_a_tunnel_in_a_tunnel(mesh: &Mesh) -> Result<(Pair, [SocketAddr;
         network_gateway: Some(at("far", mesh.b.v4)),
         ..Workload {
             uid: "far//Pod/web".into(),
+            // What a's node says of a is so of it too.
+            service_account: "a".into(),
+            workload_name: "a".into(),
+            canonical_name: "a".into(),
+            canonical_revision: "latest".into(),
             ..Mesh::workload("web", &mesh.a)
         }
     };
@@ -194,6 +199,18 @@ pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) 
     let mesh = Mesh::start(world)?;
     let (mut pair, _) = by_a_tunnel_in_a_tunnel(&mesh)?;
     pair.converse()?;
+    // Whom the gateway has chosen is known by what it says and proves, as far as the mesh knows one of which that is so.
+    let chosen = [
+        ("reporter", "source"),
+        ("source_workload", "a"),
+        ("destination_workload", "a"),
+        ("destination_canonical_service", "a"),
+        ("destination_principal", "spiffe://cluster.local/ns/shop/sa/a"),
+        ("destination_service_name", "web"),
+    ];
+    until("the connection to be counted", || {
+        (mesh.metric("istio_tcp_connections_opened_total", &chosen) > 0).then_some(())
+    });
     // The address is the gateway's.
     assert_eq!(pair.server.peer_addr()?.ip(), mesh.c.v4);
     pair.client.write_all(&vec![7; 1 << 20])?;

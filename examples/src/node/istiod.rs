@@ -15,7 +15,7 @@ use ambient_control::{
     },
 };
 use ambient_core::TrustDomain;
-use ambient_node::{Config, NodeKeys};
+use ambient_node::{Config, ControlPlane, NodeKeys, Sources, Vouchers};
 use anyhow::Context as _;
 
 use crate::cluster_local::ClusterLocal;
@@ -119,9 +119,59 @@ impl Istiod {
         Ok(Some(Arc::new(Membership::start(membership)?)))
     }
 
+    /// Where state and certificates come from, as far as it is this that says so; without secrets.
+    pub(super) fn sources(&self) -> Sources {
+        let of = |address: Option<&str>, roots: &str, other_name: Option<&String>, headers: &str| {
+            let address = address?;
+            let has_scheme = address.contains("://");
+            Some(ControlPlane {
+                address: if has_scheme {
+                    address.to_owned()
+                } else {
+                    format!("https://{address}")
+                },
+                roots: match roots_of(roots) {
+                    Roots::File(path) => Vouchers::File(path),
+                    Roots::System => Vouchers::System,
+                    Roots::Pem(_) => Vouchers::Given,
+                },
+                other_name: other_name.cloned(),
+                headers: prefixed(headers).into_iter().map(|(name, _)| name).collect(),
+            })
+        };
+        let state = of(
+            self.state_address(),
+            &self.xds_root_ca,
+            self.alt_xds_hostname.as_ref(),
+            STATE_HEADERS,
+        );
+        let certificates = match &self.control {
+            Some(_) => state.clone(),
+            None => of(
+                self.certificate_address(),
+                &self.ca_root_ca,
+                self.alt_ca_hostname.as_ref(),
+                CA_HEADERS,
+            ),
+        };
+        Sources {
+            state,
+            certificates,
+            on_demand: self.xds_on_demand,
+            metadata: self
+                .node_metadata
+                .clone()
+                .unwrap_or_default()
+                .into_iter()
+                .chain(prefixed(TEXTS))
+                .collect(),
+            ..Sources::default()
+        }
+    }
+
     /// How the source of state is reached.
     fn of_state(&self, address: &str, membership: Option<&Arc<Membership>>) -> anyhow::Result<Endpoint> {
-        let mut endpoint = self.endpoint(address, &self.xds_root_ca, "XDS_HEADER_")?;
+        let mut endpoint = self.endpoint(address, &self.xds_root_ca, STATE_HEADERS)?;
         endpoint.other_name.clone_from(&self.alt_xds_hostname);
         endpoint.membership = membership.cloned();
         Ok(endpoint)
@@ -143,11 +193,7 @@ impl Istiod {
             pod: variable("POD_NAME", ""),
             namespace: variable("POD_NAMESPACE", ""),
             node: node.into(),
-            metadata: all_metadata(
-                self.node_metadata.clone().unwrap_or_default(),
-                prefixed("ISTIO_META_"),
-                prefixed(JSON),
-            )?,
+            metadata: all_metadata(self.node_metadata.clone().unwrap_or_default(), prefixed(TEXTS), prefixed(JSON))?,
         };
         let memory = self.memory();
         let config = StateConfig {
@@ -175,7 +221,7 @@ impl Istiod {
         let endpoint = match membership {
             Some(_) => self.of_state(address, membership)?,
             None => {
-                let mut endpoint = self.endpoint(address, &self.ca_root_ca, "CA_HEADER_")?;
+                let mut endpoint = self.endpoint(address, &self.ca_root_ca, CA_HEADERS)?;
                 endpoint.other_name.clone_from(&self.alt_ca_hostname);
                 endpoint
             }
@@ -202,17 +248,12 @@ impl Istiod {
             Some(text) => Some(Token::Literal(text.clone())),
             None => Path::new(TOKEN).exists().then(|| Token::File(TOKEN.into())),
         };
-        let roots = match roots {
-            "SYSTEM" => Roots::System,
-            pem if pem.contains("-----BEGIN") => Roots::Pem(pem.into()),
-            file => Roots::File(file.into()),
-        };
         let provider = match self.post_quantum_only {
             true => ambient_tls::post_quantum_provider(),
             false => ambient_tls::provider(),
         };
         let endpoint = Endpoint {
-            roots,
+            roots: roots_of(roots),
             token,
             cluster: self.cluster_id.clone(),
             headers: prefixed(headers),
@@ -224,6 +265,20 @@ impl Istiod {
     }
 }
 
+/// Who vouches for a control plane.
+fn roots_of(text: &str) -> Roots {
+    match text {
+        "SYSTEM" => Roots::System,
+        pem if pem.contains("-----BEGIN") => Roots::Pem(pem.into()),
+        file => Roots::File(file.into()),
+    }
+}
+
+/// Begin the names of variables that are headers of calls.
+const STATE_HEADERS: &str = "XDS_HEADER_";
+const CA_HEADERS: &str = "CA_HEADER_";
+/// Begins the names of variables that are metadata.
+const TEXTS: &str = "ISTIO_META_";
 /// Begins the names of variables that are metadata in JSON.
 const JSON: &str = "ISTIO_METAJSON_";
 

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::Path, time::Duration};
 
+use ambient_node::telemetry::log;
 use anyhow::Context as _;
 use clap::{
     ArgMatches, Command,
@@ -329,6 +330,47 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
+/// The name of a Kubernetes node, which is a DNS name.
+pub(crate) fn node_name(text: &str) -> Result<String, String> {
+    match is_dns_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "the name of a Kubernetes node is wanted, of letters, digits, dashes and dots, and not {text:?}"
+        )),
+    }
+}
+
+/// A DNS domain, in lower case.
+pub(crate) fn domain(text: &str) -> Result<String, String> {
+    match is_dns_name(text) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(format!("a DNS domain is wanted, such as cluster.local, and not {text:?}")),
+    }
+}
+
+/// Underscores are no letters of DNS names, and stand in some.
+fn is_dns_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        plain && (1..=63).contains(&label.len())
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// A switch of Istio's metadata, of which the case does not count.
+pub(crate) fn truth(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(format!("true or false is wanted, and not {text:?}")),
+    }
+}
+
+/// What is logged.
+pub(crate) fn log_filter(text: &str) -> Result<String, log::LogError> {
+    log::check(text).map(|()| text.to_owned())
+}
+
 /// A time: `5s`, `1h30m`, `500ms`; a bare number is seconds.
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let wanted = || format!("a time is wanted, such as 5s, 1h30m or 500ms, and not {text:?}");
@@ -431,6 +473,21 @@ mod tests {
         for text in ["0", "32768", "10h", "1500ms", "soon"] {
             assert!(kernel_seconds(text).unwrap_err().contains(text), "{text}");
         }
+    }
+
+    #[test]
+    fn names_are_those_of_dns() {
+        for text in ["n", "node-1", "ip-10-0-0-1.eu-central-1.compute.internal", "under_score"] {
+            assert_eq!(node_name(text).as_deref(), Ok(text));
+        }
+        assert_eq!(domain("Cluster.Local").as_deref(), Ok("cluster.local"));
+        let long = ["a"; 128].join(".");
+        for text in ["", ".", "a.", ".a", "a..b", "a b", "a/b", "..", &"a".repeat(64), &long] {
+            assert!(node_name(text).unwrap_err().contains(&format!("{text:?}")), "{text}");
+            assert!(domain(text).unwrap_err().contains(&format!("{text:?}")), "{text}");
+        }
+        assert_eq!((truth("True"), truth("false")), (Ok(true), Ok(false)));
+        assert!(truth("yes").unwrap_err().contains("\"yes\""));
     }
 
     #[test]

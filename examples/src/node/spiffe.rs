@@ -43,6 +43,12 @@ impl Spiffe {
         self.admin_socket().is_some() || self.socket().is_some()
     }
 
+    /// What says that certificates come from there, and what it names.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let sockets = [("spireAdminSocket", self.admin_socket()), ("spiffeSocket", self.socket())];
+        sockets.into_iter().filter_map(|(by, socket)| Some((by, socket?.to_string())))
+    }
+
     /// The source of certificates, if it is one, which remembers whom to trust.
     pub(super) fn certificates(&self, trust_domain: &TrustDomain, memory: Option<MemoryConfig>) -> anyhow::Result<Option<Arc<dyn Issuer>>> {
         let provider = Arc::new(ambient_tls::provider());
