@@ -17,7 +17,7 @@ use std::{
 
 use ambient_core::{PodUid, Workload};
 use ambient_redirect::{
-    HandOver, HandOverError, PodSpec,
+    BoxFuture, HandOver, HandOverError, PodSpec,
     linux::{Inside, Netns, OwnPath, listen_for_streams},
     pods::{PodState, State as PodStage},
 };
@@ -39,6 +39,8 @@ use tokio::{
 use crate::{
     meant::{is_meant, spec_of},
     state::State,
+    supervise::supervise,
+    telemetry::Metrics,
 };
 
 #[cfg(test)]
@@ -165,14 +167,35 @@ impl Taken {
 }
 
 /// Serves plugins until it is dropped; what is under way ends with it. Cancel safe.
-pub(crate) async fn serve(door: Door, porter: Porter) {
-    let Door { listener, path } = door;
-    let listener = match tokio::net::UnixListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "the socket for CNI plugins cannot be served"),
+pub(crate) async fn serve(door: Door, porter: Porter, metrics: Arc<Metrics>) {
+    tracing::info!(socket = %door.path.path().display(), "CNI plugins may hand namespaces over");
+    let porter = Arc::new(porter);
+    let answer: Answer = Arc::new(move |stream| {
+        let exchanged = exchange(stream, porter.clone());
+        // Who does not speak HTTP is told nothing.
+        Box::pin(async move { drop(exchanged.await) })
+    });
+    uphold(door, &metrics, answer).await;
+}
+
+/// Answers a plugin.
+type Answer = Arc<dyn Fn(UnixStream) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Takes plugins in, and begins anew where that panics: who asks meanwhile waits in the socket.
+async fn uphold(door: Door, metrics: &Metrics, answer: Answer) {
+    let door = Arc::new(door);
+    supervise("the socket for CNI plugins", metrics, || accept(door.clone(), answer.clone())).await;
+}
+
+async fn accept(door: Arc<Door>, answer: Answer) {
+    let listener = loop {
+        // A descriptor more, which there may be none of for a while.
+        match door.listener.try_clone().and_then(tokio::net::UnixListener::from_std) {
+            Ok(listener) => break listener,
+            Err(_) => time::sleep(BREATH).await,
+        }
     };
-    tracing::info!(socket = %path.path().display(), "CNI plugins may hand namespaces over");
-    let (porter, places) = (Arc::new(porter), Arc::new(Semaphore::new(PLUGINS)));
+    let places = Arc::new(Semaphore::new(PLUGINS));
     let mut plugins = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -189,9 +212,9 @@ pub(crate) async fn serve(door: Door, porter: Porter) {
             continue;
         }
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let porter = porter.clone();
+        let answered = answer(stream);
         plugins.spawn(async move {
-            let _ = time::timeout(SAYING + PATIENCE * 2, exchange(stream, porter)).await;
+            let _ = time::timeout(SAYING + PATIENCE * 2, answered).await;
             drop(place);
         });
     }

@@ -8,7 +8,7 @@ use ambient_redirect::{
 };
 use tokio::{sync::watch, task::spawn_blocking};
 
-use crate::{Shared, supervise::supervise};
+use crate::{supervise::supervise, telemetry::Metrics};
 
 /// Puts the node's rules in force, or takes them away where they are switched off. `None` where there are none: what the
 /// node's processes send to pods is then judged by policies like everybody's.
@@ -42,7 +42,12 @@ pub(crate) async fn prepare(node: &str, ipv6: bool, wanted: bool) -> Option<Host
 }
 
 /// Upholds the rules, as pods come and go; with rules put in force anew where that panics. Never ends.
-pub(crate) async fn uphold(node: Arc<Shared>, probes: HostProbes, captures: watch::Receiver<Arc<[PodState]>>) {
+pub(crate) async fn uphold(
+    (node, ipv6): (Arc<str>, bool),
+    metrics: Arc<Metrics>,
+    probes: HostProbes,
+    captures: watch::Receiver<Arc<[PodState]>>,
+) {
     let prepared = Mutex::new(Some(probes));
     let begin = || {
         let prepared = prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -50,7 +55,7 @@ pub(crate) async fn uphold(node: Arc<Shared>, probes: HostProbes, captures: watc
         async move {
             let probes = match prepared {
                 Some(probes) => Some(probes),
-                None => prepare(&node.config.node, node.config.ipv6, true).await,
+                None => prepare(&node, ipv6, true).await,
             };
             if let Some(probes) = probes {
                 tokio::select! {
@@ -60,13 +65,13 @@ pub(crate) async fn uphold(node: Arc<Shared>, probes: HostProbes, captures: watc
             }
         }
     };
-    supervise("the node's rules for probes", &node.metrics, begin).await;
+    supervise("the node's rules for probes", &metrics, begin).await;
     // Whom it follows has gone, with all of the node: its end is told elsewhere.
     std::future::pending().await
 }
 
 /// Puts into the log what becomes of the rules.
-pub(crate) async fn tell(mut states: watch::Receiver<ProbesState>) {
+async fn tell(mut states: watch::Receiver<ProbesState>) {
     let mut told = ProbesState::default();
     loop {
         let now = states.borrow_and_update().clone();

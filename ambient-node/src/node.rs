@@ -50,7 +50,7 @@ use crate::{
     policies::Oversight,
     readiness::Readiness,
     state::{Changed, State},
-    supervise::supervise,
+    supervise,
     telemetry::{Direction, Metrics},
     text::rfc3339,
     trust,
@@ -507,7 +507,8 @@ impl Node {
         tasks.spawn(supervised(&shared, "series", let_series_go));
         tasks.spawn(supervised(&shared, "demand", give_back));
         if let Some(probes) = probes {
-            tasks.spawn(host_probes::uphold(shared.clone(), probes, captures.clone()));
+            let of = (shared.config.node.clone(), shared.config.ipv6);
+            tasks.spawn(host_probes::uphold(of, shared.metrics.clone(), probes, captures.clone()));
         }
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = enrol(enrolling, &shared, &pods, &mut tasks, (wanted, captures, changed), stopped);
@@ -562,7 +563,7 @@ fn enrol(
                     no_dns: shared.config.nameservers.is_empty().then_some(meant::NO_DNS),
                     open_when_unproven: shared.config.open_when_unproven,
                 };
-                tasks.spawn(cni::serve(door, porter));
+                tasks.spawn(cni::serve(door, porter, shared.metrics.clone()));
             }
             let states = captures.clone();
             tasks.spawn(supervised(shared, "pods", move |shared| {
@@ -616,8 +617,8 @@ fn supervised<F: Future<Output = ()> + Send + 'static>(
     what: &'static str,
     begin: impl Fn(Arc<Shared>) -> F + Send + Sync + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
-    let shared = shared.clone();
-    async move { supervise(what, &shared.metrics, || begin(shared.clone())).await }
+    let node = shared.clone();
+    supervise::supervised(what, &shared.metrics, move || begin(node.clone()))
 }
 
 /// Why a node has stopped without being told to.

@@ -1,6 +1,6 @@
 //! Tasks that must not end: one that panics is begun anew, told of and counted.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time};
 
@@ -34,12 +34,19 @@ pub(crate) async fn supervise<F: Future<Output = ()> + Send + 'static>(what: &'s
     }
 }
 
+/// The same, as what a task of its own can be made of.
+pub(crate) fn supervised<F: Future<Output = ()> + Send + 'static>(
+    what: &'static str,
+    metrics: &Arc<Metrics>,
+    begin: impl Fn() -> F + Send + Sync + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let metrics = metrics.clone();
+    async move { supervise(what, &metrics, begin).await }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    };
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 

@@ -36,6 +36,7 @@ use crate::{
     node::{Told, open_to_plugins, read_namespaces},
     policies,
     state::State,
+    supervise::supervised,
     telemetry::Metrics,
 };
 
@@ -201,18 +202,18 @@ impl Enrol {
         let changed = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(node.clone(), source, state.clone(), desired, changed.clone()));
-        tasks.spawn(tell_of_pods(metrics.clone(), captures.clone()));
-        tasks.spawn(tell_of_proxies(server.proxies()));
-        tasks.spawn(kept::hold_to_policy(
-            state.clone(),
-            metrics,
-            captures.clone(),
-            enrolment.kept(),
-            changed,
-        ));
+        let (counts, states) = (metrics.clone(), captures.clone());
+        tasks.spawn(supervised("pods", &metrics, move || tell_of_pods(counts.clone(), states.clone())));
+        let proxies = server.proxies();
+        tasks.spawn(supervised("proxies", &metrics, move || tell_of_proxies(proxies.clone())));
+        let held = (state.clone(), metrics.clone(), captures.clone(), enrolment.kept(), changed);
+        tasks.spawn(supervised("kept connections", &metrics, move || {
+            let (state, metrics, captures, kept, changed) = held.clone();
+            kept::hold_to_policy(state, metrics, captures, kept, changed)
+        }));
         if let Some(probes) = probes {
-            tasks.spawn(host_probes::tell(probes.states()));
-            tasks.spawn(probes.run(captures.clone(), std::future::pending()));
+            let of = (node.clone(), config.redirect.options.ipv6);
+            tasks.spawn(host_probes::uphold(of, metrics.clone(), probes, captures.clone()));
         }
         if let Some(door) = plugins {
             let porter = Porter {
@@ -224,7 +225,7 @@ impl Enrol {
                 no_dns: None,
                 open_when_unproven: config.redirect.open_when_unproven,
             };
-            tasks.spawn(cni::serve(door, porter));
+            tasks.spawn(cni::serve(door, porter, metrics));
         }
         let serving = server.clone();
         tasks.spawn(async move { serving.run().await });
@@ -307,7 +308,8 @@ async fn tell_of_proxies(mut proxies: watch::Receiver<Arc<[Connected]>>) {
         }
         told = now;
         if proxies.changed().await.is_err() {
-            return;
+            // Whoever serves them has gone, with all of this; its end is told elsewhere.
+            return std::future::pending().await;
         }
     }
 }

@@ -1,4 +1,36 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::*;
+
+#[tokio::test]
+async fn who_asks_while_it_panics_is_answered_by_the_next() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("cni.sock");
+    let (door, metrics) = (Door::open(&path).unwrap(), Arc::new(Metrics::default()));
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = asked.clone();
+    let answer: Answer = Arc::new(move |mut stream: UnixStream| {
+        assert!(counted.fetch_add(1, Ordering::Relaxed) > 0, "the first one is too much for it");
+        Box::pin(async move { drop(stream.write_all(b"here").await) })
+    });
+    let of_it = metrics.clone();
+    let upheld = tokio::spawn(async move { uphold(door, &of_it, answer).await });
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        let mut plugin = UnixStream::connect(&path).await.unwrap();
+        let mut said = String::new();
+        let read = time::timeout(Duration::from_secs(5), plugin.read_to_string(&mut said))
+            .await
+            .unwrap();
+        ends.push(read.map(|_| said).unwrap_or_default());
+    }
+    assert_eq!(ends, ["", "here"]);
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    assert!(metrics.text().unwrap().contains("ambient_tasks_restarted_total 1"));
+    assert!(!upheld.is_finished());
+}
 
 #[test]
 fn what_istios_plugin_says_is_understood() {
