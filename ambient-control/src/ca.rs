@@ -263,6 +263,19 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// There was an authority, and its root is gone.
+    #[error(
+        "{}: it is not here, though an authority has lived here, as {} says: put it back, or remove all that is in the directory \
+         while no node runs for a new authority",
+        path.display(),
+        trace.display()
+    )]
+    Lost {
+        /// The certificate of the root.
+        path: PathBuf,
+        /// What is left of it.
+        trace: PathBuf,
+    },
     /// Something lies there that is none of an authority's.
     #[error("{}: is none of an authority's files: choose a directory that is empty", path.display())]
     Foreign {
@@ -283,12 +296,27 @@ pub enum OpenError {
         /// What it is wanted for.
         what: &'static str,
     },
+    /// A node has nothing to sign with.
+    #[error(
+        "{}: no intermediate of the node {node} is here that holds now, nor the root's key{}: `ambient ca issue --node {node}` where \
+         that key is gives one",
+        path.display(),
+        of_others(others)
+    )]
+    NoIntermediate {
+        /// The directory.
+        path: PathBuf,
+        /// The node.
+        node: String,
+        /// Nodes that have intermediates here.
+        others: Vec<String>,
+    },
     /// What is to be revoked is not known here.
-    #[error("{what}: nothing that was issued here and has not ended is that: {hint}")]
+    #[error("{what}: {hint}")]
     Unknown {
         /// What was asked for.
         what: String,
-        /// What to do.
+        /// Why, and what to do.
         hint: &'static str,
     },
     /// The crypto library refuses.
@@ -297,6 +325,14 @@ pub enum OpenError {
         /// Its words.
         why: String,
     },
+}
+
+/// A node by another name than its directory knows is a common mistake.
+fn of_others(nodes: &[String]) -> String {
+    match nodes {
+        [] => String::new(),
+        nodes => format!(" (there are some of {})", nodes.join(", ")),
+    }
 }
 
 /// See [`crate::fuzz`].

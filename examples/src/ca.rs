@@ -61,6 +61,9 @@ pub(crate) enum Verb {
         of: Directory,
         #[command(flatten)]
         what: What,
+        /// The serial number of the issuer, for a certificate that is not listed.
+        #[arg(long, value_name = "HEX", requires = "serial")]
+        issuer: Option<String>,
     },
     /// Show the roots, what signs below them, what was issued and revoked, and when each ends.
     Show {
@@ -91,7 +94,7 @@ pub(crate) struct Whom {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false, id = "what", args = ["identity", "serial", "node", "lift"])]
+#[group(required = true, multiple = false)]
 pub(crate) struct What {
     /// An identity: all its certificates, and it gets no new ones.
     #[arg(long, value_name = "SPIFFE-ID")]
@@ -105,9 +108,6 @@ pub(crate) struct What {
     /// Let an identity that was revoked have certificates again; those revoked stay so.
     #[arg(long, value_name = "SPIFFE-ID")]
     lift: Option<Identity>,
-    /// The serial number of the issuer, for a certificate that is not listed.
-    #[arg(long, value_name = "HEX", requires = "serial")]
-    issuer: Option<String>,
 }
 
 /// What goes wrong is one line on standard error.
@@ -153,7 +153,7 @@ fn run(verb: Verb) -> anyhow::Result<String> {
             answer(&of, &given, given_text)
         }
         Verb::Rotate { of, grace } => answer(&of, &Authority::open(&of.ca)?.rotate(grace, now())?, rotation_text),
-        Verb::Revoke { of, what } => {
+        Verb::Revoke { of, what, issuer } => {
             let authority = Authority::open(&of.ca)?;
             if let Some(identity) = &what.lift {
                 authority.lift(identity)?;
@@ -163,10 +163,7 @@ fn run(verb: Verb) -> anyhow::Result<String> {
             }
             let target = match (what.identity, what.serial, what.node) {
                 (Some(identity), ..) => Target::Identity(identity),
-                (_, Some(serial), _) => Target::Serial {
-                    serial,
-                    issuer: what.issuer,
-                },
+                (_, Some(serial), _) => Target::Serial { serial, issuer },
                 (.., Some(node)) => return revoke_node(&of, &authority, node),
                 _ => anyhow::bail!("--identity, --serial or --node says what"),
             };
@@ -284,7 +281,7 @@ fn shown_text(shown: &Shown) -> String {
         "INTERMEDIATE", "STATE", "ENDS", "ISSUED"
     ));
     for one in &shown.intermediates {
-        let (state, ends) = (state(one.revoked), date(one.expires));
+        let (state, ends) = (state(one.revoked, one.trusted), date(one.expires));
         text.push_str(&format!("{:<34}{state:<10}{ends:<22}{:<8}{}\n", one.serial, one.issued, one.node));
     }
     text.push_str(&format!("\n{:<34}{:<10}{:<22}NAME\n", "CERTIFICATE", "STATE", "ENDS"));
@@ -292,7 +289,7 @@ fn shown_text(shown: &Shown) -> String {
         let line = format!(
             "{:<34}{:<10}{:<22}{}\n",
             one.serial,
-            state(one.revoked),
+            state(one.revoked, one.trusted),
             date(one.expires),
             one.name
         );
@@ -310,8 +307,12 @@ fn shown_text(shown: &Shown) -> String {
     text
 }
 
-fn state(revoked: bool) -> &'static str {
-    if revoked { "revoked" } else { "good" }
+fn state(revoked: bool, trusted: bool) -> &'static str {
+    match (revoked, trusted) {
+        (true, _) => "revoked",
+        (false, true) => "good",
+        (false, false) => "untrusted",
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates bear the time of day")]

@@ -156,6 +156,92 @@ fn a_directory_that_was_named_by_mistake_is_left_alone() {
     assert!(error.contains("root-key.pem") && error.matches("directory").count() <= 1, "{error}");
 }
 
+/// What is lost is not made anew over what is left: the key may be the one that all nodes trust.
+#[test]
+fn an_authority_whose_root_is_gone_is_left_as_it_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = &scratch.path().join("ca");
+    said(dir, &["init"]);
+    let out = scratch.path().join("cart");
+    said(dir, &["issue", "--identity", CART, "--out", out.to_str().unwrap()]);
+    let key = std::fs::read(dir.join("root-key.pem")).unwrap();
+    let certificate = std::fs::read(dir.join("root.pem")).unwrap();
+    std::fs::remove_file(dir.join("root.pem")).unwrap();
+    let again = scratch.path().join("again");
+    for arguments in [
+        &["init"][..],
+        &["show"],
+        &["rotate"],
+        &["issue", "--identity", CART, "--out", again.to_str().unwrap()],
+    ] {
+        let error = refused(dir, arguments);
+        assert!(
+            error.contains("root.pem: it is not here") && error.contains("intermediates") && error.contains("put it back"),
+            "{arguments:?}: {error}"
+        );
+    }
+    assert_eq!(std::fs::read(dir.join("root-key.pem")).unwrap(), key);
+    std::fs::write(dir.join("root.pem"), certificate).unwrap();
+    said(dir, &["issue", "--identity", CART, "--out", again.to_str().unwrap()]);
+    // A key that has signed nothing is what a start that was cut short leaves.
+    let begun = &scratch.path().join("begun");
+    said(begun, &["init"]);
+    std::fs::remove_file(begun.join("root.pem")).unwrap();
+    said(begun, &["init"]);
+}
+
+/// By its serial number and its issuer's: of a certificate that a node has signed elsewhere nothing is listed.
+#[test]
+fn what_is_not_listed_is_revoked_by_its_issuer() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = &scratch.path().join("ca");
+    said(dir, &["init"]);
+    let node = scratch.path().join("node");
+    let given = json(dir, &["issue", "--node", "node-1", "--out", node.to_str().unwrap()]);
+    let issuer = given["serial"].as_str().unwrap();
+    let revoked = json(dir, &["revoke", "--serial", "0a:0b:0c", "--issuer", issuer]);
+    assert_eq!(
+        (&revoked["certificates"][0]["serial"], &revoked["certificates"][0]["issuer"]),
+        (&"0a0b0c".into(), &issuer.into())
+    );
+    assert_eq!(json(dir, &["show"])["revoked"].as_array().unwrap().len(), 1);
+    assert!(refused(dir, &["revoke", "--serial", "0a", "--issuer", "ff"]).contains("the issuer named is not known here"));
+    assert_eq!(ca(dir, &["revoke", "--issuer", issuer]).status.code(), Some(2), "of what?");
+    let root = json(dir, &["show"])["roots"][0]["serial"].as_str().unwrap().to_owned();
+    assert!(refused(dir, &["revoke", "--serial", &root]).contains("it is a root: `ambient ca rotate`"));
+    assert!(refused(dir, &["revoke", "--serial", ""]).contains(r#""": it is no serial number"#));
+    let error = refused(dir, &["revoke", "--lift", CART]);
+    assert!(
+        error.ends_with("/cart: it is not barred: `ambient ca show` lists those that are"),
+        "{error}"
+    );
+}
+
+/// What an old root has signed is no good once that is withdrawn, and is not said to be.
+#[test]
+fn what_a_withdrawn_root_has_signed_is_not_called_good() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = &scratch.path().join("ca");
+    said(dir, &["init"]);
+    let out = scratch.path().join("cart");
+    let given = json(dir, &["issue", "--identity", CART, "--out", out.to_str().unwrap()]);
+    for _ in 0..3 {
+        assert_eq!(json(dir, &["show"])["issued"][0]["trusted"], true);
+        said(dir, &["rotate", "--grace", "0"]);
+    }
+    let shown = json(dir, &["show"]);
+    assert_eq!(
+        (&shown["issued"][0]["trusted"], &shown["intermediates"][0]["trusted"]),
+        (&false.into(), &false.into())
+    );
+    let text = said(dir, &["show"]);
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(given["serial"].as_str().unwrap()))
+        .unwrap();
+    assert!(line.contains("untrusted") && !line.contains("good"), "{line}");
+}
+
 /// Killed at any moment: what was begun is taken up, or can be begun again; nothing is left that nobody can use.
 #[test]
 fn a_command_that_is_killed_leaves_what_the_next_goes_on_with() {
@@ -263,6 +349,7 @@ fn a_disk_that_cannot_be_written_is_named_and_what_is_there_can_be_shown() {
     let scratch = tempfile::tempdir().unwrap();
     let script = format!(
         r#"{VERBS}
+"$AMBIENT" ca issue --node brief --out brief --life 1s >/dev/null && sleep 1.1 && before=$(content) || exit 1
 mkdir new && mount --bind ca ca && mount -o remount,ro,bind ca && mount --bind new new && mount -o remount,ro,bind new || exit 1
 verbs
 "$AMBIENT" ca show && "$AMBIENT" control tokens || exit 1

@@ -128,6 +128,7 @@ impl Authority {
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, OpenError> {
         let directory = directory.as_ref();
         let missing = || OpenError::Missing { path: directory.into() };
+        let none = || lost(directory).unwrap_or_else(missing);
         let looked = fs::symlink_metadata(directory);
         if looked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return Err(missing());
@@ -135,7 +136,7 @@ impl Authority {
         // What cannot be looked at may be one.
         looked.map_err(directory::io_error("look at", directory))?;
         directory::check(directory)?;
-        let roots = Roots::read(directory)?.ok_or_else(missing)?;
+        let roots = Roots::read(directory)?.ok_or_else(none)?;
         Ok(Self {
             directory: directory.into(),
             trust_domain: roots.trust_domain,
@@ -360,19 +361,22 @@ impl Authority {
             Target::Node(node) => {
                 let meant: Vec<_> = intermediates.iter().filter(|one| one.node == *node).map(intermediate).collect();
                 match meant.is_empty() {
-                    true => Err(unknown(node, "`ambient ca show` lists the nodes that have intermediates")),
+                    true => Err(unknown(
+                        node,
+                        "no intermediate of it that has not ended is known here: `ambient ca show` lists the nodes that have some",
+                    )),
                     false => Ok(meant),
                 }
             }
             Target::Serial { serial: text, issuer } => {
-                let hint = "`ambient ca show` lists serial numbers; of what is not listed name the issuer's too";
-                let number = serial::read(text).ok_or_else(|| unknown(text, "it is no serial number: hexadecimal digits make one"))?;
-                let issuer = match issuer {
-                    Some(text) => {
-                        Some(serial::read(text).ok_or_else(|| unknown(text, "it is no serial number: hexadecimal digits make one"))?)
-                    }
-                    None => None,
-                };
+                let hint = "nothing that was issued here and has not ended has this serial number: `ambient ca show` lists them; of what \
+                            is not listed name the issuer's too";
+                let no_number = "it is no serial number: hexadecimal digits make one";
+                let read = |text: &String| serial::read(text).ok_or_else(|| unknown(&format!("{text:?}"), no_number));
+                let (number, issuer) = (read(text)?, issuer.as_ref().map(read).transpose()?);
+                if roots.trusted.iter().any(|root| root.serial == number) {
+                    return Err(unknown(text, "it is a root: `ambient ca rotate` puts another in its place"));
+                }
                 let known = leaves.into_iter().chain(intermediates.iter().map(intermediate));
                 let fits = |one: &RevokedCertificate| one.serial == number && issuer.as_ref().is_none_or(|issuer| *issuer == one.issuer);
                 let mut meant: Vec<_> = known.filter(fits).collect();
@@ -486,10 +490,23 @@ impl<'a> Issuers<'a> {
 
 /// Makes the first root of an authority, where nothing else is: a directory that was named by mistake gets no keys.
 pub(super) fn begin(directory: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<(), OpenError> {
-    match foreign(directory)?.into_iter().next() {
-        Some(path) => Err(OpenError::Foreign { path }),
+    if let Some(path) = foreign(directory)?.into_iter().next() {
+        return Err(OpenError::Foreign { path });
+    }
+    // Its key may still be the only one that all trust.
+    match lost(directory) {
+        Some(error) => Err(error),
         None => Roots::begin(directory, trust_domain, now),
     }
+}
+
+/// That a directory without roots is what is left of an authority. A key alone is what a start that was cut short leaves.
+fn lost(directory: &Path) -> Option<OpenError> {
+    let traces = [INTERMEDIATES, ISSUED, REVOKED, LISTS, TOKENS, NODES].map(|name| directory.join(name));
+    let keys = [Key::Next, Key::Old].map(|key| key.path(directory));
+    let trace = traces.into_iter().chain(keys).find(|path| directory::stamp(path).is_some())?;
+    let path = directory.join(CERTIFICATE);
+    Some(OpenError::Lost { path, trace })
 }
 
 /// What lies in a directory and is none of an authority's; a lock, and what a start that was cut short has left, are.

@@ -119,27 +119,42 @@ fn no_hosts() -> NameConstraints {
     }
 }
 
-/// Every intermediate of a node that has not ended, the one that lives longest last. Those that ended are removed.
+/// Every intermediate of a node that has not ended, the one that lives longest last. Those that ended are removed, and so is what
+/// whoever was killed while writing one has left: it has a key.
 pub(super) fn of(directory: &Path, node: &str, now: SystemTime) -> Result<Vec<Intermediate>, OpenError> {
     check_node(node)?;
     let place = place(directory, node);
     let mut found = Vec::new();
     for name in directory::names(&place)? {
         let path = place.join(&name);
-        if path.extension().is_none_or(|extension| extension != "pem") {
-            continue;
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("pem") => {}
+            // Nobody writes for so long.
+            Some("new") if directory::written(&path).is_ok_and(|at| at + DRAFT <= now) => {
+                tidy(&path)?;
+                continue;
+            }
+            _ => continue,
         }
         let Some(pem) = directory::absent(directory::read_secret(&path))? else {
             continue;
         };
         let read = read(node, &path, &pem).map_err(|why| OpenError::Unusable { path: path.clone(), why })?;
         match read.not_after <= now {
-            true => directory::remove(&path)?,
+            true => tidy(&path)?,
             false => found.push(read),
         }
     }
     found.sort_by_key(|intermediate| intermediate.not_after);
     Ok(found)
+}
+
+/// Removes what is of no use; where nothing can be written it is in nobody's way.
+fn tidy(path: &Path) -> Result<(), OpenError> {
+    match directory::remove(path) {
+        Err(OpenError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        removed => removed,
+    }
 }
 
 /// The nodes that have intermediates.
@@ -225,6 +240,8 @@ pub(super) fn place(directory: &Path, node: &str) -> PathBuf {
     directory.join(INTERMEDIATES).join(node)
 }
 
+/// How old a file is that was being written and will not be finished.
+const DRAFT: Duration = Duration::from_secs(60 * 60);
 pub(super) const INTERMEDIATES: &str = "intermediates";
 /// The longest that an intermediate lives: a stolen one ends by itself.
 pub(super) const LIFE: Duration = Duration::from_secs(24 * 60 * 60);

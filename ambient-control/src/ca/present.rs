@@ -213,11 +213,15 @@ impl Place<'_> {
         let found = intermediates::of(self.directory, self.node, now)?;
         let mut found = found.into_iter().filter(good);
         let Some(root) = signing else {
-            let newest = found.next_back().ok_or_else(|| OpenError::Io {
-                what: "look at the key of the root, and no intermediate is here that has not ended or been revoked:",
-                path: Key::Signs.path(self.directory),
-                source: std::io::ErrorKind::NotFound.into(),
-            })?;
+            let Some(newest) = found.next_back() else {
+                let mut others = intermediates::nodes(self.directory)?;
+                others.retain(|node| node != self.node);
+                return Err(OpenError::NoIntermediate {
+                    path: self.directory.into(),
+                    node: self.node.into(),
+                    others,
+                });
+            };
             intermediates::check(&newest, roots, now)?;
             if newest.half_life() <= now {
                 // In seconds since 1970.

@@ -21,7 +21,7 @@ pub enum RequestError {
         why: String,
     },
     /// What is to be named is no name of a certificate.
-    #[error("{name:?} cannot stand in a certificate")]
+    #[error("{name:?} cannot stand in a certificate: the name of a host or an address is wanted, with nothing before or after it")]
     Name {
         /// The name.
         name: String,
@@ -257,6 +257,12 @@ mod tests {
         lines[middle] = lines[middle].chars().rev().collect();
         let error = sign(&lines.join("\n")).unwrap_err();
         assert!(matches!(error, RequestError::Request { .. }), "{error}");
+        for host in ["", "bad name", "istiod:15012", "https://istiod", "[::1]", "a..b"] {
+            let error = ca.server(&["istiod".into(), host.into()]).unwrap_err();
+            assert_eq!(error, RequestError::Name { name: host.into() });
+        }
+        ca.server(&["istiod.istio-system.svc", "*.mesh.example", "::1", "127.0.0.1"].map(String::from))
+            .unwrap();
         let foreign = "spiffe://other/ns/shop/sa/cart".parse().unwrap();
         let error = ca.sign_request(&foreign, &request, Duration::from_secs(60)).unwrap_err();
         assert!(matches!(error, RequestError::Foreign { .. }), "{error}");

@@ -274,4 +274,4 @@ pub(super) fn moment(seconds: i64) -> SystemTime {
 pub(super) const CERTIFICATE: &str = "root.pem";
 pub(super) const KEY: &str = "root-key.pem";
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-const AGAIN: &str = "put the right one back, or remove root.pem and root-key.pem while no node runs for new ones";
+const AGAIN: &str = "put the right one back, or remove all that is in the directory while no node runs for a new authority";

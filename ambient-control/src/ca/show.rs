@@ -6,7 +6,9 @@ use serde::Serialize;
 use x509_parser::time::ASN1Time;
 
 use super::{
-    Authority, OpenError, RevokedCertificate, authority, directory, issued,
+    Authority, OpenError, RevokedCertificate, authority, directory,
+    intermediates::Intermediate,
+    issued,
     revoked::{self, Revoked},
     roots::{Key, Root},
     seconds,
@@ -60,6 +62,8 @@ pub struct ShownIntermediate {
     pub expires: u64,
     /// Whether it is revoked.
     pub revoked: bool,
+    /// Whether its root is trusted still: one that was withdrawn takes along what it has issued.
+    pub trusted: bool,
     /// How many certificates it has signed that have not ended.
     pub issued: usize,
 }
@@ -77,6 +81,8 @@ pub struct ShownCertificate {
     pub expires: u64,
     /// Whether it, or its issuer, is revoked.
     pub revoked: bool,
+    /// Whether the root above it is trusted still.
+    pub trusted: bool,
 }
 
 impl Authority {
@@ -103,31 +109,38 @@ impl Authority {
             expires: seconds(root.not_after),
         };
         let is_revoked = |serial: &str| revoked.certificates.iter().any(|one| one.serial == serial);
+        let intermediates = self.intermediates(now)?;
+        let is_trusted = |root: &str| roots.trusted.iter().any(|one| one.name == root);
+        let stands = |issuer: &str| match intermediates.iter().find(|one| one.serial == issuer) {
+            Some(one) => is_trusted(&one.root),
+            None => roots.trusted.iter().any(|root| root.serial == issuer),
+        };
         let mut all = Vec::new();
         for issuer in issued::issuers(&self.directory)? {
             let of = issued::of(&self.directory, &issuer, now)?;
             all.extend(of.into_iter().map(|one| ShownCertificate {
                 revoked: revoked.has(&issuer, &one.serial) || is_revoked(&issuer),
+                trusted: stands(&issuer),
                 serial: one.serial,
                 name: one.name,
                 issuer: issuer.clone(),
                 expires: one.expires,
             }));
         }
-        let intermediates = self.intermediates(now)?;
-        let intermediates = intermediates.into_iter().map(|one| ShownIntermediate {
+        let shown_intermediate = |one: &Intermediate| ShownIntermediate {
             issued: all.iter().filter(|leaf| leaf.issuer == one.serial).count(),
             revoked: is_revoked(&one.serial),
+            trusted: is_trusted(&one.root),
             expires: seconds(one.not_after),
-            node: one.node,
-            serial: one.serial,
-            root: one.root,
-        });
+            node: one.node.clone(),
+            serial: one.serial.clone(),
+            root: one.root.clone(),
+        };
         let lists = revoked::read_lists(&self.directory)?;
         Ok(Shown {
             trust_domain: roots.trust_domain.to_string(),
             roots: roots.trusted.iter().map(shown_root).collect(),
-            intermediates: intermediates.collect(),
+            intermediates: intermediates.iter().map(shown_intermediate).collect(),
             issued: all,
             barred: revoked.barred.iter().cloned().collect(),
             revoked: revoked.certificates.clone(),

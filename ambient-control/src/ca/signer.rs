@@ -9,7 +9,7 @@ use std::{
 use ambient_core::{Credential, Identity, PrivateKey, SpiffeId, TrustBundles};
 use ambient_tls::{Accepted, Role, Trust, Verifier};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, DnsName};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{DirectoryCa, RequestError, requests::crypto};
@@ -63,12 +63,18 @@ impl Whom<'_> {
             Self::Hosts(names) => {
                 let san = |name: &String| match name.parse() {
                     Ok(ip) => Ok(SanType::IpAddress(ip)),
+                    Err(_) if !is_host(name) => Err(wrong(name)),
                     Err(_) => name.as_str().try_into().map(SanType::DnsName).map_err(|_| wrong(name)),
                 };
                 names.iter().map(san).collect()
             }
         }
     }
+}
+
+/// A certificate for anything else would be one that nobody accepts.
+fn is_host(name: &str) -> bool {
+    DnsName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok()
 }
 
 impl fmt::Display for Whom<'_> {

@@ -245,7 +245,8 @@ fn broken_files_are_named_and_never_overwritten() {
     }
     fs::remove_file(&key).unwrap();
     fs::remove_dir_all(dir.join("intermediates")).unwrap();
-    assert!(matches!(open(dir).unwrap_err(), OpenError::Io { ref path, .. } if *path == key));
+    let error = open(dir).unwrap_err();
+    assert!(matches!(&error, OpenError::NoIntermediate { path, .. } if path == dir), "{error}");
     // Another authority's key is not this certificate's.
     let other = tempfile::tempdir().unwrap();
     open(other.path()).unwrap();
@@ -257,12 +258,39 @@ fn broken_files_are_named_and_never_overwritten() {
 fn a_start_that_was_cut_short_begins_again() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path();
-    open(dir).unwrap();
+    Authority::init(dir, TrustDomain::default(), now()).unwrap();
     fs::remove_file(dir.join("root.pem")).unwrap();
     fs::write(dir.join("root-key.new"), "half a k").unwrap();
     let ca = open(dir).unwrap();
     assert_eq!(ca.trust(), open(dir).unwrap().trust());
     assert!(!dir.join("root-key.new").exists());
+}
+
+/// A key that has signed is not exchanged for another because its certificate is lost, nor is what a node was given.
+#[test]
+fn a_root_that_is_lost_is_not_begun_anew() {
+    for keeps_key in [true, false] {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path();
+        open(dir).unwrap();
+        let key = fs::read(dir.join("root-key.pem")).unwrap();
+        fs::remove_file(dir.join("root.pem")).unwrap();
+        if !keeps_key {
+            fs::remove_file(dir.join("root-key.pem")).unwrap();
+        }
+        for error in [
+            open(dir).unwrap_err(),
+            Authority::init(dir, TrustDomain::default(), now()).unwrap_err(),
+            Authority::open(dir).unwrap_err(),
+        ] {
+            assert!(
+                matches!(&error, OpenError::Lost { path, .. } if *path == dir.join("root.pem")),
+                "{error}"
+            );
+        }
+        assert!(!dir.join("root.pem").exists());
+        assert_eq!(fs::read(dir.join("root-key.pem")).ok(), keeps_key.then_some(key));
+    }
 }
 
 /// Whatever stands in the place of an authority's file: it is refused by name, and never waited for.

@@ -370,7 +370,10 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     let error = far.server(&["istiod.istio-system.svc".into()]).unwrap_err();
     assert!(error.to_string().contains("root-key.pem"), "{error}");
     let error = mesh.node_in(&away, "other").unwrap_err();
-    assert!(error.to_string().contains("root-key.pem"), "{error}");
+    assert!(
+        error.to_string().contains("of the node other is here") && error.to_string().contains("(there are some of far)"),
+        "{error}"
+    );
     let elsewhere = Authority::open(&away).unwrap();
     let error = elsewhere.rotate(DAY, mesh.now).unwrap_err();
     assert!(matches!(error, OpenError::NoRootKey { .. }), "{error}");
@@ -397,6 +400,24 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     assert!(matches!(error, OpenError::Exists { .. }), "{error}");
     let error = mesh.authority().issue_to_node("far", HOUR, &mesh.dir, mesh.now).unwrap_err();
     assert!(matches!(error, OpenError::Locked { .. } | OpenError::Unsafe { .. }), "{error}");
+}
+
+/// What is left of a key by whoever was killed while writing it is no intermediate, and does not stay for ever.
+#[test]
+fn what_was_left_half_written_goes_after_a_while() {
+    let mut mesh = Mesh::new();
+    mesh.node("near");
+    let place = mesh.dir.join("intermediates/near");
+    let draft = place.join("00ff.new");
+    fs::write(&draft, "half a key").unwrap();
+    let dated = fs::File::options().write(true).open(&draft).unwrap();
+    dated.set_modified(mesh.now).unwrap();
+    mesh.now += HOUR / 2;
+    assert_eq!(mesh.authority().show(mesh.now).unwrap().intermediates.len(), 1);
+    assert!(draft.exists(), "somebody may be writing it");
+    mesh.now += HOUR / 2;
+    assert_eq!(mesh.authority().show(mesh.now).unwrap().intermediates.len(), 1);
+    assert!(!draft.exists());
 }
 
 /// With a stolen intermediate anything can be signed; what comes of it is judged by those who verify.
