@@ -8,6 +8,7 @@ use crate::{
 };
 
 mod afar;
+mod circles;
 mod few;
 mod members;
 mod sharing;
@@ -20,6 +21,7 @@ use few::Few;
 pub(crate) use members::{Members, Near, Places, spot};
 use workloads::Workloads;
 
+pub use circles::WaypointUser;
 pub use sharing::Sharing;
 
 /// One change of the mesh.

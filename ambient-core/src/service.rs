@@ -96,6 +96,12 @@ impl Service {
         }
     }
 
+    /// Every waypoint that it names.
+    pub(crate) fn waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        let weighted = self.weighted_waypoints.iter().map(|weighted| &weighted.destination);
+        weighted.chain(&self.waypoint)
+    }
+
     /// The port of the service with a number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|p| p.port == number)

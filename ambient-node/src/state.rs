@@ -12,8 +12,11 @@ use ambient_core::{Mesh, PodUid, TunnelProtocol, Workload, WorkloadUid, mesh};
 use arc_swap::ArcSwapOption;
 use tokio::{sync::watch, task};
 
+mod circles;
 #[cfg(test)]
 mod tests;
+
+use circles::Circles;
 
 /// A refused dial is taken for the news of a change that is still under way within this time of the change.
 pub(crate) const SETTLING: Duration = Duration::from_secs(2);
@@ -49,6 +52,8 @@ struct Coming {
     pods: HashMap<WorkloadUid, PodUid>,
     /// Those of which it was so that the pod's UID came to be known.
     named: HashSet<WorkloadUid>,
+    /// Waypoints that lead in circles.
+    circles: Circles,
     /// More of the same batch is to come: nobody is to see it before.
     is_half: bool,
 }
@@ -101,7 +106,7 @@ impl State {
         self.current.load_full()
     }
 
-    /// What is wrong with the source of state now.
+    /// What is wrong with the state of now, as its source says or as is seen of it here.
     pub(crate) fn faults(&self) -> Arc<[Fault]> {
         self.faults.borrow().clone()
     }
@@ -111,9 +116,10 @@ impl State {
     pub(crate) fn apply(&self, batch: Batch, now: Instant) -> Changed {
         let mut coming = self.coming();
         coming.take_in(batch.changes, now, &self.settling);
-        coming.is_half = false;
+        coming.settle();
+        let faults = coming.circles.beside(&batch.faults);
         self.faults
-            .send_if_modified(|faults| std::mem::replace(faults, batch.faults.clone()) != batch.faults);
+            .send_if_modified(|present| std::mem::replace(present, faults.clone()) != faults);
         if !batch.synced {
             // Not yet, or no longer: what was known is too old to go by.
             self.current.store(None);
@@ -216,6 +222,12 @@ impl State {
 }
 
 impl Coming {
+    /// The batch is there whole.
+    fn settle(&mut self) {
+        self.is_half = false;
+        self.circles.settle(&self.snapshot.mesh);
+    }
+
     /// Takes some changes in, which nobody sees yet.
     fn take_in(&mut self, changes: Vec<Change>, now: Instant, settling: &Mutex<HashMap<WorkloadUid, Instant>>) {
         self.is_half = true;
@@ -236,7 +248,8 @@ impl Coming {
             }
         }
         note_settling(settling, &self.snapshot.mesh, &meshes, now);
-        self.snapshot.mesh.update(meshes);
+        self.snapshot.mesh.update(meshes.iter().cloned());
+        self.circles.look(&self.snapshot.mesh, &meshes);
         if policies.is_empty() {
             return;
         }

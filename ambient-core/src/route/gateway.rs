@@ -17,7 +17,7 @@ pub(super) fn waypoint(service: &Service, draw: u64) -> Option<&GatewayAddress> 
 
 /// Whether a pod is a waypoint: its own connections go on to the destination.
 pub(super) fn is(mesh: &Mesh, pod: &Workload, waypoint: &GatewayAddress) -> bool {
-    match service_of(mesh, &pod.namespace, waypoint) {
+    match mesh.gateway_service(&pod.namespace, waypoint) {
         Some(service) => mesh.endpoint(&service.name, &pod.uid).is_some(),
         None => match &waypoint.target {
             GatewayTarget::Address(at) => at.network == pod.network && pod.has_address(at.ip),
@@ -28,15 +28,7 @@ pub(super) fn is(mesh: &Mesh, pod: &Workload, waypoint: &GatewayAddress) -> bool
 
 /// Whether a pod is one of the waypoints of a service.
 pub(super) fn is_one_of(mesh: &Mesh, pod: &Workload, service: &Service) -> bool {
-    let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-    weighted.chain(&service.waypoint).any(|waypoint| is(mesh, pod, waypoint))
-}
-
-fn service_of<'a>(mesh: &'a Mesh, namespace: &str, gateway: &GatewayAddress) -> Option<&'a Arc<Service>> {
-    match &gateway.target {
-        GatewayTarget::Address(address) => mesh.service_by_vip(address, namespace),
-        GatewayTarget::Hostname(name) => mesh.service(name),
-    }
+    service.waypoints().any(|waypoint| is(mesh, pod, waypoint))
 }
 
 /// A gateway that was chosen.
@@ -111,7 +103,7 @@ impl Way<'_> {
     /// named with, which an endpoint may map to one of its own.
     fn find(&self, gateway: &GatewayAddress, usable: impl Fn(&Workload) -> bool) -> Option<Found<'_>> {
         let port = gateway.hbone_port;
-        if let Some(service) = service_of(self.mesh, &self.source.namespace, gateway) {
+        if let Some(service) = self.mesh.gateway_service(&self.source.namespace, gateway) {
             // It need not list the HBONE port: then its endpoints are asked for by address alone.
             let (workload, endpoint) = Choice::of(self, service).pick(|workload: &Workload, _: &Endpoint| usable(workload))?;
             let target = service.port(port).map(|p| p.target).filter(|target| *target != 0);

@@ -159,3 +159,58 @@ fn what_never_comes_is_published_as_such_and_concerns_who_lists_it() {
     state.apply(batch(vec![], true), now);
     assert!(!state.current().unwrap().policies.is_waiting(), "it stays so");
 }
+
+#[test]
+fn a_waypoint_that_leads_in_a_circle_is_told_and_harms_nobody() {
+    let (state, now) = (State::default(), clock::steady());
+    let named = |name: &str, ip: &str, waypoint: Option<&str>| {
+        let mut workload = Workload::new(name, "shop", name);
+        workload.addresses = vec![ip.parse().unwrap()];
+        workload.tunnel = TunnelProtocol::Hbone;
+        workload.waypoint = waypoint.map(|ip| ambient_core::GatewayAddress {
+            target: ambient_core::GatewayTarget::Address(ambient_core::NetworkAddress::local(ip.parse().unwrap())),
+            hbone_port: 15008,
+        });
+        Change::Mesh(Update::Workload(workload.into()))
+    };
+    let told = || -> Vec<String> { state.faults().iter().map(ToString::to_string).collect() };
+    let user = named("user", "10.0.0.9", Some("10.0.0.1"));
+    let (a, b) = (named("a", "10.0.0.1", Some("10.0.0.2")), named("b", "10.0.0.2", Some("10.0.0.1")));
+    state.apply(batch(vec![named("client", "10.0.0.8", None), user, a.clone()], true), now);
+    assert!(told().is_empty());
+    state.apply(batch(vec![b.clone()], true), now);
+    let faults = told();
+    assert_eq!(faults.len(), 2, "each of the two is named, and not who only uses one: {faults:?}");
+    assert!(faults[0].starts_with("a: waypoint: it leads back to a by b: "), "{faults:?}");
+    assert!(faults[1].starts_with("b: waypoint: it leads back to b by a: "), "{faults:?}");
+    // All is in force, and a connection takes one hop.
+    let current = state.current().unwrap();
+    assert_eq!(current.mesh.workloads().count(), 4);
+    let source = current.mesh.workload(&"client".into()).unwrap();
+    for (to, peer) in [("10.0.0.1:80", "10.0.0.2:15008"), ("10.0.0.9:80", "10.0.0.1:15008")] {
+        let connection = ambient_core::route::Outbound {
+            source,
+            destination: to.parse().unwrap(),
+        };
+        let route = ambient_core::route::outbound(&current.mesh, &connection, &ambient_core::route::Hints::default());
+        let ambient_core::route::Route::Go(ambient_core::route::Plan::Tunnel(tunnel)) = route else {
+            panic!("{route:?}")
+        };
+        assert_eq!(tunnel.peer, peer.parse().unwrap());
+    }
+    // What its source says is wrong stands beside it, and it goes with one of the two.
+    let other = Batch {
+        faults: Arc::from([Fault::from("else".to_owned())]),
+        ..batch(vec![], true)
+    };
+    state.apply(other, now);
+    assert_eq!((told().len(), &*told()[0]), (3, "else"));
+    state.apply(batch(vec![Change::Mesh(Update::RemoveWorkload("b".into()))], true), now);
+    assert!(told().is_empty());
+    // Two that change places within one batch are never seen half way.
+    state.apply(batch(vec![b, named("a", "10.0.0.1", None)], true), now);
+    assert!(told().is_empty());
+    let own = named("own", "10.0.0.3", Some("10.0.0.3"));
+    state.apply(batch(vec![own], true), now);
+    assert!(told()[0].starts_with("own: waypoint: it leads back to own: "), "{:?}", told());
+}
