@@ -12,7 +12,8 @@
 //! mended or removed, as it could be a policy that refuses them. A policy with a value that cannot be read goes on
 //! with its last good version; where there is none, it refuses all in its scope. Any other object with a value that is not
 //! what it must be goes on with its last good version too, or does not count; nothing else of its file is affected. Where
-//! two files hold the same object the first that was seen counts.
+//! two files hold the same object the first that was seen counts. Where several files go in the same moment and none is left,
+//! as where a mount is gone, none of them counts as removed.
 //!
 //! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
 //! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is

@@ -255,6 +255,21 @@ fn an_entry_that_cannot_be_read_is_its_own_matter() {
         assert!(f.faults.is_empty());
         assert_eq!(f.policies.fallback(&"shop/cart-allow".into()), None);
     }
+    // However often it is broken anew.
+    for broken in ["!Exakt shop", "!Exactly shop", "{Exact: 1, Prefix: 2}"] {
+        f.write(&whole().replacen("!Exact shop", broken, 1));
+        assert!(
+            f.faults[0].contains("its last good version stays in force"),
+            "{broken}: {:?}",
+            f.faults
+        );
+        assert_eq!(f.policies.fallback(&"shop/cart-allow".into()), Some(Fallback::LastGood), "{broken}");
+    }
+    // One that was gone has no last good version.
+    f.write(&whole().replacen("- name: cart-allow", "- name: other", 1));
+    f.write(&whole().replacen("!Exact shop", "!Exakt shop", 1));
+    assert!(f.faults[0].contains("everything in its scope is refused"), "{:?}", f.faults);
+    assert_eq!(f.policies.fallback(&"shop/cart-allow".into()), Some(Fallback::Refusal));
     // Of what was never good nothing counts; a policy refuses all in its scope.
     let mut f = Fixture::new();
     let text = whole()

@@ -24,6 +24,8 @@ struct State {
     workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
     services: BTreeMap<NamespacedHostname, Arc<Service>>,
     policies: BTreeMap<PolicyKey, policy::Update>,
+    /// Policies that could be read, now or when they stood there before.
+    good: BTreeSet<PolicyKey>,
 }
 
 impl Told {
@@ -34,12 +36,18 @@ impl Told {
         now.workloads = entries.workloads.into_iter().map(|w| (w.uid.clone(), Arc::new(w))).collect();
         now.services = entries.services.into_iter().map(|s| (s.name.clone(), Arc::new(s))).collect();
         now.policies = entries.policies.into_iter().map(|update| (update.key().clone(), update)).collect();
+        let read = now.policies.iter().filter(|(_, update)| matches!(update, policy::Update::Set(_)));
+        now.good = read.map(|(key, _)| key.clone()).collect();
         self.broken.clear();
         for broken in entries.broken {
             let kept = match &broken.key {
                 Some(Key::Workload(uid)) => keep(&before.workloads, &mut now.workloads, uid),
                 Some(Key::Service(name)) => keep(&before.services, &mut now.services, name),
-                Some(Key::Policy(key)) => matches!(before.policies.get(key), Some(policy::Update::Set(_))),
+                Some(Key::Policy(key)) => {
+                    let kept = before.good.contains(key);
+                    now.good.extend(kept.then(|| key.clone()));
+                    kept
+                }
                 None => false,
             };
             self.broken.push((broken, kept));

@@ -163,6 +163,11 @@ impl Directory {
                 return;
             }
         };
+        if names.is_empty() && self.files.values().filter(|file| file.good).count() > 1 {
+            // As where what was mounted there is not any more.
+            self.unreachable = Some(io::Error::other(EMPTIED));
+            return;
+        }
         self.unreachable = None;
         let known = self.files.keys().filter(|name| !names.contains(*name)).cloned();
         let all: Vec<String> = names.iter().cloned().chain(known).collect();
@@ -273,7 +278,11 @@ impl Directory {
         file.trouble = None;
         if content.iter().all(u8::is_ascii_whitespace) {
             if !file.items.is_empty() || file.error.is_some() {
-                tracing::warn!(file = %path.display(), "became empty: what it held stays until it is removed");
+                file.error.get_or_insert_with(|| TextError {
+                    line: 0,
+                    path: String::new(),
+                    why: "became empty: remove it, or write an empty List, if nothing is meant".into(),
+                });
             } else if !file.good {
                 // Nothing good yet either: a file that is still being written begins like this.
                 self.objects.readmit(&file_key(name));
@@ -540,6 +549,7 @@ pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
     Ok((content, Sight::of(&meta)))
 }
 
+const EMPTIED: &str = "none of its manifests is there any more: put them back, or one with an empty List if nothing is meant";
 const MAX_FILE: u64 = 64 << 20;
 /// Five seconds: a shortage that lasts is no reason to do without a policy.
 const LOOKS_FOR_OURS: u32 = 50;

@@ -140,6 +140,72 @@ fn a_file_is_taken_by_the_second_look_that_agrees() {
     assert!(f.pod("cart").is_none());
 }
 
+/// What goes one by one is removed; where all of it goes at once that is told, and nothing is taken from the mesh.
+#[test]
+fn a_directory_that_is_emptied_at_once_keeps_what_it_held() {
+    let mut f = Fixture::new();
+    let all = [("a.yaml", pod("cart", "u1", "10.0.0.1")), ("b.yaml", deny("no", "10.9.0.1"))];
+    for (name, text) in &all {
+        f.write(name, text);
+    }
+    f.looks();
+    assert!(f.pod("cart").is_some() && f.policies.len() == 1);
+    for (name, _) in &all {
+        fs::remove_file(f.path().join(name)).unwrap();
+    }
+    f.looks();
+    assert!(f.pod("cart").is_some() && f.policies.len() == 1);
+    let [fault] = &f.faults[..] else { panic!("{:?}", f.faults) };
+    assert!(
+        fault.contains("none of its manifests is there any more") && fault.contains("stays in force"),
+        "{fault}"
+    );
+    // One that says that nothing is meant, and all of it goes.
+    f.write("c.json", r#"{"apiVersion": "v1", "kind": "List", "items": []}"#);
+    f.looks();
+    assert!(
+        f.pod("cart").is_none() && f.policies.is_empty() && f.faults.is_empty(),
+        "{:?}",
+        f.faults
+    );
+    for (name, text) in &all {
+        f.write(name, text);
+    }
+    f.looks();
+    for name in ["c.json", "b.yaml", "a.yaml"] {
+        fs::remove_file(f.path().join(name)).unwrap();
+        f.looks();
+    }
+    assert!(
+        f.pod("cart").is_none() && f.policies.is_empty() && f.faults.is_empty(),
+        "{:?}",
+        f.faults
+    );
+}
+
+#[test]
+fn a_file_that_became_empty_is_told_and_keeps_what_it_held() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
+    f.looks();
+    f.write("a.yaml", "  \n");
+    f.looks();
+    let [fault] = &f.faults[..] else { panic!("{:?}", f.faults) };
+    assert!(
+        fault.contains("a.yaml: became empty") && fault.contains("its last good content stays in force"),
+        "{fault}"
+    );
+    assert!(f.pod("cart").is_some());
+    f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
+    f.looks();
+    assert!(f.faults.is_empty() && f.pod("cart").is_some());
+    f.write("a.yaml", "");
+    f.looks();
+    fs::remove_file(f.path().join("a.yaml")).unwrap();
+    f.looks();
+    assert!(f.faults.is_empty() && f.pod("cart").is_none());
+}
+
 #[test]
 fn only_manifests_are_read() {
     let mut f = Fixture::new();
@@ -201,7 +267,7 @@ fn the_last_good_content_stays() {
     assert!(f.faults.is_empty());
     f.write("a.yaml", "\n");
     f.looks();
-    assert!(f.pod("cart").is_some() && f.faults.is_empty());
+    assert!(f.pod("cart").is_some() && f.faults.len() == 1);
     f.write("a.yaml", "# nothing, on purpose\n");
     f.looks();
     assert!(f.pod("cart").is_none());

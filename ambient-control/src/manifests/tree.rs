@@ -147,6 +147,8 @@ pub(super) fn options() -> Options {
 pub(super) fn one_line(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let text = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    // What a programmer could do about it.
+    let text = text.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     match text.chars().count() {
         0..=300 => text,
         _ => text.chars().take(300).chain(['…']).collect(),
@@ -333,15 +335,28 @@ impl de::Error for FieldError {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let wanted = wanted(expected);
         let quote = match found {
-            Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Bool(_) | Unexpected::Float(_)
-                if expected.to_string().contains("string") =>
-            {
+            Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Bool(_) | Unexpected::Float(_) if wanted.contains("string") => {
                 "; write it in quotes"
             }
+            Unexpected::Str(text) if wanted.starts_with("a number") && text.parse::<u32>().is_ok() => "; write it without quotes",
             _ => "",
         };
-        Self::custom(format_args!("{found} stands where {expected} is wanted{quote}"))
+        Self::custom(format_args!("{found} stands where {wanted} is wanted{quote}"))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format_args!("{found} stands where {} is wanted", wanted(expected)))
+    }
+}
+
+/// What a type wants, in words that are not Rust's.
+fn wanted(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "u16" => "a number from 0 to 65535".into(),
+        "u32" => "a number from 0 to 4294967295".into(),
+        other => other.into(),
     }
 }
 
@@ -559,7 +574,10 @@ mod tests {
         ] {
             let error = documents(text).unwrap_err();
             assert!(line.contains(&error.line), "{text:?}: {error:?}");
-            assert!(!error.to_string().contains('\n'));
+            assert!(
+                !error.to_string().contains('\n') && !error.to_string().contains("Options"),
+                "{error}"
+            );
         }
     }
 
@@ -579,7 +597,15 @@ mod tests {
         for (text, expected) in [
             (
                 "ports:\n- port: 1\n- port: 70000\n",
-                "3: ports[1].port: invalid value: integer `70000`, expected u16",
+                "3: ports[1].port: integer `70000` stands where a number from 0 to 65535 is wanted",
+            ),
+            (
+                "ports:\n- port: -1\n",
+                "2: ports[0].port: integer `-1` stands where a number from 0 to 65535 is wanted",
+            ),
+            (
+                "ports:\n- port: '80'\n",
+                "2: ports[0].port: string \"80\" stands where a number from 0 to 65535 is wanted; write it without quotes",
             ),
             ("ports:\n- port: 1\n- name: x\n", "3: ports[1].port: is missing"),
             (
