@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::node::{
     in_one_line,
-    mesh::{Mesh, Said},
+    mesh::{Mesh, Said, keys_apart},
 };
 
 /// Serve, or see to the tokens of nodes.
@@ -60,6 +60,9 @@ enum Verb {
     Tokens {
         #[command(flatten)]
         ca: CaDir,
+        /// Answer in JSON; moments are seconds since 1970.
+        #[arg(long)]
+        json: bool,
     },
     /// End a token at once; or all that a node is known by, and its streams.
     Revoke {
@@ -154,7 +157,23 @@ fn tokens(verb: &Verb) -> anyhow::Result<()> {
             let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
             print!("{token}{end}");
         }
-        Verb::Tokens { ca } => {
+        Verb::Tokens { ca, json: true } => {
+            let nodes = of(ca)?;
+            let tokens = nodes.tokens(now())?;
+            let tokens = tokens
+                .iter()
+                .map(|token| serde_json::json!({ "id": token.id, "node": token.node, "expires": token.expires, "once": token.once }));
+            let certificates = nodes.certificates(now())?;
+            let certificates = certificates
+                .iter()
+                .map(|one| serde_json::json!({ "serial": one.serial, "node": one.node, "expires": one.expires }));
+            let all = serde_json::json!({
+                "tokens": tokens.collect::<Vec<_>>(),
+                "certificates": certificates.collect::<Vec<_>>(),
+            });
+            println!("{all:#}");
+        }
+        Verb::Tokens { ca, .. } => {
             let nodes = of(ca)?;
             println!("{:<14} {:<32} {:<20} USE", "TOKEN", "NODE", "GOOD FOR");
             for token in nodes.tokens(now())? {
@@ -166,7 +185,10 @@ fn tokens(verb: &Verb) -> anyhow::Result<()> {
                 println!("{:<34} {:<32} {}", one.serial, one.node, good_for(one.expires));
             }
         }
-        Verb::Revoke { ca, id: Some(id), .. } => of(ca)?.revoke_token(id, now())?,
+        Verb::Revoke { ca, id: Some(id), .. } => {
+            of(ca)?.revoke_token(id, now())?;
+            println!("{id}: revoked; a certificate that a node was given for it stays: --node ends that");
+        }
         Verb::Revoke { ca, node, .. } => {
             let node = node.as_deref().unwrap_or_default();
             let revoked = of(ca)?.revoke(node, now())?;
@@ -213,6 +235,7 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         ..Said::default()
     };
     let mesh = Mesh::of(said, Some(directory), "Kubernetes")?;
+    keys_apart(directory, ca_directory)?;
     let source = Manifests::open(manifests::Config {
         revision: args.revision,
         ztunnel_nodes: args.ztunnel_nodes.into_iter().collect(),

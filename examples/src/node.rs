@@ -447,6 +447,9 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
             owned(directory, flag)?;
         }
     }
+    if let (Some(manifests), Some(authority)) = (&args.manifests, &args.ca_dir) {
+        mesh::keys_apart(manifests, authority)?;
+    }
     let places = [
         args.ca_dir.is_some(),
         // `--control` says where state comes from as well, and leaves certificates to whoever else gives them.

@@ -61,7 +61,16 @@ fn tokens_are_made_listed_and_revoked() {
         listed.contains(id) && listed.contains("node-1") && listed.contains(" days "),
         "{listed}"
     );
-    assert!(control(&["revoke", id, "--ca", ca]).status.success());
+    let shown: serde_json::Value = serde_json::from_str(&said(&control(&["tokens", "--json", "--ca", ca]))).unwrap();
+    assert_eq!(
+        (&shown["tokens"][0]["id"], &shown["tokens"][0]["node"]),
+        (&id.into(), &"node-1".into())
+    );
+    assert_eq!(
+        (&shown["tokens"][0]["once"], &shown["certificates"]),
+        (&false.into(), &serde_json::json!([]))
+    );
+    assert!(said(&control(&["revoke", id, "--ca", ca])).contains("revoked"));
     let again = control(&["revoke", id, "--ca", ca]);
     assert!(!again.status.success());
     assert_eq!(

@@ -124,6 +124,10 @@ struct Inner {
     /// Roots that the control plane has told of since.
     told: RwLock<Arc<[Vec<u8>]>>,
     doubted: Notify,
+    /// Somebody waits for one.
+    wanted: Notify,
+    /// Attempts that have failed.
+    failures: watch::Sender<u64>,
 }
 
 impl fmt::Debug for Membership {
@@ -165,20 +169,37 @@ impl Membership {
             why: RwLock::new("it was not given one yet".into()),
             told: RwLock::default(),
             doubted: Notify::new(),
+            wanted: Notify::new(),
+            failures: watch::Sender::new(0),
         });
         let task = tokio::spawn(inner.clone().keep_fresh());
         Ok(Self { inner, task })
     }
 
-    /// The certificate of now; waits for one for a while.
+    /// The certificate of now; where there is none, what comes of the next attempt at one.
     pub(super) async fn credential(&self) -> Result<Arc<NodeCredential>, EndpointError> {
-        let mut present = self.inner.present.subscribe();
-        let valid = |present: &Option<Arc<NodeCredential>>| present.as_ref().is_some_and(|one| one.is_valid_at(now()));
-        let waited = timeout(WAITING, present.wait_for(valid)).await;
-        match waited {
-            Ok(Ok(present)) => present.clone().ok_or_else(|| self.none()),
-            _ => Err(self.none()),
+        let (mut present, mut failures) = (self.inner.present.subscribe(), self.inner.failures.subscribe());
+        if self.inner.valid().is_none() {
+            self.inner.wanted.notify_one();
         }
+        let given = async {
+            tokio::select! {
+                biased;
+                given = present.wait_for(is_valid) => given.ok().and_then(|present| present.clone()),
+                _ = failures.changed() => None,
+            }
+        };
+        timeout(WAITING, given).await.ok().flatten().ok_or_else(|| self.none())
+    }
+
+    /// Waits until there is a certificate, where there is none now; for ever where there is.
+    pub(super) async fn comes(&self) {
+        if self.inner.valid().is_some() {
+            return std::future::pending().await;
+        }
+        let mut present = self.inner.present.subscribe();
+        // The sender lives as long as this does.
+        let _ = present.wait_for(is_valid).await;
     }
 
     /// Until when the certificate of now is valid; `None` before the first.
@@ -281,9 +302,19 @@ impl Inner {
                         None => tracing::error!(node, %error, ?wait, "this node has no certificate for its control plane"),
                     }
                     *self.why.write().unwrap_or_else(PoisonError::into_inner) = error.to_string();
-                    sleep(wait).await;
+                    self.failures.send_modify(|failures| *failures += 1);
+                    self.rest(wait).await;
                 }
             }
+        }
+    }
+
+    /// After a failure; for a shorter time where somebody waits for a certificate meanwhile.
+    async fn rest(&self, wait: Duration) {
+        sleep(wait.min(LEAST_REST)).await;
+        tokio::select! {
+            () = sleep(wait.saturating_sub(LEAST_REST)) => {}
+            () = self.wanted.notified() => {}
         }
     }
 
@@ -431,6 +462,10 @@ impl Endpoint {
     }
 }
 
+fn is_valid(present: &Option<Arc<NodeCredential>>) -> bool {
+    present.as_ref().is_some_and(|one| one.is_valid_at(now()))
+}
+
 /// The node that a credential names.
 fn node_named(credential: &NodeCredential) -> Result<String, String> {
     named(&credential.chain).map(|(_, node)| node)
@@ -468,7 +503,10 @@ const WAITING: Duration = Duration::from_secs(5);
 /// How long the control plane may take.
 const ANSWERING: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Between two attempts: nothing else that a node asks of its control plane is found sooner than this is.
+const LONGEST_WAIT: Duration = Duration::from_secs(12);
+/// The same where somebody waits, who is not to wait in vain: shorter than that is.
+const LEAST_REST: Duration = Duration::from_secs(2);
 const LEAST_SLEEP: Duration = Duration::from_millis(10);
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 

@@ -336,7 +336,14 @@ impl Client {
             if !usual && self.tell(Vec::new()).await.is_err() {
                 return;
             }
-            let pause = sleep(wait);
+            let membership = self.config.endpoint.membership.clone();
+            let pause = async {
+                match &membership {
+                    // Who had no certificate to show goes on with the first.
+                    Some(membership) => timeout(wait, membership.comes()).await.unwrap_or_default(),
+                    None => sleep(wait).await,
+                }
+            };
             tokio::pin!(pause);
             loop {
                 tokio::select! {
@@ -727,4 +734,4 @@ const FOR_ROOM: Duration = Duration::from_secs(2);
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(10);
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+const LONGEST_WAIT: Duration = Duration::from_secs(12);

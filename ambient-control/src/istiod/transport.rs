@@ -235,9 +235,18 @@ impl Endpoint {
             address: self.address.clone(),
             source,
         };
+        let told = |error: &dyn std::error::Error| match whole(error) {
+            why if why.contains("UnknownIssuer") => {
+                format!(
+                    "{why}: its certificate is of an authority that is not among those from {}",
+                    self.roots
+                )
+            }
+            why => why,
+        };
         match connected {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(failed(whole(&error).into())),
+            Ok(Err(error)) => Err(failed(told(&error).into())),
             Err(_) => Err(failed(format!("no answer within {CONNECTING:?}").into())),
         }
     }

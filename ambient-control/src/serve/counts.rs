@@ -65,6 +65,7 @@ pub struct Counts {
     opened: AtomicU64,
     closed: AtomicU64,
     cut: AtomicU64,
+    faults: AtomicU64,
 }
 
 impl Counts {
@@ -87,6 +88,11 @@ impl Counts {
     pub fn streams(&self) -> u64 {
         let closed = self.closed.load(Ordering::Relaxed);
         self.opened.load(Ordering::Relaxed).saturating_sub(closed)
+    }
+
+    /// What is wrong now with what the source of state reads.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
     }
 
     /// All of it in Prometheus' text format.
@@ -116,12 +122,17 @@ impl Counts {
         for why in Refusal::ALL {
             let _ = writeln!(text, "{name}{{reason=\"{}\"}} {}", why.word(), self.refused(why));
         }
-        let name = "ambient_control_streams";
-        let _ = write!(
-            text,
-            "# HELP {name} Open streams.\n# TYPE {name} gauge\n{name} {}\n",
-            self.streams()
-        );
+        for (name, help, value) in [
+            ("streams", "Open streams.", self.streams()),
+            (
+                "source_faults",
+                "What is wrong now with what state is read from; the log names each.",
+                self.faults(),
+            ),
+        ] {
+            let name = format!("ambient_control_{name}");
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+        }
         text
     }
 
@@ -152,6 +163,10 @@ impl Counts {
     pub(super) fn cut_one(&self) {
         add(&self.cut);
     }
+
+    pub(super) fn are_wrong(&self, faults: usize) {
+        self.faults.store(faults as u64, Ordering::Relaxed);
+    }
 }
 
 fn add(to: &AtomicU64) {
@@ -171,12 +186,14 @@ mod tests {
         counts.open();
         counts.open();
         counts.close();
+        counts.are_wrong(3);
         let text = counts.text();
         for line in [
             "ambient_control_refusals_total{reason=\"identity\"} 2",
             "ambient_control_refusals_total{reason=\"credential\"} 0",
             "ambient_control_node_certificates_total 1",
             "ambient_control_streams 1",
+            "ambient_control_source_faults 3",
         ] {
             assert!(text.lines().any(|one| one == line), "{line}: {text}");
         }

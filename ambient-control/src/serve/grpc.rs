@@ -219,7 +219,11 @@ impl IstioCertificateService for Services {
         let identity: Identity = whom.parse().map_err(|e| wrong(format!("metadata.ImpersonatedIdentity: {e}")))?;
         if !self.shared.is_there(&node, &identity) {
             tracing::warn!(node, %identity, "a node was refused a certificate: no pod of that identity is on it");
-            let why = format!("no pod of {identity} is on the node {node}");
+            let own = &self.shared.door.trust_domain;
+            let why = match identity.trust_domain() == own {
+                true => format!("no pod of {identity} is on the node {node}"),
+                false => format!("{identity} is of another trust domain than this mesh, which is {own}"),
+            };
             return Err(self.refuse(Refusal::Identity, Status::permission_denied(why)));
         }
         let wanted = u64::try_from(request.validity_duration).ok().filter(|seconds| *seconds > 0);

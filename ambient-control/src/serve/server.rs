@@ -44,7 +44,7 @@ use super::{
     streams::{self, OpenStreams},
 };
 use crate::{
-    Source,
+    Batch, Fault, Source,
     ca::{self, DirectoryCa, Request, RequestError, Signer, Whom, directory::Stamp},
     istiod::now,
     wire::{
@@ -206,6 +206,7 @@ impl ControlPlane {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let (mut connections, strangers) = (JoinSet::new(), Strangers::default());
         let (mut source_lives, mut full) = (true, None::<(Refusal, Instant)>);
+        let mut wrong: Arc<[Fault]> = Arc::new([]);
         let trust_changed = Notify::new();
         let mut renewing = std::pin::pin!(certificate.keep(&*shared.door.ca, &names, &provider, &trust_changed));
         let mut looking = std::pin::pin!(look(&shared, &trust_changed));
@@ -215,7 +216,10 @@ impl ControlPlane {
                 () = &mut renewing => {}
                 () = &mut looking => {}
                 batch = source.next(), if source_lives => match batch {
-                    Some(batch) => take(&shared, &batch),
+                    Some(batch) => {
+                        take(&shared, &batch, &wrong);
+                        wrong = batch.faults;
+                    }
                     None => {
                         tracing::warn!("the source of state has ended: what is known goes on being served");
                         source_lives = false;
@@ -266,10 +270,11 @@ fn take_in(room: &Arc<Semaphore>, strangers: &Strangers, from: SocketAddr) -> Re
     Ok((place, stranger))
 }
 
-fn take(shared: &Shared, batch: &crate::Batch) {
-    for fault in &*batch.faults {
+fn take(shared: &Shared, batch: &Batch, wrong_before: &[Fault]) {
+    for fault in batch.faults.iter().filter(|fault| !wrong_before.contains(fault)) {
         tracing::warn!(%fault, "the source of state");
     }
+    shared.door.counts.are_wrong(batch.faults.len());
     tell(shared, |board| board.apply(&batch.changes, batch.synced));
 }
 

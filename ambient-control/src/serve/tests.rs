@@ -184,6 +184,26 @@ async fn a_node_learns_the_mesh_and_each_change_of_it() {
     assert!(matches!(&batch.changes[..], [Change::Mesh(Update::RemoveWorkload(_))]), "{batch:?}");
 }
 
+/// What is wrong with the source is counted for as long as it is.
+#[tokio::test]
+async fn what_is_wrong_with_the_source_is_counted() {
+    let running = Running::start().await;
+    for wrong in [2, 1, 0] {
+        let batch = Batch {
+            synced: true,
+            faults: (0..wrong).map(|n| crate::Fault::from(format!("{n}"))).collect(),
+            ..Batch::default()
+        };
+        running.feed.send(batch).await.unwrap();
+        let counted = async {
+            while running.counts.faults() != wrong {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), counted).await.expect("it is counted");
+    }
+}
+
 #[tokio::test]
 async fn a_node_that_asks_one_by_one_is_told_what_it_asks_for_and_its_own_pods() {
     let running = Running::start().await;

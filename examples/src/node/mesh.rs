@@ -1,6 +1,9 @@
 //! What holds for the whole mesh: flags, then the ConfigMap `istio` of the directory of manifests, then Istio's defaults.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{self, Path, PathBuf},
+    sync::Arc,
+};
 
 use ambient_control::manifests::{self, MeshConfig};
 use ambient_core::{Network, TrustDomain};
@@ -57,9 +60,47 @@ impl Mesh {
     }
 }
 
+/// Refuses an authority within the directory of manifests: that is given to others, copied and kept under version control, and
+/// the root's key would be as well.
+pub(crate) fn keys_apart(manifests: &Path, authority: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !real(authority).starts_with(real(manifests)),
+        "the keys of the authority would lie among the manifests, in {}: name a directory for it that is outside of {}",
+        authority.display(),
+        manifests.display()
+    );
+    Ok(())
+}
+
+/// Where a path leads, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let whole = path::absolute(path).unwrap_or_else(|_| path.into());
+    let there = whole.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    match there {
+        Some((above, real)) => real.join(whole.strip_prefix(above).unwrap_or_else(|_| Path::new(""))),
+        None => whole,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_not_put_among_manifests() {
+        let dir = std::env::temp_dir().join(format!("ambient-apart-{}", std::process::id()));
+        let (mesh, link) = (dir.join("mesh"), dir.join("link"));
+        std::fs::create_dir_all(&mesh).unwrap();
+        std::os::unix::fs::symlink(&mesh, &link).unwrap();
+        for within in [mesh.clone(), mesh.join("ca"), link.join("ca/new"), dir.join("mesh/../mesh/ca")] {
+            let error = keys_apart(&mesh, &within).unwrap_err().to_string();
+            assert!(error.contains("outside of"), "{error}");
+        }
+        for outside in [dir.join("ca"), dir.join("mesh-ca"), dir.clone(), link.join("../ca")] {
+            keys_apart(&mesh, &outside).unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn flags_count_before_the_config_map_before_defaults() {

@@ -6,7 +6,10 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use super::*;
 use crate::{
     ca::{RequestError, Whom},
-    istiod::{KeepNode, Membership, MembershipConfig, NodeCredential},
+    istiod::{
+        KeepNode, Membership, MembershipConfig, NodeCredential,
+        fake::{FastClock, Relay},
+    },
 };
 
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
@@ -97,6 +100,12 @@ async fn a_token_is_exchanged_for_a_certificate_that_stands_for_itself() {
         certificates.issue(&identity("stock")).await,
         Err(IssueError::Refused { .. })
     ));
+    let foreign = "spiffe://other.example/ns/shop/sa/cart".parse().unwrap();
+    let error = certificates.issue(&foreign).await.unwrap_err().to_string();
+    assert!(
+        error.contains("of another trust domain than this mesh, which is cluster.local"),
+        "{error}"
+    );
     let reports = Reports::new(endpoint).unwrap();
     reports.report(&"uid-cart".into(), &[], true).await.unwrap();
     assert!(reports.report(&"uid-stock".into(), &[], true).await.is_err());
@@ -208,10 +217,24 @@ async fn a_token_for_one_key_makes_one_member_and_is_shown_for_nothing_else() {
 async fn a_token_makes_a_member_of_its_own_node_alone() {
     let running = Running::start().await;
     let token = running.token("node-1", HOUR, Use::Always);
+    let begun = tokio::time::Instant::now();
     let mut state = running.state(running.joining("node-2", &token, HOUR), "node-2");
     fault(&mut state, "the token is for the node node-1, and not for node-2").await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "what an attempt has come to is told at once"
+    );
     let mut none = running.state(running.joining("node-2", "ambient-0.0", HOUR), "node-2");
     fault(&mut none, "this token is none, has ended, or was revoked").await;
+    // Who vouches for it is another.
+    let scratch = tempfile::tempdir().unwrap();
+    let other = DirectoryCa::open(scratch.path().join("ca"), TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
+    let endpoint = Endpoint {
+        roots: Roots::Pem(other.roots_pem()),
+        ..running.endpoint("node-1")
+    };
+    let mut lost = running.state(endpoint, "node-1");
+    fault(&mut lost, "is of an authority that is not among those from the configuration").await;
 }
 
 /// Whatever becomes of the files while streams come and go: what was read of them before counts, and each is told.
@@ -286,6 +309,63 @@ async fn files_of_token_and_roots_may_vanish_and_come_back() {
     running.change("later").await;
     told_of(&mut state, "later").await;
     assert_eq!(running.counts.cut(), 0);
+}
+
+/// A port where nobody listens, until somebody does: then it leads to the control plane.
+async fn away() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+async fn lead(from: std::net::SocketAddr, to: u16) -> JoinHandle<()> {
+    let listener = tokio::net::TcpListener::bind(from).await.unwrap();
+    tokio::spawn(async move {
+        let mut ways = tokio::task::JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            ways.spawn(async move {
+                if let Ok(mut far) = tokio::net::TcpStream::connect(("127.0.0.1", to)).await {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    })
+}
+
+/// However long it was away: a node without a certificate looks for it as often as for anything else.
+#[tokio::test]
+async fn a_control_plane_that_is_back_is_found_by_who_has_no_certificate_yet() {
+    let running = Running::start().await;
+    let place = away().await;
+    let relay = Relay::to(place).await;
+    let token = running.token("node-1", HOUR, Use::Always);
+    let mut endpoint = running.showing(&token);
+    endpoint.address = format!("127.0.0.1:{}", relay.port);
+    let membership = Membership::start(MembershipConfig::new(endpoint.clone(), "node-1")).unwrap();
+    let endpoint = Endpoint {
+        token: None,
+        membership: Some(Arc::new(membership)),
+        ..endpoint
+    };
+    let _clock = FastClock::begin();
+    // Nobody waits: it is tried again by itself alone.
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let made = relay.made.lock().unwrap().clone();
+    let waits: Vec<_> = made.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let slack = 4 * FastClock::STEP;
+    assert!(
+        waits.len() > 8 && waits.iter().all(|wait| *wait <= Duration::from_secs(12) + slack),
+        "{waits:?}"
+    );
+    let late = waits.iter().rev().take(3);
+    assert!(late.clone().all(|wait| *wait >= Duration::from_secs(6) - slack), "{waits:?}");
+    // Its state waits for it too, and goes on with the certificate.
+    let mut state = running.state(endpoint, "node-1");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let _way = lead(place, running.port).await;
+    let back = tokio::time::Instant::now();
+    let whole = async { while !state.next().await.expect("a batch").synced {} };
+    timeout(Duration::from_secs(60), whole).await.expect("it is found");
+    assert!(back.elapsed() <= Duration::from_secs(12) + 4 * slack, "{:?}", back.elapsed());
 }
 
 #[derive(Clone, Default)]
