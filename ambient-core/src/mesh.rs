@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use crate::{
-    Endpoint, Identity, Membership, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, Shards, TunnelProtocol,
-    Workload, WorkloadUid, headers::Baggage,
+    Endpoint, Identity, Membership, NamespacedHostname, NetworkAddress, NetworkBlock, NetworkMode, PodUid, Service, ServicePort, Shards,
+    TunnelProtocol, Workload, WorkloadUid, headers::Baggage,
 };
 
 mod afar;
@@ -189,6 +189,20 @@ impl Mesh {
     /// Every service of a DNS name in lower case, in the order of their names, seen or not.
     pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
         self.0.hostnames.get(hostname).into_iter().flat_map(Few::iter)
+    }
+
+    /// The service that a connection to a port of a workload is for, as far as the port says: of those that the workload names the
+    /// first that has it.
+    pub fn service_at(&self, workload: &Workload, port: u16) -> Option<&Arc<Service>> {
+        let leads_there = |membership: &&Membership, service: &Service| {
+            let at = |offered: &ServicePort| membership.ports.get(offered.port).unwrap_or(offered.target);
+            service.ports.iter().any(|offered| at(offered) == port)
+        };
+        let mut named = workload.services.iter();
+        named.find_map(|membership| {
+            self.service(&membership.service)
+                .filter(|service| leads_there(&membership, service))
+        })
     }
 
     /// Every service, in no order.

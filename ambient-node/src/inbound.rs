@@ -9,7 +9,7 @@ use std::{
 
 use ambient_authz::{Decision, Peer};
 use ambient_core::{
-    Authority, Identity, NetworkAddress, headers, proxy_header,
+    Authority, Identity, NetworkAddress, Workload, headers, proxy_header,
     route::{self, Delivery},
 };
 use ambient_hbone::{BoxFuture, Request, Session, Share, Stream};
@@ -423,7 +423,18 @@ impl Tunnel {
         let service = service
             .filter(|s| destination.as_ref().is_some_and(|w| mesh.endpoint(&s.name, &w.uid).is_some()))
             .cloned();
-        let service = to.service.clone().or(service);
+        let asked = to.service.clone().or(service);
+        // What is for another address is for a service of the waypoint's only by chance.
+        let is_own = |w: &&Arc<Workload>| matches!(&authority, Authority::Address(named) if w.has_address(named.ip()));
+        let at_port = || {
+            destination
+                .as_ref()
+                .filter(is_own)
+                .and_then(|w| mesh.service_at(w, to.to.port()))
+                .cloned()
+        };
+        let guessed = asked.is_none();
+        let service = asked.or_else(at_port);
         Ends {
             direction: Direction::Inbound,
             source: self.peer,
@@ -441,6 +452,7 @@ impl Tunnel {
             local: self.local,
             retries: 0,
             avoided: 0,
+            guessed,
         }
     }
 

@@ -372,6 +372,7 @@ impl Outbound {
             local: false,
             retries: tried.failed.len(),
             avoided: 0,
+            guessed: false,
         };
         match plan {
             None | Some(Plan::Passthrough(_)) => {}

@@ -147,6 +147,7 @@ async fn open_way(
 fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> Ends {
     let destination = pod.workload(snapshot).ok().cloned();
     let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
+    let service = destination.as_ref().and_then(|w| snapshot.mesh.service_at(w, to.port())).cloned();
     Ends {
         direction: Direction::Inbound,
         source: peer,
@@ -155,7 +156,8 @@ fn ends(snapshot: &Snapshot, pod: &Pod, peer: SocketAddr, to: SocketAddr) -> End
         application: to,
         destination: to,
         hbone: None,
-        service: None,
+        guessed: service.is_some(),
+        service,
         destination_workload: destination,
         destination_identity: None,
         waypoint: false,

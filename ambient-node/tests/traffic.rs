@@ -83,6 +83,10 @@ const TESTS: &[Test] = &[
     ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
     ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),
     (
+        "a_port_says_which_service_was_meant",
+        telemetry::a_port_says_which_service_was_meant,
+    ),
+    (
         "opened_and_closed_have_the_same_labels",
         telemetry::opened_and_closed_have_the_same_labels,
     ),

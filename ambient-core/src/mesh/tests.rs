@@ -6,7 +6,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Health, Membership, Visibility};
+use crate::{Health, Membership, ServicePort, Visibility};
 
 /// What is drawn of a workload.
 type Draw = (u8, u8, bool, bool, Vec<u8>);
@@ -27,6 +27,48 @@ fn pod((name, address, tunnel, host_network, services): Draw) -> Arc<Workload> {
     workload.hostname = if address == 0 { "named.mesh".into() } else { "".into() };
     workload.services = services.into_iter().map(|n| membership(&name_of_service(n), address)).collect();
     Arc::new(workload)
+}
+
+/// Of each row: the port at the workload, and the service that it is taken for.
+#[test]
+fn a_port_says_which_service_it_is_of() {
+    let named = |host: &str, ports: &[(u16, u16)]| Service {
+        ports: ports.iter().map(|&(port, target)| ServicePort { port, target }).collect(),
+        ..Service::new("shop", host)
+    };
+    let all = [
+        named("numbered.mesh", &[(80, 8080), (81, 8081)]),
+        named("named.mesh", &[(80, 0), (443, 0)]),
+        named("mapped.mesh", &[(80, 7070)]),
+        named("others.mesh", &[(80, 6060)]),
+    ];
+    let of = |host: &str, ports: &[(u16, u16)]| Membership {
+        service: NamespacedHostname::new("shop", host),
+        ports: ports.iter().copied().collect(),
+    };
+    let mut pod = Workload::new("c//Pod/shop/a", "shop", "a");
+    pod.services = vec![
+        of("gone.mesh", &[(80, 1)]),
+        of("numbered.mesh", &[]),
+        of("named.mesh", &[(80, 9090), (443, 8080)]),
+        of("mapped.mesh", &[(80, 7171)]),
+    ];
+    let mesh = Mesh::default().apply(all.into_iter().map(|service| Update::Service(service.into())));
+    for (port, expected) in [
+        (8080, Some("numbered.mesh")),
+        (8081, Some("numbered.mesh")),
+        (9090, Some("named.mesh")),
+        (7171, Some("mapped.mesh")),
+        // Its own port counts before the service's, it is no endpoint of this, and nobody knows that one.
+        (7070, None),
+        (6060, None),
+        (1, None),
+        (80, None),
+        (0, None),
+    ] {
+        let found = mesh.service_at(&pod, port).map(|service| &*service.name.hostname);
+        assert_eq!(found, expected, "{port}");
+    }
 }
 
 fn membership(service: &NamespacedHostname, port: u8) -> Membership {

@@ -383,6 +383,69 @@ fn a_waypoint_may_be_a_workload_with_a_name_or_a_service_of_another_port() {
     }
 }
 
+/// Which instance of a waypoint, and at which of its addresses: each row is how it is named, what the client asked for, and the
+/// health of its two instances.
+#[test]
+fn of_a_waypoints_instances_one_that_is_well_in_the_clients_family() {
+    use Health::{Healthy, Unhealthy};
+    let source = pod("client", &["10.0.0.1", "fd00::1"]);
+    let by_name = at_name(&NamespacedHostname::new("shop", "gate.shop.svc.cluster.local"));
+    for (waypoint, to, health, expected) in [
+        (&by_name, "10.96.0.1:80", [Healthy, Unhealthy], Some("10.0.0.7:15008")),
+        (&by_name, "10.96.0.1:80", [Unhealthy, Healthy], Some("10.0.0.8:15008")),
+        (&by_name, "[fd00:96::1]:80", [Unhealthy, Healthy], Some("[fd00::8]:15008")),
+        (
+            &at_address("10.96.0.9"),
+            "[fd00:96::1]:80",
+            [Healthy, Unhealthy],
+            Some("[fd00::7]:15008"),
+        ),
+        // An instance that is named by its address is meant, and reached there.
+        (
+            &at_address("10.0.0.8"),
+            "[fd00:96::1]:80",
+            [Healthy, Unhealthy],
+            Some("10.0.0.8:15008"),
+        ),
+        (
+            &at_address("fd00::8"),
+            "10.96.0.1:80",
+            [Healthy, Unhealthy],
+            Some("[fd00::8]:15008"),
+        ),
+        (&by_name, "10.96.0.1:80", [Unhealthy, Unhealthy], None),
+    ] {
+        let instance = |name, ips: &[&str], health| Workload {
+            health,
+            ..captured(name, ips)
+        };
+        let (one, other) = (
+            instance("one", &["10.0.0.7", "fd00::7"], health[0]),
+            instance("other", &["10.0.0.8", "fd00::8"], health[1]),
+        );
+        let gates = service("gate", "10.96.0.9", &[(15008, 15008)], &[(&one, &[]), (&other, &[])]);
+        let server = captured("server", &["10.0.0.2", "fd00::2"]);
+        let mut web = service("web", "10.96.0.1", &[(80, 8080)], &[(&server, &[])]);
+        web.vips.push(NetworkAddress::local("fd00:96::1".parse().unwrap()));
+        web.waypoint = Some(waypoint.clone());
+        let mesh = mesh(&[&server, &one, &other], &[&web, &gates]);
+        for draw in 0..20 {
+            let hints = Hints { draw, ..Hints::default() };
+            match (ask(&mesh, &source, to, &hints), expected) {
+                (Route::Go(Plan::Tunnel(plan)), Some(peer)) => {
+                    assert_eq!(
+                        (plan.peer, plan.authority.to_string(), plan.waypoint),
+                        (peer.parse().unwrap(), to.to_owned(), true)
+                    );
+                }
+                // Around it would be around its policies.
+                (Route::Refuse(Refusal::NoWaypoint(target)), None) => assert_eq!(target, waypoint.target),
+                (route, _) => panic!("{to} by {waypoint:?}: {route:?}"),
+            }
+        }
+    }
+}
+
 /// Endpoints of a service in another network: each row is who the gateway is, and what the service says of itself.
 #[test]
 fn another_network_is_reached_through_its_gateway() {

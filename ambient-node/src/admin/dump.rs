@@ -42,7 +42,7 @@ pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
         dump.list("unreadablePolicies", policy::unreadable(&now.policies))?;
         dump.value("stagedServices", &Empty {})?;
         dump.value("staticConfig", &Static::default())?;
-        dump.value("version", &config::Version::default())?;
+        dump.value("version", &config::Version::from(&node.config))?;
         dump.value("config", &config::View::from(&node.config))?;
         dump.list(
             "certificates",

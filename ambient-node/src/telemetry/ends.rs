@@ -46,6 +46,8 @@ pub(crate) struct Ends {
     pub(crate) destination: SocketAddr,
     pub(crate) hbone: Option<Authority>,
     pub(crate) service: Option<Arc<Service>>,
+    /// Whether nobody has asked for that service, and only the port says that it is it.
+    pub(crate) guessed: bool,
     pub(crate) destination_workload: Option<Arc<Workload>>,
     pub(crate) destination_identity: Option<Identity>,
     /// Whether a waypoint is on the way.

@@ -2,13 +2,13 @@
 
 use std::{
     io::{Read, Write},
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
 };
 
 use ambient_core::ports;
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, Way, ending, until};
+use crate::mesh::{Family, Listener, Mesh, Way, ending, until};
 
 const SENT: &str = "istio_tcp_sent_bytes_total";
 const RECEIVED: &str = "istio_tcp_received_bytes_total";
@@ -181,6 +181,45 @@ fn unreadable_is_let_go(mesh: &Mesh) -> Outcome {
     policy_is_named(mesh, UNREADABLE, "it is in dry run or let go, and refuses nothing", "nothing");
     for way in Way::ALL {
         mesh.open(way, Family::V4).converse()?;
+    }
+    Ok(())
+}
+
+/// Where nobody has named a service, as who dials a pod does not, the port tells which it is: dashboards expect that.
+pub(crate) fn a_port_says_which_service_was_meant(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    mesh.apply(
+        "service",
+        "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.7, clusterIPs: \
+         [10.96.0.7], ports: [{port: 80, targetPort: 8080}], selector: {app: b}}}",
+    );
+    let [served, beside] = [8080, 8081].map(|port| mesh.b.listen_at(SocketAddr::new(mesh.b.v4, port)));
+    let counted = |security: &str, service: &str| {
+        let labels = [
+            ("reporter", "destination"),
+            ("destination_workload", "b"),
+            ("destination_service_name", service),
+            ("connection_security_policy", security),
+        ];
+        mesh.metric(CLOSED, &labels)
+    };
+    for (from, security) in [(&mesh.a, "mutual_tls"), (&mesh.c, "unknown")] {
+        let through = |listener: &Listener| -> Outcome {
+            let mut client = from.connect(listener.address())?;
+            drop(listener.accept());
+            client.read_to_end(&mut Vec::new())?;
+            Ok(())
+        };
+        until("the service to be known", || {
+            through(&served).ok()?;
+            (counted(security, "web") > 0).then_some(())
+        });
+        let before = [counted(security, "web"), counted(security, "unknown")];
+        through(&beside)?;
+        until("the other port to be counted", || {
+            (counted(security, "unknown") > before[1]).then_some(())
+        });
+        assert_eq!(counted(security, "web"), before[0], "{security}: it is no port of the service");
     }
     Ok(())
 }

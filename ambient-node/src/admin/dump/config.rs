@@ -15,18 +15,19 @@ use crate::{Config, ControlPlane, KeepAlive, Sources, Vouchers};
 /// What the process is.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Version {
+pub(super) struct Version<'a> {
     version: &'static str,
     git_revision: &'static str,
     rust_version: &'static str,
     build_profile: &'static str,
     build_status: &'static str,
-    istio_version: &'static str,
+    /// As the node's metadata has it.
+    istio_version: &'a str,
     crypto_provider: &'static str,
 }
 
-impl Default for Version {
-    fn default() -> Self {
+impl<'a> From<&'a Config> for Version<'a> {
+    fn from(config: &'a Config) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             // Whoever builds a release may tell.
@@ -34,7 +35,7 @@ impl Default for Version {
             rust_version: option_env!("AMBIENT_RUST_VERSION").unwrap_or("unknown"),
             build_profile: if cfg!(debug_assertions) { "debug" } else { "release" },
             build_status: option_env!("AMBIENT_BUILD_STATUS").unwrap_or("unknown"),
-            istio_version: "unknown",
+            istio_version: config.sources.metadata.get("ISTIO_VERSION").map_or("unknown", String::as_str),
             crypto_provider: "tls-aws-lc",
         }
     }

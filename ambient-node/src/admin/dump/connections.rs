@@ -84,7 +84,11 @@ fn outbound(open: &Ends) -> Connection {
 fn inbound(open: &Ends) -> Connection {
     Connection {
         src: open.source,
-        original_dst: open.service.as_ref().map(|service| service.name.hostname.to_string()),
+        original_dst: open
+            .service
+            .as_ref()
+            .filter(|_| !open.guessed)
+            .map(|service| service.name.hostname.to_string()),
         actual_dst: open.application,
         protocol: protocol(open),
     }

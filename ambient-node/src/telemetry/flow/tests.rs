@@ -68,6 +68,7 @@ fn ends(direction: Direction) -> Ends {
         local: false,
         retries: 0,
         avoided: 0,
+        guessed: false,
     }
 }
 

@@ -25,6 +25,7 @@ fn ends(name: &str, direction: Direction) -> Ends {
         local: false,
         retries: 0,
         avoided: 0,
+        guessed: false,
     }
 }
 

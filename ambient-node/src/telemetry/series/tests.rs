@@ -23,6 +23,7 @@ fn ends(source: &Arc<Workload>, destination: &Arc<Workload>) -> Ends {
         local: false,
         retries: 0,
         avoided: 0,
+        guessed: false,
     }
 }
 

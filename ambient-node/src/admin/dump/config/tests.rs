@@ -103,6 +103,15 @@ fn what_ztunnel_has_a_name_for_stands_under_it() {
     );
 }
 
+#[test]
+fn the_version_of_istio_is_what_the_metadata_says() {
+    let version = |config: &Config| serde_json::to_value(Version::from(config)).unwrap()["istioVersion"].clone();
+    let mut config = config();
+    assert_eq!(version(&config), "unknown");
+    config.sources.metadata.insert("ISTIO_VERSION".into(), "1.31.0".into());
+    assert_eq!(version(&config), "1.31.0");
+}
+
 /// The forms that Kiali's reader takes, which knows no other; a null is nothing to it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
