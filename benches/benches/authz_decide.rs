@@ -222,7 +222,7 @@ fn rounds(_: &mut Criterion) {
 }
 
 /// Sets of rules that one connection nearly matches, but for the last, and of how many policies they are.
-const WORST: [(&str, usize, Write, &[Scope]); 21] = [
+const WORST: [(&str, usize, Write, &[Scope]); 24] = [
     ("every_field", 100_000, sets::every_field, MESH),
     ("refused_port", 100_000, sets::refused_port, MESH),
     ("nested", 100_000, sets::nested, MESH),
@@ -233,6 +233,10 @@ const WORST: [(&str, usize, Write, &[Scope]); 21] = [
     ("long_clauses", 24, sets::long_clauses, MESH),
     ("twice_given", 50_000, sets::twice_given, MESH),
     ("sources_and_conditions", 50_000, sets::sources_and_conditions, MESH),
+    // Two million rows each.
+    ("sources_and_conditions_all", 100_000, sets::sources_and_conditions, MESH),
+    ("two_sources", 100_000, sets::two_sources, MESH),
+    ("many_conditions", 15_000, sets::many_conditions, MESH),
     ("every_list", 100_000, sets::every_list, MESH),
     ("all_scopes", 100_000, sets::every_list, ALL),
     ("both_sides", 100_000, sets::both_sides, MESH),

@@ -463,6 +463,24 @@ pub(crate) fn sources_and_conditions(random: &mut Random, number: usize) -> Rule
     }
 }
 
+/// `every_list`, twice in each rule, as two sources are.
+pub(crate) fn two_sources(random: &mut Random, number: usize) -> Rule {
+    let mut both = every_list(random, number);
+    let other = every_list(random, number + 1).clauses.remove(0);
+    both.clauses[0].matches.extend(other.matches);
+    both
+}
+
+/// `sources_and_conditions`, with four conditions more of which each is given.
+pub(crate) fn many_conditions(random: &mut Random, number: usize) -> Rule {
+    let mut rule = sources_and_conditions(random, number);
+    for _ in 0..4 {
+        let given = sources_and_conditions(random, number).clauses.remove(0);
+        rule.clauses.insert(0, given);
+    }
+    rule
+}
+
 /// Something that a text has: itself, that it is there, or one of its beginnings or ends.
 fn part(random: &mut Random, text: &str) -> StringMatch {
     let at = random.below(text.len());
