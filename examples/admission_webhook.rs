@@ -1,5 +1,5 @@
 //! A check in a Kubernetes admission webhook: policies that cannot be read in full are not admitted, and what will not be
-//! in force as it is written is a warning to whoever applies them.
+//! in force as it is written, or will and is seldom meant so, is a warning to whoever applies them.
 //!
 //! Reads an AdmissionReview from stdin if `-` is given, else takes the sample below, and prints the answer.
 
@@ -62,18 +62,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What will not be in force as it is written; or why none of it can be, and where.
+/// What to warn of; or why none of it can be, and where.
 fn judge(object: Value) -> Result<Vec<Warning>, String> {
     let settings = Settings::default();
     let unread = |error: ReadError| error.to_string();
     match object["kind"].as_str() {
         Some("AuthorizationPolicy") => {
             let policy: AuthorizationPolicy = serde_json::from_value(object).map_err(|error| error.to_string())?;
-            Ok(kubernetes::read(&policy, &settings).map_err(unread)?.warnings)
+            let warnings = kubernetes::read(&policy, &settings).map_err(unread)?.warnings;
+            Ok([warnings, kubernetes::traps(&policy, &settings)].concat())
         }
         Some("PeerAuthentication") => {
             let policy: PeerAuthentication = serde_json::from_value(object).map_err(|error| error.to_string())?;
-            Ok(peer_authentication::read(&policy, &settings).map_err(unread)?.warnings)
+            let warnings = peer_authentication::read(&policy, &settings).map_err(unread)?.warnings;
+            Ok([warnings, peer_authentication::traps(&policy, &settings)].concat())
         }
         _ => Ok(Vec::new()),
     }

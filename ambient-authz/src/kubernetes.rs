@@ -6,7 +6,8 @@
 //! others beside it. [`Resources`] holds both kinds of a mesh, and says which policies a workload lists.
 //!
 //! Reading is *safe* unless [`Settings::istio_exact`] says otherwise: where Istio's control plane drops what it cannot
-//! express at L4 and so lets through more than is written, this reading lets through less, and warns.
+//! express at L4 and so lets through more than is written, this reading lets through less, and warns. What is in force as
+//! it is written, and is seldom meant so, [`traps`](traps()) tells.
 //!
 //! ```
 //! use ambient_authz::kubernetes::{self, AuthorizationPolicy, Settings};
@@ -33,6 +34,7 @@ pub mod peer_authentication;
 mod authorization;
 mod resource;
 mod resources;
+mod traps;
 mod value;
 
 pub use authorization::read;
@@ -41,6 +43,7 @@ pub use resource::{
     PeerAuthentication, PeerAuthenticationSpec, Selector, Source, To, Unknown,
 };
 pub use resources::{Resources, Selecting, SelectingKind, attached};
+pub use traps::traps;
 
 /// How resources are read.
 #[derive(Clone, Debug)]
@@ -63,7 +66,8 @@ pub struct Settings {
     /// as they do for an istiod without a revision.
     pub revision: Option<Arc<str>>,
     /// Read as istiod does: values that cannot be read are dropped one by one, trust domains are ignored, attributes of
-    /// HTTP vanish from DENY rules, `selector: {}` selects nothing, and trust domains have no other names.
+    /// HTTP vanish from DENY rules, `selector: {}` selects nothing (but all of its namespace with `matchLabels: {}` in it), and
+    /// trust domains have no other names.
     pub istio_exact: bool,
 }
 
@@ -309,7 +313,7 @@ fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.into() } else { format!("{path}.{name}") }
 }
 
-/// The selector that counts: one without labels is none, as sidecars read it.
+/// The selector that counts: one without labels is none, as sidecars read it. For istiod it is one where they are written.
 fn labelled<'a>(selector: Option<&'a Selector>, settings: &Settings) -> Result<Option<&'a Selector>, Fault> {
     let Some(selector) = selector else { return Ok(None) };
     if !settings.istio_exact {
@@ -317,14 +321,15 @@ fn labelled<'a>(selector: Option<&'a Selector>, settings: &Settings) -> Result<O
             let why = "no such field is known, and what it would select cannot be told; use matchLabels";
             return Err(Fault::new(format!("spec.selector.{name}"), why));
         }
-        let mut labels = selector.match_labels.iter();
+        let mut labels = selector.labels().iter();
         if let Some((name, value)) = labels.find(|(name, value)| name.is_empty() || name.contains('*') || value.contains('*')) {
             let why =
                 format!("no workload can have the label {name:?}: {value:?}, and there are no wildcards here: nothing would be selected");
             return Err(Fault::new(format!("spec.selector.matchLabels[{name}]"), why));
         }
     }
-    Ok(Some(selector).filter(|s| !s.match_labels.is_empty()))
+    let counts = !selector.labels().is_empty() || (settings.istio_exact && selector.match_labels.is_some());
+    Ok(Some(selector).filter(|_| counts))
 }
 
 const REVISION: &str = "istio.io/rev";

@@ -9,6 +9,7 @@ mod open;
 mod outside;
 mod peer;
 mod place;
+mod ports;
 mod target;
 
 use std::{
@@ -29,6 +30,9 @@ use crate::cluster_local::ClusterLocal;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Read AuthorizationPolicies and PeerAuthentications, and report what is wrong with them or not in force as written.
+    ///
+    /// Warns as well of what is in force as written and seldom meant so, such as rules that plaintext passes as they only say
+    /// who is not meant.
     ///
     /// Exits with 0 if there are no errors, with 1 if there are, with 2 if it was called wrongly.
     Check(check::Args),

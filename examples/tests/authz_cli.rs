@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 mod decide;
 #[path = "authz_cli/open.rs"]
 mod open;
+#[path = "authz_cli/traps.rs"]
+mod traps;
 
 struct Files(tempfile::TempDir);
 

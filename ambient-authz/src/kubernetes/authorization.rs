@@ -120,10 +120,10 @@ impl Reader<'_> {
         if let Some(selector) = spec.selector.as_ref().filter(|_| self.settings.istio_exact) {
             unknown_fields(&selector.unknown, "spec.selector", &mut self.warnings);
         }
-        if spec.selector.as_ref().is_some_and(|s| s.match_labels.is_empty()) {
-            let text = match self.settings.istio_exact {
-                true => "a selector without labels selects nothing",
-                false => "a selector without labels selects every workload of its scope, as if it were absent",
+        if let Some(selector) = spec.selector.as_ref().filter(|selector| selector.labels().is_empty()) {
+            let text = match (self.settings.istio_exact, &selector.match_labels) {
+                (true, None) => "a selector without labels selects nothing",
+                _ => "a selector without labels selects every workload of its scope, as if it were absent",
             };
             self.warn("spec.selector", text);
         }

@@ -51,6 +51,8 @@ pub struct Object {
     /// None before all others, as an object without a time counts as the oldest.
     created: Option<Timestamp>,
     selector: Option<Selector>,
+    /// Whether a selector is written that has no labels, and so is none.
+    bare: bool,
     mode: Mode,
     ports: BTreeMap<u16, Mode>,
 }
@@ -95,7 +97,7 @@ pub fn read(resource: &PeerAuthentication, settings: &Settings) -> Result<PeerRe
     let spec = resource.spec.as_ref().unwrap_or(&default);
     let whole = whole_scope(&namespace, settings);
     let selector = match labelled(spec.selector.as_ref(), settings) {
-        Ok(selector) => selector.cloned(),
+        Ok(selector) => selector.filter(|selector| !selector.labels().is_empty()).cloned(),
         Err(fault) => return Err(fault.of(key, namespace, whole, None)),
     };
     let scope = if selector.is_some() { Scope::Selector } else { whole };
@@ -103,6 +105,16 @@ pub fn read(resource: &PeerAuthentication, settings: &Settings) -> Result<PeerRe
     match object(resource, spec, selector.clone(), settings, &mut warnings) {
         Ok(object) => Ok(PeerReading { object, warnings }),
         Err(fault) => Err(fault.of(key, namespace, scope, selector)),
+    }
+}
+
+/// Tells what of a PeerAuthentication is in force as it is written, and is seldom meant so.
+///
+/// See [`kubernetes::traps`](super::traps()).
+pub fn traps(resource: &PeerAuthentication, settings: &Settings) -> Vec<Warning> {
+    match read(resource, settings) {
+        Ok(_) if settings.concerns(&resource.metadata) => super::traps::of_peer_authentication(resource, settings),
+        _ => Vec::new(),
     }
 }
 
@@ -170,6 +182,7 @@ fn object(
         name: resource.metadata.name.as_str().into(),
         namespace,
         created,
+        bare: selector.is_none() && spec.selector.is_some(),
         selector,
         mode,
         ports,
@@ -260,17 +273,21 @@ impl Set {
 
     /// The mode of a namespace: its own, else the mesh's; permissive where neither says anything.
     fn parent(&self, namespace: &str) -> Mode {
-        let level = |namespace| self.without_selector(namespace).unwrap_or_default();
-        level(namespace).or(level(&self.root)).or(Mode::Permissive)
+        let mode = |object: Option<&Object>| object.map(|o| o.mode).unwrap_or_default();
+        mode(self.for_all_of(namespace))
+            .or(mode(self.for_mesh(namespace)))
+            .or(Mode::Permissive)
     }
 
-    /// The mode of the object for all of a namespace, if there is one.
-    fn without_selector(&self, namespace: &str) -> Option<Mode> {
-        self.for_all_of(namespace).map(|o| o.mode)
-    }
-
+    /// The object for all of a namespace, if there is one.
     fn for_all_of(&self, namespace: &str) -> Option<&Object> {
         self.of(namespace).iter().find(|o| o.selector.is_none())
+    }
+
+    /// The object for the whole mesh, as a namespace sees it: istiod has none with a selector for others than the root's own.
+    fn for_mesh(&self, namespace: &str) -> Option<&Object> {
+        let hidden = |o: &Object| self.istio_exact && o.bare && *namespace != *self.root;
+        self.of(&self.root).iter().find(|o| o.selector.is_none() && !hidden(o))
     }
 
     /// The object for the workloads with these labels alone.
@@ -317,7 +334,7 @@ pub fn strict_by<'a>(set: &'a Set, namespace: &str, labels: &Labels, port: Optio
         let own = port.and_then(|port| object.ports.get(&port).copied());
         [own.unwrap_or_default(), object.mode].map(|mode| (object, mode))
     });
-    let wider = [namespace, &set.root].into_iter().filter_map(|namespace| set.for_all_of(namespace));
+    let wider = [set.for_all_of(namespace), set.for_mesh(namespace)].into_iter().flatten();
     let mut all = of_workload.chain(wider.map(|object| (object, object.mode)));
     let (object, mode) = all.find(|(_, mode)| *mode != Mode::Unset)?;
     (mode == Mode::Strict).then_some(object)

@@ -306,9 +306,9 @@ pub struct MutualTls {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Selector {
-    /// Labels that a workload must have, all of them.
-    #[serde(deserialize_with = "absent_if_null")]
-    pub match_labels: Labels,
+    /// Labels that a workload must have, all of them. Where none are written it is the same as if there were none, but for
+    /// istiod: see [`Settings::istio_exact`](super::Settings::istio_exact).
+    pub match_labels: Option<Labels>,
     /// Fields that are not known.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -317,10 +317,12 @@ pub struct Selector {
 impl Selector {
     /// Whether a workload with these labels is selected; without labels of its own a selector selects every workload.
     pub fn selects(&self, labels: &Labels) -> bool {
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+        self.labels().iter().all(|(key, value)| labels.get(key) == Some(value))
     }
-}
 
-fn absent_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Labels, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+    /// Labels that a workload must have.
+    pub fn labels(&self) -> &Labels {
+        static NONE: Labels = Labels::new();
+        self.match_labels.as_ref().unwrap_or(&NONE)
+    }
 }

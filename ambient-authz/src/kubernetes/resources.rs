@@ -183,9 +183,21 @@ impl Resources {
         attached(authorizations, unread, &self.peers, namespace, labels)
     }
 
-    /// The keys that a workload of a namespace lists that no selector selects.
+    /// The keys that a workload of a namespace lists that no label selects.
     pub fn attached_unselected(&self, namespace: &str) -> Vec<PolicyKey> {
-        peer_authentication::keys(&self.peers, namespace, &Labels::new())
+        let everybodys = |selector: &&Selector| selector.labels().is_empty();
+        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(|read| match read {
+            Ok(reading) => reading
+                .selector
+                .as_ref()
+                .filter(everybodys)
+                .and_then(|_| Some(&reading.policy.as_ref()?.key)),
+            Err(error) => error.selector.as_ref().filter(everybodys).map(|_| &error.key),
+        });
+        let mut keys: Vec<PolicyKey> = authorizations.cloned().collect();
+        keys.sort();
+        keys.extend(peer_authentication::keys(&self.peers, namespace, &Labels::new()));
+        keys
     }
 
     /// What selects workloads of a namespace by their labels: AuthorizationPolicies first, each kind by namespace and name,
@@ -215,7 +227,8 @@ impl Resources {
             let selector = error.selector.as_ref().filter(|_| error.scope == Scope::Selector)?;
             Some(Selecting::new(SelectingKind::Unreadable, error.key.clone(), selector))
         });
-        authorizations.chain(peers).chain(unread).collect()
+        let all = authorizations.chain(peers).chain(unread);
+        all.filter(|selecting| !selecting.selector.labels().is_empty()).collect()
     }
 
     /// Where a rule of a policy stands in its resource's `spec.rules`, as [`Reading::rules`] tells; the same number for a

@@ -84,7 +84,7 @@ fn authentication(policy: &PeerAuthentication, settings: &Settings) {
             return;
         }
     };
-    let labels = selector.map(|s| s.match_labels.clone()).unwrap_or_default();
+    let labels = selector.map(|s| s.labels().clone()).unwrap_or_default();
     for port in ports {
         let strict = peer_authentication::effective(&set, &namespace, &labels, port) == Mode::Strict;
         let of_port = |peer: &Peer| decide(&policies, &workload, &conn(peer, port)).is_allow();
@@ -95,7 +95,7 @@ fn authentication(policy: &PeerAuthentication, settings: &Settings) {
 
 /// A workload that is just what a resource is for.
 fn reached(resources: &Resources, namespace: &str, selector: Option<&Selector>) -> (Policies, Workload) {
-    let labels: Labels = selector.map(|s| s.match_labels.clone()).unwrap_or_default();
+    let labels: Labels = selector.map(|s| s.labels().clone()).unwrap_or_default();
     let mut workload = Workload::new("uid", namespace, "w");
     workload.policies = resources.attached(namespace, &labels);
     (resources.policies(), workload)

@@ -79,7 +79,7 @@ impl Objects {
         let everywhere = *namespace == *self.settings.root_namespace;
         let spaces = self.spaces.iter().filter(|(ns, _)| everywhere || ***ns == *namespace);
         for (namespace, space) in spaces {
-            let labels = selector.map(|s| &s.match_labels).filter(|labels| !labels.is_empty());
+            let labels = selector.map(Selector::labels).filter(|labels| !labels.is_empty());
             match labels.filter(|_| !self.settings.istio_exact) {
                 Some(labels) => {
                     let selected = space.selected(labels);
@@ -181,7 +181,7 @@ fn guarded(namespace: &str, space: &Space) -> Vec<ObjectKey> {
 /// The label that a selector is found by; one that selects all is found by a label that everybody has.
 fn first_label(selector: &Selector) -> (&String, &String) {
     static NONE: String = String::new();
-    selector.match_labels.first_key_value().unwrap_or((&NONE, &NONE))
+    selector.labels().first_key_value().unwrap_or((&NONE, &NONE))
 }
 
 fn authorization_key(key: &ObjectKey) -> PolicyKey {

@@ -34,7 +34,7 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let files = Files::read(&args.files, args.mode.settings())?;
+    let files = Files::read_for_traps(&args.files, args.mode.settings())?;
     let errors = files.errors().count();
     let report = Report {
         errors,

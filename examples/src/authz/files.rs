@@ -9,7 +9,7 @@ use std::{
 };
 
 use ambient_authz::kubernetes::{
-    AuthorizationPolicy, Envelope, Labels, PeerAuthentication, ReadError, Resources, Settings, Warning, peer_authentication,
+    self, AuthorizationPolicy, Envelope, Labels, PeerAuthentication, ReadError, Resources, Settings, Warning, peer_authentication,
 };
 use ambient_control::{
     manifests::tree::{self, Node, TextError, Value},
@@ -19,6 +19,7 @@ use ambient_control::{
 use super::{
     Failure,
     place::{Finding, Level, Place},
+    ports,
 };
 
 /// What was found in files.
@@ -43,6 +44,11 @@ pub(super) struct Files {
     seen: HashMap<String, Place>,
     /// On which line each rule of a policy stands, by its key.
     rules: HashMap<String, Vec<u64>>,
+    /// The AuthorizationPolicies and the files that they stand in, where traps are told.
+    pub(super) policies: Vec<(Arc<str>, Node)>,
+    for_traps: bool,
+    /// What the files are called, in the order in which they were read.
+    names: Vec<Arc<str>>,
 }
 
 /// A pod, or what makes pods.
@@ -63,7 +69,28 @@ impl Files {
     ///
     /// What is wrong in them is a finding, not a failure.
     pub(super) fn read(paths: &[PathBuf], settings: Settings) -> Result<Self, Failure> {
-        let mut files = Self {
+        Self::empty(settings).all(paths)
+    }
+
+    /// The same, and what of it is in force as it is written and seldom meant so is a finding as well.
+    pub(super) fn read_for_traps(paths: &[PathBuf], settings: Settings) -> Result<Self, Failure> {
+        let empty = Self {
+            for_traps: true,
+            ..Self::empty(settings)
+        };
+        let mut files = empty.all(paths)?;
+        let found = ports::findings(&files);
+        files.findings.extend(found);
+        // As they are read: file by file, and in each from its beginning.
+        let order: HashMap<&Arc<str>, usize> = files.names.iter().zip(0..).collect();
+        files
+            .findings
+            .sort_by_key(|finding| (order.get(&finding.place.file).copied(), finding.place.line));
+        Ok(files)
+    }
+
+    fn empty(settings: Settings) -> Self {
+        Self {
             resources: Resources::new(settings),
             workloads: Vec::new(),
             services: Vec::new(),
@@ -76,7 +103,14 @@ impl Files {
             accounts: BTreeSet::new(),
             seen: HashMap::new(),
             rules: HashMap::new(),
-        };
+            policies: Vec::new(),
+            for_traps: false,
+            names: Vec::new(),
+        }
+    }
+
+    fn all(mut self, paths: &[PathBuf]) -> Result<Self, Failure> {
+        let files = &mut self;
         if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
             return Err(Failure::usage("stdin can be read but once"));
         }
@@ -99,7 +133,7 @@ impl Files {
                 files.file(&path.to_string_lossy(), &content)?;
             }
         }
-        Ok(files)
+        Ok(self)
     }
 
     /// Fails where a decision could be wrong, as not all resources are known: any of them could have been a policy.
@@ -185,6 +219,7 @@ impl Files {
 
     fn file(&mut self, name: &str, content: &[u8]) -> Result<(), Failure> {
         let name: Arc<str> = name.into();
+        self.names.push(name.clone());
         let documents = tree::documents(content).map_err(|error| Failure::input(format!("no thread to read {name} with: {error}")))?;
         match documents {
             Ok(nodes) => nodes.into_iter().for_each(|node| self.node(&name, node, 0)),
@@ -249,12 +284,21 @@ impl Files {
                 self.authorization_policies += 1;
                 self.note_rules(&node);
                 let read = node.read::<AuthorizationPolicy>();
-                self.resource(file, &node, &kind, read, Resources::authorization);
+                self.resource(file, &node, &kind, read, (Resources::authorization, kubernetes::traps));
+                if self.for_traps {
+                    self.policies.push((file.clone(), node));
+                }
             }
             Some(Kind::PeerAuthentication) => {
                 self.peer_authentications += 1;
                 let read = node.read::<PeerAuthentication>();
-                self.resource(file, &node, &kind, read, Resources::peer_authentication);
+                self.resource(
+                    file,
+                    &node,
+                    &kind,
+                    read,
+                    (Resources::peer_authentication, peer_authentication::traps),
+                );
             }
             _ => {
                 self.others += 1;
@@ -315,22 +359,21 @@ impl Files {
         self.rules.insert(format!("{namespace}/{name}"), lines);
     }
 
-    fn resource<T>(
-        &mut self,
-        file: &Arc<str>,
-        node: &Node,
-        kind: &str,
-        read: Result<T, TextError>,
-        put: fn(&mut Resources, &T) -> Result<Vec<Warning>, ReadError>,
-    ) {
+    fn resource<T>(&mut self, file: &Arc<str>, node: &Node, kind: &str, read: Result<T, TextError>, (put, traps): (Put<T>, Traps<T>)) {
         let (namespace, name) = name_of(node);
         let warning = |w: Warning| (Level::Warning, w.path, w.text);
         let unread = |error: &ReadError| (Level::Error, error.path.to_string(), error.why.to_string());
         let told: Vec<_> = match read {
-            Ok(resource) => match put(&mut self.resources, &resource) {
-                Ok(warnings) => warnings.into_iter().map(warning).collect(),
-                Err(error) => vec![unread(&error)],
-            },
+            Ok(resource) => {
+                let traps = match self.for_traps {
+                    true => traps(&resource, self.resources.settings()),
+                    false => Vec::new(),
+                };
+                match put(&mut self.resources, &resource) {
+                    Ok(warnings) => warnings.into_iter().chain(traps).map(warning).collect(),
+                    Err(error) => vec![unread(&error)],
+                }
+            }
             Err(shape) => {
                 let Ok(envelope) = node.read::<Envelope>() else {
                     return self.wrong(file, shape);
@@ -388,8 +431,11 @@ impl Found {
     }
 }
 
+type Put<T> = fn(&mut Resources, &T) -> Result<Vec<Warning>, ReadError>;
+type Traps<T> = fn(&T, &Settings) -> Vec<Warning>;
+
 /// What a policy's findings go by.
-fn key_of(kind: &str, namespace: &str, name: &str) -> String {
+pub(super) fn key_of(kind: &str, namespace: &str, name: &str) -> String {
     match kind {
         "PeerAuthentication" => peer_authentication::unreadable_key(namespace, name).to_string(),
         _ => format!("{namespace}/{name}"),

@@ -108,7 +108,7 @@ impl Unasked {
             SelectingKind::PeerAuthentication => "PeerAuthentication".into(),
             SelectingKind::Unreadable => "unreadable".into(),
         };
-        let labels = &selecting.selector.match_labels;
+        let labels = selecting.selector.labels();
         let selects = labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
         let of = &target.workload.namespace;
         let pod = files
@@ -143,7 +143,7 @@ fn settled(target: &Target, files: &Files, policies: &Policies, conn: &Conn<'_>,
             SelectingKind::Policy { dry_run: true, .. } => {}
             SelectingKind::Policy { .. } | SelectingKind::Unreadable => one_more.push(Some(&selecting.key)),
             SelectingKind::PeerAuthentication => {
-                let labels = &selecting.selector.match_labels;
+                let labels = selecting.selector.labels();
                 ways.push(peer_authentication::keys(peers, &workload.namespace, labels));
             }
         }

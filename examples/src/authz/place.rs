@@ -28,11 +28,11 @@ pub(super) enum Level {
     /// It cannot be read. What is refused until it can: the resource's scope, or, where not even that it is a policy can be
     /// told, everything.
     Error,
-    /// It is not in force as it is written.
+    /// It is not in force as it is written, or is and is seldom meant so.
     Warning,
 }
 
-/// Something that is wrong, or not in force as it is written.
+/// Something that is wrong, not in force as it is written, or seldom meant so.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) level: Level,

@@ -177,7 +177,7 @@ fn refuse_unknown(namespace: &str, name: &str, files: &Files) -> Result<(), Fail
 fn refuse_selected(name: &str, files: &Files) -> Result<(), Failure> {
     let by_label = files.namespaces.iter().find_map(|namespace| {
         let selecting = files.resources.selecting(namespace).into_iter();
-        let mut labels = selecting.flat_map(|s| &s.selector.match_labels);
+        let mut labels = selecting.flat_map(|s| s.selector.labels());
         labels.find(|(_, value)| *value == name).map(|(key, _)| (namespace, key))
     });
     match by_label {

@@ -213,8 +213,11 @@ fn a_bad_line_is_told_with_its_field() {
         (with("\"10.0.1.2\"", "\"10.0.1\""), "source.ip: "),
         (with(",\"ip\":\"10.0.1.2\"", ""), "source.ip: is missing"),
         (with("\"identity\"", "\"Identity\""), "source.Identity: "),
-        (with("80", "\"80\""), "destination.port: "),
-        (with("80", "65536"), "destination.port: "),
+        (
+            with("80", "\"80\""),
+            "destination.port: string \"80\" stands where a number from 0 to 65535 is wanted",
+        ),
+        (with("80", "65536"), "`65536` stands where a number from 0 to 65535 is wanted"),
         (with("80", "-1"), "destination.port: "),
         (with("\"labels\":{}", "\"labels\":{\"v\":1}"), "destination.labels.v: "),
         (with("\"labels\":{}", "\"labels\":[]"), "destination.labels: "),

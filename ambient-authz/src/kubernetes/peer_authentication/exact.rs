@@ -24,8 +24,10 @@ pub(super) fn listed(set: &Set, object: &Object) -> Listed {
 
 /// The rules of an object's own policy; without any it is not published.
 pub(super) fn converted(set: &Set, object: &Object) -> Vec<Rule> {
-    let mesh_strict = set.without_selector(&set.root) == Some(Mode::Strict);
-    let namespace = set.without_selector(&object.namespace);
+    // One with a selector, if it is one without labels, is nobody's parent here, and is where it is attached.
+    let parent = |namespace| set.of(namespace).iter().find(|o| o.selector.is_none() && !o.bare).map(|o| o.mode);
+    let mesh_strict = parent(&set.root) == Some(Mode::Strict);
+    let namespace = parent(&object.namespace);
     let unset = object.mode == Mode::Unset;
     // Whether a strict port is taken to be covered already: a strict mesh covers it whatever the workload's own mode.
     let covered = object.mode == Mode::Strict

@@ -229,7 +229,7 @@ fn what_selects_by_labels_is_told_and_left_out_for_a_workload_that_nothing_selec
             ("shop/peer_authentication_bad", SelectingKind::Unreadable),
         ];
         assert_eq!(told, expected);
-        assert_eq!(selecting[2].selector.match_labels, labels("b"));
+        assert_eq!(*selecting[2].selector.labels(), labels("b"));
         // Also where a workload without labels is one that every selector selects.
         assert_eq!(
             texts(&resources.attached_unselected("shop")),
