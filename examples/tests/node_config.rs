@@ -293,7 +293,7 @@ fn a_file_says_all_that_is_needed() {
         String::from_utf8(output.stderr).unwrap()
     };
     let missing = scratch.path().join("no-such-directory");
-    let needed = format!("node: n\nmanifests: {0}\nca-dir: {0}\n", missing.display());
+    let needed = format!("node: n\nmanifests: {0}\nca-dir: {0}-either\n", missing.display());
     // As editors elsewhere write it: it is read, and the start gets as far as the manifests.
     for text in [
         needed.clone(),

@@ -371,7 +371,7 @@ pub(crate) fn log_filter(text: &str) -> Result<String, log::LogError> {
     log::check(text).map(|()| text.to_owned())
 }
 
-/// A time: `5s`, `1h30m`, `500ms`; a bare number is seconds.
+/// A time: `5s`, `1h30m`, `500ms`, `2 hours + 5 min`; a bare number is seconds. What ztunnel reads is read, but for products.
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let wanted = || format!("a time is wanted, such as 5s, 1h30m or 500ms, and not {text:?}");
     let mut rest = text.trim();
@@ -382,22 +382,41 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let number: u64 = rest[..digits].parse().map_err(|_| wanted())?;
-        rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let millis = match &rest[..letters] {
-            "ms" => 1,
-            "" | "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(wanted()),
-        };
-        rest = &rest[letters..];
-        let part = number.checked_mul(millis).map(Duration::from_millis);
-        sum = part.and_then(|part| sum.checked_add(part)).ok_or_else(wanted)?;
+        rest = rest[digits..].trim_start();
+        let letters = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());
+        let unit = unit(&rest[..letters].to_lowercase()).ok_or_else(wanted)?;
+        let part = number.checked_mul(unit).map(Duration::from_nanos).ok_or_else(wanted)?;
+        sum = sum.checked_add(part).ok_or_else(wanted)?;
+        rest = rest[letters..].trim_start();
+        if let Some(more) = rest.strip_prefix('+') {
+            rest = more.trim_start();
+            if rest.is_empty() {
+                return Err(wanted());
+            }
+        }
     }
     Ok(sum)
 }
+
+/// Nanoseconds of a unit, by any of its names.
+fn unit(name: &str) -> Option<u64> {
+    Some(match name {
+        "ns" | "nsec" | "nanosecond" | "nanoseconds" => 1,
+        "us" | "usec" | "usecond" | "µs" | "µsec" | "µsecond" | "microsecond" | "microseconds" => 1000,
+        "ms" | "msec" | "millisecond" | "milliseconds" => 1_000_000,
+        "" | "s" | "sec" | "second" | "seconds" => SECOND,
+        "m" | "min" | "minute" | "minutes" => 60 * SECOND,
+        "h" | "hr" | "hour" | "hours" => 3600 * SECOND,
+        "d" | "day" | "days" => DAY,
+        "w" | "week" | "weeks" => 7 * DAY,
+        "mon" | "month" | "months" => 30 * DAY,
+        "y" | "year" | "years" => 365 * DAY,
+        _ => return None,
+    })
+}
+
+const SECOND: u64 = 1_000_000_000;
+const DAY: u64 = 86_400 * SECOND;
 
 /// A time that is waited for: none at all would be no time to do anything in.
 pub(crate) fn patience(text: &str) -> Result<Duration, String> {
@@ -457,10 +476,33 @@ mod tests {
             ("500ms", 500),
             ("1m30", 90_000),
             ("0", 0),
+            ("5m0s", 300_000),
+            ("3m + 31", 211_000),
+            ("3m 1s 29ms", 181_029),
+            ("2 Hours+5MIN", 7_500_000),
+            ("1w1d", 691_200_000),
+            ("1mon", 2_592_000_000),
+            ("1y", 31_536_000_000),
+            ("2000us 3000µs 1000000ns", 6),
         ] {
             assert_eq!(time(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "s", "5x", "-1s", "1.5s", "99999999999999999999s", "9999999999999999999h"] {
+        let wrong = [
+            "",
+            " ",
+            "s",
+            "5x",
+            "-1s",
+            "1.5s",
+            "1s+",
+            "+1s",
+            "1s++1s",
+            "2*3s",
+            "5\u{b5}",
+            "99999999999999999999s",
+            "9999999999999h",
+        ];
+        for text in wrong {
             assert!(time(text).is_err(), "{text}");
         }
     }
