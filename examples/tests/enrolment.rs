@@ -6,6 +6,8 @@
     reason = "a test; what happens when, in several processes, is what is tested"
 )]
 
+#[path = "enrolment/another.rs"]
+mod another;
 #[path = "enrolment/asked.rs"]
 mod asked;
 #[path = "enrolment/attacks.rs"]
@@ -114,6 +116,14 @@ fn main() -> ExitCode {
             (
                 "nodes_are_started_anew_while_spire_is_away",
                 away::nodes_are_started_anew_while_spire_is_away,
+            ),
+            (
+                "a_node_beside_that_of_another_proxy_is_one_mesh_with_it",
+                another::a_node_beside_that_of_another_proxy_is_one_mesh_with_it,
+            ),
+            (
+                "a_node_beside_that_of_a_proxy_apart_is_one_mesh_with_it",
+                another::a_node_beside_that_of_a_proxy_apart_is_one_mesh_with_it,
             ),
             (
                 "a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing",

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
+    ffi::OsStr,
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
@@ -14,7 +15,7 @@ use std::{
 use ambient_testkit::{
     Namespace, Output, Process, Program, World,
     cluster::{Cluster, DATAPLANE_MODE, Families, Images, Key, residue},
-    harness,
+    harness::{self, Outcome},
 };
 use serde_json::Value;
 
@@ -37,6 +38,8 @@ pub(crate) struct Ground {
     control: Option<Process>,
     /// What it is told besides.
     control_flags: Vec<String>,
+    /// The proxy of somebody else on the second node.
+    other: Option<Process>,
 }
 
 impl Ground {
@@ -92,6 +95,72 @@ impl Ground {
         Ok(ground)
     }
 
+    /// The same on `ambient control`, where the second node has `ambient enrol` alone: its proxy is for [`Self::start_other`].
+    pub(crate) fn beside_another(world: &World, socket: &Path) -> Result<Self, Failure> {
+        let mut ground = Self::without_nodes(world, Families::Both)?;
+        let at = ground.start_control()?;
+        let root = path(&ground.ca.join("root.pem"));
+        let (code, token, err) = ground.ambient(NODES[0], &["control", "token", NODES[0], "--ca", &path(&ground.ca)])?;
+        assert_eq!(code, 0, "{err}");
+        let flags = [
+            "--control",
+            &at,
+            "--xds-root-ca",
+            &root,
+            "--ca-root-ca",
+            &root,
+            "--auth-token",
+            &token,
+        ];
+        ground.sources.insert(NODES[0].into(), flags.map(str::to_owned).into());
+        ground.start(NODES[0])?;
+        let enrol = Program::new(AMBIENT)
+            .args(["enrol", "--node", NODES[1], "--log-format", "text", "--leave", "1", "--manifests"])
+            .arg(ground.cluster.manifests())
+            .args([
+                OsStr::new("--zds"),
+                socket.as_os_str(),
+                OsStr::new("--netns-dir"),
+                ground.netns.as_os_str(),
+            ]);
+        ground.cluster.node(NODES[1])?.start(enrol)?;
+        Ok(ground)
+    }
+
+    /// Starts a proxy on the second node as Istio starts its own, beside the `ambient enrol` that has this socket. What it writes goes to
+    /// the node's log.
+    pub(crate) fn start_other(&mut self, proxy: &Path, socket: &Path) -> Outcome {
+        let host = *self.cluster.node(NODES[0])?.ips().first().ok_or("it has no address")?;
+        let control = format!("https://{}", SocketAddr::new(host, 15012));
+        let token = self.ca.with_file_name("other.token");
+        let (code, text, err) = self.ambient(NODES[1], &["control", "token", NODES[1], "--ca", &path(&self.ca)])?;
+        assert_eq!(code, 0, "{err}");
+        fs::write(&token, text)?;
+        let root = self.ca.join("root.pem");
+        let node = self.cluster.node(NODES[1])?;
+        let log = Output::File(node.log().to_owned());
+        let program = Program::new(proxy)
+            .args(["proxy", "ztunnel"])
+            .env("NODE_NAME", NODES[1])
+            .env("INPOD_UDS", socket)
+            .env("XDS_ADDRESS", &control)
+            .env("CA_ADDRESS", &control)
+            .env("XDS_ROOT_CA", &root)
+            .env("CA_ROOT_CA", &root)
+            .env("AUTH_TOKEN", &token)
+            .view(node.view())
+            .stdout(log.clone())
+            .stderr(log);
+        self.other = Some(node.namespace().spawn(&program)?);
+        Ok(())
+    }
+
+    /// Kills the proxy of somebody else.
+    pub(crate) fn kill_other(&mut self) -> Outcome {
+        self.other.take().ok_or("it does not run")?.kill()?;
+        Ok(())
+    }
+
     fn start_all(&mut self, source: impl Fn(&str) -> Vec<String>) -> Result<(), Failure> {
         for node in NODES {
             self.sources.insert(node.into(), source(node));
@@ -115,6 +184,7 @@ impl Ground {
             sources: BTreeMap::new(),
             control: None,
             control_flags: Vec::new(),
+            other: None,
         })
     }
 
