@@ -91,11 +91,14 @@ impl Mesh {
             into.extend(workload.map(|workload| WaypointUser::Workload(workload.uid.clone())));
             return;
         };
-        into.push(WaypointUser::Service(service.name.clone()));
-        if let WaypointUser::Workload(uid) = asked
-            && self.endpoint(&service.name, uid).is_some()
-        {
+        let is_asked = match asked {
+            WaypointUser::Service(name) => *name == service.name,
+            WaypointUser::Workload(uid) => self.endpoint(&service.name, uid).is_some(),
+        };
+        if is_asked {
             into.push(asked.clone());
+        } else if service.waypoints().next().is_some() {
+            into.push(WaypointUser::Service(service.name.clone()));
         }
         into.extend(self.led_on(&service.name));
     }
@@ -122,6 +125,6 @@ impl Mesh {
 mod tests;
 
 /// Endpoints of a gateway that are looked at: they are alike, as a rule.
-const LOOKED_AT: usize = 16;
+const LOOKED_AT: usize = 4;
 /// Names that a way is followed through.
 const LONGEST: usize = 64;
