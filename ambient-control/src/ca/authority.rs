@@ -300,7 +300,7 @@ impl Authority {
             _ => None,
         };
         revoked.barred.extend(barred.clone());
-        let added = meant.into_iter().filter(|one| revoked.add(one.clone())).collect();
+        let added = revoked.add(meant);
         self.write_lists(&mut revoked, &roots, &issuers, now)?;
         Ok(Revocation {
             certificates: added,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     thread,
@@ -144,6 +144,29 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, O
     absent(read(path))
 }
 
+/// The lines of a file, of which nobody but its owner may have written, however many there are, until one is enough; none if there is
+/// no such file. One that is longer than any that is written comes in pieces.
+pub(super) fn lines(path: &Path, mut is_enough: impl FnMut(&[u8]) -> bool) -> Result<(), OpenError> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(no_follow() | OFlags::NONBLOCK.bits().cast_signed());
+    let mut read = || {
+        let file = options.open(path)?;
+        plain::is_plain(&file.metadata()?)?;
+        let (mut reader, mut line) = (BufReader::new(file), Vec::new());
+        while (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0 {
+            if is_enough(line.strip_suffix(b"\n").unwrap_or(&line)) {
+                break;
+            }
+            line.clear();
+        }
+        Ok::<_, io::Error>(())
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        read => read.map_err(io_error("read", path)),
+    }
+}
+
 /// `None` for a file that is not there.
 pub(super) fn absent<T>(read: Result<T, OpenError>) -> Result<Option<T>, OpenError> {
     match read {
@@ -226,5 +249,6 @@ pub(crate) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error
 }
 
 pub(super) const LOCK: &str = ".lock";
-/// Certificates and keys are a few hundred bytes; revocation lists of a day's certificates may be more.
-const MAX_FILE: u64 = 16 << 20;
+/// Certificates and keys are a few hundred bytes; what is revoked of somebody who was given very many is more.
+const MAX_FILE: u64 = 256 << 20;
+const LONGEST_LINE: u64 = 64 << 10;

@@ -30,12 +30,18 @@ pub(super) fn add(directory: &Path, issuer: &str, issued: &Issued) -> Result<(),
 
 /// Those of an issuer that have not ended. A line that was cut short tells nothing.
 pub(super) fn of(directory: &Path, issuer: &str, now: SystemTime) -> Result<Vec<Issued>, OpenError> {
-    let Some(text) = directory::read_if_there(&file(directory, issuer))? else {
-        return Ok(Vec::new());
-    };
-    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let issued = lines.filter_map(|line| serde_json::from_slice::<Issued>(line).ok());
-    Ok(issued.filter(|issued| issued.expires > seconds(now)).collect())
+    let mut all = Vec::new();
+    // Of a large mesh there are many in a day.
+    directory::lines(&file(directory, issuer), |line| {
+        all.extend(good(line, now));
+        false
+    })?;
+    Ok(all)
+}
+
+fn good(line: &[u8], now: SystemTime) -> Option<Issued> {
+    let issued = serde_json::from_slice::<Issued>(line).ok()?;
+    (issued.expires > seconds(now)).then_some(issued)
 }
 
 /// Those who have issued something.
@@ -51,9 +57,13 @@ pub(super) fn issuers(directory: &Path) -> Result<Vec<String>, OpenError> {
 /// Forgets what has ended.
 pub(super) fn tidy(directory: &Path, now: SystemTime) -> Result<(), OpenError> {
     for issuer in issuers(directory)? {
-        let left = of(directory, &issuer, now)?;
         let path = file(directory, &issuer);
-        if left.is_empty() {
+        let mut left = false;
+        directory::lines(&path, |line| {
+            left = good(line, now).is_some();
+            left
+        })?;
+        if !left {
             directory::remove(&path)?;
         }
     }

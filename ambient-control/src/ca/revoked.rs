@@ -1,7 +1,7 @@
 //! What an authority has revoked, and the lists (CRLs) by which peers know.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -61,13 +61,19 @@ impl Revoked {
         self.certificates.iter().any(|one| one.serial == serial && one.issuer == issuer)
     }
 
-    /// Adds one, unless it is there.
-    pub(super) fn add(&mut self, certificate: RevokedCertificate) -> bool {
-        let new = !self.has(&certificate.issuer, &certificate.serial);
-        if new {
-            self.certificates.push(certificate);
-        }
-        new
+    /// What is revoked, by issuer and serial number: for whoever looks for many.
+    pub(super) fn index(&self) -> HashSet<(&str, &str)> {
+        self.certificates.iter().map(|one| (&*one.issuer, &*one.serial)).collect()
+    }
+
+    /// Adds those that are not there yet, and gives them.
+    pub(super) fn add(&mut self, mut certificates: Vec<RevokedCertificate>) -> Vec<RevokedCertificate> {
+        let mut known = self.index();
+        let new: Vec<bool> = certificates.iter().map(|one| known.insert((&one.issuer, &one.serial))).collect();
+        let mut new = new.into_iter();
+        certificates.retain(|_| new.next().unwrap_or_default());
+        self.certificates.extend(certificates.iter().cloned());
+        certificates
     }
 
     /// Forgets those that ended, a day later: clocks differ, and a list should name them once after their end.

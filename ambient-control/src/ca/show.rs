@@ -1,6 +1,6 @@
 //! What is in the directory of an authority, as data.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{collections::HashSet, path::PathBuf, time::SystemTime};
 
 use serde::Serialize;
 use x509_parser::time::ASN1Time;
@@ -108,7 +108,8 @@ impl Authority {
                 .map_or("trusted", |(_, role)| role),
             expires: seconds(root.not_after),
         };
-        let is_revoked = |serial: &str| revoked.certificates.iter().any(|one| one.serial == serial);
+        let (known, serials): (_, HashSet<&str>) = (revoked.index(), revoked.certificates.iter().map(|one| &*one.serial).collect());
+        let is_revoked = |serial: &str| serials.contains(serial);
         let intermediates = self.intermediates(now)?;
         let is_trusted = |root: &str| roots.trusted.iter().any(|one| one.name == root);
         let stands = |issuer: &str| match intermediates.iter().find(|one| one.serial == issuer) {
@@ -119,7 +120,7 @@ impl Authority {
         for issuer in issued::issuers(&self.directory)? {
             let of = issued::of(&self.directory, &issuer, now)?;
             all.extend(of.into_iter().map(|one| ShownCertificate {
-                revoked: revoked.has(&issuer, &one.serial) || is_revoked(&issuer),
+                revoked: known.contains(&(&*issuer, &*one.serial)) || is_revoked(&issuer),
                 trusted: stands(&issuer),
                 serial: one.serial,
                 name: one.name,

@@ -402,6 +402,33 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     assert!(matches!(error, OpenError::Locked { .. } | OpenError::Unsafe { .. }), "{error}");
 }
 
+/// However many certificates a mesh needs in a day: each can be listed and revoked, and the authority goes on.
+#[test]
+fn what_is_issued_may_be_very_much() {
+    let mut mesh = Mesh::new();
+    let ca = mesh.node("near");
+    // One that begins again and again, and whose name is as long as one can be.
+    let storming = "storming".repeat(30);
+    let first = mesh.issue(&ca, &storming);
+    let path = fs::read_dir(mesh.dir.join("issued")).unwrap().next().unwrap().unwrap().path();
+    let (one, serial) = (fs::read_to_string(&path).unwrap(), serial_of(&first, 0));
+    let count = (17 << 20) / one.len();
+    let others = (0..count).map(|n| one.replace(&serial, &format!("{:032x}", n + 1)));
+    fs::write(&path, others.chain([one.clone()]).collect::<String>()).unwrap();
+    let revoked = mesh.authority().revoke(&Target::Identity(id(&storming)), mesh.now).unwrap();
+    assert_eq!(revoked.certificates.len(), count + 1);
+    assert!(mesh.is_revoked(&mesh.trust(&ca), &first));
+    let shown = mesh.authority().show(mesh.now).unwrap();
+    assert!(shown.issued.len() == count + 1 && shown.issued.iter().all(|one| one.revoked));
+    // The next intermediate, and another process.
+    mesh.now += DAY / 2 + HOUR;
+    mesh.issue(&ca, "stock");
+    mesh.issue(&mesh.node("near"), "stock");
+    mesh.now += DAY + HOUR;
+    mesh.issue(&ca, "stock");
+    assert!(!path.exists(), "what has ended is forgotten");
+}
+
 /// What is left of a key by whoever was killed while writing it is no intermediate, and does not stay for ever.
 #[test]
 fn what_was_left_half_written_goes_after_a_while() {
