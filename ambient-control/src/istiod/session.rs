@@ -442,9 +442,16 @@ impl Session {
         let mut faults: Vec<Fault> = Vec::new();
         for kind in Kind::ALL {
             let known = &self.kinds[kind as usize];
-            faults.extend(known.refused.iter().map(|(name, refused)| Fault {
-                what: format!("{name}: {}; what was known of it before stays in force", refused.why),
-                policy: refused.policy.clone(),
+            faults.extend(known.refused.iter().map(|(name, refused)| {
+                let then = match (known.held.contains_key(&**name), &refused.policy) {
+                    (true, _) => "its last good version stays in force",
+                    (false, Some(_)) => "everything in its scope is refused until it is mended",
+                    (false, None) => "it does not count until it is mended",
+                };
+                Fault {
+                    what: format!("{name}: {}; {then}", refused.why),
+                    policy: refused.policy.clone(),
+                }
             }));
             if let Some((_, names)) = &known.waiting {
                 let (gone, of, word) = (names.len(), known.at_opening.iter().sum::<usize>(), kind.word());

@@ -64,6 +64,7 @@ struct ReportFile {
 
 /// A report as it is written. What else a pod's entry says is for people.
 #[derive(Deserialize)]
+#[serde(expecting = "a map with node and pods")]
 struct Written {
     node: String,
     pods: BTreeMap<String, serde::de::IgnoredAny>,
@@ -161,12 +162,13 @@ impl Reports {
                 None
             }
             Err(why) => {
-                let then = if objects.reported(&node).is_some() {
-                    "what it said before stays in force"
-                } else {
-                    // It may have captured any of them.
-                    objects.report(&node, Report::Unknown);
-                    "every pod of it that is to be in the mesh is taken for captured"
+                let then = match objects.reported(&node) {
+                    Some(Report::Captured(_)) => "what it said before stays in force",
+                    Some(Report::Unknown) | None => {
+                        // It may have captured any of them.
+                        objects.report(&node, Report::Unknown);
+                        "every pod of it that is to be in the mesh is taken for captured"
+                    }
                 };
                 Some(format!("{}: {why}; {then}", path.display()))
             }

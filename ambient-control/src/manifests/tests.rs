@@ -592,10 +592,16 @@ fn a_report_that_was_torn_from_the_start_counts_for_all() {
     let plain = pod("plain", "u2", "10.0.0.2").replace("dataplane-mode: ambient", "dataplane-mode: none");
     f.write("a.yaml", &format!("{}---\n{plain}", pod("cart", "u1", "10.0.0.1")));
     fs::create_dir(f.path().join("status")).unwrap();
-    f.write("status/node-1.json", "{");
-    f.looks();
-    assert!(f.captured("cart") && !f.captured("plain"));
-    assert_eq!(f.faults.len(), 1);
+    for torn in ["{", "[]", ""] {
+        f.write("status/node-1.json", torn);
+        f.looks();
+        assert!(f.captured("cart") && !f.captured("plain"));
+        assert!(
+            f.faults.len() == 1 && f.faults[0].contains("is taken for captured"),
+            "{:?}",
+            f.faults
+        );
+    }
     f.write("status/node-1.json", r#"{"node":"node-1","pods":{}}"#);
     f.look();
     assert!(!f.captured("cart") && f.faults.is_empty());

@@ -134,7 +134,23 @@ fn what_cannot_be_read_is_refused_by_name_and_the_rest_counts() {
     let [answer] = &drain(&mut session)[..] else { panic!() };
     let why = &answer.error_detail.as_ref().unwrap().message;
     assert_eq!(*why, format!("{}: addresses[1]: 5 bytes are no IP address: 4 or 16 are", uid(2)));
-    assert!(session.faults()[0].what.contains(&uid(2)));
+    let told = |session: &Session| session.faults().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let [fault] = &told(&session)[..] else {
+        panic!("{:?}", session.faults())
+    };
+    assert!(
+        fault.starts_with(&uid(2)) && fault.ends_with("; its last good version stays in force"),
+        "{fault}"
+    );
+    // Of what was never good nothing can.
+    session.handle_whole(now, response(Kind::Address, "n2", vec![resource(4, 13)], &[]));
+    assert!(
+        told(&session)[1].ends_with("; it does not count until it is mended"),
+        "{:?}",
+        session.faults()
+    );
+    session.handle_whole(now, response(Kind::Address, "n3", vec![resource(4, 1)], &[]));
+    drain(&mut session);
     // On the next stream its version is not one that was accepted; it comes again, and all is well.
     session.handle_opened(now);
     assert_eq!(drain(&mut session)[0].initial_resource_versions[&uid(2)], "");
@@ -175,6 +191,10 @@ fn a_policy_that_cannot_be_read_refuses_what_it_would_apply_to() {
         assert_eq!(unreadable.scope, ambient_authz::Scope::Namespace);
         assert!(received.refused[0].contains(why), "{received:?}");
         let fault = session.faults();
+        assert!(
+            fault[0].what.ends_with("; everything in its scope is refused until it is mended"),
+            "{fault:?}"
+        );
         assert_eq!(fault[0].policy.as_ref().unwrap().as_str(), key);
         // Taken back, it refuses nothing any more.
         let received = session.handle_whole(now(), response(Kind::Authorization, "n", vec![], &[key]));
