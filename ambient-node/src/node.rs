@@ -354,7 +354,7 @@ impl Node {
         let configs = Arc::new(Configs::new(provider.clone()));
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
         let locals = Arc::new(Locals::new(certificates.clone(), configs.clone()));
-        let (count, capture) = (config.workers, options.clone());
+        let (count, capture, counts) = (config.workers, options.clone(), metrics.clone());
         // One for all, so that windows grow within one budget.
         let limits = Limits::default();
         let tunnels = {
@@ -374,7 +374,7 @@ impl Node {
                 (pool(dialler.clone()).build(), InnerTunnels::new(pool))
             }
         };
-        let workers = task::spawn_blocking(move || Workers::start(count, tunnels)).await;
+        let workers = task::spawn_blocking(move || Workers::start(count, &counts, tunnels)).await;
         let workers = workers
             .map_err(io::Error::other)
             .and_then(|started| started)

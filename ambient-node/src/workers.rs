@@ -20,6 +20,8 @@ use tokio::{runtime, sync::oneshot, task::JoinHandle};
 use crate::{
     inner::InnerTunnels,
     shares::{Shares, Whose},
+    supervise::supervised,
+    telemetry::Metrics,
 };
 
 /// A thread, its runtime and its tunnels.
@@ -87,7 +89,7 @@ pub(crate) struct Workers {
 
 impl Workers {
     /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime. Blocks until they run.
-    pub(crate) fn start(count: usize, tunnels: impl Fn() -> Tunnels + Send + Sync + 'static) -> io::Result<Self> {
+    pub(crate) fn start(count: usize, metrics: &Arc<Metrics>, tunnels: impl Fn() -> Tunnels + Send + Sync + 'static) -> io::Result<Self> {
         let tunnels = Arc::new(tunnels);
         let start = |index| {
             let (stop, stopped) = oneshot::channel::<()>();
@@ -99,7 +101,9 @@ impl Workers {
             // A thread that ended without a word panicked: that is on standard error.
             let (runtime, (tunnels, inner)) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
             let turns = Turns::new();
-            runtime.spawn(turns.clone().rounds());
+            let rounds = turns.clone();
+            // Without it nobody who waits for his turn would have it.
+            runtime.spawn(supervised("the turns of a worker", metrics, move || rounds.clone().rounds()));
             Ok(Arc::new(Worker {
                 runtime,
                 tunnels,

@@ -84,6 +84,26 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
 
 /// The arguments and the environment of the container in Istio's chart for its node proxy.
 #[test]
+fn a_token_is_not_printed_and_where_one_stands_is() {
+    let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ6In0.c2lnbmVk-_x";
+    for (arguments, environment) in [(&["--auth-token", token][..], &[][..]), (&[], &[("AUTH_TOKEN", token)])] {
+        let all = printed(&[&["--node", "n"], arguments].concat(), environment);
+        assert!(!all.contains("eyJ"), "{all}");
+        let from = if arguments.is_empty() { "AUTH_TOKEN" } else { "flag" };
+        assert_eq!(
+            line(&all, "# auth-token"),
+            format!("# auth-token: a token itself, which is not shown  # {from}")
+        );
+        // It is a file of settings still, which says nothing of it.
+        let scratch = tempfile::tempdir().unwrap();
+        let again = printed(&["--config", &file(scratch.path(), &all)], &[]);
+        assert!(!again.contains("auth-token"), "{again}");
+    }
+    let all = printed(&["--node", "n", "--auth-token", "/var/run/token"], &[]);
+    assert_eq!(line(&all, "auth-token"), "auth-token: /var/run/token  # flag");
+}
+
+#[test]
 fn what_istios_chart_starts_is_understood() {
     let environment = [
         ("CA_ADDRESS", "istiod.istio-system.svc:15012"),

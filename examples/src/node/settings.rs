@@ -23,6 +23,8 @@ const CPU_LIMIT: &str = "ZTUNNEL_RESOURCE_CPU_LIMIT";
 const CPU_REQUEST: &str = "ZTUNNEL_RESOURCE_CPU_REQUEST";
 /// What is read besides the variables of flags.
 pub(crate) const OTHER_VARIABLES: [&str; 4] = [proxy_config::VARIABLE, CLUSTER, CPU_LIMIT, CPU_REQUEST];
+/// Of which the value may be a secret.
+const TOKEN: &str = "auth-token";
 /// Not settings themselves.
 const NOT_SETTINGS: [&str; 3] = ["config", "print-config", "help"];
 
@@ -185,6 +187,10 @@ pub(crate) fn print(settings: &[Setting]) -> String {
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.values.join(",");
+        // A file with a token may be told of; a token may not.
+        if self.name == TOKEN && !text.contains('/') && !Path::new(&text).exists() {
+            return write!(f, "# {TOKEN}: a token itself, which is not shown  # {}", self.from);
+        }
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"./_-%".contains(&b);
         let value = match text.bytes().all(is_plain) && !text.is_empty() && !text.starts_with('-') {
             true => text,
