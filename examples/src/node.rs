@@ -680,9 +680,11 @@ fn owned(directory: &Path, flag: &str) -> anyhow::Result<()> {
     for above in whole.ancestors().skip(1) {
         let Ok(found) = std::fs::metadata(above) else { continue };
         let mode = found.permissions().mode() & 0o7777;
+        // Kubernetes mounts a ConfigMap so: its mode says that all may write, and nobody may.
+        let is_read_only = || rustix::fs::statvfs(above).is_ok_and(|of| of.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
         // Where that bit is set, as on /tmp, names of others are not to be changed.
         anyhow::ensure!(
-            mode & 0o002 == 0 || mode & 0o1000 != 0,
+            mode & 0o002 == 0 || mode & 0o1000 != 0 || is_read_only(),
             "anybody may put another directory in the place of {}, which {flag} names and which decides who is trusted, as {} may be \
              written to by all (mode {mode:04o}): chmod o-w it",
             directory.display(),

@@ -427,4 +427,23 @@ fn directories_that_others_may_exchange_are_refused() {
         let further = said(mode);
         assert!(further.contains("/nowhere"), "{mode:o}: {further}");
     }
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o777)).unwrap();
+    let unshared = |script: &str| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["-rm", "sh", "-ec", script])
+            .arg(&above)
+            .arg(env!("CARGO_BIN_EXE_ambient"));
+        command.env_remove("AMBIENT_CONFIG").output()
+    };
+    if !unshared("true").is_ok_and(|output| output.status.success()) {
+        return println!("skipped: what is mounted read-only, as no namespace of mounts can be made here");
+    }
+    // As a ConfigMap is mounted.
+    let read_only = unshared(
+        "mount --bind \"$0\" \"$0\"; mount -o remount,bind,ro \"$0\"; \
+         exec \"$1\" node --node n --manifests \"$0/one/manifests\" --ca-dir \"$0/ca\" --no-dns-capture --netns-dir /nowhere",
+    );
+    let further = String::from_utf8(read_only.unwrap().stderr).unwrap();
+    assert!(further.contains("/nowhere"), "{further}");
 }
