@@ -6,13 +6,14 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use ambient_control::{AskError, OnDemand};
 use ambient_core::{
-    GatewayTarget, Mesh, NetworkAddress, PodUid,
+    GatewayTarget, Mesh, Network, NetworkAddress, PodUid,
     route::{Outbound, Plan, Refusal, Route},
 };
 use tokio::{sync::watch, time};
@@ -133,6 +134,15 @@ impl Demand {
             }
         };
         let _ = time::timeout(BRIEFLY, all).await;
+    }
+
+    /// Sees to it that who is at an address is known, as far as that is to be had in a moment: labels alone hang on it.
+    pub(crate) async fn meet(&self, pod: &PodUid, mesh: &Mesh, address: &NetworkAddress) {
+        let name = named(&address.network, address.ip);
+        match mesh.workload_by_address(address) {
+            Some(_) => self.touch(&name, true),
+            None => self.learn(pod, &[name]).await,
+        }
     }
 
     /// A name is needed, and what the snapshot knows of it is gone by; `known` where it knows it. It is asked for if it never
@@ -368,7 +378,12 @@ impl Names {
 
 /// The name of what is at a connection's destination.
 pub(crate) fn destination(asked: &Outbound<'_>) -> String {
-    format!("{}/{}", asked.source.network.as_str(), asked.destination.ip().to_canonical())
+    named(&asked.source.network, asked.destination.ip())
+}
+
+/// How the control plane is asked for an address.
+fn named(network: &Network, ip: IpAddr) -> String {
+    format!("{}/{}", network.as_str(), ip.to_canonical())
 }
 
 /// What a route hangs on that the snapshot does not know, by its name; it may be known not to be there.
@@ -389,7 +404,7 @@ pub(crate) fn needed(mesh: &Mesh, asked: &Outbound<'_>, route: &Route) -> Option
 fn name_of(target: &GatewayTarget) -> String {
     match target {
         GatewayTarget::Hostname(name) => name.to_string(),
-        GatewayTarget::Address(address) => format!("{}/{}", address.network.as_str(), address.ip),
+        GatewayTarget::Address(address) => named(&address.network, address.ip),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use ambient_authz::{Decision, Peer};
 use ambient_core::{
-    Authority, Identity, NetworkAddress, Workload, headers, proxy_header,
+    Authority, Identity, Network, NetworkAddress, Workload, headers, proxy_header,
     route::{self, Delivery},
 };
 use ambient_hbone::{BoxFuture, Request, Session, Share, Stream};
@@ -303,6 +303,7 @@ impl Tunnel {
                 );
             }
         };
+        let snapshot = self.meet(snapshot, &request).await;
         let ends = self.ends(&snapshot, &request, peer.identity(), authority, &to);
         let account = Account::open(&node.metrics, ends, opened);
         self.deliver(request, peer, to, snapshot, account, place).await
@@ -401,14 +402,24 @@ impl Tunnel {
         Ok(server)
     }
 
+    /// Where the mesh does not come whole, who speaks is asked for as well: the snapshot after the answer, or the same.
+    async fn meet(&self, snapshot: Arc<Snapshot>, request: &Asked) -> Arc<Snapshot> {
+        let (Some(demand), Ok(own)) = (&self.node.demand, self.pod.workload(&snapshot)) else {
+            return snapshot;
+        };
+        if !is_from_afar(request, &own.network) {
+            let address = NetworkAddress::new(own.network.clone(), self.peer.ip());
+            demand.meet(&self.pod.spec.uid, &snapshot.mesh, &address).await;
+        }
+        self.node.state.current().unwrap_or(snapshot)
+    }
+
     /// Both ends as the mesh knows them. What the peer wrote in headers only picks from what is looked up.
     fn ends(&self, snapshot: &Snapshot, request: &Asked, identity: Option<&Identity>, authority: Authority, to: &Delivery) -> Ends {
         let mesh = &snapshot.mesh;
         let destination = self.pod.workload(snapshot).ok().cloned();
         let network = destination.as_ref().map(|w| w.network.clone()).unwrap_or_default();
-        // Through a gateway, whose address this is: it says nothing of who speaks.
-        let mut networks = request.headers().get_all("x-forwarded-network").iter();
-        let source = if networks.any(|value| headers::is_from_other_network(value.as_bytes(), network.as_str())) {
+        let source = if is_from_afar(request, &network) {
             afar::workload(mesh, request.headers(), identity)
         } else {
             let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
@@ -467,6 +478,12 @@ impl Tunnel {
             error,
         );
     }
+}
+
+/// Whether it came through a gateway of another network, whose address says nothing of who speaks.
+fn is_from_afar(request: &Asked, network: &Network) -> bool {
+    let mut networks = request.headers().get_all("x-forwarded-network").iter();
+    networks.any(|value| headers::is_from_other_network(value.as_bytes(), network.as_str()))
 }
 
 /// The pod's own loopback address of the same family.

@@ -81,6 +81,17 @@ fn first_connections(ground: &mut Ground) -> Outcome {
     );
     // What is not the mesh's goes out as it is.
     outside(ground)?;
+    // Who speaks is asked for by the other node, which needs nobody's way there.
+    let metrics = ground.page("node-2", 15020, "/metrics")?;
+    for pod in ["back", "third"] {
+        let of = [
+            "reporter=\"destination\"".to_owned(),
+            "source_workload=\"front\"".to_owned(),
+            format!("destination_workload=\"{pod}\""),
+        ];
+        let told = metrics.lines().any(|line| of.iter().all(|label| line.contains(label)));
+        assert!(told, "{pod}: {metrics}");
+    }
     let metrics = ground.page("node-1", 15020, "/metrics")?;
     let opened = metrics
         .lines()
