@@ -19,7 +19,10 @@ use std::{
     },
     path::PathBuf,
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,7 +49,7 @@ use rustix::{
 };
 use tokio::{
     sync::watch,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 
@@ -71,6 +74,10 @@ fn main() -> ExitCode {
             a_pod_that_is_nowhere_keeps_no_other_from_being_served,
         ),
         ("what_hangs_is_let_go", what_hangs_is_let_go),
+        (
+            "a_pod_that_is_never_answered_for_holds_up_no_other",
+            a_pod_that_is_never_answered_for_holds_up_no_other,
+        ),
         ("strangers_are_refused_at_both_ends", strangers_are_refused_at_both_ends),
         ("only_a_dead_socket_of_ours_is_replaced", only_a_dead_socket_of_ours_is_replaced),
         (
@@ -692,6 +699,65 @@ fn what_hangs_is_let_go(world: &World) -> Outcome {
     })
 }
 
+/// A proxy that takes what it is told, but for a pod at which it hangs; it comes back whenever it has lost its connection.
+async fn hang_at(world: World, uid: &'static str, connections: Arc<AtomicUsize>) {
+    loop {
+        let Ok(link) = SeqPacket::connect(&path(&world)) else {
+            sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        connections.fetch_add(1, Ordering::Relaxed);
+        link.send(&Hello { version: 1 }.encode(), None).await.unwrap();
+        while let Ok(Some(told)) = link.receive(4096).await {
+            let asked = Request::decode(&told.bytes).unwrap();
+            if !matches!(&asked, Request::Add { uid: told, .. } if told.as_str() == uid) {
+                let _ = link.send(&Ack::well().encode(), None).await;
+            }
+        }
+    }
+}
+
+/// The first in the order of their names, of 250.
+fn a_pod_that_is_never_answered_for_holds_up_no_other(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let a = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let (server, serving) = server(world);
+        let uids: Vec<String> = (0..250).map(|n| format!("p{n:03}")).collect();
+        expect(&server, &uids.iter().map(String::as_str).collect::<Vec<_>>());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let proxy = tokio::spawn(hang_at(world.clone(), "p000", connections.clone()));
+        let mut adding = JoinSet::new();
+        for uid in uids {
+            let (server, a) = (server.clone(), a.clone());
+            adding.spawn(async move { (server.add(&spec(&uid, &[]), a).await, uid) });
+        }
+        while let Some(added) = adding.join_next().await {
+            let (added, uid) = added.unwrap();
+            assert_eq!(added.is_err(), uid == "p000", "{uid}: {added:?}");
+        }
+        // One that comes later too, and without waiting for the one that hangs each time.
+        let (begun, before) = (tokio::time::Instant::now(), connections.load(Ordering::Relaxed));
+        for n in 0..20 {
+            server.add(&spec(&format!("q{n}"), &[]), a.clone()).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+        let (took, lost) = (begun.elapsed(), connections.load(Ordering::Relaxed) - before);
+        assert!(lost <= 4, "{lost} connections were lost in {took:?}");
+        until("the others' snapshot to be whole", || {
+            server.proxies().borrow().last().is_some_and(|proxy| proxy.state.synced)
+        })
+        .await;
+        // It is no suspect once it is elsewhere, or has gone.
+        server.remove(&"p000".into()).await;
+        let quiet = connections.load(Ordering::Relaxed);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(connections.load(Ordering::Relaxed), quiet);
+        proxy.abort();
+        serving.abort();
+    })
+}
+
 fn strangers_are_refused_at_both_ends(world: &World) -> Outcome {
     let node = Node::new(world)?;
     node.run(async {
@@ -735,6 +801,14 @@ fn only_a_dead_socket_of_ours_is_replaced(world: &World) -> Outcome {
             "{error}"
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "something");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(bind().unwrap_err().to_string().contains("no socket"));
+        assert!(path.is_dir());
+        std::fs::remove_dir(&path).unwrap();
+        // A link is not followed, wherever it leads.
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        assert!(bind().unwrap_err().to_string().contains("no socket"));
         std::fs::remove_file(&path).unwrap();
 
         let first = bind().unwrap();

@@ -311,7 +311,7 @@ impl World {
                 while let Some(at) = self.connections.iter().position(|c| c.id == id) {
                     let Some((packet, answers)) = self.connections[at].last.pop_front() else {
                         self.connections.remove(at);
-                        self.agent.handle_closed(id);
+                        self.agent.handle_closed(self.now, id);
                         break;
                     };
                     // A refusal of what was not asked may come when something else has been: it is for that then.

@@ -16,6 +16,9 @@
 //! are told. When the newest is gone, the one before it is told what it lacks. A pod whose namespace is not known yet when a
 //! proxy comes it is told to keep, and where it is once that is known.
 //!
+//! A pod of which a proxy was told when its connection ended is suspected to be why, as the proxy may hang or end by it: whoever
+//! connects next is told of it last, and from the second time on only after a pause, so that it keeps no other from being served.
+//!
 //! What happens goes in by [`Agent::want`] and the `handle_*` methods; [`Agent::poll`] then gives what is to be done until it
 //! gives `None`; [`Agent::timeout`] says when to ask again if nothing happens.
 
@@ -161,8 +164,17 @@ pub struct Agent<F> {
     expected: Option<(Instant, BTreeSet<PodUid>)>,
     proxies: BTreeMap<ProxyId, Connection>,
     tickets: BTreeMap<Ticket, Waits>,
+    /// Pods that are wanted, and were not answered for when a connection ended.
+    suspects: BTreeMap<PodUid, Suspect>,
     output: VecDeque<Output<F>>,
     next: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    times: u32,
+    /// It is not asked for again before.
+    not_before: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -230,6 +242,7 @@ impl<F: Clone> Agent<F> {
             expected: None,
             proxies: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            suspects: BTreeMap::new(),
             output: VecDeque::new(),
             next: 0,
         }
@@ -267,6 +280,10 @@ impl<F: Clone> Agent<F> {
                 None => self.answer(ticket, Ok(())),
             }
         }
+        let before = self.wanted.get(&uid);
+        if before.is_none_or(|before| before.place != wanted.place || before.info != wanted.info) {
+            self.suspects.remove(&uid);
+        }
         self.wanted.insert(uid, wanted);
         ticket
     }
@@ -274,6 +291,7 @@ impl<F: Clone> Agent<F> {
     /// A pod is to be served no longer. The answer, which is never an error, says when no proxy does.
     pub fn unwant(&mut self, uid: &PodUid) -> Ticket {
         self.wanted.remove(uid);
+        self.suspects.remove(uid);
         if let Some((_, expected)) = &mut self.expected {
             expected.remove(uid);
         }
@@ -318,18 +336,20 @@ impl<F: Clone> Agent<F> {
         match taken {
             Ok(Some((request, ack))) => {
                 if let Err(why) = self.handle_ack(now, from, request, ack) {
-                    self.close(from, why);
+                    self.close(now, from, why);
                 }
             }
             Ok(None) => (),
-            Err(why) => self.close(from, why),
+            Err(why) => self.close(now, from, why),
         }
         self.answer_gone();
     }
 
     /// A proxy is gone, or its connection could not be gone on with.
-    pub fn handle_closed(&mut self, proxy: ProxyId) {
-        self.proxies.remove(&proxy);
+    pub fn handle_closed(&mut self, now: Instant, proxy: ProxyId) {
+        if let Some((Request::Add { uid, .. }, _)) = self.proxies.remove(&proxy).and_then(|c| c.asked) {
+            self.suspect(now, uid);
+        }
         self.answer_served_by_newest();
         self.answer_gone();
     }
@@ -341,7 +361,7 @@ impl<F: Clone> Agent<F> {
         }
         let late = self.proxies.iter().find_map(|(id, c)| Some((*id, c.late(now)?)));
         if let Some((id, why)) = late {
-            self.close(id, why);
+            self.close(now, id, why);
             self.answer_gone();
             return self.output.pop_front();
         }
@@ -377,7 +397,10 @@ impl<F: Clone> Agent<F> {
             let adds = naming || newest == Some(*id);
             let again = c.told.values().filter(move |_| adds && c.asked.is_none());
             let again = again.filter_map(|told| told.refused.as_ref().map(|(_, again)| *again));
-            until.into_iter().chain(grace.filter(|_| naming)).chain(again)
+            let suspects = self.suspects.iter().filter(move |_| c.asked.is_none());
+            let suspects = suspects.filter(move |(uid, suspect)| self.is_lacked(c, uid, adds, suspect.not_before));
+            let suspects = suspects.map(|(_, suspect)| suspect.not_before);
+            until.into_iter().chain(grace.filter(|_| naming)).chain(again).chain(suspects)
         });
         proxies.min()
     }
@@ -441,13 +464,17 @@ impl<F: Clone> Agent<F> {
         if let Some((uid, _)) = outdated {
             return Some(Request::Del { uid: uid.clone() });
         }
-        // What it was told to keep it may serve somewhere else: also an older one is told where that is.
-        let concerns = |uid: &PodUid| adds || connection.told.get(uid).is_some_and(|told| told.pod.is_none());
-        let lacks = |(uid, wanted): &(&PodUid, &Wanted<F>)| concerns(uid) && connection.lacks(uid, wanted, now);
-        // Whoever is waited for comes first.
-        let waited = self.tickets.values().filter(|w| w.for_what == For::Served);
-        let waited = waited.filter_map(|w| self.wanted.get_key_value(&w.uid)).find(lacks);
-        if let Some((uid, wanted)) = waited.or_else(|| self.wanted.iter().find(lacks)) {
+        let lacked = |uid: &&PodUid| self.is_lacked(connection, uid, adds, now);
+        // Whoever is waited for comes first, and who is suspected last.
+        let waited = self.tickets.values().filter(|w| w.for_what == For::Served).map(|w| &w.uid);
+        let trusted = waited.chain(self.wanted.keys()).filter(|uid| !self.suspects.contains_key(*uid));
+        let due = self
+            .suspects
+            .iter()
+            .filter(|(_, suspect)| suspect.not_before <= now)
+            .map(|(uid, _)| uid);
+        let next = trusted.chain(due).find(lacked);
+        if let Some((uid, wanted)) = next.and_then(|uid| self.wanted.get_key_value(uid)) {
             return Some(Request::Add {
                 uid: uid.clone(),
                 info: Some(wanted.info.clone()),
@@ -458,9 +485,18 @@ impl<F: Clone> Agent<F> {
         if missing.peek().is_some() && now < *since + self.timing.grace {
             return None;
         }
+        let mut missing = missing.chain(self.suspects.keys());
         let known = |uid: &PodUid| connection.told.contains_key(uid) || connection.unlisted.contains_key(uid);
         let kept = missing.find(|uid| uid.as_str().len() <= LONGEST_UID && !known(uid));
         Some(kept.map_or(Request::SnapshotSent, |uid| Request::Keep { uid: uid.clone() }))
+    }
+
+    /// Whether a proxy must be told of a pod. `adds`: whether it is told of pods now.
+    fn is_lacked(&self, connection: &Connection, uid: &PodUid, adds: bool, now: Instant) -> bool {
+        let Some(wanted) = self.wanted.get(uid) else { return false };
+        // What it was told to keep it may serve somewhere else: also an older one is told where that is.
+        let concerned = adds || connection.told.get(uid).is_some_and(|told| told.pod.is_none());
+        concerned && connection.lacks(uid, wanted, now)
     }
 
     /// Whether a proxy must let go of what it was told. `adds`: whether it is told of pods now.
@@ -486,6 +522,7 @@ impl<F: Clone> Agent<F> {
         let refusal = (!ack.error.is_empty()).then(|| cut(&ack.error, LONGEST_PACKET).to_owned());
         match (request, refusal) {
             (Request::Add { uid, .. }, refusal) => {
+                self.suspects.remove(&uid);
                 let Some(told) = connection.told.get_mut(&uid) else { return Ok(()) };
                 told.refused = refusal.clone().map(|why| (why, again));
                 let current = self.wanted.get(&uid).is_some_and(|wanted| told.is(wanted));
@@ -512,8 +549,30 @@ impl<F: Clone> Agent<F> {
         Ok(())
     }
 
-    fn close(&mut self, proxy: ProxyId, why: Ended) {
-        self.handle_closed(proxy);
+    /// A connection has ended before a pod was answered for.
+    fn suspect(&mut self, now: Instant, uid: PodUid) {
+        let Some(wanted) = self.wanted.get(&uid) else { return };
+        let serves = |c: &Connection| c.told.get(&uid).is_some_and(|told| told.refused.is_none() && told.is(wanted));
+        if self.proxies.values().any(serves) {
+            return;
+        }
+        let times = self.suspects.get(&uid).map_or(0, |suspect| suspect.times).saturating_add(1);
+        // Once may be by chance.
+        let pause = match times {
+            1 => Duration::ZERO,
+            times => self.timing.again * (1 << (times - 2).min(LONGEST_PAUSE)),
+        };
+        let not_before = now + pause;
+        self.suspects.insert(uid, Suspect { times, not_before });
+    }
+
+    fn close(&mut self, now: Instant, proxy: ProxyId, why: Ended) {
+        // What is not understood is the proxy's own doing, whatever it was asked.
+        let hangs = matches!(why, Ended::NoAnswer(_));
+        if let Some(connection) = self.proxies.get_mut(&proxy).filter(|_| !hangs) {
+            connection.asked = None;
+        }
+        self.handle_closed(now, proxy);
         self.output.push_back(Output::Close { proxy, why });
     }
 
@@ -652,5 +711,7 @@ fn words(request: &Request) -> String {
 
 /// What a proxy that has been asked is said to say of a pod until it answers.
 pub const UNANSWERED: &str = "it has not answered yet";
+/// The pause for a suspect, [`Timing::again`] the second time, doubles so many times.
+const LONGEST_PAUSE: u32 = 5;
 /// The longest UID that is named without anything beside it.
 const LONGEST_UID: usize = 512;

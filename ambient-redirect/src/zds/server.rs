@@ -210,7 +210,7 @@ impl Server {
                     if !sent {
                         // It has ended and has not said so yet.
                         links.remove(&to);
-                        state.agent.handle_closed(to);
+                        state.agent.handle_closed(now(), to);
                     }
                 }
                 Output::Close { proxy, why } => {
@@ -267,7 +267,7 @@ impl Server {
             News::Packet(bytes, descriptors) => state.agent.handle_packet(now(), from, &bytes, descriptors),
             News::Ended(why) => {
                 let link = links.remove(&from);
-                state.agent.handle_closed(from);
+                state.agent.handle_closed(now(), from);
                 // Its listeners may have ended with it: better looked at now than when it is time to.
                 state.agent.descriptors().for_each(|namespace| namespace.listener_lost());
                 if let Some(why) = why {
@@ -308,19 +308,25 @@ impl Server {
         let source = match answer {
             Some(Ok(())) => return Ok(()),
             Some(Err(why)) => io::Error::other(why),
-            None => io::Error::new(io::ErrorKind::TimedOut, self.why_none()),
+            None => self.why_none(),
         };
         let what = format!("having a proxy serve the pod over {}", self.config.path.display());
         Err(ProxyError { what, source })
     }
 
-    fn why_none(&self) -> String {
+    fn why_none(&self) -> io::Error {
         let state = self.lock();
         let path = self.config.path.display();
         let last = state.last_ended.as_ref().map(|why| format!(" (last: {why})")).unwrap_or_default();
         match state.agent.has_proxy() {
-            true => format!("the proxy has not come to it within {} s{last}", self.config.patience.as_secs_f32()),
-            false => format!("no proxy is connected at {path}: start it, and have it connect there (ztunnel: INPOD_UDS={path}){last}"),
+            true => io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the proxy has not come to it within {} s{last}", self.config.patience.as_secs_f32()),
+            ),
+            false => io::Error::new(
+                io::ErrorKind::NotConnected,
+                format!("no proxy is connected at {path}: start it, and have it connect there (ztunnel: INPOD_UDS={path}){last}"),
+            ),
         }
     }
 
