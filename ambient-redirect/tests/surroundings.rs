@@ -6,6 +6,8 @@
 mod asked;
 #[path = "support/found.rs"]
 mod found;
+#[path = "support/heard.rs"]
+mod heard;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
@@ -22,8 +24,8 @@ mod probed;
 mod rights;
 
 use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{self, Write},
+    net::TcpListener,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -31,6 +33,7 @@ use std::{
 
 use ambient_redirect::linux::Netns;
 use ambient_testkit::harness;
+use heard::{ask, exchange};
 use tokio::time::sleep;
 
 fn main() -> ExitCode {
@@ -68,24 +71,6 @@ fn main() -> ExitCode {
         ),
         ("a_strangers_table_is_left_alone", probed::a_strangers_table_is_left_alone),
     ])
-}
-
-/// Connects from a namespace and gives all that is heard.
-async fn ask(from: &Arc<Netns>, to: &str) -> io::Result<String> {
-    let (from, to): (_, SocketAddr) = (from.clone(), to.parse().unwrap());
-    tokio::task::spawn_blocking(move || from.run(|| exchange(to)))
-        .await
-        .unwrap()
-        .unwrap()
-}
-
-/// Connects and gives all that is heard.
-fn exchange(to: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Asks until the answer is as wanted, for five seconds.

@@ -1,6 +1,8 @@
 //! What becomes of a capture that somebody breaks by hand, watched on the wire; and what is refused with a remedy.
 #![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 
+#[path = "support/heard.rs"]
+mod heard;
 #[path = "support/listing.rs"]
 mod listing;
 #[path = "support/mesh.rs"]

@@ -1,12 +1,6 @@
 //! What somebody else does to a pod's packets.
 
-use std::{
-    collections::BTreeSet,
-    io::{ErrorKind, Read},
-    net::{SocketAddr, TcpStream},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::ErrorKind, net::SocketAddr, time::Duration};
 
 use ambient_redirect::{
     linux::{Inside, Mark, Netns},
@@ -17,6 +11,7 @@ use ambient_testkit::{Capture, Namespace, Output, Program, World, harness::Outco
 use tokio::time::{sleep, timeout};
 
 use crate::{
+    heard::ask,
     mesh::{Log, Running, is_in},
     node::{Node, spec},
 };
@@ -91,24 +86,6 @@ fn nat(hook: Hook, priority: i32) -> BaseChain {
     BaseChain { kind, hook, priority }
 }
 
-/// Who answers a connection from a namespace to an address.
-fn asked(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
-    from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })
-    .unwrap()
-}
-
-/// The same, while others have their turn.
-async fn answer(from: &Arc<Netns>, to: &str) -> std::io::Result<String> {
-    let (from, to) = (from.clone(), to.parse().unwrap());
-    tokio::task::spawn_blocking(move || asked(&from, to)).await.unwrap()
-}
-
 fn is_refused(answer: &std::io::Result<String>) -> bool {
     answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
 }
@@ -137,13 +114,13 @@ pub(crate) fn a_port_that_somebody_else_takes_is_refused_and_told(world: &World)
                     told,
                     format!("table inet {table}, chain theirs: of what goes out, TCP to port 5432 gets another destination, port 5433")
                 );
-                let refused = answer(&pod, to).await;
+                let refused = ask(&pod, to).await;
                 assert!(is_refused(&refused), "{table} {to}: {refused:?}");
-                let others = answer(&pod, &to.replace("5432", "80")).await.unwrap();
+                let others = ask(&pod, &to.replace("5432", "80")).await.unwrap();
                 assert!(others.starts_with("out"), "{others}");
                 take(&pod, table);
                 running.until("it to be forgotten", |states| states[0].strangers.is_empty()).await;
-                let again = answer(&pod, to).await.unwrap();
+                let again = ask(&pod, to).await.unwrap();
                 assert!(again.starts_with("out"), "{again}");
             }
             // What comes in, to be asked of policies.
@@ -154,11 +131,11 @@ pub(crate) fn a_port_that_somebody_else_takes_is_refused_and_told(world: &World)
                 rule.extend([Expr::Immediate { reg: 1, data }, Expr::Redirect { port_reg: 1 }]);
                 put(&pod, table, &nat(Hook::Prerouting, priority), &rule);
                 running.until("it to be told", |states| states[0].strangers.len() == 1).await;
-                let refused = answer(&node.netns, to).await;
+                let refused = ask(&node.netns, to).await;
                 assert!(is_refused(&refused), "{table} {to}: {refused:?}");
                 take(&pod, table);
                 running.until("it to be forgotten", |states| states[0].strangers.is_empty()).await;
-                let again = answer(&node.netns, to).await.unwrap();
+                let again = ask(&node.netns, to).await.unwrap();
                 assert!(again.starts_with("in"), "{again}");
             }
         }
@@ -194,9 +171,9 @@ pub(crate) fn what_others_translate_within_the_pod_goes_on(world: &World) -> Out
                     told.iter().any(|s| s.table == format!("inet {table}"))
                 })
                 .await;
-            assert_eq!(answer(&pod, to).await.unwrap(), "plain");
+            assert_eq!(ask(&pod, to).await.unwrap(), "plain");
         }
-        assert_eq!(answer(&pod, "127.0.0.11:53").await.unwrap(), "plain");
+        assert_eq!(ask(&pod, "127.0.0.11:53").await.unwrap(), "plain");
         let told = running.states.borrow()[0].strangers.clone();
         assert!(told.iter().all(|s| s.table != "inet resolver"), "{told:?}");
         running.stop().await;
@@ -215,7 +192,7 @@ pub(crate) fn what_others_translate_of_a_new_pod_is_refused_too(world: &World) -
         ]
         .concat();
         put(&pod, "theirs", &nat(Hook::Output, -150), &rule);
-        assert_eq!(answer(&pod, "10.0.0.1:5432").await.unwrap(), "plain", "theirs is in force");
+        assert_eq!(ask(&pod, "10.0.0.1:5432").await.unwrap(), "plain", "theirs is in force");
         let mut running = Running::start(node.config(), &Log::default());
         running.proxy.hold_up("a", true);
         running.want(&[]);
@@ -224,12 +201,12 @@ pub(crate) fn what_others_translate_of_a_new_pod_is_refused_too(world: &World) -
             .take(spec("a", &["10.0.0.2", "fd00::2"]), pod.clone())
             .await
             .unwrap();
-        let refused = answer(&pod, "10.0.0.1:5432").await;
+        let refused = ask(&pod, "10.0.0.1:5432").await;
         assert!(is_refused(&refused), "{refused:?}");
         running.proxy.hold_up("a", false);
         running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
         running.until_in(&["a"]).await;
-        let refused = answer(&pod, "10.0.0.1:5432").await;
+        let refused = ask(&pod, "10.0.0.1:5432").await;
         assert!(is_refused(&refused), "{refused:?}");
         running.until("it to be told", |states| states[0].strangers.len() == 1).await;
         running.stop().await;
@@ -252,7 +229,7 @@ pub(crate) fn where_that_is_asked_for_others_have_what_they_translate(world: &Wo
             let rule = [Expr::tcp_to(aim.ip(), 5432), Expr::dnat(instead.parse().unwrap())].concat();
             put(&pod, "theirs", &nat(Hook::Output, -150), &rule);
             running.until("it to be told", |states| states[0].strangers.len() == 1).await;
-            assert_eq!(answer(&pod, to).await.unwrap(), "plain");
+            assert_eq!(ask(&pod, to).await.unwrap(), "plain");
             take(&pod, "theirs");
             running.until("it to be forgotten", |states| states[0].strangers.is_empty()).await;
         }
