@@ -366,7 +366,7 @@ impl Porter {
 fn why(state: &PodState) -> String {
     match &state.state {
         PodStage::Refused { error } => error.to_string(),
-        PodStage::Pairing { why } => why.clone(),
+        PodStage::Pairing { why } => why.to_string(),
         PodStage::Leaving => "it is leaving".into(),
         PodStage::Waiting => "it is not meant to be in the mesh any more".into(),
         _ => "it is not proven yet".into(),

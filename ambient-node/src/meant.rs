@@ -102,7 +102,7 @@ fn tell(pod: &PodState) {
     let said = pod.said.as_deref();
     match &pod.state {
         PodStage::In { proof, .. } => tracing::info!(pod = %name, uid = %uid, added = said, %proof, "pod captured"),
-        PodStage::Pairing { why } => tracing::info!(pod = %name, uid = %uid, why, "pod waits for its network namespace"),
+        PodStage::Pairing { why } => tracing::info!(pod = %name, uid = %uid, %why, "pod waits for its network namespace"),
         PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
         PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
         _ => {}

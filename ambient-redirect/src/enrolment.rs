@@ -364,7 +364,7 @@ impl Enrolment {
         tokio::spawn(async move {
             // A task of its own, so that a panic of the embedder's is one pod's failure.
             let work = tokio::spawn(async move { hands.perform(&action, &room).await });
-            let done = work.await.unwrap_or_else(|e| Done::Failed(e.to_string()));
+            let done = work.await.unwrap_or_else(|e| Done::Failed(e.to_string().into()));
             let _ = ended.send(Ended { namespace, step, done });
         });
         true
@@ -443,7 +443,7 @@ impl Enrolment {
     fn answer(&mut self, namespace: NetnsId, done: &Done) {
         for (pod, answer) in self.handing_over.remove(&namespace).unwrap_or_default() {
             let _ = answer.send(match done {
-                Done::Failed(why) => Err(HandOverError::Open { pod, why: why.clone() }),
+                Done::Failed(why) => Err(HandOverError::Open { pod, why: why.to_string() }),
                 _ => Ok(()),
             });
         }

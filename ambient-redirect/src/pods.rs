@@ -28,6 +28,7 @@
 
 mod kept;
 mod pairing;
+mod reason;
 mod state;
 mod step;
 
@@ -49,7 +50,8 @@ use crate::{
 };
 
 pub use kept::{Direction, Kept};
-pub use state::{PodState, Refusal, Repair, State};
+pub use reason::{Cause, Refusal, Unpaired};
+pub use state::{PodState, Repair, State};
 pub use step::Step;
 
 /// All pods of a node and their namespaces.
@@ -62,10 +64,10 @@ pub struct Pods {
     looked: bool,
     seen: BTreeMap<NetnsId, Seen>,
     /// Why there may be a namespace that is not among them.
-    unseen: Option<String>,
+    unseen: Option<Cause>,
     entries: BTreeMap<NetnsId, Entry>,
     /// Why a desired pod has no namespace.
-    unpaired: BTreeMap<PodUid, String>,
+    unpaired: BTreeMap<PodUid, Unpaired>,
     /// Announced by an earlier process, and not seen since by this one.
     earlier: BTreeSet<PodUid>,
     /// Until when those of them are waited for that are desired.
@@ -217,7 +219,7 @@ pub enum Done {
         listeners: bool,
     },
     /// Not at all.
-    Failed(String),
+    Failed(Cause),
 }
 
 /// What was found when a step was done.
@@ -296,7 +298,7 @@ impl Pods {
     }
 
     /// Some namespace could not be looked into, for this reason; `None` where all could. It is told of pods of which none is found.
-    pub fn handle_unseen(&mut self, now: Instant, why: Option<String>) {
+    pub fn handle_unseen(&mut self, now: Instant, why: Option<Cause>) {
         if self.unseen == why {
             return;
         }
@@ -515,11 +517,7 @@ impl Pods {
             .flat_map(|d| d.iter())
             .filter(|spec| !placed.contains(&spec.uid))
         {
-            let why = self
-                .unpaired
-                .get(&spec.uid)
-                .cloned()
-                .unwrap_or_else(|| "its namespace is being let go by another pod".into());
+            let why = self.unpaired.get(&spec.uid).cloned().unwrap_or(Unpaired::OwnLetGo);
             states.insert(spec.uid.clone(), PodState::new(spec.clone(), State::Pairing { why }));
         }
         for (id, entry) in &self.entries {
@@ -556,7 +554,7 @@ impl Pods {
             }
         }
         if !self.looked {
-            let unknown = |spec: &PodSpec| (spec.uid.clone(), "no network namespace has been looked into yet".to_owned());
+            let unknown = |spec: &PodSpec| (spec.uid.clone(), Unpaired::NotLooked);
             self.unpaired = desired.iter().filter(|spec| !self.has_entry(&spec.uid)).map(unknown).collect();
             return;
         }
@@ -570,8 +568,8 @@ impl Pods {
         );
         self.unpaired = found.unpaired;
         if let Some(unseen) = &self.unseen {
-            let nowhere = self.unpaired.values_mut().filter(|why| *why == pairing::NOWHERE);
-            nowhere.for_each(|why| *why = format!("{why}; not every one can be looked into: {unseen}"));
+            let nowhere = self.unpaired.values_mut().filter(|why| **why == Unpaired::Nowhere);
+            nowhere.for_each(|why| *why = Unpaired::Unseen(unseen.clone()));
         }
         let mut beginning = Vec::new();
         for (id, spec) in found.pairs {

@@ -88,7 +88,8 @@ pub enum Drained {
 pub struct ProxyError {
     /// What was being done, such as `listening on port 15001`.
     pub what: String,
-    /// Why it failed.
+    /// Why it failed. By its kind it is told what to do: `PermissionDenied` where a right is missing, `AddrInUse` where a port is another's,
+    /// `NotConnected` where what serves is not there ([`Cause`](crate::pods::Cause)).
     pub source: io::Error,
 }
 

@@ -5,6 +5,8 @@
 mod families;
 #[path = "support/guard.rs"]
 mod guard;
+#[path = "support/heard.rs"]
+mod heard;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
@@ -13,8 +15,8 @@ mod node;
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::{self, Write},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,12 +28,13 @@ use ambient_redirect::{
     linux::{Inside, Mark, Netns, Sockets, Way, preflight},
     netlink::{BaseChain, Batch, Expr, Family, Nftables, Routing},
     plan::{Options, Plan},
-    pods::State,
+    pods::{Cause, State, Unpaired},
 };
 use ambient_testkit::{
     World,
     harness::{self, Outcome},
 };
+use heard::ask;
 use mesh::{Log, Running, is_in, namespace_of};
 use node::{Node, spec};
 use tokio::time::sleep;
@@ -379,6 +382,12 @@ fn what_is_foreign_is_refused_and_left_alone(world: &World) -> Outcome {
         running.until_logged("refused port: the proxy cannot listen").await;
         let states = running.states.borrow().clone();
         assert!(!is_in(&states, "table") && !is_in(&states, "port"));
+        // For whoever tells people what to do.
+        let cause = |uid: &str| match states.iter().find(|s| s.spec.uid.as_str() == uid).map(|s| &s.state) {
+            Some(State::Refused { error }) => error.why.clone(),
+            other => panic!("{uid}: {other:?}"),
+        };
+        assert!(matches!(cause("table"), Cause::ForeignTable(_)) && matches!(cause("port"), Cause::PortTaken(_)));
         assert_eq!(
             table.run(|| Nftables::open().unwrap().chains().unwrap().len()).unwrap(),
             1,
@@ -507,7 +516,7 @@ fn claims_that_conflict_pair_nobody(world: &World) -> Outcome {
         let why = |states: &[ambient_redirect::pods::PodState], uid: &str, text: &str| {
             states
                 .iter()
-                .any(|s| s.spec.uid.as_str() == uid && matches!(&s.state, State::Pairing { why } if why.contains(text)))
+                .any(|s| s.spec.uid.as_str() == uid && matches!(&s.state, State::Pairing { why } if why.to_string().contains(text)))
         };
         running
             .until("the conflicts to be named", |s| {
@@ -546,7 +555,7 @@ fn the_nodes_own_namespace_is_no_pods(world: &World) -> Outcome {
         running
             .until("the impostor to stay outside", |states| {
                 let of = states.iter().find(|s| s.spec.uid.as_str() == "impostor");
-                of.is_some_and(|s| matches!(&s.state, State::Pairing { why } if why.contains("no network namespace")))
+                of.is_some_and(|s| matches!(&s.state, State::Pairing { why } if *why == Unpaired::Nowhere))
             })
             .await;
         assert_eq!(running.log.count("add impostor"), 0);
@@ -666,21 +675,6 @@ fn many_pods_at_once(world: &World) -> Outcome {
         assert!(pods.values().all(|pod| is_clean(pod)));
         running.stop().await;
     })
-}
-
-/// Connects from a namespace and reads to the end.
-async fn ask(from: &Arc<Netns>, to: &str) -> io::Result<String> {
-    let (from, to): (_, SocketAddr) = (from.clone(), to.parse().unwrap());
-    let asked = tokio::task::spawn_blocking(move || {
-        from.run(|| {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })
-    });
-    asked.await.unwrap().unwrap()
 }
 
 /// Sends a datagram from a connected socket, which takes an answer from nobody else.

@@ -4,15 +4,16 @@ mod look;
 mod table;
 mod wrong;
 
-use std::{collections::HashSet, sync::Arc, time::SystemTime};
+use std::{collections::HashSet, fmt::Display, sync::Arc, time::SystemTime};
 
 use ambient_core::{Capture, NetworkMode, Workload};
 use ambient_redirect::{
+    linux::Ways,
     pods::{PodState, State},
     probes::ProbesState,
 };
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use self::{
     look::{Listener, Look},
@@ -128,7 +129,7 @@ struct View {
     network_namespace: Option<String>,
     captured_since: Option<String>,
     proven_at: Option<String>,
-    proof: Option<Ways>,
+    proof: Option<Proven>,
     /// `in force`, `refusing`, `not proven` or `damaged`; `the agent's` or `none` of pods that are not captured here.
     rules: &'static str,
     /// As the kernel lists them now; empty where the node does not serve the pod.
@@ -152,9 +153,11 @@ struct View {
 
 /// By which connection, or by listing alone.
 #[derive(Serialize)]
-struct Ways {
-    outbound: String,
-    inbound: String,
+struct Proven {
+    #[serde(serialize_with = "as_text")]
+    outbound: Ways,
+    #[serde(serialize_with = "as_text")]
+    inbound: Ways,
 }
 
 #[derive(Default, Serialize)]
@@ -198,11 +201,13 @@ impl View {
         let mut wrong = Vec::new();
         if desired && workload.pod.is_none() {
             wrong.push(Wrong {
+                code: "no-uid",
                 what: "it is not captured: where state comes from does not tell its UID, or another pod has the same".into(),
                 remedy: "see that its metadata.uid is there, and no other pod's".into(),
             });
         } else if state == "not served" {
             wrong.push(Wrong {
+                code: "not-named",
                 what: "the node agent has not named it".into(),
                 remedy: "see the agent's log; readiness says whether one is connected".into(),
             });
@@ -258,9 +263,9 @@ impl View {
             network_namespace: pod.namespace.map(|id| id.to_string()),
             captured_since: captured_at.map(time),
             proven_at: pod.proven_at.map(time),
-            proof: proof.map(|proof| Ways {
-                outbound: proof.outbound.to_string(),
-                inbound: proof.inbound.to_string(),
+            proof: proof.map(|proof| Proven {
+                outbound: proof.outbound,
+                inbound: proof.inbound,
             }),
             rules: match (captured, pod.closed) {
                 (true, _) if !look.rules.is_empty() => "damaged",
@@ -354,6 +359,10 @@ impl Probes {
             error: state.error,
         }
     }
+}
+
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 fn time(at: SystemTime) -> String {

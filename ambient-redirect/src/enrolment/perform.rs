@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    fmt::Display,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -22,7 +21,7 @@ use crate::{
     linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Stranger, Way},
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
-    pods::{Action, Direction, Done, Kept, Report, Step},
+    pods::{Action, Cause, Direction, Done, Kept, Report, Step},
 };
 
 /// What steps are done with.
@@ -152,7 +151,7 @@ impl Room {
     }
 
     /// Begins to watch, unless it is watched. The sockets for what follows are opened on the same way in.
-    async fn begin(&self) -> Result<(), String> {
+    async fn begin(&self) -> Result<(), Cause> {
         if self.watch.goes_on() {
             return Ok(());
         }
@@ -165,15 +164,15 @@ impl Room {
             *inside = inside.take().or(opened);
             Ok::<_, ApplyError>(events)
         });
-        let events = visit.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-        self.watch.begin(events, self.namespace.own().clone()).map_err(|e| e.to_string())
+        let events = visit.await.map_err(|e| e.to_string())??;
+        Ok(self.watch.begin(events, self.namespace.own().clone())?)
     }
 
     /// Runs blocking work with the namespace's sockets.
     async fn within<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Inside) -> Result<T, ApplyError> + Send + 'static,
-    ) -> Result<T, String> {
+    ) -> Result<T, Cause> {
         let (namespace, inside) = (self.namespace.clone(), self.inside.clone());
         let done = spawn_blocking(move || {
             let mut inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
@@ -188,7 +187,7 @@ impl Room {
             }
             done
         });
-        done.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+        Ok(done.await.map_err(|e| e.to_string())??)
     }
 }
 
@@ -271,7 +270,7 @@ impl Hands {
         if closed { plan.and_closed(&options) } else { plan }
     }
 
-    async fn close(&self, action: &Action, room: &Room) -> Result<Done, String> {
+    async fn close(&self, action: &Action, room: &Room) -> Result<Done, Cause> {
         // Before anything is in force, so that no change of it is missed.
         room.begin().await?;
         let (plan, mark) = (Plan::closed(&self.options(&action.pod)), self.mark(&action.pod));
@@ -286,19 +285,19 @@ impl Hands {
         room.within(work).await
     }
 
-    async fn open(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
+    async fn open(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
         let (plan, mark) = (self.plan(pod, false), self.mark(pod));
         room.within(move |inside| inside.apply(&plan, &mark)).await.map(drop)
     }
 
-    async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
+    async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
         if let Some(v6) = pod
             .addresses
             .iter()
             .find(|ip| ip.to_canonical().is_ipv6())
             .filter(|_| !self.options.ipv6)
         {
-            return Err(format!("it has the address {v6}, and IPv6 is not captured here"));
+            return Err(Cause::Ipv6(*v6));
         }
         // Before anything is in force, so that no change of it is missed.
         room.begin().await?;
@@ -307,7 +306,7 @@ impl Hands {
 
     /// Puts the rules in force, and looks for what goes around them: what was open before is kept or closed, as is asked for;
     /// what went around rules that stood, or should have, is closed.
-    async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, String> {
+    async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, Cause> {
         let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
@@ -367,7 +366,7 @@ impl Hands {
                     Err(why) => Done::Failed(why),
                 }
             }
-            Ok((differences, _)) => Done::Failed(list(&differences)),
+            Ok((differences, _)) => Done::Failed(list(&differences).into()),
             Err(why) => Done::Failed(why),
         }
     }
@@ -415,8 +414,8 @@ impl Hands {
         let patience = if told { HASTE } else { TIME };
         match self.connect(&action.pod, room, families, patience).await {
             Ok(proof) => Done::Proven(room.proven(families, proof, told && !is_whole(&proof))),
-            Err(what) => Done::Differs {
-                what,
+            Err(why) => Done::Differs {
+                what: why.to_string(),
                 rules: true,
                 listeners: true,
             },
@@ -439,7 +438,7 @@ impl Hands {
     }
 
     /// What is not as it should be, as the kernel lists it, and the families that are captured.
-    async fn look(&self, action: &Action, room: &Room, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
+    async fn look(&self, action: &Action, room: &Room, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), Cause> {
         let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
         // What is told from here on may or may not be in the listing.
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
@@ -459,7 +458,7 @@ impl Hands {
     }
 
     /// As [`Hands::look`], of what the kernel does not tell of by itself: the listeners.
-    async fn glance(&self, stood: Stood, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), String> {
+    async fn glance(&self, stood: Stood, room: &Room) -> Result<(Vec<Difference>, Vec<IpFamily>), Cause> {
         let Stood { listeners, families, .. } = stood;
         if room.namespace.own().listens_at(&listeners, &families) {
             return Ok((Vec::new(), families));
@@ -468,7 +467,7 @@ impl Hands {
             .await
     }
 
-    async fn connect(&self, pod: &PodSpec, room: &Room, families: &[IpFamily], patience: Duration) -> Result<Proof, String> {
+    async fn connect(&self, pod: &PodSpec, room: &Room, families: &[IpFamily], patience: Duration) -> Result<Proof, Cause> {
         let prover = Prover {
             sockets: &self.sockets,
             namespace: &room.namespace,
@@ -477,10 +476,10 @@ impl Hands {
             addresses: if self.options(pod).inbound { &pod.addresses } else { &[] },
             patience,
         };
-        prover.prove().await.map_err(|e| e.to_string())
+        prover.prove().await.map_err(|e| Cause::of_proof(&e))
     }
 
-    async fn release(&self, pod: &PodSpec, room: &Room) -> Result<(), String> {
+    async fn release(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
         let plan = self.plan(pod, false);
         room.within(move |inside| inside.release(&plan)).await
     }
@@ -501,10 +500,10 @@ impl Hands {
         }
     }
 
-    async fn patiently<E: Display>(&self, step: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+    async fn patiently<E: Into<Cause>>(&self, step: impl Future<Output = Result<(), E>>) -> Result<(), Cause> {
         match timeout(self.patience, step).await {
-            Ok(done) => done.map_err(|e| e.to_string()),
-            Err(_) => Err(format!("no answer within {} s", self.patience.as_secs_f32())),
+            Ok(done) => done.map_err(Into::into),
+            Err(_) => Err(Cause::Late(self.patience)),
         }
     }
 }
@@ -546,7 +545,7 @@ fn said_if(added: &[Difference], lost: usize) -> Report {
 }
 
 /// What does nothing but end.
-async fn ending(step: impl Future<Output = ()>) -> Result<(), String> {
+async fn ending(step: impl Future<Output = ()>) -> Result<(), Cause> {
     step.await;
     Ok(())
 }

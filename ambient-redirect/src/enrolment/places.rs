@@ -24,7 +24,7 @@ use super::{
 use crate::{
     find::Whose,
     linux::{ApplyError, Inside, Names, Netns, NetnsError, NetnsId, Processes, Stranger},
-    pods::{Birth, Seen},
+    pods::{Birth, Cause, Seen},
 };
 
 /// All of them, held open.
@@ -45,7 +45,7 @@ pub(super) struct Places {
     /// Not all of what it saw could be looked into.
     incomplete: bool,
     /// Why, of one of them.
-    unseen: Option<String>,
+    unseen: Option<Cause>,
 }
 
 #[derive(Debug)]
@@ -81,7 +81,7 @@ pub(super) struct Found {
     /// Some could not be looked into.
     incomplete: bool,
     /// Why, of the first of them that is a network namespace.
-    unseen: Option<String>,
+    unseen: Option<Cause>,
     /// Of a name it could not be seen what is behind it: not to see is not to know, and what was there stays.
     blind: bool,
 }
@@ -89,7 +89,7 @@ pub(super) struct Found {
 impl Found {
     /// What was seen in a namespace; where nothing could be, why is taken note of.
     fn seen(&mut self, looked: Result<(Arc<Netns>, Seen), ApplyError>) -> Option<(Arc<Netns>, Seen)> {
-        looked.map_err(|error| self.unseen.get_or_insert_with(|| error.to_string())).ok()
+        looked.map_err(|error| self.unseen.get_or_insert_with(|| error.into())).ok()
     }
 }
 
@@ -231,7 +231,7 @@ impl Places {
     }
 
     /// Why a namespace could not be looked into at the last look; `None` where all could.
-    pub(super) fn unseen(&self) -> Option<String> {
+    pub(super) fn unseen(&self) -> Option<Cause> {
         self.unseen.clone()
     }
 

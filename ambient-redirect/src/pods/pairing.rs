@@ -4,15 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ambient_core::PodUid;
 
-use super::Seen;
+use super::{Seen, Unpaired};
 use crate::{PodSpec, linux::NetnsId};
-
-/// What is said of a pod of which nothing is found.
-pub(super) const NOWHERE: &str = "no network namespace with its addresses is to be seen";
 
 pub(super) struct Found {
     pub(super) pairs: Vec<(NetnsId, PodSpec)>,
-    pub(super) unpaired: BTreeMap<PodUid, String>,
+    pub(super) unpaired: BTreeMap<PodUid, Unpaired>,
 }
 
 /// Pairs pods that have no namespace with namespaces that have no pod. A pairing that stands is never questioned: whoever
@@ -37,7 +34,7 @@ pub(super) fn pair<'a>(
     for spec in &waiting {
         let addresses: Vec<IpAddr> = spec.addresses.iter().map(IpAddr::to_canonical).collect();
         let verdict = match place(spec, &addresses, &waiting, &free, desired, seen) {
-            Ok(Some(id)) if too_early(id, &spec.uid) => Err("its namespace served another pod until now".into()),
+            Ok(Some(id)) if too_early(id, &spec.uid) => Err(Unpaired::JustLeft),
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err(lacking(&addresses, &held, &holder)),
             Err(why) => Err(why),
@@ -57,15 +54,19 @@ pub(super) fn pair<'a>(
 }
 
 /// Why a pod has no namespace, where none that is free has one of its addresses.
-fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>) -> String {
+fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>) -> Unpaired {
     let claim = held.iter().find_map(|(id, there)| {
         let address = addresses.iter().find(|ip| there.contains(ip))?;
-        Some((*id, address, holder(*id)?))
+        Some((*id, *address, holder(*id)?))
     });
     match claim {
-        Some((id, address, (_, true))) => format!("the namespace {id} with its address {address} is being let go by another pod"),
-        Some((id, address, (other, false))) => format!("{other} has the same address {address}, and the namespace {id}"),
-        None => NOWHERE.into(),
+        Some((namespace, address, (_, true))) => Unpaired::LetGo { namespace, address },
+        Some((namespace, address, (other, false))) => Unpaired::SameAddress {
+            pod: other.to_string(),
+            address,
+            namespace: Some(namespace),
+        },
+        None => Unpaired::Nowhere,
     }
 }
 
@@ -77,12 +78,12 @@ fn place(
     free: &[(NetnsId, Vec<IpAddr>)],
     desired: &[PodSpec],
     seen: &BTreeMap<NetnsId, Seen>,
-) -> Result<Option<NetnsId>, String> {
+) -> Result<Option<NetnsId>, Unpaired> {
     if addresses.is_empty() {
-        return Err("it has no address yet".into());
+        return Err(Unpaired::NoAddress);
     }
     if let Some(everyones) = addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified()) {
-        return Err(format!("{everyones} is no pod's address"));
+        return Err(Unpaired::NotAPods(*everyones));
     }
     let mut claims: Vec<NetnsId> = free
         .iter()
@@ -92,31 +93,37 @@ fn place(
     match by_processes(spec, &claims, desired, seen) {
         // Its own processes run in it: whoever else claims the address is wrong, or gone.
         Some(Ok(own)) => return whole(own, addresses, free),
-        Some(Err((id, other))) => {
-            return Err(format!(
-                "the namespace {id} with its address is that of {other}, whose processes run in it"
-            ));
+        Some(Err((namespace, other))) => {
+            let pod = other.to_string();
+            return Err(Unpaired::Anothers { namespace, pod });
         }
         None => claims.retain(|id| anothers(*id, spec, desired, seen).is_none()),
     }
     let shared = |other: &PodSpec| other.addresses.iter().copied().find(|ip| addresses.contains(&ip.to_canonical()));
     let mut others = waiting.iter().filter(|other| other.uid != spec.uid);
     if let Some((other, address)) = others.find_map(|other| Some((other, shared(other)?))) {
-        return Err(format!("{other} has the same address {address}"));
+        return Err(Unpaired::SameAddress {
+            pod: other.to_string(),
+            address,
+            namespace: None,
+        });
     }
     match claims[..] {
         [] => Ok(None),
         [id] => whole(id, addresses, free),
-        [first, second, ..] => Err(format!("two namespaces, {first} and {second}, have its address")),
+        [first, second, ..] => Err(Unpaired::Two(first, second)),
     }
 }
 
 /// A namespace that has one address of a pod is the pod's if it has all.
-fn whole(id: NetnsId, addresses: &[IpAddr], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<Option<NetnsId>, String> {
+fn whole(id: NetnsId, addresses: &[IpAddr], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<Option<NetnsId>, Unpaired> {
     let there = free.iter().find(|(i, _)| *i == id).map(|(_, there)| there);
     match addresses.iter().find(|ip| !there.is_some_and(|t| t.contains(ip))) {
         None => Ok(Some(id)),
-        Some(missing) => Err(format!("the namespace {id} lacks its address {missing}")),
+        Some(missing) => Err(Unpaired::Lacks {
+            namespace: id,
+            missing: *missing,
+        }),
     }
 }
 
@@ -191,7 +198,7 @@ mod tests {
     fn paired(desired: &[PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> (BTreeMap<String, u64>, BTreeMap<String, String>) {
         let found = pair(desired, seen, |_| None, |_| false, |_, _| false);
         let pairs = found.pairs.into_iter().map(|(id, spec)| (spec.uid.to_string(), id.ino));
-        let unpaired = found.unpaired.into_iter().map(|(uid, why)| (uid.to_string(), why));
+        let unpaired = found.unpaired.into_iter().map(|(uid, why)| (uid.to_string(), why.to_string()));
         (pairs.collect(), unpaired.collect())
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Birth, Done, Kept, Notice, Output, Report, Step, Timing};
+use super::{Birth, Done, Kept, Notice, Output, Refusal, Report, Step, Timing, Unpaired};
 use crate::{
     PodSpec,
     linux::{NetnsId, Proof, Stranger},
@@ -112,7 +112,7 @@ pub enum State {
     /// Its namespace is not known.
     Pairing {
         /// Why not.
-        why: String,
+        why: Unpaired,
     },
     /// It is being captured.
     Joining,
@@ -132,16 +132,6 @@ pub enum State {
     Leaving,
     /// Its TCP is refused until it is told that it is meant to be in the mesh: its namespace was handed over before that.
     Waiting,
-}
-
-/// Why a pod cannot be captured, or let go.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{step}: {why}")]
-pub struct Refusal {
-    /// What failed.
-    pub step: Step,
-    /// Why.
-    pub why: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-/// What is done for a pod.
+/// What is done for a pod. Exhaustive, so that who says what to do where one fails forgets none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
 pub enum Step {
     /// The pod's TCP is refused.
     Close,
@@ -32,6 +31,27 @@ pub enum Step {
     Clear,
     /// The proxy is told to let go.
     Remove,
+}
+
+impl Step {
+    /// The name of its failure for programs.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Self::Close => "cannot-refuse",
+            Self::Listen => "cannot-listen",
+            Self::Enforce => "cannot-enforce",
+            Self::Prove => "cannot-prove",
+            Self::Open => "cannot-open",
+            Self::Announce => "cannot-announce",
+            Self::Verify => "cannot-verify",
+            Self::Withdraw => "cannot-withdraw",
+            Self::Release => "cannot-release",
+            Self::Drain => "cannot-drain",
+            Self::Cut => "cannot-cut",
+            Self::Clear => "cannot-clear",
+            Self::Remove => "cannot-remove",
+        }
+    }
 }
 
 impl fmt::Display for Step {

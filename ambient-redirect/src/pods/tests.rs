@@ -526,7 +526,7 @@ fn by_choice_what_cannot_be_mended_goes_around() {
 #[test]
 fn what_lacks_a_namespace_says_why() {
     let why = |node: &Node, uid: &str| match node.state(uid) {
-        Some(State::Pairing { why }) => why,
+        Some(State::Pairing { why }) => why.to_string(),
         other => panic!("{other:?}"),
     };
     let mut node = Node::new(&[]);

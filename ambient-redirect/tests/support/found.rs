@@ -11,7 +11,7 @@ use ambient_redirect::{
     Config, PodSpec,
     find::Place,
     linux::{FindError, Netns, namespace_of},
-    pods::State,
+    pods::{State, Unpaired},
 };
 use ambient_testkit::{World, harness::Outcome};
 
@@ -72,7 +72,14 @@ pub(crate) fn namespaces_are_found_by_the_processes_in_them(world: &World) -> Ou
         running.want(&[spec(UID, &["10.0.0.2"]), stranger.clone()]);
         running
             .until("a reason", |states| {
-                let why = |s: &State| matches!(s, State::Pairing { why } if why.contains("whose processes run in it"));
+                let why = |s: &State| {
+                    matches!(
+                        s,
+                        State::Pairing {
+                            why: Unpaired::Anothers { .. }
+                        }
+                    )
+                };
                 states.iter().any(|s| s.spec.uid.as_str() == UID && why(&s.state))
             })
             .await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ambient_redirect::{
     linux::Netns,
     netlink::{Batch, Family, Nftables},
-    pods::State,
+    pods::{Cause, State, Unpaired},
 };
 use ambient_testkit::{World, harness::Outcome, rights};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
@@ -48,7 +48,7 @@ fn why(running: &Running, uid: &str) -> String {
     let states = running.states.borrow();
     match states.iter().find(|s| s.spec.uid.as_str() == uid).map(|s| &s.state) {
         Some(State::Refused { error }) => error.to_string(),
-        Some(State::Pairing { why }) => why.clone(),
+        Some(State::Pairing { why }) => why.to_string(),
         other => format!("{other:?}"),
     }
 }
@@ -77,7 +77,9 @@ pub(crate) fn a_process_that_loses_a_right_says_so_and_lets_nothing_by(world: &W
             running
                 .until("what is lacking", |states| {
                     let a = states.iter().find(|s| s.spec.uid.as_str() == "a");
-                    a.is_some_and(|a| matches!(&a.state, State::Refused { error } if error.to_string().contains(named)))
+                    a.is_some_and(
+                        |a| matches!(&a.state, State::Refused { error } if matches!(&error.why, Cause::Rights(why) if why.contains(named))),
+                    )
                 })
                 .await;
             println!("{named}: {}", why(&running, "a"));
@@ -98,7 +100,9 @@ pub(crate) fn a_process_that_loses_a_right_says_so_and_lets_nothing_by(world: &W
             running
                 .until("why it is not found", |states| {
                     let late = states.iter().find(|s| *s.spec.uid.as_str() == *name);
-                    late.is_some_and(|late| matches!(&late.state, State::Pairing { why } if why.contains(named)))
+                    late.is_some_and(
+                        |late| matches!(&late.state, State::Pairing { why: Unpaired::Unseen(Cause::Rights(why)) } if why.contains(named)),
+                    )
                 })
                 .await;
             rights::limit(u64::MAX).unwrap();

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Listed, Repair, View, look};
+use ambient_redirect::linux::{Way, Ways};
+
+use super::{Listed, Proven, Repair, View, look};
 
 const HEAD: [&str; 11] = [
     "POD",
@@ -53,14 +55,14 @@ pub(super) fn of_all(listed: &Listed) -> String {
 
 fn row(pod: &View) -> [String; 11] {
     let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
-    let way = |way: fn(&super::Ways) -> &str| pod.proof.as_ref().map_or_else(|| "-".into(), |p| short(way(p)));
+    let way = |way: fn(&Proven) -> Ways| pod.proof.as_ref().map_or("-", |proof| short(way(proof))).to_owned();
     [
         pod.full_name(),
         yes(pod.desired),
         if pod.captured { "yes".into() } else { pod.state.to_owned() },
         pod.proven_at.clone().unwrap_or_else(|| "-".into()),
-        way(|p| &p.outbound),
-        way(|p| &p.inbound),
+        way(|p| p.outbound),
+        way(|p| p.inbound),
         look::in_short(&pod.listeners),
         pod.rules.into(),
         match &pod.connections {
@@ -76,12 +78,13 @@ fn row(pod: &View) -> [String; 11] {
 }
 
 /// `connection`, `listing`, or both where the families differ.
-fn short(way: &str) -> String {
-    match (way.contains("connection"), way.contains("listed")) {
-        (true, true) => "connection, listing".into(),
-        (true, false) => "connection".into(),
-        (false, true) => "listing".into(),
-        (false, false) => "-".into(),
+fn short(ways: Ways) -> &'static str {
+    let of = |way: Option<Way>| way.map(|way| way == Way::Listed);
+    match (of(ways.v4), of(ways.v6)) {
+        (Some(true), Some(false)) | (Some(false), Some(true)) => "connection, listing",
+        (Some(true), _) | (_, Some(true)) => "listing",
+        (Some(false), _) | (_, Some(false)) => "connection",
+        (None, None) => "-",
     }
 }
 
@@ -115,8 +118,8 @@ pub(super) fn of_one(pod: &View) -> String {
     line("captured", &captured);
     line("proven", pod.proven_at.as_ref().unwrap_or(&none));
     if let Some(proof) = &pod.proof {
-        line("  what goes out", &proof.outbound);
-        line("  what comes in", &proof.inbound);
+        line("  what goes out", &proof.outbound.to_string());
+        line("  what comes in", &proof.inbound.to_string());
     }
     line("listeners", &look::in_short(&pod.listeners));
     line("rules", pod.rules);

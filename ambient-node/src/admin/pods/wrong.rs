@@ -2,7 +2,7 @@
 
 use ambient_redirect::{
     linux::Way,
-    pods::{PodState, Refusal, State, Step},
+    pods::{Cause, PodState, Refusal, State, Step, Unpaired},
 };
 use serde::Serialize;
 
@@ -11,6 +11,8 @@ use super::look::{Listener, Listens, Look, in_short};
 /// Something that is wrong with a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Wrong {
+    /// Its name for programs, which stays as it is.
+    pub(super) code: &'static str,
     /// What.
     pub(super) what: String,
     /// What to do.
@@ -20,20 +22,22 @@ pub(super) struct Wrong {
 /// All that is wrong with a pod, the gravest first; empty where all is as it should be.
 pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     let mut found = Vec::new();
-    let mut say = |what: String, remedy: &str| {
+    let mut say = |code: &'static str, what: String, remedy: &str| {
         found.push(Wrong {
+            code,
             what,
             remedy: remedy.into(),
         });
     };
     match &pod.state {
-        State::Pairing { why } => say(format!("it is not captured: {why}"), pairing_remedy(pod, why)),
-        State::Refused { error } => say(format!("it is not captured: {error}"), step_remedy(error)),
+        State::Pairing { why } => say(why.code(), format!("it is not captured: {why}"), pairing_remedy(why)),
+        State::Refused { error } => say(error.code(), format!("it is not captured: {error}"), refusal_remedy(error)),
         _ => {}
     }
     let captured = matches!(pod.state, State::In { .. });
     if let Some(why) = &look.blind {
         say(
+            "blind",
             format!("its network namespace cannot be looked into: {why}"),
             "give the node CAP_NET_ADMIN and CAP_SYS_ADMIN over the pod's user namespace",
         );
@@ -42,6 +46,7 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     // Until it is captured, what is missing is on its way.
     if !bad.is_empty() && (captured || bad.iter().any(|l| l.state == Listens::Another)) {
         say(
+            "listeners",
             format!("the proxy does not listen as it should: {}", in_short(&bad)),
             "stop what listens there in the pod, if that is it; the node brings its own up again by itself",
         );
@@ -49,6 +54,7 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     if captured && !look.rules.is_empty() {
         let differences: Vec<String> = look.rules.iter().map(ToString::to_string).collect();
         say(
+            "damaged",
             format!("its capture is damaged at this moment: {}", differences.join(", ")),
             "it is mended by itself, within a second; ask again",
         );
@@ -56,6 +62,7 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     if !pod.strangers.is_empty() {
         let rules: Vec<String> = pod.strangers.iter().map(ToString::to_string).collect();
         say(
+            "foreign-rules",
             format!(
                 "rules of somebody else in its namespace come before those that capture it, and what they take does not reach the proxy: {}",
                 rules.join("; ")
@@ -66,12 +73,43 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     }
     if pod.closed && !matches!(pod.state, State::Waiting) {
         say(
+            "refused-until-proven",
             "its TCP is refused until its capture is proven".into(),
             "mend what keeps it from being captured; it is tried again by itself every few seconds",
         );
     }
+    outside(pod, &mut say);
+    if let Some(mended) = &pod.mended {
+        say(
+            "repaired",
+            broken(pod.repairs, &mended.what),
+            "it is mended. Find what changes rules, routes or listeners in its namespace: `nft monitor` there shows it",
+        );
+    }
+    if let State::In { proof, .. } = &pod.state
+        && [proof.inbound.v4, proof.inbound.v6].contains(&Some(Way::Listed))
+    {
+        say(
+            "inbound-as-listed",
+            "that what comes in is captured is known from the kernel's listings alone: no connection from the node comes through".into(),
+            "a NetworkPolicy or the network plugin drops it; let the node reach the pod if you want it proven by a connection",
+        );
+    }
+    for fault in &pod.spec.capture.faults {
+        say(
+            "annotation",
+            fault.to_string(),
+            "correct the annotation; it is followed while the pod runs",
+        );
+    }
+    found
+}
+
+/// Connections that the mesh does not see, or did not.
+fn outside(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
     if !pod.kept.is_empty() {
         say(
+            "kept-connections",
             format!(
                 "{} of its connections are from before it joined: unencrypted, and outside of the mesh",
                 pod.kept.len()
@@ -81,6 +119,7 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     }
     if pod.strays > 0 {
         say(
+            "strays",
             format!(
                 "{} connections went around the proxy while its capture was broken; they were reset",
                 pod.strays
@@ -88,85 +127,77 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
             "see the last repair for what was broken, and who in the pod or on the node changes its rules",
         );
     }
-    if let Some(mended) = &pod.mended {
-        say(
-            match pod.repairs {
-                1 => format!("its capture was found broken once: {}", mended.what),
-                times => format!("its capture was found broken {times} times; the last time: {}", mended.what),
-            },
-            "it is mended. Find what changes rules, routes or listeners in its namespace: `nft monitor` there shows it",
-        );
-    }
-    if let State::In { proof, .. } = &pod.state
-        && [proof.inbound.v4, proof.inbound.v6].contains(&Some(Way::Listed))
-    {
-        say(
-            "that what comes in is captured is known from the kernel's listings alone: no connection from the node comes through".into(),
-            "a NetworkPolicy or the network plugin drops it; let the node reach the pod if you want it proven by a connection",
-        );
-    }
-    for fault in &pod.spec.capture.faults {
-        say(fault.to_string(), "correct the annotation; it is followed while the pod runs");
-    }
-    found
 }
 
-fn pairing_remedy(pod: &PodState, why: &str) -> &'static str {
-    if lacks_rights(why) {
-        RIGHTS
-    } else if pod.spec.addresses.is_empty() {
-        "wait until its status has an address, or write one"
-    } else if why.contains("same address") {
-        "two pods claim one address: delete the one that is stale, or correct the addresses in its status"
-    } else if why.contains("being let go") || why.contains("until now") || why.contains("looked into yet") {
-        "wait: it is captured as soon as that is over, which takes as long as a pod that leaves may take (--leave) at most"
-    } else if why.contains("two namespaces") {
-        "take the address away from the namespace that is not the pod's, or the name of one that is stale; a node that sees pods' processes \
-         (--proc) tells them apart by itself"
-    } else if why.contains("processes run in it") || why.contains("no pod's address") {
-        "correct the addresses in its status: they are another's"
-    } else if why.contains("lacks") {
-        "its status lists an address that its network namespace does not have: correct either"
-    } else {
-        "name the container runtime's directory of network namespaces with --netns-dir, or let the node see the pod's processes"
+fn broken(times: u64, what: &str) -> String {
+    match times {
+        1 => format!("its capture was found broken once: {what}"),
+        times => format!("its capture was found broken {times} times; the last time: {what}"),
     }
 }
 
-/// Whether the process may not do what it has to, whatever it was about.
-fn lacks_rights(why: &str) -> bool {
-    why.contains("Operation not permitted") || why.contains("CAP_")
+fn pairing_remedy(why: &Unpaired) -> &'static str {
+    match why {
+        Unpaired::Unseen(Cause::Rights(_)) => RIGHTS,
+        Unpaired::NoAddress => "wait until its status has an address, or write one",
+        Unpaired::SameAddress { .. } => "two pods claim one address: delete the one that is stale, or correct the addresses in its status",
+        Unpaired::NotLooked | Unpaired::LetGo { .. } | Unpaired::OwnLetGo | Unpaired::JustLeft => {
+            "wait: it is captured as soon as that is over, which takes as long as a pod that leaves may take (--leave) at most"
+        }
+        Unpaired::Two(..) => {
+            "take the address away from the namespace that is not the pod's, or the name of one that is stale; a node that sees pods' \
+             processes (--proc) tells them apart by itself"
+        }
+        Unpaired::Anothers { .. } | Unpaired::NotAPods(_) => "correct the addresses in its status: they are another's",
+        Unpaired::Lacks { .. } => "its status lists an address that its network namespace does not have: correct either",
+        Unpaired::Nowhere | Unpaired::Unseen(_) => {
+            "name the container runtime's directory of network namespaces with --netns-dir, or let the node see the pod's processes"
+        }
+    }
 }
 
 const RIGHTS: &str = "give the node's process CAP_NET_ADMIN and CAP_SYS_ADMIN, over the user namespace of the pod too, and start it anew if \
                       it had them; until then the rules stand as they are, and refuse what the proxy does not take";
 
-fn step_remedy(error: &Refusal) -> &'static str {
-    match error.step {
+fn refusal_remedy(error: &Refusal) -> &'static str {
+    match (&error.why, error.step) {
+        (_, Step::Announce | Step::Withdraw) => "see that the node can write its status in the directory of manifests",
+        (Cause::Rights(_), _) => RIGHTS,
+        (Cause::Ipv6(_), _) => "let IPv6 be captured, or take that address away: what went by it would go around the mesh",
+        (Cause::NoProxy(_), _) => "start the proxy, and see in its log whether it reaches that socket",
+        (Cause::PortTaken(_), _) => "free the ports 15001, 15006, 15008 and 15053 in the pod: they are the proxy's",
+        (Cause::ForeignTable(_), _) => "remove or rename that table, which is somebody else's: `nft list tables` in its namespace shows it",
+        (Cause::Late(_) | Cause::Other(_), step) => step_remedy(step),
+    }
+}
+
+fn step_remedy(step: Step) -> &'static str {
+    match step {
         Step::Announce | Step::Withdraw => "see that the node can write its status in the directory of manifests",
-        _ if lacks_rights(&error.why) => RIGHTS,
-        Step::Listen if error.why.contains("IPv6 is not captured") => {
-            "let IPv6 be captured, or take that address away: what went by it would go around the mesh"
-        }
-        Step::Listen if error.why.contains("no proxy is connected") => "start the proxy, and see in its log whether it reaches that socket",
         Step::Listen => "free the ports 15001, 15006, 15008 and 15053 in the pod, and see that it has a certificate",
         Step::Close | Step::Enforce | Step::Open => {
-            "remove a table of the same name that is somebody else's, and give the node CAP_NET_ADMIN and CAP_SYS_ADMIN"
+            "start the node anew: it asks the kernel for each part of what it needs, and names those that are missing"
         }
         Step::Prove | Step::Verify => {
             "see what in its namespace changes rules or keeps connections from the proxy: `nft list ruleset` there"
         }
-        _ => "it is tried again by itself; the node's log says how it goes on",
+        Step::Release | Step::Drain | Step::Cut | Step::Clear | Step::Remove => {
+            "it is tried again by itself; the node's log says how it goes on"
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::SystemTime};
+    use std::{
+        sync::Arc,
+        time::{Duration, SystemTime},
+    };
 
     use ambient_core::Capture;
     use ambient_redirect::{
         PodSpec,
-        linux::{Difference, Proof, Stranger, Ways},
+        linux::{Difference, NetnsId, Proof, Stranger, Ways},
         pods::{Direction, Repair},
     };
 
@@ -206,17 +237,6 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_what_to_do() {
         let why = |state: State| wrong(&pod(state), &Look::default()).remove(0);
-        let said = why(State::Pairing {
-            why: "no network namespace with its addresses is to be seen".into(),
-        });
-        assert!(
-            said.what.contains("no network namespace") && said.remedy.contains("--netns-dir"),
-            "{said:?}"
-        );
-        let said = why(State::Pairing {
-            why: "shop/b (y) has the same address 10.0.0.2".into(),
-        });
-        assert!(said.remedy.contains("stale"), "{said:?}");
         let refused = |step| State::Refused {
             error: Refusal {
                 step,
@@ -225,34 +245,13 @@ mod tests {
         };
         for (step, remedy) in [
             (Step::Listen, "15001"),
-            (Step::Enforce, "CAP_NET_ADMIN"),
+            (Step::Enforce, "names those that are missing"),
             (Step::Prove, "nft list ruleset"),
             (Step::Announce, "status"),
         ] {
             let said = why(refused(step));
             assert!(said.what.contains("it is so") && said.remedy.contains(remedy), "{said:?}");
         }
-        let unprivileged = |step| {
-            let why = "asking for the generation of nftables: Operation not permitted (os error 1) (CAP_NET_ADMIN is needed)".into();
-            wrong(
-                &pod(State::Refused {
-                    error: Refusal { step, why },
-                }),
-                &Look::default(),
-            )
-            .remove(0)
-        };
-        for step in [Step::Listen, Step::Close, Step::Enforce, Step::Prove, Step::Verify] {
-            assert!(
-                unprivileged(step).remedy.starts_with("give the node's process CAP_NET_ADMIN"),
-                "{step:?}"
-            );
-        }
-        let said = why(State::Pairing {
-            why: "no network namespace with its addresses is to be seen; not every one can be looked into: … (CAP_SYS_ADMIN is needed)"
-                .into(),
-        });
-        assert!(said.remedy.contains("CAP_SYS_ADMIN"), "{said:?}");
         assert!(why(captured(Way::Listed)).what.contains("listings"));
         let mut sick = pod(refused(Step::Listen));
         sick.closed = true;
@@ -292,38 +291,80 @@ mod tests {
 
     #[test]
     fn each_reason_has_a_remedy_of_its_own() {
-        let why = |state: State| wrong(&pod(state), &Look::default()).remove(0);
-        for (reason, remedy) in [
+        let said = |state: State| wrong(&pod(state), &Look::default()).remove(0);
+        let (namespace, address) = (NetnsId { dev: 4, ino: 1 }, "10.0.0.2".parse().unwrap());
+        let other = || "shop/b (y)".to_owned();
+        let rights = || Cause::Rights("asking for the generation of nftables: Operation not permitted".into());
+        for (why, code, remedy) in [
+            (Unpaired::NotLooked, "not-looked", "wait"),
+            (Unpaired::NoAddress, "no-address", "until its status"),
             (
-                "the namespace net:[1] with its address 10.0.0.2 is being let go by another pod",
-                "wait",
-            ),
-            ("its namespace served another pod until now", "wait"),
-            ("no network namespace has been looked into yet", "wait"),
-            ("two namespaces, net:[1] and net:[2], have its address", "--proc"),
-            (
-                "the namespace net:[1] with its address is that of shop/b (y), whose processes run in it",
+                Unpaired::NotAPods("127.0.0.1".parse().unwrap()),
+                "not-a-pods-address",
                 "correct the addresses",
             ),
-            ("127.0.0.1 is no pod's address", "correct the addresses"),
-            ("the namespace net:[1] lacks its address 10.0.0.3", "correct either"),
-        ] {
-            let said = why(State::Pairing { why: reason.into() });
-            assert!(said.what.contains(reason) && said.remedy.contains(remedy), "{said:?}");
-        }
-        for (reason, remedy) in [
+            (Unpaired::Nowhere, "no-namespace", "--netns-dir"),
+            (Unpaired::Unseen(rights()), "namespace-unseen", "CAP_SYS_ADMIN"),
+            (Unpaired::Unseen("so".into()), "namespace-unseen", "--netns-dir"),
             (
-                "it has the address fd00::2, and IPv6 is not captured here",
-                "take that address away",
+                Unpaired::SameAddress {
+                    pod: other(),
+                    address,
+                    namespace: None,
+                },
+                "same-address",
+                "stale",
             ),
-            ("no proxy is connected at /run/zds: start it", "reaches that socket"),
+            (Unpaired::LetGo { namespace, address }, "namespace-let-go", "wait"),
+            (Unpaired::OwnLetGo, "namespace-let-go", "wait"),
+            (Unpaired::JustLeft, "namespace-just-left", "wait"),
+            (Unpaired::Two(namespace, namespace), "two-namespaces", "--proc"),
+            (
+                Unpaired::Anothers { namespace, pod: other() },
+                "anothers-namespace",
+                "correct the addresses",
+            ),
+            (
+                Unpaired::Lacks {
+                    namespace,
+                    missing: address,
+                },
+                "address-missing",
+                "correct either",
+            ),
         ] {
-            let error = Refusal {
-                step: Step::Listen,
-                why: reason.into(),
-            };
-            assert!(why(State::Refused { error }).remedy.contains(remedy), "{reason}");
+            let (text, said) = (why.to_string(), said(State::Pairing { why }));
+            assert!(
+                said.what.ends_with(&text) && said.code == code && said.remedy.contains(remedy),
+                "{said:?}"
+            );
         }
+        for step in [Step::Listen, Step::Close, Step::Enforce, Step::Prove, Step::Verify] {
+            for (why, code, remedy) in [
+                (rights(), "rights-missing", "give the node's process CAP_NET_ADMIN"),
+                (
+                    Cause::Ipv6("fd00::2".parse().unwrap()),
+                    "ipv6-not-captured",
+                    "take that address away",
+                ),
+                (Cause::ForeignTable("so".into()), "foreign-table", "nft list tables"),
+                (Cause::PortTaken("so".into()), "port-taken", "free the ports"),
+                (Cause::NoProxy("so".into()), "no-proxy", "reaches that socket"),
+            ] {
+                let error = Refusal { step, why };
+                let (text, said) = (error.to_string(), said(State::Refused { error }));
+                assert!(
+                    said.what.ends_with(&text) && said.code == code && said.remedy.contains(remedy),
+                    "{said:?}"
+                );
+            }
+        }
+        let error = Refusal {
+            step: Step::Listen,
+            why: Cause::Late(Duration::from_secs(10)),
+        };
+        let said = said(State::Refused { error });
+        assert!(said.what.ends_with("no answer within 10 s") && said.code == "no-answer", "{said:?}");
     }
 
     #[test]
