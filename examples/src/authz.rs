@@ -1,5 +1,6 @@
 //! `ambient authz`: policies out of files, checked, explained, and asked about many connections.
 
+mod address;
 mod check;
 mod decide;
 mod explain;

@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+#[path = "authz_cli/address.rs"]
+mod address;
 #[path = "authz_cli/decide.rs"]
 mod decide;
 #[path = "authz_cli/open.rs"]
@@ -446,7 +448,18 @@ fn explain_what_cannot_be_read() {
         told.out
     );
     assert!(told.out.contains("2 errors in policies that do not apply here"), "{}", told.out);
-    let exact = explain(&files, &["--istio-exact", "--from", "a/b", "--to", "shop", "--port", "80"]);
+    let asked = [
+        "--istio-exact",
+        "--from",
+        "a/b",
+        "--from-ip",
+        "192.0.2.1",
+        "--to",
+        "shop",
+        "--port",
+        "80",
+    ];
+    let exact = explain(&files, &asked);
     assert!(exact.out.starts_with("ALLOWED"), "{}", exact.out);
 }
 

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::{
     Failure, Mode, Policies,
+    address::{self, Hangs, Known},
     files::{Files, Found},
     open::{Open, Verdict},
     outside,
@@ -67,12 +68,12 @@ struct Told<'a, E> {
     findings: &'a [&'a Finding],
 }
 
-/// An explanation where the answer hangs on the pod.
+/// An explanation where the answer hangs on the pod, or on an address that is not known.
 #[derive(Debug, Serialize)]
 struct Unsettled {
     allowed: Option<bool>,
     reason: String,
-    /// All else is of a pod that nothing selects.
+    /// All else is of a pod that nothing selects, or of no address.
     #[serde(flatten)]
     unselected: serde_json::Map<String, serde_json::Value>,
 }
@@ -94,7 +95,18 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let destination = args.to_ip.or(target.ip);
     let mut explanation = asked.explain(&target);
     let mut open = Open::of(&target, &files, &asked.policies, &asked.conn(&target));
-    if !open.settled {
+    let mut hanging = None;
+    if open.settled {
+        let known = Known {
+            source: asked.source.is_some(),
+            destination: destination.is_some(),
+        };
+        hanging = told(
+            &address::hangs(&asked.policies, &target.workload, &asked.conn(&target), known),
+            explanation.allowed,
+        );
+        open.settled = hanging.is_none();
+    } else {
         asked.pods(&target.workload.namespace, &mut open);
     }
 
@@ -107,10 +119,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         (destination.is_some(), Field::DestinationIps, "--to-ip"),
     ] {
         if !known && compares(&explanation, field) {
-            notes.push(format!("the {field} counts here and is not known: give {flag}"));
+            notes.push(match open.settled {
+                true => format!("the {field} is not known: no other would turn the answer"),
+                false => format!("the {field} counts here and is not known: give {flag}"),
+            });
         }
     }
-    match (open.settled, open.unasked.len()) {
+    match (open.settled || hanging.is_some(), open.unasked.len()) {
         (false, _) | (true, 0) => {}
         (true, 1) => notes.push("1 policy that selects pods by their labels was not asked: it would not turn the answer".into()),
         (true, all) => notes.push(format!(
@@ -123,9 +138,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     explanation.notes = notes;
     let findings = concerning(&explanation, &files);
     if args.mode.json {
-        print(&json(&explanation, &open, &findings)?)?;
+        print(&json(&explanation, (&open, hanging.as_deref()), &findings)?)?;
     } else {
-        if !open.settled {
+        if let Some(hanging) = hanging {
+            print(&format!(
+                "DEPENDS ON AN ADDRESS: {hanging}\n\nfor the address {UNKNOWN} in its place:\n\n"
+            ))?;
+        } else if !open.settled {
             print(&open.text(&target.workload.namespace, asked.most()))?;
         }
         print(&text(&explanation, &findings, &files))?;
@@ -186,7 +205,21 @@ impl Asked<'_> {
     }
 }
 
-fn json(explanation: &Explanation, open: &Open, findings: &[&Finding]) -> Result<String, Failure> {
+/// What the answer hangs on, where it hangs on an address.
+fn told(hangs: &Hangs, allowed: bool) -> Option<String> {
+    let answer = if allowed { "refused" } else { "allowed" };
+    match hangs {
+        Hangs::Not => None,
+        Hangs::Perhaps => Some("it is not known, and policies name too many to try them all".into()),
+        Hangs::On(addresses) => {
+            let each = addresses.iter().map(|(field, address)| format!("the {field} {address}"));
+            let each = each.collect::<Vec<_>>().join(" and ");
+            Some(format!("it is not known, and with {each} it is {answer}"))
+        }
+    }
+}
+
+fn json(explanation: &Explanation, (open, hanging): (&Open, Option<&str>), findings: &[&Finding]) -> Result<String, Failure> {
     let json = if open.settled {
         let told = Told {
             explanation,
@@ -205,7 +238,10 @@ fn json(explanation: &Explanation, open: &Open, findings: &[&Finding]) -> Result
             }
             let explanation = Unsettled {
                 allowed: None,
-                reason: open.reason(&explanation.connection.namespace),
+                reason: match hanging {
+                    Some(hanging) => format!("an address counts: {hanging}"),
+                    None => open.reason(&explanation.connection.namespace),
+                },
                 unselected,
             };
             let told = Told {

@@ -16,7 +16,7 @@ use super::{files::Files, target::Target};
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Open {
-    /// Whether it could not: the answer holds for every pod that may be meant.
+    /// Whether it could not: the answer holds for every pod that may be meant, and every address that is not known.
     pub(super) settled: bool,
     /// What was not asked.
     pub(super) unasked: Vec<Unasked>,
