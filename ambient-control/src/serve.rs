@@ -25,6 +25,7 @@
 //! next process. What a policy says that the wire has no words for makes it admit less or refuse more, never the other way.
 
 mod admission;
+mod allowance;
 mod asked;
 mod board;
 mod counts;

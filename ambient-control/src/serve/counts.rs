@@ -25,11 +25,13 @@ pub enum Refusal {
     Room,
     /// There was none for another connection of whoever has not shown to be a node.
     Strangers,
+    /// A node has asked for more certificates than it can need.
+    Often,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Credential,
         Self::Node,
         Self::Identity,
@@ -38,6 +40,7 @@ impl Refusal {
         Self::Authority,
         Self::Room,
         Self::Strangers,
+        Self::Often,
     ];
 
     /// As a label bears it.
@@ -51,6 +54,7 @@ impl Refusal {
             Self::Authority => "authority",
             Self::Room => "room",
             Self::Strangers => "strangers",
+            Self::Often => "often",
         }
     }
 }

@@ -10,13 +10,14 @@ use prost_types::{Struct, value};
 use rcgen::{CertificateSigningRequestParams, PublicKeyData as _};
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     Captures, NodeCertificate,
     admission::{Caller, Door, Shown},
+    allowance::Allowance,
     board::Board,
     counts::Refusal,
     nodes,
@@ -46,6 +47,7 @@ pub(super) struct Shared {
     pub(super) admission: watch::Sender<u64>,
     pub(super) captures: Option<Arc<dyn Captures>>,
     pub(super) streams: OpenStreams,
+    pub(super) allowance: Allowance,
 }
 
 /// The services of one connection.
@@ -90,6 +92,11 @@ impl Services {
     /// Has a request signed, within a time.
     async fn sign(&self, node: &str, request: ToSign<'_>) -> Result<Vec<Vec<u8>>, Status> {
         let whom = request.whom;
+        if let Err(wait) = self.shared.allowance.take(node, Instant::now()) {
+            let why = format!("more certificates were signed for the node {node} than it can need: ask again in {wait:?}");
+            tracing::warn!(node, %whom, ?wait, "nothing was signed: more was for this node than it can need");
+            return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));
+        }
         let signed = timeout(SIGNING, self.shared.door.ca.sign(request)).await;
         let error = match signed {
             Ok(Ok(chain)) if !chain.is_empty() => return Ok(chain),

@@ -37,6 +37,7 @@ use tonic::metadata::MetadataMap;
 use super::{
     Captures, Nodes,
     admission::{AnyKey, Door},
+    allowance::Allowance,
     board::Board,
     counts::{Counts, Refusal},
     grpc::{Services, Shared},
@@ -163,6 +164,7 @@ impl ControlPlane {
             admission: watch::channel(0).0,
             captures: config.captures,
             streams: OpenStreams::default(),
+            allowance: Allowance::default(),
         });
         Ok(Self {
             listener,

@@ -204,6 +204,29 @@ async fn what_is_wrong_with_the_source_is_counted() {
     }
 }
 
+/// Whoever has a node's key has no more of the authority than the node can need, and takes nothing from others.
+#[tokio::test]
+async fn a_node_that_asks_for_certificates_without_end_is_refused() {
+    let running = Running::start().await;
+    let asking = |node: &str| Arc::new(Certificates::new(CertificatesConfig::new(running.endpoint(node))).unwrap());
+    let (storming, other) = (asking("node-1"), asking("node-2"));
+    let mut storm = tokio::task::JoinSet::new();
+    for _ in 0..4 * allowance::AT_ONCE {
+        let storming = storming.clone();
+        storm.spawn(async move { storming.issue(&identity("cart")).await });
+    }
+    let (given, refused): (Vec<_>, Vec<_>) = storm.join_all().await.into_iter().partition(Result::is_ok);
+    assert!(given.len() >= allowance::AT_ONCE as usize, "{}", given.len());
+    let often = |why: &str| why.contains("than it can need: ask again in");
+    let error = refused.into_iter().filter_map(Result::err).find(|error| often(&error.to_string()));
+    assert!(matches!(error, Some(IssueError::Unavailable { .. })), "{error:?}");
+    assert!(running.counts.refused(Refusal::Often) >= 1);
+    other.issue(&identity("stock")).await.unwrap();
+    // What is needed little by little is had.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    storming.issue(&identity("cart")).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_node_that_asks_one_by_one_is_told_what_it_asks_for_and_its_own_pods() {
     let running = Running::start().await;
