@@ -93,7 +93,7 @@ impl Default for Zone {
 /// cluster's domain, the first address in the family of each endpoint that may be chosen; for `POD.SERVICE…` of such a
 /// one, the address of that pod of a StatefulSet. A family that is missing is NOERROR without records, so that the client
 /// goes on with the other one. Where several services share a name, that of the client's own namespace comes first, then
-/// that of [`Zone::preferring`], then the first by namespace. A record may be kept for 30 s.
+/// a canonical one, then that of [`Zone::preferring`], then the first by namespace. A record may be kept for 30 s.
 ///
 /// Forwarded is **all that cannot be answered exactly**, without a look at what it means: other names, other types of the
 /// mesh's own names (SRV, MX, HTTPS and so on: the cluster's DNS knows them), other classes and operations (UPDATE, NOTIFY),

@@ -121,12 +121,16 @@ pub(crate) fn an_agent_of_others_is_obeyed(world: &World) -> Outcome {
     assert_eq!(agent.add(world, "a", "a"), "ok");
     converse("told again");
 
-    // Whatever it says that is no message costs it its connection, and no pod anything.
+    // Whatever it says that is no message costs it its connection, and no pod anything; what is no network namespace is one
+    // pod's affair.
     let (none, file) = ("", " /dev/null");
     let two = format!(" {0} {0}", world.netns_dir().join("c").display());
+    let refused = agent.say(&format!("add uid-of-c shop c c{file}"));
+    assert!(refused.contains("no network namespace"), "{refused}");
+    converse("beside a pod that is nowhere");
+    assert_eq!(agent.say("del uid-of-c"), "ok");
     for (what, says) in [
         (format!("add uid-of-c shop c c{none}"), "no network namespace for pod"),
-        (format!("add uid-of-c shop c c{file}"), "no network namespace"),
         (format!("add uid-of-c shop c c{two}"), "2 descriptors"),
         ("raw 0aff".into(), "not understood"),
         ("raw 4200".into(), "not understood"),
