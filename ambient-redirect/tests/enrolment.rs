@@ -14,7 +14,7 @@ mod mesh;
 mod node;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     process::ExitCode,
@@ -26,7 +26,7 @@ use ambient_core::PodUid;
 use ambient_redirect::{
     Config,
     linux::{Inside, Mark, Netns, Sockets, Way, preflight},
-    netlink::{BaseChain, Batch, Expr, Family, Nftables, Routing},
+    netlink::{BaseChain, Batch, Chain, ChainKind, Expr, Family, Hook, Nftables, Routing},
     plan::{Options, Plan},
     pods::{Cause, State, Unpaired},
 };
@@ -59,6 +59,10 @@ fn main() -> ExitCode {
             what_is_foreign_is_refused_and_left_alone,
         ),
         ("a_restart_takes_over", a_restart_takes_over),
+        (
+            "what_another_version_of_this_left_is_put_right",
+            what_another_version_of_this_left_is_put_right,
+        ),
         ("what_a_killed_node_left_for_others_goes", what_a_killed_node_left_for_others_goes),
         ("an_address_used_again_is_another_pod", an_address_used_again_is_another_pod),
         ("one_namespace_a_new_pod", one_namespace_a_new_pod),
@@ -428,6 +432,54 @@ fn a_restart_takes_over(world: &World) -> Outcome {
         // An orderly stop leaves the rules: what is captured stays captured.
         running.stop().await;
         assert!(!is_clean(&pod));
+    })
+}
+
+/// What an earlier version put there, or a later one before it was taken back: less than there is to be, and more.
+fn what_another_version_of_this_left_is_put_right(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let log = Log::default();
+    node.run(async {
+        let mut running = Running::start(node.config(), &log);
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        running.kill().await;
+        let chains = || pod.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
+        let before = chains();
+        pod.run(|| {
+            let mut nftables = Nftables::open().unwrap();
+            let tables = nftables.tables().unwrap();
+            let mark = &tables.iter().find(|t| t.name == "ambient-nat").unwrap().userdata;
+            let first = BaseChain {
+                kind: ChainKind::Nat,
+                hook: Hook::Output,
+                priority: -150,
+            };
+            let mut batch = Batch::default();
+            batch.delete_table(Family::Inet, "ambient-guard");
+            for table in ["ambient-nat", "ambient-later"] {
+                batch.add_table(Family::Inet, table, mark);
+                batch.add_base_chain(Family::Inet, table, "later", &first);
+            }
+            let mut rule = Expr::tcp_to("198.51.100.7".parse().unwrap(), 80);
+            rule.extend(Expr::dnat("198.51.100.8:80".parse().unwrap()));
+            batch.add_rule(Family::Inet, "ambient-nat", "later", &rule);
+            nftables.commit(batch, None).unwrap();
+        })
+        .unwrap();
+        let mut running = Running::start(node.config(), &log);
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
+        let mut now = chains();
+        now.retain(|chain| chain.table != "ambient-later");
+        let names = |chains: &[Chain]| chains.iter().map(|c| format!("{} {}", c.table, c.name)).collect::<BTreeSet<_>>();
+        assert_eq!(names(&now), names(&before));
+        running.want(&[]);
+        running.until_logged("released a").await;
+        assert!(is_clean(&pod));
+        running.stop().await;
     })
 }
 

@@ -215,6 +215,12 @@ impl Inside {
                     batch.delete_table(Family::Inet, name);
                 }
             }
+            // A later version of this may have more of them.
+            let named = |t: &&Table| t.name.starts_with("ambient-") && !TABLES.contains(&&*t.name);
+            let others = tables.iter().filter(|t| t.family == Family::Inet).filter(named);
+            for table in others.filter(|t| owner_of(t).is_some()) {
+                batch.delete_table(Family::Inet, &table.name);
+            }
             Ok(batch)
         })?;
         if were_there {
