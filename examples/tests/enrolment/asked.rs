@@ -160,8 +160,11 @@ fn what_is_wrong(ground: &mut Ground) -> Outcome {
         "{out}"
     );
     let (_, out, _) = ground.ambient(NODE, &["pods", "table"])?;
-    assert!(out.contains("remove a table of the same name"), "{out}");
+    assert!(out.contains("remove or rename that table"), "{out}");
+    let told = ground.told(NODE, "demo/squat")?;
+    assert_eq!(told["wrong"][0]["code"], json!("port-taken"), "{told}");
     let told = ground.told(NODE, "demo/table")?;
+    assert_eq!(told["wrong"][0]["code"], json!("foreign-table"), "{told}");
     assert_eq!((&told["captured"], &told["rules"]), (&json!(false), &json!("not proven")), "{told}");
     Ok(())
 }
