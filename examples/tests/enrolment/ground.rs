@@ -65,10 +65,7 @@ impl Ground {
         let root = path(&ground.ca.join("root.pem"));
         let tokens: BTreeMap<&str, String> = NODES
             .into_iter()
-            .map(|node| {
-                let (code, token, err) = ground.ambient(node, &["control", "token", node, "--ca", &path(&ground.ca)])?;
-                if code == 0 { Ok((node, token)) } else { Err(err.into()) }
-            })
+            .map(|node| Ok((node, ground.token(node)?)))
             .collect::<Result<_, Failure>>()?;
         ground.start_all(|node| {
             let flags = [
@@ -100,8 +97,7 @@ impl Ground {
         let mut ground = Self::without_nodes(world, Families::Both)?;
         let at = ground.start_control()?;
         let root = path(&ground.ca.join("root.pem"));
-        let (code, token, err) = ground.ambient(NODES[0], &["control", "token", NODES[0], "--ca", &path(&ground.ca)])?;
-        assert_eq!(code, 0, "{err}");
+        let token = ground.token(NODES[0])?;
         let flags = [
             "--control",
             &at,
@@ -133,9 +129,7 @@ impl Ground {
         let host = *self.cluster.node(NODES[0])?.ips().first().ok_or("it has no address")?;
         let control = format!("https://{}", SocketAddr::new(host, 15012));
         let token = self.ca.with_file_name("other.token");
-        let (code, text, err) = self.ambient(NODES[1], &["control", "token", NODES[1], "--ca", &path(&self.ca)])?;
-        assert_eq!(code, 0, "{err}");
-        fs::write(&token, text)?;
+        fs::write(&token, self.token(NODES[1])?)?;
         let root = self.ca.join("root.pem");
         let node = self.cluster.node(NODES[1])?;
         let log = Output::File(node.log().to_owned());
@@ -153,6 +147,12 @@ impl Ground {
             .stderr(log);
         self.other = Some(node.namespace().spawn(&program)?);
         Ok(())
+    }
+
+    /// What a node joins with.
+    fn token(&mut self, node: &str) -> Result<String, Failure> {
+        let (code, token, err) = self.ambient(node, &["control", "token", node, "--ca", &path(&self.ca)])?;
+        if code == 0 { Ok(token) } else { Err(err.into()) }
     }
 
     /// Kills the proxy of somebody else.
