@@ -606,8 +606,12 @@ fn after(proxies: usize, events: &[Event]) -> World {
 
 /// A proxy that serves pod a in namespace 1, and all is quiet.
 fn quiet() -> World {
-    let mut world = after(1, &[Event::Connect(0), Event::Want(0, 1)]);
-    while let Some(event) = [Event::Finish(0, true), Event::ToAgent(0), Event::ToProxy(0)]
+    settled(after(1, &[Event::Connect(0), Event::Want(0, 1)]), 0)
+}
+
+/// Once a proxy has been told all, and has done it.
+fn settled(mut world: World, proxy: usize) -> World {
+    while let Some(event) = [Event::Finish(proxy, true), Event::ToAgent(proxy), Event::ToProxy(proxy)]
         .into_iter()
         .find(|e| world.may(*e))
     {
@@ -708,14 +712,7 @@ fn two() -> World {
     let mut world = quiet();
     world.proxies.push(Proxy::new());
     world.happen(Event::Connect(1));
-    while let Some(event) = [Event::Finish(1, true), Event::ToAgent(1), Event::ToProxy(1)]
-        .into_iter()
-        .find(|e| world.may(*e))
-    {
-        world.happen(event);
-    }
-    assert!(world.is_settled());
-    world
+    settled(world, 1)
 }
 
 #[test]

@@ -62,24 +62,13 @@ impl Ground {
         let mut ground = Self::without_nodes(world, families)?;
         ground.control_flags = control.iter().map(ToString::to_string).collect();
         let at = ground.start_control()?;
-        let root = path(&ground.ca.join("root.pem"));
-        let tokens: BTreeMap<&str, String> = NODES
+        let own: BTreeMap<&str, Vec<String>> = NODES
             .into_iter()
-            .map(|node| Ok((node, ground.token(node)?)))
+            .map(|node| Ok((node, ground.joining(node, &at)?)))
             .collect::<Result<_, Failure>>()?;
         ground.start_all(|node| {
-            let flags = [
-                "--control",
-                &at,
-                "--xds-root-ca",
-                &root,
-                "--ca-root-ca",
-                &root,
-                "--auth-token",
-                &tokens[node],
-            ];
             let more = more.iter().map(|flag| flag.replace("{node}", node));
-            flags.iter().map(ToString::to_string).chain(more).collect()
+            own[node].iter().cloned().chain(more).collect()
         })?;
         Ok(ground)
     }
@@ -96,19 +85,8 @@ impl Ground {
     pub(crate) fn beside_another(world: &World, socket: &Path) -> Result<Self, Failure> {
         let mut ground = Self::without_nodes(world, Families::Both)?;
         let at = ground.start_control()?;
-        let root = path(&ground.ca.join("root.pem"));
-        let token = ground.token(NODES[0])?;
-        let flags = [
-            "--control",
-            &at,
-            "--xds-root-ca",
-            &root,
-            "--ca-root-ca",
-            &root,
-            "--auth-token",
-            &token,
-        ];
-        ground.sources.insert(NODES[0].into(), flags.map(str::to_owned).into());
+        let flags = ground.joining(NODES[0], &at)?;
+        ground.sources.insert(NODES[0].into(), flags);
         ground.start(NODES[0])?;
         let enrol = Program::new(AMBIENT)
             .args(["enrol", "--node", NODES[1], "--log-format", "text", "--leave", "1", "--manifests"])
@@ -149,7 +127,22 @@ impl Ground {
         Ok(())
     }
 
-    /// What a node joins with.
+    /// The flags with which a node joins the control plane.
+    fn joining(&mut self, node: &str, at: &str) -> Result<Vec<String>, Failure> {
+        let (root, token) = (path(&self.ca.join("root.pem")), self.token(node)?);
+        let flags = [
+            "--control",
+            at,
+            "--xds-root-ca",
+            &root,
+            "--ca-root-ca",
+            &root,
+            "--auth-token",
+            &token,
+        ];
+        Ok(flags.map(str::to_owned).into())
+    }
+
     fn token(&mut self, node: &str) -> Result<String, Failure> {
         let (code, token, err) = self.ambient(node, &["control", "token", node, "--ca", &path(&self.ca)])?;
         if code == 0 { Ok(token) } else { Err(err.into()) }
