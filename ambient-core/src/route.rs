@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     Authority, BalancerMode, Endpoint, GatewayTarget, Identity, Mesh, NamespacedHostname, Network, NetworkAddress, Origin, Service,
-    TunnelProtocol, Workload, WorkloadUid, ports,
+    TunnelProtocol, Workload, WorkloadUid, mesh::WaypointUser, ports,
 };
 
 mod balance;
@@ -135,6 +135,15 @@ pub enum Refusal {
     /// A waypoint is named and not found: going around it would go around its policies.
     #[error("unknown waypoint: {0}")]
     NoWaypoint(GatewayTarget),
+    /// A waypoint is named that leads back to whom it is of by other waypoints: which of them is to look at a connection nobody
+    /// can say, and going around them would go around their policies.
+    #[error("waypoint of {user} leads back to it by {by}")]
+    WaypointCircle {
+        /// Whose waypoint it is.
+        user: WaypointUser,
+        /// The next on the way.
+        by: WaypointUser,
+    },
     /// The gateway of another network is named and not found.
     #[error("unknown network gateway: {0}")]
     NoGateway(GatewayTarget),
@@ -175,6 +184,7 @@ impl Refusal {
         match self {
             Self::NoEndpoint(_)
             | Self::NoWaypoint(_)
+            | Self::WaypointCircle { .. }
             | Self::NoGateway(_)
             | Self::Unreachable(_)
             | Self::NoIdentity(_)
@@ -215,7 +225,7 @@ pub fn outbound(mesh: &Mesh, conn: &Outbound<'_>, hints: &Hints) -> Route {
         way.to_service(service)
     } else if let Some(workload) = mesh.workload_by_address(&address) {
         match &workload.waypoint {
-            Some(waypoint) if !gateway::is(mesh, conn.source, waypoint) => way.to_waypoint(waypoint, None),
+            Some(waypoint) if !gateway::is(mesh, conn.source, waypoint) => way.to_waypoint_of_workload(waypoint, workload),
             _ => way.to_workload(workload, to, None),
         }
     } else {
@@ -256,7 +266,7 @@ impl Way<'_> {
         if let Some(waypoint) = gateway::waypoint(service, self.hints.draw)
             && !gateway::is_one_of(self.mesh, self.source, service)
         {
-            return self.to_waypoint(waypoint, Some(service));
+            return self.to_waypoint_of_service(waypoint, service);
         }
         let balancer = service.load_balancer.as_ref();
         if balancer.is_some_and(|balancer| balancer.mode == BalancerMode::Passthrough) {

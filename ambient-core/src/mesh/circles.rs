@@ -1,12 +1,13 @@
 //! Waypoints that lead back to whom they are for.
 //!
-//! A route is led to one waypoint and never on from there, so that no circle carries a connection around. One that
-//! is named all the same is a mistake that nobody would see: what is meant to be looked at by two waypoints is by one.
+//! A route is led to one waypoint and never on from there, so that no circle carries a connection around. But of waypoints
+//! that lead to each other none is what it is taken for, and what is meant to be looked at by both would be by one: a waypoint
+//! that leads back is not gone to, and not gone around either. One that is its own is: whoever is led to it has come.
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use super::{Mesh, Update};
-use crate::{GatewayAddress, GatewayTarget, NamespacedHostname, Service, WorkloadUid};
+use crate::{GatewayAddress, GatewayTarget, NamespacedHostname, Service, Workload, WorkloadUid};
 
 /// Who names a waypoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,10 +47,16 @@ impl Mesh {
     /// A service leads to its endpoints too, of which the first few are looked at, and whoever is asked about is always
     /// known among them; so is each way of more than a few dozen names given up. The cost follows the way, not the mesh.
     pub fn waypoint_circle(&self, user: &WaypointUser) -> Option<Vec<WaypointUser>> {
+        self.circle_from(user, self.led_to(user, user))
+    }
+
+    /// The same, by those whom it leads to first.
+    fn circle_from(&self, user: &WaypointUser, first: Vec<WaypointUser>) -> Option<Vec<WaypointUser>> {
         let mut seen = HashSet::new();
-        let mut ways = vec![vec![user.clone()]];
-        while let Some(way) = ways.pop() {
-            for next in self.led_to(way.last()?, user) {
+        let mut ways = Vec::new();
+        let (mut way, mut all) = (vec![user.clone()], first);
+        loop {
+            for next in all {
                 if next == *user {
                     return Some(way);
                 }
@@ -57,8 +64,36 @@ impl Mesh {
                     ways.push(way.iter().cloned().chain([next]).collect());
                 }
             }
+            way = ways.pop()?;
+            all = self.led_to(way.last()?, user);
         }
-        None
+    }
+
+    /// Who stands between somebody and itself on the way that begins with one of its waypoints, where that comes back by others:
+    /// itself first. `None` where the way ends, and for whoever is its own waypoint. Costs some look-ups where the waypoint
+    /// uses none itself.
+    pub(crate) fn leads_back(
+        &self,
+        user: impl FnOnce() -> WaypointUser,
+        namespace: &str,
+        waypoint: &GatewayAddress,
+    ) -> Option<Vec<WaypointUser>> {
+        if self.ends_at(namespace, waypoint) {
+            return None;
+        }
+        let user = user();
+        let mut first = Vec::new();
+        self.behind(namespace, waypoint, &user, &mut first);
+        let is_own = first.contains(&user);
+        self.circle_from(&user, first).filter(|_| !is_own)
+    }
+
+    /// Whether whoever is behind a waypoint uses none.
+    fn ends_at(&self, namespace: &str, waypoint: &GatewayAddress) -> bool {
+        match self.gateway_service(namespace, waypoint) {
+            Some(service) => service.waypoints().next().is_none() && self.led_on(&service.name).next().is_none(),
+            None => self.behind_address(waypoint).is_none_or(|workload| workload.waypoint.is_none()),
+        }
     }
 
     /// Who is behind the waypoints of somebody, as far as it names waypoints itself or is whom is asked about.
@@ -84,10 +119,7 @@ impl Mesh {
 
     fn behind(&self, namespace: &str, waypoint: &GatewayAddress, asked: &WaypointUser, into: &mut Vec<WaypointUser>) {
         let Some(service) = self.gateway_service(namespace, waypoint) else {
-            let workload = match &waypoint.target {
-                GatewayTarget::Address(address) => self.workload_by_address(address),
-                GatewayTarget::Hostname(name) => self.workload_by_hostname(name),
-            };
+            let workload = self.behind_address(waypoint);
             into.extend(workload.map(|workload| WaypointUser::Workload(workload.uid.clone())));
             return;
         };
@@ -101,6 +133,14 @@ impl Mesh {
             into.push(WaypointUser::Service(service.name.clone()));
         }
         into.extend(self.led_on(&service.name));
+    }
+
+    /// The workload that a gateway is which is no service.
+    fn behind_address(&self, gateway: &GatewayAddress) -> Option<&Arc<Workload>> {
+        match &gateway.target {
+            GatewayTarget::Address(address) => self.workload_by_address(address),
+            GatewayTarget::Hostname(name) => self.workload_by_hostname(name),
+        }
     }
 
     /// The first few endpoints of a service that name a waypoint.

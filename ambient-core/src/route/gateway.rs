@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Inner, Plan, Refusal, Stop, Tunnel, Way, accepted, balance, balance::Choice, like};
-use crate::{Authority, Endpoint, GatewayAddress, GatewayTarget, Identity, Mesh, Service, Workload};
+use crate::{Authority, Endpoint, GatewayAddress, GatewayTarget, Identity, Mesh, Service, Workload, mesh::WaypointUser};
 
 /// The waypoint of a service that a draw falls on, if it has any.
 pub(super) fn waypoint(service: &Service, draw: u64) -> Option<&GatewayAddress> {
@@ -47,9 +47,33 @@ impl Found<'_> {
 }
 
 impl Way<'_> {
+    /// Through the waypoint of a service.
+    pub(super) fn to_waypoint_of_service(&self, waypoint: &GatewayAddress, service: &Arc<Service>) -> Result<Plan, Stop> {
+        let user = || WaypointUser::Service(service.name.clone());
+        self.refuse_circles(user, &service.name.namespace, waypoint)?;
+        self.to_waypoint(waypoint, Some(service))
+    }
+
+    /// Through the waypoint of a workload.
+    pub(super) fn to_waypoint_of_workload(&self, waypoint: &GatewayAddress, workload: &Workload) -> Result<Plan, Stop> {
+        let user = || WaypointUser::Workload(workload.uid.clone());
+        self.refuse_circles(user, &workload.namespace, waypoint)?;
+        self.to_waypoint(waypoint, None)
+    }
+
+    fn refuse_circles(&self, user: impl FnOnce() -> WaypointUser, namespace: &str, waypoint: &GatewayAddress) -> Result<(), Refusal> {
+        let Some(way) = self.mesh.leads_back(user, namespace, waypoint) else {
+            return Ok(());
+        };
+        match <[_; 2]>::try_from(way.into_iter().take(2).collect::<Vec<_>>()) {
+            Ok([user, by]) => Err(Refusal::WaypointCircle { user, by }),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Through a waypoint, which is to go on to where the connection was meant to. A waypoint of a service may be in another
     /// network, behind the gateway of that.
-    pub(super) fn to_waypoint(&self, waypoint: &GatewayAddress, service: Option<&Arc<Service>>) -> Result<Plan, Stop> {
+    fn to_waypoint(&self, waypoint: &GatewayAddress, service: Option<&Arc<Service>>) -> Result<Plan, Stop> {
         let unknown = || Refusal::NoWaypoint(waypoint.target.clone());
         let is_here = |workload: &Workload| workload.network == self.source.network;
         let found = self.find(waypoint, |workload| match is_here(workload) {

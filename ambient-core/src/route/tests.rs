@@ -233,26 +233,77 @@ fn a_missing_waypoint_refuses() {
 }
 
 #[test]
-fn waypoints_in_a_circle_are_each_one_hop() {
+fn a_waypoint_that_leads_back_is_refused_and_nothing_else_is() {
     let client = captured("client", &["10.0.0.1"]);
     let through = |name: &str, ip: &str, waypoint: &str| Workload {
         waypoint: Some(at_address(waypoint)),
         ..captured(name, &[ip])
     };
-    // The first is its own waypoint, the other two are each other's.
+    // The first is its own waypoint, the next two are each other's, and the last uses one of those.
     let own = through("own", "10.0.0.2", "10.0.0.2");
     let (one, other) = (through("one", "10.0.0.3", "10.0.0.4"), through("other", "10.0.0.4", "10.0.0.3"));
-    let mesh = mesh(&[&client, &own, &one, &other], &[]);
-    for (to, peer) in [
-        ("10.0.0.2:80", "10.0.0.2"),
-        ("10.0.0.3:80", "10.0.0.4"),
-        ("10.0.0.4:80", "10.0.0.3"),
-    ] {
-        let plan = tunnel(route(&mesh, &client, to));
-        assert_eq!((plan.peer.ip(), plan.waypoint), (peer.parse().unwrap(), true));
+    let user = through("user", "10.0.0.5", "10.0.0.3");
+    let all = [&client, &own, &one, &other, &user];
+    // In whatever order they came.
+    for turn in 0..all.len() {
+        let mut all = all;
+        all.rotate_left(turn);
+        let mesh = mesh(&all, &[]);
+        for (to, user, by) in [("10.0.0.3:80", &one, &other), ("10.0.0.4:80", &other, &one)] {
+            let [user, by] = [user, by].map(|workload| WaypointUser::Workload(workload.uid.clone()));
+            let refusal = Refusal::WaypointCircle { user, by };
+            assert_eq!((refusal.origin(), refusal.status()), (Origin::Control, 503));
+            assert_eq!(route(&mesh, &client, to), Route::Refuse(refusal));
+        }
+        for (to, peer) in [("10.0.0.2:80", "10.0.0.2"), ("10.0.0.5:80", "10.0.0.3")] {
+            let plan = tunnel(route(&mesh, &client, to));
+            assert_eq!((plan.peer.ip(), plan.waypoint), (peer.parse().unwrap(), true));
+        }
+        // Each goes on to the other as its waypoint, and never to itself.
+        assert!(!tunnel(route(&mesh, &other, "10.0.0.3:80")).waypoint);
     }
-    // Each goes on to the other as its waypoint, and never to itself.
-    assert!(!tunnel(route(&mesh, &other, "10.0.0.3:80")).waypoint);
+    // Whoever is not named by the other any more is gone to.
+    let mesh = mesh(&[&client, &one, &captured("other", &["10.0.0.4"])], &[]);
+    assert_eq!(tunnel(route(&mesh, &client, "10.0.0.3:80")).peer.ip(), other.addresses[0]);
+}
+
+#[test]
+fn of_a_services_waypoints_the_one_that_leads_back_is_refused() {
+    let client = captured("client", &["10.0.0.1"]);
+    let pods = ["web", "good", "back"].map(|name| captured(name, &[&format!("10.0.0.{}", name.len())]));
+    let [web_pod, good_pod, back_pod] = &pods;
+    let by = |service: &Service| GatewayAddress {
+        target: GatewayTarget::Hostname(service.name.clone()),
+        hbone_port: 15008,
+    };
+    let good = service("good", "10.9.0.2", &[(80, 80)], &[(good_pod, &[])]);
+    let mut back = service("back", "10.9.0.3", &[(80, 80)], &[(back_pod, &[])]);
+    let mut web = service("web", "10.9.0.1", &[(80, 80)], &[(web_pod, &[])]);
+    let weighted = |service: &Service| WeightedWaypoint {
+        destination: by(service),
+        weight: 1,
+    };
+    web.weighted_waypoints = vec![weighted(&good), weighted(&back)];
+    back.waypoint = Some(by(&web));
+    let all: Vec<_> = pods.iter().chain([&client]).collect();
+    let mesh = mesh(&all, &[&web, &good, &back]);
+    let draws = (0..32).map(|draw| Hints { draw, ..Hints::default() });
+    let [mut gone, mut refused] = [0; 2];
+    for hints in draws {
+        match ask(&mesh, &client, "10.9.0.1:80", &hints) {
+            Route::Refuse(Refusal::WaypointCircle { user, by }) => {
+                assert_eq!([user, by], [&web, &back].map(|service| WaypointUser::Service(service.name.clone())));
+                refused += 1;
+            }
+            other => {
+                assert_eq!(tunnel(other).destination.uid, good_pod.uid);
+                gone += 1;
+            }
+        }
+    }
+    assert!(gone > 0 && refused > 0, "{gone} {refused}");
+    let refusal = route(&mesh, &client, "10.9.0.3:80");
+    assert!(matches!(refusal, Route::Refuse(Refusal::WaypointCircle { .. })), "{refusal:?}");
 }
 
 #[test]

@@ -10,9 +10,10 @@ use ambient_core::{
 
 /// Whose waypoint leads back to it, and by whom.
 ///
-/// Nothing is refused for it: a route is led to one waypoint and never on, and whoever took the resource from the mesh for
-/// it would take the waypoint from all that use it. So a circle that stands for a moment, between two changes that belong
-/// together and come apart, disturbs nobody either.
+/// What names it is refused, and not whoever names it: routes go neither by a waypoint that leads back nor around it
+/// (`route::Refusal::WaypointCircle`), while the resource stays in the mesh, for taking it out would take the waypoint from
+/// all that use it. Which references those are follows from the snapshot alone, in whatever order it came about. One that
+/// is its own waypoint is told of and gone to: whoever comes to it has come to its waypoint.
 #[derive(Debug, Default)]
 pub(super) struct Circles(BTreeMap<WaypointUser, Circle>);
 
@@ -68,11 +69,13 @@ impl Circle {
     fn told(&self) -> String {
         let names: Vec<_> = self.way.iter().map(ToString::to_string).collect();
         let (user, others) = (&names[0], &names[1..]);
-        let by = match others.is_empty() {
-            true => String::new(),
-            false => format!(" by {}", others.join(", ")),
-        };
-        format!("{user}: waypoint: it leads back to {user}{by}: nobody is led on from a waypoint; name another there, or none")
+        match others.is_empty() {
+            true => format!("{user}: waypoint: it is its own: nobody is led on from a waypoint; name another there, or none"),
+            false => {
+                let by = others.join(", ");
+                format!("{user}: waypoint: it leads back to {user} by {by}: what would go by it is refused; name another there, or none")
+            }
+        }
     }
 }
 

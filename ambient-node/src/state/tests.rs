@@ -161,7 +161,7 @@ fn what_never_comes_is_published_as_such_and_concerns_who_lists_it() {
 }
 
 #[test]
-fn a_waypoint_that_leads_in_a_circle_is_told_and_harms_nobody() {
+fn a_waypoint_that_leads_in_a_circle_is_told_and_refused_and_nothing_else_is() {
     let (state, now) = (State::default(), clock::steady());
     let named = |name: &str, ip: &str, waypoint: Option<&str>| {
         let mut workload = Workload::new(name, "shop", name);
@@ -183,21 +183,25 @@ fn a_waypoint_that_leads_in_a_circle_is_told_and_harms_nobody() {
     assert_eq!(faults.len(), 2, "each of the two is named, and not who only uses one: {faults:?}");
     assert!(faults[0].starts_with("a: waypoint: it leads back to a by b: "), "{faults:?}");
     assert!(faults[1].starts_with("b: waypoint: it leads back to b by a: "), "{faults:?}");
-    // All is in force, and a connection takes one hop.
+    // All is known still, and whoever uses one of the two goes by it.
     let current = state.current().unwrap();
     assert_eq!(current.mesh.workloads().count(), 4);
     let source = current.mesh.workload(&"client".into()).unwrap();
-    for (to, peer) in [("10.0.0.1:80", "10.0.0.2:15008"), ("10.0.0.9:80", "10.0.0.1:15008")] {
+    let route = |to: &str| {
         let connection = ambient_core::route::Outbound {
             source,
             destination: to.parse().unwrap(),
         };
-        let route = ambient_core::route::outbound(&current.mesh, &connection, &ambient_core::route::Hints::default());
-        let ambient_core::route::Route::Go(ambient_core::route::Plan::Tunnel(tunnel)) = route else {
-            panic!("{route:?}")
-        };
-        assert_eq!(tunnel.peer, peer.parse().unwrap());
-    }
+        ambient_core::route::outbound(&current.mesh, &connection, &ambient_core::route::Hints::default())
+    };
+    let ambient_core::route::Route::Refuse(refusal) = route("10.0.0.1:80") else {
+        panic!("a is not refused")
+    };
+    assert_eq!(refusal.to_string(), "waypoint of a leads back to it by b");
+    let ambient_core::route::Route::Go(ambient_core::route::Plan::Tunnel(tunnel)) = route("10.0.0.9:80") else {
+        panic!("user is not reached")
+    };
+    assert_eq!(tunnel.peer, "10.0.0.1:15008".parse().unwrap());
     // What its source says is wrong stands beside it, and it goes with one of the two.
     let other = Batch {
         faults: Arc::from([Fault::from("else".to_owned())]),
@@ -212,5 +216,5 @@ fn a_waypoint_that_leads_in_a_circle_is_told_and_harms_nobody() {
     assert!(told().is_empty());
     let own = named("own", "10.0.0.3", Some("10.0.0.3"));
     state.apply(batch(vec![own], true), now);
-    assert!(told()[0].starts_with("own: waypoint: it leads back to own: "), "{:?}", told());
+    assert!(told()[0].starts_with("own: waypoint: it is its own: "), "{:?}", told());
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Membership, NetworkAddress, PortMap, WeightedWaypoint, Workload};
+use crate::{Membership, NetworkAddress, PortMap, WeightedWaypoint};
 
 fn at(ip: &str) -> GatewayAddress {
     GatewayAddress {
