@@ -31,6 +31,7 @@ mod board;
 mod counts;
 pub(crate) mod encode;
 mod grpc;
+mod limits;
 mod metrics;
 mod nodes;
 mod response;

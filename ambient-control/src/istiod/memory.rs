@@ -87,6 +87,8 @@ pub(super) struct Memory {
     is_behind: bool,
     /// Whether it can never be right again.
     is_lost: bool,
+    /// See [`SPARE`].
+    spare: u64,
 }
 
 /// What there was no room for: the last word for each resource.
@@ -158,6 +160,7 @@ impl Memory {
             owed: None,
             is_behind: false,
             is_lost: false,
+            spare: SPARE,
         }
     }
 
@@ -231,7 +234,10 @@ impl Memory {
     fn catch_up(&mut self, owed: &Owed, heard: SystemTime) -> Result<(), MemoryError> {
         if self.file.is_none() {
             own_directory(self.path.parent().unwrap_or_else(|| Path::new(".")))?;
-            *self = Self::begin(self.path.clone(), &Said::default())?;
+            *self = Self {
+                spare: self.spare,
+                ..Self::begin(self.path.clone(), &Said::default())?
+            };
         }
         self.append(owed.words(), heard)?;
         if self.is_behind {
@@ -272,13 +278,13 @@ impl Memory {
 
     /// Makes the file anew where most of it is out of date. Where there is no room for another it stays as it is, right and long.
     fn tidy_if_long(&mut self) -> Result<(), MemoryError> {
-        if self.length <= (2 * self.live + SPARE).max(self.tidy_from) {
+        if self.length <= (2 * self.live + self.spare).max(self.tidy_from) {
             return Ok(());
         }
         match self.tidy() {
             Err(error @ MemoryError::Io { .. }) => {
                 tracing::warn!(%error, "there is no room to make the remembered state anew: it stays as long as it is");
-                self.tidy_from = self.length + SPARE;
+                self.tidy_from = self.length + self.spare;
                 Ok(())
             }
             Err(error) => {
@@ -340,7 +346,10 @@ impl Memory {
             path: self.path.clone(),
             at,
         })?;
-        *self = Self::begin(self.path.clone(), &said)?;
+        *self = Self {
+            spare: self.spare,
+            ..Self::begin(self.path.clone(), &said)?
+        };
         Ok(())
     }
 }
@@ -522,4 +531,4 @@ const PUT: usize = 14;
 const MOST_OWED: usize = 64 << 20;
 const MAGIC: &[u8] = b"ambient state 1\n";
 /// What may be out of date before the file is made anew, besides as much again as is not.
-const SPARE: u64 = if cfg!(test) { 4096 } else { 1 << 20 };
+const SPARE: u64 = 1 << 20;

@@ -11,7 +11,7 @@ use ambient_core::{
     Endpoints, Health, Identity, Membership, Mesh, NamespacedHostname, Shards, TrustBundles, Workload, WorkloadUid, mesh::Update,
 };
 
-use super::{encode, response};
+use super::{encode, limits::Limits, response};
 use crate::{Change, istiod::Kind};
 
 #[cfg(test)]
@@ -37,6 +37,7 @@ pub(super) type All = Shards<Arc<str>, Resource>;
 /// What is served.
 #[derive(Debug, Default)]
 pub(super) struct Board {
+    limits: Limits,
     mesh: Mesh,
     /// The endpoints that a service lists.
     listed: HashMap<NamespacedHostname, Endpoints>,
@@ -71,6 +72,11 @@ struct Resources {
 }
 
 impl Board {
+    /// Nothing is known yet.
+    pub(super) fn within(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// Takes changes in; `true` where anything that is served became different.
     pub(super) fn apply(&mut self, changes: &[Change], synced: bool) -> bool {
         let before = (self.generation, self.synced);
@@ -136,6 +142,12 @@ impl Board {
     /// Grows with every change.
     pub(super) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// What has changed since a generation, where that is few enough to be told one by one.
+    pub(super) fn few_since(&self, generation: u64) -> Option<impl Iterator<Item = &(Kind, Arc<str>)>> {
+        let most = self.limits.one_by_one;
+        self.since(generation).filter(|recent| recent.len() <= most)
     }
 
     /// What has changed since a generation; `None` where that is not remembered one by one.
@@ -317,7 +329,7 @@ impl Board {
     fn note(&mut self, kind: Kind, name: Arc<str>) {
         self.generation += 1;
         self.log.push_back((kind, name));
-        if self.log.len() > LOG {
+        if self.log.len() > self.limits.remembered {
             self.log.pop_front();
         }
     }
@@ -325,7 +337,7 @@ impl Board {
     /// Forgets old removals, but nothing of the last change, however much that took away: whoever keeps up has heard of all
     /// that was before it.
     fn forget(&mut self) {
-        while self.removals.len() > LOG {
+        while self.removals.len() > self.limits.remembered {
             if let Some((at, ..)) = self.removals.pop_front() {
                 self.forgotten = at;
             }
@@ -359,7 +371,3 @@ impl Resources {
         }
     }
 }
-
-/// Changes, and removals, that are remembered one by one: who is further behind is told whatever has changed since, and where
-/// even the removals are forgotten it has to say anew what it has.
-pub(super) const LOG: usize = if cfg!(test) { 64 } else { 65_536 };

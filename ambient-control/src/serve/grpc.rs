@@ -20,6 +20,7 @@ use super::{
     allowance::Allowance,
     board::Board,
     counts::Refusal,
+    limits::Limits,
     nodes,
     strangers::Stranger,
     streams::OpenStreams,
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     pub(super) captures: Option<Arc<dyn Captures>>,
     pub(super) streams: OpenStreams,
     pub(super) allowance: Allowance,
+    pub(super) limits: Limits,
 }
 
 /// The services of one connection.

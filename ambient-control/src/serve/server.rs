@@ -41,7 +41,8 @@ use super::{
     board::Board,
     counts::{Counts, Refusal},
     grpc::{Services, Shared},
-    strangers::{Full, MOST, MOST_OF_A_PLACE, Stranger, Strangers},
+    limits::Limits,
+    strangers::{Full, MOST, Stranger, Strangers},
     streams::{self, OpenStreams},
 };
 use crate::{
@@ -135,6 +136,10 @@ impl ControlPlane {
     /// # Errors
     /// When the address is not to be had, or there is no certificate for it.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        Self::bind_within(Limits::default(), config).await
+    }
+
+    pub(super) async fn bind_within(limits: Limits, config: Config) -> Result<Self, ServeError> {
         let listener = TcpListener::bind(config.listen).await.map_err(|source| ServeError::Listen {
             address: config.listen,
             source,
@@ -149,7 +154,7 @@ impl ControlPlane {
         // A resumed session would go on with a certificate that was looked at when it was begun.
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
-        let mut board = Board::default();
+        let mut board = Board::within(limits);
         board.set_trust(&config.ca.bundles());
         let shared = Arc::new(Shared {
             board: RwLock::new(board),
@@ -164,7 +169,8 @@ impl ControlPlane {
             admission: watch::channel(0).0,
             captures: config.captures,
             streams: OpenStreams::default(),
-            allowance: Allowance::default(),
+            allowance: Allowance::of(limits.signed_at_once),
+            limits,
         });
         Ok(Self {
             listener,
@@ -206,7 +212,7 @@ impl ControlPlane {
         } = self;
         let mut stop = std::pin::pin!(stop);
         let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let (mut connections, strangers) = (JoinSet::new(), Strangers::default());
+        let (mut connections, strangers) = (JoinSet::new(), Strangers::few(shared.limits.of_a_place));
         let (mut source_lives, mut full) = (true, None::<(Refusal, Instant)>);
         let mut wrong: Arc<[Fault]> = Arc::new([]);
         let trust_changed = Notify::new();
@@ -264,7 +270,7 @@ fn take_in(room: &Arc<Semaphore>, strangers: &Strangers, from: SocketAddr) -> Re
     let place = room.clone().try_acquire_owned().map_err(no_room)?;
     let stranger = strangers.admit(from.ip()).map_err(|full| {
         let why = match full {
-            Full::Place => format!("{MOST_OF_A_PLACE} have come from there and have not shown that they are nodes"),
+            Full::Place(most) => format!("{most} have come from there and have not shown that they are nodes"),
             Full::Everywhere => format!("{MOST} are open and have not shown that they are nodes"),
         };
         (Refusal::Strangers, why)
@@ -319,6 +325,7 @@ async fn serve(
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     let shown = shared.door.look_at(stream.get_ref().1.peer_certificates());
+    let introducing = shared.limits.introducing;
     let (cut, caller) = (Arc::<Notify>::default(), Arc::new(caller));
     let services = Services {
         shared,
@@ -344,13 +351,13 @@ async fn serve(
         served = served => Ok(served?),
         () = cut.notified() => Err("its node is known no more".into()),
         // Whoever is nobody keeps no place of those who are nodes.
-        () = stranger(&caller) => Err("it has not shown in time that it is a node".into()),
+        () = stranger(&caller, introducing) => Err("it has not shown in time that it is a node".into()),
     }
 }
 
 /// Ends after a while where nobody was admitted until then.
-async fn stranger(caller: &Stranger) {
-    sleep(INTRODUCING).await;
+async fn stranger(caller: &Stranger, introducing: Duration) {
+    sleep(introducing).await;
     if !caller.is_stranger() {
         std::future::pending().await
     }
@@ -465,8 +472,6 @@ const UNREAD_IN_ALL: u32 = 2 * UNREAD;
 const LONGEST_MESSAGE: usize = 64 * 1024;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection may last on which nobody was admitted.
-const INTRODUCING: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
 /// Between two lines of the log that say the same of no room.
 const SILENCE: Duration = Duration::from_secs(10);
 /// After what cannot be helped at once.

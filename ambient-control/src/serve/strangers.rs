@@ -7,8 +7,11 @@ use std::{
 };
 
 /// Those that are open now. Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Strangers(Arc<Mutex<Open>>);
+#[derive(Clone, Debug)]
+pub(super) struct Strangers {
+    of_a_place: usize,
+    open: Arc<Mutex<Open>>,
+}
 
 #[derive(Debug, Default)]
 struct Open {
@@ -19,8 +22,8 @@ struct Open {
 /// Why there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// As many have come from there as may.
-    Place,
+    /// As many have come from there as may, which is so many.
+    Place(usize),
     /// As many have come from everywhere as may.
     Everywhere,
 }
@@ -34,6 +37,14 @@ pub(super) struct Stranger {
 }
 
 impl Strangers {
+    /// So many of one place at a time.
+    pub(super) fn few(of_a_place: usize) -> Self {
+        Self {
+            of_a_place,
+            open: Arc::default(),
+        }
+    }
+
     /// One more has come from an address.
     pub(super) fn admit(&self, from: IpAddr) -> Result<Stranger, Full> {
         let place = place(from);
@@ -42,8 +53,8 @@ impl Strangers {
             return Err(Full::Everywhere);
         }
         let here = open.from.entry(place).or_default();
-        if *here >= MOST_OF_A_PLACE {
-            return Err(Full::Place);
+        if *here >= self.of_a_place {
+            return Err(Full::Place(self.of_a_place));
         }
         *here += 1;
         open.all += 1;
@@ -65,7 +76,7 @@ impl Strangers {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,9 +112,6 @@ fn place(from: IpAddr) -> IpAddr {
     }
 }
 
-/// Of one place at a time. Nodes that share an address come one after the other within milliseconds, and again where there
-/// was no room.
-pub(super) const MOST_OF_A_PLACE: usize = if cfg!(test) { 8 } else { 64 };
 /// Of all places: the other half of the room is for whoever is known.
 pub(super) const MOST: usize = super::server::CONNECTIONS / 2;
 
@@ -113,24 +121,22 @@ mod tests {
 
     #[test]
     fn one_place_has_few_and_all_together_half() {
-        let strangers = Strangers::default();
+        let strangers = Strangers::few(8);
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let mut held: Vec<_> = (0..MOST_OF_A_PLACE).map(|_| strangers.admit(ip("10.0.0.1")).unwrap()).collect();
-        assert_eq!(strangers.admit(ip("10.0.0.1")).unwrap_err(), Full::Place);
-        assert_eq!(strangers.admit(ip("::ffff:10.0.0.1")).unwrap_err(), Full::Place);
+        let mut held: Vec<_> = (0..8).map(|_| strangers.admit(ip("10.0.0.1")).unwrap()).collect();
+        assert_eq!(strangers.admit(ip("10.0.0.1")).unwrap_err(), Full::Place(8));
+        assert_eq!(strangers.admit(ip("::ffff:10.0.0.1")).unwrap_err(), Full::Place(8));
         drop(strangers.admit(ip("10.0.0.2")).unwrap());
         // Whoever is known makes room, once.
         held[0].is_known();
         held[0].is_known();
         assert!(!held[0].is_stranger() && held[1].is_stranger());
         held.push(strangers.admit(ip("10.0.0.1")).unwrap());
-        assert_eq!(strangers.admit(ip("10.0.0.1")).unwrap_err(), Full::Place);
+        assert_eq!(strangers.admit(ip("10.0.0.1")).unwrap_err(), Full::Place(8));
         drop(held);
         // A machine has many addresses of a network.
-        let of_one: Vec<_> = (0..MOST_OF_A_PLACE)
-            .map(|n| strangers.admit(ip(&format!("2001:db8::{n:x}"))).unwrap())
-            .collect();
-        assert_eq!(strangers.admit(ip("2001:db8::ffff:1")).unwrap_err(), Full::Place);
+        let of_one: Vec<_> = (0..8).map(|n| strangers.admit(ip(&format!("2001:db8::{n:x}"))).unwrap()).collect();
+        assert_eq!(strangers.admit(ip("2001:db8::ffff:1")).unwrap_err(), Full::Place(8));
         drop(strangers.admit(ip("2001:db8:0:1::1")).unwrap());
         drop(of_one);
         {

@@ -216,7 +216,7 @@ impl Subscription {
     /// Of everything what has changed.
     fn whole(&mut self, claims: Claims, after: u64, board: &Board, told: &mut Told) -> Result<(), Behind> {
         let kind = told.response.kind;
-        let recent = self.seen.and_then(|_| board.since(after)).filter(|recent| recent.len() <= FEW);
+        let recent = self.seen.and_then(|_| board.few_since(after));
         if let Some(recent) = recent {
             for (_, name) in recent.filter(|(of, _)| *of == kind) {
                 match board.get(kind, name) {
@@ -402,5 +402,3 @@ pub(super) const NAMES: usize = 100_000;
 pub(super) const LONGEST_NAME: usize = 2048;
 /// Resources that a client may say to have.
 pub(super) const CLAIMS: usize = 1_000_000;
-/// Changes that are told one by one: more are looked for among all, which takes no memory.
-const FEW: usize = if cfg!(test) { 8 } else { 4096 };

@@ -19,6 +19,15 @@ mod joining;
 mod silence;
 mod trust;
 
+/// Bounds that a test reaches.
+pub(super) const TIGHT: limits::Limits = limits::Limits {
+    signed_at_once: 100,
+    of_a_place: 8,
+    introducing: Duration::from_secs(2),
+    remembered: 64,
+    one_by_one: 8,
+};
+
 struct Fed(mpsc::Receiver<Batch>);
 
 impl Source for Fed {
@@ -106,7 +115,7 @@ impl Running {
             captures: Some(kept.clone()),
             provider: provider(),
         };
-        let plane = ControlPlane::bind(config).await.unwrap();
+        let plane = ControlPlane::bind_within(TIGHT, config).await.unwrap();
         let port = plane.local_addr().unwrap().port();
         Self {
             feed,
@@ -211,12 +220,12 @@ async fn a_node_that_asks_for_certificates_without_end_is_refused() {
     let asking = |node: &str| Arc::new(Certificates::new(CertificatesConfig::new(running.endpoint(node))).unwrap());
     let (storming, other) = (asking("node-1"), asking("node-2"));
     let mut storm = tokio::task::JoinSet::new();
-    for _ in 0..4 * allowance::AT_ONCE {
+    for _ in 0..4 * TIGHT.signed_at_once {
         let storming = storming.clone();
         storm.spawn(async move { storming.issue(&identity("cart")).await });
     }
     let (given, refused): (Vec<_>, Vec<_>) = storm.join_all().await.into_iter().partition(Result::is_ok);
-    assert!(given.len() >= allowance::AT_ONCE as usize, "{}", given.len());
+    assert!(given.len() >= TIGHT.signed_at_once as usize, "{}", given.len());
     let often = |why: &str| why.contains("than it can need: ask again in");
     let error = refused.into_iter().filter_map(Result::err).find(|error| often(&error.to_string()));
     assert!(matches!(error, Some(IssueError::Unavailable { .. })), "{error:?}");

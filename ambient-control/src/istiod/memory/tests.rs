@@ -88,6 +88,7 @@ fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
 fn a_file_is_made_anew_where_most_of_it_is_out_of_date_and_not_before() {
     let scratch = tempfile::tempdir().unwrap();
     let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    memory.spare = 4096;
     let inode = || fs::metadata(scratch.path().join("istiod.state")).unwrap().ino();
     let names: Vec<Arc<str>> = (0..200).map(|n| Arc::from(format!("shop/{n}"))).collect();
     let put = |text: &str| -> Vec<Entry> {
@@ -270,6 +271,7 @@ proptest! {
     fn the_last_word_counts(notes in prop::collection::vec(prop::collection::vec((0..6u8, 0..50u8, any::<bool>()), 0..4), 0..60)) {
         let scratch = tempfile::tempdir().unwrap();
         let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+        memory.spare = 4096;
         let mut truth = Remembered::default();
         for (time, note) in notes.into_iter().enumerate() {
             let mut entries = Vec::new();

@@ -1,7 +1,7 @@
 use ambient_authz::{Action, Policy, Scope};
 use ambient_core::{Endpoint, PolicyKey, Service};
 
-use super::*;
+use super::{super::tests::TIGHT, *};
 
 fn workload(name: &str) -> Arc<Workload> {
     let mut workload = Workload::new(&format!("c//Pod/shop/{name}"), "shop", name);
@@ -33,7 +33,7 @@ fn names(board: &Board, from: u64) -> Vec<String> {
 
 #[test]
 fn endpoints_that_a_service_lists_are_said_by_the_workloads() {
-    let mut board = Board::default();
+    let mut board = Board::within(TIGHT);
     let update = |board: &mut Board, update| {
         let from = board.generation();
         board.apply(&[Change::Mesh(update)], true);
@@ -60,7 +60,7 @@ fn endpoints_that_a_service_lists_are_said_by_the_workloads() {
 
 #[test]
 fn an_address_means_whoever_has_it_now() {
-    let mut board = Board::default();
+    let mut board = Board::within(TIGHT);
     let put = |board: &mut Board, name| board.apply(&[Change::Mesh(Update::Workload(workload(name)))], true);
     put(&mut board, "old");
     put(&mut board, "new");
@@ -72,7 +72,7 @@ fn an_address_means_whoever_has_it_now() {
 
 #[test]
 fn a_policy_that_cannot_be_read_stays_or_refuses_its_scope() {
-    let mut board = Board::default();
+    let mut board = Board::within(TIGHT);
     let key = PolicyKey::from("shop/p");
     let unreadable_in = |dry_run| {
         Change::Policy(policy::Update::Unreadable(Arc::new(policy::Unreadable {
@@ -111,8 +111,8 @@ fn a_policy_that_cannot_be_read_stays_or_refuses_its_scope() {
 
 #[test]
 fn who_is_too_far_behind_is_told_so() {
-    let mut board = Board::default();
-    for n in 0..LOG + 10 {
+    let mut board = Board::within(TIGHT);
+    for n in 0..TIGHT.remembered + 10 {
         board.apply(&[Change::Mesh(Update::Workload(workload(&n.to_string())))], false);
     }
     assert!(board.since(9).is_none() && board.since(10).is_some());
@@ -122,8 +122,8 @@ fn who_is_too_far_behind_is_told_so() {
 
 #[test]
 fn removals_are_remembered_those_of_the_last_change_all() {
-    let mut board = Board::default();
-    let many = || (0..2 * LOG).map(|n| n.to_string());
+    let mut board = Board::within(TIGHT);
+    let many = || (0..2 * TIGHT.remembered).map(|n| n.to_string());
     let put: Vec<_> = many().map(|n| Change::Mesh(Update::Workload(workload(&n)))).collect();
     let take: Vec<_> = many()
         .map(|n| Change::Mesh(Update::RemoveWorkload(format!("c//Pod/shop/{n}").as_str().into())))
@@ -135,7 +135,11 @@ fn removals_are_remembered_those_of_the_last_change_all() {
         let names = board.removed_since(Kind::Address, since)?;
         Some(names.map(ToString::to_string).collect::<BTreeSet<_>>())
     };
-    assert_eq!(removed(&board, before).unwrap().len(), 2 * LOG, "whoever kept up hears of all");
+    assert_eq!(
+        removed(&board, before).unwrap().len(),
+        2 * TIGHT.remembered,
+        "whoever kept up hears of all"
+    );
     // What is back is not gone, and what is not remembered is not told wrongly.
     let after = board.generation();
     board.apply(&put[..1], true);
@@ -187,7 +191,7 @@ mod from_objects {
         #[test]
         fn what_objects_mean_is_read_as_it_was_meant(steps in steps()) {
             let mut objects = Objects::new(Settings::default());
-            let (mut board, mut meant) = (Board::default(), Mesh::default());
+            let (mut board, mut meant) = (Board::within(TIGHT), Mesh::default());
             for step in steps.into_iter().chain([Step::Tell]) {
                 match step {
                     Step::Set(value) => objects.set(object(value)),

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use ambient_core::{Workload, mesh::Update};
 
 use super::{
-    super::board::{Board, LOG},
+    super::{board::Board, tests::TIGHT},
     *,
 };
 use crate::{Change, wire::envoy::service::discovery::v3::DeltaDiscoveryResponse};
@@ -50,7 +50,7 @@ fn response(board: &Board, scan: Option<Scan>) -> Response {
 
 #[test]
 fn what_is_written_in_parts_is_one_message() {
-    let mut board = Board::default();
+    let mut board = Board::within(TIGHT);
     board.apply(&(0..1000).map(|n| workload(n, "1")).collect::<Vec<_>>(), true);
     let scan = Scan {
         of: board.all(Kind::Address).clone(),
@@ -82,10 +82,10 @@ fn what_is_written_in_parts_is_one_message() {
 
 #[test]
 fn of_what_a_client_has_it_is_told_what_has_changed() {
-    let mut board = Board::default();
-    board.apply(&(0..LOG).map(|n| workload(n, "1")).collect::<Vec<_>>(), true);
+    let mut board = Board::within(TIGHT);
+    board.apply(&(0..TIGHT.remembered).map(|n| workload(n, "1")).collect::<Vec<_>>(), true);
     let after = board.generation();
-    board.apply(&[workload(3, "2"), workload(LOG, "1")], true);
+    board.apply(&[workload(3, "2"), workload(TIGHT.remembered, "1")], true);
     let scan = |has: Option<&[&str]>| Scan {
         of: board.all(Kind::Address).clone(),
         after,
@@ -93,13 +93,13 @@ fn of_what_a_client_has_it_is_told_what_has_changed() {
     };
     assert_eq!(whole(response(&board, Some(scan(None)))).resources.len(), 2);
     let has = scan(Some(&["c//Pod/shop/1", "c//Pod/shop/3"]));
-    assert_eq!(whole(response(&board, Some(has))).resources.len(), LOG, "all but one");
+    assert_eq!(whole(response(&board, Some(has))).resources.len(), TIGHT.remembered, "all but one");
     assert!(response(&board, None).is_empty() && !response(&board, Some(scan(None))).is_empty());
 }
 
 #[test]
 fn a_part_is_no_longer_than_it_must_be() {
-    let mut board = Board::default();
+    let mut board = Board::within(TIGHT);
     board.apply(&(0..5000).map(|n| workload(n, "1")).collect::<Vec<_>>(), true);
     let scan = Scan {
         of: board.all(Kind::Address).clone(),

@@ -6,7 +6,10 @@ use std::{
 use ambient_core::{Endpoint, Mesh, Service, Workload, WorkloadUid, mesh::Update};
 use proptest::prelude::*;
 
-use super::{super::response::tests::whole, *};
+use super::{
+    super::{response::tests::whole, tests::TIGHT},
+    *,
+};
 use crate::{
     Change,
     istiod::session::{Session, Settings},
@@ -54,7 +57,7 @@ fn service(n: usize, endpoints: &[usize]) -> Update {
 }
 
 fn board(updates: impl IntoIterator<Item = Update>) -> Board {
-    let mut board = Board::default();
+    let mut board = Board::within(TIGHT);
     let changes: Vec<Change> = updates.into_iter().map(Change::Mesh).collect();
     board.apply(&changes, true);
     board
