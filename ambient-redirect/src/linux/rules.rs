@@ -18,6 +18,7 @@ use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
     plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
+    probes,
 };
 
 /// The inside of a namespace, seen through sockets that were made in it. Its calls block, each for some hundred
@@ -73,8 +74,9 @@ impl Owner {
 pub enum Difference {
     /// A table, or something in it, is missing or changed.
     Table(&'static str),
-    /// A table of ours is there that is not in the plan.
-    Leftover(&'static str),
+    /// A table of ours is there that is not in the plan: of another moment of the pod's life, or of another version of this crate, whose
+    /// names of tables may be others.
+    Leftover(Arc<str>),
     /// A table has our name and not our mark.
     ForeignTable(&'static str),
     /// The routing rule is missing.
@@ -166,7 +168,7 @@ impl Inside {
     /// When the kernel refuses.
     pub fn owner(&mut self) -> Result<Option<Owner>, ApplyError> {
         let tables = self.nftables.tables()?;
-        Ok(named_as_ours(&tables).find_map(|(_, table)| owner_of(table)))
+        Ok(of_ours(&tables).find_map(owner_of))
     }
 
     /// Puts a plan in force for a pod: routes and routing rules, which concern nothing yet, then all tables in one
@@ -210,17 +212,7 @@ impl Inside {
         let were_there = self.owner()?.is_some();
         self.transaction(|tables, _| {
             let mut batch = Batch::default();
-            for (name, table) in named_as_ours(tables) {
-                if owner_of(table).is_some() {
-                    batch.delete_table(Family::Inet, name);
-                }
-            }
-            // A later version of this may have more of them.
-            let named = |t: &&Table| t.name.starts_with("ambient-") && !TABLES.contains(&&*t.name);
-            let others = tables.iter().filter(|t| t.family == Family::Inet).filter(named);
-            for table in others.filter(|t| owner_of(t).is_some()) {
-                batch.delete_table(Family::Inet, &table.name);
-            }
+            of_ours(tables).for_each(|table| batch.delete_table(Family::Inet, &table.name));
             Ok(batch)
         })?;
         if were_there {
@@ -383,7 +375,7 @@ fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<(Vec<Dif
         match (wanted, there) {
             (None, None) => (),
             (_, Some(there)) if owner_of(there).is_none() => differences.push(Difference::ForeignTable(name)),
-            (None, Some(_)) => differences.push(Difference::Leftover(name)),
+            (None, Some(_)) => differences.push(Difference::Leftover(name.into())),
             (Some(_), None) => differences.push(Difference::Table(name)),
             (Some(wanted), Some(there)) => {
                 // Unlike its place, a chain's policy can be changed, and is put right where it stands.
@@ -395,6 +387,7 @@ fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<(Vec<Dif
             }
         }
     }
+    differences.extend(unknown(&tables).map(|table| Difference::Leftover(table.name.as_str().into())));
     let strangers = strangers::look(nftables, plan, &chains)?;
     Ok((differences, strangers))
 }
@@ -407,7 +400,7 @@ fn same_rules(nftables: &mut Nftables, table: &plan::Table) -> Result<bool, netl
     }))
 }
 
-/// The batch that makes the namespace hold the plan's tables, and no others of these names.
+/// The batch that makes the namespace hold the plan's tables, and no others of these names, nor of names that no plan has.
 fn replacement(plan: &Plan, mark: &Mark, names: &[&'static str], tables: &[Table], chains: &[Chain]) -> Result<Batch, ApplyError> {
     let mut batch = Batch::default();
     for name in names.iter().copied() {
@@ -433,6 +426,7 @@ fn replacement(plan: &Plan, mark: &Mark, names: &[&'static str], tables: &[Table
         }
         add_rules(&mut batch, table);
     }
+    unknown(tables).for_each(|table| batch.delete_table(Family::Inet, &table.name));
     Ok(batch)
 }
 
@@ -450,6 +444,19 @@ fn add_rules(batch: &mut Batch, table: &plan::Table) {
             batch.add_rule(Family::Inet, table.name, chain.hook.name(), &compile(rule));
         }
     }
+}
+
+/// The tables that bear a mark of ours, under whatever name.
+fn of_ours(tables: &[Table]) -> impl Iterator<Item = &Table> {
+    let known = named_as_ours(tables).map(|(_, table)| table).filter(|table| owner_of(table).is_some());
+    known.chain(unknown(tables))
+}
+
+/// Those of them under a name that no plan has: another version of this has put them there. The node's own is none of a pod's.
+fn unknown(tables: &[Table]) -> impl Iterator<Item = &Table> {
+    let named = |t: &&Table| t.name.starts_with("ambient-") && t.name != probes::TABLE && !TABLES.contains(&&*t.name);
+    let others = tables.iter().filter(|t| t.family == Family::Inet).filter(named);
+    others.filter(|table| owner_of(table).is_some())
 }
 
 fn named_as_ours(tables: &[Table]) -> impl Iterator<Item = (&'static str, &Table)> {

@@ -142,6 +142,21 @@ pub(crate) fn a_dry_run_says_what_would_change(world: &World) -> Outcome {
             text.contains("- rule ambient-nat output: (no rule of ours, handle") && text.contains("counter, immediate)"),
             "{text}"
         );
+
+        // A table of ours under a name that is not known here.
+        pod.run(|| {
+            let mut nftables = Nftables::open().unwrap();
+            let ours = nftables.table(Family::Inet, "ambient-nat").unwrap().unwrap().userdata;
+            let mut batch = Batch::default();
+            batch.add_table(Family::Inet, "ambient-later", &ours);
+            batch.add_table(Family::Inet, "ambient-elsewhere", b"");
+            nftables.commit(batch, None).unwrap();
+        })
+        .unwrap();
+        let dry = inside.dry_run(&plan, &mark).unwrap();
+        let text = dry.to_string();
+        assert!(!dry.is_nothing() && text.contains("- table inet ambient-later\n"), "{text}");
+        assert!(!text.contains("elsewhere"), "somebody else's: {text}");
         inside.clear().unwrap();
     })
 }

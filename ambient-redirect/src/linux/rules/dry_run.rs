@@ -1,8 +1,8 @@
 //! What putting a plan in force would change, without changing it.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use super::{ApplyError, Difference, Inside, Mark, compile, named_as_ours, owner_of};
+use super::{ApplyError, Difference, Inside, Mark, compile, named_as_ours, owner_of, unknown};
 use crate::{
     netlink::{Family, NftRule},
     plan::{Hook, IpFamily, Options, Plan, Rule, TABLES, Table},
@@ -42,11 +42,11 @@ pub enum Change {
 #[non_exhaustive]
 pub enum Thing {
     /// A table.
-    Table(&'static str),
+    Table(Arc<str>),
     /// A rule.
     Rule {
         /// Its table.
-        table: &'static str,
+        table: Arc<str>,
         /// Its chain.
         chain: String,
         /// The rule as text; for one that no plan has, the names of its steps.
@@ -86,7 +86,7 @@ impl Inside {
             };
             lines.push(Line {
                 change,
-                what: Thing::Table(name),
+                what: Thing::Table(name.into()),
             });
             if change == Change::Foreign {
                 continue;
@@ -96,6 +96,14 @@ impl Inside {
                 None => Vec::new(),
             };
             lines.extend(rules(name, wanted, &listed));
+        }
+        for table in unknown(&tables) {
+            lines.push(Line {
+                change: Change::Removed,
+                what: Thing::Table(table.name.as_str().into()),
+            });
+            let listed = self.nftables.rules(Family::Inet, &table.name)?;
+            lines.extend(rules(&table.name, None, &listed));
         }
         for family in self.families(&plan.rules)? {
             for (missing, what) in [
@@ -114,8 +122,8 @@ impl Inside {
 }
 
 /// The rules of a table, chain by chain.
-fn rules(table: &'static str, wanted: Option<&Table>, listed: &[NftRule]) -> Vec<Line> {
-    let mut lines = Vec::new();
+fn rules(table: &str, wanted: Option<&Table>, listed: &[NftRule]) -> Vec<Line> {
+    let (mut lines, table) = (Vec::new(), Arc::<str>::from(table));
     let chains = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting].map(Hook::name);
     let mut names: Vec<&str> = chains.to_vec();
     names.extend(listed.iter().map(|r| r.chain.as_str()).filter(|name| !chains.contains(name)));
@@ -125,7 +133,7 @@ fn rules(table: &'static str, wanted: Option<&Table>, listed: &[NftRule]) -> Vec
         let is_chain = |c: &&crate::plan::Chain| c.hook.name() == chain;
         let wanted = wanted.and_then(|t| t.chains.iter().find(is_chain)).map_or(&[][..], |c| &c.rules);
         for (change, text) in compared(wanted, &there) {
-            let chain = chain.to_owned();
+            let (table, chain) = (table.clone(), chain.to_owned());
             lines.push(Line {
                 change,
                 what: Thing::Rule { table, chain, text },

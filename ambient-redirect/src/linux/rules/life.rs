@@ -10,7 +10,7 @@ use std::{
 use ambient_core::ports;
 
 use super::{
-    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, opened::direction, owner_of, replacement, same_chains,
+    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, of_ours, opened::direction, owner_of, replacement, same_chains,
 };
 use crate::{
     netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
@@ -178,9 +178,9 @@ impl Inside {
         let stays = |name: &str| leaving.tables.iter().find(|t| t.name == name);
         self.transaction(|tables, chains| {
             let mut batch = Batch::default();
-            for (name, _) in named_as_ours(tables).filter(|(_, table)| owner_of(table).is_some()) {
-                if stays(name).is_none_or(|stays| !same_chains(stays, chains)) {
-                    batch.delete_table(Family::Inet, name);
+            for table in of_ours(tables) {
+                if stays(&table.name).is_none_or(|stays| !same_chains(stays, chains)) {
+                    batch.delete_table(Family::Inet, &table.name);
                 }
             }
             Ok(batch)
