@@ -43,6 +43,10 @@ fn main() -> ExitCode {
             asked::what_a_pod_asks_is_followed_while_it_runs,
         ),
         (
+            "what_was_left_alone_is_open_before_its_capture",
+            asked::what_was_left_alone_is_open_before_its_capture,
+        ),
+        (
             "the_nodes_own_processes_reach_its_pods_and_nobody_else_does",
             probed::the_nodes_own_processes_reach_its_pods_and_nobody_else_does,
         ),

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ambient_core::Capture;
 use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep, timeout},
@@ -49,6 +50,8 @@ pub(super) struct Room {
     kept: Mutex<Arc<[Kept]>>,
     /// What others have in the way, as of the last look.
     strangers: Mutex<Arc<[Stranger]>>,
+    /// What its pod asked of its capture when that was put in force last, by this process.
+    asked: Mutex<Option<Capture>>,
 }
 
 /// What was found as it should be when all of it was listed last. Unless the kernel has told of a change since, it is so.
@@ -97,6 +100,7 @@ impl Room {
             stood: Mutex::default(),
             kept: Mutex::new(Arc::from([])),
             strangers: Mutex::new(Arc::from([])),
+            asked: Mutex::default(),
         }
     }
 
@@ -200,6 +204,14 @@ impl Drop for Room {
 impl Room {
     fn kept(&self) -> Arc<[Kept]> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn asked(&self) -> Option<Capture> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ask(&self, capture: &Capture) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(capture.clone());
     }
 
     /// What others have in the way.
@@ -311,9 +323,11 @@ impl Hands {
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
             let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
+            room.ask(&action.pod.capture);
             return Ok(said_if(&added, 0));
         }
         let (enforced, existing, options, before) = (action.enforced, self.existing, self.options(&action.pod), room.kept());
+        let newly_inbound = options.inbound && room.asked().is_some_and(|asked| !self.options.of(&asked).inbound);
         let work = move |inside: &mut Inside| {
             let (added, lost, told) = match enforced {
                 true => (inside.apply(&plan, &mark)?, 0, Vec::new()),
@@ -329,30 +343,33 @@ impl Hands {
             // What is not captured goes around the proxy by right.
             let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
             outsiders.retain(|o| is_meant(o.direction, &o.connection));
-            let (kept, closed): (Vec<_>, Vec<_>) = outsiders.into_iter().partition(|outsider| match enforced {
-                true => outsider.kept,
-                false => existing == ExistingConnections::Keep,
-            });
-            let mut closed: Vec<Connection> = closed.into_iter().map(|c| c.connection).collect();
+            // And so did, until now, what its pod had asked to be left alone.
+            let is_open_before = |way| !enforced || newly_inbound && way == Direction::Inbound;
+            let (kept, closed): (Vec<_>, Vec<_>) = outsiders
+                .into_iter()
+                .partition(|o| enforced && o.kept || is_open_before(o.direction) && existing == ExistingConnections::Keep);
+            let (chosen, strays): (Vec<_>, Vec<_>) = closed.into_iter().partition(|o| is_open_before(o.direction));
+            inside.close(chosen.iter().map(|o| &o.connection))?;
+            let mut strays: Vec<Connection> = strays.into_iter().map(|o| o.connection).collect();
             if enforced && !added.is_empty() {
                 // Something was missing: what went by then the kernel need not have tracked.
                 let by_right = |cookie| kept.iter().any(|k| k.connection.cookie == cookie) || before.iter().any(|k| k.cookie == cookie);
                 let mut around = inside.around()?;
-                around.retain(|(c, way)| !by_right(c.cookie) && is_meant(*way, c));
-                around.retain(|(c, _)| closed.iter().all(|known| known.cookie != c.cookie));
-                closed.extend(around.into_iter().map(|(c, _)| c));
+                around.retain(|(c, way)| !by_right(c.cookie) && is_meant(*way, c) && !is_open_before(*way));
+                around.retain(|(c, _)| strays.iter().all(|known| known.cookie != c.cookie));
+                strays.extend(around.into_iter().map(|(c, _)| c));
             }
             inside.mark_kept(&kept)?;
-            let strays = inside.close(&closed)?;
-            Ok((added, lost, kept, strays))
+            Ok((added, lost, kept, inside.close(&strays)?))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
+        room.ask(&action.pod.capture);
         let (before, now) = (room.kept(), wall());
         let known = |cookie| before.iter().find(|k| k.cookie == cookie);
         let kept = outsiders.iter().map(|o| o.kept(known(o.connection.cookie), now)).collect();
         Ok(Report {
             kept: Some(room.keep(kept)),
-            strays: if enforced { strays } else { 0 },
+            strays,
             ..said_if(&added, lost)
         })
     }

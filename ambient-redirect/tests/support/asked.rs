@@ -1,11 +1,19 @@
 //! What a pod asks of its capture.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, TcpListener},
+    sync::Arc,
+};
 
 use ambient_core::Capture;
-use ambient_redirect::{PodSpec, linux::Netns};
+use ambient_redirect::{Config, ExistingConnections, PodSpec, linux::Netns, pods::Direction};
 use ambient_testkit::{End, World, harness::Outcome, link};
 use ipnet::IpNet;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     application, ask, ask_until,
@@ -69,4 +77,67 @@ pub(crate) fn what_a_pod_asks_is_followed_while_it_runs(world: &World) -> Outcom
         );
         assert_eq!(log.count("repaired"), 0, "to follow is not to repair: {:#?}", log.lines());
     })
+}
+
+/// What was opened to a pod while it wanted that left alone was open before: it is kept, or closed, as what was open when a pod
+/// joined is, and has not gone around anything.
+pub(crate) fn what_was_left_alone_is_open_before_its_capture(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let kept = node.pod("kept", "10.0.0.2", "fd00::2")?;
+    let closed = node.pod("closed", "10.0.0.3", "fd00::3")?;
+    node.run(async {
+        for (at, uid, address, existing) in [
+            (kept, "kept", ["10.0.0.2", "fd00::2"], ExistingConnections::Keep),
+            (closed, "closed", ["10.0.0.3", "fd00::3"], ExistingConnections::Close),
+        ] {
+            application(&at, 8081);
+            echo(&at);
+            let config = Config { existing, ..node.config() };
+            let mut running = Running::start(config, &Log::default());
+            let mut alone = spec(uid, &address);
+            alone.capture.bypass_inbound = true;
+            running.want(&[alone]);
+            running.until_in(&[uid]).await;
+            let to = format!("{}:8081", address[0]);
+            ask_until(&node.netns, &to, "app called by 10.0.0.1").await;
+            let mut open = TcpStream::connect((address[0], 8083)).await.unwrap();
+            say(&mut open).await.unwrap();
+
+            running.want(&[spec(uid, &address)]);
+            ask_until(&node.netns, &to, &format!("in {to} from 10.0.0.1")).await;
+            running.until_in(&[uid]).await;
+            let goes_on = say(&mut open).await;
+            let states = running.states.borrow().clone();
+            assert_eq!((states[0].strays, states[0].repairs), (0, 0), "{states:#?}");
+            match existing {
+                ExistingConnections::Keep => {
+                    goes_on.unwrap();
+                    let listed = &states[0].kept;
+                    assert_eq!(listed.len(), 1, "{listed:?}");
+                    assert_eq!((listed[0].direction, listed[0].local.port()), (Direction::Inbound, 8083));
+                }
+                ExistingConnections::Close => {
+                    goes_on.unwrap_err();
+                    assert!(states[0].kept.is_empty());
+                }
+            }
+            running.stop().await;
+        }
+    })
+}
+
+/// Gives back what it hears, on port 8083.
+fn echo(at: &Arc<Netns>) {
+    let listener = at.run(|| TcpListener::bind("[::]:8083").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+        }
+    });
+}
+
+async fn say(open: &mut TcpStream) -> std::io::Result<()> {
+    open.write_all(b"?").await?;
+    open.read_u8().await.map(drop)
 }
