@@ -55,7 +55,8 @@
 //! ([`pods::PodState::kept`]), and can be closed ([`KeptConnections::close`]), which the embedder does whose policies would
 //! refuse them. By choice they are all reset instead ([`ExistingConnections`]). Kept as well is one that is being opened in that
 //! moment, though a packet of its handshake be lost and come again later. What the kernel remembers of connections that ended
-//! before is forgotten.
+//! before is forgotten. What was opened to a pod that had asked to be left alone ([`PodSpec::capture`]) is open in the same sense when it
+//! asks that no longer.
 //!
 //! *While it is in*, every new TCP connection is redirected, exempt by what the plan says, or refused with a reset. Refused
 //! is one whose addresses and ports are those of a kept connection that has ended, until that is seen at the next verification;
@@ -107,7 +108,8 @@
 //! Asked by the sockets themselves: SO_MARK (2.6.25), IP_TRANSPARENT (2.6.28) and IPV6_TRANSPARENT (2.6.37), SO_ORIGINAL_DST (2.4)
 //! and its like for IPv6 (3.7), IP_BIND_ADDRESS_NO_PORT (4.2), SO_COOKIE (4.12), setns (3.0); where ports are shared SO_REUSEPORT (3.9) and
 //! SO_ATTACH_REUSEPORT_CBPF (4.5); of a namespace that comes as a descriptor NS_GET_NSTYPE (4.11). Every kernel that has the above has: transactions
-//! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing.
+//! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing, and routes that
+//! are asked for by a mark.
 //!
 //! What a kernel may lack: the counters of bytes sent in what it tells of a socket (4.19): without them who opened a connection is told
 //! by its port where conntrack has not seen it begin; the words of NETLINK_EXT_ACK in errors (4.12); comments on tables (5.10), which hold the mark of the
@@ -121,7 +123,8 @@
 //! A capture is verified whenever the kernel tells of a change in the pod's namespace (nf_tables, routing rules, routes, and the
 //! devices and addresses that take routes along), when a proxy in the same process says that a listener has ended, and every
 //! [`Config::verify_every`]: the namespace is the one that was paired, tables, chains and rules are as they were put there, routing
-//! rules and routes too, and the listeners are the proxy's own. What the kernel tells of is listed again only if it has told of
+//! rules and routes too, what answers the proxy goes back to it as the kernel routes it, whatever rules others have, and the listeners
+//! are the proxy's own. What the kernel tells of is listed again only if it has told of
 //! something, or lost count, since it was listed last, and every second [`Config::prove_every`]. Listeners, of which it does not
 //! tell, are looked at each time: those of this process by their descriptors, others' as the kernel lists them. Connections prove a capture
 //! when it begins, after a repair, when the kernel has told of a change (which may be somebody else's rules, in the way of ours),

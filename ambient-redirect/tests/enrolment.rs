@@ -489,7 +489,9 @@ fn what_another_version_of_this_left_is_put_right(world: &World) -> Outcome {
             nftables.commit(batch, None).unwrap();
         })
         .unwrap();
-        running.until_logged("repaired a: table ambient-later is there and not wanted; put back: without table ambient-later").await;
+        running
+            .until_logged("repaired a: table ambient-later is there and not wanted; put back: without table ambient-later")
+            .await;
         assert_eq!(names(&chains()), names(&before));
         running.want(&[]);
         running.until_logged("released a").await;
@@ -506,7 +508,9 @@ fn what_a_later_version_left_for_nobody_goes(world: &World) -> Outcome {
     for (at, node) in [(&pod, node::NAME), (&others, "node-2")] {
         at.run(|| {
             let mut inside = Inside::open(&Netns::current().unwrap()).unwrap();
-            inside.apply(&Plan::new(&Options::default()), &Mark::new(node, &"a".into())).unwrap();
+            inside
+                .apply(&Plan::new(&Options::default()), &Mark::new(node, &"a".into()))
+                .unwrap();
             let mut nftables = Nftables::open().unwrap();
             let mark = nftables.table(Family::Inet, "ambient-nat").unwrap().unwrap().userdata;
             inside.clear().unwrap();

@@ -29,14 +29,18 @@ use std::{
 use ambient_redirect::{
     Config,
     linux::{Inside, Mark, Netns, Sockets, Way, preflight},
-    netlink::{BaseChain, Batch, ChainKind, Expr, Family, Hook, Nftables, Route, Routing, Sockets as Listed, Transport, Verdict},
+    netlink::{
+        BaseChain, Batch, ChainKind, Expr, Family, Hook, Nftables, Route, RouteKind, Routing, Rule, Sockets as Listed, Transport, Verdict,
+    },
     plan::{Options, Plan},
-    pods::State,
+    pods::{PodState, State},
 };
 use ambient_testkit::{
     Capture, Namespace, Output, Program, World,
     harness::{self, Outcome},
 };
+use heard::ask;
+use ipnet::IpNet;
 use mesh::{Log, Running, is_in, namespace_of};
 use node::{Node, spec};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -57,6 +61,10 @@ fn main() -> ExitCode {
         ("routing_taken_by_hand_comes_back", routing_taken_by_hand_comes_back),
         ("what_goes_with_its_device_comes_back", what_goes_with_its_device_comes_back),
         ("what_changes_unheard_is_put_right", what_changes_unheard_is_put_right),
+        (
+            "replies_that_others_route_elsewhere_are_no_capture",
+            replies_that_others_route_elsewhere_are_no_capture,
+        ),
         ("what_nft_changes_by_hand_is_put_right", what_nft_changes_by_hand_is_put_right),
         ("nft_reads_what_is_in_force", nft_reads_what_is_in_force),
         (
@@ -399,6 +407,59 @@ fn routing_taken_by_hand_comes_back(world: &World) -> Outcome {
             assert!(stands(&pod), "{what}");
         }
         assert_eq!(running.log.count("withdrawn"), 0);
+        running.stop().await;
+    })
+}
+
+/// Rule and route stand, and the replies of applications go elsewhere all the same.
+fn replies_that_others_route_elsewhere_are_no_capture(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let before = |ipv6, priority, mark| Rule {
+        ipv6,
+        priority,
+        mark,
+        mask: if mark == 0 { 0 } else { 0xfff },
+        table: 200,
+    };
+    let everything = |ipv6: bool| if ipv6 { "::/0" } else { "0.0.0.0/0" }.parse::<IpNet>().unwrap();
+    node.run(async {
+        let mut running = Running::start(untimed(&node), &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        running.until_in(&["a"]).await;
+        let is_refused = |family: &str, states: &[PodState]| {
+            let error = states.iter().find_map(|s| match &s.state {
+                State::Refused { error } if s.closed => Some(error.clone()),
+                _ => None,
+            });
+            error.is_some_and(|e| e.code() == "replies-diverted" && e.to_string().contains(&format!("{family} replies")))
+        };
+        for (family, rule, kind) in [
+            // As by who takes ours away and makes one of his own in its place.
+            ("IPv4", before(false, 32764, 0x111), RouteKind::Blackhole),
+            ("IPv6", before(true, 100, 0), RouteKind::Unreachable),
+        ] {
+            pod.run(|| {
+                let mut routing = Routing::open().unwrap();
+                routing.add_route(&Route::to(everything(rule.ipv6)).kind(kind).table(200)).unwrap();
+                if rule.priority == 32764 {
+                    for ours in routing.rules().unwrap().iter().filter(|r| r.table == 100 && r.ipv6 == rule.ipv6) {
+                        routing.delete_rule(ours).unwrap();
+                    }
+                }
+                routing.add_rule(&rule).unwrap();
+            })
+            .unwrap();
+            running.until("a refusal", |states| is_refused(family, states)).await;
+            assert!(ask(&pod, "198.51.100.7:80").await.is_err(), "what cannot be proven is refused");
+            assert!(
+                pod.run(|| Routing::open().unwrap().rules().unwrap().contains(&rule)).unwrap(),
+                "it is not ours"
+            );
+            pod.run(|| Routing::open().unwrap().delete_rule(&rule).unwrap()).unwrap();
+            running.until_in(&["a"]).await;
+            ask(&pod, "198.51.100.7:80").await.unwrap();
+        }
         running.stop().await;
     })
 }
@@ -747,7 +808,7 @@ fn what_comes_in_is_proven_where_it_can_be(world: &World) -> Outcome {
         let mut running = Running::start(node.config(), &Log::default());
         running.want(&[spec("open", &["10.0.0.2", "fd00::2"]), spec("shut", &["10.0.0.3", "fd00::3"])]);
         running.until_in(&["open", "shut"]).await;
-        let inbound = |states: &[ambient_redirect::pods::PodState], uid: &str| {
+        let inbound = |states: &[PodState], uid: &str| {
             let state = states.iter().find(|s| s.spec.uid.as_str() == uid).map(|s| s.state.clone());
             match state {
                 Some(State::In { proof, .. }) => (proof.inbound.v4, proof.inbound.v6),

@@ -383,7 +383,7 @@ impl Hands {
                     Err(why) => Done::Failed(why),
                 }
             }
-            Ok((differences, _)) => Done::Failed(list(&differences).into()),
+            Ok((differences, _)) => Done::Failed(unproven(&differences)),
             Err(why) => Done::Failed(why),
         }
     }
@@ -547,6 +547,15 @@ fn differs(differences: &[Difference]) -> Done {
         what: list(differences),
         rules: !differences.iter().all(is_listener),
         listeners: differences.iter().any(is_listener),
+    }
+}
+
+/// Why a capture is not proven that is not as it should be, although it was put in force.
+fn unproven(differences: &[Difference]) -> Cause {
+    let what = list(differences);
+    match differences.iter().any(|d| matches!(d, Difference::Diverted(_))) {
+        true => Cause::Diverted(what),
+        false => what.into(),
     }
 }
 

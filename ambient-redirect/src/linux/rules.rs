@@ -83,6 +83,8 @@ pub enum Difference {
     Rule(IpFamily),
     /// The route is missing.
     Route(IpFamily),
+    /// Rule and route stand, and what is to come back to the proxy goes elsewhere: those of others come before.
+    Diverted(IpFamily),
     /// Nobody listens there.
     Listener(Port, IpFamily),
     /// Another process of the pod listens there.
@@ -97,6 +99,10 @@ impl fmt::Display for Difference {
             Self::ForeignTable(name) => write!(f, "table {name} is somebody else's"),
             Self::Rule(family) => write!(f, "the {family} routing rule is missing"),
             Self::Route(family) => write!(f, "the {family} route to the proxy is missing"),
+            Self::Diverted(family) => write!(
+                f,
+                "{family} replies do not go back to the proxy: a routing rule or a route of somebody else's comes before the proxy's"
+            ),
             Self::Listener(port, family) => write!(f, "nobody listens on {family} port {port}"),
             Self::ForeignListener(port) => write!(f, "a process of the pod listens on port {port}, which is the proxy's"),
         }
@@ -196,7 +202,9 @@ impl Inside {
         {
             self.transaction(|tables, chains| replacement(plan, mark, &TABLES, tables, chains))?;
         }
-        Ok(differences)
+        // Nothing is put in the way of what others have there.
+        let put = differences.into_iter().filter(|d| !matches!(d, Difference::Diverted(_)));
+        Ok(put.collect())
     }
 
     /// Takes everything of ours out: the tables in one transaction, then what conntrack remembers, then routing rules and
@@ -257,8 +265,9 @@ impl Inside {
 
     /// As [`Inside::verify`]; gives the families that are captured as well.
     pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), ApplyError> {
-        let families = self.families(&plan.rules)?;
-        let mut differences = self.standing(plan, mark, &families)?;
+        let own = self.addresses()?;
+        let families = families_of(&plan.rules, &own);
+        let mut differences = self.standing(plan, mark, &families, &own)?;
         if listing == Listing::Whole || !self.own.listens_at(&plan.listeners, &families) {
             differences.extend(self.unserved(&plan.listeners, &families)?);
         }
@@ -307,17 +316,17 @@ impl Inside {
     /// The families of these that the namespace has: with IPv6 switched off there is no address to redirect to, and the
     /// kernel refuses its routes.
     pub(crate) fn families(&mut self, wanted: &[IpFamily]) -> Result<Vec<IpFamily>, ApplyError> {
-        let ipv6 = self.routing.addresses()?.iter().any(|a| a.ip.is_ipv6());
-        Ok(wanted.iter().copied().filter(|f| *f == IpFamily::V4 || ipv6).collect())
+        Ok(families_of(wanted, &self.addresses()?))
     }
 
     /// As [`Inside::verify`] without the listeners.
     pub(super) fn rules(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        let families = self.families(&plan.rules)?;
-        self.standing(plan, mark, &families)
+        let own = self.addresses()?;
+        let families = families_of(&plan.rules, &own);
+        self.standing(plan, mark, &families, &own)
     }
 
-    fn standing(&mut self, plan: &Plan, mark: &Mark, families: &[IpFamily]) -> Result<Vec<Difference>, ApplyError> {
+    fn standing(&mut self, plan: &Plan, mark: &Mark, families: &[IpFamily], own: &[IpAddr]) -> Result<Vec<Difference>, ApplyError> {
         let mut differences = Vec::new();
         let rules = self.routing.rules()?;
         let routes = self.routing.routes(ROUTE_TABLE)?;
@@ -326,12 +335,31 @@ impl Inside {
                 differences.push(Difference::Rule(*family));
             }
             let wanted = route(*family);
-            if !routes.iter().any(|r| same_route(r, &wanted)) {
+            let has_route = routes.iter().any(|r| same_route(r, &wanted));
+            if !has_route {
                 differences.push(Difference::Route(*family));
+            }
+            let has_both = has_route && !differences.contains(&Difference::Rule(*family));
+            if has_both && self.is_diverted(*family, own)? {
+                differences.push(Difference::Diverted(*family));
             }
         }
         differences.extend(self.tables(plan, mark)?);
         Ok(differences)
+    }
+
+    /// Whether replies to the proxy go elsewhere although rule and route stand, as the kernel routes them from each of the
+    /// namespace's addresses to somewhere that no rule names. Not seen are rules for ports, users and single destinations.
+    fn is_diverted(&mut self, family: IpFamily, own: &[IpAddr]) -> Result<bool, ApplyError> {
+        let of_family = |ip: &&IpAddr| ip.is_ipv6() == (family == IpFamily::V6) && is_routed(ip);
+        let wanted = route(family);
+        for ip in own.iter().filter(of_family).take(ADDRESSES_ASKED) {
+            let taken = self.routing.taken(*ip, family.probe(), REPLY_MARK)?;
+            if !taken.is_some_and(|taken| taken.kind == wanted.kind && taken.link == wanted.link) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Which tables are not as the plan has them. Where the kernel has made no transaction since they last were, they are: only
@@ -448,7 +476,9 @@ fn add_rules(batch: &mut Batch, table: &plan::Table) {
 
 /// The tables that bear a mark of ours, under whatever name.
 fn of_ours(tables: &[Table]) -> impl Iterator<Item = &Table> {
-    let known = named_as_ours(tables).map(|(_, table)| table).filter(|table| owner_of(table).is_some());
+    let known = named_as_ours(tables)
+        .map(|(_, table)| table)
+        .filter(|table| owner_of(table).is_some());
     known.chain(unknown(tables))
 }
 
@@ -544,6 +574,17 @@ fn same_route(listed: &Route, wanted: &Route) -> bool {
     listed.destination == wanted.destination && listed.kind == wanted.kind && listed.link == wanted.link
 }
 
+/// The families of these of which there is an address, or IPv4.
+fn families_of(wanted: &[IpFamily], own: &[IpAddr]) -> Vec<IpFamily> {
+    let ipv6 = own.iter().any(IpAddr::is_ipv6);
+    wanted.iter().copied().filter(|f| *f == IpFamily::V4 || ipv6).collect()
+}
+
+/// Whether an application may answer from an address to somebody elsewhere.
+fn is_routed(ip: &IpAddr) -> bool {
+    !ip.is_loopback() && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
 fn absent_is_fine(result: Result<(), netlink::Error>) -> Result<(), ApplyError> {
     match result {
         Err(e) if !e.missing() => Err(e.into()),
@@ -565,6 +606,8 @@ const LONGEST_UID: usize = 96;
 const COMMENT: u8 = 0;
 /// A transaction that others overtook is made again so many times.
 const TRANSACTIONS: usize = 10;
+/// More addresses than a pod has, most often by far.
+const ADDRESSES_ASKED: usize = 8;
 /// A grace period of the kernel's or two, generously.
 const UNTRACKED: std::time::Duration = std::time::Duration::from_millis(100);
 

@@ -273,6 +273,26 @@ impl Routing {
         Ok(routes)
     }
 
+    /// The route that a marked packet would take between these, by all rules and tables as the kernel reads them; `None` where it
+    /// would be refused or lost.
+    pub fn taken(&mut self, from: IpAddr, to: IpAddr, mark: u32) -> Result<Option<Route>, Error> {
+        let what = format!("asking for the route from {from} to {to} with mark {mark:#x}");
+        let bits = if to.is_ipv4() { 32 } else { 128 };
+        let mut header = [0; 12];
+        [header[0], header[1], header[2]] = [family_of(to), bits, bits];
+        let mut message = Writer::default();
+        message.begin(RTM_GETROUTE, 0, &header);
+        message.ip(RTA_DST, to);
+        message.ip(RTA_SRC, from);
+        message.ne32(RTA_MARK, mark);
+        match self.0.query(&what, message) {
+            Ok((_, payload)) => read_route(&what, &payload),
+            // A blackhole says EINVAL, and a prohibition EACCES.
+            Err(e) if e.errno().is_some_and(|errno| NOWHERE.contains(&errno)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Makes a rule.
     ///
     /// # Errors
@@ -555,9 +575,12 @@ const IFA_LOCAL: u16 = 2;
 const IFA_F_NODAD: u8 = 0x02;
 
 const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_TABLE: u16 = 15;
+const RTA_MARK: u16 = 16;
+const NOWHERE: [i32; 5] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EPERM, libc::EINVAL];
 const RTNH_F_ONLINK: u32 = 4;
 const PROTOCOL_BOOT: u8 = 3;
 const SCOPE_UNIVERSE: u8 = 0;

@@ -86,6 +86,9 @@ pub enum Cause {
     /// A port of the proxy's is another's.
     #[error("{0}")]
     PortTaken(String),
+    /// What is to come back to the proxy is routed elsewhere by rules or routes of somebody else's.
+    #[error("{0}")]
+    Diverted(String),
     /// What is to serve the pod is not there.
     #[error("{0}")]
     NoProxy(String),
@@ -134,6 +137,7 @@ impl Refusal {
             Cause::Ipv6(_) => "ipv6-not-captured",
             Cause::ForeignTable(_) => "foreign-table",
             Cause::PortTaken(_) => "port-taken",
+            Cause::Diverted(_) => "replies-diverted",
             Cause::NoProxy(_) => "no-proxy",
             Cause::Late(_) => "no-answer",
             Cause::Other(_) => self.step.code(),

@@ -167,6 +167,9 @@ fn refusal_remedy(error: &Refusal) -> &'static str {
         (Cause::NoProxy(_), _) => "start the proxy, and see in its log whether it reaches that socket",
         (Cause::PortTaken(_), _) => "free the ports 15001, 15006, 15008 and 15053 in the pod: they are the proxy's",
         (Cause::ForeignTable(_), _) => "remove or rename that table, which is somebody else's: `nft list tables` in its namespace shows it",
+        (Cause::Diverted(_), _) => {
+            "see `ip rule` and `ip route show table all` in its namespace: remove what comes before `fwmark 0x111/0xfff lookup 100`, or              give it a higher number, and leave table 100 to the proxy"
+        }
         (Cause::Late(_) | Cause::Other(_), step) => step_remedy(step),
     }
 }
@@ -349,6 +352,7 @@ mod tests {
                 ),
                 (Cause::ForeignTable("so".into()), "foreign-table", "nft list tables"),
                 (Cause::PortTaken("so".into()), "port-taken", "free the ports"),
+                (Cause::Diverted("so".into()), "replies-diverted", "`ip rule`"),
                 (Cause::NoProxy("so".into()), "no-proxy", "reaches that socket"),
             ] {
                 let error = Refusal { step, why };

@@ -10,7 +10,8 @@ use std::{
 use ambient_core::ports;
 
 use super::{
-    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, of_ours, opened::direction, owner_of, replacement, same_chains,
+    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, of_ours, opened::direction, owner_of, replacement,
+    same_chains,
 };
 use crate::{
     netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
