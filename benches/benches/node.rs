@@ -99,6 +99,9 @@ impl Rig {
         if standing.theirs.is_some() {
             all.push(load.contender(&standing.bare, "direct", Way::direct, 0));
         }
+        // What proxies without anything to do would make between such pods: the bounds of what a node proxy can.
+        all.push(load.contender(&standing.bare, "bytes alone", Way::bytes_alone, 0));
+        all.push(load.contender(&standing.bare, "bare tls", |sides| Way::tls(sides, load.warmth), 0));
         all
     }
 

@@ -11,6 +11,7 @@ mod hbone;
 mod load;
 pub mod mesh;
 pub mod node;
+mod relay;
 pub mod report;
 pub mod state;
 pub mod storm;

@@ -17,12 +17,12 @@ use rustls::{
     server::NoServerSessionStorage,
     version::TLS13,
 };
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::{
     Certs, Handshakes, Sides, Warmth,
     node::{self, Node},
+    relay::copy,
 };
 
 /// Starts both proxies, the near one first.
@@ -34,7 +34,7 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth, handshakes: 
         async move {
             let mut tls = acceptor.accept(connection).await.expect("a handshake");
             let mut upstream = node::connect(app).await.expect("the application listens");
-            copy(&mut tls, &mut upstream).await;
+            copy(&mut tls, &mut upstream, BUFFER).await;
         }
     });
     // rustls keeps eight tickets for a server. Each connection brings two, so that a client seldom runs out of them with
@@ -55,7 +55,7 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth, handshakes: 
             let peer = node::connect(to).await.expect("the far proxy listens");
             let mut tls = connector.connect(ServerName::from(to.ip()), peer).await.expect("a handshake");
             handshakes.count(tls.get_ref().1.handshake_kind());
-            copy(&mut client, &mut tls).await;
+            copy(&mut client, &mut tls, BUFFER).await;
         }
     });
     [near, far]
@@ -90,12 +90,9 @@ fn configs(warmth: Warmth) -> (ClientConfig, ServerConfig) {
     (client, server)
 }
 
-async fn copy(a: &mut (impl AsyncRead + AsyncWrite + Unpin), b: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
-    // Ends with the client, in whatever way.
-    let _ = copy_bidirectional_with_sizes(a, b, 64 << 10, 64 << 10).await;
-}
-
 fn proof(credential: &Credential) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let chain = credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
     (chain, PrivatePkcs8KeyDer::from(credential.key.der().to_vec()).into())
 }
+
+const BUFFER: usize = 64 << 10;

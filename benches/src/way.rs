@@ -13,7 +13,7 @@ use crate::{
     app, hbone,
     mesh::Mesh,
     node::{Node, Place},
-    tls,
+    relay, tls,
 };
 
 /// Whether a way keeps anything of one connection for the next.
@@ -63,7 +63,7 @@ impl Sides {
 /// A way to the application, with an application and proxies of its own; dropping it ends them.
 #[derive(Debug)]
 pub struct Way {
-    /// `direct`, `tls` or `hbone`.
+    /// `direct`, `bytes alone`, `tls` or `hbone`.
     pub name: &'static str,
     /// What bare TLS did.
     pub handshakes: Option<Arc<Handshakes>>,
@@ -92,6 +92,18 @@ impl Way {
             proxies: Vec::new(),
             mesh: None,
             app: app::start(&sides.far),
+        }
+    }
+
+    /// Proxies that do nothing but pass bytes on: the bound of what any can reach.
+    pub fn bytes_alone(sides: &Sides) -> Self {
+        let app = app::start(&sides.far);
+        Self {
+            name: "bytes alone",
+            handshakes: None,
+            proxies: relay::start(sides, app.address).into(),
+            mesh: None,
+            app,
         }
     }
 
@@ -204,6 +216,7 @@ mod tests {
     #[test]
     fn proxies_tell_their_cpu_time() {
         for way in [
+            Way::bytes_alone(&Sides::loopback()),
             Way::tls(&Sides::loopback(), Warmth::Cold),
             Way::hbone(&Sides::loopback(), Warmth::Cold),
         ] {
