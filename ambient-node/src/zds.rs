@@ -16,7 +16,10 @@ use ambient_redirect::{
     Announce, BoxFuture, Enrolment, PodSpec, Proxy, ProxyError,
     linux::{self, Netns, preflight},
     probes::HostProbes,
-    zds::{Client, ClientState, Connected, Server, ServerConfig, workloads::Readiness},
+    zds::{
+        Client, ClientState, Connected, Server, ServerConfig,
+        workloads::{Readiness, Unserved},
+    },
 };
 use tokio::{
     sync::{Notify, watch},
@@ -322,20 +325,32 @@ pub(crate) async fn tell_of_agent(mut state: watch::Receiver<ClientState>) {
         if now.trouble.is_some() && told.as_ref().map(|told| &told.trouble) != Some(&now.trouble) {
             tracing::warn!(trouble = now.trouble, "not connected to the node agent; what is served goes on");
         }
-        if told.as_ref().map(|told| &told.readiness) != Some(&now.readiness) {
-            match &now.readiness {
-                Readiness::Ready => tracing::info!(pods = now.served, "all pods that the node agent names are served"),
-                Readiness::Pending(pods, _) => pods
-                    .iter()
-                    .for_each(|(pod, why)| tracing::warn!(uid = %pod, why, "a pod is not served; it is tried again")),
-                Readiness::Alone | Readiness::Naming => {}
+        let before = told.as_ref().map(|told| &told.readiness);
+        match &now.readiness {
+            Readiness::Ready if before != Some(&now.readiness) => {
+                tracing::info!(pods = now.served, "all pods that the node agent names are served");
             }
+            Readiness::Pending(pods, _) => {
+                for (pod, why) in newly_unserved(before, pods) {
+                    tracing::warn!(uid = %pod, %why, "a pod is not served; it is tried again");
+                }
+            }
+            Readiness::Ready | Readiness::Alone | Readiness::Naming => {}
         }
         told = Some(now);
         if state.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// What is to be told of pods that are not served: each reason once, and not that a pod is being begun, as each is for a moment.
+fn newly_unserved<'a>(before: Option<&'a Readiness>, now: &'a [(PodUid, Unserved)]) -> impl Iterator<Item = &'a (PodUid, Unserved)> {
+    let before: &[_] = match before {
+        Some(Readiness::Pending(pods, _)) => pods,
+        _ => &[],
+    };
+    now.iter().filter(move |told| told.1 != Unserved::Begun && !before.contains(told))
 }
 
 /// What readiness says of it; `None` when there is nothing to say.
@@ -505,3 +520,25 @@ const GLANCE: Duration = Duration::from_millis(200);
 const TELLING: Duration = Duration::from_secs(3);
 /// Between two attempts to take announcements back.
 const AGAIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_pod_is_told_once_and_that_it_is_being_begun_never() {
+        let (a, b, c) = (PodUid::from("a"), PodUid::from("b"), PodUid::from("c"));
+        let first = [(a.clone(), Unserved::Begun), (b.clone(), Unserved::Taken(a.clone()))];
+        assert!(newly_unserved(None, &first).eq([&first[1]]));
+        // Another goes wrong, one gets another reason, and one is as before.
+        let second = [
+            (a.clone(), Unserved::Failed("no listener".into())),
+            first[1].clone(),
+            (c, Unserved::Begun),
+        ];
+        let before = Readiness::Pending(first.to_vec(), 2);
+        assert!(newly_unserved(Some(&before), &second).eq([&second[0]]));
+        // All was well meanwhile.
+        assert!(newly_unserved(Some(&Readiness::Ready), &first).eq([&first[1]]));
+    }
+}

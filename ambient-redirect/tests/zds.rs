@@ -400,7 +400,7 @@ fn a_refusal_is_passed_on(world: &World) -> Outcome {
         assert!(error.contains("Address in use"), "{error}");
         until("another attempt", || log.count("p add a") >= 2).await;
         until("what is pending to be told", || match &state.borrow().readiness {
-            Readiness::Pending(pods, 2) => pods.iter().all(|(_, why)| why.contains("Address in use")),
+            Readiness::Pending(pods, 2) => pods.iter().all(|(_, why)| why.to_string().contains("Address in use")),
             _ => false,
         })
         .await;
@@ -647,7 +647,7 @@ fn a_pod_that_is_nowhere_keeps_no_other_from_being_served(world: &World) -> Outc
             assert_eq!(ask(&link, &Request::Del { uid: uid.as_str().into() }.encode(), None).await, "");
         }
         let pending = |state: &ClientState, says: &str| match &state.readiness {
-            Readiness::Pending(pods, 1) => pods[0].0.as_str() == "a" && pods[0].1.contains(says),
+            Readiness::Pending(pods, 1) => pods[0].0.as_str() == "a" && pods[0].1.to_string().contains(says),
             _ => false,
         };
         until("the pod to be told of", || pending(&state.borrow(), "the node's own")).await;

@@ -555,7 +555,7 @@ impl World {
             all && match proxy.workloads.readiness() {
                 Readiness::Ready => true,
                 // Where a pod is it is told anew only while it is the newest.
-                Readiness::Pending(pods, _) => Some(p) != newest && pods.iter().all(|(_, why)| why.contains("the node's own")),
+                Readiness::Pending(pods, _) => Some(p) != newest && pods.iter().all(|(_, why)| why.to_string().contains("the node's own")),
                 _ => false,
             }
         };

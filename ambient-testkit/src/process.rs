@@ -32,6 +32,7 @@ pub struct Program {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     view: Option<View>,
+    confined: Option<u64>,
     stdin_piped: bool,
     stdout: Output,
     stderr: Output,
@@ -60,6 +61,7 @@ impl Program {
             args: Vec::new(),
             env: Vec::new(),
             view: None,
+            confined: None,
             stdin_piped: false,
             stdout: Output::Null,
             stderr: Output::Null,
@@ -96,6 +98,13 @@ impl Program {
     /// Lets it see these files in place of the machine's.
     pub fn view(mut self, view: &View) -> Self {
         self.view = Some(view.clone());
+        self
+    }
+
+    /// Runs it as in a container whose root is read-only: no file system takes anything from it, and of root's capabilities it has
+    /// those alone of which the bit of their number is set. Wants Linux 5.12.
+    pub fn confined(mut self, capabilities: u64) -> Self {
+        self.confined = Some(capabilities);
         self
     }
 
@@ -137,6 +146,7 @@ impl Program {
             command,
             namespace: namespace.descriptor()?,
             mounts,
+            confined: self.confined,
         })
     }
 }

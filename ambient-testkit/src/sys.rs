@@ -36,6 +36,42 @@ pub(crate) fn enslave_mounts() -> io::Result<()> {
     mount(None, c"/", None, libc::MS_REC | libc::MS_SLAVE, None)
 }
 
+/// Makes every mount below `/` read-only.
+pub(crate) fn make_read_only() -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is NUL-terminated, the structure is of the size that goes with it, and both outlive the call.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            c"/".as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Leaves the capabilities whose bits are set as the only ones that a program which is executed from now on can have.
+pub(crate) fn bound_capabilities(capabilities: u64) -> io::Result<()> {
+    for number in (0..u64::BITS).filter(|number| capabilities & (1 << number) == 0) {
+        // SAFETY: prctl with integer arguments touches no memory.
+        let rc = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
+        match done(rc) {
+            // Beyond the last that this kernel knows.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 /// Takes a mount off its place at once; it ends with its last user.
 pub(crate) fn detach(target: &CStr) -> io::Result<()> {
     // SAFETY: the pointer is a NUL-terminated string that outlives the call.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             ("packets_are_routed", packets_are_routed),
             ("names_of_namespaces_show_everywhere", names_of_namespaces_show_everywhere),
             ("a_view_covers_name_resolution", a_view_covers_name_resolution),
+            ("who_is_confined_writes_nothing", who_is_confined_writes_nothing),
             ("programs_end_as_told", programs_end_as_told),
             ("programs_die_with_the_world", programs_die_with_the_world),
             ("sysctls_are_the_namespaces_own", sysctls_are_the_namespaces_own),
@@ -259,6 +260,29 @@ fn a_view_covers_name_resolution(world: &World) -> Outcome {
         "{shown}"
     );
     assert_eq!(own()?, before, "the view is the program's alone");
+    Ok(())
+}
+
+fn who_is_confined_writes_nothing(world: &World) -> Outcome {
+    const NET_ADMIN: u64 = 1 << 12;
+    let namespace = world.namespace("here")?;
+    let writes = |program: Program, to: &Path| -> Result<String, Box<dyn Error>> {
+        let script = "echo 1 > \"$0\" || echo refused; grep CapEff /proc/self/status";
+        let program = program.args(["-c", script]).arg(to).stdout(Output::Pipe);
+        let mut process = namespace.spawn(&program)?;
+        let mut said = String::new();
+        process.take_stdout().ok_or("no stdout")?.read_to_string(&mut said)?;
+        Ok(said)
+    };
+    let scratch = world.scratch_dir().join("written");
+    let sysctl = Path::new("/proc/sys/net/ipv4/ip_forward");
+    for to in [&scratch, sysctl] {
+        let said = writes(Program::new("sh").confined(NET_ADMIN), to)?;
+        assert_eq!(said, format!("refused\nCapEff:\t{NET_ADMIN:016x}\n"), "{}", to.display());
+        // It is not the path that refuses.
+        let said = writes(Program::new("sh"), to)?;
+        assert!(said.starts_with("CapEff:"), "{}: {said}", to.display());
+    }
     Ok(())
 }
 

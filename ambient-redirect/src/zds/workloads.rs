@@ -123,9 +123,27 @@ pub enum Readiness {
     /// The agent has not named all workloads yet.
     Naming,
     /// Some workloads are not served, and why; at most [`MOST_TOLD`] of them, and how many there are.
-    Pending(Vec<(PodUid, String)>, usize),
+    Pending(Vec<(PodUid, Unserved)>, usize),
     /// It is.
     Ready,
+}
+
+/// Why a workload that is to be served is not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unserved {
+    /// It is about to be: each workload is this for a moment.
+    #[error("it is being begun; it will be served as soon as that is done")]
+    Begun,
+    /// Another pod is where it is to be.
+    #[error("its network namespace is that of pod {0}, which has not been removed")]
+    Taken(PodUid),
+    /// The attempt failed; there will be another.
+    #[error("{0}")]
+    Failed(String),
+    /// The agent has not said where it is.
+    #[error(transparent)]
+    Misplaced(#[from] Misplaced),
 }
 
 /// All workloads of a proxy.
@@ -306,7 +324,7 @@ impl<F: Clone> Workloads<F> {
         };
         let pending = self.workloads.iter().filter(|(_, w)| w.wanted.is_some() && !w.is_as_wanted());
         let pending = pending.filter(|(uid, _)| !misplaced.contains_key(*uid));
-        let nowhere = misplaced.iter().map(|(uid, why)| (uid.clone(), why.to_string()));
+        let nowhere = misplaced.iter().map(|(uid, why)| (uid.clone(), Unserved::from(why.clone())));
         let told = nowhere.chain(pending.clone().map(|(uid, w)| (uid.clone(), self.why_not(uid, w))));
         let told: Vec<_> = told.take(MOST_TOLD).collect();
         match told.is_empty() {
@@ -461,11 +479,11 @@ impl<F: Clone> Workloads<F> {
         let workload = self.workloads.get(&uid);
         let ack = match (serve, workload) {
             (true, Some(w)) if w.is_as_wanted() && w.busy.is_none() => Ack::well(),
-            (true, Some(w)) if self.in_the_way(&uid, w).is_some_and(|(_, keeps)| keeps) => Ack::refusal(&self.why_not(&uid, w)),
+            (true, Some(w)) if self.in_the_way(&uid, w).is_some_and(|(_, keeps)| keeps) => Ack::refusal(&self.why_not(&uid, w).to_string()),
             (true, Some(w)) if w.busy.is_none() && w.failed.as_ref().is_some_and(|(_, again)| *again > now) => {
-                Ack::refusal(&self.why_not(&uid, w))
+                Ack::refusal(&self.why_not(&uid, w).to_string())
             }
-            (true, Some(w)) if until <= now => Ack::refusal(&self.why_not(&uid, w)),
+            (true, Some(w)) if until <= now => Ack::refusal(&self.why_not(&uid, w).to_string()),
             (true, None) => Ack::refusal(&format!("there are {MOST} pods here already")),
             (false, None) => Ack::well(),
             // It has been taken note of: the rest follows.
@@ -478,12 +496,12 @@ impl<F: Clone> Workloads<F> {
         self.output.push_back(Output::Send(ack.encode()));
     }
 
-    fn why_not(&self, uid: &PodUid, workload: &Workload<F>) -> String {
-        if let Some((other, _)) = self.in_the_way(uid, workload) {
-            return format!("its network namespace is that of pod {other}, which has not been removed");
+    fn why_not(&self, uid: &PodUid, workload: &Workload<F>) -> Unserved {
+        match (self.in_the_way(uid, workload), &workload.failed) {
+            (Some((other, _)), _) => Unserved::Taken(other.clone()),
+            (None, Some((why, _))) => Unserved::Failed(why.clone()),
+            (None, None) => Unserved::Begun,
         }
-        let failed = workload.failed.as_ref().map(|(why, _)| why.clone());
-        failed.unwrap_or_else(|| "it is being begun; it will be served as soon as that is done".into())
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Start {
     pub(crate) namespace: OwnedFd,
     /// What to mount over what in its own mount namespace.
     pub(crate) mounts: Vec<(CString, CString)>,
+    /// Whether it can write no file, and which capabilities it can have then.
+    pub(crate) confined: Option<u64>,
 }
 
 type Request = (Start, mpsc::SyncSender<io::Result<Child>>);
@@ -65,24 +67,29 @@ impl Start {
             mut command,
             namespace,
             mounts,
+            confined,
         } = self;
         let parent = rustix::process::getpid().as_raw_nonzero().get();
         command.process_group(0);
         // SAFETY: between fork and exec only system calls are made, on memory that was laid out before; nothing
         // allocates, locks or panics.
-        unsafe { command.pre_exec(move || enter(&namespace, &mounts, parent)) };
+        unsafe { command.pre_exec(move || enter(&namespace, &mounts, confined, parent)) };
         command.spawn()
     }
 }
 
 /// What a child does before it becomes its program.
-fn enter(namespace: &OwnedFd, mounts: &[(CString, CString)], parent: libc::pid_t) -> io::Result<()> {
+fn enter(namespace: &OwnedFd, mounts: &[(CString, CString)], confined: Option<u64>, parent: libc::pid_t) -> io::Result<()> {
     sys::die_with(parent)?;
     sys::join(namespace.as_fd(), libc::CLONE_NEWNET)?;
     sys::unshare(libc::CLONE_NEWNS)?;
     sys::enslave_mounts()?;
     for (source, target) in mounts {
         sys::bind(source, target)?;
+    }
+    if let Some(capabilities) = confined {
+        sys::make_read_only()?;
+        sys::bound_capabilities(capabilities)?;
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ use serde_json::Value;
 
 /// The binary itself.
 pub(crate) const AMBIENT: &str = env!("CARGO_BIN_EXE_ambient");
+/// `NET_ADMIN`, `NET_RAW` and `SYS_ADMIN`: what Istio's chart leaves its node proxy.
+const CHART: u64 = 1 << 12 | 1 << 13 | 1 << 21;
 const READINESS: &str = "127.0.0.1:15021";
 pub(crate) const NODES: [&str; 2] = ["node-1", "node-2"];
 
@@ -103,6 +105,7 @@ impl Ground {
 
     /// Starts a proxy on the second node as Istio starts its own, beside the `ambient enrol` that has this socket. What it writes goes to
     /// the node's log.
+    /// As Istio's chart starts its own: by arguments and variables alone, on files that it can only read.
     pub(crate) fn start_other(&mut self, proxy: &Path, socket: &Path) -> Outcome {
         let host = *self.cluster.node(NODES[0])?.ips().first().ok_or("it has no address")?;
         let control = format!("https://{}", SocketAddr::new(host, 15012));
@@ -121,6 +124,7 @@ impl Ground {
             .env("CA_ROOT_CA", &root)
             .env("AUTH_TOKEN", &token)
             .view(node.view())
+            .confined(CHART)
             .stdout(log.clone())
             .stderr(log);
         self.other = Some(node.namespace().spawn(&program)?);
