@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::Conn;
 
 /// One change of the policies.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
     /// A policy is new or has changed; it replaces the one of the same key.
     Set(Arc<Policy>),

@@ -15,8 +15,8 @@
 //! [given back](Session::give_back): what nothing else keeps then goes with it.
 //!
 //! Removals of more than half of a kind soon after a stream was opened wait for [`Settings::grace`]: a control plane that
-//! has lost its memory says the same. What comes again meanwhile was never gone. A stream that closes first takes its
-//! removals along: the next one will say them again.
+//! has lost its memory says the same. What comes again meanwhile was never gone, and what has an address, or is a pod, that
+//! another resource now is goes at once. A stream that closes first takes its removals along: the next one will say them again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambient_core::{NamespacedHostname, PolicyKey, TrustBundles, TrustDomain, mesh};
+use ambient_core::{NamespacedHostname, PodUid, PolicyKey, TrustBundles, TrustDomain, mesh};
 
 use super::{
     memory::{Entry, Kept, Remembered},
@@ -41,10 +41,12 @@ use crate::{
     },
 };
 
+mod claims;
 mod come;
 #[cfg(test)]
 mod tests;
 
+use claims::{Claims, Waiting};
 pub(crate) use come::Come;
 use come::{Content, of_another};
 
@@ -138,6 +140,8 @@ pub(crate) struct Session {
 struct Known {
     /// What was accepted, by its resource's name.
     held: HashMap<Arc<str>, Held>,
+    /// Whose pods are which: one pod is one workload.
+    pods: HashMap<PodUid, Arc<str>>,
     /// What was refused last, and why.
     refused: HashMap<Box<str>, Refused>,
     /// What was asked for and not answered.
@@ -150,14 +154,14 @@ struct Known {
     at_opening: [usize; 2],
     /// Names removed soon after that.
     removed_early: [usize; 2],
-    /// What is to be removed, and when.
-    waiting: Option<(Instant, HashSet<Box<str>>)>,
+    waiting: Option<Waiting>,
 }
 
 #[derive(Debug)]
 struct Held {
     version: Box<str>,
     key: Key,
+    claims: Claims,
     /// Why it is sent, where not all is; else nothing.
     reasons: Option<Box<Reasons>>,
 }
@@ -352,7 +356,7 @@ impl Session {
     }
 
     /// The end of a response has come, and its resources were read. It is answered in any case.
-    pub(crate) fn handle_response(&mut self, now: Instant, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Received {
+    pub(crate) fn handle_response(&mut self, now: Instant, response: &DeltaDiscoveryResponse, mut come: Vec<Come>) -> Received {
         let mut received = Received::default();
         let asked_for = |kind: &Kind| self.settings.trust || *kind != Kind::Trust;
         let Some(kind) = Kind::of(&response.type_url).filter(asked_for) else {
@@ -363,6 +367,7 @@ impl Session {
         };
         self.kinds[kind as usize].answered = true;
         self.remove(now, kind, &response.removed_resources, &mut received);
+        claims::refuse_doubles(&mut come);
         received.changes.reserve_exact(come.len());
         for come in come {
             self.take_in(kind, come, &mut received);
@@ -407,7 +412,7 @@ impl Session {
     /// When [`Session::handle_timeout`] has something to do.
     pub(crate) fn timeout(&self) -> Option<Instant> {
         let waiting = self.kinds.iter().filter_map(|known| known.waiting.as_ref());
-        waiting.map(|(until, _)| *until).min()
+        waiting.map(|waiting| waiting.until).min()
     }
 
     /// Removals that have waited long enough.
@@ -415,10 +420,10 @@ impl Session {
         let mut received = Received::default();
         for kind in Kind::ALL {
             let known = &mut self.kinds[kind as usize];
-            if known.waiting.as_ref().is_some_and(|(until, _)| *until <= now)
-                && let Some((_, names)) = known.waiting.take()
+            if known.waiting.as_ref().is_some_and(|waiting| waiting.until <= now)
+                && let Some(waiting) = known.waiting.take()
             {
-                for name in names {
+                for name in waiting.into_names() {
                     known.let_go(kind, &name, &mut received);
                 }
             }
@@ -453,8 +458,8 @@ impl Session {
                     policy: refused.policy.clone(),
                 }
             }));
-            if let Some((_, names)) = &known.waiting {
-                let (gone, of, word) = (names.len(), known.at_opening.iter().sum::<usize>(), kind.word());
+            if let Some(waiting) = &known.waiting {
+                let (gone, of, word) = (waiting.len(), known.at_opening.iter().sum::<usize>(), kind.word());
                 faults.push(Fault::from(format!(
                     "the control plane came back without {gone} of {of} {word}: they stay for a while, should it find them again"
                 )));
@@ -484,6 +489,9 @@ impl Session {
             Content::Foreign(type_url) => return Err(of_another(&type_url)),
         };
         known.return_of(&name);
+        let claims = Claims::of(&read.change);
+        known.make_room(kind, &name, &claims, received);
+        known.claim_pod(&name, &claims)?;
         known.refused.remove(&*name);
         let reasons = (self.settings.on_demand && kind == Kind::Address)
             .then(|| Box::new(Reasons::of(&come.aliases, &read.change, own_node(&self.settings.node))));
@@ -494,6 +502,7 @@ impl Session {
         let held = Held {
             version: come.version,
             key: read.key,
+            claims,
             reasons,
         };
         known.held.insert(name, held);
@@ -563,10 +572,10 @@ impl Session {
             }
         }
         // Workloads and services are of one kind on the wire alone: all services may be a small part of both.
-        let mut gone: [Vec<&String>; 2] = Default::default();
+        let mut gone: [Vec<Arc<str>>; 2] = Default::default();
         for name in names {
-            if let Some(held) = known.held.get(name.as_str()) {
-                gone[held.sort()].push(name);
+            if let Some((name, held)) = known.held.get_key_value(name.as_str()) {
+                gone[held.sort()].push(name.clone());
             }
         }
         for (sort, gone) in gone.into_iter().enumerate() {
@@ -576,13 +585,15 @@ impl Session {
             }
             let most = settling && begun_with > 0 && known.removed_early[sort] * 2 > begun_with;
             if gone.len() > 1 && (most || known.waiting.is_some()) {
-                let (_, waiting) = known.waiting.get_or_insert_with(|| (grace, HashSet::new()));
-                waiting.extend(gone.into_iter().map(|name| Box::from(name.as_str())));
+                let waiting = known.waiting.get_or_insert_with(|| Waiting::until(grace));
+                for (name, held) in gone.iter().filter_map(|name| Some((name, known.held.get(name)?))) {
+                    waiting.add(name, &held.claims);
+                }
                 received.waiting = waiting.len();
                 continue;
             }
             for name in gone {
-                known.let_go(kind, name, received);
+                known.let_go(kind, &name, received);
             }
         }
     }
@@ -685,9 +696,9 @@ impl Known {
 
     /// What was to be removed is there again.
     fn return_of(&mut self, name: &str) {
-        if let Some((_, names)) = &mut self.waiting {
-            names.remove(name);
-            if names.is_empty() {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.take(name);
+            if waiting.len() == 0 {
                 self.waiting = None;
             }
         }
@@ -695,6 +706,7 @@ impl Known {
 
     fn let_go(&mut self, kind: Kind, name: &str, received: &mut Received) {
         if let Some((name, held)) = self.held.remove_entry(name) {
+            self.forgo(&held.claims);
             received.changes.extend(removal(held.key));
             received.entries.push(Entry::Remove(kind, name));
         }
