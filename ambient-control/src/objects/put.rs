@@ -246,6 +246,10 @@ impl Objects {
     /// Who a host is in a namespace may be another now: a service, and whoever claims it.
     fn touch_host(&mut self, name: &NamespacedHostname) {
         self.stale.services.insert(name.clone());
+        let gateways = self.gateways.at_host(name);
+        self.stale
+            .sources
+            .extend(gateways.map(|(namespace, gateway)| ObjectKey::new(Kind::Gateway, namespace, gateway)));
         // Which of all is what the name means hangs on each of them.
         for namespace in self.hosts.get(&name.hostname).into_iter().flatten() {
             self.stale.services.insert(NamespacedHostname {

@@ -99,6 +99,11 @@ impl Gateways {
         self.all.get(name)?.waypoint.as_ref()
     }
 
+    /// Whose own service a name is.
+    pub(super) fn at_host(&self, host: &NamespacedHostname) -> impl Iterator<Item = &Name> {
+        self.at_host.get(host).into_iter().flatten()
+    }
+
     /// The gateways of other networks that an object is.
     pub(super) fn remotes(&self, name: &Name) -> &[Remote] {
         self.all.get(name).map_or(&[], |known| &known.remotes)

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ambient_authz::kubernetes::Labels;
-use ambient_core::{Capture, Health, Membership, Network, NetworkMode, PodUid, TunnelProtocol, Workload, WorkloadKind};
+use ambient_core::{Capture, Health, Membership, NamespacedHostname, Network, NetworkMode, PodUid, TunnelProtocol, Workload, WorkloadKind};
 
 use super::{
     Locality, Name, ObjectKey, Objects, Problem, Settings,
@@ -12,7 +12,7 @@ use super::{
     selection::{self, Candidate},
     tell::Made,
     uses::Need,
-    waypoints::{INSTANCE_OF, Traffic, USE_WAYPOINT, faults},
+    waypoints::{INSTANCE_OF, Place, Traffic, USE_WAYPOINT, faults},
 };
 
 impl Objects {
@@ -204,6 +204,13 @@ impl Objects {
             what,
         };
         made.problems.extend(faults(object).into_iter().map(of));
+        if let Some(host) = self.missing_service(&name) {
+            let why = format!(
+                "it is ready, and there is no service {}/{}: what is to go by it is refused until there is one",
+                host.namespace, host.hostname
+            );
+            made.problems.push(problem(source, "status.addresses", why));
+        }
         for remote in self.gateways.remotes(&name) {
             made.needs.push(Need::Network(remote.network.clone()));
             let Some(first) = self.gateways.first_with(remote).filter(|first| **first != name) else {
@@ -216,6 +223,21 @@ impl Objects {
             made.problems.push(problem(source, "status.addresses", why));
         }
         made
+    }
+
+    /// Where a gateway says that it is, though nothing is there. A name that is none of the cluster's, as a load balancer's, is
+    /// found by whom it is meant for, unless the gateway is a waypoint by its class.
+    fn missing_service(&self, name: &Name) -> Option<&NamespacedHostname> {
+        let Place::Host(host) = &self.gateways.waypoint(name)?.place else {
+            return None;
+        };
+        let rest = host.hostname.strip_suffix(&*self.settings.cluster_domain);
+        let is_ours = rest.is_some_and(|rest| rest.ends_with(".svc."));
+        let is_waypoint = || {
+            let object = self.gateways.object(name);
+            object.is_some_and(|object| object.spec.gateway_class_name == "istio-waypoint")
+        };
+        ((is_ours || is_waypoint()) && self.holder(host).is_none()).then_some(host)
     }
 
     /// What hangs on other objects: services, policies, the waypoint, the gateway of its network.

@@ -101,6 +101,10 @@ fn a_waypoint_that_becomes_ready_costs_its_users() {
     let service = json!({ "kind": "Service", "metadata": { "name": "s0", "namespace": "shop" },
                           "spec": { "clusterIP": "10.96.0.0", "selector": { "app": "a0" }, "ports": [{ "port": 80 }] } });
     objects.set(object(patched(service, &used)));
+    objects.set(object(
+        json!({ "kind": "Service", "metadata": { "name": "wp", "namespace": "shop" },
+                               "spec": { "clusterIP": "10.96.9.9", "ports": [{ "port": 15008 }] } }),
+    ));
     objects.changes();
     assert_eq!(objects.problems().len(), 1);
     let gateway = |reached: Value| {

@@ -26,7 +26,26 @@ struct Told {
     problems: Vec<String>,
 }
 
+/// With a service for each gateway that has none.
 fn told(objects: impl IntoIterator<Item = Value>) -> Told {
+    let mut objects: Vec<_> = objects.into_iter().collect();
+    let is = |object: &Value, kind: &str, of: &Value| {
+        let meta = |value: &Value, key: &str| value["metadata"][key].clone();
+        object["kind"] == kind && ["name", "namespace"].iter().all(|key| meta(object, key) == meta(of, key))
+    };
+    let lacking: Vec<_> = objects
+        .iter()
+        .filter(|gateway| gateway["kind"] == "Gateway" && !objects.iter().any(|object| is(object, "Service", gateway)))
+        .map(|gateway| {
+            let meta = json!({ "name": gateway["metadata"]["name"], "namespace": gateway["metadata"]["namespace"] });
+            json!({ "kind": "Service", "metadata": meta, "spec": { "clusterIP": "10.96.9.9", "ports": [{ "port": 15008 }] } })
+        })
+        .collect();
+    objects.extend(lacking);
+    alone(objects)
+}
+
+fn alone(objects: impl IntoIterator<Item = Value>) -> Told {
     let mut all = Objects::new(Settings::default());
     for value in objects {
         all.set(object(value));
@@ -132,7 +151,8 @@ fn who_cannot_have_its_waypoint_is_told() {
         let listener = json!({ "port": 15008, "protocol": "HBONE", "allowedRoutes": { "namespaces": from } });
         gateway(
             "wp",
-            &json!({ "metadata": { "namespace": "bank" }, "spec": { "listeners": [listener] } }),
+            &json!({ "metadata": { "namespace": "bank" }, "spec": { "listeners": [listener] },
+                     "status": { "addresses": [{ "type": "Hostname", "value": "wp.bank.svc.cluster.local" }] } }),
         )
     };
     let selector = json!({ "matchLabels": { "team": "a" } });
@@ -184,6 +204,41 @@ fn who_cannot_have_its_waypoint_is_told() {
             None => assert!(told.problems.is_empty(), "{:?}", told.problems),
         }
     }
+}
+
+#[test]
+fn a_gateway_that_is_ready_where_no_service_is_is_told() {
+    let use_it = json!({ "istio.io/use-waypoint": "wp" });
+    let told = alone([gateway("wp", &json!({})), service("web", use_it.clone())]);
+    let missing = "Gateway shop/wp: status.addresses: it is ready, and there is no service shop/wp.shop.svc.cluster.local: \
+                   what is to go by it is refused until there is one";
+    assert_eq!(told.problems, [missing]);
+    assert_eq!(told.of_service("web").as_deref(), Some(WP), "it is not gone around");
+    // Also where it comes and goes later, and where a ServiceEntry is what is there.
+    let entry = json!({ "kind": "ServiceEntry", "metadata": { "name": "any", "namespace": "shop" }, "spec": {
+        "hosts": ["wp.shop.svc.cluster.local"], "addresses": ["10.96.0.3"], "ports": [{ "number": 15008, "name": "tcp" }],
+        "resolution": "STATIC", "endpoints": [{ "address": "10.0.0.9" }] } });
+    let mut all = Objects::new(Settings::default());
+    all.set(object(gateway("wp", &json!({}))));
+    for there in [service("wp", json!({})), entry] {
+        let there = object(there);
+        let key = there.key();
+        let problems = |all: &mut Objects| {
+            all.changes();
+            all.problems().len()
+        };
+        assert_eq!(problems(&mut all), 1);
+        all.set(there);
+        assert_eq!(problems(&mut all), 0, "{key}");
+        all.remove(&key);
+    }
+    // Another name than the cluster's may be found elsewhere: an ingress has its load balancer's.
+    let elsewhere = |class: &str| {
+        let value = "lb.example";
+        let patch = json!({ "spec": { "gatewayClassName": class }, "status": { "addresses": [{ "type": "Hostname", "value": value }] } });
+        alone([gateway("wp", &patch)]).problems.len()
+    };
+    assert_eq!((elsewhere("istio"), elsewhere("istio-waypoint")), (0, 1));
 }
 
 #[test]
@@ -255,7 +310,7 @@ fn a_waypoint_on_trial_has_its_share() {
         told([gateway("wp", &json!({})), gateway("two", &json!({})), service])
     };
     let shares = |told: &Told| -> Vec<(String, u32)> {
-        let service = told.sum.services().into_values().next().unwrap();
+        let service = &told.sum.services()["shop/web.shop.svc.cluster.local"];
         let shares = service.weighted_waypoints.iter();
         shares
             .map(|w| match &w.destination.target {
@@ -294,7 +349,7 @@ fn the_ingress_goes_through_the_waypoint_where_it_is_said() {
             gateway("wp", &json!({})),
             service("web", labels(&own)),
         ]);
-        let service = told.sum.services().into_values().next().unwrap();
+        let service = &told.sum.services()["shop/web.shop.svc.cluster.local"];
         assert_eq!(service.ingress_use_waypoint, wanted, "{namespace} {own}");
     }
 }
