@@ -149,7 +149,7 @@ impl Sockets {
             }
             match connected(socket, to, patience).await {
                 // The port has a connection of these addresses, or had one a moment ago.
-                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => self.ports.taken(),
                 other => return other,
             }
         }
@@ -168,7 +168,7 @@ impl Sockets {
         for _ in 0..OWN_PORTS {
             match socket.bind(&SocketAddr::new(from, self.ports.next()).into()) {
                 // Somebody listens there, or does not share it.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => self.ports.taken(),
                 bound => return bound.map(|()| true),
             }
         }
