@@ -10,6 +10,7 @@
 //! All pages have a thread of their own: none is waited for by what carries connections.
 
 mod answer;
+mod clients;
 mod dump;
 mod explain;
 mod listen;

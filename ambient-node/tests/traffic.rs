@@ -183,6 +183,10 @@ const TESTS: &[Test] = &[
         admin::what_changes_the_node_takes_post_alone,
     ),
     (
+        "who_says_nothing_keeps_nobody_from_a_page",
+        admin::who_says_nothing_keeps_nobody_from_a_page,
+    ),
+    (
         "a_connection_is_explained_as_it_is_decided",
         admin::a_connection_is_explained_as_it_is_decided,
     ),

@@ -8,11 +8,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
     time,
 };
 
-use super::{Answer, Asked, Doors, Route, Site, Takes, answer::Sent};
+use super::{
+    Answer, Asked, Doors, Route, Site, Takes,
+    answer::Sent,
+    clients::{self, Clients},
+};
 use crate::supervise::supervise;
 
 /// How long a client may take over its request.
@@ -23,10 +27,8 @@ const READING: Duration = Duration::from_secs(60);
 /// What of a page may wait in memory for a client that does not read for a while, beside the pieces on their way there; and the
 /// most that a request's head may have. In bytes.
 const BUFFERED: usize = 64 << 10;
-/// Clients of one listener at once.
-const MOST_CLIENTS: usize = 8;
 /// Threads that write pages, for all listeners.
-const MOST_WRITERS: usize = 2 * 3 * MOST_CLIENTS;
+const MOST_WRITERS: usize = 2 * 3 * clients::MOST;
 /// How long to wait when the process has no descriptor left.
 const BREATH: Duration = Duration::from_millis(50);
 
@@ -109,27 +111,33 @@ fn serve_all<C: Site>(doors: Doors, context: &Arc<C>) {
 
 /// Serves a listener until it is dropped. One request, whatever becomes of it, ends no other.
 async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context: Arc<C>) {
-    let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let mut clients = Clients::default();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             // No descriptor left, or a client that went away: neither ends the listener.
             context.standing().metrics.accept_failed();
             time::sleep(BREATH).await;
             continue;
         };
-        let Ok(permit) = clients.clone().try_acquire_owned() else {
+        let from = peer.ip().to_canonical();
+        if !clients.make_room(from) {
             continue;
-        };
+        }
         let (door, context) = (door.clone(), context.clone());
-        tokio::spawn(async move {
-            let _ = time::timeout(READING, exchange(stream, door, context)).await;
-            drop(permit);
+        let asked = clients::Asked::default();
+        let is_asked = asked.clone();
+        let serving = tokio::spawn(async move {
+            let _ = time::timeout(READING, exchange(stream, is_asked, door, context)).await;
         });
+        clients.enter(from, asked, serving.abort_handle());
+        // Its request is here, as a rule, and is seen before the next one is.
+        tokio::task::yield_now().await;
     }
 }
 
-async fn exchange<C: Site>(stream: TcpStream, door: Arc<Door<C>>, context: Arc<C>) -> hyper::Result<()> {
+async fn exchange<C: Site>(stream: TcpStream, asked: clients::Asked, door: Arc<Door<C>>, context: Arc<C>) -> hyper::Result<()> {
     let service = service_fn(|request: Request<Incoming>| {
+        asked.told();
         let (door, context) = (door.clone(), context.clone());
         async move { Ok::<_, Infallible>(respond(&door, &context, &request).await) }
     });

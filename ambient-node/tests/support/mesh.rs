@@ -386,11 +386,16 @@ impl Mesh {
         self.send(port, &format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"))
     }
 
-    /// What a page of the node answers to a request as it is written.
-    pub(crate) fn send(&self, port: u16, request: &str) -> io::Result<(u16, String)> {
+    /// A connection to a page of the node.
+    pub(crate) fn connect_to_page(&self, port: u16) -> io::Result<TcpStream> {
         let to = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = self.node.run(|| TcpStream::connect_timeout(&to, PATIENCE));
-        let mut stream = patient(stream.map_err(io::Error::other)??)?;
+        patient(stream.map_err(io::Error::other)??)
+    }
+
+    /// What a page of the node answers to a request as it is written.
+    pub(crate) fn send(&self, port: u16, request: &str) -> io::Result<(u16, String)> {
+        let mut stream = self.connect_to_page(port)?;
         stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

@@ -1,6 +1,6 @@
 //! The admin pages of a node that runs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write as _};
 
 use ambient_core::{mesh::Update, ports};
 use ambient_testkit::{World, harness::Outcome};
@@ -351,6 +351,28 @@ pub(crate) fn what_changes_the_node_takes_post_alone(world: &World) -> Outcome {
     assert_eq!((status, &*text), (200, "shutdown now\n"));
     drop(pair);
     mesh.ends_by_itself()?;
+    Ok(())
+}
+
+/// As many as come, and also those that begin to ask and never end.
+pub(crate) fn who_says_nothing_keeps_nobody_from_a_page(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    for (port, path) in [
+        (ports::ADMIN, "/"),
+        (ports::METRICS, "/metrics"),
+        (ports::READINESS, "/healthz/ready"),
+    ] {
+        let mut silent = Vec::new();
+        for _ in 0..10 {
+            for _ in 0..20 {
+                let mut stream = mesh.connect_to_page(port)?;
+                stream.write_all(b"GET ")?;
+                silent.push(stream);
+            }
+            let (status, text) = mesh.page(port, path)?;
+            assert_eq!(status, 200, "port {port}: {text}");
+        }
+    }
     Ok(())
 }
 

@@ -114,6 +114,40 @@ fn series_are_bounded_and_nothing_goes_uncounted() {
     assert!(text.contains("ambient_series_folded_total 7"));
 }
 
+/// Whatever the mesh calls a workload, a series stands on a line, and its labels are those that it has.
+#[test]
+fn no_name_breaks_a_page_apart() {
+    let metrics = Metrics::default();
+    let names = [
+        "quote\"} 1\nistio_build{component=\"ztunnel\"} 7",
+        "back\\slash\\",
+        "line\nfeed\r\u{2028}\0",
+        "\u{feff}caf\u{e9}\u{1f980}",
+        "# EOF",
+    ];
+    for name in names {
+        let mut of = Workload::new("u", name, name);
+        of.workload_name = name.into();
+        let mut ends = ends("cart", Direction::Outbound);
+        ends.destination_workload = Some(Arc::new(of));
+        metrics.closed(&metrics.attempted(&ends), &ends, Flag::None, None);
+    }
+    let text = metrics.text().unwrap();
+    let of_this = "istio_tcp_connections_opened_total{";
+    let lines: Vec<&str> = text.split('\n').filter(|line| line.starts_with(of_this)).collect();
+    assert_eq!(lines.len(), names.len(), "{text}");
+    for name in names {
+        let escaped = name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let label = format!(",destination_workload=\"{escaped}\",");
+        assert!(
+            lines.iter().any(|line| line.contains(&label) && line.ends_with("} 1")),
+            "{label}: {text}"
+        );
+    }
+    assert_eq!(value(&text, "istio_build", &["component="]), Some(1));
+    assert_eq!(text.split('\n').filter(|line| *line == "# EOF").count(), 1);
+}
+
 /// What Istio's dashboards for its node proxy, for workloads and for services ask of a proxy that knows TCP.
 #[test]
 fn istios_dashboards_find_what_they_ask_for() {
