@@ -1,17 +1,18 @@
 //! The files that operators name, read whole: plain ones alone, never more of one than can be meant, and never for ever.
 //!
 //! A pipe that nobody writes to has no end to wait for, a device may have no end at all, and opening one may do something. Each
-//! is refused before it is opened, and a file that is too long before it is read.
+//! is refused before it is opened, and a file that is too long before it is read; so is, where it decides who is trusted, one
+//! that others than its owner may write to.
 
 use std::{
     fmt,
     fs::{self, File, FileType, Metadata, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, StatVfsMountFlags, statvfs};
 
 /// The content of a plain file, at most so many bytes of it, and what the file looked like when all of it had been read.
 ///
@@ -66,6 +67,21 @@ pub fn is_plain(of: &Metadata) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, NotPlain(of.file_type()))),
     }
+}
+
+/// Whether nobody but its owner may write to what is at a path, a file or a directory. What is mounted read-only nobody may, as a
+/// ConfigMap is, whatever its mode says.
+///
+/// # Errors
+/// When others may: that, and what to do, as [`io::ErrorKind::PermissionDenied`].
+pub fn is_its_owners(path: &Path, meta: &Metadata) -> io::Result<()> {
+    let mode = meta.permissions().mode() & 0o7777;
+    let is_read_only = || statvfs(path).is_ok_and(|of| of.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if mode & 0o022 == 0 || is_read_only() {
+        return Ok(());
+    }
+    let why = format!("others than its owner may write to it (mode {mode:04o}), and it decides who is trusted: chmod go-w it");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 fn check(meta: &Metadata, most: u64) -> io::Result<()> {
@@ -139,6 +155,25 @@ mod tests {
         long.set_len(1 << 30).unwrap();
         assert_eq!(refused(&at("long")), "it is longer than the 1 KiB that are read");
         assert_eq!(read(&at("none"), 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_others_may_write_to_is_not_its_owners() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("file");
+        fs::write(&path, "").unwrap();
+        let told = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            is_its_owners(&path, &fs::metadata(&path).unwrap()).map_err(|error| (error.kind(), error.to_string()))
+        };
+        for mode in [0o600, 0o644, 0o755, 0o444] {
+            assert_eq!(told(mode), Ok(()), "{mode:o}");
+        }
+        for mode in [0o620, 0o602, 0o664, 0o666, 0o777] {
+            let (kind, why) = told(mode).unwrap_err();
+            assert_eq!(kind, io::ErrorKind::PermissionDenied);
+            assert!(why.contains(&format!("mode {mode:04o}")) && why.contains("chmod go-w"), "{why}");
+        }
     }
 
     #[test]

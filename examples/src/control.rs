@@ -22,9 +22,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::node::{
-    in_one_line,
-    mesh::{Mesh, Said, keys_apart},
+use crate::{
+    node::{
+        in_one_line,
+        mesh::{Mesh, Said, keys_apart},
+    },
+    owned::owned,
 };
 
 /// Serve, or see to the tokens of nodes.
@@ -234,6 +237,8 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         root_namespace: args.root_namespace,
         ..Said::default()
     };
+    owned(directory, "--mesh")?;
+    owned(ca_directory, "--ca")?;
     let mesh = Mesh::of(said, Some(directory), "Kubernetes")?;
     keys_apart(directory, ca_directory)?;
     let source = Manifests::open(manifests::Config {

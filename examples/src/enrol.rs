@@ -11,10 +11,13 @@ use ambient_redirect::plan::Options;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::node::{
-    Existing, LogFormat, Selectors, Switch, enablement, in_one_line,
-    mesh::{Mesh, Said},
-    raise_descriptor_limit,
+use crate::{
+    node::{
+        Existing, LogFormat, Selectors, Switch, enablement, in_one_line,
+        mesh::{Mesh, Said},
+        raise_descriptor_limit,
+    },
+    owned::owned,
 };
 
 /// Flags, each of which can come from the environment.
@@ -135,6 +138,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 }
 
 async fn start(args: Args) -> anyhow::Result<Enrol> {
+    owned(&args.manifests, "--manifests")?;
     let status = Status::open(&args.manifests, &args.node).with_context(|| {
         format!(
             "cannot keep this node's status in {}, which --manifests names",

@@ -17,6 +17,7 @@ mod explain;
 #[cfg(feature = "lab")]
 mod lab;
 mod node;
+mod owned;
 mod page;
 mod pods;
 mod threads;

@@ -135,7 +135,8 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> 
 /// The content of a file, of which nobody but its owner may have written.
 pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let mut content = Zeroizing::new(Vec::new());
-    plain::read_no_link(path, MAX_FILE, &mut content).map_err(io_error("read", path))?;
+    let read = plain::read_no_link(path, MAX_FILE, &mut content).and_then(|meta| plain::is_its_owners(path, &meta));
+    read.map_err(io_error("read", path))?;
     Ok(content)
 }
 
@@ -151,7 +152,9 @@ pub(super) fn lines(path: &Path, mut is_enough: impl FnMut(&[u8]) -> bool) -> Re
     options.read(true).custom_flags(no_follow() | OFlags::NONBLOCK.bits().cast_signed());
     let mut read = || {
         let file = options.open(path)?;
-        plain::is_plain(&file.metadata()?)?;
+        let meta = file.metadata()?;
+        plain::is_plain(&meta)?;
+        plain::is_its_owners(path, &meta)?;
         let (mut reader, mut line) = (BufReader::new(file), Vec::new());
         while (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0 {
             if is_enough(line.strip_suffix(b"\n").unwrap_or(&line)) {

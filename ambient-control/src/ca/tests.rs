@@ -203,6 +203,14 @@ fn what_others_could_have_written_is_refused() {
         assert!(matches!(error, OpenError::Unsafe { ref path, .. } if *path == key), "{error}");
     }
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    // Whoever writes there says whom to trust.
+    let root = dir.join("root.pem");
+    for bad in [0o664, 0o646] {
+        fs::set_permissions(&root, fs::Permissions::from_mode(bad)).unwrap();
+        let error = open(&dir).unwrap_err().to_string();
+        assert!(error.contains("root.pem") && error.contains("chmod go-w"), "{error}");
+    }
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o644)).unwrap();
     open(&dir).unwrap();
     let link = scratch.path().join("link");
     std::os::unix::fs::symlink(&dir, &link).unwrap();

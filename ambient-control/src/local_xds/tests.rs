@@ -385,3 +385,24 @@ fn a_pipe_is_told_and_not_waited_for() {
     fixture.write(&workloads);
     assert!(fixture.faults.is_empty());
 }
+
+#[test]
+fn what_others_may_write_to_is_told_and_not_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.write(&format!("workloads:\n{WORKLOAD}")), 1);
+    let path = fixture.scratch.path().join("local.yaml");
+    let mut chmod = |mode| {
+        fs::write(&path, "workloads: []\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        fixture.looks();
+        (fixture.faults.clone(), fixture.mesh.workloads().count())
+    };
+    let (faults, held) = chmod(0o660);
+    assert!(
+        faults.len() == 1 && faults[0].contains("local.yaml: ") && faults[0].contains("chmod go-w"),
+        "{faults:?}"
+    );
+    assert_eq!(held, 1);
+    assert_eq!(chmod(0o640), (vec![], 0));
+}

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::directory::{Sight, names, read};
 use crate::{
     objects::{Objects, Report},
-    whole,
+    plain, whole,
 };
 
 /// The reports of all nodes.
@@ -44,7 +44,7 @@ impl Memory {
         }
         let draft = self.path.with_extension("draft");
         let content = serde_json::to_vec(&known).map_err(io::Error::from);
-        let written = content.and_then(|content| whole::replace(&self.path, &draft, 0o666, |file| file.write_all(&content)));
+        let written = content.and_then(|content| whole::replace(&self.path, &draft, 0o644, |file| file.write_all(&content)));
         match written {
             Ok(_) => self.kept = known,
             // Tried again at the next look; until then only a restart would miss it.
@@ -122,7 +122,8 @@ impl Reports {
     /// is gone or cannot be read changes nothing that was said before.
     pub(super) fn look(&mut self, objects: &mut Objects) {
         self.unreachable = None;
-        let names = match names(&self.dir, &["json"]) {
+        let of_nodes = || fs::metadata(&self.dir).and_then(|meta| plain::is_its_owners(&self.dir, &meta));
+        let names = match of_nodes().and_then(|()| names(&self.dir, &["json"])) {
             Ok(names) => names,
             // No node has said anything yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.files.clear(),

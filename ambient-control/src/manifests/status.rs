@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{self, Write},
     net::IpAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -208,11 +209,12 @@ impl Inner {
         let result = (|| {
             let mut content = serde_json::to_vec_pretty(written)?;
             content.push(b'\n');
-            match fs::create_dir(dir) {
+            // Whatever the process lets others do: what stands here says who is captured.
+            match fs::DirBuilder::new().mode(0o755).create(dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
-            whole::replace(&self.path, &draft, 0o666, |file| file.write_all(&content)).map(drop)
+            whole::replace(&self.path, &draft, 0o644, |file| file.write_all(&content)).map(drop)
         })();
         result.map_err(named)
     }

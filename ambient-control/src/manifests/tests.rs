@@ -14,6 +14,7 @@ use super::*;
 use crate::{Change, Fault};
 
 mod kinds;
+mod owners;
 
 #[test]
 fn what_fails_at_every_look_is_told_once_and_so_is_its_end() {
