@@ -95,6 +95,16 @@ pub enum Vouchers {
     Given,
 }
 
+/// What whoever starts a node takes the mesh to say of it. Nothing depends on it: where the mesh says otherwise that counts, and
+/// the log says so once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assumed {
+    /// The network that the node's pods are in.
+    pub network: Option<Arc<str>>,
+    /// The namespace and the name of the pod that the node runs in, which takes no tunnels itself.
+    pub own_pod: Option<(Arc<str>, Arc<str>)>,
+}
+
 /// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -183,6 +193,8 @@ pub struct Config {
     pub open_when_unproven: bool,
     /// Where state and certificates come from, as far as that is to be told.
     pub sources: Sources,
+    /// What the mesh is taken to say.
+    pub assumed: Assumed,
 }
 
 impl Config {
@@ -225,7 +237,7 @@ impl Config {
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),
             admin: SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), ambient_core::ports::ADMIN),
-            workers: workers(std::thread::available_parallelism().map_or(2, std::num::NonZero::get)),
+            workers: workers_of(std::thread::available_parallelism().map_or(2, std::num::NonZero::get)),
             connections: 100_000,
             connections_per_pod: 20_000,
             local_shortcut: false,
@@ -240,12 +252,13 @@ impl Config {
             leave: Duration::from_secs(30),
             open_when_unproven: false,
             sources: Sources::default(),
+            assumed: Assumed::default(),
         }
     }
 }
 
-/// ztunnel's reckoning, but for a machine of one core.
-fn workers(cores: usize) -> usize {
+/// How many threads [`Config::workers`] is by default, of so many cores: as ztunnel reckons, but for a machine of one.
+pub fn workers_of(cores: usize) -> usize {
     cores.div_ceil(4).max(2).min(cores)
 }
 
@@ -255,7 +268,7 @@ mod tests {
 
     #[test]
     fn most_of_a_machine_is_its_pods() {
-        let counts = [1, 2, 3, 8, 9, 64].map(workers);
+        let counts = [1, 2, 3, 8, 9, 64].map(workers_of);
         assert_eq!(counts, [1, 2, 2, 2, 3, 16]);
     }
 }

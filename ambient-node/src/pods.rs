@@ -16,6 +16,7 @@ use tokio::{sync::Notify, task::JoinSet, time};
 use crate::{
     Shared,
     accept::has_no_such_address,
+    assumed::Contradictions,
     dns,
     embed::Listener,
     pod::{Listening, Pod, Stage},
@@ -30,6 +31,8 @@ mod listener;
 pub(crate) struct Pods {
     node: Arc<Shared>,
     served: Mutex<HashMap<PodUid, Arc<Pod>>>,
+    /// What the mesh says otherwise than it is taken to.
+    contradictions: Mutex<Contradictions>,
     /// A listener has ended, unasked or not.
     lost: Arc<Notify>,
 }
@@ -39,6 +42,7 @@ impl Pods {
         Arc::new(Self {
             node,
             served: Mutex::default(),
+            contradictions: Mutex::default(),
             lost: Arc::default(),
         })
     }
@@ -52,10 +56,15 @@ impl Pods {
 
     /// Takes note of how those of the pods are that have changed.
     pub(crate) fn look(&self, now: &Snapshot) {
-        for pod in self.served.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        for pod in served.values() {
             if let Some(workload) = now.mesh.workload_by_pod(&pod.spec.uid) {
                 pod.is_told(workload.health);
             }
+        }
+        let mut contradictions = self.contradictions.lock().unwrap_or_else(PoisonError::into_inner);
+        for told in contradictions.new_of(&self.node.config, served.values().map(|pod| &pod.spec), &now.mesh) {
+            tracing::warn!("{told}");
         }
     }
 

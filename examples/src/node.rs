@@ -20,7 +20,7 @@ use ambient_control::{
 };
 use ambient_core::TrustDomain;
 use ambient_node::{
-    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Config, ExistingConnections, Ground, KeepAlive, Keys, Node, Sources,
+    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Assumed, Config, ExistingConnections, Ground, KeepAlive, Keys, Node, Sources,
     telemetry::log,
 };
 use ambient_redirect::Announce;
@@ -28,7 +28,7 @@ use anyhow::Context as _;
 use clap::Args as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cluster_local::ClusterLocal;
+use crate::{cluster_local::ClusterLocal, owned::owned};
 
 mod istiod;
 pub(crate) mod mesh;
@@ -134,6 +134,10 @@ pub(crate) struct Args {
     /// log and metrics are those of the wire.
     #[arg(long, env = "AMBIENT_LOCAL_SHORTCUT")]
     local_shortcut: bool,
+    /// The network that this node's pods are in, as the mesh is taken to say of each: where it says another, that counts, and the
+    /// log says so.
+    #[arg(long, env = "NETWORK", value_name = "NETWORK")]
+    network: Option<Arc<str>>,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = settings::domain)]
     cluster_domain: String,
@@ -339,7 +343,7 @@ fn run(mut args: Args) -> anyhow::Result<()> {
         LogFormat::Json => log::Format::Json,
     };
     let _flush = log::to_stdout(&args.log, format)?;
-    for warning in ztunnel::warnings(variables().iter().map(String::as_str), &known_variables()) {
+    for warning in ztunnel::warnings(&variables(), &known_variables()) {
         tracing::warn!("{warning}");
     }
     crate::threads::can_be_had(args.workers + BESIDE_WORKERS)?;
@@ -359,9 +363,11 @@ fn run(mut args: Args) -> anyhow::Result<()> {
     runtime.block_on(serve(args, config, mesh))
 }
 
-/// The names of all variables that are set, as far as they are text.
-fn variables() -> Vec<String> {
-    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+/// All variables that are set, as far as they have names; a value that is no text is none that anything here knows.
+fn variables() -> Vec<(String, String)> {
+    let all = std::env::vars_os();
+    all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+        .collect()
 }
 
 /// Those that a flag reads.
@@ -369,7 +375,7 @@ fn known_variables() -> Vec<String> {
     let command = Args::augment_args(clap::Command::new("node"));
     let names = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
     names
-        .chain(["INSTANCE_IP", "POD_NAME", "POD_NAMESPACE"].map(str::to_owned))
+        .chain(["INSTANCE_IP", "POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT"].map(str::to_owned))
         .chain(settings::OTHER_VARIABLES.map(str::to_owned))
         .collect()
 }
@@ -610,6 +616,11 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.pool_idle = args.pool_idle;
     config.workers = args.workers;
     config.sources = sources(args);
+    config.assumed = Assumed {
+        // An empty one is none that was named.
+        network: args.network.clone().filter(|network| !network.is_empty()),
+        own_pod: istiod::own_pod(),
+    };
     config.existing_connections = args.existing_connections.into();
     config.leave = Duration::from_secs(args.leave);
     config.open_when_unproven = args.open_when_unproven;
@@ -662,37 +673,6 @@ fn drain_within(grace_period: Option<u64>) -> Duration {
         Some(seconds) if seconds > 10 => Duration::from_secs(seconds - 5),
         Some(seconds) => Duration::from_secs(seconds.saturating_sub(1).max(1)),
     }
-}
-
-/// Refuses a directory that anybody but its owner may write to, or that anybody may put another in the place of: what lies there
-/// decides who is trusted.
-fn owned(directory: &Path, flag: &str) -> anyhow::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    // What is not there is told of, or made, by whoever opens it.
-    let Ok(found) = std::fs::metadata(directory) else { return Ok(()) };
-    let mode = found.permissions().mode() & 0o7777;
-    anyhow::ensure!(
-        mode & 0o022 == 0,
-        "{}, which {flag} names, may be written to by others than its owner (mode {mode:04o}), and decides who is trusted: \
-         chmod go-w it",
-        directory.display()
-    );
-    let whole = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
-    for above in whole.ancestors().skip(1) {
-        let Ok(found) = std::fs::metadata(above) else { continue };
-        let mode = found.permissions().mode() & 0o7777;
-        // Kubernetes mounts a ConfigMap so: its mode says that all may write, and nobody may.
-        let is_read_only = || rustix::fs::statvfs(above).is_ok_and(|of| of.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-        // Where that bit is set, as on /tmp, names of others are not to be changed.
-        anyhow::ensure!(
-            mode & 0o002 == 0 || mode & 0o1000 != 0 || is_read_only(),
-            "anybody may put another directory in the place of {}, which {flag} names and which decides who is trusted, as {} may be \
-             written to by all (mode {mode:04o}): chmod o-w it",
-            directory.display(),
-            above.display()
-        );
-    }
-    Ok(())
 }
 
 /// How many connections there may be with so many descriptors: two for each, and some are left for everything else.

@@ -309,6 +309,13 @@ fn of_json(value: serde_json::Value) -> Metadata {
 /// Names and texts.
 type Texts = BTreeMap<String, String>;
 
+/// The namespace and the name of this process's own pod, where Istio's node proxy would be a workload of the mesh itself.
+pub(super) fn own_pod() -> Option<(Arc<str>, Arc<str>)> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    variable("SERVICE_ACCOUNT")?;
+    Some((variable("POD_NAMESPACE")?.into(), variable("POD_NAME")?.into()))
+}
+
 fn metadata(text: &str) -> Result<Texts, String> {
     serde_saphyr::from_str(text).map_err(|error| format!("a YAML map of names and texts is wanted: {error}"))
 }

@@ -21,8 +21,10 @@ const CLUSTER: &str = "CLUSTER_ID";
 /// How much of the processors the container is given, as Kubernetes writes it.
 const CPU_LIMIT: &str = "ZTUNNEL_RESOURCE_CPU_LIMIT";
 const CPU_REQUEST: &str = "ZTUNNEL_RESOURCE_CPU_REQUEST";
+/// How many cores there are to it: all of the machine's, where the container has no limit.
+const CPU_CORES: &str = "ZTUNNEL_CPU_LIMIT";
 /// What is read besides the variables of flags.
-pub(crate) const OTHER_VARIABLES: [&str; 4] = [proxy_config::VARIABLE, CLUSTER, CPU_LIMIT, CPU_REQUEST];
+pub(crate) const OTHER_VARIABLES: [&str; 5] = [proxy_config::VARIABLE, CLUSTER, CPU_LIMIT, CPU_REQUEST, CPU_CORES];
 /// Of which the value may be a secret.
 const TOKEN: &str = "auth-token";
 /// Not settings themselves.
@@ -272,13 +274,17 @@ fn files(arguments: &[OsString], of_istio: &ProxyConfig) -> anyhow::Result<Vec<F
     if let Ok(cluster) = std::env::var(CLUSTER) {
         found.push(("cluster-id".to_owned(), cluster, CLUSTER.to_owned()));
     }
-    let quantity = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-    found.extend(of_share(quantity(CPU_LIMIT), quantity(CPU_REQUEST))?);
+    found.extend(of_share(quantity(CPU_LIMIT), quantity(CPU_REQUEST), quantity(CPU_CORES))?);
     Ok(found)
 }
 
-/// As many threads as the container's share of the cores, where it has one: all of its limit, at least its request.
-fn of_share(limit: Option<String>, request: Option<String>) -> anyhow::Result<Option<Found>> {
+fn quantity(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// As many threads as the container's share of the cores, where it has one: all of its limit, at least its request; and else the
+/// usual share of the cores that it is told of.
+fn of_share(limit: Option<String>, request: Option<String>, cores_told: Option<String>) -> anyhow::Result<Option<Found>> {
     let read = |name: &str, text: Option<String>| {
         let cores = |text: String| {
             cores(&text).with_context(|| format!("the environment variable {name}: {text:?} is no quantity of CPU, such as 2 or 500m"))
@@ -286,12 +292,23 @@ fn of_share(limit: Option<String>, request: Option<String>) -> anyhow::Result<Op
         text.map(cores).transpose()
     };
     let (limit, request) = (read(CPU_LIMIT, limit)?, read(CPU_REQUEST, request)?.unwrap_or(0));
+    let auto_told = read(CPU_CORES, cores_told)?.map(ambient_node::workers_of);
+    let auto = auto_told.unwrap_or_else(auto_workers);
     let (count, from) = match limit {
         Some(limit) => (limit.max(request), CPU_LIMIT),
-        None if request > auto_workers() => (request, CPU_REQUEST),
+        None if request > auto => (request, CPU_REQUEST),
+        None if auto_told.is_some() => (auto, CPU_CORES),
         None => return Ok(None),
     };
     Ok(Some(("workers".to_owned(), count.max(1).to_string(), from.to_owned())))
+}
+
+/// Of which shares are taken: what the container is told, or else what the system says.
+fn cores_here() -> usize {
+    let told = [CPU_LIMIT, CPU_CORES].into_iter().find_map(quantity);
+    // One that cannot be read stops the start in its own name.
+    let told = told.and_then(|text| cores(&text)).map(|cores| cores.max(1));
+    told.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get))
 }
 
 /// Whole cores, of a quantity of Kubernetes'.
@@ -458,7 +475,7 @@ pub(crate) fn workers(text: &str) -> Result<usize, String> {
     if text.trim() == AUTO {
         return Ok(auto_workers());
     }
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let cores = cores_here();
     let count = match text.trim().strip_suffix('%') {
         Some(share) => {
             let share: usize = share.parse().ok().filter(|share| (1..=1000).contains(share)).ok_or_else(wanted)?;
@@ -554,7 +571,7 @@ mod tests {
     #[test]
     fn a_containers_share_of_the_processors_says_how_many_threads() {
         let threads = |limit: Option<&str>, request: Option<&str>| {
-            let found = of_share(limit.map(str::to_owned), request.map(str::to_owned));
+            let found = of_share(limit.map(str::to_owned), request.map(str::to_owned), None);
             found.map(|found| found.map(|(name, value, from)| (name, value.parse::<usize>().unwrap(), from)))
         };
         let of = |count, from: &str| Some(("workers".to_owned(), count, from.to_owned()));
@@ -577,6 +594,18 @@ mod tests {
             let why = threads(limit, request).unwrap_err().to_string();
             assert!(why.contains(named) && why.contains("500m"), "{why}");
         }
+        // What there is to the container in all, of which it takes the usual share.
+        let of_cores = |limit: Option<&str>, request: Option<&str>, cores: &str| {
+            let found = of_share(limit.map(str::to_owned), request.map(str::to_owned), Some(cores.to_owned()));
+            found.map(|found| found.map(|(_, value, from)| (value, from)))
+        };
+        let is = |count: &str, from: &str| Some((count.to_owned(), from.to_owned()));
+        assert_eq!(of_cores(None, None, "32").unwrap(), is("8", CPU_CORES));
+        assert_eq!(of_cores(None, Some("200m"), "4").unwrap(), is("2", CPU_CORES));
+        assert_eq!(of_cores(None, Some("9"), "32").unwrap(), is("9", CPU_REQUEST));
+        assert_eq!(of_cores(Some("3"), None, "32").unwrap(), is("3", CPU_LIMIT));
+        let why = of_cores(None, None, "all").unwrap_err().to_string();
+        assert!(why.contains(CPU_CORES), "{why}");
     }
 
     #[test]

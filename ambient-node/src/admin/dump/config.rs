@@ -92,7 +92,7 @@ struct Ztunnels<'a> {
     dns_proxy_addr: At,
     illegal_ports: [u16; 4],
     /// That of each pod is what the mesh says of it.
-    network: &'static str,
+    network: &'a str,
     local_node: &'a str,
     proxy_mode: &'static str,
     proxy_workload_information: Option<()>,
@@ -145,7 +145,7 @@ impl<'a> From<&'a Config> for Ztunnels<'a> {
             outbound_addr: everywhere(ports::OUTBOUND),
             dns_proxy_addr: At::Localhost(c.ipv6, ports::DNS),
             illegal_ports: [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE, ports::DNS],
-            network: "",
+            network: c.assumed.network.as_deref().unwrap_or_default(),
             local_node: &c.node,
             proxy_mode: "Shared",
             proxy_workload_information: None,
