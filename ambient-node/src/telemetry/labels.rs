@@ -41,12 +41,15 @@ impl TrafficLabels {
     pub(crate) fn new(ends: &Ends, flag: Flag) -> Self {
         let service = ends.service.as_deref();
         let part = |text: Option<&str>| text.map_or_else(|| UNKNOWN.clone(), Arc::from);
+        // Of a tunnel that does not stand, or not yet, it is whom it is to lead to.
+        let meant = || ends.destination_workload.as_ref().filter(|_| ends.mutual_tls)?.identity().ok();
+        let destination_identity = ends.destination_identity.clone().or_else(meant);
         Self {
             reporter: ends.direction.reporter(),
             flag: flag.as_str(),
             security: if ends.mutual_tls { "mutual_tls" } else { "unknown" },
             source: End::new(ends.source_workload.as_deref(), ends.source_identity.as_ref()),
-            destination: End::new(ends.destination_workload.as_deref(), ends.destination_identity.as_ref()),
+            destination: End::new(ends.destination_workload.as_deref(), destination_identity.as_ref()),
             service: [
                 part(service.map(|s| &*s.name.hostname)),
                 part(service.map(|s| &*s.name.namespace)),
