@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::{
-    Authority, BalancerMode, Endpoint, GatewayTarget, Identity, Mesh, NamespacedHostname, Network, NetworkAddress, Origin, Service,
-    TunnelProtocol, Workload, WorkloadUid, mesh::WaypointUser, ports,
+    Authority, BalancerMode, Endpoint, GatewayTarget, Identity, IpFamilies, Mesh, NamespacedHostname, Network, NetworkAddress, Origin,
+    Service, TunnelProtocol, Workload, WorkloadUid, mesh::WaypointUser, ports,
 };
 
 mod balance;
@@ -275,16 +275,15 @@ impl Way<'_> {
         if service.port(self.to.port()).is_none() {
             return Err(Refusal::NoPort(service.name.clone(), self.to.port()).into());
         }
-        let usable = |workload: &Workload, endpoint: &Endpoint| {
-            self.target(service, endpoint).is_some() && self.is_reachable(workload) && has_way(service, workload)
-        };
+        let usable =
+            |workload: &Workload, endpoint: &Endpoint| self.target(service, endpoint).is_some() && self.is_reachable(service, workload);
         let choice = Choice::of(self, service).pick(usable);
         let (workload, endpoint) = choice.ok_or_else(|| Refusal::NoEndpoint(service.name.clone()))?;
         if workload.network != self.source.network {
             return self.through_gateway(service, workload, &service.subject_alt_names);
         }
         let port = self.target(service, endpoint).unwrap_or_else(|| self.to.port());
-        let at = SocketAddr::new(self.address(service, workload)?, port);
+        let at = SocketAddr::new(self.address(workload, service.ip_families)?, port);
         self.to_workload(workload, at, Some(service))
     }
 
@@ -295,15 +294,22 @@ impl Way<'_> {
         own.or_else(|| (port.target != 0).then_some(port.target))
     }
 
-    /// Whether it is in the client's network, or behind a gateway.
-    fn is_reachable(&self, workload: &Workload) -> bool {
-        workload.network == self.source.network || workload.network_gateway.is_some()
+    /// Whether it can be dialled, or is behind the gateway of another network, and then needs no address. One of the client's own
+    /// network may have a gateway as well: those of other networks reach it there.
+    fn is_reachable(&self, service: &Service, workload: &Workload) -> bool {
+        match workload.network == self.source.network {
+            true => may_be_dialled(workload, service.ip_families),
+            false => workload.network_gateway.is_some(),
+        }
     }
 
-    /// The address of an endpoint: in the family that the client asked in, else any that the service is reached in (the
-    /// proxy stands between the two), else what its name means.
-    fn address(&self, service: &Service, workload: &Workload) -> Result<IpAddr, Stop> {
-        let mut accepted = workload.addresses.iter().filter(|ip| service.ip_families.accepts(**ip));
+    /// The address of a workload: the one that the client asked for, if it is one of its own; in the family that the client
+    /// asked in, else any of the families that it is reached in (the proxy stands between the two), else what its name means.
+    fn address(&self, workload: &Workload, families: IpFamilies) -> Result<IpAddr, Stop> {
+        if workload.has_address(self.to.ip()) {
+            return Ok(self.to.ip());
+        }
+        let mut accepted = workload.addresses.iter().filter(|ip| families.accepts(**ip));
         if let Some(ip) = like(&mut accepted, self.to.ip()) {
             return Ok(ip);
         }
@@ -311,7 +317,7 @@ impl Way<'_> {
         let Some((_, found)) = self.hints.resolved.as_ref().filter(|(of, _)| *of == lookup) else {
             return Err(Stop::Needs(lookup));
         };
-        let of_family: Vec<_> = found.iter().filter(|ip| service.ip_families.accepts(**ip)).collect();
+        let of_family: Vec<_> = found.iter().filter(|ip| families.accepts(**ip)).collect();
         let same: Vec<_> = of_family.iter().filter(|ip| ip.is_ipv4() == self.to.is_ipv4()).copied().collect();
         let among = if same.is_empty() { of_family } else { same };
         let at = (balance::mix(self.hints.draw, balance::ADDRESS) % among.len().max(1) as u64) as usize;
@@ -343,10 +349,9 @@ impl Way<'_> {
     }
 }
 
-/// Whether an endpoint has an address, or a name that may have one. One behind a gateway needs none.
-fn has_way(service: &Service, workload: &Workload) -> bool {
-    let has_address = workload.addresses.iter().any(|ip| service.ip_families.accepts(*ip));
-    has_address || !workload.hostname.is_empty() || workload.network_gateway.is_some()
+/// Whether a workload has an address in some families, or a name that may have one.
+fn may_be_dialled(workload: &Workload, families: IpFamilies) -> bool {
+    workload.addresses.iter().any(|ip| families.accepts(*ip)) || !workload.hostname.is_empty()
 }
 
 /// Who may answer for a workload: itself, and whom the service names.

@@ -5,8 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use super::{Inner, Plan, Refusal, Stop, Tunnel, Way, accepted, balance, balance::Choice, like};
-use crate::{Authority, Endpoint, GatewayAddress, GatewayTarget, Identity, Mesh, Service, Workload, mesh::WaypointUser};
+use super::{Inner, Plan, Refusal, Stop, Tunnel, Way, accepted, balance, balance::Choice, may_be_dialled};
+use crate::{Authority, Endpoint, GatewayAddress, GatewayTarget, Identity, IpFamilies, Mesh, Service, Workload, mesh::WaypointUser};
 
 /// The waypoint of a service that a draw falls on, if it has any.
 pub(super) fn waypoint(service: &Service, draw: u64) -> Option<&GatewayAddress> {
@@ -74,19 +74,18 @@ impl Way<'_> {
     /// Through a waypoint, which is to go on to where the connection was meant to. A waypoint of a service may be in another
     /// network, behind the gateway of that.
     fn to_waypoint(&self, waypoint: &GatewayAddress, service: Option<&Arc<Service>>) -> Result<Plan, Stop> {
-        let unknown = || Refusal::NoWaypoint(waypoint.target.clone());
         let is_here = |workload: &Workload| workload.network == self.source.network;
-        let found = self.find(waypoint, |workload| match is_here(workload) {
-            true => !workload.addresses.is_empty(),
+        let found = self.find(waypoint, |workload, families| match is_here(workload) {
+            true => may_be_dialled(workload, families),
             false => service.is_some() && workload.network_gateway.is_some(),
         });
-        let found = found.ok_or_else(unknown)?;
+        let found = found.ok_or_else(|| Refusal::NoWaypoint(waypoint.target.clone()))?;
         if let (Some(service), false) = (service, is_here(found.workload)) {
             let inner = found.service.map(|waypoints| &waypoints.subject_alt_names[..]);
             return self.through_gateway(service, found.workload, inner.unwrap_or_default());
         }
         Ok(Plan::Tunnel(Tunnel {
-            peer: self.at(&found).ok_or_else(unknown)?,
+            peer: self.at(&found)?,
             authority: self.to.into(),
             accepted: found.accepted()?,
             destination: found.workload.clone(),
@@ -101,16 +100,15 @@ impl Way<'_> {
     pub(super) fn through_gateway(&self, service: &Arc<Service>, endpoint: &Workload, inner: &[Identity]) -> Result<Plan, Stop> {
         let gateway = endpoint.network_gateway.as_ref();
         let gateway = gateway.ok_or_else(|| Refusal::Unreachable(endpoint.uid.clone()))?;
-        let unknown = || Refusal::NoGateway(gateway.target.clone());
-        let found = self.find(gateway, |workload| {
-            workload.network == endpoint.network && !workload.addresses.is_empty()
+        let found = self.find(gateway, |workload, families| {
+            workload.network == endpoint.network && may_be_dialled(workload, families)
         });
-        let found = found.ok_or_else(unknown)?;
+        let found = found.ok_or_else(|| Refusal::NoGateway(gateway.target.clone()))?;
         if inner.is_empty() {
             return Err(Refusal::NoServiceIdentity(service.name.clone()).into());
         }
         Ok(Plan::Tunnel(Tunnel {
-            peer: self.at(&found).ok_or_else(unknown)?,
+            peer: self.at(&found)?,
             authority: Authority::Host(service.name.hostname.clone(), self.to.port()),
             accepted: found.accepted()?,
             destination: found.workload.clone(),
@@ -125,11 +123,12 @@ impl Way<'_> {
 
     /// A gateway is itself a workload, or a service with endpoints, in a network; it always speaks HBONE on the port it is
     /// named with, which an endpoint may map to one of its own.
-    fn find(&self, gateway: &GatewayAddress, usable: impl Fn(&Workload) -> bool) -> Option<Found<'_>> {
+    fn find(&self, gateway: &GatewayAddress, usable: impl Fn(&Workload, IpFamilies) -> bool) -> Option<Found<'_>> {
         let port = gateway.hbone_port;
         if let Some(service) = self.mesh.gateway_service(&self.source.namespace, gateway) {
             // It need not list the HBONE port: then its endpoints are asked for by address alone.
-            let (workload, endpoint) = Choice::of(self, service).pick(|workload: &Workload, _: &Endpoint| usable(workload))?;
+            let usable = |workload: &Workload, _: &Endpoint| usable(workload, service.ip_families);
+            let (workload, endpoint) = Choice::of(self, service).pick(usable)?;
             let target = service.port(port).map(|p| p.target).filter(|target| *target != 0);
             return Some(Found {
                 workload,
@@ -150,9 +149,11 @@ impl Way<'_> {
         })
     }
 
-    /// Where it is reached: in the family that the client asked in, where it has the choice.
-    fn at(&self, found: &Found<'_>) -> Option<SocketAddr> {
-        let own = || like(&mut found.workload.addresses.iter(), self.to.ip());
-        Some(SocketAddr::new(found.named.or_else(own)?, found.port))
+    /// Where it is reached: in the family that the client asked in, where it has the choice; one that has a name alone, as a cloud's
+    /// load balancer has, where that leads.
+    fn at(&self, found: &Found<'_>) -> Result<SocketAddr, Stop> {
+        let families = found.service.map_or_else(IpFamilies::default, |service| service.ip_families);
+        let own = || self.address(found.workload, families);
+        Ok(SocketAddr::new(found.named.map_or_else(own, Ok)?, found.port))
     }
 }

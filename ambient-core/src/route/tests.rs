@@ -8,6 +8,7 @@ use crate::{
 
 mod balancing;
 mod delivering;
+mod ways;
 
 fn pod(name: &str, ips: &[&str]) -> Workload {
     let mut pod = Workload::new(&format!("c//Pod/shop/{name}"), "shop", name);
