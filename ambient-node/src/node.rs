@@ -17,7 +17,6 @@ use ambient_redirect::{
     linux::{self, PreflightError, preflight},
     plan::Options,
     pods::PodState,
-    probes::HostProbes,
     zds::{Client, ClientConfig, ClientState},
 };
 use ambient_tls::Configs;
@@ -165,7 +164,7 @@ pub struct Node {
     shared: Arc<Shared>,
     source: Box<dyn Source>,
     pods: Arc<Pods>,
-    probes: Option<HostProbes>,
+    probes: Option<host_probes::Prepared>,
     enrolling: Enrolling,
     doors: Doors,
     stop: Stop,
@@ -203,7 +202,7 @@ impl std::fmt::Debug for Node {
 pub struct Ground {
     config: Config,
     options: Options,
-    probes: Option<HostProbes>,
+    probes: Option<host_probes::Prepared>,
     doors: Doors,
     plugins: Option<cni::Door>,
 }
@@ -483,7 +482,7 @@ impl Node {
                 metrics: shared.metrics.clone(),
                 capture: shared.capture.clone(),
                 captures: captures.clone(),
-                probes: probes.as_ref().map(HostProbes::states),
+                probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: true,
                 namespace: Box::new(move |uid| served.namespace(uid)),
                 stop: told.clone(),

@@ -15,7 +15,6 @@ use ambient_core::PodUid;
 use ambient_redirect::{
     Announce, BoxFuture, Enrolment, PodSpec, Proxy, ProxyError,
     linux::{self, Netns, preflight},
-    probes::HostProbes,
     zds::{
         Client, ClientState, Connected, Server, ServerConfig,
         workloads::{Readiness, Unserved},
@@ -84,7 +83,7 @@ pub struct Enrol {
     state: Arc<State>,
     server: Arc<Server>,
     enrolment: Enrolment,
-    probes: Option<HostProbes>,
+    probes: Option<host_probes::Prepared>,
     doors: Doors,
     plugins: Option<cni::Door>,
     metrics: Arc<Metrics>,
@@ -192,7 +191,7 @@ impl Enrol {
                 metrics: metrics.clone(),
                 capture: config.redirect.options.clone(),
                 captures: Some(captures.clone()),
-                probes: probes.as_ref().map(HostProbes::states),
+                probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: false,
                 namespace: Box::new(move |uid| served.namespace(uid)),
                 stop: told.clone(),
