@@ -159,6 +159,33 @@ async fn a_silent_upstream_makes_nothing_up_and_harms_no_name_of_the_mesh() {
 }
 
 #[tokio::test]
+async fn ten_thousand_that_wait_are_bounded() {
+    let nameserver = Nameserver::start(Say::Nothing).await;
+    let patient = Limits {
+        forward: Duration::from_secs(60),
+        patience: Duration::from_secs(60),
+        ..Limits::default()
+    };
+    let bench = bench(&[nameserver.at], patient).await;
+    let socket = client(&bench).await;
+    let is_taken = |event: &Event| matches!(event, Event::Asked(_));
+    for burst in 0..100 {
+        for id in 0..100 {
+            socket.send(&example(burst * 100 + id)).await.unwrap();
+        }
+        // No faster than they are taken: the kernel would drop them.
+        bench.until(usize::from(burst + 1) * 100, is_taken).await;
+    }
+    nameserver.hears(patient.forwards).await;
+    assert_eq!(by_udp(&bench, &web(9)).await, webs_answer(9));
+    let forwarded = bench.count(|event| matches!(event, Event::Forwarded(_)));
+    let dropped = bench.count(|event| *event == Event::Dropped(Dropped::Busy));
+    assert_eq!((forwarded, dropped), (patient.forwards, 10_000 - patient.forwards));
+    assert_eq!(nameserver.heard().len(), patient.forwards);
+    assert_eq!(heard(&socket, Duration::from_millis(50)).await, None, "nothing is made up");
+}
+
+#[tokio::test]
 async fn a_nameserver_that_is_not_there_is_a_failure_at_once() {
     let nobody = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let patient = Limits {

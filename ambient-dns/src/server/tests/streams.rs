@@ -89,6 +89,64 @@ async fn many_queries_at_once_are_all_answered() {
     drop(writer.await);
 }
 
+/// What is asked one after the other may be answered in any order, by the mesh before all: as [RFC 7766 6.2.1.1] has it.
+///
+/// [RFC 7766 6.2.1.1]: https://www.rfc-editor.org/rfc/rfc7766#section-6.2.1.1
+#[tokio::test]
+async fn answers_come_in_the_order_in_which_they_are_given() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let bench = bench(&[listener.local_addr().unwrap()], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    // Two of one ID, too: whoever asks so tells the answers apart by their questions.
+    let asked = [example(1), example(2), query(2, &["example", "net"], 16)];
+    for query in &asked {
+        write(&mut stream, query).await;
+    }
+    write(&mut stream, &web(4)).await;
+    let (mut nameserver, _) = listener.accept().await.unwrap();
+    for query in &asked {
+        assert_eq!(next(&mut nameserver).await.as_ref(), Some(query));
+    }
+    assert_eq!(next(&mut stream).await, Some(webs_answer(4)));
+    for query in asked.iter().rev() {
+        write(&mut nameserver, &answer(query)).await;
+    }
+    for query in asked.iter().rev() {
+        assert_eq!(time::timeout(PATIENCE, next(&mut stream)).await.unwrap(), Some(answer(query)));
+    }
+    let is_answered = |event: &Event| {
+        matches!(
+            event,
+            Event::Answered {
+                source: Source::Upstream,
+                ..
+            }
+        )
+    };
+    assert_eq!(bench.count(is_answered), 3);
+}
+
+#[tokio::test]
+async fn the_longest_message_that_there_is_goes_both_ways() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| {
+        let mut reply = query.to_vec();
+        reply[2] |= 0x80;
+        vec![reply]
+    }))
+    .await;
+    let bench = bench(&[nameserver.at], Limits::default()).await;
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    let longest = [example(1), vec![0xab; 65_535 - example(1).len()]].concat();
+    let mut reply = over(&mut stream, &longest).await;
+    reply[2] &= 0x7f;
+    assert_eq!(reply, longest);
+    assert_eq!(nameserver.heard(), [longest]);
+    // One that promises as much and brings little holds nobody up, and ends by its deadline.
+    stream.write_all(&[0xff, 0xff, 0, 5]).await.unwrap();
+    let mut other = TcpStream::connect(bench.tcp).await.unwrap();
+    assert_eq!(over(&mut other, &web(3)).await, webs_answer(3));
+}
+
 #[tokio::test]
 async fn what_the_nameserver_does_to_a_connection_the_client_sees() {
     let closes = Nameserver::start(Say::Close).await;
