@@ -162,6 +162,12 @@ impl Workload {
         Identity::new(&self.trust_domain, &self.namespace, &self.service_account)
     }
 
+    /// Whether an identity is its own; as [`Workload::identity`] would say, without making that.
+    pub fn bears(&self, identity: &Identity) -> bool {
+        let is_own = (identity.namespace(), identity.service_account()) == (&*self.namespace, &*self.service_account);
+        is_own && *identity.trust_domain() == self.trust_domain
+    }
+
     /// Whether an address is one of its own.
     pub fn has_address(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip.to_canonical())

@@ -424,7 +424,7 @@ impl Tunnel {
         } else {
             let source = mesh.workload_by_address(&NetworkAddress::new(network, self.peer.ip()));
             // An address that belongs to somebody else than the certificate names (a waypoint's, say) says nothing.
-            source.filter(|w| w.identity().is_ok_and(|of| Some(&of) == identity)).cloned()
+            source.filter(|w| identity.is_some_and(|identity| w.bears(identity))).cloned()
         };
         let host = request
             .headers()

@@ -223,17 +223,17 @@ impl Outbound {
                         self.pod.outliers.remove(&destination.uid);
                     }
                     present.proven(far.proven());
-                    if let Some(workload) = far.found() {
-                        present.found(workload);
+                    if let Far::Inner { who, .. } = &far {
+                        present.found(who.clone());
                     }
                     return Ok((far, present));
                 }
                 Err(failure) => failure,
             };
             if let (true, Plan::Tunnel(tunnel)) = (failure.by_policy, &plan)
-                && let [only] = &tunnel.accepted[..]
+                && let ([only], None) = (&tunnel.accepted[..], &tunnel.inner)
             {
-                // It has answered, so that it has proven to be the one that it may be.
+                // It has answered, so that it has proven to be the one that it may be. Of two tunnels nobody knows which has.
                 present.proven(Some(only.clone()));
             }
             account = Some(present);
@@ -384,8 +384,8 @@ impl Outbound {
             Some(Plan::Tunnel(tunnel)) => {
                 ends.destination = tunnel.peer;
                 ends.hbone = Some(tunnel.authority.clone());
-                // Behind a gateway somebody else is the destination, of whom nobody here knows.
-                ends.destination_workload = tunnel.inner.is_none().then(|| tunnel.destination.clone());
+                // Until somebody behind it has answered, a gateway is as far as it goes.
+                ends.destination_workload = Some(tunnel.destination.clone());
                 ends.service = tunnel.service.clone();
                 ends.source_identity = Some(self.pod.identity.clone());
                 ends.waypoint = tunnel.waypoint;

@@ -210,9 +210,9 @@ impl Pod {
 /// The workload that a pod is, if it is known and bears an identity.
 pub(crate) fn local_workload<'a>(snapshot: &'a Snapshot, pod: &PodUid, identity: &Identity) -> Result<&'a Arc<Workload>, UnknownPod> {
     let workload = snapshot.mesh.workload_by_pod(pod).ok_or(UnknownPod::Absent)?;
-    match workload.identity() {
-        Ok(present) if present == *identity => Ok(workload),
-        _ => Err(UnknownPod::Renamed(identity.clone())),
+    match workload.bears(identity) {
+        true => Ok(workload),
+        false => Err(UnknownPod::Renamed(identity.clone())),
     }
 }
 

@@ -40,7 +40,7 @@ impl Afar {
         let (_, owner) = said.workload.as_ref()?;
         let owner: Owner = (said.namespace.as_deref()?.into(), owner.as_str().into());
         let mut some = self.0.get(&owner)?.values().take(MOST);
-        some.find(|workload| is_said(workload, said) && workload.identity().is_ok_and(|identity| identity == *proven))
+        some.find(|workload| is_said(workload, said) && workload.bears(proven))
     }
 }
 

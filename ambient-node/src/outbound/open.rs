@@ -46,14 +46,6 @@ impl Far {
         }
     }
 
-    /// Who is at the far end, where that was not known before.
-    pub(super) fn found(&self) -> Option<Arc<Workload>> {
-        match self {
-            Self::Inner { who, .. } => who.clone(),
-            Self::Tcp(_) | Self::Tunnel(_) | Self::Local(..) => None,
-        }
-    }
-
     /// Who the far end has proven to be.
     pub(super) fn proven(&self) -> Option<Identity> {
         match self {

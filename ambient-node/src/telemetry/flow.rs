@@ -96,9 +96,9 @@ impl Account {
         }
     }
 
-    /// Who is at the other end is known only now.
-    pub(crate) fn found(&mut self, workload: Arc<Workload>) {
-        self.renew(|ends| ends.destination_workload = Some(workload));
+    /// Who is at the other end is known only now, or is not who was thought.
+    pub(crate) fn found(&mut self, workload: Option<Arc<Workload>>) {
+        self.renew(|ends| ends.destination_workload = workload);
     }
 
     fn renew(&mut self, change: impl FnOnce(&mut Ends)) {
@@ -181,7 +181,8 @@ impl Account {
         let first_byte = self.first_byte.map(millis);
         let source = ends.source_workload.as_deref().map(Named::from);
         let destination = ends.destination_workload.as_deref().map(Named::from);
-        let (source, destination) = (source.unwrap_or_default(), destination.unwrap_or_default());
+        let source = source.unwrap_or_else(|| Named::proven(ends.source_identity.as_ref()));
+        let destination = destination.unwrap_or_else(|| Named::proven(ends.destination_identity.as_ref()));
         macro_rules! line {
             ($level:ident $(, $error:ident)?) => {
                 tracing::event!(
@@ -223,12 +224,22 @@ impl Account {
 }
 
 /// What a line says of a workload: nothing of what nobody knows.
-#[derive(Default)]
 struct Named<'a> {
     /// The pod's, or where there is none the service's that it goes by.
     name: Option<&'a str>,
     namespace: Option<&'a str>,
     cluster: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    /// Of one whom the mesh does not know.
+    fn proven(identity: Option<&'a Identity>) -> Self {
+        Self {
+            name: None,
+            namespace: identity.map(Identity::namespace),
+            cluster: None,
+        }
+    }
 }
 
 impl<'a> From<&'a Workload> for Named<'a> {

@@ -41,15 +41,18 @@ impl TrafficLabels {
     pub(crate) fn new(ends: &Ends, flag: Flag) -> Self {
         let service = ends.service.as_deref();
         let part = |text: Option<&str>| text.map_or_else(|| UNKNOWN.clone(), Arc::from);
-        // Of a tunnel that does not stand, or not yet, it is whom it is to lead to.
-        let meant = || ends.destination_workload.as_ref().filter(|_| ends.mutual_tls)?.identity().ok();
-        let destination_identity = ends.destination_identity.clone().or_else(meant);
+        // Who the destination is meant to be, where it has not proven it: Istio's, and what tells that it is no proof is `security`.
+        let meant = match (&ends.destination_identity, &ends.destination_workload) {
+            (None, Some(workload)) => workload.identity().ok(),
+            _ => None,
+        };
+        let destination = ends.destination_identity.as_ref().or(meant.as_ref());
         Self {
             reporter: ends.direction.reporter(),
             flag: flag.as_str(),
             security: if ends.mutual_tls { "mutual_tls" } else { "unknown" },
             source: End::new(ends.source_workload.as_deref(), ends.source_identity.as_ref()),
-            destination: End::new(ends.destination_workload.as_deref(), destination_identity.as_ref()),
+            destination: End::new(ends.destination_workload.as_deref(), destination),
             service: [
                 part(service.map(|s| &*s.name.hostname)),
                 part(service.map(|s| &*s.name.namespace)),
@@ -125,11 +128,13 @@ impl EncodeLabelSet for LookupLabels {
 impl End {
     fn new(workload: Option<&Workload>, identity: Option<&Identity>) -> Self {
         let take = |value: Option<&Arc<str>>| value.filter(|v| !v.is_empty()).unwrap_or(&UNKNOWN).clone();
+        // Whom the mesh does not know has proven that much.
+        let proven = || identity.map_or_else(|| UNKNOWN.clone(), |id| id.namespace().into());
         Self {
             workload: take(workload.map(|w| &w.workload_name)),
             canonical: take(workload.map(|w| &w.canonical_name)),
             revision: take(workload.map(|w| &w.canonical_revision)),
-            namespace: take(workload.map(|w| &w.namespace)),
+            namespace: workload.map_or_else(proven, |w| take(Some(&w.namespace))),
             principal: identity.map_or_else(|| UNKNOWN.clone(), |id| id.as_str().into()),
             cluster: take(workload.map(|w| &w.cluster)),
             region: take(workload.map(|w| &w.locality[0])),

@@ -303,7 +303,7 @@ pub(crate) fn the_dump_tells_where_what_came_is_delivered(world: &World) -> Outc
 
     // The waypoint is none any more.
     mesh.tell(vec![Update::Workload(Mesh::workload("b", &mesh.b).into())]);
-    let (mut pair, [gate, served]) = ways::by_a_tunnel_in_a_tunnel(&mesh)?;
+    let (mut pair, [gate, served]) = ways::by_a_tunnel_in_a_tunnel(&mesh, "a")?;
     pair.converse()?;
     let states_now = states()?;
     let of = |pod: &str| &states_now[pod].connections;

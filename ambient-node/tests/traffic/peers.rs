@@ -171,7 +171,8 @@ pub(crate) fn what_peers_write_is_believed_by_nobody(world: &World) -> Outcome {
         ("reporter", "destination"),
         ("source_principal", "spiffe://cluster.local/ns/elsewhere/sa/peer"),
         ("source_workload", "unknown"),
-        ("source_workload_namespace", "unknown"),
+        // Of all that is told of it the one thing that TLS has proven.
+        ("source_workload_namespace", "elsewhere"),
         ("source_canonical_service", "unknown"),
         ("source_cluster", "unknown"),
         ("destination_service", "unknown"),

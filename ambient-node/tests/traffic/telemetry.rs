@@ -30,8 +30,8 @@ pub(crate) fn metrics_have_the_bytes(world: &World) -> Outcome {
         let unknown = ("unknown", "unknown");
         let (reporters, source, destination, security): (&[&str], _, _, _) = match way {
             Way::Tunnel => (&["source", "destination"], a, b, "mutual_tls"),
-            // Without mutual TLS nobody has proven who they are.
-            Way::Inbound => (&["destination"], unknown, ("unknown", "b"), "unknown"),
+            // Without mutual TLS nobody has proven who they are; of a destination it is told who it is meant to be.
+            Way::Inbound => (&["destination"], unknown, b, "unknown"),
             Way::Outbound => (&["source"], ("unknown", "a"), unknown, "unknown"),
         };
         let labels = |reporter| {

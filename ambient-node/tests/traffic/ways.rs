@@ -141,8 +141,9 @@ pub(crate) fn another_endpoint_takes_what_one_cannot(world: &World) -> Outcome {
 }
 
 /// From a to a service of another network. The gateway is an application of b that passes bytes on; behind it, a pod that is an
-/// endpoint of the service too: a itself, whose node's proxy does not know its client again. Gives where b and a listen, too.
-pub(crate) fn by_a_tunnel_in_a_tunnel(mesh: &Mesh) -> Result<(Pair, [SocketAddr; 2]), Box<dyn std::error::Error>> {
+/// endpoint of the service too: a itself, whose node's proxy does not know its client again. What a's node says of a is so of the
+/// pod behind the gateway where its owner is `a`. Gives where b and a listen, too.
+pub(crate) fn by_a_tunnel_in_a_tunnel(mesh: &Mesh, owner: &str) -> Result<(Pair, [SocketAddr; 2]), Box<dyn std::error::Error>> {
     let (gate, served) = (mesh.b.listen(Family::V4), mesh.a.listen(Family::V4));
     let sick = |name, place| Workload {
         health: Health::Unhealthy,
@@ -165,9 +166,8 @@ pub(crate) fn by_a_tunnel_in_a_tunnel(mesh: &Mesh) -> Result<(Pair, [SocketAddr;
         network_gateway: Some(at("far", mesh.b.v4)),
         ..Workload {
             uid: "far//Pod/web".into(),
-            // What a's node says of a is so of it too.
             service_account: "a".into(),
-            workload_name: "a".into(),
+            workload_name: owner.into(),
             canonical_name: "a".into(),
             canonical_revision: "latest".into(),
             ..Mesh::workload("web", &mesh.a)
@@ -197,7 +197,7 @@ pub(crate) fn by_a_tunnel_in_a_tunnel(mesh: &Mesh) -> Result<(Pair, [SocketAddr;
 
 pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;
-    let (mut pair, _) = by_a_tunnel_in_a_tunnel(&mesh)?;
+    let (mut pair, _) = by_a_tunnel_in_a_tunnel(&mesh, "a")?;
     pair.converse()?;
     // Whom the gateway has chosen is known by what it says and proves, as far as the mesh knows one of which that is so.
     let chosen = [
@@ -223,6 +223,39 @@ pub(crate) fn another_network_is_reached_by_a_tunnel_in_a_tunnel(world: &World) 
     let mut last = String::new();
     pair.client.read_to_string(&mut last)?;
     assert_eq!(last, "the end", "both directions end in order, through both tunnels");
+    who_is_behind_a_gateway_is_told_as_far_as_it_is_known(&mesh)
+}
+
+/// Somebody of whom the mesh has not heard what they say, as where it has one workload for all of a service in a network; and
+/// nobody, as the gateway refuses.
+fn who_is_behind_a_gateway_is_told_as_far_as_it_is_known(mesh: &Mesh) -> Outcome {
+    let counted = |metric: &str, labels: &[(&str, &str)]| {
+        let labels = [&[("reporter", "source"), ("destination_service_name", "web")], labels].concat();
+        until("the connection to be counted", || (mesh.metric(metric, &labels) > 0).then_some(()));
+    };
+    let a = "spiffe://cluster.local/ns/shop/sa/a";
+    drop(by_a_tunnel_in_a_tunnel(mesh, "")?);
+    counted(
+        "istio_tcp_connections_opened_total",
+        &[
+            ("destination_workload", "unknown"),
+            ("destination_workload_namespace", LABELLED),
+            ("destination_principal", a),
+        ],
+    );
+    let mut web = service(&[(&Workload::new("far//Pod/web", LABELLED, "web"), 1)]);
+    web.subject_alt_names = vec![a.parse()?];
+    mesh.tell(vec![Update::Service(web.into())]);
+    until("the gateway to refuse", || {
+        let mut client = mesh.a.connect(vip()).ok()?;
+        client.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
+        (ending(&mut client) == "reset").then_some(())
+    });
+    let gate = [
+        ("destination_workload", "b"),
+        ("destination_principal", "spiffe://cluster.local/ns/shop/sa/b"),
+    ];
+    counted("istio_tcp_connections_failed_total", &gate);
     Ok(())
 }
 

@@ -97,6 +97,52 @@ fn bytes_stand_under_istios_names_and_labels() {
     assert!(text.ends_with("# EOF\n"));
 }
 
+/// Who stands at both ends, as far as the mesh knows them and TLS proves them: each row gives the principal and the namespace.
+#[test]
+fn principals_of_sources_are_proven_and_those_of_destinations_are_meant() {
+    let workload = |account: &str| {
+        let workload = Workload {
+            service_account: account.into(),
+            ..Workload::new("d", "store", "stock")
+        };
+        Some(Arc::new(workload))
+    };
+    let identity = |namespace: &str| Some(format!("spiffe://cluster.local/ns/{namespace}/sa/one").parse().unwrap());
+    let (unknown, meant) = ("unknown", "spiffe://cluster.local/ns/store/sa/stock");
+    let proven = "spiffe://cluster.local/ns/far/sa/one";
+    for (of, proves, destination, source) in [
+        // In plaintext nobody proves anything: a source is nobody, a destination who it is meant to be, as Istio says it.
+        (workload("stock"), None, (meant, "store"), (unknown, "store")),
+        (workload("a/b"), None, (unknown, "store"), (unknown, "store")),
+        (None, None, (unknown, unknown), (unknown, unknown)),
+        (workload("stock"), identity("far"), (proven, "store"), (proven, "store")),
+        // Whom the mesh does not know has a namespace all the same.
+        (None, identity("far"), (proven, "far"), (proven, "far")),
+    ] {
+        let metrics = Metrics::default();
+        metrics.attempted(&Ends {
+            source_workload: of.clone(),
+            source_identity: proves.clone(),
+            destination_workload: of,
+            destination_identity: proves,
+            ..ends("cart", Direction::Outbound)
+        });
+        let text = metrics.text().unwrap();
+        for (end, (principal, namespace)) in [("destination", destination), ("source", source)] {
+            let labels = [
+                format!(",{end}_principal=\"{principal}\""),
+                format!(",{end}_workload_namespace=\"{namespace}\""),
+            ];
+            let labels = labels.each_ref().map(String::as_str);
+            assert_eq!(
+                value(&text, "istio_tcp_connections_opened_total", &labels),
+                Some(1),
+                "{labels:?} {text}"
+            );
+        }
+    }
+}
+
 #[test]
 fn series_are_bounded_and_nothing_goes_uncounted() {
     let metrics = Metrics::counting(Traffic::new(3));
