@@ -1,6 +1,6 @@
 //! What istiod's resources mean: from the bytes of one to one change, or to the name of the field that cannot be read.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambient_authz::{policy, wire as authz};
 use ambient_core::{
@@ -27,6 +27,9 @@ mod tests;
 
 /// The name of the extension that says more of a pod: of this project's own, and passed over by whoever does not know it.
 pub(crate) const POD: &str = "ambient.control.v1.Pod";
+
+/// The longest text of why a resource is refused, in bytes.
+pub(crate) const WHY: usize = 1024;
 
 /// What a resource is known by in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +72,17 @@ impl<T: Into<String>> From<T> for Refused {
         Self {
             why: why.into(),
             unreadable: None,
+        }
+    }
+}
+
+/// As much of a text of somebody else's as is told, or is kept to be told.
+pub(crate) fn brief(text: &str, most: usize) -> Cow<'_, str> {
+    match text.len() <= most {
+        true => text.into(),
+        false => {
+            let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            format!("{}…", &text[..end]).into()
         }
     }
 }
@@ -132,6 +146,7 @@ pub(crate) fn trust(name: &str, body: &[u8]) -> Result<Read, Refused> {
 pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings) -> Result<Read, Refused> {
     // What it was meant to apply to is not known where nothing of it can be read: its name says the namespace.
     let widest = |why: String| {
+        let why = brief(&why, WHY).into_owned();
         let (namespace, _) = name.split_once('/').unwrap_or(("", name));
         let of_mesh = namespace.is_empty() || *namespace == *settings.root_namespace;
         let unreadable = policy::Unreadable {

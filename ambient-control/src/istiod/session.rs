@@ -360,7 +360,8 @@ impl Session {
         let mut received = Received::default();
         let asked_for = |kind: &Kind| self.settings.trust || *kind != Kind::Trust;
         let Some(kind) = Kind::of(&response.type_url).filter(asked_for) else {
-            let why = format!("resources of the type {:?}, which were not asked for", response.type_url);
+            let of = read::brief(&response.type_url, read::WHY);
+            let why = format!("resources of the type {of:?}, which were not asked for");
             received.refused.push(why);
             self.answer(response, &[]);
             return received;
@@ -383,10 +384,11 @@ impl Session {
             version: come.version.to_string(),
             body,
         });
-        let Err(refused) = self.accept(kind, come, received) else {
+        let Err(mut refused) = self.accept(kind, come, received) else {
             received.entries.extend(sent.map(|sent| Entry::Put(kind, name, sent)));
             return;
         };
+        refused.why = read::brief(&refused.why, read::WHY).into_owned();
         received.refused.push(format!("{name}: {}", refused.why));
         if let Some(unreadable) = &refused.unreadable {
             received.changes.push(unreadable.clone());

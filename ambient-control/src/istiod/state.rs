@@ -322,7 +322,9 @@ impl Client {
                 End::Dropped => return,
             };
             self.streams.ended(how);
-            if usual || now().duration_since(opened) > LONGEST_WAIT {
+            // One that takes its leave of each stream as soon as it is open is not to be asked without a pause.
+            let lasted = now().duration_since(opened);
+            if lasted > LONGEST_WAIT || (usual && lasted > STEADY) {
                 backoff.reset();
             }
             let wait = backoff.next();
@@ -733,5 +735,7 @@ const MARKING: Duration = Duration::from_secs(60);
 const FOR_ROOM: Duration = Duration::from_secs(2);
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
+/// How long a stream lasts at least that ends because it is time to.
+const STEADY: Duration = Duration::from_secs(1);
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(12);

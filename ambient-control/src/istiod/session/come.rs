@@ -33,7 +33,9 @@ pub(super) enum Content {
 impl Session {
     /// Reads a resource. It counts with [`Session::handle_response`].
     pub(crate) fn read(&self, resource: Resource) -> Come {
-        let name = &resource.name;
+        // What is cut short is no resource's name, and is refused.
+        let name = read::brief(&resource.name, LONGEST_NAME);
+        let name = &*name;
         let (content, sent) = match resource.resource {
             None => (Content::Empty, None),
             Some(body) => {
@@ -58,7 +60,7 @@ impl Session {
                         key: Key::Workload(uid), ..
                     }),
                 ) => uid.to_shared(),
-                _ => resource.name.into(),
+                _ => name.into(),
             },
             version: resource.version.into(),
             aliases: resource.aliases,
@@ -67,6 +69,9 @@ impl Session {
         }
     }
 }
+
+/// The longest name that a resource can have, in bytes: of hostnames, clusters, namespaces and the like together.
+pub(super) const LONGEST_NAME: usize = 2048;
 
 /// Why what is of one type cannot be of another.
 pub(super) fn of_another(type_url: &str) -> read::Refused {

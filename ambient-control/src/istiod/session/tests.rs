@@ -13,6 +13,7 @@ use crate::wire::istio::{security, workload};
 const GRACE: Duration = Duration::from_secs(30);
 const SETTLING: Duration = Duration::from_secs(10);
 
+mod claims;
 mod trust;
 
 #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
@@ -475,128 +476,6 @@ fn two_names_of_one_workload_are_not_both_taken() {
     assert_eq!((received.changes.len(), received.refused.len()), (1, 1), "{received:?}");
     let received = session.handle_whole(now(), response(Kind::Address, "n", vec![], &[uid(1).to_uppercase()]));
     assert!(received.changes.is_empty(), "the one that was taken stays");
-}
-
-/// A workload that is a pod, at an address.
-fn of_pod(name: &str, pod: &str, ip: [u8; 4]) -> Resource {
-    let uid = format!("c1//Pod/shop/{name}");
-    let pod = crate::wire::ambient::control::v1::Pod {
-        uid: pod.into(),
-        ..Default::default()
-    };
-    let extension = workload::Extension {
-        name: read::POD.into(),
-        config: Some(Any {
-            type_url: String::new(),
-            value: pod.encode_to_vec(),
-        }),
-    };
-    let workload = workload::Workload {
-        uid: uid.clone(),
-        name: name.into(),
-        namespace: "shop".into(),
-        addresses: vec![ip.to_vec()],
-        extensions: vec![extension],
-        ..workload::Workload::default()
-    };
-    named(&uid, 1, Kind::Address, &address(workload))
-}
-
-#[test]
-fn two_workloads_are_not_one_pod() {
-    let mut session = session();
-    session.handle_opened(now());
-    drain(&mut session);
-    let (first, second) = (of_pod("a", "uid-1", [10, 0, 0, 1]), of_pod("b", "uid-1", [10, 0, 0, 2]));
-    let other = of_pod("c", "uid-2", [10, 0, 0, 3]);
-    let received = session.handle_whole(now(), response(Kind::Address, "n", vec![first, second.clone(), other], &[]));
-    assert_eq!((received.changes.len(), received.refused.len()), (2, 1), "{received:?}");
-    let why = "c1//Pod/shop/b: extensions[ambient.control.v1.Pod].uid: uid-1 is the pod of c1//Pod/shop/a already";
-    assert!(received.refused[0].starts_with(why), "{received:?}");
-    let answer = drain(&mut session).remove(0).error_detail.unwrap();
-    assert!(answer.message.starts_with(why), "{answer:?}");
-    assert!(session.faults()[0].what.starts_with(why));
-    // Once the first is another pod, or gone, it may be.
-    let received = session.handle_whole(
-        now(),
-        response(Kind::Address, "n", vec![of_pod("a", "uid-3", [10, 0, 0, 1]), second.clone()], &[]),
-    );
-    assert_eq!((received.changes.len(), received.refused.len()), (2, 0), "{received:?}");
-    assert!(session.faults().is_empty());
-    let gone = ["c1//Pod/shop/b".to_owned()];
-    let received = session.handle_whole(
-        now(),
-        response(Kind::Address, "n", vec![of_pod("d", "uid-1", [10, 0, 0, 4])], &gone),
-    );
-    assert_eq!((received.changes.len(), received.refused.len()), (2, 0), "{received:?}");
-    assert_eq!(session.kinds[0].pods.len(), session.held()[0]);
-}
-
-#[test]
-fn a_name_that_stands_twice_in_a_response_counts_once() {
-    let mut session = session();
-    session.handle_opened(now());
-    let sent = vec![resource(1, 1), resource(2, 1), resource(1, 2), resource(2, 1), resource(3, 1)];
-    let received = session.handle_whole(now(), response(Kind::Address, "n", sent, &[]));
-    assert_eq!((received.changes.len(), received.refused.len()), (3, 1), "{received:?}");
-    assert!(
-        received.refused[0].starts_with("c1//Pod/shop/w-1: it came twice in one response"),
-        "{received:?}"
-    );
-    let mesh = apply(&Mesh::default(), received.changes);
-    assert_eq!(&*mesh.workload(&uid(1).as_str().into()).unwrap().canonical_revision, "1");
-    assert!(session.faults()[0].what.ends_with("; its last good version stays in force"));
-    // Sent again by itself it is as good as any.
-    session.handle_whole(now(), response(Kind::Address, "n", vec![resource(1, 2)], &[]));
-    assert!(session.faults().is_empty());
-}
-
-/// The control plane may come back with other names for all, as where its cluster was given one: what is reached at the same
-/// addresses is not to stand beside what was there before.
-#[test]
-fn what_waits_to_be_removed_gives_way_to_whoever_has_its_address_or_is_its_pod() {
-    let mut session = session();
-    let now = now();
-    session.handle_opened(now);
-    let vip = |name: &str| {
-        let service = workload::Service {
-            name: name.into(),
-            namespace: "shop".into(),
-            hostname: name.into(),
-            addresses: vec![workload::NetworkAddress {
-                address: vec![10, 9, 0, 1],
-                ..workload::NetworkAddress::default()
-            }],
-            ..workload::Service::default()
-        };
-        let body = workload::Address {
-            r#type: Some(workload::address::Type::Service(service)),
-        };
-        named(&format!("shop/{name}"), 1, Kind::Address, &body)
-    };
-    let all: Vec<_> = (1..9)
-        .map(|n| of_pod(&n.to_string(), &format!("uid-{n}"), [10, 0, 0, n]))
-        .chain([vip("old"), vip("older")])
-        .collect();
-    let names: Vec<String> = all.iter().map(|resource| resource.name.clone()).collect();
-    session.handle_whole(now, response(Kind::Address, "n", all, &[]));
-    session.handle_opened(now);
-    let come = vec![of_pod("x", "uid-x", [10, 0, 0, 1]), of_pod("y", "uid-2", [10, 0, 1, 2]), vip("new")];
-    let received = session.handle_whole(now, response(Kind::Address, "n", come, &names));
-    assert_eq!(received.refused, [""; 0]);
-    let removed: BTreeSet<String> = received
-        .changes
-        .iter()
-        .filter_map(|change| match change {
-            Change::Mesh(Update::RemoveWorkload(uid)) => Some(uid.to_string()),
-            Change::Mesh(Update::RemoveService(name)) => Some(name.to_string()),
-            _ => None,
-        })
-        .collect();
-    let wanted = ["c1//Pod/shop/1", "c1//Pod/shop/2", "shop/old", "shop/older"].map(str::to_owned);
-    assert_eq!(removed, BTreeSet::from(wanted));
-    assert!(session.faults()[0].what.contains("without 6 of 10"), "{:?}", session.faults());
-    assert_eq!(session.handle_timeout(now + GRACE).changes.len(), 6);
 }
 
 #[test]

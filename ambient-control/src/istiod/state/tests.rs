@@ -271,6 +271,22 @@ async fn a_control_plane_that_takes_its_leave_is_gone_back_to_where_it_was_left(
 }
 
 #[tokio::test]
+async fn a_control_plane_that_takes_its_leave_of_every_stream_is_not_asked_without_a_pause() {
+    let mut fake = Fake::start("localhost").await;
+    let _state = State::connect(config(&fake)).unwrap();
+    let mut streams = 0;
+    let leaving = async {
+        loop {
+            drop(fake.opened().await);
+            streams += 1;
+        }
+    };
+    let _ = timeout(Duration::from_secs(3), leaving).await;
+    // After 10 ms, 20 ms, 40 ms and so on, or half as much.
+    assert!((3..14).contains(&streams), "{streams}");
+}
+
+#[tokio::test]
 async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
     let mut fake = Fake::start("localhost").await;
     let memory = MemoryConfig::new(fake.path("memory"));
