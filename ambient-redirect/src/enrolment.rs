@@ -248,8 +248,9 @@ impl Enrolment {
                 }
                 seen = finished(&mut scan) => {
                     scan = None;
-                    if let Some(seen) = seen.and_then(|seen| self.places.take(seen)) {
-                        self.pods.handle_unseen(now(), self.places.unseen());
+                    let seen = seen.and_then(|seen| self.places.take(seen));
+                    self.pods.handle_unseen(now(), self.places.unseen());
+                    if let Some(seen) = seen {
                         self.pods.handle_namespaces(now(), seen);
                     }
                 }

@@ -297,7 +297,8 @@ impl Pods {
         self.reconsider(now);
     }
 
-    /// Some namespace could not be looked into, for this reason; `None` where all could. It is told of pods of which none is found.
+    /// Some namespace, or what shows namespaces, could not be looked into, for this reason; `None` where all could. It is told of pods
+    /// of which none is found.
     pub fn handle_unseen(&mut self, now: Instant, why: Option<Cause>) {
         if self.unseen == why {
             return;
@@ -554,7 +555,8 @@ impl Pods {
             }
         }
         if !self.looked {
-            let unknown = |spec: &PodSpec| (spec.uid.clone(), Unpaired::NotLooked);
+            let why = self.unseen.clone().map_or(Unpaired::NotLooked, Unpaired::Unseen);
+            let unknown = |spec: &PodSpec| (spec.uid.clone(), why.clone());
             self.unpaired = desired.iter().filter(|spec| !self.has_entry(&spec.uid)).map(unknown).collect();
             return;
         }

@@ -73,6 +73,10 @@ fn main() -> ExitCode {
             "a_name_that_leads_nowhere_hides_no_other",
             names::a_name_that_leads_nowhere_hides_no_other,
         ),
+        (
+            "what_cannot_be_read_is_told_and_hides_no_other",
+            names::what_cannot_be_read_is_told_and_hides_no_other,
+        ),
         ("a_strangers_table_is_left_alone", probed::a_strangers_table_is_left_alone),
     ])
 }

@@ -153,14 +153,19 @@ impl Places {
         self.looked = Some(Tick::now().into_std());
         spawn_blocking(move || {
             let mut found = Found::default();
-            look(&directory, &node, own, &known, &mut found)?;
+            let reading = |e: io::Error| of_directory(&directory, &e);
+            look(&directory, &node, own, &known, &mut found).map_err(reading)?;
             if named.iter().any(|id| !found.found.contains_key(id)) {
                 // Names that change while they are listed can be missed, as of one that is exchanged with another.
-                look(&directory, &node, own, &known, &mut found)?;
+                look(&directory, &node, own, &known, &mut found).map_err(reading)?;
             }
             if let Some(processes) = processes {
                 let mut processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
-                around(&mut processes, &node, &known, &mut found)?;
+                if let Err(e) = around(&mut processes, &node, &known, &mut found) {
+                    // What has a name is found without them.
+                    (found.incomplete, found.blind) = (true, true);
+                    found.unseen.get_or_insert_with(|| of_directory(processes.proc(), &e).into());
+                }
             }
             Ok(found)
         })
@@ -168,7 +173,6 @@ impl Places {
 
     /// Takes over what was found and gives all that is there; `None` where the look failed, so that nothing is known anew.
     pub(super) fn take(&mut self, scan: Scan) -> Option<BTreeMap<NetnsId, Seen>> {
-        self.changed |= scan.is_err();
         let Found {
             mut found,
             inhabited,
@@ -176,7 +180,13 @@ impl Places {
             incomplete,
             blind,
             unseen,
-        } = scan.ok()?;
+        } = match scan {
+            Ok(found) => found,
+            Err(error) => {
+                (self.changed, self.unseen) = (true, Some(error.into()));
+                return None;
+            }
+        };
         self.incomplete = incomplete;
         self.unseen = unseen;
         let now = Tick::now().into_std();
@@ -230,7 +240,7 @@ impl Places {
         Some(seen)
     }
 
-    /// Why a namespace could not be looked into at the last look; `None` where all could.
+    /// Why a namespace, or what shows namespaces, could not be looked into at the last look; `None` where all could.
     pub(super) fn unseen(&self) -> Option<Cause> {
         self.unseen.clone()
     }
@@ -382,6 +392,11 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
         }
     }
     Ok(())
+}
+
+/// An error with where it was.
+fn of_directory(directory: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("reading {}: {error}", directory.display()))
 }
 
 /// Whether a name, most often a link, names nothing at all.

@@ -115,6 +115,11 @@ impl Processes {
         }
     }
 
+    /// The `/proc` that they are seen in.
+    pub fn proc(&self) -> &Path {
+        &self.proc
+    }
+
     /// Looks at what is new, and gives the namespaces in which pods' processes run, with the file that stands for each. Not
     /// among them are the caller's own and that of process 1. One listing of the directory, and some reads for each process that
     /// has begun since the last look.

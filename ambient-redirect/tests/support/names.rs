@@ -3,8 +3,10 @@
 use std::{os::unix::fs::symlink, path::Path};
 
 use ambient_redirect::{
+    Config,
     linux::Netns,
     netlink::{Batch, Family, Nftables},
+    pods::{PodState, State, Unpaired},
 };
 use ambient_testkit::{World, harness::Outcome};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
@@ -111,5 +113,59 @@ pub(crate) fn a_name_that_leads_nowhere_hides_no_other(world: &World) -> Outcome
         running.until_in(&["second"]).await;
         goes_on(&running, &[("first", &first), ("second", &second)], 1).await;
         running.stop().await;
+    })
+}
+
+/// What shows namespaces cannot be read for a while: pods that are captured stay so, of others it is said why none is found, and what
+/// shows some is believed although another does not.
+pub(crate) fn what_cannot_be_read_is_told_and_hides_no_other(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    node.pod("first", "10.0.0.2", "fd00::2")?;
+    let [names, processes] = ["names", "processes"].map(|name| world.scratch_dir().join(name));
+    symlink(world.netns_dir(), &names)?;
+    symlink("/proc", &processes)?;
+    let tells = |states: &[PodState], uid: &str, place: &Path| {
+        let why = states.iter().find(|s| s.spec.uid.as_str() == uid).map(|s| &s.state);
+        matches!(why, Some(State::Pairing { why: Unpaired::Unseen(why) }) if why.to_string().contains(&*place.to_string_lossy()))
+    };
+    node.run(async {
+        let config = Config {
+            netns_dir: names.clone(),
+            proc: Some(processes.clone()),
+            ..node.config()
+        };
+        let [first, second, third] =
+            [("first", "10.0.0.2"), ("second", "10.0.0.3"), ("third", "10.0.0.4")].map(|(uid, ip)| spec(uid, &[ip]));
+        let mut running = Running::start(config, &Log::default());
+        running.want(std::slice::from_ref(&first));
+        running.until_in(&["first"]).await;
+
+        std::fs::remove_file(&processes).unwrap();
+        node.pod("second", "10.0.0.3", "fd00::3").unwrap();
+        running.want(&[first.clone(), second.clone(), third.clone()]);
+        running.until_in(&["second"]).await;
+        running.until("the reason", |states| tells(states, "third", &processes)).await;
+
+        symlink("/proc", &processes).unwrap();
+        std::fs::remove_file(&names).unwrap();
+        running.until("the other reason", |states| tells(states, "third", &names)).await;
+        assert!(["first", "second"].iter().all(|uid| is_in(&running.states.borrow(), uid)));
+        running.kill().await;
+
+        // Nothing could be looked at from the start.
+        let config = Config {
+            netns_dir: names.clone(),
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        running.want(&[first, second, third]);
+        running
+            .until("the reason at the start", |states| tells(states, "first", &names))
+            .await;
+        symlink(world.netns_dir(), &names).unwrap();
+        node.pod("third", "10.0.0.4", "fd00::4").unwrap();
+        running.until_in(&["first", "second", "third"]).await;
+        let log = running.stop().await;
+        assert_eq!(log.count("withdrawn"), 0, "{:#?}", log.lines());
     })
 }
