@@ -24,7 +24,7 @@ mod stop;
 use std::{fmt, sync::Arc};
 
 use ambient_core::PodUid;
-use ambient_redirect::{linux::Netns, plan::Options, pods::PodState, probes::ProbesState};
+use ambient_redirect::{linux::Netns, plan::Options, pods::PodState, probes::ProbesState, zds::ClientState};
 use tokio::sync::watch;
 
 use crate::{Shared, pods::Pods, state::State, telemetry::Metrics};
@@ -70,6 +70,8 @@ pub(crate) struct Standing {
     pub(crate) capture: Options,
     /// How far each pod of this node is with its capture; `None` where that is an agent's of others.
     pub(crate) captures: Option<watch::Receiver<Arc<[PodState]>>>,
+    /// How it stands with that agent; `None` where there is none.
+    pub(crate) agent: Option<watch::Receiver<ClientState>>,
     /// How it stands with the kubelet's probes; `None` where they are let through nowhere.
     pub(crate) probes: Option<watch::Receiver<ProbesState>>,
     /// Whether the proxy is in this process, so that it is known what pods have open.

@@ -482,6 +482,7 @@ impl Node {
                 metrics: shared.metrics.clone(),
                 capture: shared.capture.clone(),
                 captures: captures.clone(),
+                agent: shared.agent.clone(),
                 probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: true,
                 namespace: Box::new(move |uid| served.namespace(uid)),

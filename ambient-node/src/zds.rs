@@ -191,6 +191,7 @@ impl Enrol {
                 metrics: metrics.clone(),
                 capture: config.redirect.options.clone(),
                 captures: Some(captures.clone()),
+                agent: None,
                 probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: false,
                 namespace: Box::new(move |uid| served.namespace(uid)),

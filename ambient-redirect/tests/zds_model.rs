@@ -552,12 +552,7 @@ impl World {
                 // It need not have all, and has nothing else.
                 false => serving.iter().all(|(uid, n)| desired.get(uid) == Some(n)),
             };
-            all && match proxy.workloads.readiness() {
-                Readiness::Ready => true,
-                // Where a pod is it is told anew only while it is the newest.
-                Readiness::Pending(pods, _) => Some(p) != newest && pods.iter().all(|(_, why)| why.to_string().contains("the node's own")),
-                _ => false,
-            }
+            all && proxy.workloads.readiness() == Readiness::Ready
         };
         let every = self.proxies.iter().enumerate().all(|(p, proxy)| holds(p, proxy));
         every && self.tickets.is_empty() && self.connections.len() == self.proxies.len()

@@ -17,7 +17,7 @@ use serde::{Serialize, Serializer};
 
 use self::{
     look::{Listener, Look},
-    wrong::{Wrong, wrong},
+    wrong::{Wrong, unserved, wrong},
 };
 use super::{Answer, Asked, Site, Standing, answer::JSON};
 use crate::{meant::is_meant, telemetry::Direction, text::rfc3339};
@@ -205,12 +205,9 @@ impl View {
                 what: "it is not captured: where state comes from does not tell its UID, or another pod has the same".into(),
                 remedy: "see that its metadata.uid is there, and no other pod's".into(),
             });
-        } else if state == "not served" {
-            wrong.push(Wrong {
-                code: "not-named",
-                what: "the node agent has not named it".into(),
-                remedy: "see the agent's log; readiness says whether one is connected".into(),
-            });
+        } else if desired && at.captures.is_none() {
+            let agent = at.agent.as_ref().map(|agent| agent.borrow().clone());
+            wrong.extend(unserved(agent.as_ref(), workload.pod.as_ref(), served.is_some()));
         }
         Self {
             namespace: workload.namespace.clone(),

@@ -15,6 +15,7 @@ use ambient_testkit::{World, harness::Outcome};
 
 use crate::mesh::{Family, Mesh, Way, until};
 
+const ADMIN: u16 = ambient_core::ports::ADMIN;
 const READINESS: u16 = ambient_core::ports::READINESS;
 
 /// The agent's process.
@@ -128,6 +129,17 @@ pub(crate) fn an_agent_of_others_is_obeyed(world: &World) -> Outcome {
     let refused = agent.say(&format!("add uid-of-c shop c c{file}"));
     assert!(refused.contains("no network namespace"), "{refused}");
     converse("beside a pod that is nowhere");
+    // Whoever asks is told that it was named, and why it is not served.
+    assert!(agent.say(&format!("add uid-of-b shop b b{file}")).contains("no network namespace"));
+    let (_, text) = mesh.page(ADMIN, "/pods?pod=b").unwrap();
+    assert!(
+        text.contains("wrong: the node agent has named it") && text.contains("no network namespace"),
+        "{text}"
+    );
+    converse("beside one that is served elsewhere");
+    assert_eq!(agent.add(world, "b", "b"), "ok");
+    let (_, text) = mesh.page(ADMIN, "/pods?pod=b").unwrap();
+    assert!(text.contains("nothing is wrong"), "{text}");
     assert_eq!(agent.say("del uid-of-c"), "ok");
     for (what, says) in [
         (format!("add uid-of-c shop c c{none}"), "no network namespace for pod"),

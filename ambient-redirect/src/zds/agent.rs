@@ -13,7 +13,7 @@
 //! is told all anew.
 //!
 //! While it is naming, each proxy is told of every pod. Later only the newest is told of new ones; what is to be let go, all
-//! are told. When the newest is gone, the one before it is told what it lacks. A pod whose namespace is not known yet when a
+//! are told, and what one has refused, it is asked again. When the newest is gone, the one before it is told what it lacks. A pod whose namespace is not known yet when a
 //! proxy comes it is told to keep, and where it is once that is known.
 //!
 //! A pod of which a proxy was told when its connection ended is suspected to be why, as the proxy may hang or end by it: whoever
@@ -395,7 +395,7 @@ impl<F: Clone> Agent<F> {
             let naming = c.phase == Phase::Naming && c.asked.is_none();
             let grace = self.expected.as_ref().map(|(since, _)| *since + self.timing.grace);
             let adds = naming || newest == Some(*id);
-            let again = c.told.values().filter(move |_| adds && c.asked.is_none());
+            let again = c.told.values().filter(move |_| c.asked.is_none());
             let again = again.filter_map(|told| told.refused.as_ref().map(|(_, again)| *again));
             let suspects = self.suspects.iter().filter(move |_| c.asked.is_none());
             let suspects = suspects.filter(move |(uid, suspect)| self.is_lacked(c, uid, adds, suspect.not_before));
@@ -494,8 +494,10 @@ impl<F: Clone> Agent<F> {
     /// Whether a proxy must be told of a pod. `adds`: whether it is told of pods now.
     fn is_lacked(&self, connection: &Connection, uid: &PodUid, adds: bool, now: Instant) -> bool {
         let Some(wanted) = self.wanted.get(uid) else { return false };
-        // What it was told to keep it may serve somewhere else: also an older one is told where that is.
-        let concerned = adds || connection.told.get(uid).is_some_and(|told| told.pod.is_none());
+        // What it was told to keep it may serve somewhere else, and what it has refused it may serve by now, or be able to: also an
+        // older one is told where that is. Were it told to let go instead, that would cut what it serves.
+        let by_itself = |told: &Told| told.pod.is_none() || told.refused.is_some() && told.is(wanted);
+        let concerned = adds || connection.told.get(uid).is_some_and(by_itself);
         concerned && connection.lacks(uid, wanted, now)
     }
 

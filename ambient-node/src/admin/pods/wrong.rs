@@ -1,8 +1,13 @@
 //! What is wrong with a pod, in plain words, and what to do about it.
 
+use ambient_core::PodUid;
 use ambient_redirect::{
     linux::Way,
     pods::{Cause, PodState, Refusal, State, Step, Unpaired},
+    zds::{
+        ClientState,
+        workloads::{Readiness, Unserved},
+    },
 };
 use serde::Serialize;
 
@@ -103,6 +108,50 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
         );
     }
     found
+}
+
+/// What is wrong with a pod that an agent of others enrols, or is to; `served` says whether the proxy serves it.
+pub(super) fn unserved(agent: Option<&ClientState>, pod: Option<&PodUid>, served: bool) -> Option<Wrong> {
+    let readiness = agent.map(|agent| &agent.readiness);
+    let (told, count) = match readiness {
+        Some(Readiness::Pending(told, count)) => (&told[..], *count),
+        _ => (&[][..], 0),
+    };
+    if let Some((_, why)) = told.iter().find(|(uid, _)| Some(uid) == pod) {
+        // Each is being begun for a moment: nothing is wrong with that.
+        return (*why != Unserved::Begun).then(|| Wrong {
+            code: "not-served",
+            what: format!("the node agent has named it, and it is not served as that says: {why}"),
+            remedy: "it is tried again every few seconds until the agent takes it back; an agent to which another proxy has connected since asks \
+                     that one for it"
+                .into(),
+        });
+    }
+    let (what, remedy) = match readiness {
+        _ if served => return None,
+        Some(Readiness::Alone) => {
+            let trouble = agent.and_then(|agent| agent.trouble.as_deref());
+            let why = trouble.map(|why| format!(": {why}")).unwrap_or_default();
+            (
+                format!("no node agent is connected that could name it{why}"),
+                "start the agent, or see where its socket is (--zds)",
+            )
+        }
+        Some(Readiness::Naming) => (
+            "the node agent has not named it yet, nor all others".to_owned(),
+            "wait; an agent names all pods within seconds of its start",
+        ),
+        _ if told.len() < count => (
+            format!("the node agent has not named it, or it is one of {count} that are not served"),
+            "see the agent's log, and readiness, which says of some of them why",
+        ),
+        _ => ("the node agent has not named it".to_owned(), "see the agent's log"),
+    };
+    Some(Wrong {
+        code: "not-named",
+        what,
+        remedy: remedy.into(),
+    })
 }
 
 /// Connections that the mesh does not see, or did not.
@@ -369,6 +418,39 @@ mod tests {
         };
         let said = said(State::Refused { error });
         assert!(said.what.ends_with("no answer within 10 s") && said.code == "no-answer", "{said:?}");
+    }
+
+    #[test]
+    fn of_a_pod_that_an_agent_enrols_it_is_said_whether_it_was_named_and_why_it_is_not_served() {
+        let (a, b): (PodUid, PodUid) = ("a".into(), "b".into());
+        let said = |readiness: Readiness, trouble: Option<&str>, pod: &PodUid, served| {
+            let agent = ClientState {
+                readiness,
+                served: 0,
+                trouble: trouble.map(str::to_owned),
+            };
+            unserved(Some(&agent), Some(pod), served).map(|wrong| (wrong.code, wrong.what))
+        };
+        let taken = || Unserved::Failed("listening on port 15001: Address in use".into());
+        let pending = |count| Readiness::Pending(vec![(a.clone(), taken())], count);
+        for served in [false, true] {
+            let (code, what) = said(pending(1), None, &a, served).unwrap();
+            assert!(code == "not-served" && what.ends_with("Address in use"), "{what}");
+        }
+        let not_named = |readiness, trouble, words: &str| {
+            let (code, what) = said(readiness, trouble, &b, false).unwrap();
+            assert!(code == "not-named" && what.contains(words), "{what}");
+        };
+        let begun = Readiness::Pending(vec![(a.clone(), Unserved::Begun)], 1);
+        assert_eq!(said(begun, None, &a, false), None);
+        not_named(pending(1), None, "has not named it");
+        not_named(pending(40), None, "one of 40");
+        not_named(Readiness::Ready, None, "has not named it");
+        not_named(Readiness::Naming, None, "nor all others");
+        not_named(Readiness::Alone, Some("Connection refused"), "Connection refused");
+        assert_eq!(said(Readiness::Alone, Some("Connection refused"), &b, true), None);
+        assert_eq!(said(pending(1), None, &b, true), None);
+        assert!(unserved(None, None, false).is_some_and(|wrong| wrong.code == "not-named"));
     }
 
     #[test]
