@@ -261,14 +261,16 @@ impl Node {
             "a pod is in one namespace: {action:?}"
         );
         let announced_here = |world: &World| world.announced.iter().find(|(_, at)| **at == n).map(|(uid, _)| uid.clone());
+        // An announcement is of a pod, wherever it is; what is left of an earlier capture may be put in force before all else.
+        if matches!(action.step, Step::Listen | Step::Close | Step::Enforce)
+            && let Some(at) = world.announced.get_mut(uid)
+        {
+            *at = n;
+        }
         match action.step {
             Step::Listen | Step::Close => {
                 let by_its_status = action.step == Step::Close && !action.pod.has_run;
                 assert!(!action.unless_it_runs || by_its_status, "{action:?}");
-                // An announcement is of a pod, wherever it is.
-                if let Some(at) = world.announced.get_mut(uid) {
-                    *at = n;
-                }
                 assert!(
                     announced_here(world).is_none_or(|there| there == *uid),
                     "another pod is announced here: {action:?}"
