@@ -5,6 +5,8 @@ use ambient_core::{Workload, mesh::Update};
 use super::*;
 use crate::{clock, state::State};
 
+mod kinds;
+
 fn server(name: &str) -> Arc<Workload> {
     let mut workload = Workload::new(&format!("c//Pod/shop/{name}"), "shop", name);
     workload.pod = Some(name.into());
