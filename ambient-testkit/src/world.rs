@@ -10,6 +10,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::fs::Mode;
+
 pub use self::refused::Refused;
 use crate::{namespace, process::Spawner, sys};
 
@@ -18,6 +20,8 @@ use crate::{namespace, process::Spawner, sys};
 ///
 /// To be called first thing in `main`: a user namespace can be made only by a single thread, and threads that were
 /// there before would stay outside. Afterwards the process (and every thread and child of it) is inside for good.
+///
+/// What the process makes from then on its owner alone may write to, unless it says otherwise (`umask` 022).
 ///
 /// Nothing outside is touched: no host mount, name in `/run/netns`, sysctl or rule. The world ends with its last
 /// process.
@@ -125,6 +129,8 @@ fn unshare() -> Result<bool, Refused> {
 /// Makes the mounts private and lays out the world's own directory.
 fn settle(outer_uid: u32) -> Result<PathBuf, (&'static str, io::Error)> {
     sys::enslave_mounts().map_err(|e| ("making the mounts private", e))?;
+    // What others than its owner may write to is trusted by nobody; whoever enters may have any other mask.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let home = mount_point(outer_uid).map_err(|e| ("finding a directory to mount on", e))?;
     let target = sys::c_path(&home).map_err(|e| ("naming the world's directory", e))?;
     let tmpfs = |e| ("mounting a tmpfs", e);
