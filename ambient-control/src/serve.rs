@@ -11,7 +11,7 @@
 //! token. A node gets certificates only for identities of pods that the mesh has on it.
 //!
 //! A stream lives as long as what its node was admitted by: where that ends or is revoked, the stream ends within a second or
-//! so, and so does the connection; whoever was not revoked comes back with what it has then. It is so for tokens too, for a
+//! so, and so does the connection, also one without a stream; whoever was not revoked comes back with what it has then. It is so for tokens too, for a
 //! token that no longer admits anybody should not let hear anybody either. What is refused is logged, and counted in
 //! [`Counts`].
 //!
@@ -31,10 +31,13 @@ mod board;
 mod counts;
 pub(crate) mod encode;
 mod grpc;
+mod guest;
 mod limits;
 mod metrics;
 mod nodes;
+mod per_node;
 mod response;
+mod seldom;
 mod server;
 mod strangers;
 mod streams;

@@ -19,6 +19,7 @@ use super::{
     Nodes,
     counts::{Counts, Refusal},
     nodes::Proof,
+    seldom::Seldom,
 };
 use crate::{ca::Signer, istiod::node_of};
 
@@ -30,6 +31,8 @@ pub(super) struct Door {
     /// What is read of roots and CRLs.
     pub(super) configs: Configs,
     pub(super) counts: Arc<Counts>,
+    /// Of what callers can cause at will.
+    pub(super) seldom: Seldom,
 }
 
 /// What the other end of a connection has shown in its handshake.

@@ -20,10 +20,10 @@ use super::{
     allowance::Allowance,
     board::Board,
     counts::Refusal,
+    guest::Guest,
     limits::Limits,
     nodes,
-    strangers::Stranger,
-    streams::OpenStreams,
+    per_node::PerNode,
 };
 use crate::{
     ca::{self, DirectoryCa, Request as ToSign, RequestError, Whom},
@@ -47,7 +47,9 @@ pub(super) struct Shared {
     /// Counts the changes of what callers are admitted by.
     pub(super) admission: watch::Sender<u64>,
     pub(super) captures: Option<Arc<dyn Captures>>,
-    pub(super) streams: OpenStreams,
+    /// Of each node those that are open.
+    pub(super) connections: PerNode,
+    pub(super) streams: PerNode,
     pub(super) allowance: Allowance,
     pub(super) limits: Limits,
 }
@@ -59,8 +61,7 @@ pub(super) struct Services {
     pub(super) shown: Arc<Shown>,
     /// Ends the connection.
     pub(super) cut: Arc<Notify>,
-    /// Whoever is there, until it was admitted once.
-    pub(super) caller: Arc<Stranger>,
+    pub(super) guest: Arc<Guest>,
 }
 
 impl Services {
@@ -79,11 +80,16 @@ impl Services {
 
     /// The node that calls, for a certificate of its own.
     pub(super) fn admit_to_join(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        let admitted = self.shared.door.admit(&self.shown, metadata, now());
-        if admitted.is_ok() {
-            self.caller.is_known();
+        let door = &self.shared.door;
+        let caller = door.admit(&self.shown, metadata, now())?;
+        if self.guest.is_known(&caller) {
+            return Ok(caller);
         }
-        admitted
+        let why = format!("the node {} has {} connections open", caller.node, self.shared.connections.most());
+        if let Some(left_out) = door.seldom.say("connections", Instant::now()) {
+            tracing::warn!(why, left_out, "a connection was refused");
+        }
+        Err(self.refuse(Refusal::Room, Status::resource_exhausted(why)))
     }
 
     pub(super) fn refuse(&self, why: Refusal, status: Status) -> Status {

@@ -11,7 +11,9 @@ pub(super) struct Limits {
     /// Connections from one place on which nobody is known to be a node yet. Nodes that share an address come one after the
     /// other within milliseconds, and again where there was no room.
     pub(super) of_a_place: usize,
-    /// How long such a connection may be open.
+    /// Connections of a node: those of its present process, and some that have not been found to be dead yet.
+    pub(super) of_a_node: usize,
+    /// How long a connection may be open on which nobody is known.
     pub(super) introducing: Duration,
     /// Changes, and removals, that are remembered one by one: who is further behind is told whatever has changed since, and
     /// where even the removals are forgotten it has to say anew what it has.
@@ -25,6 +27,7 @@ impl Default for Limits {
         Self {
             signed_at_once: 1_000,
             of_a_place: 64,
+            of_a_node: 32,
             introducing: Duration::from_secs(15),
             remembered: 65_536,
             one_by_one: 4_096,

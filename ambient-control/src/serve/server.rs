@@ -41,9 +41,12 @@ use super::{
     board::Board,
     counts::{Counts, Refusal},
     grpc::{Services, Shared},
+    guest::Guest,
     limits::Limits,
+    per_node::PerNode,
+    seldom::Seldom,
     strangers::{Full, MOST, Stranger, Strangers},
-    streams::{self, OpenStreams},
+    streams,
 };
 use crate::{
     Batch, Fault, Source,
@@ -165,10 +168,12 @@ impl ControlPlane {
                 ca: config.ca,
                 configs: Configs::new(config.provider.clone()),
                 counts: Arc::default(),
+                seldom: Seldom::default(),
             },
             admission: watch::channel(0).0,
             captures: config.captures,
-            streams: OpenStreams::default(),
+            connections: PerNode::few(limits.of_a_node),
+            streams: PerNode::few(streams::STREAMS),
             allowance: Allowance::of(limits.signed_at_once),
             limits,
         });
@@ -213,7 +218,7 @@ impl ControlPlane {
         let mut stop = std::pin::pin!(stop);
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let (mut connections, strangers) = (JoinSet::new(), Strangers::few(shared.limits.of_a_place));
-        let (mut source_lives, mut full) = (true, None::<(Refusal, Instant)>);
+        let mut source_lives = true;
         let mut wrong: Arc<[Fault]> = Arc::new([]);
         let trust_changed = Notify::new();
         let mut renewing = std::pin::pin!(certificate.keep(&*shared.door.ca, &names, &provider, &trust_changed));
@@ -246,10 +251,8 @@ impl ControlPlane {
                         }
                         Err((refusal, why)) => {
                             shared.door.counts.refuse(refusal);
-                            // What anybody can cause is told once in a while.
-                            if full.is_none_or(|(of, at)| of != refusal || at.elapsed() > SILENCE) {
-                                tracing::warn!(%from, why, "no room for another connection");
-                                full = Some((refusal, Instant::now()));
+                            if let Some(left_out) = shared.door.seldom.say(refusal.word(), Instant::now()) {
+                                tracing::warn!(%from, why, left_out, "no room for another connection");
                             }
                         }
                     },
@@ -320,18 +323,19 @@ async fn serve(
     stream: TcpStream,
     tls: TlsAcceptor,
     shared: Arc<Shared>,
-    caller: Stranger,
+    stranger: Stranger,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     let shown = shared.door.look_at(stream.get_ref().1.peer_certificates());
     let introducing = shared.limits.introducing;
-    let (cut, caller) = (Arc::<Notify>::default(), Arc::new(caller));
+    let cut = Arc::<Notify>::default();
+    let guest = Arc::new(Guest::new(stranger, shared.connections.clone()));
     let services = Services {
-        shared,
+        shared: shared.clone(),
         shown: Arc::new(shown),
         cut: cut.clone(),
-        caller: caller.clone(),
+        guest: guest.clone(),
     };
     let all = All {
         state: services.clone(),
@@ -351,14 +355,18 @@ async fn serve(
         served = served => Ok(served?),
         () = cut.notified() => Err("its node is known no more".into()),
         // Whoever is nobody keeps no place of those who are nodes.
-        () = stranger(&caller, introducing) => Err("it has not shown in time that it is a node".into()),
+        (node, why) = guest.known_no_more(&shared) => {
+            tracing::info!(node, why = why.message(), "a node's connection was ended");
+            Err("its node is known no more".into())
+        }
+        () = nobody(&guest, introducing) => Err("it has not shown in time that it is a node".into()),
     }
 }
 
 /// Ends after a while where nobody was admitted until then.
-async fn stranger(caller: &Stranger, introducing: Duration) {
+async fn nobody(guest: &Guest, introducing: Duration) {
     sleep(introducing).await;
-    if !caller.is_stranger() {
+    if !guest.is_stranger() {
         std::future::pending().await
     }
 }
@@ -387,7 +395,7 @@ impl tower::Service<http::Request<Incoming>> for All {
             return Box::pin(std::future::ready(Ok(self.state.open_stream(request))));
         }
         // Nothing is read of who is nobody: the services would have the whole message first.
-        if self.state.caller.is_stranger()
+        if self.state.guest.is_stranger()
             && let Err(status) = self.state.admit_to_join(&MetadataMap::from_headers(request.headers().clone()))
         {
             return Box::pin(std::future::ready(Ok(status.into_http())));
@@ -472,8 +480,6 @@ const UNREAD_IN_ALL: u32 = 2 * UNREAD;
 const LONGEST_MESSAGE: usize = 64 * 1024;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Between two lines of the log that say the same of no room.
-const SILENCE: Duration = Duration::from_secs(10);
 /// After what cannot be helped at once.
 const BREATH: Duration = Duration::from_millis(100);
 /// A change of roots, of revocations or of who is a node is in force after that, at most.

@@ -1,11 +1,10 @@
 //! The streams of state: what a client asks for is read as it comes, and what it is told is written as it is read.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -74,44 +73,6 @@ impl Services {
         let grpc = HeaderValue::from_static("application/grpc");
         response.headers_mut().insert(header::CONTENT_TYPE, grpc);
         response
-    }
-}
-
-/// How many streams each node has open. Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub(super) struct OpenStreams(Arc<Mutex<HashMap<String, usize>>>);
-
-/// One of a node's streams.
-struct OpenStream {
-    all: OpenStreams,
-    node: String,
-}
-
-impl OpenStreams {
-    fn one_more(&self, node: &str) -> Option<OpenStream> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = all.entry(node.into()).or_default();
-        // It has some, or would have got one.
-        if *open >= STREAMS {
-            return None;
-        }
-        *open += 1;
-        Some(OpenStream {
-            all: self.clone(),
-            node: node.into(),
-        })
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = all.get_mut(&self.node) {
-            *open -= 1;
-            if *open == 0 {
-                all.remove(&self.node);
-            }
-        }
     }
 }
 
@@ -308,15 +269,15 @@ impl hyper::body::Body for Responses {
 /// The call for a stream.
 pub(super) const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Streams that a node may have open: its present one, and some that have not been found to be dead yet.
-const STREAMS: usize = 16;
+pub(super) const STREAMS: usize = 16;
 /// What waits to be read: a response of each kind, and why the stream ends.
 const RESPONSES: usize = 4;
 /// How long a client may read nothing of what it is told.
 const READING: Duration = Duration::from_secs(60);
 /// Between two looks whether something goes of what waits.
 const MOVING: Duration = Duration::from_secs(1);
-/// Between two looks at whether a stream's node is still known, where nothing is told to have changed.
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
-const LEAST_LOOK: Duration = Duration::from_millis(50);
-/// How long a stream that is cut has to hear why.
-const PARTING: Duration = Duration::from_millis(500);
+/// Between two looks at whether a node is still known, where nothing is told to have changed.
+pub(super) const LONGEST_LOOK: Duration = Duration::from_secs(60);
+pub(super) const LEAST_LOOK: Duration = Duration::from_millis(50);
+/// How long what is cut has to hear why.
+pub(super) const PARTING: Duration = Duration::from_millis(500);

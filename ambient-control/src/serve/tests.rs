@@ -23,6 +23,7 @@ mod trust;
 pub(super) const TIGHT: limits::Limits = limits::Limits {
     signed_at_once: 100,
     of_a_place: 8,
+    of_a_node: 24,
     introducing: Duration::from_secs(2),
     remembered: 64,
     one_by_one: 8,

@@ -218,3 +218,92 @@ async fn whoever_reads_nothing_is_let_go() {
         .unwrap()
         .unwrap_err();
 }
+
+/// Calls once, with a whole report, and gives the status of the answer.
+async fn report(running: &Running, sender: &mut http2::SendRequest<Body>, token: &str) -> Option<String> {
+    let (mut requests, body) = Body::new(1);
+    let path = "/ambient.control.v1.CaptureService/Report";
+    let answer = sender.send_request(call(running, path, Some(token), body));
+    let message = crate::wire::ambient::control::v1::CaptureReport {
+        pod_uid: "uid-gone".into(),
+        ..Default::default()
+    };
+    // It may be answered before it has said this.
+    let _ = requests.send_data(framed(&message)).await;
+    drop(requests);
+    let answer = timeout(Duration::from_secs(5), answer).await.expect("an answer").unwrap();
+    let (head, mut body) = answer.into_parts();
+    let mut trailers = head.headers;
+    while let Some(Ok(frame)) = body.frame().await {
+        trailers.extend(frame.into_trailers().unwrap_or_default());
+    }
+    trailers.get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+}
+
+/// Whatever a connection is used for, and also for nothing any more: it lives no longer than what its node was admitted by.
+#[tokio::test]
+async fn a_connection_without_a_stream_ends_with_what_its_node_was_admitted_by() {
+    let running = Running::start().await;
+    let token = |node: &str, life: u64| running.token(node, Duration::from_secs(life), Use::Always);
+    let (one, other, short) = (token("node-1", 600), token("node-2", 600), token("node-3", 2));
+    let mut open = Vec::new();
+    for token in [&one, &other, &short] {
+        let (mut sender, connection) = connect(&running).await;
+        assert_eq!(report(&running, &mut sender, token).await.as_deref(), Some("0"));
+        open.push((sender, connection));
+    }
+    running.nodes.revoke("node-1", now()).unwrap();
+    let (_sender, connection) = open.remove(0);
+    let ended = timeout(Duration::from_secs(2), connection).await;
+    ended.expect("it is cut").unwrap().unwrap_err();
+    // The token of another ends by itself.
+    let (_sender, connection) = open.pop().expect("the third");
+    let ended = timeout(Duration::from_secs(5), connection).await;
+    ended.expect("it is cut").unwrap().unwrap_err();
+
+    // What counts is what was shown last.
+    let (mut sender, connection) = open.pop().expect("the second");
+    let next = token("node-2", 600);
+    assert_eq!(report(&running, &mut sender, &next).await.as_deref(), Some("0"));
+    let ids: Vec<_> = running.nodes.tokens(now()).unwrap().into_iter().map(|token| token.id).collect();
+    assert_eq!(ids.len(), 2);
+    running.nodes.revoke_token(&ids[0], now()).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(!connection.is_finished(), "it has shown another token since");
+    assert_eq!(report(&running, &mut sender, &next).await.as_deref(), Some("0"));
+    assert_eq!(running.counts.cut(), 0, "no stream was open");
+}
+
+/// Whoever has what a node is known by holds no more of the room than a node can need.
+#[tokio::test]
+async fn a_node_has_few_connections_and_others_have_theirs() {
+    let running = Running::start().await;
+    let [one, other] = ["node-1", "node-2"].map(|node| running.token(node, Duration::from_secs(600), Use::Always));
+    let mut held = Vec::new();
+    for n in 0..TIGHT.of_a_node {
+        let (mut sender, connection) = connect(&running).await;
+        assert_eq!(report(&running, &mut sender, &one).await.as_deref(), Some("0"), "{n}");
+        held.push((sender, connection));
+    }
+    let (mut late, connection) = connect(&running).await;
+    assert_eq!(report(&running, &mut late, &one).await.as_deref(), Some("8"));
+    assert_eq!(running.counts.refused(Refusal::Room), 1);
+    // Those that it has serve it on, and another node has its own.
+    assert_eq!(report(&running, &mut held[0].0, &one).await.as_deref(), Some("0"));
+    let (mut others, _connection) = connect(&running).await;
+    assert_eq!(report(&running, &mut others, &other).await.as_deref(), Some("0"));
+    // It has shown nothing by which it may stay.
+    let ended = timeout(TIGHT.introducing + Duration::from_secs(2), connection).await;
+    ended.expect("it keeps no place").unwrap().unwrap_err();
+    // What is given back is had by the next.
+    let (sender, connection) = held.remove(0);
+    drop(sender);
+    connection.await.unwrap().unwrap();
+    let again = async {
+        let (mut sender, _connection) = connect(&running).await;
+        while report(&running, &mut sender, &one).await.as_deref() != Some("0") {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(TIGHT.introducing, again).await.expect("there is room again");
+}
