@@ -13,6 +13,7 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::time::Instant;
 use tonic::{Status, metadata::MetadataMap};
 
 use super::{
@@ -22,6 +23,9 @@ use super::{
     seldom::Seldom,
 };
 use crate::{ca::Signer, istiod::node_of};
+
+#[cfg(test)]
+mod tests;
 
 /// By what callers are told apart.
 pub(super) struct Door {
@@ -94,7 +98,15 @@ impl Door {
             && status.code() == tonic::Code::Unauthenticated
         {
             self.counts.refuse(Refusal::Credential);
-            tracing::warn!(why = status.message(), "a caller was refused");
+            let what = match &**shown {
+                Shown::Node(_) => "node certificates",
+                Shown::Other(_) => "other certificates",
+                Shown::Nothing if metadata.contains_key("authorization") => "tokens",
+                Shown::Nothing => "nothing",
+            };
+            if let Some(left_out) = self.seldom.say(what, Instant::now()) {
+                tracing::warn!(why = status.message(), left_out, "a caller was refused");
+            }
         }
         admitted
     }
@@ -108,10 +120,10 @@ impl Door {
                 let token = text.and_then(|text| text.strip_prefix("Bearer "));
                 let token =
                     token.ok_or_else(|| Status::unauthenticated("a node's certificate is wanted, or `authorization: Bearer TOKEN`"))?;
-                (self.nodes.proof_of_token(token.trim()).map_err(|e| unreadable(&e))?, None)
+                (self.nodes.proof_of_token(token.trim()).map_err(|e| self.unreadable(&e))?, None)
             }
         };
-        let known = self.nodes.known(&proof, now).map_err(|e| unreadable(&e))?;
+        let known = self.nodes.known(&proof, now).map_err(|e| self.unreadable(&e))?;
         let known = known.ok_or_else(|| ended(&proof))?;
         let caller = Caller {
             node: known.node,
@@ -134,10 +146,19 @@ impl Door {
             Ok(Some(known)) if known.node == caller.node => self.certificate_is_good(caller),
             Ok(_) => Err(ended(&caller.proof)),
             Err(error) => {
-                tracing::error!(%error, "nodes cannot be told from others: open streams stay");
+                if let Some(left_out) = self.seldom.say("still", Instant::now()) {
+                    tracing::error!(%error, left_out, "nodes cannot be told from others: what is open stays");
+                }
                 Ok(())
             }
         }
+    }
+
+    fn unreadable(&self, error: &super::NodesError) -> Status {
+        if let Some(left_out) = self.seldom.say("unreadable", Instant::now()) {
+            tracing::error!(%error, left_out, "callers cannot be told from others");
+        }
+        Status::unavailable("who is a node cannot be read now")
     }
 
     fn certificate_is_good(&self, caller: &Caller) -> Result<(), Status> {
@@ -169,11 +190,6 @@ fn ended(proof: &Proof) -> Status {
         Proof::Token(_) => "this token is none, has ended, or was revoked",
         Proof::Certificate(_) => "this node's certificate is not known here, has ended, or was revoked",
     })
-}
-
-fn unreadable(error: &super::NodesError) -> Status {
-    tracing::error!(%error, "callers cannot be told from others");
-    Status::unavailable("who is a node cannot be read now")
 }
 
 /// Asks clients for a certificate, and takes whichever they have the key of, or none: who that is, is judged with each call,

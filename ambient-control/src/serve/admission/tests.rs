@@ -1,0 +1,93 @@
+//! Who is let in, without connections.
+
+use std::sync::{Mutex, PoisonError};
+
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+use super::*;
+use crate::{ca::DirectoryCa, istiod::now};
+
+fn door(scratch: &tempfile::TempDir) -> Door {
+    let (directory, provider) = (scratch.path().join("ca"), Arc::new(ambient_tls::provider()));
+    let ca = DirectoryCa::open(&directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
+    Door {
+        nodes: Nodes::new(&directory, provider.clone()),
+        trust_domain: TrustDomain::default(),
+        ca: Arc::new(ca),
+        configs: Configs::new(provider),
+        counts: Arc::default(),
+        seldom: Seldom::default(),
+    }
+}
+
+fn showing(token: &str) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+    metadata
+}
+
+/// What was left out before each line of the log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u64>>>);
+
+impl Visit for Lines {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "left_out" {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(value);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().contains("serve::admission")
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_nobody_is_counted_and_fills_no_log() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (door, lines) = (door(&scratch), Lines::default());
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let nothing = Arc::new(Shown::Nothing);
+    for _ in 0..1000 {
+        for metadata in [MetadataMap::new(), showing("ambient-0.0")] {
+            door.admit(&nothing, &metadata, now()).unwrap_err();
+        }
+    }
+    assert_eq!(door.counts.refused(Refusal::Credential), 2000);
+    assert_eq!(*lines.0.lock().unwrap(), [0, 0], "one line for each reason");
+    // And so it is where nobody can be told from others.
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let file = scratch.path().join("ca/tokens.json");
+    std::fs::write(&file, "torn").unwrap();
+    for _ in 0..1000 {
+        let error = door.admit(&nothing, &showing("ambient-0.0"), now()).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::Unavailable);
+    }
+    std::fs::remove_file(&file).unwrap();
+    door.admit(&nothing, &MetadataMap::new(), now()).unwrap_err();
+    assert_eq!(*lines.0.lock().unwrap(), [0, 0, 0, 999]);
+}
