@@ -65,6 +65,8 @@ pub(super) struct Caller {
     /// Its certificate, if it is known by one.
     shown: Option<Arc<Shown>>,
     expires: u64,
+    /// It has shown a token that is good for an exchange alone.
+    pub(super) once: bool,
 }
 
 impl Door {
@@ -130,14 +132,10 @@ impl Door {
             proof,
             shown: certified,
             expires: known.expires,
+            once: known.once,
         };
         self.certificate_is_good(&caller)?;
         Ok(caller)
-    }
-
-    /// Whether a token is for an exchange alone.
-    pub(super) fn is_for_joining(&self, caller: &Caller, now: SystemTime) -> bool {
-        matches!(self.nodes.known(&caller.proof, now), Ok(Some(known)) if known.once)
     }
 
     /// Whether what a caller was admitted by is still good. Where that cannot be read now, it is.

@@ -27,11 +27,13 @@ pub enum Refusal {
     Strangers,
     /// A node has asked for more certificates than it can need.
     Often,
+    /// A node's report could not be kept.
+    Keeping,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Credential,
         Self::Node,
         Self::Identity,
@@ -41,6 +43,7 @@ impl Refusal {
         Self::Room,
         Self::Strangers,
         Self::Often,
+        Self::Keeping,
     ];
 
     /// As a label bears it.
@@ -55,6 +58,7 @@ impl Refusal {
             Self::Room => "room",
             Self::Strangers => "strangers",
             Self::Often => "often",
+            Self::Keeping => "keeping",
         }
     }
 }

@@ -69,9 +69,11 @@ impl Services {
     pub(super) fn admit(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let door = &self.shared.door;
         let caller = self.admit_to_join(metadata)?;
-        if door.is_for_joining(&caller, now()) {
+        if caller.once {
             let why = "this token is good for a node's certificate alone";
-            tracing::warn!(node = caller.node, why, "a caller was refused");
+            if let Some(left_out) = door.seldom.say("once", Instant::now()) {
+                tracing::warn!(node = caller.node, why, left_out, "a caller was refused");
+            }
             door.counts.refuse(Refusal::Credential);
             return Err(Status::unauthenticated(why));
         }
@@ -297,9 +299,22 @@ impl CaptureService for Services {
                 self.shared.door.counts.report();
                 Ok(Response::new(CaptureReceipt {}))
             }
-            Ok(Err(error)) => Err(Status::unavailable(error.to_string())),
-            Err(_) => Err(Status::deadline_exceeded("the report could not be kept in time")),
+            Ok(Err(error)) => Err(self.not_kept(&node, &pod, Status::unavailable(error.to_string()))),
+            Err(_) => {
+                let why = format!("the report could not be kept within {KEEPING:?}");
+                Err(self.not_kept(&node, &pod, Status::deadline_exceeded(why)))
+            }
         }
+    }
+}
+
+impl Services {
+    /// A node says it again and again: what stands in the way is told once in a while.
+    fn not_kept(&self, node: &str, pod: &PodUid, status: Status) -> Status {
+        if let Some(left_out) = self.shared.door.seldom.say("reports", Instant::now()) {
+            tracing::error!(node, %pod, why = status.message(), left_out, "a node's report was not kept");
+        }
+        self.refuse(Refusal::Keeping, status)
     }
 }
 

@@ -38,10 +38,13 @@ impl Source for Fed {
 }
 
 #[derive(Default)]
-struct Kept(Mutex<Vec<(String, PodUid, bool)>>);
+struct Kept(Mutex<Vec<(String, PodUid, bool)>>, std::sync::atomic::AtomicBool);
 
 impl Captures for Kept {
     fn report<'a>(&'a self, node: &'a str, pod: &'a PodUid, _: &'a [IpAddr], captured: bool) -> BoxFuture<'a, io::Result<()>> {
+        if self.1.load(std::sync::atomic::Ordering::Relaxed) {
+            return Box::pin(std::future::ready(Err(io::ErrorKind::StorageFull.into())));
+        }
         self.0.lock().unwrap().push((node.into(), pod.clone(), captured));
         Box::pin(std::future::ready(Ok(())))
     }
@@ -465,6 +468,17 @@ async fn certificates_are_for_pods_of_the_callers_node() {
     .unwrap();
     let error = own.issue(&identity("cart")).await.unwrap_err().to_string();
     assert!(error.contains("metadata.ImpersonatedIdentity: it is missing"), "{error}");
+}
+
+#[tokio::test]
+async fn a_report_that_cannot_be_kept_is_counted() {
+    let running = Running::start().await;
+    let reports = Reports::new(running.endpoint("node-1")).unwrap();
+    running.kept.1.store(true, std::sync::atomic::Ordering::Relaxed);
+    reports.report(&"uid-gone".into(), &[], false).await.unwrap_err();
+    assert!(running.counts.refused(Refusal::Keeping) >= 1);
+    running.kept.1.store(false, std::sync::atomic::Ordering::Relaxed);
+    reports.report(&"uid-gone".into(), &[], false).await.unwrap();
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use tracing::{
 };
 
 use super::*;
-use crate::{ca::DirectoryCa, istiod::now};
+use crate::{ca::DirectoryCa, istiod::now, serve::Use};
 
 fn door(scratch: &tempfile::TempDir) -> Door {
     let (directory, provider) = (scratch.path().join("ca"), Arc::new(ambient_tls::provider()));
@@ -90,4 +90,16 @@ async fn whoever_is_nobody_is_counted_and_fills_no_log() {
     std::fs::remove_file(&file).unwrap();
     door.admit(&nothing, &MetadataMap::new(), now()).unwrap_err();
     assert_eq!(*lines.0.lock().unwrap(), [0, 0, 0, 999]);
+}
+
+/// What a token is for is read together with whose it is: files that change or break in between let nobody do more.
+#[test]
+fn a_token_for_an_exchange_is_told_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let door = door(&scratch);
+    for (how, once) in [(Use::Once, true), (Use::Always, false)] {
+        let token = door.nodes.create("node-1", Duration::from_secs(600), how, now()).unwrap();
+        let caller = door.admit(&Arc::new(Shown::Nothing), &showing(&token), now()).unwrap();
+        assert_eq!((&*caller.node, caller.once), ("node-1", once));
+    }
 }
