@@ -271,6 +271,16 @@ impl CaptureService for Services {
             .captures
             .clone()
             .ok_or_else(|| Status::unimplemented("captures are not kept here"))?;
+        let (length, addresses) = (report.pod_uid.len(), report.addresses.len());
+        if !(1..=LONGEST_UID).contains(&length) || addresses > ADDRESSES {
+            let why = format!(
+                "pod_uid has {length} bytes and addresses has {addresses} entries: 1 to {LONGEST_UID} bytes, and {ADDRESSES} entries at most, make a report"
+            );
+            if let Some(left_out) = self.shared.door.seldom.say("sizes", Instant::now()) {
+                tracing::warn!(node, why, left_out, "a node's report was refused");
+            }
+            return Err(self.refuse(Refusal::Request, Status::invalid_argument(why)));
+        }
         let pod = PodUid::from(report.pod_uid);
         let addresses = report.addresses.iter().enumerate().map(|(at, text)| {
             let wrong = |_| {
@@ -318,6 +328,10 @@ impl Services {
     }
 }
 
+/// A pod's UID in bytes, as long as Kubernetes lets any name be: withdrawals of pods that nobody knows are kept too.
+const LONGEST_UID: usize = 253;
+/// Addresses of a pod.
+const ADDRESSES: usize = 16;
 /// How long a report may take to be kept.
 const KEEPING: Duration = Duration::from_secs(5);
 /// How long the authority may take to sign.

@@ -481,6 +481,33 @@ async fn a_report_that_cannot_be_kept_is_counted() {
     reports.report(&"uid-gone".into(), &[], false).await.unwrap();
 }
 
+/// What is kept of a pod that nobody knows is little, whatever a node says.
+#[tokio::test]
+async fn a_report_is_short() {
+    let running = Running::start().await;
+    let reports = Reports::new(running.endpoint("node-1")).unwrap();
+    let addresses: Vec<IpAddr> = (0..17).map(|n| [10, 0, 0, n].into()).collect();
+    let longest = "u".repeat(253);
+    for (pod, addresses, captured) in [
+        (format!("{longest}u"), &addresses[..1], false),
+        (String::new(), &[], false),
+        ("uid-cart".into(), &addresses, true),
+    ] {
+        let error = reports.report(&pod.as_str().into(), addresses, captured).await.unwrap_err();
+        let invalid = matches!(
+            &error,
+            istiod::ReportError::Refused {
+                code: tonic::Code::InvalidArgument,
+                ..
+            }
+        );
+        assert!(invalid && error.to_string().contains("pod_uid has"), "{error}");
+    }
+    assert_eq!(running.counts.refused(Refusal::Request), 3);
+    reports.report(&longest.as_str().into(), &[], false).await.unwrap();
+    reports.report(&"uid-cart".into(), &addresses[..16], true).await.unwrap();
+}
+
 #[tokio::test]
 async fn nodes_report_what_they_have_captured_and_nothing_of_others() {
     let running = Running::start().await;
