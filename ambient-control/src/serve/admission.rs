@@ -185,7 +185,7 @@ impl Caller {
 
 fn ended(proof: &Proof) -> Status {
     Status::unauthenticated(match proof {
-        Proof::Token(_) => "this token is none, has ended, or was revoked",
+        Proof::Token(_) => "this token is none, has ended, or was revoked: `ambient control token NODE` makes another",
         Proof::Certificate(_) => "this node's certificate is not known here, has ended, or was revoked",
     })
 }

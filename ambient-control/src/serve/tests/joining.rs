@@ -225,7 +225,11 @@ async fn a_token_makes_a_member_of_its_own_node_alone() {
         "what an attempt has come to is told at once"
     );
     let mut none = running.state(running.joining("node-2", "ambient-0.0", HOUR), "node-2");
-    fault(&mut none, "this token is none, has ended, or was revoked").await;
+    fault(
+        &mut none,
+        "this token is none, has ended, or was revoked: `ambient control token NODE` makes another",
+    )
+    .await;
     // Who vouches for it is another.
     let scratch = tempfile::tempdir().unwrap();
     let other = DirectoryCa::open(scratch.path().join("ca"), TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
