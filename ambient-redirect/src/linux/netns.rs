@@ -18,7 +18,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::{own::Own, stock::Stock};
+use super::{own::Own, source_ports::SourcePorts, stock::Stock};
 
 /// A network namespace, held open: as long as the value lives its [`NetnsId`] belongs to no other.
 ///
@@ -32,6 +32,7 @@ pub struct Netns {
     path: PathBuf,
     own: Arc<Own>,
     stock: Stock,
+    ports: SourcePorts,
 }
 
 /// The identity of a network namespace: device and inode of its file. The kernel gives them again once the namespace is
@@ -128,6 +129,7 @@ impl Netns {
             path,
             own: Arc::default(),
             stock: Stock::default(),
+            ports: SourcePorts::new(),
         })
     }
 
@@ -180,6 +182,11 @@ impl Netns {
     /// Sockets that were made there before they are asked for.
     pub(super) fn stock(&self) -> &Stock {
         &self.stock
+    }
+
+    /// Ports of connections that are made there from addresses of others.
+    pub(super) fn ports(&self) -> &SourcePorts {
+        &self.ports
     }
 
     /// Moves the calling thread inside, which must be one that does nothing else.

@@ -19,11 +19,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Netns, NetnsError, option, source_ports::SourcePorts, stock::Total};
+use super::{Netns, NetnsError, option, stock::Total};
 use crate::{netlink::Transport, plan::PROXY_MARK};
-
-/// Ports of our own that are tried for a connection, before the kernel is asked for any.
-const OWN_PORTS: usize = 4;
 
 /// Makes sockets in namespaces, on threads of its own. Clones share the threads, which end with the last of them.
 ///
@@ -33,7 +30,6 @@ const OWN_PORTS: usize = 4;
 pub struct Sockets {
     jobs: mpsc::Sender<Job>,
     share: bool,
-    ports: Arc<SourcePorts>,
 }
 
 impl Sockets {
@@ -57,11 +53,7 @@ impl Sockets {
                 .spawn(move || shop.work())
                 .map_err(NetnsError::Thread)?;
         }
-        Ok(Self {
-            jobs,
-            share: false,
-            ports: Arc::new(SourcePorts::new()),
-        })
+        Ok(Self { jobs, share: false })
     }
 
     /// The same, whose listeners share their ports with those of another process of the same user that shares them too
@@ -142,14 +134,18 @@ impl Sockets {
             let socket = self.outgoing(namespace, Domain::for_address(to)).await?;
             return connected(socket, to, patience).await;
         };
-        for _ in 0..OWN_PORTS {
+        let mut ports = namespace.ports().choose();
+        while let Some(port) = ports.next() {
             let socket = self.foreign(namespace, from).await?;
-            if !self.bind_to_a_port(&socket, from)? {
-                break;
+            // Others of ours may have it too, to other destinations.
+            socket.set_reuse_address(true)?;
+            match socket.bind(&SocketAddr::new(from, port).into()) {
+                // Somebody listens there, or does not share it.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+                bound => bound?,
             }
             match connected(socket, to, patience).await {
-                // The port has a connection of these addresses, or had one a moment ago.
-                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => self.ports.taken(),
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => ports.taken(),
                 other => return other,
             }
         }
@@ -159,20 +155,6 @@ impl Sockets {
         option::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
         connected(socket, to, patience).await
-    }
-
-    /// Binds to an address and one of [our ports](SourcePorts); gives `false` where those that were tried are all taken.
-    fn bind_to_a_port(&self, socket: &Socket, from: IpAddr) -> io::Result<bool> {
-        // Others of ours may have it too, to other destinations.
-        socket.set_reuse_address(true)?;
-        for _ in 0..OWN_PORTS {
-            match socket.bind(&SocketAddr::new(from, self.ports.next()).into()) {
-                // Somebody listens there, or does not share it.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => self.ports.taken(),
-                bound => return bound.map(|()| true),
-            }
-        }
-        Ok(false)
     }
 
     /// A socket that may have an address which is not the namespace's.

@@ -4,8 +4,8 @@
 //! client itself has made, and that is redirected to the proxy: with the same port they were the same one, and the packets of
 //! each would go the way of the other. A client's kernel gives a connection a port of its range, by default one of 32768 to 60999,
 //! and of these one of the parity of the first, and so an even one, as long as half of them are free. Taken here are those above
-//! that range, which no client is given; and while they are short, as a client that makes connections by the thousand has them,
-//! the odd ones too: a client that has so many itself, or chooses a port on purpose, is met by chance alone.
+//! that range, which no client is given; and where those between two addresses are short, as a client that makes connections by
+//! the thousand has them, the odd ones too: a client that has so many itself, or chooses a port on purpose, is met by chance alone.
 
 use std::{
     collections::hash_map::RandomState,
@@ -22,15 +22,18 @@ const FIRST: u32 = 32_769;
 const HIGH: u32 = HIGHEST - ABOVE + 1;
 const ODD: u32 = (ABOVE - FIRST).div_ceil(2);
 
-/// So many are taken from all after one above was not to be had: whether there are some again is seldom asked.
-const SHORT: u32 = 1_000;
+/// So many connections begin with an odd one after one above was taken: whether there are some again is seldom asked.
+const SHORT: u32 = 100;
 
-/// One after the other, from a random one on: each comes again only when all have been.
+/// Ports that one connection tries; then the kernel is asked, which knows which are left.
+const TRIES: u32 = 4;
+
+/// The ports of one namespace, above and odd, each in turn from a random one on: what comes next is what was used longest ago.
 #[derive(Debug)]
 pub(super) struct SourcePorts {
     above: AtomicU32,
-    all: AtomicU32,
-    /// How many are taken from all yet.
+    odd: AtomicU32,
+    /// How many connections begin with an odd one yet.
     short: AtomicU32,
 }
 
@@ -40,61 +43,121 @@ impl SourcePorts {
         Self {
             // Which half of it does not matter.
             above: AtomicU32::new(random as u32),
-            all: AtomicU32::new((random >> 32) as u32),
+            odd: AtomicU32::new((random >> 32) as u32),
             short: AtomicU32::new(0),
         }
     }
 
-    pub(super) fn next(&self) -> u16 {
+    /// Ports for a connection.
+    pub(super) fn choose(&self) -> Choice<'_> {
         let left = self.short.load(Ordering::Relaxed);
-        let turn = match left.checked_sub(1) {
-            None => self.above.fetch_add(1, Ordering::Relaxed) % HIGH,
-            Some(less) => {
-                // One that another has counted down at once may be counted twice.
-                self.short.store(less, Ordering::Relaxed);
-                self.all.fetch_add(1, Ordering::Relaxed) % (HIGH + ODD)
-            }
-        };
-        let port = match turn.checked_sub(HIGH) {
-            None => ABOVE + turn,
-            Some(nth) => FIRST + 2 * nth,
+        if let Some(less) = left.checked_sub(1) {
+            // One that another has counted down at once may be counted twice.
+            self.short.store(less, Ordering::Relaxed);
+        }
+        Choice {
+            ports: self,
+            above: left == 0,
+            left: TRIES,
+        }
+    }
+}
+
+/// What one connection tries, one after the other.
+#[derive(Debug)]
+pub(super) struct Choice<'a> {
+    ports: &'a SourcePorts,
+    above: bool,
+    left: u32,
+}
+
+impl Choice<'_> {
+    /// The next one, unless enough were tried.
+    pub(super) fn next(&mut self) -> Option<u16> {
+        self.left = self.left.checked_sub(1)?;
+        let port = match self.above {
+            true => ABOVE + self.ports.above.fetch_add(1, Ordering::Relaxed) % HIGH,
+            false => FIRST + 2 * (self.ports.odd.fetch_add(1, Ordering::Relaxed) % ODD),
         };
         // Never more than the highest.
-        u16::try_from(port).unwrap_or(u16::MAX)
+        u16::try_from(port).ok()
     }
 
-    /// One was not to be had.
-    pub(super) fn taken(&self) {
-        self.short.store(SHORT, Ordering::Relaxed);
+    /// There is a connection from that one between the same addresses, or there was one a moment ago. Where somebody listens at it
+    /// that says nothing of others.
+    pub(super) fn taken(&mut self) {
+        if self.above {
+            self.ports.short.store(SHORT, Ordering::Relaxed);
+        }
+        self.above = !self.above;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+
+    fn is_above(port: u16) -> bool {
+        port >= 61_000
+    }
 
     #[test]
     fn none_is_one_that_a_client_is_given_as_long_as_there_are_others() {
         let ports = SourcePorts::new();
-        let above: BTreeSet<u16> = (0..2 * HIGH).map(|_| ports.next()).collect();
+        let above: BTreeSet<u16> = (0..2 * HIGH).filter_map(|_| ports.choose().next()).collect();
         assert_eq!((above.len(), above.first(), above.last()), (4_536, Some(&61_000), Some(&65_535)));
+        let mut all = BTreeSet::new();
+        for _ in 0..2 * ODD {
+            let mut choice = ports.choose();
+            while let Some(port) = choice.next() {
+                all.insert(port);
+                choice.taken();
+            }
+        }
+        assert_eq!(all.len(), 18_652);
+        assert!(all.iter().all(|port| is_above(*port) || *port > 32_768 && port % 2 == 1));
+    }
+
+    /// What becomes of connections of one client to one application, so many a second, each of whose ports is taken for a minute:
+    /// how many have an odd one, and how many none. At one port above somebody listens.
+    fn busy(a_second: u64) -> (usize, usize) {
+        let (ports, mut used) = (SourcePorts::new(), BTreeMap::new());
+        let (mut odd, mut none) = (0, 0);
+        for n in 0..300 * a_second {
+            let now = n * 1000 / a_second;
+            let mut choice = ports.choose();
+            let free = loop {
+                match choice.next() {
+                    Some(62_000) => {}
+                    Some(port) if used.get(&port).is_some_and(|until| *until > now) => choice.taken(),
+                    other => break other,
+                }
+            };
+            match free {
+                Some(port) => {
+                    used.insert(port, now + 60_000);
+                    odd += usize::from(!is_above(port));
+                }
+                None => none += 1,
+            }
+        }
+        (odd, none)
     }
 
     #[test]
-    fn while_they_are_short_all_are_used_that_clients_are_given_last() {
-        let ports = SourcePorts::new();
-        let mut all = BTreeSet::new();
-        for _ in 0..HIGH + ODD {
-            ports.taken();
-            all.insert(ports.next());
+    fn who_makes_many_connections_has_ports_of_ours_as_long_as_there_are_any() {
+        // 75 a second leave each of those above a minute.
+        for a_second in [1, 30, 75] {
+            assert_eq!(busy(a_second), (0, 0), "{a_second} a second");
         }
-        assert_eq!(all.len(), 18_652);
-        assert!(all.iter().all(|port| *port >= 61_000 || *port > 32_768 && port % 2 == 1));
-        assert!(all.contains(&32_769) && all.contains(&60_999) && all.contains(&61_000) && all.contains(&65_535));
-        // They are tried again after a while.
-        let then: Vec<u16> = (0..SHORT + HIGH).map(|_| ports.next()).collect();
-        assert!(then[SHORT as usize..].iter().all(|port| *port >= 61_000));
+        for a_second in [80, 100, 150, 200, 230] {
+            let (odd, none) = busy(a_second);
+            assert!(odd > 0 && none == 0, "{a_second} a second: {odd} odd ones, {none} none");
+        }
+        // All that there are are enough for 310.
+        let (_, none) = busy(300);
+        assert!(none < 300 * 300 / 100, "{none} of {} have none", 300 * 300);
     }
 }
