@@ -217,7 +217,8 @@ fn refusal_remedy(error: &Refusal) -> &'static str {
         (Cause::PortTaken(_), _) => "free the ports 15001, 15006, 15008 and 15053 in the pod: they are the proxy's",
         (Cause::ForeignTable(_), _) => "remove or rename that table, which is somebody else's: `nft list tables` in its namespace shows it",
         (Cause::Diverted(_), _) => {
-            "see `ip rule` and `ip route show table all` in its namespace: remove what comes before `fwmark 0x111/0xfff lookup 100`, or              give it a higher number, and leave table 100 to the proxy"
+            "see `ip rule` and `ip route show table all` in its namespace: remove what comes before `fwmark 0x111/0xfff lookup 100`, \
+             or give it a higher number, and leave table 100 to the proxy"
         }
         (Cause::Late(_) | Cause::Other(_), step) => step_remedy(step),
     }
