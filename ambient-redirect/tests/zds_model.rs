@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ambient_core::PodUid;
@@ -486,6 +486,13 @@ impl World {
                 }
             }
         }
+        // Whoever sleeps until an instant that is past does not sleep.
+        let wake = self.agent.timeout();
+        assert!(
+            wake.is_none_or(|wake| wake > self.now),
+            "it says that something is due, and gives nothing: {:#?}",
+            self.history
+        );
         for p in 0..self.proxies.len() {
             while let Some(output) = self.proxies[p].workloads.poll(self.now) {
                 let proxy = &mut self.proxies[p];
@@ -773,6 +780,53 @@ fn a_wrong_message_at_any_moment_ends_its_connection_alone() {
         Event::Notice,
     ];
     let states = explore(two(), &events, 6);
+    println!("{states} states");
+    assert!(states > 1000, "{states}");
+}
+
+/// A proxy that refuses pod a, and a newer one that has ended by it twice: the pod is a suspect for longer than the refusal lasts.
+fn refused_and_suspected() -> World {
+    let begin = [
+        Event::Want(0, 1),
+        Event::Connect(0),
+        Event::ToAgent(0),
+        Event::ToProxy(0),
+        Event::Finish(0, false),
+        Event::ToAgent(0),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+    ];
+    let mut world = after(2, &begin);
+    world.now += Duration::from_secs(1);
+    for _ in 0..2 {
+        for event in [Event::Connect(1), Event::ToAgent(1), Event::Break(1), Event::Notice] {
+            world.happen(event);
+        }
+    }
+    assert_eq!(world.agent.states()[0].refused.len(), 1, "{world:#?}");
+    world.happen(Event::Connect(1));
+    world.happen(Event::ToAgent(1));
+    world
+}
+
+#[test]
+fn what_one_refuses_and_another_ends_by_is_asked_for_in_time_and_not_before() {
+    let events = [
+        Event::Connect(1),
+        Event::ToProxy(0),
+        Event::ToAgent(0),
+        Event::ToProxy(1),
+        Event::ToAgent(1),
+        Event::Finish(0, false),
+        Event::Finish(1, true),
+        Event::Finish(1, false),
+        Event::Want(0, 2),
+        Event::Unwant(0),
+        Event::Break(1),
+        Event::Notice,
+        Event::Pass,
+    ];
+    let states = explore(refused_and_suspected(), &events, 7);
     println!("{states} states");
     assert!(states > 1000, "{states}");
 }

@@ -395,12 +395,12 @@ impl<F: Clone> Agent<F> {
             let naming = c.phase == Phase::Naming && c.asked.is_none();
             let grace = self.expected.as_ref().map(|(since, _)| *since + self.timing.grace);
             let adds = naming || newest == Some(*id);
-            let again = c.told.values().filter(move |_| c.asked.is_none());
-            let again = again.filter_map(|told| told.refused.as_ref().map(|(_, again)| *again));
-            let suspects = self.suspects.iter().filter(move |_| c.asked.is_none());
-            let suspects = suspects.filter(move |(uid, suspect)| self.is_lacked(c, uid, adds, suspect.not_before));
-            let suspects = suspects.map(|(_, suspect)| suspect.not_before);
-            until.into_iter().chain(grace.filter(|_| naming)).chain(again).chain(suspects)
+            let later = self.wanted.iter().filter(move |_| c.asked.is_none());
+            let later = later.filter_map(move |(uid, wanted)| {
+                let at = self.not_before(c, uid, wanted)?;
+                self.is_lacked(c, uid, adds, at).then_some(at)
+            });
+            until.into_iter().chain(grace.filter(|_| naming)).chain(later)
         });
         proxies.min()
     }
@@ -499,6 +499,14 @@ impl<F: Clone> Agent<F> {
         let by_itself = |told: &Told| told.pod.is_none() || told.refused.is_some() && told.is(wanted);
         let concerned = adds || connection.told.get(uid).is_some_and(by_itself);
         concerned && connection.lacks(uid, wanted, now)
+    }
+
+    /// Before when a proxy is not told of a pod, whatever it lacks: what it refused has its time, and a suspect its own. `None` where
+    /// nothing need be waited for.
+    fn not_before(&self, connection: &Connection, uid: &PodUid, wanted: &Wanted<F>) -> Option<Instant> {
+        let told = connection.told.get(uid).filter(|told| told.is(wanted));
+        let refused = told.and_then(|told| told.refused.as_ref()).map(|(_, again)| *again);
+        refused.max(self.suspects.get(uid).map(|suspect| suspect.not_before))
     }
 
     /// Whether a proxy must let go of what it was told. `adds`: whether it is told of pods now.
