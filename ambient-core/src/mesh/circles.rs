@@ -70,8 +70,9 @@ impl Mesh {
     }
 
     /// Who stands between somebody and itself on the way that begins with one of its waypoints, where that comes back by others:
-    /// itself first. `None` where the way ends, and for whoever is its own waypoint. Costs some look-ups where the waypoint
-    /// uses none itself.
+    /// itself first. `None` where the way ends, and for whoever is its own waypoint. The namespace is that of the client that
+    /// is to go there: of services that share an address each client has its own. Costs some look-ups where the waypoint uses
+    /// none itself.
     pub(crate) fn leads_back(
         &self,
         user: impl FnOnce() -> WaypointUser,

@@ -50,19 +50,19 @@ impl Way<'_> {
     /// Through the waypoint of a service.
     pub(super) fn to_waypoint_of_service(&self, waypoint: &GatewayAddress, service: &Arc<Service>) -> Result<Plan, Stop> {
         let user = || WaypointUser::Service(service.name.clone());
-        self.refuse_circles(user, &service.name.namespace, waypoint)?;
+        self.refuse_circles(user, waypoint)?;
         self.to_waypoint(waypoint, Some(service))
     }
 
     /// Through the waypoint of a workload.
     pub(super) fn to_waypoint_of_workload(&self, waypoint: &GatewayAddress, workload: &Workload) -> Result<Plan, Stop> {
         let user = || WaypointUser::Workload(workload.uid.clone());
-        self.refuse_circles(user, &workload.namespace, waypoint)?;
+        self.refuse_circles(user, waypoint)?;
         self.to_waypoint(waypoint, None)
     }
 
-    fn refuse_circles(&self, user: impl FnOnce() -> WaypointUser, namespace: &str, waypoint: &GatewayAddress) -> Result<(), Refusal> {
-        let Some(way) = self.mesh.leads_back(user, namespace, waypoint) else {
+    fn refuse_circles(&self, user: impl FnOnce() -> WaypointUser, waypoint: &GatewayAddress) -> Result<(), Refusal> {
+        let Some(way) = self.mesh.leads_back(user, &self.source.namespace, waypoint) else {
             return Ok(());
         };
         match <[_; 2]>::try_from(way.into_iter().take(2).collect::<Vec<_>>()) {

@@ -268,6 +268,45 @@ fn a_waypoint_that_leads_back_is_refused_and_nothing_else_is() {
     assert_eq!(tunnel(route(&mesh, &client, "10.0.0.3:80")).peer.ip(), other.addresses[0]);
 }
 
+/// Services of two namespaces at one address, of which one leads back: what is gone to is what is looked at.
+#[test]
+fn whether_a_shared_address_leads_back_hangs_on_who_goes_there() {
+    let client = captured("client", &["10.0.0.1"]);
+    let stranger = Workload {
+        namespace: "away".into(),
+        ..captured("stranger", &["10.0.0.2"])
+    };
+    let server = Workload {
+        waypoint: Some(at_address("10.9.0.9")),
+        ..captured("server", &["10.0.0.3"])
+    };
+    let (near, far) = (captured("near", &["10.0.0.4"]), captured("far", &["10.0.0.5"]));
+    let mut web = service("web", "10.9.0.1", &[(80, 8080)], &[(&server, &[])]);
+    web.waypoint = server.waypoint.clone();
+    for circular in ["shop", "away"] {
+        let gates = |gate: &Workload, namespace: &str| {
+            let mut gates = service("gates", "10.9.0.9", &[], &[(gate, &[])]);
+            gates.name.namespace = namespace.into();
+            gates.waypoint = (namespace == circular).then(|| at_address("10.9.0.1"));
+            gates
+        };
+        let (ours, theirs) = (gates(&near, "shop"), gates(&far, "away"));
+        let mesh = mesh(&[&client, &stranger, &server, &near, &far], &[&web, &ours, &theirs]);
+        for (source, gates, gate) in [(&client, &ours, &near), (&stranger, &theirs, &far)] {
+            let web = WaypointUser::Service(web.name.clone());
+            for (to, user) in [("10.9.0.1:80", web), ("10.0.0.3:80", WaypointUser::Workload(server.uid.clone()))] {
+                match route(&mesh, source, to) {
+                    Route::Refuse(refusal) if gates.waypoint.is_some() => {
+                        let by = WaypointUser::Service(gates.name.clone());
+                        assert_eq!(refusal, Refusal::WaypointCircle { user, by });
+                    }
+                    other => assert_eq!((tunnel(other).peer.ip(), &gates.waypoint), (gate.addresses[0], &None)),
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn of_a_services_waypoints_the_one_that_leads_back_is_refused() {
     let client = captured("client", &["10.0.0.1"]);
