@@ -492,8 +492,7 @@ impl Session {
         };
         known.return_of(&name);
         let claims = Claims::of(&read.change);
-        known.make_room(kind, &name, &claims, received);
-        known.claim_pod(&name, &claims)?;
+        known.claim(kind, &name, &claims, received)?;
         known.refused.remove(&*name);
         let reasons = (self.settings.on_demand && kind == Kind::Address)
             .then(|| Box::new(Reasons::of(&come.aliases, &read.change, own_node(&self.settings.node))));

@@ -88,6 +88,10 @@ impl Waiting {
         self.names.remove(name);
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.names.len()
     }
@@ -98,9 +102,34 @@ impl Waiting {
 }
 
 impl Known {
-    /// What waits to be removed and has what now is another's goes at once: the control plane has not forgotten it, but given it
-    /// away.
-    pub(super) fn make_room(&mut self, kind: Kind, name: &Arc<str>, claims: &Claims, received: &mut Received) {
+    /// A resource has what it claims from now on. What waits to be removed and has some of it goes at once: the control plane
+    /// has not forgotten it, but given it away.
+    ///
+    /// # Errors
+    /// Which other one has its pod, and does not wait; then nobody has lost anything.
+    pub(super) fn claim(&mut self, kind: Kind, name: &Arc<str>, claims: &Claims, received: &mut Received) -> Result<(), String> {
+        if let Some(pod) = &claims.pod
+            && let Some(other) = self.pods.get(pod).filter(|other| *other != name)
+            && !self.waiting.as_ref().is_some_and(|waiting| waiting.has(other))
+        {
+            return Err(format!(
+                "extensions[{}].uid: {} is the pod of {other} already, and a pod is one workload",
+                super::super::read::POD,
+                pod.as_str()
+            ));
+        }
+        self.make_room(kind, name, claims, received);
+        let before = self.held.get(name).and_then(|held| held.claims.pod.as_ref());
+        if let Some(before) = before.filter(|before| claims.pod.as_ref() != Some(before)) {
+            self.pods.remove(before);
+        }
+        if let Some(pod) = &claims.pod {
+            self.pods.insert(pod.clone(), name.clone());
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, kind: Kind, name: &Arc<str>, claims: &Claims, received: &mut Received) {
         let Some(waiting) = &mut self.waiting else { return };
         let before = self.held.get(name).map(|held| held.claims.places).unwrap_or_default();
         let new = claims.places().filter(|place| !before.contains(place));
@@ -113,28 +142,6 @@ impl Known {
         for name in given {
             self.let_go(kind, &name, received);
         }
-    }
-
-    /// A resource has the pod that it claims from now on.
-    ///
-    /// # Errors
-    /// Which other one has it.
-    pub(super) fn claim_pod(&mut self, name: &Arc<str>, claims: &Claims) -> Result<(), String> {
-        if let Some(pod) = &claims.pod {
-            if let Some(other) = self.pods.get(pod).filter(|other| *other != name) {
-                return Err(format!(
-                    "extensions[{}].uid: {} is the pod of {other} already, and a pod is one workload",
-                    super::super::read::POD,
-                    pod.as_str()
-                ));
-            }
-            self.pods.insert(pod.clone(), name.clone());
-        }
-        let before = self.held.get(name).and_then(|held| held.claims.pod.as_ref());
-        if let Some(before) = before.filter(|before| claims.pod.as_ref() != Some(before)) {
-            self.pods.remove(before);
-        }
-        Ok(())
     }
 
     /// What was claimed is to be had.

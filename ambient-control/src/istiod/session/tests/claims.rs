@@ -155,3 +155,27 @@ fn what_waits_to_be_removed_gives_way_to_whoever_has_its_address_or_is_its_pod()
     assert!(session.faults()[0].what.contains("without 6 of 10"), "{:?}", session.faults());
     assert_eq!(session.handle_timeout(now + GRACE).changes.len(), 6);
 }
+
+#[test]
+fn whoever_is_refused_takes_nobodys_place() {
+    let mut session = session();
+    let now = now();
+    session.handle_opened(now);
+    let all: Vec<_> = (1..9).map(|n| of_pod(&n.to_string(), &format!("uid-{n}"), [10, 0, 0, n])).collect();
+    let gone: Vec<String> = all[1..].iter().map(|resource| resource.name.clone()).collect();
+    session.handle_whole(now, response(Kind::Address, "n", all, &[]));
+    session.handle_opened(now);
+    // It says to be the pod of one that stays, at the address of one that waits.
+    let come = vec![of_pod("x", "uid-1", [10, 0, 0, 2])];
+    let received = session.handle_whole(now, response(Kind::Address, "n", come, &gone));
+    assert!(received.changes.is_empty() && received.refused.len() == 1, "{received:?}");
+    assert_eq!(received.waiting, 7);
+    // Whoever says rightly what it is has that place still.
+    let come = vec![of_pod("x", "uid-x", [10, 0, 0, 2])];
+    let received = session.handle_whole(now, response(Kind::Address, "n", come, &[]));
+    assert!(
+        matches!(&received.changes[..], [Change::Mesh(Update::RemoveWorkload(uid)), Change::Mesh(Update::Workload(_))] if *uid.as_str() == *gone[0]),
+        "{received:?}"
+    );
+    assert_eq!(session.handle_timeout(now + GRACE).changes.len(), 6);
+}
