@@ -48,7 +48,7 @@ mod tests;
 
 use claims::{Claims, Waiting};
 pub(crate) use come::Come;
-use come::{Content, of_another};
+use come::{Content, known_by, of_another};
 
 /// The kinds of resources that are asked for, in the order in which that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -564,12 +564,13 @@ impl Session {
         let known = &mut self.kinds[kind as usize];
         for name in names {
             known.answer(name, received);
-            if let Some(refused) = known.refused.remove(name.as_str())
-                && !known.held.contains_key(name.as_str())
+            let name = &*known_by(name);
+            if let Some(refused) = known.refused.remove(name)
+                && !known.held.contains_key(name)
                 && let Some(policy) = refused.policy
             {
                 received.changes.push(Change::Policy(ambient_authz::policy::Update::Remove(policy)));
-                received.entries.push(Entry::Remove(kind, name.as_str().into()));
+                received.entries.push(Entry::Remove(kind, name.into()));
             }
         }
         // Workloads and services are of one kind on the wire alone: all services may be a small part of both.

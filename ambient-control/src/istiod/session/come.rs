@@ -1,12 +1,12 @@
 //! A resource as it comes: what it says, before its response says that it counts.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     super::read::{self, Key, Read},
     Kind, Session,
 };
-use crate::wire::envoy::service::discovery::v3::Resource;
+use crate::{disk::fnv, wire::envoy::service::discovery::v3::Resource};
 
 /// A resource that has come and was read; the rest of its response may still be on its way.
 #[derive(Debug)]
@@ -33,9 +33,7 @@ pub(super) enum Content {
 impl Session {
     /// Reads a resource. It counts with [`Session::handle_response`].
     pub(crate) fn read(&self, resource: Resource) -> Come {
-        // What is cut short is no resource's name, and is refused.
-        let name = read::brief(&resource.name, LONGEST_NAME);
-        let name = &*name;
+        let name = &*known_by(&resource.name);
         let (content, sent) = match resource.resource {
             None => (Content::Empty, None),
             Some(body) => {
@@ -70,8 +68,20 @@ impl Session {
     }
 }
 
+/// The name that a resource is known by: its own, or what is kept of one that is too long. That is no resource's name, so that it
+/// is refused, and another one's for each, so that each is taken back by itself. It is known by itself, too: a new stream says
+/// it, and it is remembered.
+pub(super) fn known_by(name: &str) -> Cow<'_, str> {
+    match name.len() <= LONGEST_NAME {
+        true => name.into(),
+        false => format!("{}{:016x}", read::brief(name, LONGEST_BEGINNING), fnv(name.as_bytes())).into(),
+    }
+}
+
 /// The longest name that a resource can have, in bytes: of hostnames, clusters, namespaces and the like together.
-pub(super) const LONGEST_NAME: usize = 2048;
+const LONGEST_NAME: usize = 2048;
+/// As much as is kept of a longer one: the mark that it was cut and 16 digits follow.
+const LONGEST_BEGINNING: usize = LONGEST_NAME - '…'.len_utf8() - 16;
 
 /// Why what is of one type cannot be of another.
 pub(super) fn of_another(type_url: &str) -> read::Refused {

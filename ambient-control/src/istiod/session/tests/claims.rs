@@ -90,6 +90,48 @@ fn of_texts_without_end_little_is_told_and_kept() {
 }
 
 #[test]
+fn what_was_cut_short_is_taken_back_by_its_whole_name() {
+    let [mut session, mut restarted] = [session(), session()];
+    session.handle_opened(now());
+    let endless = "ä".repeat(1 << 16);
+    let names = ["one", "other"].map(|end| format!("shop/{endless}-{end}"));
+    let sent = names.clone().map(|name| Resource { name, ..policy("p", 0) });
+    let received = session.handle_whole(now(), response(Kind::Authorization, "n", sent.into(), &[]));
+    let key = |change: &Change| match change {
+        Change::Policy(update) => update.key().clone(),
+        other => panic!("{other:?}"),
+    };
+    let keys: Vec<PolicyKey> = received.changes.iter().map(key).collect();
+    assert!(keys.len() == 2 && keys[0] != keys[1], "one is not the other");
+    let put = |entry| match entry {
+        Entry::Put(kind, name, kept) => ((kind, name.to_string()), kept),
+        other => panic!("{other:?}"),
+    };
+    restarted.remember(Remembered {
+        resources: received.entries.into_iter().map(put).collect(),
+        heard: None,
+    });
+    for session in [&mut session, &mut restarted] {
+        session.handle_opened(now());
+        let begun_with = &drain(session)[1].initial_resource_versions;
+        assert!(keys.iter().all(|key| begun_with.contains_key(key.as_str())));
+        // By what a new stream says of it, too.
+        let gone = [names[0].clone(), keys[1].as_str().to_owned()];
+        for (at, name) in gone.into_iter().enumerate() {
+            let received = session.handle_whole(now(), response(Kind::Authorization, "n", vec![], &[name]));
+            let [Change::Policy(ambient_authz::policy::Update::Remove(removed))] = &received.changes[..] else {
+                panic!("{received:?}")
+            };
+            let [Entry::Remove(Kind::Authorization, forgotten)] = &received.entries[..] else {
+                panic!("{received:?}")
+            };
+            assert_eq!((removed, &**forgotten), (&keys[at], keys[at].as_str()));
+            assert_eq!(session.faults().len(), 1 - at);
+        }
+    }
+}
+
+#[test]
 fn a_name_that_stands_twice_in_a_response_counts_once() {
     let mut session = session();
     session.handle_opened(now());
