@@ -102,6 +102,7 @@ impl Rig {
         // What proxies without anything to do would make between such pods: the bounds of what a node proxy can.
         all.push(load.contender(&standing.bare, "bytes alone", Way::bytes_alone, 0));
         all.push(load.contender(&standing.bare, "bare tls", |sides| Way::tls(sides, load.warmth), 0));
+        all.push(load.contender(&standing.bare, "bare hbone", |sides| Way::hbone(sides, load.warmth), 0));
         all
     }
 
