@@ -103,9 +103,8 @@ impl Ground {
         Ok(ground)
     }
 
-    /// Starts a proxy on the second node as Istio starts its own, beside the `ambient enrol` that has this socket. What it writes goes to
-    /// the node's log.
-    /// As Istio's chart starts its own: by arguments and variables alone, on files that it can only read.
+    /// Starts a proxy on the second node as Istio's chart starts its own, beside the `ambient enrol` that has this socket: by arguments
+    /// and variables alone, with three capabilities, on files that it can only read. What it writes goes to the node's log.
     pub(crate) fn start_other(&mut self, proxy: &Path, socket: &Path) -> Outcome {
         let host = *self.cluster.node(NODES[0])?.ips().first().ok_or("it has no address")?;
         let control = format!("https://{}", SocketAddr::new(host, 15012));
