@@ -118,6 +118,10 @@ fn main() -> ExitCode {
             "a_listing_under_changes_is_right_or_refused",
             listing::a_listing_under_changes_is_right_or_refused,
         ),
+        (
+            "an_address_that_goes_diverts_nothing",
+            listing::an_address_that_goes_diverts_nothing,
+        ),
     ])
 }
 

@@ -328,39 +328,49 @@ impl Hands {
         }
         let (enforced, existing, options, before) = (action.enforced, self.existing, self.options(&action.pod), room.kept());
         let newly_inbound = options.inbound && room.asked().is_some_and(|asked| !self.options.of(&asked).inbound);
+        let keeps_inbound = newly_inbound && existing == ExistingConnections::Keep;
         let work = move |inside: &mut Inside| {
+            // What is not captured goes around the proxy by right.
+            let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
             let (added, lost, told) = match enforced {
-                true => (inside.apply(&plan, &mark)?, 0, Vec::new()),
+                true => {
+                    // Before it is captured: after that their next packets would be the first of new ones, and redirected.
+                    let (lost, told) = match keeps_inbound {
+                        true => inside.keep_untracked(|c, way| way == Direction::Inbound && is_meant(way, c))?,
+                        false => (0, Vec::new()),
+                    };
+                    (inside.apply(&plan, &mark)?, lost, told)
+                }
                 false => {
                     let joined = inside.join(&plan, &mark)?;
                     (joined.added, joined.lost, joined.told)
                 }
             };
+            // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
+            // what is tracked is listed: what comes in between is there.
+            let mut around = match enforced && (newly_inbound || !added.is_empty()) {
+                true => inside.around()?,
+                false => Vec::new(),
+            };
             let mut outsiders = inside.outsiders()?;
             let open: HashSet<_> = outsiders.iter().map(|o| (o.connection.local, o.connection.remote)).collect();
             let told = told.iter().map(|entry| (entry.local, entry.remote));
             inside.forget_ended(told.filter(|ends| !open.contains(ends)))?;
-            // What is not captured goes around the proxy by right.
-            let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
             outsiders.retain(|o| is_meant(o.direction, &o.connection));
             // And so did, until now, what its pod had asked to be left alone.
             let is_open_before = |way| !enforced || newly_inbound && way == Direction::Inbound;
             let (kept, closed): (Vec<_>, Vec<_>) = outsiders
                 .into_iter()
                 .partition(|o| enforced && o.kept || is_open_before(o.direction) && existing == ExistingConnections::Keep);
-            let (chosen, strays): (Vec<_>, Vec<_>) = closed.into_iter().partition(|o| is_open_before(o.direction));
-            inside.close(chosen.iter().map(|o| &o.connection))?;
-            let mut strays: Vec<Connection> = strays.into_iter().map(|o| o.connection).collect();
-            if enforced && !added.is_empty() {
-                // Something was missing: what went by then the kernel need not have tracked.
-                let by_right = |cookie| kept.iter().any(|k| k.connection.cookie == cookie) || before.iter().any(|k| k.cookie == cookie);
-                let mut around = inside.around()?;
-                around.retain(|(c, way)| !by_right(c.cookie) && is_meant(*way, c) && !is_open_before(*way));
-                around.retain(|(c, _)| strays.iter().all(|known| known.cookie != c.cookie));
-                strays.extend(around.into_iter().map(|(c, _)| c));
-            }
+            let mut closed: Vec<_> = closed.into_iter().map(|o| (o.connection, o.direction)).collect();
+            let by_right = |cookie| kept.iter().any(|k| k.connection.cookie == cookie) || before.iter().any(|k| k.cookie == cookie);
+            around.retain(|(c, way)| !by_right(c.cookie) && is_meant(*way, c));
+            around.retain(|(c, _)| closed.iter().all(|(known, _)| known.cookie != c.cookie));
+            closed.extend(around);
+            let (chosen, strays): (Vec<_>, Vec<_>) = closed.into_iter().partition(|(_, way)| is_open_before(*way));
+            inside.close(chosen.iter().map(|(c, _)| c))?;
             inside.mark_kept(&kept)?;
-            Ok((added, lost, kept, inside.close(&strays)?))
+            Ok((added, lost, kept, inside.close(strays.iter().map(|(c, _)| c))?))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
         room.ask(&action.pod.capture);

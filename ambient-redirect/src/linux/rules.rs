@@ -354,8 +354,12 @@ impl Inside {
         let of_family = |ip: &&IpAddr| ip.is_ipv6() == (family == IpFamily::V6) && is_routed(ip);
         let wanted = route(family);
         for ip in own.iter().filter(of_family).take(ADDRESSES_ASKED) {
-            let taken = self.routing.taken(*ip, family.probe(), REPLY_MARK)?;
-            if !taken.is_some_and(|taken| taken.kind == wanted.kind && taken.link == wanted.link) {
+            let is_well = match self.routing.taken(*ip, family.probe(), REPLY_MARK)? {
+                Some(taken) => taken.kind == wanted.kind && taken.link == wanted.link,
+                // From an address that has gone since it was listed the kernel refuses a packet as a blackhole does.
+                None => !self.addresses()?.contains(ip),
+            };
+            if !is_well {
                 return Ok(true);
             }
         }

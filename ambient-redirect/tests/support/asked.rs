@@ -1,18 +1,21 @@
 //! What a pod asks of its capture.
 
 use std::{
-    io::{Read, Write},
+    collections::HashSet,
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, TcpListener},
     sync::Arc,
+    time::Duration,
 };
 
 use ambient_core::Capture;
-use ambient_redirect::{Config, ExistingConnections, PodSpec, linux::Netns, pods::Direction};
+use ambient_redirect::{Config, ExistingConnections, PodSpec, linux::Netns, netlink::Conntrack, pods::Direction};
 use ambient_testkit::{End, World, harness::Outcome, link};
 use ipnet::IpNet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 
 use crate::{
@@ -100,27 +103,42 @@ pub(crate) fn what_was_left_alone_is_open_before_its_capture(world: &World) -> O
             running.until_in(&[uid]).await;
             let to = format!("{}:8081", address[0]);
             ask_until(&node.netns, &to, "app called by 10.0.0.1").await;
-            let mut open = TcpStream::connect((address[0], 8083)).await.unwrap();
-            say(&mut open).await.unwrap();
+            let mut open = Vec::new();
+            for (address, is_forgotten) in [(address[0], false), (address[0], true), (address[1], true)] {
+                let mut one = TcpStream::connect((address, 8083)).await.unwrap();
+                say(&mut one).await.unwrap();
+                // Of one that is idle for long, or was there before something began to track, the kernel knows nothing.
+                if is_forgotten {
+                    let (from, to) = (one.local_addr().unwrap(), one.peer_addr().unwrap());
+                    at.run(|| Conntrack::open().unwrap().forget(from, to).unwrap()).unwrap();
+                }
+                open.push(one);
+            }
 
             running.want(&[spec(uid, &address)]);
             ask_until(&node.netns, &to, &format!("in {to} from 10.0.0.1")).await;
             running.until_in(&[uid]).await;
-            let goes_on = say(&mut open).await;
             let states = running.states.borrow().clone();
             assert_eq!((states[0].strays, states[0].repairs), (0, 0), "{states:#?}");
-            match existing {
-                ExistingConnections::Keep => {
-                    goes_on.unwrap();
-                    let listed = &states[0].kept;
-                    assert_eq!(listed.len(), 1, "{listed:?}");
-                    assert_eq!((listed[0].direction, listed[0].local.port()), (Direction::Inbound, 8083));
-                }
-                ExistingConnections::Close => {
-                    goes_on.unwrap_err();
-                    assert!(states[0].kept.is_empty());
+            let ends = |one: &TcpStream| (one.peer_addr().unwrap(), one.local_addr().unwrap());
+            let listed: HashSet<_> = states[0].kept.iter().map(|k| (k.local, k.remote)).collect();
+            let mut wanted = HashSet::new();
+            for mut one in open {
+                match existing {
+                    ExistingConnections::Keep => {
+                        wanted.insert(ends(&one));
+                        for _ in 0..3 {
+                            say(&mut one).await.unwrap();
+                        }
+                    }
+                    ExistingConnections::Close => {
+                        let reset = timeout(Duration::from_secs(5), one.read_u8()).await.expect("at once, unasked");
+                        assert_eq!(reset.unwrap_err().kind(), ErrorKind::ConnectionReset);
+                    }
                 }
             }
+            assert_eq!(listed, wanted);
+            assert!(states[0].kept.iter().all(|k| k.direction == Direction::Inbound), "{states:#?}");
             running.stop().await;
         }
     })
@@ -131,13 +149,15 @@ fn echo(at: &Arc<Netns>) {
     let listener = at.run(|| TcpListener::bind("[::]:8083").unwrap()).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let mut byte = [0];
-            while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+            });
         }
     });
 }
 
 async fn say(open: &mut TcpStream) -> std::io::Result<()> {
     open.write_all(b"?").await?;
-    open.read_u8().await.map(drop)
+    timeout(Duration::from_secs(5), open.read_u8()).await?.map(drop)
 }

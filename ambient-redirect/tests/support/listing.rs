@@ -1,13 +1,14 @@
 //! Listings of rules that somebody keeps changing.
 
 use std::{
+    net::Ipv4Addr,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
 use ambient_redirect::{
-    linux::{Inside, Mark},
-    netlink::{Batch, Cmp, Expr, Family, MetaKey, NftRule, Nftables, Verdict},
+    linux::{Difference, Inside, Mark},
+    netlink::{Batch, Cmp, Expr, Family, MetaKey, NftRule, Nftables, Routing, Verdict},
     plan::{Options, Plan},
 };
 use ambient_testkit::{World, harness::Outcome};
@@ -16,6 +17,7 @@ use crate::node::Node;
 
 const RULES: usize = 60;
 const LISTINGS: usize = 3000;
+const LOOPBACK: u32 = 1;
 
 /// Two sets of rules take turns, all of one or all of the other, and between them come transactions that fail half way. A
 /// listing must be the one or the other.
@@ -97,6 +99,36 @@ pub(crate) fn a_listing_under_changes_is_right_or_refused(world: &World) -> Outc
         }
         stop.store(true, Ordering::Relaxed);
     });
+    Ok(())
+}
+
+/// Addresses come and go while a capture is verified, each another one; from one that has gone nothing can be answered, and nothing is.
+pub(crate) fn an_address_that_goes_diverts_nothing(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let (plan, mark) = (Plan::new(&Options::default()), Mark::new("node-1", &"a".into()));
+    let mut inside = Inside::open(&pod)?;
+    inside.apply(&plan, &mark)?;
+    let (stop, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let diverted = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut routing = pod.run(|| Routing::open().unwrap()).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let n = changes.fetch_add(1, Ordering::Relaxed);
+                let ip = Ipv4Addr::new(10, 9, (n >> 8) as u8, n as u8).into();
+                routing.add_address(LOOPBACK, ip, 32).unwrap();
+                routing.delete_address(LOOPBACK, ip, 32).unwrap();
+            }
+        });
+        let verified = (0..LISTINGS).map(|_| inside.verify(&plan, &mark));
+        let is_diverted = |differences: &Vec<Difference>| differences.iter().any(|d| matches!(d, Difference::Diverted(_)));
+        let diverted = verified.flatten().filter(is_diverted).count();
+        stop.store(true, Ordering::Relaxed);
+        diverted
+    });
+    let changes = changes.load(Ordering::Relaxed);
+    assert!(changes > LISTINGS / 10, "{changes} changes");
+    assert_eq!(diverted, 0, "of {LISTINGS}, while {changes} addresses came and went");
     Ok(())
 }
 

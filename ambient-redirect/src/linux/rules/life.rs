@@ -282,6 +282,29 @@ impl Inside {
             .collect())
     }
 
+    /// Has the kernel remember as kept, among what goes around the proxy, those that it tracks no longer. Gives how many could not be,
+    /// and those that it was told of.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn keep_untracked(&mut self, is_kept: impl Fn(&Connection, Direction) -> bool) -> Result<(usize, Vec<Entry>), ApplyError> {
+        let mut around = self.around()?;
+        around.retain(|(c, way)| is_kept(c, *way));
+        if around.is_empty() {
+            return Ok((0, Vec::new()));
+        }
+        let tracked: HashSet<(SocketAddr, SocketAddr)> = self.remembered()?.iter().map(|t| (t.source, t.destination)).collect();
+        around.retain(|(c, _)| !tracked.contains(&(c.local, c.remote)) && !tracked.contains(&(c.remote, c.local)));
+        let entry = |(c, way): (Connection, Direction)| Entry {
+            local: c.local,
+            remote: c.remote,
+            progress: c.progress,
+            inbound: way == Direction::Inbound,
+        };
+        let entries: Vec<Entry> = around.into_iter().map(entry).collect();
+        Ok((self.conntrack.remember(&entries, KEPT_MARK)?.count, entries))
+    }
+
     /// Marks connections as kept, so that the next process knows them too.
     ///
     /// # Errors
