@@ -1,6 +1,6 @@
 //! What whoever has started the node takes for granted of the mesh, against what the mesh says.
 
-use ambient_core::{Mesh, TunnelProtocol, WorkloadUid};
+use ambient_core::{Mesh, WorkloadUid};
 use ambient_redirect::PodSpec;
 
 use crate::Config;
@@ -9,11 +9,10 @@ use crate::Config;
 #[derive(Debug, Default)]
 pub(crate) struct Contradictions {
     network: bool,
-    own_pod: bool,
 }
 
 impl Contradictions {
-    /// Those that are new, of the pods that are served and of the node's own.
+    /// Those that are new, of the pods that are served.
     pub(crate) fn new_of<'a>(&mut self, config: &Config, pods: impl IntoIterator<Item = &'a PodSpec>, mesh: &Mesh) -> Vec<String> {
         let mut new = Vec::new();
         let workload_of = |namespace: &str, name: &str| {
@@ -34,15 +33,6 @@ impl Contradictions {
                 ));
             }
         }
-        if let Some((namespace, name)) = config.assumed.own_pod.as_ref().filter(|_| !self.own_pod)
-            && workload_of(namespace, name).is_some_and(|own| own.tunnel == TunnelProtocol::Hbone)
-        {
-            self.own_pod = true;
-            new.push(format!(
-                "the mesh says that the pod of this proxy itself, {namespace}/{name}, takes tunnels, and it takes none: what others \
-                 send there, as to its metrics, fails; leave off what says so, such as the label networking.istio.io/tunnel"
-            ));
-        }
         new
     }
 }
@@ -59,14 +49,11 @@ mod tests {
         let mut config = Config::new("n", "/");
         config.assumed = Assumed {
             network: Some("net1".into()),
-            own_pod: Some(("istio-system".into(), "ztunnel-x".into())),
         };
-        let workload = |namespace: &str, name: &str, network: &str, tunnel| {
-            let uid = format!("Kubernetes//Pod/{namespace}/{name}");
+        let cart = |network: &str| {
             let workload = Workload {
                 network: network.into(),
-                tunnel,
-                ..Workload::new(&uid, namespace, name)
+                ..Workload::new("Kubernetes//Pod/shop/cart", "shop", "cart")
             };
             Update::Workload(workload.into())
         };
@@ -80,21 +67,14 @@ mod tests {
             has_run: true,
         }];
         let mut contradictions = Contradictions::default();
-        let as_assumed = Mesh::default().apply([
-            workload("shop", "cart", "net1", TunnelProtocol::Hbone),
-            workload("istio-system", "ztunnel-x", "net1", TunnelProtocol::None),
-        ]);
+        let as_assumed = Mesh::default().apply([cart("net1")]);
         let mut told = |mesh: &Mesh| contradictions.new_of(&config, &pods, mesh);
         assert_eq!(told(&Mesh::default()), [""; 0]);
         assert_eq!(told(&as_assumed), [""; 0]);
-        let otherwise = as_assumed.apply([
-            workload("shop", "cart", "net2", TunnelProtocol::Hbone),
-            workload("istio-system", "ztunnel-x", "net1", TunnelProtocol::Hbone),
-        ]);
+        let otherwise = as_assumed.apply([cart("net2")]);
         let said = told(&otherwise);
-        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].contains("shop/cart") && said[0].contains("\"net2\"") && said[0].contains("\"net1\""));
-        assert!(said[1].contains("istio-system/ztunnel-x") && said[1].contains("networking.istio.io/tunnel"));
         assert_eq!(told(&otherwise), [""; 0], "once");
         let nothing = Config::new("n", "/");
         assert_eq!(Contradictions::default().new_of(&nothing, &pods, &otherwise), [""; 0]);

@@ -101,8 +101,17 @@ pub enum Vouchers {
 pub struct Assumed {
     /// The network that the node's pods are in.
     pub network: Option<Arc<str>>,
-    /// The namespace and the name of the pod that the node runs in, which takes no tunnels itself.
-    pub own_pod: Option<(Arc<str>, Arc<str>)>,
+}
+
+/// The pod that a node's process runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name there.
+    pub name: Arc<str>,
+    /// The service account that it runs as.
+    pub service_account: Arc<str>,
 }
 
 /// What a node is told at its start. Values only: reading flags and the environment is the binary's work.
@@ -195,6 +204,11 @@ pub struct Config {
     pub sources: Sources,
     /// What the mesh is taken to say.
     pub assumed: Assumed,
+    /// The pod that the process runs in, to be a workload of the mesh itself: where the mesh says that it takes tunnels, as to
+    /// the node's metrics, they are taken on port 15008 of the namespace of this process. Policies of that workload decide on
+    /// them; nothing of the pod is captured, and what it is sent otherwise comes as it is. Of a node that serves the pods of
+    /// another's agent ([`Config::zds`]); none by default.
+    pub own_pod: Option<OwnPod>,
 }
 
 impl Config {
@@ -253,6 +267,7 @@ impl Config {
             open_when_unproven: false,
             sources: Sources::default(),
             assumed: Assumed::default(),
+            own_pod: None,
         }
     }
 }

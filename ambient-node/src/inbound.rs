@@ -386,15 +386,17 @@ impl Tunnel {
     }
 
     /// A connection to the application, from the peer's own address. One that is told who speaks needs not see it, and is
-    /// reached where it listens for nobody else.
+    /// reached where it listens for nobody else. In the pod of this process, which is not captured, answers to another's address
+    /// would leave.
     async fn connect(&self, delivery: &Delivery, identity: Option<&Identity>) -> io::Result<TcpStream> {
         let (node, pod, to) = (&self.node, &self.pod, delivery.to);
+        let source = source_for(self.peer, to).filter(|_| !pod.is_own);
         let Some(told) = delivery.told else {
-            return dial(node, pod, source_for(self.peer, to), to).await;
+            return dial(node, pod, source, to).await;
         };
         let (from, at) = match node.config.localhost_app_tunnel {
             true => (None, SocketAddr::new(loopback(to), to.port())),
-            false => (source_for(self.peer, to), to),
+            false => (source, to),
         };
         let mut server = dial(node, pod, from, at).await?;
         // It fits into the socket's buffer: nobody is waited for.

@@ -84,7 +84,7 @@ pub use ambient_redirect::{ExistingConnections, PodSpec};
 pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
 pub use builder::{Builder, Page, Unset};
 pub use certificates::{KeysError, NodeKeys};
-pub use config::{Assumed, Config, ControlPlane, KeepAlive, Keys, Sources, Vouchers, workers_of};
+pub use config::{Assumed, Config, ControlPlane, KeepAlive, Keys, OwnPod, Sources, Vouchers, workers_of};
 pub use embed::{Arrival, Kind, Listener};
 pub use handle::Running;
 pub use node::{Ground, Node, RunError, StartError};

@@ -581,6 +581,10 @@ fn enrol(
             tasks.spawn(supervised(shared, "the node agent", move |_| zds::tell_of_agent(state.clone())));
             let mended = pods.clone();
             tasks.spawn(supervised(shared, "listeners", move |_| mended.clone().mend()));
+            if let Some(own) = shared.config.own_pod.clone() {
+                let serving = pods.clone();
+                tasks.spawn(supervised(shared, "its own pod", move |_| serving.clone().serve_own(own.clone())));
+            }
             let (pods, shared) = (pods.clone(), shared.clone());
             let obeying = async move {
                 // Who listens before it knows the mesh refuses what a predecessor would have served.

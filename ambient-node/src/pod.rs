@@ -62,6 +62,8 @@ pub(crate) struct Pod {
     pub(crate) room: Room,
     /// Endpoints that it could not reach a moment ago; what keeps it from one may be its own NetworkPolicy.
     pub(crate) outliers: Outliers,
+    /// Whether it is the one that this process runs in: nothing of it is captured.
+    pub(crate) is_own: bool,
     /// What policies were last asked about.
     target: ArcSwapOption<Target>,
     stage: watch::Sender<Stage>,
@@ -87,6 +89,7 @@ impl Pod {
             speaker,
             room,
             outliers: Outliers::default(),
+            is_own: false,
             target: ArcSwapOption::empty(),
             stage: watch::Sender::new(Stage::Serving),
             turned: watch::Sender::new(0),
@@ -94,6 +97,11 @@ impl Pod {
             listening: Mutex::default(),
             _certificate: certificate,
         }
+    }
+
+    /// The one that this process runs in: it takes tunnels, and nothing else of it is this node's.
+    pub(crate) fn own(self) -> Self {
+        Self { is_own: true, ..self }
     }
 
     /// On whose behalf its connections are served, where it opens them.
@@ -272,7 +280,7 @@ impl UnknownPod {
     }
 }
 
-/// A listener that every pod has.
+/// A listener that a pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
@@ -280,21 +288,32 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    /// All of them.
+    /// Where tunnels come.
+    pub(crate) fn tunnels(ipv6: bool) -> Self {
+        Self {
+            address: SocketAddr::new(any(ipv6), ports::HBONE),
+            udp: false,
+        }
+    }
+
+    /// All that a captured pod has.
     pub(crate) fn all(ipv6: bool, dns: bool) -> impl Iterator<Item = Self> {
-        let any: IpAddr = if ipv6 {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
-        let tcp = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE].map(|port| SocketAddr::new(any, port));
+        let tcp = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT].map(|port| SocketAddr::new(any(ipv6), port));
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
         let names = loopback
             .into_iter()
             .filter(move |ip| dns && (ipv6 || ip.is_ipv4()))
             .map(|ip| SocketAddr::new(ip, ports::DNS));
         let names = names.flat_map(|address| [true, false].map(|udp| Self { address, udp }));
-        tcp.map(|address| Self { address, udp: false }).into_iter().chain(names)
+        let tcp = tcp.map(|address| Self { address, udp: false });
+        tcp.into_iter().chain([Self::tunnels(ipv6)]).chain(names)
+    }
+}
+
+fn any(ipv6: bool) -> IpAddr {
+    match ipv6 {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
     }
 }
 

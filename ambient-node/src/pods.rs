@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod listener;
+mod own;
 
 /// All of them. Implements [`Proxy`]: redirect says which pods there are.
 #[derive(Debug)]
@@ -68,10 +69,10 @@ impl Pods {
         }
     }
 
-    /// Those that are served now.
+    /// Those that are served now, but for the one that this process runs in.
     pub(crate) fn specs(&self) -> Vec<PodSpec> {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.values().map(|pod| pod.spec.clone()).collect()
+        captured(&served).map(|pod| pod.spec.clone()).collect()
     }
 
     /// Connections that are open now.
@@ -97,7 +98,7 @@ impl Pods {
     fn take(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = served.remove(uid);
-        self.node.metrics.serve_pods(served.len());
+        self.node.metrics.serve_pods(captured(&served).count());
         taken
     }
 
@@ -106,7 +107,7 @@ impl Pods {
     }
 
     /// A pod that may be served from now on, at no listener yet.
-    async fn admit(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Arc<Pod>, ProxyError> {
+    async fn admit(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Pod, ProxyError> {
         let node = &self.node;
         let identity = Identity::new(&node.config.trust_domain, &spec.namespace, &spec.service_account);
         let identity = identity.map_err(|e| refuse("naming the pod", io::Error::new(io::ErrorKind::InvalidInput, e)))?;
@@ -117,7 +118,7 @@ impl Pods {
             key,
             identity: identity.clone(),
         };
-        let pod = Arc::new(Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate));
+        let pod = Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate);
         let named = format!("{}//Pod/{}/{}", node.config.cluster_id, spec.namespace, spec.name);
         node.state.serve(named.into(), &spec.uid);
         Ok(pod)
@@ -131,7 +132,11 @@ impl Pods {
         let dns = spec.capture.dns.unwrap_or_else(|| node.config.captures_dns());
         // All at once: each is made by a thread that enters the namespace for it, and waited for.
         let mut binding = JoinSet::new();
-        for at in Listening::all(node.config.ipv6, dns).filter(|at| !pod.has(*at)) {
+        let all: Vec<_> = match pod.is_own {
+            true => vec![Listening::tunnels(node.config.ipv6)],
+            false => Listening::all(node.config.ipv6, dns).collect(),
+        };
+        for at in all.into_iter().filter(|at| !pod.has(*at)) {
             let (node, pod) = (node.clone(), pod.clone());
             binding.spawn(async move { (at, listener::bind(at, &node, &pod).await) });
         }
@@ -168,7 +173,7 @@ impl Pods {
         let mut pause = FIRST_AGAIN;
         let pod = loop {
             match self.admit(&spec, namespace.clone()).await {
-                Ok(pod) => break pod,
+                Ok(pod) => break Arc::new(pod),
                 Err(error) => tracing::warn!(pod = %spec, %error, again_in = ?pause, "a pod is not served yet"),
             }
             time::sleep(pause).await;
@@ -215,8 +220,13 @@ impl Pods {
         self.node.locals.add(&pod);
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.insert(pod.spec.uid.clone(), pod);
-        self.node.metrics.serve_pods(served.len());
+        self.node.metrics.serve_pods(captured(&served).count());
     }
+}
+
+/// Those whose traffic is this node's.
+fn captured(served: &HashMap<PodUid, Arc<Pod>>) -> impl Iterator<Item = &Arc<Pod>> {
+    served.values().filter(|pod| !pod.is_own)
 }
 
 /// Tells, when it is dropped, that a listener has ended.
@@ -259,7 +269,7 @@ impl Proxy for Pods {
                 self.end(&present);
                 present.let_go().await;
             }
-            let new = self.admit(pod, namespace).await?;
+            let new = Arc::new(self.admit(pod, namespace).await?);
             self.listen(&new, pod).await?;
             self.enter(new);
             Ok(())

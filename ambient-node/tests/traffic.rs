@@ -170,6 +170,10 @@ const TESTS: &[Test] = &[
     ("envoy_is_a_waypoint_behind_the_node", envoy::envoy_is_a_waypoint_behind_the_node),
     ("envoy_is_the_gateway_of_a_network", envoy::envoy_is_the_gateway_of_a_network),
     ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
+    (
+        "the_pod_of_the_proxy_itself_takes_tunnels",
+        told::the_pod_of_the_proxy_itself_takes_tunnels,
+    ),
     ("spire_says_who_is_who", identities::spire_says_who_is_who),
     ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
     ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),

@@ -619,8 +619,8 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
     config.assumed = Assumed {
         // An empty one is none that was named.
         network: args.network.clone().filter(|network| !network.is_empty()),
-        own_pod: istiod::own_pod(),
     };
+    config.own_pod = istiod::own_pod();
     config.existing_connections = args.existing_connections.into();
     config.leave = Duration::from_secs(args.leave);
     config.open_when_unproven = args.open_when_unproven;

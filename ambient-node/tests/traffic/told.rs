@@ -2,21 +2,24 @@
 
 use std::{
     cell::RefCell,
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
+use ambient_core::{TunnelProtocol, Workload, mesh::Update, ports};
+use ambient_node::OwnPod;
 use ambient_redirect::{
     linux::{Inside, Mark, Netns},
     plan::{Options, Plan},
 };
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, Way, until};
+use crate::mesh::{Family, Mesh, NODE, Place, Way, until};
 
-const ADMIN: u16 = ambient_core::ports::ADMIN;
-const READINESS: u16 = ambient_core::ports::READINESS;
+const ADMIN: u16 = ports::ADMIN;
+const READINESS: u16 = ports::READINESS;
 
 /// The agent's process.
 struct Agent {
@@ -182,4 +185,113 @@ pub(crate) fn an_agent_of_others_is_obeyed(world: &World) -> Outcome {
     assert_ne!(mesh.c.attempt(listener.address()), "end");
     assert!(listener.is_lonely());
     Ok(())
+}
+
+/// Refuses whoever is not `b`.
+const FOR_B_ALONE: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: for-b-alone, namespace: mesh-system}
+spec: {action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/b]}}]}]}
+";
+
+/// What a place has for an answer where the metrics are.
+fn scrape(from: &Place, at: SocketAddr) -> io::Result<String> {
+    let mut stream = from.connect(at)?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: proxy\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Metrics of the proxy are fetched through a tunnel, where the mesh says that its own pod takes any.
+pub(crate) fn the_pod_of_the_proxy_itself_takes_tunnels(world: &World) -> Outcome {
+    let socket = world.scratch_dir().join("zds.sock");
+    let Some(agent) = Agent::start(&socket) else { return Ok(()) };
+    let agent = RefCell::new(agent);
+    let mut mesh = Mesh::start_told(
+        world,
+        |config| {
+            config.zds = Some(socket);
+            config.own_pod = Some(OwnPod {
+                namespace: "mesh-system".into(),
+                name: "proxy-x".into(),
+                service_account: "proxy".into(),
+            });
+            make_rules(world, "a");
+            make_rules(world, "b");
+        },
+        |mesh| {
+            let mut agent = agent.borrow_mut();
+            until("the node to start", || mesh.page(READINESS, "/healthz/ready").ok());
+            assert_eq!(agent.say("accept"), "ok");
+            assert_eq!(agent.add(world, "a", "a"), "ok");
+            assert_eq!(agent.add(world, "b", "b"), "ok");
+            assert_eq!(agent.say("snapshot"), "ok");
+        },
+    )?;
+    let own: [SocketAddr; 2] = ["10.0.0.1:15020".parse()?, "[fd00::1]:15020".parse()?];
+    let tunnels = SocketAddr::new(own[0].ip(), ports::HBONE);
+    let is_listening = || mesh.node.run(|| TcpStream::connect(tunnels).is_ok()).unwrap();
+    let mut workload = Workload::new("Kubernetes//Pod/mesh-system/proxy-x", "mesh-system", "proxy-x");
+    workload.addresses = own.map(|at| at.ip()).to_vec();
+    workload.service_account = "proxy".into();
+    workload.workload_name = "proxy".into();
+    workload.node = NODE.into();
+    mesh.tell(vec![Update::Workload(workload.clone().into())]);
+    // As it is, without a tunnel; and nothing is taken that nobody is told to send.
+    until("the metrics, in plaintext", || {
+        let answer = scrape(&mesh.a, own[0]).ok()?;
+        answer.contains("destination_workload=\"proxy\"").then_some(())
+    });
+    assert!(!is_listening());
+
+    // A port that is taken is waited for.
+    let taken = mesh.node.run(|| TcpListener::bind(("::", ports::HBONE)))??;
+    workload.tunnel = TunnelProtocol::Hbone;
+    mesh.tell(vec![Update::Workload(workload.into())]);
+    // Only what it is told by the mesh can have come to it there: its dials are refused.
+    until("the port to be tried", || scrape(&mesh.a, own[0]).is_err().then_some(()));
+    drop(taken);
+    let tunnelled = |reporter| {
+        let labels = [
+            ("reporter", reporter),
+            ("source_principal", "spiffe://cluster.local/ns/shop/sa/a"),
+            ("destination_workload", "proxy"),
+            ("destination_principal", "spiffe://cluster.local/ns/mesh-system/sa/proxy"),
+            ("connection_security_policy", "mutual_tls"),
+        ];
+        mesh.metric("istio_tcp_connections_opened_total", &labels)
+    };
+    for (at, family) in own.into_iter().zip([Family::V4, Family::V6]) {
+        let before = ["source", "destination"].map(tunnelled);
+        let answer = until("the metrics, through a tunnel", || {
+            scrape(&mesh.a, at).ok().filter(|answer| answer.starts_with("HTTP/1.0 200"))
+        });
+        assert!(answer.contains("# EOF"), "all of it, by {family:?}");
+        let now = ["source", "destination"].map(tunnelled);
+        assert!(now[0] > before[0] && now[1] > before[1], "{family:?}: {before:?}, then {now:?}");
+    }
+    // It is no pod that is captured.
+    assert_eq!(mesh.metric("workload_manager_active_proxy_count", &[]), 2);
+    let dump: serde_json::Value = serde_json::from_str(&mesh.page(ADMIN, "/config_dump")?.1)?;
+    let served: Vec<_> = dump["workloadState"].as_object().ok_or("no pods")?.keys().collect();
+    assert_eq!(served, ["uid-of-a", "uid-of-b"]);
+    // Nothing that the process listens at on its loopback alone is reached by way of it, nor its tunnels by themselves.
+    for port in [ADMIN, ports::HBONE] {
+        assert!(scrape(&mesh.a, SocketAddr::new(own[0].ip(), port)).is_err(), "port {port}");
+    }
+
+    // Policies of its namespace are its own.
+    mesh.apply("policy", FOR_B_ALONE);
+    until("the policy to refuse", || {
+        scrape(&mesh.a, own[0]).ok().filter(String::is_empty).map(drop)
+    });
+    assert!(scrape(&mesh.b, own[0])?.starts_with("HTTP/1.0 200"));
+    assert!(scrape(&mesh.c, own[0])?.starts_with("HTTP/1.0 200"), "nothing of it is captured");
+
+    // It ends with the node.
+    let stopping = mesh.stop();
+    until("the node to end", || stopping.is_over().then_some(()));
+    Ok(stopping.result()?)
 }

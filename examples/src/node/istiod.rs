@@ -15,7 +15,7 @@ use ambient_control::{
     },
 };
 use ambient_core::TrustDomain;
-use ambient_node::{Config, ControlPlane, NodeKeys, Sources, Vouchers};
+use ambient_node::{Config, ControlPlane, NodeKeys, OwnPod, Sources, Vouchers};
 use anyhow::Context as _;
 
 use crate::cluster_local::ClusterLocal;
@@ -309,11 +309,14 @@ fn of_json(value: serde_json::Value) -> Metadata {
 /// Names and texts.
 type Texts = BTreeMap<String, String>;
 
-/// The namespace and the name of this process's own pod, where Istio's node proxy would be a workload of the mesh itself.
-pub(super) fn own_pod() -> Option<(Arc<str>, Arc<str>)> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    variable("SERVICE_ACCOUNT")?;
-    Some((variable("POD_NAMESPACE")?.into(), variable("POD_NAME")?.into()))
+/// This process's own pod, which is a workload of the mesh like any other where the mesh says so.
+pub(super) fn own_pod() -> Option<OwnPod> {
+    let variable = |name: &str| -> Option<Arc<str>> { std::env::var(name).ok().filter(|value| !value.is_empty()).map(Arc::from) };
+    Some(OwnPod {
+        namespace: variable("POD_NAMESPACE")?,
+        name: variable("POD_NAME")?,
+        service_account: variable("SERVICE_ACCOUNT")?,
+    })
 }
 
 fn metadata(text: &str) -> Result<Texts, String> {
