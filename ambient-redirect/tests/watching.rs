@@ -11,6 +11,8 @@ mod mesh;
 #[path = "support/node.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod node;
+#[path = "support/routed.rs"]
+mod routed;
 #[path = "support/theirs.rs"]
 mod theirs;
 
@@ -29,9 +31,7 @@ use std::{
 use ambient_redirect::{
     Config,
     linux::{Inside, Mark, Netns, Sockets, Way, preflight},
-    netlink::{
-        BaseChain, Batch, ChainKind, Expr, Family, Hook, Nftables, Route, RouteKind, Routing, Rule, Sockets as Listed, Transport, Verdict,
-    },
+    netlink::{BaseChain, Batch, ChainKind, Expr, Family, Hook, Nftables, Sockets as Listed, Transport, Verdict},
     plan::{Options, Plan},
     pods::{PodState, State},
 };
@@ -39,8 +39,6 @@ use ambient_testkit::{
     Capture, Namespace, Output, Program, World,
     harness::{self, Outcome},
 };
-use heard::ask;
-use ipnet::IpNet;
 use mesh::{Log, Running, is_in, namespace_of};
 use node::{Node, spec};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -58,12 +56,16 @@ fn main() -> ExitCode {
         ),
         ("a_repair_tells_what_the_wire_has_seen", a_repair_tells_what_the_wire_has_seen),
         ("one_slow_pod_holds_up_no_other", one_slow_pod_holds_up_no_other),
-        ("routing_taken_by_hand_comes_back", routing_taken_by_hand_comes_back),
-        ("what_goes_with_its_device_comes_back", what_goes_with_its_device_comes_back),
-        ("what_changes_unheard_is_put_right", what_changes_unheard_is_put_right),
+        ("routing_taken_by_hand_comes_back", routed::routing_taken_by_hand_comes_back),
+        ("what_goes_with_its_device_comes_back", routed::what_goes_with_its_device_comes_back),
+        ("what_changes_unheard_is_put_right", routed::what_changes_unheard_is_put_right),
         (
             "replies_that_others_route_elsewhere_are_no_capture",
-            replies_that_others_route_elsewhere_are_no_capture,
+            routed::replies_that_others_route_elsewhere_are_no_capture,
+        ),
+        (
+            "a_route_of_somebody_elses_makes_room_and_is_told",
+            routed::a_route_of_somebody_elses_makes_room_and_is_told,
         ),
         ("what_nft_changes_by_hand_is_put_right", what_nft_changes_by_hand_is_put_right),
         ("nft_reads_what_is_in_force", nft_reads_what_is_in_force),
@@ -383,150 +385,12 @@ fn one_slow_pod_holds_up_no_other(world: &World) -> Outcome {
     })
 }
 
-fn routing_taken_by_hand_comes_back(world: &World) -> Outcome {
-    let node = Node::new(world)?;
-    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
-    node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
-        type Hand = fn(&mut Routing);
-        let hands: [(&str, Hand); 2] = [
-            ("routing rule", |routing| {
-                for rule in routing.rules().unwrap().iter().filter(|r| r.table == 100) {
-                    routing.delete_rule(rule).unwrap();
-                }
-            }),
-            ("route", |routing| {
-                for route in routing.routes(100).unwrap() {
-                    routing.delete_route(&route).unwrap();
-                }
-            }),
-        ];
-        for (round, (what, hand)) in hands.into_iter().enumerate() {
-            sleep(Duration::from_millis(120)).await;
-            pod.run(|| hand(&mut Routing::open().unwrap())).unwrap();
-            let took = until_repaired(&running, round + 1, what).await;
-            assert!(took < Duration::from_secs(1), "{what}: {took:?}");
-            assert!(stands(&pod), "{what}");
-        }
-        assert_eq!(running.log.count("withdrawn"), 0);
-        running.stop().await;
-    })
-}
-
-/// Rule and route stand, and the replies of applications go elsewhere all the same.
-fn replies_that_others_route_elsewhere_are_no_capture(world: &World) -> Outcome {
-    let node = Node::new(world)?;
-    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
-    let before = |ipv6, priority, mark| Rule {
-        ipv6,
-        priority,
-        mark,
-        mask: if mark == 0 { 0 } else { 0xfff },
-        table: 200,
-    };
-    let everything = |ipv6: bool| if ipv6 { "::/0" } else { "0.0.0.0/0" }.parse::<IpNet>().unwrap();
-    node.run(async {
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
-        let is_refused = |family: &str, states: &[PodState]| {
-            let error = states.iter().find_map(|s| match &s.state {
-                State::Refused { error } if s.closed => Some(error.clone()),
-                _ => None,
-            });
-            error.is_some_and(|e| e.code() == "replies-diverted" && e.to_string().contains(&format!("{family} replies")))
-        };
-        for (family, rule, kind) in [
-            // As by who takes ours away and makes one of his own in its place.
-            ("IPv4", before(false, 32764, 0x111), RouteKind::Blackhole),
-            ("IPv6", before(true, 100, 0), RouteKind::Unreachable),
-        ] {
-            pod.run(|| {
-                let mut routing = Routing::open().unwrap();
-                routing.add_route(&Route::to(everything(rule.ipv6)).kind(kind).table(200)).unwrap();
-                if rule.priority == 32764 {
-                    for ours in routing.rules().unwrap().iter().filter(|r| r.table == 100 && r.ipv6 == rule.ipv6) {
-                        routing.delete_rule(ours).unwrap();
-                    }
-                }
-                routing.add_rule(&rule).unwrap();
-            })
-            .unwrap();
-            running.until("a refusal", |states| is_refused(family, states)).await;
-            assert!(ask(&pod, "198.51.100.7:80").await.is_err(), "what cannot be proven is refused");
-            assert!(
-                pod.run(|| Routing::open().unwrap().rules().unwrap().contains(&rule)).unwrap(),
-                "it is not ours"
-            );
-            pod.run(|| Routing::open().unwrap().delete_rule(&rule).unwrap()).unwrap();
-            running.until_in(&["a"]).await;
-            ask(&pod, "198.51.100.7:80").await.unwrap();
-        }
-        running.stop().await;
-    })
-}
-
 /// No timer helps: it is the kernel that tells.
 fn untimed(node: &Node) -> Config {
     Config {
         verify_every: Duration::from_secs(3600),
         ..node.config()
     }
-}
-
-/// With the loopback device, once down, the route of IPv6 is gone.
-fn what_goes_with_its_device_comes_back(world: &World) -> Outcome {
-    let node = Node::new(world)?;
-    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
-    node.run(async {
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
-        sleep(Duration::from_millis(120)).await;
-        pod.run(|| {
-            let mut routing = Routing::open().unwrap();
-            let loopback = routing.link("lo").unwrap().index;
-            routing.set_down(loopback).unwrap();
-            routing.set_up(loopback).unwrap();
-            assert!(routing.routes(100).unwrap().len() < 2, "one went with the device");
-        })
-        .unwrap();
-        let took = until_repaired(&running, 1, "the route").await;
-        assert!(took < Duration::from_secs(1), "{took:?}");
-        assert!(stands(&pod));
-        running.stop().await;
-    })
-}
-
-/// More changes than the kernel keeps for whoever does not listen, and the one that counts is the last.
-fn what_changes_unheard_is_put_right(world: &World) -> Outcome {
-    let node = Node::new(world)?;
-    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
-    node.run(async {
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
-        sleep(Duration::from_millis(120)).await;
-        // Nothing here gives the enrolment a turn.
-        pod.run(|| {
-            let mut routing = Routing::open().unwrap();
-            let device = routing.link("eth0").unwrap().index;
-            let route = Route::to("192.0.2.0/24".parse().unwrap()).dev(device);
-            for _ in 0..2000 {
-                routing.add_route(&route).unwrap();
-                routing.delete_route(&route).unwrap();
-            }
-            for rule in routing.rules().unwrap().iter().filter(|r| r.table == 100) {
-                routing.delete_rule(rule).unwrap();
-            }
-        })
-        .unwrap();
-        until_repaired(&running, 1, "the routing rule").await;
-        assert!(stands(&pod));
-        running.stop().await;
-    })
 }
 
 /// Runs `nft` in a namespace and gives what it says; `None` where the machine has none.

@@ -605,6 +605,7 @@ fn put(differences: &[Difference]) -> String {
         Difference::Leftover(name) => Some(format!("without table {name}")),
         _ => None,
     });
+    let foreign = of(|d| matches!(d, Difference::ForeignRoute(_)).then(|| d.to_string()));
     let mut parts = match tables.len() {
         0 => Vec::new(),
         1 => vec![format!("table {}", tables.join(", "))],
@@ -620,6 +621,7 @@ fn put(differences: &[Difference]) -> String {
         }
     }
     parts.extend(leftovers);
+    parts.extend(foreign.into_iter().map(|what| format!("instead: {what}")));
     parts.join("; ")
 }
 

@@ -83,6 +83,8 @@ pub enum Difference {
     Rule(IpFamily),
     /// The route is missing.
     Route(IpFamily),
+    /// The route is missing, and somebody else's to everywhere stands in its table: the proxy's takes its place.
+    ForeignRoute(IpFamily),
     /// Rule and route stand, and what is to come back to the proxy goes elsewhere: those of others come before.
     Diverted(IpFamily),
     /// Nobody listens there.
@@ -99,6 +101,7 @@ impl fmt::Display for Difference {
             Self::ForeignTable(name) => write!(f, "table {name} is somebody else's"),
             Self::Rule(family) => write!(f, "the {family} routing rule is missing"),
             Self::Route(family) => write!(f, "the {family} route to the proxy is missing"),
+            Self::ForeignRoute(family) => write!(f, "somebody else's {family} route to everywhere is in table {ROUTE_TABLE}"),
             Self::Diverted(family) => write!(
                 f,
                 "{family} replies do not go back to the proxy: a routing rule or a route of somebody else's comes before the proxy's"
@@ -338,6 +341,9 @@ impl Inside {
             let has_route = routes.iter().any(|r| same_route(r, &wanted));
             if !has_route {
                 differences.push(Difference::Route(*family));
+                if routes.iter().any(|r| r.destination == wanted.destination) {
+                    differences.push(Difference::ForeignRoute(*family));
+                }
             }
             let has_both = has_route && !differences.contains(&Difference::Rule(*family));
             if has_both && self.is_diverted(*family, own)? {
