@@ -19,7 +19,9 @@
 //! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
 //! missing, that cannot be read, or that a node begins anew. With [`Config::own`] that is kept over a restart too, in
 //! `status/.NODE.known.json`, and the own report is written again when somebody has removed or changed it. An annotation tells
-//! it only of the pods of [`Config::ztunnel_nodes`].
+//! it only of the pods of [`Config::ztunnel_nodes`]. Of a pod that has been in no manifest for a while, between one and two minutes,
+//! nothing is kept in the reports that this process writes ([`Config::own`], [`Config::kept`]), unless something in the directory
+//! cannot be read, which might be that pod.
 //!
 //! ```
 //! use ambient_control::{manifests::{Config, Manifests}, Source};
@@ -46,7 +48,7 @@ use std::{
     collections::{BTreeSet, HashSet},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use ambient_core::{Network, PodUid, TrustDomain, mesh};
@@ -63,6 +65,7 @@ pub(crate) mod directory;
 mod document;
 mod enablement;
 mod mesh_config;
+mod reported;
 mod reports;
 mod status;
 #[cfg(feature = "serve")]
@@ -75,6 +78,7 @@ use directory::Directory;
 pub(crate) use document::fuzz as fuzz_document;
 pub use enablement::{EnablementError, read_enablement};
 pub use mesh_config::MeshConfig;
+use reported::Reported;
 #[cfg(feature = "fuzz")]
 pub(crate) use reports::fuzz as fuzz_status;
 pub use status::Status;
@@ -116,6 +120,9 @@ pub struct Config {
     /// What this node itself reports in the directory: pods that were deleted while it was down are taken out of it at the
     /// start. None by default.
     pub own: Option<Status>,
+    /// What this process keeps of what other nodes report, as a control plane does. None by default.
+    #[cfg(feature = "serve")]
+    pub kept: Option<Arc<Statuses>>,
 }
 
 impl Config {
@@ -149,10 +156,12 @@ impl Config {
             revision,
             ztunnel_nodes,
             own: None,
+            #[cfg(feature = "serve")]
+            kept: None,
         }
     }
 
-    fn into_parts(self) -> (PathBuf, objects::Settings, Option<Status>) {
+    fn into_parts(self) -> (PathBuf, objects::Settings, Reported) {
         let settings = objects::Settings {
             cluster_domain: self.cluster_domain,
             trust_domain: self.trust_domain,
@@ -166,7 +175,13 @@ impl Config {
             revision: self.revision,
             ztunnel_nodes: self.ztunnel_nodes,
         };
-        (self.dir, settings, self.own)
+        let reported = Reported {
+            own: self.own,
+            #[cfg(feature = "serve")]
+            kept: self.kept,
+            ..Reported::default()
+        };
+        (self.dir, settings, reported)
     }
 }
 
@@ -186,14 +201,13 @@ impl Manifests {
     /// A policy with a value that cannot be read is no error here but a fault.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let mesh = config.mesh.clone();
-        let (dir, settings, own) = config.into_parts();
+        let (dir, settings, reported) = config.into_parts();
         let mut directory = Directory::new(dir.clone(), settings);
         directory.expect(mesh);
-        if let Some(own) = &own {
+        if let Some(own) = &reported.own {
             directory.remember(&own.node());
         }
-        let failing = Failing::default();
-        let mut watched = Watched { directory, own, failing };
+        let mut watched = Watched { directory, reported };
         let mut looks = looks::looks();
         // Two looks must agree on every file.
         let mut settled = false;
@@ -208,7 +222,7 @@ impl Manifests {
                 break;
             }
         }
-        let Watched { directory, own, .. } = &mut watched;
+        let Watched { directory, reported } = &mut watched;
         if !settled {
             let files = directory.unsettled().join(", ");
             return Err(OpenError::Unsettled { dir, files });
@@ -217,7 +231,7 @@ impl Manifests {
             return Err(OpenError::File { what });
         }
         let first = directory.batch(true).unwrap_or_default();
-        if let Some(own) = own {
+        if let Some(own) = &reported.own {
             let pods = pods(&first);
             let kept = own.retain(|uid| pods.contains(uid)).await;
             kept.map_err(|source| OpenError::Status { source })?;
@@ -232,36 +246,16 @@ impl Source for Manifests {
     }
 }
 
-/// The directory as it was seen last, and what the own node reports in it.
+/// The directory as it was seen last, and what is reported in it.
 struct Watched {
     directory: Directory,
-    own: Option<Status>,
-    failing: Failing,
-}
-
-/// What is tried at every look, and fails: told of once, however often it fails alike.
-#[derive(Debug, Default)]
-struct Failing(Mutex<Option<String>>);
-
-impl Failing {
-    /// What is to be told after another attempt, if anything.
-    fn after(&self, failure: Option<String>) -> Option<String> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == failure {
-            return None;
-        }
-        let told = match &failure {
-            Some(error) => format!("{error}; it is tried again"),
-            None => "what this node reports is written again".to_owned(),
-        };
-        *known = failure;
-        Some(told)
-    }
+    reported: Reported,
 }
 
 impl Looked for Watched {
     fn look(&mut self) {
         self.directory.look();
+        self.reported.look(&self.directory);
     }
 
     fn news(&mut self) -> Option<Batch> {
@@ -269,13 +263,7 @@ impl Looked for Watched {
     }
 
     fn before(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            let Some(own) = &self.own else { return };
-            let failure = own.mend().await.err().map(|error| error.to_string());
-            if let Some(told) = self.failing.after(failure) {
-                tracing::warn!("{told}");
-            }
-        })
+        Box::pin(self.reported.mend())
     }
 }
 

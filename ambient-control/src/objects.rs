@@ -335,7 +335,12 @@ impl Objects {
 
     /// Whether there may be a pod with this UID: there is, or no pod is known yet.
     pub fn may_have_pod(&self, uid: &PodUid) -> bool {
-        self.by_uid.is_empty() || self.by_uid.contains_key(uid)
+        self.by_uid.is_empty() || self.has_pod(uid)
+    }
+
+    /// Whether there is a pod with this UID, whatever has become of it.
+    pub fn has_pod(&self, uid: &PodUid) -> bool {
+        self.by_uid.contains_key(uid)
     }
 
     /// Refuses what is in the scope of something that cannot be read, such as a whole file, until it is

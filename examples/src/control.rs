@@ -241,7 +241,9 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     owned(ca_directory, "--ca")?;
     let mesh = Mesh::of(said, Some(directory), "Kubernetes")?;
     keys_apart(directory, ca_directory)?;
+    let statuses = Statuses::new(directory, now);
     let source = Manifests::open(manifests::Config {
+        kept: Some(statuses.clone()),
         revision: args.revision,
         ztunnel_nodes: args.ztunnel_nodes.into_iter().collect(),
         cluster_domain: args.cluster_domain,
@@ -258,7 +260,7 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         source: Box::new(source),
         ca: Arc::new(ca),
         nodes: Nodes::new(ca_directory, provider.clone()),
-        captures: Some(Statuses::new(directory, now)),
+        captures: Some(statuses),
         provider,
     })
     .await?;

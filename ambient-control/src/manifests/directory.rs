@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_authz::{Scope, policy::Unreadable};
-use ambient_core::PolicyKey;
+use ambient_core::{PodUid, PolicyKey};
 use rustix::io::Errno;
 
 use super::{
@@ -198,6 +198,17 @@ impl Directory {
     fn looked_twice(&self) -> bool {
         // A directory without files has nothing to agree on.
         self.files.values().all(|file| file.taken.is_some() || file.trouble.is_some())
+    }
+
+    /// Which of some pods are in none of the manifests, as far as that can be known: what cannot be read might hold any of
+    /// them, and where there is no file at all the directory may be the wrong one.
+    pub(super) fn lacks(&self, mut pods: BTreeSet<PodUid>) -> BTreeSet<PodUid> {
+        let whole = |file: &Manifest| file.wrong().is_none() && file.broken.is_empty();
+        if self.unreachable.is_some() || self.files.is_empty() || !self.is_settled() || !self.files.values().all(whole) {
+            return BTreeSet::new();
+        }
+        pods.retain(|uid| !self.objects.has_pod(uid));
+        pods
     }
 
     /// What is wrong with a file of which nothing is in force.

@@ -13,7 +13,7 @@ use std::{
 
 use ambient_core::PodUid;
 use serde::{Deserialize, Serialize};
-use tokio::task;
+use tokio::{sync::Mutex as AsyncMutex, task};
 
 use super::directory;
 use crate::whole;
@@ -38,6 +38,8 @@ pub struct Status(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     written: Mutex<Written>,
+    /// One change at a time takes a thread to write: who reports without end is not to have all of them.
+    turn: Arc<AsyncMutex<()>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +94,7 @@ impl Status {
         Ok(Self(Arc::new(Inner {
             path,
             written: Mutex::new(written),
+            turn: Arc::default(),
         })))
     }
 
@@ -143,16 +146,23 @@ impl Status {
     /// # Errors
     /// When the file cannot be written; then nothing has changed.
     pub async fn retain(&self, known: impl Fn(&PodUid) -> bool) -> io::Result<()> {
-        let gone: BTreeSet<PodUid> = {
-            let written = self.0.lock();
-            let all = written.pods.keys().chain(&written.withdrawn);
-            all.filter(|uid| !known(uid)).cloned().collect()
-        };
-        self.change(move |next| {
-            next.pods.retain(|uid, _| !gone.contains(uid));
-            next.withdrawn.retain(|uid| !gone.contains(uid));
-        })
-        .await
+        let gone = self.named().into_iter().filter(|uid| !known(uid)).collect();
+        self.change(move |next| next.forget(&gone)).await
+    }
+
+    /// Every pod that it names, captured or withdrawn.
+    pub(super) fn named(&self) -> BTreeSet<PodUid> {
+        let written = self.0.lock();
+        written.pods.keys().chain(&written.withdrawn).cloned().collect()
+    }
+
+    /// Forgets pods that are gone; may block.
+    pub(super) fn forget(&self, gone: &BTreeSet<PodUid>) -> io::Result<()> {
+        // A file that names none of them is left alone: it may be another process that writes it.
+        if self.named().is_disjoint(gone) {
+            return Ok(());
+        }
+        self.0.change(|next| next.forget(gone))
     }
 
     /// Whose status it is.
@@ -172,19 +182,21 @@ impl Status {
 
     async fn change(&self, change: impl FnOnce(&mut Written) + Send + 'static) -> io::Result<()> {
         let inner = self.0.clone();
+        let turn = inner.turn.clone().lock_owned().await;
         let done = task::spawn_blocking(move || {
-            let mut written = inner.lock();
-            let mut next = written.clone();
-            change(&mut next);
-            // A file that somebody has removed or changed is written again all the same.
-            if next != *written || !inner.holds(&next) {
-                inner.replace(&next)?;
-                *written = next;
-            }
-            Ok(())
+            let done = inner.change(change);
+            drop(turn);
+            done
         });
         done.await
             .unwrap_or_else(|_| Err(named(&self.0.path, io::Error::other("not written, as the program is ending"))))
+    }
+}
+
+impl Written {
+    fn forget(&mut self, gone: &BTreeSet<PodUid>) {
+        self.pods.retain(|uid, _| !gone.contains(uid));
+        self.withdrawn.retain(|uid| !gone.contains(uid));
     }
 }
 
@@ -192,6 +204,18 @@ impl Inner {
     /// A thread that panicked with the lock has changed nothing: the value is replaced as the last step.
     fn lock(&self) -> MutexGuard<'_, Written> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Written)) -> io::Result<()> {
+        let mut written = self.lock();
+        let mut next = written.clone();
+        change(&mut next);
+        // A file that somebody has removed or changed is written again all the same.
+        if next != *written || !self.holds(&next) {
+            self.replace(&next)?;
+            *written = next;
+        }
+        Ok(())
     }
 
     /// Whether the file says just this; one with nothing to say need not be there.

@@ -1,7 +1,7 @@
 //! What nodes report to a control plane, kept in the directory that it serves.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::IpAddr,
     path::PathBuf,
@@ -11,7 +11,7 @@ use std::{
 
 use ambient_core::PodUid;
 
-use super::Status;
+use super::{Status, directory};
 use crate::{BoxFuture, serve::Captures};
 
 /// Keeps each node's report in `status/NODE.json` of a directory of manifests, as a node of the same directory does itself.
@@ -47,6 +47,35 @@ impl Statuses {
         let status = Status::open(&self.dir, node)?;
         nodes.insert(node.to_owned(), status.clone());
         Ok(status)
+    }
+
+    /// Every pod that some node's report names, also of nodes that have not called yet.
+    pub(super) fn named(&self) -> BTreeSet<PodUid> {
+        let mut named = BTreeSet::new();
+        self.each(|status| {
+            named.extend(status.named());
+            Ok(())
+        });
+        named
+    }
+
+    /// Forgets pods that are gone; may block.
+    pub(super) fn forget(&self, gone: &BTreeSet<PodUid>) -> io::Result<()> {
+        self.each(|status| status.forget(gone)).map_or(Ok(()), Err)
+    }
+
+    /// What was wrong first, if anything: the others are seen to all the same. What is no report is told by whoever reads it.
+    fn each(&self, mut see: impl FnMut(&Status) -> io::Result<()>) -> Option<io::Error> {
+        let files = directory::names(&self.dir.join("status"), &["json"]).unwrap_or_default();
+        // A node that calls meanwhile waits: there are never two values for one.
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = files.iter().filter_map(|name| name.strip_suffix(".json"));
+        let others = names.filter(|name| !nodes.contains_key(*name));
+        // It may be the node itself that writes it: read anew each time.
+        let others = others.filter_map(|name| Status::open(&self.dir, name).ok());
+        let all = nodes.values().cloned().chain(others);
+        let wrongs: Vec<io::Error> = all.filter_map(|status| see(&status).err()).collect();
+        wrongs.into_iter().next()
     }
 }
 

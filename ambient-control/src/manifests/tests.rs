@@ -13,20 +13,10 @@ use tokio::time;
 use super::*;
 use crate::{Change, Fault};
 
+#[cfg(feature = "serve")]
+mod gone;
 mod kinds;
 mod owners;
-
-#[test]
-fn what_fails_at_every_look_is_told_once_and_so_is_its_end() {
-    let failing = Failing::default();
-    let after = |failure: Option<&str>| failing.after(failure.map(str::to_owned));
-    assert_eq!(after(None), None);
-    assert_eq!(after(Some("full")).as_deref(), Some("full; it is tried again"));
-    assert_eq!(after(Some("full")), None);
-    assert_eq!(after(Some("read-only")).as_deref(), Some("read-only; it is tried again"));
-    assert_eq!(after(None).as_deref(), Some("what this node reports is written again"));
-    assert_eq!(after(None), None);
-}
 
 /// A directory, and what its changes add up to.
 struct Fixture {

@@ -1,5 +1,5 @@
-//! How much each node may have signed. What is signed is listed until it ends: whoever has stolen a node is not to fill the disk
-//! of the authority with it, nor to keep it from others.
+//! How much each node may have signed, and how often it may report. What is signed is listed until it ends: whoever has stolen a node
+//! is not to fill the disk of the authority with it, nor to keep it from others.
 
 use std::{
     collections::HashMap,

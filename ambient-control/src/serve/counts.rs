@@ -25,7 +25,7 @@ pub enum Refusal {
     Room,
     /// There was none for another connection of whoever has not shown to be a node.
     Strangers,
-    /// A node has asked for more certificates than it can need.
+    /// A node has asked for more certificates, or made more reports, than it can need.
     Often,
     /// A node's report could not be kept.
     Keeping,

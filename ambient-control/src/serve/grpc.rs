@@ -51,6 +51,7 @@ pub(super) struct Shared {
     pub(super) connections: PerNode,
     pub(super) streams: PerNode,
     pub(super) allowance: Allowance,
+    pub(super) reports: Allowance,
     pub(super) limits: Limits,
 }
 
@@ -107,7 +108,8 @@ impl Services {
             tracing::warn!(node, %whom, ?wait, "nothing was signed: more was for this node than it can need");
             return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));
         }
-        let signed = timeout(SIGNING, self.shared.door.ca.sign(request)).await;
+        let patience = self.shared.limits.signing;
+        let signed = timeout(patience, self.shared.door.ca.sign(request)).await;
         let error = match signed {
             Ok(Ok(chain)) if !chain.is_empty() => return Ok(chain),
             Ok(Ok(_)) => RequestError::Signer {
@@ -115,7 +117,7 @@ impl Services {
             },
             Ok(Err(error)) => error,
             Err(_) => RequestError::Signer {
-                why: format!("it did not answer within {SIGNING:?}"),
+                why: format!("it did not answer within {patience:?}"),
             },
         };
         tracing::warn!(node, %whom, %error, "nothing was signed");
@@ -265,6 +267,13 @@ impl IstioCertificateService for Services {
 impl CaptureService for Services {
     async fn report(&self, request: Request<CaptureReport>) -> Result<Response<CaptureReceipt>, Status> {
         let node = self.admit(request.metadata())?.node;
+        if let Err(wait) = self.shared.reports.take(&node, Instant::now()) {
+            let why = format!("the node {node} reports more than it can have to say: say it again in {wait:?}");
+            if let Some(left_out) = self.shared.door.seldom.say("reports too often", Instant::now()) {
+                tracing::warn!(why, left_out, "a node's report was refused");
+            }
+            return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));
+        }
         let report = request.into_inner();
         let captures = self
             .shared
@@ -303,7 +312,8 @@ impl CaptureService for Services {
             let why = format!("the pod {pod} is not on the node {node}");
             return Err(self.refuse(Refusal::Pod, Status::permission_denied(why)));
         }
-        let kept = timeout(KEEPING, captures.report(&node, &pod, &addresses, report.captured)).await;
+        let patience = self.shared.limits.keeping;
+        let kept = timeout(patience, captures.report(&node, &pod, &addresses, report.captured)).await;
         match kept {
             Ok(Ok(())) => {
                 self.shared.door.counts.report();
@@ -311,7 +321,7 @@ impl CaptureService for Services {
             }
             Ok(Err(error)) => Err(self.not_kept(&node, &pod, Status::unavailable(error.to_string()))),
             Err(_) => {
-                let why = format!("the report could not be kept within {KEEPING:?}");
+                let why = format!("the report could not be kept within {patience:?}");
                 Err(self.not_kept(&node, &pod, Status::deadline_exceeded(why)))
             }
         }
@@ -332,9 +342,5 @@ impl Services {
 const LONGEST_UID: usize = 253;
 /// Addresses of a pod.
 const ADDRESSES: usize = 16;
-/// How long a report may take to be kept.
-const KEEPING: Duration = Duration::from_secs(5);
-/// How long the authority may take to sign.
-const SIGNING: Duration = Duration::from_secs(10);
 /// How long a node's certificate is valid, at most.
 const NODE_LIFE: Duration = Duration::from_secs(24 * 60 * 60);

@@ -175,6 +175,7 @@ impl ControlPlane {
             connections: PerNode::few(limits.of_a_node),
             streams: PerNode::few(streams::STREAMS),
             allowance: Allowance::of(limits.signed_at_once),
+            reports: Allowance::of(limits.reported_at_once),
             limits,
         });
         Ok(Self {

@@ -15,6 +15,7 @@ use crate::{
     istiod::{self, Asker, Certificates, CertificatesConfig, Endpoint, Reports, Roots, State, StateConfig, Token, now},
 };
 
+mod deadlines;
 mod joining;
 mod silence;
 mod trust;
@@ -22,9 +23,12 @@ mod trust;
 /// Bounds that a test reaches.
 pub(super) const TIGHT: limits::Limits = limits::Limits {
     signed_at_once: 100,
+    reported_at_once: 50,
     of_a_place: 8,
     of_a_node: 24,
     introducing: Duration::from_secs(2),
+    signing: Duration::from_secs(1),
+    keeping: Duration::from_secs(1),
     remembered: 64,
     one_by_one: 8,
 };
@@ -38,12 +42,19 @@ impl Source for Fed {
 }
 
 #[derive(Default)]
-struct Kept(Mutex<Vec<(String, PodUid, bool)>>, std::sync::atomic::AtomicBool);
+struct Kept(
+    Mutex<Vec<(String, PodUid, bool)>>,
+    std::sync::atomic::AtomicBool,
+    std::sync::atomic::AtomicBool,
+);
 
 impl Captures for Kept {
     fn report<'a>(&'a self, node: &'a str, pod: &'a PodUid, _: &'a [IpAddr], captured: bool) -> BoxFuture<'a, io::Result<()>> {
         if self.1.load(std::sync::atomic::Ordering::Relaxed) {
             return Box::pin(std::future::ready(Err(io::ErrorKind::StorageFull.into())));
+        }
+        if self.2.load(std::sync::atomic::Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
         }
         self.0.lock().unwrap().push((node.into(), pod.clone(), captured));
         Box::pin(std::future::ready(Ok(())))
