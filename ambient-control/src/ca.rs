@@ -7,7 +7,8 @@
 //! * `intermediates/NODE/`: for each node what signs the certificates of its workloads. It lives 24 hours at most, is
 //!   renewed at half its life, may have nobody below it but workloads, and vouches for no host;
 //! * `issued/`: which certificates were issued, until they end;
-//! * `revoked.json` and `crl.pem`: what was revoked, and the lists by which others know.
+//! * `revoked.json` and `crl.pem`: what was revoked, and the lists by which others know. A directory that was given to a node
+//!   has `revoked-above.json` too: what was revoked where the root's key is.
 //!
 //! [`DirectoryCa`] issues out of it. [`Authority`] sees to it: it makes one, issues to a node elsewhere, changes the root,
 //! revokes, and shows what is there.
@@ -288,6 +289,32 @@ pub enum OpenError {
         /// What was given.
         node: String,
     },
+    /// The name is one that the authority's own processes sign by.
+    #[error("{node:?} is what an authority's own processes are called: name the node otherwise")]
+    OwnName {
+        /// What was given.
+        node: String,
+    },
+    /// An identity gets no certificate any more, and what it has was not revoked, or not all of it.
+    #[error("{name} gets no certificate any more, but what it has is not all revoked: {source}")]
+    Barred {
+        /// The identity.
+        name: String,
+        /// Why.
+        source: Box<Self>,
+    },
+    /// Some of what is meant was not revoked.
+    #[error(
+        "{done} revoked, but not {}, as the keys of their issuers are not here: revoke them where those are, or their issuers by \
+         serial number where the root's key is (`--serial ISSUER --issuer ROOT`)",
+        by_issuers(left)
+    )]
+    Left {
+        /// How many were revoked.
+        done: usize,
+        /// The serial numbers of the others, each with its issuer's.
+        left: Vec<(String, String)>,
+    },
     /// The root's key is needed, and kept elsewhere.
     #[error("{}: it is not here, and without it there is no {what}: do this where it is", path.display())]
     NoRootKey {
@@ -333,6 +360,20 @@ fn of_others(nodes: &[String]) -> String {
         [] => String::new(),
         nodes => format!(" (there are some of {})", nodes.join(", ")),
     }
+}
+
+/// Each with its issuer; of many the first.
+fn by_issuers(left: &[(String, String)]) -> String {
+    let mut named: Vec<_> = left.iter().take(8).map(|(one, issuer)| format!("{one} of {issuer}")).collect();
+    if left.len() > named.len() {
+        named.push(format!("and {} more", left.len() - named.len()));
+    }
+    named.join(", ")
+}
+
+/// Whether processes of an authority's own sign by this name.
+pub(crate) fn is_own(node: &str) -> bool {
+    [LOCAL, CONTROL].contains(&node)
 }
 
 /// See [`crate::fuzz`].
@@ -401,3 +442,5 @@ const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 const SKEW: Duration = Duration::from_secs(300);
 /// The node of those who name none.
 const LOCAL: &str = "local";
+/// The node that a control plane signs as, by [`DirectoryCa::open_for`].
+pub const CONTROL: &str = "control";

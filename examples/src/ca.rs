@@ -42,10 +42,11 @@ pub(crate) enum Verb {
     },
     /// Go on by one stage with a change of roots: a new root is trusted, then it signs, then the old one is withdrawn.
     ///
-    /// Call it again when it says so, three times in all. Whatever asks this directory hears of each stage at once; clients of
-    /// `ambient control` hear of roots with their next certificate, within 12 hours; files that were copied elsewhere (root.pem
-    /// as --xds-root-ca, directories of `ambient ca issue`) must be copied again after each stage. No handshake is refused
-    /// where --grace covers all of them.
+    /// Call it again when it says so, three times in all. Whatever asks this directory hears of each stage at once, and so does
+    /// every `ambient node` on the stream of `ambient control`. ztunnel has no such stream: it hears with its next certificate, at
+    /// half the life of the one that it has, so after 12 hours where that is 24 (--secret-ttl). Files that were copied elsewhere
+    /// (root.pem as --xds-root-ca, directories of `ambient ca issue`) must be copied again after each stage. No handshake is
+    /// refused where --grace covers all of them.
     Rotate {
         #[command(flatten)]
         of: Directory,
@@ -262,6 +263,14 @@ fn revocation_text(revocation: &Revocation) -> String {
     }
     if let Some(barred) = &revocation.barred {
         text.push_str(&format!("\n{barred} gets no certificate any more; --lift takes that back"));
+    }
+    if !revocation.nodes.is_empty() {
+        text.push_str(&format!(
+            "\na node with a directory of its own that was issued to it here signs for it still, and what that has signed is not \
+             listed here: `ambient ca issue --node` again and carry it there, `ambient ca revoke --identity` there, or revoke all of \
+             the node with --node: {}",
+            revocation.nodes.join(", ")
+        ));
     }
     text.push_str(&format!("\nwritten: {}", revocation.lists.display()));
     text

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_control::{
-    ca::{Authority, DirectoryCa},
+    ca::{Authority, CONTROL, DirectoryCa},
     manifests::{self, Manifests, Statuses},
     serve::{Config, ControlPlane, Nodes, Use, serve_metrics},
 };
@@ -252,7 +252,7 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     .await?;
     let provider = Arc::new(ambient_tls::provider());
     let trust_domain = mesh.trust_domain;
-    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), Duration::from_secs(args.secret_ttl), "control")?;
+    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), Duration::from_secs(args.secret_ttl), CONTROL)?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,

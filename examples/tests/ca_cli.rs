@@ -307,7 +307,7 @@ fn apart(disk: &Path, script: &str) -> Option<String> {
             .env_remove("TRUST_DOMAIN")
             .output()
     };
-    let mounted = "mount -t tmpfs -o size=64k,mode=700 none \"$DISK\"";
+    let mounted = "mount -t tmpfs -o size=96k,mode=700 none \"$DISK\"";
     if !run(mounted).is_ok_and(|output| output.status.success()) {
         println!("skipped: there is no `unshare`, or it may mount nothing");
         return None;

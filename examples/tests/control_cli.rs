@@ -75,7 +75,7 @@ fn tokens_are_made_listed_and_revoked() {
     assert!(!again.status.success());
     assert_eq!(
         String::from_utf8_lossy(&again.stderr).trim(),
-        format!("ambient control: there is no token {id}")
+        format!("ambient control: there is no token {id}: `ambient control tokens` lists those that are good")
     );
     said(&control(&["token", "node-2", "--once", "--ca", ca]));
     let listed = said(&control(&["tokens", "--ca", ca]));

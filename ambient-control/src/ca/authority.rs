@@ -1,6 +1,7 @@
 //! Seeing to an authority: making one, giving to nodes elsewhere, changing the root, revoking.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -13,8 +14,9 @@ use super::{
     DirectoryCa, OpenError,
     directory::{self, LOCK},
     intermediates::{self, INTERMEDIATES, Intermediate},
+    is_own,
     issued::{self, ISSUED},
-    revoked::{self, Issuer, LISTS, REVOKED, Revoked, RevokedCertificate},
+    revoked::{self, ABOVE, Issuer, LISTS, List, REVOKED, Revoked, RevokedCertificate},
     roots::{CERTIFICATE, Key, Roots, SigningRoot, pem},
     seconds, serial,
 };
@@ -91,6 +93,9 @@ pub struct Revocation {
     pub certificates: Vec<RevokedCertificate>,
     /// The identity that gets no certificate any more.
     pub barred: Option<String>,
+    /// If an identity was revoked where the root's key is: the nodes with intermediates that have not ended. Those that have
+    /// a directory of their own sign for it until they are given the next.
+    pub nodes: Vec<String>,
     /// The file with the lists, for nodes that do not read this directory.
     pub lists: PathBuf,
 }
@@ -148,13 +153,16 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// Gives a node an intermediate, in a directory that [`DirectoryCa::open_for`] opens: the roots, the lists, and the
-    /// intermediate with its key; what is there of this authority is replaced. `life` is at most 24 hours: whoever carries
-    /// it there must do so again before that.
+    /// Gives a node an intermediate, in a directory that [`DirectoryCa::open_for`] opens: the roots, the lists, who gets no
+    /// certificate any more, and the intermediate with its key; what is there of this authority is replaced, and what was
+    /// revoked there stays so. `life` is at most 24 hours: whoever carries it there must do so again before that.
     ///
     /// # Errors
     /// When the root's key is not here, the name is no node's, or the directory is another authority's or cannot be written.
     pub fn issue_to_node(&self, node: &str, life: Duration, to: &Path, now: SystemTime) -> Result<Given, OpenError> {
+        if is_own(node) {
+            return Err(OpenError::OwnName { node: node.into() });
+        }
         let _lock = directory::lock(&self.directory)?;
         let roots = self.roots()?;
         let root = self.signing(&roots, now, "intermediate")?;
@@ -177,23 +185,53 @@ impl Authority {
                 why: "a root's key is here: a node is given a directory without one".into(),
             });
         }
+        let _there = directory::lock(to)?;
+        // What was revoked comes before what may sign.
+        let mut files = vec![to.join(CERTIFICATE)];
+        directory::write(&files[0], 0o644, roots.pem().as_bytes())?;
+        files.extend(self.carry_revoked(node, to, now)?);
         let made = intermediates::make(&self.directory, &root, &self.trust_domain, node, life, now)?;
         let place = intermediates::place(to, node);
         directory::make(&to.join(INTERMEDIATES))?;
         directory::make(&place)?;
         let key = directory::read_secret(&made.path)?;
-        let mut files = vec![to.join(CERTIFICATE), place.join(format!("{}.pem", made.serial))];
-        directory::write(&files[0], 0o644, roots.pem().as_bytes())?;
-        directory::write(&files[1], 0o600, &key)?;
-        if let Some(lists) = directory::read_if_there(&self.directory.join(LISTS))? {
-            files.push(to.join(LISTS));
-            directory::write(&to.join(LISTS), 0o644, &lists)?;
-        }
+        files.push(place.join(format!("{}.pem", made.serial)));
+        directory::write(&files[files.len() - 1], 0o600, &key)?;
         Ok(Given {
             serial: made.serial,
             expires: seconds(made.not_after),
             files,
         })
+    }
+
+    /// Writes to the directory of a node what it is to know of what was revoked here, in a file of its own; the lock of that
+    /// directory is held by the caller. Lists that are signed there are made anew out of both, never left out.
+    fn carry_revoked(&self, node: &str, to: &Path, now: SystemTime) -> Result<Vec<PathBuf>, OpenError> {
+        let mut above = Revoked::read(&self.directory)?;
+        // All intermediates of the node, and not those that are there: this may be carried on to where the others are.
+        let of_node = intermediates::of(&self.directory, node, now)?;
+        let serials: HashSet<_> = of_node.iter().map(|one| &*one.serial).collect();
+        above
+            .certificates
+            .retain(|one| serials.contains(&*one.issuer) || serials.contains(&*one.serial));
+        let mut files = vec![to.join(ABOVE)];
+        above.write_to(&files[0])?;
+        let there = Self {
+            directory: to.into(),
+            trust_domain: self.trust_domain.clone(),
+        };
+        let (roots, mut own, carried) = (there.roots()?, Revoked::read(to)?, revoked::read_lists(&self.directory)?);
+        if !own.certificates.is_empty() {
+            let (intermediates, _) = there.usable_intermediates(now)?;
+            let issuers = Issuers::of(&roots, &intermediates)?;
+            there.write_lists(&mut own, carried, &roots, &issuers, now)?;
+            files.extend([to.join(REVOKED), to.join(LISTS)]);
+        } else if !carried.is_empty() {
+            let lists = revoked::joined(revoked::read_lists(to)?.into_iter().chain(carried), &roots.names(), now);
+            directory::write(&to.join(LISTS), 0o644, revoked::text(&lists).as_bytes())?;
+            files.push(to.join(LISTS));
+        }
+        Ok(files)
     }
 
     /// Gives a workload a certificate, in files by the names that Istio mounts them with: `cert-chain.pem`, `key.pem` and
@@ -269,42 +307,76 @@ impl Authority {
         })
     }
 
-    /// Revokes, and writes the lists anew.
+    /// Revokes, and writes the lists anew. That an identity gets no certificate any more is in force before anything else, and
+    /// what can be revoked is, also where this fails for the rest.
     ///
     /// # Errors
-    /// When nothing that is meant is known, the key of its issuer is not here, or files cannot be read or written.
+    /// When nothing that is meant is known, the key of an issuer is not here, or files cannot be read or written; with
+    /// [`OpenError::Barred`] and [`OpenError::Left`] a part was done.
     pub fn revoke(&self, target: &Target, now: SystemTime) -> Result<Revocation, OpenError> {
         let _lock = directory::lock(&self.directory)?;
-        if let Target::Identity(identity) = target
-            && *identity.trust_domain() != self.trust_domain
-        {
+        let Target::Identity(identity) = target else {
+            return self.revoke_issued(target, None, Revoked::read(&self.directory)?, now);
+        };
+        let name = identity.as_str();
+        if *identity.trust_domain() != self.trust_domain {
             return Err(OpenError::Unknown {
-                what: identity.as_str().into(),
+                what: name.into(),
                 hint: "it is of another trust domain than this authority, which gives it nothing",
             });
         }
-        let roots = self.roots()?;
-        let intermediates = self.intermediates(now)?;
         let mut revoked = Revoked::read(&self.directory)?;
-        let meant = self.meant(target, &roots, &intermediates, now)?;
-        let issuers = Issuers::of(&roots, &intermediates)?;
-        if let Some(far) = meant.iter().find(|one| !issuers.has(&one.issuer)) {
-            let hint = "the key of its issuer is not here: revoke it where that is, or its node's intermediate where the root is";
-            return Err(OpenError::Unknown {
-                what: far.serial.clone(),
-                hint,
-            });
+        if revoked.barred.insert(name.into()) {
+            revoked.write(&self.directory)?;
         }
-        let barred = match target {
-            Target::Identity(identity) => Some(identity.as_str().to_owned()),
+        self.revoke_issued(target, Some(name.into()), revoked, now)
+            .map_err(|source| OpenError::Barred {
+                name: name.into(),
+                source: Box::new(source),
+            })
+    }
+
+    fn revoke_issued(
+        &self,
+        target: &Target,
+        barred: Option<String>,
+        mut revoked: Revoked,
+        now: SystemTime,
+    ) -> Result<Revocation, OpenError> {
+        let roots = self.roots()?;
+        let (intermediates, broken) = self.usable_intermediates(now)?;
+        let unread = match target {
+            Target::Node(node) => broken.into_iter().find(|(of, _)| of == node),
             _ => None,
         };
-        revoked.barred.extend(barred.clone());
+        let meant = match (self.meant(target, &roots, &intermediates, now), &unread) {
+            // What cannot be read may be all that is meant.
+            (Err(_), Some(_)) => Vec::new(),
+            (meant, _) => meant?,
+        };
+        let issuers = Issuers::of(&roots, &intermediates)?;
+        let (meant, far): (Vec<_>, Vec<_>) = meant.into_iter().partition(|one| issuers.has(&one.issuer));
+        let mut nodes: Vec<String> = Vec::new();
+        if barred.is_some() && !issuers.roots.is_empty() {
+            let good = intermediates.iter().filter(|one| !revoked.has_serial(&one.serial));
+            nodes.extend(good.map(|one| one.node.clone()).filter(|node| !is_own(node)));
+            nodes.dedup();
+        }
         let added = revoked.add(meant);
-        self.write_lists(&mut revoked, &roots, &issuers, now)?;
+        self.write_lists(&mut revoked, Vec::new(), &roots, &issuers, now)?;
+        if !far.is_empty() {
+            return Err(OpenError::Left {
+                done: added.len(),
+                left: far.into_iter().map(|one| (one.serial, one.issuer)).collect(),
+            });
+        }
+        if let Some((_, error)) = unread {
+            return Err(error);
+        }
         Ok(Revocation {
             certificates: added,
             barred,
+            nodes,
             lists: self.directory.join(LISTS),
         })
     }
@@ -317,9 +389,13 @@ impl Authority {
         let _lock = directory::lock(&self.directory)?;
         let mut revoked = Revoked::read(&self.directory)?;
         if !revoked.barred.remove(identity.as_str()) {
+            let above = Revoked::read_above(&self.directory)?.barred.contains(identity.as_str());
             return Err(OpenError::Unknown {
                 what: identity.as_str().into(),
-                hint: "it is not barred: `ambient ca show` lists those that are",
+                hint: match above {
+                    true => "it was revoked where the root's key is: lift it there, and issue to this node again",
+                    false => "it is not barred: `ambient ca show` lists those that are",
+                },
             });
         }
         revoked.write(&self.directory)
@@ -415,16 +491,50 @@ impl Authority {
         if revoked.certificates.is_empty() && directory::stamp(&directory.join(LISTS)).is_none() {
             return Ok(());
         }
-        let intermediates = authority.intermediates(now)?;
-        authority.write_lists(&mut revoked, roots, &Issuers::of(roots, &intermediates)?, now)
+        let (intermediates, _) = authority.usable_intermediates(now)?;
+        authority.write_lists(&mut revoked, Vec::new(), roots, &Issuers::of(roots, &intermediates)?, now)
     }
 
-    fn write_lists(&self, revoked: &mut Revoked, roots: &Roots, issuers: &Issuers<'_>, now: SystemTime) -> Result<(), OpenError> {
+    /// Signs the lists anew if one lacks what was revoked and its issuer's key is here: others were carried into their place, or
+    /// a revocation was cut short. The lock is held by the caller.
+    pub(super) fn complete_lists(directory: &Path, roots: &Roots, revoked: &Revoked, now: SystemTime) -> Result<(), OpenError> {
+        if revoked.certificates.is_empty() {
+            return Ok(());
+        }
+        let authority = Self {
+            directory: directory.into(),
+            trust_domain: roots.trust_domain.clone(),
+        };
+        let present = revoked::read_lists(directory)?;
+        let (intermediates, _) = authority.usable_intermediates(now)?;
+        let issuers = Issuers::of(roots, &intermediates)?;
+        let lacks = |issuer: &Issuer<'_>| {
+            let of = revoked.certificates.iter().filter(|one| one.issuer == issuer.serial);
+            let serials: Vec<_> = of.filter(|one| one.expires > seconds(now)).map(|one| &*one.serial).collect();
+            let mut of_it = present.iter().filter(|list| list.issuer == issuer.name);
+            !serials.is_empty() && !of_it.any(|list| list.names_all(&serials))
+        };
+        match issuers.all().iter().any(lacks) {
+            true => authority.write_lists(&mut Revoked::read(directory)?, Vec::new(), roots, &issuers, now),
+            false => Ok(()),
+        }
+    }
+
+    /// `carried` are lists that take the place of those that are here.
+    fn write_lists(
+        &self,
+        revoked: &mut Revoked,
+        carried: Vec<List>,
+        roots: &Roots,
+        issuers: &Issuers<'_>,
+        now: SystemTime,
+    ) -> Result<(), OpenError> {
         revoked.tidy(now);
-        let present = revoked::read_lists(&self.directory)?;
-        let names: Vec<_> = roots.trusted.iter().map(|root| root.name.clone()).collect();
-        let lists = revoked.lists(&issuers.all(), present, &names, now)?;
-        // The record first: if this is cut short the next revocation completes it.
+        let present = revoked::read_lists(&self.directory)?.into_iter().chain(carried);
+        let above = Revoked::above(&self.directory, now)?;
+        let present = revoked::joined(present, &roots.names(), now);
+        let lists = revoked.lists(&above, &issuers.all(), present, now)?;
+        // The record first: if this is cut short whoever reads it next completes it.
         revoked.write(&self.directory)?;
         directory::write(&self.directory.join(LISTS), 0o644, lists.as_bytes())
     }
@@ -449,7 +559,27 @@ impl Authority {
         }
         Ok(found)
     }
+
+    /// Those that can be used, and of each node why others cannot be: a broken file of one keeps nobody from revoking others.
+    fn usable_intermediates(&self, now: SystemTime) -> Result<(Vec<Intermediate>, Broken), OpenError> {
+        let (mut found, mut broken) = (Vec::new(), Vec::new());
+        for node in intermediates::nodes(&self.directory)? {
+            for one in intermediates::each(&self.directory, &node, now)? {
+                match one {
+                    Ok(one) => found.push(one),
+                    Err(error) => {
+                        tracing::warn!(%error, "an intermediate cannot be used: no list of what it has signed is made anew");
+                        broken.push((node.clone(), error));
+                    }
+                }
+            }
+        }
+        Ok((found, broken))
+    }
 }
+
+/// The nodes of intermediates that cannot be used, and why.
+type Broken = Vec<(String, OpenError)>;
 
 /// Whoever can sign a list here.
 struct Issuers<'a> {
@@ -511,7 +641,7 @@ fn lost(directory: &Path) -> Option<OpenError> {
 
 /// What lies in a directory and is none of an authority's; a lock, and what a start that was cut short has left, are.
 pub(super) fn foreign(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let ours = [LOCK, CERTIFICATE, REVOKED, LISTS, INTERMEDIATES, ISSUED, TOKENS, NODES];
+    let ours = [LOCK, CERTIFICATE, REVOKED, ABOVE, LISTS, INTERMEDIATES, ISSUED, TOKENS, NODES];
     let keys = [Key::Signs, Key::Next, Key::Old].map(|key| key.path(directory));
     let entries = fs::read_dir(directory).map_err(directory::io_error("list", directory))?;
     let mut foreign = Vec::new();

@@ -119,9 +119,16 @@ fn no_hosts() -> NameConstraints {
     }
 }
 
-/// Every intermediate of a node that has not ended, the one that lives longest last. Those that ended are removed, and so is what
-/// whoever was killed while writing one has left: it has a key.
+/// Every intermediate of a node that has not ended, the one that lives longest last.
 pub(super) fn of(directory: &Path, node: &str, now: SystemTime) -> Result<Vec<Intermediate>, OpenError> {
+    let mut found: Vec<_> = each(directory, node, now)?.into_iter().collect::<Result<_, _>>()?;
+    found.sort_by_key(|intermediate| intermediate.not_after);
+    Ok(found)
+}
+
+/// The same, or why one cannot be used. Those that ended are removed, and so is what whoever was killed while writing one has left: it
+/// has a key.
+pub(super) fn each(directory: &Path, node: &str, now: SystemTime) -> Result<Vec<Result<Intermediate, OpenError>>, OpenError> {
     check_node(node)?;
     let place = place(directory, node);
     let mut found = Vec::new();
@@ -136,16 +143,17 @@ pub(super) fn of(directory: &Path, node: &str, now: SystemTime) -> Result<Vec<In
             }
             _ => continue,
         }
-        let Some(pem) = directory::absent(directory::read_secret(&path))? else {
-            continue;
-        };
-        let read = read(node, &path, &pem).map_err(|why| OpenError::Unusable { path: path.clone(), why })?;
-        match read.not_after <= now {
-            true => tidy(&path)?,
-            false => found.push(read),
+        let one = directory::absent(directory::read_secret(&path)).and_then(|pem| {
+            let read = pem.map(|pem| read(node, &path, &pem));
+            read.transpose().map_err(|why| OpenError::Unusable { path: path.clone(), why })
+        });
+        match one {
+            Ok(None) => {}
+            Ok(Some(one)) if one.not_after <= now => tidy(&path)?,
+            Ok(Some(one)) => found.push(Ok(one)),
+            Err(error) => found.push(Err(error)),
         }
     }
-    found.sort_by_key(|intermediate| intermediate.not_after);
     Ok(found)
 }
 

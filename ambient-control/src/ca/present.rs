@@ -14,7 +14,7 @@ use super::{
     directory::{self, Stamp},
     intermediates::{self, Intermediate},
     issued,
-    revoked::{self, LISTS, REVOKED, Revoked},
+    revoked::{self, ABOVE, LISTS, REVOKED, Revoked},
     roots::{CERTIFICATE, KEY, Key, Roots, SigningRoot},
 };
 
@@ -39,7 +39,7 @@ pub(super) struct Present {
     barred: BTreeSet<String>,
 }
 
-type Stamps = [Option<Stamp>; 5];
+type Stamps = [Option<Stamp>; 6];
 
 impl Holder {
     /// Reads it, or makes it.
@@ -165,19 +165,22 @@ impl Place<'_> {
     fn stamps(&self) -> Stamps {
         let of = |name: &str| directory::stamp(&self.directory.join(name));
         let node = directory::stamp(&intermediates::place(self.directory, self.node));
-        [of(CERTIFICATE), of(KEY), of(LISTS), of(REVOKED), node]
+        [of(CERTIFICATE), of(KEY), of(LISTS), of(REVOKED), of(ABOVE), node]
     }
 
     /// Reads it under its lock, and renews what is due. What is the same as before stays the same value: what is read of it
     /// is kept by its address.
     fn read(&self, now: SystemTime, before: Option<&Present>) -> Result<Present, OpenError> {
+        // Who copies files into the directory asks for no lock: what comes while it is read is another the next time.
+        let stamps = self.stamps();
         let roots = Roots::read(self.directory)?.ok_or_else(|| OpenError::Missing {
             path: self.directory.into(),
         })?;
         let roots = roots.of(self.trust_domain)?;
-        let revoked = Revoked::read(self.directory)?;
+        let revoked = Revoked::in_force(self.directory, now)?;
         let signing = roots.signing(now)?;
         let signer = self.signer(&roots, signing.as_ref(), &revoked, now)?;
+        Authority::complete_lists(self.directory, &roots, &revoked, now)?;
         let mut trust = TrustBundles::default();
         for root in roots.trusted.iter().filter(|root| now < root.not_after) {
             trust.add(self.trust_domain.clone(), root.der.to_vec());
@@ -190,7 +193,7 @@ impl Place<'_> {
             _ => Arc::new(trust),
         };
         Ok(Present {
-            stamps: self.stamps(),
+            stamps,
             signer,
             current: signing.is_some(),
             trust,

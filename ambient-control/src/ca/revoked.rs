@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
 use rustls_pki_types::CertificateRevocationListDer;
 use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::{OpenError, SKEW, directory, roots::pem, seconds, serial, whole_seconds};
 
@@ -40,25 +41,69 @@ pub struct RevokedCertificate {
 }
 
 impl Revoked {
+    /// What was revoked with this directory.
     pub(super) fn read(directory: &Path) -> Result<Self, OpenError> {
-        let path = directory.join(REVOKED);
+        Self::read_from(directory.join(REVOKED))
+    }
+
+    /// What was revoked where the root's key is and is to be known here, as it was when an intermediate was given last. It is a
+    /// file of its own: each time it is replaced, and what was revoked here stays.
+    pub(super) fn above(directory: &Path, now: SystemTime) -> Result<Self, OpenError> {
+        let mut above = Self::read_above(directory)?;
+        above.tidy(now);
+        Ok(above)
+    }
+
+    pub(super) fn read_above(directory: &Path) -> Result<Self, OpenError> {
+        Self::read_from(directory.join(ABOVE))
+    }
+
+    /// What is in force here: both.
+    pub(super) fn in_force(directory: &Path, now: SystemTime) -> Result<Self, OpenError> {
+        let (mut all, above) = (Self::read(directory)?, Self::above(directory, now)?);
+        all.barred.extend(above.barred);
+        all.add(above.certificates);
+        Ok(all)
+    }
+
+    fn read_from(path: PathBuf) -> Result<Self, OpenError> {
         let Some(text) = directory::read_if_there(&path)? else {
             return Ok(Self::default());
         };
-        serde_json::from_slice(&text).map_err(|e| OpenError::Unusable {
+        let unusable = |why: String| OpenError::Unusable {
             path,
-            why: format!("cannot be read ({e}): put the right one back; without it who was revoked would be forgotten"),
-        })
+            why: format!("cannot be read ({why}): put the right one back; without it who was revoked would be forgotten"),
+        };
+        let read: Self = match serde_json::from_slice(&text) {
+            Ok(read) => read,
+            Err(error) => return Err(unusable(error.to_string())),
+        };
+        // A list that names something else would be signed again and again.
+        match read
+            .certificates
+            .iter()
+            .find(|one| serial::read(&one.serial).as_ref() != Some(&one.serial))
+        {
+            Some(one) => Err(unusable(format!("{:?} is no serial number", one.serial))),
+            None => Ok(read),
+        }
     }
 
     pub(super) fn write(&self, directory: &Path) -> Result<(), OpenError> {
-        let path = directory.join(REVOKED);
-        let text = serde_json::to_vec_pretty(self).map_err(|e| directory::io_error("write", &path)(e.into()))?;
-        directory::write(&path, 0o600, &text)
+        self.write_to(&directory.join(REVOKED))
+    }
+
+    pub(super) fn write_to(&self, path: &Path) -> Result<(), OpenError> {
+        let text = serde_json::to_vec_pretty(self).map_err(|e| directory::io_error("write", path)(e.into()))?;
+        directory::write(path, 0o600, &text)
     }
 
     pub(super) fn has(&self, issuer: &str, serial: &str) -> bool {
         self.certificates.iter().any(|one| one.serial == serial && one.issuer == issuer)
+    }
+
+    pub(super) fn has_serial(&self, serial: &str) -> bool {
+        self.certificates.iter().any(|one| one.serial == serial)
     }
 
     /// What is revoked, by issuer and serial number: for whoever looks for many.
@@ -83,28 +128,40 @@ impl Revoked {
     }
 
     /// The lists of all issuers of whom something is revoked, signed anew where their keys are here. A list whose issuer's
-    /// key is elsewhere stays as it is. `roots` are the names of those that are trusted.
+    /// key is elsewhere stays as it is. `above` is what was revoked where the root's key is.
     pub(super) fn lists(
         &mut self,
+        above: &Self,
         issuers: &[Issuer<'_>],
-        present: Vec<List>,
-        roots: &[String],
+        mut present: BTreeMap<String, Vec<u8>>,
         now: SystemTime,
     ) -> Result<String, OpenError> {
-        // Nobody below a root lives as long as a list is good for: with that its issuer has ended.
-        let stays = |list: &List| list.next_update > now || roots.contains(&list.issuer);
-        let present = present.into_iter().filter(stays).map(|list| (list.issuer, list.der));
-        let mut lists: BTreeMap<String, Vec<u8>> = present.collect();
-        self.lists += 1;
+        // Both may have signed the list of one intermediate.
+        self.lists = self.lists.max(above.lists).saturating_add(1);
+        let known = self.index();
+        let new = |one: &&RevokedCertificate| !known.contains(&(&*one.issuer, &*one.serial));
+        let all: Vec<_> = self.certificates.iter().chain(above.certificates.iter().filter(new)).collect();
         for issuer in issuers {
-            let of: Vec<_> = self.certificates.iter().filter(|one| one.issuer == issuer.serial).collect();
-            if !of.is_empty() || lists.contains_key(&issuer.name) {
+            let of: Vec<_> = all.iter().copied().filter(|one| one.issuer == issuer.serial).collect();
+            if !of.is_empty() || present.contains_key(&issuer.name) {
                 let der = sign(issuer, &of, self.lists, now)?;
-                lists.insert(issuer.name.clone(), der);
+                present.insert(issuer.name.clone(), der);
             }
         }
-        Ok(lists.values().map(|der| pem("X509 CRL", der)).collect())
+        Ok(text(&present))
     }
+}
+
+/// One list of each issuer, the last, by its name. `roots` are the names of those that are trusted.
+pub(super) fn joined(lists: impl Iterator<Item = List>, roots: &[String], now: SystemTime) -> BTreeMap<String, Vec<u8>> {
+    // Nobody below a root lives as long as a list is good for: with that its issuer has ended.
+    let stays = |list: &List| list.next_update > now || roots.contains(&list.issuer);
+    lists.filter(stays).map(|list| (list.issuer, list.der)).collect()
+}
+
+/// Lists as they stand in a file.
+pub(super) fn text(lists: &BTreeMap<String, Vec<u8>>) -> String {
+    lists.values().map(|der| pem("X509 CRL", der)).collect()
 }
 
 /// Who can sign a list.
@@ -120,6 +177,22 @@ pub(super) struct List {
     pub(super) issuer: String,
     pub(super) der: Vec<u8>,
     pub(super) next_update: SystemTime,
+}
+
+impl List {
+    /// Whether it names all of these serial numbers.
+    pub(super) fn names_all(&self, serials: &[&str]) -> bool {
+        let Ok((_, list)) = CertificateRevocationList::from_der(&self.der) else {
+            return false;
+        };
+        // DER puts a zero before what would be negative.
+        let number = |hex: &str| hex.trim_start_matches('0').to_owned();
+        let named: HashSet<_> = list
+            .iter_revoked_certificates()
+            .map(|one| number(&serial::hex(one.raw_serial())))
+            .collect();
+        serials.iter().all(|serial| named.contains(&number(serial)))
+    }
 }
 
 /// The lists of a directory.
@@ -166,6 +239,7 @@ fn sign(issuer: &Issuer<'_>, of: &[&RevokedCertificate], number: u64, now: Syste
 }
 
 pub(super) const REVOKED: &str = "revoked.json";
+pub(super) const ABOVE: &str = "revoked-above.json";
 pub(super) const LISTS: &str = "crl.pem";
 /// A list is signed anew at least twice a day wherever the root's key is in use.
 const NEXT_LIST: Duration = Duration::from_secs(7 * 24 * 60 * 60);

@@ -199,6 +199,11 @@ impl Roots {
         directory::write(&self.directory.join(CERTIFICATE), 0o644, text.as_bytes())
     }
 
+    /// The names of those that are trusted.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.trusted.iter().map(|root| root.name.clone()).collect()
+    }
+
     /// The roots in PEM, one after the other.
     pub(super) fn pem(&self) -> String {
         self.trusted.iter().map(|root| pem("CERTIFICATE", &root.der)).collect()

@@ -20,6 +20,7 @@ use crate::{
     ca::{
         OpenError,
         directory::{self, Stamp},
+        is_own,
     },
     istiod::is_node_name,
 };
@@ -122,6 +123,12 @@ pub enum NodesError {
         /// What was given.
         node: String,
     },
+    /// The name is one that the authority's own processes sign by.
+    #[error("{node:?} is what an authority's own processes are called: name the node otherwise")]
+    OwnName {
+        /// What was given.
+        node: String,
+    },
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] OpenError),
@@ -137,7 +144,7 @@ pub enum NodesError {
     #[error("there are {TOKENS} tokens already: revoke some")]
     Many,
     /// No such token.
-    #[error("there is no token {id}")]
+    #[error("there is no token {id}: `ambient control tokens` lists those that are good")]
     Unknown {
         /// What was given.
         id: String,
@@ -169,6 +176,9 @@ impl Nodes {
     pub fn create(&self, node: &str, life: Duration, how: Use, now: SystemTime) -> Result<String, NodesError> {
         if !is_node_name(node) {
             return Err(NodesError::Node { node: node.into() });
+        }
+        if is_own(node) {
+            return Err(NodesError::OwnName { node: node.into() });
         }
         let (id, secret) = (self.random::<6>()?, self.random::<32>()?);
         let token = format!("ambient-{id}.{secret}");

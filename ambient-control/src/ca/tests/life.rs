@@ -358,7 +358,9 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     let away = mesh.dir.parent().unwrap().join("away");
     let given = mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
     assert_eq!(given.expires, seconds(mesh.now + HOUR));
-    assert_eq!((mode(&away), mode(&given.files[1])), (0o700, 0o600));
+    let key = given.files.last().unwrap();
+    assert!(key.starts_with(away.join("intermediates/far")));
+    assert_eq!((mode(&away), mode(key)), (0o700, 0o600));
     assert!(!away.join("root-key.pem").exists());
     let far = mesh.node_in(&away, "far").unwrap();
     let near = mesh.node("near");
@@ -382,7 +384,10 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     assert_eq!(done.certificates.len(), 1);
     assert!(mesh.is_revoked(&mesh.trust(&far), &credential));
     let error = elsewhere.revoke(&Target::Node("far".into()), mesh.now).unwrap_err();
-    assert!(error.to_string().contains("where the root is"), "{error}");
+    assert!(
+        matches!(error, OpenError::Left { done: 0, .. }) && error.to_string().contains("where the root's key is"),
+        "{error}"
+    );
     mesh.authority().revoke(&Target::Node("far".into()), mesh.now).unwrap();
     assert!(mesh.is_revoked(&mesh.trust(&near), &credential));
     // Carried there again before the end: the same process goes on.
@@ -400,6 +405,176 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     assert!(matches!(error, OpenError::Exists { .. }), "{error}");
     let error = mesh.authority().issue_to_node("far", HOUR, &mesh.dir, mesh.now).unwrap_err();
     assert!(matches!(error, OpenError::Locked { .. } | OpenError::Unsafe { .. }), "{error}");
+}
+
+/// By whichever way it is carried: issued into the node's own directory, or into another and copied over it.
+#[test]
+fn what_was_revoked_at_a_node_stays_so_when_it_is_issued_to_again() {
+    for copied in [false, true] {
+        let mesh = Mesh::new();
+        let away = mesh.dir.parent().unwrap().join("away");
+        let given = mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+        let (far, near) = (mesh.node_in(&away, "far").unwrap(), mesh.node("near"));
+        let (cart, stock) = (mesh.issue(&far, "cart"), mesh.issue(&far, "stock"));
+        let [there, above, here] = [&cart, &stock, &mesh.issue(&near, "web")].map(Clone::clone);
+        let elsewhere = Authority::open(&away).unwrap();
+        elsewhere.revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+        assert!(mesh.is_revoked(&mesh.trust(&far), &there));
+        // The root's holder has a key of the same intermediate, and a list of it.
+        let target = Target::Serial {
+            serial: serial_of(&above, 0),
+            issuer: Some(given.serial.clone()),
+        };
+        mesh.authority().revoke(&target, mesh.now).unwrap();
+        mesh.authority().revoke(&Target::Identity(id("web")), mesh.now).unwrap();
+        if copied {
+            let stick = mesh.dir.parent().unwrap().join("stick");
+            for given in mesh.authority().issue_to_node("far", HOUR, &stick, mesh.now).unwrap().files {
+                fs::copy(&given, away.join(given.strip_prefix(&stick).unwrap())).unwrap();
+            }
+        } else {
+            mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+        }
+        let trust = mesh.trust(&far);
+        for revoked in [&there, &above, &here] {
+            assert!(mesh.is_revoked(&trust, revoked), "{} copied: {copied}", revoked.identity);
+        }
+        let good = mesh.issue(&far, "books");
+        mesh.verify(&trust, &good).unwrap();
+        // And what is revoked there after that takes nothing back either.
+        elsewhere.revoke(&Target::Identity(id("books")), mesh.now).unwrap();
+        for revoked in [&there, &above, &here, &good] {
+            assert!(mesh.is_revoked(&mesh.trust(&far), revoked), "{} copied: {copied}", revoked.identity);
+        }
+        // Nothing is written again by whoever looks: processes that share the directory would wake each other.
+        let written = fs::read(away.join("crl.pem")).unwrap();
+        mesh.node_in(&away, "far").unwrap();
+        assert_eq!(fs::read(away.join("crl.pem")).unwrap(), written);
+    }
+}
+
+#[test]
+fn who_is_revoked_at_the_root_is_so_at_a_node_elsewhere_once_it_is_issued_to_again() {
+    let mesh = Mesh::new();
+    let away = mesh.dir.parent().unwrap().join("away");
+    mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+    let far = mesh.node_in(&away, "far").unwrap();
+    mesh.node("near");
+    mesh.node(CONTROL);
+    let elsewhere = Authority::open(&away).unwrap();
+    elsewhere.revoke(&Target::Identity(id("stock")), mesh.now).unwrap();
+    let revoked = mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    assert_eq!((revoked.certificates, revoked.nodes), (vec![], vec!["far".into(), "near".into()]));
+    mesh.issue(&far, "cart");
+    let carry = || mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+    carry();
+    let refused = |account: &str| matches!(far.sign(&id(account), mesh.now), Err(IssueError::Refused { .. }));
+    assert!(refused("cart") && refused("stock"));
+    assert_eq!(
+        elsewhere.show(mesh.now).unwrap().barred,
+        [id("cart").as_str(), id("stock").as_str()]
+    );
+    let error = elsewhere.lift(&id("cart")).unwrap_err().to_string();
+    assert!(error.contains("lift it there, and issue to this node again"), "{error}");
+    // What is lifted at the root is so too, and what was revoked at the node is the node's.
+    mesh.authority().lift(&id("cart")).unwrap();
+    carry();
+    assert!(!refused("cart") && refused("stock"));
+    // A node whose intermediates are all revoked signs nothing that counts.
+    mesh.authority().revoke(&Target::Node("far".into()), mesh.now).unwrap();
+    let revoked = mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    assert_eq!(revoked.nodes, ["near"]);
+}
+
+/// The issuer of one certificate cannot be used any more, and another node's file is broken: an identity is barred, and what can be
+/// revoked is.
+#[test]
+fn an_identity_is_barred_whatever_is_missing() {
+    for lost in [None, Some("garbage")] {
+        let mesh = Mesh::new();
+        let (a, b) = (mesh.node("a"), mesh.node("b"));
+        let (cart, again) = (mesh.issue(&a, "cart"), mesh.issue(&b, "cart"));
+        let issuer = serial_of(&cart, 1);
+        let file = mesh.dir.join("intermediates/a").join(format!("{issuer}.pem"));
+        let kept = fs::read(&file).unwrap();
+        match lost {
+            None => fs::remove_file(&file).unwrap(),
+            Some(text) => fs::write(&file, text).unwrap(),
+        }
+        let error = mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap_err();
+        let OpenError::Barred { name, source } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!(*name, id("cart").as_str());
+        assert!(
+            matches!(&**source, OpenError::Left { done: 1, left } if *left == [(serial_of(&cart, 0), issuer.clone())]),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("gets no certificate any more") && error.to_string().contains(&issuer),
+            "{error}"
+        );
+        let refused = b.sign(&id("cart"), mesh.now).unwrap_err();
+        assert!(matches!(refused, IssueError::Refused { .. }), "{refused}");
+        assert!(mesh.is_revoked(&mesh.trust(&b), &again));
+        // As it says: by the issuer, where the root's key is.
+        let roots = mesh.trust(&b).roots(&TrustDomain::default()).to_vec();
+        let (_, root) = X509Certificate::from_der(&roots[0]).unwrap();
+        let target = Target::Serial {
+            serial: issuer,
+            issuer: Some(serial::hex(root.raw_serial())),
+        };
+        mesh.authority().revoke(&target, mesh.now).unwrap();
+        assert!(mesh.is_revoked(&mesh.trust(&b), &cart));
+        // What a node signs with is not said to be revoked while it cannot be read.
+        let of_node = mesh
+            .authority()
+            .revoke(&Target::Node("a".into()), mesh.now)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            of_node.contains(if lost.is_some() { "remove it" } else { "is known here" }),
+            "{of_node}"
+        );
+        fs::write(&file, kept).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    }
+}
+
+/// The record is written before the lists: what was cut short between the two is in force with the next look.
+#[test]
+fn a_revocation_that_was_cut_short_is_completed() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    let cart = mesh.issue(&node, "cart");
+    let lists = mesh.dir.join("crl.pem");
+    mesh.authority().revoke(&Target::Identity(id("nobody")), mesh.now).unwrap();
+    let before = fs::read(&lists).unwrap();
+    mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    fs::write(&lists, before).unwrap();
+    assert!(mesh.is_revoked(&mesh.trust(&node), &cart));
+    assert!(mesh.is_revoked(&mesh.trust(&mesh.node("b")), &cart));
+    // A record that names what is no number is no record.
+    let record = mesh.dir.join("revoked.json");
+    let text = fs::read_to_string(&record).unwrap().replace(&serial_of(&cart, 0), "zz");
+    fs::write(&record, text).unwrap();
+    let error = mesh.node_in(&mesh.dir, "b").unwrap_err().to_string();
+    assert!(error.contains("revoked.json") && error.contains("no serial number"), "{error}");
+}
+
+/// What an authority's own processes sign by is given to nobody.
+#[test]
+fn a_node_is_not_called_as_the_authority_calls_its_own() {
+    let mesh = Mesh::new();
+    let away = mesh.dir.parent().unwrap().join("away");
+    for name in ["control", "local"] {
+        let error = mesh.authority().issue_to_node(name, HOUR, &away, mesh.now).unwrap_err();
+        assert!(matches!(error, OpenError::OwnName { .. }), "{error}");
+        mesh.node(name);
+    }
+    assert!(!away.exists());
+    mesh.authority().issue_to_node("control-1", HOUR, &away, mesh.now).unwrap();
 }
 
 /// However many certificates a mesh needs in a day: each can be listed and revoked, and the authority goes on.

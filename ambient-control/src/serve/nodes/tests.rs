@@ -128,3 +128,16 @@ fn what_is_no_name_and_no_file_is_said_so() {
     let error = nodes.known(&proof, UNIX_EPOCH).unwrap_err().to_string();
     assert!(error.contains("tokens.json") && error.contains("make new tokens"), "{error}");
 }
+
+#[test]
+fn a_node_is_not_called_as_the_authority_calls_its_own() {
+    let scratch = tempfile::tempdir().unwrap();
+    let nodes = nodes(scratch.path());
+    for name in ["control", "local"] {
+        let error = nodes.create(name, HOUR, Use::Always, start()).unwrap_err();
+        assert!(matches!(error, NodesError::OwnName { .. }), "{error}");
+    }
+    nodes.create("local-1", HOUR, Use::Always, start()).unwrap();
+    let error = nodes.revoke_token("00", start()).unwrap_err();
+    assert!(error.to_string().contains("`ambient control tokens`"), "{error}");
+}
