@@ -56,6 +56,7 @@ fn run(world: World) -> Result<(), Box<dyn Error>> {
             .map(|proxy| rig.mesh("ztunnel", proxy, Pods::Apart))
             .transpose()?,
         bare: Mesh::none(&rig.world, rig.meshes.fetch_add(1, Ordering::Relaxed))?,
+        ruled: [rig.rules_alone()?, rig.rules_alone()?],
     };
     let reference = if standing.theirs.is_some() { "ztunnel" } else { "direct" };
     memory(&standing)?;
@@ -77,12 +78,18 @@ struct Standing {
     together: Arc<Mesh>,
     theirs: Option<Arc<Mesh>>,
     bare: Sides,
+    /// With the rules of a node's pods, and no node: for one way each, since it is led to a port.
+    ruled: [Sides; 2],
 }
 
 impl Rig {
     fn mesh(&self, name: &'static str, proxy: &Proxy, pods: Pods) -> Result<Arc<Mesh>, Box<dyn Error>> {
         let number = self.meshes.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Mesh::start(&self.world, name, number, proxy, pods)?))
+    }
+
+    fn rules_alone(&self) -> Result<Sides, Box<dyn Error>> {
+        Mesh::rules_alone(&self.world, self.meshes.fetch_add(1, Ordering::Relaxed))
     }
 
     fn contenders(&self, load: &Load, standing: &Standing) -> Vec<Contender> {
@@ -103,6 +110,10 @@ impl Rig {
         all.push(load.contender(&standing.bare, "bytes alone", Way::bytes_alone, 0));
         all.push(load.contender(&standing.bare, "bare tls", |sides| Way::tls(sides, load.warmth), 0));
         all.push(load.contender(&standing.bare, "bare hbone", |sides| Way::hbone(sides, load.warmth), 0));
+        // And with all that a node proxy has in its way, whatever it does itself.
+        let [bytes, tunnels] = &standing.ruled;
+        all.push(load.contender(bytes, "bytes behind rules", Way::bytes_alone, 0));
+        all.push(load.contender(tunnels, "hbone behind rules", |sides| Way::hbone(sides, load.warmth), 0));
         all
     }
 

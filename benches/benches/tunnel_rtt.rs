@@ -45,6 +45,7 @@ fn run(world: &World) -> Result<(), Box<dyn Error>> {
     let sides = Sides {
         near: Place::namespace(&near, at_near),
         far: Place::namespace(&far, at_far),
+        redirected: false,
     };
     report::run(&LOADS, &sides);
     Ok(())

@@ -10,15 +10,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     Certs, Sides, Warmth,
-    node::{self, Node, Place},
+    node::{Node, Place},
 };
 
-struct Tcp;
+/// From where the tunnels go.
+struct Tcp(Place);
 
 impl Dial for Tcp {
     fn dial<'a>(&'a self, _: &'a Speaker, peer: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let stream = node::connect(peer).await?;
+            let stream = self.0.connect(peer).await?;
             Ok(Box::new(stream) as BoxedIo)
         })
     }
@@ -28,10 +29,11 @@ impl Dial for Tcp {
 pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2] {
     let ends = Ends::new();
     let limits = RelayLimits::default();
-    let far = ends.far(&sides.far, move |request, _| {
-        let limits = limits.clone();
+    let [here, there] = sides.proxies();
+    let far = ends.far(&there.clone(), move |request, _| {
+        let (limits, there) = (limits.clone(), there.clone());
         tokio::spawn(async move {
-            let Ok(mut upstream) = node::connect(app).await else {
+            let Ok(mut upstream) = there.connect(app).await else {
                 return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
             };
             let mut stream = request.accept(HeaderMap::new()).expect("the peer waits");
@@ -39,12 +41,12 @@ pub(crate) fn start(sides: &Sides, app: SocketAddr, warmth: Warmth) -> [Node; 2]
         });
     });
     let (speaker, destination) = ends.call(far.address, app);
-    let kept = ends.pool();
+    let kept = ends.pool(&here);
     let limits = RelayLimits::default();
-    let near = Node::listen(&sides.near, move |mut client| {
+    let near = Node::listen(&here.clone(), move |mut client| {
         let pool = match warmth {
             Warmth::Warm => kept.clone(),
-            Warmth::Cold => ends.pool(),
+            Warmth::Cold => ends.pool(&here),
         };
         let (speaker, destination, limits) = (speaker.clone(), destination.clone(), limits.clone());
         async move {
@@ -63,7 +65,7 @@ pub(crate) fn hold(sides: &Sides) -> [Node; 2] {
         held.push(request.accept(HeaderMap::new()).expect("the peer waits"));
     });
     let (speaker, destination) = ends.call(far.address, far.address);
-    let pool = ends.pool();
+    let pool = ends.pool(&sides.near);
     let near = Node::listen(&sides.near, move |mut client| {
         let (pool, speaker, destination) = (pool.clone(), speaker.clone(), destination.clone());
         async move {
@@ -98,11 +100,11 @@ impl Ends {
         }
     }
 
-    fn pool(&self) -> Pool {
+    fn pool(&self, from: &Place) -> Pool {
         let mut limits = Limits::default();
         // Enough for 10,000 streams.
         limits.tunnels = 64;
-        Pool::builder(Arc::new(Tcp), self.certs.clone(), self.provider.clone())
+        Pool::builder(Arc::new(Tcp(from.clone())), self.certs.clone(), self.provider.clone())
             .limits(limits)
             .configs(self.configs.clone())
             .build()

@@ -14,6 +14,11 @@ use std::{
     time::Duration,
 };
 
+use ambient_core::PodUid;
+use ambient_redirect::{
+    linux::{Inside, Mark, Netns},
+    plan::{Options, Plan},
+};
 use ambient_testkit::{Capture, End, Namespace, Output, Process, Program, World, link};
 use ipnet::Ipv4Net;
 use rustix::{
@@ -262,6 +267,27 @@ impl Mesh {
         Ok(Ground::build(world, number, Pods::Apart)?.sides())
     }
 
+    /// The same with the rules of enrolled pods in them, for proxies of the bench's own.
+    ///
+    /// # Errors
+    /// When the world refuses, or the kernel the rules.
+    pub fn rules_alone(world: &World, number: u8) -> Result<Sides> {
+        let ground = Ground::build(world, number, Pods::Apart)?;
+        let options = Options {
+            ipv6: false,
+            dns: false,
+            ..Options::default()
+        };
+        for (uid, pod, at) in ground.pods() {
+            let namespace = pod.run(Netns::current)??;
+            Inside::open(&namespace)?.apply(&Plan::new(&options), &Mark::new(NODES[at], &PodUid::from(uid)))?;
+        }
+        Ok(Sides {
+            redirected: true,
+            ..ground.sides()
+        })
+    }
+
     /// Pods that nobody enrols, as a mesh without a proxy.
     ///
     /// # Errors
@@ -438,6 +464,7 @@ impl Ground {
         let sides = Sides {
             near: Place::namespace(&self.client, self.client_address().into()),
             far: Place::namespace(&self.app, self.app_address().into()),
+            redirected: false,
         };
         // What one pod leaves another is a matter of their node: two that take each other's cores away would hide it.
         if self.other.is_some() { sides.apart() } else { sides }

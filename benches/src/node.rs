@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
+use ambient_redirect::plan::PROXY_MARK;
 use ambient_testkit::{Namespace, heap};
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
 };
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     runtime::{Builder, Handle, Runtime},
@@ -28,6 +30,8 @@ pub struct Place {
     /// Sizes of the buffers of the sockets that are accepted there.
     buffers: Option<u32>,
     core: Option<usize>,
+    /// The port at which the rules of the namespace want a proxy. The sockets of one bear its mark there.
+    proxy: Option<u16>,
 }
 
 impl Place {
@@ -38,6 +42,7 @@ impl Place {
             address: Ipv4Addr::LOCALHOST.into(),
             buffers: None,
             core: None,
+            proxy: None,
         }
     }
 
@@ -70,6 +75,35 @@ impl Place {
         }
     }
 
+    /// The same, at whatever address of the namespace.
+    #[must_use]
+    pub(crate) fn anywhere(self) -> Self {
+        Self {
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            ..self
+        }
+    }
+
+    /// The same for a proxy to which rules redirect: it listens there at that port, and what it sends is left alone.
+    #[must_use]
+    pub(crate) fn proxy(self, port: u16) -> Self {
+        Self { proxy: Some(port), ..self }
+    }
+
+    /// Connects from there without delaying small segments.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = socket(to.ip(), None)?;
+        if self.proxy.is_some() {
+            SockRef::from(&socket).set_mark(PROXY_MARK)?;
+        }
+        let stream = socket.connect(to).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
     /// Its namespace, if it is not that of the process.
     pub(crate) fn elsewhere(&self) -> Option<Arc<Namespace>> {
         self.namespace.clone()
@@ -77,7 +111,15 @@ impl Place {
 
     fn listener(&self) -> io::Result<TcpListener> {
         let socket = socket(self.address, self.buffers)?;
-        socket.bind(SocketAddr::new(self.address, 0))?;
+        match self.proxy {
+            Some(port) => {
+                SockRef::from(&socket).set_mark(PROXY_MARK)?;
+                // The way of one load ends as that of the next begins.
+                socket.set_reuseaddr(true)?;
+                socket.bind(SocketAddr::new(self.address, port))?;
+            }
+            None => socket.bind(SocketAddr::new(self.address, 0))?,
+        }
         // As many as any load connects at once.
         socket.listen(4096)
     }

@@ -9,19 +9,22 @@ use tokio::{
 
 use crate::{
     Sides,
-    node::{self, Node},
+    node::{Node, Place},
 };
 
 /// Starts both proxies, the near one first.
 pub(crate) fn start(sides: &Sides, app: SocketAddr) -> [Node; 2] {
-    let far = Node::listen(&sides.far, move |peer| pass_on(peer, app));
-    let to = far.address;
-    let near = Node::listen(&sides.near, move |client| pass_on(client, to));
-    [near, far]
+    let [near, far] = sides.proxies();
+    let far = listen(far, app);
+    [listen(near, far.address), far]
 }
 
-async fn pass_on(mut from: TcpStream, to: SocketAddr) {
-    let mut onward = node::connect(to).await.expect("the next one listens");
+fn listen(place: Place, to: SocketAddr) -> Node {
+    Node::listen(&place.clone(), move |from| pass_on(from, place.clone(), to))
+}
+
+async fn pass_on(mut from: TcpStream, place: Place, to: SocketAddr) {
+    let mut onward = place.connect(to).await.expect("the next one listens");
     copy(&mut from, &mut onward, BUFFER).await;
 }
 

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use ambient_core::ports;
+
 use crate::{
     app, hbone,
     mesh::Mesh,
@@ -32,6 +34,8 @@ pub struct Sides {
     pub near: Place,
     /// The application's.
     pub far: Place,
+    /// Whether the rules of a pod take the client's connections to the near proxy, as a node's do.
+    pub redirected: bool,
 }
 
 impl Sides {
@@ -40,6 +44,7 @@ impl Sides {
         Self {
             near: Place::loopback(),
             far: Place::loopback(),
+            redirected: false,
         }
     }
 
@@ -48,6 +53,7 @@ impl Sides {
         Self {
             near: self.near.clone().buffers(bytes),
             far: self.far.clone().buffers(bytes),
+            redirected: self.redirected,
         }
     }
 
@@ -56,6 +62,17 @@ impl Sides {
         Self {
             near: self.near.clone().on(0),
             far: self.far.clone().on(1),
+            redirected: self.redirected,
+        }
+    }
+
+    /// Where the proxies are, the near one first.
+    pub(crate) fn proxies(&self) -> [Place; 2] {
+        let (near, far) = (self.near.clone(), self.far.clone());
+        match self.redirected {
+            // A redirected connection goes to the loopback device's address.
+            true => [near.anywhere().proxy(ports::OUTBOUND), far.proxy(ports::HBONE)],
+            false => [near, far],
         }
     }
 }
@@ -72,6 +89,8 @@ pub struct Way {
     /// Or whole nodes in processes of their own, which take what is sent to the application.
     mesh: Option<Arc<Mesh>>,
     app: Node,
+    /// The client speaks to the application, and is led to the near proxy.
+    redirected: bool,
 }
 
 /// How the handshakes of bare TLS ended.
@@ -92,6 +111,7 @@ impl Way {
             proxies: Vec::new(),
             mesh: None,
             app: app::start(&sides.far),
+            redirected: false,
         }
     }
 
@@ -104,6 +124,7 @@ impl Way {
             proxies: relay::start(sides, app.address).into(),
             mesh: None,
             app,
+            redirected: sides.redirected,
         }
     }
 
@@ -117,6 +138,7 @@ impl Way {
             handshakes: Some(handshakes),
             mesh: None,
             app,
+            redirected: sides.redirected,
         }
     }
 
@@ -129,6 +151,7 @@ impl Way {
             proxies: hbone::start(sides, app.address, warmth).into(),
             mesh: None,
             app,
+            redirected: sides.redirected,
         }
     }
 
@@ -142,6 +165,7 @@ impl Way {
             proxies: hbone::hold(sides).into(),
             mesh: None,
             app,
+            redirected: sides.redirected,
         }
     }
 
@@ -153,12 +177,16 @@ impl Way {
             proxies: Vec::new(),
             mesh: Some(Arc::clone(mesh)),
             app: app::start(&sides.far),
+            redirected: false,
         }
     }
 
     /// Where a client connects.
     pub fn entrance(&self) -> SocketAddr {
-        self.proxies.first().unwrap_or(&self.app).address
+        match self.proxies.first() {
+            Some(near) if !self.redirected => near.address,
+            _ => self.app.address,
+        }
     }
 
     /// What the proxies hold on the heap, the near one first: see [`Node::held`].
