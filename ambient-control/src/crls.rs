@@ -14,8 +14,8 @@ use crate::{BoxFuture, IssueError, Issuer, LastHeard, Told, plain};
 /// An issuer, and the CRLs of a file (PEM, one or many, or one in DER) that count for its trust domain.
 ///
 /// The file is looked at with each [`Issuer::trust`], and read again when it is another: a mounted ConfigMap will do, or a file
-/// that is renamed into its place. What cannot be read changes nothing: the lists of before stay, also where the file goes or
-/// is emptied. Who was revoked is no more by a list that does not say so. As long as the file has never been there nobody is
+/// that is renamed into its place. What cannot be read, or anybody but its owner may write, changes nothing: the lists of before
+/// stay, also where the file goes or is emptied. Who was revoked is no more by a list that does not say so. As long as the file has never been there nobody is
 /// revoked by it, for a mesh may have none to tell of yet. Each of these is logged, and is one of the [`Issuer::faults`] until it
 /// is mended.
 pub struct WithCrls {
@@ -56,7 +56,7 @@ impl WithCrls {
     /// Reads the file, which may come later: [`Issuer::faults`] says so.
     ///
     /// # Errors
-    /// When it cannot be read, but for not being there.
+    /// When it cannot be read, but for not being there, or others than its owner may write to it.
     pub fn open(issuer: Arc<dyn Issuer>, path: impl Into<PathBuf>, domain: TrustDomain) -> Result<Self, CrlFileError> {
         let path = path.into();
         let mut held = Held::default();
@@ -108,9 +108,14 @@ impl Held {
                 false
             }
             Ok(crls) => {
-                tracing::info!(path = %path.display(), lists = crls.len(), "revocations have changed");
-                (self.crls, self.wrong, self.wrong_as_read) = (crls, None, false);
-                true
+                let has_changed = self.crls != crls;
+                match self.wrong.take() {
+                    _ if has_changed => tracing::info!(path = %path.display(), lists = crls.len(), "revocations have changed"),
+                    Some(_) => tracing::info!(path = %path.display(), lists = crls.len(), "revocations are read again, and are the same"),
+                    None => (),
+                }
+                (self.crls, self.wrong_as_read) = (crls, false);
+                has_changed
             }
             Err(error) => {
                 self.stays(&error);
@@ -214,7 +219,8 @@ fn wrong(path: &Path, why: impl ToString) -> CrlFileError {
 }
 
 fn read(path: &Path) -> Result<Vec<Vec<u8>>, CrlFileError> {
-    let (bytes, _) = plain::read(path, MOST).map_err(|error| wrong(path, error))?;
+    let (bytes, meta) = plain::read(path, MOST).map_err(|error| wrong(path, error))?;
+    plain::is_its_owners(path, &meta).map_err(|error| wrong(path, error))?;
     // A mounted file may be there before there is anything to say.
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
@@ -232,7 +238,7 @@ const MOST: u64 = 16 << 20;
 #[cfg(test)]
 #[cfg(feature = "ca")]
 mod tests {
-    use std::time::Duration;
+    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
     use super::*;
     use crate::ca::{Authority, DirectoryCa, Target};
@@ -283,7 +289,25 @@ mod tests {
             }
         }
         fs::copy(&lists, &file).unwrap();
+        let trust = with.trust();
+        assert_eq!(trust.crls(&domain).len(), 1);
+        told(&with, &[]);
+        // The same by another file is no change.
+        fs::remove_file(&file).unwrap();
+        fs::copy(&lists, &file).unwrap();
+        assert!(Arc::ptr_eq(&trust, &with.trust()));
+        // Whoever may write to it could revoke, and lift.
+        let mode = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        fs::write(&file, "").unwrap();
+        mode(0o666);
         assert_eq!(with.trust().crls(&domain).len(), 1);
+        told(&with, &["mode 0666", "of before stay"]);
+        let error = WithCrls::open(ca.clone(), &file, domain.clone()).unwrap_err().to_string();
+        assert!(error.contains("crl.pem") && error.contains("mode 0666"), "{error}");
+        mode(0o644);
+        fs::copy(&lists, &file).unwrap();
+        with.trust();
+        told(&with, &[]);
         fs::remove_file(&file).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         assert_eq!(with.trust().crls(&domain).len(), 1, "a pipe is not waited for, and lifts nothing");

@@ -557,7 +557,6 @@ pub(super) fn names(dir: &Path, extensions: &[&str]) -> io::Result<BTreeSet<Stri
 /// A file's content, and what it looked like when all of it had been read. One that others may write to is not read: it says
 /// what anybody of them wants.
 pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
-    plain::is_its_owners(path, &fs::metadata(path)?)?;
     let (content, meta) = plain::read(path, MAX_FILE)?;
     plain::is_its_owners(path, &meta)?;
     Ok((content, Sight::of(&meta)))
