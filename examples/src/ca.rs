@@ -103,7 +103,8 @@ pub(crate) struct What {
     /// The certificate or intermediate with this serial number, as `ambient ca show` lists it.
     #[arg(long, value_name = "HEX")]
     serial: Option<String>,
-    /// All of a node: its intermediates and all that they have signed, and by what `ambient control` knows it.
+    /// All of a node: its intermediates and all that they have signed, by what `ambient control` knows it, and what that has signed
+    /// for it and its pods.
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
     /// Let an identity that was revoked have certificates again; those revoked stay so.
@@ -187,7 +188,7 @@ fn revoke_node(of: &Directory, authority: &Authority, node: String) -> anyhow::R
     let (tokens, node_certificates) = known(of, &node)?;
     let signing = match authority.revoke(&Target::Node(node), now()) {
         Ok(revocation) => Some(revocation),
-        // Nodes that live on `ambient control` sign nothing.
+        // A node that lives on `ambient control` signs nothing, and may have asked for nothing.
         Err(OpenError::Unknown { .. }) if tokens + node_certificates > 0 => None,
         Err(error) => return Err(error.into()),
     };

@@ -15,7 +15,7 @@ use super::{
     directory::{self, LOCK},
     intermediates::{self, INTERMEDIATES, Intermediate},
     is_own,
-    issued::{self, ISSUED},
+    issued::{self, ISSUED, Issued},
     revoked::{self, ABOVE, Issuer, LISTS, List, REVOKED, Revoked, RevokedCertificate},
     roots::{CERTIFICATE, Key, Roots, SigningRoot, pem},
     seconds, serial,
@@ -82,7 +82,7 @@ pub enum Target {
         /// The serial number of its issuer's certificate.
         issuer: Option<String>,
     },
-    /// Every intermediate of a node, and with them all that they have signed.
+    /// Every intermediate of a node, and with them all that they have signed, and what others have signed for the node.
     Node(String),
 }
 
@@ -408,38 +408,30 @@ impl Authority {
         intermediates: &[Intermediate],
         now: SystemTime,
     ) -> Result<Vec<RevokedCertificate>, OpenError> {
-        let root_of = |one: &Intermediate| {
-            let root = roots.trusted.iter().find(|root| root.name == one.root);
-            root.map_or_else(String::new, |root| root.serial.clone())
-        };
-        let intermediate = |one: &Intermediate| RevokedCertificate {
-            serial: one.serial.clone(),
-            issuer: root_of(one),
-            name: format!("intermediate of {}", one.node),
-            since: seconds(now),
-            expires: seconds(one.not_after),
-        };
-        let mut leaves = Vec::new();
-        for issuer in issued::issuers(&self.directory)? {
-            let of = issued::of(&self.directory, &issuer, now)?;
-            leaves.extend(of.into_iter().map(|one| RevokedCertificate {
-                serial: one.serial,
-                issuer: issuer.clone(),
-                name: one.name,
+        // One whose root was withdrawn is trusted by nobody, and there is nobody who could list it.
+        let intermediate = |one: &Intermediate| {
+            let root = roots.trusted.iter().find(|root| root.name == one.root)?;
+            Some(RevokedCertificate {
+                serial: one.serial.clone(),
+                issuer: root.serial.clone(),
+                name: format!("intermediate of {}", one.node),
                 since: seconds(now),
-                expires: one.expires,
-            }));
-        }
+                expires: seconds(one.not_after),
+            })
+        };
         let unknown = |what: &str, hint| OpenError::Unknown { what: what.into(), hint };
         match target {
             // Even if it has none it gets none.
-            Target::Identity(identity) => Ok(leaves.into_iter().filter(|leaf| leaf.name == identity.as_str()).collect()),
+            Target::Identity(identity) => self.leaves(now, |one| one.name == identity.as_str()),
             Target::Node(node) => {
-                let meant: Vec<_> = intermediates.iter().filter(|one| one.node == *node).map(intermediate).collect();
+                let of_it = intermediates.iter().filter(|one| one.node == *node);
+                let mut meant: Vec<_> = of_it.filter_map(intermediate).collect();
+                meant.extend(self.leaves(now, |one| one.node.as_ref() == Some(node))?);
                 match meant.is_empty() {
                     true => Err(unknown(
                         node,
-                        "no intermediate of it that has not ended is known here: `ambient ca show` lists the nodes that have some",
+                        "no intermediate of it is known here, and nothing that was signed for it, that has not ended or gone with \
+                         its root: `ambient ca show` lists what there is",
                     )),
                     false => Ok(meant),
                 }
@@ -453,9 +445,13 @@ impl Authority {
                 if roots.trusted.iter().any(|root| root.serial == number) {
                     return Err(unknown(text, "it is a root: `ambient ca rotate` puts another in its place"));
                 }
-                let known = leaves.into_iter().chain(intermediates.iter().map(intermediate));
-                let fits = |one: &RevokedCertificate| one.serial == number && issuer.as_ref().is_none_or(|issuer| *issuer == one.issuer);
-                let mut meant: Vec<_> = known.filter(fits).collect();
+                let mut of_it = intermediates.iter().filter(|one| one.serial == number).peekable();
+                if of_it.peek().is_some_and(|one| intermediate(one).is_none()) {
+                    return Err(unknown(text, "its root was withdrawn, and with that nobody accepts it"));
+                }
+                let known = self.leaves(now, |one| one.serial == number)?.into_iter();
+                let fits = |one: &RevokedCertificate| issuer.as_ref().is_none_or(|issuer| *issuer == one.issuer);
+                let mut meant: Vec<_> = known.chain(of_it.filter_map(intermediate)).filter(fits).collect();
                 if meant.is_empty() {
                     let issuer = issuer.ok_or_else(|| unknown(text, hint))?;
                     meant.push(RevokedCertificate {
@@ -469,6 +465,22 @@ impl Authority {
                 Ok(meant)
             }
         }
+    }
+
+    /// Those that were issued and have not ended, as far as they fit.
+    fn leaves(&self, now: SystemTime, fits: impl Fn(&Issued) -> bool) -> Result<Vec<RevokedCertificate>, OpenError> {
+        let mut leaves = Vec::new();
+        for issuer in issued::issuers(&self.directory)? {
+            let of = issued::of(&self.directory, &issuer, now)?;
+            leaves.extend(of.into_iter().filter(&fits).map(|one| RevokedCertificate {
+                serial: one.serial,
+                issuer: issuer.clone(),
+                name: one.name,
+                since: seconds(now),
+                expires: one.expires,
+            }));
+        }
+        Ok(leaves)
     }
 
     /// When an issuer ends, and with it whatever it has signed.

@@ -18,6 +18,9 @@ pub struct Issued {
     pub name: String,
     /// Its last moment, in seconds since 1970.
     pub expires: u64,
+    /// The node that it was signed for, where one has asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// Takes note of one.

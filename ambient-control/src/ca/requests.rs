@@ -6,9 +6,9 @@ use std::{
 };
 
 use ambient_core::{PrivateKey, SpiffeId, TrustDomain};
-use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType};
+use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData, SanType};
 
-use super::{DirectoryCa, OpenError, Whom, issued, leaf, now, seconds, serial, whole_seconds};
+use super::{DirectoryCa, OpenError, Request, Whom, issued, leaf, now, seconds, serial, whole_seconds};
 
 /// Why a request was not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +103,13 @@ impl DirectoryCa {
     /// When it is no request that proves possession of its key, the identity is of another trust domain or was revoked, or
     /// nothing can be signed now.
     pub fn sign_request(&self, whom: &SpiffeId, request: &str, ttl: Duration) -> Result<Vec<Vec<u8>>, RequestError> {
-        self.sign_pem(&Whom::Id(whom), request, ttl).map(|signed| signed.chain)
+        let request = Request {
+            whom: Whom::Id(whom),
+            csr: request,
+            life: ttl,
+            node: None,
+        };
+        self.sign_pem(&request).map(|signed| signed.chain)
     }
 
     /// A certificate with a new key for a server that is known by these host names or addresses. The root signs it itself:
@@ -121,14 +127,10 @@ impl DirectoryCa {
         })
     }
 
-    pub(super) fn sign_pem(&self, whom: &Whom<'_>, request: &str, ttl: Duration) -> Result<Signed, RequestError> {
-        let request = CertificateSigningRequestParams::from_pem(request).map_err(|e| RequestError::Request { why: e.to_string() })?;
-        self.sign_with(whom, ttl, now(), |params, issuer| {
-            let request = CertificateSigningRequestParams {
-                params,
-                public_key: request.public_key,
-            };
-            request.signed_by(issuer)
+    pub(super) fn sign_pem(&self, request: &Request<'_>) -> Result<Signed, RequestError> {
+        let public_key = key_of(request.csr)?;
+        self.sign_with(&request.whom, request.node, request.life, now(), |params, issuer| {
+            CertificateSigningRequestParams { params, public_key }.signed_by(issuer)
         })
     }
 
@@ -139,12 +141,13 @@ impl DirectoryCa {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Signed, RequestError> {
-        self.sign_with(whom, ttl, now, |params, issuer| params.signed_by(key, issuer))
+        self.sign_with(whom, None, ttl, now, |params, issuer| params.signed_by(key, issuer))
     }
 
     fn sign_with(
         &self,
         whom: &Whom<'_>,
+        node: Option<&str>,
         ttl: Duration,
         now: SystemTime,
         sign: impl FnOnce(rcgen::CertificateParams, &rcgen::Issuer<'static, KeyPair>) -> Result<rcgen::Certificate, rcgen::Error>,
@@ -180,6 +183,7 @@ impl DirectoryCa {
             serial: serial::hex(&number),
             name: whom.to_string(),
             expires: seconds(not_after),
+            node: node.map(Into::into),
         };
         // A mesh whose disk is full goes on: what is not listed can still be revoked with its issuer.
         if let Err(error) = issued::add(self.holder.directory(), &issuer, &issued) {
@@ -200,6 +204,12 @@ impl DirectoryCa {
             whom => whom.names(),
         }
     }
+}
+
+/// The key of a PEM request, whose possession it proves; whatever else it asks for is left out.
+fn key_of(request: &str) -> Result<PublicKey, RequestError> {
+    let request = CertificateSigningRequestParams::from_pem(request).map_err(|e| RequestError::Request { why: e.to_string() })?;
+    Ok(request.public_key)
 }
 
 /// From when to when a certificate of now is valid; `None` if its issuer has ended.

@@ -40,6 +40,8 @@ pub struct Request<'a> {
     pub csr: &'a str,
     /// How long it is to be valid, at most.
     pub life: Duration,
+    /// The node that asks for it: what was signed for a node is revoked with it.
+    pub node: Option<&'a str>,
 }
 
 /// Whom a certificate names.
@@ -89,7 +91,7 @@ impl fmt::Display for Whom<'_> {
 impl Signer for DirectoryCa {
     /// Signs at once: nothing is waited for.
     fn sign<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Vec<Vec<u8>>, RequestError>> {
-        let signed = self.sign_pem(&request.whom, request.csr, request.life);
+        let signed = self.sign_pem(&request);
         Box::pin(std::future::ready(signed.map(|signed| signed.chain)))
     }
 
@@ -122,6 +124,7 @@ impl SignedBy {
             whom,
             csr: &csr,
             life: self.ttl,
+            node: None,
         };
         let chain = self.signer.sign(request).await.map_err(|e| match e {
             RequestError::Barred { .. } | RequestError::Foreign { .. } | RequestError::Name { .. } => IssueError::Refused {

@@ -19,7 +19,7 @@ use tonic::{Status, metadata::MetadataMap};
 use super::{
     Nodes,
     counts::{Counts, Refusal},
-    nodes::Proof,
+    nodes::{Known, Proof},
     seldom::Seldom,
 };
 use crate::{ca::Signer, istiod::node_of};
@@ -141,14 +141,26 @@ impl Door {
     /// Whether what a caller was admitted by is still good. Where that cannot be read now, it is.
     pub(super) fn still(&self, caller: &Caller, now: SystemTime) -> Result<(), Status> {
         match self.nodes.known(&caller.proof, now) {
-            Ok(Some(known)) if known.node == caller.node => self.certificate_is_good(caller),
-            Ok(_) => Err(ended(&caller.proof)),
+            Ok(known) => self.is_good(caller, known.as_ref()),
             Err(error) => {
                 if let Some(left_out) = self.seldom.say("still", Instant::now()) {
                     tracing::error!(%error, left_out, "nodes cannot be told from others: what is open stays");
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// The same of a caller who is about to be given something: where it cannot be read now, it is not.
+    pub(super) fn once_more(&self, caller: &Caller, now: SystemTime) -> Result<(), Status> {
+        let known = self.nodes.known(&caller.proof, now).map_err(|e| self.unreadable(&e))?;
+        self.is_good(caller, known.as_ref())
+    }
+
+    fn is_good(&self, caller: &Caller, known: Option<&Known>) -> Result<(), Status> {
+        match known {
+            Some(known) if known.node == caller.node => self.certificate_is_good(caller),
+            _ => Err(ended(&caller.proof)),
         }
     }
 

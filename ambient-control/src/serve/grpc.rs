@@ -100,9 +100,14 @@ impl Services {
         status
     }
 
-    /// Has a request signed, within a time.
-    async fn sign(&self, node: &str, request: ToSign<'_>) -> Result<Vec<Vec<u8>>, Status> {
-        let whom = request.whom;
+    /// Has a request signed for a node, within a time.
+    async fn sign(&self, node: &str, whom: Whom<'_>, csr: &str, life: Duration) -> Result<Vec<Vec<u8>>, Status> {
+        let request = ToSign {
+            whom,
+            csr,
+            life,
+            node: Some(node),
+        };
         if let Err(wait) = self.shared.allowance.take(node, Instant::now()) {
             let why = format!("more certificates were signed for the node {node} than it can need: ask again in {wait:?}");
             tracing::warn!(node, %whom, ?wait, "nothing was signed: more was for this node than it can need");
@@ -168,12 +173,8 @@ impl NodeService for Services {
         let csr = CertificateSigningRequestParams::from_pem(&request.csr).map_err(|e| wrong(format!("csr: {e}")))?;
         let id: SpiffeId = node_id(&door.trust_domain, &caller.node).map_err(|e| wrong(e.to_string()))?;
         let asked = Some(request.validity_duration).filter(|seconds| *seconds > 0);
-        let to_sign = ToSign {
-            whom: Whom::Id(&id),
-            csr: &request.csr,
-            life: asked.map_or(NODE_LIFE, Duration::from_secs).min(NODE_LIFE),
-        };
-        let chain = self.sign(&caller.node, to_sign).await?;
+        let life = asked.map_or(NODE_LIFE, Duration::from_secs).min(NODE_LIFE);
+        let chain = self.sign(&caller.node, Whom::Id(&id), &request.csr, life).await?;
         let given = self.given(&caller.node, &chain[0])?;
         let (serial, key) = (given.serial.clone(), csr.public_key.der_bytes().to_vec());
         let (shared, proof) = (self.shared.clone(), caller.proof.clone());
@@ -225,7 +226,8 @@ impl Services {
 #[tonic::async_trait]
 impl IstioCertificateService for Services {
     async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
-        let node = self.admit(request.metadata())?.node;
+        let caller = self.admit(request.metadata())?;
+        let node = &*caller.node;
         let request = request.into_inner();
         let metadata = request.metadata.as_ref();
         let wrong = |why: String| {
@@ -236,7 +238,7 @@ impl IstioCertificateService for Services {
             .and_then(|metadata| text(metadata, "ImpersonatedIdentity"))
             .ok_or_else(|| wrong("metadata.ImpersonatedIdentity: it is missing: a node has no identity of its own".into()))?;
         let identity: Identity = whom.parse().map_err(|e| wrong(format!("metadata.ImpersonatedIdentity: {e}")))?;
-        if !self.shared.is_there(&node, &identity) {
+        if !self.shared.is_there(node, &identity) {
             tracing::warn!(node, %identity, "a node was refused a certificate: no pod of that identity is on it");
             let own = &self.shared.door.trust_domain;
             let why = match identity.trust_domain() == own {
@@ -246,12 +248,13 @@ impl IstioCertificateService for Services {
             return Err(self.refuse(Refusal::Identity, Status::permission_denied(why)));
         }
         let wanted = u64::try_from(request.validity_duration).ok().filter(|seconds| *seconds > 0);
-        let to_sign = ToSign {
-            whom: Whom::Id(identity.spiffe_id()),
-            csr: &request.csr,
-            life: wanted.map_or(DirectoryCa::DEFAULT_TTL, Duration::from_secs),
-        };
-        let chain = self.sign(&node, to_sign).await?;
+        let life = wanted.map_or(DirectoryCa::DEFAULT_TTL, Duration::from_secs);
+        let chain = self.sign(node, Whom::Id(identity.spiffe_id()), &request.csr, life).await?;
+        // Whoever revokes a node ends first what it is admitted by, and then what was signed for it until then.
+        if let Err(status) = self.shared.door.once_more(&caller, now()) {
+            tracing::warn!(node, %identity, why = status.message(), "a certificate was not given: its node was revoked meanwhile");
+            return Err(self.refuse(Refusal::Credential, status));
+        }
         self.shared.door.counts.sign();
         tracing::debug!(node, %identity, "a certificate was signed");
         let bundles = self.shared.door.ca.bundles();

@@ -424,6 +424,7 @@ impl Certificate {
             whom,
             csr: &csr,
             life: DirectoryCa::DEFAULT_TTL,
+            node: None,
         };
         let chain = timeout(SIGNING, ca.sign(request)).await.map_err(|_| ServeError::Silent)??;
         let leaf = chain.first().ok_or(ServeError::NoCertificate)?;

@@ -8,6 +8,8 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::*;
 
+mod of_node;
+
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -561,20 +563,6 @@ fn a_revocation_that_was_cut_short_is_completed() {
     fs::write(&record, text).unwrap();
     let error = mesh.node_in(&mesh.dir, "b").unwrap_err().to_string();
     assert!(error.contains("revoked.json") && error.contains("no serial number"), "{error}");
-}
-
-/// What an authority's own processes sign by is given to nobody.
-#[test]
-fn a_node_is_not_called_as_the_authority_calls_its_own() {
-    let mesh = Mesh::new();
-    let away = mesh.dir.parent().unwrap().join("away");
-    for name in ["control", "local"] {
-        let error = mesh.authority().issue_to_node(name, HOUR, &away, mesh.now).unwrap_err();
-        assert!(matches!(error, OpenError::OwnName { .. }), "{error}");
-        mesh.node(name);
-    }
-    assert!(!away.exists());
-    mesh.authority().issue_to_node("control-1", HOUR, &away, mesh.now).unwrap();
 }
 
 /// However many certificates a mesh needs in a day: each can be listed and revoked, and the authority goes on.

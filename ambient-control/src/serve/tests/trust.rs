@@ -1,12 +1,14 @@
 //! Whom to trust, and who is revoked, as nodes hear of it.
 
+use std::sync::OnceLock;
+
 use ambient_core::{Credential, TrustBundles};
 use ambient_tls::{Accepted, Configs};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{joining::HOUR, *};
 use crate::{
-    ca::{Authority, Rotation, Target},
+    ca::{Authority, Request, RequestError, Rotation, Target, Whom},
     istiod::MemoryConfig,
 };
 
@@ -185,4 +187,51 @@ async fn roots_change_while_connections_are_made_and_none_is_refused() {
     }
     assert_eq!(made, 24);
     assert_eq!((running.counts.refused(Refusal::Credential), running.counts.cut()), (0, 0));
+}
+
+/// Signs, and has a node revoked before anybody hears of it.
+struct Meanwhile(DirectoryCa, Arc<OnceLock<Nodes>>);
+
+impl Signer for Meanwhile {
+    fn sign<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Vec<Vec<u8>>, RequestError>> {
+        Box::pin(async move {
+            let signed = self.0.sign(request).await;
+            if let (Whom::Id(_), Some(nodes)) = (request.whom, self.1.get()) {
+                nodes.revoke("node-1", now()).unwrap();
+            }
+            signed
+        })
+    }
+
+    fn bundles(&self) -> Arc<TrustBundles> {
+        self.0.bundles()
+    }
+}
+
+/// What was signed for a node is listed when it is revoked, and what is signed just then is given to nobody.
+#[tokio::test]
+async fn nothing_that_was_signed_for_a_node_outlives_it() {
+    let revoking = Arc::<OnceLock<Nodes>>::default();
+    let signs = revoking.clone();
+    let running = Running::signed_by(move |ca| Arc::new(Meanwhile(ca, signs))).await;
+    let token = running.token("node-1", HOUR, Use::Always);
+    let certificates = Certificates::new(CertificatesConfig::new(running.showing(&token))).unwrap();
+    let cart = certificates.issue(&identity("cart")).await.unwrap();
+    revoking.set(Nodes::new(running.scratch.path().join("ca"), provider())).unwrap();
+    let again = Certificates::new(CertificatesConfig::new(running.showing(&token))).unwrap();
+    let error = again.issue(&identity("cart")).await.unwrap_err().to_string();
+    assert!(error.contains("has ended, or was revoked"), "{error}");
+    assert!(running.counts.refused(Refusal::Credential) >= 1);
+    let revoked = running.authority().revoke(&Target::Node("node-1".into()), now()).unwrap();
+    let names: Vec<_> = revoked.certificates.iter().map(|one| &*one.name).collect();
+    assert_eq!(names, [identity("cart").as_str(); 2]);
+    let (_, leaf) = x509_parser::parse_x509_certificate(&cart.chain[0]).unwrap();
+    let listed = revoked.certificates.iter().any(|one| one.serial == format!("{:032x}", leaf.serial));
+    assert!(listed, "{:?} not among {:?}", leaf.serial, revoked.certificates);
+    // A node that shows a certificate has that listed too.
+    let joins = running.joining("node-2", &running.token("node-2", HOUR, Use::Always), HOUR);
+    let mut state = running.trusting(joins, "node-2", None);
+    told(&mut state, 1, 1).await;
+    let revoked = running.authority().revoke(&Target::Node("node-2".into()), now()).unwrap();
+    assert_eq!(revoked.certificates[0].name, "spiffe://cluster.local/ambient/node/node-2");
 }

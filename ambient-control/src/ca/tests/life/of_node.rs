@@ -1,0 +1,107 @@
+//! What is of a node, and is revoked with it.
+
+use super::*;
+
+/// What the control plane signs for a pod of a node.
+fn signed_for(mesh: &Mesh, control: &DirectoryCa, account: &str, node: Option<&str>) -> Credential {
+    let identity = id(account);
+    let whom = Whom::Id(identity.spiffe_id());
+    let (key, csr) = request(&whom).unwrap();
+    let request = Request {
+        whom,
+        csr: &csr,
+        life: HOUR,
+        node,
+    };
+    let signed = control.sign_pem(&request).unwrap();
+    let credential = Credential {
+        identity: identity.clone(),
+        chain: signed.chain,
+        key: Arc::new(PrivateKey::from(key.serialize_der())),
+        not_before: signed.not_before,
+        not_after: signed.not_after,
+    };
+    mesh.verify(&mesh.trust(control), &credential).unwrap();
+    credential
+}
+
+fn revoke(mesh: &Mesh, node: &str) -> Result<Vec<String>, OpenError> {
+    let revoked = mesh.authority().revoke(&Target::Node(node.into()), mesh.now)?;
+    Ok(revoked.certificates.into_iter().map(|one| one.serial).collect())
+}
+
+#[test]
+fn what_was_signed_for_a_node_is_revoked_with_it() {
+    let mesh = Mesh::new();
+    let control = mesh.node(CONTROL);
+    let of_one = signed_for(&mesh, &control, "cart", Some("node-1"));
+    let of_two = signed_for(&mesh, &control, "cart", Some("node-2"));
+    let of_nobody = signed_for(&mesh, &control, "stock", None);
+    assert_eq!(revoke(&mesh, "node-1").unwrap(), [serial_of(&of_one, 0)]);
+    let trust = mesh.trust(&control);
+    let revoked = [&of_one, &of_two, &of_nobody].map(|one| mesh.is_revoked(&trust, one));
+    assert_eq!(revoked, [true, false, false]);
+    assert!(revoke(&mesh, "node-1").unwrap().is_empty());
+    let error = revoke(&mesh, "node-3").unwrap_err();
+    assert!(matches!(error, OpenError::Unknown { .. }), "{error}");
+    // With what it signs itself, where it was given an intermediate.
+    let away = mesh.dir.parent().unwrap().join("away");
+    let given = mesh.authority().issue_to_node("node-2", HOUR, &away, mesh.now).unwrap();
+    assert_eq!(revoke(&mesh, "node-2").unwrap(), [given.serial, serial_of(&of_two, 0)]);
+    assert!(mesh.is_revoked(&mesh.trust(&control), &of_two));
+}
+
+/// As they were written before anybody noted for which node.
+#[test]
+fn records_that_name_no_node_are_read() {
+    let mesh = Mesh::new();
+    let control = mesh.node(CONTROL);
+    let cart = signed_for(&mesh, &control, "cart", Some("node-1"));
+    let record = mesh.dir.join("issued").join(format!("{}.jsonl", serial_of(&cart, 1)));
+    let line = fs::read_to_string(&record).unwrap();
+    let before = line.replace(",\"node\":\"node-1\"", "");
+    assert_ne!(line, before);
+    fs::write(&record, before).unwrap();
+    let error = revoke(&mesh, "node-1").unwrap_err();
+    assert!(matches!(error, OpenError::Unknown { .. }), "{error}");
+    let revoked = mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    assert_eq!(revoked.certificates[0].serial, serial_of(&cart, 0));
+    assert!(mesh.is_revoked(&mesh.trust(&control), &cart));
+}
+
+/// Stages that nobody waited for leave intermediates below a root that nobody trusts: nothing is left to be revoked of them.
+#[test]
+fn what_went_with_its_root_is_not_asked_for() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    let gone = serial_of(&mesh.issue(&node, "cart"), 1);
+    for _ in 0..3 {
+        mesh.authority().rotate(Duration::ZERO, mesh.now).unwrap();
+    }
+    let error = revoke(&mesh, "a").unwrap_err();
+    assert!(matches!(error, OpenError::Unknown { .. }), "{error}");
+    let target = Target::Serial {
+        serial: gone.clone(),
+        issuer: None,
+    };
+    let error = mesh.authority().revoke(&target, mesh.now).unwrap_err().to_string();
+    assert!(error.contains("its root was withdrawn"), "{error}");
+    let cart = mesh.issue(&mesh.node("a"), "cart");
+    assert_ne!(serial_of(&cart, 1), gone);
+    assert_eq!(revoke(&mesh, "a").unwrap(), [serial_of(&cart, 1)]);
+    assert!(mesh.is_revoked(&mesh.trust(&mesh.node("b")), &cart));
+}
+
+/// What an authority's own processes sign by is given to nobody.
+#[test]
+fn a_node_is_not_called_as_the_authority_calls_its_own() {
+    let mesh = Mesh::new();
+    let away = mesh.dir.parent().unwrap().join("away");
+    for name in ["control", "local"] {
+        let error = mesh.authority().issue_to_node(name, HOUR, &away, mesh.now).unwrap_err();
+        assert!(matches!(error, OpenError::OwnName { .. }), "{error}");
+        mesh.node(name);
+    }
+    assert!(!away.exists());
+    mesh.authority().issue_to_node("control-1", HOUR, &away, mesh.now).unwrap();
+}
