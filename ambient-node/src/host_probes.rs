@@ -9,7 +9,11 @@ use ambient_redirect::{
     pods::PodState,
     probes::{self, HostProbes, ProbesState},
 };
-use tokio::{sync::watch, task::spawn_blocking, time};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time,
+};
 
 use crate::{supervise::supervise, telemetry::Metrics};
 
@@ -29,49 +33,60 @@ impl Prepared {
 /// Puts the node's rules in force, or takes them away where they are switched off. `None` where there are none: what the
 /// node's processes send to pods is then judged by policies like everybody's.
 pub(crate) async fn prepare(node: &str, ipv6: bool, wanted: bool) -> Option<Prepared> {
-    let why = match put(node, ipv6, wanted).await {
-        Ok(rules) => {
-            let states = watch::Sender::default();
-            return rules.map(|rules| Prepared { rules, states });
+    // What comes after the deadline is let go: it leaves what an earlier node has left, as an error would.
+    if !wanted {
+        let node = node.to_owned();
+        let clear = || spawn_blocking(move || HostProbes::clear(&node).map_err(|error| error.to_string()));
+        if let Err(error) = answer(&mut None, clear).await {
+            tracing::warn!(error, "what an earlier node has left for the kubelet's probes cannot be taken away");
         }
-        Err(why) => why,
-    };
-    match wanted {
-        true => tracing::warn!(
-            error = why,
-            "the kubelet's probes are judged by policies like everybody's connections: the node's own rules cannot be put in \
-             force; --probes off is silent about it"
-        ),
-        false => tracing::warn!(
-            error = why,
-            "what an earlier node has left for the kubelet's probes cannot be taken away"
-        ),
+        return None;
     }
-    None
+    match answer(&mut None, || put(node, ipv6)).await {
+        Ok(rules) => {
+            let states = watch::Sender::new(rules.states().borrow().clone());
+            Some(Prepared { rules, states })
+        }
+        Err(error) => {
+            tracing::warn!(
+                error,
+                "the kubelet's probes are judged by policies like everybody's connections: the node's own rules cannot be put in \
+                 force; --probes off is silent about it"
+            );
+            None
+        }
+    }
 }
 
-async fn put(node: &str, ipv6: bool, wanted: bool) -> Result<Option<HostProbes>, String> {
+/// Work with the kernel, on a thread of its own.
+type Attempt<T> = JoinHandle<Result<T, String>>;
+
+fn put(node: &str, ipv6: bool) -> Attempt<HostProbes> {
     let settings = probes::Config {
         ipv6,
         ..probes::Config::new(node)
     };
     // Never on a thread that has been in another namespace: those of the runtime have not.
-    let put = spawn_blocking(move || match wanted {
-        true => HostProbes::prepare(settings).map(Some),
-        false => HostProbes::clear(&settings.node).map(|()| None),
-    });
-    match put.await {
-        Ok(put) => put.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    }
+    spawn_blocking(|| HostProbes::prepare(settings).map_err(|error| error.to_string()))
+}
+
+/// What comes of an attempt within [`LONGEST`]. One that takes longer does not end by that: it stays under way, to be waited for
+/// the next time, so that there are never two.
+async fn answer<T>(under_way: &mut Option<Attempt<T>>, begin: impl FnOnce() -> Attempt<T>) -> Result<T, String> {
+    let attempt = under_way.get_or_insert_with(begin);
+    let ended = time::timeout(LONGEST, attempt)
+        .await
+        .map_err(|_| format!("the kernel has not answered within {LONGEST:?}"))?;
+    *under_way = None;
+    ended.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// Puts the rules in force again, however often that fails: whoever reads how they stand is told meanwhile.
-async fn put_again(node: &str, ipv6: bool, states: &watch::Sender<ProbesState>) -> HostProbes {
+async fn put_again<T>(put: impl Fn() -> Attempt<T>, states: &watch::Sender<ProbesState>) -> T {
+    let mut under_way = None;
     loop {
-        let why = match put(node, ipv6, true).await {
-            Ok(Some(rules)) => return rules,
-            Ok(None) => "there are none".to_owned(),
+        let why = match answer(&mut under_way, &put).await {
+            Ok(rules) => return rules,
             Err(why) => why,
         };
         let is_news = states.send_if_modified(|state| {
@@ -104,7 +119,7 @@ pub(crate) async fn uphold(
         async move {
             let rules = match prepared {
                 Some(rules) => rules,
-                None => put_again(&node, ipv6, &states).await,
+                None => put_again(|| put(&node, ipv6), &states).await,
             };
             tokio::select! {
                 () = tell(rules.states(), &states) => {}
@@ -147,9 +162,12 @@ async fn tell(mut own: watch::Receiver<ProbesState>, states: &watch::Sender<Prob
 /// Between two attempts to put the rules in force again.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// An attempt takes a millisecond, unless the kernel is at work on what others ask of it.
+const LONGEST: Duration = Duration::from_secs(10);
+
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::{cell::Cell, time::SystemTime};
 
     use super::*;
 
@@ -172,5 +190,55 @@ mod tests {
             assert_eq!((read.addresses, read.repairs), (nth, nth as u64));
             assert_eq!(read.last_repair.unwrap().1, format!("{nth}"));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rules_are_put_in_force_again_however_often_that_fails_and_never_twice_at_once() {
+        let states = watch::Sender::new(ProbesState {
+            in_force: true,
+            addresses: 2,
+            ..ProbesState::default()
+        });
+        let mut reader = states.subscribe();
+        let (begun, alive) = (Cell::new(0), Arc::new(()));
+        let put = || {
+            assert_eq!(Arc::strong_count(&alive), 1, "one is under way still");
+            begun.set(begun.get() + 1);
+            let (nth, alive) = (begun.get(), alive.clone());
+            tokio::spawn(async move {
+                let _alive = alive;
+                match nth {
+                    1 | 2 => Err("busy".to_owned()),
+                    3 => panic!("a test"),
+                    4 => {
+                        // Silent for two deadlines, and the pauses after them.
+                        time::sleep(LONGEST * 2 + AGAIN * 2).await;
+                        Err("too late".to_owned())
+                    }
+                    _ => Ok(nth),
+                }
+            })
+        };
+        let heard = async {
+            let mut heard = Vec::new();
+            while reader.changed().await.is_ok() {
+                let state = reader.borrow_and_update().clone();
+                assert_eq!((state.in_force, state.addresses), (false, 2));
+                heard.push(state.error.unwrap());
+            }
+            heard
+        };
+        let start = time::Instant::now();
+        let again = async {
+            let rules = put_again(put, &states).await;
+            drop(states);
+            rules
+        };
+        let (rules, heard) = tokio::join!(again, heard);
+        assert_eq!((rules, begun.get()), (5, 5));
+        assert_eq!(start.elapsed(), AGAIN * 6 + LONGEST * 2);
+        assert_eq!((heard.len(), &*heard[0], &*heard[3]), (4, "busy", "too late"), "{heard:?}");
+        assert!(heard[1].contains("panicked"), "{heard:?}");
+        assert!(heard[2].contains("not answered within 10s"), "{heard:?}");
     }
 }

@@ -168,12 +168,18 @@ impl HostProbes {
         let home = Arc::new(Netns::current()?);
         let mut side = NodeSide::open(&home, &config.node)?;
         let present = side.addresses()?;
+        let addresses = present.len();
         side.apply(&table(present, config.ipv6))?;
+        let state = ProbesState {
+            in_force: true,
+            addresses,
+            ..ProbesState::default()
+        };
         Ok(Self {
             config,
             home,
             side: Arc::new(Mutex::new(Some(side))),
-            states: channel(ProbesState::default()).0,
+            states: channel(state).0,
         })
     }
 

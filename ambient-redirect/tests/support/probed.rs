@@ -41,6 +41,7 @@ impl Upheld {
     fn start(running: &Running, config: probes::Config) -> Self {
         let probes = HostProbes::prepare(config).unwrap();
         let states = probes.states();
+        assert!(states.borrow().in_force, "from the first moment on");
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(probes.run(running.states.clone(), async {
             let _ = stopped.await;
@@ -213,6 +214,8 @@ pub(crate) fn what_is_broken_of_it_is_mended(world: &World) -> Outcome {
         // Killed and begun again, it goes on where it was; nothing is taken away before it is known which pods there are.
         upheld.task.abort();
         let began = HostProbes::prepare(probes::Config::new(NAME)).unwrap();
+        let state = began.states().borrow().clone();
+        assert_eq!((state.in_force, state.addresses, state.repairs), (true, 2, 0), "{state:?}");
         assert_eq!(addresses(&node), set(&["10.0.0.2", "fd00::2"]));
         let (unknown, none) = watch::channel(Arc::from([]));
         let task = tokio::spawn(began.run(none, std::future::pending()));
