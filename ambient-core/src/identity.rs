@@ -176,6 +176,11 @@ impl Identity {
         self.id.as_str()
     }
 
+    /// The whole URI, as the text that all clones of it share.
+    pub fn shared(&self) -> Arc<str> {
+        self.id.uri.clone()
+    }
+
     /// The same as a general SPIFFE ID.
     pub fn spiffe_id(&self) -> &SpiffeId {
         &self.id

@@ -40,7 +40,7 @@ struct End {
 impl TrafficLabels {
     pub(crate) fn new(ends: &Ends, flag: Flag) -> Self {
         let service = ends.service.as_deref();
-        let part = |text: Option<&str>| text.map_or_else(|| UNKNOWN.clone(), Arc::from);
+        let part = |text: Option<Arc<str>>| text.unwrap_or_else(|| UNKNOWN.clone());
         // Who the destination is meant to be, where it has not proven it: Istio's, and what tells that it is no proof is `security`.
         let meant = match (&ends.destination_identity, &ends.destination_workload) {
             (None, Some(workload)) => workload.identity().ok(),
@@ -54,9 +54,9 @@ impl TrafficLabels {
             source: End::new(ends.source_workload.as_deref(), ends.source_identity.as_ref()),
             destination: End::new(ends.destination_workload.as_deref(), destination),
             service: [
-                part(service.map(|s| &*s.name.hostname)),
-                part(service.map(|s| &*s.name.namespace)),
-                part(service.map(ambient_core::Service::short_name)),
+                part(service.map(|s| s.name.hostname.clone())),
+                part(service.map(|s| s.name.namespace.clone())),
+                part(service.map(|s| s.short_name().into())),
             ],
         }
     }
@@ -135,7 +135,7 @@ impl End {
             canonical: take(workload.map(|w| &w.canonical_name)),
             revision: take(workload.map(|w| &w.canonical_revision)),
             namespace: workload.map_or_else(proven, |w| take(Some(&w.namespace))),
-            principal: identity.map_or_else(|| UNKNOWN.clone(), |id| id.as_str().into()),
+            principal: identity.map_or_else(|| UNKNOWN.clone(), Identity::shared),
             cluster: take(workload.map(|w| &w.cluster)),
             region: take(workload.map(|w| &w.locality[0])),
             zone: take(workload.map(|w| &w.locality[1])),
@@ -180,5 +180,21 @@ impl EncodeLabelSet for TrafficLabels {
             prometheus_client::encoding::EncodeLabel::encode(&pair, encoder.encode_label())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They are made for each connection, as a rule to find a series that is there.
+    #[test]
+    fn texts_of_the_mesh_are_shared_and_not_copied() {
+        let workload = Workload::new("uid", "shop", "cart");
+        let identity = workload.identity().unwrap();
+        let end = End::new(Some(&workload), Some(&identity));
+        assert_eq!(&*end.principal, "spiffe://cluster.local/ns/shop/sa/default");
+        assert!(std::ptr::eq(&*end.principal, identity.as_str()));
+        assert!(Arc::ptr_eq(&end.namespace, &workload.namespace));
     }
 }
