@@ -343,7 +343,8 @@ fn run(mut args: Args) -> anyhow::Result<()> {
         LogFormat::Json => log::Format::Json,
     };
     let _flush = log::to_stdout(&args.log, format)?;
-    for warning in ztunnel::warnings(&variables(), &known_variables()) {
+    let variables = variables();
+    for warning in ztunnel::warnings(&variables, &known_variables()) {
         tracing::warn!("{warning}");
     }
     crate::threads::can_be_had(args.workers + BESIDE_WORKERS)?;
@@ -354,7 +355,7 @@ fn run(mut args: Args) -> anyhow::Result<()> {
         root_namespace: args.root_namespace.clone(),
     };
     let mesh = Mesh::of(said, args.manifests.as_deref(), &args.istiod.cluster())?;
-    let mut config = config(&args, &mesh)?;
+    let mut config = config(&args, &mesh, &variables)?;
     config.connections = connections;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -577,7 +578,7 @@ fn source_config(args: &Args, config: &Config, mesh: &Mesh, manifests: &Path, ow
     }
 }
 
-fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
+fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.node, &args.netns_dir);
     config.zds = args.zds.clone();
     config.trust_domain = mesh.trust_domain.clone();
@@ -620,7 +621,7 @@ fn config(args: &Args, mesh: &Mesh) -> anyhow::Result<Config> {
         // An empty one is none that was named.
         network: args.network.clone().filter(|network| !network.is_empty()),
     };
-    config.own_pod = istiod::own_pod();
+    config.own_pod = istiod::own_pod(variables);
     config.existing_connections = args.existing_connections.into();
     config.leave = Duration::from_secs(args.leave);
     config.open_when_unproven = args.open_when_unproven;
@@ -712,3 +713,41 @@ const BETWEEN: Duration = Duration::from_secs(600);
 
 /// Where keys are kept, unless said otherwise.
 const KEYS: &str = "/run/ambient";
+
+#[cfg(test)]
+mod tests {
+    use ambient_node::OwnPod;
+    use clap::FromArgMatches as _;
+
+    use super::*;
+
+    #[test]
+    fn the_pod_of_the_process_itself_is_who_its_variables_say() {
+        let command = Args::augment_args(clap::Command::new("node"));
+        let matches = command.get_matches_from(["node", "--node", "n", "--manifests", "/m", "--ca-dir", "/c", "--no-dns-capture"]);
+        let args = Args::from_arg_matches(&matches).unwrap();
+        let said = Said {
+            trust_domain: None,
+            trust_domain_aliases: Vec::new(),
+            root_namespace: None,
+        };
+        let mesh = Mesh::of(said, None, "Kubernetes").unwrap();
+        let own = |variables: &[(String, String)]| config(&args, &mesh, variables).unwrap().own_pod;
+        let chart = ztunnel::chart::ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let wanted = OwnPod {
+            namespace: "istio-system".into(),
+            name: "ztunnel-x".into(),
+            service_account: "ztunnel".into(),
+        };
+        assert_eq!(own(&chart), Some(wanted));
+        // Whoever is told a part of it alone is nobody's pod.
+        for without in ["POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT"] {
+            let mut others = chart.clone();
+            let variable = others.iter_mut().find(|(name, _)| name == without).unwrap();
+            variable.1.clear();
+            assert_eq!(own(&others), None, "an empty {without}");
+            let others: Vec<_> = chart.iter().filter(|(name, _)| name != without).cloned().collect();
+            assert_eq!(own(&others), None, "no {without}");
+        }
+    }
+}

@@ -7,6 +7,9 @@ use std::{
     process::{Command, Output},
 };
 
+#[path = "../src/node/ztunnel/chart.rs"]
+mod chart;
+
 /// The binary, with nothing of this process's environment.
 fn node(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
@@ -82,7 +85,6 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(values(&printed_again), values(&all));
 }
 
-/// The arguments and the environment of the container in Istio's chart for its node proxy.
 #[test]
 fn a_token_is_not_printed_and_where_one_stands_is() {
     let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ6In0.c2lnbmVk-_x";
@@ -103,28 +105,15 @@ fn a_token_is_not_printed_and_where_one_stands_is() {
     assert_eq!(line(&all, "auth-token"), "auth-token: /var/run/token  # flag");
 }
 
+/// The arguments and the environment of the container in Istio's chart for its node proxy.
 #[test]
 fn what_istios_chart_starts_is_understood() {
-    let environment = [
-        ("CA_ADDRESS", "istiod.istio-system.svc:15012"),
-        ("XDS_ADDRESS", "istiod.istio-system.svc:15012"),
-        ("RUST_LOG", "info"),
-        ("LOG_FORMAT", "json"),
-        ("RUST_BACKTRACE", "1"),
-        ("NETWORK", "network1"),
-        ("ISTIO_META_CLUSTER_ID", "cluster-1"),
-        ("INPOD_ENABLED", "true"),
-        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
-        ("POD_NAME", "ztunnel-x"),
-        ("POD_NAMESPACE", "istio-system"),
-        ("NODE_NAME", "node-7"),
-        ("INSTANCE_IP", "10.0.0.7"),
-        ("SERVICE_ACCOUNT", "ztunnel"),
-        ("ZTUNNEL_CPU_LIMIT", "4"),
-    ];
     let run = |arguments: &[&str], more: &[(&str, &str)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
-        command.args(arguments).env_clear().envs(environment.iter().chain(more).copied());
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(chart::ENVIRONMENT.iter().chain(more).copied());
         let output = command.arg("--print-config").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()

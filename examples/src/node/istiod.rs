@@ -310,8 +310,11 @@ fn of_json(value: serde_json::Value) -> Metadata {
 type Texts = BTreeMap<String, String>;
 
 /// This process's own pod, which is a workload of the mesh like any other where the mesh says so.
-pub(super) fn own_pod() -> Option<OwnPod> {
-    let variable = |name: &str| -> Option<Arc<str>> { std::env::var(name).ok().filter(|value| !value.is_empty()).map(Arc::from) };
+pub(super) fn own_pod(variables: &[(String, String)]) -> Option<OwnPod> {
+    let variable = |name: &str| -> Option<Arc<str>> {
+        let (_, value) = variables.iter().find(|(set, value)| set == name && !value.is_empty())?;
+        Some(value.as_str().into())
+    };
     Some(OwnPod {
         namespace: variable("POD_NAMESPACE")?,
         name: variable("POD_NAME")?,

@@ -101,6 +101,9 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
+pub(super) mod chart;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
@@ -143,22 +146,8 @@ mod tests {
     /// What the pods of Istio's chart for its node proxy have by default, and in a mesh of several networks.
     #[test]
     fn nothing_is_said_of_what_istios_chart_sets() {
-        let set = [
-            ("CA_ADDRESS", "istiod.istio-system.svc:15012"),
-            ("XDS_ADDRESS", "istiod.istio-system.svc:15012"),
-            ("LOG_FORMAT", "json"),
+        let others = [
             ("NETWORK", "net1"),
-            ("RUST_LOG", "info"),
-            ("RUST_BACKTRACE", "1"),
-            ("ISTIO_META_CLUSTER_ID", "Kubernetes"),
-            ("INPOD_ENABLED", "true"),
-            ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
-            ("POD_NAME", "ztunnel-x"),
-            ("POD_NAMESPACE", "istio-system"),
-            ("NODE_NAME", "node-7"),
-            ("INSTANCE_IP", "10.0.0.7"),
-            ("SERVICE_ACCOUNT", "ztunnel"),
-            ("ZTUNNEL_CPU_LIMIT", "4"),
             ("ZTUNNEL_RESOURCE_CPU_LIMIT", "4"),
             ("ZTUNNEL_RESOURCE_CPU_REQUEST", "1"),
             ("CRL_PATH", "/var/run/secrets/istio/crl/ca-crl.pem"),
@@ -167,7 +156,8 @@ mod tests {
             ("KUBERNETES_PORT_443_TCP_ADDR", "10.96.0.1"),
             ("HOSTNAME", "ztunnel-x"),
         ];
-        let set = set.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let set = chart::ENVIRONMENT.iter().chain(&others);
+        let set: Vec<_> = set.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         assert_eq!(warnings(&set, &crate::node::known_variables()), [""; 0]);
         let other = [("INPOD_ENABLED", "false"), ("TLS12_ENABLED", "true"), ("PROXY_MODE", "dedicated")];
         let other = other.map(|(name, value)| (name.to_owned(), value.to_owned()));
