@@ -89,6 +89,9 @@ pub use revoked::RevokedCertificate;
 pub use show::{Shown, ShownCertificate, ShownIntermediate, ShownRoot, date};
 pub use signer::{Request, SignedBy, Signer, Whom};
 
+#[cfg(feature = "fuzz")]
+pub(crate) use {requests::fuzz as fuzz_request, revoked::fuzz as fuzz_lists};
+
 #[cfg(feature = "serve")]
 pub(crate) use signer::request;
 

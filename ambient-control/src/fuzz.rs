@@ -169,6 +169,16 @@ pub fn authority(data: &[u8]) {
     crate::ca::fuzz(data);
 }
 
+/// A certificate request: what is signed of it has its key and the name that was decided on, and nothing else that it asks for.
+pub fn csr(data: &[u8]) {
+    crate::ca::fuzz_request(data);
+}
+
+/// Lists of what was revoked: what is read of them is read again from what would be written.
+pub fn lists(data: &[u8]) {
+    crate::ca::fuzz_lists(data);
+}
+
 /// A node's report of its captures.
 pub fn status(data: &[u8]) {
     crate::manifests::fuzz_status(data);

@@ -212,6 +212,29 @@ fn key_of(request: &str) -> Result<PublicKey, RequestError> {
     Ok(request.public_key)
 }
 
+/// See [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(data: &[u8]) {
+    use std::sync::OnceLock;
+
+    use x509_parser::{extensions::GeneralName, prelude::*};
+
+    static ISSUER: OnceLock<rcgen::Issuer<'static, KeyPair>> = OnceLock::new();
+    let Some(public_key) = std::str::from_utf8(data).ok().and_then(|text| key_of(text).ok()) else {
+        return;
+    };
+    let issuer = ISSUER.get_or_init(|| rcgen::Issuer::new(rcgen::CertificateParams::default(), KeyPair::generate().expect("a key")));
+    let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/cart".parse().expect("it is one");
+    let (key, names) = (public_key.der_bytes().to_vec(), Whom::Id(&id).names().expect("it is a name"));
+    let params = leaf(names, now(), now() + Duration::from_secs(60));
+    let signed = CertificateSigningRequestParams { params, public_key }.signed_by(issuer);
+    let signed = signed.expect("a key that was read is signed");
+    let (_, signed) = X509Certificate::from_der(signed.der()).expect("a certificate");
+    let names = signed.subject_alternative_name().expect("one alone").expect("one");
+    assert_eq!(names.value.general_names, [GeneralName::URI(id.as_str())]);
+    assert!(!signed.is_ca() && *signed.public_key().subject_public_key.data == *key);
+}
+
 /// From when to when a certificate of now is valid; `None` if its issuer has ended.
 fn life(ttl: Duration, now: SystemTime, issuer_ends: SystemTime) -> Option<(SystemTime, SystemTime)> {
     // Clocks of the same machine differ by nothing, but those of its guests may; never so much of a short life that half of

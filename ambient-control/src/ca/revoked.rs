@@ -198,13 +198,15 @@ impl List {
 /// The lists of a directory.
 pub(super) fn read_lists(directory: &Path) -> Result<Vec<List>, OpenError> {
     let path = directory.join(LISTS);
-    let Some(text) = directory::read_if_there(&path)? else {
-        return Ok(Vec::new());
-    };
+    let text = directory::read_if_there(&path)?;
+    text.map_or_else(|| Ok(Vec::new()), |text| lists_of(&text, path))
+}
+
+fn lists_of(text: &[u8], path: PathBuf) -> Result<Vec<List>, OpenError> {
     if text.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
     }
-    let lists = ambient_tls::read_crls(&text).map_err(|e| OpenError::Unusable {
+    let lists = ambient_tls::read_crls(text).map_err(|e| OpenError::Unusable {
         path,
         why: format!("cannot be read ({e}): put the right one back, or remove it and revoke something to write it anew"),
     })?;
@@ -214,6 +216,19 @@ pub(super) fn read_lists(directory: &Path) -> Result<Vec<List>, OpenError> {
         next_update: crl.next_update(),
     };
     Ok(lists.into_iter().map(list).collect())
+}
+
+/// See [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(data: &[u8]) {
+    let read = |text: &[u8]| lists_of(text, LISTS.into());
+    let Ok(lists) = read(data) else { return };
+    for list in &lists {
+        let _ = list.names_all(&["01"]);
+    }
+    let first = joined(lists.into_iter(), &[], UNIX_EPOCH);
+    let again = read(text(&first).as_bytes()).expect("what is written of it is read");
+    assert_eq!(joined(again.into_iter(), &[], UNIX_EPOCH), first);
 }
 
 fn sign(issuer: &Issuer<'_>, of: &[&RevokedCertificate], number: u64, now: SystemTime) -> Result<Vec<u8>, OpenError> {

@@ -81,3 +81,13 @@ fn local_xds() {
 fn authority() {
     replay("authority", super::authority);
 }
+
+#[test]
+fn csr() {
+    replay("csr", super::csr);
+}
+
+#[test]
+fn lists() {
+    replay("lists", super::lists);
+}

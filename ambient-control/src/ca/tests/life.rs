@@ -436,6 +436,7 @@ fn what_was_revoked_at_a_node_stays_so_when_it_is_issued_to_again() {
             }
         } else {
             mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+            of_node::knows(&away, &mesh.dir, &serial_of(&there, 0), &serial_of(&above, 0));
         }
         let trust = mesh.trust(&far);
         for revoked in [&there, &above, &here] {
@@ -479,13 +480,21 @@ fn who_is_revoked_at_the_root_is_so_at_a_node_elsewhere_once_it_is_issued_to_aga
     let error = elsewhere.lift(&id("cart")).unwrap_err().to_string();
     assert!(error.contains("lift it there, and issue to this node again"), "{error}");
     // What is lifted at the root is so too, and what was revoked at the node is the node's.
+    let file = away.join("revoked-above.json");
+    let before = fs::read(&file).unwrap();
     mesh.authority().lift(&id("cart")).unwrap();
     carry();
     assert!(!refused("cart") && refused("stock"));
+    // That file alone is enough.
+    fs::write(&file, before).unwrap();
+    assert!(refused("cart"));
     // A node whose intermediates are all revoked signs nothing that counts.
     mesh.authority().revoke(&Target::Node("far".into()), mesh.now).unwrap();
     let revoked = mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
     assert_eq!(revoked.nodes, ["near"]);
+    // Nor is it signed with there, though it would live longer than the next.
+    let given = mesh.authority().issue_to_node("far", HOUR / 2, &away, mesh.now).unwrap();
+    assert_eq!(serial_of(&mesh.issue(&far, "books"), 1), given.serial);
 }
 
 /// The issuer of one certificate cannot be used any more, and another node's file is broken: an identity is barred, and what can be

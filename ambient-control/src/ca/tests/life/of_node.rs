@@ -51,6 +51,37 @@ fn what_was_signed_for_a_node_is_revoked_with_it() {
     assert!(mesh.is_revoked(&mesh.trust(&control), &of_two));
 }
 
+/// What the files of a node hold once it was issued to again, before anybody there has looked: what was revoked there and above, and
+/// nothing of others, in a list that is newer than the root's holder's.
+pub(super) fn knows(away: &Path, root: &Path, there: &str, above: &str) {
+    let carried = revoked::Revoked::read_above(away).unwrap().certificates;
+    assert_eq!(carried.iter().map(|one| &*one.serial).collect::<Vec<_>>(), [above]);
+    let number = |directory: &Path, serials: &[&str]| {
+        let lists = revoked::read_lists(directory).unwrap();
+        let list = lists
+            .into_iter()
+            .find(|list| list.names_all(serials))
+            .expect("a list that names them");
+        let (_, list) = x509_parser::parse_x509_crl(&list.der).unwrap();
+        list.crl_number().expect("a number").clone()
+    };
+    assert!(number(away, &[there, above]) > number(root, &[above]));
+}
+
+/// Before anything that can fail, such as the reading of lists.
+#[test]
+fn an_identity_is_barred_though_no_list_can_be_read() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    let lists = mesh.dir.join("crl.pem");
+    fs::write(&lists, "garbage").unwrap();
+    let error = mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap_err();
+    assert!(matches!(error, OpenError::Barred { .. }), "{error}");
+    fs::remove_file(&lists).unwrap();
+    let refused = node.sign(&id("cart"), mesh.now).unwrap_err();
+    assert!(matches!(refused, IssueError::Refused { .. }), "{refused}");
+}
+
 /// As they were written before anybody noted for which node.
 #[test]
 fn records_that_name_no_node_are_read() {
