@@ -34,7 +34,7 @@ pub(crate) use own::Own;
 pub use own_path::{OwnPath, listen_for_streams};
 pub use preflight::{Part, PreflightError, preflight};
 pub use probes::{NodeSide, ProbeDifference};
-pub use processes::{FindError, Processes, namespace_of};
+pub use processes::{FindError, Hidden, Processes, namespace_of};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
 pub(crate) use rules::Listing;

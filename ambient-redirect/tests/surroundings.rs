@@ -61,6 +61,10 @@ fn main() -> ExitCode {
             found::namespaces_are_found_by_the_processes_in_them,
         ),
         (
+            "processes_that_are_hidden_are_told_of",
+            found::processes_that_are_hidden_are_told_of,
+        ),
+        (
             "what_is_said_to_be_a_pods_is_made_sure_of",
             found::what_is_said_to_be_a_pods_is_made_sure_of,
         ),

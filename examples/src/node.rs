@@ -82,7 +82,8 @@ pub(crate) struct Args {
     /// for the own user and root alone.
     #[arg(long, env = "AMBIENT_CNI_SOCKET", value_name = "SOCKET")]
     cni: Option<PathBuf>,
-    /// Find namespaces by the processes of pods as well, in this /proc: it must show the whole machine's.
+    /// Find namespaces by the processes of pods as well, in this /proc: it must show the whole machine's, which takes CAP_SYS_PTRACE
+    /// and a mount without hidepid.
     #[arg(long, env = "AMBIENT_PROC", value_name = "DIR")]
     proc: Option<PathBuf>,
     /// Which pods are meant to be in the mesh: a YAML list of {podSelector, namespaceSelector}, any of which takes a pod, and

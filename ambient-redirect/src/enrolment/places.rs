@@ -165,6 +165,8 @@ impl Places {
                     // What has a name is found without them.
                     (found.incomplete, found.blind) = (true, true);
                     found.unseen.get_or_insert_with(|| of_directory(processes.proc(), &e).into());
+                } else if let Some(hidden) = processes.hidden() {
+                    found.unseen.get_or_insert_with(|| Cause::Hidden(hidden.to_string()));
                 }
             }
             Ok(found)

@@ -20,6 +20,21 @@ use crate::{
 pub struct Processes {
     proc: PathBuf,
     memory: Memory,
+    hidden: Option<Hidden>,
+}
+
+/// Something of a `/proc` is kept from this process, so that namespaces which only pods' processes show may not be found; says where,
+/// and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{path} is not shown to this process ({source}), so that pods' processes may be hidden from it as well: give it CAP_SYS_PTRACE, and a \
+     proc of the node's own processes that is mounted without hidepid"
+)]
+pub struct Hidden {
+    /// What is not shown.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
 }
 
 /// Why a namespace is not a pod's; names the pod, and what to do.
@@ -39,6 +54,16 @@ pub enum FindError {
         pod: String,
         /// The process.
         pid: u32,
+    },
+    /// The process cannot be seen, whether or not it runs.
+    #[error("{pod}: of the process {pid}, whose namespace it was to be, it cannot be told whether it runs: {source}")]
+    Hidden {
+        /// The pod.
+        pod: String,
+        /// The process.
+        pid: u32,
+        /// Why.
+        source: Hidden,
     },
     /// There is no namespace.
     #[error("{pod}: {source}")]
@@ -88,8 +113,12 @@ pub fn namespace_of(pod: &PodSpec, place: &Place) -> Result<Arc<Netns>, FindErro
     }
     let namespace = match (Netns::open(&path), place) {
         (Ok(namespace), _) => namespace,
-        (Err(NetnsError::Open { source, .. }), Place::Process { pid, .. }) if is_gone(&source) => {
-            return Err(FindError::Vanished { pod: name, pid: *pid });
+        (Err(NetnsError::Open { source, .. }), Place::Process { proc, pid }) if is_gone(&source) => {
+            let pid = *pid;
+            return Err(match first(proc) {
+                Ok(_) => FindError::Vanished { pod: name, pid },
+                Err(source) => FindError::Hidden { pod: name, pid, source },
+            });
         }
         (Err(source), _) => return Err(FindError::Namespace { pod: name, source }),
     };
@@ -112,6 +141,7 @@ impl Processes {
         Self {
             proc: proc.into(),
             memory: Memory::default(),
+            hidden: None,
         }
     }
 
@@ -120,34 +150,53 @@ impl Processes {
         &self.proc
     }
 
+    /// What the last look was not shown although it is there: process 1, or the namespace of a pod's process. What it was shown it
+    /// has given all the same.
+    pub fn hidden(&self) -> Option<&Hidden> {
+        self.hidden.as_ref()
+    }
+
     /// Looks at what is new, and gives the namespaces in which pods' processes run, with the file that stands for each. Not
     /// among them are the caller's own and that of process 1. One listing of the directory, and some reads for each process that
     /// has begun since the last look.
     ///
     /// # Errors
-    /// When the directory cannot be read. A process that has ended meanwhile is no error.
+    /// When the directory cannot be read. A process that has ended meanwhile is no error, and neither is one that is
+    /// [hidden](Processes::hidden).
     pub fn look(&mut self) -> io::Result<BTreeMap<NetnsId, (Whose, PathBuf)>> {
         let entries = fs::read_dir(&self.proc)?;
         let pids = entries
             .flatten()
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.ino())));
         let own = id_of(Path::new("/proc/thread-self/ns/net"))?;
-        let host = id_of(&self.proc.join("1/ns/net")).ok();
         let proc = &self.proc;
+        let mut hidden = None;
+        let host = first(proc).map_err(|why| hidden = Some(why)).ok();
         let began = |pid: u32| find::started(&fs::read_to_string(proc.join(pid.to_string()).join("stat")).ok()?);
         let read = |pid: u32| {
             let dir = proc.join(pid.to_string());
             let started = began(pid)?;
-            let namespace = id_of(&dir.join("ns/net")).ok()?;
+            let pods = || find::pod_of(&fs::read_to_string(dir.join("cgroup")).ok()?);
+            let path = dir.join("ns/net");
+            let namespace = match id_of(&path) {
+                Ok(namespace) => namespace,
+                Err(source) => {
+                    if source.kind() == io::ErrorKind::PermissionDenied && pods().is_some() {
+                        hidden.get_or_insert(Hidden { path, source });
+                    }
+                    return None;
+                }
+            };
             // What lives in the node's namespace is in none of its own, whoever's it is.
             let pod = match namespace == own || Some(namespace) == host {
                 true => None,
-                false => find::pod_of(&fs::read_to_string(dir.join("cgroup")).ok()?),
+                false => pods(),
             };
             // That it was one process throughout.
             (began(pid) == Some(started)).then_some(Process { started, namespace, pod })
         };
         self.memory.look(pids, read);
+        self.hidden = hidden;
         let not: Vec<NetnsId> = host.into_iter().chain([own]).collect();
         let found = self.memory.namespaces(&not);
         let at = |pid: u32| self.proc.join(pid.to_string()).join("ns/net");
@@ -159,6 +208,12 @@ impl Processes {
             })
             .collect())
     }
+}
+
+/// The namespace of process 1, which runs as long as there are others.
+fn first(proc: &Path) -> Result<NetnsId, Hidden> {
+    let path = proc.join("1/ns/net");
+    id_of(&path).map_err(|source| Hidden { path, source })
 }
 
 fn id_of(path: &Path) -> io::Result<NetnsId> {

@@ -77,6 +77,9 @@ pub enum Cause {
     /// This process may not do what it has to.
     #[error("{0}")]
     Rights(String),
+    /// Processes are kept from this one that may be the pod's.
+    #[error("{0}")]
+    Hidden(String),
     /// The pod has an IPv6 address where IPv6 is not captured.
     #[error("it has the address {0}, and IPv6 is not captured here")]
     Ipv6(IpAddr),
@@ -134,6 +137,7 @@ impl Refusal {
     pub fn code(&self) -> &'static str {
         match self.why {
             Cause::Rights(_) => "rights-missing",
+            Cause::Hidden(_) => "processes-hidden",
             Cause::Ipv6(_) => "ipv6-not-captured",
             Cause::ForeignTable(_) => "foreign-table",
             Cause::PortTaken(_) => "port-taken",

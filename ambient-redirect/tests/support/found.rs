@@ -10,10 +10,15 @@ use std::{
 use ambient_redirect::{
     Config, PodSpec,
     find::Place,
-    linux::{FindError, Netns, namespace_of},
-    pods::{State, Unpaired},
+    linux::{FindError, Netns, Processes, namespace_of},
+    pods::{Cause, PodState, State, Unpaired},
 };
 use ambient_testkit::{World, harness::Outcome};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
+};
 
 use crate::{
     ask,
@@ -98,11 +103,87 @@ pub(crate) fn namespaces_are_found_by_the_processes_in_them(world: &World) -> Ou
     })
 }
 
+/// What a look without any capability says to be hidden.
+fn hidden_from_few(proc: &Path) -> Option<String> {
+    let look = || {
+        let now = capabilities(None).unwrap();
+        let effective = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective, ..now }).unwrap();
+        let mut processes = Processes::new(proc);
+        processes.look().unwrap();
+        processes.hidden().map(ToString::to_string)
+    };
+    std::thread::scope(|scope| scope.spawn(look).join().unwrap())
+}
+
+/// A listing that lacks processes is not taken for one of all there are: what it shows is found, and of what it does not show it is
+/// said what keeps it from being seen.
+pub(crate) fn processes_that_are_hidden_are_told_of(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let [proc, empty, hiding] = ["hidden", "hidden-names", "hiding"].map(|name| scratch(world, name));
+    let names = |told: &str, what: &Path| told.contains(&*what.to_string_lossy()) && told.contains("CAP_SYS_PTRACE");
+
+    // As the kernel hides them.
+    let told = hidden_from_few(Path::new("/proc")).unwrap_or_default();
+    assert!(names(&told, Path::new("/proc/1/ns/net")), "{told}");
+    match mount("proc", &hiding, "proc", MountFlags::empty(), Some(c"hidepid=4")) {
+        Ok(()) => {
+            let told = hidden_from_few(&hiding);
+            unmount(&hiding, UnmountFlags::DETACH)?;
+            let told = told.unwrap_or_default();
+            assert!(names(&told, &hiding.join("1/ns/net")) && told.contains("No such file"), "{told}");
+        }
+        Err(Errno::PERM) => println!("SKIPPED: a proc of one's own, which this user may not mount"),
+        Err(e) => return Err(e.into()),
+    }
+    // Of one alone, which is a pod's; another's is nobody's business.
+    process(&proc, 1, 1, &node.netns, "0::/init.scope\n");
+    for (pid, cgroup) in [(60, "0::/system.slice\n".to_owned()), (70, of_pod(OTHER))] {
+        assert_eq!(hidden_from_few(&proc), None);
+        process(&proc, pid, 10, &node.netns, &cgroup);
+        fs::remove_file(proc.join(format!("{pid}/ns/net")))?;
+        symlink("/proc/1/ns/net", proc.join(format!("{pid}/ns/net")))?;
+    }
+    let told = hidden_from_few(&proc).unwrap_or_default();
+    assert!(names(&told, &proc.join("70/ns/net")), "{told}");
+    fs::remove_dir_all(proc.join("70"))?;
+
+    fs::remove_dir_all(proc.join("1"))?;
+    process(&proc, 100, 20, &pod, &of_pod(UID));
+    node.run(async {
+        let config = Config {
+            netns_dir: empty.clone(),
+            proc: Some(proc.clone()),
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        running.want(&[spec(UID, &["10.0.0.2"]), spec(OTHER, &["10.0.0.9"])]);
+        running.until_in(&[UID]).await;
+        let why = |states: &[PodState]| {
+            let other = states.iter().find(|s| s.spec.uid.as_str() == OTHER);
+            other.and_then(|s| match &s.state {
+                State::Pairing { why } => Some(why.clone()),
+                _ => None,
+            })
+        };
+        let is_told = |states: &[PodState]| matches!(why(states), Some(Unpaired::Unseen(Cause::Hidden(told))) if names(&told, &proc.join("1/ns/net")));
+        running.until("what is hidden", is_told).await;
+        process(&proc, 1, 1, &node.netns, "0::/init.scope\n");
+        running
+            .until("that nothing is", |states| why(states) == Some(Unpaired::Nowhere))
+            .await;
+        assert!(is_in(&running.states.borrow(), UID));
+        running.stop().await;
+    })
+}
+
 pub(crate) fn what_is_said_to_be_a_pods_is_made_sure_of(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let dir = scratch(world, "said");
     process(&dir, 100, 20, &pod, "");
+    process(&dir, 1, 1, &node.netns, "0::/init.scope\n");
     let file = dir.join("file");
     fs::write(&file, "no namespace")?;
     let a = spec("a", &["10.0.0.2", "fd00::2"]);
@@ -126,6 +207,8 @@ pub(crate) fn what_is_said_to_be_a_pods_is_made_sure_of(world: &World) -> Outcom
         }
         assert!(refused(&a, &at(&dir.join("none"))).contains("cannot be opened"));
         assert!(refused(&a, &by(7)).contains("process 7") && refused(&a, &by(7)).contains("has ended"));
+        fs::remove_dir_all(dir.join("1")).unwrap();
+        assert!(!refused(&a, &by(7)).contains("has ended") && refused(&a, &by(7)).contains("CAP_SYS_PTRACE"));
         assert!(refused(&a, &at(node.netns.path())).contains("the node's own"));
         assert!(refused(&spec("a", &[]), &at(pod.path())).contains("no address yet"));
         let text = refused(&spec("a", &["10.0.0.2", "10.0.0.3"]), &at(pod.path()));

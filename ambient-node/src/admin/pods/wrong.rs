@@ -188,6 +188,7 @@ fn broken(times: u64, what: &str) -> String {
 fn pairing_remedy(why: &Unpaired) -> &'static str {
     match why {
         Unpaired::Unseen(Cause::Rights(_)) => RIGHTS,
+        Unpaired::Unseen(Cause::Hidden(_)) => HIDDEN,
         Unpaired::NoAddress => "wait until its status has an address, or write one",
         Unpaired::SameAddress { .. } => "two pods claim one address: delete the one that is stale, or correct the addresses in its status",
         Unpaired::NotLooked | Unpaired::LetGo { .. } | Unpaired::OwnLetGo | Unpaired::JustLeft => {
@@ -208,10 +209,14 @@ fn pairing_remedy(why: &Unpaired) -> &'static str {
 const RIGHTS: &str = "give the node's process CAP_NET_ADMIN and CAP_SYS_ADMIN, over the user namespace of the pod too, and start it anew if \
                       it had them; until then the rules stand as they are, and refuse what the proxy does not take";
 
+const HIDDEN: &str = "give the node's process CAP_SYS_PTRACE, and with --proc a proc of the machine's own processes that is mounted without \
+                      hidepid; or name the container runtime's directory of network namespaces with --netns-dir";
+
 fn refusal_remedy(error: &Refusal) -> &'static str {
     match (&error.why, error.step) {
         (_, Step::Announce | Step::Withdraw) => "see that the node can write its status in the directory of manifests",
         (Cause::Rights(_), _) => RIGHTS,
+        (Cause::Hidden(_), _) => HIDDEN,
         (Cause::Ipv6(_), _) => "let IPv6 be captured, or take that address away: what went by it would go around the mesh",
         (Cause::NoProxy(_), _) => "start the proxy, and see in its log whether it reaches that socket",
         (Cause::PortTaken(_), _) => "free the ports 15001, 15006, 15008 and 15053 in the pod: they are the proxy's",
@@ -359,6 +364,11 @@ mod tests {
             (Unpaired::Nowhere, "no-namespace", "--netns-dir"),
             (Unpaired::Unseen(rights()), "namespace-unseen", "CAP_SYS_ADMIN"),
             (Unpaired::Unseen("so".into()), "namespace-unseen", "--netns-dir"),
+            (
+                Unpaired::Unseen(Cause::Hidden("so".into())),
+                "namespace-unseen",
+                "give the node's process CAP_SYS_PTRACE",
+            ),
             (
                 Unpaired::SameAddress {
                     pod: other(),
