@@ -185,7 +185,9 @@ struct Reasons {
 
 #[derive(Debug)]
 struct Refused {
-    why: String,
+    /// Nothing where more are refused than are told one by one.
+    why: Option<String>,
+    /// What refuses everything in its scope meanwhile, until it is mended or taken back.
     policy: Option<PolicyKey>,
 }
 
@@ -355,7 +357,9 @@ impl Session {
         self.handle_response(now, &response, come)
     }
 
-    /// The end of a response has come, and its resources were read. It is answered in any case.
+    /// The end of a response has come, and its resources were read. It is answered, unless it is of a type that was never asked
+    /// for: the first request of a type on a stream subscribes to it, and one that names nothing, as an ACK and a NACK do,
+    /// subscribes to all of it.
     pub(crate) fn handle_response(&mut self, now: Instant, response: &DeltaDiscoveryResponse, mut come: Vec<Come>) -> Received {
         let mut received = Received::default();
         let asked_for = |kind: &Kind| self.settings.trust || *kind != Kind::Trust;
@@ -363,7 +367,6 @@ impl Session {
             let of = read::brief(&response.type_url, read::WHY);
             let why = format!("resources of the type {of:?}, which were not asked for");
             received.refused.push(why);
-            self.answer(response, &[]);
             return received;
         };
         self.kinds[kind as usize].answered = true;
@@ -403,7 +406,8 @@ impl Session {
             };
             received.entries.extend(sent.map(|sent| Entry::Put(kind, name.clone(), none(sent))));
         }
-        known.refuse(&name, Refused { why: refused.why, policy });
+        let why = Some(refused.why);
+        known.refuse(&name, Refused { why, policy });
     }
 
     /// What to send next.
@@ -449,17 +453,29 @@ impl Session {
         let mut faults: Vec<Fault> = Vec::new();
         for kind in Kind::ALL {
             let known = &self.kinds[kind as usize];
-            faults.extend(known.refused.iter().map(|(name, refused)| {
+            let told = known
+                .refused
+                .iter()
+                .filter_map(|(name, refused)| Some((name, refused, refused.why.as_ref()?)));
+            let before = faults.len();
+            faults.extend(told.map(|(name, refused, why)| {
                 let then = match (known.held.contains_key(&**name), &refused.policy) {
                     (true, _) => "its last good version stays in force",
                     (false, Some(_)) => "everything in its scope is refused until it is mended",
                     (false, None) => "it does not count until it is mended",
                 };
                 Fault {
-                    what: format!("{name}: {}; {then}", refused.why),
+                    what: format!("{name}: {why}; {then}"),
                     policy: refused.policy.clone(),
                 }
             }));
+            let untold = known.refused.len() - (faults.len() - before);
+            if untold > 0 {
+                faults.push(Fault::from(format!(
+                    "{untold} more {} were refused: everything in their scopes is refused until they are mended",
+                    kind.word()
+                )));
+            }
             if let Some(waiting) = &known.waiting {
                 let (gone, of, word) = (waiting.len(), known.at_opening.iter().sum::<usize>(), kind.word());
                 faults.push(Fault::from(format!(
@@ -537,6 +553,8 @@ impl Session {
     fn distrust(&mut self, names: &[String], received: &mut Received) {
         for name in names {
             let known = &mut self.kinds[Kind::Trust as usize];
+            // What was refused of it is said no more.
+            known.refused.remove(&*known_by(name));
             let Some(Key::Trust(domain)) = known.held.get(name.as_str()).map(|held| held.key.clone()) else {
                 continue;
             };
@@ -714,10 +732,17 @@ impl Known {
         }
     }
 
-    fn refuse(&mut self, name: &str, refused: Refused) {
+    fn refuse(&mut self, name: &str, mut refused: Refused) {
         self.return_of(name);
-        // One that is refused may come without end under ever new names; what is held is the control plane's to bound.
-        if self.refused.len() < REFUSED || self.refused.contains_key(name) {
+        let before = self.refused.remove(name);
+        let had_reason = before.as_ref().is_some_and(|before| before.why.is_some());
+        // It stands in its place also where what comes next under its name is no policy at all.
+        refused.policy = refused.policy.or_else(|| before?.policy);
+        // One that is refused may come without end under ever new names. What refuses others meanwhile has to be taken back by its
+        // name, however many there are; like what is held, it is the control plane's to bound.
+        let is_told = had_reason || self.refused.len() < REFUSED;
+        if is_told || (refused.policy.is_some() && !self.held.contains_key(name)) {
+            refused.why = refused.why.filter(|_| is_told);
             self.refused.insert(name.into(), refused);
         }
         // It is to be sent again: the version that was accepted is no longer the last.
@@ -759,5 +784,5 @@ const INVALID_ARGUMENT: i32 = 3;
 const MESSAGE: usize = 4096;
 /// Names that may be asked for or subscribed to.
 pub(crate) const ASKED: usize = 20_000;
-/// Refused resources that are remembered by name.
+/// Refused resources of a kind that are told one by one. Of more none is remembered but policies, which have an effect.
 const REFUSED: usize = 10_000;

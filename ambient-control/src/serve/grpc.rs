@@ -12,7 +12,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout},
 };
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     Captures, NodeCertificate,
@@ -72,7 +72,7 @@ impl Services {
         let caller = self.admit_to_join(metadata)?;
         if caller.once {
             let why = "this token is good for a node's certificate alone";
-            if let Some(left_out) = door.seldom.say("once", Instant::now()) {
+            if let Some(left_out) = self.seldom(&caller.node, "once") {
                 tracing::warn!(node = caller.node, why, left_out, "a caller was refused");
             }
             door.counts.refuse(Refusal::Credential);
@@ -89,7 +89,7 @@ impl Services {
             return Ok(caller);
         }
         let why = format!("the node {} has {} connections open", caller.node, self.shared.connections.most());
-        if let Some(left_out) = door.seldom.say("connections", Instant::now()) {
+        if let Some(left_out) = self.seldom(&caller.node, "connections") {
             tracing::warn!(why, left_out, "a connection was refused");
         }
         Err(self.refuse(Refusal::Room, Status::resource_exhausted(why)))
@@ -98,6 +98,12 @@ impl Services {
     pub(super) fn refuse(&self, why: Refusal, status: Status) -> Status {
         self.shared.door.counts.refuse(why);
         status
+    }
+
+    /// Whether a line that a node can cause at will is to be written now, and then how often it was left out. Whoever has what
+    /// one node is known by fills no log, nor takes the lines of others.
+    pub(super) fn seldom(&self, node: &str, what: &'static str) -> Option<u64> {
+        self.shared.door.seldom.say_of(node, what, Instant::now())
     }
 
     /// Has a request signed for a node, within a time.
@@ -110,7 +116,9 @@ impl Services {
         };
         if let Err(wait) = self.shared.allowance.take(node, Instant::now()) {
             let why = format!("more certificates were signed for the node {node} than it can need: ask again in {wait:?}");
-            tracing::warn!(node, %whom, ?wait, "nothing was signed: more was for this node than it can need");
+            if let Some(left_out) = self.seldom(node, "often") {
+                tracing::warn!(node, %whom, ?wait, left_out, "nothing was signed: more was for this node than it can need");
+            }
             return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));
         }
         let patience = self.shared.limits.signing;
@@ -125,14 +133,16 @@ impl Services {
                 why: format!("it did not answer within {patience:?}"),
             },
         };
-        tracing::warn!(node, %whom, %error, "nothing was signed");
-        let (why, status) = match error {
-            RequestError::Request { .. } | RequestError::Name { .. } => (Refusal::Request, Status::invalid_argument(error.to_string())),
-            RequestError::Barred { .. } | RequestError::Foreign { .. } => {
-                (Refusal::Authority, Status::permission_denied(error.to_string()))
-            }
-            _ => (Refusal::Authority, Status::unavailable(error.to_string())),
+        // What the authority cannot do is told also where the node asks for what nobody would sign.
+        let (what, why, code) = match error {
+            RequestError::Request { .. } | RequestError::Name { .. } => ("unsigned request", Refusal::Request, Code::InvalidArgument),
+            RequestError::Barred { .. } | RequestError::Foreign { .. } => ("unsigned name", Refusal::Authority, Code::PermissionDenied),
+            _ => ("unsigned", Refusal::Authority, Code::Unavailable),
         };
+        if let Some(left_out) = self.seldom(node, what) {
+            tracing::warn!(node, %whom, %error, left_out, "nothing was signed");
+        }
+        let status = Status::new(code, error.to_string());
         Err(self.refuse(why, status))
     }
 }
@@ -167,7 +177,9 @@ impl NodeService for Services {
         let caller = self.admit_to_join(request.metadata())?;
         let request = request.into_inner();
         let wrong = |why: String| {
-            tracing::warn!(node = caller.node, why, "a node was refused a certificate of its own");
+            if let Some(left_out) = self.seldom(&caller.node, "joining") {
+                tracing::warn!(node = caller.node, why, left_out, "a node was refused a certificate of its own");
+            }
             self.refuse(Refusal::Request, Status::invalid_argument(why))
         };
         let csr = CertificateSigningRequestParams::from_pem(&request.csr).map_err(|e| wrong(format!("csr: {e}")))?;
@@ -184,11 +196,15 @@ impl NodeService for Services {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => {
                 let why = "what this node is known by was revoked, or its token was used for another key";
-                tracing::warn!(node = caller.node, why, "a node was refused a certificate of its own");
+                if let Some(left_out) = self.seldom(&caller.node, "enrolling") {
+                    tracing::warn!(node = caller.node, why, left_out, "a node was refused a certificate of its own");
+                }
                 return Err(self.refuse(Refusal::Credential, Status::unauthenticated(why)));
             }
             Ok(Err(error)) => {
-                tracing::error!(node = caller.node, %error, "a node's certificate cannot be kept: it was not given");
+                if let Some(left_out) = self.seldom(&caller.node, "certificates") {
+                    tracing::error!(node = caller.node, %error, left_out, "a node's certificate cannot be kept: it was not given");
+                }
                 return Err(Status::unavailable("certificates of nodes cannot be kept now"));
             }
             Err(_) => return Err(Status::internal("the control plane has failed")),
@@ -208,7 +224,9 @@ impl Services {
     /// What is noted of a certificate that is about to be given.
     fn given(&self, node: &str, leaf: &[u8]) -> Result<NodeCertificate, Status> {
         let unusable = |why: String| {
-            tracing::error!(node, why, "what the authority signed is unusable");
+            if let Some(left_out) = self.seldom(node, "unusable") {
+                tracing::error!(node, why, left_out, "what the authority signed is unusable");
+            }
             Status::unavailable("what the authority signed is unusable")
         };
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| unusable(e.to_string()))?;
@@ -231,7 +249,9 @@ impl IstioCertificateService for Services {
         let request = request.into_inner();
         let metadata = request.metadata.as_ref();
         let wrong = |why: String| {
-            tracing::warn!(node, why, "a node was refused a certificate");
+            if let Some(left_out) = self.seldom(node, "asking") {
+                tracing::warn!(node, why, left_out, "a node was refused a certificate");
+            }
             self.refuse(Refusal::Request, Status::invalid_argument(why))
         };
         let whom = metadata
@@ -239,7 +259,9 @@ impl IstioCertificateService for Services {
             .ok_or_else(|| wrong("metadata.ImpersonatedIdentity: it is missing: a node has no identity of its own".into()))?;
         let identity: Identity = whom.parse().map_err(|e| wrong(format!("metadata.ImpersonatedIdentity: {e}")))?;
         if !self.shared.is_there(node, &identity) {
-            tracing::warn!(node, %identity, "a node was refused a certificate: no pod of that identity is on it");
+            if let Some(left_out) = self.seldom(node, "identities") {
+                tracing::warn!(node, %identity, left_out, "a node was refused a certificate: no pod of that identity is on it");
+            }
             let own = &self.shared.door.trust_domain;
             let why = match identity.trust_domain() == own {
                 true => format!("no pod of {identity} is on the node {node}"),
@@ -288,7 +310,7 @@ impl CaptureService for Services {
             let why = format!(
                 "pod_uid has {length} bytes and addresses has {addresses} entries: 1 to {LONGEST_UID} bytes, and {ADDRESSES} entries at most, make a report"
             );
-            if let Some(left_out) = self.shared.door.seldom.say("sizes", Instant::now()) {
+            if let Some(left_out) = self.seldom(&node, "sizes") {
                 tracing::warn!(node, why, left_out, "a node's report was refused");
             }
             return Err(self.refuse(Refusal::Request, Status::invalid_argument(why)));
@@ -297,7 +319,9 @@ impl CaptureService for Services {
         let addresses = report.addresses.iter().enumerate().map(|(at, text)| {
             let wrong = |_| {
                 let why = format!("addresses[{at}]: {text:?} is no IP address");
-                tracing::warn!(node, %pod, why, "a node's report was refused");
+                if let Some(left_out) = self.seldom(&node, "addresses") {
+                    tracing::warn!(node, %pod, why, left_out, "a node's report was refused");
+                }
                 self.refuse(Refusal::Request, Status::invalid_argument(why))
             };
             text.parse().map_err(wrong)
@@ -311,7 +335,9 @@ impl CaptureService for Services {
             .workload_by_pod(&pod)
             .map(|workload| workload.node.clone());
         if at.as_ref().is_some_and(|at| **at != *node) || (report.captured && at.is_none()) {
-            tracing::warn!(node, %pod, "a node was refused: it reports on a pod that is not on it");
+            if let Some(left_out) = self.seldom(&node, "pods") {
+                tracing::warn!(node, %pod, left_out, "a node was refused: it reports on a pod that is not on it");
+            }
             let why = format!("the pod {pod} is not on the node {node}");
             return Err(self.refuse(Refusal::Pod, Status::permission_denied(why)));
         }
@@ -334,7 +360,7 @@ impl CaptureService for Services {
 impl Services {
     /// A node says it again and again: what stands in the way is told once in a while.
     fn not_kept(&self, node: &str, pod: &PodUid, status: Status) -> Status {
-        if let Some(left_out) = self.shared.door.seldom.say("reports", Instant::now()) {
+        if let Some(left_out) = self.seldom(node, "reports") {
             tracing::error!(node, %pod, why = status.message(), left_out, "a node's report was not kept");
         }
         self.refuse(Refusal::Keeping, status)

@@ -1,15 +1,16 @@
 //! Lines of the log that callers can cause at will: each is written once in a while, with how often it was left out.
 
 use std::{
+    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-/// What was said when.
+/// What was said when, of whom.
 #[derive(Debug, Default)]
-pub(super) struct Seldom(Mutex<Vec<Said>>);
+pub(super) struct Seldom(Mutex<HashMap<Box<str>, Vec<Said>>>);
 
 #[derive(Debug)]
 struct Said {
@@ -21,9 +22,21 @@ struct Said {
 impl Seldom {
     /// Whether a line is to be written now, and then how often it was not since the last time. `what` tells lines apart.
     pub(super) fn say(&self, what: &'static str, now: Instant) -> Option<u64> {
+        self.say_of("", what, now)
+    }
+
+    /// The same of one node: what others cause takes none of its lines.
+    pub(super) fn say_of(&self, node: &str, what: &'static str, now: Instant) -> Option<u64> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(said) = all.iter_mut().find(|said| said.what == what) else {
-            all.push(Said {
+        if all.len() >= NODES && !all.contains_key(node) {
+            all.retain(|_, said| said.iter().any(|said| now < said.at + SILENCE));
+        }
+        let of = match all.get_mut(node) {
+            Some(of) => of,
+            None => all.entry(node.into()).or_default(),
+        };
+        let Some(said) = of.iter_mut().find(|said| said.what == what) else {
+            of.push(Said {
                 what,
                 at: now,
                 left_out: 0,
@@ -41,6 +54,8 @@ impl Seldom {
 
 /// Between two lines that say the same.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Nodes that are remembered without a look at whether that is needed.
+const NODES: usize = 4_096;
 
 #[cfg(test)]
 mod tests {
@@ -58,5 +73,19 @@ mod tests {
         assert_eq!(seldom.say("one", start + SILENCE), Some(100));
         assert_eq!(seldom.say("one", start + SILENCE), None);
         assert_eq!(seldom.say("one", start + 2 * SILENCE), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_node_has_its_own_and_those_that_are_still_are_forgotten() {
+        let (seldom, start) = (Seldom::default(), Instant::now());
+        for n in 0..NODES {
+            assert_eq!(seldom.say_of(&n.to_string(), "one", start), Some(0), "the one is not the other");
+        }
+        assert_eq!(seldom.say_of("0", "one", start), None);
+        assert_eq!(seldom.say("one", start), Some(0));
+        assert_eq!(seldom.0.lock().unwrap().len(), NODES + 1, "all of them have just spoken");
+        assert_eq!(seldom.say_of("0", "one", start + SILENCE), Some(1));
+        assert_eq!(seldom.say_of("new", "one", start + SILENCE), Some(0));
+        assert_eq!(seldom.0.lock().unwrap().len(), 2);
     }
 }

@@ -38,7 +38,9 @@ impl Services {
         let opened = self.admit(&MetadataMap::from_headers(head.headers)).and_then(|caller| {
             let place = self.shared.streams.one_more(&caller.node).ok_or_else(|| {
                 let why = format!("the node {} has {STREAMS} streams open", caller.node);
-                tracing::warn!(why, "a stream was refused");
+                if let Some(left_out) = self.seldom(&caller.node, "streams") {
+                    tracing::warn!(why, left_out, "a stream was refused");
+                }
                 self.refuse(Refusal::Room, Status::resource_exhausted(why))
             })?;
             Ok((caller, place))
@@ -94,20 +96,25 @@ impl Client {
     async fn run(mut self, mut requests: Incoming) {
         let shared = self.shared.clone();
         let (node, counts) = (self.caller.node.clone(), &shared.door.counts);
-        tracing::info!(node, "a node has opened a stream");
+        let seldom = |what| shared.door.seldom.say_of(&node, what, Instant::now());
+        if let Some(left_out) = seldom("opened") {
+            tracing::info!(node, left_out, "a node has opened a stream");
+        }
         counts.open();
         let why = self.talk(&mut requests).await;
         counts.close();
         if let Err(status) = &why {
-            tracing::warn!(node, why = status.message(), "a node's stream was ended");
+            if let Some(left_out) = seldom("cut") {
+                tracing::warn!(node, why = status.message(), left_out, "a node's stream was ended");
+            }
             let _ = self.responses.try_send(Err(status.clone()));
             if matches!(status.code(), Code::Unauthenticated | Code::DeadlineExceeded) {
                 // What waits to be read is not for it any more. It gets a moment to hear why.
                 let _ = timeout(PARTING, self.responses.closed()).await;
                 self.cut.notify_one();
             }
-        } else {
-            tracing::info!(node, "a node's stream has ended");
+        } else if let Some(left_out) = seldom("ended") {
+            tracing::info!(node, left_out, "a node's stream has ended");
         }
     }
 
@@ -190,7 +197,15 @@ impl Client {
             Ok(None) => Ok(()),
             Ok(Some(refusal)) => {
                 let why = &refusal.why;
-                tracing::warn!(node, kind = refusal.kind.type_url(), why, "a node has refused what it was told");
+                if let Some(left_out) = self.shared.door.seldom.say_of(node, "refusals", Instant::now()) {
+                    tracing::warn!(
+                        node,
+                        kind = refusal.kind.type_url(),
+                        why,
+                        left_out,
+                        "a node has refused what it was told"
+                    );
+                }
                 Ok(())
             }
             Err(error) => Err(self.refuse(&error)),

@@ -17,6 +17,7 @@ use crate::{
 
 mod deadlines;
 mod joining;
+mod log;
 mod silence;
 mod trust;
 

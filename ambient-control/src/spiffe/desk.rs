@@ -108,6 +108,15 @@ impl Desk {
         lock(&self.news).remove(identity);
     }
 
+    /// Knows an identity no more. That it was taken back is still told, unless nobody has listened for very long.
+    pub(super) fn retire(&self, identity: &Identity) {
+        self.known().accounts.remove(identity);
+        let mut news = lock(&self.news);
+        if news.len() > UNTOLD {
+            news.remove(identity);
+        }
+    }
+
     /// Every identity that is known.
     pub(super) fn identities(&self) -> Vec<Identity> {
         self.known().accounts.keys().cloned().collect()
@@ -323,5 +332,7 @@ pub(super) fn system() -> Clock {
     Arc::new(SystemTime::now)
 }
 
+/// Identities of which nobody has heard yet that they were taken back.
+const UNTOLD: usize = 1024;
 /// How long a refusal is waited for to be taken back.
 const REFUSED: Duration = Duration::from_secs(1);

@@ -1,6 +1,7 @@
 //! The SPIFFE Workload API: what an agent gives to this very process.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex},
     time::Duration,
@@ -75,6 +76,8 @@ struct Core {
     channel: Channel,
     desk: Desk,
     given: Mutex<Last>,
+    /// How many wait for which identity.
+    asking: Mutex<HashMap<Identity, usize>>,
 }
 
 /// What the agent has said last.
@@ -84,8 +87,34 @@ enum Last {
     Nothing,
     /// That this process has no identity, and what to do about it.
     Denied(String),
-    /// Whom it takes this process for.
-    Given(Vec<SpiffeId>),
+    /// Whom it takes this process for, and what of it could not be read, which may be anybody's that it does not say.
+    Given(Vec<SpiffeId>, Vec<SvidError>),
+}
+
+/// Somebody who waits for an identity's certificate. What nobody gives is forgotten with the last of them, also with one who
+/// waits no longer.
+struct Asking<'a> {
+    core: &'a Core,
+    identity: &'a Identity,
+}
+
+impl<'a> Asking<'a> {
+    fn begin(core: &'a Core, identity: &'a Identity) -> Self {
+        *lock(&core.asking).entry(identity.clone()).or_default() += 1;
+        Self { core, identity }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asking = lock(&self.core.asking);
+        if let Some(count) = asking.get_mut(self.identity).filter(|count| **count > 1) {
+            *count -= 1;
+            return;
+        }
+        asking.remove(self.identity);
+        self.core.close_unless_given(self.identity);
+    }
 }
 
 impl fmt::Debug for WorkloadApi {
@@ -123,6 +152,7 @@ impl WorkloadApi {
             desk: Desk::new(agent, &config.provider, None, clock, recalled),
             channel: config.socket.channel(),
             given: Mutex::default(),
+            asking: Mutex::default(),
             config,
         });
         let of = core.clone();
@@ -142,13 +172,14 @@ impl WorkloadApi {
     /// Whom the agent takes this process for now: its default first.
     pub fn identities(&self) -> Vec<SpiffeId> {
         match &*lock(&self.core.given) {
-            Last::Given(ids) => ids.clone(),
+            Last::Given(ids, _) => ids.clone(),
             Last::Nothing | Last::Denied(_) => Vec::new(),
         }
     }
 
     async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {
         let core = &self.core;
+        let _asking = Asking::begin(core, identity);
         if !core.desk.open(identity, MOST_IDENTITIES) {
             return Err(IssueError::Unavailable {
                 identity: identity.clone(),
@@ -157,11 +188,7 @@ impl WorkloadApi {
         }
         // The answer that would speak of it may have come before it was asked for.
         core.refuse_unless_given(identity);
-        let issued = core.desk.wait(identity, core.config.patience).await;
-        if issued.is_err() && core.desk.credential(identity).is_none() && !core.gives(identity) {
-            core.desk.close(identity);
-        }
-        issued
+        core.desk.wait(identity, core.config.patience).await
     }
 }
 
@@ -247,28 +274,54 @@ impl Core {
     }
 
     fn take(&self, given: &[Result<Svid, SvidError>]) {
-        *lock(&self.given) = Last::Given(given.iter().flatten().map(|svid| svid.id.clone()).collect());
-        let mine = given.iter().flatten().filter_map(|svid| Identity::try_from(svid.id.clone()).ok());
-        for identity in mine {
-            self.desk.open(&identity, MOST_IDENTITIES);
+        let ids = given.iter().flatten().map(|svid| svid.id.clone()).collect();
+        let unread = given.iter().filter_map(|svid| svid.as_ref().err().cloned()).collect();
+        *lock(&self.given) = Last::Given(ids, unread);
+        let known = self.desk.identities();
+        for identity in &known {
+            self.desk.update(identity, given);
         }
-        for identity in self.desk.identities() {
-            self.desk.update(&identity, given);
+        // First, since they have the room of those that have come.
+        self.close_taken_back();
+        let mine = given.iter().flatten().filter_map(|svid| Identity::try_from(svid.id.clone()).ok());
+        for identity in mine.filter(|one| !known.contains(one)) {
+            if self.desk.open(&identity, MOST_IDENTITIES) {
+                self.desk.update(&identity, given);
+            }
         }
     }
 
-    fn gives(&self, identity: &Identity) -> bool {
-        matches!(&*lock(&self.given), Last::Given(ids) if ids.contains(identity.spiffe_id()))
+    /// Forgets what nobody gives any more and nobody waits for.
+    fn close_taken_back(&self) {
+        let asking = lock(&self.asking);
+        for identity in self.desk.identities() {
+            if !asking.contains_key(&identity) {
+                self.close_unless_given(&identity);
+            }
+        }
+    }
+
+    /// Forgets an identity that nobody gives. What is valid stays, as where the agent has given what cannot be read since.
+    fn close_unless_given(&self, identity: &Identity) {
+        let is_given = matches!(&*lock(&self.given), Last::Given(ids, _) if ids.contains(identity.spiffe_id()));
+        if !is_given && self.desk.credential(identity).is_none() {
+            self.desk.retire(identity);
+        }
     }
 
     fn refuse_unless_given(&self, identity: &Identity) {
         let why = match &*lock(&self.given) {
             Last::Denied(why) => why.clone(),
-            Last::Given(ids) if !ids.contains(identity.spiffe_id()) => {
+            Last::Given(ids, unread) if !ids.contains(identity.spiffe_id()) => {
+                // What cannot be read takes nothing away.
+                let own = identity.as_str();
+                if let Some(error) = unread.iter().find(|error| error.named.is_empty() || error.named == own) {
+                    return self.desk.update(identity, &[Err(error.clone())]);
+                }
                 let ids: Vec<_> = ids.iter().take(NAMED).map(SpiffeId::as_str).collect();
                 format!("it takes this process for {:?} alone", ids.join(", "))
             }
-            Last::Nothing | Last::Given(_) => return,
+            Last::Nothing | Last::Given(..) => return,
         };
         self.desk.withdraw(identity, &why);
     }
@@ -282,6 +335,7 @@ impl Core {
                     self.desk.withdraw(&identity, &why);
                 }
                 self.desk.failed(None, &why, true);
+                self.close_taken_back();
             }
             Some(_) => self.desk.failed(None, &failure.text, false),
             None => {

@@ -447,6 +447,57 @@ fn too_much_is_neither_asked_for_nor_remembered_nor_said() {
     assert!(message.len() < MESSAGE + 100 && message.ends_with(" more"), "{message}");
 }
 
+/// What was refused in place of a policy refuses others: it is taken back by its name, however many there are.
+#[test]
+fn a_refused_policy_is_taken_back_however_many_there_are() {
+    let mut session = session();
+    session.handle_opened(now());
+    let name = |n: usize| format!("shop/p-{n}");
+    let many = (0..REFUSED + 10).map(|n| policy(&format!("p-{n}"), 7)).collect();
+    let received = session.handle_whole(now(), response(Kind::Authorization, "n", many, &[]));
+    assert_eq!(received.changes.len(), REFUSED + 10);
+    let faults = session.faults();
+    assert_eq!(faults.len(), REFUSED + 1);
+    let rest = "10 more authorization policies were refused: everything in their scopes is refused until they are mended";
+    assert!(faults.iter().any(|fault| fault.what == rest), "{:?}", faults[0]);
+    // The next stream begins with all of them: it would not say otherwise that one is gone.
+    drain(&mut session);
+    session.handle_opened(now());
+    let first = drain(&mut session).pop().unwrap();
+    assert_eq!(first.initial_resource_versions.len(), REFUSED + 10);
+    for n in [0, REFUSED + 9, REFUSED] {
+        let received = session.handle_whole(now(), response(Kind::Authorization, "n", vec![], &[name(n)]));
+        let [Change::Policy(ambient_authz::policy::Update::Remove(key))] = &received.changes[..] else {
+            panic!("{n}: {:?}", received.changes)
+        };
+        assert_eq!(key.as_str(), name(n));
+        assert!(matches!(&received.entries[..], [Entry::Remove(Kind::Authorization, _)]), "{n}");
+    }
+    // One that is mended is none of them any more.
+    session.handle_whole(now(), response(Kind::Authorization, "n", vec![policy("p-10005", 0)], &[]));
+    assert!(session.faults().iter().any(|fault| fault.what.starts_with("7 more ")));
+}
+
+/// Whatever comes next under the name of a refused policy: what stands in its place goes with that name.
+#[test]
+fn a_refused_policy_is_taken_back_after_what_is_no_policy() {
+    let mut session = session();
+    session.handle_opened(now());
+    session.handle_whole(now(), response(Kind::Authorization, "n", vec![policy("p", 7)], &[]));
+    let empty = Resource {
+        resource: None,
+        version: "2".into(),
+        ..policy("p", 7)
+    };
+    session.handle_whole(now(), response(Kind::Authorization, "n", vec![empty], &[]));
+    let received = session.handle_whole(now(), response(Kind::Authorization, "n", vec![], &["shop/p".into()]));
+    assert!(
+        matches!(&received.changes[..], [Change::Policy(ambient_authz::policy::Update::Remove(_))]),
+        "{received:?}"
+    );
+    assert!(session.faults().is_empty());
+}
+
 #[test]
 fn what_was_not_asked_for_changes_nothing() {
     let mut session = session();
@@ -455,8 +506,9 @@ fn what_was_not_asked_for_changes_nothing() {
     let mut sent = response(Kind::Address, "n", vec![resource(1, 1)], &[]);
     sent.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
     let received = session.handle_whole(now(), sent);
-    assert!(received.changes.is_empty());
-    assert_eq!(drain(&mut session)[0].response_nonce, "n");
+    assert!(received.changes.is_empty() && received.refused.len() == 1);
+    // An ACK or a NACK would be the first request of its type on this stream: it would subscribe to all of it.
+    assert!(drain(&mut session).is_empty());
     // Nor what is another thing than it was announced as.
     let mut sent = resource(1, 1);
     sent.resource.as_mut().unwrap().type_url = Kind::Authorization.type_url().into();

@@ -47,7 +47,7 @@ async fn a_node_that_is_there_no_more_is_let_go() {
 }
 
 /// A connection as a client of any make has it, and what moves it.
-async fn connect(running: &Running) -> (http2::SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
+pub(super) async fn connect(running: &Running) -> (http2::SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(running.root.as_bytes()).flatten());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
@@ -68,9 +68,9 @@ async fn connect(running: &Running) -> (http2::SendRequest<Body>, JoinHandle<hyp
     (sender, tokio::spawn(connection))
 }
 
-type Body = channel::Channel<Bytes>;
+pub(super) type Body = channel::Channel<Bytes>;
 
-fn framed(message: &impl prost::Message) -> Bytes {
+pub(super) fn framed(message: &impl prost::Message) -> Bytes {
     let message = message.encode_to_vec();
     [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message]
         .concat()
@@ -221,15 +221,25 @@ async fn whoever_reads_nothing_is_let_go() {
 
 /// Calls once, with a whole report, and gives the status of the answer.
 async fn report(running: &Running, sender: &mut http2::SendRequest<Body>, token: &str) -> Option<String> {
-    let (mut requests, body) = Body::new(1);
-    let path = "/ambient.control.v1.CaptureService/Report";
-    let answer = sender.send_request(call(running, path, Some(token), body));
-    let message = crate::wire::ambient::control::v1::CaptureReport {
+    let message = framed(&crate::wire::ambient::control::v1::CaptureReport {
         pod_uid: "uid-gone".into(),
         ..Default::default()
-    };
+    });
+    ask(running, sender, token, "/ambient.control.v1.CaptureService/Report", message).await
+}
+
+/// Calls once, with one message, and gives the status of the answer.
+pub(super) async fn ask(
+    running: &Running,
+    sender: &mut http2::SendRequest<Body>,
+    token: &str,
+    path: &str,
+    message: Bytes,
+) -> Option<String> {
+    let (mut requests, body) = Body::new(1);
+    let answer = sender.send_request(call(running, path, Some(token), body));
     // It may be answered before it has said this.
-    let _ = requests.send_data(framed(&message)).await;
+    let _ = requests.send_data(message).await;
     drop(requests);
     let answer = timeout(Duration::from_secs(5), answer).await.expect("an answer").unwrap();
     let (head, mut body) = answer.into_parts();

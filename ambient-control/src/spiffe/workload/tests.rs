@@ -140,3 +140,77 @@ async fn a_denial_takes_back_what_a_process_before_was_given() {
     assert!(matches!(issued, Err(IssueError::Refused { .. })), "{issued:?}");
     assert!(told.is_none());
 }
+
+/// What an agent gives may change its name without end.
+#[tokio::test]
+async fn what_is_taken_back_is_kept_no_longer_and_still_told() {
+    let (mut fake, authority) = (Fake::start(), Authority::new());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), Clock::default().read()).unwrap();
+    let stream = fake.own().await;
+    let names: Vec<Identity> = (0..4)
+        .map(|n| format!("spiffe://example.org/ns/shop/sa/a-{n}").parse().unwrap())
+        .collect();
+    for name in &names {
+        stream.gives(&[&authority.fresh(name.as_str())], &authority.root(), &[]).await;
+        soon(async {
+            while api.core.desk.identities() != [name.clone()] {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    for name in &names[..3] {
+        assert!(told(&api, name).await.is_none(), "{name}");
+    }
+    assert!(told(&api, &names[3]).await.is_some());
+    // A denial takes the rest.
+    stream.end(Status::permission_denied("no identity issued")).await;
+    assert!(told(&api, &names[3]).await.is_none());
+    soon(async {
+        while !api.core.desk.identities().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_waits_is_not_forgotten_and_whoever_waits_no_longer_is() {
+    let (mut fake, authority) = (Fake::start(), Authority::new());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 20_000), Clock::default().read()).unwrap();
+    let stream = fake.own().await;
+    let whom = cart();
+    let mut asked = api.issue(&whom);
+    let moment = Duration::from_millis(50);
+    assert!(tokio::time::timeout(moment, &mut asked).await.is_err());
+    // What comes is not for it, and then it is.
+    stream.gives(&[&authority.fresh(OTHER)], &authority.root(), &[]).await;
+    told(&api, &OTHER.parse().unwrap()).await;
+    assert!(api.core.desk.identities().contains(&whom), "it is waited for");
+    stream.gives(&[&authority.fresh(CART)], &authority.root(), &[]).await;
+    assert_eq!(soon(asked).await.unwrap().identity, whom);
+    let other: Identity = OTHER.parse().unwrap();
+    assert!(tokio::time::timeout(moment, api.issue(&other)).await.is_err());
+    assert_eq!(api.core.desk.identities(), [whom]);
+    assert!(lock(&api.core.asking).is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_takes_nothing_away_from_who_asks() {
+    let (mut fake, authority, clock) = (Fake::start(), Authority::new(), Clock::default());
+    let api = WorkloadApi::with_clock(config(fake.socket(), 300), clock.read()).unwrap();
+    let stream = fake.own().await;
+    stream.gives(&[&authority.svid(CART, 0, 100)], &authority.root(), &[]).await;
+    told(&api, &cart()).await;
+    let mut garbage = authority.svid(CART, 0, 200);
+    garbage.key = vec![1, 2, 3];
+    stream.gives(&[&garbage], &authority.root(), &[]).await;
+    soon(async {
+        while !api.identities().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(soon(api.issue(&cart())).await.unwrap().not_after, at(100));
+    assert!(api.core.desk.credential(&cart()).is_some());
+}

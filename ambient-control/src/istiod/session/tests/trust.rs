@@ -97,11 +97,29 @@ fn what_is_garbage_or_would_leave_nobody_changes_nothing() {
 }
 
 #[test]
+fn what_was_refused_of_a_domain_goes_with_it() {
+    let mut session = asking();
+    let both = [domain("a.example", 1, &[root()]), domain("b.example", 1, &[root()])];
+    session.handle_whole(now(), response(Kind::Trust, "n", both.into(), &[]));
+    // Of one that was never good, and of one that was.
+    let bad = ["b.example", "c.example"].map(|name| domain(name, 2, &[]));
+    session.handle_whole(now(), response(Kind::Trust, "n", bad.into(), &[]));
+    assert_eq!(session.faults().len(), 2);
+    let gone = ["b.example", "c.example"].map(String::from);
+    let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![], &gone));
+    assert_eq!(trusted(&received), [("a.example".into(), 1)]);
+    assert!(session.faults().is_empty(), "{:?}", session.faults());
+    session.handle_opened(now());
+    let last = drain(&mut session).pop().unwrap();
+    assert_eq!(last.initial_resource_versions.into_keys().collect::<Vec<_>>(), ["a.example"]);
+}
+
+#[test]
 fn whoever_did_not_ask_takes_none() {
     let mut session = session();
     session.handle_opened(now());
     drain(&mut session);
     let received = session.handle_whole(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
     assert!(received.changes.is_empty() && received.refused[0].contains("which were not asked for"));
-    assert_eq!(drain(&mut session).len(), 1, "it is answered");
+    assert!(drain(&mut session).is_empty(), "an answer would ask for it");
 }

@@ -1,0 +1,186 @@
+//! What a node can have written to the log at will.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost_types::{Struct, Value, value::Kind::StringValue};
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+use super::{
+    silence::{ask, connect, framed},
+    *,
+};
+use crate::wire::{
+    ambient::control::v1::{CaptureReport, JoinRequest},
+    envoy::{config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest},
+    istio::v1::auth::IstioCertificateRequest,
+};
+
+/// How often each line was written, by its text and its node.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<BTreeMap<(String, String), usize>>>);
+
+#[derive(Default)]
+struct Line {
+    text: String,
+    node: String,
+    why: String,
+}
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "node" => self.node = value.into(),
+            "why" => self.why = value.into(),
+            _ => {}
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        match field.name() {
+            "message" => self.text = format!("{value:?}"),
+            "node" => self.node = format!("{value:?}"),
+            _ => {}
+        }
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().contains("::serve::") && *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        // Two kinds of reports are refused with one text.
+        let text = match line.why.starts_with("addresses[") {
+            true => format!("{} for an address", line.text),
+            false => line.text,
+        };
+        *self.0.lock().unwrap().entry((line.node, text)).or_default() += 1;
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+fn said(name: &str, value: &str) -> Struct {
+    let value = Value {
+        kind: Some(StringValue(value.into())),
+    };
+    Struct {
+        fields: [(name.to_owned(), value)].into(),
+    }
+}
+
+/// Whatever is refused of a node, with the path, and with the status that it is refused by.
+fn refused() -> Vec<(&'static str, Bytes, &'static str)> {
+    let certificate = |whom: &str, csr: &str| {
+        framed(&IstioCertificateRequest {
+            csr: csr.into(),
+            metadata: Some(said("ImpersonatedIdentity", whom)),
+            ..IstioCertificateRequest::default()
+        })
+    };
+    let report = |pod: &str, address: &str, captured| {
+        framed(&CaptureReport {
+            pod_uid: pod.into(),
+            addresses: vec![address.into()],
+            captured,
+        })
+    };
+    let other = Node {
+        metadata: Some(said("NODE_NAME", "another")),
+        ..Node::default()
+    };
+    let stream = framed(&DeltaDiscoveryRequest {
+        node: Some(other),
+        type_url: istiod::Kind::Address.type_url().into(),
+        ..DeltaDiscoveryRequest::default()
+    });
+    let create = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
+    let keep = "/ambient.control.v1.CaptureService/Report";
+    vec![
+        (create, certificate("nobody", ""), "3"),
+        (create, certificate(&identity("stock").to_string(), ""), "7"),
+        (create, certificate(&identity("cart").to_string(), "no request"), "3"),
+        ("/ambient.control.v1.NodeService/Join", framed(&JoinRequest::default()), "3"),
+        (keep, report("uid-cart", "somewhere", true), "3"),
+        (keep, report(&"u".repeat(254), "192.0.2.1", true), "3"),
+        (keep, report("uid-stock", "192.0.2.1", true), "7"),
+        (streams::PATH, stream, "7"),
+    ]
+}
+
+/// Whoever has what one node is known by: each line is written once in a while, and those of others as before.
+#[tokio::test]
+async fn whoever_is_a_node_fills_no_log() {
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let running = Running::start().await;
+    let begun = tokio::time::Instant::now();
+    let [one, other] = ["node-1", "node-9"].map(|node| running.token(node, Duration::from_secs(600), Use::Always));
+    let (mut sender, _connection) = connect(&running).await;
+    for _ in 0..TIMES {
+        for (path, message, status) in refused() {
+            let answer = ask(&running, &mut sender, &one, path, message).await;
+            assert_eq!(answer.as_deref(), Some(status), "{path}");
+        }
+    }
+    // No more than so many are signed for a node, of whatever kind. Each call comes before the answers of those before it.
+    let (path, message, _) = refused().swap_remove(2);
+    let mut calls: Vec<_> = std::iter::repeat_with(|| sender.clone()).take(AT_ONCE).collect();
+    let calls = calls.iter_mut().map(|sender| ask(&running, sender, &one, path, message.clone()));
+    let mut calls: Vec<_> = calls.map(Box::pin).collect();
+    let mut statuses = Vec::new();
+    std::future::poll_fn(|context| {
+        calls.retain_mut(|call| match call.as_mut().poll(context) {
+            std::task::Poll::Ready(status) => {
+                statuses.push(status);
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        match calls.is_empty() {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    })
+    .await;
+    let often = statuses.iter().filter(|status| status.as_deref() == Some("8")).count();
+    assert!(often > 1, "more than a node can need: {statuses:?}");
+    let asked = TIMES * refused().len() + AT_ONCE;
+    let of_all = [Refusal::Request, Refusal::Identity, Refusal::Pod, Refusal::Node, Refusal::Often].map(|why| running.counts.refused(why));
+    assert_eq!(of_all.iter().sum::<u64>(), asked as u64, "each is counted: {of_all:?}");
+    let (mut theirs, _connection) = connect(&running).await;
+    let join = framed(&JoinRequest::default());
+    let answer = ask(&running, &mut theirs, &other, "/ambient.control.v1.NodeService/Join", join).await;
+    assert_eq!(answer.as_deref(), Some("3"));
+    let most = 1 + usize::try_from(begun.elapsed().as_secs() / 10).unwrap();
+    let lines = lines.0.lock().unwrap();
+    let of = |node: &str| lines.iter().filter(|((of, _), _)| of == node).collect::<Vec<_>>();
+    let (ours, theirs) = (of("node-1"), of("node-9"));
+    // One for each of them, for what is too often, and for a stream's beginning.
+    assert_eq!(ours.len(), refused().len() + 2, "{ours:#?}");
+    assert!(ours.iter().all(|(_, times)| **times <= most), "{ours:#?}");
+    assert_eq!(theirs.len(), 1, "what another causes takes nobody's: {theirs:#?}");
+}
+
+/// How often each is tried.
+const TIMES: usize = 5;
+/// Far more than are signed for a node.
+const AT_ONCE: usize = 400;
