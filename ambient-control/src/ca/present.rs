@@ -139,6 +139,18 @@ impl Holder {
         place.read(now, Some(before)).map(Some)
     }
 
+    /// Whether an identity gets no certificate any more by what is there now. While somebody writes there [`present`](Self::present)
+    /// is as it was before.
+    pub(super) fn is_barred(&self, name: &str, now: SystemTime) -> bool {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if present.is_barred(name) {
+            return true;
+        }
+        let changed = self.place().stamps() != present.stamps;
+        // What cannot be read changes nothing, and is told by whoever looks.
+        changed && Revoked::in_force(&self.directory, now).is_ok_and(|revoked| revoked.barred.contains(name))
+    }
+
     fn place(&self) -> Place<'_> {
         Place {
             directory: &self.directory,

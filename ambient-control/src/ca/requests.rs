@@ -189,6 +189,12 @@ impl DirectoryCa {
         if let Err(error) = issued::add(self.holder.directory(), &issuer, &issued) {
             tracing::warn!(%error, serial = issued.serial, name = issued.name, "a certificate is not listed among those issued");
         }
+        // Whoever revokes an identity bars it first, and then reads what was issued: one of both sees the other.
+        if let Whom::Id(id) = whom
+            && self.holder.is_barred(id.as_str(), now)
+        {
+            return Err(RequestError::Barred { name: id.as_str().into() });
+        }
         Ok(Signed {
             chain: [Some(der), above].into_iter().flatten().collect(),
             not_before,

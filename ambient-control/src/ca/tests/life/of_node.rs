@@ -68,6 +68,21 @@ pub(super) fn knows(away: &Path, root: &Path, there: &str, above: &str) {
     assert!(number(away, &[there, above]) > number(root, &[above]));
 }
 
+/// The one who revokes holds the lock from before that until the lists are written.
+#[test]
+fn who_is_barred_gets_nothing_while_the_rest_is_revoked() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    mesh.issue(&node, "cart");
+    let _revoking = directory::lock(&mesh.dir).unwrap();
+    let mut revoked = revoked::Revoked::read(&mesh.dir).unwrap();
+    revoked.barred.insert(id("cart").as_str().into());
+    revoked.write(&mesh.dir).unwrap();
+    let refused = node.sign(&id("cart"), mesh.now).unwrap_err();
+    assert!(matches!(refused, IssueError::Refused { .. }), "{refused}");
+    mesh.issue(&node, "stock");
+}
+
 /// Before anything that can fail, such as the reading of lists.
 #[test]
 fn an_identity_is_barred_though_no_list_can_be_read() {
