@@ -33,7 +33,7 @@ impl Prepared {
 /// Puts the node's rules in force, or takes them away where they are switched off. `None` where there are none: what the
 /// node's processes send to pods is then judged by policies like everybody's.
 pub(crate) async fn prepare(node: &str, ipv6: bool, wanted: bool) -> Option<Prepared> {
-    // What comes after the deadline is let go: it leaves what an earlier node has left, as an error would.
+    // What comes after the deadline is let go: what it may have left then, a later start takes over or takes away.
     if !wanted {
         let node = node.to_owned();
         let clear = || spawn_blocking(move || HostProbes::clear(&node).map_err(|error| error.to_string()));

@@ -553,9 +553,9 @@ impl Session {
     fn distrust(&mut self, names: &[String], received: &mut Received) {
         for name in names {
             let known = &mut self.kinds[Kind::Trust as usize];
-            // What was refused of it is said no more.
-            known.refused.remove(&*known_by(name));
             let Some(Key::Trust(domain)) = known.held.get(name.as_str()).map(|held| held.key.clone()) else {
+                // What was refused of it is said no more.
+                known.refused.remove(&*known_by(name));
                 continue;
             };
             if self.trust.len() == 1 {
@@ -564,6 +564,7 @@ impl Session {
                     .push(format!("{name}: without it nobody would be trusted: it stays"));
                 continue;
             }
+            known.refused.remove(&*known_by(name));
             known.held.remove(name.as_str());
             self.trust.remove(&domain);
             received.entries.push(Entry::Remove(Kind::Trust, name.as_str().into()));

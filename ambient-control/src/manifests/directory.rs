@@ -211,6 +211,11 @@ impl Directory {
         pods
     }
 
+    /// Whether a pod is in the manifests.
+    pub(super) fn has_pod(&self, uid: &PodUid) -> bool {
+        self.objects.has_pod(uid)
+    }
+
     /// What is wrong with a file of which nothing is in force.
     pub(super) fn broken_file(&self) -> Option<String> {
         let (name, file) = self.files.iter().find(|(_, file)| file.wrong().is_some() && !file.good)?;

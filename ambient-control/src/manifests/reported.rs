@@ -15,27 +15,46 @@ use super::Statuses;
 use super::{Status, directory::Directory};
 
 /// The reports that are this process's to write.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reported {
     /// Of the node that watches.
     pub(super) own: Option<Status>,
     /// Of the nodes that a control plane serves.
     #[cfg(feature = "serve")]
     pub(super) kept: Option<Arc<Statuses>>,
-    /// Looks since the last round.
+    /// Looks since the last round began.
     pub(super) looks: u32,
-    /// What is named and was in no manifest in the last round.
+    /// Looks from one round to the next.
+    pub(super) round: u32,
+    /// What is named, was in no manifest as the last round began, and has not been in any since.
     pub(super) missing: BTreeSet<PodUid>,
     pub(super) failing: Failing,
     pub(super) forgetting: Failing,
 }
 
+impl Default for Reported {
+    fn default() -> Self {
+        Self {
+            own: None,
+            #[cfg(feature = "serve")]
+            kept: None,
+            looks: 0,
+            round: ROUND,
+            missing: BTreeSet::new(),
+            forgetting: Failing::default(),
+            failing: Failing::default(),
+        }
+    }
+}
+
 impl Reported {
-    /// Forgets, once in a round, what is in no manifest now and was not in the last round either: a node that is away takes
-    /// nothing back, and a file that goes for a moment takes no capture along. The first look begins a round.
+    /// Forgets, once in a round, what is in no manifest now and has not been since the last: a node that is away takes nothing
+    /// back, and a file that goes for a while takes no capture along, which its node would not say again. The first look begins a
+    /// round.
     pub(super) fn look(&mut self, directory: &Directory) {
+        self.missing.retain(|uid| !directory.has_pod(uid));
         let begins = self.looks == 0;
-        self.looks = (self.looks + 1) % ROUND;
+        self.looks = (self.looks + 1) % self.round;
         if !begins {
             return;
         }
@@ -96,8 +115,8 @@ impl Failing {
     }
 }
 
-/// Looks from one round to the next, a minute: longer than a manifest is away while it is replaced.
-pub(super) const ROUND: u32 = 600;
+/// An hour: longer than a manifest is away while it is replaced, by whichever hand.
+const ROUND: u32 = 36_000;
 
 #[cfg(test)]
 mod tests {

@@ -100,7 +100,8 @@ impl Status {
 
     /// A pod is captured: its peers may reach it by tunnel from now on.
     ///
-    /// Once begun, the change is made even if the future is dropped.
+    /// A change that is dropped before its turn has come, while others are being written, is not made; after that it is, even if
+    /// the future is dropped.
     ///
     /// # Errors
     /// When the file cannot be written; then nothing has changed.
@@ -124,7 +125,8 @@ impl Status {
     /// A pod is about to be let go, or is gone. Said also of one that is not reported: an earlier process may have reported
     /// it in a file that is lost.
     ///
-    /// Once begun, the change is made even if the future is dropped.
+    /// A change that is dropped before its turn has come, while others are being written, is not made; after that it is, even if
+    /// the future is dropped.
     ///
     /// # Errors
     /// When the file cannot be written; then peers still reach the pod by tunnel, and it must not be let go.

@@ -5,7 +5,7 @@ use std::{
     io,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
@@ -40,7 +40,7 @@ impl Statuses {
     }
 
     fn of(&self, node: &str) -> io::Result<Status> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.lock();
         if let Some(status) = nodes.get(node) {
             return Ok(status.clone());
         }
@@ -51,31 +51,50 @@ impl Statuses {
 
     /// Every pod that some node's report names, also of nodes that have not called yet.
     pub(super) fn named(&self) -> BTreeSet<PodUid> {
-        let mut named = BTreeSet::new();
-        self.each(|status| {
-            named.extend(status.named());
-            Ok(())
-        });
-        named
+        let present = self.present();
+        let others = self.others(&present);
+        // It may be the node itself that writes it: read anew each time. What is no report is told by whoever reads it.
+        let others = others.iter().filter_map(|name| Status::open(&self.dir, name).ok());
+        let all = present.values().cloned().chain(others);
+        all.flat_map(|status| status.named()).collect()
     }
 
-    /// Forgets pods that are gone; may block.
+    /// Forgets pods that are gone, and gives what was wrong first, if anything: the others are seen to all the same. May block.
     pub(super) fn forget(&self, gone: &BTreeSet<PodUid>) -> io::Result<()> {
-        self.each(|status| status.forget(gone)).map_or(Ok(()), Err)
+        let present = self.present();
+        let mut done: Vec<_> = present.values().map(|status| status.forget(gone)).collect();
+        for name in self.others(&present) {
+            if Status::open(&self.dir, &name).is_ok_and(|status| !status.named().is_disjoint(gone)) {
+                done.push(self.forget_of(&name, gone));
+            }
+        }
+        done.into_iter().collect()
     }
 
-    /// What was wrong first, if anything: the others are seen to all the same. What is no report is told by whoever reads it.
-    fn each(&self, mut see: impl FnMut(&Status) -> io::Result<()>) -> Option<io::Error> {
+    /// Of a node that has not called yet. If it does meanwhile it waits: there are never two values for one.
+    fn forget_of(&self, name: &str, gone: &BTreeSet<PodUid>) -> io::Result<()> {
+        let nodes = self.lock();
+        if let Some(status) = nodes.get(name).cloned() {
+            drop(nodes);
+            return status.forget(gone);
+        }
+        Status::open(&self.dir, name)?.forget(gone)
+    }
+
+    /// Of the nodes that have called: nobody waits while these are written.
+    fn present(&self) -> HashMap<String, Status> {
+        self.lock().clone()
+    }
+
+    /// The nodes of the other reports.
+    fn others(&self, present: &HashMap<String, Status>) -> Vec<String> {
         let files = directory::names(&self.dir.join("status"), &["json"]).unwrap_or_default();
-        // A node that calls meanwhile waits: there are never two values for one.
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let names = files.iter().filter_map(|name| name.strip_suffix(".json"));
-        let others = names.filter(|name| !nodes.contains_key(*name));
-        // It may be the node itself that writes it: read anew each time.
-        let others = others.filter_map(|name| Status::open(&self.dir, name).ok());
-        let all = nodes.values().cloned().chain(others);
-        let wrongs: Vec<io::Error> = all.filter_map(|status| see(&status).err()).collect();
-        wrongs.into_iter().next()
+        names.filter(|name| !present.contains_key(*name)).map(Into::into).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Status>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -274,7 +274,15 @@ impl IstioCertificateService for Services {
         let chain = self.sign(node, Whom::Id(identity.spiffe_id()), &request.csr, life).await?;
         // Whoever revokes a node ends first what it is admitted by, and then what was signed for it until then.
         if let Err(status) = self.shared.door.once_more(&caller, now()) {
-            tracing::warn!(node, %identity, why = status.message(), "a certificate was not given: its node was revoked meanwhile");
+            if let Some(left_out) = self.seldom(node, "once more") {
+                tracing::warn!(
+                    node,
+                    %identity,
+                    why = status.message(),
+                    left_out,
+                    "a certificate was not given: what its node was admitted by is not good any more, or cannot be read"
+                );
+            }
             return Err(self.refuse(Refusal::Credential, status));
         }
         self.shared.door.counts.sign();
@@ -294,7 +302,7 @@ impl CaptureService for Services {
         let node = self.admit(request.metadata())?.node;
         if let Err(wait) = self.shared.reports.take(&node, Instant::now()) {
             let why = format!("the node {node} reports more than it can have to say: say it again in {wait:?}");
-            if let Some(left_out) = self.shared.door.seldom.say("reports too often", Instant::now()) {
+            if let Some(left_out) = self.seldom(&node, "reports too often") {
                 tracing::warn!(why, left_out, "a node's report was refused");
             }
             return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));

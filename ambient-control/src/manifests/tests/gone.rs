@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{super::reported::ROUND, *};
+use super::*;
 use crate::serve::Captures as _;
 
 /// What a control plane watches and keeps.
@@ -16,7 +16,8 @@ impl Kept {
         let statuses = Statuses::new(dir, || SystemTime::UNIX_EPOCH);
         let mut config = Config::new(dir);
         config.kept = Some(statuses.clone());
-        let (dir, settings, reported) = config.into_parts();
+        let (dir, settings, mut reported) = config.into_parts();
+        reported.round = ROUND;
         let directory = Directory::new(dir, settings);
         Self {
             watched: Watched { directory, reported },
@@ -32,6 +33,9 @@ impl Kept {
         self.statuses.report(node, &uid.into(), &[], captured).await.unwrap();
     }
 }
+
+/// Looks of a round, few enough to be made here.
+const ROUND: u32 = 600;
 
 fn report(dir: &Path, node: &str) -> serde_json::Value {
     let mut report: serde_json::Value = serde_json::from_slice(&fs::read(dir.join(format!("status/{node}.json"))).unwrap()).unwrap();
@@ -109,6 +113,16 @@ async fn nothing_is_forgotten_of_what_may_be_there() {
         (0..ROUND / 2).for_each(|_| Looked::look(&mut control.watched));
         fs::write(dir.join("b.yaml"), &two).unwrap();
         (0..ROUND / 2).for_each(|_| Looked::look(&mut control.watched));
+    }
+    says(dir, "node-1", &["u1", "u2"], &[]);
+    // Nor one that was there in between.
+    let mut look = |looks: u32| (0..looks).for_each(|_| Looked::look(&mut control.watched));
+    look(ROUND - 1);
+    for _ in 0..3 {
+        fs::remove_file(dir.join("b.yaml")).unwrap();
+        look(2);
+        fs::write(dir.join("b.yaml"), &two).unwrap();
+        look(ROUND - 2);
     }
     says(dir, "node-1", &["u1", "u2"], &[]);
     // As where the directory is not mounted, at a restart too.
