@@ -24,7 +24,7 @@ pub(super) struct Holder {
     trust_domain: TrustDomain,
     node: String,
     present: RwLock<Arc<Present>>,
-    /// Held while it is read again; and the stamps of what could not be used, and when that was.
+    /// Held while it is read again; and the stamps of what could not be used, or not in all, and when that was.
     reading: Mutex<Option<(Stamps, SystemTime)>>,
 }
 
@@ -37,6 +37,8 @@ pub(super) struct Present {
     trust: Arc<TrustBundles>,
     roots: String,
     barred: BTreeSet<String>,
+    /// Lists lack what was revoked here, and could not be signed anew.
+    lacking: bool,
 }
 
 type Stamps = [Option<Stamp>; 6];
@@ -105,7 +107,7 @@ impl Holder {
         let present = self.present.read().unwrap_or_else(PoisonError::into_inner).clone();
         let place = self.place();
         let stamps = place.stamps();
-        if stamps == present.stamps && (!present.current || now < present.signer.half_life()) {
+        if stamps == present.stamps && !present.lacking && (!present.current || now < present.signer.half_life()) {
             return present;
         }
         // Somebody reads it already: what is there will do for this once, unless it has ended.
@@ -116,7 +118,7 @@ impl Holder {
         }
         match self.read_again(&place, now, &present) {
             Ok(Some(new)) => {
-                *reading = None;
+                *reading = new.lacking.then(|| (place.stamps(), now));
                 let new = Arc::new(new);
                 *self.present.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
                 new
@@ -125,7 +127,8 @@ impl Holder {
             Ok(None) => present,
             Err(error) => {
                 tracing::error!(%error, "the directory of the authority cannot be used: what was read before stays in force");
-                *reading = Some((stamps, now));
+                // As they are now: what was begun may have changed them.
+                *reading = Some((place.stamps(), now));
                 present
             }
         }
@@ -192,7 +195,11 @@ impl Place<'_> {
         let revoked = Revoked::in_force(self.directory, now)?;
         let signing = roots.signing(now)?;
         let signer = self.signer(&roots, signing.as_ref(), &revoked, now)?;
-        Authority::complete_lists(self.directory, &roots, &revoked, now)?;
+        // As where the disk is full: what was carried here is in force all the same.
+        let completed = Authority::complete_lists(self.directory, &roots, &revoked, now);
+        if let Err(error) = &completed {
+            tracing::error!(%error, "what was revoked here is not in every list, and these cannot be signed anew");
+        }
         let mut trust = TrustBundles::default();
         for root in roots.trusted.iter().filter(|root| now < root.not_after) {
             trust.add(self.trust_domain.clone(), root.der.to_vec());
@@ -211,6 +218,7 @@ impl Place<'_> {
             trust,
             roots: roots.pem(),
             barred: revoked.barred,
+            lacking: completed.is_err(),
         })
     }
 

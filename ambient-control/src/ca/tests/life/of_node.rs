@@ -1,5 +1,7 @@
 //! What is of a node, and is revoked with it.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use super::*;
 
 /// What the control plane signs for a pod of a node.
@@ -150,4 +152,32 @@ fn a_node_is_not_called_as_the_authority_calls_its_own() {
     }
     assert!(!away.exists());
     mesh.authority().issue_to_node("control-1", HOUR, &away, mesh.now).unwrap();
+}
+
+/// As where the disk of a node is full: what was carried there is in force, and the rest is tried again, not at every look.
+#[test]
+fn lists_that_cannot_be_signed_anew_keep_nothing_else_from_being_in_force() {
+    let mut mesh = Mesh::new();
+    let node = mesh.node("a");
+    let cart = mesh.issue(&node, "cart");
+    mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    fs::write(mesh.dir.join("crl.pem"), "").unwrap();
+    // A draft that cannot be taken away.
+    let draft = mesh.dir.join("crl.new");
+    fs::create_dir(&draft).unwrap();
+    let mut above = revoked::Revoked::default();
+    above.barred.insert(id("stock").as_str().into());
+    above.write_to(&mesh.dir.join("revoked-above.json")).unwrap();
+    let refused = node.sign(&id("stock"), mesh.now).unwrap_err();
+    assert!(matches!(refused, IssueError::Refused { .. }), "{refused}");
+    assert!(!mesh.is_revoked(&mesh.trust(&node), &cart));
+    let written = || fs::metadata(mesh.dir.join("revoked.json")).unwrap().ino();
+    let before = written();
+    for _ in 0..3 {
+        mesh.issue(&node, "books");
+    }
+    assert_eq!(written(), before, "it is not tried at every look");
+    fs::remove_dir(&draft).unwrap();
+    mesh.now += Duration::from_secs(2);
+    assert!(mesh.is_revoked(&mesh.trust(&node), &cart));
 }
