@@ -195,9 +195,7 @@ fn applications_see_the_client(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let application = pod.run(|| TcpListener::bind("[::]:8080").unwrap()).unwrap();
         let served = std::thread::spawn(move || {
             for _ in 0..4 {
@@ -242,9 +240,7 @@ fn without_a_proxy_connections_are_refused(world: &World) -> Outcome {
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
         let _outside = TcpListener::bind("10.0.0.1:80").unwrap();
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         running.kill().await;
         sleep(Duration::from_millis(50)).await;
         let _application = pod.run(|| TcpListener::bind("10.0.0.2:8080").unwrap()).unwrap();
@@ -266,9 +262,7 @@ fn what_is_broken_is_repaired(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let plan = Plan::new(&Options::default());
         let breakages: [(&str, Breakage); 4] = [
             ("all rules of a table", |_, nft| {
@@ -423,14 +417,10 @@ fn a_restart_takes_over(world: &World) -> Outcome {
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let log = Log::default();
     node.run(async {
-        let mut running = Running::start(node.config(), &log);
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &log, &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         running.kill().await;
         let before = handles(&pod);
-        let mut running = Running::start(node.config(), &log);
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &log, &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         assert_eq!(log.count("captured a"), 2);
         assert_eq!((log.count("withdrawn"), log.count("refused")), (0, 0), "{:#?}", log.lines());
         assert_eq!(handles(&pod), before);
@@ -446,9 +436,7 @@ fn what_a_killed_node_left_for_others_goes(world: &World) -> Outcome {
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let log = Log::default();
     node.run(async {
-        let mut running = Running::start(node.config(), &log);
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &log, &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         running.kill().await;
         let running = Running::start(node.config(), &log);
         running.want(&[]);
@@ -464,9 +452,7 @@ fn an_address_used_again_is_another_pod(world: &World) -> Outcome {
     let name = world.namespace("first")?;
     let first = node.join(&name, "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("old", &["10.0.0.2"])]);
-        running.until_in(&["old"]).await;
+        let mut running = Running::capturing(node.config(), &Log::default(), &[spec("old", &["10.0.0.2"])]).await;
         // The new one is wanted before the old one's namespace has gone.
         running.want(&[spec("new", &["10.0.0.2"])]);
         running.until_logged("withdrawn old").await;
@@ -490,9 +476,7 @@ fn one_namespace_a_new_pod(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("old", &["10.0.0.2"])]);
-        running.until_in(&["old"]).await;
+        let mut running = Running::capturing(node.config(), &Log::default(), &[spec("old", &["10.0.0.2"])]).await;
         running.want(&[spec("new", &["10.0.0.2"])]);
         running.until_in(&["new"]).await;
         let log = running.log.lines();
@@ -616,15 +600,15 @@ fn everything_is_released_at_the_end_if_asked(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(
+        let running = Running::capturing(
             Config {
                 release_at_end: true,
                 ..node.config()
             },
             &Log::default(),
-        );
-        running.want(&[spec("a", &["10.0.0.2"])]);
-        running.until_in(&["a"]).await;
+            &[spec("a", &["10.0.0.2"])],
+        )
+        .await;
         let log = running.stop().await;
         assert_eq!((log.count("withdrawn a"), log.count("remove a")), (1, 1));
         assert!(is_clean(&pod));

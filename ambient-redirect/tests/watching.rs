@@ -230,9 +230,7 @@ fn a_flush_by_hand_is_repaired_under_traffic(world: &World) -> Outcome {
     let wire = Capture::start(&node.namespace, "a")?;
     node.run(async {
         serve_plain("10.0.0.1:80");
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let traffic = Traffic::start(&pod, "10.0.0.1:80");
         traffic.until_captured(50).await;
         let in_the_clear = |wire: &Capture| {
@@ -265,9 +263,7 @@ fn what_went_around_meanwhile_is_counted_and_reset(world: &World) -> Outcome {
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
         serve_plain("10.0.0.1:80");
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let silent = TcpListener::bind("10.0.0.1:81").unwrap();
         let application = pod.run(|| TcpListener::bind("10.0.0.2:8080").unwrap()).unwrap();
         sleep(Duration::from_millis(120)).await;
@@ -312,9 +308,7 @@ fn a_repair_tells_what_the_wire_has_seen(world: &World) -> Outcome {
         serve_plain("10.0.0.1:80");
         let silent = TcpListener::bind("[::]:81").unwrap();
         let application = pod.run(|| TcpListener::bind("[::]:8080").unwrap()).unwrap();
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let traffic = Traffic::start(&pod, "10.0.0.1:80");
         traffic.until_captured(20).await;
         for round in 1..=3usize {
@@ -417,9 +411,7 @@ fn what_nft_changes_by_hand_is_put_right(world: &World) -> Outcome {
     let named = world.namespace("a")?;
     let pod = node.join(&named, "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let hands = [
             "flush ruleset",
             "flush table inet ambient-nat",
@@ -507,9 +499,7 @@ fn a_listener_of_ours_that_dies_is_missed_at_once(world: &World) -> Outcome {
             verify_every: Duration::from_secs(3600),
             ..node.config()
         };
-        let mut running = Running::start(config, &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(config, &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         sleep(Duration::from_millis(120)).await;
         running.proxy.die();
         until_repaired(&running, 1, "a listener").await;
@@ -557,9 +547,7 @@ fn a_port_and_a_mark_do_not_make_the_proxy(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         // A process of the pod takes the proxy's place: port, mark and all.
         running.proxy.stay_dead();
         let (sockets, same) = (Sockets::new().unwrap(), Arc::new(Netns::open(pod.path()).unwrap()));
@@ -596,9 +584,7 @@ fn a_proxy_that_does_not_answer_is_no_capture(world: &World) -> Outcome {
             prove_every: Duration::ZERO,
             ..node.config()
         };
-        let mut running = Running::start(config, &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(config, &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         // It listens, and looks at nothing.
         running.proxy.hang(true);
         running
@@ -622,9 +608,7 @@ fn a_namespace_behind_the_same_name_is_noticed(world: &World) -> Outcome {
     let name = world.namespace("a")?;
     let first = node.join(&name, "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         // Same name, same addresses, same pod; the old namespace lives on in this descriptor.
         name.delete().unwrap();
         let begun = Instant::now();

@@ -95,9 +95,7 @@ pub(crate) fn a_family_that_goes_and_comes_back_is_captured_again(world: &World)
                 }
             });
         }
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         for round in 0..2 {
             switch_off(true);
             for _ in 0..10 {

@@ -34,9 +34,7 @@ pub(crate) fn a_proof_whose_port_is_changed_is_known(world: &World) -> Outcome {
             verify_every: every,
             ..node.config()
         };
-        let mut running = Running::start(config, &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(config, &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         pod.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40015").unwrap())
             .unwrap();
         for port in 40000..=40015 {
@@ -163,9 +161,12 @@ pub(crate) fn the_guard_refuses_nobody_exempt(world: &World) -> Outcome {
             probes: true,
             ..Options::default()
         };
-        let mut running = Running::start(Config { options, ..config }, &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(
+            Config { options, ..config },
+            &Log::default(),
+            &[spec("a", &["10.0.0.2", "fd00::2"])],
+        )
+        .await;
         let from = |client: &Arc<Netns>, from: IpAddr, to: &'static str| (SocketAddr::new(from, 0), to, client.clone());
         let any = |to: &str| {
             if to.starts_with('[') {

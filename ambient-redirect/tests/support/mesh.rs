@@ -282,6 +282,15 @@ impl Running {
         Self::with(config, log, false)
     }
 
+    /// And waits until it has captured these.
+    pub(crate) async fn capturing(config: Config, log: &Log, pods: &[PodSpec]) -> Self {
+        let mut running = Self::start(config, log);
+        running.want(pods);
+        let uids: Vec<_> = pods.iter().map(|pod| pod.uid.as_str()).collect();
+        running.until_in(&uids).await;
+        running
+    }
+
     /// With a proxy that behaves as if it were another process.
     pub(crate) fn start_apart(config: Config, log: &Log) -> Self {
         Self::with(config, log, true)

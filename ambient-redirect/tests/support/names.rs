@@ -97,9 +97,7 @@ pub(crate) fn a_name_that_leads_nowhere_hides_no_other(world: &World) -> Outcome
     let first = node.pod("first", "10.0.0.2", "fd00::2")?;
     let at = |name: &str| world.netns_dir().join(name);
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("first", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["first"]).await;
+        let mut running = Running::capturing(node.config(), &Log::default(), &[spec("first", &["10.0.0.2", "fd00::2"])]).await;
         symlink("loop", at("loop")).unwrap();
         symlink("gone", at("dangling")).unwrap();
         symlink("/dev/null/none", at("under")).unwrap();

@@ -118,9 +118,7 @@ pub(crate) fn the_nodes_own_processes_reach_its_pods_and_nobody_else_does(world:
     }
     node.run(async {
         application(&pod, 8081);
-        let mut running = Running::start(config(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         for ((server, own, _), source) in SERVERS.into_iter().zip(probe_sources) {
             let heard = ask(&node.netns, server).await.unwrap();
             assert_eq!(heard, format!("in {server} from {own}"), "nothing gives it a probe's source yet");
@@ -174,9 +172,7 @@ pub(crate) fn what_is_broken_of_it_is_mended(world: &World) -> Outcome {
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
         application(&pod, 8081);
-        let mut running = Running::start(config(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let never = Duration::from_secs(3600);
         let slow = probes::Config {
             verify_every: never,

@@ -21,9 +21,7 @@ pub(crate) fn routing_taken_by_hand_comes_back(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         type Hand = fn(&mut Routing);
         let hands: [(&str, Hand); 2] = [
             ("routing rule", |routing| {
@@ -62,9 +60,7 @@ pub(crate) fn replies_that_others_route_elsewhere_are_no_capture(world: &World) 
     };
     let everything = |ipv6: bool| if ipv6 { "::/0" } else { "0.0.0.0/0" }.parse::<IpNet>().unwrap();
     node.run(async {
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(untimed(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let is_refused = |family: &str, states: &[PodState]| {
             let error = states.iter().find_map(|s| match &s.state {
                 State::Refused { error } if s.closed => Some(error.clone()),
@@ -107,9 +103,7 @@ pub(crate) fn what_goes_with_its_device_comes_back(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(untimed(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         sleep(Duration::from_millis(120)).await;
         pod.run(|| {
             let mut routing = Routing::open().unwrap();
@@ -131,9 +125,7 @@ pub(crate) fn what_changes_unheard_is_put_right(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     node.run(async {
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(untimed(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         sleep(Duration::from_millis(120)).await;
         // Nothing here gives the enrolment a turn.
         pod.run(|| {
@@ -169,9 +161,7 @@ pub(crate) fn a_route_of_somebody_elses_makes_room_and_is_told(world: &World) ->
             }
         })
         .unwrap();
-        let mut running = Running::start(untimed(&node), &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(untimed(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         assert!(stands(&pod));
         let said = running.states.borrow()[0].said.clone().unwrap_or_default();
         for family in ["IPv4", "IPv6"] {

@@ -221,9 +221,7 @@ pub(crate) fn where_that_is_asked_for_others_have_what_they_translate(world: &Wo
         crate::serve_plain("[::]:5433");
         let mut config = node.config();
         config.options.yields = true;
-        let mut running = Running::start(config, &Log::default());
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let mut running = Running::capturing(config, &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         for (to, instead) in [("10.0.0.1:5432", "10.0.0.1:5433"), ("[fd00::1]:5432", "[fd00::1]:5433")] {
             let aim: SocketAddr = to.parse().unwrap();
             let rule = [Expr::tcp_to(aim.ip(), 5432), Expr::dnat(instead.parse().unwrap())].concat();

@@ -22,9 +22,7 @@ pub(crate) fn what_another_version_of_this_left_is_put_right(world: &World) -> O
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let log = Log::default();
     node.run(async {
-        let mut running = Running::start(node.config(), &log);
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &log, &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         running.kill().await;
         let chains = || pod.run(|| Nftables::open().unwrap().chains().unwrap()).unwrap();
         let before = chains();
@@ -49,9 +47,7 @@ pub(crate) fn what_another_version_of_this_left_is_put_right(world: &World) -> O
             nftables.commit(batch, None).unwrap();
         })
         .unwrap();
-        let mut running = Running::start(node.config(), &log);
-        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
-        running.until_in(&["a"]).await;
+        let running = Running::capturing(node.config(), &log, &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         assert_eq!(ask(&pod, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
         let names = |chains: &[Chain]| chains.iter().map(|c| format!("{} {}", c.table, c.name)).collect::<BTreeSet<_>>();
         assert_eq!(names(&chains()), names(&before));
