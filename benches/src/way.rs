@@ -138,7 +138,7 @@ impl Way {
             handshakes: Some(handshakes),
             mesh: None,
             app,
-            redirected: sides.redirected,
+            redirected: false,
         }
     }
 
@@ -165,7 +165,7 @@ impl Way {
             proxies: hbone::hold(sides).into(),
             mesh: None,
             app,
-            redirected: sides.redirected,
+            redirected: false,
         }
     }
 
