@@ -19,6 +19,9 @@ use crate::{
     pods::{Direction, Kept},
 };
 
+/// Source and destination.
+type Ends = (SocketAddr, SocketAddr);
+
 impl Inside {
     /// Puts the tables of a plan in force, in one transaction, and touches no other of ours, and no route. Nothing is done
     /// where they stand.
@@ -70,23 +73,18 @@ impl Inside {
 
     fn join_tracked(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
         let own = self.own_addresses()?;
-        let tracked = self.remembered()?;
-        let known: HashMap<(SocketAddr, SocketAddr), &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
-        let live = self.sockets.connections()?;
+        let mut live = self.sockets.connections()?;
+        live.retain(|c| !is_marked(c.mark) && leaves(c, &own));
         let listening = self.listening()?;
-        let (mut entries, mut seen) = (Vec::new(), Vec::new());
-        for c in live.iter().filter(|c| !is_marked(c.mark) && leaves(c, &own)) {
-            let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
-            match entry.filter(|entry| is_followed(entry, c.progress)) {
-                Some(entry) => seen.push((entry.source, entry.destination)),
-                None => entries.push(Entry {
-                    local: c.local,
-                    remote: c.remote,
-                    progress: c.progress,
-                    inbound: direction(c, None, &listening, &self.clients) == Direction::Inbound,
-                }),
-            }
-        }
+        let way = |c: &Connection| direction(c, None, &listening, &self.clients);
+        let live: Vec<_> = live
+            .into_iter()
+            .map(|c| {
+                let way = way(&c);
+                (c, way)
+            })
+            .collect();
+        let (entries, seen) = self.by_tracking(&live)?;
         let refused = self.conntrack.remember(&entries, KEPT_MARK)?.count;
         self.conntrack.mark(&seen, KEPT_MARK, MARK_MASK)?;
         let coming = plan.coming();
@@ -293,16 +291,28 @@ impl Inside {
         if around.is_empty() {
             return Ok((0, Vec::new()));
         }
-        let tracked: HashSet<(SocketAddr, SocketAddr)> = self.remembered()?.iter().map(|t| (t.source, t.destination)).collect();
-        around.retain(|(c, _)| !tracked.contains(&(c.local, c.remote)) && !tracked.contains(&(c.remote, c.local)));
-        let entry = |(c, way): (Connection, Direction)| Entry {
-            local: c.local,
-            remote: c.remote,
-            progress: c.progress,
-            inbound: way == Direction::Inbound,
-        };
-        let entries: Vec<Entry> = around.into_iter().map(entry).collect();
+        let (entries, _) = self.by_tracking(&around)?;
         Ok((self.conntrack.remember(&entries, KEPT_MARK)?.count, entries))
+    }
+
+    /// What the kernel is to be told of, of connections that it does not follow, and the ends of the others as it has them.
+    fn by_tracking(&mut self, connections: &[(Connection, Direction)]) -> Result<(Vec<Entry>, Vec<Ends>), ApplyError> {
+        let tracked = self.remembered()?;
+        let known: HashMap<Ends, &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
+        let (mut entries, mut seen) = (Vec::new(), Vec::new());
+        for (c, way) in connections {
+            let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
+            match entry.filter(|entry| is_followed(entry, c.progress)) {
+                Some(entry) => seen.push((entry.source, entry.destination)),
+                None => entries.push(Entry {
+                    local: c.local,
+                    remote: c.remote,
+                    progress: c.progress,
+                    inbound: *way == Direction::Inbound,
+                }),
+            }
+        }
+        Ok((entries, seen))
     }
 
     /// Marks connections as kept, so that the next process knows them too.
