@@ -1,6 +1,6 @@
 //! What whoever has started the node takes for granted of the mesh, against what the mesh says.
 
-use ambient_core::{Mesh, WorkloadUid};
+use ambient_core::Mesh;
 use ambient_redirect::PodSpec;
 
 use crate::Config;
@@ -15,14 +15,10 @@ impl Contradictions {
     /// Those that are new, of the pods that are served.
     pub(crate) fn new_of<'a>(&mut self, config: &Config, pods: impl IntoIterator<Item = &'a PodSpec>, mesh: &Mesh) -> Vec<String> {
         let mut new = Vec::new();
-        let workload_of = |namespace: &str, name: &str| {
-            let uid = WorkloadUid::from(format!("{}//Pod/{namespace}/{name}", config.cluster_id).as_str());
-            mesh.workload(&uid)
-        };
         if let Some(network) = config.assumed.network.as_deref().filter(|_| !self.network) {
             let mut pods = pods.into_iter();
             let elsewhere = pods.find_map(|pod| {
-                let workload = workload_of(&pod.namespace, &pod.name)?;
+                let workload = mesh.workload(&config.workload_of_pod(&pod.namespace, &pod.name))?;
                 (workload.network.as_str() != network).then(|| (pod, workload.network.as_str()))
             });
             if let Some((pod, other)) = elsewhere {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ambient_core::TrustDomain;
+use ambient_core::{TrustDomain, WorkloadUid};
 use ambient_redirect::ExistingConnections;
 
 use crate::admin::At;
@@ -212,6 +212,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// What the mesh calls the workload of a pod.
+    pub(crate) fn workload_of_pod(&self, namespace: &str, name: &str) -> WorkloadUid {
+        format!("{}//Pod/{namespace}/{name}", self.cluster_id).into()
+    }
+
     /// Whether DNS queries of pods that do not say are captured.
     pub(crate) fn captures_dns(&self) -> bool {
         self.dns_capture && !self.nameservers.is_empty()

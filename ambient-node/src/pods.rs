@@ -119,8 +119,8 @@ impl Pods {
             identity: identity.clone(),
         };
         let pod = Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate);
-        let named = format!("{}//Pod/{}/{}", node.config.cluster_id, spec.namespace, spec.name);
-        node.state.serve(named.into(), &spec.uid);
+        let named = node.config.workload_of_pod(&spec.namespace, &spec.name);
+        node.state.serve(named, &spec.uid);
         Ok(pod)
     }
 

@@ -13,8 +13,8 @@ impl Pods {
     /// Serves the pod of this process once the mesh says that it takes tunnels; before that nobody sends it any, and neither a
     /// port nor a certificate is asked for. Never ends.
     pub(crate) async fn serve_own(self: Arc<Self>, own: OwnPod) {
-        let named = format!("{}//Pod/{}/{}", self.node.config.cluster_id, own.namespace, own.name);
-        let (named, mut news) = (WorkloadUid::from(named), self.node.state.news());
+        let named = self.node.config.workload_of_pod(&own.namespace, &own.name);
+        let mut news = self.node.state.news();
         let uid = loop {
             if let Some(uid) = self.node.state.current().and_then(|now| takes_tunnels(&now, &named)) {
                 break uid;
