@@ -374,8 +374,16 @@ fn by_issuers(left: &[(String, String)]) -> String {
     named.join(", ")
 }
 
+/// That nobody else is called as an authority's own processes are.
+pub(crate) fn check_not_own(node: &str) -> Result<(), OpenError> {
+    match is_own(node) {
+        true => Err(OpenError::OwnName { node: node.into() }),
+        false => Ok(()),
+    }
+}
+
 /// Whether processes of an authority's own sign by this name.
-pub(crate) fn is_own(node: &str) -> bool {
+fn is_own(node: &str) -> bool {
     [LOCAL, CONTROL].contains(&node)
 }
 

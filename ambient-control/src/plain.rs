@@ -1,8 +1,8 @@
 //! The files that operators name, read whole: plain ones alone, never more of one than can be meant, and never for ever.
 //!
 //! A pipe that nobody writes to has no end to wait for, a device may have no end at all, and opening one may do something. Each
-//! is refused before it is opened, and a file that is too long before it is read; so is, where it decides who is trusted, one
-//! that others than its owner may write to.
+//! is refused before it is opened, and a file that is too long before it is read; what is read of one that decides who is trusted, and
+//! that others than its owner may write to, is not taken.
 
 use std::{
     fmt,

@@ -11,7 +11,7 @@ use ambient_core::{Identity, TrustDomain};
 use serde::Serialize;
 
 use super::{
-    DirectoryCa, OpenError,
+    DirectoryCa, OpenError, check_not_own,
     directory::{self, LOCK},
     intermediates::{self, INTERMEDIATES, Intermediate},
     is_own,
@@ -160,9 +160,7 @@ impl Authority {
     /// # Errors
     /// When the root's key is not here, the name is no node's, or the directory is another authority's or cannot be written.
     pub fn issue_to_node(&self, node: &str, life: Duration, to: &Path, now: SystemTime) -> Result<Given, OpenError> {
-        if is_own(node) {
-            return Err(OpenError::OwnName { node: node.into() });
-        }
+        check_not_own(node)?;
         let _lock = directory::lock(&self.directory)?;
         let roots = self.roots()?;
         let root = self.signing(&roots, now, "intermediate")?;
@@ -312,7 +310,8 @@ impl Authority {
     ///
     /// # Errors
     /// When nothing that is meant is known, the key of an issuer is not here, or files cannot be read or written; with
-    /// [`OpenError::Barred`] and [`OpenError::Left`] a part was done.
+    /// [`OpenError::Barred`] and [`OpenError::Left`] a part was done. Where an intermediate of a node that is meant cannot be read,
+    /// all else of it is revoked, and the error is about that file.
     pub fn revoke(&self, target: &Target, now: SystemTime) -> Result<Revocation, OpenError> {
         let _lock = directory::lock(&self.directory)?;
         let Target::Identity(identity) = target else {

@@ -289,6 +289,24 @@ mod tests {
         }
     }
 
+    /// However many are made, one takes a thread to write, and one whose asker has gone before its turn is not made.
+    #[tokio::test]
+    async fn changes_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let status = Status::open(dir.path(), "node-1").unwrap();
+        let turn = status.0.turn.clone().lock_owned().await;
+        let (one, two) = (PodUid::from("u1"), PodUid::from("u2"));
+        let waits = status.captured(&one, &[], UNIX_EPOCH);
+        let gone = tokio::time::timeout(Duration::from_millis(50), status.captured(&two, &[], UNIX_EPOCH));
+        let (done, ()) = tokio::join!(waits, async {
+            gone.await.unwrap_err();
+            assert_eq!(status.pods(), []);
+            drop(turn);
+        });
+        done.unwrap();
+        assert_eq!(status.pods(), [one]);
+    }
+
     #[tokio::test]
     async fn a_restart_withdraws_nothing() {
         let dir = tempfile::tempdir().unwrap();

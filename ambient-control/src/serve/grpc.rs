@@ -55,6 +55,14 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
 }
 
+impl Shared {
+    /// Whether a line that a node can cause at will is to be written now, and then how often it was left out. Whoever has what
+    /// one node is known by fills no log, nor takes the lines of others.
+    pub(super) fn seldom(&self, node: &str, what: &'static str) -> Option<u64> {
+        self.door.seldom.say_of(node, what, Instant::now())
+    }
+}
+
 /// The services of one connection.
 #[derive(Clone)]
 pub(super) struct Services {
@@ -72,7 +80,7 @@ impl Services {
         let caller = self.admit_to_join(metadata)?;
         if caller.once {
             let why = "this token is good for a node's certificate alone";
-            if let Some(left_out) = self.seldom(&caller.node, "once") {
+            if let Some(left_out) = self.shared.seldom(&caller.node, "once") {
                 tracing::warn!(node = caller.node, why, left_out, "a caller was refused");
             }
             door.counts.refuse(Refusal::Credential);
@@ -89,7 +97,7 @@ impl Services {
             return Ok(caller);
         }
         let why = format!("the node {} has {} connections open", caller.node, self.shared.connections.most());
-        if let Some(left_out) = self.seldom(&caller.node, "connections") {
+        if let Some(left_out) = self.shared.seldom(&caller.node, "connections") {
             tracing::warn!(why, left_out, "a connection was refused");
         }
         Err(self.refuse(Refusal::Room, Status::resource_exhausted(why)))
@@ -98,12 +106,6 @@ impl Services {
     pub(super) fn refuse(&self, why: Refusal, status: Status) -> Status {
         self.shared.door.counts.refuse(why);
         status
-    }
-
-    /// Whether a line that a node can cause at will is to be written now, and then how often it was left out. Whoever has what
-    /// one node is known by fills no log, nor takes the lines of others.
-    pub(super) fn seldom(&self, node: &str, what: &'static str) -> Option<u64> {
-        self.shared.door.seldom.say_of(node, what, Instant::now())
     }
 
     /// Has a request signed for a node, within a time.
@@ -116,7 +118,7 @@ impl Services {
         };
         if let Err(wait) = self.shared.allowance.take(node, Instant::now()) {
             let why = format!("more certificates were signed for the node {node} than it can need: ask again in {wait:?}");
-            if let Some(left_out) = self.seldom(node, "often") {
+            if let Some(left_out) = self.shared.seldom(node, "often") {
                 tracing::warn!(node, %whom, ?wait, left_out, "nothing was signed: more was for this node than it can need");
             }
             return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));
@@ -139,7 +141,7 @@ impl Services {
             RequestError::Barred { .. } | RequestError::Foreign { .. } => ("unsigned name", Refusal::Authority, Code::PermissionDenied),
             _ => ("unsigned", Refusal::Authority, Code::Unavailable),
         };
-        if let Some(left_out) = self.seldom(node, what) {
+        if let Some(left_out) = self.shared.seldom(node, what) {
             tracing::warn!(node, %whom, %error, left_out, "nothing was signed");
         }
         let status = Status::new(code, error.to_string());
@@ -177,7 +179,7 @@ impl NodeService for Services {
         let caller = self.admit_to_join(request.metadata())?;
         let request = request.into_inner();
         let wrong = |why: String| {
-            if let Some(left_out) = self.seldom(&caller.node, "joining") {
+            if let Some(left_out) = self.shared.seldom(&caller.node, "joining") {
                 tracing::warn!(node = caller.node, why, left_out, "a node was refused a certificate of its own");
             }
             self.refuse(Refusal::Request, Status::invalid_argument(why))
@@ -196,13 +198,13 @@ impl NodeService for Services {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => {
                 let why = "what this node is known by was revoked, or its token was used for another key";
-                if let Some(left_out) = self.seldom(&caller.node, "enrolling") {
+                if let Some(left_out) = self.shared.seldom(&caller.node, "enrolling") {
                     tracing::warn!(node = caller.node, why, left_out, "a node was refused a certificate of its own");
                 }
                 return Err(self.refuse(Refusal::Credential, Status::unauthenticated(why)));
             }
             Ok(Err(error)) => {
-                if let Some(left_out) = self.seldom(&caller.node, "certificates") {
+                if let Some(left_out) = self.shared.seldom(&caller.node, "certificates") {
                     tracing::error!(node = caller.node, %error, left_out, "a node's certificate cannot be kept: it was not given");
                 }
                 return Err(Status::unavailable("certificates of nodes cannot be kept now"));
@@ -224,7 +226,7 @@ impl Services {
     /// What is noted of a certificate that is about to be given.
     fn given(&self, node: &str, leaf: &[u8]) -> Result<NodeCertificate, Status> {
         let unusable = |why: String| {
-            if let Some(left_out) = self.seldom(node, "unusable") {
+            if let Some(left_out) = self.shared.seldom(node, "unusable") {
                 tracing::error!(node, why, left_out, "what the authority signed is unusable");
             }
             Status::unavailable("what the authority signed is unusable")
@@ -249,7 +251,7 @@ impl IstioCertificateService for Services {
         let request = request.into_inner();
         let metadata = request.metadata.as_ref();
         let wrong = |why: String| {
-            if let Some(left_out) = self.seldom(node, "asking") {
+            if let Some(left_out) = self.shared.seldom(node, "asking") {
                 tracing::warn!(node, why, left_out, "a node was refused a certificate");
             }
             self.refuse(Refusal::Request, Status::invalid_argument(why))
@@ -259,7 +261,7 @@ impl IstioCertificateService for Services {
             .ok_or_else(|| wrong("metadata.ImpersonatedIdentity: it is missing: a node has no identity of its own".into()))?;
         let identity: Identity = whom.parse().map_err(|e| wrong(format!("metadata.ImpersonatedIdentity: {e}")))?;
         if !self.shared.is_there(node, &identity) {
-            if let Some(left_out) = self.seldom(node, "identities") {
+            if let Some(left_out) = self.shared.seldom(node, "identities") {
                 tracing::warn!(node, %identity, left_out, "a node was refused a certificate: no pod of that identity is on it");
             }
             let own = &self.shared.door.trust_domain;
@@ -274,7 +276,7 @@ impl IstioCertificateService for Services {
         let chain = self.sign(node, Whom::Id(identity.spiffe_id()), &request.csr, life).await?;
         // Whoever revokes a node ends first what it is admitted by, and then what was signed for it until then.
         if let Err(status) = self.shared.door.once_more(&caller, now()) {
-            if let Some(left_out) = self.seldom(node, "once more") {
+            if let Some(left_out) = self.shared.seldom(node, "once more") {
                 tracing::warn!(
                     node,
                     %identity,
@@ -302,7 +304,7 @@ impl CaptureService for Services {
         let node = self.admit(request.metadata())?.node;
         if let Err(wait) = self.shared.reports.take(&node, Instant::now()) {
             let why = format!("the node {node} reports more than it can have to say: say it again in {wait:?}");
-            if let Some(left_out) = self.seldom(&node, "reports too often") {
+            if let Some(left_out) = self.shared.seldom(&node, "reports too often") {
                 tracing::warn!(why, left_out, "a node's report was refused");
             }
             return Err(self.refuse(Refusal::Often, Status::resource_exhausted(why)));
@@ -318,7 +320,7 @@ impl CaptureService for Services {
             let why = format!(
                 "pod_uid has {length} bytes and addresses has {addresses} entries: 1 to {LONGEST_UID} bytes, and {ADDRESSES} entries at most, make a report"
             );
-            if let Some(left_out) = self.seldom(&node, "sizes") {
+            if let Some(left_out) = self.shared.seldom(&node, "sizes") {
                 tracing::warn!(node, why, left_out, "a node's report was refused");
             }
             return Err(self.refuse(Refusal::Request, Status::invalid_argument(why)));
@@ -327,7 +329,7 @@ impl CaptureService for Services {
         let addresses = report.addresses.iter().enumerate().map(|(at, text)| {
             let wrong = |_| {
                 let why = format!("addresses[{at}]: {text:?} is no IP address");
-                if let Some(left_out) = self.seldom(&node, "addresses") {
+                if let Some(left_out) = self.shared.seldom(&node, "addresses") {
                     tracing::warn!(node, %pod, why, left_out, "a node's report was refused");
                 }
                 self.refuse(Refusal::Request, Status::invalid_argument(why))
@@ -343,7 +345,7 @@ impl CaptureService for Services {
             .workload_by_pod(&pod)
             .map(|workload| workload.node.clone());
         if at.as_ref().is_some_and(|at| **at != *node) || (report.captured && at.is_none()) {
-            if let Some(left_out) = self.seldom(&node, "pods") {
+            if let Some(left_out) = self.shared.seldom(&node, "pods") {
                 tracing::warn!(node, %pod, left_out, "a node was refused: it reports on a pod that is not on it");
             }
             let why = format!("the pod {pod} is not on the node {node}");
@@ -368,7 +370,7 @@ impl CaptureService for Services {
 impl Services {
     /// A node says it again and again: what stands in the way is told once in a while.
     fn not_kept(&self, node: &str, pod: &PodUid, status: Status) -> Status {
-        if let Some(left_out) = self.seldom(node, "reports") {
+        if let Some(left_out) = self.shared.seldom(node, "reports") {
             tracing::error!(node, %pod, why = status.message(), left_out, "a node's report was not kept");
         }
         self.refuse(Refusal::Keeping, status)

@@ -18,9 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ca::{
-        OpenError,
+        OpenError, check_not_own,
         directory::{self, Stamp},
-        is_own,
     },
     istiod::is_node_name,
 };
@@ -123,13 +122,7 @@ pub enum NodesError {
         /// What was given.
         node: String,
     },
-    /// The name is one that the authority's own processes sign by.
-    #[error("{node:?} is what an authority's own processes are called: name the node otherwise")]
-    OwnName {
-        /// What was given.
-        node: String,
-    },
-    /// A file cannot be read or written.
+    /// A file cannot be read or written, or the name is one that the authority's own processes sign by.
     #[error(transparent)]
     File(#[from] OpenError),
     /// A file is not what it must be.
@@ -177,9 +170,7 @@ impl Nodes {
         if !is_node_name(node) {
             return Err(NodesError::Node { node: node.into() });
         }
-        if is_own(node) {
-            return Err(NodesError::OwnName { node: node.into() });
-        }
+        check_not_own(node)?;
         let (id, secret) = (self.random::<6>()?, self.random::<32>()?);
         let token = format!("ambient-{id}.{secret}");
         let sha256 = self.hash(token.as_bytes())?;

@@ -104,8 +104,11 @@ pub enum ServeError {
     #[error("no certificate for the control plane: {0}")]
     Certificate(#[from] RequestError),
     /// The signer does not answer.
-    #[error("no certificate for the control plane: its signer did not answer within {SIGNING:?}")]
-    Silent,
+    #[error("no certificate for the control plane: its signer did not answer within {within:?}")]
+    Silent {
+        /// How long it had.
+        within: Duration,
+    },
     /// What the signer gave is no certificate.
     #[error("no certificate for the control plane: what its signer gave is none")]
     NoCertificate,
@@ -147,7 +150,7 @@ impl ControlPlane {
             address: config.listen,
             source,
         })?;
-        let certificate = Arc::new(Certificate::default());
+        let certificate = Arc::new(Certificate::signed_within(limits.signing));
         certificate.renew(&*config.ca, &config.names, &config.provider).await?;
         let mut tls = ServerConfig::builder_with_provider(config.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -413,10 +416,21 @@ impl tower::Service<http::Request<Incoming>> for All {
 }
 
 /// The control plane's own certificate, as it is now.
-#[derive(Debug, Default)]
-struct Certificate(RwLock<Option<(Arc<CertifiedKey>, Duration)>>);
+#[derive(Debug)]
+struct Certificate {
+    present: RwLock<Option<(Arc<CertifiedKey>, Duration)>>,
+    /// How long the signer may take.
+    within: Duration,
+}
 
 impl Certificate {
+    fn signed_within(within: Duration) -> Self {
+        Self {
+            present: RwLock::default(),
+            within,
+        }
+    }
+
     async fn renew(&self, ca: &dyn Signer, names: &[String], provider: &CryptoProvider) -> Result<(), ServeError> {
         let whom = Whom::Hosts(names);
         let (key, csr) = ca::request(&whom)?;
@@ -426,7 +440,9 @@ impl Certificate {
             life: DirectoryCa::DEFAULT_TTL,
             node: None,
         };
-        let chain = timeout(SIGNING, ca.sign(request)).await.map_err(|_| ServeError::Silent)??;
+        let within = self.within;
+        let signed = timeout(within, ca.sign(request)).await;
+        let chain = signed.map_err(|_| ServeError::Silent { within })??;
         let leaf = chain.first().ok_or(ServeError::NoCertificate)?;
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| ServeError::NoCertificate)?;
         let end = Duration::from_secs(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0));
@@ -434,7 +450,7 @@ impl Certificate {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let key = provider.key_provider.load_private_key(key)?;
         let certified = CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), key);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(certified), life));
+        *self.present.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(certified), life));
         Ok(())
     }
 
@@ -454,7 +470,7 @@ impl Certificate {
 
     fn until_renewal(&self) -> Duration {
         let life = self
-            .0
+            .present
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .as_ref()
@@ -465,7 +481,7 @@ impl Certificate {
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let present = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
         present.as_ref().map(|(certified, _)| certified.clone())
     }
 }
@@ -486,7 +502,5 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(100);
 /// A change of roots, of revocations or of who is a node is in force after that, at most.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
-/// How long the signer may take.
-const SIGNING: Duration = Duration::from_secs(10);
 /// Until the next attempt to have its own certificate renewed.
 const AGAIN: Duration = Duration::from_secs(10);

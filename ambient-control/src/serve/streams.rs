@@ -38,7 +38,7 @@ impl Services {
         let opened = self.admit(&MetadataMap::from_headers(head.headers)).and_then(|caller| {
             let place = self.shared.streams.one_more(&caller.node).ok_or_else(|| {
                 let why = format!("the node {} has {STREAMS} streams open", caller.node);
-                if let Some(left_out) = self.seldom(&caller.node, "streams") {
+                if let Some(left_out) = self.shared.seldom(&caller.node, "streams") {
                     tracing::warn!(why, left_out, "a stream was refused");
                 }
                 self.refuse(Refusal::Room, Status::resource_exhausted(why))
@@ -96,15 +96,14 @@ impl Client {
     async fn run(mut self, mut requests: Incoming) {
         let shared = self.shared.clone();
         let (node, counts) = (self.caller.node.clone(), &shared.door.counts);
-        let seldom = |what| shared.door.seldom.say_of(&node, what, Instant::now());
-        if let Some(left_out) = seldom("opened") {
+        if let Some(left_out) = shared.seldom(&node, "opened") {
             tracing::info!(node, left_out, "a node has opened a stream");
         }
         counts.open();
         let why = self.talk(&mut requests).await;
         counts.close();
         if let Err(status) = &why {
-            if let Some(left_out) = seldom("cut") {
+            if let Some(left_out) = shared.seldom(&node, "cut") {
                 tracing::warn!(node, why = status.message(), left_out, "a node's stream was ended");
             }
             let _ = self.responses.try_send(Err(status.clone()));
@@ -113,7 +112,7 @@ impl Client {
                 let _ = timeout(PARTING, self.responses.closed()).await;
                 self.cut.notify_one();
             }
-        } else if let Some(left_out) = seldom("ended") {
+        } else if let Some(left_out) = shared.seldom(&node, "ended") {
             tracing::info!(node, left_out, "a node's stream has ended");
         }
     }
@@ -197,7 +196,7 @@ impl Client {
             Ok(None) => Ok(()),
             Ok(Some(refusal)) => {
                 let why = &refusal.why;
-                if let Some(left_out) = self.shared.door.seldom.say_of(node, "refusals", Instant::now()) {
+                if let Some(left_out) = self.shared.seldom(node, "refusals") {
                     tracing::warn!(
                         node,
                         kind = refusal.kind.type_url(),

@@ -125,8 +125,7 @@ impl Account {
     fn without(&mut self, given: &Given) -> Turn {
         let own = self.identity.as_str();
         let unreadable = given.iter().filter_map(|given| given.as_ref().err());
-        // One that cannot be read and does not say whose it is may be this one's.
-        if let Some(error) = unreadable.into_iter().find(|e| e.named.is_empty() || e.named == own) {
+        if let Some(error) = unreadable.into_iter().find(|error| error.may_be_of(own)) {
             self.failed(error.to_string());
             return Turn::Same;
         }

@@ -39,6 +39,13 @@ pub(super) struct SvidError {
     why: String,
 }
 
+impl SvidError {
+    /// Whether it may be this identity's: one that does not say whose it is may be.
+    pub(super) fn may_be_of(&self, own: &str) -> bool {
+        self.named.is_empty() || self.named == own
+    }
+}
+
 impl Raw {
     /// Reads it by the X.509-SVID standard.
     pub(super) fn read(self) -> Result<Svid, SvidError> {

@@ -315,7 +315,7 @@ impl Core {
             Last::Given(ids, unread) if !ids.contains(identity.spiffe_id()) => {
                 // What cannot be read takes nothing away.
                 let own = identity.as_str();
-                if let Some(error) = unread.iter().find(|error| error.named.is_empty() || error.named == own) {
+                if let Some(error) = unread.iter().find(|error| error.may_be_of(own)) {
                     return self.desk.update(identity, &[Err(error.clone())]);
                 }
                 let ids: Vec<_> = ids.iter().take(NAMED).map(SpiffeId::as_str).collect();

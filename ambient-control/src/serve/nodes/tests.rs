@@ -135,7 +135,7 @@ fn a_node_is_not_called_as_the_authority_calls_its_own() {
     let nodes = nodes(scratch.path());
     for name in ["control", "local"] {
         let error = nodes.create(name, HOUR, Use::Always, start()).unwrap_err();
-        assert!(matches!(error, NodesError::OwnName { .. }), "{error}");
+        assert!(matches!(error, NodesError::File(OpenError::OwnName { .. })), "{error}");
     }
     nodes.create("local-1", HOUR, Use::Always, start()).unwrap();
     let error = nodes.revoke_token("00", start()).unwrap_err();

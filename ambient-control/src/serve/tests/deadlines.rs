@@ -54,7 +54,7 @@ async fn a_signer_that_never_answers_keeps_nobody_who_starts_it_waiting() {
         provider: provider(),
     };
     let bound = timeout(Duration::from_secs(60), ControlPlane::bind(config)).await;
-    assert!(matches!(bound, Ok(Err(ServeError::Silent))), "{bound:?}");
+    assert!(matches!(bound, Ok(Err(ServeError::Silent { .. }))), "{bound:?}");
 }
 
 #[tokio::test]
