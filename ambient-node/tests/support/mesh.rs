@@ -60,6 +60,9 @@ impl Place {
 
     pub(crate) fn listen_at(&self, at: SocketAddr) -> Listener {
         let listener = self.namespace.run(|| TcpListener::bind(at)).unwrap().unwrap();
+        // Many tests ask again and again before they accept: the standard library's 128 are full then on a slow machine,
+        // and the node dials in vain.
+        rustix::net::listen(&listener, 4096).unwrap();
         listener.set_nonblocking(true).unwrap();
         Listener(listener)
     }
