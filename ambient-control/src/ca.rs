@@ -307,16 +307,14 @@ pub enum OpenError {
         source: Box<Self>,
     },
     /// Some of what is meant was not revoked.
-    #[error(
-        "{done} revoked, but not {}, as the keys of their issuers are not here: revoke them where those are, or their issuers by \
-         serial number where the root's key is (`--serial ISSUER --issuer ROOT`)",
-        by_issuers(left)
-    )]
+    #[error("{done} revoked, but not {}", what_is_left(left, source.as_deref()))]
     Left {
         /// How many were revoked.
         done: usize,
-        /// The serial numbers of the others, each with its issuer's.
+        /// The serial numbers of the others, each with its issuer's, whose key is not here.
         left: Vec<(String, String)>,
+        /// Why an intermediate that is here cannot be used: it may be meant itself, or have signed some of them.
+        source: Option<Box<Self>>,
     },
     /// The root's key is needed, and kept elsewhere.
     #[error("{}: it is not here, and without it there is no {what}: do this where it is", path.display())]
@@ -363,6 +361,19 @@ fn of_others(nodes: &[String]) -> String {
         [] => String::new(),
         nodes => format!(" (there are some of {})", nodes.join(", ")),
     }
+}
+
+/// Of what a revocation has left: which, why, and what to do.
+fn what_is_left(left: &[(String, String)], unusable: Option<&OpenError>) -> String {
+    let far = (!left.is_empty()).then(|| {
+        format!(
+            "{}, as the keys of their issuers are not here: revoke them where those are, or their issuers by serial number where the \
+             root's key is (`--serial ISSUER --issuer ROOT`)",
+            by_issuers(left)
+        )
+    });
+    let unusable = unusable.map(|error| format!("what an intermediate has to do with that cannot be used: {error}"));
+    far.into_iter().chain(unusable).collect::<Vec<_>>().join("; nor ")
 }
 
 /// Each with its issuer; of many the first.

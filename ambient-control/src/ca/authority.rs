@@ -310,8 +310,8 @@ impl Authority {
     ///
     /// # Errors
     /// When nothing that is meant is known, the key of an issuer is not here, or files cannot be read or written; with
-    /// [`OpenError::Barred`] and [`OpenError::Left`] a part was done. Where an intermediate of a node that is meant cannot be read,
-    /// all else of it is revoked, and the error is about that file.
+    /// [`OpenError::Barred`] and [`OpenError::Left`] a part was done: where an intermediate of a node that is meant cannot be read,
+    /// all else of it is revoked.
     pub fn revoke(&self, target: &Target, now: SystemTime) -> Result<Revocation, OpenError> {
         let _lock = directory::lock(&self.directory)?;
         let Target::Identity(identity) = target else {
@@ -344,14 +344,12 @@ impl Authority {
     ) -> Result<Revocation, OpenError> {
         let roots = self.roots()?;
         let (intermediates, broken) = self.usable_intermediates(now)?;
-        let unread = match target {
-            Target::Node(node) => broken.into_iter().find(|(of, _)| of == node),
-            _ => None,
-        };
-        let meant = match (self.meant(target, &roots, &intermediates, now), &unread) {
+        let of_node = |(of, _): &(String, OpenError)| matches!(target, Target::Node(node) if of == node);
+        let (of_node, others): (Broken, Broken) = broken.into_iter().partition(of_node);
+        let meant = match self.meant(target, &roots, &intermediates, now) {
             // What cannot be read may be all that is meant.
-            (Err(_), Some(_)) => Vec::new(),
-            (meant, _) => meant?,
+            Err(_) if !of_node.is_empty() => Vec::new(),
+            meant => meant?,
         };
         let issuers = Issuers::of(&roots, &intermediates)?;
         let (meant, far): (Vec<_>, Vec<_>) = meant.into_iter().partition(|one| issuers.has(&one.issuer));
@@ -363,14 +361,15 @@ impl Authority {
         }
         let added = revoked.add(meant);
         self.write_lists(&mut revoked, Vec::new(), &roots, &issuers, now)?;
-        if !far.is_empty() {
+        // What others signed with may be what has signed the rest.
+        let others = others.into_iter().filter(|_| !far.is_empty());
+        let unusable = of_node.into_iter().chain(others).next();
+        if !far.is_empty() || unusable.is_some() {
             return Err(OpenError::Left {
                 done: added.len(),
                 left: far.into_iter().map(|one| (one.serial, one.issuer)).collect(),
+                source: unusable.map(|(_, error)| Box::new(error)),
             });
-        }
-        if let Some((_, error)) = unread {
-            return Err(error);
         }
         Ok(Revocation {
             certificates: added,

@@ -19,12 +19,12 @@
 //! another resource now is goes at once. A stream that closes first takes its removals along: the next one will say them again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use ambient_core::{NamespacedHostname, PodUid, PolicyKey, TrustBundles, TrustDomain, mesh};
+use ambient_core::{PodUid, PolicyKey, TrustBundles, TrustDomain, mesh};
 
 use super::{
     memory::{Entry, Kept, Remembered},
@@ -43,12 +43,15 @@ use crate::{
 
 mod claims;
 mod come;
+mod needed;
 #[cfg(test)]
 mod tests;
 
 use claims::{Claims, Waiting};
 pub(crate) use come::Come;
 use come::{Content, known_by, of_another};
+pub(crate) use needed::Ask;
+use needed::Reasons;
 
 /// The kinds of resources that are asked for, in the order in which that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,22 +176,14 @@ impl Held {
     }
 }
 
-/// What a resource is sent for, besides its name.
-#[derive(Debug)]
-struct Reasons {
-    aliases: Vec<Box<str>>,
-    /// A workload is sent along with the services that it is an endpoint of.
-    services: Vec<NamespacedHostname>,
-    /// Workloads of the node's own are sent unasked.
-    ours: bool,
-}
-
 #[derive(Debug)]
 struct Refused {
     /// Nothing where more are refused than are told one by one.
     why: Option<String>,
     /// What refuses everything in its scope meanwhile, until it is mended or taken back.
     policy: Option<PolicyKey>,
+    /// What it was asked for by, where not all comes.
+    asked_by: Vec<Box<str>>,
 }
 
 impl Session {
@@ -253,7 +248,7 @@ impl Session {
                 .map(|(name, held)| (name.to_string(), held.version.to_string()))
                 .collect();
             for held in known.held.values() {
-                let aliases = held.reasons.iter().flat_map(|reasons| &reasons.aliases);
+                let aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
                 for alias in aliases.filter(|alias| known.subscribed.contains(*alias)) {
                     versions.insert(alias.to_string(), held.version.to_string());
                 }
@@ -295,60 +290,6 @@ impl Session {
         }
     }
 
-    /// Asks for a resource that is needed, by `NETWORK/IP`, by UID or by `NAMESPACE/HOSTNAME`.
-    pub(crate) fn ask(&mut self, name: &str) -> Ask {
-        let known = &mut self.kinds[Kind::Address as usize];
-        if known.subscribed.contains(name) {
-            return Ask::Answered;
-        }
-        if known.asked.contains(name) {
-            return Ask::Asked;
-        }
-        if known.asked.len() + known.subscribed.len() >= ASKED {
-            return Ask::TooMany;
-        }
-        known.asked.insert(name.into());
-        if self.opened.is_some() {
-            self.requests.push_back(DeltaDiscoveryRequest {
-                type_url: Kind::Address.type_url().into(),
-                resource_names_subscribe: vec![name.into()],
-                ..DeltaDiscoveryRequest::default()
-            });
-        }
-        Ask::Asked
-    }
-
-    /// These names are needed no longer. Gives what goes with them: what is held for no other reason.
-    pub(crate) fn give_back(&mut self, names: &[String]) -> Received {
-        let mut received = Received::default();
-        let known = &mut self.kinds[Kind::Address as usize];
-        let mut given = Vec::new();
-        for name in names {
-            let asked = known.asked.remove(name.as_str());
-            if known.subscribed.remove(name.as_str()) || asked {
-                given.push(name.clone());
-            }
-        }
-        if given.is_empty() {
-            return received;
-        }
-        // What is held for something else is given back by its own name once it is not: until then its changes matter.
-        given.retain(|name| !known.held.contains_key(name.as_str()));
-        // Some servers take what a stream began with for asked for, each by its own name.
-        for name in known.needless() {
-            known.let_go(Kind::Address, &name, &mut received);
-            given.push(name.to_string());
-        }
-        if self.opened.is_some() && !given.is_empty() {
-            self.requests.push_back(DeltaDiscoveryRequest {
-                type_url: Kind::Address.type_url().into(),
-                resource_names_unsubscribe: given,
-                ..DeltaDiscoveryRequest::default()
-            });
-        }
-        received
-    }
-
     /// A response that has come at once.
     #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn handle_whole(&mut self, now: Instant, mut response: DeltaDiscoveryResponse) -> Received {
@@ -387,6 +328,7 @@ impl Session {
             version: come.version.to_string(),
             body,
         });
+        let asked_by = self.kinds[kind as usize].asked_by(&name, &come.aliases);
         let Err(mut refused) = self.accept(kind, come, received) else {
             received.entries.extend(sent.map(|sent| Entry::Put(kind, name, sent)));
             return;
@@ -407,7 +349,7 @@ impl Session {
             received.entries.extend(sent.map(|sent| Entry::Put(kind, name.clone(), none(sent))));
         }
         let why = Some(refused.why);
-        known.refuse(&name, Refused { why, policy });
+        known.refuse(&name, Refused { why, policy, asked_by });
     }
 
     /// What to send next.
@@ -511,9 +453,9 @@ impl Session {
         known.claim(kind, &name, &claims, received)?;
         known.refused.remove(&*name);
         let reasons = (self.settings.on_demand && kind == Kind::Address)
-            .then(|| Box::new(Reasons::of(&come.aliases, &read.change, own_node(&self.settings.node))));
+            .then(|| Box::new(Reasons::of(&come.aliases, &read.change, &self.settings.node)));
         known.answer(&name, received);
-        for alias in reasons.iter().flat_map(|reasons| &reasons.aliases) {
+        for alias in reasons.iter().flat_map(|reasons| reasons.aliases()) {
             known.answer(alias, received);
         }
         let held = Held {
@@ -634,87 +576,7 @@ impl Session {
     }
 }
 
-/// What has become of a name that is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
-    /// The answer will come.
-    Asked,
-    /// It has come, and what it says is kept up to date.
-    Answered,
-    /// Too many are asked for already.
-    TooMany,
-}
-
-impl Reasons {
-    fn of(aliases: &[String], change: &Change, node: &str) -> Self {
-        let mut names: BTreeSet<Box<str>> = aliases.iter().map(|alias| alias.as_str().into()).collect();
-        let mut reasons = Self {
-            aliases: Vec::new(),
-            services: Vec::new(),
-            ours: false,
-        };
-        // What was remembered has its addresses alone, which are the same.
-        match change {
-            Change::Mesh(mesh::Update::Workload(workload)) => {
-                let at = |ip| format!("{}/{ip}", workload.network.as_str()).into();
-                names.extend(workload.addresses.iter().map(at));
-                reasons.services = workload.services.iter().map(|membership| membership.service.clone()).collect();
-                reasons.ours = !node.is_empty() && *workload.node == *node;
-            }
-            Change::Mesh(mesh::Update::Service(service)) => {
-                names.extend(service.vips.iter().map(|vip| format!("{}/{}", vip.network.as_str(), vip.ip).into()));
-            }
-            _ => {}
-        }
-        reasons.aliases = names.into_iter().collect();
-        reasons
-    }
-}
-
-/// The node that asks, as it says of itself.
-fn own_node(node: &Node) -> &str {
-    let name = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
-    match name.and_then(|value| value.kind.as_ref()) {
-        Some(prost_types::value::Kind::StringValue(name)) => name,
-        _ => "",
-    }
-}
-
 impl Known {
-    /// A name is answered, if it is one that was asked for.
-    fn answer(&mut self, name: &str, received: &mut Received) {
-        if let Some(name) = self.asked.take(name) {
-            received.answered.push(name.to_string());
-            self.subscribed.insert(name);
-        }
-    }
-
-    /// What is held for nothing that is subscribed to.
-    fn needless(&self) -> Vec<Arc<str>> {
-        let subscribed = |name: &str| self.subscribed.contains(name) || self.asked.contains(name);
-        let meant = |name: &str, held: &Held| {
-            subscribed(name)
-                || held
-                    .reasons
-                    .iter()
-                    .flat_map(|reasons| &reasons.aliases)
-                    .any(|alias| subscribed(alias))
-        };
-        let services = self.held.iter().filter(|(name, held)| meant(name, held));
-        let services: HashSet<&NamespacedHostname> = services
-            .filter_map(|(_, held)| match &held.key {
-                Key::Service(name) => Some(&**name),
-                _ => None,
-            })
-            .collect();
-        let needed = |name: &str, held: &Held| {
-            let for_others = |reasons: &Reasons| reasons.ours || reasons.services.iter().any(|service| services.contains(service));
-            meant(name, held) || held.reasons.as_deref().is_none_or(for_others)
-        };
-        let needless = self.held.iter().filter(|(name, held)| !needed(name, held));
-        needless.map(|(name, _)| name.clone()).collect()
-    }
-
     /// What was to be removed is there again.
     fn return_of(&mut self, name: &str) {
         if let Some(waiting) = &mut self.waiting {
@@ -783,7 +645,5 @@ fn enumerate(refused: &[String]) -> String {
 const INVALID_ARGUMENT: i32 = 3;
 /// The longest text of a NACK, in bytes, but for its first words.
 const MESSAGE: usize = 4096;
-/// Names that may be asked for or subscribed to.
-pub(crate) const ASKED: usize = 20_000;
 /// Refused resources of a kind that are told one by one. Of more none is remembered but policies, which have an effect.
 const REFUSED: usize = 10_000;

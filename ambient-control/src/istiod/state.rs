@@ -492,7 +492,7 @@ impl Client {
         self.pass_on(received).await
     }
 
-    /// Does what is wished; a batch is sent where that answers anything.
+    /// Does what is wished; a batch is sent where that answers or changes anything.
     async fn grant(&mut self, wish: Wish) -> Result<(), ()> {
         match wish {
             Wish::Ask(name) => match self.session.ask(&name) {
@@ -505,10 +505,11 @@ impl Client {
             },
             Wish::GiveBack(names) => {
                 let received = self.session.give_back(&names);
-                if !received.changes.is_empty() {
+                if !received.entries.is_empty() {
                     self.remember(received.entries).await;
-                    self.tell(received.changes).await?;
                 }
+                // What was wrong with them goes too.
+                self.tell(received.changes).await?;
             }
         }
         Ok(())

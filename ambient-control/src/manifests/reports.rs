@@ -34,14 +34,16 @@ struct Memory {
 impl Memory {
     /// Writes down what is known now, if it is other than what was.
     fn keep(&mut self, objects: &Objects) {
-        let known = objects.reports().filter_map(|(node, report)| match report {
-            Report::Captured(pods) if !pods.is_empty() => Some((node.to_owned(), pods.clone())),
-            _ => None,
-        });
-        let known: BTreeMap<_, _> = known.collect();
-        if known == self.kept {
+        let known = || {
+            objects.reports().filter_map(|(node, report)| match report {
+                Report::Captured(pods) if !pods.is_empty() => Some((node, pods)),
+                _ => None,
+            })
+        };
+        if known().eq(self.kept.iter().map(|(node, pods)| (&**node, pods))) {
             return;
         }
+        let known: BTreeMap<_, _> = known().map(|(node, pods)| (node.to_owned(), pods.clone())).collect();
         let draft = self.path.with_extension("draft");
         let content = serde_json::to_vec(&known).map_err(io::Error::from);
         let written = content.and_then(|content| whole::replace(&self.path, &draft, 0o644, |file| file.write_all(&content)));

@@ -29,7 +29,13 @@ impl Seldom {
     pub(super) fn say_of(&self, node: &str, what: &'static str, now: Instant) -> Option<u64> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= NODES && !all.contains_key(node) {
-            all.retain(|_, said| said.iter().any(|said| now < said.at + SILENCE));
+            let left_out = forget_the_still(&mut all, now);
+            if left_out > 0 {
+                tracing::info!(
+                    left_out,
+                    "lines that are told no more: they are of nodes that have been still since"
+                );
+            }
         }
         let of = match all.get_mut(node) {
             Some(of) => of,
@@ -50,6 +56,12 @@ impl Seldom {
         said.at = now;
         Some(std::mem::take(&mut said.left_out))
     }
+}
+
+/// Forgets of whom nothing was to be said for a while; gives how many of their lines were left out, and not told.
+fn forget_the_still(all: &mut HashMap<Box<str>, Vec<Said>>, now: Instant) -> u64 {
+    let still = all.extract_if(|_, said| said.iter().all(|said| said.at + SILENCE <= now));
+    still.flat_map(|(_, said)| said).map(|said| said.left_out).sum()
 }
 
 /// Between two lines that say the same.
@@ -87,5 +99,11 @@ mod tests {
         assert_eq!(seldom.say_of("0", "one", start + SILENCE), Some(1));
         assert_eq!(seldom.say_of("new", "one", start + SILENCE), Some(0));
         assert_eq!(seldom.0.lock().unwrap().len(), 2);
+        // What was left out of those that are forgotten is told of them together.
+        assert_eq!(seldom.say_of("new", "one", start + SILENCE), None);
+        let mut all = seldom.0.lock().unwrap();
+        assert_eq!(forget_the_still(&mut all, start + SILENCE), 0);
+        assert_eq!(forget_the_still(&mut all, start + 2 * SILENCE), 1);
+        assert!(all.is_empty());
     }
 }

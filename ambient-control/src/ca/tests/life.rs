@@ -518,12 +518,16 @@ fn an_identity_is_barred_whatever_is_missing() {
         };
         assert_eq!(*name, id("cart").as_str());
         assert!(
-            matches!(&**source, OpenError::Left { done: 1, left } if *left == [(serial_of(&cart, 0), issuer.clone())]),
+            matches!(&**source, OpenError::Left { done: 1, left, source } if *left == [(serial_of(&cart, 0), issuer.clone())] && source.is_some() == lost.is_some()),
             "{error}"
         );
-        assert!(
-            error.to_string().contains("gets no certificate any more") && error.to_string().contains(&issuer),
-            "{error}"
+        let told = error.to_string();
+        assert!(told.contains("gets no certificate any more") && told.contains(&issuer), "{told}");
+        let broken = file.display().to_string();
+        assert_eq!(
+            told.contains(&broken),
+            lost.is_some(),
+            "a file that is here and broken is named: {told}"
         );
         let refused = b.sign(&id("cart"), mesh.now).unwrap_err();
         assert!(matches!(refused, IssueError::Refused { .. }), "{refused}");
@@ -538,15 +542,15 @@ fn an_identity_is_barred_whatever_is_missing() {
         mesh.authority().revoke(&target, mesh.now).unwrap();
         assert!(mesh.is_revoked(&mesh.trust(&b), &cart));
         // What a node signs with is not said to be revoked while it cannot be read.
-        let of_node = mesh
-            .authority()
-            .revoke(&Target::Node("a".into()), mesh.now)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            of_node.contains(if lost.is_some() { "remove it" } else { "is known here" }),
-            "{of_node}"
-        );
+        let of_node = mesh.authority().revoke(&Target::Node("a".into()), mesh.now).unwrap_err();
+        let told = of_node.to_string();
+        match lost {
+            None => assert!(told.contains("is known here"), "{told}"),
+            Some(_) => assert!(
+                matches!(of_node, OpenError::Left { done: 0, .. }) && told.contains(&broken) && told.contains("remove it"),
+                "{told}"
+            ),
+        }
         fs::write(&file, kept).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();

@@ -38,6 +38,23 @@ async fn a_signer_that_falls_silent_is_told_to_whoever_asks_and_comes_back() {
     certificates.issue(&identity("cart")).await.unwrap();
 }
 
+/// Nor is a node that joins, and the token that is good for one key is so for the next attempt.
+#[tokio::test]
+async fn a_node_that_joins_is_told_of_a_silent_signer_and_joins_once_it_speaks() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let falls = silent.clone();
+    let running = Running::signed_by(move |ca| Arc::new(Falls(ca, falls))).await;
+    silent.store(true, Ordering::Relaxed);
+    let token = running.token("node-1", joining::HOUR, Use::Once);
+    let mut state = running.state(running.joining("node-1", &token, joining::HOUR), "node-1");
+    joining::fault(&mut state, "did not answer within 1s").await;
+    assert!(running.counts.refused(Refusal::Authority) >= 1);
+    assert_eq!((running.nodes.certificates(now()).unwrap().len(), running.counts.joined()), (0, 0));
+    silent.store(false, Ordering::Relaxed);
+    joining::synced(&mut state).await;
+    assert_eq!(running.counts.joined(), 1);
+}
+
 /// Nothing is served without a certificate, and who starts it is told why.
 #[tokio::test(start_paused = true)]
 async fn a_signer_that_never_answers_keeps_nobody_who_starts_it_waiting() {

@@ -44,7 +44,7 @@ impl Running {
     }
 }
 
-async fn synced(state: &mut State) {
+pub(super) async fn synced(state: &mut State) {
     while !next(state).await.synced {}
 }
 
@@ -59,7 +59,7 @@ async fn first_whole(state: &mut State) -> Batch {
 }
 
 /// Waits for a fault with these words.
-async fn fault(state: &mut State, words: &str) {
+pub(super) async fn fault(state: &mut State, words: &str) {
     let waited = timeout(Duration::from_secs(20), async {
         while !next(state).await.faults.iter().any(|fault| fault.what.contains(words)) {}
     });
