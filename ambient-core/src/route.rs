@@ -171,7 +171,7 @@ pub enum Refusal {
     #[error("no service or workload for hostname: {0}")]
     UnknownHost(Arc<str>),
     /// A CONNECT names one of the proxy's own ports.
-    #[error("port {0} is the proxy's own")]
+    #[error("attempted recursive call to ourselves: port {0} is the proxy's own")]
     OwnPort(u16),
     /// A CONNECT names a service that has no address to tell the application of.
     #[error("no ip address for service: {0}")]

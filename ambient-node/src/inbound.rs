@@ -46,6 +46,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
             return node.metrics.connection_shed(Direction::Inbound);
         };
         let Ok(stream) = TcpStream::from_std(stream) else { return };
+        let _open = node.metrics.socket(Direction::Inbound);
         let at = destination.or_else(|| stream.local_addr().ok()).unwrap_or(peer);
         let at = SocketAddr::new(at.ip().to_canonical(), at.port());
         let begun = clock::steady();
@@ -80,7 +81,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
             }
             Err(error) => {
                 node.metrics.handshake_refused();
-                refused_early(&node.metrics, Reason::HandshakeFailed, Direction::Inbound, peer, at, None, &error);
+                refused_early(&node.metrics, Reason::of_accept(&error), Direction::Inbound, peer, at, None, &error);
             }
         }
     });

@@ -230,7 +230,7 @@ impl Outbound {
                 }
                 Err(failure) => failure,
             };
-            if let (true, Plan::Tunnel(tunnel)) = (failure.by_policy, &plan)
+            if let (true, Plan::Tunnel(tunnel)) = (failure.answered, &plan)
                 && let ([only], None) = (&tunnel.accepted[..], &tunnel.inner)
             {
                 // It has answered, so that it has proven to be the one that it may be. Of two tunnels nobody knows which has.
@@ -393,7 +393,8 @@ impl Outbound {
                 ends.mutual_tls = true;
             }
         }
-        if let Some(service) = &ends.service {
+        // By way of a waypoint or a gateway it is that one that chooses among them.
+        if let Some(service) = ends.service.as_ref().filter(|_| !ends.waypoint && !ends.double) {
             let avoided = tried.hints.avoid.iter().filter(|uid| !tried.failed.contains(uid));
             ends.avoided = avoided.filter(|uid| snapshot.mesh.endpoint(&service.name, uid).is_some()).count();
         }

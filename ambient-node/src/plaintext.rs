@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ambient_authz::{Decision, Peer};
-use ambient_core::{NetworkAddress, ports};
+use ambient_core::{NetworkAddress, ports, route};
 use ambient_redirect::linux::Direction as Captured;
 use tokio::net::TcpStream;
 
@@ -78,6 +78,12 @@ async fn open_way(
     to: SocketAddr,
 ) -> Option<Box<Standing>> {
     let opened = clock::steady();
+    if ports::is_proxys_own(to.port()) {
+        // Nobody's connection to the pod: an agent that proves a capture opens such ones, too.
+        let own = route::Refusal::OwnPort(to.port());
+        refused_early(&node.metrics, Reason::BadRequest, Direction::Inbound, peer, to, None, &own);
+        return None;
+    }
     let snapshot = match pod.known(&node.state).await {
         Ok(snapshot) => snapshot,
         Err(unknown) => {
@@ -86,13 +92,6 @@ async fn open_way(
         }
     };
     let account = Account::open(&node.metrics, ends(&snapshot, pod, peer, to), opened);
-    if ports::is_proxys_own(to.port()) {
-        account.close(&Outcome::failed(
-            Flag::Connect,
-            format_args!("port {} is the proxy's own", to.port()),
-        ));
-        return None;
-    }
     let workload = match pod.workload(&snapshot) {
         Ok(workload) => workload,
         Err(unknown) => {

@@ -22,7 +22,7 @@ use crate::{
     embed::Arrival,
     local::Cut,
     pod::{Pod, Stage},
-    telemetry::{Account, Closer, Flag, Outcome, Reason},
+    telemetry::{Account, Closer, Flag, OpenSocket, Outcome, Reason},
     unread::Unread,
     watch,
 };
@@ -35,6 +35,7 @@ pub(crate) struct App {
     pub(crate) stream: Unread,
     /// Counted against the pod's bound until it is dropped.
     _place: Place,
+    _open: OpenSocket,
 }
 
 impl App {
@@ -48,6 +49,7 @@ impl App {
         Some(Self {
             stream: Unread::new(TcpStream::from_std(stream).ok()?),
             _place: place,
+            _open: node.metrics.socket(kind.direction),
         })
     }
 
@@ -187,7 +189,8 @@ fn ended(account: &mut Account, tally: Tally) -> bool {
             };
             let outcome = match (lost, Cut::of(error)) {
                 (Some(TunnelLost::PeerRevoked { .. }), _) | (_, Some(Cut::Revoked)) => {
-                    Outcome::failed(Flag::Revoked, tally.end).by(Closer::Proxy)
+                    let text = format_args!("connection closed: peer certificate revoked by CRL: {}", tally.end);
+                    Outcome::failed(Flag::Revoked, text).by(Closer::Proxy)
                 }
                 (Some(TunnelLost::IdentityWithdrawn), _) | (_, Some(Cut::Withdrawn)) => {
                     Outcome::failed(Flag::Identity, tally.end).by(Closer::Proxy)

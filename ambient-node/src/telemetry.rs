@@ -17,5 +17,5 @@ pub(crate) use dns::DnsSource;
 pub(crate) use ends::{Closer, Direction, Ends, Flag, Outcome};
 pub(crate) use flow::{Account, refused_early};
 pub(crate) use live::Live;
-pub(crate) use metrics::Metrics;
+pub(crate) use metrics::{Metrics, OpenSocket};
 pub(crate) use reason::Reason;

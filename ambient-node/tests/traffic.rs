@@ -87,6 +87,10 @@ const TESTS: &[Test] = &[
         telemetry::a_port_says_which_service_was_meant,
     ),
     (
+        "who_calls_the_proxy_itself_is_counted_for_no_pod",
+        telemetry::who_calls_the_proxy_itself_is_counted_for_no_pod,
+    ),
+    (
         "opened_and_closed_have_the_same_labels",
         telemetry::opened_and_closed_have_the_same_labels,
     ),

@@ -49,7 +49,7 @@ pub enum ConnectError {
         source: PeerError,
     },
     /// The peer answered with a status other than success.
-    #[error("the peer at {peer} refused the connection with status {}", .status.as_u16())]
+    #[error("http status: {status}, from the peer at {peer}")]
     Refused {
         /// The peer.
         peer: SocketAddr,

@@ -59,7 +59,9 @@ impl Far {
 /// Why it could not be opened.
 pub(super) struct Failure {
     pub(super) outcome: Outcome,
-    /// The other end's policy: an empty reply, not a reset.
+    /// The other end's proxy has proven who it is, and has answered with a refusal.
+    pub(super) answered: bool,
+    /// By its policy: an empty reply, not a reset.
     pub(super) by_policy: bool,
     /// Refused at once, so that no byte was delivered: a change under way may be the cause.
     pub(super) refused: bool,
@@ -185,6 +187,7 @@ impl Failure {
     fn tcp(error: io::Error) -> Self {
         Self {
             refused: error.kind() == io::ErrorKind::ConnectionRefused,
+            answered: false,
             by_policy: false,
             elsewhere: true,
             outcome: Outcome::failed(Flag::Connect, format_args!("connection failed: {error}")).because(Reason::of_dial(&error)),
@@ -193,7 +196,8 @@ impl Failure {
 
     fn identity(error: &CertificateError) -> Self {
         Self {
-            outcome: Outcome::failed(Flag::Identity, error),
+            outcome: Outcome::failed(Flag::Identity, format_args!("identity error: {error}")),
+            answered: false,
             by_policy: false,
             refused: false,
             elsewhere: false,
@@ -239,13 +243,47 @@ impl Failure {
                 format_args!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"),
             ),
             Flag::Connect => Outcome::failed(flag, error).because(Reason::of_connect(error)),
+            Flag::Identity => Outcome::failed(flag, format_args!("identity error: {error}")),
             _ => Outcome::failed(flag, error),
         };
         Self {
             outcome,
+            answered: error.refused_status().is_some(),
             by_policy,
             refused,
             elsewhere: error.may_retry_elsewhere(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_by_the_peer_is_told_by_its_status() {
+        let peer = "10.0.0.2:15008".parse().unwrap();
+        for (status, by_policy, reason, text) in [
+            (
+                StatusCode::UNAUTHORIZED,
+                true,
+                Reason::PolicyDenied,
+                "http status: 401 Unauthorized",
+            ),
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                false,
+                Reason::PeerRefused,
+                "http status: 503 Service Unavailable",
+            ),
+        ] {
+            let failure = Failure::tunnel(&ConnectError::Refused { peer, status });
+            assert_eq!((failure.answered, failure.by_policy), (true, by_policy), "{status}");
+            let (why, error) = failure.outcome.error.unwrap();
+            assert_eq!(why, reason);
+            assert!(error.starts_with(text) && error.contains("10.0.0.2:15008"), "{error}");
+        }
+        let closed = Failure::tunnel(&ConnectError::Closed);
+        assert!(!closed.answered && !closed.by_policy, "nobody has answered");
     }
 }

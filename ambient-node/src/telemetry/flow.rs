@@ -33,6 +33,8 @@ pub(crate) fn refused_early(
     error: &dyn fmt::Display,
 ) {
     metrics.failed(direction, reason);
+    // A text, as in every other line: what is only displayed stands there without quotes.
+    let error = error.to_string();
     // Not `warn!`: with a target its grammar takes no dotted name first.
     tracing::event!(
         target: "access",
@@ -42,9 +44,36 @@ pub(crate) fn refused_early(
         dst.hbone_addr = hbone.map(tracing::field::display),
         direction = direction.as_str(),
         reason = reason.as_str(),
-        error = %error,
+        error = &*error,
         "connection failed"
     );
+}
+
+/// A line of the access log: what is known of a connection's ends, and what follows.
+macro_rules! line {
+    ($account:expr, $level:ident, $($more:tt)+) => {{
+        let (id, ends) = ($account.id, &$account.open.ends);
+        let [source, destination] = Named::both(ends);
+        tracing::event!(
+            target: "access",
+            Level::$level,
+            conn.id = %id,
+            src.addr = %ends.source,
+            src.workload = source.name,
+            src.namespace = source.namespace,
+            src.identity = ends.source_identity.as_ref().map(Identity::as_str),
+            src.cluster = source.cluster,
+            dst.addr = %ends.destination,
+            dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
+            dst.service = ends.service.as_deref().map(|s| &*s.name.hostname),
+            dst.workload = destination.name,
+            dst.namespace = destination.namespace,
+            dst.identity = ends.destination_identity.as_ref().map(Identity::as_str),
+            dst.cluster = destination.cluster,
+            direction = ends.direction.as_str(),
+            $($more)+
+        )
+    }};
 }
 
 /// An open connection. Counted once its ends are known, logged and counted when it ends; dropped without an end, it ended
@@ -158,17 +187,7 @@ impl Account {
     }
 
     fn log_open(&self) {
-        let ends = &self.open.ends;
-        tracing::event!(
-            target: "access",
-            Level::DEBUG,
-            conn.id = %self.id,
-            src.addr = %ends.source,
-            dst.addr = %ends.destination,
-            dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
-            direction = ends.direction.as_str(),
-            "connection opened"
-        );
+        line!(self, DEBUG, "connection opened");
     }
 
     fn log_end(&self, outcome: &Outcome, duration: Duration) {
@@ -179,29 +198,11 @@ impl Account {
             Direction::Inbound => (progress.b_to_a(), progress.a_to_b()),
         };
         let first_byte = self.first_byte.map(millis);
-        let source = ends.source_workload.as_deref().map(Named::from);
-        let destination = ends.destination_workload.as_deref().map(Named::from);
-        let source = source.unwrap_or_else(|| Named::proven(ends.source_identity.as_ref()));
-        let destination = destination.unwrap_or_else(|| Named::proven(ends.destination_identity.as_ref()));
-        macro_rules! line {
+        macro_rules! ended {
             ($level:ident $(, $error:ident)?) => {
-                tracing::event!(
-                    target: "access",
-                    Level::$level,
-                    conn.id = %self.id,
-                    src.addr = %ends.source,
-                    src.workload = source.name,
-                    src.namespace = source.namespace,
-                    src.identity = ends.source_identity.as_ref().map(Identity::as_str),
-                    src.cluster = source.cluster,
-                    dst.addr = %ends.destination,
-                    dst.hbone_addr = ends.hbone.as_ref().map(tracing::field::display),
-                    dst.service = ends.service.as_deref().map(|s| &*s.name.hostname),
-                    dst.workload = destination.name,
-                    dst.namespace = destination.namespace,
-                    dst.identity = ends.destination_identity.as_ref().map(Identity::as_str),
-                    dst.cluster = destination.cluster,
-                    direction = ends.direction.as_str(),
+                line!(
+                    self,
+                    $level,
                     waypoint = ends.waypoint,
                     transport = ends.local.then_some("local"),
                     retries = (ends.retries > 0).then_some(ends.retries),
@@ -217,8 +218,8 @@ impl Account {
             };
         }
         match &outcome.error {
-            None => line!(INFO),
-            Some(error) => line!(ERROR, error),
+            None => ended!(INFO),
+            Some(error) => ended!(ERROR, error),
         }
     }
 }
@@ -232,6 +233,18 @@ struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
+    /// Of both ends of a connection.
+    fn both(ends: &'a Ends) -> [Self; 2] {
+        [
+            (&ends.source_workload, &ends.source_identity),
+            (&ends.destination_workload, &ends.destination_identity),
+        ]
+        .map(|(workload, identity)| match workload {
+            Some(workload) => Self::from(&**workload),
+            None => Self::proven(identity.as_ref()),
+        })
+    }
+
     /// Of one whom the mesh does not know.
     fn proven(identity: Option<&'a Identity>) -> Self {
         Self {

@@ -112,6 +112,16 @@ impl EncodeLabelSet for Label {
 /// Two of them.
 type Labels = [(&'static str, &'static str); 2];
 
+/// A socket that is open.
+#[derive(Debug)]
+pub(crate) struct OpenSocket(Gauge);
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -292,17 +302,22 @@ impl Metrics {
     }
 
     fn count_open(&self, ends: &Ends, now: Instant) -> Arc<Series> {
-        self.sockets_open.get_or_create(&Label("reporter", ends.direction.reporter())).inc();
         self.traffic.opened(ends, now)
     }
 
     /// It has closed.
     pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, reason: Option<Reason>) {
-        self.sockets_open.get_or_create(&Label("reporter", ends.direction.reporter())).dec();
         if let Some(reason) = reason {
             self.failed(ends.direction, reason);
         }
-        self.traffic.closed(opened, ends, flag, reason.is_some(), clock::steady());
+        self.traffic.closed(opened, ends, flag, clock::steady());
+    }
+
+    /// A socket was accepted: a captured connection, or a tunnel to a pod, whatever streams are in it. Counted until it is dropped.
+    pub(crate) fn socket(&self, direction: Direction) -> OpenSocket {
+        let labels = Label("reporter", direction.reporter());
+        self.sockets_open.get_or_create(&labels).inc();
+        OpenSocket(self.sockets_open.get_or_create(&labels).clone())
     }
 
     /// A connection was refused or broken off.

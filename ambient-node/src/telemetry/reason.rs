@@ -4,7 +4,8 @@
 
 use std::io;
 
-use ambient_hbone::ConnectError;
+use ambient_hbone::{AcceptError, ConnectError};
+use ambient_tls::{ChainError, PeerError};
 
 use super::ends::Flag;
 
@@ -96,6 +97,18 @@ impl Reason {
             io::ErrorKind::ConnectionRefused => Self::ConnectRefused,
             io::ErrorKind::TimedOut => Self::ConnectTimeout,
             _ => Self::ConnectFailed,
+        }
+    }
+
+    /// Why a peer's tunnel was not taken.
+    pub(crate) fn of_accept(error: &AcceptError) -> Self {
+        match error {
+            AcceptError::Peer(PeerError::Chain {
+                source: ChainError::Revoked(_),
+                ..
+            }) => Self::CertRevoked,
+            AcceptError::NoCredential { .. } | AcceptError::Credential(_) => Self::NoCertificate,
+            _ => Self::HandshakeFailed,
         }
     }
 

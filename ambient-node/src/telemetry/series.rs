@@ -95,7 +95,7 @@ impl Traffic {
     }
 
     /// Counts it as closed, under the word for how it ended.
-    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, failed: bool, now: Instant) {
+    pub(super) fn closed(&self, opened: &Arc<Series>, ends: &Ends, flag: Flag, now: Instant) {
         let other;
         let series = match flag {
             Flag::None => opened,
@@ -105,7 +105,8 @@ impl Traffic {
             }
         };
         series.closed.fetch_add(1, Ordering::Relaxed);
-        series.failed.fetch_add(failed.into(), Ordering::Relaxed);
+        // As Istio counts: an end that no flag stands for, as a reset by one of the two, is none that failed.
+        series.failed.fetch_add((flag != Flag::None).into(), Ordering::Relaxed);
         for of in [series, opened] {
             of.used.store(self.millis(now), Ordering::Relaxed);
         }
@@ -237,8 +238,8 @@ struct Kind {
     name: &'static str,
     help: &'static str,
     count: fn(&Series) -> &AtomicU64,
-    /// Whether zero is told as soon as a connection has closed, as of bytes.
-    from_the_end_on: bool,
+    /// Whether zero is told as soon as a connection has opened, as of bytes.
+    from_the_start_on: bool,
 }
 
 const FAMILIES: [Kind; 5] = [
@@ -246,31 +247,31 @@ const FAMILIES: [Kind; 5] = [
         name: "istio_tcp_connections_opened",
         help: "The total number of TCP connections opened",
         count: |series| &series.opened,
-        from_the_end_on: false,
+        from_the_start_on: false,
     },
     Kind {
         name: "istio_tcp_connections_closed",
         help: "The total number of TCP connections closed",
         count: |series| &series.closed,
-        from_the_end_on: true,
+        from_the_start_on: false,
     },
     Kind {
         name: "istio_tcp_connections_failed",
-        help: "The total number of TCP connections that did not end in good order (unstable)",
+        help: "The total number of TCP connections that ended with a response flag (unstable)",
         count: |series| &series.failed,
-        from_the_end_on: false,
+        from_the_start_on: false,
     },
     Kind {
         name: "istio_tcp_sent_bytes",
         help: "The total number of bytes of responses over TCP connections",
         count: |series| &series.sent,
-        from_the_end_on: true,
+        from_the_start_on: true,
     },
     Kind {
         name: "istio_tcp_received_bytes",
         help: "The total number of bytes of requests over TCP connections",
         count: |series| &series.received,
-        from_the_end_on: true,
+        from_the_start_on: true,
     },
 ];
 
@@ -283,7 +284,7 @@ impl Collector for Written {
         let all = self.0.all();
         for kind in &FAMILIES {
             let count = |series: &Series| (kind.count)(series).load(Ordering::Relaxed);
-            let has = |series: &Series| count(series) > 0 || (kind.from_the_end_on && series.closed.load(Ordering::Relaxed) > 0);
+            let has = |series: &Series| count(series) > 0 || (kind.from_the_start_on && series.opened.load(Ordering::Relaxed) > 0);
             let of_this = all.iter().filter(|(_, series)| has(series));
             let mut of_this = of_this.peekable();
             if of_this.peek().is_none() {

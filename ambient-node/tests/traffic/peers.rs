@@ -81,6 +81,14 @@ pub(crate) fn peers_are_answered_by_status(world: &World) -> Outcome {
         assert_eq!(&heard, b"pong");
         application.read_exact(&mut heard)?;
         assert_eq!(&heard, b"ping");
+        // Whatever is in it, a tunnel is one socket.
+        let sockets = || mesh.metric("istio_tcp_sockets_open", &[("reporter", "destination")]);
+        let before = sockets();
+        let mut more = Vec::new();
+        for _ in 0..3 {
+            more.push((peer.run(&mesh, peer.connect(b, served.address()))?, served.accept()));
+        }
+        assert_eq!(sockets(), before);
     }
     Ok(())
 }
@@ -345,6 +353,11 @@ fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outco
     assert!(refused.is_err(), "{refused:?}");
     until("the refusal to be counted", || {
         (mesh.metric("ambient_handshakes_refused_total", &[]) > before).then_some(())
+    });
+    // What was open, and what was refused after that.
+    let rejected = [("reporter", "destination")];
+    until("both to be counted as revoked", || {
+        (mesh.metric("istio_crl_policy_rejections_total", &rejected) >= 2).then_some(())
     });
     // The other one, in its tunnel and in a new one, and the pods among themselves.
     kept_application.write_all(b"pong")?;

@@ -215,6 +215,23 @@ pub(crate) fn a_port_says_which_service_was_meant(world: &World) -> Outcome {
     Ok(())
 }
 
+/// What is sent to the proxy's own ports of a pod is refused before it is anybody's connection, as Istio's node proxy has it.
+pub(crate) fn who_calls_the_proxy_itself_is_counted_for_no_pod(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let refused = || {
+        let labels = [("reporter", "destination"), ("reason", "bad_request")];
+        mesh.metric("ambient_connections_failed_total", &labels)
+    };
+    until("what was opened before to end", || {
+        (mesh.metric(OPENED, &[]) == mesh.metric(CLOSED, &[])).then_some(())
+    });
+    let before = mesh.metric(OPENED, &[]);
+    assert_eq!(mesh.c.attempt(SocketAddr::new(mesh.b.v4, ports::OUTBOUND)), "reset");
+    until("the refusal to be counted", || (refused() > 0).then_some(()));
+    assert_eq!(mesh.metric(OPENED, &[]), before);
+    Ok(())
+}
+
 /// Who counts what is open subtracts one from the other, series by series.
 pub(crate) fn opened_and_closed_have_the_same_labels(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;

@@ -97,31 +97,26 @@ fn a_line_has_what_ztunnels_has_in_its_order() {
     });
     let of = |word: &str| -> Vec<&String> { lines.iter().filter(|line| line.contains(&format!("\taccess\t{word}"))).collect() };
     let ended = of("connection complete");
+    let both = [
+        "src.addr",
+        "src.workload",
+        "src.namespace",
+        "src.identity",
+        "src.cluster",
+        "dst.addr",
+        "dst.hbone_addr",
+        "dst.service",
+        "dst.workload",
+        "dst.namespace",
+        "dst.identity",
+        "dst.cluster",
+        "direction",
+    ];
+    let ours = ["conn.id", "waypoint"];
+    let theirs = |line| -> Vec<_> { keys(line).into_iter().filter(|key| !ours.contains(key)).collect() };
     for line in &ended[..2] {
         assert!(line.starts_with("info\t"), "{line}");
-        let ours = ["conn.id", "waypoint"];
-        let theirs: Vec<_> = keys(line).into_iter().filter(|key| !ours.contains(key)).collect();
-        assert_eq!(
-            theirs,
-            [
-                "src.addr",
-                "src.workload",
-                "src.namespace",
-                "src.identity",
-                "src.cluster",
-                "dst.addr",
-                "dst.hbone_addr",
-                "dst.service",
-                "dst.workload",
-                "dst.namespace",
-                "dst.identity",
-                "dst.cluster",
-                "direction",
-                "bytes_sent",
-                "bytes_recv",
-                "duration"
-            ]
-        );
+        assert_eq!(theirs(line), [&both[..], &["bytes_sent", "bytes_recv", "duration"]].concat());
         for value in [
             "src.addr=10.0.0.1:40000 src.workload=\"a-0\" src.namespace=\"shop\" src.identity=\"spiffe://cluster.local/ns/shop/sa/a\"",
             "dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 dst.service=\"web.shop.svc.cluster.local\" dst.workload=\"b-0\"",
@@ -137,13 +132,20 @@ fn a_line_has_what_ztunnels_has_in_its_order() {
     assert!(ended[3].starts_with("error\t") && ended[3].ends_with(dropped), "{}", ended[3]);
     let opened = of("connection opened");
     assert_eq!(opened.len(), 4);
-    assert!(opened.iter().all(|line| line.starts_with("debug\t")));
+    assert!(
+        opened.iter().all(|line| line.starts_with("debug\t") && theirs(line) == both),
+        "{opened:?}"
+    );
     let failed = of("connection failed");
     assert_eq!(
         (failed.len(), keys(failed[0])),
         (1, vec!["src.addr", "dst.addr", "direction", "reason", "error"])
     );
-    assert!(failed[0].starts_with("warn\t"), "{}", failed[0]);
+    assert!(
+        failed[0].starts_with("warn\t") && failed[0].ends_with(" error=\"nobody knows it\""),
+        "{}",
+        failed[0]
+    );
 }
 
 #[test]

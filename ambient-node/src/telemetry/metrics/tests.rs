@@ -45,6 +45,9 @@ fn bytes_stand_under_istios_names_and_labels() {
     metrics.closed(&opened, &ends_of, Flag::None, None);
     let refused = metrics.attempted(&ends_of);
     metrics.closed(&refused, &ends_of, Flag::Deny, Some(Reason::PolicyDenied));
+    // Broken off by one of its ends: of what Istio counts it is none that failed.
+    let reset = metrics.attempted(&ends_of);
+    metrics.closed(&reset, &ends_of, Flag::None, Some(Reason::ClientReset));
     let text = metrics.text().unwrap();
     let cart = [
         "reporter=\"source\"",
@@ -54,7 +57,7 @@ fn bytes_stand_under_istios_names_and_labels() {
     ];
     assert_eq!(value(&text, "istio_tcp_received_bytes_total", &cart), Some(10), "{text}");
     assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &cart), Some(20));
-    assert_eq!(value(&text, "istio_tcp_connections_opened_total", &cart), Some(2));
+    assert_eq!(value(&text, "istio_tcp_connections_opened_total", &cart), Some(3));
     assert_eq!(
         value(&text, "istio_tcp_connections_closed_total", &["response_flags=\"DENY\""]),
         Some(1)
@@ -64,6 +67,14 @@ fn bytes_stand_under_istios_names_and_labels() {
         Some(1)
     );
     assert_eq!(value(&text, "istio_tcp_connections_failed_total", &cart), None);
+    let reset = ["reason=\"client_reset\"", "reporter=\"source\""];
+    assert_eq!(value(&text, "ambient_connections_failed_total", &reset), Some(1));
+    // Bytes stand under the labels that a connection was opened with, from then on, and under no others.
+    assert_eq!(
+        value(&text, "istio_tcp_sent_bytes_total", &["response_flags=\"DENY\""]),
+        None,
+        "{text}"
+    );
     assert_eq!(
         value(
             &text,
@@ -84,8 +95,7 @@ fn bytes_stand_under_istios_names_and_labels() {
         ),
         Some(1)
     );
-    assert_eq!(value(&text, "istio_tcp_sockets_open", &["reporter=\"source\""]), Some(0));
-    // One was open on both sides, one never was.
+    // One was open on both sides, two never were.
     assert_eq!(
         value(
             &text,
@@ -95,6 +105,31 @@ fn bytes_stand_under_istios_names_and_labels() {
         Some(1)
     );
     assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn zero_bytes_are_told_as_soon_as_a_connection_is_open() {
+    let metrics = Metrics::default();
+    let of = ends("cart", Direction::Outbound);
+    let _opened = metrics.opened(&of, clock::steady());
+    let text = metrics.text().unwrap();
+    for name in ["istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total"] {
+        assert_eq!(value(&text, name, &["source_workload=\"cart\""]), Some(0), "{text}");
+    }
+    assert_eq!(value(&text, "istio_tcp_connections_closed_total", &[]), None);
+}
+
+#[test]
+fn sockets_are_counted_until_they_are_dropped() {
+    let metrics = Metrics::default();
+    let open = [Direction::Inbound, Direction::Inbound, Direction::Outbound].map(|direction| metrics.socket(direction));
+    let now = |reporter: &str| {
+        let text = metrics.text().unwrap();
+        value(&text, "istio_tcp_sockets_open", &[&format!("reporter=\"{reporter}\"")])
+    };
+    assert_eq!((now("destination"), now("source")), (Some(2), Some(1)));
+    drop(open);
+    assert_eq!((now("destination"), now("source")), (Some(0), Some(0)));
 }
 
 /// Who stands at both ends, as far as the mesh knows them and TLS proves them: each row gives the principal and the namespace.
@@ -201,6 +236,7 @@ fn istios_dashboards_find_what_they_ask_for() {
     let ends = ends("cart", Direction::Outbound);
     let opened = metrics.opened(&ends, clock::steady());
     opened.carried(10, 20);
+    drop(metrics.socket(Direction::Outbound));
     metrics.closed(&opened, &ends, Flag::None, None);
     metrics.serve_pods(2);
     metrics.serve_pods(1);
@@ -347,6 +383,7 @@ fn the_table_of_metrics_is_whole() {
     let metrics = Metrics::default();
     let ends = ends("cart", Direction::Outbound);
     let opened = metrics.opened(&ends, clock::steady());
+    drop(metrics.socket(Direction::Outbound));
     metrics.closed(&opened, &ends, Flag::Deny, Some(Reason::CertRevoked));
     metrics.answered(&ends, Duration::ZERO);
     metrics.handshaken(Direction::Inbound, true, Duration::ZERO);

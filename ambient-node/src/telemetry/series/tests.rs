@@ -46,7 +46,7 @@ fn series_go_with_their_workloads_once_nothing_is_open_and_some_time_has_passed(
 
     let without = whole.apply([Update::RemoveWorkload(b.uid.clone())]);
     assert_eq!(traffic.sweep(&without, later), 1, "something is open");
-    traffic.closed(&opened, &ends(&a, &b), Flag::Connect, true, later);
+    traffic.closed(&opened, &ends(&a, &b), Flag::Connect, later);
     drop(opened);
     assert_eq!(
         traffic.sweep(&without, later + KEPT / 2),
@@ -58,7 +58,7 @@ fn series_go_with_their_workloads_once_nothing_is_open_and_some_time_has_passed(
     // Another pod of the same owner: the same series, and it speaks of that one now.
     let renewed = without.apply([Update::Workload(new.clone())]);
     let opened = traffic.opened(&ends(&a, &new), later);
-    traffic.closed(&opened, &ends(&a, &new), Flag::None, false, later);
+    traffic.closed(&opened, &ends(&a, &new), Flag::None, later);
     drop(opened);
     assert_eq!(
         traffic.sweep(&renewed, later + 2 * KEPT),
@@ -77,7 +77,7 @@ fn what_is_held_is_not_let_go() {
     let traffic = Traffic::new(100);
     let start = clock::steady();
     let opened = traffic.opened(&ends(&a, &b), start);
-    traffic.closed(&opened, &ends(&a, &b), Flag::None, false, start);
+    traffic.closed(&opened, &ends(&a, &b), Flag::None, start);
     // Somebody is about to count under it.
     assert_eq!(traffic.sweep(&Mesh::default(), start + KEPT), 1);
     drop(opened);
@@ -94,7 +94,7 @@ fn opened_and_closed_agree_whatever_the_flags() {
     for flag in [Flag::None, Flag::Deny, Flag::Connect, Flag::Tls] {
         let opened = traffic.opened(&ends(&a, &b), start);
         opened.carried(1, 1);
-        traffic.closed(&opened, &ends(&a, &b), flag, flag != Flag::None, start);
+        traffic.closed(&opened, &ends(&a, &b), flag, start);
     }
     let sum = |of: fn(&Series) -> &AtomicU64| -> u64 { traffic.all().iter().map(|(_, series)| of(series).load(Ordering::Relaxed)).sum() };
     assert_eq!(sum(|s| &s.opened), 4);
