@@ -29,6 +29,7 @@
 //! ```
 
 mod asker;
+mod dial;
 #[cfg(test)]
 pub(crate) mod fake;
 mod files;
@@ -49,7 +50,7 @@ pub(crate) mod fuzz {
 }
 
 #[cfg(feature = "serve")]
-pub(crate) use identity::now;
+pub(crate) use identity::{dates, now};
 #[cfg(feature = "serve")]
 pub(crate) use join::{is_node_name, node_id, node_of};
 #[cfg(feature = "serve")]

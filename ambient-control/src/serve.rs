@@ -28,6 +28,7 @@ mod admission;
 mod allowance;
 mod asked;
 mod board;
+mod certificate;
 mod counts;
 pub(crate) mod encode;
 mod grpc;

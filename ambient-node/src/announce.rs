@@ -1,13 +1,21 @@
 //! Telling the other nodes which pods are captured here: in a mesh directory, through a control plane, or not at all.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use ambient_control::{istiod::Reports, manifests::Status};
 use ambient_core::{NetworkMode, PodUid, TunnelProtocol, Workload};
 use ambient_redirect::{Announce, BoxFuture, PodSpec};
 use tokio::time;
 
-use crate::{clock, state::State};
+use crate::{clock, state::State, supervise::supervised, telemetry::Metrics};
 
 #[cfg(test)]
 mod tests;
@@ -80,22 +88,83 @@ impl Announce for AnnounceToControl {
     }
 }
 
-/// Announces as is said, and knows from the mesh's state what an earlier process has announced, where that is told nowhere else.
+/// Announces as is said, and knows from the mesh's state what an earlier process has announced, where that is told nowhere else. There
+/// it also says again what the state does not tell: a control plane that has lost what it knew would have peers speak in plaintext.
 pub(crate) struct ByState {
     announce: Arc<dyn Announce>,
     /// The name of this node.
     node: Arc<str>,
     state: Arc<State>,
+    said: Mutex<BTreeMap<PodUid, Arc<Said>>>,
+}
+
+/// What this process has announced.
+struct Said {
+    pod: PodSpec,
+    at: Mutex<time::Instant>,
+    /// It is being taken back.
+    over: AtomicBool,
+    /// One thing of a pod is said at a time: so what is said last is what is so.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl ByState {
-    pub(crate) fn over(announce: Arc<dyn Announce>, node: &Arc<str>, state: &Arc<State>) -> Arc<Self> {
-        Arc::new(Self {
+    /// Within a tokio runtime: a task of it says things again, until this is dropped.
+    pub(crate) fn over(announce: Arc<dyn Announce>, node: &Arc<str>, state: &Arc<State>, metrics: &Arc<Metrics>) -> Arc<Self> {
+        let by_state = Arc::new(Self {
             announce,
             node: node.clone(),
             state: state.clone(),
-        })
+            said: Mutex::default(),
+        });
+        if by_state.announce.announced().is_none() {
+            let of = Arc::downgrade(&by_state);
+            tokio::spawn(supervised("announcements", metrics, move || Self::insist(of.clone())));
+        }
+        by_state
     }
+
+    async fn insist(of: Weak<Self>) {
+        loop {
+            time::sleep(GLANCE).await;
+            let Some(this) = of.upgrade() else { return };
+            this.say_again().await;
+        }
+    }
+
+    /// Says again what the state has not told for a while.
+    async fn say_again(&self) {
+        let Some(now) = self.state.current() else { return };
+        let untold = |said: &Arc<Said>| {
+            let is_due = lock(&said.at).elapsed() >= TO_BE_TOLD;
+            let workload = now.mesh.workload_by_pod(&said.pod.uid);
+            is_due
+                && workload.is_some_and(|workload| *workload.node == *self.node && could_be_announced(workload) && !is_announced(workload))
+        };
+        let untold: Vec<_> = lock(&self.said).values().filter(|said| untold(said)).cloned().collect();
+        if !untold.is_empty() {
+            let pods = untold.len();
+            tracing::warn!(
+                pods,
+                "the control plane does not tell of pods that are captured here: it is told again"
+            );
+        }
+        for said in untold {
+            let _turn = said.turn.lock().await;
+            if said.over.load(Ordering::Relaxed) {
+                continue;
+            }
+            *lock(&said.at) = time::Instant::now();
+            if let Err(error) = self.announce.captured(&said.pod).await {
+                tracing::warn!(pod = %said.pod, %error, "it cannot be told; it is tried again");
+                return;
+            }
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Announce for ByState {
@@ -108,18 +177,47 @@ impl Announce for ByState {
     }
 
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
-        self.announce.captured(pod)
+        Box::pin(async move {
+            self.announce.captured(pod).await?;
+            let said = Said {
+                pod: pod.clone(),
+                at: Mutex::new(time::Instant::now()),
+                over: AtomicBool::new(false),
+                turn: tokio::sync::Mutex::default(),
+            };
+            lock(&self.said).insert(pod.uid.clone(), said.into());
+            Ok(())
+        })
     }
 
     fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>> {
-        self.announce.withdrawn(uid)
+        Box::pin(async move {
+            let said = lock(&self.said).get(uid).cloned();
+            let Some(said) = said else {
+                return self.announce.withdrawn(uid).await;
+            };
+            said.over.store(true, Ordering::Relaxed);
+            let _turn = said.turn.lock().await;
+            self.announce.withdrawn(uid).await?;
+            lock(&self.said).remove(uid);
+            Ok(())
+        })
     }
 }
+
+/// How often it is looked whether the state tells what was announced.
+const GLANCE: Duration = Duration::from_secs(10);
+/// How long that may take after it was said: longer than a stream of the control plane is away as a rule.
+const TO_BE_TOLD: Duration = Duration::from_secs(30);
 
 /// Whether a pod is reached by tunnel because its node has said so: what speaks HBONE itself, as a waypoint does, is so by its
 /// own word.
 fn is_announced(workload: &Workload) -> bool {
-    workload.tunnel == TunnelProtocol::Hbone && !workload.native_tunnel && workload.network_mode == NetworkMode::Standard
+    workload.tunnel == TunnelProtocol::Hbone && could_be_announced(workload)
+}
+
+fn could_be_announced(workload: &Workload) -> bool {
+    !workload.native_tunnel && workload.network_mode == NetworkMode::Standard
 }
 
 /// Announces nothing: who is captured is told by somebody else, as Istio's istio-cni does by an annotation.

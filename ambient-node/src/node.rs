@@ -406,7 +406,7 @@ impl Node {
             capture,
         });
         let pods = Pods::new(shared.clone());
-        let announce = ByState::over(announce, &shared.config.node, &shared.state);
+        let announce = ByState::over(announce, &shared.config.node, &shared.state, &shared.metrics);
         let enrolling = match client {
             _ if !given.is_empty() => Enrolling::Given(given),
             Some(client) => Enrolling::Told(Box::new(client), announce),

@@ -151,7 +151,7 @@ impl Enrol {
         metrics.ask_ages(source.last_heard(), None);
         let told = Arc::new(Told(Some(metrics.clone())));
         let state = Arc::new(State::default());
-        let announce = ByState::over(announce, &config.redirect.node, &state);
+        let announce = ByState::over(announce, &config.redirect.node, &state, &metrics);
         let enrolment = Enrolment::new(config.redirect.clone(), sockets, server.clone(), announce, told)?;
         Ok(Self {
             config,

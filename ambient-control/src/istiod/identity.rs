@@ -340,7 +340,7 @@ impl Answer {
 }
 
 /// From when to when a certificate is valid.
-pub(super) fn dates(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+pub(crate) fn dates(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
     let date = |time: x509_parser::time::ASN1Time| {
         let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)

@@ -176,6 +176,7 @@ impl State {
             last_heard: last_heard.clone(),
             streams: streams.clone(),
             came: 0,
+            spoken: false,
             expired: false,
             told: Vec::new(),
             synced: false,
@@ -284,6 +285,8 @@ struct Client {
     streams: StreamCounts,
     /// Bytes of the resources of the response that is coming.
     came: u64,
+    /// Whether anything has come whole on the present stream.
+    spoken: bool,
     /// Whether what was remembered is too old to be gone by.
     expired: bool,
     /// The faults that were told last.
@@ -380,6 +383,7 @@ impl Client {
         });
         // What has come of a response that is not there whole goes with its stream.
         let (mut pieces, mut come) = (Pieces::new(self.config.longest_message), Vec::new());
+        let mut silence = now() + FIRST_WORD;
         loop {
             while let Some(request) = self.session.poll_request() {
                 match timeout(ANSWERING, requests.send_data(framed(&request))).await {
@@ -399,10 +403,15 @@ impl Client {
                         None => return self.closed(None),
                     };
                     pieces.handle_data(&data);
+                    silence = now() + FIRST_WORD;
                     if let Err(end) = self.hear(&mut pieces, &mut come).await {
                         return end;
                     }
                 },
+                // It answers pings, and hangs all the same: another that has its name may not.
+                () = time::sleep_until(silence.into()), if !self.spoken => {
+                    return End::Failed(StreamEnd::Error, format!("the control plane has said nothing for {FIRST_WORD:?}"));
+                }
                 // The control plane ends a stream with the certificate that was shown for it: it goes on with the next.
                 () = &mut replaced => return End::Usual(StreamEnd::Reconnect, "this node has another certificate".into()),
                 () = async { match wake { Some(at) => time::sleep_until(at).await, None => std::future::pending().await } } => {
@@ -427,7 +436,7 @@ impl Client {
     /// Opens a stream that begins with what is known.
     async fn begin(&mut self) -> Result<(channel::Sender<Bytes>, Body, Option<Arc<NodeCredential>>), End> {
         let failed = |error: &dyn std::error::Error| End::Failed(StreamEnd::ConnectionError, super::transport::whole(error));
-        self.came = 0;
+        (self.came, self.spoken) = (0, false);
         let endpoint = self.config.endpoint.clone();
         let (channel, shown) = endpoint
             .connect()
@@ -470,7 +479,7 @@ impl Client {
     /// A response has come.
     async fn take_in(&mut self, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Result<(), ()> {
         self.away = None;
-        self.expired = false;
+        (self.spoken, self.expired) = (true, false);
         self.last_heard.is_there();
         let came = std::mem::take(&mut self.came);
         if let Some(kind) = session::Kind::of(&response.type_url) {
@@ -528,9 +537,13 @@ impl Client {
         self.remember(entries).await;
     }
 
-    /// The same where nothing has come. Whether that is remembered may be news.
+    /// The same where nothing has come, of a control plane that has spoken on this stream: one that only takes streams is not heard of.
+    /// Whether that is remembered may be news.
     async fn mark(&mut self) -> Result<(), ()> {
-        self.note(Vec::new()).await;
+        match self.spoken {
+            true => self.note(Vec::new()).await,
+            false => self.remember(Vec::new()).await,
+        }
         self.tell(Vec::new()).await
     }
 
@@ -736,6 +749,8 @@ const MARKING: Duration = Duration::from_secs(60);
 const FOR_ROOM: Duration = Duration::from_secs(2);
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
+/// How long it may say nothing at all on a stream that it has taken; a whole mesh is on its way sooner.
+const FIRST_WORD: Duration = Duration::from_secs(120);
 /// How long a stream lasts at least that ends because it is time to.
 const STEADY: Duration = Duration::from_secs(1);
 const FIRST_WAIT: Duration = Duration::from_millis(10);

@@ -32,6 +32,7 @@ use tonic::{
 use tower::{ServiceExt as _, service_fn};
 
 use super::{
+    dial::dial,
     files::Files,
     join::{Membership, NodeCredential},
 };
@@ -223,7 +224,7 @@ impl Endpoint {
         let dial = move |_: Uri| {
             let (host, name, tls) = (host.clone(), name.clone(), tls.clone());
             async move {
-                let tcp = TcpStream::connect((&*host, port)).await?;
+                let tcp = dial(&host, port).await?;
                 tcp.set_nodelay(true)?;
                 keep_alive(&tcp)?;
                 Ok::<_, io::Error>(TokioIo::new(tls.connect(name, tcp).await?))

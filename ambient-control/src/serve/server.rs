@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use ambient_core::{TrustBundles, TrustDomain};
@@ -18,13 +18,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rustls::{
-    ServerConfig,
-    crypto::CryptoProvider,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
-    sign::CertifiedKey,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, crypto::CryptoProvider, server::NoServerSessionStorage};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
@@ -39,6 +33,7 @@ use super::{
     admission::{AnyKey, Door},
     allowance::Allowance,
     board::Board,
+    certificate::Certificate,
     counts::{Counts, Refusal},
     grpc::{Services, Shared},
     guest::Guest,
@@ -50,8 +45,7 @@ use super::{
 };
 use crate::{
     Batch, Fault, Source,
-    ca::{self, DirectoryCa, Request, RequestError, Signer, Whom, directory::Stamp},
-    istiod::now,
+    ca::{RequestError, Signer, directory::Stamp},
     wire::{
         ambient::control::v1::{capture_service_server::CaptureServiceServer, node_service_server::NodeServiceServer},
         istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
@@ -415,77 +409,6 @@ impl tower::Service<http::Request<Incoming>> for All {
     }
 }
 
-/// The control plane's own certificate, as it is now.
-#[derive(Debug)]
-struct Certificate {
-    present: RwLock<Option<(Arc<CertifiedKey>, Duration)>>,
-    /// How long the signer may take.
-    within: Duration,
-}
-
-impl Certificate {
-    fn signed_within(within: Duration) -> Self {
-        Self {
-            present: RwLock::default(),
-            within,
-        }
-    }
-
-    async fn renew(&self, ca: &dyn Signer, names: &[String], provider: &CryptoProvider) -> Result<(), ServeError> {
-        let whom = Whom::Hosts(names);
-        let (key, csr) = ca::request(&whom)?;
-        let request = Request {
-            whom,
-            csr: &csr,
-            life: DirectoryCa::DEFAULT_TTL,
-            node: None,
-        };
-        let within = self.within;
-        let signed = timeout(within, ca.sign(request)).await;
-        let chain = signed.map_err(|_| ServeError::Silent { within })??;
-        let leaf = chain.first().ok_or(ServeError::NoCertificate)?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| ServeError::NoCertificate)?;
-        let end = Duration::from_secs(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0));
-        let life = (SystemTime::UNIX_EPOCH + end).duration_since(now()).unwrap_or_default();
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let key = provider.key_provider.load_private_key(key)?;
-        let certified = CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), key);
-        *self.present.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(certified), life));
-        Ok(())
-    }
-
-    /// Renews it at half its life, and when roots change: whoever trusts the new one alone is to accept it too.
-    async fn keep(&self, ca: &dyn Signer, names: &[String], provider: &CryptoProvider, trust_changed: &Notify) {
-        loop {
-            tokio::select! {
-                () = sleep(self.until_renewal()) => {}
-                () = trust_changed.notified() => {}
-            }
-            while let Err(error) = self.renew(ca, names, provider).await {
-                tracing::error!(%error, "the control plane's own certificate was not renewed");
-                sleep(AGAIN).await;
-            }
-        }
-    }
-
-    fn until_renewal(&self) -> Duration {
-        let life = self
-            .present
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(|(_, life)| *life);
-        (life.unwrap_or_default() / 2).max(BREATH)
-    }
-}
-
-impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
-        present.as_ref().map(|(certified, _)| certified.clone())
-    }
-}
-
 /// Connections at a time.
 pub(super) const CONNECTIONS: usize = 4096;
 /// Calls at a time of one connection: a stream, and certificates.
@@ -502,5 +425,3 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(100);
 /// A change of roots, of revocations or of who is a node is in force after that, at most.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
-/// Until the next attempt to have its own certificate renewed.
-const AGAIN: Duration = Duration::from_secs(10);

@@ -40,8 +40,8 @@ pub(super) enum RequestError {
     /// It asks for what is not served.
     #[error("resources of the type {0:?} are not served here")]
     Type(String),
-    /// It asks for too much by name.
-    #[error("more than {NAMES} names are asked for")]
+    /// It asks for too much by name, or gives too much back before it has heard what became of that.
+    #[error("more than {NAMES} names, or {} MiB of them, are asked for or given back", MOST_NAMES >> 20)]
     Names,
     /// A name is none.
     #[error("a name of more than {LONGEST_NAME} bytes is no resource's")]
@@ -72,11 +72,11 @@ struct Subscription {
     wildcard: bool,
     /// It was told all until now, and asks by name from now on.
     was_wildcard: bool,
-    names: BTreeSet<Arc<str>>,
+    names: Names,
     /// Names to be answered even where nothing of them is new.
     owed: BTreeSet<Arc<str>>,
     /// Names that are asked for no longer; what is given back by its own name the client holds no more.
-    forgotten: Vec<String>,
+    forgotten: Names,
     /// What a client has that asks by name.
     has: HashSet<Arc<str>>,
     /// What it has said that it has, and was not yet looked at.
@@ -111,7 +111,7 @@ impl Subscriber {
         if first {
             subscription.claim(claims);
         }
-        if subscription.names.len() > NAMES {
+        if subscription.is_too_much() {
             return Err(RequestError::Names);
         }
         if !request.response_nonce.is_empty() && subscription.in_flight.as_ref() == Some(&request.response_nonce) {
@@ -148,7 +148,39 @@ impl Subscriber {
     }
 }
 
+/// Names, and how long they are together.
+#[derive(Debug, Default)]
+struct Names {
+    all: BTreeSet<Arc<str>>,
+    bytes: usize,
+}
+
+impl Names {
+    fn insert(&mut self, name: Arc<str>) {
+        let length = name.len();
+        if self.all.insert(name) {
+            self.bytes += length;
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.all.remove(name) {
+            self.bytes -= name.len();
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.all.contains(name)
+    }
+}
+
 impl Subscription {
+    /// What is given back is kept until the next answer, which whoever takes none puts off.
+    fn is_too_much(&self) -> bool {
+        let many = |names: &Names| names.all.len() > NAMES;
+        many(&self.names) || many(&self.forgotten) || self.names.bytes + self.forgotten.bytes > MOST_NAMES
+    }
+
     fn subscribe(&mut self, names: Vec<String>, claims: Option<&Claims>) {
         for name in names {
             if name == "*" {
@@ -170,9 +202,9 @@ impl Subscription {
                 self.was_wildcard |= std::mem::take(&mut self.wildcard) && self.seen.is_some();
                 continue;
             }
-            self.names.remove(&*name);
+            self.names.remove(&name);
             self.owed.remove(&*name);
-            self.forgotten.push(name);
+            self.forgotten.insert(name.into());
         }
     }
 
@@ -190,7 +222,7 @@ impl Subscription {
     fn claim(&mut self, mut claims: Claims) {
         if !self.wildcard {
             // What a client knows it asks for, or would not say that it does.
-            self.names.extend(claims.names().cloned());
+            claims.names().for_each(|name| self.names.insert(name.clone()));
             self.owed.extend(claims.without_version.drain());
         }
         self.claims = claims;
@@ -242,7 +274,7 @@ impl Subscription {
                 told.remove(name);
             }
         }
-        for name in std::mem::take(&mut self.forgotten) {
+        for name in std::mem::take(&mut self.forgotten).all {
             if let Some((name, resource)) = board.get(kind, &name).filter(|(of, _)| ***of == *name) {
                 told.tell(name, resource);
             }
@@ -278,7 +310,7 @@ impl Subscription {
                 .filter(|(of, _)| *of == kind)
                 .map(|(_, name)| name.clone()),
         );
-        for given in std::mem::take(&mut self.forgotten) {
+        for given in std::mem::take(&mut self.forgotten).all {
             // By an alias nothing is forgotten that may be held for something else.
             if let Some((name, resource)) = board.get(kind, &given)
                 && **name == *given
@@ -356,7 +388,7 @@ impl Subscription {
 
     /// Whether it is asked for by its name or by an alias.
     fn names_it(&self, name: &Arc<str>, resource: &Resource) -> bool {
-        self.names.contains(&**name) || resource.aliases.iter().any(|alias| self.names.contains(&**alias))
+        self.names.contains(name) || resource.aliases.iter().any(|alias| self.names.contains(alias))
     }
 }
 
@@ -398,6 +430,8 @@ impl Told {
 
 /// Names that one client may ask for.
 pub(super) const NAMES: usize = 100_000;
+/// The same, in bytes: of each kind, and those that were given back and are not seen to yet among them.
+const MOST_NAMES: usize = 16 << 20;
 /// The longest name of a resource, in bytes: of hostnames, clusters, namespaces and the like together.
 pub(super) const LONGEST_NAME: usize = 2048;
 /// Resources that a client may say to have.

@@ -28,10 +28,11 @@ fn workload(name: &str, change: impl FnOnce(&mut Workload)) -> Change {
     Change::Mesh(Update::Workload(workload.into()))
 }
 
-#[test]
-fn what_is_announced_is_known_from_the_mesh_where_nobody_else_tells() {
+#[tokio::test]
+async fn what_is_announced_is_known_from_the_mesh_where_nobody_else_tells() {
     let state = Arc::new(State::default());
-    let by_state = |announced: Option<Vec<PodUid>>| ByState::over(Arc::new(Announcing(announced)), &"node-1".into(), &state);
+    let by_state =
+        |announced: Option<Vec<PodUid>>| ByState::over(Arc::new(Announcing(announced)), &"node-1".into(), &state, &Arc::default());
     assert_eq!(by_state(None).announced(), None, "before the first whole state nobody knows");
     let batch = Batch {
         changes: vec![
@@ -51,4 +52,106 @@ fn what_is_announced_is_known_from_the_mesh_where_nobody_else_tells() {
     let said: Vec<PodUid> = vec!["by-itself".into()];
     assert_eq!(by_state(Some(said.clone())).announced(), Some(said), "who knows is believed");
     assert_eq!(by_state(Some(Vec::new())).announced(), Some(Vec::new()));
+}
+
+/// Announces through a control plane, whose answers may be late.
+#[derive(Default)]
+struct ToControl {
+    said: Mutex<Vec<(&'static str, PodUid)>>,
+    late: tokio::sync::Mutex<()>,
+}
+
+impl ToControl {
+    fn say(&self, what: &'static str, uid: &PodUid) {
+        lock(&self.said).push((what, uid.clone()));
+    }
+
+    fn said(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *lock(&self.said)).into_iter().map(|(what, _)| what).collect()
+    }
+}
+
+impl Announce for ToControl {
+    fn announced(&self) -> Option<Vec<PodUid>> {
+        None
+    }
+
+    fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async {
+            self.say("captured", &pod.uid);
+            drop(self.late.lock().await);
+            Ok(())
+        })
+    }
+
+    fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async {
+            self.say("withdrawn", uid);
+            Ok(())
+        })
+    }
+}
+
+fn pod(name: &str) -> PodSpec {
+    PodSpec {
+        uid: name.into(),
+        namespace: "shop".into(),
+        name: name.into(),
+        service_account: "default".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        capture: ambient_core::Capture::default(),
+        has_run: true,
+    }
+}
+
+/// Of a pod that was on its node all the time.
+#[tokio::test(start_paused = true)]
+async fn what_the_control_plane_has_forgotten_is_said_again_until_it_tells_it_and_never_after_it_was_taken_back() {
+    let (state, control) = (Arc::new(State::default()), Arc::new(ToControl::default()));
+    let tells = |tunnel: TunnelProtocol| {
+        let changes = ["a", "elsewhere"].map(|name| {
+            workload(name, |workload| {
+                workload.tunnel = tunnel;
+                workload.node = if name == "a" { "node-1" } else { "node-2" }.into();
+            })
+        });
+        let batch = Batch {
+            changes: changes.into(),
+            synced: true,
+            ..Batch::default()
+        };
+        state.apply(batch, clock::steady());
+    };
+    let announce = ByState::over(control.clone(), &"node-1".into(), &state, &Arc::default());
+    tells(TunnelProtocol::None);
+    for name in ["a", "elsewhere", "not-there"] {
+        announce.captured(&pod(name)).await.unwrap();
+    }
+    assert_eq!(control.said().len(), 3);
+    // What it has just been told it has time to tell.
+    time::sleep(TO_BE_TOLD - GLANCE).await;
+    tells(TunnelProtocol::Hbone);
+    time::sleep(10 * TO_BE_TOLD).await;
+    assert!(control.said().is_empty());
+    tells(TunnelProtocol::None);
+    time::sleep(2 * GLANCE).await;
+    assert_eq!(control.said(), ["captured"], "it has forgotten");
+    time::sleep(4 * TO_BE_TOLD).await;
+    assert!((3..=4).contains(&control.said().len()), "again and again, but not at every look");
+    // While it is being said again it is taken back: that comes last.
+    let late = control.late.lock().await;
+    time::sleep(2 * TO_BE_TOLD).await;
+    assert_eq!(control.said(), ["captured"]);
+    let uid = PodUid::from("a");
+    assert!(time::timeout(GLANCE, announce.withdrawn(&uid)).await.is_err());
+    assert!(control.said().is_empty());
+    drop(late);
+    announce.withdrawn(&uid).await.unwrap();
+    time::sleep(4 * TO_BE_TOLD).await;
+    assert_eq!(control.said(), ["withdrawn"]);
+    // Whoever is gone says nothing.
+    announce.captured(&pod("a")).await.unwrap();
+    drop(announce);
+    time::sleep(4 * TO_BE_TOLD).await;
+    assert_eq!(control.said(), ["captured"]);
 }

@@ -382,6 +382,53 @@ async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
     );
 }
 
+/// It takes streams, answers pings, and hangs: what is remembered is no fresher for that.
+#[tokio::test]
+async fn a_control_plane_that_only_takes_streams_is_not_heard_of_and_given_up() {
+    let mut fake = Fake::start("localhost").await;
+    let config = StateConfig {
+        memory: Some(MemoryConfig {
+            longest: Duration::from_secs(1),
+            ..MemoryConfig::new(fake.path("memory"))
+        }),
+        ..config(&fake)
+    };
+    let mut state = State::connect(config.clone()).unwrap();
+    let stream = fake.opened().await;
+    for (url, nonce) in [(ADDRESS, "n1"), (AUTHORIZATION, "n2")] {
+        stream.responses.send(Ok(response(url, nonce, vec![]))).await.unwrap();
+    }
+    until(&mut state, |batch| batch.synced).await;
+    drop((state, stream));
+
+    let started = identity_now();
+    let mut state = State::connect(config).unwrap();
+    let _silent = fake.opened().await;
+    let clock = FastClock::begin();
+    let begun = time::Instant::now();
+    let of_stream = |batch: &Batch| batch.faults.iter().any(|fault| fault.what.contains("has said nothing for 120s"));
+    let given_up = async {
+        loop {
+            let batch = state.next().await.expect("it goes on");
+            if of_stream(&batch) {
+                return batch;
+            }
+        }
+    };
+    let mut present = timeout(4 * FIRST_WORD, given_up).await.expect("it is given up");
+    assert!((FIRST_WORD..2 * FIRST_WORD).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let age = state.last_heard().unwrap().age(identity_now()).expect("it was heard of");
+    assert!(identity_now() - age <= started, "and not since the start: {age:?}");
+    // By the clock of the day, which goes on as ever.
+    while present.synced {
+        present = timeout(20 * FIRST_WORD, state.next())
+            .await
+            .expect("what is remembered is gone by no more")
+            .unwrap();
+    }
+    drop(clock);
+}
+
 #[test]
 fn ages_are_told_as_people_tell_them() {
     let spelled = |minutes: u64| spelled(Duration::from_secs(minutes * 60 + 59));

@@ -175,6 +175,29 @@ fn refusals_are_told_and_what_is_not_served_ends_the_stream() {
     assert!(matches!(hear(&mut subscriber, many, &board), Err(RequestError::Names)));
 }
 
+/// Whoever answers nothing is told nothing, and what it says meanwhile would be kept.
+#[test]
+fn what_is_given_back_and_not_seen_to_yet_has_a_bound() {
+    let board = board([workload(1, 1)]);
+    let longest = |n: usize| format!("{n:0LONGEST_NAME$}");
+    let names: [(usize, &dyn Fn(usize) -> String); 2] = [(1000, &|n| n.to_string()), (100, &longest)];
+    for (at_once, name) in names {
+        let mut subscriber = Subscriber::default();
+        hear(&mut subscriber, request(Kind::Address), &board).unwrap();
+        poll(&mut subscriber, &board).expect("what it does not answer");
+        let give_back = |n: usize| DeltaDiscoveryRequest {
+            resource_names_unsubscribe: (n * at_once..(n + 1) * at_once).map(name).collect(),
+            ..request(Kind::Address)
+        };
+        // The same again is no more than it was.
+        for _ in 0..3 * NAMES / at_once {
+            hear(&mut subscriber, give_back(0), &board).unwrap();
+        }
+        let refused = (1..2 * NAMES / at_once).find_map(|n| hear(&mut subscriber, give_back(n), &board).err());
+        assert!(matches!(refused, Some(RequestError::Names)), "{refused:?}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(usize, usize),

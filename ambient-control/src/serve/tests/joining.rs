@@ -390,6 +390,26 @@ impl KeepNode for Memory {
     }
 }
 
+/// As where a machine's clock is behind when it starts, and is set then.
+#[tokio::test]
+async fn a_certificate_that_was_kept_is_not_given_up_as_it_is_not_good_yet() {
+    let running = Running::start().await;
+    let memory = Memory::default();
+    let token = running.token("node-1", HOUR, Use::Once);
+    let join = || running.kept_by("node-1", &token, HOUR, Some(Box::new(memory.clone())));
+    synced(&mut running.state(join(), "node-1")).await;
+    let set = Duration::from_secs(3);
+    memory.0.lock().unwrap().as_mut().expect("it was kept").not_before = now() + set;
+    let mut state = running.state(join(), "node-1");
+    fault(&mut state, "has given the node node-1 no certificate").await;
+    synced(&mut state).await;
+    assert_eq!(running.counts.joined(), 1, "it is the one that was kept");
+    // One that has ended is of no use to anybody.
+    memory.0.lock().unwrap().as_mut().expect("it is kept").not_after = now();
+    drop(join());
+    assert!(memory.load().is_none());
+}
+
 #[tokio::test]
 async fn a_certificate_that_was_kept_needs_no_token() {
     let running = Running::start().await;
