@@ -147,7 +147,27 @@ impl Identity {
     /// # Errors
     /// When a part is empty or holds what a SPIFFE ID cannot.
     pub fn new(domain: &TrustDomain, namespace: &str, service_account: &str) -> Result<Self, IdentityError> {
-        format!("{SCHEME}{domain}/ns/{namespace}/sa/{service_account}").parse()
+        let uri = format!("{SCHEME}{domain}{NS}{namespace}{SA}{service_account}");
+        if [namespace, service_account].iter().any(|part| part.contains('/')) {
+            return Err(IdentityError {
+                text: uri,
+                why: "neither a namespace nor an account has a '/'".into(),
+            });
+        }
+        // It begins with a domain that is one, and whose text is shared.
+        match spiffe::SpiffeId::new(&uri) {
+            Ok(_) => Ok(Self {
+                namespace: namespace.len(),
+                id: SpiffeId {
+                    uri: uri.into(),
+                    domain: domain.clone(),
+                },
+            }),
+            Err(error) => Err(IdentityError {
+                why: error.to_string(),
+                text: uri,
+            }),
+        }
     }
 
     /// The trust domain that vouches for it.
@@ -264,6 +284,35 @@ mod tests {
         assert_eq!(id.namespace(), "shop");
         assert_eq!(id.service_account(), "cart");
         assert_eq!(Identity::new(id.trust_domain(), "shop", "cart").unwrap(), id);
+    }
+
+    #[test]
+    fn an_identity_of_parts_is_that_of_its_text_or_none() {
+        let domain: TrustDomain = "td.example".parse().unwrap();
+        for (namespace, account) in [
+            ("shop", "cart"),
+            ("s", "c"),
+            ("sa", "ns"),
+            ("a.b", "_-."),
+            ("", "cart"),
+            ("shop", ""),
+            ("shop", "."),
+            ("..", "cart"),
+            ("shop", "a b"),
+            ("shop", "\u{e9}"),
+            ("shop", "cart?"),
+            ("shop", "cart/x"),
+            ("shop/sa/x", "cart"),
+            ("/shop", "cart"),
+        ] {
+            let made = Identity::new(&domain, namespace, account);
+            let read = format!("spiffe://td.example/ns/{namespace}/sa/{account}").parse::<Identity>();
+            assert_eq!(made.as_ref().ok(), read.as_ref().ok(), "{namespace:?} {account:?}");
+            if let Ok(made) = made {
+                assert_eq!((made.namespace(), made.service_account()), (namespace, account));
+                assert!(Arc::ptr_eq(&made.trust_domain().0, &domain.0), "its text is shared");
+            }
+        }
     }
 
     #[test]

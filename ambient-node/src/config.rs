@@ -204,10 +204,10 @@ pub struct Config {
     pub sources: Sources,
     /// What the mesh is taken to say.
     pub assumed: Assumed,
-    /// The pod that the process runs in, to be a workload of the mesh itself: from the first time that the mesh says that it takes
-    /// tunnels, as to the node's metrics, they are taken on port 15008 of the namespace of this process. Policies of that workload decide on
-    /// them; nothing of the pod is captured, and what it is sent otherwise comes as it is. Of a node that serves the pods of
-    /// another's agent ([`Config::zds`]); none by default.
+    /// The pod that the process runs in, to be a workload of the mesh itself: as long as the mesh says that it takes tunnels, as to
+    /// the node's metrics, they are taken on port 15008 of the namespace of this process; where it says so no longer, that is closed
+    /// and what is open has [`Config::leave`]. Policies of that workload decide on them; nothing of the pod is captured, and what it
+    /// is sent otherwise comes as it is. Of a node that serves the pods of another's agent ([`Config::zds`]); none by default.
     pub own_pod: Option<OwnPod>,
 }
 

@@ -18,7 +18,7 @@ use ambient_core::{
 };
 use tokio::{sync::watch, time};
 
-use crate::{clock, state::Snapshot};
+use crate::{Config, Shared, clock, state::Snapshot};
 
 #[cfg(test)]
 mod tests;
@@ -166,9 +166,14 @@ impl Demand {
         }
     }
 
-    /// What this node's own pods are reached by is needed as long as they are here.
-    pub(crate) fn keep_own(&self, node: &str, now: &Snapshot) {
-        for workload in now.mesh.workloads_of_node(node) {
+    /// What is needed whoever asks for it: what the mesh says of the pod that this process runs in, and what this node's own pods are
+    /// reached by as long as they are here.
+    fn keep(&self, config: &Config, now: Option<&Snapshot>) {
+        if let Some(own) = &config.own_pod {
+            self.touch(config.workload_of_pod(&own.namespace, &own.name).as_str(), false);
+        }
+        let Some(now) = now else { return };
+        for workload in now.mesh.workloads_of_node(&config.node) {
             for membership in &workload.services {
                 let known = now.mesh.service(&membership.service).is_some();
                 self.touch(&membership.service.to_string(), known);
@@ -176,11 +181,11 @@ impl Demand {
         }
     }
 
-    /// Gives back what nobody needs any more, for as long as it is polled.
-    pub(crate) async fn sweep(&self, mut own: impl FnMut(&Self)) {
+    /// Gives back what nobody needs any more, for as long as it is polled. `keep` says at the beginning, and each time, what is needed.
+    async fn sweep(&self, keep: impl Fn(&Self)) {
         loop {
+            keep(self);
             time::sleep(BETWEEN_SWEEPS).await;
-            own(self);
             let is_there = self.source.is_there();
             let idle = self.names().sweep(is_there, clock::steady());
             if !idle.is_empty() {
@@ -192,6 +197,18 @@ impl Demand {
 
     fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps what is needed always, and gives back what nobody needs any more. Never ends.
+pub(crate) async fn give_back(shared: Arc<Shared>) {
+    match &shared.demand {
+        Some(demand) => {
+            demand
+                .sweep(|demand| demand.keep(&shared.config, shared.state.current().as_deref()))
+                .await
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
     certificates::{Certificates, Keep, Memory},
     clock,
     cni::{self, Porter},
-    demand::Demand,
+    demand::{self, Demand},
     dial::Dialler,
     dns, drain,
     embed::Listener,
@@ -505,7 +505,7 @@ impl Node {
         tasks.spawn(follow((shared.clone(), pods.clone()), source, desired, changed.clone()));
         tasks.spawn(supervised(&shared, "trust", trust::follow));
         tasks.spawn(supervised(&shared, "series", let_series_go));
-        tasks.spawn(supervised(&shared, "demand", give_back));
+        tasks.spawn(supervised(&shared, "demand", demand::give_back));
         if let Some(probes) = probes {
             let of = (shared.config.node.clone(), shared.config.ipv6);
             tasks.spawn(host_probes::uphold(of, shared.metrics.clone(), probes, captures.clone()));
@@ -581,10 +581,8 @@ fn enrol(
             tasks.spawn(supervised(shared, "the node agent", move |_| zds::tell_of_agent(state.clone())));
             let mended = pods.clone();
             tasks.spawn(supervised(shared, "listeners", move |_| mended.clone().mend()));
-            if let Some(own) = shared.config.own_pod.clone() {
-                let serving = pods.clone();
-                tasks.spawn(supervised(shared, "its own pod", move |_| serving.clone().serve_own(own.clone())));
-            }
+            let serving = pods.clone();
+            let own = supervised(shared, "its own pod", move |_| serving.clone().serve_own());
             let (pods, shared) = (pods.clone(), shared.clone());
             let obeying = async move {
                 // Who listens before it knows the mesh refuses what a predecessor would have served.
@@ -594,6 +592,7 @@ fn enrol(
             tokio::spawn(async move {
                 tokio::select! {
                     () = obeying => {}
+                    () = own => {}
                     () = stopped => {}
                 }
             })
@@ -729,19 +728,6 @@ async fn take(shared: &Shared, batch: Batch) -> Changed {
         trust::recheck(shared);
     }
     shared.state.apply_in_turns(batch, clock::steady()).await
-}
-
-/// Gives back what nobody asks for any more.
-async fn give_back(shared: Arc<Shared>) {
-    let own = |demand: &Demand| {
-        if let Some(now) = shared.state.current() {
-            demand.keep_own(&shared.config.node, &now);
-        }
-    };
-    match &shared.demand {
-        Some(demand) => demand.sweep(own).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Lets go the series of workloads that have gone.

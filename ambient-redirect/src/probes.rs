@@ -21,9 +21,12 @@ use std::{
 
 use ambient_core::PodUid;
 use tokio::{
-    sync::watch::{Receiver, Sender, channel},
-    task::spawn_blocking,
-    time::{Instant as Tick, sleep_until},
+    sync::{
+        oneshot,
+        watch::{Receiver, Sender, channel},
+    },
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant as Tick, sleep_until, timeout},
 };
 
 use crate::{
@@ -148,6 +151,7 @@ pub struct HostProbes {
     config: Config,
     home: Arc<Netns>,
     side: Arc<Mutex<Option<NodeSide>>>,
+    kernel: Apart,
     states: Sender<ProbesState>,
 }
 
@@ -179,6 +183,7 @@ impl HostProbes {
             config,
             home,
             side: Arc::new(Mutex::new(Some(side))),
+            kernel: Apart::new(LONGEST),
             states: channel(state).0,
         })
     }
@@ -197,11 +202,11 @@ impl HostProbes {
     }
 
     /// Follows the pods, as [`Enrolment::states`](crate::Enrolment::states) tells of them, until `stop` ends or nobody tells
-    /// any more.
+    /// any more. A kernel that does not answer is told of after 10 s, and asked again as soon as it does.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the rules as they are; the next process takes them over.
-    pub async fn run(self, mut pods: Receiver<Arc<[PodState]>>, stop: impl Future<Output = ()>) {
+    pub async fn run(mut self, mut pods: Receiver<Arc<[PodState]>>, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         let mut told = self.listen().await;
         let mut upkeep = Upkeep::new(now());
@@ -246,7 +251,7 @@ impl HostProbes {
     }
 
     /// Brings the rules to what the pods want, or takes them away where there are none.
-    async fn keep(&self, upkeep: &mut Upkeep, pods: Arc<[PodState]>) {
+    async fn keep(&mut self, upkeep: &mut Upkeep, pods: Arc<[PodState]>) {
         let (ipv6, idle, known) = (self.config.ipv6, upkeep.is_idle(now()), upkeep.known);
         let done = self
             .with(move |side| {
@@ -295,11 +300,11 @@ impl HostProbes {
 
     /// Runs blocking work with the namespace's sockets.
     async fn with<T: Send + 'static>(
-        &self,
+        &mut self,
         work: impl FnOnce(&mut NodeSide) -> Result<T, ApplyError> + Send + 'static,
     ) -> Result<T, String> {
         let (home, side, node) = (self.home.clone(), self.side.clone(), self.config.node.clone());
-        let done = spawn_blocking(move || {
+        let work = move || {
             let mut side = side.lock().unwrap_or_else(PoisonError::into_inner);
             let mut open = match side.take() {
                 Some(open) => open,
@@ -311,15 +316,52 @@ impl HostProbes {
                 *side = Some(open);
             }
             done
-        });
-        done.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+        };
+        self.kernel.run(work).await?.map_err(|e: ApplyError| e.to_string())
     }
 
     /// Subscribes to changes; `None` where that cannot be had, so that the timer must do.
-    async fn listen(&self) -> Option<Told> {
+    async fn listen(&mut self) -> Option<Told> {
         let home = self.home.clone();
-        let events = spawn_blocking(move || home.run(Events::nftables)).await;
+        let events = self.kernel.run(move || home.run(Events::nftables)).await;
         Told::new(events.ok()?.ok()?.ok()?).ok()
+    }
+}
+
+/// Work with the kernel on threads of its own, of which there is never more than one: what takes too long does not end by that.
+#[derive(Debug)]
+struct Apart {
+    longest: Duration,
+    /// Work that nobody waits for any more.
+    late: Option<JoinHandle<()>>,
+}
+
+impl Apart {
+    fn new(longest: Duration) -> Self {
+        Self { longest, late: None }
+    }
+
+    /// What comes of some work, begun once all work before it has ended.
+    ///
+    /// Cancel safe, but that a thread may be left which nobody knows of.
+    async fn run<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+        let silent = |_| format!("the kernel has not answered within {:?}", self.longest);
+        if let Some(late) = &mut self.late {
+            // Whether it has ended well does not matter any more.
+            let _ = timeout(self.longest, late).await.map_err(silent)?;
+            self.late = None;
+        }
+        let (answer, answered) = oneshot::channel();
+        let thread = spawn_blocking(move || drop(answer.send(work())));
+        match timeout(self.longest, answered).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) => Err(thread.await.err().map_or_else(String::new, |e| e.to_string())),
+            Err(elapsed) => {
+                let why = silent(elapsed);
+                self.late = Some(thread);
+                Err(why)
+            }
+        }
     }
 }
 
@@ -427,6 +469,8 @@ fn wall() -> SystemTime {
 
 /// Between two looks that events cause.
 const LEAST: Duration = Duration::from_millis(100);
+/// Work with the kernel takes a millisecond, unless it is at work on what others ask of it.
+const LONGEST: Duration = Duration::from_secs(10);
 /// After a failure it is tried again so much later.
 const AGAIN: Duration = Duration::from_secs(1);
 /// If for so long no pod was ever told of, there are none. A process that begins knows of none for a moment.

@@ -93,6 +93,30 @@ async fn one_pod_that_waits_for_much_leaves_room_to_others() {
     assert!(matches!(error, DemandError::Unanswered(..)), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_needed_always_is_asked_for_at_once_and_never_given_back() {
+    let (source, demand) = demand();
+    let mut config = Config::new("n", "/");
+    config.own_pod = Some(crate::OwnPod {
+        namespace: "mesh-system".into(),
+        name: "proxy".into(),
+        service_account: "proxy".into(),
+    });
+    let asked = || std::mem::take(&mut *source.asked.lock().unwrap());
+    let sweep = |length| time::timeout(length, demand.sweep(|demand| demand.keep(&config, None)));
+    source.full.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(sweep(Duration::from_millis(1)).await.is_err());
+    assert!(asked().is_empty(), "it could not be asked for");
+    source.full.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert!(sweep(Duration::from_millis(1)).await.is_err());
+    assert_eq!(asked(), ["Kubernetes//Pod/mesh-system/proxy"]);
+    // By the clock of what was needed when, nothing is idle here: that nothing is given back is by its being needed each time.
+    let before = demand.names().all["Kubernetes//Pod/mesh-system/proxy"].used;
+    assert!(sweep(2 * BETWEEN_SWEEPS).await.is_err());
+    assert!(demand.names().all["Kubernetes//Pod/mesh-system/proxy"].used > before);
+    assert!(asked().is_empty() && source.given_back.lock().unwrap().is_empty());
+}
+
 #[test]
 fn an_absence_is_not_believed_for_ever_once_nobody_would_take_it_back() {
     let (mut names, start) = (Names::default(), clock::steady());

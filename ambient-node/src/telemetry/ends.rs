@@ -49,6 +49,7 @@ pub(crate) struct Ends {
     /// Whether nobody has asked for that service, and only the port says that it is it.
     pub(crate) guessed: bool,
     pub(crate) destination_workload: Option<Arc<Workload>>,
+    /// Proven by TLS where there is [`mutual_tls`](Self::mutual_tls), else whom it is meant to be, as far as that is at hand.
     pub(crate) destination_identity: Option<Identity>,
     /// Whether a waypoint is on the way.
     pub(crate) waypoint: bool,
@@ -61,6 +62,13 @@ pub(crate) struct Ends {
     pub(crate) retries: usize,
     /// Endpoints of the service that were passed over, as others could not reach them a moment ago.
     pub(crate) avoided: usize,
+}
+
+impl Ends {
+    /// Who the destination has proven to be.
+    pub(super) fn proven_destination(&self) -> Option<&Identity> {
+        self.destination_identity.as_ref().filter(|_| self.mutual_tls)
+    }
 }
 
 /// The word in the label `response_flags`.

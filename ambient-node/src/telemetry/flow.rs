@@ -68,7 +68,7 @@ macro_rules! line {
             dst.service = ends.service.as_deref().map(|s| &*s.name.hostname),
             dst.workload = destination.name,
             dst.namespace = destination.namespace,
-            dst.identity = ends.destination_identity.as_ref().map(Identity::as_str),
+            dst.identity = ends.proven_destination().map(Identity::as_str),
             dst.cluster = destination.cluster,
             direction = ends.direction.as_str(),
             $($more)+
@@ -178,7 +178,7 @@ impl Account {
             source: ends.source,
             destination: ends.destination,
             source_identity: ends.source_identity.as_ref(),
-            destination_identity: ends.destination_identity.as_ref(),
+            destination_identity: ends.proven_destination(),
             requested: progress.a_to_b(),
             answered: progress.b_to_a(),
             error: outcome.error.as_ref().map(|(_, error)| &**error),
@@ -236,12 +236,12 @@ impl<'a> Named<'a> {
     /// Of both ends of a connection.
     fn both(ends: &'a Ends) -> [Self; 2] {
         [
-            (&ends.source_workload, &ends.source_identity),
-            (&ends.destination_workload, &ends.destination_identity),
+            (&ends.source_workload, ends.source_identity.as_ref()),
+            (&ends.destination_workload, ends.proven_destination()),
         ]
         .map(|(workload, identity)| match workload {
             Some(workload) => Self::from(&**workload),
-            None => Self::proven(identity.as_ref()),
+            None => Self::proven(identity),
         })
     }
 

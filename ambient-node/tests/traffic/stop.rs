@@ -29,12 +29,14 @@ pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
         let (from, to) = mesh.ends(way);
         let listener = to.listen(Family::V4);
         until("new connections to be refused", || match from.connect(listener.address()) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Some(()),
             Err(error) => {
-                assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{way}");
-                Some(())
+                // It had come a moment before the end of who listens, who had not taken it.
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{way}");
+                None
             }
-            Ok(mut taken) => {
-                assert!(listener.accept_unless(|| ending(&mut taken) == "reset").is_none() || told.elapsed() < DRAIN / 2);
+            Ok(_) => {
+                assert!(told.elapsed() < DRAIN / 2, "{way}, after {:?}", told.elapsed());
                 None
             }
         });

@@ -6,6 +6,8 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use ambient_core::{TunnelProtocol, Workload, mesh::Update, ports};
@@ -16,7 +18,7 @@ use ambient_redirect::{
 };
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, NODE, Place, Way, until};
+use crate::mesh::{Family, Mesh, NODE, Pair, Place, Way, until};
 
 const ADMIN: u16 = ports::ADMIN;
 const READINESS: u16 = ports::READINESS;
@@ -204,6 +206,58 @@ fn scrape(from: &Place, at: SocketAddr) -> io::Result<String> {
     Ok(answer)
 }
 
+fn is_listening(mesh: &Mesh, at: SocketAddr) -> bool {
+    mesh.node.run(|| TcpStream::connect(at).is_ok()).unwrap()
+}
+
+/// Tunnels are taken for as long as the mesh says so, and what is open goes on.
+fn while_the_mesh_says_so(mesh: &Mesh, tunnels: SocketAddr, mut workload: Workload) -> Outcome {
+    let mut say = |tunnel| {
+        workload.tunnel = tunnel;
+        mesh.tell(vec![Update::Workload(workload.clone().into())]);
+        let takes = tunnel == TunnelProtocol::Hbone;
+        until("its port", || {
+            // It is closed once nothing has come for a while.
+            thread::sleep(Duration::from_millis(if takes { 0 } else { 200 }));
+            (is_listening(mesh, tunnels) == takes).then_some(())
+        });
+    };
+    let app = mesh.node.run(|| TcpListener::bind(("::", 0)))??;
+    let at = SocketAddr::new(tunnels.ip(), app.local_addr()?.port());
+    let open = || -> io::Result<Pair> {
+        let client = mesh.b.connect(at)?;
+        let (server, peer) = app.accept()?;
+        assert_eq!(
+            peer.ip().to_canonical(),
+            tunnels.ip(),
+            "it has come as it was sent, and not by a tunnel"
+        );
+        Ok(Pair { client, server })
+    };
+    let mut pairs = vec![open()?];
+    for back in [true, false] {
+        say(TunnelProtocol::None);
+        // A moment for what would be cut.
+        thread::sleep(Duration::from_millis(200));
+        pairs.iter_mut().try_for_each(Pair::converse)?;
+        if back {
+            say(TunnelProtocol::Hbone);
+            pairs.push(open()?);
+            pairs.iter_mut().try_for_each(Pair::converse)?;
+        }
+    }
+    // All of it has ended, with its certificate, and it begins anew.
+    drop(pairs);
+    until("the certificate to be let go", || {
+        let dump: serde_json::Value = serde_json::from_str(&mesh.page(ADMIN, "/config_dump").ok()?.1).ok()?;
+        let held = dump["certificates"].as_array()?;
+        let is_own = |one: &serde_json::Value| one["identity"].as_str().is_some_and(|id| id.ends_with("/sa/proxy"));
+        (held.len() == 2 && !held.iter().any(is_own)).then_some(())
+    });
+    say(TunnelProtocol::Hbone);
+    Ok(open()?.converse()?)
+}
+
 /// Metrics of the proxy are fetched through a tunnel, where the mesh says that its own pod takes any.
 pub(crate) fn the_pod_of_the_proxy_itself_takes_tunnels(world: &World) -> Outcome {
     let socket = world.scratch_dir().join("zds.sock");
@@ -232,7 +286,6 @@ pub(crate) fn the_pod_of_the_proxy_itself_takes_tunnels(world: &World) -> Outcom
     )?;
     let own: [SocketAddr; 2] = ["10.0.0.1:15020".parse()?, "[fd00::1]:15020".parse()?];
     let tunnels = SocketAddr::new(own[0].ip(), ports::HBONE);
-    let is_listening = || mesh.node.run(|| TcpStream::connect(tunnels).is_ok()).unwrap();
     let mut workload = Workload::new("Kubernetes//Pod/mesh-system/proxy-x", "mesh-system", "proxy-x");
     workload.addresses = own.map(|at| at.ip()).to_vec();
     workload.service_account = "proxy".into();
@@ -244,12 +297,14 @@ pub(crate) fn the_pod_of_the_proxy_itself_takes_tunnels(world: &World) -> Outcom
         let answer = scrape(&mesh.a, own[0]).ok()?;
         answer.contains("destination_workload=\"proxy\"").then_some(())
     });
-    assert!(!is_listening());
+    assert!(!is_listening(&mesh, tunnels));
 
     // A port that is taken is waited for.
     let taken = mesh.node.run(|| TcpListener::bind(("::", ports::HBONE)))??;
     workload.tunnel = TunnelProtocol::Hbone;
-    mesh.tell(vec![Update::Workload(workload.into())]);
+    let issued = || mesh.metric("ambient_certificate_requests_total", &[("outcome", "issued")]);
+    let before = issued();
+    mesh.tell(vec![Update::Workload(workload.clone().into())]);
     // Only what it is told by the mesh can have come to it there: its dials are refused.
     until("the port to be tried", || scrape(&mesh.a, own[0]).is_err().then_some(()));
     drop(taken);
@@ -272,6 +327,7 @@ pub(crate) fn the_pod_of_the_proxy_itself_takes_tunnels(world: &World) -> Outcom
         let now = ["source", "destination"].map(tunnelled);
         assert!(now[0] > before[0] && now[1] > before[1], "{family:?}: {before:?}, then {now:?}");
     }
+    assert_eq!(issued(), before + 1, "one certificate, however often the port was tried");
     // It is no pod that is captured.
     assert_eq!(mesh.metric("workload_manager_active_proxy_count", &[]), 2);
     let dump: serde_json::Value = serde_json::from_str(&mesh.page(ADMIN, "/config_dump")?.1)?;
@@ -281,6 +337,8 @@ pub(crate) fn the_pod_of_the_proxy_itself_takes_tunnels(world: &World) -> Outcom
     for port in [ADMIN, ports::HBONE] {
         assert!(scrape(&mesh.a, SocketAddr::new(own[0].ip(), port)).is_err(), "port {port}");
     }
+
+    while_the_mesh_says_so(&mesh, tunnels, workload)?;
 
     // Policies of its namespace are its own.
     mesh.apply("policy", FOR_B_ALONE);

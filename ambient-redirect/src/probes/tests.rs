@@ -90,3 +90,28 @@ fn without_pods_the_rules_go_once_it_is_known_that_there_are_none() {
     upkeep.pods(&[]);
     assert!(upkeep.is_idle(now));
 }
+
+#[tokio::test]
+async fn a_kernel_that_is_silent_is_told_of_and_asked_one_thing_at_a_time() {
+    let mut kernel = Apart::new(Duration::from_millis(50));
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let silent = kernel.run(move || gone.recv().unwrap_err()).await.unwrap_err();
+    assert_eq!(silent, "the kernel has not answered within 50ms");
+    let begun = Arc::new(Mutex::new(0));
+    let ask = |begun: &Arc<Mutex<i32>>| {
+        let begun = begun.clone();
+        move || {
+            *begun.lock().unwrap() += 1;
+            "an answer"
+        }
+    };
+    assert!(kernel.run(ask(&begun)).await.is_err(), "the first has not ended");
+    assert_eq!(*begun.lock().unwrap(), 0);
+    drop(go);
+    kernel.longest = Duration::from_secs(20);
+    assert_eq!(kernel.run(ask(&begun)).await, Ok("an answer"));
+    assert_eq!(*begun.lock().unwrap(), 1);
+    let panicked = kernel.run(|| panic!("a test")).await.map(|(): ()| ()).unwrap_err();
+    assert!(panicked.contains("panicked"), "{panicked}");
+    assert_eq!(kernel.run(ask(&begun)).await, Ok("an answer"));
+}

@@ -174,3 +174,45 @@ fn what_nobody_knows_is_not_said() {
     assert_eq!(said, ["src.addr", "dst.addr", "dst.workload", "dst.namespace"]);
     assert!(line.contains("dst.workload=\"web\""), "{line}");
 }
+
+/// In plaintext: who was meant is in Istio's label, and nowhere said to have proven it.
+#[test]
+fn who_was_meant_has_proven_nothing() {
+    #[derive(Debug, Default)]
+    struct Heard(Mutex<Vec<Option<Identity>>>);
+    impl ambient_core::Observer for Heard {
+        fn observe(&self, event: &Event<'_>) {
+            if let Event::ConnectionEnded { destination_identity, .. } = event {
+                self.0.lock().unwrap().push(destination_identity.cloned());
+            }
+        }
+    }
+    let (metrics, heard) = (Arc::new(Metrics::default()), Arc::<Heard>::default());
+    metrics.tell(heard.clone());
+    for mutual_tls in [false, true] {
+        let ends = Ends {
+            mutual_tls,
+            ..ends(Direction::Inbound)
+        };
+        let identity = ends.destination_identity.clone().unwrap();
+        let lines = logged(|| Account::open(&metrics, ends, clock::steady()).close(&Outcome::orderly()));
+        assert_eq!(lines.last().unwrap().contains(" dst.identity="), mutual_tls, "{lines:?}");
+        assert_eq!(
+            heard.0.lock().unwrap().pop().unwrap(),
+            mutual_tls.then_some(identity),
+            "mutual TLS {mutual_tls}"
+        );
+    }
+    let text = metrics.text().unwrap();
+    for security in ["unknown", "mutual_tls"] {
+        let security = format!("connection_security_policy=\"{security}\"");
+        let of_it = text
+            .lines()
+            .filter(|line| line.starts_with("istio_tcp_connections_opened_total{") && line.contains(&security));
+        let meant = "destination_principal=\"spiffe://cluster.local/ns/shop/sa/b\"";
+        assert!(
+            of_it.clone().count() == 1 && of_it.clone().all(|line| line.contains(meant)),
+            "{security}: {text}"
+        );
+    }
+}
