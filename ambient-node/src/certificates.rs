@@ -522,7 +522,7 @@ impl Certificates {
         let Asking { queue, slots } = &mut *asking;
         queue.want(identity);
         let found = self.before.as_ref().and_then(|before| before.take(identity));
-        if let Some(found) = found.filter(|found| found.is_valid_at(clock::wall())) {
+        if let Some(found) = found.filter(|found| clock::wall() < found.not_after) {
             let spread = (!self.issuer.takes_back()).then(entropy::word);
             queue.found(identity, Life::left([found.not_before, found.not_after], clock::wall(), spread));
             let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! Who may be at the other end.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use ambient_core::{Identity, SpiffeId, TrustDomain};
 use rustls::{
@@ -94,6 +94,13 @@ impl Verifier {
         self
     }
 
+    /// The same, as at one moment.
+    #[must_use]
+    pub fn at(self, moment: SystemTime) -> Self {
+        let since = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.with_time(Arc::new(Standing(UnixTime::since_unix_epoch(since))))
+    }
+
     /// Verifies a chain, the leaf first, and says whom it names.
     ///
     /// # Errors
@@ -169,6 +176,16 @@ fn may_vouch_in(authority: &[u8], domain: &TrustDomain) -> Result<(), ChainError
         }
     }
     Ok(())
+}
+
+/// A clock that stands.
+#[derive(Debug)]
+struct Standing(UnixTime);
+
+impl TimeProvider for Standing {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
 }
 
 impl fmt::Debug for Verifier {

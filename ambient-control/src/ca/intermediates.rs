@@ -218,20 +218,9 @@ pub(super) fn check(intermediate: &Intermediate, roots: &Roots, now: SystemTime)
         bundles.add(roots.trust_domain.clone(), root.der.to_vec());
     }
     let trust = Arc::new(Trust::new(&Arc::new(ambient_tls::provider()), &bundles));
-    let verifier = Verifier::new(&trust, Accepted::any_of([identity])).with_time(Arc::new(At(now)));
+    let verifier = Verifier::new(&trust, Accepted::any_of([identity])).at(now);
     let verified = verifier.verify(&chain, Role::Client);
     verified.map(drop).map_err(|e| unusable(e.to_string()))
-}
-
-#[derive(Debug)]
-struct At(SystemTime);
-
-impl rustls::time_provider::TimeProvider for At {
-    fn current_time(&self) -> Option<rustls_pki_types::UnixTime> {
-        Some(rustls_pki_types::UnixTime::since_unix_epoch(
-            self.0.duration_since(SystemTime::UNIX_EPOCH).ok()?,
-        ))
-    }
 }
 
 /// The name of a node is that of a directory here.

@@ -107,12 +107,14 @@ impl Holder {
         let present = self.present.read().unwrap_or_else(PoisonError::into_inner).clone();
         let place = self.place();
         let stamps = place.stamps();
-        if stamps == present.stamps && !present.lacking && (!present.current || now < present.signer.half_life()) {
+        // What has not begun was made by a clock that was ahead: nobody accepts what it signs.
+        let in_time = present.signer.not_before <= now && now < present.signer.half_life();
+        if stamps == present.stamps && !present.lacking && (!present.current || in_time) {
             return present;
         }
         // Somebody reads it already: what is there will do for this once, unless it has ended.
         let Ok(mut reading) = self.reading.try_lock() else { return present };
-        let again = |(failed, at): &(Stamps, SystemTime)| *failed != stamps || now.duration_since(*at).is_ok_and(|gone| gone >= AGAIN);
+        let again = |(failed, at): &(Stamps, SystemTime)| *failed != stamps || now.duration_since(*at).map_or(true, |gone| gone >= AGAIN);
         if !reading.as_ref().is_none_or(again) {
             return present;
         }

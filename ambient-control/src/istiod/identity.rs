@@ -14,8 +14,7 @@ use ambient_core::{Credential, Identity, PrivateKey, TrustBundles};
 use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier};
 use prost_types::{Struct, Value, value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls::time_provider::TimeProvider;
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -324,9 +323,8 @@ impl Answer {
         }
         let trust = Arc::new(Trust::new(&endpoint.provider, &bundles));
         // Peers whose clocks are right take it already.
-        let begun = UnixTime::since_unix_epoch((now + early).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
         Verifier::new(&trust, Accepted::any_of([identity.clone()]))
-            .with_time(Arc::new(At(begun)))
+            .at(now + early)
             .verify(&self.chain, Role::Server)
             .map_err(|e: PeerError| e.to_string())?;
         Ok(Credential {
@@ -346,16 +344,6 @@ pub(crate) fn dates(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTim
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     };
     (date(certificate.validity().not_before), date(certificate.validity().not_after))
-}
-
-/// A clock that stands.
-#[derive(Debug)]
-struct At(UnixTime);
-
-impl TimeProvider for At {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(self.0)
-    }
 }
 
 /// What would be made of an answer's entries.

@@ -4,8 +4,7 @@ use std::{cmp::Reverse, sync::Arc, time::SystemTime};
 
 use ambient_core::{Credential, Identity};
 use ambient_tls::{Accepted, Role, Trust, Verifier};
-use rustls::time_provider::TimeProvider;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 
 use super::svid::{Svid, SvidError};
 
@@ -174,26 +173,13 @@ impl Account {
 
 /// Whether peers that trust what is trusted here would believe it, and whether the key is its own.
 fn verify(credential: &Credential, trust: &Arc<Trust>, now: SystemTime) -> Result<(), String> {
-    let at = At(UnixTime::since_unix_epoch(
-        now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
-    ));
-    let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()])).with_time(Arc::new(at));
+    let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()])).at(now);
     let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     for role in [Role::Server, Role::Client] {
         verifier.verify(&chain, role).map_err(|e| e.to_string())?;
     }
     verifier.client_config(credential).map_err(|e| e.to_string())?;
     Ok(())
-}
-
-/// The moment that is judged.
-#[derive(Debug)]
-struct At(UnixTime);
-
-impl TimeProvider for At {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(self.0)
-    }
 }
 
 /// Other identities that a message names.

@@ -501,6 +501,33 @@ async fn a_process_goes_on_with_the_certificates_of_the_one_before_while_the_iss
     assert!(issuer.asked.load(Ordering::Relaxed) > asked);
 }
 
+/// This machine's clock is behind when it starts, and is set then.
+#[tokio::test]
+async fn what_is_left_of_before_is_used_once_it_has_begun() {
+    let shelf = Shelf::default();
+    let issuer = Fixed::new(Duration::from_secs(600));
+    let (first, keeping) = shelf.begin(issuer.clone());
+    first.expect([borne("cart")]);
+    until(|| first.lacking().is_empty()).await;
+    drop((keeping, first));
+    let begins = clock::wall() + Duration::from_secs(2);
+    let begin_later = |credential: &mut Credential| credential.not_before = begins;
+    shelf
+        .0
+        .lock()
+        .unwrap()
+        .0
+        .get_mut(&named("cart"))
+        .map(begin_later)
+        .expect("it was kept");
+    issuer.fails.store(true, Ordering::Relaxed);
+    let (second, _keeping) = shelf.begin(issuer);
+    second.expect([borne("cart")]);
+    assert_eq!(second.lacking(), [named("cart")]);
+    until(|| second.lacking().is_empty()).await;
+    assert!(clock::wall() >= begins && second.credential(&named("cart")).is_some());
+}
+
 /// Many nodes may start together: only of an authority that would take something back what is left is asked for at once.
 #[tokio::test]
 async fn what_is_left_of_before_does_not_fall_upon_an_authority_that_only_answers() {

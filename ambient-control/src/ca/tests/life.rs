@@ -118,6 +118,22 @@ fn an_intermediate_is_renewed_at_half_its_life_and_shared_by_those_who_name_the_
     assert_eq!(fs::read_dir(mesh.dir.join("issued")).unwrap().count(), 1);
 }
 
+/// The clock was ahead when an intermediate was made, and is set.
+#[test]
+fn what_has_not_begun_signs_nothing() {
+    let mut mesh = Mesh::new();
+    let right = mesh.now;
+    mesh.now += DAY / 4;
+    let node = mesh.node("a");
+    let ahead = mesh.issue(&node, "cart");
+    mesh.now = right;
+    let trust = mesh.trust(&node);
+    assert!(mesh.verify(&trust, &ahead).is_err());
+    let cart = mesh.issue(&node, "cart");
+    mesh.verify(&trust, &cart).unwrap();
+    assert_eq!(mesh.issue(&node, "cart").chain[1], cart.chain[1], "one is made, and no more");
+}
+
 #[test]
 fn trust_is_one_value_until_it_changes_and_then_another_at_once() {
     let mesh = Mesh::new();

@@ -125,7 +125,7 @@ fn a_certificate_that_nobody_would_accept_is_dropped() {
     put(&|one| one.chain = stock.chain.clone());
     issued.drops("cart", "expected spiffe://cluster.local/ns/shop/sa/cart");
     put(&|one| one.not_after = clock::wall() - Duration::from_secs(5));
-    issued.drops("cart", "not valid now");
+    issued.drops("cart", "has ended");
     put(&|one| one.chain.clear());
     issued.drops("cart", "no certificate");
     // Its dates are those of the certificate, whatever the file says.
@@ -149,6 +149,19 @@ fn a_certificate_that_nobody_would_accept_is_dropped() {
     issued.memory.put(&stock).unwrap();
     fs::rename(issued.path("stock"), issued.path("cart")).unwrap();
     issued.drops("cart", "sa/stock");
+}
+
+/// This machine's clock is behind when it starts, and is set then.
+#[test]
+fn what_has_not_begun_is_no_less_good() {
+    let issued = Issued::new();
+    issued.memory.put_trust(&issued.trust).unwrap();
+    let cart = issued.issue("cart");
+    issued.memory.put(&cart).unwrap();
+    let behind = cart.not_before - Duration::from_secs(3600);
+    let loaded = issued.memory.load(&TrustBundles::default(), behind);
+    assert_eq!((loaded.credentials.len(), loaded.dropped.len()), (1, 0), "{loaded:?}");
+    assert!(issued.path("cart").exists());
 }
 
 #[test]
