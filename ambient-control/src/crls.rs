@@ -11,7 +11,8 @@ use ambient_core::{Credential, Identity, PodUid, TrustBundles, TrustDomain};
 
 use crate::{BoxFuture, IssueError, Issuer, LastHeard, Told, plain};
 
-/// An issuer, and the CRLs of a file (PEM, one or many, or one in DER) that count for its trust domain.
+/// An issuer, and the CRLs of a file (PEM, one or many, or one in DER) that count for a trust domain, or for all that the issuer has
+/// roots of.
 ///
 /// The file is looked at with each [`Issuer::trust`], and read again when it is another: a mounted ConfigMap will do, or a file
 /// that is renamed into its place. What cannot be read, or anybody but its owner may write, changes nothing: the lists of before
@@ -21,7 +22,8 @@ use crate::{BoxFuture, IssueError, Issuer, LastHeard, Told, plain};
 pub struct WithCrls {
     issuer: Arc<dyn Issuer>,
     path: PathBuf,
-    domain: TrustDomain,
+    /// All that the issuer has roots of, where none is named.
+    domain: Option<TrustDomain>,
     held: Mutex<Held>,
 }
 
@@ -53,12 +55,12 @@ pub struct CrlFileError {
 }
 
 impl WithCrls {
-    /// Reads the file, which may come later: [`Issuer::faults`] says so.
+    /// Reads the file, which may come later: [`Issuer::faults`] says so. Without a trust domain its lists count for all.
     ///
     /// # Errors
     /// When it cannot be read, but for not being there, or others than its owner may write to it.
-    pub fn open(issuer: Arc<dyn Issuer>, path: impl Into<PathBuf>, domain: TrustDomain) -> Result<Self, CrlFileError> {
-        let path = path.into();
+    pub fn open(issuer: Arc<dyn Issuer>, path: impl Into<PathBuf>, domain: impl Into<Option<TrustDomain>>) -> Result<Self, CrlFileError> {
+        let (path, domain) = (path.into(), domain.into());
         let mut held = Held::default();
         match stamp(&path)? {
             Some(stamp) => {
@@ -67,7 +69,7 @@ impl WithCrls {
             }
             None => held.is_wrong(never_there(&path)),
         }
-        held.join(issuer.trust(), &domain);
+        held.join(issuer.trust(), domain.as_ref());
         Ok(Self {
             issuer,
             path,
@@ -137,10 +139,13 @@ impl Held {
         }
     }
 
-    fn join(&mut self, of: Arc<TrustBundles>, domain: &TrustDomain) {
+    fn join(&mut self, of: Arc<TrustBundles>, domain: Option<&TrustDomain>) {
         let mut whole = TrustBundles::clone(&of);
-        for crl in &self.crls {
-            whole.add_crl(domain.clone(), crl.clone());
+        let domains: Vec<_> = domain.map_or_else(|| of.domains().collect(), |one| vec![one]);
+        for domain in domains {
+            for crl in &self.crls {
+                whole.add_crl(domain.clone(), crl.clone());
+            }
         }
         self.whole = match self.crls.is_empty() {
             true => of.clone(),
@@ -159,7 +164,7 @@ impl Issuer for WithCrls {
         let of = self.issuer.trust();
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.look(&self.path) || !Arc::ptr_eq(&held.of, &of) {
-            held.join(of, &self.domain);
+            held.join(of, self.domain.as_ref());
         }
         held.whole.clone()
     }
@@ -276,6 +281,9 @@ mod tests {
         let trust = with.trust();
         assert_eq!((trust.roots(&domain).len(), trust.crls(&domain).len()), (1, 1));
         told(&with, &[]);
+        // Of nobody knows which trust domain: of each that there are roots of.
+        let of_all = WithCrls::open(ca.clone(), &file, None).unwrap().trust();
+        assert_eq!((of_all.domains().count(), of_all.crls(&domain).len()), (1, 1));
         assert!(Arc::ptr_eq(&trust, &with.trust()), "the same value while nothing changes");
         for (broken, why) in [
             ("torn", "would be let in"),

@@ -1,9 +1,27 @@
 //! What whoever has started the node takes for granted of the mesh, against what the mesh says.
 
-use ambient_core::Mesh;
+use ambient_core::{Identity, IdentityError, Mesh, TrustDomain};
 use ambient_redirect::PodSpec;
 
 use crate::Config;
+
+/// Whose certificate a pod is served with.
+pub(crate) fn identity(config: &Config, pod: &PodSpec, mesh: Option<&Mesh>) -> Result<Identity, IdentityError> {
+    Identity::new(&trust_domain(config, pod, mesh), &pod.namespace, &pod.service_account)
+}
+
+/// The trust domain of that: as the node was told, or where it was not, as the mesh says it of the pod.
+fn trust_domain(config: &Config, pod: &PodSpec, mesh: Option<&Mesh>) -> TrustDomain {
+    let Some(mesh) = mesh.filter(|_| config.trust_domain_of_mesh) else {
+        return config.trust_domain.clone();
+    };
+    let said = mesh
+        .workload(&config.workload_of_pod(&pod.namespace, &pod.name))
+        // One that has just begun may be served a moment before the mesh knows it: it is of the domain that others here are of.
+        .or_else(|| mesh.workloads_of_node(&config.node).next())
+        .or_else(|| mesh.workloads().find(|workload| workload.cluster == config.cluster_id));
+    said.map_or_else(|| config.trust_domain.clone(), |workload| workload.trust_domain.clone())
+}
 
 /// What contradicts it; each is told once.
 #[derive(Debug, Default)]
@@ -40,6 +58,43 @@ mod tests {
     use super::*;
     use crate::Assumed;
 
+    fn pod(name: &str) -> PodSpec {
+        PodSpec {
+            uid: "u1".into(),
+            namespace: "shop".into(),
+            name: name.into(),
+            service_account: "default".into(),
+            addresses: Vec::new(),
+            capture: ambient_core::Capture::default(),
+            has_run: true,
+        }
+    }
+
+    #[test]
+    fn who_was_not_told_the_trust_domain_takes_the_meshs() {
+        let mut config = Config::new("n", "/");
+        let workload = |uid: &str, node: &str, domain: &str| {
+            let workload = Workload {
+                node: node.into(),
+                cluster: "Kubernetes".into(),
+                trust_domain: domain.parse().unwrap(),
+                ..Workload::new(uid, "shop", "cart")
+            };
+            Update::Workload(workload.into())
+        };
+        let elsewhere = Mesh::default().apply([workload("Kubernetes//Pod/shop/a", "m", "elsewhere.example")]);
+        let beside = elsewhere.apply([workload("Kubernetes//Pod/shop/b", "n", "beside.example")]);
+        let whole = beside.apply([workload("Kubernetes//Pod/shop/cart", "n", "own.example")]);
+        let said = |config: &Config, mesh: Option<&Mesh>| trust_domain(config, &pod("cart"), mesh).to_string();
+        assert_eq!(said(&config, Some(&whole)), "cluster.local", "as it was told");
+        config.trust_domain_of_mesh = true;
+        assert_eq!(said(&config, Some(&whole)), "own.example");
+        assert_eq!(said(&config, Some(&beside)), "beside.example", "before the mesh knows the pod");
+        assert_eq!(said(&config, Some(&elsewhere)), "elsewhere.example");
+        assert_eq!(said(&config, Some(&Mesh::default())), "cluster.local");
+        assert_eq!(said(&config, None), "cluster.local");
+    }
+
     #[test]
     fn what_the_mesh_says_otherwise_is_told_once() {
         let mut config = Config::new("n", "/");
@@ -53,15 +108,7 @@ mod tests {
             };
             Update::Workload(workload.into())
         };
-        let pods = [PodSpec {
-            uid: "u1".into(),
-            namespace: "shop".into(),
-            name: "cart".into(),
-            service_account: "default".into(),
-            addresses: Vec::new(),
-            capture: ambient_core::Capture::default(),
-            has_run: true,
-        }];
+        let pods = [pod("cart")];
         let mut contradictions = Contradictions::default();
         let as_assumed = Mesh::default().apply([cart("net1")]);
         let mut told = |mesh: &Mesh| contradictions.new_of(&config, &pods, mesh);

@@ -133,6 +133,9 @@ pub struct Config {
     pub keys: Keys,
     /// The trust domain of this mesh.
     pub trust_domain: TrustDomain,
+    /// Whether a pod is of the trust domain that the mesh says its workload is of, and of `trust_domain` only where it says nothing:
+    /// for a mesh of which nobody has told this node. Off by default: a pod that the mesh says to be of another is refused.
+    pub trust_domain_of_mesh: bool,
     /// The cluster that this node belongs to, as the names of its workloads say; `Kubernetes` by default.
     pub cluster_id: Arc<str>,
     /// The DNS domain of the cluster.
@@ -243,6 +246,7 @@ impl Config {
             proc: None,
             keys: Keys::Nowhere,
             trust_domain: TrustDomain::default(),
+            trust_domain_of_mesh: false,
             cluster_id: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),
             nameservers: Vec::new(),

@@ -10,7 +10,7 @@ use std::{
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, LastHeard, Source};
-use ambient_core::{Identity, Observer, observe::Event};
+use ambient_core::{Observer, observe::Event};
 use ambient_hbone::{Limits, Pool, Server};
 use ambient_redirect::{
     Announce, Enrolment, PodSpec,
@@ -30,6 +30,7 @@ use crate::{
     Config, Keys, Page,
     admin::{Context, Doors, Given, OpenError, Pages, Standing, Stop, Urgency},
     announce::ByState,
+    assumed,
     bounds::Bounds,
     certificates::{Certificates, Keep, Memory},
     clock,
@@ -707,10 +708,8 @@ async fn follow(
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
             let no_dns = shared.config.nameservers.is_empty().then_some(meant::NO_DNS);
             let pods = meant::pods_of(&shared.config.node, no_dns, &now);
-            let domain = &shared.config.trust_domain;
-            let borne = pods
-                .iter()
-                .filter_map(|pod| Some((Identity::new(domain, &pod.namespace, &pod.service_account).ok()?, pod.uid.clone())));
+            let identity = |pod: &PodSpec| assumed::identity(&shared.config, pod, Some(&now.mesh)).ok();
+            let borne = pods.iter().filter_map(|pod| Some((identity(pod)?, pod.uid.clone())));
             shared.certificates.expect(borne);
             desired.send_replace(Some(pods));
         }

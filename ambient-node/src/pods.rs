@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ambient_core::{Identity, PodUid};
+use ambient_core::PodUid;
 use ambient_hbone::{Speaker, SpeakerKey};
 use ambient_redirect::{BoxFuture, Drained, PodSpec, Proxy, ProxyError, linux::Netns};
 use tokio::{sync::Notify, task::JoinSet, time};
@@ -16,7 +16,7 @@ use tokio::{sync::Notify, task::JoinSet, time};
 use crate::{
     Shared,
     accept::has_no_such_address,
-    assumed::Contradictions,
+    assumed::{self, Contradictions},
     dns,
     embed::Listener,
     pod::{Listening, Pod, Stage},
@@ -109,7 +109,8 @@ impl Pods {
     /// A pod that may be served from now on, at no listener yet.
     async fn admit(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Pod, ProxyError> {
         let node = &self.node;
-        let identity = Identity::new(&node.config.trust_domain, &spec.namespace, &spec.service_account);
+        let now = node.state.current();
+        let identity = assumed::identity(&node.config, spec, now.as_deref().map(|now| &now.mesh));
         let identity = identity.map_err(|e| refuse("naming the pod", io::Error::new(io::ErrorKind::InvalidInput, e)))?;
         let certificate = node.certificates.hold(&identity, &spec.uid).await;
         let certificate = certificate.map_err(|e| refuse("asking for the pod's certificate", io::Error::other(e)))?;

@@ -100,7 +100,8 @@ pub(crate) struct Args {
         default_value = "kube-system"
     )]
     exclude_namespaces: Vec<Arc<str>>,
-    /// The trust domain of the mesh. By default what the ConfigMap istio of the manifests says, else cluster.local.
+    /// The trust domain of the mesh. By default what the ConfigMap istio of the manifests says; where state and certificates are a
+    /// control plane's, what that says of each workload; else cluster.local.
     #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN")]
     trust_domain: Option<TrustDomain>,
     /// Another name of the trust domain: a policy that names one of them means all. May be given several times; commas
@@ -153,7 +154,7 @@ pub(crate) struct Args {
     /// A file of revocations (CRLs, PEM or DER) for the trust domain of the mesh; watched. Nobody but its owner may be able to
     /// write to it. As long as it was never there nobody is revoked by it, and readiness says so; where it goes, is emptied or
     /// cannot be read, whom it revoked stays revoked until a restart. What `ambient control` or --ca-dir gives has its own.
-    #[arg(long, env = "CRL_PATH", value_name = "FILE")]
+    #[arg(long, env = "CRL_PATH", value_name = "FILE", value_parser = settings::path_or_none())]
     crl_path: Option<PathBuf>,
     /// Where keys and certificates are kept for a restart while the authority is away, in a directory of the node's name: in
     /// memory (tmpfs or ramfs), never on a disk. Where the default cannot be used a line in the log says so; `none`
@@ -476,6 +477,7 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     let membership = args.istiod.membership(&config)?;
     let (source, announce) = source(&args, &config, &mesh, membership.as_ref()).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
+    let revoked_in = (!config.trust_domain_of_mesh).then(|| trust_domain.clone());
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
         Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)?),
@@ -484,13 +486,13 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
             None => args.istiod.certificates(args.secret_ttl, membership.as_ref())?,
         },
     };
-    let issuer = with_crls(&args, issuer, source.gives_trust(), trust_domain)?;
+    let issuer = with_crls(&args, issuer, source.gives_trust(), revoked_in)?;
     let builder = ground.builder().boxed_source(source).shared_issuer(issuer);
     Ok(builder.announce(announce).build().await?)
 }
 
-/// The issuer with the revocations of a file, where one is named.
-fn with_crls(args: &Args, issuer: Arc<dyn Issuer>, from_control: bool, domain: TrustDomain) -> anyhow::Result<Arc<dyn Issuer>> {
+/// The issuer with the revocations of a file, where one is named: of one trust domain, or of all that there are roots of.
+fn with_crls(args: &Args, issuer: Arc<dyn Issuer>, from_control: bool, domain: Option<TrustDomain>) -> anyhow::Result<Arc<dyn Issuer>> {
     match args.crl_path.as_ref().filter(|path| !path.as_os_str().is_empty()) {
         None => Ok(issuer),
         Some(_) if from_control => {
@@ -583,6 +585,9 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
     let mut config = Config::new(&args.node, &args.netns_dir);
     config.zds = args.zds.clone();
     config.trust_domain = mesh.trust_domain.clone();
+    // Manifests say it, and who has an authority of its own is told of it; a control plane says it of each workload.
+    let told = args.trust_domain.is_some() || args.manifests.is_some() || args.ca_dir.is_some() || args.spiffe.gives_certificates();
+    config.trust_domain_of_mesh = !told;
     config.keys = match &args.keys_dir {
         none if none == Path::new("none") => Keys::Nowhere,
         default if default == Path::new(KEYS) => Keys::IfPossible(KEYS.into()),

@@ -67,6 +67,12 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(line(&all, "metrics"), "metrics: \"[::]:16020\"  # PROXY_CONFIG: statsPort");
     assert_eq!(line(&all, "admin"), "admin: \"127.0.0.1:15000\"  # default");
 
+    // An empty variable names no file, as in ztunnel.
+    assert_eq!(
+        line(&printed(&["--node", "n"], &[("CRL_PATH", "")]), "crl-path"),
+        "crl-path: \"\"  # CRL_PATH"
+    );
+
     let limits = [("ZTUNNEL_RESOURCE_CPU_LIMIT", "2500m"), ("ZTUNNEL_RESOURCE_CPU_REQUEST", "100m")];
     assert_eq!(
         line(&printed(&["--node", "n"], &limits), "workers"),

@@ -1,12 +1,19 @@
 //! Where a node's settings come from: flags, then the environment, then a file, then Istio's ProxyConfig, then defaults. The
 //! first that says something counts.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ambient_node::telemetry::log;
 use anyhow::Context as _;
 use clap::{
     ArgMatches, Command,
+    builder::{OsStringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
@@ -468,6 +475,11 @@ fn auto_workers() -> usize {
     ambient_node::Config::new("", "").workers
 }
 
+/// A path; an empty text, as an empty variable gives it, names none.
+pub(crate) fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// Threads: `N`, a share of the cores as `P%`, 0 for as many as there are cores, or `auto`.
 pub(crate) fn workers(text: &str) -> Result<usize, String> {
     let wanted =
@@ -478,8 +490,12 @@ pub(crate) fn workers(text: &str) -> Result<usize, String> {
     let cores = cores_here();
     let count = match text.trim().strip_suffix('%') {
         Some(share) => {
-            let share: usize = share.parse().ok().filter(|share| (1..=1000).contains(share)).ok_or_else(wanted)?;
-            (cores * share).div_ceil(100)
+            let share: f64 = share
+                .parse()
+                .ok()
+                .filter(|share| *share > 0.0 && *share <= 1000.0)
+                .ok_or_else(wanted)?;
+            (cores as f64 * share / 100.0).ceil() as usize
         }
         None => text.trim().parse().ok().filter(|count| *count <= 1024).ok_or_else(wanted)?,
     };
@@ -562,8 +578,9 @@ mod tests {
         assert_eq!(workers("0"), Ok(cores));
         assert_eq!(workers("100%"), Ok(cores));
         assert_eq!(workers("1%"), Ok(1));
+        assert_eq!((workers("0.5%"), workers("99.9%")), (Ok(1), Ok(cores)));
         assert_eq!(workers("auto"), Ok(cores.div_ceil(4).max(2).min(cores)));
-        for text in ["", "%", "0%", "-1", "two", "1025"] {
+        for text in ["", "%", "0%", "-1%", "NaN%", "1001%", "-1", "two", "1025"] {
             assert!(workers(text).is_err(), "{text}");
         }
     }

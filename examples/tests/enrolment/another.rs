@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const MUCH: usize = 5_000_011;
 /// Who calls whom: from our node to the other's, and back.
 const CALLS: [(&str, &str); 2] = [("front", "back"), ("caller", "front")];
+/// The mesh's trust domain, which the control plane alone is told.
+const DOMAIN: &str = "example.org";
 /// Names the proxy.
 const PROXY: &str = "AMBIENT_OTHER_PROXY";
 
@@ -42,7 +44,7 @@ pub(crate) fn a_node_beside_that_of_a_proxy_apart_is_one_mesh_with_it(world: &Wo
 
 fn beside(world: &World, proxy: &Path) -> Outcome {
     let socket = world.scratch_dir().join("zds.sock");
-    let mut ground = Ground::beside_another(world, &socket)?;
+    let mut ground = Ground::beside_another(world, &socket, &["--trust-domain", DOMAIN])?;
     let lived = live(&mut ground, proxy, &socket);
     if lived.is_err() {
         println!("{}", ground.logs());
@@ -122,9 +124,9 @@ fn counted(ground: &Ground, from: &str, to: &str) -> Outcome {
             let labels = [
                 "connection_security_policy=\"mutual_tls\"".to_owned(),
                 format!("source_workload=\"{from}\""),
-                format!("source_principal=\"spiffe://cluster.local/ns/demo/sa/{from}\""),
+                format!("source_principal=\"spiffe://{DOMAIN}/ns/demo/sa/{from}\""),
                 format!("destination_workload=\"{to}\""),
-                format!("destination_principal=\"spiffe://cluster.local/ns/demo/sa/{to}\""),
+                format!("destination_principal=\"spiffe://{DOMAIN}/ns/demo/sa/{to}\""),
             ];
             let mut lines = metrics
                 .lines()
@@ -259,10 +261,10 @@ fn policies(ground: &mut Ground) -> Outcome {
         opened.push((from, to, open(ground, from, &listener, at)?));
     }
     // Of the whole namespace: ztunnel asks what is open again where a policy comes, and not where a workload comes to list one.
-    ground.cluster.apply(
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: callers, namespace: demo}\nspec: {rules: [{from: \
-         [{source: {principals: [cluster.local/ns/demo/sa/front, cluster.local/ns/demo/sa/caller]}}]}]}\n",
-    )?;
+    ground.cluster.apply(&format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: callers, namespace: demo}}\nspec: {{rules: [{{from: \
+         [{{source: {{principals: [{DOMAIN}/ns/demo/sa/front, {DOMAIN}/ns/demo/sa/caller]}}}}]}}]}}\n",
+    ))?;
     for (from, to, (mut client, mut server)) in opened {
         for end in [&mut server, &mut client] {
             let read = end.read(&mut [0]);

@@ -83,9 +83,11 @@ impl Ground {
         Ok(ground)
     }
 
-    /// The same on `ambient control`, where the second node has `ambient enrol` alone: its proxy is for [`Self::start_other`].
-    pub(crate) fn beside_another(world: &World, socket: &Path) -> Result<Self, Failure> {
+    /// The same on `ambient control` with more flags, where the second node has `ambient enrol` alone: its proxy is for
+    /// [`Self::start_other`].
+    pub(crate) fn beside_another(world: &World, socket: &Path, control: &[&str]) -> Result<Self, Failure> {
         let mut ground = Self::without_nodes(world, Families::Both)?;
+        ground.control_flags = control.iter().map(ToString::to_string).collect();
         let at = ground.start_control()?;
         let flags = ground.joining(NODES[0], &at)?;
         ground.sources.insert(NODES[0].into(), flags);

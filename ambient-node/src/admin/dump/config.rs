@@ -302,7 +302,8 @@ struct Ours<'a> {
     netns_dir: &'a Path,
     cni: Option<&'a Path>,
     proc: Option<&'a Path>,
-    trust_domain: &'a str,
+    /// `null` where it is what the mesh says.
+    trust_domain: Option<&'a str>,
     istio_exact: bool,
     let_unreadable_policies_go: bool,
     local_shortcut: bool,
@@ -321,7 +322,7 @@ impl<'a> From<&'a Config> for Ours<'a> {
             netns_dir: &c.netns_dir,
             cni: c.cni.as_deref(),
             proc: c.proc.as_deref(),
-            trust_domain: c.trust_domain.as_str(),
+            trust_domain: (!c.trust_domain_of_mesh).then(|| c.trust_domain.as_str()),
             istio_exact: c.istio_exact,
             let_unreadable_policies_go: c.let_unreadable_policies_go,
             local_shortcut: c.local_shortcut,
