@@ -142,9 +142,10 @@ pub fn read_traceparent(value: &[u8]) -> Option<(u128, u64)> {
 }
 
 /// The `x-forwarded-network` text of who speaks from `network`, for the inner CONNECT of a tunnel through a gateway, where
-/// the gateway's address stands for the speaker's. None where a header cannot hold the name, or there is none.
+/// the gateway's address stands for the speaker's. A network without a name is another one than those that have one, and says
+/// so by an empty text. None where a header cannot hold the name.
 pub fn forwarded_network(network: &str) -> Option<&str> {
-    visible_ascii(network.as_bytes()).filter(|network| !network.is_empty() && network.trim() == *network)
+    visible_ascii(network.as_bytes()).filter(|network| network.trim() == *network)
 }
 
 /// Whether an `x-forwarded-network` text says that its sender speaks from another network than `own`: then the address that

@@ -43,6 +43,7 @@ pub struct Zone {
     /// `.svc.DOMAIN`: how the names of Kubernetes' services end.
     services: Arc<str>,
     preferred: Option<Arc<str>>,
+    ipv6: bool,
 }
 
 impl Zone {
@@ -53,6 +54,7 @@ impl Zone {
             services: format!(".svc.{domain}").into(),
             domain: domain.into(),
             preferred: None,
+            ipv6: true,
         }
     }
 
@@ -64,6 +66,13 @@ impl Zone {
             preferred: namespace,
             ..self
         }
+    }
+
+    /// The same, in which the mesh's names have IPv6 addresses only where that is said: for clients whose IPv6 is not captured,
+    /// and would go past the mesh.
+    #[must_use]
+    pub fn with_ipv6(self, ipv6: bool) -> Self {
+        Self { ipv6, ..self }
     }
 
     /// The cluster's domain, in lower case and without a dot at the end.
@@ -91,8 +100,8 @@ impl Default for Zone {
 /// the resolver would come to it. A service `*.example.com` is the answer to all names below `example.com` that are nobody
 /// else's. The answer holds the service's virtual addresses in the client's network; for a headless service of the
 /// cluster's domain, the first address in the family of each endpoint that may be chosen; for `POD.SERVICE…` of such a
-/// one, the address of that pod of a StatefulSet. A family that is missing is NOERROR without records, so that the client
-/// goes on with the other one. Where several services share a name, that of the client's own namespace comes first, then
+/// one, the address of that pod of a StatefulSet. A family that is missing, or that [`Zone::with_ipv6`] leaves out, is
+/// NOERROR without records, so that the client goes on with the other one. Where several services share a name, that of the client's own namespace comes first, then
 /// a canonical one, then that of [`Zone::preferring`], then the first by namespace. A record may be kept for 30 s.
 ///
 /// Forwarded is **all that cannot be answered exactly**, without a look at what it means: other names, other types of the
@@ -208,6 +217,9 @@ fn addresses<'a>(mesh: &'a Mesh, zone: &Zone, client: &Client<'_>, question: &Qu
     let name = question.name.as_deref()?;
     let found = names::candidates(zone, client, name, |name, origin| find(mesh, zone, client, name, origin))?;
     let service = found.service;
+    if question.kind == wire::AAAA && !zone.ipv6 {
+        return Some((found, Vec::new()));
+    }
     // Endpoints are reached in the families that the service has.
     let of_workload = |workload: &Workload| {
         let mut addresses = workload.addresses.iter().copied();

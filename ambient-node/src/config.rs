@@ -157,7 +157,7 @@ pub struct Config {
     /// Whether tunnels are made with nobody who does not agree on keys by X25519MLKEM768, which quantum computers cannot undo;
     /// else that is preferred. Off by default. How a control plane is spoken to is its source's and issuer's matter.
     pub post_quantum_only: bool,
-    /// Whether pods' IPv6 is captured.
+    /// Whether pods' IPv6 is captured. Where it is not, no name of the mesh has an IPv6 address for them.
     pub ipv6: bool,
     /// Whether what processes of the node's own namespace send to its pods reaches them under any policy, as the kubelet's
     /// probes must; on by default, where the rules for it can be had.

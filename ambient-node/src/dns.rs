@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    Shared, demand, entropy,
+    Config, Shared, demand, entropy,
     pod::{Pod, Stage},
 };
 use count::Count;
@@ -33,7 +33,6 @@ pub(crate) fn budget(connections: usize) -> Budget {
 /// The server of a pod's names, for all its sockets.
 pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
     let config = &node.config;
-    let zone = Zone::new(&config.cluster_domain).preferring(config.preferred_service_namespace.clone());
     let own = Own::new(pod.namespace.id());
     let way = Arc::new(Way {
         pod: pod.spec.clone(),
@@ -44,8 +43,15 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
     });
     let views = views(node.clone(), pod.spec.uid.clone(), own);
     let count = Arc::new(Count::new(node.clone(), pod.spec.uid.clone()));
-    let server = Server::builder(zone, pod.spec.namespace.clone(), views, way);
+    let server = Server::builder(zone(config), pod.spec.namespace.clone(), views, way);
     server.budget(node.names.clone()).observer(count).build()
+}
+
+/// What the mesh's names are. Where IPv6 is not captured, connections to an IPv6 address go past the mesh: nobody is told of one.
+fn zone(config: &Config) -> Zone {
+    Zone::new(&config.cluster_domain)
+        .preferring(config.preferred_service_namespace.clone())
+        .with_ipv6(config.ipv6)
 }
 
 /// Answers a pod's queries over UDP until it stops.
@@ -169,3 +175,17 @@ const CANNOT_ASK: &str = "the kernel does not tell where DNS queries were sent; 
 
 /// How long connecting to a nameserver may take; the server gives up before.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_told_of_the_families_that_are_captured() {
+        let mut config = Config::new("node", "/run/netns");
+        config.cluster_domain = "mesh.example".into();
+        assert_eq!(zone(&config), Zone::new("mesh.example"));
+        config.ipv6 = false;
+        assert_eq!(zone(&config), Zone::new("mesh.example").with_ipv6(false));
+    }
+}

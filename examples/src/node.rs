@@ -178,7 +178,7 @@ pub(crate) struct Args {
     /// X25519MLKEM768, which quantum computers cannot undo. Without it that is preferred.
     #[arg(long, env = "COMPLIANCE_POLICY", value_name = "POLICY", value_parser = compliance)]
     compliance_policy: Option<Compliance>,
-    /// Whether pods' IPv6 is captured.
+    /// Whether pods' IPv6 is captured. Where it is not, no name of the mesh has an IPv6 address for them.
     #[arg(long, env = "IPV6_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     ipv6: bool,
     /// Where /metrics is served.

@@ -358,9 +358,10 @@ fn service(sent: wire::Service) -> Result<Service, String> {
         }
     }
     service.ports = each(&sent.ports, "ports", service_port)?;
-    service.subject_alt_names = each(&sent.subject_alt_names, "subject_alt_names", |text| {
-        text.parse::<Identity>().map_err(|e| e.to_string())
-    })?;
+    // A ServiceEntry's stand there as they were written. Of those that are no identity of a workload nobody can be spoken to
+    // here; they are for those who speak TLS to the service themselves, and are no reason to know nothing of it.
+    let names = sent.subject_alt_names.iter();
+    service.subject_alt_names = names.filter_map(|text| text.parse::<Identity>().ok()).collect();
     service.waypoint = optional(sent.waypoint, "waypoint", gateway)?;
     service.weighted_waypoints = each(&sent.weighted_waypoints, "weighted_waypoints", |sent| {
         let destination = sent.destination.clone().ok_or("destination: it is missing")?;

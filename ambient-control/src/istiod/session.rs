@@ -242,11 +242,14 @@ impl Session {
             known.at_opening = [0; 2];
             known.held.values().for_each(|held| known.at_opening[held.sort()] += 1);
             known.removed_early = [0; 2];
-            let mut versions: HashMap<String, String> = known
-                .held
-                .iter()
-                .map(|(name, held)| (name.to_string(), held.version.to_string()))
-                .collect();
+            let said = |(name, held): (&Arc<str>, &Held)| {
+                // What has not changed is not sent again, and an answer is owed by whichever of its names it was asked for.
+                let mut aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
+                let owed = aliases.any(|alias| known.asked.contains(alias));
+                let version = if owed { "" } else { &*held.version };
+                (name.to_string(), version.to_owned())
+            };
+            let mut versions: HashMap<String, String> = known.held.iter().map(said).collect();
             for held in known.held.values() {
                 let aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
                 for alias in aliases.filter(|alias| known.subscribed.contains(*alias)) {
@@ -257,7 +260,6 @@ impl Session {
             for name in known.refused.keys().chain(&known.subscribed) {
                 versions.entry(name.to_string()).or_default();
             }
-            // An answer is owed also where what it will say came by another name.
             versions.extend(known.asked.iter().map(|name| (name.to_string(), String::new())));
             let mut request = DeltaDiscoveryRequest {
                 node: Some(self.settings.node.clone()),

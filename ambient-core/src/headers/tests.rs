@@ -86,8 +86,11 @@ proptest! {
 
 #[test]
 fn the_network_of_who_speaks_through_a_gateway() {
-    assert_eq!(forwarded_network("network-1"), Some("network-1"));
-    for unfit in ["", " a", "a\n", "n\u{e4}tz"] {
+    for name in ["network-1", ""] {
+        assert_eq!(forwarded_network(name), Some(name));
+    }
+    assert!(is_from_other_network(b"", "network-1") && !is_from_other_network(b"", ""));
+    for unfit in [" a", "a\n", "n\u{e4}tz"] {
         assert_eq!(forwarded_network(unfit), None, "{unfit:?}");
     }
     assert!(is_from_other_network(b"network-2", "network-1"));

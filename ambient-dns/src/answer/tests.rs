@@ -162,6 +162,24 @@ fn a_family_that_is_missing_is_an_empty_answer() {
 }
 
 #[test]
+fn where_ipv6_is_not_captured_no_name_of_the_mesh_has_it() {
+    let zone = Zone::default().with_ipv6(false);
+    let asked = |name: &str, kind| {
+        let query = query(name, kind).to_vec().unwrap();
+        answer(&mesh(), &zone, &client("shop"), &query, Transport::Udp, 0)
+    };
+    for name in ["dual.", "db.", "empty.", "elsewhere."] {
+        assert!(reply(&asked(name, RecordType::AAAA)).answers.is_empty(), "{name}");
+    }
+    assert_eq!(ips(&reply(&asked("dual.", RecordType::A))), [ip("10.96.0.8")]);
+    assert_eq!(
+        asked("example.org.", RecordType::AAAA),
+        Answer::Forward,
+        "nobody takes it into the mesh"
+    );
+}
+
+#[test]
 fn a_headless_service_is_its_endpoints() {
     // Not the unhealthy one, not the one in another network.
     assert_eq!(ips(&reply(&ask("db.", RecordType::A))), [ip("10.0.1.1"), ip("10.0.2.1")]);

@@ -328,6 +328,29 @@ fn asked_one_by_one_names_are_answered_by_resource_alias_or_absence() {
     assert!(known.iter().all(|(name, version)| versions[*name] == *version), "{versions:?}");
 }
 
+/// Control planes send nothing of what they are told is known in its present version, also to who asks for it by another name.
+#[test]
+fn what_is_known_and_asked_for_by_another_name_is_answered_on_the_next_stream() {
+    let mut session = session();
+    session.settings.on_demand = true;
+    let now = now();
+    session.handle_opened(now);
+    session.handle_whole(
+        now,
+        response(Kind::Address, "n", vec![endpoint(1, "shop/a", ""), endpoint(2, "shop/a", "")], &[]),
+    );
+    assert_eq!(session.ask("/10.0.0.1"), Ask::Asked);
+    session.handle_opened(now);
+    let versions = &drain(&mut session)[0].initial_resource_versions;
+    let known = [(&*uid(1), ""), ("/10.0.0.1", ""), (&*uid(2), "1")];
+    assert_eq!(versions.len(), known.len());
+    assert!(known.iter().all(|(name, version)| versions[*name] == *version), "{versions:?}");
+    let received = session.handle_whole(now, response(Kind::Address, "n", vec![endpoint(1, "shop/a", "")], &[]));
+    assert_eq!(received.answered, ["/10.0.0.1"]);
+    session.handle_opened(now);
+    assert_eq!(drain(&mut session)[0].initial_resource_versions[&uid(1)], "1");
+}
+
 /// An endpoint of a service, on a node.
 fn endpoint(number: usize, service: &str, node: &str) -> Resource {
     let workload = workload::Workload {
