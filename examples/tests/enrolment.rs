@@ -110,6 +110,10 @@ fn main() -> ExitCode {
                 restarted::what_an_earlier_process_announced_is_known_from_control,
             ),
             (
+                "what_control_has_lost_of_captures_is_told_again",
+                restarted::what_control_has_lost_of_captures_is_told_again,
+            ),
+            (
                 "spire_says_who_is_who_on_both_nodes",
                 identities::spire_says_who_is_who_on_both_nodes,
             ),

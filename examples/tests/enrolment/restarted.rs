@@ -1,7 +1,8 @@
-//! A node's next process, where what its pods are announced as is known by `ambient control` alone.
+//! What pods are announced as is known by `ambient control` alone: the next process of a node, and of that.
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     time::Duration,
@@ -23,6 +24,37 @@ pub(crate) fn what_an_earlier_process_announced_is_known_from_control(world: &Wo
         println!("{}", ground.logs());
     }
     known
+}
+
+/// As where its machine was made anew, or what it keeps was put back from before.
+pub(crate) fn what_control_has_lost_of_captures_is_told_again(world: &World) -> Outcome {
+    let mut ground = Ground::on_control(world, &[], &[])?;
+    let again = lose(&mut ground);
+    if again.is_err() {
+        println!("{}", ground.logs());
+    }
+    again
+}
+
+fn lose(ground: &mut Ground) -> Outcome {
+    for (node, pod) in NODES.into_iter().zip(["here", "afar"]) {
+        ground.ready(node)?;
+        ground.idle(node, pod, true)?;
+    }
+    let captured = ground.captured()?;
+    assert_eq!(captured.len(), 2);
+    ground.kill_control()?;
+    fs::remove_dir_all(ground.cluster.manifests().join("status"))?;
+    ground.start_control()?;
+    // It takes time for either half: that the stream is there again, and that nothing is told.
+    until(3 * PATIENCE, || {
+        let told = ground.captured()?;
+        Ok(if told == captured {
+            Ok(())
+        } else {
+            Err(format!("{told:?} of {captured:?}"))
+        })
+    })
 }
 
 fn restart(ground: &mut Ground) -> Outcome {
