@@ -18,7 +18,7 @@ use crate::{
 pub(crate) enum Ask {
     /// The answer will come.
     Asked,
-    /// It has come, and what it says is kept up to date.
+    /// It has come, or is known already, and what it says is kept up to date.
     Answered,
     /// Too many are asked for already.
     TooMany,
@@ -37,7 +37,13 @@ impl Session {
         if known.asked.len() + known.subscribed.len() >= ASKED {
             return Ask::TooMany;
         }
-        known.asked.insert(name.into());
+        // What is held is kept up to date for whatever it is held for. Control planes that have subscribed a client to all that it was
+        // sent have no answer for one that asks for it by its own name.
+        let held = known.held.contains_key(name);
+        match held {
+            true => known.subscribed.insert(name.into()),
+            false => known.asked.insert(name.into()),
+        };
         if self.opened.is_some() {
             self.requests.push_back(DeltaDiscoveryRequest {
                 type_url: Kind::Address.type_url().into(),
@@ -45,7 +51,7 @@ impl Session {
                 ..DeltaDiscoveryRequest::default()
             });
         }
-        Ask::Asked
+        if held { Ask::Answered } else { Ask::Asked }
     }
 
     /// These names are needed no longer. Gives what goes with them: what is held for no other reason. What was refused goes too.

@@ -351,6 +351,32 @@ fn what_is_known_and_asked_for_by_another_name_is_answered_on_the_next_stream() 
     assert_eq!(drain(&mut session)[0].initial_resource_versions[&uid(1)], "1");
 }
 
+/// A control plane that sends a service by its address has subscribed the client to it by its name, and never says it again.
+#[test]
+fn what_came_by_another_name_is_known_by_its_own() {
+    let mut session = session();
+    session.settings.on_demand = true;
+    let now = now();
+    session.handle_opened(now);
+    session.ask("/10.96.0.1");
+    let came = Resource {
+        aliases: vec!["/10.96.0.1".into()],
+        ..service("a", "10.96.0.1")
+    };
+    session.handle_whole(now, response(Kind::Address, "n", vec![came], &[]));
+    drain(&mut session);
+    assert_eq!(session.ask("shop/a"), Ask::Answered);
+    assert_eq!(
+        drain(&mut session)[0].resource_names_subscribe,
+        ["shop/a"],
+        "for others, who keep the two apart"
+    );
+    // It is held for its own name too.
+    let received = session.give_back(&["/10.96.0.1".into()]);
+    assert!(received.changes.is_empty());
+    assert!(!session.give_back(&["shop/a".into()]).changes.is_empty());
+}
+
 /// An endpoint of a service, on a node.
 fn endpoint(number: usize, service: &str, node: &str) -> Resource {
     let workload = workload::Workload {
