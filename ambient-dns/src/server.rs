@@ -16,7 +16,7 @@ use crate::{
     forward::{self, Outcome},
     observe::{Dropped, Event, Failure, Observer, Query, Source, code_name},
     stream,
-    wire::Header,
+    wire::{self, Header},
 };
 
 #[cfg(test)]
@@ -124,6 +124,8 @@ pub struct Builder(Inner);
 pub(crate) struct Inner {
     zone: Zone,
     namespace: Arc<str>,
+    /// What the log calls the client.
+    client: Option<Arc<str>>,
     views: Views,
     pub(crate) upstream: Arc<dyn Upstream>,
     observer: Option<Arc<dyn Observer>>,
@@ -133,6 +135,12 @@ pub(crate) struct Inner {
 }
 
 impl Builder {
+    /// What the client is called in the log: the name of its pod.
+    pub fn called(mut self, client: impl Into<Arc<str>>) -> Self {
+        self.0.client = Some(client.into());
+        self
+    }
+
     /// Other limits than the default ones.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.0.forwards = Arc::new(Semaphore::new(limits.forwards.min(Semaphore::MAX_PERMITS)));
@@ -166,6 +174,7 @@ impl Server {
         Builder(Inner {
             zone,
             namespace: namespace.into(),
+            client: None,
             views,
             upstream,
             observer: None,
@@ -361,8 +370,22 @@ impl Inner {
     }
 
     pub(crate) fn answered(&self, query: Query, source: Source, reply: &[u8]) {
-        let code = Header::read(reply).map_or("unknown", |header| code_name(header.code()));
-        tracing::debug!(target: "dns", namespace = %self.namespace, kind = query.kind, source = source.as_str(), code, "query answered");
+        let header = Header::read(reply);
+        let code = header.map_or("unknown", |header| code_name(header.code()));
+        let answers = header.map_or(0, |header| header.answers());
+        tracing::event!(
+            target: "dns",
+            tracing::Level::DEBUG,
+            src.workload = self.client.as_deref(),
+            src.namespace = &*self.namespace,
+            query = query.kind,
+            domain = header.and_then(|header| wire::asked(reply, &header)),
+            result = result(source, code, answers),
+            endpoints = answers,
+            source = source.as_str(),
+            code,
+            "query answered"
+        );
         self.tell(&Event::Answered { query, source, code });
     }
 
@@ -370,6 +393,17 @@ impl Inner {
         if let Some(observer) = &self.observer {
             observer.observe(event);
         }
+    }
+}
+
+/// What became of a query, in ztunnel's words for it.
+fn result(source: Source, code: &'static str, answers: u16) -> &'static str {
+    match (source, code) {
+        (Source::Upstream, _) => "forwarded",
+        (Source::Server, _) => "forwarding failed",
+        (Source::Mesh, "NOERROR") if answers > 0 => "success",
+        (Source::Mesh, "NOERROR") => "no records",
+        (Source::Mesh, _) => code,
     }
 }
 

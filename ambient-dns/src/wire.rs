@@ -57,6 +57,11 @@ impl Header {
         self.flags.to_be_bytes()[1] & 0xf
     }
 
+    /// Records that answer.
+    pub(crate) fn answers(&self) -> u16 {
+        self.records[0]
+    }
+
     /// Whether it is of the form in which addresses are asked for, and of no other: one question, no records but
     /// additional ones, the operation QUERY ([`QUERY`]), and no flag that a query has no use for.
     pub(crate) fn is_plain_query(&self) -> bool {
@@ -150,6 +155,32 @@ pub(crate) fn kind(message: &[u8], header: &Header) -> Option<u16> {
     let first = questions(message, &header.with_questions(header.questions.min(1)))?;
     let (kind, _) = first.last_chunk::<4>()?.split_first_chunk::<2>()?;
     Some(u16::from_be_bytes(*kind))
+}
+
+/// The name that the first question asks for as zone files write it, with a dot at its end, if it can be read.
+pub(crate) fn asked(message: &[u8], header: &Header) -> Option<String> {
+    let mut rest = questions(message, &header.with_questions(header.questions.min(1)))?;
+    let mut name = String::new();
+    loop {
+        let (&length, after) = rest.split_first()?;
+        match length {
+            0 if name.is_empty() => return Some(".".into()),
+            0 => return Some(name),
+            1..=63 => {
+                let (label, after) = after.split_at_checked(length.into())?;
+                for &byte in label {
+                    match byte {
+                        b'.' | b'\\' => name.extend(['\\', byte.into()]),
+                        b'!'..=b'~' => name.push(byte.into()),
+                        _ => name.push_str(&format!("\\{byte:03}")),
+                    }
+                }
+                name.push('.');
+                rest = after;
+            }
+            _ => return None,
+        }
+    }
 }
 
 /// A name with one label more; `None` if the label holds a byte that would be read as something else, such as a dot.

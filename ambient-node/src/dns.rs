@@ -44,7 +44,11 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
     let views = views(node.clone(), pod.spec.uid.clone(), own);
     let count = Arc::new(Count::new(node.clone(), pod.spec.uid.clone()));
     let server = Server::builder(zone(config), pod.spec.namespace.clone(), views, way);
-    server.budget(node.names.clone()).observer(count).build()
+    server
+        .called(pod.spec.name.clone())
+        .budget(node.names.clone())
+        .observer(count)
+        .build()
 }
 
 /// What the mesh's names are. Where IPv6 is not captured, connections to an IPv6 address go past the mesh: nobody is told of one.

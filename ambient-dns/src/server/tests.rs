@@ -211,3 +211,16 @@ fn code(reply: &[u8]) -> u8 {
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn the_log_has_ztunnels_words_for_what_became_of_a_query() {
+    for (source, code, answers, word) in [
+        (Source::Mesh, "NOERROR", 2, "success"),
+        (Source::Mesh, "NOERROR", 0, "no records"),
+        (Source::Mesh, "NXDOMAIN", 0, "NXDOMAIN"),
+        (Source::Upstream, "NXDOMAIN", 0, "forwarded"),
+        (Source::Server, "SERVFAIL", 0, "forwarding failed"),
+    ] {
+        assert_eq!(result(source, code, answers), word, "{source:?} {code}");
+    }
+}

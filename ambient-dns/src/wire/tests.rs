@@ -82,3 +82,22 @@ fn a_name_that_cannot_be_written_is_none() {
     assert_eq!(encode(&long).map(|bytes| bytes.len()), Some(255));
     assert_eq!(encode(&(long + "a")), None);
 }
+
+#[test]
+fn a_name_is_told_as_zone_files_write_it() {
+    let told = |question: &[u8]| {
+        let message = [&b"\0\x07\x81\x80\0\x01\0\0\0\0\0\0"[..], question].concat();
+        asked(&message, &Header::read(&message).unwrap())
+    };
+    for (question, name) in [
+        (&b"\x03WeB\x04shop\0\0\x01\0\x01"[..], Some("WeB.shop.")),
+        (b"\0\0\x02\0\x01", Some(".")),
+        // Nothing in it ends a line of the log, or looks like another name.
+        (b"\x05a.b\\\n\x02\xff \0\0\x01\0\x01", Some("a\\.b\\\\\\010.\\255\\032.")),
+        (b"\x03we", None),
+        (b"\xc0\x0c\0\x01\0\x01", None),
+    ] {
+        assert_eq!(told(question).as_deref(), name, "{question:?}");
+    }
+    assert_eq!(asked(b"\0\x07\x81\x80\0\0\0\0\0\0\0\0", &Header::read(&[0; 12]).unwrap()), None);
+}
