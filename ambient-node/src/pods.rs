@@ -152,6 +152,7 @@ impl Pods {
             }
         }
         let names = dns::server(node, pod);
+        self.let_out(pod);
         for (at, socket) in bound {
             let told = Told {
                 namespace: pod.namespace.clone(),
@@ -180,6 +181,7 @@ impl Pods {
             time::sleep(pause).await;
             pause = (pause * 2).min(LAST_AGAIN);
         };
+        self.let_out(&pod);
         self.enter(pod.clone());
         let node = self.node.clone();
         let begin = move || -> BoxFuture<'static, ()> { Box::pin(listener::accept_from(node.clone(), pod.clone(), listener.clone())) };
@@ -216,9 +218,17 @@ impl Pods {
         well
     }
 
+    /// A pod may be spoken for, and reached within this process. Before anything is accepted for it: whose connections come at once, as
+    /// where the port was somebody else's too, would be told that it has left.
+    fn let_out(&self, pod: &Arc<Pod>) {
+        // What was begun for one that has ended meanwhile must not keep its namespace.
+        if pod.serves() {
+            self.node.dialler.add(&pod.speaker.key, pod.namespace.clone());
+            self.node.locals.add(pod);
+        }
+    }
+
     fn enter(&self, pod: Arc<Pod>) {
-        self.node.dialler.add(&pod.speaker.key, pod.namespace.clone());
-        self.node.locals.add(&pod);
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.insert(pod.spec.uid.clone(), pod);
         self.node.metrics.serve_pods(captured(&served).count());

@@ -7,14 +7,14 @@ use std::{
 
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Mesh, Way, ending, until};
+use crate::mesh::{Family, Mesh, PATIENCE, Way, ending, until};
 
 /// So long that what is done meanwhile is over by then also where the machine is busy.
 const DRAIN: Duration = Duration::from_secs(4);
 
 pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
     let mut mesh = Mesh::start_with(world, |config| config.drain = DRAIN)?;
-    let mut open = Way::ALL.map(|way| (way, mesh.open(way, Family::V4)));
+    let mut open: Vec<_> = Way::ALL.into_iter().map(|way| (way, mesh.open(way, Family::V4))).collect();
     for (_, pair) in &mut open {
         pair.converse()?;
     }
@@ -42,13 +42,15 @@ pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
         });
     }
     while told.elapsed() < DRAIN * 3 / 4 {
-        for (way, pair) in &mut open {
-            pair.converse()
-                .map_err(|error| format!("{way}, after {:?}: {error}", told.elapsed()))?;
-        }
+        open.retain_mut(|(way, pair)| {
+            let Err(error) = pair.converse() else { return true };
+            // Whoever has his turn so late has talked across the end.
+            assert!(told.elapsed() >= DRAIN, "{way}, after {:?}: {error}", told.elapsed());
+            false
+        });
         thread::sleep(Duration::from_millis(50));
     }
-    assert!(!stopping.is_over());
+    assert!(!stopping.is_over() || told.elapsed() >= DRAIN);
     for (way, pair) in &mut open {
         assert_eq!(ending(&mut pair.client), "reset", "the client, {way}");
         assert_eq!(ending(&mut pair.server), "reset", "the server, {way}");
@@ -57,10 +59,10 @@ pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
         assert_eq!(ending(&mut pair.client), "reset", "the client, stalled {way}");
     }
     let cut = told.elapsed();
-    assert!(cut >= DRAIN && cut < DRAIN + Duration::from_secs(2), "cut after {cut:?}");
+    assert!(cut >= DRAIN && cut < DRAIN * 3, "cut after {cut:?}");
     until("the node to end", || stopping.is_over().then_some(()));
     let ended = told.elapsed();
-    assert!(ended < DRAIN + Duration::from_secs(4), "ended after {ended:?}");
+    assert!(ended < DRAIN * 4, "ended after {ended:?}");
     for (way, pair) in &mut stalled {
         assert_eq!(pair.ending_of_stalled(), "reset", "the server, stalled {way}");
     }
@@ -76,7 +78,7 @@ pub(crate) fn an_idle_node_stops_at_once(world: &World) -> Outcome {
     let told = Instant::now();
     let stopping = mesh.stop();
     until("the node to end", || stopping.is_over().then_some(()));
-    assert!(told.elapsed() < Duration::from_secs(2), "ended after {:?}", told.elapsed());
+    assert!(told.elapsed() < PATIENCE, "ended after {:?}", told.elapsed());
     stopping.result()?;
     // The rules stay: what a pod sends is refused, and does not leave in plaintext.
     let listener = mesh.c.listen(Family::V4);

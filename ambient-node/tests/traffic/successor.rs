@@ -15,17 +15,18 @@ use std::{
 };
 
 use ambient_control::{ca::DirectoryCa, manifests::Status};
-use ambient_node::{AnnounceInDirectory, AnnounceNothing, Config, Enrol, EnrolConfig, Node};
-use ambient_testkit::{Program, Signal, World, harness::Outcome};
+use ambient_node::{AnnounceInDirectory, AnnounceNothing, Config, Enrol, EnrolConfig, Node, telemetry::log};
+use ambient_testkit::{Output, Program, Signal, World, harness::Outcome};
 use serde_json::Value;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
 };
 
-use crate::mesh::{Family, Listener, Mesh, NODE, Place, Way, ending, source, until};
+use crate::mesh::{Family, Listener, Mesh, NODE, Place, Way, source, until};
 
-const DRAIN: Duration = Duration::from_secs(3);
+/// Longer than anything takes: what is open is not cut.
+const DRAIN: Duration = Duration::from_secs(60);
 /// Where the successor has its pages: those of the first node are there still.
 const READINESS: u16 = 25021;
 const ADMIN: u16 = 25000;
@@ -43,7 +44,9 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
     load.goes_on();
 
     // Both serve, and share what comes.
-    let program = Program::actor("node").args([&mesh.manifests, &mesh.ca, &socket]);
+    let program = Program::actor("node")
+        .args([&mesh.manifests, &mesh.ca, &socket])
+        .stdout(Output::Inherit);
     let mut successor = mesh.node.spawn(&program)?;
     until("the successor to serve", || {
         (mesh.page(READINESS, "/healthz/ready").ok()?.0 == 200).then_some(())
@@ -54,7 +57,7 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
     let stopping = mesh.stop();
     load.goes_on();
     // What is open goes on at the first, and new connections at the second.
-    while asked.elapsed() < DRAIN * 2 / 3 {
+    while asked.elapsed() < Duration::from_secs(2) {
         for (way, pair) in &mut open {
             pair.converse()
                 .map_err(|error| format!("{way}, after {:?}: {error}", asked.elapsed()))?;
@@ -62,9 +65,7 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
         thread::sleep(Duration::from_millis(50));
     }
     assert!(!stopping.is_over());
-    for (way, pair) in &mut open {
-        assert_eq!(ending(&mut pair.client), "reset", "the client, {way}");
-    }
+    drop(open);
     until("the first to end", || stopping.is_over().then_some(()));
     stopping.result()?;
     load.goes_on();
@@ -80,6 +81,7 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
     assert!(outbound.iter().any(|open| open["src"] == *from), "{from} is not among {outbound:?}");
     assert_eq!(state["state"], "Up");
 
+    drop(pair);
     assert_eq!(load.stop(), Vec::<String>::new());
     successor.signal(Signal::TERM)?;
     let ended = successor.wait(Duration::from_secs(20))?;
@@ -211,6 +213,8 @@ pub(crate) fn node(args: Vec<OsString>) -> ExitCode {
     config.admin = local(ADMIN);
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ran = runtime.block_on(async {
+        // Shown where a test fails, among the lines of the first.
+        let _log = log::to_stdout("info", log::Format::Text)?;
         let mut terminated = signal(SignalKind::terminate())?;
         let (manifests, ca) = (Path::new(manifests), Path::new(ca));
         let issuer = DirectoryCa::open(ca, config.trust_domain.clone(), DirectoryCa::DEFAULT_TTL)?;
