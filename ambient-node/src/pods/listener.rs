@@ -184,7 +184,10 @@ async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, shared: bool, take: Take
                 // One at a time, and then whatever else waits for this thread: who connects without end gets a turn as others do.
                 task::yield_now().await;
             }
-            () = quiet => return,
+            // It may be back, and serve on.
+            () = quiet => if !pod.serves() {
+                return;
+            },
         }
     }
 }

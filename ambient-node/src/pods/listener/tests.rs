@@ -109,6 +109,26 @@ async fn a_listener_is_served_through_panics_and_its_port_stays_open() {
     assert_eq!(refused, io::ErrorKind::ConnectionRefused, "its socket is held by nobody else");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_is_back_before_nothing_came_for_a_while_is_served_on() {
+    let (pod, metrics) = (pod().await, Arc::new(Metrics::default()));
+    let (listener, _) = listener();
+    let acceptor = Arc::new(Acceptor::new(listener, metrics.accept_failures()).unwrap());
+    let serving = pod.clone();
+    let take: Take = Arc::new(|_, _| {});
+    let begin: Begin = Box::new(move || Box::pin(accept(serving.clone(), acceptor.clone(), false, take.clone())));
+    let task = keep(None, metrics.clone(), told(&pod), begin);
+    for _ in 0..2 {
+        pod.advance(Stage::Leaving);
+        time::sleep(QUIET / 2).await;
+        assert!(pod.resume());
+        time::sleep(QUIET * 3).await;
+        assert!(!task.is_finished());
+    }
+    pod.advance(Stage::Leaving);
+    time::timeout(QUIET * 2, task).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_listener_that_the_kernel_has_shut_is_told_of() {
     let (pod, metrics) = (pod().await, Arc::new(Metrics::default()));
