@@ -183,6 +183,15 @@ impl Pair {
         Ok(())
     }
 
+    /// The server has something to say that it was not asked for.
+    pub(crate) fn retort(&mut self) -> io::Result<()> {
+        let mut heard = [0; 4];
+        self.server.write_all(b"news")?;
+        self.client.read_exact(&mut heard)?;
+        assert_eq!(&heard, b"news");
+        Ok(())
+    }
+
     /// The client sends until nothing more is taken, as its server has ceased to read.
     pub(crate) fn stall(&mut self) {
         self.client.set_write_timeout(Some(Duration::from_millis(100))).unwrap();

@@ -219,8 +219,7 @@ impl Inside {
                 (connection.remote, connection.local, Direction::Inbound),
             ];
             let (entry, first) = ends.into_iter().find_map(|(a, b, way)| Some((*known.get(&(a, b))?, way)))?;
-            let around = entry.status & STATUS_DNAT == 0 && entry.mark & MARK_MASK != REPLY_MARK;
-            around.then(|| Outsider {
+            goes_around(entry).then(|| Outsider {
                 direction: direction(&connection, Some((entry, first)), &listening, clients),
                 kept: entry.mark & MARK_MASK == KEPT_MARK,
                 tuple: (entry.source, entry.destination),
@@ -295,16 +294,18 @@ impl Inside {
         Ok((self.conntrack.remember(&entries, KEPT_MARK)?.count, entries))
     }
 
-    /// What the kernel is to be told of, of connections that it does not follow, and the ends of the others as it has them.
+    /// What the kernel is to be told of, of connections that it does not follow, and the ends of the others as it has them. Those that
+    /// are captured, as of a pod that is back before it has left, are neither.
     fn by_tracking(&mut self, connections: &[(Connection, Direction)]) -> Result<(Vec<Entry>, Vec<Ends>), ApplyError> {
         let tracked = self.remembered()?;
         let known: HashMap<Ends, &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
         let (mut entries, mut seen) = (Vec::new(), Vec::new());
         for (c, way) in connections {
             let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
-            match entry.filter(|entry| is_followed(entry, c.progress)) {
-                Some(entry) => seen.push((entry.source, entry.destination)),
-                None => entries.push(Entry {
+            match entry {
+                Some(entry) if !goes_around(entry) => {}
+                Some(entry) if is_followed(entry, c.progress) => seen.push((entry.source, entry.destination)),
+                _ => entries.push(Entry {
                     local: c.local,
                     remote: c.remote,
                     progress: c.progress,
@@ -463,6 +464,11 @@ fn outlived<'a>(remembered: &'a [Tracked], live: &[Connection], own: &HashSet<Ip
         let is_own = own.contains(&source.ip()) || own.contains(&destination.ip());
         is_own && is_in_the_way(entry) && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
     })
+}
+
+/// Whether a tracked connection is one around the proxy: neither redirected to it, nor made by it.
+fn goes_around(entry: &Tracked) -> bool {
+    entry.status & STATUS_DNAT == 0 && entry.mark & MARK_MASK != REPLY_MARK
 }
 
 /// Whether whoever had its addresses and ports next would pass for this connection, which is redirected by nobody.
