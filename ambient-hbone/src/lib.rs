@@ -73,6 +73,7 @@ mod dial;
 mod driver;
 mod keepalive;
 mod limits;
+mod pipe;
 mod pool;
 mod proto;
 mod server;
@@ -89,6 +90,7 @@ pub use http;
 
 pub use dial::{BoxFuture, BoxedIo, Destination, Dial, Duplex, Speaker, SpeakerKey};
 pub use limits::{Limits, WindowGrowth};
+pub use pipe::{Pipe, PipeCutter, PipeLost, pipe};
 pub use pool::{ConnectError, NotConnected, Phase, Pool, PoolBuilder};
 pub use proto::connect::MalformedRequest;
 pub use relay::{RelayLimits, Tally, refuse_quietly, relay};

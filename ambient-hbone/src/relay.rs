@@ -29,8 +29,8 @@ pub(crate) use leg::Buffer;
 /// write side, and the other direction goes on. After [`End::Failed`] both streams are for the caller to reset: bytes may
 /// be missing on either side, so that an orderly close would be a lie.
 ///
-/// Where an end is a [`Stream`](crate::Stream) itself, and not something around it, its bytes are handed on without a
-/// copy, and its credit is given back only when the other end has taken them.
+/// Where an end is a [`Stream`](crate::Stream) or a [`Pipe`](crate::Pipe) itself, and not something around it, its bytes are handed
+/// on without a copy, and a stream's credit is given back only when the other end has taken them.
 ///
 /// # Cancel safety
 /// Dropping the future leaves both streams with the caller; bytes that were read and not yet written are lost, so that

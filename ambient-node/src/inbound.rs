@@ -12,7 +12,7 @@ use ambient_core::{
     Authority, Identity, Network, NetworkAddress, Workload, headers, proxy_header,
     route::{self, Delivery},
 };
-use ambient_hbone::{BoxFuture, Request, Session, Share, Stream};
+use ambient_hbone::{BoxFuture, Pipe, Request, Session, Share, Stream};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -21,7 +21,7 @@ use crate::{
     bounds::Place,
     clock,
     embed::Arrival,
-    local::{Call, Joined, Pipe},
+    local::{Call, Joined},
     pod::{Pod, Stage},
     session::{carry, dial, settle, source_for},
     shares::Whose,

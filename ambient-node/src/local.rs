@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
@@ -16,18 +17,15 @@ use std::{
 };
 
 use ambient_core::{Authority, Credential, Credentials as _, Identity, PodUid, ports, route};
+use ambient_hbone::{Pipe, PipeCutter, PipeLost, pipe};
 use ambient_tls::{Accepted, Configs, Role, Trust, Verifier};
 use http::{HeaderMap, StatusCode};
 use tokio::{sync::oneshot, time};
 
 use crate::{Shared, certificates::Certificates, clock, pod::Pod};
 
-mod pipe;
 #[cfg(test)]
 mod tests;
-
-use pipe::Ways;
-pub(crate) use pipe::{Cut, Pipe};
 
 /// Between two looks at the wall clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -56,7 +54,7 @@ type Verified = (Weak<Trust>, Weak<Credential>);
 struct Live {
     /// Those of both ends that it began with, as a handshake of the two would have shown them.
     shown: [Option<Arc<Credential>>; 2],
-    ways: Weak<Ways>,
+    cutter: PipeCutter,
 }
 
 impl Locals {
@@ -130,7 +128,7 @@ impl Locals {
 
     /// Both ends of a connection, to be cut when one of the two is revoked.
     fn join(self: &Arc<Self>, source: &Identity, destination: &Identity) -> (Pipe, Pipe, Joined) {
-        let (near, far) = pipe::pair();
+        let (near, far) = pipe();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let shown = [source, destination].map(|identity| self.certificates.credential(identity));
         // One that has ended just now ends it at once.
@@ -139,8 +137,11 @@ impl Locals {
             .map(|shown| shown.as_ref().map(|credential| credential.not_after))
             .min();
         let ends = ends.flatten().unwrap_or_else(clock::wall);
-        let ways = far.ways();
-        let live = Live { shown, ways: ways.clone() };
+        let cutter = far.cutter();
+        let live = Live {
+            shown,
+            cutter: cutter.clone(),
+        };
         self.live().insert(id, live);
         // Connecting to the application takes a while: whoever was revoked meanwhile was looked for before this was on the list.
         if !self.is_in_order(source, Role::Client) || !self.is_in_order(destination, Role::Server) {
@@ -150,7 +151,7 @@ impl Locals {
             of: self.clone(),
             id,
             ends,
-            ways,
+            cutter,
         };
         (near, far, joined)
     }
@@ -185,10 +186,34 @@ impl Locals {
     fn cut(&self, why: Cut, mut concerns: impl FnMut(&Arc<Credential>) -> bool) -> usize {
         let live = self.live();
         let ended = live.values().filter(|live| live.shown.iter().flatten().any(&mut concerns));
-        let ended: Vec<_> = ended.filter_map(|live| live.ways.upgrade()).collect();
+        let ended: Vec<_> = ended.map(|live| live.cutter.clone()).collect();
         drop(live);
-        ended.iter().for_each(|ways| ways.cut(why));
+        ended.iter().for_each(|cutter| cutter.cut(why));
         ended.len()
+    }
+}
+
+/// Why a connection was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Cut {
+    /// A certificate of one of the two was revoked.
+    #[error("peer certificate revoked by CRL")]
+    Revoked,
+    /// Nobody vouches for one of the two any more.
+    #[error("the identity of one of the two was withdrawn")]
+    Withdrawn,
+    /// A certificate of one of the two has ended.
+    #[error("a certificate that the connection was made with has expired")]
+    Expired,
+}
+
+impl Cut {
+    /// The reason that an error of a [`Pipe`] holds.
+    pub(crate) fn of(error: &io::Error) -> Option<Self> {
+        match PipeLost::of(error)? {
+            PipeLost::Cut { reason } => reason.downcast_ref().copied(),
+            _ => None,
+        }
     }
 }
 
@@ -198,7 +223,7 @@ pub(crate) struct Joined {
     of: Arc<Locals>,
     id: u64,
     ends: SystemTime,
-    ways: Weak<Ways>,
+    cutter: PipeCutter,
 }
 
 impl Joined {
@@ -211,9 +236,7 @@ impl Joined {
         {
             time::sleep(left.min(LONGEST_SLEEP)).await;
         }
-        if let Some(ways) = self.ways.upgrade() {
-            ways.cut(Cut::Expired);
-        }
+        self.cutter.cut(Cut::Expired);
         std::future::pending().await
     }
 }

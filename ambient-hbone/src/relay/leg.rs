@@ -1,4 +1,4 @@
-//! The ends of a relay: a stream of a tunnel, whose bytes change hands, or anything else, whose bytes are copied.
+//! The ends of a relay: a stream of a tunnel or a pipe, whose bytes change hands, or anything else, whose bytes are copied.
 
 use std::{
     any::Any,
@@ -13,22 +13,22 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::RelayLimits;
-use crate::{Stream, proto::engine::Pieces};
+use crate::{Pipe, Stream, proto::engine::Pieces};
 
 /// One end, for a moment.
 pub(super) enum Leg<'l, T> {
     Stream(&'l mut Stream),
+    Pipe(&'l mut Pipe),
     Io(&'l mut T),
 }
 
 impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     pub(super) fn of(end: &'l mut T) -> Self {
-        if !(&*end as &dyn Any).is::<Stream>() {
-            return Self::Io(end);
-        }
-        match (end as &mut dyn Any).downcast_mut() {
-            Some(stream) => Self::Stream(stream),
-            None => unreachable!("its type was asked for the line before"),
+        let whole = &*end as &dyn Any;
+        match (whole.is::<Stream>(), whole.is::<Pipe>()) {
+            (true, _) => Self::Stream(cast(end)),
+            (_, true) => Self::Pipe(cast(end)),
+            _ => Self::Io(end),
         }
     }
 
@@ -36,7 +36,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     pub(super) fn take_early(&mut self) -> u64 {
         match self {
             Self::Stream(stream) => stream.take_early(),
-            Self::Io(_) => 0,
+            Self::Pipe(_) | Self::Io(_) => 0,
         }
     }
 
@@ -52,6 +52,10 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
         match self {
             Self::Stream(stream) => {
                 *pieces = ready!(stream.halves().0.poll_take(cx))?;
+                Poll::Ready(Ok(pieces.len()))
+            }
+            Self::Pipe(pipe) => {
+                *pieces = ready!(pipe.poll_take(cx))?;
                 Poll::Ready(Ok(pieces.len()))
             }
             Self::Io(io) => {
@@ -74,6 +78,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     pub(super) fn poll_read_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match self {
             Self::Stream(stream) => stream.halves().1.poll_failed(cx).map(io::Error::from),
+            Self::Pipe(pipe) => pipe.poll_read_failed(cx),
             Self::Io(io) => match Pin::new(io).poll_read(cx, &mut ReadBuf::new(&mut [])) {
                 Poll::Ready(Err(e)) => Poll::Ready(e),
                 _ => Poll::Pending,
@@ -85,6 +90,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match self {
             Self::Stream(stream) => stream.halves().1.poll_room(cx).map_err(io::Error::from),
+            Self::Pipe(pipe) => pipe.poll_room(cx),
             Self::Io(_) => Poll::Ready(Ok(usize::MAX)),
         }
     }
@@ -102,6 +108,11 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
                 sent?;
                 Poll::Ready(Ok(n))
             }
+            Self::Pipe(pipe) => {
+                let n = ready!(pipe.poll_room(cx))?.min(pieces.len());
+                pipe.put(pieces, n)?;
+                Poll::Ready(Ok(n))
+            }
             Self::Io(io) if !pieces.is_single() && io.is_write_vectored() => {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let count = pieces.slices(&mut slices);
@@ -117,7 +128,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Stream(_) => Poll::Ready(Ok(())),
+            Self::Stream(_) | Self::Pipe(_) => Poll::Ready(Ok(())),
             Self::Io(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -125,6 +136,7 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Stream(stream) => Poll::Ready(stream.halves().1.finish().map_err(io::Error::from)),
+            Self::Pipe(pipe) => Poll::Ready(pipe.finish()),
             Self::Io(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
@@ -133,11 +145,20 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     pub(super) fn poll_write_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match self {
             Self::Stream(stream) => stream.halves().1.poll_failed(cx).map(io::Error::from),
+            Self::Pipe(pipe) => pipe.poll_write_failed(cx),
             Self::Io(io) => match Pin::new(io).poll_write(cx, &[]) {
                 Poll::Ready(Err(e)) => Poll::Ready(e),
                 _ => Poll::Pending,
             },
         }
+    }
+}
+
+/// As the type that it was found to be.
+fn cast<T: 'static, U: 'static>(end: &mut T) -> &mut U {
+    match (end as &mut dyn Any).downcast_mut() {
+        Some(end) => end,
+        None => unreachable!("its type was asked for just before"),
     }
 }
 

@@ -6,7 +6,7 @@ use ambient_core::{
     Identity, Service, Workload, headers,
     route::{Direct, Inner, Plan, Tunnel},
 };
-use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Stream, TunnelLost};
+use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Pipe, Stream, TunnelLost};
 use ambient_tls::{ChainError, PeerError};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::{net::TcpStream, time};
@@ -17,7 +17,7 @@ use crate::{
     certificates::CertificateError,
     entropy, inbound,
     inner::Within,
-    local::{Call, Pipe},
+    local::Call,
     pod::Pod,
     session::{App, dial, settle},
     telemetry::{Flag, Outcome, Reason},
