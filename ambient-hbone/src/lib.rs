@@ -11,6 +11,8 @@
 //! hands without a copy where they can. What is on the wire, and why, is in `SPEC.md` beside this crate, with test vectors.
 //! What is bounded, and by how much, is in [`Limits`].
 //!
+//! Where who is called is in the same process, [`pipe()`] makes what stands for the stream.
+//!
 //! Whoever has something to say saves a round trip with [`Pool::connect_with`]: it goes along with the request, and comes back
 //! with a refusal, which says whether another peer [may have it](ConnectError::may_retry_elsewhere).
 //!
@@ -26,10 +28,10 @@
 //! # use ambient_hbone::*;
 //! # use http::HeaderMap;
 //! # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-//! /// Reaches whoever stands at the other end of a pipe; a real one makes TCP connections.
-//! struct Pipe(Server, ambient_core::Identity);
+//! /// Reaches whoever stands beside; a real one makes TCP connections.
+//! struct Beside(Server, ambient_core::Identity);
 //!
-//! impl Dial for Pipe {
+//! impl Dial for Beside {
 //!     fn dial<'a>(&'a self, _: &'a Speaker, _: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
 //!         Box::pin(async move {
 //!             let (near, far) = tokio::io::duplex(64 * 1024);
@@ -54,7 +56,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (cart, stock, credentials, provider) = support::pair();
 //! let server = Server::builder(credentials.clone(), provider.clone()).build();
-//! let pool = Pool::builder(Arc::new(Pipe(server, stock.clone())), credentials, provider).build();
+//! let pool = Pool::builder(Arc::new(Beside(server, stock.clone())), credentials, provider).build();
 //!
 //! let speaker = Speaker::new("pod cart-0", cart);
 //! let destination = Destination::new("10.0.2.2:15008".parse()?, "10.0.2.2:8080".parse()?, [stock]);

@@ -199,6 +199,7 @@ const TESTS: &[Test] = &[
         admin::a_connection_is_explained_as_it_is_decided,
     ),
     ("how_pods_stand_is_told", admin::how_pods_stand_is_told),
+    ("who_ends_an_idle_node_is_answered", admin::who_ends_an_idle_node_is_answered),
     ("a_node_that_is_to_end_at_once_does", admin::a_node_that_is_to_end_at_once_does),
     (
         "a_successor_takes_over_and_nobody_is_refused",

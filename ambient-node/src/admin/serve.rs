@@ -1,6 +1,13 @@
 //! The thread that serves pages.
 
-use std::{convert::Infallible, io, net::IpAddr, sync::Arc, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
+};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -8,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time,
 };
 
@@ -31,6 +38,8 @@ const BUFFERED: usize = 64 << 10;
 const MOST_WRITERS: usize = 2 * 3 * clients::MOST;
 /// How long to wait when the process has no descriptor left.
 const BREATH: Duration = Duration::from_millis(50);
+/// How long whoever is being answered when it ends has for that: one of them may have asked for the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Pages that are being served, until dropped.
 #[derive(Debug)]
@@ -59,9 +68,12 @@ impl Pages {
             .build()?;
         thread::Builder::new().name("pages".into()).spawn(move || {
             runtime.block_on(async {
-                serve_all(doors, &Arc::new(context));
+                let (busy, mut idle) = mpsc::channel(1);
+                serve_all(doors, &Arc::new(context), &busy.downgrade());
                 // Ends when the other half is dropped: that error is the signal.
                 let _ = stopped.await;
+                drop(busy);
+                let _ = time::timeout(FAREWELL, idle.recv()).await;
             });
             // Not for writers whose clients do not read: they end by themselves, as nobody takes what they write.
             runtime.shutdown_background();
@@ -85,7 +97,10 @@ fn step_back() {
     }
 }
 
-fn serve_all<C: Site>(doors: Doors, context: &Arc<C>) {
+/// Held by whoever is being answered; nothing is sent.
+type Busy = mpsc::Sender<Infallible>;
+
+fn serve_all<C: Site>(doors: Doors, context: &Arc<C>, busy: &mpsc::WeakSender<Infallible>) {
     let Doors { metrics, readiness, admin } = doors;
     let public = |listener, routes| (listener, Door { routes, private: false });
     let private = |listener| {
@@ -101,16 +116,19 @@ fn serve_all<C: Site>(doors: Doors, context: &Arc<C>) {
                 continue;
             }
         };
-        let (door, context) = (Arc::new(door), context.clone());
+        let (door, context, busy) = (Arc::new(door), context.clone(), busy.clone());
         tokio::spawn(async move {
             let metrics = context.standing().metrics.clone();
-            supervise("pages", &metrics, || serve(listener.clone(), door.clone(), context.clone())).await;
+            supervise("pages", &metrics, || {
+                serve(listener.clone(), door.clone(), context.clone(), busy.clone())
+            })
+            .await;
         });
     }
 }
 
 /// Serves a listener until it is dropped. One request, whatever becomes of it, ends no other.
-async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context: Arc<C>) {
+async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context: Arc<C>, busy: mpsc::WeakSender<Infallible>) {
     let mut clients = Clients::default();
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
@@ -123,11 +141,11 @@ async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context:
         if !clients.make_room(from) {
             continue;
         }
-        let (door, context) = (door.clone(), context.clone());
+        let (door, context, busy) = (door.clone(), context.clone(), busy.clone());
         let asked = clients::Asked::default();
         let is_asked = asked.clone();
         let serving = tokio::spawn(async move {
-            let _ = time::timeout(READING, exchange(stream, is_asked, door, context)).await;
+            let _ = time::timeout(READING, exchange(stream, is_asked, door, context, busy)).await;
         });
         clients.enter(from, asked, serving.abort_handle());
         // Its request is here, as a rule, and is seen before the next one is.
@@ -135,9 +153,18 @@ async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context:
     }
 }
 
-async fn exchange<C: Site>(stream: TcpStream, asked: clients::Asked, door: Arc<Door<C>>, context: Arc<C>) -> hyper::Result<()> {
+async fn exchange<C: Site>(
+    stream: TcpStream,
+    asked: clients::Asked,
+    door: Arc<Door<C>>,
+    context: Arc<C>,
+    busy: mpsc::WeakSender<Infallible>,
+) -> hyper::Result<()> {
+    // From the request on, until the answer has gone.
+    let answering: OnceLock<Option<Busy>> = OnceLock::new();
     let service = service_fn(|request: Request<Incoming>| {
         asked.told();
+        answering.get_or_init(|| busy.upgrade());
         let (door, context) = (door.clone(), context.clone());
         async move { Ok::<_, Infallible>(respond(&door, &context, &request).await) }
     });

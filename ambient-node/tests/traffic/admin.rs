@@ -376,6 +376,15 @@ pub(crate) fn who_says_nothing_keeps_nobody_from_a_page(world: &World) -> Outcom
     Ok(())
 }
 
+/// Nothing that it carries holds up its end, which could be over before the answer has gone.
+pub(crate) fn who_ends_an_idle_node_is_answered(world: &World) -> Outcome {
+    let mut mesh = Mesh::start(world)?;
+    let (status, text) = mesh.ask("POST", ports::ADMIN, "/quitquitquit?immediate")?;
+    assert_eq!((status, &*text), (200, "shutdown now\n"));
+    mesh.ends_by_itself()?;
+    Ok(())
+}
+
 pub(crate) fn a_node_that_is_to_end_at_once_does(world: &World) -> Outcome {
     let mut mesh = Mesh::start_with(world, |config| config.drain = std::time::Duration::from_secs(3600))?;
     let mut pair = mesh.open(Way::Tunnel, Family::V4);
