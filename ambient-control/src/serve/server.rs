@@ -62,7 +62,7 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// What is served.
     pub source: Box<dyn Source>,
-    /// Who signs: certificates of pods and of nodes, and its own. [`DirectoryCa`], or an embedder's own.
+    /// Who signs: certificates of pods and of nodes, and its own. [`DirectoryCa`](crate::ca::DirectoryCa), or an embedder's own.
     pub ca: Arc<dyn Signer>,
     /// Who may call.
     pub nodes: Nodes,
