@@ -11,6 +11,7 @@ use std::{
 
 use ambient_control::{IssueError, Issuer, Told};
 use ambient_core::{Credential, Credentials, Identity, PodUid, TrustBundles};
+use ambient_tls::Configs;
 use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::{
@@ -21,12 +22,14 @@ use tokio::{
 
 use crate::{clock, entropy, text::rfc3339_of};
 use queue::{Failure, Life, Now, Queue, Wait};
+use standing::Judged;
 
 pub(crate) use memory::{Keep, Memory};
 pub use memory::{KeysError, NodeKeys};
 
 mod memory;
 mod queue;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -62,13 +65,16 @@ pub(crate) enum CertificateError {
     /// What the issuer gave does not hold at this moment.
     #[error("no certificate for {0}: what was issued holds from {1} to {2}, and this machine's clock says {3}: set that, or the issuer's")]
     NotNow(Identity, String, String, String),
+    /// Peers would refuse what the issuer gave, and there is one.
+    #[error("no other certificate for {0}: peers would refuse the one that was issued: {1}")]
+    Unaccepted(Identity, String),
 }
 
 impl CertificateError {
     /// Whether the issuer has said so.
     fn says(&self) -> Failure {
         match self {
-            Self::Issue(IssueError::Refused { .. }) | Self::Unknown(_) | Self::NotNow(..) => Failure::Answered,
+            Self::Issue(IssueError::Refused { .. }) | Self::Unknown(_) | Self::NotNow(..) | Self::Unaccepted(..) => Failure::Answered,
             Self::Issue(IssueError::Unavailable { .. }) | Self::Timeout(_) | Self::Waited(..) | Self::Broken(_) => Failure::Silence,
         }
     }
@@ -105,6 +111,8 @@ pub(crate) struct Certificates {
     /// Identities, and the pods of this node that bear or will bear them; each of these is one holder.
     expected: Mutex<HashSet<(Identity, PodUid)>>,
     trust: ArcSwapOption<TrustBundles>,
+    configs: Arc<Configs>,
+    judged: Mutex<Judged>,
     outcomes: Outcomes,
     before: Option<Before>,
     changed: Notify,
@@ -148,11 +156,16 @@ impl std::fmt::Debug for Certificates {
 impl Certificates {
     #[cfg(test)]
     pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Arc<Self> {
-        Self::keeping(issuer, None, Outcomes::default())
+        Self::keeping(issuer, Self::reading(), None, Outcomes::default())
     }
 
-    /// With what a process before has kept; requests are counted in `outcomes`.
-    pub(crate) fn keeping(issuer: Arc<dyn Issuer>, keep: Option<Box<dyn Keep>>, outcomes: Outcomes) -> Arc<Self> {
+    #[cfg(test)]
+    fn reading() -> Arc<Configs> {
+        Arc::new(Configs::new(Arc::new(ambient_tls::provider())))
+    }
+
+    /// With what a process before has kept; what trust says is read by `configs`, and requests are counted in `outcomes`.
+    pub(crate) fn keeping(issuer: Arc<dyn Issuer>, configs: Arc<Configs>, keep: Option<Box<dyn Keep>>, outcomes: Outcomes) -> Arc<Self> {
         let before = keep.map(|keep| Before::load(keep, &issuer.trust()));
         Arc::new(Self {
             issuer,
@@ -163,6 +176,8 @@ impl Certificates {
             asking: Mutex::default(),
             expected: Mutex::default(),
             trust: ArcSwapOption::empty(),
+            configs,
+            judged: Mutex::default(),
             changed: Notify::new(),
         })
     }
@@ -266,7 +281,7 @@ impl Certificates {
     }
 
     /// An identity's certificate is no good any more, such as one that is revoked: another is asked for now.
-    pub(crate) fn renew(&self, identity: &Identity) {
+    fn renew(&self, identity: &Identity) {
         self.asking().queue.spoilt(identity, clock::wall());
         self.changed.notify_one();
     }
@@ -401,14 +416,16 @@ impl Certificates {
             Err(Failure::Silence) => "unanswered",
         };
         self.outcomes.get_or_create(&[("outcome", word)]).inc();
+        let outcome = outcome.map(|issued| (self.refusal(&issued, &self.trust()), issued));
         let mut asking = self.asking();
         let Asking { queue, slots } = &mut *asking;
-        let outcome = outcome.and_then(|issued| {
-            // It does not take the place of one that holds.
+        let outcome = outcome.and_then(|(refusal, issued)| {
             let now = clock::wall();
-            match !issued.is_valid_at(now) && self.credential(identity).is_some() {
-                true => Err(not_now(&issued, now)),
-                false => Ok(issued),
+            // Neither takes the place of one that holds.
+            match (issued.is_valid_at(now), refusal, self.credential(identity)) {
+                (false, _, Some(_)) => Err(not_now(&issued, now)),
+                (_, Some(why), Some(_)) => Err(CertificateError::Unaccepted(identity.clone(), why)),
+                _ => Ok(issued),
             }
         });
         let result = match outcome {

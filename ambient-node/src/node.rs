@@ -65,8 +65,6 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) state: Arc<State>,
     pub(crate) certificates: Arc<Certificates>,
-    /// What is read of keys, roots and CRLs, for all handshakes.
-    pub(crate) configs: Arc<Configs>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watch: Arc<Watch>,
     pub(crate) workers: Workers,
@@ -344,7 +342,6 @@ impl Node {
         } = parts;
         metrics.ask(&*source, trust_heard(&*source, &*issuer));
         let keep = keep(&config.keys, &config.node)?;
-        let certificates = Certificates::keeping(issuer, keep, metrics.certificate_requests());
         let sockets = linux::Sockets::new()?.sharing_ports(config.share_ports);
         let provider = Arc::new(match config.post_quantum_only {
             true => ambient_tls::post_quantum_provider(),
@@ -352,6 +349,7 @@ impl Node {
         });
         // One for all: a CRL is read once, however many threads there are.
         let configs = Arc::new(Configs::new(provider.clone()));
+        let certificates = Certificates::keeping(issuer, configs.clone(), keep, metrics.certificate_requests());
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
         let locals = Arc::new(Locals::new(certificates.clone(), configs.clone()));
         let (count, capture, counts) = (config.workers, options.clone(), metrics.clone());
@@ -392,7 +390,6 @@ impl Node {
             state: Arc::new(State::new(no_policies(&config))),
             config,
             certificates,
-            configs,
             metrics,
             watch: Arc::default(),
             workers,

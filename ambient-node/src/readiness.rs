@@ -36,6 +36,7 @@ impl Readiness {
             text.push_str(&line(&fault));
         }
         text.push_str(&lacking(&node.certificates.lacking()));
+        text.push_str(&refused(&node.certificates.refused()));
         text.push_str(&unrenewed(&node.certificates.unrenewed()));
         text.push_str(&of_before(&node.certificates.of_before()));
         text.push_str(&unkept(node.certificates.unkept()));
@@ -75,6 +76,18 @@ fn unrenewed(identities: &[(Identity, String)]) -> String {
     let names = few(identities.iter().map(|(identity, _)| identity.as_str()));
     line(&format!(
         "{} served until the end of a certificate that was not renewed yet: {names}; the first as {why}",
+        identities.len()
+    ))
+}
+
+/// Whose certificates peers refuse, where they refuse any, and why that of the first.
+fn refused(identities: &[(Identity, String)]) -> String {
+    let Some((_, why)) = identities.first() else {
+        return String::new();
+    };
+    let names = few(identities.iter().map(|(identity, _)| identity.as_str()));
+    line(&format!(
+        "{} served with a certificate that peers refuse, until there is another, which is asked for: {names}; the first as {why}",
         identities.len()
     ))
 }
@@ -174,6 +187,17 @@ mod tests {
             unrenewed(&[one("a"), one("b")]),
             "2 served until the end of a certificate that was not renewed yet: spiffe://d/ns/shop/sa/a, spiffe://d/ns/shop/sa/b; the \
              first as istiod says: no\n"
+        );
+    }
+
+    #[test]
+    fn certificates_that_peers_refuse_are_told_of_with_a_reason() {
+        assert_eq!(refused(&[]), "");
+        let one = ("spiffe://d/ns/shop/sa/a".parse().unwrap(), "its root\nis gone".to_owned());
+        assert_eq!(
+            refused(&[one]),
+            "1 served with a certificate that peers refuse, until there is another, which is asked for: spiffe://d/ns/shop/sa/a; the \
+             first as its root is gone\n"
         );
     }
 

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use ambient_core::{Credentials as _, Identity};
-use rustls_pki_types::CertificateDer;
 use tokio::time;
 
 use crate::node::Shared;
@@ -24,6 +23,8 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
         let now = shared.certificates.trust();
         // The same value is at the same address for as long as nothing changes.
         if Arc::ptr_eq(&now, &last) || *now == *last {
+            // What has come since was issued by what may be in force no more.
+            shared.certificates.judge();
             continue;
         }
         last = now;
@@ -34,7 +35,7 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
     }
 }
 
-/// Ends the tunnels whose peer is revoked by the trust of now, and has certificates of this node that are revoked replaced.
+/// Ends the tunnels whose peer is revoked by the trust of now, and has certificates of this node that peers refuse by it replaced.
 pub(crate) fn recheck(shared: &Shared) {
     let server = shared.server.recheck();
     let pools = shared
@@ -49,15 +50,7 @@ pub(crate) fn recheck(shared: &Shared) {
     for fault in server.faults {
         tracing::error!(%fault, "a CRL cannot be used");
     }
-    let trust = shared.configs.trust(&shared.certificates.trust());
-    for credential in shared.certificates.present() {
-        let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-        let revoked = trust.peer(&chain).ok().and_then(|peer| trust.revoked(&peer));
-        if let Some(revoked) = revoked {
-            tracing::warn!(identity = %credential.identity, %revoked, "a certificate of this node is revoked: peers refuse it; another is asked for");
-            shared.certificates.renew(&credential.identity);
-        }
-    }
+    shared.certificates.judge();
 }
 
 /// Ends what pods of an identity have open by tunnel, in either direction: nobody vouches for it any more.

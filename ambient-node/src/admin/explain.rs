@@ -326,7 +326,11 @@ fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certifi
         state: match at.node.certificates.credential(&identity) {
             Some(credential) => {
                 let until = credential.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-                format!("the source's, here and valid until {}", rfc3339(until.as_secs()))
+                let until = rfc3339(until.as_secs());
+                match at.node.certificates.why_refused(&identity) {
+                    Some(why) => format!("the source's, here and valid until {until}, and peers refuse it ({why}): another is asked for"),
+                    None => format!("the source's, here and valid until {until}"),
+                }
             }
             None if *source.node == *at.node.config.node => {
                 "the source's, and there is no valid certificate of it: a tunnel is refused".into()

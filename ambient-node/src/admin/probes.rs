@@ -10,6 +10,7 @@ use crate::{
 
 pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
     at.node.metrics.certificates_missing(at.node.certificates.lacking().len());
+    at.node.metrics.certificates_refused(at.node.certificates.refused().len());
     let of_certificates = faults_beside(&at.node.state.faults(), at.node.certificates.faults());
     metrics_with(at, of_certificates.len())
 }

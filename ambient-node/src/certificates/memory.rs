@@ -13,10 +13,11 @@ use std::{
 };
 
 use ambient_core::{Credential, Identity, TrustBundles};
-use ambient_tls::{Accepted, Role, Trust, Verifier};
+use ambient_tls::{Accepted, Trust, Verifier};
 use rustix::fs::OFlags;
-use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
+
+use super::standing;
 
 pub use node::NodeKeys;
 
@@ -279,16 +280,14 @@ impl Keep for Memory {
     }
 }
 
-/// Whether peers would accept it: its names, its dates, its chain and its key. One that begins later they accept then: this machine's
-/// clock is behind, as before it is set.
+/// Whether peers would accept it, and its key is its own.
 fn verify(credential: &Credential, trust: &Arc<Trust>, now: SystemTime) -> Result<(), String> {
     if credential.not_after <= now {
         return Err("its certificate has ended".into());
     }
-    let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()])).at(now.max(credential.not_before));
-    verifier.verify(&chain, Role::Server).map_err(|e| e.to_string())?;
+    standing::accepted(credential, trust, now).map_err(|e| e.to_string())?;
     // Refuses a key of another certificate.
+    let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()]));
     verifier.server_config(credential).map_err(|e| e.to_string())?;
     Ok(())
 }

@@ -458,7 +458,7 @@ impl Shelf {
     }
 
     fn begin(&self, issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
-        let certificates = Certificates::keeping(issuer, Some(Box::new(self.clone())), Outcomes::default());
+        let certificates = Certificates::keeping(issuer, Certificates::reading(), Some(Box::new(self.clone())), Outcomes::default());
         let mut keeping = JoinSet::new();
         keeping.spawn(certificates.clone().keep_fresh());
         (certificates, keeping)
@@ -475,7 +475,8 @@ async fn a_process_goes_on_with_the_certificates_of_the_one_before_while_the_iss
     assert_eq!(shelf.names(), [named("cart"), named("stock")]);
     assert_eq!(first.of_before(), []);
     let mut roots = TrustBundles::default();
-    roots.add("cluster.local".parse().unwrap(), vec![1]);
+    // Of another trust domain: what is here has no chain that could be judged.
+    roots.add("other.mesh".parse().unwrap(), vec![1]);
     first.set_trust(roots.clone().into());
     // A pod that goes takes its key with it; the process that ends does not.
     first.expect([borne("cart")]);
@@ -673,7 +674,12 @@ async fn what_is_withdrawn_before_its_pod_is_known_is_not_taken_for_it_later() {
     first.expect([borne("cart")]);
     until(|| first.lacking().is_empty()).await;
     drop((first, keeping));
-    let second = Certificates::keeping(Agent::away(), Some(Box::new(shelf.clone())), Outcomes::default());
+    let second = Certificates::keeping(
+        Agent::away(),
+        Certificates::reading(),
+        Some(Box::new(shelf.clone())),
+        Outcomes::default(),
+    );
     let (identity, why) = (named("cart"), "there is no entry".into());
     second.hear(Told::Withdrawn { identity, why });
     second.expect([borne("cart")]);

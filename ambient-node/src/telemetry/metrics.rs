@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     state_age: Gauge,
     trust_age: Gauge,
     certificates_missing: Gauge,
+    certificates_refused: Gauge,
     certificate_requests: Outcomes,
     state_faults: Gauge,
     known_until: Gauge,
@@ -193,6 +194,7 @@ impl Metrics {
             state_age: Gauge::default(),
             trust_age: Gauge::default(),
             certificates_missing: Gauge::default(),
+            certificates_refused: Gauge::default(),
             certificate_requests: Outcomes::default(),
             state_faults: Gauge::default(),
             known_until: Gauge::default(),
@@ -258,6 +260,11 @@ impl Metrics {
     /// Identities that are needed here and have no valid certificate.
     pub(crate) fn certificates_missing(&self, count: usize) {
         self.certificates_missing.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Identities whose certificate peers refuse.
+    pub(crate) fn certificates_refused(&self, count: usize) {
+        self.certificates_refused.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// How requests for certificates have ended, for who counts them.

@@ -59,6 +59,11 @@ fn trust(registry: &mut Registry, metrics: &Metrics) {
         metrics.certificates_missing.clone(),
     );
     registry.register(
+        "ambient_certificates_refused",
+        "Identities whose certificate peers refuse, by the roots and revocations that this node knows (unstable)",
+        metrics.certificates_refused.clone(),
+    );
+    registry.register(
         "ambient_certificate_requests",
         "Requests for certificates, by how they have ended (unstable)",
         metrics.certificate_requests.clone(),

@@ -342,6 +342,7 @@ fn the_ages_of_state_and_trust_are_told() {
     let (state, trust) = (LastHeard::default(), LastHeard::default());
     metrics.ask_ages(Some(state.clone()), Some(trust.clone()));
     metrics.certificates_missing(3);
+    metrics.certificates_refused(4);
     metrics.state_faults(2);
     let ages = || {
         let mut page = Vec::new();
@@ -352,6 +353,7 @@ fn the_ages_of_state_and_trust_are_told() {
             line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
         };
         assert_eq!(value("ambient_certificates_missing"), 3);
+        assert_eq!(value("ambient_certificates_refused"), 4);
         assert_eq!(value("ambient_state_faults"), 2);
         [
             value("ambient_state_age_seconds"),
