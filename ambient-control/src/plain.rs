@@ -89,7 +89,8 @@ fn check(meta: &Metadata, most: u64) -> io::Result<()> {
     if meta.len() > most { Err(too_long(most)) } else { Ok(()) }
 }
 
-fn too_long(most: u64) -> io::Error {
+/// Says that there is more than so many bytes, as [`read`] says it.
+pub fn too_long(most: u64) -> io::Error {
     let most = match most {
         most if most.is_multiple_of(1 << 20) => format!("{} MiB", most >> 20),
         most if most.is_multiple_of(1 << 10) => format!("{} KiB", most >> 10),

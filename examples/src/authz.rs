@@ -13,19 +13,16 @@ mod place;
 mod ports;
 mod target;
 
-use std::{
-    fmt::Display,
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use ambient_authz::kubernetes::Settings;
 use ambient_core::TrustDomain;
 use clap::{Args, Subcommand};
 
-use crate::cluster_local::ClusterLocal;
+use crate::{
+    cluster_local::ClusterLocal,
+    say::{self, tell},
+};
 
 /// What `ambient authz` is asked to do.
 #[derive(Debug, Subcommand)]
@@ -116,19 +113,9 @@ struct Policies {
     files: Vec<PathBuf>,
 }
 
-/// Prints an answer. Whoever reads it may have read enough.
+/// Prints an answer.
 fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::input(format!("<stdout>: {error}"))),
-        _ => Ok(()),
-    }
-}
-
-/// Says on stderr what is wrong. Whoever closed that does not want to know.
-fn tell(what: impl Display) {
-    // Nobody is left to be told that nobody can be told.
-    let _ = writeln!(io::stderr(), "{what}");
+    say::print(text).map_err(|error| Failure::input(format!("{error:#}")))
 }
 
 /// Why there is no answer.

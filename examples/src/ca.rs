@@ -10,7 +10,7 @@ use ambient_control::ca::{Authority, Given, OpenError, Revocation, Rotation, Sho
 use ambient_core::{Identity, TrustDomain};
 use anyhow::Context as _;
 
-use crate::{node::in_one_line, settings::time};
+use crate::{say, settings::time};
 
 /// What is done with the authority.
 #[derive(Debug, clap::Subcommand)]
@@ -114,16 +114,8 @@ pub(crate) struct What {
 
 /// What goes wrong is one line on standard error.
 pub(crate) fn main(verb: Verb) -> ExitCode {
-    match run(verb) {
-        Ok(text) => {
-            println!("{}", text.trim_end());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("ambient ca: {}", in_one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    let done = run(verb).and_then(|text| say::print(&format!("{}\n", text.trim_end())));
+    say::ended("ca", done)
 }
 
 fn run(verb: Verb) -> anyhow::Result<String> {

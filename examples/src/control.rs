@@ -23,11 +23,9 @@ use tokio::{
 };
 
 use crate::{
-    node::{
-        in_one_line,
-        mesh::{Mesh, Said, keys_apart},
-    },
+    node::mesh::{Mesh, Said, keys_apart},
     owned::owned,
+    say, settings,
 };
 
 /// Serve, or see to the tokens of nodes.
@@ -123,9 +121,9 @@ struct Serve {
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: Arc<str>,
-    /// The longest that a certificate is valid, in seconds.
-    #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "SECONDS", default_value_t = 86_400)]
-    secret_ttl: u64,
+    /// The longest that a certificate is valid.
+    #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "TIME", default_value = "24h", value_parser = settings::patience)]
+    secret_ttl: Duration,
     /// What is logged.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
@@ -135,30 +133,25 @@ struct Serve {
 pub(crate) fn main(args: Args) -> ExitCode {
     let Args { verb, mut serve } = args;
     let done = match (verb, serve.mesh.take(), serve.ca.take()) {
-        (Some(verb), ..) => tokens(&verb),
+        (Some(verb), ..) => tokens(&verb).and_then(|text| say::print(&text)),
         (None, Some(mesh), Some(ca)) => run(serve, &mesh, &ca),
         (None, ..) => Err(anyhow::anyhow!("--mesh and --ca name what is served")),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ambient control: {}", in_one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    say::ended("control", done)
 }
 
-fn tokens(verb: &Verb) -> anyhow::Result<()> {
+/// Sees to tokens; what is said of it.
+fn tokens(verb: &Verb) -> anyhow::Result<String> {
     // Where there is no authority a token would be good for nothing.
     let of = |ca: &CaDir| Authority::open(&ca.ca).map(|_| nodes(&ca.ca));
-    match verb {
+    Ok(match verb {
         Verb::Token { node, ca, days, once } => {
             let life = Duration::from_secs(days * 24 * 60 * 60);
             let how = if *once { Use::Once } else { Use::Always };
             let token = of(ca)?.create(node, life, how, now())?;
             // Into a file without a line's end: ztunnel takes every byte of it for the token.
             let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
-            print!("{token}{end}");
+            format!("{token}{end}")
         }
         Verb::Tokens { ca, json: true } => {
             let nodes = of(ca)?;
@@ -174,23 +167,24 @@ fn tokens(verb: &Verb) -> anyhow::Result<()> {
                 "tokens": tokens.collect::<Vec<_>>(),
                 "certificates": certificates.collect::<Vec<_>>(),
             });
-            println!("{all:#}");
+            format!("{all:#}\n")
         }
         Verb::Tokens { ca, .. } => {
             let nodes = of(ca)?;
-            println!("{:<14} {:<32} {:<20} USE", "TOKEN", "NODE", "GOOD FOR");
+            let mut text = format!("{:<14} {:<32} {:<20} USE\n", "TOKEN", "NODE", "GOOD FOR");
             for token in nodes.tokens(now())? {
                 let how = if token.once { "once" } else { "always" };
-                println!("{:<14} {:<32} {:<20} {how}", token.id, token.node, good_for(token.expires));
+                text += &format!("{:<14} {:<32} {:<20} {how}\n", token.id, token.node, good_for(token.expires));
             }
-            println!("\n{:<34} {:<32} GOOD FOR", "CERTIFICATE", "NODE");
+            text += &format!("\n{:<34} {:<32} GOOD FOR\n", "CERTIFICATE", "NODE");
             for one in nodes.certificates(now())? {
-                println!("{:<34} {:<32} {}", one.serial, one.node, good_for(one.expires));
+                text += &format!("{:<34} {:<32} {}\n", one.serial, one.node, good_for(one.expires));
             }
+            text
         }
         Verb::Revoke { ca, id: Some(id), .. } => {
             of(ca)?.revoke_token(id, now())?;
-            println!("{id}: revoked; a certificate that a node was given for it stays: --node ends that");
+            format!("{id}: revoked; a certificate that a node was given for it stays: --node ends that\n")
         }
         Verb::Revoke { ca, node, .. } => {
             let node = node.as_deref().unwrap_or_default();
@@ -200,10 +194,9 @@ fn tokens(verb: &Verb) -> anyhow::Result<()> {
                 tokens + certificates > 0,
                 "no node {node} is known: `ambient control tokens` lists those that are"
             );
-            println!("{node}: {tokens} tokens and {certificates} certificates revoked; a new token lets it come back");
+            format!("{node}: {tokens} tokens and {certificates} certificates revoked; a new token lets it come back\n")
         }
-    }
-    Ok(())
+    })
 }
 
 /// The nodes of an authority's directory.
@@ -252,7 +245,7 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     .await?;
     let provider = Arc::new(ambient_tls::provider());
     let trust_domain = mesh.trust_domain;
-    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), Duration::from_secs(args.secret_ttl), CONTROL)?;
+    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), args.secret_ttl, CONTROL)?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,

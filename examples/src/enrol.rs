@@ -13,11 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     node::{
-        Existing, LogFormat, Selectors, Switch, enablement, in_one_line,
+        Existing, LogFormat, Selectors, Switch, enablement,
         mesh::{Mesh, Said},
         raise_descriptor_limit,
     },
     owned::owned,
+    say, settings,
 };
 
 /// Flags, each of which can come from the environment.
@@ -69,9 +70,9 @@ pub(crate) struct Args {
     /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
     #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
     existing_connections: Existing,
-    /// How long what is captured of a pod that leaves the mesh may go on before it is reset, in seconds.
-    #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "SECONDS", default_value_t = 30)]
-    leave: u64,
+    /// How long what is captured of a pod that leaves the mesh may go on before it is reset.
+    #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "TIME", default_value = "30s", value_parser = settings::time)]
+    leave: Duration,
     /// Let a pod's TCP go around the mesh where its capture cannot be upheld, and where rules of others in its namespace send it
     /// elsewhere; otherwise it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
@@ -95,13 +96,7 @@ pub(crate) struct Args {
 
 /// Enrols pods; what goes wrong is one line on standard error.
 pub(crate) fn main(args: Args) -> ExitCode {
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ambient enrol: {}", in_one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    say::ended("enrol", run(args))
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -169,7 +164,7 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
             ..Options::default()
         },
         existing: args.existing_connections.into(),
-        drain: Duration::from_secs(args.leave),
+        drain: args.leave,
         open_when_unproven: args.open_when_unproven,
         proc: args.proc,
         ..ambient_redirect::Config::new(&args.node, &args.netns_dir)

@@ -27,6 +27,7 @@ use self::{
     report::Reporter,
     steps::STEPS,
 };
+use crate::say;
 
 /// What `ambient lab` is asked to do.
 #[derive(Debug, Clone, clap::Args)]
@@ -187,7 +188,7 @@ fn exec(pod: &str, command: &[OsString]) -> ExitCode {
     match kept::exec(pod, program, args) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            eprintln!("lab exec: {e}");
+            say::tell(format_args!("lab exec: {e}"));
             ExitCode::from(e.exit_code())
         }
     }
@@ -201,15 +202,15 @@ fn down() -> ExitCode {
     };
     match kept::down(DOWN_GRACE).map(said) {
         Ok(said) => {
-            eprintln!("lab down: {said}");
+            say::tell(format_args!("lab down: {said}"));
             ExitCode::SUCCESS
         }
         Err(e @ KeptError::Unsafe { .. }) => {
-            eprintln!("lab down: {e}");
+            say::tell(format_args!("lab down: {e}"));
             ExitCode::from(REFUSED)
         }
         Err(e) => {
-            eprintln!("lab down: {e}");
+            say::tell(format_args!("lab down: {e}"));
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,9 @@
 //! `ambient`: the node proxy of an ambient service mesh, its policies explained, and a lab that shows a mesh on this
 //! machine.
 
+// Where nobody reads any more they panic: `say` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -20,6 +23,7 @@ mod node;
 mod owned;
 mod page;
 mod pods;
+mod say;
 mod threads;
 
 use node::settings;
@@ -72,7 +76,7 @@ fn main() -> ExitCode {
         Ok(read) => read,
         Err(settings::Wrong::Clap(error)) => error.exit(),
         Err(settings::Wrong::Text(error)) => {
-            eprintln!("ambient node: {error}");
+            say::tell(format_args!("ambient node: {error}"));
             return ExitCode::from(2);
         }
     };

@@ -28,7 +28,7 @@ use anyhow::Context as _;
 use clap::Args as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{cluster_local::ClusterLocal, owned::owned};
+use crate::{cluster_local::ClusterLocal, owned::owned, say};
 
 mod istiod;
 pub(crate) mod mesh;
@@ -198,10 +198,10 @@ pub(crate) struct Args {
     /// --termination-grace-period, so much less than that as is left to end.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = settings::time)]
     drain: Option<Duration>,
-    /// How long after SIGTERM the process will be killed, in seconds: what Kubernetes is told as
+    /// How long after SIGTERM the process will be killed: what Kubernetes is told, in seconds, as
     /// terminationGracePeriodSeconds.
-    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "SECONDS")]
-    termination_grace_period: Option<u64>,
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "TIME", value_parser = settings::time)]
+    termination_grace_period: Option<Duration>,
     /// Whether the pods' ports are shared with another node proxy of the same user, so that a successor takes new connections
     /// before this one has ended. By default so with --zds; not for a node that enrols pods itself, as two would contend for
     /// their rules.
@@ -241,9 +241,9 @@ pub(crate) struct Args {
     /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
     #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
     existing_connections: Existing,
-    /// How long what is captured of a pod that leaves the mesh may go on before it is reset, in seconds.
-    #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "SECONDS", default_value_t = 30)]
-    leave: u64,
+    /// How long what is captured of a pod that leaves the mesh may go on before it is reset.
+    #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "TIME", default_value = "30s", value_parser = settings::time)]
+    leave: Duration,
     /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld, and where rules
     /// of others in its namespace send it elsewhere; otherwise it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
@@ -313,17 +313,11 @@ impl From<Existing> for ExistingConnections {
 
 /// Runs a node; what goes wrong is one line on standard error.
 pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
-    if args.print_config {
-        print!("{}", settings::print(settings));
-        return ExitCode::SUCCESS;
-    }
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ambient node: {}", in_one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    let done = match args.print_config {
+        true => say::print(&settings::print(settings)),
+        false => run(args),
+    };
+    say::ended("node", done)
 }
 
 /// An error and its causes, each once: those of the crates tell their cause themselves.
@@ -629,7 +623,7 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
     };
     config.own_pod = istiod::own_pod(variables);
     config.existing_connections = args.existing_connections.into();
-    config.leave = Duration::from_secs(args.leave);
+    config.leave = args.leave;
     config.open_when_unproven = args.open_when_unproven;
     config.dns_capture = args.dns_capture && !args.no_dns_capture;
     if args.no_dns_capture {
@@ -674,11 +668,11 @@ fn sources(args: &Args) -> Sources {
 }
 
 /// What is left of the time until the process is killed, less what it takes to end: as ztunnel reckons, and never nothing.
-fn drain_within(grace_period: Option<u64>) -> Duration {
+fn drain_within(grace_period: Option<Duration>) -> Duration {
     match grace_period {
         None => Duration::from_secs(5),
-        Some(seconds) if seconds > 10 => Duration::from_secs(seconds - 5),
-        Some(seconds) => Duration::from_secs(seconds.saturating_sub(1).max(1)),
+        Some(time) if time > Duration::from_secs(10) => time - Duration::from_secs(5),
+        Some(time) => time.saturating_sub(Duration::from_secs(1)).max(Duration::from_secs(1)),
     }
 }
 

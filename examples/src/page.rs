@@ -1,13 +1,15 @@
 //! The admin pages of a node, asked by commands.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context as _;
+
+use crate::say;
 
 /// How long the node may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,36 +18,41 @@ const MOST: u64 = 16 << 20;
 
 /// Prints a page; what goes wrong is one line on standard error, named after the command.
 pub(crate) fn print(command: &str, admin: SocketAddr, target: &str) -> ExitCode {
-    match get(admin, target) {
-        Ok((200, answer)) => {
-            // Whoever reads may have read enough.
-            let _ = std::io::stdout().write_all(answer.as_bytes());
-            ExitCode::SUCCESS
-        }
-        Ok((_, answer)) => {
-            eprintln!("ambient {command}: {}", answer.trim_end());
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("ambient {command}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    say::ended(command, get(admin, target).and_then(|answer| say::print(&answer)))
 }
 
-/// The status and the text of a page.
-fn get(admin: SocketAddr, target: &str) -> anyhow::Result<(u16, String)> {
+/// The text of a page; an error where the node gives none, with what it says instead.
+fn get(admin: SocketAddr, target: &str) -> anyhow::Result<String> {
     let asked = || format!("no answer from the node's admin pages at {admin}: is a node running here? --admin names another address");
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE).with_context(asked)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     // HTTP/1.0: the body ends with the connection.
-    write!(stream, "GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n").with_context(asked)?;
+    let request = format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(in_words).with_context(asked)?;
     let mut answer = String::new();
-    stream.take(MOST).read_to_string(&mut answer).with_context(asked)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.context("the answer is not HTTP")?, body.to_owned()))
+    stream
+        .take(MOST)
+        .read_to_string(&mut answer)
+        .map_err(in_words)
+        .with_context(asked)?;
+    let other = |what: &str| format!("what listens at {admin} is no node's admin page, as {what}: --admin names another address");
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| other("the answer is not HTTP"))?;
+    let status: Option<u16> = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    match status.with_context(|| other("the answer is not HTTP"))? {
+        200 => Ok(body.to_owned()),
+        // A node says why.
+        status if body.trim().is_empty() => anyhow::bail!(other(&format!("it answers with {status} and not a word"))),
+        _ => anyhow::bail!(body.trim_end().to_owned()),
+    }
+}
+
+/// The kernel calls it temporarily unavailable what has not come in time.
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, format!("nothing has come for {} s", PATIENCE.as_secs())),
+        _ => error,
+    }
 }
 
 /// Percent-encoded: everything but what RFC 3986 leaves unreserved.

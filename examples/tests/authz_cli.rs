@@ -16,6 +16,8 @@ mod address;
 mod decide;
 #[path = "authz_cli/open.rs"]
 mod open;
+#[path = "authz_cli/sources.rs"]
+mod sources;
 #[path = "authz_cli/traps.rs"]
 mod traps;
 

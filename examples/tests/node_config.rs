@@ -91,6 +91,81 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(values(&printed_again), values(&all));
 }
 
+/// Whatever the command: a bare number is seconds.
+#[test]
+fn times_are_written_alike() {
+    let leave = [("AMBIENT_LEAVE_SECONDS", "30")];
+    assert_eq!(
+        line(&printed(&["--node", "n"], &leave), "leave"),
+        "leave: 30  # AMBIENT_LEAVE_SECONDS"
+    );
+    for (flag, time) in [("leave", "1m30s"), ("termination-grace-period", "2min")] {
+        let all = printed(&["--node", "n", &format!("--{flag}"), time], &[]);
+        assert_eq!(line(&all, flag), format!("{flag}: {time}  # flag"));
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let nowhere = scratch.path().join("nowhere");
+    let nowhere = nowhere.to_str().unwrap();
+    let others = [
+        (&["control", "--mesh", nowhere, "--ca", nowhere][..], "--secret-ttl"),
+        (&["enrol", "--node", "n", "--manifests", nowhere], "--leave"),
+    ];
+    for (arguments, flag) in others {
+        let ended = |time: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+            let output = command.args(arguments).args([flag, time]).env_clear().output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (code, why) = ended("soon");
+        assert!(code == Some(2) && why.contains(flag) && why.contains("such as 5s"), "{why}");
+        for time in ["90", "1m30s"] {
+            let (code, why) = ended(time);
+            assert!(code == Some(1) && why.contains("nowhere"), "{time}: {why}");
+        }
+    }
+}
+
+/// As YAML 1.2 has it, which ztunnel reads too: `y`, `no` and `on` are texts.
+#[test]
+fn words_of_a_file_are_no_truths() {
+    let scratch = tempfile::tempdir().unwrap();
+    let words = file(
+        scratch.path(),
+        "exclude-namespaces: [x, y, no, On]\nprobes: off\nistio-exact: True\nrevision: yes\n",
+    );
+    let all = printed(&["--node", "n", "--config", &words], &[]);
+    for (name, value) in [
+        ("exclude-namespaces", "\"x,y,no,On\""),
+        ("probes", "off"),
+        ("istio-exact", "true"),
+        ("revision", "yes"),
+    ] {
+        assert_eq!(line(&all, name), format!("{name}: {value}  # {words}: {name}"));
+    }
+    let metadata = [("PROXY_CONFIG", "{proxyMetadata: {A: yes, B: n, C: true}}")];
+    let all = printed(&["--node", "n"], &metadata);
+    assert!(
+        line(&all, "node-metadata").contains(r#"{\"A\":\"yes\",\"B\":\"n\",\"C\":\"true\"}"#),
+        "{all}"
+    );
+    for (text, wanted) in [
+        ("istio-exact: yes\n", &["node.yaml: istio-exact: ", "'yes'", "true, false"][..]),
+        ("node: a\nnode: b\n", &["node.yaml: line 2: ", "\"node\"", "twice"]),
+        ("[node]\n", &["node.yaml", "no YAML map of settings"]),
+        ("node: a\n---\nnode: b\n", &["node.yaml", "one document"]),
+        ("node: [\n", &["node.yaml: line 1: ", "neither YAML nor JSON"]),
+    ] {
+        let why = refused(&["--config", &file(scratch.path(), text)], &[]);
+        assert!(wanted.iter().all(|part| why.contains(part)), "{text:?}: {why}");
+        assert!(!why.contains("DuplicateKeyPolicy"), "{why}");
+    }
+    let why = refused(&[], &[("PROXY_CONFIG", "{concurrency: 1, concurrency: 2}")]);
+    assert!(
+        why.contains("PROXY_CONFIG") && why.contains("twice") && !why.contains("DuplicateKeyPolicy"),
+        "{why}"
+    );
+}
+
 #[test]
 fn a_token_is_not_printed_and_where_one_stands_is() {
     let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ6In0.c2lnbmVk-_x";

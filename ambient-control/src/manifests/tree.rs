@@ -19,7 +19,7 @@ use serde::{
     de::{self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor},
     forward_to_deserialize_any,
 };
-use serde_saphyr::{Options, Spanned, Tagged};
+use serde_saphyr::{Error, Options, Spanned, Tagged};
 
 /// What is wrong with a text, and where; it reads well after the name of the file and a colon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +114,10 @@ fn parse(content: &[u8]) -> Result<Vec<Node>, TextError> {
         TextError {
             line: location.map_or(0, |l| l.line()),
             path: String::new(),
-            why: format!("is neither YAML nor JSON: {}", one_line(&e)),
+            why: match e.without_snippet() {
+                Error::DuplicateMappingKey { .. } => one_line(&e),
+                _ => format!("is neither YAML nor JSON: {}", one_line(&e)),
+            },
         }
     })?;
     Ok(nodes.into_iter().filter(|n| !matches!(n.value, Value::Null)).collect())
@@ -144,11 +147,16 @@ pub(super) fn options() -> Options {
 }
 
 /// The words of a parser's error without its own way of telling the place.
-pub(super) fn one_line(error: &serde_saphyr::Error) -> String {
-    let text = error.to_string();
+pub(super) fn one_line(error: &Error) -> String {
+    let text = match error.without_snippet() {
+        // The parser tells a programmer what to do about it.
+        Error::DuplicateMappingKey { key, .. } => match key {
+            Some(key) => format!("the field {key:?} stands twice in one map: leave one of them"),
+            None => "a field stands twice in one map: leave one of them".to_owned(),
+        },
+        other => other.to_string(),
+    };
     let text = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
-    // What a programmer could do about it.
-    let text = text.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     match text.chars().count() {
         0..=300 => text,
         _ => text.chars().take(300).chain(['…']).collect(),

@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     net::IpAddr,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,6 +16,7 @@ use ambient_authz::kubernetes::{
 use ambient_control::{
     manifests::tree::{self, Node, TextError, Value},
     objects::{Kind, is_name},
+    plain,
 };
 
 use super::{
@@ -117,9 +120,7 @@ impl Files {
         for path in paths {
             let refuse = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
             if path.as_os_str() == "-" {
-                let mut content = Vec::new();
-                io::Read::read_to_end(&mut io::stdin().lock(), &mut content).map_err(refuse)?;
-                files.file("<stdin>", &content)?;
+                files.file("<stdin>", &to_end(io::stdin().lock()).map_err(refuse)?)?;
                 continue;
             }
             let manifests = manifests(path).map_err(refuse)?;
@@ -129,7 +130,7 @@ impl Files {
             }
             for path in manifests {
                 let refuse = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
-                let content = fs::read(&path).map_err(refuse)?;
+                let content = content(&path).map_err(refuse)?;
                 files.file(&path.to_string_lossy(), &content)?;
             }
         }
@@ -481,6 +482,27 @@ fn list(node: Node, depth: usize) -> Result<Vec<Node>, TextError> {
     }
 }
 
+/// A plain file's content, or what comes of that which the caller has open already, as `<(…)` of a shell has.
+fn content(path: &Path) -> io::Result<Vec<u8>> {
+    if OPENED.iter().any(|opened| path.starts_with(opened)) {
+        return to_end(fs::File::open(path)?);
+    }
+    let read = plain::read(path, MOST).map(|(content, _)| content);
+    read.map_err(|error| match fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_fifo() => io::Error::new(error.kind(), format!("{error}; give it as standard input, as `-`")),
+        _ => error,
+    })
+}
+
+fn to_end(from: impl io::Read) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    from.take(MOST + 1).read_to_end(&mut content)?;
+    match content.len() as u64 <= MOST {
+        true => Ok(content),
+        false => Err(plain::too_long(MOST)),
+    }
+}
+
 /// A file, or the manifests of a directory in order.
 fn manifests(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
@@ -489,7 +511,8 @@ fn manifests(path: &Path) -> io::Result<Vec<PathBuf>> {
     let is_manifest = |path: &PathBuf| {
         let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
         let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        known && !hidden && path.is_file()
+        // What is no plain file is refused when it is read: left out, it might have been a policy.
+        known && !hidden && !path.is_dir()
     };
     let entries = fs::read_dir(path)?.map(|entry| entry.map(|e| e.path()));
     let mut found = entries.collect::<io::Result<Vec<_>>>()?;
@@ -498,5 +521,9 @@ fn manifests(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Where a system shows what a process has open.
+const OPENED: [&str; 3] = ["/dev/fd", "/dev/stdin", "/proc/self/fd"];
+/// More than a cluster prints of itself.
+const MOST: u64 = 256 << 20;
 /// How deep lists may stand in lists.
 const MAX_LISTS: usize = 2;

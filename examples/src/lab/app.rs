@@ -14,6 +14,8 @@ pub(crate) use self::{
     http::Failure,
 };
 
+use crate::say;
+
 /// What `ambient lab-app` is told to be.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AppArgs {
@@ -49,7 +51,7 @@ pub(crate) fn main(args: AppArgs) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("lab-app: {e}");
+            say::tell(format_args!("lab-app: {e}"));
             ExitCode::FAILURE
         }
     }

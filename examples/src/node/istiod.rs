@@ -18,6 +18,7 @@ use ambient_core::TrustDomain;
 use ambient_node::{Config, ControlPlane, NodeKeys, OwnPod, Sources, Vouchers};
 use anyhow::Context as _;
 
+use super::settings;
 use crate::cluster_local::ClusterLocal;
 
 /// Flags, each of which can come from the environment.
@@ -323,6 +324,8 @@ pub(super) fn own_pod(variables: &[(String, String)]) -> Option<OwnPod> {
 }
 
 fn metadata(text: &str) -> Result<Texts, String> {
+    // Says what is wrong with it in words of this program; what is read below are the texts as they stand there.
+    settings::map(text).map_err(|error| format!("a YAML map of names and texts is wanted: {error:#}"))?;
     serde_saphyr::from_str(text).map_err(|error| format!("a YAML map of names and texts is wanted: {error}"))
 }
 

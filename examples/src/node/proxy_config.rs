@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, io};
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::settings::Found;
+use super::settings::{Found, map};
 
 /// Istio's: YAML with `concurrency`, `proxyAdminPort` and so on.
 pub(super) const VARIABLE: &str = "PROXY_CONFIG";
@@ -111,13 +111,6 @@ impl ProxyConfig {
             found.push(("node-metadata".to_owned(), Value::from_iter(metadata).to_string(), from.clone()));
         }
         Ok(found)
-    }
-}
-
-fn map(text: &str) -> anyhow::Result<BTreeMap<String, Value>> {
-    match text.trim() {
-        "" => Ok(BTreeMap::new()),
-        text => serde_saphyr::from_str(text).context("it is no YAML map"),
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ambient_control::manifests::tree::{self, Node};
 use ambient_node::telemetry::log;
 use anyhow::Context as _;
 use clap::{
@@ -92,7 +93,6 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
                 "{from}: there is no setting of this name; they are named as the flags are"
             )));
         }
-        let value = switched(&node, &name, value);
         // What was found first counts.
         defaults.entry(name).or_insert((value, from));
     }
@@ -171,20 +171,6 @@ fn as_node(arguments: &mut Vec<OsString>) -> bool {
         arguments.remove(2);
     }
     true
-}
-
-/// YAML reads `on` and `off` as truths: a setting that has those words gets them back.
-fn switched(node: &Command, name: &str, value: String) -> String {
-    let words = node
-        .get_arguments()
-        .find(|arg| arg.get_long() == Some(name))
-        .map(clap::Arg::get_possible_values);
-    let has = |word: &str| words.iter().flatten().any(|possible| possible.get_name() == word);
-    match &*value {
-        "true" if has("on") && !has("true") => "on".to_owned(),
-        "false" if has("off") && !has("false") => "off".to_owned(),
-        _ => value,
-    }
 }
 
 /// The settings as a file of them, each with where it comes from.
@@ -335,15 +321,32 @@ fn of_file(path: &Path) -> anyhow::Result<Vec<Found>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
     // Some editors begin a file with a mark of its encoding.
     let text = text.trim_start_matches('\u{feff}');
-    let fields: BTreeMap<String, Value> = match text.trim() {
-        "" => BTreeMap::new(),
-        text => serde_saphyr::from_str(text).with_context(|| format!("{shown} is no YAML map of settings"))?,
-    };
+    let fields = map(text).with_context(|| shown.to_string())?;
     let field = |(name, value): (String, Value)| {
         let from = format!("{shown}: {name}");
         Some((name, text_of(&value)?, from))
     };
     Ok(fields.into_iter().filter_map(field).collect())
+}
+
+/// The fields of a YAML map. As YAML 1.2 has it, `on` and `yes` are texts.
+pub(super) fn map(text: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+    let at = |line, why: &dyn fmt::Display| match line {
+        0 => anyhow::anyhow!("{why}"),
+        line => anyhow::anyhow!("line {line}: {why}"),
+    };
+    let documents = tree::documents(text.as_bytes()).context("no thread to read it with")?;
+    match &documents.map_err(|error| at(error.line, &error.why))?[..] {
+        [] => Ok(BTreeMap::new()),
+        [
+            map @ Node {
+                value: tree::Value::Map(_),
+                ..
+            },
+        ] => map.read().map_err(|error| at(error.line, &error.why)),
+        [other] => Err(at(other.line, &"is no YAML map of settings")),
+        [_, second, ..] => Err(at(second.line, &"one document is wanted, and this is another")),
+    }
 }
 
 /// As it would stand behind a flag; `None` for what is not set. A list of plain values is one with commas between them,

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::http::{self, CallError, Family, Request, Uri, respond};
+use crate::say;
 
 /// What an answer tells: the server, the times, and the answers of everything that was called for it.
 #[derive(Debug, Serialize)]
@@ -174,11 +175,8 @@ fn endless(stream: &mut TcpStream) -> io::Result<()> {
         thread::sleep(STREAM_PACE);
     }
     let failure = result.err().map(|e| http::failure(&e));
-    println!(
-        "{}",
-        json!({"event": "stream-ended", "peer": peer, "failure": failure, "sent": sent})
-    );
-    Ok(())
+    let ended = json!({"event": "stream-ended", "peer": peer, "failure": failure, "sent": sent});
+    say::print(&format!("{ended}\n")).map_err(io::Error::other)
 }
 
 /// Accepts connections and gives each a thread, at most [`MAX_CONNECTIONS`] at a time: what is beyond is closed.
@@ -199,7 +197,7 @@ fn accept(config: Config, serve: fn(&mut TcpStream, &Config) -> io::Result<()>) 
         let (config, done) = (config.clone(), open.clone());
         let work = move || {
             if let Err(e) = stream.set_nodelay(true).and_then(|()| serve(&mut stream, &config)) {
-                eprintln!("connection ended: {e}");
+                say::tell(format_args!("connection ended: {e}"));
             }
             done.fetch_sub(1, Ordering::Relaxed);
         };

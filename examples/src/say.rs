@@ -1,0 +1,41 @@
+//! What commands say, to whoever still reads.
+//!
+//! The macros of the standard library end the process with a panic where nobody does, so nothing here is said by them.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+
+use crate::node::in_one_line;
+
+/// Prints an answer on standard output. Whoever has closed that has read enough.
+///
+/// # Errors
+/// When it is not all written for another reason, as where a disk is full.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("<stdout>"),
+        _ => Ok(()),
+    }
+}
+
+/// Says a line on standard error. Whoever has closed that does not want to know, and nobody is left to be told so.
+pub(crate) fn tell(what: impl Display) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
+/// How a command ends: what goes wrong is one line on standard error, which names it.
+pub(crate) fn ended(command: &str, done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(format_args!("ambient {command}: {}", in_one_line(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
