@@ -54,7 +54,7 @@ pub(crate) use identity::{dates, now};
 #[cfg(feature = "serve")]
 pub(crate) use join::{is_node_name, node_id, node_of};
 #[cfg(feature = "serve")]
-pub(crate) use read::POD;
+pub(crate) use read::{POD, REFUSAL, WHY, brief};
 #[cfg(feature = "serve")]
 pub(crate) use session::Kind;
 

@@ -28,6 +28,9 @@ mod tests;
 /// The name of the extension that says more of a pod: of this project's own, and passed over by whoever does not know it.
 pub(crate) const POD: &str = "ambient.control.v1.Pod";
 
+/// The name of the extension that says that a policy stands for what cannot be read; the same holds of it.
+pub(crate) const REFUSAL: &str = "ambient.control.v1.Refusal";
+
 /// The longest text of why a resource is refused, in bytes.
 pub(crate) const WHY: usize = 1024;
 
@@ -145,10 +148,10 @@ pub(crate) fn trust(name: &str, body: &[u8]) -> Result<Read, Refused> {
 /// Reads an `istio.security.Authorization`.
 pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings) -> Result<Read, Refused> {
     // What it was meant to apply to is not known where nothing of it can be read: its name says the namespace.
-    let widest = |why: String| {
+    let (namespace, _) = name.split_once('/').unwrap_or(("", name));
+    let of_mesh = namespace.is_empty() || *namespace == *settings.root_namespace;
+    let unreadable = |why: String, of_mesh: bool| {
         let why = brief(&why, WHY).into_owned();
-        let (namespace, _) = name.split_once('/').unwrap_or(("", name));
-        let of_mesh = namespace.is_empty() || *namespace == *settings.root_namespace;
         let unreadable = policy::Unreadable {
             key: name.into(),
             namespace: namespace.into(),
@@ -166,21 +169,41 @@ pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings)
             unreadable: Some(Change::Policy(policy::Update::Unreadable(unreadable.into()))),
         }
     };
-    let sent = policies::Authorization::decode(body).map_err(|e| widest(format!("no istio.security.Authorization: {e}")))?;
+    let sent = policies::Authorization::decode(body).map_err(|e| unreadable(format!("no istio.security.Authorization: {e}"), of_mesh))?;
+    let refusal = refusal(&sent.extensions);
     let sent = plain(sent);
     if format!("{}/{}", sent.namespace, sent.name) != name {
-        return Err(widest(format!("it is {}/{} by what it says of itself", sent.namespace, sent.name)));
+        // It may be either of the two, and apply wherever one of them would.
+        let elsewhere = sent.namespace != namespace || sent.scope == policies::Scope::Global as i32;
+        let why = format!("it is {}/{} by what it says of itself", sent.namespace, sent.name);
+        return Err(unreadable(why, of_mesh || elsewhere));
     }
     match authz::read(&sent, settings) {
         Ok(policy) => Ok(Read {
             key: Key::Policy(policy.key.clone()),
-            change: Change::Policy(policy::Update::Set(policy.into())),
+            change: Change::Policy(match refusal {
+                Some(refusal) => policy::Update::Unreadable(Arc::new(policy::Unreadable {
+                    key: policy.key,
+                    namespace: policy.namespace,
+                    scope: policy.scope,
+                    only_new: refusal.only_new,
+                    dry_run: policy.dry_run,
+                    error: brief(&refusal.error, WHY).into(),
+                })),
+                None => policy::Update::Set(policy.into()),
+            }),
         }),
         Err(error) => Err(Refused {
             why: error.to_string(),
             unreadable: Some(Change::Policy(policy::Update::Unreadable(error.unreadable().into()))),
         }),
     }
+}
+
+/// What the control plane cannot read either, and so refuses by this policy, where it is one that says so.
+fn refusal(extensions: &[policies::Extension]) -> Option<own::Refusal> {
+    let extension = extensions.iter().find(|extension| extension.name == REFUSAL)?;
+    own::Refusal::decode(&*extension.config.as_ref()?.value).ok()
 }
 
 fn plain(sent: policies::Authorization) -> authz::Authorization {

@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ambient_authz::policy::Update;
 use ambient_core::{PodUid, PolicyKey, TrustBundles, TrustDomain, mesh};
 
 use super::{
@@ -473,6 +474,12 @@ impl Session {
                     .extend(of_domain.domains().map(|domain| (domain.clone(), TrustBundles::clone(&of_domain))));
                 received.changes.push(self.whole_trust());
             }
+            Change::Policy(Update::Unreadable(refusal)) => {
+                // The control plane knows no good version: what was one before is not in force here alone.
+                let gone = Update::Remove(refusal.key.clone());
+                let anew = [gone, Update::Unreadable(refusal)];
+                received.changes.extend(anew.map(Change::Policy));
+            }
             change => received.changes.push(change),
         }
         Ok(())
@@ -532,7 +539,7 @@ impl Session {
                 && !known.held.contains_key(name)
                 && let Some(policy) = refused.policy
             {
-                received.changes.push(Change::Policy(ambient_authz::policy::Update::Remove(policy)));
+                received.changes.push(Change::Policy(Update::Remove(policy)));
                 received.entries.push(Entry::Remove(kind, name.into()));
             }
         }
@@ -621,7 +628,7 @@ fn removal(key: Key) -> Option<Change> {
     match key {
         Key::Workload(uid) => Some(Change::Mesh(mesh::Update::RemoveWorkload(uid))),
         Key::Service(name) => Some(Change::Mesh(mesh::Update::RemoveService(*name))),
-        Key::Policy(key) => Some(Change::Policy(ambient_authz::policy::Update::Remove(key))),
+        Key::Policy(key) => Some(Change::Policy(Update::Remove(key))),
         // What is said of trust is said as a whole.
         Key::Trust(_) => None,
     }

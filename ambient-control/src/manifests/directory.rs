@@ -107,13 +107,17 @@ pub(crate) struct Sight {
 impl Sight {
     /// `None` for what is no plain file.
     pub(crate) fn of(meta: &Metadata) -> Option<Self> {
-        meta.is_file().then(|| Self {
+        meta.is_file().then(|| Self::of_any(meta))
+    }
+
+    fn of_any(meta: &Metadata) -> Self {
+        Self {
             device: meta.dev(),
             inode: meta.ino(),
             size: meta.size(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -163,7 +167,7 @@ impl Directory {
                 return;
             }
         };
-        if names.is_empty() && self.files.values().filter(|file| file.good).count() > 1 {
+        if names.is_empty() && self.files.values().any(|file| !file.items.is_empty()) {
             // As where what was mounted there is not any more.
             self.unreachable = Some(io::Error::other(EMPTIED));
             return;
@@ -251,6 +255,11 @@ impl Directory {
             true => Ok(None),
             false => plain::is_plain(&meta).map(|()| Sight::of(&meta)),
         });
+        let looked = match looked {
+            // A link that leads to nothing is there: it cannot be read, and is no removal of what it held.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::symlink_metadata(&path).map(|link| Some(Sight::of_any(&link))),
+            other => other,
+        };
         let seen = match looked {
             Ok(seen) => seen,
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -279,6 +288,9 @@ impl Directory {
     fn take(&mut self, name: &str, path: &Path, sight: Sight) {
         let (content, read) = match read(path) {
             Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+                return self.trouble(name, &io::Error::new(error.kind(), DANGLING));
+            }
             // It is tried again with every look.
             Err(error) => return self.trouble(name, &error),
         };
@@ -297,7 +309,7 @@ impl Directory {
                 file.error.get_or_insert_with(|| TextError {
                     line: 0,
                     path: String::new(),
-                    why: "became empty: remove it, or write an empty List, if nothing is meant".into(),
+                    why: "became empty: if nothing is meant write an empty List, or remove it where there are others".into(),
                 });
             } else if !file.good {
                 // Nothing good yet either: a file that is still being written begins like this.
@@ -567,6 +579,7 @@ pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
     Ok((content, Sight::of(&meta)))
 }
 
+const DANGLING: &str = "it is a link to what is not there: put that there, or remove the link if nothing is meant";
 const EMPTIED: &str = "none of its manifests is there any more: put them back, or one with an empty List if nothing is meant";
 const MAX_FILE: u64 = 64 << 20;
 /// Five seconds: a shortage that lasts is no reason to do without a policy.

@@ -124,6 +124,7 @@ fn a_file_is_taken_by_the_second_look_that_agrees() {
     assert_eq!(f.look(), 0, "changed between the looks");
     assert_eq!(f.look(), 1);
     assert!(f.pod("cart").unwrap().ambient);
+    f.write("b.yaml", "# others\n");
     assert_eq!(f.looks(), 0);
     fs::remove_file(f.path().join("a.yaml")).unwrap();
     assert_eq!(f.look(), 0);
@@ -163,7 +164,7 @@ fn a_directory_that_is_emptied_at_once_keeps_what_it_held() {
         f.write(name, text);
     }
     f.looks();
-    for name in ["c.json", "b.yaml", "a.yaml"] {
+    for name in ["b.yaml", "a.yaml", "c.json"] {
         fs::remove_file(f.path().join(name)).unwrap();
         f.looks();
     }
@@ -177,6 +178,7 @@ fn a_directory_that_is_emptied_at_once_keeps_what_it_held() {
 #[test]
 fn a_file_that_became_empty_is_told_and_keeps_what_it_held() {
     let mut f = Fixture::new();
+    f.write("b.yaml", &deny("no", "10.9.0.1"));
     f.write("a.yaml", &pod("cart", "u1", "10.0.0.1"));
     f.looks();
     f.write("a.yaml", "  \n");

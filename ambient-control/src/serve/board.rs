@@ -281,7 +281,7 @@ impl Board {
             policy::Update::Unreadable(unreadable)
                 if !unreadable.dry_run && self.get(Kind::Authorization, unreadable.key.as_str()).is_none() =>
             {
-                let body = encode::refusal(unreadable.key.as_str(), &unreadable.namespace, unreadable.scope);
+                let body = encode::refusal(unreadable);
                 self.put(Kind::Authorization, unreadable.key.as_str(), (Vec::new(), body));
             }
             policy::Update::Unreadable(_) | policy::Update::Kept(_) => {}

@@ -1,10 +1,10 @@
 //! The mesh in istiod's words: the inverse of what its clients read.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use ambient_authz::{
     Action, Policy, Scope, StringMatch,
-    policy::{Match, Rule},
+    policy::{Match, Rule, Unreadable},
 };
 use ambient_core::{
     ApplicationProtocol, BalancerMode, GatewayAddress, GatewayTarget, Health, HealthPolicy, IpFamilies, NetworkAddress, NetworkMode,
@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prost::Message;
 
 use crate::{
-    istiod::POD,
+    istiod::{POD, REFUSAL, WHY, brief},
     wire::{
         ambient::control::v1 as own,
         istio::{
@@ -242,6 +242,10 @@ fn octets(ip: &IpAddr) -> Vec<u8> {
 /// Trust domains are no field of the wire: they are said as beginnings of principals. Where even that cannot be, an ALLOW
 /// policy admits less by it and a DENY policy refuses more, never the other way.
 pub(super) fn policy(of: &Policy) -> Vec<u8> {
+    authorization(of).encode_to_vec()
+}
+
+fn authorization(of: &Policy) -> policies::Authorization {
     let name = of
         .key
         .as_str()
@@ -265,20 +269,35 @@ pub(super) fn policy(of: &Policy) -> Vec<u8> {
         dry_run: of.dry_run,
         extensions: Vec::new(),
     }
-    .encode_to_vec()
 }
 
-/// What stands for everything in the scope of a policy that cannot be read: nobody is let in.
-pub(super) fn refusal(key: &str, namespace: &Arc<str>, scope: Scope) -> Vec<u8> {
-    let everybody = Rule::default();
-    policy(&Policy {
-        key: key.into(),
-        namespace: namespace.clone(),
+/// What stands for everything in the scope of a policy that cannot be read: nobody is let in. Nodes of this project are told
+/// that it is one, and why.
+pub(super) fn refusal(of: &Unreadable) -> Vec<u8> {
+    // Who reads it takes it for nothing but what its resource is named. Such as a file has no namespace in its name, and refuses
+    // everywhere.
+    let (namespace, _) = of.key.as_str().split_once('/').unwrap_or_default();
+    let scope = if *namespace == *of.namespace { of.scope } else { Scope::Global };
+    let said = own::Refusal {
+        error: brief(&of.error, WHY).into(),
+        only_new: of.only_new,
+    };
+    let mut refusal = authorization(&Policy {
+        key: of.key.clone(),
+        namespace: namespace.into(),
         scope,
         action: Action::Deny,
-        rules: vec![everybody],
+        rules: vec![Rule::default()],
         dry_run: false,
-    })
+    });
+    refusal.extensions.push(policies::Extension {
+        name: REFUSAL.into(),
+        config: Some(prost_types::Any {
+            type_url: format!("type.googleapis.com/{REFUSAL}"),
+            value: said.encode_to_vec(),
+        }),
+    });
+    refusal.encode_to_vec()
 }
 
 fn rule(of: &Rule, action: Action) -> policies::Rule {

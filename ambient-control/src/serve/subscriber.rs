@@ -269,7 +269,8 @@ impl Subscription {
                 has,
             });
         }
-        for name in &claims.unknown {
+        // What it knows no version of it has refused, and holds that against it until it hears that it is gone.
+        for name in claims.unknown.iter().chain(&claims.without_version) {
             if board.get(kind, name).is_none() {
                 told.remove(name);
             }

@@ -347,6 +347,17 @@ pub struct Trust {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub crls: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
+/// What cannot be read, of which no good version is known: an extension, by the name of this type, of the authorization policy
+/// that refuses everything in its scope instead. Who passes it over enforces that.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Refusal {
+    /// Where it cannot be read, and why.
+    #[prost(string, tag = "1")]
+    pub error: ::prost::alloc::string::String,
+    /// Whether it refuses only what begins from now on: not even that it is a policy is known.
+    #[prost(bool, tag = "2")]
+    pub only_new: bool,
+}
 /// Generated client implementations.
 pub mod node_service_client {
     #![allow(

@@ -14,6 +14,7 @@ const GRACE: Duration = Duration::from_secs(30);
 const SETTLING: Duration = Duration::from_secs(10);
 
 mod claims;
+mod refused;
 mod trust;
 
 #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]

@@ -101,3 +101,101 @@ fn a_file_that_is_too_long_is_not_read() {
     let batch = directory.batch(true).unwrap();
     assert!(batch.faults[0].what.contains("longer than the 64 MiB"), "{batch:?}");
 }
+
+/// As a ConfigMap is mounted: each name is a link through one that is swapped.
+#[test]
+fn links_that_lead_to_nothing_take_nothing_away() {
+    use std::os::unix::fs::symlink;
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    for (version, second) in [("..1", "two"), ("..2", "three")] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("one.yaml"), POLICY).unwrap();
+        fs::write(at(version).join("second.yaml"), POLICY.replace("one", second)).unwrap();
+    }
+    let swap = |version: &str| {
+        symlink(version, at("..tmp")).unwrap();
+        fs::rename(at("..tmp"), at("..data")).unwrap();
+    };
+    swap("..1");
+    for name in ["one.yaml", "second.yaml"] {
+        symlink(format!("..data/{name}"), at(name)).unwrap();
+    }
+    let mut directory = Directory::new(scratch.path().into(), Settings::default());
+    let mut looks = |count: usize| {
+        (0..count).for_each(|_| directory.look());
+        directory.batch(true).unwrap()
+    };
+    assert_eq!(looks(2).changes.len(), 2);
+    // Lost as a whole, or where the new version is not there yet.
+    for lost in [true, false] {
+        fs::remove_file(at("..data")).unwrap();
+        if !lost {
+            symlink("..3", at("..data")).unwrap();
+        }
+        let batch = looks(5);
+        assert!(batch.changes.is_empty() && refusals(&batch).is_empty(), "{batch:?}");
+        assert_eq!(batch.faults.len(), 2, "{batch:?}");
+        for fault in &*batch.faults {
+            for part in [
+                ".yaml: cannot be read: it is a link to what is not there",
+                "its last good content stays in force",
+            ] {
+                assert!(fault.what.contains(part), "{fault}");
+            }
+        }
+        swap("..1");
+        let batch = looks(3);
+        assert!(batch.changes.is_empty() && batch.faults.is_empty(), "{batch:?}");
+    }
+    swap("..2");
+    let batch = looks(2);
+    assert!(batch.changes.len() == 2 && batch.faults.is_empty(), "{batch:?}");
+    // What a new version lacks goes with its link, and not before.
+    fs::remove_file(at("..2/second.yaml")).unwrap();
+    let batch = looks(3);
+    assert!(batch.changes.is_empty() && batch.faults.len() == 1, "{batch:?}");
+    fs::remove_file(at("second.yaml")).unwrap();
+    let batch = looks(2);
+    assert!(batch.changes.len() == 1 && batch.faults.is_empty(), "{batch:?}");
+    // One that never led anywhere could lead to any policy.
+    symlink("..data/third.yaml", at("third.yaml")).unwrap();
+    assert_eq!(refusals(&looks(2)).len(), 1);
+    fs::remove_file(at("third.yaml")).unwrap();
+    let batch = looks(2);
+    assert!(batch.changes.len() == 1 && batch.faults.is_empty(), "{batch:?}");
+}
+
+/// The only file goes like all of several: that is told, and what it held stays until something says that nothing is meant.
+#[test]
+fn a_directory_that_loses_its_only_file_keeps_what_it_held() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::write(at("one.yaml"), POLICY).unwrap();
+    let mut directory = Directory::new(scratch.path().into(), Settings::default());
+    let mut looks = |count: usize| {
+        (0..count).for_each(|_| directory.look());
+        directory.batch(true).unwrap()
+    };
+    assert_eq!(looks(2).changes.len(), 1);
+    // By another name it is there all the same.
+    fs::rename(at("one.yaml"), at("other.yaml")).unwrap();
+    assert!(looks(3).faults.is_empty());
+    fs::remove_file(at("other.yaml")).unwrap();
+    let batch = looks(5);
+    assert!(batch.changes.is_empty(), "{batch:?}");
+    assert!(
+        batch.faults.len() == 1 && batch.faults[0].what.contains("none of its manifests is there any more"),
+        "{batch:?}"
+    );
+    // Of what was never good nothing stays, nor of what says that nothing is meant.
+    fs::write(at("none.yaml"), "{apiVersion: v1, kind: List, items: []}").unwrap();
+    let batch = looks(2);
+    assert!(batch.changes.len() == 1 && batch.faults.is_empty(), "{batch:?}");
+    fs::remove_file(at("none.yaml")).unwrap();
+    assert!(looks(2).faults.is_empty());
+    fs::write(at("bad.yaml"), "kind: [").unwrap();
+    assert_eq!(refusals(&looks(2)).len(), 1);
+    fs::remove_file(at("bad.yaml")).unwrap();
+    assert!(looks(2).faults.is_empty());
+}

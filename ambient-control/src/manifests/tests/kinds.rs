@@ -52,6 +52,7 @@ fn the_config_map_says_what_the_mesh_is() {
     f.write("b.yaml", &map("trustDomain: a/b", networks));
     f.looks();
     assert!(f.faults[0].contains("what it said at the start stays in force"), "{:?}", f.faults);
+    f.write("c.yaml", "# nothing\n");
     fs::remove_file(f.path().join("b.yaml")).unwrap();
     f.looks();
     assert!(f.faults.is_empty(), "{:?}", f.faults);

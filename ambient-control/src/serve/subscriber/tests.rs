@@ -3,6 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ambient_authz::{Action, Policy, Scope, policy};
 use ambient_core::{Endpoint, Mesh, Service, Workload, WorkloadUid, mesh::Update};
 use proptest::prelude::*;
 
@@ -175,6 +176,78 @@ fn refusals_are_told_and_what_is_not_served_ends_the_stream() {
     assert!(matches!(hear(&mut subscriber, many, &board), Err(RequestError::Names)));
 }
 
+/// What a client has refused it knows no version of, and goes by it until it hears that it is gone.
+#[test]
+fn what_was_refused_and_is_gone_is_taken_back_on_the_next_stream() {
+    #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
+    let now = Instant::now();
+    let session = Session::new(all_of_it());
+    let mut pair = Pair {
+        session,
+        subscriber: Subscriber::default(),
+        mesh: Mesh::default(),
+        now,
+    };
+    let before = board([workload(1, 1)]);
+    pair.reopen();
+    while pair.talk(&before) {}
+    let unreadable = |kind: Kind, name: &str| crate::wire::envoy::service::discovery::v3::Resource {
+        name: name.into(),
+        version: "1".into(),
+        resource: Some(prost_types::Any {
+            type_url: kind.type_url().into(),
+            value: vec![0xff; 3],
+        }),
+        ..Default::default()
+    };
+    for (kind, name) in [
+        (Kind::Authorization, "shop/p"),
+        (Kind::Authorization, "shop/stays"),
+        (Kind::Address, "c//Pod/shop/2"),
+    ] {
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.type_url().into(),
+            nonce: "n".into(),
+            resources: vec![unreadable(kind, name)],
+            ..DeltaDiscoveryResponse::default()
+        };
+        assert_eq!(pair.session.handle_whole(now, response).refused.len(), 1);
+    }
+    assert_eq!(pair.session.faults().len(), 3);
+    // Another process serves, which never heard of two of them, and has mended the third.
+    let mut after = board([workload(1, 1)]);
+    let mended = policy::Update::Set(Arc::new(Policy {
+        key: "shop/stays".into(),
+        namespace: "shop".into(),
+        scope: Scope::Namespace,
+        action: Action::Allow,
+        rules: Vec::new(),
+        dry_run: false,
+    }));
+    after.apply(&[Change::Policy(mended)], true);
+    pair.reopen();
+    let mut changes = Vec::new();
+    while let Some(request) = pair.session.poll_request() {
+        hear(&mut pair.subscriber, request, &after).unwrap();
+    }
+    while let Some(response) = poll(&mut pair.subscriber, &after) {
+        let kind = Kind::of(&response.type_url).unwrap();
+        let ack = DeltaDiscoveryRequest {
+            response_nonce: response.nonce.clone(),
+            ..request(kind)
+        };
+        changes.extend(pair.session.handle_whole(pair.now, response).changes);
+        hear(&mut pair.subscriber, ack, &after).unwrap();
+    }
+    assert!(pair.session.faults().is_empty(), "{:?}", pair.session.faults());
+    let removed = |key: &str| {
+        changes
+            .iter()
+            .any(|change| matches!(change, Change::Policy(policy::Update::Remove(of)) if of.as_str() == key))
+    };
+    assert!(removed("shop/p") && !removed("shop/stays"), "{changes:?}");
+}
+
 /// Whoever answers nothing is told nothing, and what it says meanwhile would be kept.
 #[test]
 fn what_is_given_back_and_not_seen_to_yet_has_a_bound() {
@@ -261,22 +334,25 @@ impl Pair {
     }
 }
 
+fn all_of_it() -> Settings {
+    Settings {
+        node: Default::default(),
+        on_demand: false,
+        trust: false,
+        policies: ambient_authz::wire::Settings::default(),
+        settling: Duration::from_secs(10),
+        grace: Duration::from_secs(30),
+        remembers: true,
+    }
+}
+
 proptest! {
     /// Whatever changes and wherever the stream breaks: in the end both know the same mesh.
     #[test]
     fn client_and_server_end_with_the_same_mesh(steps in prop::collection::vec(step(), 0..80)) {
-        let settings = Settings {
-            node: Default::default(),
-            on_demand: false,
-            trust: false,
-            policies: ambient_authz::wire::Settings::default(),
-            settling: Duration::from_secs(10),
-            grace: Duration::from_secs(30),
-            remembers: true,
-        };
         #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
         let now = Instant::now();
-        let mut pair = Pair { session: Session::new(settings), subscriber: Subscriber::default(), mesh: Mesh::default(), now };
+        let mut pair = Pair { session: Session::new(all_of_it()), subscriber: Subscriber::default(), mesh: Mesh::default(), now };
         let mut board = board([]);
         pair.reopen();
         for step in steps {
