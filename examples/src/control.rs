@@ -12,7 +12,7 @@ use std::{
 use ambient_control::{
     ca::{Authority, CONTROL, DirectoryCa},
     manifests::{self, Manifests, Statuses},
-    serve::{Config, ControlPlane, Nodes, Use, serve_metrics},
+    serve::{Config, ControlPlane, Nodes, ServeError, Use, serve_metrics},
 };
 use ambient_core::TrustDomain;
 use ambient_node::telemetry::log;
@@ -108,7 +108,7 @@ struct Serve {
     trust_domain: Option<TrustDomain>,
     /// The namespace whose policies apply to the whole mesh. By default what the ConfigMap istio of the manifests says, else
     /// istio-system.
-    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE", value_parser = settings::namespace)]
     root_namespace: Option<Arc<str>>,
     /// The revision of this control plane: of the policies that are labelled with one (istio.io/rev) only those of this one
     /// count. Without it all count.
@@ -116,11 +116,11 @@ struct Serve {
     revision: Option<Arc<str>>,
     /// A node whose proxy is Istio's ztunnel: its pods count as captured by their annotation ambient.istio.io/redirection:
     /// enabled, as it reports nothing itself. On any other node the annotation means nothing. May be given several times.
-    #[arg(long = "ztunnel-node", value_name = "NODE")]
-    ztunnel_nodes: Vec<Arc<str>>,
+    #[arg(long = "ztunnel-node", value_name = "NODE", value_parser = settings::node_name)]
+    ztunnel_nodes: Vec<String>,
     /// The DNS domain of the cluster.
-    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
-    cluster_domain: Arc<str>,
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = settings::domain)]
+    cluster_domain: String,
     /// The longest that a certificate is valid.
     #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "TIME", default_value = "24h", value_parser = settings::patience)]
     secret_ttl: Duration,
@@ -238,8 +238,8 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     let source = Manifests::open(manifests::Config {
         kept: Some(statuses.clone()),
         revision: args.revision,
-        ztunnel_nodes: args.ztunnel_nodes.into_iter().collect(),
-        cluster_domain: args.cluster_domain,
+        ztunnel_nodes: args.ztunnel_nodes.into_iter().map(Arc::from).collect(),
+        cluster_domain: args.cluster_domain.into(),
         ..mesh.manifests(directory)
     })
     .await?;
@@ -256,7 +256,11 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         captures: Some(statuses),
         provider,
     })
-    .await?;
+    .await
+    .map_err(|error| match error {
+        ServeError::Listen { .. } => anyhow::anyhow!("{error}: --listen names another address"),
+        other => other.into(),
+    })?;
     if let Some(address) = args.metrics {
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("cannot listen on {address} for /metrics: --metrics names another address"))?;

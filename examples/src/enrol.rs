@@ -54,7 +54,8 @@ pub(crate) struct Args {
         env = "EXCLUDE_NAMESPACES",
         value_name = "NAMESPACE",
         value_delimiter = ',',
-        default_value = "kube-system"
+        default_value = "kube-system",
+        value_parser = settings::namespace_or_none
     )]
     exclude_namespaces: Vec<Arc<str>>,
     /// Leave pods' DNS alone, except where a pod asks for it by an annotation; the proxy must not be asked for it either.

@@ -97,7 +97,8 @@ pub(crate) struct Args {
         env = "EXCLUDE_NAMESPACES",
         value_name = "NAMESPACE",
         value_delimiter = ',',
-        default_value = "kube-system"
+        default_value = "kube-system",
+        value_parser = settings::namespace_or_none
     )]
     exclude_namespaces: Vec<Arc<str>>,
     /// The trust domain of the mesh. By default what the ConfigMap istio of the manifests says; where state and certificates are a
@@ -119,7 +120,7 @@ pub(crate) struct Args {
     cluster_local: Option<ClusterLocal>,
     /// The namespace whose policies apply to the whole mesh. By default what the ConfigMap istio of the manifests says, else
     /// istio-system.
-    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(long, env = "AMBIENT_ROOT_NAMESPACE", value_name = "NAMESPACE", value_parser = settings::namespace)]
     root_namespace: Option<Arc<str>>,
     /// Read and decide exactly as Istio does, also where Istio lets through more than is written.
     #[arg(long, env = "ISTIO_EXACT")]

@@ -91,6 +91,75 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(values(&printed_again), values(&all));
 }
 
+/// A name that nothing can have would stand for nothing, and nobody would be told.
+#[test]
+fn names_that_nothing_has_are_refused() {
+    let ended = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        let output = command
+            .args(arguments)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let control = ["control", "--mesh", "/nowhere", "--ca", "/nowhere"];
+    let enrol = ["enrol", "--node", "n", "--manifests", "/nowhere"];
+    let node = ["node", "--node", "n", "--manifests", "/nowhere", "--ca-dir", "/nowhere"];
+    for (command, flag, value, wanted) in [
+        (&control[..], "--cluster-domain", "..", "a DNS domain is wanted"),
+        (&control, "--root-namespace", "A B", "the name of a namespace is wanted"),
+        (&control, "--ztunnel-node", "!!", "the name of a Kubernetes node is wanted"),
+        (&enrol, "--exclude-namespaces", "a,A B,,", "the name of a namespace is wanted"),
+        (&node, "--exclude-namespaces", "A B,,", "the name of a namespace is wanted"),
+        (&node, "--root-namespace", "", "the name of a namespace is wanted"),
+        (&node, "--node", &["a"; 128].join("."), "253 characters at most"),
+    ] {
+        let mut arguments = command.to_vec();
+        match arguments.iter().position(|argument| *argument == flag) {
+            Some(at) => arguments[at + 1] = value,
+            None => arguments.extend([flag, value]),
+        }
+        let (code, why) = ended(&arguments, &[]);
+        assert!(
+            code == Some(2) && why.contains(flag) && why.contains(wanted),
+            "{arguments:?}: {why}"
+        );
+    }
+    let (code, why) = ended(&control, &[("CLUSTER_DOMAIN", "..")]);
+    assert!(code == Some(2) && why.contains("a DNS domain is wanted"), "{why}");
+    // None is excluded by an empty text, as an empty variable gives it, nor by a comma too many.
+    for none in ["", "a,,b-1"] {
+        let (code, why) = ended(&node, &[("EXCLUDE_NAMESPACES", none)]);
+        assert!(code == Some(1) && why.contains("/nowhere"), "{none:?}: {why}");
+    }
+
+    for name in ["sidecar", "bogus", "router"] {
+        let (code, why) = ended(&["proxy", name, "--print-config", "--node", "n"], &[]);
+        assert!(
+            code == Some(2) && why.contains(&format!("proxy {name}")) && why.contains("ztunnel"),
+            "{why}"
+        );
+    }
+    for arguments in [&["proxy", "ztunnel"][..], &["proxy"]] {
+        let (code, why) = ended(&[arguments, &["--print-config", "--node", "n"]].concat(), &[]);
+        assert_eq!(code, Some(0), "{why}");
+    }
+
+    // Where something listens already, the flag that names another address is told.
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(at("mesh")).unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, why) = ended(&["control", "--mesh", &at("mesh"), "--ca", &at("ca"), "--listen", &address], &[]);
+    assert!(
+        code == Some(1) && why.contains(&address) && why.contains("--listen names another address"),
+        "{why}"
+    );
+}
+
 /// Whatever the command: a bare number is seconds.
 #[test]
 fn times_are_written_alike() {
@@ -131,11 +200,11 @@ fn words_of_a_file_are_no_truths() {
     let scratch = tempfile::tempdir().unwrap();
     let words = file(
         scratch.path(),
-        "exclude-namespaces: [x, y, no, On]\nprobes: off\nistio-exact: True\nrevision: yes\n",
+        "exclude-namespaces: [x, y, no, on]\nprobes: off\nistio-exact: True\nrevision: yes\n",
     );
     let all = printed(&["--node", "n", "--config", &words], &[]);
     for (name, value) in [
-        ("exclude-namespaces", "\"x,y,no,On\""),
+        ("exclude-namespaces", "\"x,y,no,on\""),
         ("probes", "off"),
         ("istio-exact", "true"),
         ("revision", "yes"),

@@ -6,6 +6,7 @@ use std::{
     ffi::OsString,
     fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -68,7 +69,7 @@ pub(crate) enum Wrong {
 /// Reads a command line. Of the subcommand `node` the environment and the files count too; `proxy ztunnel` is a node with
 /// ztunnel's defaults.
 pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Read, Wrong> {
-    let is_proxy = as_node(&mut arguments);
+    let is_proxy = as_node(&mut arguments)?;
     if arguments.get(1).is_none_or(|verb| verb != "node") {
         let matches = command.try_get_matches_from(arguments).map_err(Wrong::Clap)?;
         return Ok(Read {
@@ -162,15 +163,22 @@ fn is_flag(arguments: &[OsString], name: &str) -> bool {
 }
 
 /// Istio's charts start their node proxy with the arguments `proxy ztunnel`, of which the second is a name; whether it was so.
-fn as_node(arguments: &mut Vec<OsString>) -> bool {
+/// Another name is that of another proxy, in whose place a node is not.
+fn as_node(arguments: &mut Vec<OsString>) -> Result<bool, Wrong> {
     if arguments.get(1).is_none_or(|verb| verb != "proxy") {
-        return false;
+        return Ok(false);
     }
     arguments[1] = "node".into();
-    if arguments.get(2).is_some_and(|name| !name.to_string_lossy().starts_with('-')) {
-        arguments.remove(2);
+    let name = arguments.get(2).map(|name| name.to_string_lossy().into_owned());
+    match name {
+        Some(name) if name == "ztunnel" => drop(arguments.remove(2)),
+        Some(name) if !name.starts_with('-') => {
+            let why = format!("proxy {name}: ztunnel is the one proxy of Istio's that this program stands in for, as `proxy ztunnel`");
+            return Err(Wrong::Text(why));
+        }
+        _ => {}
     }
-    true
+    Ok(true)
 }
 
 /// The settings as a file of them, each with where it comes from.
@@ -368,9 +376,28 @@ pub(crate) fn node_name(text: &str) -> Result<String, String> {
     match is_dns_name(text) {
         true => Ok(text.to_owned()),
         false => Err(format!(
-            "the name of a Kubernetes node is wanted, of letters, digits, dashes and dots, and not {text:?}"
+            "the name of a Kubernetes node is wanted, of letters, digits, dashes and dots, 253 characters at most and 63 between dots, \
+             and not {text:?}"
         )),
     }
+}
+
+/// The name of a namespace, which is a label of DNS in lower case.
+pub(crate) fn namespace(text: &str) -> Result<Arc<str>, String> {
+    let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = text.bytes().next().into_iter().chain(text.bytes().next_back());
+    let plain = text.bytes().all(|byte| is_end(byte) || byte == b'-') && ends.into_iter().all(is_end);
+    match plain && (1..=63).contains(&text.len()) {
+        true => Ok(text.into()),
+        false => Err(format!(
+            "the name of a namespace is wanted, of small letters, digits and dashes between them, 63 at most, and not {text:?}"
+        )),
+    }
+}
+
+/// The same in a list with commas, where an empty text, as an empty variable gives it, names none.
+pub(crate) fn namespace_or_none(text: &str) -> Result<Arc<str>, String> {
+    if text.is_empty() { Ok(text.into()) } else { namespace(text) }
 }
 
 /// A DNS domain, in lower case.
