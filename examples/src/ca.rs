@@ -248,11 +248,18 @@ fn rotation_text(rotation: &Rotation) -> String {
 
 fn revocation_text(revocation: &Revocation) -> String {
     let mut text = match &revocation.certificates[..] {
+        [] if !revocation.unreadable.is_empty() => "revoked: none that is known".to_owned(),
         [] => "no certificate was valid that was not revoked already".to_owned(),
         some => format!("revoked: {}", some.len()),
     };
     for one in &revocation.certificates {
         text.push_str(&format!("\n  {}  {}", one.serial, one.name));
+    }
+    for one in &revocation.unreadable {
+        text.push_str(&format!(
+            "\n{one}: what it tells of was not revoked; put the right one back and revoke again, or revoke its issuer, whose serial number \
+             the file bears, with --serial"
+        ));
     }
     if let Some(barred) = &revocation.barred {
         text.push_str(&format!("\n{barred} gets no certificate any more; --lift takes that back"));
@@ -296,6 +303,9 @@ fn shown_text(shown: &Shown) -> String {
             one.name
         );
         text.push_str(&line);
+    }
+    for one in &shown.unreadable {
+        text.push_str(&format!("\n{one}: what it tells of is not listed here, and may be valid"));
     }
     for barred in &shown.barred {
         text.push_str(&format!("\nrevoked, and gets no certificate any more: {barred}"));

@@ -15,7 +15,7 @@ use super::{
     directory::{self, LOCK},
     intermediates::{self, INTERMEDIATES, Intermediate},
     is_own,
-    issued::{self, ISSUED, Issued},
+    issued::{self, ISSUED, Issued, Unreadable},
     revoked::{self, ABOVE, Issuer, LISTS, List, REVOKED, Revoked, RevokedCertificate},
     roots::{CERTIFICATE, Key, Roots, SigningRoot, pem},
     seconds, serial,
@@ -98,6 +98,8 @@ pub struct Revocation {
     pub nodes: Vec<String>,
     /// The file with the lists, for nodes that do not read this directory.
     pub lists: PathBuf,
+    /// What cannot be read of what was issued here: certificates that are meant may be among it, and were not revoked.
+    pub unreadable: Vec<Unreadable>,
 }
 
 impl Authority {
@@ -346,9 +348,11 @@ impl Authority {
         let (intermediates, broken) = self.usable_intermediates(now)?;
         let of_node = |(of, _): &(String, OpenError)| matches!(target, Target::Node(node) if of == node);
         let (of_node, others): (Broken, Broken) = broken.into_iter().partition(of_node);
+        let unreadable = issued::unreadable(&self.directory)?;
         let meant = match self.meant(target, &roots, &intermediates, now) {
             // What cannot be read may be all that is meant.
             Err(_) if !of_node.is_empty() => Vec::new(),
+            Err(OpenError::Unknown { what, .. }) if !unreadable.is_empty() => return Err(not_known(&what, &unreadable[0])),
             meant => meant?,
         };
         let issuers = Issuers::of(&roots, &intermediates)?;
@@ -376,6 +380,7 @@ impl Authority {
             barred,
             nodes,
             lists: self.directory.join(LISTS),
+            unreadable,
         })
     }
 
@@ -585,6 +590,16 @@ impl Authority {
             }
         }
         Ok((found, broken))
+    }
+}
+
+/// That something is not found, where it may be what cannot be read.
+fn not_known(what: &str, unreadable: &Unreadable) -> OpenError {
+    OpenError::Unusable {
+        path: unreadable.path.clone(),
+        why: format!(
+            "{unreadable}, so that whether {what} was issued is not known: put the right one back, or revoke its issuer with --serial"
+        ),
     }
 }
 

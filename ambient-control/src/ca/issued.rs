@@ -1,13 +1,14 @@
 //! What an authority has issued: one file for each issuer, one line for each certificate, until the issuer has ended.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{OpenError, directory, seconds};
+use super::{OpenError, directory, intermediates, seconds};
 
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,28 @@ pub struct Issued {
     pub node: Option<String>,
 }
 
+/// What cannot be read of what was issued: which certificates it tells of is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// How many of its lines; none where it is empty, as no such file is left to be.
+    pub lines: usize,
+    /// The first of them, counted from 1.
+    pub first: usize,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.lines {
+            0 => write!(f, "{path} is empty"),
+            1 => write!(f, "line {} of {path} cannot be read", self.first),
+            lines => write!(f, "{lines} lines of {path} cannot be read, the first of them line {}", self.first),
+        }
+    }
+}
+
 /// Takes note of one.
 pub(super) fn add(directory: &Path, issuer: &str, issued: &Issued) -> Result<(), OpenError> {
     let place = directory.join(ISSUED);
@@ -31,7 +54,7 @@ pub(super) fn add(directory: &Path, issuer: &str, issued: &Issued) -> Result<(),
     directory::append(&file(directory, issuer), &line)
 }
 
-/// Those of an issuer that have not ended. A line that was cut short tells nothing.
+/// Those of an issuer that have not ended. Of lines that cannot be read [`unreadable`] tells.
 pub(super) fn of(directory: &Path, issuer: &str, now: SystemTime) -> Result<Vec<Issued>, OpenError> {
     let mut all = Vec::new();
     // Of a large mesh there are many in a day.
@@ -39,6 +62,27 @@ pub(super) fn of(directory: &Path, issuer: &str, now: SystemTime) -> Result<Vec<
         all.extend(good(line, now));
         false
     })?;
+    Ok(all)
+}
+
+/// What cannot be read of all that was issued, by file.
+pub(super) fn unreadable(directory: &Path) -> Result<Vec<Unreadable>, OpenError> {
+    let mut all = Vec::new();
+    for issuer in issuers(directory)? {
+        let path = file(directory, &issuer);
+        let (mut line, mut lines, mut first) = (0, 0, 0);
+        directory::lines(&path, |text| {
+            line += 1;
+            if serde_json::from_slice::<Issued>(text).is_err() {
+                lines += 1;
+                first = if lines == 1 { line } else { first };
+            }
+            false
+        })?;
+        if lines > 0 || line == 0 {
+            all.push(Unreadable { path, lines, first });
+        }
+    }
     Ok(all)
 }
 
@@ -57,16 +101,18 @@ pub(super) fn issuers(directory: &Path) -> Result<Vec<String>, OpenError> {
         .collect())
 }
 
-/// Forgets what has ended.
+/// Forgets what has ended: what cannot be read with all else of its file, a day after that was written last.
 pub(super) fn tidy(directory: &Path, now: SystemTime) -> Result<(), OpenError> {
     for issuer in issuers(directory)? {
         let path = file(directory, &issuer);
-        let mut left = false;
+        let (mut left, mut unreadable) = (false, false);
         directory::lines(&path, |line| {
             left = good(line, now).is_some();
+            unreadable |= serde_json::from_slice::<Issued>(line).is_err();
             left
         })?;
-        if !left {
+        let ended = || Ok::<_, OpenError>(directory::written(&path)? + intermediates::LIFE <= now);
+        if !left && (!unreadable || ended()?) {
             directory::remove(&path)?;
         }
     }

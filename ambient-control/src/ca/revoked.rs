@@ -41,9 +41,21 @@ pub struct RevokedCertificate {
 }
 
 impl Revoked {
-    /// What was revoked with this directory.
+    /// What was revoked with this directory. Until something is there is no such file, nor lists; a node's directory may have lists
+    /// that were carried there.
     pub(super) fn read(directory: &Path) -> Result<Self, OpenError> {
-        Self::read_from(directory.join(REVOKED))
+        let path = directory.join(REVOKED);
+        let there = |name: &str| directory::stamp(&directory.join(name)).is_some();
+        // The record is written before the lists. They name no identity that is barred, so that it cannot be made anew of them.
+        if !there(REVOKED) && !there(ABOVE) && there(LISTS) && read_lists(directory).is_ok() {
+            let why = format!(
+                "it is not here, though {LISTS} says that something was revoked: put it back from a copy; without it who was revoked \
+                 would be given certificates again. Where there is no copy, keep {LISTS} elsewhere for the serial numbers in it, remove it \
+                 here, and revoke anew"
+            );
+            return Err(OpenError::Unusable { path, why });
+        }
+        Self::read_from(path)
     }
 
     /// What was revoked where the root's key is and is to be known here, as it was when an intermediate was given last. It is a

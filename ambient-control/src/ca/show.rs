@@ -8,7 +8,7 @@ use x509_parser::time::ASN1Time;
 use super::{
     Authority, OpenError, RevokedCertificate, authority, directory,
     intermediates::Intermediate,
-    issued,
+    issued::{self, Unreadable},
     revoked::{self, Revoked},
     roots::{Key, Root},
     seconds,
@@ -26,6 +26,8 @@ pub struct Shown {
     pub intermediates: Vec<ShownIntermediate>,
     /// What they have signed.
     pub issued: Vec<ShownCertificate>,
+    /// What cannot be read of it: which certificates it tells of is not known.
+    pub unreadable: Vec<Unreadable>,
     /// Identities that get no certificate any more.
     pub barred: Vec<String>,
     /// What is revoked.
@@ -143,6 +145,7 @@ impl Authority {
             roots: roots.trusted.iter().map(shown_root).collect(),
             intermediates: intermediates.iter().map(shown_intermediate).collect(),
             issued: all,
+            unreadable: issued::unreadable(&self.directory)?,
             barred: revoked.barred.iter().cloned().collect(),
             revoked: revoked.certificates.clone(),
             lists: lists.into_iter().map(|list| (list.issuer, seconds(list.next_update))).collect(),

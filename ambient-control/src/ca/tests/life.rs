@@ -8,6 +8,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::*;
 
+mod lost;
 mod of_node;
 
 const HOUR: Duration = Duration::from_secs(3600);

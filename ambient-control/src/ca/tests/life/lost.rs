@@ -1,0 +1,92 @@
+//! What is lost or damaged of an authority's records is told, and nobody is trusted again for it.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+#[test]
+fn a_record_of_revocations_that_is_lost_lifts_none() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    let cart = mesh.issue(&node, "cart");
+    let authority = mesh.authority();
+    // Nothing was revoked yet, and there is no record.
+    assert!(!mesh.dir.join("revoked.json").exists());
+    authority.show(mesh.now).unwrap();
+    authority.revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    assert!(mesh.is_revoked(&mesh.trust(&node), &cart));
+    let [record, lists] = ["revoked.json", "crl.pem"].map(|name| mesh.dir.join(name));
+    let (copy, listed) = (fs::read(&record).unwrap(), fs::read(&lists).unwrap());
+    fs::remove_file(&record).unwrap();
+
+    let away = mesh.dir.parent().unwrap().join("away");
+    let refused = [
+        mesh.node_in(&mesh.dir, "a").err(),
+        authority.show(mesh.now).err(),
+        authority.revoke(&Target::Identity(id("stock")), mesh.now).err(),
+        authority.lift(&id("cart")).err(),
+        authority.issue_to_node("n1", HOUR, &away, mesh.now).err(),
+        authority.issue_to_workload(&id("cart"), HOUR, &away, mesh.now).err(),
+    ];
+    for error in refused {
+        let error = error.expect("it is refused").to_string();
+        assert!(error.contains("revoked.json") && error.contains("put it back"), "{error}");
+    }
+    assert_eq!(fs::read(&lists).unwrap(), listed, "nothing is signed anew without it");
+    // Who has it open goes on with what was read.
+    assert!(matches!(node.sign(&id("cart"), mesh.now), Err(IssueError::Refused { .. })));
+    assert!(mesh.is_revoked(&mesh.trust(&node), &cart));
+    mesh.issue(&node, "stock");
+
+    fs::write(&record, copy).unwrap();
+    fs::set_permissions(&record, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(authority.show(mesh.now).unwrap().barred, [id("cart").as_str()]);
+}
+
+/// A revocation of an identity that has no certificate leaves lists of nobody.
+#[test]
+fn a_record_that_only_bars_is_missed_as_well() {
+    let mesh = Mesh::new();
+    mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    fs::remove_file(mesh.dir.join("revoked.json")).unwrap();
+    let error = mesh.node_in(&mesh.dir, "a").unwrap_err().to_string();
+    assert!(error.contains("revoked.json"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_read_of_what_was_issued_is_told() {
+    let mut mesh = Mesh::new();
+    let node = mesh.node("a");
+    let (cart, stock) = (mesh.issue(&node, "cart"), mesh.issue(&node, "stock"));
+    let record = mesh.dir.join("issued").join(format!("{}.jsonl", serial_of(&cart, 1)));
+    let whole = fs::read_to_string(&record).unwrap();
+    let authority = mesh.authority();
+    assert_eq!(authority.show(mesh.now).unwrap().unreadable, []);
+    fs::write(&record, whole.replacen("stock", "st\u{0}ck", 1)).unwrap();
+    let told = [Unreadable {
+        path: record.clone(),
+        lines: 1,
+        first: 2,
+    }];
+    let shown = authority.show(mesh.now).unwrap();
+    assert_eq!((shown.issued.len(), &shown.unreadable[..]), (1, &told[..]));
+    let done = authority.revoke(&Target::Identity(id("stock")), mesh.now).unwrap();
+    assert_eq!((done.certificates.len(), &done.unreadable[..]), (0, &told[..]));
+    let target = Target::Serial {
+        serial: serial_of(&stock, 0),
+        issuer: None,
+    };
+    let error = authority.revoke(&target, mesh.now).unwrap_err().to_string();
+    assert!(error.contains("line 2 of") && error.contains("is not known"), "{error}");
+
+    fs::write(&record, "").unwrap();
+    let shown = authority.show(mesh.now).unwrap();
+    assert!(shown.unreadable[0].to_string().ends_with(".jsonl is empty"), "{shown:?}");
+    // It stays for as long as what it tells of may be valid.
+    fs::write(&record, "garbage\n").unwrap();
+    issued::tidy(&mesh.dir, mesh.now).unwrap();
+    assert!(record.exists());
+    mesh.now += 2 * DAY;
+    issued::tidy(&mesh.dir, mesh.now).unwrap();
+    assert!(!record.exists());
+}
