@@ -47,7 +47,7 @@ pub fn pipe() -> (Pipe, Pipe) {
 ///
 /// An empty write succeeds, registers, and fails once the other end is gone: [`relay`](crate::relay()) uses that while it waits for
 /// its other side, and hands the bytes of a `Pipe` on without copying them. Large pieces wait in the buffers that they were
-/// read to, of which they may keep four times their own length.
+/// read to: those of 64 KiB and more, and a smaller one that nothing waits before.
 #[derive(Debug)]
 pub struct Pipe {
     ways: Arc<Ways>,
@@ -107,10 +107,12 @@ impl Ways {
 }
 
 impl Way {
-    fn lose(&mut self, why: PipeLost) {
+    /// Gives who is to be woken once it is let go.
+    #[must_use]
+    fn lose(&mut self, why: PipeLost) -> [Option<Waker>; 2] {
         self.lost.get_or_insert(why);
         (self.pieces, self.tail) = Default::default();
-        self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
+        [self.reader.take(), self.writer.take()]
     }
 
     fn check(&self) -> io::Result<()> {
@@ -260,7 +262,8 @@ impl PipeCutter {
             reason: Arc::from(reason.into()),
         };
         for of in [0, 1] {
-            ways.way(of).lose(lost.clone());
+            let waiting = ways.way(of).lose(lost.clone());
+            waiting.into_iter().for_each(wake);
         }
     }
 }
@@ -312,14 +315,11 @@ impl AsyncWrite for Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        let mut own = self.written();
-        if !own.ended {
-            own.lose(PipeLost::Closed);
-        }
-        drop(own);
-        let mut other = self.coming();
-        if !other.ended {
-            other.lose(PipeLost::Unread);
+        for (of, why) in [(self.side, PipeLost::Closed), (1 - self.side, PipeLost::Unread)] {
+            let mut way = self.ways.way(of);
+            let waiting = if way.ended { [None, None] } else { way.lose(why) };
+            drop(way);
+            waiting.into_iter().for_each(wake);
         }
     }
 }

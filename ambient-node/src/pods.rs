@@ -64,7 +64,7 @@ impl Pods {
             }
         }
         let mut contradictions = self.contradictions.lock().unwrap_or_else(PoisonError::into_inner);
-        for told in contradictions.new_of(&self.node.config, served.values().map(|pod| &pod.spec), &now.mesh) {
+        for told in contradictions.new_of(&self.node.config, served.values().map(|pod| (&pod.spec, &pod.identity)), &now.mesh) {
             tracing::warn!("{told}");
         }
     }
@@ -109,6 +109,7 @@ impl Pods {
     /// A pod that may be served from now on, at no listener yet.
     async fn admit(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Pod, ProxyError> {
         let node = &self.node;
+        assumed::settled(&node.config, spec, &node.state).await;
         let now = node.state.current();
         let identity = assumed::identity(&node.config, spec, now.as_deref().map(|now| &now.mesh));
         let identity = identity.map_err(|e| refuse("naming the pod", io::Error::new(io::ErrorKind::InvalidInput, e)))?;
@@ -225,6 +226,9 @@ impl Pods {
         if pod.serves() {
             self.node.dialler.add(&pod.speaker.key, pod.namespace.clone());
             self.node.locals.add(pod);
+            if !pod.serves() {
+                self.node.dialler.remove(&pod.speaker.key);
+            }
         }
     }
 

@@ -106,7 +106,8 @@ pub trait Announce: Send + Sync {
     }
 
     /// Says that a pod is captured; durable when the future ends. Called after proof; again only after
-    /// [`withdrawn`](Self::withdrawn), or when it failed, or by the next process.
+    /// [`withdrawn`](Self::withdrawn), or when it failed, or by the next process, or where the mesh's state, which is to tell of it
+    /// ([`announced`](Self::announced) is `None`), does not: to say the same again must do no harm.
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>>;
 
     /// Takes that back; durable when the future ends, and the rules are taken away only then. Called also for a UID that was

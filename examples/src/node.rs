@@ -152,8 +152,8 @@ pub(crate) struct Args {
     /// more than its own setting; where less is given than asked for, the log says so once.
     #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::patience)]
     secret_ttl: Duration,
-    /// A file of revocations (CRLs, PEM or DER) for the trust domain of the mesh; watched. Nobody but its owner may be able to
-    /// write to it. As long as it was never there nobody is revoked by it, and readiness says so; where it goes, is emptied or
+    /// A file of revocations (CRLs, PEM or DER) for the trust domain of the mesh, or where none was told, for every domain that has
+    /// roots; watched. Nobody but its owner may be able to write to it. As long as it was never there nobody is revoked by it, and readiness says so; where it goes, is emptied or
     /// cannot be read, whom it revoked stays revoked until a restart. What `ambient control` or --ca-dir gives has its own.
     #[arg(long, env = "CRL_PATH", value_name = "FILE", value_parser = settings::path_or_none())]
     crl_path: Option<PathBuf>,

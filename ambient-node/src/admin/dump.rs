@@ -20,10 +20,12 @@ use std::{
     io::{self, Write},
 };
 
+use ambient_core::{Identity, Mesh};
 use ambient_redirect::{PodSpec, pods::State};
 use serde::Serialize;
 
 use super::{Answer, Asked, Context, Out, answer::JSON};
+use crate::{Config, assumed};
 
 /// `GET /config_dump`.
 pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
@@ -46,12 +48,9 @@ pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
         dump.value("config", &config::View::from(&node.config))?;
         dump.list(
             "certificates",
-            certificates::of(&node.certificates, &node.config.trust_domain, &pods),
+            certificates::of(&node.certificates, pods.iter().filter_map(|pod| whose(&node.config, pod, mesh))),
         )?;
-        dump.map(
-            "workloadState",
-            connections::by_pod(&node.metrics.live, &now, node.config.trust_domain.as_str(), &pods),
-        )?;
+        dump.map("workloadState", connections::by_pod(&node.metrics.live, &now, &node.config, &pods))?;
         dump.end()
     })
 }
@@ -60,6 +59,11 @@ pub(super) fn whole(at: &Context, _: &Asked) -> Answer {
 struct Pod {
     spec: PodSpec,
     up: bool,
+}
+
+/// Whose certificate it is served with, or is to be.
+fn whose(config: &Config, pod: &Pod, mesh: &Mesh) -> Option<Identity> {
+    assumed::identity(config, &pod.spec, Some(mesh)).ok()
 }
 
 /// Those that are to be captured here, and those that others have captured, sorted by UID.

@@ -36,7 +36,7 @@ pub(crate) fn a_node_that_stops_drains(world: &World) -> Outcome {
                 None
             }
             Ok(_) => {
-                assert!(told.elapsed() < DRAIN / 2, "{way}, after {:?}", told.elapsed());
+                assert!(told.elapsed() < DRAIN, "{way}, after {:?}", told.elapsed());
                 None
             }
         });

@@ -1,10 +1,9 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use ambient_core::{Credential, Credentials as _, Identity, TrustDomain};
+use ambient_core::{Credential, Credentials as _, Identity};
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::Pod;
 use crate::{
     certificates::Certificates,
     clock,
@@ -33,13 +32,9 @@ struct Certificate {
 }
 
 /// Sorted by identity. Those of pods that wait for theirs are there too.
-pub(super) fn of(certificates: &Certificates, ours: &TrustDomain, pods: &[Pod]) -> impl Iterator<Item = View> {
+pub(super) fn of(certificates: &Certificates, meant: impl Iterator<Item = Identity>) -> impl Iterator<Item = View> {
     let now = clock::wall();
-    let mut all: BTreeMap<Identity, Option<Arc<Credential>>> = pods
-        .iter()
-        .filter_map(|pod| Identity::new(ours, &pod.spec.namespace, &pod.spec.service_account).ok())
-        .map(|identity| (identity, None))
-        .collect();
+    let mut all: BTreeMap<Identity, Option<Arc<Credential>>> = meant.map(|identity| (identity, None)).collect();
     all.extend(
         certificates
             .present()

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Pod;
 use crate::{
+    Config, assumed,
     state::Snapshot,
     telemetry::{Direction, Ends, Live},
 };
@@ -38,7 +39,7 @@ struct Connection {
 struct Info<'a> {
     name: &'a str,
     namespace: &'a str,
-    trust_domain: &'a str,
+    trust_domain: String,
     service_account: &'a str,
 }
 
@@ -46,7 +47,7 @@ struct Info<'a> {
 pub(super) fn by_pod<'a>(
     live: &'a Live,
     now: &'a Snapshot,
-    trust_domain: &'a str,
+    config: &'a Config,
     pods: &'a [Pod],
 ) -> impl Iterator<Item = (String, View<'a>)> {
     pods.iter().map(move |pod| {
@@ -64,7 +65,7 @@ pub(super) fn by_pod<'a>(
             info: Info {
                 name: &pod.spec.name,
                 namespace: &pod.spec.namespace,
-                trust_domain,
+                trust_domain: assumed::trust_domain(config, &pod.spec, Some(&now.mesh)).to_string(),
                 service_account: &pod.spec.service_account,
             },
         };
