@@ -228,6 +228,7 @@ impl Manifests {
             return Err(OpenError::Unsettled { dir, files });
         }
         if let Some(what) = directory.broken_file() {
+            let what = format!("{what}; it could hold any policy: mend it or take it out of the directory, and start again");
             return Err(OpenError::File { what });
         }
         let first = directory.batch(true).unwrap_or_default();

@@ -630,6 +630,10 @@ async fn opening_tells_what_to_do() {
     fs::write(scratch.path().join("a.yaml"), "kind: [").unwrap();
     let error = Manifests::open(Config::new(scratch.path())).await.unwrap_err();
     assert!(error.to_string().contains("a.yaml:1: is neither YAML nor JSON"), "{error}");
+    assert!(
+        error.to_string().ends_with("take it out of the directory, and start again"),
+        "{error}"
+    );
     // An object that is not what it must be is its own matter.
     let both = format!("{}---\n{}", pod("cart", "u1", "nonsense"), pod("web", "u2", "10.0.0.2"));
     fs::write(scratch.path().join("a.yaml"), both).unwrap();
