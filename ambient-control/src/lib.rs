@@ -1,9 +1,9 @@
 //! Where mesh state and identity come from: sources of changes, and issuers of credentials.
 //!
 //! This crate decides nothing about traffic: it routes no connection and judges none, and opens no listener but the
-//! control plane's of `serve`. It brings what others decide by. The one entry type is [`Source`], an ordered queue of [`Change`]s that comes in [`Batch`]es; its
-//! counterpart for identities is [`Issuer`]. Without features the crate holds these two traits and nothing else; each
-//! implementation is a feature of its own:
+//! control plane's of `serve`. It brings what others decide by. The one entry type is [`Source`], an ordered queue of
+//! [`Change`]s that comes in [`Batch`]es; its counterpart for identities is [`Issuer`]. Without features the crate holds these
+//! two traits and nothing else; each implementation is a feature of its own:
 //!
 //! * `objects`: Kubernetes objects into changes, pure and incremental;
 //! * `manifests`: a directory of Kubernetes manifests as the control plane;

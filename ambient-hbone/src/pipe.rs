@@ -13,8 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proto::engine::Pieces;
 
-/// Two ends of a connection within this process, of which neither can tell that it is one: for a peer that could be called
-/// through a tunnel and need not be.
+/// Two ends of a connection within this process: for a peer that could be called through a tunnel and need not be.
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -156,6 +155,17 @@ impl Way {
         self.pieces.push(mem::take(&mut self.tail).freeze());
     }
 
+    /// Ready once nothing goes this way any more; else whoever waits at `end` is woken then.
+    fn poll_lost(&mut self, end: fn(&mut Self) -> &mut Option<Waker>, cx: &Context<'_>) -> Poll<io::Error> {
+        match self.check() {
+            Ok(()) => {
+                wait(end(self), cx);
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(error),
+        }
+    }
+
     /// Ready once there is something to read, or the end.
     fn poll_filled(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
@@ -235,27 +245,18 @@ impl Pipe {
 
     /// Ready once reading fails.
     pub(crate) fn poll_read_failed(&mut self, cx: &Context<'_>) -> Poll<io::Error> {
-        let mut way = self.coming();
-        let Err(error) = way.check() else {
-            wait(&mut way.reader, cx);
-            return Poll::Pending;
-        };
-        Poll::Ready(error)
+        self.coming().poll_lost(|way| &mut way.reader, cx)
     }
 
     /// Ready once writing fails.
     pub(crate) fn poll_write_failed(&mut self, cx: &Context<'_>) -> Poll<io::Error> {
-        let mut way = self.written();
-        let Err(error) = way.check() else {
-            wait(&mut way.writer, cx);
-            return Poll::Pending;
-        };
-        Poll::Ready(error)
+        self.written().poll_lost(|way| &mut way.writer, cx)
     }
 }
 
 impl PipeCutter {
-    /// Ends both directions at once, as a reset; what waits to be read is lost. Nothing where an end is gone, or it was cut before.
+    /// Ends both directions at once, as a reset; what waits to be read is lost. Where something has ended it before, that stays
+    /// the reason.
     pub fn cut(&self, reason: impl Into<Box<dyn Error + Send + Sync>>) {
         let Some(ways) = self.0.upgrade() else { return };
         let lost = PipeLost::Cut {

@@ -102,7 +102,7 @@ pub(crate) struct ByState {
 struct Said {
     pod: PodSpec,
     at: Mutex<time::Instant>,
-    /// It is being taken back.
+    /// It is being taken back, or something else is said of the pod since.
     over: AtomicBool,
     /// One thing of a pod is said at a time: so what is said last is what is so.
     turn: tokio::sync::Mutex<()>,
@@ -178,7 +178,15 @@ impl Announce for ByState {
 
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
+            let before = lock(&self.said).get(&pod.uid).cloned();
+            let _turn = match &before {
+                Some(before) => Some(before.turn.lock().await),
+                None => None,
+            };
             self.announce.captured(pod).await?;
+            if let Some(before) = &before {
+                before.over.store(true, Ordering::Relaxed);
+            }
             let said = Said {
                 pod: pod.clone(),
                 at: Mutex::new(time::Instant::now()),

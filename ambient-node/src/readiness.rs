@@ -36,8 +36,8 @@ impl Readiness {
             text.push_str(&line(&fault));
         }
         text.push_str(&lacking(&node.certificates.lacking()));
-        text.push_str(&refused(&node.certificates.refused()));
-        text.push_str(&unrenewed(&node.certificates.unrenewed()));
+        text.push_str(&served(&node.certificates.refused(), REFUSED));
+        text.push_str(&served(&node.certificates.unrenewed(), UNRENEWED));
         text.push_str(&of_before(&node.certificates.of_before()));
         text.push_str(&unkept(node.certificates.unkept()));
         (ready, text)
@@ -68,28 +68,18 @@ fn lacking(identities: &[Identity]) -> String {
     )
 }
 
-/// Whose certificates were not renewed, where any were not, and why that of the first was not.
-fn unrenewed(identities: &[(Identity, String)]) -> String {
-    let Some((_, why)) = identities.first() else {
-        return String::new();
-    };
-    let names = few(identities.iter().map(|(identity, _)| identity.as_str()));
-    line(&format!(
-        "{} served until the end of a certificate that was not renewed yet: {names}; the first as {why}",
-        identities.len()
-    ))
-}
+/// By a certificate that goes on while there is no other.
+const UNRENEWED: &str = "until the end of a certificate that was not renewed yet";
+/// By one that is good for nothing any more.
+const REFUSED: &str = "with a certificate that peers refuse, until there is another, which is asked for";
 
-/// Whose certificates peers refuse, where they refuse any, and why that of the first.
-fn refused(identities: &[(Identity, String)]) -> String {
+/// That some are served with a certificate that is not as it should be, where any are, and why that of the first is so.
+fn served(identities: &[(Identity, String)], how: &str) -> String {
     let Some((_, why)) = identities.first() else {
         return String::new();
     };
     let names = few(identities.iter().map(|(identity, _)| identity.as_str()));
-    line(&format!(
-        "{} served with a certificate that peers refuse, until there is another, which is asked for: {names}; the first as {why}",
-        identities.len()
-    ))
+    line(&format!("{} served {how}: {names}; the first as {why}", identities.len()))
 }
 
 /// Rules of others that come before captures; nothing where there are none.
@@ -176,7 +166,7 @@ mod tests {
 
     #[test]
     fn certificates_that_were_not_renewed_are_told_of_with_a_reason() {
-        assert_eq!(unrenewed(&[]), "");
+        assert_eq!(served(&[], UNRENEWED), "");
         let one = |name: &str| {
             (
                 format!("spiffe://d/ns/shop/sa/{name}").parse().unwrap(),
@@ -184,7 +174,7 @@ mod tests {
             )
         };
         assert_eq!(
-            unrenewed(&[one("a"), one("b")]),
+            served(&[one("a"), one("b")], UNRENEWED),
             "2 served until the end of a certificate that was not renewed yet: spiffe://d/ns/shop/sa/a, spiffe://d/ns/shop/sa/b; the \
              first as istiod says: no\n"
         );
@@ -192,10 +182,9 @@ mod tests {
 
     #[test]
     fn certificates_that_peers_refuse_are_told_of_with_a_reason() {
-        assert_eq!(refused(&[]), "");
         let one = ("spiffe://d/ns/shop/sa/a".parse().unwrap(), "its root\nis gone".to_owned());
         assert_eq!(
-            refused(&[one]),
+            served(&[one], REFUSED),
             "1 served with a certificate that peers refuse, until there is another, which is asked for: spiffe://d/ns/shop/sa/a; the \
              first as its root is gone\n"
         );

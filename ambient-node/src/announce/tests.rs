@@ -142,6 +142,9 @@ async fn what_the_control_plane_has_forgotten_is_said_again_until_it_tells_it_an
     let late = control.late.lock().await;
     time::sleep(2 * TO_BE_TOLD).await;
     assert_eq!(control.said(), ["captured"]);
+    let anew = pod("a");
+    assert!(time::timeout(GLANCE, announce.captured(&anew)).await.is_err());
+    assert!(control.said().is_empty(), "what is said of it next waits for its turn");
     let uid = PodUid::from("a");
     assert!(time::timeout(GLANCE, announce.withdrawn(&uid)).await.is_err());
     assert!(control.said().is_empty());

@@ -72,14 +72,14 @@ fn borne(name: &str) -> (Identity, PodUid) {
 }
 
 /// Certificates that are kept fresh until the test ends.
-fn kept(issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
+pub(super) fn kept(issuer: Arc<dyn Issuer>) -> (Arc<Certificates>, JoinSet<()>) {
     let certificates = Certificates::new(issuer);
     let mut keeping = JoinSet::new();
     keeping.spawn(certificates.clone().keep_fresh());
     (certificates, keeping)
 }
 
-async fn until(mut done: impl FnMut() -> bool) {
+pub(super) async fn until(mut done: impl FnMut() -> bool) {
     let patience = time::timeout(Duration::from_secs(20), async {
         while !done() {
             time::sleep(Duration::from_millis(5)).await;

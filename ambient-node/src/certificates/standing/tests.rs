@@ -11,7 +11,10 @@ use ambient_core::TrustDomain;
 use ambient_testkit::ca::{Ca, Leaf};
 use tokio::time;
 
-use super::*;
+use super::{
+    super::tests::{kept, until},
+    *,
+};
 
 /// An authority whose root, and whom it says to trust, change.
 struct Changing {
@@ -60,21 +63,11 @@ fn cart() -> Identity {
     "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap()
 }
 
-async fn until(mut done: impl FnMut() -> bool) {
-    let patience = time::timeout(Duration::from_secs(20), async {
-        while !done() {
-            time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    patience.await.expect("in time");
-}
-
 #[tokio::test]
 async fn what_no_root_in_force_vouches_for_is_told_and_replaced_and_serves_until_then() {
     let [old, new] = [authority(), authority()];
     let issuer = Changing::new(&old);
-    let certificates = Certificates::new(issuer.clone());
-    let keeping = tokio::spawn(certificates.clone().keep_fresh());
+    let (certificates, _keeping) = kept(issuer.clone());
     let _held = certificates.hold(&cart(), &"uid-1".into()).await.unwrap();
     certificates.judge();
     assert_eq!(certificates.refused(), []);
@@ -106,7 +99,6 @@ async fn what_no_root_in_force_vouches_for_is_told_and_replaced_and_serves_until
     certificates.judge();
     assert_eq!((certificates.refused(), certificates.why_refused(&cart())), (vec![], None));
     assert_eq!(certificates.unrenewed(), []);
-    keeping.abort();
 }
 
 #[tokio::test]
@@ -114,8 +106,7 @@ async fn what_came_as_its_root_was_withdrawn_is_replaced_as_well() {
     let [old, new] = [authority(), authority()];
     let issuer = Changing::new(&old);
     *issuer.trust.lock().unwrap() = new.trust().into();
-    let certificates = Certificates::new(issuer.clone());
-    let keeping = tokio::spawn(certificates.clone().keep_fresh());
+    let (certificates, _keeping) = kept(issuer.clone());
     certificates.judge();
     let _held = certificates.hold(&cart(), &"uid-1".into()).await.unwrap();
     *issuer.signs.lock().unwrap() = new.clone();
@@ -123,15 +114,13 @@ async fn what_came_as_its_root_was_withdrawn_is_replaced_as_well() {
     assert_eq!(certificates.refused().len(), 1);
     until(|| certificates.why_refused(&cart()).is_none()).await;
     assert_eq!(issuer.asked(), 2);
-    keeping.abort();
 }
 
 #[tokio::test]
 async fn what_a_crl_revokes_is_replaced() {
     let ca = authority();
     let issuer = Changing::new(&ca);
-    let certificates = Certificates::new(issuer.clone());
-    let keeping = tokio::spawn(certificates.clone().keep_fresh());
+    let (certificates, _keeping) = kept(issuer.clone());
     let _held = certificates.hold(&cart(), &"uid-1".into()).await.unwrap();
     let mut trust = ca.trust();
     trust.add_crl(TrustDomain::default(), ca.revoke(&[1]).unwrap());
@@ -140,5 +129,4 @@ async fn what_a_crl_revokes_is_replaced() {
     let refused = certificates.refused();
     assert!(refused.len() == 1 && refused[0].1.contains("revoked"), "{refused:?}");
     until(|| certificates.why_refused(&cart()).is_none()).await;
-    keeping.abort();
 }

@@ -76,14 +76,11 @@ impl Inside {
         let mut live = self.sockets.connections()?;
         live.retain(|c| !is_marked(c.mark) && leaves(c, &own));
         let listening = self.listening()?;
-        let way = |c: &Connection| direction(c, None, &listening, &self.clients);
-        let live: Vec<_> = live
-            .into_iter()
-            .map(|c| {
-                let way = way(&c);
-                (c, way)
-            })
-            .collect();
+        let with_way = |c: Connection| {
+            let way = direction(&c, None, &listening, &self.clients);
+            (c, way)
+        };
+        let live: Vec<_> = live.into_iter().map(with_way).collect();
         let (entries, seen) = self.by_tracking(&live)?;
         let refused = self.conntrack.remember(&entries, KEPT_MARK)?.count;
         self.conntrack.mark(&seen, KEPT_MARK, MARK_MASK)?;
