@@ -286,6 +286,14 @@ pub enum OpenError {
         /// The first such file.
         path: PathBuf,
     },
+    /// A key lies where one is to be written.
+    #[error("{}: this is the key of {of}: name another directory, or take it away if nobody uses it any more", path.display())]
+    Taken {
+        /// The key.
+        path: PathBuf,
+        /// The identity whose it is.
+        of: String,
+    },
     /// The name is no node's.
     #[error("{node:?} is no name of a node: letters, digits, '.', '-' and '_' make one")]
     Node {
@@ -326,10 +334,10 @@ pub enum OpenError {
     },
     /// A node has nothing to sign with.
     #[error(
-        "{}: no intermediate of the node {node} is here that holds now, nor the root's key{}: `ambient ca issue --node {node}` where \
-         that key is gives one",
+        "{}: no intermediate of the node {node} is here that holds now, nor the root's key{}: {}",
         path.display(),
-        of_others(others)
+        of_others(others),
+        where_it_is(node)
     )]
     NoIntermediate {
         /// The directory.
@@ -360,6 +368,14 @@ fn of_others(nodes: &[String]) -> String {
     match nodes {
         [] => String::new(),
         nodes => format!(" (there are some of {})", nodes.join(", ")),
+    }
+}
+
+/// What gives a node something to sign with. The authority's own processes have it of the root's key alone.
+fn where_it_is(node: &str) -> String {
+    match is_own(node) {
+        true => "do this where that key is".into(),
+        false => format!("`ambient ca issue --node {node}` where that key is gives one"),
     }
 }
 

@@ -29,7 +29,7 @@ pub use memory::{KeysError, NodeKeys};
 
 mod memory;
 mod queue;
-mod standing;
+pub(crate) mod standing;
 #[cfg(test)]
 mod tests;
 

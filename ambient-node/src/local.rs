@@ -18,11 +18,16 @@ use std::{
 
 use ambient_core::{Authority, Credential, Credentials as _, Identity, PodUid, ports, route};
 use ambient_hbone::{Pipe, PipeCutter, PipeLost, pipe};
-use ambient_tls::{Accepted, Configs, Role, Trust, Verifier};
+use ambient_tls::{Configs, Role, Trust};
 use http::{HeaderMap, StatusCode};
 use tokio::{sync::oneshot, time};
 
-use crate::{Shared, certificates::Certificates, clock, pod::Pod};
+use crate::{
+    Shared,
+    certificates::{Certificates, standing},
+    clock,
+    pod::Pod,
+};
 
 #[cfg(test)]
 mod tests;
@@ -108,9 +113,7 @@ impl Locals {
         if known {
             return true;
         }
-        let chain: Vec<_> = credential.chain.iter().map(|der| der.as_slice().into()).collect();
-        let verifier = Verifier::new(&trust, Accepted::any_of([identity.clone()]));
-        if let Err(error) = verifier.verify(&chain, role) {
+        if let Err(error) = standing::accepted(&credential, &trust, role, clock::wall()) {
             tracing::debug!(%identity, %error, "a connection to a pod of this node goes by the wire: its certificate is not in order");
             return false;
         }

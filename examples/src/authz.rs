@@ -68,7 +68,7 @@ struct Mode {
     #[arg(long)]
     istio_exact: bool,
     /// The namespace whose policies apply to the whole mesh.
-    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", value_parser = crate::settings::namespace)]
     root_namespace: Arc<str>,
     /// The mesh's own trust domain.
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]

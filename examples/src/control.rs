@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambient_control::{
-    ca::{Authority, CONTROL, DirectoryCa},
+    ca::{Authority, CONTROL, DirectoryCa, Whom},
     manifests::{self, Manifests, Statuses},
     serve::{Config, ControlPlane, Nodes, ServeError, Use, serve_metrics},
 };
@@ -245,6 +245,28 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     .await?;
     let provider = Arc::new(ambient_tls::provider());
     let trust_domain = mesh.trust_domain;
+    // Before an authority is made: a start that is refused leaves none behind.
+    Whom::Hosts(&args.names)
+        .check()
+        .context("--name says what the certificate is for")?;
+    let metrics = match args.metrics {
+        Some(address) => {
+            let listener = TcpListener::bind(address).await;
+            Some(listener.with_context(|| format!("cannot listen on {address} for /metrics: --metrics names another address"))?)
+        }
+        None => None,
+    };
+    let elsewhere = |error: ServeError| match error {
+        ServeError::Listen { .. } => anyhow::anyhow!("{error}: --listen names another address"),
+        other => other.into(),
+    };
+    let can_listen = TcpListener::bind(args.listen).await.map(drop);
+    can_listen.map_err(|source| {
+        elsewhere(ServeError::Listen {
+            address: args.listen,
+            source,
+        })
+    })?;
     let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), args.secret_ttl, CONTROL)?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
@@ -257,13 +279,8 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         provider,
     })
     .await
-    .map_err(|error| match error {
-        ServeError::Listen { .. } => anyhow::anyhow!("{error}: --listen names another address"),
-        other => other.into(),
-    })?;
-    if let Some(address) = args.metrics {
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.with_context(|| format!("cannot listen on {address} for /metrics: --metrics names another address"))?;
+    .map_err(elsewhere)?;
+    if let Some(listener) = metrics {
         tracing::info!(address = %listener.local_addr()?, "/metrics");
         tokio::spawn(serve_metrics(listener, plane.counts()));
     }

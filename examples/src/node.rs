@@ -469,6 +469,9 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
         places.contains(&true) || args.istiod.gives_certificates(),
         "nothing says where certificates come from: give --control, or one of --ca-dir, --ca-address, --spire-admin-socket and --spiffe-socket"
     );
+    if args.istiod.remembers_nothing() && !args.spiffe.gives_certificates() {
+        tracing::warn!("--state-dir has no effect: nobody is named who could be away, and what is read of files here is read again");
+    }
     let membership = args.istiod.membership(&config)?;
     let (source, announce) = source(&args, &config, &mesh, membership.as_ref()).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());

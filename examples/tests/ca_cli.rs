@@ -428,5 +428,11 @@ fn another_user_is_told_whose_it_is() {
     assert!(!out.exists());
     // Root itself takes none of another user's, who could be the authority.
     std::os::unix::fs::chown(dir, Some(65_534), None).unwrap();
-    assert!(refused(dir, &["rotate"]).contains("belongs to the user 65534"));
+    for verb in [&["rotate"][..], &["show"]] {
+        let error = refused(dir, verb);
+        assert!(
+            error.contains("belongs to the user 65534") && error.contains("call this as that user"),
+            "{error}"
+        );
+    }
 }

@@ -158,6 +158,21 @@ fn names_that_nothing_has_are_refused() {
         code == Some(1) && why.contains(&address) && why.contains("--listen names another address"),
         "{why}"
     );
+    // And no authority is left behind by what is refused, whatever that is.
+    for (flag, value) in [("--listen", "192.0.2.1:1"), ("--metrics", &*address), ("--name", "bad name")] {
+        let mut arguments = vec!["control", "--mesh", "mesh", "--ca", "ca", "--listen", "127.0.0.1:0"];
+        let (mesh, ca) = (at("mesh"), at("ca"));
+        (arguments[2], arguments[4]) = (&mesh, &ca);
+        match arguments.iter().position(|argument| *argument == flag) {
+            Some(at) => arguments[at + 1] = value,
+            None => arguments.extend([flag, value]),
+        }
+        let (code, why) = ended(&arguments, &[]);
+        assert!(code == Some(1) && why.contains(flag) && why.contains(value), "{arguments:?}: {why}");
+    }
+    assert!(!Path::new(&at("ca")).exists());
+    let (code, why) = ended(&["authz", "check", "-", "--root-namespace", "A B"], &[]);
+    assert!(code == Some(2) && why.contains("the name of a namespace is wanted"), "{why}");
 }
 
 /// Whatever the command: a bare number is seconds.
@@ -233,6 +248,36 @@ fn words_of_a_file_are_no_truths() {
         why.contains("PROXY_CONFIG") && why.contains("twice") && !why.contains("DuplicateKeyPolicy"),
         "{why}"
     );
+}
+
+/// What a number of YAML's is to one reader is another to the next: it is what it would be in the environment.
+#[test]
+fn numbers_of_a_file_are_texts_of_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    let plain = file(
+        scratch.path(),
+        "pool-streams: 64\nkeepalive-retries: 007\nexclude-namespaces: [1, 02, x]\nworkers: 0050%\nleave: 90\n",
+    );
+    let all = printed(&["--node", "n", "--config", &plain], &[]);
+    for (name, value) in [
+        ("pool-streams", "64"),
+        ("keepalive-retries", "007"),
+        ("exclude-namespaces", "\"1,02,x\""),
+        ("workers", "0050%"),
+        ("leave", "90"),
+    ] {
+        assert_eq!(line(&all, name), format!("{name}: {value}  # {plain}: {name}"));
+    }
+    for text in ["1e3", "0x10", "0o10", "1_000", "1.0"] {
+        let config = file(scratch.path(), &format!("# settings\npool-streams: {text}\n"));
+        let why = refused(&["--config", &config], &[]);
+        assert!(
+            why.contains("node.yaml: pool-streams: ") && why.contains(&format!("'{text}'")),
+            "{text}: {why}"
+        );
+        let why = refused(&[], &[("POOL_MAX_STREAMS_PER_CONNECTION", text)]);
+        assert!(why.contains(&format!("'{text}'")), "{text}: {why}");
+    }
 }
 
 #[test]

@@ -117,6 +117,29 @@ fn assert_says(result: &(Option<i32>, String), words: &[&str]) {
     }
 }
 
+/// What is told of `--state-dir` by a start with these.
+fn of_state_dir(args: &[&str]) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .args(["node", "--node", "node-1", "--no-dns-capture", "--state-dir", "state"])
+        .args(args)
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).contains("--state-dir has no effect")
+}
+
+#[test]
+fn a_directory_in_which_nothing_is_remembered_is_told() {
+    let files = ["--manifests", "no-manifests", "--ca-dir", "ca"];
+    assert!(of_state_dir(&files));
+    let agent = ["--manifests", "no-manifests", "--spire-admin-socket", "unix:///nowhere"];
+    assert!(!of_state_dir(&agent), "what an agent of SPIRE has said is kept there");
+    let istiod = ["--manifests", "no-manifests", "--ca-address", "nowhere:15012"];
+    assert!(!of_state_dir(&istiod), "and istiod's roots are");
+}
+
 #[test]
 fn a_missing_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();

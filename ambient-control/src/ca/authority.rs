@@ -2,16 +2,18 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use ambient_core::{Identity, TrustDomain};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::Serialize;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{
-    DirectoryCa, OpenError, check_not_own,
+    DirectoryCa, OpenError, RequestError, check_not_own,
     directory::{self, LOCK},
     intermediates::{self, INTERMEDIATES, Intermediate},
     is_own,
@@ -163,38 +165,45 @@ impl Authority {
     /// When the root's key is not here, the name is no node's, or the directory is another authority's or cannot be written.
     pub fn issue_to_node(&self, node: &str, life: Duration, to: &Path, now: SystemTime) -> Result<Given, OpenError> {
         check_not_own(node)?;
+        intermediates::check_node(node)?;
         let _lock = directory::lock(&self.directory)?;
         let roots = self.roots()?;
         let root = self.signing(&roots, now, "intermediate")?;
+        let record = (Revoked::read(&self.directory)?, revoked::read_lists(&self.directory)?);
+        // What is refused leaves nothing behind.
+        self.check_apart(to)?;
+        if directory::stamp(to).is_some() {
+            directory::check(to)?;
+            // What is another's would be mixed with ours.
+            if let Some(present) = Roots::read(to)?
+                && !present
+                    .trusted
+                    .iter()
+                    .any(|one| roots.trusted.iter().any(|other| one.der == other.der))
+            {
+                return Err(OpenError::Exists {
+                    path: to.into(),
+                    of: present.trust_domain,
+                });
+            }
+            if Key::Signs.path(to).exists() {
+                return Err(OpenError::Unsafe {
+                    path: Key::Signs.path(to),
+                    why: "a root's key is here: a node is given a directory without one".into(),
+                });
+            }
+        }
         directory::make(to)?;
-        // What is another's would be mixed with ours.
-        if let Some(present) = Roots::read(to)?
-            && !present
-                .trusted
-                .iter()
-                .any(|one| roots.trusted.iter().any(|other| one.der == other.der))
-        {
-            return Err(OpenError::Exists {
-                path: to.into(),
-                of: present.trust_domain,
-            });
-        }
-        if Key::Signs.path(to).exists() {
-            return Err(OpenError::Unsafe {
-                path: Key::Signs.path(to),
-                why: "a root's key is here: a node is given a directory without one".into(),
-            });
-        }
         let _there = directory::lock(to)?;
         // What was revoked comes before what may sign.
         let mut files = vec![to.join(CERTIFICATE)];
         directory::write(&files[0], 0o644, roots.pem().as_bytes())?;
-        files.extend(self.carry_revoked(node, to, now)?);
+        files.extend(self.carry_revoked(record, node, to, now)?);
         let made = intermediates::make(&self.directory, &root, &self.trust_domain, node, life, now)?;
         let place = intermediates::place(to, node);
         directory::make(&to.join(INTERMEDIATES))?;
         directory::make(&place)?;
-        let key = directory::read_secret(&made.path)?;
+        let key = intermediates::given(&directory::read_secret(&made.path)?);
         files.push(place.join(format!("{}.pem", made.serial)));
         directory::write(&files[files.len() - 1], 0o600, &key)?;
         Ok(Given {
@@ -206,8 +215,14 @@ impl Authority {
 
     /// Writes to the directory of a node what it is to know of what was revoked here, in a file of its own; the lock of that
     /// directory is held by the caller. Lists that are signed there are made anew out of both, never left out.
-    fn carry_revoked(&self, node: &str, to: &Path, now: SystemTime) -> Result<Vec<PathBuf>, OpenError> {
-        let mut above = Revoked::read(&self.directory)?;
+    fn carry_revoked(
+        &self,
+        (all, carried): (Revoked, Vec<List>),
+        node: &str,
+        to: &Path,
+        now: SystemTime,
+    ) -> Result<Vec<PathBuf>, OpenError> {
+        let mut above = all.clone();
         // All intermediates of the node, and not those that are there: this may be carried on to where the others are.
         let of_node = intermediates::of(&self.directory, node, now)?;
         let serials: HashSet<_> = of_node.iter().map(|one| &*one.serial).collect();
@@ -220,37 +235,62 @@ impl Authority {
             directory: to.into(),
             trust_domain: self.trust_domain.clone(),
         };
-        let (roots, mut own, carried) = (there.roots()?, Revoked::read(to)?, revoked::read_lists(&self.directory)?);
+        let (roots, mut own) = (there.roots()?, Revoked::read(to)?);
         if !own.certificates.is_empty() {
             let (intermediates, _) = there.usable_intermediates(now)?;
             let issuers = Issuers::of(&roots, &intermediates)?;
             there.write_lists(&mut own, carried, &roots, &issuers, now)?;
             files.extend([to.join(REVOKED), to.join(LISTS)]);
         } else if !carried.is_empty() {
-            let lists = revoked::joined(revoked::read_lists(to)?.into_iter().chain(carried), &roots.names(), now);
+            let lists = revoked::joined(revoked::read_lists(to)?.into_iter().chain(carried), &roots.names(), &all, now);
             directory::write(&to.join(LISTS), 0o644, revoked::text(&lists).as_bytes())?;
             files.push(to.join(LISTS));
         }
         Ok(files)
     }
 
+    /// That what is given out lies outside of this directory: within it, it would be kept and carried with the root's key, and what
+    /// has the name of one of its files would take its place.
+    fn check_apart(&self, to: &Path) -> Result<(), OpenError> {
+        match directory::is_within(to, &self.directory) {
+            true => Err(OpenError::Unsafe {
+                path: to.into(),
+                why: "it is in the authority's own directory: name one outside of that".into(),
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// Gives a workload a certificate, in files by the names that Istio mounts them with: `cert-chain.pem`, `key.pem` and
-    /// `root-cert.pem`.
+    /// `root-cert.pem`. What is there of the same identity is replaced.
     ///
     /// # Errors
-    /// When the identity is of another trust domain or was revoked, or files cannot be read or written.
+    /// When the identity is of another trust domain or was revoked, the directory holds a key of another identity, or of nobody knows
+    /// whom, or is this authority's own, or files cannot be read or written.
     pub fn issue_to_workload(&self, identity: &Identity, life: Duration, to: &Path, now: SystemTime) -> Result<Given, OpenError> {
-        let ca = DirectoryCa::open_at(&self.directory, self.trust_domain.clone(), life, super::LOCAL, now)?;
-        let issued = ca.sign(identity, now).map_err(|e| OpenError::Unusable {
+        self.check_apart(to)?;
+        let files = ["key.pem", "cert-chain.pem", "root-cert.pem"].map(|name| to.join(name));
+        if directory::stamp(to).is_some() {
+            directory::check(to)?;
+        }
+        check_whose(identity, &files)?;
+        let refused = |error: &dyn fmt::Display| OpenError::Unusable {
             path: self.directory.clone(),
-            why: e.to_string(),
-        })?;
+            why: error.to_string(),
+        };
+        if *identity.trust_domain() != self.trust_domain {
+            return Err(refused(&RequestError::Foreign {
+                of: self.trust_domain.clone(),
+            }));
+        }
+        let ca = DirectoryCa::open_at(&self.directory, self.trust_domain.clone(), life, super::LOCAL, now)?;
+        let issued = ca.sign(identity, now).map_err(|e| refused(&e))?;
         directory::make(to)?;
         let chain: String = issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
         let key = zeroize::Zeroizing::new(pem("PRIVATE KEY", issued.key.der()));
-        let files = ["key.pem", "cert-chain.pem", "root-cert.pem"].map(|name| to.join(name));
-        directory::write(&files[0], 0o600, key.as_bytes())?;
+        // The certificate first: it says whose the key is.
         directory::write(&files[1], 0o644, chain.as_bytes())?;
+        directory::write(&files[0], 0o600, key.as_bytes())?;
         directory::write(&files[2], 0o644, self.roots()?.pem().as_bytes())?;
         let of_leaf = x509_parser::parse_x509_certificate(&issued.chain[0]);
         let (_, leaf) = of_leaf.map_err(|e| OpenError::Crypto { why: e.to_string() })?;
@@ -359,7 +399,8 @@ impl Authority {
         let (meant, far): (Vec<_>, Vec<_>) = meant.into_iter().partition(|one| issuers.has(&one.issuer));
         let mut nodes: Vec<String> = Vec::new();
         if barred.is_some() && !issuers.roots.is_empty() {
-            let good = intermediates.iter().filter(|one| !revoked.has_serial(&one.serial));
+            let accepted = |one: &&Intermediate| roots.trusted.iter().any(|root| root.name == one.root) && !revoked.has_serial(&one.serial);
+            let good = intermediates.iter().filter(accepted);
             nodes.extend(good.map(|one| one.node.clone()).filter(|node| !is_own(node)));
             nodes.dedup();
         }
@@ -392,7 +433,7 @@ impl Authority {
         let _lock = directory::lock(&self.directory)?;
         let mut revoked = Revoked::read(&self.directory)?;
         if !revoked.barred.remove(identity.as_str()) {
-            let above = Revoked::read_above(&self.directory)?.barred.contains(identity.as_str());
+            let above = Revoked::above(&self.directory)?.barred.contains(identity.as_str());
             return Err(OpenError::Unknown {
                 what: identity.as_str().into(),
                 hint: match above {
@@ -420,6 +461,7 @@ impl Authority {
                 name: format!("intermediate of {}", one.node),
                 since: seconds(now),
                 expires: seconds(one.not_after),
+                ended: None,
             })
         };
         let unknown = |what: &str, hint| OpenError::Unknown { what: what.into(), hint };
@@ -463,6 +505,7 @@ impl Authority {
                         issuer,
                         name: "unknown".into(),
                         since: seconds(now),
+                        ended: None,
                     });
                 }
                 Ok(meant)
@@ -481,6 +524,7 @@ impl Authority {
                 name: one.name,
                 since: seconds(now),
                 expires: one.expires,
+                ended: None,
             }));
         }
         Ok(leaves)
@@ -546,8 +590,8 @@ impl Authority {
     ) -> Result<(), OpenError> {
         revoked.tidy(now);
         let present = revoked::read_lists(&self.directory)?.into_iter().chain(carried);
-        let above = Revoked::above(&self.directory, now)?;
-        let present = revoked::joined(present, &roots.names(), now);
+        let above = Revoked::above(&self.directory)?;
+        let present = revoked::joined(present, &roots.names(), revoked, now);
         let lists = revoked.lists(&above, &issuers.all(), present, now)?;
         // The record first: if this is cut short whoever reads it next completes it.
         revoked.write(&self.directory)?;
@@ -590,6 +634,30 @@ impl Authority {
             }
         }
         Ok((found, broken))
+    }
+}
+
+/// That files which a workload is given replace none but its own: its key, as the certificate beside it says.
+fn check_whose(identity: &Identity, [key, chain, _]: &[PathBuf; 3]) -> Result<(), OpenError> {
+    if directory::stamp(key).is_none() && directory::stamp(chain).is_none() {
+        return Ok(());
+    }
+    let is_of = |der: &[u8]| {
+        let (_, leaf) = X509Certificate::from_der(der).ok()?;
+        let names = leaf.subject_alternative_name().ok()??;
+        names.value.general_names.iter().find_map(|name| match name {
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            _ => None,
+        })
+    };
+    let present = directory::read_if_there(chain)?;
+    let present = present.and_then(|pem| CertificateDer::from_pem_slice(&pem).ok());
+    match present.and_then(|der| is_of(&der)) {
+        Some(of) if of == identity.as_str() => Ok(()),
+        of => Err(OpenError::Taken {
+            path: key.clone(),
+            of: of.unwrap_or_else(|| "somebody whom no certificate beside it tells".into()),
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
     thread,
     time::{Duration, SystemTime},
@@ -14,6 +14,13 @@ use zeroize::Zeroizing;
 
 use super::OpenError;
 use crate::{plain, whole};
+
+/// Whether a path leads into a directory, or to it, as far as it is there.
+pub(super) fn is_within(path: &Path, directory: &Path) -> bool {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let there = whole.ancestors().find_map(|above| above.canonicalize().ok());
+    there.is_some_and(|there| directory.canonicalize().is_ok_and(|directory| there.starts_with(directory)))
+}
 
 /// Makes a directory where there is none, and refuses one that others could write to.
 pub(super) fn make(directory: &Path) -> Result<(), OpenError> {
@@ -53,10 +60,14 @@ fn check_owner(path: &Path, meta: &fs::Metadata) -> Result<(), OpenError> {
     if meta.uid() == own {
         return Ok(());
     }
+    let remedy = match meta.is_dir() {
+        true => "call this as that user, or name a directory of your own",
+        false => "chown it, if nobody has read or written it who should not",
+    };
     Err(OpenError::Unsafe {
         path: path.into(),
         why: format!(
-            "belongs to the user {}, who could be the authority, and not to {own}: choose a directory of your own",
+            "belongs to the user {}, who could be the authority, and not to {own}: {remedy}",
             meta.uid()
         ),
     })
@@ -106,14 +117,20 @@ pub(crate) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), OpenEr
     written.map(drop).map_err(io_error("write", path))
 }
 
-/// Adds a line to a file that only grows. What is cut short there spoils one line.
+/// Adds a line to a file that only grows. What was cut short there, as where the disk was full, spoils no line but its own.
 pub(super) fn append(path: &Path, line: &str) -> Result<(), OpenError> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(no_follow());
-    let written = options
-        .open(path)
-        .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
-    written.map_err(io_error("write", path))
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(no_follow());
+    let write = |mut file: File| {
+        let (length, mut last) = (file.metadata()?.len(), [b'\n']);
+        if length > 0 {
+            file.read_exact_at(&mut last, length - 1)?;
+        }
+        // One write: others may add theirs at the same time, and an empty line is none.
+        let begin = if last == [b'\n'] { "" } else { "\n" };
+        file.write_all(format!("{begin}{line}\n").as_bytes())
+    };
+    options.open(path).and_then(write).map_err(io_error("write", path))
 }
 
 /// The content of a file that nobody else may read or write.

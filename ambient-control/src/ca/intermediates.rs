@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{
     OpenError, SKEW, directory, leaf,
-    roots::{Roots, SigningRoot, domain_uri, moment, pem},
+    roots::{Key, Roots, SigningRoot, domain_uri, moment, pem},
     serial, whole_seconds,
 };
 
@@ -165,6 +165,27 @@ fn tidy(path: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// An intermediate as it is given to a directory elsewhere: what is before its sections is no part of them (RFC 7468).
+pub(super) fn given(pem: &[u8]) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new([GIVEN.as_bytes(), pem].concat())
+}
+
+/// Whether a directory is one that was given to a node, by an intermediate in it.
+pub(super) fn is_given(directory: &Path) -> Result<bool, OpenError> {
+    if directory::stamp(&Key::Signs.path(directory)).is_some() {
+        return Ok(false);
+    }
+    for node in nodes(directory)? {
+        let place = place(directory, &node);
+        let mut files = directory::names(&place)?.into_iter().filter(|name| name.ends_with(".pem"));
+        // Of what cannot be read whoever uses it tells.
+        if files.any(|name| directory::read_secret(&place.join(name)).is_ok_and(|pem| pem.starts_with(GIVEN.as_bytes()))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The nodes that have intermediates.
 pub(super) fn nodes(directory: &Path) -> Result<Vec<String>, OpenError> {
     let names = directory::names(&directory.join(INTERMEDIATES))?;
@@ -237,6 +258,8 @@ pub(super) fn place(directory: &Path, node: &str) -> PathBuf {
     directory.join(INTERMEDIATES).join(node)
 }
 
+/// What an intermediate begins with that was given to its node.
+const GIVEN: &str = "Given to its node, with revoked-above.json.\n";
 /// How old a file is that was being written and will not be finished.
 const DRAFT: Duration = Duration::from_secs(60 * 60);
 pub(super) const INTERMEDIATES: &str = "intermediates";

@@ -73,7 +73,7 @@ pub(super) fn unreadable(directory: &Path) -> Result<Vec<Unreadable>, OpenError>
         let (mut line, mut lines, mut first) = (0, 0, 0);
         directory::lines(&path, |text| {
             line += 1;
-            if serde_json::from_slice::<Issued>(text).is_err() {
+            if is_spoilt(text) {
                 lines += 1;
                 first = if lines == 1 { line } else { first };
             }
@@ -84,6 +84,11 @@ pub(super) fn unreadable(directory: &Path) -> Result<Vec<Unreadable>, OpenError>
         }
     }
     Ok(all)
+}
+
+/// Whether a line tells of something that cannot be read. An empty one tells of nothing.
+fn is_spoilt(line: &[u8]) -> bool {
+    !line.is_empty() && serde_json::from_slice::<Issued>(line).is_err()
 }
 
 fn good(line: &[u8], now: SystemTime) -> Option<Issued> {
@@ -108,7 +113,7 @@ pub(super) fn tidy(directory: &Path, now: SystemTime) -> Result<(), OpenError> {
         let (mut left, mut unreadable) = (false, false);
         directory::lines(&path, |line| {
             left = good(line, now).is_some();
-            unreadable |= serde_json::from_slice::<Issued>(line).is_err();
+            unreadable |= is_spoilt(line);
             left
         })?;
         let ended = || Ok::<_, OpenError>(directory::written(&path)? + intermediates::LIFE <= now);

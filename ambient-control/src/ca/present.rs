@@ -146,14 +146,26 @@ impl Holder {
 
     /// Whether an identity gets no certificate any more by what is there now. While somebody writes there [`present`](Self::present)
     /// is as it was before.
-    pub(super) fn is_barred(&self, name: &str, now: SystemTime) -> bool {
+    ///
+    /// # Errors
+    /// When that cannot be read, and no look has found so and told it: what was read before stays in force after that alone.
+    pub(super) fn is_barred(&self, name: &str) -> Result<bool, OpenError> {
         let present = self.present.read().unwrap_or_else(PoisonError::into_inner).clone();
         if present.is_barred(name) {
-            return true;
+            return Ok(true);
         }
-        let changed = self.place().stamps() != present.stamps;
-        // What cannot be read changes nothing, and is told by whoever looks.
-        changed && Revoked::in_force(&self.directory, now).is_ok_and(|revoked| revoked.barred.contains(name))
+        let stamps = self.place().stamps();
+        if stamps == present.stamps {
+            return Ok(false);
+        }
+        match Revoked::in_force(&self.directory) {
+            Ok(revoked) => Ok(revoked.barred.contains(name)),
+            Err(error) => {
+                let told = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_told = told.as_ref().is_some_and(|(failed, _)| *failed == stamps);
+                if is_told { Ok(false) } else { Err(error) }
+            }
+        }
     }
 
     fn place(&self) -> Place<'_> {
@@ -194,7 +206,7 @@ impl Place<'_> {
             path: self.directory.into(),
         })?;
         let roots = roots.of(self.trust_domain)?;
-        let revoked = Revoked::in_force(self.directory, now)?;
+        let revoked = Revoked::in_force(self.directory)?;
         let signing = roots.signing(now)?;
         let signer = self.signer(&roots, signing.as_ref(), &revoked, now)?;
         // As where the disk is full: what was carried here is in force all the same.

@@ -191,7 +191,7 @@ impl DirectoryCa {
         }
         // Whoever revokes an identity bars it first, and then reads what was issued: one of both sees the other.
         if let Whom::Id(id) = whom
-            && self.holder.is_barred(id.as_str(), now)
+            && self.holder.is_barred(id.as_str())?
         {
             return Err(RequestError::Barred { name: id.as_str().into() });
         }

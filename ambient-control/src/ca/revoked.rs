@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateRevocationListDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
-use super::{OpenError, SKEW, directory, roots::pem, seconds, serial, whole_seconds};
+use super::{MAX_TTL, OpenError, SKEW, directory, intermediates, roots::pem, seconds, serial, whole_seconds};
 
 /// What stands in `revoked.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,24 @@ pub struct RevokedCertificate {
     pub since: u64,
     /// Its last moment, or its issuer's, in seconds since 1970.
     pub expires: u64,
+    /// Since when it has been seen to have ended, in seconds since 1970, if it has: it is forgotten a while after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
+}
+
+impl RevokedCertificate {
+    /// Looks at a clock: whether it is time to forget it. A clock that is ahead forgets nothing that may be valid: from the moment when
+    /// it shows the end more time has to go by than was left to that when it was revoked, and a day at least.
+    fn has_long_ended(&mut self, now: u64) -> bool {
+        if now < self.expires {
+            // Whatever clock has shown the end was ahead.
+            self.ended = None;
+            return false;
+        }
+        let ended = self.ended.filter(|ended| *ended <= now).unwrap_or(now);
+        self.ended = Some(ended);
+        now - ended >= self.expires.saturating_sub(self.since).clamp(LEAST_KEPT, MAX_TTL.as_secs())
+    }
 }
 
 impl Revoked {
@@ -47,7 +65,7 @@ impl Revoked {
         let path = directory.join(REVOKED);
         let there = |name: &str| directory::stamp(&directory.join(name)).is_some();
         // The record is written before the lists. They name no identity that is barred, so that it cannot be made anew of them.
-        if !there(REVOKED) && !there(ABOVE) && there(LISTS) && read_lists(directory).is_ok() {
+        if !there(REVOKED) && !there(ABOVE) && there(LISTS) && read_lists(directory).is_ok() && !intermediates::is_given(directory)? {
             let why = format!(
                 "it is not here, though {LISTS} says that something was revoked: put it back from a copy; without it who was revoked \
                  would be given certificates again. Where there is no copy, keep {LISTS} elsewhere for the serial numbers in it, remove it \
@@ -60,19 +78,19 @@ impl Revoked {
 
     /// What was revoked where the root's key is and is to be known here, as it was when an intermediate was given last. It is a
     /// file of its own: each time it is replaced, and what was revoked here stays.
-    pub(super) fn above(directory: &Path, now: SystemTime) -> Result<Self, OpenError> {
-        let mut above = Self::read_above(directory)?;
-        above.tidy(now);
-        Ok(above)
-    }
-
-    pub(super) fn read_above(directory: &Path) -> Result<Self, OpenError> {
-        Self::read_from(directory.join(ABOVE))
+    pub(super) fn above(directory: &Path) -> Result<Self, OpenError> {
+        let path = directory.join(ABOVE);
+        if directory::stamp(&path).is_none() && intermediates::is_given(directory)? {
+            let why = "it is not here, though it came with the intermediate that is here: issue to this node again where the root's key is \
+                       (`ambient ca issue --node`); without it who was revoked there would be given certificates here";
+            return Err(OpenError::Unusable { path, why: why.into() });
+        }
+        Self::read_from(path)
     }
 
     /// What is in force here: both.
-    pub(super) fn in_force(directory: &Path, now: SystemTime) -> Result<Self, OpenError> {
-        let (mut all, above) = (Self::read(directory)?, Self::above(directory, now)?);
+    pub(super) fn in_force(directory: &Path) -> Result<Self, OpenError> {
+        let (above, mut all) = (Self::above(directory)?, Self::read(directory)?);
         all.barred.extend(above.barred);
         all.add(above.certificates);
         Ok(all)
@@ -133,10 +151,11 @@ impl Revoked {
         certificates
     }
 
-    /// Forgets those that ended, a day later: clocks differ, and a list should name them once after their end.
+    /// Forgets those that have long ended: a list should name them once after their end, and clocks differ. It is to be written after
+    /// this: of those that stay it is known since when they have been seen to have ended.
     pub(super) fn tidy(&mut self, now: SystemTime) {
-        let least = seconds(now).saturating_sub(24 * 60 * 60);
-        self.certificates.retain(|one| one.expires > least);
+        let now = seconds(now);
+        self.certificates.retain_mut(|one| !one.has_long_ended(now));
     }
 
     /// The lists of all issuers of whom something is revoked, signed anew where their keys are here. A list whose issuer's
@@ -164,10 +183,11 @@ impl Revoked {
     }
 }
 
-/// One list of each issuer, the last, by its name. `roots` are the names of those that are trusted.
-pub(super) fn joined(lists: impl Iterator<Item = List>, roots: &[String], now: SystemTime) -> BTreeMap<String, Vec<u8>> {
-    // Nobody below a root lives as long as a list is good for: with that its issuer has ended.
-    let stays = |list: &List| list.next_update > now || roots.contains(&list.issuer);
+/// One list of each issuer, the last, by its name. `roots` are the names of those that are trusted, `revoked` is what is not forgotten.
+pub(super) fn joined(lists: impl Iterator<Item = List>, roots: &[String], revoked: &Revoked, now: SystemTime) -> BTreeMap<String, Vec<u8>> {
+    let serials: HashSet<_> = revoked.certificates.iter().map(|one| number(&one.serial)).collect();
+    // Nobody below a root lives as long as a list is good for: with that its issuer has ended, unless the clock is ahead.
+    let stays = |list: &List| list.next_update > now || roots.contains(&list.issuer) || !list.named().is_disjoint(&serials);
     lists.filter(stays).map(|list| (list.issuer, list.der)).collect()
 }
 
@@ -194,17 +214,23 @@ pub(super) struct List {
 impl List {
     /// Whether it names all of these serial numbers.
     pub(super) fn names_all(&self, serials: &[&str]) -> bool {
-        let Ok((_, list)) = CertificateRevocationList::from_der(&self.der) else {
-            return false;
-        };
-        // DER puts a zero before what would be negative.
-        let number = |hex: &str| hex.trim_start_matches('0').to_owned();
-        let named: HashSet<_> = list
-            .iter_revoked_certificates()
-            .map(|one| number(&serial::hex(one.raw_serial())))
-            .collect();
+        let named = self.named();
         serials.iter().all(|serial| named.contains(&number(serial)))
     }
+
+    /// The serial numbers in it.
+    fn named(&self) -> HashSet<String> {
+        let Ok((_, list)) = CertificateRevocationList::from_der(&self.der) else {
+            return HashSet::new();
+        };
+        let all = list.iter_revoked_certificates();
+        all.map(|one| number(&serial::hex(one.raw_serial()))).collect()
+    }
+}
+
+/// A serial number, to be told from others: DER puts a zero before what would be negative.
+fn number(hex: &str) -> String {
+    hex.trim_start_matches('0').to_owned()
 }
 
 /// The lists of a directory.
@@ -238,9 +264,9 @@ pub(crate) fn fuzz(data: &[u8]) {
     for list in &lists {
         let _ = list.names_all(&["01"]);
     }
-    let first = joined(lists.into_iter(), &[], UNIX_EPOCH);
+    let first = joined(lists.into_iter(), &[], &Revoked::default(), UNIX_EPOCH);
     let again = read(text(&first).as_bytes()).expect("what is written of it is read");
-    assert_eq!(joined(again.into_iter(), &[], UNIX_EPOCH), first);
+    assert_eq!(joined(again.into_iter(), &[], &Revoked::default(), UNIX_EPOCH), first);
 }
 
 fn sign(issuer: &Issuer<'_>, of: &[&RevokedCertificate], number: u64, now: SystemTime) -> Result<Vec<u8>, OpenError> {
@@ -268,5 +294,7 @@ fn sign(issuer: &Issuer<'_>, of: &[&RevokedCertificate], number: u64, now: Syste
 pub(super) const REVOKED: &str = "revoked.json";
 pub(super) const ABOVE: &str = "revoked-above.json";
 pub(super) const LISTS: &str = "crl.pem";
+/// What is revoked is kept for so long after its end, in seconds.
+const LEAST_KEPT: u64 = 24 * 60 * 60;
 /// A list is signed anew at least twice a day wherever the root's key is in use.
 const NEXT_LIST: Duration = Duration::from_secs(7 * 24 * 60 * 60);

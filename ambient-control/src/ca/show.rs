@@ -95,7 +95,7 @@ impl Authority {
     pub fn show(&self, now: SystemTime) -> Result<Shown, OpenError> {
         let _lock = directory::lock_to_read(&self.directory)?;
         let roots = self.roots()?;
-        let revoked = Revoked::in_force(&self.directory, now)?;
+        let revoked = Revoked::in_force(&self.directory)?;
         let mut roles = Vec::new();
         // Of two roles the first counts: a change that was cut short leaves a key twice.
         for (key, role) in [(Key::Signs, "signs"), (Key::Next, "next"), (Key::Old, "old")] {

@@ -54,6 +54,14 @@ pub enum Whom<'a> {
 }
 
 impl Whom<'_> {
+    /// Looks whether a certificate can name it.
+    ///
+    /// # Errors
+    /// With [`RequestError::Name`], when it cannot.
+    pub fn check(&self) -> Result<(), RequestError> {
+        self.names().map(drop)
+    }
+
     /// As a certificate bears it.
     pub(super) fn names(&self) -> Result<Vec<SanType>, RequestError> {
         let wrong = |name: &str| RequestError::Name { name: name.into() };

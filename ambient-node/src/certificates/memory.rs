@@ -7,13 +7,13 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ambient_core::{Credential, Identity, TrustBundles};
-use ambient_tls::{Accepted, Trust, Verifier};
+use ambient_tls::{Accepted, Role, Trust, Verifier};
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
@@ -87,12 +87,16 @@ pub(crate) struct Memory(PathBuf);
 impl Memory {
     /// Makes or takes over the directory of a node.
     pub(crate) fn open(directory: &Path, node: &str) -> Result<Self, KeysError> {
+        // What is refused leaves nothing behind: it would be made where the nearest that is there is.
+        let whole = path::absolute(directory).unwrap_or_else(|_| directory.into());
+        let there = whole.ancestors().find(|above| above.symlink_metadata().is_ok());
+        if !is_in_memory(there.unwrap_or_else(|| Path::new("/")))? {
+            return Err(KeysError::Disk { path: directory.into() });
+        }
         let memory = Self::open_anywhere(directory, node)?;
         let path = memory.0.clone();
-        let of = rustix::fs::statfs(&memory.0).map_err(|e| io_error("look at the file system of", &path)(e.into()))?;
-        // A number that has another type on each architecture, and never more than 32 bits.
-        let magic = u32::try_from(i128::from(of.f_type) & 0xffff_ffff).unwrap_or(0);
-        match [TMPFS, RAMFS].contains(&magic) {
+        // That of the node may be another's mount.
+        match is_in_memory(&path)? {
             true => Ok(memory),
             false => Err(KeysError::Disk { path }),
         }
@@ -107,6 +111,9 @@ impl Memory {
             });
         }
         let own = directory.join(node);
+        if directory.symlink_metadata().is_ok() {
+            check(directory, 0o022, true)?;
+        }
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&own).map_err(io_error("make", &own))?;
@@ -285,11 +292,20 @@ fn verify(credential: &Credential, trust: &Arc<Trust>, now: SystemTime) -> Resul
     if credential.not_after <= now {
         return Err("its certificate has ended".into());
     }
-    standing::accepted(credential, trust, now).map_err(|e| e.to_string())?;
+    // One that begins later is accepted then.
+    standing::accepted(credential, trust, Role::Server, now.max(credential.not_before)).map_err(|e| e.to_string())?;
     // Refuses a key of another certificate.
     let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()]));
     verifier.server_config(credential).map_err(|e| e.to_string())?;
     Ok(())
+}
+
+/// Whether what is at a path is in memory.
+fn is_in_memory(path: &Path) -> Result<bool, KeysError> {
+    let of = rustix::fs::statfs(path).map_err(|e| io_error("look at the file system of", path)(e.into()))?;
+    // A number that has another type on each architecture, and never more than 32 bits.
+    let magic = u32::try_from(i128::from(of.f_type) & 0xffff_ffff).unwrap_or(0);
+    Ok([TMPFS, RAMFS].contains(&magic))
 }
 
 fn check(path: &Path, mask: u32, or_roots: bool) -> Result<(), KeysError> {

@@ -72,19 +72,22 @@ impl Certificates {
     }
 
     /// Why peers refuse a certificate by these; where no root of its trust domain is known, they are not known either.
+    ///
+    /// One that begins later they accept then: this machine's clock is behind, as before it is set.
     pub(super) fn refusal(&self, credential: &Credential, bundles: &Arc<TrustBundles>) -> Option<String> {
         if bundles.roots(credential.identity.trust_domain()).is_empty() {
             return None;
         }
         let trust = self.configs.trust(bundles);
-        accepted(credential, &trust, clock::wall()).err().map(|error| error.to_string())
+        accepted(credential, &trust, Role::Server, clock::wall().max(credential.not_before))
+            .err()
+            .map(|error| error.to_string())
     }
 }
 
-/// Whether peers accept a chain: its names, its dates, its issuers. One that begins later they accept then: this machine's clock is
-/// behind, as before it is set.
-pub(super) fn accepted(credential: &Credential, trust: &Arc<Trust>, now: SystemTime) -> Result<(), PeerError> {
+/// Whether peers accept a chain at some time, of whoever has this role: its names, its dates, its issuers.
+pub(crate) fn accepted(credential: &Credential, trust: &Arc<Trust>, role: Role, at: SystemTime) -> Result<(), PeerError> {
     let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()])).at(now.max(credential.not_before));
-    verifier.verify(&chain, Role::Server).map(drop)
+    let verifier = Verifier::new(trust, Accepted::any_of([credential.identity.clone()])).at(at);
+    verifier.verify(&chain, role).map(drop)
 }

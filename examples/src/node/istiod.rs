@@ -207,6 +207,11 @@ impl Istiod {
         Ok(Box::new(State::connect(config)?))
     }
 
+    /// Whether a directory to remember in is named, and nobody of whom anything here is kept there.
+    pub(super) fn remembers_nothing(&self) -> bool {
+        self.state_dir.is_some() && !self.gives_state() && !self.gives_certificates()
+    }
+
     /// Where what was said last is kept for a restart, of whoever says it.
     pub(super) fn memory(&self) -> Option<MemoryConfig> {
         let config = |directory| MemoryConfig {

@@ -19,6 +19,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
+use serde::{
+    Deserializer as _,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::proxy_config::{self, ProxyConfig};
@@ -329,7 +333,8 @@ fn of_file(path: &Path) -> anyhow::Result<Vec<Found>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
     // Some editors begin a file with a mark of its encoding.
     let text = text.trim_start_matches('\u{feff}');
-    let fields = map(text).with_context(|| shown.to_string())?;
+    let mut fields = map(text).with_context(|| shown.to_string())?;
+    as_written(text, &mut fields).with_context(|| shown.to_string())?;
     let field = |(name, value): (String, Value)| {
         let from = format!("{shown}: {name}");
         Some((name, text_of(&value)?, from))
@@ -357,15 +362,51 @@ pub(super) fn map(text: &str) -> anyhow::Result<BTreeMap<String, Value>> {
     }
 }
 
+/// Puts the texts of numbers in their place, as the environment would have them: `010`, `0x10`, `1_000` and `1e3` are numbers of YAML's,
+/// and not what is meant by every reader.
+fn as_written(text: &str, fields: &mut BTreeMap<String, Value>) -> anyhow::Result<()> {
+    struct Texts<'a>(&'a mut BTreeMap<String, Value>);
+    impl<'de> Visitor<'de> for Texts<'_> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of settings")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some(name) = map.next_key::<String>()? {
+                match self.0.get_mut(&name) {
+                    Some(number @ Value::Number(_)) => *number = Value::String(map.next_value()?),
+                    Some(Value::Array(list)) if list.iter().any(Value::is_number) && is_plain(list) => {
+                        let texts: Vec<Option<String>> = map.next_value()?;
+                        *list = texts.into_iter().map(Value::from).collect();
+                    }
+                    _ => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(())
+        }
+    }
+    let is_of = |value: &Value| value.is_number() || value.as_array().is_some_and(|list| list.iter().any(Value::is_number));
+    if !fields.values().any(is_of) {
+        return Ok(());
+    }
+    let read = serde_saphyr::with_deserializer_from_str(text, |texts| texts.deserialize_map(Texts(fields)));
+    read.map_err(|error| anyhow::anyhow!("a number cannot be read: {}", error.without_snippet()))
+}
+
+/// Whether a list is one of plain values.
+fn is_plain(list: &[Value]) -> bool {
+    list.iter().all(|value| !value.is_object() && !value.is_array())
+}
+
 /// As it would stand behind a flag; `None` for what is not set. A list of plain values is one with commas between them,
 /// anything deeper is YAML.
 fn text_of(value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
         Value::String(text) => Some(text.clone()),
-        Value::Array(values) if values.iter().all(|value| !value.is_object() && !value.is_array()) => {
-            Some(values.iter().filter_map(text_of).collect::<Vec<_>>().join(","))
-        }
+        Value::Array(values) if is_plain(values) => Some(values.iter().filter_map(text_of).collect::<Vec<_>>().join(",")),
         // JSON is YAML.
         other => Some(other.to_string()),
     }

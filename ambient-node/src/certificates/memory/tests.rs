@@ -247,6 +247,7 @@ fn only_directories_of_ones_own_in_memory_are_taken() {
     let error = Memory::open_anywhere(&shared, "n").unwrap_err();
     assert!(error.to_string().contains("mode 0777"), "{error}");
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(shared.join("n")).unwrap();
     fs::set_permissions(shared.join("n"), fs::Permissions::from_mode(0o750)).unwrap();
     let error = Memory::open_anywhere(&shared, "n").unwrap_err();
     assert!(error.to_string().contains("mode 0750"), "{error}");
@@ -297,4 +298,23 @@ proptest! {
         let _ = decode(&content);
         let _ = decode_trust(&content);
     }
+}
+
+/// Keys never touch a disk, and nothing is made there for them.
+#[test]
+fn a_place_that_is_refused_is_left_as_it_is() {
+    let executable = std::env::current_exe().unwrap();
+    let disk = tempfile::tempdir_in(executable.parent().unwrap()).unwrap();
+    for place in [disk.path().to_owned(), disk.path().join("keys/below")] {
+        let error = Memory::open(&place, "node-1").unwrap_err();
+        assert!(matches!(error, KeysError::Disk { .. }), "{error}");
+    }
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
+    // Nor where others may write, wherever that is.
+    let open = disk.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let error = Memory::open_anywhere(&open, "node-1").unwrap_err();
+    assert!(matches!(error, KeysError::Unsafe { .. }), "{error}");
+    assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
 }

@@ -90,3 +90,106 @@ fn what_cannot_be_read_of_what_was_issued_is_told() {
     issued::tidy(&mesh.dir, mesh.now).unwrap();
     assert!(!record.exists());
 }
+
+/// As where the disk was full, or the machine lost its power.
+#[test]
+fn a_record_that_was_cut_short_spoils_no_other() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    let cart = mesh.issue(&node, "cart");
+    let record = mesh.dir.join("issued").join(format!("{}.jsonl", serial_of(&cart, 1)));
+    let whole = fs::read_to_string(&record).unwrap();
+    fs::write(&record, &whole[..whole.len() / 2]).unwrap();
+    let stock = mesh.issue(&node, "stock");
+    let shown = mesh.authority().show(mesh.now).unwrap();
+    assert_eq!(
+        shown.issued.iter().map(|one| &*one.serial).collect::<Vec<_>>(),
+        [serial_of(&stock, 0)]
+    );
+    assert_eq!((shown.unreadable[0].lines, shown.unreadable[0].first), (1, 1));
+    // Two at once may both have begun a line; nothing stands in the one between.
+    let begun = fs::read_to_string(&record).unwrap() + "\n";
+    fs::write(&record, begun).unwrap();
+    mesh.issue(&node, "stock");
+    let shown = mesh.authority().show(mesh.now).unwrap();
+    assert_eq!((shown.issued.len(), shown.unreadable[0].lines), (2, 1));
+}
+
+#[test]
+fn a_clock_that_is_ahead_forgets_no_revocation() {
+    for ahead in [2 * DAY, 30 * DAY] {
+        let mut mesh = Mesh::new();
+        let node = mesh.node("a");
+        let cart = mesh.issue(&node, "cart");
+        mesh.authority().revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+        let right = mesh.now;
+        // Whatever is renewed meanwhile, and whoever is revoked.
+        mesh.now += ahead;
+        mesh.issue(&node, "stock");
+        mesh.authority().revoke(&Target::Identity(id("stock")), mesh.now).unwrap();
+        mesh.now += HOUR;
+        mesh.issue(&mesh.node("b"), "stocks");
+        mesh.now = right + HOUR;
+        mesh.issue(&node, "books");
+        assert!(mesh.is_revoked(&mesh.trust(&node), &cart), "{ahead:?}");
+        assert!(mesh.is_revoked(&mesh.trust(&mesh.node("c")), &cart), "{ahead:?}");
+        // Once it has ended, and as much time again has gone by, it is forgotten all the same.
+        for _ in 0..3 {
+            mesh.now += DAY;
+            mesh.authority().revoke(&Target::Identity(id("nobody")), mesh.now).unwrap();
+        }
+        let shown = mesh.authority().show(mesh.now).unwrap();
+        assert!(shown.revoked.iter().all(|one| one.serial != serial_of(&cart, 0)), "{ahead:?}");
+    }
+}
+
+/// What came with an intermediate says who gets no certificate: it is missed.
+#[test]
+fn a_node_whose_record_of_above_is_lost_signs_nothing() {
+    let mesh = Mesh::new();
+    let away = mesh.dir.parent().unwrap().join("away");
+    let authority = mesh.authority();
+    authority.revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+    authority.issue_to_node("far", DAY, &away, mesh.now).unwrap();
+    let far = mesh.node_in(&away, "far").unwrap();
+    fs::remove_file(away.join("revoked-above.json")).unwrap();
+    let there = Authority::open(&away).unwrap();
+    let refused = [
+        mesh.node_in(&away, "far").err(),
+        there.show(mesh.now).err(),
+        there.revoke(&Target::Identity(id("stock")), mesh.now).err(),
+    ];
+    for error in refused {
+        let error = error.expect("it is refused").to_string();
+        assert!(
+            error.contains("revoked-above.json: it is not here") && error.contains("ca issue --node"),
+            "{error}"
+        );
+    }
+    // Who has it open goes on with what was read.
+    assert!(matches!(far.sign(&id("cart"), mesh.now), Err(IssueError::Refused { .. })));
+    mesh.issue(&far, "books");
+    authority.issue_to_node("far", DAY, &away, mesh.now).unwrap();
+    let far = mesh.node_in(&away, "far").unwrap();
+    assert!(matches!(far.sign(&id("cart"), mesh.now), Err(IssueError::Refused { .. })));
+    // A directory of the root's whose key is kept elsewhere was given by nobody.
+    fs::rename(mesh.dir.join("root-key.pem"), mesh.dir.parent().unwrap().join("kept")).unwrap();
+    authority.show(mesh.now).unwrap();
+}
+
+/// Between two looks, as while somebody revokes: what cannot be read then may be that this very identity is barred.
+#[test]
+fn who_cannot_be_looked_for_among_the_barred_gets_nothing_until_that_is_told() {
+    let mesh = Mesh::new();
+    let node = mesh.node("a");
+    let revoking = directory::lock(&mesh.dir).unwrap();
+    fs::write(mesh.dir.join("revoked.json"), "{").unwrap();
+    let error = node.sign(&id("cart"), mesh.now).unwrap_err();
+    assert!(
+        matches!(&error, IssueError::Unavailable { why, .. } if why.contains("revoked.json")),
+        "{error}"
+    );
+    drop(revoking);
+    // A look has told that it cannot be read, and what was read before is in force.
+    mesh.issue(&node, "cart");
+}

@@ -56,7 +56,7 @@ fn what_was_signed_for_a_node_is_revoked_with_it() {
 /// What the files of a node hold once it was issued to again, before anybody there has looked: what was revoked there and above, and
 /// nothing of others, in a list that is newer than the root's holder's.
 pub(super) fn knows(away: &Path, root: &Path, there: &str, above: &str) {
-    let carried = revoked::Revoked::read_above(away).unwrap().certificates;
+    let carried = revoked::Revoked::above(away).unwrap().certificates;
     assert_eq!(carried.iter().map(|one| &*one.serial).collect::<Vec<_>>(), [above]);
     let number = |directory: &Path, serials: &[&str]| {
         let lists = revoked::read_lists(directory).unwrap();
