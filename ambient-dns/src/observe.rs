@@ -98,6 +98,16 @@ pub enum Failure {
     Silent,
 }
 
+impl Failure {
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Silent => "silent",
+        }
+    }
+}
+
 /// Why nothing is said to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dropped {

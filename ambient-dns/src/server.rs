@@ -231,10 +231,10 @@ impl Server {
                         drop(room);
                     });
                 }
-                None => self.0.tell(&Event::Dropped(Dropped::Busy)),
+                None => self.0.dropped(query, bytes, Dropped::Busy),
             },
             Some(Answer::Drop) => self.0.tell(&Event::Dropped(Dropped::NoQuery)),
-            None => self.0.tell(&Event::Dropped(Dropped::NotReady)),
+            None => self.0.dropped(query, bytes, Dropped::NotReady),
         }
     }
 
@@ -345,12 +345,14 @@ impl Inner {
             Outcome::Unreachable(error) => {
                 // A pod can cause as many of these as it likes, so they are not worth a line each.
                 tracing::debug!(%error, namespace = %self.namespace, "no nameserver can be reached");
-                if let Some(reply) = unreachable(bytes) {
-                    self.send(socket, client, query, Source::Server, &reply);
+                match unreachable(bytes) {
+                    Some(reply) => self.send(socket, client, query, Source::Server, &reply),
+                    None => self.log_unanswered(query, &|| asked(bytes), FAILED, Failure::Unreachable.as_str()),
                 }
                 Failure::Unreachable
             }
             Outcome::Silent => {
+                self.log_unanswered(query, &|| asked(bytes), FAILED, Failure::Silent.as_str());
                 self.tell(&Event::Dropped(Dropped::Silent));
                 Failure::Silent
             }
@@ -389,6 +391,28 @@ impl Inner {
         self.tell(&Event::Answered { query, source, code });
     }
 
+    /// Nothing is said to the client.
+    pub(crate) fn dropped(&self, query: Query, bytes: &[u8], why: Dropped) {
+        self.log_unanswered(query, &|| asked(bytes), "dropped", why.as_str());
+        self.tell(&Event::Dropped(why));
+    }
+
+    /// The query that a client has no answer to has a line as well, at the same level: a pod can cause many.
+    pub(crate) fn log_unanswered(&self, query: Query, domain: &dyn Fn() -> Option<String>, result: &str, reason: &str) {
+        tracing::event!(
+            target: "dns",
+            tracing::Level::DEBUG,
+            src.workload = self.client.as_deref(),
+            src.namespace = &*self.namespace,
+            query = query.kind,
+            domain = domain(),
+            result,
+            endpoints = 0,
+            reason,
+            "query not answered"
+        );
+    }
+
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(observer) = &self.observer {
             observer.observe(event);
@@ -396,11 +420,16 @@ impl Inner {
     }
 }
 
+/// The name that a query asks for.
+pub(crate) fn asked(query: &[u8]) -> Option<String> {
+    wire::asked(query, &Header::read(query)?)
+}
+
 /// What became of a query, in ztunnel's words for it.
 fn result(source: Source, code: &'static str, answers: u16) -> &'static str {
     match (source, code) {
         (Source::Upstream, _) => "forwarded",
-        (Source::Server, _) => "forwarding failed",
+        (Source::Server, _) => FAILED,
         (Source::Mesh, "NOERROR") if answers > 0 => "success",
         (Source::Mesh, "NOERROR") => "no records",
         (Source::Mesh, _) => code,
@@ -430,6 +459,8 @@ async fn pause(what: &'static str, error: &io::Error) {
     time::sleep(PAUSE).await;
 }
 
+/// ztunnel's words for what no nameserver has answered.
+pub(crate) const FAILED: &str = "forwarding failed";
 const LONGEST_MESSAGE: usize = 65_535;
 /// Datagrams that are taken before others have their turn.
 const BURST: usize = 32;

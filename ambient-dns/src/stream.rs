@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     Answer, Transport,
     observe::{Dropped, Event, Failure, Query, Source},
-    server::Inner,
+    server::{FAILED, Inner, asked},
     wire::{self, Header},
 };
 
@@ -70,7 +70,15 @@ struct Talk<'a> {
     queries: Messages,
     nameserver: Option<(TcpStream, Messages)>,
     /// What was forwarded and is not answered.
-    waiting: Vec<(u16, Query, Instant)>,
+    waiting: Vec<Waiting>,
+    since: Instant,
+}
+
+/// A query that the nameserver has.
+struct Waiting {
+    id: u16,
+    query: Query,
+    domain: Option<String>,
     since: Instant,
 }
 
@@ -99,10 +107,14 @@ impl Talk<'_> {
 
     /// Tells that what waits is not answered any more.
     fn fail(&self, failure: Failure) {
-        for (_, query, _) in &self.waiting {
-            let query = *query;
-            self.inner.tell(&Event::Failed { query, failure });
+        for waiting in &self.waiting {
+            self.failed(waiting.query, &|| waiting.domain.clone(), failure);
         }
+    }
+
+    fn failed(&self, query: Query, domain: &dyn Fn() -> Option<String>, failure: Failure) {
+        self.inner.log_unanswered(query, domain, FAILED, failure.as_str());
+        self.inner.tell(&Event::Failed { query, failure });
     }
 
     /// Answers a query or sends it on. `false` ends the connection: nothing that follows can be trusted to be a query.
@@ -127,7 +139,7 @@ impl Talk<'_> {
                 return Ok(false);
             }
             None => {
-                self.inner.tell(&Event::Dropped(Dropped::NotReady));
+                self.inner.dropped(query, bytes, Dropped::NotReady);
                 return Ok(false);
             }
         }
@@ -138,13 +150,17 @@ impl Talk<'_> {
         self.inner.tell(&Event::Forwarded(query));
         let sent = self.send(bytes).await;
         if sent.is_err() {
-            let failure = Failure::Unreachable;
-            self.inner.tell(&Event::Failed { query, failure });
+            self.failed(query, &|| asked(bytes), Failure::Unreachable);
             return Ok(false);
         }
         // What answers a query of the nameserver's is not answered itself.
         if let Some(header) = Header::read(bytes).filter(|header| !header.is_response()) {
-            self.waiting.push((header.id, query, Instant::now()));
+            self.waiting.push(Waiting {
+                id: header.id,
+                query,
+                domain: asked(bytes),
+                since: Instant::now(),
+            });
         }
         Ok(true)
     }
@@ -162,9 +178,9 @@ impl Talk<'_> {
 
     async fn give(&mut self, reply: &[u8]) -> io::Result<()> {
         let id = Header::read(reply).filter(Header::is_response).map(|header| header.id);
-        if let Some(at) = self.waiting.iter().position(|(waiting, ..)| Some(*waiting) == id) {
+        if let Some(at) = self.waiting.iter().position(|waiting| Some(waiting.id) == id) {
             // Of several messages that answer one query, such as a zone, the first counts.
-            let (_, query, since) = self.waiting.swap_remove(at);
+            let Waiting { query, since, .. } = self.waiting.swap_remove(at);
             let took = since.elapsed();
             self.inner.tell(&Event::Took { query, took });
             self.inner.answered(query, Source::Upstream, reply);

@@ -140,6 +140,7 @@ impl Server {
             peer: peer.id().clone(),
             line,
             observer: Arc::clone(&shared.observer),
+            besides: None,
             malformed: 0,
             _entry: entry,
         })
@@ -274,6 +275,7 @@ pub struct Session {
     peer: SpiffeId,
     line: Arc<Line>,
     observer: Arc<dyn Observer>,
+    besides: Option<Arc<dyn Observer>>,
     malformed: u32,
     _entry: Entry,
 }
@@ -288,6 +290,11 @@ impl Session {
     /// Who the peer is, as its certificate proves.
     pub fn peer(&self) -> &SpiffeId {
         &self.peer
+    }
+
+    /// Who is told of the events of this tunnel besides the server's observer: whoever knows whose connection it is.
+    pub fn also_tell(&mut self, observer: Arc<dyn Observer>) {
+        self.besides = Some(observer);
     }
 
     /// The next request; `None` when the tunnel has ended, and [`lost`](Self::lost) says why.
@@ -359,10 +366,13 @@ impl Session {
                 })
             }
             Incoming::Unfit(reason) => {
-                self.observer.observe(&Event::RequestRefused {
+                let refused = Event::RequestRefused {
                     peer: &self.peer,
                     reason: &reason,
-                });
+                };
+                for observer in std::iter::once(&self.observer).chain(&self.besides) {
+                    observer.observe(&refused);
+                }
                 self.malformed += 1;
                 None
             }

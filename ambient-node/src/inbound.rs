@@ -9,7 +9,9 @@ use std::{
 
 use ambient_authz::{Decision, Peer};
 use ambient_core::{
-    Authority, Identity, Network, NetworkAddress, Workload, headers, proxy_header,
+    Authority, Identity, Network, NetworkAddress, Observer, Workload, headers,
+    observe::Event,
+    proxy_header,
     route::{self, Delivery},
 };
 use ambient_hbone::{BoxFuture, Pipe, Request, Session, Share, Stream};
@@ -26,7 +28,7 @@ use crate::{
     session::{carry, dial, settle, source_for},
     shares::Whose,
     state::Snapshot,
-    telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
+    telemetry::{Account, Direction, Ends, Flag, Metrics, Outcome, Reason, refused_early},
     watch::{Cut, Registration, Subject},
     workers::Worker,
 };
@@ -81,7 +83,11 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
             }
             Err(error) => {
                 node.metrics.handshake_refused();
-                refused_early(&node.metrics, Reason::of_accept(&error), Direction::Inbound, peer, at, None, &error);
+                let reason = Reason::of_accept(&error);
+                if reason == Reason::CertRevoked {
+                    node.metrics.refused_as_revoked(Direction::Inbound);
+                }
+                refused_early(&node.metrics, reason, Direction::Inbound, peer, at, None, &error);
             }
         }
     });
@@ -117,6 +123,29 @@ struct Tunnel {
     peer: SocketAddr,
     at: SocketAddr,
     local: bool,
+}
+
+/// Tells of requests of a tunnel that are none for a connection, as of others that are refused before their ends are known.
+struct Refusals {
+    metrics: Arc<Metrics>,
+    peer: SocketAddr,
+    at: SocketAddr,
+}
+
+impl Observer for Refusals {
+    fn observe(&self, event: &Event<'_>) {
+        if let Event::RequestRefused { reason, .. } = event {
+            refused_early(
+                &self.metrics,
+                Reason::BadRequest,
+                Direction::Inbound,
+                self.peer,
+                self.at,
+                None,
+                reason,
+            );
+        }
+    }
 }
 
 /// What is asked for, on the wire or within this process.
@@ -188,6 +217,11 @@ impl Tunnel {
                 return;
             }
         };
+        session.also_tell(Arc::new(Refusals {
+            metrics: self.node.metrics.clone(),
+            peer: self.peer,
+            at: self.at,
+        }));
         let mut peer = Arc::new(Peer::from(identity));
         let mut turns = self.pod.turns();
         let tunnel = Arc::new(self);

@@ -775,7 +775,6 @@ impl Observer for Told {
                 }
             }
             Event::PodReleased { pod } => tracing::info!(uid = %pod, "pod released"),
-            Event::RequestRefused { peer, reason } => tracing::warn!(%peer, %reason, "request refused with status 400"),
             _ => {}
         }
     }

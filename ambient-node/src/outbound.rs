@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambient_core::{
-    Workload, WorkloadUid,
+    NetworkAddress, Workload, WorkloadUid,
     route::{self, Hints, Plan, Route},
 };
 use ambient_redirect::linux::Direction as Captured;
@@ -230,6 +230,9 @@ impl Outbound {
                 }
                 Err(failure) => failure,
             };
+            if failure.outcome.flag == Flag::Revoked {
+                self.node.metrics.refused_as_revoked(Direction::Outbound);
+            }
             if let (true, Plan::Tunnel(tunnel)) = (failure.answered, &plan)
                 && let ([only], None) = (&tunnel.accepted[..], &tunnel.inner)
             {
@@ -375,7 +378,15 @@ impl Outbound {
             guessed: false,
         };
         match plan {
-            None | Some(Plan::Passthrough(_)) => {}
+            // What was asked for is known also where there is no way to it.
+            None => {
+                let at = NetworkAddress::new(source.network.clone(), self.to.ip());
+                ends.service = snapshot.mesh.service_by_vip(&at, &source.namespace).cloned();
+                if ends.service.is_none() {
+                    ends.destination_workload = snapshot.mesh.workload_by_address(&at).cloned();
+                }
+            }
+            Some(Plan::Passthrough(_)) => {}
             Some(Plan::Direct(direct)) => {
                 ends.destination = direct.to;
                 ends.destination_workload = Some(direct.destination.clone());

@@ -70,6 +70,7 @@ const TESTS: &[Test] = &[
         peers::who_comes_through_a_gateway_is_looked_up,
     ),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
+    ("what_is_no_connect_is_told_of", peers::what_is_no_connect_is_told_of),
     (
         "without_post_quantum_keys_there_is_no_tunnel",
         peers::without_post_quantum_keys_there_is_no_tunnel,
@@ -81,6 +82,14 @@ const TESTS: &[Test] = &[
     ),
     ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
     ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
+    (
+        "where_there_is_no_way_it_is_told_to_what",
+        telemetry::where_there_is_no_way_it_is_told_to_what,
+    ),
+    (
+        "metrics_are_called_what_the_client_reads",
+        telemetry::metrics_are_called_what_the_client_reads,
+    ),
     ("metrics_have_the_bytes", telemetry::metrics_have_the_bytes),
     (
         "a_port_says_which_service_was_meant",

@@ -1,6 +1,7 @@
 //! The server between a client and nameservers, over loopback.
 
 mod datagrams;
+mod lines;
 mod nameserver;
 mod streams;
 

@@ -166,7 +166,7 @@ fn is_fit(name: &HeaderName, value: &HeaderValue) -> bool {
 #[non_exhaustive]
 pub enum MalformedRequest {
     /// The method is not CONNECT.
-    #[error("the peer sent the method {method}; a tunnel takes CONNECT alone")]
+    #[error("expected method CONNECT, got {method}")]
     Method {
         /// What it sent.
         method: String,

@@ -9,12 +9,14 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
 pub(crate) const PLAIN: &str = "text/plain; charset=utf-8";
 pub(crate) const JSON: &str = "application/json";
+
+const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// Bytes of a piece.
 const PIECE: usize = 32 << 10;
@@ -27,10 +29,12 @@ pub(crate) struct Asked {
     /// GET or POST.
     pub(crate) method: Method,
     query: BTreeMap<String, String>,
+    /// Whether the client says that it reads OpenMetrics.
+    pub(super) open_metrics: bool,
 }
 
 impl Asked {
-    pub(super) fn new(method: Method, query: Option<&str>) -> Self {
+    pub(super) fn new(method: Method, query: Option<&str>, headers: &HeaderMap) -> Self {
         let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let query = pairs.map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -39,6 +43,7 @@ impl Asked {
         Self {
             method,
             query: query.collect(),
+            open_metrics: accepts(headers, OPEN_METRICS),
         }
     }
 
@@ -46,6 +51,13 @@ impl Asked {
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str)
     }
+}
+
+/// Whether a kind of content is named among those that a client accepts, however much it prefers others.
+fn accepts(headers: &HeaderMap, kind: &str) -> bool {
+    let all = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut named = all.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next());
+    named.any(|named| named.trim().eq_ignore_ascii_case(kind))
 }
 
 /// Percent-decoded, as RFC 3986 writes it; a `+` is a space, as HTML forms write one. What is no UTF-8 is replaced.
@@ -233,13 +245,17 @@ mod tests {
 
     #[test]
     fn a_query_is_read_as_forms_write_it() {
-        let asked = Asked::new(Method::GET, Some("from=shop%2Fcart-0&to=10.0.0.2%3a80&reset&x=a+b%zz&&"));
+        let asked = Asked::new(
+            Method::GET,
+            Some("from=shop%2Fcart-0&to=10.0.0.2%3a80&reset&x=a+b%zz&&"),
+            &HeaderMap::new(),
+        );
         assert_eq!(asked.value("from"), Some("shop/cart-0"));
         assert_eq!(asked.value("to"), Some("10.0.0.2:80"));
         assert_eq!(asked.value("reset"), Some(""));
         assert_eq!(asked.value("x"), Some("a b%zz"));
         assert_eq!(asked.value("none"), None);
-        assert_eq!(Asked::new(Method::GET, None).value(""), None);
+        assert_eq!(Asked::new(Method::GET, None, &HeaderMap::new()).value(""), None);
     }
 
     #[tokio::test]

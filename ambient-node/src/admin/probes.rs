@@ -8,23 +8,27 @@ use crate::{
     zds::Apart,
 };
 
-pub(super) fn metrics(at: &Context, _: &Asked) -> Answer {
+pub(super) fn metrics(at: &Context, asked: &Asked) -> Answer {
     at.node.metrics.certificates_missing(at.node.certificates.lacking().len());
     at.node.metrics.certificates_refused(at.node.certificates.refused().len());
     let of_certificates = faults_beside(&at.node.state.faults(), at.node.certificates.faults());
-    metrics_with(at, of_certificates.len())
+    metrics_with(at, asked, of_certificates.len())
 }
 
-pub(super) fn metrics_of<C: Site>(at: &C, _: &Asked) -> Answer {
-    metrics_with(at, 0)
+pub(super) fn metrics_of<C: Site>(at: &C, asked: &Asked) -> Answer {
+    metrics_with(at, asked, 0)
 }
 
-fn metrics_with<C: Site>(at: &C, more_faults: usize) -> Answer {
+/// The text is the same for everyone; who does not say that it reads OpenMetrics is told that it is plain text, as by ztunnel: to
+/// a reader of Prometheus' older form what the newer one has more of are comments.
+fn metrics_with<C: Site>(at: &C, asked: &Asked, more_faults: usize) -> Answer {
     let metrics = at.standing().metrics.clone();
     metrics.state_faults(at.standing().state.faults().len() + more_faults);
-    Answer::stream("application/openmetrics-text; version=1.0.0; charset=utf-8", move |out| {
-        metrics.write(out)
-    })
+    let kind = match asked.open_metrics {
+        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        false => PLAIN,
+    };
+    Answer::stream(kind, move |out| metrics.write(out))
 }
 
 pub(super) fn readiness(at: &Context, _: &Asked) -> Answer {

@@ -108,7 +108,7 @@ const fn metrics<C: Site>(answer: fn(&C, &Asked) -> Answer) -> [Route<C>; 2] {
         Route {
             path: "/metrics",
             takes,
-            about: "every metric, as OpenMetrics text",
+            about: "every metric, as OpenMetrics text, under that name where it is asked for",
             answer,
         },
         Route {

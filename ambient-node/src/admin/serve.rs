@@ -187,7 +187,7 @@ async fn respond<C: Site>(door: &Door<C>, context: &Arc<C>, request: &Request<In
         Some(route) if !takes(route.takes, request.method()) => return not_so(route),
         Some(route) => {
             let (answer, context) = (route.answer, context.clone());
-            let asked = Asked::new(request.method().clone(), request.uri().query());
+            let asked = Asked::new(request.method().clone(), request.uri().query(), request.headers());
             // Off this thread: what one page takes long over, the others must not wait for.
             let answered = tokio::task::spawn_blocking(move || answer(&context, &asked)).await;
             answered.unwrap_or_else(|error| {

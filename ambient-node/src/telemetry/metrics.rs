@@ -331,9 +331,11 @@ impl Metrics {
     pub(crate) fn failed(&self, direction: Direction, reason: Reason) {
         let labels = [("reporter", direction.reporter()), ("reason", reason.as_str())];
         self.failures.get_or_create(&labels).inc();
-        if reason == Reason::CertRevoked {
-            self.revoked.get_or_create(&Label("reporter", direction.reporter())).inc();
-        }
+    }
+
+    /// A peer was refused as its certificate is revoked. What was open with it, and is cut, counts by its reason and flag alone.
+    pub(crate) fn refused_as_revoked(&self, direction: Direction) {
+        self.revoked.get_or_create(&Label("reporter", direction.reporter())).inc();
     }
 
     /// The first byte of an answer has come so long after its connection's opening.

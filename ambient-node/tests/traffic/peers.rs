@@ -18,6 +18,7 @@ use ambient_core::{
 };
 use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Speaker, Stream};
 use ambient_testkit::{World, ca::Ca, harness::Outcome};
+use ambient_tls::Accepted;
 use rustls::{NamedGroup, crypto::CryptoProvider};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -275,6 +276,38 @@ pub(crate) fn peers_of_another_ca_are_refused(world: &World) -> Outcome {
     Ok(())
 }
 
+/// A request of HTTP/2 that is none for a connection is answered, and told of as what else is refused.
+pub(crate) fn what_is_no_connect_is_told_of(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let ca = DirectoryCa::open(&mesh.ca, TrustDomain::default(), DirectoryCa::DEFAULT_TTL)?;
+    let identity = Identity::new(&TrustDomain::default(), "elsewhere", "peer")?;
+    let credential = runtime()?.block_on(ca.issue(&identity))?;
+    let config = ambient_tls::client_config(&Arc::new(ambient_tls::provider()), &credential, &ca.trust(), Accepted::AnyTrusted)?;
+    let mut tcp = mesh.c.connect(SocketAddr::new(mesh.b.v4, ports::HBONE))?;
+    let mut tls = rustls::ClientConnection::new(config, "b.shop".try_into()?)?;
+    let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+    let refused = || {
+        let labels = [("reporter", "destination"), ("reason", "bad_request")];
+        mesh.metric("ambient_connections_failed_total", &labels)
+    };
+    let before = refused();
+    // The preface, no settings, and GET http://x/ by the static table.
+    let get = *b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01x";
+    stream.write_all(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], &get].concat())?;
+    until("the request to be counted", || (refused() > before).then_some(()));
+    // Frames until the headers of stream 1, of which the eighth name of the static table is `:status`.
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        stream.read_exact(&mut payload)?;
+        if head[3] == 1 {
+            assert_eq!((&payload[..5], head[8]), (&b"\x08\x03400"[..], 1));
+            return Ok(());
+        }
+    }
+}
+
 /// A node that keeps to such keys alone serves its own pods and peers that have them, and nobody else.
 pub(crate) fn without_post_quantum_keys_there_is_no_tunnel(world: &World) -> Outcome {
     let mesh = Mesh::start_with(world, |config| config.post_quantum_only = true)?;
@@ -354,10 +387,13 @@ fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outco
     until("the refusal to be counted", || {
         (mesh.metric("ambient_handshakes_refused_total", &[]) > before).then_some(())
     });
-    // What was open, and what was refused after that.
-    let rejected = [("reporter", "destination")];
+    // What was refused, and not what was open until then: of both it is the reason.
+    let by = ("reporter", "destination");
     until("both to be counted as revoked", || {
-        (mesh.metric("istio_crl_policy_rejections_total", &rejected) >= 2).then_some(())
+        let rejected = mesh.metric("istio_crl_policy_rejections_total", &[by]);
+        let handshakes = mesh.metric("ambient_handshakes_refused_total", &[]) - before;
+        let all = mesh.metric("ambient_connections_failed_total", &[by, ("reason", "cert_revoked")]);
+        (rejected > 0 && rejected == handshakes && all == rejected + 1).then_some(())
     });
     // The other one, in its tunnel and in a new one, and the pods among themselves.
     kept_application.write_all(b"pong")?;

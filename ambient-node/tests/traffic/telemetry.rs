@@ -215,6 +215,57 @@ pub(crate) fn a_port_says_which_service_was_meant(world: &World) -> Outcome {
     Ok(())
 }
 
+/// A service that nobody serves is known all the same.
+pub(crate) fn where_there_is_no_way_it_is_told_to_what(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    mesh.apply(
+        "service",
+        "{apiVersion: v1, kind: Service, metadata: {name: empty, namespace: shop}, spec: {clusterIP: 10.96.0.9, clusterIPs: \
+         [10.96.0.9], ports: [{port: 80}], selector: {app: nobody}}}",
+    );
+    let to: SocketAddr = "10.96.0.9:80".parse()?;
+    until("the refusal to be counted for the service", || {
+        mesh.a.attempt(to);
+        let labels = [
+            ("reporter", "source"),
+            ("source_workload", "a"),
+            ("destination_service", "empty.shop.svc.cluster.local"),
+            ("destination_service_namespace", "shop"),
+            ("destination_workload", "unknown"),
+            ("response_flags", "CONNECT"),
+        ];
+        (mesh.metric(FAILED, &labels) > 0).then_some(())
+    });
+    Ok(())
+}
+
+/// Prometheus says which forms it reads, and takes what comes for what it is called.
+pub(crate) fn metrics_are_called_what_the_client_reads(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    for (accept, kind) in [
+        ("", "text/plain; charset=utf-8"),
+        ("Accept: text/plain;version=0.0.4\r\n", "text/plain; charset=utf-8"),
+        ("Accept: application/json, */*;q=0.1\r\n", "text/plain; charset=utf-8"),
+        (
+            "Accept: application/vnd.google.protobuf;q=0.7,Application/OpenMetrics-Text;version=1.0.0;q=0.6,text/plain\r\n",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+        (
+            "Accept: text/plain\r\nAccept: application/openmetrics-text\r\n",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+    ] {
+        let mut stream = mesh.connect_to_page(ports::METRICS)?;
+        stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let head = answer.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+        assert!(head.contains(&format!("content-type: {kind}\r\n")), "{accept:?}: {head}");
+        assert!(answer.contains("# EOF\n"));
+    }
+    Ok(())
+}
+
 /// What is sent to the proxy's own ports of a pod is refused before it is anybody's connection, as Istio's node proxy has it.
 pub(crate) fn who_calls_the_proxy_itself_is_counted_for_no_pod(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;

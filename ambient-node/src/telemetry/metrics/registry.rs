@@ -83,7 +83,7 @@ fn traffic(registry: &mut Registry, metrics: &Metrics) {
     );
     registry.register(
         "istio_crl_policy_rejections",
-        "Connections that were refused or broken off, as a certificate on them is revoked (unstable)",
+        "Connections that were refused, as the certificate of their peer is revoked (unstable)",
         metrics.revoked.clone(),
     );
     registry.register(

@@ -387,6 +387,7 @@ fn the_table_of_metrics_is_whole() {
     let opened = metrics.opened(&ends, clock::steady());
     drop(metrics.socket(Direction::Outbound));
     metrics.closed(&opened, &ends, Flag::Deny, Some(Reason::CertRevoked));
+    metrics.refused_as_revoked(Direction::Outbound);
     metrics.answered(&ends, Duration::ZERO);
     metrics.handshaken(Direction::Inbound, true, Duration::ZERO);
     metrics.unreadable_policies(std::iter::empty());
