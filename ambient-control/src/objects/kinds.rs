@@ -265,6 +265,9 @@ pub struct Bare {
 pub struct Metadata {
     /// The name.
     pub name: String,
+    /// What its name was made of, where nobody has chosen it.
+    #[serde(default, deserialize_with = "absent_if_null")]
+    pub generate_name: String,
     /// The namespace; absent for those that have none, and where `default` is meant.
     #[serde(default)]
     pub namespace: Option<String>,

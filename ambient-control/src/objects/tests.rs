@@ -193,7 +193,10 @@ fn who_is_meant_to_be_in_the_mesh() {
 
 #[test]
 fn owners_and_names() {
-    let owned = |kind: &str, name: &str| json!({ "ownerReferences": [{ "kind": kind, "name": name, "controller": true }] });
+    let owned = |kind: &str, name: &str| {
+        let owner = json!({ "kind": kind, "name": name, "controller": true });
+        json!({ "generateName": format!("{name}-"), "ownerReferences": [owner] })
+    };
     for (meta, kind, name) in [
         (json!({}), WorkloadKind::Pod, "cart"),
         (owned("ReplicaSet", "web-5d4f"), WorkloadKind::Pod, "web-5d4f"),
@@ -209,6 +212,12 @@ fn owners_and_names() {
         (owned("Job", "once-7"), WorkloadKind::Job, "once-7"),
         (owned("DaemonSet", "agent"), WorkloadKind::Pod, "agent"),
         (owned("StatefulSet", "db"), WorkloadKind::Pod, "db"),
+        // Its name was given: one that runs from a file of its node.
+        (
+            patched(owned("Node", "n1"), &json!({ "generateName": null })),
+            WorkloadKind::Pod,
+            "cart",
+        ),
         (
             patched(
                 owned("ReplicaSet", "web-77f"),

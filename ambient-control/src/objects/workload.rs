@@ -458,7 +458,9 @@ fn health(pod: &Pod) -> Health {
 /// What owns a pod, and the name that it goes by in telemetry: Istio's rules.
 fn owner(pod: &Pod) -> (WorkloadKind, Arc<str>) {
     let meta = &pod.metadata;
-    let owner = meta.owner_references.iter().find(|o| o.controller == Some(true));
+    // Who was named by somebody goes by that: a static pod, whose owner is its node.
+    let mut owners = meta.owner_references.iter().filter(|_| !meta.generate_name.is_empty());
+    let owner = owners.find(|o| o.controller == Some(true));
     let alone = || (WorkloadKind::Pod, meta.name.as_str().into());
     let Some(owner) = owner else { return alone() };
     let stripped = |label: &str| {
