@@ -107,7 +107,7 @@ pub struct Batch {
     /// Whether the whole state has been delivered, with this batch or before it, and is not too old to go by. While it is not,
     /// every new connection is to be refused.
     pub synced: bool,
-    /// What is wrong now, not only with this batch; empty if nothing is.
+    /// What is wrong now, not only with this batch; empty if nothing is. The source has logged what is new of it.
     pub faults: Arc<[Fault]>,
     /// Names that were asked for ([`OnDemand`]), and are answered with this batch or were before. What none of its changes has
     /// brought, or an earlier one's, is not there.

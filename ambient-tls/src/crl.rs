@@ -18,7 +18,7 @@ use x509_parser::{
     x509::X509Name,
 };
 
-use crate::signed::Signed;
+use crate::{pem::pem_in_words, signed::Signed};
 
 /// Reads what somebody gives as revocation lists: one in DER, or any number in PEM.
 ///
@@ -39,7 +39,7 @@ pub fn read_crls(bytes: &[u8]) -> Result<Vec<Crl>, CrlError> {
     }
     let mut crls = Vec::new();
     for der in CertificateRevocationListDer::pem_slice_iter(bytes) {
-        let der = der.map_err(|e: pem::Error| CrlError::Pem { why: e.to_string() })?;
+        let der = der.map_err(|e: pem::Error| CrlError::Pem { why: pem_in_words(&e) })?;
         let crl = Crl::read(&der).map_err(|why| CrlError::Unreadable { index: crls.len(), why })?;
         crls.push(crl);
     }

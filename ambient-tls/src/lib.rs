@@ -52,6 +52,7 @@ mod crl;
 mod error;
 mod handshake;
 mod peer;
+mod pem;
 #[cfg(feature = "aws-lc-rs")]
 mod provider;
 mod records;
@@ -67,6 +68,7 @@ pub use crl::{Crl, CrlError, read_crls};
 pub use error::{ChainError, PeerError, Revoked};
 pub use handshake::{Established, Handshake};
 pub use peer::{Peer, peer_id};
+pub use pem::pem_in_words;
 #[cfg(feature = "aws-lc-rs")]
 pub use provider::{post_quantum_provider, provider};
 pub use records::{Opened, Records, Sealed};

@@ -92,8 +92,48 @@ fn tokens_are_made_listed_and_revoked() {
         String::from_utf8_lossy(&odd.stderr).contains("\"a/b\" is no name of a node"),
         "{odd:?}"
     );
+    let long = control(&["token", &"n".repeat(300), "--ca", ca]);
+    assert!(String::from_utf8_lossy(&long.stderr).contains("253 at most"), "{long:?}");
     let nothing = control(&[]);
     assert!(!nothing.status.success());
+}
+
+#[test]
+fn a_fault_of_the_manifests_is_logged_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mesh, ca) = (scratch.path().join("mesh"), scratch.path().join("ca"));
+    std::fs::create_dir(&mesh).unwrap();
+    std::fs::write(mesh.join("pod.yaml"), POD).unwrap();
+    let mut child = Child(
+        Command::new(env!("CARGO_BIN_EXE_ambient"))
+            .args(["control", "--listen", "127.0.0.1:0", "--mesh"])
+            .arg(&mesh)
+            .arg("--ca")
+            .arg(&ca)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    // Whatever comes before a line is there once that is; the process ends with the test, and so do its lines.
+    let mut log = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut before = |words: &str| {
+        let mut lines = Vec::new();
+        loop {
+            let line = log.next().unwrap().unwrap();
+            let found = line.contains(words);
+            lines.push(line);
+            if found {
+                return lines;
+            }
+        }
+    };
+    before("serving");
+    for file in ["first.yaml", "second.yaml"] {
+        std::fs::write(mesh.join(file), "garbage: [").unwrap();
+        let lines = before(file);
+        let of_first = lines.iter().filter(|line| line.contains("first.yaml")).count();
+        assert_eq!(of_first, usize::from(file == "first.yaml"), "{lines:#?}");
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -44,7 +45,7 @@ pub(crate) struct Root {
 
 impl TrustFile {
     /// The file of a name in a directory, which is made (mode 0700) if it is not there, and what it holds; nothing of a
-    /// damaged one, which is told in the log.
+    /// damaged one, which is told in the log, once: it is removed.
     ///
     /// # Errors
     /// When the file system refuses, or others could have written there.
@@ -55,7 +56,11 @@ impl TrustFile {
             return Ok((Self(path), None));
         };
         let read = read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at });
-        let kept = read.inspect_err(|error| tracing::error!(%error, "nothing is known of the roots that came before"));
+        let kept = read.inspect_err(|error| {
+            tracing::error!(%error, "nothing is known of the roots that came before: it is removed, and begun anew with the next that come");
+            // Where it cannot be, it is told again with the next start, and nothing else comes of it.
+            let _ = fs::remove_file(&path);
+        });
         Ok((Self(path), kept.ok()))
     }
 

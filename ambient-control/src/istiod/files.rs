@@ -55,8 +55,30 @@ impl Files {
         remedy: &str,
         make: impl Fn(&[u8]) -> Result<T, String>,
     ) -> Result<T, io::Error> {
-        let unusable = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let read = self.bytes(path, most).await;
+        self.take(path, read, remedy, make)
+    }
+
+    /// Looks whether a file can be used, for who is to be told of it before it is needed. One that is not there and never was is not
+    /// missed before that.
+    pub(super) async fn look<T>(&self, path: &Path, most: u64, remedy: &str, make: impl Fn(&[u8]) -> Result<T, String>) {
+        let is_known = self.seen().contains_key(path);
+        let read = self.bytes(path, most).await;
+        if is_known || !matches!(&read, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            // What is wrong is kept.
+            let _ = self.take(path, read, remedy, make);
+        }
+    }
+
+    /// What is made of what was read.
+    fn take<T>(
+        &self,
+        path: &Path,
+        read: io::Result<Zeroizing<Vec<u8>>>,
+        remedy: &str,
+        make: impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Result<T, io::Error> {
+        let unusable = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let made = read.and_then(|bytes| Ok((make(&bytes).map_err(unusable)?, bytes)));
         let (error, good) = {
             let mut all = self.seen();
@@ -162,6 +184,24 @@ mod tests {
             fs::write(&path, "again").unwrap();
             assert_eq!((read().await.unwrap(), files.clone().faults()), ("again".into(), Vec::new()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_look_tells_what_a_read_would_and_misses_nothing_that_never_was_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("token");
+        let files = Files::default();
+        let look = async || {
+            files.look(&path, 10, "put one there", text).await;
+            files.faults()
+        };
+        assert!(look().await.is_empty());
+        fs::write(&path, "").unwrap();
+        assert!(look().await[0].contains("it is empty: put one there"));
+        fs::write(&path, "good").unwrap();
+        assert!(look().await.is_empty());
+        fs::remove_file(&path).unwrap();
+        assert!(look().await[0].ends_with("what was there before is used"));
     }
 
     #[tokio::test]

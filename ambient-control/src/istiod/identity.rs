@@ -11,20 +11,20 @@ use std::{
 };
 
 use ambient_core::{Credential, Identity, PrivateKey, TrustBundles};
-use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier};
+use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier, pem_in_words};
 use prost_types::{Struct, Value, value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     state::ConnectError,
-    transport::{Endpoint, Line},
+    transport::{Endpoint, LOOKING, Line},
 };
 use crate::{
-    BoxFuture, IssueError, Issuer, LastHeard,
+    BoxFuture, IssueError, Issuer, LastHeard, Told,
     disk::trust::{KeptTrust, Root, TrustFile},
     wire::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
 };
@@ -94,7 +94,7 @@ impl Certificates {
     ///
     /// # Errors
     /// When the endpoint cannot be understood, or [`CertificatesConfig::memory`] names no place that can be kept. A file that
-    /// is damaged there is told in the log, and begun anew.
+    /// is damaged there is told in the log, removed, and begun anew.
     pub fn new(config: CertificatesConfig) -> Result<Self, ConnectError> {
         config.endpoint.check()?;
         let (mut roots, last_heard) = (Roots::default(), LastHeard::default());
@@ -148,7 +148,7 @@ impl Certificates {
         let file = kept.file.clone();
         let written = tokio::task::spawn_blocking(move || file.keep(&remembered)).await;
         if let Ok(Err(error)) = written {
-            tracing::error!(%error, "the roots that came are not remembered: a restart without istiod has none");
+            tracing::error!(%error, "the roots that came are not remembered: a restart without the authority has none");
         }
     }
 
@@ -167,10 +167,10 @@ impl Certificates {
             metadata,
         };
         let chain = self.call(identity, message).await?;
-        let answer = Answer::read(&chain).map_err(|why| unavailable(format!("istiod's answer is unusable: {why}")))?;
+        let answer = Answer::read(&chain).map_err(|why| unavailable(format!("the authority's answer is unusable: {why}")))?;
         let credential = answer
             .credential(identity, key, self.line.endpoint(), now())
-            .map_err(|why| unavailable(format!("istiod's answer is refused: {why}")))?;
+            .map_err(|why| unavailable(format!("the authority's answer is refused: {why}")))?;
         let known = {
             let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
             roots.came(identity, &answer.roots, credential.not_after, now());
@@ -212,7 +212,7 @@ impl Certificates {
                 }
                 Err(_) => {
                     self.line.hang_up().await;
-                    return Err(unavailable(format!("istiod did not answer within {ANSWERING:?}")));
+                    return Err(unavailable(format!("the authority did not answer within {ANSWERING:?}")));
                 }
             }
         }
@@ -238,6 +238,16 @@ impl Issuer for Certificates {
     fn faults(&self) -> Vec<String> {
         self.line.endpoint().files.faults()
     }
+
+    /// It says nothing unasked; meanwhile its files are looked at.
+    fn told(&self) -> BoxFuture<'_, Told> {
+        Box::pin(async {
+            loop {
+                sleep(LOOKING).await;
+                self.line.endpoint().look().await;
+            }
+        })
+    }
 }
 
 /// A key, and the request to sign it for an identity: no subject, one critical URI name. Without one the other side knows
@@ -254,7 +264,10 @@ pub(super) fn request(identity: Option<&Identity>) -> Result<(KeyPair, String), 
 }
 
 fn refusal(identity: &Identity, status: &tonic::Status, shown: Option<&str>) -> IssueError {
-    let (identity, mut why) = (identity.clone(), format!("istiod says {:?}: {}", status.code(), status.message()));
+    let (identity, mut why) = (
+        identity.clone(),
+        format!("the authority says {:?}: {}", status.code(), status.message()),
+    );
     if let (Code::Unauthenticated, Some(shown)) = (status.code(), shown) {
         why = format!("{why}; {shown}");
     }
@@ -306,15 +319,15 @@ impl Answer {
         let early = not_before.duration_since(now).unwrap_or_default();
         if early > SKEW {
             return Err(format!(
-                "its certificate is valid only in {early:?}: set the clock of this node, or istiod's"
+                "its certificate is valid only in {early:?}: set the clock of this node, or the authority's"
             ));
         }
         if !early.is_zero() {
-            tracing::warn!(%identity, ?early, "istiod's certificates begin in the future: the clock of this node is behind, or istiod's ahead");
+            tracing::warn!(%identity, ?early, "the authority's certificates begin in the future: the clock of this node is behind, or the authority's ahead");
         }
         if let Ok(late) = now.duration_since(not_after) {
             return Err(format!(
-                "its certificate has ended {late:?} ago: set the clock of this node, or istiod's"
+                "its certificate has ended {late:?} ago: set the clock of this node, or the authority's"
             ));
         }
         let mut bundles = TrustBundles::default();
@@ -358,7 +371,7 @@ fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, S
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(format!("{what} holds no certificate")),
-        Err(error) => Err(format!("{what} is no PEM: {error}")),
+        Err(error) => Err(format!("{what} is no PEM: {}", pem_in_words(&error))),
     }
 }
 
@@ -380,7 +393,7 @@ impl Roots {
                 let (of, der) = (domain.clone(), root.to_vec());
                 self.known.push(Root { of, der, until });
             } else {
-                tracing::warn!(%domain, "istiod sends more roots than are kept ({ROOTS})");
+                tracing::warn!(%domain, "the authority sends more roots than are kept ({ROOTS})");
             }
         }
         self.renew(now);

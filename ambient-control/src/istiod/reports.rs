@@ -33,6 +33,16 @@ pub enum ReportError {
     Silent,
 }
 
+impl ReportError {
+    /// Whether nobody was reached who could have refused it.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Endpoint(_) | Self::Silent => true,
+            Self::Refused { code, .. } => *code == Code::Unavailable,
+        }
+    }
+}
+
 impl Reports {
     /// Prepares to tell; connects with the first report.
     ///

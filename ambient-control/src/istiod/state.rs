@@ -24,7 +24,7 @@ use super::{
     memory::{Entry, Memory},
     pieces::{Piece, Pieces},
     session::{self, Come, Session},
-    transport::{Endpoint, EndpointError, OpenError},
+    transport::{Endpoint, EndpointError, LOOKING, OpenError},
 };
 use crate::{
     AskError, Batch, BoxFuture, Fault, KnownUntil, LastHeard, OnDemand, Source, StreamCounts, StreamEnd,
@@ -254,7 +254,7 @@ impl Recalled {
                 recalled.changes = session.remember(remembered).changes;
             }
             Err(error) => {
-                tracing::error!(%error, "nothing is known of what istiod said before");
+                tracing::error!(%error, "nothing is known of what the control plane said before");
                 recalled.fault = Some(error.to_string());
             }
         }
@@ -350,6 +350,7 @@ impl Client {
                 }
             };
             tokio::pin!(pause);
+            let mut look = std::pin::pin!(self.look());
             loop {
                 tokio::select! {
                     () = &mut pause => break,
@@ -362,9 +363,24 @@ impl Client {
                     Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
                         return;
                     },
+                    () = &mut look => {
+                        look.set(self.look());
+                        if self.tell(Vec::new()).await.is_err() {
+                            return;
+                        }
+                    }
                     () = self.batches.closed() => return,
                 }
             }
+        }
+    }
+
+    /// Waits a while, and looks at the files by which the control plane is reached.
+    fn look(&self) -> impl Future<Output = ()> + use<> {
+        let endpoint = self.config.endpoint.clone();
+        async move {
+            sleep(LOOKING).await;
+            endpoint.look().await;
         }
     }
 
@@ -383,7 +399,8 @@ impl Client {
         });
         // What has come of a response that is not there whole goes with its stream.
         let (mut pieces, mut come) = (Pieces::new(self.config.longest_message), Vec::new());
-        let mut silence = now() + FIRST_WORD;
+        let (mut silence, mut marked) = (now() + FIRST_WORD, now());
+        let mut look = std::pin::pin!(self.look());
         loop {
             while let Some(request) = self.session.poll_request() {
                 match timeout(ANSWERING, requests.send_data(framed(&request))).await {
@@ -421,10 +438,18 @@ impl Client {
                     }
                 }
                 // A control plane that has nothing to say is there all the same.
-                // And what is wrong with files is found out by calls too.
-                () = sleep(self.marking()) => if self.mark().await.is_err() {
-                    return End::Dropped;
-                },
+                () = time::sleep_until((marked + self.marking()).into()) => {
+                    marked = now();
+                    if self.mark().await.is_err() {
+                        return End::Dropped;
+                    }
+                }
+                () = &mut look => {
+                    look.set(self.look());
+                    if self.tell(Vec::new()).await.is_err() {
+                        return End::Dropped;
+                    }
+                }
                 Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
                     return End::Dropped;
                 },
@@ -565,18 +590,18 @@ impl Client {
             (memory, noted)
         });
         let Ok((memory, noted)) = noted.await else {
-            self.forgetful = Some("what istiod says is not remembered any more".into());
+            self.forgetful = Some("what the control plane says is not remembered any more".into());
             return;
         };
         match noted {
             Ok(()) => {
                 self.memory = Some(memory);
                 if self.forgetful.take().is_some() {
-                    tracing::info!("what istiod says is remembered again");
+                    tracing::info!("what the control plane says is remembered again");
                 }
             }
             Err(error) => {
-                let why = format!("what istiod says is not remembered: a restart without it begins with nothing: {error}");
+                let why = format!("what the control plane says is not remembered: a restart without it begins with nothing: {error}");
                 if self.forgetful.as_ref() != Some(&why) {
                     tracing::error!("{why}");
                 }
@@ -596,7 +621,7 @@ impl Client {
         };
         let age = super::identity::now().duration_since(heard).unwrap_or_default();
         if self.session.is_remembered() && age > config.longest {
-            tracing::error!(age = %self.age(), "istiod was not heard of for too long: what was known is not gone by any more");
+            tracing::error!(age = %self.age(), "the control plane was not heard of for too long: what was known is not gone by any more");
             self.session.forget();
             self.expired = true;
         }
@@ -629,7 +654,7 @@ impl Client {
         if self.session.is_remembered() {
             let longest = self.config.memory.as_ref().map(|memory| spelled(memory.longest));
             faults.push(Fault::from(format!(
-                "istiod has said nothing since the start: its state is as remembered, and {} old; new connections are refused once it \
+                "the control plane has said nothing since the start: its state is as remembered, and {} old; new connections are refused once it \
                  is older than {}",
                 self.age(),
                 longest.unwrap_or_default()
@@ -637,7 +662,7 @@ impl Client {
         }
         if self.expired {
             faults.push(Fault::from(format!(
-                "istiod was not heard of for {}, which is too long to go by what is remembered: new connections are refused until \
+                "the control plane was not heard of for {}, which is too long to go by what is remembered: new connections are refused until \
                  it answers",
                 self.age()
             )));

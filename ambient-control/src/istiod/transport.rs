@@ -288,6 +288,16 @@ impl Endpoint {
         Some(format!("shown was the token from {token}: put one there that is good now"))
     }
 
+    /// Looks at its files, so that [`Files::faults`] says what is wrong with them before they are needed, and no longer than it is.
+    pub(super) async fn look(&self) {
+        if let Roots::File(path) = &self.roots {
+            self.files.look(path, MOST_ROOTS, ROOTS_REMEDY, read_roots).await;
+        }
+        if let Some(Token::File(path)) = &self.token {
+            self.files.look(path, LONGEST_TOKEN, TOKEN_REMEDY, bearer).await;
+        }
+    }
+
     /// What the control plane has answered: where it does not know this node's certificate, another is asked for.
     pub(super) fn heard(&self, status: &Status) {
         if let Some(membership) = self.membership.as_ref().filter(|_| status.code() == tonic::Code::Unauthenticated) {
@@ -490,7 +500,7 @@ impl Roots {
 /// one that counts.
 fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = read.map_err(|e| format!("it is no PEM: {e}"))?;
+    let certificates = read.map_err(|e| format!("it is no PEM: {}", ambient_tls::pem_in_words(&e)))?;
     match RootCertStore::empty().add_parsable_certificates(certificates.iter().cloned()) {
         (0, _) => Err("it holds no root certificate".into()),
         _ => Ok(certificates),
@@ -623,6 +633,8 @@ const MOST_ROOTS: u64 = 16 << 20;
 const LONGEST_TOKEN: u64 = 256 << 10;
 const ROOTS_REMEDY: &str = "put the PEM certificates there of who vouches for it";
 const TOKEN_REMEDY: &str = "put a token there";
+/// How often its files are looked at.
+pub(super) const LOOKING: Duration = Duration::from_secs(2);
 /// How long a connection may take, TLS included.
 const CONNECTING: Duration = Duration::from_secs(5);
 /// What may be under way of a message.

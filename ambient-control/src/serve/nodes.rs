@@ -117,7 +117,7 @@ pub(super) struct Known {
 #[non_exhaustive]
 pub enum NodesError {
     /// The name is no node's.
-    #[error("{node:?} is no name of a node: letters, digits, '.', '-' and '_' make one")]
+    #[error("{node:?} is no name of a node: letters, digits, '.', '-' and '_' make one, 253 at most, of which '.' is not the first")]
     Node {
         /// What was given.
         node: String,

@@ -44,7 +44,7 @@ use super::{
     streams,
 };
 use crate::{
-    Batch, Fault, Source,
+    Batch, Source,
     ca::{RequestError, Signer, directory::Stamp},
     wire::{
         ambient::control::v1::{capture_service_server::CaptureServiceServer, node_service_server::NodeServiceServer},
@@ -217,7 +217,6 @@ impl ControlPlane {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let (mut connections, strangers) = (JoinSet::new(), Strangers::few(shared.limits.of_a_place));
         let mut source_lives = true;
-        let mut wrong: Arc<[Fault]> = Arc::new([]);
         let trust_changed = Notify::new();
         let mut renewing = std::pin::pin!(certificate.keep(&*shared.door.ca, &names, &provider, &trust_changed));
         let mut looking = std::pin::pin!(look(&shared, &trust_changed));
@@ -227,10 +226,7 @@ impl ControlPlane {
                 () = &mut renewing => {}
                 () = &mut looking => {}
                 batch = source.next(), if source_lives => match batch {
-                    Some(batch) => {
-                        take(&shared, &batch, &wrong);
-                        wrong = batch.faults;
-                    }
+                    Some(batch) => take(&shared, &batch),
                     None => {
                         tracing::warn!("the source of state has ended: what is known goes on being served");
                         source_lives = false;
@@ -279,10 +275,7 @@ fn take_in(room: &Arc<Semaphore>, strangers: &Strangers, from: SocketAddr) -> Re
     Ok((place, stranger))
 }
 
-fn take(shared: &Shared, batch: &Batch, wrong_before: &[Fault]) {
-    for fault in batch.faults.iter().filter(|fault| !wrong_before.contains(fault)) {
-        tracing::warn!(%fault, "the source of state");
-    }
+fn take(shared: &Shared, batch: &Batch) {
     shared.door.counts.are_wrong(batch.faults.len());
     tell(shared, |board| board.apply(&batch.changes, batch.synced));
 }

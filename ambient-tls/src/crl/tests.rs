@@ -34,6 +34,20 @@ fn nothing_is_left_out_silently() {
         let error = read_crls(pem.as_bytes()).unwrap_err();
         assert!(matches!(error, CrlError::Pem { .. }), "{pem}: {error}");
     }
+    // Whoever reads it is shown words, and no bytes.
+    let said = |pem: &str| read_crls(pem.as_bytes()).unwrap_err().to_string();
+    let torn = &good[..good.len() / 2];
+    assert!(
+        said(torn).contains("it ends before the line \"-----END X509 CRL-----\""),
+        "{}",
+        said(torn)
+    );
+    let odd = good.replacen("CRL-----", "CRL----", 1);
+    assert!(
+        said(&odd).contains("a section begins with \"-----BEGIN X509 CRL----\""),
+        "{}",
+        said(&odd)
+    );
     let garbled = format!("{good}-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
     let error = read_crls(garbled.as_bytes()).unwrap_err();
     assert!(matches!(error, CrlError::Unreadable { index: 1, .. }), "{error}");

@@ -62,8 +62,8 @@ pub(super) struct Istiod {
     /// node needs a small part. A connection to an address that was not asked for yet waits for the answer.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     xds_on_demand: bool,
-    /// A directory of this node's own where what was said last is kept, for a restart while istiod or SPIRE is away: state,
-    /// policies and whom to trust.
+    /// A directory of this node's own where what was said last is kept, for a restart while istiod, `ambient control` or SPIRE is away:
+    /// state, policies and whom to trust.
     #[arg(long, env = "AMBIENT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// For how long that is gone by when they stay away; then new connections are refused.

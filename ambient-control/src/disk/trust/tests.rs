@@ -43,5 +43,6 @@ fn what_came_is_remembered_and_nothing_of_a_damaged_file() {
         fs::write(&path, damaged).unwrap();
         let (_, read) = TrustFile::open(&directory, "who.roots").unwrap();
         assert_eq!(read, None, "byte {at}");
+        assert!(!path.exists(), "byte {at}: it is told with each start");
     }
 }

@@ -120,6 +120,21 @@ async fn a_clock_that_is_a_little_behind_is_put_up_with() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_files_is_told_before_they_are_needed_and_no_longer_than_it_is() {
+    let fake = Fake::start("localhost").await;
+    let certificates = Certificates::new(CertificatesConfig::new(fake.endpoint())).unwrap();
+    let told = async || {
+        let _ = timeout(2 * LOOKING, certificates.told()).await;
+        certificates.faults()
+    };
+    std::fs::write(fake.path("token"), "").unwrap();
+    let faults = told().await;
+    assert!(faults.len() == 1 && faults[0].contains("it is empty"), "{faults:?}");
+    std::fs::write(fake.path("token"), TOKEN).unwrap();
+    assert!(told().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_life_that_is_cut_short_is_said_so_once() {
     let fake = Fake::start("localhost").await;
     fake.signs(|authority, request| {

@@ -4,7 +4,10 @@ use prost::Message;
 use prost_types::Any;
 use tonic::Status;
 
-use super::super::identity::now as identity_now;
+use super::super::{
+    identity::now as identity_now,
+    transport::{Roots, Token},
+};
 use super::{super::fake::*, *};
 use crate::{
     Change,
@@ -189,6 +192,57 @@ async fn what_is_wrong_is_told_until_it_is_mended() {
     until(&mut state, told("Internal: broken")).await;
 }
 
+/// Also where neither is needed, as by a stream that stands.
+#[tokio::test]
+async fn what_is_wrong_with_files_is_told_while_a_stream_stands_and_no_longer_than_it_is() {
+    let mut fake = Fake::start("localhost").await;
+    let mut state = State::connect(config(&fake)).unwrap();
+    let stream = fake.opened().await;
+    for kind in [ADDRESS, AUTHORIZATION] {
+        stream.responses.send(Ok(response(kind, kind, vec![]))).await.unwrap();
+    }
+    until(&mut state, |batch| batch.synced && batch.faults.is_empty()).await;
+    for (name, wrong) in [("root.pem", "it holds no root certificate: put"), ("token", "it is empty: put")] {
+        let path = fake.path(name);
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        let batch = timeout(3 * LOOKING, next(&mut state)).await.expect("within seconds");
+        let [fault] = &batch.faults[..] else { panic!("{batch:?}") };
+        assert!(fault.what.contains(name) && fault.what.contains(wrong), "{fault}");
+        fs::write(&path, good).unwrap();
+        let batch = timeout(3 * LOOKING, next(&mut state)).await.expect("within seconds");
+        assert!(batch.faults.is_empty() && batch.synced, "{batch:?}");
+    }
+}
+
+/// And while nobody is reached, who would be shown them.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_good_again_is_no_fault_any_more_while_the_control_plane_is_away() {
+    let scratch = tempfile::tempdir().unwrap();
+    let token = scratch.path().join("token");
+    fs::write(&token, "").unwrap();
+    // Nobody listens there.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = Endpoint {
+        roots: Roots::Pem(Authority::new().pem()),
+        token: Some(Token::File(token.clone())),
+        ..Endpoint::new(&format!("https://{address}"), provider())
+    };
+    let asker = Asker {
+        instance_ip: "192.0.2.1".into(),
+        pod: "z".into(),
+        namespace: "istio-system".into(),
+        node: "node-a".into(),
+        metadata: std::collections::BTreeMap::new(),
+    };
+    let mut state = State::connect(StateConfig::new(endpoint, asker)).unwrap();
+    let of_token = |batch: &Batch| batch.faults.iter().any(|fault| fault.what.contains("it is empty"));
+    let of_stream = |batch: &Batch| batch.faults.iter().any(|fault| fault.what.contains("no stream from"));
+    until(&mut state, |batch| of_token(batch) && of_stream(batch)).await;
+    fs::write(&token, TOKEN).unwrap();
+    until(&mut state, |batch| !of_token(batch) && of_stream(batch)).await;
+}
+
 #[tokio::test]
 async fn a_certificate_for_another_name_is_believed_only_where_that_is_named() {
     let mut fake = Fake::start("istiod.istio-system.svc").await;
@@ -234,7 +288,7 @@ fn what_is_no_endpoint_is_refused_at_once() {
     endpoint.check().unwrap();
     endpoint.headers = vec![("a b".into(), "1".into())];
     assert!(endpoint.check().unwrap_err().to_string().contains("\"a b\""));
-    assert!(!format!("{:?}", super::super::Token::Literal("secret".into())).contains("secret"));
+    assert!(!format!("{:?}", Token::Literal("secret".into())).contains("secret"));
 }
 
 #[tokio::test]
