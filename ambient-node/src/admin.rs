@@ -27,10 +27,10 @@ use ambient_core::PodUid;
 use ambient_redirect::{linux::Netns, plan::Options, pods::PodState, probes::ProbesState, zds::ClientState};
 use tokio::sync::watch;
 
-use crate::{Shared, pods::Pods, state::State, telemetry::Metrics};
+use crate::{Shared, certificates::Flaw, pods::Pods, state::State, telemetry::Metrics};
 
 pub(crate) use answer::{Answer, Asked, Out};
-pub(crate) use listen::{At, Doors, Given, OpenError};
+pub(crate) use listen::{At, Doors, Given, OpenError, otherwise};
 pub(crate) use serve::Pages;
 pub(crate) use stop::{Stop, Urgency};
 
@@ -57,6 +57,8 @@ pub(crate) struct Context {
     pub(crate) standing: Standing,
 }
 
+/// Gives what is wrong with the certificate that a pod is served with.
+pub(crate) type Doubt = Box<dyn Fn(&PodUid) -> Option<Flaw> + Send + Sync>;
 /// Gives the namespace that a pod is served in.
 pub(crate) type Served = Box<dyn Fn(&PodUid) -> Option<Arc<Netns>> + Send + Sync>;
 
@@ -78,6 +80,10 @@ pub(crate) struct Standing {
     pub(crate) proxied: bool,
     /// The namespace that a pod is served in.
     pub(crate) namespace: Served,
+    /// What is wrong with the certificate that a pod is served with.
+    pub(crate) doubt: Doubt,
+    /// What to do where captures cannot be announced.
+    pub(crate) unannounced: &'static str,
     /// Tells the node to stop.
     pub(crate) stop: Stop,
 }

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use ambient_control::{istiod::Reports, manifests::Status};
+use ambient_control::{
+    istiod::{ReportError, Reports},
+    manifests::Status,
+};
 use ambient_core::{NetworkMode, PodUid, TunnelProtocol, Workload};
 use ambient_redirect::{Announce, BoxFuture, PodSpec};
 use tokio::time;
@@ -52,6 +55,10 @@ impl Announce for AnnounceInDirectory {
             Ok(())
         })
     }
+
+    fn remedy(&self) -> &'static str {
+        "see that the node can write its status in the directory of manifests"
+    }
 }
 
 /// Announces captured pods through `ambient control`.
@@ -76,20 +83,32 @@ impl Announce for AnnounceToControl {
 
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
         let told = self.0.report(&pod.uid, &pod.addresses, true);
-        Box::pin(async move { told.await.map_err(io::Error::other) })
+        Box::pin(async move { told.await.map_err(of_report) })
     }
 
     fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
-            self.0.report(uid, &[], false).await.map_err(io::Error::other)?;
+            self.0.report(uid, &[], false).await.map_err(of_report)?;
             time::sleep(TOLD).await;
             Ok(())
         })
     }
+
+    fn remedy(&self) -> &'static str {
+        "see that `ambient control` runs and is reached from here: it keeps which pods are captured, and is asked again by itself"
+    }
+}
+
+fn of_report(error: ReportError) -> io::Error {
+    match error.is_absence() {
+        true => io::Error::new(io::ErrorKind::HostUnreachable, error),
+        false => io::Error::other(error),
+    }
 }
 
 /// Announces as is said, and knows from the mesh's state what an earlier process has announced, where that is told nowhere else. There
-/// it also says again what the state does not tell: a control plane that has lost what it knew would have peers speak in plaintext.
+/// what the state tells of a pod counts while nobody can be told, as after a restart without the control plane: its peers go by it too. It
+/// also says again what the state does not tell: a control plane that has lost what it knew would have peers speak in plaintext.
 pub(crate) struct ByState {
     announce: Arc<dyn Announce>,
     /// The name of this node.
@@ -102,6 +121,8 @@ pub(crate) struct ByState {
 struct Said {
     pod: PodSpec,
     at: Mutex<time::Instant>,
+    /// Nobody has heard it yet; an earlier process has said so.
+    owed: AtomicBool,
     /// It is being taken back, or something else is said of the pod since.
     over: AtomicBool,
     /// One thing of a pod is said at a time: so what is said last is what is so.
@@ -141,9 +162,13 @@ impl ByState {
             is_due
                 && workload.is_some_and(|workload| *workload.node == *self.node && could_be_announced(workload) && !is_announced(workload))
         };
-        let untold: Vec<_> = lock(&self.said).values().filter(|said| untold(said)).cloned().collect();
-        if !untold.is_empty() {
-            let pods = untold.len();
+        let untold: Vec<_> = {
+            let said = lock(&self.said);
+            let owed = |said: &Arc<Said>| said.owed.load(Ordering::Relaxed);
+            said.values().filter(|said| owed(said) || untold(said)).cloned().collect()
+        };
+        let pods = untold.iter().filter(|said| !said.owed.load(Ordering::Relaxed)).count();
+        if pods > 0 {
             tracing::warn!(
                 pods,
                 "the control plane does not tell of pods that are captured here: it is told again"
@@ -156,10 +181,39 @@ impl ByState {
             }
             *lock(&said.at) = time::Instant::now();
             if let Err(error) = self.announce.captured(&said.pod).await {
-                tracing::warn!(pod = %said.pod, %error, "it cannot be told; it is tried again");
+                match said.owed.load(Ordering::Relaxed) {
+                    true => tracing::debug!(pod = %said.pod, %error, "it cannot be told yet"),
+                    false => tracing::warn!(pod = %said.pod, %error, "it cannot be told; it is tried again"),
+                }
                 return;
             }
+            said.owed.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Says that a pod is captured; gives whether somebody was told. Where the mesh tells it already, nobody need be there to be.
+    async fn say(&self, pod: &PodSpec) -> io::Result<bool> {
+        let saying = self.announce.captured(pod);
+        if !self.tells(pod) {
+            return saying.await.map(|()| true);
+        }
+        let why = match time::timeout(BRIEFLY, saying).await {
+            Ok(Ok(())) => return Ok(true),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::HostUnreachable => error.to_string(),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => format!("no answer within {BRIEFLY:?}"),
+        };
+        tracing::info!(%pod, why, "the capture stays announced as an earlier process has said it: it is said again once somebody hears it");
+        Ok(false)
+    }
+
+    /// Whether the mesh's state tells that a pod is captured here, where nothing else does.
+    fn tells(&self, pod: &PodSpec) -> bool {
+        let Some(now) = self.state.current().filter(|_| self.announce.announced().is_none()) else {
+            return false;
+        };
+        let workload = now.mesh.workload_by_pod(&pod.uid);
+        workload.is_some_and(|workload| *workload.node == *self.node && is_announced(workload))
     }
 }
 
@@ -183,13 +237,14 @@ impl Announce for ByState {
                 Some(before) => Some(before.turn.lock().await),
                 None => None,
             };
-            self.announce.captured(pod).await?;
+            let heard = self.say(pod).await?;
             if let Some(before) = &before {
                 before.over.store(true, Ordering::Relaxed);
             }
             let said = Said {
                 pod: pod.clone(),
                 at: Mutex::new(time::Instant::now()),
+                owed: AtomicBool::new(!heard),
                 over: AtomicBool::new(false),
                 turn: tokio::sync::Mutex::default(),
             };
@@ -211,12 +266,19 @@ impl Announce for ByState {
             Ok(())
         })
     }
+
+    fn remedy(&self) -> &'static str {
+        self.announce.remedy()
+    }
 }
 
 /// How often it is looked whether the state tells what was announced.
 const GLANCE: Duration = Duration::from_secs(10);
 /// How long that may take after it was said: longer than a stream of the control plane is away as a rule.
 const TO_BE_TOLD: Duration = Duration::from_secs(30);
+
+/// How long who is to be told of what the mesh tells already may take.
+const BRIEFLY: Duration = Duration::from_secs(3);
 
 /// Whether a pod is reached by tunnel because its node has said so: what speaks HBONE itself, as a waypoint does, is so by its
 /// own word.

@@ -26,6 +26,7 @@ use standing::Judged;
 
 pub(crate) use memory::{Keep, Memory};
 pub use memory::{KeysError, NodeKeys};
+pub(crate) use standing::Flaw;
 
 mod memory;
 mod queue;

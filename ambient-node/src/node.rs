@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     Config, Keys, Page,
-    admin::{Context, Doors, Given, OpenError, Pages, Standing, Stop, Urgency},
+    admin::{self, Context, Doors, Given, OpenError, Pages, Standing, Stop, Urgency},
     announce::ByState,
     assumed,
     bounds::Bounds,
@@ -92,7 +92,7 @@ pub enum StartError {
     #[error("this node cannot capture pods: {0}")]
     Preflight(#[from] PreflightError),
     /// A port of the node's own pages cannot be had.
-    #[error("cannot listen on {address} for {what}: {source}; is another node proxy running here? (choose another port with {flag})")]
+    #[error("cannot listen on {address} for {what}: {source}{}", admin::otherwise(source, flag))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -464,12 +464,12 @@ impl Node {
             doors,
             stop: told,
         } = self;
-        let captures = match &enrolling {
-            Enrolling::Own(enrolment, _) => Some(enrolment.states()),
+        let (captures, unannounced) = match &enrolling {
+            Enrolling::Own(enrolment, _) => (Some(enrolment.states()), enrolment.remedy()),
             // Of pods that others enrol nothing is proven here.
-            Enrolling::Told(..) | Enrolling::Given(_) => None,
+            Enrolling::Told(..) | Enrolling::Given(_) => (None, ""),
         };
-        let served = pods.clone();
+        let (served, doubted) = (pods.clone(), pods.clone());
         shared.metrics.ask_runtimes(shared.workers.runtimes());
         let context = Context {
             node: shared.clone(),
@@ -484,6 +484,8 @@ impl Node {
                 probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: true,
                 namespace: Box::new(move |uid| served.namespace(uid)),
+                doubt: Box::new(move |uid| doubted.flaw(uid)),
+                unannounced,
                 stop: told.clone(),
             },
         };

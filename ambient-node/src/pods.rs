@@ -17,6 +17,7 @@ use crate::{
     Shared,
     accept::has_no_such_address,
     assumed::{self, Contradictions},
+    certificates::Flaw,
     dns,
     embed::Listener,
     pod::{Listening, Pod, Stage},
@@ -93,6 +94,11 @@ impl Pods {
     /// The namespace that a pod is served in.
     pub(crate) fn namespace(&self, uid: &PodUid) -> Option<Arc<Netns>> {
         Some(self.present(uid)?.namespace.clone())
+    }
+
+    /// What is wrong with the certificate that a pod is served with.
+    pub(crate) fn flaw(&self, uid: &PodUid) -> Option<Flaw> {
+        self.node.certificates.flaw(&self.present(uid)?.identity)
     }
 
     fn take(&self, uid: &PodUid) -> Option<Arc<Pod>> {

@@ -170,13 +170,13 @@ mod tests {
         let one = |name: &str| {
             (
                 format!("spiffe://d/ns/shop/sa/{name}").parse().unwrap(),
-                "istiod says:\nno".to_owned(),
+                "the authority says:\nno".to_owned(),
             )
         };
         assert_eq!(
             served(&[one("a"), one("b")], UNRENEWED),
             "2 served until the end of a certificate that was not renewed yet: spiffe://d/ns/shop/sa/a, spiffe://d/ns/shop/sa/b; the \
-             first as istiod says: no\n"
+             first as the authority says: no\n"
         );
     }
 

@@ -195,6 +195,8 @@ impl Enrol {
                 probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: false,
                 namespace: Box::new(move |uid| served.namespace(uid)),
+                doubt: Box::new(|_| None),
+                unannounced: enrolment.remedy(),
                 stop: told.clone(),
             },
             proxies: server.proxies(),

@@ -188,6 +188,11 @@ impl Enrolment {
         self.states.subscribe()
     }
 
+    /// What to do where a pod's capture cannot be announced, or that be taken back: [`Announce::remedy`].
+    pub fn remedy(&self) -> &'static str {
+        self.hands.announce.remedy()
+    }
+
     /// Hands namespaces of new pods over while it runs.
     pub fn hand_over(&self) -> HandOver {
         HandOver(self.orders.0.clone())

@@ -107,10 +107,16 @@ pub trait Announce: Send + Sync {
 
     /// Says that a pod is captured; durable when the future ends. Called after proof; again only after
     /// [`withdrawn`](Self::withdrawn), or when it failed, or by the next process, or where the mesh's state, which is to tell of it
-    /// ([`announced`](Self::announced) is `None`), does not: to say the same again must do no harm.
+    /// ([`announced`](Self::announced) is `None`), does not: to say the same again must do no harm. An error of the kind
+    /// `HostUnreachable` says that whoever keeps it was not reached, and so has refused nothing.
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>>;
 
     /// Takes that back; durable when the future ends, and the rules are taken away only then. Called also for a UID that was
     /// never announced by this process: an earlier one may have done so.
     fn withdrawn<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, io::Result<()>>;
+
+    /// What to do where either fails, for people.
+    fn remedy(&self) -> &'static str {
+        "it is tried again by itself; the node's log says how it goes on"
+    }
 }

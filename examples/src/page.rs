@@ -40,7 +40,7 @@ fn get(admin: SocketAddr, target: &str) -> anyhow::Result<String> {
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| other("the answer is not HTTP"))?;
     let status: Option<u16> = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     match status.with_context(|| other("the answer is not HTTP"))? {
-        200 => Ok(body.to_owned()),
+        200 if !body.is_empty() => Ok(body.to_owned()),
         // A node says why.
         status if body.trim().is_empty() => anyhow::bail!(other(&format!("it answers with {status} and not a word"))),
         _ => anyhow::bail!(body.trim_end().to_owned()),

@@ -40,6 +40,8 @@ mod probes;
 mod restarted;
 #[path = "enrolment/roots.rs"]
 mod roots;
+#[path = "enrolment/unreadable.rs"]
+mod unreadable;
 
 use std::process::ExitCode;
 
@@ -132,6 +134,14 @@ fn main() -> ExitCode {
             (
                 "a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing",
                 roots::a_root_changes_under_traffic_and_the_old_one_is_good_for_nothing,
+            ),
+            (
+                "what_control_cannot_read_refuses_on_every_node_and_is_taken_back",
+                unreadable::what_control_cannot_read_refuses_on_every_node_and_is_taken_back,
+            ),
+            (
+                "an_identity_that_is_revoked_is_told_by_every_page",
+                unreadable::an_identity_that_is_revoked_is_told_by_every_page,
             ),
         ],
         &[("peer", peer::main), ("resolve", families::resolve), ("crowd", crowd::main)],

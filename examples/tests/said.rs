@@ -73,6 +73,7 @@ fn a_failure_that_nobody_can_be_told_of_is_a_failure() {
 fn an_answer_without_words_is_told_in_words() {
     for (answer, wanted) in [
         ("", "the answer is not HTTP"),
+        ("HTTP/1.1 200 OK\r\n\r\n", "200"),
         ("HTTP/1.1 404 Not Found\r\n\r\n", "404"),
         ("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n \n", "500"),
     ] {

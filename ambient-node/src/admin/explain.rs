@@ -328,7 +328,7 @@ fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certifi
                 let until = credential.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 let until = rfc3339(until.as_secs());
                 match at.node.certificates.why_refused(&identity) {
-                    Some(why) => format!("the source's, here and valid until {until}, and peers refuse it ({why}): another is asked for"),
+                    Some(why) => format!("the source's, here until {until}, and peers refuse it ({why}): another is asked for"),
                     None => format!("the source's, here and valid until {until}"),
                 }
             }

@@ -23,6 +23,15 @@ pub(crate) enum OpenError {
     NotLoopback(SocketAddr),
 }
 
+/// What to do where an address cannot be had that a flag names.
+pub(crate) fn otherwise(error: &io::Error, flag: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("; is another node proxy running here? (choose another port with {flag})"),
+        io::ErrorKind::AddrNotAvailable => format!(": no device of this machine has that address; choose another with {flag}"),
+        _ => format!("; choose another address with {flag}"),
+    }
+}
+
 /// Where pages are to be served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct At {
@@ -91,4 +100,26 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     bound.set_nonblocking(true)?;
     Ok(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_about_an_address_is_told_by_why_it_cannot_be_had() {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let told = |address: SocketAddr| otherwise(&TcpListener::bind(address).unwrap_err(), "--metrics");
+        let taken = told(first.local_addr().unwrap());
+        assert!(
+            taken.contains("another node proxy") && taken.contains("another port with --metrics"),
+            "{taken}"
+        );
+        // Of the addresses that are for documentation nobody has one.
+        let nobodys = told("192.0.2.1:0".parse().unwrap());
+        assert!(
+            nobodys.contains("no device of this machine") && !nobodys.contains("proxy"),
+            "{nobodys}"
+        );
+    }
 }

@@ -17,7 +17,7 @@ use serde::{Serialize, Serializer};
 
 use self::{
     look::{Listener, Look},
-    wrong::{Wrong, unserved, wrong},
+    wrong::{Wrong, flawed, unserved, wrong},
 };
 use super::{Answer, Asked, Site, Standing, answer::JSON};
 use crate::{meant::is_meant, telemetry::Direction, text::rfc3339};
@@ -185,7 +185,9 @@ impl View {
     fn new(at: &Standing, pod: &PodState) -> Self {
         let now = at.state.current();
         let workload = now.as_ref().and_then(|now| now.mesh.workload_by_pod(&pod.spec.uid));
-        Self::of(pod, connections(at, workload), Look::into(at, pod))
+        let mut view = Self::of(pod, (connections(at, workload), at.unannounced), Look::into(at, pod));
+        view.wrong.extend(flawed((at.doubt)(&pod.spec.uid)));
+        view
     }
 
     /// One of which nobody here says how its capture goes.
@@ -208,6 +210,7 @@ impl View {
         } else if desired && at.captures.is_none() {
             let agent = at.agent.as_ref().map(|agent| agent.borrow().clone());
             wrong.extend(unserved(agent.as_ref(), workload.pod.as_ref(), served.is_some()));
+            wrong.extend(workload.pod.as_ref().and_then(|pod| flawed((at.doubt)(pod))));
         }
         Self {
             namespace: workload.namespace.clone(),
@@ -237,7 +240,7 @@ impl View {
         }
     }
 
-    fn of(pod: &PodState, connections: Option<Connections>, look: Look) -> Self {
+    fn of(pod: &PodState, (connections, unannounced): (Option<Connections>, &str), look: Look) -> Self {
         let spec = &pod.spec;
         let (state, captured_at, proof) = match &pod.state {
             State::In { captured_at, proof } => ("in", Some(*captured_at), Some(*proof)),
@@ -282,7 +285,7 @@ impl View {
             put: pod.said.clone(),
             note: None,
             asks: Asks::of(&spec.capture),
-            wrong: wrong(pod, &look),
+            wrong: wrong(pod, &look, unannounced),
             listeners: look.listeners,
         }
     }

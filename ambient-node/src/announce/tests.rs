@@ -59,6 +59,8 @@ async fn what_is_announced_is_known_from_the_mesh_where_nobody_else_tells() {
 struct ToControl {
     said: Mutex<Vec<(&'static str, PodUid)>>,
     late: tokio::sync::Mutex<()>,
+    /// What it answers instead.
+    fails: Mutex<Option<io::ErrorKind>>,
 }
 
 impl ToControl {
@@ -78,6 +80,9 @@ impl Announce for ToControl {
 
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async {
+            if let Some(kind) = *lock(&self.fails) {
+                return Err(kind.into());
+            }
             self.say("captured", &pod.uid);
             drop(self.late.lock().await);
             Ok(())
@@ -157,4 +162,57 @@ async fn what_the_control_plane_has_forgotten_is_said_again_until_it_tells_it_an
     drop(announce);
     time::sleep(4 * TO_BE_TOLD).await;
     assert_eq!(control.said(), ["captured"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_mesh_tells_of_a_pod_counts_while_nobody_can_be_told_and_is_said_again_then() {
+    let (state, control) = (Arc::new(State::default()), Arc::new(ToControl::default()));
+    let changes = vec![
+        workload("a", |_| ()),
+        workload("late", |_| ()),
+        workload("elsewhere", |w| w.node = "node-2".into()),
+        workload("plain", |w| w.tunnel = TunnelProtocol::None),
+    ];
+    let batch = Batch {
+        changes,
+        synced: true,
+        ..Batch::default()
+    };
+    state.apply(batch, clock::steady());
+    let announce = ByState::over(control.clone(), &"node-1".into(), &state, &Arc::default());
+    let fails = |with: Option<io::ErrorKind>| *lock(&control.fails) = with;
+
+    fails(Some(io::ErrorKind::HostUnreachable));
+    announce.captured(&pod("a")).await.unwrap();
+    for unknown in ["elsewhere", "plain", "not-there"] {
+        let error = announce.captured(&pod(unknown)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{unknown}");
+    }
+    // Who is there and refuses it is believed.
+    fails(Some(io::ErrorKind::Other));
+    assert!(announce.captured(&pod("late")).await.is_err());
+    // Who does not answer is not waited for, as an enrolment would not.
+    fails(None);
+    let late = control.late.lock().await;
+    time::timeout(BRIEFLY * 2, announce.captured(&pod("late"))).await.unwrap().unwrap();
+    drop(late);
+    control.said();
+
+    time::sleep(2 * GLANCE).await;
+    let mut said: Vec<String> = std::mem::take(&mut *lock(&control.said))
+        .into_iter()
+        .map(|(_, uid)| uid.to_string())
+        .collect();
+    said.sort();
+    assert_eq!(said, ["a", "late"], "once each");
+    time::sleep(10 * TO_BE_TOLD).await;
+    assert!(control.said().is_empty(), "it was heard");
+
+    // One that is said of anew as nobody hears is taken back as any other.
+    fails(Some(io::ErrorKind::HostUnreachable));
+    announce.captured(&pod("a")).await.unwrap();
+    fails(None);
+    announce.withdrawn(&"a".into()).await.unwrap();
+    time::sleep(10 * TO_BE_TOLD).await;
+    assert_eq!(control.said(), ["withdrawn"]);
 }

@@ -26,6 +26,15 @@ pub(super) struct Judged {
     of: HashMap<Identity, (Weak<Credential>, Option<String>)>,
 }
 
+/// What is wrong with the certificate of an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// There is none that holds; why not, as far as it is known.
+    Missing(Option<String>),
+    /// Peers refuse it for this reason; and why there is no other yet.
+    Refused(String, Option<String>),
+}
+
 impl Certificates {
     /// Looks whether peers accept each certificate that is here, of which that is not known yet, or by other roots or revocations:
     /// another is asked for in the place of one that they refuse, which stays in use while there is none.
@@ -63,6 +72,20 @@ impl Certificates {
         let mut refused: Vec<_> = refused.collect();
         refused.sort_unstable();
         refused
+    }
+
+    /// What is wrong with the certificate of an identity that is needed here; nothing where it holds and peers accept it, as was last
+    /// found.
+    pub(crate) fn flaw(&self, identity: &Identity) -> Option<Flaw> {
+        let Some(present) = self.credential(identity) else {
+            return Some(Flaw::Missing(self.failure(identity)));
+        };
+        let refusal = {
+            let judged = locked(&self.judged);
+            let (of, refusal) = judged.of.get(identity)?;
+            refusal.clone().filter(|_| std::ptr::eq(of.as_ptr(), Arc::as_ptr(&present)))?
+        };
+        Some(Flaw::Refused(refusal, self.failure(identity)))
     }
 
     /// Why peers refuse the certificate of an identity that is here, where they do.

@@ -42,8 +42,12 @@ pub(super) fn of(certificates: &Certificates, meant: impl Iterator<Item = Identi
             .map(|credential| (credential.identity.clone(), Some(credential))),
     );
     let trust = certificates.trust();
+    let refused: BTreeMap<Identity, String> = certificates.refused().into_iter().collect();
     all.into_iter().map(move |(identity, credential)| View {
-        state: state(credential.as_deref(), || certificates.failure(&identity), now),
+        state: match refused.get(&identity) {
+            Some(why) => format!("Unavailable: peers refuse it: {why}").into(),
+            None => state(credential.as_deref(), || certificates.failure(&identity), now),
+        },
         cert_chain: credential
             .iter()
             .flat_map(|c| &c.chain)

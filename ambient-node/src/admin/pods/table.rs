@@ -43,8 +43,11 @@ pub(super) fn of_all(listed: &Listed) -> String {
         (Some(error), _) => writeln!(text, "\nprobes of the kubelet may be refused: {error}"),
         (None, true) => writeln!(
             text,
-            "\nprobes of the kubelet are let through to {} addresses{}",
-            probes.addresses,
+            "\nprobes of the kubelet are let through to {}{}",
+            match probes.addresses {
+                1 => "1 address".to_owned(),
+                many => format!("{many} addresses"),
+            },
             { repairs(probes.repairs, probes.last_repair.as_ref()) }
         ),
         (None, false) if listed.pods.is_empty() => Ok(()),
@@ -161,3 +164,24 @@ pub(super) fn of_one(pod: &View) -> String {
 }
 
 const KEPT_SHOWN: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Probes, *};
+
+    #[test]
+    fn one_is_told_as_one() {
+        let told = |addresses| {
+            let probes = Probes {
+                let_through: true,
+                addresses,
+                repairs: 0,
+                last_repair: None,
+                error: None,
+            };
+            of_all(&Listed { pods: Vec::new(), probes })
+        };
+        assert!(told(1).ends_with("let through to 1 address\n"), "{}", told(1));
+        assert!(told(2).ends_with("let through to 2 addresses\n"), "{}", told(2));
+    }
+}

@@ -12,6 +12,7 @@ use ambient_redirect::{
 use serde::Serialize;
 
 use super::look::{Listener, Listens, Look, in_short};
+use crate::certificates::Flaw;
 
 /// Something that is wrong with a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,8 +25,9 @@ pub(super) struct Wrong {
     pub(super) remedy: String,
 }
 
-/// All that is wrong with a pod, the gravest first; empty where all is as it should be.
-pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
+/// All that is wrong with a pod's capture, the gravest first; empty where all is as it should be. What to do where it cannot be announced
+/// is as whoever keeps that says.
+pub(super) fn wrong(pod: &PodState, look: &Look, unannounced: &str) -> Vec<Wrong> {
     let mut found = Vec::new();
     let mut say = |code: &'static str, what: String, remedy: &str| {
         found.push(Wrong {
@@ -36,7 +38,11 @@ pub(super) fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
     };
     match &pod.state {
         State::Pairing { why } => say(why.code(), format!("it is not captured: {why}"), pairing_remedy(why)),
-        State::Refused { error } => say(error.code(), format!("it is not captured: {error}"), refusal_remedy(error)),
+        State::Refused { error } => say(
+            error.code(),
+            format!("it is not captured: {error}"),
+            refusal_remedy(error, unannounced),
+        ),
         _ => {}
     }
     let captured = matches!(pod.state, State::In { .. });
@@ -154,6 +160,32 @@ pub(super) fn unserved(agent: Option<&ClientState>, pod: Option<&PodUid>, served
     })
 }
 
+/// What is wrong with the certificate that a pod is served with, where something is.
+pub(super) fn flawed(flaw: Option<Flaw>) -> Option<Wrong> {
+    let asked = |failure: Option<String>| {
+        failure
+            .map(|why| format!("; the last request for another: {why}"))
+            .unwrap_or_default()
+    };
+    let (code, what, remedy) = match flaw? {
+        Flaw::Missing(failure) => (
+            "no-certificate",
+            format!("it has no certificate that holds, and what needs one is refused{}", asked(failure)),
+            "one is asked for by itself: see that whoever issues them is there and knows the pod; readiness says what is wrong with that",
+        ),
+        Flaw::Refused(why, failure) => (
+            "certificate-refused",
+            format!("peers refuse its certificate: {why}{}", asked(failure)),
+            "another is asked for by itself; where its identity is revoked nobody gives it one: give the pod another service account",
+        ),
+    };
+    Some(Wrong {
+        code,
+        what,
+        remedy: remedy.into(),
+    })
+}
+
 /// Connections that the mesh does not see, or did not.
 fn outside(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
     if !pod.kept.is_empty() {
@@ -212,9 +244,9 @@ const RIGHTS: &str = "give the node's process CAP_NET_ADMIN and CAP_SYS_ADMIN, o
 const HIDDEN: &str = "give the node's process CAP_SYS_PTRACE, and with --proc a proc of the machine's own processes that is mounted without \
                       hidepid; or name the container runtime's directory of network namespaces with --netns-dir";
 
-fn refusal_remedy(error: &Refusal) -> &'static str {
+fn refusal_remedy<'a>(error: &Refusal, unannounced: &'a str) -> &'a str {
     match (&error.why, error.step) {
-        (_, Step::Announce | Step::Withdraw) => "see that the node can write its status in the directory of manifests",
+        (_, Step::Announce | Step::Withdraw) => unannounced,
         (Cause::Rights(_), _) => RIGHTS,
         (Cause::Hidden(_), _) => HIDDEN,
         (Cause::Ipv6(_), _) => "let IPv6 be captured, or take that address away: what went by it would go around the mesh",
@@ -225,13 +257,13 @@ fn refusal_remedy(error: &Refusal) -> &'static str {
             "see `ip rule` and `ip route show table all` in its namespace: remove what comes before `fwmark 0x111/0xfff lookup 100`, \
              or give it a higher number, and leave table 100 to the proxy"
         }
-        (Cause::Late(_) | Cause::Other(_), step) => step_remedy(step),
+        (Cause::Late(_) | Cause::Other(_), step) => step_remedy(step, unannounced),
     }
 }
 
-fn step_remedy(step: Step) -> &'static str {
+fn step_remedy(step: Step, unannounced: &str) -> &str {
     match step {
-        Step::Announce | Step::Withdraw => "see that the node can write its status in the directory of manifests",
+        Step::Announce | Step::Withdraw => unannounced,
         Step::Listen => "free the ports 15001, 15006, 15008 and 15053 in the pod, and see that it has a certificate",
         Step::Close | Step::Enforce | Step::Open => {
             "start the node anew: it asks the kernel for each part of what it needs, and names those that are missing"
@@ -260,6 +292,10 @@ mod tests {
     };
 
     use super::*;
+
+    fn wrong(pod: &PodState, look: &Look) -> Vec<Wrong> {
+        super::wrong(pod, look, "ask whoever keeps its status")
+    }
 
     fn pod(state: State) -> PodState {
         let spec = PodSpec {
@@ -305,7 +341,8 @@ mod tests {
             (Step::Listen, "15001"),
             (Step::Enforce, "names those that are missing"),
             (Step::Prove, "nft list ruleset"),
-            (Step::Announce, "status"),
+            (Step::Announce, "ask whoever keeps its status"),
+            (Step::Withdraw, "ask whoever keeps its status"),
         ] {
             let said = why(refused(step));
             assert!(said.what.contains("it is so") && said.remedy.contains(remedy), "{said:?}");
@@ -345,6 +382,20 @@ mod tests {
         odd.spec = Arc::new(spec);
         let said = wrong(&odd, &Look::default()).remove(0);
         assert!(said.what.contains("a/b") && said.remedy.contains("annotation"), "{said:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_told_with_why_there_is_no_other() {
+        assert_eq!(flawed(None), None);
+        let refused = flawed(Some(Flaw::Refused("it is revoked".into(), Some("nobody answers".into())))).unwrap();
+        assert_eq!(refused.code, "certificate-refused");
+        assert_eq!(
+            refused.what,
+            "peers refuse its certificate: it is revoked; the last request for another: nobody answers"
+        );
+        let missing = flawed(Some(Flaw::Missing(None))).unwrap();
+        assert_eq!(missing.code, "no-certificate");
+        assert!(missing.what.ends_with("what needs one is refused"), "{}", missing.what);
     }
 
     #[test]

@@ -70,7 +70,7 @@ async fn what_no_root_in_force_vouches_for_is_told_and_replaced_and_serves_until
     let (certificates, _keeping) = kept(issuer.clone());
     let _held = certificates.hold(&cart(), &"uid-1".into()).await.unwrap();
     certificates.judge();
-    assert_eq!(certificates.refused(), []);
+    assert_eq!((certificates.refused(), certificates.flaw(&cart())), (vec![], None));
     assert_eq!(issuer.asked(), 1, "it is good");
     let first = certificates.credential(&cart()).unwrap();
 
@@ -84,6 +84,7 @@ async fn what_no_root_in_force_vouches_for_is_told_and_replaced_and_serves_until
     until(|| !certificates.unrenewed().is_empty()).await;
     let (_, unrenewed) = certificates.unrenewed().remove(0);
     assert!(unrenewed.contains("peers would refuse the one that was issued"), "{unrenewed}");
+    assert_eq!(certificates.flaw(&cart()), Some(Flaw::Refused(why.clone(), Some(unrenewed))));
     for _ in 0..100 {
         certificates.judge();
         time::sleep(Duration::from_millis(5)).await;
@@ -98,7 +99,9 @@ async fn what_no_root_in_force_vouches_for_is_told_and_replaced_and_serves_until
     until(|| !Arc::ptr_eq(&first, &certificates.credential(&cart()).unwrap())).await;
     certificates.judge();
     assert_eq!((certificates.refused(), certificates.why_refused(&cart())), (vec![], None));
-    assert_eq!(certificates.unrenewed(), []);
+    assert_eq!((certificates.unrenewed(), certificates.flaw(&cart())), (vec![], None));
+    let nobody = "spiffe://cluster.local/ns/shop/sa/nobody".parse().unwrap();
+    assert_eq!(certificates.flaw(&nobody), Some(Flaw::Missing(None)));
 }
 
 #[tokio::test]
