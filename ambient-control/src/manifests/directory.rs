@@ -41,6 +41,7 @@ pub(super) struct Directory {
     mesh_fault: Option<(ObjectKey, String, String)>,
     objects: Objects,
     files: BTreeMap<String, Manifest>,
+    round: Round,
     /// Which files hold an object: the first of them counts.
     claims: BTreeMap<ObjectKey, Vec<String>>,
     reports: Reports,
@@ -48,6 +49,21 @@ pub(super) struct Directory {
     told_faults: Arc<[Fault]>,
     /// Kinds that were said to be passed over.
     passed_over: BTreeSet<String>,
+}
+
+/// From one reading of the directory's names to the next.
+#[derive(Default)]
+struct Round {
+    /// The directory as the last look saw it.
+    seen: Option<Sight>,
+    /// For so many looks everything is looked at, whatever there is.
+    whole: u8,
+    /// Names that were not looked at yet.
+    left: Vec<String>,
+    /// What the last look saw and did not take: it is looked at again with the next.
+    pending: BTreeSet<String>,
+    /// Whether a look since the last batch may have found what is told.
+    news: bool,
 }
 
 /// A file of manifests.
@@ -122,6 +138,11 @@ impl Sight {
 }
 
 impl Manifest {
+    /// Whether what the last look saw was not taken.
+    fn is_pending(&self) -> bool {
+        self.seen != self.taken || self.trouble.is_some()
+    }
+
     fn wrong(&self) -> Option<&TextError> {
         self.trouble.as_ref().map(|trouble| &trouble.error).or(self.error.as_ref())
     }
@@ -139,6 +160,7 @@ impl Directory {
             mesh_fault: None,
             objects: Objects::new(settings),
             files: BTreeMap::new(),
+            round: Round::default(),
             claims: BTreeMap::new(),
             unreachable: None,
             told_faults: Arc::new([]),
@@ -156,29 +178,58 @@ impl Directory {
         self.mesh = mesh;
     }
 
-    /// Looks at everything; files that this look and the one before saw alike are taken. Looks are to be a tenth of a
-    /// second apart at least.
+    /// Looks at everything, or where there is much and the directory is what it was, at some of it in turn; files that this look and
+    /// the one before saw alike are taken. Looks are to be a tenth of a second apart at least.
     pub(super) fn look(&mut self) {
-        let names = match names(&self.dir, &["yaml", "yml", "json"]) {
-            Ok(names) => names,
-            Err(error) => {
-                // Nothing is known to be removed.
-                self.unreachable = Some(error);
-                return;
+        let seen = fs::metadata(&self.dir).ok().map(|meta| Sight::of_any(&meta));
+        if seen.is_none() || seen != self.round.seen {
+            // The next one too: what changes twice within one tick of the file system's clock looks alike.
+            self.round.whole = 2;
+        }
+        self.round.seen = seen;
+        if self.round.whole > 0 || self.round.left.is_empty() {
+            match self.names() {
+                Ok(names) => self.round.left = names,
+                Err(error) => {
+                    // Nothing is known to be removed; it is read again with the next look.
+                    self.unreachable = Some(error);
+                    self.round.seen = None;
+                    self.round.news = true;
+                    return;
+                }
             }
+            self.round.news |= self.unreachable.take().is_some();
+        }
+        let least = match self.round.whole {
+            0 => self.round.left.len().saturating_sub(AT_ONCE),
+            _ => 0,
         };
+        self.round.whole = self.round.whole.saturating_sub(1);
+        let mut now = std::mem::take(&mut self.round.pending);
+        self.round.news |= !now.is_empty();
+        now.extend(self.round.left.drain(least..));
+        // What is gone last: another may hold what it held.
+        let is_gone = |name: &String| self.files.get(name).is_some_and(|file| file.seen.is_none());
+        let (gone, there): (Vec<_>, Vec<_>) = now.into_iter().partition(is_gone);
+        for name in there.into_iter().chain(gone) {
+            self.look_at(&name);
+            if self.files.get(&name).is_some_and(Manifest::is_pending) {
+                self.round.pending.insert(name);
+            }
+        }
+        self.round.news |= !self.round.pending.is_empty();
+        self.round.news |= self.reports.look(&mut self.objects);
+    }
+
+    /// The names of all manifests that there are, or were.
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = names(&self.dir, &["yaml", "yml", "json"])?;
         if names.is_empty() && self.files.values().any(|file| !file.items.is_empty()) {
             // As where what was mounted there is not any more.
-            self.unreachable = Some(io::Error::other(EMPTIED));
-            return;
+            return Err(io::Error::other(EMPTIED));
         }
-        self.unreachable = None;
-        let known = self.files.keys().filter(|name| !names.contains(*name)).cloned();
-        let all: Vec<String> = names.iter().cloned().chain(known).collect();
-        for name in all {
-            self.look_at(&name);
-        }
-        self.reports.look(&mut self.objects);
+        names.extend(self.files.keys().cloned());
+        Ok(names.into_iter().collect())
     }
 
     /// Why the directory itself cannot be read, if it cannot.
@@ -232,9 +283,11 @@ impl Directory {
         for (key, warning) in self.objects.warnings() {
             tracing::warn!(object = %key, place = self.place(&key, &warning.path), "{warning}");
         }
-        let faults = self.faults();
-        let news = faults != *self.told_faults;
-        if news {
+        let looked = std::mem::take(&mut self.round.news) || always || !changes.is_empty();
+        let faults = looked.then(|| self.faults());
+        let faults = faults.filter(|faults| **faults != *self.told_faults);
+        let news = faults.is_some();
+        if let Some(faults) = faults {
             for fault in faults.iter().filter(|fault| !self.told_faults.contains(fault)) {
                 tracing::error!("{fault}");
             }
@@ -474,7 +527,8 @@ impl Directory {
         if let Some(error) = &self.unreachable {
             faults.push(format!("{dir}: {error}; what was read from it before stays in force").into());
         }
-        for (name, file) in &self.files {
+        let is_well = |file: &Manifest| file.wrong().is_none() && file.repeated.is_empty() && file.broken.is_empty();
+        for (name, file) in self.files.iter().filter(|(_, file)| !is_well(file)) {
             let path = self.dir.join(name);
             let path = path.display();
             if let Some(error) = file.wrong() {
@@ -582,6 +636,8 @@ pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Sight>)> {
 const DANGLING: &str = "it is a link to what is not there: put that there, or remove the link if nothing is meant";
 const EMPTIED: &str = "none of its manifests is there any more: put them back, or one with an empty List if nothing is meant";
 const MAX_FILE: u64 = 64 << 20;
+/// Of files that nothing says anything of, so many are looked at in one look: it takes less than a hundredth of a processor.
+const AT_ONCE: usize = 256;
 /// Five seconds: a shortage that lasts is no reason to do without a policy.
 const LOOKS_FOR_OURS: u32 = 50;
 /// Of kinds that are passed over, so many are remembered and named.

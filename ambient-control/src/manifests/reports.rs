@@ -121,37 +121,44 @@ impl Reports {
     }
 
     /// Takes every report that is another than before. Reports are replaced by rename, so one look is enough; one that
-    /// is gone or cannot be read changes nothing that was said before.
-    pub(super) fn look(&mut self, objects: &mut Objects) {
-        self.unreachable = None;
+    /// is gone or cannot be read changes nothing that was said before. Gives whether there may be something to tell of it.
+    pub(super) fn look(&mut self, objects: &mut Objects) -> bool {
+        let mut news = self.unreachable.take().is_some();
+        let before = self.files.len();
         let of_nodes = || fs::metadata(&self.dir).and_then(|meta| plain::is_its_owners(&self.dir, &meta));
         let names = match of_nodes().and_then(|()| names(&self.dir, &["json"])) {
             Ok(names) => names,
             // No node has said anything yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.files.clear(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.files.clear();
+                return before > 0 || news;
+            }
             Err(error) => {
                 self.unreachable = Some(error);
-                return;
+                return true;
             }
         };
         self.files.retain(|name, _| names.contains(name));
+        news |= self.files.len() != before;
         for name in names {
-            self.look_at(name, objects);
+            news |= self.look_at(name, objects);
         }
         if let Some(memory) = &mut self.memory {
             memory.keep(objects);
         }
+        news
     }
 
-    fn look_at(&mut self, name: String, objects: &mut Objects) {
+    /// Gives whether it was read.
+    fn look_at(&mut self, name: String, objects: &mut Objects) -> bool {
         let Some(node) = name.strip_suffix(".json").map(str::to_owned) else {
-            return;
+            return false;
         };
         let path = self.dir.join(&name);
         let file = self.files.entry(name).or_default();
         let seen = fs::metadata(&path).ok().and_then(|meta| Sight::of(&meta));
         if seen.is_some() && seen == file.taken && file.confirmed {
-            return;
+            return false;
         }
         file.confirmed = seen == file.taken;
         file.taken = seen;
@@ -176,6 +183,7 @@ impl Reports {
                 Some(format!("{}: {why}; {then}", path.display()))
             }
         };
+        true
     }
 
     pub(super) fn faults(&self) -> impl Iterator<Item = String> {

@@ -199,3 +199,115 @@ fn a_directory_that_loses_its_only_file_keeps_what_it_held() {
     fs::remove_file(at("bad.yaml")).unwrap();
     assert!(looks(2).faults.is_empty());
 }
+
+/// A directory of so many policies, as it is after some looks.
+fn of_many(count: usize) -> (tempfile::TempDir, Directory) {
+    let scratch = tempfile::tempdir().unwrap();
+    for n in 0..count {
+        fs::write(scratch.path().join(format!("{n:04}.yaml")), named(n, "")).unwrap();
+    }
+    let mut directory = Directory::new(scratch.path().into(), Settings::default());
+    (0..10).for_each(|_| directory.look());
+    assert_eq!(directory.batch(true).unwrap().changes.len(), count);
+    (scratch, directory)
+}
+
+/// A policy that each has of its own, with something more in its specification.
+fn named(n: usize, spec: &str) -> String {
+    POLICY
+        .replace("name: one", &format!("name: p{n}"))
+        .replace("}}", &format!("}}, spec: {{{spec}}}}}"))
+}
+
+/// Whatever there is, looks at it take little; and what was changed in place is seen within a round.
+#[test]
+fn of_many_files_some_are_looked_at_in_turn() {
+    let count = 4 * AT_ONCE + 10;
+    let (scratch, mut directory) = of_many(count);
+    for n in 0..count {
+        fs::write(scratch.path().join(format!("{n:04}.yaml")), named(n, "action: DENY")).unwrap();
+    }
+    let mut changed = 0;
+    for _ in 0..7 {
+        directory.look();
+        assert!(directory.unsettled().len() <= AT_ONCE, "{}", directory.unsettled().len());
+        let changes = directory.batch(true).unwrap().changes.len();
+        assert!(changes <= AT_ONCE, "{changes}");
+        changed += changes;
+    }
+    assert_eq!(changed, count);
+    // Few are looked at with every look.
+    let (scratch, mut directory) = of_many(AT_ONCE);
+    for n in 0..AT_ONCE {
+        fs::write(scratch.path().join(format!("{n:04}.yaml")), named(n, "action: DENY")).unwrap();
+    }
+    (0..2).for_each(|_| directory.look());
+    assert_eq!(directory.batch(true).unwrap().changes.len(), AT_ONCE);
+}
+
+/// However many there are: two looks, as of few.
+#[test]
+fn what_is_put_there_replaced_or_removed_is_seen_at_once_among_many() {
+    use std::os::unix::fs::symlink;
+    let count = 4 * AT_ONCE;
+    let (scratch, mut directory) = of_many(count);
+    let at = |name: &str| scratch.path().join(name);
+    let mut changes = |what: &str, wanted: usize| {
+        directory.look();
+        assert!(directory.batch(false).is_none(), "{what}");
+        directory.look();
+        assert_eq!(directory.batch(true).unwrap().changes.len(), wanted, "{what}");
+        (0..3).for_each(|_| directory.look());
+        assert!(directory.batch(false).is_none(), "{what}");
+    };
+    fs::write(at("new.yaml"), named(count, "")).unwrap();
+    changes("put there", 1);
+    fs::write(at("draft"), named(7, "action: DENY")).unwrap();
+    fs::rename(at("draft"), at("0007.yaml")).unwrap();
+    changes("replaced", 1);
+    fs::rename(at("0008.yaml"), at("8.yaml")).unwrap();
+    changes("renamed", 0);
+    fs::remove_file(at("0009.yaml")).unwrap();
+    changes("removed", 1);
+    fs::hard_link(at("0010.yaml"), at("again.yaml")).unwrap();
+    fs::remove_file(at("0010.yaml")).unwrap();
+    changes("by another name", 0);
+    // By a link that is swapped, as a ConfigMap is mounted.
+    for (version, spec) in [("..1", ""), ("..2", "action: DENY")] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("linked.yaml"), named(count + 1, spec)).unwrap();
+    }
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/linked.yaml", at("linked.yaml")).unwrap();
+    changes("linked", 1);
+    symlink("..2", at("..tmp")).unwrap();
+    fs::rename(at("..tmp"), at("..data")).unwrap();
+    changes("swapped", 1);
+    // The whole directory, at once.
+    let next = scratch.path().with_extension("next");
+    fs::create_dir(&next).unwrap();
+    fs::write(next.join("one.yaml"), named(0, "action: DENY")).unwrap();
+    fs::rename(scratch.path(), scratch.path().with_extension("before")).unwrap();
+    fs::rename(&next, scratch.path()).unwrap();
+    changes("another directory", count + 1);
+    fs::remove_dir_all(scratch.path().with_extension("before")).unwrap();
+}
+
+/// What lies elsewhere changes nothing in the directory itself.
+#[test]
+fn what_is_changed_elsewhere_is_seen_within_a_round() {
+    use std::os::unix::fs::symlink;
+    let count = 2 * AT_ONCE;
+    let (scratch, mut directory) = of_many(count);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (linked, hard) = (elsewhere.path().join("linked"), elsewhere.path().join("hard"));
+    fs::write(&linked, named(count, "")).unwrap();
+    symlink(&linked, scratch.path().join("linked.yaml")).unwrap();
+    fs::hard_link(scratch.path().join("0000.yaml"), &hard).unwrap();
+    (0..10).for_each(|_| directory.look());
+    assert_eq!(directory.batch(true).unwrap().changes.len(), 1);
+    fs::write(&linked, named(count, "action: DENY")).unwrap();
+    fs::write(&hard, named(0, "action: DENY")).unwrap();
+    (0..5).for_each(|_| directory.look());
+    assert_eq!(directory.batch(true).unwrap().changes.len(), 2);
+}
