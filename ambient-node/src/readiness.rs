@@ -145,7 +145,7 @@ mod tests {
     use ambient_core::Capture;
     use ambient_redirect::{
         PodSpec,
-        linux::Stranger,
+        linux::{RulePlace, Stranger},
         pods::{Direction, State},
     };
 
@@ -211,8 +211,10 @@ mod tests {
                 has_run: true,
             };
             let stranger = Stranger {
-                table: "ip nat".into(),
-                chain: "OUTPUT".into(),
+                place: RulePlace::Chain {
+                    table: "ip nat".into(),
+                    chain: "OUTPUT".into(),
+                },
                 direction: Direction::Outbound,
                 does: "TCP is redirected".into(),
             };

@@ -68,7 +68,9 @@
 //! Others may have rules in the pod's namespace too, and those may be asked before ours. What they translate does not reach the
 //! proxy: where it would leave the pod by another device than the loopback one, or come to another of its ports, it is refused, and
 //! where it goes to a loopback address it goes on ([`plan::Options::yields`] has all of it go on). Their rules are never touched; which
-//! they are is told ([`linux::Stranger`], [`pods::PodState::strangers`]).
+//! they are is told ([`linux::Stranger`], [`pods::PodState::strangers`]). So is told which of their routing rules, or routes of theirs in the
+//! proxy's table, take some of the answers that go back to the proxy, as those from one port or to one network: nothing of that leaves
+//! unseen, but whoever waits for such an answer waits in vain. Where all answers are taken the capture is not proven.
 //!
 //! What an earlier process has announced ([`Announce::announced`]) is *in* too: whatever is left of its capture is put right
 //! before anything else is done, and what went around meanwhile is reset. Where that does not come about the pod is refused, and
@@ -109,7 +111,7 @@
 //! and its like for IPv6 (3.7), IP_BIND_ADDRESS_NO_PORT (4.2), SO_COOKIE (4.12), setns (3.0); where ports are shared SO_REUSEPORT (3.9) and
 //! SO_ATTACH_REUSEPORT_CBPF (4.5); of a namespace that comes as a descriptor NS_GET_NSTYPE (4.11). Every kernel that has the above has: transactions
 //! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing, and routes that
-//! are asked for by a mark.
+//! are asked for by a mark, a user (4.10), a protocol and ports (4.18).
 //!
 //! What a kernel may lack: the counters of bytes sent in what it tells of a socket (4.19): without them who opened a connection is told
 //! by its port where conntrack has not seen it begin; the words of NETLINK_EXT_ACK in errors (4.12); comments on tables (5.10), which hold the mark of the

@@ -55,7 +55,7 @@ pub use nftables::{
     Rule as NftRule, Set, SetKey, Table, Verdict,
 };
 pub use redirected::Redirected;
-pub use routing::{Address, Link, Route, RouteKind, Routing, Rule};
+pub use routing::{Address, LeadsTo, Link, Packet, Policy, Route, RouteKind, Routing, Rule};
 
 /// How long any answer of the kernel is waited for.
 pub const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

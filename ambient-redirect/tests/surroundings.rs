@@ -47,6 +47,10 @@ fn main() -> ExitCode {
             asked::what_was_left_alone_is_open_before_its_capture,
         ),
         (
+            "what_is_not_captured_after_all_is_not_kept",
+            asked::what_is_not_captured_after_all_is_not_kept,
+        ),
+        (
             "the_nodes_own_processes_reach_its_pods_and_nobody_else_does",
             probed::the_nodes_own_processes_reach_its_pods_and_nobody_else_does,
         ),

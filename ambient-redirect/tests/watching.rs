@@ -64,6 +64,11 @@ fn main() -> ExitCode {
             routed::replies_that_others_route_elsewhere_are_no_capture,
         ),
         (
+            "what_others_route_elsewhere_in_part_is_told",
+            routed::what_others_route_elsewhere_in_part_is_told,
+        ),
+        ("a_route_beside_the_proxys_is_told", routed::a_route_beside_the_proxys_is_told),
+        (
             "a_route_of_somebody_elses_makes_room_and_is_told",
             routed::a_route_of_somebody_elses_makes_room_and_is_told,
         ),

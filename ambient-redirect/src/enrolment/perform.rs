@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Stranger, Way},
+    linux::{ApplyError, Difference, Inside, Joined, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Stranger, Way},
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
     pods::{Action, Cause, Direction, Done, Kept, Report, Step},
@@ -332,20 +332,12 @@ impl Hands {
         let work = move |inside: &mut Inside| {
             // What is not captured goes around the proxy by right.
             let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
-            let (added, lost, told) = match enforced {
-                true => {
-                    // Before it is captured: after that their next packets would be the first of new ones, and redirected.
-                    let (lost, told) = match keeps_inbound {
-                        true => inside.keep_untracked(|c, way| way == Direction::Inbound && is_meant(way, c))?,
-                        false => (0, Vec::new()),
-                    };
-                    (inside.apply(&plan, &mark)?, lost, told)
-                }
-                false => {
-                    let joined = inside.join(&plan, &mark)?;
-                    (joined.added, joined.lost, joined.told)
-                }
+            let joined = match enforced {
+                true if keeps_inbound => inside.apply_keeping(&plan, &mark, |c, way| way == Direction::Inbound && is_meant(way, c))?,
+                true => inside.apply(&plan, &mark).map(Joined::from)?,
+                false => inside.join(&plan, &mark)?,
             };
+            let Joined { added, lost, told } = joined;
             // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
             // what is tracked is listed: what comes in between is there.
             let mut around = match enforced && (newly_inbound || !added.is_empty()) {

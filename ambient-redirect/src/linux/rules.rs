@@ -4,6 +4,7 @@ mod compile;
 mod dry_run;
 mod life;
 mod opened;
+mod routed;
 mod strangers;
 
 use std::{fmt, io, net::IpAddr, sync::Arc};
@@ -12,11 +13,15 @@ use ambient_core::PodUid;
 
 pub(super) use self::compile::{base_chain, compile};
 pub use self::dry_run::{Change, DryRun, Line, Thing};
+pub(crate) use self::life::Joined;
 use self::opened::ClientPorts;
-pub use self::strangers::Stranger;
+use self::routed::Listed;
+pub use self::strangers::{RulePlace, Stranger};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
-    netlink::{self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Route, Routing, Rule, Table, Transport},
+    netlink::{
+        self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Packet, Policy, Route, Routing, Rule, Table, Transport,
+    },
     plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
     probes,
 };
@@ -31,8 +36,10 @@ pub struct Inside {
     own: Arc<Own>,
     /// The last generation of nftables in which the tables were those of a plan.
     stood: Option<(Generation, Plan, Mark)>,
-    /// What others had in the way when tables were listed last.
+    /// What others had in the way when all was listed last.
     strangers: Arc<[Stranger]>,
+    /// Of these, what stands in tables.
+    in_tables: Vec<Stranger>,
     conntrack: Conntrack,
     clients: ClientPorts,
 }
@@ -155,6 +162,7 @@ impl Inside {
             own,
             stood: None,
             strangers: Arc::from([]),
+            in_tables: Vec::new(),
             routing: Routing::open()?,
             nftables: Nftables::open()?,
             sockets: netlink::Sockets::open()?,
@@ -261,7 +269,7 @@ impl Inside {
     }
 
     /// The rules of others that come before those of the plan that was verified or applied last, as they were then. They are no
-    /// difference: what they send elsewhere is refused, or stays in the pod, as [`Stranger`] says.
+    /// difference: what they send elsewhere is refused, lost, or stays in the pod, as [`Stranger`] says.
     pub fn strangers(&self) -> &Arc<[Stranger]> {
         &self.strangers
     }
@@ -330,9 +338,11 @@ impl Inside {
     }
 
     fn standing(&mut self, plan: &Plan, mark: &Mark, families: &[IpFamily], own: &[IpAddr]) -> Result<Vec<Difference>, ApplyError> {
-        let mut differences = Vec::new();
-        let rules = self.routing.rules()?;
-        let routes = self.routing.routes(ROUTE_TABLE)?;
+        let (mut differences, mut strangers) = (Vec::new(), Vec::new());
+        let policies = self.routing.policies()?;
+        let rules: Vec<Rule> = policies.iter().filter_map(Policy::plain).collect();
+        let all_routes = self.routing.all_routes()?;
+        let routes: Vec<&Route> = all_routes.iter().filter(|r| r.table == ROUTE_TABLE).collect();
         for family in families {
             if !rules.contains(&routing_rule(*family)) {
                 differences.push(Difference::Rule(*family));
@@ -346,21 +356,41 @@ impl Inside {
                 }
             }
             let has_both = has_route && !differences.contains(&Difference::Rule(*family));
-            if has_both && self.is_diverted(*family, own)? {
-                differences.push(Difference::Diverted(*family));
+            if !has_both {
+                continue;
             }
+            if self.is_diverted(*family, own)? {
+                differences.push(Difference::Diverted(*family));
+                continue;
+            }
+            let listed = Listed {
+                family: *family,
+                own,
+                policies: &policies,
+                routes: &all_routes,
+            };
+            strangers.extend(routed::look(&mut self.routing, listed)?);
         }
         differences.extend(self.tables(plan, mark)?);
+        strangers.extend(self.in_tables.iter().cloned());
+        strangers.truncate(strangers::STRANGERS);
+        if *self.strangers != *strangers {
+            self.strangers = strangers.into();
+        }
         Ok(differences)
     }
 
-    /// Whether replies to the proxy go elsewhere although rule and route stand, as the kernel routes them from each of the
-    /// namespace's addresses to somewhere that no rule names. Not seen are rules for ports, users and single destinations.
+    /// Whether replies to the proxy go elsewhere although rule and route stand, as the kernel routes TCP of root's from each of the
+    /// namespace's addresses to somewhere that no rule names. What others have narrowed to some of it is told, as [`Stranger`] says.
     fn is_diverted(&mut self, family: IpFamily, own: &[IpAddr]) -> Result<bool, ApplyError> {
         let of_family = |ip: &&IpAddr| ip.is_ipv6() == (family == IpFamily::V6) && is_routed(ip);
         let wanted = route(family);
         for ip in own.iter().filter(of_family).take(ADDRESSES_ASKED) {
-            let is_well = match self.routing.taken(*ip, family.probe(), REPLY_MARK)? {
+            let reply = Packet {
+                from: Some(*ip),
+                ..Packet::tcp(family.probe(), REPLY_MARK)
+            };
+            let is_well = match self.routing.taken(&reply)? {
                 Some(taken) => taken.kind == wanted.kind && taken.link == wanted.link,
                 // From an address that has gone since it was listed the kernel refuses a packet as a blackhole does.
                 None => !self.addresses()?.contains(ip),
@@ -384,7 +414,7 @@ impl Inside {
             return Ok(Vec::new());
         }
         let ((differences, strangers), generation) = self.nftables.steadily(|nftables| compare(nftables, plan, mark))?;
-        self.strangers = strangers.into();
+        self.in_tables = strangers;
         self.stood = differences.is_empty().then(|| (generation, plan.clone(), mark.clone()));
         Ok(differences)
     }

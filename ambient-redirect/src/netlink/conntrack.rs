@@ -61,6 +61,22 @@ pub struct Entry {
     pub inbound: bool,
 }
 
+impl Entry {
+    /// Source and destination of its first packet.
+    pub(crate) fn ends(&self) -> (SocketAddr, SocketAddr) {
+        // Of what is being opened the kernel asks who sends what.
+        let inbound = match self.progress {
+            Progress::Received => true,
+            Progress::Sent => false,
+            _ => self.inbound,
+        };
+        match inbound {
+            true => (self.remote, self.local),
+            false => (self.local, self.remote),
+        }
+    }
+}
+
 impl Conntrack {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
@@ -194,16 +210,8 @@ pub struct Refused {
 }
 
 fn remembered(entry: &Entry, mark: u32) -> Writer {
-    // Of what is being opened the kernel asks who sends what. The times are those that the kernel gives by itself.
-    let inbound = match entry.progress {
-        Progress::Received => true,
-        Progress::Sent => false,
-        _ => entry.inbound,
-    };
-    let (first, second) = match inbound {
-        true => (entry.remote, entry.local),
-        false => (entry.local, entry.remote),
-    };
+    // The times are those that the kernel gives by itself.
+    let (first, second) = entry.ends();
     let mut message = begin(IPCTNL_MSG_CT_NEW, NLM_F_CREATE, first);
     tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_TCP, first, second);
     tuple(&mut message, CTA_TUPLE_REPLY, IPPROTO_TCP, second, first);

@@ -1,5 +1,7 @@
 //! rtnetlink: links, addresses, routes, rules.
 
+pub(super) mod policies;
+
 use std::{
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
@@ -7,6 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use self::policies::{LeadsTo, Policy};
 use super::{
     Error,
     codec::{self, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Writer, fixed},
@@ -73,6 +76,40 @@ pub struct Rule {
     pub mark: u32,
     pub mask: u32,
     pub table: u32,
+}
+
+/// A packet of a local process, as far as routing looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub from: Option<IpAddr>,
+    pub to: IpAddr,
+    pub mark: u32,
+    /// Its protocol, TCP or UDP.
+    pub protocol: u8,
+    /// 0 for one that no rule names.
+    pub source_port: u16,
+    /// 0 for one that no rule names.
+    pub destination_port: u16,
+    /// The owner of its socket, as the kernel asks for it.
+    pub user: u32,
+    /// The type of service.
+    pub service: u8,
+}
+
+impl Packet {
+    /// TCP of nobody in particular, with a mark.
+    pub fn tcp(to: IpAddr, mark: u32) -> Self {
+        Self {
+            from: None,
+            to,
+            mark,
+            protocol: TCP,
+            source_port: 0,
+            destination_port: 0,
+            user: 0,
+            service: 0,
+        }
+    }
 }
 
 impl Route {
@@ -257,8 +294,8 @@ impl Routing {
         )
     }
 
-    /// All routes of one table, IPv4 and IPv6; those with several next hops come without gateway and link.
-    pub fn routes(&mut self, table: u32) -> Result<Vec<Route>, Error> {
+    /// All routes of all tables, IPv4 and IPv6; those with several next hops come without gateway and link.
+    pub fn all_routes(&mut self) -> Result<Vec<Route>, Error> {
         let what = "listing routes";
         let mut routes = Vec::new();
         for family in [AF_INET, AF_INET6] {
@@ -267,24 +304,40 @@ impl Routing {
             header[0] = family;
             message.begin(RTM_GETROUTE, NLM_F_DUMP, &header);
             for (_, payload) in self.list(what, &message)?.iter().filter(|(kind, _)| *kind == RTM_NEWROUTE) {
-                routes.extend(read_route(what, payload)?.filter(|r| r.table == table));
+                routes.extend(read_route(what, payload)?);
             }
         }
         Ok(routes)
     }
 
-    /// The route that a marked packet would take between these, by all rules and tables as the kernel reads them; `None` where it
-    /// would be refused or lost.
-    pub fn taken(&mut self, from: IpAddr, to: IpAddr, mark: u32) -> Result<Option<Route>, Error> {
-        let what = format!("asking for the route from {from} to {to} with mark {mark:#x}");
-        let bits = if to.is_ipv4() { 32 } else { 128 };
+    /// All routes of one table, as [`Routing::all_routes`] has them.
+    pub fn routes(&mut self, table: u32) -> Result<Vec<Route>, Error> {
+        let mut routes = self.all_routes()?;
+        routes.retain(|route| route.table == table);
+        Ok(routes)
+    }
+
+    /// The route that a packet would take, by all rules and tables as the kernel reads them; `None` where it would be refused or lost.
+    pub fn taken(&mut self, packet: &Packet) -> Result<Option<Route>, Error> {
+        let what = format!("asking for the route to {} with mark {:#x}", packet.to, packet.mark);
+        let bits = if packet.to.is_ipv4() { 32 } else { 128 };
         let mut header = [0; 12];
-        [header[0], header[1], header[2]] = [family_of(to), bits, bits];
+        [header[0], header[1], header[3]] = [family_of(packet.to), bits, packet.service];
+        header[2] = if packet.from.is_some() { bits } else { 0 };
         let mut message = Writer::default();
         message.begin(RTM_GETROUTE, 0, &header);
-        message.ip(RTA_DST, to);
-        message.ip(RTA_SRC, from);
-        message.ne32(RTA_MARK, mark);
+        message.ip(RTA_DST, packet.to);
+        if let Some(from) = packet.from {
+            message.ip(RTA_SRC, from);
+        }
+        message.ne32(RTA_MARK, packet.mark);
+        message.ne32(RTA_UID, packet.user);
+        message.attribute(RTA_IP_PROTO, &[packet.protocol]);
+        for (kind, port) in [(RTA_SPORT, packet.source_port), (RTA_DPORT, packet.destination_port)] {
+            if port != 0 {
+                message.attribute(kind, &port.to_be_bytes());
+            }
+        }
         match self.0.query(&what, message) {
             Ok((_, payload)) => read_route(&what, &payload),
             // A blackhole says EINVAL, and a prohibition EACCES.
@@ -300,7 +353,7 @@ impl Routing {
     pub fn add_rule(&mut self, rule: &Rule) -> Result<(), Error> {
         self.0.request(
             &format!("making the routing rule {}", rule.priority),
-            rule_message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule),
+            policies::message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &Policy::from(*rule)),
         )
     }
 
@@ -308,25 +361,30 @@ impl Routing {
     pub fn delete_rule(&mut self, rule: &Rule) -> Result<(), Error> {
         self.0.request(
             &format!("deleting the routing rule {}", rule.priority),
-            rule_message(RTM_DELRULE, 0, rule),
+            policies::message(RTM_DELRULE, 0, &Policy::from(*rule)),
         )
     }
 
     /// All rules that send packets to a table by their mark alone or whatever they are, IPv4 and IPv6; `mark` and `mask` are 0
     /// where a rule looks at no mark. Those that ask for anything else besides are none of them.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
+        Ok(self.policies()?.iter().filter_map(Policy::plain).collect())
+    }
+
+    /// All rules, IPv4 and IPv6, those of each in the order in which the kernel asks them.
+    pub fn policies(&mut self) -> Result<Vec<Policy>, Error> {
         let what = "listing routing rules";
-        let mut rules = Vec::new();
+        let mut policies = Vec::new();
         for family in [AF_INET, AF_INET6] {
             let mut message = Writer::default();
             let mut header = [0; 12];
             header[0] = family;
             message.begin(RTM_GETRULE, NLM_F_DUMP, &header);
             for (_, payload) in self.list(what, &message)?.iter().filter(|(kind, _)| *kind == RTM_NEWRULE) {
-                rules.extend(read_rule(what, payload)?);
+                policies.push(policies::read(what, payload)?);
             }
         }
-        Ok(rules)
+        Ok(policies)
     }
 
     fn set_link(&mut self, what: &str, link: u32, flags: u32, fill: impl FnOnce(&mut Writer)) -> Result<(), Error> {
@@ -408,20 +466,6 @@ pub(super) fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
     message
 }
 
-pub(super) fn rule_message(kind: u16, flags: u16, rule: &Rule) -> Writer {
-    let mut header = [0; 12];
-    header[0] = if rule.ipv6 { AF_INET6 } else { AF_INET };
-    header[4] = u8::try_from(rule.table).unwrap_or(0);
-    header[7] = FR_ACT_TO_TBL;
-    let mut message = Writer::default();
-    message.begin(kind, flags, &header);
-    message.ne32(FRA_PRIORITY, rule.priority);
-    message.ne32(FRA_FWMARK, rule.mark);
-    message.ne32(FRA_FWMASK, rule.mask);
-    message.ne32(FRA_TABLE, rule.table);
-    message
-}
-
 pub(super) fn read_address(what: &str, payload: &[u8]) -> Result<Option<Address>, Error> {
     let (header, rest) = fixed(what, payload, 8)?;
     // Of a point-to-point device the local end is IFA_LOCAL; IPv6 has IFA_ADDRESS only.
@@ -470,36 +514,6 @@ pub(super) fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Er
     }))
 }
 
-pub(super) fn read_rule(what: &str, payload: &[u8]) -> Result<Option<Rule>, Error> {
-    let (header, rest) = fixed(what, payload, 12)?;
-    if header[7] != FR_ACT_TO_TBL || is_narrowed(header, rest) {
-        return Ok(None);
-    }
-    let number = |kind| codec::find(rest, kind).and_then(|b| codec::read_u32(b, 0));
-    let mark = number(FRA_FWMARK);
-    Ok(Some(Rule {
-        ipv6: header[0] == AF_INET6,
-        priority: number(FRA_PRIORITY).unwrap_or(0),
-        mark: mark.unwrap_or(0),
-        mask: number(FRA_FWMASK).unwrap_or_else(|| if mark.is_some() { u32::MAX } else { 0 }),
-        table: number(FRA_TABLE).unwrap_or_else(|| u32::from(header[4])),
-    }))
-}
-
-/// Whether a rule asks for more than a mark, or for its opposite.
-fn is_narrowed(header: &[u8], rest: &[u8]) -> bool {
-    let [source, destination, service] = [header[2], header[1], header[3]];
-    let inverted = codec::read_u32(header, 8).unwrap_or(0) & FIB_RULE_INVERT != 0;
-    let asks = |(kind, value): (u16, &[u8])| match kind {
-        FRA_IIFNAME | FRA_OIFNAME | FRA_UID_RANGE | FRA_SPORT_RANGE | FRA_DPORT_RANGE | FRA_DSCP | FRA_FLOWLABEL => true,
-        FRA_L3MDEV | FRA_IP_PROTO | FRA_TUN_ID => value.iter().any(|b| *b != 0),
-        // All ones, or not there: routes of any length and any group will do.
-        FRA_SUPPRESS_IFGROUP | FRA_SUPPRESS_PREFIXLEN => value.iter().any(|b| *b != 0xff),
-        _ => false,
-    };
-    source != 0 || destination != 0 || service != 0 || inverted || codec::attributes(rest).any(asks)
-}
-
 impl RouteKind {
     fn number(self) -> u8 {
         match self {
@@ -535,6 +549,7 @@ fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
     header
 }
 
+const TCP: u8 = 6;
 /// The loopback device has index 1 in every namespace.
 const LOOPBACK: u32 = 1;
 const MAIN: u32 = 254;
@@ -580,6 +595,10 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_TABLE: u16 = 15;
 const RTA_MARK: u16 = 16;
+const RTA_UID: u16 = 25;
+const RTA_IP_PROTO: u16 = 27;
+const RTA_SPORT: u16 = 28;
+const RTA_DPORT: u16 = 29;
 const NOWHERE: [i32; 5] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EPERM, libc::EINVAL];
 const RTNH_F_ONLINK: u32 = 4;
 const PROTOCOL_BOOT: u8 = 3;

@@ -9,7 +9,12 @@ use std::{
 };
 
 use ambient_core::Capture;
-use ambient_redirect::{Config, ExistingConnections, PodSpec, linux::Netns, netlink::Conntrack, pods::Direction};
+use ambient_redirect::{
+    Config, ExistingConnections, PodSpec,
+    linux::Netns,
+    netlink::{Batch, Conntrack, Family, Nftables},
+    pods::Direction,
+};
 use ambient_testkit::{End, World, harness::Outcome, link};
 use ipnet::IpNet;
 use tokio::{
@@ -141,6 +146,42 @@ pub(crate) fn what_was_left_alone_is_open_before_its_capture(world: &World) -> O
             assert!(states[0].kept.iter().all(|k| k.direction == Direction::Inbound), "{states:#?}");
             running.stop().await;
         }
+    })
+}
+
+/// What was told to the kernel for a capture that did not come about is taken back.
+pub(crate) fn what_is_not_captured_after_all_is_not_kept(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        echo(&pod);
+        let mut running = Running::start(node.config(), &Log::default());
+        let mut alone = spec("a", &["10.0.0.2", "fd00::2"]);
+        alone.capture.bypass_inbound = true;
+        alone.capture.dns = Some(false);
+        running.want(std::slice::from_ref(&alone));
+        running.until_in(&["a"]).await;
+        ask_until(&pod, "198.51.100.7:80", "out 198.51.100.7:80 from 10.0.0.2").await;
+        let mut open = TcpStream::connect("10.0.0.2:8083").await.unwrap();
+        say(&mut open).await.unwrap();
+        let (from, to) = (open.local_addr().unwrap(), open.peer_addr().unwrap());
+        pod.run(|| {
+            Conntrack::open().unwrap().forget(from, to).unwrap();
+            // Nothing of ours has that name while DNS is left alone.
+            let mut batch = Batch::default();
+            batch.add_table(Family::Inet, "ambient-raw", b"");
+            Nftables::open().unwrap().commit(batch, None).unwrap();
+        })
+        .unwrap();
+        alone.capture.bypass_inbound = false;
+        running.want(&[alone]);
+        running
+            .until_logged("refused a: the rules cannot be put in force: the namespace holds a table inet ambient-raw")
+            .await;
+        let entry = pod.run(|| Conntrack::open().unwrap().connection(from, to).unwrap()).unwrap();
+        let entry = entry.expect("the kernel was told of it");
+        assert_eq!(entry.mark & 0xfff, 0, "{entry:?}");
+        running.stop().await;
     })
 }
 

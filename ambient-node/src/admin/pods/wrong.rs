@@ -2,7 +2,7 @@
 
 use ambient_core::PodUid;
 use ambient_redirect::{
-    linux::Way,
+    linux::{RulePlace, Stranger, Way},
     pods::{Cause, PodState, Refusal, State, Step, Unpaired},
     zds::{
         ClientState,
@@ -70,18 +70,7 @@ pub(super) fn wrong(pod: &PodState, look: &Look, unannounced: &str) -> Vec<Wrong
             "it is mended by itself, within a second; ask again",
         );
     }
-    if !pod.strangers.is_empty() {
-        let rules: Vec<String> = pod.strangers.iter().map(ToString::to_string).collect();
-        say(
-            "foreign-rules",
-            format!(
-                "rules of somebody else in its namespace come before those that capture it, and what they take does not reach the proxy: {}",
-                rules.join("; ")
-            ),
-            "what they send out of the pod, or to another of its ports, is refused; what stays in the pod goes on. Remove them \
-             (`nft list ruleset` in its namespace shows them), or take the pod out of the mesh",
-        );
-    }
+    foreign(pod, &mut say);
     if pod.closed && !matches!(pod.state, State::Waiting) {
         say(
             "refused-until-proven",
@@ -186,6 +175,33 @@ pub(super) fn flawed(flaw: Option<Flaw>) -> Option<Wrong> {
     })
 }
 
+/// Rules of others that come before those that capture it.
+fn foreign(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
+    let of = |routes: bool| {
+        let is_there = |s: &&Stranger| matches!(s.place, RulePlace::RoutingRule { .. }) == routes;
+        let rules: Vec<String> = pod.strangers.iter().filter(is_there).map(ToString::to_string).collect();
+        (!rules.is_empty()).then(|| rules.join("; "))
+    };
+    if let Some(rules) = of(false) {
+        say(
+            "foreign-rules",
+            format!(
+                "rules of somebody else in its namespace come before those that capture it, and what they take does not reach the proxy: {rules}"
+            ),
+            "what they send out of the pod, or to another of its ports, is refused; what stays in the pod goes on. Remove them \
+             (`nft list ruleset` in its namespace shows them), or take the pod out of the mesh",
+        );
+    }
+    if let Some(rules) = of(true) {
+        say(
+            "foreign-routes",
+            format!("routing of somebody else in its namespace comes before the proxy's, and what it takes is lost: {rules}"),
+            "see `ip rule` and `ip route show table all` in its namespace: remove what comes before `fwmark 0x111/0xfff lookup 100`, or give \
+             it a higher number, and leave table 100 to the proxy; else take the pod out of the mesh",
+        );
+    }
+}
+
 /// Connections that the mesh does not see, or did not.
 fn outside(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
     if !pod.kept.is_empty() {
@@ -287,7 +303,7 @@ mod tests {
     use ambient_core::Capture;
     use ambient_redirect::{
         PodSpec,
-        linux::{Difference, NetnsId, Proof, Stranger, Ways},
+        linux::{Difference, NetnsId, Proof, Ways},
         pods::{Direction, Repair},
     };
 
@@ -364,14 +380,27 @@ mod tests {
         assert!(said[1].what.contains("refused") && said[2].what.starts_with("3 connections") && said[3].what.contains("2 times"));
         let mut beside = pod(captured(Way::Recognised));
         beside.strangers = Arc::from([Stranger {
-            table: "ip nat".into(),
-            chain: "OUTPUT".into(),
+            place: RulePlace::Chain {
+                table: "ip nat".into(),
+                chain: "OUTPUT".into(),
+            },
             direction: Direction::Outbound,
             does: "TCP to port 5432 is redirected to the pod itself".into(),
         }]);
         let said = wrong(&beside, &Look::default()).remove(0);
         assert!(
             said.what.contains("ip nat, chain OUTPUT") && said.what.contains("5432") && said.remedy.contains("refused"),
+            "{said:?}"
+        );
+        beside.strangers = Arc::from([Stranger {
+            place: RulePlace::RoutingRule { priority: 100, ipv6: true },
+            direction: Direction::Inbound,
+            does: "answers of applications do not go back to the proxy".into(),
+        }]);
+        let said = wrong(&beside, &Look::default());
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(
+            said[0].code == "foreign-routes" && said[0].what.contains("IPv6 routing rule 100: ") && said[0].remedy.contains("`ip rule`"),
             "{said:?}"
         );
         let mut odd = pod(captured(Way::Recognised));

@@ -81,11 +81,9 @@ impl Inside {
             (c, way)
         };
         let live: Vec<_> = live.into_iter().map(with_way).collect();
-        let (entries, seen) = self.by_tracking(&live)?;
-        let refused = self.conntrack.remember(&entries, KEPT_MARK)?.count;
-        self.conntrack.mark(&seen, KEPT_MARK, MARK_MASK)?;
+        let (told, seen) = self.by_tracking(&live)?;
         let coming = plan.coming();
-        let mut added = self.apply(&coming, mark)?;
+        let mut joined = self.kept_unless_it_fails(told, &seen, |inside| inside.apply(&coming, mark))?;
         // What was opened before and is still underway passed the place of redirection: it must not meet the guard.
         thread::sleep(UNDERWAY);
         self.forget_outlived(&own)?;
@@ -96,12 +94,8 @@ impl Inside {
         let (come, gone) = (only(&after, &before), only(&before, &after));
         let others = [&come[..], &gone[..]].concat();
         self.transaction(|tables, chains| replacement(plan, mark, &others, tables, chains))?;
-        added.extend(come.into_iter().map(Difference::Table));
-        Ok(Joined {
-            added,
-            lost: refused,
-            told: entries,
-        })
+        joined.added.extend(come.into_iter().map(Difference::Table));
+        Ok(joined)
     }
 
     /// Forgets what is remembered of connections whose end was not seen: nothing was tracked then, or only their last packets were,
@@ -276,19 +270,46 @@ impl Inside {
             .collect())
     }
 
-    /// Has the kernel remember as kept, among what goes around the proxy, those that it tracks no longer. Gives how many could not be,
-    /// and those that it was told of.
+    /// As [`Inside::apply`]; before that the kernel is told of those among what goes around the proxy that it tracks no longer and that
+    /// are to be kept: after it their next packets would be the first of new ones, and captured.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub(crate) fn keep_untracked(&mut self, is_kept: impl Fn(&Connection, Direction) -> bool) -> Result<(usize, Vec<Entry>), ApplyError> {
+    /// As [`Inside::apply`]; nothing is kept then that was not before.
+    pub(crate) fn apply_keeping(
+        &mut self,
+        plan: &Plan,
+        mark: &Mark,
+        is_kept: impl Fn(&Connection, Direction) -> bool,
+    ) -> Result<Joined, ApplyError> {
         let mut around = self.around()?;
         around.retain(|(c, way)| is_kept(c, *way));
-        if around.is_empty() {
-            return Ok((0, Vec::new()));
-        }
         let (entries, _) = self.by_tracking(&around)?;
-        Ok((self.conntrack.remember(&entries, KEPT_MARK)?.count, entries))
+        self.kept_unless_it_fails(entries, &[], |inside| inside.apply(plan, mark))
+    }
+
+    /// Has the kernel remember as kept what it is told of, and what it follows already, while something is put in force; where that
+    /// fails nothing of it bears the mark any more.
+    fn kept_unless_it_fails(
+        &mut self,
+        told: Vec<Entry>,
+        seen: &[Ends],
+        put: impl FnOnce(&mut Self) -> Result<Vec<Difference>, ApplyError>,
+    ) -> Result<Joined, ApplyError> {
+        let remembered = self.conntrack.remember(&told, KEPT_MARK).map_err(ApplyError::from);
+        let done = remembered.and_then(|refused| {
+            self.conntrack.mark(seen, KEPT_MARK, MARK_MASK)?;
+            Ok((put(self)?, refused.count))
+        });
+        match done {
+            Ok((added, lost)) => Ok(Joined { added, lost, told }),
+            Err(why) => {
+                let marked: Vec<Ends> = told.iter().map(Entry::ends).chain(seen.iter().copied()).collect();
+                // That which failed is what is told. Whoever ended meanwhile was not seen to.
+                let _ = self.conntrack.mark(&marked, 0, MARK_MASK);
+                let _ = self.forget_ended(told.iter().map(|entry| (entry.local, entry.remote)));
+                Err(why)
+            }
+        }
     }
 
     /// What the kernel is to be told of, of connections that it does not follow, and the ends of the others as it has them. Those that
@@ -301,7 +322,12 @@ impl Inside {
             let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
             match entry {
                 Some(entry) if !goes_around(entry) => {}
-                Some(entry) if is_followed(entry, c.progress) => seen.push((entry.source, entry.destination)),
+                Some(entry) if is_followed(entry, c.progress) => {
+                    // What is kept already stays so, whatever becomes of the rest.
+                    if entry.mark & MARK_MASK != KEPT_MARK {
+                        seen.push((entry.source, entry.destination));
+                    }
+                }
                 _ => entries.push(Entry {
                     local: c.local,
                     remote: c.remote,
@@ -406,6 +432,16 @@ pub(crate) struct Joined {
     pub(crate) lost: usize,
     /// Those that the kernel was told of.
     pub(crate) told: Vec<Entry>,
+}
+
+impl From<Vec<Difference>> for Joined {
+    fn from(added: Vec<Difference>) -> Self {
+        Self {
+            added,
+            lost: 0,
+            told: Vec::new(),
+        }
+    }
 }
 
 /// A connection that goes around the proxy.

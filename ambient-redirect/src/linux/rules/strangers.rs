@@ -14,18 +14,48 @@ use crate::{
 /// A rule of somebody else's in a pod's namespace that decides of what is to be captured, before the rules that capture it, or
 /// beside them: of chains at the same priority the kernel asks first the one that has come last.
 ///
-/// It is never touched. What it sends elsewhere is refused ([`Options::yields`](plan::Options::yields)), or stays in the pod.
-/// Not seen are rules of the older tables of `iptables-legacy`, and what BPF does; what they translate is refused all the same.
+/// It is never touched. What a rule of a table sends elsewhere is refused ([`Options::yields`](plan::Options::yields)), or stays in the
+/// pod; what a routing rule takes of a capture that goes well as a whole is lost. Not seen are rules of the older tables of
+/// `iptables-legacy`, and what BPF does; what they translate is refused all the same. Nor are routing rules for a device by which
+/// something comes in or is to leave, or for bits of a packet's mark that are not the proxy's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Stranger {
-    /// Its table, with its family, as `nft list table` takes them.
-    pub table: String,
-    /// Its chain.
-    pub chain: String,
+    /// Where it stands.
+    pub place: RulePlace,
     /// Whether it decides of what comes to the pod or of what the pod sends.
     pub direction: Direction,
     /// What it does, in words for people.
     pub does: String,
+}
+
+/// Where a rule of somebody else's stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum RulePlace {
+    /// In a chain of nftables.
+    Chain {
+        /// Its table, with its family, as `nft list table` takes them.
+        table: String,
+        /// Its name.
+        chain: String,
+    },
+    /// Among the rules of routing, as `ip rule` lists them.
+    RoutingRule {
+        /// Its priority.
+        priority: u32,
+        /// Whether it is one of IPv6.
+        ipv6: bool,
+    },
+}
+
+impl fmt::Display for RulePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain { table, chain } => write!(f, "table {table}, chain {chain}"),
+            Self::RoutingRule { priority, ipv6: true } => write!(f, "IPv6 routing rule {priority}"),
+            Self::RoutingRule { priority, ipv6: false } => write!(f, "IPv4 routing rule {priority}"),
+        }
+    }
 }
 
 impl fmt::Display for Stranger {
@@ -34,7 +64,7 @@ impl fmt::Display for Stranger {
             Direction::Inbound => "what comes in",
             Direction::Outbound => "what goes out",
         };
-        write!(f, "table {}, chain {}: of {way}, {}", self.table, self.chain, self.does)
+        write!(f, "{}: of {way}, {}", self.place, self.does)
     }
 }
 
@@ -102,7 +132,7 @@ pub(super) fn look(nftables: &mut Nftables, plan: &Plan, chains: &[Chain]) -> Re
             strangers.extend(based.map(|(chain, direction)| Stranger {
                 direction,
                 does: format!("there are more than {RULES_READ} rules, which are not all read"),
-                ..named(chain)
+                ..named(chain, &chain.name)
             }));
         }
     }
@@ -135,10 +165,9 @@ fn of_table(captured: Captured, chains: &[&Chain], rules: &[NftRule]) -> Vec<Str
                     continue;
                 }
                 strangers.extend(reading.does.and_then(|does| said(does, base, taken)).map(|does| Stranger {
-                    chain: printable(name),
                     direction,
                     does,
-                    ..named(base)
+                    ..named(base, name)
                 }));
                 let known = |chain: &str| by_chain.get_key_value(chain).map(|(name, _)| *name);
                 to_read.extend(reading.leads_to.iter().filter_map(|chain| Some((known(chain)?, taken))));
@@ -206,15 +235,17 @@ fn said(does: Does, base: &Chain, taken: Taken) -> Option<String> {
     }
 }
 
-fn named(chain: &Chain) -> Stranger {
-    let family = match chain.family {
+fn named(base: &Chain, chain: &str) -> Stranger {
+    let family = match base.family {
         Family::Ip => "ip",
         Family::Ip6 => "ip6",
         _ => "inet",
     };
     Stranger {
-        table: format!("{family} {}", printable(&chain.table)),
-        chain: printable(&chain.name),
+        place: RulePlace::Chain {
+            table: format!("{family} {}", printable(&base.table)),
+            chain: printable(chain),
+        },
         direction: Direction::Outbound,
         does: String::new(),
     }
@@ -238,7 +269,7 @@ const TABLES_READ: usize = 16;
 /// Rules that are read of each.
 const RULES_READ: usize = 4096;
 /// What is told of one pod.
-const STRANGERS: usize = 32;
+pub(super) const STRANGERS: usize = 32;
 /// What is shown of a name.
 const NAME: usize = 64;
 

@@ -18,16 +18,40 @@ fn a_route_is_read_as_it_is_written() {
 #[test]
 fn a_rule_is_read_as_it_is_written() {
     for ipv6 in [false, true] {
-        let rule = Rule {
+        let plain = Rule {
             ipv6,
             priority: 32764,
             mark: 0x111,
             mask: 0xfff,
             table: 100,
         };
-        let (bytes, _) = rule_message(RTM_NEWRULE, 0, &rule).finish(0);
-        assert_eq!(read_rule("", &bytes[16..]).unwrap(), Some(rule));
-        assert!(read_rule("", &bytes[16..20]).is_err());
+        let net = |v4: &str, v6: &str| Some(if ipv6 { v6 } else { v4 }.parse().unwrap());
+        let narrowed = Policy {
+            inverted: true,
+            from: net("10.0.0.2/32", "fd00::2/128"),
+            to: net("10.0.0.0/8", "fd00::/8"),
+            service: 0x10,
+            input: Some("lo".into()),
+            users: Some((1000, 2000)),
+            protocol: 6,
+            source_ports: Some((8080, 8081)),
+            destination_ports: Some((40_000, 40_000)),
+            suppresses: true,
+            ..Policy::from(plain)
+        };
+        let elsewhere = Policy {
+            leads_to: LeadsTo::Other(6),
+            ..Policy::from(plain)
+        };
+        let far = Policy::from(Rule { table: 51_820, ..plain });
+        for (policy, is) in [(Policy::from(plain), Some(plain)), (narrowed, None), (elsewhere, None)] {
+            let (bytes, _) = policies::message(RTM_NEWRULE, 0, &policy).finish(0);
+            let read = policies::read("", &bytes[16..]).unwrap();
+            assert_eq!((read.plain(), read), (is, policy));
+            assert!(policies::read("", &bytes[16..20]).is_err());
+        }
+        let (bytes, _) = policies::message(RTM_NEWRULE, 0, &far).finish(0);
+        assert_eq!(policies::read("", &bytes[16..]).unwrap().table(), Some(51_820));
     }
 }
 
@@ -73,8 +97,8 @@ fn a_rule_that_asks_for_more_than_a_mark_is_none_of_those_listed() {
         mask: 7,
         table: 100,
     };
-    let plain = || rule_message(RTM_NEWRULE, 0, &rule);
-    let read = |message: Writer| read_rule("", &message.finish(0).0[16..]).unwrap();
+    let plain = || policies::message(RTM_NEWRULE, 0, &Policy::from(rule));
+    let read = |message: Writer| policies::read("", &message.finish(0).0[16..]).unwrap().plain();
     assert!(read(plain()).is_some());
     let mut suppressing_nothing = plain();
     suppressing_nothing.ne32(FRA_SUPPRESS_PREFIXLEN, u32::MAX);
@@ -95,6 +119,6 @@ fn a_rule_that_asks_for_more_than_a_mark_is_none_of_those_listed() {
     for (at, value) in [(1, 32), (2, 32), (3, 8), (8, FIB_RULE_INVERT as u8)] {
         let (mut bytes, _) = plain().finish(0);
         bytes[16 + at] = value;
-        assert_eq!(read_rule("", &bytes[16..]).unwrap(), None, "byte {at} of the header");
+        assert_eq!(policies::read("", &bytes[16..]).unwrap().plain(), None, "byte {at} of the header");
     }
 }

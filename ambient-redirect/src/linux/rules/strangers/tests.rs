@@ -241,6 +241,6 @@ fn names_that_others_chose_are_shown_without_harm() {
         table: format!("x\u{1b}[2J\n{}", "y".repeat(200)),
         ..base(OUTPUT, -100, "nat")
     };
-    let named = named(&evil);
-    assert!(named.table.starts_with("ip x?[2J?y") && named.table.len() <= NAME + 3, "{named:?}");
+    let named = named(&evil, "chain").place.to_string();
+    assert!(named.starts_with("table ip x?[2J?y") && named.len() <= NAME + 30, "{named:?}");
 }
