@@ -55,12 +55,14 @@ impl TrustFile {
         let Some(bytes) = read_own(&path)? else {
             return Ok((Self(path), None));
         };
-        let read = read(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at });
-        let kept = read.inspect_err(|error| {
-            tracing::error!(%error, "nothing is known of the roots that came before: it is removed, and begun anew with the next that come");
+        let kept = read(&bytes).inspect_err(|at| {
+            let path = path.display();
+            tracing::error!(%path, "damaged at byte {at}, and removed: nothing is known of the roots that came before, until others come");
+        });
+        if kept.is_err() {
             // Where it cannot be, it is told again with the next start, and nothing else comes of it.
             let _ = fs::remove_file(&path);
-        });
+        }
         Ok((Self(path), kept.ok()))
     }
 

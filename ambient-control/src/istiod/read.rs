@@ -31,6 +31,9 @@ pub(crate) const POD: &str = "ambient.control.v1.Pod";
 /// The name of the extension that says that a policy stands for what cannot be read; the same holds of it.
 pub(crate) const REFUSAL: &str = "ambient.control.v1.Refusal";
 
+/// The services that are kept of what is refused.
+const MOST_SERVICES: usize = 64;
+
 /// The longest text of why a resource is refused, in bytes.
 pub(crate) const WHY: usize = 1024;
 
@@ -58,6 +61,15 @@ pub(crate) struct Refused {
     pub(crate) why: String,
     /// What stands in the place of a policy.
     pub(crate) unreadable: Option<Change>,
+    /// Of a workload: the services that it is an endpoint of, and its node, as far as it says.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+/// Why a workload is sent to who has not asked for it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) services: Vec<NamespacedHostname>,
+    pub(crate) node: String,
 }
 
 impl Refused {
@@ -75,6 +87,7 @@ impl<T: Into<String>> From<T> for Refused {
         Self {
             why: why.into(),
             unreadable: None,
+            endpoint: None,
         }
     }
 }
@@ -92,6 +105,25 @@ pub(crate) fn brief(text: &str, most: usize) -> Cow<'_, str> {
 
 /// Reads an `istio.workload.Address`. A resource is taken back by its name: one that bears another's could never be.
 pub(crate) fn address(name: &str, body: &[u8]) -> Result<Read, Refused> {
+    read_address(name, body).map_err(|refused| Refused {
+        endpoint: endpoint(body),
+        ..refused
+    })
+}
+
+/// What can be read of a workload that cannot be read as a whole.
+fn endpoint(body: &[u8]) -> Option<Endpoint> {
+    let Some(address::Type::Workload(sent)) = wire::Address::decode(body).ok()?.r#type else {
+        return None;
+    };
+    let services = sent.services.keys().filter_map(|service| service.parse().ok());
+    Some(Endpoint {
+        services: services.take(MOST_SERVICES).collect(),
+        node: sent.node,
+    })
+}
+
+fn read_address(name: &str, body: &[u8]) -> Result<Read, Refused> {
     let sent = wire::Address::decode(body).map_err(|e| format!("no istio.workload.Address: {e}"))?;
     match sent.r#type {
         Some(address::Type::Workload(sent)) => {
@@ -167,6 +199,7 @@ pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings)
         Refused {
             why,
             unreadable: Some(Change::Policy(policy::Update::Unreadable(unreadable.into()))),
+            endpoint: None,
         }
     };
     let sent = policies::Authorization::decode(body).map_err(|e| unreadable(format!("no istio.security.Authorization: {e}"), of_mesh))?;
@@ -196,6 +229,7 @@ pub(crate) fn authorization(name: &str, body: &[u8], settings: &authz::Settings)
         Err(error) => Err(Refused {
             why: error.to_string(),
             unreadable: Some(Change::Policy(policy::Update::Unreadable(error.unreadable().into()))),
+            endpoint: None,
         }),
     }
 }

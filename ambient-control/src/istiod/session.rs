@@ -25,7 +25,7 @@ use std::{
 };
 
 use ambient_authz::policy::Update;
-use ambient_core::{PodUid, PolicyKey, TrustBundles, TrustDomain, mesh};
+use ambient_core::{NamespacedHostname, PodUid, PolicyKey, TrustBundles, TrustDomain, mesh};
 
 use super::{
     memory::{Entry, Kept, Remembered},
@@ -185,6 +185,8 @@ struct Refused {
     policy: Option<PolicyKey>,
     /// What it was asked for by, where not all comes.
     asked_by: Vec<Box<str>>,
+    /// The services that it was sent along with, where nobody has asked for it and it is not of the node's own.
+    along_with: Vec<NamespacedHostname>,
 }
 
 impl Session {
@@ -342,6 +344,12 @@ impl Session {
             received.changes.push(unreadable.clone());
         }
         let policy = refused.policy();
+        let along_with = match refused.endpoint {
+            Some(endpoint) if self.settings.on_demand && asked_by.is_empty() && !self.settings.is_own_node(&endpoint.node) => {
+                endpoint.services
+            }
+            _ => Vec::new(),
+        };
         let known = &mut self.kinds[kind as usize];
         // A policy of which there is no good version refuses its scope, also after a restart.
         if policy.is_some() && !known.held.contains_key(&*name) {
@@ -352,7 +360,13 @@ impl Session {
             received.entries.extend(sent.map(|sent| Entry::Put(kind, name.clone(), none(sent))));
         }
         let why = Some(refused.why);
-        known.refuse(&name, Refused { why, policy, asked_by });
+        let refused = Refused {
+            why,
+            policy,
+            asked_by,
+            along_with,
+        };
+        known.refuse(&name, refused);
     }
 
     /// What to send next.
@@ -455,8 +469,8 @@ impl Session {
         let claims = Claims::of(&read.change);
         known.claim(kind, &name, &claims, received)?;
         known.refused.remove(&*name);
-        let reasons = (self.settings.on_demand && kind == Kind::Address)
-            .then(|| Box::new(Reasons::of(&come.aliases, &read.change, &self.settings.node)));
+        let reasons =
+            (self.settings.on_demand && kind == Kind::Address).then(|| Box::new(Reasons::of(&come.aliases, &read.change, &self.settings)));
         known.answer(&name, received);
         for alias in reasons.iter().flat_map(|reasons| reasons.aliases()) {
             known.answer(alias, received);

@@ -7,11 +7,8 @@ use std::{
 
 use ambient_core::{NamespacedHostname, mesh::Update};
 
-use super::{Held, Key, Kind, Known, Received, Session};
-use crate::{
-    Change,
-    wire::envoy::{config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest},
-};
+use super::{Held, Key, Kind, Known, Received, Refused, Session, Settings};
+use crate::{Change, wire::envoy::service::discovery::v3::DeltaDiscoveryRequest};
 
 /// What has become of a name that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +96,7 @@ pub(super) struct Reasons {
 }
 
 impl Reasons {
-    pub(super) fn of(aliases: &[String], change: &Change, asks: &Node) -> Self {
+    pub(super) fn of(aliases: &[String], change: &Change, asks: &Settings) -> Self {
         let mut names: BTreeSet<Box<str>> = aliases.iter().map(|alias| alias.as_str().into()).collect();
         let (mut services, mut ours) = (Vec::new(), false);
         // What was remembered has its addresses alone, which are the same.
@@ -108,8 +105,7 @@ impl Reasons {
                 let at = |ip| format!("{}/{ip}", workload.network.as_str()).into();
                 names.extend(workload.addresses.iter().map(at));
                 services = workload.services.iter().map(|membership| membership.service.clone()).collect();
-                let node = own_node(asks);
-                ours = !node.is_empty() && *workload.node == *node;
+                ours = asks.is_own_node(&workload.node);
             }
             Change::Mesh(Update::Service(service)) => {
                 names.extend(service.vips.iter().map(|vip| format!("{}/{}", vip.network.as_str(), vip.ip).into()));
@@ -128,12 +124,14 @@ impl Reasons {
     }
 }
 
-/// The node that asks, as it says of itself.
-fn own_node(node: &Node) -> &str {
-    let name = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
-    match name.and_then(|value| value.kind.as_ref()) {
-        Some(prost_types::value::Kind::StringValue(name)) => name,
-        _ => "",
+impl Settings {
+    /// Whether it is the node that asks, by what that says of itself.
+    pub(super) fn is_own_node(&self, node: &str) -> bool {
+        let name = self.node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
+        match name.and_then(|value| value.kind.as_ref()) {
+            Some(prost_types::value::Kind::StringValue(name)) => !name.is_empty() && name == node,
+            _ => false,
+        }
     }
 }
 
@@ -156,36 +154,48 @@ impl Known {
         names.filter(|name| self.is_wanted(name)).map(Box::from).collect()
     }
 
+    /// Whether what is held is so for a name of its own that is subscribed to.
+    fn is_meant(&self, name: &str, held: &Held) -> bool {
+        let mut aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
+        self.is_wanted(name) || aliases.any(|alias| self.is_wanted(alias))
+    }
+
+    /// The services that are subscribed to.
+    fn services_meant(&self) -> HashSet<&NamespacedHostname> {
+        let meant = self.held.iter().filter(|(name, held)| self.is_meant(name, held));
+        let services = meant.filter_map(|(_, held)| match &held.key {
+            Key::Service(name) => Some(&**name),
+            _ => None,
+        });
+        services.collect()
+    }
+
     /// What is held for nothing that is subscribed to.
     fn needless(&self) -> Vec<Arc<str>> {
-        let meant = |name: &str, held: &Held| {
-            let mut aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
-            self.is_wanted(name) || aliases.any(|alias| self.is_wanted(alias))
-        };
-        let services = self.held.iter().filter(|(name, held)| meant(name, held));
-        let services: HashSet<&NamespacedHostname> = services
-            .filter_map(|(_, held)| match &held.key {
-                Key::Service(name) => Some(&**name),
-                _ => None,
-            })
-            .collect();
+        let services = self.services_meant();
         let needed = |name: &str, held: &Held| {
             let for_others = |reasons: &Reasons| reasons.ours || reasons.services.iter().any(|service| services.contains(service));
-            meant(name, held) || held.reasons.as_deref().is_none_or(for_others)
+            self.is_meant(name, held) || held.reasons.as_deref().is_none_or(for_others)
         };
         let needless = self.held.iter().filter(|(name, held)| !needed(name, held));
         needless.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Forgets what was refused, is not held, and was asked for by nothing but what was given back; gives their names.
+    /// Forgets what was refused, is not held, and came for nothing but what was given back; gives their names.
     fn forget_refused(&mut self) -> Vec<String> {
-        let (held, subscribed, asked) = (&self.held, &self.subscribed, &self.asked);
-        let wanted = |name: &str| subscribed.contains(name) || asked.contains(name);
-        let gone = self.refused.extract_if(|name, refused| {
-            let was_asked_for = !refused.asked_by.is_empty();
-            was_asked_for && !held.contains_key(&**name) && !refused.asked_by.iter().any(|name| wanted(name))
-        });
-        gone.map(|(name, _)| name.into()).collect()
+        let services = self.services_meant();
+        let is_needless = |name: &str, refused: &Refused| {
+            let came_for = !refused.asked_by.is_empty() || !refused.along_with.is_empty();
+            let needed = refused.asked_by.iter().any(|name| self.is_wanted(name))
+                || refused.along_with.iter().any(|service| services.contains(service));
+            came_for && !needed && !self.held.contains_key(name)
+        };
+        let gone = self.refused.iter().filter(|(name, refused)| is_needless(name, refused));
+        let gone: Vec<Box<str>> = gone.map(|(name, _)| name.clone()).collect();
+        for name in &gone {
+            self.refused.remove(name);
+        }
+        gone.into_iter().map(String::from).collect()
     }
 }
 

@@ -415,15 +415,7 @@ fn service(hostname: &str, vip: &str) -> Resource {
 fn what_is_given_back_goes_with_what_only_it_was_held_for() {
     let mut session = session();
     session.settings.on_demand = true;
-    session.settings.node.metadata = Some(prost_types::Struct {
-        fields: [(
-            "NODE_NAME".to_owned(),
-            prost_types::Value {
-                kind: Some(prost_types::value::Kind::StringValue("here".into())),
-            },
-        )]
-        .into(),
-    });
+    session.settings.node.metadata = Some(node_name("here"));
     let now = now();
     session.handle_opened(now);
     for name in ["/10.9.0.1", "/10.0.0.2", "/10.0.0.9"] {
@@ -467,43 +459,11 @@ fn what_is_given_back_goes_with_what_only_it_was_held_for() {
     assert_eq!(session.ask("/10.9.0.1"), Ask::Asked, "it may be asked for again");
 }
 
-/// What was refused is told of for as long as it is asked for, by whichever of its names.
-#[test]
-fn what_was_refused_goes_with_the_last_that_it_was_asked_for_by() {
-    let mut session = session();
-    session.settings.on_demand = true;
-    let now = now();
-    session.handle_opened(now);
-    let (by_address, by_name) = ("n1/10.0.0.1".to_owned(), uid(1));
-    for name in [&by_address, &by_name, &uid(2)] {
-        session.ask(name);
+fn node_name(name: &str) -> prost_types::Struct {
+    let value = prost_types::value::Kind::StringValue(name.into());
+    prost_types::Struct {
+        fields: [("NODE_NAME".to_owned(), prost_types::Value { kind: Some(value) })].into(),
     }
-    let bad = |number: usize, alias: &str| Resource {
-        aliases: vec![alias.into()],
-        ..resource(number, 13)
-    };
-    // One that nobody has asked for, as one of this node's own is sent, stays for as long as it is wrong.
-    let sent = vec![bad(1, &by_address), resource(2, 1), bad(3, "n1/10.0.0.3")];
-    session.handle_whole(now, response(Kind::Address, "n1", sent, &[]));
-    session.handle_whole(now, response(Kind::Address, "n2", vec![bad(2, "n1/10.0.0.2")], &[]));
-    let of = |session: &Session| -> Vec<String> {
-        let faults = session.faults();
-        faults
-            .iter()
-            .filter_map(|fault| Some(fault.what.split_once(": ")?.0.to_owned()))
-            .collect()
-    };
-    assert_eq!(of(&session), [uid(1), uid(2), uid(3)]);
-    drain(&mut session);
-    session.give_back(std::slice::from_ref(&by_address));
-    assert_eq!(of(&session), [uid(1), uid(2), uid(3)]);
-    drain(&mut session);
-    session.give_back(std::slice::from_ref(&by_name));
-    assert_eq!(of(&session), [uid(2), uid(3)]);
-    assert!(drain(&mut session)[0].resource_names_unsubscribe.contains(&by_name));
-    // What stood for one that was held goes with it.
-    assert_eq!(session.give_back(&[uid(2)]).changes.len(), 1);
-    assert_eq!(of(&session), [uid(3)]);
 }
 
 #[test]
