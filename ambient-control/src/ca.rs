@@ -30,6 +30,10 @@
 //! trusted, then it signs, then the old one is withdrawn. Between two stages lies at least a day by default, in which every
 //! node hears of it and every certificate of before ends, so that no handshake is refused.
 //!
+//! A stolen key of the root's is worth nothing once a root that was made after the theft is the only one: three stages without that
+//! day between them ([`Duration::ZERO`]), where no change was under way, two seconds apart. Nodes that hear of each replace what the old
+//! root has vouched for as it is withdrawn; tunnels that stand go on until the certificates that they were begun with have ended.
+//!
 //! # Changes
 //!
 //! What changes in the directory is in force with the next look at it: [`Issuer::trust`] looks at the dates of the files

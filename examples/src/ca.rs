@@ -47,6 +47,9 @@ pub(crate) enum Verb {
     /// half the life of the one that it has, so after 12 hours where that is 24 (--secret-ttl). Files that were copied elsewhere
     /// (root.pem as --xds-root-ca, directories of `ambient ca issue`) must be copied again after each stage. No handshake is
     /// refused where --grace covers all of them.
+    ///
+    /// Where the root's key is stolen: with --grace 0s, a few seconds apart, until it has said stage 1 since the theft, then stages 2 and
+    /// 3. The old root, and whatever the thief signs with it, is refused from then on.
     Rotate {
         #[command(flatten)]
         of: Directory,

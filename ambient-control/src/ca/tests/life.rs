@@ -11,6 +11,7 @@ use super::*;
 mod elsewhere;
 mod lost;
 mod of_node;
+mod stolen;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
