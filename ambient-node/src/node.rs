@@ -217,6 +217,9 @@ impl Ground {
 
     /// The same; pages are served at listeners that were given.
     pub(crate) async fn with_pages(config: Config, pages: Given) -> Result<Self, StartError> {
+        if let Keys::Below(directory) = &config.keys {
+            Memory::check(directory)?;
+        }
         let mut options = options_of(&config);
         match &config.zds {
             None => {

@@ -140,6 +140,43 @@ fn a_directory_in_which_nothing_is_remembered_is_told() {
     assert!(!of_state_dir(&istiod), "and istiod's roots are");
 }
 
+/// Nor for keys, nor an authority before that is known.
+#[test]
+fn a_place_for_keys_that_is_refused_leaves_nothing() {
+    // A disk, where a directory of temporary files may be none.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    fs::create_dir(dir.path().join("manifests")).unwrap();
+    let before = tree(dir.path());
+    let output = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .args([
+            "node",
+            "--node",
+            "node-1",
+            "--no-dns-capture",
+            "--keys-dir",
+            "keys",
+            "--netns-dir",
+            ".",
+        ])
+        .args([
+            "--manifests",
+            "manifests",
+            "--ca-dir",
+            "ca",
+            "--metrics",
+            "127.0.0.1:0",
+            "--readiness",
+            "127.0.0.1:0",
+        ])
+        .args(["--admin", "127.0.0.1:0"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && why.contains("keys never touch a disk"), "{why}");
+    assert_eq!(tree(dir.path()), before);
+}
+
 #[test]
 fn a_missing_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -87,18 +87,23 @@ pub(crate) struct Memory(PathBuf);
 impl Memory {
     /// Makes or takes over the directory of a node.
     pub(crate) fn open(directory: &Path, node: &str) -> Result<Self, KeysError> {
-        // What is refused leaves nothing behind: it would be made where the nearest that is there is.
-        let whole = path::absolute(directory).unwrap_or_else(|_| directory.into());
-        let there = whole.ancestors().find(|above| above.symlink_metadata().is_ok());
-        if !is_in_memory(there.unwrap_or_else(|| Path::new("/")))? {
-            return Err(KeysError::Disk { path: directory.into() });
-        }
+        Self::check(directory)?;
         let memory = Self::open_anywhere(directory, node)?;
         let path = memory.0.clone();
         // That of the node may be another's mount.
         match is_in_memory(&path)? {
             true => Ok(memory),
             false => Err(KeysError::Disk { path }),
+        }
+    }
+
+    /// Looks whether one can be made here, and makes nothing: where it is not there, it would be where the nearest above it is.
+    pub(crate) fn check(directory: &Path) -> Result<(), KeysError> {
+        let whole = path::absolute(directory).unwrap_or_else(|_| directory.into());
+        let there = whole.ancestors().find(|above| above.symlink_metadata().is_ok());
+        match is_in_memory(there.unwrap_or_else(|| Path::new("/")))? {
+            true => Ok(()),
+            false => Err(KeysError::Disk { path: directory.into() }),
         }
     }
 
