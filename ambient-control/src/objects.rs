@@ -193,6 +193,8 @@ pub struct Objects {
     peer_policies: BTreeMap<PolicyKey, Told>,
     reports: BTreeMap<Arc<str>, Report>,
     by_node: BTreeMap<Arc<str>, BTreeSet<Name>>,
+    /// The slices in which a pod is.
+    slices_with: BTreeMap<Name, BTreeSet<Name>>,
     /// Which pods claim a UID: the first of them has it.
     by_uid: BTreeMap<PodUid, Vec<Name>>,
     refusals: Refusals,
@@ -239,6 +241,7 @@ impl Objects {
             vips: Vips::default(),
             reports: BTreeMap::new(),
             by_node: BTreeMap::new(),
+            slices_with: BTreeMap::new(),
             by_uid: BTreeMap::new(),
             refusals: BTreeMap::new(),
             uses: Uses::default(),
@@ -405,7 +408,11 @@ impl Objects {
     #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn is_empty(&self) -> bool {
         let known = self.spaces.is_empty() && self.nodes.is_empty() && self.gateways.is_empty() && self.refusals.is_empty();
-        let found = self.hosts.is_empty() && self.vips.is_empty() && self.by_node.is_empty() && self.by_uid.is_empty();
+        let found = self.hosts.is_empty()
+            && self.vips.is_empty()
+            && self.by_node.is_empty()
+            && self.by_uid.is_empty()
+            && self.slices_with.is_empty();
         let told = self.told_policies.is_empty() && self.told_workloads.is_empty() && self.told_services.is_empty();
         let kept = self.peer_policies.is_empty() && self.uses.is_empty() && self.problems.is_empty();
         known && found && told && kept

@@ -83,13 +83,14 @@ impl Objects {
         }
     }
 
-    /// The services without a selector whose slices name a pod.
-    pub(super) fn in_slices(&self, space: &Space, pod: &Pod, into: &mut Memberships) {
-        let slices = space.slices_with.get(pod.metadata.name.as_str()).into_iter().flatten();
-        for slice in slices.filter_map(|slice| space.slices.get(slice)) {
-            let Some(host) = slice.service().map(|service| self.host_of(pod.metadata.namespace(), service)) else {
+    /// The services without a selector whose slices name a pod, which may be of other namespaces.
+    pub(super) fn in_slices(&self, name: &super::Name, pod: &Pod, into: &mut Memberships) {
+        for (namespace, slice) in self.slices_with.get(name).into_iter().flatten() {
+            let slice = self.spaces.get(namespace).and_then(|space| space.slices.get(slice));
+            let Some((slice, service)) = slice.and_then(|slice| Some((slice, slice.service()?))) else {
                 continue;
             };
+            let host = self.host_of(namespace, service);
             if let Some(service) = self.service_at(&host).filter(|_| slice.names(pod)) {
                 into.entry(host).or_insert_with(|| Ports::Pod(pod).of_service(service));
             }

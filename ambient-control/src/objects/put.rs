@@ -123,15 +123,9 @@ impl Objects {
         if others {
             let both = [&old, &new].into_iter().flatten();
             let selected: BTreeSet<_> = both.flat_map(|labels| space.selected(labels)).cloned().collect();
-            for slice in space.slices_of.get(&key.name).into_iter().flatten() {
-                self.stale
-                    .sources
-                    .insert(ObjectKey::new(Kind::EndpointSlice, &key.namespace, slice));
-                let pods = space.slices.get(slice).into_iter().flat_map(|slice| slice.pods());
-                self.stale
-                    .sources
-                    .extend(pods.map(|pod| ObjectKey::new(Kind::Pod, &key.namespace, pod)));
-            }
+            let slices = space.slices_of.get(&key.name).into_iter().flatten();
+            let slices = slices.map(|slice| ObjectKey::new(Kind::EndpointSlice, &key.namespace, slice));
+            self.stale.sources.extend(slices.chain(space.sliced(&key.name).map(pod_key)));
             let keys = selected.into_iter();
             let keys = keys.map(|(kind, name)| ObjectKey::new(kind, &key.namespace, &name));
             self.stale.sources.extend(keys);
@@ -143,26 +137,15 @@ impl Objects {
     pub(super) fn put_slice(&mut self, key: &ObjectKey, slice: Option<Box<EndpointSlice>>) {
         let space = self.spaces.entry(key.namespace.clone()).or_default();
         let service_of = |slice: Option<&EndpointSlice>| slice.and_then(|s| s.service()).map(Arc::<str>::from);
-        let pods_of = |slice: Option<&EndpointSlice>| -> BTreeSet<Arc<str>> {
-            let of_service = slice.filter(|s| s.service().is_some()).into_iter();
-            of_service.flat_map(EndpointSlice::pods).map(Arc::from).collect()
-        };
-        let (service, pods) = (service_of(slice.as_deref()), pods_of(slice.as_deref()));
+        let (service, targets) = (service_of(slice.as_deref()), targets_of(slice.as_deref()));
         let before = match slice {
             Some(slice) => space.slices.insert(key.name.clone(), slice),
             None => space.slices.remove(&key.name),
         };
-        let (old_service, old_pods) = (service_of(before.as_deref()), pods_of(before.as_deref()));
-        let (old_targets, targets) = (
-            targets_of(before.as_deref()),
-            targets_of(space.slices.get(&key.name).map(|slice| &**slice)),
-        );
-        let touched: BTreeSet<Arc<str>> = match old_service == service {
-            true => old_targets
-                .symmetric_difference(&targets)
-                .map(|(name, _)| name.as_str().into())
-                .collect(),
-            false => old_pods.union(&pods).cloned().collect(),
+        let (old_service, old_targets) = (service_of(before.as_deref()), targets_of(before.as_deref()));
+        let touched: BTreeSet<Name> = match old_service == service {
+            true => old_targets.symmetric_difference(&targets).map(|(pod, _)| pod.clone()).collect(),
+            false => old_targets.union(&targets).map(|(pod, _)| pod.clone()).collect(),
         };
         if let Some(service) = old_service {
             unmark(&mut space.slices_of, &service, &key.name);
@@ -170,13 +153,14 @@ impl Objects {
         if let Some(service) = service {
             space.slices_of.entry(service).or_default().insert(key.name.clone());
         }
-        for pod in old_pods.difference(&pods) {
-            unmark(&mut space.slices_with, pod, &key.name);
+        let name = (key.namespace.clone(), key.name.clone());
+        for (pod, _) in &old_targets {
+            unmark(&mut self.slices_with, pod, &name);
         }
-        for pod in pods {
-            space.slices_with.entry(pod).or_default().insert(key.name.clone());
+        for (pod, _) in targets {
+            self.slices_with.entry(pod).or_default().insert(name.clone());
         }
-        let touched = touched.iter().map(|pod| ObjectKey::new(Kind::Pod, &key.namespace, pod));
+        let touched = touched.iter().map(|(namespace, pod)| ObjectKey::new(Kind::Pod, namespace, pod));
         self.stale.sources.extend(touched);
         self.stale.sources.insert(key.clone());
         self.forget_if_empty(&key.namespace);
@@ -292,11 +276,10 @@ impl Objects {
         for host in moved.hosts {
             self.touch_host(&host);
             let Some(space) = self.spaces.get(&host.namespace) else { continue };
-            let service = self.service_at(&host);
-            let selector = service.map(|service| &service.spec.selector);
-            let selected = selector.into_iter().flat_map(|labels| space.selected(labels));
-            let keys = selected.map(|(kind, member)| ObjectKey::new(*kind, &host.namespace, member));
-            let keys: Vec<_> = keys.collect();
+            let Some(service) = self.service_at(&host) else { continue };
+            let selected = space.selected(&service.spec.selector);
+            let selected = selected.map(|(kind, member)| ObjectKey::new(*kind, &host.namespace, member));
+            let keys: Vec<_> = selected.chain(space.sliced(&service.metadata.name).map(pod_key)).collect();
             self.stale.sources.extend(keys);
         }
     }
@@ -325,28 +308,33 @@ impl Objects {
 }
 
 impl EndpointSlice {
-    /// The pods that are endpoints of it.
-    pub(super) fn pods(&self) -> impl Iterator<Item = &str> {
-        self.targets().map(|(name, _)| name)
+    /// The pods that are endpoints of it, each by its namespace and name.
+    pub(super) fn pods(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.targets().map(|(pod, _)| pod)
     }
 
     /// Whether it means a pod, and not another that had its name before.
     pub(super) fn names(&self, pod: &Pod) -> bool {
-        let (name, own) = (&pod.metadata.name, pod.metadata.uid.as_deref());
+        let (name, own) = ((pod.metadata.namespace(), &*pod.metadata.name), pod.metadata.uid.as_deref());
         self.targets().any(|(of, uid)| of == name && uid.is_none_or(|uid| own == Some(uid)))
     }
 
-    /// The names of pods, and their UIDs where it has them.
-    fn targets(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+    /// Pods, and their UIDs where it has them.
+    fn targets(&self) -> impl Iterator<Item = ((&str, &str), Option<&str>)> {
         let targets = self.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
         targets.filter_map(|target| Some((target.pod(self.metadata.namespace())?, target.uid.as_deref())))
     }
 }
 
-fn targets_of(slice: Option<&EndpointSlice>) -> BTreeSet<(String, Option<String>)> {
+fn targets_of(slice: Option<&EndpointSlice>) -> BTreeSet<(Name, Option<String>)> {
     let of_service = slice.filter(|slice| slice.service().is_some()).into_iter();
     let targets = of_service.flat_map(EndpointSlice::targets);
-    targets.map(|(name, uid)| (name.to_owned(), uid.map(str::to_owned))).collect()
+    let owned = |((namespace, pod), uid): ((&str, &str), Option<&str>)| ((namespace.into(), pod.into()), uid.map(str::to_owned));
+    targets.map(owned).collect()
+}
+
+fn pod_key((namespace, name): (&str, &str)) -> ObjectKey {
+    ObjectKey::new(Kind::Pod, namespace, name)
 }
 
 fn touch_space(stale: &mut super::Stale, name: &Arc<str>, space: &Space, domain: &str) {
@@ -357,6 +345,9 @@ fn touch_space(stale: &mut super::Stale, name: &Arc<str>, space: &Space, domain:
     sources(Kind::WorkloadEntry, &mut space.workload_entries.keys());
     sources(Kind::ServiceEntry, &mut space.entries.keys());
     sources(Kind::EndpointSlice, &mut space.slices.keys());
+    // Which may be of other namespaces.
+    let sliced = space.services.keys().flat_map(|service| space.sliced(service));
+    stale.sources.extend(sliced.map(pod_key));
     let services = space.services.keys().map(|service| host_of(service, name, domain));
     let hosts = space.hosts.keys().map(|host| NamespacedHostname {
         namespace: name.clone(),
@@ -395,7 +386,7 @@ fn reselect(space: &mut Space, member: &super::Member, old: Option<&Labels>, new
     }
 }
 
-fn unmark<V: Ord>(index: &mut BTreeMap<Arc<str>, BTreeSet<V>>, key: &Arc<str>, value: &V) {
+fn unmark<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
     if let Some(all) = index.get_mut(key) {
         all.remove(value);
         if all.is_empty() {

@@ -37,8 +37,6 @@ pub(super) struct Space {
     pub(super) guarding: LabelIndex<Arc<str>>,
     /// The slices of a service.
     pub(super) slices_of: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
-    /// The slices in which a pod is.
-    pub(super) slices_with: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// The ServiceEntries that claim a host.
     pub(super) hosts: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
 }
@@ -75,6 +73,12 @@ impl Space {
     pub(super) fn selecting<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a Member> {
         let candidates = labels.iter().flat_map(|label| self.selecting.get(label));
         candidates.filter(|member| self.selector_of(member).is_some_and(|selector| selects(selector, labels)))
+    }
+
+    /// The pods that are endpoints of a Service by its slices, each by its namespace and name.
+    pub(super) fn sliced<'a>(&'a self, service: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        slices.filter_map(|slice| self.slices.get(slice)).flat_map(|slice| slice.pods())
     }
 
     /// The policies of authorization that may select somebody with these labels.

@@ -638,9 +638,10 @@ fn more_kinds() -> impl Strategy<Value = Value> {
         let meta = json!({ "name": format!("e{n}"), "namespace": space, "creationTimestamp": made });
         using(json!({ "kind": "ServiceEntry", "metadata": meta, "spec": spec }), used)
     });
-    let slice = (space(), 0..2usize, 0..2usize, 0..4usize, 0..3u8).prop_map(|(space, n, service, pod, kind)| {
+    let slice = (space(), 0..2usize, 0..2usize, 0..4usize, 0..4u8, space()).prop_map(|(space, n, service, pod, kind, other)| {
         let target = match kind {
             0 => Value::Null,
+            3 => json!({ "kind": "Pod", "name": format!("p{pod}"), "namespace": other, "uid": format!("{other}-{pod}") }),
             _ => json!({ "kind": "Pod", "name": format!("p{pod}") }),
         };
         let endpoints = json!([{ "addresses": ["192.0.2.9"], "conditions": { "ready": pod > 0 } },

@@ -47,7 +47,7 @@ impl Objects {
         let mut memberships = Memberships::new();
         if !workload.addresses.is_empty() {
             self.selecting(space, labels, Ports::Pod(pod), &mut memberships);
-            self.in_slices(space, pod, &mut memberships);
+            self.in_slices(&name, pod, &mut memberships);
         }
         self.finish(&mut workload, source, labels, labels, memberships, &mut made);
         made.now.push(workload);

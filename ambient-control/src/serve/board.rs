@@ -67,8 +67,10 @@ struct Touched {
 #[derive(Debug, Default)]
 struct Resources {
     all: All,
-    /// Whom an alias means.
+    /// Who has an alias, as a rule one alone.
     aliases: HashMap<Arc<str>, Arc<str>>,
+    /// Who else has it: addresses may be those of several, as of a pod and of an endpoint that is written elsewhere.
+    shared: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
 }
 
 impl Board {
@@ -173,11 +175,19 @@ impl Board {
         &self.kinds[kind as usize].all
     }
 
-    /// A resource by its name or an alias, with its name.
+    /// A resource by its name or an alias, with its name; one of several that have the alias.
     pub(super) fn get(&self, kind: Kind, name: &str) -> Option<(&Arc<str>, &Resource)> {
+        self.meant(kind, name).next()
+    }
+
+    /// What a name means: the resource of that name, else all that have it as an alias.
+    pub(super) fn meant<'a>(&'a self, kind: Kind, name: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a Resource)> + use<'a> {
         let kind = &self.kinds[kind as usize];
-        let entry = |name: &str| kind.all.entry(name);
-        entry(name).or_else(|| entry(kind.aliases.get(name)?))
+        let own = kind.all.entry(name);
+        let others = kind.shared.get(name).into_iter().flatten();
+        let is_alias = own.is_none();
+        let owners = kind.aliases.get(name).into_iter().chain(others).filter(move |_| is_alias);
+        own.into_iter().chain(owners.filter_map(|owner| kind.all.entry(&**owner)))
     }
 
     /// The workload that a resource is.
@@ -303,7 +313,7 @@ impl Board {
         resources.forget_aliases(&name);
         let aliases: Arc<[Arc<str>]> = aliases.into_iter().map(Arc::from).collect();
         for alias in &*aliases {
-            resources.aliases.insert(alias.clone(), name.clone());
+            resources.call(alias, &name);
         }
         let resource = Resource {
             version,
@@ -361,12 +371,32 @@ fn count(accounts: &mut HashMap<(Arc<str>, Identity), usize>, workload: Option<&
 }
 
 impl Resources {
+    fn call(&mut self, alias: &Arc<str>, name: &Arc<str>) {
+        let first = self.aliases.entry(alias.clone()).or_insert_with(|| name.clone());
+        if first != name {
+            self.shared.entry(alias.clone()).or_default().insert(name.clone());
+        }
+    }
+
     fn forget_aliases(&mut self, name: &str) {
         let Some(old) = self.all.get(name) else { return };
         for alias in &*old.aliases {
-            // Another may have taken the address over meanwhile.
-            if self.aliases.get(&**alias).is_some_and(|owner| **owner == *name) {
-                self.aliases.remove(&**alias);
+            let is_first = self.aliases.get(alias).is_some_and(|first| **first == *name);
+            let heir = match self.shared.get_mut(alias) {
+                Some(others) if is_first => others.pop_first(),
+                Some(others) => {
+                    others.remove(name);
+                    None
+                }
+                None => None,
+            };
+            match heir {
+                Some(heir) => drop(self.aliases.insert(alias.clone(), heir)),
+                None if is_first => drop(self.aliases.remove(alias)),
+                None => {}
+            }
+            if self.shared.get(alias).is_some_and(BTreeSet::is_empty) {
+                self.shared.remove(alias);
             }
         }
     }

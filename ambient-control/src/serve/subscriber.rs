@@ -281,10 +281,10 @@ impl Subscription {
             }
         }
         for name in std::mem::take(&mut self.owed) {
-            match board.get(kind, &name) {
-                Some((name, resource)) => told.tell(name, resource),
-                // Asked for by name it is to be told that there is nothing.
-                None => told.remove(&name),
+            board.meant(kind, &name).for_each(|(name, resource)| told.tell(name, resource));
+            // Asked for by name it is to be told that there is nothing.
+            if board.get(kind, &name).is_none() {
+                told.remove(&name);
             }
         }
         Ok(())
@@ -324,10 +324,12 @@ impl Subscription {
             }
         }
         for name in owed {
-            match board.get(kind, &name) {
-                Some((name, resource)) => self.tell(after, board, (name, resource), told),
-                // Asked for by name it is to be told that there is nothing.
-                None => told.remove(&name),
+            for found in board.meant(kind, &name) {
+                self.tell(after, board, found, told);
+            }
+            // Asked for by name it is to be told that there is nothing.
+            if board.get(kind, &name).is_none() {
+                told.remove(&name);
             }
         }
         if all {

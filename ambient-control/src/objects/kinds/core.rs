@@ -405,12 +405,10 @@ pub struct TargetRef {
 }
 
 impl TargetRef {
-    /// The name of the pod that it is, if it is one of a namespace.
-    pub(in super::super) fn pod(&self, namespace: &str) -> Option<&str> {
-        let here = self.namespace.as_deref().is_none_or(|ns| ns == namespace);
-        (here && self.kind.as_deref() == Some("Pod"))
-            .then_some(self.name.as_deref())
-            .flatten()
+    /// Namespace and name of the pod that it is, if it is one; `namespace` is the slice's.
+    pub(in super::super) fn pod<'a>(&'a self, namespace: &'a str) -> Option<(&'a str, &'a str)> {
+        let name = self.name.as_deref().filter(|_| self.kind.as_deref() == Some("Pod"))?;
+        Some((self.namespace.as_deref().unwrap_or(namespace), name))
     }
 }
 

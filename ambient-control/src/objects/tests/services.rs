@@ -14,7 +14,11 @@ fn outside(name: &str, spec: Value) -> Value {
 
 /// The endpoints of a service of the namespace, by the end of their UIDs.
 fn endpoints(sum: &Sum, host: &str) -> BTreeMap<String, Endpoint> {
-    let all = sum.mesh.endpoints(&NamespacedHostname::new("shop", host));
+    endpoints_of(sum, &NamespacedHostname::new("shop", host))
+}
+
+fn endpoints_of(sum: &Sum, service: &NamespacedHostname) -> BTreeMap<String, Endpoint> {
+    let all = sum.mesh.endpoints(service);
     let all = all.into_iter().flat_map(|all| all.iter());
     all.map(|(uid, endpoint)| (uid.as_str().strip_prefix("Kubernetes/").unwrap().to_owned(), endpoint.clone()))
         .collect()
@@ -317,6 +321,44 @@ fn a_slice_means_the_pod_with_its_uid() {
     count(slice(Some("uid-next")));
     let next = patched(pod("cart"), &json!({ "metadata": { "uid": "uid-next" } }));
     assert_eq!(count(next), 1);
+}
+
+/// Whoever may write slices says whose pods they mean.
+#[test]
+fn a_slice_may_mean_a_pod_of_another_namespace() {
+    let service = json!({ "kind": "Service", "metadata": { "name": "db", "namespace": "bank" },
+                          "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] } });
+    let slice = |pod: &str| {
+        json!({ "kind": "EndpointSlice",
+            "metadata": { "name": "db-1", "namespace": "bank", "labels": { "kubernetes.io/service-name": "db" } },
+            "addressType": "IPv4", "ports": [{ "name": "", "port": 80 }],
+            "endpoints": [{ "addresses": ["10.0.0.1"], "targetRef": { "kind": "Pod", "name": pod, "namespace": "shop" } }] })
+    };
+    let mut objects = Objects::new(Settings::default());
+    let mut sum = Sum::default();
+    let mut names = |change: &mut dyn FnMut(&mut Objects)| {
+        change(&mut objects);
+        sum.add(objects.changes());
+        let all = endpoints_of(&sum, &NamespacedHostname::new("bank", "db.bank.svc.cluster.local"));
+        all.into_keys().collect::<Vec<_>>().join(" ")
+    };
+    let mut set = |value: &Value| names(&mut |objects| objects.set(object(value.clone())));
+    let own = patched(pod("cart"), &json!({ "metadata": { "namespace": "bank", "uid": "uid-own" } }));
+    let steps = [
+        own,
+        pod("cart"),
+        service.clone(),
+        slice("cart"),
+        slice("other"),
+        pod("other"),
+        slice("cart"),
+    ];
+    let (cart, other) = ("/Pod/shop/cart", "/Pod/shop/other");
+    assert_eq!(steps.each_ref().map(&mut set), ["", "", "", cart, "", other, cart]);
+    let gone = patched(service.clone(), &json!({ "spec": { "type": "ExternalName" } }));
+    assert_eq!([&gone, &service].map(&mut set), ["", cart]);
+    let mut remove = |value: &Value| names(&mut |objects| objects.remove(&object(value.clone()).key()));
+    assert_eq!([&slice("cart"), &pod("cart")].map(&mut remove), ["", ""]);
 }
 
 #[test]

@@ -275,6 +275,51 @@ fn a_waypoint_that_would_go_in_a_circle_is_refused() {
     assert!(told.of_service("wp").is_none() && told.of_pod("wp").is_none() && told.problems.is_empty());
 }
 
+/// Also where its slices say so, and whichever comes first.
+#[test]
+fn who_is_behind_a_waypoint_by_a_slice_goes_without() {
+    let bare = |name: &str, namespace: &str| {
+        json!({ "kind": "Service", "metadata": { "name": name, "namespace": namespace },
+                "spec": { "clusterIP": "10.96.0.7", "ports": [{ "port": 80 }] } })
+    };
+    let slice = |namespace: &str| {
+        json!({ "kind": "EndpointSlice",
+            "metadata": { "name": "l", "namespace": namespace, "labels": { "kubernetes.io/service-name": "itself" } },
+            "addressType": "IPv4", "ports": [{ "name": "", "port": 80 }],
+            "endpoints": [{ "addresses": ["10.0.0.1"], "targetRef": { "kind": "Pod", "name": "cart", "namespace": "shop" } }] })
+    };
+    let user = patched(pod("cart"), &json!({ "metadata": { "labels": { "istio.io/use-waypoint": "wp" } } }));
+    let wp = gateway("wp", &json!({ "metadata": { "labels": { "istio.io/waypoint-for": "all" } } }));
+    for (namespace, kind, value) in [
+        ("shop", "Hostname", "itself.shop.svc.cluster.local"),
+        ("bank", "Hostname", "itself.bank.svc.cluster.local"),
+        ("shop", "IPAddress", "10.96.0.7"),
+        ("bank", "IPAddress", "10.96.0.7"),
+    ] {
+        let itself = patched(
+            gateway("itself", &json!({ "metadata": { "namespace": namespace } })),
+            &json!({ "status": { "addresses": [{ "type": kind, "value": value }] } }),
+        );
+        let mut objects = Objects::new(Settings::default());
+        let mut sum = Sum::default();
+        let mut set = |value: Value| {
+            objects.set(object(value));
+            sum.add(objects.changes());
+            let cart = sum.workloads().remove("Kubernetes//Pod/shop/cart");
+            cart.and_then(|cart| cart.waypoint).map(|waypoint| waypoint.target.to_string())
+        };
+        for value in [bare("wp", "shop"), wp.clone(), bare("itself", namespace), slice(namespace)] {
+            set(value);
+        }
+        assert_eq!(
+            set(user.clone()).as_deref(),
+            Some("shop/wp.shop.svc.cluster.local"),
+            "{namespace} {kind}"
+        );
+        assert_eq!(set(itself), None, "{namespace} {kind}: it is the other waypoint");
+    }
+}
+
 #[test]
 fn an_instance_of_a_waypoint_is_handed_what_it_is_bound_to() {
     let bound = |text: &str| {

@@ -61,16 +61,38 @@ fn endpoints_that_a_service_lists_are_said_by_the_workloads() {
     assert!(update(&mut board, Update::Workload(workload("a"))).is_empty());
 }
 
+/// Whichever of them came first, and whichever goes: who asks for the address must not hear that nobody has it.
 #[test]
-fn an_address_means_whoever_has_it_now() {
+fn an_address_means_all_who_have_it_now() {
     let mut board = Board::within(TIGHT);
-    let put = |board: &mut Board, name| board.apply(&[Change::Mesh(Update::Workload(workload(name)))], true);
-    put(&mut board, "old");
-    put(&mut board, "new");
-    board.apply(&[Change::Mesh(Update::RemoveWorkload("c//Pod/shop/old".into()))], true);
-    assert_eq!(&**board.get(Kind::Address, "/10.0.0.1").unwrap().0, "c//Pod/shop/new");
-    board.apply(&[Change::Mesh(Update::RemoveWorkload("c//Pod/shop/new".into()))], true);
-    assert!(board.get(Kind::Address, "/10.0.0.1").is_none());
+    let mut elsewhere = Workload::clone(&workload("b"));
+    elsewhere.addresses = vec!["10.0.0.2".parse().unwrap()];
+    let mut had = |update| {
+        board.apply(&[Change::Mesh(update)], true);
+        let all = board.meant(Kind::Address, "/10.0.0.1").map(|(name, _)| &name[name.len() - 1..]);
+        let all = all.collect::<BTreeSet<_>>().into_iter().collect::<String>();
+        let one = board.get(Kind::Address, "/10.0.0.1");
+        assert_eq!(one.is_none(), all.is_empty());
+        all
+    };
+    let gone = |name: &str| Update::RemoveWorkload(format!("c//Pod/shop/{name}").into());
+    let there = |name: &str| Update::Workload(workload(name));
+    for (update, wanted) in [
+        (there("a"), "a"),
+        (there("b"), "ab"),
+        (there("c"), "abc"),
+        (gone("c"), "ab"),
+        (there("c"), "abc"),
+        (gone("a"), "bc"),
+        (Update::Workload(elsewhere.into()), "c"),
+        (there("b"), "bc"),
+        (gone("c"), "b"),
+        (gone("b"), ""),
+    ] {
+        assert_eq!(had(update.clone()), wanted, "{update:?}");
+    }
+    let resources = &board.kinds[Kind::Address as usize];
+    assert!(resources.aliases.len() + resources.shared.len() == 0, "{resources:?}");
 }
 
 #[test]

@@ -143,7 +143,22 @@ fn who_asks_by_name_is_told_of_what_it_asked_for() {
     assert_eq!(names(&response), ["c//Pod/shop/1", "c//Pod/shop/9"]);
     // Asked for again it is said again: whoever asks may have lost it.
     ask(&mut subscriber, &["/10.0.0.1"], response.nonce);
-    assert_eq!(names(&poll(&mut subscriber, &board).unwrap()), ["c//Pod/shop/1"]);
+    let response = poll(&mut subscriber, &board).unwrap();
+    assert_eq!(names(&response), ["c//Pod/shop/1"]);
+    // An address that several have means all of them.
+    let also = |uid: &str| {
+        let mut workload = Workload::new(uid, "shop", uid);
+        workload.addresses = vec![std::net::IpAddr::from([10, 0, 0, 2])];
+        Change::Mesh(Update::Workload(workload.into()))
+    };
+    board.apply(&[also("c/other"), also("c/third")], true);
+    board.apply(&[Change::Mesh(Update::RemoveWorkload("c/third".into()))], true);
+    ask(&mut subscriber, &[], response.nonce);
+    assert!(poll(&mut subscriber, &board).is_none(), "nothing of that was asked for");
+    ask(&mut subscriber, &["/10.0.0.2"], String::new());
+    let response = poll(&mut subscriber, &board).unwrap();
+    assert_eq!(names(&response), ["c//Pod/shop/2", "c/other"]);
+    assert!(response.removed_resources.is_empty());
 }
 
 #[test]
