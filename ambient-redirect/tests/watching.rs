@@ -126,6 +126,10 @@ fn main() -> ExitCode {
             listing::a_listing_under_changes_is_right_or_refused,
         ),
         (
+            "the_proxys_mark_makes_no_listener_the_proxys",
+            listing::the_proxys_mark_makes_no_listener_the_proxys,
+        ),
+        (
             "an_address_that_goes_diverts_nothing",
             listing::an_address_that_goes_diverts_nothing,
         ),

@@ -225,6 +225,20 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_without_one_of_its_addresses_is_not_a_pods() {
+        let mut pod = spec("a", "10.0.0.2");
+        pod.addresses.push("fd00::2".parse().unwrap());
+        // Not by its processes either: it may not be wired up yet.
+        for whose in [None, Some(("a", 5))] {
+            let mut seen = namespaces(&[(7, "10.0.0.2", whose)]);
+            let (pairs, unpaired) = paired(std::slice::from_ref(&pod), &seen);
+            assert!(pairs.is_empty() && unpaired["a"].contains("fd00::2"), "{unpaired:?}");
+            seen.values_mut().for_each(|seen| seen.addresses.push("fd00::2".parse().unwrap()));
+            assert_eq!(paired(std::slice::from_ref(&pod), &seen).0["a"], 7);
+        }
+    }
+
+    #[test]
     fn what_is_another_pods_by_its_processes_is_not_given_away() {
         let desired = [spec("new", "10.0.0.2"), spec("old", "10.0.0.2")];
         // Both claim the address: one of them has processes where it is.

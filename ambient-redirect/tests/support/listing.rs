@@ -1,17 +1,18 @@
 //! Listings of rules that somebody keeps changing.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
 use ambient_redirect::{
-    linux::{Difference, Inside, Mark},
+    linux::{Difference, Inside, Mark, Sockets},
     netlink::{Batch, Cmp, Expr, Family, MetaKey, NftRule, Nftables, Routing, Verdict},
     plan::{Options, Plan},
 };
 use ambient_testkit::{World, harness::Outcome};
+use socket2::{Domain, Socket, Type};
 
 use crate::node::Node;
 
@@ -130,6 +131,40 @@ pub(crate) fn an_address_that_goes_diverts_nothing(world: &World) -> Outcome {
     assert!(changes > LISTINGS / 10, "{changes} changes");
     assert_eq!(diverted, 0, "of {LISTINGS}, while {changes} addresses came and went");
     Ok(())
+}
+
+/// A process of the pod's that may do so gives its listener the proxy's mark: it is not the proxy's for that.
+pub(crate) fn the_proxys_mark_makes_no_listener_the_proxys(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let options = Options {
+        dns: false,
+        ..Options::default()
+    };
+    let (plan, mark) = (Plan::new(&options), Mark::new("node-1", &"a".into()));
+    let mut inside = Inside::open(&pod)?;
+    inside.apply(&plan, &mark)?;
+    node.run(async {
+        let sockets = Sockets::new().unwrap();
+        let at = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let mut ours = Vec::new();
+        for port in [15_001, 15_008] {
+            ours.push(sockets.tcp_listener(&pod, at(port), 16).await.unwrap());
+        }
+        let theirs = pod.run(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+            socket.set_mark(0x539).unwrap();
+            socket.bind(&at(15_006).into()).unwrap();
+            socket.listen(16).unwrap();
+            socket
+        });
+        let port = plan.listeners.iter().find(|port| port.port == 15_006).unwrap();
+        let differences = inside.verify(&plan, &mark).unwrap();
+        assert!(differences.contains(&Difference::ForeignListener(*port)), "{differences:?}");
+        drop(theirs);
+        ours.push(sockets.tcp_listener(&pod, at(15_006), 16).await.unwrap());
+        assert_eq!(inside.verify(&plan, &mark).unwrap(), []);
+    })
 }
 
 fn rule(mark: u32) -> Vec<Expr> {
