@@ -267,6 +267,7 @@ fn options_of(config: &Config) -> Options {
         dns: config.captures_dns(),
         probes: config.probes,
         yields: config.open_when_unproven,
+        loopback_segments: config.loopback_segments,
         ..Options::default()
     }
 }

@@ -72,6 +72,10 @@
 //! proxy's table, take some of the answers that go back to the proxy, as those from one port or to one network: nothing of that leaves
 //! unseen, but whoever waits for such an answer waits in vain. Where all answers are taken the capture is not proven.
 //!
+//! What is captured goes no further than to the proxy in the pod's own namespace, and is cut into segments as large as the loopback
+//! device takes them, where nothing of the pod's goes around the proxy ([`plan::Plan::segments`]): a routing rule and a
+//! table of ours for what the pod sends by TCP, which capture nothing, and are no part of what is proven.
+//!
 //! What an earlier process has announced ([`Announce::announced`]) is *in* too: whatever is left of its capture is put right
 //! before anything else is done, and what went around meanwhile is reset. Where that does not come about the pod is refused, and
 //! what was announced is taken back after half a minute.
@@ -111,7 +115,7 @@
 //! and its like for IPv6 (3.7), IP_BIND_ADDRESS_NO_PORT (4.2), SO_COOKIE (4.12), setns (3.0); where ports are shared SO_REUSEPORT (3.9) and
 //! SO_ATTACH_REUSEPORT_CBPF (4.5); of a namespace that comes as a descriptor NS_GET_NSTYPE (4.11). Every kernel that has the above has: transactions
 //! of nf_tables that name the generation they are meant for (4.12), the events of nf_tables (3.14) and of routing, and routes that
-//! are asked for by a mark, a user (4.10), a protocol and ports (4.18).
+//! are asked for by a mark, a user (4.10), a protocol and ports (4.18), and rules of routing for a protocol (4.17).
 //!
 //! What a kernel may lack: the counters of bytes sent in what it tells of a socket (4.19): without them who opened a connection is told
 //! by its port where conntrack has not seen it begin; the words of NETLINK_EXT_ACK in errors (4.12); comments on tables (5.10), which hold the mark of the

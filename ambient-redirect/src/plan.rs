@@ -38,6 +38,12 @@ pub const MARK_MASK: u32 = 0xfff;
 pub const ROUTE_TABLE: u32 = 100;
 /// The priority of the routing rule that leads to it.
 pub const RULE_PRIORITY: u32 = 32764;
+/// The routing table by which the pod's own TCP goes where [`Plan::segments`] has it so.
+pub const SEGMENTS_TABLE: u32 = 101;
+/// The priority of the routing rule that leads to it: after [`RULE_PRIORITY`], and before the kernel's own for the main table.
+pub const SEGMENTS_PRIORITY: u32 = 32765;
+/// The MTU of its routes, in bytes: the largest that the kernel gives a route, and little less than the loopback device's.
+pub const SEGMENTS_MTU: u32 = 65_520;
 /// The conntrack zone of the proxy's own DNS queries.
 pub const DNS_ZONE: u16 = 1;
 /// The source that Istio gives the probes of a node's kubelet, IPv4 and IPv6.
@@ -74,6 +80,9 @@ pub struct Options {
     /// Let rules of others in the namespace have what they translate before ours do: it goes around the proxy. Without it such a
     /// connection is refused, unless it goes to a process of the pod's own.
     pub yields: bool,
+    /// Connections that are captured have the segments of the loopback device, on which they stay, and not those of the pod's link:
+    /// less is done for each byte of them. Only where nothing of the pod's goes around the proxy: see [`Plan::segments`].
+    pub loopback_segments: bool,
 }
 
 impl Options {
@@ -92,7 +101,8 @@ impl Options {
 }
 
 impl Default for Options {
-    /// IPv6 and DNS, what comes and what goes, and no way around for probes nor for what others translate.
+    /// IPv6 and DNS, what comes and what goes, with the loopback device's segments, and no way around for probes nor for what others
+    /// translate.
     fn default() -> Self {
         Self {
             ipv6: true,
@@ -101,6 +111,7 @@ impl Default for Options {
             inbound: true,
             virtual_interfaces: Vec::new(),
             yields: false,
+            loopback_segments: true,
         }
     }
 }
@@ -123,6 +134,11 @@ pub struct Plan {
     pub rules: Vec<IpFamily>,
     /// Routes: `local default dev lo table ROUTE_TABLE`.
     pub routes: Vec<IpFamily>,
+    /// Of which families what the pod's processes send by TCP is routed by [`SEGMENTS_TABLE`]: `iif lo fwmark 0/MARK_MASK ipproto tcp
+    /// pref SEGMENTS_PRIORITY lookup SEGMENTS_TABLE`, with the routes of the main table, each with [`SEGMENTS_MTU`]. It is for speed
+    /// alone, and no part of what captures: it is not proven, and left out where the main table has other routes than plain ones,
+    /// or somebody else uses that table.
+    pub segments: Vec<IpFamily>,
     /// What the proxy must listen on before the tables come.
     pub listeners: Vec<Port>,
 }
@@ -317,10 +333,17 @@ impl Plan {
                 port: ports::DNS,
             });
         }
+        // The other end of what leaves the pod around the proxy may take larger segments than the pod's link does.
+        let stays_here = options.inbound && !options.yields && options.virtual_interfaces.is_empty();
         Self {
             tables,
             rules: families.to_vec(),
             routes: families.to_vec(),
+            segments: families
+                .iter()
+                .copied()
+                .filter(|_| options.loopback_segments && stays_here)
+                .collect(),
             listeners,
         }
     }

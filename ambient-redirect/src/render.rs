@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use crate::plan::{Action, ChainKind, IpFamily, MARK_MASK, Match, Plan, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, Rule, Table};
+use crate::plan::{
+    Action, ChainKind, IpFamily, MARK_MASK, Match, Plan, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, Rule, SEGMENTS_MTU,
+    SEGMENTS_PRIORITY, SEGMENTS_TABLE, Table,
+};
 
 /// What `nft -f` and a shell would take, in the order in which it is done: the listeners first, as a comment.
 impl Display for Plan {
@@ -31,6 +34,19 @@ impl Display for Plan {
                 f,
                 "# ip {} route replace local default dev lo scope host table {ROUTE_TABLE}",
                 family.flag()
+            )?;
+        }
+        if !self.segments.is_empty() {
+            writeln!(
+                f,
+                "\n# and the loopback device's segments, where the routes of the main table go to table {SEGMENTS_TABLE} with mtu {SEGMENTS_MTU}:"
+            )?;
+        }
+        for family in &self.segments {
+            let flag = family.flag();
+            writeln!(
+                f,
+                "# ip {flag} rule add iif lo fwmark 0/{MARK_MASK:#x} ipproto tcp pref {SEGMENTS_PRIORITY} lookup {SEGMENTS_TABLE}"
             )?;
         }
         Ok(())

@@ -105,6 +105,7 @@ fn preflight_leaves_no_trace(world: &World) -> Outcome {
             inbound: false,
             virtual_interfaces: vec!["tap0".parse().unwrap()],
             yields: true,
+            loopback_segments: true,
         })
         .await
         .unwrap();

@@ -276,9 +276,13 @@ impl Hands {
         self.options.of(&pod.capture)
     }
 
-    fn plan(&self, pod: &PodSpec, closed: bool) -> Plan {
+    fn plan(&self, pod: &PodSpec, closed: bool, room: &Room) -> Plan {
         let options = self.options(pod);
-        let plan = Plan::new(&options);
+        let mut plan = Plan::new(&options);
+        if !room.kept().is_empty() {
+            // Whose other end may take larger segments than the pod's link does.
+            plan.segments.clear();
+        }
         if closed { plan.and_closed(&options) } else { plan }
     }
 
@@ -298,7 +302,7 @@ impl Hands {
     }
 
     async fn open(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
-        let (plan, mark) = (self.plan(pod, false), self.mark(pod));
+        let (plan, mark) = (self.plan(pod, false, room), self.mark(pod));
         room.within(move |inside| inside.apply(&plan, &mark)).await.map(drop)
     }
 
@@ -319,7 +323,7 @@ impl Hands {
     /// Puts the rules in force, and looks for what goes around them: what was open before is kept or closed, as is asked for;
     /// what went around rules that stood, or should have, is closed.
     async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, Cause> {
-        let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
+        let (plan, mark) = (self.plan(&action.pod, action.closed, room), self.mark(&action.pod));
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
             let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
@@ -416,10 +420,16 @@ impl Hands {
         }
         let before = kept.len();
         match room.within(move |inside| inside.still_open(&kept)).await {
-            Ok(open) => Done::Well(Report {
-                kept: (open.len() != before).then(|| room.keep(open)),
-                ..Report::default()
-            }),
+            Ok(open) => {
+                if open.is_empty() {
+                    // Nothing goes around any more, and its segments may be others: all is looked at next time.
+                    *room.stood.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+                Done::Well(Report {
+                    kept: (open.len() != before).then(|| room.keep(open)),
+                    ..Report::default()
+                })
+            }
             Err(why) => Done::Failed(why),
         }
     }
@@ -458,10 +468,16 @@ impl Hands {
 
     /// What is not as it should be, as the kernel lists it, and the families that are captured.
     async fn look(&self, action: &Action, room: &Room, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), Cause> {
-        let (plan, mark) = (self.plan(&action.pod, action.closed), self.mark(&action.pod));
+        let (plan, mark) = (self.plan(&action.pod, action.closed, room), self.mark(&action.pod));
         // What is told from here on may or may not be in the listing.
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
-        let look = move |inside: &mut Inside| Ok((inside.look(&plan, &mark, listing)?, inside.strangers().clone()));
+        let look = move |inside: &mut Inside| {
+            let looked = inside.look(&plan, &mark, listing)?;
+            if looked.0.is_empty() {
+                inside.keep_segments(&plan)?;
+            }
+            Ok((looked, inside.strangers().clone()))
+        };
         let ((differences, families), strangers) = room.within(look).await?;
         *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
@@ -499,7 +515,7 @@ impl Hands {
     }
 
     async fn release(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
-        let plan = self.plan(pod, false);
+        let plan = self.plan(pod, false, room);
         room.within(move |inside| inside.release(&plan)).await
     }
 

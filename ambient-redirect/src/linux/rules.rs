@@ -5,6 +5,7 @@ mod dry_run;
 mod life;
 mod opened;
 mod routed;
+mod segments;
 mod strangers;
 
 use std::{fmt, io, net::IpAddr, sync::Arc};
@@ -15,8 +16,8 @@ pub(super) use self::compile::{base_chain, compile};
 pub use self::dry_run::{Change, DryRun, Line, Thing};
 pub(crate) use self::life::Joined;
 use self::opened::ClientPorts;
-use self::routed::Listed;
 pub use self::strangers::{RulePlace, Stranger};
+use self::{routed::Listed, segments::Segments};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{
@@ -42,6 +43,8 @@ pub struct Inside {
     in_tables: Vec<Stranger>,
     conntrack: Conntrack,
     clients: ClientPorts,
+    /// As of the last listing.
+    segments: Segments,
 }
 
 /// For whom tables are made: what stands in them as their mark.
@@ -168,6 +171,7 @@ impl Inside {
             sockets: netlink::Sockets::open()?,
             conntrack: Conntrack::open()?,
             clients: ClientPorts::here(),
+            segments: Segments::default(),
         })
     }
 
@@ -213,6 +217,7 @@ impl Inside {
         {
             self.transaction(|tables, chains| replacement(plan, mark, &TABLES, tables, chains))?;
         }
+        self.keep_segments(plan)?;
         // Nothing is put in the way of what others have there.
         let put = differences.into_iter().filter(|d| !matches!(d, Difference::Diverted(_)));
         Ok(put.collect())
@@ -229,6 +234,7 @@ impl Inside {
     /// When the kernel refuses.
     pub fn clear(&mut self) -> Result<(), ApplyError> {
         let were_there = self.owner()?.is_some();
+        self.clear_segments()?;
         self.transaction(|tables, _| {
             let mut batch = Batch::default();
             of_ours(tables).for_each(|table| batch.delete_table(Family::Inet, &table.name));
@@ -342,6 +348,7 @@ impl Inside {
         let policies = self.routing.policies()?;
         let rules: Vec<Rule> = policies.iter().filter_map(Policy::plain).collect();
         let all_routes = self.routing.all_routes()?;
+        self.look_at_segments(&plan.segments, &policies, &all_routes);
         let routes: Vec<&Route> = all_routes.iter().filter(|r| r.table == ROUTE_TABLE).collect();
         for family in families {
             if !rules.contains(&routing_rule(*family)) {

@@ -65,6 +65,8 @@ fn routes(payload: &[u8]) {
     if let Ok(Some(route)) = routing::read_route(WHAT, payload) {
         let whole = Route {
             destination: route.destination.trunc(),
+            // What else it says is not written.
+            says_more: false,
             ..route
         };
         let written = routing::route_message(0, 0, &whole);

@@ -51,6 +51,16 @@ pub struct Route {
     pub table: u32,
     /// The gateway is on the device whatever its addresses say.
     pub onlink: bool,
+    /// The address that a socket takes which has none.
+    pub source: Option<IpAddr>,
+    /// Of routes to the same destination the kernel takes the lowest.
+    pub metric: Option<u32>,
+    /// The largest packet, in bytes, where it is not the device's.
+    pub mtu: Option<u32>,
+    /// Who made it, by number: 2 is the kernel.
+    pub protocol: u8,
+    /// It says more than this: several next hops, an end, or what a packet must be besides. Only found, never made.
+    pub says_more: bool,
 }
 
 /// What a route does with a packet.
@@ -122,6 +132,11 @@ impl Route {
             link: None,
             table: MAIN,
             onlink: false,
+            source: None,
+            metric: None,
+            mtu: None,
+            protocol: PROTOCOL_BOOT,
+            says_more: false,
         }
     }
 
@@ -447,7 +462,7 @@ pub(super) fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
     header[0] = family_of(route.destination.addr());
     header[1] = route.destination.prefix_len();
     header[4] = u8::try_from(route.table).unwrap_or(0); // a larger number stands in the attribute only
-    header[5] = PROTOCOL_BOOT;
+    header[5] = route.protocol;
     header[6] = scope;
     header[7] = route.kind.number();
     header[8..].copy_from_slice(&(if route.onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
@@ -462,6 +477,15 @@ pub(super) fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
     }
     if let Some(link) = route.link {
         message.ne32(RTA_OIF, link);
+    }
+    if let Some(source) = route.source {
+        message.ip(RTA_PREFSRC, source);
+    }
+    if let Some(metric) = route.metric {
+        message.ne32(RTA_PRIORITY, metric);
+    }
+    if let Some(mtu) = route.mtu {
+        message.nest(RTA_METRICS, |metrics| metrics.ne32(RTAX_MTU, mtu));
     }
     message
 }
@@ -498,6 +522,7 @@ pub(super) fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Er
         AF_INET6 => IpAddr::from([0; 16]),
         _ => return Ok(None),
     };
+    let flags = codec::read_u32(header, 8).unwrap_or(0);
     let ip = codec::find(rest, RTA_DST).and_then(codec::read_ip).unwrap_or(unspecified);
     let Ok(destination) = IpNet::new(ip, header[1]) else {
         return Ok(None);
@@ -510,8 +535,28 @@ pub(super) fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Er
         table: codec::find(rest, RTA_TABLE)
             .and_then(|b| codec::read_u32(b, 0))
             .unwrap_or_else(|| u32::from(header[4])),
-        onlink: codec::read_u32(header, 8).unwrap_or(0) & RTNH_F_ONLINK != 0,
+        onlink: flags & RTNH_F_ONLINK != 0,
+        source: codec::find(rest, RTA_PREFSRC).and_then(codec::read_ip),
+        metric: codec::find(rest, RTA_PRIORITY).and_then(|b| codec::read_u32(b, 0)),
+        mtu: codec::find(rest, RTA_METRICS)
+            .and_then(|metrics| codec::find(metrics, RTAX_MTU))
+            .and_then(|b| codec::read_u32(b, 0)),
+        protocol: header[5],
+        says_more: header[2] != 0 || header[3] != 0 || flags & !RTNH_F_ONLINK != 0 || codec::attributes(rest).any(says_more),
     }))
+}
+
+/// Whether an attribute of a route says what [`Route`] has no place for.
+fn says_more((kind, value): (u16, &[u8])) -> bool {
+    match kind {
+        RTA_DST | RTA_OIF | RTA_GATEWAY | RTA_PRIORITY | RTA_PREFSRC | RTA_TABLE => false,
+        RTA_METRICS => codec::attributes(value).any(|(metric, _)| metric != RTAX_MTU),
+        // `struct rta_cacheinfo`: when it ends is the third of its numbers.
+        RTA_CACHEINFO => codec::read_u32(value, 8) != Some(0),
+        // Of a router that is neither preferred nor avoided.
+        RTA_PREF => value != [0],
+        _ => true,
+    }
 }
 
 impl RouteKind {
@@ -593,7 +638,13 @@ const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTA_CACHEINFO: u16 = 12;
 const RTA_TABLE: u16 = 15;
+const RTA_PREF: u16 = 20;
+const RTAX_MTU: u16 = 2;
 const RTA_MARK: u16 = 16;
 const RTA_UID: u16 = 25;
 const RTA_IP_PROTO: u16 = 27;

@@ -18,6 +18,7 @@ impl Plan {
             tables: vec![closed(options)],
             rules: Vec::new(),
             routes: Vec::new(),
+            segments: Vec::new(),
             listeners: Vec::new(),
         }
     }
@@ -52,6 +53,7 @@ impl Plan {
             tables,
             rules: self.rules.clone(),
             routes: self.routes.clone(),
+            segments: Vec::new(),
             listeners: Vec::new(),
         }
     }
@@ -63,6 +65,7 @@ impl Plan {
             tables: vec![tracking()],
             rules: Vec::new(),
             routes: Vec::new(),
+            segments: Vec::new(),
             listeners: Vec::new(),
         }
     }
@@ -74,6 +77,7 @@ impl Plan {
         let mut plan = self.clone();
         plan.tables.retain(|table| table.name != GUARD);
         plan.tables.push(tracking());
+        plan.segments.clear();
         plan
     }
 }

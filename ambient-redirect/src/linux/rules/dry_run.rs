@@ -56,6 +56,8 @@ pub enum Thing {
     RoutingRule(IpFamily),
     /// The route that it leads to.
     Route(IpFamily),
+    /// The routing rule by which what is captured has the loopback device's segments, and the routes of its table.
+    Segments(IpFamily),
 }
 
 impl DryRun {
@@ -117,6 +119,11 @@ impl Inside {
                 lines.push(Line { change, what });
             }
         }
+        let segments = self.segments_would_change(&plan.segments)?;
+        lines.extend(segments.into_iter().map(|(family, change)| Line {
+            change,
+            what: Thing::Segments(family),
+        }));
         Ok(DryRun { lines })
     }
 }
@@ -225,6 +232,7 @@ impl fmt::Display for Thing {
             Self::Rule { table, chain, text } => write!(f, "rule {table} {chain}: {text}"),
             Self::RoutingRule(family) => write!(f, "routing rule, {family}"),
             Self::Route(family) => write!(f, "route to the proxy, {family}"),
+            Self::Segments(family) => write!(f, "loopback segments, {family}"),
         }
     }
 }

@@ -164,6 +164,7 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses.
     pub(crate) fn release(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        self.clear_segments()?;
         let leaving = plan.leaving();
         let stays = |name: &str| leaving.tables.iter().find(|t| t.name == name);
         self.transaction(|tables, chains| {
