@@ -97,9 +97,11 @@ impl Objects {
         }
     }
 
-    /// The waypoint that somebody behind these services is, by what it is reached as.
+    /// The waypoint that somebody behind these services is, by what it is reached as. Of its own namespace alone: in another anybody
+    /// could make it one by a slice, and so strip it of its waypoint.
     pub(super) fn waypoint_among(&self, namespace: &str, memberships: &Memberships, own: &[IpAddr]) -> Option<&super::Name> {
-        let by_service = memberships.keys().find_map(|host| {
+        let mut own_services = memberships.keys().filter(|host| *host.namespace == *namespace);
+        let by_service = own_services.find_map(|host| {
             let ips = self.service_at(host).into_iter().flat_map(|service| service.ips());
             self.gateways.that_is(host, ips)
         });

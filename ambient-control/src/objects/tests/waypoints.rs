@@ -275,7 +275,7 @@ fn a_waypoint_that_would_go_in_a_circle_is_refused() {
     assert!(told.of_service("wp").is_none() && told.of_pod("wp").is_none() && told.problems.is_empty());
 }
 
-/// Also where its slices say so, and whichever comes first.
+/// Also where its slices say so, and whichever comes first; but who writes in another namespace takes no waypoint from anybody.
 #[test]
 fn who_is_behind_a_waypoint_by_a_slice_goes_without() {
     let bare = |name: &str, namespace: &str| {
@@ -290,6 +290,7 @@ fn who_is_behind_a_waypoint_by_a_slice_goes_without() {
     };
     let user = patched(pod("cart"), &json!({ "metadata": { "labels": { "istio.io/use-waypoint": "wp" } } }));
     let wp = gateway("wp", &json!({ "metadata": { "labels": { "istio.io/waypoint-for": "all" } } }));
+    let behind = Some("shop/wp.shop.svc.cluster.local");
     for (namespace, kind, value) in [
         ("shop", "Hostname", "itself.shop.svc.cluster.local"),
         ("bank", "Hostname", "itself.bank.svc.cluster.local"),
@@ -306,17 +307,43 @@ fn who_is_behind_a_waypoint_by_a_slice_goes_without() {
             objects.set(object(value));
             sum.add(objects.changes());
             let cart = sum.workloads().remove("Kubernetes//Pod/shop/cart");
-            cart.and_then(|cart| cart.waypoint).map(|waypoint| waypoint.target.to_string())
+            let waypoint = cart.and_then(|cart| cart.waypoint).map(|waypoint| waypoint.target.to_string());
+            (waypoint, objects.problems().len())
         };
         for value in [bare("wp", "shop"), wp.clone(), bare("itself", namespace), slice(namespace)] {
             set(value);
         }
-        assert_eq!(
-            set(user.clone()).as_deref(),
-            Some("shop/wp.shop.svc.cluster.local"),
-            "{namespace} {kind}"
+        let (before, _) = set(user.clone());
+        assert_eq!(before.as_deref(), behind, "{namespace} {kind}");
+        let (after, problems) = set(itself.clone());
+        let (wanted, told) = match namespace {
+            "shop" => (None, 1),
+            _ => (behind, 0),
+        };
+        assert_eq!(after.as_deref(), wanted, "{namespace} {kind}");
+        assert_eq!(problems, told, "{namespace} {kind}");
+        // The slice last.
+        let mut objects = Objects::new(Settings::default());
+        for value in [
+            bare("wp", "shop"),
+            wp.clone(),
+            user.clone(),
+            bare("itself", namespace),
+            itself,
+            slice(namespace),
+        ] {
+            objects.set(object(value));
+        }
+        let mut sum = Sum::default();
+        sum.add(objects.changes());
+        let cart = sum.workloads().remove("Kubernetes//Pod/shop/cart").unwrap();
+        let waypoint = cart.waypoint.as_ref().map(|waypoint| waypoint.target.to_string());
+        assert_eq!(waypoint.as_deref(), wanted, "{namespace} {kind}");
+        let host = format!("itself.{namespace}.svc.cluster.local");
+        assert!(
+            cart.services.iter().any(|of| *of.service.hostname == *host),
+            "{namespace} {kind}: it is an endpoint all the same"
         );
-        assert_eq!(set(itself), None, "{namespace} {kind}: it is the other waypoint");
     }
 }
 
