@@ -179,7 +179,8 @@ impl Directory {
     }
 
     /// Looks at everything, or where there is much and the directory is what it was, at some of it in turn; files that this look and
-    /// the one before saw alike are taken. Looks are to be a tenth of a second apart at least.
+    /// the one before saw alike are taken. Where one is found that has changed, all are looked at next: another may hold now what it
+    /// held. Looks are to be a tenth of a second apart at least.
     pub(super) fn look(&mut self) {
         let seen = fs::metadata(&self.dir).ok().map(|meta| Sight::of_any(&meta));
         if seen.is_none() || seen != self.round.seen {
@@ -205,17 +206,22 @@ impl Directory {
             _ => 0,
         };
         self.round.whole = self.round.whole.saturating_sub(1);
-        let mut now = std::mem::take(&mut self.round.pending);
-        self.round.news |= !now.is_empty();
+        let before = std::mem::take(&mut self.round.pending);
+        self.round.news |= !before.is_empty();
+        let mut now = before.clone();
         now.extend(self.round.left.drain(least..));
         // What is gone last: another may hold what it held.
         let is_gone = |name: &String| self.files.get(name).is_some_and(|file| file.seen.is_none());
         let (gone, there): (Vec<_>, Vec<_>) = now.into_iter().partition(is_gone);
         for name in there.into_iter().chain(gone) {
             self.look_at(&name);
-            if self.files.get(&name).is_some_and(Manifest::is_pending) {
-                self.round.pending.insert(name);
+            let Some(file) = self.files.get(&name).filter(|file| file.is_pending()) else {
+                continue;
+            };
+            if file.trouble.is_none() && !before.contains(&name) {
+                self.round.whole = self.round.whole.max(1);
             }
+            self.round.pending.insert(name);
         }
         self.round.news |= !self.round.pending.is_empty();
         self.round.news |= self.reports.look(&mut self.objects);
