@@ -239,10 +239,10 @@ impl Authority {
         if !own.certificates.is_empty() {
             let (intermediates, _) = there.usable_intermediates(now)?;
             let issuers = Issuers::of(&roots, &intermediates)?;
-            there.write_lists(&mut own, carried, &roots, &issuers, now)?;
+            there.write_lists(&mut own, (&all, carried), &roots, &issuers, now)?;
             files.extend([to.join(REVOKED), to.join(LISTS)]);
         } else if !carried.is_empty() {
-            let lists = revoked::joined(revoked::read_lists(to)?.into_iter().chain(carried), &roots.names(), &all, now);
+            let lists = revoked::joined(revoked::read_lists(to)?.into_iter().chain(carried), &roots.names(), &[&all], now);
             directory::write(&to.join(LISTS), 0o644, revoked::text(&lists).as_bytes())?;
             files.push(to.join(LISTS));
         }
@@ -405,7 +405,7 @@ impl Authority {
             nodes.dedup();
         }
         let added = revoked.add(meant);
-        self.write_lists(&mut revoked, Vec::new(), &roots, &issuers, now)?;
+        self.write_lists(&mut revoked, (&Revoked::default(), Vec::new()), &roots, &issuers, now)?;
         // What others signed with may be what has signed the rest.
         let others = others.into_iter().filter(|_| !far.is_empty());
         let unusable = of_node.into_iter().chain(others).next();
@@ -551,7 +551,13 @@ impl Authority {
             return Ok(());
         }
         let (intermediates, _) = authority.usable_intermediates(now)?;
-        authority.write_lists(&mut revoked, Vec::new(), roots, &Issuers::of(roots, &intermediates)?, now)
+        authority.write_lists(
+            &mut revoked,
+            (&Revoked::default(), Vec::new()),
+            roots,
+            &Issuers::of(roots, &intermediates)?,
+            now,
+        )
     }
 
     /// Signs the lists anew if one lacks what was revoked and its issuer's key is here: others were carried into their place, or
@@ -574,16 +580,22 @@ impl Authority {
             !serials.is_empty() && !of_it.any(|list| list.names_all(&serials))
         };
         match issuers.all().iter().any(lacks) {
-            true => authority.write_lists(&mut Revoked::read(directory)?, Vec::new(), roots, &issuers, now),
+            true => authority.write_lists(
+                &mut Revoked::read(directory)?,
+                (&Revoked::default(), Vec::new()),
+                roots,
+                &issuers,
+                now,
+            ),
             false => Ok(()),
         }
     }
 
-    /// `carried` are lists that take the place of those that are here.
+    /// `carried` are lists that take the place of those that are here, and what is revoked where they come from.
     fn write_lists(
         &self,
         revoked: &mut Revoked,
-        carried: Vec<List>,
+        (there, carried): (&Revoked, Vec<List>),
         roots: &Roots,
         issuers: &Issuers<'_>,
         now: SystemTime,
@@ -591,7 +603,7 @@ impl Authority {
         revoked.tidy(now);
         let present = revoked::read_lists(&self.directory)?.into_iter().chain(carried);
         let above = Revoked::above(&self.directory)?;
-        let present = revoked::joined(present, &roots.names(), revoked, now);
+        let present = revoked::joined(present, &roots.names(), &[revoked, &above, there], now);
         let lists = revoked.lists(&above, &issuers.all(), present, now)?;
         // The record first: if this is cut short whoever reads it next completes it.
         revoked.write(&self.directory)?;

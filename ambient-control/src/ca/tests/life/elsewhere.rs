@@ -104,6 +104,28 @@ fn what_was_revoked_at_a_node_stays_so_when_it_is_issued_to_again() {
     }
 }
 
+/// Whether a list's issuer has ended is not known by a clock that is ahead, also where something was revoked at the node itself.
+#[test]
+fn no_list_is_left_out_on_its_way_to_a_node_by_a_clock_that_is_ahead() {
+    for own in [false, true] {
+        let mut mesh = Mesh::new();
+        let away = mesh.dir.parent().unwrap().join("away");
+        mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+        let web = mesh.issue(&mesh.node("near"), "web");
+        mesh.authority().revoke(&Target::Identity(id("web")), mesh.now).unwrap();
+        if own {
+            mesh.issue(&mesh.node_in(&away, "far").unwrap(), "cart");
+            let there = Authority::open(&away).unwrap();
+            there.revoke(&Target::Identity(id("cart")), mesh.now).unwrap();
+        }
+        mesh.now += 8 * DAY;
+        mesh.authority().issue_to_node("far", HOUR, &away, mesh.now).unwrap();
+        let lists = revoked::read_lists(&away).unwrap();
+        let web = serial_of(&web, 0);
+        assert!(lists.iter().any(|list| list.names_all(&[&web])), "with a record of its own: {own}");
+    }
+}
+
 #[test]
 fn who_is_revoked_at_the_root_is_so_at_a_node_elsewhere_once_it_is_issued_to_again() {
     let mesh = Mesh::new();
