@@ -5,14 +5,15 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{task, time::timeout};
+use tokio::{
+    sync::watch,
+    task,
+    time::{Instant, timeout_at},
+};
 use zeroize::Zeroizing;
 
 use crate::plain;
@@ -27,8 +28,8 @@ struct Seen {
     good: Option<Arc<Zeroizing<Vec<u8>>>>,
     /// What is wrong with it now, and what to do.
     wrong: Option<String>,
-    /// Whether a read of it that took too long is still under way.
-    hangs: Option<Arc<AtomicBool>>,
+    /// The read of it that began last, and when; its other end is gone once it has ended.
+    reading: Option<(watch::Receiver<()>, Instant)>,
 }
 
 impl std::fmt::Debug for Files {
@@ -62,7 +63,10 @@ impl Files {
     /// Looks whether a file can be used, for who is to be told of it before it is needed. One that is not there and never was is not
     /// missed before that.
     pub(super) async fn look<T>(&self, path: &Path, most: u64, remedy: &str, make: impl Fn(&[u8]) -> Result<T, String>) {
-        let is_known = self.seen().contains_key(path);
+        let is_known = self
+            .seen()
+            .get(path)
+            .is_some_and(|seen| seen.good.is_some() || seen.wrong.is_some());
         let read = self.bytes(path, most).await;
         if is_known || !matches!(&read, Err(error) if error.kind() == io::ErrorKind::NotFound) {
             // What is wrong is kept.
@@ -111,26 +115,45 @@ impl Files {
         make(&good).map_err(unusable)
     }
 
-    /// A file's bytes, within a time. Of a file that hangs, as one on a network may, one thread at a time is lost to it.
+    /// A file's bytes, within a time. Of a file that hangs, as one on a network may, one thread at a time is lost to it, also where
+    /// whoever asked does not wait for the end.
     pub(super) async fn bytes(&self, path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
         let late = || io::Error::new(io::ErrorKind::TimedOut, format!("it was not read within {READING:?}"));
-        let hangs = self.seen().get(path).and_then(|seen| seen.hangs.clone());
-        if hangs.is_some_and(|hangs| hangs.load(Ordering::Acquire)) {
-            return Err(late());
-        }
-        let reading = Arc::new(AtomicBool::new(true));
-        let (of, done) = (path.to_owned(), reading.clone());
+        let until = Instant::now() + READING;
+        let done = loop {
+            match self.begin(path) {
+                Ok(done) => break done,
+                Err((mut other, begun)) => {
+                    // Nothing is ever sent: it ends with the read.
+                    if timeout_at(until.min(begun + READING), other.changed()).await.is_err() {
+                        return Err(late());
+                    }
+                }
+            }
+        };
+        let of = path.to_owned();
         let read = task::spawn_blocking(move || {
             let mut bytes = Zeroizing::new(Vec::new());
             let read = plain::read_into(&of, most, &mut bytes);
-            done.store(false, Ordering::Release);
+            drop(done);
             read.map(|_| bytes)
         });
-        match timeout(READING, read).await {
+        match timeout_at(until, read).await {
             Ok(read) => read.map_err(io::Error::other)?,
-            Err(_) => {
-                self.seen().entry(path.to_owned()).or_default().hangs = Some(reading);
-                Err(late())
+            Err(_) => Err(late()),
+        }
+    }
+
+    /// Notes that a read of a file begins, which lasts as long as what is given is kept; else the one that is under way.
+    fn begin(&self, path: &Path) -> Result<watch::Sender<()>, (watch::Receiver<()>, Instant)> {
+        let mut all = self.seen();
+        let seen = all.entry(path.to_owned()).or_default();
+        match &seen.reading {
+            Some((other, begun)) if other.has_changed().is_ok() => Err((other.clone(), *begun)),
+            _ => {
+                let (done, reading) = watch::channel(());
+                seen.reading = Some((reading, Instant::now()));
+                Ok(done)
             }
         }
     }
@@ -204,6 +227,45 @@ mod tests {
         assert!(look().await[0].ends_with("what was there before is used"));
     }
 
+    /// Whoever asked may not wait for the end: its read goes on, and no other begins before that.
+    #[test]
+    fn a_file_that_hangs_costs_one_thread_whoever_waits_for_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("token");
+        fs::write(&path, "good").unwrap();
+        let files = Files::default();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            // The only thread there is: no read goes on.
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            let busy = task::spawn_blocking(move || wait.recv());
+            let a_while = async || {
+                for _ in 0..20 {
+                    task::yield_now().await;
+                }
+            };
+            let look = async || {
+                tokio::select! {
+                    () = files.look(&path, 10, "put one there", text) => true,
+                    () = a_while() => false,
+                }
+            };
+            assert!(!look().await);
+            tokio::time::advance(READING / 2).await;
+            assert!(!look().await && files.faults().is_empty(), "it is not late yet");
+            tokio::time::advance(READING).await;
+            assert!(look().await, "another read was begun");
+            assert!(files.faults()[0].contains("it was not read within 5s"), "{:?}", files.faults());
+            drop(go);
+            busy.await.unwrap().unwrap_err();
+            // It is done after the read that waits.
+            task::spawn_blocking(|| ()).await.unwrap();
+            assert_eq!(files.read(&path, 10, "put one there", text).await.unwrap(), "good");
+            assert!(files.faults().is_empty());
+        });
+    }
+
     #[tokio::test]
     async fn what_has_no_end_is_not_waited_for() {
         let scratch = tempfile::tempdir().unwrap();
@@ -211,7 +273,7 @@ mod tests {
         let files = Files::default();
         fs::write(&path, "good").unwrap();
         let read = async || {
-            timeout(READING, files.read(&path, 10, "put one there", text))
+            tokio::time::timeout(READING, files.read(&path, 10, "put one there", text))
                 .await
                 .expect("at once")
         };

@@ -15,7 +15,7 @@ use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier, pem_in_words};
 use prost_types::{Struct, Value, value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -75,6 +75,8 @@ pub struct Certificates {
     last_heard: LastHeard,
     /// Whether it was told that certificates are valid for a shorter time than is asked for.
     cut_short: AtomicBool,
+    /// When the endpoint's files are looked at next: whoever listens may begin anew at any time.
+    look_at: Mutex<Instant>,
 }
 
 /// Where roots are kept, and what was last.
@@ -123,6 +125,7 @@ impl Certificates {
             kept,
             last_heard,
             cut_short: AtomicBool::new(false),
+            look_at: Mutex::new(Instant::now() + LOOKING),
         })
     }
 
@@ -242,9 +245,12 @@ impl Issuer for Certificates {
     /// It says nothing unasked; meanwhile its files are looked at.
     fn told(&self) -> BoxFuture<'_, Told> {
         Box::pin(async {
+            let look_at = || self.look_at.lock().unwrap_or_else(PoisonError::into_inner);
             loop {
-                sleep(LOOKING).await;
+                let due = *look_at();
+                sleep_until(due).await;
                 self.line.endpoint().look().await;
+                *look_at() = Instant::now() + LOOKING;
             }
         })
     }
