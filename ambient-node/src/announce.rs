@@ -120,7 +120,8 @@ pub(crate) struct ByState {
 /// What this process has announced.
 struct Said {
     pod: PodSpec,
-    at: Mutex<time::Instant>,
+    /// When somebody heard it or refused it, or was not there to although nobody else tells it. `None` where none of that has been.
+    at: Mutex<Option<time::Instant>>,
     /// Nobody has heard it yet; an earlier process has said so.
     owed: AtomicBool,
     /// It is being taken back, or something else is said of the pod since.
@@ -153,41 +154,52 @@ impl ByState {
         }
     }
 
-    /// Says again what the state has not told for a while.
+    /// Says again what the state has not told for a while, and what nobody has heard.
     async fn say_again(&self) {
         let Some(now) = self.state.current() else { return };
         let untold = |said: &Arc<Said>| {
-            let is_due = lock(&said.at).elapsed() >= TO_BE_TOLD;
             let workload = now.mesh.workload_by_pod(&said.pod.uid);
-            is_due
-                && workload.is_some_and(|workload| *workload.node == *self.node && could_be_announced(workload) && !is_announced(workload))
+            workload.is_some_and(|workload| *workload.node == *self.node && could_be_announced(workload) && !is_announced(workload))
         };
-        let untold: Vec<_> = {
+        let due: Vec<_> = {
             let said = lock(&self.said);
-            let owed = |said: &Arc<Said>| said.owed.load(Ordering::Relaxed);
-            said.values().filter(|said| owed(said) || untold(said)).cloned().collect()
+            let is_due = |said: &Arc<Said>| lock(&said.at).is_none_or(|at| at.elapsed() >= TO_BE_TOLD);
+            let wanted = |said: &Arc<Said>| is_due(said) && (said.owed.load(Ordering::Relaxed) || untold(said));
+            said.values().filter(|said| wanted(said)).cloned().collect()
         };
-        let pods = untold.iter().filter(|said| !said.owed.load(Ordering::Relaxed)).count();
+        let pods = due.iter().filter(|said| untold(said)).count();
         if pods > 0 {
             tracing::warn!(
                 pods,
                 "the control plane does not tell of pods that are captured here: it is told again"
             );
         }
-        for said in untold {
+        let mut refused = None;
+        for said in due {
             let _turn = said.turn.lock().await;
             if said.over.load(Ordering::Relaxed) {
                 continue;
             }
-            *lock(&said.at) = time::Instant::now();
-            if let Err(error) = self.announce.captured(&said.pod).await {
-                match said.owed.load(Ordering::Relaxed) {
-                    true => tracing::debug!(pod = %said.pod, %error, "it cannot be told yet"),
-                    false => tracing::warn!(pod = %said.pod, %error, "it cannot be told; it is tried again"),
-                }
-                return;
+            let Err(error) = self.announce.captured(&said.pod).await else {
+                *lock(&said.at) = Some(time::Instant::now());
+                said.owed.store(false, Ordering::Relaxed);
+                continue;
+            };
+            let is_absence = error.kind() == io::ErrorKind::HostUnreachable;
+            if is_absence && said.owed.load(Ordering::Relaxed) && self.tells(&said.pod) {
+                tracing::debug!(pod = %said.pod, %error, "it cannot be told yet");
+                break;
             }
-            said.owed.store(false, Ordering::Relaxed);
+            *lock(&said.at) = Some(time::Instant::now());
+            let (_, _, pods) = refused.get_or_insert_with(|| (said.pod.clone(), error, 0));
+            *pods += 1;
+            // Who is not there for one pod is not there for the next; what is refused may be so of one alone.
+            if is_absence {
+                break;
+            }
+        }
+        if let Some((pod, error, pods)) = refused {
+            tracing::warn!(%pod, %error, pods, "that pods are captured here cannot be told, as of this one: it is tried again");
         }
     }
 
@@ -243,7 +255,7 @@ impl Announce for ByState {
             }
             let said = Said {
                 pod: pod.clone(),
-                at: Mutex::new(time::Instant::now()),
+                at: Mutex::new(heard.then(time::Instant::now)),
                 owed: AtomicBool::new(!heard),
                 over: AtomicBool::new(false),
                 turn: tokio::sync::Mutex::default(),

@@ -34,7 +34,8 @@ pub enum ReportError {
 }
 
 impl ReportError {
-    /// Whether nobody was reached who could have refused it.
+    /// Whether nobody was reached who could have refused it. A control plane that is there and cannot keep it is no absence: it answers
+    /// by other codes than `Unavailable`, which is what a connection's end, and whoever stands between, are told by.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Endpoint(_) | Self::Silent => true,

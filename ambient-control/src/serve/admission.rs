@@ -168,7 +168,8 @@ impl Door {
         if let Some(left_out) = self.seldom.say("unreadable", Instant::now()) {
             tracing::error!(%error, left_out, "callers cannot be told from others");
         }
-        Status::unavailable("who is a node cannot be read now")
+        // Not `Unavailable`, by which a node would hold this control plane for away.
+        Status::internal("who is a node cannot be read now")
     }
 
     fn certificate_is_good(&self, caller: &Caller) -> Result<(), Status> {

@@ -358,7 +358,7 @@ impl CaptureService for Services {
                 self.shared.door.counts.report();
                 Ok(Response::new(CaptureReceipt {}))
             }
-            Ok(Err(error)) => Err(self.not_kept(&node, &pod, Status::unavailable(error.to_string()))),
+            Ok(Err(error)) => Err(self.not_kept(&node, &pod, Status::internal(error.to_string()))),
             Err(_) => {
                 let why = format!("the report could not be kept within {patience:?}");
                 Err(self.not_kept(&node, &pod, Status::deadline_exceeded(why)))
@@ -368,7 +368,8 @@ impl CaptureService for Services {
 }
 
 impl Services {
-    /// A node says it again and again: what stands in the way is told once in a while.
+    /// A node says it again and again: what stands in the way is told once in a while. The status is not `Unavailable`, by which the node
+    /// would hold this control plane for away.
     fn not_kept(&self, node: &str, pod: &PodUid, status: Status) -> Status {
         if let Some(left_out) = self.shared.seldom(node, "reports") {
             tracing::error!(node, %pod, why = status.message(), left_out, "a node's report was not kept");

@@ -487,8 +487,9 @@ async fn a_report_that_cannot_be_kept_is_counted() {
     let running = Running::start().await;
     let reports = Reports::new(running.endpoint("node-1")).unwrap();
     running.kept.1.store(true, std::sync::atomic::Ordering::Relaxed);
-    reports.report(&"uid-gone".into(), &[], false).await.unwrap_err();
-    assert!(running.counts.refused(Refusal::Keeping) >= 1);
+    let error = reports.report(&"uid-gone".into(), &[], false).await.unwrap_err();
+    assert!(!error.is_absence(), "whoever says so is there: {error}");
+    assert_eq!(running.counts.refused(Refusal::Keeping), 1);
     running.kept.1.store(false, std::sync::atomic::Ordering::Relaxed);
     reports.report(&"uid-gone".into(), &[], false).await.unwrap();
 }

@@ -61,6 +61,8 @@ struct ToControl {
     late: tokio::sync::Mutex<()>,
     /// What it answers instead.
     fails: Mutex<Option<io::ErrorKind>>,
+    /// Of which pod alone.
+    only: Mutex<Option<PodUid>>,
 }
 
 impl ToControl {
@@ -80,7 +82,8 @@ impl Announce for ToControl {
 
     fn captured<'a>(&'a self, pod: &'a PodSpec) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async {
-            if let Some(kind) = *lock(&self.fails) {
+            let is_meant = lock(&self.only).as_ref().is_none_or(|only| *only == pod.uid);
+            if let Some(kind) = lock(&self.fails).filter(|_| is_meant) {
                 return Err(kind.into());
             }
             self.say("captured", &pod.uid);
@@ -215,4 +218,92 @@ async fn what_the_mesh_tells_of_a_pod_counts_while_nobody_can_be_told_and_is_sai
     announce.withdrawn(&"a".into()).await.unwrap();
     time::sleep(10 * TO_BE_TOLD).await;
     assert_eq!(control.said(), ["withdrawn"]);
+}
+
+/// What is logged, by level.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<(tracing::Level, String)>>>);
+
+impl Lines {
+    fn warned(&self) -> Vec<String> {
+        let lines = std::mem::take(&mut *lock(&self.0)).into_iter();
+        lines
+            .filter_map(|(level, line)| (level <= tracing::Level::WARN).then_some(line))
+            .collect()
+    }
+}
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
+        of.target().starts_with("ambient_node::announce")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| line += &format!("{field}={value:?} "));
+        lock(&self.0).push((*event.metadata().level(), line));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// As where the node was started anew while the control plane was away, and that has lost what it kept and cannot keep anything.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_and_nobody_tells_is_warned_of_and_keeps_nothing_else_from_being_said() {
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let (state, control) = (Arc::new(State::default()), Arc::new(ToControl::default()));
+    let tells = |tunnel: TunnelProtocol| {
+        let changes = ["a", "b", "c"].map(|name| workload(name, |workload| workload.tunnel = tunnel));
+        let batch = Batch {
+            changes: changes.into(),
+            synced: true,
+            ..Batch::default()
+        };
+        state.apply(batch, clock::steady());
+    };
+    tells(TunnelProtocol::Hbone);
+    let announce = ByState::over(control.clone(), &"node-1".into(), &state, &Arc::default());
+    *lock(&control.fails) = Some(io::ErrorKind::HostUnreachable);
+    for name in ["a", "b", "c"] {
+        announce.captured(&pod(name)).await.unwrap();
+    }
+    time::sleep(4 * TO_BE_TOLD).await;
+    assert_eq!(lines.warned(), [""; 0], "its peers know of it, and nobody is there");
+    // It is there again.
+    *lock(&control.fails) = Some(io::ErrorKind::Other);
+    *lock(&control.only) = Some("a".into());
+    time::sleep(2 * GLANCE).await;
+    let said: Vec<_> = std::mem::take(&mut *lock(&control.said)).into_iter().map(|(_, uid)| uid).collect();
+    assert_eq!(said, [PodUid::from("b"), "c".into()], "what is refused is so of one alone");
+    let warned = lines.warned();
+    assert!(
+        matches!(&*warned, [one] if one.contains("pod=shop/a") && one.contains("pods=1")),
+        "{warned:?}"
+    );
+    // And tells of none of them.
+    tells(TunnelProtocol::None);
+    time::sleep(2 * TO_BE_TOLD).await;
+    let warned = lines.warned();
+    assert!(warned.iter().any(|line| line.contains("pods=3")), "{warned:?}");
+    assert!(warned.iter().any(|line| line.contains("pod=shop/a")), "{warned:?}");
+    // Nor is it there to.
+    *lock(&control.fails) = Some(io::ErrorKind::HostUnreachable);
+    time::sleep(2 * TO_BE_TOLD).await;
+    let warned = lines.warned();
+    assert!(warned.iter().any(|line| line.contains("pod=shop/a")), "{warned:?}");
+    *lock(&control.fails) = None;
+    control.said();
+    time::sleep(2 * TO_BE_TOLD).await;
+    assert!(control.said().len() >= 3, "it is said until it is told");
 }
