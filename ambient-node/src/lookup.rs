@@ -20,15 +20,18 @@ use crate::clock;
 const KEPT: Duration = Duration::from_secs(5);
 /// How long one look-up is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Names that are remembered; they come from the mesh's state, so that more are rare.
+/// Names that are remembered; they come from the mesh's state, so that more are rare. The oldest makes room for the next.
 const MOST: usize = 1024;
 /// Look-ups under way at a time: each has a thread, for as long as the system's resolver takes, which nobody can cut short.
 const AT_ONCE: usize = 16;
+/// Those of them that names may have of which nobody was told in time before: they leave room for others.
+const AGAIN: usize = AT_ONCE / 2;
 
 /// Looks names up, and remembers what they mean for a moment. Whoever asks for a name that is being looked up waits for that.
 pub(crate) struct Lookups {
     state: Arc<Mutex<State>>,
     room: Arc<Semaphore>,
+    again: Arc<Semaphore>,
     ask: Ask,
 }
 
@@ -37,10 +40,19 @@ type Ask = fn(&str) -> io::Result<Vec<IpAddr>>;
 
 #[derive(Debug, Default)]
 struct State {
-    /// When a name was asked for, and what it means.
-    known: HashMap<Arc<str>, (Instant, Vec<IpAddr>)>,
+    /// What is known of names; at most [`MOST`].
+    known: HashMap<Arc<str>, Known>,
     /// Names that a thread looks up now, and where it says that it has: at most [`AT_ONCE`].
     under_way: HashMap<Arc<str>, watch::Receiver<()>>,
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+struct Known {
+    asked: Instant,
+    found: Vec<IpAddr>,
+    /// The last look-up took longer than anybody waits.
+    was_late: bool,
 }
 
 impl Default for Lookups {
@@ -63,6 +75,7 @@ impl Lookups {
         Self {
             state: Arc::default(),
             room: Arc::new(Semaphore::new(AT_ONCE)),
+            again: Arc::new(Semaphore::new(AGAIN)),
             ask,
         }
     }
@@ -75,7 +88,8 @@ impl Lookups {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             // For a moment nobody waits for it again, unless it was answered just now.
             state.remembered(name).unwrap_or_else(|| {
-                state.remember(name, Vec::new());
+                let was_late = state.was_late(name);
+                state.remember(name, Vec::new(), was_late);
                 Vec::new()
             })
         })
@@ -100,6 +114,11 @@ impl Lookups {
 
     /// Has a thread look a name up, once there is one, unless another has begun meanwhile.
     async fn begin(&self, name: &Arc<str>) {
+        let was_late = self.state.lock().unwrap_or_else(PoisonError::into_inner).was_late(name);
+        let again = match was_late {
+            true => self.again.clone().acquire_owned().await.ok(),
+            false => None,
+        };
         let Ok(place) = self.room.clone().acquire_owned().await else {
             return;
         };
@@ -112,8 +131,9 @@ impl Lookups {
         let thread = Thread {
             name: name.clone(),
             found: Vec::new(),
+            begun: time::Instant::now(),
             shared: self.state.clone(),
-            _place: place,
+            _places: (place, again),
             _over: over,
         };
         let ask = self.ask;
@@ -125,8 +145,9 @@ impl Lookups {
 struct Thread {
     name: Arc<str>,
     found: Vec<IpAddr>,
+    begun: time::Instant,
     shared: Arc<Mutex<State>>,
-    _place: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
     _over: watch::Sender<()>,
 }
 
@@ -143,24 +164,34 @@ impl Drop for Thread {
     fn drop(&mut self) {
         let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         state.under_way.remove(&self.name);
-        state.remember(&self.name, std::mem::take(&mut self.found));
+        let was_late = self.begun.elapsed() >= PATIENCE;
+        state.remember(&self.name, std::mem::take(&mut self.found), was_late);
     }
 }
 
 impl State {
     fn remembered(&self, name: &str) -> Option<Vec<IpAddr>> {
-        let (asked, found) = self.known.get(name)?;
-        (clock::steady().duration_since(*asked) < KEPT).then(|| found.clone())
+        let known = self.known.get(name)?;
+        (clock::steady().duration_since(known.asked) < KEPT).then(|| known.found.clone())
     }
 
-    fn remember(&mut self, name: &Arc<str>, found: Vec<IpAddr>) {
-        let now = clock::steady();
-        if self.known.len() >= MOST {
-            self.known.retain(|_, (asked, _)| now.duration_since(*asked) < KEPT);
+    fn was_late(&self, name: &str) -> bool {
+        self.known.get(name).is_some_and(|known| known.was_late)
+    }
+
+    fn remember(&mut self, name: &Arc<str>, found: Vec<IpAddr>, was_late: bool) {
+        let asked = clock::steady();
+        if self.known.len() >= MOST && !self.known.contains_key(name) {
+            self.known.retain(|_, known| asked.duration_since(known.asked) < KEPT);
+            // Whoever waits for this name finds it here, and nowhere else.
+            if self.known.len() >= MOST
+                && let Some(oldest) = self.known.iter().min_by_key(|(_, known)| known.asked)
+            {
+                let oldest = oldest.0.clone();
+                self.known.remove(&oldest);
+            }
         }
-        if self.known.len() < MOST || self.known.contains_key(name) {
-            self.known.insert(name.clone(), (now, found));
-        }
+        self.known.insert(name.clone(), Known { asked, found, was_late });
     }
 }
 

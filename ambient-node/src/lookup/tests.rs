@@ -25,12 +25,29 @@ async fn a_name_is_remembered_and_so_is_that_it_means_nothing() {
 fn what_is_remembered_is_bounded_and_can_change() {
     let mut state = State::default();
     for n in 0..2 * MOST {
-        state.remember(&n.to_string().into(), vec![]);
+        state.remember(&n.to_string().into(), vec![], false);
     }
     assert_eq!(state.known.len(), MOST);
     let found = vec![IpAddr::from([10, 0, 0, 1])];
-    state.remember(&"0".into(), found.clone());
+    state.remember(&"0".into(), found.clone(), false);
     assert_eq!(state.remembered("0"), Some(found));
+    assert_eq!(state.known.len(), MOST);
+}
+
+#[tokio::test]
+async fn a_name_beyond_those_that_are_remembered_is_found_and_asked_for_once() {
+    static ASKED: Mutex<usize> = Mutex::new(0);
+    let lookups = Lookups::asking(|_| {
+        *ASKED.lock().unwrap() += 1;
+        Ok(vec![[10, 0, 0, 1].into()])
+    });
+    for n in 0..MOST {
+        lookups.state.lock().unwrap().remember(&n.to_string().into(), vec![], false);
+    }
+    for _ in 0..2 {
+        assert_eq!(lookups.find(&lookup("one.example")).await, [IpAddr::from([10, 0, 0, 1])]);
+    }
+    assert_eq!(*ASKED.lock().unwrap(), 1);
 }
 
 /// Names that were asked for, and whether there are answers.
@@ -103,4 +120,52 @@ async fn a_thread_that_panics_leaves_its_place() {
         assert!(lookups.find(&lookup(&format!("{n}.example"))).await.is_empty());
     }
     assert_eq!(lookups.room.available_permits(), AT_ONCE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_nobody_answers_leave_room_for_others() {
+    static RESOLVER: Resolver = Resolver::new();
+    let lookups = Arc::new(Lookups::asking(|name| match name.starts_with("dead") {
+        true => Ok(RESOLVER.ask(name)),
+        false => Ok(vec![[10, 0, 0, 2].into()]),
+    }));
+    let find = |name: String| {
+        let lookups = lookups.clone();
+        tokio::spawn(async move { lookups.find(&lookup(&name)).await })
+    };
+    let wait_for = |asked: usize| drop(RESOLVER.1.wait_while(RESOLVER.0.lock().unwrap(), |state| state.0.len() < asked));
+    let dead = || (0..AT_ONCE).map(|n| find(format!("dead-{n}.example"))).collect::<Vec<_>>();
+    let first = dead();
+    for _ in 0..4 {
+        task::yield_now().await;
+    }
+    wait_for(AT_ONCE);
+    time::advance(PATIENCE).await;
+    for found in first {
+        assert!(found.await.unwrap().is_empty());
+    }
+    RESOLVER.speak();
+    while lookups.room.available_permits() < AT_ONCE {
+        task::yield_now().await;
+    }
+    // What they mean is not remembered any more, but that it came late.
+    RESOLVER.0.lock().unwrap().1 = false;
+    lookups.state.lock().unwrap().known.values_mut().for_each(|known| {
+        assert!(known.was_late);
+        known.asked = known.asked.checked_sub(KEPT).unwrap();
+    });
+    let again = dead();
+    for _ in 0..4 {
+        task::yield_now().await;
+    }
+    wait_for(AT_ONCE + AGAIN);
+    assert_eq!(lookups.room.available_permits(), AT_ONCE - AGAIN);
+    assert_eq!(find("one.example".into()).await.unwrap(), [IpAddr::from([10, 0, 0, 2])]);
+    assert_eq!(lookups.state.lock().unwrap().under_way.len(), AGAIN, "while those are silent");
+    RESOLVER.speak();
+    for found in again {
+        assert_eq!(found.await.unwrap(), [IpAddr::from([10, 0, 0, 1])]);
+    }
+    // Whose answer comes in time has all the places again.
+    assert!(lookups.state.lock().unwrap().known.values().all(|known| !known.was_late));
 }
