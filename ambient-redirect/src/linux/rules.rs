@@ -372,9 +372,9 @@ impl Inside {
             }
             let listed = Listed {
                 family: *family,
-                own,
+                own: &routed::own_of(*family, own),
                 policies: &policies,
-                routes: &all_routes,
+                tables: &routed::tables_of(*family, &all_routes),
             };
             strangers.extend(routed::look(&mut self.routing, listed)?);
         }

@@ -3,14 +3,20 @@
 //! A rule of somebody else's that comes before the proxy's may be narrowed to ports, users, protocols or addresses, and its table may
 //! have routes to few. Each is read, and the kernel is asked for the way of a packet that the rule names and that a capture has: so
 //! nothing is told of a rule that takes none, and nothing here has to know how the kernel reads them.
+//!
+//! Whoever may change a pod's network decides how much there is of that: what is listed is gone through once, and of rules, of each
+//! table's routes and of questions to the kernel there is a bound. What lies beyond them is not told.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
 use super::{
     is_routed, route, routing_rule,
-    strangers::{RulePlace, Stranger},
+    strangers::{RulePlace, STRANGERS, Stranger},
 };
 use crate::{
     netlink::{Error, LeadsTo, Packet, Policy, Route, RouteKind, Routing},
@@ -35,9 +41,33 @@ enum Way {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Listed<'a> {
     pub(super) family: IpFamily,
-    pub(super) own: &'a [IpAddr],
+    /// As [`own_of`] gives them.
+    pub(super) own: &'a BTreeSet<IpAddr>,
     pub(super) policies: &'a [Policy],
-    pub(super) routes: &'a [Route],
+    /// As [`tables_of`] gives them.
+    pub(super) tables: &'a BTreeMap<u32, Vec<IpNet>>,
+}
+
+/// Those of a namespace's own addresses that are routed.
+pub(super) fn own_of(family: IpFamily, own: &[IpAddr]) -> BTreeSet<IpAddr> {
+    let of_family = |ip: &&IpAddr| ip.is_ipv6() == (family == IpFamily::V6) && is_routed(ip);
+    own.iter().filter(of_family).copied().collect()
+}
+
+/// Where the first [`ROUTES_READ`] routes to few of each table lead to.
+pub(super) fn tables_of(family: IpFamily, routes: &[Route]) -> BTreeMap<u32, Vec<IpNet>> {
+    let mut tables = BTreeMap::<u32, Vec<IpNet>>::new();
+    for route in routes {
+        let net = route.destination;
+        if net.addr().is_ipv6() != (family == IpFamily::V6) || net.prefix_len() == 0 || !leads(route.kind) {
+            continue;
+        }
+        let table = tables.entry(route.table).or_default();
+        if table.len() < ROUTES_READ {
+            table.push(net);
+        }
+    }
+    tables
 }
 
 /// A packet that is asked for, and of which part of what is captured it is one.
@@ -61,6 +91,9 @@ pub(super) fn look(routing: &mut Routing, listed: Listed<'_>) -> Result<Vec<Stra
             }
             if !is_well(routing, &example, listed.family)? && is_still_there(routing, example.packet.from)? {
                 strangers.push(told(policy, &example));
+                if strangers.len() >= STRANGERS {
+                    return Ok(strangers);
+                }
                 break;
             }
         }
@@ -69,15 +102,15 @@ pub(super) fn look(routing: &mut Routing, listed: Listed<'_>) -> Result<Vec<Stra
 }
 
 impl<'a> Listed<'a> {
-    /// The rules that come before what the proxy's packets need, and which those are. The proxy's own is the last of them, as its table
-    /// may have more than the proxy's route.
+    /// The first [`RULES`] rules that come before what the proxy's packets need, and which those are. The proxy's own is the last of them,
+    /// as its table may have more than the proxy's route.
     fn before(self) -> impl Iterator<Item = (&'a Policy, Vec<Way>)> {
         let is_ipv6 = self.family == IpFamily::V6;
         let mut is_local = true;
         let mut of_family = self.policies.iter().filter(move |p| p.ipv6 == is_ipv6);
         let ours = routing_rule(self.family);
         let mut is_over = false;
-        std::iter::from_fn(move || {
+        let before = std::iter::from_fn(move || {
             loop {
                 let policy = of_family.next().filter(|_| !is_over)?;
                 is_over = policy.plain() == Some(ours);
@@ -94,7 +127,8 @@ impl<'a> Listed<'a> {
                 }
                 return Some((policy, ways));
             }
-        })
+        });
+        before.take(RULES)
     }
 
     /// Packets of that kind that a rule takes: one that it names itself, and one to each of the routes of its table.
@@ -105,29 +139,25 @@ impl<'a> Listed<'a> {
             Some(ROUTE_TABLE) => None,
             _ => self.example(way, policy, None).map(everywhere),
         };
-        let narrower = self.routes.iter().filter(|route| {
-            let of_table = Some(route.table) == policy.table() && route.destination.addr().is_ipv6() == policy.ipv6;
-            of_table && route.destination.prefix_len() > 0 && leads(route.kind)
-        });
-        let to_routes = narrower.filter_map(|route| {
-            let net = route.destination;
+        let is_to_others = matches!(way, Way::Answers | Way::Out);
+        let table = policy.table().filter(|_| is_to_others).and_then(|table| self.tables.get(&table));
+        let to_routes = table.into_iter().flatten().filter_map(|net| {
+            let net = *net;
             Some(Example {
                 way,
                 packet: self.example(way, policy, Some(net))?,
                 route: Some(net),
             })
         });
-        let is_to_others = matches!(way, Way::Answers | Way::Out);
-        of_all.into_iter().chain(to_routes.filter(|_| is_to_others).take(ROUTES)).collect()
+        of_all.into_iter().chain(to_routes.take(ROUTES)).collect()
     }
 
     /// A packet of that kind which a rule takes, within `net` where one is given.
     fn example(self, way: Way, policy: &Policy, net: Option<IpNet>) -> Option<Packet> {
         let loopback = self.family.loopback();
-        let own = |within: Option<IpNet>| {
-            let within = |ip: &&IpAddr| within.is_none_or(|net| net.contains(*ip));
-            let family = |ip: &&IpAddr| ip.is_ipv6() == loopback.is_ipv6() && is_routed(ip);
-            self.own.iter().filter(family).find(within).copied()
+        let own = |within: Option<IpNet>| match within {
+            None => self.own.first().copied(),
+            Some(net) => self.own.range(net.network()..=net.broadcast()).next().copied(),
         };
         // What is not inverted must be met; what is inverted is met by most, and what it leaves out is what it names.
         let asked = match policy.inverted {
@@ -275,7 +305,7 @@ fn common(one: Option<IpNet>, other: Option<IpNet>) -> Option<Option<IpNet>> {
 }
 
 /// An address of a network that may be a client's.
-fn somebody(net: IpNet, own: &[IpAddr]) -> Option<IpAddr> {
+fn somebody(net: IpNet, own: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     // The first is the network's own, and some of the next may be this pod's.
     let first = if net.prefix_len() + 1 < net.max_prefix_len() { 1 } else { 0 };
     let (low, many) = match net.network() {
@@ -319,8 +349,12 @@ const LOCAL: u32 = 255;
 const PROHIBITED: RouteKind = RouteKind::Other(8);
 /// From here on are the ports of connections that a proxy makes to applications.
 const PROXYS_PORTS: u16 = 32_768;
-/// Packets that are asked for at a time, of each family: a look stays short, whatever others have there.
+/// Packets of which the kernel is asked at a time, of each family.
 const PACKETS: usize = 256;
+/// Rules that are read, whether they name a packet or none.
+const RULES: usize = 256;
+/// Routes of one table that are read, whether a rule has a packet to them or none.
+const ROUTES_READ: usize = 64;
 /// Routes that are asked for of one rule.
 const ROUTES: usize = 32;
 /// Addresses that are looked at for one that is not the pod's own.

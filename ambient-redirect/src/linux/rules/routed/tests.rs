@@ -2,8 +2,9 @@ use super::*;
 
 const OWN: [&str; 4] = ["127.0.0.1", "10.0.0.2", "fd00::2", "fe80::1"];
 
-fn own() -> Vec<IpAddr> {
-    OWN.iter().map(|ip| ip.parse().unwrap()).collect()
+fn own(family: IpFamily) -> BTreeSet<IpAddr> {
+    let own: Vec<_> = OWN.iter().map(|ip| ip.parse().unwrap()).collect();
+    own_of(family, &own)
 }
 
 fn net(net: &str) -> Option<IpNet> {
@@ -11,12 +12,12 @@ fn net(net: &str) -> Option<IpNet> {
 }
 
 fn example(way: Way, policy: &Policy) -> Option<Packet> {
-    let (own, family) = (own(), if policy.ipv6 { IpFamily::V6 } else { IpFamily::V4 });
+    let family = if policy.ipv6 { IpFamily::V6 } else { IpFamily::V4 };
     let listed = Listed {
         family,
-        own: &own,
+        own: &own(family),
         policies: &[],
-        routes: &[],
+        tables: &BTreeMap::new(),
     };
     listed.example(way, policy, None)
 }
@@ -195,7 +196,7 @@ fn a_rule_that_names_no_answer_has_none() {
 
 #[test]
 fn what_comes_before_local_addresses_concerns_what_stays_here() {
-    let own = own();
+    let own = own(IpFamily::V4);
     let local = Policy {
         leads_to: LeadsTo::Table(LOCAL),
         ..Policy::default()
@@ -211,7 +212,7 @@ fn what_comes_before_local_addresses_concerns_what_stays_here() {
             family: IpFamily::V4,
             own: &own,
             policies,
-            routes: &[],
+            tables: &BTreeMap::new(),
         };
         listed.before().map(|(_, ways)| ways).collect::<Vec<_>>()
     };
@@ -231,7 +232,7 @@ fn what_comes_before_local_addresses_concerns_what_stays_here() {
 
 #[test]
 fn each_route_of_a_rules_table_has_an_example() {
-    let own = own();
+    let own = own(IpFamily::V4);
     let to = |net: &str, table| Route::to(net.parse().unwrap()).table(table);
     let routes = [
         to("0.0.0.0/0", 200),
@@ -247,7 +248,7 @@ fn each_route_of_a_rules_table_has_an_example() {
         family: IpFamily::V4,
         own: &own,
         policies: &[],
-        routes: &routes,
+        tables: &tables_of(IpFamily::V4, &routes),
     };
     let aims = |policy: &Policy| {
         let examples = listed.examples(Way::Answers, policy);
@@ -268,6 +269,28 @@ fn each_route_of_a_rules_table_has_an_example() {
         }),
         ["192.0.2.1"]
     );
+}
+
+/// Of what names a packet and of what names none.
+#[test]
+fn what_is_read_of_others_is_bounded() {
+    let own = own(IpFamily::V4);
+    // To groups nobody answers: no rule has a packet to them.
+    let nets = (0..10_000_u32).map(|n| IpNet::from(ipnet::Ipv4Net::new((0xe000_0000 + n).into(), 32).unwrap()));
+    let routes: Vec<_> = nets.map(|net| Route::to(net).table(200)).collect();
+    let tables = tables_of(IpFamily::V4, &routes);
+    assert_eq!(tables[&200].len(), ROUTES_READ);
+    let asks_more = Policy { asks_more: true, ..v4() };
+    for policy in [v4(), asks_more] {
+        let policies = vec![policy; 10_000];
+        let listed = Listed {
+            family: IpFamily::V4,
+            own: &own,
+            policies: &policies,
+            tables: &tables,
+        };
+        assert_eq!(listed.before().count(), RULES);
+    }
 }
 
 #[test]
