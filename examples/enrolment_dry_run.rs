@@ -21,10 +21,10 @@ fn main() -> ExitCode {
             "no-dns" => options.dns = false,
             "no-inbound" => options.inbound = false,
             "probes" => options.probes = true,
-            "no-segments" => options.loopback_segments = false,
+            "segments" => options.loopback_segments = true,
             namespace if namespace.starts_with("at=") => at = Some(namespace["at=".len()..].to_owned()),
             other => {
-                eprintln!("{other:?} is not one of no-ipv6, no-dns, no-inbound, probes, no-segments, at=PATH");
+                eprintln!("{other:?} is not one of no-ipv6, no-dns, no-inbound, probes, segments, at=PATH");
                 return ExitCode::FAILURE;
             }
         }

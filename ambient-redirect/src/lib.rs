@@ -72,9 +72,10 @@
 //! proxy's table, take some of the answers that go back to the proxy, as those from one port or to one network: nothing of that leaves
 //! unseen, but whoever waits for such an answer waits in vain. Where all answers are taken the capture is not proven.
 //!
-//! What is captured goes no further than to the proxy in the pod's own namespace, and is cut into segments as large as the loopback
-//! device takes them, where nothing of the pod's goes around the proxy ([`plan::Plan::segments`]): a routing rule and a
-//! table of ours for what the pod sends by TCP, which capture nothing, and are no part of what is proven.
+//! What is captured goes no further than to the proxy in the pod's own namespace. If it is asked for
+//! ([`plan::Options::loopback_segments`]) it is cut into segments as large as the loopback device takes them, where nothing of
+//! the pod's but answers to probes goes around the proxy: a routing rule and a table of ours for what the pod sends by TCP, which capture
+//! nothing, and are no part of what is proven.
 //!
 //! What an earlier process has announced ([`Announce::announced`]) is *in* too: whatever is left of its capture is put right
 //! before anything else is done, and what went around meanwhile is reset. Where that does not come about the pod is refused, and

@@ -338,7 +338,7 @@ impl Hands {
             let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
             let joined = match enforced {
                 true if keeps_inbound => inside.apply_keeping(&plan, &mark, |c, way| way == Direction::Inbound && is_meant(way, c))?,
-                true => inside.apply(&plan, &mark).map(Joined::from)?,
+                true => inside.put(&plan, &mark).map(Joined::from)?,
                 false => inside.join(&plan, &mark)?,
             };
             let Joined { added, lost, told } = joined;
@@ -366,6 +366,10 @@ impl Hands {
             let (chosen, strays): (Vec<_>, Vec<_>) = closed.into_iter().partition(|(_, way)| is_open_before(*way));
             inside.close(chosen.iter().map(|(c, _)| c))?;
             inside.mark_kept(&kept)?;
+            // As none is kept: the next look need not put them there.
+            if kept.is_empty() {
+                inside.keep_segments(&plan.segments);
+            }
             Ok((added, lost, kept, inside.close(strays.iter().map(|(c, _)| c))?))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
@@ -473,8 +477,8 @@ impl Hands {
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
         let look = move |inside: &mut Inside| {
             let looked = inside.look(&plan, &mark, listing)?;
-            if looked.0.is_empty() {
-                inside.keep_segments(&plan)?;
+            if looked.0.is_empty() && inside.segments_differ() {
+                inside.keep_segments(&plan.segments);
             }
             Ok((looked, inside.strangers().clone()))
         };

@@ -171,7 +171,7 @@ impl Inside {
             sockets: netlink::Sockets::open()?,
             conntrack: Conntrack::open()?,
             clients: ClientPorts::here(),
-            segments: Segments::default(),
+            segments: Segments::Stand,
         })
     }
 
@@ -199,6 +199,13 @@ impl Inside {
     /// # Errors
     /// When a table of our name is somebody else's, or the kernel refuses.
     pub fn apply(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
+        let put = self.put(plan, mark)?;
+        self.keep_segments(&plan.segments);
+        Ok(put)
+    }
+
+    /// As [`Inside::apply`], without what is for speed alone.
+    pub(crate) fn put(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
         let differences = self.rules(plan, mark)?;
         none_is_foreign(&differences)?;
         for difference in &differences {
@@ -217,7 +224,6 @@ impl Inside {
         {
             self.transaction(|tables, chains| replacement(plan, mark, &TABLES, tables, chains))?;
         }
-        self.keep_segments(plan)?;
         // Nothing is put in the way of what others have there.
         let put = differences.into_iter().filter(|d| !matches!(d, Difference::Diverted(_)));
         Ok(put.collect())
@@ -234,7 +240,7 @@ impl Inside {
     /// When the kernel refuses.
     pub fn clear(&mut self) -> Result<(), ApplyError> {
         let were_there = self.owner()?.is_some();
-        self.clear_segments()?;
+        let segments = self.clear_segments();
         self.transaction(|tables, _| {
             let mut batch = Batch::default();
             of_ours(tables).for_each(|table| batch.delete_table(Family::Inet, &table.name));
@@ -259,7 +265,7 @@ impl Inside {
                 absent_is_fine(self.routing.delete_route(&route))?;
             }
         }
-        Ok(())
+        segments
     }
 
     /// What is not as the plan has it: tables, routing rules, routes, and the proxy's listeners. Empty is proof that all of it

@@ -59,7 +59,7 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// Who made it, by number: 2 is the kernel.
     pub protocol: u8,
-    /// It says more than this: several next hops, an end, or what a packet must be besides. Only found, never made.
+    /// It says more than this: several next hops, an end, another scope, or what a packet must be besides. Only found, never made.
     pub says_more: bool,
 }
 
@@ -453,17 +453,12 @@ fn address(kind: u16, flags: u16, link: u32, ip: IpAddr, prefix: u8) -> Writer {
 }
 
 pub(super) fn route_message(kind: u16, flags: u16, route: &Route) -> Writer {
-    let scope = match route.kind {
-        RouteKind::Local => SCOPE_HOST,
-        RouteKind::Unicast if route.gateway.is_none() && route.destination.addr().is_ipv4() => SCOPE_LINK,
-        _ => SCOPE_UNIVERSE,
-    };
     let mut header = [0; 12];
     header[0] = family_of(route.destination.addr());
     header[1] = route.destination.prefix_len();
     header[4] = u8::try_from(route.table).unwrap_or(0); // a larger number stands in the attribute only
     header[5] = route.protocol;
-    header[6] = scope;
+    header[6] = scope(route.kind, route.gateway, route.destination);
     header[7] = route.kind.number();
     header[8..].copy_from_slice(&(if route.onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
     let mut message = Writer::default();
@@ -527,10 +522,13 @@ pub(super) fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Er
     let Ok(destination) = IpNet::new(ip, header[1]) else {
         return Ok(None);
     };
+    let kind = RouteKind::from_number(header[7]);
+    let gateway = codec::find(rest, RTA_GATEWAY).and_then(codec::read_ip);
+    let asks_more = header[2] != 0 || header[3] != 0 || header[6] != scope(kind, gateway, destination);
     Ok(Some(Route {
         destination,
-        kind: RouteKind::from_number(header[7]),
-        gateway: codec::find(rest, RTA_GATEWAY).and_then(codec::read_ip),
+        kind,
+        gateway,
         link: codec::find(rest, RTA_OIF).and_then(|b| codec::read_u32(b, 0)),
         table: codec::find(rest, RTA_TABLE)
             .and_then(|b| codec::read_u32(b, 0))
@@ -542,8 +540,17 @@ pub(super) fn read_route(what: &str, payload: &[u8]) -> Result<Option<Route>, Er
             .and_then(|metrics| codec::find(metrics, RTAX_MTU))
             .and_then(|b| codec::read_u32(b, 0)),
         protocol: header[5],
-        says_more: header[2] != 0 || header[3] != 0 || flags & !RTNH_F_ONLINK != 0 || codec::attributes(rest).any(says_more),
+        says_more: asks_more || flags & !RTNH_F_ONLINK != 0 || codec::attributes(rest).any(says_more),
     }))
+}
+
+/// The scope that a route is made with.
+fn scope(kind: RouteKind, gateway: Option<IpAddr>, destination: IpNet) -> u8 {
+    match kind {
+        RouteKind::Local => SCOPE_HOST,
+        RouteKind::Unicast if gateway.is_none() && destination.addr().is_ipv4() => SCOPE_LINK,
+        _ => SCOPE_UNIVERSE,
+    }
 }
 
 /// Whether an attribute of a route says what [`Route`] has no place for.

@@ -9,8 +9,8 @@ use ambient_core::Capture;
 use ambient_redirect::{
     Config, PodSpec,
     linux::{Inside, Mark, Netns},
-    netlink::{Policy, Route, Routing},
-    plan::{IpFamily, Options, Plan, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
+    netlink::{Packet, Policy, Route, RouteKind, Routing},
+    plan::{IpFamily, Options, PROBE_SOURCES, Plan, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
 };
 use ambient_testkit::{World, harness::Outcome};
 use socket2::SockRef;
@@ -46,21 +46,29 @@ async fn until(pod: &Netns, rules: usize, destinations: &[&str], what: &str) {
     let mut wanted: Vec<String> = destinations.iter().map(ToString::to_string).collect();
     wanted.sort_unstable();
     for _ in 0..500 {
-        let (policies, routes) = there(pod);
+        let (policies, mut routes) = there(pod);
+        // What goes to probes goes by the main table.
+        let (all, main) = (routes.len(), pod.run(|| Routing::open().unwrap().routes(254).unwrap()).unwrap());
+        routes.retain(|route| route.kind != RouteKind::Other(9));
+        let thrown = all - routes.len();
         let mut lead_to: Vec<String> = routes.iter().map(|route| route.destination.to_string()).collect();
         lead_to.sort_unstable();
-        if policies.len() == rules && lead_to == wanted {
-            assert!(
-                policies
-                    .iter()
-                    .all(|policy| policy.priority == SEGMENTS_PRIORITY && policy.protocol == 6)
-            );
-            let is_theirs = |route: &&Route| route.protocol == BY_HAND;
-            assert!(
-                routes.iter().all(|route| is_theirs(&route) || route.mtu == Some(SEGMENTS_MTU)),
-                "{routes:?}"
-            );
-            return;
+        if policies.len() == rules && lead_to == wanted && thrown == rules {
+            let is_rule = |policy: &Policy| policy.priority == SEGMENTS_PRIORITY && policy.protocol == 6;
+            assert!(policies.iter().all(is_rule), "{policies:?}");
+            let is_mirrored = |route: &Route| {
+                let as_mirrored = |main: &Route| Route {
+                    table: SEGMENTS_TABLE,
+                    mtu: Some(SEGMENTS_MTU),
+                    protocol: route.protocol,
+                    ..main.clone()
+                };
+                main.iter().any(|main| as_mirrored(main) == *route)
+            };
+            let well = |route: &Route| route.protocol == BY_HAND || is_mirrored(route);
+            if routes.iter().all(well) {
+                return;
+            }
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -78,6 +86,21 @@ fn change(pod: &Netns, work: impl FnOnce(&mut Routing, u32) + Send) {
 
 /// Of a route that `ip route` makes.
 const BY_HAND: u8 = 3;
+fn config(node: &Node) -> Config {
+    Config {
+        options: asked_for(),
+        verify_every: Duration::from_millis(100),
+        ..node.config()
+    }
+}
+
+fn asked_for() -> Options {
+    Options {
+        loopback_segments: true,
+        ..Options::default()
+    }
+}
+
 /// What a pod of [`Node::pod`] has in its main table.
 const MAIN: [&str; 4] = ["0.0.0.0/0", "::/0", "fd00::2/128", "fe80::/64"];
 
@@ -86,7 +109,7 @@ pub(crate) fn what_is_captured_has_the_loopbacks_segments(world: &World) -> Outc
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let net = |text: &str| text.parse().unwrap();
     node.run(async {
-        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        let running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         until(&pod, 2, &MAIN, "as it joins").await;
         for to in ["198.51.100.7:80", "[2001:db8::7]:80"] {
             let segment = segment(&pod, to);
@@ -109,6 +132,29 @@ pub(crate) fn what_is_captured_has_the_loopbacks_segments(world: &World) -> Outc
         assert!(segment(&pod, "[2001:db8::7]:80") > 30_000);
         change(&pod, |routing, device| routing.delete_route(&narrow(device)).unwrap());
         until(&pod, 2, &MAIN, "without that").await;
+        // The kernel has routes of IPv6 follow their device.
+        change(&pod, |routing, device| routing.set_mtu(device, 1400).unwrap());
+        until(&pod, 2, &MAIN, "with another MTU of the link").await;
+        // Two devices with the same network: one route would take the other's place.
+        change(&pod, |routing, _| {
+            routing.add_veth("net1", "net2", None).unwrap();
+            for name in ["net1", "net2"] {
+                let link = routing.link(name).unwrap().index;
+                routing.set_up(link).unwrap();
+            }
+        });
+        until(&pod, 1, &MAIN[..1], "with two devices of one network").await;
+        change(&pod, |routing, _| {
+            let link = routing.link("net1").unwrap().index;
+            routing.delete_link(link).unwrap();
+        });
+        until(&pod, 2, &MAIN, "without them").await;
+        // Probes are answered by the link's.
+        let mtu = |to| pod.run(|| Routing::open().unwrap().taken(&Packet::tcp(to, 0)).unwrap().unwrap().mtu);
+        assert_eq!(mtu([198, 51, 100, 7].into()).unwrap(), Some(SEGMENTS_MTU));
+        for probes in [PROBE_SOURCES.0.into(), PROBE_SOURCES.1.into()] {
+            assert_eq!(mtu(probes).unwrap(), None, "{probes}");
+        }
         // Whoever takes them away finds them there again.
         change(&pod, |routing, _| {
             for policy in routing.policies().unwrap().iter().filter(|p| p.table() == Some(SEGMENTS_TABLE)) {
@@ -127,13 +173,9 @@ pub(crate) fn what_goes_around_has_the_links_segments(world: &World) -> Outcome 
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let server = node.pod("b", "10.0.0.3", "fd00::3")?;
     let listener = server.run(|| std::net::TcpListener::bind("10.0.0.3:80"))??;
-    let config = || Config {
-        verify_every: Duration::from_millis(100),
-        ..node.config()
-    };
     node.run(async {
         let kept = pod.run(|| TcpStream::connect("10.0.0.3:80")).unwrap().unwrap();
-        let running = Running::capturing(config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        let running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         assert_eq!(running.states.borrow()[0].kept.len(), 1);
         let segment_then = segment(&pod, "198.51.100.7:80");
         assert!(
@@ -161,7 +203,7 @@ pub(crate) fn what_goes_around_has_the_links_segments(world: &World) -> Outcome 
 pub(crate) fn segments_are_put_and_taken_by_hand(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
-    let (plan, mark) = (Plan::new(&Options::default()), Mark::new("node-1", &"a".into()));
+    let (plan, mark) = (Plan::new(&asked_for()), Mark::new("node-1", &"a".into()));
     let theirs = Route::to("192.0.2.0/24".parse()?)
         .via([10, 0, 0, 1].into())
         .onlink()
@@ -191,10 +233,7 @@ pub(crate) fn segments_are_put_and_taken_by_hand(world: &World) -> Outcome {
         until(&pod, 1, &MAIN[1..], "as verifying changes nothing").await;
         inside.apply(&plan, &mark).unwrap();
         until(&pod, 2, &MAIN, "put again").await;
-        let without = Plan::new(&Options {
-            loopback_segments: false,
-            ..Options::default()
-        });
+        let without = Plan::new(&Options::default());
         assert_eq!(
             (&without.segments[..], &plan.segments[..]),
             (&[][..], &[IpFamily::V4, IpFamily::V6][..])

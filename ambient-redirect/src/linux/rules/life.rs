@@ -83,7 +83,7 @@ impl Inside {
         let live: Vec<_> = live.into_iter().map(with_way).collect();
         let (told, seen) = self.by_tracking(&live)?;
         let coming = plan.coming();
-        let mut joined = self.kept_unless_it_fails(told, &seen, |inside| inside.apply(&coming, mark))?;
+        let mut joined = self.kept_unless_it_fails(told, &seen, |inside| inside.put(&coming, mark))?;
         // What was opened before and is still underway passed the place of redirection: it must not meet the guard.
         thread::sleep(UNDERWAY);
         self.forget_outlived(&own)?;
@@ -164,7 +164,8 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses.
     pub(crate) fn release(&mut self, plan: &Plan) -> Result<(), ApplyError> {
-        self.clear_segments()?;
+        // What is for speed alone stands in the way of nothing.
+        let segments = self.clear_segments();
         let leaving = plan.leaving();
         let stays = |name: &str| leaving.tables.iter().find(|t| t.name == name);
         self.transaction(|tables, chains| {
@@ -186,7 +187,8 @@ impl Inside {
                 }
             }
             Ok(batch)
-        })
+        })?;
+        segments
     }
 
     /// The connections of the pod's processes to and from elsewhere that go around the proxy, and whether they bear the mark
@@ -285,7 +287,7 @@ impl Inside {
         let mut around = self.around()?;
         around.retain(|(c, way)| is_kept(c, *way));
         let (entries, _) = self.by_tracking(&around)?;
-        self.kept_unless_it_fails(entries, &[], |inside| inside.apply(plan, mark))
+        self.kept_unless_it_fails(entries, &[], |inside| inside.put(plan, mark))
     }
 
     /// Has the kernel remember as kept what it is told of, and what it follows already, while something is put in force; where that

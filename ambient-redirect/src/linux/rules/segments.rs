@@ -7,47 +7,47 @@
 //!
 //! Nothing is captured by this, and nothing is lost without it: it is for speed alone. It stands aside wherever it might do harm,
 //! which is where something of the pod's leaves it around the proxy (whose other end may take larger segments than the link does),
-//! or where the main table says more of a route than whereto it leads.
+//! or where the main table says more of a route than whereto it leads; what answers probes goes by the main table.
 
 use super::{ApplyError, Change, Inside, absent_is_fine};
 use crate::{
-    netlink::{Error, LeadsTo, Policy, Route, RouteKind},
-    plan::{IpFamily, MARK_MASK, Plan, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
+    netlink::{LeadsTo, Policy, Route, RouteKind},
+    plan::{IpFamily, MARK_MASK, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
 };
 
 /// Whether routing stands as the plan has it, as far as segments are concerned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Segments {
     /// It does, or nothing has been looked at.
-    #[default]
     Stand,
-    /// It does not.
-    Differ,
+    /// It does not. How often it has been tried in vain: routes may change while they are listed.
+    Differ(u8),
     /// The kernel does not have it so; it is not tried again.
     Refused,
 }
 
 impl Inside {
-    /// Has what is captured take the loopback device's segments where the plan asks for it, and nowhere else, if that was not so when
-    /// all was listed last. What the kernel refuses is left as it was: it is for speed alone.
-    ///
-    /// # Errors
-    /// When the kernel does not list its routes.
-    pub(crate) fn keep_segments(&mut self, plan: &Plan) -> Result<(), ApplyError> {
-        if self.segments != Segments::Differ {
-            return Ok(());
-        }
-        let put = self.put_segments(&plan.segments);
-        let stand = put.is_ok() && self.segments_stand(&plan.segments)?;
-        self.segments = match stand {
-            true => Segments::Stand,
-            false => Segments::Refused,
+    /// Whether something was otherwise than the plan has it when all was listed last.
+    pub(crate) fn segments_differ(&self) -> bool {
+        matches!(self.segments, Segments::Differ(_))
+    }
+
+    /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. What the kernel refuses is
+    /// left as it was: it is for speed alone, so that no error of it counts.
+    pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
+        let tries = match self.segments {
+            Segments::Refused => return,
+            Segments::Stand => 0,
+            Segments::Differ(tries) => tries,
         };
-        // Routes may have changed meanwhile, which is told and looked at again; what the kernel refuses it refuses once.
-        if !stand {
-            self.put_segments(&[])?;
+        self.segments = match self.put_segments(wanted).and_then(|()| self.segments_stand(wanted)) {
+            Ok(true) => Segments::Stand,
+            Ok(false) if tries < TRIES => Segments::Differ(tries + 1),
+            _ => Segments::Refused,
+        };
+        if self.segments == Segments::Refused {
+            let _ = self.put_segments(&[]);
         }
-        Ok(())
     }
 
     /// Takes away what was put there for segments.
@@ -57,12 +57,12 @@ impl Inside {
 
     /// Takes note of whether it stands as is wanted.
     pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) {
-        if self.segments != Segments::Refused {
-            self.segments = match stand(wanted, policies, routes) {
-                true => Segments::Stand,
-                false => Segments::Differ,
-            };
-        }
+        self.segments = match (self.segments, stand(wanted, policies, routes)) {
+            (Segments::Refused, _) => Segments::Refused,
+            (_, true) => Segments::Stand,
+            (Segments::Differ(tries), false) => Segments::Differ(tries),
+            (Segments::Stand, false) => Segments::Differ(0),
+        };
     }
 
     /// What would become of it.
@@ -81,7 +81,7 @@ impl Inside {
         Ok([IpFamily::V4, IpFamily::V6].into_iter().filter_map(change).collect())
     }
 
-    fn segments_stand(&mut self, wanted: &[IpFamily]) -> Result<bool, Error> {
+    fn segments_stand(&mut self, wanted: &[IpFamily]) -> Result<bool, ApplyError> {
         Ok(stand(wanted, &self.routing.policies()?, &self.routing.all_routes()?))
     }
 
@@ -94,14 +94,18 @@ impl Inside {
                 // Before its routes, or some would go by those that are left.
                 absent_is_fine(self.routing.delete_policy(&rule))?;
             }
-            for route in mirrored.iter().filter(|route| !there.contains(route)) {
-                self.routing.add_route(route)?;
-            }
+            // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
             for route in there.iter().filter(|route| !mirrored.contains(route)) {
                 absent_is_fine(self.routing.delete_route(route))?;
             }
+            for route in mirrored.iter().filter(|route| !there.contains(route)) {
+                self.routing.add_route(route)?;
+            }
             if !mirrored.is_empty() && !policies.contains(&rule) {
-                self.routing.add_policy(&rule)?;
+                match self.routing.add_policy(&rule) {
+                    Err(e) if !e.exists() => return Err(e.into()),
+                    _ => (),
+                }
             }
         }
         Ok(())
@@ -139,13 +143,17 @@ fn ours(family: IpFamily, routes: &[Route]) -> Vec<Route> {
     of_family.filter(|route| route.protocol == PROTOCOL).cloned().collect()
 }
 
-/// The main table's routes as ours has them, each after those by which its gateway is reached; `None` where the main table says more than
-/// can be said again, or somebody else has routes in ours.
+/// The main table's routes as ours has them, each after those by which its gateway is reached, and none for what goes to probes;
+/// `None` where the main table says more than can be said again, or somebody else has routes in ours.
 fn mirrored(family: IpFamily, routes: &[Route]) -> Option<Vec<Route>> {
     let simple = |route: &Route| route.kind == RouteKind::Unicast && route.mtu.is_none() && !route.says_more;
     let main: Vec<&Route> = of_table(family, MAIN, routes).collect();
     let is_taken = of_table(family, SEGMENTS_TABLE, routes).any(|route| route.protocol != PROTOCOL);
-    if is_taken || main.len() > ROUTES || !main.iter().all(|route| simple(route)) {
+    // One would take the place of the other, as of two devices with the same network.
+    let same = |route: &Route, other: &Route| (route.destination, route.metric) == (other.destination, other.metric);
+    let is_twice = |(n, route): (usize, &&Route)| main[..n].iter().any(|other| same(route, other));
+    let is_plain = main.len() <= ROUTES && main.iter().all(|route| simple(route)) && !main.iter().enumerate().any(is_twice);
+    if main.is_empty() || is_taken || !is_plain {
         return None;
     }
     let mut mirrored: Vec<Route> = main
@@ -157,8 +165,25 @@ fn mirrored(family: IpFamily, routes: &[Route]) -> Option<Vec<Route>> {
             ..route.clone()
         })
         .collect();
+    mirrored.push(to_probes(family));
     mirrored.sort_by_key(|route| route.gateway.is_some());
     Some(mirrored)
+}
+
+/// What goes there goes around the proxy, by the main table.
+fn to_probes(family: IpFamily) -> Route {
+    let route = Route {
+        protocol: PROTOCOL,
+        ..Route::to(family.probe_source().into()).kind(THROWN).table(SEGMENTS_TABLE)
+    };
+    match family {
+        IpFamily::V4 => route,
+        // As the kernel lists them.
+        IpFamily::V6 => Route {
+            metric: Some(1024),
+            ..route.dev(LOOPBACK)
+        },
+    }
 }
 
 fn of_table(family: IpFamily, table: u32, routes: &[Route]) -> impl Iterator<Item = &Route> {
@@ -168,7 +193,12 @@ fn of_table(family: IpFamily, table: u32, routes: &[Route]) -> impl Iterator<Ite
         .filter(move |route| route.table == table && route.destination.addr().is_ipv6() == is_ipv6)
 }
 
+/// How often that is tried which does not stand then.
+const TRIES: u8 = 3;
 const MAIN: u32 = 254;
+const LOOPBACK: u32 = 1;
+/// Looked for in the next table (`RTN_THROW`).
+const THROWN: RouteKind = RouteKind::Other(9);
 const TCP: u8 = 6;
 /// By which our routes are told from those of others in the same table: a number that nobody has
 /// (`/etc/iproute2/rt_protos`).
