@@ -24,7 +24,7 @@ use std::{
 use ambient_redirect::{
     Config, ExistingConnections, PodSpec,
     linux::Netns,
-    netlink::{Batch, Conntrack, Family, Nftables, Sockets},
+    netlink::{Batch, Conntrack, Entry, Family, Nftables, Progress, Sockets},
     plan::KEPT_MARK,
     pods::{Direction, PodState, State},
 };
@@ -58,6 +58,10 @@ fn main() -> ExitCode {
         (
             "nobody_is_refused_while_a_pod_joins_and_leaves",
             nobody_is_refused_while_a_pod_joins_and_leaves,
+        ),
+        (
+            "what_is_remembered_of_connections_that_have_ended_is_forgotten",
+            what_is_remembered_of_connections_that_have_ended_is_forgotten,
         ),
         (
             "nobody_is_refused_who_has_the_ports_of_those_before",
@@ -386,6 +390,36 @@ fn nobody_is_refused_while_a_pod_joins_and_leaves(world: &World) -> Outcome {
 
 /// As before, and clients have so few ports that each is used again at once: what is still remembered of a connection is in the way
 /// of the next.
+/// Something tracked once, and saw no end: whoever has those addresses and ports when the pod is captured would pass for what was.
+fn what_is_remembered_of_connections_that_have_ended_is_forgotten(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let ended = |local: &str, remote: &str, inbound| Entry {
+        local: local.parse().unwrap(),
+        remote: remote.parse().unwrap(),
+        progress: Progress::Established,
+        inbound,
+    };
+    let (of_others, gone) = (
+        ended("10.0.0.9:45000", "198.51.100.7:80", false),
+        [
+            ended("10.0.0.2:45000", "198.51.100.7:80", false),
+            ended("[fd00::2]:45000", "[2001:db8::7]:80", false),
+            ended("10.0.0.2:8080", "10.0.0.1:41000", true),
+        ],
+    );
+    node.run(async {
+        let all = [&gone[..], &[of_others]].concat();
+        let refused = pod.run(|| Conntrack::open().unwrap().remember(&all, 0).unwrap()).unwrap();
+        assert_eq!(refused.count, 0, "{refused:?}");
+        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        let known = pod.run(|| Conntrack::open().unwrap().connections().unwrap()).unwrap();
+        let is_known = |entry: &Entry| known.iter().any(|t| [t.source, t.destination].contains(&entry.local));
+        assert!(!gone.iter().any(is_known) && is_known(&of_others), "{known:#?}");
+        running.stop().await;
+    })
+}
+
 fn nobody_is_refused_who_has_the_ports_of_those_before(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
