@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, net::TcpListener, net::TcpStream, time::Duration};
 
-use ambient_redirect::linux;
+use ambient_redirect::linux::{self, Sharer};
 use prometheus_client::metrics::counter::Counter;
 use rustix::{
     io::Errno,
@@ -51,10 +51,10 @@ impl Acceptor {
         }
     }
 
-    /// Has what comes from now on go to a successor that listens at the same port, if there is one.
-    pub(crate) fn leave_to_successor(&self) {
-        if let Err(error) = linux::leave_to_successor(self.listener.get_ref()) {
-            tracing::debug!(%error, "a shared port cannot be left to a successor: what comes at the very last may be reset");
+    /// Has what comes from now on go to another that listens at the same port, if that is there.
+    pub(crate) fn leave_to(&self, to: Sharer) {
+        if let Err(error) = linux::leave_port(self.listener.get_ref(), to) {
+            tracing::debug!(%error, "a shared port cannot be left to another process: what comes at the very last may be reset");
         }
     }
 

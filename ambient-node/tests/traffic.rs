@@ -215,6 +215,10 @@ const TESTS: &[Test] = &[
         successor::a_successor_takes_over_and_nobody_is_refused,
     ),
     (
+        "a_successor_that_is_taken_back_leaves_all_to_the_first",
+        successor::a_successor_that_is_taken_back_leaves_all_to_the_first,
+    ),
+    (
         "a_log_that_nobody_reads_stalls_nobody",
         strain::a_log_that_nobody_reads_stalls_nobody,
     ),

@@ -40,6 +40,6 @@ pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Change, Difference, DryRun, Inside, Line, Mark, Owner, RulePlace, Stranger, Thing};
 pub(crate) use rules::{Joined, Listing};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
-pub use sockets::{Sockets, cut_when_dropped, leave_to_successor, original_destination};
+pub use sockets::{Sharer, Sockets, cut_when_dropped, leave_port, original_destination};
 pub(crate) use told::Told;
 pub use watcher::Watcher;

@@ -3,7 +3,10 @@
 use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ambient_core::ports;
-use ambient_redirect::{BoxFuture, linux};
+use ambient_redirect::{
+    BoxFuture,
+    linux::{self, Sharer},
+};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -164,12 +167,7 @@ async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, shared: bool, take: Take
             biased;
             () = pod.reaches(Stage::Draining) => {
                 if shared {
-                    // Told that it has a successor, the kernel brings only what was on its way.
-                    acceptor.leave_to_successor();
-                    let last = time::Instant::now() + LAST;
-                    while let Ok(Some((stream, peer))) = time::timeout_at(last.min(time::Instant::now() + QUIET), acceptor.accept()).await {
-                        take(stream, peer);
-                    }
+                    leave(&acceptor, &take).await;
                 }
                 // They were told that they are connected: refusing them is no way to hand over to a successor.
                 for _ in 0..BACKLOG {
@@ -189,6 +187,35 @@ async fn accept(pod: Arc<Pod>, acceptor: Arc<Acceptor>, shared: bool, take: Take
                 return;
             },
         }
+    }
+}
+
+/// Takes in what was on its way, and has the kernel bring what comes from now on to who else listens at the port: as a rule a
+/// successor, which has joined later; where the younger one is the one that stops, as at a return to the former version, the elder.
+async fn leave(acceptor: &Acceptor, take: &Take) {
+    let (mut to, last) = (Sharer::Younger, time::Instant::now() + LAST);
+    let quiet = || last.min(time::Instant::now() + QUIET);
+    while time::Instant::now() < last {
+        acceptor.leave_to(to);
+        let (mut came, on_its_way) = (false, quiet());
+        while let Ok(Some((stream, peer))) = time::timeout_at(on_its_way, acceptor.accept()).await {
+            take(stream, peer);
+            came = true;
+        }
+        for _ in 0..BACKLOG {
+            let Some((stream, peer)) = acceptor.waiting() else { break };
+            take(stream, peer);
+            came = true;
+        }
+        if !came {
+            return;
+        }
+        // What comes after all of that was meant for this one still.
+        match time::timeout_at(quiet(), acceptor.accept()).await {
+            Ok(Some((stream, peer))) => take(stream, peer),
+            _ => return,
+        }
+        to = to.other();
     }
 }
 

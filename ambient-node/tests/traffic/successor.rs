@@ -89,6 +89,58 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
     Ok(())
 }
 
+/// The newer one is taken back, as at a return to the former version: what comes goes to the one that was there first.
+pub(crate) fn a_successor_that_is_taken_back_leaves_all_to_the_first(world: &World) -> Outcome {
+    let socket = world.scratch_dir().join("zds.sock");
+    let told = |config: &mut Config| {
+        config.zds = Some(socket.clone());
+        config.share_ports = true;
+        config.drain = DRAIN;
+    };
+    let mesh = Mesh::start_told(world, told, |mesh| enrol(world, mesh, socket.clone()))?;
+    let load = Load::start(&mesh);
+    let program = Program::actor("node")
+        .args([&mesh.manifests, &mesh.ca, &socket])
+        .stdout(Output::Inherit);
+    let mut successor = mesh.node.spawn(&program)?;
+    until("the successor to serve", || {
+        (mesh.page(READINESS, "/healthz/ready").ok()?.0 == 200).then_some(())
+    });
+    load.goes_on();
+    // One that stands keeps the process, and its pages, where they are.
+    let opened = |port| {
+        let dump = until("a dump", || {
+            let (status, text) = mesh.page(port, "/config_dump").ok()?;
+            let dump: Value = serde_json::from_str(&text).ok()?;
+            (status == 200).then_some(dump)
+        });
+        let outbound = dump["workloadState"]["uid-of-a"]["connections"]["outbound"].as_array();
+        let from = |open: &Value| open["src"].as_str().map(str::to_owned);
+        outbound.into_iter().flatten().filter_map(from).collect::<Vec<_>>()
+    };
+    let held = until("the successor to have a connection that stands", || {
+        let mut pair = mesh.open(Way::Tunnel, Family::V4);
+        pair.converse().ok()?;
+        opened(ADMIN).contains(&pair.client.local_addr().ok()?.to_string()).then_some(pair)
+    });
+    successor.signal(Signal::TERM)?;
+    // It knows that it is the younger by what still comes, for twice as long as anything would be on its way.
+    thread::sleep(Duration::from_millis(400));
+    for _ in 0..20 {
+        let mut pair = mesh.open(Way::Tunnel, Family::V4);
+        pair.converse()?;
+        let from = pair.client.local_addr()?.to_string();
+        let of_successor = opened(ADMIN);
+        assert!(!of_successor.contains(&from), "{from} is among {of_successor:?} of who has stopped");
+    }
+    load.goes_on();
+    assert_eq!(load.stop(), Vec::<String>::new());
+    drop(held);
+    let ended = successor.wait(Duration::from_secs(20))?;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+    Ok(())
+}
+
 /// Connections that are made all the while, each of which must be served.
 pub(crate) struct Load {
     /// Of those that connect, and of those that answer, in this order.

@@ -21,17 +21,16 @@ pub(crate) fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int,
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has the kernel give what comes to a shared port to the second of its sockets, whoever's that is: of two, in the order in which
-/// they were bound, the younger. Where there is no second, the first goes on.
+/// Has the kernel give what comes to a shared port to one of its sockets, whoever's that is, by its number from 0 on: of two, in
+/// the order in which they were bound. Where there is none of that number, the kernel chooses as it did.
 #[allow(unsafe_code, reason = "setsockopt with a pointer to a program")]
-pub(crate) fn prefer_second(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // One instruction of classic BPF, "return 1": the number of a socket of the port's group. One that there is not has the
-    // kernel choose as it did.
+pub(crate) fn prefer(fd: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    // One instruction of classic BPF: "return" of the number of a socket of the port's group.
     let mut instruction = libc::sock_filter {
         code: (libc::BPF_RET | libc::BPF_K) as u16,
         jt: 0,
         jf: 0,
-        k: 1,
+        k: number,
     };
     let program = libc::sock_fprog {
         len: 1,

@@ -231,15 +231,39 @@ async fn connected(socket: Socket, to: SocketAddr, patience: Duration) -> io::Re
     })?
 }
 
-/// Has a listener whose port is [shared](Sockets::sharing_ports) take no more than what is on its way to it already: what comes
-/// from now on goes to the listener that has joined the port after it. Where there is none, it goes on as it did.
+/// Of two that [share](Sockets::sharing_ports) a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharer {
+    /// Who listened first.
+    Elder,
+    /// Who has joined.
+    Younger,
+}
+
+/// Has what comes to a shared port go to one of its two listeners from now on, whichever of them says so. Where there is one alone,
+/// it goes on as it did. The kernel does not tell a listener which it is: who leaves sees it by what still comes.
 ///
-/// What was on its way comes within a round trip: a listener that is closed before resets it.
+/// What was on its way to the other comes within a round trip: a listener that is closed before resets it.
 ///
 /// # Errors
 /// When the port is not shared, or the kernel is older than Linux 4.5.
-pub fn leave_to_successor(listener: &impl AsFd) -> io::Result<()> {
-    option::prefer_second(listener.as_fd())
+pub fn leave_port(listener: &impl AsFd, to: Sharer) -> io::Result<()> {
+    let number = match to {
+        Sharer::Elder => 0,
+        Sharer::Younger => 1,
+    };
+    option::prefer(listener.as_fd(), number)
+}
+
+impl Sharer {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Elder => Self::Younger,
+            Self::Younger => Self::Elder,
+        }
+    }
 }
 
 /// Where a redirected connection was going, as the kernel's conntrack remembers; never an IPv4 address in IPv6 clothes.
