@@ -159,6 +159,9 @@ impl Mesh {
             if pods == Pods::Together {
                 program = program.arg("--local-shortcut");
             }
+            if std::env::var_os("BENCH_SEGMENTS").is_some() {
+                program = program.args(["--loopback-segments", "on"]);
+            }
             let pid = self.spawn(at, node, program, NODES[at])?;
             self.proxies.push(Carrier { node: at, pid });
         }
