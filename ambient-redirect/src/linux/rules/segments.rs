@@ -33,10 +33,12 @@ impl Inside {
     }
 
     /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. What the kernel refuses is
-    /// left as it was: it is for speed alone, so that no error of it counts.
+    /// left as it was: it is for speed alone, so that no error of it counts. All must have been listed before.
     pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
         let tries = match self.segments {
             Segments::Refused => return,
+            // Nothing is there.
+            Segments::Stand if wanted.is_empty() => return,
             Segments::Stand => 0,
             Segments::Differ(tries) => tries,
         };
