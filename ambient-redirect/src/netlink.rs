@@ -56,6 +56,7 @@ pub use nftables::{
 };
 pub use redirected::Redirected;
 pub use routing::{Address, LeadsTo, Link, Packet, Policy, Route, RouteKind, Routing, Rule};
+pub(crate) use routing::{LOOPBACK, MAIN, TCP};
 
 /// How long any answer of the kernel is waited for.
 pub const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

@@ -1,6 +1,7 @@
 //! A node hands over to another process that serves the same pods, as at an upgrade.
 
 use std::{
+    error::Error,
     ffi::OsString,
     io::{Read as _, Write as _},
     net::SocketAddr,
@@ -16,7 +17,7 @@ use std::{
 
 use ambient_control::{ca::DirectoryCa, manifests::Status};
 use ambient_node::{AnnounceInDirectory, AnnounceNothing, Config, Enrol, EnrolConfig, Node, telemetry::log};
-use ambient_testkit::{Output, Program, Signal, World, harness::Outcome};
+use ambient_testkit::{Output, Process, Program, Signal, World, harness::Outcome};
 use serde_json::Value;
 use tokio::{
     runtime,
@@ -33,24 +34,13 @@ const ADMIN: u16 = 25000;
 
 pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Outcome {
     let socket = world.scratch_dir().join("zds.sock");
-    let told = |config: &mut Config| {
-        config.zds = Some(socket.clone());
-        config.share_ports = true;
-        config.drain = DRAIN;
-    };
-    let mut mesh = Mesh::start_told(world, told, |mesh| enrol(world, mesh, socket.clone()))?;
+    let mut mesh = sharing(world, &socket)?;
     let mut open = Way::ALL.map(|way| (way, mesh.open(way, Family::V4)));
     let load = Load::start(&mesh);
     load.goes_on();
 
     // Both serve, and share what comes.
-    let program = Program::actor("node")
-        .args([&mesh.manifests, &mesh.ca, &socket])
-        .stdout(Output::Inherit);
-    let mut successor = mesh.node.spawn(&program)?;
-    until("the successor to serve", || {
-        (mesh.page(READINESS, "/healthz/ready").ok()?.0 == 200).then_some(())
-    });
+    let mut successor = succeed(&mesh, &socket)?;
     load.goes_on();
 
     let asked = Instant::now();
@@ -92,20 +82,9 @@ pub(crate) fn a_successor_takes_over_and_nobody_is_refused(world: &World) -> Out
 /// The newer one is taken back, as at a return to the former version: what comes goes to the one that was there first.
 pub(crate) fn a_successor_that_is_taken_back_leaves_all_to_the_first(world: &World) -> Outcome {
     let socket = world.scratch_dir().join("zds.sock");
-    let told = |config: &mut Config| {
-        config.zds = Some(socket.clone());
-        config.share_ports = true;
-        config.drain = DRAIN;
-    };
-    let mesh = Mesh::start_told(world, told, |mesh| enrol(world, mesh, socket.clone()))?;
+    let mesh = sharing(world, &socket)?;
     let load = Load::start(&mesh);
-    let program = Program::actor("node")
-        .args([&mesh.manifests, &mesh.ca, &socket])
-        .stdout(Output::Inherit);
-    let mut successor = mesh.node.spawn(&program)?;
-    until("the successor to serve", || {
-        (mesh.page(READINESS, "/healthz/ready").ok()?.0 == 200).then_some(())
-    });
+    let mut successor = succeed(&mesh, &socket)?;
     load.goes_on();
     // One that stands keeps the process, and its pages, where they are.
     let opened = |port| {
@@ -139,6 +118,28 @@ pub(crate) fn a_successor_that_is_taken_back_leaves_all_to_the_first(world: &Wor
     let ended = successor.wait(Duration::from_secs(20))?;
     assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
     Ok(())
+}
+
+/// A mesh whose node shares its ports with whoever serves the same pods.
+fn sharing(world: &World, socket: &Path) -> Result<Mesh, Box<dyn Error>> {
+    let told = |config: &mut Config| {
+        config.zds = Some(socket.to_owned());
+        config.share_ports = true;
+        config.drain = DRAIN;
+    };
+    Mesh::start_told(world, told, |mesh| enrol(world, mesh, socket.to_owned()))
+}
+
+/// Another process beside the mesh's node, once it serves.
+fn succeed(mesh: &Mesh, socket: &Path) -> Result<Process, Box<dyn Error>> {
+    let program = Program::actor("node")
+        .args([&mesh.manifests, &mesh.ca, socket])
+        .stdout(Output::Inherit);
+    let successor = mesh.node.spawn(&program)?;
+    until("the successor to serve", || {
+        (mesh.page(READINESS, "/healthz/ready").ok()?.0 == 200).then_some(())
+    });
+    Ok(successor)
 }
 
 /// Connections that are made all the while, each of which must be served.

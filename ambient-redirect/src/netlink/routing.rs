@@ -74,6 +74,10 @@ pub enum RouteKind {
     Blackhole,
     /// Refuses it with an ICMP message.
     Unreachable,
+    /// Refuses it as forbidden.
+    Prohibited,
+    /// Leaves it to the next table.
+    Thrown,
     /// Another of the kernel's, by number; found in listings.
     Other(u8),
 }
@@ -573,6 +577,8 @@ impl RouteKind {
             Self::Local => 2,
             Self::Blackhole => 6,
             Self::Unreachable => 7,
+            Self::Prohibited => 8,
+            Self::Thrown => 9,
             Self::Other(n) => n,
         }
     }
@@ -583,6 +589,8 @@ impl RouteKind {
             2 => Self::Local,
             6 => Self::Blackhole,
             7 => Self::Unreachable,
+            8 => Self::Prohibited,
+            9 => Self::Thrown,
             n => Self::Other(n),
         }
     }
@@ -601,10 +609,12 @@ fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
     header
 }
 
-const TCP: u8 = 6;
+/// The protocol, as routing asks for it.
+pub(crate) const TCP: u8 = 6;
 /// The loopback device has index 1 in every namespace.
-const LOOPBACK: u32 = 1;
-const MAIN: u32 = 254;
+pub(crate) const LOOPBACK: u32 = 1;
+/// The main routing table.
+pub(crate) const MAIN: u32 = 254;
 /// Listings that changes overtook are asked for again so many times.
 const LISTINGS: usize = 10;
 

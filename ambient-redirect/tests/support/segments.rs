@@ -49,7 +49,7 @@ async fn until(pod: &Netns, rules: usize, destinations: &[&str], what: &str) {
         let (policies, mut routes) = there(pod);
         // What goes to probes goes by the main table.
         let (all, main) = (routes.len(), pod.run(|| Routing::open().unwrap().routes(254).unwrap()).unwrap());
-        routes.retain(|route| route.kind != RouteKind::Other(9));
+        routes.retain(|route| route.kind != RouteKind::Thrown);
         let thrown = all - routes.len();
         let mut lead_to: Vec<String> = routes.iter().map(|route| route.destination.to_string()).collect();
         lead_to.sort_unstable();

@@ -19,7 +19,7 @@ use super::{
     strangers::{RulePlace, STRANGERS, Stranger},
 };
 use crate::{
-    netlink::{Error, LeadsTo, Packet, Policy, Route, RouteKind, Routing},
+    netlink::{Error, LeadsTo, Packet, Policy, Route, RouteKind, Routing, TCP},
     plan::{IpFamily, PROXY_MARK, REPLY_MARK, ROUTE_TABLE},
     pods::Direction,
 };
@@ -285,7 +285,7 @@ fn named(policy: &Policy) -> String {
 fn leads(kind: RouteKind) -> bool {
     matches!(
         kind,
-        RouteKind::Unicast | RouteKind::Local | RouteKind::Blackhole | RouteKind::Unreachable | PROHIBITED
+        RouteKind::Unicast | RouteKind::Local | RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibited
     )
 }
 
@@ -343,10 +343,8 @@ fn user(policy: &Policy, way: Way, family: IpFamily) -> Option<u32> {
     }
 }
 
-const TCP: u8 = 6;
 /// The kernel's own table of local addresses.
 const LOCAL: u32 = 255;
-const PROHIBITED: RouteKind = RouteKind::Other(8);
 /// From here on are the ports of connections that a proxy makes to applications.
 const PROXYS_PORTS: u16 = 32_768;
 /// Packets of which the kernel is asked at a time, of each family.

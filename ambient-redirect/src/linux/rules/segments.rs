@@ -11,7 +11,7 @@
 
 use super::{ApplyError, Change, Inside, absent_is_fine};
 use crate::{
-    netlink::{LeadsTo, Policy, Route, RouteKind},
+    netlink::{LOOPBACK, LeadsTo, MAIN, Policy, Route, RouteKind, TCP},
     plan::{IpFamily, MARK_MASK, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
 };
 
@@ -71,7 +71,7 @@ impl Inside {
     pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily]) -> Result<Vec<(IpFamily, Change)>, ApplyError> {
         let (policies, routes) = (self.routing.policies()?, self.routing.all_routes()?);
         let change = |family| {
-            let is_wanted = wanted.contains(&family) && mirrored(family, &routes).is_some_and(|mirrored| !mirrored.is_empty());
+            let is_wanted = wanted.contains(&family) && mirrored(family, &routes).is_some();
             let is_there = policies.contains(&rule(family)) || !ours(family, &routes).is_empty();
             match (is_wanted, is_there) {
                 (true, _) if stand_of(family, wanted, &policies, &routes) => Some((family, Change::Stays)),
@@ -176,7 +176,9 @@ fn mirrored(family: IpFamily, routes: &[Route]) -> Option<Vec<Route>> {
 fn to_probes(family: IpFamily) -> Route {
     let route = Route {
         protocol: PROTOCOL,
-        ..Route::to(family.probe_source().into()).kind(THROWN).table(SEGMENTS_TABLE)
+        ..Route::to(family.probe_source().into())
+            .kind(RouteKind::Thrown)
+            .table(SEGMENTS_TABLE)
     };
     match family {
         IpFamily::V4 => route,
@@ -197,11 +199,6 @@ fn of_table(family: IpFamily, table: u32, routes: &[Route]) -> impl Iterator<Ite
 
 /// How often that is tried which does not stand then.
 const TRIES: u8 = 3;
-const MAIN: u32 = 254;
-const LOOPBACK: u32 = 1;
-/// Looked for in the next table (`RTN_THROW`).
-const THROWN: RouteKind = RouteKind::Other(9);
-const TCP: u8 = 6;
 /// By which our routes are told from those of others in the same table: a number that nobody has
 /// (`/etc/iproute2/rt_protos`).
 const PROTOCOL: u8 = 151;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    netlink::{Chain, Does, Error, Family, NftRule, Nftables},
+    netlink::{Chain, Does, Error, Family, NftRule, Nftables, TCP},
     plan::{self, Action, IpFamily, MARK_MASK, PROXY_MARK, Plan, Protocol, REPLY_MARK, TABLES},
     pods::Direction,
 };
@@ -261,7 +261,6 @@ fn printable(name: &str) -> String {
 const NAT: i32 = -100;
 const PREROUTING: u32 = 0;
 const OUTPUT: u32 = 3;
-const TCP: u8 = 6;
 const UDP: u8 = 17;
 const DNS: u16 = 53;
 /// Tables that are read of those that others have.

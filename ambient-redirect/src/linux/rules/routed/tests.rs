@@ -241,7 +241,7 @@ fn each_route_of_a_rules_table_has_an_example() {
         to("10.0.0.2/32", 200),
         to("224.0.0.0/4", 200),
         to("192.0.2.255/32", 200).kind(RouteKind::Other(3)),
-        to("192.0.2.0/24", 200).kind(RouteKind::Other(9)),
+        to("192.0.2.0/24", 200).kind(RouteKind::Thrown),
         to("fd00::/64", 200),
     ];
     let listed = Listed {
