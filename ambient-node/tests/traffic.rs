@@ -192,6 +192,10 @@ const TESTS: &[Test] = &[
     ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
     ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),
     (
+        "a_port_that_two_connections_have_is_told_of_once",
+        admin::a_port_that_two_connections_have_is_told_of_once,
+    ),
+    (
         "the_dump_tells_where_what_came_is_delivered",
         admin::the_dump_tells_where_what_came_is_delivered,
     ),

@@ -1,13 +1,18 @@
 //! The admin pages of a node that runs.
 
-use std::{collections::BTreeMap, io::Write as _};
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+};
 
 use ambient_core::{mesh::Update, ports};
 use ambient_testkit::{World, harness::Outcome};
 use serde::Deserialize;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
-    mesh::{Family, Mesh, Way, until},
+    mesh::{Family, Mesh, Pair, Way, until},
     ways,
 };
 
@@ -310,6 +315,47 @@ pub(crate) fn the_dump_tells_where_what_came_is_delivered(world: &World) -> Outc
     assert_eq!(last(&of("uid-of-a").outbound), told([&a, &ways::VIP, &proxy, &"DOUBLEHBONE"]));
     assert_eq!(last(&of("uid-of-b").inbound), told([&a, &host, &gate, &"HBONE"]));
     assert_eq!(last(&of("uid-of-a").inbound), told([&mesh.c.v4, &host, &served, &"HBONE"]));
+    Ok(())
+}
+
+/// A pod may have a port of its own for each destination, and the proxy's is one: the kernel gives the second another, and all that is
+/// told is told of that.
+pub(crate) fn a_port_that_two_connections_have_is_told_of_once(world: &World) -> Outcome {
+    let mesh = Mesh::start(world)?;
+    let from = |port| -> std::io::Result<Socket> {
+        let socket = mesh.a.namespace.run(|| Socket::new(Domain::IPV4, Type::STREAM, None));
+        let socket = socket.map_err(std::io::Error::other)??;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::new(mesh.a.v4, port).into())?;
+        Ok(socket)
+    };
+    let mut clients = Vec::new();
+    let mut port = 0;
+    for listener in [mesh.b.listen(Family::V4), mesh.b.listen(Family::V4)] {
+        let socket = from(port)?;
+        socket.connect(&listener.address().into())?;
+        let client = TcpStream::from(socket);
+        port = client.local_addr()?.port();
+        let mut pair = Pair {
+            client,
+            server: listener.accept(),
+        };
+        pair.converse()?;
+        clients.push(pair);
+    }
+    let dump: Dump = serde_json::from_str(&mesh.page(ports::ADMIN, "/config_dump")?.1)?;
+    let open = &dump.workload_state["uid-of-a"].connections.outbound;
+    let sources = clients.iter().map(|pair| {
+        assert_eq!(pair.client.local_addr().unwrap().port(), port);
+        let to = pair.server.local_addr().unwrap().to_string();
+        let told = open.iter().find(|told| told.original_dst.as_ref() == Some(&to));
+        told.unwrap_or_else(|| panic!("{to} is not among {open:?}")).src.clone()
+    });
+    let [first, second] = &sources.collect::<Vec<_>>()[..] else {
+        unreachable!("two were opened")
+    };
+    assert_eq!(*first, format!("{}:{port}", mesh.a.v4));
+    assert!(second.starts_with(&format!("{}:", mesh.a.v4)) && first != second, "{second}");
     Ok(())
 }
 

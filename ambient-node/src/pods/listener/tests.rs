@@ -11,6 +11,7 @@ use ambient_core::{Credential, Identity, TrustBundles, TrustDomain};
 use ambient_hbone::{Speaker, SpeakerKey};
 use ambient_redirect::{PodSpec, linux::Netns};
 use ambient_testkit::ca::{Ca, Leaf};
+use socket2::{Domain, Socket, Type};
 use tokio::sync::Notify;
 
 use super::*;
@@ -127,6 +128,48 @@ async fn who_is_back_before_nothing_came_for_a_while_is_served_on() {
     }
     pod.advance(Stage::Leaving);
     time::timeout(QUIET * 2, task).await.unwrap().unwrap();
+}
+
+/// Connections come without a pause: whichever of the two has listened longer, who stays has them before who leaves is gone.
+#[tokio::test]
+async fn who_leaves_a_shared_port_leaves_it_to_the_other() {
+    for leaver in [0, 1] {
+        let (pod, metrics) = (pod().await, Arc::new(Metrics::default()));
+        let mut at = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let both = [(); 2].map(|()| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket.bind(&at.into()).unwrap();
+            socket.listen(BACKLOG).unwrap();
+            let listener = StdListener::from(socket);
+            at = listener.local_addr().unwrap();
+            Acceptor::new(listener, metrics.accept_failures()).unwrap()
+        });
+        let [first, second] = both.map(Arc::new);
+        let (leaves, stays) = if leaver == 0 { (first, second) } else { (second, first) };
+        let taken = Arc::new(AtomicU32::new(0));
+        let counted = taken.clone();
+        let take: Take = Arc::new(move |_, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        pod.advance(Stage::Draining);
+        let serving = pod.clone();
+        let task = tokio::spawn(async move { accept(serving, leaves, true, take).await });
+        let (mut opened, mut left) = (0, 0);
+        // Until it has said that it leaves, the kernel chooses.
+        task::yield_now().await;
+        while !task.is_finished() {
+            // The kernel completes it within the call: there is no way for it but to one of the two.
+            drop(StdStream::connect(at).unwrap());
+            opened += 1;
+            left += u32::from(stays.waiting().is_some());
+            time::sleep(Duration::from_millis(1)).await;
+        }
+        task.await.unwrap();
+        assert!(left > 0, "all {opened} went to who was leaving, of two the one of number {leaver}");
+        assert_eq!(left + taken.load(Ordering::Relaxed), opened, "and none was lost");
+    }
 }
 
 #[tokio::test]
