@@ -63,6 +63,11 @@ impl Room {
     pub(crate) fn connections(&self) -> usize {
         self.outbound.taken() + self.inbound.taken()
     }
+
+    /// Peers by whom more of them may come: those that prove who they are, and those that have a tunnel.
+    pub(crate) fn peers(&self) -> usize {
+        self.handshakes.taken() + self.tunnels.taken()
+    }
 }
 
 /// Places of one kind.
@@ -108,6 +113,9 @@ mod tests {
         let more: Vec<_> = std::iter::from_fn(|| greedy.inbound.take()).collect();
         assert_eq!((more.len(), greedy.connections()), (25, 50));
         assert!(modest.outbound.take().is_some() && greedy.tunnels.take().is_some());
+        let peers = (greedy.tunnels.take(), greedy.handshakes.take());
+        assert_eq!((greedy.peers(), greedy.connections()), (2, 50));
+        drop(peers);
         drop((held, more));
         assert_eq!(greedy.connections(), 0);
     }

@@ -14,6 +14,8 @@ use crate::{
 
 /// How long connections that were cut have to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long peers have to hear that they are to open nothing more: who answers has by then, and who does not holds nobody up.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Between two looks at what is open.
 const GLANCE: Duration = Duration::from_millis(10);
 /// Between two lines in the log about what is left.
@@ -31,7 +33,7 @@ pub(crate) async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
     );
     pods.advance(Stage::Draining);
     tokio::select! {
-        () = idle_within(pods, patience) => {}
+        () = at_rest_within(pods, patience) => {}
         () = tell_progress(pods, patience) => {}
         () = told.told(Urgency::Immediate) => {}
     }
@@ -53,6 +55,28 @@ async fn tell_progress(pods: &Pods, patience: Duration) {
         let remaining = end.saturating_duration_since(clock::steady());
         tracing::info!(open = pods.open_connections(), ?remaining, "stopping: connections are still open");
     }
+}
+
+/// Waits until nothing is open and nothing can come any more: what was on its way to a listener is taken, and peers have heard.
+async fn at_rest_within(pods: &Pods, patience: Duration) {
+    let farewell = clock::steady() + FAREWELL;
+    let rests = || {
+        let heard = pods.peers() == 0 || clock::steady() >= farewell;
+        !pods.accept() && heard && pods.open_connections() == 0
+    };
+    let rest = async {
+        // What is handed over from one thread to another is counted by neither: twice in a row it cannot be.
+        let mut before = false;
+        loop {
+            let now = rests();
+            if before && now {
+                return;
+            }
+            before = now;
+            time::sleep(GLANCE).await;
+        }
+    };
+    let _ = time::timeout(patience, rest).await;
 }
 
 async fn idle_within(pods: &Pods, patience: Duration) {

@@ -82,6 +82,18 @@ impl Pods {
         served.values().map(|pod| pod.room.connections()).sum()
     }
 
+    /// Whether a connection may still come: as long as a listener takes what was on its way.
+    pub(crate) fn accept(&self) -> bool {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.values().any(|pod| pod.accepts())
+    }
+
+    /// Peers that have a tunnel, or are about to: whatever they have not heard yet, they may ask for a connection.
+    pub(crate) fn peers(&self) -> usize {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.values().map(|pod| pod.room.peers()).sum()
+    }
+
     /// Ends what a pod has open, and the tunnels that speak for it.
     fn end(&self, pod: &Pod) {
         pod.advance(Stage::Stopped);

@@ -190,6 +190,10 @@ const TESTS: &[Test] = &[
     ("spire_says_who_is_who", identities::spire_says_who_is_who),
     ("a_node_that_stops_drains", stop::a_node_that_stops_drains),
     ("an_idle_node_stops_at_once", stop::an_idle_node_stops_at_once),
+    (
+        "who_is_about_to_come_is_served_to_the_end",
+        peers::who_is_about_to_come_is_served_to_the_end,
+    ),
     ("the_dump_is_what_istioctl_reads", admin::the_dump_is_what_istioctl_reads),
     (
         "a_port_that_two_connections_have_is_told_of_once",

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
 };
@@ -23,6 +23,7 @@ use rustls::{NamedGroup, crypto::CryptoProvider};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::oneshot,
     time::timeout,
 };
 
@@ -409,6 +410,40 @@ fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outco
 }
 
 /// A proxy outside of the node, which speaks from [`Mesh::c`].
+/// A peer that is connected and has not yet proven who it is when the node stops: it is served, and nothing was told it.
+pub(crate) fn who_is_about_to_come_is_served_to_the_end(world: &World) -> Outcome {
+    let mut mesh = Mesh::start_with(world, |config| config.drain = PATIENCE)?;
+    let (dial, hesitation) = Hesitant::new();
+    let peer = Peer::made(&mesh, "peer", ambient_tls::provider(), Arc::new(dial))?;
+    let listener = mesh.b.listen(Family::V4);
+    let (pod, at, namespace) = (mesh.b.v4, listener.address(), mesh.c.namespace.clone());
+    let asking = thread::spawn(move || {
+        let asked = namespace.run(|| {
+            peer.runtime.block_on(async {
+                let mut stream = peer.connect(pod, at).await.map_err(io::Error::other)?;
+                stream.write_all(b"ping").await?;
+                let mut heard = [0; 4];
+                stream.read_exact(&mut heard).await.map(|_| heard)
+            })
+        });
+        asked.unwrap()
+    });
+    hesitation.connected.recv_timeout(PATIENCE)?;
+    let stopping = mesh.stop();
+    // Ten times as long as a node takes that waits for nothing.
+    thread::sleep(Duration::from_millis(300));
+    assert!(!stopping.is_over(), "it has gone while somebody was about to come");
+    hesitation.go_on.send(()).unwrap();
+    let mut application = listener.accept();
+    let mut heard = [0; 4];
+    application.read_exact(&mut heard)?;
+    application.write_all(&heard)?;
+    assert_eq!(&asking.join().unwrap()?, b"ping");
+    drop(application);
+    until("the node to end", || stopping.is_over().then_some(()));
+    Ok(stopping.result()?)
+}
+
 struct Peer {
     pool: Pool,
     speaker: Speaker,
@@ -422,20 +457,20 @@ impl Peer {
     }
 
     fn named(mesh: &Mesh, account: &str) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::made(mesh, account, ambient_tls::provider())
+        Self::made(mesh, account, ambient_tls::provider(), Arc::new(Tcp))
     }
 
     fn with(mesh: &Mesh, provider: CryptoProvider) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::made(mesh, "peer", provider)
+        Self::made(mesh, "peer", provider, Arc::new(Tcp))
     }
 
-    fn made(mesh: &Mesh, account: &str, provider: CryptoProvider) -> Result<Self, Box<dyn std::error::Error>> {
+    fn made(mesh: &Mesh, account: &str, provider: CryptoProvider, dial: Arc<dyn Dial>) -> Result<Self, Box<dyn std::error::Error>> {
         let runtime = runtime()?;
         let domain = TrustDomain::default();
         let identity = Identity::new(&domain, "elsewhere", account)?;
         let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
         let credential = runtime.block_on(ca.issue(&identity))?;
-        Self::new(runtime, credential, ca.trust(), provider)
+        Self::new(runtime, credential, ca.trust(), provider, dial)
     }
 
     /// It trusts the mesh, and the mesh does not trust it, whatever it calls itself.
@@ -443,7 +478,7 @@ impl Peer {
         let domain = TrustDomain::default();
         let credential = Ca::new(&domain)?.issue(&Identity::new(&domain, LABELLED, "a")?)?;
         let ca = DirectoryCa::open(&mesh.ca, domain, DirectoryCa::DEFAULT_TTL)?;
-        Self::new(runtime()?, credential.into(), ca.trust(), ambient_tls::provider())
+        Self::new(runtime()?, credential.into(), ca.trust(), ambient_tls::provider(), Arc::new(Tcp))
     }
 
     fn new(
@@ -451,11 +486,12 @@ impl Peer {
         credential: Arc<Credential>,
         trust: Arc<TrustBundles>,
         provider: CryptoProvider,
+        dial: Arc<dyn Dial>,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let speaker = Speaker::new("peer", credential.identity.clone());
         let held = Held(HashMap::from([(credential.identity.clone(), credential)]), trust);
         let guard = runtime.enter();
-        let pool = Pool::builder(Arc::new(Tcp), Arc::new(held), Arc::new(provider)).build();
+        let pool = Pool::builder(dial, Arc::new(held), Arc::new(provider)).build();
         drop(guard);
         Ok(Self {
             pool,
@@ -516,5 +552,43 @@ struct Tcp;
 impl Dial for Tcp {
     fn dial<'a>(&'a self, _: &'a Speaker, peer: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
         Box::pin(async move { Ok(Box::new(TcpStream::connect(peer).await?) as BoxedIo) })
+    }
+}
+
+/// Dials, tells of it, and goes on when it is told to.
+struct Hesitant {
+    connected: mpsc::Sender<()>,
+    go_on: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+/// The other end of it.
+struct Hesitation {
+    connected: mpsc::Receiver<()>,
+    go_on: oneshot::Sender<()>,
+}
+
+impl Hesitant {
+    fn new() -> (Self, Hesitation) {
+        let (tell, connected) = mpsc::channel();
+        let (go_on, told) = oneshot::channel();
+        let dial = Self {
+            connected: tell,
+            go_on: Mutex::new(Some(told)),
+        };
+        (dial, Hesitation { connected, go_on })
+    }
+}
+
+impl Dial for Hesitant {
+    fn dial<'a>(&'a self, speaker: &'a Speaker, peer: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>> {
+        Box::pin(async move {
+            let stream = Tcp.dial(speaker, peer).await?;
+            let told = self.go_on.lock().unwrap().take();
+            if let Some(told) = told {
+                self.connected.send(()).map_err(io::Error::other)?;
+                told.await.map_err(io::Error::other)?;
+            }
+            Ok(stream)
+        })
     }
 }
