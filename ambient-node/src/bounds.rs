@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::telemetry::Direction;
+use crate::{lookup::Places, telemetry::Direction};
 
 /// Handshakes of one pod at a time: whoever can reach its port may begin one.
 const HANDSHAKES: usize = 1024;
@@ -41,6 +41,7 @@ impl Bounds {
             inbound: kind(Direction::Inbound, self.per_pod),
             handshakes: kind(Direction::Inbound, HANDSHAKES.min(self.per_pod)),
             tunnels: kind(Direction::Inbound, TUNNELS.min(self.per_pod)),
+            lookups: Places::of_a_pod(),
         }
     }
 }
@@ -56,6 +57,8 @@ pub(crate) struct Room {
     pub(crate) handshakes: Kind,
     /// Tunnels that stand.
     pub(crate) tunnels: Kind,
+    /// Look-ups of endpoints' names for the pod's connections; who finds none waits.
+    pub(crate) lookups: Places,
 }
 
 impl Room {

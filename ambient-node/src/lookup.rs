@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     net::{IpAddr, ToSocketAddrs as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,16 +23,30 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Names that are remembered; they come from the mesh's state, so that more are rare. The oldest makes room for the next.
 const MOST: usize = 1024;
 /// Look-ups under way at a time: each has a thread, for as long as the system's resolver takes, which nobody can cut short.
-const AT_ONCE: usize = 16;
-/// Those of them that names may have of which nobody was told in time before: they leave room for others.
-const AGAIN: usize = AT_ONCE / 2;
+const AT_ONCE: usize = 32;
+/// Those of them that one pod may have begun: whatever it asks for, others have theirs.
+const OF_A_POD: usize = AT_ONCE / 4;
 
 /// Looks names up, and remembers what they mean for a moment. Whoever asks for a name that is being looked up waits for that.
 pub(crate) struct Lookups {
     state: Arc<Mutex<State>>,
-    room: Arc<Semaphore>,
-    again: Arc<Semaphore>,
+    places: Places,
     ask: Ask,
+}
+
+/// Places for look-ups that are under way, the node's or a pod's. Names that were not answered in time when they were last asked
+/// for, or never were, have half of them: those that are answered do not wait behind them.
+#[derive(Debug)]
+pub(crate) struct Places {
+    all: Arc<Semaphore>,
+    unproven: Arc<Semaphore>,
+}
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    _of_all: OwnedSemaphorePermit,
+    _of_unproven: Option<OwnedSemaphorePermit>,
 }
 
 /// Asks the system; may block for as long as its resolver is patient.
@@ -42,8 +56,16 @@ type Ask = fn(&str) -> io::Result<Vec<IpAddr>>;
 struct State {
     /// What is known of names; at most [`MOST`].
     known: HashMap<Arc<str>, Known>,
-    /// Names that a thread looks up now, and where it says that it has: at most [`AT_ONCE`].
-    under_way: HashMap<Arc<str>, watch::Receiver<()>>,
+    /// Names that a thread looks up now: at most [`AT_ONCE`].
+    under_way: HashMap<Arc<str>, UnderWay>,
+}
+
+/// A look-up that a thread is at.
+#[derive(Clone, Debug)]
+struct UnderWay {
+    begun: time::Instant,
+    /// Where it says that it has ended, by being gone.
+    over: watch::Receiver<()>,
 }
 
 /// What is known of a name.
@@ -66,7 +88,31 @@ impl Default for Lookups {
 
 impl fmt::Debug for Lookups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lookups").field("room", &self.room).finish_non_exhaustive()
+        f.debug_struct("Lookups").field("places", &self.places).finish_non_exhaustive()
+    }
+}
+
+impl Places {
+    fn new(most: usize) -> Self {
+        let [all, unproven] = [most, most / 2].map(|most| Arc::new(Semaphore::new(most)));
+        Self { all, unproven }
+    }
+
+    /// Those of one pod.
+    pub(crate) fn of_a_pod() -> Self {
+        Self::new(OF_A_POD)
+    }
+
+    /// A place for a name, once there is one. Cancel safe.
+    async fn take(&self, is_proven: bool) -> Option<Place> {
+        let unproven = match is_proven {
+            true => None,
+            false => Some(self.unproven.clone().acquire_owned().await.ok()?),
+        };
+        Some(Place {
+            _of_all: self.all.clone().acquire_owned().await.ok()?,
+            _of_unproven: unproven,
+        })
     }
 }
 
@@ -74,70 +120,65 @@ impl Lookups {
     fn asking(ask: Ask) -> Self {
         Self {
             state: Arc::default(),
-            room: Arc::new(Semaphore::new(AT_ONCE)),
-            again: Arc::new(Semaphore::new(AGAIN)),
+            places: Places::new(AT_ONCE),
             ask,
         }
     }
 
-    /// The addresses of a name; none where it has none, or nobody says so in time. Cancel safe: a look-up that has begun goes on.
-    pub(crate) async fn find(&self, lookup: &Lookup) -> Vec<IpAddr> {
+    /// The addresses of a name for a pod that has these places; none where it has none, or nobody says so in time. Cancel safe: a
+    /// look-up that has begun goes on.
+    pub(crate) async fn find(&self, lookup: &Lookup, own: &Places) -> Vec<IpAddr> {
         let Lookup(name) = lookup;
-        let found = time::timeout(PATIENCE, self.look_up(name)).await;
-        found.unwrap_or_else(|_| {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            // For a moment nobody waits for it again, unless it was answered just now.
-            state.remembered(name).unwrap_or_else(|| {
-                let was_late = state.was_late(name);
-                state.remember(name, Vec::new(), was_late);
-                Vec::new()
-            })
-        })
+        let found = time::timeout(PATIENCE, self.look_up(name, own)).await;
+        // Another pod may have had it looked up while this one waited for a place.
+        found.unwrap_or_else(|_| self.locked().remembered(name).unwrap_or_default())
     }
 
-    async fn look_up(&self, name: &Arc<str>) -> Vec<IpAddr> {
+    async fn look_up(&self, name: &Arc<str>, own: &Places) -> Vec<IpAddr> {
         loop {
             let under_way = {
-                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let state = self.locked();
                 match (state.remembered(name), state.under_way.get(name)) {
                     (Some(found), _) => return found,
+                    // Whoever has waited for it has ceased to.
+                    (None, Some(under_way)) if under_way.begun.elapsed() >= PATIENCE => return Vec::new(),
                     (None, under_way) => under_way.cloned(),
                 }
             };
             match under_way {
                 // It is over when who says so is gone, however that was.
-                Some(mut under_way) => drop(under_way.changed().await),
-                None => self.begin(name).await,
+                Some(UnderWay { begun, mut over }) => drop(time::timeout_at(begun + PATIENCE, over.changed()).await),
+                None => self.begin(name, own).await,
             }
         }
     }
 
-    /// Has a thread look a name up, once there is one, unless another has begun meanwhile.
-    async fn begin(&self, name: &Arc<str>) {
-        let was_late = self.state.lock().unwrap_or_else(PoisonError::into_inner).was_late(name);
-        let again = match was_late {
-            true => self.again.clone().acquire_owned().await.ok(),
-            false => None,
-        };
-        let Ok(place) = self.room.clone().acquire_owned().await else {
-            return;
-        };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Has a thread look a name up, once there is a place for it, unless another has begun meanwhile.
+    async fn begin(&self, name: &Arc<str>, own: &Places) {
+        let is_proven = self.locked().is_proven(name);
+        // The pod's first: who waits for its own keeps none from others.
+        let Some(of_pod) = own.take(is_proven).await else { return };
+        let Some(of_node) = self.places.take(is_proven).await else { return };
+        let mut state = self.locked();
         if state.under_way.contains_key(name) || state.remembered(name).is_some() {
             return;
         }
-        let (over, under_way) = watch::channel(());
-        state.under_way.insert(name.clone(), under_way);
+        let (begun, (ends, over)) = (time::Instant::now(), watch::channel(()));
+        state.under_way.insert(name.clone(), UnderWay { begun, over });
         let thread = Thread {
             name: name.clone(),
             found: Vec::new(),
-            begun: time::Instant::now(),
+            begun,
             shared: self.state.clone(),
-            _places: (place, again),
-            _over: over,
+            _places: [of_pod, of_node],
+            _ends: ends,
         };
         let ask = self.ask;
         task::spawn_blocking(move || thread.run(ask));
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -147,8 +188,8 @@ struct Thread {
     found: Vec<IpAddr>,
     begun: time::Instant,
     shared: Arc<Mutex<State>>,
-    _places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
-    _over: watch::Sender<()>,
+    _places: [Place; 2],
+    _ends: watch::Sender<()>,
 }
 
 impl Thread {
@@ -175,8 +216,9 @@ impl State {
         (clock::steady().duration_since(known.asked) < KEPT).then(|| known.found.clone())
     }
 
-    fn was_late(&self, name: &str) -> bool {
-        self.known.get(name).is_some_and(|known| known.was_late)
+    /// Whether somebody answers for it in time, as far as is known; that it means nothing is an answer too.
+    fn is_proven(&self, name: &str) -> bool {
+        self.known.get(name).is_some_and(|known| !known.was_late)
     }
 
     fn remember(&mut self, name: &Arc<str>, found: Vec<IpAddr>, was_late: bool) {

@@ -282,7 +282,7 @@ impl Outbound {
                 Route::Need(lookup) => {
                     tried.lookups += 1;
                     self.node.metrics.name_asked(source, &self.pod.identity, &lookup.0);
-                    let found = self.node.lookups.find(&lookup).await;
+                    let found = self.node.lookups.find(&lookup, &self.pod.room.lookups).await;
                     tried.hints.resolved = Some((lookup, found));
                 }
             }
