@@ -163,7 +163,7 @@ pub struct Config {
     /// probes must; on by default, where the rules for it can be had.
     pub probes: bool,
     /// Whether what is captured has the segments of the loopback device, on which it stays between application and proxy, and
-    /// not those of the pod's link ([`Options::loopback_segments`](ambient_redirect::plan::Options::loopback_segments)). Off by
+    /// not those of the pod's link ([`Options::loopback_segments`](ambient_redirect::plan::Options::loopback_segments)). On by
     /// default.
     pub loopback_segments: bool,
     /// Where `/metrics` is served, in the node's own namespace.
@@ -261,7 +261,7 @@ impl Config {
             post_quantum_only: false,
             ipv6: true,
             probes: true,
-            loopback_segments: false,
+            loopback_segments: true,
             metrics: any(ambient_core::ports::METRICS),
             readiness: any(ambient_core::ports::READINESS),
             admin: SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), ambient_core::ports::ADMIN),

@@ -19,7 +19,9 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    Shared, afar,
+    Shared,
+    acks::Prompt,
+    afar,
     bounds::Place,
     clock,
     embed::Arrival,
@@ -157,7 +159,7 @@ enum Asked {
 /// What may be carried.
 struct Admitted {
     client: Client,
-    server: TcpStream,
+    server: Prompt,
     cut: Cut,
     account: Account,
     _registered: Registration,
@@ -274,7 +276,7 @@ impl Tunnel {
             if let Some(mut admitted) = admitting.await
                 && self.carry(&mut admitted).await
             {
-                settle(&admitted.server);
+                settle(admitted.server.socket());
             }
         })
     }
@@ -407,7 +409,7 @@ impl Tunnel {
         match client {
             Ok(client) => Some(Box::new(Admitted {
                 client,
-                server,
+                server: self.home.acks.prompt(server),
                 cut,
                 account,
                 _registered: registered,

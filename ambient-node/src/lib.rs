@@ -35,6 +35,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod acks;
 mod admin;
 mod afar;
 mod announce;

@@ -509,6 +509,7 @@ impl Node {
         tasks.spawn(follow((shared.clone(), pods.clone()), source, desired, changed.clone()));
         tasks.spawn(supervised(&shared, "trust", trust::follow));
         tasks.spawn(supervised(&shared, "series", let_series_go));
+        tasks.spawn(supervised(&shared, "acknowledgements", |shared| shared.workers.acknowledge()));
         tasks.spawn(supervised(&shared, "demand", demand::give_back));
         if let Some(probes) = probes {
             let of = (shared.config.node.clone(), shared.config.ipv6);

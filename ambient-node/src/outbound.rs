@@ -52,7 +52,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
-    let (app, peer, to) = App::captured(&node, &pod, Captured::Outbound, arrival)?;
+    let (app, peer, to) = App::captured(&node, &pod, &home, Captured::Outbound, arrival)?;
     let outbound = Outbound { node, pod, home, peer, to };
     tokio::select! {
         standing = outbound.open_way(app) => standing,

@@ -2,13 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ambient_authz::{Decision, Peer};
-use ambient_core::{NetworkAddress, ports, route};
-use ambient_redirect::linux::Direction as Captured;
-use tokio::net::TcpStream;
-
 use crate::{
-    Shared, clock,
+    Shared,
+    acks::Prompt,
+    clock,
     embed::Arrival,
     pod::Pod,
     session::{App, carry, dial, settle, source_for, was_cut},
@@ -18,6 +15,9 @@ use crate::{
     watch::{Cut, Registration, Subject},
     workers::Worker,
 };
+use ambient_authz::{Decision, Peer};
+use ambient_core::{NetworkAddress, ports, route};
+use ambient_redirect::linux::Direction as Captured;
 
 /// Serves one connection on a worker. What only the opening needs has gone while it stands.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
@@ -32,7 +32,7 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
-    let (app, peer, to) = App::captured(&node, &pod, Captured::Inbound, arrival)?;
+    let (app, peer, to) = App::captured(&node, &pod, &home, Captured::Inbound, arrival)?;
     tokio::select! {
         standing = open_way(&node, &pod, &home, app, peer, to) => standing,
         () = was_cut(&pod) => None,
@@ -43,7 +43,7 @@ async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arri
 struct Standing {
     pod: Arc<Pod>,
     home: Arc<Worker>,
-    server: TcpStream,
+    server: Prompt,
     cut: Cut,
     _registered: Registration,
     client: App,
@@ -63,7 +63,7 @@ impl Standing {
         } = &mut *self;
         if carry(pod, &home.relays, &mut client.stream, server, Some(cut), account).await {
             self.client.ended_well();
-            settle(&self.server);
+            settle(self.server.socket());
         }
     }
 }
@@ -135,7 +135,7 @@ async fn open_way(
     Some(Box::new(Standing {
         pod: pod.clone(),
         home: home.clone(),
-        server,
+        server: home.acks.prompt(server),
         cut,
         _registered: registered,
         client,

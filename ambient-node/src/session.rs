@@ -25,6 +25,7 @@ use crate::{
     telemetry::{Account, Closer, Flag, OpenSocket, Outcome, Reason},
     unread::Unread,
     watch,
+    workers::Worker,
 };
 
 /// The application's side of a connection.
@@ -40,14 +41,14 @@ pub(crate) struct App {
 
 impl App {
     /// Takes a connection in, unless the pod has too many: then it is reset, as is all that is dropped before it has an owner.
-    /// Needs the runtime that will serve it.
-    pub(crate) fn take(node: &Shared, kind: &Kind, stream: StdStream) -> Option<Self> {
+    /// Needs the runtime of the worker that will serve it.
+    pub(crate) fn take(node: &Shared, home: &Worker, kind: &Kind, stream: StdStream) -> Option<Self> {
         let Some(place) = kind.take() else {
             node.metrics.connection_shed(kind.direction);
             return None;
         };
         Some(Self {
-            stream: Unread::new(TcpStream::from_std(stream).ok()?),
+            stream: Unread::new(home.acks.prompt(TcpStream::from_std(stream).ok()?)),
             _place: place,
             _open: node.metrics.socket(kind.direction),
         })
@@ -55,7 +56,13 @@ impl App {
 
     /// Takes a connection in that was captured, with who opened it and whom it was meant for. None of one that only proves the
     /// capture, of one too many, and of one that was not captured but dialled: nothing that these ports are for.
-    pub(crate) fn captured(node: &Shared, pod: &Pod, direction: Captured, arrival: Arrival) -> Option<(Self, SocketAddr, SocketAddr)> {
+    pub(crate) fn captured(
+        node: &Shared,
+        pod: &Pod,
+        home: &Worker,
+        direction: Captured,
+        arrival: Arrival,
+    ) -> Option<(Self, SocketAddr, SocketAddr)> {
         let Arrival {
             stream, peer, destination, ..
         } = arrival;
@@ -68,7 +75,7 @@ impl App {
             Captured::Inbound => &pod.room.inbound,
             Captured::Outbound => &pod.room.outbound,
         };
-        let app = Self::take(node, kind, stream)?;
+        let app = Self::take(node, home, kind, stream)?;
         match to {
             Ok(to) => Some((app, peer, to)),
             Err(error) => {

@@ -12,16 +12,18 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::acks::Prompt;
+
 /// Reads as if nothing had been read before. All else is the connection's own.
 #[derive(Debug)]
 pub(crate) struct Unread {
     first: Bytes,
-    stream: TcpStream,
+    stream: Prompt,
 }
 
 impl Unread {
     /// A connection from which nothing was read.
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: Prompt) -> Self {
         Self {
             first: Bytes::new(),
             stream,
@@ -30,7 +32,7 @@ impl Unread {
 
     /// The connection itself, for what is asked of a socket.
     pub(crate) fn socket(&self) -> &TcpStream {
-        &self.stream
+        self.stream.socket()
     }
 
     /// Takes back what was read last: it comes before whatever else there is.
@@ -85,12 +87,13 @@ mod tests {
     };
 
     use super::*;
+    use crate::acks::Acks;
 
     #[tokio::test]
     async fn what_was_read_is_read_again_and_in_order() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        let (mut client, mut server) = (near.unwrap(), Unread::new(far.unwrap().0));
+        let (mut client, mut server) = (near.unwrap(), Unread::new(Acks::default().prompt(far.unwrap().0)));
         client.write_all(b"one two three").await.unwrap();
         let mut word = [0; 4];
         server.read_exact(&mut word).await.unwrap();

@@ -18,6 +18,7 @@ use ambient_hbone::{BoxFuture, Pool, RelayLimits, Share, Turns};
 use tokio::{runtime, sync::oneshot, task::JoinHandle};
 
 use crate::{
+    acks::{self, Acks},
     inner::InnerTunnels,
     shares::{Shares, Whose},
     supervise::supervised,
@@ -32,6 +33,8 @@ pub(crate) struct Worker {
     pub(crate) inner: Arc<InnerTunnels>,
     /// For all that is relayed here: buffers go from hand to hand on one core.
     pub(crate) relays: RelayLimits,
+    /// For the sockets that are served here.
+    pub(crate) acks: Acks,
     shares: Shares,
     load: AtomicUsize,
     /// Dropped to end the thread.
@@ -91,6 +94,7 @@ impl Workers {
     /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime. Blocks until they run.
     pub(crate) fn start(count: usize, metrics: &Arc<Metrics>, tunnels: impl Fn() -> Tunnels + Send + Sync + 'static) -> io::Result<Self> {
         let tunnels = Arc::new(tunnels);
+        let acks = Acks::default();
         let start = |index| {
             let (stop, stopped) = oneshot::channel::<()>();
             let (ready, started) = mpsc::channel();
@@ -109,6 +113,7 @@ impl Workers {
                 tunnels,
                 inner: Arc::new(inner),
                 relays: RelayLimits::default(),
+                acks: acks.beside(),
                 shares: Shares::new(turns),
                 load: AtomicUsize::new(0),
                 _stop: stop,
@@ -133,6 +138,11 @@ impl Workers {
     /// One after the other in turn.
     pub(crate) fn next(&self) -> &Arc<Worker> {
         &self.all[self.turn.fetch_add(1, Ordering::Relaxed) % self.all.len()]
+    }
+
+    /// Has no application wait for acknowledgements of their sockets; for ever.
+    pub(crate) fn acknowledge(&self) -> impl Future<Output = ()> + Send + use<> {
+        acks::rounds(self.iter().map(|worker| worker.acks.clone()).collect())
     }
 
     /// Their runtimes, in the order of their names.

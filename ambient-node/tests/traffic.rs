@@ -47,6 +47,7 @@ fn main() -> ExitCode {
 
 const TESTS: &[Test] = &[
     ("both_ways_at_once_nothing_is_lost", ends::both_ways_at_once_nothing_is_lost),
+    ("who_writes_twice_is_not_kept_waiting", ends::who_writes_twice_is_not_kept_waiting),
     ("each_end_may_finish_first", ends::each_end_may_finish_first),
     ("a_reset_arrives_as_a_reset", ends::a_reset_arrives_as_a_reset),
     (

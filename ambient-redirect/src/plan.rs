@@ -85,8 +85,9 @@ pub struct Options {
     /// [`Plan::segments`].
     ///
     /// A process that writes twice before it reads, and has left on that small segments wait for what was sent before
-    /// (Nagle's algorithm, [RFC 9293 3.7.4]), waits 40 ms for the second where that is smaller than a segment; with this it is so up
-    /// to 64 KiB instead of one and a half.
+    /// (Nagle's algorithm, [RFC 9293 3.7.4]), waits for an acknowledgement of the first where the second is smaller than a segment;
+    /// with this it is so up to 64 KiB instead of one and a half. The kernel delays acknowledgements by 40 ms: this is for a proxy
+    /// that does not leave it at that, as `ambient-node` does not.
     ///
     /// [RFC 9293 3.7.4]: https://www.rfc-editor.org/rfc/rfc9293#section-3.7.4
     pub loopback_segments: bool,

@@ -159,8 +159,8 @@ impl Mesh {
             if pods == Pods::Together {
                 program = program.arg("--local-shortcut");
             }
-            if std::env::var_os("BENCH_SEGMENTS").is_some() {
-                program = program.args(["--loopback-segments", "on"]);
+            if let Some(switch) = std::env::var_os("BENCH_SEGMENTS") {
+                program = program.args([OsStr::new("--loopback-segments"), &switch]);
             }
             let pid = self.spawn(at, node, program, NODES[at])?;
             self.proxies.push(Carrier { node: at, pid });

@@ -171,9 +171,8 @@ pub(crate) struct Args {
     probes: Switch,
     /// Whether what is captured has the segments of the loopback device, on which it stays between application and proxy, and not
     /// those of the pod's link: less is done for each byte of a transfer. A routing rule in the pods' namespaces (priority 32765,
-    /// table 101) does it, except for a pod of which something goes around the proxy. Applications that write twice before they read,
-    /// and have left Nagle's algorithm on, wait 40 ms with it for what is smaller than 64 KiB.
-    #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::Off)]
+    /// table 101) does it, except for a pod of which something goes around the proxy.
+    #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::On)]
     loopback_segments: Switch,
     /// Whether pods' DNS is captured; where it is not, a pod may ask for it by an annotation.
     #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_name = "BOOL", default_value = "true", value_parser = settings::truth, action = clap::ArgAction::Set)]
@@ -720,7 +719,7 @@ const BESIDE_WORKERS: usize = 8;
 const START: Duration = Duration::from_secs(10);
 
 /// Often enough that what was needed once does not stay, and so seldom that to map the rest again costs nothing that counts.
-const BETWEEN: Duration = Duration::from_secs(30);
+const BETWEEN: Duration = Duration::from_secs(10);
 
 /// Where keys are kept, unless said otherwise.
 const KEYS: &str = "/run/ambient";

@@ -4,6 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
     thread,
+    time::{Duration, Instant},
 };
 
 use ambient_testkit::{World, harness::Outcome};
@@ -33,6 +34,39 @@ pub(crate) fn both_ways_at_once_nothing_is_lost(world: &World) -> Outcome {
             }
             sending.into_iter().for_each(|sent| sent.join().unwrap());
         });
+    }
+    Ok(())
+}
+
+/// Applications that leave Nagle's algorithm on, and write twice before they read, at both ends.
+pub(crate) fn who_writes_twice_is_not_kept_waiting(world: &World) -> Outcome {
+    const WRITES: [usize; 2] = [300, 20_000];
+    const ROUNDS: usize = 20;
+    let mesh = Mesh::start(world)?;
+    let say = |mut stream: &TcpStream| WRITES.iter().for_each(|n| stream.write_all(&vec![7; *n]).unwrap());
+    let hear = |mut stream: &TcpStream| stream.read_exact(&mut [0; WRITES[0] + WRITES[1]]).unwrap();
+    for way in Way::ALL {
+        let pair = mesh.open(way, Family::V4);
+        pair.client.set_nodelay(false)?;
+        pair.server.set_nodelay(false)?;
+        let rounds = thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    hear(&pair.server);
+                    say(&pair.server);
+                }
+            });
+            let round = |_| {
+                let begun = Instant::now();
+                say(&pair.client);
+                hear(&pair.client);
+                begun.elapsed()
+            };
+            (0..ROUNDS).map(round).collect::<Vec<_>>()
+        });
+        // The kernel's delay is 40 ms; a busy machine may be as late now and then.
+        let late = rounds.iter().filter(|took| **took >= Duration::from_millis(38)).count();
+        assert!(late <= ROUNDS / 2, "{way}: {rounds:?}");
     }
     Ok(())
 }

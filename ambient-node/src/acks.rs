@@ -1,0 +1,283 @@
+//! Acknowledgements that an application may be waiting for.
+//!
+//! Nagle's algorithm (RFC 9293, 3.7.4) holds back what is smaller than a segment until what was sent before it is acknowledged, and
+//! a receiver delays an acknowledgement (RFC 9293, 3.8.6.3), by 40 ms on Linux, to have it go along with an answer. An application
+//! that writes twice before it reads, the head of a request and then its body, waits for the end of that delay. Between the
+//! application and this process segments are as large as the loopback device has them, so that this would befall nearly all that
+//! are longer than one write.
+//!
+//! Who reads cannot know whether more is held back. To acknowledge each read at once would cost a packet for each request. So what
+//! has been heard and neither answered nor gone on with is acknowledged after a moment, and at once for as long as that has turned out to
+//! be what the other end waits for.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::Notify,
+    time,
+};
+
+use crate::clock;
+
+/// How often it is looked at who waits, while anybody does. Of what is heard and not answered the acknowledgement goes after one to two
+/// of these, or four where timers are late: most answers have come by then.
+const TICK: Duration = Duration::from_millis(1);
+/// What comes so soon after an acknowledgement that was asked for has waited for it.
+const SOON: Duration = Duration::from_millis(1);
+/// So many exchanges are acknowledged at once after one that had waited, and each that turns out not to have begins none anew.
+const EAGER: u8 = 16;
+/// As many places are kept for those who wait while nobody does.
+const KEPT: usize = 64;
+
+/// Those of one thread's sockets whose other ends may be waiting. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Acks(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Vec<Waiting>>,
+    /// Somebody waits where nobody did, on any of the threads.
+    begin: Arc<Notify>,
+}
+
+/// One that has heard something lately.
+#[derive(Debug)]
+struct Waiting {
+    heard: Arc<Heard>,
+    /// How often it had when it was looked at last.
+    seen: u32,
+    socket: Waker,
+}
+
+/// What a socket has heard.
+#[derive(Debug, Default)]
+struct Heard {
+    /// How often. Only whether it changes matters, so that it may begin anew.
+    times: AtomicU32,
+    /// It has not answered since.
+    owes: AtomicBool,
+    /// It stands among those who wait.
+    listed: AtomicBool,
+    /// Its moment is over.
+    due: AtomicBool,
+}
+
+impl Acks {
+    /// For the sockets of another thread, looked after together.
+    pub(crate) fn beside(&self) -> Self {
+        Self(Arc::new(Shared {
+            waiting: Mutex::default(),
+            begin: self.0.begin.clone(),
+        }))
+    }
+
+    /// A socket whose other end waits for no acknowledgement, while somebody goes the [`rounds`].
+    pub(crate) fn prompt(&self, stream: TcpStream) -> Prompt {
+        Prompt {
+            stream,
+            heard: Arc::default(),
+            acks: self.clone(),
+            habit: Habit::default(),
+        }
+    }
+
+    /// Wakes those who have heard nothing new since the last time.
+    fn look(&self) {
+        let mut waiting = std::mem::take(&mut *self.lock());
+        waiting.retain_mut(Waiting::goes_on);
+        if waiting.is_empty() {
+            waiting.shrink_to(KEPT);
+        }
+        let mut now = self.lock();
+        waiting.append(&mut now);
+        *now = waiting;
+    }
+
+    fn add(&self, waiting: Waiting) {
+        let mut all = self.lock();
+        all.push(waiting);
+        if all.len() == 1 {
+            self.0.begin.notify_one();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after those who wait, of all threads, for ever; while nobody does it sleeps. None of those threads is to do it: one that moves
+/// bytes sleeps and wakes for each piece of them, and to have the kernel set a timer each time is dear.
+pub(crate) async fn rounds(all: Vec<Acks>) {
+    loop {
+        if let Some(any) = all.first()
+            && all.iter().all(Acks::is_empty)
+        {
+            any.0.begin.notified().await;
+        }
+        time::sleep(TICK).await;
+        all.iter().for_each(Acks::look);
+    }
+}
+
+impl Waiting {
+    /// Whether it is looked at again: who has heard nothing new is not, and is woken if it has not answered. Who hears and answers all
+    /// the time stays, which is less to do than to come and go.
+    fn goes_on(&mut self) -> bool {
+        let times = self.heard.times.load(SeqCst);
+        if times != self.seen {
+            self.seen = times;
+            return true;
+        }
+        self.heard.listed.store(false, SeqCst);
+        if self.heard.owes.load(SeqCst) {
+            self.heard.due.store(true, SeqCst);
+            self.socket.wake_by_ref();
+            return false;
+        }
+        // It may have heard something since, and have found itself listed.
+        self.heard.times.load(SeqCst) != self.seen && !self.heard.listed.swap(true, SeqCst)
+    }
+}
+
+/// Whether a socket's other end is one that waits for acknowledgements.
+#[derive(Debug, Default)]
+struct Habit {
+    /// So many exchanges are acknowledged at once.
+    eager: u8,
+    /// When an acknowledgement was asked for, if nothing has come or gone since.
+    asked: Option<Instant>,
+}
+
+impl Habit {
+    fn heard(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(asked) = self.asked.take()
+            && now().duration_since(asked) < SOON
+        {
+            self.eager = EAGER;
+        }
+    }
+
+    fn answered(&mut self) {
+        if self.asked.take().is_some() {
+            self.eager = self.eager.saturating_sub(1);
+        }
+    }
+}
+
+/// A connection whose other end waits for no acknowledgement. All else is the connection's own.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    stream: TcpStream,
+    heard: Arc<Heard>,
+    acks: Acks,
+    habit: Habit,
+}
+
+impl Prompt {
+    /// The connection itself, for what is asked of a socket.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    fn heard(&mut self) {
+        self.habit.heard(clock::steady);
+        // Nobody else counts.
+        let times = self.heard.times.load(SeqCst).wrapping_add(1);
+        self.heard.times.store(times, SeqCst);
+        self.heard.owes.store(true, SeqCst);
+    }
+
+    /// Nothing more comes for now.
+    fn waits(&mut self, cx: &Context<'_>) {
+        if !self.heard.owes.load(SeqCst) {
+            return;
+        }
+        if self.habit.eager > 0 || self.heard.due.load(SeqCst) {
+            // All that was heard, unless the kernel has done so. Without it the kernel does so later.
+            let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
+            self.habit.asked = Some(clock::steady());
+            self.nothing_is_owed();
+        } else if !self.heard.listed.swap(true, SeqCst) {
+            self.acks.add(Waiting {
+                heard: self.heard.clone(),
+                // As it was before: the first look begins its moment.
+                seen: self.heard.times.load(SeqCst).wrapping_sub(1),
+                socket: cx.waker().clone(),
+            });
+        }
+    }
+
+    /// What was sent has acknowledged all that was heard.
+    fn answered(&mut self) {
+        self.habit.answered();
+        self.nothing_is_owed();
+    }
+
+    fn nothing_is_owed(&self) {
+        self.heard.owes.store(false, SeqCst);
+        self.heard.due.store(false, SeqCst);
+    }
+}
+
+impl AsyncRead for Prompt {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        match read {
+            Poll::Ready(Ok(())) if buf.filled().len() > before => self.heard(),
+            Poll::Ready(_) => {}
+            Poll::Pending => self.waits(cx),
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Prompt {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.answered();
+        }
+        written
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.answered();
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

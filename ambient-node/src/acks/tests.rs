@@ -1,0 +1,161 @@
+use std::task::Wake;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::*;
+
+/// An application and the socket that hears it, which has answered already: the kernel delays its acknowledgements.
+async fn pair(acks: &Acks) -> (TcpStream, Prompt) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (mut application, mut prompt) = (near.unwrap(), acks.prompt(far.unwrap().0));
+    for _ in 0..32 {
+        exchange(&mut application, &mut prompt, &[1]).await;
+    }
+    (application, prompt)
+}
+
+/// Writes one after the other, and is answered when all has been heard.
+async fn exchange(application: &mut TcpStream, prompt: &mut Prompt, writes: &[usize]) -> Duration {
+    let begun = clock::steady();
+    let asks = async {
+        for n in writes {
+            application.write_all(&vec![7; *n]).await.unwrap();
+        }
+        application.read_exact(&mut [0; 1]).await.unwrap();
+    };
+    let answers = async {
+        let mut heard = vec![0; writes.iter().sum()];
+        prompt.read_exact(&mut heard).await.unwrap();
+        prompt.write_all(&[7]).await.unwrap();
+    };
+    tokio::join!(asks, answers);
+    begun.elapsed()
+}
+
+/// How many of those that have exchanges of two writes wait for the kernel's delay.
+async fn held_up(acks: &Acks, rounds: usize) -> usize {
+    let (mut application, mut prompt) = pair(acks).await;
+    let mut held_up = 0;
+    for _ in 0..rounds {
+        held_up += usize::from(exchange(&mut application, &mut prompt, &[300, 20_000]).await >= DELAY);
+    }
+    held_up
+}
+
+/// Nearly what the kernel delays an acknowledgement by.
+const DELAY: Duration = Duration::from_millis(35);
+
+#[tokio::test]
+async fn who_writes_twice_before_reading_does_not_wait_for_the_kernels_delay() {
+    let acks = Acks::default();
+    // What it is for: without anybody who looks after those who wait, each does.
+    assert!(held_up(&acks, 6).await >= 5);
+    tokio::spawn(rounds(vec![acks.beside(), acks.clone()]));
+    // A machine that is busy may be late now and then.
+    assert!(held_up(&acks, 30).await <= 10);
+}
+
+#[derive(Debug, Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+impl Woken {
+    fn take(&self) -> bool {
+        self.0.swap(false, SeqCst)
+    }
+}
+
+/// Reads what there is, until there is nothing more for now.
+fn drain(prompt: &mut Prompt, woken: &Arc<Woken>) -> usize {
+    let waker = Waker::from(woken.clone());
+    let (mut cx, mut place) = (Context::from_waker(&waker), [0; 1024]);
+    let mut place = ReadBuf::new(&mut place);
+    while Pin::new(&mut *prompt).poll_read(&mut cx, &mut place).is_ready() {}
+    place.filled().len()
+}
+
+/// Has the application say something that is heard.
+async fn hear(application: &mut TcpStream, prompt: &mut Prompt, woken: &Arc<Woken>) {
+    application.write_all(&[7; 300]).await.unwrap();
+    while drain(prompt, woken) == 0 {
+        prompt.stream.readable().await.unwrap();
+    }
+    woken.take();
+}
+
+#[tokio::test]
+async fn who_hears_nothing_new_between_two_looks_is_woken_to_acknowledge() {
+    let (acks, woken) = (Acks::default(), Arc::default());
+    let (mut application, mut prompt) = pair(&acks).await;
+    acks.look();
+    acks.look();
+    drain(&mut prompt, &woken);
+    assert!(acks.is_empty(), "nothing was heard that is not answered");
+    hear(&mut application, &mut prompt, &woken).await;
+    acks.look();
+    hear(&mut application, &mut prompt, &woken).await;
+    acks.look();
+    assert!(!woken.take(), "something new was heard between the two");
+    acks.look();
+    assert!(woken.take() && acks.is_empty() && prompt.habit.asked.is_none());
+    drain(&mut prompt, &woken);
+    assert!(prompt.habit.asked.is_some() && acks.is_empty());
+    // It is acknowledged by now, so nobody is to be woken for it.
+    drain(&mut prompt, &woken);
+    assert!(acks.is_empty());
+}
+
+#[tokio::test]
+async fn who_answers_is_not_woken() {
+    let (acks, woken) = (Acks::default(), Arc::default());
+    let (mut application, mut prompt) = pair(&acks).await;
+    hear(&mut application, &mut prompt, &woken).await;
+    acks.look();
+    prompt.write_all(&[7]).await.unwrap();
+    hear(&mut application, &mut prompt, &woken).await;
+    prompt.write_all(&[7]).await.unwrap();
+    acks.look();
+    assert!(!acks.is_empty(), "who hears and answers stays");
+    acks.look();
+    assert!(!woken.take() && acks.is_empty());
+    // And again, as it no longer stands there.
+    hear(&mut application, &mut prompt, &woken).await;
+    assert!(!acks.is_empty());
+    drop(prompt);
+    acks.look();
+    acks.look();
+    assert!(acks.is_empty());
+}
+
+#[test]
+fn who_has_waited_is_acknowledged_at_once_until_it_has_not() {
+    let start = clock::steady();
+    let (soon, late) = (start + SOON / 2, start + SOON);
+    let mut habit = Habit::default();
+    habit.heard(|| unreachable!("nothing was asked for"));
+    habit.answered();
+    assert_eq!(habit.eager, 0);
+    // What comes later would have come all the same.
+    habit.asked = Some(start);
+    habit.heard(|| late);
+    assert_eq!((habit.eager, habit.asked), (0, None));
+    habit.asked = Some(start);
+    habit.heard(|| soon);
+    assert_eq!((habit.eager, habit.asked), (EAGER, None));
+    for left in (0..EAGER).rev() {
+        habit.asked = Some(start);
+        habit.answered();
+        assert_eq!((habit.eager, habit.asked), (left, None));
+    }
+    habit.answered();
+    assert_eq!(habit.eager, 0);
+}
