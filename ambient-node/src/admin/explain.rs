@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use super::{Answer, Asked, Context, answer::JSON};
 use crate::{
+    Config,
     demand::{self, Demand, DemandError},
     entropy,
     outbound::MOST_NAMES,
@@ -130,7 +131,9 @@ fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), Dem
     let (mut confirmed, mut learned) = (Vec::new(), false);
     loop {
         let Some(now) = at.node.state.current() else { return Ok(()) };
-        let Ok(source) = pod(&now.mesh, from) else { return Ok(()) };
+        let Ok(source) = pod(&now.mesh, &at.node.config, from) else {
+            return Ok(());
+        };
         let asker = source.pod.clone().unwrap_or_else(|| PodUid::from(source.uid.as_str()));
         let destination = match destination(at, &now.mesh, source, to) {
             Ok((destination, _)) => destination,
@@ -176,7 +179,7 @@ impl Answered {
     }
 
     fn new(at: &Context, now: &Snapshot, (from, to): (&str, &str), tell: Tell) -> Result<Self, String> {
-        let source = pod(&now.mesh, from)?;
+        let source = pod(&now.mesh, &at.node.config, from)?;
         let (asked, service) = destination(at, &now.mesh, source, to)?;
         let outbound = route::Outbound {
             source,
@@ -218,13 +221,15 @@ impl Answered {
     }
 }
 
-/// A pod by namespace and name. Nothing else needs that, so that there is no index for it.
-fn pod<'a>(mesh: &'a Mesh, named: &str) -> Result<&'a Arc<Workload>, String> {
+/// A pod by namespace and name: of this node's cluster, where others of the mesh have one that is called so. Nothing else needs that,
+/// so that there is no index for it.
+fn pod<'a>(mesh: &'a Mesh, config: &Config, named: &str) -> Result<&'a Arc<Workload>, String> {
     let (namespace, name) = named
         .split_once('/')
         .ok_or_else(|| format!("{named:?} names no pod: NAMESPACE/POD is wanted"))?;
-    let mut all = mesh.workloads();
-    let found = all.find(|workload| *workload.namespace == *namespace && *workload.name == *name);
+    let all = mesh.workloads();
+    let called = all.filter(|workload| *workload.namespace == *namespace && *workload.name == *name);
+    let found = called.min_by_key(|workload| (workload.cluster != config.cluster_id, workload.node != config.node, &workload.uid));
     found.ok_or_else(|| format!("the mesh has no workload {name:?} in namespace {namespace:?}"))
 }
 
@@ -407,5 +412,43 @@ fn not_asked(text: &str) -> Verdict {
     Verdict {
         text: text.into(),
         explanation: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ambient_core::mesh::Update;
+
+    use super::*;
+
+    #[test]
+    fn of_pods_that_are_called_alike_this_clusters_is_meant() {
+        let config = Config {
+            cluster_id: "near".into(),
+            ..Config::new("node-1", "/nowhere")
+        };
+        let of = |uid: &str, cluster: &str, node: &str| {
+            let mut workload = Workload::new(uid, "shop", "db-0");
+            (workload.cluster, workload.node) = (cluster.into(), node.into());
+            Arc::new(workload)
+        };
+        let far = of("a", "far", "node-1");
+        let all = [
+            far.clone(),
+            of("b", "near", "node-2"),
+            of("c", "near", "node-1"),
+            of("d", "near", "node-1"),
+        ];
+        let found = |all: &[Arc<Workload>]| {
+            let mesh = Mesh::default().apply(all.iter().cloned().map(Update::Workload));
+            pod(&mesh, &config, "shop/db-0").unwrap().uid.as_str().to_owned()
+        };
+        for n in 0..all.len() {
+            let mut all = all.clone();
+            all.rotate_left(n);
+            assert_eq!(found(&all), "c");
+        }
+        assert_eq!(found(&all[..2]), "b");
+        assert_eq!(found(&[far]), "a");
     }
 }

@@ -151,7 +151,8 @@ impl DnsMetrics {
     pub(crate) fn source(&self, workload: &Workload) -> DnsSource {
         let source = DnsSource::of(workload);
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if sources.len() >= self.most_sources && !sources.contains_key(&source) {
+        // That of nobody in particular is not counted: it is never let go.
+        if source == DnsSource::unknown() || (sources.len() >= self.most_sources && !sources.contains_key(&source)) {
             return DnsSource::unknown();
         }
         *sources.entry(source.clone()).or_default() += 1;

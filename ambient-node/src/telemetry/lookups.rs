@@ -64,12 +64,14 @@ impl NamesAsked {
         };
     }
 
-    /// Lets go the sets whose workload has gone, once nothing was counted under them for as long as Istio's other series stay.
+    /// Lets go the sets under which nothing was counted for as long as Istio's other series stay: those whose workload has gone, and
+    /// all of them where there is little room left.
     pub(super) fn sweep(&self, mesh: &Mesh, now: Instant) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_short = all.len() > self.most - self.most / 4;
         all.retain(|_, asked| {
             let gone = asked.of.as_ref().is_some_and(|uid| mesh.workload(uid).is_none());
-            !gone || now.saturating_duration_since(asked.used) < KEPT
+            !(gone || is_short) || now.saturating_duration_since(asked.used) < KEPT
         });
     }
 }
@@ -170,5 +172,9 @@ mod tests {
         let values: Vec<u64> = values.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect();
         assert_eq!((values.len(), values.iter().sum::<u64>()), (4, 10), "{told}");
         assert!(told.contains("hostname=\"unknown\"} 7\n"), "{told}");
+        // Who asks is there still, and asks for other names now.
+        let mesh = Mesh::default().apply([Update::Workload(workload("cart").into())]);
+        names.sweep(&mesh, clock::steady() + KEPT);
+        assert_eq!(page(&names), "# EOF\n");
     }
 }

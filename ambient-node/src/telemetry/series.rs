@@ -1,5 +1,5 @@
 //! Istio's counts of connections and bytes, under Istio's labels: a bounded number of sets, each of which goes when its
-//! workload has gone.
+//! workload has gone, or when it is not in use and others need the room.
 
 use std::{
     collections::HashMap,
@@ -113,16 +113,38 @@ impl Traffic {
         opened.open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Lets go the sets of which nothing is open, that were not counted under for [`KEPT`], and of which a workload has gone.
-    /// Gives how many are left.
+    /// Lets go the sets of which nothing is open, that were not counted under for [`KEPT`], and of which a workload has gone. Where
+    /// there is little room left, those that were not counted under for longest go as well, whoever they speak of: of whom the mesh
+    /// does not know it never says that they have gone. Gives how many are left.
     pub(crate) fn sweep(&self, mesh: &Mesh, now: Instant) -> usize {
         let now = self.millis(now);
         let kept = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
-        for part in &self.parts {
-            let stale = |series: &Series| {
-                let quiet = series.open.load(Ordering::Relaxed) == 0 && now.saturating_sub(series.used.load(Ordering::Relaxed)) >= kept;
-                quiet && series.speaks_of_somebody_gone(mesh)
+        let is_quiet = |series: &Series| series.open.load(Ordering::Relaxed) == 0 && now.saturating_sub(series.used()) >= kept;
+        self.let_go(|series| is_quiet(series) && series.speaks_of_somebody_gone(mesh));
+        let too_many = self.count.load(Ordering::Relaxed).saturating_sub(self.most - self.most / 4);
+        if too_many > 0 {
+            let mut used = self.used_of(is_quiet);
+            let last = match used.len() > too_many {
+                true => *used.select_nth_unstable(too_many - 1).1,
+                false => u64::MAX,
             };
+            self.let_go(|series| is_quiet(series) && series.used() <= last);
+        }
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// When those sets were counted under last.
+    fn used_of(&self, which: impl Fn(&Series) -> bool) -> Vec<u64> {
+        let mut used = Vec::new();
+        for part in &self.parts {
+            let part = part.read().unwrap_or_else(PoisonError::into_inner);
+            used.extend(part.values().filter(|series| which(series)).map(|series| series.used()));
+        }
+        used
+    }
+
+    fn let_go(&self, stale: impl Fn(&Series) -> bool) {
+        for part in &self.parts {
             let candidates: Vec<_> = {
                 let part = part.read().unwrap_or_else(PoisonError::into_inner);
                 part.iter()
@@ -145,7 +167,6 @@ impl Traffic {
                 }
             }
         }
-        self.count.load(Ordering::Relaxed)
     }
 
     fn series(&self, ends: &Ends, flag: Flag, now: Instant) -> Arc<Series> {
@@ -215,6 +236,10 @@ impl Series {
     pub(super) fn carried(&self, requested: u64, answered: u64) {
         self.received.fetch_add(requested, Ordering::Relaxed);
         self.sent.fetch_add(answered, Ordering::Relaxed);
+    }
+
+    fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
     }
 
     fn speaks_of(&self, of: &Ends) {

@@ -81,6 +81,34 @@ fn series_go_with_the_last_pod_of_a_service() {
 }
 
 #[test]
+fn what_is_of_nobody_in_particular_outlives_whoever_counts_under_it() {
+    let mut registry = Registry::default();
+    let metrics = DnsMetrics {
+        most_sources: 2,
+        ..DnsMetrics::new(&mut registry)
+    };
+    let nameless = Workload {
+        canonical_name: "".into(),
+        canonical_revision: "".into(),
+        ..workload("nameless")
+    };
+    let all = [nameless, workload("a"), workload("b"), workload("c")].map(|of| metrics.source(&of));
+    for source in &all {
+        metrics.count(Some(source), &Event::Asked(ASKED));
+    }
+    metrics.count(None, &Event::Asked(ASKED));
+    // One of no name, and one for whom there was no room; the third is a pod that the mesh does not know.
+    metrics.release(&all[0]);
+    metrics.release(&all[3]);
+    let text = told(&registry);
+    assert!(
+        text.lines().any(|line| line.contains("\"unknown\"") && line.ends_with("} 3")),
+        "{text}"
+    );
+    assert_eq!(metrics.sources.lock().unwrap().len(), 2);
+}
+
+#[test]
 fn sources_are_bounded() {
     let mut registry = Registry::default();
     let metrics = DnsMetrics {

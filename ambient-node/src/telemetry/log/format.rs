@@ -68,7 +68,7 @@ impl TextFields {
     fn put(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         // A text never fails to be written to.
         let _ = match field.name() {
-            // One event is one line, whatever its texts hold.
+            // One event is one line and has its columns, and moves no terminal, whatever its texts hold.
             "message" => OneLine(&mut self.message).write_fmt(value),
             name => {
                 let blank = if self.rest.is_empty() { "" } else { " " };
@@ -101,10 +101,9 @@ struct OneLine<'a>(&'a mut String);
 impl fmt::Write for OneLine<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
-            match character {
-                '\n' => self.0.push_str("\\n"),
-                '\r' => self.0.push_str("\\r"),
-                other => self.0.push(other),
+            match character.is_control() {
+                true => self.0.extend(character.escape_debug()),
+                false => self.0.push(character),
             }
         }
         Ok(())
@@ -224,6 +223,13 @@ mod tests {
             "info\taccess\tconnection complete\tsrc.addr=10.0.0.1:1 src.workload=\"cart\" bytes_sent=12 waypoint=false \
              duration=\"3ms\" error=\"closed: \\\"a\\\" = b\\nc\"\n"
         );
+    }
+
+    #[test]
+    fn what_others_have_written_is_no_more_than_text() {
+        let mut told = String::new();
+        OneLine(&mut told).write_str("a\tb\u{1b}[2J\r\n\u{9b}\u{7f} ä").unwrap();
+        assert_eq!(told, r"a\tb\u{1b}[2J\r\n\u{9b}\u{7f} ä");
     }
 
     #[test]

@@ -71,6 +71,47 @@ fn series_go_with_their_workloads_once_nothing_is_open_and_some_time_has_passed(
     assert_eq!(traffic.sweep(&Mesh::default(), later + 2 * KEPT), 0);
 }
 
+/// As those of other clusters that come once: the mesh knows nobody who could go, and the room would be theirs for ever.
+#[test]
+fn where_room_is_short_what_was_not_in_use_for_longest_goes() {
+    let server = workload("server", "server");
+    let mesh = Mesh::default().apply([Update::Workload(server.clone())]);
+    let traffic = Traffic::new(8);
+    let start = clock::steady();
+    let of = |n: u64| Ends {
+        source_workload: None,
+        source_identity: Some(format!("spiffe://cluster.local/ns/far/sa/{n}").parse().unwrap()),
+        ..ends(&server, &server)
+    };
+    let at = |n: u64| start + Duration::from_secs(n);
+    let stands = traffic.opened(&of(0), start);
+    for n in 1..8 {
+        let opened = traffic.opened(&of(n), at(n));
+        traffic.closed(&opened, &of(n), Flag::None, at(n));
+    }
+    let who = || {
+        let all = traffic.all().into_iter();
+        let mut who: Vec<_> = (0..9)
+            .filter(|n| all.clone().any(|(labels, _)| *labels == TrafficLabels::new(&of(*n), Flag::None)))
+            .collect();
+        who.sort_unstable();
+        who
+    };
+    assert_eq!(
+        traffic.sweep(&mesh, at(1) + KEPT - Duration::from_secs(1)),
+        8,
+        "all were in use a moment ago"
+    );
+    assert_eq!(traffic.sweep(&mesh, at(1) + KEPT), 7);
+    // A quarter of the room is to be free, and what is open stays.
+    assert_eq!(traffic.sweep(&mesh, at(8) + KEPT), 6);
+    assert_eq!(who(), [0, 3, 4, 5, 6, 7]);
+    assert_eq!(traffic.sweep(&mesh, at(8) + 2 * KEPT), 6, "there is room");
+    drop(traffic.opened(&of(8), at(8)));
+    assert_eq!((who().len(), traffic.folded.get()), (7, 0));
+    drop(stands);
+}
+
 #[test]
 fn what_is_held_is_not_let_go() {
     let (a, b) = (workload("a", "a"), workload("b", "b"));
