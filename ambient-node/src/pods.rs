@@ -138,7 +138,8 @@ impl Pods {
             key,
             identity: identity.clone(),
         };
-        let pod = Pod::new(spec.clone(), namespace, speaker, node.bounds.pod(), certificate);
+        let room = node.bounds.pod(&format!("{}/{}", spec.namespace, spec.name));
+        let pod = Pod::new(spec.clone(), namespace, speaker, room, certificate);
         let named = node.config.workload_of_pod(&spec.namespace, &spec.name);
         node.state.serve(named, &spec.uid);
         Ok(pod)

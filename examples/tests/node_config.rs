@@ -175,6 +175,35 @@ fn names_that_nothing_has_are_refused() {
     assert!(code == Some(2) && why.contains("the name of a namespace is wanted"), "{why}");
 }
 
+/// Whichever of several addresses it is: the setting that has it is told.
+#[test]
+fn what_is_no_address_or_name_of_a_control_plane_names_its_setting() {
+    for (variable, flag) in [
+        ("AMBIENT_CONTROL", "--control"),
+        ("XDS_ADDRESS", "--xds-address"),
+        ("CA_ADDRESS", "--ca-address"),
+    ] {
+        for wrong in ["not_a_url:::", "http://istiod:15012", "https://"] {
+            let why = refused(&[], &[(variable, wrong)]);
+            assert!(
+                [variable, flag, wrong, "https://HOST:PORT is wanted"]
+                    .iter()
+                    .all(|word| why.contains(word)),
+                "{variable} {wrong}: {why}"
+            );
+        }
+    }
+    for (variable, flag) in [("ALT_XDS_HOSTNAME", "--alt-xds-hostname"), ("ALT_CA_HOSTNAME", "--alt-ca-hostname")] {
+        let why = refused(&[], &[(variable, "a name")]);
+        assert!(
+            [variable, flag, "a name", "a DNS name or an IP address"]
+                .iter()
+                .all(|word| why.contains(word)),
+            "{variable}: {why}"
+        );
+    }
+}
+
 /// Whatever the command: a bare number is seconds.
 #[test]
 fn times_are_written_alike() {

@@ -100,6 +100,12 @@ pub enum EndpointError {
         /// What was given.
         address: String,
     },
+    /// No certificate can bear the other name.
+    #[error("{name:?} is no name that a certificate may bear: a DNS name or an IP address is wanted")]
+    Name {
+        /// What was given.
+        name: String,
+    },
     /// A header's name or value cannot be sent.
     #[error("the header {name:?} cannot be sent: lower-case names and visible ASCII values can")]
     Header {
@@ -193,9 +199,25 @@ impl Endpoint {
     /// # Errors
     /// When it cannot.
     pub fn check(&self) -> Result<(), EndpointError> {
-        self.place()?;
+        place(&self.address)?;
         self.header_values()?;
         Ok(())
+    }
+
+    /// Whether an address is one of a control plane: `https://HOST:PORT`, of which the scheme and the port may be left out.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn check_address(address: &str) -> Result<(), EndpointError> {
+        place(address).map(drop)
+    }
+
+    /// Whether a certificate may bear a name: see [`Self::other_name`].
+    ///
+    /// # Errors
+    /// When none can.
+    pub fn check_name(name: &str) -> Result<(), EndpointError> {
+        other_name(name).map(drop)
     }
 
     /// Connects, within [`CONNECTING`]; gives the node's certificate that was shown, too.
@@ -210,7 +232,7 @@ impl Endpoint {
 
     /// Connects, within [`CONNECTING`], showing a certificate, or none; these roots count besides the endpoint's own.
     pub(super) async fn connect_as(&self, shown: Option<&NodeCredential>, roots: &[Vec<u8>]) -> Result<Channel, EndpointError> {
-        let place = self.place()?;
+        let place = place(&self.address)?;
         let tls = self.tls(shown, roots).await?;
         let (host, port, name) = (place.host, place.port, place.name);
         let grpc = Grpc::from(place.uri)
@@ -334,24 +356,6 @@ impl Endpoint {
         self.headers.iter().map(header).collect()
     }
 
-    fn place(&self) -> Result<Place, EndpointError> {
-        let wrong = || EndpointError::Address {
-            address: self.address.clone(),
-        };
-        let text = match self.address.contains("://") {
-            true => self.address.clone(),
-            false => format!("https://{}", self.address),
-        };
-        let uri: Uri = text.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("https") {
-            return Err(wrong());
-        }
-        let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
-        let port = uri.port_u16().unwrap_or(443);
-        Ok(Place { uri, host, port, name })
-    }
-
     async fn tls(&self, shown: Option<&NodeCredential>, roots: &[Vec<u8>]) -> Result<TlsConnector, EndpointError> {
         let from = self.roots.to_string();
         let mut store = RootCertStore::empty();
@@ -369,7 +373,7 @@ impl Endpoint {
             .build()
             .map_err(|e| EndpointError::Tls(rustls::Error::General(e.to_string())))?;
         let other = match &self.other_name {
-            Some(other) => Some(ServerName::try_from(other.clone()).map_err(|_| EndpointError::Address { address: other.clone() })?),
+            Some(other) => Some(other_name(other)?),
             None => None,
         };
         let config = ClientConfig::builder_with_provider(self.provider.clone())
@@ -473,6 +477,26 @@ struct Place {
     host: String,
     port: u16,
     name: ServerName<'static>,
+}
+
+fn place(address: &str) -> Result<Place, EndpointError> {
+    let wrong = || EndpointError::Address { address: address.into() };
+    let text = match address.contains("://") {
+        true => address.to_owned(),
+        false => format!("https://{address}"),
+    };
+    let uri: Uri = text.parse().map_err(|_| wrong())?;
+    if uri.scheme_str() != Some("https") {
+        return Err(wrong());
+    }
+    let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
+    let port = uri.port_u16().unwrap_or(443);
+    Ok(Place { uri, host, port, name })
+}
+
+fn other_name(name: &str) -> Result<ServerName<'static>, EndpointError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| EndpointError::Name { name: name.into() })
 }
 
 impl Roots {

@@ -18,6 +18,8 @@ use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt as _};
 use crate::clock;
 
 mod format;
+#[cfg(test)]
+pub(crate) mod kept;
 mod levels;
 
 pub(crate) use levels::Levels;

@@ -10,8 +10,8 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     istiod::{
-        Asker, Certificates, CertificatesConfig, Endpoint, Files, KeepNode, Membership, MembershipConfig, MemoryConfig, Metadata, Reports,
-        Roots, State, StateConfig, Token,
+        Asker, Certificates, CertificatesConfig, Endpoint, EndpointError, Files, KeepNode, Membership, MembershipConfig, MemoryConfig,
+        Metadata, Reports, Roots, State, StateConfig, Token,
     },
 };
 use ambient_core::TrustDomain;
@@ -27,13 +27,13 @@ pub(super) struct Istiod {
     /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
     /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them. The token is
     /// exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
-    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
+    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", value_parser = address, conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
     control: Option<String>,
     /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
-    #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS")]
+    #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS", value_parser = address)]
     xds_address: Option<String>,
     /// Istiod, where certificates come from. In the place of --ca-dir.
-    #[arg(long, env = "CA_ADDRESS", value_name = "ADDRESS")]
+    #[arg(long, env = "CA_ADDRESS", value_name = "ADDRESS", value_parser = address)]
     ca_address: Option<String>,
     /// Who vouches for the source of state: a PEM file, SYSTEM, or PEM itself.
     #[arg(long, env = "XDS_ROOT_CA", value_name = "FILE", default_value = ROOT)]
@@ -42,10 +42,10 @@ pub(super) struct Istiod {
     #[arg(long, env = "CA_ROOT_CA", value_name = "FILE", default_value = ROOT)]
     ca_root_ca: String,
     /// Another name that the certificate of the source of state may bear.
-    #[arg(long, env = "ALT_XDS_HOSTNAME", value_name = "HOST")]
+    #[arg(long, env = "ALT_XDS_HOSTNAME", value_name = "HOST", value_parser = host)]
     alt_xds_hostname: Option<String>,
     /// Another name that the certificate of the authority may bear.
-    #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST")]
+    #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST", value_parser = host)]
     alt_ca_hostname: Option<String>,
     /// What is shown to both: a file with a token, read for each call, or a token. By default the file where Kubernetes
     /// projects it, if it is there.
@@ -269,6 +269,24 @@ impl Istiod {
         endpoint.check()?;
         Ok(endpoint)
     }
+}
+
+/// Where a control plane is; an empty text says that there is none.
+fn address(text: &str) -> Result<String, EndpointError> {
+    match text {
+        "" => Ok(()),
+        text => Endpoint::check_address(text),
+    }?;
+    Ok(text.to_owned())
+}
+
+/// A name that a control plane's certificate may bear; an empty text names none.
+fn host(text: &str) -> Result<String, EndpointError> {
+    match text {
+        "" => Ok(()),
+        text => Endpoint::check_name(text),
+    }?;
+    Ok(text.to_owned())
 }
 
 /// Who vouches for a control plane.

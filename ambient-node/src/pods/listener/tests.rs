@@ -51,7 +51,7 @@ async fn pod() -> Arc<Pod> {
         identity,
     };
     let namespace = Arc::new(Netns::current().unwrap());
-    Arc::new(Pod::new(spec, namespace, speaker, Bounds::new(100, 10).pod(), held))
+    Arc::new(Pod::new(spec, namespace, speaker, Bounds::new(100, 10).pod("one"), held))
 }
 
 fn told(pod: &Pod) -> Told {

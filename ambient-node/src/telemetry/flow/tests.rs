@@ -1,39 +1,13 @@
-use std::{
-    io,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::Mutex;
 
 use ambient_core::{Service, Workload};
 
 use super::*;
-use crate::telemetry::log::Format;
-
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Kept {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::telemetry::log::{Format, kept};
 
 /// The lines that some work logs, without their times.
 fn logged(work: impl FnOnce()) -> Vec<String> {
-    let kept = Kept::default();
-    let to = kept.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(Level::DEBUG)
-        .event_format(Format::Text)
-        .with_writer(move || to.clone())
-        .finish();
-    tracing::subscriber::with_default(subscriber, work);
-    let bytes = kept.0.lock().unwrap().clone();
-    let text = String::from_utf8(bytes).unwrap();
+    let text = kept::logged(Format::Text, work);
     text.lines().map(|line| line.split_once('\t').unwrap().1.to_owned()).collect()
 }
 

@@ -167,35 +167,10 @@ impl Visit for JsonFields {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
-
-    use super::*;
-
-    #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Kept {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use super::{super::kept, *};
 
     fn logged(format: Format) -> String {
-        let kept = Kept::default();
-        let to = kept.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .event_format(format)
-            .with_writer(move || to.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
+        kept::logged(format, || {
             tracing::event!(
                 target: "access",
                 Level::INFO,
@@ -208,9 +183,7 @@ mod tests {
                 error = "closed: \"a\" = b\nc",
                 "connection complete"
             );
-        });
-        let bytes = kept.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        })
     }
 
     #[test]

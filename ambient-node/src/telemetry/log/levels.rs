@@ -44,7 +44,7 @@ pub(crate) enum LevelError {
 impl Levels {
     pub(super) fn new(start: &str, put: impl Fn(EnvFilter) -> Result<(), String> + Send + Sync + 'static) -> Self {
         Self {
-            start: start.to_owned(),
+            start: meant(start).to_owned(),
             set: Mutex::default(),
             put: Box::new(put),
         }
@@ -112,9 +112,18 @@ fn read(part: &str) -> Result<(Option<String>, LevelFilter), LevelError> {
     Ok((target.map(str::to_owned), level))
 }
 
+/// A filter without a word, as of a variable that is set and empty, is for errors, as in ztunnel: the library takes it for none at
+/// all.
+fn meant(text: &str) -> &str {
+    match text.split(',').all(|part| part.trim().is_empty()) {
+        true => "error",
+        false => text,
+    }
+}
+
 /// Reads a filter of `tracing`'s syntax.
 pub(super) fn filter(text: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::try_new(text).map_err(|error| LogError::Filter {
+    EnvFilter::try_new(meant(text)).map_err(|error| LogError::Filter {
         text: text.into(),
         why: error.to_string(),
     })
@@ -166,6 +175,14 @@ mod tests {
         ] {
             levels.change(false, wanted).unwrap();
             assert_eq!(levels.present(), present, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_filter_without_a_word_is_for_errors() {
+        for nothing in ["", " ", ",", " , "] {
+            assert_eq!(filter(nothing).unwrap().max_level_hint(), Some(LevelFilter::ERROR), "{nothing:?}");
+            assert_eq!(Levels::new(nothing, |_| Ok(())).present(), "error");
         }
     }
 
