@@ -386,9 +386,9 @@ impl Enrolment {
         }
         self.pods.handle_done(now(), wall(), end.namespace, end.step, end.done.clone());
         if matches!(end.step, Step::Prove | Step::Verify)
-            && let Some(strangers) = self.places.strangers(end.namespace)
+            && let Some((strangers, segments)) = self.places.beside(end.namespace)
         {
-            self.pods.handle_strangers(end.namespace, strangers);
+            self.pods.handle_beside(end.namespace, strangers, segments);
         }
         if !self.pods.is_paired(end.namespace) {
             self.answer(end.namespace, &Done::Failed("its pod has left".into()));

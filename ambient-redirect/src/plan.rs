@@ -38,8 +38,9 @@ pub const MARK_MASK: u32 = 0xfff;
 pub const ROUTE_TABLE: u32 = 100;
 /// The priority of the routing rule that leads to it.
 pub const RULE_PRIORITY: u32 = 32764;
-/// The routing table by which the pod's own TCP goes where [`Plan::segments`] has it so.
-pub const SEGMENTS_TABLE: u32 = 101;
+/// The routing table by which the pod's own TCP goes where [`Plan::segments`] has it so: a number that is in nobody's way, as those from
+/// 100 on are what network plugins and people take.
+pub const SEGMENTS_TABLE: u32 = 65_520;
 /// The priority of the routing rule that leads to it: after [`RULE_PRIORITY`], and before the kernel's own for the main table.
 pub const SEGMENTS_PRIORITY: u32 = 32765;
 /// The MTU of its routes, in bytes: the largest that the kernel gives a route, and little less than the loopback device's.
@@ -106,6 +107,18 @@ impl Options {
         }
         options
     }
+
+    /// What goes around the proxy by these, if anything does but what answers probes: its other end may take larger segments than the
+    /// pod's link does.
+    pub(crate) fn goes_around(&self) -> Option<&'static str> {
+        if !self.inbound {
+            return Some("what comes to the pod");
+        }
+        if self.yields {
+            return Some("what rules of others translate");
+        }
+        (!self.virtual_interfaces.is_empty()).then_some("what comes to a machine inside the pod")
+    }
 }
 
 impl Default for Options {
@@ -144,7 +157,8 @@ pub struct Plan {
     /// Of which families what the pod's processes send by TCP is routed by [`SEGMENTS_TABLE`]: `iif lo fwmark 0/MARK_MASK ipproto tcp
     /// pref SEGMENTS_PRIORITY lookup SEGMENTS_TABLE`, with the routes of the main table, each with [`SEGMENTS_MTU`], but for what goes to
     /// [`PROBE_SOURCES`]. It is for speed alone, and no part of what captures: it is not proven, and left out where the main table has
-    /// other routes than plain ones, or somebody else uses that table.
+    /// other routes than plain ones, where somebody else uses that table, where rules of others stand between that rule and the one for
+    /// the main table, and where connections go around the proxy: [`linux::Aside`](crate::linux::Aside).
     pub segments: Vec<IpFamily>,
     /// What the proxy must listen on before the tables come.
     pub listeners: Vec<Port>,
@@ -340,8 +354,6 @@ impl Plan {
                 port: ports::DNS,
             });
         }
-        // The other end of what leaves the pod around the proxy may take larger segments than the pod's link does.
-        let stays_here = options.inbound && !options.yields && options.virtual_interfaces.is_empty();
         Self {
             tables,
             rules: families.to_vec(),
@@ -349,7 +361,7 @@ impl Plan {
             segments: families
                 .iter()
                 .copied()
-                .filter(|_| options.loopback_segments && stays_here)
+                .filter(|_| options.loopback_segments && options.goes_around().is_none())
                 .collect(),
             listeners,
         }

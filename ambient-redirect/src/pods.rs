@@ -46,7 +46,8 @@ use self::state::Entry;
 use crate::{
     PodSpec,
     find::Whose,
-    linux::{NetnsId, Proof, Stranger},
+    linux::{NetnsId, Proof, Segments, Stranger},
+    plan::IpFamily,
 };
 
 pub use kept::{Direction, Kept};
@@ -375,10 +376,10 @@ impl Pods {
         }
     }
 
-    /// These rules of others come before those of the capture in a namespace.
-    pub fn handle_strangers(&mut self, id: NetnsId, strangers: Arc<[Stranger]>) {
+    /// These rules of others come before those of the capture in a namespace, and what is captured there has these segments.
+    pub fn handle_beside(&mut self, id: NetnsId, strangers: Arc<[Stranger]>, segments: Arc<[(IpFamily, Segments)]>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        self.changed |= entry.meets(strangers);
+        self.changed |= entry.meets(strangers, segments);
     }
 
     /// An action has ended. `wall` is the time of day, for people.

@@ -13,8 +13,6 @@ mod mesh;
 mod node;
 #[path = "support/routed.rs"]
 mod routed;
-#[path = "support/segments.rs"]
-mod segments;
 #[path = "support/theirs.rs"]
 mod theirs;
 
@@ -74,15 +72,6 @@ fn main() -> ExitCode {
             "a_route_of_somebody_elses_makes_room_and_is_told",
             routed::a_route_of_somebody_elses_makes_room_and_is_told,
         ),
-        (
-            "what_is_captured_has_the_loopbacks_segments",
-            segments::what_is_captured_has_the_loopbacks_segments,
-        ),
-        (
-            "what_goes_around_has_the_links_segments",
-            segments::what_goes_around_has_the_links_segments,
-        ),
-        ("segments_are_put_and_taken_by_hand", segments::segments_are_put_and_taken_by_hand),
         ("what_nft_changes_by_hand_is_put_right", what_nft_changes_by_hand_is_put_right),
         ("nft_reads_what_is_in_force", nft_reads_what_is_in_force),
         (

@@ -67,7 +67,7 @@ pub(crate) struct Args {
     probes: Switch,
     /// Whether what is captured has the segments of the loopback device, on which it stays between application and proxy, and not
     /// those of the pod's link: less is done for each byte of a transfer. A routing rule in the pods' namespaces (priority 32765,
-    /// table 101) does it, except for a pod of which something goes around the proxy. It is for a proxy that does not delay
+    /// table 65520) does it, except for a pod of which something goes around the proxy. It is for a proxy that does not delay
     /// acknowledgements: behind another, applications that write twice before they read, and have left Nagle's algorithm on,
     /// wait 40 ms with it for what is smaller than 64 KiB.
     #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::Off)]

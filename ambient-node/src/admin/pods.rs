@@ -8,7 +8,8 @@ use std::{collections::HashSet, fmt::Display, sync::Arc, time::SystemTime};
 
 use ambient_core::{Capture, NetworkMode, Workload};
 use ambient_redirect::{
-    linux::Ways,
+    linux::{Segments, Ways},
+    plan::IpFamily,
     pods::{PodState, State},
     probes::ProbesState,
 };
@@ -141,6 +142,8 @@ struct View {
     strays: u64,
     /// Rules of others in its namespace that come before those that capture it.
     foreign_rules: Vec<String>,
+    /// Whose segments what is captured has; none of pods that are not captured here.
+    segments: Option<Segmented>,
     repairs: u64,
     last_repair: Option<Repair>,
     /// What was put into its namespace last.
@@ -149,6 +152,24 @@ struct View {
     note: Option<String>,
     asks: Asks,
     wrong: Vec<Wrong>,
+}
+
+/// Whose segments what is captured of a pod has: the loopback device's, or its link's.
+#[derive(Serialize)]
+struct Segmented {
+    /// Whether the loopback device's are asked for.
+    wanted: bool,
+    /// Empty where they are not, and until it has been looked at.
+    families: Vec<OfFamily>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OfFamily {
+    family: String,
+    in_force: bool,
+    /// Why they are not.
+    why: Option<String>,
 }
 
 /// By which connection, or by listing alone.
@@ -186,6 +207,7 @@ impl View {
         let now = at.state.current();
         let workload = now.as_ref().and_then(|now| now.mesh.workload_by_pod(&pod.spec.uid));
         let mut view = Self::of(pod, (connections(at, workload), at.unannounced), Look::into(at, pod));
+        view.segments = Some(Segmented::of(pod, at.capture.loopback_segments));
         view.wrong.extend(flawed((at.doubt)(&pod.spec.uid)));
         view
     }
@@ -231,6 +253,7 @@ impl View {
             kept: Vec::new(),
             strays: 0,
             foreign_rules: Vec::new(),
+            segments: None,
             repairs: 0,
             last_repair: None,
             put: None,
@@ -277,6 +300,7 @@ impl View {
             kept: pod.kept.iter().map(ToString::to_string).collect(),
             strays: pod.strays,
             foreign_rules: pod.strangers.iter().map(ToString::to_string).collect(),
+            segments: None,
             repairs: pod.repairs,
             last_repair: pod.mended.as_ref().map(|mended| Repair {
                 at: time(mended.repaired),
@@ -300,6 +324,23 @@ impl View {
             // Nothing is known of it but what an earlier process has left.
             true => self.uid.clone(),
             false => format!("{}/{}", self.namespace, self.name),
+        }
+    }
+}
+
+impl Segmented {
+    fn of(pod: &PodState, wanted: bool) -> Self {
+        let of_family = |(family, whose): &(IpFamily, Segments)| OfFamily {
+            family: family.to_string(),
+            in_force: *whose == Segments::Loopback,
+            why: match whose {
+                Segments::Loopback => None,
+                Segments::Link(why) => Some(why.to_string()),
+            },
+        };
+        Self {
+            wanted,
+            families: pod.segments.iter().map(of_family).collect(),
         }
     }
 }

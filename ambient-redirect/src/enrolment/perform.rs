@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
-    linux::{ApplyError, Difference, Inside, Joined, Listing, Mark, Netns, NetnsId, Proof, Prover, Sockets, Stranger, Way},
+    linux::{
+        ApplyError, Aside, Difference, Inside, Joined, Listing, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger, Way,
+    },
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
     pods::{Action, Cause, Direction, Done, Kept, Report, Step},
@@ -50,6 +52,8 @@ pub(super) struct Room {
     kept: Mutex<Arc<[Kept]>>,
     /// What others have in the way, as of the last look.
     strangers: Mutex<Arc<[Stranger]>>,
+    /// Whose segments what is captured has, as of the last look.
+    segments: Mutex<Arc<[(IpFamily, Segments)]>>,
     /// What its pod asked of its capture when that was put in force last, by this process.
     asked: Mutex<Option<Capture>>,
 }
@@ -100,6 +104,7 @@ impl Room {
             stood: Mutex::default(),
             kept: Mutex::new(Arc::from([])),
             strangers: Mutex::new(Arc::from([])),
+            segments: Mutex::new(Arc::from([])),
             asked: Mutex::default(),
         }
     }
@@ -219,6 +224,11 @@ impl Room {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whose segments what is captured has.
+    pub(super) fn segments(&self) -> Arc<[(IpFamily, Segments)]> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn keep(&self, mut kept: Vec<Kept>) -> Arc<[Kept]> {
         kept.sort_unstable();
         let kept: Arc<[Kept]> = kept.into();
@@ -284,6 +294,17 @@ impl Hands {
             plan.segments.clear();
         }
         if closed { plan.and_closed(&options) } else { plan }
+    }
+
+    /// Why a plan asks for no segments of the loopback device's although they are asked for, whatever routing is.
+    fn aside(&self, pod: &PodSpec, room: &Room) -> Option<Aside> {
+        let options = self.options(pod);
+        let kept = room.kept().len();
+        options.loopback_segments.then_some(())?;
+        options
+            .goes_around()
+            .map(Aside::Around)
+            .or_else(|| (kept > 0).then_some(Aside::Kept(kept)))
     }
 
     async fn close(&self, action: &Action, room: &Room) -> Result<Done, Cause> {
@@ -480,10 +501,15 @@ impl Hands {
             if looked.0.is_empty() && inside.segments_differ() {
                 inside.keep_segments(&plan.segments);
             }
-            Ok((looked, inside.strangers().clone()))
+            Ok((looked, inside.strangers().clone(), inside.segments().to_vec()))
         };
-        let ((differences, families), strangers) = room.within(look).await?;
+        let aside = self.aside(&action.pod, room);
+        let ((differences, families), strangers, segments) = room.within(look).await?;
         *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
+        *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = match aside {
+            Some(aside) => families.iter().map(|family| (*family, Segments::Link(aside.clone()))).collect(),
+            None => segments.into_iter().filter(|(family, _)| families.contains(family)).collect(),
+        };
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
             pod: action.pod.clone(),
             closed: action.closed,

@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     find::Whose,
-    linux::{ApplyError, Inside, Names, Netns, NetnsError, NetnsId, Processes, Stranger},
+    linux::{ApplyError, Inside, Names, Netns, NetnsError, NetnsId, Processes, Segments, Stranger},
+    plan::IpFamily,
     pods::{Birth, Cause, Seen},
 };
 
@@ -63,6 +64,8 @@ struct Place {
     /// Pods' processes were seen in it, last at this time. It need not have a name then.
     inhabited: Option<Instant>,
 }
+
+type Beside = (Arc<[Stranger]>, Arc<[(IpFamily, Segments)]>);
 
 /// What a look at the directory, and at processes, found.
 pub(super) type Scan = io::Result<Found>;
@@ -298,9 +301,10 @@ impl Places {
         )
     }
 
-    /// What others have in the way in a namespace, as it was looked at last.
-    pub(super) fn strangers(&self, id: NetnsId) -> Option<Arc<[Stranger]>> {
-        Some(self.places.get(&id)?.room.as_ref()?.strangers())
+    /// What others have in the way in a namespace, and the segments of what is captured, as it was looked at last.
+    pub(super) fn beside(&self, id: NetnsId) -> Option<Beside> {
+        let room = self.places.get(&id)?.room.as_ref()?;
+        Some((room.strangers(), room.segments()))
     }
 
     /// Nothing of ours is in a namespace any more.
@@ -414,7 +418,13 @@ fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Result<(Arc<Netns>, 
     let mut inside = Inside::open(&namespace)?;
     let addresses: Vec<IpAddr> = inside.addresses()?;
     let left_behind: Option<Option<PodUid>> = match first {
-        Some(node) => inside.owner()?.filter(|owner| owner.is_node(node)).map(|owner| owner.pod),
+        Some(node) => {
+            let owner = inside.owner()?;
+            if owner.is_none() {
+                inside.clear_stray_segments()?;
+            }
+            owner.filter(|owner| owner.is_node(node)).map(|owner| owner.pod)
+        }
         None => None,
     };
     let seen = Seen {

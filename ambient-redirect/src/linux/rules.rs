@@ -16,8 +16,9 @@ pub(super) use self::compile::{base_chain, compile};
 pub use self::dry_run::{Change, DryRun, Line, Thing};
 pub(crate) use self::life::Joined;
 use self::opened::ClientPorts;
+pub use self::segments::{Aside, Segments};
 pub use self::strangers::{RulePlace, Stranger};
-use self::{routed::Listed, segments::Segments};
+use self::{routed::Listed, segments::Known};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
     netlink::{
@@ -44,7 +45,7 @@ pub struct Inside {
     conntrack: Conntrack,
     clients: ClientPorts,
     /// As of the last listing.
-    segments: Segments,
+    segments: Known,
 }
 
 /// For whom tables are made: what stands in them as their mark.
@@ -171,7 +172,7 @@ impl Inside {
             sockets: netlink::Sockets::open()?,
             conntrack: Conntrack::open()?,
             clients: ClientPorts::here(),
-            segments: Segments::Stand,
+            segments: Known::default(),
         })
     }
 

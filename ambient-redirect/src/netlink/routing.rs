@@ -313,7 +313,7 @@ impl Routing {
         )
     }
 
-    /// All routes of all tables, IPv4 and IPv6; those with several next hops come without gateway and link.
+    /// All routes of all tables, IPv4 and IPv6, that somebody has made; those with several next hops come without gateway and link.
     pub fn all_routes(&mut self) -> Result<Vec<Route>, Error> {
         let what = "listing routes";
         let mut routes = Vec::new();
@@ -323,7 +323,9 @@ impl Routing {
             header[0] = family;
             message.begin(RTM_GETROUTE, NLM_F_DUMP, &header);
             for (_, payload) in self.list(what, &message)?.iter().filter(|(kind, _)| *kind == RTM_NEWROUTE) {
-                routes.extend(read_route(what, payload)?);
+                // What the kernel has learned of the way to one host, as the largest packet that comes through, is listed as well.
+                let is_learned = codec::read_u32(payload, 8).is_some_and(|flags| flags & RTM_F_CLONED != 0);
+                routes.extend(if is_learned { None } else { read_route(what, payload)? });
             }
         }
         Ok(routes)
@@ -669,6 +671,7 @@ const RTA_SPORT: u16 = 28;
 const RTA_DPORT: u16 = 29;
 const NOWHERE: [i32; 5] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EPERM, libc::EINVAL];
 const RTNH_F_ONLINK: u32 = 4;
+const RTM_F_CLONED: u32 = 0x200;
 const PROTOCOL_BOOT: u8 = 3;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;

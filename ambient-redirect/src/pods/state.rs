@@ -9,7 +9,8 @@ use std::{
 use super::{Birth, Done, Kept, Notice, Output, Refusal, Report, Step, Timing, Unpaired};
 use crate::{
     PodSpec,
-    linux::{NetnsId, Proof, Stranger},
+    linux::{NetnsId, Proof, Segments, Stranger},
+    plan::IpFamily,
 };
 
 /// How a pod stands.
@@ -39,6 +40,9 @@ pub struct PodState {
     /// Rules of others in its namespace that come before those that capture it: what they send elsewhere does not reach the proxy.
     /// It is refused, unless it stays in the pod. As of the last look, which follows a change at once.
     pub strangers: Arc<[Stranger]>,
+    /// Whose segments what is captured has, of each family, where the loopback device's are asked for
+    /// ([`Options::loopback_segments`](crate::plan::Options::loopback_segments)); else none is named. As of the last look, as those are.
+    pub segments: Arc<[(IpFamily, Segments)]>,
 }
 
 impl PodState {
@@ -56,6 +60,7 @@ impl PodState {
             strays: 0,
             mended: None,
             strangers: Arc::from([]),
+            segments: Arc::from([]),
         }
     }
 
@@ -73,10 +78,11 @@ impl PodState {
             strays,
             mended,
             strangers,
+            segments,
         } = self;
         (spec, namespace, state, said, repairs) == (&other.spec, &other.namespace, &other.state, &other.said, &other.repairs)
             && (kept, closed, strays, mended) == (&other.kept, &other.closed, &other.strays, &other.mended)
-            && *strangers == other.strangers
+            && (strangers, segments) == (&other.strangers, &other.segments)
     }
 }
 
@@ -217,6 +223,7 @@ pub(super) struct Entry {
     kept: Arc<[Kept]>,
     strays: u64,
     strangers: Arc<[Stranger]>,
+    segments: Arc<[(IpFamily, Segments)]>,
 }
 
 impl Entry {
@@ -262,6 +269,7 @@ impl Entry {
             kept: Arc::from([]),
             strays: 0,
             strangers: Arc::from([]),
+            segments: Arc::from([]),
         }
     }
 
@@ -347,9 +355,9 @@ impl Entry {
     }
 
     /// Gives whether these are others than before.
-    pub(super) fn meets(&mut self, strangers: Arc<[Stranger]>) -> bool {
-        let changed = self.strangers != strangers;
-        self.strangers = strangers;
+    pub(super) fn meets(&mut self, strangers: Arc<[Stranger]>, segments: Arc<[(IpFamily, Segments)]>) -> bool {
+        let changed = (&self.strangers, &self.segments) != (&strangers, &segments);
+        (self.strangers, self.segments) = (strangers, segments);
         changed
     }
 
@@ -754,6 +762,7 @@ impl Entry {
             strays: self.strays,
             mended: self.mended.clone(),
             strangers: self.strangers.clone(),
+            segments: self.segments.clone(),
         }
     }
 }

@@ -139,6 +139,7 @@ fn one_of_them(ground: &mut Ground) -> Outcome {
         "captured             yes, since 20",
         "listeners            15001 15006 15008 15053",
         "rules                in force",
+        "\nsegments             the l",
         "\nnothing is wrong\n",
     ] {
         assert!(out.contains(line), "{line:?} is not in {out}");

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use ambient_redirect::linux::{Way, Ways};
 
-use super::{Listed, Proven, Repair, View, look};
+use super::{Listed, OfFamily, Proven, Repair, Segmented, View, look};
 
 const HEAD: [&str; 11] = [
     "POD",
@@ -139,6 +139,9 @@ pub(super) fn of_one(pod: &View) -> String {
             &format!("what comes from {} is sent by it", pod.asks.virtual_interfaces.join(", ")),
         );
     }
+    if let Some(segments) = &pod.segments {
+        line("segments", &whose(segments));
+    }
     if let Some(open) = &pod.connections {
         line("connections", &format!("{} in, {} out", open.inbound, open.outbound));
     }
@@ -163,11 +166,65 @@ pub(super) fn of_one(pod: &View) -> String {
     text
 }
 
+/// Whose segments what is captured has, and why.
+fn whose(segments: &Segmented) -> String {
+    let of = |family: &OfFamily| match &family.why {
+        _ if family.in_force => "the loopback device's".to_owned(),
+        Some(why) => format!("the link's: {why}"),
+        None => "the link's".to_owned(),
+    };
+    match &segments.families[..] {
+        _ if !segments.wanted => "the link's: others are not asked for".into(),
+        [] => "-".into(),
+        [first, rest @ ..] if rest.iter().all(|family| of(family) == of(first)) => of(first),
+        all => {
+            let all: Vec<String> = all.iter().map(|family| format!("{} {}", family.family, of(family))).collect();
+            all.join("; ")
+        }
+    }
+}
+
 const KEPT_SHOWN: usize = 20;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ambient_core::Capture;
+    use ambient_redirect::{
+        PodSpec,
+        linux::{Aside, Segments},
+        plan::IpFamily,
+        pods::{PodState, State},
+    };
+
     use super::{super::Probes, *};
+
+    #[test]
+    fn segments_are_told_of_each_family_where_they_differ() {
+        let spec = PodSpec {
+            uid: "uid".into(),
+            namespace: "shop".into(),
+            name: "cart".into(),
+            service_account: "default".into(),
+            addresses: Vec::new(),
+            capture: Capture::default(),
+            has_run: true,
+        };
+        let told = |wanted, v4: &Segments, v6: &Segments| {
+            let mut pod = PodState::new(spec.clone(), State::Joining);
+            pod.segments = Arc::from([(IpFamily::V4, v4.clone()), (IpFamily::V6, v6.clone())]);
+            whose(&Segmented::of(&pod, wanted))
+        };
+        let (loopback, kept) = (Segments::Loopback, Segments::Link(Aside::Kept(2)));
+        assert_eq!(told(true, &loopback, &loopback), "the loopback device's");
+        let aside = "the link's: 2 connections from before the capture go around the proxy";
+        assert_eq!(told(true, &kept, &kept), aside);
+        assert_eq!(told(true, &loopback, &kept), format!("IPv4 the loopback device's; IPv6 {aside}"));
+        assert_eq!(told(false, &kept, &kept), "the link's: others are not asked for");
+        let unseen = PodState::new(spec.clone(), State::Joining);
+        assert_eq!(whose(&Segmented::of(&unseen, true)), "-");
+    }
 
     #[test]
     fn one_is_told_as_one() {

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{ApplyError, Difference, Inside, Mark, compile, named_as_ours, owner_of, unknown};
+use super::{ApplyError, Aside, Difference, Inside, Mark, compile, named_as_ours, owner_of, unknown};
 use crate::{
     netlink::{Family, NftRule},
     plan::{Hook, IpFamily, Options, Plan, Rule, TABLES, Table},
@@ -58,6 +58,8 @@ pub enum Thing {
     Route(IpFamily),
     /// The routing rule by which what is captured has the loopback device's segments, and the routes of its table.
     Segments(IpFamily),
+    /// That there is nothing of this although it is asked for, and why.
+    NoSegments(IpFamily, Aside),
 }
 
 impl DryRun {
@@ -120,9 +122,15 @@ impl Inside {
             }
         }
         let segments = self.segments_would_change(&plan.segments)?;
-        lines.extend(segments.into_iter().map(|(family, change)| Line {
-            change,
-            what: Thing::Segments(family),
+        lines.extend(segments.into_iter().map(|(family, would)| match would {
+            Ok(change) => Line {
+                change,
+                what: Thing::Segments(family),
+            },
+            Err(aside) => Line {
+                change: Change::Stays,
+                what: Thing::NoSegments(family, aside),
+            },
         }));
         Ok(DryRun { lines })
     }
@@ -233,6 +241,7 @@ impl fmt::Display for Thing {
             Self::RoutingRule(family) => write!(f, "routing rule, {family}"),
             Self::Route(family) => write!(f, "route to the proxy, {family}"),
             Self::Segments(family) => write!(f, "loopback segments, {family}"),
+            Self::NoSegments(family, aside) => write!(f, "no loopback segments, {family}: {aside}"),
         }
     }
 }

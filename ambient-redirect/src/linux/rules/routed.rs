@@ -305,7 +305,7 @@ fn common(one: Option<IpNet>, other: Option<IpNet>) -> Option<Option<IpNet>> {
 }
 
 /// An address of a network that may be a client's.
-fn somebody(net: IpNet, own: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+pub(super) fn somebody(net: IpNet, own: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     // The first is the network's own, and some of the next may be this pod's.
     let first = if net.prefix_len() + 1 < net.max_prefix_len() { 1 } else { 0 };
     let (low, many) = match net.network() {

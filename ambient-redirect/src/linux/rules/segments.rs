@@ -7,92 +7,304 @@
 //!
 //! Nothing is captured by this, and nothing is lost without it: it is for speed alone. It stands aside wherever it might do harm,
 //! which is where something of the pod's leaves it around the proxy (whose other end may take larger segments than the link does),
-//! or where the main table says more of a route than whereto it leads; what answers probes goes by the main table.
+//! where the main table says more of a route than whereto it leads, or where rules of others have their say between ours and the
+//! one for the main table, which ours would leave out; what answers probes goes by the main table.
 
-use super::{ApplyError, Change, Inside, absent_is_fine};
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::{ApplyError, Change, Inside, absent_is_fine, routed};
 use crate::{
-    netlink::{LOOPBACK, LeadsTo, MAIN, Policy, Route, RouteKind, TCP},
+    netlink::{Connection, LOOPBACK, LeadsTo, MAIN, Packet, Policy, Route, RouteKind, Rule, TCP},
     plan::{IpFamily, MARK_MASK, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
 };
 
-/// Whether routing stands as the plan has it, as far as segments are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Segments {
-    /// It does, or nothing has been looked at.
-    Stand,
-    /// It does not. How often it has been tried in vain: routes may change while they are listed.
-    Differ(u8),
-    /// The kernel does not have it so; it is not tried again.
-    Refused,
+/// Whose segments what is captured of one family has, where those of the loopback device are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segments {
+    /// The loopback device's. Connections that were captured before that have those of the link.
+    Loopback,
+    /// The link's, for this reason.
+    Link(Aside),
 }
 
+/// Why what is captured has the segments of the pod's link although those of the loopback device are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Aside {
+    /// Something of the pod's goes around the proxy as is asked for: what.
+    Around(&'static str),
+    /// So many connections from before the capture go around the proxy.
+    Kept(usize),
+    /// There is no route in the main table.
+    NoRoute,
+    /// There are more routes in the main table than a pod has.
+    ManyRoutes,
+    /// The main table says more of the route to there than whereto it leads, or sends nobody there.
+    Route(IpNet),
+    /// The main table has several routes to there, none of them before the others.
+    SameRoutes(IpNet),
+    /// Somebody else has routes in the table, or a routing rule that leads to it.
+    TableTaken,
+    /// The routing rule of somebody else's with this priority comes before the kernel's own for the main table, and after ours.
+    RuleBetween(u32),
+    /// The kernel's own routing rule for the main table is not there.
+    NoMainRule,
+    /// It is put in force, and rules of others route what the pod sends before ours does.
+    RoutedBefore,
+    /// It is not put in force yet.
+    Underway,
+    /// The kernel does not have it so.
+    Refused(String),
+}
+
+impl fmt::Display for Segments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loopback => f.write_str("the loopback device's"),
+            Self::Link(why) => write!(f, "the link's: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Aside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Around(what) => write!(f, "{what} goes around the proxy"),
+            Self::Kept(1) => f.write_str("a connection from before the capture goes around the proxy"),
+            Self::Kept(count) => write!(f, "{count} connections from before the capture go around the proxy"),
+            Self::NoRoute => f.write_str("the main table has no route"),
+            Self::ManyRoutes => write!(f, "the main table has more than {ROUTES} routes"),
+            Self::Route(net) => write!(f, "the main table says more of the route to {net} than whereto it leads"),
+            Self::SameRoutes(net) => write!(f, "the main table has several routes to {net} of the same metric"),
+            Self::TableTaken => write!(f, "somebody else uses table {SEGMENTS_TABLE}"),
+            Self::RuleBetween(priority) => write!(
+                f,
+                "routing rule {priority} of somebody else's comes after {SEGMENTS_PRIORITY} and before the one for the main table"
+            ),
+            Self::NoMainRule => f.write_str("there is no routing rule for the main table"),
+            Self::RoutedBefore => write!(f, "a routing rule of somebody else's comes before {SEGMENTS_PRIORITY}"),
+            Self::Underway => f.write_str("the loopback device's are not put in force yet"),
+            Self::Refused(why) => write!(f, "the kernel refuses the loopback device's: {why}"),
+        }
+    }
+}
+
+/// What is known of a namespace's segments.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Whether routing was otherwise than the plan has it when it was listed last.
+    differs: bool,
+    /// What was put there last and did not come about, and why.
+    tried: Option<(Vec<Route>, String)>,
+    /// How often: a device may have gone down while it was. After [`TRIES`] of them it is left until it would be something else.
+    tries: u8,
+    /// Whose segments there are, of the families that the plan names.
+    whose: Vec<(IpFamily, Segments)>,
+}
+
+/// What is listed of routing.
+#[derive(Clone, Copy)]
+struct Listed<'a> {
+    policies: &'a [Policy],
+    routes: &'a [Route],
+}
+
+/// What would become of a family's, or why nothing would.
+pub(super) type Would = (IpFamily, Result<Change, Aside>);
+
 impl Inside {
+    /// Whose segments what is captured has, of each family for which [`Plan::segments`](crate::plan::Plan::segments) asks for the loopback
+    /// device's in the plan that was verified or applied last, as it was then.
+    pub fn segments(&self) -> &[(IpFamily, Segments)] {
+        &self.segments.whose
+    }
+
     /// Whether something was otherwise than the plan has it when all was listed last.
     pub(crate) fn segments_differ(&self) -> bool {
-        matches!(self.segments, Segments::Differ(_))
+        self.segments.differs
     }
 
     /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. What the kernel refuses is
     /// left as it was: it is for speed alone, so that no error of it counts. All must have been listed before.
     pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
-        let tries = match self.segments {
-            Segments::Refused => return,
-            // Nothing is there.
-            Segments::Stand if wanted.is_empty() => return,
-            Segments::Stand => 0,
-            Segments::Differ(tries) => tries,
-        };
-        self.segments = match self.put_segments(wanted).and_then(|()| self.segments_stand(wanted)) {
-            Ok(true) => Segments::Stand,
-            Ok(false) if tries < TRIES => Segments::Differ(tries + 1),
-            _ => Segments::Refused,
-        };
-        if self.segments == Segments::Refused {
-            let _ = self.put_segments(&[]);
+        if wanted.is_empty() && !self.segments.differs {
+            return;
         }
+        let why = match self.put_right(wanted) {
+            Ok(()) if !self.segments.differs => return,
+            Ok(()) => String::from("routes keep changing"),
+            Err(error) => error.to_string(),
+        };
+        let Ok((policies, routes)) = self.routing_lists() else { return };
+        let listed = Listed {
+            policies: &policies,
+            routes: &routes,
+        };
+        self.segments.tried = Some((listed.all_mirrored(wanted), why));
+        self.segments.tries += 1;
+        if self.segments.tries > TRIES {
+            let _ = self.clear_segments();
+        }
+        self.look_at_segments(wanted, &policies, &routes);
+    }
+
+    fn put_right(&mut self, wanted: &[IpFamily]) -> Result<(), ApplyError> {
+        let (policies, routes) = self.routing_lists()?;
+        self.look_at_segments(wanted, &policies, &routes);
+        if !self.segments.differs {
+            return Ok(());
+        }
+        let listed = Listed {
+            policies: &policies,
+            routes: &routes,
+        };
+        let around = self.around_of(wanted, listed)?;
+        let mut allowed = wanted.to_vec();
+        allowed.retain(|family| around.iter().all(|(of, _)| of != family));
+        self.put_segments(&allowed, listed)?;
+        let (policies, routes) = self.routing_lists()?;
+        self.look_at_segments(&allowed, &policies, &routes);
+        let stay = around
+            .into_iter()
+            .map(|(family, count)| (family, Segments::Link(Aside::Kept(count))));
+        self.segments.whose.extend(stay);
+        self.segments.whose.sort_by_key(|(family, _)| *family);
+        Ok(())
+    }
+
+    /// How much of each family goes around the proxy that has the link's segments until now.
+    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<Vec<(IpFamily, usize)>, ApplyError> {
+        let is_new = |family: &IpFamily| listed.mirrored(*family).is_ok() && !listed.policies.contains(&rule(*family));
+        let mut new = wanted.to_vec();
+        new.retain(is_new);
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outside = self.outsiders()?;
+        let count = |family| outside.iter().filter(|o| family_of(&o.connection) == family).count();
+        let counted = new.into_iter().map(|family| (family, count(family)));
+        Ok(counted.filter(|(_, count)| *count > 0).collect())
     }
 
     /// Takes away what was put there for segments.
     pub(super) fn clear_segments(&mut self) -> Result<(), ApplyError> {
-        self.put_segments(&[])
+        let (policies, routes) = self.routing_lists()?;
+        let listed = Listed {
+            policies: &policies,
+            routes: &routes,
+        };
+        self.put_segments(&[], listed)
+    }
+
+    /// Takes away what was put there for segments, if anything was. For a namespace that holds no table of ours: nothing is captured
+    /// there, and what is sent goes out by the link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn clear_stray_segments(&mut self) -> Result<(), ApplyError> {
+        let policies = self.routing.policies()?;
+        match [IpFamily::V4, IpFamily::V6]
+            .into_iter()
+            .any(|family| policies.contains(&rule(family)))
+        {
+            true => self.clear_segments(),
+            false => Ok(()),
+        }
+    }
+
+    fn routing_lists(&mut self) -> Result<(Vec<Policy>, Vec<Route>), ApplyError> {
+        Ok((self.routing.policies()?, self.routing.all_routes()?))
     }
 
     /// Takes note of whether it stands as is wanted.
     pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) {
-        self.segments = match (self.segments, stand(wanted, policies, routes)) {
-            (Segments::Refused, _) => Segments::Refused,
-            (_, true) => Segments::Stand,
-            (Segments::Differ(tries), false) => Segments::Differ(tries),
-            (Segments::Stand, false) => Segments::Differ(0),
+        let listed = Listed { policies, routes };
+        let stands = [IpFamily::V4, IpFamily::V6].into_iter().all(|family| listed.stands(family, wanted));
+        let known = &mut self.segments;
+        known.tried.take_if(|(what, _)| stands || *what != listed.all_mirrored(wanted));
+        if known.tried.is_none() {
+            known.tries = 0;
+        }
+        known.differs = !stands && known.tries <= TRIES;
+        let refused = known.tried.as_ref().map(|(_, why)| why.clone());
+        let mut whose = Vec::new();
+        for family in wanted.iter().copied() {
+            let of_family = match (listed.mirrored(family), &refused) {
+                (Err(aside), _) => Segments::Link(aside),
+                (Ok(_), Some(why)) => Segments::Link(Aside::Refused(why.clone())),
+                (Ok(mirrored), None) if listed.stands(family, wanted) => match self.is_taken_by(&mirrored) {
+                    Ok(false) => Segments::Link(Aside::RoutedBefore),
+                    _ => Segments::Loopback,
+                },
+                (Ok(_), None) => Segments::Link(Aside::Underway),
+            };
+            whose.push((family, of_family));
+        }
+        self.segments.whose = whose;
+    }
+
+    /// Whether the kernel sends somewhere by these routes, as a socket asks it: for a source first, and then with that.
+    fn is_taken_by(&mut self, mirrored: &[Route]) -> Result<bool, ApplyError> {
+        let by_length = mirrored.iter().filter(|route| route.kind == RouteKind::Unicast);
+        let Some(widest) = by_length.min_by_key(|route| route.destination.prefix_len()) else {
+            return Ok(false);
         };
-    }
-
-    /// What would become of it.
-    pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily]) -> Result<Vec<(IpFamily, Change)>, ApplyError> {
-        let (policies, routes) = (self.routing.policies()?, self.routing.all_routes()?);
-        let change = |family| {
-            let is_wanted = wanted.contains(&family) && mirrored(family, &routes).is_some();
-            let is_there = policies.contains(&rule(family)) || !ours(family, &routes).is_empty();
-            match (is_wanted, is_there) {
-                (true, _) if stand_of(family, wanted, &policies, &routes) => Some((family, Change::Stays)),
-                (true, _) => Some((family, Change::Added)),
-                (false, true) => Some((family, Change::Removed)),
-                (false, false) => None,
-            }
+        let own = routed::own_of(family_of_net(&widest.destination), &self.addresses()?);
+        let Some(to) = routed::somebody(widest.destination, &own) else {
+            return Ok(true);
         };
-        Ok([IpFamily::V4, IpFamily::V6].into_iter().filter_map(change).collect())
+        let packet = Packet::tcp(to, 0);
+        let Some(first) = self.routing.taken(&packet)? else {
+            return Ok(false);
+        };
+        let taken = match first.source {
+            Some(_) => self.routing.taken(&Packet {
+                from: first.source,
+                ..packet
+            })?,
+            None => Some(first),
+        };
+        Ok(taken.is_some_and(|taken| taken.mtu == Some(SEGMENTS_MTU)))
     }
 
-    fn segments_stand(&mut self, wanted: &[IpFamily]) -> Result<bool, ApplyError> {
-        Ok(stand(wanted, &self.routing.policies()?, &self.routing.all_routes()?))
-    }
-
-    fn put_segments(&mut self, wanted: &[IpFamily]) -> Result<(), ApplyError> {
-        let (policies, routes) = (self.routing.policies()?, self.routing.all_routes()?);
+    /// What would become of it, and where nothing would be put why that is.
+    pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily]) -> Result<Vec<Would>, ApplyError> {
+        let (policies, routes) = self.routing_lists()?;
+        let listed = Listed {
+            policies: &policies,
+            routes: &routes,
+        };
+        // Also what the kernel does not track yet.
+        let around = if wanted.is_empty() { Vec::new() } else { self.around()? };
+        let mut would = Vec::new();
         for family in [IpFamily::V4, IpFamily::V6] {
-            let mirrored = mirrored(family, &routes).filter(|_| wanted.contains(&family)).unwrap_or_default();
-            let (rule, there) = (rule(family), ours(family, &routes));
-            if mirrored.is_empty() && policies.contains(&rule) {
+            let is_wanted = wanted.contains(&family);
+            let count = around.iter().filter(|(c, _)| family_of(c) == family).count();
+            let aside = match listed.mirrored(family) {
+                Err(aside) => Some(aside),
+                Ok(_) if count > 0 && !policies.contains(&rule(family)) => Some(Aside::Kept(count)),
+                Ok(_) => None,
+            };
+            let change = match aside {
+                None if is_wanted && listed.stands(family, wanted) => Some(Change::Stays),
+                None if is_wanted => Some(Change::Added),
+                _ => listed.is_put(family).then_some(Change::Removed),
+            };
+            would.extend(change.map(|change| (family, Ok(change))));
+            would.extend(aside.filter(|_| is_wanted).map(|aside| (family, Err(aside))));
+        }
+        Ok(would)
+    }
+
+    fn put_segments(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<(), ApplyError> {
+        for family in [IpFamily::V4, IpFamily::V6] {
+            let mirrored = listed.wanted(family, wanted);
+            let (rule, there) = (rule(family), listed.ours(family));
+            let is_there = listed.policies.contains(&rule);
+            let stays = is_there && !mirrored.is_empty() && listed.is_last(&rule);
+            if is_there && !stays {
                 // Before its routes, or some would go by those that are left.
                 absent_is_fine(self.routing.delete_policy(&rule))?;
             }
@@ -103,7 +315,7 @@ impl Inside {
             for route in mirrored.iter().filter(|route| !there.contains(route)) {
                 self.routing.add_route(route)?;
             }
-            if !mirrored.is_empty() && !policies.contains(&rule) {
+            if !mirrored.is_empty() && !stays {
                 match self.routing.add_policy(&rule) {
                     Err(e) if !e.exists() => return Err(e.into()),
                     _ => (),
@@ -114,16 +326,104 @@ impl Inside {
     }
 }
 
-fn stand(wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) -> bool {
-    let both = [IpFamily::V4, IpFamily::V6];
-    both.into_iter().all(|family| stand_of(family, wanted, policies, routes))
-}
+impl Listed<'_> {
+    fn stands(self, family: IpFamily, wanted: &[IpFamily]) -> bool {
+        let (mirrored, there) = (self.wanted(family, wanted), self.ours(family));
+        let same = there.len() == mirrored.len() && mirrored.iter().all(|route| there.contains(route));
+        let rule = rule(family);
+        same && match mirrored.is_empty() {
+            true => !self.policies.contains(&rule),
+            false => self.policies.contains(&rule) && self.is_last(&rule),
+        }
+    }
 
-fn stand_of(family: IpFamily, wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) -> bool {
-    let mirrored = mirrored(family, routes).filter(|_| wanted.contains(&family)).unwrap_or_default();
-    let there = ours(family, routes);
-    let same = there.len() == mirrored.len() && mirrored.iter().all(|route| there.contains(route));
-    same && policies.contains(&rule(family)) != mirrored.is_empty()
+    /// Whether anything of ours is there.
+    fn is_put(self, family: IpFamily) -> bool {
+        self.policies.contains(&rule(family)) || !self.ours(family).is_empty()
+    }
+
+    /// The routes of ours that are there.
+    fn ours(self, family: IpFamily) -> Vec<Route> {
+        let of_family = of_table(family, SEGMENTS_TABLE, self.routes);
+        of_family.filter(|route| route.protocol == PROTOCOL).cloned().collect()
+    }
+
+    /// The routes that are to be there.
+    fn wanted(self, family: IpFamily, wanted: &[IpFamily]) -> Vec<Route> {
+        let mirrored = wanted.contains(&family).then(|| self.mirrored(family).ok());
+        mirrored.flatten().unwrap_or_default()
+    }
+
+    fn all_mirrored(self, wanted: &[IpFamily]) -> Vec<Route> {
+        let both = [IpFamily::V4, IpFamily::V6];
+        both.into_iter().flat_map(|family| self.wanted(family, wanted)).collect()
+    }
+
+    /// Whether no other of its priority comes after a rule of ours: one would be left out by it.
+    fn is_last(self, rule: &Policy) -> bool {
+        let mut after = self
+            .policies
+            .iter()
+            .filter(|p| p.ipv6 == rule.ipv6)
+            .skip_while(|p| *p != rule)
+            .skip(1);
+        after.next().is_none_or(|next| next.priority > rule.priority)
+    }
+
+    /// The main table's routes as ours has them, each after those by which its gateway is reached, and none for what goes to probes;
+    /// or why there are to be none.
+    fn mirrored(self, family: IpFamily) -> Result<Vec<Route>, Aside> {
+        let rule = rule(family);
+        let mut others = self.policies.iter().filter(|p| p.ipv6 == rule.ipv6 && **p != rule);
+        if others.clone().any(|p| p.table() == Some(SEGMENTS_TABLE)) {
+            return Err(Aside::TableTaken);
+        }
+        // Where ours stands, or is to stand: after all of its priority.
+        let next = others.find(|p| p.priority > SEGMENTS_PRIORITY);
+        let is_main = |rule: &Rule| rule.table == MAIN && rule.mask == 0;
+        match next {
+            None => return Err(Aside::NoMainRule),
+            Some(next) if next.plain().filter(is_main).is_none() => return Err(Aside::RuleBetween(next.priority)),
+            Some(_) => (),
+        }
+        self.mirrored_routes(family)
+    }
+
+    fn mirrored_routes(self, family: IpFamily) -> Result<Vec<Route>, Aside> {
+        // Their own MTU is the link's as well, and is none of what stays in the pod.
+        let is_simple = |route: &&Route| route.kind == RouteKind::Unicast && !route.says_more;
+        let main: Vec<&Route> = of_table(family, MAIN, self.routes).take(ROUTES + 1).collect();
+        if main.is_empty() {
+            return Err(Aside::NoRoute);
+        }
+        if main.len() > ROUTES {
+            return Err(Aside::ManyRoutes);
+        }
+        if of_table(family, SEGMENTS_TABLE, self.routes).any(|route| route.protocol != PROTOCOL) {
+            return Err(Aside::TableTaken);
+        }
+        if let Some(more) = main.iter().find(|route| !is_simple(route)) {
+            return Err(Aside::Route(more.destination));
+        }
+        // One would take the place of the other, as of two devices with the same network.
+        let same = |route: &Route, other: &Route| (route.destination, route.metric) == (other.destination, other.metric);
+        let is_twice = |(n, route): &(usize, &&Route)| main[..*n].iter().any(|other| same(route, other));
+        if let Some((_, twice)) = main.iter().enumerate().find(is_twice) {
+            return Err(Aside::SameRoutes(twice.destination));
+        }
+        let mut mirrored: Vec<Route> = main
+            .into_iter()
+            .map(|route| Route {
+                table: SEGMENTS_TABLE,
+                protocol: PROTOCOL,
+                mtu: Some(SEGMENTS_MTU),
+                ..route.clone()
+            })
+            .collect();
+        mirrored.push(to_probes(family));
+        mirrored.sort_by_key(|route| route.gateway.is_some());
+        Ok(mirrored)
+    }
 }
 
 /// What the pod sends by TCP, and is no packet of the proxy's nor goes back to it.
@@ -137,39 +437,6 @@ fn rule(family: IpFamily) -> Policy {
         protocol: TCP,
         ..Policy::default()
     }
-}
-
-/// The routes of ours that are there.
-fn ours(family: IpFamily, routes: &[Route]) -> Vec<Route> {
-    let of_family = of_table(family, SEGMENTS_TABLE, routes);
-    of_family.filter(|route| route.protocol == PROTOCOL).cloned().collect()
-}
-
-/// The main table's routes as ours has them, each after those by which its gateway is reached, and none for what goes to probes;
-/// `None` where the main table says more than can be said again, or somebody else has routes in ours.
-fn mirrored(family: IpFamily, routes: &[Route]) -> Option<Vec<Route>> {
-    let simple = |route: &Route| route.kind == RouteKind::Unicast && route.mtu.is_none() && !route.says_more;
-    let main: Vec<&Route> = of_table(family, MAIN, routes).collect();
-    let is_taken = of_table(family, SEGMENTS_TABLE, routes).any(|route| route.protocol != PROTOCOL);
-    // One would take the place of the other, as of two devices with the same network.
-    let same = |route: &Route, other: &Route| (route.destination, route.metric) == (other.destination, other.metric);
-    let is_twice = |(n, route): (usize, &&Route)| main[..n].iter().any(|other| same(route, other));
-    let is_plain = main.len() <= ROUTES && main.iter().all(|route| simple(route)) && !main.iter().enumerate().any(is_twice);
-    if main.is_empty() || is_taken || !is_plain {
-        return None;
-    }
-    let mut mirrored: Vec<Route> = main
-        .into_iter()
-        .map(|route| Route {
-            table: SEGMENTS_TABLE,
-            protocol: PROTOCOL,
-            mtu: Some(SEGMENTS_MTU),
-            ..route.clone()
-        })
-        .collect();
-    mirrored.push(to_probes(family));
-    mirrored.sort_by_key(|route| route.gateway.is_some());
-    Some(mirrored)
 }
 
 /// What goes there goes around the proxy, by the main table.
@@ -191,13 +458,23 @@ fn to_probes(family: IpFamily) -> Route {
 }
 
 fn of_table(family: IpFamily, table: u32, routes: &[Route]) -> impl Iterator<Item = &Route> {
-    let is_ipv6 = family == IpFamily::V6;
     routes
         .iter()
-        .filter(move |route| route.table == table && route.destination.addr().is_ipv6() == is_ipv6)
+        .filter(move |route| route.table == table && family_of_net(&route.destination) == family)
 }
 
-/// How often that is tried which does not stand then.
+fn family_of_net(net: &IpNet) -> IpFamily {
+    match net {
+        IpNet::V4(_) => IpFamily::V4,
+        IpNet::V6(_) => IpFamily::V6,
+    }
+}
+
+fn family_of(connection: &Connection) -> IpFamily {
+    family_of_net(&connection.local.ip().to_canonical().into())
+}
+
+/// How often that is tried anew which has not come about.
 const TRIES: u8 = 3;
 /// By which our routes are told from those of others in the same table: a number that nobody has
 /// (`/etc/iproute2/rt_protos`).
