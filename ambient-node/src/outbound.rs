@@ -177,11 +177,11 @@ impl Outbound {
         loop {
             let snapshot = match self.pod.known(&self.node.state).await {
                 Ok(snapshot) => snapshot,
-                Err(unknown) => return Err(self.early(&unknown)),
+                Err(unknown) => return Err(self.unknown(account, &unknown)),
             };
             let source = match self.pod.workload(&snapshot) {
                 Ok(source) => source,
-                Err(unknown) => return Err(self.early(&unknown)),
+                Err(unknown) => return Err(self.unknown(account, &unknown)),
             };
             let plan = match self.route(&snapshot, source, &mut tried).await {
                 Ok(plan) if !tried.knows(&plan) => plan,
@@ -412,9 +412,13 @@ impl Outbound {
         ends
     }
 
-    fn early(&self, unknown: &UnknownPod) -> Unopened {
-        let metrics = &self.node.metrics;
-        refused_early(metrics, unknown.reason(), Direction::Outbound, self.peer, self.to, None, unknown);
+    /// Tells of a connection of a pod that the mesh does not know, or knows no longer since the connection was begun.
+    fn unknown(&self, account: Option<Account>, unknown: &UnknownPod) -> Unopened {
+        let (metrics, reason) = (&self.node.metrics, unknown.reason());
+        match account {
+            Some(account) => account.close(&Outcome::failed(Flag::Connect, unknown).because(reason)),
+            None => refused_early(metrics, reason, Direction::Outbound, self.peer, self.to, None, unknown),
+        }
         Unopened::Told
     }
 }

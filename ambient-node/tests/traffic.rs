@@ -84,6 +84,10 @@ const TESTS: &[Test] = &[
     ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
     ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
     (
+        "who_is_another_while_it_connects_is_told_of_once",
+        telemetry::who_is_another_while_it_connects_is_told_of_once,
+    ),
+    (
         "where_there_is_no_way_it_is_told_to_what",
         telemetry::where_there_is_no_way_it_is_told_to_what,
     ),

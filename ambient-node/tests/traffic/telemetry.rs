@@ -2,13 +2,17 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr},
+    net::{Shutdown, SocketAddr, TcpListener},
+    time::Duration,
 };
 
-use ambient_core::ports;
+use ambient_core::{TunnelProtocol, Workload, mesh::Update, ports};
 use ambient_testkit::{World, harness::Outcome};
 
-use crate::mesh::{Family, Listener, Mesh, Way, ending, until};
+use crate::{
+    mesh::{Family, Listener, Mesh, Way, ending, until},
+    ways,
+};
 
 const SENT: &str = "istio_tcp_sent_bytes_total";
 const RECEIVED: &str = "istio_tcp_received_bytes_total";
@@ -236,6 +240,46 @@ pub(crate) fn where_there_is_no_way_it_is_told_to_what(world: &World) -> Outcome
         ];
         (mesh.metric(FAILED, &labels) > 0).then_some(())
     });
+    Ok(())
+}
+
+/// One endpoint after another is tried, and before the last the mesh knows who asks as somebody else.
+pub(crate) fn who_is_another_while_it_connects_is_told_of_once(world: &World) -> Outcome {
+    let mesh = Mesh::start_with(world, |config| config.connect_timeout = Duration::from_secs(1))?;
+    let silent = mesh.c.namespace.run(|| TcpListener::bind((mesh.c.v4, 0)))??;
+    let at = silent.local_addr()?;
+    // Nobody accepts, and there is room for one: the kernel is silent to whoever comes then.
+    rustix::net::listen(&silent, 0)?;
+    let _first = mesh.c.connect(at)?;
+    let endpoint = |name: &str| Workload {
+        pod: None,
+        ambient: false,
+        tunnel: TunnelProtocol::None,
+        ..Mesh::workload(name, &mesh.c)
+    };
+    let all = ["silent-1", "silent-2"].map(endpoint);
+    let web = ways::service(&all.each_ref().map(|workload| (workload, at.port())));
+    let mut updates: Vec<_> = all.iter().map(|w| Update::Workload(w.clone().into())).collect();
+    updates.push(Update::Service(web.into()));
+    mesh.tell(updates);
+    until("the service to be known", || {
+        mesh.page(ports::ADMIN, "/config_dump").ok()?.1.contains("silent-2").then_some(())
+    });
+    let failed = |reason| mesh.metric("ambient_connections_failed_total", &[("reporter", "source"), ("reason", reason)]);
+    let before = ["drain", "unknown_workload"].map(failed);
+    let mut client = mesh.a.connect(ways::vip())?;
+    until("the first endpoint to be tried", || {
+        let dump = mesh.page(ports::ADMIN, "/config_dump").ok()?.1;
+        dump.contains(&format!("\"originalDst\":\"{}\"", ways::VIP)).then_some(())
+    });
+    let other = Workload {
+        trust_domain: "other.example".parse()?,
+        ..Mesh::workload("a", &mesh.a)
+    };
+    mesh.tell(vec![Update::Workload(other.into())]);
+    assert_eq!(ending(&mut client), "reset");
+    until("it to be told of", || (failed("unknown_workload") > before[1]).then_some(()));
+    assert_eq!(["drain", "unknown_workload"].map(failed), [before[0], before[1] + 1]);
     Ok(())
 }
 
