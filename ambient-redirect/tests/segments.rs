@@ -9,7 +9,7 @@ mod mesh;
 mod node;
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::ExitCode,
     time::Duration,
 };
@@ -26,6 +26,7 @@ use ambient_testkit::{
     World,
     harness::{self, Outcome},
 };
+use ipnet::IpNet;
 use mesh::{Log, Running};
 use node::{NAME, Node, spec};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             "segments_that_are_refused_come_once_they_can",
             segments_that_are_refused_come_once_they_can,
         ),
+        ("segments_follow_what_changed_meanwhile", segments_follow_what_changed_meanwhile),
         (
             "segments_do_not_outlive_the_rules_that_capture",
             segments_do_not_outlive_the_rules_that_capture,
@@ -222,6 +224,13 @@ fn what_is_captured_has_the_loopbacks_segments(world: &World) -> Outcome {
         for probes in [PROBE_SOURCES.0.into(), PROBE_SOURCES.1.into()] {
             assert_eq!(mtu(probes).unwrap(), None, "{probes}");
         }
+        // As all is that is not TCP.
+        let datagram = Packet {
+            protocol: 17,
+            ..Packet::tcp([198, 51, 100, 7].into(), 0)
+        };
+        let taken = pod.run(|| Routing::open().unwrap().taken(&datagram).unwrap().unwrap()).unwrap();
+        assert_eq!(taken.mtu, None);
         // Whoever takes them away finds them there again.
         change(&pod, |routing, _| {
             for policy in routing.policies().unwrap().iter().filter(|p| p.table() == Some(SEGMENTS_TABLE)) {
@@ -494,10 +503,66 @@ fn segments_that_are_refused_come_once_they_can(world: &World) -> Outcome {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert!(refused(&running.states.borrow()[0]), "{:?}", running.states.borrow()[0].segments);
+        // Tried until it is left.
+        let elsewhere = |device| near(device).table(77);
+        for _ in 0..10 {
+            change(&pod, |routing, device| routing.add_route(&elsewhere(device)).unwrap());
+            change(&pod, |routing, device| routing.delete_route(&elsewhere(device)).unwrap());
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
         change(&pod, |routing, device| routing.delete_route(&far(device)).unwrap());
         until(&pod, 2, &MAIN, "without it").await;
         until_told(&running, WELL).await;
         running.stop().await;
+    })
+}
+
+/// What changes while nobody looks is looked at by the next.
+fn segments_follow_what_changed_meanwhile(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let namespace = world.namespace("a")?;
+    let pod = node.join(&namespace, "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let wanted = [spec("a", &["10.0.0.2", "fd00::2"])];
+        let running = Running::capturing(config(&node), &Log::default(), &wanted).await;
+        until(&pod, 2, &MAIN, "as it joins").await;
+        running.kill().await;
+        let every: IpNet = "0.0.0.0/0".parse().unwrap();
+        let other = |device| Route::to(every).via([10, 0, 0, 9].into()).dev(device).onlink();
+        change(&pod, |routing, device| {
+            routing.add_route(&other(device)).unwrap();
+            let of_v6 = routing
+                .routes(254)
+                .unwrap()
+                .into_iter()
+                .find(|r| r.destination.to_string() == "::/0")
+                .unwrap();
+            routing.delete_route(&of_v6).unwrap();
+        });
+        let next = Running::capturing(config(&node), &Log::default(), &wanted).await;
+        until(&pod, 2, &["0.0.0.0/0", "fd00::2/128", "fe80::/64"], "by the next").await;
+        assert!(there(&pod).1.iter().any(|route| route.gateway == Some([10, 0, 0, 9].into())));
+        until_told(&next, WELL).await;
+        // An address comes with a route that says it, and takes that along.
+        let more: IpAddr = [10, 9, 0, 5].into();
+        change(&pod, |routing, device| routing.add_address(device, more, 24).unwrap());
+        let with_it = ["0.0.0.0/0", "10.9.0.0/24", "fd00::2/128", "fe80::/64"];
+        until(&pod, 2, &with_it, "with another address").await;
+        assert!(there(&pod).1.iter().any(|route| route.source == Some(more)));
+        change(&pod, |routing, device| routing.delete_address(device, more, 24).unwrap());
+        until(&pod, 2, &["0.0.0.0/0", "fd00::2/128", "fe80::/64"], "without it").await;
+        // The device goes, and another comes in its place.
+        change(&pod, |routing, device| routing.delete_link(device).unwrap());
+        until(&pod, 0, &[], "without a device").await;
+        until_told(
+            &next,
+            "[the link's: the main table has no route, the link's: the main table has no route]",
+        )
+        .await;
+        node.join(&namespace, "10.0.0.2", "fd00::2").unwrap();
+        until(&pod, 2, &MAIN, "with another device").await;
+        until_told(&next, WELL).await;
+        next.stop().await;
     })
 }
 
