@@ -439,3 +439,39 @@ async fn early_data_is_delivered_once_and_in_order() {
     let tally = connecting.await.unwrap();
     assert_eq!((tally.a_to_b, tally.b_to_a), (early.len() as u64, 0), "{tally:?}");
 }
+
+/// As Envoy ends a connection whose application has ended first: nothing is missing, and the client has its end.
+#[tokio::test]
+async fn their_end_with_nothing_more_wanted_is_an_end() {
+    for more in [false, true] {
+        let mut ours = Ours::new(h2::server::Builder::new(), 64 << 10);
+        let (mut stream, mut theirs) = ours.stream().await;
+        let (mut app, mut client) = duplex(64 << 10);
+        let relaying =
+            tokio::spawn(async move { ambient_hbone::relay(&mut client, &mut stream, &ambient_hbone::RelayLimits::default()).await });
+        app.write_all(b"question").await.unwrap();
+        assert_eq!(theirs.recv.data().await.unwrap().unwrap(), "question");
+        theirs.send.send_data(Bytes::from_static(b"the answer"), true).unwrap();
+        let mut heard = [0; 10];
+        app.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"the answer");
+        // What `h2` has not sent by then it throws away.
+        theirs.send.send_reset(Reason::NO_ERROR);
+        assert_eq!(app.read(&mut heard).await.unwrap(), 0);
+        // Longer than a reset takes.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!relaying.is_finished(), "who was told the end has not ended itself");
+        if more {
+            app.write_all(b"more").await.unwrap();
+        } else {
+            app.shutdown().await.unwrap();
+        }
+        let tally = relaying.await.unwrap();
+        assert_eq!((tally.a_to_b, tally.b_to_a), (8, 10), "{tally:?}");
+        match tally.end {
+            ambient_hbone::relay::End::Orderly { first } => assert!(!more && first == ambient_hbone::relay::Side::B, "{more} {first:?}"),
+            // Bytes that nobody takes are no good end.
+            failed => assert!(more && failed.to_string().contains("NO_ERROR"), "{more} {failed}"),
+        }
+    }
+}

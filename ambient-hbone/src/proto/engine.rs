@@ -449,6 +449,8 @@ impl Engine {
             return Poll::Ready(Err(Cut::Lost));
         };
         match (slot.cut, slot.room(most)) {
+            // Whoever has more to say is told then, and who has not ends in good order.
+            (Some(_), _) if slot.declined => Poll::Ready(Ok(most)),
             (Some(cut), _) => Poll::Ready(Err(cut)),
             (None, 0) => register(&mut slot.writer, cx),
             (None, room) => Poll::Ready(Ok(room)),
@@ -461,8 +463,8 @@ impl Engine {
             return Poll::Ready(Cut::Lost);
         };
         match slot.cut {
-            Some(cut) => Poll::Ready(cut),
-            None => register(&mut slot.writer, cx),
+            Some(cut) if !slot.declined => Poll::Ready(cut),
+            _ => register(&mut slot.writer, cx),
         }
     }
 
@@ -480,8 +482,10 @@ impl Engine {
     /// Ends our direction behind all that was put in.
     pub(crate) fn finish(&mut self, key: Key) -> Result<(), Cut> {
         let slot = self.streams.get(key).ok_or(Cut::Lost)?;
-        if let Some(cut) = slot.cut {
-            return Err(cut);
+        match slot.cut {
+            Some(_) if slot.declined => return Ok(()),
+            Some(cut) => return Err(cut),
+            None => {}
         }
         if slot.sending == Sending::Open {
             slot.sending = Sending::Ending;

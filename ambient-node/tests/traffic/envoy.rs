@@ -145,6 +145,17 @@ fn web(of: &Workload) -> Service {
     service(&[(of, PORT)])
 }
 
+/// The server ends first: its last words arrive, and its end as what it is.
+fn server_first(mut pair: Pair) -> Outcome {
+    pair.converse()?;
+    pair.server.write_all(b"the last of it")?;
+    drop(pair.server);
+    let mut heard = Vec::new();
+    pair.client.read_to_end(&mut heard)?;
+    assert_eq!(heard, b"the last of it");
+    Ok(())
+}
+
 /// Much in both directions at once, and an end that arrives.
 fn converse_at_length(mut pair: Pair) -> Outcome {
     pair.converse()?;
@@ -221,6 +232,7 @@ pub(crate) fn envoy_is_a_waypoint_by_every_name(world: &World) -> Outcome {
             let pair = arrive_from(&mesh.a, to, &listeners[0], mesh.c.v4);
             let client = pair.client.local_addr()?;
             converse_at_length(pair)?;
+            server_first(arrive_from(&mesh.a, to, &listeners[0], mesh.c.v4))?;
             let told = envoy.says(&[&format!("to={to} "), &format!("forwarded=for=\"{client}\"")]);
             assert!(told.contains("from=spiffe://cluster.local/ns/shop/sa/a status=200"), "{told}");
             assert!(told.contains("k8s.namespace.name=shop"), "{told}");

@@ -465,6 +465,8 @@ impl Engine {
             return self.spend(FRAME);
         };
         let unanswered = !slot.established;
+        let ended = self.role == Role::Client && slot.established && slot.ended_by_peer;
+        slot.declined = ended && Code(code) == Code::NO_ERROR && slot.outbox.is_empty();
         if self.role == Role::Server && unanswered {
             self.spend(ABANDONED)?;
         }

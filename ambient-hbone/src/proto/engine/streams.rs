@@ -39,6 +39,8 @@ pub(super) struct Slot {
     /// It stands in a queue of those who have something to send.
     pub(super) queued: bool,
     pub(super) ended_by_peer: bool,
+    /// The peer, a server that has ended, wants nothing more of what it had been sent all of: no failure, unless there is more.
+    pub(super) declined: bool,
     /// Data went since the peer last said that it takes more.
     pub(super) sent: bool,
     pub(super) sending: Sending,
@@ -71,6 +73,7 @@ impl Slot {
             closed: false,
             queued: false,
             ended_by_peer: false,
+            declined: false,
             sent: false,
             sending: Sending::Open,
             cut: None,

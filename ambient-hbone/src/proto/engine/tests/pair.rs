@@ -299,6 +299,54 @@ fn what_is_dropped_after_its_end_is_still_sent() {
 }
 
 #[test]
+fn a_server_that_has_ended_may_want_no_more() {
+    // With something of ours on its way, before its end, or with another code, it is a failure.
+    for (code, ended, unsent, fails) in [
+        (Code::NO_ERROR, true, false, false),
+        (Code::CONNECT_ERROR, true, false, true),
+        (Code::NO_ERROR, true, true, true),
+        (Code::NO_ERROR, false, false, true),
+    ] {
+        let mut pair = Pair::new();
+        let [near, far] = pair.open();
+        if unsent {
+            pair.ends[0].credit = 0;
+            pair.ends[0].send(near, vec![7; 10].into()).unwrap();
+        }
+        if ended {
+            pair.ends[1].finish(far).unwrap();
+        }
+        pair.settle();
+        pair.ends[1].cut(far, code);
+        pair.settle();
+        let cut = Cut::ByPeer(code);
+        let engine = &mut pair.ends[0];
+        assert_eq!(engine.poll_cut(near, &cx()).is_ready(), fails, "{code:?} {ended} {unsent}");
+        assert_eq!(
+            matches!(engine.poll_room(near, &cx()), Poll::Ready(Err(_))),
+            fails,
+            "{code:?} {ended} {unsent}"
+        );
+        assert_eq!(
+            engine.finish(near),
+            if fails { Err(cut) } else { Ok(()) },
+            "{code:?} {ended} {unsent}"
+        );
+        assert_eq!(engine.send(near, vec![7; 10].into()), Err(cut), "{code:?} {ended} {unsent}");
+        assert!(output(engine).is_empty(), "nothing is said of it any more");
+        assert_eq!(engine.active, 0);
+    }
+    // Of a client it is one always.
+    let mut pair = Pair::new();
+    let [near, far] = pair.open();
+    pair.ends[0].finish(near).unwrap();
+    pair.settle();
+    pair.ends[0].cut(near, Code::NO_ERROR);
+    pair.settle();
+    assert_eq!(pair.ends[1].finish(far), Err(Cut::ByPeer(Code::NO_ERROR)));
+}
+
+#[test]
 fn a_wide_window_in_a_narrow_one_starves_nobody_for_good() {
     let mut pair = Pair::new();
     let [near, far] = pair.open();
