@@ -28,6 +28,7 @@ use ambient_redirect::{
     PodSpec,
     linux::Netns,
     netlink::{Batch, Family, Nftables, Routing},
+    plan::{ROUTE_TABLE, SEGMENTS_TABLE},
 };
 use ambient_testkit::{
     Namespace, World,
@@ -280,9 +281,13 @@ impl Storm<'_> {
                 .netns
                 .run(|| {
                     let tables = Nftables::open().unwrap().tables().unwrap().into_iter().map(|t| t.name);
-                    let rules = Routing::open().unwrap().rules().unwrap();
-                    let rules = rules.iter().filter(|r| r.table == 100).map(|r| format!("{r:?}"));
-                    tables.chain(rules).collect()
+                    let mut routing = Routing::open().unwrap();
+                    let is_ours = |table: u32| [ROUTE_TABLE, SEGMENTS_TABLE].contains(&table);
+                    let rules: Vec<_> = routing.policies().unwrap();
+                    let rules = rules.iter().filter(|r| r.table().is_some_and(is_ours)).map(|r| format!("{r:?}"));
+                    let routes = routing.all_routes().unwrap();
+                    let routes = routes.iter().filter(|r| is_ours(r.table)).map(|r| format!("{r:?}"));
+                    tables.chain(rules).chain(routes).collect()
                 })
                 .unwrap();
             assert_eq!(left, [""; 0], "left behind of {}", pod.uid);

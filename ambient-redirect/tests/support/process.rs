@@ -30,6 +30,7 @@ impl Process {
         let config = Config {
             options: Options {
                 dns: false,
+                loopback_segments: true,
                 ..Options::default()
             },
             drain: Duration::from_secs(1),
