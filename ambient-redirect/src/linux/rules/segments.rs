@@ -10,7 +10,7 @@
 //! where the main table says more of a route than whereto it leads, or where rules of others have their say between ours and the
 //! one for the main table, which ours would leave out; what answers probes goes by the main table.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
 
@@ -94,14 +94,20 @@ impl fmt::Display for Aside {
 /// What is known of a namespace's segments.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// Whether routing was otherwise than the plan has it when it was listed last.
-    differs: bool,
-    /// What was put there last and did not come about, and why.
-    tried: Option<(Vec<Route>, String)>,
-    /// How often: a device may have gone down while it was. After [`TRIES`] of them it is left until it would be something else.
-    tries: u8,
+    /// Of which families routing was otherwise than the plan has it when it was listed last.
+    differs: Vec<IpFamily>,
+    /// What was put there last and did not come about.
+    tried: BTreeMap<IpFamily, Tried>,
     /// Whose segments there are, of the families that the plan names.
     whose: Vec<(IpFamily, Segments)>,
+}
+
+#[derive(Debug)]
+struct Tried {
+    what: Vec<Route>,
+    why: String,
+    /// How often: a device may have gone down while it was. After [`TRIES`] more it is left until it would be something else.
+    times: u8,
 }
 
 /// What is listed of routing.
@@ -123,69 +129,92 @@ impl Inside {
 
     /// Whether something was otherwise than the plan has it when all was listed last.
     pub(crate) fn segments_differ(&self) -> bool {
-        self.segments.differs
+        !self.segments.differs.is_empty()
     }
 
     /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. What the kernel refuses is
     /// left as it was: it is for speed alone, so that no error of it counts. All must have been listed before.
     pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
-        if wanted.is_empty() && !self.segments.differs {
+        if wanted.is_empty() && !self.segments_differ() {
             return;
         }
-        let why = match self.put_right(wanted) {
-            Ok(()) if !self.segments.differs => return,
-            Ok(()) => String::from("routes keep changing"),
-            Err(error) => error.to_string(),
-        };
-        let Ok((policies, routes)) = self.routing_lists() else { return };
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
-        self.segments.tried = Some((listed.all_mirrored(wanted), why));
-        self.segments.tries += 1;
-        if self.segments.tries > TRIES {
-            let _ = self.clear_segments();
-        }
-        self.look_at_segments(wanted, &policies, &routes);
+        // What cannot be listed is looked at again.
+        let _ = self.put_right(wanted);
     }
 
     fn put_right(&mut self, wanted: &[IpFamily]) -> Result<(), ApplyError> {
         let (policies, routes) = self.routing_lists()?;
         self.look_at_segments(wanted, &policies, &routes);
-        if !self.segments.differs {
+        if !self.segments_differ() {
             return Ok(());
         }
         let listed = Listed {
             policies: &policies,
             routes: &routes,
         };
-        let around = self.around_of(wanted, listed)?;
-        let mut allowed = wanted.to_vec();
-        allowed.retain(|family| around.iter().all(|(of, _)| of != family));
-        self.put_segments(&allowed, listed)?;
+        let around = self.around_of(wanted, listed).map_err(|error| error.to_string());
+        let mut failed = BTreeMap::new();
+        for family in self.segments.differs.clone() {
+            let mirrored = listed.wanted(family, wanted);
+            match &around {
+                Err(why) if !mirrored.is_empty() => drop(failed.insert(family, why.clone())),
+                Ok(around) if around.contains_key(&family) => (),
+                _ => drop(
+                    self.put_family(family, &mirrored, listed)
+                        .map_err(|e| failed.insert(family, e.to_string())),
+                ),
+            }
+        }
+        let around = around.unwrap_or_default();
         let (policies, routes) = self.routing_lists()?;
-        self.look_at_segments(&allowed, &policies, &routes);
-        let stay = around
-            .into_iter()
-            .map(|(family, count)| (family, Segments::Link(Aside::Kept(count))));
-        self.segments.whose.extend(stay);
-        self.segments.whose.sort_by_key(|(family, _)| *family);
+        self.look_at_segments(wanted, &policies, &routes);
+        let listed = Listed {
+            policies: &policies,
+            routes: &routes,
+        };
+        for family in self.segments.differs.clone() {
+            match around.get(&family) {
+                Some(count) => self.say(family, Aside::Kept(*count)),
+                None => {
+                    let why = failed.remove(&family).unwrap_or_else(|| "routes keep changing".into());
+                    self.in_vain(family, listed.wanted(family, wanted), why, listed);
+                }
+            }
+        }
         Ok(())
     }
 
-    /// How much of each family goes around the proxy that has the link's segments until now.
-    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<Vec<(IpFamily, usize)>, ApplyError> {
-        let is_new = |family: &IpFamily| listed.mirrored(*family).is_ok() && !listed.policies.contains(&rule(*family));
-        let mut new = wanted.to_vec();
-        new.retain(is_new);
-        if new.is_empty() {
-            return Ok(Vec::new());
+    /// Takes note of what did not come about, and leaves it where that was so too often.
+    fn in_vain(&mut self, family: IpFamily, what: Vec<Route>, why: String, listed: Listed<'_>) {
+        self.say(family, Aside::Refused(why.clone()));
+        let before = self.segments.tried.get(&family).map_or(0, |tried| tried.times);
+        let times = before.saturating_add(1);
+        self.segments.tried.insert(family, Tried { what, why, times });
+        if times > TRIES {
+            let _ = self.put_family(family, &[], listed);
         }
-        let outside = self.outsiders()?;
-        let count = |family| outside.iter().filter(|o| family_of(&o.connection) == family).count();
-        let counted = new.into_iter().map(|family| (family, count(family)));
-        Ok(counted.filter(|(_, count)| *count > 0).collect())
+    }
+
+    fn say(&mut self, family: IpFamily, aside: Aside) {
+        if let Some((_, whose)) = self.segments.whose.iter_mut().find(|(of, _)| *of == family) {
+            *whose = Segments::Link(aside);
+        }
+    }
+
+    /// How much goes around the proxy, of each family that has the link's segments until now and of which anything does.
+    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<BTreeMap<IpFamily, usize>, ApplyError> {
+        let is_new = |family: &IpFamily| listed.mirrored(*family).is_ok() && !listed.policies.contains(&rule(*family));
+        let mut around = BTreeMap::new();
+        if !wanted.iter().any(is_new) {
+            return Ok(around);
+        }
+        for outsider in self.outsiders()? {
+            let family = family_of(&outsider.connection);
+            if wanted.contains(&family) && is_new(&family) {
+                *around.entry(family).or_default() += 1;
+            }
+        }
+        Ok(around)
     }
 
     /// Takes away what was put there for segments.
@@ -195,7 +224,9 @@ impl Inside {
             policies: &policies,
             routes: &routes,
         };
-        self.put_segments(&[], listed)
+        // Of the one whatever becomes of the other.
+        let cleared = BOTH.map(|family| self.put_family(family, &[], listed));
+        cleared.into_iter().collect()
     }
 
     /// Takes away what was put there for segments, if anything was. For a namespace that holds no table of ours: nothing is captured
@@ -205,10 +236,7 @@ impl Inside {
     /// When the kernel refuses.
     pub(crate) fn clear_stray_segments(&mut self) -> Result<(), ApplyError> {
         let policies = self.routing.policies()?;
-        match [IpFamily::V4, IpFamily::V6]
-            .into_iter()
-            .any(|family| policies.contains(&rule(family)))
-        {
+        match BOTH.into_iter().any(|family| policies.contains(&rule(family))) {
             true => self.clear_segments(),
             false => Ok(()),
         }
@@ -221,28 +249,33 @@ impl Inside {
     /// Takes note of whether it stands as is wanted.
     pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) {
         let listed = Listed { policies, routes };
-        let stands = [IpFamily::V4, IpFamily::V6].into_iter().all(|family| listed.stands(family, wanted));
-        let known = &mut self.segments;
-        known.tried.take_if(|(what, _)| stands || *what != listed.all_mirrored(wanted));
-        if known.tried.is_none() {
-            known.tries = 0;
-        }
-        known.differs = !stands && known.tries <= TRIES;
-        let refused = known.tried.as_ref().map(|(_, why)| why.clone());
-        let mut whose = Vec::new();
-        for family in wanted.iter().copied() {
-            let of_family = match (listed.mirrored(family), &refused) {
+        let mut known = std::mem::take(&mut self.segments);
+        (known.differs, known.whose) = (Vec::new(), Vec::new());
+        for family in BOTH {
+            let stands = listed.stands(family, wanted);
+            let is_other = |tried: &Tried| tried.what != listed.wanted(family, wanted);
+            if stands || known.tried.get(&family).is_some_and(is_other) {
+                known.tried.remove(&family);
+            }
+            let tried = known.tried.get(&family);
+            if !stands && tried.is_none_or(|tried| tried.times <= TRIES) {
+                known.differs.push(family);
+            }
+            if !wanted.contains(&family) {
+                continue;
+            }
+            let whose = match (listed.mirrored(family), tried) {
                 (Err(aside), _) => Segments::Link(aside),
-                (Ok(_), Some(why)) => Segments::Link(Aside::Refused(why.clone())),
-                (Ok(mirrored), None) if listed.stands(family, wanted) => match self.is_taken_by(&mirrored) {
+                (Ok(_), Some(tried)) => Segments::Link(Aside::Refused(tried.why.clone())),
+                (Ok(_), None) if !stands => Segments::Link(Aside::Underway),
+                (Ok(mirrored), None) => match self.is_taken_by(&mirrored) {
                     Ok(false) => Segments::Link(Aside::RoutedBefore),
                     _ => Segments::Loopback,
                 },
-                (Ok(_), None) => Segments::Link(Aside::Underway),
             };
-            whose.push((family, of_family));
+            known.whose.push((family, whose));
         }
-        self.segments.whose = whose;
+        self.segments = known;
     }
 
     /// Whether the kernel sends somewhere by these routes, as a socket asks it: for a source first, and then with that.
@@ -279,7 +312,7 @@ impl Inside {
         // Also what the kernel does not track yet.
         let around = if wanted.is_empty() { Vec::new() } else { self.around()? };
         let mut would = Vec::new();
-        for family in [IpFamily::V4, IpFamily::V6] {
+        for family in BOTH {
             let is_wanted = wanted.contains(&family);
             let count = around.iter().filter(|(c, _)| family_of(c) == family).count();
             let aside = match listed.mirrored(family) {
@@ -298,28 +331,25 @@ impl Inside {
         Ok(would)
     }
 
-    fn put_segments(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<(), ApplyError> {
-        for family in [IpFamily::V4, IpFamily::V6] {
-            let mirrored = listed.wanted(family, wanted);
-            let (rule, there) = (rule(family), listed.ours(family));
-            let is_there = listed.policies.contains(&rule);
-            let stays = is_there && !mirrored.is_empty() && listed.is_last(&rule);
-            if is_there && !stays {
-                // Before its routes, or some would go by those that are left.
-                absent_is_fine(self.routing.delete_policy(&rule))?;
-            }
-            // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
-            for route in there.iter().filter(|route| !mirrored.contains(route)) {
-                absent_is_fine(self.routing.delete_route(route))?;
-            }
-            for route in mirrored.iter().filter(|route| !there.contains(route)) {
-                self.routing.add_route(route)?;
-            }
-            if !mirrored.is_empty() && !stays {
-                match self.routing.add_policy(&rule) {
-                    Err(e) if !e.exists() => return Err(e.into()),
-                    _ => (),
-                }
+    fn put_family(&mut self, family: IpFamily, mirrored: &[Route], listed: Listed<'_>) -> Result<(), ApplyError> {
+        let (rule, there) = (rule(family), listed.ours(family));
+        let is_there = listed.policies.contains(&rule);
+        let stays = is_there && !mirrored.is_empty() && listed.is_last(&rule);
+        if is_there && !stays {
+            // Before its routes, or some would go by those that are left.
+            absent_is_fine(self.routing.delete_policy(&rule))?;
+        }
+        // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
+        for route in there.iter().filter(|route| !mirrored.contains(route)) {
+            absent_is_fine(self.routing.delete_route(route))?;
+        }
+        for route in mirrored.iter().filter(|route| !there.contains(route)) {
+            self.routing.add_route(route)?;
+        }
+        if !mirrored.is_empty() && !stays {
+            match self.routing.add_policy(&rule) {
+                Err(e) if !e.exists() => return Err(e.into()),
+                _ => (),
             }
         }
         Ok(())
@@ -352,11 +382,6 @@ impl Listed<'_> {
     fn wanted(self, family: IpFamily, wanted: &[IpFamily]) -> Vec<Route> {
         let mirrored = wanted.contains(&family).then(|| self.mirrored(family).ok());
         mirrored.flatten().unwrap_or_default()
-    }
-
-    fn all_mirrored(self, wanted: &[IpFamily]) -> Vec<Route> {
-        let both = [IpFamily::V4, IpFamily::V6];
-        both.into_iter().flat_map(|family| self.wanted(family, wanted)).collect()
     }
 
     /// Whether no other of its priority comes after a rule of ours: one would be left out by it.
@@ -474,6 +499,7 @@ fn family_of(connection: &Connection) -> IpFamily {
     family_of_net(&connection.local.ip().to_canonical().into())
 }
 
+const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
 /// How often that is tried anew which has not come about.
 const TRIES: u8 = 3;
 /// By which our routes are told from those of others in the same table: a number that nobody has
