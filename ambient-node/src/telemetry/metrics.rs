@@ -36,7 +36,10 @@ pub(crate) struct Metrics {
     pub(crate) live: Live,
     /// Of pods' DNS.
     pub(crate) dns: DnsMetrics,
+    /// What is counted here, of bounded length: written at a stroke.
     registry: Registry,
+    /// What is copied before it is written, and may be long.
+    listed: Registry,
     /// Who is told of connections besides.
     observer: OnceLock<Arc<dyn Observer>>,
     traffic: Arc<Traffic>,
@@ -141,6 +144,7 @@ impl Metrics {
         // Istio's dashboards look for the name of its own proxy.
         let mut new = Self::unlisted(traffic, &mut registry, "ztunnel");
         registry::add(&mut registry, &new);
+        registry::list(&mut new.listed, &new.traffic, &new.streams, &new.names_asked, &new.runtimes);
         new.registry = registry;
         new
     }
@@ -160,6 +164,7 @@ impl Metrics {
             live: Live::default(),
             dns: DnsMetrics::new(registry),
             registry: Registry::default(),
+            listed: Registry::default(),
             observer: OnceLock::new(),
             traffic: Arc::new(traffic),
             sockets_open: Family::default(),
@@ -450,7 +455,8 @@ impl Metrics {
     #[cfg(test)]
     pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        text::encode(&mut text, &self.registry)?;
+        text::encode_registry(&mut text, &self.registry)?;
+        text::encode(&mut text, &self.listed)?;
         Ok(text)
     }
 
@@ -459,8 +465,13 @@ impl Metrics {
         self.live.count_bytes();
         self.look_at_the_process();
         self.look_at_ages();
+        // Whoever counts waits while a family or a histogram is written, and is not to wait for a reader that stalls.
+        let mut counts = String::new();
+        text::encode_registry(&mut counts, &self.registry).map_err(io::Error::other)?;
+        out.write_all(counts.as_bytes())?;
+        drop(counts);
         let mut text = Text { out, failed: None };
-        let encoded = text::encode(&mut text, &self.registry);
+        let encoded = text::encode(&mut text, &self.listed);
         match (text.failed, encoded) {
             (Some(error), _) => Err(error),
             (None, Err(error)) => Err(io::Error::other(error)),

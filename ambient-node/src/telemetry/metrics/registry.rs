@@ -1,18 +1,23 @@
 //! What each metric is called, and what it is.
 
+use std::sync::{Arc, OnceLock};
+
+use ambient_control::StreamCounts;
 use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
 
 use super::{
-    super::{lookups, runtimes::Runtimes, series::Written, streams::Streams},
+    super::{
+        lookups::{self, NamesAsked},
+        runtimes::Runtimes,
+        series::{Traffic, Written},
+        streams::Streams,
+    },
     Metrics,
 };
 
-/// Everything that is written into a page, in its order.
+/// What is counted, in the order in which it is written.
 pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
-    registry.register_collector(Box::new(Written(metrics.traffic.clone())));
-    registry.register_collector(Box::new(Streams(metrics.streams.clone())));
-    registry.register_collector(Box::new(lookups::Written(metrics.names_asked.clone())));
-    registry.register_collector(Box::new(Runtimes(metrics.runtimes.clone())));
     traffic(registry, metrics);
     process(registry, metrics);
     served(registry, metrics);
@@ -20,6 +25,20 @@ pub(super) fn add(registry: &mut Registry, metrics: &Metrics) {
     policies(registry, metrics);
     state(registry, metrics);
     trust(registry, metrics);
+}
+
+/// What is copied before it is written: it holds up nobody, however slowly that goes.
+pub(super) fn list(
+    registry: &mut Registry,
+    traffic: &Arc<Traffic>,
+    streams: &Arc<OnceLock<StreamCounts>>,
+    names_asked: &Arc<NamesAsked>,
+    runtimes: &Arc<OnceLock<Vec<Handle>>>,
+) {
+    registry.register_collector(Box::new(Written(traffic.clone())));
+    registry.register_collector(Box::new(Streams(streams.clone())));
+    registry.register_collector(Box::new(lookups::Written(names_asked.clone())));
+    registry.register_collector(Box::new(Runtimes(runtimes.clone())));
 }
 
 /// What an enrolment has whose proxy is another process.
