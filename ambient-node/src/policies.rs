@@ -68,6 +68,9 @@ fn effect(fallback: Option<Fallback>) -> &'static str {
     }
 }
 
+/// The first line of who is ready: ztunnel's.
+pub(crate) const READY: &str = "ready\n";
+
 /// Whether a node is ready, and what is wrong, as text.
 ///
 /// A node is ready once it serves: after the first whole state. What is wrong with a file or a policy is named and takes
@@ -81,7 +84,7 @@ pub(crate) fn readiness(policies: Option<&Policies>, faults: &[Fault]) -> (bool,
     let refuses_all = |u: &&Arc<Unreadable>| u.scope == Scope::Global && policies.fallback(&u.key) == Some(Fallback::Refusal);
     let closing = policies.unreadable().find(refuses_all);
     let mut text = match closing {
-        None => "ready\n".to_owned(),
+        None => READY.to_owned(),
         Some(policy) => format!("not ready, pending: {} refuses every connection\n", policy.key),
     };
     for fault in faults {

@@ -27,11 +27,9 @@ impl Readiness {
             );
         }
         let now = node.state.current();
-        let (mut ready, mut text) = policies::readiness(now.as_deref().map(|now| &now.policies), &node.state.faults());
-        if let Some(why) = node.agent.as_ref().and_then(|agent| zds::unready(&agent.borrow())) {
-            ready = false;
-            text = format!("{why}\n{text}");
-        }
+        let by_policies = policies::readiness(now.as_deref().map(|now| &now.policies), &node.state.faults());
+        let unserved = node.agent.as_ref().and_then(|agent| zds::unready(&agent.borrow()));
+        let (ready, mut text) = both(by_policies, unserved);
         for fault in faults_beside(&node.state.faults(), node.certificates.faults()) {
             text.push_str(&line(&fault));
         }
@@ -42,6 +40,14 @@ impl Readiness {
         text.push_str(&unkept(node.certificates.unkept()));
         (ready, text)
     }
+}
+
+/// The same where it is something else as well for which it is not ready: of the two verdicts that which holds comes first, and one
+/// that does not is not told.
+fn both((ready, text): (bool, String), unready: Option<String>) -> (bool, String) {
+    let Some(why) = unready else { return (ready, text) };
+    let rest = text.strip_prefix(policies::READY).unwrap_or(&text);
+    (false, line(&format!("not ready, pending: {why}")) + rest)
 }
 
 /// What is wrong with what certificates come from, without what is told of the source of state already: both may go by the same
@@ -187,6 +193,22 @@ mod tests {
             served(&[one], REFUSED),
             "1 served with a certificate that peers refuse, until there is another, which is asked for: spiffe://d/ns/shop/sa/a; the \
              first as its root is gone\n"
+        );
+    }
+
+    #[test]
+    fn who_is_not_ready_is_nowhere_called_ready() {
+        let ready = || (true, "ready\na.yaml:7: no\n".to_owned());
+        assert_eq!(both(ready(), None), ready());
+        let (is, text) = both(ready(), Some("no node agent is connected: it\nis away".into()));
+        assert!(!is);
+        assert_eq!(text, "not ready, pending: no node agent is connected: it is away\na.yaml:7: no\n");
+        let waits = (false, "not ready, pending: the mesh's state has not arrived\n".to_owned());
+        let (is, text) = both(waits, Some("2 pods are not served".into()));
+        assert!(!is);
+        assert_eq!(
+            text,
+            "not ready, pending: 2 pods are not served\nnot ready, pending: the mesh's state has not arrived\n"
         );
     }
 
