@@ -347,7 +347,12 @@ impl Hands {
         let (plan, mark) = (self.plan(&action.pod, action.closed, room), self.mark(&action.pod));
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
-            let added = room.within(move |inside| inside.apply(&plan, &mark)).await?;
+            let work = move |inside: &mut Inside| {
+                let added = inside.put(&plan, &mark)?;
+                inside.keep_segments_alone(&plan.segments);
+                Ok(added)
+            };
+            let added = room.within(work).await?;
             room.ask(&action.pod.capture);
             return Ok(said_if(&added, 0));
         }
@@ -387,11 +392,12 @@ impl Hands {
             let (chosen, strays): (Vec<_>, Vec<_>) = closed.into_iter().partition(|(_, way)| is_open_before(*way));
             inside.close(chosen.iter().map(|(c, _)| c))?;
             inside.mark_kept(&kept)?;
+            let strays = inside.close(strays.iter().map(|(c, _)| c))?;
             // As none is kept: the next look need not put them there.
             if kept.is_empty() {
-                inside.keep_segments(&plan.segments);
+                inside.keep_segments_alone(&plan.segments);
             }
-            Ok((added, lost, kept, inside.close(strays.iter().map(|(c, _)| c))?))
+            Ok((added, lost, kept, strays))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
         room.ask(&action.pod.capture);

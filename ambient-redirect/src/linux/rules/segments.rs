@@ -117,6 +117,9 @@ struct Listed<'a> {
     routes: &'a [Route],
 }
 
+/// How much goes around the proxy, of each family of which anything does.
+type Around = BTreeMap<IpFamily, usize>;
+
 /// What would become of a family's, or why nothing would.
 pub(super) type Would = (IpFamily, Result<Change, Aside>);
 
@@ -135,14 +138,26 @@ impl Inside {
     /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. What the kernel refuses is
     /// left as it was: it is for speed alone, so that no error of it counts. All must have been listed before.
     pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
-        if wanted.is_empty() && !self.segments_differ() {
-            return;
-        }
-        // What cannot be listed is looked at again.
-        let _ = self.put_right(wanted);
+        self.keep(wanted, Self::around_of);
     }
 
-    fn put_right(&mut self, wanted: &[IpFamily]) -> Result<(), ApplyError> {
+    /// As [`Inside::keep_segments`], where it is known that nothing goes around the proxy: sockets need not be listed for that.
+    pub(crate) fn keep_segments_alone(&mut self, wanted: &[IpFamily]) {
+        self.keep(wanted, |_, _, _| Ok(BTreeMap::new()));
+    }
+
+    fn keep(&mut self, wanted: &[IpFamily], around: impl FnOnce(&mut Self, &[IpFamily], Listed<'_>) -> Result<Around, ApplyError>) {
+        if !wanted.is_empty() || self.segments_differ() {
+            // What cannot be listed is looked at again.
+            let _ = self.put_right(wanted, around);
+        }
+    }
+
+    fn put_right(
+        &mut self,
+        wanted: &[IpFamily],
+        around: impl FnOnce(&mut Self, &[IpFamily], Listed<'_>) -> Result<Around, ApplyError>,
+    ) -> Result<(), ApplyError> {
         let (policies, routes) = self.routing_lists()?;
         self.look_at_segments(wanted, &policies, &routes);
         if !self.segments_differ() {
@@ -152,7 +167,7 @@ impl Inside {
             policies: &policies,
             routes: &routes,
         };
-        let around = self.around_of(wanted, listed).map_err(|error| error.to_string());
+        let around = around(self, wanted, listed).map_err(|error| error.to_string());
         let mut failed = BTreeMap::new();
         for family in self.segments.differs.clone() {
             let mirrored = listed.wanted(family, wanted);
@@ -202,7 +217,7 @@ impl Inside {
     }
 
     /// How much goes around the proxy, of each family that has the link's segments until now and of which anything does.
-    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<BTreeMap<IpFamily, usize>, ApplyError> {
+    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<Around, ApplyError> {
         let is_new = |family: &IpFamily| listed.mirrored(*family).is_ok() && !listed.policies.contains(&rule(*family));
         let mut around = BTreeMap::new();
         if !wanted.iter().any(is_new) {
