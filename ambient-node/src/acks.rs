@@ -6,12 +6,13 @@
 //! application and this process segments are as large as the loopback device has them, so that this would befall nearly all that
 //! are longer than one write.
 //!
-//! Who reads cannot know whether more is held back. To acknowledge each read at once would cost a packet for each request. So what
-//! has been heard and neither answered nor gone on with is acknowledged after a moment, and at once for as long as that has turned out to
-//! be what the other end waits for.
+//! Who reads cannot know whether more is held back, and most who write wait for nothing. To acknowledge each read at once would cost a
+//! packet, and more, for each request. So what has been heard and neither answered nor gone on with is acknowledged after a moment; at
+//! once, for a while, where that turned out to be what the other end waited for; and seldom where it has not time and again.
 
 use std::{
     io::{self, IoSlice},
+    ops::RangeInclusive,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -31,13 +32,20 @@ use tokio::{
 
 use crate::clock;
 
-/// How often it is looked at who waits, while anybody does. Of what is heard and not answered the acknowledgement goes after one to two
-/// of these, or four where timers are late: most answers have come by then.
+/// How often it is looked at who waits, while anybody does. What is heard and not answered is acknowledged at the second look, and a
+/// timer may be a millisecond late: after about four milliseconds. Most answers have come by then.
 const TICK: Duration = Duration::from_millis(1);
 /// What comes so soon after an acknowledgement that was asked for has waited for it.
 const SOON: Duration = Duration::from_millis(1);
-/// So many exchanges are acknowledged at once after one that had waited, and each that turns out not to have begins none anew.
-const EAGER: u8 = 16;
+/// So many exchanges are acknowledged at once after one that has waited.
+const EAGER: u8 = 32;
+/// So many acknowledgements in a row may be asked for in vain; after that ever fewer are: each costs some microseconds at both ends, and
+/// would be needed least where they are dear, as many answers are late where there is much to do.
+const IN_VAIN: u8 = 4;
+/// After which every second is asked for, then every fourth, and so on up to two to the power of this.
+const SELDOM: u8 = 5;
+/// What goes on so long after it was not asked for has waited until the kernel acknowledged it, which is after 40 ms.
+const WAITED: RangeInclusive<Duration> = Duration::from_millis(35)..=Duration::from_millis(70);
 /// As many places are kept for those who wait while nobody does.
 const KEPT: usize = 64;
 
@@ -161,23 +169,56 @@ impl Waiting {
 struct Habit {
     /// So many exchanges are acknowledged at once.
     eager: u8,
-    /// When an acknowledgement was asked for, if nothing has come or gone since.
-    asked: Option<Instant>,
+    /// How many acknowledgements were asked for in vain, up to the number from which on it makes no difference.
+    in_vain: u8,
+    /// So many exchanges are left to the kernel.
+    passes: u8,
+    /// What was done about what was heard last, if nothing has come or gone since.
+    done: Option<(Done, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    /// An acknowledgement was asked for.
+    Asked,
+    /// It was left to the kernel.
+    Passed,
 }
 
 impl Habit {
     fn heard(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some(asked) = self.asked.take()
-            && now().duration_since(asked) < SOON
-        {
-            self.eager = EAGER;
+        let Some((done, when)) = self.done.take() else { return };
+        let since = now().duration_since(when);
+        let has_waited = match done {
+            Done::Asked => since < SOON,
+            Done::Passed => WAITED.contains(&since),
+        };
+        if has_waited {
+            *self = Self {
+                eager: EAGER,
+                ..Self::default()
+            };
+        } else if done == Done::Asked {
+            self.was_in_vain();
         }
     }
 
     fn answered(&mut self) {
-        if self.asked.take().is_some() {
-            self.eager = self.eager.saturating_sub(1);
+        match self.done.take() {
+            Some((Done::Asked, _)) => self.was_in_vain(),
+            Some((Done::Passed, _)) => self.passes = self.passes.saturating_sub(1),
+            None => {}
         }
+    }
+
+    fn was_in_vain(&mut self) {
+        if self.eager > 0 {
+            self.eager -= 1;
+            return;
+        }
+        self.in_vain = (self.in_vain + 1).min(IN_VAIN + SELDOM);
+        // Of each two, four, and so on all but one.
+        self.passes = (1 << self.in_vain.saturating_sub(IN_VAIN)) - 1;
     }
 }
 
@@ -212,8 +253,9 @@ impl Prompt {
         if self.habit.eager > 0 || self.heard.due.load(SeqCst) {
             // All that was heard, unless the kernel has done so. Without it the kernel does so later.
             let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
-            self.habit.asked = Some(clock::steady());
-            self.nothing_is_owed();
+            self.done(Done::Asked);
+        } else if self.habit.passes > 0 {
+            self.done(Done::Passed);
         } else if !self.heard.listed.swap(true, SeqCst) {
             self.acks.add(Waiting {
                 heard: self.heard.clone(),
@@ -222,6 +264,11 @@ impl Prompt {
                 socket: cx.waker().clone(),
             });
         }
+    }
+
+    fn done(&mut self, done: Done) {
+        self.habit.done = Some((done, clock::steady()));
+        self.nothing_is_owed();
     }
 
     /// What was sent has acknowledged all that was heard.

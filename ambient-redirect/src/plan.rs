@@ -88,7 +88,8 @@ pub struct Options {
     /// A process that writes twice before it reads, and has left on that small segments wait for what was sent before
     /// (Nagle's algorithm, [RFC 9293 3.7.4]), waits for an acknowledgement of the first where the second is smaller than a segment;
     /// with this it is so up to 64 KiB instead of one and a half. The kernel delays acknowledgements by 40 ms: this is for a proxy
-    /// that does not leave it at that, as `ambient-node` does not.
+    /// that does not leave it at that, as `ambient-node` does not. What a process has the kernel hold back until a segment is full
+    /// (`TCP_CORK`, `MSG_MORE`) is held back up to 64 KiB, for at most 200 ms.
     ///
     /// [RFC 9293 3.7.4]: https://www.rfc-editor.org/rfc/rfc9293#section-3.7.4
     pub loopback_segments: bool,

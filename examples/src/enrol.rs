@@ -69,7 +69,8 @@ pub(crate) struct Args {
     /// those of the pod's link: less is done for each byte of a transfer. A routing rule in the pods' namespaces (priority 32765,
     /// table 65520) does it, except for a pod of which something goes around the proxy. It is for a proxy that does not delay
     /// acknowledgements: behind another, applications that write twice before they read, and have left Nagle's algorithm on,
-    /// wait 40 ms with it for what is smaller than 64 KiB.
+    /// wait 40 ms with it for what is smaller than 64 KiB. What an application has the kernel hold back until a segment is full
+    /// (TCP_CORK, MSG_MORE) is held back up to 64 KiB, for at most 200 ms.
     #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::Off)]
     loopback_segments: Switch,
     /// Capture IPv4 alone.

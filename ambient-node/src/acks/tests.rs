@@ -1,4 +1,4 @@
-use std::task::Wake;
+use std::{sync::LazyLock, task::Wake};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -52,8 +52,8 @@ const DELAY: Duration = Duration::from_millis(35);
 #[tokio::test]
 async fn who_writes_twice_before_reading_does_not_wait_for_the_kernels_delay() {
     let acks = Acks::default();
-    // What it is for: without anybody who looks after those who wait, each does.
-    assert!(held_up(&acks, 6).await >= 5);
+    // What it is for: without anybody who looks after those who wait, they do.
+    assert!(held_up(&acks, 6).await >= 1);
     tokio::spawn(rounds(vec![acks.beside(), acks.clone()]));
     // A machine that is busy may be late now and then.
     assert!(held_up(&acks, 30).await <= 10);
@@ -106,9 +106,9 @@ async fn who_hears_nothing_new_between_two_looks_is_woken_to_acknowledge() {
     acks.look();
     assert!(!woken.take(), "something new was heard between the two");
     acks.look();
-    assert!(woken.take() && acks.is_empty() && prompt.habit.asked.is_none());
+    assert!(woken.take() && acks.is_empty() && prompt.habit.done.is_none());
     drain(&mut prompt, &woken);
-    assert!(prompt.habit.asked.is_some() && acks.is_empty());
+    assert!(prompt.habit.done.is_some() && acks.is_empty());
     // It is acknowledged by now, so nobody is to be woken for it.
     drain(&mut prompt, &woken);
     assert!(acks.is_empty());
@@ -136,26 +136,74 @@ async fn who_answers_is_not_woken() {
     assert!(acks.is_empty());
 }
 
+fn at(done: Done) -> Option<(Done, Instant)> {
+    Some((done, *START))
+}
+
+static START: LazyLock<Instant> = LazyLock::new(clock::steady);
+
+/// When something is heard so long after what was done.
+fn after(pause: Duration) -> impl FnOnce() -> Instant {
+    move || *START + pause
+}
+
 #[test]
 fn who_has_waited_is_acknowledged_at_once_until_it_has_not() {
-    let start = clock::steady();
-    let (soon, late) = (start + SOON / 2, start + SOON);
     let mut habit = Habit::default();
     habit.heard(|| unreachable!("nothing was asked for"));
     habit.answered();
-    assert_eq!(habit.eager, 0);
+    assert_eq!((habit.eager, habit.in_vain), (0, 0));
     // What comes later would have come all the same.
-    habit.asked = Some(start);
-    habit.heard(|| late);
-    assert_eq!((habit.eager, habit.asked), (0, None));
-    habit.asked = Some(start);
-    habit.heard(|| soon);
-    assert_eq!((habit.eager, habit.asked), (EAGER, None));
+    habit.done = at(Done::Asked);
+    habit.heard(after(SOON));
+    assert_eq!((habit.eager, habit.in_vain, habit.done), (0, 1, None));
+    habit.done = at(Done::Asked);
+    habit.heard(after(SOON / 2));
+    assert_eq!((habit.eager, habit.in_vain, habit.done), (EAGER, 0, None));
     for left in (0..EAGER).rev() {
-        habit.asked = Some(start);
+        habit.done = at(Done::Asked);
         habit.answered();
-        assert_eq!((habit.eager, habit.asked), (left, None));
+        assert_eq!((habit.eager, habit.in_vain, habit.done), (left, 0, None));
     }
-    habit.answered();
-    assert_eq!(habit.eager, 0);
+}
+
+#[test]
+fn who_never_waits_is_asked_ever_more_seldom_and_until_it_waits() {
+    let mut habit = Habit::default();
+    // How many exchanges are passed over before each that is asked for.
+    let mut passed = Vec::new();
+    for _ in 0..12 {
+        let mut before = 0;
+        while habit.passes > 0 {
+            habit.done = at(Done::Passed);
+            habit.answered();
+            before += 1;
+        }
+        passed.push(before);
+        habit.done = at(Done::Asked);
+        habit.answered();
+    }
+    assert_eq!(passed, [0, 0, 0, 0, 0, 1, 3, 7, 15, 31, 31, 31]);
+    for other in [Duration::ZERO, Duration::from_millis(34), Duration::from_millis(71)] {
+        habit.done = at(Done::Passed);
+        habit.heard(after(other));
+        assert_eq!((habit.eager, habit.passes), (0, 31), "{other:?}");
+    }
+    habit.done = at(Done::Passed);
+    habit.heard(after(Duration::from_millis(42)));
+    assert_eq!((habit.eager, habit.in_vain, habit.passes), (EAGER, 0, 0));
+}
+
+#[tokio::test]
+async fn who_is_passed_over_is_not_woken() {
+    let (acks, woken) = (Acks::default(), Arc::default());
+    let (mut application, mut prompt) = pair(&acks).await;
+    prompt.habit.passes = 2;
+    hear(&mut application, &mut prompt, &woken).await;
+    acks.look();
+    acks.look();
+    acks.look();
+    assert!(!woken.take() && acks.is_empty());
+    prompt.write_all(&[7]).await.unwrap();
+    assert_eq!(prompt.habit.passes, 1);
 }

@@ -9,10 +9,11 @@ use ambient_core::{
 use ambient_hbone::{ConnectError, Destination, NotConnected, Phase, Pipe, Stream, TunnelLost};
 use ambient_tls::{ChainError, PeerError};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use tokio::{net::TcpStream, time};
+use tokio::time;
 
 use super::Outbound;
 use crate::{
+    acks::Prompt,
     afar,
     certificates::CertificateError,
     entropy, inbound,
@@ -25,7 +26,7 @@ use crate::{
 
 /// The other end, opened.
 pub(super) enum Far {
-    Tcp(TcpStream),
+    Tcp(Prompt),
     Tunnel(Stream),
     /// The stream goes first, and what it is in is held until then.
     Inner {
@@ -42,7 +43,7 @@ impl Far {
     /// Closing it is a close from now on, not a reset.
     pub(super) fn ended_well(&self) {
         if let Self::Tcp(server) = self {
-            settle(server);
+            settle(server.socket());
         }
     }
 
@@ -77,7 +78,8 @@ impl Outbound {
         }
         match plan {
             Plan::Passthrough(to) | Plan::Direct(Direct { to, .. }) => {
-                dial(&self.node, &self.pod, None, *to).await.map(Far::Tcp).map_err(Failure::tcp)
+                let server = dial(&self.node, &self.pod, None, *to).await.map_err(Failure::tcp)?;
+                Ok(Far::Tcp(self.home.acks.prompt(server)))
             }
             Plan::Tunnel(tunnel) => {
                 // One that has ended while the issuer was away may come at any moment.
