@@ -5,7 +5,7 @@ use std::{
     fmt,
     io::{self, Write},
     pin::Pin,
-    task::{Context as Waker, Poll},
+    task::{Context as Waker, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -162,23 +162,22 @@ pub(crate) struct Out {
 #[derive(Debug)]
 pub(super) enum Piece {
     Of(Bytes),
-    /// The body is whole. Without it, it was cut off.
-    End,
+    /// The body is whole with it. Without it, it was cut off.
+    ///
+    /// The end has something to come along with: hyper 1.12 may leave a close undone that is all there is to tell of an end, as it is
+    /// to a client that speaks HTTP/1.0, and that comes by itself between two of its looks.
+    Last(Bytes),
 }
 
 impl Out {
     fn send(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
-            return Ok(());
-        }
         let piece = self.piece.split().freeze();
         self.piece.reserve(PIECE);
         self.pieces.blocking_send(Piece::Of(piece)).map_err(gone)
     }
 
     fn end(&mut self) -> io::Result<()> {
-        self.send()?;
-        self.pieces.blocking_send(Piece::End).map_err(gone)
+        self.pieces.blocking_send(Piece::Last(self.piece.split().freeze())).map_err(gone)
     }
 }
 
@@ -188,17 +187,18 @@ fn gone(_: mpsc::error::SendError<Piece>) -> io::Error {
 
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A piece goes once there is something for the next, so that the last is never empty.
+        if self.piece.len() >= PIECE && !bytes.is_empty() {
+            self.send()?;
+        }
         let room = PIECE.saturating_sub(self.piece.len());
         let taken = &bytes[..bytes.len().min(room)];
         self.piece.extend_from_slice(taken);
-        if self.piece.len() >= PIECE {
-            self.send()?;
-        }
         Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.send()
+        Ok(())
     }
 }
 
@@ -207,6 +207,8 @@ impl Write for Out {
 pub(super) enum Sent {
     Whole(Option<Bytes>),
     Stream(mpsc::Receiver<Piece>),
+    /// All of it.
+    Ended,
 }
 
 impl Body for Sent {
@@ -214,27 +216,34 @@ impl Body for Sent {
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, waker: &mut Waker<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        match self.get_mut() {
-            Self::Whole(text) => Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text)))),
-            Self::Stream(coming) => coming.poll_recv(waker).map(|piece| match piece {
-                Some(Piece::Of(bytes)) => Some(Ok(Frame::data(bytes))),
-                Some(Piece::End) => None,
-                None => Some(Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the page was not written to its end",
-                ))),
-            }),
-        }
+        let body = self.get_mut();
+        let coming = match body {
+            Self::Whole(text) => return Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text)))),
+            Self::Ended => return Poll::Ready(None),
+            Self::Stream(coming) => coming,
+        };
+        Poll::Ready(match ready!(coming.poll_recv(waker)) {
+            Some(Piece::Of(bytes)) => Some(Ok(Frame::data(bytes))),
+            Some(Piece::Last(bytes)) => {
+                *body = Self::Ended;
+                Some(Ok(Frame::data(bytes)))
+            }
+            None => Some(Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the page was not written to its end",
+            ))),
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
+        matches!(self, Self::Whole(None) | Self::Ended)
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Stream(_) => SizeHint::default(),
+            Self::Ended => SizeHint::with_exact(0),
         }
     }
 }
@@ -258,6 +267,25 @@ mod tests {
         assert_eq!(Asked::new(Method::GET, None, &HeaderMap::new()).value(""), None);
     }
 
+    /// How long the pieces of a body of so many bytes are, and after which of them it says that it has ended.
+    async fn pieces(length: usize) -> Vec<(usize, bool)> {
+        use http_body_util::BodyExt as _;
+        let answer = Answer::stream(PLAIN, move |out| out.write_all(&vec![b'x'; length]));
+        let (mut body, mut pieces) = (answer.into_response().into_body(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            pieces.push((frame.unwrap().into_data().unwrap().len(), body.is_end_stream()));
+        }
+        pieces
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_with_the_last_of_a_stream() {
+        assert_eq!(pieces(1).await, [(1, true)]);
+        assert_eq!(pieces(PIECE).await, [(PIECE, true)]);
+        assert_eq!(pieces(PIECE + 1).await, [(PIECE, false), (1, true)]);
+        assert_eq!(pieces(2 * PIECE).await, [(PIECE, false), (PIECE, true)]);
+    }
+
     #[tokio::test]
     async fn a_stream_that_ends_early_is_an_error() {
         use http_body_util::BodyExt as _;
@@ -265,8 +293,7 @@ mod tests {
         let body = whole.into_response().into_body().collect().await.unwrap();
         assert_eq!(body.to_bytes().len(), 3 * PIECE);
         let torn = Answer::stream(PLAIN, |out| {
-            out.write_all(b"half")?;
-            out.flush()?;
+            out.write_all(&[b'x'; 2 * PIECE])?;
             Err(io::Error::other("no more"))
         });
         assert!(torn.into_response().into_body().collect().await.is_err());
