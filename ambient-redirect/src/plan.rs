@@ -38,8 +38,8 @@ pub const MARK_MASK: u32 = 0xfff;
 pub const ROUTE_TABLE: u32 = 100;
 /// The priority of the routing rule that leads to it.
 pub const RULE_PRIORITY: u32 = 32764;
-/// The routing table by which the pod's own TCP goes where [`Plan::segments`] has it so: a number that is in nobody's way, as those from
-/// 100 on are what network plugins and people take.
+/// The routing table by which the pod's own TCP goes where [`Plan::segments`] has it so: a number in nobody's way; those just above
+/// 100 are what network plugins and people take.
 pub const SEGMENTS_TABLE: u32 = 65_520;
 /// The priority of the routing rule that leads to it: after [`RULE_PRIORITY`], and before the kernel's own for the main table.
 pub const SEGMENTS_PRIORITY: u32 = 32765;

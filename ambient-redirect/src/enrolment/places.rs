@@ -421,7 +421,8 @@ fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Result<(Arc<Netns>, 
         Some(node) => {
             let owner = inside.owner()?;
             if owner.is_none() {
-                inside.clear_stray_segments()?;
+                // For speed alone: no reason not to see the pod.
+                let _ = inside.clear_stray_segments();
             }
             owner.filter(|owner| owner.is_node(node)).map(|owner| owner.pod)
         }

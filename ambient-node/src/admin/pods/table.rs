@@ -174,7 +174,7 @@ fn whose(segments: &Segmented) -> String {
         None => "the link's".to_owned(),
     };
     match &segments.families[..] {
-        _ if !segments.wanted => "the link's: others are not asked for".into(),
+        _ if !segments.wanted => "the link's: the loopback device's are not asked for".into(),
         [] => "-".into(),
         [first, rest @ ..] if rest.iter().all(|family| of(family) == of(first)) => of(first),
         all => {
@@ -221,7 +221,7 @@ mod tests {
         let aside = "the link's: 2 connections from before the capture go around the proxy";
         assert_eq!(told(true, &kept, &kept), aside);
         assert_eq!(told(true, &loopback, &kept), format!("IPv4 the loopback device's; IPv6 {aside}"));
-        assert_eq!(told(false, &kept, &kept), "the link's: others are not asked for");
+        assert_eq!(told(false, &kept, &kept), "the link's: the loopback device's are not asked for");
         let unseen = PodState::new(spec.clone(), State::Joining);
         assert_eq!(whose(&Segmented::of(&unseen, true)), "-");
     }

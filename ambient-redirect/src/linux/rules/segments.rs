@@ -51,11 +51,11 @@ pub enum Aside {
     RuleBetween(u32),
     /// The kernel's own routing rule for the main table is not there.
     NoMainRule,
-    /// It is put in force, and rules of others route what the pod sends before ours does.
+    /// It is put in force, and what the pod sends goes by other routes, as where rules of others come before ours, or has no way.
     RoutedBefore,
     /// It is not put in force yet.
     Underway,
-    /// The kernel does not have it so.
+    /// They did not come about: why.
     Refused(String),
 }
 
@@ -84,9 +84,12 @@ impl fmt::Display for Aside {
                 "routing rule {priority} of somebody else's comes after {SEGMENTS_PRIORITY} and before the one for the main table"
             ),
             Self::NoMainRule => f.write_str("there is no routing rule for the main table"),
-            Self::RoutedBefore => write!(f, "a routing rule of somebody else's comes before {SEGMENTS_PRIORITY}"),
+            Self::RoutedBefore => write!(
+                f,
+                "what the pod sends does not go by table {SEGMENTS_TABLE}: a routing rule of somebody else's comes before {SEGMENTS_PRIORITY}, or there is no way"
+            ),
             Self::Underway => f.write_str("the loopback device's are not put in force yet"),
-            Self::Refused(why) => write!(f, "the kernel refuses the loopback device's: {why}"),
+            Self::Refused(why) => write!(f, "the loopback device's do not come about: {why}"),
         }
     }
 }
@@ -135,8 +138,8 @@ impl Inside {
         !self.segments.differs.is_empty()
     }
 
-    /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. What the kernel refuses is
-    /// left as it was: it is for speed alone, so that no error of it counts. All must have been listed before.
+    /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. Where the kernel refuses, it has
+    /// the link's: it is for speed alone, so that no error of it counts. All must have been listed before.
     pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
         self.keep(wanted, Self::around_of);
     }
@@ -191,7 +194,9 @@ impl Inside {
             match around.get(&family) {
                 Some(count) => self.say(family, Aside::Kept(*count)),
                 None => {
-                    let why = failed.remove(&family).unwrap_or_else(|| "routes keep changing".into());
+                    let why = failed
+                        .remove(&family)
+                        .unwrap_or_else(|| "other routes are listed than were made".into());
                     self.in_vain(family, listed.wanted(family, wanted), why, listed);
                 }
             }
@@ -359,7 +364,13 @@ impl Inside {
             absent_is_fine(self.routing.delete_route(route))?;
         }
         for route in mirrored.iter().filter(|route| !there.contains(route)) {
-            self.routing.add_route(route)?;
+            if let Err(error) = self.routing.add_route(route) {
+                if stays {
+                    // Or some would go by a wider one of those that are there.
+                    let _ = self.routing.delete_policy(&rule);
+                }
+                return Err(error.into());
+            }
         }
         if !mirrored.is_empty() && !stays {
             match self.routing.add_policy(&rule) {
