@@ -171,42 +171,53 @@ struct Habit {
     eager: u8,
     /// How many acknowledgements were asked for in vain, up to the number from which on it makes no difference.
     in_vain: u8,
-    /// So many exchanges are left to the kernel.
+    /// So many exchanges are left to the kernel, or all of one that is never answered, until it has waited.
     passes: u8,
-    /// What was done about what was heard last, if nothing has come or gone since.
-    done: Option<(Done, Instant)>,
+    /// Something was answered since it was found to wait.
+    answers: bool,
+    /// What was done about what was heard last,
+    done: Done,
+    /// and when, if nothing has come or gone since.
+    when: Option<Instant>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Done {
     /// An acknowledgement was asked for.
     Asked,
     /// It was left to the kernel.
+    #[default]
     Passed,
 }
 
 impl Habit {
+    fn does(&mut self, done: Done, now: Instant) {
+        (self.done, self.when) = (done, Some(now));
+    }
+
     fn heard(&mut self, now: impl FnOnce() -> Instant) {
-        let Some((done, when)) = self.done.take() else { return };
+        let Some(when) = self.when.take() else { return };
         let since = now().duration_since(when);
-        let has_waited = match done {
+        let has_waited = match self.done {
             Done::Asked => since < SOON,
             Done::Passed => WAITED.contains(&since),
         };
-        if has_waited {
+        // Who goes on and is never answered, as a transfer does, comes soon after whatever was done.
+        if has_waited && (self.eager == 0 || self.answers) {
             *self = Self {
                 eager: EAGER,
                 ..Self::default()
             };
-        } else if done == Done::Asked {
+        } else if self.done == Done::Asked {
             self.was_in_vain();
         }
     }
 
     fn answered(&mut self) {
-        match self.done.take() {
-            Some((Done::Asked, _)) => self.was_in_vain(),
-            Some((Done::Passed, _)) => self.passes = self.passes.saturating_sub(1),
+        self.answers = true;
+        match self.when.take().map(|_| self.done) {
+            Some(Done::Asked) => self.was_in_vain(),
+            Some(Done::Passed) => self.passes = self.passes.saturating_sub(1),
             None => {}
         }
     }
@@ -253,9 +264,9 @@ impl Prompt {
         if self.habit.eager > 0 || self.heard.due.load(SeqCst) {
             // All that was heard, unless the kernel has done so. Without it the kernel does so later.
             let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
-            self.done(Done::Asked);
+            self.does(Done::Asked);
         } else if self.habit.passes > 0 {
-            self.done(Done::Passed);
+            self.does(Done::Passed);
         } else if !self.heard.listed.swap(true, SeqCst) {
             self.acks.add(Waiting {
                 heard: self.heard.clone(),
@@ -266,8 +277,8 @@ impl Prompt {
         }
     }
 
-    fn done(&mut self, done: Done) {
-        self.habit.done = Some((done, clock::steady()));
+    fn does(&mut self, done: Done) {
+        self.habit.does(done, clock::steady());
         self.nothing_is_owed();
     }
 

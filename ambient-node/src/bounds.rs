@@ -110,12 +110,12 @@ impl Kind {
     /// A place, unless the pod or the node has none left: then the log says so, now and again.
     pub(crate) fn take(&self) -> Option<Place> {
         let Ok(own) = self.own.clone().try_acquire_owned() else {
-            self.tell("a pod has as many as it may, and more are reset", self.most, self.remedy);
+            self.tell("a pod has as many as it may, and more are refused", self.most, self.remedy);
             return None;
         };
         let Ok(node) = self.node.clone().try_acquire_owned() else {
             self.tell(
-                "the node's pods have as many as all may, and more are reset",
+                "the node's pods have as many as all may, and more are refused",
                 self.taken() - 1,
                 FILES,
             );
@@ -228,9 +228,9 @@ mod tests {
             .lines()
             .map(|line| line.split_once("\twarn\tambient_node::bounds\t").unwrap().1)
             .collect();
-        let of_pod = "a pod has as many as it may, and more are reset\tpod=\"shop/cart-0\" what=\"connections to it\" has=3 refused=1";
+        let of_pod = "a pod has as many as it may, and more are refused\tpod=\"shop/cart-0\" what=\"connections to it\" has=3 refused=1";
         let of_all =
-            "the node's pods have as many as all may, and more are reset\tpod=\"shop/late-0\" what=\"connections that it opens\" has=0";
+            "the node's pods have as many as all may, and more are refused\tpod=\"shop/late-0\" what=\"connections that it opens\" has=0";
         assert!(
             matches!(&lines[..], [one, all] if one.starts_with(of_pod) && all.starts_with(of_all)),
             "{lines:?}"

@@ -2,6 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use ambient_authz::{Decision, Peer};
+use ambient_core::{NetworkAddress, ports, route};
+use ambient_redirect::linux::Direction as Captured;
+
 use crate::{
     Shared,
     acks::Prompt,
@@ -15,9 +19,6 @@ use crate::{
     watch::{Cut, Registration, Subject},
     workers::Worker,
 };
-use ambient_authz::{Decision, Peer};
-use ambient_core::{NetworkAddress, ports, route};
-use ambient_redirect::linux::Direction as Captured;
 
 /// Serves one connection on a worker. What only the opening needs has gone while it stands.
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {

@@ -83,7 +83,7 @@ impl Pods {
     }
 
     /// Whether a connection may still come: as long as a listener takes what was on its way.
-    pub(crate) fn accept(&self) -> bool {
+    pub(crate) fn any_accepts(&self) -> bool {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.values().any(|pod| pod.accepts())
     }

@@ -42,8 +42,7 @@ impl Readiness {
     }
 }
 
-/// The same where it is something else as well for which it is not ready: of the two verdicts that which holds comes first, and one
-/// that does not is not told.
+/// The same where a pod or the agent is wanting as well: that comes first, and nowhere is it called ready.
 fn both((ready, text): (bool, String), unready: Option<String>) -> (bool, String) {
     let Some(why) = unready else { return (ready, text) };
     let rest = text.strip_prefix(policies::READY).unwrap_or(&text);

@@ -106,9 +106,9 @@ async fn who_hears_nothing_new_between_two_looks_is_woken_to_acknowledge() {
     acks.look();
     assert!(!woken.take(), "something new was heard between the two");
     acks.look();
-    assert!(woken.take() && acks.is_empty() && prompt.habit.done.is_none());
+    assert!(woken.take() && acks.is_empty() && prompt.habit.when.is_none());
     drain(&mut prompt, &woken);
-    assert!(prompt.habit.done.is_some() && acks.is_empty());
+    assert!(prompt.habit.when.is_some() && acks.is_empty());
     // It is acknowledged by now, so nobody is to be woken for it.
     drain(&mut prompt, &woken);
     assert!(acks.is_empty());
@@ -136,10 +136,6 @@ async fn who_answers_is_not_woken() {
     assert!(acks.is_empty());
 }
 
-fn at(done: Done) -> Option<(Done, Instant)> {
-    Some((done, *START))
-}
-
 static START: LazyLock<Instant> = LazyLock::new(clock::steady);
 
 /// When something is heard so long after what was done.
@@ -154,17 +150,32 @@ fn who_has_waited_is_acknowledged_at_once_until_it_has_not() {
     habit.answered();
     assert_eq!((habit.eager, habit.in_vain), (0, 0));
     // What comes later would have come all the same.
-    habit.done = at(Done::Asked);
+    habit.does(Done::Asked, *START);
     habit.heard(after(SOON));
-    assert_eq!((habit.eager, habit.in_vain, habit.done), (0, 1, None));
-    habit.done = at(Done::Asked);
+    assert_eq!((habit.eager, habit.in_vain, habit.when), (0, 1, None));
+    habit.does(Done::Asked, *START);
     habit.heard(after(SOON / 2));
-    assert_eq!((habit.eager, habit.in_vain, habit.done), (EAGER, 0, None));
+    assert_eq!((habit.eager, habit.in_vain, habit.when), (EAGER, 0, None));
     for left in (0..EAGER).rev() {
-        habit.done = at(Done::Asked);
+        habit.does(Done::Asked, *START);
         habit.answered();
-        assert_eq!((habit.eager, habit.in_vain, habit.done), (left, 0, None));
+        assert_eq!((habit.eager, habit.in_vain, habit.when), (left, 0, None));
     }
+}
+
+#[test]
+fn who_goes_on_and_is_never_answered_is_acknowledged_at_once_for_a_while_alone() {
+    let mut habit = Habit::default();
+    for left in (0..=EAGER).rev() {
+        habit.does(Done::Asked, *START);
+        habit.heard(after(SOON / 2));
+        assert_eq!(habit.eager, left);
+    }
+    habit.answered();
+    habit.eager = 1;
+    habit.does(Done::Asked, *START);
+    habit.heard(after(SOON / 2));
+    assert_eq!(habit.eager, EAGER, "it was answered in between");
 }
 
 #[test]
@@ -175,21 +186,21 @@ fn who_never_waits_is_asked_ever_more_seldom_and_until_it_waits() {
     for _ in 0..12 {
         let mut before = 0;
         while habit.passes > 0 {
-            habit.done = at(Done::Passed);
+            habit.does(Done::Passed, *START);
             habit.answered();
             before += 1;
         }
         passed.push(before);
-        habit.done = at(Done::Asked);
+        habit.does(Done::Asked, *START);
         habit.answered();
     }
     assert_eq!(passed, [0, 0, 0, 0, 0, 1, 3, 7, 15, 31, 31, 31]);
     for other in [Duration::ZERO, Duration::from_millis(34), Duration::from_millis(71)] {
-        habit.done = at(Done::Passed);
+        habit.does(Done::Passed, *START);
         habit.heard(after(other));
         assert_eq!((habit.eager, habit.passes), (0, 31), "{other:?}");
     }
-    habit.done = at(Done::Passed);
+    habit.does(Done::Passed, *START);
     habit.heard(after(Duration::from_millis(42)));
     assert_eq!((habit.eager, habit.in_vain, habit.passes), (EAGER, 0, 0));
 }

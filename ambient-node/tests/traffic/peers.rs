@@ -409,8 +409,7 @@ fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outco
     Ok(())
 }
 
-/// A proxy outside of the node, which speaks from [`Mesh::c`].
-/// A peer that is connected and has not yet proven who it is when the node stops: it is served, and nothing was told it.
+/// A peer that is connected and has not yet proven who it is when the node stops: it is served, as it could not be told to go elsewhere.
 pub(crate) fn who_is_about_to_come_is_served_to_the_end(world: &World) -> Outcome {
     let mut mesh = Mesh::start_with(world, |config| config.drain = PATIENCE)?;
     let (dial, hesitation) = Hesitant::new();
@@ -430,8 +429,8 @@ pub(crate) fn who_is_about_to_come_is_served_to_the_end(world: &World) -> Outcom
     });
     hesitation.connected.recv_timeout(PATIENCE)?;
     let stopping = mesh.stop();
-    // Ten times as long as a node takes that waits for nothing.
-    thread::sleep(Duration::from_millis(300));
+    // Several times as long as a node takes that waits for nothing.
+    thread::sleep(Duration::from_millis(100));
     assert!(!stopping.is_over(), "it has gone while somebody was about to come");
     hesitation.go_on.send(()).unwrap();
     let mut application = listener.accept();
@@ -444,6 +443,7 @@ pub(crate) fn who_is_about_to_come_is_served_to_the_end(world: &World) -> Outcom
     Ok(stopping.result()?)
 }
 
+/// A proxy outside of the node, which speaks from [`Mesh::c`].
 struct Peer {
     pool: Pool,
     speaker: Speaker,

@@ -39,7 +39,7 @@ pub(super) struct Slot {
     /// It stands in a queue of those who have something to send.
     pub(super) queued: bool,
     pub(super) ended_by_peer: bool,
-    /// The peer, a server that has ended, wants nothing more of what it had been sent all of: no failure, unless there is more.
+    /// The peer, a server that has ended, wants nothing more, and all that was put in has been sent: no failure, unless there is more.
     pub(super) declined: bool,
     /// Data went since the peer last said that it takes more.
     pub(super) sent: bool,
