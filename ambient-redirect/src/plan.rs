@@ -379,6 +379,14 @@ impl Port {
 }
 
 impl IpFamily {
+    /// The family of an address; one of IPv4 may be written as one of IPv6, as a socket of both lists it.
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
     /// The loopback address that applications use.
     pub(crate) fn loopback(self) -> IpAddr {
         match self {

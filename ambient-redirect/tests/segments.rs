@@ -38,6 +38,10 @@ fn main() -> ExitCode {
             what_is_captured_has_the_loopbacks_segments,
         ),
         ("what_goes_around_has_the_links_segments", what_goes_around_has_the_links_segments),
+        (
+            "a_family_that_is_switched_off_is_not_spoken_of",
+            a_family_that_is_switched_off_is_not_spoken_of,
+        ),
         ("segments_are_put_and_taken_by_hand", segments_are_put_and_taken_by_hand),
         (
             "segments_leave_out_no_rule_of_somebody_elses",
@@ -299,6 +303,27 @@ fn what_goes_around_has_the_links_segments(world: &World) -> Outcome {
         until_told(&running, &format!("[{aside}, {aside}]")).await;
         running.stop().await;
     })
+}
+
+/// Neither by a dry run nor of what is there.
+fn a_family_that_is_switched_off_is_not_spoken_of(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let (plan, mark) = (Plan::new(&asked_for()), Mark::new(NAME, &"a".into()));
+    pod.run(|| {
+        for device in ["all", "default", "lo", "eth0"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1").unwrap();
+        }
+    })?;
+    let mut inside = Inside::open(&pod)?;
+    let would = inside.dry_run(&plan, &mark)?.to_string();
+    assert!(would.contains("+ loopback segments, IPv4\n"), "{would}");
+    assert!(!would.contains("segments, IPv6"), "{would}");
+    inside.apply(&plan, &mark)?;
+    assert_eq!(inside.segments(), [(IpFamily::V4, Segments::Loopback)]);
+    let stands = inside.dry_run(&plan, &mark)?;
+    assert!(stands.is_nothing() && !stands.to_string().contains("segments, IPv6"), "{stands}");
+    Ok(())
 }
 
 /// What others have there is theirs, and what is done by hand is done whole.

@@ -20,7 +20,8 @@ use super::{
 use crate::{
     Announce, Drained, PodSpec, Proxy,
     linux::{
-        ApplyError, Aside, Difference, Inside, Joined, Listing, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger, Way,
+        ApplyError, Aside, Difference, Inside, Joined, Listing, Looked, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger,
+        Way,
     },
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
@@ -348,8 +349,8 @@ impl Hands {
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
             let work = move |inside: &mut Inside| {
-                let added = inside.put(&plan, &mark)?;
-                inside.keep_segments_alone(&plan.segments);
+                let (added, lists) = inside.put(&plan, &mark)?;
+                inside.keep_segments_alone(&plan.segments, lists);
                 Ok(added)
             };
             let added = room.within(work).await?;
@@ -367,7 +368,7 @@ impl Hands {
                 true => inside.put(&plan, &mark).map(Joined::from)?,
                 false => inside.join(&plan, &mark)?,
             };
-            let Joined { added, lost, told } = joined;
+            let Joined { added, lost, told, lists } = joined;
             // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
             // what is tracked is listed: what comes in between is there.
             let mut around = match enforced && (newly_inbound || !added.is_empty()) {
@@ -395,7 +396,7 @@ impl Hands {
             let strays = inside.close(strays.iter().map(|(c, _)| c))?;
             // As none is kept: the next look need not put them there.
             if kept.is_empty() {
-                inside.keep_segments_alone(&plan.segments);
+                inside.keep_segments_alone(&plan.segments, lists);
             }
             Ok((added, lost, kept, strays))
         };
@@ -503,14 +504,18 @@ impl Hands {
         // What is told from here on may or may not be in the listing.
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
         let look = move |inside: &mut Inside| {
-            let looked = inside.look(&plan, &mark, listing)?;
-            if looked.0.is_empty() && inside.segments_differ() {
-                inside.keep_segments(&plan.segments);
+            let Looked {
+                differences,
+                families,
+                lists,
+            } = inside.look(&plan, &mark, listing)?;
+            if differences.is_empty() {
+                inside.keep_segments(&plan.segments, lists);
             }
-            Ok((looked, inside.strangers().clone(), inside.segments().to_vec()))
+            Ok((differences, families, inside.strangers().clone(), inside.segments().to_vec()))
         };
         let aside = self.aside(&action.pod, room);
-        let ((differences, families), strangers, segments) = room.within(look).await?;
+        let (differences, families, strangers, segments) = room.within(look).await?;
         *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
         *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = match aside {
             Some(aside) => families.iter().map(|family| (*family, Segments::Link(aside.clone()))).collect(),

@@ -10,13 +10,13 @@
 //! where the main table says more of a route than whereto it leads, or where rules of others have their say between ours and the
 //! one for the main table, which ours would leave out; what answers probes goes by the main table.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{ApplyError, Change, Inside, absent_is_fine, routed};
+use super::{ApplyError, Change, Inside, Lists, absent_is_fine, routed};
 use crate::{
-    netlink::{Connection, LOOPBACK, LeadsTo, MAIN, Packet, Policy, Route, RouteKind, Rule, TCP},
+    netlink::{LOOPBACK, LeadsTo, MAIN, Packet, Policy, Route, RouteKind, Rule, TCP},
     plan::{IpFamily, MARK_MASK, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
 };
 
@@ -97,7 +97,9 @@ impl fmt::Display for Aside {
 /// What is known of a namespace's segments.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// Of which families routing was otherwise than the plan has it when it was listed last.
+    /// Of which they were wanted then.
+    wanted: Vec<IpFamily>,
+    /// Of which families routing was otherwise than that has it when it was listed last.
     differs: Vec<IpFamily>,
     /// What was put there last and did not come about.
     tried: BTreeMap<IpFamily, Tried>,
@@ -113,13 +115,6 @@ struct Tried {
     times: u8,
 }
 
-/// What is listed of routing.
-#[derive(Clone, Copy)]
-struct Listed<'a> {
-    policies: &'a [Policy],
-    routes: &'a [Route],
-}
-
 /// How much goes around the proxy, of each family of which anything does.
 type Around = BTreeMap<IpFamily, usize>;
 
@@ -127,8 +122,8 @@ type Around = BTreeMap<IpFamily, usize>;
 pub(super) type Would = (IpFamily, Result<Change, Aside>);
 
 impl Inside {
-    /// Whose segments what is captured has, of each family for which [`Plan::segments`](crate::plan::Plan::segments) asks for the loopback
-    /// device's in the plan that was verified or applied last, as it was then.
+    /// Whose segments what is captured has, as it was when a plan was verified or applied last: of each family that the namespace has and
+    /// for which the plan asks for the loopback device's ([`Plan::segments`](crate::plan::Plan::segments)).
     pub fn segments(&self) -> &[(IpFamily, Segments)] {
         &self.segments.whose
     }
@@ -139,57 +134,56 @@ impl Inside {
     }
 
     /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. Where the kernel refuses, it has
-    /// the link's: it is for speed alone, so that no error of it counts. All must have been listed before.
-    pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
-        self.keep(wanted, Self::around_of);
+    /// the link's: it is for speed alone, so that no error of it counts. All must have been listed just before, as `lists` has it.
+    pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily], lists: Lists) {
+        self.keep(wanted, lists, Self::newly_around);
     }
 
-    /// As [`Inside::keep_segments`], where it is known that nothing goes around the proxy: sockets need not be listed for that.
-    pub(crate) fn keep_segments_alone(&mut self, wanted: &[IpFamily]) {
-        self.keep(wanted, |_, _, _| Ok(BTreeMap::new()));
+    /// As [`Inside::keep_segments`], where it is known that nothing of these families goes around the proxy: sockets need not be listed
+    /// for that.
+    pub(crate) fn keep_segments_alone(&mut self, wanted: &[IpFamily], lists: Lists) {
+        self.keep(wanted, lists, |_, _, _| Ok(BTreeMap::new()));
     }
 
-    fn keep(&mut self, wanted: &[IpFamily], around: impl FnOnce(&mut Self, &[IpFamily], Listed<'_>) -> Result<Around, ApplyError>) {
-        if !wanted.is_empty() || self.segments_differ() {
+    fn keep(
+        &mut self,
+        wanted: &[IpFamily],
+        lists: Lists,
+        around: impl FnOnce(&mut Self, &[IpFamily], &Lists) -> Result<Around, ApplyError>,
+    ) {
+        let wanted = lists.families(wanted);
+        // What was wanted when it was listed need not be what is now.
+        if self.segments.wanted != wanted {
+            self.look_at_segments(&wanted, &lists);
+        }
+        if self.segments_differ() {
             // What cannot be listed is looked at again.
-            let _ = self.put_right(wanted, around);
+            let _ = self.put_right(&wanted, lists, around);
         }
     }
 
     fn put_right(
         &mut self,
         wanted: &[IpFamily],
-        around: impl FnOnce(&mut Self, &[IpFamily], Listed<'_>) -> Result<Around, ApplyError>,
+        mut lists: Lists,
+        around: impl FnOnce(&mut Self, &[IpFamily], &Lists) -> Result<Around, ApplyError>,
     ) -> Result<(), ApplyError> {
-        let (policies, routes) = self.routing_lists()?;
-        self.look_at_segments(wanted, &policies, &routes);
-        if !self.segments_differ() {
-            return Ok(());
-        }
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
-        let around = around(self, wanted, listed).map_err(|error| error.to_string());
+        let around = around(self, wanted, &lists).map_err(|error| error.to_string());
         let mut failed = BTreeMap::new();
         for family in self.segments.differs.clone() {
-            let mirrored = listed.wanted(family, wanted);
+            let mirrored = lists.wanted(family, wanted);
             match &around {
                 Err(why) if !mirrored.is_empty() => drop(failed.insert(family, why.clone())),
                 Ok(around) if around.contains_key(&family) => (),
                 _ => drop(
-                    self.put_family(family, &mirrored, listed)
+                    self.put_family(family, &mirrored, &lists)
                         .map_err(|e| failed.insert(family, e.to_string())),
                 ),
             }
         }
         let around = around.unwrap_or_default();
-        let (policies, routes) = self.routing_lists()?;
-        self.look_at_segments(wanted, &policies, &routes);
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
+        (lists.policies, lists.routes) = (self.routing.policies()?, self.routing.all_routes()?);
+        self.look_at_segments(wanted, &lists);
         for family in self.segments.differs.clone() {
             match around.get(&family) {
                 Some(count) => self.say(family, Aside::Kept(*count)),
@@ -197,7 +191,7 @@ impl Inside {
                     let why = failed
                         .remove(&family)
                         .unwrap_or_else(|| "other routes are listed than were made".into());
-                    self.in_vain(family, listed.wanted(family, wanted), why, listed);
+                    self.in_vain(family, lists.wanted(family, wanted), why, &lists);
                 }
             }
         }
@@ -205,13 +199,13 @@ impl Inside {
     }
 
     /// Takes note of what did not come about, and leaves it where that was so too often.
-    fn in_vain(&mut self, family: IpFamily, what: Vec<Route>, why: String, listed: Listed<'_>) {
+    fn in_vain(&mut self, family: IpFamily, what: Vec<Route>, why: String, lists: &Lists) {
         self.say(family, Aside::Refused(why.clone()));
         let before = self.segments.tried.get(&family).map_or(0, |tried| tried.times);
         let times = before.saturating_add(1);
         self.segments.tried.insert(family, Tried { what, why, times });
         if times > TRIES {
-            let _ = self.put_family(family, &[], listed);
+            let _ = self.put_family(family, &[], lists);
         }
     }
 
@@ -222,14 +216,14 @@ impl Inside {
     }
 
     /// How much goes around the proxy, of each family that has the link's segments until now and of which anything does.
-    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<Around, ApplyError> {
-        let is_new = |family: &IpFamily| listed.mirrored(*family).is_ok() && !listed.policies.contains(&rule(*family));
+    fn newly_around(&mut self, wanted: &[IpFamily], lists: &Lists) -> Result<Around, ApplyError> {
+        let is_new = |family: &IpFamily| lists.mirrored(*family).is_ok() && !lists.policies.contains(&rule(*family));
         let mut around = BTreeMap::new();
         if !wanted.iter().any(is_new) {
             return Ok(around);
         }
-        for outsider in self.outsiders()? {
-            let family = family_of(&outsider.connection);
+        for outsider in self.outsiders_of(&lists.own())? {
+            let family = outsider.family();
             if wanted.contains(&family) && is_new(&family) {
                 *around.entry(family).or_default() += 1;
             }
@@ -239,13 +233,14 @@ impl Inside {
 
     /// Takes away what was put there for segments.
     pub(super) fn clear_segments(&mut self) -> Result<(), ApplyError> {
-        let (policies, routes) = self.routing_lists()?;
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
+        let lists = Lists {
+            // What is taken away hangs on none.
+            addresses: Vec::new(),
+            policies: self.routing.policies()?,
+            routes: self.routing.all_routes()?,
         };
         // Of the one whatever becomes of the other.
-        let cleared = BOTH.map(|family| self.put_family(family, &[], listed));
+        let cleared = BOTH.map(|family| self.put_family(family, &[], &lists));
         cleared.into_iter().collect()
     }
 
@@ -262,18 +257,15 @@ impl Inside {
         }
     }
 
-    fn routing_lists(&mut self) -> Result<(Vec<Policy>, Vec<Route>), ApplyError> {
-        Ok((self.routing.policies()?, self.routing.all_routes()?))
-    }
-
     /// Takes note of whether it stands as is wanted.
-    pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) {
-        let listed = Listed { policies, routes };
+    pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], lists: &Lists) {
+        let wanted = lists.families(wanted);
         let mut known = std::mem::take(&mut self.segments);
         (known.differs, known.whose) = (Vec::new(), Vec::new());
         for family in BOTH {
-            let stands = listed.stands(family, wanted);
-            let is_other = |tried: &Tried| tried.what != listed.wanted(family, wanted);
+            let mirrored = lists.wanted(family, &wanted);
+            let stands = lists.holds(family, &mirrored);
+            let is_other = |tried: &Tried| tried.what != mirrored;
             if stands || known.tried.get(&family).is_some_and(is_other) {
                 known.tried.remove(&family);
             }
@@ -284,27 +276,28 @@ impl Inside {
             if !wanted.contains(&family) {
                 continue;
             }
-            let whose = match (listed.mirrored(family), tried) {
+            let whose = match (lists.mirrored(family), tried) {
                 (Err(aside), _) => Segments::Link(aside),
                 (Ok(_), Some(tried)) => Segments::Link(Aside::Refused(tried.why.clone())),
                 (Ok(_), None) if !stands => Segments::Link(Aside::Underway),
-                (Ok(mirrored), None) => match self.is_taken_by(&mirrored) {
+                (Ok(mirrored), None) => match self.is_taken_by(&mirrored, &lists.addresses) {
                     Ok(false) => Segments::Link(Aside::RoutedBefore),
                     _ => Segments::Loopback,
                 },
             };
             known.whose.push((family, whose));
         }
+        known.wanted = wanted;
         self.segments = known;
     }
 
     /// Whether the kernel sends somewhere by these routes, as a socket asks it: for a source first, and then with that.
-    fn is_taken_by(&mut self, mirrored: &[Route]) -> Result<bool, ApplyError> {
+    fn is_taken_by(&mut self, mirrored: &[Route], addresses: &[IpAddr]) -> Result<bool, ApplyError> {
         let by_length = mirrored.iter().filter(|route| route.kind == RouteKind::Unicast);
         let Some(widest) = by_length.min_by_key(|route| route.destination.prefix_len()) else {
             return Ok(false);
         };
-        let own = routed::own_of(family_of_net(&widest.destination), &self.addresses()?);
+        let own = routed::own_of(family_of(&widest.destination), addresses);
         let Some(to) = routed::somebody(widest.destination, &own) else {
             return Ok(true);
         };
@@ -323,27 +316,26 @@ impl Inside {
     }
 
     /// What would become of it, and where nothing would be put why that is.
-    pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily]) -> Result<Vec<Would>, ApplyError> {
-        let (policies, routes) = self.routing_lists()?;
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
+    pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily], lists: &Lists) -> Result<Vec<Would>, ApplyError> {
+        let wanted = lists.families(wanted);
         // Also what the kernel does not track yet.
-        let around = if wanted.is_empty() { Vec::new() } else { self.around()? };
+        let around = match wanted.is_empty() {
+            true => Vec::new(),
+            false => self.around_of(&lists.own())?,
+        };
         let mut would = Vec::new();
         for family in BOTH {
             let is_wanted = wanted.contains(&family);
-            let count = around.iter().filter(|(c, _)| family_of(c) == family).count();
-            let aside = match listed.mirrored(family) {
+            let count = around.iter().filter(|(c, _)| IpFamily::of(c.local.ip()) == family).count();
+            let aside = match lists.mirrored(family) {
                 Err(aside) => Some(aside),
-                Ok(_) if count > 0 && !policies.contains(&rule(family)) => Some(Aside::Kept(count)),
+                Ok(_) if count > 0 && !lists.policies.contains(&rule(family)) => Some(Aside::Kept(count)),
                 Ok(_) => None,
             };
             let change = match aside {
-                None if is_wanted && listed.stands(family, wanted) => Some(Change::Stays),
+                None if is_wanted && lists.holds(family, &lists.wanted(family, &wanted)) => Some(Change::Stays),
                 None if is_wanted => Some(Change::Added),
-                _ => listed.is_put(family).then_some(Change::Removed),
+                _ => lists.is_put(family).then_some(Change::Removed),
             };
             would.extend(change.map(|change| (family, Ok(change))));
             would.extend(aside.filter(|_| is_wanted).map(|aside| (family, Err(aside))));
@@ -351,10 +343,10 @@ impl Inside {
         Ok(would)
     }
 
-    fn put_family(&mut self, family: IpFamily, mirrored: &[Route], listed: Listed<'_>) -> Result<(), ApplyError> {
-        let (rule, there) = (rule(family), listed.ours(family));
-        let is_there = listed.policies.contains(&rule);
-        let stays = is_there && !mirrored.is_empty() && listed.is_last(&rule);
+    fn put_family(&mut self, family: IpFamily, mirrored: &[Route], lists: &Lists) -> Result<(), ApplyError> {
+        let (rule, there) = (rule(family), lists.ours(family));
+        let is_there = lists.policies.contains(&rule);
+        let stays = is_there && !mirrored.is_empty() && lists.is_last(&rule);
         if is_there && !stays {
             // Before its routes, or some would go by those that are left.
             absent_is_fine(self.routing.delete_policy(&rule))?;
@@ -382,9 +374,10 @@ impl Inside {
     }
 }
 
-impl Listed<'_> {
-    fn stands(self, family: IpFamily, wanted: &[IpFamily]) -> bool {
-        let (mirrored, there) = (self.wanted(family, wanted), self.ours(family));
+impl Lists {
+    /// Whether this, and nothing else of ours, is there of a family.
+    fn holds(&self, family: IpFamily, mirrored: &[Route]) -> bool {
+        let there = self.ours(family);
         let same = there.len() == mirrored.len() && mirrored.iter().all(|route| there.contains(route));
         let rule = rule(family);
         same && match mirrored.is_empty() {
@@ -394,24 +387,24 @@ impl Listed<'_> {
     }
 
     /// Whether anything of ours is there.
-    fn is_put(self, family: IpFamily) -> bool {
+    fn is_put(&self, family: IpFamily) -> bool {
         self.policies.contains(&rule(family)) || !self.ours(family).is_empty()
     }
 
     /// The routes of ours that are there.
-    fn ours(self, family: IpFamily) -> Vec<Route> {
-        let of_family = of_table(family, SEGMENTS_TABLE, self.routes);
+    fn ours(&self, family: IpFamily) -> Vec<Route> {
+        let of_family = of_table(family, SEGMENTS_TABLE, &self.routes);
         of_family.filter(|route| route.protocol == PROTOCOL).cloned().collect()
     }
 
     /// The routes that are to be there.
-    fn wanted(self, family: IpFamily, wanted: &[IpFamily]) -> Vec<Route> {
+    fn wanted(&self, family: IpFamily, wanted: &[IpFamily]) -> Vec<Route> {
         let mirrored = wanted.contains(&family).then(|| self.mirrored(family).ok());
         mirrored.flatten().unwrap_or_default()
     }
 
     /// Whether no other of its priority comes after a rule of ours: one would be left out by it.
-    fn is_last(self, rule: &Policy) -> bool {
+    fn is_last(&self, rule: &Policy) -> bool {
         let mut after = self
             .policies
             .iter()
@@ -423,7 +416,7 @@ impl Listed<'_> {
 
     /// The main table's routes as ours has them, each after those by which its gateway is reached, and none for what goes to probes;
     /// or why there are to be none.
-    fn mirrored(self, family: IpFamily) -> Result<Vec<Route>, Aside> {
+    fn mirrored(&self, family: IpFamily) -> Result<Vec<Route>, Aside> {
         let rule = rule(family);
         let mut others = self.policies.iter().filter(|p| p.ipv6 == rule.ipv6 && **p != rule);
         if others.clone().any(|p| p.table() == Some(SEGMENTS_TABLE)) {
@@ -440,17 +433,17 @@ impl Listed<'_> {
         self.mirrored_routes(family)
     }
 
-    fn mirrored_routes(self, family: IpFamily) -> Result<Vec<Route>, Aside> {
+    fn mirrored_routes(&self, family: IpFamily) -> Result<Vec<Route>, Aside> {
         // Their own MTU is the link's as well, and is none of what stays in the pod.
         let is_simple = |route: &&Route| route.kind == RouteKind::Unicast && !route.says_more;
-        let main: Vec<&Route> = of_table(family, MAIN, self.routes).take(ROUTES + 1).collect();
+        let main: Vec<&Route> = of_table(family, MAIN, &self.routes).take(ROUTES + 1).collect();
         if main.is_empty() {
             return Err(Aside::NoRoute);
         }
         if main.len() > ROUTES {
             return Err(Aside::ManyRoutes);
         }
-        if of_table(family, SEGMENTS_TABLE, self.routes).any(|route| route.protocol != PROTOCOL) {
+        if of_table(family, SEGMENTS_TABLE, &self.routes).any(|route| route.protocol != PROTOCOL) {
             return Err(Aside::TableTaken);
         }
         if let Some(more) = main.iter().find(|route| !is_simple(route)) {
@@ -511,18 +504,14 @@ fn to_probes(family: IpFamily) -> Route {
 fn of_table(family: IpFamily, table: u32, routes: &[Route]) -> impl Iterator<Item = &Route> {
     routes
         .iter()
-        .filter(move |route| route.table == table && family_of_net(&route.destination) == family)
+        .filter(move |route| route.table == table && family_of(&route.destination) == family)
 }
 
-fn family_of_net(net: &IpNet) -> IpFamily {
+fn family_of(net: &IpNet) -> IpFamily {
     match net {
         IpNet::V4(_) => IpFamily::V4,
         IpNet::V6(_) => IpFamily::V6,
     }
-}
-
-fn family_of(connection: &Connection) -> IpFamily {
-    family_of_net(&connection.local.ip().to_canonical().into())
 }
 
 const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
@@ -533,3 +522,6 @@ const TRIES: u8 = 3;
 const PROTOCOL: u8 = 151;
 /// A pod has a handful.
 const ROUTES: usize = 64;
+
+#[cfg(test)]
+mod tests;
