@@ -517,10 +517,8 @@ impl Hands {
         let aside = self.aside(&action.pod, room);
         let (differences, families, strangers, segments) = room.within(look).await?;
         *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
-        *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = match aside {
-            Some(aside) => families.iter().map(|family| (*family, Segments::Link(aside.clone()))).collect(),
-            None => segments.into_iter().filter(|(family, _)| families.contains(family)).collect(),
-        };
+        let whose = whose(&families, &segments, |_| aside.clone());
+        *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = whose.into();
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
             pod: action.pod.clone(),
             closed: action.closed,
@@ -629,6 +627,18 @@ fn said_if(added: &[Difference], lost: usize) -> Report {
     }
 }
 
+/// Whose segments what is captured has, of each family: those that are left whatever was to be, then the link's where these are to be,
+/// then what was found.
+fn whose(families: &[IpFamily], found: &[(IpFamily, Segments)], aside: impl Fn(IpFamily) -> Option<Aside>) -> Vec<(IpFamily, Segments)> {
+    let of = |family| match found.iter().find(|(of, _)| *of == family).map(|(_, whose)| whose) {
+        Some(left @ Segments::Left(_)) => Some(left.clone()),
+        _ if !families.contains(&family) => None,
+        found => aside(family).map(Segments::Link).or_else(|| found.cloned()),
+    };
+    let both = [IpFamily::V4, IpFamily::V6].into_iter();
+    both.filter_map(|family| Some((family, of(family)?))).collect()
+}
+
 /// What does nothing but end.
 async fn ending(step: impl Future<Output = ()>) -> Result<(), Cause> {
     step.await;
@@ -694,6 +704,22 @@ const GOLDEN: u32 = 0x9e37_79b9;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_that_are_left_are_told_whatever_was_to_be() {
+        use IpFamily::{V4, V6};
+        let (found, left) = (Segments::Loopback, Segments::Left("no memory".into()));
+        let kept = |of| move |family| (family == of).then_some(Aside::Kept(1));
+        let link = Segments::Link(Aside::Kept(1));
+        let both = [(V4, found.clone()), (V6, found.clone())];
+        assert_eq!(whose(&[V4, V6], &both, |_| None), both);
+        assert_eq!(whose(&[V4, V6], &both[..1], kept(V6)), [(V4, found), (V6, link.clone())]);
+        assert_eq!(whose(&[V4], &both[1..], |_| None), [], "none is there, of either");
+        // Also of a family that is not captured.
+        let some_left = [(V4, left.clone()), (V6, left)];
+        assert_eq!(whose(&[V4], &some_left, kept(V4)), some_left);
+        assert_eq!(whose(&[V4], &[], kept(V4)), [(V4, link)]);
+    }
 
     #[test]
     fn proofs_of_pods_that_joined_together_are_spread() {

@@ -27,6 +27,9 @@ pub enum Segments {
     Loopback,
     /// The link's, for this reason.
     Link(Aside),
+    /// The loopback device's still, although they are not to be any more: why the kernel does not take them away. It is asked again at
+    /// each look.
+    Left(String),
 }
 
 /// Why what is captured has the segments of the pod's link although those of the loopback device are asked for.
@@ -64,6 +67,7 @@ impl fmt::Display for Segments {
         match self {
             Self::Loopback => f.write_str("the loopback device's"),
             Self::Link(why) => write!(f, "the link's: {why}"),
+            Self::Left(why) => write!(f, "the loopback device's still: they cannot be taken away: {why}"),
         }
     }
 }
@@ -103,7 +107,9 @@ pub(super) struct Known {
     differs: Vec<IpFamily>,
     /// What was put there last and did not come about.
     tried: BTreeMap<IpFamily, Tried>,
-    /// Whose segments there are, of the families that the plan names.
+    /// Why that is still there which is not to be.
+    left: BTreeMap<IpFamily, String>,
+    /// Whose segments there are, of the families that the plan names and of those of which some are left.
     whose: Vec<(IpFamily, Segments)>,
 }
 
@@ -111,8 +117,33 @@ pub(super) struct Known {
 struct Tried {
     what: Vec<Route>,
     why: String,
-    /// How often: a device may have gone down while it was. After [`TRIES`] more it is left until it would be something else.
+    /// How often: a device may have gone down while it was. After [`TRIES`] more nothing is put there until it would be something else.
     times: u8,
+}
+
+impl Known {
+    /// What is to be there of a family, of which this is wanted: nothing where it was tried too often. What is there and is not to be is
+    /// never given up: by it what goes around the proxy would be lost on the link.
+    fn target(&self, family: IpFamily, mirrored: Vec<Route>) -> Vec<Route> {
+        match self.tried.get(&family) {
+            Some(tried) if tried.times > TRIES => Vec::new(),
+            _ => mirrored,
+        }
+    }
+
+    /// Takes note of why that is still there which is not to be.
+    fn left(&mut self, family: IpFamily, why: String, lists: &Lists) {
+        if lists.policies.contains(&rule(family)) {
+            self.say(family, Segments::Left(why.clone()));
+        }
+        self.left.insert(family, why);
+    }
+
+    fn say(&mut self, family: IpFamily, whose: Segments) {
+        self.whose.retain(|(of, _)| *of != family);
+        self.whose.push((family, whose));
+        self.whose.sort_unstable_by_key(|(of, _)| *of);
+    }
 }
 
 /// How much goes around the proxy, of each family of which anything does.
@@ -123,7 +154,7 @@ pub(super) type Would = (IpFamily, Result<Change, Aside>);
 
 impl Inside {
     /// Whose segments what is captured has, as it was when a plan was verified or applied last: of each family that the namespace has and
-    /// for which the plan asks for the loopback device's ([`Plan::segments`](crate::plan::Plan::segments)).
+    /// for which the plan asks for the loopback device's ([`Plan::segments`](crate::plan::Plan::segments)), and of each of which they are left.
     pub fn segments(&self) -> &[(IpFamily, Segments)] {
         &self.segments.whose
     }
@@ -171,7 +202,7 @@ impl Inside {
         let around = around(self, wanted, &lists).map_err(|error| error.to_string());
         let mut failed = BTreeMap::new();
         for family in self.segments.differs.clone() {
-            let mirrored = lists.wanted(family, wanted);
+            let mirrored = self.segments.target(family, lists.wanted(family, wanted));
             match &around {
                 Err(why) if !mirrored.is_empty() => drop(failed.insert(family, why.clone())),
                 Ok(around) if around.contains_key(&family) => (),
@@ -185,33 +216,28 @@ impl Inside {
         (lists.policies, lists.routes) = (self.routing.policies()?, self.routing.all_routes()?);
         self.look_at_segments(wanted, &lists);
         for family in self.segments.differs.clone() {
-            match around.get(&family) {
-                Some(count) => self.say(family, Aside::Kept(*count)),
-                None => {
-                    let why = failed
-                        .remove(&family)
-                        .unwrap_or_else(|| "other routes are listed than were made".into());
-                    self.in_vain(family, lists.wanted(family, wanted), why, &lists);
-                }
+            let why = failed.remove(&family);
+            let why = || why.unwrap_or_else(|| "other routes are listed than were made".into());
+            match (around.get(&family), self.segments.target(family, lists.wanted(family, wanted))) {
+                (Some(count), _) => self.segments.say(family, Segments::Link(Aside::Kept(*count))),
+                (None, mirrored) if mirrored.is_empty() => self.segments.left(family, why(), &lists),
+                (None, mirrored) => self.in_vain(family, mirrored, why(), &lists),
             }
         }
         Ok(())
     }
 
-    /// Takes note of what did not come about, and leaves it where that was so too often.
+    /// Takes note of what did not come about, and takes all of it away where that was so too often.
     fn in_vain(&mut self, family: IpFamily, what: Vec<Route>, why: String, lists: &Lists) {
-        self.say(family, Aside::Refused(why.clone()));
+        let refused = Segments::Link(Aside::Refused(why.clone()));
+        self.segments.say(family, refused);
         let before = self.segments.tried.get(&family).map_or(0, |tried| tried.times);
         let times = before.saturating_add(1);
         self.segments.tried.insert(family, Tried { what, why, times });
-        if times > TRIES {
-            let _ = self.put_family(family, &[], lists);
-        }
-    }
-
-    fn say(&mut self, family: IpFamily, aside: Aside) {
-        if let Some((_, whose)) = self.segments.whose.iter_mut().find(|(of, _)| *of == family) {
-            *whose = Segments::Link(aside);
+        if times > TRIES
+            && let Err(why) = self.put_family(family, &[], lists)
+        {
+            self.segments.left(family, why.to_string(), lists);
         }
     }
 
@@ -264,19 +290,28 @@ impl Inside {
         (known.differs, known.whose) = (Vec::new(), Vec::new());
         for family in BOTH {
             let mirrored = lists.wanted(family, &wanted);
-            let stands = lists.holds(family, &mirrored);
             let is_other = |tried: &Tried| tried.what != mirrored;
-            if stands || known.tried.get(&family).is_some_and(is_other) {
+            if lists.holds(family, &mirrored) || known.tried.get(&family).is_some_and(is_other) {
                 known.tried.remove(&family);
             }
-            let tried = known.tried.get(&family);
-            if !stands && tried.is_none_or(|tried| tried.times <= TRIES) {
-                known.differs.push(family);
+            let target = known.target(family, mirrored);
+            let stands = lists.holds(family, &target);
+            match stands {
+                true => drop(known.left.remove(&family)),
+                false => known.differs.push(family),
+            }
+            let left = known
+                .left
+                .get(&family)
+                .filter(|_| target.is_empty() && lists.policies.contains(&rule(family)));
+            if let Some(why) = left {
+                known.whose.push((family, Segments::Left(why.clone())));
+                continue;
             }
             if !wanted.contains(&family) {
                 continue;
             }
-            let whose = match (lists.mirrored(family), tried) {
+            let whose = match (lists.mirrored(family), known.tried.get(&family)) {
                 (Err(aside), _) => Segments::Link(aside),
                 (Ok(_), Some(tried)) => Segments::Link(Aside::Refused(tried.why.clone())),
                 (Ok(_), None) if !stands => Segments::Link(Aside::Underway),

@@ -41,6 +41,80 @@ fn kernel() -> Kernel {
     kernel
 }
 
+fn keep(inside: &mut Inside, wanted: &[IpFamily]) {
+    let lists = inside.lists().unwrap();
+    inside.look_at_segments(wanted, &lists);
+    inside.keep_segments_alone(wanted, lists);
+}
+
+fn has_rule(kernel: &Kernel, family: IpFamily) -> bool {
+    kernel.state().policies.contains(&rule(family))
+}
+
+/// Longer than anything is tried that is given up.
+const LOOKS: usize = 3 * TRIES as usize;
+
+#[test]
+fn what_is_not_to_be_is_taken_away_however_often_that_was_refused() {
+    let kernel = kernel();
+    let Some(mut inside) = inside(&kernel) else { return };
+    keep(&mut inside, &BOTH);
+    assert!(BOTH.into_iter().all(|family| has_rule(&kernel, family)));
+    assert_eq!(inside.segments(), BOTH.map(|family| (family, Segments::Loopback)));
+    kernel.state().refused.insert(Asked::DeleteRule);
+    // Of one it is taken away as something is kept, and the other stays.
+    for _ in 0..LOOKS {
+        keep(&mut inside, &BOTH[1..]);
+        assert_eq!(kernel.count(Asked::DeleteRule), 1, "once at a look");
+        let [(IpFamily::V4, Segments::Left(_)), (IpFamily::V6, Segments::Loopback)] = inside.segments() else {
+            panic!("{:?}", inside.segments());
+        };
+    }
+    assert!(has_rule(&kernel, IpFamily::V4));
+    kernel.state().refused.clear();
+    keep(&mut inside, &BOTH[1..]);
+    assert!(!has_rule(&kernel, IpFamily::V4) && has_rule(&kernel, IpFamily::V6));
+    assert_eq!(inside.segments(), [(IpFamily::V6, Segments::Loopback)]);
+    assert!(!inside.segments_differ());
+}
+
+#[test]
+fn what_is_given_up_is_taken_away_however_often_that_was_refused() {
+    let kernel = kernel();
+    let Some(mut inside) = inside(&kernel) else { return };
+    let wanted = &BOTH[..1];
+    keep(&mut inside, wanted);
+    // Another route, which cannot be made, and now the rule cannot be taken away either.
+    let more = Route::to("192.0.2.0/24".parse().unwrap()).via([10, 0, 0, 9].into()).dev(2);
+    kernel.state().routes.push(more);
+    kernel.state().refused.extend([Asked::MakeRoute, Asked::DeleteRule]);
+    for _ in 0..LOOKS {
+        keep(&mut inside, wanted);
+    }
+    assert!(has_rule(&kernel, IpFamily::V4));
+    assert!(
+        matches!(inside.segments(), [(IpFamily::V4, Segments::Left(_))]),
+        "{:?}",
+        inside.segments()
+    );
+    kernel.count(Asked::MakeRoute);
+    kernel.state().refused.remove(&Asked::DeleteRule);
+    keep(&mut inside, wanted);
+    assert_eq!(kernel.count(Asked::MakeRoute), 0, "what was given up is not tried again");
+    assert!(!has_rule(&kernel, IpFamily::V4));
+    assert!(
+        matches!(inside.segments(), [(IpFamily::V4, Segments::Link(Aside::Refused(_)))]),
+        "{:?}",
+        inside.segments()
+    );
+    // Until it would be something else.
+    kernel.state().refused.clear();
+    kernel.state().routes.pop();
+    keep(&mut inside, wanted);
+    assert!(has_rule(&kernel, IpFamily::V4));
+    assert_eq!(inside.segments(), [(IpFamily::V4, Segments::Loopback)]);
+}
+
 #[test]
 fn a_look_lists_addresses_rules_and_routes_once() {
     let kernel = kernel();
