@@ -290,17 +290,16 @@ impl Hands {
     fn plan(&self, pod: &PodSpec, closed: bool, room: &Room) -> Plan {
         let options = self.options(pod);
         let mut plan = Plan::new(&options);
-        if !room.kept().is_empty() {
-            // Whose other end may take larger segments than the pod's link does.
-            plan.segments.clear();
-        }
+        // Whose other end may take larger segments than the pod's link does: of each family by itself, as each is routed by itself.
+        let kept = room.kept();
+        plan.segments.retain(|family| kept.iter().all(|one| one.family() != *family));
         if closed { plan.and_closed(&options) } else { plan }
     }
 
-    /// Why a plan asks for no segments of the loopback device's although they are asked for, whatever routing is.
-    fn aside(&self, pod: &PodSpec, room: &Room) -> Option<Aside> {
+    /// Why a plan asks for no segments of the loopback device's of a family although they are asked for, whatever routing is.
+    fn aside(&self, pod: &PodSpec, kept: &[Kept], family: IpFamily) -> Option<Aside> {
         let options = self.options(pod);
-        let kept = room.kept().len();
+        let kept = kept.iter().filter(|one| one.family() == family).count();
         options.loopback_segments.then_some(())?;
         options
             .goes_around()
@@ -394,10 +393,11 @@ impl Hands {
             inside.close(chosen.iter().map(|(c, _)| c))?;
             inside.mark_kept(&kept)?;
             let strays = inside.close(strays.iter().map(|(c, _)| c))?;
-            // As none is kept: the next look need not put them there.
-            if kept.is_empty() {
-                inside.keep_segments_alone(&plan.segments, lists);
-            }
+            // At once, and not at the next look, which need not come to it: of a family of which something is kept none may stay that an
+            // earlier process has put there.
+            let mut alone = plan.segments;
+            alone.retain(|family| kept.iter().all(|one| one.family() != *family));
+            inside.keep_segments_alone(&alone, lists);
             Ok((added, lost, kept, strays))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
@@ -514,10 +514,10 @@ impl Hands {
             }
             Ok((differences, families, inside.strangers().clone(), inside.segments().to_vec()))
         };
-        let aside = self.aside(&action.pod, room);
+        let kept = room.kept();
         let (differences, families, strangers, segments) = room.within(look).await?;
         *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
-        let whose = whose(&families, &segments, |_| aside.clone());
+        let whose = whose(&families, &segments, |family| self.aside(&action.pod, &kept, family));
         *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = whose.into();
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
             pod: action.pod.clone(),

@@ -490,6 +490,11 @@ impl Outsider {
 }
 
 impl Kept {
+    /// The family of its addresses.
+    pub(crate) fn family(&self) -> IpFamily {
+        IpFamily::of(self.local.ip())
+    }
+
     pub(crate) fn connection(&self) -> Connection {
         Connection {
             local: self.local,
