@@ -209,8 +209,8 @@ fn left(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
     for (family, whose) in pod.segments.iter() {
         let Segments::Left(why) = whose else { continue };
         let command = match family {
-            IpFamily::V4 => "ip rule del pref 32765",
-            IpFamily::V6 => "ip -6 rule del pref 32765",
+            IpFamily::V4 => "ip rule del pref 32765 lookup 65520",
+            IpFamily::V6 => "ip -6 rule del pref 32765 lookup 65520",
         };
         say(
             "segments-left",
@@ -431,7 +431,9 @@ mod tests {
         let said = wrong(&large, &Look::default());
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(
-            said[0].code == "segments-left" && said[0].what.contains("IPv6") && said[0].remedy.contains("`ip -6 rule del pref 32765`"),
+            said[0].code == "segments-left"
+                && said[0].what.contains("IPv6")
+                && said[0].remedy.contains("`ip -6 rule del pref 32765 lookup 65520`"),
             "{said:?}"
         );
         let mut odd = pod(captured(Way::Recognised));
