@@ -73,11 +73,9 @@ pub(crate) struct Lists {
 }
 
 impl Lists {
-    /// The families of these that the namespace has: with IPv6 switched off there is no address to redirect to, and the
-    /// kernel refuses its routes.
+    /// The families of these that the namespace has.
     fn families(&self, wanted: &[IpFamily]) -> Vec<IpFamily> {
-        let ipv6 = self.addresses.iter().any(IpAddr::is_ipv6);
-        wanted.iter().copied().filter(|f| *f == IpFamily::V4 || ipv6).collect()
+        families_of(&self.addresses, wanted)
     }
 
     /// The addresses, as sockets are compared with them.
@@ -372,9 +370,9 @@ impl Inside {
         Ok(self.routing.set_loopback_up()?)
     }
 
-    /// The families of these that the namespace has.
+    /// The families of these that the namespace has. Nothing but addresses is listed for that: a kernel may have no routing rules.
     pub(super) fn families(&mut self, wanted: &[IpFamily]) -> Result<Vec<IpFamily>, ApplyError> {
-        Ok(self.lists()?.families(wanted))
+        Ok(families_of(&self.addresses()?, wanted))
     }
 
     /// As [`Inside::verify`] without the listeners.
@@ -665,6 +663,13 @@ pub(super) fn route(family: IpFamily) -> Route {
 
 fn same_route(listed: &Route, wanted: &Route) -> bool {
     listed.destination == wanted.destination && listed.kind == wanted.kind && listed.link == wanted.link
+}
+
+/// The families of these that a namespace with such addresses has: with IPv6 switched off there is no address to redirect to, and the
+/// kernel refuses its routes.
+fn families_of(addresses: &[IpAddr], wanted: &[IpFamily]) -> Vec<IpFamily> {
+    let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+    wanted.iter().copied().filter(|f| *f == IpFamily::V4 || ipv6).collect()
 }
 
 /// Whether an application may answer from an address to somebody elsewhere.

@@ -27,8 +27,8 @@ pub enum Segments {
     Loopback,
     /// The link's, for this reason.
     Link(Aside),
-    /// The loopback device's still, although they are not to be any more: why the kernel does not take them away. It is asked again at
-    /// each look.
+    /// The loopback device's still, although they are not to be any more, or not by these routes: why the kernel does not take them
+    /// away. It is asked again at each look.
     Left(String),
 }
 
@@ -125,18 +125,21 @@ impl Known {
     /// What is to be there of a family, of which this is wanted: nothing where it was tried too often. What is there and is not to be is
     /// never given up: by it what goes around the proxy would be lost on the link.
     fn target(&self, family: IpFamily, mirrored: Vec<Route>) -> Vec<Route> {
-        match self.tried.get(&family) {
-            Some(tried) if tried.times > TRIES => Vec::new(),
-            _ => mirrored,
+        match self.is_given_up(family) {
+            true => Vec::new(),
+            false => mirrored,
         }
     }
 
-    /// Takes note of why that is still there which is not to be.
-    fn left(&mut self, family: IpFamily, why: String, lists: &Lists) {
-        if lists.policies.contains(&rule(family)) {
-            self.say(family, Segments::Left(why.clone()));
-        }
-        self.left.insert(family, why);
+    fn is_given_up(&self, family: IpFamily) -> bool {
+        self.tried.get(&family).is_some_and(|tried| tried.times > TRIES)
+    }
+
+    /// Takes note of what did not come about, and why.
+    fn tried(&mut self, family: IpFamily, what: Vec<Route>, why: String) {
+        let before = self.tried.get(&family).map_or(0, |tried| tried.times);
+        let times = before.saturating_add(1);
+        self.tried.insert(family, Tried { what, why, times });
     }
 
     fn say(&mut self, family: IpFamily, whose: Segments) {
@@ -200,11 +203,13 @@ impl Inside {
         around: impl FnOnce(&mut Self, &[IpFamily], &Lists) -> Result<Around, ApplyError>,
     ) -> Result<(), ApplyError> {
         let around = around(self, wanted, &lists).map_err(|error| error.to_string());
-        let mut failed = BTreeMap::new();
+        let (mut failed, mut tried) = (BTreeMap::new(), Vec::new());
         for family in self.segments.differs.clone() {
             let mirrored = self.segments.target(family, lists.wanted(family, wanted));
+            let is_new = !mirrored.is_empty() && !lists.policies.contains(&rule(family));
+            tried.extend((!mirrored.is_empty()).then_some(family));
             match &around {
-                Err(why) if !mirrored.is_empty() => drop(failed.insert(family, why.clone())),
+                Err(why) if is_new => drop(failed.insert(family, why.clone())),
                 Ok(around) if around.contains_key(&family) => (),
                 _ => drop(
                     self.put_family(family, &mirrored, &lists)
@@ -213,44 +218,70 @@ impl Inside {
             }
         }
         let around = around.unwrap_or_default();
-        (lists.policies, lists.routes) = (self.routing.policies()?, self.routing.all_routes()?);
-        self.look_at_segments(wanted, &lists);
-        for family in self.segments.differs.clone() {
-            let why = failed.remove(&family);
-            let why = || why.unwrap_or_else(|| "other routes are listed than were made".into());
-            match (around.get(&family), self.segments.target(family, lists.wanted(family, wanted))) {
-                (Some(count), _) => self.segments.say(family, Segments::Link(Aside::Kept(*count))),
-                (None, mirrored) if mirrored.is_empty() => self.segments.left(family, why(), &lists),
-                (None, mirrored) => self.in_vain(family, mirrored, why(), &lists),
+        self.list_again(wanted, &mut lists)?;
+        let mut differs = self.segments.differs.clone();
+        differs.retain(|family| !around.contains_key(family));
+        for family in &differs {
+            self.put_in_vain(*family, wanted, &lists, failed.remove(family), tried.contains(family));
+        }
+        if !differs.is_empty() {
+            self.list_again(wanted, &mut lists)?;
+        }
+        for (family, count) in around {
+            if self.segments.differs.contains(&family) {
+                self.segments.say(family, Segments::Link(Aside::Kept(count)));
             }
         }
         Ok(())
     }
 
-    /// Takes note of what did not come about, and takes all of it away where that was so too often.
-    fn in_vain(&mut self, family: IpFamily, what: Vec<Route>, why: String, lists: &Lists) {
-        let refused = Segments::Link(Aside::Refused(why.clone()));
-        self.segments.say(family, refused);
-        let before = self.segments.tried.get(&family).map_or(0, |tried| tried.times);
-        let times = before.saturating_add(1);
-        self.segments.tried.insert(family, Tried { what, why, times });
-        if times > TRIES
-            && let Err(why) = self.put_family(family, &[], lists)
-        {
-            self.segments.left(family, why.to_string(), lists);
+    /// Takes note of what did not come about of a family, and why, where the kernel has said it. Takes all of it away where that is
+    /// due and was not tried just now: `was_to_be` says that something was to be there then.
+    fn put_in_vain(&mut self, family: IpFamily, wanted: &[IpFamily], lists: &Lists, why: Option<String>, was_to_be: bool) {
+        let mirrored = self.segments.target(family, lists.wanted(family, wanted));
+        let is_to_be = !mirrored.is_empty();
+        if is_to_be {
+            let why = why.clone().unwrap_or_else(|| "other routes are listed than were made".into());
+            self.segments.tried(family, mirrored, why);
+        }
+        let is_given_up = is_to_be && self.segments.is_given_up(family);
+        let left = match why {
+            Some(why) if !was_to_be => Err(why),
+            // Its rule has been taken away, or could not be.
+            Some(_) if is_to_be && !is_given_up => return,
+            // What changes while it is put there may leave it with routes that are none of the main table's any more.
+            _ => self.put_family(family, &[], lists).map_err(|error| error.to_string()),
+        };
+        if let Err(why) = left {
+            self.segments.left.insert(family, why);
         }
     }
 
-    /// How much goes around the proxy, of each family that has the link's segments until now and of which anything does.
+    fn list_again(&mut self, wanted: &[IpFamily], lists: &mut Lists) -> Result<(), ApplyError> {
+        (lists.policies, lists.routes) = (self.routing.policies()?, self.routing.all_routes()?);
+        self.look_at_segments(wanted, lists);
+        Ok(())
+    }
+
+    /// The families that are to have other segments than the link's, which they have until now.
+    fn are_new(&self, wanted: &[IpFamily], lists: &Lists) -> Vec<IpFamily> {
+        let mut new = self.segments.differs.clone();
+        new.retain(|family| {
+            let target = self.segments.target(*family, lists.wanted(*family, wanted));
+            !target.is_empty() && !lists.policies.contains(&rule(*family))
+        });
+        new
+    }
+
+    /// How much goes around the proxy, of each of these of which anything does.
     fn newly_around(&mut self, wanted: &[IpFamily], lists: &Lists) -> Result<Around, ApplyError> {
-        let is_new = |family: &IpFamily| lists.mirrored(*family).is_ok() && !lists.policies.contains(&rule(*family));
-        let mut around = BTreeMap::new();
-        if !wanted.iter().any(is_new) {
+        let (new, mut around) = (self.are_new(wanted, lists), BTreeMap::new());
+        if new.is_empty() {
             return Ok(around);
         }
         for outsider in self.outsiders_of(&lists.own())? {
             let family = outsider.family();
-            if wanted.contains(&family) && is_new(&family) {
+            if new.contains(&family) {
                 *around.entry(family).or_default() += 1;
             }
         }
@@ -300,11 +331,12 @@ impl Inside {
                 true => drop(known.left.remove(&family)),
                 false => known.differs.push(family),
             }
-            let left = known
-                .left
-                .get(&family)
-                .filter(|_| target.is_empty() && lists.policies.contains(&rule(family)));
-            if let Some(why) = left {
+            // What failed has taken its rule away, or that has failed as well.
+            let left = match target.is_empty() {
+                true => known.left.get(&family),
+                false => known.tried.get(&family).map(|tried| &tried.why),
+            };
+            if let Some(why) = left.filter(|_| lists.policies.contains(&rule(family))) {
                 known.whose.push((family, Segments::Left(why.clone())));
                 continue;
             }
@@ -386,24 +418,28 @@ impl Inside {
             // Before its routes, or some would go by those that are left.
             absent_is_fine(self.routing.delete_policy(&rule))?;
         }
-        // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
-        for route in there.iter().filter(|route| !mirrored.contains(route)) {
-            absent_is_fine(self.routing.delete_route(route))?;
+        let put = self.put_routes(mirrored, &there);
+        if put.is_err() && stays {
+            // Or some would go by one that is none of the main table's any more, or by a wider one. That it stays is the worse of the two.
+            absent_is_fine(self.routing.delete_policy(&rule))?;
         }
-        for route in mirrored.iter().filter(|route| !there.contains(route)) {
-            if let Err(error) = self.routing.add_route(route) {
-                if stays {
-                    // Or some would go by a wider one of those that are there.
-                    let _ = self.routing.delete_policy(&rule);
-                }
-                return Err(error.into());
-            }
-        }
+        put?;
         if !mirrored.is_empty() && !stays {
             match self.routing.add_policy(&rule) {
                 Err(e) if !e.exists() => return Err(e.into()),
                 _ => (),
             }
+        }
+        Ok(())
+    }
+
+    fn put_routes(&mut self, mirrored: &[Route], there: &[Route]) -> Result<(), ApplyError> {
+        // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
+        for route in there.iter().filter(|route| !mirrored.contains(route)) {
+            absent_is_fine(self.routing.delete_route(route))?;
+        }
+        for route in mirrored.iter().filter(|route| !there.contains(route)) {
+            self.routing.add_route(route)?;
         }
         Ok(())
     }
