@@ -39,6 +39,10 @@ fn main() -> ExitCode {
         ),
         ("what_goes_around_has_the_links_segments", what_goes_around_has_the_links_segments),
         (
+            "segments_come_back_to_each_family_by_itself",
+            segments_come_back_to_each_family_by_itself,
+        ),
+        (
             "segments_of_an_earlier_life_do_not_stay_beside_what_is_kept",
             segments_of_an_earlier_life_do_not_stay_beside_what_is_kept,
         ),
@@ -309,6 +313,36 @@ fn what_goes_around_has_the_links_segments(world: &World) -> Outcome {
         until(&pod, 0, &[], "with a way around the proxy").await;
         let aside = "the link's: what comes to the pod goes around the proxy";
         until_told(&running, &format!("[{aside}, {aside}]")).await;
+        running.stop().await;
+    })
+}
+
+/// As soon as nothing of it is kept any more, whatever is of the other, and although the kernel tells of no change.
+fn segments_come_back_to_each_family_by_itself(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let server = node.pod("b", "10.0.0.3", "fd00::3")?;
+    let listen = || Ok::<_, std::io::Error>((TcpListener::bind("10.0.0.3:80")?, TcpListener::bind("[fd00::3]:80")?));
+    let (v4, v6) = server.run(listen)??;
+    node.run(async {
+        // With its other end, so that it ends with both.
+        let connect = |to: &TcpListener| {
+            let address = to.local_addr().unwrap();
+            (pod.run(|| TcpStream::connect(address)).unwrap().unwrap(), to.accept().unwrap())
+        };
+        let (first, second, of_v6) = (connect(&v4), connect(&v4), connect(&v6));
+        let running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        assert_eq!(running.states.borrow()[0].kept.len(), 3);
+        let one = "the link's: a connection from before the capture goes around the proxy";
+        let two = "the link's: 2 connections from before the capture go around the proxy";
+        until_told(&running, &format!("[{two}, {one}]")).await;
+        drop(first);
+        until_told(&running, &format!("[{one}, {one}]")).await;
+        drop(second);
+        until_told(&running, &format!("[the loopback device's, {one}]")).await;
+        assert!(there(&pod).0.len() == 1 && !there(&pod).0[0].ipv6, "{:#?}", there(&pod));
+        drop(of_v6);
+        until_told(&running, WELL).await;
         running.stop().await;
     })
 }

@@ -68,6 +68,8 @@ struct Stood {
     /// What was told before it was listed.
     heard: Heard,
     at: Instant,
+    /// It is to be listed again all the same, for what is no part of what captures.
+    again: bool,
     listeners: Vec<Port>,
     families: Vec<IpFamily>,
 }
@@ -152,11 +154,19 @@ impl Room {
         stood.as_ref().is_none_or(|stood| self.watch.heard() != Some(stood.heard))
     }
 
+    /// All is looked at next time, whatever the kernel tells.
+    fn look_again(&self) {
+        let mut stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stood) = stood.as_mut() {
+            stood.again = true;
+        }
+    }
+
     /// Looks at what was found as it should be and is so still, as the kernel has told of nothing; not for longer than `longest`.
     fn stands<T>(&self, action: &Action, longest: Duration, look: impl FnOnce(&Stood) -> T) -> Option<T> {
         let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
         let stood = stood.as_ref()?;
-        let same = stood.pod == action.pod && stood.closed == action.closed;
+        let same = stood.pod == action.pod && stood.closed == action.closed && !stood.again;
         (same && stood.at.elapsed() < longest && self.watch.heard() == Some(stood.heard)).then(|| look(stood))
     }
 
@@ -453,12 +463,13 @@ impl Hands {
         let before = kept.len();
         match room.within(move |inside| inside.still_open(&kept)).await {
             Ok(open) => {
-                if open.is_empty() {
-                    // Nothing goes around any more, and its segments may be others: all is looked at next time.
-                    *room.stood.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                let fewer = open.len() != before;
+                if fewer {
+                    // Of a family nothing may go around any more, whose segments may be others then; else it is told how many do.
+                    room.look_again();
                 }
                 Done::Well(Report {
-                    kept: (open.len() != before).then(|| room.keep(open)),
+                    kept: fewer.then(|| room.keep(open)),
                     ..Report::default()
                 })
             }
@@ -524,6 +535,8 @@ impl Hands {
             closed: action.closed,
             heard,
             at: Instant::now(),
+            // It is tried again at each look.
+            again: segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_))),
             listeners,
             families: families.clone(),
         });
