@@ -74,6 +74,14 @@ struct Stood {
     families: Vec<IpFamily>,
 }
 
+impl Stood {
+    /// Whether it need not be listed again where the kernel has told of nothing.
+    fn is_good(&self, action: &Action, longest: Duration) -> bool {
+        let same = self.pod == action.pod && self.closed == action.closed;
+        same && !self.again && self.at.elapsed() < longest
+    }
+}
+
 /// The last proof by connections.
 #[derive(Clone, Copy, Debug)]
 struct Proven {
@@ -166,8 +174,7 @@ impl Room {
     fn stands<T>(&self, action: &Action, longest: Duration, look: impl FnOnce(&Stood) -> T) -> Option<T> {
         let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
         let stood = stood.as_ref()?;
-        let same = stood.pod == action.pod && stood.closed == action.closed && !stood.again;
-        (same && stood.at.elapsed() < longest && self.watch.heard() == Some(stood.heard)).then(|| look(stood))
+        (stood.is_good(action, longest) && self.watch.heard() == Some(stood.heard)).then(|| look(stood))
     }
 
     /// Begins to watch, unless it is watched. The sockets for what follows are opened on the same way in.
@@ -403,8 +410,8 @@ impl Hands {
             inside.close(chosen.iter().map(|(c, _)| c))?;
             inside.mark_kept(&kept)?;
             let strays = inside.close(strays.iter().map(|(c, _)| c))?;
-            // At once, and not at the next look, which need not come to it: of a family of which something is kept none may stay that an
-            // earlier process has put there.
+            // Now, and not at the next look, which need not come to it: of a family of which something is kept none may stay that an
+            // earlier process has put there. What fails before this has all of it done again.
             let mut alone = plan.segments;
             alone.retain(|family| kept.iter().all(|one| one.family() != *family));
             inside.keep_segments_alone(&alone, lists);
@@ -536,7 +543,7 @@ impl Hands {
             heard,
             at: Instant::now(),
             // It is tried again at each look.
-            again: segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_))),
+            again: is_any_left(&segments),
             listeners,
             families: families.clone(),
         });
@@ -652,6 +659,10 @@ fn whose(families: &[IpFamily], found: &[(IpFamily, Segments)], aside: impl Fn(I
     both.filter_map(|family| Some((family, of(family)?))).collect()
 }
 
+fn is_any_left(segments: &[(IpFamily, Segments)]) -> bool {
+    segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_)))
+}
+
 /// What does nothing but end.
 async fn ending(step: impl Future<Output = ()>) -> Result<(), Cause> {
     step.await;
@@ -732,6 +743,39 @@ mod tests {
         let some_left = [(V4, left.clone()), (V6, left)];
         assert_eq!(whose(&[V4], &some_left, kept(V4)), some_left);
         assert_eq!(whose(&[V4], &[], kept(V4)), [(V4, link)]);
+    }
+
+    #[test]
+    fn what_is_left_is_looked_at_each_time() {
+        let pod = Arc::new(PodSpec {
+            uid: "a".into(),
+            namespace: "demo".into(),
+            name: "a".into(),
+            service_account: "a".into(),
+            addresses: Vec::new(),
+            capture: Capture::default(),
+            has_run: true,
+        });
+        let stood = |segments: &[(IpFamily, Segments)]| Stood {
+            pod: pod.clone(),
+            closed: false,
+            heard: Heard::default(),
+            at: Instant::now(),
+            again: is_any_left(segments),
+            listeners: Vec::new(),
+            families: Vec::new(),
+        };
+        let action = Action {
+            namespace: NetnsId { dev: 4, ino: 1 },
+            pod: pod.clone(),
+            step: Step::Verify,
+            closed: false,
+            unless_it_runs: false,
+            enforced: true,
+        };
+        let is_good = |segments: &[(IpFamily, Segments)]| stood(segments).is_good(&action, Duration::from_secs(3600));
+        assert!(is_good(&[(IpFamily::V4, Segments::Link(Aside::NoRoute))]));
+        assert!(!is_good(&[(IpFamily::V4, Segments::Left("no memory".into()))]));
     }
 
     #[test]
