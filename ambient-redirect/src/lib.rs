@@ -74,7 +74,7 @@
 //!
 //! What is captured goes no further than to the proxy in the pod's own namespace. If it is asked for
 //! ([`plan::Options::loopback_segments`]) it is cut into segments as large as the loopback device takes them, where nothing of
-//! the pod's but answers to probes goes around the proxy: a routing rule and a table of ours for what the pod sends by TCP, which capture
+//! the pod's but answers to probes goes around the proxy, of each family by itself: a routing rule and a table of ours for what the pod sends by TCP, which capture
 //! nothing, and are no part of what is proven.
 //!
 //! What an earlier process has announced ([`Announce::announced`]) is *in* too: whatever is left of its capture is put right

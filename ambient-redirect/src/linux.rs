@@ -38,7 +38,7 @@ pub use processes::{FindError, Hidden, Processes, namespace_of};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Aside, Change, Difference, DryRun, Inside, Line, Mark, Owner, RulePlace, Segments, Stranger, Thing};
-pub(crate) use rules::{Joined, Listing};
+pub(crate) use rules::{Joined, Listing, Looked};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
 pub use sockets::{Sharer, Sockets, cut_when_dropped, leave_port, original_destination};
 pub(crate) use told::Told;

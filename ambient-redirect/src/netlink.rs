@@ -55,6 +55,8 @@ pub use nftables::{
     Rule as NftRule, Set, SetKey, Table, Verdict,
 };
 pub use redirected::Redirected;
+#[cfg(test)]
+pub(crate) use routing::kernel;
 pub use routing::{Address, LeadsTo, Link, Packet, Policy, Route, RouteKind, Routing, Rule};
 pub(crate) use routing::{LOOPBACK, MAIN, TCP};
 

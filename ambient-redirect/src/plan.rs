@@ -82,8 +82,8 @@ pub struct Options {
     /// connection is refused, unless it goes to a process of the pod's own.
     pub yields: bool,
     /// Connections that are captured have the segments of the loopback device, on which they stay, and not those of the pod's link:
-    /// less is done for each byte of them. Only where nothing of the pod's goes around the proxy but what answers probes: see
-    /// [`Plan::segments`].
+    /// less is done for each byte of them. Only where nothing of the pod's goes around the proxy but what answers probes, of each family
+    /// by itself where that is connections from before its capture: see [`Plan::segments`].
     ///
     /// A process that writes twice before it reads, and has left on that small segments wait for what was sent before
     /// (Nagle's algorithm, [RFC 9293 3.7.4]), waits for an acknowledgement of the first where the second is smaller than a segment;
@@ -159,7 +159,7 @@ pub struct Plan {
     /// pref SEGMENTS_PRIORITY lookup SEGMENTS_TABLE`, with the routes of the main table, each with [`SEGMENTS_MTU`], but for what goes to
     /// [`PROBE_SOURCES`]. It is for speed alone, and no part of what captures: it is not proven, and left out where the main table has
     /// other routes than plain ones, where somebody else uses that table, where rules of others stand between that rule and the one for
-    /// the main table, and where connections go around the proxy: [`linux::Aside`](crate::linux::Aside).
+    /// the main table, and where connections of that family go around the proxy: [`linux::Aside`](crate::linux::Aside).
     pub segments: Vec<IpFamily>,
     /// What the proxy must listen on before the tables come.
     pub listeners: Vec<Port>,
@@ -379,6 +379,14 @@ impl Port {
 }
 
 impl IpFamily {
+    /// The family of an address; one of IPv4 may be written as one of IPv6, as a socket of both lists it.
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
     /// The loopback address that applications use.
     pub(crate) fn loopback(self) -> IpAddr {
         match self {

@@ -20,7 +20,7 @@ use ambient_redirect::{
     linux::{Aside, Inside, Mark, Netns, Segments},
     netlink::{Batch, Family, LeadsTo, Nftables, Packet, Policy, Route, RouteKind, Routing},
     plan::{IpFamily, Options, PROBE_SOURCES, PROXY_MARK, Plan, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
-    pods::PodState,
+    pods::{Cause, PodState, State},
 };
 use ambient_testkit::{
     World,
@@ -38,6 +38,18 @@ fn main() -> ExitCode {
             what_is_captured_has_the_loopbacks_segments,
         ),
         ("what_goes_around_has_the_links_segments", what_goes_around_has_the_links_segments),
+        (
+            "segments_come_back_to_each_family_by_itself",
+            segments_come_back_to_each_family_by_itself,
+        ),
+        (
+            "segments_of_an_earlier_life_do_not_stay_beside_what_is_kept",
+            segments_of_an_earlier_life_do_not_stay_beside_what_is_kept,
+        ),
+        (
+            "a_family_that_is_switched_off_is_not_spoken_of",
+            a_family_that_is_switched_off_is_not_spoken_of,
+        ),
         ("segments_are_put_and_taken_by_hand", segments_are_put_and_taken_by_hand),
         (
             "segments_leave_out_no_rule_of_somebody_elses",
@@ -254,12 +266,16 @@ fn what_goes_around_has_the_links_segments(world: &World) -> Outcome {
         let running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         assert_eq!(running.states.borrow()[0].kept.len(), 1);
         let aside = "the link's: a connection from before the capture goes around the proxy";
-        until_told(&running, &format!("[{aside}, {aside}]")).await;
+        // Of its family alone: the other has routing of its own.
+        until_told(&running, &format!("[{aside}, the loopback device's]")).await;
+        until(&pod, 1, &MAIN[1..], "of the family of which none is kept").await;
         let segment_then = segment(&pod, "198.51.100.7:80");
         assert!(
-            segment_then <= 1460 && there(&pod).0.is_empty(),
+            segment_then <= 1460 && there(&pod).0.iter().all(|policy| policy.ipv6),
             "{segment_then} bytes beside one that is kept"
         );
+        let of_other = segment(&pod, "[2001:db8::7]:80");
+        assert!(of_other > 30_000, "{of_other} bytes of the other family");
         assert!(SockRef::from(&kept).tcp_mss().unwrap() <= 1460);
         // Nor does who puts the plan there himself put them, or say that he would.
         let (plan, mark) = (Plan::new(&asked_for()), Mark::new(NAME, &"a".into()));
@@ -299,6 +315,112 @@ fn what_goes_around_has_the_links_segments(world: &World) -> Outcome {
         until_told(&running, &format!("[{aside}, {aside}]")).await;
         running.stop().await;
     })
+}
+
+/// As soon as nothing of it is kept any more, whatever is of the other, and although the kernel tells of no change.
+fn segments_come_back_to_each_family_by_itself(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let server = node.pod("b", "10.0.0.3", "fd00::3")?;
+    let listen = || Ok::<_, std::io::Error>((TcpListener::bind("10.0.0.3:80")?, TcpListener::bind("[fd00::3]:80")?));
+    let (v4, v6) = server.run(listen)??;
+    node.run(async {
+        // With its other end, so that it ends with both.
+        let connect = |to: &TcpListener| {
+            let address = to.local_addr().unwrap();
+            (pod.run(|| TcpStream::connect(address)).unwrap().unwrap(), to.accept().unwrap())
+        };
+        let (first, second, of_v6) = (connect(&v4), connect(&v4), connect(&v6));
+        let running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        assert_eq!(running.states.borrow()[0].kept.len(), 3);
+        let one = "the link's: a connection from before the capture goes around the proxy";
+        let two = "the link's: 2 connections from before the capture go around the proxy";
+        until_told(&running, &format!("[{two}, {one}]")).await;
+        drop(first);
+        until_told(&running, &format!("[{one}, {one}]")).await;
+        drop(second);
+        until_told(&running, &format!("[the loopback device's, {one}]")).await;
+        assert!(there(&pod).0.len() == 1 && !there(&pod).0[0].ipv6, "{:#?}", there(&pod));
+        drop(of_v6);
+        until_told(&running, WELL).await;
+        running.stop().await;
+    })
+}
+
+/// An earlier process has left a connection that is kept and, all the same, segments of the loopback device's: they go as soon as the
+/// rules are put in force, and not only once the capture is proven, which may never be.
+fn segments_of_an_earlier_life_do_not_stay_beside_what_is_kept(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let server = node.pod("b", "10.0.0.3", "fd00::3")?;
+    let _listener = server.run(|| TcpListener::bind("10.0.0.3:80"))??;
+    node.run(async {
+        let kept = pod.run(|| TcpStream::connect("10.0.0.3:80")).unwrap().unwrap();
+        let wanted = [spec("a", &["10.0.0.2", "fd00::2"])];
+        let running = Running::capturing(config(&node), &Log::default(), &wanted).await;
+        until(&pod, 1, &MAIN[1..], "of the family of which none is kept").await;
+        running.kill().await;
+        change(&pod, |routing, _| {
+            let of_v6 = routing
+                .policies()
+                .unwrap()
+                .into_iter()
+                .find(|p| p.table() == Some(SEGMENTS_TABLE))
+                .unwrap();
+            let by = there(&pod).1[0].protocol;
+            let main = routing.routes(254).unwrap().into_iter().filter(|r| r.destination.addr().is_ipv4());
+            for route in main.collect::<Vec<_>>() {
+                let ours = Route {
+                    table: SEGMENTS_TABLE,
+                    mtu: Some(SEGMENTS_MTU),
+                    protocol: by,
+                    ..route
+                };
+                routing.add_route(&ours).unwrap();
+            }
+            routing.add_policy(&Policy { ipv6: false, ..of_v6 }).unwrap();
+            // With which no capture of IPv4 can be proven.
+            let elsewhere = Policy {
+                priority: 7,
+                leads_to: LeadsTo::Table(254),
+                ..Policy::default()
+            };
+            routing.add_policy(&elsewhere).unwrap();
+        });
+        assert_eq!(there(&pod).0.len(), 2);
+        let mut next = Running::start(config(&node), &Log::default());
+        next.want(&wanted);
+        next.until("that it cannot be proven", |states| {
+            let refused = |pod: &PodState| matches!(&pod.state, State::Refused { error } if matches!(error.why, Cause::Diverted(_)));
+            states.first().is_some_and(refused)
+        })
+        .await;
+        assert!(there(&pod).0.iter().all(|policy| policy.ipv6), "{:#?}", there(&pod));
+        assert_eq!(next.states.borrow()[0].kept.len(), 1);
+        drop(kept);
+        next.stop().await;
+    })
+}
+
+/// Neither by a dry run nor of what is there.
+fn a_family_that_is_switched_off_is_not_spoken_of(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let (plan, mark) = (Plan::new(&asked_for()), Mark::new(NAME, &"a".into()));
+    pod.run(|| {
+        for device in ["all", "default", "lo", "eth0"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1").unwrap();
+        }
+    })?;
+    let mut inside = Inside::open(&pod)?;
+    let would = inside.dry_run(&plan, &mark)?.to_string();
+    assert!(would.contains("+ loopback segments, IPv4\n"), "{would}");
+    assert!(!would.contains("segments, IPv6"), "{would}");
+    inside.apply(&plan, &mark)?;
+    assert_eq!(inside.segments(), [(IpFamily::V4, Segments::Loopback)]);
+    let stands = inside.dry_run(&plan, &mark)?;
+    assert!(stands.is_nothing() && !stands.to_string().contains("segments, IPv6"), "{stands}");
+    Ok(())
 }
 
 /// What others have there is theirs, and what is done by hand is done whole.

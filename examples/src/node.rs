@@ -171,8 +171,8 @@ pub(crate) struct Args {
     probes: Switch,
     /// Whether what is captured has the segments of the loopback device, on which it stays between application and proxy, and not
     /// those of the pod's link: less is done for each byte of a transfer. A routing rule in the pods' namespaces (priority 32765,
-    /// table 65520) does it, except for a pod of which something goes around the proxy, or whose routing has more than plain routes or
-    /// rules of others in between. What an application has the kernel hold back
+    /// table 65520) does it, except for a family of a pod's addresses of which something goes around the proxy, or whose routing has
+    /// more than plain routes or rules of others in between. What an application has the kernel hold back
     /// until a segment is full (TCP_CORK, MSG_MORE) is held back up to 64 KiB, for at most 200 ms.
     #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::On)]
     loopback_segments: Switch,

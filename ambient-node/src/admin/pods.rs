@@ -154,12 +154,12 @@ struct View {
     wrong: Vec<Wrong>,
 }
 
-/// Whose segments what is captured of a pod has: the loopback device's, or its link's.
+/// Whose segments what is captured of a pod has, of each family: the loopback device's, or its link's.
 #[derive(Serialize)]
 struct Segmented {
     /// Whether the loopback device's are asked for.
     wanted: bool,
-    /// Empty where they are not, and until it has been looked at.
+    /// Until it has been looked at there are none; where they are not asked for, those of which they are left.
     families: Vec<OfFamily>,
 }
 
@@ -168,7 +168,7 @@ struct Segmented {
 struct OfFamily {
     family: String,
     in_force: bool,
-    /// Why they are not.
+    /// Why they are not; or why they are still, where they are not to be.
     why: Option<String>,
 }
 
@@ -332,10 +332,11 @@ impl Segmented {
     fn of(pod: &PodState, wanted: bool) -> Self {
         let of_family = |(family, whose): &(IpFamily, Segments)| OfFamily {
             family: family.to_string(),
-            in_force: *whose == Segments::Loopback,
+            in_force: !matches!(whose, Segments::Link(_)),
             why: match whose {
                 Segments::Loopback => None,
                 Segments::Link(why) => Some(why.to_string()),
+                Segments::Left(why) => Some(format!("they cannot be taken away: {why}")),
             },
         };
         Self {

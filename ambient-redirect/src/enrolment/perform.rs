@@ -20,7 +20,8 @@ use super::{
 use crate::{
     Announce, Drained, PodSpec, Proxy,
     linux::{
-        ApplyError, Aside, Difference, Inside, Joined, Listing, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger, Way,
+        ApplyError, Aside, Difference, Inside, Joined, Listing, Looked, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger,
+        Way,
     },
     netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
@@ -67,8 +68,18 @@ struct Stood {
     /// What was told before it was listed.
     heard: Heard,
     at: Instant,
+    /// It is to be listed again all the same, for what is no part of what captures.
+    again: bool,
     listeners: Vec<Port>,
     families: Vec<IpFamily>,
+}
+
+impl Stood {
+    /// Whether it need not be listed again where the kernel has told of nothing.
+    fn is_good(&self, action: &Action, longest: Duration) -> bool {
+        let same = self.pod == action.pod && self.closed == action.closed;
+        same && !self.again && self.at.elapsed() < longest
+    }
 }
 
 /// The last proof by connections.
@@ -151,12 +162,19 @@ impl Room {
         stood.as_ref().is_none_or(|stood| self.watch.heard() != Some(stood.heard))
     }
 
+    /// All is looked at next time, whatever the kernel tells.
+    fn look_again(&self) {
+        let mut stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stood) = stood.as_mut() {
+            stood.again = true;
+        }
+    }
+
     /// Looks at what was found as it should be and is so still, as the kernel has told of nothing; not for longer than `longest`.
     fn stands<T>(&self, action: &Action, longest: Duration, look: impl FnOnce(&Stood) -> T) -> Option<T> {
         let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
         let stood = stood.as_ref()?;
-        let same = stood.pod == action.pod && stood.closed == action.closed;
-        (same && stood.at.elapsed() < longest && self.watch.heard() == Some(stood.heard)).then(|| look(stood))
+        (stood.is_good(action, longest) && self.watch.heard() == Some(stood.heard)).then(|| look(stood))
     }
 
     /// Begins to watch, unless it is watched. The sockets for what follows are opened on the same way in.
@@ -289,17 +307,16 @@ impl Hands {
     fn plan(&self, pod: &PodSpec, closed: bool, room: &Room) -> Plan {
         let options = self.options(pod);
         let mut plan = Plan::new(&options);
-        if !room.kept().is_empty() {
-            // Whose other end may take larger segments than the pod's link does.
-            plan.segments.clear();
-        }
+        // Whose other end may take larger segments than the pod's link does: of each family by itself, as each is routed by itself.
+        let kept = room.kept();
+        plan.segments.retain(|family| kept.iter().all(|one| one.family() != *family));
         if closed { plan.and_closed(&options) } else { plan }
     }
 
-    /// Why a plan asks for no segments of the loopback device's although they are asked for, whatever routing is.
-    fn aside(&self, pod: &PodSpec, room: &Room) -> Option<Aside> {
+    /// Why a plan asks for no segments of the loopback device's of a family although they are asked for, whatever routing is.
+    fn aside(&self, pod: &PodSpec, kept: &[Kept], family: IpFamily) -> Option<Aside> {
         let options = self.options(pod);
-        let kept = room.kept().len();
+        let kept = kept.iter().filter(|one| one.family() == family).count();
         options.loopback_segments.then_some(())?;
         options
             .goes_around()
@@ -348,8 +365,8 @@ impl Hands {
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
             let work = move |inside: &mut Inside| {
-                let added = inside.put(&plan, &mark)?;
-                inside.keep_segments_alone(&plan.segments);
+                let (added, lists) = inside.put(&plan, &mark)?;
+                inside.keep_segments_alone(&plan.segments, lists);
                 Ok(added)
             };
             let added = room.within(work).await?;
@@ -367,7 +384,7 @@ impl Hands {
                 true => inside.put(&plan, &mark).map(Joined::from)?,
                 false => inside.join(&plan, &mark)?,
             };
-            let Joined { added, lost, told } = joined;
+            let Joined { added, lost, told, lists } = joined;
             // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
             // what is tracked is listed: what comes in between is there.
             let mut around = match enforced && (newly_inbound || !added.is_empty()) {
@@ -393,10 +410,11 @@ impl Hands {
             inside.close(chosen.iter().map(|(c, _)| c))?;
             inside.mark_kept(&kept)?;
             let strays = inside.close(strays.iter().map(|(c, _)| c))?;
-            // As none is kept: the next look need not put them there.
-            if kept.is_empty() {
-                inside.keep_segments_alone(&plan.segments);
-            }
+            // Now, and not at the next look, which need not come to it: of a family of which something is kept none may stay that an
+            // earlier process has put there. What fails before this has all of it done again.
+            let mut alone = plan.segments;
+            alone.retain(|family| kept.iter().all(|one| one.family() != *family));
+            inside.keep_segments_alone(&alone, lists);
             Ok((added, lost, kept, strays))
         };
         let (added, lost, outsiders, strays) = room.within(work).await?;
@@ -452,12 +470,13 @@ impl Hands {
         let before = kept.len();
         match room.within(move |inside| inside.still_open(&kept)).await {
             Ok(open) => {
-                if open.is_empty() {
-                    // Nothing goes around any more, and its segments may be others: all is looked at next time.
-                    *room.stood.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                let fewer = open.len() != before;
+                if fewer {
+                    // Of a family nothing may go around any more, whose segments may be others then; else it is told how many do.
+                    room.look_again();
                 }
                 Done::Well(Report {
-                    kept: (open.len() != before).then(|| room.keep(open)),
+                    kept: fewer.then(|| room.keep(open)),
                     ..Report::default()
                 })
             }
@@ -503,24 +522,28 @@ impl Hands {
         // What is told from here on may or may not be in the listing.
         let (heard, listeners) = (room.watch.heard(), plan.listeners.clone());
         let look = move |inside: &mut Inside| {
-            let looked = inside.look(&plan, &mark, listing)?;
-            if looked.0.is_empty() && inside.segments_differ() {
-                inside.keep_segments(&plan.segments);
+            let Looked {
+                differences,
+                families,
+                lists,
+            } = inside.look(&plan, &mark, listing)?;
+            if differences.is_empty() {
+                inside.keep_segments(&plan.segments, lists);
             }
-            Ok((looked, inside.strangers().clone(), inside.segments().to_vec()))
+            Ok((differences, families, inside.strangers().clone(), inside.segments().to_vec()))
         };
-        let aside = self.aside(&action.pod, room);
-        let ((differences, families), strangers, segments) = room.within(look).await?;
+        let kept = room.kept();
+        let (differences, families, strangers, segments) = room.within(look).await?;
         *room.strangers.lock().unwrap_or_else(PoisonError::into_inner) = strangers;
-        *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = match aside {
-            Some(aside) => families.iter().map(|family| (*family, Segments::Link(aside.clone()))).collect(),
-            None => segments.into_iter().filter(|(family, _)| families.contains(family)).collect(),
-        };
+        let whose = whose(&families, &segments, |family| self.aside(&action.pod, &kept, family));
+        *room.segments.lock().unwrap_or_else(PoisonError::into_inner) = whose.into();
         let stood = heard.filter(|_| differences.is_empty()).map(|heard| Stood {
             pod: action.pod.clone(),
             closed: action.closed,
             heard,
             at: Instant::now(),
+            // It is tried again at each look.
+            again: is_any_left(&segments),
             listeners,
             families: families.clone(),
         });
@@ -624,6 +647,22 @@ fn said_if(added: &[Difference], lost: usize) -> Report {
     }
 }
 
+/// Whose segments what is captured has, of each family: those that are left whatever was to be, then the link's where these are to be,
+/// then what was found.
+fn whose(families: &[IpFamily], found: &[(IpFamily, Segments)], aside: impl Fn(IpFamily) -> Option<Aside>) -> Vec<(IpFamily, Segments)> {
+    let of = |family| match found.iter().find(|(of, _)| *of == family).map(|(_, whose)| whose) {
+        Some(left @ Segments::Left(_)) => Some(left.clone()),
+        _ if !families.contains(&family) => None,
+        found => aside(family).map(Segments::Link).or_else(|| found.cloned()),
+    };
+    let both = [IpFamily::V4, IpFamily::V6].into_iter();
+    both.filter_map(|family| Some((family, of(family)?))).collect()
+}
+
+fn is_any_left(segments: &[(IpFamily, Segments)]) -> bool {
+    segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_)))
+}
+
 /// What does nothing but end.
 async fn ending(step: impl Future<Output = ()>) -> Result<(), Cause> {
     step.await;
@@ -689,6 +728,55 @@ const GOLDEN: u32 = 0x9e37_79b9;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_that_are_left_are_told_whatever_was_to_be() {
+        use IpFamily::{V4, V6};
+        let (found, left) = (Segments::Loopback, Segments::Left("no memory".into()));
+        let kept = |of| move |family| (family == of).then_some(Aside::Kept(1));
+        let link = Segments::Link(Aside::Kept(1));
+        let both = [(V4, found.clone()), (V6, found.clone())];
+        assert_eq!(whose(&[V4, V6], &both, |_| None), both);
+        assert_eq!(whose(&[V4, V6], &both[..1], kept(V6)), [(V4, found), (V6, link.clone())]);
+        assert_eq!(whose(&[V4], &both[1..], |_| None), [], "none is there, of either");
+        // Also of a family that is not captured.
+        let some_left = [(V4, left.clone()), (V6, left)];
+        assert_eq!(whose(&[V4], &some_left, kept(V4)), some_left);
+        assert_eq!(whose(&[V4], &[], kept(V4)), [(V4, link)]);
+    }
+
+    #[test]
+    fn what_is_left_is_looked_at_each_time() {
+        let pod = Arc::new(PodSpec {
+            uid: "a".into(),
+            namespace: "demo".into(),
+            name: "a".into(),
+            service_account: "a".into(),
+            addresses: Vec::new(),
+            capture: Capture::default(),
+            has_run: true,
+        });
+        let stood = |segments: &[(IpFamily, Segments)]| Stood {
+            pod: pod.clone(),
+            closed: false,
+            heard: Heard::default(),
+            at: Instant::now(),
+            again: is_any_left(segments),
+            listeners: Vec::new(),
+            families: Vec::new(),
+        };
+        let action = Action {
+            namespace: NetnsId { dev: 4, ino: 1 },
+            pod: pod.clone(),
+            step: Step::Verify,
+            closed: false,
+            unless_it_runs: false,
+            enforced: true,
+        };
+        let is_good = |segments: &[(IpFamily, Segments)]| stood(segments).is_good(&action, Duration::from_secs(3600));
+        assert!(is_good(&[(IpFamily::V4, Segments::Link(Aside::NoRoute))]));
+        assert!(!is_good(&[(IpFamily::V4, Segments::Left("no memory".into()))]));
+    }
 
     #[test]
     fn proofs_of_pods_that_joined_together_are_spread() {

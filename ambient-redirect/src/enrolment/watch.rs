@@ -90,6 +90,7 @@ impl Following {
 
 /// What was told of a namespace until some moment: compared with a later one it says whether anything changed in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Heard {
     begun: u64,
     told: [u64; 2],

@@ -8,7 +8,7 @@ mod routed;
 mod segments;
 mod strangers;
 
-use std::{fmt, io, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, fmt, io, net::IpAddr, sync::Arc};
 
 use ambient_core::PodUid;
 
@@ -62,6 +62,36 @@ impl Mark {
         let pod = pod.clone();
         Self { node: tag(node), pod }
     }
+}
+
+/// The addresses and the routing of a namespace, as the kernel listed them: once for all that a look asks of them.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    addresses: Vec<IpAddr>,
+    policies: Vec<Policy>,
+    routes: Vec<Route>,
+}
+
+impl Lists {
+    /// The families of these that the namespace has.
+    fn families(&self, wanted: &[IpFamily]) -> Vec<IpFamily> {
+        families_of(&self.addresses, wanted)
+    }
+
+    /// The addresses, as sockets are compared with them.
+    fn own(&self) -> HashSet<IpAddr> {
+        self.addresses.iter().map(IpAddr::to_canonical).collect()
+    }
+}
+
+/// What a look has found.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// What is not as the plan has it.
+    pub(crate) differences: Vec<Difference>,
+    /// The families that are captured.
+    pub(crate) families: Vec<IpFamily>,
+    pub(crate) lists: Lists,
 }
 
 /// Who put our tables into a namespace.
@@ -200,14 +230,14 @@ impl Inside {
     /// # Errors
     /// When a table of our name is somebody else's, or the kernel refuses.
     pub fn apply(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        let put = self.put(plan, mark)?;
-        self.keep_segments(&plan.segments);
+        let (put, lists) = self.put(plan, mark)?;
+        self.keep_segments(&plan.segments, lists);
         Ok(put)
     }
 
-    /// As [`Inside::apply`], without what is for speed alone.
-    pub(crate) fn put(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        let differences = self.rules(plan, mark)?;
+    /// As [`Inside::apply`], without what is for speed alone; gives what was listed for it as well.
+    pub(crate) fn put(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, Lists), ApplyError> {
+        let (differences, lists) = self.standing(plan, mark)?;
         none_is_foreign(&differences)?;
         for difference in &differences {
             match difference {
@@ -227,7 +257,7 @@ impl Inside {
         }
         // Nothing is put in the way of what others have there.
         let put = differences.into_iter().filter(|d| !matches!(d, Difference::Diverted(_)));
-        Ok(put.collect())
+        Ok((put.collect(), lists))
     }
 
     /// Takes everything of ours out: the tables in one transaction, then what conntrack remembers, then routing rules and
@@ -278,7 +308,7 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
     pub fn verify(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        self.look(plan, mark, Listing::Whole).map(|(differences, _)| differences)
+        self.look(plan, mark, Listing::Whole).map(|looked| looked.differences)
     }
 
     /// The rules of others that come before those of the plan that was verified or applied last, as they were then. They are no
@@ -287,15 +317,18 @@ impl Inside {
         &self.strangers
     }
 
-    /// As [`Inside::verify`]; gives the families that are captured as well.
-    pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark, listing: Listing) -> Result<(Vec<Difference>, Vec<IpFamily>), ApplyError> {
-        let own = self.addresses()?;
-        let families = families_of(&plan.rules, &own);
-        let mut differences = self.standing(plan, mark, &families, &own)?;
+    /// As [`Inside::verify`]; gives the families that are captured as well, and what was listed.
+    pub(crate) fn look(&mut self, plan: &Plan, mark: &Mark, listing: Listing) -> Result<Looked, ApplyError> {
+        let (mut differences, lists) = self.standing(plan, mark)?;
+        let families = lists.families(&plan.rules);
         if listing == Listing::Whole || !self.own.listens_at(&plan.listeners, &families) {
             differences.extend(self.unserved(&plan.listeners, &families)?);
         }
-        Ok((differences, families))
+        Ok(Looked {
+            differences,
+            families,
+            lists,
+        })
     }
 
     /// Which ports the proxy does not listen on, or somebody else does.
@@ -337,51 +370,55 @@ impl Inside {
         Ok(self.routing.set_loopback_up()?)
     }
 
-    /// The families of these that the namespace has: with IPv6 switched off there is no address to redirect to, and the
-    /// kernel refuses its routes.
-    pub(crate) fn families(&mut self, wanted: &[IpFamily]) -> Result<Vec<IpFamily>, ApplyError> {
-        Ok(families_of(wanted, &self.addresses()?))
+    /// The families of these that the namespace has. Nothing but addresses is listed for that: a kernel may have no routing rules.
+    pub(super) fn families(&mut self, wanted: &[IpFamily]) -> Result<Vec<IpFamily>, ApplyError> {
+        Ok(families_of(&self.addresses()?, wanted))
     }
 
     /// As [`Inside::verify`] without the listeners.
     pub(super) fn rules(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {
-        let own = self.addresses()?;
-        let families = families_of(&plan.rules, &own);
-        self.standing(plan, mark, &families, &own)
+        self.standing(plan, mark).map(|(differences, _)| differences)
     }
 
-    fn standing(&mut self, plan: &Plan, mark: &Mark, families: &[IpFamily], own: &[IpAddr]) -> Result<Vec<Difference>, ApplyError> {
+    fn lists(&mut self) -> Result<Lists, ApplyError> {
+        Ok(Lists {
+            addresses: self.addresses()?,
+            policies: self.routing.policies()?,
+            routes: self.routing.all_routes()?,
+        })
+    }
+
+    fn standing(&mut self, plan: &Plan, mark: &Mark) -> Result<(Vec<Difference>, Lists), ApplyError> {
         let (mut differences, mut strangers) = (Vec::new(), Vec::new());
-        let policies = self.routing.policies()?;
-        let rules: Vec<Rule> = policies.iter().filter_map(Policy::plain).collect();
-        let all_routes = self.routing.all_routes()?;
-        self.look_at_segments(&plan.segments, &policies, &all_routes);
-        let routes: Vec<&Route> = all_routes.iter().filter(|r| r.table == ROUTE_TABLE).collect();
-        for family in families {
-            if !rules.contains(&routing_rule(*family)) {
-                differences.push(Difference::Rule(*family));
+        let lists = self.lists()?;
+        self.look_at_segments(&plan.segments, &lists);
+        let rules: Vec<Rule> = lists.policies.iter().filter_map(Policy::plain).collect();
+        let routes: Vec<&Route> = lists.routes.iter().filter(|r| r.table == ROUTE_TABLE).collect();
+        for family in lists.families(&plan.rules) {
+            if !rules.contains(&routing_rule(family)) {
+                differences.push(Difference::Rule(family));
             }
-            let wanted = route(*family);
+            let wanted = route(family);
             let has_route = routes.iter().any(|r| same_route(r, &wanted));
             if !has_route {
-                differences.push(Difference::Route(*family));
+                differences.push(Difference::Route(family));
                 if routes.iter().any(|r| r.destination == wanted.destination) {
-                    differences.push(Difference::ForeignRoute(*family));
+                    differences.push(Difference::ForeignRoute(family));
                 }
             }
-            let has_both = has_route && !differences.contains(&Difference::Rule(*family));
+            let has_both = has_route && !differences.contains(&Difference::Rule(family));
             if !has_both {
                 continue;
             }
-            if self.is_diverted(*family, own)? {
-                differences.push(Difference::Diverted(*family));
+            if self.is_diverted(family, &lists.addresses)? {
+                differences.push(Difference::Diverted(family));
                 continue;
             }
             let listed = Listed {
-                family: *family,
-                own: &routed::own_of(*family, own),
-                policies: &policies,
-                tables: &routed::tables_of(*family, &all_routes),
+                family,
+                own: &routed::own_of(family, &lists.addresses),
+                policies: &lists.policies,
+                tables: &routed::tables_of(family, &lists.routes),
             };
             strangers.extend(routed::look(&mut self.routing, listed)?);
         }
@@ -391,7 +428,7 @@ impl Inside {
         if *self.strangers != *strangers {
             self.strangers = strangers.into();
         }
-        Ok(differences)
+        Ok((differences, lists))
     }
 
     /// Whether replies to the proxy go elsewhere although rule and route stand, as the kernel routes TCP of root's from each of the
@@ -628,9 +665,10 @@ fn same_route(listed: &Route, wanted: &Route) -> bool {
     listed.destination == wanted.destination && listed.kind == wanted.kind && listed.link == wanted.link
 }
 
-/// The families of these of which there is an address, or IPv4.
-fn families_of(wanted: &[IpFamily], own: &[IpAddr]) -> Vec<IpFamily> {
-    let ipv6 = own.iter().any(IpAddr::is_ipv6);
+/// The families of these that a namespace with such addresses has: with IPv6 switched off there is no address to redirect to, and the
+/// kernel refuses its routes.
+fn families_of(addresses: &[IpAddr], wanted: &[IpFamily]) -> Vec<IpFamily> {
+    let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
     wanted.iter().copied().filter(|f| *f == IpFamily::V4 || ipv6).collect()
 }
 

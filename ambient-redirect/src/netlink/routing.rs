@@ -1,5 +1,7 @@
 //! rtnetlink: links, addresses, routes, rules.
 
+#[cfg(test)]
+pub(crate) mod kernel;
 pub(super) mod policies;
 
 use std::{

@@ -61,6 +61,16 @@ impl Socket {
         })
     }
 
+    /// One that speaks with a kernel of a test's.
+    #[cfg(test)]
+    pub(crate) fn over(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            sequence: 0,
+            buffer: vec![0; DATAGRAM],
+        }
+    }
+
     /// Sends one message and waits for its answer.
     pub(crate) fn request(&mut self, what: &str, mut message: Writer) -> Result<(), Error> {
         message.ask_ack();
@@ -253,6 +263,6 @@ pub(super) fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
 /// Larger than any datagram of the kernel's: a listing read in smaller pieces can lose rules without a sign.
 const DATAGRAM: usize = 64 * 1024;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+pub(super) const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_DONE: u16 = 3;
 const NLMSGERR_ATTR_MSG: u16 = 1;

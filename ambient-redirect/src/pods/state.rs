@@ -41,7 +41,8 @@ pub struct PodState {
     /// It is refused, unless it stays in the pod. As of the last look, which follows a change at once.
     pub strangers: Arc<[Stranger]>,
     /// Whose segments what is captured has, of each family, where the loopback device's are asked for
-    /// ([`Options::loopback_segments`](crate::plan::Options::loopback_segments)); else none is named. As of the last look, as those are.
+    /// ([`Options::loopback_segments`](crate::plan::Options::loopback_segments)); else none is named but those of which they are
+    /// [left](Segments::Left). As of the last look, as those are.
     pub segments: Arc<[(IpFamily, Segments)]>,
 }
 

@@ -146,7 +146,8 @@ fn one_of_them(ground: &mut Ground) -> Outcome {
     }
     let (_, out, _) = ground.ambient(NODE, &["pods", "demo/late"])?;
     assert!(out.contains("kept connections     1\n") && out.contains(":7000"), "{out}");
-    let aside = "segments             the link's: a connection from before the capture goes around the proxy\n";
+    let aside =
+        "segments             IPv4 the link's: a connection from before the capture goes around the proxy; IPv6 the loopback device's\n";
     assert!(out.contains(aside), "{out}");
     let told = ground.told(NODE, "demo/cart")?;
     let listener = |port: u16, protocol: &str| json!({ "port": port, "protocol": protocol, "state": "up" });

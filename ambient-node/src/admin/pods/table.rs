@@ -169,14 +169,15 @@ pub(super) fn of_one(pod: &View) -> String {
 /// Whose segments what is captured has, and why.
 fn whose(segments: &Segmented) -> String {
     let of = |family: &OfFamily| match &family.why {
+        Some(why) if family.in_force => format!("the loopback device's still: {why}"),
         _ if family.in_force => "the loopback device's".to_owned(),
         Some(why) => format!("the link's: {why}"),
         None => "the link's".to_owned(),
     };
     match &segments.families[..] {
-        _ if !segments.wanted => "the link's: the loopback device's are not asked for".into(),
+        [] if !segments.wanted => "the link's: the loopback device's are not asked for".into(),
         [] => "-".into(),
-        [first, rest @ ..] if rest.iter().all(|family| of(family) == of(first)) => of(first),
+        [first, rest @ ..] if segments.wanted && rest.iter().all(|family| of(family) == of(first)) => of(first),
         all => {
             let all: Vec<String> = all.iter().map(|family| format!("{} {}", family.family, of(family))).collect();
             all.join("; ")
@@ -221,9 +222,17 @@ mod tests {
         let aside = "the link's: 2 connections from before the capture go around the proxy";
         assert_eq!(told(true, &kept, &kept), aside);
         assert_eq!(told(true, &loopback, &kept), format!("IPv4 the loopback device's; IPv6 {aside}"));
-        assert_eq!(told(false, &kept, &kept), "the link's: the loopback device's are not asked for");
+        let left = Segments::Left("no memory".into());
+        let still = "the loopback device's still: they cannot be taken away: no memory";
+        assert_eq!(told(true, &left, &kept), format!("IPv4 {still}; IPv6 {aside}"));
         let unseen = PodState::new(spec.clone(), State::Joining);
         assert_eq!(whose(&Segmented::of(&unseen, true)), "-");
+        let not_asked_for = "the link's: the loopback device's are not asked for";
+        assert_eq!(whose(&Segmented::of(&unseen, false)), not_asked_for);
+        // Of which they are left is told even so.
+        let mut pod = PodState::new(spec.clone(), State::Joining);
+        pod.segments = Arc::from([(IpFamily::V6, left)]);
+        assert_eq!(whose(&Segmented::of(&pod, false)), format!("IPv6 {still}"));
     }
 
     #[test]

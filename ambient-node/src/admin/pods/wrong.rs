@@ -2,7 +2,8 @@
 
 use ambient_core::PodUid;
 use ambient_redirect::{
-    linux::{RulePlace, Stranger, Way},
+    linux::{RulePlace, Segments, Stranger, Way},
+    plan::IpFamily,
     pods::{Cause, PodState, Refusal, State, Step, Unpaired},
     zds::{
         ClientState,
@@ -71,6 +72,7 @@ pub(super) fn wrong(pod: &PodState, look: &Look, unannounced: &str) -> Vec<Wrong
         );
     }
     foreign(pod, &mut say);
+    left(pod, &mut say);
     if pod.closed && !matches!(pod.state, State::Waiting) {
         say(
             "refused-until-proven",
@@ -198,6 +200,24 @@ fn foreign(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
             format!("routing of somebody else in its namespace comes before the proxy's, and what it takes is lost: {rules}"),
             "see `ip rule` and `ip route show table all` in its namespace: remove what comes before `fwmark 0x111/0xfff lookup 100`, or give \
              it a higher number, and leave table 100 to the proxy; else take the pod out of the mesh",
+        );
+    }
+}
+
+/// Segments as of the loopback device that are not to be any more.
+fn left(pod: &PodState, say: &mut impl FnMut(&'static str, String, &str)) {
+    for (family, whose) in pod.segments.iter() {
+        let Segments::Left(why) = whose else { continue };
+        let command = match family {
+            IpFamily::V4 => "ip rule del pref 32765 lookup 65520",
+            IpFamily::V6 => "ip -6 rule del pref 32765 lookup 65520",
+        };
+        say(
+            "segments-left",
+            format!(
+                "what it sends by {family} around the proxy may be lost: its segments are the loopback device's, and they cannot be taken away: {why}"
+            ),
+            &format!("it is tried again by itself, once a minute at least; `{command}` in its namespace does the same"),
         );
     }
 }
@@ -401,6 +421,19 @@ mod tests {
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(
             said[0].code == "foreign-routes" && said[0].what.contains("IPv6 routing rule 100: ") && said[0].remedy.contains("`ip rule`"),
+            "{said:?}"
+        );
+        let mut large = pod(captured(Way::Recognised));
+        large.segments = Arc::from([
+            (IpFamily::V4, Segments::Loopback),
+            (IpFamily::V6, Segments::Left("no memory".into())),
+        ]);
+        let said = wrong(&large, &Look::default());
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(
+            said[0].code == "segments-left"
+                && said[0].what.contains("IPv6")
+                && said[0].remedy.contains("`ip -6 rule del pref 32765 lookup 65520`"),
             "{said:?}"
         );
         let mut odd = pod(captured(Way::Recognised));

@@ -75,7 +75,7 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses, or its answers keep changing while they are read.
     pub fn dry_run(&mut self, plan: &Plan, mark: &Mark) -> Result<DryRun, ApplyError> {
-        let differences = self.rules(plan, mark)?;
+        let (differences, lists) = self.standing(plan, mark)?;
         let tables = self.nftables.tables()?;
         let mut lines = Vec::new();
         for name in TABLES {
@@ -109,7 +109,7 @@ impl Inside {
             let listed = self.nftables.rules(Family::Inet, &table.name)?;
             lines.extend(rules(&table.name, None, &listed));
         }
-        for family in self.families(&plan.rules)? {
+        for family in lists.families(&plan.rules) {
             for (missing, what) in [
                 (Difference::Rule(family), Thing::RoutingRule(family)),
                 (Difference::Route(family), Thing::Route(family)),
@@ -121,7 +121,7 @@ impl Inside {
                 lines.push(Line { change, what });
             }
         }
-        let segments = self.segments_would_change(&plan.segments)?;
+        let segments = self.segments_would_change(&plan.segments, &lists)?;
         lines.extend(segments.into_iter().map(|(family, would)| match would {
             Ok(change) => Line {
                 change,

@@ -10,12 +10,12 @@ use std::{
 use ambient_core::ports;
 
 use super::{
-    ApplyError, Difference, Inside, Mark, add_rules, is_marked, named_as_ours, of_ours, opened::direction, owner_of, replacement,
+    ApplyError, Difference, Inside, Lists, Mark, add_rules, is_marked, named_as_ours, of_ours, opened::direction, owner_of, replacement,
     same_chains,
 };
 use crate::{
     netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
-    plan::{KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
+    plan::{IpFamily, KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
     pods::{Direction, Kept},
 };
 
@@ -198,8 +198,13 @@ impl Inside {
     /// When the kernel refuses.
     pub(crate) fn outsiders(&mut self) -> Result<Vec<Outsider>, ApplyError> {
         let own = self.own_addresses()?;
+        self.outsiders_of(&own)
+    }
+
+    /// As [`Inside::outsiders`], of a namespace that has these addresses.
+    pub(super) fn outsiders_of(&mut self, own: &HashSet<IpAddr>) -> Result<Vec<Outsider>, ApplyError> {
         let mut live = self.sockets.connections()?;
-        live.retain(|c| !is_marked(c.mark) && leaves(c, &own));
+        live.retain(|c| !is_marked(c.mark) && leaves(c, own));
         if live.is_empty() {
             return Ok(Vec::new());
         }
@@ -252,6 +257,11 @@ impl Inside {
     /// When the kernel refuses.
     pub(crate) fn around(&mut self) -> Result<Vec<(Connection, Direction)>, ApplyError> {
         let own = self.own_addresses()?;
+        self.around_of(&own)
+    }
+
+    /// As [`Inside::around`], of a namespace that has these addresses.
+    pub(super) fn around_of(&mut self, own: &HashSet<IpAddr>) -> Result<Vec<(Connection, Direction)>, ApplyError> {
         // The pod's sockets before the proxy's, which may be of IPv6: what ends meanwhile is missing at the other end only.
         let live = self.sockets.connections()?;
         let proxys: HashSet<(SocketAddr, SocketAddr)> = live.iter().filter(|c| is_marked(c.mark)).map(|c| (c.local, c.remote)).collect();
@@ -262,7 +272,7 @@ impl Inside {
             .collect();
         let listening = self.listening()?;
         let is_around = |c: &Connection| {
-            c.progress == Progress::Established && !is_marked(c.mark) && leaves(c, &own) && !is_captured(c, &proxys, &taken_from)
+            c.progress == Progress::Established && !is_marked(c.mark) && leaves(c, own) && !is_captured(c, &proxys, &taken_from)
         };
         let outside = live.into_iter().filter(is_around);
         Ok(outside
@@ -296,7 +306,7 @@ impl Inside {
         &mut self,
         told: Vec<Entry>,
         seen: &[Ends],
-        put: impl FnOnce(&mut Self) -> Result<Vec<Difference>, ApplyError>,
+        put: impl FnOnce(&mut Self) -> Result<(Vec<Difference>, Lists), ApplyError>,
     ) -> Result<Joined, ApplyError> {
         let remembered = self.conntrack.remember(&told, KEPT_MARK).map_err(ApplyError::from);
         let done = remembered.and_then(|refused| {
@@ -304,7 +314,7 @@ impl Inside {
             Ok((put(self)?, refused.count))
         });
         match done {
-            Ok((added, lost)) => Ok(Joined { added, lost, told }),
+            Ok(((added, lists), lost)) => Ok(Joined { added, lost, told, lists }),
             Err(why) => {
                 let marked: Vec<Ends> = told.iter().map(Entry::ends).chain(seen.iter().copied()).collect();
                 // That which failed is what is told. Whoever ended meanwhile was not seen to.
@@ -435,14 +445,17 @@ pub(crate) struct Joined {
     pub(crate) lost: usize,
     /// Those that the kernel was told of.
     pub(crate) told: Vec<Entry>,
+    /// As it was before.
+    pub(crate) lists: Lists,
 }
 
-impl From<Vec<Difference>> for Joined {
-    fn from(added: Vec<Difference>) -> Self {
+impl From<(Vec<Difference>, Lists)> for Joined {
+    fn from((added, lists): (Vec<Difference>, Lists)) -> Self {
         Self {
             added,
             lost: 0,
             told: Vec::new(),
+            lists,
         }
     }
 }
@@ -457,6 +470,11 @@ pub(crate) struct Outsider {
 }
 
 impl Outsider {
+    /// The family of its addresses.
+    pub(crate) fn family(&self) -> IpFamily {
+        IpFamily::of(self.connection.local.ip())
+    }
+
     /// As one that is kept, and was known as such `before` or becomes so `now`. Who opened it stays as it was first told: a server
     /// may close its listener meanwhile.
     pub(crate) fn kept(&self, before: Option<&Kept>, now: SystemTime) -> Kept {
@@ -472,6 +490,11 @@ impl Outsider {
 }
 
 impl Kept {
+    /// The family of its addresses.
+    pub(crate) fn family(&self) -> IpFamily {
+        IpFamily::of(self.local.ip())
+    }
+
     pub(crate) fn connection(&self) -> Connection {
         Connection {
             local: self.local,

@@ -10,13 +10,13 @@
 //! where the main table says more of a route than whereto it leads, or where rules of others have their say between ours and the
 //! one for the main table, which ours would leave out; what answers probes goes by the main table.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{ApplyError, Change, Inside, absent_is_fine, routed};
+use super::{ApplyError, Change, Inside, Lists, absent_is_fine, routed};
 use crate::{
-    netlink::{Connection, LOOPBACK, LeadsTo, MAIN, Packet, Policy, Route, RouteKind, Rule, TCP},
+    netlink::{LOOPBACK, LeadsTo, MAIN, Packet, Policy, Route, RouteKind, Rule, TCP},
     plan::{IpFamily, MARK_MASK, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
 };
 
@@ -27,6 +27,9 @@ pub enum Segments {
     Loopback,
     /// The link's, for this reason.
     Link(Aside),
+    /// The loopback device's still, although they are not to be any more, or not by these routes: why the kernel does not take them
+    /// away. It is asked again at each look.
+    Left(String),
 }
 
 /// Why what is captured has the segments of the pod's link although those of the loopback device are asked for.
@@ -64,6 +67,7 @@ impl fmt::Display for Segments {
         match self {
             Self::Loopback => f.write_str("the loopback device's"),
             Self::Link(why) => write!(f, "the link's: {why}"),
+            Self::Left(why) => write!(f, "the loopback device's still: they cannot be taken away: {why}"),
         }
     }
 }
@@ -97,11 +101,15 @@ impl fmt::Display for Aside {
 /// What is known of a namespace's segments.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// Of which families routing was otherwise than the plan has it when it was listed last.
+    /// Of which they were wanted then.
+    wanted: Vec<IpFamily>,
+    /// Of which families routing was otherwise than that has it when it was listed last.
     differs: Vec<IpFamily>,
     /// What was put there last and did not come about.
     tried: BTreeMap<IpFamily, Tried>,
-    /// Whose segments there are, of the families that the plan names.
+    /// Why that is still there which is not to be.
+    left: BTreeMap<IpFamily, String>,
+    /// Whose segments there are, of the families that the plan names and of those of which some are left.
     whose: Vec<(IpFamily, Segments)>,
 }
 
@@ -109,15 +117,36 @@ pub(super) struct Known {
 struct Tried {
     what: Vec<Route>,
     why: String,
-    /// How often: a device may have gone down while it was. After [`TRIES`] more it is left until it would be something else.
+    /// How often: a device may have gone down while it was. After [`TRIES`] more nothing is put there until it would be something else.
     times: u8,
 }
 
-/// What is listed of routing.
-#[derive(Clone, Copy)]
-struct Listed<'a> {
-    policies: &'a [Policy],
-    routes: &'a [Route],
+impl Known {
+    /// What is to be there of a family, of which this is wanted: nothing where it was tried too often. What is there and is not to be is
+    /// never given up: by it what goes around the proxy would be lost on the link.
+    fn target(&self, family: IpFamily, mirrored: Vec<Route>) -> Vec<Route> {
+        match self.is_given_up(family) {
+            true => Vec::new(),
+            false => mirrored,
+        }
+    }
+
+    fn is_given_up(&self, family: IpFamily) -> bool {
+        self.tried.get(&family).is_some_and(|tried| tried.times > TRIES)
+    }
+
+    /// Takes note of what did not come about, and why.
+    fn tried(&mut self, family: IpFamily, what: Vec<Route>, why: String) {
+        let before = self.tried.get(&family).map_or(0, |tried| tried.times);
+        let times = before.saturating_add(1);
+        self.tried.insert(family, Tried { what, why, times });
+    }
+
+    fn say(&mut self, family: IpFamily, whose: Segments) {
+        self.whose.retain(|(of, _)| *of != family);
+        self.whose.push((family, whose));
+        self.whose.sort_unstable_by_key(|(of, _)| *of);
+    }
 }
 
 /// How much goes around the proxy, of each family of which anything does.
@@ -127,8 +156,8 @@ type Around = BTreeMap<IpFamily, usize>;
 pub(super) type Would = (IpFamily, Result<Change, Aside>);
 
 impl Inside {
-    /// Whose segments what is captured has, of each family for which [`Plan::segments`](crate::plan::Plan::segments) asks for the loopback
-    /// device's in the plan that was verified or applied last, as it was then.
+    /// Whose segments what is captured has, as it was when a plan was verified or applied last: of each family that the namespace has and
+    /// for which the plan asks for the loopback device's ([`Plan::segments`](crate::plan::Plan::segments)), and of each of which they are left.
     pub fn segments(&self) -> &[(IpFamily, Segments)] {
         &self.segments.whose
     }
@@ -139,98 +168,120 @@ impl Inside {
     }
 
     /// Has what is captured take the loopback device's segments where that is wanted, and nowhere else. Where the kernel refuses, it has
-    /// the link's: it is for speed alone, so that no error of it counts. All must have been listed before.
-    pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily]) {
-        self.keep(wanted, Self::around_of);
+    /// the link's: it is for speed alone, so that no error of it counts. All must have been listed just before, as `lists` has it.
+    pub(crate) fn keep_segments(&mut self, wanted: &[IpFamily], lists: Lists) {
+        self.keep(wanted, lists, Self::newly_around);
     }
 
-    /// As [`Inside::keep_segments`], where it is known that nothing goes around the proxy: sockets need not be listed for that.
-    pub(crate) fn keep_segments_alone(&mut self, wanted: &[IpFamily]) {
-        self.keep(wanted, |_, _, _| Ok(BTreeMap::new()));
+    /// As [`Inside::keep_segments`], where it is known that nothing of these families goes around the proxy: sockets need not be listed
+    /// for that.
+    pub(crate) fn keep_segments_alone(&mut self, wanted: &[IpFamily], lists: Lists) {
+        self.keep(wanted, lists, |_, _, _| Ok(BTreeMap::new()));
     }
 
-    fn keep(&mut self, wanted: &[IpFamily], around: impl FnOnce(&mut Self, &[IpFamily], Listed<'_>) -> Result<Around, ApplyError>) {
-        if !wanted.is_empty() || self.segments_differ() {
+    fn keep(
+        &mut self,
+        wanted: &[IpFamily],
+        lists: Lists,
+        around: impl FnOnce(&mut Self, &[IpFamily], &Lists) -> Result<Around, ApplyError>,
+    ) {
+        let wanted = lists.families(wanted);
+        // What was wanted when it was listed need not be what is now.
+        if self.segments.wanted != wanted {
+            self.look_at_segments(&wanted, &lists);
+        }
+        if self.segments_differ() {
             // What cannot be listed is looked at again.
-            let _ = self.put_right(wanted, around);
+            let _ = self.put_right(&wanted, lists, around);
         }
     }
 
     fn put_right(
         &mut self,
         wanted: &[IpFamily],
-        around: impl FnOnce(&mut Self, &[IpFamily], Listed<'_>) -> Result<Around, ApplyError>,
+        mut lists: Lists,
+        around: impl FnOnce(&mut Self, &[IpFamily], &Lists) -> Result<Around, ApplyError>,
     ) -> Result<(), ApplyError> {
-        let (policies, routes) = self.routing_lists()?;
-        self.look_at_segments(wanted, &policies, &routes);
-        if !self.segments_differ() {
-            return Ok(());
-        }
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
-        let around = around(self, wanted, listed).map_err(|error| error.to_string());
-        let mut failed = BTreeMap::new();
+        let around = around(self, wanted, &lists).map_err(|error| error.to_string());
+        let (mut failed, mut tried) = (BTreeMap::new(), Vec::new());
         for family in self.segments.differs.clone() {
-            let mirrored = listed.wanted(family, wanted);
+            let mirrored = self.segments.target(family, lists.wanted(family, wanted));
+            let is_new = !mirrored.is_empty() && !lists.policies.contains(&rule(family));
+            tried.extend((!mirrored.is_empty()).then_some(family));
             match &around {
-                Err(why) if !mirrored.is_empty() => drop(failed.insert(family, why.clone())),
+                Err(why) if is_new => drop(failed.insert(family, why.clone())),
                 Ok(around) if around.contains_key(&family) => (),
                 _ => drop(
-                    self.put_family(family, &mirrored, listed)
+                    self.put_family(family, &mirrored, &lists)
                         .map_err(|e| failed.insert(family, e.to_string())),
                 ),
             }
         }
         let around = around.unwrap_or_default();
-        let (policies, routes) = self.routing_lists()?;
-        self.look_at_segments(wanted, &policies, &routes);
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
-        for family in self.segments.differs.clone() {
-            match around.get(&family) {
-                Some(count) => self.say(family, Aside::Kept(*count)),
-                None => {
-                    let why = failed
-                        .remove(&family)
-                        .unwrap_or_else(|| "other routes are listed than were made".into());
-                    self.in_vain(family, listed.wanted(family, wanted), why, listed);
-                }
+        self.list_again(wanted, &mut lists)?;
+        let mut differs = self.segments.differs.clone();
+        differs.retain(|family| !around.contains_key(family));
+        for family in &differs {
+            self.put_in_vain(*family, wanted, &lists, failed.remove(family), tried.contains(family));
+        }
+        if !differs.is_empty() {
+            self.list_again(wanted, &mut lists)?;
+        }
+        for (family, count) in around {
+            if self.segments.differs.contains(&family) {
+                self.segments.say(family, Segments::Link(Aside::Kept(count)));
             }
         }
         Ok(())
     }
 
-    /// Takes note of what did not come about, and leaves it where that was so too often.
-    fn in_vain(&mut self, family: IpFamily, what: Vec<Route>, why: String, listed: Listed<'_>) {
-        self.say(family, Aside::Refused(why.clone()));
-        let before = self.segments.tried.get(&family).map_or(0, |tried| tried.times);
-        let times = before.saturating_add(1);
-        self.segments.tried.insert(family, Tried { what, why, times });
-        if times > TRIES {
-            let _ = self.put_family(family, &[], listed);
+    /// Takes note of what did not come about of a family, and why, where the kernel has said it. Takes all of it away where that is
+    /// due and was not tried just now: `was_to_be` says that something was to be there then.
+    fn put_in_vain(&mut self, family: IpFamily, wanted: &[IpFamily], lists: &Lists, why: Option<String>, was_to_be: bool) {
+        let mirrored = self.segments.target(family, lists.wanted(family, wanted));
+        let is_to_be = !mirrored.is_empty();
+        if is_to_be {
+            let why = why.clone().unwrap_or_else(|| "other routes are listed than were made".into());
+            self.segments.tried(family, mirrored, why);
+        }
+        let is_given_up = is_to_be && self.segments.is_given_up(family);
+        let left = match why {
+            Some(why) if !was_to_be => Err(why),
+            // Its rule has been taken away, or could not be.
+            Some(_) if is_to_be && !is_given_up => return,
+            // What changes while it is put there may leave it with routes that are none of the main table's any more.
+            _ => self.put_family(family, &[], lists).map_err(|error| error.to_string()),
+        };
+        if let Err(why) = left {
+            self.segments.left.insert(family, why);
         }
     }
 
-    fn say(&mut self, family: IpFamily, aside: Aside) {
-        if let Some((_, whose)) = self.segments.whose.iter_mut().find(|(of, _)| *of == family) {
-            *whose = Segments::Link(aside);
-        }
+    fn list_again(&mut self, wanted: &[IpFamily], lists: &mut Lists) -> Result<(), ApplyError> {
+        (lists.policies, lists.routes) = (self.routing.policies()?, self.routing.all_routes()?);
+        self.look_at_segments(wanted, lists);
+        Ok(())
     }
 
-    /// How much goes around the proxy, of each family that has the link's segments until now and of which anything does.
-    fn around_of(&mut self, wanted: &[IpFamily], listed: Listed<'_>) -> Result<Around, ApplyError> {
-        let is_new = |family: &IpFamily| listed.mirrored(*family).is_ok() && !listed.policies.contains(&rule(*family));
-        let mut around = BTreeMap::new();
-        if !wanted.iter().any(is_new) {
+    /// The families that are to have other segments than the link's, which they have until now.
+    fn are_new(&self, wanted: &[IpFamily], lists: &Lists) -> Vec<IpFamily> {
+        let mut new = self.segments.differs.clone();
+        new.retain(|family| {
+            let target = self.segments.target(*family, lists.wanted(*family, wanted));
+            !target.is_empty() && !lists.policies.contains(&rule(*family))
+        });
+        new
+    }
+
+    /// How much goes around the proxy, of each of these of which anything does.
+    fn newly_around(&mut self, wanted: &[IpFamily], lists: &Lists) -> Result<Around, ApplyError> {
+        let (new, mut around) = (self.are_new(wanted, lists), BTreeMap::new());
+        if new.is_empty() {
             return Ok(around);
         }
-        for outsider in self.outsiders()? {
-            let family = family_of(&outsider.connection);
-            if wanted.contains(&family) && is_new(&family) {
+        for outsider in self.outsiders_of(&lists.own())? {
+            let family = outsider.family();
+            if new.contains(&family) {
                 *around.entry(family).or_default() += 1;
             }
         }
@@ -239,13 +290,14 @@ impl Inside {
 
     /// Takes away what was put there for segments.
     pub(super) fn clear_segments(&mut self) -> Result<(), ApplyError> {
-        let (policies, routes) = self.routing_lists()?;
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
+        let lists = Lists {
+            // What is taken away hangs on none.
+            addresses: Vec::new(),
+            policies: self.routing.policies()?,
+            routes: self.routing.all_routes()?,
         };
         // Of the one whatever becomes of the other.
-        let cleared = BOTH.map(|family| self.put_family(family, &[], listed));
+        let cleared = BOTH.map(|family| self.put_family(family, &[], &lists));
         cleared.into_iter().collect()
     }
 
@@ -262,49 +314,57 @@ impl Inside {
         }
     }
 
-    fn routing_lists(&mut self) -> Result<(Vec<Policy>, Vec<Route>), ApplyError> {
-        Ok((self.routing.policies()?, self.routing.all_routes()?))
-    }
-
     /// Takes note of whether it stands as is wanted.
-    pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], policies: &[Policy], routes: &[Route]) {
-        let listed = Listed { policies, routes };
+    pub(super) fn look_at_segments(&mut self, wanted: &[IpFamily], lists: &Lists) {
+        let wanted = lists.families(wanted);
         let mut known = std::mem::take(&mut self.segments);
         (known.differs, known.whose) = (Vec::new(), Vec::new());
         for family in BOTH {
-            let stands = listed.stands(family, wanted);
-            let is_other = |tried: &Tried| tried.what != listed.wanted(family, wanted);
-            if stands || known.tried.get(&family).is_some_and(is_other) {
+            let mirrored = lists.wanted(family, &wanted);
+            let is_other = |tried: &Tried| tried.what != mirrored;
+            if lists.holds(family, &mirrored) || known.tried.get(&family).is_some_and(is_other) {
                 known.tried.remove(&family);
             }
-            let tried = known.tried.get(&family);
-            if !stands && tried.is_none_or(|tried| tried.times <= TRIES) {
-                known.differs.push(family);
+            let target = known.target(family, mirrored);
+            let stands = lists.holds(family, &target);
+            match stands {
+                true => drop(known.left.remove(&family)),
+                false => known.differs.push(family),
+            }
+            // What failed has taken its rule away, or that has failed as well.
+            let left = match target.is_empty() {
+                true => known.left.get(&family),
+                false => known.tried.get(&family).map(|tried| &tried.why),
+            };
+            if let Some(why) = left.filter(|_| lists.policies.contains(&rule(family))) {
+                known.whose.push((family, Segments::Left(why.clone())));
+                continue;
             }
             if !wanted.contains(&family) {
                 continue;
             }
-            let whose = match (listed.mirrored(family), tried) {
+            let whose = match (lists.mirrored(family), known.tried.get(&family)) {
                 (Err(aside), _) => Segments::Link(aside),
                 (Ok(_), Some(tried)) => Segments::Link(Aside::Refused(tried.why.clone())),
                 (Ok(_), None) if !stands => Segments::Link(Aside::Underway),
-                (Ok(mirrored), None) => match self.is_taken_by(&mirrored) {
+                (Ok(mirrored), None) => match self.is_taken_by(&mirrored, &lists.addresses) {
                     Ok(false) => Segments::Link(Aside::RoutedBefore),
                     _ => Segments::Loopback,
                 },
             };
             known.whose.push((family, whose));
         }
+        known.wanted = wanted;
         self.segments = known;
     }
 
     /// Whether the kernel sends somewhere by these routes, as a socket asks it: for a source first, and then with that.
-    fn is_taken_by(&mut self, mirrored: &[Route]) -> Result<bool, ApplyError> {
+    fn is_taken_by(&mut self, mirrored: &[Route], addresses: &[IpAddr]) -> Result<bool, ApplyError> {
         let by_length = mirrored.iter().filter(|route| route.kind == RouteKind::Unicast);
         let Some(widest) = by_length.min_by_key(|route| route.destination.prefix_len()) else {
             return Ok(false);
         };
-        let own = routed::own_of(family_of_net(&widest.destination), &self.addresses()?);
+        let own = routed::own_of(family_of(&widest.destination), addresses);
         let Some(to) = routed::somebody(widest.destination, &own) else {
             return Ok(true);
         };
@@ -323,27 +383,26 @@ impl Inside {
     }
 
     /// What would become of it, and where nothing would be put why that is.
-    pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily]) -> Result<Vec<Would>, ApplyError> {
-        let (policies, routes) = self.routing_lists()?;
-        let listed = Listed {
-            policies: &policies,
-            routes: &routes,
-        };
+    pub(super) fn segments_would_change(&mut self, wanted: &[IpFamily], lists: &Lists) -> Result<Vec<Would>, ApplyError> {
+        let wanted = lists.families(wanted);
         // Also what the kernel does not track yet.
-        let around = if wanted.is_empty() { Vec::new() } else { self.around()? };
+        let around = match wanted.is_empty() {
+            true => Vec::new(),
+            false => self.around_of(&lists.own())?,
+        };
         let mut would = Vec::new();
         for family in BOTH {
             let is_wanted = wanted.contains(&family);
-            let count = around.iter().filter(|(c, _)| family_of(c) == family).count();
-            let aside = match listed.mirrored(family) {
+            let count = around.iter().filter(|(c, _)| IpFamily::of(c.local.ip()) == family).count();
+            let aside = match lists.mirrored(family) {
                 Err(aside) => Some(aside),
-                Ok(_) if count > 0 && !policies.contains(&rule(family)) => Some(Aside::Kept(count)),
+                Ok(_) if count > 0 && !lists.policies.contains(&rule(family)) => Some(Aside::Kept(count)),
                 Ok(_) => None,
             };
             let change = match aside {
-                None if is_wanted && listed.stands(family, wanted) => Some(Change::Stays),
+                None if is_wanted && lists.holds(family, &lists.wanted(family, &wanted)) => Some(Change::Stays),
                 None if is_wanted => Some(Change::Added),
-                _ => listed.is_put(family).then_some(Change::Removed),
+                _ => lists.is_put(family).then_some(Change::Removed),
             };
             would.extend(change.map(|change| (family, Ok(change))));
             would.extend(aside.filter(|_| is_wanted).map(|aside| (family, Err(aside))));
@@ -351,27 +410,20 @@ impl Inside {
         Ok(would)
     }
 
-    fn put_family(&mut self, family: IpFamily, mirrored: &[Route], listed: Listed<'_>) -> Result<(), ApplyError> {
-        let (rule, there) = (rule(family), listed.ours(family));
-        let is_there = listed.policies.contains(&rule);
-        let stays = is_there && !mirrored.is_empty() && listed.is_last(&rule);
+    fn put_family(&mut self, family: IpFamily, mirrored: &[Route], lists: &Lists) -> Result<(), ApplyError> {
+        let (rule, there) = (rule(family), lists.ours(family));
+        let is_there = lists.policies.contains(&rule);
+        let stays = is_there && !mirrored.is_empty() && lists.is_last(&rule);
         if is_there && !stays {
             // Before its routes, or some would go by those that are left.
             absent_is_fine(self.routing.delete_policy(&rule))?;
         }
-        // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
-        for route in there.iter().filter(|route| !mirrored.contains(route)) {
-            absent_is_fine(self.routing.delete_route(route))?;
+        let put = self.put_routes(mirrored, &there);
+        if put.is_err() && stays {
+            // Or some would go by one that is none of the main table's any more, or by a wider one. That it stays is the worse of the two.
+            absent_is_fine(self.routing.delete_policy(&rule))?;
         }
-        for route in mirrored.iter().filter(|route| !there.contains(route)) {
-            if let Err(error) = self.routing.add_route(route) {
-                if stays {
-                    // Or some would go by a wider one of those that are there.
-                    let _ = self.routing.delete_policy(&rule);
-                }
-                return Err(error.into());
-            }
-        }
+        put?;
         if !mirrored.is_empty() && !stays {
             match self.routing.add_policy(&rule) {
                 Err(e) if !e.exists() => return Err(e.into()),
@@ -380,11 +432,23 @@ impl Inside {
         }
         Ok(())
     }
+
+    fn put_routes(&mut self, mirrored: &[Route], there: &[Route]) -> Result<(), ApplyError> {
+        // Before new ones are made: of IPv6 the kernel takes for the same what differs by MTU or source alone.
+        for route in there.iter().filter(|route| !mirrored.contains(route)) {
+            absent_is_fine(self.routing.delete_route(route))?;
+        }
+        for route in mirrored.iter().filter(|route| !there.contains(route)) {
+            self.routing.add_route(route)?;
+        }
+        Ok(())
+    }
 }
 
-impl Listed<'_> {
-    fn stands(self, family: IpFamily, wanted: &[IpFamily]) -> bool {
-        let (mirrored, there) = (self.wanted(family, wanted), self.ours(family));
+impl Lists {
+    /// Whether this, and nothing else of ours, is there of a family.
+    fn holds(&self, family: IpFamily, mirrored: &[Route]) -> bool {
+        let there = self.ours(family);
         let same = there.len() == mirrored.len() && mirrored.iter().all(|route| there.contains(route));
         let rule = rule(family);
         same && match mirrored.is_empty() {
@@ -394,24 +458,24 @@ impl Listed<'_> {
     }
 
     /// Whether anything of ours is there.
-    fn is_put(self, family: IpFamily) -> bool {
+    fn is_put(&self, family: IpFamily) -> bool {
         self.policies.contains(&rule(family)) || !self.ours(family).is_empty()
     }
 
     /// The routes of ours that are there.
-    fn ours(self, family: IpFamily) -> Vec<Route> {
-        let of_family = of_table(family, SEGMENTS_TABLE, self.routes);
+    fn ours(&self, family: IpFamily) -> Vec<Route> {
+        let of_family = of_table(family, SEGMENTS_TABLE, &self.routes);
         of_family.filter(|route| route.protocol == PROTOCOL).cloned().collect()
     }
 
     /// The routes that are to be there.
-    fn wanted(self, family: IpFamily, wanted: &[IpFamily]) -> Vec<Route> {
+    fn wanted(&self, family: IpFamily, wanted: &[IpFamily]) -> Vec<Route> {
         let mirrored = wanted.contains(&family).then(|| self.mirrored(family).ok());
         mirrored.flatten().unwrap_or_default()
     }
 
     /// Whether no other of its priority comes after a rule of ours: one would be left out by it.
-    fn is_last(self, rule: &Policy) -> bool {
+    fn is_last(&self, rule: &Policy) -> bool {
         let mut after = self
             .policies
             .iter()
@@ -423,7 +487,7 @@ impl Listed<'_> {
 
     /// The main table's routes as ours has them, each after those by which its gateway is reached, and none for what goes to probes;
     /// or why there are to be none.
-    fn mirrored(self, family: IpFamily) -> Result<Vec<Route>, Aside> {
+    fn mirrored(&self, family: IpFamily) -> Result<Vec<Route>, Aside> {
         let rule = rule(family);
         let mut others = self.policies.iter().filter(|p| p.ipv6 == rule.ipv6 && **p != rule);
         if others.clone().any(|p| p.table() == Some(SEGMENTS_TABLE)) {
@@ -440,17 +504,17 @@ impl Listed<'_> {
         self.mirrored_routes(family)
     }
 
-    fn mirrored_routes(self, family: IpFamily) -> Result<Vec<Route>, Aside> {
+    fn mirrored_routes(&self, family: IpFamily) -> Result<Vec<Route>, Aside> {
         // Their own MTU is the link's as well, and is none of what stays in the pod.
         let is_simple = |route: &&Route| route.kind == RouteKind::Unicast && !route.says_more;
-        let main: Vec<&Route> = of_table(family, MAIN, self.routes).take(ROUTES + 1).collect();
+        let main: Vec<&Route> = of_table(family, MAIN, &self.routes).take(ROUTES + 1).collect();
         if main.is_empty() {
             return Err(Aside::NoRoute);
         }
         if main.len() > ROUTES {
             return Err(Aside::ManyRoutes);
         }
-        if of_table(family, SEGMENTS_TABLE, self.routes).any(|route| route.protocol != PROTOCOL) {
+        if of_table(family, SEGMENTS_TABLE, &self.routes).any(|route| route.protocol != PROTOCOL) {
             return Err(Aside::TableTaken);
         }
         if let Some(more) = main.iter().find(|route| !is_simple(route)) {
@@ -511,18 +575,14 @@ fn to_probes(family: IpFamily) -> Route {
 fn of_table(family: IpFamily, table: u32, routes: &[Route]) -> impl Iterator<Item = &Route> {
     routes
         .iter()
-        .filter(move |route| route.table == table && family_of_net(&route.destination) == family)
+        .filter(move |route| route.table == table && family_of(&route.destination) == family)
 }
 
-fn family_of_net(net: &IpNet) -> IpFamily {
+fn family_of(net: &IpNet) -> IpFamily {
     match net {
         IpNet::V4(_) => IpFamily::V4,
         IpNet::V6(_) => IpFamily::V6,
     }
-}
-
-fn family_of(connection: &Connection) -> IpFamily {
-    family_of_net(&connection.local.ip().to_canonical().into())
 }
 
 const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
@@ -533,3 +593,6 @@ const TRIES: u8 = 3;
 const PROTOCOL: u8 = 151;
 /// A pod has a handful.
 const ROUTES: usize = 64;
+
+#[cfg(test)]
+mod tests;
