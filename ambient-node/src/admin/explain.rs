@@ -1,15 +1,19 @@
 //! `/explain`: what would become of a connection: its way, who would prove what, and what policy says.
 //!
 //! It is answered from this node's version of the mesh, by the same functions that route and decide a real connection;
-//! nothing is dialled. Where the mesh does not come whole, what the connection would ask the control plane for is asked for,
-//! and waited for as long as the connection would.
+//! nothing is dialled. What a connection would have looked up is: the name of an endpoint that has no address, and, where the mesh
+//! does not come whole, what the control plane is to be asked for; and waited for as long as the connection would.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use ambient_authz::{Conn, Explanation, Peer, Policies, explain, explain_all};
 use ambient_core::{
     Credentials as _, Identity, Mesh, PodUid, Service, Workload,
-    route::{self, Plan, Route},
+    route::{self, Plan, Refusal, Route},
 };
 use http::StatusCode;
 use serde::Serialize;
@@ -20,7 +24,7 @@ use crate::{
     Config,
     demand::{self, Demand, DemandError},
     entropy,
-    outbound::MOST_NAMES,
+    outbound::{MOST_LOOKUPS, MOST_NAMES},
     state::Snapshot,
     text::rfc3339,
 };
@@ -65,6 +69,8 @@ struct Answered {
     asked: SocketAddr,
     /// The service that was named, where a name was.
     service: Option<String>,
+    /// What the way hangs on that has a name alone, and what that means.
+    lookup: Option<LookedUp>,
     route: Way,
     /// Whose certificates the tunnel takes, and whether this node has them.
     certificates: Vec<Certificate>,
@@ -79,6 +85,14 @@ struct Party {
     identity: Option<Identity>,
     node: Arc<str>,
     protocol: &'static str,
+}
+
+/// A name, and its addresses as this node's resolver has them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LookedUp {
+    name: Arc<str>,
+    addresses: Vec<IpAddr>,
 }
 
 /// The way, in words and in parts.
@@ -162,6 +176,31 @@ fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), Dem
     }
 }
 
+/// The way as a connection would go, once what it hangs on is looked up as for that: with as much patience, in places apart from the
+/// pods'.
+fn plan(at: &Context, mesh: &Mesh, outbound: &route::Outbound<'_>) -> (Result<Plan, Refusal>, Option<LookedUp>) {
+    let mut hints = route::Hints {
+        draw: entropy::word(),
+        ..route::Hints::default()
+    };
+    let mut lookups = 0;
+    let planned = loop {
+        match route::outbound(mesh, outbound, &hints) {
+            Route::Go(plan) => break Ok(plan),
+            Route::Refuse(refusal) => break Err(refusal),
+            Route::Need(lookup) if lookups >= MOST_LOOKUPS => break Err(Refusal::Unresolved(lookup.0)),
+            Route::Need(lookup) => {
+                lookups += 1;
+                // The thread is one that may block.
+                let found = Handle::current().block_on(at.node.lookups.find(&lookup, &at.lookups));
+                hints.resolved = Some((lookup, found));
+            }
+        }
+    };
+    let looked_up = hints.resolved.map(|(route::Lookup(name), addresses)| LookedUp { name, addresses });
+    (planned, looked_up)
+}
+
 impl Answered {
     /// The same, where it is known; else as a connection is refused that nobody says the way of.
     fn unless(self, unknown: Option<DemandError>) -> Self {
@@ -172,6 +211,7 @@ impl Answered {
                 text: error.to_string(),
                 ..Way::default()
             },
+            lookup: None,
             certificates: Vec::new(),
             policy: not_asked("not asked: the connection is refused before"),
             ..self
@@ -185,15 +225,12 @@ impl Answered {
             source,
             destination: asked,
         };
-        let hints = route::Hints {
-            draw: entropy::word(),
-            ..route::Hints::default()
-        };
-        let planned = route::outbound(&now.mesh, &outbound, &hints);
+        let (planned, lookup) = plan(at, &now.mesh, &outbound);
         Ok(Self {
             source: Party::new(source),
             asked,
             service: service.map(|service| service.name.to_string()),
+            lookup,
             certificates: certificates(at, source, &planned),
             policy: policy(now, source, asked, &planned, tell),
             route: Way::from(planned),
@@ -209,6 +246,11 @@ impl Answered {
             "{}/{} on {} to {}{named}",
             source.namespace, source.name, source.node, self.asked
         );
+        if let Some(LookedUp { name, addresses }) = &self.lookup {
+            let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let found = if all.is_empty() { "no address".to_owned() } else { all.join(", ") };
+            let _ = writeln!(text, "lookup: {name}: {found}, as this node's resolver has it");
+        }
         let _ = writeln!(text, "route: {}: {}", self.route.kind, self.route.text);
         for certificate in &self.certificates {
             let _ = writeln!(text, "identity: {}: {}", certificate.identity, certificate.state);
@@ -252,7 +294,13 @@ fn destination<'a>(at: &Context, mesh: &'a Mesh, source: &Workload, to: &str) ->
         let mut pods = endpoints.filter_map(|uid| mesh.workload(uid));
         pods.find_map(|pod| pod.addresses.first().copied())
     };
-    let ip = vip.or_else(endpoint).ok_or_else(|| format!("{} has no address", service.name))?;
+    let no_address = || {
+        format!(
+            "{} has no address in the mesh: whoever dials it has one from the name's own nameservers; &to=ADDRESS:PORT explains that",
+            service.name
+        )
+    };
+    let ip = vip.or_else(endpoint).ok_or_else(no_address)?;
     Ok((SocketAddr::new(ip, port), Some(service)))
 }
 
@@ -268,26 +316,21 @@ fn names(at: &Context, source: &Workload, host: &str) -> [String; 4] {
     ]
 }
 
-impl From<Route> for Way {
-    fn from(planned: Route) -> Self {
+impl From<Result<Plan, Refusal>> for Way {
+    fn from(planned: Result<Plan, Refusal>) -> Self {
         match planned {
-            Route::Refuse(refusal) => Self {
+            Err(refusal) => Self {
                 kind: "refused",
                 text: refusal.to_string(),
                 ..Self::default()
             },
-            Route::Need(route::Lookup(name)) => Self {
-                kind: "lookup",
-                text: format!("the endpoint has a name alone, whose addresses the node's resolver is asked for: {name}"),
-                ..Self::default()
-            },
-            Route::Go(Plan::Passthrough(to)) => Self {
+            Ok(Plan::Passthrough(to)) => Self {
                 kind: "passthrough",
                 text: format!("nobody of the mesh is there: {to} is dialled in plaintext"),
                 peer: Some(to),
                 ..Self::default()
             },
-            Route::Go(Plan::Direct(direct)) => Self {
+            Ok(Plan::Direct(direct)) => Self {
                 kind: "direct",
                 text: format!(
                     "{}/{} is not captured: {} is dialled in plaintext",
@@ -298,7 +341,7 @@ impl From<Route> for Way {
                 service: direct.service.map(|service| service.name.to_string()),
                 ..Self::default()
             },
-            Route::Go(Plan::Tunnel(tunnel)) => {
+            Ok(Plan::Tunnel(tunnel)) => {
                 let destination = &tunnel.destination;
                 let (kind, at) = match &tunnel.inner {
                     Some(_) => ("gateway", "the gateway of another network "),
@@ -323,8 +366,8 @@ impl From<Route> for Way {
 }
 
 /// Who must prove what for this way: the source to the peer, and the peer to the source.
-fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certificate> {
-    let Route::Go(Plan::Tunnel(tunnel)) = planned else {
+fn certificates(at: &Context, source: &Workload, planned: &Result<Plan, Refusal>) -> Vec<Certificate> {
+    let Ok(Plan::Tunnel(tunnel)) = planned else {
         return Vec::new();
     };
     let own = source.identity().ok().map(|identity| Certificate {
@@ -352,21 +395,20 @@ fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certifi
 }
 
 /// What the destination's node decides.
-fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route, tell: Tell) -> Verdict {
+fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Result<Plan, Refusal>, tell: Tell) -> Verdict {
     let (workload, destination, identity) = match planned {
-        Route::Refuse(_) => return not_asked("not asked: the connection is refused before"),
-        Route::Go(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
-        Route::Go(Plan::Direct(direct)) => return not_asked_of(&direct.destination),
-        Route::Need(_) => return not_asked("not asked: the destination has no address yet"),
-        Route::Go(Plan::Tunnel(tunnel)) if tunnel.inner.is_some() => {
+        Err(_) => return not_asked("not asked: the connection is refused before"),
+        Ok(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
+        Ok(Plan::Direct(direct)) => return not_asked_of(&direct.destination),
+        Ok(Plan::Tunnel(tunnel)) if tunnel.inner.is_some() => {
             return not_asked("asked in the other network, of which nothing is known here");
         }
-        Route::Go(Plan::Tunnel(tunnel)) if tunnel.waypoint => {
+        Ok(Plan::Tunnel(tunnel)) if tunnel.waypoint => {
             return not_asked(
                 "asked at the waypoint, which decides by what is attached to it; and by the destination's node of what the waypoint sends on",
             );
         }
-        Route::Go(Plan::Tunnel(tunnel)) => {
+        Ok(Plan::Tunnel(tunnel)) => {
             let inbound = route::Inbound {
                 pod: &tunnel.destination,
                 at: tunnel.peer.ip(),
@@ -384,7 +426,7 @@ fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route,
         }
     };
     let peer = identity.map_or_else(Peer::plaintext, Peer::from);
-    let family = |ip: &&std::net::IpAddr| ip.is_ipv4() == asked.is_ipv4();
+    let family = |ip: &&IpAddr| ip.is_ipv4() == asked.is_ipv4();
     let from = source.addresses.iter().find(family).or_else(|| source.addresses.first());
     let Some(from) = from else {
         return not_asked("not asked: the source has no address");
