@@ -320,10 +320,13 @@ impl From<Existing> for ExistingConnections {
 }
 
 /// Runs a node; what goes wrong is one line on standard error.
-pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
+pub(crate) fn main(mut args: Args, settings: &[Setting]) -> ExitCode {
     let done = match args.print_config {
         true => say::print(&settings::print(settings)),
-        false => run(args),
+        false => {
+            args.istiod.state_dir_by = settings::by(settings, "state-dir");
+            run(args)
+        }
     };
     say::ended("node", done)
 }
@@ -486,7 +489,10 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
         Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)?),
-        None => match args.spiffe.certificates(&trust_domain, args.istiod.memory())? {
+        None => match args
+            .spiffe
+            .certificates(&trust_domain, args.istiod.memory(), |error| args.istiod.not_kept(error))?
+        {
             Some(issuer) => issuer,
             None => args.istiod.certificates(args.secret_ttl, membership.as_ref())?,
         },

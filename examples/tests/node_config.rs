@@ -273,6 +273,40 @@ fn what_cannot_be_sent_to_a_control_plane_names_its_setting() {
     }
 }
 
+/// Whoever is to put it right is told what names it: the flag, the variable or the file.
+#[test]
+fn where_nothing_can_be_kept_the_setting_is_told_that_names_the_place() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A directory cannot be made below a file.
+    let below = file(scratch.path(), "") + "/state";
+    let settings = scratch.path().join("settings.yaml");
+    fs::write(&settings, format!("state-dir: {below}\n")).unwrap();
+    let settings = settings.to_str().unwrap();
+    let of_file = format!("{settings}: state-dir");
+    let istiod = ["--xds-address", "https://localhost:1", "--ca-address", "https://localhost:1"];
+    let mesh = scratch.path().join("mesh");
+    fs::create_dir(&mesh).unwrap();
+    let manifests = ["--manifests", mesh.to_str().unwrap()];
+    let certificates = [&manifests[..], &["--ca-address", "https://localhost:1"]].concat();
+    let spire = [&manifests[..], &["--spire-admin-socket", "unix:///nowhere"]].concat();
+    let spiffe = [&manifests[..], &["--spiffe-socket", "unix:///nowhere"]].concat();
+    for sources in [&istiod[..], &certificates, &spire, &spiffe] {
+        for (arguments, environment, by) in [
+            (&["--state-dir", &*below][..], &[][..], "--state-dir"),
+            (&[], &[("AMBIENT_STATE_DIR", &*below)], "AMBIENT_STATE_DIR"),
+            (&["--config", settings], &[], &*of_file),
+        ] {
+            let usual = ["--node", "n", "--no-dns-capture", "--keys-dir", "none", "--metrics", "127.0.0.1:0"];
+            let ports = ["--readiness", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--netns-dir", "."];
+            let output = node(&[&usual[..], &ports, sources, arguments].concat(), environment);
+            let why = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{why}");
+            let told = format!("in {below}, which {by} names (name another directory, or none): cannot make the directory");
+            assert!(why.contains(&told), "{sources:?}: {why}");
+        }
+    }
+}
+
 /// Whatever the command: a bare number is seconds.
 #[test]
 fn times_are_written_alike() {

@@ -11,8 +11,8 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     istiod::{
-        Asker, Certificates, CertificatesConfig, Endpoint, EndpointError, Files, KeepNode, Membership, MembershipConfig, MemoryConfig,
-        Metadata, Reports, Roots, State, StateConfig, Token,
+        Asker, Certificates, CertificatesConfig, ConnectError, Endpoint, EndpointError, Files, KeepNode, Membership, MembershipConfig,
+        MemoryConfig, MemoryError, Metadata, Reports, Roots, State, StateConfig, Token,
     },
 };
 use ambient_core::TrustDomain;
@@ -73,6 +73,9 @@ pub(super) struct Istiod {
     /// What was read of the files that these name.
     #[arg(skip)]
     files: Files,
+    /// What has named the directory.
+    #[arg(skip)]
+    pub(super) state_dir_by: String,
     /// Whether it is spoken to by X25519MLKEM768 alone.
     #[arg(skip)]
     pub(super) post_quantum_only: bool,
@@ -205,7 +208,7 @@ impl Istiod {
             memory,
             ..StateConfig::new(endpoint, asker)
         };
-        Ok(Box::new(State::connect(config)?))
+        Ok(Box::new(State::connect(config).map_err(|error| self.why(error))?))
     }
 
     /// Whether a directory to remember in is named, and nobody of whom anything here is kept there.
@@ -220,6 +223,23 @@ impl Istiod {
             ..MemoryConfig::new(directory)
         };
         self.state_dir.as_ref().map(config)
+    }
+
+    fn why(&self, error: ConnectError) -> anyhow::Error {
+        match error {
+            ConnectError::Memory(error) => self.not_kept(error),
+            other => other.into(),
+        }
+    }
+
+    /// Why nothing can be kept for a restart, with the setting that has it so.
+    pub(super) fn not_kept(&self, error: MemoryError) -> anyhow::Error {
+        let (directory, by) = (
+            self.state_dir.as_deref().unwrap_or_else(|| Path::new("")).display(),
+            &self.state_dir_by,
+        );
+        let told = format!("nothing can be kept for a restart in {directory}, which {by} names (name another directory, or none)");
+        anyhow::Error::new(error).context(told)
     }
 
     /// The source of certificates.
@@ -238,7 +258,7 @@ impl Istiod {
             ttl,
             ..CertificatesConfig::new(endpoint)
         };
-        Ok(Arc::new(Certificates::new(config)?))
+        Ok(Arc::new(Certificates::new(config).map_err(|error| self.why(error))?))
     }
 
     /// Where captures are told; `None` where nobody keeps them.

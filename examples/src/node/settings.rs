@@ -185,6 +185,15 @@ fn as_node(arguments: &mut Vec<OsString>) -> Result<bool, Wrong> {
     Ok(true)
 }
 
+/// What has said something of a setting, for who is to change it.
+pub(crate) fn by(settings: &[Setting], name: &str) -> String {
+    let from = settings.iter().find(|setting| setting.name == name).map(|setting| &*setting.from);
+    match from {
+        None | Some("flag" | "default") => format!("--{name}"),
+        Some(other) => other.to_owned(),
+    }
+}
+
 /// The settings as a file of them, each with where it comes from.
 pub(crate) fn print(settings: &[Setting]) -> String {
     let line = |setting: &Setting| format!("{setting}\n");
