@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     io,
     sync::atomic::{AtomicU64, Ordering},
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -49,13 +49,59 @@ where
     A: AsyncRead + AsyncWrite + Unpin + 'static,
     B: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let start = Instant::now();
-    // What went along with a request has been delivered since.
-    let mut forth = Way::new(Leg::of(b).take_early());
-    let mut back = Way::new(Leg::of(a).take_early());
-    let mut first = None;
-    let mut first_byte = None;
-    let end = poll_fn(|cx| {
+    let mut relaying = Relaying::new(a, b);
+    poll_fn(|cx| relaying.poll(cx, a, b, limits, progress)).await
+}
+
+/// A relay for those who poll: all that one has of its own, and no more, as long as it stands.
+pub struct Relaying {
+    forth: Way,
+    back: Way,
+    start: Instant,
+    first_byte: Option<Duration>,
+    first: Option<Side>,
+}
+
+impl Relaying {
+    /// Begins one between two streams, which are given to it each time that it is [polled](Self::poll).
+    pub fn new<A, B>(a: &mut A, b: &mut B) -> Self
+    where
+        A: AsyncRead + AsyncWrite + Unpin + 'static,
+        B: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        Self {
+            // What went along with a request has been delivered since.
+            forth: Way::new(Leg::of(b).take_early()),
+            back: Way::new(Leg::of(a).take_early()),
+            start: Instant::now(),
+            first_byte: None,
+            first: None,
+        }
+    }
+
+    /// Moves what can be moved now, always with the same limits and progress, and says what it did once that is all; not to be polled
+    /// after that. As [`relay_counted`], which does nothing else.
+    pub fn poll<A, B>(&mut self, cx: &mut Context<'_>, a: &mut A, b: &mut B, limits: &RelayLimits, progress: &Progress) -> Poll<Tally>
+    where
+        A: AsyncRead + AsyncWrite + Unpin + 'static,
+        B: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let end = ready!(self.poll_end(cx, a, b, limits, progress));
+        Poll::Ready(Tally {
+            a_to_b: self.forth.moved(),
+            b_to_a: self.back.moved(),
+            first_byte: self.first_byte,
+            first_closed: self.first,
+            end,
+        })
+    }
+
+    fn poll_end<A, B>(&mut self, cx: &mut Context<'_>, a: &mut A, b: &mut B, limits: &RelayLimits, progress: &Progress) -> Poll<End>
+    where
+        A: AsyncRead + AsyncWrite + Unpin + 'static,
+        B: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let Self { forth, back, first, .. } = self;
         // A failure of either direction ends both, before anything else is done: TCP tells of a reset once, and to whoever
         // asks after that it looks like an end.
         let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof(), limits);
@@ -74,8 +120,8 @@ where
         if back.eof() {
             first.get_or_insert(Side::B);
         }
-        if first_byte.is_none() && back.moved() > 0 {
-            first_byte = Some(start.elapsed());
+        if self.first_byte.is_none() && back.moved() > 0 {
+            self.first_byte = Some(self.start.elapsed());
         }
         if ahead.is_pending() || behind.is_pending() {
             return Poll::Pending;
@@ -83,14 +129,15 @@ where
         Poll::Ready(End::Orderly {
             first: first.unwrap_or(Side::A),
         })
-    })
-    .await;
-    Tally {
-        a_to_b: forth.moved(),
-        b_to_a: back.moved(),
-        first_byte,
-        first_closed: first,
-        end,
+    }
+}
+
+impl fmt::Debug for Relaying {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relaying")
+            .field("a_to_b", &self.forth.moved())
+            .field("b_to_a", &self.back.moved())
+            .finish_non_exhaustive()
     }
 }
 

@@ -66,7 +66,7 @@ impl Stream {
         let lease = lease.map(Arc::new);
         let read = ReadHalf {
             held: held.clone(),
-            taken: Pieces::default(),
+            taken: None,
             lease: lease.clone(),
         };
         let write = WriteHalf {
@@ -139,8 +139,8 @@ impl AsyncWrite for Stream {
 /// The direction from the peer. Dropped early, it takes nothing more: the peer may send its window full and then waits.
 pub struct ReadHalf {
     held: Held,
-    /// What was taken from the tunnel and did not fit into the last read.
-    taken: Pieces,
+    /// What was taken from the tunnel and did not fit into the last read. Apart, since a relay takes all that there is.
+    taken: Option<Box<Pieces>>,
     lease: Option<Arc<Lease>>,
 }
 
@@ -148,8 +148,10 @@ impl ReadHalf {
     /// The next pieces, whole; none when the peer has ended its direction. [Credit](Self::give_back) is the caller's to
     /// give back.
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pieces, StreamError>> {
-        if !self.taken.is_empty() {
-            return Poll::Ready(Ok(std::mem::take(&mut self.taken)));
+        if let Some(taken) = &mut self.taken
+            && !taken.is_empty()
+        {
+            return Poll::Ready(Ok(std::mem::take(&mut **taken)));
         }
         let Held { line, key } = &self.held;
         let taken = ready!(line.engine().poll_take(*key, cx));
@@ -170,7 +172,10 @@ impl AsyncRead for ReadHalf {
         let mut pieces = ready!(self.poll_take(cx))?;
         let n = buf.remaining().min(pieces.len());
         pieces.take(n, |piece| buf.put_slice(&piece));
-        self.taken = pieces;
+        if !pieces.is_empty() {
+            // There is a place from the first time on.
+            **self.taken.get_or_insert_default() = pieces;
+        }
         if n > 0 {
             self.give_back(n);
         }
@@ -305,5 +310,18 @@ impl StreamError {
 impl From<StreamError> for io::Error {
     fn from(error: StreamError) -> Self {
         Self::new(io::ErrorKind::ConnectionReset, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::Relaying;
+
+    /// Most stand idle, with a relay each.
+    #[test]
+    fn a_stream_and_its_relay_are_small() {
+        assert!(size_of::<Stream>() <= 80, "{}", size_of::<Stream>());
+        assert!(size_of::<Relaying>() <= 184, "{}", size_of::<Relaying>());
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::{clock, lookup::Places, telemetry::Direction};
 
@@ -109,11 +109,11 @@ pub(crate) struct Kind {
 impl Kind {
     /// A place, unless the pod or the node has none left: then the log says so, now and again.
     pub(crate) fn take(&self) -> Option<Place> {
-        let Ok(own) = self.own.clone().try_acquire_owned() else {
+        let Ok(own) = self.own.try_acquire() else {
             self.tell("a pod has as many as it may, and more are refused", self.most, self.remedy);
             return None;
         };
-        let Ok(node) = self.node.clone().try_acquire_owned() else {
+        let Ok(node) = self.node.try_acquire() else {
             self.tell(
                 "the node's pods have as many as all may, and more are refused",
                 self.taken() - 1,
@@ -121,7 +121,10 @@ impl Kind {
             );
             return None;
         };
-        Some(Place { _own: own, _node: node })
+        // Given back by the place itself, which is half as large without them.
+        own.forget();
+        node.forget();
+        Some(Place([self.own.clone(), self.node.clone()]))
     }
 
     fn tell(&self, trouble: &'static str, has: usize, remedy: &'static str) {
@@ -164,11 +167,14 @@ const SETTING: &str = "let each have more (--connections-per-pod), or see why it
 const FILES: &str = "let the process have more files open (LimitNOFILE of systemd, ulimit -n), or see why there are so many";
 const PATIENCE: &str = "more are taken as those end: see who they are";
 
-/// A place, until it is dropped.
+/// A place, until it is dropped: one among the pod's, and one among the node's.
 #[derive(Debug)]
-pub(crate) struct Place {
-    _own: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
+pub(crate) struct Place([Arc<Semaphore>; 2]);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|places| places.add_permits(1));
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Tunnels from other nodes' proxies: each CONNECT is checked and delivered to the pod whose namespace accepted it.
 
 use std::{
+    future::{Future, poll_fn},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +16,7 @@ use ambient_core::{
     proxy_header,
     route::{self, Delivery},
 };
-use ambient_hbone::{BoxFuture, Pipe, Request, Session, Share, Stream};
+use ambient_hbone::{Pipe, Request, Session, Share, Stream};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -31,7 +33,7 @@ use crate::{
     shares::Whose,
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Metrics, Outcome, Reason, refused_early},
-    watch::{Cut, Registration, Subject},
+    watch::{Subject, Watched},
     workers::Worker,
 };
 
@@ -42,7 +44,7 @@ const IDLE: Duration = Duration::from_secs(900);
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
     let (home, share) = (worker.clone(), worker.share(&Whose::Peer(arrival.peer.ip())));
     let own = share.clone();
-    let serving = Box::pin(async move {
+    worker.spawn(&share, move || async move {
         let Arrival {
             stream, peer, destination, ..
         } = arrival;
@@ -93,7 +95,6 @@ pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arriv
             }
         }
     });
-    worker.spawn(&share, serving);
 }
 
 /// Serves a connection from another pod of this node on a worker, as a stream of a tunnel would be; in the share of who calls.
@@ -101,18 +102,15 @@ pub(crate) fn serve_call(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, 
     let tunnel = Tunnel {
         node,
         pod,
-        home: worker.clone(),
-        share: share.clone(),
+        home: worker,
+        share,
         peer: call.from,
         at: call.to,
         local: true,
     };
-    let serving = Box::pin(async move {
-        let mut peer = Arc::new(Peer::from(call.source.clone()));
-        tunnel.resolve(&mut peer);
-        Arc::new(tunnel).serve(Asked::Call(call), peer).await;
-    });
-    worker.spawn(&share, serving);
+    let mut peer = Arc::new(Peer::from(call.source.clone()));
+    tunnel.resolve(&mut peer);
+    Arc::new(tunnel).serve(Asked::Call(call), peer);
 }
 
 /// One tunnel of a peer, or what stands for it within this process.
@@ -160,9 +158,8 @@ enum Asked {
 struct Admitted {
     client: Client,
     server: Prompt,
-    cut: Cut,
+    watched: Watched,
     account: Account,
-    _registered: Registration,
     /// Counted against the pod's bound.
     _place: Place,
 }
@@ -236,8 +233,7 @@ impl Tunnel {
                     let Some(request) = request else { return };
                     quiet = 0;
                     tunnel.resolve(&mut peer);
-                    let serving = tunnel.clone().serve(Asked::Request(request), peer.clone());
-                    tunnel.home.spawn(&tunnel.share, serving);
+                    tunnel.clone().serve(Asked::Request(request), peer.clone());
                 }
                 () = tunnel.pod.reaches(Stage::Leaving), if !ending => {
                     ending = true;
@@ -269,16 +265,17 @@ impl Tunnel {
         }
     }
 
-    /// One stream. Most stand open for long, and many do: what only the opening needs is apart, and has gone by then.
-    fn serve(self: Arc<Self>, request: Asked, peer: Arc<Peer>) -> BoxFuture<'static, ()> {
+    /// One stream, in a task of its own. Most stand open for long, and many do: what only the opening needs is apart, and has gone by then.
+    fn serve(self: Arc<Self>, request: Asked, peer: Arc<Peer>) {
+        let (home, share) = (self.home.clone(), self.share.clone());
         let admitting = Box::pin(self.clone().admit(request, peer));
-        Box::pin(async move {
+        home.spawn(&share, move || async move {
             if let Some(mut admitted) = admitting.await
                 && self.carry(&mut admitted).await
             {
                 settle(admitted.server.socket());
             }
-        })
+        });
     }
 
     /// Whether it ended as both ends wanted.
@@ -286,20 +283,23 @@ impl Tunnel {
         let Admitted {
             client,
             server,
-            cut,
+            watched,
             account,
             ..
         } = admitted;
         let (pod, relays) = (&self.pod, &self.home.relays);
         match client {
-            Client::Stream(client) => carry(pod, relays, client, server, Some(cut), account).await,
+            Client::Stream(client) => carry(pod, relays, client, server, Some(watched), account).await,
             Client::Pipe(client, joined) => {
                 // Apart: streams of tunnels, whose end in time is the tunnel's, would have room for it too.
-                let in_time = Box::pin(joined.end_in_time());
-                tokio::select! {
-                    carried = carry(pod, relays, client, server, Some(cut), account) => carried,
-                    () = in_time => false,
-                }
+                let mut in_time = Box::pin(joined.end_in_time());
+                let mut carried = pin!(carry(pod, relays, client, server, Some(watched), account));
+                poll_fn(|cx| {
+                    // Never ready: what is carried sees the end.
+                    let _ = in_time.as_mut().poll(cx);
+                    carried.as_mut().poll(cx)
+                })
+                .await
             }
         }
     }
@@ -368,7 +368,7 @@ impl Tunnel {
             source: self.peer.ip(),
             destination: to.to,
         };
-        let (registered, cut) = node.watch.register(subject.clone());
+        let watched = node.watch.register(subject.clone());
         // Decided on what is present after the registration: a change in between is either seen here or cut later.
         let snapshot = node.state.current().unwrap_or(snapshot);
         let target = match pod.target(&snapshot) {
@@ -409,9 +409,8 @@ impl Tunnel {
             Ok(client) => Some(Box::new(Admitted {
                 client,
                 server: self.home.acks.prompt(server),
-                cut,
+                watched,
                 account,
-                _registered: registered,
                 _place: place,
             })),
             Err(error) => {
@@ -559,7 +558,7 @@ mod tests {
     fn a_connection_that_stands_is_small() {
         let carrying = |tunnel: &'static Tunnel, admitted: &'static mut Admitted| tunnel.carry(admitted);
         let (future, admitted) = (size_of_future(carrying), size_of::<Admitted>());
-        assert!(future <= 700, "{future} {admitted}");
-        assert!(admitted <= 400, "{admitted}");
+        assert!(future <= 424, "{future}");
+        assert!(admitted <= 264, "{admitted}");
     }
 }

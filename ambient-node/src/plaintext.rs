@@ -16,7 +16,7 @@ use crate::{
     shares::Whose,
     state::Snapshot,
     telemetry::{Account, Direction, Ends, Flag, Outcome, Reason, refused_early},
-    watch::{Cut, Registration, Subject},
+    watch::{Subject, Watched},
     workers::Worker,
 };
 
@@ -24,12 +24,11 @@ use crate::{
 pub(crate) fn serve(node: Arc<Shared>, pod: Arc<Pod>, worker: Arc<Worker>, arrival: Arrival) {
     let share = worker.share(&Whose::Peer(arrival.peer.ip()));
     let opening = Box::pin(open(node, pod, worker.clone(), arrival));
-    let serving = Box::pin(async move {
+    worker.spawn(&share, move || async move {
         if let Some(standing) = opening.await {
             standing.relay().await;
         }
     });
-    worker.spawn(&share, serving);
 }
 
 async fn open(node: Arc<Shared>, pod: Arc<Pod>, home: Arc<Worker>, arrival: Arrival) -> Option<Box<Standing>> {
@@ -45,8 +44,7 @@ struct Standing {
     pod: Arc<Pod>,
     home: Arc<Worker>,
     server: Prompt,
-    cut: Cut,
-    _registered: Registration,
+    watched: Watched,
     client: App,
     account: Account,
 }
@@ -58,11 +56,11 @@ impl Standing {
             home,
             client,
             server,
-            cut,
+            watched,
             account,
             ..
         } = &mut *self;
-        if carry(pod, &home.relays, &mut client.stream, server, Some(cut), account).await {
+        if carry(pod, &home.relays, &mut client.stream, server, Some(watched), account).await {
             self.client.ended_well();
             settle(self.server.socket());
         }
@@ -107,7 +105,7 @@ async fn open_way(
         source: peer.ip(),
         destination: to,
     };
-    let (registered, cut) = node.watch.register(subject.clone());
+    let watched = node.watch.register(subject.clone());
     // Decided on what is present after the registration: a change in between is either seen here or cut later.
     let snapshot = node.state.current().unwrap_or(snapshot);
     let target = match pod.target(&snapshot) {
@@ -137,8 +135,7 @@ async fn open_way(
         pod: pod.clone(),
         home: home.clone(),
         server: home.acks.prompt(server),
-        cut,
-        _registered: registered,
+        watched,
         client,
         account,
     }))

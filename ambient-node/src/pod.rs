@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
@@ -31,23 +32,13 @@ use crate::{
     watch::Server,
 };
 
+use self::stages::Stages;
+
+pub(crate) use self::stages::Stage;
+
+mod stages;
 #[cfg(test)]
 mod tests;
-
-/// How far a pod, or the node, is on its way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    /// It serves.
-    Serving,
-    /// It is captured no more: it takes what still comes until nothing comes, and what is open goes on.
-    Leaving,
-    /// It takes nothing new; what is open goes on.
-    Draining,
-    /// What is open is reset; names are answered still.
-    Cut,
-    /// Nothing of it is served any more.
-    Stopped,
-}
 
 /// A pod that this node serves, in one network namespace.
 #[derive(Debug)]
@@ -66,7 +57,7 @@ pub(crate) struct Pod {
     pub(crate) is_own: bool,
     /// What policies were last asked about.
     target: ArcSwapOption<Target>,
-    stage: watch::Sender<Stage>,
+    stages: Stages,
     /// How often its peers were told to look for somebody else.
     turned: watch::Sender<u64>,
     well: AtomicBool,
@@ -91,7 +82,7 @@ impl Pod {
             outliers: Outliers::default(),
             is_own: false,
             target: ArcSwapOption::empty(),
-            stage: watch::Sender::new(Stage::Serving),
+            stages: Stages::default(),
             turned: watch::Sender::new(0),
             well: AtomicBool::new(true),
             listening: Mutex::default(),
@@ -132,9 +123,8 @@ impl Pod {
     }
 
     /// Waits until it is at least at a stage. Cancel safe.
-    pub(crate) async fn reaches(&self, stage: Stage) {
-        // An error says that the pod itself is dropped, which nobody who holds it can see.
-        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    pub(crate) fn reaches(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<'_> {
+        self.stages.reach(stage)
     }
 
     /// Takes note of its health. Where it has ceased to be well, as a pod does at the start of its termination, the tunnels to it
@@ -153,7 +143,7 @@ impl Pod {
 
     /// Whether it serves, and is on no way out.
     pub(crate) fn serves(&self) -> bool {
-        *self.stage.borrow() == Stage::Serving
+        self.stages.now() == Stage::Serving
     }
 
     /// Whether a connection may still be accepted.
@@ -194,24 +184,13 @@ impl Pod {
 
     /// Has it serve again although it was leaving; no if it is further than that.
     pub(crate) fn resume(&self) -> bool {
-        self.stage.send_if_modified(|now| {
-            let leaving = *now == Stage::Leaving;
-            if leaving {
-                *now = Stage::Serving;
-            }
-            leaving
-        });
-        *self.stage.borrow() == Stage::Serving
+        self.stages.change(|now| if now == Stage::Leaving { Stage::Serving } else { now });
+        self.serves()
     }
 
     /// Brings it to a stage; back only by [`Pod::resume`].
     pub(crate) fn advance(&self, stage: Stage) {
-        self.stage.send_if_modified(|now| {
-            *now < stage && {
-                *now = stage;
-                true
-            }
-        });
+        self.stages.change(|now| now.max(stage));
     }
 }
 

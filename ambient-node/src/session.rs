@@ -2,15 +2,18 @@
 //! carrying of bytes, and how it is told.
 
 use std::{
+    future::{Future, poll_fn},
     io,
     net::{IpAddr, SocketAddr, TcpStream as StdStream},
     os::fd::AsFd,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use ambient_hbone::{
     Duplex, RelayLimits, StreamError, Tally, TunnelLost,
-    relay::{End, Side, relay_counted},
+    relay::{End, Relaying, Side},
 };
 use ambient_redirect::linux::{self, Direction as Captured};
 use socket2::{SockRef, TcpKeepalive};
@@ -24,7 +27,7 @@ use crate::{
     pod::{Pod, Stage},
     telemetry::{Account, Closer, Flag, OpenSocket, Outcome, Reason},
     unread::Unread,
-    watch,
+    watch::Watched,
     workers::Worker,
 };
 
@@ -121,58 +124,67 @@ pub(crate) fn settle(stream: &TcpStream) {
     let _ = linux::cut_when_dropped(stream, false);
 }
 
-/// How the carrying of bytes ended.
-#[derive(Debug)]
-pub(crate) enum Carried {
-    /// As the two ends wanted, or with an error of one of them.
-    Ended(Tally),
-    /// Policy took its permission back.
-    Cut(String),
-    /// The pod or the node stops.
-    Stopped,
-}
-
 /// Moves bytes between a client and a server until both are done, or until it must stop; and tells the account how that ended.
 /// Gives whether that was in good order.
 ///
 /// Whoever calls owns the two ends: after anything but an orderly end dropping them is a reset on both sides.
-pub(crate) async fn carry<C: Duplex + 'static, S: Duplex + 'static>(
-    pod: &Pod,
-    relays: &RelayLimits,
-    client: &mut C,
-    server: &mut S,
-    cut: Option<&mut watch::Cut>,
-    account: &mut Account,
-) -> bool {
+pub(crate) fn carry<'c, C: Duplex + 'static, S: Duplex + 'static>(
+    pod: &'c Pod,
+    relays: &'c RelayLimits,
+    client: &'c mut C,
+    server: &'c mut S,
+    watched: Option<&'c mut Watched>,
+    account: &'c mut Account,
+) -> impl Future<Output = bool> + Send + use<'c, C, S> {
     account.established();
-    let cut = async {
-        match cut {
-            Some(cut) => cut.reason().await,
-            None => std::future::pending().await,
-        }
+    // Not an `async fn`, nor one future within others: those have room for each argument twice, and most that is carried stands idle.
+    let mut carrying = Carrying {
+        relaying: Relaying::new(client, server),
+        relays,
+        client,
+        server,
+        watched,
+        account,
     };
-    let carried = tokio::select! {
-        tally = relay_counted(client, server, relays, account.progress()) => Carried::Ended(tally),
-        why = cut => Carried::Cut(why),
-        () = pod.reaches(Stage::Cut) => Carried::Stopped,
-    };
-    match carried {
-        Carried::Ended(tally) => {
-            if let Some(first_byte) = tally.first_byte {
-                account.answered_after(first_byte);
-            }
-            ended(account, tally)
-        }
-        Carried::Cut(why) => {
+    async move {
+        let mut stopped = pin!(pod.reaches(Stage::Cut));
+        poll_fn(|cx| carrying.poll(cx, stopped.as_mut())).await
+    }
+}
+
+/// Bytes that are moved, and who may end that.
+struct Carrying<'c, C, S> {
+    relaying: Relaying,
+    relays: &'c RelayLimits,
+    client: &'c mut C,
+    server: &'c mut S,
+    watched: Option<&'c mut Watched>,
+    account: &'c mut Account,
+}
+
+impl<C: Duplex + 'static, S: Duplex + 'static> Carrying<'_, C, S> {
+    /// `stopped`: the pod or the node stops. Who must end is asked first: what ends with it, as its tunnel may, is not the reason.
+    fn poll(&mut self, cx: &mut Context<'_>, stopped: Pin<&mut impl Future<Output = ()>>) -> Poll<bool> {
+        let Self {
+            client, server, account, ..
+        } = self;
+        if let Some(watched) = &mut self.watched
+            && let Poll::Ready(why) = watched.poll_cut(cx)
+        {
             let changed = Outcome::failed(Flag::Deny, format_args!("connection closed due to policy change: {why}"));
             account.end(&changed.because(Reason::PolicyChanged).by(Closer::Proxy));
-            false
+            return Poll::Ready(false);
         }
-        Carried::Stopped => {
+        if stopped.poll(cx).is_ready() {
             let stopped = Outcome::failed(Flag::None, "connection closed due to connection drain");
             account.end(&stopped.because(Reason::Drain).by(Closer::Proxy));
-            false
+            return Poll::Ready(false);
         }
+        let tally = ready!(self.relaying.poll(cx, *client, *server, self.relays, account.progress()));
+        if let Some(first_byte) = tally.first_byte {
+            account.answered_after(first_byte);
+        }
+        Poll::Ready(ended(account, tally))
     }
 }
 

@@ -7,11 +7,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
 };
 
 use ambient_authz::{Conn, Decision, Peer, Target};
 use ambient_core::{Identity, PodUid, WorkloadUid};
-use tokio::sync::oneshot;
 
 use crate::{
     pod::local_workload,
@@ -73,14 +73,29 @@ impl Subject {
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     /// Each apart: a table has places for more than there are.
-    live: Mutex<HashMap<WorkloadUid, HashMap<u64, Box<Live>>>>,
+    live: Mutex<HashMap<WorkloadUid, HashMap<u64, Arc<Live>>>>,
     next: AtomicU64,
 }
 
+/// One of them, as whoever looks at all and who carries it share it. Never asked for the list while it is locked.
 #[derive(Debug)]
-struct Live {
+struct Live(Mutex<Watching>);
+
+#[derive(Debug)]
+struct Watching {
     subject: Subject,
-    cut: oneshot::Sender<String>,
+    word: Word,
+}
+
+/// The word that a connection must end.
+#[derive(Debug)]
+enum Word {
+    /// It may go on.
+    None,
+    /// The same, and who carries it is woken when it may not.
+    Awaited(Waker),
+    /// Why it may not.
+    Said(String),
 }
 
 /// A connection that is asked again.
@@ -93,20 +108,17 @@ struct Asked {
 
 impl Watch {
     /// Takes note of a connection. Must come before its first decision, so that no change falls between the two.
-    pub(crate) fn register(self: &Arc<Self>, subject: Subject) -> (Registration, Cut) {
-        let (cut, was_cut) = oneshot::channel();
+    pub(crate) fn register(self: &Arc<Self>, subject: Subject) -> Watched {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let workload = subject.workload.clone();
-        self.locked()
-            .entry(workload.clone())
-            .or_default()
-            .insert(id, Box::new(Live { subject, cut }));
-        let registration = Registration {
+        let word = Word::None;
+        let live = Arc::new(Live(Mutex::new(Watching { subject, word })));
+        self.locked().entry(workload).or_default().insert(id, live.clone());
+        Watched {
             of: self.clone(),
-            workload,
+            live,
             id,
-        };
-        (registration, Cut(was_cut))
+        }
     }
 
     /// Asks again those whom a change concerns, with the present workload, and cuts those now refused. Gives how many it
@@ -142,7 +154,7 @@ impl Watch {
         let connections = concerned.flat_map(|(_, connections)| connections);
         let asked = connections.map(|(id, live)| Asked {
             id: *id,
-            subject: live.subject.clone(),
+            subject: live.locked().subject.clone(),
             resolved: false,
         });
         asked.collect()
@@ -159,53 +171,70 @@ impl Watch {
         };
         match refused {
             Some(why) => {
-                if let Some(live) = connections.remove(&asked.id) {
-                    let _ = live.cut.send(why);
+                let ended = connections.remove(&asked.id);
+                // Whom that wakes may want the list.
+                drop(live);
+                if let Some(ended) = ended {
+                    ended.cut(why);
                 }
             }
             None => {
-                if let Some(live) = connections.get_mut(&asked.id) {
-                    live.subject.peer = asked.subject.peer;
+                if let Some(live) = connections.get(&asked.id) {
+                    live.locked().subject.peer = asked.subject.peer;
                 }
             }
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<WorkloadUid, HashMap<u64, Box<Live>>>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<WorkloadUid, HashMap<u64, Arc<Live>>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes the connection off the list when dropped.
-#[derive(Debug)]
-pub(crate) struct Registration {
-    of: Arc<Watch>,
-    workload: WorkloadUid,
-    id: u64,
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        let mut live = self.of.locked();
-        if let Some(connections) = live.get_mut(&self.workload) {
-            connections.remove(&self.id);
-            if connections.is_empty() {
-                live.remove(&self.workload);
-            }
+impl Live {
+    fn cut(&self, why: String) {
+        let before = std::mem::replace(&mut self.locked().word, Word::Said(why));
+        if let Word::Awaited(waker) = before {
+            waker.wake();
         }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Watching> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The word that a connection must end.
+/// A connection on the list, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Cut(oneshot::Receiver<String>);
+pub(crate) struct Watched {
+    of: Arc<Watch>,
+    live: Arc<Live>,
+    id: u64,
+}
 
-impl Cut {
-    /// Why the connection must end; waits for ever if it need not. Cancel safe.
-    pub(crate) async fn reason(&mut self) -> String {
-        match (&mut self.0).await {
-            Ok(reason) => reason,
-            Err(_) => std::future::pending().await,
+impl Watched {
+    /// Why the connection must end, once; pending as long as it need not.
+    pub(crate) fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<String> {
+        let word = &mut self.live.locked().word;
+        match word {
+            Word::Awaited(waker) if waker.will_wake(cx.waker()) => return Poll::Pending,
+            Word::None | Word::Awaited(_) => {}
+            Word::Said(why) => return Poll::Ready(std::mem::take(why)),
+        }
+        *word = Word::Awaited(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let workload = self.live.locked().subject.workload.clone();
+        let mut live = self.of.locked();
+        if let Some(connections) = live.get_mut(&workload) {
+            connections.remove(&self.id);
+            if connections.is_empty() {
+                live.remove(&workload);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     future::Future,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -62,15 +63,13 @@ impl Worker {
         self.shares.of(whose)
     }
 
-    /// Runs a future on this thread, in a share of it; it counts as load until it ends.
-    pub(crate) fn spawn(self: &Arc<Self>, share: &Share, future: BoxFuture<'static, ()>) {
+    /// Runs on this thread, in a share of it, what `begin` gives there; it counts as load until it ends.
+    pub(crate) fn spawn<F>(self: &Arc<Self>, share: &Share, begin: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         self.load.fetch_add(1, Ordering::Relaxed);
-        let load = Load(self.clone());
-        let running = share.run(future);
-        self.runtime.spawn(async move {
-            running.await;
-            drop(load);
-        });
+        self.runtime.spawn(task(Load(self.clone()), share.clone(), begin));
     }
 }
 
@@ -81,6 +80,20 @@ impl Drop for Load {
     fn drop(&mut self) {
         self.0.load.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// All that a connection's task is, in one box: the runtime rounds what it has for a task up to 128 bytes, which no more than a
+/// box just fits into. The future comes into being where it stays: each that is moved into another has room in both.
+fn task<L, F>(load: L, share: Share, begin: impl FnOnce() -> F + Send + 'static) -> BoxFuture<'static, ()>
+where
+    L: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    Box::pin(async move {
+        let running = pin!(begin());
+        share.run(running).await;
+        drop(load);
+    })
 }
 
 /// All of them.
@@ -200,6 +213,21 @@ mod tests {
             assert_eq!(is_near(load, least), near, "{load} beside {least}");
         }
         assert!(is_near(1120, 1000) && !is_near(1130, 1000));
+    }
+
+    /// What each connection holds beside what it needs itself, in bytes.
+    #[test]
+    fn a_task_holds_little_beside_its_future() {
+        let waits = || async {
+            let held = [const { String::new() }; 30];
+            std::future::pending::<()>().await;
+            drop(held);
+        };
+        let (future, share) = (size_of_val(&waits()), Turns::new().share());
+        let task = task(Arc::new(()), share, waits);
+        assert!(size_of_val(&*task) <= future + 72, "{} {future}", size_of_val(&*task));
+        // Beside a header and a trailer, in the 128 bytes of the runtime's.
+        assert!(size_of_val(&task) <= 24);
     }
 
     /// What a listener does with bursts of connections that stay: both threads have about half of them.

@@ -209,7 +209,7 @@ impl Engine {
             buffers: Buffers::default(),
             reads: Buffers::default(),
             came: false,
-            read: 0,
+            read: 1,
             greeting: control.len(),
             window: frame::WIDEST_WINDOW,
             rounds: Rounds::default(),

@@ -59,9 +59,9 @@ pub(crate) struct Ends {
     /// Whether it is carried within this process.
     pub(crate) local: bool,
     /// Endpoints that were tried before this one and could not be reached.
-    pub(crate) retries: usize,
+    pub(crate) retries: u32,
     /// Endpoints of the service that were passed over, as others could not reach them a moment ago.
-    pub(crate) avoided: usize,
+    pub(crate) avoided: u32,
 }
 
 impl Ends {

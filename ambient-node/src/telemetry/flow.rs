@@ -85,7 +85,8 @@ pub(crate) struct Account {
     /// what is open share it.
     open: Arc<Open>,
     id: ConnId,
-    first_byte: Option<Duration>,
+    /// In milliseconds.
+    first_byte: Option<u32>,
     established: Option<Instant>,
     done: bool,
 }
@@ -146,7 +147,7 @@ impl Account {
         let opened = self.open.opened;
         let until_then = self.established.unwrap_or(opened).duration_since(opened);
         let first_byte = until_then + first_byte;
-        self.first_byte = Some(first_byte);
+        self.first_byte = Some(u32::try_from(first_byte.as_millis()).unwrap_or(u32::MAX));
         self.metrics.answered(&self.open.ends, first_byte);
     }
 
@@ -197,7 +198,7 @@ impl Account {
             Direction::Outbound => (progress.a_to_b(), progress.b_to_a()),
             Direction::Inbound => (progress.b_to_a(), progress.a_to_b()),
         };
-        let first_byte = self.first_byte.map(millis);
+        let first_byte = self.first_byte.map(|millis| format!("{millis}ms"));
         macro_rules! ended {
             ($level:ident $(, $error:ident)?) => {
                 line!(

@@ -176,6 +176,6 @@ mod tests {
     /// One of each connection is in memory as long as that stands.
     #[test]
     fn what_is_known_of_a_connection_is_small() {
-        assert!(size_of::<Open>() <= 360, "{}", size_of::<Open>());
+        assert!(size_of::<Open>() <= 312, "{}", size_of::<Open>());
     }
 }

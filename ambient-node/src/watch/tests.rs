@@ -53,15 +53,18 @@ fn apply(state: &State, watch: &Watch, changes: Vec<Change>) -> usize {
     watch.recheck(&state.current().unwrap(), &changed)
 }
 
-fn is_cut(cut: &mut Cut) -> Option<String> {
-    cut.0.try_recv().ok()
+fn is_cut(watched: &mut Watched) -> Option<String> {
+    match watched.poll_cut(&Context::from_waker(Waker::noop())) {
+        Poll::Ready(why) => Some(why),
+        Poll::Pending => None,
+    }
 }
 
 #[test]
 fn a_new_policy_cuts_what_it_refuses_and_says_so() {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));
     apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
-    let (_held, mut cut) = watch.register(subject("cart"));
+    let mut cut = watch.register(subject("cart"));
     apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("other")))]);
     assert_eq!(is_cut(&mut cut), None);
     apply(&state, &watch, vec![allow_nothing(Scope::Namespace)]);
@@ -73,8 +76,8 @@ fn attaching_a_policy_to_a_workload_cuts_its_connections_only() {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));
     let both = ["cart", "stock"].map(|name| Change::Mesh(Update::Workload(server(name))));
     apply(&state, &watch, both.into_iter().chain([allow_nothing(Scope::Selector)]).collect());
-    let (_cart, mut cart) = watch.register(subject("cart"));
-    let (_stock, mut stock) = watch.register(subject("stock"));
+    let mut cart = watch.register(subject("cart"));
+    let mut stock = watch.register(subject("stock"));
     let attached = Workload {
         policies: vec!["shop/allow-nothing".into()],
         ..Workload::clone(&server("cart"))
@@ -88,7 +91,7 @@ fn attaching_a_policy_to_a_workload_cuts_its_connections_only() {
 fn a_pod_that_is_gone_takes_its_connections_along() {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));
     apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
-    let (_held, mut cut) = watch.register(subject("cart"));
+    let mut cut = watch.register(subject("cart"));
     apply(
         &state,
         &watch,
@@ -101,7 +104,7 @@ fn a_pod_that_is_gone_takes_its_connections_along() {
 fn a_pod_that_becomes_somebody_else_takes_its_connections_along() {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));
     apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
-    let (_held, mut cut) = watch.register(subject("cart"));
+    let mut cut = watch.register(subject("cart"));
     let renamed = Workload {
         service_account: "other".into(),
         ..Workload::clone(&server("cart"))
@@ -111,9 +114,35 @@ fn a_pod_that_becomes_somebody_else_takes_its_connections_along() {
 }
 
 #[test]
+fn who_waits_for_the_word_is_woken_by_it_wherever_it_is_awaited() {
+    struct Count(AtomicU64);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
+    let mut cut = watch.register(subject("cart"));
+    let [first, second] = [0, 0].map(|count| Arc::new(Count(AtomicU64::new(count))));
+    for count in [&first, &second, &second] {
+        assert!(cut.poll_cut(&Context::from_waker(&count.clone().into())).is_pending());
+    }
+    apply(&state, &watch, vec![allow_nothing(Scope::Namespace)]);
+    assert_eq!([first, second].map(|count| count.0.load(Ordering::Relaxed)), [0, 1]);
+    assert!(is_cut(&mut cut).is_some());
+}
+
+/// One of each connection is in memory as long as that stands.
+#[test]
+fn what_is_watched_is_small() {
+    assert!(size_of::<Live>() <= 120, "{}", size_of::<Live>());
+}
+
+#[test]
 fn what_has_ended_is_forgotten() {
     let watch = Arc::new(Watch::default());
-    let (held, _cut) = watch.register(subject("cart"));
+    let held = watch.register(subject("cart"));
     drop(held);
     assert!(watch.live.lock().unwrap().is_empty());
 }
@@ -160,10 +189,10 @@ fn only_those_of_the_workloads_concerned_are_asked_again() {
         .collect();
 
     assert_eq!(apply(&state, &watch, vec![policy("server-7", "somebody")]), 100);
-    assert!(held.iter_mut().all(|(_, cut)| is_cut(cut).is_none()));
+    assert!(held.iter_mut().all(|cut| is_cut(cut).is_none()));
     assert_eq!(apply(&state, &watch, vec![policy("server-7", "somebody")]), 0, "it came as it was");
     assert_eq!(apply(&state, &watch, vec![policy("server-7", caller.principal())]), 100);
-    let cut = held.iter_mut().filter_map(|(_, cut)| is_cut(cut)).count();
+    let cut = held.iter_mut().filter_map(is_cut).count();
     assert_eq!(cut, 100);
 }
 
@@ -172,7 +201,7 @@ fn what_is_asked_again_is_resolved_once() {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));
     apply(&state, &watch, vec![Change::Mesh(Update::Workload(server("cart")))]);
     let caller = "spiffe://cluster.local/ns/shop/sa/caller".parse::<Identity>().unwrap();
-    let (_held, _cut) = watch.register(Subject {
+    let _held = watch.register(Subject {
         peer: Arc::new(caller.into()),
         ..subject("cart")
     });
@@ -196,5 +225,5 @@ fn what_is_asked_again_is_resolved_once() {
     );
     let live = watch.live.lock().unwrap();
     let kept = live.values().flat_map(HashMap::values).next().unwrap();
-    assert!(state.current().unwrap().policies.knows(&kept.subject.peer));
+    assert!(state.current().unwrap().policies.knows(&kept.locked().subject.peer));
 }

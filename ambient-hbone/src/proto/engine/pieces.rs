@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::IoSlice,
+    num::NonZeroU64,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -146,8 +147,8 @@ pub(super) struct Inbox {
     tail: BytesMut,
     /// How much of the pieces was copied.
     copied: usize,
-    /// The read whose buffer is held.
-    held: Option<u64>,
+    /// The read whose buffer is held. The first has the number 1.
+    held: Option<NonZeroU64>,
 }
 
 impl Inbox {
@@ -157,9 +158,9 @@ impl Inbox {
 
     /// Takes bytes in that lie in `whole`, which that read has brought, of a frame that has `more` of them to come.
     pub(super) fn push(&mut self, bytes: &[u8], whole: &Bytes, read: u64, more: usize, buffers: &Buffers) {
-        if bytes.len() >= AS_IT_LIES && self.held.is_none_or(|held| held == read) {
+        if bytes.len() >= AS_IT_LIES && self.held.is_none_or(|held| held.get() == read) {
             self.close_tail(buffers);
-            self.held = Some(read);
+            self.held = NonZeroU64::new(read);
             self.pieces.push(whole.slice_ref(bytes));
             return;
         }

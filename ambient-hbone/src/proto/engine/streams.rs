@@ -193,3 +193,14 @@ impl Streams {
         self.by_id.iter().map(|(&id, &index)| Key { index, id }).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each stream is in memory as long as somebody holds it.
+    #[test]
+    fn what_is_known_of_a_stream_is_small() {
+        assert!(size_of::<Slot>() <= 264, "{}", size_of::<Slot>());
+    }
+}

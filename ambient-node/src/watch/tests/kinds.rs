@@ -89,7 +89,7 @@ fn cut_by(before: Vec<Change>, change: Vec<Change>) -> (Vec<String>, usize) {
         watch.register(subject)
     });
     let asked = apply(&state, &watch, change);
-    let cut = ALL.iter().zip(&mut held).filter_map(|((name, tunnelled), (_, cut))| {
+    let cut = ALL.iter().zip(&mut held).filter_map(|((name, tunnelled), cut)| {
         let how = if *tunnelled { "tunnel" } else { "plain" };
         is_cut(cut).map(|_| format!("{name} {how}"))
     });
