@@ -199,7 +199,11 @@ fn a_variable_with_a_name_that_nothing_has_is_told() {
         ("POD_NAME", "a_b", "the name of an object of Kubernetes is wanted"),
         ("SERVICE_ACCOUNT", "a/b", "the name of an object of Kubernetes is wanted"),
     ] {
-        let output = node(&arguments, &[(variable, value)]);
+        let mut variables = vec![(variable, value)];
+        // Which say who the process's own pod is together alone.
+        let pod = [("POD_NAMESPACE", "shop"), ("POD_NAME", "a-0"), ("SERVICE_ACCOUNT", "a")];
+        variables.extend(pod.into_iter().filter(|(name, _)| *name != variable));
+        let output = node(&arguments, &variables);
         let why = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success(), "{variable}: {why}");
         let words = [variable, wanted, &format!("{value:?}")];
@@ -208,6 +212,15 @@ fn a_variable_with_a_name_that_nothing_has_is_told() {
     // An empty one is none that names something wrong.
     for variable in ["PREFERED_SERVICE_NAMESPACE", "REVISION", "NETWORK", "POD_NAMESPACE", "POD_NAME"] {
         let why = refused(&[], &[(variable, "")]);
+        assert!(why.contains("/nowhere") && !why.contains(variable), "{variable}: {why}");
+    }
+    // Nor is a part of a pod's names, which is there for something else.
+    for (variable, value) in [
+        ("SERVICE_ACCOUNT", "x@project.iam.example.com"),
+        ("POD_NAME", "a_b"),
+        ("POD_NAMESPACE", "A B"),
+    ] {
+        let why = refused(&[], &[(variable, value)]);
         assert!(why.contains("/nowhere") && !why.contains(variable), "{variable}: {why}");
     }
 }

@@ -48,8 +48,8 @@ pub(super) struct Istiod {
     /// Another name that the certificate of the authority may bear.
     #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST", value_parser = or_none(Endpoint::check_name))]
     alt_ca_hostname: Option<String>,
-    /// What is shown to both: a file with a token, read for each call, or a token. By default the file where Kubernetes
-    /// projects it, if it is there.
+    /// What is shown to both: a file with a token, read for each call, or a token. By default, and where this is empty, the
+    /// file where Kubernetes projects it, if it is there.
     #[arg(long, env = "AUTH_TOKEN", value_name = "FILE")]
     auth_token: Option<String>,
     /// The cluster that this node belongs to.
@@ -375,26 +375,25 @@ type Texts = BTreeMap<String, String>;
 /// This process's own pod, which is a workload of the mesh like any other where the mesh says so.
 ///
 /// # Errors
-/// When a variable names what nothing in Kubernetes can be called.
+/// When all three variables are there, and one names what nothing in Kubernetes can be called.
 pub(super) fn own_pod(variables: &[(String, String)]) -> anyhow::Result<Option<OwnPod>> {
     type Read = fn(&str) -> Result<Arc<str>, String>;
-    let variable = |name: &str, read: Read| {
+    let said = |name: &'static str| {
         let found = variables.iter().find(|(set, value)| set == name && !value.is_empty());
-        let found = found.map(|(_, value)| read(value).map_err(|why| anyhow::anyhow!("the environment variable {name}: {why}")));
-        found.transpose()
+        found.map(|(_, value)| (name, value.as_str()))
     };
-    let said = (
-        variable("POD_NAMESPACE", settings::namespace)?,
-        variable("POD_NAME", settings::object_name)?,
-        variable("SERVICE_ACCOUNT", settings::object_name)?,
-    );
-    let (Some(namespace), Some(name), Some(service_account)) = said else {
+    // One alone may be there for something else, whose account need not be one of Kubernetes.
+    let (Some(namespace), Some(name), Some(service_account)) = (said("POD_NAMESPACE"), said("POD_NAME"), said("SERVICE_ACCOUNT")) else {
         return Ok(None);
     };
+    let read = |(name, value): (&str, &str), read: Read| {
+        let read = read(value);
+        read.map_err(|why| anyhow::anyhow!("the environment variable {name}: {why}"))
+    };
     Ok(Some(OwnPod {
-        namespace,
-        name,
-        service_account,
+        namespace: read(namespace, settings::namespace)?,
+        name: read(name, settings::object_name)?,
+        service_account: read(service_account, settings::object_name)?,
     }))
 }
 
