@@ -11,8 +11,12 @@ use tokio::task::AbortHandle;
 /// Clients of one listener at once.
 pub(super) const MOST: usize = 8;
 
-/// For how long in all a client may let what it is answered wait, where somebody else waits for its place.
+/// For how long a client may let what it is answered wait, where somebody else waits for its place; and from the moment on that it
+/// takes so many bytes of it, once more as long.
 const INDULGENCE: Duration = Duration::from_secs(2);
+const REAL_AMOUNT: usize = 64 << 10;
+/// And for how long in all, however steadily it takes it.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// Those of one listener, the oldest first; and those who wait for a place, each with what it came with.
 #[derive(Debug)]
@@ -35,9 +39,12 @@ pub(super) struct Course(Arc<Mutex<Reached>>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Reached {
     asked: bool,
-    /// How long it has let what it is answered wait, and since when it does so now.
-    waited: Duration,
+    /// How long it has let what it is answered wait in all, and since when it does so now.
+    in_all: Duration,
     waits: Option<Instant>,
+    /// How long of that since it has last taken a real amount, and what it has taken since.
+    stalled: Duration,
+    taken: usize,
 }
 
 impl Course {
@@ -46,17 +53,23 @@ impl Course {
         self.reached().asked = true;
     }
 
-    /// Whether it takes what it is answered.
-    pub(super) fn reads(&self, reads: bool, now: Instant) {
+    /// It takes so many bytes of what it is answered.
+    pub(super) fn takes(&self, bytes: usize, now: Instant) {
         let mut reached = self.reached();
-        match (reads, reached.waits) {
-            (true, Some(since)) => {
-                reached.waited += now.saturating_duration_since(since);
-                reached.waits = None;
-            }
-            (false, None) => reached.waits = Some(now),
-            _ => {}
+        if let Some(since) = reached.waits.take() {
+            let waited = now.saturating_duration_since(since);
+            reached.in_all += waited;
+            reached.stalled += waited;
         }
+        reached.taken = reached.taken.saturating_add(bytes);
+        if reached.taken >= REAL_AMOUNT {
+            (reached.stalled, reached.taken) = (Duration::ZERO, 0);
+        }
+    }
+
+    /// It takes nothing now.
+    pub(super) fn stalls(&self, now: Instant) {
+        self.reached().waits.get_or_insert(now);
     }
 
     fn reached(&self) -> MutexGuard<'_, Reached> {
@@ -75,7 +88,7 @@ impl<T> Default for Clients<T> {
 
 impl<T> Clients<T> {
     /// Takes note of one more, who waits for a place: at most one of an address does, once those were let in for whom there is one,
-    /// and no more than there are places.
+    /// the one that came last, as who has ceased to wait may come again; and no more than there are places.
     pub(super) fn come(&mut self, from: IpAddr, with: T) {
         self.waiting.push((from, with));
     }
@@ -86,11 +99,14 @@ impl<T> Clients<T> {
         if let Some(at) = found {
             return Some(self.waiting.remove(at));
         }
-        // Whoever came last: all before it were few enough.
-        let is_one_more =
-            |(last, before): (&(IpAddr, T), &[(IpAddr, T)])| before.len() >= MOST || before.iter().any(|(from, _)| *from == last.0);
-        if self.waiting.split_last().is_some_and(is_one_more) {
-            self.waiting.pop();
+        // Of whoever came last: all before it were few enough, and of an address each.
+        if let Some(((last, _), before)) = self.waiting.split_last() {
+            if let Some(older) = before.iter().position(|(from, _)| from == last) {
+                // Has its turn.
+                self.waiting.swap_remove(older);
+            } else if before.len() >= MOST {
+                self.waiting.pop();
+            }
         }
         None
     }
@@ -119,12 +135,13 @@ impl<T> Clients<T> {
 
 impl Client {
     fn at(&self, now: Instant) -> Present {
-        let Reached { asked, waited, waits } = *self.course.reached();
-        let since = waits.map(|since| now.saturating_duration_since(since));
+        let reached = *self.course.reached();
+        let since = reached.waits.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
         Present {
             from: self.from,
-            asked,
-            waited: waited + since.unwrap_or_default(),
+            asked: reached.asked,
+            stalled: reached.stalled + since,
+            in_all: reached.in_all + since,
         }
     }
 }
@@ -134,7 +151,15 @@ impl Client {
 struct Present {
     from: IpAddr,
     asked: bool,
-    waited: Duration,
+    stalled: Duration,
+    in_all: Duration,
+}
+
+impl Present {
+    /// Whether it has let its answer wait for too long.
+    fn is_slow(&self) -> bool {
+        self.stalled >= INDULGENCE || self.in_all >= LONGEST
+    }
 }
 
 /// Who has to go for one more, of clients of whom the oldest comes first. Where an address has two more than the new one's: of the one
@@ -149,9 +174,12 @@ fn who_goes(present: &[Present], new: IpAddr) -> Option<usize> {
     if of(new) + 1 < of(most) {
         return silent(most).or_else(|| present.iter().position(|client| client.from == most));
     }
-    let has_to = |client: &Present| client.waited >= INDULGENCE && (client.from == new || of(client.from) > of(new));
+    let has_to = |client: &Present| client.is_slow() && (client.from == new || of(client.from) > of(new));
     let slow = present.iter().enumerate().filter(|(_, client)| has_to(client));
-    let slowest = slow.rev().max_by_key(|(_, client)| client.waited).map(|(at, _)| at);
+    let slowest = slow
+        .rev()
+        .max_by_key(|(_, client)| (client.stalled, client.in_all))
+        .map(|(at, _)| at);
     let of_whom = if of(new) < of(most) { most } else { new };
     slowest.or_else(|| silent(of_whom))
 }
@@ -171,10 +199,14 @@ mod tests {
 
     /// The same, of whom some have let their answers wait for so many seconds.
     fn slow_goes(present: &str, waited: &[(usize, u64)], new: char) -> Option<usize> {
-        let client = |(at, c): (usize, char)| Present {
-            from: address(c),
-            asked: c.is_ascii_uppercase(),
-            waited: Duration::from_secs(waited.iter().filter(|(of, _)| *of == at).map(|(_, seconds)| seconds).sum()),
+        let client = |(at, c): (usize, char)| {
+            let waited = Duration::from_secs(waited.iter().filter(|(of, _)| *of == at).map(|(_, seconds)| seconds).sum());
+            Present {
+                from: address(c),
+                asked: c.is_ascii_uppercase(),
+                stalled: waited,
+                in_all: waited,
+            }
         };
         let present: Vec<_> = present.chars().enumerate().map(client).collect();
         who_goes(&present, address(new))
@@ -228,27 +260,65 @@ mod tests {
         }
     }
 
-    #[test]
-    fn how_long_an_answer_has_waited_is_added_up() {
-        let start = crate::clock::steady();
-        let at = |seconds| start + Duration::from_secs(seconds);
+    /// A client's course, and how it stands with it.
+    fn followed() -> (Course, impl Fn(Instant) -> Present) {
         let course = Course::default();
-        let client = |course: &Course| Client {
+        let client = Client {
             from: address('a'),
             course: course.clone(),
             serving: tokio::task::JoinSet::<()>::new().spawn_on(async {}, tokio::runtime::Runtime::new().unwrap().handle()),
         };
-        let waited = |now| client(&course).at(at(now)).waited.as_secs();
-        course.reads(true, at(1));
-        assert_eq!(waited(9), 0);
-        course.reads(false, at(10));
-        course.reads(false, at(12));
-        assert_eq!(waited(13), 3);
-        course.reads(true, at(14));
-        course.reads(true, at(15));
-        assert_eq!(waited(20), 4);
-        course.reads(false, at(30));
-        assert_eq!(waited(31), 5);
+        (course, move |now| client.at(now))
+    }
+
+    #[test]
+    fn how_long_an_answer_has_waited_is_added_up() {
+        let start = crate::clock::steady();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (course, client) = followed();
+        let waited = |now| {
+            let Present { stalled, in_all, .. } = client(at(now));
+            (stalled.as_secs(), in_all.as_secs())
+        };
+        course.takes(1, at(1));
+        assert_eq!(waited(9), (0, 0));
+        course.stalls(at(10));
+        course.stalls(at(12));
+        assert_eq!(waited(13), (3, 3));
+        // A few bytes at a time do not count.
+        course.takes(1, at(14));
+        course.takes(1, at(15));
+        assert_eq!(waited(20), (4, 4));
+        course.stalls(at(30));
+        assert_eq!(waited(31), (5, 5));
+        course.takes(REAL_AMOUNT, at(32));
+        assert_eq!(waited(33), (0, 6));
+        course.stalls(at(40));
+        assert_eq!(waited(41), (1, 7));
+    }
+
+    #[test]
+    fn who_reads_a_long_answer_steadily_stays() {
+        let start = crate::clock::steady();
+        let (course, client) = followed();
+        // A quarter of it at a time, and a second for it: as steady, and too little.
+        for (amount, stays_for) in [(REAL_AMOUNT, LONGEST), (REAL_AMOUNT / 4, INDULGENCE)] {
+            *course.reached() = Reached::default();
+            let (mut now, mut waited) = (start, Duration::ZERO);
+            while !client(now).is_slow() {
+                course.stalls(now);
+                let wait = Duration::from_millis(500);
+                (now, waited) = (now + wait, waited + wait);
+                if client(now).is_slow() {
+                    break;
+                }
+                course.takes(amount / 2, now);
+                // As fast as it is written.
+                now += wait;
+                course.takes(amount / 2, now);
+            }
+            assert_eq!(waited, stays_for, "{amount}");
+        }
     }
 
     #[tokio::test]
@@ -270,9 +340,11 @@ mod tests {
                 assert_eq!(clients.admit(start), None);
             }
         }
-        assert_eq!(clients.waiting.len(), MOST, "and of each address the first");
+        // In the turn of the first: that one may have ceased to wait.
+        let waiting: Vec<_> = ('i'..='p').zip(100..).map(|(c, n)| (address(c), n)).collect();
+        assert_eq!(clients.waiting, waiting, "of each address the last");
         // One is done, and another reads no more.
-        courses[5].reads(false, start);
+        courses[5].stalls(start);
         clients.present[2].serving.abort();
         assert!(serving.join_next().await.unwrap().unwrap_err().is_cancelled());
         let mut let_in = |now| {
@@ -281,7 +353,7 @@ mod tests {
                 (from, n)
             })
         };
-        assert_eq!(let_in(start), Some((address('i'), 0)));
-        assert_eq!(let_in(start + INDULGENCE), Some((address('j'), 1)));
+        assert_eq!(let_in(start), Some((address('i'), 100)));
+        assert_eq!(let_in(start + INDULGENCE), Some((address('j'), 101)));
     }
 }

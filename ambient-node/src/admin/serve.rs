@@ -140,11 +140,7 @@ async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context:
             () = time::sleep(BREATH), if clients.has_waiting() => None,
         };
         match accepted {
-            Some(Ok((stream, peer))) => {
-                // Fails only for what is no socket.
-                let _ = cut_when_dropped(&stream, true);
-                clients.come(peer.ip().to_canonical(), stream);
-            }
+            Some(Ok((stream, peer))) => clients.come(peer.ip().to_canonical(), stream),
             Some(Err(_)) => {
                 // No descriptor left, or a client that went away: neither ends the listener.
                 context.standing().metrics.accept_failed();
@@ -158,6 +154,7 @@ async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context:
             let client = Client {
                 stream,
                 course: course.clone(),
+                is_answered: false,
             };
             let serving = tokio::spawn(async move {
                 let _ = time::timeout(READING, exchange(client, door, context, busy)).await;
@@ -188,16 +185,25 @@ async fn exchange<C: Site>(client: Client, door: Arc<Door<C>>, context: Arc<C>, 
     http.serve_connection(TokioIo::new(client), service).await
 }
 
-/// A client's connection, which takes note of whether the client reads. Dropped before its end is written it is a reset: to a client
-/// of HTTP/1.0 what was cut off would else look complete.
+/// A client's connection, which takes note of whether the client reads. Dropped between an answer's first byte and its end it is a
+/// reset: to a client of HTTP/1.0 what was cut off would else look complete.
 struct Client {
     stream: TcpStream,
     course: Course,
+    is_answered: bool,
 }
 
 impl Client {
-    fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.course.reads(written.is_ready(), clock::steady());
+    fn write(&mut self, write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if !self.is_answered {
+            self.is_answered = true;
+            cut_when_dropped(&self.stream, true)?;
+        }
+        let written = write(Pin::new(&mut self.stream));
+        match &written {
+            Poll::Ready(taken) => self.course.takes(taken.as_ref().map_or(0, |bytes| *bytes), clock::steady()),
+            Poll::Pending => self.course.stalls(clock::steady()),
+        }
         written
     }
 }
@@ -210,13 +216,11 @@ impl AsyncRead for Client {
 
 impl AsyncWrite for Client {
     fn poll_write(mut self: Pin<&mut Self>, waker: &mut Waker<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(waker, bytes);
-        self.noted(written)
+        self.write(|stream| stream.poll_write(waker, bytes))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, waker: &mut Waker<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(waker, all);
-        self.noted(written)
+        self.write(|stream| stream.poll_write_vectored(waker, all))
     }
 
     fn is_write_vectored(&self) -> bool {

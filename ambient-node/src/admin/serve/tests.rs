@@ -78,15 +78,8 @@ fn ask(from: u8, to: SocketAddr, path: &str) -> TcpStream {
     stream
 }
 
-fn heard(mut from: TcpStream) -> String {
-    let mut text = String::new();
-    from.read_to_string(&mut text).unwrap();
-    text
-}
-
-/// As many as there are places for, each of an address of its own.
-#[tokio::test]
-async fn who_does_not_read_keeps_nobody_from_a_page() {
+/// Pages, and where they are: metrics and readiness.
+fn served() -> (Pages, [SocketAddr; 2]) {
     let listen = || {
         std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|on| on.set_nonblocking(true).map(|()| on))
@@ -97,8 +90,20 @@ async fn who_does_not_read_keeps_nobody_from_a_page() {
         readiness: listen(),
         admin: Vec::new(),
     };
-    let [metrics, readiness] = [&doors.metrics, &doors.readiness].map(|on| on.local_addr().unwrap());
-    let pages = Pages::start(doors, Pair::new()).unwrap();
+    let at = [&doors.metrics, &doors.readiness].map(|on| on.local_addr().unwrap());
+    (Pages::start(doors, Pair::new()).unwrap(), at)
+}
+
+fn heard(mut from: TcpStream) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// As many as there are places for, each of an address of its own.
+#[tokio::test]
+async fn who_does_not_read_keeps_nobody_from_a_page() {
+    let (pages, [metrics, readiness]) = served();
     let mut slow = Vec::new();
     for n in 0..clients::MOST as u8 {
         let mut stream = ask(10 + n, metrics, "/long");
@@ -114,6 +119,19 @@ async fn who_does_not_read_keeps_nobody_from_a_page() {
         matches!(&cut[..], [error] if error.kind() == io::ErrorKind::ConnectionReset),
         "{cut:?}"
     );
+    pages.stop().await;
+}
+
+#[tokio::test]
+async fn who_has_asked_nothing_and_goes_sees_an_end() {
+    let (pages, [metrics, _]) = served();
+    let silent: Vec<_> = (0..clients::MOST).map(|_| TcpStream::connect(metrics).unwrap()).collect();
+    assert!(heard(ask(100, metrics, "/short")).ends_with("served\n"));
+    for mut stream in silent {
+        stream.set_read_timeout(Some(LONGEST)).unwrap();
+        // And no reset: nothing was cut off.
+        assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0);
+    }
     pages.stop().await;
 }
 
