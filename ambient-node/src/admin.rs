@@ -55,7 +55,7 @@ pub(crate) struct Context {
     /// The pods that are served, whoever has captured them.
     pub(crate) pods: Arc<Pods>,
     /// Places for the look-ups of pages: none of a pod's are taken.
-    pub(crate) lookups: Places,
+    pub(crate) lookups: Arc<Places>,
     pub(crate) standing: Standing,
 }
 

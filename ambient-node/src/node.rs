@@ -478,7 +478,7 @@ impl Node {
         let context = Context {
             node: shared.clone(),
             pods: pods.clone(),
-            lookups: Places::of_a_pod(),
+            lookups: Arc::new(Places::of_a_pod()),
             standing: Standing {
                 node: shared.config.node.clone(),
                 state: shared.state.clone(),

@@ -50,7 +50,7 @@ impl Worker {
     }
 
     /// Runs a future on this thread that is no load: it waits for some.
-    pub(crate) fn keep(&self, future: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    pub(crate) fn keep<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.runtime.spawn(future)
     }
 

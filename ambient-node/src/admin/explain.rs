@@ -6,6 +6,7 @@
 
 use std::{
     fmt::Write as _,
+    future::Future,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -17,12 +18,12 @@ use ambient_core::{
 };
 use http::StatusCode;
 use serde::Serialize;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{Answer, Asked, Context, answer::JSON};
 use crate::{
-    Config,
-    demand::{self, Demand, DemandError},
+    Config, Shared,
+    demand::{self, DemandError},
     entropy,
     outbound::{MOST_LOOKUPS, MOST_NAMES},
     state::Snapshot,
@@ -40,7 +41,7 @@ pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {
         Some("" | "true") => explain_all,
         Some(other) => return Answer::text(StatusCode::BAD_REQUEST, format!("all is true or false, and not {other:?}\n")),
     };
-    let unknown = at.node.demand.as_ref().and_then(|demand| inform(at, demand, from, to).err());
+    let unknown = inform(at, from, to).err();
     let Some(now) = at.node.state.current() else {
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the mesh's state has not arrived\n");
     };
@@ -139,9 +140,10 @@ impl Party {
 }
 
 /// Sees to it that what a connection would hang on is known, as the connection does.
-fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), DemandError> {
-    // The thread is one that may block.
-    let wait = Handle::current();
+fn inform(at: &Context, from: &str, to: &str) -> Result<(), DemandError> {
+    if at.node.demand.is_none() {
+        return Ok(());
+    }
     let (mut confirmed, mut learned) = (Vec::new(), false);
     loop {
         let Some(now) = at.node.state.current() else { return Ok(()) };
@@ -157,7 +159,11 @@ fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), Dem
                 let (host, _) = to.rsplit_once(':').unwrap_or((to, ""));
                 let names = names(at, source, host);
                 let names = demand::service_names(&names, &source.namespace, &at.node.config.cluster_domain);
-                wait.block_on(demand.learn(&asker, &names));
+                elsewhere(at, |node| async move {
+                    if let Some(demand) = &node.demand {
+                        demand.learn(&asker, &names).await;
+                    }
+                });
                 continue;
             }
         };
@@ -171,9 +177,29 @@ fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), Dem
         if confirmed.len() >= MOST_NAMES {
             return Err(DemandError::TooFar(first.into()));
         }
-        wait.block_on(demand.know(&asker, &name, (name != first).then_some(&first)))?;
+        let (named, because) = (name.clone(), (name != first).then_some(first));
+        let known = elsewhere(at, |node| async move {
+            let Some(demand) = &node.demand else { return Ok(()) };
+            demand.know(&asker, &named, because.as_deref()).await
+        });
+        known.unwrap_or(Ok(()))?;
         confirmed.push(name);
     }
+}
+
+/// Has a thread of connections wait for something, and waits for that; none where the node ends before. The threads of pages are
+/// few, have what connections leave, and end before those: what connections wait for as well must not hang on them.
+fn elsewhere<F>(at: &Context, question: impl FnOnce(Arc<Shared>) -> F) -> Option<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    awaited(at.node.workers.least_loaded().keep(question(at.node.clone())))
+}
+
+/// What a task of another runtime gives; none where that ends before. The thread is one that may block.
+fn awaited<T>(task: JoinHandle<T>) -> Option<T> {
+    // No timer of this runtime is asked, which may have ended meanwhile.
+    Handle::current().block_on(task).ok()
 }
 
 /// The way as a connection would go, once what it hangs on is looked up as for that: with as much patience, in places apart from the
@@ -191,9 +217,9 @@ fn plan(at: &Context, mesh: &Mesh, outbound: &route::Outbound<'_>) -> (Result<Pl
             Route::Need(lookup) if lookups >= MOST_LOOKUPS => break Err(Refusal::Unresolved(lookup.0)),
             Route::Need(lookup) => {
                 lookups += 1;
-                // The thread is one that may block.
-                let found = Handle::current().block_on(at.node.lookups.find(&lookup, &at.lookups));
-                hints.resolved = Some((lookup, found));
+                let (asked, own) = (lookup.clone(), at.lookups.clone());
+                let found = elsewhere(at, |node| async move { node.lookups.find(&asked, &own).await });
+                hints.resolved = Some((lookup, found.unwrap_or_default()));
             }
         }
     };
@@ -294,14 +320,24 @@ fn destination<'a>(at: &Context, mesh: &'a Mesh, source: &Workload, to: &str) ->
         let mut pods = endpoints.filter_map(|uid| mesh.workload(uid));
         pods.find_map(|pod| pod.addresses.first().copied())
     };
-    let no_address = || {
-        format!(
-            "{} has no address in the mesh: whoever dials it has one from the name's own nameservers; &to=ADDRESS:PORT explains that",
-            service.name
-        )
-    };
+    let no_address = || no_address(service, &at.node.config.cluster_domain);
     let ip = vip.or_else(endpoint).ok_or_else(no_address)?;
     Ok((SocketAddr::new(ip, port), Some(service)))
+}
+
+/// Why nobody says here what the name of a service means to who dials it.
+fn no_address(service: &Service, cluster_domain: &str) -> String {
+    let name = &service.name;
+    // A name of the cluster is the mesh's, and other nameservers know no more of it.
+    let of_cluster = name
+        .hostname
+        .strip_suffix(cluster_domain)
+        .is_some_and(|rest| rest.ends_with(".svc."));
+    let why = match of_cluster {
+        true => "has no endpoint with an address now",
+        false => "has no address in the mesh: whoever dials it has one from the name's own nameservers",
+    };
+    format!("{name} {why}; ask for ADDRESS:PORT instead")
 }
 
 /// What a pod's search list makes of a host's name, that itself first.
@@ -458,39 +494,4 @@ fn not_asked(text: &str) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use ambient_core::mesh::Update;
-
-    use super::*;
-
-    #[test]
-    fn of_pods_that_are_called_alike_this_clusters_is_meant() {
-        let config = Config {
-            cluster_id: "near".into(),
-            ..Config::new("node-1", "/nowhere")
-        };
-        let of = |uid: &str, cluster: &str, node: &str| {
-            let mut workload = Workload::new(uid, "shop", "db-0");
-            (workload.cluster, workload.node) = (cluster.into(), node.into());
-            Arc::new(workload)
-        };
-        let far = of("a", "far", "node-1");
-        let all = [
-            far.clone(),
-            of("b", "near", "node-2"),
-            of("c", "near", "node-1"),
-            of("d", "near", "node-1"),
-        ];
-        let found = |all: &[Arc<Workload>]| {
-            let mesh = Mesh::default().apply(all.iter().cloned().map(Update::Workload));
-            pod(&mesh, &config, "shop/db-0").unwrap().uid.as_str().to_owned()
-        };
-        for n in 0..all.len() {
-            let mut all = all.clone();
-            all.rotate_left(n);
-            assert_eq!(found(&all), "c");
-        }
-        assert_eq!(found(&all[..2]), "b");
-        assert_eq!(found(&[far]), "a");
-    }
-}
+mod tests;
