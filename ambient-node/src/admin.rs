@@ -27,7 +27,7 @@ use ambient_core::PodUid;
 use ambient_redirect::{linux::Netns, plan::Options, pods::PodState, probes::ProbesState, zds::ClientState};
 use tokio::sync::watch;
 
-use crate::{Shared, certificates::Flaw, pods::Pods, state::State, telemetry::Metrics};
+use crate::{Shared, certificates::Flaw, lookup::Places, pods::Pods, state::State, telemetry::Metrics};
 
 pub(crate) use answer::{Answer, Asked, Out};
 pub(crate) use listen::{At, Doors, Given, OpenError, otherwise};
@@ -54,6 +54,8 @@ pub(crate) struct Context {
     pub(crate) node: Arc<Shared>,
     /// The pods that are served, whoever has captured them.
     pub(crate) pods: Arc<Pods>,
+    /// Places for the look-ups of pages: none of a pod's are taken.
+    pub(crate) lookups: Arc<Places>,
     pub(crate) standing: Standing,
 }
 

@@ -28,7 +28,7 @@ use crate::{
     clock,
     embed::Arrival,
     local::{Call, Joined},
-    pod::{Pod, Stage},
+    pod::{Pod, Stage, UnknownPod},
     session::{carry, dial, settle, source_for},
     shares::Whose,
     state::Snapshot,
@@ -356,8 +356,10 @@ impl Tunnel {
         place: Place,
     ) -> Option<Box<Admitted>> {
         let (node, pod) = (&self.node, &self.pod);
-        let Ok(workload) = pod.workload(&snapshot) else {
-            return refused(request, StatusCode::SERVICE_UNAVAILABLE);
+        // Asking for who speaks takes a while, in which the pod itself may have become unknown.
+        let workload = match pod.workload(&snapshot) {
+            Ok(workload) => workload,
+            Err(unknown) => return unknown_pod(request, account, unknown),
         };
         let subject = Subject {
             server: pod.server.clone(),
@@ -371,10 +373,7 @@ impl Tunnel {
         let snapshot = node.state.current().unwrap_or(snapshot);
         let target = match pod.target(&snapshot) {
             Ok(target) => target,
-            Err(unknown) => {
-                account.close(&Outcome::failed(Flag::Connect, unknown).because(Reason::UnknownWorkload));
-                return refused(request, StatusCode::SERVICE_UNAVAILABLE);
-            }
+            Err(unknown) => return unknown_pod(request, account, unknown),
         };
         if let Decision::Deny(denial) = subject.decide(&snapshot, &target) {
             account.close(&Outcome::failed(
@@ -530,6 +529,13 @@ fn loopback(like: SocketAddr) -> IpAddr {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }
+}
+
+/// Tells of a connection to a pod of which the mesh has ceased to say who it is.
+fn unknown_pod(request: Asked, account: Account, unknown: UnknownPod) -> Option<Box<Admitted>> {
+    let reason = unknown.reason();
+    account.close(&Outcome::failed(Flag::Connect, unknown).because(reason));
+    refused(request, StatusCode::SERVICE_UNAVAILABLE)
 }
 
 fn went_away(account: Account, error: &dyn std::fmt::Display) {

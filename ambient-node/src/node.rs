@@ -44,7 +44,7 @@ use crate::{
     inner::InnerTunnels,
     kept,
     local::Locals,
-    lookup::Lookups,
+    lookup::{Lookups, Places},
     meant,
     pods::Pods,
     policies::Oversight,
@@ -478,6 +478,7 @@ impl Node {
         let context = Context {
             node: shared.clone(),
             pods: pods.clone(),
+            lookups: Arc::new(Places::of_a_pod()),
             standing: Standing {
                 node: shared.config.node.clone(),
                 state: shared.state.clone(),

@@ -35,7 +35,7 @@ const MOST_TRIES: usize = 3;
 /// No further endpoint is tried so long after the connection came: whoever opened it waits.
 const TRYING: Duration = Duration::from_secs(10);
 /// Names that are looked up for one connection.
-const MOST_LOOKUPS: usize = MOST_TRIES + 1;
+pub(crate) const MOST_LOOKUPS: usize = MOST_TRIES + 1;
 /// Names that the control plane is asked for, for one connection.
 pub(crate) const MOST_NAMES: usize = 8;
 

@@ -252,43 +252,4 @@ pub(crate) fn keep_alive(stream: &impl AsFd, how: &KeepAlive) -> io::Result<()> 
 const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    #[test]
-    fn silence_is_asked_about_as_it_is_configured() {
-        let asked = |how: &KeepAlive| {
-            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-            keep_alive(&socket, how).unwrap();
-            let socket = SockRef::from(&socket);
-            let times = [socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()];
-            (
-                socket.keepalive().unwrap(),
-                times.map(|time| time.as_secs()),
-                socket.tcp_keepalive_retries().unwrap(),
-                socket.tcp_user_timeout().unwrap(),
-            )
-        };
-        assert_eq!(asked(&KeepAlive::default()), (true, [180, 180], 9, None));
-        let other = KeepAlive {
-            time: Duration::from_secs(30),
-            interval: Duration::from_secs(5),
-            retries: 3,
-            user_timeout: true,
-            ..KeepAlive::default()
-        };
-        assert_eq!(asked(&other), (true, [30, 5], 3, Some(Duration::from_secs(45))));
-        let off = KeepAlive { enabled: false, ..other };
-        let (on, .., timeout) = asked(&off);
-        assert_eq!((on, timeout), (false, Some(Duration::from_secs(45))));
-        let longest = KeepAlive {
-            time: Duration::from_secs(32_767),
-            interval: Duration::from_secs(32_767),
-            retries: 127,
-            ..other
-        };
-        assert_eq!(asked(&longest), (true, [32_767, 32_767], 127, Some(LONGEST)));
-    }
-}
+mod tests;

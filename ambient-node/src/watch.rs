@@ -215,13 +215,16 @@ pub(crate) struct Watched {
 impl Watched {
     /// Why the connection must end, once; pending as long as it need not.
     pub(crate) fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<String> {
-        let word = &mut self.live.locked().word;
-        match word {
+        let mut live = self.live.locked();
+        match &mut live.word {
             Word::Awaited(waker) if waker.will_wake(cx.waker()) => return Poll::Pending,
             Word::None | Word::Awaited(_) => {}
             Word::Said(why) => return Poll::Ready(std::mem::take(why)),
         }
-        *word = Word::Awaited(cx.waker().clone());
+        let before = std::mem::replace(&mut live.word, Word::Awaited(cx.waker().clone()));
+        // What goes with a waker may want this.
+        drop(live);
+        drop(before);
         Poll::Pending
     }
 }

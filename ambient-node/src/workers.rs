@@ -50,7 +50,7 @@ impl Worker {
     }
 
     /// Runs a future on this thread that is no load: it waits for some.
-    pub(crate) fn keep(&self, future: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    pub(crate) fn keep<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.runtime.spawn(future)
     }
 
@@ -90,8 +90,11 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     Box::pin(async move {
-        let running = pin!(begin());
-        share.run(running).await;
+        {
+            let running = pin!(begin());
+            share.run(running).await;
+        }
+        // It counts until nothing is left of it.
         drop(load);
     })
 }
@@ -228,6 +231,26 @@ mod tests {
         assert!(size_of_val(&*task) <= future + 72, "{} {future}", size_of_val(&*task));
         // Beside a header and a trailer, in the 128 bytes of the runtime's.
         assert!(size_of_val(&task) <= 24);
+    }
+
+    #[tokio::test]
+    async fn a_task_is_load_until_nothing_is_left_of_it() {
+        struct Part(&'static str, mpsc::Sender<&'static str>);
+        impl Drop for Part {
+            fn drop(&mut self) {
+                self.1.send(self.0).unwrap();
+            }
+        }
+        impl Future for Part {
+            type Output = ();
+            fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+                std::task::Poll::Ready(())
+            }
+        }
+        let (tell, told) = mpsc::channel();
+        let (load, running) = (Part("load", tell.clone()), Part("running", tell));
+        task(load, Turns::new().share(), || running).await;
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["running", "load"]);
     }
 
     /// What a listener does with bursts of connections that stay: both threads have about half of them.

@@ -71,6 +71,10 @@ const TESTS: &[Test] = &[
         peers::who_comes_through_a_gateway_is_looked_up,
     ),
     ("peers_of_another_ca_are_refused", peers::peers_of_another_ca_are_refused),
+    (
+        "who_is_gone_while_its_peer_is_asked_for_is_unknown",
+        peers::who_is_gone_while_its_peer_is_asked_for_is_unknown,
+    ),
     ("what_is_no_connect_is_told_of", peers::what_is_no_connect_is_told_of),
     (
         "without_post_quantum_keys_there_is_no_tunnel",

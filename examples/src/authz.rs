@@ -81,7 +81,7 @@ struct Mode {
     cluster_local: Option<ClusterLocal>,
     /// The revision of the control plane: of the policies that are labelled with one (istio.io/rev) only those of this one
     /// count. Without it all count.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = crate::settings::label)]
     revision: Option<Arc<str>>,
     /// Print JSON.
     #[arg(long)]

@@ -112,7 +112,7 @@ struct Serve {
     root_namespace: Option<Arc<str>>,
     /// The revision of this control plane: of the policies that are labelled with one (istio.io/rev) only those of this one
     /// count. Without it all count.
-    #[arg(long, env = "REVISION", value_name = "NAME")]
+    #[arg(long, env = "REVISION", value_name = "NAME", value_parser = settings::label)]
     revision: Option<Arc<str>>,
     /// A node whose proxy is Istio's ztunnel: its pods count as captured by their annotation ambient.istio.io/redirection:
     /// enabled, as it reports nothing itself. On any other node the annotation means nothing. May be given several times.
@@ -125,7 +125,7 @@ struct Serve {
     #[arg(long, env = "SECRET_TTL_SECONDS", value_name = "TIME", default_value = "24h", value_parser = settings::patience)]
     secret_ttl: Duration,
     /// What is logged.
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = settings::log_filter)]
     log: String,
 }
 

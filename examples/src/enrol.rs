@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The name of this Kubernetes node: pods with this `spec.nodeName` are enrolled.
-    #[arg(long, env = "NODE_NAME")]
+    #[arg(long, env = "NODE_NAME", value_parser = settings::node_name)]
     node: String,
     /// A directory of Kubernetes manifests that is the control plane; every node of the mesh watches the same one.
     #[arg(long, visible_alias = "mesh", env = "AMBIENT_MANIFESTS", value_name = "DIR")]
@@ -97,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15004")]
     admin: SocketAddr,
     /// What is logged.
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = settings::log_filter)]
     log: String,
     /// How it is logged: text or json.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]

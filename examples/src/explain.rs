@@ -33,5 +33,6 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         "explain",
         args.admin,
         &format!("/explain?from={from}&to={to}&format={format}&all={all}"),
+        page::LONG_PATIENCE,
     )
 }

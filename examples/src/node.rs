@@ -127,7 +127,7 @@ pub(crate) struct Args {
     istio_exact: bool,
     /// The revision of the control plane whose place the manifests take: of the policies there that are labelled with one
     /// (istio.io/rev) only those of this one count. Without it all count.
-    #[arg(long, env = "REVISION", value_name = "NAME")]
+    #[arg(long, env = "REVISION", value_name = "NAME", value_parser = settings::label)]
     revision: Option<Arc<str>>,
     /// Let go a policy that cannot be read and of which no good version is known, as if it were not there; without this,
     /// everything in its scope is refused.
@@ -139,14 +139,14 @@ pub(crate) struct Args {
     local_shortcut: bool,
     /// The network that this node's pods are in, as the mesh is taken to say of each: where it says another, that counts, and the
     /// log says so.
-    #[arg(long, env = "NETWORK", value_name = "NETWORK")]
+    #[arg(long, env = "NETWORK", value_name = "NETWORK", value_parser = settings::word)]
     network: Option<Arc<str>>,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = settings::domain)]
     cluster_domain: String,
     /// Whose service a DNS name means that several namespaces have one of, if neither the client's has one nor one is
     /// canonical. (The name of the variable is Istio's.)
-    #[arg(long, env = "PREFERED_SERVICE_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(long, env = "PREFERED_SERVICE_NAMESPACE", value_name = "NAMESPACE", value_parser = settings::namespace_or_none)]
     preferred_service_namespace: Option<Arc<str>>,
     /// How long a certificate is valid; it is renewed at half of that. No authority of this project gives more than 24 hours, nor
     /// more than its own setting; where less is given than asked for, the log says so once.
@@ -320,10 +320,13 @@ impl From<Existing> for ExistingConnections {
 }
 
 /// Runs a node; what goes wrong is one line on standard error.
-pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
+pub(crate) fn main(mut args: Args, settings: &[Setting]) -> ExitCode {
     let done = match args.print_config {
         true => say::print(&settings::print(settings)),
-        false => run(args),
+        false => {
+            args.istiod.state_dir_by = settings::by(settings, "state-dir");
+            run(args)
+        }
     };
     say::ended("node", done)
 }
@@ -486,7 +489,10 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
         Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)?),
-        None => match args.spiffe.certificates(&trust_domain, args.istiod.memory())? {
+        None => match args
+            .spiffe
+            .certificates(&trust_domain, args.istiod.memory(), |error| args.istiod.not_kept(error))?
+        {
             Some(issuer) => issuer,
             None => args.istiod.certificates(args.secret_ttl, membership.as_ref())?,
         },
@@ -603,7 +609,8 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
     config.let_unreadable_policies_go = args.let_unreadable_policies_go;
     config.local_shortcut = args.local_shortcut;
     config.cluster_domain = args.cluster_domain.as_str().into();
-    config.preferred_service_namespace = args.preferred_service_namespace.clone();
+    // An empty text, as an empty variable gives it, names none.
+    config.preferred_service_namespace = args.preferred_service_namespace.clone().filter(|ns| !ns.is_empty());
     config.proc = args.proc.clone();
     config.cni = args.cni.clone();
     config.probes = args.probes == Switch::On;
@@ -633,7 +640,7 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
         // An empty one is none that was named.
         network: args.network.clone().filter(|network| !network.is_empty()),
     };
-    config.own_pod = istiod::own_pod(variables);
+    config.own_pod = istiod::own_pod(variables)?;
     config.existing_connections = args.existing_connections.into();
     config.leave = args.leave;
     config.open_when_unproven = args.open_when_unproven;
@@ -760,6 +767,10 @@ mod tests {
             assert_eq!(own(&others), None, "an empty {without}");
             let others: Vec<_> = chart.iter().filter(|(name, _)| name != without).cloned().collect();
             assert_eq!(own(&others), None, "no {without}");
+            let mut others = chart.clone();
+            others.iter_mut().find(|(name, _)| name == without).unwrap().1 = "A B".into();
+            let why = config(&args, &mesh, &others).unwrap_err().to_string();
+            assert!(why.contains(&format!("variable {without}: ")) && why.contains("\"A B\""), "{why}");
         }
     }
 }

@@ -12,23 +12,26 @@ use anyhow::Context as _;
 use crate::say;
 
 /// How long the node may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// The same of a page for which it may have to ask others, name after name: as long as it serves anybody.
+pub(crate) const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// The longest answer.
 const MOST: u64 = 16 << 20;
 
 /// Prints a page; what goes wrong is one line on standard error, named after the command.
-pub(crate) fn print(command: &str, admin: SocketAddr, target: &str) -> ExitCode {
-    say::ended(command, get(admin, target).and_then(|answer| say::print(&answer)))
+pub(crate) fn print(command: &str, admin: SocketAddr, target: &str, patience: Duration) -> ExitCode {
+    say::ended(command, get(admin, target, patience).and_then(|answer| say::print(&answer)))
 }
 
 /// The text of a page; an error where the node gives none, with what it says instead.
-fn get(admin: SocketAddr, target: &str) -> anyhow::Result<String> {
+fn get(admin: SocketAddr, target: &str, patience: Duration) -> anyhow::Result<String> {
     let asked = || format!("no answer from the node's admin pages at {admin}: is a node running here? --admin names another address");
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE).with_context(asked)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     // HTTP/1.0: the body ends with the connection.
     let request = format!("GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let in_words = |error| in_words(error, patience);
     stream.write_all(request.as_bytes()).map_err(in_words).with_context(asked)?;
     let mut answer = String::new();
     stream
@@ -48,9 +51,9 @@ fn get(admin: SocketAddr, target: &str) -> anyhow::Result<String> {
 }
 
 /// The kernel calls it temporarily unavailable what has not come in time.
-fn in_words(error: io::Error) -> io::Error {
+fn in_words(error: io::Error, patience: Duration) -> io::Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, format!("nothing has come for {} s", PATIENCE.as_secs())),
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, format!("nothing has come for {} s", patience.as_secs())),
         _ => error,
     }
 }

@@ -26,5 +26,5 @@ pub(crate) fn main(args: &Args) -> ExitCode {
         .as_deref()
         .map(|pod| format!("&pod={}", page::encoded(pod)))
         .unwrap_or_default();
-    page::print("pods", args.admin, &format!("/pods?format={format}{pod}"))
+    page::print("pods", args.admin, &format!("/pods?format={format}{pod}"), page::PATIENCE)
 }

@@ -115,6 +115,14 @@ fn names_that_nothing_has_are_refused() {
         (&node, "--exclude-namespaces", "A B,,", "the name of a namespace is wanted"),
         (&node, "--root-namespace", "", "the name of a namespace is wanted"),
         (&node, "--node", &["a"; 128].join("."), "253 characters at most"),
+        (&enrol, "--log", "a=[[", "the log filter"),
+        (&control, "--log", "a=[[", "the log filter"),
+        (&enrol, "--node", "!!", "the name of a Kubernetes node is wanted"),
+        (&node, "--preferred-service-namespace", "A B", "the name of a namespace is wanted"),
+        (&node, "--revision", "a-", "the value of a label is wanted"),
+        (&control, "--revision", "a b", "the value of a label is wanted"),
+        (&node, "--network", "net 1", "without spaces"),
+        (&node, "--cluster-id", "näh", "without spaces"),
     ] {
         let mut arguments = command.to_vec();
         match arguments.iter().position(|argument| *argument == flag) {
@@ -175,6 +183,48 @@ fn names_that_nothing_has_are_refused() {
     assert!(code == Some(2) && why.contains("the name of a namespace is wanted"), "{why}");
 }
 
+/// The same of a name in the environment: the variable is told that has it.
+#[test]
+fn a_variable_with_a_name_that_nothing_has_is_told() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mesh = scratch.path().to_str().unwrap();
+    let arguments = ["--node", "n", "--manifests", mesh, "--ca-dir", "/nowhere", "--no-dns-capture"];
+    for (variable, value, wanted) in [
+        ("PREFERED_SERVICE_NAMESPACE", "A B", "the name of a namespace is wanted"),
+        ("REVISION", "a b", "the value of a label is wanted"),
+        ("NETWORK", "net\t1", "without spaces"),
+        ("ISTIO_META_CLUSTER_ID", "a b", "without spaces"),
+        ("CLUSTER_ID", "a b", "without spaces"),
+        ("POD_NAMESPACE", "A B", "the name of a namespace is wanted"),
+        ("POD_NAME", "a_b", "the name of an object of Kubernetes is wanted"),
+        ("SERVICE_ACCOUNT", "a/b", "the name of an object of Kubernetes is wanted"),
+    ] {
+        let mut variables = vec![(variable, value)];
+        // Which say who the process's own pod is together alone.
+        let pod = [("POD_NAMESPACE", "shop"), ("POD_NAME", "a-0"), ("SERVICE_ACCOUNT", "a")];
+        variables.extend(pod.into_iter().filter(|(name, _)| *name != variable));
+        let output = node(&arguments, &variables);
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{variable}: {why}");
+        let words = [variable, wanted, &format!("{value:?}")];
+        assert!(words.iter().all(|word| why.contains(word)), "{variable}: {why}");
+    }
+    // An empty one is none that names something wrong.
+    for variable in ["PREFERED_SERVICE_NAMESPACE", "REVISION", "NETWORK", "POD_NAMESPACE", "POD_NAME"] {
+        let why = refused(&[], &[(variable, "")]);
+        assert!(why.contains("/nowhere") && !why.contains(variable), "{variable}: {why}");
+    }
+    // Nor is a part of a pod's names, which is there for something else.
+    for (variable, value) in [
+        ("SERVICE_ACCOUNT", "x@project.iam.example.com"),
+        ("POD_NAME", "a_b"),
+        ("POD_NAMESPACE", "A B"),
+    ] {
+        let why = refused(&[], &[(variable, value)]);
+        assert!(why.contains("/nowhere") && !why.contains(variable), "{variable}: {why}");
+    }
+}
+
 /// Whichever of several addresses it is: the setting that has it is told.
 #[test]
 fn what_is_no_address_or_name_of_a_control_plane_names_its_setting() {
@@ -201,6 +251,72 @@ fn what_is_no_address_or_name_of_a_control_plane_names_its_setting() {
                 .all(|word| why.contains(word)),
             "{variable}: {why}"
         );
+    }
+}
+
+/// What is sent to a control plane, of which nothing checks the form before.
+#[test]
+fn what_cannot_be_sent_to_a_control_plane_names_its_setting() {
+    let scratch = tempfile::tempdir().unwrap();
+    let roots = file(scratch.path(), "");
+    let control = [
+        "--node",
+        "n",
+        "--no-dns-capture",
+        "--control",
+        "https://localhost:1",
+        "--keys-dir",
+        "none",
+    ];
+    for (variable, value, words) in [
+        (
+            "INSTANCE_IP",
+            "10.0.0",
+            &["INSTANCE_IP", "an IP address is wanted", "\"10.0.0\""][..],
+        ),
+        ("XDS_HEADER_a b", "x", &["XDS_HEADER_a b", "cannot be sent"]),
+        ("AUTH_TOKEN", "a secret", &["AUTH_TOKEN", "visible ASCII"]),
+        ("AUTH_TOKEN", " ", &["AUTH_TOKEN", "visible ASCII"]),
+    ] {
+        let output = node(&control, &[("XDS_ROOT_CA", &roots), (variable, value)]);
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{variable}: {why}");
+        assert!(words.iter().all(|word| why.contains(word)), "{variable}: {why}");
+        assert!(!why.contains("a secret"), "{why}");
+    }
+}
+
+/// Whoever is to put it right is told what names it: the flag, the variable or the file.
+#[test]
+fn where_nothing_can_be_kept_the_setting_is_told_that_names_the_place() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A directory cannot be made below a file.
+    let below = file(scratch.path(), "") + "/state";
+    let settings = scratch.path().join("settings.yaml");
+    fs::write(&settings, format!("state-dir: {below}\n")).unwrap();
+    let settings = settings.to_str().unwrap();
+    let of_file = format!("{settings}: state-dir");
+    let istiod = ["--xds-address", "https://localhost:1", "--ca-address", "https://localhost:1"];
+    let mesh = scratch.path().join("mesh");
+    fs::create_dir(&mesh).unwrap();
+    let manifests = ["--manifests", mesh.to_str().unwrap()];
+    let certificates = [&manifests[..], &["--ca-address", "https://localhost:1"]].concat();
+    let spire = [&manifests[..], &["--spire-admin-socket", "unix:///nowhere"]].concat();
+    let spiffe = [&manifests[..], &["--spiffe-socket", "unix:///nowhere"]].concat();
+    for sources in [&istiod[..], &certificates, &spire, &spiffe] {
+        for (arguments, environment, by) in [
+            (&["--state-dir", &*below][..], &[][..], "--state-dir"),
+            (&[], &[("AMBIENT_STATE_DIR", &*below)], "AMBIENT_STATE_DIR"),
+            (&["--config", settings], &[], &*of_file),
+        ] {
+            let usual = ["--node", "n", "--no-dns-capture", "--keys-dir", "none", "--metrics", "127.0.0.1:0"];
+            let ports = ["--readiness", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--netns-dir", "."];
+            let output = node(&[&usual[..], &ports, sources, arguments].concat(), environment);
+            let why = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{why}");
+            let told = format!("in {below}, which {by} names (name another directory, or none): cannot make the directory");
+            assert!(why.contains(&told), "{sources:?}: {why}");
+        }
     }
 }
 

@@ -1,26 +1,31 @@
 //! `/explain`: what would become of a connection: its way, who would prove what, and what policy says.
 //!
 //! It is answered from this node's version of the mesh, by the same functions that route and decide a real connection;
-//! nothing is dialled. Where the mesh does not come whole, what the connection would ask the control plane for is asked for,
-//! and waited for as long as the connection would.
+//! nothing is dialled. What a connection would have looked up is: the name of an endpoint that has no address, and, where the mesh
+//! does not come whole, what the control plane is to be asked for; and waited for as long as the connection would.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+use std::{
+    fmt::Write as _,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use ambient_authz::{Conn, Explanation, Peer, Policies, explain, explain_all};
 use ambient_core::{
     Credentials as _, Identity, Mesh, PodUid, Service, Workload,
-    route::{self, Plan, Route},
+    route::{self, Plan, Refusal, Route},
 };
 use http::StatusCode;
 use serde::Serialize;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{Answer, Asked, Context, answer::JSON};
 use crate::{
-    Config,
-    demand::{self, Demand, DemandError},
+    Config, Shared,
+    demand::{self, DemandError},
     entropy,
-    outbound::MOST_NAMES,
+    outbound::{MOST_LOOKUPS, MOST_NAMES},
     state::Snapshot,
     text::rfc3339,
 };
@@ -36,7 +41,7 @@ pub(super) fn explained(at: &Context, asked: &Asked) -> Answer {
         Some("" | "true") => explain_all,
         Some(other) => return Answer::text(StatusCode::BAD_REQUEST, format!("all is true or false, and not {other:?}\n")),
     };
-    let unknown = at.node.demand.as_ref().and_then(|demand| inform(at, demand, from, to).err());
+    let unknown = inform(at, from, to).err();
     let Some(now) = at.node.state.current() else {
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the mesh's state has not arrived\n");
     };
@@ -65,6 +70,8 @@ struct Answered {
     asked: SocketAddr,
     /// The service that was named, where a name was.
     service: Option<String>,
+    /// What the way hangs on that has a name alone, and what that means.
+    lookup: Option<LookedUp>,
     route: Way,
     /// Whose certificates the tunnel takes, and whether this node has them.
     certificates: Vec<Certificate>,
@@ -79,6 +86,14 @@ struct Party {
     identity: Option<Identity>,
     node: Arc<str>,
     protocol: &'static str,
+}
+
+/// A name, and its addresses as this node's resolver has them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LookedUp {
+    name: Arc<str>,
+    addresses: Vec<IpAddr>,
 }
 
 /// The way, in words and in parts.
@@ -125,9 +140,10 @@ impl Party {
 }
 
 /// Sees to it that what a connection would hang on is known, as the connection does.
-fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), DemandError> {
-    // The thread is one that may block.
-    let wait = Handle::current();
+fn inform(at: &Context, from: &str, to: &str) -> Result<(), DemandError> {
+    if at.node.demand.is_none() {
+        return Ok(());
+    }
     let (mut confirmed, mut learned) = (Vec::new(), false);
     loop {
         let Some(now) = at.node.state.current() else { return Ok(()) };
@@ -143,7 +159,11 @@ fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), Dem
                 let (host, _) = to.rsplit_once(':').unwrap_or((to, ""));
                 let names = names(at, source, host);
                 let names = demand::service_names(&names, &source.namespace, &at.node.config.cluster_domain);
-                wait.block_on(demand.learn(&asker, &names));
+                elsewhere(at, |node| async move {
+                    if let Some(demand) = &node.demand {
+                        demand.learn(&asker, &names).await;
+                    }
+                });
                 continue;
             }
         };
@@ -157,9 +177,54 @@ fn inform(at: &Context, demand: &Demand, from: &str, to: &str) -> Result<(), Dem
         if confirmed.len() >= MOST_NAMES {
             return Err(DemandError::TooFar(first.into()));
         }
-        wait.block_on(demand.know(&asker, &name, (name != first).then_some(&first)))?;
+        let (named, because) = (name.clone(), (name != first).then_some(first));
+        let known = elsewhere(at, |node| async move {
+            let Some(demand) = &node.demand else { return Ok(()) };
+            demand.know(&asker, &named, because.as_deref()).await
+        });
+        known.unwrap_or(Ok(()))?;
         confirmed.push(name);
     }
+}
+
+/// Has a thread of connections wait for something, and waits for that; none where the node ends before. The threads of pages are
+/// few, have what connections leave, and end before those: what connections wait for as well must not hang on them.
+fn elsewhere<F>(at: &Context, question: impl FnOnce(Arc<Shared>) -> F) -> Option<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    awaited(at.node.workers.least_loaded().keep(question(at.node.clone())))
+}
+
+/// What a task of another runtime gives; none where that ends before. The thread is one that may block.
+fn awaited<T>(task: JoinHandle<T>) -> Option<T> {
+    // No timer of this runtime is asked, which may have ended meanwhile.
+    Handle::current().block_on(task).ok()
+}
+
+/// The way as a connection would go, once what it hangs on is looked up as for that: with as much patience, in places apart from the
+/// pods'.
+fn plan(at: &Context, mesh: &Mesh, outbound: &route::Outbound<'_>) -> (Result<Plan, Refusal>, Option<LookedUp>) {
+    let mut hints = route::Hints {
+        draw: entropy::word(),
+        ..route::Hints::default()
+    };
+    let mut lookups = 0;
+    let planned = loop {
+        match route::outbound(mesh, outbound, &hints) {
+            Route::Go(plan) => break Ok(plan),
+            Route::Refuse(refusal) => break Err(refusal),
+            Route::Need(lookup) if lookups >= MOST_LOOKUPS => break Err(Refusal::Unresolved(lookup.0)),
+            Route::Need(lookup) => {
+                lookups += 1;
+                let (asked, own) = (lookup.clone(), at.lookups.clone());
+                let found = elsewhere(at, |node| async move { node.lookups.find(&asked, &own).await });
+                hints.resolved = Some((lookup, found.unwrap_or_default()));
+            }
+        }
+    };
+    let looked_up = hints.resolved.map(|(route::Lookup(name), addresses)| LookedUp { name, addresses });
+    (planned, looked_up)
 }
 
 impl Answered {
@@ -172,6 +237,7 @@ impl Answered {
                 text: error.to_string(),
                 ..Way::default()
             },
+            lookup: None,
             certificates: Vec::new(),
             policy: not_asked("not asked: the connection is refused before"),
             ..self
@@ -185,15 +251,12 @@ impl Answered {
             source,
             destination: asked,
         };
-        let hints = route::Hints {
-            draw: entropy::word(),
-            ..route::Hints::default()
-        };
-        let planned = route::outbound(&now.mesh, &outbound, &hints);
+        let (planned, lookup) = plan(at, &now.mesh, &outbound);
         Ok(Self {
             source: Party::new(source),
             asked,
             service: service.map(|service| service.name.to_string()),
+            lookup,
             certificates: certificates(at, source, &planned),
             policy: policy(now, source, asked, &planned, tell),
             route: Way::from(planned),
@@ -209,6 +272,11 @@ impl Answered {
             "{}/{} on {} to {}{named}",
             source.namespace, source.name, source.node, self.asked
         );
+        if let Some(LookedUp { name, addresses }) = &self.lookup {
+            let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let found = if all.is_empty() { "no address".to_owned() } else { all.join(", ") };
+            let _ = writeln!(text, "lookup: {name}: {found}, as this node's resolver has it");
+        }
         let _ = writeln!(text, "route: {}: {}", self.route.kind, self.route.text);
         for certificate in &self.certificates {
             let _ = writeln!(text, "identity: {}: {}", certificate.identity, certificate.state);
@@ -252,8 +320,24 @@ fn destination<'a>(at: &Context, mesh: &'a Mesh, source: &Workload, to: &str) ->
         let mut pods = endpoints.filter_map(|uid| mesh.workload(uid));
         pods.find_map(|pod| pod.addresses.first().copied())
     };
-    let ip = vip.or_else(endpoint).ok_or_else(|| format!("{} has no address", service.name))?;
+    let no_address = || no_address(service, &at.node.config.cluster_domain);
+    let ip = vip.or_else(endpoint).ok_or_else(no_address)?;
     Ok((SocketAddr::new(ip, port), Some(service)))
+}
+
+/// Why nobody says here what the name of a service means to who dials it.
+fn no_address(service: &Service, cluster_domain: &str) -> String {
+    let name = &service.name;
+    // A name of the cluster is the mesh's, and other nameservers know no more of it.
+    let of_cluster = name
+        .hostname
+        .strip_suffix(cluster_domain)
+        .is_some_and(|rest| rest.ends_with(".svc."));
+    let why = match of_cluster {
+        true => "has no endpoint with an address now",
+        false => "has no address in the mesh: whoever dials it has one from the name's own nameservers",
+    };
+    format!("{name} {why}; ask for ADDRESS:PORT instead")
 }
 
 /// What a pod's search list makes of a host's name, that itself first.
@@ -268,26 +352,21 @@ fn names(at: &Context, source: &Workload, host: &str) -> [String; 4] {
     ]
 }
 
-impl From<Route> for Way {
-    fn from(planned: Route) -> Self {
+impl From<Result<Plan, Refusal>> for Way {
+    fn from(planned: Result<Plan, Refusal>) -> Self {
         match planned {
-            Route::Refuse(refusal) => Self {
+            Err(refusal) => Self {
                 kind: "refused",
                 text: refusal.to_string(),
                 ..Self::default()
             },
-            Route::Need(route::Lookup(name)) => Self {
-                kind: "lookup",
-                text: format!("the endpoint has a name alone, whose addresses the node's resolver is asked for: {name}"),
-                ..Self::default()
-            },
-            Route::Go(Plan::Passthrough(to)) => Self {
+            Ok(Plan::Passthrough(to)) => Self {
                 kind: "passthrough",
                 text: format!("nobody of the mesh is there: {to} is dialled in plaintext"),
                 peer: Some(to),
                 ..Self::default()
             },
-            Route::Go(Plan::Direct(direct)) => Self {
+            Ok(Plan::Direct(direct)) => Self {
                 kind: "direct",
                 text: format!(
                     "{}/{} is not captured: {} is dialled in plaintext",
@@ -298,7 +377,7 @@ impl From<Route> for Way {
                 service: direct.service.map(|service| service.name.to_string()),
                 ..Self::default()
             },
-            Route::Go(Plan::Tunnel(tunnel)) => {
+            Ok(Plan::Tunnel(tunnel)) => {
                 let destination = &tunnel.destination;
                 let (kind, at) = match &tunnel.inner {
                     Some(_) => ("gateway", "the gateway of another network "),
@@ -323,8 +402,8 @@ impl From<Route> for Way {
 }
 
 /// Who must prove what for this way: the source to the peer, and the peer to the source.
-fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certificate> {
-    let Route::Go(Plan::Tunnel(tunnel)) = planned else {
+fn certificates(at: &Context, source: &Workload, planned: &Result<Plan, Refusal>) -> Vec<Certificate> {
+    let Ok(Plan::Tunnel(tunnel)) = planned else {
         return Vec::new();
     };
     let own = source.identity().ok().map(|identity| Certificate {
@@ -352,21 +431,20 @@ fn certificates(at: &Context, source: &Workload, planned: &Route) -> Vec<Certifi
 }
 
 /// What the destination's node decides.
-fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route, tell: Tell) -> Verdict {
+fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Result<Plan, Refusal>, tell: Tell) -> Verdict {
     let (workload, destination, identity) = match planned {
-        Route::Refuse(_) => return not_asked("not asked: the connection is refused before"),
-        Route::Go(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
-        Route::Go(Plan::Direct(direct)) => return not_asked_of(&direct.destination),
-        Route::Need(_) => return not_asked("not asked: the destination has no address yet"),
-        Route::Go(Plan::Tunnel(tunnel)) if tunnel.inner.is_some() => {
+        Err(_) => return not_asked("not asked: the connection is refused before"),
+        Ok(Plan::Passthrough(_)) => return not_asked("not asked: the destination is outside of the mesh"),
+        Ok(Plan::Direct(direct)) => return not_asked_of(&direct.destination),
+        Ok(Plan::Tunnel(tunnel)) if tunnel.inner.is_some() => {
             return not_asked("asked in the other network, of which nothing is known here");
         }
-        Route::Go(Plan::Tunnel(tunnel)) if tunnel.waypoint => {
+        Ok(Plan::Tunnel(tunnel)) if tunnel.waypoint => {
             return not_asked(
                 "asked at the waypoint, which decides by what is attached to it; and by the destination's node of what the waypoint sends on",
             );
         }
-        Route::Go(Plan::Tunnel(tunnel)) => {
+        Ok(Plan::Tunnel(tunnel)) => {
             let inbound = route::Inbound {
                 pod: &tunnel.destination,
                 at: tunnel.peer.ip(),
@@ -384,7 +462,7 @@ fn policy(now: &Snapshot, source: &Workload, asked: SocketAddr, planned: &Route,
         }
     };
     let peer = identity.map_or_else(Peer::plaintext, Peer::from);
-    let family = |ip: &&std::net::IpAddr| ip.is_ipv4() == asked.is_ipv4();
+    let family = |ip: &&IpAddr| ip.is_ipv4() == asked.is_ipv4();
     let from = source.addresses.iter().find(family).or_else(|| source.addresses.first());
     let Some(from) = from else {
         return not_asked("not asked: the source has no address");
@@ -416,39 +494,4 @@ fn not_asked(text: &str) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use ambient_core::mesh::Update;
-
-    use super::*;
-
-    #[test]
-    fn of_pods_that_are_called_alike_this_clusters_is_meant() {
-        let config = Config {
-            cluster_id: "near".into(),
-            ..Config::new("node-1", "/nowhere")
-        };
-        let of = |uid: &str, cluster: &str, node: &str| {
-            let mut workload = Workload::new(uid, "shop", "db-0");
-            (workload.cluster, workload.node) = (cluster.into(), node.into());
-            Arc::new(workload)
-        };
-        let far = of("a", "far", "node-1");
-        let all = [
-            far.clone(),
-            of("b", "near", "node-2"),
-            of("c", "near", "node-1"),
-            of("d", "near", "node-1"),
-        ];
-        let found = |all: &[Arc<Workload>]| {
-            let mesh = Mesh::default().apply(all.iter().cloned().map(Update::Workload));
-            pod(&mesh, &config, "shop/db-0").unwrap().uid.as_str().to_owned()
-        };
-        for n in 0..all.len() {
-            let mut all = all.clone();
-            all.rotate_left(n);
-            assert_eq!(found(&all), "c");
-        }
-        assert_eq!(found(&all[..2]), "b");
-        assert_eq!(found(&[far]), "a");
-    }
-}
+mod tests;

@@ -2,17 +2,21 @@
 
 use std::{
     convert::Infallible,
-    io,
+    io::{self, IoSlice},
     net::IpAddr,
+    pin::Pin,
     sync::{Arc, OnceLock},
+    task::{Context as Waker, Poll},
     thread,
     time::Duration,
 };
 
+use ambient_redirect::linux::cut_when_dropped;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     runtime,
     sync::{mpsc, oneshot},
@@ -22,9 +26,9 @@ use tokio::{
 use super::{
     Answer, Asked, Doors, Route, Site, Takes,
     answer::Sent,
-    clients::{self, Clients},
+    clients::{self, Clients, Course},
 };
-use crate::supervise::supervise;
+use crate::{clock, supervise::supervise};
 
 /// How long a client may take over its request.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,7 +40,7 @@ const READING: Duration = Duration::from_secs(60);
 const BUFFERED: usize = 64 << 10;
 /// Threads that write pages, for all listeners.
 const MOST_WRITERS: usize = 2 * 3 * clients::MOST;
-/// How long to wait when the process has no descriptor left.
+/// How long to wait when the process has no descriptor left, and between two looks whether there is a place for who waits.
 const BREATH: Duration = Duration::from_millis(50);
 /// How long whoever is being answered when it ends has for that: one of them may have asked for the end.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -131,39 +135,43 @@ fn serve_all<C: Site>(doors: Doors, context: &Arc<C>, busy: &mpsc::WeakSender<In
 async fn serve<C: Site>(listener: Arc<TcpListener>, door: Arc<Door<C>>, context: Arc<C>, busy: mpsc::WeakSender<Infallible>) {
     let mut clients = Clients::default();
     loop {
-        let Ok((stream, peer)) = listener.accept().await else {
-            // No descriptor left, or a client that went away: neither ends the listener.
-            context.standing().metrics.accept_failed();
-            time::sleep(BREATH).await;
-            continue;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => Some(accepted),
+            () = time::sleep(BREATH), if clients.has_waiting() => None,
         };
-        let from = peer.ip().to_canonical();
-        if !clients.make_room(from) {
-            continue;
+        match accepted {
+            Some(Ok((stream, peer))) => clients.come(peer.ip().to_canonical(), stream),
+            Some(Err(_)) => {
+                // No descriptor left, or a client that went away: neither ends the listener.
+                context.standing().metrics.accept_failed();
+                time::sleep(BREATH).await;
+            }
+            None => {}
         }
-        let (door, context, busy) = (door.clone(), context.clone(), busy.clone());
-        let asked = clients::Asked::default();
-        let is_asked = asked.clone();
-        let serving = tokio::spawn(async move {
-            let _ = time::timeout(READING, exchange(stream, is_asked, door, context, busy)).await;
-        });
-        clients.enter(from, asked, serving.abort_handle());
-        // Its request is here, as a rule, and is seen before the next one is.
-        tokio::task::yield_now().await;
+        while let Some((from, stream)) = clients.admit(clock::steady()) {
+            let (door, context, busy) = (door.clone(), context.clone(), busy.clone());
+            let course = Course::default();
+            let client = Client {
+                stream,
+                course: course.clone(),
+                is_answered: false,
+            };
+            let serving = tokio::spawn(async move {
+                let _ = time::timeout(READING, exchange(client, door, context, busy)).await;
+            });
+            clients.enter(from, course, serving.abort_handle());
+            // Its request is here, as a rule, and is seen before the next one is.
+            tokio::task::yield_now().await;
+        }
     }
 }
 
-async fn exchange<C: Site>(
-    stream: TcpStream,
-    asked: clients::Asked,
-    door: Arc<Door<C>>,
-    context: Arc<C>,
-    busy: mpsc::WeakSender<Infallible>,
-) -> hyper::Result<()> {
+async fn exchange<C: Site>(client: Client, door: Arc<Door<C>>, context: Arc<C>, busy: mpsc::WeakSender<Infallible>) -> hyper::Result<()> {
     // From the request on, until the answer has gone.
     let answering: OnceLock<Option<Busy>> = OnceLock::new();
+    let course = client.course.clone();
     let service = service_fn(|request: Request<Incoming>| {
-        asked.told();
+        course.has_asked();
         answering.get_or_init(|| busy.upgrade());
         let (door, context) = (door.clone(), context.clone());
         async move { Ok::<_, Infallible>(respond(&door, &context, &request).await) }
@@ -174,7 +182,59 @@ async fn exchange<C: Site>(
         .keep_alive(false)
         .half_close(true)
         .max_buf_size(BUFFERED);
-    http.serve_connection(TokioIo::new(stream), service).await
+    http.serve_connection(TokioIo::new(client), service).await
+}
+
+/// A client's connection, which takes note of whether the client reads. Dropped between an answer's first byte and its end it is a
+/// reset: to a client of HTTP/1.0 what was cut off would else look complete.
+struct Client {
+    stream: TcpStream,
+    course: Course,
+    is_answered: bool,
+}
+
+impl Client {
+    fn write(&mut self, write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if !self.is_answered {
+            self.is_answered = true;
+            cut_when_dropped(&self.stream, true)?;
+        }
+        let written = write(Pin::new(&mut self.stream));
+        match &written {
+            Poll::Ready(taken) => self.course.takes(taken.as_ref().map_or(0, |bytes| *bytes), clock::steady()),
+            Poll::Pending => self.course.stalls(clock::steady()),
+        }
+        written
+    }
+}
+
+impl AsyncRead for Client {
+    fn poll_read(mut self: Pin<&mut Self>, waker: &mut Waker<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(waker, buffer)
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(mut self: Pin<&mut Self>, waker: &mut Waker<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.write(|stream| stream.poll_write(waker, bytes))
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, waker: &mut Waker<'_>, all: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.write(|stream| stream.poll_write_vectored(waker, all))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, waker: &mut Waker<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(waker)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, waker: &mut Waker<'_>) -> Poll<io::Result<()>> {
+        cut_when_dropped(&self.stream, false)?;
+        Pin::new(&mut self.stream).poll_shutdown(waker)
+    }
 }
 
 async fn respond<C: Site>(door: &Door<C>, context: &Arc<C>, request: &Request<Incoming>) -> Response<Sent> {
@@ -240,26 +300,4 @@ fn is_of_another_origin(headers: &HeaderMap) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_and_localhost_are_hosts() {
-        let asks = |host: &str, origin: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, host.parse().unwrap());
-            if let Some(origin) = origin {
-                headers.insert(header::ORIGIN, origin.parse().unwrap());
-            }
-            !is_of_another_origin(&headers)
-        };
-        for host in ["localhost:15000", "localhost", "127.0.0.1:15000", "[::1]:15000", "::1", "10.0.0.1"] {
-            assert!(asks(host, None), "{host}");
-        }
-        for host in ["evil.example:15000", "localhost.evil.example", "127.0.0.1.evil.example", ""] {
-            assert!(!asks(host, None), "{host}");
-        }
-        assert!(!asks("localhost:15000", Some("https://evil.example")));
-        assert!(!is_of_another_origin(&HeaderMap::new()));
-    }
-}
+mod tests;

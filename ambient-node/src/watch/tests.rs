@@ -133,6 +133,27 @@ fn who_waits_for_the_word_is_woken_by_it_wherever_it_is_awaited() {
     assert!(is_cut(&mut cut).is_some());
 }
 
+#[test]
+fn who_waited_for_the_word_before_is_let_go_of_outside_of_the_lock() {
+    struct Looks(Arc<Live>, Arc<AtomicU64>);
+    impl std::task::Wake for Looks {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            let is_free = self.0.0.try_lock().is_ok();
+            self.1.fetch_add(u64::from(is_free), Ordering::Relaxed);
+        }
+    }
+    let watch = Arc::new(Watch::default());
+    let (mut cut, free) = (watch.register(subject("cart")), Arc::new(AtomicU64::new(0)));
+    let first = Arc::new(Looks(cut.live.clone(), free.clone())).into();
+    assert!(cut.poll_cut(&Context::from_waker(&first)).is_pending());
+    drop(first);
+    assert_eq!(is_cut(&mut cut), None);
+    assert_eq!(free.load(Ordering::Relaxed), 1);
+}
+
 /// One of each connection is in memory as long as that stands.
 #[test]
 fn what_is_watched_is_small() {

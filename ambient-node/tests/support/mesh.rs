@@ -11,7 +11,7 @@ use std::{
 };
 
 use ambient_control::{
-    Batch, BoxFuture, Change, Issuer, Source,
+    AskError, Batch, BoxFuture, Change, Issuer, OnDemand, Source,
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
     spiffe::{DelegatedConfig, DelegatedIdentity, Socket},
@@ -222,9 +222,30 @@ pub(crate) struct Mesh {
     pub(crate) c: Place,
     pub(crate) manifests: PathBuf,
     pub(crate) ca: PathBuf,
-    more: mpsc::UnboundedSender<Vec<Change>>,
+    more: mpsc::UnboundedSender<Batch>,
     running: Option<Running>,
     _log: log::Flush,
+}
+
+type Answer = Box<dyn Fn(&str) -> Vec<Change> + Send + Sync>;
+
+/// Where a node's certificates and state come from, where that is not as usual.
+struct Given {
+    /// A SPIRE agent's socket; without it certificates come from a directory, and live so long.
+    spire: Option<PathBuf>,
+    life: Duration,
+    /// What comes of a name that is asked for; without it none is.
+    answer: Option<Answer>,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Self {
+            spire: None,
+            life: DirectoryCa::DEFAULT_TTL,
+            answer: None,
+        }
+    }
 }
 
 struct Running {
@@ -245,7 +266,11 @@ impl Mesh {
 
     /// The same, of a node whose certificates come from a SPIRE agent.
     pub(crate) fn start_with_spire(world: &World, socket: &Path) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::start_as(world, (Some(socket.into()), DirectoryCa::DEFAULT_TTL), |_| {}, |_| {})
+        let given = Given {
+            spire: Some(socket.into()),
+            ..Given::default()
+        };
+        Self::start_as(world, given, |_| {}, |_| {})
     }
 
     /// The same, with certificates that live so long.
@@ -254,7 +279,8 @@ impl Mesh {
         life: Duration,
         configure: impl FnOnce(&mut Config),
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::start_as(world, (None, life), configure, |_| {})
+        let given = Given { life, ..Given::default() };
+        Self::start_as(world, given, configure, |_| {})
     }
 
     /// The same, of a node that must be told something once it has started.
@@ -263,13 +289,24 @@ impl Mesh {
         configure: impl FnOnce(&mut Config),
         tell: impl FnOnce(&Self),
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        Self::start_as(world, (None, DirectoryCa::DEFAULT_TTL), configure, tell)
+        Self::start_as(world, Given::default(), configure, tell)
     }
 
-    /// With certificates of a SPIRE agent, or of a directory and so long a life.
+    /// The same, of a node that is not told of the whole mesh and asks for what it needs: `answer` says what comes then of a name.
+    pub(crate) fn start_on_demand(
+        world: &World,
+        answer: impl Fn(&str) -> Vec<Change> + Send + Sync + 'static,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let given = Given {
+            answer: Some(Box::new(answer)),
+            ..Given::default()
+        };
+        Self::start_as(world, given, |_| {}, |_| {})
+    }
+
     fn start_as(
         world: &World,
-        (spire, life): (Option<PathBuf>, Duration),
+        given: Given,
         configure: impl FnOnce(&mut Config),
         tell: impl FnOnce(&Self),
     ) -> Result<Self, Box<dyn std::error::Error>> {
@@ -311,6 +348,7 @@ impl Mesh {
         configure(&mut config);
         let (stop, stopped) = oneshot::channel();
         let (manifests, ca) = (mesh.manifests.clone(), mesh.ca.clone());
+        let more = mesh.more.clone();
         let thread = thread::spawn(move || {
             // What it starts stays in the namespace, as a thread takes that of who made it.
             let ran = node.run(|| {
@@ -319,7 +357,7 @@ impl Mesh {
                     .build()
                     .map_err(|e| e.to_string())?;
                 runtime
-                    .block_on(serve(config, &manifests, (&ca, life, spire.as_deref()), told, stopped))
+                    .block_on(serve(config, &manifests, &ca, given, (more, told), stopped))
                     .map_err(|e| e.to_string())
             });
             ran.map_err(|e| e.to_string())?
@@ -344,7 +382,7 @@ impl Mesh {
 
     /// The same, whatever it is of.
     pub(crate) fn change(&self, changes: Vec<Change>) {
-        self.more.send(changes).unwrap();
+        self.more.send(batch(changes)).unwrap();
     }
 
     /// The workload that a captured pod is, to be told otherwise.
@@ -485,12 +523,13 @@ impl Stopping {
 async fn serve(
     config: Config,
     manifests: &Path,
-    (ca, life, spire): (&Path, Duration, Option<&Path>),
-    more: mpsc::UnboundedReceiver<Vec<Change>>,
+    ca: &Path,
+    given: Given,
+    (more, told): (mpsc::UnboundedSender<Batch>, mpsc::UnboundedReceiver<Batch>),
     stopped: oneshot::Receiver<()>,
 ) -> Outcome {
     let domain = config.trust_domain.clone();
-    let issuer: Arc<dyn Issuer> = match spire.and_then(Path::to_str) {
+    let issuer: Arc<dyn Issuer> = match given.spire.as_deref().and_then(Path::to_str) {
         Some(socket) => {
             let provider = Arc::new(ambient_tls::provider());
             Arc::new(DelegatedIdentity::new(DelegatedConfig::new(
@@ -499,12 +538,16 @@ async fn serve(
                 provider,
             ))?)
         }
-        None => Arc::new(DirectoryCa::open(ca, domain, life)?),
+        None => Arc::new(DirectoryCa::open(ca, domain, given.life)?),
     };
     let status = Status::open(manifests, NODE)?;
     let source = source(manifests, &status).await?;
     let node = Node::builder(config)
-        .source(Both { manifests: source, more })
+        .source(Both {
+            manifests: source,
+            more: told,
+            demand: given.answer.map(|answer| Arc::new(Asked { answer, more })),
+        })
         .shared_issuer(issuer)
         .announce(Arc::new(AnnounceInDirectory::new(status)))
         .build()
@@ -526,7 +569,8 @@ pub(crate) async fn source(manifests: &Path, own: &Status) -> Result<Manifests, 
 /// What manifests say, and what a test says besides.
 struct Both {
     manifests: Manifests,
-    more: mpsc::UnboundedReceiver<Vec<Change>>,
+    more: mpsc::UnboundedReceiver<Batch>,
+    demand: Option<Arc<Asked>>,
 }
 
 impl Source for Both {
@@ -534,13 +578,50 @@ impl Source for Both {
         Box::pin(async move {
             tokio::select! {
                 batch = self.manifests.next() => batch,
-                Some(changes) = self.more.recv() => Some(Batch {
-                    changes,
-                    synced: true,
-                    ..Batch::default()
-                }),
+                Some(batch) = self.more.recv() => Some(batch),
             }
         })
+    }
+
+    fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
+        let demand = self.demand.clone()?;
+        Some(demand)
+    }
+}
+
+fn batch(changes: Vec<Change>) -> Batch {
+    Batch {
+        changes,
+        synced: true,
+        ..Batch::default()
+    }
+}
+
+/// Answers each name with what a test says.
+struct Asked {
+    answer: Answer,
+    more: mpsc::UnboundedSender<Batch>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Asked")
+    }
+}
+
+impl OnDemand for Asked {
+    fn ask(&self, name: &str) -> Result<(), AskError> {
+        let answered = Batch {
+            answered: vec![name.into()],
+            ..batch((self.answer)(name))
+        };
+        self.more.send(answered).map_err(|_| AskError::Ended)
+    }
+
+    fn give_back(&self, _: Vec<String>) {}
+
+    fn is_there(&self) -> bool {
+        true
     }
 }
 

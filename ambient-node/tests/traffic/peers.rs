@@ -277,6 +277,37 @@ pub(crate) fn peers_of_another_ca_are_refused(world: &World) -> Outcome {
     Ok(())
 }
 
+/// A pod that the mesh has ceased to know while its peer was asked for: nothing drains.
+pub(crate) fn who_is_gone_while_its_peer_is_asked_for_is_unknown(world: &World) -> Outcome {
+    let of_peer = Arc::new(Mutex::new(None));
+    let answering = of_peer.clone();
+    let mesh = Mesh::start_on_demand(world, move |name| {
+        let peer = answering.lock().unwrap().clone();
+        let gone = Update::RemoveWorkload(format!("Kubernetes//Pod/{LABELLED}/b").as_str().into());
+        peer.filter(|peer| name == peer)
+            .map(|_: String| Change::Mesh(gone))
+            .into_iter()
+            .collect()
+    })?;
+    of_peer.lock().unwrap().replace(format!("/{}", mesh.c.v4));
+    let peer = Peer::of_the_mesh(&mesh)?;
+    let listener = mesh.b.listen(Family::V4);
+    let failed = |reason| {
+        mesh.metric(
+            "ambient_connections_failed_total",
+            &[("reporter", "destination"), ("reason", reason)],
+        )
+    };
+    let before = ["drain", "unknown_workload"].map(failed);
+    assert_eq!(peer.answer(&mesh, mesh.b.v4, listener.address())?, 503);
+    until("it to be told of", || {
+        (["drain", "unknown_workload"].map(failed) != before).then_some(())
+    });
+    assert_eq!(["drain", "unknown_workload"].map(failed), [before[0], before[1] + 1]);
+    assert!(listener.is_lonely());
+    Ok(())
+}
+
 /// A request of HTTP/2 that is none for a connection is answered, and told of as what else is refused.
 pub(crate) fn what_is_no_connect_is_told_of(world: &World) -> Outcome {
     let mesh = Mesh::start(world)?;

@@ -10,7 +10,7 @@ use std::{
 
 use ambient_core::{
     ApplicationProtocol, ApplicationTunnel, Endpoint, GatewayAddress, GatewayTarget, Health, NetworkAddress, PortMap, Service, ServicePort,
-    TunnelProtocol, Workload, mesh::Update,
+    TunnelProtocol, Workload, mesh::Update, ports,
 };
 use ambient_testkit::{World, harness::Outcome};
 
@@ -283,7 +283,7 @@ pub(crate) fn an_endpoint_with_a_name_alone_is_reached(world: &World) -> Outcome
         ..Mesh::workload("outside", &mesh.c)
     };
     let web = service(&[(&outside, listener.address().port())]);
-    mesh.tell(vec![Update::Workload(outside.into()), Update::Service(web.into())]);
+    mesh.tell(vec![Update::Workload(outside.clone().into()), Update::Service(web.into())]);
     arrive(&mesh.a, vip(), &listener).converse()?;
     let asked = [
         ("source_workload_namespace", LABELLED),
@@ -291,6 +291,32 @@ pub(crate) fn an_endpoint_with_a_name_alone_is_reached(world: &World) -> Outcome
         ("hostname", "localhost"),
     ];
     assert_eq!(mesh.metric("istio_on_demand_dns_total", &asked), 1);
+
+    // Who asks what would become of it is told the same, and is no connection.
+    let explained = || mesh.page(ports::ADMIN, &format!("/explain?from=shop/a&to={}", vip())).unwrap().1;
+    let told = explained();
+    let way = format!(
+        "route: direct: shop/outside is not captured: {} is dialled in plaintext",
+        listener.address()
+    );
+    assert!(
+        told.contains("lookup: localhost: ") && told.contains("127.0.0.1") && told.contains(&way),
+        "{told}"
+    );
+    assert_eq!(mesh.metric("istio_on_demand_dns_total", &asked), 1);
+    // No resolver asks anybody for such a name.
+    let nowhere = Workload {
+        hostname: "no..where".into(),
+        ..outside
+    };
+    mesh.tell(vec![Update::Workload(nowhere.into())]);
+    let told = until("the name to be another", || {
+        Some(explained()).filter(|told| told.contains("no..where"))
+    });
+    assert!(
+        told.contains("lookup: no..where: no address") && told.contains("route: refused: ") && told.contains("policy: not asked"),
+        "{told}"
+    );
     Ok(())
 }
 

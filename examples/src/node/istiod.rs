@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -10,8 +11,8 @@ use std::{
 use ambient_control::{
     Issuer, Source,
     istiod::{
-        Asker, Certificates, CertificatesConfig, Endpoint, EndpointError, Files, KeepNode, Membership, MembershipConfig, MemoryConfig,
-        Metadata, Reports, Roots, State, StateConfig, Token,
+        Asker, Certificates, CertificatesConfig, ConnectError, Endpoint, EndpointError, Files, KeepNode, Membership, MembershipConfig,
+        MemoryConfig, MemoryError, Metadata, Reports, Roots, State, StateConfig, Token,
     },
 };
 use ambient_core::TrustDomain;
@@ -27,13 +28,13 @@ pub(super) struct Istiod {
     /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
     /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them. The token is
     /// exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
-    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", value_parser = address, conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
+    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address), conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
     control: Option<String>,
     /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
-    #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS", value_parser = address)]
+    #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address))]
     xds_address: Option<String>,
     /// Istiod, where certificates come from. In the place of --ca-dir.
-    #[arg(long, env = "CA_ADDRESS", value_name = "ADDRESS", value_parser = address)]
+    #[arg(long, env = "CA_ADDRESS", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address))]
     ca_address: Option<String>,
     /// Who vouches for the source of state: a PEM file, SYSTEM, or PEM itself.
     #[arg(long, env = "XDS_ROOT_CA", value_name = "FILE", default_value = ROOT)]
@@ -42,18 +43,18 @@ pub(super) struct Istiod {
     #[arg(long, env = "CA_ROOT_CA", value_name = "FILE", default_value = ROOT)]
     ca_root_ca: String,
     /// Another name that the certificate of the source of state may bear.
-    #[arg(long, env = "ALT_XDS_HOSTNAME", value_name = "HOST", value_parser = host)]
+    #[arg(long, env = "ALT_XDS_HOSTNAME", value_name = "HOST", value_parser = or_none(Endpoint::check_name))]
     alt_xds_hostname: Option<String>,
     /// Another name that the certificate of the authority may bear.
-    #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST", value_parser = host)]
+    #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST", value_parser = or_none(Endpoint::check_name))]
     alt_ca_hostname: Option<String>,
-    /// What is shown to both: a file with a token, read for each call, or a token. By default the file where Kubernetes
-    /// projects it, if it is there.
+    /// What is shown to both: a file with a token, read for each call, or a token. By default, and where this is empty, the
+    /// file where Kubernetes projects it, if it is there.
     #[arg(long, env = "AUTH_TOKEN", value_name = "FILE")]
     auth_token: Option<String>,
     /// The cluster that this node belongs to.
-    #[arg(long, env = "ISTIO_META_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
-    cluster_id: String,
+    #[arg(long, env = "ISTIO_META_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes", value_parser = settings::word)]
+    cluster_id: Arc<str>,
     /// What istiod is told of this node besides the variables that begin with ISTIO_META_ or ISTIO_METAJSON_, which count before
     /// it: a YAML map of names and texts.
     #[arg(long, env = "AMBIENT_NODE_METADATA", value_name = "MAP", value_parser = metadata)]
@@ -72,6 +73,9 @@ pub(super) struct Istiod {
     /// What was read of the files that these name.
     #[arg(skip)]
     files: Files,
+    /// What has named the directory.
+    #[arg(skip)]
+    pub(super) state_dir_by: String,
     /// Whether it is spoken to by X25519MLKEM768 alone.
     #[arg(skip)]
     pub(super) post_quantum_only: bool,
@@ -95,7 +99,7 @@ impl Istiod {
 
     /// The cluster that this node belongs to.
     pub(super) fn cluster(&self) -> Arc<str> {
-        self.cluster_id.as_str().into()
+        self.cluster_id.clone()
     }
 
     // An empty address says that there is none: ztunnel's way to switch it off.
@@ -188,11 +192,11 @@ impl Istiod {
     ) -> anyhow::Result<Box<dyn Source>> {
         let address = self.state_address().context("--xds-address names no source of state")?;
         let endpoint = self.of_state(address, membership)?;
-        let variable = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.into());
+        let variable = |name: &str| std::env::var(name).unwrap_or_default();
         let asker = Asker {
-            instance_ip: variable("INSTANCE_IP", "1.1.1.1"),
-            pod: variable("POD_NAME", ""),
-            namespace: variable("POD_NAMESPACE", ""),
+            instance_ip: instance_ip(&variable("INSTANCE_IP"))?,
+            pod: variable("POD_NAME"),
+            namespace: variable("POD_NAMESPACE"),
             node: node.into(),
             metadata: all_metadata(self.node_metadata.clone().unwrap_or_default(), prefixed(TEXTS), prefixed(JSON))?,
         };
@@ -204,7 +208,7 @@ impl Istiod {
             memory,
             ..StateConfig::new(endpoint, asker)
         };
-        Ok(Box::new(State::connect(config)?))
+        Ok(Box::new(State::connect(config).map_err(|error| self.why(error))?))
     }
 
     /// Whether a directory to remember in is named, and nobody of whom anything here is kept there.
@@ -219,6 +223,23 @@ impl Istiod {
             ..MemoryConfig::new(directory)
         };
         self.state_dir.as_ref().map(config)
+    }
+
+    fn why(&self, error: ConnectError) -> anyhow::Error {
+        match error {
+            ConnectError::Memory(error) => self.not_kept(error),
+            other => other.into(),
+        }
+    }
+
+    /// Why nothing can be kept for a restart, with the setting that has it so.
+    pub(super) fn not_kept(&self, error: MemoryError) -> anyhow::Error {
+        let (directory, by) = (
+            self.state_dir.as_deref().unwrap_or_else(|| Path::new("")).display(),
+            &self.state_dir_by,
+        );
+        let told = format!("nothing can be kept for a restart in {directory}, which {by} names (name another directory, or none)");
+        anyhow::Error::new(error).context(told)
     }
 
     /// The source of certificates.
@@ -237,7 +258,7 @@ impl Istiod {
             ttl,
             ..CertificatesConfig::new(endpoint)
         };
-        Ok(Arc::new(Certificates::new(config)?))
+        Ok(Arc::new(Certificates::new(config).map_err(|error| self.why(error))?))
     }
 
     /// Where captures are told; `None` where nobody keeps them.
@@ -247,11 +268,20 @@ impl Istiod {
     }
 
     fn endpoint(&self, address: &str, roots: &str, headers: &str) -> anyhow::Result<Endpoint> {
-        let token = match &self.auth_token {
+        // An empty text, as an empty variable gives it, names none.
+        let token = match self.auth_token.as_deref().filter(|text| !text.is_empty()) {
             Some(text) if Path::new(text).exists() => Some(Token::File(text.into())),
             // What looks like a path is meant as one, and may be there later.
             Some(text) if text.contains('/') => Some(Token::File(text.into())),
-            Some(text) => Some(Token::Literal(text.clone())),
+            Some(text) => {
+                // Nothing of it is told, as it may be a secret.
+                let is_token = !text.trim().is_empty() && text.trim().bytes().all(|byte| byte.is_ascii_graphic());
+                anyhow::ensure!(
+                    is_token,
+                    "--auth-token (or AUTH_TOKEN) is neither a file that is there nor a token, which has visible ASCII characters alone"
+                );
+                Some(Token::Literal(text.to_owned()))
+            }
             None => Path::new(TOKEN).exists().then(|| Token::File(TOKEN.into())),
         };
         let provider = match self.post_quantum_only {
@@ -261,32 +291,41 @@ impl Istiod {
         let endpoint = Endpoint {
             roots: roots_of(roots),
             token,
-            cluster: self.cluster_id.clone(),
+            cluster: self.cluster_id.to_string(),
             headers: prefixed(headers),
             files: self.files.clone(),
             ..Endpoint::new(address, Arc::new(provider))
         };
-        endpoint.check()?;
+        endpoint.check().map_err(|error| match error {
+            EndpointError::Header { ref name } => {
+                let variable = format!("the environment variable {headers}{name}");
+                anyhow::Error::new(error).context(variable)
+            }
+            other => other.into(),
+        })?;
         Ok(endpoint)
     }
 }
 
-/// Where a control plane is; an empty text says that there is none.
-fn address(text: &str) -> Result<String, EndpointError> {
-    match text {
-        "" => Ok(()),
-        text => Endpoint::check_address(text),
-    }?;
-    Ok(text.to_owned())
+/// A text that is as it must be; an empty one names nothing.
+fn or_none(check: fn(&str) -> Result<(), EndpointError>) -> impl Fn(&str) -> Result<String, EndpointError> + Clone + Send + Sync + 'static {
+    move |text| {
+        if !text.is_empty() {
+            check(text)?;
+        }
+        Ok(text.to_owned())
+    }
 }
 
-/// A name that a control plane's certificate may bear; an empty text names none.
-fn host(text: &str) -> Result<String, EndpointError> {
+/// The address of the process's own pod, as Istio's charts give it; where nobody says it, one that ztunnel gives too.
+fn instance_ip(text: &str) -> anyhow::Result<String> {
     match text {
-        "" => Ok(()),
-        text => Endpoint::check_name(text),
-    }?;
-    Ok(text.to_owned())
+        "" => Ok("1.1.1.1".to_owned()),
+        text => {
+            let wanted = || format!("the environment variable INSTANCE_IP: an IP address is wanted, and not {text:?}");
+            text.parse::<IpAddr>().map(|ip| ip.to_string()).with_context(wanted)
+        }
+    }
 }
 
 /// Who vouches for a control plane.
@@ -334,16 +373,28 @@ fn of_json(value: serde_json::Value) -> Metadata {
 type Texts = BTreeMap<String, String>;
 
 /// This process's own pod, which is a workload of the mesh like any other where the mesh says so.
-pub(super) fn own_pod(variables: &[(String, String)]) -> Option<OwnPod> {
-    let variable = |name: &str| -> Option<Arc<str>> {
-        let (_, value) = variables.iter().find(|(set, value)| set == name && !value.is_empty())?;
-        Some(value.as_str().into())
+///
+/// # Errors
+/// When all three variables are there, and one names what nothing in Kubernetes can be called.
+pub(super) fn own_pod(variables: &[(String, String)]) -> anyhow::Result<Option<OwnPod>> {
+    type Read = fn(&str) -> Result<Arc<str>, String>;
+    let said = |name: &'static str| {
+        let found = variables.iter().find(|(set, value)| set == name && !value.is_empty());
+        found.map(|(_, value)| (name, value.as_str()))
     };
-    Some(OwnPod {
-        namespace: variable("POD_NAMESPACE")?,
-        name: variable("POD_NAME")?,
-        service_account: variable("SERVICE_ACCOUNT")?,
-    })
+    // One alone may be there for something else, whose account need not be one of Kubernetes.
+    let (Some(namespace), Some(name), Some(service_account)) = (said("POD_NAMESPACE"), said("POD_NAME"), said("SERVICE_ACCOUNT")) else {
+        return Ok(None);
+    };
+    let read = |(name, value): (&str, &str), read: Read| {
+        let read = read(value);
+        read.map_err(|why| anyhow::anyhow!("the environment variable {name}: {why}"))
+    };
+    Ok(Some(OwnPod {
+        namespace: read(namespace, settings::namespace)?,
+        name: read(name, settings::object_name)?,
+        service_account: read(service_account, settings::object_name)?,
+    }))
 }
 
 fn metadata(text: &str) -> Result<Texts, String> {

@@ -185,6 +185,15 @@ fn as_node(arguments: &mut Vec<OsString>) -> Result<bool, Wrong> {
     Ok(true)
 }
 
+/// What has said something of a setting, for who is to change it.
+pub(crate) fn by(settings: &[Setting], name: &str) -> String {
+    let from = settings.iter().find(|setting| setting.name == name).map(|setting| &*setting.from);
+    match from {
+        None | Some("flag" | "default") => format!("--{name}"),
+        Some(other) => other.to_owned(),
+    }
+}
+
 /// The settings as a file of them, each with where it comes from.
 pub(crate) fn print(settings: &[Setting]) -> String {
     let line = |setting: &Setting| format!("{setting}\n");
@@ -439,6 +448,39 @@ pub(crate) fn namespace(text: &str) -> Result<Arc<str>, String> {
 /// The same in a list with commas, where an empty text, as an empty variable gives it, names none.
 pub(crate) fn namespace_or_none(text: &str) -> Result<Arc<str>, String> {
     if text.is_empty() { Ok(text.into()) } else { namespace(text) }
+}
+
+/// The name of a pod, or of a service account: what Kubernetes takes for a DNS name, in lower case.
+pub(crate) fn object_name(text: &str) -> Result<Arc<str>, String> {
+    let plain = text.bytes().all(|byte| !byte.is_ascii_uppercase() && byte != b'_');
+    match plain && is_dns_name(text) {
+        true => Ok(text.into()),
+        false => Err(format!(
+            "the name of an object of Kubernetes is wanted, of small letters, digits, dashes and dots, 253 at most, and not {text:?}"
+        )),
+    }
+}
+
+/// What can be the value of a label of Kubernetes, which a name is compared with.
+pub(crate) fn label(text: &str) -> Result<Arc<str>, String> {
+    let ends = text.bytes().next().into_iter().chain(text.bytes().next_back());
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    match plain && text.len() <= 63 && ends.into_iter().all(|byte| byte.is_ascii_alphanumeric()) {
+        true => Ok(text.into()),
+        false => Err(format!(
+            "the value of a label is wanted, of letters, digits, and dashes, dots and underscores between them, 63 at most, and not {text:?}"
+        )),
+    }
+}
+
+/// A name that stands in headers, as that of a cluster or a network does.
+pub(crate) fn word(text: &str) -> Result<Arc<str>, String> {
+    match text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.into()),
+        false => Err(format!(
+            "a name of visible ASCII characters without spaces is wanted, 256 at most, and not {text:?}"
+        )),
+    }
 }
 
 /// A DNS domain, in lower case.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ambient_control::{
     Issuer,
-    spiffe::{DelegatedConfig, DelegatedIdentity, MemoryConfig, Socket, WorkloadApi, WorkloadConfig},
+    spiffe::{DelegatedConfig, DelegatedIdentity, MemoryConfig, MemoryError, Socket, WorkloadApi, WorkloadConfig},
 };
 use ambient_core::TrustDomain;
 
@@ -49,8 +49,13 @@ impl Spiffe {
         sockets.into_iter().filter_map(|(by, socket)| Some((by, socket?.to_string())))
     }
 
-    /// The source of certificates, if it is one, which remembers whom to trust.
-    pub(super) fn certificates(&self, trust_domain: &TrustDomain, memory: Option<MemoryConfig>) -> anyhow::Result<Option<Arc<dyn Issuer>>> {
+    /// The source of certificates, if it is one, which remembers whom to trust; `not_kept` says what it means where it cannot.
+    pub(super) fn certificates(
+        &self,
+        trust_domain: &TrustDomain,
+        memory: Option<MemoryConfig>,
+        not_kept: impl Fn(MemoryError) -> anyhow::Error,
+    ) -> anyhow::Result<Option<Arc<dyn Issuer>>> {
         let provider = Arc::new(ambient_tls::provider());
         if let Some(socket) = self.admin_socket() {
             if self.socket().is_some() {
@@ -58,12 +63,12 @@ impl Spiffe {
             }
             let mut config = DelegatedConfig::new(socket, trust_domain.clone(), provider);
             config.memory = memory;
-            return Ok(Some(Arc::new(DelegatedIdentity::new(config)?)));
+            return Ok(Some(Arc::new(DelegatedIdentity::new(config).map_err(not_kept)?)));
         }
         let Some(socket) = self.socket() else { return Ok(None) };
         let mut config = WorkloadConfig::new(socket, provider);
         config.memory = memory;
-        Ok(Some(Arc::new(WorkloadApi::new(config)?)))
+        Ok(Some(Arc::new(WorkloadApi::new(config).map_err(not_kept)?)))
     }
 
     fn admin_socket(&self) -> Option<Socket> {
