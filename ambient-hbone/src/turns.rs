@@ -84,6 +84,12 @@ impl Turns {
         }
     }
 
+    /// Whether somebody has used his quantum while others had turns too, since this was asked last: then there is more to do than the
+    /// thread gets done at once.
+    pub fn were_contended(&self) -> bool {
+        self.lock().rota.was_contended()
+    }
+
     /// Begins one round after the other; never ends. To be spawned on the runtime whose thread is shared: whoever waits for the next
     /// round waits for this.
     pub async fn rounds(self) {

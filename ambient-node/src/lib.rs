@@ -71,6 +71,7 @@ mod policies;
 mod readiness;
 mod session;
 mod shares;
+mod slices;
 mod state;
 mod supervise;
 pub mod telemetry;

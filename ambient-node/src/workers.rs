@@ -22,6 +22,7 @@ use crate::{
     acks::{self, Acks},
     inner::InnerTunnels,
     shares::{Shares, Whose},
+    slices,
     supervise::supervised,
     telemetry::Metrics,
 };
@@ -115,12 +116,13 @@ impl Workers {
             let (stop, stopped) = oneshot::channel::<()>();
             let (ready, started) = mpsc::channel();
             let tunnels = tunnels.clone();
+            let turns = Turns::new();
+            let shared = turns.clone();
             thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run(&*tunnels, &ready, stopped))?;
+                .spawn(move || run(&*tunnels, &shared, &ready, stopped))?;
             // A thread that ended without a word panicked: that is on standard error.
             let (runtime, (tunnels, inner)) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
-            let turns = Turns::new();
             let rounds = turns.clone();
             // Without it nobody who waits for his turn would have it.
             runtime.spawn(supervised("the turns of a worker", metrics, move || rounds.clone().rounds()));
@@ -185,8 +187,10 @@ type Started = io::Result<(runtime::Handle, Tunnels)>;
 pub(crate) type Tunnels = (Pool, InnerTunnels);
 
 /// A worker's thread: its runtime lives and ends here, never inside another's.
-fn run(tunnels: &dyn Fn() -> Tunnels, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
-    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+fn run(tunnels: &dyn Fn() -> Tunnels, turns: &Turns, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
+    let mut builder = runtime::Builder::new_current_thread();
+    slices::ask(&mut builder, turns);
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(ready.send(Err(error))),
     };

@@ -16,6 +16,7 @@ mod processes;
 mod proof;
 mod rules;
 mod seqpacket;
+mod slice;
 mod sockets;
 mod source_ports;
 mod stock;
@@ -23,8 +24,8 @@ mod told;
 mod watcher;
 
 pub use datagrams::Datagrams;
-// Of the process, and of no namespace: it is here because `unsafe` stands nowhere else that a program may ask. A tool of this
-// workspace, not a promise to others.
+// Of the process or a thread, and of no namespace: they are here because `unsafe` stands nowhere else that a program may ask. Tools
+// of this workspace, not a promise to others.
 #[doc(hidden)]
 pub use mapped::unmap_binary;
 pub(crate) use names::Names;
@@ -40,6 +41,8 @@ pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Aside, Change, Difference, DryRun, Inside, Line, Mark, Owner, RulePlace, Segments, Stranger, Thing};
 pub(crate) use rules::{Joined, Listing, Looked};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
+#[doc(hidden)]
+pub use slice::{Slice, Slices};
 pub use sockets::{Sharer, Sockets, cut_when_dropped, leave_port, original_destination};
 pub(crate) use told::Told;
 pub use watcher::Watcher;

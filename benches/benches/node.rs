@@ -1,5 +1,5 @@
 //! Whole nodes from outside: two pods on two nodes, each node a process of its own, beside another node proxy that is given
-//! as `BENCH_ZTUNNEL`, in one run.
+//! as `BENCH_ZTUNNEL`, or another build of ours that is given as `BENCH_BEFORE`, in one run.
 
 use std::{
     env,
@@ -37,13 +37,24 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn run(world: World) -> Result<(), Box<dyn Error>> {
     let ambient = Mesh::binary()?;
-    let ztunnel = env::var_os("BENCH_ZTUNNEL").map(PathBuf::from);
-    if ztunnel.is_none() {
-        println!("BENCH_ZTUNNEL names no other node proxy: the nodes are compared with bare TCP alone");
-    }
+    let named = |variable| env::var_os(variable).map(PathBuf::from);
+    let theirs = match (named("BENCH_BEFORE"), named("BENCH_ZTUNNEL")) {
+        (Some(before), _) => Some(("before", Proxy::Ambient(before))),
+        (None, Some(ztunnel)) => Some((
+            "ztunnel",
+            Proxy::Ztunnel {
+                ambient: ambient.clone(),
+                ztunnel,
+            },
+        )),
+        (None, None) => {
+            println!("BENCH_ZTUNNEL names no other node proxy: the nodes are compared with bare TCP alone");
+            None
+        }
+    };
     let rig = Rig {
-        ours: Proxy::Ambient(ambient.clone()),
-        theirs: ztunnel.map(|ztunnel| Proxy::Ztunnel { ambient, ztunnel }),
+        ours: Proxy::Ambient(ambient),
+        theirs,
         world,
         meshes: AtomicU8::new(1),
     };
@@ -53,12 +64,12 @@ fn run(world: World) -> Result<(), Box<dyn Error>> {
         theirs: rig
             .theirs
             .as_ref()
-            .map(|proxy| rig.mesh("ztunnel", proxy, Pods::Apart))
+            .map(|(name, proxy)| rig.mesh(name, proxy, Pods::Apart))
             .transpose()?,
         bare: Mesh::none(&rig.world, rig.meshes.fetch_add(1, Ordering::Relaxed))?,
         ruled: [rig.rules_alone()?, rig.rules_alone()?],
     };
-    let reference = if standing.theirs.is_some() { "ztunnel" } else { "direct" };
+    let reference = rig.theirs.as_ref().map_or("direct", |(name, _)| *name);
     memory(&standing)?;
     report::compare(&LOADS, reference, |load| rig.contenders(load, &standing));
     Ok(())
@@ -68,7 +79,8 @@ fn run(world: World) -> Result<(), Box<dyn Error>> {
 struct Rig {
     world: World,
     ours: Proxy,
-    theirs: Option<Proxy>,
+    /// Who ours is compared with.
+    theirs: Option<(&'static str, Proxy)>,
     meshes: AtomicU8,
 }
 
@@ -97,10 +109,13 @@ impl Rig {
             return self.beside_stalled(load);
         }
         let reference = match &standing.theirs {
-            Some(theirs) => theirs.contender(load, "ztunnel", 0, 0),
+            Some(theirs) => theirs.contender(load, theirs.name, 0, 0),
             None => load.contender(&standing.bare, "direct", Way::direct, 0),
         };
         let mut all = vec![reference, standing.ours.contender(load, "ambient", 0, 0)];
+        if env::var_os("BENCH_BEFORE").is_some() {
+            return all;
+        }
         // Beside our own way between two nodes.
         all.push(standing.together.contender(load, "same node", 1, 0));
         if standing.theirs.is_some() {
@@ -121,7 +136,7 @@ impl Rig {
     fn beside_stalled(&self, load: &Load) -> Vec<Contender> {
         let ways = [
             ("ambient alone", "ambient beside", Some(&self.ours)),
-            ("ztunnel alone", "ztunnel beside", self.theirs.as_ref()),
+            ("other alone", "other beside", self.theirs.as_ref().map(|(_, proxy)| proxy)),
         ];
         let mut all = Vec::new();
         for (alone, beside, proxy) in ways {

@@ -35,6 +35,10 @@ fn run(world: &World) -> Result {
     let proxy = Proxy::Ambient(Mesh::binary()?);
     let mesh = Arc::new(Mesh::start(world, "ambient", 1, &proxy, Pods::Beside)?);
     let bare = Mesh::bare(world, "no mesh", 2, Pods::Beside)?;
+    let before = match env::var_os("BENCH_BEFORE") {
+        Some(other) => Some(Mesh::start(world, "before", 3, &Proxy::Ambient(other.into()), Pods::Beside)?),
+        None => None,
+    };
     println!(
         "\nmedians of {} rounds; a ratio is to the same alone, in its round\n{:<34} {:<8} {:>10} {:>10} {:>8} {:>8} {:>12}",
         scale.rounds, "load", "way", "rate", "p99", "rate x", "p99 x", "storm"
@@ -44,7 +48,7 @@ fn run(world: &World) -> Result {
             for (beside, work, connections) in [("echo/8", Work::Echo, 8), ("connect/1", Work::Touch, 1)] {
                 let name = format!("{kind}/{name}/{beside}");
                 if report::is_asked_for(&name) {
-                    for mesh in [&bare, &mesh] {
+                    for mesh in [Some(&bare), Some(&*mesh), before.as_ref()].into_iter().flatten() {
                         storm(mesh, &name, (ill, means), &Bystander::new(mesh, work, connections), &scale);
                     }
                 }

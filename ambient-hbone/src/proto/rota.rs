@@ -25,6 +25,8 @@ pub(crate) struct Rota<W> {
     before: usize,
     /// The next round was asked for.
     ending: bool,
+    /// Somebody had to wait, and not only for himself.
+    contended: bool,
 }
 
 /// One who shares the thread.
@@ -70,7 +72,13 @@ impl<W> Rota<W> {
             active: 0,
             before: 0,
             ending: false,
+            contended: false,
         }
+    }
+
+    /// Whether somebody had used his quantum where others had turns too, since this was asked last.
+    pub(crate) fn was_contended(&mut self) -> bool {
+        std::mem::take(&mut self.contended)
     }
 
     /// Whether somebody waits for the next round.
@@ -134,6 +142,7 @@ impl<W> Rota<W> {
         }
         if !std::mem::replace(&mut lane.held, true) {
             self.held.push(index);
+            self.contended |= self.active.max(self.before) > 1;
         }
         lane.waiting.push_back(Some(waker()));
         Turn::Later {

@@ -239,3 +239,28 @@ fn a_thread_is_shared_while_more_than_one_has_turns() {
     turn(&mut rota, one);
     assert!(!rota.is_shared());
 }
+
+#[test]
+fn a_thread_is_contended_where_somebody_who_waits_is_not_alone() {
+    let mut rota = Rota::new(QUANTUM);
+    let (one, other) = (rota.add(), rota.add());
+    let uses_up = |rota: &mut Rota<()>, lane| {
+        assert_eq!(rota.ask(lane, None, || ()), Turn::Now);
+        rota.done(lane, None, QUANTUM);
+        let Turn::Later { place, .. } = rota.ask(lane, None, || ()) else {
+            panic!("the quantum is used")
+        };
+        rota.next_round(drop);
+        // It has been called meanwhile, and goes.
+        rota.leave(lane, place);
+    };
+    uses_up(&mut rota, one);
+    uses_up(&mut rota, one);
+    assert!(!rota.was_contended(), "it waits for itself alone");
+    assert_eq!(rota.ask(other, None, || ()), Turn::Now);
+    rota.done(other, None, 1);
+    assert!(!rota.was_contended(), "nobody waits");
+    uses_up(&mut rota, one);
+    assert!(rota.was_contended());
+    assert!(!rota.was_contended(), "not since");
+}

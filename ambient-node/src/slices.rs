@@ -1,0 +1,142 @@
+//! Which slices of a processor a worker's thread asks for, while pods contend for it.
+//!
+//! A kernel with ticks of some milliseconds gives a processor to somebody else when a slice is over, and looks for that at a tick, or when
+//! somebody wakes. Where one pod's storm keeps a worker and its own processes busy, the slowest of another pod's connections wait
+//! for just that: a worker behind a process of the storm, and then their own process behind the worker. So a worker that pods contend for
+//! falls asleep with a short slice, for which it has the processor as soon as it wakes, and works with a long one, so that those
+//! whom it wakes have it next. As it costs a twentieth of what a worker gets done where nobody waits for others, it is asked for
+//! only as long as somebody does.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use ambient_hbone::Turns;
+use ambient_redirect::linux::{Slice, Slices};
+use tokio::runtime;
+
+/// Has the calling thread ask for slices as it falls asleep and wakes in the runtime that is built with this.
+pub(crate) fn ask(runtime: &mut runtime::Builder, turns: &Turns) {
+    let slices = match Slices::of_this_thread() {
+        Ok(Some(slices)) => slices,
+        Ok(None) => return tracing::debug!("this kernel knows no slices that a thread asks for: workers have its own"),
+        Err(error) => return tracing::debug!(%error, "workers have the kernel's own slices"),
+    };
+    let habit = Arc::new(Habit::default());
+    let (waking, turns) = (habit.clone(), turns.clone());
+    // An error leaves the thread with the slice that it has: all it may lose is what it would have gained.
+    runtime.on_thread_park(move || {
+        if let Some(slice) = habit.before_sleep(turns.were_contended()) {
+            let _ = slices.ask(slice);
+        }
+    });
+    runtime.on_thread_unpark(move || {
+        if let Some(slice) = waking.after_sleep() {
+            let _ = slices.ask(slice);
+        }
+    });
+}
+
+/// For how much longer a thread asks.
+#[derive(Debug, Default)]
+struct Habit {
+    /// So many times it still does as if pods contended for it. Only its own thread looks at it.
+    left: AtomicU32,
+}
+
+impl Habit {
+    /// So often it falls asleep without anybody having had to wait before it is left to itself again.
+    const LASTS: u32 = 1000;
+
+    fn before_sleep(&self, contended: bool) -> Option<Slice> {
+        let left = self.left.load(Ordering::Relaxed);
+        let now = if contended { Self::LASTS } else { left.saturating_sub(1) };
+        self.left.store(now, Ordering::Relaxed);
+        match (left, now) {
+            (0, 0) => None,
+            (_, 0) => Some(Slice::Own),
+            _ => Some(Slice::Short),
+        }
+    }
+
+    fn after_sleep(&self) -> Option<Slice> {
+        (self.left.load(Ordering::Relaxed) > 0).then_some(Slice::Long)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use tokio::time::{self, Instant};
+
+    use super::*;
+
+    /// Work without a sleep, as the kernel sees it.
+    fn use_up(span: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < span {}
+    }
+
+    /// Asked each millisecond, between which the thread sleeps.
+    async fn comes_to(has: &impl Fn() -> Option<Slice>, slice: Slice) {
+        let comes = async {
+            while has() != Some(slice) {
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        time::timeout(Duration::from_secs(60), comes).await.expect("it comes to that slice");
+    }
+
+    #[test]
+    fn a_worker_has_long_slices_while_two_contend_and_its_own_when_one_is_alone() {
+        let thread = thread::spawn(|| {
+            let Some(slices) = Slices::of_this_thread().unwrap() else {
+                return println!("SKIPPED: this kernel knows no slices that a thread asks for");
+            };
+            let turns = Turns::new();
+            let mut builder = runtime::Builder::new_current_thread();
+            ask(&mut builder, &turns);
+            let runtime = builder.enable_all().build().unwrap();
+            let has = || slices.has().unwrap();
+            runtime.block_on(async {
+                tokio::spawn(turns.clone().rounds());
+                let shares = [turns.share(), turns.share()];
+                let begin = |share: usize| {
+                    tokio::spawn(shares[share].run(Box::pin(async {
+                        loop {
+                            use_up(2 * Turns::QUANTUM);
+                            time::sleep(Duration::from_millis(1)).await;
+                        }
+                    })))
+                };
+                let one = begin(0);
+                time::sleep(Duration::from_millis(50)).await;
+                assert_eq!(has(), Some(Slice::Own), "one who is alone waits for nobody");
+                let other = begin(1);
+                comes_to(&has, Slice::Long).await;
+                one.abort();
+                other.abort();
+                comes_to(&has, Slice::Own).await;
+            });
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_asks_while_pods_contend_for_it_and_for_a_while_after() {
+        let habit = Habit::default();
+        let sleep = |contended| (habit.before_sleep(contended), habit.after_sleep());
+        assert_eq!(sleep(false), (None, None), "nobody waits");
+        for _ in 0..3 {
+            assert_eq!(sleep(true), (Some(Slice::Short), Some(Slice::Long)));
+        }
+        for _ in 1..Habit::LASTS {
+            assert_eq!(sleep(false), (Some(Slice::Short), Some(Slice::Long)));
+        }
+        assert_eq!(sleep(false), (Some(Slice::Own), None), "as it was");
+        assert_eq!(sleep(false), (None, None), "and no call for nothing");
+        assert_eq!(sleep(true), (Some(Slice::Short), Some(Slice::Long)), "and anew");
+    }
+}
