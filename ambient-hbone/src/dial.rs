@@ -80,10 +80,14 @@ pub struct Destination {
     pub headers: HeaderMap,
     /// Whether [`Pool::connect_with`](crate::Pool::connect_with) may send data before the peer has answered.
     pub early_data: bool,
+    /// Whether the peer may send [`Limits::ample_window`](crate::Limits::ample_window) before any of it is read. For a peer that loses
+    /// what it cannot send at once when its server ends first, as Envoy does: so for waypoints and gateways.
+    pub ample: bool,
 }
 
 impl Destination {
-    /// `authority` as seen from `peer`, who must be one of `accepted`; without headers, and with early data.
+    /// `authority` as seen from `peer`, who must be one of `accepted`; without headers, with early data, and with windows as all have
+    /// them.
     pub fn new(peer: SocketAddr, authority: Authority, accepted: impl IntoIterator<Item = Identity>) -> Self {
         Self {
             peer,
@@ -91,6 +95,7 @@ impl Destination {
             accepted: accepted.into_iter().collect(),
             headers: HeaderMap::new(),
             early_data: true,
+            ample: false,
         }
     }
 }

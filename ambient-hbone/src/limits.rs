@@ -42,6 +42,12 @@ pub struct Limits {
     /// Bytes by which the windows of all streams together may have grown; set it before the limits are cloned, and the
     /// clones share it. 256 MiB.
     pub window_growth: WindowGrowth,
+    /// The same at first, for streams to a destination with [`Destination::ample`](crate::Destination::ample), as far as
+    /// `ample_windows` goes. 4 MiB, as Istio's ztunnel has it for all.
+    pub ample_window: u32,
+    /// Bytes by which the first windows of all such streams together may be larger than those of others: each has up to a 64th of what
+    /// is left. Set it before the limits are cloned, and the clones share it. 512 MiB.
+    pub ample_windows: WindowGrowth,
     /// From how many streams in a tunnel on another one is made for its speaker and destination, so that they spread over
     /// the cores of the peer; up to [`spread_over`](Self::spread_over). 64.
     pub spread_from: u32,
@@ -71,6 +77,8 @@ impl Default for Limits {
             stream_window: 256 << 10,
             stream_window_max: 16 << 20,
             window_growth: WindowGrowth::new(256 << 20),
+            ample_window: 4 << 20,
+            ample_windows: WindowGrowth::new(512 << 20),
             spread_from: 64,
             spread_over: 2,
             send_buffer: 256 << 10,
@@ -89,6 +97,7 @@ impl Limits {
             streams: self.streams,
             windows: [first, self.stream_window_max.clamp(first, frame::WIDEST_WINDOW)],
             spare: self.window_growth.0.clone(),
+            ample: (self.ample_window.min(frame::WIDEST_WINDOW), self.ample_windows.0.clone()),
             frame: self.max_frame.clamp(frame::DEFAULT_FRAME, (1 << 24) - 1),
             header_list: self.header_list,
             send_buffer: self.send_buffer.max(1),
@@ -96,7 +105,7 @@ impl Limits {
     }
 }
 
-/// A budget for the growth of windows: see [`Limits::window_growth`]. Clones draw on the same.
+/// A budget for the growth of windows: see [`Limits::window_growth`] and [`Limits::ample_windows`]. Clones draw on the same.
 #[derive(Clone, Debug)]
 pub struct WindowGrowth(Spare);
 

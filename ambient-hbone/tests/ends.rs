@@ -93,6 +93,7 @@ async fn start() -> (SocketAddr, TcpListener) {
             accepted: vec![stock],
             headers: HeaderMap::new(),
             early_data: true,
+            ample: false,
         };
         loop {
             let (mut client, _) = near.accept().await.unwrap();

@@ -94,6 +94,7 @@ impl Pair {
             accepted: vec![stock],
             headers: HeaderMap::new(),
             early_data: true,
+            ample: false,
         };
         let speaker = Speaker {
             key: SpeakerKey::new("cart-0"),

@@ -4,12 +4,12 @@
 //! somebody wakes. Where one pod's storm keeps a worker and its own processes busy, the slowest of another pod's connections wait
 //! for just that: a worker behind a process of the storm, and then their own process behind the worker. So a worker that pods contend for
 //! falls asleep with a short slice, for which it has the processor as soon as it wakes, and works with a long one, so that those
-//! whom it wakes have it next. As it costs a twentieth of what a worker gets done where nobody waits for others, it is asked for
-//! only as long as somebody does.
+//! whom it wakes have it next. Long slices cost a twentieth of what a worker gets done where nobody waits for others, so that they
+//! are asked for only while somebody does time and again. A worker that never sleeps asks for nothing new.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use ambient_hbone::Turns;
@@ -23,6 +23,8 @@ pub(crate) fn ask(runtime: &mut runtime::Builder, turns: &Turns) {
         Ok(None) => return tracing::debug!("this kernel knows no slices that a thread asks for: workers have its own"),
         Err(error) => return tracing::debug!(%error, "workers have the kernel's own slices"),
     };
+    // Those that look up names, and whatever else a runtime does beside its thread: they have what the thread had that began them.
+    runtime.on_thread_start(move || drop(slices.ask(Slice::Own)));
     let habit = Arc::new(Habit::default());
     let (waking, turns) = (habit.clone(), turns.clone());
     // An error leaves the thread with the slice that it has: all it may lose is what it would have gained.
@@ -38,30 +40,41 @@ pub(crate) fn ask(runtime: &mut runtime::Builder, turns: &Turns) {
     });
 }
 
-/// For how much longer a thread asks.
+/// Whether a thread asks: it goes by how often somebody had to wait for somebody else between two of its sleeps.
 #[derive(Debug, Default)]
 struct Habit {
-    /// So many times it still does as if pods contended for it. Only its own thread looks at it.
-    left: AtomicU32,
+    /// More with each such time, less with each other. Only its own thread looks at it.
+    heat: AtomicU32,
+    asks: AtomicBool,
 }
 
 impl Habit {
-    /// So often it falls asleep without anybody having had to wait before it is left to itself again.
-    const LASTS: u32 = 1000;
+    /// As much more where somebody had to wait: one time in sixteen is often.
+    const MORE: u32 = 16;
+    /// From here on it asks, and then until nothing is left. One who comes once a second beside a busy one does not make it so hot.
+    const HOT: u32 = 4 * Self::MORE;
+    const MOST: u32 = 1000;
 
     fn before_sleep(&self, contended: bool) -> Option<Slice> {
-        let left = self.left.load(Ordering::Relaxed);
-        let now = if contended { Self::LASTS } else { left.saturating_sub(1) };
-        self.left.store(now, Ordering::Relaxed);
-        match (left, now) {
-            (0, 0) => None,
-            (_, 0) => Some(Slice::Own),
-            _ => Some(Slice::Short),
+        let heat = self.heat.load(Ordering::Relaxed);
+        let heat = if contended {
+            (heat + Self::MORE).min(Self::MOST)
+        } else {
+            heat.saturating_sub(1)
+        };
+        self.heat.store(heat, Ordering::Relaxed);
+        let asked = self.asks.load(Ordering::Relaxed);
+        let asks = heat >= Self::HOT || asked && heat > 0;
+        self.asks.store(asks, Ordering::Relaxed);
+        match (asked, asks) {
+            (_, true) => Some(Slice::Short),
+            (true, false) => Some(Slice::Own),
+            (false, false) => None,
         }
     }
 
     fn after_sleep(&self) -> Option<Slice> {
-        (self.left.load(Ordering::Relaxed) > 0).then_some(Slice::Long)
+        self.asks.load(Ordering::Relaxed).then_some(Slice::Long)
     }
 }
 
@@ -92,7 +105,7 @@ mod tests {
     #[test]
     fn a_worker_has_long_slices_while_two_contend_and_its_own_when_one_is_alone() {
         let thread = thread::spawn(|| {
-            let Some(slices) = Slices::of_this_thread().unwrap() else {
+            let Some(slices) = Slices::of_this_thread().unwrap_or_default() else {
                 return println!("SKIPPED: this kernel knows no slices that a thread asks for");
             };
             let turns = Turns::new();
@@ -112,10 +125,14 @@ mod tests {
                     })))
                 };
                 let one = begin(0);
-                time::sleep(Duration::from_millis(50)).await;
+                for _ in 0..4 * Habit::HOT {
+                    time::sleep(Duration::from_millis(1)).await;
+                }
                 assert_eq!(has(), Some(Slice::Own), "one who is alone waits for nobody");
                 let other = begin(1);
                 comes_to(&has, Slice::Long).await;
+                let elsewhere = tokio::task::spawn_blocking(move || slices.has().unwrap());
+                assert_eq!(elsewhere.await.unwrap(), Some(Slice::Own), "a thread of the runtime's beside it");
                 one.abort();
                 other.abort();
                 comes_to(&has, Slice::Own).await;
@@ -128,15 +145,24 @@ mod tests {
     fn a_thread_asks_while_pods_contend_for_it_and_for_a_while_after() {
         let habit = Habit::default();
         let sleep = |contended| (habit.before_sleep(contended), habit.after_sleep());
-        assert_eq!(sleep(false), (None, None), "nobody waits");
-        for _ in 0..3 {
-            assert_eq!(sleep(true), (Some(Slice::Short), Some(Slice::Long)));
+        let (asks, leaves) = ((Some(Slice::Short), Some(Slice::Long)), (None, None));
+        assert_eq!(sleep(false), leaves, "nobody waits");
+        for _ in 0..10 {
+            assert_eq!((sleep(true), sleep(true)), (leaves, leaves), "now and then");
+            for _ in 0..2 * Habit::MORE {
+                assert_eq!(sleep(false), leaves);
+            }
         }
-        for _ in 1..Habit::LASTS {
-            assert_eq!(sleep(false), (Some(Slice::Short), Some(Slice::Long)));
+        for _ in 1..Habit::HOT / Habit::MORE {
+            assert_eq!(sleep(true), leaves);
+        }
+        for _ in 0..Habit::MOST {
+            assert_eq!(sleep(true), asks);
+        }
+        for _ in 1..Habit::MOST {
+            assert_eq!(sleep(false), asks);
         }
         assert_eq!(sleep(false), (Some(Slice::Own), None), "as it was");
-        assert_eq!(sleep(false), (None, None), "and no call for nothing");
-        assert_eq!(sleep(true), (Some(Slice::Short), Some(Slice::Long)), "and anew");
+        assert_eq!(sleep(false), leaves, "and no call for nothing");
     }
 }

@@ -108,7 +108,10 @@ pub(super) async fn open<R: AsyncRead + Unpin>(
     };
     let deadline = Instant::now() + limits.answer;
     let line = Arc::clone(lease.tunnel().line());
-    let opened = poll_fn(|cx| line.engine().poll_open(cx, &destination.authority, &destination.headers));
+    let opened = poll_fn(|cx| {
+        line.engine()
+            .poll_open(cx, &destination.authority, &destination.headers, destination.ample)
+    });
     let key = timeout_at(deadline, opened).await.map_err(late)?;
     let held = Held::new(&line, key.map_err(|_| unsent(peer, &line))?);
     let answer = timeout_at(deadline, answer(&held, early)).await.map_err(late)?;

@@ -67,6 +67,8 @@ pub(crate) struct Terms {
     /// The window of a stream at first, and at most.
     pub(crate) windows: [u32; 2],
     pub(crate) spare: Spare,
+    /// The window at first of a stream that is opened with an ample one, and what of it there is for all of them.
+    pub(crate) ample: (u32, Spare),
     /// The largest frame.
     pub(crate) frame: u32,
     /// Decoded bytes of a header list.
@@ -378,8 +380,14 @@ impl Engine {
 
     // What a client asks and does.
 
-    /// Opens a stream, once the peer takes one more.
-    pub(crate) fn poll_open(&mut self, cx: &Context<'_>, authority: &Authority, headers: &HeaderMap) -> Poll<Result<Key, Cut>> {
+    /// Opens a stream, with an ample window or as all others, once the peer takes one more.
+    pub(crate) fn poll_open(
+        &mut self,
+        cx: &Context<'_>,
+        authority: &Authority,
+        headers: &HeaderMap,
+        ample: bool,
+    ) -> Poll<Result<Key, Cut>> {
         if self.goaway.is_some() || self.retiring || self.next_id > frame::LAST_STREAM {
             return Poll::Ready(Err(Cut::Unprocessed));
         }
@@ -395,6 +403,13 @@ impl Engine {
         connect::write_request(&mut block, authority, headers);
         frame::headers(&mut self.control, id, &block, false, self.peer.frame);
         let key = self.insert(id);
+        if let (true, Some(slot)) = (ample, self.streams.get(key)) {
+            let (size, spare) = &self.terms.ample;
+            let more = slot.window.begin_ample(*size, spare);
+            if more > 0 {
+                frame::word(&mut self.control, kind::WINDOW_UPDATE, id, more);
+            }
+        }
         self.wake_driver();
         Poll::Ready(Ok(key))
     }

@@ -203,7 +203,7 @@ impl<'a> Endpoint<'a> {
             },
             Role::Client => {
                 let authority: Authority = "10.0.2.2:8080".parse().expect("host and port");
-                let Poll::Ready(Ok(key)) = self.engine.poll_open(&cx(), &authority, &HeaderMap::new()) else {
+                let Poll::Ready(Ok(key)) = self.engine.poll_open(&cx(), &authority, &HeaderMap::new(), false) else {
                     return;
                 };
                 self.asked += 100;

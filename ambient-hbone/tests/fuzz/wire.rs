@@ -26,6 +26,7 @@ pub(super) fn terms(spare: &Spare, first: u32, send_buffer: usize) -> Terms {
         streams: STREAMS,
         windows: [first, 1 << 20],
         spare: spare.clone(),
+        ample: (1 << 18, spare.clone()),
         frame: frame::DEFAULT_FRAME,
         header_list: 1 << 12,
         send_buffer,

@@ -159,6 +159,7 @@ impl Outbound {
             accepted,
             headers: self.headers(source, tunnel.service.as_ref()),
             early_data: true,
+            ample: tunnel.waypoint || tunnel.inner.is_some(),
         }
     }
 

@@ -156,6 +156,17 @@ fn server_first(mut pair: Pair) -> Outcome {
     Ok(())
 }
 
+/// The server ends first, with much that it has just said: Envoy throws away what it cannot send for want of a window.
+fn server_first_with_much(mut pair: Pair) -> Outcome {
+    let mut server = pair.server;
+    let saying = thread::spawn(move || server.write_all(&vec![1; MUCH]));
+    let mut heard = Vec::new();
+    pair.client.read_to_end(&mut heard)?;
+    saying.join().map_err(|_| "a writer has panicked")??;
+    assert_eq!(heard.len(), MUCH);
+    Ok(())
+}
+
 /// Much in both directions at once, and an end that arrives.
 fn converse_at_length(mut pair: Pair) -> Outcome {
     pair.converse()?;
@@ -233,6 +244,9 @@ pub(crate) fn envoy_is_a_waypoint_by_every_name(world: &World) -> Outcome {
             let client = pair.client.local_addr()?;
             converse_at_length(pair)?;
             server_first(arrive_from(&mesh.a, to, &listeners[0], mesh.c.v4))?;
+            for _ in 0..5 {
+                server_first_with_much(arrive_from(&mesh.a, to, &listeners[0], mesh.c.v4))?;
+            }
             let told = envoy.says(&[&format!("to={to} "), &format!("forwarded=for=\"{client}\"")]);
             assert!(told.contains("from=spiffe://cluster.local/ns/shop/sa/a status=200"), "{told}");
             assert!(told.contains("k8s.namespace.name=shop"), "{told}");

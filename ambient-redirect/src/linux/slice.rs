@@ -1,17 +1,23 @@
 //! How long the kernel lets a thread have a processor before it looks whose turn it is.
 
-use std::{io, time::Duration};
+use std::io;
 
 use libc::sched_attr;
 
 /// The slices that a thread may ask for, where the kernel goes by what it asks.
 ///
-/// A slice is no share: a thread has as much of the processor with a short one as with a long one. It says who goes first. Whoever wakes
-/// with a shorter slice than the thread that runs takes the processor at once; with another he waits for the end of a slice, which
-/// is looked for once in some milliseconds. No privilege is needed.
+/// A slice is no share: a thread has as much of the processor with a short one as with a long one. It says who goes first. As a rule
+/// whoever wakes with a shorter slice than the thread that runs takes the processor at once, unless he has had more than others of late;
+/// with another he waits until that one has had its slice, or as much as it is owed, which is looked for at ticks, some milliseconds
+/// apart, and when somebody wakes. Groups (cgroups) are compared as the shortest slice among their threads that want that processor. No
+/// privilege is needed.
+///
+/// A thread that begins another hands its slice on to that one, whose first deed should be to ask for [`Slice::Own`].
 #[derive(Clone, Copy, Debug)]
 pub struct Slices {
-    /// What it had.
+    /// What it had, as the kernel says it.
+    had: u64,
+    /// What to ask for to have that again: nothing, where nothing had been asked for.
     own: u64,
 }
 
@@ -20,15 +26,15 @@ pub struct Slices {
 pub enum Slice {
     /// What the thread had before it asked for any.
     Own,
-    /// The shortest that there is: for a thread that is about to sleep, and has the processor as soon as it wakes.
+    /// The shortest that there is: for a thread that is about to sleep, and is to have the processor as it wakes.
     Short,
     /// Longer than anybody's who asks for nothing: for a thread that has woken, so that those whom it wakes go first.
     Long,
 }
 
 impl Slices {
-    /// Of the calling thread. None where the kernel takes no notice of what is asked for, as before Linux 6.12, or goes by other rules
-    /// for this thread (real time, idle).
+    /// Of the calling thread, which then has its own. None where the kernel takes no notice of what is asked for, as before Linux 6.12,
+    /// or goes by other rules for this thread (real time, idle).
     ///
     /// # Errors
     /// When the kernel, or what filters its calls, refuses.
@@ -37,13 +43,14 @@ impl Slices {
         if !is_ordinary(&attributes) {
             return Ok(None);
         }
-        let slices = Self {
-            own: attributes.sched_runtime,
-        };
-        slices.ask(Slice::Short)?;
-        let heard = slices.has()? == Some(Slice::Short);
-        slices.ask(Slice::Own)?;
-        Ok(heard.then_some(slices))
+        let had = attributes.sched_runtime;
+        ask(SHORT)?;
+        let heard = of_this_thread()?.sched_runtime == SHORT;
+        // The kernel says a slice also where nobody asked for one; to ask for that would be to keep it for good.
+        ask(NOTHING)?;
+        let own = if of_this_thread()?.sched_runtime == had { NOTHING } else { had };
+        ask(own)?;
+        Ok(heard.then_some(Self { had, own }))
     }
 
     /// Asks for one of them, for the calling thread.
@@ -51,13 +58,11 @@ impl Slices {
     /// # Errors
     /// As above.
     pub fn ask(self, slice: Slice) -> io::Result<()> {
-        // As it is now: somebody may have given it another priority meanwhile, or another class.
-        let mut attributes = of_this_thread()?;
-        if !is_ordinary(&attributes) {
-            return Ok(());
-        }
-        attributes.sched_runtime = self.nanoseconds(slice);
-        set(&attributes)
+        ask(match slice {
+            Slice::Own => self.own,
+            Slice::Short => SHORT,
+            Slice::Long => LONG,
+        })
     }
 
     /// Which of them the calling thread has; none where somebody else has given it another.
@@ -66,18 +71,28 @@ impl Slices {
     /// As above.
     pub fn has(self) -> io::Result<Option<Slice>> {
         let has = of_this_thread()?.sched_runtime;
-        let all = [Slice::Own, Slice::Short, Slice::Long];
-        Ok(all.into_iter().find(|slice| self.nanoseconds(*slice) == has))
+        let all = [(self.had, Slice::Own), (SHORT, Slice::Short), (LONG, Slice::Long)];
+        Ok(all.into_iter().find(|(slice, _)| *slice == has).map(|(_, slice)| slice))
     }
+}
 
-    fn nanoseconds(self, slice: Slice) -> u64 {
-        let asked = match slice {
-            Slice::Own => return self.own,
-            Slice::Short => Duration::from_micros(100),
-            Slice::Long => Duration::from_millis(20),
-        };
-        u64::try_from(asked.as_nanos()).unwrap_or(u64::MAX)
+/// In nanoseconds: the least that the kernel takes.
+const SHORT: u64 = 100_000;
+/// In nanoseconds. With 5 ms those whom a thread wakes are no better off where many contend; with 100 they are no better than with this.
+const LONG: u64 = 20_000_000;
+/// The kernel's own.
+const NOTHING: u64 = 0;
+
+/// Asks for so many nanoseconds.
+fn ask(slice: u64) -> io::Result<()> {
+    // All else as it is now: somebody may have given it another priority, or another class, which is then the end of this. (Who does so
+    // between these two calls has it undone; so it is with whoever sets one of two things alone.)
+    let mut attributes = of_this_thread()?;
+    if !is_ordinary(&attributes) {
+        return Ok(());
     }
+    attributes.sched_runtime = slice;
+    set(&attributes)
 }
 
 fn is_ordinary(attributes: &sched_attr) -> bool {
@@ -125,16 +140,62 @@ mod tests {
         (has.sched_runtime, has.sched_policy, has.sched_nice, has.sched_flags)
     }
 
+    /// None, and a word about it, where this kernel, or what filters calls, has no slices for us.
+    fn may_ask() -> Option<Slices> {
+        let slices = Slices::of_this_thread().unwrap_or_default();
+        if slices.is_none() {
+            println!("SKIPPED: this kernel knows no slices that a thread asks for");
+        }
+        slices
+    }
+
+    #[test]
+    fn a_slice_that_somebody_gave_a_thread_is_its_own() {
+        thread::spawn(|| {
+            if may_ask().is_none() {
+                return;
+            }
+            ask(3_000_000).unwrap();
+            let slices = may_ask().unwrap();
+            assert_eq!(what_it_has().0, 3_000_000);
+            slices.ask(Slice::Long).unwrap();
+            slices.ask(Slice::Own).unwrap();
+            assert_eq!((what_it_has().0, slices.own), (3_000_000, 3_000_000));
+        })
+        .join()
+        .unwrap();
+        // And where nobody did, nothing is asked for.
+        thread::spawn(|| assert!(may_ask().is_none_or(|slices| slices.own == NOTHING)))
+            .join()
+            .unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_another_begins_can_have_its_own_again() {
+        thread::spawn(|| {
+            let Some(slices) = may_ask() else { return };
+            slices.ask(Slice::Long).unwrap();
+            let child = thread::spawn(move || {
+                let before = slices.has().unwrap();
+                slices.ask(Slice::Own).unwrap();
+                (before, slices.has().unwrap())
+            });
+            assert_eq!(child.join().unwrap(), (Some(Slice::Long), Some(Slice::Own)));
+        })
+        .join()
+        .unwrap();
+    }
+
     #[test]
     fn a_thread_has_the_slice_that_it_asks_for_and_no_other_has() {
         let before = what_it_has();
         let thread = thread::spawn(move || {
-            let Some(slices) = Slices::of_this_thread().unwrap() else {
+            let Some(slices) = may_ask() else {
                 // And it has nothing that it had not.
-                assert_eq!(what_it_has(), before);
-                return println!("SKIPPED: this kernel knows no slices that a thread asks for");
+                return assert_eq!(what_it_has(), before);
             };
-            for (slice, has) in [(Slice::Long, 20_000_000), (Slice::Short, 100_000), (Slice::Own, before.0)] {
+            assert_eq!(what_it_has(), before);
+            for (slice, has) in [(Slice::Long, LONG), (Slice::Short, SHORT), (Slice::Own, before.0)] {
                 slices.ask(slice).unwrap();
                 assert_eq!(what_it_has(), (has, before.1, before.2, before.3));
                 assert_eq!(slices.has().unwrap(), Some(slice));
@@ -147,9 +208,10 @@ mod tests {
     #[test]
     fn another_priority_and_another_class_stay_as_they_are() {
         thread::spawn(|| {
-            let slices = Slices::of_this_thread().unwrap();
+            let slices = may_ask();
             let mut nice = of_this_thread().unwrap();
-            nice.sched_nice += 3;
+            // The kernel knows no more.
+            nice.sched_nice = (nice.sched_nice + 3).min(19);
             set(&nice).unwrap();
             if let Some(slices) = slices {
                 slices.ask(Slice::Long).unwrap();
@@ -160,7 +222,7 @@ mod tests {
             idle.sched_policy = libc::SCHED_IDLE.cast_unsigned();
             set(&idle).unwrap();
             let idle = what_it_has();
-            assert!(Slices::of_this_thread().unwrap().is_none());
+            assert!(Slices::of_this_thread().is_ok_and(|slices| slices.is_none()));
             if let Some(slices) = slices {
                 slices.ask(Slice::Short).unwrap();
             }

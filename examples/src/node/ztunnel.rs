@@ -40,7 +40,7 @@ const WITHOUT_EFFECT: [(&str, &str, &[&str]); 15] = [
     ("TLS12_ENABLED", "TLS 1.3 is spoken alone", &["false"]),
 ];
 
-const WINDOWS: &str = "windows begin at 256 KiB and grow as a stream is read, within one budget";
+const WINDOWS: &str = "windows begin at 256 KiB, at 4 MiB through a waypoint or a gateway, and grow as a stream is read, within budgets";
 
 /// What begins so is meant for a proxy like this one.
 const PREFIXES: [&str; 8] = ["ZTUNNEL_", "XDS_", "CA_", "HTTP2_", "POOL_", "KEEPALIVE_", "INPOD_", "AMBIENT_"];

@@ -15,6 +15,7 @@ fn terms() -> Terms {
         streams: 8,
         windows: [frame::DEFAULT_WINDOW, 1 << 20],
         spare: Spare::new(1 << 22),
+        ample: (1 << 20, Spare::new(1 << 26)),
         frame: frame::DEFAULT_FRAME,
         header_list: 1 << 12,
         send_buffer: 1 << 16,
@@ -102,7 +103,11 @@ fn feed(engine: &mut Engine, bytes: &[u8]) -> Result<(), Broken> {
 }
 
 fn open(engine: &mut Engine) -> Key {
-    match engine.poll_open(&cx(), &authority(), &HeaderMap::new()) {
+    open_as(engine, false)
+}
+
+fn open_as(engine: &mut Engine, ample: bool) -> Key {
+    match engine.poll_open(&cx(), &authority(), &HeaderMap::new(), ample) {
         Poll::Ready(key) => key.unwrap(),
         Poll::Pending => panic!("there is room for one more"),
     }

@@ -23,6 +23,13 @@ impl Spare {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 
+    /// Takes up to `most`: all of it while there is plenty, and less the less is left; at last, nothing.
+    fn take_part(&self, most: usize) -> usize {
+        let part = |left: usize| most.min(left / PART);
+        let less = |left: usize| Some(left - part(left)).filter(|_| part(left) >= LEAST_PART);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).map_or(0, part)
+    }
+
     fn give(&self, bytes: usize) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -31,6 +38,25 @@ impl Spare {
     #[cfg(test)]
     pub(crate) fn left(&self) -> usize {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One of so many may have what is left of a budget.
+const PART: usize = 64;
+
+/// Less is not worth telling the peer.
+const LEAST_PART: usize = 64 << 10;
+
+/// What a window is larger by from the first, until it goes.
+#[derive(Debug)]
+struct Lent {
+    bytes: u32,
+    by: Spare,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.by.give(self.bytes as usize);
     }
 }
 
@@ -114,8 +140,11 @@ pub(super) struct Window {
     /// What is to come until the next round trip is to be measured, and how that grows while it brings nothing new.
     until_measured: u32,
     pause: u32,
+    /// What it was at first, which is nothing of the spare's.
     first: u32,
     spare: Spare,
+    /// Boxed: few have one, and all have room for it.
+    lent: Option<Box<Lent>>,
 }
 
 impl Window {
@@ -129,7 +158,22 @@ impl Window {
             pause: size / 2,
             first: size,
             spare: spare.clone(),
+            lent: None,
         }
+    }
+
+    /// Makes one of which nothing has come yet as large as `size`, as far as `ample` has something for it. Gives what the peer is to be
+    /// told.
+    pub(super) fn begin_ample(&mut self, size: u32, ample: &Spare) -> u32 {
+        // No more than is wanted, and that is 31 bits.
+        let more = ample.take_part(size.saturating_sub(self.size) as usize) as u32;
+        if more > 0 {
+            let (size, by) = (self.size + more, ample.clone());
+            (self.size, self.credit, self.first) = (size, size, size);
+            (self.until_measured, self.pause) = (size / 2, size / 2);
+            self.lent = Some(Box::new(Lent { bytes: more, by }));
+        }
+        more
     }
 
     /// Whether the peer may send `n` bytes.
@@ -320,6 +364,28 @@ mod tests {
         assert_eq!((window.size, other.size, spare.left()), (4 * FIRST, FIRST, 0));
         drop(window);
         assert_eq!(spare.left(), 3 * FIRST as usize);
+    }
+
+    #[test]
+    fn ample_windows_are_smaller_the_less_is_left_and_all_is_given_back() {
+        const ALL: usize = 64 << 20;
+        let (spare, ample) = (Spare::new(0), Spare::new(ALL));
+        let mut windows = Vec::new();
+        let mut last = LARGEST;
+        while last > 0 {
+            let mut window = Window::new(FIRST, &spare);
+            let more = window.begin_ample(16 * FIRST, &ample);
+            assert!(more <= last && more <= 15 * FIRST, "{more} after {last}");
+            assert!(window.has(FIRST + more) && !window.has(FIRST + more + 1));
+            last = more;
+            windows.push(window);
+        }
+        // The first has all that it asked for, and many have something.
+        assert_eq!(windows[0].size, 16 * FIRST);
+        assert!(windows.len() > 100, "{}", windows.len());
+        assert!(ample.left() < PART * LEAST_PART);
+        drop(windows);
+        assert_eq!((spare.left(), ample.left()), (0, ALL));
     }
 
     proptest! {

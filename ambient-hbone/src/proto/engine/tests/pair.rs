@@ -44,7 +44,11 @@ impl Pair {
 
     /// A stream, as both ends hold it.
     fn open(&mut self) -> [Key; 2] {
-        let near = open(&mut self.ends[0]);
+        self.open_as(false)
+    }
+
+    fn open_as(&mut self, ample: bool) -> [Key; 2] {
+        let near = open_as(&mut self.ends[0], ample);
         self.settle();
         let far = accepted(&mut self.ends[1]);
         self.ends[1].respond(far, StatusCode::OK, &HeaderMap::new()).unwrap();
@@ -115,7 +119,7 @@ proptest! {
     #[test]
     fn bytes_and_ends_are_exact(steps in proptest::collection::vec(step(), 0..80)) {
         let mut pair = Pair::new();
-        let keys = [pair.open(), pair.open(), pair.open()];
+        let keys = [pair.open(), pair.open_as(true), pair.open()];
         let mut sides: HashMap<(usize, usize), Side> = HashMap::new();
         let mut value = 0_u8;
         for step in steps {
@@ -172,6 +176,7 @@ proptest! {
         prop_assert_eq!(pair.ends.each_ref().map(|end| (end.active, end.streams.keys().len())), [(0, 0), (0, 0)]);
         // Every window that has grown has given its growth back.
         prop_assert_eq!(pair.ends.each_ref().map(|end| end.terms.spare.left()), [1 << 22, 1 << 22]);
+        prop_assert_eq!(pair.ends[0].terms.ample.1.left(), 1 << 26);
     }
 }
 
@@ -203,6 +208,30 @@ fn one_who_does_not_read_holds_up_nobody() {
 }
 
 #[test]
+fn what_comes_on_an_ample_stream_need_not_wait_to_be_read() {
+    let mut pair = Pair::new();
+    let [near, far] = pair.open_as(true);
+    let all = 1 << 20;
+    let mut sent = 0;
+    // The server ends first, and nobody has read anything yet.
+    while sent < all {
+        let Poll::Ready(Ok(room)) = pair.ends[1].poll_room(far, &cx()) else {
+            panic!("{sent} were sent")
+        };
+        let n = room.min(all - sent);
+        pair.ends[1].send(far, vec![7; n].into()).unwrap();
+        sent += n;
+        pair.deliver(0, usize::MAX);
+    }
+    pair.ends[1].finish(far).unwrap();
+    pair.deliver(0, usize::MAX);
+    assert!(!pair.ends[1].has_something_to_send());
+    let mut side = Side::default();
+    read(&mut pair.ends[0], near, &mut side);
+    assert_eq!((side.read.len(), side.ended), (all, true));
+}
+
+#[test]
 fn streams_take_turns() {
     let mut pair = Pair::new();
     let keys: Vec<_> = (0..4).map(|_| pair.open()).collect();
@@ -222,7 +251,7 @@ fn a_leave_lets_streams_finish_and_takes_no_new_ones() {
     pair.ends[1].announce_leave();
     pair.settle();
     assert_eq!(pair.ends[0].goaway(), Some(Code::NO_ERROR));
-    let refused = pair.ends[0].poll_open(&cx(), &authority(), &HeaderMap::new());
+    let refused = pair.ends[0].poll_open(&cx(), &authority(), &HeaderMap::new(), false);
     assert_eq!(refused, Poll::Ready(Err(Cut::Unprocessed)));
     assert!(!pair.ends[1].is_finished());
     for (end, key) in [(0, near), (1, far)] {
@@ -260,7 +289,7 @@ fn a_request_that_crosses_a_leave_is_served_and_one_behind_it_is_unprocessed() {
 fn more_streams_than_the_peer_takes_wait() {
     let mut pair = Pair::new();
     let keys: Vec<_> = (0..8).map(|_| pair.open()).collect();
-    assert!(pair.ends[0].poll_open(&cx(), &authority(), &HeaderMap::new()).is_pending());
+    assert!(pair.ends[0].poll_open(&cx(), &authority(), &HeaderMap::new(), false).is_pending());
     pair.ends[0].cut(keys[3][0], Code::CANCEL);
     pair.open();
 }
@@ -277,7 +306,7 @@ fn a_lost_connection_tells_what_never_left() {
     assert!(matches!(pair.ends[0].poll_answer(handed_out, &cx()), Poll::Ready(Err(Cut::Lost))));
     assert!(matches!(pair.ends[0].poll_answer(kept, &cx()), Poll::Ready(Err(Cut::Unprocessed))));
     assert_eq!(
-        pair.ends[0].poll_open(&cx(), &authority(), &HeaderMap::new()),
+        pair.ends[0].poll_open(&cx(), &authority(), &HeaderMap::new(), false),
         Poll::Ready(Err(Cut::Unprocessed))
     );
 }
