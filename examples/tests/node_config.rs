@@ -9,6 +9,8 @@ use std::{
 
 #[path = "../src/node/ztunnel/chart.rs"]
 mod chart;
+#[path = "node_config/named.rs"]
+mod named;
 
 /// The binary, with nothing of this process's environment.
 fn node(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
