@@ -115,3 +115,20 @@ fn a_variable_that_cannot_be_read_is_told_whatever_the_command() {
         );
     }
 }
+
+/// Nor is what is no text at all as if nothing were said.
+#[test]
+fn names_of_the_nodes_pod_that_are_no_text_are_told() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+    let scratch = tempfile::tempdir().unwrap();
+    let roots = file(scratch.path(), "");
+    for variable in ["INSTANCE_IP", "POD_NAME", "POD_NAMESPACE"] {
+        let mut ambient = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        ambient.args(["node", "--node", "n", "--no-dns-capture", "--keys-dir", "none"]);
+        ambient.args(["--control", "https://localhost:1", "--xds-root-ca", &roots]);
+        let output = ambient.env_clear().env(variable, OsStr::from_bytes(b"\xff")).output().unwrap();
+        let why = String::from_utf8(output.stderr).unwrap();
+        let told = format!("the environment variable {variable}: ");
+        assert!(output.status.code() == Some(1) && why.contains(&told), "{why}");
+    }
+}
