@@ -186,7 +186,9 @@ pub(crate) type Tunnels = (Pool, InnerTunnels);
 
 /// A worker's thread: its runtime lives and ends here, never inside another's.
 fn run(tunnels: &dyn Fn() -> Tunnels, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
-    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+    // What blocks here are look-ups of names alone: their threads are told from those of the other runtimes by this.
+    let runtime = runtime::Builder::new_current_thread().enable_all().thread_name("lookup").build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return drop(ready.send(Err(error))),
     };
