@@ -190,7 +190,8 @@ pub(crate) type Tunnels = (Pool, InnerTunnels);
 fn run(tunnels: &dyn Fn() -> Tunnels, turns: &Turns, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
     let mut builder = runtime::Builder::new_current_thread();
     slices::ask(&mut builder, turns);
-    let runtime = match builder.enable_all().build() {
+    // What blocks here are look-ups of names alone: their threads are told from those of the other runtimes by this.
+    let runtime = match builder.enable_all().thread_name("lookup").build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(ready.send(Err(error))),
     };

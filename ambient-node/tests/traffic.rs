@@ -185,6 +185,10 @@ const TESTS: &[Test] = &[
         ways::an_endpoint_with_a_name_alone_is_reached,
     ),
     (
+        "what_is_explained_is_found_out_where_connections_find_out",
+        ways::what_is_explained_is_found_out_where_connections_find_out,
+    ),
+    (
         "within_the_process_all_is_as_on_the_wire",
         ways::within_the_process_all_is_as_on_the_wire,
     ),

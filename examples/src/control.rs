@@ -25,7 +25,8 @@ use tokio::{
 use crate::{
     node::mesh::{Mesh, Said, keys_apart},
     owned::owned,
-    say, settings,
+    say,
+    settings::{self, Setting},
 };
 
 /// Serve, or see to the tokens of nodes.
@@ -127,11 +128,15 @@ struct Serve {
     /// What is logged.
     #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = settings::log_filter)]
     log: String,
+    /// What has named the directories of manifests and of the authority.
+    #[arg(skip)]
+    named_by: [String; 2],
 }
 
 /// Serves or sees to tokens; what goes wrong is one line on standard error.
-pub(crate) fn main(args: Args) -> ExitCode {
+pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
     let Args { verb, mut serve } = args;
+    serve.named_by = ["mesh", "ca"].map(|name| settings::by(settings, name));
     let done = match (verb, serve.mesh.take(), serve.ca.take()) {
         (Some(verb), ..) => tokens(&verb).and_then(|text| say::print(&text)),
         (None, Some(mesh), Some(ca)) => run(serve, &mesh, &ca),
@@ -230,8 +235,9 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         root_namespace: args.root_namespace,
         ..Said::default()
     };
-    owned(directory, "--mesh")?;
-    owned(ca_directory, "--ca")?;
+    let [mesh_by, ca_by] = &args.named_by;
+    owned(directory, mesh_by)?;
+    owned(ca_directory, ca_by)?;
     let mesh = Mesh::of(said, Some(directory), "Kubernetes")?;
     keys_apart(directory, ca_directory)?;
     let statuses = Statuses::new(directory, now);

@@ -18,7 +18,8 @@ use crate::{
         raise_descriptor_limit,
     },
     owned::owned,
-    say, settings,
+    say,
+    settings::{self, Setting},
 };
 
 /// Flags, each of which can come from the environment.
@@ -102,10 +103,14 @@ pub(crate) struct Args {
     /// How it is logged: text or json.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+    /// What has named the directory of manifests.
+    #[arg(skip)]
+    manifests_by: String,
 }
 
 /// Enrols pods; what goes wrong is one line on standard error.
-pub(crate) fn main(args: Args) -> ExitCode {
+pub(crate) fn main(mut args: Args, settings: &[Setting]) -> ExitCode {
+    args.manifests_by = settings::by(settings, "manifests");
     say::ended("enrol", run(args))
 }
 
@@ -144,13 +149,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 }
 
 async fn start(args: Args) -> anyhow::Result<Enrol> {
-    owned(&args.manifests, "--manifests")?;
-    let status = Status::open(&args.manifests, &args.node).with_context(|| {
-        format!(
-            "cannot keep this node's status in {}, which --manifests names",
-            args.manifests.display()
-        )
-    })?;
+    let by = &args.manifests_by;
+    owned(&args.manifests, by)?;
+    let status = Status::open(&args.manifests, &args.node)
+        .with_context(|| format!("cannot keep this node's status in {}, which {by} names", args.manifests.display()))?;
     let mesh = Mesh::of(Said::default(), Some(&args.manifests), "Kubernetes")?;
     let mut selection = Selection {
         excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),

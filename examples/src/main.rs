@@ -75,8 +75,8 @@ fn main() -> ExitCode {
     let settings::Read { matches, settings } = match settings::read(Cli::command(), std::env::args_os().collect()) {
         Ok(read) => read,
         Err(settings::Wrong::Clap(error)) => error.exit(),
-        Err(settings::Wrong::Text(error)) => {
-            say::tell(format_args!("ambient node: {error}"));
+        Err(settings::Wrong::Text(command, error)) => {
+            say::tell(format_args!("ambient {command}: {error}"));
             return ExitCode::from(2);
         }
     };
@@ -86,11 +86,11 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Node(args) => node::main(*args, &settings),
-        Command::Enrol(args) => enrol::main(args),
+        Command::Enrol(args) => enrol::main(args, &settings),
         Command::Explain(args) => explain::main(&args),
         Command::Pods(args) => pods::main(&args),
         #[cfg(feature = "control")]
-        Command::Control(args) => control::main(args),
+        Command::Control(args) => control::main(args, &settings),
         Command::Ca(verb) => ca::main(verb),
         #[cfg(feature = "authz")]
         Command::Authz(verb) => authz::main(verb),

@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Print every setting that has a value, and where it comes from, and do nothing else.
     #[arg(long)]
     print_config: bool,
+    /// What has said each of these.
+    #[arg(skip)]
+    settings: Vec<Setting>,
     /// The name of this Kubernetes node: pods with this `spec.nodeName` are served.
     #[arg(long, env = "NODE_NAME", value_parser = settings::node_name)]
     node: String,
@@ -325,6 +328,7 @@ pub(crate) fn main(mut args: Args, settings: &[Setting]) -> ExitCode {
         true => say::print(&settings::print(settings)),
         false => {
             args.istiod.state_dir_by = settings::by(settings, "state-dir");
+            args.settings = settings.to_vec();
             run(args)
         }
     };
@@ -453,13 +457,13 @@ async fn keep_little_mapped() {
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
 async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
-    for (directory, flag) in [
-        (&args.manifests, "--manifests"),
-        (&args.local_xds_path, "--local-xds-path"),
-        (&args.ca_dir, "--ca-dir"),
+    for (directory, name) in [
+        (&args.manifests, "manifests"),
+        (&args.local_xds_path, "local-xds-path"),
+        (&args.ca_dir, "ca-dir"),
     ] {
         if let Some(directory) = directory {
-            owned(directory, flag)?;
+            owned(directory, &settings::by(&args.settings, name))?;
         }
     }
     if let (Some(manifests), Some(authority)) = (&args.manifests, &args.ca_dir) {
@@ -564,8 +568,9 @@ async fn source(
         let trust = membership.is_some() && !args.spiffe.gives_certificates();
         return Ok((args.istiod.state(&config.node, policies, membership, trust)?, announce));
     };
+    let by = || settings::by(&args.settings, "manifests");
     let status = Status::open(manifests, &config.node)
-        .with_context(|| format!("cannot keep this node's status in {}, which --manifests names", manifests.display()))?;
+        .with_context(|| format!("cannot keep this node's status in {}, which {} names", manifests.display(), by()))?;
     let source = Manifests::open(source_config(args, config, mesh, manifests, status.clone())).await?;
     Ok((Box::new(source), Arc::new(AnnounceInDirectory::new(status))))
 }

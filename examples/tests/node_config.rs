@@ -9,6 +9,8 @@ use std::{
 
 #[path = "../src/node/ztunnel/chart.rs"]
 mod chart;
+#[path = "node_config/named.rs"]
+mod named;
 
 /// The binary, with nothing of this process's environment.
 fn node(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -214,7 +216,7 @@ fn a_variable_with_a_name_that_nothing_has_is_told() {
         let why = refused(&[], &[(variable, "")]);
         assert!(why.contains("/nowhere") && !why.contains(variable), "{variable}: {why}");
     }
-    // Nor is a part of a pod's names, which is there for something else.
+    // Nor is a part of a pod's names, which is there for something else where istiod is not told of it.
     for (variable, value) in [
         ("SERVICE_ACCOUNT", "x@project.iam.example.com"),
         ("POD_NAME", "a_b"),
@@ -275,6 +277,13 @@ fn what_cannot_be_sent_to_a_control_plane_names_its_setting() {
             &["INSTANCE_IP", "an IP address is wanted", "\"10.0.0\""][..],
         ),
         ("XDS_HEADER_a b", "x", &["XDS_HEADER_a b", "cannot be sent"]),
+        // Told of the node, whatever else is said of its pod.
+        ("POD_NAME", "a_b", &["variable POD_NAME: ", "of an object of Kubernetes", "\"a_b\""]),
+        (
+            "POD_NAMESPACE",
+            "A B",
+            &["variable POD_NAMESPACE: ", "the name of a namespace", "\"A B\""],
+        ),
         ("AUTH_TOKEN", "a secret", &["AUTH_TOKEN", "visible ASCII"]),
         ("AUTH_TOKEN", " ", &["AUTH_TOKEN", "visible ASCII"]),
     ] {

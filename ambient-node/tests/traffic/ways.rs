@@ -1,9 +1,10 @@
 //! Ways that a connection may take besides the plain ones: waypoints, gateways, other endpoints, and this very process.
 
 use std::{
+    fs,
     io::{self, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -274,14 +275,7 @@ pub(crate) fn an_endpoint_with_a_name_alone_is_reached(world: &World) -> Outcome
     let mesh = Mesh::start(world)?;
     // The one name that every resolver knows: the pod's own loopback, as the dial is made there.
     let listener = mesh.a.listen_at("127.0.0.1:0".parse()?);
-    let outside = Workload {
-        pod: None,
-        ambient: false,
-        addresses: vec![],
-        hostname: "localhost".into(),
-        tunnel: TunnelProtocol::None,
-        ..Mesh::workload("outside", &mesh.c)
-    };
+    let outside = with_a_name_alone(&mesh);
     let web = service(&[(&outside, listener.address().port())]);
     mesh.tell(vec![Update::Workload(outside.clone().into()), Update::Service(web.into())]);
     arrive(&mesh.a, vip(), &listener).converse()?;
@@ -317,6 +311,47 @@ pub(crate) fn an_endpoint_with_a_name_alone_is_reached(world: &World) -> Outcome
         told.contains("lookup: no..where: no address") && told.contains("route: refused: ") && told.contains("policy: not asked"),
         "{told}"
     );
+    Ok(())
+}
+
+fn with_a_name_alone(mesh: &Mesh) -> Workload {
+    Workload {
+        pod: None,
+        ambient: false,
+        addresses: vec![],
+        hostname: "localhost".into(),
+        tunnel: TunnelProtocol::None,
+        ..Mesh::workload("outside", &mesh.c)
+    }
+}
+
+/// What explains has threads of its own, which are few, and on which connections must not hang.
+pub(crate) fn what_is_explained_is_found_out_where_connections_find_out(world: &World) -> Outcome {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asking = asked.clone();
+    let mesh = Mesh::start_on_demand(world, move |name| {
+        let thread = thread::current().name().unwrap_or_default().to_owned();
+        asking.lock().unwrap().push((name.to_owned(), thread));
+        Vec::new()
+    })?;
+    let outside = with_a_name_alone(&mesh);
+    let web = service(&[(&outside, 80)]);
+    mesh.tell(vec![Update::Workload(outside.into()), Update::Service(web.into())]);
+    let explained = |to: &str| mesh.page(ports::ADMIN, &format!("/explain?from=shop/a&to={to}"));
+    // Nobody connects: it is for the page alone that the name is looked up.
+    until("a thread of look-ups", || {
+        let (_, told) = explained(VIP).ok()?;
+        let is_one = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "lookup\n");
+        let looks_up = fs::read_dir("/proc/self/task").ok()?.flatten().any(is_one);
+        (told.contains("lookup: localhost: ") && looks_up).then_some(())
+    });
+    // Who is at an address, and which service a name means.
+    for (to, asked_for) in [("192.0.2.1:80", "/192.0.2.1"), ("nobody:80", "shop/nobody.shop.svc.cluster.local")] {
+        explained(to)?;
+        let asked = asked.lock().unwrap();
+        let by = asked.iter().find(|(name, _)| name == asked_for).map(|(_, by)| by);
+        assert!(by.is_some_and(|by| by.starts_with("worker-")), "{to}: {asked:?}");
+    }
     Ok(())
 }
 
@@ -377,7 +412,7 @@ pub(crate) fn within_the_process_all_is_as_on_the_wire(world: &World) -> Outcome
 /// Whether a connection stands at a place's port of tunnels.
 pub(crate) fn has_tunnel(place: &Place) -> io::Result<bool> {
     let tables = place.namespace.run(|| {
-        let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+        let read = |file| fs::read_to_string(file).unwrap_or_default();
         read("/proc/thread-self/net/tcp") + &read("/proc/thread-self/net/tcp6")
     });
     let tables = tables.map_err(io::Error::other)?;

@@ -192,11 +192,11 @@ impl Istiod {
     ) -> anyhow::Result<Box<dyn Source>> {
         let address = self.state_address().context("--xds-address names no source of state")?;
         let endpoint = self.of_state(address, membership)?;
-        let variable = |name: &str| std::env::var(name).unwrap_or_default();
+        let variable = |name: &str| std::env::var_os(name).unwrap_or_default().to_string_lossy().into_owned();
         let asker = Asker {
             instance_ip: instance_ip(&variable("INSTANCE_IP"))?,
-            pod: variable("POD_NAME"),
-            namespace: variable("POD_NAMESPACE"),
+            pod: name_or_none("POD_NAME", variable("POD_NAME"), settings::object_name)?,
+            namespace: name_or_none("POD_NAMESPACE", variable("POD_NAMESPACE"), settings::namespace)?,
             node: node.into(),
             metadata: all_metadata(self.node_metadata.clone().unwrap_or_default(), prefixed(TEXTS), prefixed(JSON))?,
         };
@@ -372,12 +372,26 @@ fn of_json(value: serde_json::Value) -> Metadata {
 /// Names and texts.
 type Texts = BTreeMap<String, String>;
 
+/// Reads what is called so in Kubernetes.
+type Read = fn(&str) -> Result<Arc<str>, String>;
+
+/// What is told of a variable that names something in Kubernetes; an empty one names nothing.
+fn name_or_none(variable: &str, value: String, read: Read) -> anyhow::Result<String> {
+    if !value.is_empty() {
+        name_of(variable, &value, read)?;
+    }
+    Ok(value)
+}
+
+fn name_of(variable: &str, value: &str, read: Read) -> anyhow::Result<Arc<str>> {
+    read(value).map_err(|why| anyhow::anyhow!("the environment variable {variable}: {why}"))
+}
+
 /// This process's own pod, which is a workload of the mesh like any other where the mesh says so.
 ///
 /// # Errors
 /// When all three variables are there, and one names what nothing in Kubernetes can be called.
 pub(super) fn own_pod(variables: &[(String, String)]) -> anyhow::Result<Option<OwnPod>> {
-    type Read = fn(&str) -> Result<Arc<str>, String>;
     let said = |name: &'static str| {
         let found = variables.iter().find(|(set, value)| set == name && !value.is_empty());
         found.map(|(_, value)| (name, value.as_str()))
@@ -386,10 +400,7 @@ pub(super) fn own_pod(variables: &[(String, String)]) -> anyhow::Result<Option<O
     let (Some(namespace), Some(name), Some(service_account)) = (said("POD_NAMESPACE"), said("POD_NAME"), said("SERVICE_ACCOUNT")) else {
         return Ok(None);
     };
-    let read = |(name, value): (&str, &str), read: Read| {
-        let read = read(value);
-        read.map_err(|why| anyhow::anyhow!("the environment variable {name}: {why}"))
-    };
+    let read = |(variable, value): (&str, &str), read: Read| name_of(variable, value, read);
     Ok(Some(OwnPod {
         namespace: read(namespace, settings::namespace)?,
         name: read(name, settings::object_name)?,

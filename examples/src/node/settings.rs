@@ -14,7 +14,7 @@ use ambient_control::manifests::tree::{self, Node};
 use ambient_node::telemetry::log;
 use anyhow::Context as _;
 use clap::{
-    ArgMatches, Command,
+    Arg, ArgMatches, Command,
     builder::{OsStringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
@@ -66,23 +66,19 @@ pub(crate) struct Setting {
 pub(crate) enum Wrong {
     /// clap's: help and version are such too.
     Clap(clap::Error),
-    /// With what clap does not know.
-    Text(String),
+    /// Of a command, with what clap does not know.
+    Text(String, String),
 }
 
-/// Reads a command line. Of the subcommand `node` the environment and the files count too; `proxy ztunnel` is a node with
+/// Reads a command line. Of the subcommand `node` the files count too, besides the environment; `proxy ztunnel` is a node with
 /// ztunnel's defaults.
 pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Read, Wrong> {
     let is_proxy = as_node(&mut arguments)?;
     if arguments.get(1).is_none_or(|verb| verb != "node") {
-        let matches = command.try_get_matches_from(arguments).map_err(Wrong::Clap)?;
-        return Ok(Read {
-            matches,
-            settings: Vec::new(),
-        });
+        return of_another(command, &arguments);
     }
     let node = command.find_subcommand("node").cloned().unwrap_or_default();
-    let wrong = |error: anyhow::Error| Wrong::Text(format!("{error:#}"));
+    let wrong = |error: anyhow::Error| of_node(format!("{error:#}"));
     let of_istio = ProxyConfig::read(is_proxy).map_err(wrong)?;
     let mut found = files(&arguments, &of_istio).map_err(wrong)?;
     if is_proxy {
@@ -94,7 +90,7 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
     for (name, value, from) in found {
         let known = node.get_arguments().any(|arg| arg.get_long() == Some(&name));
         if !known || NOT_SETTINGS.contains(&&*name) {
-            return Err(Wrong::Text(format!(
+            return Err(of_node(format!(
                 "{from}: there is no setting of this name; they are named as the flags are"
             )));
         }
@@ -114,6 +110,30 @@ pub(crate) fn read(command: Command, mut arguments: Vec<OsString>) -> Result<Rea
     let settings = matches
         .subcommand_matches("node")
         .map(|matches| settings(&node, matches, &defaults));
+    Ok(Read {
+        settings: settings.unwrap_or_default(),
+        matches,
+    })
+}
+
+fn of_node(why: String) -> Wrong {
+    Wrong::Text("node".to_owned(), why)
+}
+
+/// Another command, of which flags and the environment count alone.
+fn of_another(command: Command, arguments: &[OsString]) -> Result<Read, Wrong> {
+    let (mut verbs, mut verb) = (Vec::new(), command.clone());
+    // A verb may have verbs of its own, of which one comes next.
+    while let Some(next) = arguments.get(verbs.len() + 1).and_then(|next| verb.find_subcommand(next).cloned()) {
+        verbs.push(next.get_name().to_owned());
+        verb = next;
+    }
+    let none = BTreeMap::new();
+    let matches = command
+        .try_get_matches_from(arguments)
+        .map_err(|error| named(error, &verb, arguments, &none))?;
+    let of_verb = verbs.iter().try_fold(&matches, |matches, verb| matches.subcommand_matches(verb));
+    let settings = of_verb.map(|of_verb| settings(&verb, of_verb, &none));
     Ok(Read {
         settings: settings.unwrap_or_default(),
         matches,
@@ -178,7 +198,7 @@ fn as_node(arguments: &mut Vec<OsString>) -> Result<bool, Wrong> {
         Some(name) if name == "ztunnel" => drop(arguments.remove(2)),
         Some(name) if !name.starts_with('-') => {
             let why = format!("proxy {name}: ztunnel is the one proxy of Istio's that this program stands in for, as `proxy ztunnel`");
-            return Err(Wrong::Text(why));
+            return Err(of_node(why));
         }
         _ => {}
     }
@@ -216,8 +236,8 @@ impl fmt::Display for Setting {
     }
 }
 
-fn settings(node: &Command, matches: &ArgMatches, defaults: &BTreeMap<String, (String, String)>) -> Vec<Setting> {
-    let arguments = node.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
+fn settings(command: &Command, matches: &ArgMatches, defaults: &BTreeMap<String, (String, String)>) -> Vec<Setting> {
+    let arguments = command.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
     let mut found = Vec::new();
     for (arg, name) in arguments.filter(|(_, name)| !NOT_SETTINGS.contains(name)) {
         let Some(source) = matches.value_source(arg.get_id().as_str()) else {
@@ -240,7 +260,7 @@ fn settings(node: &Command, matches: &ArgMatches, defaults: &BTreeMap<String, (S
 }
 
 /// An error of a value, with where the value stands.
-fn named(error: clap::Error, node: &Command, arguments: &[OsString], defaults: &BTreeMap<String, (String, String)>) -> Wrong {
+fn named(error: clap::Error, command: &Command, arguments: &[OsString], defaults: &BTreeMap<String, (String, String)>) -> Wrong {
     if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
         return Wrong::Clap(error);
     }
@@ -253,11 +273,14 @@ fn named(error: clap::Error, node: &Command, arguments: &[OsString], defaults: &
         .unwrap_or_default()
         .trim_start_matches("--")
         .to_owned();
-    let variable = node.get_arguments().find(|arg| arg.get_long() == Some(&name)).and_then(|arg| {
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(&name));
+    let variable = arg.and_then(|arg| {
         let variable = arg.get_env()?.to_string_lossy().into_owned();
         std::env::var_os(&variable).map(|_| variable)
     });
-    let from = match (is_flag(arguments, &name), variable, defaults.get(&name)) {
+    let others = arg.and_then(Arg::get_all_aliases).unwrap_or_default();
+    let is_flag = others.into_iter().chain([&*name]).any(|name| is_flag(arguments, name));
+    let from = match (is_flag, variable, defaults.get(&name)) {
         (true, ..) => return Wrong::Clap(error),
         (false, Some(variable), _) => format!("the environment variable {variable}"),
         (false, None, Some((_, from))) => from.clone(),
@@ -268,7 +291,8 @@ fn named(error: clap::Error, node: &Command, arguments: &[OsString], defaults: &
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("For more"));
     let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     let text = text.trim_start_matches("error: ");
-    Wrong::Text(format!("{from}: {text}"))
+    let verb = arguments.get(1).map(|verb| verb.to_string_lossy().into_owned());
+    Wrong::Text(verb.unwrap_or_default(), format!("{from}: {text}"))
 }
 
 /// What the files say: name, value, and where it stands; what counts more comes first.
