@@ -5,7 +5,7 @@
 //! fresh mount and network namespaces and gives the [`World`]. In it: [`World::namespace`] makes network namespaces,
 //! [`link`] joins them by wires ([`link_delayed`] by slow ones), [`Namespace::spawn`] starts programs in them that never outlive the world,
 //! [`Capture`] sees what really passed over a wire. [`harness::main`] runs tests in such worlds, [`kept`] finds the
-//! world of a lab again, [`ca`] issues the certificates that tests need, [`allocations`] counts what is allocated, [`rights`] takes capabilities from a process that runs, [`corpus`] replays what fuzzers found.
+//! world of a lab again, [`ca`] issues the certificates that tests need, [`allocations`] counts what is allocated, [`log`] hears what a test logs, [`rights`] takes capabilities from a process that runs, [`corpus`] replays what fuzzers found.
 //!
 //! ```no_run
 //! use ambient_testkit::{Capture, End, Program, link, world};
@@ -36,6 +36,7 @@ pub mod corpus;
 pub mod harness;
 pub mod heap;
 pub mod kept;
+pub mod log;
 pub mod rights;
 #[cfg(feature = "spire")]
 pub mod spire;

@@ -261,7 +261,7 @@ impl tracing::Subscriber for Lines {
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_and_nobody_tells_is_warned_of_and_keeps_nothing_else_from_being_said() {
     let lines = Lines::default();
-    let _guard = tracing::subscriber::set_default(lines.clone());
+    let _guard = ambient_testkit::log::heard_by(lines.clone());
     let (state, control) = (Arc::new(State::default()), Arc::new(ToControl::default()));
     let tells = |tunnel: TunnelProtocol| {
         let changes = ["a", "b", "c"].map(|name| workload(name, |workload| workload.tunnel = tunnel));

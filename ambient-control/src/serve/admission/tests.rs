@@ -70,7 +70,7 @@ impl Subscriber for Lines {
 async fn whoever_is_nobody_is_counted_and_fills_no_log() {
     let scratch = tempfile::tempdir().unwrap();
     let (door, lines) = (door(&scratch), Lines::default());
-    let _guard = tracing::subscriber::set_default(lines.clone());
+    let _guard = ambient_testkit::log::heard_by(lines.clone());
     let nothing = Arc::new(Shown::Nothing);
     for _ in 0..1000 {
         for metadata in [MetadataMap::new(), showing("ambient-0.0")] {

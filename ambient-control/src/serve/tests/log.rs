@@ -130,7 +130,7 @@ fn refused() -> Vec<(&'static str, Bytes, &'static str)> {
 #[tokio::test]
 async fn whoever_is_a_node_fills_no_log() {
     let lines = Lines::default();
-    let _guard = tracing::subscriber::set_default(lines.clone());
+    let _guard = ambient_testkit::log::heard_by(lines.clone());
     let running = Running::start().await;
     let begun = tokio::time::Instant::now();
     let [one, other] = ["node-1", "node-9"].map(|node| running.token(node, Duration::from_secs(600), Use::Always));

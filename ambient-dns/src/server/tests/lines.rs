@@ -65,7 +65,7 @@ impl Lines {
 #[tokio::test]
 async fn a_query_that_nobody_answers_has_a_line_too() {
     let lines = Lines::default();
-    let _guard = tracing::subscriber::set_default(lines.clone());
+    let _guard = ambient_testkit::log::heard_by(lines.clone());
     let said = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
     let speaks = bench(&[said.at], Limits::default()).await;
     by_udp(&speaks, &example(1)).await;

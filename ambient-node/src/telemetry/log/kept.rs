@@ -32,7 +32,9 @@ pub(crate) fn logged(format: Format, work: impl FnOnce()) -> String {
         .event_format(format)
         .with_writer(move || to.clone())
         .finish();
-    tracing::subscriber::with_default(subscriber, work);
+    let heard = ambient_testkit::log::heard_by(subscriber);
+    work();
+    drop(heard);
     let bytes = kept.0.lock().unwrap().clone();
     String::from_utf8(bytes).unwrap()
 }
