@@ -93,19 +93,21 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
     assert_eq!(values(&printed_again), values(&all));
 }
 
+/// How a command ends, with nothing of this process's environment: its code and what it says.
+fn ended(command: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut ambient = Command::new(env!("CARGO_BIN_EXE_ambient"));
+    let output = ambient
+        .args(command)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
 /// A name that nothing can have would stand for nothing, and nobody would be told.
 #[test]
 fn names_that_nothing_has_are_refused() {
-    let ended = |arguments: &[&str], environment: &[(&str, &str)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
-        let output = command
-            .args(arguments)
-            .env_clear()
-            .envs(environment.iter().copied())
-            .output()
-            .unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
     let control = ["control", "--mesh", "/nowhere", "--ca", "/nowhere"];
     let enrol = ["enrol", "--node", "n", "--manifests", "/nowhere"];
     let node = ["node", "--node", "n", "--manifests", "/nowhere", "--ca-dir", "/nowhere"];

@@ -4,18 +4,6 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 
-/// How a command ends, with nothing of this process's environment: its code and what it says.
-fn ended(command: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
-    let mut ambient = Command::new(env!("CARGO_BIN_EXE_ambient"));
-    let output = ambient
-        .args(command)
-        .env_clear()
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
-}
-
 /// What decides who is trusted, and may be written to by others or is not there: told with what names it.
 #[test]
 fn what_cannot_be_trusted_is_told_with_what_names_it() {
