@@ -99,4 +99,4 @@ pub use relay::{RelayLimits, Tally, refuse_quietly, relay};
 pub use server::{AcceptError, Request, Server, ServerBuilder, Session};
 pub use stream::{ReadHalf, Stream, StreamError, WriteHalf};
 pub use tunnel::{Rechecked, TunnelLost};
-pub use turns::{InTurn, Share, Turns};
+pub use turns::{InTurn, Share, Turns, Work};

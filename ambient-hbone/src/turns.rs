@@ -30,6 +30,27 @@ struct Shared {
     rota: Rota<Waker>,
     /// Begins rounds when it is woken.
     rounds: Option<Waker>,
+    work: Work,
+}
+
+/// What has been done in turns on one thread, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// How long turns have lasted.
+    pub used: Duration,
+    /// Bytes that relays have passed on.
+    pub moved: u64,
+}
+
+impl Work {
+    /// What of it was done since it was `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            used: self.used.saturating_sub(earlier.used),
+            moved: self.moved.saturating_sub(earlier.moved),
+        }
+    }
 }
 
 /// One's share of a thread's time: clones of it are one share.
@@ -53,6 +74,8 @@ thread_local! {
     static CURRENT: Cell<Option<Share>> = const { Cell::new(None) };
     /// Until when it is to last, where others have turns too.
     static UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Bytes that relays have passed on since a turn last ended.
+    static MOVED: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Turns {
@@ -66,6 +89,7 @@ impl Turns {
         let shared = Shared {
             rota: Rota::new(nanos(Self::QUANTUM)),
             rounds: None,
+            work: Work::default(),
         };
         Self {
             shared: Arc::new(Mutex::new(shared)),
@@ -88,6 +112,12 @@ impl Turns {
     /// thread gets done at once.
     pub fn were_contended(&self) -> bool {
         self.lock().rota.was_contended()
+    }
+
+    /// What has been done so far in turns that are over.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.lock().work
     }
 
     /// Begins one round after the other; never ends. To be spawned on the runtime whose thread is shared: whoever waits for the next
@@ -175,7 +205,12 @@ impl Share {
     }
 
     fn done(&self, place: Option<Place>, took: Duration) {
-        let next = self.lane.turns.lock().rota.done(self.lane.index, place, nanos(took));
+        let next = {
+            let mut shared = self.lane.turns.lock();
+            shared.work.used += took;
+            shared.work.moved += MOVED.take();
+            shared.rota.done(self.lane.index, place, nanos(took))
+        };
         if let Some(next) = next {
             next.wake();
         }
@@ -237,6 +272,11 @@ impl<F> Drop for InTurn<F> {
             share.leave(place);
         }
     }
+}
+
+/// A relay has passed on so many bytes.
+pub(crate) fn moved(bytes: usize) {
+    MOVED.set(MOVED.get() + bytes as u64);
 }
 
 /// Whether others wait for the turn to end: then there is little in one piece.

@@ -176,6 +176,10 @@ pub struct Config {
     /// Threads that move bytes; by default a quarter of the cores, and two at least where there are as many: most of a machine is
     /// its pods'.
     pub workers: usize,
+    /// How long such a thread that has nothing to do looks for news, with its processor offered to whoever else wants it, before it
+    /// falls asleep: at most, as it goes by what that was good for before, and twice as long as it works in all. By default 200 µs, and
+    /// zero, with which it never looks, where a cgroup gives the process less time than its processors have.
+    pub busy_poll: Duration,
     /// Connections that all pods may have open together; more are reset at once. Each takes two descriptors of the process.
     pub connections: usize,
     /// Connections that one pod may have open in one direction, and at most a quarter of all; more are reset at once.
@@ -266,6 +270,7 @@ impl Config {
             readiness: any(ambient_core::ports::READINESS),
             admin: SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), ambient_core::ports::ADMIN),
             workers: workers_of(std::thread::available_parallelism().map_or(2, std::num::NonZero::get)),
+            busy_poll: crate::busy_poll::by_default(),
             connections: 100_000,
             connections_per_pod: 20_000,
             local_shortcut: false,

@@ -42,6 +42,7 @@ mod announce;
 mod assumed;
 mod bounds;
 mod builder;
+mod busy_poll;
 mod certificates;
 mod clock;
 mod cni;

@@ -356,7 +356,7 @@ impl Node {
         let certificates = Certificates::keeping(issuer, configs.clone(), keep, metrics.certificate_requests());
         let dialler = Arc::new(Dialler::new(sockets.clone(), config.connect_timeout));
         let locals = Arc::new(Locals::new(certificates.clone(), configs.clone()));
-        let (count, capture, counts) = (config.workers, options.clone(), metrics.clone());
+        let (start, capture, counts) = ((config.workers, config.busy_poll), options.clone(), metrics.clone());
         // One for all, so that windows grow within one budget.
         let limits = Limits::default();
         let tunnels = {
@@ -376,7 +376,7 @@ impl Node {
                 (pool(dialler.clone()).build(), InnerTunnels::new(pool))
             }
         };
-        let workers = task::spawn_blocking(move || Workers::start(count, &counts, tunnels)).await;
+        let workers = task::spawn_blocking(move || Workers::start(start, &counts, tunnels)).await;
         let workers = workers
             .map_err(io::Error::other)
             .and_then(|started| started)
@@ -474,7 +474,7 @@ impl Node {
             Enrolling::Told(..) | Enrolling::Given(_) => (None, ""),
         };
         let (served, doubted) = (pods.clone(), pods.clone());
-        shared.metrics.ask_runtimes(shared.workers.runtimes());
+        shared.metrics.ask_runtimes(shared.workers.counted());
         let context = Context {
             node: shared.clone(),
             pods: pods.clone(),

@@ -16,28 +16,50 @@ use ambient_hbone::Turns;
 use ambient_redirect::linux::{Slice, Slices};
 use tokio::runtime;
 
-/// Has the calling thread ask for slices as it falls asleep and wakes in the runtime that is built with this.
-pub(crate) fn ask(runtime: &mut runtime::Builder, turns: &Turns) {
-    let slices = match Slices::of_this_thread() {
-        Ok(Some(slices)) => slices,
-        Ok(None) => return tracing::debug!("this kernel knows no slices that a thread asks for: workers have its own"),
-        Err(error) => return tracing::debug!(%error, "workers have the kernel's own slices"),
-    };
-    // Those that look up names, and whatever else a runtime does beside its thread: they have what the thread had that began them.
-    runtime.on_thread_start(move || drop(slices.ask(Slice::Own)));
-    let habit = Arc::new(Habit::default());
-    let (waking, turns) = (habit.clone(), turns.clone());
-    // An error leaves the thread with the slice that it has: all it may lose is what it would have gained.
-    runtime.on_thread_park(move || {
-        if let Some(slice) = habit.before_sleep(turns.were_contended()) {
+/// What the calling thread asks for as it falls asleep and wakes. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Asking {
+    /// None where there are none to ask for: then it is known who contends, and nothing is asked.
+    slices: Option<Slices>,
+    habit: Arc<Habit>,
+    turns: Turns,
+}
+
+impl Asking {
+    /// That goes by these turns of the calling thread's. The threads that the runtime has beside that one have what it has now.
+    pub(crate) fn new(runtime: &mut runtime::Builder, turns: &Turns) -> Self {
+        let slices = Slices::of_this_thread().unwrap_or_else(|error| {
+            tracing::debug!(%error, "workers have the kernel's own slices");
+            None
+        });
+        if let Some(slices) = slices {
+            // Those that look up names, and whatever else a runtime does beside its thread: they have what the thread had that began them.
+            runtime.on_thread_start(move || drop(slices.ask(Slice::Own)));
+        }
+        Self {
+            slices,
+            habit: Arc::default(),
+            turns: turns.clone(),
+        }
+    }
+
+    /// Whether pods have contended for it of late.
+    pub(crate) fn before_sleep(&self) -> bool {
+        let slice = self.habit.before_sleep(self.turns.were_contended());
+        self.ask(slice);
+        self.habit.is_warm()
+    }
+
+    pub(crate) fn after_sleep(&self) {
+        self.ask(self.habit.after_sleep());
+    }
+
+    fn ask(&self, slice: Option<Slice>) {
+        if let (Some(slices), Some(slice)) = (self.slices, slice) {
+            // An error leaves the thread with the slice that it has: all it may lose is what it would have gained.
             let _ = slices.ask(slice);
         }
-    });
-    runtime.on_thread_unpark(move || {
-        if let Some(slice) = waking.after_sleep() {
-            let _ = slices.ask(slice);
-        }
-    });
+    }
 }
 
 /// Whether a thread asks: it goes by how often somebody had to wait for somebody else between two of its sleeps.
@@ -71,6 +93,11 @@ impl Habit {
             (true, false) => Some(Slice::Own),
             (false, false) => None,
         }
+    }
+
+    /// Whether somebody had to wait so lately that it counts.
+    fn is_warm(&self) -> bool {
+        self.heat.load(Ordering::Relaxed) > 0
     }
 
     fn after_sleep(&self) -> Option<Slice> {
@@ -110,7 +137,12 @@ mod tests {
             };
             let turns = Turns::new();
             let mut builder = runtime::Builder::new_current_thread();
-            ask(&mut builder, &turns);
+            let asking = Asking::new(&mut builder, &turns);
+            let wakes = asking.clone();
+            builder.on_thread_park(move || {
+                asking.before_sleep();
+            });
+            builder.on_thread_unpark(move || wakes.after_sleep());
             let runtime = builder.enable_all().build().unwrap();
             let has = || slices.has().unwrap();
             runtime.block_on(async {
@@ -147,6 +179,7 @@ mod tests {
         let sleep = |contended| (habit.before_sleep(contended), habit.after_sleep());
         let (asks, leaves) = ((Some(Slice::Short), Some(Slice::Long)), (None, None));
         assert_eq!(sleep(false), leaves, "nobody waits");
+        assert!(!habit.is_warm());
         for _ in 0..10 {
             assert_eq!((sleep(true), sleep(true)), (leaves, leaves), "now and then");
             for _ in 0..2 * Habit::MORE {
@@ -158,11 +191,13 @@ mod tests {
         }
         for _ in 0..Habit::MOST {
             assert_eq!(sleep(true), asks);
+            assert!(habit.is_warm());
         }
         for _ in 1..Habit::MOST {
             assert_eq!(sleep(false), asks);
         }
         assert_eq!(sleep(false), (Some(Slice::Own), None), "as it was");
+        assert!(!habit.is_warm());
         assert_eq!(sleep(false), leaves, "and no call for nothing");
     }
 }

@@ -19,3 +19,4 @@ pub(crate) use flow::{Account, refused_early};
 pub(crate) use live::Live;
 pub(crate) use metrics::{Metrics, OpenSocket};
 pub(crate) use reason::Reason;
+pub(crate) use runtimes::Counted;

@@ -13,6 +13,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use ambient_hbone::{BoxFuture, Pool, RelayLimits, Share, Turns};
@@ -20,17 +21,19 @@ use tokio::{runtime, sync::oneshot, task::JoinHandle};
 
 use crate::{
     acks::{self, Acks},
+    busy_poll::{BusyPoll, Looked},
     inner::InnerTunnels,
     shares::{Shares, Whose},
-    slices,
+    slices::Asking,
     supervise::supervised,
-    telemetry::Metrics,
+    telemetry::{Counted, Metrics},
 };
 
 /// A thread, its runtime and its tunnels.
 #[derive(Debug)]
 pub(crate) struct Worker {
     runtime: runtime::Handle,
+    looked: Looked,
     pub(crate) tunnels: Pool,
     pub(crate) inner: Arc<InnerTunnels>,
     /// For all that is relayed here: buffers go from hand to hand on one core.
@@ -108,8 +111,13 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads; each makes its tunnels with `tunnels`, inside its runtime. Blocks until they run.
-    pub(crate) fn start(count: usize, metrics: &Arc<Metrics>, tunnels: impl Fn() -> Tunnels + Send + Sync + 'static) -> io::Result<Self> {
+    /// Starts `count` threads, each of which looks for news for `busy_poll` at most; each makes its tunnels with `tunnels`, inside
+    /// its runtime. Blocks until they run.
+    pub(crate) fn start(
+        (count, busy_poll): (usize, Duration),
+        metrics: &Arc<Metrics>,
+        tunnels: impl Fn() -> Tunnels + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let tunnels = Arc::new(tunnels);
         let acks = Acks::default();
         let start = |index| {
@@ -117,17 +125,21 @@ impl Workers {
             let (ready, started) = mpsc::channel();
             let tunnels = tunnels.clone();
             let turns = Turns::new();
-            let shared = turns.clone();
+            let looks = BusyPoll::new(busy_poll, &turns);
+            let (shared, looking) = (turns.clone(), looks.clone());
             thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run(&*tunnels, &shared, &ready, stopped))?;
+                .spawn(move || run(&*tunnels, &shared, &looking, &ready, stopped))?;
             // A thread that ended without a word panicked: that is on standard error.
             let (runtime, (tunnels, inner)) = started.recv().map_err(|_| io::Error::other("a worker did not start"))??;
             let rounds = turns.clone();
             // Without it nobody who waits for his turn would have it.
             runtime.spawn(supervised("the turns of a worker", metrics, move || rounds.clone().rounds()));
+            let looked = looks.looked();
+            runtime.spawn(supervised("what a worker looks for", metrics, move || looks.clone().look()));
             Ok(Arc::new(Worker {
                 runtime,
+                looked,
                 tunnels,
                 inner: Arc::new(inner),
                 relays: RelayLimits::default(),
@@ -163,9 +175,13 @@ impl Workers {
         acks::rounds(self.iter().map(|worker| worker.acks.clone()).collect())
     }
 
-    /// Their runtimes, in the order of their names.
-    pub(crate) fn runtimes(&self) -> Vec<runtime::Handle> {
-        self.iter().map(|worker| worker.runtime.clone()).collect()
+    /// What is counted of them, in the order of their names.
+    pub(crate) fn counted(&self) -> Vec<Counted> {
+        let counted = |worker: &Arc<Worker>| Counted {
+            runtime: worker.runtime.clone(),
+            looked: worker.looked.clone(),
+        };
+        self.iter().map(counted).collect()
     }
 
     /// Every one of them.
@@ -187,9 +203,16 @@ type Started = io::Result<(runtime::Handle, Tunnels)>;
 pub(crate) type Tunnels = (Pool, InnerTunnels);
 
 /// A worker's thread: its runtime lives and ends here, never inside another's.
-fn run(tunnels: &dyn Fn() -> Tunnels, turns: &Turns, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
+fn run(tunnels: &dyn Fn() -> Tunnels, turns: &Turns, looks: &BusyPoll, ready: &mpsc::Sender<Started>, stopped: oneshot::Receiver<()>) {
     let mut builder = runtime::Builder::new_current_thread();
-    slices::ask(&mut builder, turns);
+    let asking = Asking::new(&mut builder, turns);
+    let (wakes, woken) = (asking.clone(), looks.clone());
+    let looks = looks.clone();
+    builder.on_thread_park(move || looks.before_sleep(asking.before_sleep()));
+    builder.on_thread_unpark(move || {
+        wakes.after_sleep();
+        woken.after_sleep();
+    });
     // What blocks here are look-ups of names alone: their threads are told from those of the other runtimes by this.
     let runtime = match builder.enable_all().thread_name("lookup").build() {
         Ok(runtime) => runtime,

@@ -205,6 +205,11 @@ pub(crate) struct Args {
     /// of them, and two at least.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", default_value = settings::AUTO, value_parser = settings::workers)]
     workers: usize,
+    /// How long such a thread that has nothing to do looks for news, its processor offered to whoever else wants it, before it falls
+    /// asleep: at most, as long as that is good for something, and in all twice as long as it works. `0` is never; auto is 200us, and 0
+    /// where a cgroup gives the process less time than its processors have.
+    #[arg(long, env = "AMBIENT_BUSY_POLL", value_name = "TIME", default_value = settings::AUTO, value_parser = settings::busy_poll)]
+    busy_poll: Duration,
     /// How long open connections may go on after SIGTERM. If it is not given, five seconds; or, with
     /// --termination-grace-period, so much less than that as is left to end.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = settings::time)]
@@ -640,6 +645,7 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
     config.pool_streams = args.pool_streams.get();
     config.pool_idle = args.pool_idle;
     config.workers = args.workers;
+    config.busy_poll = args.busy_poll;
     config.sources = sources(args);
     config.assumed = Assumed {
         // An empty one is none that was named.

@@ -56,6 +56,7 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
         ("NODE_NAME", "from-environment"),
         ("ZTUNNEL_WORKER_THREADS", "3"),
         ("PROXY_CONFIG", "{concurrency: 7, statsPort: 16020}"),
+        ("AMBIENT_BUSY_POLL", "50us"),
     ];
     let all = printed(&["--config", &file, "--workers", "2"], &environment);
     assert_eq!(line(&all, "workers"), "workers: 2  # flag");
@@ -66,6 +67,7 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
         format!("exclude-namespaces: \"a,b\"  # {file}: exclude-namespaces")
     );
     assert_eq!(line(&all, "istio-exact"), format!("istio-exact: true  # {file}: istio-exact"));
+    assert_eq!(line(&all, "busy-poll"), "busy-poll: 50us  # AMBIENT_BUSY_POLL");
     assert_eq!(line(&all, "metrics"), "metrics: \"[::]:16020\"  # PROXY_CONFIG: statsPort");
     assert_eq!(line(&all, "admin"), "admin: \"127.0.0.1:15000\"  # default");
 
@@ -80,7 +82,7 @@ fn flags_count_before_the_environment_before_the_file_before_defaults() {
         line(&printed(&["--node", "n"], &limits), "workers"),
         "workers: 3  # ZTUNNEL_RESOURCE_CPU_LIMIT"
     );
-    let all_of_them = [&environment[2..], &limits].concat();
+    let all_of_them = [&environment[2..3], &limits].concat();
     assert_eq!(
         line(&printed(&["--node", "n"], &all_of_them), "workers"),
         "workers: 7  # PROXY_CONFIG: concurrency"
@@ -607,6 +609,7 @@ fn a_value_that_cannot_be_read_is_named_with_where_it_stands() {
         ("CLUSTER_DOMAIN", "cluster local", "such as cluster.local"),
         ("CLUSTER_DOMAIN", "", "such as cluster.local"),
         ("AMBIENT_CONNECTIONS_PER_POD", "0", "zero"),
+        ("AMBIENT_BUSY_POLL", "1s", "at most 10ms"),
         ("ISTIO_META_DNS_CAPTURE", "perhaps", "true or false"),
         ("RUST_LOG", "access=loud", "an example"),
     ] {

@@ -103,6 +103,7 @@ impl Way {
 
     fn put<R: AsyncRead + AsyncWrite + Unpin + 'static>(&mut self, n: usize, reader: &mut Leg<'_, R>) {
         self.moved += n as u64;
+        turns::moved(n);
         self.unflushed = true;
         reader.give_back(n);
     }

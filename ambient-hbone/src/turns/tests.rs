@@ -3,7 +3,11 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::*;
 
@@ -179,4 +183,44 @@ async fn a_turn_is_over_after_a_quantum_where_others_have_turns_too() {
     let ((shared, _), over) = one.run(long()).await;
     assert!(shared && over);
     assert!(!is_shared() && !is_over(), "what is in no share takes its time");
+}
+
+#[tokio::test]
+async fn what_is_done_in_turns_is_counted() {
+    let turns = Turns::new();
+    assert_eq!(turns.work(), Work::default());
+    let share = turns.share();
+    let begun = Instant::now();
+    let turn = poll_fn(|_| {
+        while begun.elapsed() < Turns::QUANTUM {
+            hint::spin_loop();
+        }
+        Poll::Ready(())
+    });
+    share.run(turn).await;
+    let first = turns.work();
+    assert!(first.used > Duration::ZERO && first.used <= begun.elapsed() && first.moved == 0);
+    tokio::spawn(turns.clone().rounds());
+    let (mut here, mut near) = tokio::io::duplex(64);
+    let (mut far, mut there) = tokio::io::duplex(64);
+    let relay = async move { crate::relay(&mut near, &mut far, &crate::RelayLimits::default()).await };
+    let relay = tokio::spawn(share.run(Box::pin(relay)));
+    let says = async {
+        here.write_all(&[7; 1000]).await.unwrap();
+        here.shutdown().await.unwrap();
+    };
+    let mut heard = Vec::new();
+    let hears = async {
+        there.read_to_end(&mut heard).await.unwrap();
+        there.write_all(&[8; 30]).await.unwrap();
+        there.shutdown().await.unwrap();
+    };
+    tokio::join!(says, hears);
+    let mut answer = Vec::new();
+    here.read_to_end(&mut answer).await.unwrap();
+    relay.await.unwrap();
+    assert_eq!((heard.len(), answer.len()), (1000, 30));
+    let both = turns.work();
+    assert_eq!(both.since(first).moved, 1030);
+    assert!(both.used > first.used);
 }

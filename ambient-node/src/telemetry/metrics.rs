@@ -14,7 +14,6 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use tokio::runtime::Handle;
 
 use super::{
     dns::DnsMetrics,
@@ -22,6 +21,7 @@ use super::{
     live::Live,
     lookups::NamesAsked,
     reason::Reason,
+    runtimes::Counted,
     series::{Series, Traffic},
 };
 use crate::{certificates::Outcomes, clock, state::Snapshot};
@@ -86,7 +86,7 @@ pub(crate) struct Metrics {
     /// Whom the end of this node's own certificate is asked of.
     knows: OnceLock<KnownUntil>,
     /// Of the threads that move bytes.
-    runtimes: Arc<OnceLock<Vec<Handle>>>,
+    runtimes: Arc<OnceLock<Vec<Counted>>>,
 }
 
 /// Where state and trust come from, as far as that can be old.
@@ -253,8 +253,8 @@ impl Metrics {
     }
 
     /// Whose tasks are counted; the first time that this is said counts.
-    pub(crate) fn ask_runtimes(&self, handles: Vec<Handle>) {
-        let _ = self.runtimes.set(handles);
+    pub(crate) fn ask_runtimes(&self, threads: Vec<Counted>) {
+        let _ = self.runtimes.set(threads);
     }
 
     /// A connection has had the name of an endpoint looked up.

@@ -13,18 +13,29 @@ use prometheus_client::{
 };
 use tokio::runtime::{Handle, RuntimeMetrics};
 
+use crate::busy_poll::Looked;
+
+/// A thread that moves bytes.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    /// Its runtime.
+    pub(crate) runtime: Handle,
+    /// How long it has looked for news, with nothing to do.
+    pub(crate) looked: Looked,
+}
+
 /// Writes it into a page, once the threads are there. Each has a runtime of its own, in which it is the worker 0; told is its
 /// own number.
 #[derive(Debug)]
-pub(super) struct Runtimes(pub(super) Arc<OnceLock<Vec<Handle>>>);
+pub(super) struct Runtimes(pub(super) Arc<OnceLock<Vec<Counted>>>);
 
 /// What is counted of a worker.
 type Count = fn(&RuntimeMetrics, usize) -> u64;
 
 impl Collector for Runtimes {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(handles) = self.0.get() else { return Ok(()) };
-        let all: Vec<RuntimeMetrics> = handles.iter().map(Handle::metrics).collect();
+        let Some(threads) = self.0.get() else { return Ok(()) };
+        let all: Vec<RuntimeMetrics> = threads.iter().map(|thread| thread.runtime.metrics()).collect();
         let sum = |of: fn(&RuntimeMetrics) -> usize| all.iter().map(of).sum::<usize>();
         for (name, help, value) in [
             ("tokio_num_workers", "Threads that move bytes (unstable)", all.len()),
@@ -47,6 +58,12 @@ impl Collector for Runtimes {
         for (worker, of) in all.iter().enumerate() {
             let busy = of.worker_total_busy_duration(0).as_secs_f64();
             ConstCounter::new(busy).encode(family.encode_family(&[("worker", worker)])?)?;
+        }
+        let help = "How long of that a thread has looked for news instead of sleeping, with nothing else to do";
+        let mut family = encoder.encode_descriptor("ambient_worker_busy_poll", help, Some(&Unit::Seconds), MetricType::Counter)?;
+        for (worker, thread) in threads.iter().enumerate() {
+            let looked = thread.looked.in_all().as_secs_f64();
+            ConstCounter::new(looked).encode(family.encode_family(&[("worker", worker)])?)?;
         }
         let parks: [(_, _, Count); 2] = [
             (
@@ -90,7 +107,11 @@ mod tests {
         assert_eq!(page(), "# EOF\n");
         let threads: Vec<_> = (0..2).map(|_| runtime::Builder::new_current_thread().build().unwrap()).collect();
         let waits = threads[1].spawn(std::future::pending::<()>());
-        handles.set(threads.iter().map(|thread| thread.handle().clone()).collect()).unwrap();
+        let counted = |thread: &runtime::Runtime| Counted {
+            runtime: thread.handle().clone(),
+            looked: Looked::default(),
+        };
+        handles.set(threads.iter().map(counted).collect()).unwrap();
         threads[0].block_on(async {
             for _ in 0..3 {
                 tokio::task::yield_now().await;
@@ -110,6 +131,7 @@ mod tests {
         }
         for name in [
             "tokio_worker_total_busy_duration_seconds_total",
+            "ambient_worker_busy_poll_seconds_total",
             "tokio_worker_park_count_total",
             "tokio_worker_park_unpark_count_total",
         ] {

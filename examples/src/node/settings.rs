@@ -612,6 +612,19 @@ fn auto_workers() -> usize {
     ambient_node::Config::new("", "").workers
 }
 
+/// How long a thread looks for news: `auto`, or a time that nobody would call sleeping.
+pub(crate) fn busy_poll(text: &str) -> Result<Duration, String> {
+    if text.trim() == AUTO {
+        return Ok(ambient_node::Config::new("", "").busy_poll);
+    }
+    match time(text) {
+        Ok(time) if time <= Duration::from_millis(10) => Ok(time),
+        _ => Err(format!(
+            "a time of at most 10ms is wanted, such as 200us, or 0, or auto, and not {text:?}"
+        )),
+    }
+}
+
 /// A path; an empty text, as an empty variable gives it, names none.
 pub(crate) fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)

@@ -4,12 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use ambient_control::StreamCounts;
 use prometheus_client::registry::Registry;
-use tokio::runtime::Handle;
 
 use super::{
     super::{
         lookups::{self, NamesAsked},
-        runtimes::Runtimes,
+        runtimes::{Counted, Runtimes},
         series::{Traffic, Written},
         streams::Streams,
     },
@@ -33,7 +32,7 @@ pub(super) fn list(
     traffic: &Arc<Traffic>,
     streams: &Arc<OnceLock<StreamCounts>>,
     names_asked: &Arc<NamesAsked>,
-    runtimes: &Arc<OnceLock<Vec<Handle>>>,
+    runtimes: &Arc<OnceLock<Vec<Counted>>>,
 ) {
     registry.register_collector(Box::new(Written(traffic.clone())));
     registry.register_collector(Box::new(Streams(streams.clone())));

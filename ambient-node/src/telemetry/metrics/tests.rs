@@ -465,7 +465,11 @@ fn the_table_of_metrics_is_whole() {
         metrics.dns.count(None, &event);
     }
     let thread = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    metrics.ask_runtimes(vec![thread.handle().clone()]);
+    let counted = Counted {
+        runtime: thread.handle().clone(),
+        looked: crate::busy_poll::Looked::default(),
+    };
+    metrics.ask_runtimes(vec![counted]);
     let text = metrics.text().unwrap();
     let mut told = Vec::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
