@@ -31,6 +31,8 @@ struct Shared {
     /// Begins rounds when it is woken.
     rounds: Option<Waker>,
     work: Work,
+    /// Tasks that are awake, and wait for the next round.
+    waiting: usize,
 }
 
 /// What has been done in turns on one thread, all together.
@@ -90,6 +92,7 @@ impl Turns {
             rota: Rota::new(nanos(Self::QUANTUM)),
             rounds: None,
             work: Work::default(),
+            waiting: 0,
         };
         Self {
             shared: Arc::new(Mutex::new(shared)),
@@ -120,13 +123,21 @@ impl Turns {
         self.lock().work
     }
 
+    /// Whether somebody who is awake waits for the next round: the thread has something to do, even where no task of its runtime is
+    /// woken at the moment.
+    #[must_use]
+    pub fn are_waited_for(&self) -> bool {
+        self.lock().waiting > 0
+    }
+
     /// Begins one round after the other; never ends. To be spawned on the runtime whose thread is shared: whoever waits for the next
     /// round waits for this.
     pub async fn rounds(self) {
         let mut called = Vec::new();
+        let turns = Forgets(&self);
         loop {
             poll_fn(|cx| {
-                let mut shared = self.lock();
+                let mut shared = turns.0.lock();
                 if shared.rota.is_asked_for_a_round() {
                     return Poll::Ready(());
                 }
@@ -136,7 +147,7 @@ impl Turns {
             .await;
             // Not before all who are awake have had a turn, and those whom the driver of the runtime wakes then are too.
             task::yield_now().await;
-            self.lock().rota.next_round(|waker| called.push(waker));
+            turns.0.lock().rota.next_round(|waker| called.push(waker));
             called.drain(..).for_each(Waker::wake);
         }
     }
@@ -144,6 +155,15 @@ impl Turns {
     /// Held for moments, by this thread as a rule: by others only when a task is dropped or a share begins.
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets who begins rounds when that ends: a runtime that holds turns would be held by them for ever, as their waker holds it.
+struct Forgets<'t>(&'t Turns);
+
+impl Drop for Forgets<'_> {
+    fn drop(&mut self) {
+        self.0.lock().rounds = None;
     }
 }
 
@@ -193,7 +213,9 @@ impl Share {
             match shared.rota.ask(self.lane.index, *place, || cx.waker().clone()) {
                 Turn::Now => return Poll::Ready(shared.rota.is_shared()),
                 Turn::Later { place: given, asks } => {
-                    *place = Some(given);
+                    if place.replace(given).is_none() {
+                        shared.waiting += 1;
+                    }
                     shared.rounds.take_if(|_| asks)
                 }
             }
@@ -209,6 +231,7 @@ impl Share {
             let mut shared = self.lane.turns.lock();
             shared.work.used += took;
             shared.work.moved += MOVED.take();
+            shared.waiting -= usize::from(place.is_some());
             shared.rota.done(self.lane.index, place, nanos(took))
         };
         if let Some(next) = next {
@@ -217,7 +240,11 @@ impl Share {
     }
 
     fn leave(&self, place: Place) {
-        let next = self.lane.turns.lock().rota.leave(self.lane.index, place);
+        let next = {
+            let mut shared = self.lane.turns.lock();
+            shared.waiting -= 1;
+            shared.rota.leave(self.lane.index, place)
+        };
         if let Some(next) = next {
             next.wake();
         }

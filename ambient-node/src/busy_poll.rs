@@ -2,14 +2,15 @@
 //!
 //! To be woken costs a thread that sleeps some microseconds, and where a processor that has nothing to do is given back to a
 //! hypervisor some tens: more than all that is done for a message there and back. Where news come sooner than that the thread is better
-//! off awake. So it asks the kernel for news time and again for a while, and offers its processor to whoever else wants it each time.
+//! off awake. So it asks the kernel for news time and again for a while, and offers its processor each time, which in its own
+//! cgroup is taken by whoever waits; others take it as they wake, or when a slice is over.
 //! How long, and when at all, is [`Patience`]'s matter: as long as news come meanwhile, as much as the work is worth, and never
 //! where somebody else keeps the processor that was offered.
 
 use std::{
     future::poll_fn,
     mem,
-    num::NonZero,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,23 +26,20 @@ use tokio::{task, time::Instant};
 use patience::Patience;
 
 mod patience;
+mod quota;
+
+/// No more is looked at once, whatever is asked for: who has so long to wait may as well sleep.
+const BOUND: Duration = Duration::from_millis(10);
 
 /// How long is looked at most where nobody says otherwise: longer than most of what a pod's neighbour takes to answer.
 const MOST: Duration = Duration::from_micros(200);
 
-/// [`Config::busy_poll`](crate::Config::busy_poll) by default: nothing where the process may use less time than its processors have, as
-/// what it spends on looking would be missing then.
+/// [`Config::busy_poll`](crate::Config::busy_poll) by default: nothing where a cgroup gives the process so much time and no more, as what it
+/// spends on looking would be missing then.
 pub(crate) fn by_default() -> Duration {
-    let counted = thread::available_parallelism().map_or(1, NonZero::get);
-    let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    most_of(counted, processors)
-}
-
-/// What the standard library counts are processors, or as many as a cgroup's quota of time comes to, where that is less.
-fn most_of(counted: usize, processors: u32) -> Duration {
-    match usize::try_from(processors) {
-        Ok(processors) if counted >= processors => MOST,
-        _ => Duration::ZERO,
+    match quota::is_limited(Path::new("/")) {
+        true => Duration::ZERO,
+        false => MOST,
     }
 }
 
@@ -68,17 +66,17 @@ enum State {
     Working,
     /// Since then, for so long at most.
     Looking(Instant, Duration),
-    /// It looked since then, for so long, and nothing came.
-    InVain(Instant, Duration),
-    /// It waits since then, and has looked for so long of that.
-    Asleep(Instant, Duration),
+    /// It looked since then, and nothing came.
+    InVain(Instant),
+    /// It waits since then, if it has looked first with that.
+    Asleep(Instant),
 }
 
 impl BusyPoll {
     /// Of the thread that has these turns, which looks for so long at most.
     pub(crate) fn new(most: Duration, turns: &Turns) -> Self {
         let shared = Shared {
-            patience: Patience::new(most),
+            patience: Patience::new(most.min(BOUND)),
             state: State::Working,
             done: turns.work(),
             looker: None,
@@ -104,13 +102,13 @@ impl BusyPoll {
         let done = self.turns.work();
         let mut shared = self.lock();
         let shared = &mut *shared;
-        if let State::InVain(since, looked) = shared.state
+        if let State::InVain(since) = shared.state
             && done == shared.done
         {
-            return shared.state = State::Asleep(since, looked);
+            return shared.state = State::Asleep(since);
         }
         let worked = done.since(mem::replace(&mut shared.done, done));
-        shared.state = State::Asleep(now, Duration::ZERO);
+        shared.state = State::Asleep(now);
         let span = shared.patience.before_wait(now, worked, contended);
         if let Some(span) = span
             && let Some(looker) = shared.looker.take()
@@ -123,17 +121,18 @@ impl BusyPoll {
     /// The thread is awake, if it was asleep: it may as well have been kept from that.
     pub(crate) fn after_sleep(&self) {
         let mut shared = self.lock();
-        if let State::Asleep(since, looked) = shared.state {
+        if let State::Asleep(since) = shared.state {
             shared.state = State::Working;
-            shared.patience.slept(since.elapsed(), looked);
+            shared.patience.slept(since.elapsed());
         }
     }
 
     /// Looks when it is time to; never ends. To be spawned on the thread's runtime, or it falls asleep at once.
     pub(crate) async fn look(self) {
+        let this = Forgets(&self);
         loop {
             let (since, span, done) = poll_fn(|cx| {
-                let mut shared = self.lock();
+                let mut shared = this.0.lock();
                 if let State::Looking(since, span) = shared.state {
                     return Poll::Ready((since, span, shared.done));
                 }
@@ -143,26 +142,32 @@ impl BusyPoll {
             .await;
             let mut looked = Duration::ZERO;
             let end = loop {
-                // All others who are awake have a turn, and whom the runtime's driver wakes, which asks the kernel now.
+                // The runtime's driver asks the kernel now, and whom it wakes has a turn before this has the next.
                 task::yield_now().await;
                 if self.turns.work() != done {
-                    self.lock().patience.found(looked);
                     break State::Working;
                 }
                 let offered = Instant::now();
                 looked = offered - since;
                 if looked >= span {
-                    break State::InVain(since, looked);
+                    break State::InVain(since);
+                }
+                if self.turns.are_waited_for() {
+                    // Somebody has come, and is about to have a turn.
+                    continue;
                 }
                 thread::yield_now();
                 let now = Instant::now();
+                looked = now - since;
                 if now - offered >= Patience::TAKEN {
                     self.lock().patience.taken(now);
-                    break State::InVain(since, looked);
+                    break State::InVain(since);
                 }
             };
             self.looked.add(looked);
-            self.lock().state = end;
+            let mut shared = self.lock();
+            shared.patience.looked(looked);
+            shared.state = end;
         }
     }
 
@@ -172,7 +177,16 @@ impl BusyPoll {
     }
 }
 
-/// How long a worker has looked in all.
+/// Forgets who looks when he goes: what the runtime calls holds this, and would be held by it for ever, as his waker holds the runtime.
+struct Forgets<'b>(&'b BusyPoll);
+
+impl Drop for Forgets<'_> {
+    fn drop(&mut self) {
+        self.0.lock().looker = None;
+    }
+}
+
+/// How long a worker has looked in all, by the clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Looked(Arc<AtomicU64>);
 

@@ -176,9 +176,9 @@ pub struct Config {
     /// Threads that move bytes; by default a quarter of the cores, and two at least where there are as many: most of a machine is
     /// its pods'.
     pub workers: usize,
-    /// How long such a thread that has nothing to do looks for news, with its processor offered to whoever else wants it, before it
+    /// How long such a thread that has nothing to do looks for news, with its processor offered to others of its cgroup, before it
     /// falls asleep: at most, as it goes by what that was good for before, and twice as long as it works in all. By default 200 µs, and
-    /// zero, with which it never looks, where a cgroup gives the process less time than its processors have.
+    /// zero, with which it never looks, where a cgroup limits the process's time; 10 ms at most.
     pub busy_poll: Duration,
     /// Connections that all pods may have open together; more are reset at once. Each takes two descriptors of the process.
     pub connections: usize,

@@ -189,13 +189,14 @@ fn memory(standing: &Standing) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-const LOADS: [Load; 10] = [
+const LOADS: [Load; 11] = [
     Load::new("node/upload/1", Work::Upload, 1).sampled_for(SECOND),
     Load::new("node/upload/8", Work::Upload, 8).sampled_for(SECOND),
     Load::new("node/download/1", Work::Download, 1).sampled_for(SECOND),
     Load::new("node/download/8", Work::Download, 8).sampled_for(SECOND),
     Load::new("node/echo/1", Work::Echo, 1).sampled_for(SECOND),
     Load::new("node/echo/32", Work::Echo, 32).sampled_for(SECOND),
+    Load::new("node/paced/1", Work::Paced, 1).sampled_for(SECOND),
     Load::new("node/connect/1", Work::Touch, 1).sampled_for(SECOND),
     Load::new("node/connect/16", Work::Touch, 16).sampled_for(SECOND),
     Load::new("node/beside_stalled/4", Work::Echo, 1)

@@ -1,13 +1,17 @@
 //! The application at the end of each way, and what its clients ask of it.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time,
 };
 
 use crate::node::{self, Node, Place, SMALL};
+
+/// After each message of [`Work::Paced`].
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What is done, piece by piece. An order is the first byte of a connection, or the next one after what was ordered
 /// before; but for [`Touch`](Self::Touch) the number of pieces follows.
@@ -19,6 +23,8 @@ pub enum Work {
     Download = b'd' as isize,
     /// Messages to the application, which sends each back.
     Echo = b'e' as isize,
+    /// The same, with a pause after each that comes back: what counts is what it costs.
+    Paced = b'p' as isize,
     /// A connection for one byte to the application and back, then closed.
     Touch = b't' as isize,
 }
@@ -28,7 +34,7 @@ impl Work {
     pub fn bytes(self) -> usize {
         match self {
             Self::Upload | Self::Download => 256 << 10,
-            Self::Echo => 1 << 10,
+            Self::Echo | Self::Paced => 1 << 10,
             Self::Touch => 1,
         }
     }
@@ -57,6 +63,9 @@ impl Work {
             if self != Self::Upload {
                 connection.read_exact(&mut buffer).await?;
             }
+            if self == Self::Paced {
+                time::sleep(PAUSE).await;
+            }
         }
         if self == Self::Upload {
             connection.read_u8().await?;
@@ -84,6 +93,7 @@ impl Work {
             b'u' => Self::Upload,
             b'd' => Self::Download,
             b'e' => Self::Echo,
+            b'p' => Self::Paced,
             _ => Self::Touch,
         }
     }

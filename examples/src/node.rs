@@ -205,9 +205,9 @@ pub(crate) struct Args {
     /// of them, and two at least.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", default_value = settings::AUTO, value_parser = settings::workers)]
     workers: usize,
-    /// How long such a thread that has nothing to do looks for news, its processor offered to whoever else wants it, before it falls
+    /// How long such a thread that has nothing to do looks for news, its processor offered to others of its cgroup, before it falls
     /// asleep: at most, as long as that is good for something, and in all twice as long as it works. `0` is never; auto is 200us, and 0
-    /// where a cgroup gives the process less time than its processors have.
+    /// where a cgroup limits the process's time. Of sockets' own busy polling (SO_BUSY_POLL) it is no part.
     #[arg(long, env = "AMBIENT_BUSY_POLL", value_name = "TIME", default_value = settings::AUTO, value_parser = settings::busy_poll)]
     busy_poll: Duration,
     /// How long open connections may go on after SIGTERM. If it is not given, five seconds; or, with

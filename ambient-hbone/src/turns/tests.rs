@@ -224,3 +224,40 @@ async fn what_is_done_in_turns_is_counted() {
     assert_eq!(both.since(first).moved, 1030);
     assert!(both.used > first.used);
 }
+
+#[tokio::test]
+async fn who_waits_for_a_round_is_waited_for_until_he_has_had_his_turn_or_goes() {
+    let turns = Turns::new();
+    let share = turns.share();
+    let begun = Instant::now();
+    let uses_up = poll_fn(|_| {
+        while begun.elapsed() <= 2 * Turns::QUANTUM {
+            hint::spin_loop();
+        }
+        Poll::Ready(())
+    });
+    share.run(uses_up).await;
+    assert!(!turns.are_waited_for());
+    let mut waits: Vec<_> = (0..3).map(|_| share.run(std::future::ready(()))).collect();
+    poll_fn(|cx| {
+        for wait in &mut waits {
+            assert!(Pin::new(&mut *wait).poll(cx).is_pending());
+            assert!(Pin::new(wait).poll(cx).is_pending(), "asked twice it has one place");
+        }
+        Poll::Ready(())
+    })
+    .await;
+    assert!(turns.are_waited_for());
+    drop(waits.pop());
+    let rounds = tokio::spawn(turns.clone().rounds());
+    for wait in waits {
+        assert!(turns.are_waited_for());
+        wait.await;
+    }
+    assert!(!turns.are_waited_for());
+    rounds.abort();
+    let _ = rounds.await;
+    drop(share);
+    assert_eq!(Arc::strong_count(&turns.shared), 1, "nobody is kept");
+    assert!(turns.lock().rounds.is_none());
+}

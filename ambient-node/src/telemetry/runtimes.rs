@@ -59,7 +59,7 @@ impl Collector for Runtimes {
             let busy = of.worker_total_busy_duration(0).as_secs_f64();
             ConstCounter::new(busy).encode(family.encode_family(&[("worker", worker)])?)?;
         }
-        let help = "How long of that a thread has looked for news instead of sleeping, with nothing else to do";
+        let help = "How long a thread has looked for news instead of sleeping, with nothing to do, by the clock";
         let mut family = encoder.encode_descriptor("ambient_worker_busy_poll", help, Some(&Unit::Seconds), MetricType::Counter)?;
         for (worker, thread) in threads.iter().enumerate() {
             let looked = thread.looked.in_all().as_secs_f64();
