@@ -68,7 +68,7 @@ enum State {
     Looking(Instant, Duration),
     /// It looked since then, and nothing came.
     InVain(Instant),
-    /// It waits since then, if it has looked first with that.
+    /// It waits since then; to look first was part of that.
     Asleep(Instant),
 }
 

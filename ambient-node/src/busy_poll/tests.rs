@@ -62,29 +62,37 @@ fn a_thread_looks_for_what_comes_soon() {
 }
 
 #[test]
-fn a_thread_sleeps_once_nothing_comes_soon() {
-    const WAITS: u64 = 500;
-    let (runtime, _, looks) = that_looks(MOST);
+fn a_thread_that_works_now_and_then_sleeps_between() {
+    let (runtime, turns, looks) = that_looks(MOST);
     let work = Work {
         used: MOST,
         ..Work::default()
     };
-    {
-        let patience = &mut looks.lock().patience;
-        for _ in 0..100 {
-            patience.slept(MOST);
-            patience.before_wait(Instant::now(), work, false);
-        }
-        assert_eq!(patience.before_wait(Instant::now(), work, false), Some(MOST));
+    // Whether it would look after such work; it has earned that.
+    let looks_next = || looks.lock().patience.before_wait(Instant::now(), work, false).is_some();
+    for _ in 0..100 {
+        looks.lock().patience.slept(MOST);
+        looks_next();
     }
+    assert!(looks_next());
     runtime.block_on(async {
-        for _ in 0..WAITS {
+        let share = turns.share();
+        for _ in 0..50 {
+            share
+                .run(Box::pin(async {
+                    let begun = Instant::now();
+                    while begun.elapsed() < MOST {}
+                }))
+                .await;
             time::sleep(Duration::from_millis(1)).await;
         }
     });
-    let looked = looks.looked().in_all();
-    assert!(!looked.is_zero() && looked < MOST * 300, "{looked:?}");
-    assert!(runtime.metrics().worker_park_count(0) >= WAITS / 2);
+    assert!(!looks.looked().in_all().is_zero(), "it looked at first");
+    let mut shared = looks.lock();
+    let rested = Instant::now() + Duration::from_secs(10);
+    for _ in 0..100 {
+        assert_eq!(shared.patience.before_wait(rested, work, false), None, "and then no more");
+    }
 }
 
 #[test]
@@ -137,7 +145,7 @@ fn what_comes_after_it_has_looked_in_vain_begins_another_wait() {
 
 #[test]
 fn pods_that_contend_have_it_fall_asleep_at_once() {
-    let (runtime, turns, looks) = that_looks(MOST);
+    let (runtime, _, looks) = that_looks(MOST);
     runtime.block_on(task::yield_now());
     let work = Work {
         used: MOST,
@@ -155,7 +163,6 @@ fn pods_that_contend_have_it_fall_asleep_at_once() {
     };
     assert!(matches!(state(true), State::Asleep(_)));
     assert!(matches!(state(false), State::Looking(_, MOST)));
-    drop(turns);
 }
 
 #[test]
