@@ -120,7 +120,7 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// `ambient` of the same profile as the bench that runs, unless `BENCH_AMBIENT` names another.
+    /// `ambient` that was built beside the bench that runs (for `cargo bench` by `cargo build --release`), unless `BENCH_AMBIENT` names another.
     ///
     /// # Errors
     /// When there is none.
