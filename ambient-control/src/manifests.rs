@@ -22,7 +22,7 @@
 //! What is captured is told by the nodes themselves, each in `status/NODE.json` ([`Status`] writes it). Once a pod is
 //! known to be captured, only its own node's withdrawal or the removal of the pod ends that: never a report that is
 //! missing, that cannot be read, or that a node begins anew. With [`Config::own`] that is kept over a restart too, in
-//! `status/.NODE.known.json`, and the own report is written again when somebody has removed or changed it. An annotation tells
+//! `status/.NODE.known.json`, and the own report is written again within about a second when somebody has removed or changed it. An annotation tells
 //! it only of the pods of [`Config::ztunnel_nodes`]. Of a pod that has been in no manifest for one to two hours,
 //! nothing is kept in the reports that this process writes ([`Config::own`], [`Config::kept`]), unless something in the directory
 //! cannot be read, which might be that pod.

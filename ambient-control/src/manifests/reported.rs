@@ -85,9 +85,11 @@ impl Reported {
         own
     }
 
-    /// Writes the node's own again, where somebody has removed or changed it.
+    /// Writes the node's own again, where somebody has removed or changed it; before each tenth look.
     pub(super) async fn mend(&self) {
-        let Some(own) = &self.own else { return };
+        let Some(own) = self.own.as_ref().filter(|_| self.looks.is_multiple_of(MENDS)) else {
+            return;
+        };
         let failure = own.mend().await.err().map(|error| error.to_string());
         if let Some(told) = self.failing.after(failure, "what this node reports is written again") {
             tracing::warn!("{told}");
@@ -115,12 +117,35 @@ impl Failing {
     }
 }
 
+/// Looks from one mending to the next: a second. Whoever begins to read in between finds the report missing, as he may one that is late.
+const MENDS: u32 = 10;
+
 /// An hour: longer than a manifest is away while it is replaced, by whichever hand.
 const ROUND: u32 = 36_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_somebody_has_removed_is_written_again_before_the_tenth_look() {
+        let scratch = tempfile::tempdir().unwrap();
+        let own = Status::open(scratch.path(), "node-1").unwrap();
+        own.captured(&"u1".into(), &[], std::time::UNIX_EPOCH).await.unwrap();
+        let file = scratch.path().join("status/node-1.json");
+        let settings = crate::objects::Settings::default();
+        let directory = Directory::new(scratch.path().into(), settings);
+        let mut reported = Reported {
+            own: Some(own),
+            ..Reported::default()
+        };
+        for look in 0..3 * MENDS {
+            std::fs::remove_file(&file).unwrap_or_default();
+            reported.mend().await;
+            assert_eq!(file.exists(), look % MENDS == 0, "{look}");
+            reported.look(&directory);
+        }
+    }
 
     #[test]
     fn what_fails_again_and_again_is_told_once_and_so_is_its_end() {
