@@ -117,6 +117,13 @@ impl Turns {
         self.lock().rota.was_contended()
     }
 
+    /// The thread has had nothing to do for so long: to be told as it goes on, by whoever knows (`on_thread_unpark` of the runtime). That
+    /// was time for all, and is taken off what each has used; without it shares that take turns, with pauses between, wait for each other
+    /// now and then.
+    pub fn idle(&self, time: Duration) {
+        self.lock().rota.idle(nanos(time));
+    }
+
     /// What has been done so far in turns that are over.
     #[must_use]
     pub fn work(&self) -> Work {

@@ -57,6 +57,10 @@ struct Shared {
     state: State,
     /// What had been done when the wait began.
     done: Work,
+    /// How much of it was spent on looking, in vain.
+    looked: Duration,
+    /// Pods contended of late as it began.
+    contended: bool,
     /// Begins to look when it is woken; none while it looks.
     looker: Option<Waker>,
 }
@@ -79,6 +83,8 @@ impl BusyPoll {
             patience: Patience::new(most.min(BOUND)),
             state: State::Working,
             done: turns.work(),
+            looked: Duration::ZERO,
+            contended: false,
             looker: None,
         };
         Self {
@@ -109,6 +115,7 @@ impl BusyPoll {
         }
         let worked = done.since(mem::replace(&mut shared.done, done));
         shared.state = State::Asleep(now);
+        (shared.looked, shared.contended) = (Duration::ZERO, contended);
         let span = shared.patience.before_wait(now, worked, contended);
         if let Some(span) = span
             && let Some(looker) = shared.looker.take()
@@ -122,8 +129,13 @@ impl BusyPoll {
     pub(crate) fn after_sleep(&self) {
         let mut shared = self.lock();
         if let State::Asleep(since) = shared.state {
+            let waited = since.elapsed();
             shared.state = State::Working;
-            shared.patience.slept(since.elapsed());
+            shared.patience.slept(waited);
+            // What it has looked of that has been told. While pods contend it may have had the processor much later than it had work.
+            if !shared.contended {
+                self.turns.idle(waited.saturating_sub(shared.looked));
+            }
         }
     }
 
@@ -148,6 +160,7 @@ impl BusyPoll {
                     break State::Working;
                 }
                 let offered = Instant::now();
+                self.turns.idle(offered - since - looked);
                 looked = offered - since;
                 if looked >= span {
                     break State::InVain(since);
@@ -158,6 +171,7 @@ impl BusyPoll {
                 }
                 thread::yield_now();
                 let now = Instant::now();
+                self.turns.idle(now - offered);
                 looked = now - since;
                 if now - offered >= Patience::TAKEN {
                     self.lock().patience.taken(now);
@@ -167,6 +181,9 @@ impl BusyPoll {
             self.looked.add(looked);
             let mut shared = self.lock();
             shared.patience.looked(looked);
+            if let State::InVain(_) = end {
+                shared.looked = looked;
+            }
             shared.state = end;
         }
     }

@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 /// A task [asks](Self::ask) before each of its turns, and tells with [`done`](Self::done) how long that took. Where somebody has used
 /// a quantum, his further tasks wait, in order, for the [next round](Self::next_round), which is to begin when all that were awake
 /// have had a turn. So whoever wants little waits for what is left of a round: of each of the others a quantum, and the turn by which
-/// he went beyond it. That is taken off his next quanta, [`DEBT`] of them at most.
+/// he went beyond it. That is taken off his next quanta, [`DEBT`] of them at most; those that go by while nobody wants the thread count.
 ///
 /// `W` is what wakes a task.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rota<W> {
     /// In nanoseconds, as all times here.
     quantum: u64,
@@ -23,6 +23,8 @@ pub(crate) struct Rota<W> {
     active: usize,
     /// How many had one in the last round in which anybody had.
     before: usize,
+    /// For how long the thread has had nothing to do, beyond whole quanta.
+    idle: u64,
     /// The next round was asked for.
     ending: bool,
     /// Somebody had to wait, and not only for himself.
@@ -30,7 +32,7 @@ pub(crate) struct Rota<W> {
 }
 
 /// One who shares the thread.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lane<W> {
     /// What it has used, and the round in which that was reckoned last.
     used: u64,
@@ -71,6 +73,7 @@ impl<W> Rota<W> {
             held: Vec::new(),
             active: 0,
             before: 0,
+            idle: 0,
             ending: false,
             contended: false,
         }
@@ -79,6 +82,25 @@ impl<W> Rota<W> {
     /// Whether somebody had used his quantum where others had turns too, since this was asked last.
     pub(crate) fn was_contended(&mut self) -> bool {
         std::mem::take(&mut self.contended)
+    }
+
+    /// The thread had nothing to do for so long: rounds, in which all could have had what they wanted, have gone by.
+    pub(crate) fn idle(&mut self, time: u64) {
+        if self.ending {
+            // Somebody wants it.
+            return;
+        }
+        self.idle = self.idle.saturating_add(time);
+        let rounds = self.idle / self.quantum;
+        if rounds == 0 {
+            return;
+        }
+        self.idle %= self.quantum;
+        self.round += rounds;
+        let active = std::mem::take(&mut self.active);
+        if active > 0 {
+            self.before = active;
+        }
     }
 
     /// Whether somebody waits for the next round.

@@ -166,6 +166,27 @@ fn pods_that_contend_have_it_fall_asleep_at_once() {
 }
 
 #[test]
+fn those_who_take_turns_do_not_contend() {
+    for most in [Duration::ZERO, MOST] {
+        let (runtime, turns, _) = that_looks(most);
+        let shares = [turns.share(), turns.share()];
+        runtime.block_on(async {
+            for round in 0..100 {
+                shares[round % 2]
+                    .run(Box::pin(async {
+                        let begun = Instant::now();
+                        while begun.elapsed() < Turns::QUANTUM / 2 {}
+                    }))
+                    .await;
+                // With MOST now and then in a time that it looks for.
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert!(!turns.were_contended(), "{most:?}");
+    }
+}
+
+#[test]
 fn nothing_is_left_of_a_runtime_that_has_ended() {
     let (runtime, turns, looks) = that_looks(MOST);
     runtime.block_on(async {

@@ -1,6 +1,6 @@
 //! A thread as a runtime has it, on which tasks ask the rota: what each has to wait, and what each gets.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::{collection::vec, prelude::*};
 
@@ -14,6 +14,8 @@ struct Task {
     lane: usize,
     cost: u64,
     wants: u32,
+    /// For how long after each; none where it has the next to do at once.
+    pause: Option<u64>,
     place: Option<Place>,
     gone: bool,
 }
@@ -29,6 +31,8 @@ struct Thread {
     rota: Rota<usize>,
     tasks: Vec<Task>,
     queue: VecDeque<Entry>,
+    /// Tasks that pause, by when each goes on.
+    later: BTreeMap<u64, Vec<usize>>,
     now: u64,
     /// What each lane has had.
     had: Vec<u64>,
@@ -46,6 +50,7 @@ impl Thread {
                 lane,
                 cost,
                 wants,
+                pause: None,
                 place: None,
                 gone: false,
             }));
@@ -55,6 +60,7 @@ impl Thread {
             rota,
             tasks,
             queue,
+            later: BTreeMap::new(),
             now: 0,
             had: vec![0; lanes.len()],
             asked: false,
@@ -73,6 +79,13 @@ impl Thread {
                 self.asked = self.rota.is_asked_for_a_round();
             }
             None => {
+                if !self.asked {
+                    self.idle();
+                }
+                // In no order that anybody could go by: here whoever has waited longest comes last.
+                while let Some(due) = self.later.first_entry().filter(|due| *due.key() <= self.now) {
+                    due.remove().into_iter().for_each(|task| self.queue.push_front(Entry::Task(task)));
+                }
                 self.queue.extend(std::iter::from_fn(|| driver(self.now)).map(Entry::Task));
                 if self.asked {
                     self.queue.push_back(Entry::Round);
@@ -81,6 +94,14 @@ impl Thread {
             }
         }
         true
+    }
+
+    /// Nothing comes before the next of those who pause, who may have come already.
+    fn idle(&mut self) {
+        if let Some((due, _)) = self.later.first_key_value() {
+            self.rota.idle(due.saturating_sub(self.now));
+            self.now = self.now.max(*due);
+        }
     }
 
     fn poll(&mut self, number: usize) {
@@ -98,8 +119,10 @@ impl Thread {
                 self.had[task.lane] += task.cost;
                 task.wants -= 1;
                 let next = self.rota.done(task.lane, task.place.take(), task.cost);
-                if task.wants > 0 {
-                    self.queue.push_back(Entry::Task(number));
+                match task.pause {
+                    _ if task.wants == 0 => {}
+                    None => self.queue.push_back(Entry::Task(number)),
+                    Some(pause) => self.later.entry(self.now + pause).or_default().push(number),
                 }
                 self.queue.extend(next.map(Entry::Task));
             }
@@ -159,6 +182,50 @@ proptest! {
         let (least, most) = (thread.had.iter().min().unwrap(), thread.had.iter().max().unwrap());
         // Each may be a round ahead, and by the turn by which it went beyond its quantum.
         prop_assert!(most - least <= 2 * (QUANTUM + longest(&lanes)), "{:?}", thread.had);
+    }
+
+    /// The same where the others' tasks pause after each turn, some for no time: whether the thread has nothing to do in between or is told
+    /// of the next at once.
+    #[test]
+    fn pauses_of_others_are_no_longer_to_wait_for(
+        mut lanes in storms(),
+        pauses in vec(prop_oneof![Just(0), 0..3 * QUANTUM], 1..60),
+        cost in 1..QUANTUM / 4,
+        comes in vec(1_u64..2_000, 1..30),
+    ) {
+        let bound = lanes.iter().map(|of| QUANTUM + longest(std::slice::from_ref(of))).sum::<u64>();
+        lanes.push(vec![(cost, 1)]);
+        let mut thread = Thread::new(&lanes);
+        let modest = thread.tasks.len() - 1;
+        for (task, pause) in thread.tasks[..modest].iter_mut().zip(pauses.iter().cycle()) {
+            task.pause = Some(*pause);
+        }
+        for pause in comes {
+            while thread.tasks[modest].wants > 0 {
+                prop_assert!(thread.step(&mut |_| None));
+            }
+            let came = thread.now + pause;
+            thread.tasks[modest].wants = 1;
+            thread.later.entry(came).or_default().push(modest);
+            while thread.tasks[modest].wants > 0 {
+                prop_assert!(thread.step(&mut |_| None));
+            }
+            let waited = thread.now - cost - came;
+            prop_assert!(waited <= bound, "{waited} of {bound}");
+        }
+    }
+
+    /// Whoever comes when the thread has had nothing to do for as long as the one before had it waits for nobody.
+    #[test]
+    fn those_who_take_turns_with_pauses_do_not_wait(turns in vec((0_usize..4, 1..QUANTUM), 1..100)) {
+        let mut rota = Rota::new(QUANTUM);
+        let lanes: Vec<_> = (0..4).map(|_| rota.add()).collect();
+        for (who, cost) in turns {
+            prop_assert_eq!(rota.ask(lanes[who], None, || ()), Turn::Now);
+            rota.done(lanes[who], None, cost);
+            rota.idle(cost);
+        }
+        prop_assert!(!rota.was_contended());
     }
 
     /// Every task has all its turns, also where others go away while they wait or after they were called.
@@ -238,6 +305,36 @@ fn a_thread_is_shared_while_more_than_one_has_turns() {
     rota.next_round(drop);
     turn(&mut rota, one);
     assert!(!rota.is_shared());
+}
+
+#[test]
+fn a_thread_on_which_somebody_waits_is_not_idle() {
+    let mut rota = Rota::new(QUANTUM);
+    let (one, other) = (rota.add(), rota.add());
+    for lane in [one, other] {
+        assert_eq!(rota.ask(lane, None, || ()), Turn::Now);
+        rota.done(lane, None, 3 * QUANTUM);
+    }
+    assert!(matches!(rota.ask(one, None, || ()), Turn::Later { asks: true, .. }));
+    rota.idle(10 * QUANTUM);
+    assert!(rota.is_shared() && rota.is_asked_for_a_round());
+    assert!(
+        matches!(rota.ask(other, None, || ()), Turn::Later { asks: false, .. }),
+        "what it used counts"
+    );
+}
+
+#[test]
+fn what_somebody_has_used_is_forgotten_as_time_goes_by_in_which_nobody_wants_it() {
+    let mut rota = Rota::new(QUANTUM);
+    let lane = rota.add();
+    assert_eq!(rota.ask(lane, None, || ()), Turn::Now);
+    rota.done(lane, None, 2 * QUANTUM);
+    for (time, turn) in [(QUANTUM / 2, false), (QUANTUM / 2, false), (QUANTUM - 1, false), (1, true)] {
+        rota.idle(time);
+        let mut asks = rota.clone();
+        assert_eq!(asks.ask(lane, None, || ()) == Turn::Now, turn, "{time}");
+    }
 }
 
 #[test]
