@@ -11,6 +11,7 @@
 //! once, for a while, where that turned out to be what the other end waited for; and seldom where it has not time and again.
 
 use std::{
+    future::pending,
     io::{self, IoSlice},
     ops::RangeInclusive,
     pin::Pin,
@@ -33,8 +34,11 @@ use tokio::{
 use crate::clock;
 
 /// How often it is looked at who waits, while anybody does. What is heard and not answered is acknowledged at the second look, and a
-/// timer may be a millisecond late: after about four milliseconds. Most answers have come by then.
-const TICK: Duration = Duration::from_millis(1);
+/// timer may be a millisecond late: after about five milliseconds. Most answers have come by then.
+const TICK: Duration = Duration::from_millis(2);
+/// So many looks in a row find nobody before they end: to be woken costs more than to look, and who has heard something now and been
+/// answered will have heard something else soon.
+const LINGERS: u32 = 2;
 /// What comes so soon after an acknowledgement that was asked for has waited for it.
 const SOON: Duration = Duration::from_millis(1);
 /// So many exchanges are acknowledged at once after one that has waited.
@@ -56,8 +60,16 @@ pub(crate) struct Acks(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<Vec<Waiting>>,
-    /// Somebody waits where nobody did, on any of the threads.
-    begin: Arc<Notify>,
+    /// The same for all threads.
+    rounds: Arc<Rounds>,
+}
+
+#[derive(Debug, Default)]
+struct Rounds {
+    /// Somebody waits where nobody did, on any of the threads, and nobody goes.
+    begin: Notify,
+    /// Whoever goes the rounds does so now, or has been told to, and comes by.
+    going: AtomicBool,
 }
 
 /// One that has heard something lately.
@@ -87,7 +99,7 @@ impl Acks {
     pub(crate) fn beside(&self) -> Self {
         Self(Arc::new(Shared {
             waiting: Mutex::default(),
-            begin: self.0.begin.clone(),
+            rounds: self.0.rounds.clone(),
         }))
     }
 
@@ -116,8 +128,9 @@ impl Acks {
     fn add(&self, waiting: Waiting) {
         let mut all = self.lock();
         all.push(waiting);
-        if all.len() == 1 {
-            self.0.begin.notify_one();
+        // One of those who come at the same time tells of all.
+        if all.len() == 1 && !self.0.rounds.going.swap(true, SeqCst) {
+            self.0.rounds.begin.notify_one();
         }
     }
 
@@ -133,14 +146,26 @@ impl Acks {
 /// Looks after those who wait, of all threads, for ever; while nobody does it sleeps. None of those threads is to do it: one that moves
 /// bytes sleeps and wakes for each piece of them, and to have the kernel set a timer each time is dear.
 pub(crate) async fn rounds(all: Vec<Acks>) {
+    let Some(Acks(shared)) = all.first() else {
+        return pending().await;
+    };
+    let going = &shared.rounds.going;
     loop {
-        if let Some(any) = all.first()
-            && all.iter().all(Acks::is_empty)
-        {
-            any.0.begin.notified().await;
+        going.store(false, SeqCst);
+        // Who comes after this finds nobody going.
+        if all.iter().all(Acks::is_empty) {
+            shared.rounds.begin.notified().await;
         }
-        time::sleep(TICK).await;
-        all.iter().for_each(Acks::look);
+        going.store(true, SeqCst);
+        let mut lingers = LINGERS;
+        while lingers > 0 {
+            time::sleep(TICK).await;
+            all.iter().for_each(Acks::look);
+            lingers = match all.iter().all(Acks::is_empty) {
+                true => lingers - 1,
+                false => LINGERS,
+            };
+        }
     }
 }
 

@@ -218,3 +218,92 @@ async fn who_is_passed_over_is_not_woken() {
     prompt.write_all(&[7]).await.unwrap();
     assert_eq!(prompt.habit.passes, 1);
 }
+
+/// One that has heard something and owes an answer.
+fn owes(woken: &Arc<Woken>) -> Waiting {
+    let heard = Heard {
+        times: AtomicU32::new(1),
+        owes: AtomicBool::new(true),
+        listed: AtomicBool::new(true),
+        due: AtomicBool::new(false),
+    };
+    Waiting {
+        heard: Arc::new(heard),
+        seen: 0,
+        socket: Waker::from(woken.clone()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whenever_somebody_comes_he_is_looked_after_in_time() {
+    let acks = Acks::default();
+    tokio::spawn(rounds(vec![acks.clone(), acks.beside()]));
+    // While nobody is looked after, while somebody is, as that ends, and after it.
+    for millis in 0..40 {
+        time::sleep(Duration::from_millis(millis)).await;
+        let (woken, came) = (Arc::default(), time::Instant::now());
+        acks.add(owes(&woken));
+        let looked_after = async {
+            while !woken.take() {
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        time::timeout(Duration::from_secs(60), looked_after)
+            .await
+            .expect("somebody comes by");
+        let took = came.elapsed();
+        assert!(took > TICK / 2 && took <= TICK * 3, "{millis}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_the_rounds_is_not_told_of_others() {
+    let acks = Acks::default();
+    let (all, other) = (vec![acks.clone(), acks.beside()], acks.beside());
+    tokio::spawn(rounds(all));
+    // It has nothing to do as it begins.
+    time::sleep(TICK).await;
+    let told = || async { time::timeout(Duration::ZERO, acks.0.rounds.begin.notified()).await.is_ok() };
+    acks.add(owes(&Arc::default()));
+    time::sleep(TICK).await;
+    // The first on its thread.
+    other.add(owes(&Arc::default()));
+    assert!(!told().await);
+    let going = || acks.0.rounds.going.load(SeqCst);
+    // Whom it has woken and one look more.
+    time::sleep(TICK + TICK / 2).await;
+    assert!(acks.is_empty() && going());
+    acks.add(owes(&Arc::default()));
+    time::sleep(TICK * 2).await;
+    assert!(acks.is_empty() && going(), "again from the last that it has found");
+    time::sleep(TICK * 3).await;
+    assert!(!going());
+}
+
+/// They come from threads of their own at all times, also as the rounds end.
+#[test]
+fn nobody_who_comes_as_the_rounds_end_is_forgotten() {
+    let first = Acks::default();
+    let all = [first.clone(), first.beside(), first.beside()];
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.spawn(rounds(all.to_vec()));
+    let threads = all.map(|acks| {
+        std::thread::spawn(move || {
+            for n in 0..100 {
+                let woken = Arc::default();
+                acks.add(owes(&woken));
+                let came = clock::steady();
+                while !woken.take() {
+                    assert!(came.elapsed() < Duration::from_secs(60), "forgotten");
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                std::thread::sleep(Duration::from_micros(100 * n));
+            }
+        })
+    });
+    threads.map(|thread| thread.join().unwrap());
+}
