@@ -117,9 +117,10 @@ impl Turns {
         self.lock().rota.was_contended()
     }
 
-    /// The thread has had nothing to do for so long: to be told as it goes on, by whoever knows (`on_thread_unpark` of the runtime). That
-    /// was time for all, and is taken off what each has used; without it shares that take turns, with pauses between, wait for each other
-    /// now and then.
+    /// The thread has had nothing to do for so long: to be called as it goes on (`on_thread_unpark` of the runtime). That was time for all,
+    /// and is taken off what each has used; without it shares that take turns, with pauses between, wait for each other now and then.
+    ///
+    /// To be left out where the thread may have had work and not its processor: whoever has used too much would be let off then.
     pub fn idle(&self, time: Duration) {
         self.lock().rota.idle(nanos(time));
     }
