@@ -305,5 +305,7 @@ fn nobody_who_comes_as_the_rounds_end_is_forgotten() {
             }
         })
     });
-    threads.map(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }
