@@ -132,7 +132,7 @@ impl BusyPoll {
             let waited = since.elapsed();
             shared.state = State::Working;
             shared.patience.slept(waited);
-            // What it has looked of that has been told. While pods contend it may have had the processor much later than it had work.
+            // What it has looked of that is told already, or not to be told. While pods contend it may have had the processor much later than it had work.
             if !shared.contended {
                 self.turns.idle(waited.saturating_sub(shared.looked));
             }
@@ -171,12 +171,13 @@ impl BusyPoll {
                 }
                 thread::yield_now();
                 let now = Instant::now();
-                self.turns.idle(now - offered);
                 looked = now - since;
                 if now - offered >= Patience::TAKEN {
+                    // News may have come meanwhile.
                     self.lock().patience.taken(now);
                     break State::InVain(since);
                 }
+                self.turns.idle(now - offered);
             };
             self.looked.add(looked);
             let mut shared = self.lock();

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 /// he went beyond it. That is taken off his next quanta, [`DEBT`] of them at most; those that go by while nobody wants the thread count.
 ///
 /// `W` is what wakes a task.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Rota<W> {
     /// In nanoseconds, as all times here.
     quantum: u64,
@@ -32,7 +32,7 @@ pub(crate) struct Rota<W> {
 }
 
 /// One who shares the thread.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Lane<W> {
     /// What it has used, and the round in which that was reckoned last.
     used: u64,

@@ -168,21 +168,31 @@ fn pods_that_contend_have_it_fall_asleep_at_once() {
 #[test]
 fn those_who_take_turns_do_not_contend() {
     for most in [Duration::ZERO, MOST] {
-        let (runtime, turns, _) = that_looks(most);
+        let (runtime, turns, looks) = that_looks(most);
         let shares = [turns.share(), turns.share()];
+        let work = Work {
+            used: MOST,
+            ..Work::default()
+        };
         runtime.block_on(async {
             for round in 0..100 {
+                // As if it had found something soon each time, and had earned to look.
+                for _ in 0..10 {
+                    let mut shared = looks.lock();
+                    shared.patience.slept(MOST);
+                    shared.patience.before_wait(Instant::now(), work, false);
+                }
                 shares[round % 2]
                     .run(Box::pin(async {
                         let begun = Instant::now();
                         while begun.elapsed() < Turns::QUANTUM / 2 {}
                     }))
                     .await;
-                // With MOST now and then in a time that it looks for.
                 time::sleep(Duration::from_millis(1)).await;
             }
         });
         assert!(!turns.were_contended(), "{most:?}");
+        assert_eq!(looks.looked().in_all().is_zero(), most.is_zero());
     }
 }
 
