@@ -267,6 +267,35 @@ fn member_at(n: usize, ([network, region, zone, node, cluster], sick, capacity):
     workload
 }
 
+/// Those that come and go at the bound do not make the places anew each time.
+#[test]
+fn places_are_made_for_many_and_kept_for_half_of_them() {
+    let mut web = service("web", "10.96.0.1", &[(80, 80)], &[]);
+    web.load_balancer = Some(balanced(BalancerMode::Failover, &[Scope::Node]));
+    let here = ([0; 5], false, 1);
+    let mut state = Mesh::default().apply([Update::Service(web.clone().into())]);
+    let by_place = |state: &mut Mesh, n: usize, comes: bool| {
+        let update = match comes {
+            true => Update::Workload(member_at(n, &here, &web.name).into()),
+            false => Update::RemoveWorkload(captured(&n.to_string(), &[]).uid),
+        };
+        *state = state.apply([update]);
+        state.members(&web.name).is_some_and(|all| all.places().is_some())
+    };
+    for n in 0..64 {
+        assert!(!by_place(&mut state, n, true), "{n}");
+    }
+    assert!(by_place(&mut state, 64, true));
+    for n in (33..=64).rev() {
+        assert!(by_place(&mut state, n, false), "{n}");
+    }
+    assert!(!by_place(&mut state, 32, false));
+    for n in 32..64 {
+        assert!(!by_place(&mut state, n, true), "{n}");
+    }
+    assert!(by_place(&mut state, 64, true));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -287,6 +316,7 @@ proptest! {
         let mut present: BTreeMap<usize, Member> = first.into_iter().enumerate().collect();
         let told = |n: &usize, member: &Member| Update::Workload(member_at(*n, member, &web.name).into());
         let mut state = Mesh::default().apply([Update::Service(web.clone().into())]);
+        let mut by_place = !before.is_empty() && present.len() > 64;
         state = state.apply(present.iter().map(|(n, member)| told(n, member)).collect::<Vec<_>>());
         for (n, member) in later {
             let update = match member {
@@ -300,11 +330,14 @@ proptest! {
                 }
             };
             state = state.apply([update]);
+            // Made above 64, and kept until there are 32.
+            by_place = !before.is_empty() && (present.len() > 64 || by_place && present.len() > 32);
         }
         let mut now = web.clone();
         now.load_balancer = Some(balanced(mode, &preferences));
         state = state.apply([Update::Service(now.into())]);
-        prop_assert_eq!(state.members(&web.name).is_some_and(|all| all.places().is_some()), present.len() > 64);
+        by_place = present.len() > 64 || by_place && preferences == before;
+        prop_assert_eq!(state.members(&web.name).is_some_and(|all| all.places().is_some()), by_place);
 
         let source = member_at(9_999, &(client, false, 1), &NamespacedHostname::new("shop", "other"));
         let source = Workload { services: Vec::new(), ..source };
