@@ -238,7 +238,7 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     let [mesh_by, ca_by] = &args.named_by;
     owned(directory, mesh_by)?;
     owned(ca_directory, ca_by)?;
-    let mesh = Mesh::of(said, Some(directory), "Kubernetes")?;
+    let mesh = Mesh::of(said, Some(directory), "Kubernetes").with_context(|| settings::what(mesh_by))?;
     keys_apart(directory, ca_directory)?;
     let statuses = Statuses::new(directory, now);
     let source = Manifests::open(manifests::Config {
@@ -248,7 +248,8 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
         cluster_domain: args.cluster_domain.into(),
         ..mesh.manifests(directory)
     })
-    .await?;
+    .await
+    .with_context(|| settings::what(mesh_by))?;
     let provider = Arc::new(ambient_tls::provider());
     let trust_domain = mesh.trust_domain;
     // Before an authority is made: a start that is refused leaves none behind.
@@ -273,7 +274,7 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
             source,
         })
     })?;
-    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), args.secret_ttl, CONTROL)?;
+    let ca = DirectoryCa::open_for(ca_directory, trust_domain.clone(), args.secret_ttl, CONTROL).with_context(|| settings::what(ca_by))?;
     let plane = ControlPlane::bind(Config {
         listen: args.listen,
         names: args.names,

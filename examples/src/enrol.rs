@@ -153,7 +153,7 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
     owned(&args.manifests, by)?;
     let status = Status::open(&args.manifests, &args.node)
         .with_context(|| format!("cannot keep this node's status in {}, which {by} names", args.manifests.display()))?;
-    let mesh = Mesh::of(Said::default(), Some(&args.manifests), "Kubernetes")?;
+    let mesh = Mesh::of(Said::default(), Some(&args.manifests), "Kubernetes").with_context(|| settings::what(by))?;
     let mut selection = Selection {
         excluded_namespaces: args.exclude_namespaces.iter().filter(|ns| !ns.is_empty()).cloned().collect(),
         system_namespace: mesh.root_namespace.clone(),
@@ -166,7 +166,9 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
         own: Some(status.clone()),
         selection,
         ..mesh.manifests(&args.manifests)
-    });
+    })
+    .await
+    .with_context(|| settings::what(by))?;
     let redirect = ambient_redirect::Config {
         options: Options {
             ipv6: !args.no_ipv6,
@@ -190,5 +192,5 @@ async fn start(args: Args) -> anyhow::Result<Enrol> {
         ..EnrolConfig::new(redirect, args.zds)
     };
     let announce = Arc::new(AnnounceInDirectory::new(status));
-    Ok(Enrol::start(config, Box::new(source.await?), announce).await?)
+    Ok(Enrol::start(config, Box::new(source), announce).await?)
 }

@@ -370,7 +370,8 @@ fn run(mut args: Args) -> anyhow::Result<()> {
         trust_domain_aliases: args.trust_domain_aliases.clone(),
         root_namespace: args.root_namespace.clone(),
     };
-    let mesh = Mesh::of(said, args.manifests.as_deref(), &args.istiod.cluster())?;
+    let mesh = Mesh::of(said, args.manifests.as_deref(), &args.istiod.cluster())
+        .with_context(|| settings::what(&settings::by(&args.settings, "manifests")))?;
     let mut config = config(&args, &mesh, &variables)?;
     config.connections = connections;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -497,7 +498,10 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     let revoked_in = (!config.trust_domain_of_mesh).then(|| trust_domain.clone());
     let ground = Ground::prepare(config).await?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
-        Some(directory) => Arc::new(DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)?),
+        Some(directory) => Arc::new(
+            DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)
+                .with_context(|| settings::what(&settings::by(&args.settings, "ca-dir")))?,
+        ),
         None => match args
             .spiffe
             .certificates(&trust_domain, args.istiod.memory(), |error| args.istiod.not_kept(error))?
@@ -576,7 +580,9 @@ async fn source(
     let by = || settings::by(&args.settings, "manifests");
     let status = Status::open(manifests, &config.node)
         .with_context(|| format!("cannot keep this node's status in {}, which {} names", manifests.display(), by()))?;
-    let source = Manifests::open(source_config(args, config, mesh, manifests, status.clone())).await?;
+    let source = Manifests::open(source_config(args, config, mesh, manifests, status.clone()))
+        .await
+        .with_context(|| settings::what(&by()))?;
     Ok((Box::new(source), Arc::new(AnnounceInDirectory::new(status))))
 }
 

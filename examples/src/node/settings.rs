@@ -214,6 +214,11 @@ pub(crate) fn by(settings: &[Setting], name: &str) -> String {
     }
 }
 
+/// What an error is of, where a path that a setting names has brought it about.
+pub(crate) fn what(by: &str) -> String {
+    format!("what {by} names")
+}
+
 /// The settings as a file of them, each with where it comes from.
 pub(crate) fn print(settings: &[Setting]) -> String {
     let line = |setting: &Setting| format!("{setting}\n");

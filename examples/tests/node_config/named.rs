@@ -14,6 +14,9 @@ fn what_cannot_be_trusted_is_told_with_what_names_it() {
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
     let may_write = |by: &str| format!("{open}, which {by} names: others than its owner may write to it");
+    let file = at("file");
+    fs::write(&file, "").unwrap();
+    let no_directory = |by: &str, why: &str| format!("what {by} names: {why}");
     let no_status = |by: &str| format!("cannot keep this node's status in {none}, which {by} names: ");
     let told = |command: &[&str], environment: &[(&str, &str)], words: String| {
         let (code, why) = ended(command, environment);
@@ -53,6 +56,16 @@ fn what_cannot_be_trusted_is_told_with_what_names_it() {
         told(&[&enrol[..], &[flag, &*open]].concat(), &good_set, may_write("--manifests"));
     }
     let mesh = ["control", "--mesh", &good];
+    let (no_mesh, no_ca) = (format!("there is no directory {none}"), format!("{file}: is no directory"));
+    told(&["control", "--ca", &good], &none_set, no_directory("AMBIENT_MANIFESTS", &no_mesh));
+    told(&["control", "--ca", &good, "--mesh", &none], &[], no_directory("--mesh", &no_mesh));
+    let here = ["--listen", "127.0.0.1:0", "--log", "off"];
+    told(
+        &[&mesh[..], &here].concat(),
+        &[("AMBIENT_CA_DIR", &file)],
+        no_directory("AMBIENT_CA_DIR", &no_ca),
+    );
+    told(&[&mesh[..], &here, &["--ca", &file]].concat(), &[], no_directory("--ca", &no_ca));
     told(&["control", "--ca", &good], &open_set, may_write("AMBIENT_MANIFESTS"));
     told(&mesh, &[("AMBIENT_CA_DIR", &open)], may_write("AMBIENT_CA_DIR"));
     told(
