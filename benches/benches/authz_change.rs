@@ -7,6 +7,7 @@ use std::{
 };
 
 use ambient_authz::{Policies, policy::Update};
+use ambient_benches::report;
 use ambient_testkit::allocations::{self, Counting};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
@@ -23,7 +24,11 @@ use sets::Write;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const COUNT: usize = 100_000;
+/// How many policies there are.
+fn count() -> usize {
+    report::so_many(100_000)
+}
+
 const SETS: [(&str, Write); 6] = [
     ("ordinary", sets::ordinary),
     ("names_and_blocks", sets::names_and_blocks),
@@ -36,9 +41,10 @@ const SETS: [(&str, Write); 6] = [
 /// From parsed values, which are given away.
 #[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 fn all_at_once(_: &mut Criterion) {
+    let count = count();
     for (name, write) in SETS {
         let before = allocations::held();
-        let updates: Vec<_> = sets::policies(COUNT, write).map(|policy| Update::Set(policy.into())).collect();
+        let updates: Vec<_> = sets::policies(count, write).map(|policy| Update::Set(policy.into())).collect();
         let parsed = allocations::held() - before;
         allocations::forget_peak();
         let (start, on_cpu) = (Instant::now(), on_cpu());
@@ -46,14 +52,14 @@ fn all_at_once(_: &mut Criterion) {
         let (took, worked) = (start.elapsed(), self::on_cpu() - on_cpu);
         let (in_force, peak) = (allocations::held() - before, allocations::peak() - before);
         println!(
-            "compile/{name}/{COUNT}: {took:.2?}, of it {worked:.2?} on a processor; parsed {} MiB, at the peak {} MiB, in force {} MiB",
+            "compile/{name}/{count}: {took:.2?}, of it {worked:.2?} on a processor; parsed {} MiB, at the peak {} MiB, in force {} MiB",
             parsed >> 20,
             peak >> 20,
             in_force >> 20
         );
         let start = Instant::now();
         drop(black_box(policies));
-        println!("drop/{name}/{COUNT}: {:.2?}", start.elapsed());
+        println!("drop/{name}/{count}: {:.2?}", start.elapsed());
     }
 }
 
@@ -66,6 +72,7 @@ fn on_cpu() -> Duration {
 /// The same without a harness: also how long the longest of all took, as some changes have more to do than others.
 #[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 fn each_of_many(_: &mut Criterion) {
+    let count = count();
     // Where names are given, those alone.
     let asked: Vec<String> = env::args()
         .skip(1)
@@ -75,13 +82,13 @@ fn each_of_many(_: &mut Criterion) {
         if !asked.is_empty() && !asked.iter().any(|asked| name.contains(asked.as_str())) {
             continue;
         }
-        let mut policies = sets::in_force(COUNT, write);
+        let mut policies = sets::in_force(count, write);
         let keys: Vec<_> = policies.iter().map(|policy| policy.key).collect();
         let mut random = Random(9);
         let mut took: Vec<_> = (0..CHANGES)
             .map(|_| {
                 let mut policy = policies_of_one(&mut random, write);
-                policy.key = keys[random.below(COUNT)].clone();
+                policy.key = keys[random.below(count)].clone();
                 let start = Instant::now();
                 policies = policies.apply([Update::Set(policy.into())]);
                 start.elapsed()
@@ -89,7 +96,7 @@ fn each_of_many(_: &mut Criterion) {
             .collect();
         took.sort_unstable();
         println!(
-            "change/{name}/{COUNT}: least {:.2?}, median {:.2?}, of a hundred the longest {:.2?}, longest {:.2?} of {CHANGES}",
+            "change/{name}/{count}: least {:.2?}, median {:.2?}, of a hundred the longest {:.2?}, longest {:.2?} of {CHANGES}",
             took[0],
             took[CHANGES / 2],
             took[CHANGES * 99 / 100],
@@ -100,17 +107,18 @@ fn each_of_many(_: &mut Criterion) {
 
 /// Another version of one policy, with rules of its own, until decisions see it; the version before is let go as well.
 fn one_of_many(criterion: &mut Criterion) {
+    let count = count();
     let mut group = criterion.benchmark_group("change");
     group.measurement_time(Duration::from_secs(3));
     for (name, write) in SETS {
-        let mut policies = sets::in_force(COUNT, write);
+        let mut policies = sets::in_force(count, write);
         let keys: Vec<_> = policies.iter().map(|policy| policy.key).collect();
         let mut random = Random(9);
-        group.bench_function(format!("{name}/{COUNT}"), |bench| {
+        group.bench_function(format!("{name}/{count}"), |bench| {
             bench.iter_batched(
                 || {
                     let mut policy = policies_of_one(&mut random, write);
-                    policy.key = keys[random.below(COUNT)].clone();
+                    policy.key = keys[random.below(count)].clone();
                     Update::Set(policy.into())
                 },
                 |update| policies = policies.apply([update]),
@@ -122,7 +130,7 @@ fn one_of_many(criterion: &mut Criterion) {
 
 fn policies_of_one(random: &mut Random, write: Write) -> ambient_authz::Policy {
     let mut policy = sets::policies(1, write).next().unwrap_or_else(|| panic!("one was asked for"));
-    let number = random.below(COUNT * 10);
+    let number = random.below(count() * 10);
     policy.rules = (0..10).map(|i| write(random, number + i)).collect();
     policy
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ambient_authz::{Conn, Peer, Policies, Scope, Target, decide, policy::Update};
+use ambient_benches::report::so_many;
 use ambient_core::Workload;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -35,6 +36,11 @@ fn conn(peer: &Peer, source: std::net::IpAddr) -> Conn<'_> {
     }
 }
 
+/// How many policies there are.
+fn counts() -> impl Iterator<Item = usize> {
+    [10, 1000, 100_000].into_iter().filter(|count| so_many(*count) == *count)
+}
+
 /// Each peer and address in turn.
 fn in_turn(bench: &mut criterion::Bencher<'_>, policies: &Policies) {
     let mut random = Random(7);
@@ -57,7 +63,7 @@ fn decisions(criterion: &mut Criterion) {
     for (name, write) in [("ordinary", sets::ordinary as Write), ("names_and_blocks", sets::names_and_blocks)] {
         let mut group = criterion.benchmark_group(format!("decide/{name}"));
         group.measurement_time(Duration::from_secs(3));
-        for count in [10, 1000, 100_000] {
+        for count in counts() {
             let policies = sets::in_force(count, write);
             group.bench_with_input(BenchmarkId::from_parameter(count), &policies, in_turn);
         }
@@ -81,11 +87,12 @@ fn walks(criterion: &mut Criterion) {
 }
 
 fn peers(criterion: &mut Criterion) {
-    let policies = sets::in_force(100_000, sets::names_and_blocks);
+    let count = so_many(100_000);
+    let policies = sets::in_force(count, sets::names_and_blocks);
     let mut random = Random(7);
     let identities: Vec<_> = (0..PEERS).map(|_| sets::peer(&mut random)).collect();
     let mut turn = identities.iter().cycle();
-    criterion.bench_function("resolve/names_and_blocks/100000", |bench| {
+    criterion.bench_function(&format!("resolve/names_and_blocks/{count}"), |bench| {
         bench.iter(|| policies.resolve(black_box(turn.next())))
     });
 }
@@ -95,6 +102,7 @@ fn worst(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("worst");
     group.sample_size(20);
     for (name, count, write, scopes) in WORST {
+        let count = so_many(count);
         let mut made = None;
         group.bench_function(name, |bench| {
             let (policies, target, peer) = made.get_or_insert_with(|| of_worst(name, count, write, scopes));
@@ -128,7 +136,7 @@ fn worst_conn<'a>(name: &str, peer: &'a Peer) -> Conn<'a> {
 
 /// A workload that lists some policies, besides which there are more: looked up once, and at each decision.
 fn listed(criterion: &mut Criterion) {
-    let selected = sets::policies(100_000, sets::ordinary).map(|mut policy| {
+    let selected = sets::policies(so_many(100_000), sets::ordinary).map(|mut policy| {
         policy.scope = Scope::Selector;
         Update::Set(policy.into())
     });
@@ -178,7 +186,7 @@ fn rounds(_: &mut Criterion) {
         if !wanted(name) {
             continue;
         }
-        for count in [10, 1000, 100_000] {
+        for count in counts() {
             let policies = sets::in_force(count, write);
             let mut random = Random(7);
             let identities: Vec<_> = (0..PEERS).map(|_| sets::peer(&mut random)).collect();
@@ -201,6 +209,7 @@ fn rounds(_: &mut Criterion) {
         }
     }
     for (name, count, write, scopes) in WORST.into_iter().filter(|(name, ..)| wanted(name)) {
+        let count = so_many(count);
         let (policies, target, peer) = of_worst(name, count, write, scopes);
         let conn = worst_conn(name, &peer);
         let wanted = match name {

@@ -35,6 +35,11 @@ pub fn is_whole_run() -> bool {
     asked("--bench") && !asked("--test") && !asked("--list")
 }
 
+/// So many of what is measured; where nothing is, as few as show that it runs.
+pub fn so_many(wanted: usize) -> usize {
+    if is_whole_run() { wanted } else { wanted.min(1000) }
+}
+
 fn measure(loads: &[Load], contenders: &impl Fn(&Load) -> Vec<Contender>) {
     let mut criterion = Criterion::default()
         .sample_size(10)
