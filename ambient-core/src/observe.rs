@@ -110,7 +110,17 @@ pub enum Event<'a> {
     PodReleased {
         /// The pod.
         pod: &'a PodUid,
+        /// It is meant to be in the mesh, but its namespace cannot be found any more. If that is still alive, what is ours is still in
+        /// it, and its TCP is refused until it is found again.
+        lost: bool,
     },
+    /// Namespaces cannot be looked for: pods that are captured stay so, and no other is found.
+    NamespacesUnseen {
+        /// Why not.
+        why: &'a str,
+    },
+    /// Namespaces can be looked for again.
+    NamespacesSeen,
     /// A connection whose both ends were known has ended, well or not.
     ConnectionEnded {
         /// Whether a pod of ours has opened it; else it came to one.

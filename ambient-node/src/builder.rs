@@ -267,7 +267,10 @@ mod tests {
         let asked = Arc::new(AtomicU32::new(0));
         let guarded = Guarded::new(Arc::new(Panics(asked.clone())));
         for _ in 0..3 {
-            guarded.observe(&Event::PodReleased { pod: &"uid".into() });
+            guarded.observe(&Event::PodReleased {
+                pod: &"uid".into(),
+                lost: false,
+            });
         }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
     }

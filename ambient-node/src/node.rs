@@ -782,7 +782,12 @@ impl Observer for Told {
                     metrics.handshaken(Direction::Outbound, *well, *took);
                 }
             }
-            Event::PodReleased { pod } => tracing::info!(uid = %pod, "pod released"),
+            Event::PodReleased { pod, lost: false } => tracing::info!(uid = %pod, "pod released"),
+            Event::PodReleased { pod, lost: true } => {
+                tracing::warn!(uid = %pod, "pod lost: its namespace has no name any more; if it lives, its TCP is refused until it has one");
+            }
+            Event::NamespacesUnseen { why } => tracing::warn!(why, "namespaces cannot be looked for: pods stay as they are"),
+            Event::NamespacesSeen => tracing::info!("namespaces are looked for again"),
             _ => {}
         }
     }

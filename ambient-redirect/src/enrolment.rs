@@ -33,7 +33,7 @@ use crate::{
     Announce, PodSpec, Proxy,
     linux::{NetnsError, NetnsId, Sockets},
     plan::Options,
-    pods::{Action, Done, NotGiven, Notice, Output, PodState, Pods, Step, Timing},
+    pods::{Action, Cause, Done, NotGiven, Notice, Output, PodState, Pods, Step, Timing},
 };
 
 /// Settings of an [`Enrolment`].
@@ -128,6 +128,8 @@ pub struct Enrolment {
     knows_announced: bool,
     /// Who waits for a namespace that was handed over to be closed.
     handing_over: BTreeMap<NetnsId, Vec<HandingOver>>,
+    /// Namespaces could not be looked for at the last look.
+    blind: bool,
     /// Whether a pod was proven since states were told, and when that was.
     proven: bool,
     told: Option<Instant>,
@@ -177,6 +179,7 @@ impl Enrolment {
             orders: mpsc::channel(ORDERS),
             knows_announced: false,
             handing_over: BTreeMap::new(),
+            blind: false,
             proven: false,
             told: None,
             config,
@@ -254,7 +257,9 @@ impl Enrolment {
                 seen = finished(&mut scan) => {
                     scan = None;
                     let seen = seen.and_then(|seen| self.places.take(seen));
-                    self.pods.handle_unseen(now(), self.places.unseen());
+                    let unseen = self.places.unseen();
+                    self.tell_of_sight(unseen.as_ref().filter(|_| seen.is_none()));
+                    self.pods.handle_unseen(now(), unseen);
                     if let Some(seen) = seen {
                         self.pods.handle_namespaces(now(), seen);
                     }
@@ -455,6 +460,16 @@ impl Enrolment {
         }
     }
 
+    /// Tells when namespaces cannot be looked for any more, and when they can again.
+    fn tell_of_sight(&mut self, unseen: Option<&Cause>) {
+        match unseen {
+            Some(why) if !self.blind => self.observer.observe(&Event::NamespacesUnseen { why: &why.to_string() }),
+            None if self.blind => self.observer.observe(&Event::NamespacesSeen),
+            _ => {}
+        }
+        self.blind = unseen.is_some();
+    }
+
     fn tell(&self, notice: &Notice) {
         match notice {
             Notice::Captured(pod) => self.observer.observe(&Event::PodCaptured { pod: &pod.uid }),
@@ -467,7 +482,8 @@ impl Enrolment {
                 around: repair.around,
             }),
             Notice::Refused(pod, reason) => self.observer.observe(&Event::PodRefused { pod: &pod.uid, reason }),
-            Notice::Released(pod) => self.observer.observe(&Event::PodReleased { pod }),
+            Notice::Released(pod) => self.observer.observe(&Event::PodReleased { pod, lost: false }),
+            Notice::Lost(pod) => self.observer.observe(&Event::PodReleased { pod, lost: true }),
         }
     }
 }

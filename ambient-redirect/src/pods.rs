@@ -245,6 +245,8 @@ pub enum Notice {
     Refused(Arc<PodSpec>, Refusal),
     /// A pod has left.
     Released(PodUid),
+    /// A pod that is meant has left as its namespace was lost sight of; what is ours may still be in that.
+    Lost(PodUid),
 }
 
 impl Pods {
@@ -536,6 +538,7 @@ impl Pods {
         for (id, entry) in &mut self.entries {
             entry.gone = !self.seen.contains_key(id);
             let spec = by_uid.get(&entry.pod.uid).copied();
+            entry.lost = entry.gone && spec.is_some();
             // What it was paired by still holds, so that what has begun to leave need not.
             if let Some(spec) = spec
                 && entry.may_stay()

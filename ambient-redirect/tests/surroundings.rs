@@ -78,6 +78,10 @@ fn main() -> ExitCode {
         ),
         ("a_name_is_not_the_namespace", names::a_name_is_not_the_namespace),
         (
+            "names_that_are_all_gone_at_once_are_not_believed",
+            names::names_that_are_all_gone_at_once_are_not_believed,
+        ),
+        (
             "a_name_that_leads_nowhere_hides_no_other",
             names::a_name_that_leads_nowhere_hides_no_other,
         ),

@@ -47,6 +47,8 @@ pub(super) struct Places {
     incomplete: bool,
     /// Why, of one of them.
     unseen: Option<Cause>,
+    /// All names were gone at once, and none has come since.
+    emptied: bool,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl Places {
             looked: None,
             incomplete: false,
             unseen: None,
+            emptied: false,
         })
     }
 
@@ -192,6 +195,22 @@ impl Places {
                 return None;
             }
         };
+        let lost = self
+            .places
+            .iter()
+            .filter(|(id, place)| place.named && place.room.is_some() && !found.contains_key(id));
+        let lost = lost.count();
+        let none_is_named = found.keys().all(|id| unnamed.contains(id));
+        // As where a mount has gone, rather than each of several pods.
+        self.emptied = none_is_named && !blind && (lost > 1 || self.emptied && lost > 0);
+        if self.emptied {
+            let why = format!(
+                "{}: no network namespace has a name there any more, where pods had theirs: mount it again",
+                self.directory.display()
+            );
+            (self.changed, self.unseen) = (true, Some(why.into()));
+            return None;
+        }
         self.incomplete = incomplete;
         self.unseen = unseen;
         let now = Tick::now().into_std();

@@ -175,6 +175,8 @@ pub(super) struct Entry {
     unannounced: bool,
     /// Its namespace has lost its name.
     pub(super) gone: bool,
+    /// And the pod is meant all the same.
+    pub(super) lost: bool,
     leave: bool,
     /// Nothing of ours is in its namespace any more.
     pub(super) cleared: bool,
@@ -239,6 +241,7 @@ impl Entry {
             busy: None,
             unannounced: false,
             gone: false,
+            lost: false,
             leave: false,
             cleared: false,
             dirty: false,
@@ -643,7 +646,10 @@ impl Entry {
             }
             Step::Remove => {
                 if !self.unannounced {
-                    output.push_back(Output::Tell(Notice::Released(self.pod.uid.clone())));
+                    let uid = self.pod.uid.clone();
+                    // Cleared as long as it was there, or it left of itself and was lost on its way.
+                    let lost = self.lost && !self.cleared;
+                    output.push_back(Output::Tell(if lost { Notice::Lost(uid) } else { Notice::Released(uid) }));
                 }
                 return true;
             }

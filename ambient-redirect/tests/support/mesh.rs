@@ -258,7 +258,10 @@ impl Observer for Observed {
                 format!("repaired {pod}: {what}; around {around}")
             }
             Event::PodRefused { pod, reason } => format!("refused {pod}: {reason}"),
-            Event::PodReleased { pod } => format!("released {pod}"),
+            Event::PodReleased { pod, lost: false } => format!("released {pod}"),
+            Event::PodReleased { pod, lost: true } => format!("released {pod}: lost"),
+            Event::NamespacesUnseen { why } => format!("unseen: {why}"),
+            Event::NamespacesSeen => "seen".into(),
             _ => return,
         });
     }

@@ -29,6 +29,16 @@ fn unnamed(at: &Path) {
     std::fs::remove_file(at).unwrap();
 }
 
+async fn told(log: &Log, line: &str) {
+    for _ in 0..3000 {
+        if log.count(line) > 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{line}: {:#?}", log.lines());
+}
+
 /// Captured as it was: nothing was told of, and what is damaged is put back.
 async fn goes_on(running: &Running, pods: &[(&str, &Netns)], repairs: usize) {
     for _ in 0..50 {
@@ -110,6 +120,49 @@ pub(crate) fn a_name_that_leads_nowhere_hides_no_other(world: &World) -> Outcome
         running.want(&[spec("first", &["10.0.0.2", "fd00::2"]), spec("second", &["10.0.0.3", "fd00::3"])]);
         running.until_in(&["second"]).await;
         goes_on(&running, &[("first", &first), ("second", &second)], 1).await;
+        running.stop().await;
+    })
+}
+
+/// Where the directory is empty at once, its mount has gone and not each pod: all stay as they are. One that is lost by itself is told
+/// of, as its TCP is refused.
+pub(crate) fn names_that_are_all_gone_at_once_are_not_believed(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let (a, b) = (node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?);
+    let [names, empty] = ["names", "empty"].map(|name| world.scratch_dir().join(name));
+    std::fs::create_dir(&empty)?;
+    let lead_to = |where_to: &Path| {
+        let fresh = names.with_extension("new");
+        symlink(where_to, &fresh).unwrap();
+        std::fs::rename(fresh, &names).unwrap();
+    };
+    lead_to(&world.netns_dir());
+    node.run(async {
+        let config = Config {
+            netns_dir: names.clone(),
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"]), spec("b", &["10.0.0.3", "fd00::3"])]);
+        running.until_in(&["a", "b"]).await;
+        lead_to(&empty);
+        let unseen = format!(
+            "unseen: {}: no network namespace has a name there any more, where pods had theirs",
+            names.display()
+        );
+        told(&running.log, &unseen).await;
+        goes_on(&running, &[("a", &*a), ("b", &*b)], 1).await;
+        // Who is not meant any more is let go all the same.
+        running.want(&[spec("a", &["10.0.0.2", "fd00::2"])]);
+        told(&running.log, "released b").await;
+        lead_to(&world.netns_dir());
+        told(&running.log, "seen").await;
+        assert_eq!(ask(&a, "198.51.100.7:80").await.unwrap(), "out 198.51.100.7:80 from 10.0.0.2");
+        lead_to(&empty);
+        told(&running.log, "released a: lost").await;
+        assert_eq!(running.log.count("unseen"), 1, "{:#?}", running.log.lines());
+        lead_to(&world.netns_dir());
+        running.until_in(&["a"]).await;
         running.stop().await;
     })
 }
