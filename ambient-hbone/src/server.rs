@@ -430,6 +430,13 @@ impl Request {
         &self.headers
     }
 
+    /// Waits until nobody waits for an answer any more: the peer has reset the stream, or the tunnel is lost. Cancel safe.
+    pub async fn gone(&mut self) -> StreamError {
+        let Held { line, key } = &self.held;
+        let cut = poll_fn(|cx| line.engine().poll_cut(*key, cx)).await;
+        StreamError::new(cut, line)
+    }
+
     /// Answers 200 with these headers; the stream carries the connection's bytes.
     ///
     /// # Errors

@@ -326,6 +326,32 @@ async fn a_dropped_stream_is_a_reset_and_never_an_end() {
 }
 
 #[tokio::test]
+async fn who_waits_no_more_for_an_answer_is_known_before_one_is_given() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let pair = Arc::new(Pair::new(&Limits::default(), move |mut session| {
+        let tell = tell.clone();
+        Box::pin(async move {
+            while let Some(mut request) = session.next().await {
+                let tell = tell.clone();
+                tokio::spawn(async move {
+                    tell.send(None).unwrap();
+                    let why = request.gone().await;
+                    tell.send(Some((why, request.accept(HeaderMap::new()).is_err()))).unwrap();
+                });
+            }
+        })
+    }));
+    let waiting = pair.clone();
+    let waiting = tokio::spawn(async move { waiting.connect().await });
+    assert!(told.recv().await.unwrap().is_none());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(told.try_recv().is_err(), "it waits still");
+    waiting.abort();
+    let (why, refused) = told.recv().await.unwrap().unwrap();
+    assert!(matches!(why, StreamError::Reset { .. }) && refused, "{why:?}");
+}
+
+#[tokio::test]
 async fn the_peers_reset_is_read_as_one() {
     let pair = Pair::new(&Limits::default(), each(|stream: Stream| async move { drop(stream) }));
     let mut stream = pair.connect().await.unwrap();

@@ -32,7 +32,7 @@ use crate::{
     session::{carry, dial, settle, source_for},
     shares::Whose,
     state::Snapshot,
-    telemetry::{Account, Direction, Ends, Flag, Metrics, Outcome, Reason, refused_early},
+    telemetry::{Account, Closer, Direction, Ends, Flag, Metrics, Outcome, Reason, refused_early},
     watch::{Subject, Watched},
     workers::Worker,
 };
@@ -187,6 +187,17 @@ impl Asked {
         match self {
             Self::Request(request) => request.headers(),
             Self::Call(call) => &call.headers,
+        }
+    }
+
+    /// Waits until nobody waits for an answer any more, and tells why.
+    async fn gone(&mut self) -> String {
+        match self {
+            Self::Request(request) => request.gone().await.to_string(),
+            Self::Call(call) => {
+                call.gone().await;
+                GONE.to_owned()
+            }
         }
     }
 
@@ -348,7 +359,7 @@ impl Tunnel {
 
     async fn deliver(
         &self,
-        request: Asked,
+        mut request: Asked,
         peer: Arc<Peer>,
         to: Delivery,
         snapshot: Arc<Snapshot>,
@@ -382,7 +393,15 @@ impl Tunnel {
             ));
             return refused(request, StatusCode::UNAUTHORIZED);
         }
-        let server = match self.connect(&to, subject.peer.identity()).await {
+        let connected = tokio::select! {
+            connected = self.connect(&to, subject.peer.identity()) => connected,
+            // Whom the application does not answer may have given up long before.
+            why = request.gone() => {
+                went_away(account, &why);
+                return None;
+            }
+        };
+        let server = match connected {
             Ok(server) => server,
             Err(error) => {
                 let failed = Outcome::failed(Flag::Connect, format_args!("connection failed: {error}"));
@@ -402,7 +421,7 @@ impl Tunnel {
                 let accepted = call.accept(&node.locals, &pod.identity);
                 accepted
                     .map(|(pipe, joined)| Client::Pipe(pipe, joined))
-                    .ok_or_else(|| "it is gone".to_owned())
+                    .ok_or_else(|| GONE.to_owned())
             }
         };
         match client {
@@ -538,11 +557,12 @@ fn unknown_pod(request: Asked, account: Account, unknown: UnknownPod) -> Option<
     refused(request, StatusCode::SERVICE_UNAVAILABLE)
 }
 
+/// Of who asks within this process.
+const GONE: &str = "it is gone";
+
 fn went_away(account: Account, error: &dyn std::fmt::Display) {
-    account.close(&Outcome::failed(
-        Flag::Connect,
-        format_args!("the peer went away before it was answered: {error}"),
-    ));
+    let outcome = Outcome::failed(Flag::None, format_args!("the peer went away before it was answered: {error}"));
+    account.close(&outcome.because(Reason::ClientReset).by(Closer::Client));
 }
 
 #[cfg(test)]

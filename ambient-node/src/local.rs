@@ -267,6 +267,11 @@ pub(crate) struct Call {
 pub(crate) type Answer = oneshot::Receiver<Result<Pipe, StatusCode>>;
 
 impl Call {
+    /// Waits until nobody waits for an answer any more.
+    pub(crate) async fn gone(&mut self) {
+        self.answer.closed().await;
+    }
+
     pub(crate) fn new(authority: Authority, headers: HeaderMap, source: Identity, from: SocketAddr, to: SocketAddr) -> (Self, Answer) {
         let (answer, answered) = oneshot::channel();
         let call = Self {

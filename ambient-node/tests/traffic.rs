@@ -88,6 +88,10 @@ const TESTS: &[Test] = &[
     ("a_greedy_client_is_bounded", bounds::a_greedy_client_is_bounded),
     ("a_crowded_server_is_bounded", bounds::a_crowded_server_is_bounded),
     (
+        "who_breaks_off_before_an_answer_is_told_as_who_broke_off",
+        telemetry::who_breaks_off_before_an_answer_is_told_as_who_broke_off,
+    ),
+    (
         "who_is_another_while_it_connects_is_told_of_once",
         telemetry::who_is_another_while_it_connects_is_told_of_once,
     ),

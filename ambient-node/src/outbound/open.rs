@@ -21,7 +21,7 @@ use crate::{
     local::Call,
     pod::Pod,
     session::{App, dial, settle},
-    telemetry::{Flag, Outcome, Reason},
+    telemetry::{Closer, Flag, Outcome, Reason},
 };
 
 /// The other end, opened.
@@ -240,13 +240,17 @@ impl Failure {
             } => Flag::Handshake,
             _ => Flag::Connect,
         };
-        let outcome = match flag {
-            Flag::NetworkPolicy => Outcome::failed(
+        let outcome = match (flag, error) {
+            // As where it breaks off a moment later.
+            (_, ConnectError::Early { source }) => Outcome::failed(Flag::None, format_args!("receive: {source}"))
+                .because(Reason::ClientReset)
+                .by(Closer::Client),
+            (Flag::NetworkPolicy, _) => Outcome::failed(
                 flag,
                 format_args!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"),
             ),
-            Flag::Connect => Outcome::failed(flag, error).because(Reason::of_connect(error)),
-            Flag::Identity => Outcome::failed(flag, format_args!("identity error: {error}")),
+            (Flag::Connect, _) => Outcome::failed(flag, error).because(Reason::of_connect(error)),
+            (Flag::Identity, _) => Outcome::failed(flag, format_args!("identity error: {error}")),
             _ => Outcome::failed(flag, error),
         };
         Self {

@@ -2,7 +2,8 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener},
+    time::Duration,
 };
 
 use ambient_core::{TunnelProtocol, Workload, mesh::Update, ports};
@@ -289,6 +290,33 @@ pub(crate) fn who_is_another_while_it_connects_is_told_of_once(world: &World) ->
     assert_eq!(ending(&mut client), "reset");
     until("it to be told of", || (failed("unknown_workload") > before[1]).then_some(()));
     assert_eq!(["drain", "unknown_workload"].map(failed), [before[0], before[1] + 1]);
+    Ok(())
+}
+
+/// Nobody is dialled on for a client that has gone: both ends tell of it, as of one who breaks off a moment later.
+pub(crate) fn who_breaks_off_before_an_answer_is_told_as_who_broke_off(world: &World) -> Outcome {
+    let mesh = Mesh::start_with(world, |config| config.connect_timeout = PATIENCE)?;
+    let silent = mesh.b.namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    let port = silent.local_addr()?.port();
+    // Nobody accepts, and there is room for one: the kernel is silent to whoever comes then.
+    rustix::net::listen(&silent, 0)?;
+    let _first = mesh.b.connect((Ipv4Addr::LOCALHOST, port).into())?;
+    let told = |reason| {
+        ["source", "destination"].map(|reporter| {
+            let labels = [("reporter", reporter), ("reason", reason)];
+            mesh.metric("ambient_connections_failed_total", &labels)
+        })
+    };
+    let client = mesh.a.connect((mesh.b.v4, port).into())?;
+    until("the application to be dialled", || {
+        let dump = mesh.page(ports::ADMIN, "/config_dump").ok()?.1;
+        (dump.matches(&format!("{}:{port}", mesh.b.v4)).count() > 1).then_some(())
+    });
+    assert_eq!(told("client_reset"), [0, 0]);
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+    drop(client);
+    until("it to be told of", || (told("client_reset") == [1, 1]).then_some(()));
+    assert_eq!(["connect_failed", "connect_timeout"].map(told), [[0, 0]; 2]);
     Ok(())
 }
 
