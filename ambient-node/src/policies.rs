@@ -85,7 +85,11 @@ pub(crate) fn readiness(policies: Option<&Policies>, faults: &[Fault]) -> (bool,
     let closing = policies.unreadable().find(refuses_all);
     let mut text = match closing {
         None => READY.to_owned(),
-        Some(policy) => format!("not ready, pending: {} refuses every connection\n", policy.key),
+        Some(policy) => {
+            let mut text = String::new();
+            line(&mut text, &format!("not ready, pending: {} refuses every connection", policy.key));
+            text
+        }
     };
     for fault in faults {
         let fallback = fault.policy.as_ref().and_then(|key| policies.fallback(key));

@@ -17,6 +17,7 @@ mod cni;
 mod control;
 mod enrol;
 mod explain;
+mod given;
 #[cfg(feature = "lab")]
 mod lab;
 mod node;

@@ -28,7 +28,7 @@ use anyhow::Context as _;
 use clap::Args as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{cluster_local::ClusterLocal, owned::owned, say};
+use crate::{cluster_local::ClusterLocal, given, owned::owned, say};
 
 mod istiod;
 pub(crate) mod mesh;
@@ -664,11 +664,11 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
     config.dns_capture = args.dns_capture && !args.no_dns_capture;
     if args.no_dns_capture {
         // Only for pods that ask for it: those are told where there is none.
-        let text = std::fs::read_to_string(&args.resolv_conf).unwrap_or_default();
+        let text = given::text(&args.resolv_conf).unwrap_or_default();
         config.nameservers = ambient_node::nameservers(&text);
     } else {
         let file = args.resolv_conf.display();
-        let text = std::fs::read_to_string(&args.resolv_conf).with_context(|| {
+        let text = given::text(&args.resolv_conf).with_context(|| {
             format!("cannot read {file}, which names the DNS servers; --resolv-conf names another, --no-dns-capture goes without")
         })?;
         config.nameservers = ambient_node::nameservers(&text);

@@ -96,6 +96,15 @@ fn tokens_are_made_listed_and_revoked() {
     assert!(String::from_utf8_lossy(&long.stderr).contains("253 at most"), "{long:?}");
     let nothing = control(&[]);
     assert!(!nothing.status.success());
+    // One that nobody could see is good for nobody.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut unseen = Command::new(env!("CARGO_BIN_EXE_ambient"));
+    unseen.args(["control", "token", "node-3", "--ca", ca]).stdout(full);
+    let unseen = unseen.output().unwrap();
+    let text = String::from_utf8_lossy(&unseen.stderr).into_owned();
+    assert!(!unseen.status.success() && text.contains("was taken back"), "{text}");
+    let listed = said(&control(&["tokens", "--ca", ca]));
+    assert!(!listed.contains("node-3"), "{listed}");
 }
 
 #[test]

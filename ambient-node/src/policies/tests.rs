@@ -66,6 +66,9 @@ fn a_node_that_refuses_all_is_not_ready() {
     let refusing = Policies::default().apply([bad("root/all", Scope::Global)]);
     let (ready, text) = readiness(Some(&refusing), &[]);
     assert!(!ready && text.starts_with("not ready, pending: root/all "), "{text}");
+    let odd = Policies::default().apply([bad("root/a\nready\n", Scope::Global)]);
+    let (ready, text) = readiness(Some(&odd), &[]);
+    assert!(!ready && text.lines().all(|line| line != "ready"), "{text}");
     let (ready, text) = readiness(Some(&refusing.letting_unreadable_go()), &[fault("c.yaml:1: no", Some("root/all"))]);
     assert!(
         ready && text.ends_with("c.yaml:1: no: it is in dry run or let go, and refuses nothing\n"),

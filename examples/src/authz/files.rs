@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
-    io::{self, Read as _},
+    fs, io,
     net::IpAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
@@ -16,7 +15,6 @@ use ambient_authz::kubernetes::{
 use ambient_control::{
     manifests::tree::{self, Node, TextError, Value},
     objects::{Kind, is_name},
-    plain,
 };
 
 use super::{
@@ -24,6 +22,7 @@ use super::{
     place::{Finding, Level, Place},
     ports,
 };
+use crate::given;
 
 /// What was found in files.
 #[derive(Debug)]
@@ -120,7 +119,7 @@ impl Files {
         for path in paths {
             let refuse = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
             if path.as_os_str() == "-" {
-                files.file("<stdin>", &to_end(io::stdin().lock()).map_err(refuse)?)?;
+                files.file("<stdin>", &given::to_end(io::stdin().lock(), MOST).map_err(refuse)?)?;
                 continue;
             }
             let manifests = manifests(path).map_err(refuse)?;
@@ -482,25 +481,12 @@ fn list(node: Node, depth: usize) -> Result<Vec<Node>, TextError> {
     }
 }
 
-/// A plain file's content, or what comes of that which the caller has open already, as `<(…)` of a shell has.
+/// A file's content; of a pipe it says how it can be given.
 fn content(path: &Path) -> io::Result<Vec<u8>> {
-    if OPENED.iter().any(|opened| path.starts_with(opened)) {
-        return to_end(fs::File::open(path)?);
-    }
-    let read = plain::read(path, MOST).map(|(content, _)| content);
-    read.map_err(|error| match fs::metadata(path) {
+    given::content(path, MOST).map_err(|error| match fs::metadata(path) {
         Ok(meta) if meta.file_type().is_fifo() => io::Error::new(error.kind(), format!("{error}; give it as standard input, as `-`")),
         _ => error,
     })
-}
-
-fn to_end(from: impl io::Read) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    from.take(MOST + 1).read_to_end(&mut content)?;
-    match content.len() as u64 <= MOST {
-        true => Ok(content),
-        false => Err(plain::too_long(MOST)),
-    }
 }
 
 /// A file, or the manifests of a directory in order.
@@ -521,8 +507,6 @@ fn manifests(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Where a system shows what a process has open.
-const OPENED: [&str; 3] = ["/dev/fd", "/dev/stdin", "/proc/self/fd"];
 /// More than a cluster prints of itself.
 const MOST: u64 = 256 << 20;
 /// How deep lists may stand in lists.

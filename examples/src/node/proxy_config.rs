@@ -1,11 +1,12 @@
 //! Istio's ProxyConfig: what the mesh's configuration says for every proxy, and before that what a variable says for this one.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{collections::BTreeMap, io};
 
 use anyhow::Context as _;
 use serde_json::Value;
 
 use super::settings::{Found, map};
+use crate::given;
 
 /// Istio's: YAML with `concurrency`, `proxyAdminPort` and so on.
 pub(super) const VARIABLE: &str = "PROXY_CONFIG";
@@ -25,7 +26,7 @@ pub(super) struct ProxyConfig {
 impl ProxyConfig {
     /// Of the variable; and of the mesh's configuration, for a node that is started as Istio starts its own.
     pub(super) fn read(as_istios: bool) -> anyhow::Result<Self> {
-        let mesh = match as_istios.then(|| fs::read_to_string(MESH)) {
+        let mesh = match as_istios.then(|| given::text(MESH.as_ref())) {
             None => None,
             Some(Ok(text)) => Some(text),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,

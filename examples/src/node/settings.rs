@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -26,6 +26,7 @@ use serde::{
 use serde_json::Value;
 
 use super::proxy_config::{self, ProxyConfig};
+use crate::given;
 
 /// Names the file, besides `--config`.
 const FILE_VARIABLE: &str = "AMBIENT_CONFIG";
@@ -368,7 +369,7 @@ fn cores(text: &str) -> Option<usize> {
 
 fn of_file(path: &Path) -> anyhow::Result<Vec<Found>> {
     let shown = path.display();
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
+    let text = given::text(path).with_context(|| format!("cannot read the settings in {shown}"))?;
     // Some editors begin a file with a mark of its encoding.
     let text = text.trim_start_matches('\u{feff}');
     let mut fields = map(text).with_context(|| shown.to_string())?;

@@ -75,6 +75,30 @@ fn what_cannot_be_trusted_is_told_with_what_names_it() {
     );
 }
 
+/// What is no plain file is refused, whatever would come of it and however long that took.
+#[test]
+fn settings_and_nameservers_are_read_of_plain_files_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pipe = scratch.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let good = scratch.path().join("good");
+    fs::create_dir(&good).unwrap();
+    let good = good.to_str().unwrap();
+    for (file, what) in [
+        (pipe.to_str().unwrap(), "it is a pipe, and no plain file"),
+        ("/dev/zero", "it is a device, and no plain file"),
+    ] {
+        let node = ["node", "--node", "n", "--manifests", good, "--ca-dir", "/nowhere"];
+        for flag in ["--config", "--resolv-conf"] {
+            let (code, why) = ended(&[&node[..], &[flag, file]].concat(), &[]);
+            assert!(
+                code.is_some_and(|code| code > 0) && why.contains(what) && why.contains(file),
+                "{flag}: {why}"
+            );
+        }
+    }
+}
+
 /// Of other commands than `node` too.
 #[test]
 fn a_variable_that_cannot_be_read_is_told_whatever_the_command() {

@@ -31,6 +31,8 @@ pub(super) struct Wrong {
 pub(super) fn wrong(pod: &PodState, look: &Look, unannounced: &str) -> Vec<Wrong> {
     let mut found = Vec::new();
     let mut say = |code: &'static str, what: String, remedy: &str| {
+        // Whatever was being done: it is not what failed.
+        let remedy = if what.contains(NO_DESCRIPTOR) { DESCRIPTORS } else { remedy };
         found.push(Wrong {
             code,
             what,
@@ -274,6 +276,10 @@ fn pairing_remedy(why: &Unpaired) -> &'static str {
     }
 }
 
+/// As the kernel's error is told.
+const NO_DESCRIPTOR: &str = "(os error 24)";
+const DESCRIPTORS: &str = "let the node's process have more descriptors (`ulimit -n`, LimitNOFILE=): half of them are for connections";
+
 const RIGHTS: &str = "give the node's process CAP_NET_ADMIN and CAP_SYS_ADMIN, over the user namespace of the pod too, and start it anew if \
                       it had them; until then the rules stand as they are, and refuse what the proxy does not take";
 
@@ -458,6 +464,22 @@ mod tests {
         let missing = flawed(Some(Flaw::Missing(None))).unwrap();
         assert_eq!(missing.code, "no-certificate");
         assert!(missing.what.ends_with("what needs one is refused"), "{}", missing.what);
+    }
+
+    #[test]
+    fn where_descriptors_are_lacking_more_of_them_are_the_remedy() {
+        let lacking = std::io::Error::from_raw_os_error(24);
+        let error = Refusal {
+            step: Step::Enforce,
+            why: lacking.into(),
+        };
+        let blind = Look {
+            blind: Some(std::io::Error::from_raw_os_error(24).to_string()),
+            ..Look::default()
+        };
+        for said in wrong(&pod(State::Refused { error }), &blind) {
+            assert!(said.remedy.contains("ulimit -n"), "{said:?}");
+        }
     }
 
     #[test]
