@@ -37,7 +37,8 @@
 //! # Changes
 //!
 //! What changes in the directory is in force with the next look at it: [`Issuer::trust`] looks at the dates of the files
-//! each time. A file that cannot be used changes nothing; it is logged, and what was good stays.
+//! each time. A file that cannot be used changes nothing, nor does a directory that goes away: it is logged, and one of the
+//! [`Issuer::faults`] until it is mended, and what was good stays.
 //!
 //! ```
 //! use std::time::Duration;
@@ -203,6 +204,11 @@ impl Issuer for DirectoryCa {
     /// The roots and CRLs of the directory, as they are there now.
     fn trust(&self) -> Arc<TrustBundles> {
         self.holder.trust(now())
+    }
+
+    /// That the directory cannot be used, as the last look has found: it is gone, or a file in it cannot be read.
+    fn faults(&self) -> Vec<String> {
+        self.holder.faults()
     }
 }
 

@@ -6,7 +6,7 @@ use ambient_core::{NetworkMode, PodUid, Workload};
 use ambient_redirect::{
     PodSpec,
     linux::Stranger,
-    pods::{PodState, State as PodStage},
+    pods::{PodState, State as PodStage, Step},
 };
 use tokio::sync::watch;
 
@@ -103,6 +103,9 @@ fn tell(pod: &PodState) {
     match &pod.state {
         PodStage::In { proof, .. } => tracing::info!(pod = %name, uid = %uid, added = said, %proof, "pod captured"),
         PodStage::Pairing { why } => tracing::info!(pod = %name, uid = %uid, %why, "pod waits for its network namespace"),
+        PodStage::Refused { error } if error.step == Step::Announce => {
+            tracing::error!(pod = %name, uid = %uid, %error, "pod captured, but not announced: until it is, others reach it in plaintext");
+        }
         PodStage::Refused { error } => tracing::error!(pod = %name, uid = %uid, %error, "pod refused: its capture cannot be upheld"),
         PodStage::Leaving => tracing::info!(pod = %name, uid = %uid, "pod is leaving the mesh"),
         _ => {}

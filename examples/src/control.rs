@@ -23,7 +23,10 @@ use tokio::{
 };
 
 use crate::{
-    node::mesh::{Mesh, Said, keys_apart},
+    node::{
+        mesh::{Mesh, Said, keys_apart},
+        raise_descriptor_limit,
+    },
     owned::owned,
     say,
     settings::{self, Setting},
@@ -138,7 +141,7 @@ pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
     let Args { verb, mut serve } = args;
     serve.named_by = ["mesh", "ca"].map(|name| settings::by(settings, name));
     let done = match (verb, serve.mesh.take(), serve.ca.take()) {
-        (Some(verb), ..) => tokens(&verb).and_then(|text| say::print(&text)),
+        (Some(verb), ..) => tokens(&verb).and_then(|text| say::print(&text).map_err(|error| unseen(&verb, &text, error))),
         (None, Some(mesh), Some(ca)) => run(serve, &mesh, &ca),
         (None, ..) => Err(anyhow::anyhow!("--mesh and --ca name what is served")),
     };
@@ -204,6 +207,20 @@ fn tokens(verb: &Verb) -> anyhow::Result<String> {
     })
 }
 
+/// What could not be printed: a token that nobody has seen is to be good for nobody.
+fn unseen(verb: &Verb, text: &str, error: anyhow::Error) -> anyhow::Error {
+    let id = text.strip_prefix("ambient-").and_then(|rest| rest.split('.').next());
+    let (Verb::Token { ca, .. }, Some(id)) = (verb, id) else {
+        return error;
+    };
+    match nodes(&ca.ca).revoke_token(id, now()) {
+        Ok(()) => error.context("the token could not be printed, and was taken back"),
+        Err(why) => error.context(format!(
+            "the token could not be printed and stays ({why}): `ambient control revoke {id}` ends it"
+        )),
+    }
+}
+
 /// The nodes of an authority's directory.
 pub(crate) fn nodes(ca: &Path) -> Nodes {
     Nodes::new(ca, Arc::new(ambient_tls::provider()))
@@ -220,6 +237,15 @@ fn run(args: Serve, mesh: &Path, ca: &Path) -> anyhow::Result<()> {
     // One for each processor, and of what is read and written.
     let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     crate::threads::can_be_had(workers + 4)?;
+    let descriptors = raise_descriptor_limit();
+    let connections = connections_within(descriptors);
+    if connections < ControlPlane::CONNECTIONS {
+        tracing::warn!(
+            descriptors,
+            connections,
+            "this process may have few files open, and more connections than that allows are not accepted: raise its limit (LimitNOFILE of systemd, ulimit -n)"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -303,6 +329,11 @@ async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Re
     Ok(())
 }
 
+/// How many connections there may be with so many descriptors: each is one, and some are left for everything else.
+fn connections_within(descriptors: usize) -> usize {
+    (descriptors - BESIDE_CONNECTIONS.min(descriptors / 2)).min(ControlPlane::CONNECTIONS)
+}
+
 #[expect(clippy::disallowed_methods, reason = "tokens and reports bear the time of day")]
 fn now() -> SystemTime {
     SystemTime::now()
@@ -310,3 +341,20 @@ fn now() -> SystemTime {
 
 /// Ten years, in days.
 const LONGEST: u64 = 10 * 365;
+
+/// Descriptors besides those of connections: of files that are read and written, of `/metrics`, and of the runtime.
+const BESIDE_CONNECTIONS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_all_connections_or_it_is_known_for_how_many() {
+        let all = ControlPlane::CONNECTIONS;
+        assert_eq!(
+            [usize::MAX, 4096 + 256, 4096, 1024, 64].map(connections_within),
+            [all, all, all - 256, 768, 32]
+        );
+    }
+}

@@ -26,6 +26,8 @@ pub(super) struct Holder {
     present: RwLock<Arc<Present>>,
     /// Held while it is read again; and the stamps of what could not be used, or not in all, and when that was.
     reading: Mutex<Option<(Stamps, SystemTime)>>,
+    /// What is wrong with it now, and when that was logged last.
+    wrong: Mutex<Option<(String, SystemTime)>>,
 }
 
 /// What was read of it.
@@ -37,8 +39,8 @@ pub(super) struct Present {
     trust: Arc<TrustBundles>,
     roots: String,
     barred: BTreeSet<String>,
-    /// Lists lack what was revoked here, and could not be signed anew.
-    lacking: bool,
+    /// Lists lack what was revoked here, and could not be signed anew: why.
+    lacking: Option<String>,
 }
 
 type Stamps = [Option<Stamp>; 6];
@@ -57,13 +59,18 @@ impl Holder {
             trust_domain,
             node,
         };
-        Ok(Self {
-            present: RwLock::new(Arc::new(place.read(now, None)?)),
+        let present = place.read(now, None)?;
+        let lacking = present.lacking.clone();
+        let holder = Self {
+            present: RwLock::new(Arc::new(present)),
             directory: directory.into(),
             trust_domain: trust_domain.clone(),
             node: node.into(),
             reading: Mutex::default(),
-        })
+            wrong: Mutex::default(),
+        };
+        holder.is_wrong(lacking, now);
+        Ok(holder)
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -73,6 +80,12 @@ impl Holder {
     /// Whom to trust now.
     pub(super) fn trust(&self, now: SystemTime) -> Arc<TrustBundles> {
         self.look(now).trust.clone()
+    }
+
+    /// What the last look has found wrong with it.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        wrong.iter().map(|(what, _)| what.clone()).collect()
     }
 
     /// The certificates of the roots, in PEM.
@@ -109,7 +122,9 @@ impl Holder {
         let stamps = place.stamps();
         // What has not begun was made by a clock that was ahead: nobody accepts what it signs.
         let in_time = present.signer.not_before <= now && now < present.signer.half_life();
-        if stamps == present.stamps && !present.lacking && (!present.current || in_time) {
+        if stamps == present.stamps && present.lacking.is_none() && (!present.current || in_time) {
+            // Also where it was away, and has come back as it was.
+            self.is_wrong(None, now);
             return present;
         }
         // Somebody reads it already: what is there will do for this once, unless it has ended.
@@ -120,7 +135,8 @@ impl Holder {
         }
         match self.read_again(&place, now, &present) {
             Ok(Some(new)) => {
-                *reading = new.lacking.then(|| (place.stamps(), now));
+                *reading = new.lacking.is_some().then(|| (place.stamps(), now));
+                self.is_wrong(new.lacking.clone(), now);
                 let new = Arc::new(new);
                 *self.present.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
                 new
@@ -128,11 +144,38 @@ impl Holder {
             // Another process writes there: its change comes with the next look.
             Ok(None) => present,
             Err(error) => {
-                tracing::error!(%error, "the directory of the authority cannot be used: what was read before stays in force");
+                let directory = self.directory.display();
+                let why = match &error {
+                    // Who makes another, as that error says, is trusted by nobody.
+                    OpenError::Missing { .. } => "its root is gone".into(),
+                    other => other.to_string(),
+                };
+                let what = format!(
+                    "{directory}: the directory of the authority cannot be used: {why}: mend it, or put back what was there; \
+                     what was read before stays in force"
+                );
+                self.is_wrong(Some(what), now);
                 // As they are now: what was begun may have changed them.
                 *reading = Some((place.stamps(), now));
                 present
             }
+        }
+    }
+
+    /// Takes note of what a look has found wrong, or that nothing is. It is logged when it begins, changes or ends, and seldom while
+    /// it lasts.
+    fn is_wrong(&self, what: Option<String>, now: SystemTime) {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(what) = what else {
+            if wrong.take().is_some() {
+                tracing::info!(directory = %self.directory.display(), "the directory of the authority can be used again");
+            }
+            return;
+        };
+        let is_told = |(told, at): &(String, SystemTime)| *told == what && now.duration_since(*at).is_ok_and(|gone| gone < SILENCE);
+        if !wrong.as_ref().is_some_and(is_told) {
+            tracing::error!("{what}");
+            *wrong = Some((what, now));
         }
     }
 
@@ -211,9 +254,10 @@ impl Place<'_> {
         let signer = self.signer(&roots, signing.as_ref(), &revoked, now)?;
         // As where the disk is full: what was carried here is in force all the same.
         let completed = Authority::complete_lists(self.directory, &roots, &revoked, now);
-        if let Err(error) = &completed {
-            tracing::error!(%error, "what was revoked here is not in every list, and these cannot be signed anew");
-        }
+        let lacking = |error: OpenError| {
+            let directory = self.directory.display();
+            format!("{directory}: what was revoked here is not in every list, and these cannot be signed anew: {error}")
+        };
         let mut trust = TrustBundles::default();
         for root in roots.trusted.iter().filter(|root| now < root.not_after) {
             trust.add(self.trust_domain.clone(), root.der.to_vec());
@@ -232,7 +276,7 @@ impl Place<'_> {
             trust,
             roots: roots.pem(),
             barred: revoked.barred,
-            lacking: completed.is_err(),
+            lacking: completed.err().map(lacking),
         })
     }
 
@@ -289,3 +333,5 @@ impl Place<'_> {
 
 /// What could not be read is looked at again after that.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Between two lines of the log that say that the same is still wrong.
+const SILENCE: Duration = Duration::from_secs(60);

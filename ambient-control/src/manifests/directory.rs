@@ -2,9 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::{OsStr, OsString},
     fs::{self, Metadata},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,10 +41,11 @@ pub(super) struct Directory {
     /// Where it says something else now, and what.
     mesh_fault: Option<(ObjectKey, String, String)>,
     objects: Objects,
-    files: BTreeMap<String, Manifest>,
+    /// By their names, whatever bytes these are: what is left out could hold a policy that refuses.
+    files: BTreeMap<OsString, Manifest>,
     round: Round,
     /// Which files hold an object: the first of them counts.
-    claims: BTreeMap<ObjectKey, Vec<String>>,
+    claims: BTreeMap<ObjectKey, Vec<OsString>>,
     reports: Reports,
     unreachable: Option<io::Error>,
     told_faults: Arc<[Fault]>,
@@ -59,9 +61,9 @@ struct Round {
     /// For so many looks everything is looked at, whatever there is.
     whole: u8,
     /// Names that were not looked at yet.
-    left: Vec<String>,
+    left: Vec<OsString>,
     /// What the last look saw and did not take: it is looked at again with the next.
-    pending: BTreeSet<String>,
+    pending: BTreeSet<OsString>,
     /// Whether a look since the last batch may have found what is told.
     news: bool,
 }
@@ -211,7 +213,7 @@ impl Directory {
         let mut now = before.clone();
         now.extend(self.round.left.drain(least..));
         // What is gone last: another may hold what it held.
-        let is_gone = |name: &String| self.files.get(name).is_some_and(|file| file.seen.is_none());
+        let is_gone = |name: &OsString| self.files.get(name).is_some_and(|file| file.seen.is_none());
         let (gone, there): (Vec<_>, Vec<_>) = now.into_iter().partition(is_gone);
         for name in there.into_iter().chain(gone) {
             self.look_at(&name);
@@ -228,7 +230,7 @@ impl Directory {
     }
 
     /// The names of all manifests that there are, or were.
-    fn names(&self) -> io::Result<Vec<String>> {
+    fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = names(&self.dir, &["yaml", "yml", "json"])?;
         if names.is_empty() && self.files.values().any(|file| !file.items.is_empty()) {
             // As where what was mounted there is not any more.
@@ -253,7 +255,7 @@ impl Directory {
             .files
             .iter()
             .filter(|(_, file)| file.seen != file.taken && file.trouble.is_none());
-        unsettled.map(|(name, _)| name.clone()).collect()
+        unsettled.map(|(name, _)| name.to_string_lossy().into_owned()).collect()
     }
 
     fn looked_twice(&self) -> bool {
@@ -307,7 +309,7 @@ impl Directory {
         })
     }
 
-    fn look_at(&mut self, name: &str) {
+    fn look_at(&mut self, name: &OsStr) {
         let path = self.dir.join(name);
         let looked = fs::metadata(&path).and_then(|meta| match meta.is_dir() {
             // Directories are left alone.
@@ -344,7 +346,7 @@ impl Directory {
         }
     }
 
-    fn take(&mut self, name: &str, path: &Path, sight: Sight) {
+    fn take(&mut self, name: &OsStr, path: &Path, sight: Sight) {
         let (content, read) = match read(path) {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
@@ -382,11 +384,11 @@ impl Directory {
         }
     }
 
-    fn accept(&mut self, name: &str, content: document::Content) {
+    fn accept(&mut self, name: &OsStr, content: document::Content) {
         for kind in content.unknown {
             if self.passed_over.len() < MAX_PASSED_OVER && self.passed_over.insert(kind.clone()) {
                 tracing::warn!(
-                    file = name,
+                    file = %name.display(),
                     "objects of the kind {kind} are passed over: nothing of the mesh is read from them"
                 );
             }
@@ -437,7 +439,7 @@ impl Directory {
         }
     }
 
-    fn fail(&mut self, name: &str, error: TextError) {
+    fn fail(&mut self, name: &OsStr, error: TextError) {
         let file = self.files.entry(name.into()).or_default();
         file.error = Some(error.clone());
         file.broken.clear();
@@ -447,7 +449,7 @@ impl Directory {
     }
 
     /// A file that the file system does not let us read now.
-    fn trouble(&mut self, name: &str, io: &io::Error) {
+    fn trouble(&mut self, name: &OsStr, io: &io::Error) {
         let error = TextError {
             line: 0,
             path: String::new(),
@@ -471,7 +473,7 @@ impl Directory {
     }
 
     /// Nothing of a file was ever readable: it could hold a policy that refuses anything.
-    fn refuse(&mut self, name: &str, error: &TextError) {
+    fn refuse(&mut self, name: &OsStr, error: &TextError) {
         self.objects.refuse(Unreadable {
             key: file_key(name),
             namespace: self.root_namespace.clone(),
@@ -482,7 +484,7 @@ impl Directory {
         });
     }
 
-    fn drop_file(&mut self, name: &str) {
+    fn drop_file(&mut self, name: &OsStr) {
         let Some(file) = self.files.remove(name) else { return };
         self.objects.readmit(&file_key(name));
         for key in file.items.keys() {
@@ -490,7 +492,7 @@ impl Directory {
         }
     }
 
-    fn release(&mut self, key: &ObjectKey, name: &str) {
+    fn release(&mut self, key: &ObjectKey, name: &OsStr) {
         let Some(claims) = self.claims.get_mut(key) else { return };
         let first = claims.first().is_some_and(|first| first == name);
         claims.retain(|claim| claim != name);
@@ -507,7 +509,7 @@ impl Directory {
         }
     }
 
-    fn put(&mut self, key: &ObjectKey, name: &str) {
+    fn put(&mut self, key: &ObjectKey, name: &OsStr) {
         let item = self.files.get(name).and_then(|file| file.items.get(key));
         if let Some(item) = item {
             if let (Object::ConfigMap(object), Some(mesh)) = (&item.object, &self.mesh)
@@ -565,8 +567,9 @@ impl Directory {
                 let line = self.line(other, key, "metadata.name");
                 let other = self.dir.join(other);
                 let what = format!(
-                    "{}:{line}: metadata.name: {key} stands in {first} already ({place}); this one does not count",
-                    other.display()
+                    "{}:{line}: metadata.name: {key} stands in {} already ({place}); this one does not count",
+                    other.display(),
+                    first.display()
                 );
                 faults.push(what.into());
             }
@@ -606,29 +609,39 @@ impl Directory {
         format!("{}:{}", self.dir.join(name).display(), self.line(name, key, path))
     }
 
-    fn line(&self, name: &str, key: &ObjectKey, path: &str) -> u64 {
+    fn line(&self, name: &OsStr, key: &ObjectKey, path: &str) -> u64 {
         let item = self.files.get(name).and_then(|file| file.items.get(key));
         item.map_or(0, |item| item.line_of(path))
     }
 }
 
 /// What refuses in the name of a file; no resource can have such a name.
-fn file_key(name: &str) -> PolicyKey {
-    format!("manifests//{name}").into()
+fn file_key(name: &OsStr) -> PolicyKey {
+    match name.to_str() {
+        Some(name) => format!("manifests//{name}").into(),
+        // As they are told two such names may look alike, and one that is mended would let in what the other refuses. No name has
+        // a slash: it is another than that of any text.
+        None => format!("manifests///{}", name.as_bytes().escape_ascii()).into(),
+    }
 }
 
-/// The names in a directory with one of some extensions, in order.
-pub(super) fn names(dir: &Path, extensions: &[&str]) -> io::Result<BTreeSet<String>> {
+/// The names in a directory with one of some extensions, in order; also those that are no text.
+pub(super) fn names(dir: &Path, extensions: &[&str]) -> io::Result<BTreeSet<OsString>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir)? {
-        // A name that is not UTF-8 cannot be told in an error either.
-        let Ok(name) = entry?.file_name().into_string() else { continue };
-        let extension = name.rsplit_once('.').map(|(_, extension)| extension);
-        if !name.starts_with('.') && extension.is_some_and(|e| extensions.contains(&e)) {
+        let name = entry?.file_name();
+        let extension = Path::new(&name).extension();
+        if !name.as_bytes().starts_with(b".") && extension.is_some_and(|e| extensions.iter().any(|one| e == *one)) {
             names.insert(name);
         }
     }
     Ok(names)
+}
+
+/// The names of reports in a directory, in order. A node's name is text: what is none is no node's report.
+pub(super) fn names_of_reports(dir: &Path) -> io::Result<BTreeSet<String>> {
+    let names = names(dir, &["json"])?;
+    Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
 }
 
 /// A file's content, and what it looked like when all of it had been read. One that others may write to is not read: it says

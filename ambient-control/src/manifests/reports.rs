@@ -10,7 +10,7 @@ use std::{
 use ambient_core::PodUid;
 use serde::Deserialize;
 
-use super::directory::{Sight, names, read};
+use super::directory::{Sight, names_of_reports, read};
 use crate::{
     objects::{Objects, Report},
     plain, whole,
@@ -126,7 +126,7 @@ impl Reports {
         let mut news = self.unreachable.take().is_some();
         let before = self.files.len();
         let of_nodes = || fs::metadata(&self.dir).and_then(|meta| plain::is_its_owners(&self.dir, &meta));
-        let names = match of_nodes().and_then(|()| names(&self.dir, &["json"])) {
+        let names = match of_nodes().and_then(|()| names_of_reports(&self.dir)) {
             Ok(names) => names,
             // No node has said anything yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

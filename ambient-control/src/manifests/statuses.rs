@@ -107,7 +107,7 @@ impl Statuses {
 
     /// The nodes of the other reports.
     fn others(&self, present: &Nodes) -> Vec<String> {
-        let files = directory::names(&self.dir.join("status"), &["json"]).unwrap_or_default();
+        let files = directory::names_of_reports(&self.dir.join("status")).unwrap_or_default();
         let names = files.iter().filter_map(|name| name.strip_suffix(".json"));
         names.filter(|name| !present.contains_key(*name)).map(Into::into).collect()
     }

@@ -126,12 +126,18 @@ pub enum NodesError {
     #[error(transparent)]
     File(#[from] OpenError),
     /// A file is not what it must be.
-    #[error("{}: {why}: put the right one back, or remove it and make new tokens", path.display())]
+    #[error("{}: {why}: put the right one back, or write [] there and make new tokens", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// A file that was there is gone, which takes nothing from whom it named.
+    #[error("{}: it is gone: put it back, or write [] there if whom it named is to be known no more", path.display())]
+    Gone {
+        /// The file.
+        path: PathBuf,
     },
     /// There are too many.
     #[error("there are {TOKENS} tokens already: revoke some")]
@@ -260,7 +266,7 @@ impl Nodes {
         self.hash(der).map(Proof::Certificate)
     }
 
-    /// Who is known by a proof now; `None` where nobody is, or is no more.
+    /// Who is known by a proof now; `None` where nobody is, or is no more, but not where the file that says so is gone.
     pub(super) fn known(&self, proof: &Proof, now: SystemTime) -> Result<Option<Known>, NodesError> {
         let known = match proof {
             Proof::Token(hash) => self.tokens.all()?.iter().find(|one| one.sha256 == *hash).map(|one| Known {

@@ -18,6 +18,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rustix::io::Errno;
 use rustls::{ServerConfig, crypto::CryptoProvider, server::NoServerSessionStorage};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -131,6 +132,9 @@ impl std::fmt::Debug for ControlPlane {
 }
 
 impl ControlPlane {
+    /// How many connections it has at a time, at most. Each is a descriptor of the process.
+    pub const CONNECTIONS: usize = CONNECTIONS;
+
     /// Begins to listen; nobody is served before [`ControlPlane::run`].
     ///
     /// # Errors
@@ -251,13 +255,25 @@ impl ControlPlane {
                         }
                     },
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        cannot_accept(&shared.door.seldom, &error);
                         sleep(BREATH).await;
                     }
                 },
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
             }
         }
+    }
+}
+
+/// Tells of a connection that cannot be accepted, and what to do. It is tried again ten times a second, for as long as that lasts.
+pub(super) fn cannot_accept(seldom: &Seldom, error: &io::Error) {
+    let remedy = match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => Some("let the process have more files open (LimitNOFILE of systemd, ulimit -n)"),
+        Some(Errno::NFILE) => Some("let the system have more files open (fs.file-max)"),
+        _ => None,
+    };
+    if let Some(left_out) = seldom.say("accepting", Instant::now()) {
+        tracing::warn!(%error, remedy, left_out, "cannot accept a connection");
     }
 }
 

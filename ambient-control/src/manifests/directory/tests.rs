@@ -24,18 +24,18 @@ fn a_shortage_of_ours_refuses_nobody_at_once() {
     assert!(directory.batch(true).unwrap().faults.is_empty());
     for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
         let shortage = io::Error::from_raw_os_error(errno.raw_os_error());
-        directory.trouble("old.yaml", &shortage);
+        directory.trouble("old.yaml".as_ref(), &shortage);
         for _ in 0..LOOKS_FOR_OURS - 1 {
-            directory.trouble("new.yaml", &shortage);
+            directory.trouble("new.yaml".as_ref(), &shortage);
         }
         let batch = directory.batch(true).unwrap();
         assert_eq!(batch.faults.len(), 2, "both are told of: {:?}", batch.faults);
         assert!(refusals(&batch).is_empty() && batch.changes.is_empty(), "{batch:?}");
         // It has lasted too long, and refuses once.
-        directory.trouble("new.yaml", &shortage);
+        directory.trouble("new.yaml".as_ref(), &shortage);
         let batch = directory.batch(true).unwrap();
         assert!(refusals(&batch).len() == 1 && !batch.changes.is_empty(), "{batch:?}");
-        directory.trouble("new.yaml", &shortage);
+        directory.trouble("new.yaml".as_ref(), &shortage);
         assert!(directory.batch(true).unwrap().changes.is_empty());
         // The shortage is over: there is no such file.
         for _ in 0..3 {
@@ -44,7 +44,7 @@ fn a_shortage_of_ours_refuses_nobody_at_once() {
         assert!(directory.batch(true).unwrap().faults.is_empty());
     }
     // Any other trouble is the file's own.
-    directory.trouble("new.yaml", &io::Error::from_raw_os_error(Errno::IO.raw_os_error()));
+    directory.trouble("new.yaml".as_ref(), &io::Error::from_raw_os_error(Errno::IO.raw_os_error()));
     assert_eq!(refusals(&directory.batch(true).unwrap()).len(), 1);
 }
 
@@ -349,4 +349,44 @@ fn what_is_changed_elsewhere_is_seen_within_a_round() {
     fs::write(&hard, named(0, "action: DENY")).unwrap();
     (0..5).for_each(|_| directory.look());
     assert_eq!(directory.batch(true).unwrap().changes.len(), 2);
+}
+
+/// It could hold a policy that refuses, whatever bytes it is called by.
+#[test]
+fn a_file_whose_name_is_no_text_is_read_like_any_other() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &[u8]| scratch.path().join(OsStr::from_bytes(name));
+    fs::write(at(b"deny-\xff.yaml"), POLICY).unwrap();
+    let mut directory = Directory::new(scratch.path().into(), Settings::default());
+    let mut looks = |count: usize| {
+        (0..count).for_each(|_| directory.look());
+        directory.batch(true).unwrap()
+    };
+    let batch = looks(2);
+    assert!(batch.changes.len() == 1 && batch.faults.is_empty(), "{batch:?}");
+    // Two that are told alike are two: the one that is mended lets nobody in whom the other refuses.
+    let bad = [at(b"bad-\xfe.yaml"), at(b"bad-\xff.yaml"), at("bad-\u{fffd}.yaml".as_bytes())];
+    for (n, path) in bad.iter().enumerate() {
+        fs::write(path, "kind: [").unwrap();
+        let batch = looks(2);
+        assert_eq!((refusals(&batch).len(), batch.changes.len()), (n + 1, 1), "{batch:?}");
+        assert!(batch.faults[n].what.contains("bad-\u{fffd}.yaml:1"), "{batch:?}");
+    }
+    for (n, path) in bad.iter().enumerate() {
+        fs::remove_file(path).unwrap();
+        let batch = looks(3);
+        assert_eq!((refusals(&batch).len(), batch.changes.len()), (2 - n, 1), "{batch:?}");
+    }
+    // What is another's already is told with both.
+    fs::write(at(b"again-\xff.yaml"), POLICY).unwrap();
+    let [fault] = &*looks(2).faults else { panic!("one fault") };
+    for part in ["again-\u{fffd}.yaml:1", "stands in deny-\u{fffd}.yaml already"] {
+        assert!(fault.what.contains(part), "{fault}");
+    }
+    fs::remove_file(at(b"again-\xff.yaml")).unwrap();
+    // Gone it takes away what it held, where another says that nothing is meant.
+    fs::write(at(b"none.yaml"), "{apiVersion: v1, kind: List, items: []}").unwrap();
+    fs::remove_file(at(b"deny-\xff.yaml")).unwrap();
+    let batch = looks(3);
+    assert!(batch.changes.len() == 1 && batch.faults.is_empty(), "{batch:?}");
 }

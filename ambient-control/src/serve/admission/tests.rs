@@ -103,3 +103,23 @@ fn a_token_for_an_exchange_is_told_at_once() {
         assert_eq!((&*caller.node, caller.once), ("node-1", once));
     }
 }
+
+/// As where a mount is lost: what was admitted before stays, and nobody new is admitted.
+#[test]
+fn what_is_open_outlives_the_directory_of_the_authority() {
+    let scratch = tempfile::tempdir().unwrap();
+    let door = door(&scratch);
+    let token = door.nodes.create("node-1", Duration::from_secs(600), Use::Always, now()).unwrap();
+    let admit = || door.admit(&Arc::new(Shown::Nothing), &showing(&token), now());
+    let caller = admit().unwrap();
+    let (there, away) = (scratch.path().join("ca"), scratch.path().join("away"));
+    std::fs::rename(&there, &away).unwrap();
+    door.still(&caller, now()).unwrap();
+    for refused in [admit().map(drop), door.once_more(&caller, now())] {
+        assert_eq!(refused.unwrap_err().code(), tonic::Code::Internal, "whoever says so is there");
+    }
+    std::fs::rename(&away, &there).unwrap();
+    door.once_more(&caller, now()).unwrap();
+    door.nodes.revoke("node-1", now()).unwrap();
+    door.still(&caller, now()).unwrap_err();
+}

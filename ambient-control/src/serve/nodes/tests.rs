@@ -141,3 +141,50 @@ fn a_node_is_not_called_as_the_authority_calls_its_own() {
     let error = nodes.revoke_token("00", start()).unwrap_err();
     assert!(error.to_string().contains("`ambient control tokens`"), "{error}");
 }
+
+/// As where a mount is lost: whom a file named is not revoked because it is gone, and what comes then does not make it so.
+#[test]
+fn a_file_that_goes_takes_nobody_away() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (directory, away) = (scratch.path().join("ca"), scratch.path().join("away"));
+    std::fs::create_dir(&directory).unwrap();
+    let (nodes, now) = (nodes(&directory), start());
+    let by = |der: &[u8]| nodes.proof_of_certificate(der).unwrap();
+    assert_eq!(nodes.known(&by(b"one"), now).unwrap(), None, "nobody has joined yet");
+    let token = nodes
+        .proof_of_token(&nodes.create("node-1", HOUR, Use::Always, now).unwrap())
+        .unwrap();
+    let enrol = |der: &[u8]| nodes.enrol(&token, b"a key", certificate(&nodes, "node-1", der, now + HOUR), now);
+    assert!(enrol(b"one").unwrap());
+    let node = |der: &[u8]| nodes.known(&by(der), now).map(|known| known.map(|known| known.node));
+    assert_eq!(node(b"one").unwrap().as_deref(), Some("node-1"));
+    assert!(nodes.known(&token, now).unwrap().is_some());
+
+    for empty in [false, true] {
+        std::fs::rename(&directory, &away).unwrap();
+        if empty {
+            std::fs::create_dir(&directory).unwrap();
+        }
+        for error in [node(b"one").unwrap_err(), nodes.known(&token, now).unwrap_err()] {
+            let error = error.to_string();
+            assert!(error.contains(".json: it is gone: put it back"), "{error}");
+        }
+        enrol(b"two").unwrap_err();
+        nodes.revoke("node-1", now).unwrap_err();
+        // Who has read nothing of it knows nobody either where there is no directory, and says so.
+        let fresh = self::nodes(&directory);
+        assert_eq!(fresh.known(&by(b"one"), now).is_ok(), empty);
+        if empty {
+            std::fs::remove_file(directory.join(".lock")).unwrap();
+            std::fs::remove_dir(&directory).unwrap();
+        }
+        std::fs::rename(&away, &directory).unwrap();
+        assert_eq!(node(b"one").unwrap().as_deref(), Some("node-1"));
+    }
+    // Nobody is known any more only where that is said.
+    std::fs::remove_file(directory.join("nodes.json")).unwrap();
+    node(b"one").unwrap_err();
+    directory::write(&directory.join("nodes.json"), 0o600, b"[]").unwrap();
+    assert_eq!(node(b"one").unwrap(), None);
+    assert!(enrol(b"two").unwrap());
+}

@@ -29,6 +29,7 @@ struct Line {
     text: String,
     node: String,
     why: String,
+    remedy: String,
 }
 
 impl Visit for Line {
@@ -36,6 +37,7 @@ impl Visit for Line {
         match field.name() {
             "node" => self.node = value.into(),
             "why" => self.why = value.into(),
+            "remedy" => self.remedy = value.into(),
             _ => {}
         }
     }
@@ -68,6 +70,7 @@ impl Subscriber for Lines {
         // Two kinds of reports are refused with one text.
         let text = match line.why.starts_with("addresses[") {
             true => format!("{} for an address", line.text),
+            false if !line.remedy.is_empty() => format!("{}: {}", line.text, line.remedy),
             false => line.text,
         };
         *self.0.lock().unwrap().entry((line.node, text)).or_default() += 1;
@@ -178,6 +181,27 @@ async fn whoever_is_a_node_fills_no_log() {
     assert_eq!(ours.len(), refused().len() + 2, "{ours:#?}");
     assert!(ours.iter().all(|(_, times)| **times <= most), "{ours:#?}");
     assert_eq!(theirs.len(), 1, "what another causes takes nobody's: {theirs:#?}");
+}
+
+/// As without a descriptor left, ten times a second: that is told once in a while, with what to do.
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_can_accept_nothing_fills_no_log() {
+    let lines = Lines::default();
+    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let seldom = seldom::Seldom::default();
+    let without = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+    for _ in 0..99 {
+        server::cannot_accept(&seldom, &without);
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    let lines = lines.0.lock().unwrap();
+    let [((_, line), 1)] = &lines.iter().collect::<Vec<_>>()[..] else {
+        panic!("one line: {lines:#?}")
+    };
+    assert!(
+        line.starts_with("cannot accept a connection: ") && line.contains("LimitNOFILE"),
+        "{line}"
+    );
 }
 
 /// How often each is tried.
