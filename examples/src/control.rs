@@ -214,10 +214,8 @@ fn unseen(verb: &Verb, text: &str, error: anyhow::Error) -> anyhow::Error {
         return error;
     };
     match nodes(&ca.ca).revoke_token(id, now()) {
-        Ok(()) => error.context("the token could not be printed, and was taken back"),
-        Err(why) => error.context(format!(
-            "the token could not be printed and stays ({why}): `ambient control revoke {id}` ends it"
-        )),
+        Ok(()) => anyhow::anyhow!("{error:#}: nobody has seen the token, and it is taken back"),
+        Err(why) => anyhow::anyhow!("{error:#}: nobody has seen the token, and it stays ({why}): `ambient control revoke {id}` ends it"),
     }
 }
 

@@ -102,7 +102,7 @@ fn tokens_are_made_listed_and_revoked() {
     unseen.args(["control", "token", "node-3", "--ca", ca]).stdout(full);
     let unseen = unseen.output().unwrap();
     let text = String::from_utf8_lossy(&unseen.stderr).into_owned();
-    assert!(!unseen.status.success() && text.contains("was taken back"), "{text}");
+    assert!(!unseen.status.success() && text.contains("it is taken back"), "{text}");
     let listed = said(&control(&["tokens", "--ca", ca]));
     assert!(!listed.contains("node-3"), "{listed}");
 }
