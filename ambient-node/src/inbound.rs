@@ -29,7 +29,7 @@ use crate::{
     embed::Arrival,
     local::{Call, Joined},
     pod::{Pod, Stage, UnknownPod},
-    session::{carry, dial, settle, source_for},
+    session::{carry, dial, drained, settle, source_for},
     shares::Whose,
     state::Snapshot,
     telemetry::{Account, Closer, Direction, Ends, Flag, Metrics, Outcome, Reason, refused_early},
@@ -397,7 +397,11 @@ impl Tunnel {
             connected = self.connect(&to, subject.peer.identity()) => connected,
             // Whom the application does not answer may have given up long before.
             why = request.gone() => {
-                went_away(account, &why);
+                self.went_away(account, &why);
+                return None;
+            }
+            () = pod.reaches(Stage::Cut) => {
+                account.close(&drained());
                 return None;
             }
         };
@@ -433,7 +437,7 @@ impl Tunnel {
                 _place: place,
             })),
             Err(error) => {
-                went_away(account, &error);
+                self.went_away(account, &error);
                 None
             }
         }
@@ -523,6 +527,15 @@ impl Tunnel {
         }
     }
 
+    /// Tells of who waits for an answer no more; where the pod is cut the tunnel has ended with it.
+    fn went_away(&self, account: Account, error: &dyn std::fmt::Display) {
+        if self.pod.is_cut() {
+            return account.close(&drained());
+        }
+        let outcome = Outcome::failed(Flag::None, format_args!("the peer went away before it was answered: {error}"));
+        account.close(&outcome.because(Reason::ClientReset).by(Closer::Client));
+    }
+
     fn early(&self, reason: Reason, authority: &Authority, error: &dyn std::fmt::Display) {
         refused_early(
             &self.node.metrics,
@@ -559,11 +572,6 @@ fn unknown_pod(request: Asked, account: Account, unknown: UnknownPod) -> Option<
 
 /// Of who asks within this process.
 const GONE: &str = "it is gone";
-
-fn went_away(account: Account, error: &dyn std::fmt::Display) {
-    let outcome = Outcome::failed(Flag::None, format_args!("the peer went away before it was answered: {error}"));
-    account.close(&outcome.because(Reason::ClientReset).by(Closer::Client));
-}
 
 #[cfg(test)]
 mod tests {

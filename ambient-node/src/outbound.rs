@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn a_connection_that_stands_is_small() {
         let (future, standing) = (size_of_future(|standing: Box<Standing>| standing.relay()), size_of::<Standing>());
-        assert!(future <= 384, "{future}");
+        assert!(future <= 392, "{future}");
         assert!(standing <= 336, "{standing}");
     }
 }

@@ -146,6 +146,11 @@ impl Pod {
         self.stages.now() == Stage::Serving
     }
 
+    /// Whether what is open is reset.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.stages.now() >= Stage::Cut
+    }
+
     /// Whether a connection may still be accepted.
     pub(crate) fn accepts(&self) -> bool {
         let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);

@@ -148,7 +148,7 @@ pub(crate) fn carry<'c, C: Duplex + 'static, S: Duplex + 'static>(
     };
     async move {
         let mut stopped = pin!(pod.reaches(Stage::Cut));
-        poll_fn(|cx| carrying.poll(cx, stopped.as_mut())).await
+        poll_fn(|cx| carrying.poll(cx, stopped.as_mut(), || pod.is_cut())).await
     }
 }
 
@@ -164,7 +164,7 @@ struct Carrying<'c, C, S> {
 
 impl<C: Duplex + 'static, S: Duplex + 'static> Carrying<'_, C, S> {
     /// `stopped`: the pod or the node stops. Who must end is asked first: what ends with it, as its tunnel may, is not the reason.
-    fn poll(&mut self, cx: &mut Context<'_>, stopped: Pin<&mut impl Future<Output = ()>>) -> Poll<bool> {
+    fn poll(&mut self, cx: &mut Context<'_>, stopped: Pin<&mut impl Future<Output = ()>>, is_cut: impl FnOnce() -> bool) -> Poll<bool> {
         let Self {
             client, server, account, ..
         } = self;
@@ -176,16 +176,26 @@ impl<C: Duplex + 'static, S: Duplex + 'static> Carrying<'_, C, S> {
             return Poll::Ready(false);
         }
         if stopped.poll(cx).is_ready() {
-            let stopped = Outcome::failed(Flag::None, "connection closed due to connection drain");
-            account.end(&stopped.because(Reason::Drain).by(Closer::Proxy));
+            account.end(&drained());
             return Poll::Ready(false);
         }
         let tally = ready!(self.relaying.poll(cx, *client, *server, self.relays, account.progress()));
         if let Some(first_byte) = tally.first_byte {
             account.answered_after(first_byte);
         }
+        // Others may have been told of it before this one, and have ended its tunnel.
+        if matches!(tally.end, End::Failed { .. }) && is_cut() {
+            account.end(&drained());
+            return Poll::Ready(false);
+        }
         Poll::Ready(ended(account, tally))
     }
+}
+
+/// The pod or the node has stopped.
+pub(crate) fn drained() -> Outcome {
+    let stopped = Outcome::failed(Flag::None, "connection closed due to connection drain");
+    stopped.because(Reason::Drain).by(Closer::Proxy)
 }
 
 /// By its ends; gives whether that was in good order.

@@ -3,10 +3,7 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicU8, AtomicUsize, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -27,6 +24,18 @@ pub(crate) enum Stage {
     Stopped,
 }
 
+impl Stage {
+    fn of(number: u8) -> Self {
+        match number {
+            0 => Self::Serving,
+            1 => Self::Leaving,
+            2 => Self::Draining,
+            3 => Self::Cut,
+            _ => Self::Stopped,
+        }
+    }
+}
+
 /// Who waits is in one of so many lists, as each look at one's place in a list takes its lock: every connection waits, and looks
 /// whenever something of it moves.
 const LISTS: usize = 8;
@@ -34,17 +43,18 @@ const LISTS: usize = 8;
 /// The stage of a pod. Each of its connections waits for one, so that little is kept of who waits: a third of what a channel would.
 #[derive(Debug, Default)]
 pub(super) struct Stages {
-    now: Mutex<Stage>,
+    now: AtomicU8,
     changed: [Notify; LISTS],
     next: AtomicUsize,
 }
 
 impl Stages {
     pub(super) fn now(&self) -> Stage {
-        *self.lock()
+        Stage::of(self.now.load(Ordering::Acquire))
     }
 
-    /// Waits until it is at least this one. Cancel safe.
+    /// Waits until it is at least this one. Of those who wait one is told before another, and may end what the other stands on: to know
+    /// which came first takes a look at [`Self::now`]. Cancel safe.
     pub(super) fn reach(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<'_> {
         let list = &self.changed[self.next.fetch_add(1, Ordering::Relaxed) % LISTS];
         async move {
@@ -60,19 +70,11 @@ impl Stages {
     }
 
     /// Goes to another stage, or stays.
-    pub(super) fn change(&self, to: impl FnOnce(Stage) -> Stage) {
-        let mut now = self.lock();
-        let before = *now;
-        *now = to(before);
-        let changes = *now != before;
-        drop(now);
-        if changes {
+    pub(super) fn change(&self, to: impl Fn(Stage) -> Stage) {
+        let other = |now| Some(to(Stage::of(now)) as u8).filter(|to| *to != now);
+        if self.now.fetch_update(Ordering::AcqRel, Ordering::Acquire, other).is_ok() {
             self.changed.iter().for_each(Notify::notify_waiters);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Stage> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,5 +107,15 @@ mod tests {
         }
         stages.change(|now| now.max(Stage::Leaving));
         assert_eq!(stages.now(), Stage::Cut);
+    }
+
+    #[test]
+    fn stages_are_numbered_in_their_order() {
+        for (number, stage) in [Stage::Serving, Stage::Leaving, Stage::Draining, Stage::Cut, Stage::Stopped]
+            .into_iter()
+            .enumerate()
+        {
+            assert_eq!((stage as usize, Stage::of(number as u8)), (number, stage));
+        }
     }
 }

@@ -70,7 +70,7 @@ fn watched(cut: bool) -> Watched {
 }
 
 /// What has ended with it, of which each may be why.
-fn ended_with(cut: bool, stops: bool) -> String {
+fn ended_with(cut: bool, stops: bool, is_cut: bool) -> String {
     kept::logged(Format::Text, || {
         let metrics = Arc::new(Metrics::default());
         let ends = Ends {
@@ -109,19 +109,21 @@ fn ended_with(cut: bool, stops: bool) -> String {
             }
         });
         let cx = &mut Context::from_waker(Waker::noop());
-        assert_eq!(carrying.poll(cx, stopped), Poll::Ready(false));
+        assert_eq!(carrying.poll(cx, stopped, || is_cut), Poll::Ready(false));
     })
 }
 
 #[test]
 fn what_is_lost_with_its_end_is_not_the_reason() {
-    for (cut, stops, reason) in [
-        (false, false, "client_reset"),
-        (false, true, "drain"),
-        (true, false, "policy_changed"),
-        (true, true, "policy_changed"),
+    for (cut, stops, is_cut, reason) in [
+        (false, false, false, "client_reset"),
+        (false, true, true, "drain"),
+        // It was not told yet, and its tunnel was.
+        (false, false, true, "drain"),
+        (true, false, false, "policy_changed"),
+        (true, true, true, "policy_changed"),
     ] {
-        let lines = ended_with(cut, stops);
+        let lines = ended_with(cut, stops, is_cut);
         assert!(lines.contains(&format!("reason={reason:?}")), "{lines}");
     }
 }

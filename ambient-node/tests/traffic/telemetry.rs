@@ -293,9 +293,13 @@ pub(crate) fn who_is_another_while_it_connects_is_told_of_once(world: &World) ->
     Ok(())
 }
 
-/// Nobody is dialled on for a client that has gone: both ends tell of it, as of one who breaks off a moment later.
+/// Nobody is dialled on for a client that has gone: both ends tell of it, as of one who breaks off a moment later. Where the server's
+/// pod is cut meanwhile, that is the reason.
 pub(crate) fn who_breaks_off_before_an_answer_is_told_as_who_broke_off(world: &World) -> Outcome {
-    let mesh = Mesh::start_with(world, |config| config.connect_timeout = PATIENCE)?;
+    let mesh = Mesh::start_with(world, |config| {
+        config.connect_timeout = PATIENCE;
+        config.leave = Duration::from_millis(100);
+    })?;
     let silent = mesh.b.namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     let port = silent.local_addr()?.port();
     // Nobody accepts, and there is room for one: the kernel is silent to whoever comes then.
@@ -307,16 +311,24 @@ pub(crate) fn who_breaks_off_before_an_answer_is_told_as_who_broke_off(world: &W
             mesh.metric("ambient_connections_failed_total", &labels)
         })
     };
-    let client = mesh.a.connect((mesh.b.v4, port).into())?;
-    until("the application to be dialled", || {
-        let dump = mesh.page(ports::ADMIN, "/config_dump").ok()?.1;
-        (dump.matches(&format!("{}:{port}", mesh.b.v4)).count() > 1).then_some(())
-    });
+    let dialling = || -> std::io::Result<std::net::TcpStream> {
+        let client = mesh.a.connect((mesh.b.v4, port).into())?;
+        until("the application to be dialled", || {
+            let dump = mesh.page(ports::ADMIN, "/config_dump").ok()?.1;
+            dump.contains("\"inbound\":[{").then_some(())
+        });
+        Ok(client)
+    };
+    let client = dialling()?;
     assert_eq!(told("client_reset"), [0, 0]);
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
     drop(client);
     until("it to be told of", || (told("client_reset") == [1, 1]).then_some(()));
     assert_eq!(["connect_failed", "connect_timeout"].map(told), [[0, 0]; 2]);
+    let _client = dialling()?;
+    mesh.delete("pod-b");
+    until("the cut to be told of", || (told("drain")[1] == 1).then_some(()));
+    assert_eq!(told("client_reset"), [1, 1]);
     Ok(())
 }
 
