@@ -1,5 +1,6 @@
 use ambient_control::{Batch, Change};
 use ambient_core::mesh::Update;
+use ambient_testkit::log::{Lines, heard_by};
 
 use super::*;
 
@@ -220,48 +221,15 @@ async fn what_the_mesh_tells_of_a_pod_counts_while_nobody_can_be_told_and_is_sai
     assert_eq!(control.said(), ["withdrawn"]);
 }
 
-/// What is logged, by level.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<(tracing::Level, String)>>>);
-
-impl Lines {
-    fn warned(&self) -> Vec<String> {
-        let lines = std::mem::take(&mut *lock(&self.0)).into_iter();
-        lines
-            .filter_map(|(level, line)| (level <= tracing::Level::WARN).then_some(line))
-            .collect()
-    }
-}
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
-        of.target().starts_with("ambient_node::announce")
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut line = String::new();
-        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| line += &format!("{field}={value:?} "));
-        lock(&self.0).push((*event.metadata().level(), line));
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 /// As where the node was started anew while the control plane was away, and that has lost what it kept and cannot keep anything.
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_and_nobody_tells_is_warned_of_and_keeps_nothing_else_from_being_said() {
-    let lines = Lines::default();
-    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let lines = Lines::of("ambient_node::announce");
+    let _guard = heard_by(lines.clone());
+    let warnings = || {
+        let lines = lines.take().into_iter().filter(|line| line.level <= tracing::Level::WARN);
+        lines.map(|line| line.to_string()).collect::<Vec<_>>()
+    };
     let (state, control) = (Arc::new(State::default()), Arc::new(ToControl::default()));
     let tells = |tunnel: TunnelProtocol| {
         let changes = ["a", "b", "c"].map(|name| workload(name, |workload| workload.tunnel = tunnel));
@@ -279,14 +247,14 @@ async fn what_is_refused_and_nobody_tells_is_warned_of_and_keeps_nothing_else_fr
         announce.captured(&pod(name)).await.unwrap();
     }
     time::sleep(4 * TO_BE_TOLD).await;
-    assert_eq!(lines.warned(), [""; 0], "its peers know of it, and nobody is there");
+    assert_eq!(warnings(), [""; 0], "its peers know of it, and nobody is there");
     // It is there again.
     *lock(&control.fails) = Some(io::ErrorKind::Other);
     *lock(&control.only) = Some("a".into());
     time::sleep(2 * GLANCE).await;
     let said: Vec<_> = std::mem::take(&mut *lock(&control.said)).into_iter().map(|(_, uid)| uid).collect();
     assert_eq!(said, [PodUid::from("b"), "c".into()], "what is refused is so of one alone");
-    let warned = lines.warned();
+    let warned = warnings();
     assert!(
         matches!(&*warned, [one] if one.contains("pod=shop/a") && one.contains("pods=1")),
         "{warned:?}"
@@ -294,13 +262,13 @@ async fn what_is_refused_and_nobody_tells_is_warned_of_and_keeps_nothing_else_fr
     // And tells of none of them.
     tells(TunnelProtocol::None);
     time::sleep(2 * TO_BE_TOLD).await;
-    let warned = lines.warned();
+    let warned = warnings();
     assert!(warned.iter().any(|line| line.contains("pods=3")), "{warned:?}");
     assert!(warned.iter().any(|line| line.contains("pod=shop/a")), "{warned:?}");
     // Nor is it there to.
     *lock(&control.fails) = Some(io::ErrorKind::HostUnreachable);
     time::sleep(2 * TO_BE_TOLD).await;
-    let warned = lines.warned();
+    let warned = warnings();
     assert!(warned.iter().any(|line| line.contains("pod=shop/a")), "{warned:?}");
     *lock(&control.fails) = None;
     control.said();

@@ -1,12 +1,6 @@
 //! Who is let in, without connections.
 
-use std::sync::{Mutex, PoisonError};
-
-use tracing::{
-    Event, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
+use ambient_testkit::log::{Lines, heard_by};
 
 use super::*;
 use crate::{ca::DirectoryCa, istiod::now, serve::Use};
@@ -30,47 +24,12 @@ fn showing(token: &str) -> MetadataMap {
     metadata
 }
 
-/// What was left out before each line of the log.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u64>>>);
-
-impl Visit for Lines {
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        if field.name() == "left_out" {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(value);
-        }
-    }
-
-    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
-}
-
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().contains("serve::admission")
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        event.record(&mut self.clone());
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
 #[tokio::test(start_paused = true)]
 async fn whoever_is_nobody_is_counted_and_fills_no_log() {
     let scratch = tempfile::tempdir().unwrap();
-    let (door, lines) = (door(&scratch), Lines::default());
-    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let (door, lines) = (door(&scratch), Lines::of("serve::admission"));
+    let _guard = heard_by(lines.clone());
+    let left_out = || lines.all().iter().map(|line| line.field("left_out").to_owned()).collect::<Vec<_>>();
     let nothing = Arc::new(Shown::Nothing);
     for _ in 0..1000 {
         for metadata in [MetadataMap::new(), showing("ambient-0.0")] {
@@ -78,7 +37,7 @@ async fn whoever_is_nobody_is_counted_and_fills_no_log() {
         }
     }
     assert_eq!(door.counts.refused(Refusal::Credential), 2000);
-    assert_eq!(*lines.0.lock().unwrap(), [0, 0], "one line for each reason");
+    assert_eq!(left_out(), ["0", "0"], "one line for each reason");
     // And so it is where nobody can be told from others.
     tokio::time::advance(Duration::from_secs(10)).await;
     let file = scratch.path().join("ca/tokens.json");
@@ -89,7 +48,7 @@ async fn whoever_is_nobody_is_counted_and_fills_no_log() {
     }
     std::fs::remove_file(&file).unwrap();
     door.admit(&nothing, &MetadataMap::new(), now()).unwrap_err();
-    assert_eq!(*lines.0.lock().unwrap(), [0, 0, 0, 999]);
+    assert_eq!(left_out(), ["0", "0", "0", "999"]);
 }
 
 /// What a token is for is read together with whose it is: files that change or break in between let nobody do more.

@@ -2,13 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use ambient_testkit::log::{Line, Lines, heard_by};
 use bytes::Bytes;
 use prost_types::{Struct, Value, value::Kind::StringValue};
-use tracing::{
-    Event, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
 
 use super::{
     silence::{ask, connect, framed},
@@ -21,64 +17,21 @@ use crate::wire::{
 };
 
 /// How often each line was written, by its text and its node.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<BTreeMap<(String, String), usize>>>);
-
-#[derive(Default)]
-struct Line {
-    text: String,
-    node: String,
-    why: String,
-    remedy: String,
+fn by_node(lines: &Lines) -> BTreeMap<(String, String), usize> {
+    let mut times = BTreeMap::new();
+    for line in lines.all().into_iter().filter(|line| line.level <= tracing::Level::INFO) {
+        *times.entry((line.field("node").to_owned(), text(&line))).or_default() += 1;
+    }
+    times
 }
 
-impl Visit for Line {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "node" => self.node = value.into(),
-            "why" => self.why = value.into(),
-            "remedy" => self.remedy = value.into(),
-            _ => {}
-        }
+fn text(line: &Line) -> String {
+    // Two kinds of reports are refused with one text.
+    match line.field("remedy") {
+        _ if line.field("why").starts_with("addresses[") => format!("{} for an address", line.message),
+        "" => line.message.clone(),
+        remedy => format!("{}: {remedy}", line.message),
     }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        match field.name() {
-            "message" => self.text = format!("{value:?}"),
-            "node" => self.node = format!("{value:?}"),
-            _ => {}
-        }
-    }
-}
-
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().contains("::serve::") && *metadata.level() <= tracing::Level::INFO
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut line = Line::default();
-        event.record(&mut line);
-        // Two kinds of reports are refused with one text.
-        let text = match line.why.starts_with("addresses[") {
-            true => format!("{} for an address", line.text),
-            false if !line.remedy.is_empty() => format!("{}: {}", line.text, line.remedy),
-            false => line.text,
-        };
-        *self.0.lock().unwrap().entry((line.node, text)).or_default() += 1;
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }
 
 fn said(name: &str, value: &str) -> Struct {
@@ -132,8 +85,8 @@ fn refused() -> Vec<(&'static str, Bytes, &'static str)> {
 /// Whoever has what one node is known by: each line is written once in a while, and those of others as before.
 #[tokio::test]
 async fn whoever_is_a_node_fills_no_log() {
-    let lines = Lines::default();
-    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let lines = Lines::of("::serve::");
+    let _guard = heard_by(lines.clone());
     let running = Running::start().await;
     let begun = tokio::time::Instant::now();
     let [one, other] = ["node-1", "node-9"].map(|node| running.token(node, Duration::from_secs(600), Use::Always));
@@ -174,7 +127,7 @@ async fn whoever_is_a_node_fills_no_log() {
     let answer = ask(&running, &mut theirs, &other, "/ambient.control.v1.NodeService/Join", join).await;
     assert_eq!(answer.as_deref(), Some("3"));
     let most = 1 + usize::try_from(begun.elapsed().as_secs() / 10).unwrap();
-    let lines = lines.0.lock().unwrap();
+    let lines = by_node(&lines);
     let of = |node: &str| lines.iter().filter(|((of, _), _)| of == node).collect::<Vec<_>>();
     let (ours, theirs) = (of("node-1"), of("node-9"));
     // One for each of them, for what is too often, and for a stream's beginning.
@@ -186,15 +139,15 @@ async fn whoever_is_a_node_fills_no_log() {
 /// As without a descriptor left, ten times a second: that is told once in a while, with what to do.
 #[tokio::test(start_paused = true)]
 async fn a_listener_that_can_accept_nothing_fills_no_log() {
-    let lines = Lines::default();
-    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let lines = Lines::of("::serve::");
+    let _guard = heard_by(lines.clone());
     let seldom = seldom::Seldom::default();
     let without = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
     for _ in 0..99 {
         server::cannot_accept(&seldom, &without);
         tokio::time::advance(Duration::from_millis(100)).await;
     }
-    let lines = lines.0.lock().unwrap();
+    let lines = by_node(&lines);
     let [((_, line), 1)] = &lines.iter().collect::<Vec<_>>()[..] else {
         panic!("one line: {lines:#?}")
     };

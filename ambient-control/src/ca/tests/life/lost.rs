@@ -1,15 +1,8 @@
 //! What is lost or damaged of an authority's records is told, and nobody is trusted again for it.
 
-use std::{
-    os::unix::fs::PermissionsExt as _,
-    sync::{Mutex, PoisonError},
-};
+use std::os::unix::fs::PermissionsExt as _;
 
-use tracing::{
-    Event, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
+use ambient_testkit::log::{Lines, heard_by};
 
 use super::*;
 
@@ -203,61 +196,21 @@ fn who_cannot_be_looked_for_among_the_barred_gets_nothing_until_that_is_told() {
     mesh.issue(&node, "cart");
 }
 
-/// Lines of the log of what a process holds of a directory.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
-
-impl Lines {
-    fn taken(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Visit for Lines {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{value:?}"));
-        }
-    }
-}
-
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().contains("ca::present")
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        event.record(&mut self.clone());
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
 /// Looks at it once a second, as a node does; what is logged meanwhile.
 fn looks(mesh: &mut Mesh, node: &DirectoryCa, seconds: u64, lines: &Lines) -> Vec<String> {
     for _ in 0..seconds {
         mesh.now += Duration::from_secs(1);
         mesh.trust(node);
     }
-    lines.taken()
+    lines.take().into_iter().map(|line| line.message).collect()
 }
 
 #[test]
 fn a_directory_that_is_gone_is_a_fault_until_it_is_back_and_fills_no_log() {
     let mut mesh = Mesh::new();
     let node = mesh.node("a");
-    let lines = Lines::default();
-    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let lines = Lines::of("ca::present");
+    let _guard = heard_by(lines.clone());
     assert!(looks(&mut mesh, &node, 2, &lines).is_empty() && node.faults().is_empty());
     let away = mesh.dir.parent().unwrap().join("away");
     fs::rename(&mesh.dir, &away).unwrap();
@@ -294,8 +247,8 @@ fn a_directory_that_is_gone_is_a_fault_until_it_is_back_and_fills_no_log() {
 fn a_file_of_an_authority_that_cannot_be_read_is_a_fault_until_it_can() {
     let mut mesh = Mesh::new();
     let node = mesh.node("a");
-    let lines = Lines::default();
-    let _guard = ambient_testkit::log::heard_by(lines.clone());
+    let lines = Lines::of("ca::present");
+    let _guard = heard_by(lines.clone());
     let root = mesh.dir.join("root.pem");
     let good = fs::read(&root).unwrap();
     fs::write(&root, "torn").unwrap();
