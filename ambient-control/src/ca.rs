@@ -206,9 +206,8 @@ impl Issuer for DirectoryCa {
         self.holder.trust(now())
     }
 
-    /// That the directory cannot be used, as the last look has found: it is gone, or a file in it cannot be read.
     fn faults(&self) -> Vec<String> {
-        self.holder.faults()
+        self.faults()
     }
 }
 

@@ -90,6 +90,11 @@ pub(super) struct Signed {
 }
 
 impl DirectoryCa {
+    /// That the directory cannot be used, as the last look has found: it is gone, or a file in it cannot be read.
+    pub fn faults(&self) -> Vec<String> {
+        self.holder.faults()
+    }
+
     /// The certificates of the trusted roots, in PEM.
     pub fn roots_pem(&self) -> String {
         self.holder.roots(now())

@@ -29,6 +29,11 @@ pub trait Signer: Send + Sync {
 
     /// The present roots and CRLs. While nothing has changed give the same `Arc`.
     fn bundles(&self) -> Arc<TrustBundles>;
+
+    /// What is wrong with it now, though it may still sign: a sentence each. Nothing, unless said.
+    fn faults(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What is to be signed.
@@ -105,6 +110,10 @@ impl Signer for DirectoryCa {
 
     fn bundles(&self) -> Arc<TrustBundles> {
         self.trust()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        self.faults()
     }
 }
 

@@ -74,6 +74,7 @@ pub struct Counts {
     closed: AtomicU64,
     cut: AtomicU64,
     faults: AtomicU64,
+    authority_faults: AtomicU64,
 }
 
 impl Counts {
@@ -101,6 +102,11 @@ impl Counts {
     /// What is wrong now with what the source of state reads.
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
+    }
+
+    /// What is wrong now with the authority; see [`Signer::faults`](crate::ca::Signer::faults).
+    pub fn authority_faults(&self) -> u64 {
+        self.authority_faults.load(Ordering::Relaxed)
     }
 
     /// All of it in Prometheus' text format.
@@ -136,6 +142,11 @@ impl Counts {
                 "source_faults",
                 "What is wrong now with what state is read from; the log names each.",
                 self.faults(),
+            ),
+            (
+                "authority_faults",
+                "What is wrong now with the authority, such as a file of it that cannot be read; the log names each.",
+                self.authority_faults(),
             ),
         ] {
             let name = format!("ambient_control_{name}");
@@ -175,6 +186,10 @@ impl Counts {
     pub(super) fn are_wrong(&self, faults: usize) {
         self.faults.store(faults as u64, Ordering::Relaxed);
     }
+
+    pub(super) fn authority_is_wrong(&self, faults: usize) {
+        self.authority_faults.store(faults as u64, Ordering::Relaxed);
+    }
 }
 
 fn add(to: &AtomicU64) {
@@ -195,6 +210,7 @@ mod tests {
         counts.open();
         counts.close();
         counts.are_wrong(3);
+        counts.authority_is_wrong(4);
         let text = counts.text();
         for line in [
             "ambient_control_refusals_total{reason=\"identity\"} 2",
@@ -202,6 +218,7 @@ mod tests {
             "ambient_control_node_certificates_total 1",
             "ambient_control_streams 1",
             "ambient_control_source_faults 3",
+            "ambient_control_authority_faults 4",
         ] {
             assert!(text.lines().any(|one| one == line), "{line}: {text}");
         }

@@ -310,6 +310,7 @@ async fn look(shared: &Shared, trust_changed: &Notify) {
     let mut before: Option<Seen> = None;
     loop {
         let (trust, stamps) = (shared.door.ca.bundles(), shared.door.nodes.stamps());
+        shared.door.counts.authority_is_wrong(shared.door.ca.faults().len());
         let same_trust = before.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, &trust) || **of == *trust);
         if !same_trust {
             let domain = &shared.door.trust_domain;

@@ -229,6 +229,23 @@ async fn what_is_wrong_with_the_source_is_counted() {
     }
 }
 
+/// And so is what is wrong with the authority.
+#[tokio::test]
+async fn what_is_wrong_with_the_authority_is_counted() {
+    let running = Running::start().await;
+    let file = running.scratch.path().join("ca/root.pem");
+    let whole = std::fs::read(&file).unwrap();
+    for (content, wrong) in [(b"torn".to_vec(), 1), (whole, 0)] {
+        std::fs::write(&file, content).unwrap();
+        let counted = async {
+            while running.counts.authority_faults() != wrong {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), counted).await.expect("it is counted");
+    }
+}
+
 /// Whoever has a node's key has no more of the authority than the node can need, and takes nothing from others.
 #[tokio::test]
 async fn a_node_that_asks_for_certificates_without_end_is_refused() {
