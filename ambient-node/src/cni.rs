@@ -8,7 +8,6 @@ use std::{
     future::poll_fn,
     io,
     net::IpAddr,
-    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -18,7 +17,7 @@ use std::{
 use ambient_core::{PodUid, Workload};
 use ambient_redirect::{
     BoxFuture, HandOver, HandOverError, PodSpec,
-    linux::{Inside, Netns, OwnPath, listen_for_streams},
+    linux::{Inside, Netns, StreamListener},
     pods::{PodState, State as PodStage},
 };
 use http::{Method, Request, Response, StatusCode};
@@ -61,15 +60,12 @@ const BREATH: Duration = Duration::from_millis(50);
 
 /// The socket, for the own user and root alone.
 #[derive(Debug)]
-pub(crate) struct Door {
-    listener: UnixListener,
-    path: OwnPath,
-}
+pub(crate) struct Door(StreamListener);
 
 impl Door {
+    /// Must be called within a runtime.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let (listener, path) = listen_for_streams(path)?;
-        Ok(Self { listener, path })
+        StreamListener::bind(path).map(Self)
     }
 }
 
@@ -168,7 +164,7 @@ impl Taken {
 
 /// Serves plugins until it is dropped; what is under way ends with it. Cancel safe.
 pub(crate) async fn serve(door: Door, porter: Porter, metrics: Arc<Metrics>) {
-    tracing::info!(socket = %door.path.path().display(), "CNI plugins may hand namespaces over");
+    tracing::info!(socket = %door.0.path().display(), "CNI plugins may hand namespaces over");
     let porter = Arc::new(porter);
     let answer: Answer = Arc::new(move |stream| {
         let exchanged = exchange(stream, porter.clone());
@@ -188,24 +184,23 @@ async fn uphold(door: Door, metrics: &Metrics, answer: Answer) {
 }
 
 async fn accept(door: Arc<Door>, answer: Answer) {
-    let listener = loop {
-        // A descriptor more, which there may be none of for a while.
-        match door.listener.try_clone().and_then(tokio::net::UnixListener::from_std) {
-            Ok(listener) => break listener,
-            Err(_) => time::sleep(BREATH).await,
-        }
-    };
     let places = Arc::new(Semaphore::new(PLUGINS));
     let mut plugins = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = door.0.accept() => accepted.and_then(UnixStream::from_std),
             Some(_) = plugins.join_next() => continue,
         };
-        let Ok((stream, _)) = accepted else {
-            // No descriptor left, or a plugin that went away: neither ends the listener.
-            time::sleep(BREATH).await;
-            continue;
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                // No descriptor left, or a plugin that went away: neither ends the listener. That its path did is said once.
+                if error.kind() == io::ErrorKind::NotFound {
+                    tracing::error!("the socket for CNI plugins, without which no pod starts: {error}");
+                }
+                time::sleep(BREATH).await;
+                continue;
+            }
         };
         let own = rustix::process::geteuid().as_raw();
         if !stream.peer_cred().is_ok_and(|peer| [0, own].contains(&peer.uid())) {

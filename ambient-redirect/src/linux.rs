@@ -32,7 +32,7 @@ pub(crate) use names::Names;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;
 pub(crate) use own::Own;
-pub use own_path::{OwnPath, listen_for_streams};
+pub use own_path::StreamListener;
 pub use preflight::{Part, PreflightError, preflight};
 pub use probes::{NodeSide, ProbeDifference};
 pub use processes::{FindError, Hidden, Processes, namespace_of};

@@ -11,12 +11,12 @@ use rustix::{
     cmsg_space,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recvmsg, sendmsg, sockopt,
+        SocketAddrUnix, SocketType, connect, recvmsg, sendmsg, sockopt,
     },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::own_path::{OwnPath, listen_at, socket};
+use super::own_path::{Listening, registered, socket};
 
 /// A connection.
 #[derive(Debug)]
@@ -26,10 +26,7 @@ pub struct SeqPacket {
 
 /// A socket that takes connections; its path goes with it.
 #[derive(Debug)]
-pub struct SeqPacketListener {
-    socket: AsyncFd<OwnedFd>,
-    _path: OwnPath,
-}
+pub struct SeqPacketListener(Listening);
 
 /// Who is at the other end of a connection, at the moment when it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,24 +164,20 @@ impl SeqPacketListener {
     /// `AddrInUse` where somebody listens there, or where the path is something else than a dead socket of the own user's;
     /// what the kernel says otherwise.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let (socket, path) = listen_at(path, SocketType::SEQPACKET)?;
-        Ok(Self {
-            socket: registered(socket, Interest::READABLE)?,
-            _path: path,
-        })
+        Listening::at(path, SocketType::SEQPACKET).map(Self)
     }
 
-    /// Takes a connection.
+    /// Takes a connection. Where somebody has removed the path a socket is made there again, within a second, as long as this is
+    /// waited for.
     ///
     /// # Errors
-    /// What the kernel says, for this connection; the listener goes on.
+    /// What the kernel says, for this connection, or once where the path was removed and cannot be made again; the listener goes
+    /// on.
     ///
     /// # Cancel safety
     /// No connection is lost.
     pub async fn accept(&self) -> io::Result<SeqPacket> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let accept = |socket: &OwnedFd| Ok(accept_with(socket, flags)?);
-        SeqPacket::new(self.socket.async_io(Interest::READABLE, accept).await?)
+        SeqPacket::new(self.0.accept().await?)
     }
 }
 
@@ -192,13 +185,6 @@ impl AsFd for SeqPacket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.get_ref().as_fd()
     }
-}
-
-#[allow(unsafe_code, reason = "tokio trusts that the descriptor stays what it is")]
-fn registered(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the value is the descriptor and owns it: it closes it only when it is dropped and never exchanges it; and
-    // nothing outside this module can reach it but to borrow it.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
 /// More than any packet should have, so that those too many are told from none.

@@ -188,8 +188,11 @@ impl Server {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok(socket) => self.admit(socket, &mut links, &told),
-                    // No descriptor left, or a client that went away: neither ends the listener.
-                    Err(_) => sleep(PAUSE).await,
+                    // No descriptor left, a client that went away, or a path that did: none of these ends the listener.
+                    Err(error) => {
+                        self.lock().last_ended = Some(error.to_string());
+                        sleep(PAUSE).await;
+                    }
                 },
                 Some((from, news)) = news.recv() => self.take(from, news, &mut links),
                 () = self.changed.notified() => (),
