@@ -136,7 +136,7 @@ pub fn answer(mesh: &Mesh, zone: &Zone, client: &Client<'_>, query: &[u8], trans
         alias: found.alias.as_deref(),
     };
     let limit = match transport {
-        Transport::Udp => edns.map_or(wire::SMALLEST_PAYLOAD, |edns| edns.payload).into(),
+        Transport::Udp => usize::from(edns.map_or(wire::SMALLEST_PAYLOAD, |edns| edns.payload)).min(LARGEST_DATAGRAM),
         Transport::Tcp => usize::from(u16::MAX),
     };
     Answer::Reply(reply.write(&addresses, TTL_SECONDS, limit))
@@ -160,6 +160,8 @@ pub(crate) fn meant(zone: &Zone, client: &Client<'_>, query: &[u8]) -> Vec<Strin
     names
 }
 
+/// What of an answer fits into a datagram of IPv4; what does not is had by TCP.
+const LARGEST_DATAGRAM: usize = 65_507;
 /// Names that one query may mean, as far as they are looked for.
 const MEANT: usize = 8;
 

@@ -49,7 +49,11 @@ pub(crate) async fn ask(
         let ended = tokio::select! {
             ended = asked.join_next() => ended,
             () = time::sleep(patience), if hurry => continue,
-            () = time::sleep_until(deadline) => return outcome,
+            // Of who is silent the network has not said that it is not there.
+            () = time::sleep_until(deadline) => return match outcome {
+                Outcome::Unreachable(_) => Outcome::Silent,
+                answered => answered,
+            },
         };
         match ended {
             Some(Ok(Ok(reply))) if goes_on(&reply) => outcome = Outcome::Reply(reply),

@@ -37,10 +37,10 @@ impl Default for Resolv {
 }
 
 /// Reads a `resolv.conf`. What is not understood is passed over, as the resolver does: unknown keywords and options, and
-/// nameservers that are no addresses or are link-local ones with an interface (`fe80::1%eth0`).
+/// nameservers that are no addresses or are link-local ones with an interface (`fe80::1%eth0`), and lines that begin with a blank.
 pub fn parse(text: &str) -> Resolv {
     let mut resolv = Resolv::default();
-    for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {
+    for line in text.lines().filter(|line| !line.starts_with(['#', ';', ' ', '\t'])) {
         let mut words = line.split_ascii_whitespace();
         match words.next() {
             Some("nameserver") => {
@@ -65,7 +65,9 @@ fn domain(word: &str) -> String {
 
 fn option(resolv: &mut Resolv, word: &str) {
     let Some((name, value)) = word.split_once(':') else { return };
-    let Ok(value) = value.parse::<u64>() else { return };
+    // Of `5x` the number counts.
+    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
+    let Ok(value) = value[..digits].parse::<u64>() else { return };
     let at_most = |most: u8| u8::try_from(value).unwrap_or(most).min(most);
     match name {
         "ndots" => resolv.ndots = at_most(15),

@@ -35,10 +35,12 @@ pub struct Limits {
     pub connections: usize,
     /// How long a TCP client may take for a whole query, counted from the last answer, and for taking an answer.
     pub idle: Duration,
+    /// After how long the next query is the last of a TCP connection: it is answered, and the client calls again for others.
+    pub life: Duration,
 }
 
 impl Default for Limits {
-    /// 256 forwards of at most 5 s, the next nameserver after 1.5 s, 64 connections that may idle for 5 s.
+    /// 256 forwards of at most 5 s, the next nameserver after 1.5 s, 64 connections that may idle for 5 s and stand for a minute.
     fn default() -> Self {
         Self {
             forwards: 256,
@@ -46,6 +48,20 @@ impl Default for Limits {
             patience: Duration::from_millis(1500),
             connections: 64,
             idle: Duration::from_secs(5),
+            life: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Limits {
+    /// The same, with a quarter at most of what servers may use together of queries and, over two listeners, of connections: whatever
+    /// one client does, others have theirs.
+    #[must_use]
+    pub fn within(self, budget: &Budget) -> Self {
+        Self {
+            forwards: self.forwards.min(budget.most.0 / 4).max(1),
+            connections: self.connections.min(budget.most.1 / 8).max(1),
+            ..self
         }
     }
 }
@@ -55,16 +71,19 @@ impl Default for Limits {
 pub struct Budget {
     forwards: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    /// Of each.
+    most: (usize, usize),
 }
 
 impl Budget {
     /// Room for so many queries that wait for nameservers, each of which takes a descriptor (one for each nameserver that
     /// is asked, three at most), and for so many TCP connections, each of which takes two.
     pub fn new(forwards: usize, connections: usize) -> Self {
-        let semaphore = |most: usize| Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+        let [forwards, connections] = [forwards, connections].map(|most| most.clamp(1, Semaphore::MAX_PERMITS));
         Self {
-            forwards: semaphore(forwards),
-            connections: semaphore(connections),
+            forwards: Arc::new(Semaphore::new(forwards)),
+            connections: Arc::new(Semaphore::new(connections)),
+            most: (forwards, connections),
         }
     }
 }
@@ -255,9 +274,10 @@ impl Server {
             }
             match listener.accept().await {
                 Ok((client, _)) => {
-                    // What does not fit waits in the backlog, all but this one.
-                    let Ok(room) = self.0.budget.connections.clone().acquire_owned().await else {
-                        return;
+                    // What does not fit waits in the backlog, all but this one, which does so for as long as it might idle.
+                    let room = self.0.budget.connections.clone().acquire_owned();
+                    let Ok(Ok(room)) = time::timeout(self.0.limits.idle, room).await else {
+                        continue;
                     };
                     let inner = self.0.clone();
                     connections.spawn(async move {
@@ -332,7 +352,9 @@ impl Inner {
         self.tell(&Event::Forwarded(query));
         let since = time::Instant::now();
         let servers = match socket.local_addr() {
-            Ok(at) => self.upstream.for_datagram(client, at).await,
+            Ok(at) => time::timeout(self.limits.forward, self.upstream.for_datagram(client, at))
+                .await
+                .unwrap_or_default(),
             Err(_) => Arc::default(),
         };
         let outcome = forward::ask(&self.upstream, &servers, bytes, self.limits.patience, self.limits.forward).await;

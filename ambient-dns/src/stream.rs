@@ -27,6 +27,7 @@ pub(crate) async fn converse(inner: &Inner, client: TcpStream) -> io::Result<()>
         waiting: Vec::new(),
         since: Instant::now(),
     };
+    let last_query_after = Instant::now() + inner.limits.life;
     let mut asks = true;
     while asks || talk.nameserver.is_some() {
         match talk.next(asks).await? {
@@ -34,13 +35,14 @@ pub(crate) async fn converse(inner: &Inner, client: TcpStream) -> io::Result<()>
                 if !talk.take(&query).await? {
                     return Ok(());
                 }
+                if Instant::now() >= last_query_after {
+                    asks = false;
+                    talk.ask_no_more().await?;
+                }
             }
-            // What has been asked is answered still; the nameserver is told as well, and closes when that is done.
             Next::LastQuery => {
                 asks = false;
-                if let Some((nameserver, _)) = &mut talk.nameserver {
-                    nameserver.shutdown().await?;
-                }
+                talk.ask_no_more().await?;
             }
             Next::Reply(reply) => talk.give(&reply).await?,
             // It ends for the client as it would without us: between two queries, or in the middle of a zone.
@@ -102,6 +104,14 @@ impl Talk<'_> {
                 self.fail(Failure::Silent);
                 Err(io::ErrorKind::TimedOut.into())
             }
+        }
+    }
+
+    /// What has been asked is answered still; the nameserver is told as well, and closes when that is done.
+    async fn ask_no_more(&mut self) -> io::Result<()> {
+        match &mut self.nameserver {
+            Some((nameserver, _)) => nameserver.shutdown().await,
+            None => Ok(()),
         }
     }
 
@@ -167,7 +177,8 @@ impl Talk<'_> {
 
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.nameserver.is_none() {
-            let servers = self.inner.upstream.for_stream(&self.client).await;
+            let servers = self.inner.upstream.for_stream(&self.client);
+            let servers = time::timeout(self.inner.limits.forward, servers).await?;
             self.nameserver = Some((connect(self.inner, &servers).await?, Messages::default()));
         }
         match &mut self.nameserver {

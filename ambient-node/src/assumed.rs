@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ambient_core::{Identity, IdentityError, Mesh, TrustDomain, Workload};
+use ambient_core::{Identity, IdentityError, Mesh, Network, TrustDomain, Workload};
 use ambient_redirect::PodSpec;
 use tokio::time;
 
@@ -41,6 +41,14 @@ pub(crate) fn trust_domain(config: &Config, pod: &PodSpec, mesh: Option<&Mesh>) 
         return config.trust_domain.clone();
     };
     alike(config, pod, mesh).map_or_else(|| config.trust_domain.clone(), |workload| workload.trust_domain.clone())
+}
+
+/// In which network a pod is: as the mesh says it of the pod, or where it does not know that yet or any more, of others in its cluster. A
+/// service's addresses in another network would mean nothing to it.
+pub(crate) fn network(config: &Config, pod: &PodSpec, mesh: &Mesh) -> Network {
+    mesh.workload_by_pod(&pod.uid)
+        .or_else(|| alike(config, pod, mesh))
+        .map_or_else(Network::default, |workload| workload.network.clone())
 }
 
 /// A workload that is of the same trust domain as a pod: its own, or as long as the mesh does not know that, as may be when a pod has just
@@ -150,6 +158,32 @@ mod tests {
         assert_eq!(said(&config, Some(&elsewhere)), "elsewhere.example");
         for nobody in [Some(&strangers), Some(&Mesh::default()), None] {
             assert_eq!(said(&config, nobody), "cluster.local");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_the_mesh_does_not_know_is_in_the_network_of_those_beside_it() {
+        let config = Config::new("n", "/");
+        let workload = |uid: &str, node: &str, network: &str, pod: &str| {
+            let workload = Workload {
+                node: node.into(),
+                cluster: uid.split("//").next().unwrap().into(),
+                network: network.into(),
+                pod: (!pod.is_empty()).then(|| pod.into()),
+                ..Workload::new(uid, "shop", "cart")
+            };
+            Update::Workload(workload.into())
+        };
+        let mut mesh = Mesh::default();
+        for (update, expected) in [
+            (workload("other//Pod/shop/a", "m", "", ""), ""),
+            (workload("Kubernetes//Pod/shop/a", "m", "elsewhere", ""), "elsewhere"),
+            (workload("Kubernetes//Pod/shop/b", "n", "beside", ""), "beside"),
+            (workload("Kubernetes//Pod/shop/cart", "n", "by-name", ""), "by-name"),
+            (workload("x", "n", "own", "u1"), "own"),
+        ] {
+            mesh = mesh.apply([update]);
+            assert_eq!(network(&config, &pod("cart"), &mesh).as_str(), expected);
         }
     }
 

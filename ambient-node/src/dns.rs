@@ -5,8 +5,7 @@ mod own;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use ambient_core::{Network, PodUid};
-use ambient_dns::{BoxFuture, Budget, Server, Upstream, View, Views, Zone};
+use ambient_dns::{BoxFuture, Budget, Limits, Server, Upstream, View, Views, Zone};
 use ambient_redirect::{
     PodSpec,
     linux::{Datagrams, Netns, original_destination},
@@ -18,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    Config, Shared, demand, entropy,
+    Config, Shared, assumed, demand, entropy,
     pod::{Pod, Stage},
 };
 use count::Count;
@@ -41,14 +40,31 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
         own: own.clone(),
         datagrams: OnceCell::new(),
     });
-    let views = views(node.clone(), pod.spec.uid.clone(), own);
+    let views = views(node.clone(), pod.spec.clone(), own);
     let count = Arc::new(Count::new(node.clone(), pod.spec.uid.clone()));
     let server = Server::builder(zone(config), pod.spec.namespace.clone(), views, way);
     server
         .called(pod.spec.name.clone())
+        .limits(Limits::default().within(&node.names))
         .budget(node.names.clone())
         .observer(count)
         .build()
+}
+
+/// The services that names may be, of the client's namespace and of the preferred one.
+fn asked_for(hostnames: &[String], namespace: &str, config: &Config) -> Vec<String> {
+    let in_namespace = |namespace: &str| demand::service_names(hostnames, namespace, &config.cluster_domain);
+    let mut names = in_namespace(namespace);
+    for name in config
+        .preferred_service_namespace
+        .iter()
+        .flat_map(|preferred| in_namespace(preferred))
+    {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// What the mesh's names are. Where IPv6 is not captured, connections to an IPv6 address go past the mesh: nobody is told of one.
@@ -74,14 +90,12 @@ pub(crate) async fn serve_tcp(server: Server, pod: Arc<Pod>, listener: Arc<TcpLi
     }
 }
 
-fn views(node: Arc<Shared>, pod: PodUid, own: Arc<Own>) -> Views {
+fn views(node: Arc<Shared>, pod: PodSpec, own: Arc<Own>) -> Views {
     Arc::new(move || {
         let now = node.state.current()?;
-        // Its namespace is known even where its workload is not (any more); its network is then the mesh's one.
-        let workload = now.mesh.workload_by_pod(&pod);
         Some(View {
+            network: assumed::network(&node.config, &pod, &now.mesh),
             mesh: now.mesh.clone(),
-            network: workload.map_or_else(Network::default, |workload| workload.network.clone()),
             search: own.present().search.clone(),
         })
     })
@@ -134,8 +148,9 @@ impl Upstream for Way {
     fn learn(&self, hostnames: Vec<String>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(demand) = &self.node.demand {
-                let names = demand::service_names(&hostnames, &self.pod.namespace, &self.node.config.cluster_domain);
-                demand.learn(&self.pod.uid, &names).await;
+                demand
+                    .learn(&self.pod.uid, &asked_for(&hostnames, &self.pod.namespace, &self.node.config))
+                    .await;
             }
         })
     }
@@ -191,5 +206,20 @@ mod tests {
         assert_eq!(zone(&config), Zone::new("mesh.example"));
         config.ipv6 = false;
         assert_eq!(zone(&config), Zone::new("mesh.example").with_ipv6(false));
+    }
+
+    #[test]
+    fn names_are_asked_for_in_the_clients_namespace_and_in_the_preferred_one() {
+        let names = ["api.example.com", "web.shop.svc.cluster.local"].map(String::from);
+        let mut config = Config::new("node", "/run/netns");
+        assert_eq!(
+            asked_for(&names, "shop", &config),
+            ["shop/api.example.com", "shop/web.shop.svc.cluster.local"]
+        );
+        config.preferred_service_namespace = Some("egress".into());
+        assert_eq!(
+            asked_for(&names, "shop", &config),
+            ["shop/api.example.com", "shop/web.shop.svc.cluster.local", "egress/api.example.com"]
+        );
     }
 }

@@ -492,6 +492,7 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
     if args.istiod.remembers_nothing() && !args.spiffe.gives_certificates() {
         tracing::warn!("--state-dir has no effect: nobody is named who could be away, and what is read of files here is read again");
     }
+    args.istiod.tell_of_names(config.dns_capture);
     let membership = args.istiod.membership(&config)?;
     let (source, announce) = source(&args, &config, &mesh, membership.as_ref()).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());

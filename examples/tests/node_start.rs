@@ -117,17 +117,54 @@ fn assert_says(result: &(Option<i32>, String), words: &[&str]) {
     }
 }
 
-/// What is told of `--state-dir` by a start with these.
-fn of_state_dir(args: &[&str]) -> bool {
+/// Whether a start with these, which comes to nothing, logs a text.
+fn logs(args: &[&str], text: &str) -> bool {
     let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_ambient"))
-        .args(["node", "--node", "node-1", "--no-dns-capture", "--state-dir", "state"])
+        .args([
+            "node",
+            "--node",
+            "node-1",
+            "--resolv-conf",
+            "resolv.conf",
+            "--netns-dir",
+            "no-netns",
+        ])
         .args(args)
         .current_dir(dir.path())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8_lossy(&output.stdout).contains("--state-dir has no effect")
+    String::from_utf8_lossy(&output.stdout).contains(text)
+}
+
+/// What is told of `--state-dir` by a start with these.
+fn of_state_dir(args: &[&str]) -> bool {
+    logs(
+        &[&["--no-dns-capture", "--state-dir", "state"], args].concat(),
+        "--state-dir has no effect",
+    )
+}
+
+#[test]
+fn names_that_are_not_known_where_state_comes_as_it_is_needed_are_told() {
+    let told = |args: &[&str]| {
+        let istiod = [
+            "--xds-address",
+            "localhost:1",
+            "--ca-address",
+            "localhost:1",
+            "--ca-root-ca",
+            "system",
+            "--xds-root-ca",
+            "system",
+        ];
+        logs(&[&istiod, args].concat(), "--xds-on-demand: names of ServiceEntries")
+    };
+    assert!(told(&["--xds-on-demand", "true"]));
+    assert!(!told(&["--xds-on-demand", "true", "--no-dns-capture"]));
+    assert!(!told(&[]));
 }
 
 #[test]

@@ -613,6 +613,24 @@ fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
     }
 }
 
+/// Whatever the client says that it takes: no datagram of IPv4 is longer.
+#[test]
+fn what_is_longer_than_any_datagram_is_cut() {
+    let addresses: Vec<String> = (0..5_000).map(|n: u32| format!("10.1.{}.{}", n / 250, n % 250)).collect();
+    let vips: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let mesh = Mesh::default().apply([service("shop", "many.shop.svc.cluster.local", &vips, &[])]);
+    let mut query = query("many.", RecordType::A);
+    let mut edns = Edns::new();
+    edns.set_max_payload(u16::MAX);
+    query.edns = Some(edns);
+    let query = query.to_vec().unwrap();
+    let Answer::Reply(bytes) = answer(&mesh, &Zone::default(), &client("shop"), &query, Transport::Udp, 0) else {
+        panic!()
+    };
+    let cut = Message::from_vec(&bytes).unwrap().metadata.truncation;
+    assert!(cut && (65_000..=65_507).contains(&bytes.len()), "{cut}, {}", bytes.len());
+}
+
 #[test]
 fn the_zone_is_what_the_cluster_says() {
     let mesh = Mesh::default().apply([service("shop", "web.shop.svc.corp.example", &["10.96.0.7"], &[])]);

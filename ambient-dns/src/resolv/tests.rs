@@ -18,8 +18,9 @@ fn a_pods_file_is_read() {
 
 #[test]
 fn what_is_no_nameserver_is_passed_over() {
-    let resolv =
-        parse("nameserver\nnameserver x\nnameserver fe80::1%eth0\n;nameserver 10.0.0.1\n#nameserver 10.0.0.2\nNAMESERVER 10.0.0.3\n");
+    let resolv = parse(
+        "nameserver\nnameserver x\nnameserver fe80::1%eth0\n nameserver 10.0.0.4\n\tnameserver 10.0.0.5\n;nameserver 10.0.0.1\n#nameserver 10.0.0.2\nNAMESERVER 10.0.0.3\n",
+    );
     assert_eq!(resolv, Resolv::default());
 }
 
@@ -28,6 +29,7 @@ fn bounds_are_the_resolvers() {
     let resolv = parse(
         "nameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\nnameserver 10.0.0.4\noptions ndots:99 timeout:9999999 attempts:300 ndots:x\n",
     );
+    assert_eq!(parse("options ndots:5x timeout:x2\n").ndots, 5);
     assert_eq!(resolv.nameservers.len(), 3);
     assert_eq!((resolv.ndots, resolv.timeout, resolv.attempts), (15, Duration::from_secs(30), 5));
 }

@@ -20,6 +20,16 @@ struct Way {
     draws: Mutex<u64>,
     /// Sockets that cannot be had.
     broken: bool,
+    hangs: bool,
+}
+
+impl Way {
+    async fn servers(&self) -> Arc<[SocketAddr]> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        self.servers.clone()
+    }
 }
 
 impl Upstream for Way {
@@ -30,11 +40,11 @@ impl Upstream for Way {
     }
 
     fn for_datagram(&self, _: SocketAddr, _: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>> {
-        Box::pin(async { self.servers.clone() })
+        Box::pin(self.servers())
     }
 
     fn for_stream<'a>(&'a self, _: &'a TcpStream) -> BoxFuture<'a, Arc<[SocketAddr]>> {
-        Box::pin(async { self.servers.clone() })
+        Box::pin(self.servers())
     }
 
     fn udp(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<UdpSocket>> {
@@ -108,6 +118,8 @@ struct Setup<'a> {
     budget: Budget,
     known: bool,
     broken: bool,
+    /// It never becomes known whom the client means.
+    hangs: bool,
 }
 
 impl Default for Setup<'_> {
@@ -118,6 +130,7 @@ impl Default for Setup<'_> {
             budget: Budget::default(),
             known: true,
             broken: false,
+            hangs: false,
         }
     }
 }
@@ -136,6 +149,7 @@ impl Setup<'_> {
             servers: self.servers.into(),
             draws: Mutex::new(7),
             broken: self.broken,
+            hangs: self.hangs,
         };
         let server = Server::builder(Zone::default(), "shop", Arc::new(move || view.clone()), Arc::new(way));
         let server = server.limits(self.limits).budget(self.budget).observer(told.clone()).build();

@@ -19,7 +19,10 @@ use std::{
 use ambient_dns::resolv;
 use ambient_redirect::linux::NetnsId;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time,
+};
 
 use crate::clock;
 
@@ -39,6 +42,8 @@ pub(super) struct Own {
     namespace: NetnsId,
     known: watch::Sender<Known>,
     looked: Mutex<Option<Instant>>,
+    /// Has one place: a look.
+    looking: Arc<Semaphore>,
     /// Where it was found last: looked at first, so that not all processes of the node are gone through each time.
     process: AtomicU32,
 }
@@ -49,6 +54,7 @@ impl Own {
             namespace,
             known: watch::Sender::default(),
             looked: Mutex::default(),
+            looking: Arc::new(Semaphore::new(1)),
             process: AtomicU32::new(0),
         })
     }
@@ -78,12 +84,14 @@ impl Own {
             return None;
         }
         *looked = Some(now);
+        // One at a time: the file may lie where reading never ends.
+        let looking = self.looking.clone().try_acquire_owned().ok()?;
         let own = self.clone();
-        Some(tokio::spawn(async move {
-            // Never closed.
-            let _turn = TURNS.acquire().await;
-            let _ = tokio::task::spawn_blocking(move || own.find()).await;
-        }))
+        let find = move || {
+            own.find();
+            drop(looking);
+        };
+        Some(tokio::spawn(in_turn(&TURNS, &STUCK, find)))
     }
 
     fn find(&self) {
@@ -91,6 +99,27 @@ impl Own {
         let (process, found) = look_at(last, self.namespace).or_else(|| find(self.namespace)).unwrap_or_default();
         self.process.store(process, Ordering::Relaxed);
         self.known.send_replace(found);
+    }
+}
+
+/// Has a thread do it when there is a turn, and ends when it is done. What takes too long gives its turn to others, as long as there are
+/// not too many such.
+async fn in_turn(turns: &Semaphore, stuck: &'static Semaphore, work: impl FnOnce() + Send + 'static) {
+    // None of them is ever closed.
+    let turn = turns.acquire().await;
+    let mut done = tokio::task::spawn_blocking(work);
+    if time::timeout(LONG, &mut done).await.is_ok() {
+        return;
+    }
+    match stuck.try_acquire() {
+        Ok(place) => {
+            drop(turn);
+            tokio::spawn(async move {
+                let _ = done.await;
+                drop(place);
+            });
+        }
+        Err(_) => drop(done.await),
     }
 }
 
@@ -144,6 +173,11 @@ fn known(text: &str) -> Known {
 
 /// So many pods' files are looked for at a time.
 static TURNS: Semaphore = Semaphore::const_new(2);
+
+/// How long a look may take before others have its turn: the file may lie on a network, or be answered for by the pod itself.
+const LONG: Duration = Duration::from_secs(2);
+/// Looks that took longer and go on; each has a thread.
+static STUCK: Semaphore = Semaphore::const_new(32);
 
 /// How old what is known may be: the kubelet writes the file once, and what writes it again is in no hurry.
 const KEPT: Duration = Duration::from_secs(30);

@@ -60,7 +60,9 @@ pub(super) struct Istiod {
     #[arg(long, env = "AMBIENT_NODE_METADATA", value_name = "MAP", value_parser = metadata)]
     node_metadata: Option<Texts>,
     /// Whether workloads and services are asked for as connections need them, instead of all at once: for meshes of which a
-    /// node needs a small part. A connection to an address that was not asked for yet waits for the answer.
+    /// node needs a small part. A connection to an address that was not asked for yet waits for the answer. A name outside the cluster's
+    /// domain is known to the DNS proxy in the client's own namespace and the preferred one alone, and a wildcard in none: what a
+    /// ServiceEntry elsewhere says of such a name does not count.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     xds_on_demand: bool,
     /// A directory of this node's own where what was said last is kept, for a restart while istiod, `ambient control` or SPIRE is away:
@@ -209,6 +211,16 @@ impl Istiod {
             ..StateConfig::new(endpoint, asker)
         };
         Ok(Box::new(State::connect(config).map_err(|error| self.why(error))?))
+    }
+
+    /// Says what names are not known where state is asked for as it is needed.
+    pub(super) fn tell_of_names(&self, captures_dns: bool) {
+        if self.xds_on_demand && captures_dns && self.gives_state() {
+            tracing::warn!(
+                "--xds-on-demand: names of ServiceEntries in other namespaces, and wildcards, are not known to the DNS proxy, so that what calls \
+                 them goes around their waypoints: have all state come, or keep each entry in the namespace of its clients"
+            );
+        }
     }
 
     /// Whether a directory to remember in is named, and nobody of whom anything here is kept there.

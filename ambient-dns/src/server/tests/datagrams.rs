@@ -8,6 +8,7 @@ fn brief() -> Limits {
         patience: Duration::from_millis(100),
         connections: 2,
         idle: Duration::from_millis(300),
+        ..Limits::default()
     }
 }
 
@@ -264,6 +265,14 @@ async fn of_several_nameservers_the_next_is_asked_when_one_fails() {
             "{servers:?}"
         );
     }
+    // Of one the network says that it is not there, and the other is silent: so is this.
+    for servers in [[nobody, silent.at], [silent.at, nobody]] {
+        let bench = bench(&servers, brief()).await;
+        let socket = client(&bench).await;
+        socket.send(&example(5)).await.unwrap();
+        bench.until(1, |event| *event == Event::Dropped(Dropped::Silent)).await;
+        assert_eq!(heard(&socket, Duration::from_millis(10)).await, None, "{servers:?}");
+    }
     // What is right is not asked for twice.
     let asked = good.heard().len();
     let bench = bench(&[good.at, silent.at], brief()).await;
@@ -316,6 +325,30 @@ async fn all_servers_together_keep_to_their_budget() {
     benches[1].until(3, |event| *event == Event::Dropped(Dropped::Busy)).await;
     nameserver.hears(3).await;
     assert_eq!(by_udp(&benches[1], &web(9)).await, webs_answer(9));
+}
+
+#[tokio::test]
+async fn who_is_meant_is_not_waited_for_without_end() {
+    let setup = Setup {
+        limits: brief(),
+        hangs: true,
+        ..Setup::default()
+    };
+    let bench = setup.start().await;
+    let socket = client(&bench).await;
+    // Each place is had again.
+    for id in 0..3 * 2 {
+        socket.send(&example(id)).await.unwrap();
+        if id % 2 == 1 {
+            bench
+                .until(1 + usize::from(id), |event| *event == Event::Dropped(Dropped::Silent))
+                .await;
+        }
+    }
+    assert_eq!(bench.count(|event| *event == Event::Dropped(Dropped::Busy)), 0);
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    nameserver::write(&mut stream, &example(2)).await;
+    assert_eq!(time::timeout(PATIENCE, nameserver::next(&mut stream)).await.unwrap(), None);
 }
 
 #[tokio::test]

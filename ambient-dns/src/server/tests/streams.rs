@@ -236,11 +236,11 @@ async fn what_is_no_query_ends_the_connection() {
 async fn all_servers_together_keep_to_their_connections() {
     let budget = Budget::new(1, 1);
     let mut benches = Vec::new();
-    for _ in 0..2 {
+    for number in 0..2 {
         let setup = Setup {
             budget: budget.clone(),
             limits: Limits {
-                idle: Duration::from_millis(500),
+                idle: Duration::from_millis(500 + 500 * number),
                 ..Limits::default()
             },
             ..Setup::default()
@@ -255,4 +255,51 @@ async fn all_servers_together_keep_to_their_connections() {
     assert!(early.is_err(), "it waits for the first to end: {early:?}");
     assert_eq!(time::timeout(PATIENCE, next(&mut second)).await.unwrap(), Some(webs_answer(2)));
     ends(&mut first).await;
+}
+
+/// Whoever asks again and again keeps a place for his connection's life, and who has waited for one too long is let go.
+#[tokio::test]
+async fn a_connection_has_a_last_query_and_a_place_is_not_waited_for_for_ever() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    for life in [Duration::ZERO, Duration::from_secs(60)] {
+        let setup = Setup {
+            servers: &[nameserver.at],
+            limits: Limits { life, ..brief() },
+            ..Setup::default()
+        };
+        let bench = setup.start().await;
+        for [query, reply] in [[web(1), webs_answer(1)], [example(2), answer(&example(2))]] {
+            let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+            assert_eq!(over(&mut stream, &query).await, reply, "the last is answered as well");
+            match life.is_zero() {
+                true => ends(&mut stream).await,
+                false => assert_eq!(over(&mut stream, &query).await, reply),
+            }
+        }
+    }
+    let (budget, mut benches) = (Budget::new(1, 1), Vec::new());
+    for idle in [Duration::from_secs(60), Duration::from_millis(50)] {
+        let setup = Setup {
+            budget: budget.clone(),
+            limits: Limits { idle, ..Limits::default() },
+            ..Setup::default()
+        };
+        benches.push(setup.start().await);
+    }
+    let mut first = TcpStream::connect(benches[0].tcp).await.unwrap();
+    assert_eq!(over(&mut first, &web(1)).await, webs_answer(1));
+    let mut second = TcpStream::connect(benches[1].tcp).await.unwrap();
+    ends(&mut second).await;
+    assert_eq!(over(&mut first, &web(2)).await, webs_answer(2), "it goes on");
+}
+
+#[test]
+fn one_client_has_a_quarter_at_most() {
+    let limits = |forwards, connections| {
+        let limits = Limits::default().within(&Budget::new(forwards, connections));
+        (limits.forwards, limits.connections)
+    };
+    assert_eq!(limits(4096, 2048), (256, 64));
+    assert_eq!(limits(224, 112), (56, 14));
+    assert_eq!(limits(1, 1), (1, 1), "nobody goes without");
 }

@@ -99,3 +99,38 @@ async fn it_is_not_looked_for_all_the_time() {
     assert!(own.look().is_none());
     assert_eq!(own.present(), Known::default());
 }
+
+/// Where reading never ends, as a file system that the pod itself answers for may have it.
+#[tokio::test(start_paused = true)]
+async fn files_that_are_never_read_leave_their_turns_to_others() {
+    static TURNS: Semaphore = Semaphore::const_new(2);
+    static STUCK: Semaphore = Semaphore::const_new(3);
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    let mut hanging: Vec<_> = (0..5)
+        .map(|_| {
+            let held = held.clone();
+            tokio::spawn(in_turn(&TURNS, &STUCK, move || {
+                let _ = held.lock().unwrap().recv();
+            }))
+        })
+        .collect();
+    for hangs in &mut hanging[..3] {
+        // By hand, as threads that do something hold the clock.
+        while !hangs.is_finished() {
+            time::advance(LONG).await;
+            tokio::task::yield_now().await;
+        }
+        hangs.await.unwrap();
+    }
+    assert_eq!((STUCK.available_permits(), TURNS.available_permits()), (0, 0));
+    drop(hold);
+    for hangs in hanging.split_off(3) {
+        hangs.await.unwrap();
+    }
+    in_turn(&TURNS, &STUCK, || ()).await;
+    assert_eq!(TURNS.available_permits(), 2);
+    while STUCK.available_permits() < 3 {
+        tokio::task::yield_now().await;
+    }
+}
