@@ -162,6 +162,17 @@ impl Mesh {
         exact.or_else(|| self.service_by_block(address, client_namespace))
     }
 
+    /// Every service with the address itself among its virtual ones, in the order of their names, then every one with a block that it is in,
+    /// the longest prefix first; seen or not.
+    pub fn services_by_vip<'a>(&'a self, address: &'a NetworkAddress) -> impl Iterator<Item = &'a Arc<Service>> {
+        let exact = self.0.vips.get(address).into_iter();
+        let blocks = self.0.lengths.of(address.ip).iter().filter_map(|(length, _)| {
+            let block = NetworkBlock::new(address.network.clone(), address.ip, *length)?;
+            self.0.blocks.get(&block)
+        });
+        exact.chain(blocks).flat_map(Few::iter)
+    }
+
     fn service_by_block(&self, address: &NetworkAddress, namespace: &str) -> Option<&Arc<Service>> {
         let mut anywhere = None;
         // From the longest prefix on.

@@ -96,15 +96,17 @@ fn not_own_port(delivery: &Delivery) -> Result<(), Refusal> {
     }
 }
 
-/// A service or workload at an address that a pod is a waypoint of: `None` if it is of neither, else the service, if it is one.
+/// A service or workload at an address that a pod is a waypoint of: `None` if it is of neither, else the service, if it is one. Whose
+/// address it is hangs on the client ([`outbound`](super::outbound)), of which nothing is known here: so each that it may have meant counts.
 fn behind(mesh: &Mesh, pod: &Workload, named: IpAddr) -> Option<Option<Arc<Service>>> {
     let address = NetworkAddress::new(pod.network.clone(), named);
-    if let Some(workload) = mesh.workload_by_address(&address) {
-        let waypoint = workload.waypoint.as_ref()?;
-        return gateway::is(mesh, pod, waypoint).then_some(None);
+    let nearest = mesh.service_by_vip(&address, &pod.namespace);
+    let mut services = nearest.into_iter().chain(mesh.services_by_vip(&address));
+    if let Some(service) = services.find(|service| gateway::is_one_of(mesh, pod, service)) {
+        return Some(Some(service.clone()));
     }
-    let service = mesh.service_by_vip(&address, &pod.namespace)?;
-    gateway::is_one_of(mesh, pod, service).then(|| Some(service.clone()))
+    let waypoint = mesh.workload_by_address(&address)?.waypoint.as_ref()?;
+    gateway::is(mesh, pod, waypoint).then_some(None)
 }
 
 /// The service of a name that a pod serves or is a waypoint of; of several the one that its namespace sees first.

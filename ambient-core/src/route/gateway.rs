@@ -141,7 +141,7 @@ impl Way<'_> {
             GatewayTarget::Address(at) => (self.mesh.workload_by_address(at)?, Some(at.ip)),
             GatewayTarget::Hostname(name) => (self.mesh.workload_by_hostname(name)?, None),
         };
-        Some(Found {
+        usable(workload, IpFamilies::default()).then_some(Found {
             workload,
             service: None,
             named,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{ApplicationProtocol, ApplicationTunnel};
+use crate::{ApplicationProtocol, ApplicationTunnel, Network, NetworkBlock, Visibility};
 
 fn arrive(mesh: &Mesh, pod: &Workload, authority: &str) -> Result<Delivery, Refusal> {
     let authority = &authority.parse().unwrap();
@@ -105,6 +105,53 @@ fn a_waypoint_receives_for_whom_it_speaks() {
             assert_eq!(to(&mesh, pod, authority), expected.map(String::from), "{authority}");
         }
     }
+}
+
+/// Whom a client means by an address hangs on its namespace, which is not the waypoint's.
+#[test]
+fn a_waypoint_receives_for_services_that_its_own_namespace_does_not_mean() {
+    let gate = captured("gate", &["10.0.0.9"]);
+    let gate = Workload {
+        namespace: "infra".into(),
+        ..gate
+    };
+    let through = |name: &str, vip: &str| Service {
+        waypoint: Some(at_address("10.0.0.9")),
+        ..service(name, vip, &[(80, 8080)], &[])
+    };
+    let mut hidden = through("hidden", "10.96.0.1");
+    hidden.visibility = Visibility::Namespace;
+    let shared = through("shared", "10.96.0.2");
+    let mut own = service("shared", "10.96.0.2", &[(80, 8080)], &[]);
+    own.name = NamespacedHostname::new("infra", "shared.infra.svc.cluster.local");
+    let mut block = through("block", "10.96.0.3");
+    block.vips.clear();
+    block.vip_blocks = vec![NetworkBlock::new(Network::default(), "10.97.0.0".parse().unwrap(), 16).unwrap()];
+    // A service comes before a workload, as for who comes.
+    let both = Workload {
+        waypoint: Some(at_address("10.0.0.7")),
+        ..captured("both", &["10.96.0.4"])
+    };
+    let of_both = through("of-both", "10.96.0.4");
+    let mesh = mesh(&[&gate, &both], &[&hidden, &shared, &own, &block, &of_both]);
+    for (vip, service) in [
+        ("10.96.0.1", &hidden),
+        ("10.96.0.2", &shared),
+        ("10.97.3.4", &block),
+        ("10.96.0.4", &of_both),
+    ] {
+        let delivery = arrive(&mesh, &gate, &format!("{vip}:80"));
+        let delivery = delivery.unwrap_or_else(|refusal| panic!("{vip}: {refusal}"));
+        assert_eq!(delivery.to, "10.0.0.9:80".parse().unwrap(), "{vip}");
+        assert_eq!(delivery.service.map(|of| of.name.clone()).as_ref(), Some(&service.name), "{vip}");
+    }
+    let other = captured("other", &["10.0.0.7"]);
+    assert_eq!(
+        to(&mesh, &other, "10.96.0.4:80"),
+        Ok("10.0.0.7:80".into()),
+        "it is the workload's waypoint"
+    );
+    assert_eq!(to(&mesh, &other, "10.96.0.1:80"), Err(400), "and of no service");
 }
 
 #[test]

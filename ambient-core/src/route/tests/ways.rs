@@ -424,3 +424,32 @@ fn a_waypoint_is_reached_in_the_families_of_its_service() {
         check(&mesh, &[("by family", &client, "[fd00:96::1]:80", &[expected])]);
     }
 }
+
+/// A workload in another network may have an address that is somebody else's here.
+#[test]
+fn a_gateway_that_is_a_workload_is_dialled_in_its_own_network_alone() {
+    let client = captured("client", &["10.0.0.1"]);
+    let at = GatewayAddress {
+        target: GatewayTarget::Address(NetworkAddress::new("far".into(), "10.0.0.9".parse().unwrap())),
+        hbone_port: 15008,
+    };
+    for (network, expected) in [("far", None), ("", Some("waypoint gate 10.0.0.9:15008 10.0.0.2:80"))] {
+        let gate = Workload {
+            network: network.into(),
+            ..captured("gate", &["10.0.0.9"])
+        };
+        let waypoint = match expected {
+            Some(_) => at_address("10.0.0.9"),
+            None => at.clone(),
+        };
+        let server = Workload {
+            waypoint: Some(waypoint),
+            ..captured("server", &["10.0.0.2"])
+        };
+        let expected = expected.unwrap_or("refused: unknown waypoint: far/10.0.0.9");
+        check(
+            &mesh(&[&gate, &server], &[]),
+            &[("a waypoint", &client, "10.0.0.2:80", &[expected])],
+        );
+    }
+}
