@@ -35,12 +35,25 @@ fn get(admin: SocketAddr, target: &str, patience: Duration) -> anyhow::Result<St
     stream.write_all(request.as_bytes()).map_err(in_words).with_context(asked)?;
     let mut answer = String::new();
     stream
-        .take(MOST)
+        .take(MOST + 1)
         .read_to_string(&mut answer)
         .map_err(in_words)
         .with_context(asked)?;
+    anyhow::ensure!(
+        answer.len() as u64 <= MOST,
+        "the answer of the node at {admin} is longer than {} MiB, and half of one is none: ask for less, or read http://{admin}{target}",
+        MOST >> 20
+    );
     let other = |what: &str| format!("what listens at {admin} is no node's admin page, as {what}: --admin names another address");
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| other("the answer is not HTTP"))?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    });
+    anyhow::ensure!(
+        length.is_none_or(|length: usize| body.len() >= length),
+        "the answer of the node at {admin} has ended before all of it came: ask again"
+    );
     let status: Option<u16> = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     match status.with_context(|| other("the answer is not HTTP"))? {
         200 if !body.is_empty() => Ok(body.to_owned()),

@@ -68,6 +68,41 @@ fn a_failure_that_nobody_can_be_told_of_is_a_failure() {
     assert_eq!(told.status.code(), Some(2), "{told:?}");
 }
 
+/// What `ambient pods` comes to where this is answered, and at which address.
+fn pods_of(answer: Vec<u8>) -> (String, Output) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let node = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = [0; 4096];
+        let _ = stream.read(&mut asked).unwrap();
+        // Of what is too long not all is taken.
+        let _ = stream.write_all(&answer);
+    });
+    let told = ambient(&["pods", "--admin", &address], Stdio::piped(), Stdio::piped());
+    node.join().unwrap();
+    (address, told)
+}
+
+#[test]
+fn half_of_an_answer_is_none() {
+    let long = ["HTTP/1.1 200 OK\r\n\r\n", &"x".repeat(17 << 20)].concat();
+    for (answer, wanted) in [
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf of it".to_owned(),
+            "before all of it came",
+        ),
+        (long, "longer than 16 MiB"),
+    ] {
+        let (address, told) = pods_of(answer.into());
+        let err = String::from_utf8_lossy(&told.stderr);
+        assert_eq!((told.status.code(), told.stdout.len()), (Some(1), 0), "{err}");
+        assert!(err.contains(wanted) && err.contains(&address), "{err}");
+    }
+    let (_, told) = pods_of("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nall of it\n".into());
+    assert_eq!((told.status.code(), &told.stdout[..]), (Some(0), &b"all of it\n"[..]), "{told:?}");
+}
+
 /// Something listens where a node's admin pages are looked for, and is none, or says nothing more than that it will not.
 #[test]
 fn an_answer_without_words_is_told_in_words() {
@@ -77,16 +112,7 @@ fn an_answer_without_words_is_told_in_words() {
         ("HTTP/1.1 404 Not Found\r\n\r\n", "404"),
         ("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n \n", "500"),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let node = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut asked = [0; 4096];
-            let _ = stream.read(&mut asked).unwrap();
-            stream.write_all(answer.as_bytes()).unwrap();
-        });
-        let told = ambient(&["pods", "--admin", &address], Stdio::piped(), Stdio::piped());
-        node.join().unwrap();
+        let (address, told) = pods_of(answer.into());
         let err = String::from_utf8_lossy(&told.stderr).trim().to_owned();
         assert_eq!(told.status.code(), Some(1), "{err}");
         assert!(

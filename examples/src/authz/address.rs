@@ -27,14 +27,28 @@ pub(super) enum Hangs {
 }
 
 /// Whether other addresses than those that stand in a connection would turn the answer.
+pub(super) fn hangs(policies: &Policies, workload: &Workload, conn: &Conn<'_>, known: Known) -> Hangs {
+    let Some(places) = places(policies, conn, known) else {
+        return Hangs::Perhaps;
+    };
+    let allowed = decide(policies, workload, conn).is_allow();
+    let turning = places.iter().find(|other| decide(policies, workload, other).is_allow() != allowed);
+    let Some(other) = turning else { return Hangs::Not };
+    let differ = [
+        (Field::SourceIps, other.source, conn.source),
+        (Field::DestinationIps, other.destination.ip(), conn.destination.ip()),
+    ];
+    let turning = differ.into_iter().filter(|(_, other, own)| other != own);
+    Hangs::On(turning.map(|(field, other, _)| (field, other)).collect())
+}
+
+/// A connection as it is, and with every other address in the place of one that is not known, as far as policies tell them apart; `None`
+/// where these are too many.
 ///
 /// What blocks an address is in changes at their beginnings and behind their ends alone, so these are all that there is to try.
-pub(super) fn hangs(policies: &Policies, workload: &Workload, conn: &Conn<'_>, known: Known) -> Hangs {
+pub(super) fn places<'a>(policies: &Policies, conn: &Conn<'a>, known: Known) -> Option<Vec<Conn<'a>>> {
     let (mut sources, mut destinations) = (BTreeSet::from([conn.source]), BTreeSet::from([conn.destination.ip()]));
-    if known.source && known.destination {
-        return Hangs::Not;
-    }
-    for policy in policies.iter() {
+    for policy in policies.iter().filter(|_| !(known.source && known.destination)) {
         let matches = policy
             .rules
             .iter()
@@ -51,28 +65,17 @@ pub(super) fn hangs(policies: &Policies, workload: &Workload, conn: &Conn<'_>, k
             }
         }
         if sources.len() * destinations.len() > MOST_TRIED {
-            return Hangs::Perhaps;
+            return None;
         }
     }
-    let allowed = decide(policies, workload, conn).is_allow();
-    for source in &sources {
-        for destination in &destinations {
-            let other = Conn {
-                peer: conn.peer,
-                source: *source,
-                destination: SocketAddr::new(*destination, conn.destination.port()),
-            };
-            if decide(policies, workload, &other).is_allow() != allowed {
-                let differ = [
-                    (Field::SourceIps, *source, conn.source),
-                    (Field::DestinationIps, *destination, conn.destination.ip()),
-                ];
-                let turning = differ.into_iter().filter(|(_, other, own)| other != own);
-                return Hangs::On(turning.map(|(field, other, _)| (field, other)).collect());
-            }
-        }
-    }
-    Hangs::Not
+    let each = sources.iter().flat_map(|source| {
+        destinations.iter().map(|destination| Conn {
+            peer: conn.peer,
+            source: *source,
+            destination: SocketAddr::new(*destination, conn.destination.port()),
+        })
+    });
+    Some(each.collect())
 }
 
 /// Notes where a block begins, and where it is over.

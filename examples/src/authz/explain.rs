@@ -94,13 +94,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     };
     let destination = args.to_ip.or(target.ip);
     let mut explanation = asked.explain(&target);
-    let mut open = Open::of(&target, &files, &asked.policies, &asked.conn(&target));
+    let known = Known {
+        source: asked.source.is_some(),
+        destination: destination.is_some(),
+    };
+    let mut open = Open::of(&target, &files, &asked.policies, &asked.conn(&target), known);
     let mut hanging = None;
     if open.settled {
-        let known = Known {
-            source: asked.source.is_some(),
-            destination: destination.is_some(),
-        };
         hanging = told(
             &address::hangs(&asked.policies, &target.workload, &asked.conn(&target), known),
             explanation.allowed,

@@ -10,7 +10,11 @@ use ambient_authz::{
 use ambient_core::PolicyKey;
 use serde::Serialize;
 
-use super::{files::Files, target::Target};
+use super::{
+    address::{self, Known},
+    files::Files,
+    target::Target,
+};
 
 /// What was not asked, and whether it could make the answer another.
 #[derive(Debug, Default, Serialize)]
@@ -53,13 +57,13 @@ pub(super) struct Verdict {
 
 impl Open {
     /// What is open of a connection that was decided on without a pod's labels.
-    pub(super) fn of(target: &Target, files: &Files, policies: &Policies, conn: &Conn<'_>) -> Self {
+    pub(super) fn of(target: &Target, files: &Files, policies: &Policies, conn: &Conn<'_>, known: Known) -> Self {
         let selecting = match target.labels {
             Some(_) => Vec::new(),
             None => files.resources.selecting(&target.workload.namespace),
         };
         Self {
-            settled: settled(target, files, policies, conn, &selecting),
+            settled: settled(target, files, policies, (conn, known), &selecting),
             unasked: selecting.iter().map(|s| Unasked::of(s, target, files)).collect(),
             pods: Vec::new(),
             more_pods: 0,
@@ -131,10 +135,12 @@ impl Unasked {
 ///
 /// One more AuthorizationPolicy turns it, or no set of them does: a DENY that does not match changes nothing, and an ALLOW that
 /// does not either where another admits. What is listed for PeerAuthentications takes the place of what else would be, so each
-/// way that it can be is tried with each.
-fn settled(target: &Target, files: &Files, policies: &Policies, conn: &Conn<'_>, selecting: &[Selecting<'_>]) -> bool {
+/// way that it can be is tried with each; and as a policy may say something of addresses that are not known, all of it with each of those.
+fn settled(target: &Target, files: &Files, policies: &Policies, (conn, known): (&Conn<'_>, Known), selecting: &[Selecting<'_>]) -> bool {
+    if selecting.is_empty() {
+        return true;
+    }
     let mut workload = target.workload.clone();
-    let allowed = decide(policies, &workload, conn).is_allow();
     let peers = files.resources.peer_authentications();
     let mut ways = vec![workload.policies.clone()];
     let mut one_more: Vec<Option<&PolicyKey>> = vec![None];
@@ -150,13 +156,18 @@ fn settled(target: &Target, files: &Files, policies: &Policies, conn: &Conn<'_>,
     }
     ways.sort_unstable();
     ways.dedup();
-    if ways.len() * one_more.len() > MOST_TRIED {
+    let Some(places) = address::places(policies, conn, known) else {
+        return false;
+    };
+    if ways.len() * one_more.len() * places.len() > MOST_TRIED {
         return false;
     }
+    let unselected: Vec<bool> = places.iter().map(|conn| decide(policies, &workload, conn).is_allow()).collect();
     ways.iter().all(|way| {
         one_more.iter().all(|key| {
             workload.policies = way.iter().chain(*key).cloned().collect();
-            decide(policies, &workload, conn).is_allow() == allowed
+            let mut answers = places.iter().zip(&unselected);
+            answers.all(|(conn, allowed)| decide(policies, &workload, conn).is_allow() == *allowed)
         })
     })
 }

@@ -101,9 +101,23 @@ fn what_holds_for_every_pod_is_told_as_an_answer() {
         "spec:\n  selector: { matchLabels: { app: web } }\n",
         "spec:\n  selector: { matchLabels: { app: web } }\n  action: DENY\n",
     );
+    let of_addresses = denying.replace("namespaces: [front]", "ipBlocks: [10.0.0.0/8]");
+    let to_addresses = denying.replace(
+        "from: [{ source: { namespaces: [front] } }]",
+        "when: [{ key: destination.ip, values: [10.0.0.0/8] }]",
+    );
+    let lets_addresses = CHAIN.replace("namespaces: [front]", "ipBlocks: [192.168.0.0/16]");
+    let lets_other_addresses = format!("{closed}spec: {{ rules: [{{ from: [{{ source: {{ ipBlocks: [10.0.0.0/8] }} }}] }}] }}\n");
     for (files, from, head) in [
+        // What says something of an address that is not known does so of some pods alone.
+        (&[&*of_addresses][..], "front/x", "DEPENDS ON THE POD"),
+        (&[&to_addresses], "front/x", "DEPENDS ON THE POD"),
+        (&[&of_addresses], "front/x --from-ip 11.0.0.0", "ALLOWED"),
+        (&[&lets_addresses, &lets_other_addresses], "front/x", "DEPENDS ON THE POD"),
+        (&[&lets_other_addresses], "front/x", "DEPENDS ON AN ADDRESS"),
+        (&[&lets_addresses, closed], "front/x --from-ip 11.0.0.0", "DENIED"),
         // An ALLOW for some pods that does not match changes nothing where none may.
-        (&[CHAIN, closed][..], "back/x", "DENIED: demo/closed"),
+        (&[CHAIN, closed], "back/x", "DENIED: demo/closed"),
         (&[CHAIN, closed], "front/x", "DEPENDS"),
         // A DENY that does not match changes nothing.
         (&[&denying], "back/x", "ALLOWED"),
