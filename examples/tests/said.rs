@@ -69,6 +69,7 @@ fn a_failure_that_nobody_can_be_told_of_is_a_failure() {
 }
 
 /// What `ambient pods` comes to where this is answered, and at which address.
+#[expect(clippy::unwrap_used, reason = "a test's own helper")]
 fn pods_of(answer: Vec<u8>) -> (String, Output) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
