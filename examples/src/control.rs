@@ -23,10 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    node::{
-        mesh::{Mesh, Said, keys_apart},
-        raise_descriptor_limit,
-    },
+    descriptors,
+    node::mesh::{Mesh, Said, keys_apart},
     owned::owned,
     say,
     settings::{self, Setting},
@@ -235,7 +233,7 @@ fn run(args: Serve, mesh: &Path, ca: &Path) -> anyhow::Result<()> {
     // One for each processor, and of what is read and written.
     let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     crate::threads::can_be_had(workers + 4)?;
-    let descriptors = raise_descriptor_limit();
+    let descriptors = descriptors::raise();
     let connections = connections_within(descriptors);
     if connections < ControlPlane::CONNECTIONS {
         tracing::warn!(
@@ -252,6 +250,7 @@ fn run(args: Serve, mesh: &Path, ca: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Serve, directory: &Path, ca_directory: &Path) -> anyhow::Result<()> {
+    say::survive_full_files()?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let said = Said {

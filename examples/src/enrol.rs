@@ -12,10 +12,10 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    descriptors,
     node::{
         Existing, LogFormat, Selectors, Switch, enablement,
         mesh::{Mesh, Said},
-        raise_descriptor_limit,
     },
     owned::owned,
     say,
@@ -123,7 +123,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     // Of pages, namespaces, and of what is read.
     crate::threads::can_be_had(8)?;
     // Each pod takes some.
-    raise_descriptor_limit();
+    descriptors::raise();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -132,6 +132,7 @@ fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
+    say::survive_full_files()?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let told = async move {

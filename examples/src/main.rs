@@ -15,12 +15,14 @@ mod cluster_local;
 mod cni;
 #[cfg(feature = "control")]
 mod control;
+mod descriptors;
 mod enrol;
 mod explain;
 mod given;
 #[cfg(feature = "lab")]
 mod lab;
 mod node;
+mod not_text;
 mod owned;
 mod page;
 mod pods;

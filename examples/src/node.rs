@@ -28,7 +28,7 @@ use anyhow::Context as _;
 use clap::Args as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{cluster_local::ClusterLocal, given, owned::owned, say};
+use crate::{cluster_local::ClusterLocal, descriptors, given, owned::owned, say};
 
 mod istiod;
 pub(crate) mod mesh;
@@ -364,7 +364,7 @@ fn run(mut args: Args) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     crate::threads::can_be_had(args.workers + BESIDE_WORKERS)?;
-    let connections = connections_within(raise_descriptor_limit());
+    let connections = descriptors::for_connections()?;
     let said = Said {
         trust_domain: args.trust_domain.clone(),
         trust_domain_aliases: args.trust_domain_aliases.clone(),
@@ -433,6 +433,7 @@ struct Signals {
 
 impl Signals {
     fn listen() -> anyhow::Result<Self> {
+        say::survive_full_files()?;
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
@@ -712,32 +713,6 @@ fn drain_within(grace_period: Option<Duration>) -> Duration {
         Some(time) => time.saturating_sub(Duration::from_secs(1)).max(Duration::from_secs(1)),
     }
 }
-
-/// How many connections there may be with so many descriptors: two for each, and some are left for everything else.
-fn connections_within(descriptors: usize) -> usize {
-    let connections = (descriptors - 1024.min(descriptors / 2)) / 2;
-    if connections < FEW {
-        tracing::warn!(
-            descriptors,
-            connections,
-            "this process may have few files open, and takes no more connections than that allows, a pod a quarter of them: raise its limit (LimitNOFILE of systemd, ulimit -n)"
-        );
-    }
-    connections
-}
-
-/// Every connection is two descriptors: what the system allows is taken. Gives what the process may have now.
-pub(crate) fn raise_descriptor_limit() -> usize {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
-    let present = getrlimit(Resource::Nofile).current;
-    present.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX))
-}
-
-/// Of all pods together: with as many a busy node is short of them.
-const FEW: usize = 4_000;
 
 /// Threads besides those that move bytes: of pages, of sockets and namespaces, of what is read from disks.
 const BESIDE_WORKERS: usize = 8;

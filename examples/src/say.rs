@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::node::in_one_line;
 
@@ -27,6 +28,17 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Says a line on standard error. Whoever has closed that does not want to know, and nobody is left to be told so.
 pub(crate) fn tell(what: impl Display) {
     let _ = writeln!(io::stderr(), "{what}");
+}
+
+/// Has a file that may not grow any more (`ulimit -f`) be an error of whoever writes, such as the log, as a disk without room is; else
+/// the process would end without a word. Must be called within a runtime.
+///
+/// # Errors
+/// When signals cannot be listened for.
+pub(crate) fn survive_full_files() -> anyhow::Result<()> {
+    let too_long = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // It is taken for as long as the process is there.
+    signal(too_long).map(drop).context("cannot listen for SIGXFSZ")
 }
 
 /// How a command ends: what goes wrong is one line on standard error, which names it.

@@ -239,3 +239,111 @@ fn a_broken_manifest_is_named_by_file_line_and_field() {
     assert_says(&start(dir.path(), "manifests", "ca"), &["broken.yaml", "name"]);
     assert!(!dir.path().join("ca").exists(), "a certificate authority was left behind");
 }
+
+/// A shell in whose limits the binary is run.
+fn within(limits: &str, args: &[&str]) -> std::process::Output {
+    let line = format!("{limits}; exec \"$0\" \"$@\"");
+    Command::new("sh")
+        .args(["-c", &line, env!("CARGO_BIN_EXE_ambient")])
+        .args(args)
+        .env_clear()
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn too_few_descriptors_for_any_connection_are_told() {
+    let start = [
+        "node",
+        "--node",
+        "node-1",
+        "--no-dns-capture",
+        "--manifests",
+        "no-manifests",
+        "--ca-dir",
+        "ca",
+    ];
+    let said = |limits: &str| {
+        let output = within(limits, &start);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let told = said("ulimit -n 127");
+    for word in ["may have 127 files open", "needs 128", "LimitNOFILE"] {
+        assert!(told.contains(word), "{told}");
+    }
+    assert!(said("ulimit -n 128").contains("no-manifests"));
+}
+
+#[test]
+fn bytes_where_text_is_wanted_are_told_with_their_place() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = std::ffi::OsStr::from_bytes(b"\xff");
+    for (command, variable, place) in [
+        (
+            ["node"].as_slice(),
+            Some("RUST_LOG"),
+            "ambient node: the environment variable RUST_LOG",
+        ),
+        (&["node"], Some("NODE_NAME"), "ambient node: the environment variable NODE_NAME"),
+        (
+            &["control", "--mesh", "m", "--ca", "c"],
+            Some("RUST_LOG"),
+            "ambient control: the environment variable RUST_LOG",
+        ),
+        (&["node", "--node"], None, "ambient node: the argument \"\u{fffd}\""),
+    ] {
+        let mut ambient = Command::new(env!("CARGO_BIN_EXE_ambient"));
+        ambient.args(command).env_clear();
+        match variable {
+            Some(variable) => ambient.env(variable, bytes),
+            None => ambient.arg(bytes),
+        };
+        let output = ambient.output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.starts_with(place) && told.contains("no UTF-8"), "{told}");
+    }
+}
+
+/// A log that may not grow any more is as one on a disk without room.
+#[test]
+fn a_file_that_may_not_grow_ends_no_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let [mesh, ca, log] = ["mesh", "ca", "log"].map(|name| dir.path().join(name));
+    fs::create_dir(&mesh).unwrap();
+    let ca = ca.to_str().unwrap();
+    let made = Command::new(env!("CARGO_BIN_EXE_ambient"))
+        .args(["ca", "init", "--ca", ca])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let line = format!("ulimit -f 8; exec \"$0\" \"$@\" > {}", log.display());
+    let mut control = Command::new("sh")
+        .args(["-c", &line, env!("CARGO_BIN_EXE_ambient")])
+        .args(["control", "--listen", "127.0.0.1:0", "--mesh"])
+        .arg(&mesh)
+        .args(["--ca", ca])
+        .env_clear()
+        .spawn()
+        .unwrap();
+    // Each is a line of the log, and its file is full after a few.
+    let mut names = 0;
+    let full = || fs::metadata(&log).is_ok_and(|log| log.len() > 0 && log.len() % 4096 == 0);
+    while !full() || names < 20 {
+        names += 1;
+        fs::write(
+            mesh.join(format!("{names}.yaml")),
+            format!("apiVersion: v1\nkind: Kind{names}\nmetadata: {{ name: x }}\n"),
+        )
+        .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(control.try_wait().unwrap().is_none(), "it has ended after {names}");
+        assert!(names < 2_000, "{:?}", fs::read_to_string(&log));
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let ended = control.try_wait().unwrap();
+    control.kill().unwrap();
+    control.wait().unwrap();
+    assert!(ended.is_none(), "{ended:?}");
+}

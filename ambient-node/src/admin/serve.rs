@@ -42,6 +42,8 @@ const BUFFERED: usize = 64 << 10;
 const MOST_WRITERS: usize = 2 * 3 * clients::MOST;
 /// How long to wait when the process has no descriptor left, and between two looks whether there is a place for who waits.
 const BREATH: Duration = Duration::from_millis(50);
+/// A year: longer than any thread is idle.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How long whoever is being answered when it ends has for that: one of them may have asked for the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -67,11 +69,14 @@ impl Pages {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(MOST_WRITERS)
+            // One that is there is had again, also where the system makes no other.
+            .thread_keep_alive(FOR_EVER)
             .thread_name("page")
             .on_thread_start(step_back)
             .build()?;
         thread::Builder::new().name("pages".into()).spawn(move || {
             runtime.block_on(async {
+                let _ = tokio::task::spawn_blocking(|| ()).await;
                 let (busy, mut idle) = mpsc::channel(1);
                 serve_all(doors, &Arc::new(context), &busy.downgrade());
                 // Ends when the other half is dropped: that error is the signal.

@@ -26,7 +26,7 @@ use serde::{
 use serde_json::Value;
 
 use super::proxy_config::{self, ProxyConfig};
-use crate::given;
+use crate::{given, not_text};
 
 /// Names the file, besides `--config`.
 const FILE_VARIABLE: &str = "AMBIENT_CONFIG";
@@ -267,6 +267,10 @@ fn settings(command: &Command, matches: &ArgMatches, defaults: &BTreeMap<String,
 
 /// An error of a value, with where the value stands.
 fn named(error: clap::Error, command: &Command, arguments: &[OsString], defaults: &BTreeMap<String, (String, String)>) -> Wrong {
+    let verb = || arguments.get(1).map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
+    if let Some(told) = not_text::told(&error, command, arguments) {
+        return Wrong::Text(verb(), told);
+    }
     if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
         return Wrong::Clap(error);
     }
@@ -297,8 +301,7 @@ fn named(error: clap::Error, command: &Command, arguments: &[OsString], defaults
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("For more"));
     let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     let text = text.trim_start_matches("error: ");
-    let verb = arguments.get(1).map(|verb| verb.to_string_lossy().into_owned());
-    Wrong::Text(verb.unwrap_or_default(), format!("{from}: {text}"))
+    Wrong::Text(verb(), format!("{from}: {text}"))
 }
 
 /// What the files say: name, value, and where it stands; what counts more comes first.

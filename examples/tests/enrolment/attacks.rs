@@ -215,7 +215,7 @@ pub(crate) fn without_a_log_everything_goes_on(world: &World) -> Outcome {
 pub(crate) fn with_few_descriptors_it_says_so_and_never_spins(world: &World) -> Outcome {
     with_logs(ground(world)?, |ground| {
         // With the fewest there is room for a pod, and for hardly more.
-        [512, 64].into_iter().try_for_each(|descriptors| with_so_few(ground, descriptors))
+        [512, 128].into_iter().try_for_each(|descriptors| with_so_few(ground, descriptors))
     })
 }
 
