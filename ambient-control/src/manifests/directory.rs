@@ -139,6 +139,19 @@ impl Sight {
     }
 }
 
+/// What helps against that.
+fn remedy(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE | Errno::NFILE) => ": nothing is wrong with the file; raise the limit of open files (LimitNOFILE, ulimit -n)",
+        Some(Errno::AGAIN) => {
+            ": nothing is wrong with the file, and no thread can be had to read it; raise the limit of threads of the user (ulimit -u) or the cgroup \
+             (pids.max)"
+        }
+        Some(Errno::NOMEM) => ": nothing is wrong with the file, and memory is lacking",
+        _ => "",
+    }
+}
+
 impl Manifest {
     /// Whether what the last look saw was not taken.
     fn is_pending(&self) -> bool {
@@ -453,7 +466,7 @@ impl Directory {
         let error = TextError {
             line: 0,
             path: String::new(),
-            why: format!("cannot be read: {io}"),
+            why: format!("cannot be read: {io}{}", remedy(io)),
         };
         let file = self.files.entry(name.into()).or_default();
         let before = file.trouble.take();
@@ -544,6 +557,9 @@ impl Directory {
                 let then = match (file.good, waits) {
                     (true, _) => "its last good content stays in force",
                     (false, true) => "it counts as not there yet, and is read again",
+                    (false, false) if file.trouble.as_ref().is_some_and(|trouble| trouble.ours) => {
+                        "it could hold any policy: new connections to pods of the mesh are refused until it can be read"
+                    }
                     (false, false) => "new connections to pods of the mesh are refused until it is mended or removed",
                 };
                 faults.push(Fault {

@@ -22,7 +22,12 @@ fn a_shortage_of_ours_refuses_nobody_at_once() {
         directory.look();
     }
     assert!(directory.batch(true).unwrap().faults.is_empty());
-    for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+    for (errno, remedy) in [
+        (Errno::MFILE, "LimitNOFILE"),
+        (Errno::NFILE, "LimitNOFILE"),
+        (Errno::NOMEM, "memory"),
+        (Errno::AGAIN, "pids.max"),
+    ] {
         let shortage = io::Error::from_raw_os_error(errno.raw_os_error());
         directory.trouble("old.yaml".as_ref(), &shortage);
         for _ in 0..LOOKS_FOR_OURS - 1 {
@@ -30,11 +35,16 @@ fn a_shortage_of_ours_refuses_nobody_at_once() {
         }
         let batch = directory.batch(true).unwrap();
         assert_eq!(batch.faults.len(), 2, "both are told of: {:?}", batch.faults);
+        assert!(batch.faults.iter().all(|fault| fault.what.contains(remedy)), "{:?}", batch.faults);
         assert!(refusals(&batch).is_empty() && batch.changes.is_empty(), "{batch:?}");
         // It has lasted too long, and refuses once.
         directory.trouble("new.yaml".as_ref(), &shortage);
         let batch = directory.batch(true).unwrap();
         assert!(refusals(&batch).len() == 1 && !batch.changes.is_empty(), "{batch:?}");
+        assert!(
+            batch.faults.iter().any(|fault| fault.what.contains("refused until it can be read")),
+            "{batch:?}"
+        );
         directory.trouble("new.yaml".as_ref(), &shortage);
         assert!(directory.batch(true).unwrap().changes.is_empty());
         // The shortage is over: there is no such file.
