@@ -295,6 +295,14 @@ pub enum OpenError {
         /// The first such file.
         path: PathBuf,
     },
+    /// The clock is wrong: a root that is made by it would have ended, and all below it, as soon as it is right.
+    #[error(
+        "this machine's clock stands {days} days after 1970-01-01, before this program was written: set it, and make the authority then"
+    )]
+    Clock {
+        /// What it says, in days since 1970.
+        days: u64,
+    },
     /// A key lies where one is to be written.
     #[error("{}: this is the key of {of}: name another directory, or take it away if nobody uses it any more", path.display())]
     Taken {

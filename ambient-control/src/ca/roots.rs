@@ -239,6 +239,10 @@ impl Root {
 
 /// A key and its root certificate, both in PEM.
 fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<(Zeroizing<String>, String), OpenError> {
+    let age = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    if age < EARLIEST {
+        return Err(OpenError::Clock { days: age.as_secs() / DAY });
+    }
     let crypto = |e: rcgen::Error| OpenError::Crypto { why: e.to_string() };
     let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
     let serial = serial::new()?;
@@ -278,5 +282,8 @@ pub(super) fn moment(seconds: i64) -> SystemTime {
 
 pub(super) const CERTIFICATE: &str = "root.pem";
 pub(super) const KEY: &str = "root-key.pem";
+/// The first of January 2026: before this was written.
+const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
+const DAY: u64 = 24 * 60 * 60;
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 const AGAIN: &str = "put the right one back, or remove all that is in the directory while no node runs for a new authority";

@@ -68,6 +68,26 @@ fn sixteen_at_once_make_one_root() {
     }
 }
 
+/// As of a machine that has no clock of its own, and has not asked anybody yet.
+#[test]
+fn no_root_is_made_by_a_clock_that_cannot_be_right() {
+    let scratch = tempfile::tempdir().unwrap();
+    let init = |seconds| Authority::init(scratch.path(), TrustDomain::default(), UNIX_EPOCH + Duration::from_secs(seconds));
+    for (seconds, days) in [(0, 0), (2 * 86_400, 2), (1_767_225_599, 20_453)] {
+        let error = init(seconds).err().expect("it is before 2026");
+        assert!(matches!(error, OpenError::Clock { days: said } if said == days), "{error}");
+        let open = DirectoryCa::open_at(
+            scratch.path(),
+            TrustDomain::default(),
+            DirectoryCa::DEFAULT_TTL,
+            "local",
+            UNIX_EPOCH + Duration::from_secs(seconds),
+        );
+        assert!(matches!(open, Err(OpenError::Clock { .. })));
+    }
+    init(1_767_225_600).expect("nothing of it is left in the way");
+}
+
 #[test]
 fn what_is_issued_is_a_svid_of_an_intermediate_of_the_root() {
     let scratch = tempfile::tempdir().unwrap();
