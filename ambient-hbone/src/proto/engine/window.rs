@@ -220,7 +220,8 @@ impl Window {
     }
 
     fn grow(&mut self, came: u32, largest: u32, last: Round) {
-        let used_up = came >= self.size / 8 * 7;
+        // What was read is owed in quarters: who sends as it is read has hardly less than three of them in a round.
+        let used_up = came >= self.size / 16 * 11;
         let held_by_the_way = f64::from(came) * last.shortest.as_secs_f64() / last.took.as_secs_f64();
         let wanted = if used_up && self.size < GENEROUS {
             self.size.saturating_mul(4).min(GENEROUS)
@@ -263,8 +264,13 @@ mod tests {
     /// A sender of `rate` bytes a turn as far as it may, a round trip of twice `delay` turns with a queue in it that lets
     /// `pass` bytes through a turn, and a reader of `speed` bytes a turn.
     fn settle(rate: u32, pass: u32, delay: usize, speed: u32) -> (u32, u64) {
+        settle_after(Rounds::default(), rate, pass, delay, speed)
+    }
+
+    /// The same in a tunnel that has measured before.
+    fn settle_after(mut rounds: Rounds, rate: u32, pass: u32, delay: usize, speed: u32) -> (u32, u64) {
         let spare = Spare::new(1 << 30);
-        let (mut window, mut rounds) = (Window::new(FIRST, &spare), Rounds::default());
+        let mut window = Window::new(FIRST, &spare);
         let (mut may, mut read, mut waiting, mut queue) = (FIRST, 0_u64, 0_u32, 0_u32);
         let mut there: VecDeque<(u32, bool)> = repeat_n((0, false), delay).collect();
         let mut back = there.clone();
@@ -310,6 +316,20 @@ mod tests {
         let (size, _) = settle(256 << 10, u32::MAX, 20, u32::MAX);
         assert_eq!(size, LARGEST, "ten MiB are under way");
         assert!(read > 3600 * (64 << 10), "the sender is held up at first only: {read}");
+    }
+
+    /// What the shortest round was says nothing of the way any more; that all of the window is used does, also where the sender lets
+    /// little go at a time.
+    #[test]
+    fn a_way_that_has_become_longer_holds_up_nobody_whose_pace_a_window_allows() {
+        for rate in [900, 1200, 1800, 2048, 3000, 4096, 8192, 32 << 10] {
+            let rounds = Rounds {
+                shortest: Some(Duration::from_millis(4)),
+                ..Rounds::default()
+            };
+            let (size, read) = settle_after(rounds, rate, u32::MAX, 40, u32::MAX);
+            assert!(read > 3400 * u64::from(rate) && size <= GENEROUS, "{rate}: {read}, {size}");
+        }
     }
 
     #[test]
