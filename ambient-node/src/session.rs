@@ -227,7 +227,15 @@ fn ended(account: &mut Account, tally: Tally) -> bool {
                 (Some(TunnelLost::CertificateExpired { .. }), _) | (_, Some(Cut::Expired)) => Outcome::failed(Flag::None, tally.end)
                     .because(Reason::CertExpired)
                     .by(Closer::Proxy),
-                _ => Outcome::failed(Flag::None, tally.end).because(reason).by(closer),
+                _ => {
+                    let closer = match lost {
+                        // It was given up here.
+                        Some(TunnelLost::PeerSilent) => Closer::Proxy,
+                        _ => closer,
+                    };
+                    let reason = lost.and_then(Reason::of_tunnel).unwrap_or(reason);
+                    Outcome::failed(Flag::None, tally.end).because(reason).by(closer)
+                }
             };
             account.end(&outcome);
             false

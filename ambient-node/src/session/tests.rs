@@ -3,6 +3,7 @@ use std::{net::TcpListener, sync::Arc, task::Waker};
 use ambient_authz::Peer;
 use ambient_control::{Batch, Change};
 use ambient_core::{Workload, mesh::Update};
+use ambient_hbone::ConnectError;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::*;
@@ -16,18 +17,27 @@ use crate::{
     watch::{Server, Subject, Watch},
 };
 
-/// A stream that its tunnel took along.
-struct Lost;
+/// A stream that has ended, with its tunnel if that is lost.
+struct Lost(Option<TunnelLost>);
+
+impl Lost {
+    fn error(&self) -> io::Error {
+        match &self.0 {
+            Some(source) => StreamError::Lost { source: source.clone() }.into(),
+            None => io::ErrorKind::ConnectionReset.into(),
+        }
+    }
+}
 
 impl AsyncRead for Lost {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        Poll::Ready(Err(self.error()))
     }
 }
 
 impl AsyncWrite for Lost {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        Poll::Ready(Err(self.error()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -70,7 +80,7 @@ fn watched(cut: bool) -> Watched {
 }
 
 /// What has ended with it, of which each may be why.
-fn ended_with(cut: bool, stops: bool, is_cut: bool) -> String {
+fn ended_with(lost: Lost, cut: bool, stops: bool, is_cut: bool) -> String {
     kept::logged(Format::Text, || {
         let metrics = Arc::new(Metrics::default());
         let ends = Ends {
@@ -93,7 +103,7 @@ fn ended_with(cut: bool, stops: bool, is_cut: bool) -> String {
             avoided: 0,
         };
         let (mut server, _application) = tokio::io::duplex(64);
-        let (relays, mut client, mut watched) = (RelayLimits::default(), Lost, watched(cut));
+        let (relays, mut client, mut watched) = (RelayLimits::default(), lost, watched(cut));
         let mut account = Account::open(&metrics, ends, clock::steady());
         let mut carrying = Carrying {
             relaying: Relaying::new(&mut client, &mut server),
@@ -123,8 +133,33 @@ fn what_is_lost_with_its_end_is_not_the_reason() {
         (true, false, false, "policy_changed"),
         (true, true, true, "policy_changed"),
     ] {
-        let lines = ended_with(cut, stops, is_cut);
+        let lines = ended_with(Lost(None), cut, stops, is_cut);
         assert!(lines.contains(&format!("reason={reason:?}")), "{lines}");
+    }
+}
+
+/// Neither end has broken it off.
+#[test]
+fn what_is_lost_with_its_tunnel_is_told_so() {
+    let io = || io::Error::from(io::ErrorKind::ConnectionReset).into();
+    for (lost, reason, by) in [
+        (TunnelLost::PeerSilent, "tunnel_lost", "proxy"),
+        (io(), "tunnel_lost", "client"),
+        (TunnelLost::Closed, "tunnel_lost", "client"),
+        (TunnelLost::CertificateExpired { of_peer: true }, "cert_expired", "proxy"),
+        (TunnelLost::Ended, "client_reset", "client"),
+    ] {
+        let connect = ConnectError::Lost {
+            peer: ([10, 0, 0, 3], 15008).into(),
+            source: lost.clone(),
+        };
+        let told = ended_with(Lost(Some(lost)), false, false, false);
+        for part in [format!("reason={reason:?}"), format!("closed_by={by:?}")] {
+            assert!(told.contains(&part), "{part}: {told}");
+        }
+        let of_connect = Reason::of_connect(&connect).as_str();
+        let wanted = if reason == "tunnel_lost" { reason } else { "connect_failed" };
+        assert_eq!(of_connect, wanted, "{connect}");
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use ambient_hbone::{AcceptError, ConnectError};
+use ambient_hbone::{AcceptError, ConnectError, TunnelLost};
 use ambient_tls::{ChainError, PeerError};
 
 use super::ends::Flag;
@@ -69,6 +69,8 @@ reasons! {
     BadRequest = "bad_request",
     /// The pod or the node has as many connections as it may have.
     OverBound = "over_bound",
+    /// The tunnel that it was in is lost: its peer is silent or has broken it off, or the network has.
+    TunnelLost = "tunnel_lost",
     /// The client has reset it, or is gone.
     ClientReset = "client_reset",
     /// The server has reset it, or is gone.
@@ -118,7 +120,16 @@ impl Reason {
             ConnectError::Refused { .. } => Self::PeerRefused,
             ConnectError::Dial { source, .. } => Self::of_dial(source),
             ConnectError::Timeout { .. } => Self::ConnectTimeout,
+            ConnectError::Lost { source, .. } => Self::of_tunnel(source).unwrap_or(Self::ConnectFailed),
             _ => Self::ConnectFailed,
+        }
+    }
+
+    /// Why what was in a tunnel has ended with it, where neither certificates nor this node have ended it.
+    pub(crate) fn of_tunnel(lost: &TunnelLost) -> Option<Self> {
+        match lost {
+            TunnelLost::Closed | TunnelLost::Io { .. } | TunnelLost::PeerSilent | TunnelLost::Protocol { .. } => Some(Self::TunnelLost),
+            _ => None,
         }
     }
 }
