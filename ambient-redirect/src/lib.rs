@@ -45,8 +45,8 @@
 //!
 //! *A new pod*, in which nothing has run, is refused until it is captured and that is proven: what its processes open, and what
 //! is opened to it, gets a reset. A pod is new if its namespace was handed over ([`HandOver::take`]), or if its status says so when it
-//! is found ([`PodSpec::has_run`]) and no TCP socket is in its namespace; if one is, the status is late. A kubelet that finds pods by status
-//! only has to start their containers no sooner than they are announced.
+//! is found ([`PodSpec::has_run`]) and no TCP socket is in its namespace; if one is, the status is late. All that a kubelet has to
+//! do for a pod that is found by its status is to start its containers only once it is announced.
 //!
 //! *When a pod joins* that ran before, new connections go as before until the one transaction that puts the rules in force,
 //! and through the proxy after it; none is refused, as the proxy listens by then. Connections that are open go on, idle ones
