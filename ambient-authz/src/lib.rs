@@ -16,7 +16,11 @@
 //! # Kubernetes
 //!
 //! With the feature `kubernetes` the module `kubernetes` reads AuthorizationPolicy and PeerAuthentication resources
-//! into policies.
+//! into policies. It is off by default.
+//!
+//! # Platform
+//!
+//! The crate is checked on Linux and on `wasm32-unknown-unknown`, and needs Rust 1.89 or later.
 //!
 //! ```
 //! use ambient_authz::{decide, policy::Update, Action, Conn, Match, Peer, Policies, Policy, Rule, Scope, StringMatch};

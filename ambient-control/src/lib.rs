@@ -3,15 +3,20 @@
 //! This crate decides nothing about traffic: it routes no connection and judges none, and opens no listener but the
 //! control plane's of `serve`. It brings what others decide by. The one entry type is [`Source`], an ordered queue of
 //! [`Change`]s that comes in [`Batch`]es; its counterpart for identities is [`Issuer`]. Without features the crate holds these
-//! two traits and nothing else; each implementation is a feature of its own:
+//! two traits and the values that they give and take. Each implementation is a feature and a module of its own; none is on by default:
 //!
-//! * `objects`: Kubernetes objects into changes, pure and incremental;
-//! * `manifests`: a directory of Kubernetes manifests as the control plane;
-//! * `local-xds`: a file in the form of ztunnel's `LOCAL_XDS_PATH`;
-//! * `istiod`: state and certificates from istiod;
-//! * `spiffe`: certificates from SPIRE, or another agent of SPIFFE;
-//! * `serve`: a control plane of one's own, from any source, in istiod's words;
-//! * `ca`: a certificate authority in a directory, **for one machine under one administrator**.
+//! | feature | module | what it is |
+//! |---|---|---|
+//! | `objects` | `objects` | Kubernetes objects into changes, pure and incremental |
+//! | `manifests` | `manifests` (with `objects`) | a directory of Kubernetes manifests as the control plane |
+//! | `local-xds` | `local_xds` (with `manifests`) | a file in the form of ztunnel's `LOCAL_XDS_PATH` |
+//! | `istiod` | `istiod`, `crls` | state and certificates from istiod; revocations from a file |
+//! | `spiffe` | `spiffe` | certificates from SPIRE, or another agent of SPIFFE |
+//! | `ca` | `ca` | a certificate authority in a directory, **for one machine under one administrator** |
+//! | `serve` | `serve` (with `ca` and `istiod`) | a control plane of one's own, from any source, in istiod's words |
+//!
+//! `plain`, which reads files that an operator names, comes with `ca`, `istiod`, `manifests` and `spiffe`. All implementations but `objects`
+//! and `ca` need a runtime of tokio with time and I/O. The crate is for Linux, and needs Rust 1.89 or later.
 //!
 //! A source that is written elsewhere needs no feature:
 //!
@@ -141,7 +146,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Where the state of the mesh comes from: one ordered queue of changes.
 pub trait Source: Send {
-    /// Waits for the next batch; `None` when there will be no more.
+    /// Waits for the next batch; `None` when there will be no more. A node stops then: a source that has nothing more to say waits.
     ///
     /// Cancel safe: a batch is delivered by the call that returns it, or by a later one. A batch may be without changes
     /// where only the faults are others.
@@ -322,6 +327,10 @@ pub trait Issuer: Send + Sync {
     ///
     /// # Errors
     /// When the authority refuses the identity or cannot issue now; each error says which.
+    ///
+    /// # Cancel safety
+    /// A caller drops the future if it takes too long, and asks again later: a credential that was made meanwhile is lost, and nothing else
+    /// may be.
     fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>>;
 
     /// The present roots of every trusted domain.

@@ -109,7 +109,8 @@ impl Config {
 pub struct LocalXds(Batches);
 
 impl LocalXds {
-    /// Reads the text, and begins to watch it where it is a file. Must be called within a tokio runtime that has its timer.
+    /// Reads the text, and begins to watch it where it is a file. Must be called within a runtime of
+    /// tokio that has time; it panics otherwise.
     ///
     /// # Errors
     /// When there is no such file, when it is neither YAML nor JSON or not of this form, or when it is being written all the

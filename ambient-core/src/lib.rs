@@ -4,6 +4,8 @@
 //! values and pure functions over them. The one entry type is [`Mesh`], an immutable snapshot of workloads and
 //! services; [`Mesh::apply`] makes the next one, and [`route`] says where a connection goes in it.
 //!
+//! It is checked on Linux and on `wasm32-unknown-unknown`, and needs Rust 1.89 or later.
+//!
 //! ```
 //! use std::sync::Arc;
 //! use ambient_core::{mesh::Update, route, Mesh, NetworkAddress, TunnelProtocol, Workload};

@@ -5,7 +5,9 @@
 //! a plain question for the addresses of a name that is the mesh's goes upstream byte for byte: other types, classes and
 //! operations, signed queries, options that are not understood. The one entry is [`answer()`], a pure function from a
 //! snapshot and a query to an [`Answer`]; [`Server`] is the loop around it, and says what happens when nameservers fail.
-//! [`resolv`] reads a `resolv.conf`, for whoever implements [`Upstream`] by one.
+//! [`resolv`] reads a `resolv.conf`, to implement [`Upstream`] by one.
+//!
+//! [`Server`] needs a runtime of tokio with time and I/O. The crate is for Linux, and needs Rust 1.89 or later.
 //!
 //! There is no cache. The nameservers that pods have are near, and have one; here it could only add what goes wrong with
 //! caches: an answer that outlives its cause, that was another client's, or that differs from what the nameserver would say

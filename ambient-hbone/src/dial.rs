@@ -22,7 +22,9 @@ pub type BoxedIo = Box<dyn Duplex>;
 pub trait Dial: Send + Sync + 'static {
     /// A connection to a peer's tunnel port, made on behalf of a speaker.
     ///
-    /// The future is dropped when the [`dial` limit](crate::Limits::dial) has passed.
+    /// # Cancel safety
+    /// The future is dropped when the [`dial` limit](crate::Limits::dial) has passed, or when the pool gives the dial up: what was
+    /// begun must go with it.
     fn dial<'a>(&'a self, speaker: &'a Speaker, peer: SocketAddr) -> BoxFuture<'a, io::Result<BoxedIo>>;
 }
 

@@ -11,10 +11,14 @@
 //! hands without a copy where they can. What is on the wire, and why, is in `SPEC.md` beside this crate, with test vectors.
 //! What is bounded, and by how much, is in [`Limits`].
 //!
-//! Where who is called is in the same process, [`pipe()`] makes what stands for the stream.
+//! The feature `aws-lc-rs`, on by default, is that of `ambient-tls`: it adds `ambient_tls::provider()`, and nothing here. Without it no
+//! cryptography library is among the dependencies, and any provider of rustls can be given. A runtime of tokio with time is needed. The
+//! crate is for Linux, and needs Rust 1.89 or later.
 //!
-//! Whoever has something to say saves a round trip with [`Pool::connect_with`]: it goes along with the request, and comes back
-//! with a refusal, which says whether another peer [may have it](ConnectError::may_retry_elsewhere).
+//! If the peer is in the same process, [`pipe()`] makes a pair of ends in the place of the stream.
+//!
+//! [`Pool::connect_with`] saves a round trip for a client that has bytes to send already: they go along with the request. If it is refused
+//! they come back, and the refusal says whether another peer [may have them](ConnectError::may_retry_elsewhere).
 //!
 //! Credentials and trust may change at any time. New handshakes use the new ones; a tunnel goes on until the first of its
 //! two certificates ends, or until its peer is found revoked: after a change of trust call [`Pool::recheck`] and
@@ -55,6 +59,8 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (cart, stock, credentials, provider) = support::pair();
+//! // `cart` and `stock` are identities. `credentials` is an `Arc<dyn ambient_core::Credentials>` that has a certificate for each,
+//! // and the roots to trust; `provider` is `Arc::new(ambient_tls::provider())`.
 //! let server = Server::builder(credentials.clone(), provider.clone()).build();
 //! let pool = Pool::builder(Arc::new(Beside(server, stock.clone())), credentials, provider).build();
 //!

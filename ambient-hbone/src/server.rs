@@ -77,6 +77,9 @@ impl Server {
     /// # Errors
     /// Each also goes to the observer as `HandshakeRefused`; the connection is closed.
     ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time (`enable_time`).
+    ///
     /// # Cancel safety
     /// Dropping the future closes the connection.
     pub async fn accept<IO>(&self, io: IO, identity: &Identity) -> Result<Session, AcceptError>

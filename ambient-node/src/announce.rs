@@ -23,7 +23,7 @@ use crate::{clock, state::State, supervise::supervised, telemetry::Metrics};
 #[cfg(test)]
 mod tests;
 
-/// How long a withdrawal takes to reach every node that watches the directory: they look every 200 ms.
+/// How long a withdrawal is given to reach every node that watches the directory: they look every 100 ms.
 ///
 /// Until then the pod goes on being served as captured, so that nobody who has not heard is refused.
 const HEARD: Duration = Duration::from_millis(400);

@@ -174,6 +174,9 @@ impl Builder<Box<dyn Source>, Arc<dyn Issuer>> {
     /// # Errors
     /// When something that it needs is missing; the error says what to do. Nothing is left behind then.
     ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time and I/O (`enable_all`).
+    ///
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn build(self) -> Result<Node, StartError> {

@@ -39,8 +39,10 @@ impl Node {
 }
 
 impl Running {
-    /// Waits until the node is ready, as `/healthz/ready` says: until the whole state of the mesh is here, and nothing refuses
-    /// everything. Also ends when the node has ended: [`Running::join`] then says why. Cancel safe.
+    /// Waits until the node is ready, as `/healthz/ready` says: the whole state of the mesh is here, no unreadable policy refuses
+    /// everything, and with [`Config::zds`](crate::Config::zds) an agent has named all its pods and each is served. A node that stops is
+    /// not ready, nor one whose remembered state has become too old. Also ends when the node has ended: [`Running::join`] then says
+    /// why. Cancel safe.
     pub async fn ready(&self) {
         while !self.is_ready() && !self.is_over() {
             time::sleep(GLANCE).await;

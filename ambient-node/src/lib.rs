@@ -32,6 +32,9 @@
 //! ```
 //!
 //! Pods need not be captured by the node: [`Builder::pod`] serves one whose connections a [`Listener`] of the embedder's brings.
+//!
+//! It is for Linux, and needs Rust 1.89 or later and a runtime of tokio with time and I/O (`enable_all`). It has no features; those of
+//! `ambient-control` that are not needed here (`local-xds`, `spiffe`, `serve`) are turned on by depending on that crate.
 #![forbid(unsafe_code)]
 
 mod accept;

@@ -207,7 +207,7 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Checks what a node needs, and takes its ports.
+    /// Checks what a node needs, and takes its ports. Panics outside of a runtime of tokio that has time and I/O (`enable_all`).
     ///
     /// # Errors
     /// When something that it needs is missing; the error says what to do.

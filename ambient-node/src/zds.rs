@@ -128,6 +128,9 @@ impl Enrol {
     ///
     /// # Errors
     /// When something that it needs is missing; the error says what to do.
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time and I/O (`enable_all`).
     pub async fn start(mut config: EnrolConfig, source: Box<dyn Source>, announce: Arc<dyn Announce>) -> Result<Self, StartError> {
         read_namespaces(&config.redirect.netns_dir)?;
         preflight(&config.redirect.options).await?;

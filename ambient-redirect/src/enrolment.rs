@@ -211,6 +211,9 @@ impl Enrolment {
     /// At the end steps under way are waited for, for [`Config::patience`] at most; [`Config::drain`] longer where pods are let
     /// go.
     ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time and I/O (`enable_all`).
+    ///
     /// # Cancel safety
     /// Dropping the future is like a kill: rules stay, and the next process takes them over.
     pub async fn run(mut self, mut desired: Receiver<Option<Arc<[PodSpec]>>>, stop: impl Future<Output = ()>) {

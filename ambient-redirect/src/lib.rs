@@ -44,9 +44,9 @@
 //! # What becomes of connections
 //!
 //! *A new pod*, in which nothing has run, is refused until it is captured and that is proven: what its processes open, and what
-//! is opened to it, gets a reset. New is whose namespace was handed over ([`HandOver::take`]); and who is found with a status
-//! that says so ([`PodSpec::has_run`]), unless a TCP socket is in its namespace: the status is late then. For such a pod a
-//! kubelet need do no more than to start its containers only once it is announced.
+//! is opened to it, gets a reset. A pod is new if its namespace was handed over ([`HandOver::take`]), or if its status says so when it
+//! is found ([`PodSpec::has_run`]) and no TCP socket is in its namespace; if one is, the status is late. All that a kubelet has to
+//! do for a pod that is found by its status is to start its containers only once it is announced.
 //!
 //! *When a pod joins* that ran before, new connections go as before until the one transaction that puts the rules in force,
 //! and through the proxy after it; none is refused, as the proxy listens by then. Connections that are open go on, idle ones
@@ -89,7 +89,8 @@
 //!
 //! # What is used of the kernel
 //!
-//! Nothing newer than 5.10. [`linux::preflight`] asks the running kernel for each of these, in a namespace made for the
+//! The crate is for Linux alone, and needs Rust 1.89 or later and a runtime of tokio with time and I/O. Of the kernel it uses nothing newer
+//! than 5.10. [`linux::preflight`] asks the running kernel for each of these, in a namespace made for the
 //! question, and names what is missing:
 //!
 //! | part | since | from |

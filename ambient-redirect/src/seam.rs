@@ -41,8 +41,11 @@ pub trait Proxy: Send + Sync {
     ///
     /// Called again for a pod that it serves already when one of its listeners was found missing, or when it is to stay although
     /// it was [drained](Proxy::drain): it then brings up what is missing; and when its Kubernetes namespace or service account
-    /// is another: it then serves it as who it is now; and when what it asks of its capture is another. The future is dropped
-    /// when it takes longer than [`Config::patience`](crate::Config::patience).
+    /// is another: it then serves it as who it is now; and when what it asks of its capture is another.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience). It is called again later, or
+    /// [`Proxy::remove`] is: both must find what was begun.
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>>;
 
     /// Lets a pod's captured connections come to their end: takes what still comes until nothing has come for 100 ms, closes
@@ -65,11 +68,16 @@ pub trait Proxy: Send + Sync {
     /// redirection, so that its peer hears no more of it and its bytes go out as they are.
     ///
     /// Called once the pod's connections have ended, or had the time to, also for pods that were never added successfully;
-    /// [`Proxy::remove`] follows. The future is dropped when it takes longer than
-    /// [`Config::patience`](crate::Config::patience), and begun anew later.
+    /// [`Proxy::remove`] follows.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when it takes longer than [`Config::patience`](crate::Config::patience), and begun again later.
     fn cut<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;
 
     /// Ends to serve a pod, and lets go of its namespace. Called also for pods that were never added successfully.
+    ///
+    /// # Cancel safety
+    /// As of [`Proxy::cut`].
     fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()>;
 }
 

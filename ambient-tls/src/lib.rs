@@ -5,6 +5,10 @@
 //! entry type is [`Verifier`], the question "who may be at the other end", asked of the [`Trust`] of one moment;
 //! [`client_config`] and [`server_config`] are its short forms, and [`Configs`] makes configurations for many handshakes.
 //!
+//! The feature `aws-lc-rs`, on by default, adds `provider()` and `post_quantum_provider()`, rustls providers with the mesh's
+//! cipher suites. Without it no cryptography library is among the dependencies, and any provider of rustls can be given. The crate is for
+//! Linux, and needs Rust 1.89 or later.
+//!
 //! The rules, from the [X.509-SVID standard] and HBONE's practice:
 //!
 //! - TLS 1.3 only, ALPN `h2`, no server name, no resumption (a resumed session would skip the check of the certificate);

@@ -116,8 +116,9 @@ struct Serve {
     /// count. Without it all count.
     #[arg(long, env = "REVISION", value_name = "NAME", value_parser = settings::label)]
     revision: Option<Arc<str>>,
-    /// A node whose proxy is Istio's ztunnel: its pods count as captured by their annotation ambient.istio.io/redirection:
-    /// enabled, as it reports nothing itself. On any other node the annotation means nothing. May be given several times.
+    /// A node whose proxy is Istio's ztunnel. It reports nothing itself, so a pod there counts as captured if it has the
+    /// annotation ambient.istio.io/redirection: enabled. On any other node the annotation means nothing. May be given several
+    /// times.
     #[arg(long = "ztunnel-node", value_name = "NODE", value_parser = settings::node_name)]
     ztunnel_nodes: Vec<String>,
     /// The DNS domain of the cluster.

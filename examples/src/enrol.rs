@@ -34,8 +34,8 @@ pub(crate) struct Args {
     /// Where the container runtime keeps network namespaces.
     #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
     netns_dir: PathBuf,
-    /// The socket that the proxy connects to, which speaks ZDS as Istio's ztunnel does (its INPOD_UDS); only processes of the
-    /// own user and root are let in.
+    /// The socket that the proxy connects to; it speaks ZDS as Istio's ztunnel does (its INPOD_UDS). Only processes of the
+    /// own user and of root are let in.
     #[arg(long, env = "ZTUNNEL_UDS_ADDRESS", value_name = "SOCKET", default_value = ambient_redirect::zds::ISTIO_SOCKET)]
     zds: PathBuf,
     /// Have CNI plugins hand the namespaces of new pods over at this socket, which it makes for its own user and root alone; see
@@ -59,33 +59,35 @@ pub(crate) struct Args {
         value_parser = settings::namespace_or_none
     )]
     exclude_namespaces: Vec<Arc<str>>,
-    /// Leave pods' DNS alone, except where a pod asks for it by an annotation; the proxy must not be asked for it either.
+    /// Leave pods' DNS alone, unless a pod asks for it by the annotation ambient.istio.io/dns-capture; the proxy must be told
+    /// the same.
     #[arg(long)]
     no_dns_capture: bool,
     /// Whether what this node's own processes send to its pods reaches them whatever policies say, as the kubelet's probes
-    /// must.
+    /// must: `on` or `off`.
     #[arg(long, env = "AMBIENT_PROBES", value_enum, default_value_t = Switch::On)]
     probes: Switch,
-    /// Whether what is captured has the segments of the loopback device, on which it stays between application and proxy, and not
-    /// those of the pod's link: less is done for each byte of a transfer. A routing rule in the pods' namespaces (priority 32765,
-    /// table 65520) does it, except for a family of a pod's addresses of which something goes around the proxy, or whose routing has
-    /// more than plain routes or rules of others in between. It is for a proxy that does not delay
-    /// acknowledgements: behind another, applications that write twice before they read, and have left Nagle's algorithm on,
-    /// wait 40 ms with it for what is smaller than 64 KiB. What an application has the kernel hold back until a segment is full
-    /// (TCP_CORK, MSG_MORE) is held back up to 64 KiB, for at most 200 ms.
+    /// Whether captured TCP uses the large segments of the loopback device instead of those of the pod's link (`on` or
+    /// `off`): it stays on that device between application and proxy, and less is done for each byte of a transfer. A routing
+    /// rule in the pods' namespaces (priority 32765, table 65520) does it. It is left out for an address family of a pod if
+    /// something of that family goes around the proxy, or if its routing has more than plain routes, or rules of others in
+    /// between. It is for a proxy that does not delay acknowledgements: behind any other, applications that write twice
+    /// before they read, and have left Nagle's algorithm on, wait 40 ms for what is smaller than 64 KiB. What an application
+    /// has the kernel hold back until a segment is full (TCP_CORK, MSG_MORE) is held back up to 64 KiB, for at most 200 ms.
     #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::Off)]
     loopback_segments: Switch,
     /// Capture IPv4 alone.
     #[arg(long)]
     no_ipv6: bool,
-    /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
+    /// What becomes of the connections that a pod has open when it joins: `keep` leaves them open outside of the mesh,
+    /// `close` resets them.
     #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
     existing_connections: Existing,
-    /// How long what is captured of a pod that leaves the mesh may go on before it is reset.
+    /// How long captured connections of a pod that leaves the mesh may go on before they are reset.
     #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "TIME", default_value = "30s", value_parser = settings::time)]
     leave: Duration,
-    /// Let a pod's TCP go around the mesh where its capture cannot be upheld, and where rules of others in its namespace send it
-    /// elsewhere; otherwise it is refused.
+    /// Let a pod's TCP go around the mesh, in plaintext and without any policy, if its capture cannot be upheld, or if rules
+    /// of others in its namespace send it elsewhere; without this, it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
     open_when_unproven: bool,
     /// Where /metrics is served.

@@ -76,8 +76,8 @@ pub(crate) struct Args {
     #[arg(long, env = "AMBIENT_NETNS_DIR", value_name = "DIR", default_value = "/run/netns")]
     netns_dir: PathBuf,
     /// Serve the pods that another's node agent names over this socket, as Istio's istio-cni does at
-    /// /var/run/ztunnel/ztunnel.sock, and enrol none: the agent makes the rules. Neither --netns-dir nor what is said of
-    /// enrolment has a meaning then.
+    /// /var/run/ztunnel/ztunnel.sock, and capture none: the agent makes the rules. --netns-dir and the settings of capture
+    /// have no effect then.
     #[arg(long, env = "INPOD_UDS", value_name = "SOCKET")]
     zds: Option<PathBuf>,
     /// Have CNI plugins hand the namespaces of new pods over at this socket, before anything runs in them: `ambient-cni`, or
@@ -132,64 +132,65 @@ pub(crate) struct Args {
     /// (istio.io/rev) only those of this one count. Without it all count.
     #[arg(long, env = "REVISION", value_name = "NAME", value_parser = settings::label)]
     revision: Option<Arc<str>>,
-    /// Let go a policy that cannot be read and of which no good version is known, as if it were not there; without this,
-    /// everything in its scope is refused.
+    /// Ignore a policy that cannot be read and of which no good version is known; without this, everything in its scope is
+    /// refused.
     #[arg(long, env = "AMBIENT_LET_UNREADABLE_POLICIES_GO")]
     let_unreadable_policies_go: bool,
-    /// Relay connections between pods of this node in this process, where the CNI's NetworkPolicy does not see them; policies,
-    /// log and metrics are those of the wire.
+    /// Relay connections between pods of this node in this process. The CNI's NetworkPolicy does not see them then; policies,
+    /// log and metrics are the same.
     #[arg(long, env = "AMBIENT_LOCAL_SHORTCUT")]
     local_shortcut: bool,
-    /// The network that this node's pods are in, as the mesh is taken to say of each: where it says another, that counts, and the
-    /// log says so.
+    /// The network that this node's pods are assumed to be in. If the mesh says another of a pod, that counts, and the log
+    /// says so.
     #[arg(long, env = "NETWORK", value_name = "NETWORK", value_parser = settings::word)]
     network: Option<Arc<str>>,
     /// The DNS domain of the cluster.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = settings::domain)]
     cluster_domain: String,
-    /// Whose service a DNS name means that several namespaces have one of, if neither the client's has one nor one is
-    /// canonical. (The name of the variable is Istio's.)
+    /// The namespace whose service a DNS name means if several namespaces have a service of that name, and neither is the
+    /// client's own namespace among them nor is one of the services canonical. (The name of the variable is Istio's.)
     #[arg(long, env = "PREFERED_SERVICE_NAMESPACE", value_name = "NAMESPACE", value_parser = settings::namespace_or_none)]
     preferred_service_namespace: Option<Arc<str>>,
-    /// How long a certificate is valid; it is renewed at half of that. No authority of this project gives more than 24 hours, nor
-    /// more than its own setting; where less is given than asked for, the log says so once.
+    /// How long a certificate is valid; it is renewed at half of that. No authority of this project gives more than 24 hours,
+    /// nor more than its own setting. If less is given than was asked for, the log says so once.
     #[arg(long, env = "SECRET_TTL", value_name = "TIME", default_value = "24h", value_parser = settings::patience)]
     secret_ttl: Duration,
-    /// A file of revocations (CRLs, PEM or DER) for the trust domain of the mesh, or where none was told, for every domain that has
-    /// roots; watched. Nobody but its owner may be able to write to it. As long as it was never there nobody is revoked by it, and readiness says so; where it goes, is emptied or
-    /// cannot be read, whom it revoked stays revoked until a restart. What `ambient control` or --ca-dir gives has its own.
+    /// A file of revocations (CRLs, PEM or DER), watched. It is for the trust domain of the mesh, or for every domain that
+    /// has roots if no trust domain was told. Nobody but its owner may be able to write to it. Until the file is first there
+    /// it revokes nobody, and readiness says so. If it goes, is emptied or cannot be read, whoever it revoked stays revoked
+    /// until a restart. `ambient control` and --ca-dir have their own revocations.
     #[arg(long, env = "CRL_PATH", value_name = "FILE", value_parser = settings::path_or_none())]
     crl_path: Option<PathBuf>,
     /// Where keys and certificates are kept for a restart while the authority is away, in a directory of the node's name: in
-    /// memory (tmpfs or ramfs), never on a disk. Where the default cannot be used a line in the log says so; `none`
-    /// keeps none.
+    /// memory (tmpfs or ramfs), never on a disk. If the default cannot be used a line in the log says so; `none` keeps none.
     #[arg(long, env = "AMBIENT_KEYS_DIR", value_name = "DIR", default_value = KEYS)]
     keys_dir: PathBuf,
-    /// Where names outside the mesh are asked for, when it is not known where a pod asks: a resolv.conf.
+    /// A resolv.conf that says where names outside the mesh are asked for, if the pod's own is not known.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
     /// Whether what this node's own processes send to its pods reaches them whatever policies say, as the kubelet's probes
-    /// must.
+    /// must: `on` or `off`.
     #[arg(long, env = "AMBIENT_PROBES", value_enum, default_value_t = Switch::On)]
     probes: Switch,
-    /// Whether what is captured has the segments of the loopback device, on which it stays between application and proxy, and not
-    /// those of the pod's link: less is done for each byte of a transfer. A routing rule in the pods' namespaces (priority 32765,
-    /// table 65520) does it, except for a family of a pod's addresses of which something goes around the proxy, or whose routing has
-    /// more than plain routes or rules of others in between. What an application has the kernel hold back
-    /// until a segment is full (TCP_CORK, MSG_MORE) is held back up to 64 KiB, for at most 200 ms.
+    /// Whether captured TCP uses the large segments of the loopback device instead of those of the pod's link (`on` or
+    /// `off`): it stays on that device between application and proxy, and less is done for each byte of a transfer. A routing
+    /// rule in the pods' namespaces (priority 32765, table 65520) does it. It is left out for an address family of a pod if
+    /// something of that family goes around the proxy, or if its routing has more than plain routes, or rules of others in
+    /// between. What an application has the kernel hold back until a segment is full (TCP_CORK, MSG_MORE) is held back up to
+    /// 64 KiB, for at most 200 ms.
     #[arg(long, env = "AMBIENT_LOOPBACK_SEGMENTS", value_enum, default_value_t = Switch::On)]
     loopback_segments: Switch,
-    /// Whether pods' DNS is captured; where it is not, a pod may ask for it by an annotation.
+    /// Whether pods' DNS is captured; a pod may ask for the opposite by the annotation ambient.istio.io/dns-capture.
     #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_name = "BOOL", default_value = "true", value_parser = settings::truth, action = clap::ArgAction::Set)]
     dns_capture: bool,
     /// Leave pods' DNS alone: the same as --dns-capture false.
     #[arg(long)]
     no_dns_capture: bool,
-    /// What cryptography must be: `pqc` speaks with nobody, neither other nodes nor a control plane, who does not agree on keys by
-    /// X25519MLKEM768, which quantum computers cannot undo. Without it that is preferred.
+    /// What cryptography must be. `pqc` speaks only with those, other nodes and control planes alike, that agree on keys by
+    /// X25519MLKEM768, which quantum computers cannot undo. Without this setting that is preferred.
     #[arg(long, env = "COMPLIANCE_POLICY", value_name = "POLICY", value_parser = compliance)]
     compliance_policy: Option<Compliance>,
-    /// Whether pods' IPv6 is captured. Where it is not, no name of the mesh has an IPv6 address for them.
+    /// Whether pods' IPv6 is captured. If it is not, no name of the mesh has an IPv6 address for them.
     #[arg(long, env = "IPV6_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     ipv6: bool,
     /// Where /metrics is served.
@@ -201,17 +202,18 @@ pub(crate) struct Args {
     /// Where the admin pages are served, such as /config_dump: a loopback address.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
-    /// Threads that move bytes: a number, a share of the cores such as 50%, 0 for as many as there are cores, or auto: a quarter
-    /// of them, and two at least.
+    /// Threads that move bytes: a number, a share of the cores such as 50%, 0 for as many as there are cores, or auto: a
+    /// quarter of the cores, but two at least if there are two.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_name = "N", default_value = settings::AUTO, value_parser = settings::workers)]
     workers: usize,
-    /// How long such a thread that has nothing to do looks for news, its processor offered to others of its cgroup, before it falls
-    /// asleep: at most, as long as that is good for something, and in all twice as long as it works. `0` is never; auto is 200us, and 0
-    /// where a cgroup limits the process's time. Of sockets' own busy polling (SO_BUSY_POLL) it is no part.
+    /// How long, at most, such a thread looks for new work before it falls asleep when it has nothing to do. It offers its
+    /// processor to others of its cgroup meanwhile, stops when looking is of no use, and looks in all no longer than twice
+    /// the time it works. `0` is never; auto is 200us, and 0 if a cgroup limits the process's time. The sockets' own busy
+    /// polling (SO_BUSY_POLL) is not used.
     #[arg(long, env = "AMBIENT_BUSY_POLL", value_name = "TIME", default_value = settings::AUTO, value_parser = settings::busy_poll)]
     busy_poll: Duration,
-    /// How long open connections may go on after SIGTERM. If it is not given, five seconds; or, with
-    /// --termination-grace-period, so much less than that as is left to end.
+    /// How long open connections may go on after SIGTERM. By default five seconds; with --termination-grace-period, that time
+    /// less five seconds, or less one second if it is ten seconds or less.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_name = "TIME", value_parser = settings::time)]
     drain: Option<Duration>,
     /// How long after SIGTERM the process will be killed: what Kubernetes is told, in seconds, as
@@ -219,49 +221,51 @@ pub(crate) struct Args {
     #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "TIME", value_parser = settings::time)]
     termination_grace_period: Option<Duration>,
     /// Whether the pods' ports are shared with another node proxy of the same user, so that a successor takes new connections
-    /// before this one has ended. By default so with --zds; not for a node that enrols pods itself, as two would contend for
-    /// their rules.
+    /// before this one has ended. On by default with --zds. Not for a node that captures pods itself: two such nodes would
+    /// contend for the rules.
     #[arg(long, env = "INPOD_PORT_REUSE", value_name = "BOOL", action = clap::ArgAction::Set)]
     share_ports: Option<bool>,
-    /// Whether an application that is told who speaks by a PROXY protocol header, as a waypoint may be, is reached on its pod's
-    /// loopback address; else on the pod's own.
+    /// Whether an application that is told by a PROXY protocol header who the client is, as a waypoint may be, is reached on
+    /// its pod's loopback address; otherwise on the pod's own address.
     #[arg(long, env = "LOCALHOST_APP_TUNNEL", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     localhost_app_tunnel: bool,
     /// How long connecting to an application or to another node's proxy may take.
     #[arg(long, env = "AMBIENT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = settings::patience)]
     connect_timeout: Duration,
-    /// Connections that one pod may have open in one direction; and never more than a quarter of what the process may have.
+    /// Connections that one pod may have open in one direction; never more than a quarter of what the process may have.
     #[arg(long, env = "AMBIENT_CONNECTIONS_PER_POD", value_name = "N", default_value = "20000")]
     connections_per_pod: NonZeroUsize,
-    /// Whether a connection that is silent is asked whether its other end is there.
+    /// Whether TCP keepalive probes ask on a silent connection whether its other end is still there.
     #[arg(long, env = "KEEPALIVE_ENABLED", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     keepalive: bool,
-    /// After how long a silence.
+    /// How long a connection must be silent before the first probe.
     #[arg(long, env = "KEEPALIVE_TIME", value_name = "TIME", default_value = "180s", value_parser = settings::kernel_seconds)]
     keepalive_time: Duration,
-    /// How long after the question before.
+    /// How long between two probes.
     #[arg(long, env = "KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "180s", value_parser = settings::kernel_seconds)]
     keepalive_interval: Duration,
-    /// How many questions without an answer end it.
+    /// How many unanswered probes end a connection.
     #[arg(long, env = "KEEPALIVE_RETRIES", value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=127))]
     keepalive_retries: u32,
-    /// Whether what was sent and is not acknowledged within the time of all questions ends a connection too.
+    /// Whether a connection also ends if data that was sent is not acknowledged within the time that all probes together
+    /// take.
     #[arg(long, env = "USER_TIMEOUT_ENABLED", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     user_timeout: bool,
     /// Streams that are opened in one tunnel, at most.
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "100")]
     pool_streams: NonZeroU32,
-    /// A tunnel to a peer without a stream is closed after between once and twice this time.
+    /// A tunnel to a peer is closed once it has had no stream for this time; at the latest after twice this time.
     #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = settings::time)]
     pool_idle: Duration,
-    /// What becomes of the connections that a pod has open when it joins: kept outside of the mesh, or closed.
+    /// What becomes of the connections that a pod has open when it joins: `keep` leaves them open outside of the mesh,
+    /// `close` resets them.
     #[arg(long, env = "AMBIENT_EXISTING_CONNECTIONS", value_name = "WHAT", value_enum, default_value_t = Existing::Keep)]
     existing_connections: Existing,
-    /// How long what is captured of a pod that leaves the mesh may go on before it is reset.
+    /// How long captured connections of a pod that leaves the mesh may go on before they are reset.
     #[arg(long, env = "AMBIENT_LEAVE_SECONDS", value_name = "TIME", default_value = "30s", value_parser = settings::time)]
     leave: Duration,
-    /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, where its capture cannot be upheld, and where rules
-    /// of others in its namespace send it elsewhere; otherwise it is refused.
+    /// Let a pod's TCP go around the mesh, in plaintext and without any policy, if its capture cannot be upheld, or if rules
+    /// of others in its namespace send it elsewhere; without this, it is refused.
     #[arg(long, env = "AMBIENT_OPEN_WHEN_UNPROVEN")]
     open_when_unproven: bool,
     /// What is logged.

@@ -13,7 +13,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Subscribes. What changes from here on is told. Must be called within a runtime.
+    /// Subscribes. What changes from here on is told. Must be called within a runtime of tokio that has I/O; it panics otherwise.
     ///
     /// # Errors
     /// When the namespace cannot be entered or descriptors are short.

@@ -108,7 +108,7 @@ struct Shared {
 impl Server {
     /// Listens. Nobody is answered before [`Server::run`], and no snapshot ends before [`Server::expect`].
     ///
-    /// Must be called within a runtime.
+    /// Must be called within a runtime of tokio that has I/O; it panics otherwise.
     ///
     /// # Errors
     /// When the socket cannot be made, or another agent listens there.

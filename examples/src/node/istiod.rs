@@ -25,12 +25,13 @@ use crate::cluster_local::ClusterLocal;
 /// Flags, each of which can come from the environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Istiod {
-    /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In
-    /// the place of --manifests and --ca-dir; where another source of certificates is named, that gives them. The token is
-    /// exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
+    /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In the
+    /// place of --manifests and --ca-dir; if another source of certificates is named, certificates come from that. The token
+    /// is exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
     #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address), conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
     control: Option<String>,
-    /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests.
+    /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests. Istiod tells no
+    /// UIDs of pods: without --zds no pod is captured.
     #[arg(long, env = "XDS_ADDRESS", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address))]
     xds_address: Option<String>,
     /// Istiod, where certificates come from. In the place of --ca-dir.
@@ -48,8 +49,8 @@ pub(super) struct Istiod {
     /// Another name that the certificate of the authority may bear.
     #[arg(long, env = "ALT_CA_HOSTNAME", value_name = "HOST", value_parser = or_none(Endpoint::check_name))]
     alt_ca_hostname: Option<String>,
-    /// What is shown to both: a file with a token, read for each call, or a token. By default, and where this is empty, the
-    /// file where Kubernetes projects it, if it is there.
+    /// What is shown to both: a file with a token, read for each call, or a token. By default, or if this is empty, the file
+    /// where Kubernetes projects it, if it is there.
     #[arg(long, env = "AUTH_TOKEN", value_name = "FILE")]
     auth_token: Option<String>,
     /// The cluster that this node belongs to.
@@ -59,17 +60,17 @@ pub(super) struct Istiod {
     /// it: a YAML map of names and texts.
     #[arg(long, env = "AMBIENT_NODE_METADATA", value_name = "MAP", value_parser = metadata)]
     node_metadata: Option<Texts>,
-    /// Whether workloads and services are asked for as connections need them, instead of all at once: for meshes of which a
-    /// node needs a small part. A connection to an address that was not asked for yet waits for the answer. A name outside the cluster's
-    /// domain is known to the DNS proxy in the client's own namespace and the preferred one alone, and a wildcard in none: what a
-    /// ServiceEntry elsewhere says of such a name does not count.
+    /// Whether workloads and services are asked for as connections need them, instead of all at once: for a node that needs
+    /// only a small part of a large mesh. A connection to an address that was not asked for yet waits for the answer. The DNS
+    /// proxy knows a name outside the cluster's domain only in the client's own namespace and the preferred one, and knows no
+    /// wildcards: what a ServiceEntry elsewhere says of such a name does not count.
     #[arg(long, env = "XDS_ON_DEMAND", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     xds_on_demand: bool,
     /// A directory of this node's own where what was said last is kept, for a restart while istiod, `ambient control` or SPIRE is away:
     /// state, policies and whom to trust.
     #[arg(long, env = "AMBIENT_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// For how long that is gone by when they stay away; then new connections are refused.
+    /// How long that is used while they stay away; after that new connections are refused.
     #[arg(long, env = "AMBIENT_STATE_LONGEST", value_name = "TIME", default_value = "24h", value_parser = super::settings::time)]
     state_longest: Duration,
     /// What was read of the files that these name.

@@ -20,7 +20,7 @@ pub(super) struct Spiffe {
     /// the socket of its Workload API. In the place of --ca-dir; it has no meaning beside --spire-admin-socket.
     #[arg(long, env = "SPIFFE_ENDPOINT_SOCKET", value_name = "SOCKET", value_parser = given)]
     spiffe_socket: Option<Given>,
-    /// The user ID that the agent runs as, where that is neither root nor this process's own: an agent of another is not
+    /// The user ID that the agent runs as, if that is neither root nor this process's own. An agent of any other user is not
     /// believed.
     #[arg(long, env = "AMBIENT_SPIFFE_AGENT_UID", value_name = "UID")]
     spiffe_agent_uid: Option<u32>,
