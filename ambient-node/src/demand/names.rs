@@ -213,7 +213,8 @@ impl Names {
     /// Of the pod that has most, of some, forgets the half of the names that have not been needed for the longest time; gives them. It
     /// is a time at all, where whoever wants the room has not far less than that pod. Nobody gives anything to who has more.
     fn make_room(&mut self, account: &Account, now: Instant, some: impl Fn(&Account) -> bool) -> Vec<Arc<str>> {
-        let own = self.count(account);
+        // What the node needs itself others give up for at once.
+        let own = account.pod.as_ref().map_or(0, |_| self.count(account));
         let mut may_go: HashMap<&Account, Vec<(Instant, Arc<str>)>> = HashMap::new();
         for (name, entry) in &self.all {
             let of = &entry.account;

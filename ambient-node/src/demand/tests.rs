@@ -290,6 +290,20 @@ fn what_the_node_needs_itself_is_on_no_pods_account() {
     assert!(!given_back.contains(&"shop/web".into()));
     names.sweep(true, now + 2 * IDLE);
     assert!(names.has_no_counts());
+    // It has more than any pod, and they give up what they need for it.
+    for n in 0..2 * MOST / PART {
+        names.need(Whose::Node, &format!("own/{n}"), None, true, now);
+    }
+    for pod in ["a", "b"].map(PodUid::from) {
+        for n in 0..MOST / PART {
+            need(&mut names, &pod, &format!("/{pod}.{n}"), now);
+        }
+    }
+    assert_eq!(names.all.len(), MOST);
+    let Need::Ask(given_back) = names.need(Whose::Node, "own/more", None, true, now).1 else {
+        panic!()
+    };
+    assert_eq!(given_back.len(), MOST / PART / 2);
 }
 
 #[test]
