@@ -33,7 +33,7 @@ mod own;
 pub(crate) struct Pods {
     node: Arc<Shared>,
     served: Mutex<HashMap<PodUid, Arc<Pod>>>,
-    /// Those that are to be served and are not, as long as nobody takes that back.
+    /// Those that an agent of others names and that are not served, until it takes that back: of its own the enrolment tells.
     unserved: Mutex<BTreeMap<PodUid, PodSpec>>,
     /// How far the node is on its way out; changed while what is served is locked.
     stages: Stages,
@@ -84,7 +84,7 @@ impl Pods {
         captured(&served).map(|pod| pod.spec.clone()).collect()
     }
 
-    /// Those that are to be served and are not.
+    /// Those that an agent of others has named, and that are not served.
     pub(crate) fn unserved(&self) -> Vec<PodSpec> {
         let unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
         unserved.values().cloned().collect()
@@ -350,7 +350,9 @@ impl Proxy for Pods {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
         Box::pin(async move {
             let unserved = || self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
-            unserved().insert(pod.uid.clone(), pod.clone());
+            if self.node.agent.is_some() {
+                unserved().insert(pod.uid.clone(), pod.clone());
+            }
             self.begin(pod, namespace).await?;
             unserved().remove(&pod.uid);
             Ok(())

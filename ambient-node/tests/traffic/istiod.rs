@@ -82,6 +82,8 @@ pub(crate) fn a_restart_goes_on_while_the_authority_is_away_though_no_uid_is_tol
     until("none to be counted", || {
         (mesh.metric("ambient_pods_not_captured", &[]) == 0).then_some(())
     });
+    let served = said(&mesh, "/config_dump").ok_or("no dump")?["workloadState"].take();
+    assert_eq!(served.as_object().ok_or("no pods")?.len(), 2, "{served}");
     mesh.delete("pod-c");
 
     let stopping = mesh.stop();
