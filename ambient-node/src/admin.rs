@@ -23,7 +23,7 @@ mod stop;
 
 use std::{fmt, sync::Arc};
 
-use ambient_core::PodUid;
+use ambient_core::{PodUid, Workload};
 use ambient_redirect::{linux::Netns, plan::Options, pods::PodState, probes::ProbesState, zds::ClientState};
 use tokio::sync::watch;
 
@@ -61,6 +61,8 @@ pub(crate) struct Context {
 
 /// Gives what is wrong with the certificate that a pod is served with.
 pub(crate) type Doubt = Box<dyn Fn(&PodUid) -> Option<Flaw> + Send + Sync>;
+/// Gives the UID by which a workload is to be served, where that is known of somebody else than the mesh.
+pub(crate) type Named = Box<dyn Fn(&Workload) -> Option<PodUid> + Send + Sync>;
 /// Gives the namespace that a pod is served in.
 pub(crate) type Served = Box<dyn Fn(&PodUid) -> Option<Arc<Netns>> + Send + Sync>;
 
@@ -80,6 +82,8 @@ pub(crate) struct Standing {
     pub(crate) probes: Option<watch::Receiver<ProbesState>>,
     /// Whether the proxy is in this process, so that it is known what pods have open.
     pub(crate) proxied: bool,
+    /// The UID of a workload's pod, as whoever hands pods over tells it.
+    pub(crate) named: Named,
     /// The namespace that a pod is served in.
     pub(crate) namespace: Served,
     /// What is wrong with the certificate that a pod is served with.

@@ -307,13 +307,21 @@ impl Certificates {
         }
         *expected = now;
         drop(expected);
-        if let Some(before) = &self.before {
-            // The mesh is known by now: whoever was not asked for is here no more.
-            for (identity, _) in locked(&before.left).drain() {
-                before.wipe(&identity);
-            }
-        }
         self.changed.notify_one();
+    }
+
+    /// All pods of this node are known by now: who has a certificate of before this start, and was not asked for, is here no more.
+    pub(crate) fn wipe_left(&self) {
+        let Some(before) = &self.before else { return };
+        let left: Vec<_> = locked(&before.left).drain().collect();
+        for (identity, _) in left {
+            before.wipe(&identity);
+        }
+    }
+
+    /// Whether the issuer goes by which pods bear an identity: what it is asked for before they are known it may refuse.
+    pub(crate) fn go_by_pods(&self) -> bool {
+        self.issuer.takes_back()
     }
 
     /// Sees to it that an identity, which a pod bears, has a certificate for as long as the answer lives.

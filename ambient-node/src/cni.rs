@@ -4,13 +4,14 @@
 //! nothing in it. It asks as Istio's plugin asks its agent: HTTP over a Unix socket, `POST /cmdadd`.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     future::poll_fn,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -49,6 +50,10 @@ mod tests;
 const PATIENCE: Duration = Duration::from_millis(4500);
 /// Between two looks whether a pod is known, or its former namespace let go.
 const GLANCE: Duration = Duration::from_millis(20);
+/// How long a pod is not taken for one that goes by its name and has other addresses: longer than news take. A runtime tries again.
+const DOUBTED: Duration = Duration::from_secs(20);
+/// When that is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(600);
 /// How long a plugin may take to say what it wants.
 const SAYING: Duration = Duration::from_secs(2);
 /// What a plugin says is some hundred bytes.
@@ -69,13 +74,19 @@ impl Door {
     }
 }
 
+/// The pods of the node as the mesh knows them.
+pub(crate) struct Register {
+    node: Arc<str>,
+    state: Arc<State>,
+    /// Since when some have not been taken for those that plugins name.
+    doubts: Mutex<HashMap<PodUid, Instant>>,
+}
+
 /// What answers plugins.
 pub(crate) struct Porter {
-    /// The node's name.
-    pub(crate) node: Arc<str>,
+    pub(crate) register: Register,
     /// Where namespaces have names here, in case the plugin knows another path to them.
     pub(crate) netns_dir: PathBuf,
-    pub(crate) state: Arc<State>,
     pub(crate) captures: watch::Receiver<Arc<[PodState]>>,
     pub(crate) hand_over: HandOver,
     /// Why no pod's DNS can be captured, if it cannot.
@@ -96,6 +107,12 @@ struct Said {
     pod_uid: Option<String>,
     #[serde(default, rename = "IPs")]
     ips: Option<Vec<SaidAddress>>,
+}
+
+impl Said {
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.ips.iter().flatten().map(|ip| ip.address.ip.to_canonical()).collect()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -266,13 +283,65 @@ async fn whole(mut body: Incoming) -> Option<Vec<u8>> {
     Some(all)
 }
 
+impl Register {
+    pub(crate) fn new(node: Arc<str>, state: Arc<State>) -> Self {
+        Self {
+            node,
+            state,
+            doubts: Mutex::default(),
+        }
+    }
+
+    /// The pod as the mesh knows it, once it does: news of it may be on its way.
+    async fn known(&self, said: &Said, pod: &str, deadline: Instant) -> Result<Arc<Workload>, Refusal> {
+        let uid = said.pod_uid.as_deref().filter(|uid| !uid.is_empty()).map(PodUid::from);
+        let addresses = said.addresses();
+        let is_it = |w: &&Arc<Workload>| {
+            let named = *w.name == *said.pod_name && *w.namespace == *said.pod_namespace;
+            named
+                && uid
+                    .as_ref()
+                    .map_or_else(|| !self.is_doubted(w, &addresses), |uid| w.pod.as_ref() == Some(uid))
+        };
+        loop {
+            let now = self.state.current();
+            let found = now
+                .as_ref()
+                .and_then(|now| now.mesh.workloads_of_node(&self.node).find(is_it).cloned());
+            match (found, now) {
+                (Some(workload), _) => return Ok(workload),
+                _ if Instant::now() + GLANCE < deadline => time::sleep(GLANCE).await,
+                (None, None) => return Err(Refusal::Ignorant { pod: pod.into() }),
+                (None, Some(_)) => {
+                    let (pod, node) = (pod.into(), self.node.clone());
+                    return Err(Refusal::Unknown { pod, node });
+                }
+            }
+        }
+    }
+
+    /// Whether one that goes by its name alone may be a former pod of that name, of whose end the news are on their way: its addresses
+    /// are others. What is told of for long is so: the pod itself has got another sandbox.
+    fn is_doubted(&self, workload: &Workload, addresses: &[IpAddr]) -> bool {
+        let Some(pod) = workload.pod.as_ref() else { return false };
+        let known = workload.addresses.iter().map(IpAddr::to_canonical);
+        let others = known.clone().count() > 0 && !known.clone().any(|ip| addresses.contains(&ip));
+        if !others || addresses.is_empty() {
+            return false;
+        }
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.retain(|_, since| since.elapsed() < FORGOTTEN);
+        doubts.entry(pod.clone()).or_insert_with(Instant::now).elapsed() < DOUBTED
+    }
+}
+
 impl Porter {
     /// Takes the namespace of a pod, and waits until the pod is captured.
     async fn take(&self, said: &[u8]) -> Result<Taken, Refusal> {
         let deadline = Instant::now() + PATIENCE;
         let said: Said = serde_json::from_slice(said).map_err(Refusal::Unreadable)?;
         let pod = format!("{}/{}", said.pod_namespace, said.pod_name);
-        let workload = self.known(&said, &pod, deadline).await?;
+        let workload = self.register.known(&said, &pod, deadline).await?;
         if !is_meant(&workload) {
             return Ok(Taken::NotMeant);
         }
@@ -280,7 +349,7 @@ impl Porter {
             pod: pod.clone(),
             what: "where the mesh's state comes from does not tell its UID".into(),
         })?;
-        let addresses: Vec<IpAddr> = said.ips.iter().flatten().map(|ip| ip.address.ip.to_canonical()).collect();
+        let addresses = said.addresses();
         let namespace = self.open(&pod, said.netns, addresses.clone()).await?;
         let spec = PodSpec { addresses, ..spec };
         loop {
@@ -301,30 +370,6 @@ impl Porter {
             Err(_) => {
                 let why = captures.borrow().iter().find(is_it).map_or_else(|| "it has left".into(), why);
                 Err(Refusal::Unproven { pod, why })
-            }
-        }
-    }
-
-    /// The pod as the mesh knows it, once it does: news of it may be on its way.
-    async fn known(&self, said: &Said, pod: &str, deadline: Instant) -> Result<Arc<Workload>, Refusal> {
-        let uid = said.pod_uid.as_deref().filter(|uid| !uid.is_empty()).map(PodUid::from);
-        let is_it = |w: &&Arc<Workload>| {
-            let named = *w.name == *said.pod_name && *w.namespace == *said.pod_namespace;
-            named && uid.as_ref().is_none_or(|uid| w.pod.as_ref() == Some(uid))
-        };
-        loop {
-            let now = self.state.current();
-            let found = now
-                .as_ref()
-                .and_then(|now| now.mesh.workloads_of_node(&self.node).find(is_it).cloned());
-            match (found, now) {
-                (Some(workload), _) => return Ok(workload),
-                _ if Instant::now() + GLANCE < deadline => time::sleep(GLANCE).await,
-                (None, None) => return Err(Refusal::Ignorant { pod: pod.into() }),
-                (None, Some(_)) => {
-                    let (pod, node) = (pod.into(), self.node.clone());
-                    return Err(Refusal::Unknown { pod, node });
-                }
             }
         }
     }

@@ -5,7 +5,6 @@
 //! control plane until it is given back, which is what happens to what nobody has needed for a while.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,10 +15,12 @@ use ambient_core::{
     GatewayTarget, Mesh, Network, NetworkAddress, PodUid,
     route::{Outbound, Plan, Refusal, Route},
 };
-use tokio::{sync::watch, time};
+use tokio::time;
 
 use crate::{Config, Shared, clock, state::Snapshot};
+use names::{Names, Need, Whose};
 
+mod names;
 #[cfg(test)]
 mod tests;
 
@@ -27,19 +28,9 @@ mod tests;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a DNS query does: its client asks again after 5 s, and what is not the mesh's must not wait for the mesh.
 const BRIEFLY: Duration = Duration::from_secs(2);
-/// Names that are remembered, and subscribed to.
-const MOST: usize = 10_000;
-/// What has not been needed for so long is given back.
-const IDLE: Duration = Duration::from_secs(600);
-/// The same of what makes room for others where there is none.
-const IDLE_IF_FULL: Duration = Duration::from_secs(10);
-/// How long an absence is believed when nobody would say any more that it has ended.
-const ABSENCE: Duration = Duration::from_secs(60);
 /// Who may wait at a time, and how many of them for one pod.
 const WAITING: usize = 8192;
 const WAITING_OF_ONE: usize = WAITING / 4;
-/// Names that one name leads to: its waypoint, and the gateway of its network.
-const LED_TO: usize = 8;
 /// Between two looks for what is not needed any more.
 const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
 
@@ -86,14 +77,20 @@ impl Demand {
     ///
     /// Cancel safe.
     pub(crate) async fn know(&self, pod: &PodUid, name: &str, because: Option<&str>) -> Result<(), DemandError> {
-        self.ask(pod, name, because, PATIENCE).await
+        self.ask((pod, Whose::Connections(pod)), name, because, PATIENCE).await
     }
 
-    async fn ask(&self, pod: &PodUid, name: &str, because: Option<&str>, patience: Duration) -> Result<(), DemandError> {
+    async fn ask(
+        &self,
+        (pod, whose): (&PodUid, Whose<'_>),
+        name: &str,
+        because: Option<&str>,
+        patience: Duration,
+    ) -> Result<(), DemandError> {
         let is_there = self.source.is_there();
         let (name, mut news) = {
             let mut names = self.names();
-            let (name, asked) = names.need(name, because, is_there, clock::steady());
+            let (name, asked) = names.need(whose, name, because, is_there, clock::steady());
             if let Some(given_back) = asked.ask()? {
                 self.begin(&mut names, &name, given_back)?;
             }
@@ -124,13 +121,17 @@ impl Demand {
     /// Sees to it that the services that a DNS query may mean are known, as far as that is to be had in a moment: what is not
     /// the mesh's is others' to answer.
     pub(crate) async fn learn(&self, pod: &PodUid, names: &[String]) {
+        self.hear_of((pod, Whose::Queries(pod)), names).await;
+    }
+
+    async fn hear_of(&self, (pod, whose): (&PodUid, Whose<'_>), names: &[String]) {
         if !self.source.is_there() {
             return;
         }
-        names.iter().for_each(|name| self.touch(name, false));
+        names.iter().for_each(|name| self.touch(whose, name, false));
         let all = async {
             for name in names {
-                let _ = self.ask(pod, name, None, BRIEFLY).await;
+                let _ = self.ask((pod, whose), name, None, BRIEFLY).await;
             }
         };
         let _ = time::timeout(BRIEFLY, all).await;
@@ -140,16 +141,21 @@ impl Demand {
     pub(crate) async fn meet(&self, pod: &PodUid, mesh: &Mesh, address: &NetworkAddress) {
         let name = named(&address.network, address.ip);
         match mesh.workload_by_address(address) {
-            Some(_) => self.touch(&name, true),
-            None => self.learn(pod, &[name]).await,
+            Some(_) => self.needs(pod, &name, true),
+            None => self.hear_of((pod, Whose::Connections(pod)), &[name]).await,
         }
     }
 
-    /// A name is needed, and what the snapshot knows of it is gone by; `known` where it knows it. It is asked for if it never
-    /// was, so that it is kept up to date.
-    pub(crate) fn touch(&self, name: &str, known: bool) {
+    /// A pod's connection needs a name, and what the snapshot knows of it is gone by; `known` where it knows it. It is asked for if it
+    /// never was, so that it is kept up to date.
+    pub(crate) fn needs(&self, pod: &PodUid, name: &str, known: bool) {
+        self.touch(Whose::Connections(pod), name, known);
+    }
+
+    fn touch(&self, whose: Whose<'_>, name: &str, known: bool) {
+        let is_there = self.source.is_there();
         let mut names = self.names();
-        let (name, need) = names.need(name, None, true, clock::steady());
+        let (name, need) = names.need(whose, name, None, is_there, clock::steady());
         if let Need::Ask(given_back) = need
             && self.begin(&mut names, &name, given_back).is_ok()
             && known
@@ -170,13 +176,13 @@ impl Demand {
     /// reached by as long as they are here.
     fn keep(&self, config: &Config, now: Option<&Snapshot>) {
         if let Some(own) = &config.own_pod {
-            self.touch(config.workload_of_pod(&own.namespace, &own.name).as_str(), false);
+            self.touch(Whose::Node, config.workload_of_pod(&own.namespace, &own.name).as_str(), false);
         }
         let Some(now) = now else { return };
         for workload in now.mesh.workloads_of_node(&config.node) {
             for membership in &workload.services {
                 let known = now.mesh.service(&membership.service).is_some();
-                self.touch(&membership.service.to_string(), known);
+                self.touch(Whose::Node, &membership.service.to_string(), known);
             }
         }
     }
@@ -186,12 +192,18 @@ impl Demand {
         loop {
             keep(self);
             time::sleep(BETWEEN_SWEEPS).await;
-            let is_there = self.source.is_there();
-            let idle = self.names().sweep(is_there, clock::steady());
-            if !idle.is_empty() {
-                tracing::debug!(count = idle.len(), "names that nobody has needed for a while are given back");
-                self.source.give_back(idle.iter().map(ToString::to_string).collect());
-            }
+            self.give_back_idle(clock::steady());
+        }
+    }
+
+    fn give_back_idle(&self, now: Instant) {
+        let is_there = self.source.is_there();
+        // Held until it is given back: whoever needs a name anew meanwhile must not ask for it before that.
+        let mut names = self.names();
+        let idle = names.sweep(is_there, now);
+        if !idle.is_empty() {
+            tracing::debug!(count = idle.len(), "names that nobody has needed for a while are given back");
+            self.source.give_back(idle.iter().map(ToString::to_string).collect());
         }
     }
 
@@ -239,156 +251,6 @@ impl Drop for Place<'_> {
             if *waiting == 0 {
                 names.waiting.remove(*pod);
             }
-        }
-    }
-}
-
-/// What was asked for, and who waits for it.
-#[derive(Debug, Default)]
-struct Names {
-    all: HashMap<Arc<str>, Entry>,
-    waiting: HashMap<PodUid, usize>,
-    all_waiting: usize,
-    /// Since when nobody would answer.
-    away: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    answered: watch::Sender<bool>,
-    used: Instant,
-    led_to: Vec<Arc<str>>,
-}
-
-/// What is to be done about a name that is needed.
-#[derive(Debug, PartialEq, Eq)]
-enum Need {
-    /// It is remembered.
-    Known,
-    /// It is to be asked for, and these are to be given back to make room.
-    Ask(Vec<Arc<str>>),
-    /// It was absent, and that is not believed any more.
-    Stale(Arc<str>),
-    /// There is no room.
-    Full(Arc<str>),
-}
-
-impl Need {
-    fn ask(self) -> Result<Option<Vec<Arc<str>>>, DemandError> {
-        match self {
-            Self::Known => Ok(None),
-            Self::Ask(given_back) => Ok(Some(given_back)),
-            Self::Stale(name) => Err(DemandError::Stale(name)),
-            Self::Full(name) => Err(DemandError::NotAsked(name, AskError::TooMuch)),
-        }
-    }
-}
-
-impl Names {
-    /// A name is needed now.
-    fn need(&mut self, name: &str, because: Option<&str>, is_there: bool, now: Instant) -> (Arc<str>, Need) {
-        self.note_absence(is_there, now);
-        let name = match self.all.get_key_value(name) {
-            Some((name, _)) => name.clone(),
-            None => name.into(),
-        };
-        if let Some(leads) = because.and_then(|because| self.all.get_mut(because))
-            && leads.led_to.len() < LED_TO
-            && !leads.led_to.contains(&name)
-        {
-            leads.led_to.push(name.clone());
-        }
-        let stale = self.away.is_some_and(|since| now.duration_since(since) >= ABSENCE);
-        if let Some(entry) = self.all.get_mut(&name) {
-            entry.used = now;
-            let need = match stale && *entry.answered.borrow() {
-                true => Need::Stale(name.clone()),
-                false => Need::Known,
-            };
-            return (name, need);
-        }
-        let mut given_back = Vec::new();
-        if self.all.len() >= MOST {
-            given_back = self.make_room(now);
-            if given_back.is_empty() {
-                return (name.clone(), Need::Full(name));
-            }
-        }
-        let entry = Entry {
-            answered: watch::Sender::new(false),
-            used: now,
-            led_to: Vec::new(),
-        };
-        self.all.insert(name.clone(), entry);
-        (name, Need::Ask(given_back))
-    }
-
-    /// Where to wait for a name's answer; `None` where it is here.
-    fn answer(&self, name: &str) -> Option<watch::Receiver<bool>> {
-        let entry = self.all.get(name)?;
-        (!*entry.answered.borrow()).then(|| entry.answered.subscribe())
-    }
-
-    fn answered(&mut self, name: &str) {
-        if let Some(entry) = self.all.get(name) {
-            entry.answered.send_replace(true);
-        }
-    }
-
-    fn forget(&mut self, name: &str) {
-        self.all.remove(name);
-    }
-
-    /// Forgets the half of the names that have not been needed for the longest time, if it is a time at all; gives them.
-    fn make_room(&mut self, now: Instant) -> Vec<Arc<str>> {
-        let idle = |entry: &Entry| entry.answered.receiver_count() == 0 && now.duration_since(entry.used) >= IDLE_IF_FULL;
-        let mut by_use: Vec<_> = self
-            .all
-            .iter()
-            .filter(|(_, entry)| idle(entry))
-            .map(|(name, entry)| (entry.used, name.clone()))
-            .collect();
-        by_use.sort_unstable();
-        by_use.truncate(MOST / 2);
-        let given_back: Vec<_> = by_use.into_iter().map(|(_, name)| name).collect();
-        for name in &given_back {
-            self.all.remove(name);
-        }
-        given_back
-    }
-
-    /// Forgets what has not been needed for a while, and gives it.
-    fn sweep(&mut self, is_there: bool, now: Instant) -> Vec<Arc<str>> {
-        self.note_absence(is_there, now);
-        // Whoever leads to something needs it.
-        let recent = |entry: &Entry| now.duration_since(entry.used) < IDLE || entry.answered.receiver_count() > 0;
-        let led_to: Vec<(Arc<str>, Instant)> = self
-            .all
-            .values()
-            .filter(|entry| recent(entry))
-            .flat_map(|entry| entry.led_to.iter().map(|name| (name.clone(), entry.used)))
-            .collect();
-        for (name, used) in led_to {
-            if let Some(entry) = self.all.get_mut(&name) {
-                entry.used = entry.used.max(used);
-            }
-        }
-        let idle: Vec<Arc<str>> = self
-            .all
-            .iter()
-            .filter(|(_, entry)| !recent(entry))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &idle {
-            self.all.remove(name);
-        }
-        idle
-    }
-
-    fn note_absence(&mut self, is_there: bool, now: Instant) {
-        match is_there {
-            true => self.away = None,
-            false => drop(self.away.get_or_insert(now)),
         }
     }
 }

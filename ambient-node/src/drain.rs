@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time;
+use tokio::{task::JoinHandle, time};
 
 use crate::{
     Shared,
@@ -23,7 +23,10 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// Ends what the pods have open: peers are told by GOAWAY at once, and what is still open after the time for it is reset.
 /// Whoever asks a second time, more urgently, has it now.
-pub(crate) async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
+///
+/// `enrolling` was told to end, and has the same time for the steps that are under way; what it leaves half done the next process
+/// takes over.
+pub(crate) async fn drain(shared: &Shared, pods: &Pods, told: &Stop, mut enrolling: JoinHandle<()>) {
     let begun = clock::steady();
     let patience = shared.config.drain;
     tracing::info!(
@@ -32,8 +35,11 @@ pub(crate) async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
         "stopping: nothing new is taken, and open connections go on for a while"
     );
     pods.advance(Stage::Draining);
+    let ended = async {
+        tokio::join!(at_rest_within(pods, patience), end_within(&mut enrolling, patience));
+    };
     tokio::select! {
-        () = at_rest_within(pods, patience) => {}
+        () = ended => {}
         () = tell_progress(pods, patience) => {}
         () = told.told(Urgency::Immediate) => {}
     }
@@ -44,7 +50,15 @@ pub(crate) async fn drain(shared: &Shared, pods: &Pods, told: &Stop) {
     }
     pods.advance(Stage::Stopped);
     // What was cut tells of itself before the threads end.
-    idle_within(pods, LAST_WORDS).await;
+    tokio::join!(idle_within(pods, LAST_WORDS), end_within(&mut enrolling, LAST_WORDS));
+    enrolling.abort();
+}
+
+async fn end_within(enrolling: &mut JoinHandle<()>, patience: Duration) {
+    // One that has been looked at cannot be again.
+    if !enrolling.is_finished() {
+        let _ = time::timeout(patience, enrolling).await;
+    }
 }
 
 /// Says from time to time how much is left; never ends.

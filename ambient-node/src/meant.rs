@@ -21,14 +21,23 @@ pub(crate) fn pods_of(node: &Arc<str>, no_dns: Option<&'static str>, now: &Snaps
     ours.filter_map(|workload| spec_of(workload, no_dns)).collect()
 }
 
+/// Those of them whose UID is not told, as it is not by istiod: until an agent of others says it, the workload's name stands for it.
+pub(crate) fn unnamed(node: &Arc<str>, now: &Snapshot) -> Vec<PodSpec> {
+    let ours = now.mesh.workloads_of_node(node).filter(|w| is_meant(w) && w.pod.is_none());
+    ours.map(|workload| spec(workload, workload.uid.as_str().into(), None)).collect()
+}
+
 /// A workload as a pod; `None` where its UID is not told.
 pub(crate) fn spec_of(workload: &Workload, no_dns: Option<&'static str>) -> Option<PodSpec> {
-    let uid: PodUid = workload.pod.clone()?;
+    Some(spec(workload, workload.pod.clone()?, no_dns))
+}
+
+fn spec(workload: &Workload, uid: PodUid, no_dns: Option<&'static str>) -> PodSpec {
     let mut capture = workload.capture.as_deref().cloned().unwrap_or_default();
     if let Some(why) = no_dns {
         capture.refuse_dns(why);
     }
-    Some(PodSpec {
+    PodSpec {
         uid,
         namespace: workload.namespace.clone(),
         name: workload.name.clone(),
@@ -36,7 +45,7 @@ pub(crate) fn spec_of(workload: &Workload, no_dns: Option<&'static str>) -> Opti
         addresses: workload.addresses.clone(),
         capture,
         has_run: workload.has_run,
-    })
+    }
 }
 
 /// Whether a workload is a pod to be captured: one that speaks HBONE itself, as a waypoint does, is not, nor one that has its

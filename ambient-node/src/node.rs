@@ -1,16 +1,10 @@
 //! The composition: everything below, started in order, fed from one queue, and stopped gently.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use ambient_authz::Policies;
 use ambient_control::{Batch, Change, Issuer, LastHeard, Source};
-use ambient_core::{Observer, observe::Event};
+use ambient_core::Observer;
 use ambient_hbone::{Limits, Pool, Server};
 use ambient_redirect::{
     Announce, Enrolment, PodSpec,
@@ -49,15 +43,20 @@ use crate::{
     pods::Pods,
     policies::Oversight,
     readiness::Readiness,
-    state::{Changed, State},
+    state::{Changed, Snapshot, State},
     supervise,
-    telemetry::{Direction, Metrics},
-    text::rfc3339,
+    telemetry::Metrics,
     trust,
     watch::Watch,
     workers::Workers,
     zds,
 };
+
+pub(crate) use told::Told;
+
+#[cfg(test)]
+mod tests;
+mod told;
 
 /// What every connection needs to see.
 #[derive(Debug)]
@@ -177,6 +176,16 @@ enum Enrolling {
     Told(Box<Client>, Arc<dyn Announce>),
     /// Whoever embeds the node.
     Given(Vec<(PodSpec, Arc<dyn Listener>)>),
+}
+
+impl Enrolling {
+    /// The pods of whoever embeds the node.
+    fn given(&self) -> Vec<PodSpec> {
+        match self {
+            Self::Given(given) => given.iter().map(|(pod, _)| pod.clone()).collect(),
+            Self::Own(..) | Self::Told(..) => Vec::new(),
+        }
+    }
 }
 
 /// What a node is composed of.
@@ -473,7 +482,7 @@ impl Node {
             // Of pods that others enrol nothing is proven here.
             Enrolling::Told(..) | Enrolling::Given(_) => (None, ""),
         };
-        let (served, doubted) = (pods.clone(), pods.clone());
+        let (named, served, doubted) = (pods.clone(), pods.clone(), pods.clone());
         shared.metrics.ask_runtimes(shared.workers.counted());
         let context = Context {
             node: shared.clone(),
@@ -488,6 +497,7 @@ impl Node {
                 agent: shared.agent.clone(),
                 probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: true,
+                named: Box::new(move |workload| named.named(workload)),
                 namespace: Box::new(move |uid| served.namespace(uid)),
                 doubt: Box::new(move |uid| doubted.flaw(uid)),
                 unannounced,
@@ -507,7 +517,8 @@ impl Node {
             shared.certificates.clone().keep_fresh()
         }));
         let changed = Arc::new(Notify::new());
-        tasks.spawn(follow((shared.clone(), pods.clone()), source, desired, changed.clone()));
+        let served = (shared.clone(), pods.clone(), enrolling.given());
+        tasks.spawn(follow(served, source, desired, changed.clone()));
         tasks.spawn(supervised(&shared, "trust", trust::follow));
         tasks.spawn(supervised(&shared, "series", let_series_go));
         tasks.spawn(supervised(&shared, "acknowledgements", |shared| shared.workers.acknowledge()));
@@ -528,10 +539,7 @@ impl Node {
         // For readiness, however it was told.
         told.tell(Urgency::Graceful);
         drop(stop_enrolling);
-        if !enrolling.is_finished() {
-            let _ = enrolling.await;
-        }
-        drain::drain(&shared, &pods, &told).await;
+        drain::drain(&shared, &pods, &told, enrolling).await;
         tasks.shutdown().await;
         pages.stop().await;
         ran
@@ -561,9 +569,8 @@ fn enrol(
         Enrolling::Own(enrolment, plugins) => {
             if let Some(door) = plugins {
                 let porter = Porter {
-                    node: shared.config.node.clone(),
+                    register: cni::Register::new(shared.config.node.clone(), shared.state.clone()),
                     netns_dir: shared.config.netns_dir.clone(),
-                    state: shared.state.clone(),
                     captures: captures.clone(),
                     hand_over: enrolment.hand_over(),
                     no_dns: shared.config.nameservers.is_empty().then_some(meant::NO_DNS),
@@ -584,7 +591,13 @@ fn enrol(
         }
         Enrolling::Told(client, announce) => {
             let state = client.state();
-            tasks.spawn(supervised(shared, "the node agent", move |_| zds::tell_of_agent(state.clone())));
+            let (told, named) = (state.clone(), state);
+            tasks.spawn(supervised(shared, "the node agent", move |shared| {
+                zds::tell_of_agent(shared.metrics.clone(), told.clone())
+            }));
+            tasks.spawn(supervised(shared, "certificates of before", move |shared| {
+                zds::wipe_left(shared.certificates.clone(), named.clone())
+            }));
             let mended = pods.clone();
             tasks.spawn(supervised(shared, "listeners", move |_| mended.clone().mend()));
             let serving = pods.clone();
@@ -681,9 +694,30 @@ fn no_policies(config: &Config) -> Policies {
     }
 }
 
-/// Takes what the source brings, one batch after the other, and passes on what each has changed.
+/// Has a certificate ready for each pod of the node, and keeps those of before this start for them.
+fn expect(shared: &Shared, now: &Snapshot, pods: &[PodSpec], given: &[PodSpec]) {
+    let certificates = &shared.certificates;
+    // Of an agent's pods the mesh may tell no UIDs, and it is the agent who says which are here.
+    let unnamed = match shared.agent.is_some() && !certificates.go_by_pods() {
+        true => meant::unnamed(&shared.config.node, now),
+        false => Vec::new(),
+    };
+    let identity = |pod: &PodSpec| assumed::identity(&shared.config, pod, Some(&now.mesh)).ok();
+    let borne = pods
+        .iter()
+        .chain(given)
+        .chain(&unnamed)
+        .filter_map(|pod| Some((identity(pod)?, pod.uid.clone())));
+    certificates.expect(borne);
+    if shared.agent.is_none() {
+        certificates.wipe_left();
+    }
+}
+
+/// Takes what the source brings, one batch after the other, and passes on what each has changed. `given` are pods that are served
+/// whatever it says.
 async fn follow(
-    (shared, pods): (Arc<Shared>, Arc<Pods>),
+    (shared, pods, given): (Arc<Shared>, Arc<Pods>, Vec<PodSpec>),
     source: Box<dyn Source>,
     desired: watch::Sender<Option<Arc<[PodSpec]>>>,
     told: Arc<Notify>,
@@ -713,9 +747,7 @@ async fn follow(
         if !changed.workloads.is_empty() || desired.borrow().is_none() {
             let no_dns = shared.config.nameservers.is_empty().then_some(meant::NO_DNS);
             let pods = meant::pods_of(&shared.config.node, no_dns, &now);
-            let identity = |pod: &PodSpec| assumed::identity(&shared.config, pod, Some(&now.mesh)).ok();
-            let borne = pods.iter().filter_map(|pod| Some((identity(pod)?, pod.uid.clone())));
-            shared.certificates.expect(borne);
+            expect(&shared, &now, &pods, &given);
             desired.send_replace(Some(pods));
         }
     }
@@ -748,47 +780,3 @@ async fn let_series_go(shared: Arc<Shared>) {
 
 /// Well below the time that a series stays.
 const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
-
-fn to_the_millisecond(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = rfc3339(since.as_secs());
-    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), since.subsec_millis())
-}
-
-/// Puts what the rooms below tell into the log, and counts repairs where they are counted.
-pub(crate) struct Told(pub(crate) Option<Arc<Metrics>>);
-
-impl Observer for Told {
-    fn observe(&self, event: &Event<'_>) {
-        match event {
-            Event::TunnelOpened { peer, speaker } => tracing::debug!(%peer, speaker = %speaker, "tunnel opened"),
-            Event::TunnelClosed { peer, speaker, reason } => tracing::debug!(%peer, speaker = %speaker, %reason, "tunnel closed"),
-            Event::PodRepaired {
-                pod,
-                what,
-                held,
-                noticed,
-                repaired,
-                around,
-            } => {
-                if let Some(metrics) = &self.0 {
-                    metrics.pod_repaired(*around);
-                }
-                let [held, noticed, repaired] = [held, noticed, repaired].map(|time| to_the_millisecond(*time));
-                tracing::warn!(uid = %pod, what, held_until = held, noticed, repaired, around, "pod repaired: its capture was broken");
-            }
-            Event::HandshakeEnded { well, took, .. } => {
-                if let Some(metrics) = &self.0 {
-                    metrics.handshaken(Direction::Outbound, *well, *took);
-                }
-            }
-            Event::PodReleased { pod, lost: false } => tracing::info!(uid = %pod, "pod released"),
-            Event::PodReleased { pod, lost: true } => {
-                tracing::warn!(uid = %pod, "pod lost: its namespace has no name any more; if it lives, its TCP is refused until it has one");
-            }
-            Event::NamespacesUnseen { why } => tracing::warn!(why, "namespaces cannot be looked for: pods stay as they are"),
-            Event::NamespacesSeen => tracing::info!("namespaces are looked for again"),
-            _ => {}
-        }
-    }
-}

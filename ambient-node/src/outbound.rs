@@ -300,7 +300,7 @@ impl Outbound {
         let destination = demand::destination(asked);
         let needed = demand::needed(&snapshot.mesh, asked, routed);
         let Some(name) = needed.as_ref().filter(|name| !tried.confirmed.contains(name)) else {
-            demand.touch(&destination, needed.is_none());
+            demand.needs(&self.pod.spec.uid, &destination, needed.is_none());
             return Ok(());
         };
         if tried.confirmed.len() >= MOST_NAMES {

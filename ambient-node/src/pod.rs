@@ -32,9 +32,7 @@ use crate::{
     watch::Server,
 };
 
-use self::stages::Stages;
-
-pub(crate) use self::stages::Stage;
+pub(crate) use self::stages::{Stage, Stages};
 
 mod stages;
 #[cfg(test)]

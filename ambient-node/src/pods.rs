@@ -1,14 +1,14 @@
 //! The pods that this node serves, as redirect says which there are.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use ambient_core::PodUid;
+use ambient_core::{PodUid, Workload};
 use ambient_hbone::{Speaker, SpeakerKey};
 use ambient_redirect::{BoxFuture, Drained, PodSpec, Proxy, ProxyError, linux::Netns};
 use tokio::{sync::Notify, task::JoinSet, time};
@@ -20,7 +20,7 @@ use crate::{
     certificates::Flaw,
     dns,
     embed::Listener,
-    pod::{Listening, Pod, Stage},
+    pod::{Listening, Pod, Stage, Stages},
     state::Snapshot,
     supervise::supervise,
 };
@@ -33,6 +33,10 @@ mod own;
 pub(crate) struct Pods {
     node: Arc<Shared>,
     served: Mutex<HashMap<PodUid, Arc<Pod>>>,
+    /// Those that an agent of others names and that are not served, until it takes that back: of its own the enrolment tells.
+    unserved: Mutex<BTreeMap<PodUid, PodSpec>>,
+    /// How far the node is on its way out; changed while what is served is locked.
+    stages: Stages,
     /// What the mesh says otherwise than it is taken to.
     contradictions: Mutex<Contradictions>,
     /// A listener has ended, unasked or not.
@@ -44,14 +48,18 @@ impl Pods {
         Arc::new(Self {
             node,
             served: Mutex::default(),
+            unserved: Mutex::default(),
+            stages: Stages::default(),
             contradictions: Mutex::default(),
             lost: Arc::default(),
         })
     }
 
-    /// Brings every pod to a stage.
+    /// Brings every pod to a stage: also one that is about to be served, and none is begun any more.
     pub(crate) fn advance(&self, stage: Stage) {
-        for pod in self.served.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        self.stages.change(|now| now.max(stage));
+        for pod in served.values() {
             pod.advance(stage);
         }
     }
@@ -74,6 +82,19 @@ impl Pods {
     pub(crate) fn specs(&self) -> Vec<PodSpec> {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         captured(&served).map(|pod| pod.spec.clone()).collect()
+    }
+
+    /// Those that an agent of others has named, and that are not served.
+    pub(crate) fn unserved(&self) -> Vec<PodSpec> {
+        let unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        unserved.values().cloned().collect()
+    }
+
+    /// The UID by which a workload is to be served: its source may not tell it.
+    pub(crate) fn named(&self, workload: &Workload) -> Option<PodUid> {
+        let is_it = |pod: &PodSpec| pod.name == workload.name && pod.namespace == workload.namespace;
+        let pods = self.unserved().into_iter().chain(self.specs());
+        pods.into_iter().find(is_it).map(|pod| pod.uid)
     }
 
     /// Connections that are open now.
@@ -124,6 +145,30 @@ impl Pods {
         self.served.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
+    /// Begins to serve a pod, and ends without that once the node stops: whoever serves it next is told of it, and not this one.
+    async fn begin(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<(), ProxyError> {
+        let begun = async {
+            if let Some(present) = self.present(&spec.uid) {
+                if present.is(spec, namespace.id()) && present.resume() {
+                    return self.listen(&present, spec).await;
+                }
+                // Somebody else now, or elsewhere: its ports must be free before they are bound anew.
+                self.take(&spec.uid);
+                self.end(&present);
+                present.let_go().await;
+            }
+            let new = Arc::new(self.admit(spec, namespace).await?);
+            self.listen(&new, spec).await?;
+            self.enter(new);
+            Ok(())
+        };
+        tokio::select! {
+            biased;
+            () = self.stages.reach(Stage::Draining) => Err(refuse("serving the pod", io::Error::other("the node stops"))),
+            begun = begun => begun,
+        }
+    }
+
     /// A pod that may be served from now on, at no listener yet.
     async fn admit(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Result<Pod, ProxyError> {
         let node = &self.node;
@@ -141,7 +186,7 @@ impl Pods {
         let room = node.bounds.pod(&format!("{}/{}", spec.namespace, spec.name));
         let pod = Pod::new(spec.clone(), namespace, speaker, room, certificate);
         let named = node.config.workload_of_pod(&spec.namespace, &spec.name);
-        node.state.serve(named, &spec.uid);
+        node.state.serve(named, &spec.uid, &spec.service_account);
         Ok(pod)
     }
 
@@ -251,8 +296,18 @@ impl Pods {
         }
     }
 
+    /// As one that was begun in the very moment in which the node stops.
+    #[cfg(test)]
+    pub(crate) async fn begun_late(&self, spec: &PodSpec, namespace: Arc<Netns>) -> Arc<Pod> {
+        let pod = Arc::new(self.admit(spec, namespace).await.expect("a certificate"));
+        self.advance(Stage::Draining);
+        self.enter(pod.clone());
+        pod
+    }
+
     fn enter(&self, pod: Arc<Pod>) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        pod.advance(self.stages.now());
         served.insert(pod.spec.uid.clone(), pod);
         self.node.metrics.serve_pods(captured(&served).count());
     }
@@ -294,18 +349,12 @@ const LAST_AGAIN: Duration = Duration::from_secs(15);
 impl Proxy for Pods {
     fn add<'a>(&'a self, pod: &'a PodSpec, namespace: Arc<Netns>) -> BoxFuture<'a, Result<(), ProxyError>> {
         Box::pin(async move {
-            if let Some(present) = self.present(&pod.uid) {
-                if present.is(pod, namespace.id()) && present.resume() {
-                    return self.listen(&present, pod).await;
-                }
-                // Somebody else now, or elsewhere: its ports must be free before they are bound anew.
-                self.take(&pod.uid);
-                self.end(&present);
-                present.let_go().await;
+            let unserved = || self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.node.agent.is_some() {
+                unserved().insert(pod.uid.clone(), pod.clone());
             }
-            let new = Arc::new(self.admit(pod, namespace).await?);
-            self.listen(&new, pod).await?;
-            self.enter(new);
+            self.begin(pod, namespace).await?;
+            unserved().remove(&pod.uid);
             Ok(())
         })
     }
@@ -346,6 +395,7 @@ impl Proxy for Pods {
     fn remove<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.node.state.let_go(uid);
+            self.unserved.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
             if let Some(old) = self.take(uid) {
                 self.end(&old);
             }

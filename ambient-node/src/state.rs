@@ -48,8 +48,8 @@ struct Coming {
     changed: Changed,
     /// Texts that many workloads share are held once.
     sharing: mesh::Sharing,
-    /// The pods that this node serves, by what a source calls them that does not know pods' UIDs.
-    pods: HashMap<WorkloadUid, PodUid>,
+    /// The pods that this node serves, and their service accounts, by what a source calls them that does not know pods' UIDs.
+    pods: HashMap<WorkloadUid, (PodUid, Arc<str>)>,
     /// Those of which it was so that the pod's UID came to be known.
     named: HashSet<WorkloadUid>,
     /// Waypoints that lead in circles.
@@ -154,8 +154,8 @@ impl State {
     }
 
     /// A pod is served here from now on: istiod tells of workloads by their names alone (`CLUSTER//Pod/NAMESPACE/NAME`), and
-    /// whoever hands the pod over knows its UID.
-    pub(crate) fn serve(&self, workload: WorkloadUid, pod: &PodUid) {
+    /// whoever hands the pod over knows its UID. One that is told with another service account is a former pod of that name.
+    pub(crate) fn serve(&self, workload: WorkloadUid, pod: &PodUid, account: &Arc<str>) {
         let mut guard = self.coming();
         let Coming {
             snapshot: coming,
@@ -164,8 +164,9 @@ impl State {
             is_half,
             ..
         } = &mut *guard;
-        pods.insert(workload.clone(), pod.clone());
-        let Some(known) = coming.mesh.workload(&workload) else { return };
+        pods.insert(workload.clone(), (pod.clone(), account.clone()));
+        let known = coming.mesh.workload(&workload).filter(|known| known.service_account == *account);
+        let Some(known) = known else { return };
         // One whose UID is told by its source is known by that alone.
         if known.pod.as_ref() == Some(pod) || known.pod.is_some() && !by_name.contains(&workload) {
             return;
@@ -185,7 +186,7 @@ impl State {
     /// A pod is served no more.
     pub(crate) fn let_go(&self, pod: &PodUid) {
         let mut guard = self.coming();
-        guard.pods.retain(|_, served| served != pod);
+        guard.pods.retain(|_, (served, _)| served != pod);
     }
 
     /// Policies that workloads list and that have not come count as never coming from now on. Gives whom that concerns.
@@ -272,7 +273,7 @@ fn note_settling(settling: &Mutex<HashMap<WorkloadUid, Instant>>, before: &Mesh,
 }
 
 /// A workload of which its source does not tell the pod's UID, with that of the pod that is served by its name.
-fn named(update: mesh::Update, pods: &HashMap<WorkloadUid, PodUid>, by_name: &mut HashSet<WorkloadUid>) -> mesh::Update {
+fn named(update: mesh::Update, pods: &HashMap<WorkloadUid, (PodUid, Arc<str>)>, by_name: &mut HashSet<WorkloadUid>) -> mesh::Update {
     let mut workload = match update {
         mesh::Update::Workload(workload) => workload,
         mesh::Update::RemoveWorkload(uid) => {
@@ -281,8 +282,9 @@ fn named(update: mesh::Update, pods: &HashMap<WorkloadUid, PodUid>, by_name: &mu
         }
         other => return other,
     };
-    match pods.get(&workload.uid).filter(|_| workload.pod.is_none()) {
-        Some(pod) => {
+    let is_it = |account: &Arc<str>| workload.pod.is_none() && workload.service_account == *account;
+    match pods.get(&workload.uid).filter(|(_, account)| is_it(account)) {
+        Some((pod, _)) => {
             by_name.insert(workload.uid.clone());
             Arc::make_mut(&mut workload).pod = Some(pod.clone());
         }

@@ -30,6 +30,7 @@ use crate::{
     RunError, StartError,
     admin::{At, Doors, Given, Pages, Standing, Stop, Urgency},
     announce::ByState,
+    certificates::Certificates,
     clock,
     cni::{self, Porter},
     feed::{Feed, News},
@@ -197,6 +198,7 @@ impl Enrol {
                 agent: None,
                 probes: probes.as_ref().map(host_probes::Prepared::states),
                 proxied: false,
+                named: Box::new(|_| None),
                 namespace: Box::new(move |uid| served.namespace(uid)),
                 doubt: Box::new(|_| None),
                 unannounced: enrolment.remedy(),
@@ -225,9 +227,8 @@ impl Enrol {
         }
         if let Some(door) = plugins {
             let porter = Porter {
-                node,
+                register: cni::Register::new(node, state),
                 netns_dir: config.redirect.netns_dir.clone(),
-                state,
                 captures: captures.clone(),
                 hand_over: enrolment.hand_over(),
                 no_dns: None,
@@ -322,8 +323,8 @@ async fn tell_of_proxies(mut proxies: watch::Receiver<Arc<[Connected]>>) {
     }
 }
 
-/// Puts into the log how the node stands with its agent, when that changes.
-pub(crate) async fn tell_of_agent(mut state: watch::Receiver<ClientState>) {
+/// Puts into the log how the node stands with its agent, when that changes, and counts.
+pub(crate) async fn tell_of_agent(metrics: Arc<Metrics>, mut state: watch::Receiver<ClientState>) {
     let mut told: Option<ClientState> = None;
     loop {
         let now = state.borrow_and_update().clone();
@@ -331,6 +332,12 @@ pub(crate) async fn tell_of_agent(mut state: watch::Receiver<ClientState>) {
             tracing::warn!(trouble = now.trouble, "not connected to the node agent; what is served goes on");
         }
         let before = told.as_ref().map(|told| &told.readiness);
+        match &now.readiness {
+            Readiness::Ready => metrics.uncovered_pods(0),
+            Readiness::Pending(_, count) => metrics.uncovered_pods(*count),
+            // What was not served is not, as long as nobody takes it back.
+            Readiness::Alone | Readiness::Naming => {}
+        }
         match &now.readiness {
             Readiness::Ready if before != Some(&now.readiness) => {
                 tracing::info!(pods = now.served, "all pods that the node agent names are served");
@@ -369,6 +376,25 @@ pub(crate) fn unready(state: &ClientState) -> Option<String> {
             let named: Vec<String> = pods.iter().map(|(pod, why)| format!("{pod} ({why})")).collect();
             Some(format!("{count} pods are not served: {}", named.join(", ")))
         }
+    }
+}
+
+/// Wipes what a process before has kept of pods that are here no more, once the agent has named all that are and each was begun: the
+/// mesh may tell no UIDs, so that nobody else knows. Never ends.
+pub(crate) async fn wipe_left(certificates: Arc<Certificates>, mut state: watch::Receiver<ClientState>) {
+    // An error says that nobody will name any.
+    if state.wait_for(|now| were_begun(&now.readiness)).await.is_ok() {
+        certificates.wipe_left();
+    }
+    std::future::pending().await
+}
+
+/// Whether the agent has named all pods, and each of them was begun, well or not.
+fn were_begun(readiness: &Readiness) -> bool {
+    match readiness {
+        Readiness::Ready => true,
+        Readiness::Pending(told, count) => told.len() == *count && told.iter().all(|(_, why)| *why != Unserved::Begun),
+        Readiness::Alone | Readiness::Naming => false,
     }
 }
 
@@ -529,6 +555,54 @@ const AGAIN: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_the_agent_names_and_that_are_not_served_are_counted() {
+        let metrics = Arc::new(Metrics::default());
+        let of = |readiness| ClientState {
+            readiness,
+            served: 1,
+            trouble: None,
+        };
+        let pending = Readiness::Pending(vec![("a".into(), Unserved::Failed("no listener".into()))], 40);
+        let (state, told) = watch::channel(of(pending));
+        let telling = tokio::spawn(tell_of_agent(metrics.clone(), told));
+        let count = async |wanted: usize| {
+            let line = format!("\nambient_pods_not_captured {wanted}\n");
+            let told = async {
+                while !metrics.text().unwrap().contains(&line) {
+                    time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            time::timeout(Duration::from_secs(20), told).await.expect("in time");
+        };
+        count(40).await;
+        // As long as it is away nothing more is known.
+        state.send_replace(of(Readiness::Alone));
+        tokio::task::yield_now().await;
+        count(40).await;
+        state.send_replace(of(Readiness::Ready));
+        count(0).await;
+        drop(state);
+        telling.await.unwrap();
+    }
+
+    #[test]
+    fn pods_are_known_once_each_that_the_agent_names_was_begun() {
+        let of = |why: Unserved, count| Readiness::Pending(vec![("a".into(), why)], count);
+        assert!(
+            [Readiness::Ready, of(Unserved::Failed("no listener".into()), 1)]
+                .iter()
+                .all(were_begun)
+        );
+        let not_yet = [
+            Readiness::Alone,
+            Readiness::Naming,
+            of(Unserved::Begun, 1),
+            of(Unserved::Taken("b".into()), 2),
+        ];
+        assert!(!not_yet.iter().any(were_begun));
+    }
 
     #[test]
     fn what_is_wrong_with_a_pod_is_told_once_and_that_it_is_being_begun_never() {

@@ -12,6 +12,8 @@ mod ends;
 mod envoy;
 #[path = "traffic/identities.rs"]
 mod identities;
+#[path = "traffic/istiod.rs"]
+mod istiod;
 #[path = "traffic/leave.rs"]
 mod leave;
 #[path = "support/mesh.rs"]
@@ -199,6 +201,10 @@ const TESTS: &[Test] = &[
     ("envoy_is_a_waypoint_by_every_name", envoy::envoy_is_a_waypoint_by_every_name),
     ("envoy_is_a_waypoint_behind_the_node", envoy::envoy_is_a_waypoint_behind_the_node),
     ("envoy_is_the_gateway_of_a_network", envoy::envoy_is_the_gateway_of_a_network),
+    (
+        "a_restart_goes_on_while_the_authority_is_away_though_no_uid_is_told",
+        istiod::a_restart_goes_on_while_the_authority_is_away_though_no_uid_is_told,
+    ),
     ("an_agent_of_others_is_obeyed", told::an_agent_of_others_is_obeyed),
     (
         "the_pod_of_the_proxy_itself_takes_tunnels",

@@ -66,7 +66,7 @@ fn whose(config: &Config, pod: &Pod, mesh: &Mesh) -> Option<Identity> {
     assumed::identity(config, &pod.spec, Some(mesh)).ok()
 }
 
-/// Those that are to be captured here, and those that others have captured, sorted by UID.
+/// Those that are to be captured here, and those that others have captured and name, sorted by UID.
 fn pods(at: &Context) -> Vec<Pod> {
     let captures = at.standing.captures.as_ref().map(|captures| captures.borrow().clone());
     let mut all: BTreeMap<_, Pod> = at
@@ -79,6 +79,9 @@ fn pods(at: &Context) -> Vec<Pod> {
         let up = matches!(pod.state, State::In { .. });
         let spec = PodSpec::clone(&pod.spec);
         all.insert(spec.uid.clone(), Pod { spec, up });
+    }
+    for spec in at.pods.unserved() {
+        all.entry(spec.uid.clone()).or_insert(Pod { spec, up: false });
     }
     all.into_values().collect()
 }

@@ -215,7 +215,8 @@ impl View {
     /// One of which nobody here says how its capture goes.
     fn of_other(at: &Standing, workload: &Arc<Workload>) -> Self {
         let desired = is_meant(workload);
-        let served = workload.pod.as_ref().and_then(|pod| (at.namespace)(pod));
+        let pod = workload.pod.clone().or_else(|| (at.named)(workload));
+        let served = pod.as_ref().and_then(|pod| (at.namespace)(pod));
         let (state, rules, note) = match (desired, &at.captures) {
             (false, _) => ("outside", "none", Some(why_outside(workload).to_owned())),
             (true, None) if served.is_some() => ("served", "the agent's", Some(AGENTS.to_owned())),
@@ -223,7 +224,7 @@ impl View {
             (true, Some(_)) => ("joining", "not proven", None),
         };
         let mut wrong = Vec::new();
-        if desired && workload.pod.is_none() {
+        if desired && at.captures.is_some() && pod.is_none() {
             wrong.push(Wrong {
                 code: "no-uid",
                 what: "it is not captured: where state comes from does not tell its UID, or another pod has the same".into(),
@@ -231,13 +232,13 @@ impl View {
             });
         } else if desired && at.captures.is_none() {
             let agent = at.agent.as_ref().map(|agent| agent.borrow().clone());
-            wrong.extend(unserved(agent.as_ref(), workload.pod.as_ref(), served.is_some()));
-            wrong.extend(workload.pod.as_ref().and_then(|pod| flawed((at.doubt)(pod))));
+            wrong.extend(unserved(agent.as_ref(), pod.as_ref(), served.is_some()));
+            wrong.extend(pod.as_ref().and_then(|pod| flawed((at.doubt)(pod))));
         }
         Self {
             namespace: workload.namespace.clone(),
             name: workload.name.clone(),
-            uid: workload.pod.as_ref().map_or_else(String::new, ToString::to_string),
+            uid: pod.as_ref().map_or_else(String::new, ToString::to_string),
             service_account: workload.service_account.clone(),
             addresses: workload.addresses.iter().map(ToString::to_string).collect(),
             desired,

@@ -172,6 +172,11 @@ impl Memory {
     }
 
     fn replace(path: &Path, payload: &[u8]) -> io::Result<()> {
+        // No start would read it: what is owed for this is told.
+        if (HEADER.len() + size_of::<u64>() + payload.len()) as u64 > MOST {
+            let why = format!("longer than the {MOST} bytes that are read again");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
         let draft = path.with_extension("new");
         let _ = fs::remove_file(&draft);
         let before = writable(path).ok();

@@ -698,6 +698,8 @@ async fn who_is_here_no_more_when_a_process_begins_is_wiped() {
     let (second, _keeping) = shelf.begin(issuer);
     assert_eq!(shelf.names().len(), 2, "nothing is known of pods yet");
     second.expect([borne("cart")]);
+    assert_eq!(shelf.names().len(), 2, "whoever enrols pods may know of more");
+    second.wipe_left();
     assert_eq!(shelf.names(), [named("cart")]);
 }
 

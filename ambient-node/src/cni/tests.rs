@@ -1,5 +1,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ambient_control::{Batch, Change};
+use ambient_core::mesh::Update;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
@@ -97,4 +99,60 @@ fn a_runtime_is_told_whose_fault_it_is() {
             .to_string()
             .starts_with("shop/cart: no pod of this name and UID is known on node node-1 within 4.5 s")
     );
+}
+
+/// A pod of a StatefulSet, as it is told of.
+fn told(uid: &str, addresses: &[&str]) -> Batch {
+    let workload = Workload {
+        pod: Some(uid.into()),
+        node: "node-1".into(),
+        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ..Workload::new("c//Pod/shop/db-0", "shop", "db-0")
+    };
+    Batch {
+        changes: vec![Change::Mesh(Update::Workload(workload.into()))],
+        synced: true,
+        ..Batch::default()
+    }
+}
+
+fn said(uid: &str, address: &str) -> Said {
+    let text =
+        format!(r#"{{"Netns":"/x","PodName":"db-0","PodNamespace":"shop","PodUID":"{uid}","IPs":[{{"Address":{{"IP":"{address}"}}}}]}}"#);
+    serde_json::from_str(&text).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_goes_by_its_name_is_not_taken_for_a_former_one() {
+    let state = Arc::new(State::default());
+    let register = Arc::new(Register::new("node-1".into(), state.clone()));
+    let known = |uid: &'static str, address: &'static str| {
+        let register = register.clone();
+        async move {
+            let known = register.known(&said(uid, address), "shop/db-0", Instant::now() + PATIENCE).await;
+            known.map(|workload| workload.pod.clone().unwrap())
+        }
+    };
+    state.apply(told("one", &["10.0.0.5", "fd00::5"]), crate::clock::steady());
+    assert_eq!(known("", "10.0.0.5").await.unwrap(), "one".into(), "it is that one, by its address");
+    assert_eq!(known("one", "10.0.0.6").await.unwrap(), "one".into(), "it is said to be");
+    let begun = Instant::now();
+    let taken = tokio::spawn(known("", "10.0.0.6"));
+    time::sleep(Duration::from_secs(2)).await;
+    state.apply(told("two", &[]), crate::clock::steady());
+    assert_eq!(taken.await.unwrap().unwrap(), "two".into());
+    assert!(begun.elapsed() < PATIENCE);
+    // Its own sandbox is another after a while, and its status tells the addresses of the one before.
+    state.apply(told("two", &["10.0.0.6"]), crate::clock::steady());
+    let begun = Instant::now();
+    let mut attempts = 0;
+    let found = loop {
+        attempts += 1;
+        match known("", "10.0.0.7").await {
+            Ok(found) => break found,
+            Err(refusal) => assert!(refusal.status() == StatusCode::SERVICE_UNAVAILABLE, "{refusal}"),
+        }
+    };
+    assert_eq!(found, "two".into());
+    assert!(attempts > 1 && begun.elapsed() >= DOUBTED && begun.elapsed() < DOUBTED + PATIENCE);
 }

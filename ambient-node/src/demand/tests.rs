@@ -2,13 +2,19 @@ use std::net::SocketAddr;
 
 use ambient_core::{GatewayAddress, NamespacedHostname, Service, Workload, mesh::Update};
 
-use super::*;
+use super::{
+    names::{ABSENCE, IDLE, IDLE_IF_FULL, MOST, MOST_QUERIED, NO_ROOM, PART},
+    *,
+};
 
 /// A source that remembers what it was asked for.
 #[derive(Debug, Default)]
 struct Asked {
     asked: Mutex<Vec<String>>,
     given_back: Mutex<Vec<String>>,
+    /// Looked at where something is given back: whether anybody could need a name meanwhile.
+    asks: std::sync::OnceLock<std::sync::Weak<Demand>>,
+    asked_meanwhile: std::sync::atomic::AtomicBool,
     away: std::sync::atomic::AtomicBool,
     full: std::sync::atomic::AtomicBool,
 }
@@ -24,6 +30,10 @@ impl OnDemand for Asked {
 
     fn give_back(&self, names: Vec<String>) {
         self.given_back.lock().unwrap().extend(names);
+        if let Some(demand) = self.asks.get().and_then(std::sync::Weak::upgrade) {
+            self.asked_meanwhile
+                .store(demand.names.try_lock().is_ok(), std::sync::atomic::Ordering::Relaxed);
+        }
     }
 
     fn is_there(&self) -> bool {
@@ -117,67 +127,183 @@ async fn what_is_needed_always_is_asked_for_at_once_and_never_given_back() {
     assert!(asked().is_empty() && source.given_back.lock().unwrap().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_absence_is_not_believed_for_ever_however_often_it_is_gone_by() {
+    let (source, demand) = demand();
+    demand.needs(&pod(), "/10.0.0.1", false);
+    demand.answered(&["/10.0.0.1".into()]);
+    demand.know(&pod(), "/10.0.0.1", None).await.unwrap();
+    source.away.store(true, std::sync::atomic::Ordering::Relaxed);
+    demand.know(&pod(), "/10.0.0.1", None).await.unwrap();
+    let noted = demand.names().away.unwrap();
+    // As each connection that is let go does, and the node itself every now and then.
+    demand.needs(&pod(), "/10.0.0.1", false);
+    demand.needs(&pod(), "/10.0.0.2", true);
+    assert_eq!(demand.names().away, Some(noted), "it goes on as it began");
+    demand.names().away = noted.checked_sub(ABSENCE);
+    let error = demand.know(&pod(), "/10.0.0.1", None).await.unwrap_err();
+    assert_eq!(error, DemandError::Stale("/10.0.0.1".into()));
+    source.away.store(false, std::sync::atomic::Ordering::Relaxed);
+    demand.know(&pod(), "/10.0.0.1", None).await.unwrap();
+}
+
 #[test]
-fn an_absence_is_not_believed_for_ever_once_nobody_would_take_it_back() {
+fn what_is_given_back_is_so_before_anybody_asks_for_it_anew() {
+    let (source, demand) = demand();
+    source.asks.set(Arc::downgrade(&demand)).unwrap();
+    demand.needs(&pod(), "/10.0.0.1", true);
+    demand.give_back_idle(clock::steady() + IDLE);
+    assert_eq!(*source.given_back.lock().unwrap(), ["/10.0.0.1"]);
+    assert!(!source.asked_meanwhile.load(std::sync::atomic::Ordering::Relaxed));
+}
+
+/// What a pod's connection needs, of a control plane that is there.
+fn need(names: &mut Names, pod: &PodUid, name: &str, now: Instant) -> Need {
+    names.need(Whose::Connections(pod), name, None, true, now).1
+}
+
+#[test]
+fn an_absence_is_believed_for_a_while_once_nobody_would_take_it_back() {
     let (mut names, start) = (Names::default(), clock::steady());
-    assert_eq!(names.need("/a", None, true, start).1, Need::Ask(vec![]));
-    names.answered("/a");
+    let pod = pod();
+    let mut need = |is_there, now| {
+        let (name, need) = names.need(Whose::Connections(&pod), "/a", None, is_there, now);
+        names.answered(&name);
+        need
+    };
+    assert_eq!(need(true, start), Need::Ask(vec![]));
     let later = start + 10 * ABSENCE;
-    assert_eq!(
-        names.need("/a", None, true, later).1,
-        Need::Known,
-        "the control plane would have said so"
-    );
-    assert_eq!(names.need("/a", None, false, later).1, Need::Known);
-    assert_eq!(names.need("/a", None, false, later + ABSENCE).1, Need::Stale("/a".into()));
-    assert_eq!(names.need("/a", None, true, later + ABSENCE).1, Need::Known);
+    assert_eq!(need(true, later), Need::Known, "the control plane would have said so");
+    assert_eq!(need(false, later), Need::Known);
+    assert_eq!(need(false, later + ABSENCE), Need::Stale("/a".into()));
+    assert_eq!(need(true, later + ABSENCE), Need::Known);
 }
 
 #[test]
 fn what_is_not_needed_is_given_back_and_what_it_led_to_with_it() {
-    let (mut names, start) = (Names::default(), clock::steady());
+    let (mut names, start, pod) = (Names::default(), clock::steady(), pod());
     for name in ["/client", "shop/waypoint", "/other"] {
-        names.need(name, None, true, start);
+        need(&mut names, &pod, name, start);
         names.answered(name);
     }
-    names.need("shop/waypoint", Some("/client"), true, start);
+    names.need(Whose::Connections(&pod), "shop/waypoint", Some("/client"), true, start);
     let later = start + IDLE - Duration::from_secs(1);
     assert!(names.sweep(true, later).is_empty());
-    names.need("/client", None, true, later);
+    need(&mut names, &pod, "/client", later);
     assert_eq!(
         names.sweep(true, start + IDLE),
         ["/other".into()],
         "the waypoint is needed by who goes through it"
     );
     // Whoever waits keeps it.
-    names.need("/awaited", None, true, start);
+    need(&mut names, &pod, "/awaited", start);
     let waits = names.answer("/awaited").unwrap();
     let mut gone = names.sweep(true, later + IDLE);
     gone.sort();
     assert_eq!(gone, ["/client".into(), "shop/waypoint".into()]);
     drop(waits);
     assert_eq!(names.sweep(true, later + 2 * IDLE), ["/awaited".into()]);
-    assert!(names.all.is_empty());
+    assert!(names.all.is_empty() && names.has_no_counts());
 }
 
 #[test]
-fn where_there_is_no_room_those_go_that_were_needed_least_lately() {
-    let (mut names, start) = (Names::default(), clock::steady());
-    for n in 0..MOST {
+fn a_pod_that_has_its_part_gives_up_what_it_has_needed_least_lately() {
+    let (mut names, start, pod) = (Names::default(), clock::steady(), pod());
+    let part = MOST / PART;
+    for n in 0..part {
         let at = start + Duration::from_millis(n as u64);
-        assert_eq!(names.need(&n.to_string(), None, true, at).1, Need::Ask(vec![]));
+        assert_eq!(need(&mut names, &pod, &n.to_string(), at), Need::Ask(vec![]));
     }
-    let full = start + Duration::from_millis(MOST as u64);
+    let full = start + IDLE_IF_FULL;
     assert_eq!(
-        names.need("more", None, true, full).1,
+        need(&mut names, &pod, "more", full),
         Need::Ask(vec!["0".into()]),
         "it alone is idle for so long"
     );
-    assert_eq!(names.need("yet more", None, true, full).1, Need::Full("yet more".into()));
-    let (_, need) = names.need("yet more", None, true, full + IDLE_IF_FULL);
-    let Need::Ask(given_back) = need else { panic!("{need:?}") };
-    assert_eq!(given_back.len(), MOST / 2);
-    assert!(names.all.len() <= MOST && names.all.contains_key("more"));
+    assert_eq!(need(&mut names, &pod, "yet more", full), Need::Full("yet more".into()));
+    assert_eq!(
+        need(&mut names, &pod, "yet more", full + NO_ROOM / 2),
+        Need::Full("yet more".into()),
+        "it was looked for a moment ago"
+    );
+    let Need::Ask(given_back) = need(&mut names, &pod, "yet more", full + IDLE_IF_FULL) else {
+        panic!()
+    };
+    assert_eq!(given_back.len(), part / 2);
+    assert!(names.all.len() <= part && names.all.contains_key("more"));
+}
+
+#[test]
+fn a_pod_that_needs_without_end_keeps_no_other_from_what_is_new_nor_takes_it() {
+    let (mut names, start) = (Names::default(), clock::steady());
+    let (quiet, late) = (PodUid::from("quiet"), PodUid::from("late"));
+    let long_ago = start + IDLE_IF_FULL;
+    need(&mut names, &quiet, "/quiet", start);
+    let greedy: Vec<PodUid> = (0..PART + 1).map(|n| format!("greedy-{n}").as_str().into()).collect();
+    for (n, pod) in greedy.iter().enumerate() {
+        for address in 0..MOST {
+            need(&mut names, pod, &format!("/{n}.{address}"), long_ago);
+        }
+    }
+    assert_eq!(names.all.len(), MOST);
+    assert!(names.all.contains_key("/quiet"), "who has less gives nothing up");
+    let last = greedy.last().unwrap();
+    assert_eq!(need(&mut names, last, "/more", long_ago), Need::Full("/more".into()));
+    let Need::Ask(given_back) = need(&mut names, &late, "/late", long_ago) else {
+        panic!("one that is new has no room")
+    };
+    let whose = given_back[0].split('.').next().unwrap();
+    assert!(given_back.iter().all(|name| name.starts_with(whose)), "one has given it up");
+    assert_eq!(given_back.len(), MOST / PART / 2);
+    // The node's own needs have room for as long as others have any.
+    assert!(matches!(names.need(Whose::Node, "shop/own", None, true, long_ago).1, Need::Ask(_)));
+}
+
+#[test]
+fn names_that_dns_asks_for_take_no_room_from_connections() {
+    let (mut names, now) = (Names::default(), clock::steady());
+    let pods: Vec<PodUid> = (0..PART).map(|n| format!("uid-{n}").as_str().into()).collect();
+    for pod in &pods {
+        for n in 0..MOST {
+            names.need(Whose::Queries(pod), &format!("{pod}/{n}"), None, true, now);
+        }
+    }
+    assert_eq!(names.all.len(), MOST_QUERIED);
+    let another = names.need(Whose::Queries(&pods[0]), "shop/x", None, true, now).1;
+    assert_eq!(another, Need::Full("shop/x".into()));
+    for n in 0..MOST / PART {
+        assert_eq!(need(&mut names, &pods[0], &format!("/{n}"), now), Need::Ask(vec![]));
+    }
+}
+
+#[test]
+fn what_the_node_needs_itself_is_on_no_pods_account() {
+    let (mut names, now, pod) = (Names::default(), clock::steady(), pod());
+    need(&mut names, &pod, "shop/web", now);
+    assert_eq!(names.need(Whose::Node, "shop/web", None, true, now).1, Need::Known);
+    for n in 0..MOST / PART {
+        assert_eq!(need(&mut names, &pod, &n.to_string(), now), Need::Ask(vec![]));
+    }
+    let Need::Ask(given_back) = need(&mut names, &pod, "more", now + IDLE_IF_FULL) else {
+        panic!()
+    };
+    assert!(!given_back.contains(&"shop/web".into()));
+    names.sweep(true, now + 2 * IDLE);
+    assert!(names.has_no_counts());
+    // It has more than any pod, and they give up what they need for it.
+    for n in 0..2 * MOST / PART {
+        names.need(Whose::Node, &format!("own/{n}"), None, true, now);
+    }
+    for pod in ["a", "b"].map(PodUid::from) {
+        for n in 0..MOST / PART {
+            need(&mut names, &pod, &format!("/{pod}.{n}"), now);
+        }
+    }
+    assert_eq!(names.all.len(), MOST);
+    let Need::Ask(given_back) = names.need(Whose::Node, "own/more", None, true, now).1 else {
+        panic!()
+    };
+    assert_eq!(given_back.len(), MOST / PART / 2);
 }
 
 #[test]

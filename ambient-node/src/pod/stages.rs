@@ -40,22 +40,22 @@ impl Stage {
 /// whenever something of it moves.
 const LISTS: usize = 8;
 
-/// The stage of a pod. Each of its connections waits for one, so that little is kept of who waits: a third of what a channel would.
+/// The stage of a pod, or of them all. Each of its connections waits for one, so that little is kept of who waits: a third of what a channel would.
 #[derive(Debug, Default)]
-pub(super) struct Stages {
+pub(crate) struct Stages {
     now: AtomicU8,
     changed: [Notify; LISTS],
     next: AtomicUsize,
 }
 
 impl Stages {
-    pub(super) fn now(&self) -> Stage {
+    pub(crate) fn now(&self) -> Stage {
         Stage::of(self.now.load(Ordering::Acquire))
     }
 
     /// Waits until it is at least this one. Of those who wait one is told before another, and may end what the other stands on: to know
     /// which came first takes a look at [`Self::now`]. Cancel safe.
-    pub(super) fn reach(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<'_> {
+    pub(crate) fn reach(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<'_> {
         let list = &self.changed[self.next.fetch_add(1, Ordering::Relaxed) % LISTS];
         async move {
             loop {
@@ -70,7 +70,7 @@ impl Stages {
     }
 
     /// Goes to another stage, or stays.
-    pub(super) fn change(&self, to: impl Fn(Stage) -> Stage) {
+    pub(crate) fn change(&self, to: impl Fn(Stage) -> Stage) {
         let other = |now| Some(to(Stage::of(now)) as u8).filter(|to| *to != now);
         if self.now.fetch_update(Ordering::AcqRel, Ordering::Acquire, other).is_ok() {
             self.changed.iter().for_each(Notify::notify_waiters);

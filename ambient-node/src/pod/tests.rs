@@ -62,3 +62,29 @@ async fn one_that_is_told_of_late_is_waited_for_and_not_for_ever() {
     let (found, took) = asked().await;
     assert!(matches!(found, Err(UnknownPod::Renamed(_))) && took == Duration::ZERO, "{found:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_of_whose_name_a_former_one_is_told_is_waited_for() {
+    let told = |account: &str| {
+        let workload = Workload {
+            pod: None,
+            ..workload(account)
+        };
+        batch(vec![Change::Mesh(Update::Workload(workload.into()))])
+    };
+    let state = Arc::new(State::default());
+    state.apply(told("old"), clock::steady());
+    state.serve("c//Pod/shop/cart-0".into(), &"one".into(), &"old".into());
+    state.serve("c//Pod/shop/cart-0".into(), &"two".into(), &"new".into());
+    let identity = workload("new").identity().unwrap();
+    let (of, begun) = (state.clone(), time::Instant::now());
+    let late = tokio::spawn(async move { await_local(&of, &"two".into(), &identity).await.map(drop) });
+    time::sleep(Duration::from_secs(2)).await;
+    state.apply(told("new"), clock::steady());
+    let found = late.await.unwrap();
+    assert!(
+        found.is_ok() && begun.elapsed() == Duration::from_secs(2),
+        "{found:?} {:?}",
+        begun.elapsed()
+    );
+}

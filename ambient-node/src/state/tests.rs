@@ -48,8 +48,8 @@ async fn a_large_batch_leaves_turns_to_others_and_is_seen_as_a_whole() {
         if polled.is_pending() {
             turns += 1;
             // Whoever has this turn sees nothing of it, not even by a pod that comes meanwhile.
-            state.serve(named(0).as_str().into(), &"one".into());
-            state.serve(named(1).as_str().into(), &"two".into());
+            state.serve(named(0).as_str().into(), &"one".into(), &account());
+            state.serve(named(1).as_str().into(), &"two".into(), &account());
             assert!(knows(&state, 0) && !knows(&state, 1) && !knows(&state, count), "turn {turns}");
         }
         polled
@@ -65,8 +65,32 @@ async fn a_large_batch_leaves_turns_to_others_and_is_seen_as_a_whole() {
         assert_eq!(workload.uid, named(n).as_str().into());
     }
     // And whoever comes after it is published at once.
-    state.serve(named(2).as_str().into(), &"three".into());
+    state.serve(named(2).as_str().into(), &"three".into(), &account());
     assert!(state.current().unwrap().mesh.workload_by_pod(&"three".into()).is_some());
+}
+
+/// Of a workload of which nothing else is told.
+fn account() -> Arc<str> {
+    Workload::new("u", "shop", "cart").service_account
+}
+
+#[test]
+fn a_pod_is_no_former_one_of_its_name_with_another_account() {
+    let told = |account: &str| {
+        let mut workload = Workload::new("c//Pod/shop/cart", "shop", "cart");
+        workload.service_account = account.into();
+        Change::Mesh(Update::Workload(workload.into()))
+    };
+    let by = |state: &State, pod: &str| state.current().unwrap().mesh.workload_by_pod(&pod.into()).is_some();
+    let (state, now) = (State::default(), clock::steady());
+    state.apply(batch(vec![told("old")], true), now);
+    state.serve("c//Pod/shop/cart".into(), &"one".into(), &"old".into());
+    state.serve("c//Pod/shop/cart".into(), &"two".into(), &"new".into());
+    assert!(by(&state, "one") && !by(&state, "two"), "it is not told of yet");
+    state.apply(batch(vec![told("old")], true), now);
+    assert!(!by(&state, "two"));
+    state.apply(batch(vec![told("new")], true), now);
+    assert!(by(&state, "two") && !by(&state, "one"));
 }
 
 #[test]
@@ -92,19 +116,19 @@ fn a_pod_is_known_by_its_name_where_its_source_does_not_tell_its_uid() {
     // Whichever comes first.
     let state = State::default();
     state.apply(batch(vec![told(None)], true), now);
-    state.serve("c//Pod/shop/cart".into(), &"one".into());
+    state.serve("c//Pod/shop/cart".into(), &"one".into(), &account());
     assert!(by(&state, "one"));
     state.apply(batch(vec![told(None)], true), now);
     assert!(by(&state, "one"), "a change of it keeps that");
     // A new pod of the same name.
     state.let_go(&"one".into());
-    state.serve("c//Pod/shop/cart".into(), &"two".into());
+    state.serve("c//Pod/shop/cart".into(), &"two".into(), &account());
     state.apply(batch(vec![told(None)], true), now);
     assert!(by(&state, "two") && !by(&state, "one"));
     // A source that does tell it is believed.
     let state = State::default();
     state.apply(batch(vec![told(Some("one"))], true), now);
-    state.serve("c//Pod/shop/cart".into(), &"other".into());
+    state.serve("c//Pod/shop/cart".into(), &"other".into(), &account());
     assert!(by(&state, "one") && !by(&state, "other"));
     state.apply(batch(vec![told(Some("one"))], true), now);
     assert!(by(&state, "one") && !by(&state, "other"));

@@ -5,18 +5,21 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use ambient_control::{
-    AskError, Batch, BoxFuture, Change, Issuer, OnDemand, Source,
+    AskError, Batch, BoxFuture, Change, IssueError, Issuer, OnDemand, Source,
     ca::DirectoryCa,
     manifests::{self, Manifests, Status},
     spiffe::{DelegatedConfig, DelegatedIdentity, Socket},
 };
-use ambient_core::{TunnelProtocol, Workload, mesh::Update};
+use ambient_core::{Credential, Identity, TrustBundles, TunnelProtocol, Workload, mesh::Update};
 use ambient_node::{AnnounceInDirectory, Config, Node, telemetry::log};
 use ambient_testkit::{End, Namespace, World, harness::Outcome, link};
 use ipnet::IpNet;
@@ -236,6 +239,8 @@ struct Given {
     life: Duration,
     /// What comes of a name that is asked for; without it none is.
     answer: Option<Answer>,
+    /// Of a source that tells no UIDs of pods, as istiod is one; with an authority that is away for as long as this is so.
+    istiod: Option<Arc<AtomicBool>>,
 }
 
 impl Default for Given {
@@ -244,6 +249,7 @@ impl Default for Given {
             spire: None,
             life: DirectoryCa::DEFAULT_TTL,
             answer: None,
+            istiod: None,
         }
     }
 }
@@ -304,6 +310,37 @@ impl Mesh {
         Self::start_as(world, given, |_| {}, |_| {})
     }
 
+    /// The same, of a node that is told no UIDs of pods by its source, and whose authority is away while that is said.
+    pub(crate) fn start_with_istiod(
+        world: &World,
+        away: &Arc<AtomicBool>,
+        configure: impl FnOnce(&mut Config),
+        tell: impl FnOnce(&Self),
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let given = Given {
+            istiod: Some(away.clone()),
+            ..Given::default()
+        };
+        Self::start_as(world, given, configure, tell)
+    }
+
+    /// Another node in the place of one that has ended; returns once the pods reach each other through tunnels.
+    pub(crate) fn start_again_with_istiod(
+        &mut self,
+        world: &World,
+        away: &Arc<AtomicBool>,
+        configure: impl FnOnce(&mut Config),
+        tell: impl FnOnce(&Self),
+    ) {
+        let given = Given {
+            istiod: Some(away.clone()),
+            ..Given::default()
+        };
+        self.begin(world, given, configure);
+        tell(self);
+        self.await_tunnels();
+    }
+
     fn start_as(
         world: &World,
         given: Given,
@@ -323,9 +360,8 @@ impl Mesh {
             join(&node, &place)?;
             Ok(place)
         };
-        let (more, told) = mpsc::unbounded_channel();
         let mut mesh = Self {
-            more,
+            more: mpsc::unbounded_channel().0,
             a: place("a", "10.0.0.2", "fd00::2")?,
             b: place("b", "10.0.0.3", "fd00::3")?,
             c: place("c", "10.0.0.4", "fd00::4")?,
@@ -343,12 +379,21 @@ impl Mesh {
         mesh.apply("pod-a", &pod("a", &mesh.a));
         mesh.apply("pod-b", &pod("b", &mesh.b));
 
+        mesh.begin(world, given, configure);
+        tell(&mesh);
+        mesh.await_tunnels();
+        Ok(mesh)
+    }
+
+    fn begin(&mut self, world: &World, given: Given, configure: impl FnOnce(&mut Config)) {
         let mut config = Config::new(NODE, world.netns_dir());
         config.workers = 2;
         configure(&mut config);
         let (stop, stopped) = oneshot::channel();
-        let (manifests, ca) = (mesh.manifests.clone(), mesh.ca.clone());
-        let more = mesh.more.clone();
+        let told;
+        (self.more, told) = mpsc::unbounded_channel();
+        let (node, manifests, ca) = (self.node.clone(), self.manifests.clone(), self.ca.clone());
+        let more = self.more.clone();
         let thread = thread::spawn(move || {
             // What it starts stays in the namespace, as a thread takes that of who made it.
             let ran = node.run(|| {
@@ -362,10 +407,7 @@ impl Mesh {
             });
             ran.map_err(|e| e.to_string())?
         });
-        mesh.running = Some(Running { stop, thread });
-        tell(&mesh);
-        mesh.await_tunnels();
-        Ok(mesh)
+        self.running = Some(Running { stop, thread });
     }
 
     /// Writes a manifest, or replaces it, at one stroke.
@@ -540,12 +582,17 @@ async fn serve(
         }
         None => Arc::new(DirectoryCa::open(ca, domain, given.life)?),
     };
+    let (issuer, unnamed) = match given.istiod {
+        Some(away) => (Arc::new(Far { issuer, away }) as Arc<dyn Issuer>, true),
+        None => (issuer, false),
+    };
     let status = Status::open(manifests, NODE)?;
     let source = source(manifests, &status).await?;
     let node = Node::builder(config)
         .source(Both {
             manifests: source,
             more: told,
+            unnamed,
             demand: given.answer.map(|answer| Arc::new(Asked { answer, more })),
         })
         .shared_issuer(issuer)
@@ -570,22 +617,53 @@ pub(crate) async fn source(manifests: &Path, own: &Status) -> Result<Manifests, 
 struct Both {
     manifests: Manifests,
     more: mpsc::UnboundedReceiver<Batch>,
+    /// Whether the UIDs of pods are kept back.
+    unnamed: bool,
     demand: Option<Arc<Asked>>,
 }
 
 impl Source for Both {
     fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
         Box::pin(async move {
-            tokio::select! {
-                batch = self.manifests.next() => batch,
-                Some(batch) = self.more.recv() => Some(batch),
+            let mut batch = tokio::select! {
+                batch = self.manifests.next() => batch?,
+                Some(batch) = self.more.recv() => batch,
+            };
+            for change in batch.changes.iter_mut().filter(|_| self.unnamed) {
+                if let Change::Mesh(Update::Workload(workload)) = change {
+                    Arc::make_mut(workload).pod = None;
+                }
             }
+            Some(batch)
         })
     }
 
     fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
         let demand = self.demand.clone()?;
         Some(demand)
+    }
+}
+
+/// An authority that may be away; whom to trust is known.
+struct Far {
+    issuer: Arc<dyn Issuer>,
+    away: Arc<AtomicBool>,
+}
+
+impl Issuer for Far {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        if self.away.load(Ordering::Relaxed) {
+            let error = IssueError::Unavailable {
+                identity: identity.clone(),
+                why: "it is away".into(),
+            };
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.issuer.issue(identity)
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        self.issuer.trust()
     }
 }
 

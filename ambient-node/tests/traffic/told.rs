@@ -24,7 +24,7 @@ const ADMIN: u16 = ports::ADMIN;
 const READINESS: u16 = ports::READINESS;
 
 /// The agent's process.
-struct Agent {
+pub(crate) struct Agent {
     process: Child,
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -32,7 +32,7 @@ struct Agent {
 
 impl Agent {
     /// `None`, and a line that says so, where there is no Python.
-    fn start(socket: &Path) -> Option<Self> {
+    pub(crate) fn start(socket: &Path) -> Option<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traffic/agent.py");
         let mut command = Command::new("python3");
         command.arg(script).arg(socket).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -50,7 +50,7 @@ impl Agent {
         Some(agent)
     }
 
-    fn say(&mut self, command: &str) -> String {
+    pub(crate) fn say(&mut self, command: &str) -> String {
         writeln!(self.commands, "{command}").unwrap();
         self.answer()
     }
@@ -61,7 +61,7 @@ impl Agent {
         line.trim_end().to_owned()
     }
 
-    fn add(&mut self, world: &World, pod: &str, place: &str) -> String {
+    pub(crate) fn add(&mut self, world: &World, pod: &str, place: &str) -> String {
         let place = world.netns_dir().join(place);
         self.say(&format!("add uid-of-{pod} shop {pod} {pod} {}", place.display()))
     }
@@ -75,7 +75,7 @@ impl Drop for Agent {
 }
 
 /// Rules as an agent makes them before it tells of a pod.
-fn make_rules(world: &World, pod: &str) {
+pub(crate) fn make_rules(world: &World, pod: &str) {
     let namespace = Netns::open(world.netns_dir().join(pod)).unwrap();
     let plan = Plan::new(&Options {
         dns: false,

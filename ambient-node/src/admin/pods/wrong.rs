@@ -140,7 +140,8 @@ pub(super) fn unserved(agent: Option<&ClientState>, pod: Option<&PodUid>, served
             "the node agent has not named it yet, nor all others".to_owned(),
             "wait; an agent names all pods within seconds of its start",
         ),
-        _ if told.len() < count => (
+        // Of a workload without a UID it is not known which of them it is.
+        _ if told.len() < count || pod.is_none() && count > 0 => (
             format!("the node agent has not named it, or it is one of {count} that are not served"),
             "see the agent's log, and readiness, which says of some of them why",
         ),
@@ -597,6 +598,13 @@ mod tests {
         assert_eq!(said(Readiness::Alone, Some("Connection refused"), &b, true), None);
         assert_eq!(said(pending(1), None, &b, true), None);
         assert!(unserved(None, None, false).is_some_and(|wrong| wrong.code == "not-named"));
+        // Of whom the mesh tells no UID.
+        let agent = ClientState {
+            readiness: pending(1),
+            served: 0,
+            trouble: None,
+        };
+        assert!(unserved(Some(&agent), None, false).is_some_and(|wrong| wrong.what.contains("one of 1")));
     }
 
     #[test]

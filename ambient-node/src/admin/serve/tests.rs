@@ -57,6 +57,7 @@ impl Pair {
             agent: None,
             probes: None,
             proxied: false,
+            named: Box::new(|_| None),
             namespace: Box::new(|_| None),
             doubt: Box::new(|_| None),
             unannounced: "",

@@ -111,6 +111,26 @@ fn what_is_kept_comes_back_and_nothing_else() {
 }
 
 #[test]
+fn what_no_start_would_read_is_not_kept_and_leaves_what_is_there() {
+    let issued = Issued::new();
+    issued.memory.put_trust(&issued.trust).unwrap();
+    issued.memory.put(&issued.issue("cart")).unwrap();
+    let mut long = issued.trust.clone();
+    long.add_crl(TrustDomain::default(), vec![0; usize::try_from(MOST).unwrap()]);
+    let refused = issued.memory.put_trust(&long).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::FileTooLarge);
+    assert!(refused.to_string().contains("longer than the 4194304 bytes"), "{refused}");
+    let loaded = issued.load();
+    assert_eq!((loaded.credentials.len(), loaded.dropped), (1, vec![]));
+    assert_eq!(loaded.trust, Some(issued.trust));
+    // As long as may be.
+    let payload = vec![0; usize::try_from(MOST).unwrap() - HEADER.len() - 8];
+    let path = issued.memory.0.join("long");
+    Memory::write(&path, &payload).unwrap();
+    assert_eq!(issued.memory.read("long").unwrap().unwrap().len() as u64, MOST);
+}
+
+#[test]
 fn a_certificate_that_nobody_would_accept_is_dropped() {
     let issued = Issued::new();
     issued.memory.put_trust(&issued.trust).unwrap();
