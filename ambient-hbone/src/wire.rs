@@ -185,7 +185,11 @@ impl Wire {
 
     /// Sends what is sealed.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(first) = self.sealed.front() {
+        loop {
+            if self.sealed.is_empty() {
+                self.records.answer(&mut self.sealed).map_err(invalid)?;
+            }
+            let Some(first) = self.sealed.front() else { break };
             let mut slices = [IoSlice::new(&[]); SLICES];
             let all = std::iter::once(&first[self.gone..]).chain(self.sealed.iter().skip(1).map(Vec::as_slice));
             let mut count = 0;
