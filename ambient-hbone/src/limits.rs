@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::proto::{
     engine::{Spare, Terms},
     frame,
@@ -104,6 +106,15 @@ impl Limits {
         }
     }
 }
+
+/// When that much time will have passed; of more than any clock tells, so late that nobody sees it.
+pub(crate) fn after(limit: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or(now + NEVER)
+}
+
+/// Thirty years.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// A budget for the growth of windows: see [`Limits::window_growth`] and [`Limits::ample_windows`]. Clones draw on the same.
 #[derive(Clone, Debug)]

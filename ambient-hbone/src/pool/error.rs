@@ -115,7 +115,7 @@ pub enum Phase {
     Dial,
     /// TLS and HTTP/2.
     Handshake,
-    /// A tunnel that others dial.
+    /// A tunnel that others dial, or a place in one whose peer takes no more streams for now.
     Queue,
     /// The answer to CONNECT.
     Answer,
@@ -126,7 +126,7 @@ impl std::fmt::Display for Phase {
         f.write_str(match self {
             Self::Dial => "accepting the connection",
             Self::Handshake => "the handshake",
-            Self::Queue => "giving a tunnel to all who wait for one",
+            Self::Queue => "giving a place in a tunnel to all who wait for one",
             Self::Answer => "answering CONNECT",
         })
     }
