@@ -496,6 +496,23 @@ impl Engine {
         }
     }
 
+    /// Ready once reading fails, however much waits to be read. It does not where the peer has ended its direction before it reset the
+    /// stream.
+    pub(crate) fn poll_unreadable(&mut self, key: Key, cx: &Context<'_>) -> Poll<Cut> {
+        let Some(slot) = self.streams.get(key) else {
+            return Poll::Ready(Cut::Lost);
+        };
+        match slot.cut {
+            Some(cut) if !slot.has_last_words() => Poll::Ready(cut),
+            _ => register(&mut slot.writer, cx),
+        }
+    }
+
+    /// Whether the peer has said all that it had to say, and wants no more: what it said is there to be read.
+    pub(crate) fn has_last_words(&mut self, key: Key) -> bool {
+        self.streams.get(key).is_some_and(|slot| slot.has_last_words())
+    }
+
     /// Ready once the stream is cut.
     pub(crate) fn poll_cut(&mut self, key: Key, cx: &Context<'_>) -> Poll<Cut> {
         let Some(slot) = self.streams.get(key) else {
@@ -511,6 +528,8 @@ impl Engine {
     pub(crate) fn send(&mut self, key: Key, bytes: Bytes) -> Result<(), Cut> {
         let slot = self.streams.get(key).ok_or(Cut::Lost)?;
         if let Some(cut) = slot.cut {
+            // There was more, and it stays a failure.
+            slot.declined = false;
             return Err(cut);
         }
         slot.outbox.push(bytes);

@@ -101,6 +101,11 @@ impl Slot {
         self.writer.take().into_iter().for_each(Waker::wake);
     }
 
+    /// Whether the peer has reset it behind its end.
+    pub(super) fn has_last_words(&self) -> bool {
+        self.ended_by_peer && matches!(self.cut, Some(Cut::ByPeer(_)))
+    }
+
     /// Bytes that may wait to be sent: about what the peer takes, so that a stream whose reader has stopped holds little.
     pub(super) fn outbox_limit(&self, most: usize) -> usize {
         let taken = usize::try_from(self.credit).unwrap_or(0);
@@ -202,12 +207,18 @@ impl Streams {
     pub(super) fn stuck(&mut self) -> Vec<Key> {
         let mut stuck = Vec::new();
         for (index, place) in self.places.iter_mut().enumerate() {
-            let Some(Slot { id, orphan: Some(ticks), .. }) = place.as_deref_mut() else {
+            let Some(Slot {
+                id, orphan: Some(ticks), ..
+            }) = place.as_deref_mut()
+            else {
                 continue;
             };
             *ticks += 1;
             if *ticks > PATIENCE {
-                stuck.push(Key { index: index as u32, id: *id });
+                stuck.push(Key {
+                    index: index as u32,
+                    id: *id,
+                });
             }
         }
         stuck
