@@ -263,7 +263,10 @@ impl Pool {
                     Some(Err(e)) => return Err(e.clone()),
                     // Lost as soon as it stood, or of a peer that takes no streams: dialling on and on would not help, and a peer
                     // that refuses our certificate says so only now.
-                    Some(Ok(line)) if line.lost().is_some() || line.engine().is_refusing() => return Err(open::unsent(key.peer, line)),
+                    Some(Ok(line)) if line.lost().is_some() || line.engine().is_refusing() => {
+                        line.engine().retire();
+                        return Err(open::unsent(key.peer, line));
+                    }
                     _ => {}
                 },
                 Ok(Err(_aborted)) => return Err(ConnectError::Closed),

@@ -187,3 +187,15 @@ impl From<Broken> for TunnelLost {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_breaks_the_rules_is_the_cause() {
+        assert_eq!(TunnelLost::from(Broken(Code::PROTOCOL_ERROR)).origin(), Origin::Peer);
+        assert_eq!(TunnelLost::Protocol { by_peer: true, code: 1 }.origin(), Origin::Peer);
+        assert_eq!(TunnelLost::Ended.origin(), Origin::Local);
+    }
+}

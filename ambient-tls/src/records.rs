@@ -394,7 +394,10 @@ impl Manners {
     }
 
     fn ticket(&mut self) -> Result<(), Fault> {
-        spend(&mut self.tickets, Error::General("the peer sends session tickets and nothing else".into()))
+        spend(
+            &mut self.tickets,
+            Error::General("the peer sends session tickets and nothing else".into()),
+        )
     }
 
     fn warning(&mut self) -> Result<(), Fault> {

@@ -8,10 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncRead,
-    time::timeout_at,
-};
+use tokio::{io::AsyncRead, time::timeout_at};
 
 use super::{ConnectError, Lease, Phase};
 use crate::{

@@ -131,13 +131,7 @@ impl Drop for Lease {
 }
 
 /// Drives a tunnel to its end, then takes it out of the pool.
-pub(super) async fn drive(
-    mut out: OutOfPool,
-    driver: Driver,
-    term: Term,
-    observer: Arc<dyn Observer>,
-    limits: Limits,
-) {
+pub(super) async fn drive(mut out: OutOfPool, driver: Driver, term: Term, observer: Arc<dyn Observer>, limits: Limits) {
     let tunnel = Arc::clone(&out.tunnel);
     let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
     observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });

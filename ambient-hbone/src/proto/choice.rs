@@ -105,7 +105,10 @@ mod tests {
     #[test]
     fn those_that_leave_make_room_once() {
         let choose = |leaving, standing| {
-            let tunnels = [load(false, 5, 0)].repeat(leaving).into_iter().chain([load(true, 10, 10)].repeat(standing));
+            let tunnels = [load(false, 5, 0)]
+                .repeat(leaving)
+                .into_iter()
+                .chain([load(true, 10, 10)].repeat(standing));
             choose(tunnels, [].into_iter(), bounds(10, 16))
         };
         assert_eq!(choose(16, 0), Choice::Dial, "all were made with another credential");

@@ -137,7 +137,10 @@ fn what_comes_of_a_lost_connection_is_nobodys() {
         assert!(!engine.has_incoming() && engine.accept().is_none(), "{cut}");
         if let Some(Incoming::Request(key, _)) = given_out {
             assert_eq!(engine.respond(key, StatusCode::OK, &HeaderMap::new()), Err(Cut::Lost));
-            assert!(matches!(engine.poll_take(key, &cx()), Poll::Ready(Err(Cut::Lost)) | Poll::Ready(Ok(_))));
+            assert!(matches!(
+                engine.poll_take(key, &cx()),
+                Poll::Ready(Err(Cut::Lost)) | Poll::Ready(Ok(_))
+            ));
             engine.release(key);
         }
         assert_eq!((engine.active, engine.streams.keys().len()), (0, 0), "{cut}");
@@ -208,5 +211,8 @@ fn the_text_of_a_refusal_is_passed_over_and_costs_nothing() {
     assert!(!engine.has_something_to_send());
     feed(&mut engine, &text.repeat(2)).unwrap();
     let sent = frames(&output(&mut engine));
-    assert_eq!((sent[0].0, &*sent[0].3), (kind::RST_STREAM, &Code::FLOW_CONTROL_ERROR.0.to_be_bytes()[..]));
+    assert_eq!(
+        (sent[0].0, &*sent[0].3),
+        (kind::RST_STREAM, &Code::FLOW_CONTROL_ERROR.0.to_be_bytes()[..])
+    );
 }
