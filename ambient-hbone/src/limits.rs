@@ -34,7 +34,8 @@ pub struct Limits {
     /// Streams at a time in a tunnel: at most this many are opened by a pool, or accepted by a server. 200 (as a pool: and
     /// no more than the peer allows).
     pub streams: u32,
-    /// Tunnels at a time for one speaker and destination; a stream beyond them is refused. 16.
+    /// Tunnels at a time for one speaker and destination, where each is full; a stream beyond them is refused. As many again may stand
+    /// beside them that take no new streams: made with an earlier credential, or left by their peer. 16.
     pub tunnels: usize,
     /// Bytes of a stream that may wait for its reader, at first; taken as 64 KiB where it is less. 256 KiB.
     pub stream_window: u32,

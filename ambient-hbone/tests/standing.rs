@@ -270,7 +270,7 @@ async fn a_request_that_never_left_may_be_made_elsewhere() {
         sleep(Duration::from_millis(1)).await;
     }
     let error = connect(&world, &pool).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Timeout { phase: Phase::Queue, .. }), "{error:?}");
+    assert!(matches!(error, ConnectError::Timeout { phase: Phase::Place, .. }), "{error:?}");
     assert!(error.may_retry_elsewhere());
     assert!(format!("{pool:?}").contains("tunnels: 1"), "nobody is broken off for that");
     drop(heard);

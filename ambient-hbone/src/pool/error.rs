@@ -115,8 +115,10 @@ pub enum Phase {
     Dial,
     /// TLS and HTTP/2.
     Handshake,
-    /// A tunnel that others dial, or a place in one whose peer takes no more streams for now.
+    /// A tunnel that others dial.
     Queue,
+    /// A place in a tunnel whose peer takes no more streams, or reads no requests, for now.
+    Place,
     /// The answer to CONNECT.
     Answer,
 }
@@ -126,7 +128,8 @@ impl std::fmt::Display for Phase {
         f.write_str(match self {
             Self::Dial => "accepting the connection",
             Self::Handshake => "the handshake",
-            Self::Queue => "giving a place in a tunnel to all who wait for one",
+            Self::Queue => "giving a tunnel to all who wait for one",
+            Self::Place => "taking one more stream",
             Self::Answer => "answering CONNECT",
         })
     }

@@ -109,7 +109,7 @@ pub(super) async fn open<R: AsyncRead + Unpin>(
             .poll_open(cx, &destination.authority, &destination.headers, destination.ample)
     });
     // Until then nothing has left.
-    let key = timeout_at(deadline, opened).await.map_err(late(Phase::Queue))?;
+    let key = timeout_at(deadline, opened).await.map_err(late(Phase::Place))?;
     let held = Held::new(&line, key.map_err(|_| unsent(peer, &line))?);
     let answer = timeout_at(deadline, answer(&held, early)).await.map_err(late(Phase::Answer))?;
     let answer = answer.map_err(|failed| match failed {
