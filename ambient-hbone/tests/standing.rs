@@ -167,6 +167,23 @@ async fn a_tunnel_whose_server_has_said_goaway_ends_with_its_last_stream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_that_is_of_no_use_any_more_ends_when_another_is_made() {
+    let world = World::new();
+    let (servers, mut dialled) = world.servers();
+    let pool = pool(&world, servers);
+    let (stream, mut first) = tokio::join!(connect(&world, &pool), answering(&mut dialled, &[]));
+    drop(stream);
+    first.send(&[setting(STREAMS, 0), frame(PING, 0, 0, &[0; 8])].concat()).await;
+    while first.heard.next().await.is_none_or(|heard| heard.kind != PING) {}
+    assert!(format!("{pool:?}").contains("tunnels: 1"));
+    let began = Instant::now();
+    let (stream, _second) = tokio::join!(connect(&world, &pool), answering(&mut dialled, &[]));
+    let _stands = stream.unwrap();
+    assert!(first.heard.next_of(GOAWAY).await.is_some());
+    assert!(first.heard.next().await.is_none() && began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_stands_until_its_server_has_taken_what_was_said_last() {
     for closes in [true, false] {
         let world = World::new();
