@@ -1,12 +1,15 @@
 //! Moves a tunnel's bytes between its engine and TLS.
 
 use std::{
+    future::Future,
     io,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{
     TunnelLost,
@@ -31,6 +34,8 @@ pub(crate) struct Driver {
     began: Instant,
     /// All streams have ended and both ends know: what is left is to close TLS.
     closing: bool,
+    /// That is done, and until then the peer may take what is on its way to it.
+    lingers: Option<Pin<Box<Sleep>>>,
     /// Says something before the peer has: a server does not, since a client's preface comes at once (RFC 9113 3.4), and
     /// what answers it goes along with its own.
     speaks: bool,
@@ -46,6 +51,7 @@ impl Driver {
             reads: 0,
             began: Instant::now(),
             closing: false,
+            lingers: None,
             speaks: false,
         }
     }
@@ -105,16 +111,20 @@ impl Driver {
     /// Ready when there is more to do at once, and whether much has come or gone.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, TunnelLost> {
         if self.closing {
-            return match self.wire.poll_close(cx) {
+            self.line.engine().set_driver(cx);
+            return match self.poll_close(cx) {
+                Poll::Ready(()) => Err(TunnelLost::Closed),
                 Poll::Pending => Ok(Poll::Pending),
-                Poll::Ready(_) => Err(TunnelLost::Closed),
             };
         }
         let read = self.poll_read(cx)?;
         if !self.speaks && !self.line.engine().is_greeted() {
             return Ok(read);
         }
-        let written = self.poll_write(cx)?;
+        let written = match self.poll_write(cx) {
+            Ok(written) => written,
+            Err(e) => return Err(self.after_failed_write(cx, e)),
+        };
         if written == Poll::Ready(Written::Much) {
             return Ok(Poll::Ready(true));
         }
@@ -135,9 +145,10 @@ impl Driver {
         }
     }
 
-    /// Reads once, and takes in all that it brings; ready when there may be more, with whether it was much.
+    /// Reads once, and takes in all that it brings; ready when there may be more, with whether it was much. That may be nothing but
+    /// records that concern TLS alone: they end a turn as others do.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, TunnelLost> {
-        let (mut came, now) = (0, self.began.elapsed());
+        let (mut came, mut has_read, now) = (0, false, self.began.elapsed());
         loop {
             match self.wire.open() {
                 Ok(Next::Data(bytes)) => {
@@ -148,13 +159,16 @@ impl Driver {
                         return Err(self.break_off(cx, broken));
                     }
                 }
-                Ok(Next::Nothing) if came > 0 => return Ok(Poll::Ready(came >= MUCH)),
+                Ok(Next::Nothing) if came > 0 || has_read => return Ok(Poll::Ready(came >= MUCH)),
                 Ok(Next::Nothing) => match self.wire.poll_fill(cx)? {
                     Poll::Ready(0) => {
                         let why = "the peer has ended the connection without TLS's close_notify";
                         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why).into());
                     }
-                    Poll::Ready(_) => self.line.engine().begin_read(),
+                    Poll::Ready(_) => {
+                        self.line.engine().begin_read();
+                        has_read = true;
+                    }
                     Poll::Pending => return Ok(Poll::Pending),
                 },
                 Ok(Next::End) => return Err(TunnelLost::Closed),
@@ -190,6 +204,35 @@ impl Driver {
         }
     }
 
+    /// A write has failed; but a peer that refuses us says why before it goes, and that may have come since it was last looked for.
+    fn after_failed_write(&mut self, cx: &mut Context<'_>, error: io::Error) -> TunnelLost {
+        match self.poll_read(cx) {
+            Err(lost) => lost,
+            Ok(_) => error.into(),
+        }
+    }
+
+    /// Says that this was all, and waits for the peer to say the same, but not for ever.
+    ///
+    /// What it says meanwhile is read away: a connection that is closed before the peer has ended is reset as soon as anything
+    /// of the peer's stands or comes there unread, a WINDOW_UPDATE for one, and what the peer had not taken yet of the last stream
+    /// is lost, after all was said to be well.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let lingers = match &mut self.lingers {
+            Some(lingers) => lingers,
+            none => {
+                if ready!(self.wire.poll_close(cx)).is_err() {
+                    return Poll::Ready(());
+                }
+                none.insert(Box::pin(sleep(LINGER)))
+            }
+        };
+        if lingers.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        self.wire.poll_read_away(cx)
+    }
+
     /// Tells the peer what it did wrong, as far as it takes that at once.
     pub(crate) fn break_off(&mut self, cx: &mut Context<'_>, broken: Broken) -> TunnelLost {
         self.line.engine().break_off(broken.0);
@@ -200,6 +243,9 @@ impl Driver {
 
 /// Rounds of reading and writing before others get a turn.
 const TURNS: u32 = 4;
+
+/// For the peer to take what is left on its way to it, and to end the connection as well.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// What writing came to.
 #[derive(PartialEq, Eq)]

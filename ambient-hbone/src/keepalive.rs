@@ -5,10 +5,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use crate::{
     TunnelLost,
+    limits::after,
     proto::liveness::{Beat, Liveness, TICKS},
     tunnel::Line,
 };
@@ -22,7 +23,7 @@ pub(crate) struct Keepalive {
 impl Keepalive {
     pub(crate) fn new(dead_peer: Duration) -> Self {
         let tick = (dead_peer / TICKS).max(Duration::from_millis(1));
-        let mut ticks = interval_at(Instant::now() + tick, tick);
+        let mut ticks = interval_at(after(tick), tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             ticks,

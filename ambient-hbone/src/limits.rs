@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::proto::{
     engine::{Spare, Terms},
     frame,
@@ -32,7 +34,8 @@ pub struct Limits {
     /// Streams at a time in a tunnel: at most this many are opened by a pool, or accepted by a server. 200 (as a pool: and
     /// no more than the peer allows).
     pub streams: u32,
-    /// Tunnels at a time for one speaker and destination; a stream beyond them is refused. 16.
+    /// Tunnels at a time for one speaker and destination, where each is full; a stream beyond them is refused. As many again may stand
+    /// beside them that take no new streams: made with an earlier credential, or left by their peer. 16.
     pub tunnels: usize,
     /// Bytes of a stream that may wait for its reader, at first; taken as 64 KiB where it is less. 256 KiB.
     pub stream_window: u32,
@@ -104,6 +107,15 @@ impl Limits {
         }
     }
 }
+
+/// When that much time will have passed; of more than any clock tells, so late that nobody sees it.
+pub(crate) fn after(limit: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or(now + NEVER)
+}
+
+/// Thirty years.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// A budget for the growth of windows: see [`Limits::window_growth`] and [`Limits::ample_windows`]. Clones draw on the same.
 #[derive(Clone, Debug)]

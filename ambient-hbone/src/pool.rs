@@ -21,11 +21,11 @@ use tokio::{
     io::AsyncRead,
     sync::watch,
     task::AbortHandle,
-    time::{Instant, timeout, timeout_at},
+    time::{timeout, timeout_at},
 };
 
 use crate::{
-    Destination, Dial, Limits, Rechecked, Speaker, SpeakerKey, Stream,
+    Destination, Dial, Limits, Rechecked, Speaker, SpeakerKey, Stream, limits,
     proto::choice::{self, Bounds, Choice},
     tunnel::Line,
 };
@@ -250,8 +250,8 @@ impl Pool {
     /// A place for a stream in a tunnel: of one that stands, or of one that is dialled.
     async fn lease(&self, key: &Arc<Key>, credential: &Arc<Credential>) -> Result<Lease, ConnectError> {
         let limits = &self.shared.limits;
-        let limit = limits.dial + limits.handshake;
-        let deadline = Instant::now() + limit;
+        let limit = limits.dial.saturating_add(limits.handshake);
+        let deadline = limits::after(limit);
         loop {
             let mut outcome = match self.choose(key, credential)? {
                 Ok(lease) => return Ok(lease),
@@ -261,9 +261,12 @@ impl Pool {
             match outcome {
                 Ok(Ok(outcome)) => match &*outcome {
                     Some(Err(e)) => return Err(e.clone()),
-                    // Lost as soon as it stood: dialling on and on would not help, and a peer that refuses our
-                    // certificate says so only now.
-                    Some(Ok(line)) if line.lost().is_some() => return Err(open::unsent(key.peer, line)),
+                    // Lost as soon as it stood, or of a peer that takes no streams: dialling on and on would not help, and a peer
+                    // that refuses our certificate says so only now.
+                    Some(Ok(line)) if line.lost().is_some() || line.engine().is_refusing() => {
+                        line.engine().retire();
+                        return Err(open::unsent(key.peer, line));
+                    }
                     _ => {}
                 },
                 Ok(Err(_aborted)) => return Err(ConnectError::Closed),
@@ -360,6 +363,12 @@ impl Drop for Shared {
 }
 
 impl Slot {
+    /// A dial has come to its end; false where it was forgotten before.
+    fn end_dial(&mut self, task: tokio::task::Id) -> bool {
+        let index = self.dials.iter().position(|dialing| dialing.task.id() == task);
+        index.map(|index| self.dials.swap_remove(index)).is_some()
+    }
+
     fn end(&mut self) {
         self.dials.drain(..).for_each(|dialing| dialing.task.abort());
         self.tunnels.drain(..).for_each(|tunnel| tunnel.end());

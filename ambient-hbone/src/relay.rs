@@ -103,19 +103,25 @@ impl Relaying {
     {
         let Self { forth, back, first, .. } = self;
         // A failure of either direction ends both, before anything else is done: TCP tells of a reset once, and to whoever
-        // asks after that it looks like an end.
+        // asks after that it looks like an end. But what a stream's peer has said to its end before it would take no more, as a
+        // server does that answers before it was told all, is passed on first; that nothing can be written it tells each time.
         let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof(), limits);
         progress.a_to_b.store(forth.moved(), Ordering::Relaxed);
-        if let Poll::Ready(Err((phase, error))) = ahead {
-            return Poll::Ready(End::failed(Side::A, phase, error));
-        }
+        let is_pending = ahead.is_pending();
+        let refused = match ahead {
+            Poll::Ready(Err((Phase::Write, error))) if Leg::of(b).has_last_words() => Some(error),
+            Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::A, phase, error)),
+            _ => None,
+        };
         if forth.eof() {
             first.get_or_insert(Side::A);
         }
         let behind = back.poll(cx, &mut Leg::of(b), &mut Leg::of(a), forth.eof(), limits);
         progress.b_to_a.store(back.moved(), Ordering::Relaxed);
-        if let Poll::Ready(Err((phase, error))) = behind {
-            return Poll::Ready(End::failed(Side::B, phase, error));
+        match behind {
+            Poll::Ready(Err((Phase::Write, _))) if is_pending && Leg::of(a).has_last_words() => return Poll::Pending,
+            Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::B, phase, error)),
+            _ => {}
         }
         if back.eof() {
             first.get_or_insert(Side::B);
@@ -123,8 +129,11 @@ impl Relaying {
         if self.first_byte.is_none() && back.moved() > 0 {
             self.first_byte = Some(self.start.elapsed());
         }
-        if ahead.is_pending() || behind.is_pending() {
+        if is_pending || behind.is_pending() {
             return Poll::Pending;
+        }
+        if let Some(error) = refused {
+            return Poll::Ready(End::failed(Side::A, Phase::Write, error));
         }
         Poll::Ready(End::Orderly {
             first: first.unwrap_or(Side::A),
@@ -148,11 +157,18 @@ impl fmt::Debug for Relaying {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayLimits {
-    /// Bytes of one read, at most. A connection reads 4 KiB at first, more while it fills what it is given, and holds no
+    /// Bytes of one read, at most; taken as 4 KiB where it is less. A connection reads 4 KiB at first, more while it fills what it is given, and holds no
     /// buffer while it is idle. 256 KiB.
     pub buffer: usize,
     /// Where buffers come from and go to; clones share it.
     pub(crate) buffers: Buffers,
+}
+
+impl RelayLimits {
+    /// The largest buffer. There is room in it whatever was asked for: a read into none looks like an end.
+    fn largest(&self) -> usize {
+        self.buffer.max(leg::FIRST)
+    }
 }
 
 impl Default for RelayLimits {

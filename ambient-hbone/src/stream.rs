@@ -162,6 +162,18 @@ impl ReadHalf {
     pub(crate) fn give_back(&mut self, n: usize) {
         self.held.line.engine().give_back(self.held.key, n);
     }
+
+    /// Ready once reading fails, which it may not where writing does.
+    pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let Held { line, key } = &self.held;
+        let cut = ready!(line.engine().poll_unreadable(*key, cx));
+        Poll::Ready(StreamError::new(cut, line))
+    }
+
+    /// Whether the peer has reset the stream behind its end: all that it said is there to be read.
+    pub(crate) fn has_last_words(&self) -> bool {
+        self.held.line.engine().has_last_words(self.held.key)
+    }
 }
 
 impl AsyncRead for ReadHalf {

@@ -34,9 +34,13 @@ impl Line {
     }
 
     /// Notes why the tunnel is lost, ends its streams, and wakes who drives it; the first reason stays.
+    ///
+    /// It may be called from another thread, between two pieces of what the tunnel's own has read: no stream begins or is answered
+    /// between the one and the other.
     pub(crate) fn lose(&self, reason: TunnelLost) {
+        let mut engine = self.engine();
         if self.lost.set(reason).is_ok() {
-            self.engine().lose();
+            engine.lose();
         }
     }
 
@@ -160,7 +164,8 @@ impl TunnelLost {
     /// Who caused it.
     pub fn origin(&self) -> Origin {
         match self {
-            Self::Ended | Self::Protocol { by_peer: false, .. } => Origin::Local,
+            Self::Ended => Origin::Local,
+            // Whoever broke off, it is the peer that broke the rules as this end knows them.
             Self::Closed | Self::Protocol { .. } | Self::PeerRevoked { .. } | Self::CertificateExpired { of_peer: true } => Origin::Peer,
             Self::CertificateExpired { of_peer: false } | Self::IdentityWithdrawn => Origin::Control,
             Self::Io { .. } | Self::PeerSilent => Origin::Network,
@@ -180,5 +185,17 @@ impl From<Broken> for TunnelLost {
             by_peer: false,
             code: code.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_breaks_the_rules_is_the_cause() {
+        assert_eq!(TunnelLost::from(Broken(Code::PROTOCOL_ERROR)).origin(), Origin::Peer);
+        assert_eq!(TunnelLost::Protocol { by_peer: true, code: 1 }.origin(), Origin::Peer);
+        assert_eq!(TunnelLost::Ended.origin(), Origin::Local);
     }
 }

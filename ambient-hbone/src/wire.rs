@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
@@ -10,7 +11,7 @@ use std::{
 use ambient_tls::{Established, Handshake, Opened, Records, Sealed};
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use rustls::{crypto::cipher::OutboundChunks, pki_types::CertificateDer};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::{
     BoxedIo,
@@ -185,7 +186,11 @@ impl Wire {
 
     /// Sends what is sealed.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(first) = self.sealed.front() {
+        loop {
+            if self.sealed.is_empty() {
+                self.records.answer(&mut self.sealed).map_err(invalid)?;
+            }
+            let Some(first) = self.sealed.front() else { break };
             let mut slices = [IoSlice::new(&[]); SLICES];
             let all = std::iter::once(&first[self.gone..]).chain(self.sealed.iter().skip(1).map(Vec::as_slice));
             let mut count = 0;
@@ -231,6 +236,21 @@ impl Wire {
             _ => Poll::Ready(Ok(())),
         }
     }
+
+    /// Reads away what still comes once all was [said](Self::poll_close); ready when nothing more does.
+    pub(crate) fn poll_read_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut place = [MaybeUninit::uninit(); HANDSHAKE];
+        for _ in 0..READS {
+            let mut read = ReadBuf::uninit(&mut place);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut read)) {
+                Ok(()) if !read.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        // Others on this thread want a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 async fn send(io: &mut BoxedIo, bytes: &[u8]) -> io::Result<()> {
@@ -245,8 +265,11 @@ fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// What a handshake reads at once, in bytes.
+/// What a handshake reads at once, and what is read away, in bytes.
 const HANDSHAKE: usize = 4 << 10;
+
+/// Reads of what nobody wants, before others get a turn.
+const READS: u32 = 16;
 
 /// The smallest buffer: a record has room in it.
 const SMALLEST: usize = 17 << 10;

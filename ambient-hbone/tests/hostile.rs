@@ -8,12 +8,15 @@ mod support;
 mod wire;
 
 use std::{
+    collections::VecDeque,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -24,7 +27,7 @@ use ambient_hbone::{
 use http::HeaderMap;
 use raw::{Raw, World, answer, block, frame, request};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
@@ -438,4 +441,81 @@ async fn a_server_that_leaves_and_goes_on_serves_what_it_took() {
         matches!(lost, Some(StreamError::Lost { source }) if is_calm(Some(source))),
         "{error:?}"
     );
+}
+
+/// Gives what has come a byte at a time, as a peer may have it come, and counts.
+struct ByteByByte {
+    io: DuplexStream,
+    held: VecDeque<u8>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for ByteByByte {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            let mut place = [0; 64 << 10];
+            let mut some = ReadBuf::new(&mut place);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
+            self.held.extend(some.filled());
+        }
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        buf.put_slice(self.held.pop_front().as_slice());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ByteByByte {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn reads_that_bring_no_data_end_a_turn_as_others_do() {
+    let world = World::new();
+    let server = Server::builder(world.held.clone(), world.provider.clone()).build();
+    let (near, io) = duplex(64 << 10);
+    let reads = Arc::new(AtomicUsize::new(0));
+    let slow = ByteByByte {
+        io,
+        held: VecDeque::new(),
+        reads: reads.clone(),
+    };
+    let (stock, (tell, mut streams)) = (world.stock.clone(), mpsc::unbounded_channel());
+    tokio::spawn(async move {
+        let mut session = server.accept(slow, &stock).await.unwrap();
+        while let Some(request) = session.next().await {
+            tell.send(request.accept(HeaderMap::new()).unwrap()).unwrap();
+        }
+    });
+    let mut raw = world.client(near).await;
+    raw.greet().await;
+    raw.send(&request(1, 0)).await;
+    let mut stream = streams.recv().await.unwrap();
+    // Another task has a turn at the latest when the runtime looks for events, which is after 61 turns.
+    reads.store(0, Ordering::Relaxed);
+    let others = tokio::spawn(async move {
+        let mut most = 0;
+        loop {
+            let now = reads.swap(0, Ordering::Relaxed);
+            assert!(now <= 500, "{now} reads in 61 turns");
+            most = most.max(now);
+            if now == 0 && most > 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    // All of a record must have come before there is any data in it.
+    raw.send(&frame(DATA, 0, 1, &[7; 16_000])).await;
+    timeout(DEADLINE, stream.read_exact(&mut [0; 16_000])).await.unwrap().unwrap();
+    timeout(DEADLINE, others).await.unwrap().unwrap();
 }

@@ -31,6 +31,8 @@ pub struct Records {
     /// A handshake message that has come in part.
     fragments: Vec<u8>,
     manners: Manners,
+    /// The peer has asked for new keys, once or more often, and has not been [answered](Self::answer).
+    asked: bool,
     /// The peer has said that nothing more comes.
     ended: bool,
     /// The last alert has gone.
@@ -71,12 +73,13 @@ impl Records {
             worn_out: suite.common.confidentiality_limit.min(LAST),
             fragments: Vec::new(),
             manners: Manners::default(),
+            asked: false,
             ended: false,
             closed: false,
         })
     }
 
-    /// Opens the record at the front of `bytes`, in place. What it asks for in return goes behind `replies`.
+    /// Opens the record at the front of `bytes`, in place. What it asks for in return is to be had by [`answer`](Self::answer).
     ///
     /// # Errors
     /// When the peer has broken the rules or off. The connection is over; `replies` then say why, unless it was the peer who did.
@@ -89,7 +92,7 @@ impl Records {
         };
         let length = HEAD + usize::from(u16::from_be_bytes([high, low]));
         let opened = self.judge(outer, length).and_then(|()| match bytes.get_mut(..length) {
-            Some(record) => self.open_whole(record, replies),
+            Some(record) => self.open_whole(record),
             None => Ok(Opened::Incomplete),
         });
         opened.map_err(|Fault { alert, error }| {
@@ -112,7 +115,7 @@ impl Records {
         Ok(())
     }
 
-    fn open_whole(&mut self, record: &mut [u8], replies: &mut Sealed) -> Result<Opened, Fault> {
+    fn open_whole(&mut self, record: &mut [u8]) -> Result<Opened, Fault> {
         let (length, start) = (record.len(), record.as_ptr() as usize);
         if self.opened >= LAST {
             return Err(Fault::new(AlertDescription::BadRecordMac, Error::DecryptError));
@@ -128,7 +131,7 @@ impl Records {
         }
         match kind {
             ContentType::ApplicationData => {
-                self.manners.data();
+                self.manners.data(payload.len());
                 // It was opened where it lay.
                 let from = payload.as_ptr() as usize - start;
                 let data = from..from + payload.len();
@@ -137,7 +140,7 @@ impl Records {
             ContentType::Alert => self.alerted(payload)?,
             ContentType::Handshake => {
                 self.fragments.extend_from_slice(payload);
-                self.messages(replies)?;
+                self.messages()?;
             }
             other => return Err(Fault::unexpected(other)),
         }
@@ -167,7 +170,7 @@ impl Records {
     }
 
     /// What whole handshake messages mean.
-    fn messages(&mut self, replies: &mut Sealed) -> Result<(), Fault> {
+    fn messages(&mut self) -> Result<(), Fault> {
         while let Some((&[kind, a, b, c], rest)) = self.fragments.split_first_chunk() {
             let length = u32::from_be_bytes([0, a, b, c]) as usize;
             if length > MOST_MESSAGE {
@@ -185,12 +188,13 @@ impl Records {
                         return Err(Fault::new(AlertDescription::UnexpectedMessage, error.into()));
                     }
                     self.fragments = Vec::new();
-                    return self.key_update(request == 1, replies);
+                    return self.key_update(request == 1);
                 }
                 (HandshakeType::KeyUpdate, _) => {
                     return Err(Fault::new(AlertDescription::DecodeError, InvalidMessage::InvalidKeyUpdate.into()));
                 }
                 (HandshakeType::NewSessionTicket, ticket) if self.schedule.is_client() => {
+                    self.manners.ticket()?;
                     let taken = self.schedule.take_ticket(ticket);
                     taken.map_err(|error| Fault::new(AlertDescription::DecodeError, error))?;
                 }
@@ -211,7 +215,7 @@ impl Records {
         Ok(())
     }
 
-    fn key_update(&mut self, requested: bool, replies: &mut Sealed) -> Result<(), Fault> {
+    fn key_update(&mut self, requested: bool) -> Result<(), Fault> {
         self.manners.update()?;
         let next = self
             .schedule
@@ -219,9 +223,18 @@ impl Records {
             .and_then(|(opened, secrets)| Ok((opened, parts(secrets)?)));
         let (opened, (key, iv)) = next.map_err(|error| Fault::new(AlertDescription::InternalError, error))?;
         (self.decrypter, self.opened) = (self.suite.aead_alg.decrypter(key, iv), opened);
-        if requested && !self.closed {
-            self.update_keys(replies)
-                .map_err(|error| Fault::new(AlertDescription::InternalError, error))?;
+        self.asked |= requested;
+        Ok(())
+    }
+
+    /// Seals what the peer is owed, if anything: to be asked whenever nothing waits to be sent. However often it has asked for new
+    /// keys meanwhile, one answer is enough (RFC 8446 4.6.3): a peer that asks and does not read has us keep one.
+    ///
+    /// # Errors
+    /// When the provider fails.
+    pub fn answer(&mut self, sealed: &mut Sealed) -> Result<(), Error> {
+        if self.asked && !self.closed {
+            self.update_keys(sealed)?;
         }
         Ok(())
     }
@@ -236,11 +249,12 @@ impl Records {
         let (next, secrets) = self.schedule.next_sending()?;
         let (key, iv) = parts(secrets)?;
         (self.encrypter, self.sealed) = (self.suite.aead_alg.encrypter(key, iv), next);
+        self.asked = false;
         Ok(())
     }
 
     /// Seals as much of the front of `data` as goes into one record, and says how much that was: 16 KiB at most. Keys that are
-    /// worn out are changed before.
+    /// worn out, or that the peer wants changed, are changed before.
     ///
     /// # Errors
     /// When this direction was [closed](Self::close), or the provider fails.
@@ -249,7 +263,7 @@ impl Records {
             return Err(Error::EncryptError);
         }
         // The message that changes them is the last that they seal.
-        if self.sealed + 1 >= self.worn_out && self.sealed > 0 {
+        if self.asked || self.sealed + 1 >= self.worn_out && self.sealed > 0 {
             self.update_keys(sealed)?;
         }
         let (record, _) = data.split_at(MOST_PLAIN);
@@ -338,11 +352,13 @@ impl Schedule for KernelConnection<ServerConnectionData> {
     }
 }
 
-/// What a peer may do in a row that brings nothing, as BoringSSL and rustls bound it.
+/// What a peer may do in a row that brings nothing, as BoringSSL and rustls bound it. Tickets are of no use here, where nothing is
+/// resumed, and each costs a key.
 #[derive(Debug)]
 struct Manners {
     empty: u8,
     updates: u8,
+    tickets: u8,
     warnings: u8,
 }
 
@@ -351,6 +367,7 @@ impl Default for Manners {
         Self {
             empty: 32,
             updates: 32,
+            tickets: 32,
             warnings: 4,
         }
     }
@@ -365,12 +382,22 @@ impl Manners {
         spend(&mut self.empty, PeerMisbehaved::TooManyEmptyFragments)
     }
 
-    fn data(&mut self) {
-        self.updates = Self::default().updates;
+    fn data(&mut self, length: usize) {
+        if length > 0 {
+            let Self { updates, tickets, .. } = Self::default();
+            (self.updates, self.tickets) = (updates, tickets);
+        }
     }
 
     fn update(&mut self) -> Result<(), Fault> {
         spend(&mut self.updates, PeerMisbehaved::TooManyKeyUpdateRequests)
+    }
+
+    fn ticket(&mut self) -> Result<(), Fault> {
+        spend(
+            &mut self.tickets,
+            Error::General("the peer sends session tickets and nothing else".into()),
+        )
     }
 
     fn warning(&mut self) -> Result<(), Fault> {
@@ -378,7 +405,7 @@ impl Manners {
     }
 }
 
-fn spend(left: &mut u8, fault: PeerMisbehaved) -> Result<(), Fault> {
+fn spend(left: &mut u8, fault: impl Into<Error>) -> Result<(), Fault> {
     match left.checked_sub(1) {
         Some(less) => {
             *left = less;

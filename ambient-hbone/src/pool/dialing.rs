@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     ConnectError, Dialing, Key, Phase, Shared,
-    tunnel::{self, Tunnel},
+    tunnel::{self, OutOfPool, Tunnel},
 };
 use crate::{driver::Driver, proto::engine::Role, term::Term, tunnel::Line, turns, wire::Wire};
 
@@ -38,23 +38,26 @@ async fn run(
     credential: Arc<Credential>,
     tell: watch::Sender<Option<Result<Arc<Line>, ConnectError>>>,
 ) {
-    let result = set_up(&shared, &key, &credential).await;
     let task = tokio::task::id();
+    let under_way = UnderWay {
+        shared: Arc::downgrade(&shared),
+        key: Arc::clone(&key),
+        task,
+    };
+    let result = set_up(&shared, &key, &credential).await;
     let stands = {
         let mut slots = shared.slots();
         let Some(slot) = slots.get_mut(&key) else { return };
-        let Some(index) = slot.dials.iter().position(|dialing| dialing.task.id() == task) else {
+        if !slot.end_dial(task) {
             // Forgotten while it went on: the connection goes with this task.
             return;
-        };
-        slot.dials.swap_remove(index);
+        }
         match result {
             Ok((driver, line, peer)) => {
                 let term = Term::new(&credential, &peer, Arc::clone(&shared.time));
                 let tunnel = Arc::new(Tunnel::new(Arc::clone(&key), credential, peer, line));
                 slot.tunnels.push(Arc::clone(&tunnel));
-                let ends = Arc::downgrade(&shared);
-                Ok((tunnel, driver, term, ends))
+                Ok((OutOfPool::new(tunnel, &shared), driver, term))
             }
             Err(e) => {
                 // A peer that has enough of tunnels is not asked for more than are needed.
@@ -66,7 +69,7 @@ async fn run(
             }
         }
     };
-    let (tunnel, driver, term, ends): (_, _, _, Weak<Shared>) = match stands {
+    let (stands, driver, term) = match stands {
         Ok(stands) => stands,
         Err(e) => {
             tell.send_replace(Some(Err(e)));
@@ -74,16 +77,38 @@ async fn run(
         }
     };
     // Trust that has changed meanwhile was asked about the tunnels in the pool, of which this one was none yet.
+    let tunnel = stands.tunnel();
     tunnel.end_if_revoked(&shared.trust());
     if shared.credential(&key.speaker.identity).is_err() {
         tunnel.withdraw();
     }
-    shared.standing.send_modify(|count| *count += 1);
     tell.send_replace(Some(Ok(Arc::clone(tunnel.line()))));
     let (observer, limits) = (Arc::clone(&shared.observer), shared.limits.clone());
     // The tunnel must not keep its pool alive.
-    drop((shared, tell));
-    tunnel::drive(tunnel, driver, term, observer, limits, ends).await;
+    drop((shared, tell, under_way));
+    tunnel::drive(stands, driver, term, observer, limits).await;
+}
+
+/// A dial that goes on, and is forgotten however that ends: those who wait for one that is no more would wait in vain.
+struct UnderWay {
+    shared: Weak<Shared>,
+    key: Arc<Key>,
+    task: tokio::task::Id,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut slots = shared.slots();
+        if let Some(slot) = slots.get_mut(&self.key)
+            && slot.end_dial(self.task)
+            && slot.is_empty()
+        {
+            slots.remove(&self.key);
+        }
+        // Not under the lock: it may be the last that holds the pool.
+        drop(slots);
+    }
 }
 
 async fn set_up(shared: &Shared, key: &Key, credential: &Arc<Credential>) -> Result<(Driver, Arc<Line>, Peer), ConnectError> {

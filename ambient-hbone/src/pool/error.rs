@@ -117,6 +117,8 @@ pub enum Phase {
     Handshake,
     /// A tunnel that others dial.
     Queue,
+    /// A place in a tunnel whose peer takes no more streams, or reads no requests, for now.
+    Place,
     /// The answer to CONNECT.
     Answer,
 }
@@ -127,6 +129,7 @@ impl std::fmt::Display for Phase {
             Self::Dial => "accepting the connection",
             Self::Handshake => "the handshake",
             Self::Queue => "giving a tunnel to all who wait for one",
+            Self::Place => "taking one more stream",
             Self::Answer => "answering CONNECT",
         })
     }

@@ -8,14 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncRead,
-    time::{Instant, timeout_at},
-};
+use tokio::{io::AsyncRead, time::timeout_at};
 
 use super::{ConnectError, Lease, Phase};
 use crate::{
-    Destination, Limits, Stream, TunnelLost,
+    Destination, Limits, Stream, TunnelLost, limits,
     proto::{connect::Answer, engine::Cut},
     relay::{Buffer, RelayLimits},
     tunnel::{Held, Line},
@@ -101,20 +98,20 @@ pub(super) async fn open<R: AsyncRead + Unpin>(
     limits: &Limits,
 ) -> Result<Stream, ConnectError> {
     let peer = destination.peer;
-    let late = |_| ConnectError::Timeout {
-        peer,
-        phase: Phase::Answer,
-        limit: limits.answer,
+    let late = |phase| {
+        let limit = limits.answer;
+        move |_| ConnectError::Timeout { peer, phase, limit }
     };
-    let deadline = Instant::now() + limits.answer;
+    let deadline = limits::after(limits.answer);
     let line = Arc::clone(lease.tunnel().line());
     let opened = poll_fn(|cx| {
         line.engine()
             .poll_open(cx, &destination.authority, &destination.headers, destination.ample)
     });
-    let key = timeout_at(deadline, opened).await.map_err(late)?;
+    // Until then nothing has left.
+    let key = timeout_at(deadline, opened).await.map_err(late(Phase::Place))?;
     let held = Held::new(&line, key.map_err(|_| unsent(peer, &line))?);
-    let answer = timeout_at(deadline, answer(&held, early)).await.map_err(late)?;
+    let answer = timeout_at(deadline, answer(&held, early)).await.map_err(late(Phase::Answer))?;
     let answer = answer.map_err(|failed| match failed {
         Failed::Cut(cut) => unanswered(peer, cut, &line),
         Failed::Early(source) => ConnectError::Early { source: Arc::new(source) },

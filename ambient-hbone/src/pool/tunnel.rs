@@ -11,13 +11,14 @@ use std::{
 
 use ambient_core::{Credential, Observer, SpiffeId, observe::Event};
 use ambient_tls::{Peer, Trust};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{MissedTickBehavior, interval_at};
 
 use super::{Key, Shared};
 use crate::{
     Limits, TunnelLost,
     driver::Driver,
     keepalive::Keepalive,
+    limits::after,
     proto::{choice::Load, liveness::Idleness},
     term::Term,
     tunnel::Line,
@@ -57,15 +58,23 @@ impl Tunnel {
         &self.line
     }
 
-    /// How it stands for one more stream of a speaker with this credential. One made with an older credential retires.
+    /// How it stands for one more stream of a speaker with this credential. One made with an older credential retires, and so does one
+    /// that carries nothing and is to carry nothing.
     pub(super) fn load(&self, credential: &Credential, most: usize) -> Load {
         if self.credential.chain != credential.chain {
             self.retire();
         }
-        let allowed = self.line.engine().most_streams();
+        let open = self.open.load(Ordering::Relaxed);
+        let mut engine = self.line.engine();
+        let (allowed, orphans) = (engine.most_streams(), engine.orphans());
+        if allowed == 0 && open == 0 {
+            // Its peer takes no streams, and it has none: of no use to anybody.
+            engine.retire();
+        }
+        drop(engine);
         Load {
             usable: allowed > 0 && self.line.lost().is_none(),
-            open: self.open.load(Ordering::Relaxed),
+            open: open + orphans,
             limit: allowed.min(most),
         }
     }
@@ -122,20 +131,10 @@ impl Drop for Lease {
 }
 
 /// Drives a tunnel to its end, then takes it out of the pool.
-pub(super) async fn drive(
-    tunnel: Arc<Tunnel>,
-    driver: Driver,
-    term: Term,
-    observer: Arc<dyn Observer>,
-    limits: Limits,
-    pool: Weak<Shared>,
-) {
+pub(super) async fn drive(mut out: OutOfPool, driver: Driver, term: Term, observer: Arc<dyn Observer>, limits: Limits) {
+    let tunnel = Arc::clone(&out.tunnel);
     let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
     observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });
-    let mut out = OutOfPool {
-        tunnel: Arc::clone(&tunnel),
-        pool,
-    };
     run(&tunnel, driver, term, &limits).await;
     out.leave();
     observer.observe(&Event::TunnelClosed {
@@ -150,7 +149,7 @@ async fn run(tunnel: &Tunnel, mut driver: Driver, mut term: Term, limits: &Limit
     let mut keepalive = Keepalive::new(limits.dead_peer);
     let mut idleness = Idleness::default();
     let half = limits.idle / 2;
-    let mut idle = interval_at(Instant::now() + half, half.max(std::time::Duration::from_millis(1)));
+    let mut idle = interval_at(after(half), half.max(std::time::Duration::from_millis(1)));
     idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let lost = poll_fn(|cx| {
         if let Poll::Ready(reason) = poll(cx, tunnel, &mut driver, &mut keepalive, &mut term) {
@@ -189,14 +188,29 @@ fn poll(cx: &mut Context<'_>, tunnel: &Tunnel, driver: &mut Driver, keepalive: &
     }
 }
 
-/// Takes a tunnel out of its pool however its task ends.
-struct OutOfPool {
+/// Ends a tunnel and takes it out of its pool however its task ends.
+pub(super) struct OutOfPool {
     tunnel: Arc<Tunnel>,
     pool: Weak<Shared>,
 }
 
 impl OutOfPool {
+    /// Of a tunnel that was just put in.
+    pub(super) fn new(tunnel: Arc<Tunnel>, pool: &Arc<Shared>) -> Self {
+        pool.standing.send_modify(|count| *count += 1);
+        Self {
+            tunnel,
+            pool: Arc::downgrade(pool),
+        }
+    }
+
+    pub(super) fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+
     fn leave(&mut self) {
+        // Where that is not known yet, nobody drives it any more, for whatever reason.
+        self.tunnel.line.lose(TunnelLost::Ended);
         let Some(pool) = std::mem::take(&mut self.pool).upgrade() else {
             return;
         };

@@ -31,7 +31,7 @@ pub(crate) enum Choice {
 pub(crate) struct Bounds {
     /// Streams that may wait for a dial.
     pub(crate) streams: usize,
-    /// Tunnels at most.
+    /// Tunnels at most that carry new streams; as many again may stand that carry none any more.
     pub(crate) most: usize,
     /// From how many streams in the least loaded tunnel on another is made, and up to how many of those.
     pub(crate) spread: (usize, usize),
@@ -39,10 +39,11 @@ pub(crate) struct Bounds {
 
 /// The least loaded tunnel with room; else a dial with room among those who wait for it; else a new dial.
 pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, mut waiting: impl Iterator<Item = usize>, bounds: Bounds) -> Choice {
-    let mut standing = 0;
+    let (mut standing, mut leaving) = (0, 0);
     let mut best: Option<(usize, usize)> = None;
     for (index, load) in tunnels.enumerate() {
         if !load.usable {
+            leaving += 1;
             continue;
         }
         standing += 1;
@@ -52,7 +53,8 @@ pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, mut waiting: impl Iter
     }
     if let Some((index, open)) = best {
         let (from, over) = bounds.spread;
-        let spreads = open + 1 >= from && standing < over.min(bounds.most) && waiting.next().is_none();
+        let most = over.min(bounds.most);
+        let spreads = open + 1 >= from && standing < most && leaving < bounds.most && waiting.next().is_none();
         return if spreads { Choice::UseAndDial(index) } else { Choice::Use(index) };
     }
     for (index, waiting) in waiting.enumerate() {
@@ -61,7 +63,12 @@ pub(crate) fn choose(tunnels: impl Iterator<Item = Load>, mut waiting: impl Iter
             return Choice::Join(index);
         }
     }
-    if standing < bounds.most { Choice::Dial } else { Choice::Full }
+    // Those that leave make room for others, or new credentials would find none; but not for any number of them.
+    if standing < bounds.most && standing + leaving < bounds.most.saturating_mul(2) {
+        Choice::Dial
+    } else {
+        Choice::Full
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +103,22 @@ mod tests {
     }
 
     #[test]
+    fn those_that_leave_make_room_once() {
+        let choose = |leaving, standing| {
+            let tunnels = [load(false, 5, 0)]
+                .repeat(leaving)
+                .into_iter()
+                .chain([load(true, 10, 10)].repeat(standing));
+            choose(tunnels, [].into_iter(), bounds(10, 16))
+        };
+        assert_eq!(choose(16, 0), Choice::Dial, "all were made with another credential");
+        assert_eq!(choose(16, 15), Choice::Dial);
+        assert_eq!(choose(31, 0), Choice::Dial);
+        assert_eq!(choose(32, 0), Choice::Full);
+        assert_eq!(choose(17, 15), Choice::Full);
+    }
+
+    #[test]
     fn a_busy_pair_gets_another_tunnel_before_it_is_full() {
         let spread = |tunnels: &[Load], waiting: &[usize]| {
             let bounds = Bounds {
@@ -121,15 +144,16 @@ mod tests {
         ) {
             let loads: Vec<_> = tunnels.iter().map(|&(usable, open, limit)| load(usable, open, limit)).collect();
             let usable = loads.iter().filter(|l| l.usable).count();
+            let all = loads.len() + dials.len();
             match choose(loads.iter().copied(), dials.iter().copied(), Bounds { streams, most, spread }) {
                 Choice::Use(i) => prop_assert!(loads[i].usable && loads[i].open < loads[i].limit),
                 Choice::UseAndDial(i) => {
                     prop_assert!(loads[i].usable && loads[i].open < loads[i].limit && loads[i].open + 1 >= spread.0);
-                    prop_assert!(dials.is_empty() && usable < most.min(spread.1));
+                    prop_assert!(dials.is_empty() && usable < most.min(spread.1) && all < 2 * most);
                 }
                 Choice::Join(i) => prop_assert!(dials[i] < streams),
-                Choice::Dial => prop_assert!(usable + dials.len() < most),
-                Choice::Full => prop_assert!(usable + dials.len() >= most),
+                Choice::Dial => prop_assert!(usable + dials.len() < most && all < 2 * most),
+                Choice::Full => prop_assert!(usable + dials.len() >= most || all >= 2 * most),
             }
         }
     }

@@ -110,8 +110,9 @@ pub(crate) struct Engine {
     terms: Terms,
     peer: PeerTerms,
     streams: Streams,
-    /// Streams that are neither closed nor cut.
+    /// Streams that are neither closed nor cut, and those of them that nobody holds.
     active: usize,
+    orphans: usize,
     incoming: VecDeque<Incoming>,
     openers: Vec<Waker>,
     driver: Option<Waker>,
@@ -151,6 +152,8 @@ pub(crate) struct Engine {
     leaving: Leaving,
     /// The last stream that the peer will look at, and why.
     goaway: Option<(u32, Code)>,
+    /// The connection is no more: whatever still comes of it is nobody's.
+    lost: bool,
 }
 
 /// What the peer allows.
@@ -202,6 +205,7 @@ impl Engine {
             },
             streams: Streams::default(),
             active: 0,
+            orphans: 0,
             incoming: VecDeque::new(),
             openers: Vec::new(),
             driver: None,
@@ -227,6 +231,7 @@ impl Engine {
             retiring: false,
             leaving: Leaving::No,
             goaway: None,
+            lost: false,
         }
     }
 
@@ -253,6 +258,11 @@ impl Engine {
         }
     }
 
+    /// Whether the peer has said that it takes no new streams, be it for now.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.goaway.is_some() || self.peer.streams == 0
+    }
+
     /// Why the peer takes no new streams, if it said so.
     pub(crate) fn goaway(&self) -> Option<Code> {
         self.goaway.map(|(_, code)| code)
@@ -264,9 +274,19 @@ impl Engine {
         self.wake_driver();
     }
 
+    /// How many streams there are that nobody holds any more, and whose last words the peer has not taken yet.
+    pub(crate) fn orphans(&self) -> usize {
+        self.orphans
+    }
+
     /// To be called every few seconds.
     pub(crate) fn tick(&mut self) {
         self.manners.forgive();
+        if self.orphans > 0 {
+            for key in self.streams.stuck() {
+                self.cut(key, Code::CONNECT_ERROR);
+            }
+        }
         if !std::mem::take(&mut self.came) {
             self.buffers.clear();
             self.reads.clear();
@@ -296,6 +316,8 @@ impl Engine {
     /// No new streams are opened: the connection ends with the last one.
     pub(crate) fn retire(&mut self) {
         self.retiring = true;
+        // Whoever waits for a place goes elsewhere.
+        self.openers.drain(..).for_each(Waker::wake);
         if self.active == 0 {
             self.name_last(Code::NO_ERROR);
         }
@@ -325,6 +347,7 @@ impl Engine {
 
     /// The connection is no more.
     pub(crate) fn lose(&mut self) {
+        self.lost = true;
         for key in self.streams.keys() {
             let unsent = self.role == Role::Client && self.streams.get(key).is_some_and(|slot| slot.id > self.handed_out);
             self.end(key, if unsent { Cut::Unprocessed } else { Cut::Lost });
@@ -380,7 +403,8 @@ impl Engine {
 
     // What a client asks and does.
 
-    /// Opens a stream, with an ample window or as all others, once the peer takes one more.
+    /// Opens a stream, with an ample window or as all others, once the peer takes one more, and has taken most of what was asked of it:
+    /// what is asked and taken back before a peer reads it is kept for it all the same.
     pub(crate) fn poll_open(
         &mut self,
         cx: &Context<'_>,
@@ -391,7 +415,7 @@ impl Engine {
         if self.goaway.is_some() || self.retiring || self.next_id > frame::LAST_STREAM {
             return Poll::Ready(Err(Cut::Unprocessed));
         }
-        if self.active >= self.peer.streams {
+        if self.active >= self.peer.streams || self.control.len() >= MOST_ASKED {
             if !self.openers.iter().any(|waker| waker.will_wake(cx.waker())) {
                 self.openers.push(cx.waker().clone());
             }
@@ -472,6 +496,23 @@ impl Engine {
         }
     }
 
+    /// Ready once reading fails, however much waits to be read. It does not where the peer has ended its direction before it reset the
+    /// stream.
+    pub(crate) fn poll_unreadable(&mut self, key: Key, cx: &Context<'_>) -> Poll<Cut> {
+        let Some(slot) = self.streams.get(key) else {
+            return Poll::Ready(Cut::Lost);
+        };
+        match slot.cut {
+            Some(cut) if !slot.has_last_words() => Poll::Ready(cut),
+            _ => register(&mut slot.writer, cx),
+        }
+    }
+
+    /// Whether the peer has said all that it had to say, and wants no more: what it said is there to be read.
+    pub(crate) fn has_last_words(&mut self, key: Key) -> bool {
+        self.streams.get(key).is_some_and(|slot| slot.has_last_words())
+    }
+
     /// Ready once the stream is cut.
     pub(crate) fn poll_cut(&mut self, key: Key, cx: &Context<'_>) -> Poll<Cut> {
         let Some(slot) = self.streams.get(key) else {
@@ -487,6 +528,8 @@ impl Engine {
     pub(crate) fn send(&mut self, key: Key, bytes: Bytes) -> Result<(), Cut> {
         let slot = self.streams.get(key).ok_or(Cut::Lost)?;
         if let Some(cut) = slot.cut {
+            // There was more, and it stays a failure.
+            slot.declined = false;
             return Err(cut);
         }
         slot.outbox.push(bytes);
@@ -526,7 +569,7 @@ impl Engine {
     }
 
     /// One less does. The last leaves it as TCP leaves a socket that is closed: what was put in before the end is still
-    /// sent; a stream that has not ended is reset.
+    /// sent, for as long as the peer takes some of it [now and then](streams::PATIENCE); a stream that has not ended is reset.
     pub(crate) fn release(&mut self, key: Key) {
         let Some(slot) = self.streams.get(key) else { return };
         slot.handles -= 1;
@@ -535,7 +578,10 @@ impl Engine {
         }
         if slot.closed {
             self.streams.remove(key);
-        } else if slot.sending != Sending::Ending {
+        } else if slot.sending == Sending::Ending {
+            slot.orphan = Some(0);
+            self.orphans += 1;
+        } else {
             let code = if slot.established { Code::CONNECT_ERROR } else { Code::CANCEL };
             self.cut(key, code);
         }
@@ -584,6 +630,7 @@ impl Engine {
             self.starved.retain(|starved| *starved != key);
         }
         self.active -= 1;
+        self.orphans -= usize::from(slot.orphan.is_some());
         if slot.handles == 0 {
             self.streams.remove(key);
         }
@@ -612,6 +659,10 @@ fn register<T>(place: &mut Option<Waker>, cx: &Context<'_>) -> Poll<T> {
     }
     Poll::Pending
 }
+
+/// Bytes of frames that wait to be sent, from which on nothing more is asked of the peer: far less than what it is [cut
+/// off](receive::MOST_CONTROL) for.
+const MOST_ASKED: usize = 128 << 10;
 
 /// The PING that goes with the announcement that this end leaves.
 const LEAVING: [u8; 8] = *b"leaving ";

@@ -77,12 +77,20 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
     /// Whether reading would fail, where that can be told without reading.
     pub(super) fn poll_read_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match self {
-            Self::Stream(stream) => stream.halves().1.poll_failed(cx).map(io::Error::from),
+            Self::Stream(stream) => stream.halves().0.poll_failed(cx).map(io::Error::from),
             Self::Pipe(pipe) => pipe.poll_read_failed(cx),
             Self::Io(io) => match Pin::new(io).poll_read(cx, &mut ReadBuf::new(&mut [])) {
                 Poll::Ready(Err(e)) => Poll::Ready(e),
                 _ => Poll::Pending,
             },
+        }
+    }
+
+    /// Whether nothing can be written to it any more, and yet all of it can be read, to its end.
+    pub(super) fn has_last_words(&mut self) -> bool {
+        match self {
+            Self::Stream(stream) => stream.halves().0.has_last_words(),
+            Self::Pipe(_) | Self::Io(_) => false,
         }
     }
 
@@ -199,7 +207,7 @@ impl Buffer {
         most: usize,
         limits: &RelayLimits,
     ) -> Poll<io::Result<Bytes>> {
-        let largest = limits.buffer.max(1);
+        let largest = limits.largest();
         let most = most.min(largest);
         let Some(large) = &mut self.large else {
             let mut place = [MaybeUninit::uninit(); FIRST];
@@ -245,7 +253,7 @@ impl Large {
         let n = read?;
         let bytes = self.bytes.split().freeze();
         if n == self.size {
-            self.size = (self.size * GROWTH).min(limits.buffer.max(1));
+            self.size = (self.size * GROWTH).min(limits.largest());
         }
         self.small = if n <= FIRST { self.small + 1 } else { 0 };
         Poll::Ready(Ok(bytes))
@@ -261,7 +269,7 @@ impl Large {
 }
 
 /// The place on the stack: most connections never need more.
-const FIRST: usize = 4 << 10;
+pub(super) const FIRST: usize = 4 << 10;
 
 /// By how much buffers grow.
 const GROWTH: usize = 4;
@@ -312,6 +320,20 @@ mod tests {
             assert_eq!(read(&limits, &mut buffer, usize::MAX, 100), Some(100));
         }
         assert!(buffer.large.is_none());
+    }
+
+    #[test]
+    fn a_buffer_of_nothing_has_room_all_the_same() {
+        for buffer in [0, 1, 3, 4, 1000] {
+            let limits = RelayLimits {
+                buffer,
+                ..RelayLimits::default()
+            };
+            let mut buffer = Buffer::default();
+            for _ in 0..5 {
+                assert_eq!(read(&limits, &mut buffer, usize::MAX, usize::MAX), Some(FIRST));
+            }
+        }
     }
 
     #[test]

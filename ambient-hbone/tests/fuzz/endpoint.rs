@@ -320,6 +320,9 @@ impl<'a> Endpoint<'a> {
         );
 
         self.engine.lose();
+        // What was on its way still comes, and begins nothing.
+        self.cut = usize::MAX;
+        self.receive(&request(self.next, 0));
         assert!(
             self.engine.accept().is_none(),
             "nothing is asked for on a connection that is no more"

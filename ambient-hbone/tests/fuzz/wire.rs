@@ -69,7 +69,7 @@ pub(super) fn request(stream: u32, flags: u8) -> Vec<u8> {
 /// An engine all of whose streams were let go keeps nothing of them, and what windows have grown by is given back.
 pub(super) fn assert_empty(engine: &mut Engine, spare: &Spare) {
     engine.name_last(Code::NO_ERROR);
-    assert!(engine.is_finished(), "no stream is active");
+    assert!(engine.is_finished() && engine.orphans() == 0, "no stream is active");
     let rest = format!("{engine:?}");
     assert!(
         rest.contains("places: [], free: [], by_id: {}"),

@@ -94,6 +94,7 @@ proptest! {
                 heard_back.extend(data);
                 left = rest;
             }
+            records.answer(&mut sealed).unwrap();
             heard.extend(hear(&mut peer, &flat(&mut sealed)).unwrap());
             prop_assert!(left.is_empty());
             prop_assert!(heard == sent && heard_back == sent_back);
@@ -215,6 +216,20 @@ fn a_peer_that_breaks_the_rules_is_told_which() {
     );
 }
 
+/// It has said that it would.
+fn go_on_with_next_keys(records: &mut Records) {
+    let (next, secrets) = records.schedule.next_sending().unwrap();
+    let (key, iv) = parts(secrets).unwrap();
+    (records.encrypter, records.sealed) = (records.suite.aead_alg.encrypter(key, iv), next);
+}
+
+/// Asks for new keys, as one does who changes its own.
+fn ask_for_keys(records: &mut Records, sealed: &mut Sealed) {
+    let requested = OutboundChunks::Single(&[24, 0, 0, 1, 1]);
+    records.seal_one(ContentType::Handshake, requested, sealed).unwrap();
+    go_on_with_next_keys(records);
+}
+
 #[test]
 fn messages_may_come_in_parts_but_nothing_between_them() {
     let (mut a, mut b) = two();
@@ -223,9 +238,7 @@ fn messages_may_come_in_parts_but_nothing_between_them() {
         a.seal_one(ContentType::Handshake, OutboundChunks::Single(part), &mut sealed)
             .unwrap();
     }
-    let (next, secrets) = a.schedule.next_sending().unwrap();
-    let (key, iv) = parts(secrets).unwrap();
-    (a.encrypter, a.sealed) = (a.suite.aead_alg.encrypter(key, iv), next);
+    go_on_with_next_keys(&mut a);
     seal(&mut a, b"with the next keys", &mut sealed);
     let (data, _) = open(&mut b, flat(&mut sealed), &mut replies).unwrap();
     assert_eq!(data, b"with the next keys");
@@ -254,6 +267,72 @@ fn keys_are_not_changed_without_end() {
     a.update_keys(&mut sealed).unwrap();
     let error = open(&mut b, flat(&mut sealed), &mut Sealed::new()).unwrap_err();
     assert_eq!(error, PeerMisbehaved::TooManyKeyUpdateRequests.into());
+}
+
+#[test]
+fn who_asks_for_keys_and_does_not_read_has_one_answer_waiting() {
+    let (mut a, mut b) = two();
+    let (mut sealed, mut replies) = (Sealed::new(), Sealed::new());
+    for _ in 0..100 {
+        for _ in 0..32 {
+            ask_for_keys(&mut a, &mut sealed);
+        }
+        seal(&mut a, b"between", &mut sealed);
+        open(&mut b, flat(&mut sealed), &mut replies).unwrap();
+    }
+    assert!(replies.is_empty());
+    b.answer(&mut replies).unwrap();
+    b.answer(&mut replies).unwrap();
+    assert_eq!(replies.len(), 1);
+    seal(&mut b, b"with the next keys", &mut replies);
+    assert_eq!(open(&mut a, flat(&mut replies), &mut sealed).unwrap().0, b"with the next keys");
+    // Data is not sent before the answer either.
+    ask_for_keys(&mut a, &mut sealed);
+    open(&mut b, flat(&mut sealed), &mut replies).unwrap();
+    seal(&mut b, b"behind it", &mut replies);
+    assert_eq!(replies.len(), 2);
+    b.answer(&mut replies).unwrap();
+    assert_eq!(replies.len(), 2);
+    assert_eq!(open(&mut a, flat(&mut replies), &mut sealed).unwrap().0, b"behind it");
+}
+
+#[test]
+fn an_empty_record_is_no_data_between_changes_of_keys() {
+    let (mut a, mut b) = two();
+    let mut sealed = Sealed::new();
+    for _ in 0..32 {
+        ask_for_keys(&mut a, &mut sealed);
+    }
+    a.seal_one(ContentType::ApplicationData, OutboundChunks::Single(&[]), &mut sealed)
+        .unwrap();
+    open(&mut b, flat(&mut sealed), &mut Sealed::new()).unwrap();
+    ask_for_keys(&mut a, &mut sealed);
+    let error = open(&mut b, flat(&mut sealed), &mut Sealed::new()).unwrap_err();
+    assert_eq!(error, PeerMisbehaved::TooManyKeyUpdateRequests.into());
+}
+
+#[test]
+fn tickets_do_not_come_without_end() {
+    let (mut client, mut server) = two();
+    let mut sealed = Sealed::new();
+    // Of a lifetime, an age, a nonce, a name and no extensions.
+    let ticket = [&[4, 0, 0, 15][..], &[0, 0, 1, 0], &[0; 4], &[1, 7], &[0, 1, 7], &[0, 0]].concat();
+    let mut tell = |times: usize, data: &[u8]| {
+        for _ in 0..times {
+            server
+                .seal_one(ContentType::Handshake, OutboundChunks::Single(&ticket), &mut sealed)
+                .unwrap();
+        }
+        server
+            .seal_one(ContentType::ApplicationData, OutboundChunks::Single(data), &mut sealed)
+            .unwrap();
+        open(&mut client, flat(&mut sealed), &mut Sealed::new())
+    };
+    for _ in 0..3 {
+        tell(32, b"between").unwrap();
+    }
+    tell(32, b"").unwrap();
+    assert!(matches!(tell(1, b""), Err(Error::General(why)) if why.contains("tickets")));
 }
 
 #[test]

@@ -70,6 +70,10 @@ impl Engine {
     /// Takes in what the peer has sent, in pieces of whatever size, at this time on any clock that only goes forward. Large
     /// pieces of data are not copied.
     pub(crate) fn receive(&mut self, piece: &Bytes, now: Duration) -> Result<(), Broken> {
+        // It may have been lost by another task while this was on its way.
+        if self.lost {
+            return Ok(());
+        }
         let mut bytes = &**piece;
         self.now = now;
         while !bytes.is_empty() {
@@ -123,6 +127,8 @@ impl Engine {
     /// A frame begins: what can be judged by its head is judged now.
     fn begin(&mut self, head: Head) -> Result<(), Broken> {
         let fault = |code| Err(Broken(code));
+        // Whatever it is that makes us say something: who says more without reading that does not make us keep it.
+        self.bound_control()?;
         if head.length > self.terms.frame {
             return fault(Code::FRAME_SIZE_ERROR);
         }
@@ -234,8 +240,6 @@ impl Engine {
 
     /// `overhead` bytes of it are padding and its length, which count as data does and are read at once.
     fn begin_data(&mut self, head: Head, overhead: u32, data: u32) -> Result<(), Broken> {
-        // Credit that is given back and never read, of a peer that only sends.
-        self.bound_control()?;
         self.window = self.window.checked_sub(head.length).ok_or(Broken(Code::FLOW_CONTROL_ERROR))?;
         if self.window < frame::WIDEST_WINDOW / 2 {
             frame::word(&mut self.control, kind::WINDOW_UPDATE, 0, frame::WIDEST_WINDOW - self.window);
@@ -278,10 +282,14 @@ impl Engine {
         };
         let fault = if slot.ended_by_peer {
             Code::STREAM_CLOSED
-        } else if self.role == Role::Client && !slot.established {
+        } else if self.role == Role::Client && !slot.established && !slot.refused {
             Code::PROTOCOL_ERROR
         } else if !slot.window.has(length) {
             Code::FLOW_CONTROL_ERROR
+        } else if slot.refused {
+            // The text of a refusal, which nobody reads: it gets no credit.
+            slot.window.arrive(length, None);
+            return Ok(None);
         } else {
             return Ok(Some(key));
         };
@@ -393,7 +401,7 @@ impl Engine {
         if self.leaving == Leaving::Named || self.active >= self.terms.streams as usize {
             self.spend(FRAME)?;
             frame::word(&mut self.control, kind::RST_STREAM, id, Code::REFUSED_STREAM.0);
-            return self.bound_control();
+            return Ok(());
         }
         let refused = match list.into_request() {
             Ok(request) => {
@@ -410,7 +418,7 @@ impl Engine {
         let status = match refused {
             Refused::Malformed => {
                 frame::word(&mut self.control, kind::RST_STREAM, id, Code::PROTOCOL_ERROR.0);
-                return self.bound_control();
+                return Ok(());
             }
             Refused::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refused::Unfit(reason) => {
@@ -422,19 +430,23 @@ impl Engine {
         // It was opened a moment ago: nothing can have cut it.
         let _ = self.respond(key, status, &HeaderMap::new());
         self.release(key);
-        self.bound_control()
+        Ok(())
     }
 
     fn more_headers(&mut self, key: Key, end: bool, list: FieldList) -> Result<(), Broken> {
         let Some(slot) = self.streams.get(key).filter(|slot| !slot.closed) else {
             return self.spend(FRAME);
         };
-        if self.role == Role::Client && !slot.established && slot.answer.is_none() {
+        if slot.refused {
+            // Behind the text of a refusal.
+            self.spend(FRAME)?;
+        } else if self.role == Role::Client && !slot.established && slot.answer.is_none() {
             match list.into_answer() {
                 // Not the last word (RFC 9110 15.2).
                 Ok(answer) if answer.status.is_informational() && !end => return self.spend(FRAME),
                 Ok(answer) if !answer.status.is_informational() => {
                     slot.established = answer.status.is_success();
+                    slot.refused = !slot.established;
                     slot.answer = Some(Box::new(answer));
                     slot.wake_reader();
                 }
@@ -475,8 +487,7 @@ impl Engine {
             code => Cut::ByPeer(code),
         };
         self.end(key, cut);
-        // Perhaps before it has read what it was answered.
-        self.bound_control()
+        Ok(())
     }
 
     fn settings(&mut self, payload: &[u8]) -> Result<(), Broken> {
@@ -501,7 +512,7 @@ impl Engine {
         }
         self.openers.drain(..).for_each(std::task::Waker::wake);
         frame::head(&mut self.control, 0, kind::SETTINGS, flag::ACK, 0);
-        self.bound_control()
+        Ok(())
     }
 
     fn resize_windows(&mut self, size: u32) -> Result<(), Broken> {
@@ -530,7 +541,7 @@ impl Engine {
             return Ok(());
         }
         frame::ping(&mut self.control, flag::ACK, opaque);
-        self.bound_control()
+        Ok(())
     }
 
     fn window_update(&mut self, id: u32, more: u32) -> Result<(), Broken> {
@@ -592,8 +603,9 @@ impl Engine {
                     self.end(key, Cut::Unprocessed);
                 }
             }
+            // Of no use beyond the streams it has, and a peer need not close what it has left.
+            self.retire();
         }
-        self.openers.drain(..).for_each(std::task::Waker::wake);
         self.wake_driver();
         Ok(())
     }
@@ -645,4 +657,4 @@ fn word(bytes: &[u8]) -> u32 {
 const LONGEST_CONTROL: u32 = 1 << 12;
 
 /// Bytes of frames that wait to be sent and are not data.
-const MOST_CONTROL: usize = 256 << 10;
+pub(super) const MOST_CONTROL: usize = 256 << 10;

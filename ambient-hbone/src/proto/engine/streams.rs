@@ -34,6 +34,8 @@ pub(super) struct Slot {
     /// Halves, requests and openings that hold it.
     pub(super) handles: u8,
     pub(super) established: bool,
+    /// The peer, a server, has answered with another status than success.
+    pub(super) refused: bool,
     /// No frame of it is expected or owed any more.
     pub(super) closed: bool,
     /// It stands in a queue of those who have something to send.
@@ -43,6 +45,8 @@ pub(super) struct Slot {
     pub(super) declined: bool,
     /// Data went since the peer last said that it takes more.
     pub(super) sent: bool,
+    /// Nobody holds it, and for so many ticks the peer has taken nothing of what it still has to say.
+    pub(super) orphan: Option<u8>,
     pub(super) sending: Sending,
     pub(super) cut: Option<Cut>,
     pub(super) answer: Option<Box<Answer>>,
@@ -70,11 +74,13 @@ impl Slot {
             id,
             handles: 1,
             established: false,
+            refused: false,
             closed: false,
             queued: false,
             ended_by_peer: false,
             declined: false,
             sent: false,
+            orphan: None,
             sending: Sending::Open,
             cut: None,
             answer: None,
@@ -93,6 +99,11 @@ impl Slot {
 
     pub(super) fn wake_writer(&mut self) {
         self.writer.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether the peer has reset it behind its end.
+    pub(super) fn has_last_words(&self) -> bool {
+        self.ended_by_peer && matches!(self.cut, Some(Cut::ByPeer(_)))
     }
 
     /// Bytes that may wait to be sent: about what the peer takes, so that a stream whose reader has stopped holds little.
@@ -118,6 +129,9 @@ impl Slot {
             }
     }
 }
+
+/// Ticks for which a stream that nobody holds waits for its peer to take some more: two minutes, as ticks are by default.
+pub(super) const PATIENCE: u8 = 30;
 
 /// What may wait of a stream that the peer does not take from.
 const LEAST_OUTBOX: usize = 16 << 10;
@@ -187,6 +201,27 @@ impl Streams {
     pub(super) fn get(&mut self, key: Key) -> Option<&mut Slot> {
         let slot = self.places.get_mut(key.index as usize)?.as_deref_mut();
         slot.filter(|slot| slot.id == key.id)
+    }
+
+    /// A tick has passed: those orphans of which the peer takes nothing.
+    pub(super) fn stuck(&mut self) -> Vec<Key> {
+        let mut stuck = Vec::new();
+        for (index, place) in self.places.iter_mut().enumerate() {
+            let Some(Slot {
+                id, orphan: Some(ticks), ..
+            }) = place.as_deref_mut()
+            else {
+                continue;
+            };
+            *ticks += 1;
+            if *ticks > PATIENCE {
+                stuck.push(Key {
+                    index: index as u32,
+                    id: *id,
+                });
+            }
+        }
+        stuck
     }
 
     pub(super) fn keys(&self) -> Vec<Key> {

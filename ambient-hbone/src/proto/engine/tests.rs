@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod bounds;
 mod costs;
 mod hostile;
 mod pair;

@@ -1,6 +1,6 @@
 //! What goes to the peer, and in which order.
 
-use super::{Engine, Frames, Key, Sending, streams::Slot};
+use super::{Engine, Frames, Key, MOST_ASKED, Sending, streams::Slot};
 use crate::proto::{
     code::Code,
     frame::{self, kind},
@@ -11,6 +11,10 @@ impl Engine {
     /// Streams take turns.
     pub(crate) fn transmit(&mut self, frames: &mut Frames) {
         if !self.control.is_empty() {
+            if self.control.len() >= MOST_ASKED {
+                // Who has waited until there is less of it.
+                self.openers.drain(..).for_each(std::task::Waker::wake);
+            }
             frames.head().extend_from_slice(&self.control);
             // Nothing of it is kept: a tunnel is idle most of its life.
             self.control = bytes::BytesMut::new();
@@ -47,6 +51,7 @@ impl Engine {
         frame::head(frames.head(), n, kind::DATA, Self::flags_of_end(end), key.id());
         slot.outbox.take(n, |piece| frames.push(piece));
         slot.credit -= n as i64;
+        slot.orphan = slot.orphan.map(|_| 0);
         self.credit -= n as i64;
         (slot.sent, self.sent) = (true, true);
         self.manners.earn(n as u32);
