@@ -63,6 +63,16 @@ pub enum MemoryError {
         /// Why, and what to do.
         why: &'static str,
     },
+    /// It is what another control plane has said, or another part of what this one says.
+    #[error("{} holds the state of {of}, and that of {wanted} is wanted: it is not gone by, and begun anew; a directory for each keeps both", path.display())]
+    Another {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        of: String,
+        /// Whose is asked for.
+        wanted: String,
+    },
     /// It is not what was written.
     #[error("{} is damaged at byte {at}: it is not read, and begun anew; move it away to keep it", path.display())]
     Damaged {

@@ -35,6 +35,8 @@ pub(crate) mod fake;
 mod files;
 mod identity;
 mod join;
+mod keeper;
+mod kept_roots;
 mod memory;
 pub(crate) mod pieces;
 pub(crate) mod read;

@@ -11,6 +11,9 @@ use std::{
 /// all that is written, also where the process is killed, the machine loses its power, or there is no more room. It is on the disk
 /// when this ends. Gives it, open at its end.
 ///
+/// An error says that nothing was written. Where only the directory could not be written to the disk afterwards, the file is there for
+/// whoever reads it, and that a loss of power may bring back the one before is told in the log.
+///
 /// The draft is made anew with this mode, less the process's mask; one that was left behind is removed, and where it is a link what it
 /// leads to is not touched. Two that have the same draft at the same time undo each other.
 pub(crate) fn replace(path: &Path, draft: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
@@ -26,16 +29,39 @@ pub(crate) fn replace(path: &Path, draft: &Path, mode: u32, write: impl FnOnce(&
     let written = options.open(draft).and_then(|mut file| {
         write(&mut file)?;
         file.sync_all()?;
+        // While there is a way back: later there may be no descriptor for it.
+        let directory = directory_of(path)?;
         fs::rename(draft, path)?;
-        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-        // Else the name may be lost although the content is not.
-        File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
-        Ok(file)
+        Ok((file, directory))
     });
-    written.inspect_err(|_| {
+    let (file, directory) = written.inspect_err(|_| {
         // Half of a file is of no use to anybody, least of all half of a key.
         let _ = fs::remove_file(draft);
-    })
+    })?;
+    settle(&directory, path);
+    Ok(file)
+}
+
+/// Gives a file another name, in the same directory.
+#[cfg(feature = "istiod")]
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let directory = directory_of(to)?;
+    fs::rename(from, to)?;
+    settle(&directory, to);
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> io::Result<File> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or_else(|| Path::new(".")))
+}
+
+/// Writes a directory to the disk after a name of it has changed: else the name may be lost although the content is not.
+fn settle(directory: &File, path: &Path) {
+    if let Err(error) = directory.sync_all() {
+        let path = path.display();
+        tracing::error!(%path, %error, "it is written, and may be what it was before once the machine has lost its power");
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +91,36 @@ mod tests {
         fs::create_dir(&taken).unwrap();
         replace(&taken, &draft, 0o600, |file| file.write_all(b"after")).unwrap_err();
         assert!(taken.is_dir() && !draft.exists());
+    }
+
+    /// In a process of its own, which has no descriptor for the directory.
+    #[test]
+    fn what_is_told_as_not_written_was_not() {
+        const ALONE: &str = "AMBIENT_TEST_WITHOUT_DESCRIPTORS";
+        if std::env::var_os(ALONE).is_none() {
+            let name = "whole::tests::what_is_told_as_not_written_was_not";
+            let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+            let run = itself.args([name, "--exact", "--test-threads=1"]).env(ALONE, "1").output().unwrap();
+            let told = String::from_utf8_lossy(&run.stdout).into_owned();
+            assert!(run.status.success() && told.contains("1 passed"), "{told}");
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let (file, draft) = (scratch.path().join("a"), scratch.path().join("a.new"));
+        replace(&file, &draft, 0o600, |file| file.write_all(b"before")).unwrap();
+        // One is left, for the draft.
+        let next = std::os::fd::AsRawFd::as_raw_fd(&File::open("/dev/null").unwrap());
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let few = rustix::process::Rlimit {
+            current: Some(u64::try_from(next).unwrap() + 1),
+            ..limit
+        };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
+        let written = replace(&file, &draft, 0o600, |file| file.write_all(b"after"));
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+        assert_eq!(written.unwrap_err().raw_os_error(), Some(rustix::io::Errno::MFILE.raw_os_error()));
+        assert_eq!(fs::read(&file).unwrap(), b"before");
+        assert!(!draft.exists());
     }
 
     #[test]

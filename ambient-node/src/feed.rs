@@ -8,13 +8,15 @@ use tokio::time::{self, Instant};
 #[cfg(test)]
 mod tests;
 
-/// How long after the first whole state a policy that a workload lists may still come.
+/// How long after the first whole state a policy that a workload lists may still come; and how long a connection that was let in
+/// goes on where its workload lists a policy that is not there.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
-/// The batches of a source, and between them the end of [`GRACE`].
+/// The batches of a source, and between them the end of [`GRACE`], and whatever else is due.
 pub(crate) struct Feed {
     source: Box<dyn Source>,
     grace: Grace,
+    due: Option<Instant>,
 }
 
 /// Drawn once from left to right.
@@ -32,6 +34,8 @@ pub(crate) enum News {
     Batch(Batch),
     /// Once: policies that are listed and have not come count as never coming.
     GraceIsOver,
+    /// The time that [`Feed::wake_at`] was told.
+    Due,
 }
 
 impl Feed {
@@ -39,7 +43,13 @@ impl Feed {
         Self {
             source,
             grace: Grace::NotBegun,
+            due: None,
         }
+    }
+
+    /// Something is to be looked at then, once; in the place of what was told before.
+    pub(crate) fn wake_at(&mut self, due: Option<Instant>) {
+        self.due = due;
     }
 
     /// Waits for what comes next; `None` when there will be no more. Cancel safe, as [`Source::next`] is.
@@ -48,12 +58,20 @@ impl Feed {
             Grace::EndsAt(end) => time::sleep_until(end).await,
             Grace::NotBegun | Grace::Over => std::future::pending().await,
         };
+        let due = async |due| match due {
+            Some(due) => time::sleep_until(due).await,
+            None => std::future::pending().await,
+        };
         tokio::select! {
             // A source that is never silent must not put the end off.
             biased;
             () = over(self.grace) => {
                 self.grace = Grace::Over;
                 Some(News::GraceIsOver)
+            }
+            () = due(self.due) => {
+                self.due = None;
+                Some(News::Due)
             }
             batch = self.source.next() => {
                 let batch = batch?;

@@ -734,9 +734,12 @@ async fn follow(
                 changed
             }
             News::GraceIsOver => shared.state.stop_waiting(),
+            News::Due => Changed::default(),
         };
         let Some(now) = shared.state.current() else { continue };
         shared.watch.recheck(&now, &changed);
+        shared.watch.settle(&now);
+        feed.wake_at(shared.watch.settles_at());
         if !changed.policies.is_empty() || !changed.workloads.is_empty() {
             told.notify_one();
         }

@@ -10,10 +10,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use ambient_authz::{Conn, Decision, Peer, Target};
+use ambient_authz::{Conn, Decision, Denial, Peer, Target};
 use ambient_core::{Identity, PodUid, WorkloadUid};
+use tokio::time::Instant;
 
 use crate::{
+    feed::GRACE,
     pod::local_workload,
     state::{Changed, Snapshot},
 };
@@ -55,18 +57,27 @@ impl Subject {
     }
 
     /// Why it may not go on; `None` if it may. Whom the one before went to is known still, and is as a rule the same.
-    fn refusal(&self, snapshot: &Snapshot, before: &mut Option<Target>) -> Option<String> {
+    fn refusal(&self, snapshot: &Snapshot, before: &mut Option<Target>) -> Option<Refusal> {
         let workload = match local_workload(snapshot, &self.server.pod, &self.server.identity) {
             Ok(workload) => workload,
-            Err(unknown) => return Some(unknown.to_string()),
+            Err(unknown) => return Some(Refusal::Certain(unknown.to_string())),
         };
         let same = before.take().filter(|target| Arc::ptr_eq(target.workload(), workload));
         let target = before.insert(same.unwrap_or_else(|| snapshot.policies.target(workload)));
         match target.decide_again(&snapshot.policies, &self.conn()) {
             Decision::Allow(_) => None,
-            Decision::Deny(denial) => Some(denial.to_string()),
+            Decision::Deny(denial @ Denial::NotArrived(_)) => Some(Refusal::NotArrived(denial.to_string())),
+            Decision::Deny(denial) => Some(Refusal::Certain(denial.to_string())),
         }
     }
+}
+
+/// Why a connection may not go on.
+enum Refusal {
+    Certain(String),
+    /// A policy that its workload lists is not there: it may be on its way, or gone and soon listed no more, as policies and
+    /// workloads come one after the other.
+    NotArrived(String),
 }
 
 /// Every live inbound connection of this node, by the workload that serves it.
@@ -75,6 +86,8 @@ pub(crate) struct Watch {
     /// Each apart: a table has places for more than there are.
     live: Mutex<HashMap<WorkloadUid, HashMap<u64, Arc<Live>>>>,
     next: AtomicU64,
+    /// Workloads that list a policy which is not there, and until when their connections may go on all the same.
+    unsure: Mutex<HashMap<WorkloadUid, Instant>>,
 }
 
 /// One of them, as whoever looks at all and who carries it share it. Never asked for the list while it is locked.
@@ -122,35 +135,81 @@ impl Watch {
     }
 
     /// Asks again those whom a change concerns, with the present workload, and cuts those now refused. Gives how many it
-    /// asked.
+    /// asked. Those whose workload lists a policy that is not there are let on until [`Watch::settles_at`]; nobody new is let in
+    /// meanwhile.
     pub(crate) fn recheck(&self, snapshot: &Snapshot, changed: &Changed) -> usize {
         if changed.policies.is_empty() && changed.workloads.is_empty() {
             return 0;
         }
         // Decided outside of the lock: new connections must not wait for ten thousand old ones.
         let asked = self.concerned(snapshot, changed);
+        self.ask(snapshot, asked, &HashSet::new())
+    }
+
+    /// When it is long enough that a policy was waited for, of any workload.
+    pub(crate) fn settles_at(&self) -> Option<Instant> {
+        self.unsure().values().min().copied()
+    }
+
+    /// Asks those again whose policies were waited for long enough, and cuts those that are refused still. Gives how many it asked.
+    pub(crate) fn settle(&self, snapshot: &Snapshot) -> usize {
+        let now = Instant::now();
+        let due: HashSet<WorkloadUid> = self.unsure().extract_if(|_, until| *until <= now).map(|(uid, _)| uid).collect();
+        let asked = self.of(|uid| due.contains(uid));
+        self.ask(snapshot, asked, &due)
+    }
+
+    fn ask(&self, snapshot: &Snapshot, asked: Vec<Asked>, due: &HashSet<WorkloadUid>) -> usize {
         let (count, mut target) = (asked.len(), None);
+        let mut is_unsure: HashMap<WorkloadUid, bool> = HashMap::new();
         for mut asked in asked {
             if !snapshot.policies.knows(&asked.subject.peer) {
                 asked.subject.peer = Arc::new(snapshot.policies.resolve(asked.subject.peer.identity()));
                 asked.resolved = true;
             }
-            let refused = asked.subject.refusal(snapshot, &mut target);
+            let workload = &asked.subject.workload;
+            let mut is_let_on = false;
+            let refused = match asked.subject.refusal(snapshot, &mut target) {
+                Some(Refusal::NotArrived(_)) if !due.contains(workload) => {
+                    is_let_on = true;
+                    None
+                }
+                Some(Refusal::Certain(why) | Refusal::NotArrived(why)) => Some(why),
+                None => None,
+            };
+            match is_unsure.get_mut(workload) {
+                Some(is_unsure) => *is_unsure |= is_let_on,
+                None => drop(is_unsure.insert(workload.clone(), is_let_on)),
+            }
             self.answer(asked, refused);
+        }
+        let (mut unsure, until) = (self.unsure(), Instant::now() + GRACE);
+        for (workload, is_unsure) in is_unsure {
+            match is_unsure {
+                true => drop(unsure.entry(workload).or_insert(until)),
+                false => drop(unsure.remove(&workload)),
+            }
         }
         count
     }
 
     fn concerned(&self, snapshot: &Snapshot, changed: &Changed) -> Vec<Asked> {
-        let is_concerned = |uid: &WorkloadUid| match snapshot.mesh.workload(uid) {
-            Some(workload) => changed.policies.concerns(workload),
-            // It is gone, and will be refused.
-            None => true,
-        };
         // A batch may hold the whole mesh.
         let workloads: HashSet<&WorkloadUid> = changed.workloads.iter().collect();
+        self.of(|uid| {
+            let of_policies = || match snapshot.mesh.workload(uid) {
+                Some(workload) => changed.policies.concerns(workload),
+                // It is gone, and will be refused.
+                None => true,
+            };
+            workloads.contains(uid) || of_policies()
+        })
+    }
+
+    /// The connections of some workloads.
+    fn of(&self, is_one: impl Fn(&WorkloadUid) -> bool) -> Vec<Asked> {
         let live = self.locked();
-        let concerned = live.iter().filter(|(uid, _)| workloads.contains(uid) || is_concerned(uid));
+        let concerned = live.iter().filter(|(uid, _)| is_one(uid));
         let connections = concerned.flat_map(|(_, connections)| connections);
         let asked = connections.map(|(id, live)| Asked {
             id: *id,
@@ -184,6 +243,10 @@ impl Watch {
                 }
             }
         }
+    }
+
+    fn unsure(&self) -> MutexGuard<'_, HashMap<WorkloadUid, Instant>> {
+        self.unsure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<WorkloadUid, HashMap<u64, Arc<Live>>>> {

@@ -278,6 +278,7 @@ async fn follow(
         let changed = match news {
             News::Batch(batch) => state.apply_in_turns(batch, clock::steady()).await,
             News::GraceIsOver => state.stop_waiting(),
+            News::Due => continue,
         };
         let Some(now) = state.current() else { continue };
         if !changed.policies.is_empty() || !changed.workloads.is_empty() {

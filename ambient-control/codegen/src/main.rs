@@ -27,6 +27,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut config = prost_build::Config::new();
     // The Workload API is in no package.
     config.default_package_filename("spiffe.workload");
+    // The same contents are to be the same bytes, whoever writes them.
+    config.btree_map([".istio.workload"]);
     tonic_prost_build::configure()
         .out_dir(&made)
         .emit_rerun_if_changed(false)

@@ -24,7 +24,12 @@ mod tests;
 
 /// The file.
 #[derive(Debug)]
-pub(crate) struct TrustFile(PathBuf);
+pub(crate) struct TrustFile {
+    path: PathBuf,
+    /// A disk that takes nothing for as long as this is so.
+    #[cfg(test)]
+    pub(crate) stalls: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
 
 /// What stands there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +58,7 @@ impl TrustFile {
         own_directory(directory)?;
         let path = directory.join(name);
         let Some(bytes) = read_own(&path)? else {
-            return Ok((Self(path), None));
+            return Ok((Self::at(path), None));
         };
         let kept = read(&bytes).inspect_err(|at| {
             let path = path.display();
@@ -63,7 +68,15 @@ impl TrustFile {
             // Where it cannot be, it is told again with the next start, and nothing else comes of it.
             let _ = fs::remove_file(&path);
         }
-        Ok((Self(path), kept.ok()))
+        Ok((Self::at(path), kept.ok()))
+    }
+
+    fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            #[cfg(test)]
+            stalls: std::sync::Arc::default(),
+        }
     }
 
     /// Writes it anew, whole or not at all.
@@ -71,7 +84,11 @@ impl TrustFile {
     /// # Errors
     /// When the file system refuses.
     pub(crate) fn keep(&self, kept: &KeptTrust) -> Result<(), MemoryError> {
-        replace(&self.0, |file| file.write_all(&write(kept))).map(drop)
+        #[cfg(test)]
+        while self.stalls.load(std::sync::atomic::Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        replace(&self.path, |file| file.write_all(&write(kept))).map(drop)
     }
 }
 

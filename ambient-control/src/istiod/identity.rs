@@ -20,12 +20,13 @@ use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
+    kept_roots::KeptRoots,
     state::ConnectError,
     transport::{Endpoint, LOOKING, Line},
 };
 use crate::{
     BoxFuture, IssueError, Issuer, LastHeard, Told,
-    disk::trust::{KeptTrust, Root, TrustFile},
+    disk::trust::{Root, TrustFile},
     wire::istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
 };
 
@@ -79,12 +80,6 @@ pub struct Certificates {
     look_at: Mutex<Instant>,
 }
 
-/// Where roots are kept, and what was last.
-struct KeptRoots {
-    file: Arc<TrustFile>,
-    last: Mutex<KeptTrust>,
-}
-
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Certificates").field("line", &self.line).finish_non_exhaustive()
@@ -108,14 +103,7 @@ impl Certificates {
                 roots.known = remembered.roots;
                 roots.renew(now());
             }
-            kept = Some(KeptRoots {
-                file: Arc::new(file),
-                last: Mutex::new(KeptTrust {
-                    heard: SystemTime::UNIX_EPOCH,
-                    roots: Vec::new(),
-                    lists: Vec::new(),
-                }),
-            });
+            kept = Some(KeptRoots::new(file));
         }
         Ok(Self {
             line: Line::new(config.endpoint),
@@ -127,32 +115,6 @@ impl Certificates {
             cut_short: AtomicBool::new(false),
             look_at: Mutex::new(Instant::now() + LOOKING),
         })
-    }
-
-    /// Keeps the roots of now, where they are others than those that are kept, or were kept a while ago. What cannot be kept
-    /// is told, and only a restart misses it.
-    async fn keep(&self, roots: Vec<Root>) {
-        let Some(kept) = &self.kept else { return };
-        let heard = now();
-        let remembered = {
-            let mut last = kept.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let recent = heard.duration_since(last.heard).is_ok_and(|age| age < KEEPING);
-            let alike = |(a, b): (&Root, &Root)| a.of == b.of && a.der == b.der;
-            if recent && last.roots.len() == roots.len() && last.roots.iter().zip(&roots).all(alike) {
-                return;
-            }
-            *last = KeptTrust {
-                heard,
-                roots,
-                lists: Vec::new(),
-            };
-            last.clone()
-        };
-        let file = kept.file.clone();
-        let written = tokio::task::spawn_blocking(move || file.keep(&remembered)).await;
-        if let Ok(Err(error)) = written {
-            tracing::error!(%error, "the roots that came are not remembered: a restart without the authority has none");
-        }
     }
 
     async fn ask(&self, identity: &Identity) -> Result<Arc<Credential>, IssueError> {
@@ -180,7 +142,9 @@ impl Certificates {
             roots.known.clone()
         };
         self.last_heard.at(now());
-        self.keep(known).await;
+        if let Some(kept) = &self.kept {
+            kept.keep(known, now());
+        }
         let given = credential.not_after.duration_since(now()).unwrap_or_default();
         if given + given / 10 < self.ttl && !self.cut_short.swap(true, Ordering::Relaxed) {
             let (asked, given) = (self.ttl, Duration::from_secs(given.as_secs()));
@@ -237,9 +201,11 @@ impl Issuer for Certificates {
         Some(self.last_heard.clone())
     }
 
-    /// Of the files that the endpoint names.
+    /// Of the files that the endpoint names, and of the one where roots are kept.
     fn faults(&self) -> Vec<String> {
-        self.line.endpoint().files.faults()
+        let mut faults = self.line.endpoint().files.faults();
+        faults.extend(self.kept.as_ref().and_then(KeptRoots::fault));
+        faults
     }
 
     /// It says nothing unasked; meanwhile its files are looked at.
@@ -433,8 +399,6 @@ pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// How old the kept roots' dates may be.
-const KEEPING: Duration = Duration::from_secs(60);
 /// How much later than now a certificate may begin: so far apart clocks are that are set, but not well.
 const SKEW: Duration = Duration::from_secs(300);
 /// How long istiod may take to sign.

@@ -249,6 +249,13 @@ impl Membership {
         self.inner.roots()
     }
 
+    /// Waits until it was asked for a certificate so often in vain.
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) async fn has_failed(&self, times: u64) {
+        let mut failures = self.inner.failures.subscribe();
+        let _ = failures.wait_for(|failures| *failures >= times).await;
+    }
+
     fn none(&self) -> EndpointError {
         EndpointError::NotJoined {
             node: self.inner.config.node.clone(),
@@ -268,8 +275,23 @@ enum JoinError {
     Silent,
     #[error("the control plane's answer is refused: {0}")]
     Answer(String),
+    #[error("{by_certificate}; by its token: {by_token}")]
+    Neither { by_certificate: Box<Self>, by_token: Box<Self> },
     #[error("there is no token to join with, and no certificate that is valid: --auth-token names one")]
     NoToken,
+}
+
+impl JoinError {
+    /// Whether it is not taken for a member's certificate.
+    fn is_of_the_certificate(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                code: Code::Unauthenticated,
+                ..
+            }
+        )
+    }
 }
 
 impl Inner {
@@ -363,14 +385,19 @@ impl Inner {
         self.present.send_replace(Some(Arc::new(credential)));
     }
 
-    /// By the present certificate; where there is none, or it is refused, by the token.
+    /// By the present certificate; where there is none, or it is not the one of a member any more, by the token. What stands in the
+    /// way for now does so for both, and nothing is wrong with a token that has ended since it was used.
     async fn join(&self, key: &mut Option<(KeyPair, String)>) -> Result<NodeCredential, JoinError> {
         if let Some(present) = self.valid() {
-            match self.ask(Some(&present), &mut None).await {
-                Ok(credential) => return Ok(credential),
-                Err(error) if self.config.endpoint.token.is_none() => return Err(error),
-                Err(error) => tracing::debug!(%error, "by its certificate this node is given no other: its token is tried"),
-            }
+            let by_certificate = match self.ask(Some(&present), &mut None).await {
+                Err(error) if error.is_of_the_certificate() && self.config.endpoint.token.is_some() => error,
+                answer => return answer,
+            };
+            tracing::debug!(error = %by_certificate, "by its certificate this node is given no other: its token is tried");
+            return self.ask(None, key).await.map_err(|by_token| JoinError::Neither {
+                by_certificate: by_certificate.into(),
+                by_token: by_token.into(),
+            });
         }
         if self.config.endpoint.token.is_none() {
             return Err(JoinError::NoToken);

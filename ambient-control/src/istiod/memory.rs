@@ -7,11 +7,16 @@
 //! there is.
 //!
 //! ```text
-//! "ambient state 1\n" (record)*               records as [`crate::disk`] has them
+//! "ambient state 1\n" origin (record)*        records as [`crate::disk`] has them
+//! origin:  'O' text                            whose state it is, and which part: another's is not read
 //! payload: 'P' kind (u8) name version body     a resource; texts and bodies with their lengths (u32) before them
 //!          'R' kind (u8) name                  a removal
-//!          'M' seconds since 1970 (u64)        a mark: all before it holds, and istiod was heard of then
+//!          'M' seconds since 1970 (u64)        a mark: all before it holds, and is the whole state, which was so then
+//!          'm'                                 a mark: all before it holds, and was never the whole state
 //! ```
+//!
+//! The time of a mark is when all kinds were known last to be as they stand: what half of a first state has brought is kept, for
+//! its versions, and is no state to go by.
 //!
 //! Keys and certificates are never in it.
 
@@ -27,8 +32,12 @@ use std::{
 };
 
 use super::session::Kind;
-use crate::disk::{
-    HEAD, MemoryError, PART, beside, fnv, head, head_of, io_error, mark, own_directory, read_mark, read_own, record, replace, take, text,
+use crate::{
+    disk::{
+        HEAD, MemoryError, PART, beside, fnv, head, head_of, io_error, mark, own_directory, read_mark, read_own, record, replace, take,
+        text,
+    },
+    whole,
 };
 
 #[cfg(test)]
@@ -45,7 +54,7 @@ pub(super) struct Kept {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Remembered {
     pub(super) resources: BTreeMap<(Kind, String), Kept>,
-    /// When istiod was heard of last.
+    /// When all of it was so last; `None` where it was never whole.
     pub(super) heard: Option<SystemTime>,
 }
 
@@ -57,6 +66,12 @@ pub(super) enum Entry {
 }
 
 impl Entry {
+    /// What it takes while it waits to be written.
+    pub(super) fn size(&self) -> usize {
+        let (_, name, kept) = self.word();
+        size(name, kept)
+    }
+
     fn word(&self) -> Word<'_> {
         match self {
             Self::Put(kind, name, kept) => (*kind, name, Some(kept)),
@@ -68,10 +83,18 @@ impl Entry {
 /// The same, of one or of what is owed: a resource, or that it is there no more.
 type Word<'a> = (Kind, &'a str, Option<&'a Kept>);
 
+fn size(name: &str, kept: Option<&Kept>) -> usize {
+    name.len() + kept.map_or(0, |kept| kept.version.len() + kept.body.len())
+}
+
 /// The file.
 #[derive(Debug)]
 pub(super) struct Memory {
     path: PathBuf,
+    /// Whose state it is.
+    origin: Arc<str>,
+    /// When the whole of it was so last.
+    heard: Option<SystemTime>,
     /// `None` as long as there is no room for one.
     file: Option<File>,
     /// How long it is, and how much of that is not out of date.
@@ -89,6 +112,9 @@ pub(super) struct Memory {
     is_lost: bool,
     /// See [`SPARE`].
     spare: u64,
+    /// A disk that takes nothing for as long as this is so.
+    #[cfg(test)]
+    pub(super) stalls: Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// What there was no room for: the last word for each resource.
@@ -100,7 +126,6 @@ struct Owed {
 
 impl Owed {
     fn add(&mut self, entries: &[Entry]) {
-        let size = |name: &str, kept: Option<&Kept>| name.len() + kept.map_or(0, |kept| kept.version.len() + kept.body.len());
         for (kind, name, kept) in entries.iter().map(Entry::word) {
             self.bytes += size(name, kept);
             if let Some(before) = self.entries.insert((kind, name.into()), kept.cloned()) {
@@ -115,26 +140,34 @@ impl Owed {
 }
 
 impl Memory {
-    /// Opens the file in a directory, which is made (mode 0700) if it is not there, and reads it.
+    /// Opens the file in a directory, which is made (mode 0700) if it is not there, and reads it. It says whose state is kept, and
+    /// which part: what is of another origin is no state to begin with.
     ///
     /// # Errors
-    /// When the file system refuses, or others could have written there. A damaged file is told in the second value; then the
-    /// file is begun anew. That there is no room now is no error: what is noted is owed until there is.
-    pub(super) fn open(directory: &Path) -> Result<(Self, Result<Remembered, MemoryError>), MemoryError> {
+    /// When the file system refuses, or others could have written there. A file that is damaged, or another's, is told in the
+    /// second value; then the file is begun anew. That there is no room now is no error: what is noted is owed until there is.
+    pub(super) fn open(directory: &Path, origin: &str) -> Result<(Self, Result<Remembered, MemoryError>), MemoryError> {
         let path = directory.join("istiod.state");
         match own_directory(directory) {
-            Err(error) if error.is_want_of_room() => return Ok((Self::owing(path), Ok(Remembered::default()))),
+            Err(error) if error.is_want_of_room() => return Ok((Self::owing(path, origin), Ok(Remembered::default()))),
             other => other?,
         }
         // Of a process that ended before there was room.
         let _ = fs::remove_file(behind(&path));
         let bytes = read_own(&path)?.unwrap_or_default();
-        let read = read_up_to(&bytes).map_err(|at| MemoryError::Damaged { path: path.clone(), at });
+        let read = match read_up_to(&bytes) {
+            Ok((said, _)) if !said.is_of(origin) => Err(MemoryError::Another {
+                path: path.clone(),
+                of: said.origin.unwrap_or("nobody that it names").into(),
+                wanted: origin.into(),
+            }),
+            read => read.map_err(|at| MemoryError::Damaged { path: path.clone(), at }),
+        };
         let nothing = Said::default();
-        let memory = match Self::begin(path.clone(), read.as_ref().map_or(&nothing, |(said, _)| said)) {
+        let memory = match Self::begin(path.clone(), origin, read.as_ref().map_or(&nothing, |(said, _)| said)) {
             Err(error) if error.is_want_of_room() => match &read {
-                Ok((said, end)) if *end > 0 => Self::go_on_with(path, said, *end)?,
-                _ => Self::owing(path),
+                Ok((said, end)) if *end > 0 => Self::go_on_with(path, origin, said, *end)?,
+                _ => Self::owing(path, origin),
             },
             other => other?,
         };
@@ -142,16 +175,18 @@ impl Memory {
     }
 
     /// There is no file, and no room for one.
-    fn owing(path: PathBuf) -> Self {
+    fn owing(path: PathBuf, origin: &str) -> Self {
         Self {
             owed: Some(Owed::default()),
-            ..Self::of(path, None, 0)
+            ..Self::of(path, origin, None, 0)
         }
     }
 
-    fn of(path: PathBuf, file: Option<File>, length: u64) -> Self {
+    fn of(path: PathBuf, origin: &str, file: Option<File>, length: u64) -> Self {
         Self {
             path,
+            origin: origin.into(),
+            heard: None,
             file,
             length,
             live: 0,
@@ -161,50 +196,58 @@ impl Memory {
             is_behind: false,
             is_lost: false,
             spare: SPARE,
+            #[cfg(test)]
+            stalls: Arc::default(),
         }
     }
 
     /// Goes on with the file that is there, of which so much counts.
-    fn go_on_with(path: PathBuf, said: &Said<'_>, end: u64) -> Result<Self, MemoryError> {
+    fn go_on_with(path: PathBuf, origin: &str, said: &Said<'_>, end: u64) -> Result<Self, MemoryError> {
         let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let opened = OpenOptions::new().read(true).write(true).custom_flags(nofollow).open(&path);
         let mut file = opened.map_err(io_error("open", &path))?;
         let cut = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
         cut.map_err(io_error("write", &path))?;
-        let mut memory = Self::of(path, Some(file), end);
+        let mut memory = Self::of(path, origin, Some(file), end);
         memory.account_all(said);
         Ok(memory)
     }
 
     /// Writes a file anew, whole or not at all.
-    fn begin(path: PathBuf, said: &Said<'_>) -> Result<Self, MemoryError> {
-        let mut file = replace(&path, |file| said.write(file))?;
+    fn begin(path: PathBuf, origin: &str, said: &Said<'_>) -> Result<Self, MemoryError> {
+        let mut file = replace(&path, |file| said.write(origin, file))?;
         let length = file.stream_position().map_err(io_error("write", &path))?;
-        let mut memory = Self::of(path, Some(file), length);
+        let mut memory = Self::of(path, origin, Some(file), length);
         memory.account_all(said);
         Ok(memory)
     }
 
     fn account_all(&mut self, said: &Said<'_>) {
+        self.heard = said.heard;
         for ((kind, name), payload) in &said.resources {
             self.account(*kind, name, Some(HEAD + payload.len()));
         }
     }
 
-    /// Remembers what one response has brought, and that istiod was heard of.
+    /// Remembers what has come, and when the whole state was known to be so: `None` where that is as it was before.
     ///
     /// # Errors
     /// When the file system refuses. Then nothing is remembered, so that a start finds nothing instead of what is out of date,
     /// until a later call has written what is owed; it may have no entries of its own.
-    pub(super) fn note(&mut self, entries: &[Entry], heard: SystemTime) -> Result<(), MemoryError> {
+    pub(super) fn note(&mut self, entries: &[Entry], heard: Option<SystemTime>) -> Result<(), MemoryError> {
+        #[cfg(test)]
+        while self.stalls.load(std::sync::atomic::Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        self.heard = heard.or(self.heard);
         if let Some(owed) = &mut self.owed {
             owed.add(entries);
             let too_much = owed.bytes > MOST_OWED;
-            let settled = self.settle(heard);
+            let settled = self.settle();
             self.is_lost |= too_much && settled.is_err();
             return settled;
         }
-        match self.append(entries.iter().map(Entry::word), heard) {
+        match self.append(entries.iter().map(Entry::word)) {
             Ok(()) => self.tidy_if_long(),
             // All that was said is there.
             Err(error) if entries.is_empty() => Err(error),
@@ -216,48 +259,63 @@ impl Memory {
         }
     }
 
+    /// Which file it is.
+    pub(super) fn place(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether nothing will be remembered any more, whatever is noted.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost
     }
 
     /// Writes what is owed, and takes the name again that a start looks for.
-    fn settle(&mut self, heard: SystemTime) -> Result<(), MemoryError> {
+    fn settle(&mut self) -> Result<(), MemoryError> {
         let owed = self.owed.take().unwrap_or_default();
-        let settled = self.catch_up(&owed, heard);
+        let settled = self.catch_up(&owed);
         if settled.is_err() {
             self.owed = Some(owed);
         }
         settled
     }
 
-    fn catch_up(&mut self, owed: &Owed, heard: SystemTime) -> Result<(), MemoryError> {
+    fn catch_up(&mut self, owed: &Owed) -> Result<(), MemoryError> {
         if self.file.is_none() {
             own_directory(self.path.parent().unwrap_or_else(|| Path::new(".")))?;
             *self = Self {
-                spare: self.spare,
-                ..Self::begin(self.path.clone(), &Said::default())?
+                heard: self.heard,
+                ..self.anew(&Said::default())?
             };
         }
-        self.append(owed.words(), heard)?;
+        self.append(owed.words())?;
         if self.is_behind {
-            fs::rename(behind(&self.path), &self.path).map_err(io_error("rename to", &self.path))?;
+            whole::rename(&behind(&self.path), &self.path).map_err(io_error("rename to", &self.path))?;
             self.is_behind = false;
         }
         Ok(())
     }
 
+    /// The same, with a new file.
+    fn anew(&self, said: &Said<'_>) -> Result<Self, MemoryError> {
+        Ok(Self {
+            spare: self.spare,
+            #[cfg(test)]
+            stalls: self.stalls.clone(),
+            ..Self::begin(self.path.clone(), &self.origin, said)?
+        })
+    }
+
     /// The file lacks something: a start is not to find it.
     fn step_aside(&mut self) {
-        match fs::rename(&self.path, behind(&self.path)) {
+        match whole::rename(&self.path, &behind(&self.path)) {
             Ok(()) => self.is_behind = true,
             Err(_) => self.is_lost = true,
         }
     }
 
     /// Writes at the end of the file, all or nothing.
-    fn append<'a>(&mut self, words: impl Iterator<Item = Word<'a>> + Clone, heard: SystemTime) -> Result<(), MemoryError> {
-        let written = self.write(words.clone(), heard).map_err(|error| {
+    fn append<'a>(&mut self, words: impl Iterator<Item = Word<'a>> + Clone) -> Result<(), MemoryError> {
+        let written = self.write(words.clone()).map_err(|error| {
             // Half of it may be there: nothing is to stand behind it.
             if let Some(file) = &mut self.file {
                 let _ = file.set_len(self.length);
@@ -296,7 +354,8 @@ impl Memory {
     }
 
     /// Writes part by part: what comes at once may be a whole mesh.
-    fn write<'a>(&mut self, words: impl Iterator<Item = Word<'a>>, heard: SystemTime) -> io::Result<u64> {
+    fn write<'a>(&mut self, words: impl Iterator<Item = Word<'a>>) -> io::Result<u64> {
+        let mark = mark_of(self.heard);
         let Some(file) = &mut self.file else {
             return Err(io::ErrorKind::StorageFull.into());
         };
@@ -311,7 +370,7 @@ impl Memory {
                 bytes.clear();
             }
         }
-        record(&mut bytes, &mark(heard));
+        record(&mut bytes, &mark);
         file.write_all(&bytes)?;
         file.sync_data()?;
         Ok(written + bytes.len() as u64)
@@ -346,12 +405,16 @@ impl Memory {
             path: self.path.clone(),
             at,
         })?;
-        *self = Self {
-            spare: self.spare,
-            ..Self::begin(self.path.clone(), &said)?
-        };
+        *self = self.anew(&said)?;
         Ok(())
     }
+}
+
+/// What a start would find in a directory.
+#[cfg(test)]
+pub(super) fn found(directory: &Path) -> Remembered {
+    let bytes = fs::read(directory.join("istiod.state")).unwrap_or_default();
+    read(&bytes).map(Remembered::from).unwrap_or_default()
 }
 
 /// Where a file is that lacks something.
@@ -364,8 +427,13 @@ fn behind(path: &Path) -> PathBuf {
 pub(crate) fn fuzz(bytes: &[u8]) {
     let again = |said: &Said<'_>| {
         let mut bytes = Vec::new();
-        said.write(&mut bytes).expect("there is room");
-        assert_eq!(read(&bytes).as_ref(), Ok(said));
+        let origin = said.origin.unwrap_or_default();
+        said.write(origin, &mut bytes).expect("there is room");
+        let said = Said {
+            origin: Some(origin),
+            ..said.clone()
+        };
+        assert_eq!(read(&bytes), Ok(said));
         let _ = format!("{:?}", read(&bytes).map(Remembered::from));
     };
     if let Ok(said) = read(bytes) {
@@ -383,28 +451,38 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 }
 
 /// What a file says, in its own bytes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Said<'a> {
+    /// Whose state it is.
+    origin: Option<&'a str>,
     /// The last payload of each resource that is there.
     resources: BTreeMap<(Kind, &'a str), &'a [u8]>,
     heard: Option<SystemTime>,
 }
 
 impl Said<'_> {
-    /// A file that says nothing else.
-    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+    /// Whether it may be taken for the state of an origin. What says nothing is everybody's.
+    fn is_of(&self, origin: &str) -> bool {
+        self.origin == Some(origin) || (self.resources.is_empty() && self.heard.is_none())
+    }
+
+    /// A file that says nothing else, of an origin.
+    fn write(&self, origin: &str, to: &mut impl Write) -> io::Result<()> {
+        let mut whose = vec![b'O'];
+        text(&mut whose, origin.as_bytes());
+        let mark = mark_of(self.heard);
         to.write_all(MAGIC)?;
-        for payload in self.resources.values() {
+        for payload in [&*whose].into_iter().chain(self.resources.values().copied()).chain([&*mark]) {
             to.write_all(&head_of(payload))?;
             to.write_all(payload)?;
         }
-        if let Some(heard) = self.heard {
-            let payload = mark(heard);
-            to.write_all(&head_of(&payload))?;
-            to.write_all(&payload)?;
-        }
         Ok(())
     }
+}
+
+/// The mark behind what holds: whether it is the whole state, and when it was.
+fn mark_of(heard: Option<SystemTime>) -> Vec<u8> {
+    heard.map_or_else(|| vec![b'm'], mark)
 }
 
 impl From<Said<'_>> for Remembered {
@@ -439,7 +517,7 @@ fn read_up_to(bytes: &[u8]) -> Result<(Said<'_>, u64), u64> {
         None => return Err(0),
     };
     let mut end = MAGIC.len() as u64;
-    let (mut said, mut coming) = (Said::default(), Vec::new());
+    let (mut said, mut coming, mut origin) = (Said::default(), Vec::new(), None);
     while !rest.is_empty() {
         let at = (bytes.len() - rest.len()) as u64;
         // What is too short for what it should be is a torn end, and so are zeroes: a file system may have made room for what
@@ -461,14 +539,18 @@ fn read_up_to(bytes: &[u8]) -> Result<(Said<'_>, u64), u64> {
         match parse(payload).ok_or(at)? {
             Parsed::Put { kind, name, .. } => coming.push(((kind, name), Some(payload))),
             Parsed::Removal(kind, name) => coming.push(((kind, name), None)),
+            // It says whose all the rest is.
+            Parsed::Origin(of) if at == MAGIC.len() as u64 => origin = Some(of),
+            Parsed::Origin(_) => return Err(at),
             Parsed::Mark(heard) => {
+                said.origin = origin;
                 for (of, payload) in coming.drain(..) {
                     match payload {
                         Some(payload) => drop(said.resources.insert(of, payload)),
                         None => drop(said.resources.remove(&of)),
                     }
                 }
-                said.heard = Some(heard);
+                said.heard = heard.or(said.heard);
                 end = (bytes.len() - after.len()) as u64;
             }
         }
@@ -485,13 +567,21 @@ enum Parsed<'a> {
         body: &'a [u8],
     },
     Removal(Kind, &'a str),
-    Mark(SystemTime),
+    Origin(&'a str),
+    /// `None` where the whole state is as old as before.
+    Mark(Option<SystemTime>),
 }
 
 fn parse(payload: &[u8]) -> Option<Parsed<'_>> {
     let (what, mut rest) = payload.split_first()?;
-    if *what == b'M' {
-        return read_mark(payload).map(Parsed::Mark);
+    match *what {
+        b'M' => return read_mark(payload).map(|heard| Parsed::Mark(Some(heard))),
+        b'm' => return rest.is_empty().then_some(Parsed::Mark(None)),
+        b'O' => {
+            let origin = std::str::from_utf8(take(&mut rest)?).ok()?;
+            return rest.is_empty().then_some(Parsed::Origin(origin));
+        }
+        _ => {}
     }
     let (kind, after) = rest.split_first()?;
     let kind = Kind::ALL.into_iter().find(|k| *k as u8 == *kind)?;

@@ -316,12 +316,22 @@ impl Session {
             return received;
         };
         self.kinds[kind as usize].answered = true;
-        self.remove(now, kind, &response.removed_resources, &mut received);
         claims::refuse_doubles(&mut come);
+        let removed = &response.removed_resources;
+        // Somebody is to be trusted at any time, also where it is another from now on.
+        let stays = |name: &&String| !come.iter().any(|come| *come.name == ***name);
+        let distrusted: Vec<String> = match kind {
+            Kind::Trust => removed.iter().filter(stays).cloned().collect(),
+            _ => Vec::new(),
+        };
+        if kind != Kind::Trust {
+            self.remove(now, kind, removed, &mut received);
+        }
         received.changes.reserve_exact(come.len());
         for come in come {
             self.take_in(kind, come, &mut received);
         }
+        self.distrust(&distrusted, &mut received);
         let refused = received.refused.clone();
         self.answer(response, &refused);
         received
@@ -401,7 +411,8 @@ impl Session {
         self.remembered || self.is_answered()
     }
 
-    fn is_answered(&self) -> bool {
+    /// Whether every kind has been answered once: what was remembered is then known.
+    pub(super) fn is_answered(&self) -> bool {
         // Asked one by one, there is no whole of workloads and services that could have come.
         let mut needed = self.asked_for().filter(|kind| !(self.settings.on_demand && *kind == Kind::Address));
         needed.all(|kind| self.kinds[kind as usize].answered)
@@ -523,7 +534,9 @@ impl Session {
                 known.refused.remove(&*known_by(name));
                 continue;
             };
-            if self.trust.len() == 1 {
+            let mut others = known.held.iter().filter(|(other, _)| ***other != **name);
+            let is_anothers = others.any(|(_, held)| matches!(&held.key, Key::Trust(of) if *of == domain));
+            if self.trust.len() == 1 && !is_anothers {
                 received
                     .refused
                     .push(format!("{name}: without it nobody would be trusted: it stays"));
@@ -531,16 +544,15 @@ impl Session {
             }
             known.refused.remove(&*known_by(name));
             known.held.remove(name.as_str());
-            self.trust.remove(&domain);
+            if !is_anothers {
+                self.trust.remove(&domain);
+            }
             received.entries.push(Entry::Remove(Kind::Trust, name.as_str().into()));
             received.changes.push(self.whole_trust());
         }
     }
 
     fn remove(&mut self, now: Instant, kind: Kind, names: &[String], received: &mut Received) {
-        if kind == Kind::Trust {
-            return self.distrust(names, received);
-        }
         // The first stream of all has nothing that could be lost.
         let begun_with = self.kinds[kind as usize].at_opening;
         let settling = begun_with != [0; 2] && self.opened.is_some_and(|at| now < at + self.settings.settling);

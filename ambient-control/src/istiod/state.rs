@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -21,6 +21,7 @@ use tonic::{Status, body::Body};
 use super::{
     asker::Asker,
     join::{Membership, NodeCredential},
+    keeper::Keeper,
     memory::{Entry, Memory},
     pieces::{Piece, Pieces},
     session::{self, Come, Session},
@@ -75,6 +76,28 @@ impl StateConfig {
             memory: None,
         }
     }
+
+    fn of_session(&self) -> session::Settings {
+        session::Settings {
+            node: self.asker.node(),
+            on_demand: self.on_demand,
+            trust: self.trust,
+            policies: self.policies.clone(),
+            settling: self.settling,
+            grace: self.grace,
+            remembers: self.memory.is_some(),
+        }
+    }
+
+    /// Whose state is remembered, and which part of it: what was a whole state for one is none for another.
+    fn origin(&self) -> String {
+        let Endpoint { address, cluster, .. } = &self.endpoint;
+        // Without one, that is what is meant.
+        let scheme = if address.contains("://") { "" } else { "https://" };
+        let which = if self.on_demand { "what was asked for" } else { "all" };
+        let trust = if self.trust { ", and whom to trust" } else { "" };
+        format!("{scheme}{address}, cluster {cluster:?} ({which}{trust})")
+    }
 }
 
 /// Workloads, services and policies as istiod tells them.
@@ -94,7 +117,10 @@ pub struct State {
 /// What is needed, or needed no longer, of a mesh that is not sent whole.
 #[derive(Debug)]
 struct Asking {
-    wishes: mpsc::Sender<Wish>,
+    /// Without a bound of its own: what is given back was asked for, and none of it may be lost, nor come before that.
+    wishes: mpsc::UnboundedSender<Wish>,
+    /// Names that wait to be asked for.
+    waiting: Arc<AtomicUsize>,
     /// Whether a stream is open.
     open: Arc<AtomicBool>,
 }
@@ -107,15 +133,16 @@ enum Wish {
 
 impl OnDemand for Asking {
     fn ask(&self, name: &str) -> Result<(), AskError> {
-        self.wishes.try_send(Wish::Ask(name.to_owned())).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => AskError::TooMuch,
-            mpsc::error::TrySendError::Closed(_) => AskError::Ended,
-        })
+        let more = |waiting: usize| (waiting < WISHES).then_some(waiting + 1);
+        if self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            return Err(AskError::TooMuch);
+        }
+        self.wishes.send(Wish::Ask(name.to_owned())).map_err(|_| AskError::Ended)
     }
 
     fn give_back(&self, names: Vec<String>) {
-        // Where there is no room they stay subscribed to, which costs no more than it did.
-        let _ = self.wishes.try_send(Wish::GiveBack(names));
+        // Whoever has ended holds nothing.
+        let _ = self.wishes.send(Wish::GiveBack(names));
     }
 
     fn is_there(&self) -> bool {
@@ -134,28 +161,26 @@ impl State {
     /// Outside a tokio runtime.
     pub fn connect(config: StateConfig) -> Result<Self, ConnectError> {
         config.endpoint.check()?;
+        let mut session = Session::new(config.of_session());
+        let recalled = match &config.memory {
+            Some(memory) => Recalled::open(memory, &config.origin(), &mut session)?,
+            None => Recalled::default(),
+        };
+        Ok(Self::begin(config, session, recalled))
+    }
+
+    fn begin(config: StateConfig, session: Session, recalled: Recalled) -> Self {
         let (sender, batches) = mpsc::channel(BATCHES);
-        let (wishes, wished) = mpsc::channel(WISHES);
+        let (wishes, wished) = mpsc::unbounded_channel();
+        let waiting = Arc::<AtomicUsize>::default();
         let open = Arc::<AtomicBool>::default();
         let asking = config.on_demand.then(|| {
             Arc::new(Asking {
                 wishes: wishes.clone(),
+                waiting: waiting.clone(),
                 open: open.clone(),
             })
         });
-        let mut session = Session::new(session::Settings {
-            node: config.asker.node(),
-            on_demand: config.on_demand,
-            trust: config.trust,
-            policies: config.policies.clone(),
-            settling: config.settling,
-            grace: config.grace,
-            remembers: config.memory.is_some(),
-        });
-        let mut recalled = Recalled::default();
-        if let Some(memory) = &config.memory {
-            recalled = Recalled::open(memory, &mut session)?;
-        }
         let (trust, last_heard, streams) = (config.trust, LastHeard::default(), StreamCounts::default());
         if let Some(heard) = recalled.heard {
             last_heard.at(heard);
@@ -166,13 +191,14 @@ impl State {
             session,
             batches: sender,
             wished,
+            waiting,
             _wishes: wishes,
             open,
             answered: Vec::new(),
             away: None,
-            memory: recalled.memory,
-            forgetful: recalled.fault,
+            keeper: recalled.keeper,
             heard: recalled.heard,
+            whole: recalled.heard,
             last_heard: last_heard.clone(),
             streams: streams.clone(),
             came: 0,
@@ -182,14 +208,14 @@ impl State {
             synced: false,
         };
         tokio::spawn(client.run(recalled.changes));
-        Ok(Self {
+        Self {
             batches,
             trust,
             asking,
             membership,
             last_heard,
             streams,
-        })
+        }
     }
 }
 
@@ -235,19 +261,15 @@ pub enum ConnectError {
 /// What an earlier process left.
 #[derive(Default)]
 struct Recalled {
-    memory: Option<Memory>,
+    keeper: Option<Keeper>,
     changes: Vec<crate::Change>,
     heard: Option<SystemTime>,
-    fault: Option<String>,
 }
 
 impl Recalled {
-    fn open(config: &MemoryConfig, session: &mut Session) -> Result<Self, MemoryError> {
-        let (memory, remembered) = Memory::open(&config.directory)?;
-        let mut recalled = Self {
-            memory: Some(memory),
-            ..Self::default()
-        };
+    fn open(config: &MemoryConfig, origin: &str, session: &mut Session) -> Result<Self, MemoryError> {
+        let (memory, remembered) = Memory::open(&config.directory, origin)?;
+        let (mut recalled, mut fault) = (Self::default(), None);
         match remembered {
             Ok(remembered) => {
                 recalled.heard = remembered.heard;
@@ -255,9 +277,10 @@ impl Recalled {
             }
             Err(error) => {
                 tracing::error!(%error, "nothing is known of what the control plane said before");
-                recalled.fault = Some(error.to_string());
+                fault = Some(error.to_string());
             }
         }
+        recalled.keeper = Some(Keeper::new(memory, fault));
         Ok(recalled)
     }
 }
@@ -266,20 +289,22 @@ struct Client {
     config: StateConfig,
     session: Session,
     batches: mpsc::Sender<Batch>,
-    wished: mpsc::Receiver<Wish>,
+    wished: mpsc::UnboundedReceiver<Wish>,
+    /// Of these those that ask for something.
+    waiting: Arc<AtomicUsize>,
     /// So that the channel stays open where nobody asks.
-    _wishes: mpsc::Sender<Wish>,
+    _wishes: mpsc::UnboundedSender<Wish>,
     open: Arc<AtomicBool>,
     /// Answers that no batch has brought yet.
     answered: Vec<Arc<str>>,
     /// Why there is no stream.
     away: Option<String>,
-    /// Where it is remembered; `None` where it is not to be.
-    memory: Option<Memory>,
-    /// Why something is not remembered.
-    forgetful: Option<String>,
+    /// Who remembers; `None` where nothing is to be.
+    keeper: Option<Keeper>,
     /// When istiod was heard of last.
     heard: Option<SystemTime>,
+    /// When all that is known was known to be so: of half a first state, that is as long ago as it was before.
+    whole: Option<SystemTime>,
     /// The same for others, with whether it is there now.
     last_heard: LastHeard,
     streams: StreamCounts,
@@ -333,7 +358,7 @@ impl Client {
             let wait = backoff.next();
             match usual {
                 true => tracing::debug!(%why, "the stream of the control plane has ended"),
-                false => tracing::warn!(%why, ?wait, heard_of = %self.age(), "no stream of the control plane; what is known stays"),
+                false => tracing::warn!(%why, ?wait, known = %self.age(), "no stream of the control plane; what is known stays"),
             }
             self.away = Some(format!("no stream from {}: {why}", self.config.endpoint.address));
             self.expire();
@@ -354,12 +379,10 @@ impl Client {
             loop {
                 tokio::select! {
                     () = &mut pause => break,
-                    () = sleep(FOR_ROOM), if self.owes() => {
-                        self.remember(Vec::new()).await;
-                        if self.tell(Vec::new()).await.is_err() {
-                            return;
-                        }
-                    }
+                    () = sleep(FOR_ROOM), if self.owes() => self.remember(Vec::new(), None),
+                    () = news(self.keeper.as_ref()) => if self.tell(Vec::new()).await.is_err() {
+                        return;
+                    },
                     Some(wish) = self.wished.recv() => if self.grant(wish).await.is_err() {
                         return;
                     },
@@ -444,6 +467,9 @@ impl Client {
                         return End::Dropped;
                     }
                 }
+                () = news(self.keeper.as_ref()) => if self.tell(Vec::new()).await.is_err() {
+                    return End::Dropped;
+                },
                 () = &mut look => {
                     look.set(self.look());
                     if self.tell(Vec::new()).await.is_err() {
@@ -504,7 +530,7 @@ impl Client {
     /// A response has come.
     async fn take_in(&mut self, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Result<(), ()> {
         self.away = None;
-        (self.spoken, self.expired) = (true, false);
+        self.spoken = true;
         self.last_heard.is_there();
         let came = std::mem::take(&mut self.came);
         if let Some(kind) = session::Kind::of(&response.type_url) {
@@ -522,6 +548,7 @@ impl Client {
         for refused in &received.refused {
             tracing::warn!(%refused, "refused of the control plane");
         }
+        self.expired &= !self.session.is_synced();
         tell_empty_matches(&received.changes);
         self.pass_on(received).await
     }
@@ -529,46 +556,54 @@ impl Client {
     /// Does what is wished; a batch is sent where that answers or changes anything.
     async fn grant(&mut self, wish: Wish) -> Result<(), ()> {
         match wish {
-            Wish::Ask(name) => match self.session.ask(&name) {
-                session::Ask::Asked => {}
-                session::Ask::Answered => {
-                    self.answered.push(name.into());
-                    self.tell(Vec::new()).await?;
+            Wish::Ask(name) => {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                match self.session.ask(&name) {
+                    session::Ask::Asked => {}
+                    session::Ask::Answered => {
+                        self.answered.push(name.into());
+                        self.tell(Vec::new()).await?;
+                    }
+                    session::Ask::TooMany => tracing::warn!(name, "too much is asked of the control plane: not asked for"),
                 }
-                session::Ask::TooMany => tracing::warn!(name, "too much is asked of the control plane: not asked for"),
-            },
+            }
             Wish::GiveBack(names) => {
                 let received = self.session.give_back(&names);
-                if !received.entries.is_empty() {
-                    self.remember(received.entries).await;
-                }
                 // What was wrong with them goes too.
                 self.tell(received.changes).await?;
+                if !received.entries.is_empty() {
+                    self.remember(received.entries, None);
+                }
             }
         }
         Ok(())
     }
 
-    /// Passes on what a response has brought.
+    /// Passes on what a response has brought. It is remembered behind that: what a disk does is nothing to wait for.
     async fn pass_on(&mut self, received: session::Received) -> Result<(), ()> {
-        self.note(received.entries).await;
+        self.hear_of();
         self.answered.extend(received.answered.into_iter().map(Arc::from));
-        self.tell(received.changes).await
+        self.tell(received.changes).await?;
+        self.remember(received.entries, self.whole);
+        Ok(())
     }
 
-    /// Remembers what has come, and that istiod was heard of.
-    async fn note(&mut self, entries: Vec<Entry>) {
+    /// It is there, and all that is known is so, where all was answered.
+    fn hear_of(&mut self) {
         self.heard = Some(super::identity::now());
-        self.remember(entries).await;
+        if self.session.is_answered() {
+            self.whole = self.heard;
+        }
     }
 
-    /// The same where nothing has come, of a control plane that has spoken on this stream: one that only takes streams is not heard of.
-    /// Whether that is remembered may be news.
+    /// It is noted that the control plane is there, where it has spoken on this stream: one that only takes streams is not heard of.
+    /// What it has not said yet gets older all the same.
     async fn mark(&mut self) -> Result<(), ()> {
-        match self.spoken {
-            true => self.note(Vec::new()).await,
-            false => self.remember(Vec::new()).await,
+        if self.spoken {
+            self.hear_of();
         }
+        self.remember(Vec::new(), self.whole);
+        self.expire();
         self.tell(Vec::new()).await
     }
 
@@ -578,48 +613,22 @@ impl Client {
     }
 
     fn owes(&self) -> bool {
-        self.forgetful.is_some() && self.memory.is_some()
+        self.keeper.as_ref().is_some_and(Keeper::owes)
     }
 
-    /// Remembers what is to be remembered, and when istiod was heard of last.
-    async fn remember(&mut self, entries: Vec<Entry>) {
-        let Some(heard) = self.heard else { return };
-        let Some(mut memory) = self.memory.take() else { return };
-        let noted = tokio::task::spawn_blocking(move || {
-            let noted = memory.note(&entries, heard);
-            (memory, noted)
-        });
-        let Ok((memory, noted)) = noted.await else {
-            self.forgetful = Some("what the control plane says is not remembered any more".into());
-            return;
-        };
-        match noted {
-            Ok(()) => {
-                self.memory = Some(memory);
-                if self.forgetful.take().is_some() {
-                    tracing::info!("what the control plane says is remembered again");
-                }
-            }
-            Err(error) => {
-                let why = format!("what the control plane says is not remembered: a restart without it begins with nothing: {error}");
-                if self.forgetful.as_ref() != Some(&why) {
-                    tracing::error!("{why}");
-                }
-                self.forgetful = Some(why);
-                match memory.is_lost() {
-                    true => memory.discard(),
-                    false => self.memory = Some(memory),
-                }
-            }
+    /// Remembers what is to be remembered, once there is anything.
+    fn remember(&self, entries: Vec<Entry>, whole: Option<SystemTime>) {
+        if let (Some(keeper), Some(_)) = (&self.keeper, self.heard) {
+            keeper.note(entries, whole);
         }
     }
 
     /// What was remembered does not count for ever.
     fn expire(&mut self) {
-        let (Some(config), Some(heard)) = (&self.config.memory, self.heard) else {
+        let (Some(config), Some(whole)) = (&self.config.memory, self.whole) else {
             return;
         };
-        let age = super::identity::now().duration_since(heard).unwrap_or_default();
+        let age = super::identity::now().duration_since(whole).unwrap_or_default();
         if self.session.is_remembered() && age > config.longest {
             tracing::error!(age = %self.age(), "the control plane was not heard of for too long: what was known is not gone by any more");
             self.session.forget();
@@ -627,10 +636,10 @@ impl Client {
         }
     }
 
-    /// How long ago istiod was heard of.
+    /// How old what is known is.
     fn age(&self) -> String {
-        match self.heard {
-            Some(heard) => spelled(super::identity::now().duration_since(heard).unwrap_or_default()),
+        match self.whole {
+            Some(whole) => spelled(super::identity::now().duration_since(whole).unwrap_or_default()),
             None => "never".to_owned(),
         }
     }
@@ -646,15 +655,15 @@ impl Client {
         }
         let mut faults = self.session.faults();
         if let Some(away) = &self.away {
-            let known = self.heard.map(|_| format!("; what is known is {} old", self.age()));
+            let known = self.whole.map(|_| format!("; what is known is {} old", self.age()));
             faults.push(Fault::from(format!("{away}{}", known.unwrap_or_default())));
         }
         faults.extend(self.config.endpoint.files.faults().into_iter().map(Fault::from));
-        faults.extend(self.forgetful.clone().map(Fault::from));
+        faults.extend(self.keeper.iter().flat_map(Keeper::faults).map(Fault::from));
         if self.session.is_remembered() {
             let longest = self.config.memory.as_ref().map(|memory| spelled(memory.longest));
             faults.push(Fault::from(format!(
-                "the control plane has said nothing since the start: its state is as remembered, and {} old; new connections are refused once it \
+                "the control plane has not said all since the start: the rest is as remembered, and {} old; new connections are refused once it \
                  is older than {}",
                 self.age(),
                 longest.unwrap_or_default()
@@ -680,6 +689,14 @@ impl Client {
             answered: std::mem::take(&mut self.answered),
         };
         self.batches.send(batch).await.map_err(|_| ())
+    }
+}
+
+/// Waits for news of who remembers, if anybody does.
+async fn news(keeper: Option<&Keeper>) {
+    match keeper {
+        Some(keeper) => keeper.news().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -766,7 +783,7 @@ const STREAM: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Del
 const BATCHES: usize = 4;
 /// Requests that wait to be sent.
 const REQUESTS: usize = 16;
-/// Names that wait to be asked for or given back.
+/// Names that wait to be asked for.
 const WISHES: usize = 4096;
 /// How often it is noted that the control plane is there.
 const MARKING: Duration = Duration::from_secs(60);

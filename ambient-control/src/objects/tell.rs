@@ -22,12 +22,16 @@ impl Objects {
     /// changed.
     pub fn changes(&mut self) -> Vec<Change> {
         let (mut changes, removals) = self.policy_changes();
+        // One that another object tells of from now on is there still: whoever tells of it comes after whoever does no more.
+        let (mut gone, mut come) = (Vec::new(), Vec::new());
         for source in std::mem::take(&mut self.stale.sources) {
             self.looked_at += 1;
             let made = self.workloads_of(&source);
             self.note(Item::Workloads(source.clone()), made.needs, made.problems);
-            self.tell_workloads(source, made.now, &mut changes);
+            self.tell_workloads(source, made.now, &mut gone, &mut come);
         }
+        changes.append(&mut gone);
+        changes.append(&mut come);
         for name in std::mem::take(&mut self.stale.services) {
             self.looked_at += 1;
             let made = self.service_of(&name);
@@ -58,7 +62,7 @@ impl Objects {
         }
     }
 
-    fn tell_workloads(&mut self, source: ObjectKey, now: Vec<Workload>, changes: &mut Vec<Change>) {
+    fn tell_workloads(&mut self, source: ObjectKey, now: Vec<Workload>, gone: &mut Vec<Change>, come: &mut Vec<Change>) {
         let before = self.told_workloads.remove(&source).unwrap_or_default();
         let mut before: BTreeMap<_, _> = before.into_iter().map(|w| (w.uid.clone(), w)).collect();
         let mut told = Vec::with_capacity(now.len());
@@ -66,13 +70,12 @@ impl Objects {
             let same = before.remove(&workload.uid).filter(|before| **before == workload);
             let now = same.unwrap_or_else(|| {
                 let now = Arc::new(workload);
-                changes.push(Change::Mesh(Update::Workload(now.clone())));
+                come.push(Change::Mesh(Update::Workload(now.clone())));
                 now
             });
             told.push(now);
         }
-        let gone = before.into_keys().map(|uid| Change::Mesh(Update::RemoveWorkload(uid)));
-        changes.extend(gone);
+        gone.extend(before.into_keys().map(|uid| Change::Mesh(Update::RemoveWorkload(uid))));
         if !told.is_empty() {
             self.told_workloads.insert(source, told);
         }

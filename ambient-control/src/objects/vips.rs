@@ -73,7 +73,11 @@ pub(super) fn wanting(entry: &ServiceEntry) -> impl Iterator<Item = &String> {
 
 /// The addresses that a controller has given a host.
 pub(super) fn given<'a>(entry: &'a ServiceEntry, host: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
-    let of_host = entry.status.addresses.iter().filter(move |a| a.host.as_deref() == Some(host));
+    let of_host = entry.status.addresses.iter().filter(move |a| {
+        // A service has its host in small letters, whatever it is written in.
+        let of = a.host.as_deref();
+        of.is_some_and(|of| of.eq_ignore_ascii_case(host))
+    });
     of_host.filter_map(|a| a.value.parse().ok())
 }
 

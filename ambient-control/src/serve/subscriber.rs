@@ -8,7 +8,7 @@
 //! has changed since it is told. Of one that asks by name its names are kept, and those of what it has.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -83,8 +83,13 @@ struct Subscription {
     claims: Claims,
     /// Up to where it was compared with the board; `None` where it was not yet.
     seen: Option<u64>,
+    /// The same, of what it has answered.
+    taken: u64,
     /// The response that is not answered yet.
     in_flight: Option<String>,
+    /// What is gone, and as of when, while the client may have workloads that list it: to them it would be a policy that has not come,
+    /// which refuses.
+    held_back: BTreeMap<Arc<str>, u64>,
 }
 
 impl Subscriber {
@@ -116,6 +121,7 @@ impl Subscriber {
         }
         if !request.response_nonce.is_empty() && subscription.in_flight.as_ref() == Some(&request.response_nonce) {
             subscription.in_flight = None;
+            subscription.taken = subscription.seen.unwrap_or(0);
         }
         Ok(request.error_detail.map(|status| Refusal { kind, why: status.message }))
     }
@@ -125,8 +131,9 @@ impl Subscriber {
         if !board.is_synced() {
             return Ok(None);
         }
-        // Whom to trust, and policies before the workloads that list them.
-        for kind in [Kind::Trust, Kind::Authorization, Kind::Address] {
+        // Whom to trust, and policies before the workloads that list them; that a policy is gone only after them.
+        for kind in [Kind::Trust, Kind::Authorization, Kind::Address, Kind::Authorization] {
+            let listed = self.lists_as_of();
             let Some(subscription) = &mut self.kinds[kind as usize] else {
                 continue;
             };
@@ -135,6 +142,9 @@ impl Subscriber {
             }
             let first = subscription.seen.is_none();
             let mut response = subscription.differences(&self.node, kind, board)?;
+            if kind == Kind::Authorization {
+                subscription.hold_back(&mut response, listed, board)?;
+            }
             // The first answer is owed, if it is that there is nothing: until then the client knows of nothing.
             if response.is_empty() && !first {
                 continue;
@@ -145,6 +155,16 @@ impl Subscriber {
             return Ok(Some(response));
         }
         Ok(None)
+    }
+
+    /// Up to where the client is known to have taken the workloads, and with them which policies they list; all that there is, where
+    /// it has asked for none.
+    fn lists_as_of(&self) -> u64 {
+        match &self.kinds[Kind::Address as usize] {
+            None => u64::MAX,
+            Some(addresses) if addresses.in_flight.is_some() => addresses.taken,
+            Some(addresses) => addresses.seen.unwrap_or(0),
+        }
     }
 }
 
@@ -243,6 +263,26 @@ impl Subscription {
             self.has = board.all(kind).keys().cloned().collect();
         }
         Ok(told.response)
+    }
+
+    /// Holds back that policies are gone until the client has taken the workloads that list them no more, as of `listed`.
+    fn hold_back(&mut self, response: &mut Response, listed: u64, board: &Board) -> Result<(), Behind> {
+        let (kind, generation) = (response.kind, board.generation());
+        // What is there again was told again.
+        self.held_back.retain(|name, _| board.get(kind, name).is_none());
+        let gone = std::mem::take(&mut response.removed).into_iter();
+        self.held_back.extend(gone.map(|name| (name, generation)));
+        self.held_back.retain(|name, gone| {
+            let is_free = *gone <= listed;
+            if is_free {
+                response.removed.push(name.clone());
+            }
+            !is_free
+        });
+        match self.held_back.len() > NAMES {
+            true => Err(Behind),
+            false => Ok(()),
+        }
     }
 
     /// Of everything what has changed.

@@ -43,3 +43,24 @@ async fn grace_begins_with_the_first_whole_state_and_ends_once() {
     drop(sender);
     assert!(feed.next().await.is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_due_is_told_once_and_put_off_by_nothing_that_comes() {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let mut feed = Feed::new(Box::new(Sent(receiver)));
+    let due = Instant::now() + GRACE;
+    feed.wake_at(Some(due));
+    sender.send(batch(false)).unwrap();
+    assert!(matches!(feed.next().await, Some(News::Batch(_))));
+    time::advance(GRACE).await;
+    sender.send(batch(false)).unwrap();
+    assert!(matches!(feed.next().await, Some(News::Due)));
+    assert!(matches!(feed.next().await, Some(News::Batch(_))));
+    assert!(time::timeout(10 * GRACE, feed.next()).await.is_err(), "once");
+    feed.wake_at(Some(due));
+    feed.wake_at(None);
+    assert!(
+        time::timeout(10 * GRACE, feed.next()).await.is_err(),
+        "it is not to be told any more"
+    );
+}

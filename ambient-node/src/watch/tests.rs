@@ -87,6 +87,81 @@ fn attaching_a_policy_to_a_workload_cuts_its_connections_only() {
     assert_eq!(is_cut(&mut stock), None);
 }
 
+fn listing(name: &str, policies: &[&str]) -> Change {
+    let listing = Workload {
+        policies: policies.iter().map(|key| (*key).into()).collect(),
+        ..Workload::clone(&server(name))
+    };
+    Change::Mesh(Update::Workload(Arc::new(listing)))
+}
+
+/// Policies and the workloads that list them come one after the other, in whichever order.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_is_listed_and_not_there_cuts_nobody_before_it_had_its_time() {
+    let (state, watch) = (State::default(), Arc::new(Watch::default()));
+    let deny_others = |port| {
+        let policy = Policy {
+            key: "shop/deny".into(),
+            namespace: "shop".into(),
+            scope: Scope::Selector,
+            action: Action::Deny,
+            rules: vec![Rule {
+                clauses: vec![
+                    Match {
+                        destination_ports: vec![port],
+                        ..Match::default()
+                    }
+                    .into(),
+                ],
+            }],
+            dry_run: false,
+        };
+        Change::Policy(policy::Update::Set(Arc::new(policy)))
+    };
+    let gone = || Change::Policy(policy::Update::Remove("shop/deny".into()));
+    apply(&state, &watch, vec![listing("cart", &[])]);
+    let refuses_new = |state: &State| {
+        let snapshot = state.current().unwrap();
+        let target = snapshot.policies.target(snapshot.mesh.workload(&server("cart").uid).unwrap());
+        matches!(subject("cart").decide(&snapshot, &target), Decision::Deny(Denial::NotArrived(_)))
+    };
+    // First the workload, then the policy; and the same back, as it is taken away.
+    let mut live = watch.register(subject("cart"));
+    apply(&state, &watch, vec![listing("cart", &["shop/deny"])]);
+    assert!(is_cut(&mut live).is_none() && refuses_new(&state), "nobody new is let in");
+    assert_eq!(watch.settles_at(), Some(Instant::now() + GRACE));
+    apply(&state, &watch, vec![deny_others(81)]);
+    assert_eq!((is_cut(&mut live), watch.settles_at()), (None, None));
+    apply(&state, &watch, vec![gone()]);
+    assert!(is_cut(&mut live).is_none() && refuses_new(&state));
+    apply(&state, &watch, vec![listing("cart", &[])]);
+    assert_eq!((is_cut(&mut live), watch.settles_at()), (None, None));
+    // What it says when it comes counts at once.
+    apply(&state, &watch, vec![listing("cart", &["shop/deny"])]);
+    apply(&state, &watch, vec![deny_others(80)]);
+    assert!(is_cut(&mut live).is_some_and(|why| why.contains("explicitly denied")));
+
+    // Each pod has its own time, and what changes meanwhile puts nothing off.
+    apply(&state, &watch, vec![gone(), listing("cart", &[]), listing("stock", &[])]);
+    let mut live = ["cart", "stock"].map(|name| watch.register(subject(name)));
+    apply(&state, &watch, vec![listing("cart", &["shop/deny"])]);
+    let due = watch.settles_at().unwrap();
+    tokio::time::advance(GRACE / 2).await;
+    apply(&state, &watch, vec![listing("stock", &["shop/deny"])]);
+    apply(&state, &watch, vec![listing("cart", &["shop/deny", "shop/never"])]);
+    assert_eq!(watch.settles_at(), Some(due));
+    watch.settle(&state.current().unwrap());
+    assert_eq!(live.each_mut().map(is_cut), [None, None]);
+    tokio::time::advance(GRACE / 2).await;
+    watch.settle(&state.current().unwrap());
+    let [cart, stock] = live.each_mut().map(is_cut);
+    assert!(cart.is_some_and(|why| why.contains("has not arrived")) && stock.is_none());
+    assert_eq!(watch.settles_at(), Some(due + GRACE / 2));
+    tokio::time::advance(GRACE).await;
+    watch.settle(&state.current().unwrap());
+    assert!(is_cut(&mut live[1]).is_some() && watch.settles_at().is_none());
+}
+
 #[test]
 fn a_pod_that_is_gone_takes_its_connections_along() {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));

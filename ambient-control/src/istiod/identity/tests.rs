@@ -166,6 +166,10 @@ async fn roots_are_trusted_after_a_restart_while_istiod_is_away() {
     let certificates = Certificates::new(config(fake.endpoint())).unwrap();
     certificates.ask(&identity()).await.unwrap();
     let roots = certificates.trust();
+    // Whoever is given a certificate does not wait for that.
+    while !memory.join("istiod.roots").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     drop(certificates);
     let endpoint = fake.endpoint();
     let again = Certificates::new(config(endpoint)).unwrap();

@@ -16,24 +16,29 @@ fn kept(text: &str) -> Kept {
     }
 }
 
+/// Whose it is.
+const OF: &str = "istiod";
+
 fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
 fn reopen(directory: &Path) -> Remembered {
-    Memory::open(directory).unwrap().1.unwrap()
+    Memory::open(directory, OF).unwrap().1.unwrap()
 }
 
 #[test]
 fn what_was_noted_is_there_and_nobody_else_reads_it() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("memory");
-    let (mut memory, remembered) = Memory::open(&directory).unwrap();
+    let (mut memory, remembered) = Memory::open(&directory, OF).unwrap();
     assert_eq!(remembered.unwrap(), Remembered::default());
     let put = |name: &str| Entry::Put(Kind::Address, name.into(), kept(name));
-    memory.note(&[put("a"), put("b")], at(5)).unwrap();
-    memory.note(&[Entry::Remove(Kind::Address, "a".into()), put("c")], at(6)).unwrap();
-    memory.note(&[], at(60)).unwrap();
+    memory.note(&[put("a"), put("b")], Some(at(5))).unwrap();
+    memory
+        .note(&[Entry::Remove(Kind::Address, "a".into()), put("c")], Some(at(6)))
+        .unwrap();
+    memory.note(&[], Some(at(60))).unwrap();
     let remembered = reopen(&directory);
     let names: Vec<&str> = remembered.resources.keys().map(|(_, name)| name.as_str()).collect();
     assert_eq!((names, remembered.heard), (vec!["b", "c"], Some(at(60))));
@@ -42,13 +47,79 @@ fn what_was_noted_is_there_and_nobody_else_reads_it() {
 }
 
 #[test]
+fn half_of_a_first_state_is_never_a_whole_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let put = |name: &str| Entry::Put(Kind::Address, name.into(), kept(name));
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
+    memory.note(&[put("a")], None).unwrap();
+    memory.note(&[], None).unwrap();
+    drop(memory);
+    // Nor is it by being read, and written anew.
+    for _ in 0..2 {
+        let half = reopen(scratch.path());
+        assert_eq!((half.resources.len(), half.heard), (1, None));
+    }
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
+    memory.note(&[put("b")], Some(at(5))).unwrap();
+    // Half of the next state is as old as the whole before it.
+    memory.note(&[put("c")], None).unwrap();
+    drop(memory);
+    for _ in 0..2 {
+        let whole = reopen(scratch.path());
+        assert_eq!((whole.resources.len(), whole.heard), (3, Some(at(5))));
+    }
+    // Also where it had to wait for room.
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
+    let file = without_room(&mut memory);
+    memory.note(&[put("d")], Some(at(6))).unwrap_err();
+    memory.file = Some(file);
+    memory.note(&[], None).unwrap();
+    drop(memory);
+    assert_eq!(reopen(scratch.path()).heard, Some(at(6)));
+}
+
+#[test]
+fn what_another_has_said_is_no_state_to_begin_with_and_is_told() {
+    let scratch = tempfile::tempdir().unwrap();
+    let put = |name: &str| Entry::Put(Kind::Address, name.into(), kept(name));
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
+    memory.note(&[put("a")], Some(at(5))).unwrap();
+    memory.tidy().unwrap();
+    drop(memory);
+    assert_eq!(reopen(scratch.path()).resources.len(), 1);
+    let (mut memory, remembered) = Memory::open(scratch.path(), "another").unwrap();
+    let why = remembered.unwrap_err().to_string();
+    assert!(why.contains("holds the state of istiod, and that of another is wanted"), "{why}");
+    memory.note(&[put("b")], Some(at(6))).unwrap();
+    drop(memory);
+    assert_eq!(found(scratch.path()).resources.len(), 1, "what was there is gone");
+    assert!(Memory::open(scratch.path(), OF).unwrap().1.is_err());
+    // Who has only begun one has said nothing.
+    assert_eq!(Memory::open(scratch.path(), "another").unwrap().1.unwrap(), Remembered::default());
+    // A file that names nobody could be anybody's.
+    let mut nobodys = MAGIC.to_vec();
+    record(&mut nobodys, &put_payload("a"));
+    record(&mut nobodys, &mark(at(5)));
+    fs::write(scratch.path().join("istiod.state"), nobodys).unwrap();
+    let why = Memory::open(scratch.path(), OF).unwrap().1.unwrap_err().to_string();
+    assert!(why.contains("holds the state of nobody that it names"), "{why}");
+}
+
+fn put_payload(name: &str) -> Vec<u8> {
+    put(Kind::Address, name, &kept(name))
+}
+
+#[test]
 fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("istiod.state");
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
     for n in 0..4u64 {
         memory
-            .note(&[Entry::Put(Kind::Authorization, format!("shop/{n}").into(), kept("x"))], at(n))
+            .note(
+                &[Entry::Put(Kind::Authorization, format!("shop/{n}").into(), kept("x"))],
+                Some(at(n)),
+            )
             .unwrap();
     }
     let whole = fs::read(&path).unwrap();
@@ -78,7 +149,7 @@ fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
     let mut damaged = whole;
     damaged[40] ^= 1;
     fs::write(&path, damaged).unwrap();
-    let (_, remembered) = Memory::open(scratch.path()).unwrap();
+    let (_, remembered) = Memory::open(scratch.path(), OF).unwrap();
     let why = remembered.unwrap_err().to_string();
     assert!(why.contains("istiod.state is damaged at byte 16"), "{why}");
     assert_eq!(reopen(scratch.path()), Remembered::default(), "it is begun anew");
@@ -87,7 +158,7 @@ fn a_torn_end_is_left_out_and_other_damage_refuses_the_whole() {
 #[test]
 fn a_file_is_made_anew_where_most_of_it_is_out_of_date_and_not_before() {
     let scratch = tempfile::tempdir().unwrap();
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
     memory.spare = 4096;
     let inode = || fs::metadata(scratch.path().join("istiod.state")).unwrap().ino();
     let names: Vec<Arc<str>> = (0..200).map(|n| Arc::from(format!("shop/{n}"))).collect();
@@ -96,18 +167,20 @@ fn a_file_is_made_anew_where_most_of_it_is_out_of_date_and_not_before() {
         names.iter().map(put).collect()
     };
     let first = inode();
-    memory.note(&put("first"), at(1)).unwrap();
+    memory.note(&put("first"), Some(at(1))).unwrap();
     assert_eq!(inode(), first, "all of it counts");
-    memory.note(&put("other")[..180], at(2)).unwrap();
+    memory.note(&put("other")[..180], Some(at(2))).unwrap();
     assert_eq!(inode(), first, "most of it counts");
-    memory.note(&put("third"), at(3)).unwrap();
+    memory.note(&put("third"), Some(at(3))).unwrap();
     assert_ne!(inode(), first);
     let second = inode();
     // What comes and goes under ever new names is out of date as well.
     for n in 0..2000 {
         let name: Arc<str> = format!("shop/new-{n}").into();
-        memory.note(&[Entry::Put(Kind::Address, name.clone(), kept("x"))], at(4)).unwrap();
-        memory.note(&[Entry::Remove(Kind::Address, name)], at(4)).unwrap();
+        memory
+            .note(&[Entry::Put(Kind::Address, name.clone(), kept("x"))], Some(at(4)))
+            .unwrap();
+        memory.note(&[Entry::Remove(Kind::Address, name)], Some(at(4))).unwrap();
         if inode() != second {
             break;
         }
@@ -121,13 +194,13 @@ fn places_that_others_can_write_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     chmod(scratch.path(), 0o777);
-    let error = Memory::open(scratch.path()).unwrap_err().to_string();
+    let error = Memory::open(scratch.path(), OF).unwrap_err().to_string();
     assert!(error.contains("others can write here"), "{error}");
     chmod(scratch.path(), 0o700);
-    drop(Memory::open(scratch.path()).unwrap());
+    drop(Memory::open(scratch.path(), OF).unwrap());
     chmod(&scratch.path().join("istiod.state"), 0o666);
     assert!(
-        Memory::open(scratch.path())
+        Memory::open(scratch.path(), OF)
             .unwrap_err()
             .to_string()
             .contains("others can write it")
@@ -144,11 +217,11 @@ fn without_room(memory: &mut Memory) -> File {
 fn without_room_a_start_finds_nothing_and_with_room_all_of_it() {
     let scratch = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| Entry::Put(Kind::Address, name.into(), kept(text));
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
-    memory.note(&[put("a", "1"), put("b", "1")], at(5)).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
+    memory.note(&[put("a", "1"), put("b", "1")], Some(at(5))).unwrap();
     let whole = fs::read(scratch.path().join("istiod.state")).unwrap();
     let file = without_room(&mut memory);
-    let told = memory.note(&[], at(6)).unwrap_err().to_string();
+    let told = memory.note(&[], Some(at(6))).unwrap_err().to_string();
     assert!(told.contains("istiod.state: No space left on device"), "{told}");
     assert_eq!(
         fs::read(scratch.path().join("istiod.state")).unwrap(),
@@ -156,9 +229,9 @@ fn without_room_a_start_finds_nothing_and_with_room_all_of_it() {
         "nothing that was said is missing"
     );
     memory
-        .note(&[put("a", "2"), Entry::Remove(Kind::Address, "b".into())], at(7))
+        .note(&[put("a", "2"), Entry::Remove(Kind::Address, "b".into())], Some(at(7)))
         .unwrap_err();
-    memory.note(&[put("a", "3"), put("c", "1")], at(8)).unwrap_err();
+    memory.note(&[put("a", "3"), put("c", "1")], Some(at(8))).unwrap_err();
     assert!(!memory.is_lost());
     let names = || -> Vec<String> {
         let entries = fs::read_dir(scratch.path()).unwrap();
@@ -166,8 +239,8 @@ fn without_room_a_start_finds_nothing_and_with_room_all_of_it() {
     };
     assert_eq!(names(), ["istiod.state.behind"], "what is out of date is nowhere to be found");
     memory.file = Some(file);
-    memory.note(&[], at(9)).unwrap();
-    memory.note(&[put("d", "1")], at(10)).unwrap();
+    memory.note(&[], Some(at(9))).unwrap();
+    memory.note(&[put("d", "1")], Some(at(10))).unwrap();
     assert_eq!(names(), ["istiod.state"]);
     drop(memory);
     let remembered = reopen(scratch.path());
@@ -178,9 +251,9 @@ fn without_room_a_start_finds_nothing_and_with_room_all_of_it() {
         .collect();
     assert_eq!((found.join(" "), remembered.heard), ("a3 c1 d1".into(), Some(at(10))));
     // A process that ends before there is room leaves nothing for the next.
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
     without_room(&mut memory);
-    memory.note(&[put("a", "4")], at(11)).unwrap_err();
+    memory.note(&[put("a", "4")], Some(at(11))).unwrap_err();
     drop(memory);
     assert_eq!(reopen(scratch.path()), Remembered::default());
     assert_eq!(names(), ["istiod.state"]);
@@ -190,8 +263,8 @@ fn without_room_a_start_finds_nothing_and_with_room_all_of_it() {
 fn a_start_without_room_goes_on_with_the_file_that_is_there_or_waits_for_one() {
     let scratch = tempfile::tempdir().unwrap();
     let put = |name: &str| Entry::Put(Kind::Address, name.into(), kept("x"));
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
-    memory.note(&[put("a")], at(5)).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
+    memory.note(&[put("a")], Some(at(5))).unwrap();
     drop(memory);
     let path = scratch.path().join("istiod.state");
     let mut bytes = fs::read(&path).unwrap();
@@ -199,18 +272,18 @@ fn a_start_without_room_goes_on_with_the_file_that_is_there_or_waits_for_one() {
     fs::write(&path, &bytes).unwrap();
     let (said, end) = read_up_to(&bytes).unwrap();
     assert_eq!(end, bytes.len() as u64 - 5);
-    let mut memory = Memory::go_on_with(path.clone(), &said, end).unwrap();
-    memory.note(&[put("b")], at(6)).unwrap();
+    let mut memory = Memory::go_on_with(path.clone(), OF, &said, end).unwrap();
+    memory.note(&[put("b")], Some(at(6))).unwrap();
     drop(memory);
     let names: Vec<_> = reopen(scratch.path()).resources.into_keys().map(|(_, name)| name).collect();
     assert_eq!(names, ["a", "b"]);
     // Where there was none, all that is noted is owed.
     let elsewhere = scratch.path().join("not-yet");
-    let mut memory = Memory::owing(elsewhere.join("istiod.state"));
+    let mut memory = Memory::owing(elsewhere.join("istiod.state"), OF);
     fs::write(&elsewhere, "in the way").unwrap();
-    memory.note(&[put("c")], at(7)).unwrap_err();
+    memory.note(&[put("c")], Some(at(7))).unwrap_err();
     fs::remove_file(&elsewhere).unwrap();
-    memory.note(&[put("d")], at(8)).unwrap();
+    memory.note(&[put("d")], Some(at(8))).unwrap();
     drop(memory);
     let names: Vec<_> = reopen(&elsewhere).resources.into_keys().map(|(_, name)| name).collect();
     assert_eq!(names, ["c", "d"]);
@@ -219,18 +292,18 @@ fn a_start_without_room_goes_on_with_the_file_that_is_there_or_waits_for_one() {
 #[test]
 fn what_is_owed_is_bounded() {
     let scratch = tempfile::tempdir().unwrap();
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
     without_room(&mut memory);
     let large = |name: &str| {
         let body = vec![0; 20 << 20];
         Entry::Put(Kind::Address, name.into(), Kept { version: "1".into(), body })
     };
     for _ in 0..5 {
-        memory.note(&[large("the same")], at(5)).unwrap_err();
+        memory.note(&[large("the same")], Some(at(5))).unwrap_err();
         assert!(!memory.is_lost());
     }
     for name in ["a", "b", "c"] {
-        memory.note(&[large(name)], at(5)).unwrap_err();
+        memory.note(&[large(name)], Some(at(5))).unwrap_err();
     }
     assert!(memory.is_lost());
     memory.discard();
@@ -241,9 +314,11 @@ fn what_is_owed_is_bounded() {
 #[test]
 fn no_file_is_written_through_another() {
     let scratch = tempfile::tempdir().unwrap();
-    let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+    let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
     let (roots, _) = TrustFile::open(scratch.path(), "istiod.roots").unwrap();
-    memory.note(&[Entry::Put(Kind::Address, "a".into(), kept("x"))], at(5)).unwrap();
+    memory
+        .note(&[Entry::Put(Kind::Address, "a".into(), kept("x"))], Some(at(5)))
+        .unwrap();
     let root = Root {
         of: "cluster.local".parse().unwrap(),
         der: vec![1; 1000],
@@ -270,7 +345,7 @@ proptest! {
     #[test]
     fn the_last_word_counts(notes in prop::collection::vec(prop::collection::vec((0..6u8, 0..50u8, any::<bool>()), 0..4), 0..60)) {
         let scratch = tempfile::tempdir().unwrap();
-        let (mut memory, _) = Memory::open(scratch.path()).unwrap();
+        let (mut memory, _) = Memory::open(scratch.path(), OF).unwrap();
         memory.spare = 4096;
         let mut truth = Remembered::default();
         for (time, note) in notes.into_iter().enumerate() {
@@ -287,7 +362,7 @@ proptest! {
                 }
             }
             truth.heard = Some(at(time as u64));
-            memory.note(&entries, at(time as u64)).unwrap();
+            memory.note(&entries, Some(at(time as u64))).unwrap();
         }
         drop(memory);
         prop_assert_eq!(reopen(scratch.path()), truth);

@@ -6,6 +6,7 @@ use tonic::Status;
 
 use super::super::{
     identity::now as identity_now,
+    memory::{self, Remembered},
     transport::{Roots, Token},
 };
 use super::{super::fake::*, *};
@@ -16,6 +17,8 @@ use crate::{
         istio::workload,
     },
 };
+
+mod remembered;
 
 const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
@@ -59,6 +62,16 @@ fn workload(name: &str) -> Resource {
         }),
         ..Resource::default()
     }
+}
+
+/// Waits until a start would find what is wanted: what is told is not waited for to be written.
+async fn written(memory: &MemoryConfig, wanted: impl Fn(&Remembered) -> bool) {
+    let written = async {
+        while !wanted(&memory::found(&memory.directory)) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), written).await.expect("it is written in time");
 }
 
 async fn next(state: &mut State) -> Batch {
@@ -378,6 +391,7 @@ async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
         matches!(&batch.changes[..], [Change::Mesh(ambient_core::mesh::Update::RemoveWorkload(_))])
     })
     .await;
+    written(&memory, |kept| kept.resources.len() == 2).await;
     drop(state);
     drop(stream);
     let roots = fake.path("root.pem");
@@ -453,6 +467,7 @@ async fn a_control_plane_that_only_takes_streams_is_not_heard_of_and_given_up() 
         stream.responses.send(Ok(response(url, nonce, vec![]))).await.unwrap();
     }
     until(&mut state, |batch| batch.synced).await;
+    written(&MemoryConfig::new(fake.path("memory")), |kept| kept.heard.is_some()).await;
     drop((state, stream));
 
     let started = identity_now();
@@ -496,6 +511,29 @@ fn ages_are_told_as_people_tell_them() {
     for (minutes, text) in told {
         assert_eq!(spelled(minutes), text);
     }
+}
+
+/// Else they would be held for ever, and there would be no room for others.
+#[tokio::test]
+async fn what_is_given_back_is_never_lost_nor_before_it_was_asked_for() {
+    let (wishes, mut wished) = mpsc::unbounded_channel();
+    let asking = Asking {
+        wishes,
+        waiting: Arc::default(),
+        open: Arc::default(),
+    };
+    for n in 0..WISHES {
+        asking.ask(&n.to_string()).unwrap();
+    }
+    assert_eq!(asking.ask("more"), Err(AskError::TooMuch));
+    asking.give_back(vec!["0".into()]);
+    for n in 0..WISHES {
+        assert!(matches!(wished.try_recv(), Ok(Wish::Ask(name)) if name == n.to_string()));
+    }
+    assert!(matches!(wished.try_recv(), Ok(Wish::GiveBack(names)) if names == ["0"]));
+    drop(wished);
+    asking.waiting.store(0, Ordering::Relaxed);
+    assert_eq!(asking.ask("more"), Err(AskError::Ended));
 }
 
 #[tokio::test]

@@ -225,7 +225,15 @@ fn hosts_without_addresses_are_given_some() {
     assert_eq!(given, addresses(&service(json!({}))), "the same everywhere");
     let written =
         json!({ "status": { "addresses": [{ "host": "a.example", "value": "240.240.0.9" }, { "host": "x", "value": "240.240.0.8" }] } });
-    assert_eq!(addresses(&service(written)), ["240.240.0.9"]);
+    assert_eq!(addresses(&service(written.clone())), ["240.240.0.9"]);
+    // However it is written, of the entry and of its status.
+    for host in ["a.example", "A.Example"] {
+        let mut capitals = patched(written.clone(), &json!({ "spec": { "hosts": [host] } }));
+        for written in ["A.Example", "a.example"] {
+            capitals["status"]["addresses"][0]["host"] = written.into();
+            assert_eq!(addresses(&service(capitals.clone())), ["240.240.0.9"], "{host} {written}");
+        }
+    }
     for patch in [
         json!({ "metadata": { "labels": { "networking.istio.io/enable-autoallocate-ip": "False" } } }),
         json!({ "spec": { "resolution": "NONE" } }),
@@ -412,6 +420,22 @@ fn a_network_is_the_root_namespaces() {
         "spiffe://cluster.local/ns/istio-gateways/sa/east-istio-remote"
     );
     assert_eq!(workloads.len(), 3, "the same gateway twice is one");
+    // It has its place's name, and neither the one nor the other object's: of which it is, there it stays.
+    for (before, after) in [("m", "a"), ("m", "z")] {
+        let mut objects = Objects::new(Settings::default());
+        objects.set(object(gateway(before, "n2")));
+        let mut sum = Sum::default();
+        sum.add(objects.changes());
+        objects.remove(&ObjectKey::new(Kind::Gateway, "istio-gateways", before));
+        objects.set(object(gateway(after, "n2")));
+        sum.add(objects.changes());
+        let account = format!("{after}-istio-remote");
+        assert_eq!(
+            &*sum.workloads()["NetworkGateway/n2/203.0.113.1/15443"].service_account,
+            account,
+            "{before}"
+        );
+    }
 
     // What was set counts before the label.
     let mut objects = Objects::new(Settings {

@@ -51,6 +51,20 @@ fn everything() -> Workload {
 }
 
 #[test]
+fn the_same_contents_are_the_same_bytes() {
+    let mut of = everything();
+    let of_service = |n: u16| Membership {
+        service: NamespacedHostname::new("shop", &format!("s{n}.shop")),
+        ports: (0..9).map(|port| (80 + port, 8080 + n)).collect(),
+    };
+    of.services = (0..9).map(of_service).collect();
+    let once = workload(&of);
+    for _ in 0..20 {
+        assert_eq!(workload(&of), once);
+    }
+}
+
+#[test]
 fn a_workload_comes_back_as_it_was() {
     for of in [Workload::new("c1//Pod/shop/cart-0", "shop", "cart-0"), everything()] {
         let (aliases, body) = workload(&of);

@@ -104,6 +104,111 @@ fn an_empty_mesh_is_said_to_be_so() {
     assert!(poll(&mut subscriber, &board).is_none());
 }
 
+fn policy(name: &str, is_there: bool) -> Change {
+    let key = format!("shop/{name}").as_str().into();
+    let policy = Policy {
+        key,
+        namespace: "shop".into(),
+        scope: Scope::Selector,
+        action: Action::Deny,
+        rules: Vec::new(),
+        dry_run: false,
+    };
+    Change::Policy(match is_there {
+        true => policy::Update::Set(policy.into()),
+        false => policy::Update::Remove(policy.key),
+    })
+}
+
+fn listing(n: usize, policies: &[&str]) -> Change {
+    let Update::Workload(workload) = workload(n, 1) else {
+        unreachable!()
+    };
+    let workload = Workload {
+        policies: policies.iter().map(|name| format!("shop/{name}").as_str().into()).collect(),
+        ..Workload::clone(&workload)
+    };
+    Change::Mesh(Update::Workload(workload.into()))
+}
+
+/// A client in between would refuse what a policy that is gone, and listed still, may refuse.
+#[test]
+fn that_a_policy_is_gone_is_said_once_the_client_has_who_lists_it_no_more() {
+    let mut board = Board::within(TIGHT);
+    board.apply(
+        &[policy("p", true), policy("q", true), policy("r", true), listing(1, &["p", "r"])],
+        true,
+    );
+    let mut client = Subscriber::default();
+    let ack = |client: &mut Subscriber, board: &Board, response: DeltaDiscoveryResponse| {
+        let ack = DeltaDiscoveryRequest {
+            response_nonce: response.nonce,
+            ..request(Kind::of(&response.type_url).unwrap())
+        };
+        assert_eq!(hear(client, ack, board).unwrap(), None);
+    };
+    for kind in [Kind::Address, Kind::Authorization] {
+        hear(&mut client, request(kind), &board).unwrap();
+    }
+    while let Some(response) = poll(&mut client, &board) {
+        ack(&mut client, &board, response);
+    }
+    board.apply(&[listing(1, &["r"]), policy("p", false), policy("s", true)], true);
+    let come = poll(&mut client, &board).unwrap();
+    assert_eq!(
+        (names(&come), come.removed_resources.len()),
+        (vec!["shop/s"], 0),
+        "what comes is said first"
+    );
+    let addresses = poll(&mut client, &board).unwrap();
+    assert_eq!(names(&addresses), ["c//Pod/shop/1"]);
+    ack(&mut client, &board, come);
+    assert!(poll(&mut client, &board).is_none(), "it has not taken it yet");
+    // What goes meanwhile waits for its own.
+    board.apply(&[listing(1, &[]), policy("r", false)], true);
+    assert!(poll(&mut client, &board).is_none());
+    ack(&mut client, &board, addresses);
+    let gone = poll(&mut client, &board).unwrap();
+    assert_eq!(gone.removed_resources, ["shop/p"]);
+    let addresses = poll(&mut client, &board).unwrap();
+    ack(&mut client, &board, gone);
+    ack(&mut client, &board, addresses);
+    let gone = poll(&mut client, &board).unwrap();
+    assert_eq!(gone.removed_resources, ["shop/r"]);
+    ack(&mut client, &board, gone);
+    // Where nobody lists it, nothing is waited for.
+    board.apply(&[policy("q", false)], true);
+    let gone = poll(&mut client, &board).unwrap();
+    assert_eq!(gone.removed_resources, ["shop/q"]);
+    ack(&mut client, &board, gone);
+    // What is back in time was never gone.
+    board.apply(&[listing(1, &["s"])], true);
+    let addresses = poll(&mut client, &board).unwrap();
+    board.apply(&[policy("s", false)], true);
+    assert!(poll(&mut client, &board).is_none());
+    board.apply(&[policy("s", true)], true);
+    let back = poll(&mut client, &board).unwrap();
+    assert_eq!((names(&back), back.removed_resources.len()), (vec!["shop/s"], 0));
+    ack(&mut client, &board, addresses);
+    ack(&mut client, &board, back);
+    assert!(poll(&mut client, &board).is_none());
+    // Who begins anew is told in the same order.
+    let mut again = Subscriber::default();
+    let knows = |kind: Kind, name: &str| DeltaDiscoveryRequest {
+        initial_resource_versions: [(name.to_owned(), "1".to_owned())].into(),
+        ..request(kind)
+    };
+    hear(&mut again, knows(Kind::Address, "c//Pod/shop/1"), &board).unwrap();
+    hear(&mut again, knows(Kind::Authorization, "shop/p"), &board).unwrap();
+    let policies = poll(&mut again, &board).unwrap();
+    assert_eq!((names(&policies), policies.removed_resources.len()), (vec!["shop/s"], 0));
+    let addresses = poll(&mut again, &board).unwrap();
+    ack(&mut again, &board, policies);
+    assert!(poll(&mut again, &board).is_none());
+    ack(&mut again, &board, addresses);
+    assert_eq!(poll(&mut again, &board).unwrap().removed_resources, ["shop/p"]);
+}
+
 #[test]
 fn who_asks_by_name_is_told_of_what_it_asked_for() {
     let mut subscriber = Subscriber::default();

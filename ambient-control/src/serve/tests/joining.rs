@@ -134,6 +134,33 @@ async fn a_certificate_renews_itself_and_its_streams_go_on() {
     assert_eq!((running.counts.refused(Refusal::Credential), running.counts.cut()), (0, 0));
 }
 
+/// What is in the way for now is nothing that a token would mend, and one that has ended is not what is wrong.
+#[tokio::test]
+async fn a_renewal_that_fails_for_now_is_not_tried_with_a_token_that_has_ended() {
+    let running = Running::start().await;
+    let token = running.token("node-1", HOUR, Use::Always);
+    let endpoint = running.joining("node-1", &token, Duration::from_secs(8));
+    let membership = endpoint.membership.clone().unwrap();
+    let mut state = running.state(endpoint, "node-1");
+    synced(&mut state).await;
+    let id = running.nodes.tokens(now()).unwrap()[0].id.clone();
+    running.nodes.revoke_token(&id, now()).unwrap();
+    // Nothing can be written in the place of this.
+    let in_the_way = running.scratch.path().join("ca/nodes.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    membership.has_failed(1).await;
+    assert_eq!(running.counts.refused(Refusal::Credential), 0);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    timeout(Duration::from_secs(20), async {
+        while running.counts.joined() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it is renewed once there is nothing in the way");
+    assert_eq!(running.counts.refused(Refusal::Credential), 0);
+}
+
 #[tokio::test]
 async fn a_revoked_node_hears_nothing_more_and_gets_nothing_more() {
     let running = Running::start().await;

@@ -107,10 +107,18 @@ async fn who_is_revoked_is_told_to_nodes_and_nobody_else_is_disturbed() {
     );
     assert_eq!(running.counts.cut(), 0);
 
-    // A restart while the control plane is away knows it from its disk.
+    // A restart while the control plane is away knows it from its disk, where it is a moment later.
+    let list = after.crls(&TrustDomain::default())[0].clone();
+    let is_kept = || {
+        let kept = std::fs::read(memory.join("istiod.state")).unwrap();
+        kept.windows(list.len()).any(|bytes| bytes == list)
+    };
+    while !is_kept() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     drop(state);
     let away = Endpoint {
-        address: "127.0.0.1:1".into(),
+        roots: Roots::File(running.scratch.path().join("nowhere")),
         ..running.showing("none")
     };
     let mut state = running.trusting(away, "node-1", Some(MemoryConfig::new(&memory)));

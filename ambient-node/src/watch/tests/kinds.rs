@@ -65,8 +65,8 @@ const STRICT: &str = "istio-system/istio_converted_static_strict";
 /// Two servers, each with a connection by tunnel and one in plaintext.
 const ALL: [(&str, bool); 4] = [("cart", true), ("cart", false), ("stock", true), ("stock", false)];
 
-/// Who is cut of [`ALL`] when `change` comes after `before`, and how many were asked again.
-fn cut_by(before: Vec<Change>, change: Vec<Change>) -> (Vec<String>, usize) {
+/// Who is cut of [`ALL`] when `change` comes after `before`, and nothing after it; and how many were asked again at once.
+async fn cut_by(before: Vec<Change>, change: Vec<Change>) -> (Vec<String>, usize) {
     let (state, watch) = (State::default(), Arc::new(Watch::default()));
     let both = ["cart", "stock"].map(|name| is_now(listing(name, &[])));
     apply(&state, &watch, both.into_iter().chain(before).collect());
@@ -89,6 +89,9 @@ fn cut_by(before: Vec<Change>, change: Vec<Change>) -> (Vec<String>, usize) {
         watch.register(subject)
     });
     let asked = apply(&state, &watch, change);
+    // What is listed and not there is waited for.
+    tokio::time::advance(GRACE).await;
+    watch.settle(&state.current().unwrap());
     let cut = ALL.iter().zip(&mut held).filter_map(|((name, tunnelled), cut)| {
         let how = if *tunnelled { "tunnel" } else { "plain" };
         is_cut(cut).map(|_| format!("{name} {how}"))
@@ -96,8 +99,8 @@ fn cut_by(before: Vec<Change>, change: Vec<Change>) -> (Vec<String>, usize) {
     (cut.collect(), asked)
 }
 
-#[test]
-fn changes_of_policies_cut_whom_they_refuse() {
+#[tokio::test(start_paused = true)]
+async fn changes_of_policies_cut_whom_they_refuse() {
     use Action::{Allow, Deny};
     let admits = || set(policy("shop/admits", Scope::Selector, Allow, anybody()));
     let nobody = || set(policy("shop/nobody", Scope::Selector, Allow, None));
@@ -181,7 +184,7 @@ fn changes_of_policies_cut_whom_they_refuse() {
             4,
         ),
     ] {
-        let (mut seen, count) = cut_by(before, change);
+        let (mut seen, count) = cut_by(before, change).await;
         seen.sort_unstable();
         assert_eq!(
             (&seen[..], count),
@@ -191,8 +194,8 @@ fn changes_of_policies_cut_whom_they_refuse() {
     }
 }
 
-#[test]
-fn changes_of_workloads_cut_whom_they_refuse() {
+#[tokio::test(start_paused = true)]
+async fn changes_of_workloads_cut_whom_they_refuse() {
     let admits = || set(policy("shop/admits", Scope::Selector, Action::Allow, anybody()));
     let nobody = || set(policy("shop/nobody", Scope::Selector, Action::Allow, None));
     let both = || is_now(listing("cart", &["shop/admits", "shop/nobody"]));
@@ -246,7 +249,7 @@ fn changes_of_workloads_cut_whom_they_refuse() {
             &[],
         ),
     ] {
-        let (mut seen, count) = cut_by(before, vec![change]);
+        let (mut seen, count) = cut_by(before, vec![change]).await;
         seen.sort_unstable();
         assert_eq!(seen, cut, "{what}");
         assert_eq!(count, 2, "{what}: those of the other are not asked");

@@ -62,6 +62,22 @@ fn they_are_asked_for_where_that_is_wanted_and_are_part_of_the_whole() {
 }
 
 #[test]
+fn the_only_domain_may_give_way_to_another_in_one_response() {
+    let mut session = asking();
+    session.handle_whole(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
+    drain(&mut session);
+    let other = vec![domain("b.example", 1, &[root()])];
+    let received = session.handle_whole(now(), response(Kind::Trust, "m", other, &["a.example".into()]));
+    assert_eq!(trusted(&received), [("b.example".into(), 1)]);
+    assert!(received.refused.is_empty(), "{:?}", received.refused);
+    assert_eq!(drain(&mut session).pop().unwrap().error_detail, None);
+    // One that comes and goes at once is there.
+    let both = vec![domain("b.example", 2, &[root(), root()])];
+    let received = session.handle_whole(now(), response(Kind::Trust, "o", both, &["b.example".into()]));
+    assert_eq!(trusted(&received), [("b.example".into(), 2)]);
+}
+
+#[test]
 fn what_is_garbage_or_would_leave_nobody_changes_nothing() {
     let mut session = asking();
     session.handle_whole(now(), response(Kind::Trust, "n", vec![domain("a.example", 1, &[root()])], &[]));
