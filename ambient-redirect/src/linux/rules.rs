@@ -512,7 +512,11 @@ fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<(Vec<Dif
 }
 
 fn same_rules(nftables: &mut Nftables, table: &plan::Table) -> Result<bool, netlink::Error> {
-    let there = nftables.rules_once(Family::Inet, table.name)?;
+    // What is more than it should be differs.
+    let wanted = table.chains.iter().map(|chain| chain.rules.len()).sum();
+    let Some(there) = nftables.rules_once(Family::Inet, table.name, wanted)? else {
+        return Ok(false);
+    };
     Ok(table.chains.iter().all(|chain| {
         let listed: Vec<_> = there.iter().filter(|r| r.chain == chain.hook.name()).collect();
         listed.len() == chain.rules.len() && listed.iter().zip(&chain.rules).all(|(is, wanted)| is.is(&compile(wanted)))
