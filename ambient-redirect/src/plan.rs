@@ -27,6 +27,7 @@ use std::{
 use ambient_core::{Capture, InterfaceName, ports};
 
 pub use life::KEPT_MARK;
+pub(crate) use life::{CLOSED, NAT};
 
 /// The mark of every socket of the proxy, under [`MARK_MASK`]: what bears it is not redirected.
 pub const PROXY_MARK: u32 = 0x539;

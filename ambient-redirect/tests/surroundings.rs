@@ -4,6 +4,8 @@
 
 #[path = "support/asked.rs"]
 mod asked;
+#[path = "support/claims.rs"]
+mod claims;
 #[path = "support/found.rs"]
 mod found;
 #[path = "support/heard.rs"]
@@ -63,6 +65,14 @@ fn main() -> ExitCode {
         (
             "namespaces_are_found_by_the_processes_in_them",
             found::namespaces_are_found_by_the_processes_in_them,
+        ),
+        (
+            "a_process_that_has_left_its_namespace_does_not_stand_for_it",
+            found::a_process_that_has_left_its_namespace_does_not_stand_for_it,
+        ),
+        (
+            "whoever_has_claimed_an_address_before_its_pod_does_not_become_that_pod",
+            claims::whoever_has_claimed_an_address_before_its_pod_does_not_become_that_pod,
         ),
         (
             "processes_that_are_hidden_are_told_of",
