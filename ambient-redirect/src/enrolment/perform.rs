@@ -362,10 +362,12 @@ impl Hands {
     /// what went around rules that stood, or should have, is closed.
     async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, Cause> {
         let (plan, mark) = (self.plan(&action.pod, action.closed, room), self.mark(&action.pod));
+        let dns = self.options(&action.pod).dns;
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
             let work = move |inside: &mut Inside| {
                 let (added, lists) = inside.put(&plan, &mark)?;
+                forget_queries(inside, dns, &added)?;
                 inside.keep_segments_alone(&plan.segments, lists);
                 Ok(added)
             };
@@ -385,6 +387,7 @@ impl Hands {
                 false => inside.join(&plan, &mark)?,
             };
             let Joined { added, lost, told, lists } = joined;
+            forget_queries(inside, dns, &added)?;
             // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
             // what is tracked is listed: what comes in between is there.
             let mut around = match enforced && (newly_inbound || !added.is_empty()) {
@@ -661,6 +664,14 @@ fn whose(families: &[IpFamily], found: &[(IpFamily, Segments)], aside: impl Fn(I
 
 fn is_any_left(segments: &[(IpFamily, Segments)]) -> bool {
     segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_)))
+}
+
+/// What asks by UDP goes on as it began, unless that is forgotten: once the rules are there that are to capture it.
+fn forget_queries(inside: &mut Inside, dns: bool, added: &[Difference]) -> Result<(), ApplyError> {
+    match dns && !added.is_empty() {
+        true => inside.forget_queries(),
+        false => Ok(()),
+    }
 }
 
 /// What does nothing but end.
