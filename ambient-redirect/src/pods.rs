@@ -376,6 +376,8 @@ impl Pods {
             let stays = self.desired.as_ref().is_some_and(is_meant) && !others.as_ref().is_some_and(|uid| self.has_entry(uid));
             return Err(if stays { NotGiven::Taken(why) } else { NotGiven::Passing(why) });
         }
+        // Whoever hands it over knows.
+        self.beside.remove(&pod.uid);
         if self.timing.open {
             // Found by its address once it is meant.
             return Ok(());

@@ -619,8 +619,8 @@ pub(crate) const TCP: u8 = 6;
 pub(crate) const LOOPBACK: u32 = 1;
 /// The main routing table.
 pub(crate) const MAIN: u32 = 254;
-/// Of addresses so many bytes are read, which are some three thousand: a pod may give itself as many as it likes.
-const ADDRESSES: usize = 256 << 10;
+/// Of addresses so many bytes are read, which are some fifteen hundred: a pod may give itself as many as it likes, and they are kept.
+const ADDRESSES: usize = 128 << 10;
 /// Of the rules of a family.
 const RULES: usize = 256 << 10;
 /// Of the routes of a family, which are some ten thousand, and of links.

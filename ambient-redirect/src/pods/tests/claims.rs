@@ -118,6 +118,29 @@ fn whoever_was_there_beside_a_pod_does_not_get_its_place() {
 }
 
 #[test]
+fn what_was_beside_a_pod_and_is_handed_over_for_it_is_its_own() {
+    let mut node = Node::new(&[]);
+    node.pods = Pods::new(Timing {
+        open: true,
+        ..Timing::default()
+    });
+    look(&mut node, &[(1, &[0]), (2, &[1])]);
+    desire(&mut node, &[0]);
+    look(&mut node, &[(1, &[0]), (2, &[1])]);
+    node.pods.handle_gone(node.now, id(1));
+    for _ in 0..20 {
+        node.poll();
+        while !node.world.under_way.is_empty() {
+            node.end(0, true);
+        }
+        node.now += Duration::from_secs(1);
+    }
+    node.pods.handle_given(node.now, id(2), &spec(0)).unwrap();
+    look(&mut node, &[(2, &[0])]);
+    assert_eq!(node.pods.namespace_of(&"a".into()), Some(id(2)), "{:?}", node.state("a"));
+}
+
+#[test]
 fn what_lacks_a_namespace_says_why() {
     let why = |node: &Node, uid: &str| match node.state(uid) {
         Some(State::Pairing { why }) => why.to_string(),
