@@ -70,7 +70,8 @@
 //! *While it is in*, every new TCP connection is redirected, exempt by what the plan says, or refused with a reset. Refused
 //! is one whose addresses and ports are those of a kept connection that has ended, until that is seen at the next verification;
 //! a client that takes another port, as it does unless told otherwise, does not see it. While the proxy is away its ports
-//! refuse. Where rules were damaged they are put back at once, and connections that went around the proxy meanwhile are reset
+//! refuse. Where a process of the pod listens on one of them meanwhile, what is redirected there would end at it: the pod is refused as soon as that
+//! is found, which is when the proxy cannot listen. Where rules were damaged they are put back at once, and connections that went around the proxy meanwhile are reset
 //! and counted. Where they cannot be put back, or the proof fails, a table of its own refuses everything but what was captured
 //! or kept before ([`Config::open_when_unproven`] has it go around instead).
 //!

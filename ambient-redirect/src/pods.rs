@@ -241,6 +241,8 @@ pub enum Done {
     },
     /// Not at all.
     Failed(Cause),
+    /// [`Step::Listen`] has failed, and a process listens where the proxy is to that is no proxy: what is redirected there ends at it.
+    Usurped(Cause),
 }
 
 /// What was found when a step was done.

@@ -87,6 +87,10 @@ fn main() -> ExitCode {
             left::what_was_refused_stays_refused_until_it_is_proven,
         ),
         (
+            "who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing",
+            left::who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing,
+        ),
+        (
             "what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined",
             left::what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined,
         ),

@@ -260,7 +260,7 @@ impl Hands {
         let pod = &action.pod;
         let result = match action.step {
             Step::Close => return self.close(action, room).await.unwrap_or_else(Done::Failed),
-            Step::Listen => self.listen(pod, room).await,
+            Step::Listen => return self.listen(pod, room).await,
             Step::Enforce => return self.enforce(action, room).await.map_or_else(Done::Failed, Done::Well),
             Step::Prove => return self.prove(action, room).await,
             Step::Verify => return self.verify(action, room).await,
@@ -344,7 +344,20 @@ impl Hands {
         room.within(move |inside| inside.apply(&plan, &mark)).await.map(drop)
     }
 
-    async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
+    async fn listen(&self, pod: &PodSpec, room: &Room) -> Done {
+        let why = match self.have_served(pod, room).await {
+            Ok(()) => return Done::Well(Report::default()),
+            Err(why) => why,
+        };
+        let plan = self.plan(pod, false, room);
+        // Another proxy, as one that is about to end, bears the mark. Where nobody can tell it is not said of anybody.
+        match room.within(move |inside| inside.usurped(&plan.listeners)).await {
+            Ok(Some(usurped)) => Done::Usurped(Cause::PortTaken(format!("{usurped} ({why})"))),
+            _ => Done::Failed(why),
+        }
+    }
+
+    async fn have_served(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
         if let Some(v6) = pod
             .addresses
             .iter()

@@ -399,6 +399,19 @@ impl Inside {
         Ok(differences)
     }
 
+    /// A port on which somebody listens without the mark that every proxy's sockets bear.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub(crate) fn usurped(&mut self, ports: &[Port]) -> Result<Option<Difference>, ApplyError> {
+        let mut listed = self.sockets.listeners(Transport::Tcp)?;
+        listed.extend(self.sockets.listeners(Transport::Udp)?);
+        // A kernel that tells of no mark tells of nobody's.
+        let strange = |l: &&Listener| l.mark.is_some_and(|mark| mark & MARK_MASK != PROXY_MARK);
+        let taken = |port: &&Port| listed.iter().filter(strange).any(|l| l.is_at(**port));
+        Ok(ports.iter().find(taken).copied().map(Difference::ForeignListener))
+    }
+
     /// Sets the loopback device up, as it is in every pod.
     pub(super) fn set_loopback_up(&mut self) -> Result<(), ApplyError> {
         Ok(self.routing.set_loopback_up()?)

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Birth, Cause, Done, Kept, Notice, Output, PodState, Refusal, Repair, Report, State, Step, Timing};
+use super::{Birth, Done, Kept, Notice, Output, PodState, Refusal, Repair, Report, State, Step, Timing};
 use crate::{
     PodSpec,
     linux::{NetnsId, Proof, Segments, Stranger},
@@ -351,7 +351,8 @@ impl Entry {
             self.not_before = None;
         }
         match done {
-            Done::Failed(why) => self.failed(now, timing, Refusal { step, why }, output),
+            Done::Failed(why) => self.failed(now, timing, Refusal { step, why }, false, output),
+            Done::Usurped(why) => self.failed(now, timing, Refusal { step, why }, true, output),
             Done::Well(_) if step == Step::Prove => return self.advance(now, wall, timing, step, Done::Failed(UNPROVEN.into()), output),
             Done::Proven(proof) => {
                 self.proof = Some(proof);
@@ -583,10 +584,8 @@ impl Entry {
         };
     }
 
-    fn failed(&mut self, now: Instant, timing: &Timing, refusal: Refusal, output: &mut VecDeque<Output>) {
+    fn failed(&mut self, now: Instant, timing: &Timing, refusal: Refusal, usurped: bool, output: &mut VecDeque<Output>) {
         let step = refusal.step;
-        // What is redirected there ends at somebody else.
-        let is_taken = step == Step::Listen && matches!(refusal.why, Cause::PortTaken(_)) && self.enforced;
         self.failures = self.failures.saturating_add(1);
         let pause = now + timing.pause_after(self.failures);
         if self.error.as_ref() != Some(&refusal) && !self.gone {
@@ -619,7 +618,7 @@ impl Entry {
         if given_up || self.earlier.is_some_and(|until| until <= now) {
             self.phase = Phase::Retracting;
             self.not_before = None;
-        } else if !self.closed && !timing.open && (is_taken || self.is_known() && self.may_be_open(step)) {
+        } else if !self.closed && !timing.open && (usurped && self.enforced || self.is_known() && self.may_be_open(step)) {
             // What cannot be proven is refused until it is.
             self.phase = Phase::Closing;
             self.not_before = None;

@@ -1,6 +1,6 @@
-//! What an earlier process has left behind when it was killed.
+//! What a process leaves behind when it is killed, and who takes its place.
 
-use std::io;
+use std::{io, net::TcpListener};
 
 use ambient_redirect::{
     linux::{Inside, Mark},
@@ -13,7 +13,7 @@ use crate::{
     ADDRESSES, UID, give_back, kept_of,
     mesh::{Log, Running, is_in},
     node::{NAME, Node, spec},
-    peers::{ask, echo, open_all},
+    peers::{ask, echo, open_all, until},
     usurp,
 };
 
@@ -71,6 +71,36 @@ pub(crate) fn what_is_open_goes_on_where_a_process_was_killed_while_its_pod_join
         }
         let states = running.states.borrow().clone();
         assert_eq!((kept_of(&states), states[0].strays), (before.len() + meanwhile.len(), 0));
+        running.stop().await;
+    })
+}
+
+/// The proxy is away, and a process of the pod listens where that did: what is redirected there is not for it.
+pub(crate) fn who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        running.proxy.stay_dead();
+        let mut usurper = None;
+        until("its port", || {
+            usurper = pod.run(|| TcpListener::bind("[::]:15006")).unwrap().ok();
+            usurper.is_some()
+        })
+        .await;
+        running.until("refusal", |states| states[0].closed).await;
+        let kind = ask(&node.netns, "10.0.0.2:8081").await.map_err(|e| e.kind());
+        assert_eq!(kind, Err(io::ErrorKind::ConnectionRefused));
+        let state = running.states.borrow()[0].state.clone();
+        assert!(
+            matches!(&state, State::Refused { error } if error.code() == "port-taken"),
+            "{state:?}"
+        );
+        drop(usurper);
+        running.proxy.live();
+        running.until("capture", |states| is_in(states, UID) && !states[0].closed).await;
         running.stop().await;
     })
 }

@@ -161,7 +161,13 @@ fn a_captured_pod_of_which_a_port_of_the_proxys_is_taken_is_refused_until_it_is_
     };
     done(&mut node, Step::Verify, differs);
     assert_eq!(node.steps(), [Step::Listen]);
+    // By another proxy, as one that is about to end.
     done(&mut node, Step::Listen, Done::Failed(Cause::PortTaken("in use".into())));
+    assert_eq!(node.steps(), []);
+    node.now += Duration::from_secs(1);
+    node.poll();
+    assert_eq!(node.steps(), [Step::Listen]);
+    done(&mut node, Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), [Step::Close], "at once");
     node.end(0, true);
     assert!(node.pods.states()[0].closed && node.world.closed.contains(&id(1)));
@@ -171,6 +177,6 @@ fn a_captured_pod_of_which_a_port_of_the_proxys_is_taken_is_refused_until_it_is_
     let mut node = Node::new(&[]);
     node.see(&[(1, 0)]);
     node.want(&[0]);
-    done(&mut node, Step::Listen, Done::Failed(Cause::PortTaken("in use".into())));
+    done(&mut node, Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), []);
 }
