@@ -552,7 +552,12 @@ impl Pods {
             .filter(|spec| !placed.contains(&spec.uid))
         {
             let why = self.unpaired.get(&spec.uid).cloned().unwrap_or(Unpaired::OwnLetGo);
-            states.insert(spec.uid.clone(), PodState::new(spec.clone(), State::Pairing { why }));
+            let state = match why {
+                // There is one, of which it is made sure: nothing to wait for.
+                Unpaired::NotLooked if self.looked && self.is_being_read(&spec.uid) => State::Joining,
+                why => State::Pairing { why },
+            };
+            states.insert(spec.uid.clone(), PodState::new(spec.clone(), state));
         }
         for (id, entry) in &self.entries {
             states.insert(entry.pod.uid.clone(), entry.state(*id));

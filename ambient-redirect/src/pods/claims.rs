@@ -63,6 +63,12 @@ impl Pods {
         self.readings.values().any(|reading| reading.state == Read::Wanted)
     }
 
+    /// Whether addresses are read for a pod at once, or in this moment.
+    pub(super) fn is_being_read(&self, uid: &PodUid) -> bool {
+        let reading = self.readings.get(uid);
+        reading.is_some_and(|reading| matches!(reading.state, Read::Wanted | Read::Begun))
+    }
+
     /// The look that was begun last has ended, and all of it is told; gives whether a pod waits for that.
     pub(super) fn look_ends(&mut self) -> bool {
         let mut awaited = false;

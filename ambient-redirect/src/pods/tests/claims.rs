@@ -36,7 +36,7 @@ fn a_claim_from_before_a_pod_was_told_of_counts_for_nothing() {
     look(&mut node, &[(1, &[]), (2, &[0, 1, 2])]);
     desire(&mut node, &[0]);
     assert!(node.world.under_way.is_empty() && node.pods.wants_look(), "{:?}", node.steps());
-    assert_eq!(node.state("a"), Some(State::Pairing { why: Unpaired::NotLooked }));
+    assert_eq!(node.state("a"), Some(State::Joining), "nobody has to do anything about it");
     // A look that was begun before says nothing either.
     node.pods.handle_namespaces(node.now, seen(&[(1, &[]), (2, &[0, 1, 2])]));
     node.poll();
@@ -63,6 +63,7 @@ fn a_look_for_which_descriptors_were_short_gives_no_pod_a_namespace() {
     node.poll();
     assert!(node.world.under_way.is_empty());
     assert!(!node.pods.wants_look(), "in its time, and not at once");
+    assert_eq!(node.state("a"), Some(State::Pairing { why: Unpaired::NotLooked }));
     look(&mut node, &[(1, &[0]), (2, &[])]);
     assert_eq!(node.world.under_way.keys().collect::<Vec<_>>(), [&id(1)]);
 }
