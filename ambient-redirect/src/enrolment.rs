@@ -251,21 +251,16 @@ impl Enrolment {
                 Some(order) = self.orders.1.recv() => self.take_order(order, &changes),
                 () = changes.wait() => changes.take().into_iter().for_each(|id| self.pods.handle_changed(id)),
                 () = self.places.change() => (),
+                // A pod that was just told of does not wait for the time of the next look.
+                () = std::future::ready(()), if scan.is_none() && self.pods.wants_look() => scan = Some(self.look()),
                 _ = scans.tick(), if scan.is_none() => {
-                    let again = self.pods.wants_addresses();
-                    if self.places.is_due(again) {
-                        scan = Some(self.places.scan(again, |id| self.pods.is_paired(id)));
+                    if self.places.is_due(self.pods.wants_addresses()) {
+                        scan = Some(self.look());
                     }
                 }
                 seen = finished(&mut scan) => {
                     scan = None;
-                    let seen = seen.and_then(|seen| self.places.take(seen));
-                    let unseen = self.places.unseen();
-                    self.tell_of_sight(unseen.as_ref().filter(|_| seen.is_none()));
-                    self.pods.handle_unseen(now(), unseen);
-                    if let Some(seen) = seen {
-                        self.pods.handle_namespaces(now(), seen);
-                    }
+                    self.take_look(seen);
                 }
                 () = sleep_until(wake.map_or_else(far, Tick::from_std)), if wake.is_some() => (),
             }
@@ -451,6 +446,25 @@ impl Enrolment {
                 });
             }
         }
+    }
+
+    /// Begins a look at the namespaces.
+    fn look(&mut self) -> tokio::task::JoinHandle<Scan> {
+        let again = self.pods.look_begins();
+        self.places.scan(again, |id| self.pods.is_paired(id))
+    }
+
+    /// Takes what a look has found.
+    fn take_look(&mut self, scan: Option<Scan>) {
+        let seen = scan.and_then(|scan| self.places.take(scan));
+        let unseen = self.places.unseen();
+        self.tell_of_sight(unseen.as_ref().filter(|_| seen.is_none()));
+        self.pods.handle_unseen(now(), unseen);
+        let Some(seen) = seen else { return };
+        if self.places.is_short() {
+            self.pods.handle_shortage();
+        }
+        self.pods.handle_namespaces(now(), seen);
     }
 
     /// Tells whoever handed a namespace over how it was closed.

@@ -41,6 +41,15 @@
 //! # }
 //! ```
 //!
+//! # Whose a namespace is
+//!
+//! A pod's is the one that has all of its addresses, and the only one that has any. Processes with the right to may give themselves any
+//! address, so that it must be read after the pod was told to have it: by then its network plugin has given it to its own namespace, and
+//! whoever else claims it is the second, who leaves both without. A pairing that stands is never questioned; when a pod's namespace goes,
+//! and the pod is meant still, none that was there beside it takes its place while the pod has the same addresses. Where processes can
+//! be seen ([`Config::proc`]), those of a pod tell its own from others, and a namespace in which those of another run is never given away,
+//! whether or not that other is in the mesh. Where a plugin hands a namespace over ([`HandOver::take`]) nothing is asked of addresses.
+//!
 //! # What becomes of connections
 //!
 //! *A new pod*, in which nothing has run, is refused until it is captured and that is proven: what its processes open, and what
@@ -61,7 +70,8 @@
 //! *While it is in*, every new TCP connection is redirected, exempt by what the plan says, or refused with a reset. Refused
 //! is one whose addresses and ports are those of a kept connection that has ended, until that is seen at the next verification;
 //! a client that takes another port, as it does unless told otherwise, does not see it. While the proxy is away its ports
-//! refuse. Where rules were damaged they are put back at once, and connections that went around the proxy meanwhile are reset
+//! refuse. Where a process of the pod listens on one of them meanwhile, what is redirected there would end at it: the pod is refused as soon as that
+//! is found, which is when the proxy cannot listen. Where rules were damaged they are put back at once, and connections that went around the proxy meanwhile are reset
 //! and counted. Where they cannot be put back, or the proof fails, a table of its own refuses everything but what was captured
 //! or kept before ([`Config::open_when_unproven`] has it go around instead).
 //!

@@ -29,6 +29,7 @@ pub use datagrams::Datagrams;
 #[doc(hidden)]
 pub use mapped::unmap_binary;
 pub(crate) use names::Names;
+pub(crate) use netns::is_shortage;
 pub use netns::{Netns, NetnsError, NetnsId};
 pub use own::Direction;
 pub(crate) use own::Own;

@@ -27,6 +27,7 @@ use std::{
 use ambient_core::{Capture, InterfaceName, ports};
 
 pub use life::KEPT_MARK;
+pub(crate) use life::{CLOSED, NAT};
 
 /// The mark of every socket of the proxy, under [`MARK_MASK`]: what bears it is not redirected.
 pub const PROXY_MARK: u32 = 0x539;
@@ -549,10 +550,6 @@ fn raw() -> Table {
 fn guard(options: &Options, families: &[IpFamily]) -> Table {
     use Match as M;
     let tcp = M::Protocol(Protocol::Tcp);
-    let probes = |test: &dyn Fn(IpAddr) -> M, why| {
-        let rule = |f: &IpFamily| Rule::new([tcp, test(f.probe_source())], Action::Accept, why);
-        families.iter().filter(|_| options.probes).map(rule).collect::<Vec<_>>()
-    };
     // Without IPv6 nothing redirects it, and it goes around the proxy.
     let family = (!options.ipv6).then_some(M::Family(IpFamily::V4));
     let refusal = |tests: &[M], why| {
@@ -574,7 +571,8 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
 
     let mut input = Vec::new();
     if options.inbound {
-        input.extend(probes(&M::Source, "the kubelet's probes"));
+        let probes = |f: &IpFamily| Rule::new([tcp, M::Source(f.probe_source())], Action::Accept, "the kubelet's probes");
+        input.extend(families.iter().filter(|_| options.probes).map(probes));
         match options.yields {
             true => input.push(redirected.clone()),
             false => {
@@ -589,7 +587,8 @@ fn guard(options: &Options, families: &[IpFamily]) -> Table {
             "what would come to the pod around the proxy",
         ));
     }
-    let mut output = probes(&M::Destination, "replies to the kubelet's probes");
+    // What answers probes opens nothing. Whoever would call where they come from is captured by nobody: he goes around the proxy.
+    let mut output = Vec::new();
     match options.yields {
         true => output.push(redirected),
         false => output.extend(families.iter().map(within)),

@@ -26,11 +26,13 @@
 //! [`Pods::handle_done`] exactly once. There is at most one action under way for a namespace, at most one pod to a namespace
 //! and one namespace to a pod.
 
+mod claims;
 mod kept;
 mod pairing;
 mod reason;
 mod state;
 mod step;
+mod told;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
@@ -42,7 +44,10 @@ use std::{
 
 use ambient_core::PodUid;
 
-use self::state::Entry;
+use self::{
+    claims::{Beside, Reading},
+    state::Entry,
+};
 use crate::{
     PodSpec,
     find::Whose,
@@ -52,8 +57,8 @@ use crate::{
 
 pub use kept::{Direction, Kept};
 pub use reason::{Cause, Refusal, Unpaired};
-pub use state::{PodState, Repair, State};
 pub use step::Step;
+pub use told::{PodState, Repair, State};
 
 /// All pods of a node and their namespaces.
 #[derive(Debug)]
@@ -75,6 +80,10 @@ pub struct Pods {
     earlier_until: Option<Instant>,
     /// How many were withdrawn of whom nothing was found.
     lost: u64,
+    /// Of each desired pod without a namespace: whether addresses were read since that is so.
+    readings: BTreeMap<PodUid, Reading>,
+    /// What was there beside a pod's namespace when that went, by the pod.
+    beside: BTreeMap<PodUid, Beside>,
     /// Whom a namespace served before, and until when it is not given to another.
     former: BTreeMap<NetnsId, (PodUid, Instant)>,
     output: VecDeque<Output>,
@@ -137,12 +146,23 @@ impl Default for Timing {
 pub struct Seen {
     /// The addresses in it.
     pub addresses: Vec<IpAddr>,
-    /// Whether it holds rules of ours that no pod of this process's stands behind, and for which pod they were made.
-    pub left_behind: Option<Option<PodUid>>,
+    /// Rules of ours that it holds and that no pod of this process's stands behind.
+    pub left_behind: Option<LeftBehind>,
     /// Whether something may have run in it already.
     pub birth: Birth,
     /// Whose it is by the processes in it, where those can be seen.
     pub whose: Option<Whose>,
+}
+
+/// What an earlier process has left in a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// For which pod it was put there; `None` where that cannot be read.
+    pub pod: Option<PodUid>,
+    /// What captures is among it: whatever goes around the proxy now went around it then.
+    pub captures: bool,
+    /// What refuses is among it: the pod's capture was not proven, or not any more.
+    pub refuses: bool,
 }
 
 /// Why a namespace that is handed over is not taken.
@@ -221,6 +241,8 @@ pub enum Done {
     },
     /// Not at all.
     Failed(Cause),
+    /// [`Step::Listen`] has failed, and a process listens where the proxy is to that is no proxy: what is redirected there ends at it.
+    Usurped(Cause),
 }
 
 /// What was found when a step was done.
@@ -263,6 +285,8 @@ impl Pods {
             earlier: BTreeSet::new(),
             earlier_until: None,
             lost: 0,
+            readings: BTreeMap::new(),
+            beside: BTreeMap::new(),
             former: BTreeMap::new(),
             output: VecDeque::new(),
             begun: None,
@@ -288,13 +312,15 @@ impl Pods {
         self.reconsider(now);
     }
 
-    /// These namespaces are there. One that is not among them is gone; one that a pod has left without its rules having been
-    /// cleared is looked into anew before it is told of again.
+    /// These namespaces are there, as the look found them that was begun last ([`Pods::look_begins`]). One that is not among them is
+    /// gone; one that a pod has left without its rules having been cleared is looked into anew before it is told of again.
     pub fn handle_namespaces(&mut self, now: Instant, seen: BTreeMap<NetnsId, Seen>) {
-        if self.looked && self.seen == seen {
+        let awaited = self.look_ends();
+        if self.looked && self.seen == seen && !awaited {
             return;
         }
         self.looked = true;
+        self.note_beside(|id| !seen.contains_key(&id));
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
         self.reconsider(now);
@@ -343,7 +369,8 @@ impl Pods {
             left_behind: None,
             birth: Birth::New,
         });
-        if let Some(others) = seen.left_behind.clone().filter(|uid| uid.as_ref() != Some(&pod.uid)) {
+        let left = seen.left_behind.as_ref().map(|left| left.pod.clone());
+        if let Some(others) = left.filter(|uid| uid.as_ref() != Some(&pod.uid)) {
             let whose = others.as_ref().map_or("somebody", PodUid::as_str);
             let why = format!("the namespace {id} holds rules of {whose}");
             // They are taken away unless their pod is to be here, which is decided once that can be known.
@@ -351,6 +378,8 @@ impl Pods {
             let stays = self.desired.as_ref().is_some_and(is_meant) && !others.as_ref().is_some_and(|uid| self.has_entry(uid));
             return Err(if stays { NotGiven::Taken(why) } else { NotGiven::Passing(why) });
         }
+        // Whoever hands it over knows.
+        self.beside.remove(&pod.uid);
         if self.timing.open {
             // Found by its address once it is meant.
             return Ok(());
@@ -366,6 +395,7 @@ impl Pods {
 
     /// A namespace is not there any more, although it was among those of [`Pods::handle_namespaces`], or was handed over.
     pub fn handle_gone(&mut self, now: Instant, id: NetnsId) {
+        self.note_beside(|gone| gone == id);
         if self.seen.remove(&id).is_some() {
             self.reconsider(now);
         }
@@ -522,7 +552,12 @@ impl Pods {
             .filter(|spec| !placed.contains(&spec.uid))
         {
             let why = self.unpaired.get(&spec.uid).cloned().unwrap_or(Unpaired::OwnLetGo);
-            states.insert(spec.uid.clone(), PodState::new(spec.clone(), State::Pairing { why }));
+            let state = match why {
+                // There is one, of which it is made sure: nothing to wait for.
+                Unpaired::NotLooked if self.looked && self.is_being_read(&spec.uid) => State::Joining,
+                why => State::Pairing { why },
+            };
+            states.insert(spec.uid.clone(), PodState::new(spec.clone(), state));
         }
         for (id, entry) in &self.entries {
             states.insert(entry.pod.uid.clone(), entry.state(*id));
@@ -535,6 +570,7 @@ impl Pods {
         let Some(desired) = self.desired.clone() else { return };
         self.changed = true;
         let by_uid: HashMap<&PodUid, &PodSpec> = desired.iter().rev().map(|spec| (&spec.uid, spec)).collect();
+        self.want_readings(&by_uid);
         for (id, entry) in &mut self.entries {
             entry.gone = !self.seen.contains_key(id);
             let spec = by_uid.get(&entry.pod.uid).copied();
@@ -564,14 +600,7 @@ impl Pods {
             self.unpaired = desired.iter().filter(|spec| !self.has_entry(&spec.uid)).map(unknown).collect();
             return;
         }
-        let placed: HashSet<&PodUid> = self.entries.values().map(|e| &e.pod.uid).collect();
-        let found = pairing::pair(
-            &desired,
-            &self.seen,
-            |id| self.entries.get(&id).map(|entry| (&*entry.pod, entry.leaves())),
-            |uid| placed.contains(uid),
-            |id, uid| self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now),
-        );
+        let found = self.pair(now, &desired);
         self.unpaired = found.unpaired;
         if let Some(unseen) = &self.unseen {
             let nowhere = self.unpaired.values_mut().filter(|why| **why == Unpaired::Nowhere);
@@ -582,7 +611,7 @@ impl Pods {
             let others = self
                 .seen
                 .get(&id)
-                .and_then(|s| s.left_behind.clone())
+                .and_then(|s| s.left_behind.as_ref().map(|left| left.pod.clone()))
                 .filter(|uid| uid.as_ref() != Some(&spec.uid));
             match others {
                 Some(uid) => self.release_left_behind(now, id, uid),
@@ -592,25 +621,14 @@ impl Pods {
         for (id, spec) in beginning {
             // Not while what was left behind of it elsewhere is being withdrawn.
             if !self.has_entry(&spec.uid) {
-                let seen = self.seen.get(&id);
-                let known = seen.map(|seen| seen.birth).unwrap_or_default();
-                let presumed_new = known == Birth::Running && !spec.has_run;
-                let birth = if presumed_new { Birth::New } else { known };
-                let taken_over = seen.is_some_and(|seen| seen.left_behind.is_some());
-                let mut entry = Entry::new(Arc::new(spec), birth, now, &self.timing);
-                entry.presumed_new = presumed_new;
-                entry.earlier = self.take_earlier(&entry.pod.uid);
-                // Whatever is left of its rules, it was captured.
-                entry.enforced = taken_over || entry.earlier.is_some();
-                entry.dirty = entry.earlier.is_some();
-                self.entries.insert(id, entry);
+                self.begin_found(now, id, spec);
             }
         }
         let left_behind: Vec<(NetnsId, Option<PodUid>)> = self
             .seen
             .iter()
             .filter(|(id, _)| !self.entries.contains_key(id))
-            .filter_map(|(id, seen)| Some((*id, seen.left_behind.clone()?)))
+            .filter_map(|(id, seen)| Some((*id, seen.left_behind.as_ref()?.pod.clone())))
             // A desired pod without a namespace may turn out to be in this one: its rules refuse meanwhile, as they should.
             .filter(|(_, uid)| {
                 uid.as_ref()
@@ -621,6 +639,25 @@ impl Pods {
             self.release_left_behind(now, id, uid);
         }
         self.withdraw_lost(now, &by_uid);
+    }
+
+    /// A pod that is paired with a namespace.
+    fn begin_found(&mut self, now: Instant, id: NetnsId, spec: PodSpec) {
+        let seen = self.seen.get(&id);
+        let left = seen.and_then(|seen| seen.left_behind.clone()).unwrap_or_default();
+        let known = seen.map(|seen| seen.birth).unwrap_or_default();
+        // What is refused already is so whatever runs.
+        let presumed_new = known == Birth::Running && !spec.has_run && !left.refuses;
+        let birth = if presumed_new { Birth::New } else { known };
+        let mut entry = Entry::new(Arc::new(spec), birth, now, &self.timing);
+        entry.presumed_new = presumed_new;
+        entry.earlier = self.take_earlier(&entry.pod.uid);
+        // Where what captures is left it was captured. What only tracks lets everything go on, and marks it.
+        entry.enforced = left.captures || entry.earlier.is_some();
+        // It was refused for a reason, which may stand: it is let go once its capture is proven, as it would have been.
+        entry.closed = left.refuses && !self.timing.open;
+        entry.dirty = entry.earlier.is_some();
+        self.entries.insert(id, entry);
     }
 
     /// Who was announced, and is not to be captured, or is nowhere to be found: nothing but that is left to be taken back.

@@ -1,6 +1,8 @@
 //! What becomes of a pod's connections when it is born, joins, is damaged and leaves: real namespaces, real packets.
 #![allow(clippy::unwrap_used, reason = "a test; what clippy.toml allows it in has a harness")]
 
+#[path = "support/left.rs"]
+mod left;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
@@ -80,6 +82,18 @@ fn main() -> ExitCode {
             what_has_not_been_started_is_new_unless_something_runs_there,
         ),
         ("what_cannot_be_mended_is_refused", what_cannot_be_mended_is_refused),
+        (
+            "what_was_refused_stays_refused_until_it_is_proven",
+            left::what_was_refused_stays_refused_until_it_is_proven,
+        ),
+        (
+            "who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing",
+            left::who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing,
+        ),
+        (
+            "what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined",
+            left::what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined,
+        ),
         (
             "what_cannot_be_mended_goes_around_by_choice",
             what_cannot_be_mended_goes_around_by_choice,

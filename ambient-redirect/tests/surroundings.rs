@@ -4,6 +4,8 @@
 
 #[path = "support/asked.rs"]
 mod asked;
+#[path = "support/claims.rs"]
+mod claims;
 #[path = "support/found.rs"]
 mod found;
 #[path = "support/heard.rs"]
@@ -47,6 +49,10 @@ fn main() -> ExitCode {
             asked::what_was_left_alone_is_open_before_its_capture,
         ),
         (
+            "who_goes_on_asking_is_captured_as_well",
+            asked::who_goes_on_asking_is_captured_as_well,
+        ),
+        (
             "what_is_not_captured_after_all_is_not_kept",
             asked::what_is_not_captured_after_all_is_not_kept,
         ),
@@ -63,6 +69,18 @@ fn main() -> ExitCode {
         (
             "namespaces_are_found_by_the_processes_in_them",
             found::namespaces_are_found_by_the_processes_in_them,
+        ),
+        (
+            "a_process_that_has_left_its_namespace_does_not_stand_for_it",
+            found::a_process_that_has_left_its_namespace_does_not_stand_for_it,
+        ),
+        (
+            "whoever_has_claimed_an_address_before_its_pod_does_not_become_that_pod",
+            claims::whoever_has_claimed_an_address_before_its_pod_does_not_become_that_pod,
+        ),
+        (
+            "what_is_more_than_is_read_is_told_and_holds_up_no_other",
+            claims::what_is_more_than_is_read_is_told_and_holds_up_no_other,
         ),
         (
             "processes_that_are_hidden_are_told_of",

@@ -260,7 +260,7 @@ impl Hands {
         let pod = &action.pod;
         let result = match action.step {
             Step::Close => return self.close(action, room).await.unwrap_or_else(Done::Failed),
-            Step::Listen => self.listen(pod, room).await,
+            Step::Listen => return self.listen(pod, room).await,
             Step::Enforce => return self.enforce(action, room).await.map_or_else(Done::Failed, Done::Well),
             Step::Prove => return self.prove(action, room).await,
             Step::Verify => return self.verify(action, room).await,
@@ -344,7 +344,20 @@ impl Hands {
         room.within(move |inside| inside.apply(&plan, &mark)).await.map(drop)
     }
 
-    async fn listen(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
+    async fn listen(&self, pod: &PodSpec, room: &Room) -> Done {
+        let why = match self.have_served(pod, room).await {
+            Ok(()) => return Done::Well(Report::default()),
+            Err(why) => why,
+        };
+        let plan = self.plan(pod, false, room);
+        // Another proxy, as one that is about to end, bears the mark. Where nobody can tell it is not said of anybody.
+        match room.within(move |inside| inside.usurped(&plan.listeners)).await {
+            Ok(Some(usurped)) => Done::Usurped(Cause::PortTaken(format!("{usurped} ({why})"))),
+            _ => Done::Failed(why),
+        }
+    }
+
+    async fn have_served(&self, pod: &PodSpec, room: &Room) -> Result<(), Cause> {
         if let Some(v6) = pod
             .addresses
             .iter()
@@ -362,10 +375,12 @@ impl Hands {
     /// what went around rules that stood, or should have, is closed.
     async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, Cause> {
         let (plan, mark) = (self.plan(&action.pod, action.closed, room), self.mark(&action.pod));
+        let dns = self.options(&action.pod).dns;
         if action.closed && !action.enforced {
             // Nothing was open, and nothing was let be opened.
             let work = move |inside: &mut Inside| {
                 let (added, lists) = inside.put(&plan, &mark)?;
+                forget_queries(inside, dns, &added)?;
                 inside.keep_segments_alone(&plan.segments, lists);
                 Ok(added)
             };
@@ -385,6 +400,7 @@ impl Hands {
                 false => inside.join(&plan, &mark)?,
             };
             let Joined { added, lost, told, lists } = joined;
+            forget_queries(inside, dns, &added)?;
             // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
             // what is tracked is listed: what comes in between is there.
             let mut around = match enforced && (newly_inbound || !added.is_empty()) {
@@ -663,6 +679,14 @@ fn is_any_left(segments: &[(IpFamily, Segments)]) -> bool {
     segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_)))
 }
 
+/// What asks by UDP goes on as it began, unless that is forgotten: once the rules are there that are to capture it.
+fn forget_queries(inside: &mut Inside, dns: bool, added: &[Difference]) -> Result<(), ApplyError> {
+    match dns && !added.is_empty() {
+        true => inside.forget_queries(),
+        false => Ok(()),
+    }
+}
+
 /// What does nothing but end.
 async fn ending(step: impl Future<Output = ()>) -> Result<(), Cause> {
     step.await;
@@ -726,75 +750,4 @@ const OFTENEST: Duration = Duration::from_secs(1);
 const GOLDEN: u32 = 0x9e37_79b9;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segments_that_are_left_are_told_whatever_was_to_be() {
-        use IpFamily::{V4, V6};
-        let (found, left) = (Segments::Loopback, Segments::Left("no memory".into()));
-        let kept = |of| move |family| (family == of).then_some(Aside::Kept(1));
-        let link = Segments::Link(Aside::Kept(1));
-        let both = [(V4, found.clone()), (V6, found.clone())];
-        assert_eq!(whose(&[V4, V6], &both, |_| None), both);
-        assert_eq!(whose(&[V4, V6], &both[..1], kept(V6)), [(V4, found), (V6, link.clone())]);
-        assert_eq!(whose(&[V4], &both[1..], |_| None), [], "none is there, of either");
-        // Also of a family that is not captured.
-        let some_left = [(V4, left.clone()), (V6, left)];
-        assert_eq!(whose(&[V4], &some_left, kept(V4)), some_left);
-        assert_eq!(whose(&[V4], &[], kept(V4)), [(V4, link)]);
-    }
-
-    #[test]
-    fn what_is_left_is_looked_at_each_time() {
-        let pod = Arc::new(PodSpec {
-            uid: "a".into(),
-            namespace: "demo".into(),
-            name: "a".into(),
-            service_account: "a".into(),
-            addresses: Vec::new(),
-            capture: Capture::default(),
-            has_run: true,
-        });
-        let stood = |segments: &[(IpFamily, Segments)]| Stood {
-            pod: pod.clone(),
-            closed: false,
-            heard: Heard::default(),
-            at: Instant::now(),
-            again: is_any_left(segments),
-            listeners: Vec::new(),
-            families: Vec::new(),
-        };
-        let action = Action {
-            namespace: NetnsId { dev: 4, ino: 1 },
-            pod: pod.clone(),
-            step: Step::Verify,
-            closed: false,
-            unless_it_runs: false,
-            enforced: true,
-        };
-        let is_good = |segments: &[(IpFamily, Segments)]| stood(segments).is_good(&action, Duration::from_secs(3600));
-        assert!(is_good(&[(IpFamily::V4, Segments::Link(Aside::NoRoute))]));
-        assert!(!is_good(&[(IpFamily::V4, Segments::Left("no memory".into()))]));
-    }
-
-    #[test]
-    fn proofs_of_pods_that_joined_together_are_spread() {
-        let every = Duration::from_secs(30);
-        // As numbers of namespaces that were made in a row; other things take numbers in between.
-        for step in [1, 2, 3, 7, 64] {
-            let mut within = [0; 15];
-            for n in 0..250 {
-                let id = NetnsId {
-                    dev: 4,
-                    ino: 4_026_532_000 + n * step,
-                };
-                let pause = pause(every, false, id);
-                assert!(pause >= every / 2 && pause <= every, "{pause:?}");
-                within[((pause - every / 2).as_secs() as usize).min(14)] += 1;
-                assert_eq!(super::pause(every, true, id), every, "and so they stay");
-            }
-            assert!(within.iter().all(|count| (5..=50).contains(count)), "by {step}: {within:?}");
-        }
-    }
-}
+mod tests;

@@ -15,15 +15,14 @@ use tokio::{
     time::Instant as Tick,
 };
 
-use ambient_core::PodUid;
-
 use super::{
     perform::Room,
     watch::{Changes, Watch},
 };
 use crate::{
     find::Whose,
-    linux::{ApplyError, Inside, Names, Netns, NetnsError, NetnsId, Processes, Segments, Stranger},
+    linux::{ApplyError, Inside, Names, Netns, NetnsError, NetnsId, Processes, Segments, Stranger, is_shortage},
+    netlink::Routing,
     plan::IpFamily,
     pods::{Birth, Cause, Seen},
 };
@@ -47,6 +46,8 @@ pub(super) struct Places {
     incomplete: bool,
     /// Why, of one of them.
     unseen: Option<Cause>,
+    /// Descriptors or memory were short for it.
+    short: bool,
     /// All names were gone at once, and none has come since.
     emptied: bool,
 }
@@ -89,12 +90,43 @@ pub(super) struct Found {
     unseen: Option<Cause>,
     /// Of a name it could not be seen what is behind it: not to see is not to know, and what was there stays.
     blind: bool,
+    /// Descriptors or memory were short: whichever could not be looked into may be the very one that is looked for.
+    short: bool,
 }
 
 impl Found {
     /// What was seen in a namespace; where nothing could be, why is taken note of.
     fn seen(&mut self, looked: Result<(Arc<Netns>, Seen), ApplyError>) -> Option<(Arc<Netns>, Seen)> {
+        if let Err(error) = &looked {
+            self.short |= error.is_shortage();
+        }
         looked.map_err(|error| self.unseen.get_or_insert_with(|| error.into())).ok()
+    }
+
+    /// One that could not be opened.
+    fn opened(&mut self, opened: Result<Netns, NetnsError>) -> Option<Netns> {
+        if let Err(error) = &opened {
+            self.short |= error.is_shortage();
+        }
+        opened.ok()
+    }
+
+    /// What is in a namespace that was looked into before, now: where that cannot be told, no address is known of it.
+    fn again(&mut self, namespace: &Arc<Netns>) -> (Arc<Netns>, Seen) {
+        let read = namespace.run(|| Ok::<_, ApplyError>(Routing::open()?.addresses()?));
+        let addresses = read.map_err(ApplyError::from).flatten();
+        let looked = addresses.map(|all| (namespace.clone(), found_with(all.into_iter().map(|a| a.ip).collect())));
+        self.seen(looked).unwrap_or_else(|| (namespace.clone(), found_with(Vec::new())))
+    }
+}
+
+/// A namespace with these addresses, of which nothing else is known.
+fn found_with(addresses: Vec<IpAddr>) -> Seen {
+    Seen {
+        addresses,
+        left_behind: None,
+        birth: Birth::Running,
+        whose: None,
     }
 }
 
@@ -111,6 +143,7 @@ impl Places {
             looked: None,
             incomplete: false,
             unseen: None,
+            short: false,
             emptied: false,
         })
     }
@@ -170,6 +203,7 @@ impl Places {
                 if let Err(e) = around(&mut processes, &node, &known, &mut found) {
                     // What has a name is found without them.
                     (found.incomplete, found.blind) = (true, true);
+                    found.short |= is_shortage(&e);
                     found.unseen.get_or_insert_with(|| of_directory(processes.proc(), &e).into());
                 } else if let Some(hidden) = processes.hidden() {
                     found.unseen.get_or_insert_with(|| Cause::Hidden(hidden.to_string()));
@@ -188,6 +222,7 @@ impl Places {
             incomplete,
             blind,
             unseen,
+            short,
         } = match scan {
             Ok(found) => found,
             Err(error) => {
@@ -213,6 +248,7 @@ impl Places {
         }
         self.incomplete = incomplete;
         self.unseen = unseen;
+        self.short = short;
         let now = Tick::now().into_std();
         for (id, place) in &mut self.places {
             if blind && !found.contains_key(id) {
@@ -269,15 +305,18 @@ impl Places {
         self.unseen.clone()
     }
 
+    /// Whether descriptors or memory were short for the last look.
+    pub(super) fn is_short(&self) -> bool {
+        self.short
+    }
+
     /// A namespace is handed over, in which nothing has run.
     pub(super) fn give(&mut self, namespace: Arc<Netns>, addresses: &[IpAddr]) {
         let place = self.places.entry(namespace.id()).or_insert_with(|| Place {
             namespace,
             seen: Seen {
-                addresses: addresses.to_vec(),
-                left_behind: None,
                 birth: Birth::New,
-                whose: None,
+                ..found_with(addresses.to_vec())
             },
             room: None,
             clear: true,
@@ -352,15 +391,15 @@ impl Places {
 
 /// The namespaces around pods' processes: those without a name as well.
 fn around(processes: &mut Processes, node: &str, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>, found: &mut Found) -> io::Result<()> {
-    for (id, (whose, path)) in processes.look()? {
+    for (id, (whose, path)) in few_of_each(processes.look()?) {
         if !found.found.contains_key(&id) && found.found.len() < MOST {
             let looked = match known.get(&id) {
                 Some(None) => None,
-                Some(Some(namespace)) => look_into(namespace.clone(), None).ok(),
+                Some(Some(namespace)) => Some(found.again(namespace)),
                 None => {
                     // The process may have ended, and its number be another's.
-                    let open = Netns::open(&path).ok().filter(|n| n.id() == id);
-                    let fresh = open.map(|n| look_into(Arc::new(n), Some(node)));
+                    let open = found.opened(Netns::open(&path)).filter(|n| n.id() == id);
+                    let fresh = open.map(|n| look_into(Arc::new(n), node));
                     let Some(fresh) = fresh.and_then(|fresh| found.seen(fresh)) else {
                         found.incomplete = true;
                         continue;
@@ -376,6 +415,16 @@ fn around(processes: &mut Processes, node: &str, known: &BTreeMap<NetnsId, Optio
     Ok(())
 }
 
+/// Of each pod the namespaces of its oldest processes, its own before those that it has made: whoever may make them may make any number.
+fn few_of_each(all: BTreeMap<NetnsId, (Whose, PathBuf)>) -> Vec<(NetnsId, (Whose, PathBuf))> {
+    let mut all: Vec<_> = all.into_iter().collect();
+    all.sort_by(|(_, (a, _)), (_, (b, _))| (&a.pod, a.started, a.pid).cmp(&(&b.pod, b.started, b.pid)));
+    let few = all
+        .chunk_by(|(_, (a, _)), (_, (b, _))| a.pod == b.pod)
+        .flat_map(|of_one| of_one.iter().take(OF_EACH));
+    few.cloned().collect()
+}
+
 fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Option<Arc<Netns>>>, all: &mut Found) -> io::Result<()> {
     let device = std::fs::metadata("/proc/thread-self/ns/net")?.dev();
     for entry in std::fs::read_dir(directory)? {
@@ -383,7 +432,8 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(e) if leads_nowhere(&e) => continue,
-            Err(_) => {
+            Err(e) => {
+                all.short |= is_shortage(&e);
                 // One name must not hide the others.
                 (all.incomplete, all.blind) = (true, true);
                 continue;
@@ -403,11 +453,12 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
                 found.insert(id, None);
             }
             Some(Some(namespace)) => {
-                found.insert(id, look_into(namespace.clone(), None).ok());
+                let again = all.again(namespace);
+                all.found.insert(id, Some(again));
             }
             None => {
                 // One that is gone by now, or no network namespace, is none of ours.
-                let fresh = Netns::open(&path).ok().map(|n| look_into(Arc::new(n), Some(node)));
+                let fresh = all.opened(Netns::open(&path)).map(|n| look_into(Arc::new(n), node));
                 let Some(fresh) = fresh.and_then(|fresh| all.seen(fresh)) else {
                     all.incomplete = true;
                     continue;
@@ -432,26 +483,14 @@ fn leads_nowhere(error: &io::Error) -> bool {
     )
 }
 
-/// Addresses, and at the first look what a node of that name has left behind there.
-fn look_into(namespace: Arc<Netns>, first: Option<&str>) -> Result<(Arc<Netns>, Seen), ApplyError> {
+/// At the first look: addresses, and what a node of that name has left behind there.
+fn look_into(namespace: Arc<Netns>, node: &str) -> Result<(Arc<Netns>, Seen), ApplyError> {
     let mut inside = Inside::open(&namespace)?;
     let addresses: Vec<IpAddr> = inside.addresses()?;
-    let left_behind: Option<Option<PodUid>> = match first {
-        Some(node) => {
-            let owner = inside.owner()?;
-            if owner.is_none() {
-                // For speed alone: no reason not to see the pod.
-                let _ = inside.clear_stray_segments();
-            }
-            owner.filter(|owner| owner.is_node(node)).map(|owner| owner.pod)
-        }
-        None => None,
-    };
+    let left_behind = inside.left_behind(node)?;
     let seen = Seen {
-        addresses,
         left_behind,
-        birth: Birth::Running,
-        whose: None,
+        ..found_with(addresses)
     };
     Ok((namespace, seen))
 }
@@ -462,3 +501,28 @@ const LULL: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(5);
 /// More namespaces than a node has pods, by far.
 const MOST: usize = 4096;
+/// Namespaces that only processes show, of one pod: it has one.
+const OF_EACH: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_pod_that_makes_namespaces_its_own_is_looked_into_and_few_others() {
+        let made = |n: u64, pod: &str, started| {
+            let whose = Whose {
+                pod: pod.into(),
+                started,
+                pid: u32::try_from(n).unwrap(),
+            };
+            (NetnsId { dev: 4, ino: n }, (whose, PathBuf::new()))
+        };
+        // Its own bears a higher number than those that it makes.
+        let many = (0..1000)
+            .map(|n| made(n, "maker", 100 + n))
+            .chain([made(5000, "maker", 1), made(7000, "other", 900)]);
+        let few: Vec<u64> = few_of_each(many.collect()).iter().map(|(id, _)| id.ino).collect();
+        assert_eq!(few, [5000, 0, 1, 2, 3, 4, 5, 6, 7000]);
+    }
+}

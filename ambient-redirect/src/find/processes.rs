@@ -87,6 +87,15 @@ impl Memory {
         }
     }
 
+    /// Reads a process again: what is remembered of it is not so any more, as of one that has made itself another namespace.
+    pub fn look_again(&mut self, pid: u32, read: impl FnOnce(u32) -> Option<Process>) {
+        let Some(known) = self.known.get_mut(&pid) else { return };
+        match read(pid) {
+            Some(process) => known.process = process,
+            None => drop(self.known.remove(&pid)),
+        }
+    }
+
     /// Whose each namespace is in which a pod's process runs. A namespace of another is nobody's: `not` names the node's own.
     pub fn namespaces(&self, not: &[NetnsId]) -> BTreeMap<NetnsId, Whose> {
         let mut found: BTreeMap<NetnsId, Whose> = BTreeMap::new();

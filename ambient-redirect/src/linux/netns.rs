@@ -82,6 +82,25 @@ pub enum NetnsError {
     Thread(io::Error),
 }
 
+impl NetnsError {
+    /// Whether descriptors, memory or threads were short: another try may come through.
+    pub(crate) fn is_shortage(&self) -> bool {
+        match self {
+            Self::Open { source, .. } | Self::Enter { source, .. } => is_shortage(source),
+            Self::Thread(_) => true,
+            Self::NotOne { .. } => false,
+        }
+    }
+}
+
+/// Whether an error says that descriptors or memory are short.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    )
+}
+
 impl Netns {
     /// Opens the namespace that a path names: a bind mount of one, or `/proc/PID/ns/net`.
     ///

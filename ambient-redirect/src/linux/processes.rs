@@ -157,8 +157,9 @@ impl Processes {
     }
 
     /// Looks at what is new, and gives the namespaces in which pods' processes run, with the file that stands for each. Not
-    /// among them are the caller's own and that of process 1. One listing of the directory, and some reads for each process that
-    /// has begun since the last look.
+    /// among them are the caller's own and that of process 1. One listing of the directory, some reads for each process that
+    /// has begun since the last look, and one look at the namespace of each that is given for one: it may have left that, whose number may
+    /// be another's by now.
     ///
     /// # Errors
     /// When the directory cannot be read. A process that has ended meanwhile is no error, and neither is one that is
@@ -195,11 +196,27 @@ impl Processes {
             // That it was one process throughout.
             (began(pid) == Some(started)).then_some(Process { started, namespace, pod })
         };
-        self.memory.look(pids, read);
-        self.hidden = hidden;
+        let mut read = read;
+        self.memory.look(pids, &mut read);
         let not: Vec<NetnsId> = host.into_iter().chain([own]).collect();
-        let found = self.memory.namespaces(&not);
-        let at = |pid: u32| self.proc.join(pid.to_string()).join("ns/net");
+        let at = |pid: u32| proc.join(pid.to_string()).join("ns/net");
+        let is_still = |id: NetnsId, pid: u32| id_of(&at(pid)).is_ok_and(|now| now == id);
+        let mut found = self.memory.namespaces(&not);
+        for _ in 0..MOVES {
+            let moved: Vec<u32> = found
+                .iter()
+                .filter(|(id, whose)| !is_still(**id, whose.pid))
+                .map(|(_, whose)| whose.pid)
+                .collect();
+            if moved.is_empty() {
+                break;
+            }
+            moved.into_iter().for_each(|pid| self.memory.look_again(pid, &mut read));
+            found = self.memory.namespaces(&not);
+        }
+        // Whoever keeps moving is nowhere.
+        found.retain(|id, whose| is_still(*id, whose.pid));
+        self.hidden = hidden;
         Ok(found
             .into_iter()
             .map(|(id, whose)| {
@@ -209,6 +226,10 @@ impl Processes {
             .collect())
     }
 }
+
+/// At one look processes that have moved are read again so many times: behind one that has left a namespace another may be, that has
+/// left it as well.
+const MOVES: usize = 8;
 
 /// The namespace of process 1, which runs as long as there are others.
 fn first(proc: &Path) -> Result<NetnsId, Hidden> {

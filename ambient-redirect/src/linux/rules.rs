@@ -25,6 +25,7 @@ use crate::{
         self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Packet, Policy, Route, Routing, Rule, Table, Transport,
     },
     plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
+    pods::LeftBehind,
     probes,
 };
 
@@ -180,6 +181,17 @@ pub enum ApplyError {
     Kernel(#[from] netlink::Error),
 }
 
+impl ApplyError {
+    /// Whether descriptors, memory or threads were short: another try may come through.
+    pub(crate) fn is_shortage(&self) -> bool {
+        match self {
+            Self::Netns(error) => error.is_shortage(),
+            Self::Kernel(error) => error.errno().is_some_and(|n| super::is_shortage(&io::Error::from_raw_os_error(n))),
+            Self::Foreign { .. } => false,
+        }
+    }
+}
+
 impl Inside {
     /// Opens the sockets in a namespace.
     ///
@@ -221,6 +233,28 @@ impl Inside {
     pub fn owner(&mut self) -> Result<Option<Owner>, ApplyError> {
         let tables = self.nftables.tables()?;
         Ok(of_ours(&tables).find_map(owner_of))
+    }
+
+    /// What a node of this name has left here, if it has. Where nobody has left anything what is for speed alone goes as well.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn left_behind(&mut self, node: &str) -> Result<Option<LeftBehind>, ApplyError> {
+        let tables = self.nftables.tables()?;
+        let Some(owner) = of_ours(&tables).find_map(owner_of) else {
+            // No reason not to see the pod.
+            let _ = self.clear_stray_segments();
+            return Ok(None);
+        };
+        if !owner.is_node(node) {
+            return Ok(None);
+        }
+        let has = |name: &str| of_ours(&tables).any(|table| table.name == name);
+        Ok(Some(LeftBehind {
+            pod: owner.pod,
+            captures: has(plan::NAT),
+            refuses: has(plan::CLOSED),
+        }))
     }
 
     /// Puts a plan in force for a pod: routes and routing rules, which concern nothing yet, then all tables in one
@@ -363,6 +397,19 @@ impl Inside {
             self.own.closed(&closed);
         }
         Ok(differences)
+    }
+
+    /// A port on which somebody listens without the mark that every proxy's sockets bear.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub(crate) fn usurped(&mut self, ports: &[Port]) -> Result<Option<Difference>, ApplyError> {
+        let mut listed = self.sockets.listeners(Transport::Tcp)?;
+        listed.extend(self.sockets.listeners(Transport::Udp)?);
+        // A kernel that tells of no mark tells of nobody's.
+        let strange = |l: &&Listener| l.mark.is_some_and(|mark| mark & MARK_MASK != PROXY_MARK);
+        let taken = |port: &&Port| listed.iter().filter(strange).any(|l| l.is_at(**port));
+        Ok(ports.iter().find(taken).copied().map(Difference::ForeignListener))
     }
 
     /// Sets the loopback device up, as it is in every pod.
@@ -512,7 +559,11 @@ fn compare(nftables: &mut Nftables, plan: &Plan, mark: &Mark) -> Result<(Vec<Dif
 }
 
 fn same_rules(nftables: &mut Nftables, table: &plan::Table) -> Result<bool, netlink::Error> {
-    let there = nftables.rules_once(Family::Inet, table.name)?;
+    // What is more than it should be differs.
+    let wanted = table.chains.iter().map(|chain| chain.rules.len()).sum();
+    let Some(there) = nftables.rules_once(Family::Inet, table.name, wanted)? else {
+        return Ok(false);
+    };
     Ok(table.chains.iter().all(|chain| {
         let listed: Vec<_> = there.iter().filter(|r| r.chain == chain.hook.name()).collect();
         listed.len() == chain.rules.len() && listed.iter().zip(&chain.rules).all(|(is, wanted)| is.is(&compile(wanted)))

@@ -156,8 +156,36 @@ impl Conntrack {
 
     /// All TCP connections that are remembered. The kernel walks its table of all namespaces for it.
     pub fn connections(&mut self) -> Result<Vec<Tracked>, Error> {
-        let what = "listing tracked connections";
         let mut connections = Vec::new();
+        self.each_of_all("listing tracked connections", |attributes| connections.extend(read(attributes)))?;
+        Ok(connections)
+    }
+
+    /// Source and destination of what is remembered of UDP to a port, of those that nobody translates; of no zone in particular. The kernel
+    /// walks its table of all namespaces for it.
+    pub fn datagrams_to(&mut self, port: u16) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
+        let mut found = Vec::new();
+        self.each_of_all("listing tracked datagrams", |attributes| found.extend(read_datagrams(attributes)))?;
+        found.retain(|(_, destination)| destination.port() == port);
+        Ok(found)
+    }
+
+    /// Forgets what is remembered of UDP, so that the next datagram is the first of its kind. Gives how many were refused: those that are
+    /// not known any more.
+    ///
+    /// # Errors
+    /// Where nothing can be said at all.
+    pub fn forget_datagrams(&mut self, ends: &[(SocketAddr, SocketAddr)]) -> Result<Refused, Error> {
+        let forgotten = ends.iter().map(|(source, destination)| {
+            let mut message = begin(IPCTNL_MSG_CT_DELETE, 0, *source);
+            tuple(&mut message, CTA_TUPLE_ORIG, IPPROTO_UDP, *source, *destination);
+            message
+        });
+        self.each("forgetting datagrams", forgotten)
+    }
+
+    /// Lists all that is remembered, and shows the attributes of each.
+    fn each_of_all(&mut self, what: &str, mut show: impl FnMut(&[u8])) -> Result<(), Error> {
         for family in [AF_INET, AF_INET6] {
             let mut tries = 0;
             let all = loop {
@@ -169,11 +197,10 @@ impl Conntrack {
                 }
             };
             for (_, payload) in &all {
-                let (_, rest) = fixed(what, payload, 4)?;
-                connections.extend(read(rest));
+                show(fixed(what, payload, 4)?.1);
             }
         }
-        Ok(connections)
+        Ok(())
     }
 
     /// Sends messages many at a time.
@@ -296,6 +323,14 @@ pub(super) fn read(attributes: &[u8]) -> Option<Tracked> {
     })
 }
 
+/// The ends of UDP that nobody translates and that is in no zone; `None` for another.
+fn read_datagrams(attributes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let (protocol, source, destination) = read_tuple(attributes, CTA_TUPLE_ORIG)?;
+    let status = codec::find(attributes, CTA_STATUS).and_then(codec::read_be32).unwrap_or(0);
+    let is_plain = status & (STATUS_DNAT | STATUS_SNAT) == 0 && codec::find(attributes, CTA_ZONE).is_none();
+    (protocol == IPPROTO_UDP && is_plain).then_some((source, destination))
+}
+
 /// Both of it are asked for by the kernel before it lets go of an entry for a packet that opens a connection.
 fn is_seen_to_end(tcp: &[u8]) -> bool {
     let [original, reply] = flags(tcp);
@@ -335,6 +370,7 @@ const LISTINGS: usize = 10;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_NEW: u16 = 0;
 pub(super) const IPCTNL_MSG_CT_GET: u16 = 1;
@@ -348,6 +384,7 @@ const CTA_PROTOINFO: u16 = 4;
 const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
 const CTA_MARK_MASK: u16 = 21;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -475,6 +512,29 @@ mod tests {
             28, 0, 2, 0x80, 5, 0, 1, 0, 6, 0, 0, 0, 6, 0, 2, 0, 0x9c, 0x40, 0, 0, 6, 0, 3, 0, 0, 80, 0, 0,
         ];
         assert_eq!(&message.bytes()[codec::HEADER..], expected);
+    }
+
+    #[test]
+    fn datagrams_are_told_from_what_others_translate_and_from_the_proxys() {
+        let (from, to): (SocketAddr, SocketAddr) = ("10.0.0.2:40000".parse().unwrap(), "10.0.0.1:53".parse().unwrap());
+        let listed = |protocol: u8, status: u32, zone: Option<u16>| {
+            let mut message = begin(IPCTNL_MSG_CT_NEW, 0, from);
+            tuple(&mut message, CTA_TUPLE_ORIG, protocol, from, to);
+            message.be32(CTA_STATUS, status);
+            if let Some(zone) = zone {
+                message.attribute(CTA_ZONE, &zone.to_be_bytes());
+            }
+            read_datagrams(&message.bytes()[codec::HEADER + 4..])
+        };
+        assert_eq!(listed(IPPROTO_UDP, IPS_CONFIRMED, None), Some((from, to)));
+        for (protocol, status, zone) in [
+            (IPPROTO_TCP, IPS_CONFIRMED, None),
+            (IPPROTO_UDP, STATUS_DNAT, None),
+            (IPPROTO_UDP, STATUS_SNAT, None),
+            (IPPROTO_UDP, IPS_CONFIRMED, Some(1)),
+        ] {
+            assert_eq!(listed(protocol, status, zone), None);
+        }
     }
 
     #[test]

@@ -36,6 +36,22 @@ impl Error {
         )
     }
 
+    /// A listing with more bytes than are taken.
+    pub(super) fn excessive(what: &str, most: usize) -> Self {
+        Self::new(
+            what,
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("there is more than the {} KiB that are read of it: leave less there", most / 1024),
+            ),
+        )
+    }
+
+    /// There is more of it than is read.
+    pub fn too_large(&self) -> bool {
+        self.source.kind() == io::ErrorKind::FileTooLarge
+    }
+
     /// The errno, where it was the kernel that refused.
     pub fn errno(&self) -> Option<i32> {
         self.source.raw_os_error()

@@ -316,7 +316,8 @@ impl Nftables {
     /// # Errors
     /// [`Error::interrupted`] holds where a change came in between so often that no whole listing was had.
     pub fn rules(&mut self, family: Family, table: &str) -> Result<Vec<Rule>, Error> {
-        self.steadily(|nftables| nftables.rules_once(family, table)).map(|(rules, _)| rules)
+        let (rules, _) = self.steadily(|nftables| nftables.rules_once(family, table, usize::MAX))?;
+        Ok(rules.unwrap_or_default())
     }
 
     /// Lists by `list` until no transaction has come in between, and gives the generation that the listing is of.
@@ -342,10 +343,16 @@ impl Nftables {
         Err(kept_changing("listing nftables"))
     }
 
-    /// The rules of one table, for [`Nftables::steadily`].
-    pub fn rules_once(&mut self, family: Family, table: &str) -> Result<Vec<Rule>, Error> {
+    /// The rules of one table, if there are `most` at most, for [`Nftables::steadily`].
+    pub fn rules_once(&mut self, family: Family, table: &str, most: usize) -> Result<Option<Vec<Rule>>, Error> {
         let what = "listing rules";
-        let all = self.list(what, NFT_MSG_GETRULE, |m| m.text(NFTA_RULE_TABLE, table))?;
+        let mut request = Writer::default();
+        request.begin(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, NLM_F_DUMP, &nfgen(family.number(), 0));
+        request.text(NFTA_RULE_TABLE, table);
+        let (all, more) = self.0.list_some(what, request, most)?;
+        if more {
+            return Ok(None);
+        }
         let rules = all
             .iter()
             .map(|(_, payload)| read_rule(what, payload))
@@ -354,7 +361,7 @@ impl Nftables {
         let mut handles: Vec<u64> = rules.iter().map(|r| r.handle).collect();
         handles.sort_unstable();
         match handles.windows(2).all(|pair| pair[0] != pair[1]) {
-            true => Ok(rules),
+            true => Ok(Some(rules)),
             false => Err(kept_changing(what)),
         }
     }
@@ -381,7 +388,7 @@ impl Nftables {
             let mut request = Writer::default();
             request.begin(NFNL_SUBSYS_NFTABLES << 8 | message, NLM_F_DUMP, &nfgen(family, 0));
             fill(&mut request);
-            match self.0.list(what, request) {
+            match self.0.list_within(what, request, MOST) {
                 Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
                 result => return result,
             }
@@ -487,6 +494,8 @@ impl ChainKind {
     }
 }
 
+/// Of tables, of chains and of a set so many bytes are read, which are some ten thousand: a pod may make as many as it likes.
+const MOST: usize = 2 << 20;
 /// Listings that changes overtook are asked for again so many times.
 const LISTINGS: usize = 10;
 

@@ -204,7 +204,7 @@ impl Routing {
         let what = "listing links";
         let mut message = Writer::default();
         message.begin(RTM_GETLINK, NLM_F_DUMP, &ifinfo(0, 0, 0));
-        let all = self.list(what, &message)?;
+        let all = self.list(what, &message, MOST)?;
         all.iter()
             .filter(|(kind, _)| *kind == RTM_NEWLINK)
             .map(|(_, payload)| read_link(payload))
@@ -291,7 +291,7 @@ impl Routing {
         let what = "listing addresses";
         let mut message = Writer::default();
         message.begin(RTM_GETADDR, NLM_F_DUMP, &[0; 8]);
-        let all = self.list(what, &message)?;
+        let all = self.list(what, &message, ADDRESSES)?;
         let mut addresses = Vec::new();
         for (_, payload) in all.iter().filter(|(kind, _)| *kind == RTM_NEWADDR) {
             addresses.extend(read_address(what, payload)?);
@@ -324,7 +324,7 @@ impl Routing {
             let mut header = [0; 12];
             header[0] = family;
             message.begin(RTM_GETROUTE, NLM_F_DUMP, &header);
-            for (_, payload) in self.list(what, &message)?.iter().filter(|(kind, _)| *kind == RTM_NEWROUTE) {
+            for (_, payload) in self.list(what, &message, MOST)?.iter().filter(|(kind, _)| *kind == RTM_NEWROUTE) {
                 // What the kernel has learned of the way to one host, as the largest packet that comes through, is listed as well.
                 let is_learned = codec::read_u32(payload, 8).is_some_and(|flags| flags & RTM_F_CLONED != 0);
                 routes.extend(if is_learned { None } else { read_route(what, payload)? });
@@ -403,7 +403,7 @@ impl Routing {
             let mut header = [0; 12];
             header[0] = family;
             message.begin(RTM_GETRULE, NLM_F_DUMP, &header);
-            for (_, payload) in self.list(what, &message)?.iter().filter(|(kind, _)| *kind == RTM_NEWRULE) {
+            for (_, payload) in self.list(what, &message, RULES)?.iter().filter(|(kind, _)| *kind == RTM_NEWRULE) {
                 policies.push(policies::read(what, payload)?);
             }
         }
@@ -417,11 +417,11 @@ impl Routing {
         self.0.request(what, message)
     }
 
-    /// Lists, again where a change came in between.
-    fn list(&mut self, what: &str, message: &Writer) -> Result<Vec<(u16, Vec<u8>)>, Error> {
+    /// Lists so many bytes at most, again where a change came in between.
+    fn list(&mut self, what: &str, message: &Writer, most: usize) -> Result<Vec<(u16, Vec<u8>)>, Error> {
         let mut tries = 0;
         loop {
-            match self.0.list(what, message.clone()) {
+            match self.0.list_within(what, message.clone(), most) {
                 Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
                 result => return result,
             }
@@ -619,6 +619,12 @@ pub(crate) const TCP: u8 = 6;
 pub(crate) const LOOPBACK: u32 = 1;
 /// The main routing table.
 pub(crate) const MAIN: u32 = 254;
+/// Of addresses so many bytes are read, which are some fifteen hundred: a pod may give itself as many as it likes, and they are kept.
+const ADDRESSES: usize = 128 << 10;
+/// Of the rules of a family.
+const RULES: usize = 256 << 10;
+/// Of the routes of a family, which are some ten thousand, and of links.
+const MOST: usize = 1 << 20;
 /// Listings that changes overtook are asked for again so many times.
 const LISTINGS: usize = 10;
 

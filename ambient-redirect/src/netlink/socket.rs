@@ -3,10 +3,11 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect,
     netlink::{NETFILTER, SOCK_DIAG, SocketAddrNetlink},
     recv, send, socket_with,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    /// How long an answer may take, of however many datagrams.
+    patience: Duration,
 }
 
 impl Socket {
@@ -47,6 +50,8 @@ impl Socket {
         };
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol).map_err(|e| Error::new(what, e))?;
         bind(&fd, &SocketAddrNetlink::new(0, groups)).map_err(|e| Error::new(what, e))?;
+        // To the kernel: what anybody else in the namespace sends to this socket alone is refused to him. He could answer in its place.
+        connect(&fd, &SocketAddrNetlink::new(0, 0)).map_err(|e| Error::new(what, e))?;
         let reference = socket2::SockRef::from(&fd);
         reference.set_read_timeout(Some(TIMEOUT)).map_err(|e| Error::new(what, e))?;
         reference.set_write_timeout(Some(TIMEOUT)).map_err(|e| Error::new(what, e))?;
@@ -58,6 +63,7 @@ impl Socket {
             fd,
             sequence: 0,
             buffer: vec![0; DATAGRAM],
+            patience: PATIENCE,
         })
     }
 
@@ -68,6 +74,7 @@ impl Socket {
             fd,
             sequence: 0,
             buffer: vec![0; DATAGRAM],
+            patience: PATIENCE,
         }
     }
 
@@ -122,6 +129,31 @@ impl Socket {
         self.list_some(what, message, usize::MAX).map(|(all, _)| all)
     }
 
+    /// As [`Socket::list`]; what has more bytes than `most` is an error, for which [`Error::too_large`] holds. What is listed may be as
+    /// much as somebody else likes. The rest of it is not waited for: this socket is to be asked for no other listing then.
+    pub(crate) fn list_within(&mut self, what: &str, message: Writer, most: usize) -> Result<Vec<Listed>, Error> {
+        let first = self.send(what, message)?;
+        let (mut all, mut torn, mut left) = (Vec::new(), false, most);
+        self.receive(what, |m| {
+            if m.sequence != first {
+                return None;
+            }
+            torn |= m.flags & NLM_F_DUMP_INTR != 0;
+            match m.kind {
+                NLMSG_ERROR => return Some(outcome(what, m)),
+                NLMSG_DONE => return Some(ended(what, m)),
+                _ => (),
+            }
+            let Some(rest) = left.checked_sub(m.payload.len() + HEADER) else {
+                return Some(Err(Error::excessive(what, most)));
+            };
+            left = rest;
+            all.push((m.kind, m.payload.to_vec()));
+            (m.flags & NLM_F_MULTI == 0).then_some(Ok(()))
+        })?;
+        if torn { Err(overtaken(what)) } else { Ok(all) }
+    }
+
     /// As [`Socket::list`], and of what is longer the first so many; gives whether there is more.
     pub(crate) fn list_some(&mut self, what: &str, message: Writer, most: usize) -> Result<(Vec<Listed>, bool), Error> {
         let first = self.send(what, message)?;
@@ -134,7 +166,7 @@ impl Socket {
             torn |= m.flags & NLM_F_DUMP_INTR != 0;
             match m.kind {
                 NLMSG_ERROR => Some(outcome(what, m)),
-                NLMSG_DONE => Some(Ok(())),
+                NLMSG_DONE => Some(ended(what, m)),
                 _ => {
                     match all.len() < most {
                         true => all.push((m.kind, m.payload.to_vec())),
@@ -146,13 +178,7 @@ impl Socket {
                 }
             }
         })?;
-        if torn {
-            return Err(Error::new(
-                what,
-                io::Error::new(io::ErrorKind::Interrupted, "changed while it was being listed"),
-            ));
-        }
-        Ok((all, more))
+        if torn { Err(overtaken(what)) } else { Ok((all, more)) }
     }
 
     /// Sends a batch whose last message but one asks for an answer, and waits for the outcome of all of it.
@@ -208,6 +234,7 @@ impl Socket {
 
     /// Shows every message that comes until one of them settles the matter.
     fn receive<T>(&mut self, what: &str, mut each: impl FnMut(Message<'_>) -> Option<Result<T, Error>>) -> Result<T, Error> {
+        let deadline = now() + self.patience;
         loop {
             let mut settled = None;
             self.next_datagram(what, |m| {
@@ -218,8 +245,17 @@ impl Socket {
             if let Some(settled) = settled {
                 return settled;
             }
+            if now() >= deadline {
+                // Each datagram has its own time; this is for those that settle nothing.
+                return Err(Error::new(what, io::Error::new(io::ErrorKind::TimedOut, "the answer does not end")));
+            }
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "whoever waits here blocks a thread, by the kernel's time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 impl AsFd for Socket {
@@ -232,6 +268,23 @@ impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// What the end of a listing says: nothing, or the errno for which it has ended, as where nobody in the kernel has what is to be listed.
+pub(super) fn ended(what: &str, message: Message<'_>) -> Result<(), Error> {
+    let errno = codec::read_u32(message.payload, 0).map_or(0, |n| n as i32);
+    let Some(errno) = errno.checked_neg().filter(|errno| *errno > 0) else {
+        return Ok(());
+    };
+    let words = message.payload.get(4..).and_then(|rest| codec::find(rest, NLMSGERR_ATTR_MSG));
+    Err(Error::refused(what, errno, words.map(codec::read_text)))
+}
+
+fn overtaken(what: &str) -> Error {
+    Error::new(
+        what,
+        io::Error::new(io::ErrorKind::Interrupted, "changed while it was being listed"),
+    )
 }
 
 /// What an NLMSG_ERROR says: an errno of 0 is a yes.
@@ -260,9 +313,14 @@ pub(super) fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
     Err(Error::refused(what, errno, words.map(codec::read_text)))
 }
 
+/// A listing of all that a busy node tracks takes a fraction of it.
+const PATIENCE: Duration = TIMEOUT.saturating_mul(2);
 /// Larger than any datagram of the kernel's: a listing read in smaller pieces can lose rules without a sign.
 const DATAGRAM: usize = 64 * 1024;
 
 pub(super) const NLMSG_ERROR: u16 = 2;
 pub(super) const NLMSG_DONE: u16 = 3;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+
+#[cfg(test)]
+mod tests;

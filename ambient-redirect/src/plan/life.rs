@@ -149,9 +149,11 @@ fn closed(options: &Options) -> Table {
     }
 }
 
-const NAT: &str = TABLES[0];
+/// What captures stands in it.
+pub(crate) const NAT: &str = TABLES[0];
 const GUARD: &str = TABLES[3];
-const CLOSED: &str = TABLES[4];
+/// What refuses.
+pub(crate) const CLOSED: &str = TABLES[4];
 const TRACKING: &str = TABLES[5];
 
 #[cfg(test)]

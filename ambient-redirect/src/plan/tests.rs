@@ -149,7 +149,7 @@ fn what_is_refused_opens_a_connection_and_nobody_exempt_is_meant() {
                 };
                 assert_eq!(opening.matches, [Match::ConnectionMark(KEPT_MARK), Match::Unassured]);
                 let families = if ipv6 { 2 } else { 1 };
-                let redirected = &before[if probes { families } else { 0 }..];
+                let redirected = &before[if probes && input { families } else { 0 }..];
                 let wanted: Vec<Vec<Match>> = match input {
                     true => vec![vec![
                         Match::Protocol(Protocol::Tcp),
@@ -212,4 +212,17 @@ fn everything_redirected_has_a_listener() {
             "{rule:?}"
         );
     }
+}
+
+#[test]
+fn to_where_probes_come_from_nothing_is_opened() {
+    let plan = Plan::new(&options(true, true, &[]));
+    let chains = plan.tables.iter().flat_map(|t| &t.chains).filter(|c| c.hook == Hook::Output);
+    let exempt = |rule: &&Rule| {
+        [IpFamily::V4, IpFamily::V6]
+            .iter()
+            .any(|f| rule.matches.contains(&Match::Destination(f.probe_source())))
+    };
+    let kinds: Vec<ChainKind> = chains.flat_map(|c| c.rules.iter().filter(exempt).map(|_| c.kind)).collect();
+    assert_eq!(kinds, [ChainKind::Nat; 2], "its answers are not redirected, and that is all");
 }

@@ -14,13 +14,14 @@ pub(super) struct Found {
 
 /// Pairs pods that have no namespace with namespaces that have no pod. A pairing that stands is never questioned: whoever
 /// can give himself another's address could else put that pod outside the mesh. `holder` says which pod a namespace has, and
-/// whether it is leaving.
+/// whether it is leaving; `is_not` that one is not a pod's whatever addresses are in it.
 pub(super) fn pair<'a>(
     desired: &[PodSpec],
     seen: &BTreeMap<NetnsId, Seen>,
     holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>,
     placed: impl Fn(&PodUid) -> bool,
     too_early: impl Fn(NetnsId, &PodUid) -> bool,
+    is_not: impl Fn(NetnsId, &PodUid) -> bool,
 ) -> Found {
     let mut found = Found {
         pairs: Vec::new(),
@@ -33,7 +34,13 @@ pub(super) fn pair<'a>(
 
     for spec in &waiting {
         let addresses: Vec<IpAddr> = spec.addresses.iter().map(IpAddr::to_canonical).collect();
-        let verdict = match place(spec, &addresses, &waiting, &free, desired, seen) {
+        let mut claims: Vec<NetnsId> = free
+            .iter()
+            .filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip)))
+            .map(|(id, _)| *id)
+            .collect();
+        claims.retain(|id| !is_not(*id, &spec.uid));
+        let verdict = match place(spec, &addresses, claims, &waiting, &free, desired, seen) {
             Ok(Some(id)) if too_early(id, &spec.uid) => Err(Unpaired::JustLeft),
             Ok(Some(id)) => Ok(id),
             Ok(None) => Err(lacking(&addresses, &held, &holder)),
@@ -70,10 +77,11 @@ fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: im
     }
 }
 
-/// The free namespace that is a pod's; `None` where none has an address of it.
+/// The free namespace that is a pod's, of those that claim an address of it; `None` where none does.
 fn place(
     spec: &PodSpec,
     addresses: &[IpAddr],
+    mut claims: Vec<NetnsId>,
     waiting: &[&PodSpec],
     free: &[(NetnsId, Vec<IpAddr>)],
     desired: &[PodSpec],
@@ -85,18 +93,10 @@ fn place(
     if let Some(everyones) = addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified()) {
         return Err(Unpaired::NotAPods(*everyones));
     }
-    let mut claims: Vec<NetnsId> = free
-        .iter()
-        .filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip)))
-        .map(|(id, _)| *id)
-        .collect();
     match by_processes(spec, &claims, desired, seen) {
         // Its own processes run in it: whoever else claims the address is wrong, or gone.
         Some(Ok(own)) => return whole(own, addresses, free),
-        Some(Err((namespace, other))) => {
-            let pod = other.to_string();
-            return Err(Unpaired::Anothers { namespace, pod });
-        }
+        Some(Err((namespace, pod))) => return Err(Unpaired::Anothers { namespace, pod }),
         None => claims.retain(|id| anothers(*id, spec, desired, seen).is_none()),
     }
     let shared = |other: &PodSpec| other.addresses.iter().copied().find(|ip| addresses.contains(&ip.to_canonical()));
@@ -129,13 +129,13 @@ fn whole(id: NetnsId, addresses: &[IpAddr], free: &[(NetnsId, Vec<IpAddr>)]) -> 
 
 /// Of the namespaces with a pod's address the one in which its processes run, the oldest of them where there are several; or,
 /// where there is one alone, the pod that it is of. `None` where processes tell nothing: they cannot be seen, or are of a UID
-/// that nobody knows, as a kubelet gives pods of its own.
-fn by_processes<'a>(
+/// that a kubelet has given to a pod of its own.
+fn by_processes(
     spec: &PodSpec,
     claims: &[NetnsId],
-    desired: &'a [PodSpec],
+    desired: &[PodSpec],
     seen: &BTreeMap<NetnsId, Seen>,
-) -> Option<Result<NetnsId, (NetnsId, &'a PodSpec)>> {
+) -> Option<Result<NetnsId, (NetnsId, String)>> {
     let whose = |id: &NetnsId| seen.get(id)?.whose.as_ref();
     let own = claims.iter().filter(|id| whose(id).is_some_and(|w| w.pod == spec.uid));
     if let Some(own) = own.min_by_key(|id| whose(id).map(|w| w.started)) {
@@ -145,10 +145,12 @@ fn by_processes<'a>(
     anothers(*id, spec, desired, seen).map(|other| Err((*id, other)))
 }
 
-/// The other pod that a namespace is of, by its processes.
-fn anothers<'a>(id: NetnsId, spec: &PodSpec, desired: &'a [PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> Option<&'a PodSpec> {
-    let whose = seen.get(&id)?.whose.as_ref()?;
-    desired.iter().find(|d| d.uid == whose.pod && d.uid != spec.uid)
+/// The other pod that a namespace is of, by its processes: one that is meant to be in the mesh, or one that is not. The UIDs that the
+/// API server gives have dashes. What has none is of a file of the kubelet's, whose pod is known under another UID: that may be this one.
+fn anothers(id: NetnsId, spec: &PodSpec, desired: &[PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> Option<String> {
+    let whose = seen.get(&id)?.whose.as_ref().filter(|whose| whose.pod != spec.uid)?;
+    let known = desired.iter().find(|d| d.uid == whose.pod).map(ToString::to_string);
+    known.or_else(|| whose.pod.as_str().contains('-').then(|| format!("the pod {}", whose.pod)))
 }
 
 #[cfg(test)]
@@ -196,7 +198,7 @@ mod tests {
     }
 
     fn paired(desired: &[PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> (BTreeMap<String, u64>, BTreeMap<String, String>) {
-        let found = pair(desired, seen, |_| None, |_| false, |_, _| false);
+        let found = pair(desired, seen, |_| None, |_| false, |_, _| false, |_, _| false);
         let pairs = found.pairs.into_iter().map(|(id, spec)| (spec.uid.to_string(), id.ino));
         let unpaired = found.unpaired.into_iter().map(|(uid, why)| (uid.to_string(), why.to_string()));
         (pairs.collect(), unpaired.collect())
@@ -254,7 +256,14 @@ mod tests {
             paired(&desired, &both).0,
             BTreeMap::from([("new".to_owned(), 7), ("old".to_owned(), 8)])
         );
-        // Nobody knows the UID: a kubelet's own pod has another in its groups.
+        // It is not in the mesh.
+        let stranger = "2f4b1c3a-0d51-4a5e-9a2b-6a7c8d9e0f10";
+        let squatted = namespaces(&[(7, "10.0.0.2", Some((stranger, 5)))]);
+        let (pairs, unpaired) = paired(&[spec("victim", "10.0.0.2")], &squatted);
+        assert!(pairs.is_empty() && unpaired["victim"].contains(stranger), "{unpaired:?}");
+        let beside_its_own = namespaces(&[(7, "10.0.0.2", Some((stranger, 5))), (8, "10.0.0.2", None)]);
+        assert_eq!(paired(&[spec("victim", "10.0.0.2")], &beside_its_own).0["victim"], 8);
+        // Nobody knows the UID, and it has no dashes: a kubelet's own pod has another in its groups.
         let (pairs, _) = paired(&[spec("mirror", "10.0.0.2")], &namespaces(&[(7, "10.0.0.2", Some(("0123", 5)))]));
         assert_eq!(pairs["mirror"], 7);
     }

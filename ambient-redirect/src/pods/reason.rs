@@ -11,7 +11,7 @@ use crate::{
 /// Why a pod has no network namespace. Exhaustive, so that who says what to do about each forgets none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unpaired {
-    /// It is not known yet which there are.
+    /// It is not known yet which there are, or which addresses they have had since it was told of.
     #[error("no network namespace has been looked into yet")]
     NotLooked,
     /// Its status has no address.

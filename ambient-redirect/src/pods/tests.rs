@@ -1,4 +1,5 @@
 mod begins;
+mod claims;
 mod verified;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +106,16 @@ impl Node {
         self.known = true;
         let specs: Vec<PodSpec> = which.iter().map(|i| spec(*i)).collect();
         self.pods.handle_desired(self.now, Some(specs.into()));
+        self.look();
+    }
+
+    /// As whoever drives it looks at once for a pod that it has not looked for yet.
+    fn look(&mut self) {
+        if self.pods.wants_look() && self.pods.looked {
+            self.pods.look_begins();
+            let seen = self.pods.seen.clone();
+            self.pods.handle_namespaces(self.now, seen);
+        }
         self.poll();
     }
 
@@ -128,8 +139,13 @@ impl Node {
             };
         }
         self.seen = fresh;
+        self.pods.look_begins();
         let seen = self.seen.iter().map(|(n, addresses)| {
-            let left_behind = self.world.left_behind.get(n).map(|uid| Some(uid.clone()));
+            let left_behind = self.world.left_behind.get(n).map(|uid| LeftBehind {
+                pod: Some(uid.clone()),
+                captures: true,
+                refuses: false,
+            });
             (
                 *n,
                 Seen {
@@ -523,37 +539,6 @@ fn by_choice_what_cannot_be_mended_goes_around() {
         node.poll();
     }
     panic!("it was never let go");
-}
-
-#[test]
-fn what_lacks_a_namespace_says_why() {
-    let why = |node: &Node, uid: &str| match node.state(uid) {
-        Some(State::Pairing { why }) => why.to_string(),
-        other => panic!("{other:?}"),
-    };
-    let mut node = Node::new(&[]);
-    node.want(&[0]);
-    assert_eq!(why(&node, "a"), "no network namespace has been looked into yet");
-    node.see(&[]);
-    assert_eq!(why(&node, "a"), "no network namespace with its addresses is to be seen");
-    node.see(&[(1, 0)]);
-    node.settle();
-    // A second claims the address of the one that has it.
-    node.want(&[0, 3]);
-    assert!(matches!(node.state("a"), Some(State::In { .. })));
-    assert_eq!(
-        why(&node, "d"),
-        format!("shop/a (a) has the same address 10.0.0.1, and the namespace {}", id(1))
-    );
-    // The first leaves; the second waits for its namespace.
-    node.want(&[3]);
-    assert!(why(&node, "d").contains("is being let go by another pod"), "{}", why(&node, "d"));
-    // Neither has it.
-    let mut node = Node::new(&[]);
-    node.want(&[0, 3]);
-    node.see(&[(1, 0)]);
-    assert_eq!(why(&node, "a"), "shop/d (d) has the same address 10.0.0.1");
-    assert_eq!(why(&node, "d"), "shop/a (a) has the same address 10.0.0.1");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, TcpListener, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -84,6 +84,50 @@ pub(crate) fn what_a_pod_asks_is_followed_while_it_runs(world: &World) -> Outcom
             log.lines()
         );
         assert_eq!(log.count("repaired"), 0, "to follow is not to repair: {:#?}", log.lines());
+    })
+}
+
+/// A resolver that keeps its socket is answered by the proxy from then on, as one is that has just opened his.
+pub(crate) fn who_goes_on_asking_is_captured_as_well(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let asking = |dns| {
+        let mut one = spec("a", &["10.0.0.2", "fd00::2"]);
+        one.capture.dns = Some(dns);
+        one
+    };
+    // The nameservers say nothing.
+    let nameservers = ["10.0.0.1:53", "[fd00::1]:53"];
+    let _silent = nameservers.map(|at| node.netns.run(|| UdpSocket::bind(at).unwrap()).unwrap());
+    node.run(async {
+        let mut running = Running::start(node.config(), &Log::default());
+        running.want(&[asking(false)]);
+        running.until_in(&["a"]).await;
+        let asks = nameservers.map(|to| {
+            let socket = pod
+                .run(|| UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap())
+                .unwrap();
+            socket.connect(to).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.send(b"who").unwrap();
+            tokio::net::UdpSocket::from_std(socket).unwrap()
+        });
+        running.want(&[asking(true)]);
+        ask_until(&pod, "198.51.100.7:53", "dns 198.51.100.7:53 from 10.0.0.2").await;
+        for socket in asks {
+            let mut heard = [0; 8];
+            let mut answered = None;
+            for _ in 0..50 {
+                // The one before may have gone between the rules and what is forgotten after them.
+                socket.send(b"who").await.unwrap();
+                answered = timeout(Duration::from_millis(100), socket.recv(&mut heard)).await.ok();
+                if answered.is_some() {
+                    break;
+                }
+            }
+            assert_eq!(answered.and_then(Result::ok), Some(3), "{:?}", socket.peer_addr());
+        }
+        running.stop().await;
     })
 }
 

@@ -103,6 +103,40 @@ pub(crate) fn namespaces_are_found_by_the_processes_in_them(world: &World) -> Ou
     })
 }
 
+/// A process is read once, and may make itself another namespace after that; the number of the one that it has left is another's then.
+pub(crate) fn a_process_that_has_left_its_namespace_does_not_stand_for_it(world: &World) -> Outcome {
+    let namespace =
+        |name: &str| -> Result<Arc<Netns>, Box<dyn std::error::Error>> { Ok(Arc::new(Netns::open(world.namespace(name)?.path())?)) };
+    let (node, first, second) = (namespace("node")?, namespace("first")?, namespace("second")?);
+    let proc = scratch(world, "moving");
+    let moves = |pid: u32, to: &Netns| {
+        let path = proc.join(format!("{pid}/ns/net"));
+        fs::remove_file(&path).unwrap();
+        symlink(to.path(), path).unwrap();
+    };
+    process(&proc, 1, 1, &node, "0::/init.scope\n");
+    process(&proc, 100, 10, &first, &of_pod(OTHER));
+    process(&proc, 101, 11, &first, &of_pod(OTHER));
+    let mut processes = Processes::new(&proc);
+    let mut whose = || {
+        let found = processes.look().unwrap();
+        found.into_iter().map(|(id, (whose, _))| (id, whose.pid)).collect::<Vec<_>>()
+    };
+    assert_eq!(whose(), [(first.id(), 100)]);
+    moves(100, &second);
+    let mut both = vec![(first.id(), 101), (second.id(), 100)];
+    both.sort_unstable();
+    assert_eq!(whose(), both);
+    // Both have left it, and it may be anybody's.
+    moves(101, &second);
+    assert_eq!(whose(), [(second.id(), 100)]);
+    process(&proc, 200, 30, &first, &of_pod(UID));
+    let mut both = vec![(first.id(), 200), (second.id(), 100)];
+    both.sort_unstable();
+    assert_eq!(whose(), both);
+    Ok(())
+}
+
 /// What a look without any capability says to be hidden.
 fn hidden_from_few(proc: &Path) -> Option<String> {
     let look = || {

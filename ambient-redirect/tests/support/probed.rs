@@ -118,6 +118,7 @@ pub(crate) fn the_nodes_own_processes_reach_its_pods_and_nobody_else_does(world:
     }
     node.run(async {
         application(&pod, 8081);
+        application(&other, 8082);
         let mut running = Running::capturing(config(&node), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         for ((server, own, _), source) in SERVERS.into_iter().zip(probe_sources) {
             let heard = ask(&node.netns, server).await.unwrap();
@@ -125,6 +126,9 @@ pub(crate) fn the_nodes_own_processes_reach_its_pods_and_nobody_else_does(world:
             // What the node's table is against.
             let heard = ask_as(&other, source, server).await.unwrap();
             assert_eq!(heard, format!("app called by {source}"));
+            // What the pod says to it are answers: it calls nobody there.
+            let called = ask(&pod, &SocketAddr::new(source, 8082).to_string()).await.map_err(|e| e.kind());
+            assert_eq!(called, Err(io::ErrorKind::ConnectionRefused), "{source}");
         }
 
         let mut upheld = Upheld::start(&running, probes::Config::new(NAME));

@@ -157,6 +157,24 @@ impl Inside {
         Ok(())
     }
 
+    /// Forgets what is remembered of DNS queries of the pod's by UDP that go around the proxy: as long as a socket goes on asking, its
+    /// next datagrams would be the same to the kernel, and go where its first has gone. Of nobody's translation but ours is anything
+    /// forgotten, nor of what the proxy asks itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn forget_queries(&mut self) -> Result<(), ApplyError> {
+        // A kernel that does not count can list.
+        if matches!(self.conntrack.count(), Ok(0)) {
+            return Ok(());
+        }
+        let own = self.own_addresses()?;
+        let mut asked = self.conntrack.datagrams_to(DNS)?;
+        asked.retain(|(source, destination)| own.contains(&source.ip()) && !destination.ip().is_loopback());
+        self.conntrack.forget_datagrams(&asked)?;
+        Ok(())
+    }
+
     /// Has no new connection captured; what is captured stays so, as NAT stays hooked, and the way back to the proxy stays. Two
     /// transactions: what refuses goes first, as the kernel asks a deleted chain for some microseconds more, and would refuse
     /// what is redirected no longer.
@@ -547,6 +565,8 @@ fn leaves(connection: &Connection, own: &HashSet<IpAddr>) -> bool {
     !remote.is_loopback() && !own.contains(&remote) && !probe
 }
 
+/// Where nameservers are asked.
+const DNS: u16 = 53;
 /// A packet's way from one hook to the next takes microseconds; this is for a machine that pauses.
 const UNDERWAY: Duration = Duration::from_millis(2);
 

@@ -224,3 +224,70 @@ fn what_was_handed_over_and_is_never_wanted_is_let_go() {
     node.settle();
     assert!(node.world.closed.is_empty() && node.pods.is_empty());
 }
+
+/// As a process finds it after the one before: rules of its pod's, which no process stands behind.
+fn left(captures: bool, refuses: bool) -> BTreeMap<NetnsId, Seen> {
+    let left = LeftBehind {
+        pod: Some("a".into()),
+        captures,
+        refuses,
+    };
+    let seen = Seen {
+        addresses: vec![address_of(0)],
+        left_behind: Some(left),
+        birth: Birth::Running,
+        whose: None,
+    };
+    BTreeMap::from([(id(1), seen)])
+}
+
+#[test]
+fn a_pod_that_was_refused_stays_so_across_a_restart_until_its_capture_is_proven() {
+    for (open, captures) in [(false, true), (false, false), (true, true)] {
+        let mut node = Node::new(&[]);
+        node.pods = Pods::new(Timing { open, ..Timing::default() });
+        node.known = true;
+        node.world.closed.insert(id(1));
+        node.pods.handle_desired(node.now, Some(Arc::from([spec(0)])));
+        node.pods.look_begins();
+        node.seen.insert(id(1), vec![address_of(0)]);
+        node.pods.handle_namespaces(node.now, left(captures, true));
+        node.poll();
+        if open {
+            assert!(node.world.under_way.values().all(|action| !action.closed), "by choice");
+            continue;
+        }
+        assert!(node.pods.is_closed(id(1)) && node.pods.states()[0].closed);
+        // Its capture cannot be proven: as before, it is refused.
+        for _ in 0..20 {
+            let action = node.world.under_way.values().next().cloned().unwrap();
+            assert!(action.closed && !matches!(action.step, Step::Open | Step::Announce), "{action:?}");
+            assert_eq!(action.enforced, captures || node.world.rules.contains_key(&id(1)), "{action:?}");
+            node.end(0, action.step != Step::Prove);
+            node.now += Duration::from_secs(6);
+            node.poll();
+        }
+        assert!(node.world.closed.contains(&id(1)));
+        node.settle();
+        assert!(matches!(node.state("a"), Some(State::In { .. })) && node.world.closed.is_empty());
+    }
+}
+
+#[test]
+fn where_nothing_but_what_tracks_was_left_the_pod_joins_as_if_for_the_first_time() {
+    for captures in [false, true] {
+        let mut node = Node::new(&[]);
+        node.known = true;
+        node.pods.handle_desired(node.now, Some(Arc::from([spec(0)])));
+        node.pods.look_begins();
+        node.seen.insert(id(1), vec![address_of(0)]);
+        node.pods.handle_namespaces(node.now, left(captures, false));
+        node.poll();
+        let action = node.world.under_way.values().next().unwrap();
+        assert_eq!(
+            action.enforced, captures,
+            "what is open went around nothing that captured: {action:?}"
+        );
+        assert!(!action.closed);
+    }
+}

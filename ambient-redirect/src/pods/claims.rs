@@ -1,0 +1,148 @@
+//! Whose an address is that a namespace has: what whoever may give himself any address cannot claim.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use ambient_core::PodUid;
+
+use super::{Pods, Unpaired, pairing};
+use crate::{PodSpec, linux::NetnsId};
+
+/// What is read of addresses for a pod: which it has they say only if they were read when it was known already that it has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// The addresses that it was told to have.
+    told: Vec<IpAddr>,
+    state: Read,
+}
+
+/// The namespaces that were there beside a pod's own when that went. While it is told to have the addresses that it had in there, whoever
+/// has them in one of these is somebody else.
+#[derive(Debug)]
+pub(super) struct Beside {
+    addresses: Vec<IpAddr>,
+    namespaces: Arc<BTreeSet<NetnsId>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// Not yet.
+    Wanted,
+    /// They are being read.
+    Begun,
+    /// Not all could be: they are read again in their time.
+    Failed,
+    Done,
+}
+
+impl Pods {
+    /// A look at the namespaces begins; gives whether the addresses of those without a pod are to be read again in it. A pod gets
+    /// none but by addresses that were read after it was told of: what was read before that of another namespace may be the claim
+    /// of somebody who knew which address comes next, and of its own that it had none yet.
+    pub fn look_begins(&mut self) -> bool {
+        for reading in self.readings.values_mut().filter(|reading| reading.state != Read::Done) {
+            reading.state = Read::Begun;
+        }
+        self.wants_addresses()
+    }
+
+    /// Of the look that has begun last [`Pods::handle_namespaces`] does not tell all: descriptors or memory were short, so that a
+    /// pod's own namespace may be missing. It is told all the same, and no pod gets one by it.
+    pub fn handle_shortage(&mut self) {
+        for reading in self.readings.values_mut().filter(|reading| reading.state == Read::Begun) {
+            reading.state = Read::Failed;
+        }
+    }
+
+    /// Whether a look is to begin at once, for pods that were told of since the last one was begun.
+    pub fn wants_look(&self) -> bool {
+        self.readings.values().any(|reading| reading.state == Read::Wanted)
+    }
+
+    /// Whether addresses are read for a pod at once, or in this moment.
+    pub(super) fn is_being_read(&self, uid: &PodUid) -> bool {
+        let reading = self.readings.get(uid);
+        reading.is_some_and(|reading| matches!(reading.state, Read::Wanted | Read::Begun))
+    }
+
+    /// The look that was begun last has ended, and all of it is told; gives whether a pod waits for that.
+    pub(super) fn look_ends(&mut self) -> bool {
+        let mut awaited = false;
+        for reading in self.readings.values_mut().filter(|reading| reading.state == Read::Begun) {
+            reading.state = Read::Done;
+            awaited = true;
+        }
+        awaited
+    }
+
+    /// Which namespaces are whose, of pods and namespaces that have none.
+    pub(super) fn pair(&self, now: Instant, desired: &[PodSpec]) -> pairing::Found {
+        let placed: HashSet<&PodUid> = self.entries.values().map(|e| &e.pod.uid).collect();
+        let is_read = |uid: &PodUid| self.readings.get(uid).is_some_and(|reading| reading.state == Read::Done);
+        let was_beside = |id, uid: &PodUid| self.beside.get(uid).is_some_and(|beside| beside.namespaces.contains(&id));
+        let whose = |id| self.seen.get(&id).and_then(|seen| seen.whose.as_ref());
+        let is_by_processes = |id, uid: &PodUid| whose(id).is_some_and(|whose| whose.pod == *uid);
+        let mut found = pairing::pair(
+            desired,
+            &self.seen,
+            |id| self.entries.get(&id).map(|entry| (&*entry.pod, entry.leaves())),
+            |uid| placed.contains(uid),
+            |id, uid| self.former.get(&id).is_some_and(|(former, until)| former != uid && *until > now),
+            |id, uid| was_beside(id, uid) && !is_by_processes(id, uid),
+        );
+        let (read, unread): (Vec<_>, Vec<_>) = found.pairs.into_iter().partition(|(_, spec)| is_read(&spec.uid));
+        found.pairs = read;
+        let not_looked = |(_, spec): (NetnsId, PodSpec)| (spec.uid, Unpaired::NotLooked);
+        found.unpaired.extend(unread.into_iter().map(not_looked));
+        found
+    }
+
+    /// Takes note of desired pods that have no namespace from here on, or other addresses.
+    pub(super) fn want_readings(&mut self, desired: &HashMap<&PodUid, &PodSpec>) {
+        let placed: HashSet<PodUid> = self.entries.values().map(|e| e.pod.uid.clone()).collect();
+        self.readings.retain(|uid, _| desired.contains_key(uid) && !placed.contains(uid));
+        let has_still = |uid: &PodUid, addresses: &[IpAddr]| desired.get(uid).is_some_and(|spec| spec.addresses == addresses);
+        self.beside.retain(|uid, beside| has_still(uid, &beside.addresses));
+        for beside in self.beside.values_mut() {
+            // The number of one that is gone may be the next one's.
+            if beside.namespaces.iter().any(|id| !self.seen.contains_key(id)) {
+                let there = beside.namespaces.iter().copied().filter(|id| self.seen.contains_key(id));
+                beside.namespaces = Arc::new(there.collect());
+            }
+        }
+        let unplaced = desired
+            .values()
+            .filter(|spec| !spec.addresses.is_empty() && !placed.contains(&spec.uid));
+        for spec in unplaced {
+            let reading = self.readings.get(&spec.uid);
+            if reading.is_none_or(|reading| reading.told != spec.addresses) {
+                let reading = Reading {
+                    told: spec.addresses.clone(),
+                    state: Read::Wanted,
+                };
+                self.readings.insert(spec.uid.clone(), reading);
+            }
+        }
+    }
+
+    /// Takes note of what is there beside the namespaces that are gone now.
+    pub(super) fn note_beside(&mut self, is_gone: impl Fn(NetnsId) -> bool) {
+        let gone = |id: &NetnsId| self.seen.contains_key(id) && is_gone(*id);
+        let going: Vec<Arc<PodSpec>> = self.entries.iter().filter(|(id, _)| gone(id)).map(|(_, e)| e.pod.clone()).collect();
+        if going.is_empty() {
+            return;
+        }
+        let namespaces: Arc<BTreeSet<NetnsId>> = Arc::new(self.seen.keys().copied().filter(|id| !is_gone(*id)).collect());
+        for pod in going {
+            let beside = Beside {
+                addresses: pod.addresses.clone(),
+                namespaces: namespaces.clone(),
+            };
+            self.beside.insert(pod.uid.clone(), beside);
+        }
+    }
+}
