@@ -159,6 +159,8 @@ struct Known {
     /// Names removed soon after that.
     removed_early: [usize; 2],
     waiting: Option<Waiting>,
+    /// Until when what is to be removed waited on the stream before: it waits no longer for a stream that has ended meanwhile.
+    waited: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -291,7 +293,9 @@ impl Session {
         self.opened = None;
         self.requests.clear();
         for known in &mut self.kinds {
-            known.waiting = None;
+            if let Some(waiting) = known.waiting.take() {
+                known.waited = Some(waiting.until);
+            }
         }
     }
 
@@ -398,6 +402,7 @@ impl Session {
             if known.waiting.as_ref().is_some_and(|waiting| waiting.until <= now)
                 && let Some(waiting) = known.waiting.take()
             {
+                known.waited = None;
                 for name in waiting.into_names() {
                     known.let_go(kind, &name, &mut received);
                 }
@@ -583,7 +588,10 @@ impl Session {
             }
             let most = settling && begun_with > 0 && known.removed_early[sort] * 2 > begun_with;
             if gone.len() > 1 && (most || known.waiting.is_some()) {
-                let waiting = known.waiting.get_or_insert_with(|| Waiting::until(grace));
+                // Of long ago it is another time that they are missed.
+                let before = known.waited.filter(|until| now < *until + self.settings.grace);
+                let until = before.map_or(grace, |until| until.min(grace));
+                let waiting = known.waiting.get_or_insert_with(|| Waiting::until(until));
                 for (name, held) in gone.iter().filter_map(|name| Some((name, known.held.get(name)?))) {
                     waiting.add(name, &held.claims);
                 }
@@ -617,7 +625,7 @@ impl Known {
         if let Some(waiting) = &mut self.waiting {
             waiting.take(name);
             if waiting.len() == 0 {
-                self.waiting = None;
+                (self.waiting, self.waited) = (None, None);
             }
         }
     }

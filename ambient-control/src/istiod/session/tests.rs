@@ -244,6 +244,41 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
     assert!(session.faults().is_empty() && session.timeout().is_none());
 }
 
+/// As where certificates are renewed more often than that, and a stream with each.
+#[test]
+fn what_is_missed_on_one_stream_after_the_other_waits_once() {
+    let mut session = session();
+    let start = now();
+    session.handle_opened(start);
+    session.handle_whole(start, response(Kind::Address, "n", (0..4).map(|n| resource(n, 1)).collect(), &[]));
+    let names: Vec<String> = (0..4).map(uid).collect();
+    let missed = |session: &mut Session, now| {
+        session.handle_closed();
+        session.handle_opened(now);
+        let received = session.handle_whole(now, response(Kind::Address, "n", vec![], &names));
+        assert!(received.changes.is_empty() && received.waiting == 4, "{received:?}");
+    };
+    let first = start + SETTLING;
+    for stream in 0..3 {
+        let now = first + stream * GRACE / 3;
+        missed(&mut session, now);
+        assert_eq!(session.timeout(), Some(first + GRACE), "{stream}");
+    }
+    // It is over while there is no stream.
+    let late = first + GRACE + Duration::from_secs(1);
+    missed(&mut session, late);
+    assert_eq!(session.handle_timeout(late).changes.len(), 4);
+    // Another time it waits anew: where they were there again, and where it is long ago.
+    session.handle_whole(late, response(Kind::Address, "n", (0..4).map(|n| resource(n, 2)).collect(), &[]));
+    missed(&mut session, late);
+    assert_eq!(session.timeout(), Some(late + GRACE));
+    session.handle_whole(late, response(Kind::Address, "n", (0..4).map(|n| resource(n, 3)).collect(), &[]));
+    missed(&mut session, late + Duration::from_secs(1));
+    assert_eq!(session.timeout(), Some(late + Duration::from_secs(1) + GRACE));
+    missed(&mut session, late + 4 * GRACE);
+    assert_eq!(session.timeout(), Some(late + 5 * GRACE));
+}
+
 #[test]
 fn what_the_first_stream_takes_back_is_gone_at_once() {
     let mut session = session();
