@@ -74,7 +74,7 @@ fn no_root_is_made_by_a_clock_that_cannot_be_right() {
     let scratch = tempfile::tempdir().unwrap();
     let init = |seconds| Authority::init(scratch.path(), TrustDomain::default(), UNIX_EPOCH + Duration::from_secs(seconds));
     for (seconds, days) in [(0, 0), (2 * 86_400, 2), (1_767_225_599, 20_453)] {
-        let error = init(seconds).err().expect("it is before 2026");
+        let Err(error) = init(seconds) else { panic!("it is before 2026") };
         assert!(matches!(error, OpenError::Clock { days: said } if said == days), "{error}");
         let open = DirectoryCa::open_at(
             scratch.path(),
