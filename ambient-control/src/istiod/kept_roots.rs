@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::disk::trust::{KeptTrust, Root, TrustFile};
 
@@ -60,12 +60,30 @@ impl KeptRoots {
             roots,
             lists: Vec::new(),
         };
+        self.begin(&mut desk);
+    }
+
+    /// Has what was last written, now or after what is being written.
+    fn begin(&self, desk: &mut Desk) {
         desk.next = Some(desk.last.clone());
         if desk.since.is_none() {
             desk.since = Some(Instant::now());
             let kept = self.clone();
             tokio::task::spawn_blocking(move || kept.write());
         }
+    }
+
+    /// Tries again what could not be written, after a while.
+    fn owe(&self) {
+        let kept = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            sleep(AGAIN).await;
+            let Some(kept) = kept.upgrade().map(Self) else { return };
+            let mut desk = kept.desk();
+            if desk.failed.is_some() && desk.since.is_none() {
+                kept.begin(&mut desk);
+            }
+        });
     }
 
     fn write(&self) {
@@ -76,13 +94,21 @@ impl KeptRoots {
                 desk.since = next.is_some().then(Instant::now);
                 next
             };
-            let Some(next) = next else { return };
+            let Some(next) = next else {
+                if self.desk().failed.is_some() {
+                    self.owe();
+                }
+                return;
+            };
             let written = self.0.file.keep(&next);
-            self.desk().failed = written.err().map(|error| {
-                let why = format!("the roots that came are not remembered: a restart without the authority has none: {error}");
-                tracing::error!("{why}");
-                why
-            });
+            let why = |error| format!("the roots that came are not remembered: a restart without the authority has none: {error}");
+            let failed = written.err().map(why);
+            let before = std::mem::replace(&mut self.desk().failed, failed.clone());
+            match failed {
+                Some(why) if before.as_ref() != Some(&why) => tracing::error!("{why}"),
+                None if before.is_some() => tracing::info!("the roots that came are remembered again"),
+                _ => {}
+            }
         }
     }
 
@@ -104,6 +130,8 @@ impl KeptRoots {
 
 /// How old the kept roots' dates may be.
 const KEEPING: Duration = Duration::from_secs(60);
+/// When it is tried again what could not be written.
+const AGAIN: Duration = Duration::from_secs(2);
 /// How long a disk may take before that is told.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -145,15 +173,33 @@ mod tests {
         assert_eq!(kept.fault(), None);
         let (_, found) = TrustFile::open(scratch.path(), "istiod.roots").unwrap();
         assert_eq!(found.unwrap().roots, [root("c")]);
-        // What cannot be written is told for as long as it cannot.
-        std::fs::create_dir(scratch.path().join("istiod.roots.new")).unwrap();
-        for (is_told, name) in [(true, "d"), (false, "e")] {
-            kept.keep(vec![root(name)], at(103));
-            while kept.desk().since.is_some() {
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(kept.fault().is_some(), is_told);
-            let _ = std::fs::remove_dir(scratch.path().join("istiod.roots.new"));
+    }
+
+    /// What cannot be written is told for as long as it cannot, and no longer.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_written_is_tried_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let in_the_way = scratch.path().join("istiod.roots.new");
+        let (file, _) = TrustFile::open(scratch.path(), "istiod.roots").unwrap();
+        let kept = KeptRoots::new(file);
+        std::fs::create_dir(&in_the_way).unwrap();
+        kept.keep(vec![root("a")], SystemTime::UNIX_EPOCH + Duration::from_secs(100));
+        while kept.fault().is_none() {
+            tokio::task::yield_now().await;
         }
+        sleep(3 * AGAIN).await;
+        assert!(
+            kept.fault().is_some_and(|why| why.contains("istiod.roots")),
+            "it is in the way still"
+        );
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let kept_at_last = async {
+            while kept.fault().is_some() {
+                sleep(AGAIN).await;
+            }
+        };
+        tokio::time::timeout(100 * AGAIN, kept_at_last).await.expect("it is tried again");
+        let (_, found) = TrustFile::open(scratch.path(), "istiod.roots").unwrap();
+        assert_eq!(found.unwrap().roots, [root("a")]);
     }
 }

@@ -114,7 +114,7 @@ fn all_of_them(ground: &mut Ground) -> Outcome {
     );
     for wrong in [
         "demo/late: 1 of its connections are from before it joined",
-        "demo/squat: it is not captured: the proxy cannot listen: listening on TCP port 15006",
+        "demo/squat: it is not captured: the proxy cannot listen: a process of the pod listens on port tcp/15006, which is the proxy's",
         "demo/table: it is not captured: the rules cannot be put in force: the namespace holds a table inet ambient-nat that is not ours",
     ] {
         assert!(out.contains(wrong), "{wrong} is not in {out}");

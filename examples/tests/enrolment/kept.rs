@@ -81,7 +81,7 @@ pub(crate) fn what_a_killed_node_keeps_is_whole(world: &World) -> Outcome {
         answers(ground, "back")?;
         let page = ground.page("node-1", 15021, "/healthz/ready")?;
         assert!(
-            page.contains("its state is as remembered") && page.contains("certificate of before this start"),
+            page.contains("the rest is as remembered") && page.contains("certificate of before this start"),
             "{page}"
         );
         // What was announced stands, although nobody is there to hear it again.
