@@ -327,9 +327,7 @@ impl Node {
     /// Lets everything go well until nothing more happens.
     fn settle(&mut self) {
         for _ in 0..300 {
-            while !self.world.under_way.is_empty() {
-                self.end(0, true);
-            }
+            self.finish();
             self.now += Duration::from_millis(500);
             self.poll();
         }
@@ -339,8 +337,14 @@ impl Node {
             .map(|(n, a)| (n.ino, (0..4).find(|i| a.contains(&address_of(*i))).unwrap()))
             .collect();
         self.see(&places);
+        self.finish();
+    }
+
+    /// Ends well what is under way, and what that has begin: a look too, for a pod whose namespace it has let go.
+    fn finish(&mut self) {
         while !self.world.under_way.is_empty() {
             self.end(0, true);
+            self.look();
         }
     }
 
@@ -668,6 +672,19 @@ fn a_stranger_with_a_pods_address_changes_nothing_for_it() {
     node.settle();
     assert!(matches!(node.state("a"), Some(State::In { .. })));
     assert_eq!(node.world.rules.len(), 1);
+}
+
+#[test]
+fn a_pod_that_is_let_go_of_where_it_was_left_behind_joins_where_it_is() {
+    let mut node = Node::new(&[(1, 2)]);
+    node.announced(&[0]);
+    node.see(&[]);
+    node.want(&[]);
+    node.want(&[2, 0]);
+    node.see(&[(2, 2), (1, 0)]);
+    node.settle();
+    let is_in = |uid| matches!(node.state(uid), Some(State::In { .. }));
+    assert!(is_in("a") && is_in("c"), "{:?}", node.pods.states());
 }
 
 proptest! {
