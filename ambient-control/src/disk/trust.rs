@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-#[cfg(any(feature = "spiffe", feature = "fuzz"))]
+#[cfg(any(feature = "spiffe", feature = "fuzz", test))]
 use ambient_core::TrustBundles;
 use ambient_core::TrustDomain;
 
@@ -92,7 +92,7 @@ impl TrustFile {
     }
 }
 
-#[cfg(any(feature = "spiffe", feature = "fuzz"))]
+#[cfg(any(feature = "spiffe", feature = "fuzz", test))]
 impl KeptTrust {
     /// Those of its roots that are trusted at a time, and its lists.
     pub(crate) fn bundles(&self, now: SystemTime) -> TrustBundles {

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
+use crate::ca::signer::request;
 
 /// What the control plane signs for a pod of a node.
 fn signed_for(mesh: &Mesh, control: &DirectoryCa, account: &str, node: Option<&str>) -> Credential {
