@@ -3,6 +3,8 @@
 
 #[path = "support/left.rs"]
 mod left;
+#[path = "support/many.rs"]
+mod many;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
@@ -99,6 +101,18 @@ fn main() -> ExitCode {
             what_cannot_be_mended_goes_around_by_choice,
         ),
         ("what_went_around_is_reset_and_counted", what_went_around_is_reset_and_counted),
+        (
+            "of_many_open_connections_some_are_kept_and_the_rest_is_reset_and_told",
+            many::of_many_open_connections_some_are_kept_and_the_rest_is_reset_and_told,
+        ),
+        (
+            "what_is_open_is_closed_if_asked_however_much_it_is",
+            many::what_is_open_is_closed_if_asked_however_much_it_is,
+        ),
+        (
+            "what_went_around_is_reset_however_much_it_is",
+            many::what_went_around_is_reset_however_much_it_is,
+        ),
     ])
 }
 
@@ -426,7 +440,12 @@ fn what_is_remembered_of_connections_that_have_ended_is_forgotten(world: &World)
         let all = [&gone[..], &[of_others]].concat();
         let refused = pod.run(|| Conntrack::open().unwrap().remember(&all, 0).unwrap()).unwrap();
         assert_eq!(refused.count, 0, "{refused:?}");
-        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        // And so is more than is held of it at a time.
+        let config = Config {
+            kept_most: 1,
+            ..node.config()
+        };
+        let running = Running::capturing(config, &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let known = pod.run(|| Conntrack::open().unwrap().connections().unwrap()).unwrap();
         let is_known = |entry: &Entry| known.iter().any(|t| [t.source, t.destination].contains(&entry.local));
         assert!(!gone.iter().any(is_known) && is_known(&of_others), "{known:#?}");
