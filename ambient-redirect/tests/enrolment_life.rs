@@ -93,6 +93,10 @@ fn main() -> ExitCode {
             left::who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing,
         ),
         (
+            "who_shares_a_port_with_the_proxy_is_given_nothing_once_he_is_found",
+            left::who_shares_a_port_with_the_proxy_is_given_nothing_once_he_is_found,
+        ),
+        (
             "what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined",
             left::what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined,
         ),

@@ -410,8 +410,8 @@ impl Hands {
         if kept.is_empty() {
             return Done::Well(Report::default());
         }
-        let before = kept.len();
-        match room.within(move |inside| inside.still_open(&kept)).await {
+        let (before, one_by_one) = (kept.len(), self.kept_most / 64);
+        match room.within(move |inside| inside.still_open(&kept, one_by_one)).await {
             Ok(open) => {
                 let fewer = open.len() != before;
                 if fewer {
@@ -573,8 +573,13 @@ fn differs(differences: &[Difference]) -> Done {
 /// Why a capture is not proven that is not as it should be, although it was put in force.
 fn unproven(differences: &[Difference]) -> Cause {
     let what = list(differences);
-    match differences.iter().any(|d| matches!(d, Difference::Diverted(_))) {
-        true => Cause::Diverted(what),
+    let any = |is: fn(&Difference) -> bool| differences.iter().any(is);
+    if any(|d| matches!(d, Difference::Diverted(_))) {
+        return Cause::Diverted(what);
+    }
+    // Also beside the proxy, where that shares its ports.
+    match any(|d| matches!(d, Difference::ForeignListener(_))) {
+        true => Cause::PortTaken(what),
         false => what.into(),
     }
 }

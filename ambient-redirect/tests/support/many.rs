@@ -57,8 +57,12 @@ pub(crate) fn of_many_open_connections_some_are_kept_and_the_rest_is_reset_and_t
         let mut running = Running::start(keeping(&node, 2), &Log::default());
         running.want(&[spec("a", &ADDRESSES)]);
         running.until_in(&["a"]).await;
-        assert_eq!(sorted(&running, kept).len(), 2);
+        let mut kept = sorted(&running, kept);
+        assert_eq!(kept.len(), 2);
         assert_eq!(running.states.borrow()[0].strays, 0, "they were let be open");
+        drop(kept.pop());
+        running.until("the end of one", |states| states[0].kept.len() == 1).await;
+        assert_eq!(sorted(&running, kept).len(), 1);
         running.stop().await;
     })
 }

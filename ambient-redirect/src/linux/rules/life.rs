@@ -354,20 +354,29 @@ impl Inside {
         Ok(())
     }
 
-    /// Those that are still open.
+    /// Those that are still open. Of more than so many it is not asked one by one: the kernel lists all in less time.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn still_open(&mut self, kept: &[Kept]) -> Result<Vec<Kept>, ApplyError> {
-        let mut open = Vec::with_capacity(kept.len());
-        let mut ended = Vec::new();
-        for one in kept {
-            match self.sockets.is_open(&one.connection())? {
-                true => open.push(one.clone()),
-                false => ended.push((one.local, one.remote)),
+    pub(crate) fn still_open(&mut self, kept: &[Kept], one_by_one: usize) -> Result<Vec<Kept>, ApplyError> {
+        let open: HashSet<u64> = match kept.len() > one_by_one {
+            true => {
+                let asked: HashSet<u64> = kept.iter().map(|one| one.cookie).collect();
+                self.sockets.gather_connections(Asked::Ends, HashSet::new, |open, c| {
+                    open.extend(Some(c.cookie).filter(|cookie| asked.contains(cookie)));
+                    Ok(())
+                })?
             }
-        }
-        self.forget_ended(ended.into_iter())?;
+            false => {
+                let mut open = HashSet::new();
+                for one in kept {
+                    open.extend(self.sockets.is_open(&one.connection())?.then_some(one.cookie));
+                }
+                open
+            }
+        };
+        let (open, ended): (Vec<Kept>, Vec<Kept>) = kept.iter().cloned().partition(|one| open.contains(&one.cookie));
+        self.forget_ended(ended.iter().map(|one| (one.local, one.remote)))?;
         Ok(open)
     }
 
