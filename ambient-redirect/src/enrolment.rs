@@ -108,7 +108,7 @@ impl Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ExistingConnections {
     /// They go on until they end, outside of the mesh: unencrypted, and asked of no policy. They are listed
-    /// ([`PodState::kept`]) and can be closed ([`Enrolment::kept`]).
+    /// ([`PodState::kept`]) and can be closed ([`Enrolment::kept`]). Of one pod no more than [`Config::kept_most`].
     #[default]
     Keep,
     /// They are reset once new ones are captured.

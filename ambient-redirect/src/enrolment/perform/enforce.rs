@@ -1,6 +1,6 @@
 //! Rules put in force, and what becomes of what goes around them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{super::wall, Hands, Room, put};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     linux::{ApplyError, Difference, Inside, Joined, Outsider, Sought},
     netlink::Connection,
     plan::Options,
-    pods::{Action, Cause, Direction, Report},
+    pods::{Action, Cause, Direction, Kept, Report},
 };
 
 impl Hands {
@@ -85,10 +85,10 @@ impl Hands {
         let (added, lost, sorted) = room.within(work).await?;
         room.ask(&action.pod.capture);
         let (before, now) = (room.kept(), wall());
-        let known = |cookie| before.iter().find(|k| k.cookie == cookie);
-        let kept = sorted.kept.iter().map(|o| o.kept(known(o.connection.cookie), now)).collect();
+        let known: HashMap<u64, &Kept> = before.iter().map(|k| (k.cookie, k)).collect();
+        let kept = sorted.kept.iter().map(|o| o.kept(known.get(&o.connection.cookie).copied(), now));
         Ok(Report {
-            kept: Some(room.keep(kept)),
+            kept: Some(room.keep(kept.collect())),
             strays: sorted.strays,
             ..said_if(&added, lost, sorted.beyond)
         })
