@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     Announce, PodSpec, Proxy,
-    linux::{NetnsError, NetnsId, Sockets},
+    linux::{MOST_HELD, NetnsError, NetnsId, Sockets},
     plan::Options,
     pods::{Action, Cause, Done, NotGiven, Notice, Output, PodState, Pods, Step, Timing},
 };
@@ -65,6 +65,9 @@ pub struct Config {
     pub patience: Duration,
     /// What becomes of the connections that a pod has open when it joins.
     pub existing: ExistingConnections,
+    /// So many of them are kept of a pod; those beyond are reset, and the pod's state says so ([`PodState::said`]). No more of a pod's
+    /// connections is held in memory at a time either.
+    pub kept_most: usize,
     /// What is captured of a pod that leaves may go on so long, and is reset then.
     pub drain: Duration,
     /// Let a pod's TCP go around the mesh, in plaintext and asked of no policy, whenever its capture cannot be upheld, and until
@@ -79,7 +82,8 @@ pub struct Config {
 
 impl Config {
     /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, by connections every 30 s, steps
-    /// given 10 s; existing connections are kept, captured ones given 30 s when a pod leaves; refused what is not proven; rules
+    /// given 10 s; existing connections are kept, 65,536 of a pod,
+    /// captured ones given 30 s when a pod leaves; refused what is not proven; rules
     /// stay at the end.
     pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -92,6 +96,7 @@ impl Config {
             prove_every: Duration::from_secs(30),
             patience: Duration::from_secs(10),
             existing: ExistingConnections::default(),
+            kept_most: MOST_HELD,
             drain: Duration::from_secs(30),
             open_when_unproven: false,
             release_at_end: false,
@@ -103,7 +108,7 @@ impl Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ExistingConnections {
     /// They go on until they end, outside of the mesh: unencrypted, and asked of no policy. They are listed
-    /// ([`PodState::kept`]) and can be closed ([`Enrolment::kept`]).
+    /// ([`PodState::kept`]) and can be closed ([`Enrolment::kept`]). Of one pod no more than [`Config::kept_most`].
     #[default]
     Keep,
     /// They are reset once new ones are captured.
@@ -173,6 +178,7 @@ impl Enrolment {
                 patience: config.patience,
                 prove_every: config.prove_every,
                 existing: config.existing,
+                kept_most: config.kept_most,
             }),
             observer,
             states: channel(Arc::from([])).0,

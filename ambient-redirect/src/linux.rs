@@ -40,7 +40,7 @@ pub use processes::{FindError, Hidden, Processes, namespace_of};
 pub(crate) use proof::Prover;
 pub use proof::{Proof, Way, Ways};
 pub use rules::{ApplyError, Aside, Change, Difference, DryRun, Inside, Line, Mark, Owner, RulePlace, Segments, Stranger, Thing};
-pub(crate) use rules::{Joined, Listing, Looked};
+pub(crate) use rules::{Joined, Listing, Looked, MOST_HELD, Outsider, Sought};
 pub use seqpacket::{Packet, Peer, ReceiveError, SeqPacket, SeqPacketListener};
 #[doc(hidden)]
 pub use slice::{Slice, Slices};

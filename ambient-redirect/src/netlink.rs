@@ -42,11 +42,13 @@ mod events;
 #[allow(unreachable_pub, reason = "for the fuzz target alone")]
 pub mod fuzz;
 mod nftables;
+mod page;
 mod redirected;
 mod routing;
 mod socket;
 
 pub use conntrack::{Conntrack, Entry, KnownBy, Refused, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked};
+pub(crate) use diag::Asked;
 pub use diag::{Connection, Listener, Progress, Sockets, Transport};
 pub use error::Error;
 pub use events::{Events, Notice};
@@ -54,6 +56,7 @@ pub use nftables::{
     BaseChain, Batch, Chain, ChainKind, Cmp, CtKey, Does, Expr, Family, Generation, Hook, MetaKey, Nftables, PayloadBase, Reading,
     Rule as NftRule, Set, SetKey, Table, Verdict,
 };
+pub(crate) use page::Pages;
 pub use redirected::Redirected;
 #[cfg(test)]
 pub(crate) use routing::kernel;

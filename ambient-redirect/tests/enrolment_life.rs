@@ -3,6 +3,8 @@
 
 #[path = "support/left.rs"]
 mod left;
+#[path = "support/many.rs"]
+mod many;
 #[path = "support/mesh.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod mesh;
@@ -91,6 +93,10 @@ fn main() -> ExitCode {
             left::who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing,
         ),
         (
+            "who_shares_a_port_with_the_proxy_is_given_nothing_once_he_is_found",
+            left::who_shares_a_port_with_the_proxy_is_given_nothing_once_he_is_found,
+        ),
+        (
             "what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined",
             left::what_is_open_goes_on_where_a_process_was_killed_while_its_pod_joined,
         ),
@@ -99,6 +105,18 @@ fn main() -> ExitCode {
             what_cannot_be_mended_goes_around_by_choice,
         ),
         ("what_went_around_is_reset_and_counted", what_went_around_is_reset_and_counted),
+        (
+            "of_many_open_connections_some_are_kept_and_the_rest_is_reset_and_told",
+            many::of_many_open_connections_some_are_kept_and_the_rest_is_reset_and_told,
+        ),
+        (
+            "what_is_open_is_closed_if_asked_however_much_it_is",
+            many::what_is_open_is_closed_if_asked_however_much_it_is,
+        ),
+        (
+            "what_went_around_is_reset_however_much_it_is",
+            many::what_went_around_is_reset_however_much_it_is,
+        ),
     ])
 }
 
@@ -426,7 +444,12 @@ fn what_is_remembered_of_connections_that_have_ended_is_forgotten(world: &World)
         let all = [&gone[..], &[of_others]].concat();
         let refused = pod.run(|| Conntrack::open().unwrap().remember(&all, 0).unwrap()).unwrap();
         assert_eq!(refused.count, 0, "{refused:?}");
-        let running = Running::capturing(node.config(), &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
+        // And so is more than is held of it at a time.
+        let config = Config {
+            kept_most: 1,
+            ..node.config()
+        };
+        let running = Running::capturing(config, &Log::default(), &[spec("a", &["10.0.0.2", "fd00::2"])]).await;
         let known = pod.run(|| Conntrack::open().unwrap().connections().unwrap()).unwrap();
         let is_known = |entry: &Entry| known.iter().any(|t| [t.source, t.destination].contains(&entry.local));
         assert!(!gone.iter().any(is_known) && is_known(&of_others), "{known:#?}");

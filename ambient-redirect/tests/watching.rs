@@ -122,6 +122,10 @@ fn main() -> ExitCode {
             without_privilege_it_is_said_what_is_missing,
         ),
         (
+            "more_rules_in_a_table_than_are_listed_are_an_error",
+            listing::more_rules_in_a_table_than_are_listed_are_an_error,
+        ),
+        (
             "a_listing_under_changes_is_right_or_refused",
             listing::a_listing_under_changes_is_right_or_refused,
         ),

@@ -1,7 +1,8 @@
 //! One step for one pod.
 
+mod enforce;
+
 use std::{
-    collections::HashSet,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,18 +15,16 @@ use tokio::{
 };
 
 use super::{
-    ExistingConnections, wall,
+    ExistingConnections,
     watch::{Heard, Watch, close},
 };
 use crate::{
     Announce, Drained, PodSpec, Proxy,
     linux::{
-        ApplyError, Aside, Difference, Inside, Joined, Listing, Looked, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger,
-        Way,
+        ApplyError, Aside, Difference, Inside, Listing, Looked, Mark, Netns, NetnsId, Proof, Prover, Segments, Sockets, Stranger, Way,
     },
-    netlink::Connection,
     plan::{IpFamily, Options, Plan, Port},
-    pods::{Action, Cause, Direction, Done, Kept, Report, Step},
+    pods::{Action, Cause, Done, Kept, Report, Step},
 };
 
 /// What steps are done with.
@@ -39,6 +38,8 @@ pub(super) struct Hands {
     pub(super) patience: Duration,
     pub(super) prove_every: Duration,
     pub(super) existing: ExistingConnections,
+    /// How many of these are kept of a pod.
+    pub(super) kept_most: usize,
 }
 
 /// A namespace that has a pod: its sockets are opened at the first use, and events watched from then on.
@@ -371,80 +372,6 @@ impl Hands {
         self.patiently(self.proxy.add(pod, room.namespace.clone())).await
     }
 
-    /// Puts the rules in force, and looks for what goes around them: what was open before is kept or closed, as is asked for;
-    /// what went around rules that stood, or should have, is closed.
-    async fn enforce(&self, action: &Action, room: &Room) -> Result<Report, Cause> {
-        let (plan, mark) = (self.plan(&action.pod, action.closed, room), self.mark(&action.pod));
-        let dns = self.options(&action.pod).dns;
-        if action.closed && !action.enforced {
-            // Nothing was open, and nothing was let be opened.
-            let work = move |inside: &mut Inside| {
-                let (added, lists) = inside.put(&plan, &mark)?;
-                forget_queries(inside, dns, &added)?;
-                inside.keep_segments_alone(&plan.segments, lists);
-                Ok(added)
-            };
-            let added = room.within(work).await?;
-            room.ask(&action.pod.capture);
-            return Ok(said_if(&added, 0));
-        }
-        let (enforced, existing, options, before) = (action.enforced, self.existing, self.options(&action.pod), room.kept());
-        let newly_inbound = options.inbound && room.asked().is_some_and(|asked| !self.options.of(&asked).inbound);
-        let keeps_inbound = newly_inbound && existing == ExistingConnections::Keep;
-        let work = move |inside: &mut Inside| {
-            // What is not captured goes around the proxy by right.
-            let is_meant = |way, c: &Connection| (options.inbound || way == Direction::Outbound) && (options.ipv6 || c.local.is_ipv4());
-            let joined = match enforced {
-                true if keeps_inbound => inside.apply_keeping(&plan, &mark, |c, way| way == Direction::Inbound && is_meant(way, c))?,
-                true => inside.put(&plan, &mark).map(Joined::from)?,
-                false => inside.join(&plan, &mark)?,
-            };
-            let Joined { added, lost, told, lists } = joined;
-            forget_queries(inside, dns, &added)?;
-            // Something was missing: what went by then the kernel need not have tracked. Nor, all the time, what was left alone. Before
-            // what is tracked is listed: what comes in between is there.
-            let mut around = match enforced && (newly_inbound || !added.is_empty()) {
-                true => inside.around()?,
-                false => Vec::new(),
-            };
-            let mut outsiders = inside.outsiders()?;
-            let open: HashSet<_> = outsiders.iter().map(|o| (o.connection.local, o.connection.remote)).collect();
-            let told = told.iter().map(|entry| (entry.local, entry.remote));
-            inside.forget_ended(told.filter(|ends| !open.contains(ends)))?;
-            outsiders.retain(|o| is_meant(o.direction, &o.connection));
-            // And so did, until now, what its pod had asked to be left alone.
-            let is_open_before = |way| !enforced || newly_inbound && way == Direction::Inbound;
-            let (kept, closed): (Vec<_>, Vec<_>) = outsiders
-                .into_iter()
-                .partition(|o| enforced && o.kept || is_open_before(o.direction) && existing == ExistingConnections::Keep);
-            let mut closed: Vec<_> = closed.into_iter().map(|o| (o.connection, o.direction)).collect();
-            let by_right = |cookie| kept.iter().any(|k| k.connection.cookie == cookie) || before.iter().any(|k| k.cookie == cookie);
-            around.retain(|(c, way)| !by_right(c.cookie) && is_meant(*way, c));
-            around.retain(|(c, _)| closed.iter().all(|(known, _)| known.cookie != c.cookie));
-            closed.extend(around);
-            let (chosen, strays): (Vec<_>, Vec<_>) = closed.into_iter().partition(|(_, way)| is_open_before(*way));
-            inside.close(chosen.iter().map(|(c, _)| c))?;
-            inside.mark_kept(&kept)?;
-            let strays = inside.close(strays.iter().map(|(c, _)| c))?;
-            // Now, and not at the next look, which need not come to it: of a family of which something is kept none may stay that an
-            // earlier process has put there. What fails before this has all of it done again.
-            let mut alone = plan.segments;
-            alone.retain(|family| kept.iter().all(|one| one.family() != *family));
-            inside.keep_segments_alone(&alone, lists);
-            Ok((added, lost, kept, strays))
-        };
-        let (added, lost, outsiders, strays) = room.within(work).await?;
-        room.ask(&action.pod.capture);
-        let (before, now) = (room.kept(), wall());
-        let known = |cookie| before.iter().find(|k| k.cookie == cookie);
-        let kept = outsiders.iter().map(|o| o.kept(known(o.connection.cookie), now)).collect();
-        Ok(Report {
-            kept: Some(room.keep(kept)),
-            strays,
-            ..said_if(&added, lost)
-        })
-    }
-
     async fn prove(&self, action: &Action, room: &Room) -> Done {
         match self.look(action, room, Listing::Whole).await {
             Ok((differences, families)) if differences.is_empty() => {
@@ -483,8 +410,8 @@ impl Hands {
         if kept.is_empty() {
             return Done::Well(Report::default());
         }
-        let before = kept.len();
-        match room.within(move |inside| inside.still_open(&kept)).await {
+        let (before, one_by_one) = (kept.len(), self.kept_most / 64);
+        match room.within(move |inside| inside.still_open(&kept, one_by_one)).await {
             Ok(open) => {
                 let fewer = open.len() != before;
                 if fewer {
@@ -646,20 +573,14 @@ fn differs(differences: &[Difference]) -> Done {
 /// Why a capture is not proven that is not as it should be, although it was put in force.
 fn unproven(differences: &[Difference]) -> Cause {
     let what = list(differences);
-    match differences.iter().any(|d| matches!(d, Difference::Diverted(_))) {
-        true => Cause::Diverted(what),
+    let any = |is: fn(&Difference) -> bool| differences.iter().any(is);
+    if any(|d| matches!(d, Difference::Diverted(_))) {
+        return Cause::Diverted(what);
+    }
+    // Also beside the proxy, where that shares its ports.
+    match any(|d| matches!(d, Difference::ForeignListener(_))) {
+        true => Cause::PortTaken(what),
         false => what.into(),
-    }
-}
-
-fn said_if(added: &[Difference], lost: usize) -> Report {
-    let mut parts: Vec<String> = (!added.is_empty()).then(|| put(added)).into_iter().collect();
-    if lost > 0 {
-        parts.push(format!("{lost} open connections could not be kept"));
-    }
-    Report {
-        said: (!parts.is_empty()).then(|| parts.join("; ")),
-        ..Report::default()
     }
 }
 
@@ -677,14 +598,6 @@ fn whose(families: &[IpFamily], found: &[(IpFamily, Segments)], aside: impl Fn(I
 
 fn is_any_left(segments: &[(IpFamily, Segments)]) -> bool {
     segments.iter().any(|(_, whose)| matches!(whose, Segments::Left(_)))
-}
-
-/// What asks by UDP goes on as it began, unless that is forgotten: once the rules are there that are to capture it.
-fn forget_queries(inside: &mut Inside, dns: bool, added: &[Difference]) -> Result<(), ApplyError> {
-    match dns && !added.is_empty() {
-        true => inside.forget_queries(),
-        false => Ok(()),
-    }
 }
 
 /// What does nothing but end.

@@ -7,7 +7,7 @@ use std::{io, sync::Arc, thread};
 use ambient_core::PodUid;
 use socket2::{Domain, Socket, Type};
 
-use super::{ApplyError, Difference, Inside, Mark, Netns, NetnsError};
+use super::{ApplyError, Difference, Inside, Mark, Netns, NetnsError, Sought};
 use crate::{
     netlink,
     plan::{IpFamily, Options, PROXY_MARK, Plan},
@@ -85,7 +85,7 @@ fn ask(plan: &Plan) -> Result<(), PreflightError> {
     if !differences.is_empty() {
         return Err(PreflightError::Differs(differences));
     }
-    inside.outsiders().map_err(PreflightError::Rules)?;
+    inside.around(Sought::All, 1, |_, _| Ok(())).map_err(PreflightError::Rules)?;
     inside.tracked().map_err(PreflightError::Rules)?;
     inside.clear().map_err(PreflightError::Rules)?;
     home.enter().map_err(entered)

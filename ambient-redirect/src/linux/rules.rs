@@ -1,17 +1,20 @@
 //! A plan put into a namespace, compared with what the kernel lists, and taken out again.
 
+mod around;
 mod compile;
 mod dry_run;
 mod life;
 mod opened;
 mod routed;
 mod segments;
+mod served;
 mod strangers;
 
 use std::{collections::HashSet, fmt, io, net::IpAddr, sync::Arc};
 
 use ambient_core::PodUid;
 
+pub(crate) use self::around::{MOST_HELD, Outsider, Sought};
 pub(super) use self::compile::{base_chain, compile};
 pub use self::dry_run::{Change, DryRun, Line, Thing};
 pub(crate) use self::life::Joined;
@@ -21,10 +24,8 @@ pub use self::strangers::{RulePlace, Stranger};
 use self::{routed::Listed, segments::Known};
 use super::{Netns, NetnsError, own::Own};
 use crate::{
-    netlink::{
-        self, Batch, Chain, Conntrack, Family, Generation, Listener, Nftables, Packet, Policy, Route, Routing, Rule, Table, Transport,
-    },
-    plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, Protocol, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
+    netlink::{self, Batch, Chain, Conntrack, Family, Generation, Nftables, Packet, Policy, Route, Routing, Rule, Table},
+    plan::{self, IpFamily, MARK_MASK, PROXY_MARK, Plan, Port, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, TABLES},
     pods::LeftBehind,
     probes,
 };
@@ -363,53 +364,6 @@ impl Inside {
             families,
             lists,
         })
-    }
-
-    /// Which ports the proxy does not listen on, or somebody else does.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(crate) fn unserved(&mut self, ports: &[Port], families: &[IpFamily]) -> Result<Vec<Difference>, ApplyError> {
-        let mut differences = Vec::new();
-        let made = self.own.listeners();
-        let mut listed = self.sockets.listeners(Transport::Tcp)?;
-        let udp = ports.iter().any(|l| l.protocol == Protocol::Udp);
-        if udp {
-            listed.extend(self.sockets.listeners(Transport::Udp)?);
-        }
-        let is_proxys = |l: &Listener| match made.is_empty() {
-            true => l.mark.is_some_and(|mark| mark & MARK_MASK == PROXY_MARK),
-            false => made.contains(&l.inode),
-        };
-        for port in ports {
-            let there: Vec<&Listener> = listed.iter().filter(|l| l.is_at(*port)).collect();
-            if there.iter().any(|l| !is_proxys(l)) {
-                differences.push(Difference::ForeignListener(*port));
-            }
-            for family in families {
-                if !there.iter().any(|l| is_proxys(l) && l.serves(*family)) {
-                    differences.push(Difference::Listener(*port, *family));
-                }
-            }
-        }
-        let closed: Vec<u32> = made.into_iter().filter(|inode| !listed.iter().any(|l| l.inode == *inode)).collect();
-        if udp {
-            self.own.closed(&closed);
-        }
-        Ok(differences)
-    }
-
-    /// A port on which somebody listens without the mark that every proxy's sockets bear.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub(crate) fn usurped(&mut self, ports: &[Port]) -> Result<Option<Difference>, ApplyError> {
-        let mut listed = self.sockets.listeners(Transport::Tcp)?;
-        listed.extend(self.sockets.listeners(Transport::Udp)?);
-        // A kernel that tells of no mark tells of nobody's.
-        let strange = |l: &&Listener| l.mark.is_some_and(|mark| mark & MARK_MASK != PROXY_MARK);
-        let taken = |port: &&Port| listed.iter().filter(strange).any(|l| l.is_at(**port));
-        Ok(ports.iter().find(taken).copied().map(Difference::ForeignListener))
     }
 
     /// Sets the loopback device up, as it is in every pod.

@@ -154,20 +154,29 @@ impl Conntrack {
         }
     }
 
-    /// All TCP connections that are remembered. The kernel walks its table of all namespaces for it.
+    /// All TCP connections that are remembered. For a namespace that is known to have few.
     pub fn connections(&mut self) -> Result<Vec<Tracked>, Error> {
-        let mut connections = Vec::new();
-        self.each_of_all("listing tracked connections", |attributes| connections.extend(read(attributes)))?;
-        Ok(connections)
+        self.gather_connections(Vec::new, Vec::push)
     }
 
-    /// Source and destination of what is remembered of UDP to a port, of those that nobody translates; of no zone in particular. The kernel
-    /// walks its table of all namespaces for it.
-    pub fn datagrams_to(&mut self, port: u16) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
-        let mut found = Vec::new();
-        self.each_of_all("listing tracked datagrams", |attributes| found.extend(read_datagrams(attributes)))?;
-        found.retain(|(_, destination)| destination.port() == port);
-        Ok(found)
+    /// Shows each TCP connection that is remembered, and gives what was made of them, from what `begin` gives on: there may be as many
+    /// as the kernel tracks on the whole machine, of which no more is held. It walks its table of all namespaces for it.
+    pub(crate) fn gather_connections<T>(&mut self, begin: impl Fn() -> T, mut take: impl FnMut(&mut T, Tracked)) -> Result<T, Error> {
+        self.gather("listing tracked connections", begin, |gathered, attributes| {
+            read(attributes).into_iter().for_each(|tracked| take(gathered, tracked));
+        })
+    }
+
+    /// As [`Conntrack::gather_connections`], with source and destination of what is remembered of UDP, of what nobody translates; of no
+    /// zone in particular.
+    pub(crate) fn gather_datagrams<T>(
+        &mut self,
+        begin: impl Fn() -> T,
+        mut take: impl FnMut(&mut T, (SocketAddr, SocketAddr)),
+    ) -> Result<T, Error> {
+        self.gather("listing tracked datagrams", begin, |gathered, attributes| {
+            read_datagrams(attributes).into_iter().for_each(|ends| take(gathered, ends));
+        })
     }
 
     /// Forgets what is remembered of UDP, so that the next datagram is the first of its kind. Gives how many were refused: those that are
@@ -184,23 +193,17 @@ impl Conntrack {
         self.each("forgetting datagrams", forgotten)
     }
 
-    /// Lists all that is remembered, and shows the attributes of each.
-    fn each_of_all(&mut self, what: &str, mut show: impl FnMut(&[u8])) -> Result<(), Error> {
-        for family in [AF_INET, AF_INET6] {
-            let mut tries = 0;
-            let all = loop {
-                let mut message = Writer::default();
-                message.begin(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, NLM_F_DUMP, &[family, 0, 0, 0]);
-                match self.0.list(what, message) {
-                    Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
-                    result => break result?,
-                }
-            };
-            for (_, payload) in &all {
-                show(fixed(what, payload, 4)?.1);
-            }
-        }
-        Ok(())
+    /// Lists all that is remembered, of both families in one walk, and shows the attributes of each.
+    fn gather<T>(&mut self, what: &str, begin: impl Fn() -> T, mut take: impl FnMut(&mut T, &[u8])) -> Result<T, Error> {
+        let ask = || {
+            let mut message = Writer::default();
+            message.begin(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, NLM_F_DUMP, &[AF_UNSPEC, 0, 0, 0]);
+            message
+        };
+        self.0.gather(what, ask, begin, |gathered, _, payload| {
+            take(gathered, fixed(what, payload, 4)?.1);
+            Ok(())
+        })
     }
 
     /// Sends messages many at a time.
@@ -365,8 +368,9 @@ pub const STATUS_DNAT: u32 = 1 << 5;
 
 /// Messages in one datagram: some kilobytes.
 const CHUNK: u32 = 64;
-const LISTINGS: usize = 10;
 
+/// Of whatever family.
+const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;

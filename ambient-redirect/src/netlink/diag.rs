@@ -91,22 +91,42 @@ pub struct Connection {
     pub cookie: u64,
 }
 
+/// What is asked of each connection of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Its ends, its mark, how far it is.
+    Ends,
+    /// Who has opened it as well: for that the kernel tells what each socket has counted, which is more than all else.
+    Opener,
+}
+
 impl Sockets {
-    /// All TCP connections that are open or being opened, IPv4 and IPv6.
+    /// All TCP connections that are open or being opened, IPv4 and IPv6. For a namespace that is known to have few.
+    pub fn connections(&mut self) -> Result<Vec<Connection>, Error> {
+        self.gather_connections(Asked::Opener, Vec::new, |all, connection| {
+            all.push(connection);
+            Ok(())
+        })
+    }
+
+    /// Shows each TCP connection that is open or being opened, IPv4 and IPv6, and gives what was made of them, from what `begin` gives
+    /// on: a pod may have as many as it likes, of which no more is held.
     ///
     /// The kernel walks its table of all namespaces: some hundred microseconds on a quiet host, milliseconds on a busy one.
-    pub fn connections(&mut self) -> Result<Vec<Connection>, Error> {
+    pub(crate) fn gather_connections<T>(
+        &mut self,
+        asked: Asked,
+        begin: impl Fn() -> T,
+        mut take: impl FnMut(&mut T, Connection) -> Result<(), Error>,
+    ) -> Result<T, Error> {
         let what = "listing connections";
-        let mut tries = 0;
-        let all = loop {
-            match self.0.list(what, ask_of_all_families(LIVE)) {
-                Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
-                result => break result?,
+        let ask = || ask_of_all_families(LIVE, asked);
+        self.0.gather(what, ask, begin, |gathered, kind, payload| {
+            match (kind == TCPDIAG_GETSOCK).then(|| read_connection(what, payload)).transpose()? {
+                Some(Some(connection)) => take(gathered, connection),
+                _ => Ok(()),
             }
-        };
-        let listed = all.iter().filter(|(kind, _)| *kind == TCPDIAG_GETSOCK);
-        let read = listed.map(|(_, payload)| read_connection(what, payload));
-        read.filter_map(Result::transpose).collect()
+        })
     }
 
     /// Whether a connection, told by its socket, is still open.
@@ -159,27 +179,42 @@ impl Sockets {
         Socket::open(Speaks::SockDiag, 0).map(Self)
     }
 
-    /// All sockets that listen by a protocol, IPv4 and IPv6.
+    /// All sockets that listen by a protocol, IPv4 and IPv6. For a namespace that is known to have few.
+    pub fn listeners(&mut self, transport: Transport) -> Result<Vec<Listener>, Error> {
+        self.gather_listeners(transport, Vec::new(), |all, listener| all.push(listener))
+    }
+
+    /// Shows each socket that listens by a protocol, IPv4 and IPv6, and gives what was made of them, from `begin` on: a pod may have as
+    /// many as it likes, of which no more is held.
     ///
     /// Costs some microseconds: the kernel walks its table of listeners, never that of connections.
-    pub fn listeners(&mut self, transport: Transport) -> Result<Vec<Listener>, Error> {
+    pub(crate) fn gather_listeners<T: Clone>(
+        &mut self,
+        transport: Transport,
+        begin: T,
+        mut take: impl FnMut(&mut T, Listener),
+    ) -> Result<T, Error> {
         let what = "listing sockets";
-        let mut listeners = Vec::new();
+        let mut gathered = begin;
         for family in [AF_INET, AF_INET6] {
-            let mut tries = 0;
-            let all = loop {
-                match self.0.list(what, request(family, transport)) {
-                    Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
-                    // A kernel without IPv6 has no such sockets.
-                    Err(e) if family == AF_INET6 && e.missing() => break Vec::new(),
-                    result => break result?,
-                }
+            let ask = || request(family, transport);
+            let of_family = self.0.gather(
+                what,
+                ask,
+                || gathered.clone(),
+                |gathered, kind, payload| {
+                    let listener = (kind == SOCK_DIAG_BY_FAMILY).then(|| read(what, transport, payload)).transpose()?;
+                    listener.flatten().into_iter().for_each(|listener| take(gathered, listener));
+                    Ok(())
+                },
+            );
+            gathered = match of_family {
+                // A kernel without IPv6 has no such sockets.
+                Err(e) if family == AF_INET6 && e.missing() => return Ok(gathered),
+                of_family => of_family?,
             };
-            for (_, payload) in all.iter().filter(|(kind, _)| *kind == SOCK_DIAG_BY_FAMILY) {
-                listeners.extend(read(what, transport, payload)?);
-            }
         }
-        Ok(listeners)
+        Ok(gathered)
     }
 }
 
@@ -203,11 +238,13 @@ fn ask(family: u8, protocol: u8, states: u32, id: &SocketId, flags: u16, kind: u
     message
 }
 
-/// `struct inet_diag_req`: the older question, to which IPv4 and IPv6 are listed in one walk of the kernel's. What each has counted
-/// is asked for as well.
-fn ask_of_all_families(states: u32) -> Writer {
+/// `struct inet_diag_req`: the older question, to which IPv4 and IPv6 are listed in one walk of the kernel's.
+fn ask_of_all_families(states: u32, asked: Asked) -> Writer {
     let mut header = [0; 60];
-    header[3] = 1 << (INET_DIAG_INFO - 1);
+    header[3] = match asked {
+        Asked::Ends => 0,
+        Asked::Opener => 1 << (INET_DIAG_INFO - 1),
+    };
     header[4..52].copy_from_slice(&ANY);
     header[52..56].copy_from_slice(&states.to_ne_bytes());
     let mut message = Writer::default();
@@ -339,8 +376,6 @@ pub(super) fn read(what: &str, transport: Transport, payload: &[u8]) -> Result<O
         mark: codec::find(rest, INET_DIAG_MARK).and_then(|b| codec::read_u32(b, 0)),
     }))
 }
-
-const LISTINGS: usize = 10;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

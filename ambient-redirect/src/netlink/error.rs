@@ -47,6 +47,17 @@ impl Error {
         )
     }
 
+    /// A listing with more of something than is known of it.
+    pub(crate) fn too_many(what: &str, of: &str, most: usize) -> Self {
+        Self::new(
+            what,
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("there are more than {most} {of}: leave less there"),
+            ),
+        )
+    }
+
     /// There is more of it than is read.
     pub fn too_large(&self) -> bool {
         self.source.kind() == io::ErrorKind::FileTooLarge

@@ -314,10 +314,11 @@ impl Nftables {
     /// The rules of one table, chain by chain, each chain in order.
     ///
     /// # Errors
-    /// [`Error::interrupted`] holds where a change came in between so often that no whole listing was had.
+    /// [`Error::interrupted`] holds where a change came in between so often that no whole listing was had, and [`Error::too_large`] where
+    /// there are more than are read.
     pub fn rules(&mut self, family: Family, table: &str) -> Result<Vec<Rule>, Error> {
-        let (rules, _) = self.steadily(|nftables| nftables.rules_once(family, table, usize::MAX))?;
-        Ok(rules.unwrap_or_default())
+        let (rules, _) = self.steadily(|nftables| nftables.rules_once(family, table, RULES))?;
+        rules.ok_or_else(|| Error::too_many("listing rules", &format!("rules in table {table}"), RULES))
     }
 
     /// Lists by `list` until no transaction has come in between, and gives the generation that the listing is of.
@@ -496,6 +497,8 @@ impl ChainKind {
 
 /// Of tables, of chains and of a set so many bytes are read, which are some ten thousand: a pod may make as many as it likes.
 const MOST: usize = 2 << 20;
+/// Of a table's rules, of which the kernel takes none of more than some 4 KiB, so many are listed.
+const RULES: usize = 10_000;
 /// Listings that changes overtook are asked for again so many times.
 const LISTINGS: usize = 10;
 

@@ -122,43 +122,60 @@ impl Socket {
         })
     }
 
-    /// Sends a request for a listing and gives all of it.
+    /// Asks for a listing, and again where a change has overtaken it, and holds no more of it than what is made of each message in turn,
+    /// from what `begin` gives on.
+    pub(crate) fn gather<T>(
+        &mut self,
+        what: &str,
+        ask: impl Fn() -> Writer,
+        begin: impl Fn() -> T,
+        mut take: impl FnMut(&mut T, u16, &[u8]) -> Result<(), Error>,
+    ) -> Result<T, Error> {
+        let mut tries = 0;
+        loop {
+            let mut gathered = begin();
+            match self.show(what, ask(), |m| take(&mut gathered, m.kind, m.payload)) {
+                Err(e) if e.interrupted() && tries < LISTINGS => tries += 1,
+                result => return result.map(|()| gathered),
+            }
+        }
+    }
+
+    /// Sends a request for a listing and gives all of it; what has more bytes than `most` is an error, for which [`Error::too_large`]
+    /// holds. What is listed may be as much as somebody else likes. The rest of it is not waited for: this socket is to be asked for no
+    /// other listing then.
     ///
     /// A listing that a change has overtaken is an error for which [`Error::interrupted`] holds.
-    pub(crate) fn list(&mut self, what: &str, message: Writer) -> Result<Vec<Listed>, Error> {
-        self.list_some(what, message, usize::MAX).map(|(all, _)| all)
-    }
-
-    /// As [`Socket::list`]; what has more bytes than `most` is an error, for which [`Error::too_large`] holds. What is listed may be as
-    /// much as somebody else likes. The rest of it is not waited for: this socket is to be asked for no other listing then.
     pub(crate) fn list_within(&mut self, what: &str, message: Writer, most: usize) -> Result<Vec<Listed>, Error> {
-        let first = self.send(what, message)?;
-        let (mut all, mut torn, mut left) = (Vec::new(), false, most);
-        self.receive(what, |m| {
-            if m.sequence != first {
-                return None;
-            }
-            torn |= m.flags & NLM_F_DUMP_INTR != 0;
-            match m.kind {
-                NLMSG_ERROR => return Some(outcome(what, m)),
-                NLMSG_DONE => return Some(ended(what, m)),
-                _ => (),
-            }
-            let Some(rest) = left.checked_sub(m.payload.len() + HEADER) else {
-                return Some(Err(Error::excessive(what, most)));
-            };
-            left = rest;
+        let (mut all, mut left) = (Vec::new(), most);
+        self.show(what, message, |m| {
+            left = left
+                .checked_sub(m.payload.len() + HEADER)
+                .ok_or_else(|| Error::excessive(what, most))?;
             all.push((m.kind, m.payload.to_vec()));
-            (m.flags & NLM_F_MULTI == 0).then_some(Ok(()))
+            Ok(())
         })?;
-        if torn { Err(overtaken(what)) } else { Ok(all) }
+        Ok(all)
     }
 
-    /// As [`Socket::list`], and of what is longer the first so many; gives whether there is more.
+    /// As [`Socket::list_within`], and of what is longer the first so many messages; gives whether there is more.
     pub(crate) fn list_some(&mut self, what: &str, message: Writer, most: usize) -> Result<(Vec<Listed>, bool), Error> {
+        let (mut all, mut more) = (Vec::new(), false);
+        self.show(what, message, |m| {
+            match all.len() < most {
+                true => all.push((m.kind, m.payload.to_vec())),
+                // What was asked for comes whole.
+                false => more = true,
+            }
+            Ok(())
+        })?;
+        Ok((all, more))
+    }
+
+    /// Sends a request for a listing and shows each message of it, to its end, or to the first of which an error is made.
+    fn show(&mut self, what: &str, message: Writer, mut each: impl FnMut(Message<'_>) -> Result<(), Error>) -> Result<(), Error> {
         let first = self.send(what, message)?;
-        let mut all = Vec::new();
-        let (mut torn, mut more) = (false, false);
+        let mut torn = false;
         self.receive(what, |m| {
             if m.sequence != first {
                 return None;
@@ -167,18 +184,14 @@ impl Socket {
             match m.kind {
                 NLMSG_ERROR => Some(outcome(what, m)),
                 NLMSG_DONE => Some(ended(what, m)),
-                _ => {
-                    match all.len() < most {
-                        true => all.push((m.kind, m.payload.to_vec())),
-                        // What was asked for comes whole.
-                        false => more = true,
-                    }
+                _ => match each(m) {
                     // Some answers to a listing of one thing are not marked as parts of many.
-                    (m.flags & NLM_F_MULTI == 0).then_some(Ok(()))
-                }
+                    Ok(()) => (m.flags & NLM_F_MULTI == 0).then_some(Ok(())),
+                    Err(e) => Some(Err(e)),
+                },
             }
         })?;
-        if torn { Err(overtaken(what)) } else { Ok((all, more)) }
+        if torn { Err(overtaken(what)) } else { Ok(()) }
     }
 
     /// Sends a batch whose last message but one asks for an answer, and waits for the outcome of all of it.
@@ -313,6 +326,8 @@ pub(super) fn outcome(what: &str, message: Message<'_>) -> Result<(), Error> {
     Err(Error::refused(what, errno, words.map(codec::read_text)))
 }
 
+/// A listing that changes have overtaken is asked for again so many times.
+const LISTINGS: usize = 10;
 /// A listing of all that a busy node tracks takes a fraction of it.
 const PATIENCE: Duration = TIMEOUT.saturating_mul(2);
 /// Larger than any datagram of the kernel's: a listing read in smaller pieces can lose rules without a sign.

@@ -100,7 +100,12 @@ pub(crate) fn who_goes_on_asking_is_captured_as_well(world: &World) -> Outcome {
     let nameservers = ["10.0.0.1:53", "[fd00::1]:53"];
     let _silent = nameservers.map(|at| node.netns.run(|| UdpSocket::bind(at).unwrap()).unwrap());
     node.run(async {
-        let mut running = Running::start(node.config(), &Log::default());
+        // Also where more ask than are held at a time.
+        let config = Config {
+            kept_most: 1,
+            ..node.config()
+        };
+        let mut running = Running::start(config, &Log::default());
         running.want(&[asking(false)]);
         running.until_in(&["a"]).await;
         let asks = nameservers.map(|to| {

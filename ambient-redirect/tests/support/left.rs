@@ -1,6 +1,9 @@
 //! What a process leaves behind when it is killed, and who takes its place.
 
-use std::{io, net::TcpListener};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+};
 
 use ambient_redirect::{
     linux::{Inside, Mark},
@@ -8,6 +11,7 @@ use ambient_redirect::{
     pods::State,
 };
 use ambient_testkit::{World, harness::Outcome};
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     ADDRESSES, UID, give_back, kept_of,
@@ -101,6 +105,43 @@ pub(crate) fn who_takes_the_place_of_a_proxy_that_is_away_is_given_nothing(world
         drop(usurper);
         running.proxy.live();
         running.until("capture", |states| is_in(states, UID) && !states[0].closed).await;
+        running.stop().await;
+    })
+}
+
+/// The proxy shares its ports with its successor, and a process of the pod that has its user as well: some of what is redirected there is
+/// given to that one, until it is found.
+pub(crate) fn who_shares_a_port_with_the_proxy_is_given_nothing_once_he_is_found(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    node.run(async {
+        let mut running = Running::start_sharing(node.config(), &Log::default());
+        running.want(&[spec(UID, &ADDRESSES)]);
+        running.until_in(&[UID]).await;
+        for (port, kind) in [
+            (15001, Type::STREAM),
+            (15006, Type::STREAM),
+            (15008, Type::STREAM),
+            (15053, Type::DGRAM),
+        ] {
+            let sharer = pod.run(|| {
+                let socket = Socket::new(Domain::IPV4, kind, None).unwrap();
+                socket.set_reuse_port(true).unwrap();
+                let ip = if kind == Type::DGRAM { [127, 0, 0, 1] } else { [0; 4] };
+                socket.bind(&SocketAddr::from((ip, port)).into()).unwrap();
+                if kind == Type::STREAM {
+                    socket.listen(16).unwrap();
+                }
+                socket
+            });
+            running.until("refusal", |states| states[0].closed).await;
+            let kind = ask(&node.netns, "10.0.0.2:8081").await.map_err(|e| e.kind());
+            assert_eq!(kind, Err(io::ErrorKind::ConnectionRefused), "{port}");
+            let told = |state: &State| matches!(state, State::Refused { error } if error.code() == "port-taken");
+            running.until("the reason", |states| told(&states[0].state)).await;
+            drop(sharer);
+            running.until("capture", |states| is_in(states, UID) && !states[0].closed).await;
+        }
         running.stop().await;
     })
 }

@@ -20,6 +20,31 @@ const RULES: usize = 60;
 const LISTINGS: usize = 3000;
 const LOOPBACK: u32 = 1;
 
+pub(crate) fn more_rules_in_a_table_than_are_listed_are_an_error(world: &World) -> Outcome {
+    let node = Node::new(world)?;
+    let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
+    let mut nftables = pod.run(|| Nftables::open().unwrap())?;
+    let mut add = |count| {
+        let mut batch = Batch::default();
+        batch.add_table(Family::Inet, "listed", b"");
+        batch.add_chain(Family::Inet, "listed", "c");
+        for _ in 0..count {
+            batch.add_rule(Family::Inet, "listed", "c", &[Expr::Verdict(Verdict::Accept)]);
+        }
+        nftables.commit(batch, None).unwrap();
+    };
+    (0..20).for_each(|_| add(500));
+    let rules = || pod.run(|| Nftables::open().unwrap().rules(Family::Inet, "listed")).unwrap();
+    assert_eq!(rules()?.len(), 10_000);
+    add(1);
+    let error = rules().unwrap_err();
+    assert!(
+        error.too_large() && error.to_string().contains("10000 rules in table listed"),
+        "{error}"
+    );
+    Ok(())
+}
+
 /// Two sets of rules take turns, all of one or all of the other, and between them come transactions that fail half way. A
 /// listing must be the one or the other.
 pub(crate) fn a_listing_under_changes_is_right_or_refused(world: &World) -> Outcome {

@@ -305,6 +305,14 @@ impl Running {
         Self::start_both(config, log, sockets, proxy.clone(), proxy)
     }
 
+    /// With a proxy whose listeners share their ports with whoever shares them too.
+    #[allow(dead_code, reason = "of one test alone")]
+    pub(crate) fn start_sharing(config: Config, log: &Log) -> Self {
+        let sockets = Sockets::new().unwrap().sharing_ports(true);
+        let proxy = TellingProxy::with(&sockets, log, false);
+        Self::start_both(config, log, sockets, proxy.clone(), proxy)
+    }
+
     /// Another proxy is asked; the telling one serves nothing of itself.
     #[allow(dead_code, reason = "of one test alone")]
     pub(crate) fn start_with(config: Config, log: &Log, asked: Arc<dyn Proxy>) -> Self {

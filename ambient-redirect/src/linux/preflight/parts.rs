@@ -57,8 +57,8 @@ impl Part {
             Ask::Rule(kind) => chain(Some(kind.chain()), &kind.rule()),
             Ask::RoutingRule(family) => Routing::open()?.add_rule(&routing_rule(family)),
             Ask::Route(family) => Routing::open()?.add_route(&route(family)),
-            Ask::Sockets(transport) => Sockets::open()?.listeners(transport).map(drop),
-            Ask::Conntrack => Conntrack::open()?.connections().map(drop),
+            Ask::Sockets(transport) => Sockets::open()?.gather_listeners(transport, (), |(), _| ()),
+            Ask::Conntrack => Conntrack::open()?.gather_connections(|| (), |(), _| ()),
         }
     }
 }

@@ -1,26 +1,26 @@
 //! What is done to a namespace at the edges of a pod's life: refused, joined without harm, let go without harm.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use ambient_core::ports;
 
 use super::{
-    ApplyError, Difference, Inside, Lists, Mark, add_rules, is_marked, named_as_ours, of_ours, opened::direction, owner_of, replacement,
-    same_chains,
+    ApplyError, Difference, Inside, Lists, Mark, add_rules,
+    around::{Ends, Outsider, Sought, goes_around, of},
+    is_marked, named_as_ours, of_ours,
+    opened::direction,
+    owner_of, replacement, same_chains,
 };
 use crate::{
-    netlink::{Batch, Connection, Entry, Family, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
-    plan::{IpFamily, KEPT_MARK, MARK_MASK, PROBE_SOURCES, Plan, REPLY_MARK},
+    netlink::{Asked, Batch, Connection, Entry, Family, Pages, Progress, STATUS_ANSWERED, STATUS_DNAT, STATUS_SNAT, Tracked, Transport},
+    plan::{IpFamily, KEPT_MARK, MARK_MASK, Plan, REPLY_MARK},
     pods::{Direction, Kept},
 };
-
-/// Source and destination.
-type Ends = (SocketAddr, SocketAddr);
 
 impl Inside {
     /// Puts the tables of a plan in force, in one transaction, and touches no other of ours, and no route. Nothing is done
@@ -46,7 +46,7 @@ impl Inside {
     ///
     /// # Errors
     /// As [`Inside::apply`].
-    pub(crate) fn join(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
+    pub(crate) fn join(&mut self, plan: &Plan, mark: &Mark, at_once: usize) -> Result<Joined, ApplyError> {
         let there = self.nftables.tables()?;
         if let Some((table, _)) = named_as_ours(&there).find(|(_, table)| owner_of(table).is_none()) {
             return Err(ApplyError::Foreign { table });
@@ -55,7 +55,7 @@ impl Inside {
             let tracking = Plan::tracking();
             self.transaction(|tables, chains| replacement(&tracking, mark, &names_of(&tracking), tables, chains))?;
         }
-        let joined = self.join_tracked(plan, mark);
+        let joined = self.join_tracked(plan, mark, at_once);
         if joined.is_err() {
             // Nothing is to stay of what did not come about.
             let _ = self.transaction(|tables, _| {
@@ -71,22 +71,24 @@ impl Inside {
         joined
     }
 
-    fn join_tracked(&mut self, plan: &Plan, mark: &Mark) -> Result<Joined, ApplyError> {
+    fn join_tracked(&mut self, plan: &Plan, mark: &Mark, at_once: usize) -> Result<Joined, ApplyError> {
         let own = self.own_addresses()?;
-        let mut live = self.sockets.connections()?;
-        live.retain(|c| !is_marked(c.mark) && leaves(c, &own));
-        let listening = self.listening()?;
-        let with_way = |c: Connection| {
-            let way = direction(&c, None, &listening, &self.clients);
-            (c, way)
-        };
-        let live: Vec<_> = live.into_iter().map(with_way).collect();
-        let (told, seen) = self.by_tracking(&live)?;
         let coming = plan.coming();
-        let mut joined = self.kept_unless_it_fails(told, &seen, |inside| inside.put(&coming, mark))?;
+        let tell = |inside: &mut Self, told: &mut Told| {
+            let mut pages = Pages::of(at_once);
+            while !pages.is_over() {
+                let (live, _) = inside.leaving(&mut pages, &own, Sought::Tracked)?;
+                let listening = inside.listening()?;
+                let way = |c: &Connection| direction(c, None, &listening, &inside.clients);
+                let live: Vec<_> = live.into_iter().map(|c| (way(&c), c)).collect();
+                inside.tell(told, &live)?;
+            }
+            Ok(())
+        };
+        let mut joined = self.kept_unless_it_fails(at_once, tell, |inside| inside.put(&coming, mark))?;
         // What was opened before and is still underway passed the place of redirection: it must not meet the guard.
         thread::sleep(UNDERWAY);
-        self.forget_outlived(&own)?;
+        self.forget_outlived(&own, at_once)?;
         let (before, after) = (names_of(&coming), names_of(plan));
         let only = |those: &[&'static str], others: &[&'static str]| -> Vec<&'static str> {
             those.iter().filter(|name| !others.contains(name)).copied().collect()
@@ -101,23 +103,48 @@ impl Inside {
     /// Forgets what is remembered of connections whose end was not seen: nothing was tracked then, or only their last packets were,
     /// or the kernel was told of them in that moment. Whoever had their addresses and ports next would pass for one of them, and be
     /// refused.
-    fn forget_outlived(&mut self, own: &HashSet<IpAddr>) -> Result<(), ApplyError> {
-        // Before the sockets: what is remembered, and has none by then, has ended.
-        let remembered = self.remembered()?;
-        if remembered.is_empty() {
-            return Ok(());
-        }
-        let live = self.sockets.connections()?;
-        for entry in outlived(&remembered, &live, own) {
-            let (source, destination) = (entry.source, entry.destination);
-            let (local, remote) = if own.contains(&source.ip()) {
-                (source, destination)
-            } else {
-                (destination, source)
-            };
-            self.forget_unheld(local, remote)?;
+    fn forget_outlived(&mut self, own: &HashSet<IpAddr>, at_once: usize) -> Result<(), ApplyError> {
+        let mut pages = Pages::of(at_once);
+        while !self.tracks_nothing() && !pages.is_over() {
+            // Before the sockets: what is remembered, and has none by then, has ended.
+            let page = self.conntrack.gather_connections(
+                || pages.next(),
+                |page, entry| {
+                    if may_have_outlived(&entry, own) {
+                        page.take((entry.source, entry.destination), (entry.source, entry.destination));
+                    }
+                },
+            );
+            let mut remembered = pages.turn(page?);
+            if remembered.is_empty() {
+                continue;
+            }
+            let asked: HashSet<Ends> = remembered.iter().copied().collect();
+            let live = self.sockets.gather_connections(Asked::Ends, HashSet::new, |live, c| {
+                let both = [(c.local, c.remote), (c.remote, c.local)];
+                live.extend(both.into_iter().filter(|ends| asked.contains(ends)));
+                Ok(())
+            })?;
+            remembered.retain(|ends| !live.contains(ends));
+            for (source, destination) in remembered {
+                let (local, remote) = if own.contains(&source.ip()) {
+                    (source, destination)
+                } else {
+                    (destination, source)
+                };
+                self.forget_unheld(local, remote)?;
+            }
         }
         Ok(())
+    }
+
+    /// As [`Inside::forget_outlived`], where it is not known which these are.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn forget_outlived_here(&mut self, at_once: usize) -> Result<(), ApplyError> {
+        let own = self.own_addresses()?;
+        self.forget_outlived(&own, at_once)
     }
 
     /// Forgets what is remembered of a connection that has ended and was not seen to. Of one that was nothing is in anybody's way: a
@@ -133,15 +160,6 @@ impl Inside {
         match self.conntrack.forget_entry(&entry) {
             Err(e) if !e.missing() => Err(e.into()),
             _ => Ok(()),
-        }
-    }
-
-    /// What the kernel tracks here; it is listed only if there is something, as that takes a walk through what it tracks anywhere.
-    fn remembered(&mut self) -> Result<Vec<Tracked>, ApplyError> {
-        match self.conntrack.count() {
-            Ok(0) => Ok(Vec::new()),
-            // A kernel that does not count can list.
-            _ => Ok(self.conntrack.connections()?),
         }
     }
 
@@ -163,15 +181,25 @@ impl Inside {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn forget_queries(&mut self) -> Result<(), ApplyError> {
-        // A kernel that does not count can list.
-        if matches!(self.conntrack.count(), Ok(0)) {
+    pub(crate) fn forget_queries(&mut self, at_once: usize) -> Result<(), ApplyError> {
+        if self.tracks_nothing() {
             return Ok(());
         }
         let own = self.own_addresses()?;
-        let mut asked = self.conntrack.datagrams_to(DNS)?;
-        asked.retain(|(source, destination)| own.contains(&source.ip()) && !destination.ip().is_loopback());
-        self.conntrack.forget_datagrams(&asked)?;
+        let mut pages = Pages::of(at_once);
+        while !pages.is_over() {
+            let page = self.conntrack.gather_datagrams(
+                || pages.next(),
+                |page, ends: Ends| {
+                    let (source, destination) = ends;
+                    if destination.port() == DNS && own.contains(&source.ip()) && !destination.ip().is_loopback() {
+                        page.take(ends, ends);
+                    }
+                },
+            );
+            let asked = pages.turn(page?);
+            self.conntrack.forget_datagrams(&asked)?;
+        }
         Ok(())
     }
 
@@ -209,50 +237,19 @@ impl Inside {
         segments
     }
 
-    /// The connections of the pod's processes to and from elsewhere that go around the proxy, and whether they bear the mark
-    /// of those that are kept. Empty where nothing is tracked.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(crate) fn outsiders(&mut self) -> Result<Vec<Outsider>, ApplyError> {
-        let own = self.own_addresses()?;
-        self.outsiders_of(&own)
-    }
-
-    /// As [`Inside::outsiders`], of a namespace that has these addresses.
-    pub(super) fn outsiders_of(&mut self, own: &HashSet<IpAddr>) -> Result<Vec<Outsider>, ApplyError> {
-        let mut live = self.sockets.connections()?;
-        live.retain(|c| !is_marked(c.mark) && leaves(c, own));
-        if live.is_empty() {
-            return Ok(Vec::new());
-        }
-        let tracked = self.conntrack.connections()?;
-        let known: HashMap<(SocketAddr, SocketAddr), &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
-        let listening = self.listening()?;
-        let clients = &self.clients;
-        let outsider = |connection: Connection| {
-            let ends = [
-                (connection.local, connection.remote, Direction::Outbound),
-                (connection.remote, connection.local, Direction::Inbound),
-            ];
-            let (entry, first) = ends.into_iter().find_map(|(a, b, way)| Some((*known.get(&(a, b))?, way)))?;
-            goes_around(entry).then(|| Outsider {
-                direction: direction(&connection, Some((entry, first)), &listening, clients),
-                kept: entry.mark & MARK_MASK == KEPT_MARK,
-                tuple: (entry.source, entry.destination),
-                connection,
-            })
-        };
-        Ok(live.into_iter().filter_map(outsider).collect())
-    }
-
     /// Whether a TCP socket is in the namespace that is not a proxy's: something runs there, or did a moment ago.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub(crate) fn has_sockets(&mut self) -> Result<bool, ApplyError> {
-        let listens = self.sockets.listeners(Transport::Tcp)?.iter().any(|l| !is_marked(l.mark));
-        Ok(listens || self.sockets.connections()?.iter().any(|c| !is_marked(c.mark)))
+        let listens = self
+            .sockets
+            .gather_listeners(Transport::Tcp, false, |found, l| *found |= !is_marked(l.mark))?;
+        let is_open = |found: &mut bool, c: Connection| {
+            *found |= !is_marked(c.mark);
+            Ok(())
+        };
+        Ok(listens || self.sockets.gather_connections(Asked::Ends, || false, is_open)?)
     }
 
     /// Whether the kernel tells which connections it tracks.
@@ -260,45 +257,8 @@ impl Inside {
     /// # Errors
     /// When it does not.
     pub(in crate::linux) fn tracked(&mut self) -> Result<(), ApplyError> {
-        self.conntrack.connections()?;
+        self.conntrack.gather_connections(|| (), |(), _| ())?;
         Ok(())
-    }
-
-    /// The connections of the pod's processes to and from elsewhere whose other end in this namespace is none of the proxy's
-    /// sockets, whatever the kernel has tracked of them: when rules are taken away it tracks no more, and forgets. Which of them
-    /// are kept is not known here.
-    ///
-    /// Of a connection that is captured the other end is here: what the pod opened comes to a port of capture from the pod's
-    /// socket, what came to it was opened by the proxy from the client's address.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(crate) fn around(&mut self) -> Result<Vec<(Connection, Direction)>, ApplyError> {
-        let own = self.own_addresses()?;
-        self.around_of(&own)
-    }
-
-    /// As [`Inside::around`], of a namespace that has these addresses.
-    pub(super) fn around_of(&mut self, own: &HashSet<IpAddr>) -> Result<Vec<(Connection, Direction)>, ApplyError> {
-        // The pod's sockets before the proxy's, which may be of IPv6: what ends meanwhile is missing at the other end only.
-        let live = self.sockets.connections()?;
-        let proxys: HashSet<(SocketAddr, SocketAddr)> = live.iter().filter(|c| is_marked(c.mark)).map(|c| (c.local, c.remote)).collect();
-        let taken_from: HashSet<SocketAddr> = proxys
-            .iter()
-            .filter(|(local, _)| ports::is_proxys_own(local.port()))
-            .map(|(_, remote)| *remote)
-            .collect();
-        let listening = self.listening()?;
-        let is_around = |c: &Connection| {
-            c.progress == Progress::Established && !is_marked(c.mark) && leaves(c, own) && !is_captured(c, &proxys, &taken_from)
-        };
-        let outside = live.into_iter().filter(is_around);
-        Ok(outside
-            .map(|c| {
-                let direction = direction(&c, None, &listening, &self.clients);
-                (c, direction)
-            })
-            .collect())
     }
 
     /// As [`Inside::apply`]; before that the kernel is told of those among what goes around the proxy that it tracks no longer and that
@@ -310,48 +270,58 @@ impl Inside {
         &mut self,
         plan: &Plan,
         mark: &Mark,
+        at_once: usize,
         is_kept: impl Fn(&Connection, Direction) -> bool,
     ) -> Result<Joined, ApplyError> {
-        let mut around = self.around()?;
-        around.retain(|(c, way)| is_kept(c, *way));
-        let (entries, _) = self.by_tracking(&around)?;
-        self.kept_unless_it_fails(entries, &[], |inside| inside.put(plan, mark))
+        let tell = |inside: &mut Self, told: &mut Told| {
+            inside.around(Sought::All, at_once, |inside, mut page| {
+                page.retain(|o| is_kept(&o.connection, o.direction));
+                let around: Vec<_> = page.into_iter().map(|o| (o.direction, o.connection)).collect();
+                inside.tell(told, &around)
+            })
+        };
+        self.kept_unless_it_fails(at_once, tell, |inside| inside.put(plan, mark))
     }
 
     /// Has the kernel remember as kept what it is told of, and what it follows already, while something is put in force; where that
     /// fails nothing of it bears the mark any more.
     fn kept_unless_it_fails(
         &mut self,
-        told: Vec<Entry>,
-        seen: &[Ends],
+        at_once: usize,
+        tell: impl FnOnce(&mut Self, &mut Told) -> Result<(), ApplyError>,
         put: impl FnOnce(&mut Self) -> Result<(Vec<Difference>, Lists), ApplyError>,
     ) -> Result<Joined, ApplyError> {
-        let remembered = self.conntrack.remember(&told, KEPT_MARK).map_err(ApplyError::from);
-        let done = remembered.and_then(|refused| {
-            self.conntrack.mark(seen, KEPT_MARK, MARK_MASK)?;
-            Ok((put(self)?, refused.count))
-        });
+        let mut told = Told::of(at_once);
+        let done = tell(self, &mut told).and_then(|()| put(self));
+        let Told {
+            entries, seen, lost, more, ..
+        } = told;
         match done {
-            Ok(((added, lists), lost)) => Ok(Joined { added, lost, told, lists }),
+            Ok((added, lists)) => Ok(Joined {
+                added,
+                lost,
+                told: entries.iter().map(|entry| (entry.local, entry.remote)).collect(),
+                more,
+                lists,
+            }),
             Err(why) => {
-                let marked: Vec<Ends> = told.iter().map(Entry::ends).chain(seen.iter().copied()).collect();
+                let marked: Vec<Ends> = entries.iter().map(Entry::ends).chain(seen).collect();
                 // That which failed is what is told. Whoever ended meanwhile was not seen to.
                 let _ = self.conntrack.mark(&marked, 0, MARK_MASK);
-                let _ = self.forget_ended(told.iter().map(|entry| (entry.local, entry.remote)));
+                let _ = self.forget_ended(entries.iter().map(|entry| (entry.local, entry.remote)));
                 Err(why)
             }
         }
     }
 
-    /// What the kernel is to be told of, of connections that it does not follow, and the ends of the others as it has them. Those that
-    /// are captured, as of a pod that is back before it has left, are neither.
-    fn by_tracking(&mut self, connections: &[(Connection, Direction)]) -> Result<(Vec<Entry>, Vec<Ends>), ApplyError> {
-        let tracked = self.remembered()?;
-        let known: HashMap<Ends, &Tracked> = tracked.iter().map(|t| ((t.source, t.destination), t)).collect();
+    /// Tells the kernel of those connections that it does not follow, and marks the others as it has them. Those that are captured, as of
+    /// a pod that is back before it has left, are neither.
+    fn tell(&mut self, told: &mut Told, connections: &[(Direction, Connection)]) -> Result<(), ApplyError> {
+        let live: Vec<Connection> = connections.iter().map(|(_, c)| c.clone()).collect();
+        let known = self.tracked_of(&live)?;
         let (mut entries, mut seen) = (Vec::new(), Vec::new());
-        for (c, way) in connections {
-            let entry = known.get(&(c.local, c.remote)).or_else(|| known.get(&(c.remote, c.local)));
-            match entry {
+        for (way, c) in connections {
+            match of(&known, c).map(|(entry, _)| entry) {
                 Some(entry) if !goes_around(entry) => {}
                 Some(entry) if is_followed(entry, c.progress) => {
                     // What is kept already stays so, whatever becomes of the rest.
@@ -367,7 +337,11 @@ impl Inside {
                 }),
             }
         }
-        Ok((entries, seen))
+        // Before it is done: where it is done by half all of it is taken back.
+        told.note(&entries, &seen);
+        told.lost += self.conntrack.remember(&entries, KEPT_MARK)?.count;
+        self.conntrack.mark(&seen, KEPT_MARK, MARK_MASK)?;
+        Ok(())
     }
 
     /// Marks connections as kept, so that the next process knows them too.
@@ -375,25 +349,34 @@ impl Inside {
     /// # Errors
     /// When the kernel refuses.
     pub(crate) fn mark_kept(&mut self, outsiders: &[Outsider]) -> Result<(), ApplyError> {
-        let tuples: Vec<(SocketAddr, SocketAddr)> = outsiders.iter().filter(|o| !o.kept).map(|o| o.tuple).collect();
+        let tuples: Vec<Ends> = outsiders.iter().filter(|o| !o.kept).filter_map(|o| o.tracked).collect();
         self.conntrack.mark(&tuples, KEPT_MARK, MARK_MASK)?;
         Ok(())
     }
 
-    /// Those that are still open.
+    /// Those that are still open. Of more than so many it is not asked one by one: the kernel lists all in less time.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn still_open(&mut self, kept: &[Kept]) -> Result<Vec<Kept>, ApplyError> {
-        let mut open = Vec::with_capacity(kept.len());
-        let mut ended = Vec::new();
-        for one in kept {
-            match self.sockets.is_open(&one.connection())? {
-                true => open.push(one.clone()),
-                false => ended.push((one.local, one.remote)),
+    pub(crate) fn still_open(&mut self, kept: &[Kept], one_by_one: usize) -> Result<Vec<Kept>, ApplyError> {
+        let open: HashSet<u64> = match kept.len() > one_by_one {
+            true => {
+                let asked: HashSet<u64> = kept.iter().map(|one| one.cookie).collect();
+                self.sockets.gather_connections(Asked::Ends, HashSet::new, |open, c| {
+                    open.extend(Some(c.cookie).filter(|cookie| asked.contains(cookie)));
+                    Ok(())
+                })?
             }
-        }
-        self.forget_ended(ended.into_iter())?;
+            false => {
+                let mut open = HashSet::new();
+                for one in kept {
+                    open.extend(self.sockets.is_open(&one.connection())?.then_some(one.cookie));
+                }
+                open
+            }
+        };
+        let (open, ended): (Vec<Kept>, Vec<Kept>) = kept.iter().cloned().partition(|one| open.contains(&one.cookie));
+        self.forget_ended(ended.iter().map(|one| (one.local, one.remote)))?;
         Ok(open)
     }
 
@@ -433,19 +416,22 @@ impl Inside {
     /// When the kernel refuses.
     pub(crate) fn captured(&mut self) -> Result<usize, ApplyError> {
         let accepted = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE];
-        let live = self.sockets.connections()?;
-        Ok(live
-            .iter()
-            .filter(|c| is_marked(c.mark) && accepted.contains(&c.local.port()))
-            .count())
+        let count = |count: &mut usize, c: Connection| {
+            *count += usize::from(is_marked(c.mark) && accepted.contains(&c.local.port()));
+            Ok(())
+        };
+        Ok(self.sockets.gather_connections(Asked::Ends, || 0, count)?)
     }
 
     /// The ports on which somebody listens.
-    fn listening(&mut self) -> Result<HashSet<u16>, ApplyError> {
-        Ok(self.sockets.listeners(Transport::Tcp)?.iter().map(|l| l.local.port()).collect())
+    pub(super) fn listening(&mut self) -> Result<HashSet<u16>, ApplyError> {
+        let ports = self.sockets.gather_listeners(Transport::Tcp, HashSet::new(), |ports, l| {
+            ports.insert(l.local.port());
+        });
+        Ok(ports?)
     }
 
-    fn own_addresses(&mut self) -> Result<HashSet<IpAddr>, ApplyError> {
+    pub(super) fn own_addresses(&mut self) -> Result<HashSet<IpAddr>, ApplyError> {
         Ok(self.routing.addresses()?.into_iter().map(|a| a.ip.to_canonical()).collect())
     }
 }
@@ -461,8 +447,10 @@ pub(crate) struct Joined {
     pub(crate) added: Vec<Difference>,
     /// How many connections could not be kept.
     pub(crate) lost: usize,
-    /// Those that the kernel was told of.
-    pub(crate) told: Vec<Entry>,
+    /// The pod's and the other ends of those that the kernel was told of; not of all of them, where there are many.
+    pub(crate) told: HashSet<Ends>,
+    /// It was told of others as well.
+    pub(crate) more: bool,
     /// As it was before.
     pub(crate) lists: Lists,
 }
@@ -472,38 +460,41 @@ impl From<(Vec<Difference>, Lists)> for Joined {
         Self {
             added,
             lost: 0,
-            told: Vec::new(),
+            told: HashSet::new(),
+            more: false,
             lists,
         }
     }
 }
 
-/// A connection that goes around the proxy.
-#[derive(Clone, Debug)]
-pub(crate) struct Outsider {
-    pub(crate) connection: Connection,
-    pub(crate) direction: Direction,
-    pub(crate) kept: bool,
-    tuple: (SocketAddr, SocketAddr),
+/// What the kernel was told of, so that it can be taken back: of many the first, as the mark on the rest harms nobody. Whoever joins the
+/// next time goes through all of it.
+#[derive(Debug)]
+struct Told {
+    most: usize,
+    entries: Vec<Entry>,
+    seen: Vec<Ends>,
+    more: bool,
+    /// How much it refused to remember.
+    lost: usize,
 }
 
-impl Outsider {
-    /// The family of its addresses.
-    pub(crate) fn family(&self) -> IpFamily {
-        IpFamily::of(self.connection.local.ip())
+impl Told {
+    fn of(most: usize) -> Self {
+        Self {
+            most,
+            entries: Vec::new(),
+            seen: Vec::new(),
+            more: false,
+            lost: 0,
+        }
     }
 
-    /// As one that is kept, and was known as such `before` or becomes so `now`. Who opened it stays as it was first told: a server
-    /// may close its listener meanwhile.
-    pub(crate) fn kept(&self, before: Option<&Kept>, now: SystemTime) -> Kept {
-        Kept {
-            direction: before.map_or(self.direction, |before| before.direction),
-            local: self.connection.local,
-            remote: self.connection.remote,
-            since: before.map_or(now, |before| before.since),
-            device: self.connection.device,
-            cookie: self.connection.cookie,
-        }
+    fn note(&mut self, entries: &[Entry], seen: &[Ends]) {
+        let room = self.most.saturating_sub(self.entries.len());
+        self.more |= entries.len() > room;
+        self.entries.extend(entries.iter().take(room));
+        self.seen.extend(seen.iter().take(self.most.saturating_sub(self.seen.len())));
     }
 }
 
@@ -531,38 +522,16 @@ fn is_followed(entry: &Tracked, progress: Progress) -> bool {
     entry.status & STATUS_ANSWERED != 0 || matches!(progress, Progress::Sent | Progress::Received)
 }
 
-/// Of what is remembered of connections of this namespace's own, and is translated by nobody: that whose connection has ended, and
-/// was not seen to.
-fn outlived<'a>(remembered: &'a [Tracked], live: &[Connection], own: &HashSet<IpAddr>) -> impl Iterator<Item = &'a Tracked> {
-    let ends: HashSet<(SocketAddr, SocketAddr)> = live.iter().map(|c| (c.local, c.remote)).collect();
-    let own = own.clone();
-    remembered.iter().filter(move |entry| {
-        let (source, destination) = (entry.source, entry.destination);
-        let is_own = own.contains(&source.ip()) || own.contains(&destination.ip());
-        is_own && is_in_the_way(entry) && !ends.contains(&(source, destination)) && !ends.contains(&(destination, source))
-    })
-}
-
-/// Whether a tracked connection is one around the proxy: neither redirected to it, nor made by it.
-fn goes_around(entry: &Tracked) -> bool {
-    entry.status & STATUS_DNAT == 0 && entry.mark & MARK_MASK != REPLY_MARK
+/// Whether what is remembered is of a connection of this namespace's own, and would be in the way where that has ended and was not seen
+/// to.
+fn may_have_outlived(entry: &Tracked, own: &HashSet<IpAddr>) -> bool {
+    (own.contains(&entry.source.ip()) || own.contains(&entry.destination.ip())) && is_in_the_way(entry)
 }
 
 /// Whether whoever had its addresses and ports next would pass for this connection, which is redirected by nobody.
 fn is_in_the_way(entry: &Tracked) -> bool {
     let translated = entry.status & (STATUS_DNAT | STATUS_SNAT) != 0 || entry.mark & MARK_MASK == REPLY_MARK;
     !translated && !entry.ended
-}
-
-fn is_captured(c: &Connection, proxys: &HashSet<(SocketAddr, SocketAddr)>, taken_from: &HashSet<SocketAddr>) -> bool {
-    taken_from.contains(&c.local) || proxys.contains(&(c.remote, c.local))
-}
-
-/// Whether a connection leaves the namespace, and is none of the node's probes.
-fn leaves(connection: &Connection, own: &HashSet<IpAddr>) -> bool {
-    let remote = connection.remote.ip();
-    let probe = remote == IpAddr::from(PROBE_SOURCES.0) || remote == IpAddr::from(PROBE_SOURCES.1);
-    !remote.is_loopback() && !own.contains(&remote) && !probe
 }
 
 /// Where nameservers are asked.
@@ -575,41 +544,9 @@ mod tests {
     use super::*;
     use crate::netlink::KnownBy;
 
-    fn connection(local: &str, remote: &str) -> Connection {
-        Connection {
-            local: local.parse().unwrap(),
-            remote: remote.parse().unwrap(),
-            progress: Progress::Established,
-            mark: None,
-            opened_here: None,
-            device: 0,
-            cookie: 1,
-        }
-    }
-
     #[test]
-    fn a_connection_is_captured_where_its_other_end_is_the_proxys() {
-        let socket = |ip: &str| ip.parse::<SocketAddr>().unwrap();
-        // The proxy took one from port 50000, and opened one to the application for 10.0.0.9.
-        let proxys = HashSet::from([
-            (socket("127.0.0.1:15001"), socket("10.0.0.2:50000")),
-            (socket("10.0.0.9:41000"), socket("10.0.0.2:8080")),
-        ]);
-        let taken_from = HashSet::from([socket("10.0.0.2:50000")]);
-        let captured = |local: &str, remote: &str| is_captured(&connection(local, remote), &proxys, &taken_from);
-        assert!(captured("10.0.0.2:50000", "10.0.0.8:80"));
-        assert!(captured("10.0.0.2:8080", "10.0.0.9:41000"));
-        assert!(!captured("10.0.0.2:50001", "10.0.0.8:80"));
-        assert!(!captured("10.0.0.2:8080", "10.0.0.9:41001"));
-    }
-
-    #[test]
-    fn what_outlived_its_connection_is_told_from_what_is_others_or_lives() {
+    fn what_may_have_outlived_its_connection_is_told_from_what_is_others() {
         let own = HashSet::from([IpAddr::from([10, 0, 0, 2])]);
-        let live = [
-            connection("10.0.0.2:50000", "10.0.0.9:80"),
-            connection("10.0.0.2:8080", "10.0.0.9:41000"),
-        ];
         let entry = |source: &str, destination: &str, status| Tracked {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
@@ -621,8 +558,6 @@ mod tests {
         };
         let answered = STATUS_ANSWERED;
         let remembered = [
-            entry("10.0.0.2:50000", "10.0.0.9:80", answered),
-            entry("10.0.0.9:41000", "10.0.0.2:8080", answered),
             entry("10.0.0.2:50001", "10.0.0.9:80", answered),
             entry("10.0.0.9:41001", "10.0.0.2:8080", answered),
             // Only its last packet was seen.
@@ -635,8 +570,8 @@ mod tests {
                 ..entry("10.0.0.2:50006", "10.0.0.9:80", answered)
             },
         ];
-        let outlived: Vec<&Tracked> = outlived(&remembered, &live, &own).collect();
-        assert_eq!(outlived, [&remembered[2], &remembered[3], &remembered[4]]);
+        let in_the_way: Vec<bool> = remembered.iter().map(|entry| may_have_outlived(entry, &own)).collect();
+        assert_eq!(in_the_way, [true, true, true, false, false, false, false]);
     }
 
     #[test]
@@ -654,18 +589,5 @@ mod tests {
         assert!(is_followed(&entry(0), Progress::Sent) && is_followed(&entry(0), Progress::Received));
         // A packet in the middle of it, in one direction.
         assert!(!is_followed(&entry(0), Progress::Established) && !is_followed(&entry(0), Progress::HalfClosed));
-    }
-
-    #[test]
-    fn what_stays_inside_and_probes_are_left_alone() {
-        let own = HashSet::from([IpAddr::from([10, 0, 0, 2])]);
-        for (remote, leaves_it) in [
-            ("10.0.0.9:80", true),
-            ("10.0.0.2:80", false),
-            ("127.0.0.1:80", false),
-            ("169.254.7.127:80", false),
-        ] {
-            assert_eq!(leaves(&connection("10.0.0.2:50000", remote), &own), leaves_it, "{remote}");
-        }
     }
 }

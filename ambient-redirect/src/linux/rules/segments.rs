@@ -10,11 +10,15 @@
 //! where the main table says more of a route than whereto it leads, or where rules of others have their say between ours and the
 //! one for the main table, which ours would leave out; what answers probes goes by the main table.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
-use super::{ApplyError, Change, Inside, Lists, absent_is_fine, routed};
+use super::{ApplyError, Change, Inside, Lists, Sought, absent_is_fine, routed};
 use crate::{
     netlink::{LOOPBACK, LeadsTo, MAIN, Packet, Policy, Route, RouteKind, Rule, TCP},
     plan::{IpFamily, MARK_MASK, SEGMENTS_MTU, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
@@ -279,12 +283,8 @@ impl Inside {
         if new.is_empty() {
             return Ok(around);
         }
-        for outsider in self.outsiders_of(&lists.own())? {
-            let family = outsider.family();
-            if new.contains(&family) {
-                *around.entry(family).or_default() += 1;
-            }
-        }
+        around.extend(self.count_around(&lists.own(), Sought::Tracked)?);
+        around.retain(|family, _| new.contains(family));
         Ok(around)
     }
 
@@ -387,13 +387,13 @@ impl Inside {
         let wanted = lists.families(wanted);
         // Also what the kernel does not track yet.
         let around = match wanted.is_empty() {
-            true => Vec::new(),
-            false => self.around_of(&lists.own())?,
+            true => HashMap::new(),
+            false => self.count_around(&lists.own(), Sought::All)?,
         };
         let mut would = Vec::new();
         for family in BOTH {
             let is_wanted = wanted.contains(&family);
-            let count = around.iter().filter(|(c, _)| IpFamily::of(c.local.ip()) == family).count();
+            let count = around.get(&family).copied().unwrap_or(0);
             let aside = match lists.mirrored(family) {
                 Err(aside) => Some(aside),
                 Ok(_) if count > 0 && !lists.policies.contains(&rule(family)) => Some(Aside::Kept(count)),

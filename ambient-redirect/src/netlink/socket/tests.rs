@@ -37,9 +37,20 @@ fn the_error_that_ends_a_listing_is_one() {
     let done = |errno: i32| message(NLMSG_DONE, 0, &errno.to_ne_bytes());
     let one = || message(20, 0, &[0; 8]);
     type List = fn(&mut Socket) -> Result<usize, Error>;
-    let whole: List = |socket| Ok(socket.list("listing", question())?.len());
+    let some: List = |socket| Ok(socket.list_some("listing", question(), 10)?.0.len());
+    let gathered: List = |socket| {
+        socket.gather(
+            "listing",
+            question,
+            || 0,
+            |count, _, _| {
+                *count += 1;
+                Ok(())
+            },
+        )
+    };
     let within: List = |socket| Ok(socket.list_within("listing", question(), 1024)?.len());
-    for list in [whole, within] {
+    for list in [some, within, gathered] {
         assert_eq!(list(&mut answering(vec![one(), done(0)])).unwrap(), 1);
         // Of nftables' kind: it says nothing.
         assert_eq!(list(&mut answering(vec![one(), message(NLMSG_DONE, 0, &[])])).unwrap(), 1);
@@ -50,7 +61,7 @@ fn the_error_that_ends_a_listing_is_one() {
     let mut words = Writer::default();
     words.begin(NLMSG_DONE, 0, &(-libc::EINVAL).to_ne_bytes());
     words.text(NLMSGERR_ATTR_MSG, "no such thing");
-    let error = answering(vec![words.finish(0).0]).list("listing", question()).unwrap_err();
+    let error = answering(vec![words.finish(0).0]).list_some("listing", question(), 1).unwrap_err();
     assert!(error.to_string().contains("no such thing"), "{error}");
 }
 
@@ -77,7 +88,7 @@ fn an_answer_that_does_not_come_to_an_end_is_not_waited_for() {
     // Each of them comes at once, and none is to the question.
     let mut socket = answering(vec![message(20, 77, &[0; 8])]);
     socket.patience = Duration::ZERO;
-    let error = socket.list("listing", question()).unwrap_err();
+    let error = socket.list_some("listing", question(), 1).unwrap_err();
     assert!(error.to_string().contains("does not end"), "{error}");
 }
 
@@ -100,7 +111,7 @@ fn nobody_but_the_kernel_answers() {
     // The kernel's own come.
     let mut all = Writer::default();
     all.begin(RTM_GETADDR, NLM_F_DUMP, &[0; 8]);
-    socket.list("listing addresses", all).unwrap();
+    socket.list_within("listing addresses", all, 1 << 20).unwrap();
 }
 
 const RTM_GETADDR: u16 = 22;
