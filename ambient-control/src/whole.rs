@@ -42,12 +42,14 @@ pub(crate) fn replace(path: &Path, draft: &Path, mode: u32, write: impl FnOnce(&
     Ok(file)
 }
 
-/// Gives a file another name, in the same directory.
+/// Gives a file another name, in the same directory. That needs no descriptor; to have it on the disk does, and that it is not is told.
 #[cfg(feature = "istiod")]
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    let directory = directory_of(to)?;
     fs::rename(from, to)?;
-    settle(&directory, to);
+    match directory_of(to) {
+        Ok(directory) => settle(&directory, to),
+        Err(error) => unsettled(to, &error),
+    }
     Ok(())
 }
 
@@ -59,9 +61,13 @@ fn directory_of(path: &Path) -> io::Result<File> {
 /// Writes a directory to the disk after a name of it has changed: else the name may be lost although the content is not.
 fn settle(directory: &File, path: &Path) {
     if let Err(error) = directory.sync_all() {
-        let path = path.display();
-        tracing::error!(%path, %error, "it is written, and may be what it was before once the machine has lost its power");
+        unsettled(path, &error);
     }
+}
+
+fn unsettled(path: &Path, error: &io::Error) {
+    let path = path.display();
+    tracing::error!(%path, %error, "it is written, and may be what it was before once the machine has lost its power");
 }
 
 #[cfg(test)]

@@ -166,7 +166,8 @@ impl Memory {
         let nothing = Said::default();
         let memory = match Self::begin(path.clone(), origin, read.as_ref().map_or(&nothing, |(said, _)| said)) {
             Err(error) if error.is_want_of_room() => match &read {
-                Ok((said, end)) if *end > 0 => Self::go_on_with(path, origin, said, *end)?,
+                // What is added to another's would be his.
+                Ok((said, end)) if *end > 0 && said.origin == Some(origin) => Self::go_on_with(path, origin, said, *end)?,
                 _ => Self::owing(path, origin),
             },
             other => other?,

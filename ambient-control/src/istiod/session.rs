@@ -16,7 +16,8 @@
 //!
 //! Removals of more than half of a kind soon after a stream was opened wait for [`Settings::grace`]: a control plane that
 //! has lost its memory says the same. What comes again meanwhile was never gone, and what has an address, or is a pod, that
-//! another resource now is goes at once. A stream that closes first takes its removals along: the next one will say them again.
+//! another resource now is goes at once. A stream that closes first takes its removals along: the next one will say them again,
+//! and they wait no longer for that, unless all was there meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -154,6 +155,8 @@ struct Known {
     subscribed: BTreeSet<Box<str>>,
     /// Whether there was ever a response.
     answered: bool,
+    /// Whether there was one on this stream.
+    is_told: bool,
     /// What was held when the stream was opened: of workloads or policies, and of services.
     at_opening: [usize; 2],
     /// Names removed soon after that.
@@ -293,6 +296,7 @@ impl Session {
         self.opened = None;
         self.requests.clear();
         for known in &mut self.kinds {
+            known.is_told = false;
             if let Some(waiting) = known.waiting.take() {
                 known.waited = Some(waiting.until);
             }
@@ -319,7 +323,9 @@ impl Session {
             received.refused.push(why);
             return received;
         };
-        self.kinds[kind as usize].answered = true;
+        let known = &mut self.kinds[kind as usize];
+        known.answered = true;
+        let is_first = !std::mem::replace(&mut known.is_told, true);
         claims::refuse_doubles(&mut come);
         let removed = &response.removed_resources;
         // Somebody is to be trusted at any time, also where it is another from now on.
@@ -336,6 +342,11 @@ impl Session {
             self.take_in(kind, come, &mut received);
         }
         self.distrust(&distrusted, &mut received);
+        let known = &mut self.kinds[kind as usize];
+        if is_first && known.waiting.is_none() {
+            // What was missed is there: to be missed again is another time.
+            known.waited = None;
+        }
         let refused = received.refused.clone();
         self.answer(response, &refused);
         received

@@ -143,7 +143,7 @@ impl Subscriber {
             let first = subscription.seen.is_none();
             let mut response = subscription.differences(&self.node, kind, board)?;
             if kind == Kind::Authorization {
-                subscription.hold_back(&mut response, listed, board)?;
+                subscription.hold_back(&mut response, listed, board);
             }
             // The first answer is owed, if it is that there is nothing: until then the client knows of nothing.
             if response.is_empty() && !first {
@@ -265,8 +265,9 @@ impl Subscription {
         Ok(told.response)
     }
 
-    /// Holds back that policies are gone until the client has taken the workloads that list them no more, as of `listed`.
-    fn hold_back(&mut self, response: &mut Response, listed: u64, board: &Board) -> Result<(), Behind> {
+    /// Holds back that policies are gone until the client has taken the workloads that list them no more, as of `listed`. So many may
+    /// be held back; more go at once, and a node gives the connections of whoever lists them a moment for that.
+    fn hold_back(&mut self, response: &mut Response, listed: u64, board: &Board) {
         let (kind, generation) = (response.kind, board.generation());
         // What is there again was told again.
         self.held_back.retain(|name, _| board.get(kind, name).is_none());
@@ -279,9 +280,8 @@ impl Subscription {
             }
             !is_free
         });
-        match self.held_back.len() > NAMES {
-            true => Err(Behind),
-            false => Ok(()),
+        if self.held_back.len() > NAMES {
+            response.removed.extend(std::mem::take(&mut self.held_back).into_keys());
         }
     }
 

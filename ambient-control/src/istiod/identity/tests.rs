@@ -167,9 +167,14 @@ async fn roots_are_trusted_after_a_restart_while_istiod_is_away() {
     certificates.ask(&identity()).await.unwrap();
     let roots = certificates.trust();
     // Whoever is given a certificate does not wait for that.
-    while !memory.join("istiod.roots").exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let kept = async {
+        while !memory.join("istiod.roots").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), kept)
+        .await
+        .expect("they are kept in time");
     drop(certificates);
     let endpoint = fake.endpoint();
     let again = Certificates::new(config(endpoint)).unwrap();

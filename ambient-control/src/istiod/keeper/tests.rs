@@ -26,16 +26,24 @@ fn faults(keeper: &Keeper) -> String {
 
 /// Until nothing is written any more.
 async fn at_rest(keeper: &Keeper) {
-    while keeper.desk().since.is_some() {
-        tokio::task::yield_now().await;
-    }
+    until(|| keeper.desk().since.is_none()).await;
 }
 
 /// Until the disk has it.
 async fn begun(keeper: &Keeper) {
-    while keeper.desk().waiting.is_any {
+    until(|| !keeper.desk().waiting.is_any).await;
+}
+
+/// Waits for a thread that the clock here does not know of, and not without end.
+async fn until(is_so: impl Fn() -> bool) {
+    for _ in 0..20_000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
         tokio::task::yield_now().await;
     }
+    panic!("not within twenty seconds");
 }
 
 #[tokio::test(start_paused = true)]

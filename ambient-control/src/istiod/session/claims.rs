@@ -137,7 +137,7 @@ impl Known {
         given.extend(claims.pod.as_ref().and_then(|pod| self.pods.get(pod)).cloned());
         given.retain(|other| other != name && waiting.names.remove(other));
         if waiting.names.is_empty() {
-            self.waiting = None;
+            (self.waiting, self.waited) = (None, None);
         }
         for name in given {
             self.let_go(kind, &name, received);

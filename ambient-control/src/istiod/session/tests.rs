@@ -279,6 +279,34 @@ fn what_is_missed_on_one_stream_after_the_other_waits_once() {
     assert_eq!(session.timeout(), Some(late + 5 * GRACE));
 }
 
+/// As of a control plane that starts again and again, or of two of which one has lost its memory.
+#[test]
+fn what_was_there_again_on_a_stream_between_waits_anew_when_it_is_missed() {
+    let all = |version| (0..4).map(|n| resource(n, version)).collect::<Vec<_>>();
+    let names: Vec<String> = (0..4).map(uid).collect();
+    // It is told again, or not at all where its versions are right.
+    for between in [all(2), Vec::new()] {
+        let mut session = session();
+        let start = now();
+        session.handle_opened(start);
+        session.handle_whole(start, response(Kind::Address, "n", all(1), &[]));
+        for (at, told) in [
+            (SETTLING, None),
+            (SETTLING + GRACE / 3, Some(between)),
+            (SETTLING + GRACE * 7 / 6, None),
+        ] {
+            let now = start + at;
+            session.handle_closed();
+            session.handle_opened(now);
+            let is_missed = told.is_none();
+            let gone = if is_missed { &*names } else { &[] };
+            let received = session.handle_whole(now, response(Kind::Address, "n", told.unwrap_or_default(), gone));
+            assert_eq!(received.waiting, if is_missed { 4 } else { 0 });
+            assert_eq!(session.timeout(), is_missed.then_some(now + GRACE));
+        }
+    }
+}
+
 #[test]
 fn what_the_first_stream_takes_back_is_gone_at_once() {
     let mut session = session();

@@ -296,6 +296,33 @@ fn refusals_are_told_and_what_is_not_served_ends_the_stream() {
     assert!(matches!(hear(&mut subscriber, many, &board), Err(RequestError::Names)));
 }
 
+/// To begin anew, as of a client that is too far behind, would come to the same again.
+#[test]
+fn what_is_too_much_to_be_held_back_is_said_at_once() {
+    let mut board = Board::default();
+    let all: Vec<String> = (0..=NAMES).map(|n| format!("p{n}")).collect();
+    let mut changes: Vec<Change> = all.iter().map(|name| policy(name, true)).collect();
+    changes.push(listing(1, &["p0"]));
+    board.apply(&changes, true);
+    let mut client = Subscriber::default();
+    for kind in [Kind::Address, Kind::Authorization] {
+        hear(&mut client, request(kind), &board).unwrap();
+    }
+    while let Some(response) = poll(&mut client, &board) {
+        let ack = DeltaDiscoveryRequest {
+            response_nonce: response.nonce,
+            ..request(Kind::of(&response.type_url).unwrap())
+        };
+        hear(&mut client, ack, &board).unwrap();
+    }
+    let mut changes: Vec<Change> = all.iter().map(|name| policy(name, false)).collect();
+    changes.push(listing(1, &[]));
+    board.apply(&changes, true);
+    let gone = poll(&mut client, &board).unwrap();
+    assert_eq!(Kind::of(&gone.type_url), Some(Kind::Authorization));
+    assert_eq!(gone.removed_resources.len(), all.len());
+}
+
 /// What a client has refused it knows no version of, and goes by it until it hears that it is gone.
 #[test]
 fn what_was_refused_and_is_gone_is_taken_back_on_the_next_stream() {

@@ -113,9 +113,12 @@ async fn who_is_revoked_is_told_to_nodes_and_nobody_else_is_disturbed() {
         let kept = std::fs::read(memory.join("istiod.state")).unwrap();
         kept.windows(list.len()).any(|bytes| bytes == list)
     };
-    while !is_kept() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let kept = async {
+        while !is_kept() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), kept).await.expect("it is kept in time");
     drop(state);
     let away = Endpoint {
         roots: Roots::File(running.scratch.path().join("nowhere")),
