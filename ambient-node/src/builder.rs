@@ -162,6 +162,14 @@ impl<S, I> Builder<S, I> {
 
     /// A pod that is served at a listener of the embedder's, in the network namespace of this process. Where there is any, the
     /// node captures none itself, and [`Config::netns_dir`] is not looked at.
+    ///
+    /// It speaks for the workload of the mesh whose [`Workload::pod`](ambient_core::Workload::pod) is the pod's UID, of the
+    /// service account that both name. Its connections are refused while the source tells of none: each after the five seconds in
+    /// which it may come still, and in the log once. That the names or addresses are alike is not enough.
+    ///
+    /// # Rights
+    /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` in that namespace, as for pods that are captured: connections are made from the
+    /// addresses of those for whom they are made, and bear the proxy's mark. A user namespace of one's own gives both.
     pub fn pod(mut self, pod: PodSpec, listener: impl Listener) -> Self {
         self.pods.push((pod, Arc::new(listener)));
         self

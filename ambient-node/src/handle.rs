@@ -97,7 +97,7 @@ impl Running {
         let Some(task) = &mut self.task else { return Ok(()) };
         let ran = task.await;
         self.task = None;
-        ran.unwrap_or_else(|error| Err(RunError::of(Some(error))))
+        ran.unwrap_or_else(|error| Err(RunError::of("the node itself", Some(error))))
     }
 }
 

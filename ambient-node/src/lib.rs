@@ -78,6 +78,7 @@ mod shares;
 mod slices;
 mod state;
 mod supervise;
+mod tasks;
 pub mod telemetry;
 mod text;
 mod trust;
@@ -86,14 +87,15 @@ mod watch;
 mod workers;
 mod zds;
 
-pub use ambient_redirect::{ExistingConnections, PodSpec};
+pub use ambient_redirect::{Announce, ExistingConnections, PodSpec};
 pub use announce::{AnnounceInDirectory, AnnounceNothing, AnnounceToControl};
 pub use builder::{Builder, Page, Unset};
 pub use certificates::{KeysError, NodeKeys};
 pub use config::{Assumed, Config, ControlPlane, KeepAlive, Keys, OwnPod, Sources, Vouchers, workers_of};
 pub use embed::{Arrival, Kind, Listener};
 pub use handle::Running;
-pub use node::{Ground, Node, RunError, StartError};
+pub use node::{Ground, Node, StartError};
+pub use tasks::RunError;
 pub use zds::{Enrol, EnrolConfig};
 
 pub(crate) use node::Shared;

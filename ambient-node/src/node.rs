@@ -45,6 +45,7 @@ use crate::{
     readiness::Readiness,
     state::{Changed, Snapshot, State},
     supervise,
+    tasks::{PODS, RunError, SOURCE, Tasks},
     telemetry::Metrics,
     trust,
     watch::Watch,
@@ -505,27 +506,31 @@ impl Node {
             },
         };
         let captures = captures.unwrap_or_else(|| watch::channel(Arc::from([])).1);
-        let pages = Pages::start(doors, context).map_err(|error| RunError { why: error.to_string() })?;
+        let pages = Pages::start(doors, context).map_err(RunError::Pages)?;
         if shared.config.local_shortcut {
             tracing::warn!(
                 "connections between pods of this node are relayed in this process: no packet of them crosses a pod's interface, so that NetworkPolicy does not see them"
             );
         }
         let (desired, wanted) = watch::channel(None);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(supervised(&shared, "certificates", |shared| {
-            shared.certificates.clone().keep_fresh()
-        }));
+        let mut tasks = Tasks::default();
+        tasks.spawn(
+            "certificates",
+            supervised(&shared, "certificates", |shared| shared.certificates.clone().keep_fresh()),
+        );
         let changed = Arc::new(Notify::new());
         let served = (shared.clone(), pods.clone(), enrolling.given());
-        tasks.spawn(follow(served, source, desired, changed.clone()));
-        tasks.spawn(supervised(&shared, "trust", trust::follow));
-        tasks.spawn(supervised(&shared, "series", let_series_go));
-        tasks.spawn(supervised(&shared, "acknowledgements", |shared| shared.workers.acknowledge()));
-        tasks.spawn(supervised(&shared, "demand", demand::give_back));
+        tasks.spawn(SOURCE, follow(served, source, desired, changed.clone()));
+        tasks.spawn("trust", supervised(&shared, "trust", trust::follow));
+        tasks.spawn("series", supervised(&shared, "series", let_series_go));
+        tasks.spawn(
+            "acknowledgements",
+            supervised(&shared, "acknowledgements", |shared| shared.workers.acknowledge()),
+        );
+        tasks.spawn("demand", supervised(&shared, "demand", demand::give_back));
         if let Some(probes) = probes {
             let of = (shared.config.node.clone(), shared.config.ipv6);
-            tasks.spawn(host_probes::uphold(of, shared.metrics.clone(), probes, captures.clone()));
+            tasks.spawn("probes", host_probes::uphold(of, shared.metrics.clone(), probes, captures.clone()));
         }
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = enrol(enrolling, &shared, &pods, &mut tasks, (wanted, captures, changed), stopped);
@@ -533,8 +538,8 @@ impl Node {
             () = stop => Ok(()),
             () = told.told(Urgency::Graceful) => Ok(()),
             // None of them ends by itself.
-            ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
-            ended = &mut enrolling => Err(RunError::of(ended.err())),
+            ended = tasks.ended() => Err(ended),
+            ended = &mut enrolling => Err(RunError::of(PODS, ended.err())),
         };
         // For readiness, however it was told.
         told.tell(Urgency::Graceful);
@@ -559,7 +564,7 @@ fn enrol(
     enrolling: Enrolling,
     shared: &Arc<Shared>,
     pods: &Arc<Pods>,
-    tasks: &mut JoinSet<()>,
+    tasks: &mut Tasks,
     (wanted, captures, changed): Followed,
     stopped: tokio::sync::oneshot::Receiver<()>,
 ) -> JoinHandle<()> {
@@ -576,30 +581,42 @@ fn enrol(
                     no_dns: shared.config.nameservers.is_empty().then_some(meant::NO_DNS),
                     open_when_unproven: shared.config.open_when_unproven,
                 };
-                tasks.spawn(cni::serve(door, porter, shared.metrics.clone()));
+                tasks.spawn("the CNI plugin's socket", cni::serve(door, porter, shared.metrics.clone()));
             }
             let states = captures.clone();
-            tasks.spawn(supervised(shared, "pods", move |shared| {
-                meant::tell_of_pods(shared.metrics.clone(), states.clone())
-            }));
+            tasks.spawn(
+                "pods",
+                supervised(shared, "pods", move |shared| {
+                    meant::tell_of_pods(shared.metrics.clone(), states.clone())
+                }),
+            );
             let kept = enrolment.kept();
-            tasks.spawn(supervised(shared, "kept connections", move |shared| {
-                let (state, metrics) = (shared.state.clone(), shared.metrics.clone());
-                kept::hold_to_policy(state, metrics, captures.clone(), kept.clone(), changed.clone())
-            }));
+            tasks.spawn(
+                "kept connections",
+                supervised(shared, "kept connections", move |shared| {
+                    let (state, metrics) = (shared.state.clone(), shared.metrics.clone());
+                    kept::hold_to_policy(state, metrics, captures.clone(), kept.clone(), changed.clone())
+                }),
+            );
             tokio::spawn(enrolment.run(wanted, stopped))
         }
         Enrolling::Told(client, announce) => {
             let state = client.state();
             let (told, named) = (state.clone(), state);
-            tasks.spawn(supervised(shared, "the node agent", move |shared| {
-                zds::tell_of_agent(shared.metrics.clone(), told.clone())
-            }));
-            tasks.spawn(supervised(shared, "certificates of before", move |shared| {
-                zds::wipe_left(shared.certificates.clone(), named.clone())
-            }));
+            tasks.spawn(
+                "the node agent",
+                supervised(shared, "the node agent", move |shared| {
+                    zds::tell_of_agent(shared.metrics.clone(), told.clone())
+                }),
+            );
+            tasks.spawn(
+                "certificates of before",
+                supervised(shared, "certificates of before", move |shared| {
+                    zds::wipe_left(shared.certificates.clone(), named.clone())
+                }),
+            );
             let mended = pods.clone();
-            tasks.spawn(supervised(shared, "listeners", move |_| mended.clone().mend()));
+            tasks.spawn("listeners", supervised(shared, "listeners", move |_| mended.clone().mend()));
             let serving = pods.clone();
             let own = supervised(shared, "its own pod", move |_| serving.clone().serve_own());
             let (pods, shared) = (pods.clone(), shared.clone());
@@ -641,20 +658,6 @@ fn supervised<F: Future<Output = ()> + Send + 'static>(
 ) -> impl Future<Output = ()> + Send + 'static {
     let node = shared.clone();
     supervise::supervised(what, &shared.metrics, move || begin(node.clone()))
-}
-
-/// Why a node has stopped without being told to.
-#[derive(Debug, thiserror::Error)]
-#[error("a part of the node has ended ({why}); start it again: until then its pods' traffic is refused")]
-pub struct RunError {
-    pub(crate) why: String,
-}
-
-impl RunError {
-    pub(crate) fn of(error: Option<task::JoinError>) -> Self {
-        let why = error.map_or_else(|| "without a reason".into(), |error| error.to_string());
-        Self { why }
-    }
 }
 
 /// When whoever says whom to trust was heard of last.

@@ -20,7 +20,7 @@ use crate::{
     certificates::Flaw,
     dns,
     embed::Listener,
-    pod::{Listening, Pod, Stage, Stages},
+    pod::{self, Listening, Pod, Stage, Stages},
     state::Snapshot,
     supervise::supervise,
 };
@@ -249,8 +249,16 @@ impl Pods {
         self.let_out(&pod);
         self.enter(pod.clone());
         let node = self.node.clone();
+        let looked_for = {
+            let (node, uid, identity) = (node.clone(), spec.uid.clone(), pod.identity.clone());
+            async move {
+                if let Err(error) = pod::await_local(&node.state, &uid, &identity).await {
+                    tracing::warn!(pod = %spec, %error, "the connections of a pod are refused until the mesh has the workload that it is");
+                }
+            }
+        };
         let begin = move || -> BoxFuture<'static, ()> { Box::pin(listener::accept_from(node.clone(), pod.clone(), listener.clone())) };
-        supervise("a listener that was given", &self.node.metrics, begin).await;
+        tokio::join!(supervise("a listener that was given", &self.node.metrics, begin), looked_for);
         // What came goes on until the node ends.
     }
 

@@ -22,12 +22,11 @@ use ambient_redirect::{
 };
 use tokio::{
     sync::{Notify, watch},
-    task::JoinSet,
     time,
 };
 
 use crate::{
-    RunError, StartError,
+    StartError,
     admin::{At, Doors, Given, Pages, Standing, Stop, Urgency},
     announce::ByState,
     certificates::Certificates,
@@ -40,6 +39,7 @@ use crate::{
     policies,
     state::State,
     supervise::supervised,
+    tasks::{PODS, RunError, SOURCE, Tasks},
     telemetry::Metrics,
 };
 
@@ -207,23 +207,29 @@ impl Enrol {
             proxies: server.proxies(),
             socket: config.socket.clone(),
         };
-        let pages = Pages::start(doors, apart).map_err(|error| RunError { why: error.to_string() })?;
+        let pages = Pages::start(doors, apart).map_err(RunError::Pages)?;
         let (desired, wanted) = watch::channel(None);
         let changed = Arc::new(Notify::new());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(follow(node.clone(), source, state.clone(), desired, changed.clone()));
+        let mut tasks = Tasks::default();
+        tasks.spawn(SOURCE, follow(node.clone(), source, state.clone(), desired, changed.clone()));
         let (counts, states) = (metrics.clone(), captures.clone());
-        tasks.spawn(supervised("pods", &metrics, move || tell_of_pods(counts.clone(), states.clone())));
+        tasks.spawn(
+            "pods",
+            supervised("pods", &metrics, move || tell_of_pods(counts.clone(), states.clone())),
+        );
         let proxies = server.proxies();
-        tasks.spawn(supervised("proxies", &metrics, move || tell_of_proxies(proxies.clone())));
+        tasks.spawn("proxies", supervised("proxies", &metrics, move || tell_of_proxies(proxies.clone())));
         let held = (state.clone(), metrics.clone(), captures.clone(), enrolment.kept(), changed);
-        tasks.spawn(supervised("kept connections", &metrics, move || {
-            let (state, metrics, captures, kept, changed) = held.clone();
-            kept::hold_to_policy(state, metrics, captures, kept, changed)
-        }));
+        tasks.spawn(
+            "kept connections",
+            supervised("kept connections", &metrics, move || {
+                let (state, metrics, captures, kept, changed) = held.clone();
+                kept::hold_to_policy(state, metrics, captures, kept, changed)
+            }),
+        );
         if let Some(probes) = probes {
             let of = (node.clone(), config.redirect.options.ipv6);
-            tasks.spawn(host_probes::uphold(of, metrics.clone(), probes, captures.clone()));
+            tasks.spawn("probes", host_probes::uphold(of, metrics.clone(), probes, captures.clone()));
         }
         if let Some(door) = plugins {
             let porter = Porter {
@@ -234,12 +240,12 @@ impl Enrol {
                 no_dns: None,
                 open_when_unproven: config.redirect.open_when_unproven,
             };
-            tasks.spawn(cni::serve(door, porter, metrics));
+            tasks.spawn("the CNI plugin's socket", cni::serve(door, porter, metrics));
         }
         let serving = server.clone();
-        tasks.spawn(async move { serving.run().await });
+        tasks.spawn("the proxies' socket", async move { serving.run().await });
         let (following, pods) = (server.clone(), wanted.clone());
-        tasks.spawn(async move { following.follow(pods, captures).await });
+        tasks.spawn("what proxies are told", async move { following.follow(pods, captures).await });
         let (stop_enrolling, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut enrolling = tokio::spawn(enrolment.run(wanted, async move {
             let _ = stopped.await;
@@ -249,8 +255,8 @@ impl Enrol {
             () = stop => Ok(()),
             () = told.told(Urgency::Graceful) => Ok(()),
             // None of them ends by itself.
-            ended = tasks.join_next() => Err(RunError::of(ended.and_then(Result::err))),
-            ended = &mut enrolling => Err(RunError::of(ended.err())),
+            ended = tasks.ended() => Err(ended),
+            ended = &mut enrolling => Err(RunError::of(PODS, ended.err())),
         };
         // For readiness, however it was told.
         told.tell(Urgency::Graceful);
