@@ -82,9 +82,8 @@ pub struct Config {
 
 impl Config {
     /// IPv4, IPv6 and DNS; namespaces looked for every 200 ms, captures verified every 5 s, by connections every 30 s, steps
-    /// given 10 s; existing connections are kept, 65,536 of a pod,
-    /// captured ones given 30 s when a pod leaves; refused what is not proven; rules
-    /// stay at the end.
+    /// given 10 s; existing connections are kept, 65,536 of a pod, captured ones given 30 s when a pod leaves; refused what is not
+    /// proven; rules stay at the end.
     pub fn new(node: &str, netns_dir: impl Into<PathBuf>) -> Self {
         Self {
             node: node.into(),
