@@ -34,8 +34,11 @@ use crate::{
     wire::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 
+mod end;
 #[cfg(test)]
 mod tests;
+
+use end::End;
 
 /// How state is asked for.
 #[derive(Clone, Debug)]
@@ -85,6 +88,7 @@ impl StateConfig {
             policies: self.policies.clone(),
             settling: self.settling,
             grace: self.grace,
+            longest_request: if self.trust { LONGEST_TO_CONTROL } else { LONGEST_TO_ISTIOD },
             remembers: self.memory.is_some(),
         }
     }
@@ -319,16 +323,6 @@ struct Client {
     synced: bool,
 }
 
-/// Why a stream has ended.
-enum End {
-    /// As streams do: the control plane closes them every half hour, and when it goes.
-    Usual(StreamEnd, String),
-    /// Something is wrong.
-    Failed(StreamEnd, String),
-    /// Nobody listens any more.
-    Dropped,
-}
-
 impl Client {
     async fn run(mut self, recalled: Vec<crate::Change>) {
         self.expire();
@@ -495,8 +489,9 @@ impl Client {
             .map_err(|error| End::Failed(StreamEnd::ConnectionError, error.to_string()))?;
         let (mut requests, outgoing) = channel::Channel::new(REQUESTS);
         self.session.handle_opened(now());
-        // The first requests go along: servers answer the call itself only then.
-        while let Some(request) = self.session.poll_request() {
+        // The first requests go along: servers answer the call itself only then. Nobody takes them before, so that there is to be
+        // room for all of them.
+        for request in std::iter::from_fn(|| self.session.poll_request()).take(REQUESTS) {
             if requests.send_data(framed(&request)).await.is_err() {
                 return Err(End::Failed(StreamEnd::Error, "the stream was not opened".into()));
             }
@@ -735,43 +730,6 @@ fn framed(request: &DeltaDiscoveryRequest) -> Bytes {
     framed.into()
 }
 
-impl Client {
-    /// The stream was closed, as its last words say.
-    fn closed(&self, status: Option<Status>) -> End {
-        match status.filter(|status| status.code() != tonic::Code::Ok) {
-            Some(status) => self.ended(&status),
-            None => End::Usual(StreamEnd::Complete, "the control plane has closed it".into()),
-        }
-    }
-
-    fn ended(&self, status: &Status) -> End {
-        self.config.endpoint.heard(status);
-        match (ended(status), self.config.endpoint.token_shown()) {
-            (End::Failed(how, why), Some(shown)) if status.code() == tonic::Code::Unauthenticated => {
-                End::Failed(how, format!("{why}; {shown}"))
-            }
-            (end, _) => end,
-        }
-    }
-}
-
-fn ended(status: &Status) -> End {
-    let message = status.message();
-    let why = match std::error::Error::source(status) {
-        Some(source) => format!("{:?}: {message}: {}", status.code(), super::transport::whole(source)),
-        None => format!("{:?}: {message}", status.code()),
-    };
-    let usual = match status.code() {
-        tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Unknown => true,
-        tonic::Code::Unavailable => message.contains("transport is closing") || message.contains("received prior goaway"),
-        _ => false,
-    };
-    match usual {
-        true => End::Usual(StreamEnd::Reconnect, why),
-        false => End::Failed(StreamEnd::Error, why),
-    }
-}
-
 fn now() -> Instant {
     // The runtime's clock: a test may have stopped it.
     time::Instant::now().into_std()
@@ -789,6 +747,10 @@ const WISHES: usize = 4096;
 const MARKING: Duration = Duration::from_secs(60);
 /// How often it is looked whether there is room by now for what could not be remembered.
 const FOR_ROOM: Duration = Duration::from_secs(2);
+/// The longest request that istiod is sent, in bytes. It takes 4 MiB, unless it is told otherwise.
+const LONGEST_TO_ISTIOD: usize = 3 << 20;
+/// The longest that `ambient control` is sent, which takes 64 MiB.
+const LONGEST_TO_CONTROL: usize = 48 << 20;
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
 /// How long it may say nothing at all on a stream that it has taken; a whole mesh is on its way sooner.

@@ -18,6 +18,7 @@ use crate::{
     },
 };
 
+mod large;
 mod remembered;
 
 const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
