@@ -29,7 +29,7 @@ mod tests;
 
 /// By what callers are told apart.
 pub(super) struct Door {
-    pub(super) nodes: Nodes,
+    pub(super) nodes: Arc<Nodes>,
     pub(super) trust_domain: TrustDomain,
     pub(super) ca: Arc<dyn Signer>,
     /// What is read of roots and CRLs.

@@ -164,7 +164,7 @@ impl ControlPlane {
             board: RwLock::new(board),
             changed: watch::channel(0).0,
             door: Door {
-                nodes: config.nodes,
+                nodes: Arc::new(config.nodes),
                 trust_domain: config.trust_domain,
                 ca: config.ca,
                 configs: Configs::new(config.provider.clone()),

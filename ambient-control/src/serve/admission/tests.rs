@@ -9,7 +9,7 @@ fn door(scratch: &tempfile::TempDir) -> Door {
     let (directory, provider) = (scratch.path().join("ca"), Arc::new(ambient_tls::provider()));
     let ca = DirectoryCa::open(&directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
     Door {
-        nodes: Nodes::new(&directory, provider.clone()),
+        nodes: Nodes::new(&directory, provider.clone()).into(),
         trust_domain: TrustDomain::default(),
         ca: Arc::new(ca),
         configs: Configs::new(provider),
