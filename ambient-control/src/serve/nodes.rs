@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ambient_tls::Moment;
 pub(super) use joins::Join;
 use joins::Joins;
 use list::List;
@@ -289,6 +290,15 @@ impl Nodes {
             }),
         };
         Ok(known.filter(|known| known.expires > seconds(now)))
+    }
+
+    /// When what is shown ends or has ended, where that is still kept.
+    pub(super) fn end_of(&self, proof: &Proof) -> Option<Moment> {
+        let end = match proof {
+            Proof::Token(hash) => self.tokens.all().ok()?.iter().find(|one| one.sha256 == *hash)?.expires,
+            Proof::Certificate(hash) => self.certificates.all().ok()?.iter().find(|one| one.sha256 == *hash)?.expires,
+        };
+        Some(Moment::of(end))
     }
 
     /// Takes note of certificates, one after the other, and tells of each whether it counts; on the disk with one write, or none of

@@ -72,11 +72,11 @@ async fn what_comes_back_is_believed_only_where_it_is_what_was_asked_for() {
         ),
         (
             own(|params| params.not_before = (now() + Duration::from_secs(3600)).into()),
-            "set the clock",
+            "its certificate: it is valid from 20",
         ),
         (
             own(|params| params.not_after = (now() - Duration::from_secs(30)).into()),
-            "has ended",
+            "a clock is wrong: check those of both machines",
         ),
         (
             Arc::new(|authority, request| Ok(vec![authority.sign(request, identity().as_str(), |_| {})])),
@@ -276,4 +276,25 @@ async fn futures<F: Future>(all: Vec<F>) -> Vec<F::Output> {
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+/// As where a clock is off: which of the two it is cannot be told, and both dates can.
+#[tokio::test]
+async fn a_control_plane_whose_certificate_is_refused_for_its_dates_is_told_with_both() {
+    let year = |year| rcgen::date_time_ymd(year, 1, 1);
+    let cases: [(&dyn Fn(&mut CertificateParams), &str); 2] = [
+        (
+            &|params| params.not_after = year(2020),
+            "the control plane's certificate: it was valid until 2020-01-01T00:00:00Z, and here it is 20",
+        ),
+        (
+            &|params| params.not_before = year(2100),
+            "the control plane's certificate: it is valid from 2100-01-01T00:00:00Z, and here it is 20",
+        ),
+    ];
+    for (change, why) in cases {
+        let fake = Fake::changed("localhost", change).await;
+        let error = issue(&fake).await.unwrap_err().to_string();
+        assert!(error.contains(why) && error.ends_with("check those of both machines"), "{error}");
+    }
 }
