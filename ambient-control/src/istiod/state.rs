@@ -125,8 +125,8 @@ struct Asking {
     wishes: mpsc::UnboundedSender<Wish>,
     /// Names that wait to be asked for.
     waiting: Arc<AtomicUsize>,
-    /// Whether a stream is open.
-    open: Arc<AtomicBool>,
+    /// Whether a stream is open on which the control plane has spoken: one that only takes streams keeps nothing up to date.
+    there: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl OnDemand for Asking {
     }
 
     fn is_there(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
+        self.there.load(Ordering::Relaxed)
     }
 }
 
@@ -177,12 +177,12 @@ impl State {
         let (sender, batches) = mpsc::channel(BATCHES);
         let (wishes, wished) = mpsc::unbounded_channel();
         let waiting = Arc::<AtomicUsize>::default();
-        let open = Arc::<AtomicBool>::default();
+        let there = Arc::<AtomicBool>::default();
         let asking = config.on_demand.then(|| {
             Arc::new(Asking {
                 wishes: wishes.clone(),
                 waiting: waiting.clone(),
-                open: open.clone(),
+                there: there.clone(),
             })
         });
         let (trust, last_heard, streams) = (config.trust, LastHeard::default(), StreamCounts::default());
@@ -197,7 +197,7 @@ impl State {
             wished,
             waiting,
             _wishes: wishes,
-            open,
+            there,
             answered: Vec::new(),
             away: None,
             keeper: recalled.keeper,
@@ -298,7 +298,7 @@ struct Client {
     waiting: Arc<AtomicUsize>,
     /// So that the channel stays open where nobody asks.
     _wishes: mpsc::UnboundedSender<Wish>,
-    open: Arc<AtomicBool>,
+    there: Arc<AtomicBool>,
     /// Answers that no batch has brought yet.
     answered: Vec<Arc<str>>,
     /// Why there is no stream.
@@ -333,7 +333,7 @@ impl Client {
         loop {
             let opened = now();
             let end = self.stream().await;
-            self.open.store(false, Ordering::Relaxed);
+            self.there.store(false, Ordering::Relaxed);
             if let Some(heard) = self.heard {
                 self.last_heard.at(heard);
             }
@@ -406,7 +406,6 @@ impl Client {
             Ok(opened) => opened,
             Err(end) => return end,
         };
-        self.open.store(true, Ordering::Relaxed);
         let membership = self.config.endpoint.membership.clone();
         let mut replaced = std::pin::pin!(async {
             match (&membership, &shown) {
@@ -526,6 +525,7 @@ impl Client {
     async fn take_in(&mut self, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Result<(), ()> {
         self.away = None;
         self.spoken = true;
+        self.there.store(true, Ordering::Relaxed);
         self.last_heard.is_there();
         let came = std::mem::take(&mut self.came);
         if let Some(kind) = session::Kind::of(&response.type_url) {
