@@ -97,7 +97,7 @@ impl Certificates {
         let (mut roots, last_heard) = (Roots::default(), LastHeard::default());
         let mut kept = None;
         if let Some(directory) = &config.memory {
-            let (file, remembered) = TrustFile::open(directory, "istiod.roots")?;
+            let (file, remembered) = TrustFile::open_of(directory, "istiod.roots", Some(&config.endpoint.origin()))?;
             if let Some(remembered) = remembered {
                 last_heard.at(remembered.heard);
                 roots.known = remembered.roots;

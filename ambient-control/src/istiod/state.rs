@@ -95,12 +95,10 @@ impl StateConfig {
 
     /// Whose state is remembered, and which part of it: what was a whole state for one is none for another.
     fn origin(&self) -> String {
-        let Endpoint { address, cluster, .. } = &self.endpoint;
-        // Without one, that is what is meant.
-        let scheme = if address.contains("://") { "" } else { "https://" };
+        let whose = self.endpoint.origin();
         let which = if self.on_demand { "what was asked for" } else { "all" };
         let trust = if self.trust { ", and whom to trust" } else { "" };
-        format!("{scheme}{address}, cluster {cluster:?} ({which}{trust})")
+        format!("{whose} ({which}{trust})")
     }
 }
 

@@ -305,6 +305,14 @@ impl Endpoint {
         }
     }
 
+    /// Who is at it, for what is remembered of that.
+    pub(super) fn origin(&self) -> String {
+        let Self { address, cluster, .. } = self;
+        // Without one, that is what is meant.
+        let scheme = if address.contains("://") { "" } else { "https://" };
+        format!("{scheme}{address}, cluster {cluster:?}")
+    }
+
     /// What was shown with a call, for who is told that it is no good; nothing where that was a certificate.
     pub(super) fn token_shown(&self) -> Option<String> {
         let token = self.token.as_ref().filter(|_| self.membership.is_none())?;

@@ -175,6 +175,14 @@ async fn roots_are_trusted_after_a_restart_while_istiod_is_away() {
     let again = Certificates::new(config(endpoint)).unwrap();
     assert_eq!(again.trust(), roots);
     assert!(again.last_heard().unwrap().age(now()).is_some());
+    // Another authority has vouched for nobody yet.
+    let other = Endpoint {
+        cluster: "elsewhere".into(),
+        ..fake.endpoint()
+    };
+    let another = Certificates::new(config(other)).unwrap();
+    assert_eq!(another.trust().domains().count(), 0);
+    assert!(another.last_heard().unwrap().age(now()).is_none());
 }
 
 #[tokio::test]
