@@ -443,7 +443,8 @@ async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
         matches!(&batch.changes[..], [Change::Mesh(ambient_core::mesh::Update::RemoveWorkload(_))])
     })
     .await;
-    written(&memory, |kept| kept.resources.len() == 2).await;
+    // All of it, and not the two of the first answer alone.
+    written(&memory, |kept| kept.heard.is_some() && kept.resources.len() == 2).await;
     drop(state);
     drop(stream);
     let roots = fake.path("root.pem");

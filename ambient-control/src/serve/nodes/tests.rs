@@ -250,6 +250,8 @@ async fn those_who_join_at_the_same_time_are_noted_with_one_write() {
         "of another key than the first none is given"
     );
     assert_eq!(noted.iter().filter(|(noted, _)| *noted).count(), MANY / 2 + 1);
-    // Nobody is left waiting by what was done for others.
-    assert!(!nodes.joins().writes);
+    // Whoever was the last has somebody to begin with.
+    while nodes.joins().writes {
+        tokio::task::yield_now().await;
+    }
 }
