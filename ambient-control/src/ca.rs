@@ -59,7 +59,7 @@
 //! ```
 
 use std::{
-    fmt, future,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -67,6 +67,7 @@ use std::{
 
 use ambient_core::{Credential, Identity, PrivateKey, TrustBundles, TrustDomain};
 use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType};
+use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking};
 
 use crate::{BoxFuture, IssueError, Issuer};
 
@@ -106,7 +107,9 @@ use present::Holder;
 pub struct DirectoryCa {
     trust_domain: TrustDomain,
     ttl: Duration,
-    holder: Holder,
+    holder: Arc<Holder>,
+    /// Who may sign at the same time.
+    desks: Arc<Semaphore>,
 }
 
 impl DirectoryCa {
@@ -148,10 +151,32 @@ impl DirectoryCa {
             tracing::warn!(asked = ?ttl, ?longest, "certificates are valid for a shorter time than is asked for: none outlives what signs it");
         }
         Ok(Self {
-            holder: Holder::open(directory, &trust_domain, node, now)?,
+            holder: Holder::open(directory, &trust_domain, node, now)?.into(),
             trust_domain,
             ttl,
+            desks: Arc::new(Semaphore::new(DESKS)),
         })
+    }
+
+    /// Does what reads and writes files beside whoever waits for it, in the order in which it is asked for, and so much at a time; at
+    /// once where there is no runtime. `None` where the process is ending, or it has failed.
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
+        if Handle::try_current().is_err() {
+            return Some(work(self));
+        }
+        let desk = self.desks.clone().acquire_owned().await.ok()?;
+        let ca = Self {
+            trust_domain: self.trust_domain.clone(),
+            ttl: self.ttl,
+            holder: self.holder.clone(),
+            desks: self.desks.clone(),
+        };
+        let worked = spawn_blocking(move || {
+            // Also where nobody waits for it any more.
+            let _desk = desk;
+            work(&ca)
+        });
+        worked.await.ok()
     }
 
     fn sign(&self, identity: &Identity, now: SystemTime) -> Result<Credential, IssueError> {
@@ -195,10 +220,18 @@ fn leaf(names: Vec<SanType>, not_before: SystemTime, not_after: SystemTime) -> C
 }
 
 impl Issuer for DirectoryCa {
-    /// Makes a key and signs at once, in about a tenth of a millisecond, or a millisecond with a new intermediate: nothing
-    /// is waited for.
+    /// Makes a key and signs, in about a tenth of a millisecond, or a millisecond with a new intermediate: beside the runtime's threads,
+    /// as a disk may take its time.
     fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
-        Box::pin(future::ready(self.sign(identity, now()).map(Arc::new)))
+        Box::pin(async move {
+            let whom = identity.clone();
+            let ended = || IssueError::Unavailable {
+                identity: identity.clone(),
+                why: ENDED.into(),
+            };
+            let issued = self.aside(move |ca| ca.sign(&whom, now())).await.ok_or_else(ended)?;
+            issued.map(Arc::new)
+        })
     }
 
     /// The roots and CRLs of the directory, as they are there now.
@@ -493,6 +526,10 @@ fn now() -> SystemTime {
 }
 
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// Certificates that are signed at the same time: more would wait for the same disk, and for the same processors.
+const DESKS: usize = 4;
+/// Why nothing was signed.
+const ENDED: &str = "nothing was signed: the process is ending, or something in it has failed";
 /// By how much clocks of the mesh may differ.
 const SKEW: Duration = Duration::from_secs(300);
 /// The node of those who name none.

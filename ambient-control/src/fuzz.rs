@@ -91,6 +91,7 @@ pub fn response(data: &[u8]) {
         policies: ambient_authz::wire::Settings::default(),
         settling: std::time::Duration::from_secs(10),
         grace: std::time::Duration::from_secs(30),
+        longest_request: usize::MAX,
         remembers: true,
     });
     let now = instant();

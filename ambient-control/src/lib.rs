@@ -304,7 +304,7 @@ pub trait OnDemand: Send + Sync + fmt::Debug {
     /// These names are not needed any more: what was known of them goes with a later batch.
     fn give_back(&self, names: Vec<String>);
 
-    /// Whether an answer can be expected now.
+    /// Whether an answer can be expected now, and what was answered is kept up to date: not before the other side has said anything.
     fn is_there(&self) -> bool;
 }
 

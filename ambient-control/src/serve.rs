@@ -49,6 +49,9 @@ mod tests;
 #[cfg(feature = "fuzz")]
 pub(crate) use asked::fuzz as fuzz_asked;
 
+#[cfg(test)]
+pub(crate) use asked::LONGEST_REQUEST;
+
 use std::{io, net::IpAddr};
 
 use ambient_core::PodUid;

@@ -147,7 +147,7 @@ fn expect_refusal(name: &str, error: &ConnectError) {
         "expired" => matches!(
             source,
             PeerError::Chain {
-                source: ChainError::Expired,
+                source: ChainError::Expired { .. },
                 ..
             }
         ),

@@ -4,7 +4,7 @@ use std::{error::Error, sync::Arc};
 
 use ambient_core::{Identity, Origin, SpiffeId, TrustDomain};
 
-use crate::CrlError;
+use crate::{CrlError, Moment};
 
 /// Why a peer's certificate was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,11 +137,21 @@ impl From<PeerError> for rustls::Error {
 #[non_exhaustive]
 pub enum ChainError {
     /// It is not valid any more.
-    #[error("it has expired; its owner must renew it")]
-    Expired,
+    #[error("it was valid until {ended}, and here it is {now}: its owner must renew it, or a clock is wrong: check those of both machines")]
+    Expired {
+        /// Its last moment.
+        ended: Moment,
+        /// The present, by this machine's clock.
+        now: Moment,
+    },
     /// It is not valid yet.
-    #[error("it is not valid yet; are the clocks right?")]
-    NotYetValid,
+    #[error("it is valid from {begins}, and here it is {now}: a clock is wrong: check those of both machines")]
+    NotYetValid {
+        /// Its first moment.
+        begins: Moment,
+        /// The present, by this machine's clock.
+        now: Moment,
+    },
     /// It does not lead to a root of its trust domain.
     #[error("no root of its trust domain has issued it")]
     UnknownIssuer,
@@ -167,11 +177,36 @@ pub enum ChainError {
     Other(webpki::Error),
 }
 
+impl ChainError {
+    /// That a certificate is refused for its dates, as rustls says it of one that it verifies itself.
+    pub fn of_dates(error: &rustls::Error) -> Option<Self> {
+        match error {
+            rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext { time, not_after }) => Some(Self::Expired {
+                ended: (*not_after).into(),
+                now: (*time).into(),
+            }),
+            rustls::Error::InvalidCertificate(rustls::CertificateError::NotValidYetContext { time, not_before }) => {
+                Some(Self::NotYetValid {
+                    begins: (*not_before).into(),
+                    now: (*time).into(),
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
 impl From<webpki::Error> for ChainError {
     fn from(error: webpki::Error) -> Self {
         match error {
-            webpki::Error::CertExpired { .. } => Self::Expired,
-            webpki::Error::CertNotValidYet { .. } => Self::NotYetValid,
+            webpki::Error::CertExpired { time, not_after } => Self::Expired {
+                ended: not_after.into(),
+                now: time.into(),
+            },
+            webpki::Error::CertNotValidYet { time, not_before } => Self::NotYetValid {
+                begins: not_before.into(),
+                now: time.into(),
+            },
             webpki::Error::UnknownIssuer => Self::UnknownIssuer,
             webpki::Error::NameConstraintViolation => Self::NameConstraints,
             webpki::Error::RequiredEkuNotFoundContext(_) => Self::WrongUsage,

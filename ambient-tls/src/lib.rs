@@ -55,6 +55,7 @@ mod configs;
 mod crl;
 mod error;
 mod handshake;
+mod moment;
 mod peer;
 mod pem;
 #[cfg(feature = "aws-lc-rs")]
@@ -71,6 +72,7 @@ pub use configs::Configs;
 pub use crl::{Crl, CrlError, read_crls};
 pub use error::{ChainError, PeerError, Revoked};
 pub use handshake::{Established, Handshake};
+pub use moment::Moment;
 pub use peer::{Peer, peer_id};
 pub use pem::pem_in_words;
 #[cfg(feature = "aws-lc-rs")]

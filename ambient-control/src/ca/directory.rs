@@ -113,8 +113,18 @@ pub(super) fn try_lock(directory: &Path) -> Result<Option<File>, OpenError> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), OpenError> {
+    draft(path, mode, content).map(drop)
+}
+
+/// The same, and gives what it is told by from now on.
+#[cfg(feature = "serve")]
+pub(crate) fn replace(path: &Path, mode: u32, content: &[u8]) -> Result<Option<Stamp>, OpenError> {
+    Ok(draft(path, mode, content)?.metadata().ok().map(|meta| Stamp::of(&meta)))
+}
+
+fn draft(path: &Path, mode: u32, content: &[u8]) -> Result<File, OpenError> {
     let written = whole::replace(path, &path.with_extension("new"), mode, |file| file.write_all(content));
-    written.map(drop).map_err(io_error("write", path))
+    written.map_err(io_error("write", path))
 }
 
 /// Adds a line to a file that only grows. What was cut short there, as where the disk was full, spoils no line but its own.
@@ -229,15 +239,20 @@ pub(crate) struct Stamp {
     changed: (i64, i64),
 }
 
+impl Stamp {
+    fn of(meta: &fs::Metadata) -> Self {
+        Self {
+            inode: meta.ino(),
+            length: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
 /// `None` for what is not there, or cannot be looked at.
 pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = fs::symlink_metadata(path).ok()?;
-    Some(Stamp {
-        inode: meta.ino(),
-        length: meta.len(),
-        modified: (meta.mtime(), meta.mtime_nsec()),
-        changed: (meta.ctime(), meta.ctime_nsec()),
-    })
+    Some(Stamp::of(&fs::symlink_metadata(path).ok()?))
 }
 
 /// Dates a file: until then it bears the date at which it was written.

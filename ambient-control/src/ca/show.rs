@@ -2,8 +2,8 @@
 
 use std::{collections::HashSet, path::PathBuf, time::SystemTime};
 
+use ambient_tls::Moment;
 use serde::Serialize;
-use x509_parser::time::ASN1Time;
 
 use super::{
     Authority, OpenError, RevokedCertificate, authority, directory,
@@ -156,19 +156,5 @@ impl Authority {
 
 /// A moment in seconds since 1970 as RFC 3339 writes it, in UTC.
 pub fn date(seconds: u64) -> String {
-    let moment = i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
-    // Later than what a certificate can say.
-    let Some(moment) = moment else { return "never".into() };
-    let at = moment.to_datetime();
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second()
-    )
+    Moment::of(seconds).to_string()
 }

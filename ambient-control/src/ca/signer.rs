@@ -12,7 +12,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use rustls_pki_types::{CertificateDer, DnsName};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{DirectoryCa, RequestError, requests::crypto};
+use super::{DirectoryCa, ENDED, RequestError, requests::crypto};
 use crate::{BoxFuture, IssueError, Issuer};
 
 /// Who signs what it is asked to: a [`DirectoryCa`], or an authority of an embedder's own, such as one behind a KMS.
@@ -101,11 +101,46 @@ impl fmt::Display for Whom<'_> {
     }
 }
 
+/// Whom a certificate names, for another thread.
+enum Owned {
+    Id(SpiffeId),
+    Hosts(Vec<String>),
+}
+
+impl Owned {
+    fn of(whom: Whom<'_>) -> Self {
+        match whom {
+            Whom::Id(id) => Self::Id(id.clone()),
+            Whom::Hosts(names) => Self::Hosts(names.to_vec()),
+        }
+    }
+
+    fn whom(&self) -> Whom<'_> {
+        match self {
+            Self::Id(id) => Whom::Id(id),
+            Self::Hosts(names) => Whom::Hosts(names),
+        }
+    }
+}
+
 impl Signer for DirectoryCa {
-    /// Signs at once: nothing is waited for.
+    /// Signs beside the runtime's threads, as a disk may take its time.
     fn sign<'a>(&'a self, request: Request<'a>) -> BoxFuture<'a, Result<Vec<Vec<u8>>, RequestError>> {
-        let signed = self.sign_pem(&request);
-        Box::pin(std::future::ready(signed.map(|signed| signed.chain)))
+        Box::pin(async move {
+            let (whom, csr, node) = (Owned::of(request.whom), request.csr.to_owned(), request.node.map(str::to_owned));
+            let life = request.life;
+            let signed = self.aside(move |ca| {
+                let request = Request {
+                    whom: whom.whom(),
+                    csr: &csr,
+                    life,
+                    node: node.as_deref(),
+                };
+                ca.sign_pem(&request)
+            });
+            let ended = || RequestError::Directory { why: ENDED.into() };
+            signed.await.ok_or_else(ended)?.map(|signed| signed.chain)
+        })
     }
 
     fn bundles(&self) -> Arc<TrustBundles> {

@@ -338,3 +338,34 @@ fn what_is_no_plain_file_is_none_of_an_authority() {
         assert!(error.contains(name) && error.contains("a pipe"), "{error}");
     }
 }
+
+/// A disk that takes its time holds up whoever waits for a certificate, and no thread on which others run.
+#[tokio::test]
+async fn signing_is_done_beside_the_runtime_and_only_so_much_at_a_time() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = open(&scratch.path().join("ca")).unwrap();
+    let identity: Identity = CART.parse().unwrap();
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let request = Request {
+        whom: Whom::Id(identity.spiffe_id()),
+        csr: &csr,
+        life: DirectoryCa::DEFAULT_TTL,
+        node: None,
+    };
+    let desks = ca.desks.clone().acquire_many_owned(DESKS.try_into().unwrap()).await.unwrap();
+    let (mut issued, mut signed) = (ca.issue(&identity), Signer::sign(&ca, request));
+    let polled = std::future::poll_fn(|cx| Poll::Ready((issued.as_mut().poll(cx).is_pending(), signed.as_mut().poll(cx).is_pending())));
+    assert_eq!(polled.await, (true, true));
+    assert!(!scratch.path().join("ca/issued").exists(), "nothing was signed yet");
+    drop(desks);
+    assert_eq!(issued.await.unwrap().identity, identity);
+    let chain = signed.await.unwrap();
+    let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+    assert_eq!(*leaf.public_key().subject_public_key.data, *key.public_key_raw());
+    assert_eq!(ca.desks.available_permits(), DESKS);
+    // What it refuses it refuses there, too.
+    let foreign = "spiffe://other/ns/shop/sa/cart".parse().unwrap();
+    let error = ca.issue(&foreign).await.unwrap_err();
+    assert!(matches!(error, IssueError::Refused { .. }), "{error}");
+}

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! "ambient roots 1\n" mark (record)*
-//! payload: 'T' until (seconds since 1970, u64) trust-domain der     a root; texts and bodies with their lengths (u32) before them
+//! payload: 'O' text                                                whose they are, where that is one of several that may be asked
+//!          'T' until (seconds since 1970, u64) trust-domain der     a root; texts and bodies with their lengths (u32) before them
 //!          'L' trust-domain der                                     a revocation list
 //! ```
 
@@ -26,6 +27,8 @@ mod tests;
 #[derive(Debug)]
 pub(crate) struct TrustFile {
     path: PathBuf,
+    /// Whose roots it is for.
+    origin: Option<String>,
     /// A disk that takes nothing for as long as this is so.
     #[cfg(test)]
     pub(crate) stalls: std::sync::Arc<std::sync::atomic::AtomicBool>,
@@ -54,28 +57,43 @@ impl TrustFile {
     ///
     /// # Errors
     /// When the file system refuses, or others could have written there.
+    #[cfg(any(test, feature = "spiffe"))]
     pub(crate) fn open(directory: &Path, name: &str) -> Result<(Self, Option<KeptTrust>), MemoryError> {
-        own_directory(directory)?;
-        let path = directory.join(name);
-        let Some(bytes) = read_own(&path)? else {
-            return Ok((Self::at(path), None));
-        };
-        let kept = read(&bytes).inspect_err(|at| {
-            let path = path.display();
-            tracing::error!(%path, "damaged at byte {at}, and removed: nothing is known of the roots that came before, until others come");
-        });
-        if kept.is_err() {
-            // Where it cannot be, it is told again with the next start, and nothing else comes of it.
-            let _ = fs::remove_file(&path);
-        }
-        Ok((Self::at(path), kept.ok()))
+        Self::open_of(directory, name, None)
     }
 
-    fn at(path: PathBuf) -> Self {
-        Self {
-            path,
+    /// The same; of another origin than the one that is named, nothing that it holds is gone by, which is told in the log. What bears none
+    /// is everybody's: it was written before they did.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn open_of(directory: &Path, name: &str, origin: Option<&str>) -> Result<(Self, Option<KeptTrust>), MemoryError> {
+        own_directory(directory)?;
+        let file = Self {
+            path: directory.join(name),
+            origin: origin.map(Into::into),
             #[cfg(test)]
             stalls: std::sync::Arc::default(),
+        };
+        let Some(bytes) = read_own(&file.path)? else {
+            return Ok((file, None));
+        };
+        let path = file.path.clone();
+        match (read(&bytes), origin) {
+            (Err(at), _) => {
+                let shown = path.display();
+                tracing::error!(path = %shown, "damaged at byte {at}, and removed: nothing is known of the roots that came before, until others come");
+                // Where it cannot be, it is told again with the next start, and nothing else comes of it.
+                let _ = fs::remove_file(&path);
+                Ok((file, None))
+            }
+            (Ok((Some(of), _)), Some(wanted)) if of != wanted => {
+                let wanted = wanted.into();
+                let error = MemoryError::Another { path, of, wanted };
+                tracing::error!(%error, "nobody is trusted for what was remembered");
+                Ok((file, None))
+            }
+            (Ok((_, kept)), _) => Ok((file, Some(kept))),
         }
     }
 
@@ -88,7 +106,7 @@ impl TrustFile {
         while self.stalls.load(std::sync::atomic::Ordering::Relaxed) {
             std::thread::yield_now();
         }
-        replace(&self.path, |file| file.write_all(&write(kept))).map(drop)
+        replace(&self.path, |file| file.write_all(&write(self.origin.as_deref(), kept))).map(drop)
     }
 }
 
@@ -107,9 +125,14 @@ impl KeptTrust {
     }
 }
 
-fn write(kept: &KeptTrust) -> Vec<u8> {
+fn write(origin: Option<&str>, kept: &KeptTrust) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     record(&mut bytes, &mark(kept.heard));
+    if let Some(origin) = origin {
+        let mut payload = vec![b'O'];
+        text(&mut payload, origin.as_bytes());
+        record(&mut bytes, &payload);
+    }
     for root in &kept.roots {
         let until = root.until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut payload = vec![b'T'];
@@ -127,9 +150,10 @@ fn write(kept: &KeptTrust) -> Vec<u8> {
     bytes
 }
 
-/// Reads a file's bytes: it is written as a whole, so that any damage is damage, and its place is told.
-fn read(bytes: &[u8]) -> Result<KeptTrust, u64> {
+/// Reads a file's bytes, and whose they are: it is written as a whole, so that any damage is damage, and its place is told.
+fn read(bytes: &[u8]) -> Result<(Option<String>, KeptTrust), u64> {
     let mut rest = bytes.strip_prefix(MAGIC).ok_or(0_u64)?;
+    let mut origin = None;
     let (mut heard, mut roots, mut lists) = (None, Vec::new(), Vec::new());
     while !rest.is_empty() {
         let at = (bytes.len() - rest.len()) as u64;
@@ -139,6 +163,7 @@ fn read(bytes: &[u8]) -> Result<KeptTrust, u64> {
             return Err(at);
         }
         match payload.split_first() {
+            Some((b'O', whose)) => origin = Some(parse_origin(whose).ok_or(at)?),
             Some((b'T', root)) => roots.push(parse_root(root).ok_or(at)?),
             Some((b'L', list)) => lists.push(parse_list(list).ok_or(at)?),
             _ => heard = Some(read_mark(payload).ok_or(at)?),
@@ -146,7 +171,12 @@ fn read(bytes: &[u8]) -> Result<KeptTrust, u64> {
         rest = after;
     }
     let heard = heard.ok_or(bytes.len() as u64)?;
-    Ok(KeptTrust { heard, roots, lists })
+    Ok((origin, KeptTrust { heard, roots, lists }))
+}
+
+fn parse_origin(mut rest: &[u8]) -> Option<String> {
+    let origin = String::from_utf8(take(&mut rest)?.to_vec()).ok()?;
+    rest.is_empty().then_some(origin)
 }
 
 fn parse_root(payload: &[u8]) -> Option<Root> {
@@ -165,8 +195,8 @@ fn parse_list(mut rest: &[u8]) -> Option<(TrustDomain, Vec<u8>)> {
 /// Whatever the bytes are: what is read of them is read again from what would be written.
 #[cfg(feature = "fuzz")]
 pub(crate) fn fuzz(bytes: &[u8]) {
-    if let Ok(kept) = read(bytes) {
-        assert_eq!(read(&write(&kept)), Ok(kept));
+    if let Ok((origin, kept)) = read(bytes) {
+        assert_eq!(read(&write(origin.as_deref(), &kept)), Ok((origin, kept)));
     }
     // Few bytes have a right checksum: as a payload, they need none.
     let mut framed = MAGIC.to_vec();
@@ -174,9 +204,9 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     for payload in bytes.split(|byte| *byte == 0xff) {
         record(&mut framed, payload);
     }
-    if let Ok(kept) = read(&framed) {
+    if let Ok((origin, kept)) = read(&framed) {
         let _ = kept.bundles(UNIX_EPOCH);
-        assert_eq!(read(&write(&kept)), Ok(kept));
+        assert_eq!(read(&write(origin.as_deref(), &kept)), Ok((origin, kept)));
     }
 }
 

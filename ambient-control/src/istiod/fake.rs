@@ -109,9 +109,10 @@ impl Authority {
         csr.signed_by(&self.root).unwrap().pem()
     }
 
-    fn server(&self, name: &str) -> ServerConfig {
+    fn server(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> ServerConfig {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
         let leaf = params.signed_by(&key, &self.root).unwrap();
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -134,8 +135,13 @@ pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 impl Fake {
     /// An istiod whose certificate is for a name.
     pub(super) async fn start(name: &str) -> Self {
+        Self::changed(name, |_| {}).await
+    }
+
+    /// The same, with something else about its certificate.
+    pub(super) async fn changed(name: &str, change: impl Fn(&mut CertificateParams)) -> Self {
         let authority = Arc::new(Authority::new());
-        let tls = TlsAcceptor::from(Arc::new(authority.server(name)));
+        let tls = TlsAcceptor::from(Arc::new(authority.server(name, change)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (opened, streams) = mpsc::channel(16);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ambient_core::{Credential, Identity, PrivateKey, TrustBundles};
-use ambient_tls::{Accepted, PeerError, Role, Trust, Verifier, pem_in_words};
+use ambient_tls::{Accepted, ChainError, PeerError, Role, Trust, Verifier, pem_in_words};
 use prost_types::{Struct, Value, value};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -97,7 +97,7 @@ impl Certificates {
         let (mut roots, last_heard) = (Roots::default(), LastHeard::default());
         let mut kept = None;
         if let Some(directory) = &config.memory {
-            let (file, remembered) = TrustFile::open(directory, "istiod.roots")?;
+            let (file, remembered) = TrustFile::open_of(directory, "istiod.roots", Some(&config.endpoint.origin()))?;
             if let Some(remembered) = remembered {
                 last_heard.at(remembered.heard);
                 roots.known = remembered.roots;
@@ -290,17 +290,21 @@ impl Answer {
         let (not_before, not_after) = dates(&parsed);
         let early = not_before.duration_since(now).unwrap_or_default();
         if early > SKEW {
-            return Err(format!(
-                "its certificate is valid only in {early:?}: set the clock of this node, or the authority's"
-            ));
+            let why = ChainError::NotYetValid {
+                begins: not_before.into(),
+                now: now.into(),
+            };
+            return Err(format!("its certificate: {why}"));
         }
         if !early.is_zero() {
             tracing::warn!(%identity, ?early, "the authority's certificates begin in the future: the clock of this node is behind, or the authority's ahead");
         }
-        if let Ok(late) = now.duration_since(not_after) {
-            return Err(format!(
-                "its certificate has ended {late:?} ago: set the clock of this node, or the authority's"
-            ));
+        if not_after <= now {
+            let why = ChainError::Expired {
+                ended: not_after.into(),
+                now: now.into(),
+            };
+            return Err(format!("its certificate: {why}"));
         }
         let mut bundles = TrustBundles::default();
         for root in &self.roots {

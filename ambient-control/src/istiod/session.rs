@@ -18,6 +18,7 @@
 //! has lost its memory says the same. What comes again meanwhile was never gone, and what has an address, or is a pod, that
 //! another resource now is goes at once. A stream that closes first takes its removals along: the next one will say them again,
 //! and they wait no longer for that, unless all was there meanwhile.
+//! So waits, however little it is, what a stream did not [begin with](Session::handle_opened) for want of room, and is not told on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -46,6 +47,7 @@ use crate::{
 mod claims;
 mod come;
 mod needed;
+mod opening;
 #[cfg(test)]
 mod tests;
 
@@ -107,6 +109,8 @@ pub(crate) struct Settings {
     pub(crate) settling: Duration,
     /// So long they wait.
     pub(crate) grace: Duration,
+    /// The longest request that the control plane takes, in bytes.
+    pub(crate) longest_request: usize,
     /// Whether what is to be remembered is told: it is as much again as came.
     pub(crate) remembers: bool,
 }
@@ -155,7 +159,7 @@ struct Known {
     subscribed: BTreeSet<Box<str>>,
     /// Whether there was ever a response.
     answered: bool,
-    /// Whether there was one on this stream.
+    /// Whether there was one on this stream that has told all.
     is_told: bool,
     /// What was held when the stream was opened: of workloads or policies, and of services.
     at_opening: [usize; 2],
@@ -240,52 +244,6 @@ impl Session {
         self.remembered && !self.is_answered()
     }
 
-    /// A stream is open: it begins with what is known already.
-    pub(crate) fn handle_opened(&mut self, now: Instant) {
-        self.handle_closed();
-        self.opened = Some(now);
-        for kind in self.asked_for() {
-            let on_demand = self.settings.on_demand && kind == Kind::Address;
-            let known = &mut self.kinds[kind as usize];
-            known.at_opening = [0; 2];
-            known.held.values().for_each(|held| known.at_opening[held.sort()] += 1);
-            known.removed_early = [0; 2];
-            let said = |(name, held): (&Arc<str>, &Held)| {
-                // What has not changed is not sent again, and an answer is owed by whichever of its names it was asked for.
-                let mut aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
-                let owed = aliases.any(|alias| known.asked.contains(alias));
-                let version = if owed { "" } else { &*held.version };
-                (name.to_string(), version.to_owned())
-            };
-            let mut versions: HashMap<String, String> = known.held.iter().map(said).collect();
-            for held in known.held.values() {
-                let aliases = held.reasons.iter().flat_map(|reasons| reasons.aliases());
-                for alias in aliases.filter(|alias| known.subscribed.contains(*alias)) {
-                    versions.insert(alias.to_string(), held.version.to_string());
-                }
-            }
-            // What was refused too: whoever is not told that it was seen would not say that it is gone.
-            for name in known.refused.keys().chain(&known.subscribed) {
-                versions.entry(name.to_string()).or_default();
-            }
-            versions.extend(known.asked.iter().map(|name| (name.to_string(), String::new())));
-            let mut request = DeltaDiscoveryRequest {
-                node: Some(self.settings.node.clone()),
-                type_url: kind.type_url().into(),
-                initial_resource_versions: versions,
-                ..DeltaDiscoveryRequest::default()
-            };
-            if on_demand {
-                // Subscribed to all and to none in one breath: neither is then taken for the other.
-                request.resource_names_subscribe = vec!["*".into()];
-                request.resource_names_unsubscribe = vec!["*".into()];
-                let names = known.asked.iter().chain(&known.subscribed);
-                request.resource_names_subscribe.extend(names.map(ToString::to_string));
-            }
-            self.requests.push_back(request);
-        }
-    }
-
     fn asked_for(&self) -> impl Iterator<Item = Kind> + use<> {
         let trust = self.settings.trust;
         Kind::ALL.into_iter().filter(move |kind| trust || *kind != Kind::Trust)
@@ -298,7 +256,7 @@ impl Session {
         for known in &mut self.kinds {
             known.is_told = false;
             if let Some(waiting) = known.waiting.take() {
-                known.waited = Some(waiting.until);
+                known.waited = waiting.until.or(known.waited);
             }
         }
     }
@@ -323,10 +281,10 @@ impl Session {
             received.refused.push(why);
             return received;
         };
-        let known = &mut self.kinds[kind as usize];
-        known.answered = true;
-        let is_first = !std::mem::replace(&mut known.is_told, true);
+        self.kinds[kind as usize].answered = true;
         claims::refuse_doubles(&mut come);
+        // What is missed gives way to what comes with it.
+        self.miss(now, kind, &come, &mut received);
         let removed = &response.removed_resources;
         // Somebody is to be trusted at any time, also where it is another from now on.
         let stays = |name: &&String| !come.iter().any(|come| *come.name == ***name);
@@ -342,11 +300,8 @@ impl Session {
             self.take_in(kind, come, &mut received);
         }
         self.distrust(&distrusted, &mut received);
-        let known = &mut self.kinds[kind as usize];
-        if is_first && known.waiting.is_none() {
-            // What was missed is there: to be missed again is another time.
-            known.waited = None;
-        }
+        self.miss(now, kind, &[], &mut received);
+        self.kinds[kind as usize].settle();
         let refused = received.refused.clone();
         self.answer(response, &refused);
         received
@@ -376,6 +331,8 @@ impl Session {
             _ => Vec::new(),
         };
         let known = &mut self.kinds[kind as usize];
+        // A refusal is no answer to who waits for one, and yet all that comes.
+        known.waiting.iter_mut().for_each(|waiting| waiting.answer(&asked_by));
         // A policy of which there is no good version refuses its scope, also after a restart.
         if policy.is_some() && !known.held.contains_key(&*name) {
             let none = |sent| Kept {
@@ -402,7 +359,7 @@ impl Session {
     /// When [`Session::handle_timeout`] has something to do.
     pub(crate) fn timeout(&self) -> Option<Instant> {
         let waiting = self.kinds.iter().filter_map(|known| known.waiting.as_ref());
-        waiting.map(|waiting| waiting.until).min()
+        waiting.filter_map(|waiting| waiting.until).min()
     }
 
     /// Removals that have waited long enough.
@@ -410,13 +367,17 @@ impl Session {
         let mut received = Received::default();
         for kind in Kind::ALL {
             let known = &mut self.kinds[kind as usize];
-            if known.waiting.as_ref().is_some_and(|waiting| waiting.until <= now)
-                && let Some(waiting) = known.waiting.take()
-            {
-                known.waited = None;
-                for name in waiting.into_names() {
-                    known.let_go(kind, &name, &mut received);
-                }
+            let is_over = |waiting: &mut Waiting| waiting.until.is_some_and(|until| until <= now);
+            let Some(waiting) = known.waiting.take_if(is_over) else { continue };
+            known.waited = None;
+            if kind == Kind::Trust {
+                let names: Vec<String> = waiting.names().map(ToString::to_string).collect();
+                self.distrust(&names, &mut received);
+                continue;
+            }
+            for name in waiting.names() {
+                known.forgive(kind, name, &mut received);
+                known.let_go(kind, name, &mut received);
             }
         }
         received
@@ -462,7 +423,7 @@ impl Session {
                     kind.word()
                 )));
             }
-            if let Some(waiting) = &known.waiting {
+            if let Some(waiting) = known.waiting.as_ref().filter(|waiting| waiting.is_much) {
                 let (gone, of, word) = (waiting.len(), known.at_opening.iter().sum::<usize>(), kind.word());
                 faults.push(Fault::from(format!(
                     "the control plane came back without {gone} of {of} {word}: they stay for a while, should it find them again"
@@ -572,18 +533,11 @@ impl Session {
         // The first stream of all has nothing that could be lost.
         let begun_with = self.kinds[kind as usize].at_opening;
         let settling = begun_with != [0; 2] && self.opened.is_some_and(|at| now < at + self.settings.settling);
-        let grace = now + self.settings.grace;
+        let grace = self.settings.grace;
         let known = &mut self.kinds[kind as usize];
         for name in names {
             known.answer(name, received);
-            let name = &*known_by(name);
-            if let Some(refused) = known.refused.remove(name)
-                && !known.held.contains_key(name)
-                && let Some(policy) = refused.policy
-            {
-                received.changes.push(Change::Policy(Update::Remove(policy)));
-                received.entries.push(Entry::Remove(kind, name.into()));
-            }
+            known.forgive(kind, &known_by(name), received);
         }
         // Workloads and services are of one kind on the wire alone: all services may be a small part of both.
         let mut gone: [Vec<Arc<str>>; 2] = Default::default();
@@ -598,11 +552,12 @@ impl Session {
                 known.removed_early[sort] += gone.len();
             }
             let most = settling && begun_with > 0 && known.removed_early[sort] * 2 > begun_with;
-            if gone.len() > 1 && (most || known.waiting.is_some()) {
-                // Of long ago it is another time that they are missed.
-                let before = known.waited.filter(|until| now < *until + self.settings.grace);
-                let until = before.map_or(grace, |until| until.min(grace));
-                let waiting = known.waiting.get_or_insert_with(|| Waiting::until(until));
+            let waits = known.waiting.as_ref().is_some_and(|waiting| waiting.until.is_some());
+            if gone.len() > 1 && (most || waits) {
+                let until = known.waits_until(now, grace);
+                let waiting = known.waiting.get_or_insert_default();
+                waiting.until.get_or_insert(until);
+                waiting.is_much = true;
                 for (name, held) in gone.iter().filter_map(|name| Some((name, known.held.get(name)?))) {
                     waiting.add(name, &held.claims);
                 }
@@ -641,7 +596,29 @@ impl Known {
         }
     }
 
+    /// A response has been seen to.
+    fn settle(&mut self) {
+        // While more may be told of what this stream did not begin with, nobody knows whether it is missed.
+        let is_open = self.waiting.as_ref().is_some_and(|waiting| waiting.until.is_none());
+        if !is_open && !std::mem::replace(&mut self.is_told, true) && self.waiting.is_none() {
+            // What was missed is there: to be missed again is another time.
+            self.waited = None;
+        }
+    }
+
+    /// What was refused of it is said no more, and a policy that was refuses nothing any more.
+    fn forgive(&mut self, kind: Kind, name: &str, received: &mut Received) {
+        if let Some(refused) = self.refused.remove(name)
+            && !self.held.contains_key(name)
+            && let Some(policy) = refused.policy
+        {
+            received.changes.push(Change::Policy(Update::Remove(policy)));
+            received.entries.push(Entry::Remove(kind, name.into()));
+        }
+    }
+
     fn let_go(&mut self, kind: Kind, name: &str, received: &mut Received) {
+        self.return_of(name);
         if let Some((name, held)) = self.held.remove_entry(name) {
             self.forgo(&held.claims);
             received.changes.extend(removal(held.key));

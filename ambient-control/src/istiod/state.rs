@@ -34,8 +34,11 @@ use crate::{
     wire::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 
+mod end;
 #[cfg(test)]
 mod tests;
+
+use end::End;
 
 /// How state is asked for.
 #[derive(Clone, Debug)]
@@ -85,18 +88,17 @@ impl StateConfig {
             policies: self.policies.clone(),
             settling: self.settling,
             grace: self.grace,
+            longest_request: if self.trust { LONGEST_TO_CONTROL } else { LONGEST_TO_ISTIOD },
             remembers: self.memory.is_some(),
         }
     }
 
     /// Whose state is remembered, and which part of it: what was a whole state for one is none for another.
     fn origin(&self) -> String {
-        let Endpoint { address, cluster, .. } = &self.endpoint;
-        // Without one, that is what is meant.
-        let scheme = if address.contains("://") { "" } else { "https://" };
+        let whose = self.endpoint.origin();
         let which = if self.on_demand { "what was asked for" } else { "all" };
         let trust = if self.trust { ", and whom to trust" } else { "" };
-        format!("{scheme}{address}, cluster {cluster:?} ({which}{trust})")
+        format!("{whose} ({which}{trust})")
     }
 }
 
@@ -121,8 +123,8 @@ struct Asking {
     wishes: mpsc::UnboundedSender<Wish>,
     /// Names that wait to be asked for.
     waiting: Arc<AtomicUsize>,
-    /// Whether a stream is open.
-    open: Arc<AtomicBool>,
+    /// Whether a stream is open on which the control plane has spoken: one that only takes streams keeps nothing up to date.
+    there: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -146,7 +148,7 @@ impl OnDemand for Asking {
     }
 
     fn is_there(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
+        self.there.load(Ordering::Relaxed)
     }
 }
 
@@ -173,12 +175,12 @@ impl State {
         let (sender, batches) = mpsc::channel(BATCHES);
         let (wishes, wished) = mpsc::unbounded_channel();
         let waiting = Arc::<AtomicUsize>::default();
-        let open = Arc::<AtomicBool>::default();
+        let there = Arc::<AtomicBool>::default();
         let asking = config.on_demand.then(|| {
             Arc::new(Asking {
                 wishes: wishes.clone(),
                 waiting: waiting.clone(),
-                open: open.clone(),
+                there: there.clone(),
             })
         });
         let (trust, last_heard, streams) = (config.trust, LastHeard::default(), StreamCounts::default());
@@ -193,7 +195,7 @@ impl State {
             wished,
             waiting,
             _wishes: wishes,
-            open,
+            there,
             answered: Vec::new(),
             away: None,
             keeper: recalled.keeper,
@@ -294,7 +296,7 @@ struct Client {
     waiting: Arc<AtomicUsize>,
     /// So that the channel stays open where nobody asks.
     _wishes: mpsc::UnboundedSender<Wish>,
-    open: Arc<AtomicBool>,
+    there: Arc<AtomicBool>,
     /// Answers that no batch has brought yet.
     answered: Vec<Arc<str>>,
     /// Why there is no stream.
@@ -319,16 +321,6 @@ struct Client {
     synced: bool,
 }
 
-/// Why a stream has ended.
-enum End {
-    /// As streams do: the control plane closes them every half hour, and when it goes.
-    Usual(StreamEnd, String),
-    /// Something is wrong.
-    Failed(StreamEnd, String),
-    /// Nobody listens any more.
-    Dropped,
-}
-
 impl Client {
     async fn run(mut self, recalled: Vec<crate::Change>) {
         self.expire();
@@ -339,7 +331,7 @@ impl Client {
         loop {
             let opened = now();
             let end = self.stream().await;
-            self.open.store(false, Ordering::Relaxed);
+            self.there.store(false, Ordering::Relaxed);
             if let Some(heard) = self.heard {
                 self.last_heard.at(heard);
             }
@@ -412,7 +404,6 @@ impl Client {
             Ok(opened) => opened,
             Err(end) => return end,
         };
-        self.open.store(true, Ordering::Relaxed);
         let membership = self.config.endpoint.membership.clone();
         let mut replaced = std::pin::pin!(async {
             match (&membership, &shown) {
@@ -495,8 +486,9 @@ impl Client {
             .map_err(|error| End::Failed(StreamEnd::ConnectionError, error.to_string()))?;
         let (mut requests, outgoing) = channel::Channel::new(REQUESTS);
         self.session.handle_opened(now());
-        // The first requests go along: servers answer the call itself only then.
-        while let Some(request) = self.session.poll_request() {
+        // The first requests go along: servers answer the call itself only then. Nobody takes them before, so that there is to be
+        // room for all of them.
+        for request in std::iter::from_fn(|| self.session.poll_request()).take(REQUESTS) {
             if requests.send_data(framed(&request)).await.is_err() {
                 return Err(End::Failed(StreamEnd::Error, "the stream was not opened".into()));
             }
@@ -531,6 +523,7 @@ impl Client {
     async fn take_in(&mut self, response: &DeltaDiscoveryResponse, come: Vec<Come>) -> Result<(), ()> {
         self.away = None;
         self.spoken = true;
+        self.there.store(true, Ordering::Relaxed);
         self.last_heard.is_there();
         let came = std::mem::take(&mut self.came);
         if let Some(kind) = session::Kind::of(&response.type_url) {
@@ -735,43 +728,6 @@ fn framed(request: &DeltaDiscoveryRequest) -> Bytes {
     framed.into()
 }
 
-impl Client {
-    /// The stream was closed, as its last words say.
-    fn closed(&self, status: Option<Status>) -> End {
-        match status.filter(|status| status.code() != tonic::Code::Ok) {
-            Some(status) => self.ended(&status),
-            None => End::Usual(StreamEnd::Complete, "the control plane has closed it".into()),
-        }
-    }
-
-    fn ended(&self, status: &Status) -> End {
-        self.config.endpoint.heard(status);
-        match (ended(status), self.config.endpoint.token_shown()) {
-            (End::Failed(how, why), Some(shown)) if status.code() == tonic::Code::Unauthenticated => {
-                End::Failed(how, format!("{why}; {shown}"))
-            }
-            (end, _) => end,
-        }
-    }
-}
-
-fn ended(status: &Status) -> End {
-    let message = status.message();
-    let why = match std::error::Error::source(status) {
-        Some(source) => format!("{:?}: {message}: {}", status.code(), super::transport::whole(source)),
-        None => format!("{:?}: {message}", status.code()),
-    };
-    let usual = match status.code() {
-        tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Unknown => true,
-        tonic::Code::Unavailable => message.contains("transport is closing") || message.contains("received prior goaway"),
-        _ => false,
-    };
-    match usual {
-        true => End::Usual(StreamEnd::Reconnect, why),
-        false => End::Failed(StreamEnd::Error, why),
-    }
-}
-
 fn now() -> Instant {
     // The runtime's clock: a test may have stopped it.
     time::Instant::now().into_std()
@@ -789,6 +745,10 @@ const WISHES: usize = 4096;
 const MARKING: Duration = Duration::from_secs(60);
 /// How often it is looked whether there is room by now for what could not be remembered.
 const FOR_ROOM: Duration = Duration::from_secs(2);
+/// The longest request that istiod is sent, in bytes. It takes 4 MiB, unless it is told otherwise.
+const LONGEST_TO_ISTIOD: usize = 3 << 20;
+/// The longest that `ambient control` is sent, which takes 64 MiB.
+const LONGEST_TO_CONTROL: usize = 48 << 20;
 /// How long the control plane may take to open a stream, or to read a request.
 const ANSWERING: Duration = Duration::from_secs(10);
 /// How long it may say nothing at all on a stream that it has taken; a whole mesh is on its way sooner.

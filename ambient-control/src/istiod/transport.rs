@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ambient_tls::ChainError;
 use http::{HeaderValue, Method, Version, header};
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -249,7 +250,7 @@ impl Endpoint {
                 let tcp = dial(&host, port).await?;
                 tcp.set_nodelay(true)?;
                 keep_alive(&tcp)?;
-                Ok::<_, io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
+                Ok::<_, io::Error>(TokioIo::new(tls.connect(name, tcp).await.map_err(of_dates)?))
             }
         };
         // The connector's own deadline ends at TCP.
@@ -304,10 +305,20 @@ impl Endpoint {
         }
     }
 
+    /// Who is at it, for what is remembered of that.
+    pub(super) fn origin(&self) -> String {
+        let Self { address, cluster, .. } = self;
+        // Without one, that is what is meant.
+        let scheme = if address.contains("://") { "" } else { "https://" };
+        format!("{scheme}{address}, cluster {cluster:?}")
+    }
+
     /// What was shown with a call, for who is told that it is no good; nothing where that was a certificate.
     pub(super) fn token_shown(&self) -> Option<String> {
         let token = self.token.as_ref().filter(|_| self.membership.is_none())?;
-        Some(format!("shown was the token from {token}: put one there that is good now"))
+        Some(format!(
+            "shown was the token from {token}: put one there that is good now; if it should be, check the clocks of both machines"
+        ))
     }
 
     /// Looks at its files, so that [`Files::faults`] says what is wrong with them before they are needed, and no longer than it is.
@@ -628,6 +639,15 @@ fn is_name(error: &CertificateError) -> bool {
         error,
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
     )
+}
+
+/// A handshake's error: where the control plane's certificate is refused for its dates, these in words.
+fn of_dates(error: io::Error) -> io::Error {
+    let held = error.get_ref().and_then(|held| held.downcast_ref());
+    match held.and_then(ChainError::of_dates) {
+        Some(why) => io::Error::new(error.kind(), format!("the control plane's certificate: {why}")),
+        None => error,
+    }
 }
 
 /// An error with all that it comes from: tonic's own say only "transport error".

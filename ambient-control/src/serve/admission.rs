@@ -6,7 +6,7 @@ use std::{
 };
 
 use ambient_core::{SpiffeId, TrustDomain};
-use ambient_tls::{Accepted, Configs, Peer, Role, Verifier};
+use ambient_tls::{Accepted, Configs, Moment, Peer, Role, Verifier};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     crypto::CryptoProvider,
@@ -29,7 +29,7 @@ mod tests;
 
 /// By what callers are told apart.
 pub(super) struct Door {
-    pub(super) nodes: Nodes,
+    pub(super) nodes: Arc<Nodes>,
     pub(super) trust_domain: TrustDomain,
     pub(super) ca: Arc<dyn Signer>,
     /// What is read of roots and CRLs.
@@ -126,7 +126,7 @@ impl Door {
             }
         };
         let known = self.nodes.known(&proof, now).map_err(|e| self.unreadable(&e))?;
-        let known = known.ok_or_else(|| ended(&proof))?;
+        let known = known.ok_or_else(|| self.ended(&proof, now))?;
         let caller = Caller {
             node: known.node,
             proof,
@@ -141,7 +141,7 @@ impl Door {
     /// Whether what a caller was admitted by is still good. Where that cannot be read now, it is.
     pub(super) fn still(&self, caller: &Caller, now: SystemTime) -> Result<(), Status> {
         match self.nodes.known(&caller.proof, now) {
-            Ok(known) => self.is_good(caller, known.as_ref()),
+            Ok(known) => self.is_good(caller, known.as_ref(), now),
             Err(error) => {
                 if let Some(left_out) = self.seldom.say("still", Instant::now()) {
                     tracing::error!(%error, left_out, "nodes cannot be told from others: what is open stays");
@@ -154,14 +154,30 @@ impl Door {
     /// The same of a caller who is about to be given something: where it cannot be read now, it is not.
     pub(super) fn once_more(&self, caller: &Caller, now: SystemTime) -> Result<(), Status> {
         let known = self.nodes.known(&caller.proof, now).map_err(|e| self.unreadable(&e))?;
-        self.is_good(caller, known.as_ref())
+        self.is_good(caller, known.as_ref(), now)
     }
 
-    fn is_good(&self, caller: &Caller, known: Option<&Known>) -> Result<(), Status> {
+    fn is_good(&self, caller: &Caller, known: Option<&Known>, now: SystemTime) -> Result<(), Status> {
         match known {
             Some(known) if known.node == caller.node => self.certificate_is_good(caller),
-            _ => Err(ended(&caller.proof)),
+            _ => Err(self.ended(&caller.proof, now)),
         }
+    }
+
+    /// That nobody is known by a proof. What has ended is told from what never was one, as a clock may be wrong.
+    fn ended(&self, proof: &Proof, now: SystemTime) -> Status {
+        let (what, remedy) = match proof {
+            Proof::Token(_) => ("token", "`ambient control token NODE` makes another"),
+            Proof::Certificate(_) => ("node's certificate", "it joins anew by a token"),
+        };
+        Status::unauthenticated(match (self.nodes.end_of(proof).filter(|end| *end <= now.into()), proof) {
+            (Some(end), _) => format!(
+                "this {what} was good until {end}, and here it is {}: {remedy}, or a clock is wrong: check those of both machines",
+                Moment::from(now)
+            ),
+            (None, Proof::Token(_)) => format!("this {what} is none, has ended, or was revoked: {remedy}"),
+            (None, Proof::Certificate(_)) => format!("this {what} is not known here, has ended, or was revoked"),
+        })
     }
 
     fn unreadable(&self, error: &super::NodesError) -> Status {
@@ -194,13 +210,6 @@ impl Caller {
         let end = SystemTime::UNIX_EPOCH + Duration::from_secs(self.expires);
         end.duration_since(now).unwrap_or_default()
     }
-}
-
-fn ended(proof: &Proof) -> Status {
-    Status::unauthenticated(match proof {
-        Proof::Token(_) => "this token is none, has ended, or was revoked: `ambient control token NODE` makes another",
-        Proof::Certificate(_) => "this node's certificate is not known here, has ended, or was revoked",
-    })
 }
 
 /// Asks clients for a certificate, and takes whichever they have the key of, or none: who that is, is judged with each call,

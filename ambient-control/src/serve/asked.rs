@@ -190,6 +190,6 @@ pub(crate) fn fuzz(data: &[u8]) {
 /// The field of the versions that a client has.
 const VERSIONS: u64 = 5;
 /// The longest request, in bytes: a client that knows a mesh of 100,000 says so by name.
-const LONGEST_REQUEST: usize = 64 * 1024 * 1024;
+pub(crate) const LONGEST_REQUEST: usize = 64 * 1024 * 1024;
 /// The longest of its fields: what a client refuses it may say a lot of.
 const LONGEST_FIELD: usize = 4 * 1024 * 1024;

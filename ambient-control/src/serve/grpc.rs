@@ -191,25 +191,27 @@ impl NodeService for Services {
         let chain = self.sign(&caller.node, Whom::Id(&id), &request.csr, life).await?;
         let given = self.given(&caller.node, &chain[0])?;
         let (serial, key) = (given.serial.clone(), csr.public_key.der_bytes().to_vec());
-        let (shared, proof) = (self.shared.clone(), caller.proof.clone());
-        // The lock of the directory may be waited for.
-        let enrolled = tokio::task::spawn_blocking(move || shared.door.nodes.enrol(&proof, &key, given, now())).await;
-        match enrolled {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => {
+        let join = nodes::Join {
+            proof: caller.proof.clone(),
+            key,
+            given,
+            now: now(),
+        };
+        match door.nodes.enrol(join).await {
+            Ok(true) => {}
+            Ok(false) => {
                 let why = "what this node is known by was revoked, or its token was used for another key";
                 if let Some(left_out) = self.shared.seldom(&caller.node, "enrolling") {
                     tracing::warn!(node = caller.node, why, left_out, "a node was refused a certificate of its own");
                 }
                 return Err(self.refuse(Refusal::Credential, Status::unauthenticated(why)));
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 if let Some(left_out) = self.shared.seldom(&caller.node, "certificates") {
                     tracing::error!(node = caller.node, %error, left_out, "a node's certificate cannot be kept: it was not given");
                 }
                 return Err(Status::unavailable("certificates of nodes cannot be kept now"));
             }
-            Err(_) => return Err(Status::internal("the control plane has failed")),
         }
         door.counts.join();
         let by = match &caller.proof {

@@ -5,10 +5,13 @@ use std::{
     fmt::Write as _,
     fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ambient_tls::Moment;
+pub(super) use joins::Join;
+use joins::Joins;
 use list::List;
 use rustls::crypto::{
     CryptoProvider,
@@ -24,6 +27,7 @@ use crate::{
     istiod::is_node_name,
 };
 
+mod joins;
 mod list;
 #[cfg(test)]
 mod tests;
@@ -36,6 +40,7 @@ pub struct Nodes {
     tokens: List<JoinToken>,
     certificates: List<NodeCertificate>,
     provider: Arc<CryptoProvider>,
+    joins: Mutex<Joins>,
 }
 
 /// A token, but not what it is.
@@ -154,6 +159,9 @@ pub enum NodesError {
         /// What was asked for.
         what: &'static str,
     },
+    /// Whoever was to write it has ended.
+    #[error("it was not written: the process is ending, or something in it has failed")]
+    Ended,
 }
 
 impl Nodes {
@@ -165,6 +173,7 @@ impl Nodes {
             tokens: List::new(directory.join("tokens.json")),
             certificates: List::new(directory.join("nodes.json")),
             provider,
+            joins: Mutex::default(),
         }
     }
 
@@ -283,42 +292,50 @@ impl Nodes {
         Ok(known.filter(|known| known.expires > seconds(now)))
     }
 
-    /// Takes note of a certificate for a key, for whoever is known by a proof; `false` where nobody is any more, or its token was
-    /// used for another key. What is not noted here is not accepted.
-    pub(super) fn enrol(&self, proof: &Proof, key: &[u8], given: NodeCertificate, now: SystemTime) -> Result<bool, NodesError> {
-        let key = self.hash(key)?;
+    /// When what is shown ends or has ended, where that is still kept.
+    pub(super) fn end_of(&self, proof: &Proof) -> Option<Moment> {
+        let end = match proof {
+            Proof::Token(hash) => self.tokens.all().ok()?.iter().find(|one| one.sha256 == *hash)?.expires,
+            Proof::Certificate(hash) => self.certificates.all().ok()?.iter().find(|one| one.sha256 == *hash)?.expires,
+        };
+        Some(Moment::of(end))
+    }
+
+    /// Takes note of certificates, one after the other, and tells of each whether it counts; on the disk with one write, or none of
+    /// them.
+    fn note(&self, joins: &[Join]) -> Result<Vec<bool>, NodesError> {
+        let Some(now) = joins.iter().map(|join| join.now).max() else {
+            return Ok(Vec::new());
+        };
+        let keys = joins.iter().map(|join| self.hash(&join.key)).collect::<Result<Vec<_>, _>>()?;
         let _lock = self.lock()?;
-        let mut certificates = self.live_certificates(now)?;
-        match proof {
-            Proof::Certificate(hash) if !certificates.iter().any(|one| one.sha256 == *hash) => return Ok(false),
-            Proof::Certificate(_) => {}
-            Proof::Token(hash) => {
-                let mut tokens = self.live_tokens(now)?;
-                let Some(token) = tokens.iter_mut().find(|token| token.sha256 == *hash) else {
-                    return Ok(false);
-                };
-                if token.once {
-                    match &token.used_for {
-                        Some(used) if *used != key => return Ok(false),
-                        Some(_) => {}
-                        None => {
-                            token.used_for = Some(key);
-                            self.tokens.store(&tokens)?;
-                        }
+        let (mut tokens, mut certificates) = (self.live_tokens(now)?, self.live_certificates(now)?);
+        let (mut noted, mut used) = (Vec::with_capacity(joins.len()), false);
+        for (join, key) in joins.iter().zip(keys) {
+            let is_known = match &join.proof {
+                Proof::Certificate(hash) => certificates.iter().any(|one| one.sha256 == *hash),
+                Proof::Token(hash) => match tokens.iter_mut().find(|token| token.sha256 == *hash) {
+                    None => false,
+                    Some(token) if !token.once => true,
+                    Some(token) => {
+                        used |= token.used_for.is_none();
+                        *token.used_for.get_or_insert_with(|| key.clone()) == key
                     }
-                }
+                },
+            };
+            if is_known {
+                add(&mut certificates, join.given.clone());
             }
+            noted.push(is_known);
         }
-        let mut of_node = certificates.iter().filter(|one| one.node == given.node).count();
-        // A node that begins anew again and again fills nothing: its oldest go.
-        certificates.retain(|one| {
-            let goes = one.node == given.node && of_node >= CERTIFICATES;
-            of_node -= usize::from(goes);
-            !goes
-        });
-        certificates.push(given);
-        self.certificates.store(&certificates)?;
-        Ok(true)
+        // A token that was used is so before anything is given for it.
+        if used {
+            self.tokens.store(&tokens)?;
+        }
+        if noted.contains(&true) {
+            self.certificates.store(&certificates)?;
+        }
+        Ok(noted)
     }
 
     /// SHA-256, in hexadecimal digits.
@@ -358,6 +375,19 @@ impl Nodes {
         filled.map_err(|_| NodesError::Crypto { what: "random bytes" })?;
         Ok(hex(&bytes))
     }
+}
+
+/// A node that begins anew again and again fills nothing: its oldest go.
+fn add(certificates: &mut Vec<NodeCertificate>, given: NodeCertificate) {
+    let mut of_node = certificates.iter().filter(|one| one.node == given.node).count();
+    if of_node >= CERTIFICATES {
+        certificates.retain(|one| {
+            let goes = one.node == given.node && of_node >= CERTIFICATES;
+            of_node -= usize::from(goes);
+            !goes
+        });
+    }
+    certificates.push(given);
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -23,7 +23,7 @@ use rustls::{ServerConfig, crypto::CryptoProvider, server::NoServerSessionStorag
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -164,7 +164,7 @@ impl ControlPlane {
             board: RwLock::new(board),
             changed: watch::channel(0).0,
             door: Door {
-                nodes: config.nodes,
+                nodes: Arc::new(config.nodes),
                 trust_domain: config.trust_domain,
                 ca: config.ca,
                 configs: Configs::new(config.provider.clone()),
@@ -309,8 +309,14 @@ async fn look(shared: &Shared, trust_changed: &Notify) {
     type Seen = (Arc<TrustBundles>, [Option<Stamp>; 2]);
     let mut before: Option<Seen> = None;
     loop {
-        let (trust, stamps) = (shared.door.ca.bundles(), shared.door.nodes.stamps());
-        shared.door.counts.authority_is_wrong(shared.door.ca.faults().len());
+        let (ca, nodes) = (shared.door.ca.clone(), shared.door.nodes.clone());
+        // A disk may take its time.
+        let looked = spawn_blocking(move || (ca.bundles(), nodes.stamps(), ca.faults().len())).await;
+        let Ok((trust, stamps, faults)) = looked else {
+            sleep(BETWEEN_LOOKS).await;
+            continue;
+        };
+        shared.door.counts.authority_is_wrong(faults);
         let same_trust = before.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, &trust) || **of == *trust);
         if !same_trust {
             let domain = &shared.door.trust_domain;

@@ -54,6 +54,12 @@ impl Bundles {
         self.present = Arc::new(bundles);
     }
 
+    /// What an earlier process was told counts no more.
+    pub(super) fn forget(&mut self) {
+        self.known.clear();
+        self.present = Arc::default();
+    }
+
     pub(super) fn set_own(&mut self, own: TrustDomain) {
         self.own = Some(own);
     }

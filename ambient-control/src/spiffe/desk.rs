@@ -46,6 +46,8 @@ pub(super) struct Desk {
 
 struct Known {
     bundles: Bundles,
+    /// When they were told, where it was an earlier process that they were told to.
+    recalled: Option<SystemTime>,
     trust: Arc<Trust>,
     accounts: HashMap<Identity, Account>,
 }
@@ -60,6 +62,7 @@ impl Desk {
         recalled: Option<Recalled>,
     ) -> Self {
         let (mut bundles, last_heard) = (Bundles::new(own), LastHeard::default());
+        let told = recalled.as_ref().map(|recalled| recalled.heard);
         if let Some(Recalled { heard, bundles: kept }) = recalled {
             let domains = kept.domains().count();
             tracing::info!(
@@ -73,6 +76,7 @@ impl Desk {
         let known = Known {
             trust: Arc::new(Trust::new(provider, &present)),
             bundles,
+            recalled: told,
             accounts: HashMap::new(),
         };
         Self {
@@ -190,6 +194,7 @@ impl Desk {
         self.last_heard.is_there();
         let now = (self.clock)();
         let mut known = self.known();
+        known.recalled = None;
         if let Some(own) = own {
             known.bundles.set_own(own);
         }
@@ -203,6 +208,38 @@ impl Desk {
             self.changed();
             return;
         }
+        self.trusts(known, now);
+    }
+
+    /// How long what an earlier process was told is still gone by; `None` where it is this one that goes by what it was told itself, or by
+    /// nothing.
+    pub(super) fn expires_in(&self, longest: Duration) -> Option<Duration> {
+        let recalled = self.known().recalled?;
+        let age = (self.clock)().duration_since(recalled).unwrap_or_default();
+        Some(longest.saturating_sub(age))
+    }
+
+    /// What an earlier process was told is not gone by once it is too old: nobody is trusted until the agent says who is.
+    pub(super) fn expire(&self, longest: Duration) {
+        let now = (self.clock)();
+        let mut known = self.known();
+        let age = known.recalled.and_then(|told| now.duration_since(told).ok()).unwrap_or_default();
+        if age <= longest {
+            return;
+        }
+        tracing::error!(
+            ?age,
+            ?longest,
+            agent = self.agent,
+            "the roots of before this start are too old to go by now: nobody is trusted until the agent answers"
+        );
+        known.recalled = None;
+        known.bundles.forget();
+        self.trusts(known, now);
+    }
+
+    /// Others are trusted now.
+    fn trusts(&self, mut known: MutexGuard<'_, Known>, now: SystemTime) {
         let present = known.bundles.present().clone();
         let trust = Arc::new(known.trust.renew(&present));
         for fault in trust.faults() {

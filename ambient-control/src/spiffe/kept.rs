@@ -22,6 +22,8 @@ mod tests;
 pub(super) struct Kept {
     file: Arc<TrustFile>,
     recalled: Option<Recalled>,
+    /// How long the agent may be away until that is not gone by any more.
+    longest: Duration,
 }
 
 /// What an earlier process has left that is young enough to go by.
@@ -55,6 +57,7 @@ impl Kept {
         Ok(Self {
             file: Arc::new(file),
             recalled,
+            longest: config.longest,
         })
     }
 
@@ -68,6 +71,7 @@ impl Kept {
         let mut changes = desk.watch();
         let mut last: Option<Arc<TrustBundles>> = None;
         loop {
+            desk.expire(self.longest);
             changes.mark_unchanged();
             let present = desk.trust();
             if desk.is_listening() && last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &present)) {
@@ -84,7 +88,8 @@ impl Kept {
                 }
                 continue;
             }
-            if timeout(DATED, changes.changed()).await.is_err() {
+            let next = desk.expires_in(self.longest).map_or(DATED, |left| left.clamp(LEAST, DATED));
+            if timeout(next, changes.changed()).await.is_err() {
                 // The same roots, of which the date is old.
                 last = None;
             }
@@ -109,5 +114,7 @@ fn of(bundles: &TrustBundles, heard: SystemTime) -> KeptTrust {
 
 /// How old the date of what is kept may become while the agent is there.
 const DATED: Duration = Duration::from_secs(300);
+/// Between two looks whether what was recalled is too old.
+const LEAST: Duration = Duration::from_secs(1);
 /// Until the next attempt to write what could not be written.
 const AGAIN: Duration = Duration::from_secs(10);

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use ambient_core::{Credential, Identity, PrivateKey, SpiffeId, TrustDomain};
+use ambient_tls::ChainError;
 use spiffe::{X509Bundle, X509Svid};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
@@ -94,14 +95,17 @@ impl Svid {
         if let Ok(early) = self.not_before.duration_since(now)
             && !early.is_zero()
         {
-            return Some(format!(
-                "it is valid only in {early:?}: set the clock of this node, or of the SPIRE server"
-            ));
+            let why = ChainError::NotYetValid {
+                begins: self.not_before.into(),
+                now: now.into(),
+            };
+            return Some(format!("{why}, this one and SPIRE's"));
         }
-        let late = now.duration_since(self.not_after).ok()?;
-        Some(format!(
-            "it has ended {late:?} ago: set the clock of this node, or look why SPIRE does not renew it"
-        ))
+        let why = ChainError::Expired {
+            ended: self.not_after.into(),
+            now: now.into(),
+        };
+        (self.not_after <= now).then(|| format!("{why}, this one and SPIRE's"))
     }
 }
 

@@ -223,9 +223,30 @@ fn dates_and_uses_are_checked() {
         other => panic!("{other:?}"),
     };
     let expired = ca.leaf(&[CART], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
-    assert_eq!(chain(&expired, Role::Client), ChainError::Expired);
+    // By the one date or the other a clock that is off is found, be it the machine's or the authority's.
+    let told = chain(&expired, Role::Client);
+    assert!(matches!(&told, ChainError::Expired { ended, now } if ended < now), "{told}");
+    assert!(
+        told.to_string()
+            .starts_with("it was valid until 2020-01-01T00:00:00Z, and here it is 20"),
+        "{told}"
+    );
+    assert!(
+        told.to_string().ends_with("a clock is wrong: check those of both machines"),
+        "{told}"
+    );
     let early = ca.leaf(&[CART], |params| params.not_before = rcgen::date_time_ymd(2100, 1, 1));
-    assert_eq!(chain(&early, Role::Client), ChainError::NotYetValid);
+    let told = chain(&early, Role::Client);
+    assert!(matches!(&told, ChainError::NotYetValid { begins, now } if now < begins), "{told}");
+    assert!(
+        told.to_string()
+            .starts_with("it is valid from 2100-01-01T00:00:00Z, and here it is 20"),
+        "{told}"
+    );
+    assert!(
+        told.to_string().ends_with("a clock is wrong: check those of both machines"),
+        "{told}"
+    );
     let only_server = ca.leaf(&[CART], |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]
     });

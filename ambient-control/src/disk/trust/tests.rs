@@ -35,7 +35,7 @@ fn what_came_is_remembered_and_nothing_of_a_damaged_file() {
     let whole = fs::read(&path).unwrap();
     for cut in 0..whole.len() {
         let read = read(&whole[..cut]);
-        assert!(read.as_ref().map_or(true, |read| *read != known), "{cut}: {read:?}");
+        assert!(read.as_ref().map_or(true, |(_, read)| *read != known), "{cut}: {read:?}");
     }
     for at in 0..whole.len() {
         let mut damaged = whole.clone();
@@ -45,4 +45,30 @@ fn what_came_is_remembered_and_nothing_of_a_damaged_file() {
         assert_eq!(read, None, "byte {at}");
         assert!(!path.exists(), "byte {at}: it is told with each start");
     }
+}
+
+#[test]
+fn whom_another_has_vouched_for_is_not_trusted() {
+    let scratch = tempfile::tempdir().unwrap();
+    let open = |origin| TrustFile::open_of(scratch.path(), "who.roots", origin).unwrap();
+    let known = KeptTrust {
+        heard: at(5),
+        roots: Vec::new(),
+        lists: vec![("cluster.local".parse().unwrap(), b"a list".to_vec())],
+    };
+    // Of before origins were kept.
+    open(None).0.keep(&known).unwrap();
+    let (one, before) = open(Some("https://one:1"));
+    assert_eq!(before.as_ref(), Some(&known));
+    one.keep(&known).unwrap();
+    assert_eq!(open(Some("https://one:1")).1.as_ref(), Some(&known));
+    let (other, nothing) = open(Some("https://other:1"));
+    assert_eq!(nothing, None);
+    // Until the other has said something, it is what it was.
+    assert_eq!(open(Some("https://one:1")).1.as_ref(), Some(&known));
+    other.keep(&known).unwrap();
+    assert_eq!(
+        (open(Some("https://one:1")).1, open(Some("https://other:1")).1),
+        (None, Some(known))
+    );
 }

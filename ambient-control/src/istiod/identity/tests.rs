@@ -72,11 +72,11 @@ async fn what_comes_back_is_believed_only_where_it_is_what_was_asked_for() {
         ),
         (
             own(|params| params.not_before = (now() + Duration::from_secs(3600)).into()),
-            "set the clock",
+            "its certificate: it is valid from 20",
         ),
         (
             own(|params| params.not_after = (now() - Duration::from_secs(30)).into()),
-            "has ended",
+            "a clock is wrong: check those of both machines",
         ),
         (
             Arc::new(|authority, request| Ok(vec![authority.sign(request, identity().as_str(), |_| {})])),
@@ -180,6 +180,14 @@ async fn roots_are_trusted_after_a_restart_while_istiod_is_away() {
     let again = Certificates::new(config(endpoint)).unwrap();
     assert_eq!(again.trust(), roots);
     assert!(again.last_heard().unwrap().age(now()).is_some());
+    // Another authority has vouched for nobody yet.
+    let other = Endpoint {
+        cluster: "elsewhere".into(),
+        ..fake.endpoint()
+    };
+    let another = Certificates::new(config(other)).unwrap();
+    assert_eq!(another.trust().domains().count(), 0);
+    assert!(another.last_heard().unwrap().age(now()).is_none());
 }
 
 #[tokio::test]
@@ -281,4 +289,28 @@ async fn futures<F: Future>(all: Vec<F>) -> Vec<F::Output> {
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+/// As where a clock is off: which of the two it is cannot be told, and both dates can.
+#[tokio::test]
+async fn a_control_plane_whose_certificate_is_refused_for_its_dates_is_told_with_both() {
+    let refused = async |change: fn(&mut CertificateParams), why: &str| {
+        let fake = Fake::changed("localhost", change).await;
+        let error = issue(&fake).await.unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("the control plane's certificate: {why}, and here it is 20")),
+            "{error}"
+        );
+        assert!(error.ends_with("check those of both machines"), "{error}");
+    };
+    refused(
+        |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1),
+        "it was valid until 2020-01-01T00:00:00Z",
+    )
+    .await;
+    refused(
+        |params| params.not_before = rcgen::date_time_ymd(2100, 1, 1),
+        "it is valid from 2100-01-01T00:00:00Z",
+    )
+    .await;
 }

@@ -58,23 +58,20 @@ fn places<T: Hash>(of: impl Iterator<Item = T>) -> [u32; 2] {
 }
 
 /// What is to be removed, and when.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Waiting {
-    pub(super) until: Instant,
+    /// `None` while more may be told of it: it is not missed yet.
+    pub(super) until: Option<Instant>,
+    /// Names that are to be answered before that.
+    pub(super) owed: HashSet<Box<str>>,
+    /// Whether it is so much that it is told.
+    pub(super) is_much: bool,
     names: HashSet<Arc<str>>,
     /// Who of them is where; also those that have come back.
     at: HashMap<u32, Vec<Arc<str>>>,
 }
 
 impl Waiting {
-    pub(super) fn until(until: Instant) -> Self {
-        Self {
-            until,
-            names: HashSet::new(),
-            at: HashMap::new(),
-        }
-    }
-
     pub(super) fn add(&mut self, name: &Arc<str>, claims: &Claims) {
         if self.names.insert(name.clone()) {
             claims
@@ -96,8 +93,15 @@ impl Waiting {
         self.names.len()
     }
 
-    pub(super) fn into_names(self) -> HashSet<Arc<str>> {
-        self.names
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.names.iter()
+    }
+
+    /// These names are owed no longer.
+    pub(super) fn answer(&mut self, names: &[impl AsRef<str>]) {
+        for name in names {
+            self.owed.remove(name.as_ref());
+        }
     }
 }
 
@@ -132,7 +136,9 @@ impl Known {
     fn make_room(&mut self, kind: Kind, name: &Arc<str>, claims: &Claims, received: &mut Received) {
         let Some(waiting) = &mut self.waiting else { return };
         let before = self.held.get(name).map(|held| held.claims.places).unwrap_or_default();
-        let new = claims.places().filter(|place| !before.contains(place));
+        // Where more may be told nobody has given anything away, but for a pod, which is one workload.
+        let is_missed = waiting.until.is_some();
+        let new = claims.places().filter(|place| is_missed && !before.contains(place));
         let mut given: Vec<_> = new.filter_map(|place| waiting.at.remove(&place)).flatten().collect();
         given.extend(claims.pod.as_ref().and_then(|pod| self.pods.get(pod)).cloned());
         given.retain(|other| other != name && waiting.names.remove(other));

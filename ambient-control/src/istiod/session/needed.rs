@@ -74,12 +74,13 @@ impl Session {
             given.push(name.to_string());
         }
         given.extend(known.forget_refused());
+        known.waiting.iter_mut().for_each(|waiting| waiting.answer(&given));
         if self.opened.is_some() && !given.is_empty() {
-            self.requests.push_back(DeltaDiscoveryRequest {
+            let request = DeltaDiscoveryRequest {
                 type_url: Kind::Address.type_url().into(),
-                resource_names_unsubscribe: given,
                 ..DeltaDiscoveryRequest::default()
-            });
+            };
+            self.name(request, given, |request| &mut request.resource_names_unsubscribe);
         }
         received
     }
@@ -138,6 +139,7 @@ impl Settings {
 impl Known {
     /// A name is answered, if it is one that was asked for.
     pub(super) fn answer(&mut self, name: &str, received: &mut Received) {
+        self.waiting.iter_mut().for_each(|waiting| waiting.answer(&[name]));
         if let Some(name) = self.asked.take(name) {
             received.answered.push(name.to_string());
             self.subscribed.insert(name);

@@ -18,6 +18,7 @@ use crate::{
     },
 };
 
+mod large;
 mod remembered;
 
 const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
@@ -61,6 +62,57 @@ fn workload(name: &str) -> Resource {
             value: body.encode_to_vec(),
         }),
         ..Resource::default()
+    }
+}
+
+fn policy() -> Resource {
+    let body = crate::wire::istio::security::Authorization {
+        name: "p".into(),
+        namespace: "shop".into(),
+        scope: 1,
+        ..Default::default()
+    };
+    Resource {
+        name: "shop/p".into(),
+        resource: Some(Any {
+            type_url: AUTHORIZATION.into(),
+            value: body.encode_to_vec(),
+        }),
+        ..Resource::default()
+    }
+}
+
+/// Whoever is asked one by one is taken for there once it has spoken: until then nobody says that what was absent is so no more.
+#[tokio::test]
+async fn a_control_plane_that_has_not_spoken_yet_is_not_there() {
+    let mut fake = Fake::start("localhost").await;
+    let config = StateConfig {
+        on_demand: true,
+        ..config(&fake)
+    };
+    let mut state = State::connect(config).unwrap();
+    let demand = state.on_demand().unwrap();
+    for _ in 0..2 {
+        let mut stream = fake.opened().await;
+        let name = format!("/10.0.0.{}", u8::from(stream.request().await.initial_resource_versions.is_empty()));
+        stream.request().await;
+        demand.ask(&name).unwrap();
+        assert_eq!(stream.request().await.resource_names_subscribe, [name]);
+        assert!(!demand.is_there(), "it has taken the stream, and no more");
+        stream
+            .responses
+            .send(Ok(response(AUTHORIZATION, "n", vec![policy()])))
+            .await
+            .unwrap();
+        until(&mut state, |batch| !batch.changes.is_empty()).await;
+        assert!(demand.is_there());
+        drop(stream);
+        let gone = async {
+            while demand.is_there() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), gone).await.expect("it is gone");
     }
 }
 
@@ -391,7 +443,8 @@ async fn a_restart_while_istiod_is_away_goes_on_with_what_was_known() {
         matches!(&batch.changes[..], [Change::Mesh(ambient_core::mesh::Update::RemoveWorkload(_))])
     })
     .await;
-    written(&memory, |kept| kept.resources.len() == 2).await;
+    // All of it, and not the two of the first answer alone.
+    written(&memory, |kept| kept.heard.is_some() && kept.resources.len() == 2).await;
     drop(state);
     drop(stream);
     let roots = fake.path("root.pem");
@@ -520,7 +573,7 @@ async fn what_is_given_back_is_never_lost_nor_before_it_was_asked_for() {
     let asking = Asking {
         wishes,
         waiting: Arc::default(),
-        open: Arc::default(),
+        there: Arc::default(),
     };
     for n in 0..WISHES {
         asking.ask(&n.to_string()).unwrap();

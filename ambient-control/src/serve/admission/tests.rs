@@ -9,7 +9,7 @@ fn door(scratch: &tempfile::TempDir) -> Door {
     let (directory, provider) = (scratch.path().join("ca"), Arc::new(ambient_tls::provider()));
     let ca = DirectoryCa::open(&directory, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
     Door {
-        nodes: Nodes::new(&directory, provider.clone()),
+        nodes: Nodes::new(&directory, provider.clone()).into(),
         trust_domain: TrustDomain::default(),
         ca: Arc::new(ca),
         configs: Configs::new(provider),
@@ -81,4 +81,28 @@ fn what_is_open_outlives_the_directory_of_the_authority() {
     door.once_more(&caller, now()).unwrap();
     door.nodes.revoke("node-1", now()).unwrap();
     door.still(&caller, now()).unwrap_err();
+}
+
+/// As where the clock of this machine is ahead, or the token was made on one whose clock is behind.
+#[test]
+fn what_is_refused_as_it_has_ended_tells_when_and_by_which_clock() {
+    let scratch = tempfile::tempdir().unwrap();
+    let door = door(&scratch);
+    let begun = std::time::UNIX_EPOCH + Duration::from_secs(1_795_000_000);
+    let token = door.nodes.create("node-1", Duration::from_secs(600), Use::Always, begun).unwrap();
+    let admit = |token: &str, now| {
+        door.admit(&Arc::new(Shown::Nothing), &showing(token), now)
+            .map_err(|status| status.message().to_owned())
+    };
+    let caller = admit(&token, begun).unwrap();
+    let later = begun + Duration::from_secs(3600);
+    let why = "this token was good until 2026-11-18T11:16:40Z, and here it is 2026-11-18T12:06:40Z: `ambient control token NODE` makes \
+               another, or a clock is wrong: check those of both machines";
+    assert_eq!(admit(&token, later).unwrap_err(), why);
+    assert_eq!(door.still(&caller, later).unwrap_err().message(), why);
+    let never = admit("ambient-0.0", later).unwrap_err();
+    assert!(
+        never.contains("is none, has ended, or was revoked") && !never.contains("clock"),
+        "{never}"
+    );
 }

@@ -79,6 +79,11 @@ impl<T: Clone + Serialize + DeserializeOwned> List<T> {
     /// Writes it anew, under the lock of its directory.
     pub(super) fn store(&self, all: &[T]) -> Result<(), NodesError> {
         let text = serde_json::to_vec_pretty(all).map_err(|e| directory::io_error("write", &self.file)(e.into()))?;
-        Ok(directory::write(&self.file, 0o600, &text)?)
+        let stamp = directory::replace(&self.file, 0o600, &text)?;
+        // Whoever looks next finds it read.
+        if let Some(stamp) = stamp {
+            *self.read() = Some((stamp, all.into()));
+        }
+        Ok(())
     }
 }

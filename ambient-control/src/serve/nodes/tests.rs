@@ -22,6 +22,15 @@ fn certificate(nodes: &Nodes, node: &str, der: &[u8], expires: SystemTime) -> No
     }
 }
 
+fn join(proof: &Proof, key: &[u8], given: NodeCertificate, now: SystemTime) -> Join {
+    Join {
+        proof: proof.clone(),
+        key: key.into(),
+        given,
+        now,
+    }
+}
+
 #[test]
 fn a_token_is_for_one_node_until_it_ends_or_is_revoked() {
     let scratch = tempfile::tempdir().unwrap();
@@ -66,7 +75,7 @@ fn a_certificate_is_good_while_it_is_noted_and_a_revoked_node_has_none() {
         .unwrap();
     let enrol = |proof: &Proof, node: &str, der: &[u8]| {
         let given = certificate(&nodes, node, der, now + HOUR);
-        nodes.enrol(proof, b"a key", given, now).unwrap()
+        nodes.note(&[join(proof, b"a key", given, now)]).unwrap() == [true]
     };
     let by = |der: &[u8]| nodes.proof_of_certificate(der).unwrap();
     let node = |der: &[u8], at| nodes.known(&by(der), at).unwrap().map(|known| known.node);
@@ -103,7 +112,7 @@ fn a_token_for_one_key_is_good_for_no_other() {
     assert!(nodes.known(&token, now).unwrap().unwrap().once);
     let enrol = |key: &[u8], der: &[u8]| {
         let given = certificate(&nodes, "node-1", der, now + HOUR);
-        nodes.enrol(&token, key, given, now).unwrap()
+        nodes.note(&[join(&token, key, given, now)]).unwrap() == [true]
     };
     assert!(enrol(b"a key", b"one"));
     // An answer that was lost on its way is asked for again.
@@ -154,8 +163,8 @@ fn a_file_that_goes_takes_nobody_away() {
     let token = nodes
         .proof_of_token(&nodes.create("node-1", HOUR, Use::Always, now).unwrap())
         .unwrap();
-    let enrol = |der: &[u8]| nodes.enrol(&token, b"a key", certificate(&nodes, "node-1", der, now + HOUR), now);
-    assert!(enrol(b"one").unwrap());
+    let enrol = |der: &[u8]| nodes.note(&[join(&token, b"a key", certificate(&nodes, "node-1", der, now + HOUR), now)]);
+    assert_eq!(enrol(b"one").unwrap(), [true]);
     let node = |der: &[u8]| nodes.known(&by(der), now).map(|known| known.map(|known| known.node));
     assert_eq!(node(b"one").unwrap().as_deref(), Some("node-1"));
     assert!(nodes.known(&token, now).unwrap().is_some());
@@ -186,5 +195,63 @@ fn a_file_that_goes_takes_nobody_away() {
     node(b"one").unwrap_err();
     directory::write(&directory.join("nodes.json"), 0o600, b"[]").unwrap();
     assert_eq!(node(b"one").unwrap(), None);
-    assert!(enrol(b"two").unwrap());
+    assert_eq!(enrol(b"two").unwrap(), [true]);
+}
+
+/// However many come at the same time, and whatever comes of it: each is answered once what says so is on the disk.
+#[tokio::test]
+async fn those_who_join_at_the_same_time_are_noted_with_one_write() {
+    const MANY: usize = 2 * CERTIFICATES;
+    let scratch = tempfile::tempdir().unwrap();
+    let (nodes, now) = (Arc::new(nodes(scratch.path())), start());
+    let tokens = ["node-1", "node-2"].map(|node| nodes.create(node, HOUR, Use::Once, now).unwrap());
+    let proofs = tokens.map(|token| nodes.proof_of_token(&token).unwrap());
+    // Those of the one node come with the one key it has, and of the other each with its own.
+    let joins = || {
+        let (nodes, mut joins) = (nodes.clone(), tokio::task::JoinSet::new());
+        for n in 0..MANY {
+            let (nodes, proof) = (nodes.clone(), proofs[n % 2].clone());
+            let key = if n % 2 == 0 { "the key".into() } else { format!("key {n}") };
+            let given = certificate(&nodes, ["node-1", "node-2"][n % 2], format!("{n}").as_bytes(), now + HOUR);
+            joins.spawn(async move {
+                let hash = given.sha256.clone();
+                let noted = nodes.enrol(join(&proof, key.as_bytes(), given, now)).await;
+                let kept = std::fs::read_to_string(nodes.directory.join("nodes.json")).unwrap_or_default();
+                noted.map(|noted| (noted, kept.contains(&hash)))
+            });
+        }
+        joins
+    };
+    // Nobody is written before all have come, but for those with whom it is begun.
+    let all = async || {
+        let lock = nodes.lock().unwrap();
+        let joins = joins();
+        for _ in 0..2 * MANY {
+            tokio::task::yield_now().await;
+        }
+        drop(lock);
+        joins.join_all().await
+    };
+    let in_the_way = scratch.path().join("nodes.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let mut refusals: Vec<Arc<NodesError>> = all().await.into_iter().map(|noted| noted.unwrap_err()).collect();
+    assert_eq!(refusals.len(), MANY);
+    refusals.sort_by_key(Arc::as_ptr);
+    refusals.dedup_by(|one, other| Arc::ptr_eq(one, other));
+    assert!(refusals.len() <= 2, "{} writes for {MANY}", refusals.len());
+    std::fs::remove_dir(&in_the_way).unwrap();
+
+    let noted: Vec<(bool, bool)> = all().await.into_iter().map(Result::unwrap).collect();
+    assert!(noted.len() == MANY && noted.iter().all(|(noted, kept)| noted == kept), "{noted:?}");
+    let of = |node: &str| nodes.certificates(now).unwrap().iter().filter(|one| one.node == node).count();
+    assert_eq!(
+        (of("node-1"), of("node-2")),
+        (CERTIFICATES, 1),
+        "of another key than the first none is given"
+    );
+    assert_eq!(noted.iter().filter(|(noted, _)| *noted).count(), MANY / 2 + 1);
+    // Whoever was the last has somebody to begin with.
+    while nodes.joins().writes {
+        tokio::task::yield_now().await;
+    }
 }

@@ -481,6 +481,11 @@ impl Pair {
     }
 }
 
+/// The longest request, in bytes: nothing that is held fits, some of what may be held does, or all of it.
+fn longest() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(0), 50..400usize, Just(usize::MAX)]
+}
+
 fn all_of_it() -> Settings {
     Settings {
         node: Default::default(),
@@ -489,17 +494,20 @@ fn all_of_it() -> Settings {
         policies: ambient_authz::wire::Settings::default(),
         settling: Duration::from_secs(10),
         grace: Duration::from_secs(30),
+        longest_request: usize::MAX,
         remembers: true,
     }
 }
 
 proptest! {
-    /// Whatever changes and wherever the stream breaks: in the end both know the same mesh.
+    /// Whatever changes, wherever the stream breaks, and however little of what it has a client may name: in the end both know the
+    /// same mesh.
     #[test]
-    fn client_and_server_end_with_the_same_mesh(steps in prop::collection::vec(step(), 0..80)) {
+    fn client_and_server_end_with_the_same_mesh(steps in prop::collection::vec(step(), 0..80), longest_request in longest()) {
         #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
         let now = Instant::now();
-        let mut pair = Pair { session: Session::new(all_of_it()), subscriber: Subscriber::default(), mesh: Mesh::default(), now };
+        let session = Session::new(Settings { longest_request, ..all_of_it() });
+        let mut pair = Pair { session, subscriber: Subscriber::default(), mesh: Mesh::default(), now };
         let mut board = board([]);
         pair.reopen();
         for step in steps {
@@ -566,6 +574,7 @@ fn asked_one_by_one() -> Settings {
         policies: ambient_authz::wire::Settings::default(),
         settling: Duration::from_secs(10),
         grace: Duration::from_secs(30),
+        longest_request: usize::MAX,
         remembers: true,
     }
 }
@@ -599,10 +608,10 @@ proptest! {
     /// Asked one by one, over streams that break anywhere: in the end the client holds what it asks for, the endpoints of the
     /// services among it, and the workloads of its own node, each as the server has it; nothing else, and nothing is owed.
     #[test]
-    fn who_asks_one_by_one_ends_with_what_is_asked_for(wishes in prop::collection::vec(wish(), 0..80)) {
+    fn who_asks_one_by_one_ends_with_what_is_asked_for(wishes in prop::collection::vec(wish(), 0..80), longest_request in longest()) {
         #[expect(clippy::disallowed_methods, reason = "some instant to begin with")]
         let now = Instant::now();
-        let session = Session::new(asked_one_by_one());
+        let session = Session::new(Settings { longest_request, ..asked_one_by_one() });
         let mut pair = Pair { session, subscriber: Subscriber::new("here"), mesh: Mesh::default(), now };
         let (mut board, mut asked) = (board([]), BTreeSet::new());
         pair.reopen();

@@ -101,8 +101,8 @@ fn garbage_withdraws_nothing() {
         ),
         (damaged(&|g| g.key = stranger.svid(CART, 0, 200).key), "cannot be used"),
         (stranger.svid(CART, 0, 200), "is refused"),
-        (authority.svid(CART, 50, 200), "set the clock"),
-        (authority.svid(CART, 0, 1), "has ended"),
+        (authority.svid(CART, 50, 200), "it is valid from"),
+        (authority.svid(CART, 0, 1), "it was valid until"),
         (
             authority.changed(CART, |p| p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth]),
             "is refused",

@@ -142,6 +142,39 @@ async fn a_process_remembers_whom_its_own_agent_trusts() {
     assert_eq!(*api.trust(), *told);
 }
 
+/// It is not only at the start that it may be too old.
+#[tokio::test(start_paused = true)]
+async fn what_becomes_too_old_while_the_agent_is_away_is_not_gone_by() {
+    let (authority, clock) = (Authority::new(), Clock::default());
+    let scratch = tempfile::tempdir().unwrap();
+    let memory = MemoryConfig {
+        longest: Duration::from_secs(3600),
+        ..MemoryConfig::new(scratch.path())
+    };
+    let (file, _) = TrustFile::open(scratch.path(), "spiffe.roots").unwrap();
+    let root = Root {
+        of: domain("example.org"),
+        der: authority.root(),
+        until: at(100_000),
+    };
+    let kept = KeptTrust {
+        heard: at(0),
+        roots: vec![root],
+        lists: Vec::new(),
+    };
+    file.keep(&kept).unwrap();
+    clock.set(3000);
+    let socket = socket_in(&Arc::new(tempfile::tempdir().unwrap()));
+    let spire = DelegatedIdentity::with_clock(config(socket, &memory), clock.read()).unwrap();
+    clock.set(3600);
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(spire.trust().domains().count(), 1);
+    clock.set(3601);
+    sleep(DATED).await;
+    assert_eq!(spire.trust().domains().count(), 0);
+    assert_eq!(spire.last_heard().unwrap().age(at(3601)), Some(Duration::from_secs(3601)));
+}
+
 #[tokio::test]
 async fn what_is_too_old_has_ended_or_is_damaged_is_not_gone_by() {
     let scratch = tempfile::tempdir().unwrap();
