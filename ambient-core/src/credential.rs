@@ -13,7 +13,7 @@ use crate::{Identity, TrustDomain};
 
 /// A certificate chain and its private key.
 ///
-/// The key is wiped from memory with the last reference, and never printed.
+/// The key is wiped from memory with the last reference, and never printed. `ambient_tls::read_credential` makes one of PEM.
 #[derive(Clone)]
 pub struct Credential {
     /// Whom it names.
@@ -77,7 +77,8 @@ impl fmt::Debug for Credential {
 ///
 /// A chain is verified only against the roots of the domain that its leaf names: a root of one domain never vouches
 /// for another. A CRL speaks of the certificates of its own domain alone, and is trusted only as far as one of their
-/// issuers has signed it. Neither is read here; `ambient_tls::read_crls` reads CRLs for whoever gives them.
+/// issuers has signed it. Neither is read here: `ambient_tls::read_roots` and `read_crls` read
+/// them for whoever gives them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustBundles {
     domains: BTreeMap<TrustDomain, Bundle>,
