@@ -8,7 +8,7 @@ use std::{
 use ambient_core::{PrivateKey, SpiffeId, TrustDomain};
 use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData, SanType};
 
-use super::{DirectoryCa, OpenError, Request, Whom, issued, leaf, now, seconds, serial, whole_seconds};
+use super::{DirectoryCa, OpenError, Request, Whom, end_of, issued, leaf, now, seconds, serial, whole_seconds};
 
 /// Why a request was not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -251,7 +251,7 @@ fn life(ttl: Duration, now: SystemTime, issuer_ends: SystemTime) -> Option<(Syst
     // Clocks of the same machine differ by nothing, but those of its guests may; never so much of a short life that half of
     // it is over at once.
     let back = (ttl / 10).min(super::SKEW);
-    let not_after = whole_seconds(now + ttl).min(issuer_ends);
+    let not_after = end_of(ttl, now).min(issuer_ends);
     (not_after > now).then(|| (whole_seconds(now - back), not_after))
 }
 

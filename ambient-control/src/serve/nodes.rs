@@ -188,7 +188,7 @@ impl Nodes {
         tokens.push(JoinToken {
             id,
             node: node.into(),
-            expires: seconds(now + life),
+            expires: seconds(now).saturating_add(life.as_secs()),
             once: how == Use::Once,
             sha256,
             used_for: None,

@@ -63,6 +63,15 @@ fn a_token_for_an_exchange_is_told_at_once() {
     }
 }
 
+#[test]
+fn who_has_a_token_without_end_is_let_in() {
+    let scratch = tempfile::tempdir().unwrap();
+    let door = door(&scratch);
+    let token = door.nodes.create("node-1", Duration::MAX, Use::Always, now()).unwrap();
+    let caller = door.admit(&Arc::new(Shown::Nothing), &showing(&token), now()).unwrap();
+    assert!(caller.good_for(now()) > Duration::from_secs(1 << 40));
+}
+
 /// As where a mount is lost: what was admitted before stays, and nobody new is admitted.
 #[test]
 fn what_is_open_outlives_the_directory_of_the_authority() {

@@ -55,6 +55,16 @@ fn a_token_is_for_one_node_until_it_ends_or_is_revoked() {
 }
 
 #[test]
+fn a_token_may_be_good_without_end() {
+    let scratch = tempfile::tempdir().unwrap();
+    let nodes = nodes(scratch.path());
+    let token = nodes.create("node-1", Duration::MAX, Use::Always, start()).unwrap();
+    let proof = nodes.proof_of_token(&token).unwrap();
+    let known = nodes.known(&proof, start() + 1000 * HOUR).unwrap().unwrap();
+    assert_eq!((&*known.node, known.expires), ("node-1", u64::MAX));
+}
+
+#[test]
 fn a_certificate_is_good_while_it_is_noted_and_a_revoked_node_has_none() {
     let scratch = tempfile::tempdir().unwrap();
     let (nodes, now) = (nodes(scratch.path()), start());
