@@ -88,7 +88,7 @@ mod signer;
 mod tests;
 
 pub use authority::{Authority, Given, Revocation, Rotation, Target};
-pub use issued::{Issued, Unreadable};
+pub use issued::Unreadable;
 pub use requests::{RequestError, ServerCredential};
 pub use revoked::RevokedCertificate;
 pub use show::{Shown, ShownCertificate, ShownIntermediate, ShownRoot, date};

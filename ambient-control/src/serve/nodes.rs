@@ -172,7 +172,7 @@ impl Nodes {
     ///
     /// # Errors
     /// When the name is no node's, there are too many, or the file system refuses.
-    pub fn create(&self, node: &str, life: Duration, how: Use, now: SystemTime) -> Result<String, NodesError> {
+    pub fn create_token(&self, node: &str, life: Duration, how: Use, now: SystemTime) -> Result<String, NodesError> {
         if !is_node_name(node) {
             return Err(NodesError::Node { node: node.into() });
         }
