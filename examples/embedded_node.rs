@@ -22,7 +22,7 @@ use std::{
 use ambient_control::{Batch, BoxFuture, Change, IssueError, Issuer, Source};
 use ambient_core::{
     Capture, Credential, Credentials as _, Identity, Membership, NamespacedHostname, NetworkAddress, Observer, Service, ServicePort,
-    TrustBundles, TrustDomain, Workload, mesh::Update, observe::Event,
+    TrustBundles, TrustDomain, Workload, credential::Fixed, mesh::Update, observe::Event,
 };
 use ambient_node::{Arrival, Config, Listener, Node, Page, PodSpec};
 use tokio::{
@@ -52,7 +52,7 @@ impl Source for InMemory {
 }
 
 /// Certificates of a CA made here.
-struct Authority(embedder::Held);
+struct Authority(Fixed);
 
 impl Issuer for Authority {
     fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {

@@ -89,7 +89,7 @@ mod signer;
 mod tests;
 
 pub use authority::{Authority, Given, Revocation, Rotation, Target};
-pub use issued::{Issued, Unreadable};
+pub use issued::Unreadable;
 pub use requests::{RequestError, ServerCredential};
 pub use revoked::RevokedCertificate;
 pub use show::{Shown, ShownCertificate, ShownIntermediate, ShownRoot, date};
@@ -328,9 +328,10 @@ pub enum OpenError {
         /// The first such file.
         path: PathBuf,
     },
-    /// The clock is wrong: a root that is made by it would have ended, and all below it, as soon as it is right.
+    /// The clock is wrong: a root that is made by it would not hold, nor would anything below it, as soon as it is right.
     #[error(
-        "this machine's clock stands {days} days after 1970-01-01, before this program was written: set it, and make the authority then"
+        "this machine's clock stands {days} days after 1970-01-01, {}: set it, and make the authority then",
+        if *days < LAST / (24 * 60 * 60) / 2 { "before this program was written" } else { "when no root can have an end any more" }
     )]
     Clock {
         /// What it says, in days since 1970.
@@ -508,9 +509,14 @@ pub(crate) fn pem(der: &[u8]) -> String {
     roots::pem("CERTIFICATE", der)
 }
 
-/// Certificates hold whole seconds.
+/// Certificates hold whole seconds, and none after the last that they can say.
 fn whole_seconds(time: SystemTime) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(seconds(time))
+    UNIX_EPOCH + Duration::from_secs(seconds(time).min(LAST))
+}
+
+/// The end of what begins now, as a certificate holds it.
+fn end_of(life: Duration, now: SystemTime) -> SystemTime {
+    whole_seconds(now.checked_add(life).unwrap_or(now))
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -530,6 +536,8 @@ const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 const DESKS: usize = 4;
 /// Why nothing was signed.
 const ENDED: &str = "nothing was signed: the process is ending, or something in it has failed";
+/// The end of the year 9999, which stands for no end (RFC 5280 4.1.2.5), in seconds since 1970.
+const LAST: u64 = 253_402_300_799;
 /// By how much clocks of the mesh may differ.
 const SKEW: Duration = Duration::from_secs(300);
 /// The node of those who name none.

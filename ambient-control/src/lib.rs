@@ -144,7 +144,8 @@ impl fmt::Display for Fault {
 /// A boxed future, so that the traits of this crate can be used as `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Where the state of the mesh comes from: one ordered queue of changes.
+/// Where the state of the mesh comes from: one ordered queue of changes. Give it to whoever is to go by it before anything is taken
+/// from it: what was taken comes no second time.
 pub trait Source: Send {
     /// Waits for the next batch; `None` when there will be no more. A node stops then: a source that has nothing more to say waits.
     ///
@@ -176,6 +177,32 @@ pub trait Source: Send {
     /// Where workloads and services are asked for one by one; `None` where all of them come unasked, as a rule.
     fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
         None
+    }
+}
+
+impl<S: Source + ?Sized> Source for Box<S> {
+    fn next(&mut self) -> BoxFuture<'_, Option<Batch>> {
+        (**self).next()
+    }
+
+    fn last_heard(&self) -> Option<LastHeard> {
+        (**self).last_heard()
+    }
+
+    fn gives_trust(&self) -> bool {
+        (**self).gives_trust()
+    }
+
+    fn known_until(&self) -> Option<KnownUntil> {
+        (**self).known_until()
+    }
+
+    fn streams(&self) -> Option<StreamCounts> {
+        (**self).streams()
+    }
+
+    fn on_demand(&self) -> Option<Arc<dyn OnDemand>> {
+        (**self).on_demand()
     }
 }
 
@@ -369,6 +396,40 @@ pub trait Issuer: Send + Sync {
     }
 }
 
+impl<I: Issuer + ?Sized> Issuer for Arc<I> {
+    fn issue<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Arc<Credential>, IssueError>> {
+        (**self).issue(identity)
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        (**self).trust()
+    }
+
+    fn last_heard(&self) -> Option<LastHeard> {
+        (**self).last_heard()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        (**self).faults()
+    }
+
+    fn arrives(&self, identity: &Identity, pod: &PodUid) {
+        (**self).arrives(identity, pod);
+    }
+
+    fn leaves(&self, identity: &Identity, pod: &PodUid) {
+        (**self).leaves(identity, pod);
+    }
+
+    fn takes_back(&self) -> bool {
+        (**self).takes_back()
+    }
+
+    fn told(&self) -> BoxFuture<'_, Told> {
+        (**self).told()
+    }
+}
+
 /// What an authority says unasked.
 #[derive(Clone, Debug)]
 pub enum Told {
@@ -405,18 +466,4 @@ pub enum IssueError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_age_is_that_of_the_last_word() {
-        let heard = LastHeard::default();
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        assert_eq!(heard.age(at(5)), None);
-        heard.at(at(100));
-        assert_eq!(heard.age(at(130)), Some(Duration::from_secs(30)));
-        assert_eq!(heard.age(at(10)), Some(Duration::ZERO), "the clock has gone back");
-        heard.clone().is_there();
-        assert_eq!(heard.age(at(1_000_000)), Some(Duration::ZERO));
-    }
-}
+mod tests;

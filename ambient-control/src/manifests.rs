@@ -63,6 +63,7 @@ use crate::{
     objects,
 };
 
+#[doc(hidden)] // what the binary reads files by
 pub mod tree;
 
 pub(crate) mod directory;
@@ -274,6 +275,7 @@ impl Looked for Watched {
 
 /// Why a directory cannot be the control plane.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// There is none.
     #[error("there is no directory {}: make it and put the manifests of the mesh there, or name the one that holds them", dir.display())]

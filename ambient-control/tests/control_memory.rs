@@ -283,7 +283,7 @@ async fn a_node_costs_the_same_however_large_the_mesh_is() {
     #[expect(clippy::disallowed_methods, reason = "tokens end by the time of day")]
     let token = |n| {
         nodes
-            .create(&format!("node-{n}"), Duration::from_secs(3600), Use::Always, SystemTime::now())
+            .create_token(&format!("node-{n}"), Duration::from_secs(3600), Use::Always, SystemTime::now())
             .unwrap()
     };
     let tokens: Vec<String> = (0..NODES).map(token).collect();

@@ -1,7 +1,7 @@
 //! What proves an identity, and what proves are accepted by: bytes and dates, without a TLS library.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -13,7 +13,7 @@ use crate::{Identity, TrustDomain};
 
 /// A certificate chain and its private key.
 ///
-/// The key is wiped from memory with the last reference, and never printed.
+/// The key is wiped from memory with the last reference, and never printed. `ambient_tls::read_credential` makes one of PEM.
 #[derive(Clone)]
 pub struct Credential {
     /// Whom it names.
@@ -77,7 +77,8 @@ impl fmt::Debug for Credential {
 ///
 /// A chain is verified only against the roots of the domain that its leaf names: a root of one domain never vouches
 /// for another. A CRL speaks of the certificates of its own domain alone, and is trusted only as far as one of their
-/// issuers has signed it. Neither is read here; `ambient_tls::read_crls` reads CRLs for whoever gives them.
+/// issuers has signed it. Neither is read here: `ambient_tls::read_roots` and `read_crls` read
+/// them for whoever gives them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustBundles {
     domains: BTreeMap<TrustDomain, Bundle>,
@@ -136,4 +137,75 @@ pub trait Credentials: Send + Sync {
 
     /// The present roots of every trusted domain.
     fn trust(&self) -> Arc<TrustBundles>;
+}
+
+/// Credentials and trust that never change: for whoever has them from elsewhere, for as long as they hold.
+///
+/// ```
+/// use std::sync::Arc;
+/// use ambient_core::{Credentials, TrustBundles, credential::Fixed};
+///
+/// let nobodys: Arc<dyn Credentials> = Arc::new(Fixed::new([], TrustBundles::default()));
+/// let cart = "spiffe://cluster.local/ns/shop/sa/cart".parse()?;
+/// assert!(nobodys.credential(&cart).is_none());
+/// # Ok::<(), ambient_core::IdentityError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    credentials: HashMap<Identity, Arc<Credential>>,
+    trust: Arc<TrustBundles>,
+}
+
+impl Fixed {
+    /// These. Of several credentials of one identity the last counts.
+    pub fn new(credentials: impl IntoIterator<Item = Credential>, trust: TrustBundles) -> Self {
+        let credentials = credentials.into_iter().map(|one| (one.identity.clone(), Arc::new(one)));
+        Self {
+            credentials: credentials.collect(),
+            trust: Arc::new(trust),
+        }
+    }
+}
+
+impl Credentials for Fixed {
+    fn credential(&self, identity: &Identity) -> Option<Arc<Credential>> {
+        self.credentials.get(identity).cloned()
+    }
+
+    fn trust(&self) -> Arc<TrustBundles> {
+        Arc::clone(&self.trust)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fixed_is_given_by_identity_and_always_the_same() {
+        let cart: Identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+        let credential = Credential {
+            identity: cart.clone(),
+            chain: vec![vec![1]],
+            key: Arc::new(vec![2].into()),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(60),
+        };
+        let mut trust = TrustBundles::default();
+        trust.add(cart.trust_domain().clone(), vec![3]);
+        let fixed = Fixed::new([credential], trust.clone());
+        let given = fixed.credential(&cart).unwrap();
+        assert_eq!(given.identity, cart);
+        assert!(
+            Arc::ptr_eq(&given, &fixed.credential(&cart).unwrap()),
+            "what is read of it is kept by its address"
+        );
+        assert!(
+            fixed
+                .credential(&"spiffe://cluster.local/ns/shop/sa/stock".parse().unwrap())
+                .is_none()
+        );
+        assert_eq!(*fixed.trust(), trust);
+        assert!(Arc::ptr_eq(&fixed.trust(), &fixed.trust()));
+    }
 }

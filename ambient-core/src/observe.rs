@@ -1,6 +1,7 @@
 //! Words for what happens, so that lower rooms can tell without logging and without knowing who listens.
 
 use std::{
+    error::Error,
     fmt,
     net::SocketAddr,
     time::{Duration, SystemTime},
@@ -36,6 +37,33 @@ impl fmt::Display for Origin {
 }
 
 /// What happened, in a room that only tells.
+///
+/// The errors are whole, not only their text: an observer can ask each for its type. Which it is, the room that tells says.
+///
+/// ```
+/// use ambient_core::{Observer, observe::Event};
+/// use std::io;
+///
+/// /// Notes which peers were not there.
+/// #[derive(Default)]
+/// struct Absent(std::sync::Mutex<Vec<std::net::SocketAddr>>);
+///
+/// impl Observer for Absent {
+///     fn observe(&self, event: &Event<'_>) {
+///         let Event::TunnelClosed { peer, reason, .. } = event else { return };
+///         if reason.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::HostUnreachable) {
+///             self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(*peer);
+///         }
+///     }
+/// }
+///
+/// let absent = Absent::default();
+/// let (peer, speaker) = ("10.0.2.2:15008".parse()?, "spiffe://cluster.local/ns/shop/sa/cart".parse()?);
+/// let reason = io::Error::from(io::ErrorKind::HostUnreachable);
+/// absent.observe(&Event::TunnelClosed { peer, speaker: &speaker, reason: &reason });
+/// assert_eq!(absent.0.into_inner()?, [peer]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -52,13 +80,13 @@ pub enum Event<'a> {
         peer: SocketAddr,
         /// Who spoke on our side.
         speaker: &'a Identity,
-        /// Why.
-        reason: &'a dyn std::error::Error,
+        /// Why: `TunnelLost`, if `ambient-hbone` tells.
+        reason: &'a (dyn Error + Send + Sync + 'static),
     },
     /// A peer's handshake was refused.
     HandshakeRefused {
-        /// Why.
-        reason: &'a dyn std::error::Error,
+        /// Why: `AcceptError`, if `ambient-hbone` tells. `ambient_tls::PeerError::of` finds in it what was wrong with the peer.
+        reason: &'a (dyn Error + Send + Sync + 'static),
     },
     /// A handshake with a peer that was dialled has ended.
     HandshakeEnded {
@@ -66,8 +94,8 @@ pub enum Event<'a> {
         peer: SocketAddr,
         /// Who speaks on our side.
         speaker: &'a Identity,
-        /// Whether the tunnel stands.
-        well: bool,
+        /// Why no tunnel stands, if none does: `ConnectError`, if `ambient-hbone` tells.
+        error: Option<&'a (dyn Error + Send + Sync + 'static)>,
         /// How long it took, from the connection on.
         took: Duration,
     },
@@ -76,7 +104,7 @@ pub enum Event<'a> {
         /// The peer.
         peer: &'a SpiffeId,
         /// What was wrong with it.
-        reason: &'a dyn std::error::Error,
+        reason: &'a (dyn Error + Send + Sync + 'static),
     },
     /// A pod's capture was proven.
     PodCaptured {
@@ -104,7 +132,7 @@ pub enum Event<'a> {
         /// The pod.
         pod: &'a PodUid,
         /// Why.
-        reason: &'a dyn std::error::Error,
+        reason: &'a (dyn Error + Send + Sync + 'static),
     },
     /// A pod has left the mesh.
     PodReleased {

@@ -22,13 +22,14 @@
 //!
 //! Credentials and trust may change at any time. New handshakes use the new ones; a tunnel goes on until the first of its
 //! two certificates ends, or until its peer is found revoked: after a change of trust call [`Pool::recheck`] and
-//! [`Server::recheck`]. Why it ended is a [`TunnelLost`], and all its streams end as reset.
+//! [`Server::recheck`]. Why it ended is a [`TunnelLost`], and all its streams end as reset. [`Pool::drain`] and [`Server::drain`] end all
+//! of them in good order.
 //!
 //! An echo over a tunnel in memory:
 //!
 //! ```
 //! # #[path = "../tests/support/mod.rs"] mod support;
-//! # use std::{io, net::SocketAddr, sync::Arc};
+//! # use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 //! # use ambient_hbone::*;
 //! # use http::HeaderMap;
 //! # use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,7 +63,7 @@
 //! // `cart` and `stock` are identities. `credentials` is an `Arc<dyn ambient_core::Credentials>` that has a certificate for each,
 //! // and the roots to trust; `provider` is `Arc::new(ambient_tls::provider())`.
 //! let server = Server::builder(credentials.clone(), provider.clone()).build();
-//! let pool = Pool::builder(Arc::new(Beside(server, stock.clone())), credentials, provider).build();
+//! let pool = Pool::builder(Arc::new(Beside(server.clone(), stock.clone())), credentials, provider).build();
 //!
 //! let speaker = Speaker::new("pod cart-0", cart);
 //! let destination = Destination::new("10.0.2.2:15008".parse()?, "10.0.2.2:8080".parse()?, [stock]);
@@ -72,6 +73,10 @@
 //! let mut echo = String::new();
 //! stream.read_to_string(&mut echo).await?;
 //! assert_eq!(echo, "hello");
+//!
+//! // What is under way has ten seconds to end, and nothing new begins.
+//! drop(stream);
+//! tokio::join!(pool.drain(Duration::from_secs(10)), server.drain(Duration::from_secs(10)));
 //! # Ok(())
 //! # }
 //! ```
@@ -93,8 +98,8 @@ mod wire;
 
 pub mod relay;
 
-// Part of the API: headers and statuses.
-pub use http;
+// Part of the API: headers and statuses; providers and clocks.
+pub use {http, rustls};
 
 pub use dial::{BoxFuture, BoxedIo, Destination, Dial, Duplex, Speaker, SpeakerKey};
 pub use limits::{Limits, WindowGrowth};

@@ -120,11 +120,14 @@ impl Pool {
 
     /// A stream to a destination, once the peer has accepted it.
     ///
-    /// Must be called on a tokio runtime with time; the dial runs there as a task of its own.
+    /// The dial runs as a task of its own.
     ///
     /// # Errors
     /// [`ConnectError`] says who caused it and whether another peer may be tried. After at most the sum of the limits
     /// `dial`, `handshake` and `answer` (twice, where a tunnel in use turned out to be closing) there is an outcome.
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time (`enable_time`).
     ///
     /// # Cancel safety
     /// Dropping the future takes the request back (CANCEL); a dial that others may wait for goes on.
@@ -141,6 +144,9 @@ impl Pool {
     ///
     /// # Errors
     /// As [`connect`](Self::connect) has them, with what was read of `from`.
+    ///
+    /// # Panics
+    /// As [`connect`](Self::connect) does.
     ///
     /// # Cancel safety
     /// Dropping the future takes the request back; what was read of `from` is lost.
@@ -232,6 +238,9 @@ impl Pool {
     }
 
     /// Closes the pool: no new streams, tunnels end with their last stream, and what still stands at the deadline is cut.
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time (`enable_time`).
     ///
     /// # Cancel safety
     /// The pool stays closed; what stands is left to end by itself.

@@ -290,6 +290,9 @@ pub enum Phase {
 
 /// Ends a connection as an empty reply: shuts the write side, then reads away what comes, at most 64 KiB within 1 s or
 /// until the other end's FIN. Bytes left unread would turn the close into a reset.
+///
+/// # Panics
+/// Outside of a runtime of tokio that has time (`enable_time`).
 pub async fn refuse_quietly<S>(stream: &mut S)
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -99,6 +99,9 @@ impl Server {
 
     async fn handshake(&self, io: BoxedIo, identity: &Identity) -> Result<Session, AcceptError> {
         let shared = &self.shared;
+        if shared.sessions.is_closed() {
+            return Err(AcceptError::Closed);
+        }
         let credential = shared
             .credentials
             .credential(identity)
@@ -125,7 +128,7 @@ impl Server {
             peer: peer.clone(),
             line: Arc::clone(&line),
         };
-        let entry = Sessions::enter(&shared.sessions, lives);
+        let entry = Sessions::enter(&shared.sessions, lives).ok_or(AcceptError::Closed)?;
         // What has changed meanwhile was asked about the sessions there were, of which this one was none yet.
         shared.configs.trust(&shared.credentials.trust()).check_revocation(&peer)?;
         if shared.credentials.credential(identity).is_none() {
@@ -172,6 +175,25 @@ impl Server {
             .iter()
             .filter(|session| session.own == *identity && session.line.lost().is_none());
         theirs.inspect(|session| session.line.lose(TunnelLost::IdentityWithdrawn)).count()
+    }
+
+    /// Closes the server: no new sessions, the peers of all others are told to open new streams elsewhere, and what still stands at
+    /// the deadline is cut, by [`TunnelLost::Ended`]. Returns once every [`Session`] is dropped, or at the deadline.
+    ///
+    /// Streams go on meanwhile, as after [`Session::graceful_shutdown`]: keep calling [`Session::next`].
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has time (`enable_time`).
+    ///
+    /// # Cancel safety
+    /// The server stays closed; what stands is left to end by itself.
+    pub async fn drain(&self, deadline: Duration) {
+        let sessions = &self.shared.sessions;
+        sessions.close();
+        sessions.all().iter().for_each(|session| session.line.engine().announce_leave());
+        if timeout(deadline, sessions.gone()).await.is_err() {
+            sessions.all().iter().for_each(|session| session.line.lose(TunnelLost::Ended));
+        }
     }
 }
 
@@ -499,6 +521,9 @@ pub enum AcceptError {
         /// How long they may take.
         limit: Duration,
     },
+    /// The server takes no new sessions any more: see [`Server::drain`].
+    #[error("no tunnel is taken any more: this end is being shut down")]
+    Closed,
 }
 
 impl AcceptError {
@@ -517,6 +542,7 @@ impl AcceptError {
             Self::NoCredential { .. } | Self::Credential(_) => Origin::Control,
             Self::Peer(source) => source.origin(),
             Self::Handshake { .. } | Self::NoHttp2 | Self::Timeout { .. } => Origin::Peer,
+            Self::Closed => Origin::Local,
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ambient_core::Identity;
+use ambient_core::{Identity, Observer, observe::Event};
 use ambient_hbone::{
     AcceptError, BoxFuture, BoxedIo, ConnectError, Destination, Dial, Pool, Server, Session, Speaker, SpeakerKey, Stream, StreamError,
     TunnelLost,
@@ -57,6 +57,32 @@ struct Mesh {
     server: Server,
     pipes: Arc<Pipes>,
     pool: Pool,
+    reasons: Arc<Reasons>,
+}
+
+/// What both ends tell an observer, by the types of the reasons.
+#[derive(Default)]
+struct Reasons {
+    dialled: Mutex<Vec<Option<ConnectError>>>,
+    refused: Mutex<Vec<PeerError>>,
+    closed: Mutex<Vec<TunnelLost>>,
+}
+
+impl Observer for Reasons {
+    fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::HandshakeEnded { error, .. } => {
+                let error = error.map(|error| error.downcast_ref().cloned().unwrap());
+                self.dialled.lock().unwrap().push(error);
+            }
+            Event::HandshakeRefused { reason } => {
+                assert!(reason.downcast_ref::<AcceptError>().is_some(), "{reason}");
+                self.refused.lock().unwrap().extend(PeerError::of(*reason).cloned());
+            }
+            Event::TunnelClosed { reason, .. } => self.closed.lock().unwrap().push(reason.downcast_ref().cloned().unwrap()),
+            _ => {}
+        }
+    }
 }
 
 struct Pipes {
@@ -124,7 +150,11 @@ impl Mesh {
             far.hold(ca.issue_as(&identity(account), numbered(serial)));
         }
         let clock = Arc::new(Clock(AtomicU64::new(NOW)));
-        let server = Server::builder(far.clone(), provider()).time(clock.clone()).build();
+        let reasons = Arc::new(Reasons::default());
+        let server = Server::builder(far.clone(), provider())
+            .observer(reasons.clone())
+            .time(clock.clone())
+            .build();
         let pipes = Arc::new(Pipes {
             server: server.clone(),
             callees: ["stock", "till"].map(|account| (peer(account), identity(account))).into(),
@@ -134,7 +164,10 @@ impl Mesh {
             ends: Arc::default(),
             refusals: Arc::default(),
         });
-        let pool = Pool::builder(pipes.clone(), near.clone(), provider()).time(clock.clone()).build();
+        let pool = Pool::builder(pipes.clone(), near.clone(), provider())
+            .observer(reasons.clone())
+            .time(clock.clone())
+            .build();
         Self {
             ca,
             near,
@@ -143,6 +176,7 @@ impl Mesh {
             server,
             pipes,
             pool,
+            reasons,
         }
     }
 
@@ -319,6 +353,42 @@ async fn an_identity_that_is_withdrawn_ends_its_tunnels_at_either_end_and_no_oth
     echoes(&mut last).await;
     // It is for whoever holds the credentials to have none: with one all goes on.
     echoes(&mut mesh.connect("cart", "stock").await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn an_observer_is_told_why_in_errors_that_it_can_ask() {
+    let mesh = Mesh::new();
+    let mut stream = mesh.connect("cart", "stock").await.unwrap();
+    echoes(&mut stream).await;
+    mesh.pool.withdraw(&identity("cart"));
+    end(stream).await.unwrap();
+    mesh.ends(1).await;
+    let closed = mesh.reasons.closed.lock().unwrap().clone();
+    assert!(matches!(closed[..], [TunnelLost::IdentityWithdrawn]), "{closed:?}");
+
+    // A peer that this end refuses, then one that the other end does.
+    mesh.near.trust_only(&[&mesh.ca], &[&mesh.ca.crl(&[STOCK])]);
+    mesh.connect("other", "stock").await.unwrap_err();
+    let dialled = mesh.reasons.dialled.lock().unwrap().clone();
+    let [None, Some(ConnectError::WrongPeer { source, .. })] = &dialled[..] else {
+        panic!("{dialled:?}")
+    };
+    assert!(matches!(source, PeerError::Chain { .. }), "{source}");
+    mesh.far.trust_only(&[&mesh.ca], &[&mesh.ca.crl(&[OTHER])]);
+    if let Ok(stream) = mesh.connect("other", "till").await {
+        end(stream).await.unwrap();
+    }
+    let both = async {
+        while mesh.pipes.refusals.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LIMIT, both).await.unwrap();
+    let refused = mesh.reasons.refused.lock().unwrap().clone();
+    assert!(
+        matches!(&refused[..], [PeerError::Chain { source: ChainError::Revoked(certificate), .. }] if certificate.serial() == "02"),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

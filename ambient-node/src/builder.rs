@@ -102,14 +102,9 @@ impl Builder {
 impl<S, I> Builder<S, I> {
     /// Where the state of the mesh comes from.
     pub fn source(self, source: impl Source + 'static) -> Builder<Box<dyn Source>, I> {
-        self.boxed_source(Box::new(source))
-    }
-
-    /// The same, of a source whose type is not known.
-    pub fn boxed_source(self, source: Box<dyn Source>) -> Builder<Box<dyn Source>, I> {
         Builder {
             base: self.base,
-            source,
+            source: Box::new(source),
             issuer: self.issuer,
             announce: self.announce,
             observer: self.observer,
@@ -118,17 +113,12 @@ impl<S, I> Builder<S, I> {
         }
     }
 
-    /// Where certificates come from. To be shared, where it is an [`Arc`] already: see [`Builder::shared_issuer`].
+    /// Where certificates come from. An [`Arc`] of an issuer is one, for whoever uses it too.
     pub fn issuer(self, issuer: impl Issuer + 'static) -> Builder<S, Arc<dyn Issuer>> {
-        self.shared_issuer(Arc::new(issuer))
-    }
-
-    /// The same, of an issuer that others use too.
-    pub fn shared_issuer(self, issuer: Arc<dyn Issuer>) -> Builder<S, Arc<dyn Issuer>> {
         Builder {
             base: self.base,
             source: self.source,
-            issuer,
+            issuer: Arc::new(issuer),
             announce: self.announce,
             observer: self.observer,
             pages: self.pages,

@@ -333,7 +333,7 @@ impl Node {
         issuer: Arc<dyn Issuer>,
         announce: Arc<dyn Announce>,
     ) -> Result<Self, StartError> {
-        let builder = ground.builder().boxed_source(source).shared_issuer(issuer);
+        let builder = ground.builder().source(source).issuer(issuer);
         builder.announce(announce).build().await
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ambient_core::{Credential, Identity, TrustBundles};
+use ambient_core::{Credential, Identity, SpiffeId, TrustBundles};
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
@@ -13,14 +13,14 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use crate::{Accepted, Trust, Verifier};
+use crate::{Accepted, PeerError, Trust, Verifier, credential::own_leaf, peer_id};
 
 /// The configuration of a client that presents `credential` and accepts a server among `accepted`.
 ///
 /// Short for [`Verifier::client_config`] with the system's clock.
 ///
 /// # Errors
-/// When the credential's key or chain cannot be used with this provider.
+/// When the credential's key or chain cannot be used with this provider, or its certificate names somebody else.
 pub fn client_config(
     provider: &Arc<CryptoProvider>,
     credential: &Credential,
@@ -35,7 +35,7 @@ pub fn client_config(
 /// Short for [`Verifier::server_config`] with the system's clock.
 ///
 /// # Errors
-/// When the credential's key or chain cannot be used with this provider.
+/// When the credential's key or chain cannot be used with this provider, or its certificate names somebody else.
 pub fn server_config(
     provider: &Arc<CryptoProvider>,
     credential: &Credential,
@@ -50,7 +50,7 @@ impl Verifier {
     /// them (`enable_secret_extraction`), for [`Records`](crate::Records) go on with them.
     ///
     /// # Errors
-    /// When the credential's key or chain cannot be used with this provider.
+    /// When the credential's key or chain cannot be used with this provider, or its certificate names somebody else.
     pub fn client_config(&self, credential: &Credential) -> Result<Arc<ClientConfig>, ConfigError> {
         let key = certified_key(&self.trust.provider, credential)?;
         self.client_config_of(&credential.identity, key)
@@ -60,7 +60,7 @@ impl Verifier {
     /// [`Verifier::client_config`].
     ///
     /// # Errors
-    /// When the credential's key or chain cannot be used with this provider.
+    /// When the credential's key or chain cannot be used with this provider, or its certificate names somebody else.
     pub fn server_config(&self, credential: &Credential) -> Result<Arc<ServerConfig>, ConfigError> {
         let key = certified_key(&self.trust.provider, credential)?;
         self.server_config_of(&credential.identity, key)
@@ -69,7 +69,7 @@ impl Verifier {
     pub(crate) fn client_config_of(&self, identity: &Identity, key: Arc<CertifiedKey>) -> Result<Arc<ClientConfig>, ConfigError> {
         let mut config = ClientConfig::builder_with_details(Arc::clone(&self.trust.provider), Arc::clone(&self.time))
             .with_protocol_versions(&[&TLS13])
-            .map_err(|source| ConfigError::new(identity, source))?
+            .map_err(|source| ConfigError::new(identity, source.into()))?
             .dangerous() // rustls' word for any verifier but its own
             .with_custom_certificate_verifier(Arc::new(self.clone()))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
@@ -83,7 +83,7 @@ impl Verifier {
     pub(crate) fn server_config_of(&self, identity: &Identity, key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, ConfigError> {
         let mut config = ServerConfig::builder_with_details(Arc::clone(&self.trust.provider), Arc::clone(&self.time))
             .with_protocol_versions(&[&TLS13])
-            .map_err(|source| ConfigError::new(identity, source))?
+            .map_err(|source| ConfigError::new(identity, source.into()))?
             .with_client_cert_verifier(Arc::new(self.clone()))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -97,23 +97,39 @@ impl Verifier {
 
 /// A credential as rustls signs with it: the dearest part of a configuration to make.
 pub(crate) fn certified_key(provider: &CryptoProvider, credential: &Credential) -> Result<Arc<CertifiedKey>, ConfigError> {
-    let chain = credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    let unfit = |source| ConfigError::new(&credential.identity, source);
+    // Our own peers would be shown somebody else, and refuse the one or believe the other.
+    let named = peer_id(&chain).map_err(|e| unfit(Unfit::Leaf(e)))?;
+    if named != *credential.identity.spiffe_id() {
+        return Err(unfit(Unfit::Names(named)));
+    }
     let key = PrivatePkcs8KeyDer::from(credential.key.der().to_vec()).into();
     CertifiedKey::from_der(chain, key, provider)
         .map(Arc::new)
-        .map_err(|source| ConfigError::new(&credential.identity, source))
+        .map_err(|e| unfit(e.into()))
 }
 
-/// A credential that rustls cannot use.
+/// A credential that cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the credential of {identity} cannot be used: {source}; it must be issued anew")]
 pub struct ConfigError {
     identity: Identity,
-    source: rustls::Error,
+    source: Unfit,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+enum Unfit {
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    #[error("{}", own_leaf(.0))]
+    Leaf(PeerError),
+    #[error("its certificate is that of {0}")]
+    Names(SpiffeId),
 }
 
 impl ConfigError {
-    fn new(identity: &Identity, source: rustls::Error) -> Self {
+    fn new(identity: &Identity, source: Unfit) -> Self {
         Self {
             identity: identity.clone(),
             source,

@@ -90,7 +90,7 @@ impl Configs {
     /// The configuration of a client that presents a credential and accepts servers by `trust`.
     ///
     /// # Errors
-    /// When the credential's key or chain cannot be used.
+    /// When the credential's key or chain cannot be used, or its certificate names somebody else.
     pub fn client(&self, credential: &Arc<Credential>, trust: &Arc<Trust>, accepted: Accepted) -> Result<Arc<ClientConfig>, ConfigError> {
         let known = self.kept().key(credential).map(|kept| Arc::clone(&kept.key));
         let key = known.map_or_else(|| self.read_key(credential), Ok)?;
@@ -100,7 +100,7 @@ impl Configs {
     /// The configuration of a server that presents a credential and accepts clients by `trust`.
     ///
     /// # Errors
-    /// When the credential's key or chain cannot be used.
+    /// When the credential's key or chain cannot be used, or its certificate names somebody else.
     pub fn server(&self, credential: &Arc<Credential>, trust: &Arc<Trust>, accepted: &Accepted) -> Result<Arc<ServerConfig>, ConfigError> {
         let known = {
             let mut kept = self.kept();

@@ -19,11 +19,36 @@ use crate::{
 ///
 /// Call [`advance`](Self::advance) whenever something has come, and at the beginning; send what it has to say, also when it
 /// has failed. Once it says that it is done, [`finish`](Self::finish) it.
+///
+/// ```
+/// use std::io::{self, Read, Write};
+/// use ambient_tls::{Established, Handshake};
+///
+/// /// What the handshake has brought, and what has come behind it.
+/// fn shake_hands(io: &mut (impl Read + Write), mut handshake: Handshake) -> io::Result<(Established, Vec<u8>)> {
+///     let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
+///     loop {
+///         let done = handshake.advance(&mut incoming, &mut outgoing);
+///         io.write_all(&outgoing)?; // also if it has failed: the peer is told why
+///         outgoing.clear();
+///         if done.map_err(io::Error::other)? {
+///             return Ok((handshake.finish().map_err(io::Error::other)?, incoming));
+///         }
+///         let mut piece = [0; 4096];
+///         match io.read(&mut piece)? {
+///             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+///             n => incoming.extend_from_slice(&piece[..n]),
+///         }
+///     }
+/// }
+/// ```
 pub struct Handshake {
     connection: Connection,
     /// How much of what has come rustls was shown, and how much of that are whole records.
     shown: usize,
     whole: usize,
+    /// rustls is asked nothing more once it has.
+    failed: Option<Error>,
 }
 
 enum Connection {
@@ -71,20 +96,37 @@ impl Handshake {
             connection,
             shown: 0,
             whole: 0,
+            failed: None,
         }
     }
 
     /// Goes on with what has come, takes what it has used away from the front of it, and puts what is to be sent behind
     /// `outgoing`. Gives whether it is done: what is left in `incoming` then is for [`Records`].
     ///
+    /// Give the same `incoming` each time, with what has come since behind what was left in it.
+    ///
     /// # Errors
-    /// When the handshake has failed; what is in `outgoing` then tells the peer.
+    /// When the handshake has failed; what is in `outgoing` then tells the peer. Each further call gives the same error, and says
+    /// nothing. A shorter `incoming` than was left fails it as well.
     pub fn advance(&mut self, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>) -> Result<bool, Error> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.go_on(incoming, outgoing)
+            .inspect_err(|error| self.failed = Some(error.clone()))
+    }
+
+    fn go_on(&mut self, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>) -> Result<bool, Error> {
         loop {
             // What follows on the last message of the handshake is none of rustls' business any more.
             let done = !self.common().is_handshaking();
             let shown = if done { 0 } else { self.shown };
-            let (used, step) = self.connection.step(&mut incoming[..shown], outgoing);
+            let Some(front) = incoming.get_mut(..shown) else {
+                return Err(Error::General(
+                    "what has come of the handshake was taken away before it was used".into(),
+                ));
+            };
+            let (used, step) = self.connection.step(front, outgoing);
             incoming.drain(..used);
             self.shown -= used;
             self.whole = self.whole.saturating_sub(used);
@@ -134,9 +176,12 @@ impl Handshake {
     /// What it has brought, once it is done.
     ///
     /// # Errors
-    /// When it is not done, or its keys cannot be had: the configuration must allow it (those of this crate do), and so must
+    /// When it has failed or is not done, or its keys cannot be had: the configuration must allow it (those of this crate do), and so must
     /// the provider's cipher suite.
     pub fn finish(self) -> Result<Established, Error> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
         let common = self.common();
         let suite = common.negotiated_cipher_suite().and_then(|suite| suite.tls13());
         let suite = suite.ok_or(Error::HandshakeNotComplete)?;

@@ -1,7 +1,8 @@
 //! SPIFFE over rustls: what two workloads of a mesh need to prove to each other who they are.
 //!
 //! This crate opens no socket, runs no task, speaks no HTTP/2 and chooses no cryptography library by itself: it turns a
-//! [`Credential`](ambient_core::Credential) and the roots of the trusted domains into rustls configurations. The one
+//! [`Credential`](ambient_core::Credential) and the roots of the trusted domains, which [`read_credential`] and [`read_roots`] read
+//! from PEM, into rustls configurations. The one
 //! entry type is [`Verifier`], the question "who may be at the other end", asked of the [`Trust`] of one moment;
 //! [`client_config`] and [`server_config`] are its short forms, and [`Configs`] makes configurations for many handshakes.
 //!
@@ -32,19 +33,57 @@
 //!
 //! Why a peer was refused is a [`PeerError`], which [`PeerError::of`] finds again in what rustls or an I/O error carries.
 //!
-//! ```
-//! # #[cfg(feature = "aws-lc-rs")] {
-//! use std::sync::Arc;
-//! use ambient_core::TrustBundles;
-//! use ambient_tls::{Accepted, Trust, Verifier};
+//! Two workloads that meet in memory; what lies between them is the caller's:
 //!
+//! ```
+//! # #[cfg(feature = "aws-lc-rs")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (key, mut params) = (rcgen::KeyPair::generate()?, rcgen::CertificateParams::default());
+//! # params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+//! # let root = params.self_signed(&key)?.pem();
+//! # let issuer = rcgen::Issuer::new(params, key);
+//! # let issue = |account: &str| {
+//! #     let (key, mut params) = (rcgen::KeyPair::generate()?, rcgen::CertificateParams::default());
+//! #     let uri = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+//! #     params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into()?)];
+//! #     Ok::<_, rcgen::Error>((params.signed_by(&key, &issuer)?.pem(), key.serialize_pem()))
+//! # };
+//! # let ((cart_chain, cart_key), (stock_chain, stock_key)) = (issue("cart")?, issue("stock")?);
+//! use std::{net::Ipv4Addr, sync::Arc};
+//! use ambient_core::TrustBundles;
+//! use ambient_tls::{
+//!     Accepted, Handshake, Opened, Sealed, client_config, peer_id, read_credential, read_roots, rustls::pki_types::ServerName, server_config,
+//! };
+//!
+//! // Certificates and keys in PEM, as they lie in files.
 //! let provider = Arc::new(ambient_tls::provider());
-//! let trust = Arc::new(Trust::new(&provider, &TrustBundles::default()));
-//! let stock = "spiffe://cluster.local/ns/shop/sa/stock".parse::<ambient_core::Identity>().expect("well formed");
-//! let verifier = Verifier::new(&trust, Accepted::any_of([stock]));
-//! // No root of any domain is trusted yet: whatever certificate comes is refused.
-//! assert!(verifier.verify(&[], ambient_tls::Role::Server).is_err());
+//! let cart = read_credential(&provider, cart_chain.as_bytes(), cart_key.as_bytes())?;
+//! let stock = read_credential(&provider, stock_chain.as_bytes(), stock_key.as_bytes())?;
+//! let mut trust = TrustBundles::default();
+//! for root in read_roots(root.as_bytes())? {
+//!     trust.add("cluster.local".parse()?, root);
+//! }
+//!
+//! // `cart` calls `stock` and nobody else, who lets anybody in whom the roots vouch for. No name is sent or compared.
+//! let nobody = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
+//! let only_stock = Accepted::any_of([stock.identity.clone()]);
+//! let mut near = Handshake::client(client_config(&provider, &cart, &trust, only_stock)?, nobody)?;
+//! let mut far = Handshake::server(server_config(&provider, &stock, &trust, Accepted::AnyTrusted)?)?;
+//! let (mut to_near, mut to_far) = (Vec::new(), Vec::new());
+//! while !(near.advance(&mut to_near, &mut to_far)? & far.advance(&mut to_far, &mut to_near)?) {}
+//! let (mut near, mut far) = (near.finish()?, far.finish()?);
+//! assert_eq!(peer_id(&near.peer_certificates)?, *stock.identity.spiffe_id());
+//! assert_eq!(peer_id(&far.peer_certificates)?, *cart.identity.spiffe_id());
+//!
+//! let mut sealed = Sealed::new();
+//! near.records.seal(&b"hello"[..].into(), &mut sealed)?;
+//! let mut bytes = sealed.pop_front().expect("a record was sealed");
+//! let Opened::Record { data, .. } = far.records.open(&mut bytes, &mut sealed)? else { panic!("a whole record has come") };
+//! assert_eq!(&bytes[data], b"hello");
+//! # Ok(())
 //! # }
+//! # #[cfg(not(feature = "aws-lc-rs"))]
+//! # fn main() {}
 //! ```
 //!
 //! [X.509-SVID standard]: https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md
@@ -52,6 +91,7 @@
 
 mod config;
 mod configs;
+mod credential;
 mod crl;
 mod error;
 mod handshake;
@@ -67,13 +107,18 @@ mod test_ca;
 mod trust;
 mod verify;
 
+// Part of the API: configurations, providers, errors and names.
+pub use rustls;
+
 pub use config::{ConfigError, client_config, server_config};
 pub use configs::Configs;
+pub use credential::{CredentialError, RootsError, read_credential, read_roots};
 pub use crl::{Crl, CrlError, read_crls};
 pub use error::{ChainError, PeerError, Revoked};
 pub use handshake::{Established, Handshake};
 pub use moment::Moment;
 pub use peer::{Peer, peer_id};
+#[doc(hidden)] // the words of this crate, for those beside it that read PEM
 pub use pem::pem_in_words;
 #[cfg(feature = "aws-lc-rs")]
 pub use provider::{post_quantum_provider, provider};

@@ -16,11 +16,21 @@ use crate::{PeerError, crl::moment, signed::Signed, trust::Domain};
 /// name that is not text counts as unreadable, so that it cannot hide beside a good one.
 pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     let leaf = chain.first().ok_or(PeerError::NoCertificate)?;
-    read_leaf(leaf).map(|(id, _)| id)
+    read_leaf(leaf).map(|leaf| leaf.id)
 }
 
-/// Whom a leaf names, and until when it is valid.
-pub(crate) fn read_leaf(leaf: &CertificateDer<'_>) -> Result<(SpiffeId, SystemTime), PeerError> {
+/// What a leaf says of itself.
+pub(crate) struct Leaf<'c> {
+    /// Whom it names.
+    pub(crate) id: SpiffeId,
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+    /// Its public key: DER of a SubjectPublicKeyInfo.
+    pub(crate) key: &'c [u8],
+}
+
+/// Reads a leaf; whether it holds is another question.
+pub(crate) fn read_leaf<'c>(leaf: &'c CertificateDer<'_>) -> Result<Leaf<'c>, PeerError> {
     let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|e| unreadable(&e))?;
     if !rest.is_empty() {
         return Err(unreadable(&"bytes follow the certificate"));
@@ -41,7 +51,13 @@ pub(crate) fn read_leaf(leaf: &CertificateDer<'_>) -> Result<(SpiffeId, SystemTi
     let id = uri
         .parse()
         .map_err(|e: ambient_core::SpiffeIdError| PeerError::NotSpiffe { why: e.to_string() })?;
-    Ok((id, moment(certificate.validity().not_after.timestamp())))
+    let validity = certificate.validity();
+    Ok(Leaf {
+        id,
+        not_before: moment(validity.not_before.timestamp()),
+        not_after: moment(validity.not_after.timestamp()),
+        key: certificate.tbs_certificate.subject_pki.raw,
+    })
 }
 
 /// A verified peer: who it is, until when, and what must be known to tell later whether it was revoked meanwhile.

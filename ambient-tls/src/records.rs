@@ -17,6 +17,39 @@ use rustls::{
 /// Keys come from rustls and ciphers from its provider, which also make the next ones ([RFC 8446 7.2]). What is done
 /// here is what the record layer is for: heads, numbers, alerts, key updates, and what a peer may not do.
 ///
+/// ```
+/// use std::io::{self, Read, Write};
+/// use ambient_tls::{Opened, Records, Sealed};
+///
+/// /// All that the peer says; `bytes` are what has come behind the handshake.
+/// fn hear(io: &mut (impl Read + Write), records: &mut Records, mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+///     let (mut heard, mut replies) = (Vec::new(), Sealed::new());
+///     loop {
+///         let opened = records.open(&mut bytes, &mut replies);
+///         if opened.is_ok() {
+///             records.answer(&mut replies).map_err(io::Error::other)?;
+///         }
+///         for record in replies.drain(..) {
+///             io.write_all(&record)?; // also if it has failed: the peer is told why
+///         }
+///         match opened.map_err(io::Error::other)? {
+///             Opened::Record { length, data } => {
+///                 heard.extend_from_slice(&bytes[data]);
+///                 bytes.drain(..length);
+///             }
+///             Opened::Incomplete => {
+///                 let mut piece = [0; 4096];
+///                 match io.read(&mut piece)? {
+///                     0 => return Err(io::ErrorKind::UnexpectedEof.into()), // cut, and not the end
+///                     n => bytes.extend_from_slice(&piece[..n]),
+///                 }
+///             }
+///             Opened::End => return Ok(heard),
+///         }
+///     }
+/// }
+/// ```
+///
 /// [RFC 8446 7.2]: https://www.rfc-editor.org/rfc/rfc8446#section-7.2
 pub struct Records {
     suite: &'static Tls13CipherSuite,
@@ -242,9 +275,12 @@ impl Records {
     /// Tells the peer that the keys of this direction change, and changes them (RFC 8446 4.6.3).
     ///
     /// # Errors
-    /// When the provider fails.
+    /// When this direction was [closed](Self::close), or the provider fails.
     pub fn update_keys(&mut self, sealed: &mut Sealed) -> Result<(), Error> {
         const NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
+        if self.closed {
+            return Err(Error::EncryptError);
+        }
         self.seal_one(ContentType::Handshake, OutboundChunks::Single(&NOT_REQUESTED), sealed)?;
         let (next, secrets) = self.schedule.next_sending()?;
         let (key, iv) = parts(secrets)?;

@@ -9,7 +9,7 @@ use webpki::{anchor_from_trusted_cert, spki_for_anchor};
 
 use crate::{
     Crl, CrlError, Peer, PeerError, Revoked,
-    peer::{Link, links, read_leaf},
+    peer::{Leaf, Link, links, read_leaf},
 };
 
 /// The roots and the CRLs of each trust domain at one moment, parsed, with the cryptography that checks signatures.
@@ -88,7 +88,7 @@ impl Trust {
     /// When the chain cannot be read, so that it was not verified.
     pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, PeerError> {
         let (leaf, rest) = chain.split_first().ok_or(PeerError::NoCertificate)?;
-        let (id, not_after) = read_leaf(leaf)?;
+        let Leaf { id, not_after, .. } = read_leaf(leaf)?;
         let links = self.links(leaf, rest, self.domain(&id)?)?;
         Ok(Peer::new(id, not_after, links))
     }

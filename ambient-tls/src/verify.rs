@@ -116,7 +116,7 @@ impl Verifier {
             let certificates = rest.len() + 1;
             return Err(PeerError::LongChain { certificates });
         }
-        let (id, _) = read_leaf(leaf)?;
+        let id = read_leaf(leaf)?.id;
         let domain = self.trust.domain(&id)?;
         if let Err(source) = self.verify_chain(&id, leaf, rest, domain, role, now) {
             return Err(PeerError::Chain { id, source });

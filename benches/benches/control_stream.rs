@@ -109,7 +109,7 @@ fn serve() {
     let nodes = Nodes::new(scratch.path(), provider());
     #[expect(clippy::disallowed_methods, reason = "tokens end by the time of day")]
     let token = nodes
-        .create(NODE, Duration::from_secs(3600), Use::Always, SystemTime::now())
+        .create_token(NODE, Duration::from_secs(3600), Use::Always, SystemTime::now())
         .expect("a token");
     let root = ca.roots_pem().to_string();
     let (feed, fed) = mpsc::channel(changes());

@@ -155,7 +155,7 @@ fn tokens(verb: &Verb) -> anyhow::Result<String> {
         Verb::Token { node, ca, days, once } => {
             let life = Duration::from_secs(days * 24 * 60 * 60);
             let how = if *once { Use::Once } else { Use::Always };
-            let token = of(ca)?.create(node, life, how, now())?;
+            let token = of(ca)?.create_token(node, life, how, now())?;
             // Into a file without a line's end: ztunnel takes every byte of it for the token.
             let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
             format!("{token}{end}")

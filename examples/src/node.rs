@@ -517,7 +517,7 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
         },
     };
     let issuer = with_crls(&args, issuer, source.gives_trust(), revoked_in)?;
-    let builder = ground.builder().boxed_source(source).shared_issuer(issuer);
+    let builder = ground.builder().source(source).issuer(issuer);
     Ok(builder.announce(announce).build().await?)
 }
 

@@ -313,27 +313,29 @@ impl Authority {
         let _lock = directory::lock(&self.directory)?;
         let roots = self.roots()?;
         let present = self.signing(&roots, now, "change of roots")?;
-        let due = |key: Key| Ok::<_, OpenError>(directory::written(&key.path(&self.directory))? + grace);
-        let waits = |until: SystemTime| Rotation::Waits { until: seconds(until) };
+        let written = |key: Key| directory::written(&key.path(&self.directory));
+        // A grace may be without end.
+        let after = |time: SystemTime| seconds(time).saturating_add(grace.as_secs());
+        let waits = |since: SystemTime| since.checked_add(grace).is_none_or(|due| now < due);
         if let Some(next) = roots.root(Key::Next)?
             && next.root.serial != present.root.serial
         {
-            let due = due(Key::Next)?;
-            if now < due {
-                return Ok(waits(due));
+            let since = written(Key::Next)?;
+            if waits(since) {
+                return Ok(Rotation::Waits { until: after(since) });
             }
             roots.use_next(now)?;
             return Ok(Rotation::Used {
                 root: next.root.serial,
-                next: seconds(now + grace),
+                next: after(now),
             });
         }
         if let Some(old) = roots.root(Key::Old)?
             && old.root.serial != present.root.serial
         {
-            let due = due(Key::Old)?;
-            if now < due {
-                return Ok(waits(due));
+            let since = written(Key::Old)?;
+            if waits(since) {
+                return Ok(Rotation::Waits { until: after(since) });
             }
             let withdrawn = roots.withdraw_old()?;
             return Ok(Rotation::Withdrawn {
@@ -343,7 +345,7 @@ impl Authority {
         let new = roots.add(now)?;
         Ok(Rotation::Trusted {
             root: new.serial,
-            next: seconds(now + grace),
+            next: after(now),
         })
     }
 

@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
-    OpenError, SKEW, directory, leaf,
+    OpenError, SKEW, directory, end_of, leaf,
     roots::{Key, Roots, SigningRoot, domain_uri, moment, pem},
     serial, whole_seconds,
 };
@@ -77,7 +77,7 @@ pub(super) fn make(
     params.name_constraints = Some(no_hosts());
     params.use_authority_key_identifier_extension = true;
     let not_before = whole_seconds(now - SKEW.min(life / 10));
-    let not_after = whole_seconds(now + life.min(LIFE)).min(root.root.not_after);
+    let not_after = end_of(life.min(LIFE), now).min(root.root.not_after);
     params.not_before = not_before.into();
     params.not_after = not_after.into();
     let certificate = params.signed_by(&pair, &root.issuer).map_err(crypto)?;

@@ -12,7 +12,7 @@ use super::{OpenError, directory, intermediates, seconds};
 
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Issued {
+pub(super) struct Issued {
     /// Its serial number, in hexadecimal digits.
     pub serial: String,
     /// Whom it names: a SPIFFE ID, or host names with commas between.

@@ -8,7 +8,7 @@ use std::{
 use ambient_core::{PrivateKey, SpiffeId, TrustDomain};
 use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData, SanType};
 
-use super::{DirectoryCa, OpenError, Request, Whom, issued, leaf, now, seconds, serial, whole_seconds};
+use super::{DirectoryCa, OpenError, Request, Whom, end_of, issued, leaf, now, seconds, serial, whole_seconds};
 
 /// Why a request was not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,7 +122,7 @@ impl DirectoryCa {
     ///
     /// # Errors
     /// When a name cannot stand in a certificate, the root's key is not here, or nothing can be signed now.
-    pub fn server(&self, names: &[String]) -> Result<ServerCredential, RequestError> {
+    pub fn issue_to_server(&self, names: &[String]) -> Result<ServerCredential, RequestError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
         let signed = self.sign_key(&Whom::Hosts(names), &key, self.ttl, now())?;
         Ok(ServerCredential {
@@ -251,7 +251,7 @@ fn life(ttl: Duration, now: SystemTime, issuer_ends: SystemTime) -> Option<(Syst
     // Clocks of the same machine differ by nothing, but those of its guests may; never so much of a short life that half of
     // it is over at once.
     let back = (ttl / 10).min(super::SKEW);
-    let not_after = whole_seconds(now + ttl).min(issuer_ends);
+    let not_after = end_of(ttl, now).min(issuer_ends);
     (not_after > now).then(|| (whole_seconds(now - back), not_after))
 }
 
@@ -302,10 +302,10 @@ mod tests {
         let error = sign(&lines.join("\n")).unwrap_err();
         assert!(matches!(error, RequestError::Request { .. }), "{error}");
         for host in ["", "bad name", "istiod:15012", "https://istiod", "[::1]", "a..b"] {
-            let error = ca.server(&["istiod".into(), host.into()]).unwrap_err();
+            let error = ca.issue_to_server(&["istiod".into(), host.into()]).unwrap_err();
             assert_eq!(error, RequestError::Name { name: host.into() });
         }
-        ca.server(&["istiod.istio-system.svc", "*.mesh.example", "::1", "127.0.0.1"].map(String::from))
+        ca.issue_to_server(&["istiod.istio-system.svc", "*.mesh.example", "::1", "127.0.0.1"].map(String::from))
             .unwrap();
         let foreign = "spiffe://other/ns/shop/sa/cart".parse().unwrap();
         let error = ca.sign_request(&foreign, &request, Duration::from_secs(60)).unwrap_err();

@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateRevocationListDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
-use super::{MAX_TTL, OpenError, SKEW, directory, intermediates, roots::pem, seconds, serial, whole_seconds};
+use super::{MAX_TTL, OpenError, SKEW, directory, end_of, intermediates, roots::pem, seconds, serial, whole_seconds};
 
 /// What stands in `revoked.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,7 +289,7 @@ fn sign(issuer: &Issuer<'_>, of: &[&RevokedCertificate], number: u64, now: Syste
     };
     let params = CertificateRevocationListParams {
         this_update: whole_seconds(now - SKEW).into(),
-        next_update: whole_seconds(now + NEXT_LIST).into(),
+        next_update: end_of(NEXT_LIST, now).into(),
         crl_number: SerialNumber::from(number),
         issuing_distribution_point: None,
         revoked_certs: of.iter().map(revoked).collect(),

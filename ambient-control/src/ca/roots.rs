@@ -14,9 +14,9 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
-    OpenError, SKEW,
+    LAST, OpenError, SKEW,
     directory::{self, absent},
-    serial, whole_seconds,
+    end_of, serial, whole_seconds,
 };
 
 /// The roots of a directory, of which at least one is trusted.
@@ -240,7 +240,7 @@ impl Root {
 /// A key and its root certificate, both in PEM.
 fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<(Zeroizing<String>, String), OpenError> {
     let age = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    if age < EARLIEST {
+    if age < EARLIEST || age + ROOT_LIFE > Duration::from_secs(LAST) {
         return Err(OpenError::Clock { days: age.as_secs() / DAY });
     }
     let crypto = |e: rcgen::Error| OpenError::Crypto { why: e.to_string() };
@@ -257,7 +257,7 @@ fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<(Zeroizing<String
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = whole_seconds(now - SKEW).into();
-    params.not_after = whole_seconds(now + ROOT_LIFE).into();
+    params.not_after = end_of(ROOT_LIFE, now).into();
     let root = params.self_signed(&pair).map_err(crypto)?;
     Ok((Zeroizing::new(pair.serialize_pem()), root.pem()))
 }

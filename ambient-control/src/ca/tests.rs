@@ -85,6 +85,13 @@ fn no_root_is_made_by_a_clock_that_cannot_be_right() {
         );
         assert!(matches!(open, Err(OpenError::Clock { .. })));
     }
+    // Nor by one of which no certificate can tell.
+    for seconds in [253_402_300_799, i64::MAX as u64] {
+        let Err(error) = init(seconds) else {
+            panic!("there is no such date")
+        };
+        assert!(error.to_string().contains("when no root can have an end any more"), "{error}");
+    }
     init(1_767_225_600).expect("nothing of it is left in the way");
 }
 

@@ -44,25 +44,23 @@ impl From<String> for Metadata {
     }
 }
 
-impl From<Metadata> for Value {
-    fn from(said: Metadata) -> Self {
-        let kind = match said {
-            Metadata::Null => Kind::NullValue(0),
-            Metadata::Bool(is) => Kind::BoolValue(is),
-            Metadata::Number(number) => Kind::NumberValue(number),
-            Metadata::Text(text) => Kind::StringValue(text),
-            Metadata::List(list) => Kind::ListValue(ListValue {
-                values: list.into_iter().map(Self::from).collect(),
-            }),
-            Metadata::Map(map) => Kind::StructValue(fields(map)),
-        };
-        Self { kind: Some(kind) }
-    }
+fn value(said: Metadata) -> Value {
+    let kind = match said {
+        Metadata::Null => Kind::NullValue(0),
+        Metadata::Bool(is) => Kind::BoolValue(is),
+        Metadata::Number(number) => Kind::NumberValue(number),
+        Metadata::Text(text) => Kind::StringValue(text),
+        Metadata::List(list) => Kind::ListValue(ListValue {
+            values: list.into_iter().map(value).collect(),
+        }),
+        Metadata::Map(map) => Kind::StructValue(fields(map)),
+    };
+    Value { kind: Some(kind) }
 }
 
 fn fields(map: BTreeMap<String, Metadata>) -> Struct {
     Struct {
-        fields: map.into_iter().map(|(name, said)| (name, said.into())).collect(),
+        fields: map.into_iter().map(|(name, said)| (name, value(said))).collect(),
     }
 }
 

@@ -21,10 +21,10 @@ pub enum ReportError {
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// It refuses the report, or has failed.
-    #[error("the control plane says {code:?}: {message}")]
+    #[error("the control plane says {:?}: {message}", Code::from(*.code))]
     Refused {
-        /// Its gRPC status.
-        code: Code,
+        /// Its gRPC status, as a number.
+        code: i32,
         /// Its words.
         message: String,
     },
@@ -39,7 +39,7 @@ impl ReportError {
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Endpoint(_) | Self::Silent => true,
-            Self::Refused { code, .. } => *code == Code::Unavailable,
+            Self::Refused { code, .. } => Code::from(*code) == Code::Unavailable,
         }
     }
 }
@@ -78,7 +78,7 @@ impl Reports {
                 Ok(Err(status)) => {
                     self.0.endpoint().heard(&status);
                     return Err(ReportError::Refused {
-                        code: status.code(),
+                        code: status.code().into(),
                         message: status.message().into(),
                     });
                 }

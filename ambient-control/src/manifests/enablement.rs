@@ -5,6 +5,7 @@ use crate::objects::{Enablement, SelectorError};
 
 /// A text that is no list of selectors.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EnablementError {
     /// It is no list, or something in it has not the shape of a selector.
     #[error("{0}; a list such as [{{podSelector: {{matchLabels: {{mesh: in}}}}}}] is wanted")]

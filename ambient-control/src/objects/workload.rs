@@ -427,9 +427,7 @@ fn has_run(status: &PodStatus) -> bool {
         return true;
     }
     let ran = |c: &ContainerStatus| {
-        let seen = [&c.state, &c.last_state]
-            .iter()
-            .any(|s| s.running.is_some() || s.terminated.is_some());
+        let seen = [&c.state, &c.last_state].iter().any(|s| s.running || s.terminated);
         seen || c.started || c.restart_count > 0
     };
     let lists = [

@@ -207,8 +207,8 @@ impl Door {
 impl Caller {
     /// How long what it was admitted by is good, at most.
     pub(super) fn good_for(&self, now: SystemTime) -> Duration {
-        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(self.expires);
-        end.duration_since(now).unwrap_or_default()
+        let age = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Duration::from_secs(self.expires).saturating_sub(age)
     }
 }
 

@@ -181,7 +181,7 @@ impl Nodes {
     ///
     /// # Errors
     /// When the name is no node's, there are too many, or the file system refuses.
-    pub fn create(&self, node: &str, life: Duration, how: Use, now: SystemTime) -> Result<String, NodesError> {
+    pub fn create_token(&self, node: &str, life: Duration, how: Use, now: SystemTime) -> Result<String, NodesError> {
         if !is_node_name(node) {
             return Err(NodesError::Node { node: node.into() });
         }
@@ -197,7 +197,7 @@ impl Nodes {
         tokens.push(JoinToken {
             id,
             node: node.into(),
-            expires: seconds(now + life),
+            expires: seconds(now).saturating_add(life.as_secs()),
             once: how == Use::Once,
             sha256,
             used_for: None,

@@ -61,7 +61,7 @@ pub struct Config {
     pub names: Vec<String>,
     /// The trust domain of the mesh.
     pub trust_domain: TrustDomain,
-    /// What is served.
+    /// What is served. Nothing was taken from it before.
     pub source: Box<dyn Source>,
     /// Who signs: certificates of pods and of nodes, and its own. [`DirectoryCa`](crate::ca::DirectoryCa), or an embedder's own.
     pub ca: Arc<dyn Signer>,

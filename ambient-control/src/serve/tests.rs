@@ -151,7 +151,7 @@ impl Running {
     }
 
     fn token(&self, node: &str, life: Duration, how: Use) -> String {
-        self.nodes.create(node, life, how, now()).unwrap()
+        self.nodes.create_token(node, life, how, now()).unwrap()
     }
 
     fn showing(&self, token: &str) -> Endpoint {
@@ -527,9 +527,9 @@ async fn a_report_is_short() {
         let invalid = matches!(
             &error,
             istiod::ReportError::Refused {
-                code: tonic::Code::InvalidArgument,
+                code,
                 ..
-            }
+            } if *code == tonic::Code::InvalidArgument as i32
         );
         assert!(invalid && error.to_string().contains("pod_uid has"), "{error}");
     }
@@ -555,9 +555,9 @@ async fn nodes_report_what_they_have_captured_and_nothing_of_others() {
             matches!(
                 error,
                 istiod::ReportError::Refused {
-                    code: tonic::Code::PermissionDenied,
+                    code,
                     ..
-                }
+                } if code == tonic::Code::PermissionDenied as i32
             ),
             "{error}"
         );

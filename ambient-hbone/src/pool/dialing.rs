@@ -144,13 +144,14 @@ async fn set_up(shared: &Shared, key: &Key, credential: &Arc<Credential>) -> Res
     };
     let begun = Instant::now();
     let ended = timeout(limits.handshake, handshake).await;
+    let ended = ended.unwrap_or_else(|elapsed| Err(timed_out(Phase::Handshake, limits.handshake)(elapsed)));
     shared.observer.observe(&Event::HandshakeEnded {
         peer,
         speaker: &key.speaker.identity,
-        well: matches!(ended, Ok(Ok(_))),
+        error: ended.as_ref().err().map(|error| error as _),
         took: begun.elapsed(),
     });
-    ended.map_err(timed_out(Phase::Handshake, limits.handshake))?
+    ended
 }
 
 fn refused(peer: SocketAddr, error: io::Error) -> ConnectError {

@@ -2,11 +2,13 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ambient_core::Identity;
 use ambient_tls::Peer;
+use tokio::sync::Notify;
 
 use crate::tunnel::Line;
 
@@ -15,12 +17,15 @@ use crate::tunnel::Line;
 pub(super) struct Sessions {
     /// Held for moments, never across an await.
     live: Mutex<Live>,
+    /// Tells that the last has gone, once no more come.
+    emptied: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Live {
     last: u64,
     sessions: HashMap<u64, Lives>,
+    closed: bool,
 }
 
 /// A session that lives.
@@ -33,15 +38,37 @@ pub(super) struct Lives {
 }
 
 impl Sessions {
-    /// Enters a session, until what this gives is dropped.
-    pub(super) fn enter(this: &Arc<Self>, lives: Lives) -> Entry {
+    /// Enters a session, until what this gives is dropped; nothing if no more are to come.
+    pub(super) fn enter(this: &Arc<Self>, lives: Lives) -> Option<Entry> {
         let mut live = this.live();
+        if live.closed {
+            return None;
+        }
         live.last += 1;
         let number = live.last;
         live.sessions.insert(number, lives);
-        Entry {
+        Some(Entry {
             of: Arc::clone(this),
             number,
+        })
+    }
+
+    /// Lets no more in.
+    pub(super) fn close(&self) {
+        self.live().closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.live().closed
+    }
+
+    /// Waits until none lives any more, once no more come.
+    pub(super) async fn gone(&self) {
+        let mut emptied = pin!(self.emptied.notified());
+        // Told of what happens from here on, before it is looked.
+        emptied.as_mut().enable();
+        if self.count() > 0 {
+            emptied.await;
         }
     }
 
@@ -68,8 +95,14 @@ pub(super) struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let left = self.of.live().sessions.remove(&self.number);
+        let mut live = self.of.live();
+        let left = live.sessions.remove(&self.number);
+        let emptied = live.closed && live.sessions.is_empty();
+        drop(live);
         // Not under the lock.
         drop(left);
+        if emptied {
+            self.of.emptied.notify_waiters();
+        }
     }
 }

@@ -23,6 +23,9 @@ pub(crate) struct Certificates {
 pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/server";
 pub(crate) const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 
+/// Who bears `other-domain`: nobody whom the test's root may vouch for.
+pub(crate) const STRANGER: &str = "spiffe://other.test/ns/shop/sa/client";
+
 /// The host name that `server-and-name` bears beside its SPIFFE ID.
 pub(crate) const NAME: &str = "server.test";
 
@@ -40,7 +43,7 @@ impl Certificates {
             ("server", &ca, &[SERVER][..], 2100),
             ("server-and-name", &ca, &[SERVER], 2100),
             ("client", &ca, &[CLIENT], 2100),
-            ("other-domain", &ca, &["spiffe://other.test/ns/shop/sa/client"], 2100),
+            ("other-domain", &ca, &[STRANGER], 2100),
             ("foreign-ca", &foreign, &[CLIENT], 2100),
             ("expired", &ca, &[CLIENT], 2020),
             ("two-uris", &ca, &both, 2100),
@@ -72,7 +75,7 @@ impl Certificates {
         self.path().join(name)
     }
 
-    /// What our ends present and trust: these pairs, each in the name of the identity beside it, whatever it bears.
+    /// What our ends present and trust: these pairs, each beside the identity that it bears.
     pub(crate) fn held(&self, pairs: &[(&str, &str)]) -> Arc<dyn Credentials> {
         let mut trust = TrustBundles::default();
         trust.add(TrustDomain::default(), self.root.clone());

@@ -14,28 +14,30 @@ use ambient_hbone::{
 use http::{HeaderMap, StatusCode};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::certificates::{CLIENT, Certificates, SERVER};
+use super::certificates::{CLIENT, Certificates, SERVER, STRANGER};
 
 /// A pool, and where its streams go.
 #[derive(Clone)]
 pub(crate) struct Client {
     pool: Pool,
+    speaker: Speaker,
     peer: SocketAddr,
 }
 
 impl Client {
-    /// Speaks as [`CLIENT`] to [`SERVER`], with the pair of that name.
+    /// Speaks to [`SERVER`] with the pair of that name: as [`CLIENT`], unless the pair is that of [`STRANGER`].
     pub(crate) fn new(certificates: &Certificates, pair: &str, peer: SocketAddr) -> Self {
-        let held = certificates.held(&[(CLIENT, pair)]);
+        let own = if pair == "other-domain" { STRANGER } else { CLIENT };
+        let held = certificates.held(&[(own, pair)]);
         let pool = Pool::builder(Arc::new(Tcp), held, Arc::new(ambient_tls::provider())).build();
-        Self { pool, peer }
+        let speaker = Speaker::new("client-0", own.parse().unwrap());
+        Self { pool, speaker, peer }
     }
 
     pub(crate) async fn connect(&self, authority: impl ToString) -> Result<Stream, ConnectError> {
         let authority = authority.to_string().parse().unwrap();
         let destination = Destination::new(self.peer, authority, [SERVER.parse().unwrap()]);
-        let speaker = Speaker::new("client-0", CLIENT.parse().unwrap());
-        tokio::time::timeout(super::RUN, self.pool.connect(&speaker, &destination))
+        tokio::time::timeout(super::RUN, self.pool.connect(&self.speaker, &destination))
             .await
             .expect("connecting has deadlines of its own")
     }

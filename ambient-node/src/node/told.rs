@@ -31,9 +31,9 @@ impl Observer for Told {
                 let [held, noticed, repaired] = [held, noticed, repaired].map(|time| to_the_millisecond(*time));
                 tracing::warn!(uid = %pod, what, held_until = held, noticed, repaired, around, "pod repaired: its capture was broken");
             }
-            Event::HandshakeEnded { well, took, .. } => {
+            Event::HandshakeEnded { error, took, .. } => {
                 if let Some(metrics) = &self.0 {
-                    metrics.handshaken(Direction::Outbound, *well, *took);
+                    metrics.handshaken(Direction::Outbound, error.is_none(), *took);
                 }
             }
             Event::PodReleased { pod, lost: false } => tracing::info!(uid = %pod, "pod released"),

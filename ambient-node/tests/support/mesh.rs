@@ -595,7 +595,7 @@ async fn serve(
             unnamed,
             demand: given.answer.map(|answer| Arc::new(Asked { answer, more })),
         })
-        .shared_issuer(issuer)
+        .issuer(issuer)
         .announce(Arc::new(AnnounceInDirectory::new(status)))
         .build()
         .await?;

@@ -141,7 +141,27 @@ fn a_refusal_is_told_by_an_alert() {
     assert!(crate::PeerError::of(&error).is_some(), "{error}");
     let told = hear(&mut peer, &outgoing).unwrap_err();
     assert!(matches!(told, Error::AlertReceived(_)), "{told}");
-    assert!(handshake.finish().is_err());
+    // Whoever asks again hears the same, and rustls nothing.
+    outgoing.clear();
+    // An error that is somebody else's equals none, not even itself.
+    let again = handshake.advance(&mut incoming, &mut outgoing).unwrap_err();
+    assert_eq!(again.to_string(), error.to_string());
+    assert!(outgoing.is_empty());
+    assert_eq!(handshake.finish().unwrap_err().to_string(), error.to_string());
+}
+
+#[test]
+fn who_takes_away_what_has_come_has_the_handshake_fail() {
+    let (mut handshake, mut peer) = ends(Ours::Server, Accepted::AnyTrusted, Accepted::AnyTrusted);
+    let (mut incoming, mut outgoing) = (said(&mut peer), Vec::new());
+    let rest = incoming.split_off(20);
+    assert!(!handshake.advance(&mut incoming, &mut outgoing).unwrap());
+    assert_eq!(incoming.len(), 20, "a part of a message is left");
+    incoming.clear();
+    let error = handshake.advance(&mut incoming, &mut outgoing).unwrap_err();
+    assert!(matches!(error, Error::General(_)), "{error}");
+    incoming.extend(rest);
+    assert_eq!(handshake.advance(&mut incoming, &mut outgoing), Err(error));
 }
 
 #[test]

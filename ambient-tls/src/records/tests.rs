@@ -151,6 +151,8 @@ fn an_end_is_told_and_heard() {
         records.close(&mut sealed);
         assert_eq!(sealed.len(), 2, "once");
         assert!(records.seal(&b"more"[..].into(), &mut sealed).is_err());
+        assert!(records.update_keys(&mut sealed).is_err());
+        assert_eq!(sealed.len(), 2, "nothing goes behind it");
         assert_eq!(hear(&mut peer, &flat(&mut sealed)).unwrap(), b"last");
         assert!(peer.process_new_packets().unwrap().peer_has_closed());
 

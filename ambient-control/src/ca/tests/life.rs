@@ -228,6 +228,19 @@ fn a_root_is_changed_without_a_refused_handshake() {
     assert!(matches!(mesh.authority().rotate(DAY, mesh.now).unwrap(), Rotation::Trusted { .. }));
 }
 
+#[test]
+fn a_change_of_roots_may_wait_without_end() {
+    let mesh = Mesh::new();
+    let begun = mesh.authority().rotate(Duration::MAX, mesh.now).unwrap();
+    assert!(matches!(begun, Rotation::Trusted { next: u64::MAX, .. }), "{begun:?}");
+    for now in [mesh.now, mesh.now + 1000 * DAY] {
+        let waits = mesh.authority().rotate(Duration::MAX, now).unwrap();
+        assert_eq!(waits, Rotation::Waits { until: u64::MAX });
+    }
+    let used = mesh.authority().rotate(DAY, mesh.now + DAY).unwrap();
+    assert!(matches!(used, Rotation::Used { .. }), "{used:?}");
+}
+
 /// Wherever the machine loses its power between two writes, the directory goes on, and so does the change.
 #[test]
 fn a_change_of_roots_that_is_cut_short_is_taken_up() {

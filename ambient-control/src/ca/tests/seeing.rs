@@ -77,7 +77,7 @@ fn what_is_there_is_shown() {
     let authority = init(&dir).unwrap();
     let ca = DirectoryCa::open_for(&dir, TrustDomain::default(), DirectoryCa::DEFAULT_TTL, "node-1").unwrap();
     issue(&ca, CART).unwrap();
-    ca.server(&["localhost".into(), "127.0.0.1".into()]).unwrap();
+    ca.issue_to_server(&["localhost".into(), "127.0.0.1".into()]).unwrap();
     authority.rotate(Authority::GRACE, now()).unwrap();
     fs::write(dir.join("notes"), "").unwrap();
     // A line that was cut short spoils itself alone.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use ambient_authz::kubernetes::Labels;
 use ambient_core::Identity;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::{Invalid, Metadata, absent_if_null, address, name_of, port_number, word};
 
@@ -140,11 +140,16 @@ pub struct ContainerStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ContainerState {
     /// It runs.
-    #[serde(default)]
-    pub running: Option<serde::de::IgnoredAny>,
+    #[serde(default, deserialize_with = "is_there")]
+    pub running: bool,
     /// It has ended.
-    #[serde(default)]
-    pub terminated: Option<serde::de::IgnoredAny>,
+    #[serde(default, deserialize_with = "is_there")]
+    pub terminated: bool,
+}
+
+/// Whether a field says anything, whatever that is.
+fn is_there<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
+    Option::<IgnoredAny>::deserialize(field).map(|said| said.is_some())
 }
 
 /// An address of a pod.

@@ -57,10 +57,19 @@ fn a_token_for_an_exchange_is_told_at_once() {
     let scratch = tempfile::tempdir().unwrap();
     let door = door(&scratch);
     for (how, once) in [(Use::Once, true), (Use::Always, false)] {
-        let token = door.nodes.create("node-1", Duration::from_secs(600), how, now()).unwrap();
+        let token = door.nodes.create_token("node-1", Duration::from_secs(600), how, now()).unwrap();
         let caller = door.admit(&Arc::new(Shown::Nothing), &showing(&token), now()).unwrap();
         assert_eq!((&*caller.node, caller.once), ("node-1", once));
     }
+}
+
+#[test]
+fn who_has_a_token_without_end_is_let_in() {
+    let scratch = tempfile::tempdir().unwrap();
+    let door = door(&scratch);
+    let token = door.nodes.create_token("node-1", Duration::MAX, Use::Always, now()).unwrap();
+    let caller = door.admit(&Arc::new(Shown::Nothing), &showing(&token), now()).unwrap();
+    assert!(caller.good_for(now()) > Duration::from_secs(1 << 40));
 }
 
 /// As where a mount is lost: what was admitted before stays, and nobody new is admitted.
@@ -68,7 +77,10 @@ fn a_token_for_an_exchange_is_told_at_once() {
 fn what_is_open_outlives_the_directory_of_the_authority() {
     let scratch = tempfile::tempdir().unwrap();
     let door = door(&scratch);
-    let token = door.nodes.create("node-1", Duration::from_secs(600), Use::Always, now()).unwrap();
+    let token = door
+        .nodes
+        .create_token("node-1", Duration::from_secs(600), Use::Always, now())
+        .unwrap();
     let admit = || door.admit(&Arc::new(Shown::Nothing), &showing(&token), now());
     let caller = admit().unwrap();
     let (there, away) = (scratch.path().join("ca"), scratch.path().join("away"));

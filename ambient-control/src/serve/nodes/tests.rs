@@ -36,8 +36,8 @@ fn a_token_is_for_one_node_until_it_ends_or_is_revoked() {
     let scratch = tempfile::tempdir().unwrap();
     let (nodes, now) = (nodes(scratch.path()), start());
     let (one, two) = (
-        nodes.create("node-1", HOUR, Use::Always, now).unwrap(),
-        nodes.create("node-2", 2 * HOUR, Use::Always, now).unwrap(),
+        nodes.create_token("node-1", HOUR, Use::Always, now).unwrap(),
+        nodes.create_token("node-2", 2 * HOUR, Use::Always, now).unwrap(),
     );
     let node = |token: &str, at| {
         let known = nodes.known(&nodes.proof_of_token(token).unwrap(), at).unwrap();
@@ -64,14 +64,24 @@ fn a_token_is_for_one_node_until_it_ends_or_is_revoked() {
 }
 
 #[test]
+fn a_token_may_be_good_without_end() {
+    let scratch = tempfile::tempdir().unwrap();
+    let nodes = nodes(scratch.path());
+    let token = nodes.create_token("node-1", Duration::MAX, Use::Always, start()).unwrap();
+    let proof = nodes.proof_of_token(&token).unwrap();
+    let known = nodes.known(&proof, start() + 1000 * HOUR).unwrap().unwrap();
+    assert_eq!((&*known.node, known.expires), ("node-1", u64::MAX));
+}
+
+#[test]
 fn a_certificate_is_good_while_it_is_noted_and_a_revoked_node_has_none() {
     let scratch = tempfile::tempdir().unwrap();
     let (nodes, now) = (nodes(scratch.path()), start());
     let token = nodes
-        .proof_of_token(&nodes.create("node-1", HOUR, Use::Always, now).unwrap())
+        .proof_of_token(&nodes.create_token("node-1", HOUR, Use::Always, now).unwrap())
         .unwrap();
     let other = nodes
-        .proof_of_token(&nodes.create("node-2", HOUR, Use::Always, now).unwrap())
+        .proof_of_token(&nodes.create_token("node-2", HOUR, Use::Always, now).unwrap())
         .unwrap();
     let enrol = |proof: &Proof, node: &str, der: &[u8]| {
         let given = certificate(&nodes, node, der, now + HOUR);
@@ -107,7 +117,7 @@ fn a_token_for_one_key_is_good_for_no_other() {
     let scratch = tempfile::tempdir().unwrap();
     let (nodes, now) = (nodes(scratch.path()), start());
     let token = nodes
-        .proof_of_token(&nodes.create("node-1", HOUR, Use::Once, now).unwrap())
+        .proof_of_token(&nodes.create_token("node-1", HOUR, Use::Once, now).unwrap())
         .unwrap();
     assert!(nodes.known(&token, now).unwrap().unwrap().once);
     let enrol = |key: &[u8], der: &[u8]| {
@@ -127,7 +137,10 @@ fn what_is_no_name_and_no_file_is_said_so() {
     let nodes = nodes(scratch.path());
     for node in ["", "a b", "../etc", "a/b", ".x", &"x".repeat(254)] {
         assert!(
-            matches!(nodes.create(node, HOUR, Use::Always, UNIX_EPOCH), Err(NodesError::Node { .. })),
+            matches!(
+                nodes.create_token(node, HOUR, Use::Always, UNIX_EPOCH),
+                Err(NodesError::Node { .. })
+            ),
             "{node}"
         );
     }
@@ -143,10 +156,10 @@ fn a_node_is_not_called_as_the_authority_calls_its_own() {
     let scratch = tempfile::tempdir().unwrap();
     let nodes = nodes(scratch.path());
     for name in ["control", "local"] {
-        let error = nodes.create(name, HOUR, Use::Always, start()).unwrap_err();
+        let error = nodes.create_token(name, HOUR, Use::Always, start()).unwrap_err();
         assert!(matches!(error, NodesError::File(OpenError::OwnName { .. })), "{error}");
     }
-    nodes.create("local-1", HOUR, Use::Always, start()).unwrap();
+    nodes.create_token("local-1", HOUR, Use::Always, start()).unwrap();
     let error = nodes.revoke_token("00", start()).unwrap_err();
     assert!(error.to_string().contains("`ambient control tokens`"), "{error}");
 }
@@ -161,7 +174,7 @@ fn a_file_that_goes_takes_nobody_away() {
     let by = |der: &[u8]| nodes.proof_of_certificate(der).unwrap();
     assert_eq!(nodes.known(&by(b"one"), now).unwrap(), None, "nobody has joined yet");
     let token = nodes
-        .proof_of_token(&nodes.create("node-1", HOUR, Use::Always, now).unwrap())
+        .proof_of_token(&nodes.create_token("node-1", HOUR, Use::Always, now).unwrap())
         .unwrap();
     let enrol = |der: &[u8]| nodes.note(&[join(&token, b"a key", certificate(&nodes, "node-1", der, now + HOUR), now)]);
     assert_eq!(enrol(b"one").unwrap(), [true]);

@@ -19,7 +19,7 @@ fn a_node_elsewhere_signs_with_what_it_was_given_until_that_ends() {
     mesh.verify(&mesh.trust(&near), &credential).unwrap();
     mesh.verify(&mesh.trust(&far), &mesh.issue(&near, "cart")).unwrap();
     // It vouches for no host, makes no other intermediate, and is nobody else's.
-    let error = far.server(&["istiod.istio-system.svc".into()]).unwrap_err();
+    let error = far.issue_to_server(&["istiod.istio-system.svc".into()]).unwrap_err();
     assert!(error.to_string().contains("root-key.pem"), "{error}");
     let error = mesh.node_in(&away, "other").unwrap_err();
     assert!(
