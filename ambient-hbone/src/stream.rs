@@ -170,7 +170,7 @@ impl ReadHalf {
         Poll::Ready(StreamError::new(cut, line))
     }
 
-    /// Whether the peer has reset the stream behind its end: all that it said is there to be read.
+    /// Whether the peer, a server, has reset the stream behind its end: all that it said is there to be read.
     pub(crate) fn has_last_words(&self) -> bool {
         self.held.line.engine().has_last_words(self.held.key)
     }

@@ -496,21 +496,22 @@ impl Engine {
         }
     }
 
-    /// Ready once reading fails, however much waits to be read. It does not where the peer has ended its direction before it reset the
-    /// stream.
+    /// Ready once reading fails, however much waits to be read. It does not where the peer has [last words](Self::has_last_words).
     pub(crate) fn poll_unreadable(&mut self, key: Key, cx: &Context<'_>) -> Poll<Cut> {
+        let role = self.role;
         let Some(slot) = self.streams.get(key) else {
             return Poll::Ready(Cut::Lost);
         };
         match slot.cut {
-            Some(cut) if !slot.has_last_words() => Poll::Ready(cut),
+            Some(cut) if !slot.has_last_words(role) => Poll::Ready(cut),
             _ => register(&mut slot.writer, cx),
         }
     }
 
-    /// Whether the peer has said all that it had to say, and wants no more: what it said is there to be read.
+    /// Whether the peer, a server, has said all that it had to say, and wants no more: what it said is there to be read.
     pub(crate) fn has_last_words(&mut self, key: Key) -> bool {
-        self.streams.get(key).is_some_and(|slot| slot.has_last_words())
+        let role = self.role;
+        self.streams.get(key).is_some_and(|slot| slot.has_last_words(role))
     }
 
     /// Ready once the stream is cut.
