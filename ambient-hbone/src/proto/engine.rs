@@ -30,7 +30,7 @@ use self::{
     manners::Manners,
     receive::Reading,
     streams::{Sending, Slot, Streams},
-    window::{Rounds, Window},
+    window::{Rounds, Share, Window},
 };
 use super::{
     code::Code,
@@ -128,6 +128,8 @@ pub(crate) struct Engine {
     read: u64,
     /// What the peer may send on the whole connection.
     window: u32,
+    /// What the windows of its streams may grow by.
+    spare: Share,
     rounds: Rounds,
     /// When the peer's latest bytes came.
     now: Duration,
@@ -196,6 +198,7 @@ impl Engine {
         frame::word(&mut control, kind::WINDOW_UPDATE, 0, frame::WIDEST_WINDOW - frame::DEFAULT_WINDOW);
         Self {
             role,
+            spare: terms.spare.share(),
             terms,
             peer: PeerTerms {
                 greeted: false,
@@ -592,7 +595,7 @@ impl Engine {
 
     fn insert(&mut self, id: u32) -> Key {
         self.active += 1;
-        let window = Window::new(self.terms.windows[0], &self.terms.spare);
+        let window = Window::new(self.terms.windows[0], &self.spare);
         self.streams.insert(Slot::new(id, window, self.peer.window))
     }
 

@@ -184,6 +184,36 @@ fn what_nobody_holds_waits_for_a_peer_that_takes_some_of_it_and_for_no_other() {
     }
 }
 
+/// How much the windows of eight streams grow by that are read as fast as they may be filled.
+fn grown(engine: &mut Engine) -> u32 {
+    let before = engine.terms.spare.left();
+    for _ in 0..8 {
+        let key = open(engine);
+        let (window, mut rounds) = (&mut engine.streams.get(key).unwrap().window, Rounds::default());
+        let mut may = frame::DEFAULT_WINDOW;
+        for turn in 0..20 {
+            let now = Duration::from_millis(2 * turn);
+            assert!(rounds.begin(now) && rounds.end(now + Duration::from_millis(1)));
+            window.arrive(may, rounds.present());
+            rounds.end(now + Duration::from_millis(2));
+            may = window.read(may, 1 << 20, rounds.last());
+        }
+    }
+    (before - engine.terms.spare.left()) as u32
+}
+
+#[test]
+fn a_tunnel_that_has_grown_first_does_not_keep_the_next_from_growing() {
+    let terms = terms();
+    let mut engines = [(); 2].map(|()| Engine::new(Role::Client, terms.clone()));
+    let all = terms.spare.left() as u32;
+    let [first, second] = engines.each_mut().map(grown);
+    assert!(first <= all / 2 && first > all / 3, "{first}");
+    assert!(second <= all / 4 && second > all / 6, "{second}");
+    drop(engines);
+    assert_eq!(terms.spare.left() as u32, all);
+}
+
 #[test]
 fn the_text_of_a_refusal_is_passed_over_and_costs_nothing() {
     let mut engine = client();
