@@ -55,6 +55,14 @@ pub enum Event<'a> {
         /// Why.
         reason: &'a dyn std::error::Error,
     },
+    /// Streams of a tunnel were reset that nobody held any more: the peer took nothing of what they still had to say, which is lost after
+    /// whoever said it took it for sent.
+    StreamsGivenUp {
+        /// The peer.
+        peer: &'a SpiffeId,
+        /// How many.
+        streams: usize,
+    },
     /// A peer's handshake was refused.
     HandshakeRefused {
         /// Why.

@@ -282,18 +282,18 @@ impl Engine {
         self.orphans
     }
 
-    /// To be called every few seconds.
-    pub(crate) fn tick(&mut self) {
+    /// To be called every few seconds. Gives how many streams were given up that nobody held: what they still had to say is lost.
+    pub(crate) fn tick(&mut self) -> usize {
         self.manners.forgive();
-        if self.orphans > 0 {
-            for key in self.streams.stuck() {
-                self.cut(key, Code::CONNECT_ERROR);
-            }
+        let stuck = if self.orphans > 0 { self.streams.stuck() } else { Vec::new() };
+        for key in &stuck {
+            self.cut(*key, Code::CONNECT_ERROR);
         }
         if !std::mem::take(&mut self.came) {
             self.buffers.clear();
             self.reads.clear();
         }
+        stuck.len()
     }
 
     /// Where whoever reads for it has buffers from, which are given back to the system while nothing comes.
