@@ -83,6 +83,14 @@ pub enum Event<'a> {
         /// Why: `TunnelLost`, if `ambient-hbone` tells.
         reason: &'a (dyn Error + Send + Sync + 'static),
     },
+    /// Streams of a tunnel were reset that nobody held any more: the peer took nothing of what they still had to say, which is lost after
+    /// whoever said it took it for sent.
+    StreamsGivenUp {
+        /// The peer.
+        peer: &'a SpiffeId,
+        /// How many.
+        streams: usize,
+    },
     /// A peer's handshake was refused.
     HandshakeRefused {
         /// Why: `AcceptError`, if `ambient-hbone` tells. `ambient_tls::PeerError::of` finds in it what was wrong with the peer.

@@ -31,10 +31,14 @@ impl Keepalive {
         }
     }
 
-    /// Ready when the peer, from whom `reads` reads have brought something so far, is to be given up.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, line: &Line, reads: u64) -> Poll<TunnelLost> {
+    /// Ready when the peer, from whom `reads` reads have brought something so far, is to be given up. `tell` is told how many streams
+    /// were given up that nobody held, if any were.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, line: &Line, reads: u64, tell: impl Fn(usize)) -> Poll<TunnelLost> {
         while self.ticks.poll_tick(cx).is_ready() {
-            line.engine().tick();
+            let given_up = line.engine().tick();
+            if given_up > 0 {
+                tell(given_up);
+            }
             match self.liveness.on_tick(reads) {
                 Beat::Rest => {}
                 Beat::Ping => line.engine().ping(),

@@ -42,8 +42,8 @@ pub struct Limits {
     /// The same for a stream that is read as fast as its bytes come, while that is what holds the peer up: its window
     /// grows up to this. 16 MiB, enough for 10 Gbit/s over 10 ms.
     pub stream_window_max: u32,
-    /// Bytes by which the windows of all streams together may have grown; set it before the limits are cloned, and the
-    /// clones share it. 256 MiB.
+    /// Bytes by which the windows of all streams together may have grown; those of one tunnel by no more than they leave to others, which
+    /// is half at most. Set it before the limits are cloned, and the clones share it. 256 MiB.
     pub window_growth: WindowGrowth,
     /// The same at first, for streams to a destination with [`Destination::ample`](crate::Destination::ample), as far as
     /// `ample_windows` goes. 4 MiB, as Istio's ztunnel has it for all.

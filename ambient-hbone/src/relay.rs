@@ -14,11 +14,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::{leg::Leg, way::Way};
+use self::{leg::Leg, refused::Refused, way::Way};
 
 use crate::proto::engine::Buffers;
 
 mod leg;
+mod refused;
 mod way;
 
 pub(crate) use leg::Buffer;
@@ -28,6 +29,9 @@ pub(crate) use leg::Buffer;
 /// By convention `a` is who opened the connection. The end of one direction is passed on by shutting the other stream's
 /// write side, and the other direction goes on. After [`End::Failed`] both streams are for the caller to reset: bytes may
 /// be missing on either side, so that an orderly close would be a lie.
+///
+/// Where `b` is a stream whose server has said all and takes no more, as one does that answers before it was told all, what it said goes
+/// to `a` first, for as long as `a` takes some of it within 30 s; what `a` says meanwhile is read away.
 ///
 /// Where an end is a [`Stream`](crate::Stream) or a [`Pipe`](crate::Pipe) itself, and not something around it, its bytes are handed
 /// on without a copy, and a stream's credit is given back only when the other end has taken them.
@@ -59,7 +63,8 @@ pub struct Relaying {
     back: Way,
     start: Instant,
     first_byte: Option<Duration>,
-    first: Option<Side>,
+    /// Apart: hardly any ever has one.
+    refused: Option<Box<Refused>>,
 }
 
 impl Relaying {
@@ -75,7 +80,7 @@ impl Relaying {
             back: Way::new(Leg::of(a).take_early()),
             start: Instant::now(),
             first_byte: None,
-            first: None,
+            refused: None,
         }
     }
 
@@ -91,7 +96,7 @@ impl Relaying {
             a_to_b: self.forth.moved(),
             b_to_a: self.back.moved(),
             first_byte: self.first_byte,
-            first_closed: self.first,
+            first_closed: self.first(),
             end,
         })
     }
@@ -101,43 +106,75 @@ impl Relaying {
         A: AsyncRead + AsyncWrite + Unpin + 'static,
         B: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let Self { forth, back, first, .. } = self;
+        let Self { forth, back, refused, .. } = self;
         // A failure of either direction ends both, before anything else is done: TCP tells of a reset once, and to whoever
         // asks after that it looks like an end. But what a stream's peer has said to its end before it would take no more, as a
-        // server does that answers before it was told all, is passed on first; that nothing can be written it tells each time.
-        let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof(), limits);
-        progress.a_to_b.store(forth.moved(), Ordering::Relaxed);
-        let is_pending = ahead.is_pending();
-        let refused = match ahead {
-            Poll::Ready(Err((Phase::Write, error))) if Leg::of(b).has_last_words() => Some(error),
-            Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::A, phase, error)),
-            _ => None,
-        };
-        if forth.eof() {
-            first.get_or_insert(Side::A);
+        // server does that answers before it was told all, is passed on first.
+        let mut is_pending = true;
+        if refused.is_none() {
+            let ahead = forth.poll(cx, &mut Leg::of(a), &mut Leg::of(b), back.eof(), limits);
+            progress.a_to_b.store(forth.moved(), Ordering::Relaxed);
+            is_pending = ahead.is_pending();
+            match ahead {
+                Poll::Ready(Err((Phase::Write, error))) if Leg::of(b).has_last_words() => *refused = Some(Refused::new(error)),
+                Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::A, phase, error)),
+                _ => {}
+            }
+            forth.compare(back);
         }
         let behind = back.poll(cx, &mut Leg::of(b), &mut Leg::of(a), forth.eof(), limits);
         progress.b_to_a.store(back.moved(), Ordering::Relaxed);
-        match behind {
-            Poll::Ready(Err((Phase::Write, _))) if is_pending && Leg::of(a).has_last_words() => return Poll::Pending,
-            Poll::Ready(Err((phase, error))) => return Poll::Ready(End::failed(Side::B, phase, error)),
-            _ => {}
+        let is_behind = behind.is_pending();
+        if let Poll::Ready(Err((phase, error))) = behind {
+            return Poll::Ready(End::failed(Side::B, phase, error));
         }
-        if back.eof() {
-            first.get_or_insert(Side::B);
-        }
+        back.compare(forth);
         if self.first_byte.is_none() && back.moved() > 0 {
             self.first_byte = Some(self.start.elapsed());
         }
-        if is_pending || behind.is_pending() {
+        if self.refused.is_some() {
+            return self.poll_refused(cx, &mut Leg::of(a), is_behind, limits);
+        }
+        if is_pending || is_behind {
             return Poll::Pending;
         }
-        if let Some(error) = refused {
-            return Poll::Ready(End::failed(Side::A, Phase::Write, error));
+        // A stream takes more than it has sent, and may have been reset since.
+        let end = match (Leg::of(b).lost(cx), Leg::of(a).lost(cx)) {
+            (Some(error), _) => End::failed(Side::A, Phase::Write, error),
+            (None, Some(error)) => End::failed(Side::B, Phase::Write, error),
+            (None, None) => End::Orderly {
+                first: self.first().unwrap_or(Side::A),
+            },
+        };
+        Poll::Ready(end)
+    }
+
+    /// Nothing more goes to `b`, whose last words may still wait for `a`.
+    #[cold]
+    fn poll_refused<A>(&mut self, cx: &mut Context<'_>, a: &mut Leg<'_, A>, is_behind: bool, limits: &RelayLimits) -> Poll<End>
+    where
+        A: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let Self { forth, back, refused, .. } = self;
+        let waited = match refused {
+            Some(refused) if is_behind => ready!(refused.poll_wait(cx, forth, a, back.moved(), limits)),
+            _ => Ok(()),
+        };
+        let (phase, error) = match (waited, refused.take()) {
+            (Ok(()), Some(refused)) => (Phase::Write, refused.into_error()),
+            (Ok(()), None) => (Phase::Write, io::ErrorKind::ConnectionReset.into()),
+            (Err(failed), _) => failed,
+        };
+        Poll::Ready(End::failed(Side::A, phase, error))
+    }
+
+    /// Which side ended its direction first.
+    fn first(&self) -> Option<Side> {
+        match (self.forth.was_first(), self.back.was_first()) {
+            (true, _) => Some(Side::A),
+            (false, true) => Some(Side::B),
+            (false, false) => None,
         }
-        Poll::Ready(End::Orderly {
-            first: first.unwrap_or(Side::A),
-        })
     }
 }
 
@@ -153,7 +190,8 @@ impl fmt::Debug for Relaying {
 /// The bounds of a relay, and the buffers that relays with clones of it hand on to each other: at most 16 of them are kept.
 /// One for all relays of a thread serves best.
 ///
-/// There is no limit on its duration, nor on silence: a connection may be idle for days.
+/// There is no limit on its duration, nor on silence: a connection may be idle for days. Only what `b` has said to its end before it
+/// would take no more waits no longer than 30 s for `a` to take some of it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayLimits {
@@ -218,7 +256,8 @@ pub struct Tally {
 /// How a relay ended.
 #[derive(Debug)]
 pub enum End {
-    /// Both sides ended their directions, and every byte was passed on.
+    /// Both sides ended their directions, and every byte was handed on. A stream has not sent all that it took, perhaps; what is known by
+    /// then to be lost is a failure.
     Orderly {
         /// Which ended first.
         first: Side,

@@ -353,7 +353,9 @@ impl Session {
             let lost = if self.malformed >= MALFORMED {
                 running.driver.break_off(cx, Broken(Code::ENHANCE_YOUR_CALM))
             } else {
-                match running.poll(cx, &self.line) {
+                let (peer, observer, besides) = (&self.peer, &self.observer, &self.besides);
+                let tell = |streams| tell(observer, besides, &Event::StreamsGivenUp { peer, streams });
+                match running.poll(cx, &self.line, tell) {
                     Poll::Ready(lost) => lost,
                     // Looked at last, when whoever loses it from elsewhere is known to wake this task.
                     Poll::Pending if self.line.lost().is_some() || self.line.engine().has_incoming() => continue,
@@ -395,9 +397,7 @@ impl Session {
                     peer: &self.peer,
                     reason: &reason,
                 };
-                for observer in std::iter::once(&self.observer).chain(&self.besides) {
-                    observer.observe(&refused);
-                }
+                tell(&self.observer, &self.besides, &refused);
                 self.malformed += 1;
                 None
             }
@@ -405,9 +405,16 @@ impl Session {
     }
 }
 
+/// Tells of what happens in a tunnel.
+fn tell(observer: &Arc<dyn Observer>, besides: &Option<Arc<dyn Observer>>, event: &Event<'_>) {
+    for observer in std::iter::once(observer).chain(besides) {
+        observer.observe(event);
+    }
+}
+
 impl Running {
     /// Ready once the tunnel is lost.
-    fn poll(&mut self, cx: &mut Context<'_>, line: &Line) -> Poll<TunnelLost> {
+    fn poll(&mut self, cx: &mut Context<'_>, line: &Line, tell: impl Fn(usize)) -> Poll<TunnelLost> {
         while let Poll::Ready(told) = self.term.poll(cx) {
             match told {
                 Some(lost) => return Poll::Ready(lost),
@@ -415,7 +422,7 @@ impl Running {
             }
         }
         match self.driver.poll(cx) {
-            Poll::Pending => self.keepalive.poll(cx, line, self.driver.reads()),
+            Poll::Pending => self.keepalive.poll(cx, line, self.driver.reads(), tell),
             lost => lost,
         }
     }

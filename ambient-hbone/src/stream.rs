@@ -28,6 +28,9 @@ use crate::{
 ///   only when the peer did the same.
 /// - What else ends it is an [`io::Error`] of the kind `ConnectionReset` that holds a [`StreamError`]: see
 ///   [`StreamError::of`].
+/// - Dropped after its write side was shut, it is still sent what it took, as a socket is that is closed, for as long as the peer takes
+///   some of it within two minutes. What then is not sent is lost and the stream reset, and the observer alone is told:
+///   [`Event::StreamsGivenUp`](ambient_core::observe::Event::StreamsGivenUp).
 /// - Dropped before its write side was shut, it is reset with CONNECT_ERROR ([RFC 9113 8.5]) and what was not sent yet
 ///   is discarded, so that a truncated transfer never looks complete. Not with CANCEL, which there are peers that pass
 ///   on as an orderly end.
@@ -170,7 +173,7 @@ impl ReadHalf {
         Poll::Ready(StreamError::new(cut, line))
     }
 
-    /// Whether the peer has reset the stream behind its end: all that it said is there to be read.
+    /// Whether the peer, a server, has reset the stream behind its end: all that it said is there to be read.
     pub(crate) fn has_last_words(&self) -> bool {
         self.held.line.engine().has_last_words(self.held.key)
     }

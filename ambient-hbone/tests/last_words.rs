@@ -21,7 +21,8 @@ use ambient_hbone::{
     relay::{End, Phase, Side, relay},
 };
 use ambient_tls::Accepted;
-use raw::{Raw, World, answer, frame};
+use http::HeaderMap;
+use raw::{Raw, World, answer, frame, request};
 use rustls::{AlertDescription, Error};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
@@ -112,6 +113,116 @@ async fn what_is_said_to_one_who_wants_no_more_is_lost_and_not_forgotten() {
     timeout(DEADLINE, app.read_to_end(&mut got)).await.unwrap().unwrap();
     assert_eq!(got.len(), 100_000);
     assert_refused(&timeout(DEADLINE, relayed).await.unwrap().unwrap());
+}
+
+/// An application that sends `much` before it reads anything, and ends then; what it got.
+async fn write_then_read(mut app: DuplexStream, much: usize) -> io::Result<Vec<u8>> {
+    app.write_all(&vec![b'u'; much]).await?;
+    app.shutdown().await?;
+    let mut got = Vec::new();
+    app.read_to_end(&mut got).await?;
+    Ok(got)
+}
+
+#[tokio::test]
+async fn an_application_that_writes_all_before_it_reads_gets_the_answer_that_came_before() {
+    let world = World::new();
+    let (stream, mut raw) = stream(&world).await;
+    let (app, inside) = duplex(1000);
+    let relayed = relayed(inside, stream);
+    raw.send(&refuses(0)).await;
+    let got = timeout(DEADLINE, write_then_read(app, 1_000_000)).await.unwrap().unwrap();
+    assert!(got == [b'n'; 100_000], "{} bytes", got.len());
+    assert_refused(&timeout(DEADLINE, relayed).await.unwrap().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_that_takes_nothing_of_the_answer_is_waited_for_for_half_a_minute() {
+    for is_endless in [false, true] {
+        let world = World::new();
+        let (stream, mut raw) = stream(&world).await;
+        let (mut app, inside) = duplex(1000);
+        let relayed = relayed(inside, stream);
+        raw.send(&refuses(0)).await;
+        let mut all = app.read(&mut [0; 1000]).await.unwrap();
+        app.write_all(b"more").await.unwrap();
+        // Slowly at first, which is no reason to be cut off.
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(25)).await;
+            all += app.read(&mut [0; 1000]).await.unwrap();
+        }
+        assert!(all < 10_000 && !relayed.is_finished());
+        let last = tokio::time::Instant::now();
+        let writes = async {
+            while is_endless && app.write_all(&[b'u'; 1000]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let (tally, ()) = tokio::join!(relayed, writes);
+        assert_eq!(last.elapsed().as_secs(), 30);
+        let tally = tally.unwrap();
+        let refused = matches!(
+            tally.end,
+            End::Failed {
+                side: Side::B,
+                phase: Phase::Write,
+                ..
+            }
+        );
+        assert!(refused && tally.b_to_a < 100_000, "{tally:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_taken_and_never_sent_is_no_good_end() {
+    let world = World::new();
+    let (stream, mut raw) = stream(&world).await;
+    let (mut app, inside) = duplex(1000);
+    let relayed = relayed(inside, stream);
+    // All of its window, and a little that waits in the stream for more: the relay has nothing left to do.
+    app.write_all(&vec![b'u'; 65_535 + 2000]).await.unwrap();
+    app.shutdown().await.unwrap();
+    let mut heard = 0;
+    while heard < 65_535 {
+        heard += raw.heard.next_of(DATA).await.unwrap().payload.len();
+    }
+    raw.send(&refuses(0)).await;
+    let mut got = Vec::new();
+    timeout(DEADLINE, app.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert_eq!(got.len(), 100_000);
+    assert_refused(&timeout(DEADLINE, relayed).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_holds_no_application_that_writes_before_it_reads() {
+    let world = World::new();
+    let server = Server::builder(world.held.clone(), world.provider.clone())
+        .accepted(Accepted::any_of([world.cart.clone()]))
+        .build();
+    let (near, far) = duplex(256 << 10);
+    let serving = async {
+        let mut session = server.accept(far, &world.stock).await.unwrap();
+        let request = session.next().await.unwrap();
+        (session, request.accept(HeaderMap::new()).unwrap())
+    };
+    let ((mut session, mut stream), mut raw) = tokio::join!(serving, async {
+        let mut raw = world.client(near).await;
+        raw.greet().await;
+        raw.send(&request(1, 0)).await;
+        raw
+    });
+    tokio::spawn(async move { while session.next().await.is_some() {} });
+    let (app, mut inside) = duplex(1000);
+    let relayed = tokio::spawn(async move { relay(&mut stream, &mut inside, &RelayLimits::default()).await });
+    let writing = tokio::spawn(write_then_read(app, 10_000_000));
+    // It has said all, and then it goes, with an application behind it that is gone.
+    raw.send(&refuses(10)).await;
+    let tally = timeout(DEADLINE, relayed).await.unwrap().unwrap();
+    assert!(matches!(tally.end, End::Failed { side: Side::A, .. }), "{tally:?}");
+    assert_eq!(
+        timeout(DEADLINE, writing).await.unwrap().unwrap().unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe
+    );
 }
 
 /// Of a connection whose peer is gone by the time that the first request is written, and of which nothing is read between the

@@ -12,7 +12,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
@@ -20,9 +20,10 @@ use std::{
 };
 
 use ambient_core::{Credentials, Observer, observe::Event};
-use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Dial, Limits, Phase, Pool, Speaker, Stream};
+use ambient_hbone::{BoxFuture, BoxedIo, ConnectError, Dial, Limits, Phase, Pool, Server, Speaker, Stream};
 use ambient_tls::{Accepted, server_config};
-use raw::{Raw, Servers, World, answer, frame};
+use http::HeaderMap;
+use raw::{Raw, Servers, World, answer, frame, request};
 use rustls::version::TLS13;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
@@ -233,7 +234,10 @@ async fn whose_speaker_is_forgotten_waits_for_nobody() {
 async fn a_stream_that_nobody_holds_keeps_its_place_until_it_has_ended() {
     let world = World::new();
     let (servers, mut dialled) = world.servers();
-    let pool = pool(&world, servers);
+    let given_up = Arc::new(GivenUp::default());
+    let pool = Pool::builder(Arc::new(servers), world.held.clone(), world.provider.clone())
+        .observer(given_up.clone())
+        .build();
     // One stream at a time, and not a byte in it.
     let narrow = [setting(STREAMS, 1), setting(WINDOW, 0)].concat();
     let (stream, mut first) = tokio::join!(connect(&world, &pool), answering(&mut dialled, &narrow));
@@ -259,6 +263,54 @@ async fn a_stream_that_nobody_holds_keeps_its_place_until_it_has_ended() {
     }
     let took = began.elapsed();
     assert!(took > Duration::from_secs(110) && took < Duration::from_secs(130), "{took:?}");
+    assert_eq!(*given_up.0.lock().unwrap(), [(world.stock.to_string(), 1)], "and it is told of");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_tells_of_what_nobody_took_of_it_too() {
+    let world = World::new();
+    let given_up = Arc::new(GivenUp::default());
+    let server = Server::builder(world.held.clone(), world.provider.clone())
+        .observer(given_up.clone())
+        .build();
+    let (near, far) = duplex(256 << 10);
+    let serving = async {
+        let mut session = server.accept(far, &world.stock).await.unwrap();
+        let mut stream = session.next().await.unwrap().accept(HeaderMap::new()).unwrap();
+        stream.write_all(b"last words").await.unwrap();
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        session.next().await.is_none()
+    };
+    let client = async {
+        let mut raw = world.client(near).await;
+        raw.greet().await;
+        raw.send(&[setting(WINDOW, 0), request(1, 0)].concat()).await;
+        let mut reset = false;
+        while let Some(heard) = raw.heard.next().await {
+            reset |= heard.kind == wire::RST_STREAM;
+            if heard.kind == PING {
+                raw.send(&frame(PING, wire::ACK, 0, &heard.payload)).await;
+            }
+            if reset {
+                return;
+            }
+        }
+    };
+    tokio::join!(serving, client);
+    assert_eq!(*given_up.0.lock().unwrap(), [(world.cart.to_string(), 1)]);
+}
+
+/// Of whom it was told that they take nothing, and of how many streams.
+#[derive(Default)]
+struct GivenUp(Mutex<Vec<(String, usize)>>);
+
+impl Observer for GivenUp {
+    fn observe(&self, event: &Event<'_>) {
+        if let Event::StreamsGivenUp { peer, streams } = event {
+            self.0.lock().unwrap().push((peer.to_string(), *streams));
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

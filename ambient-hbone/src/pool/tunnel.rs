@@ -135,7 +135,7 @@ pub(super) async fn drive(mut out: OutOfPool, driver: Driver, term: Term, observ
     let tunnel = Arc::clone(&out.tunnel);
     let (peer, speaker) = (tunnel.key.peer, tunnel.key.speaker.identity.clone());
     observer.observe(&Event::TunnelOpened { peer, speaker: &speaker });
-    run(&tunnel, driver, term, &limits).await;
+    run(&tunnel, driver, term, &*observer, &limits).await;
     out.leave();
     observer.observe(&Event::TunnelClosed {
         peer,
@@ -145,14 +145,16 @@ pub(super) async fn drive(mut out: OutOfPool, driver: Driver, term: Term, observ
 }
 
 /// Drives it until it is lost.
-async fn run(tunnel: &Tunnel, mut driver: Driver, mut term: Term, limits: &Limits) {
+async fn run(tunnel: &Tunnel, mut driver: Driver, mut term: Term, observer: &dyn Observer, limits: &Limits) {
     let mut keepalive = Keepalive::new(limits.dead_peer);
     let mut idleness = Idleness::default();
     let half = limits.idle / 2;
+    let peer = tunnel.peer().id();
+    let tell = |streams| observer.observe(&Event::StreamsGivenUp { peer, streams });
     let mut idle = interval_at(after(half), half.max(std::time::Duration::from_millis(1)));
     idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let lost = poll_fn(|cx| {
-        if let Poll::Ready(reason) = poll(cx, tunnel, &mut driver, &mut keepalive, &mut term) {
+        if let Poll::Ready(reason) = poll(cx, tunnel, &mut driver, &mut keepalive, &mut term, tell) {
             tunnel.line.lose(reason);
         }
         // Or another task has lost it: looked at last, when the driver is known to be woken.
@@ -175,7 +177,14 @@ async fn run(tunnel: &Tunnel, mut driver: Driver, mut term: Term, limits: &Limit
     }
 }
 
-fn poll(cx: &mut Context<'_>, tunnel: &Tunnel, driver: &mut Driver, keepalive: &mut Keepalive, term: &mut Term) -> Poll<TunnelLost> {
+fn poll(
+    cx: &mut Context<'_>,
+    tunnel: &Tunnel,
+    driver: &mut Driver,
+    keepalive: &mut Keepalive,
+    term: &mut Term,
+    tell: impl Fn(usize),
+) -> Poll<TunnelLost> {
     while let Poll::Ready(told) = term.poll(cx) {
         match told {
             Some(reason) => return Poll::Ready(reason),
@@ -183,7 +192,7 @@ fn poll(cx: &mut Context<'_>, tunnel: &Tunnel, driver: &mut Driver, keepalive: &
         }
     }
     match driver.poll(cx) {
-        Poll::Pending => keepalive.poll(cx, &tunnel.line, driver.reads()),
+        Poll::Pending => keepalive.poll(cx, &tunnel.line, driver.reads(), tell),
         lost => lost,
     }
 }

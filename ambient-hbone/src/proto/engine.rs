@@ -30,7 +30,7 @@ use self::{
     manners::Manners,
     receive::Reading,
     streams::{Sending, Slot, Streams},
-    window::{Rounds, Window},
+    window::{Rounds, Share, Window},
 };
 use super::{
     code::Code,
@@ -128,6 +128,8 @@ pub(crate) struct Engine {
     read: u64,
     /// What the peer may send on the whole connection.
     window: u32,
+    /// What the windows of its streams may grow by.
+    spare: Share,
     rounds: Rounds,
     /// When the peer's latest bytes came.
     now: Duration,
@@ -196,6 +198,7 @@ impl Engine {
         frame::word(&mut control, kind::WINDOW_UPDATE, 0, frame::WIDEST_WINDOW - frame::DEFAULT_WINDOW);
         Self {
             role,
+            spare: terms.spare.share(),
             terms,
             peer: PeerTerms {
                 greeted: false,
@@ -279,18 +282,18 @@ impl Engine {
         self.orphans
     }
 
-    /// To be called every few seconds.
-    pub(crate) fn tick(&mut self) {
+    /// To be called every few seconds. Gives how many streams were given up that nobody held: what they still had to say is lost.
+    pub(crate) fn tick(&mut self) -> usize {
         self.manners.forgive();
-        if self.orphans > 0 {
-            for key in self.streams.stuck() {
-                self.cut(key, Code::CONNECT_ERROR);
-            }
+        let stuck = if self.orphans > 0 { self.streams.stuck() } else { Vec::new() };
+        for key in &stuck {
+            self.cut(*key, Code::CONNECT_ERROR);
         }
         if !std::mem::take(&mut self.came) {
             self.buffers.clear();
             self.reads.clear();
         }
+        stuck.len()
     }
 
     /// Where whoever reads for it has buffers from, which are given back to the system while nothing comes.
@@ -496,21 +499,22 @@ impl Engine {
         }
     }
 
-    /// Ready once reading fails, however much waits to be read. It does not where the peer has ended its direction before it reset the
-    /// stream.
+    /// Ready once reading fails, however much waits to be read. It does not where the peer has [last words](Self::has_last_words).
     pub(crate) fn poll_unreadable(&mut self, key: Key, cx: &Context<'_>) -> Poll<Cut> {
+        let role = self.role;
         let Some(slot) = self.streams.get(key) else {
             return Poll::Ready(Cut::Lost);
         };
         match slot.cut {
-            Some(cut) if !slot.has_last_words() => Poll::Ready(cut),
+            Some(cut) if !slot.has_last_words(role) => Poll::Ready(cut),
             _ => register(&mut slot.writer, cx),
         }
     }
 
-    /// Whether the peer has said all that it had to say, and wants no more: what it said is there to be read.
+    /// Whether the peer, a server, has said all that it had to say, and wants no more: what it said is there to be read.
     pub(crate) fn has_last_words(&mut self, key: Key) -> bool {
-        self.streams.get(key).is_some_and(|slot| slot.has_last_words())
+        let role = self.role;
+        self.streams.get(key).is_some_and(|slot| slot.has_last_words(role))
     }
 
     /// Ready once the stream is cut.
@@ -591,7 +595,7 @@ impl Engine {
 
     fn insert(&mut self, id: u32) -> Key {
         self.active += 1;
-        let window = Window::new(self.terms.windows[0], &self.terms.spare);
+        let window = Window::new(self.terms.windows[0], &self.spare);
         self.streams.insert(Slot::new(id, window, self.peer.window))
     }
 

@@ -86,6 +86,17 @@ impl<'l, T: AsyncRead + AsyncWrite + Unpin + 'static> Leg<'l, T> {
         }
     }
 
+    /// Why what it has taken to its end did not all go on from there, as far as it is known to have not.
+    pub(super) fn lost(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        match self {
+            Self::Stream(stream) => match stream.halves().1.poll_failed(cx) {
+                Poll::Ready(error) => Some(error.into()),
+                Poll::Pending => None,
+            },
+            Self::Pipe(_) | Self::Io(_) => None,
+        }
+    }
+
     /// Whether nothing can be written to it any more, and yet all of it can be read, to its end.
     pub(super) fn has_last_words(&mut self) -> bool {
         match self {

@@ -20,12 +20,14 @@ pub(super) struct Way {
     pieces: Pieces,
     moved: u64,
     eof: bool,
+    /// It did before the other direction.
+    was_first: bool,
     done: bool,
     unflushed: bool,
 }
 
 /// How a direction fails.
-type Failed = (Phase, io::Error);
+pub(super) type Failed = (Phase, io::Error);
 
 impl Way {
     /// One in which `moved` bytes have gone already.
@@ -35,6 +37,7 @@ impl Way {
             pieces: Pieces::default(),
             moved,
             eof: false,
+            was_first: false,
             done: false,
             unflushed: false,
         }
@@ -48,6 +51,16 @@ impl Way {
     /// Whether the reader has ended in good order.
     pub(super) fn eof(&self) -> bool {
         self.eof
+    }
+
+    /// Whether that was before the other direction had.
+    pub(super) fn was_first(&self) -> bool {
+        self.was_first
+    }
+
+    /// To be called after each [poll](Self::poll), with the other direction.
+    pub(super) fn compare(&mut self, other: &Self) {
+        self.was_first |= self.eof && !other.was_first;
     }
 
     /// `writer_eof`: whether the writer has ended its own direction, so that nobody reads from it any more.
@@ -79,9 +92,9 @@ impl Way {
                     Poll::Pending => return held_up(cx, reader),
                 }
             } else if self.eof {
-                let shut = ready!(writer.poll_shutdown(cx));
+                ready!(writer.poll_shutdown(cx)).map_err(|e| (Phase::Write, e))?;
                 self.done = true;
-                return Poll::Ready(shut.map_err(|e| (Phase::Write, e)));
+                return Poll::Ready(Ok(()));
             } else {
                 // Nothing is read that could not be passed on at once.
                 let room = match writer.poll_room(cx) {
@@ -97,6 +110,31 @@ impl Way {
             }
         }
         // Others on this thread want a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Throws away what was read, and what comes; ready once the reader has ended. Not to be [polled](Self::poll) after that.
+    #[cold]
+    pub(super) fn poll_read_away<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut Leg<'_, R>,
+        limits: &RelayLimits,
+    ) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let mut gone = 0;
+        while gone < MUCH && !(gone > 0 && turns::is_over()) {
+            let n = std::mem::take(&mut self.pieces).len();
+            reader.give_back(n);
+            gone += n as u64;
+            let more = reader.poll_fetch(cx, &mut self.pieces, &mut self.buffer, usize::MAX, limits);
+            if ready!(more).map_err(|e| (Phase::Read, e))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
         cx.waker().wake_by_ref();
         Poll::Pending
     }

@@ -108,7 +108,10 @@ impl<'a> Endpoint<'a> {
             14 => self.cut = self.input.size().max(1),
             15 => self.now += Duration::from_micros(self.input.size() as u64),
             16..=18 => self.say(),
-            19 => self.engine.tick(),
+            19 => {
+                let orphans = self.engine.orphans();
+                assert!(self.engine.tick() <= orphans);
+            }
             20 => self.leave(),
             21..=22 => self.open(),
             _ => self.work(),

@@ -17,6 +17,12 @@ impl Observer for Told {
         match event {
             Event::TunnelOpened { peer, speaker } => tracing::debug!(%peer, speaker = %speaker, "tunnel opened"),
             Event::TunnelClosed { peer, speaker, reason } => tracing::debug!(%peer, speaker = %speaker, %reason, "tunnel closed"),
+            Event::StreamsGivenUp { peer, streams } => {
+                if let Some(metrics) = &self.0 {
+                    metrics.streams_given_up(*streams);
+                }
+                tracing::debug!(%peer, streams, "streams given up: the peer took nothing more of what they had to say");
+            }
             Event::PodRepaired {
                 pod,
                 what,
@@ -51,4 +57,20 @@ fn to_the_millisecond(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = rfc3339(since.as_secs());
     format!("{}.{:03}Z", seconds.trim_end_matches('Z'), since.subsec_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_that_were_given_up_are_counted() {
+        let metrics = Arc::new(Metrics::default());
+        let peer = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+        for streams in [1, 2] {
+            Told(Some(metrics.clone())).observe(&Event::StreamsGivenUp { peer: &peer, streams });
+        }
+        let text = metrics.text().unwrap();
+        assert!(text.contains("\nambient_streams_given_up_total 3\n"), "{text}");
+    }
 }

@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     log_lines_lost: Counter,
     tasks_restarted: Counter,
     accept_failures: Counter,
+    streams_given_up: Counter,
     state_age: Gauge,
     trust_age: Gauge,
     certificates_missing: Gauge,
@@ -196,6 +197,7 @@ impl Metrics {
             log_lines_lost: super::log::lines_lost(),
             tasks_restarted: Counter::default(),
             accept_failures: Counter::default(),
+            streams_given_up: Counter::default(),
             state_age: Gauge::default(),
             trust_age: Gauge::default(),
             certificates_missing: Gauge::default(),
@@ -368,6 +370,11 @@ impl Metrics {
     /// The same for whoever counts them itself.
     pub(crate) fn accept_failures(&self) -> Counter {
         self.accept_failures.clone()
+    }
+
+    /// Counts streams whose last words nobody took.
+    pub(crate) fn streams_given_up(&self, streams: usize) {
+        self.streams_given_up.inc_by(streams as u64);
     }
 
     /// Lets go the series whose workloads have gone.

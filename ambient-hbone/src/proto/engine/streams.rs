@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Cut,
+    Cut, Role,
     pieces::{Inbox, Pieces},
     window::Window,
 };
@@ -101,9 +101,10 @@ impl Slot {
         self.writer.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Whether the peer has reset it behind its end.
-    pub(super) fn has_last_words(&self) -> bool {
-        self.ended_by_peer && matches!(self.cut, Some(Cut::ByPeer(_)))
+    /// Whether the peer, a server, has reset it behind its end. A client that does is gone, and no answer reaches it: what waits for
+    /// its words to be read would be kept for nobody.
+    pub(super) fn has_last_words(&self, role: Role) -> bool {
+        role == Role::Client && self.ended_by_peer && matches!(self.cut, Some(Cut::ByPeer(_)))
     }
 
     /// Bytes that may wait to be sent: about what the peer takes, so that a stream whose reader has stopped holds little.

@@ -18,9 +18,12 @@ impl Spare {
         Self(Arc::new(AtomicUsize::new(bytes)))
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        let less = |left: usize| left.checked_sub(bytes);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    /// An account of one tunnel with it.
+    pub(super) fn share(&self) -> Share {
+        Share(Arc::new(Account {
+            taken: AtomicUsize::new(0),
+            of: self.clone(),
+        }))
     }
 
     /// Takes up to `most`: all of it while there is plenty, and less the less is left; at last, nothing.
@@ -38,6 +41,37 @@ impl Spare {
     #[cfg(test)]
     pub(crate) fn left(&self) -> usize {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the windows of one tunnel may grow by: no more than they leave to those of others. So one tunnel has half of a budget at most,
+/// many that want all have as much each as is left beside them, and whoever comes last finds something as well.
+#[derive(Clone, Debug)]
+pub(super) struct Share(Arc<Account>);
+
+/// What a tunnel has taken of a budget.
+#[derive(Debug)]
+struct Account {
+    /// Changed under the lock of the tunnel's engine alone, or when that is gone.
+    taken: AtomicUsize,
+    of: Spare,
+}
+
+impl Share {
+    fn take(&self, bytes: usize) -> bool {
+        let Account { taken, of: Spare(left) } = &*self.0;
+        let more = taken.load(Ordering::Relaxed) + bytes;
+        let less = |left: usize| left.checked_sub(bytes).filter(|rest| more <= *rest);
+        let takes = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+        if takes {
+            taken.store(more, Ordering::Relaxed);
+        }
+        takes
+    }
+
+    fn give(&self, bytes: usize) {
+        self.0.taken.fetch_sub(bytes, Ordering::Relaxed);
+        self.0.of.give(bytes);
     }
 }
 
@@ -142,13 +176,13 @@ pub(super) struct Window {
     pause: u32,
     /// What it was at first, which is nothing of the spare's.
     first: u32,
-    spare: Spare,
+    spare: Share,
     /// Boxed: few have one, and all have room for it.
     lent: Option<Box<Lent>>,
 }
 
 impl Window {
-    pub(super) fn new(size: u32, spare: &Spare) -> Self {
+    pub(super) fn new(size: u32, spare: &Share) -> Self {
         Self {
             size,
             credit: size,
@@ -269,8 +303,7 @@ mod tests {
 
     /// The same in a tunnel that has measured before.
     fn settle_after(mut rounds: Rounds, rate: u32, pass: u32, delay: usize, speed: u32) -> (u32, u64) {
-        let spare = Spare::new(1 << 30);
-        let mut window = Window::new(FIRST, &spare);
+        let mut window = Window::new(FIRST, &Spare::new(1 << 30).share());
         let (mut may, mut read, mut waiting, mut queue) = (FIRST, 0_u64, 0_u32, 0_u32);
         let mut there: VecDeque<(u32, bool)> = repeat_n((0, false), delay).collect();
         let mut back = there.clone();
@@ -349,8 +382,7 @@ mod tests {
     /// All of a window comes at once, and is read in small pieces after that.
     #[test]
     fn bursts_that_are_read_in_time_make_it_grow() {
-        let spare = Spare::new(1 << 30);
-        let (mut window, mut rounds) = (Window::new(FIRST, &spare), Rounds::default());
+        let (mut window, mut rounds) = (Window::new(FIRST, &Spare::new(1 << 30).share()), Rounds::default());
         let (mut may, mut asked) = (FIRST, false);
         for turn in 0..200 {
             // The peer hears of all that was read, and of the PING, once a turn.
@@ -369,9 +401,10 @@ mod tests {
 
     #[test]
     fn what_is_spare_is_shared_and_given_back() {
-        let spare = Spare::new(3 * FIRST as usize);
-        let mut window = Window::new(FIRST, &spare);
-        let mut other = Window::new(FIRST, &spare);
+        let spare = Spare::new(6 * FIRST as usize);
+        let share = spare.share();
+        let mut window = Window::new(FIRST, &share);
+        let mut other = Window::new(FIRST, &share);
         let mut rounds = Rounds::default();
         assert!(rounds.begin(Duration::ZERO) && !rounds.begin(Duration::ZERO) && rounds.end(Duration::from_millis(1)));
         for window in [&mut window, &mut other] {
@@ -381,9 +414,9 @@ mod tests {
         for window in [&mut window, &mut other] {
             window.read(FIRST, LARGEST, rounds.last());
         }
-        assert_eq!((window.size, other.size, spare.left()), (4 * FIRST, FIRST, 0));
+        assert_eq!((window.size, other.size, spare.left()), (4 * FIRST, FIRST, 3 * FIRST as usize));
         drop(window);
-        assert_eq!(spare.left(), 3 * FIRST as usize);
+        assert_eq!(spare.left(), 6 * FIRST as usize);
     }
 
     #[test]
@@ -393,7 +426,7 @@ mod tests {
         let mut windows = Vec::new();
         let mut last = LARGEST;
         while last > 0 {
-            let mut window = Window::new(FIRST, &spare);
+            let mut window = Window::new(FIRST, &spare.share());
             let more = window.begin_ample(16 * FIRST, &ample);
             assert!(more <= last && more <= 15 * FIRST, "{more} after {last}");
             assert!(window.has(FIRST + more) && !window.has(FIRST + more + 1));
@@ -408,11 +441,60 @@ mod tests {
         assert_eq!((spare.left(), ample.left()), (0, ALL));
     }
 
+    #[test]
+    fn a_tunnel_that_takes_all_it_can_leaves_as_much_to_those_that_come_after_it() {
+        const ALL: usize = 256 << 20;
+        const STEP: usize = 64 << 10;
+        // One after the other, each takes half of what there is.
+        let spare = Spare::new(ALL);
+        let shares: Vec<_> = (0..10).map(|_| spare.share()).collect();
+        for (n, share) in shares.iter().enumerate() {
+            while share.take(STEP) {}
+            assert_eq!(spare.left(), ALL >> (n + 1));
+        }
+        // At once, each has as much as is left beside all.
+        let spare = Spare::new(ALL);
+        let shares: Vec<_> = (0..15).map(|_| spare.share()).collect();
+        while shares.iter().filter(|share| share.take(STEP)).count() > 0 {}
+        assert!(spare.left() <= ALL / 16 + STEP * 15 && spare.left() >= ALL / 16, "{}", spare.left());
+    }
+
     proptest! {
+        /// Some take, and some give back.
+        #[test]
+        fn no_tunnel_takes_more_than_it_leaves_and_all_is_given_back(
+            steps in proptest::collection::vec((0_usize..6, 1_usize..5000, prop::bool::weighted(0.8)), 1..500),
+        ) {
+            const ALL: usize = 100_000;
+            let spare = Spare::new(ALL);
+            let mut tunnels: Vec<_> = (0..6).map(|_| (spare.share(), Vec::new())).collect();
+            for (of, bytes, takes) in steps {
+                let (share, taken) = &mut tunnels[of];
+                let (had, left) = (taken.iter().sum::<usize>(), spare.left());
+                if !takes {
+                    taken.pop().into_iter().for_each(|bytes| share.give(bytes));
+                } else if share.take(bytes) {
+                    taken.push(bytes);
+                    prop_assert!(had + bytes <= spare.left());
+                } else {
+                    prop_assert!(had + bytes > left.saturating_sub(bytes), "{} of {} had {}", bytes, left, had);
+                }
+                let all: usize = tunnels.iter().flat_map(|(_, taken)| taken).sum();
+                prop_assert_eq!(all + spare.left(), ALL);
+                // However they come and go, there is something for one that has nothing.
+                prop_assert!(tunnels.iter().all(|(_, taken)| taken.iter().sum::<usize>() <= ALL / 2));
+                prop_assert!(spare.left() >= ALL >> 6, "{}", spare.left());
+            }
+            for (share, taken) in tunnels {
+                taken.into_iter().for_each(|bytes| share.give(bytes));
+            }
+            prop_assert_eq!(spare.left(), ALL);
+        }
+
         #[test]
         fn a_peer_never_has_more_than_its_window(steps in proptest::collection::vec((any::<bool>(), 0_u32..200_000), 1..200)) {
             let spare = Spare::new(1 << 20);
-            let mut window = Window::new(FIRST, &spare);
+            let mut window = Window::new(FIRST, &spare.share());
             let (mut may, mut unread) = (FIRST, 0_u32);
             let mut rounds = Rounds::default();
             for (time, (send, n)) in steps.into_iter().enumerate() {

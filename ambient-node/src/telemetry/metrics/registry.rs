@@ -120,6 +120,11 @@ fn traffic(registry: &mut Registry, metrics: &Metrics) {
         metrics.handshake_seconds.clone(),
     );
     registry.register(
+        "ambient_streams_given_up",
+        "Streams whose last bytes are lost, as the peer took none of them for two minutes (unstable)",
+        metrics.streams_given_up.clone(),
+    );
+    registry.register(
         "ambient_series",
         "Label sets of Istio's metrics at the last look (unstable)",
         metrics.series.clone(),

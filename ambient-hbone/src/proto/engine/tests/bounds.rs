@@ -159,12 +159,13 @@ fn what_nobody_holds_waits_for_a_peer_that_takes_some_of_it_and_for_no_other() {
         output(&mut engine);
         assert_eq!(engine.orphans(), 0, "somebody holds it");
         for _ in 0..1000 {
-            engine.tick();
+            assert_eq!(engine.tick(), 0);
         }
         engine.release(key);
         assert_eq!((engine.orphans(), engine.active), (1, 1));
+        let mut given_up = 0;
         for n in 0..1000 {
-            engine.tick();
+            given_up += engine.tick();
             if takes && n % 20 == 0 {
                 feed(&mut engine, &window(1, 1)).unwrap();
                 assert_eq!(frames(&output(&mut engine)).len(), 1);
@@ -172,6 +173,7 @@ fn what_nobody_holds_waits_for_a_peer_that_takes_some_of_it_and_for_no_other() {
             assert!(n >= 29 || engine.active == 1, "{n}");
         }
         assert_eq!((engine.orphans(), engine.active), (usize::from(takes), usize::from(takes)));
+        assert_eq!(given_up, usize::from(!takes));
         if takes {
             feed(&mut engine, &window(1, 16_000)).unwrap();
             let sent = frames(&output(&mut engine));
@@ -182,6 +184,36 @@ fn what_nobody_holds_waits_for_a_peer_that_takes_some_of_it_and_for_no_other() {
         }
         assert_eq!((engine.orphans(), engine.active, engine.streams.keys().len()), (0, 0, 0));
     }
+}
+
+/// How much the windows of eight streams grow by that are read as fast as they may be filled.
+fn grown(engine: &mut Engine) -> u32 {
+    let before = engine.terms.spare.left();
+    for _ in 0..8 {
+        let key = open(engine);
+        let (window, mut rounds) = (&mut engine.streams.get(key).unwrap().window, Rounds::default());
+        let mut may = frame::DEFAULT_WINDOW;
+        for turn in 0..20 {
+            let now = Duration::from_millis(2 * turn);
+            assert!(rounds.begin(now) && rounds.end(now + Duration::from_millis(1)));
+            window.arrive(may, rounds.present());
+            rounds.end(now + Duration::from_millis(2));
+            may = window.read(may, 1 << 20, rounds.last());
+        }
+    }
+    (before - engine.terms.spare.left()) as u32
+}
+
+#[test]
+fn a_tunnel_that_has_grown_first_does_not_keep_the_next_from_growing() {
+    let terms = terms();
+    let mut engines = [(); 2].map(|()| Engine::new(Role::Client, terms.clone()));
+    let all = terms.spare.left() as u32;
+    let [first, second] = engines.each_mut().map(grown);
+    assert!(first <= all / 2 && first > all / 3, "{first}");
+    assert!(second <= all / 4 && second > all / 6, "{second}");
+    drop(engines);
+    assert_eq!(terms.spare.left() as u32, all);
 }
 
 #[test]

@@ -376,6 +376,22 @@ fn a_server_that_has_ended_may_want_no_more() {
 }
 
 #[test]
+fn a_server_that_resets_behind_its_end_has_last_words_and_a_client_has_none() {
+    for (from, has_some) in [(1, true), (0, false)] {
+        let mut pair = Pair::new();
+        let keys = pair.open();
+        pair.ends[from].send(keys[from], vec![7; 10].into()).unwrap();
+        pair.ends[from].finish(keys[from]).unwrap();
+        pair.settle();
+        pair.ends[from].cut(keys[from], Code::CONNECT_ERROR);
+        pair.settle();
+        let (to, key) = (&mut pair.ends[1 - from], keys[1 - from]);
+        assert_eq!(to.has_last_words(key), has_some);
+        assert_eq!(to.poll_unreadable(key, &cx()).is_pending(), has_some);
+    }
+}
+
+#[test]
 fn a_wide_window_in_a_narrow_one_starves_nobody_for_good() {
     let mut pair = Pair::new();
     let [near, far] = pair.open();
